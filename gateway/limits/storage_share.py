@@ -69,7 +69,8 @@ class StorageShare:
     def check(self, tenant: Tenant, size: int) -> None:
         """Raises Refused if the store is nearly full, and `size` more bytes exceed the tenant's share."""
         store = self._size()
-        if not store.limit or store.ratio < ENFORCED_FROM:
+        # The size was read up to a second ago.
+        if not store.limit or store.used + self._new.total() < ENFORCED_FROM * store.limit:
             return
         if self._stored.get(tenant, 0) + self._new[tenant] + size > self._share * store.limit:
             renews_at = (self._period_at(self._now()) + 1) * self._store.kept_s

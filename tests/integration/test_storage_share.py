@@ -77,6 +77,10 @@ async def test_shares_are_counted_by_tenant_and_period_for_all_gateways(connecti
 @pytest.mark.parametrize("size", [StreamSize(10**12, 0), StreamSize(6 * MIB, 10 * MIB)], ids=["no limit", "not full"])
 async def test_a_store_that_is_not_nearly_full_has_no_shares(connection: Connection, size: StreamSize) -> None:
     """A tenant alone may use it."""
-    share = StorageShare(LOG, Counters(connection), lambda: size, 0.1)
-    share.add(Tenant("loud"), 10**12)
+    share = StorageShare(LOG, Counters(connection), lambda: size, 0.01)
+    share.add(Tenant("loud"), MIB // 2)
     share.check(Tenant("loud"), 10**12)
+    share.add(Tenant("loud"), MIB)
+    if size.limit:
+        with pytest.raises(Refused):
+            share.check(Tenant("loud"), 1)
