@@ -10,6 +10,7 @@ import re
 from typing import NamedTuple
 
 from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.ip_address import is_ip_address
 
 URL_CHARS_MAX = 2048
 # Stricter than RFC 3986, so that two parsers cannot read a URL differently: no userinfo, no fragment, no backslash, no
@@ -55,7 +56,7 @@ def parse_private_hosts(text: str) -> frozenset[str]:
     """Parses the setting: host names and addresses, separated by commas. Raises SettingsInvalid."""
     hosts = frozenset(host.strip().strip("[]").lower() for host in text.split(",") if host.strip())
     for host in hosts:
-        if re.fullmatch(NAME, host) is None and not _is_address(host):
+        if re.fullmatch(NAME, host) is None and not is_ip_address(host):
             raise SettingsInvalid(
                 f"{SETTING}: {host!r} is not a host: list names and addresses, separated by commas, without scheme"
             )
@@ -101,14 +102,6 @@ def is_public(address: str) -> bool:
         if found.scope_id is not None or found not in UNICAST:
             return False
     return found.is_global and not found.is_multicast and not any(found in network for network in NOT_PUBLIC)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_literal(host: str) -> bool:

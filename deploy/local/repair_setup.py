@@ -23,19 +23,21 @@ class SetupRepair:
         self._replicas = len(servers)
         self._bytes_max = log_bytes_max(servers[0].file_bytes_max)
         self._connection: Connection | None = None
-        self._known = streams.Progress()
+        self._known = streams.SetupState()
 
     async def check(self) -> None:
         """Makes again what is missing. Does nothing while NATS does not answer: the processes report that."""
         try:
             if self._connection is None or self._connection.closed.is_set():
                 self._connection = await Connection.open(self._url, "tailrace-up", ADMIN)
-            if lost := await streams.missing(self._connection):
-                self._console.log(f"NATS lacks {', '.join(lost)}: making it again")
+            found = await streams.survey(self._connection)
+            if found.missing:
+                self._console.log(f"NATS lacks {', '.join(found.missing)}: making it again")
                 await streams.apply(
                     self._connection, replicas=self._replicas, bytes_max=self._bytes_max, after=self._known
                 )
-            self._known = await streams.progress(self._connection)
+                found = await streams.survey(self._connection)
+            self._known = found
         except LogError as error:
             if self._connection is not None and self._connection.is_up:
                 self._console.log(f"NATS cannot be checked: {error}")

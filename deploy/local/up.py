@@ -1,8 +1,8 @@
 """`tailrace up`: starts and supervises the whole system on one machine.
 
 Order of the start: check settings, lock the data directory and bind the port, so that errors are reported before any
-process starts; then nats-server (or three) and the streams; then all other processes at once, each of which waits for
-what it needs. Stopping uses the reverse order.
+process starts; then nats-server (or three) and the streams; then all other processes at once. Each process waits for
+its dependencies. The stop uses the reverse order.
 """
 
 import asyncio

@@ -16,7 +16,7 @@ INTERVAL_S = 5.0
 async def watch(
     servers: Sequence[ServerSpec], specs: Sequence[ProcessSpec], admin_url: str, supervisor: Supervisor
 ) -> None:
-    """Checks everything every `INTERVAL_S` seconds, forever.
+    """Checks everything every `INTERVAL_S` seconds, until it is cancelled.
 
     A check that fails, because the data directory is away for a moment or the disk is full, is reported once and
     repeated: `up` continues as long as its processes do.
@@ -26,16 +26,19 @@ async def watch(
     liveness = Liveness(checks, supervisor)
     repair = SetupRepair(admin_url, supervisor.console, servers)
     failure = ""
-    while True:
-        await asyncio.sleep(INTERVAL_S)
-        try:
-            await restart_stuck_server(servers, supervisor)
-            await liveness.restart_hanging()
-            await repair.check()
-        except OSError as error:
-            now = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-        else:
-            now = ""
-        if now and now != failure:
-            supervisor.console.log(f"{now}. Waiting for it; the processes continue")
-        failure = now
+    try:
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            try:
+                await restart_stuck_server(servers, supervisor)
+                await liveness.restart_hanging()
+                await repair.check()
+            except OSError as error:
+                now = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+            else:
+                now = ""
+            if now and now != failure:
+                supervisor.console.log(f"{now}. Waiting for it; the processes continue")
+            failure = now
+    finally:
+        await repair.close()

@@ -6,7 +6,6 @@ every request needs a key, a rebound page has no key to send, so every name is a
 `X-Forwarded-Host` is ignored.
 """
 
-import ipaddress
 import re
 
 from starlette.datastructures import Headers
@@ -16,6 +15,7 @@ from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.ip_address import is_ip_address
 
 ANY = "*"
 LOOPBACK_NAMES = frozenset({"localhost"})
@@ -48,7 +48,7 @@ class AllowedHosts:
             return False
         name = match[1]
         is_any_allowed = ANY in self._names or (is_key_needed and not self._names)
-        return is_any_allowed or name in LOOPBACK_NAMES or name in self._names or _is_address(name)
+        return is_any_allowed or name in LOOPBACK_NAMES or name in self._names or is_ip_address(name.strip("[]"))
 
 
 class HostMiddleware:
@@ -74,11 +74,3 @@ def _message(hosts: list[str]) -> str:
     if len(hosts) > 1:
         return "The request has more than one Host header; send one."
     return f'Host "{hosts[0][:QUOTED_CHARS_MAX]}" is not allowed; add it to TAILRACE_HOSTS.'
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return False
-    return True

@@ -30,7 +30,7 @@ class ApiRequest(Request):
         self._principal = principal
         self._bodies = bodies
         self.until_answered = AsyncExitStack()
-        """What is released when the endpoint has returned a response: the memory of a large body, for example."""
+        """Resources that are released when the endpoint has returned a response, such as the memory of a large body."""
         self.response_headers: list[HeaderSource] = []
         """Headers of the response, or of the error in its place. Each is called once, when the endpoint is done."""
 

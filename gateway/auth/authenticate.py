@@ -6,7 +6,6 @@ principal comes from the credential alone, never from a body or a path.
 """
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from tailrace.gateway.auth.static_keys import StaticKeys
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Tenant
+from tailrace.proto.ip_address import is_loopback
 
 # The principal of every request where no credential is needed.
 LOCAL = Principal(Tenant("local"))
@@ -58,7 +58,7 @@ class Authenticator:
         self.api_keys = api_keys
         self.jwts = JwtVerifier(settings)
         self._has_credentials = bool(self._static_keys or self.jwts)
-        is_anonymous_allowed = settings.allow_anonymous or _is_loopback(settings.host)
+        is_anonymous_allowed = settings.allow_anonymous or is_loopback(settings.host)
         self._is_open_without_keys = is_anonymous_allowed and not self._has_credentials
         self._origins = parse_origins(settings.origins)
         self.sources: list[CredentialSource] = [
@@ -153,10 +153,3 @@ def _read_headers(request: Request) -> list[bytes]:
 def _parse_bearer(header: str) -> bytes:
     scheme, _, token = header.partition(" ")
     return token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

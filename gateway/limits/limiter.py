@@ -82,7 +82,7 @@ class Limiter:
 
 
 class Admission:
-    """What one request has taken from its limits."""
+    """The counts and slots that one request has taken from its limits."""
 
     def __init__(self, limiter: Limiter, tenant: Tenant, of: Sequence[Owner]) -> None:
         self._limiter = limiter

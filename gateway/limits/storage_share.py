@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import structlog
 
+from tailrace.gateway.limits.quotas import DAY_S, TENANT
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Tenant
@@ -22,16 +23,13 @@ from tailrace.proto.nats import Counters, StreamSize
 logger = structlog.get_logger()
 
 FLUSH_EVERY_S = 1.0
-DAY_S = 86_400.0
 # Shares hold from this fill level of the store on, so that a tenant alone may use the store up to here. New turns of
 # all tenants are refused at TAILRACE_FULL_AT: what lies between is for the others.
 ENFORCED_FROM = 0.7
-# The name of the counters in their subjects, after the tenant.
-OWNER = "tenant"
 
 
 class Store(NamedTuple):
-    """What is shared: the name of its counters, its name and period in messages, and how long it keeps its content."""
+    """A store that tenants share: the name of its counters, its name and period in messages, its retention."""
 
     counter: str
     noun: str
@@ -44,7 +42,7 @@ BLOBS = Store("blob_bytes", "The blob store", "a week", 7 * DAY_S)
 
 
 class StorageShare:
-    """What each tenant has stored in the current period, in bytes."""
+    """Counts the bytes that each tenant has stored in the current period, and refuses those above the share."""
 
     def __init__(
         self,
@@ -64,7 +62,7 @@ class StorageShare:
         self._stored: dict[Tenant, int] = {}
         """The values of the counters in NATS, when they were last added to."""
         self._new: Counter[Tenant] = Counter()
-        """What was stored since then, through this gateway."""
+        """The bytes that were stored since then, through this gateway."""
 
     def check(self, tenant: Tenant, size: int) -> None:
         """Raises Refused if the store is nearly full, and `size` more bytes exceed the tenant's share."""
@@ -99,7 +97,7 @@ class StorageShare:
             self._period = period
             self._stored.clear()
         for tenant, size in list(self._new.items()):
-            subject = subjects.budget(tenant, OWNER, self._store.counter, str(period))
+            subject = subjects.budget(tenant, TENANT, self._store.counter, str(period))
             try:
                 value = await self._counters.add(subject, size)
             except LogUnavailable as error:

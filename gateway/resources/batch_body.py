@@ -36,7 +36,7 @@ PARALLEL_MAX = 64
 CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # After so many requests the loop may run other tasks, which write streams.
 YIELD_EVERY = 20
-# What a parent's id and the fence add to a line (PROTOCOL R8).
+# The bytes that a parent's id and the fence add to a line (PROTOCOL R8).
 ADDED = {"added": " " * 1024}
 TOO_MUCH = "what the prompts make of the inputs until here is longer than {most} bytes: ask in several batches"
 

@@ -28,11 +28,11 @@ class Submission:
     entry: entries.Request = field(init=False)
     """The request entry. It is set before the features of `amend` run."""
     admission: Admission | None = None
-    """What the submission has reserved; None where no limit applies."""
+    """The counts and reservations of the submission; None where no limit applies."""
     may_be_stored: bool = False
     """Whether the entry is stored or may be stored. If so, its reservations stay until the turn ends."""
     cleanup: AsyncExitStack = field(default_factory=AsyncExitStack)
-    """What features release when the submission is over."""
+    """Resources of features, which are released when the submission is over."""
 
 
 @dataclass

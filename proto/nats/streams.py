@@ -226,27 +226,41 @@ def consumers() -> list[ConsumerConfig]:
     ]
 
 
-class Progress(NamedTuple):
-    """How far the log and its consumers were, for making them again after a deletion."""
+class SetupState(NamedTuple):
+    """What NATS has of Tailrace's setup at one moment."""
 
+    missing: list[str] = []  # noqa: RUF012  # never changed
+    """The missing streams, buckets and consumers, as text for an operator."""
     last: Seq = BEFORE_FIRST
     """The last entry of the log."""
     floors: Mapping[str, Seq] = {}
     """For each consumer: all entries up to this one are acknowledged."""
 
 
-async def progress(connection: Connection) -> Progress:
-    """Returns how far the log and its consumers are. Raises LogUnavailable, also if one of them is missing."""
+async def survey(connection: Connection) -> SetupState:
+    """Looks at every stream, bucket and consumer. Raises LogUnavailable."""
     jetstream = connection.jetstream
+    found, last, floors = [], BEFORE_FIRST, {}
     try:
-        last = Seq((await jetstream.stream_info(STREAM)).state.last_seq)
-        floors = {}
+        for stream in EVERY_STREAM:
+            try:
+                state = (await jetstream.stream_info(stream)).state
+            except nats.js.errors.NotFoundError:
+                found.append(f"the bucket {stream[3:]}" if stream.startswith("KV_") else f"the stream {stream}")
+            else:
+                last = Seq(state.last_seq) if stream == STREAM else last
         for durable in CONSUMERS:
-            floor = (await jetstream.consumer_info(STREAM, durable)).ack_floor
-            floors[durable] = Seq(floor.stream_seq if floor else BEFORE_FIRST)
+            try:
+                floor = (await jetstream.consumer_info(STREAM, durable)).ack_floor
+            except nats.js.errors.NotFoundError:
+                found.append(f"the consumer {durable}")
+            else:
+                floors[durable] = Seq(floor.stream_seq if floor else BEFORE_FIRST)
     except nats.errors.Error as error:
-        raise LogUnavailable(f"the log does not answer ({type(error).__name__}): retry") from error
-    return Progress(last, floors)
+        raise LogUnavailable(f"the streams do not answer ({type(error).__name__}): retry") from error
+    finally:
+        raise_if_cancelled()
+    return SetupState(found, last, floors)
 
 
 async def apply(
@@ -256,7 +270,7 @@ async def apply(
     bytes_max: int = BYTES_MAX,
     retention_s: float = RETENTION_S,
     bodies_retention_s: float = BODIES_RETENTION_S,
-    after: Progress = Progress(),  # noqa: B008  # immutable
+    after: SetupState = SetupState(),  # noqa: B008  # never changed
 ) -> None:
     """Creates missing streams and consumers, then checks all. Raises LogMisconfigured, LogUnavailable.
 
@@ -333,28 +347,6 @@ async def lagging_servers(connection: Connection) -> set[str]:
         raise LogUnavailable(f"the streams do not answer ({type(error).__name__}): retry") from error
     copies = [copy for cluster in clusters if cluster for copy in cluster.replicas or []]
     return {str(copy.name) for copy in copies if copy.offline or not copy.current}
-
-
-async def missing(connection: Connection) -> list[str]:
-    """Returns the missing streams, buckets and consumers, as text for an operator. Raises LogUnavailable."""
-    jetstream = connection.jetstream
-    found = []
-    try:
-        for stream in EVERY_STREAM:
-            try:
-                await jetstream.stream_info(stream)
-            except nats.js.errors.NotFoundError:
-                found.append(f"the bucket {stream[3:]}" if stream.startswith("KV_") else f"the stream {stream}")
-        for durable in CONSUMERS:
-            try:
-                await jetstream.consumer_info(STREAM, durable)
-            except nats.js.errors.NotFoundError:
-                found.append(f"the consumer {durable}")
-    except nats.errors.Error as error:
-        raise LogUnavailable(f"the streams do not answer ({type(error).__name__}): retry") from error
-    finally:
-        raise_if_cancelled()
-    return found
 
 
 class StreamSize(NamedTuple):

@@ -1,6 +1,5 @@
 """The Prometheus endpoint of a process: a thread of its own, so that metrics can be read while the event loop works."""
 
-import ipaddress
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -10,6 +9,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import make_wsgi_app
 
 from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.ip_address import is_ip_address, is_loopback
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -38,26 +38,14 @@ def checked(app: App, host: str) -> App:
     A page in a browser on this machine could otherwise point its own host name at 127.0.0.1 and read the metrics. On
     another address, a scraper may use any name of this machine.
     """
-    if not _is_loopback(host):
+    if not is_loopback(host):
         return app
 
     def check(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         name = str(environ.get("HTTP_HOST", "")).rsplit(":", 1)[0]
-        if name == "localhost" or _is_address(name):
+        if name == "localhost" or is_ip_address(name.strip("[]")):
             return app(environ, start_response)
         start_response("403 Forbidden", [("Content-Type", "text/plain")])
         return [b"The Host header must be an IP address or localhost.\n"]
 
     return check
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return False
-    return True

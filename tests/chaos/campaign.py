@@ -38,7 +38,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Observed(msgspec.Struct, kw_only=True):
-    """What the history does not contain."""
+    """Observations of a run that its history does not contain."""
 
     counts: dict[str, Count] = msgspec.field(default_factory=dict)
     problems: list[str] = msgspec.field(default_factory=list)

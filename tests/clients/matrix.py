@@ -30,7 +30,7 @@ RECONNECT_S = 0.05
 
 
 class Answer(NamedTuple):
-    """What a client has when the turn has ended."""
+    """The answer as a client has it when the turn has ended."""
 
     turn: str
     text: str

@@ -57,7 +57,7 @@ def turn_of(message: Message) -> str:
 
 
 class Broken(NamedTuple):
-    """What the SDK showed before it raised."""
+    """The text that the SDK showed before it raised, and the error."""
 
     text: str
     turn: str

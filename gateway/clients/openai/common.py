@@ -1,4 +1,4 @@
-"""What OpenAI's two protocols have in common: fields, and the conversion of files, tools, effort and sampling.
+"""The common part of OpenAI's two protocols: fields, and the conversion of files, tools, effort and sampling.
 
 A parameter that the model does not support is refused with its name, or removed if the answer stays the same.
 Sources: OpenAI's API reference; Anthropic's docs, "Vision", "Tool use", "Effort", "Adaptive thinking".
