@@ -100,7 +100,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     async with asyncio.TaskGroup() as group:
         signer = TokenSigner(await signing_secret(connection))
         gateway = build(settings, connection, group, stop, authenticator, signature=signer, prompts=prompts)
-        await gateway.rpc.announce_readers(gateway.streams.fan_out.is_read)
+        await gateway.rpc.announce_readers(gateway.streams.fan_out.has_readers)
         background = [
             group.create_task(gateway.log_fullness.watch()),
             *(group.create_task(share.flush_periodically()) for share in gateway.storage_shares),

@@ -5,7 +5,6 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Backend
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
@@ -20,6 +19,7 @@ from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
 from tailrace.generators.rpc import ModelRpc
 from tailrace.generators.settings import Settings, unique_name
+from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto import nats, service
 from tailrace.proto.errors import BackendError

@@ -12,8 +12,8 @@ import msgspec
 import structlog
 
 from tailrace.generators import metrics
-from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.fair_share import FairShare
+from tailrace.generators.turn_runner import TurnRunner
 from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
@@ -84,7 +84,7 @@ class Worker:
         self._grace_s = grace_s
         self._held: dict[TurnKey, Delivery] = {}
         self._turns: set[asyncio.Task[None]] = set()
-        self._beside: set[asyncio.Task[None]] = set()
+        self._lane_tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
         self._is_draining = False
 
@@ -140,7 +140,7 @@ class Worker:
         if not lane.reserve(key.tenant):
             return False
         self._held[key] = delivery
-        task = self._create_task(key, lambda: lane.run(key), self._beside)
+        task = self._create_task(key, lambda: lane.run(key), self._lane_tasks)
         task.add_done_callback(lambda _: lane.release(key.tenant))
         return True
 
@@ -235,7 +235,7 @@ class Worker:
         logger.info("draining", running=len(self._turns))
         for key in self._slots.clear():
             await self._held.pop(key).release()
-        for task in self._beside:
+        for task in self._lane_tasks:
             task.cancel()
         if self._turns:
             _, late = await asyncio.wait(self._turns, timeout=self._grace_s)

@@ -48,7 +48,7 @@ class Recorder:
         self._batch_max = batch_max
         self._retry_wait_s = retry_wait_s
         self._lost_turns = LostTurnFinder(log, deliveries, store)
-        self._folds = asyncio.Semaphore(FOLDS_MAX)
+        self._fold_slots = asyncio.Semaphore(FOLDS_MAX)
         self.failure = ""
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -131,7 +131,7 @@ class Recorder:
         `has_request`: the batch contains the turn's request.
         """
         try:
-            async with self._folds:
+            async with self._fold_slots:
                 turn = await self._log.turn_upto(key, last)
                 if has_request and await self._is_orphan(key, turn):
                     # Release its blobs first; after the purge they are unknown.

@@ -42,7 +42,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     tail: int = 0
     """The sequence of the last entry, valid or not: reading continues after it. An append's fence is `chain.last`."""
     skipped: int = 0
-    """How many entries are not valid: 0 unless the broker has stored a fork."""
+    """How many entries are not valid: 0 unless NATS has stored a fork."""
     request: Request | None = None
     asked_at: datetime | None = None
     ended_at: datetime | None = None

@@ -112,7 +112,7 @@ async def start_and_watch(
     await migrate_log.migrate(options, console)
     servers = migrate_log.server_specs(options, options.data_dir)
     nats_urls = await start_nats(options, servers, supervisor)
-    door = await load_authenticator(check_environment.gateway_settings(options, environ, nats_urls[GATEWAY]))
+    authenticator = await load_authenticator(check_environment.gateway_settings(options, environ, nats_urls[GATEWAY]))
     plan = make_plan(options, environ, listening, nats_urls)
     for warning in check_environment.mistyped(environ):
         console.log(warning)
@@ -122,7 +122,7 @@ async def start_and_watch(
         supervisor.start(spec)
     await wait_ready(plan.host, plan.port, {spec.name: spec.readiness for spec in specs if spec.readiness})
     rows = [(name, str(child.pid or "-"), *child.spec.where) for name, child in supervisor.children.items()]
-    console.print(render_banner(rows, plan.url, str(options.data_dir), needs_key=not door.is_open))
+    console.print(render_banner(rows, plan.url, str(options.data_dir), needs_key=not authenticator.is_open))
     console.print(f"ready {plan.url}")
     await watch(servers, specs, nats_urls[ADMIN], supervisor)
 

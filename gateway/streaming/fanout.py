@@ -172,7 +172,7 @@ class FanOut:
         finally:
             self._remove_reader(feed)
 
-    def is_read(self, key: TurnKey) -> bool:
+    def has_readers(self, key: TurnKey) -> bool:
         """Returns whether the turn has readers in this process."""
         return any(feed.key == key and feed.readers for feed in self._following)
 

@@ -25,11 +25,11 @@ class DisconnectPolicy:
     """Waits in `group` for readers to return to the turns that they have left."""
 
     def __init__(
-        self, log: TurnLog, services: Rpc, lives: FanOut, group: asyncio.TaskGroup, draining: asyncio.Event
+        self, log: TurnLog, services: Rpc, fan_out: FanOut, group: asyncio.TaskGroup, draining: asyncio.Event
     ) -> None:
         self._log = log
         self._services = services
-        self._lives = lives
+        self._fan_out = fan_out
         self._group = group
         self._draining = draining
         self._waiting: dict[TurnKey, asyncio.Task[None]] = {}
@@ -39,7 +39,7 @@ class DisconnectPolicy:
 
         `back_within_s`: the gateway closed its stream, and it has so many seconds to reconnect.
         """
-        if self._lives.is_read(key):
+        if self._fan_out.has_readers(key):
             return
         if (before := self._waiting.pop(key, None)) is not None:
             before.cancel()

@@ -18,7 +18,6 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from tailrace.generators import metrics
-from tailrace.generators.attempt import append_when_not_full
 from tailrace.generators.backends.anthropic_api import encode_body
 from tailrace.generators.backends.message_batches_api import (
     Canceled,
@@ -34,6 +33,7 @@ from tailrace.generators.continuation import build_call
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.plan import UNFINISHED
 from tailrace.generators.planner import CHECK_WAIT_S
+from tailrace.generators.turn_runner import append_when_not_full
 from tailrace.proto import batch
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import build_end

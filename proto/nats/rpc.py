@@ -87,12 +87,12 @@ class Rpc:
         except LogUnavailable:
             return None
 
-    async def announce_readers(self, is_read: Callable[[TurnKey], bool]) -> None:
+    async def announce_readers(self, has_readers: Callable[[TurnKey], bool]) -> None:
         """Answers other gateways that ask whether a turn has readers, if it has some here."""
 
         async def on_request(message: Msg) -> None:
             _, tenant, turn = message.subject.split(".")
-            if is_read(TurnKey(Tenant(tenant), turn)):  # type: ignore[arg-type]
+            if has_readers(TurnKey(Tenant(tenant), turn)):  # type: ignore[arg-type]
                 await message.respond(b"")
 
         await self._connection.subscribe(subjects.EVERY_PRESENCE, on_request)

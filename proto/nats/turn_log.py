@@ -64,7 +64,7 @@ class TurnLog(JetStreamLog):
         """Yields the valid entries of a turn after `after`, in order, each once, as they are stored, up to its end.
 
         The first list has the entries already stored, maybe none. After the end there is no list. Raises TurnUnknown
-        (later: the turn was purged), CursorUnknown when `after` is not a valid entry (later: the broker has stored a
+        (later: the turn was purged), CursorUnknown when `after` is not a valid entry (later: NATS has stored a
         fork, and the last entries yielded belong to it), and LogUnavailable before the first list; after that it waits
         until the log is available again. Close the generator when done (`contextlib.aclosing`).
         """

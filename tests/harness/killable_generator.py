@@ -9,13 +9,13 @@ from signal import SIGKILL
 from typing import Any
 
 from tailrace.generators.__main__ import serve
-from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import MessagesApi
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.batches import message_batches
 from tailrace.generators.batches.runner import BatchRunner
 from tailrace.generators.settings import Settings
+from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Job, Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry

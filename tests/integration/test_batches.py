@@ -17,7 +17,6 @@ from structlog.testing import capture_logs
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.__main__ import open_backends
-from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.batches import runner as batches
 from tailrace.generators.batches.runner import BATCHES_MAX, BatchLane, BatchRunner
 from tailrace.generators.load_blobs import BlobLoader
@@ -25,6 +24,7 @@ from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
 from tailrace.generators.settings import Settings
+from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto import subjects
 from tailrace.proto.batch import encode_inputs

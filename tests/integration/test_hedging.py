@@ -18,7 +18,6 @@ from prometheus_client import REGISTRY
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.failover import parse_backends
@@ -27,6 +26,7 @@ from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
+from tailrace.generators.turn_runner import TurnRunner
 from tailrace.proto import events, subjects
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Attempt, Entry, Reservation

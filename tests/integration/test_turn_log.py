@@ -94,7 +94,7 @@ async def logged(log: TurnLog, key: TurnKey, after: Seq = BEFORE_FIRST) -> list[
 
 
 async def store_unfenced(connection: Connection, key: TurnKey, kind: str, payload: bytes) -> Seq:
-    """Stores an entry without a fence, as a broker that has lost an acknowledged entry would. Returns its sequence."""
+    """Stores an entry without a fence, as a server that has lost an acknowledged entry would. Returns its sequence."""
     ack = await connection.jetstream.publish(subjects.entry(key, kind), payload)
     return Seq(ack.seq)
 
@@ -370,7 +370,7 @@ async def test_a_writer_is_notified_of_the_end_of_its_turn(log: TurnLog, writer:
     await asyncio.wait_for(watching, 2)
 
 
-# Forks: the broker has stored an entry that the fence should have refused
+# Forks: NATS has stored an entry that the fence should have refused
 
 
 @pytest.mark.rule("R11")

@@ -17,7 +17,6 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.ports import find_free
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.failover import parse_backends
@@ -25,6 +24,7 @@ from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
+from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt

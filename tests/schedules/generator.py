@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from tailrace.generators.attempt import TurnRunner
 from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.failover import BackendOrders, Source
 from tailrace.generators.hedging import HedgeTaker, Hedging
@@ -15,6 +14,7 @@ from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
 from tailrace.generators.settings import Settings
+from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry

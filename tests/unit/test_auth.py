@@ -23,13 +23,13 @@ def asking(*headers: tuple[bytes, bytes]) -> Request:
     return Request({"type": "http", "method": "GET", "headers": list(headers)})
 
 
-def door(**given: object) -> Authenticator:
+def build(**given: object) -> Authenticator:
     return Authenticator(Settings(**given), ApiKeyCache())  # type: ignore[arg-type]
 
 
 async def test_a_configured_key_gives_its_tenant() -> None:
     """The setting may hold spaces and a trailing comma."""
-    keys = door(api_keys=f"alice:{HASH}, bob:{OTHER_HASH},")
+    keys = build(api_keys=f"alice:{HASH}, bob:{OTHER_HASH},")
     alice, bob = Principal(Tenant("alice"), f"env_{HASH[:12]}"), Principal(Tenant("bob"), f"env_{OTHER_HASH[:12]}")
     assert await keys.authenticate(asking((b"x-api-key", b"secret"))) == alice
     assert await keys.authenticate(asking((b"authorization", b"Bearer other"))) == bob
@@ -55,44 +55,44 @@ async def test_a_configured_key_gives_its_tenant() -> None:
 async def test_a_wrong_credential_is_refused(headers: list[tuple[bytes, bytes]]) -> None:
     """A hash is not a key, and a proxy might choose another one of two credentials."""
     with pytest.raises(Refused) as refused:
-        await door(api_keys=f"alice:{HASH}").authenticate(asking(*headers))
+        await build(api_keys=f"alice:{HASH}").authenticate(asking(*headers))
     assert refused.value.code == "credential_invalid"
 
 
 async def test_without_credentials_every_request_is_the_tenant_local() -> None:
-    assert await door().authenticate(asking((b"host", b"localhost:8000"))) == LOCAL
+    assert await build().authenticate(asking((b"host", b"localhost:8000"))) == LOCAL
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.1", "::", "", "box.example", "127.0.0.1.example"])
 def test_beyond_loopback_a_credential_or_allow_anonymous_is_needed(host: str) -> None:
     """A host that is not known to be loopback counts as beyond it."""
     with pytest.raises(SettingsInvalid, match="TAILRACE_HOST"):
-        door(host=host).require_credentials()
+        build(host=host).require_credentials()
     for closed in (
-        door(host=host, api_keys=f"alice:{HASH}"),
-        door(host=host, jwt_secret="s" * 32, jwt_issuer="me", jwt_audience="you"),
-        used(door(host=host)),
+        build(host=host, api_keys=f"alice:{HASH}"),
+        build(host=host, jwt_secret="s" * 32, jwt_issuer="me", jwt_audience="you"),
+        used(build(host=host)),
     ):
         closed.require_credentials()
         assert not closed.is_open
-    asked_for = door(host=host, allow_anonymous=True)
+    asked_for = build(host=host, allow_anonymous=True)
     asked_for.require_credentials()
     assert asked_for.is_open
     # Neither allowed nor with a key: it stays closed.
-    assert not door(host=host).is_open
+    assert not build(host=host).is_open
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 @pytest.mark.parametrize("allow_anonymous", [False, True])
 def test_loopback_is_open_until_a_credential_exists(host: str, allow_anonymous: bool) -> None:
     """A credential of any kind closes it, also with allow_anonymous."""
-    open_door = door(host=host, allow_anonymous=allow_anonymous)
-    open_door.require_credentials()
-    assert open_door.is_open
-    assert not door(host=host, allow_anonymous=allow_anonymous, api_keys=f"alice:{HASH}").is_open
+    open_to_all = build(host=host, allow_anonymous=allow_anonymous)
+    open_to_all.require_credentials()
+    assert open_to_all.is_open
+    assert not build(host=host, allow_anonymous=allow_anonymous, api_keys=f"alice:{HASH}").is_open
     tokens = {"jwt_secret": "s" * 32, "jwt_issuer": "me", "jwt_audience": "you"}
-    assert not door(host=host, allow_anonymous=allow_anonymous, **tokens).is_open
-    assert not used(open_door).is_open
+    assert not build(host=host, allow_anonymous=allow_anonymous, **tokens).is_open
+    assert not used(open_to_all).is_open
 
 
 def used(a_door: Authenticator) -> Authenticator:
@@ -122,7 +122,7 @@ def used(a_door: Authenticator) -> Authenticator:
 def test_invalid_keys_in_the_setting_stop_the_start(api_keys: str) -> None:
     """A key that is ignored silently could leave the gateway open."""
     with pytest.raises(SettingsInvalid, match="TAILRACE_API_KEYS"):
-        door(api_keys=api_keys)
+        build(api_keys=api_keys)
 
 
 class Exchanged:
@@ -148,7 +148,7 @@ class Exchanged:
 )
 async def test_an_exchanged_credential_ends_with_its_key_or_at_its_time(caller: Principal, is_good: bool) -> None:
     """The check is the same for every verifier."""
-    keys = door(api_keys=f"bob:{OTHER_HASH}")
+    keys = build(api_keys=f"bob:{OTHER_HASH}")
     keys.add_verifier(Exchanged(caller))
     asked = asking((b"authorization", b"Bearer whatever"))
     if is_good:

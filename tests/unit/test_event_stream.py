@@ -27,7 +27,7 @@ from tailrace.proto.nats import TurnLog
 from tests.harness.sse_parser import parse
 from tests.harness.turn_builder import Handwritten, answered
 from tests.harness.until import until
-from tests.unit.test_live import KEY
+from tests.unit.test_fanout import KEY
 
 TAILRACE = DIALECTS["tailrace"]
 HEARTBEAT = b": hb\n"

@@ -309,7 +309,7 @@ def test_splitting_deltas_changes_nothing(log: MadeUp, data: st.DataObject) -> N
 @pytest.mark.rule("R9")
 @given(logs(has_forks=False))
 def test_joining_deltas_changes_nothing(log: MadeUp) -> None:
-    """An answer in larger pieces is the same answer: a slow broker makes the log coarser, never different."""
+    """An answer in larger pieces is the same answer: a slow NATS server makes the log coarser, never different."""
     spoken: list[EventEntry | events.Event] = []
     for event in answers(log.valid):
         one = events.decode(event.event)

@@ -34,7 +34,7 @@ class Takes:
         return self._caller
 
 
-def door(caller: Principal | None) -> Authenticator:
+def build(caller: Principal | None) -> Authenticator:
     """Open, or one that lets `caller` in for anything that is sent as `?ticket=`."""
     made = Authenticator(Settings(api_keys="" if caller is None else f"alice:{'0' * 64}"), ApiKeyCache())
     if caller is not None:
@@ -45,7 +45,7 @@ def door(caller: Principal | None) -> Authenticator:
 
 
 async def status(path: str, url: str, caller: Principal | None, method: str = "GET") -> int:
-    route = guard(Route(path, answer, methods=["GET", "POST"]), answer, door(caller), cast("Any", None))
+    route = guard(Route(path, answer, methods=["GET", "POST"]), answer, build(caller), cast("Any", None))
     app = Starlette(routes=[route], exception_handlers={Refused: error_responses.refused})
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         return (await client.request(method, url, headers={"content-type": "application/json"})).status_code

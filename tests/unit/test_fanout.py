@@ -177,12 +177,12 @@ async def test_a_cursor_at_the_end_is_at_the_end() -> None:
     """Nothing follows it, which is not the same as nothing yet."""
     stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(log, group)
+        fan_out = fan_out_of(log, group)
         group.create_task(log.send(None))
-        async with lives.subscribe(KEY, stored[-1].seq) as feed:
+        async with fan_out.subscribe(KEY, stored[-1].seq) as feed:
             assert feed.is_ended
             assert feed.start(stored[-1].seq, TAILRACE) == len(feed.entries) == 0
-        lives.close()
+        fan_out.close()
 
 
 @pytest.mark.parametrize("error", [TurnUnknown("?"), CursorUnknown("?"), LogUnavailable("?")])
@@ -190,10 +190,10 @@ async def test_what_is_wrong_before_the_first_entry_is_raised_to_who_asks(error:
     """There a response can still say so."""
     log = ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(log, group)
+        fan_out = fan_out_of(log, group)
         group.create_task(log.send(error))
         with pytest.raises(type(error)):
-            async with lives.subscribe(KEY, BEFORE_FIRST):
+            async with fan_out.subscribe(KEY, BEFORE_FIRST):
                 pass
 
 
@@ -201,16 +201,16 @@ async def test_readers_of_one_turn_share_one_follower() -> None:
     """Also a reader that reconnects within the linger time, with any cursor that the feed has."""
     stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(log, group)
+        fan_out = fan_out_of(log, group)
         sending = group.create_task(log.send(stored))
-        async with lives.subscribe(KEY, BEFORE_FIRST) as first:
+        async with fan_out.subscribe(KEY, BEFORE_FIRST) as first:
             await sending
-            async with lives.subscribe(KEY, stored[1].seq) as second:
-                assert (second is first, first.readers, lives.is_read(KEY)) == (True, 2, True)
-        assert (first.readers, lives.is_read(KEY)) == (0, False)
-        async with lives.subscribe(KEY, stored[2].seq) as again:
+            async with fan_out.subscribe(KEY, stored[1].seq) as second:
+                assert (second is first, first.readers, fan_out.has_readers(KEY)) == (True, 2, True)
+        assert (first.readers, fan_out.has_readers(KEY)) == (0, False)
+        async with fan_out.subscribe(KEY, stored[2].seq) as again:
             assert again is first
-        lives.close()
+        fan_out.close()
     assert log.after == [BEFORE_FIRST]
 
 
@@ -218,19 +218,19 @@ async def test_who_comes_from_further_back_is_followed_from_there() -> None:
     """What is known here begins after its cursor; later readers from anywhere then share the longer one."""
     stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(log, group)
+        fan_out = fan_out_of(log, group)
         group.create_task(log.send(stored[3:]))
-        async with lives.subscribe(KEY, stored[2].seq) as late:
+        async with fan_out.subscribe(KEY, stored[2].seq) as late:
 
             async def tell_early() -> None:
                 await until(lambda: len(log.followers) == 2)
                 await log.send(stored)
 
             group.create_task(tell_early())
-            async with lives.subscribe(KEY, BEFORE_FIRST) as early, lives.subscribe(KEY, stored[4].seq) as third:
+            async with fan_out.subscribe(KEY, BEFORE_FIRST) as early, fan_out.subscribe(KEY, stored[4].seq) as third:
                 assert (early is late, third is early) == (False, True)
                 assert (late.readers, early.readers) == (1, 2)
-        lives.close()
+        fan_out.close()
     assert log.after == [stored[2].seq, BEFORE_FIRST]
 
 
@@ -238,10 +238,10 @@ async def test_a_wrong_cursor_fails_only_its_own_reader() -> None:
     """A reader with a valid cursor that connects during the lookup of a wrong one gets no 400, which would be final."""
     stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(log, group)
+        fan_out = fan_out_of(log, group)
 
         async def connect(cursor: Seq) -> TurnFeed:
-            async with lives.subscribe(KEY, cursor) as live:
+            async with fan_out.subscribe(KEY, cursor) as live:
                 return live
 
         wrong = group.create_task(refused(connect(Seq(999))))
@@ -253,7 +253,7 @@ async def test_a_wrong_cursor_fails_only_its_own_reader() -> None:
         await log.send(stored)
         await wrong
         assert await good[0] is await good[1]
-        lives.close()
+        fan_out.close()
     assert log.after == [Seq(999), BEFORE_FIRST]
 
 
@@ -266,44 +266,44 @@ async def test_a_turn_is_dropped_after_its_last_reader_and_the_linger() -> None:
     """Then nothing is left of it: no following, no entries, no timer."""
     stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(log, group, 0.01)
+        fan_out = fan_out_of(log, group, 0.01)
         group.create_task(log.send(stored))
-        async with lives.subscribe(KEY, BEFORE_FIRST):
+        async with fan_out.subscribe(KEY, BEFORE_FIRST):
             pass
-        await until(lambda: not lives._feeds and not lives._following and not lives._dropping)
+        await until(lambda: not fan_out._feeds and not fan_out._following and not fan_out._dropping)
 
 
 async def test_a_deleted_turn_is_not_sent_to_new_readers() -> None:
     """Readers that have it open continue; a new reader receives what the log answers."""
     stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(log, group)
+        fan_out = fan_out_of(log, group)
         group.create_task(log.send(stored, None))
-        async with lives.subscribe(KEY, BEFORE_FIRST) as first:
+        async with fan_out.subscribe(KEY, BEFORE_FIRST) as first:
             await until(lambda: first.is_ended)
-            async with lives.subscribe(KEY, BEFORE_FIRST) as second:
+            async with fan_out.subscribe(KEY, BEFORE_FIRST) as second:
                 assert second is first
             log.is_purged = True
             group.create_task(send_to_next(log, TurnUnknown("?")))
             with pytest.raises(TurnUnknown):
-                async with lives.subscribe(KEY, stored[1].seq):
+                async with fan_out.subscribe(KEY, stored[1].seq):
                     pass
             assert first.frames(TAILRACE, 0, 100)
-        lives.close()
+        fan_out.close()
 
 
 async def test_an_ended_turn_is_sent_while_the_log_is_unavailable() -> None:
     """The feed has all of it, and whether it was deleted is unknown."""
     stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(log, group)
+        fan_out = fan_out_of(log, group)
         group.create_task(log.send(stored, None))
-        async with lives.subscribe(KEY, BEFORE_FIRST) as first:
+        async with fan_out.subscribe(KEY, BEFORE_FIRST) as first:
             await until(lambda: first.is_ended)
             log.is_away = True
-            async with lives.subscribe(KEY, BEFORE_FIRST) as second:
+            async with fan_out.subscribe(KEY, BEFORE_FIRST) as second:
                 assert second is first
-        lives.close()
+        fan_out.close()
 
 
 async def send_to_next(log: ScriptedLog, *items: list[Stored] | LogError | None) -> None:
@@ -317,9 +317,9 @@ async def test_an_unknown_turn_leaves_no_feed() -> None:
     """Otherwise a client that guesses ids would fill the memory."""
     log = ScriptedLog()
     async with asyncio.TaskGroup() as group:
-        lives = fan_out_of(log, group)
+        fan_out = fan_out_of(log, group)
         group.create_task(log.send(TurnUnknown("?")))
         with pytest.raises(TurnUnknown):
-            async with lives.subscribe(KEY, BEFORE_FIRST):
+            async with fan_out.subscribe(KEY, BEFORE_FIRST):
                 pass
-        await until(lambda: not lives._feeds and not lives._following and not lives._dropping)
+        await until(lambda: not fan_out._feeds and not fan_out._following and not fan_out._dropping)
