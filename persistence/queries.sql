@@ -141,6 +141,18 @@ SELECT sha256 FROM blob_releases WHERE tenant = :tenant AND sha256 > :after ORDE
 -- The tenants that have released blobs.
 SELECT DISTINCT tenant FROM blob_releases LIMIT :limit
 
+-- fragment: counted
+-- The columns of usage that totals use.
+asked_at, messages, input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens, cost_nusd
+
+-- name: keep_usage
+-- Copies the usage of a turn that is about to be deleted, without its ids: totals of the tenant and project keep it.
+INSERT INTO deleted_usage (tenant, project, model, asked_by, {counted})
+SELECT usage.tenant, sessions.project, usage.model, asked_by, {counted}
+FROM usage CROSS JOIN sessions ON sessions.tenant = :tenant AND sessions.session = usage.session
+WHERE usage.tenant = :tenant AND usage.turn = :turn
+    AND usage.session = (SELECT session FROM turns WHERE tenant = :tenant AND turn = :turn)
+
 -- name: delete_usage
 -- Deletes the usage of a turn, before its row.
 DELETE FROM usage WHERE tenant = :tenant AND turn = :turn
@@ -159,6 +171,11 @@ DELETE FROM sessions WHERE tenant = :tenant AND session = :name
 -- Deletes the sessions of a project that have no turns.
 DELETE FROM sessions WHERE tenant = :tenant AND project = :name
     AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
+
+-- name: forget_deleted_project
+-- Removes the name of a project that was deleted from the usage of deleted turns.
+UPDATE deleted_usage SET project = NULL WHERE tenant = :tenant AND project = :name
+    AND NOT EXISTS (SELECT 1 FROM projects WHERE projects.tenant = :tenant AND projects.project = :name)
 
 -- name: delete_project
 -- Deletes a project if it has no sessions.
@@ -251,14 +268,14 @@ WHERE sessions.tenant = :tenant AND sessions.project = :name LIMIT :limit
 
 -- fragment: totals
 -- The columns of totals.
-    count(usage.turn) AS turns,
-    coalesce(sum(usage.messages), 0) AS messages,
-    coalesce(sum(usage.input_tokens), 0) AS input_tokens,
-    coalesce(sum(usage.output_tokens), 0) AS output_tokens,
-    coalesce(sum(usage.cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
-    coalesce(sum(usage.cache_read_input_tokens), 0) AS cache_read_input_tokens,
-    coalesce(sum(usage.cost_nusd), 0) AS cost_nusd,
-    max(usage.asked_at) AS last_used_at
+    count(messages) AS turns,
+    coalesce(sum(messages), 0) AS messages,
+    coalesce(sum(input_tokens), 0) AS input_tokens,
+    coalesce(sum(output_tokens), 0) AS output_tokens,
+    coalesce(sum(cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
+    coalesce(sum(cache_read_input_tokens), 0) AS cache_read_input_tokens,
+    coalesce(sum(cost_nusd), 0) AS cost_nusd,
+    max(asked_at) AS last_used_at
 
 -- fragment: with_totals
 -- Sessions in `page` with their totals.
@@ -291,15 +308,20 @@ WITH page AS (
 {with_totals}
 
 -- fragment: projects_with_totals
--- Projects in `page` with their totals.
-SELECT page.project, page.name, page.description, page.created_at,
-    max(page.created_at, coalesce(max(sessions.updated_at), 0)) AS updated_at,
-    count(DISTINCT sessions.session) AS sessions, {totals}
-FROM page
-LEFT JOIN sessions ON sessions.tenant = :tenant AND sessions.project = page.project
-LEFT JOIN usage ON usage.tenant = :tenant AND usage.session = sessions.session
-GROUP BY page.project
-ORDER BY page.created_at DESC, page.project DESC
+-- Projects in `page` with their totals, in which deleted turns are included.
+, used AS (
+    SELECT page.*, sessions.session, sessions.updated_at, {counted}
+    FROM page
+    LEFT JOIN sessions ON sessions.tenant = :tenant AND sessions.project = page.project
+    LEFT JOIN usage ON usage.tenant = :tenant AND usage.session = sessions.session
+    UNION ALL
+    SELECT page.*, NULL, NULL, {counted}
+    FROM page CROSS JOIN deleted_usage ON deleted_usage.tenant = :tenant AND deleted_usage.project = page.project
+)
+SELECT project, name, description, created_at,
+    max(created_at, coalesce(max(updated_at), 0)) AS updated_at, count(DISTINCT session) AS sessions, {totals}
+FROM used GROUP BY project
+ORDER BY created_at DESC, project DESC
 
 -- name: project
 -- One project, with the totals of all its sessions.
@@ -331,29 +353,39 @@ GROUP BY usage.model ORDER BY key
 SELECT DISTINCT session FROM turns
 WHERE tenant = :tenant AND outcome = 'running' ORDER BY session LIMIT :limit
 
--- fragment: between
--- Usage between two times, by a key, after one of the keys.
-WHERE usage.tenant = :tenant AND usage.asked_at >= :from_at AND usage.asked_at < :to_at
+-- fragment: spent
+-- The usage of all turns between two times. Deleted turns have no session. Without the index hint SQLite would read all
+-- usage of the tenant for some groups.
+WITH spent AS (
+    SELECT session, NULL AS project, model, asked_by, {counted} FROM usage INDEXED BY usage_by_time
+    WHERE tenant = :tenant AND asked_at >= :from_at AND asked_at < :to_at
+    UNION ALL
+    SELECT '', project, model, asked_by, {counted} FROM deleted_usage INDEXED BY deleted_usage_by_time
+    WHERE tenant = :tenant AND asked_at >= :from_at AND asked_at < :to_at
+)
+
+-- fragment: by_key
+-- The groups after one of the keys.
 GROUP BY key HAVING :after IS NULL OR key > :after
 ORDER BY key LIMIT :limit
 
 -- name: usage_by_day
 -- Usage by UTC day.
-SELECT date(usage.asked_at / 1000000, 'unixepoch') AS key, {totals} FROM usage {between}
+{spent} SELECT date(asked_at / 1000000, 'unixepoch') AS key, {totals} FROM spent {by_key}
 
 -- name: usage_by_model
 -- Usage by model.
-SELECT usage.model AS key, {totals} FROM usage {between}
+{spent} SELECT model AS key, {totals} FROM spent {by_key}
 
 -- name: usage_by_key
 -- Usage by API key.
-SELECT coalesce(usage.asked_by, '') AS key, {totals} FROM usage {between}
+{spent} SELECT coalesce(asked_by, '') AS key, {totals} FROM spent {by_key}
 
 -- name: usage_by_session
--- Usage by session. Without the index hint SQLite would read all usage of the tenant.
-SELECT usage.session AS key, {totals} FROM usage INDEXED BY usage_by_time {between}
+-- Usage by session.
+{spent} SELECT session AS key, {totals} FROM spent {by_key}
 
 -- name: usage_by_project
 -- Usage by project.
-SELECT coalesce(sessions.project, '') AS key, {totals}
-FROM usage CROSS JOIN sessions ON sessions.tenant = :tenant AND sessions.session = usage.session {between}
+{spent} SELECT coalesce(spent.project, sessions.project, '') AS key, {totals}
+FROM spent LEFT JOIN sessions ON sessions.tenant = :tenant AND sessions.session = spent.session {by_key}

@@ -56,7 +56,7 @@ TURNS_TO_DELETE = {
 DELETE_EMPTY = {
     "turn": (),
     "session": (SQL["delete_session"],),
-    "project": (SQL["delete_project_sessions"], SQL["delete_project"]),
+    "project": (SQL["delete_project_sessions"], SQL["delete_project"], SQL["forget_deleted_project"]),
 }
 
 
@@ -140,10 +140,17 @@ class Store(Database):
     async def delete(self, tenant: Tenant, what: DeleteResource) -> None:
         """Deletes the rows of the turns in `what.purged`, then the session or project if it has no turns left.
 
+        Their usage stays in the totals of the tenant and project, because it was paid for.
         The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
         """
         async with self.transaction() as writer:
-            for statement in (SQL["release_blobs"], SQL["delete_blob_uses"], SQL["delete_usage"], SQL["delete_turn"]):
+            for statement in (
+                SQL["release_blobs"],
+                SQL["delete_blob_uses"],
+                SQL["keep_usage"],
+                SQL["delete_usage"],
+                SQL["delete_turn"],
+            ):
                 await writer.executemany(statement, [{"tenant": tenant, "turn": turn} for turn in what.purged])
             for statement in DELETE_EMPTY[what.kind]:
                 await writer.execute(statement, {"tenant": tenant, "name": what.name})

@@ -138,12 +138,14 @@ async def test_deleting_a_turn_deletes_the_turns_that_follow_it(gateway: Gateway
 
 
 async def test_deleting_a_project_deletes_its_sessions(gateway: Gateway) -> None:
-    """Empty sessions too; sessions of another project and of none stay."""
+    """Empty sessions too; sessions of another project and of none stay. What the turns have cost is still counted."""
     other, project = new_id(), new_id()
     deleted = [await posted(gateway, project=project) for _ in range(2)]
     kept = [await posted(gateway, project=other), await posted(gateway)]
     await gateway.client.post("/v1/sessions", json={"id": "empty", "project_id": project})
+    usage = (await gateway.client.get("/v1/usage")).json()["data"]
     answer = (await gateway.client.delete(f"/v1/projects/{project}")).json()
+    assert (await gateway.client.get("/v1/usage")).json()["data"] == usage
     assert (answer["turns"], answer["object"]) == (2, "project.deleted")
     assert [await status(gateway, one["links"]["self"]) for one in deleted] == [404, 404]
     assert [await status(gateway, one["links"]["self"]) for one in kept] == [200, 200]

@@ -21,7 +21,7 @@ from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, record_from_fold
-from tailrace.proto.resources import DeleteResource, Kind, TurnToDelete
+from tailrace.proto.resources import DeleteResource, Kind, TurnToDelete, UsageBy
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 from tests.harness.turn_builder import NOON, Handwritten, answered
@@ -51,6 +51,8 @@ INSERT INTO usage VALUES (
 FOUND = (
     "SCAN branch",
     "SCAN page",
+    "SCAN used",
+    "SCAN spent",
     "SCAN json_each VIRTUAL TABLE INDEX 1:",
     "SCAN 1 CONSTANT ROW",
 )
@@ -302,6 +304,28 @@ async def test_a_session_stays_in_its_first_project(store: Store) -> None:
         await store.record(rows)
     assert (await session_of(store, "session-1")).project_id == "first"
     assert [one.id for one in await store.projects(OURS, NEWEST, 9, NOON)] == ["first"]
+
+
+async def test_deleted_turns_stay_in_the_totals_of_their_tenant_and_project(store: Store) -> None:
+    """Until the project is deleted as well, which leaves its usage without a project. No id is kept."""
+    first, last = NOON - timedelta(days=1), NOON + timedelta(days=1)
+    ended = answered("Light").turn
+    rows = [build_row(key(turn), ended) for turn in ("turn-1", "turn-2")]
+    await store.record([msgspec.structs.replace(row, project="rivers", asked_by="key-1") for row in rows])
+    groups: tuple[UsageBy, ...] = ("day", "model", "key", "project")
+    before = [await store.usage(OURS, by, first, last, None, 9) for by in groups]
+    project = await store.project(OURS, "rivers", NOON)
+    for gone in rows[:1], rows[:1], rows[1:]:
+        await store.delete(OURS, DeleteResource("session", "session-1", (TurnId(gone[0].turn),)))
+        assert [await store.usage(OURS, by, first, last, None, 9) for by in groups] == before
+        left = await store.project(OURS, "rivers", NOON)
+        assert project is not None
+        assert left is not None
+        assert (left.turns, left.cost_usd, left.usage) == (2, project.cost_usd, project.usage)
+    assert [(one.key, one.turns) for one in await store.usage(OURS, "session", first, last, None, 9)] == [(None, 2)]
+    await store.delete(OURS, DeleteResource("project", "rivers"))
+    assert [(one.key, one.turns) for one in await store.usage(OURS, "project", first, last, None, 9)] == [(None, 2)]
+    assert await store.usage(THEIRS, "day", first, last, None, 9) == []
 
 
 async def test_usage_is_grouped_by_utc_day(store: Store) -> None:
