@@ -192,9 +192,7 @@ async def is_alone(url: str) -> bool:
 async def metric(url: str, name: str) -> int:
     async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
         told = (await client.get("/metrics")).text
-    found = re.search(rf"^{re.escape(name)} (\d+)", told, re.MULTILINE)
-    assert found is not None
-    return int(found[1])
+    return sum(map(int, re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\d+)", told, re.MULTILINE)))
 
 
 async def come(

@@ -1,13 +1,52 @@
 """What a gateway counts. Labels come from fixed sets: never a tenant, a turn, a path or a model that a client named."""
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
+
+from tailrace.proto.runtime.fast_histogram import FastHistogram
+
+WAIT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+DELAY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
+DELTA_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 10)
+ENTRIES_BUCKETS = (1, 5, 10, 50, 100, 500, 1000, 5000)
 
 ACCEPTED = Counter("tailrace_gateway_turns_accepted_total", "Turns whose request is in the log")
 REPEATED = Counter("tailrace_gateway_turns_repeated_total", "POSTs answered with the turn of their Idempotency-Key")
 CANCELLED = Counter("tailrace_gateway_turns_cancelled_total", "Turns that this gateway ended as cancelled")
 REFUSED = Counter("tailrace_gateway_refused_total", "Requests answered with an error, by code", ["code"])
-STREAMS = Gauge("tailrace_gateway_streams_open", "Streams that are being read now")
+REQUEST_S = Histogram(
+    "tailrace_gateway_request_seconds",
+    "Time from a request's headers until its response begins, by route, method and class of the status",
+    ["route", "method", "status"],
+    buckets=WAIT_BUCKETS_S,
+)
+STREAMS = Gauge("tailrace_gateway_streams_open", "Streams that are being read now, by dialect", ["dialect"])
 RESUMED = Counter("tailrace_gateway_streams_resumed_total", "Streams that began after a cursor")
+RESUME_S = Histogram(
+    "tailrace_gateway_resume_seconds",
+    "Time from the request of a reader that resumes until the first bytes of the turn are written to it",
+    buckets=WAIT_BUCKETS_S,
+)
+REPLAYED = Histogram(
+    "tailrace_gateway_replayed_entries",
+    "Entries that were stored already when a stream with a cursor began",
+    buckets=ENTRIES_BUCKETS,
+)
+FIRST_TOKEN_S = FastHistogram(
+    "tailrace_gateway_first_token_seconds",
+    "Time from storing a turn's request until its first delta is written to a reader that was there, by dialect",
+    label="dialect",
+    buckets=WAIT_BUCKETS_S,
+)
+DELTA_GAP_S = FastHistogram(
+    "tailrace_gateway_delta_gap_seconds",
+    "Time between two writes of new deltas to a reader",
+    buckets=DELTA_BUCKETS_S,
+)
+DELTA_DELAY_S = FastHistogram(
+    "tailrace_gateway_delta_delay_seconds",
+    "Time from storing a delta in the log until it is written to a reader",
+    buckets=DELAY_BUCKETS_S,
+)
 HELD = Gauge("tailrace_gateway_streams_held", "Readers that came back, and are held until the log answers")
 BROKEN_OFF = Counter("tailrace_gateway_streams_broken_off_total", "Streams closed before their turn's end, by us")
 AGED = Counter("tailrace_gateway_streams_aged_total", "Streams closed for their age, whose readers come back")

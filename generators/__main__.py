@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from tailrace.generators.backends import Backend
 from tailrace.generators.backends.anthropic_api import AnthropicApi
+from tailrace.generators.backends.measured import MeasuredBackend
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.backends.registry import open_backend
 from tailrace.generators.batches.runner import BatchLane, BatchRunner
@@ -49,7 +50,8 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         races = Hedging(log, hedges, settlement, name=name, after_s=settings.hedge_after_s)
     async with open_backends(settings) as (orders, backends):
         claude = find_anthropic_api(backends)
-        caller = ModelCaller(backends, orders, retry, blobs)
+        measured = {name: MeasuredBackend(name, backend) for name, backend in backends.items()}
+        caller = ModelCaller(measured, orders, retry, blobs)
         planner = Planner(settings.attempts_max, [cut_at_cost])
         runner = TurnRunner(log, caller, planner, name=name, sinks=[limit_cost], races=races)
         worker = Worker(

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from tailrace.generators import metrics
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.proto import events
 
@@ -47,6 +48,7 @@ class DeltaBuffer:
                 left_out = last.left_out + event.left_out
                 self._waiting[-1] = msgspec.structs.replace(last, event=joined, raw=JOINED, left_out=left_out)
                 self._last_bytes += size
+                metrics.JOINED.inc()
                 return
         self._waiting.append(event)
         self._last_bytes = size

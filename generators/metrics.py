@@ -2,8 +2,14 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from tailrace.proto.entries import End
+from tailrace.proto.fold import Turn
+from tailrace.proto.models import find_model
+from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.usage import NANO_USD_PER_USD
+
+# Up to the ten minutes that a turn may take by default, and beyond.
+TURN_BUCKETS_S = (0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1800)
+WAIT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 RUNNING = Gauge("tailrace_generator_turns_running", "Turns that run in this process")
 ATTEMPTS = Counter("tailrace_generator_attempts_total", "Attempts begun, by mode", ["mode"])
@@ -34,16 +40,66 @@ APPEND_S = Histogram(
     "Time from passing an entry to the log until it is acknowledged",
     buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 30),
 )
-USAGE = Counter("tailrace_generator_usage_tokens_total", "Tokens of the turns ended here, by kind", ["kind"])
-COST = Counter("tailrace_generator_cost_dollars_total", "Cost of the turns ended here")
+USAGE = Counter(
+    "tailrace_generator_usage_tokens_total", "Tokens of the turns ended here, by kind and model", ["kind", "model"]
+)
+COST = Counter("tailrace_generator_cost_dollars_total", "Cost of the turns ended here, by model", ["model"])
+TURN_S = Histogram(
+    "tailrace_generator_turn_seconds",
+    "Time from a turn's request to its end, as the log stored them, by outcome and model",
+    ["outcome", "model"],
+    buckets=TURN_BUCKETS_S,
+)
+QUEUE_WAIT_S = Histogram(
+    "tailrace_generator_queue_wait_seconds",
+    "Time from a turn's request until a generator begins its first attempt",
+    buckets=WAIT_BUCKETS_S,
+)
+TAKEOVER_S = Histogram(
+    "tailrace_generator_takeover_seconds",
+    "Time from the last entry of a generator that stopped until another continues the turn",
+    buckets=WAIT_BUCKETS_S,
+)
+STOP_S = Histogram(
+    "tailrace_generator_stop_seconds",
+    "Time from a cancellation in the log until the call to the model is closed",
+    buckets=WAIT_BUCKETS_S,
+)
+JOINED = Counter("tailrace_generator_deltas_joined_total", "Deltas that waited for the log and were joined to another")
 SKIPPED = Counter("tailrace_generator_skipped_entries_total", "Stored entries that were not valid: forks; 0 is normal")
 
 
-def count_end(end: End) -> None:
-    """Counts a turn that was ended here, and its usage."""
+def observe_start(turn: Turn) -> None:
+    """Observes how long a turn has waited for this generator: in the queue, or since another one stopped."""
+    if turn.end is not None or turn.asked_at is None or turn.last_entry_at is None:
+        return
+    if turn.attempt:
+        TAKEOVER_S.observe(age_s(turn.last_entry_at))
+    else:
+        QUEUE_WAIT_S.observe(age_s(turn.asked_at))
+
+
+def observe_duration(turn: Turn) -> None:
+    """Observes how long a turn took that has just ended."""
+    assert turn.request is not None  # noqa: S101
+    assert turn.asked_at is not None  # noqa: S101
+    TURN_S.labels(turn.outcome, model_label(turn.request.model)).observe(age_s(turn.asked_at))
+
+
+def count_end(turn: Turn) -> None:
+    """Counts a turn that this process has ended: its outcome, tokens and cost."""
+    assert turn.end is not None  # noqa: S101
+    assert turn.request is not None  # noqa: S101
+    model, end = model_label(turn.request.model), turn.end
     ENDS.labels(end.outcome).inc()
     if end.error is not None:
         FAILURES.labels(end.error.code).inc()
-    COST.inc(end.cost_nano_usd / NANO_USD_PER_USD)
+    COST.labels(model).inc(end.cost_nano_usd / NANO_USD_PER_USD)
     for kind in end.usage.__struct_fields__:
-        USAGE.labels(kind).inc(getattr(end.usage, kind))
+        USAGE.labels(kind, model).inc(getattr(end.usage, kind))
+
+
+def model_label(model: str) -> str:
+    """Returns the id of a Claude model; `other` for any other name, as clients may send any and labels are bounded."""
+    found = find_model(model)
+    return "other" if found is None else found.id

@@ -8,6 +8,7 @@ the sinks inspect events, the races run a second call.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Protocol
 
 import structlog
@@ -27,6 +28,7 @@ from tailrace.proto.entries import Attempt, Entry, Event, Failure, Outcome, Requ
 from tailrace.proto.errors import BackendError, FenceLost, LogFull
 from tailrace.proto.fold import Folding, Turn, fold
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -40,6 +42,14 @@ Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
 OpenAnswer = AbstractAsyncContextManager[tuple[ModelEvent, AsyncIterator[ModelEvent]]]
 WrapSink = Callable[[Sink, Request, Turn], Sink]
 """Wraps the sink of an attempt in one that inspects its events. May raise CloseCall, so that no call is made."""
+
+
+class TurnEnded(FenceLost):
+    """Another process has ended the turn `key`, at the time `at` of the log."""
+
+    def __init__(self, key: TurnKey, at: datetime) -> None:
+        super().__init__(f"{key.turn} was ended by another process")
+        self.at = at
 
 
 class Race(Protocol):
@@ -112,6 +122,7 @@ class TurnRunner:
         """
         turn = await self._log.turn(key)
         metrics.SKIPPED.inc(turn.skipped)
+        metrics.observe_start(turn)
         return await self.run_from(key, turn, deadline_s, lease)
 
     async def run_from(
@@ -201,6 +212,8 @@ class TurnRunner:
             # The first failure has cancelled the other tasks: FenceLost when another writer has the turn, but also
             # LogUnavailable or EntryTooLarge.
             cause = several.exceptions[0]
+            if isinstance(cause, TurnEnded):
+                metrics.STOP_S.observe(age_s(cause.at))
             await race.finish(has_stored=folding.chain != turn.chain, error=cause)
             raise cause from several
         await race.finish(has_stored=folding.chain != turn.chain, error=None)
@@ -281,9 +294,8 @@ class TurnRunner:
             logger.info("turn given back without a mark", turn=key.turn, why=str(error))
 
     async def _raise_when_ended(self, key: TurnKey) -> None:
-        """Stops the attempt with FenceLost when another process ends the turn, even while the model sends nothing."""
-        await self._log.until_ended(key)
-        raise FenceLost(f"{key.turn} was ended by another process")
+        """Stops the attempt with TurnEnded when another process ends the turn, even while the model sends nothing."""
+        raise TurnEnded(key, await self._log.until_ended(key))
 
     async def _append_attempt(self, key: TurnKey, folding: Folding, attempt: Attempt) -> None:
         chain = await append_when_not_full(self._log.append, key, folding.chain, attempt)
@@ -301,8 +313,10 @@ class TurnRunner:
     ) -> Turn:
         end = build_end(turn, outcome, error, schema_valid=schema_valid)
         chain = await append_when_not_full(self._log.append, key, turn.chain, end)
-        metrics.count_end(end)
-        return fold([as_stored(chain, turn, end)], turn)
+        ended = fold([as_stored(chain, turn, end)], turn)
+        metrics.count_end(ended)
+        metrics.observe_duration(ended)
+        return ended
 
 
 async def append_when_not_full(append: Append, key: TurnKey, chain: Chain, entry: Entry) -> Chain:

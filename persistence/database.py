@@ -9,6 +9,7 @@ import asyncio
 import errno
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import count
@@ -17,6 +18,7 @@ from typing import Any, Self
 
 import aiosqlite
 
+from tailrace.persistence import metrics
 from tailrace.persistence.migrations import REPLAY_BELOW_VERSION, migrations
 from tailrace.proto.errors import StoreBusy, StoreCorrupt, StoreError, StoreRefused, StoreTooNew, StoreUnwritable
 
@@ -123,9 +125,11 @@ class Database:
         async with self._writing:
             with _errors():
                 try:
+                    begun_at = time.monotonic()
                     await self._writer.execute("BEGIN IMMEDIATE")
                     yield self._writer
                     await self._writer.execute("COMMIT")
+                    metrics.TRANSACTION_S.observe(time.monotonic() - begun_at)
                 finally:
                     # Does nothing after a commit. A cancelled task must not leave a transaction open.
                     await self._writer.rollback()

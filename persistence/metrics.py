@@ -8,6 +8,16 @@ BATCH_S = Histogram(
     "Time from receiving a batch until it is folded, committed and acknowledged",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
 )
+LAG_S = Histogram(
+    "tailrace_persistence_lag_seconds",
+    "Time from storing an entry in the log until its row is committed; of each batch, its newest entry",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 300, 3600),
+)
+TRANSACTION_S = Histogram(
+    "tailrace_persistence_transaction_seconds",
+    "Time of a transaction of the database that was committed, without the wait for the one before it",
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
+)
 BACKLOG = Gauge("tailrace_persistence_backlog", "Entries that are stored in the log and not yet in the database")
 PROOF_MISMATCHES = Counter(
     "tailrace_persistence_proof_mismatches_total", "Turns whose text does not match the hash in their end; 0 is normal"

@@ -20,6 +20,7 @@ from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRe
 from tailrace.proto.fold import Turn, text_proof
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
+from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -77,6 +78,7 @@ class Recorder:
                     rows = await self._write(await self._fold(batch), max(delivery.seq for delivery in batch))
                 for delivery in batch:
                     await delivery.ack()
+            metrics.LAG_S.observe(age_s(max(delivery.at for delivery in batch)))
         except (StoreBusy, StoreUnwritable, LogUnavailable) as error:
             self.failure = str(error)
             logger.warning("batch could not be recorded and is retried", entries=len(batch), why=self.failure)

@@ -1,5 +1,6 @@
 """Authentication and authorization of every route that is not public."""
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.datastructures import MutableHeaders
@@ -7,6 +8,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tailrace.gateway import metrics
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.scopes import need_of
@@ -25,6 +27,7 @@ def guard(route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies
     needs = {method: need_of(method, route.path) for method in route.methods or ()}
 
     async def guarded(request: Request) -> ASGIApp:
+        began_at = time.monotonic()
         need, principal = needs[request.method], None
         if need != "public":
             principal = await authenticator.authenticate(request)
@@ -43,9 +46,24 @@ def guard(route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies
             response = error_responses.of(error, request.scope)
         for headers in authenticated.response_headers:
             response = add_headers(response, headers(route.path))
-        return response
+        return observe_begin(response, route.path, began_at)
 
     return Route(route.path, guarded, methods=sorted(needs), name=route.name)
+
+
+def observe_begin(response: ASGIApp, path: str, began_at: float) -> ASGIApp:
+    """Returns `response`, whose time until it begins is observed. `path` is that of the route, with its parameters."""
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_observed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                status = f"{message['status'] // 100}xx"
+                metrics.REQUEST_S.labels(path, scope["method"], status).observe(time.monotonic() - began_at)
+            await send(message)
+
+        await response(scope, receive, send_observed)
+
+    return respond
 
 
 def add_headers(response: ASGIApp, headers: Mapping[str, str]) -> ASGIApp:

@@ -21,6 +21,7 @@ from tailrace.gateway.streaming.frame_writer import FrameWriter, Snapshot
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
 from tailrace.gateway.streaming.stream_access import StreamAccess
+from tailrace.gateway.streaming.stream_timings import StreamTimings
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import End, Event, Failure
 from tailrace.proto.errors import CODES, CursorUnknown, LogError, LogUnavailable, Refused, TurnUnknown
@@ -180,10 +181,8 @@ class EventStream(StreamedResponse):
                 case "expired":
                     raise credential_invalid()
         await self._access.permit.acquire()
-        if self._cursor:
-            metrics.RESUMED.inc()
-        writer = self._writer(send)
-        with metrics.STREAMS.track_inprogress():
+        writer = self._writer(send, feed)
+        with metrics.STREAMS.labels(self._dialect.name).track_inprogress():
             await self.begin(send, 200)
             life_s = self._streams.settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
             position = self._start_index(feed, start)
@@ -220,10 +219,18 @@ class EventStream(StreamedResponse):
         """Returns the index of the first entry that may hold an event for this client."""
         return 0 if start.seen else feed.start(self._cursor, self._dialect)
 
-    def _writer(self, send: Send) -> FrameWriter:
-        heartbeat_s = self._streams.settings.heartbeat_s
+    def _writer(self, send: Send, feed: TurnFeed | None = None) -> FrameWriter:
+        """Returns the writer of a response to `send`. A stream of `feed` is measured, unless it is paced."""
+        timings = None
+        if feed is not None and self._pace is None:
+            timings = StreamTimings(feed, self._dialect.name, self._cursor, self._access.requested_at)
         return FrameWriter(
-            send, self._dialect, heartbeat_s=heartbeat_s, id_prefix=self._access.id_prefix, pace=self._pace
+            send,
+            self._dialect,
+            heartbeat_s=self._streams.settings.heartbeat_s,
+            id_prefix=self._access.id_prefix,
+            pace=self._pace,
+            on_written=timings.wrote if timings is not None else None,
         )
 
     async def _send_record(self, start: Start, send: Send) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.types import Send
 
@@ -12,6 +12,7 @@ from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.response import body
+from tailrace.proto.entries import Stored
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.subjects import TurnKey
 
@@ -26,6 +27,8 @@ RETRY_MS = (500, 2000)
 # without the pause this happened to 2 in 100 streams in Chromium.
 DISPATCH_S = 0.25
 
+OnWritten = Callable[[Sequence[Stored], int, int], None]
+"""Is called after each write with the turn's entries, and the index of the first one written and of the next one."""
 # Renders the turn so far as a few events. The arguments: key, fold, and the number of events that these replace.
 Snapshot = Callable[[TurnKey, Turn, int], sse.Events]
 
@@ -34,7 +37,14 @@ class FrameWriter:
     """Writes to one client. `send` waits until the client has read enough of what was written before."""
 
     def __init__(
-        self, send: Send, dialect: Dialect, *, heartbeat_s: float, id_prefix: bytes = b"", pace: Pace | None = None
+        self,
+        send: Send,
+        dialect: Dialect,
+        *,
+        heartbeat_s: float,
+        id_prefix: bytes = b"",
+        pace: Pace | None = None,
+        on_written: OnWritten | None = None,
     ) -> None:
         self.is_within_frame = False
         """Whether only a part of a write was sent, so that the body would now end in the middle of a frame."""
@@ -43,6 +53,7 @@ class FrameWriter:
         self._heartbeat_s = heartbeat_s
         self._id_prefix = id_prefix
         self._pace = pace
+        self._on_written = on_written
         self._needs_retry = dialect.sends_retry
 
     async def write_turn(
@@ -63,11 +74,13 @@ class FrameWriter:
             if self._pace is not None:
                 most = self._pace.due(feed.entries, position, FRAMES_MAX, now())
             frames = feed.frames(self._dialect, position, most, PIECE_BYTES_MAX)
-            position += len(frames)
+            start, position = position, position + len(frames)
             if to_skip:
                 frames, to_skip = skip_events(frames, to_skip)
             if not await self.write(frames):
                 return False
+            if self._on_written is not None:
+                self._on_written(feed.entries, start, position)
             if position < len(feed.entries):
                 is_news = await self._is_next_due(feed, position)
             elif feed.is_broken or feed.is_ended:

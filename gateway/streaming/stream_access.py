@@ -5,6 +5,7 @@ on_disconnect policy. The responses themselves name none of them.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 
@@ -30,6 +31,7 @@ class StreamAccess:
         self.streams = streams
         self.id_prefix = id_prefix
         self.accept = accept
+        self.requested_at = time.monotonic()
         address = request.client.host if request.client is not None else ""
         self.permit = streams.slots.permit(request.principal, address)
 

@@ -296,7 +296,7 @@ class MessageBatchSubmitter:
         except FenceLost:
             # Cancelled or deleted meanwhile.
             return await self._end_of(child)
-        metrics.count_end(end)
+        metrics.count_end(writer.turn)
         return end
 
     async def _write_result(self, writer: "Writer", result: Result | Failure) -> tuple[Outcome, Failure | None]:

@@ -39,6 +39,8 @@ class Delivery:
         self.lease = message.reply
         """The reply subject: any process that knows it can renew and acknowledge."""
         self.seq = Seq(message.metadata.sequence.stream)
+        self.at = message.metadata.timestamp
+        """When the entry was stored, by the server's clock."""
         self.times = int(message.metadata.num_delivered or 1)
         self.is_batch = is_batch(message.data)
         """Whether the entry is the request of a batch (PROTOCOL R63)."""

@@ -5,6 +5,7 @@ The rules are in append.py, replay.py and follower.py; the requests to JetStream
 
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from datetime import datetime
 
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Stored
@@ -92,8 +93,8 @@ class TurnLog(JetStreamLog):
         """
         return await self.last_seq(key, "end") != BEFORE_FIRST
 
-    async def until_ended(self, key: TurnKey) -> None:
-        """Returns when the live feed shows an `end` of the turn, or the log holds a valid one.
+    async def until_ended(self, key: TurnKey) -> datetime:
+        """Waits until the live feed shows an `end` of the turn, or the log holds a valid one; returns its time.
 
         For a writer that must stop although it appends nothing. The log is read at the start, whenever the feed may
         have missed an entry, and every REREAD_S seconds.
@@ -101,7 +102,7 @@ class TurnLog(JetStreamLog):
         async with self.subscribe(key, "end") as feed:
             while True:
                 with suppress(LogError):
-                    if await self.has_end(key) and (await self.turn(key)).end is not None:
-                        return
-                if await feed.next(REREAD_S):
-                    return
+                    if await self.has_end(key) and (ended_at := (await self.turn(key)).ended_at) is not None:
+                        return ended_at
+                if live := await feed.next(REREAD_S):
+                    return live[-1].at

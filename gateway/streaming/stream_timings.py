@@ -1,0 +1,52 @@
+"""StreamTimings: measures what the reader of one stream feels: its first token, the time between tokens, resuming."""
+
+import time
+from collections.abc import Sequence
+
+from tailrace.gateway import metrics
+from tailrace.gateway.streaming.fanout import TurnFeed
+from tailrace.proto import events
+from tailrace.proto.entries import Event, Stored
+from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.runtime.clock import age_s
+
+
+class StreamTimings:
+    """One stream of `feed`, from `cursor` on. Entries that were stored before it began are a replay: not measured."""
+
+    def __init__(self, feed: TurnFeed, dialect: str, cursor: Seq, requested_at: float) -> None:
+        """`requested_at` is when the stream's request came, in `time.monotonic()`."""
+        self._live_from = len(feed.entries)
+        self._resumed_at: float | None = None
+        self._last_at: float | None = None
+        self._first_token = None
+        if cursor != BEFORE_FIRST:
+            metrics.RESUMED.inc()
+            metrics.REPLAYED.observe(sum(seq > cursor for seq in feed.seqs))
+            self._resumed_at = requested_at
+        elif not any(map(is_delta, feed.entries)):
+            self._first_token = metrics.FIRST_TOKEN_S.of(dialect)
+
+    def wrote(self, entries: Sequence[Stored], start: int, end: int) -> None:
+        """Measures a write of the entries from index `start` to `end`, the end not included."""
+        if start == end:
+            return
+        now = time.monotonic()
+        if self._resumed_at is not None:
+            metrics.RESUME_S.observe(now - self._resumed_at)
+            self._resumed_at = None
+        last = entries[end - 1]
+        if end <= self._live_from or not isinstance(last.entry, Event):
+            return
+        metrics.DELTA_DELAY_S.observe(max(time.time() - last.at.timestamp(), 0.0))
+        if self._last_at is not None:
+            metrics.DELTA_GAP_S.observe(now - self._last_at)
+        self._last_at = now
+        if self._first_token is not None and any(map(is_delta, entries[start:end])):
+            self._first_token.observe(age_s(entries[0].at))
+            self._first_token = None
+
+
+def is_delta(stored: Stored) -> bool:
+    """Returns whether an entry is a delta of the answer."""
+    return isinstance(stored.entry, Event) and isinstance(events.decode(stored.entry.event), events.BlockDelta)

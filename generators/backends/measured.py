@@ -1,0 +1,81 @@
+"""MeasuredBackend: observes the calls to a model under OpenTelemetry's names for generative AI.
+
+Source: OpenTelemetry's semantic conventions for generative AI, "Generative AI client metrics" (in development). Dots
+become underscores, as its Prometheus exporter writes them.
+"""
+
+import re
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from prometheus_client import Histogram
+
+from tailrace.generators.backends import Backend, Call
+from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.metrics import model_label
+from tailrace.proto.errors import BackendError
+from tailrace.proto.events import BlockDelta
+from tailrace.proto.runtime.fast_histogram import FastHistogram
+
+PREFIX = re.compile(r".*[./]")
+# The conventions' buckets, in seconds.
+CALL_BUCKETS_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+FIRST_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+DELTA_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+
+CALL_S = Histogram(
+    "gen_ai_client_operation_duration_seconds",
+    "Time of a call to the model, whole or broken off; `error_type` is empty or the code of the failure",
+    ["gen_ai_provider_name", "gen_ai_request_model", "error_type"],
+    buckets=CALL_BUCKETS_S,
+)
+FIRST_S = Histogram(
+    "gen_ai_client_operation_time_to_first_chunk_seconds",
+    "Time from a call to the model until the first delta of its answer",
+    ["gen_ai_provider_name", "gen_ai_request_model"],
+    buckets=FIRST_BUCKETS_S,
+)
+DELTA_S = FastHistogram(
+    "gen_ai_client_operation_time_per_output_chunk_seconds",
+    "Time between two deltas as the model sent them, by model",
+    label="gen_ai_request_model",
+    buckets=DELTA_BUCKETS_S,
+)
+
+
+class MeasuredBackend:
+    """A backend whose calls are observed. `name` is the value of `gen_ai_provider_name`."""
+
+    def __init__(self, name: str, backend: Backend) -> None:
+        self._name = name
+        self._backend = backend
+
+    def model_id(self, model: str) -> str:
+        return self._backend.model_id(model)
+
+    async def close(self) -> None:
+        await self._backend.close()
+
+    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
+        """Yields the events of the backend's answer."""
+        # Bedrock and LiteLLM put the provider before the name of the model, with a dot or a slash.
+        model = model_label(PREFIX.sub("", call.model))
+        deltas = DELTA_S.of(model)
+        begun_at, last_at, error_type = time.monotonic(), 0.0, ""
+        try:
+            async with aclosing(self._backend.answer(call)) as answer:
+                async for event in answer:
+                    if type(event.event) is BlockDelta:
+                        now = time.monotonic()
+                        if last_at:
+                            deltas.observe(now - last_at)
+                        else:
+                            FIRST_S.labels(self._name, model).observe(now - begun_at)
+                        last_at = now
+                    yield event
+        except BackendError as error:
+            error_type = error.code
+            raise
+        finally:
+            CALL_S.labels(self._name, model, error_type).observe(time.monotonic() - begun_at)

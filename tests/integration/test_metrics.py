@@ -1,0 +1,90 @@
+"""Metrics of what users feel, in the metrics of real processes: waits, tokens, resuming, takeover, stop, recording."""
+
+from pathlib import Path
+from signal import SIGKILL
+
+import httpx2
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tailrace.deploy.local import ports
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.subjects import TurnKey
+from tests.harness.system import System
+
+# The samples that each process must have after the story below: at least one observation each.
+GATEWAY = (
+    "tailrace_gateway_request_seconds_count",
+    "tailrace_gateway_first_token_seconds_count",
+    "tailrace_gateway_delta_gap_seconds_count",
+    "tailrace_gateway_delta_delay_seconds_count",
+    "tailrace_gateway_resume_seconds_count",
+    "tailrace_gateway_replayed_entries_sum",
+)
+GENERATOR = (
+    "gen_ai_client_operation_duration_seconds_count",
+    "gen_ai_client_operation_time_to_first_chunk_seconds_count",
+    "gen_ai_client_operation_time_per_output_chunk_seconds_count",
+    "tailrace_generator_turn_seconds_count",
+    "tailrace_generator_queue_wait_seconds_count",
+    "tailrace_generator_takeover_seconds_count",
+    "tailrace_generator_stop_seconds_count",
+)
+PERSISTENCE = ("tailrace_persistence_lag_seconds_count", "tailrace_persistence_transaction_seconds_count")
+
+
+async def scrape(port: int) -> dict[str, float]:
+    """Returns the sum of all series of each sample."""
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+    sums = dict[str, float]()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    return sums
+
+
+@pytest.mark.timeout(120)
+async def test_what_users_feel_is_measured(tmp_path: Path) -> None:
+    """A reader that resumes at another gateway, a generator that is killed, a turn that is cancelled, and its row."""
+    of_gateway, of_persistence, *of_generators = ports.find_free(4)
+    async with System(tmp_path) as system:
+        await system.start_claude()
+        parts = [
+            await system.new_gateway(TAILRACE_METRICS_PORT=of_gateway),
+            await system.new_persistence(TAILRACE_METRICS_PORT=of_persistence),
+            *[await system.new_generator(TAILRACE_METRICS_PORT=port) for port in of_generators],
+        ]
+        for part in parts:
+            await part.start()
+        (client,) = system.clients
+
+        posted = await client.post("/v1/turns", json={"message": "#sim words=60 rate=20"})
+        turn = posted.json()["turn"]
+        cursor = await read_some(client, turn, 4)
+        await read_some(client, turn, 10)
+        _, process = await system.generator_of(TurnKey(Tenant("local"), TurnId(turn)))
+        await process.stop(SIGKILL)
+        await read_some(client, turn, 10**6, cursor)
+
+        running = (await client.post("/v1/turns", json={"message": "#sim words=1000 rate=20"})).json()["turn"]
+        await read_some(client, running, 5)
+        assert (await client.post(f"/v1/turns/{running}/cancel")).is_success
+        await system.settled()
+
+        survivor = of_generators[1 - system.generators.index(process)]
+        for port, names in ((of_gateway, GATEWAY), (survivor, GENERATOR), (of_persistence, PERSISTENCE)):
+            found = await scrape(port)
+            assert [name for name in names if not found.get(name)] == []
+
+
+async def read_some(client: httpx2.AsyncClient, turn: str, most: int, cursor: str = "") -> str:
+    """Reads at most `most` events of a turn; returns the last id."""
+    headers = {"last-event-id": cursor} if cursor else {}
+    async with client.stream("GET", f"/v1/turns/{turn}/events", headers=headers) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("id:"):
+                cursor, most = line.removeprefix("id:").strip(), most - 1
+            if not most:
+                break
+    return cursor
