@@ -40,9 +40,10 @@ class BlobCollector:
         self._locks: WeakValueDictionary[Tenant, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Deletes unreferenced blobs of all tenants, every `INTERVAL_S`, until `stop` is set."""
+        """Deletes unreferenced blobs of all tenants, and deleted rows in the journal, until `stop` is set."""
         while not stop.is_set():
             try:
+                await self._store.erase_journal()
                 for tenant in await self._store.tenants_with_released_blobs():
                     await self.collect(tenant)
             except (LogError, Refused, StoreBusy, StoreUnwritable) as error:

@@ -3,6 +3,8 @@
 `synchronous=FULL`: an entry that the recorder acknowledges is never delivered again, and the log keeps it for a day
 only. So a commit must be on the disk when it returns; WAL's usual NORMAL may lose the last commits in a power cut. One
 transaction a batch means one fsync a batch. Reads continue during a write, also during a write of another program.
+
+`secure_delete=ON`: SQLite overwrites what is deleted with zeros. `erase_journal` removes it from the journal, too.
 """
 
 import asyncio
@@ -57,6 +59,8 @@ class Database:
         self._version = version
         self._writing = asyncio.Lock()
         self._damage: StoreCorrupt | None = None
+        # Also after a start: the process may have been killed between a deletion and its checkpoint.
+        self._has_deleted = True
         self._bytes_seen = 0
 
     @classmethod
@@ -78,6 +82,7 @@ class Database:
                 await writer.execute("PRAGMA journal_mode = WAL")
                 await writer.execute("PRAGMA synchronous = FULL")
                 await writer.execute("PRAGMA foreign_keys = ON")
+                await writer.execute("PRAGMA secure_delete = ON")
                 ((version,),) = await writer.execute_fetchall("PRAGMA user_version")
                 _check_version(path, version)
                 reader = await aiosqlite.connect(path, timeout=busy_timeout_s, isolation_level=None)
@@ -134,6 +139,23 @@ class Database:
                     # Does nothing after a commit. A cancelled task must not leave a transaction open.
                     await self._writer.rollback()
                 self._check_file()
+
+    async def erase_journal(self) -> None:
+        """Empties the journal (the WAL file) if something was deleted since the last time.
+
+        Does nothing while another program, such as a backup, or another query reads the database: call it again.
+        """
+        if not self._has_deleted:
+            return
+        async with self._writing:
+            with _errors():
+                ((wait_ms,),) = await self._writer.execute_fetchall("PRAGMA busy_timeout")
+                await self._writer.execute_fetchall("PRAGMA busy_timeout = 0")
+                try:
+                    ((is_busy, *_),) = await self._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+                finally:
+                    await self._writer.execute_fetchall(f"PRAGMA busy_timeout = {wait_ms}")
+                self._has_deleted = bool(is_busy)
 
     async def read(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
         try:

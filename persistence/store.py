@@ -154,6 +154,7 @@ class Store(Database):
                 await writer.executemany(statement, [{"tenant": tenant, "turn": turn} for turn in what.purged])
             for statement in DELETE_EMPTY[what.kind]:
                 await writer.execute(statement, {"tenant": tenant, "name": what.name})
+            self._has_deleted = True
 
     async def release_blobs(self, tenant: Tenant, blobs: str) -> None:
         """Releases blobs whose turn has no row. `blobs` is a JSON list of SHA-256."""

@@ -13,6 +13,7 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.persistence.store import Store
+from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
@@ -162,6 +163,24 @@ async def test_deleting_again_is_404_like_an_unknown_id(gateway: Gateway) -> Non
         answers = [await gateway.client.delete(f"/v1/{kind}s/{name}") for name in names]
         assert [answer.status_code for answer in answers] == [200, 404, 404]
         assert answers[1].content == answers[2].content
+
+
+@pytest.mark.rule("R35")
+async def test_the_text_of_a_deleted_session_leaves_the_database_and_its_journal(
+    own_log: TurnLog, own_gateway: Gateway, tenant: Tenant, persistence_in_loop: Persistence
+) -> None:
+    """Within seconds. SQLite would keep it in free pages, and in the journal until that is overwritten."""
+    text = "a text that no other file contains " * 200
+    await write(own_log, tenant, messages=[Message("user", text)])
+    folder = persistence_in_loop.database.parent
+
+    def files() -> list[str]:
+        return [file.name for file in folder.glob("tailrace.db*") if text[:30].encode() in file.read_bytes()]
+
+    await until(lambda: turns_of(own_gateway, SESSION))
+    assert files() != []
+    assert (await own_gateway.client.delete(f"/v1/sessions/{SESSION}")).status_code == 200
+    await until(lambda: not files())
 
 
 @pytest.mark.rule("R35")
