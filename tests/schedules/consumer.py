@@ -123,6 +123,7 @@ class SimulatedDelivery(Delivery):
         self.key = consumer.key
         self.kind = kind_of(message.stored.entry)
         self.seq = message.stored.seq
+        self.at = message.stored.at
         self.lease = str(message.stored.seq)
         self.times = message.times
         self.is_batch = False

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tailrace.generators.backends.event_order import EventOrder
@@ -136,6 +136,8 @@ def test_a_changed_byte_never_shortens_an_answer_or_is_stored_as_invalid_utf8(da
     raw = RECORDED[number]
     position = data.draw(st.integers(0, len(raw) - 1))
     wrong = data.draw(st.sampled_from([b"\xff", b"\xc3", b"\x80", b"\xed\xa0\x80", b"\x00", b"\\ud800", None]))
+    # In place of another continuation byte, 0x80 makes another letter, which cannot be detected.
+    assume(not (wrong == b"\x80" and 0x80 <= raw[position] < 0xC0))
     broken = raw[:position] if wrong is None else raw[:position] + wrong + raw[position + 1 :]
     try:
         blocks = answer([*RECORDED[:number], broken, *RECORDED[number + 1 :]])
