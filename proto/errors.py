@@ -28,9 +28,13 @@
 Each module that uses a foreign library catches its exceptions and raises one of these `from` the original.
 """
 
+import re
 from typing import Literal
 
 import msgspec
+
+# A message about a field or a query parameter begins with its name in backquotes.
+PARAM = re.compile(r"`([A-Za-z_][\w.\[\]-]{0,199})`")
 
 
 class TailraceError(Exception):
@@ -42,12 +46,20 @@ class SettingsInvalid(TailraceError):
 
 
 class Refused(TailraceError):
-    """A request that is rejected with `code`, a key of CODES. The message says what is wrong and what to do."""
+    """A request that is rejected with `code`, a key of CODES. The message says what is wrong and what to do.
 
-    def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
+    `param` is the field or query parameter that is wrong, such as `messages[0].content`: by default the name with which
+    the message begins, in backquotes; None if it begins otherwise.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        named = PARAM.match(message)
+        self.param = param if named is None or param is not None else named[1]
         self.retry_after_s = retry_after_s
 
 
@@ -207,7 +219,7 @@ CODES: dict[str, Code] = {
     "request_invalid": Code(
         400,
         INVALID,
-        "A field, header or query parameter is missing, unknown or has a value that is not allowed.",
+        "A field, header or query parameter is missing, unknown, sent twice, or has a value that is not allowed.",
         "Change what the message names; /docs describes each field.",
     ),
     "model_unknown": Code(

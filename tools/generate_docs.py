@@ -115,7 +115,8 @@ def errors_page() -> str:
     ]
     head = (
         f"# Errors\n\n{WRITTEN_BY} Codes are stable. The body of every error response is\n"
-        '`{"type": "error", "error": {"message", "type", "code", "param"}}`; the `error` of a failed turn is\n'
+        '`{"type": "error", "error": {"message", "type", "code", "param"}}`. `param` is the field or query\n'
+        "parameter that is wrong, such as `messages[0].content`, or null. The `error` of a failed turn is\n"
         '`{"code", "message"}`. "Retry" says whether the same request may succeed later.\n'
     )
     columns = ("code", "status", "type", "retry", "meaning", "what to do")

@@ -1,7 +1,6 @@
 """Checks of the environment variables of `up`, before any process starts."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 
 import tailrace.gateway.settings
 import tailrace.generators.settings
@@ -11,6 +10,7 @@ from tailrace.gateway import startup_checks
 from tailrace.generators.backends.registry import require_known
 from tailrace.generators.failover import parse_backends
 from tailrace.persistence.webhooks import sender
+from tailrace.proto.did_you_mean import closest, suggest
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.runtime import settings
 from tailrace.proto.service import ProcessSettings
@@ -41,7 +41,8 @@ async def check(environ: Mapping[str, str]) -> None:
             raise SettingsInvalid(f"{name} is set, but {instead}")
     for name in environ:
         if name.startswith(settings.PREFIX) and name not in known:
-            raise SettingsInvalid(f"{name} is not a setting{suggest(name, known)}; docs/SETTINGS.md lists all settings")
+            hint = suggest(name, known, settings.PREFIX)
+            raise SettingsInvalid(f"{name} is not a setting{hint}; docs/SETTINGS.md lists all settings")
     for _, kind in SERVICES:
         settings.read(kind, environ)
     for name in parse_backends(settings.read(tailrace.generators.settings.Settings, environ).backends).backends:
@@ -58,19 +59,10 @@ def gateway_settings(options: Options, environ: Mapping[str, str], nats_url: str
     )
 
 
-def suggest(name: str, known: set[str]) -> str:
-    """Returns a hint with the most similar known name, or an empty text."""
-    # Compared without the common prefix, which would make all names similar.
-    bare = {each.removeprefix(settings.PREFIX): each for each in sorted(known)}
-    return "".join(
-        f" (did you mean {bare[found]}?)" for found in get_close_matches(name[len(settings.PREFIX) :], bare, 1)
-    )
-
-
 def mistyped(environ: Mapping[str, str]) -> list[str]:
     """Returns a warning for each variable whose name is nearly one of `SDK_NAMES`."""
     return [
-        f"{name} is set but has no meaning: did you mean {found[0]}?"
+        f"{name} is set but has no meaning: did you mean {found}?"
         for name in sorted(environ)
-        if name not in SDK_NAMES and (found := get_close_matches(name.upper(), SDK_NAMES, 1, SIMILARITY_MIN))
+        if name not in SDK_NAMES and (found := closest(name.upper(), SDK_NAMES, SIMILARITY_MIN))
     ]

@@ -54,7 +54,9 @@ class ApiRequest(Request):
         """
         types = read_body.JSON_OR_TEXT if is_text_allowed else read_body.ONLY_JSON
         raw = await self._bodies.read(self, self.principal.tenant, self.until_answered, types)
-        return read_body.decode(raw, kind), raw
+        body = read_body.decode(raw, kind)
+        await read_body.require_unique_keys(raw)
+        return body, raw
 
     def turn(self, parameter: str = "turn", prefix: str = "") -> TurnKey:
         """Returns the turn that the path names, of the principal's tenant. Raises Refused if it cannot be an id.

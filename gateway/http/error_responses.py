@@ -31,7 +31,8 @@ class Problem(msgspec.Struct, frozen=True):
     message: str
     type: str
     code: str
-    param: None = None
+    param: str | None = None
+    """The field or query parameter that is wrong, as OpenAI's API names it: `messages[0].content`."""
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -45,6 +46,7 @@ def response(
     code: str,
     message: str,
     *,
+    param: str | None = None,
     retry_after_s: float | None = None,
     headers: Mapping[str, str] | None = None,
     scope: Scope | None = None,
@@ -66,14 +68,21 @@ def response(
         extra["connection"] = "close"
     if row.status == 401:
         extra["www-authenticate"] = "Bearer"
-    envelope = Envelope(Problem(message, row.type, code))
+    envelope = Envelope(Problem(message, row.type, code, param))
     return Response(msgspec.json.encode(envelope), row.status, extra, JSON)
 
 
 def of(error: Refused | LogError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
     """The response for `error`, with further `headers`."""
     if isinstance(error, Refused):
-        return response(error.code, error.message, retry_after_s=error.retry_after_s, headers=headers, scope=scope)
+        return response(
+            error.code,
+            error.message,
+            param=error.param,
+            retry_after_s=error.retry_after_s,
+            headers=headers,
+            scope=scope,
+        )
     return response(error.code, str(error), headers=headers, scope=scope)
 
 

@@ -13,11 +13,13 @@ import msgspec
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
+from tailrace.gateway.http.duplicate_keys import find_duplicate, find_duplicate_in_large
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.media_type import JSON, media_type
 from tailrace.gateway.http.slow_body import MinimumRate
-from tailrace.gateway.http.validation_hints import allowed_names
+from tailrace.gateway.http.validation_hints import allowed_names, wrong_field
 from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.did_you_mean import suggest
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
 
@@ -103,12 +105,33 @@ def decode(body: bytes, kind: type[B]) -> B:
     except msgspec.ValidationError as error:
         # The message quotes the client's own field, which may be as long as the body.
         problem, names = str(error), allowed_names(kind, str(error))
+        param = wrong_field(problem)
         hint = f"; there are {', '.join(names)}" if names else ""
+        if "unknown field" in problem[:QUOTED_CHARS_MAX] and param is not None:
+            hint = suggest(param.rpartition(".")[2], names) + hint
         if "options" in names and SAMPLING.search(problem) is not None:
             hint += ". The current models refuse sampling; `options` passes it on to those that take it"
-        raise Refused("request_invalid", problem[:QUOTED_CHARS_MAX] + hint) from error
+        raise Refused("request_invalid", problem[:QUOTED_CHARS_MAX] + hint, param=param) from error
     except DECODE_ERRORS as error:
-        raise Refused("json_invalid", "the body is not valid JSON (RFC 8259), or is nested too deeply") from error
+        raise _not_json() from error
+
+
+async def require_unique_keys(body: bytes) -> None:
+    """Raises Refused if an object in `body`, which was decoded before, has a key twice."""
+    try:
+        if len(body) <= SMALL_BYTES_MAX:
+            path = find_duplicate(body)
+        else:
+            path = await asyncio.to_thread(find_duplicate_in_large, body)
+    except (ValueError, RecursionError) as error:
+        raise _not_json() from error
+    if path is not None:
+        path = path[:QUOTED_CHARS_MAX]
+        raise Refused("request_invalid", f"`{path}` occurs twice in its object: send it once", param=path)
+
+
+def _not_json() -> Refused:
+    return Refused("json_invalid", "the body is not valid JSON (RFC 8259), or is nested too deeply")
 
 
 def values_in(raw: bytes) -> int:

@@ -1,4 +1,4 @@
-"""Finds what msgspec would have accepted where a body was wrong: field names or enum values. Pure."""
+"""Reads msgspec's validation errors: which field is wrong, and which names or values are allowed there. Pure."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,20 @@ from msgspec import inspect
 PATH_CHARS_MAX = 200
 # msgspec ends its messages with a path: "… - at `$.messages[0].role`"; without one for the outermost object.
 PATH = re.compile(r" - at `\$([^`]*)`$")
+FIELD = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`$", re.DOTALL)
 STEP = re.compile(r"\.[^.\[]+|\[[^\]]*\]")
+
+
+def wrong_field(problem: str) -> str | None:
+    """Returns the path of the field that is wrong, as OpenAI's API writes it: `messages[0].content`. None for the body.
+
+    An unknown or missing field is part of the path.
+    """
+    path = PATH.search(problem[-PATH_CHARS_MAX:])
+    where = path[1] if path else ""
+    if (field := FIELD.match(problem.removesuffix(path[0]) if path else problem)) is not None:
+        where += f".{field[1][:PATH_CHARS_MAX]}"
+    return where.removeprefix(".") or None
 
 
 def allowed_names(kind: type, problem: str) -> list[str]:

@@ -129,7 +129,7 @@ def build_sheet(model: Model, listed: Listed | None) -> ModelSheet:
 def build_page(cards: Sequence[ModelCard], *, after_id: str | None, before_id: str | None, limit: int) -> ModelPage:
     """Returns the page after or before a model of the list, or the first page. Raises Refused."""
     if after_id is not None and before_id is not None:
-        raise Refused("request_invalid", "send either `after_id` or `before_id`")
+        raise Refused("request_invalid", "`after_id` and `before_id` exclude each other: send one of them")
     ids = [card.id for card in cards]
     if not {after_id, before_id} <= {None, *ids}:
         raise Refused("request_invalid", "`after_id` and `before_id` must be ids of listed models")

@@ -38,5 +38,6 @@ class Offer(NamedTuple):
                 code,
                 f"unknown model `{(name or '')[:QUOTED_CHARS_MAX]}`; choose one of {names}; "
                 "the operator can define aliases with TAILRACE_MODEL_ALIASES",
+                param="model",
             )
         return found

@@ -134,15 +134,22 @@ class Prompts:
             raise Refused(
                 "prompt_invalid",
                 f"The prompt `{prompt.name}` has no variable `{min(unknown)[:64]}`; its variables are: {names}.",
+                param="prompt.variables",
             )
         if is_deeper(wanted.variables, BODY_LEVELS_MAX):
-            raise Refused("request_invalid", f"`variables` are nested more than {BODY_LEVELS_MAX} levels deep.")
+            raise Refused("request_invalid", f"`prompt.variables` are nested more than {BODY_LEVELS_MAX} levels deep.")
         if "message" in prompt.makes and (params.message is not None or params.messages is not None):
             raise Refused(
-                "request_invalid", f"The prompt `{prompt.name}` makes the message; leave out `message` and `messages`."
+                "request_invalid",
+                f"The prompt `{prompt.name}` makes the message; leave out `message` and `messages`.",
+                param="message" if params.messages is None else "messages",
             )
         if "system" in prompt.makes and params.system is not None:
-            raise Refused("request_invalid", f"The prompt `{prompt.name}` makes the system prompt; leave out `system`.")
+            raise Refused(
+                "request_invalid",
+                f"The prompt `{prompt.name}` makes the system prompt; leave out `system`.",
+                param="system",
+            )
 
     async def _texts(self, wanted: Sequence[Filled], tenant: Tenant) -> list["Rendered | Refused"]:
         """Renders templates in one subprocess. Raises Refused if none was free in time."""
@@ -180,7 +187,7 @@ def apply(params: P, text: Rendered) -> P:
 
 def render_error(wanted: Filled, reason: object) -> Refused:
     """Returns the error for a template that cannot be rendered with these variables."""
-    return Refused("prompt_invalid", f"The prompt `{wanted.name}` cannot be rendered: {reason}")
+    return Refused("prompt_invalid", f"The prompt `{wanted.name}` cannot be rendered: {reason}", param="prompt")
 
 
 def read_sources(folder: Path) -> dict[Path, str]:

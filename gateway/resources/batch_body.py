@@ -177,4 +177,6 @@ def require_alike(params: Params, first: Params) -> None:
 
 
 def _at(index: int, refused: Refused) -> Refused:
-    return Refused(refused.code, f"`requests[{index}]`: {refused.message}", retry_after_s=refused.retry_after_s)
+    where = f"requests[{index}]"
+    param = where if refused.param is None else f"{where}.{refused.param}"
+    return Refused(refused.code, f"`{where}`: {refused.message}", param=param, retry_after_s=refused.retry_after_s)

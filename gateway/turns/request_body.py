@@ -82,7 +82,7 @@ class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def check(new_turn: NewTurn) -> None:
     """Checks what the types of `NewTurn` do not. Raises Refused."""
     if (new_turn.message is None) == (new_turn.messages is None):
-        raise Refused("request_invalid", "send either `message`, a string, or `messages`, a list")
+        raise Refused("request_invalid", "`message`, a string, or `messages`, a list, is required: send one of them")
     new = new_messages(new_turn)
     if not new:
         raise Refused("request_invalid", "`messages` is empty: send at least one")
@@ -107,7 +107,7 @@ def check(new_turn: NewTurn) -> None:
     if new_turn.create_session:
         check_session("session", new_turn.session)
     if new[-1].role == "assistant":
-        raise Refused("request_invalid", "the last of `messages` must not be the assistant's: it has no answer")
+        raise Refused("request_invalid", "`messages` must not end with a message of the assistant: it has no answer")
     if new_turn.max_cost is not None and not 0 < new_turn.max_cost <= COST_USD_MAX:
         raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:,.0f}")
     if new_turn.on_disconnect != "continue" and grace_s(new_turn.on_disconnect) is None:

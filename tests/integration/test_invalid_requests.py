@@ -37,6 +37,7 @@ BODIES = {
     "deep inside": (b'{"message": "hi", "system": [{"a": %b}]}' % nested(90_000), "json_invalid"),
     "deep in an unknown field": (b'{"message": "hi", "x": %b}' % nested(90_000), "request_invalid"),
     "long name": (b'{"x` - at `$' + b"[" * 900_000 + b'": 1}', "request_invalid"),
+    "key twice": (b'{"message": "hi", "metadata": {"a": "1", "a": "2"}}', "request_invalid"),
     "long value": (b'{"on_interrupt": "x` - at `$' + b"[" * 900_000 + b'"}', "request_invalid"),
 }
 
@@ -58,7 +59,7 @@ async def test_a_number_that_is_too_large_is_refused_in_an_unknown_field(shared_
 
 
 HI = {"message": "hi"}
-FIELDS = "`modell`; there are message, messages, model, system, max_tokens, tools"
+FIELDS = "`modell` (did you mean model?); there are message, messages, model, system, max_tokens, tools"
 # The request, and what the error message names.
 REQUESTS: dict[str, tuple[object, str]] = {
     "unknown field": (HI | {"modell": "x"}, FIELDS),

@@ -105,7 +105,7 @@ async def test_request_after_a_cancelled_turn_is_a_new_turn(
         ({"model": 5}, "Expected `str`, got `int` - at `$.model`"),
         ({"messages": []}, "`messages` is empty"),
         ({"messages": [{"role": "user", "content": "hi", "name": "x"}]}, "unknown field `name` - at `$.messages[0]`"),
-        ({"messages": [*BODY["messages"], {"role": "assistant", "content": "A"}]}, "must not be the assistant's"),
+        ({"messages": [*BODY["messages"], {"role": "assistant", "content": "A"}]}, "`messages` must not end with"),
         ({"betas": ["x"]}, "`options` cannot hold betas"),
         ({"max_tokens": 10**7}, "`max_tokens` must be from 1 to 128000"),
     ],

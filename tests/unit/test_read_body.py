@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from tailrace.gateway.http import read_body
-from tailrace.gateway.http.large_bodies import LargeBodies
+from tailrace.gateway.http.duplicate_keys import without_long_strings
+from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import Refused
@@ -105,22 +106,58 @@ def test_an_invalid_field_is_named(raw: bytes, code: str, named: str) -> None:
     assert named in refused.value.message
 
 
+NUMBER = "Object contains unknown field `numbre` (did you mean number?); there are number, several, named"
+INNER = "Object contains unknown field `x` - at `$.several[0]`; there are colour"
+ENUM = "Invalid enum value 'g' - at `$.several[0].colour`; there are blue, red"
+
+
 @pytest.mark.parametrize(
-    ("raw", "message"),
+    ("raw", "kind", "param", "message"),
     [
-        (b'{"x": 1}', "Object contains unknown field `x`; there are number, several, named"),
-        (b'{"several": [{"x": 1}]}', "Object contains unknown field `x` - at `$.several[0]`; there are colour"),
-        (b'{"named": {"a": {"x": 1}}}', "Object contains unknown field `x` - at `$.named[...]`; there are colour"),
-        (b'{"several": [{"colour": "g"}]}', "Invalid enum value 'g' - at `$.several[0].colour`; there are blue, red"),
-        (b'{"several": [{"colour": 1}]}', "Expected `str | null`, got `int` - at `$.several[0].colour`"),
+        (b'{"x": 1}', Shape, "x", "Object contains unknown field `x`; there are number, several, named"),
+        (b'{"numbre": 1}', Shape, "numbre", NUMBER),
+        (b'{"several": [{"x": 1}]}', Shape, "several[0].x", INNER),
+        (b'{"named": {"a": {"x": 1}}}', Shape, "named[...].x", INNER.replace("several[0]", "named[...]")),
+        (b'{"several": [{"colour": "g"}]}', Shape, "several[0].colour", ENUM),
+        (b'{"several": 1}', Shape, "several", "Expected `array | null`, got `int` - at `$.several`"),
+        (b"{}", Told, "text", "Object missing required field `text`"),
+        (b"[]", Told, None, "Expected `object`, got `array`"),
     ],
-    ids=range(5),
+    ids=range(8),
 )
-def test_the_error_lists_the_valid_fields_or_values(raw: bytes, message: str) -> None:
-    """Of that position; the lists come from the types."""
+def test_the_error_names_the_field_and_lists_what_is_valid_there(
+    raw: bytes, kind: type[msgspec.Struct], param: str | None, message: str
+) -> None:
+    """The lists come from the types. `param` is the path in the notation of OpenAI's API."""
     with pytest.raises(Refused) as refused:
-        read_body.decode(raw, Shape)
-    assert refused.value.message == message
+        read_body.decode(raw, kind)
+    assert (refused.value.param, refused.value.message) == (param, message)
+
+
+@pytest.mark.parametrize("size", [0, SMALL_BYTES_MAX], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("raw", "path"),
+    [
+        (b'{"a": 1, "b": {"a": 2}, "c": [{"a": 1}, {"a": 1}], "pad": "%b"}', None),
+        (b'{"a": 1, "b": "%b", "a": 2}', "a"),
+        (b'{"a": [{"b": "%b"}, {"b": 1, "c": {}, "b": {"b": 1}}]}', "a[1].b"),
+        (b'{"a": {"b": 1, "b": 2}, "c": "%b", "a": 3}', "a"),
+        (b'{"a": "%b", "\\u0061": "b"}', "a"),
+        (b'{"a": "\\\\", "b": "\\"a\\": %b", "c": 1, "c": 2}', "c"),
+        (b'{"' + b"k" * 99 + b'": "%b", "' + b"k" * 98 + b'" : 1}', None),
+    ],
+    ids=range(7),
+)
+async def test_a_key_that_occurs_twice_is_refused_with_its_path(raw: bytes, path: str | None, size: int) -> None:
+    """msgspec takes the last one; another parser on the way may take the first one."""
+    body = raw % (b"x" * size)
+    read_body.decode(body, dict[str, Any])
+    if path is None:
+        await read_body.require_unique_keys(body)
+        return
+    with pytest.raises(Refused) as refused:
+        await read_body.require_unique_keys(body)
+    assert (refused.value.code, refused.value.param) == ("request_invalid", path)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +209,15 @@ JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
     st.one_of(st.none(), st.integers(), NAMES),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(NAMES, inner, max_size=4)),
 )
+
+
+@given(JSON_VALUES)
+def test_long_strings_are_removed_without_changing_the_structure(value: Any) -> None:
+    """Whatever is quoted in them, and in the keys before them."""
+    long = '\\",[{' * 20
+    value = [value, long, {long: value, "a": long}]
+    found = msgspec.json.decode(without_long_strings(msgspec.json.encode(value)))
+    assert found == [value[0], "", {long: value[0], "a": ""}]
 
 
 def values(value: Any) -> int:

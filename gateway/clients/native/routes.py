@@ -99,7 +99,7 @@ def dialect_of(request: ApiRequest) -> Dialect:
     """Returns the dialect of `?dialect=`. Raises Refused for an unknown name."""
     name = request.query_params.get("dialect", "tailrace")
     if name not in DIALECTS:
-        raise Refused("dialect_unknown", f"unknown dialect; choose one of {', '.join(DIALECTS)}")
+        raise Refused("dialect_unknown", f"`dialect` must be one of {', '.join(DIALECTS)}")
     return DIALECTS[name]
 
 

@@ -87,7 +87,7 @@ async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnR
         renderer = render_snapshot if flag(request, "snapshot") else None
         return EventStream(StreamAccess(streams, request), key, OPENAI_RESPONSES, snapshot=renderer)
     if flag(request, "snapshot"):
-        raise Refused("request_invalid", "send either `snapshot` or `starting_after`: a snapshot begins at the start")
+        raise Refused("request_invalid", "`snapshot` begins at the start: send it without `starting_after`")
     start = Start(key, seen=parse_cursor(after) + 1)
     return EventStream(StreamAccess(streams, request), start, OPENAI_RESPONSES, waits_for_log=request.method == "GET")
 
