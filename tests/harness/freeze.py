@@ -1,8 +1,13 @@
 """Freezes a process that a test started; SIGCONT continues it."""
 
-import os
+import time
+from contextlib import suppress
+from pathlib import Path
 from signal import SIGSTOP, Signals
 from typing import Protocol
+
+# Stopped, or a process that has ended.
+STOPPED = "TtZX"
 
 
 class Part(Protocol):
@@ -20,5 +25,15 @@ def freeze(part: Part) -> None:
     kill(2) returns earlier: on a busy machine a server answered one more request after it.
     """
     part.signal(SIGSTOP)
-    # WNOWAIT leaves an exit status to asyncio; WEXITED keeps a dead process from blocking this call.
-    os.waitid(os.P_PID, part.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    while any(state not in STOPPED for state in thread_states(part.pid)):
+        time.sleep(0.001)
+
+
+def thread_states(pid: int) -> list[str]:
+    """Returns the state of each thread of a process, as in proc_pid_stat(5); an empty list if there is no process."""
+    states = []
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        # A thread may end meanwhile.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            states.append(path.read_text().rpartition(") ")[2][0])
+    return states

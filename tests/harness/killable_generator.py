@@ -1,7 +1,6 @@
 """A generator process that kills itself with SIGKILL after its nth append, or when it calls the model with a word."""
 
 import asyncio
-import multiprocessing
 import os
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
@@ -21,13 +20,11 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import GENERATORS, TurnKey
+from tests.harness.forks import FORKS
 from tests.harness.generator_in_loop import working
 from tests.harness.processes import as_user
 from tests.harness.until import until
 
-# The fork server imports everything once. A fork of it starts within milliseconds.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.harness.killable_generator"])
 LIFE_S_MAX = 20.0
 POLL_S = 0.02
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
 from typing import Any, Self
@@ -11,9 +12,10 @@ from typing import Any, Self
 import msgspec
 
 from tailrace.deploy.local.nats_server import ROOT_USER
-from tailrace.deploy.local.spawn import signal_group, spawn
+from tailrace.deploy.local.spawn import spawn
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
+from tests.harness.forks import Fork, fork
 from tests.harness.until import until
 
 CHECKOUT = Path(__file__).parents[2]
@@ -29,12 +31,12 @@ class Process:
     It can be stopped and started again. Its output, of all its starts, is in the file `printed`.
     """
 
-    _process: asyncio.subprocess.Process | None = None
+    _process: asyncio.subprocess.Process | Fork | None = None
 
     def __init__(self, module: str, folder: Path, *arguments: str, **environ: object) -> None:
         self.printed = folder / f"{module}-{os.urandom(4).hex()}.txt"
-        name = module if module.startswith("tests.") else f"tailrace.{module}"
-        self._command = [sys.executable, "-m", name, *arguments]
+        self._module = module if module.startswith("tests.") else f"tailrace.{module}"
+        self._command = [sys.executable, "-m", self._module, *arguments]
         inherited = {
             name: text for name, text in os.environ.items() if not name.startswith(("ANTHROPIC_", "TAILRACE_"))
         }
@@ -54,11 +56,15 @@ class Process:
 
     async def start(self) -> None:
         """Starts it; returns when it has logged that it is ready."""
-        self._begin = self.printed.stat().st_size if self.printed.exists() else 0
-        with self.printed.open("ab") as printed:
-            self._process = await spawn(self._command, self._environ, printed.fileno())
+        self.printed.touch()
+        self._begin = self.printed.stat().st_size
+        self._process = await self._launch()
         await until(lambda: self.is_gone or self._ready, START_S_MAX)
         assert not self.is_gone, self._said
+
+    async def _launch(self) -> asyncio.subprocess.Process | Fork:
+        with self.printed.open("ab") as printed:
+            return await spawn(self._command, self._environ, printed.fileno())
 
     async def stop(self, number: Signals = SIGTERM) -> int:
         """Sends the signal; returns the exit status when it has ended. 0 if it was never started."""
@@ -68,7 +74,8 @@ class Process:
 
     def signal(self, number: Signals) -> None:
         if self._process is not None and not self.is_gone:
-            signal_group(self._process, number)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
     @property
     def pid(self) -> int:
@@ -105,6 +112,16 @@ class Process:
         return address[0] if address else found[1] if found else ""
 
 
+class ForkedProcess(Process):
+    """A process that has all imports from its start: see tests/harness/forks.py.
+
+    Not for other interpreters and other versions of the product, nor for libraries that are loaded before it.
+    """
+
+    async def _launch(self) -> Fork:
+        return await fork(self._module, self._command[3:], self._environ, self.printed)
+
+
 def as_user(nats_url: str, user: str) -> str:
     """Returns the URL with a role's user; all users of a NatsServer have the same password."""
     return nats_url.replace(f"//{ROOT_USER}:", f"//{user}:")
@@ -121,12 +138,12 @@ def generator_environ(nats_url: str, claude_url: str) -> dict[str, object]:
 def generator(folder: Path, nats_url: str, claude_url: str, **environ: object) -> Process:
     """Returns a generator that waits little between two calls of the simulated Claude."""
     settings = generator_environ(nats_url, claude_url) | QUICK_RETRY
-    return Process("generators", folder, **settings | environ)
+    return ForkedProcess("generators", folder, **settings | environ)
 
 
 def gateway(folder: Path, nats_url: str, **environ: object) -> Process:
     settings: dict[str, object] = {"TAILRACE_NATS_URL": as_user(nats_url, GATEWAY), "TAILRACE_PORT": 0}
-    return Process("gateway", folder, **settings | environ)
+    return ForkedProcess("gateway", folder, **settings | environ)
 
 
 def persistence(folder: Path, nats_url: str, **environ: object) -> Process:
@@ -134,8 +151,8 @@ def persistence(folder: Path, nats_url: str, **environ: object) -> Process:
         "TAILRACE_NATS_URL": as_user(nats_url, PERSISTENCE),
         "TAILRACE_DATABASE": folder / "tailrace.db",
     }
-    return Process("persistence", folder, **settings | environ)
+    return ForkedProcess("persistence", folder, **settings | environ)
 
 
 def simulated_claude(folder: Path) -> Process:
-    return Process("deploy.simulated_claude", folder, "--show-calls")
+    return ForkedProcess("deploy.simulated_claude", folder, "--show-calls")

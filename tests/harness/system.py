@@ -28,7 +28,7 @@ from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests.harness import processes
 from tests.harness.nats_cluster import GIB, Cluster
-from tests.harness.processes import Process, as_user
+from tests.harness.processes import ForkedProcess, Process, as_user
 from tests.harness.until import until
 
 Role = Literal["generator", "gateway", "persistence"]
@@ -63,7 +63,7 @@ class System:
         sync: Sync = "always",
         log_bytes: int = GIB // 2,
         settings: Settings | None = None,
-        launch: Launch = Process,
+        launch: Launch = ForkedProcess,
         client_timeout_s: float = 30.0,
     ) -> None:
         self.folder = folder

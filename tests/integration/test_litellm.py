@@ -48,7 +48,8 @@ def generator(folder: Path, nats_url: str, provider: str, **environ: object) -> 
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     }
     claude_url = str(environ.pop("claude_url", "http://127.0.0.1:9"))
-    process = processes.generator(folder, nats_url, claude_url, **settings | environ)
+    given = processes.generator_environ(nats_url, claude_url) | processes.QUICK_RETRY | settings | environ
+    process = processes.Process("generators", folder, **given)
     process._command[0] = str(PYTHON)
     return process
 

@@ -123,7 +123,8 @@ async def test_a_check_of_a_generator_calls_the_model(system: System, claude: st
 
 async def test_the_stop_of_a_generator_takes_little_cpu_time(system: System, claude: str) -> None:
     """CPU time is measured, so that a busy machine does not matter."""
-    async with processes.generator(system.folder, system.nats_url, claude) as generator:
+    environ = processes.generator_environ(system.nats_url, claude)
+    async with processes.Process("generators", system.folder, **environ) as generator:
         begun_s, reaped_s = cpu_s(generator.pid), children_cpu_s()
         assert await generator.stop() == 0
         assert children_cpu_s() - reaped_s - begun_s < 0.15

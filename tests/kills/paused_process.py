@@ -23,7 +23,7 @@ from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.checker.history import HISTORY, Recorder
 from tests.checker.recorded_process import record
-from tests.harness.processes import Process
+from tests.harness.processes import ForkedProcess
 from tests.harness.until import until
 
 TAG = re.compile(r"\btag=h([0-9]+)(e?)-")
@@ -100,9 +100,9 @@ def pause_of(request: Request) -> tuple[int, bool] | None:
     return (int(found[1]), bool(found[2])) if found else None
 
 
-def pausable(module: str, folder: Path, **environ: object) -> Process:
+def pausable(module: str, folder: Path, **environ: object) -> ForkedProcess:
     """Returns a recorded process of `module` that can pause."""
-    return Process("tests.kills.paused_process", folder, str(folder / HISTORY), module, **environ)
+    return ForkedProcess("tests.kills.paused_process", folder, str(folder / HISTORY), module, **environ)
 
 
 def main() -> None:
