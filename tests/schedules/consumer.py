@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tailrace.proto.entries import Stored, kind_of
@@ -18,7 +19,8 @@ DELIVERY_S = 0.001
 class Message:
     """One entry that the consumer delivers until it is acknowledged."""
 
-    def __init__(self, stored: Stored) -> None:
+    def __init__(self, key: TurnKey, stored: Stored) -> None:
+        self.key = key
         self.stored = stored
         self.times = 0
         self.lease_until_s = 0.0
@@ -28,27 +30,32 @@ class Message:
 
 
 class SimulatedConsumer:
-    """Delivers each entry that `is_wanted` to one of the processes that ask for it, until one acknowledges it."""
+    """Delivers each entry that `is_wanted` to one of the processes that ask for it, until one acknowledges it.
+
+    It delivers entries of the turn `key`, and of those that `watch` adds.
+    """
 
     def __init__(
         self, server: SimulatedServer, key: TurnKey, is_wanted: Callable[[Stored], bool], on_done: Callable[[str], Any]
     ) -> None:
         self.world = server.world
-        self.server = server
-        self.key = key
         self.messages: list[Message] = []
         self._is_wanted = is_wanted
         self._on_done = on_done
         self._pulls: list[tuple[Process, asyncio.Future[list[Message]]]] = []
-        server.watches.append(self._stored)
+        self.watch(server, key)
+
+    def watch(self, server: SimulatedServer, key: TurnKey) -> None:
+        """Delivers the entries of the turn `key`, whose log is on `server`."""
+        server.watches.append(partial(self._stored, key))
 
     @property
     def is_done(self) -> bool:
         return all(message.is_done for message in self.messages)
 
-    def _stored(self, stored: Stored) -> None:
+    def _stored(self, key: TurnKey, stored: Stored) -> None:
         if self._is_wanted(stored):
-            message = Message(stored)
+            message = Message(key, stored)
             self.messages.append(message)
             self.world.after(DELIVERY_S, self._offer, message)
 
@@ -120,13 +127,13 @@ class SimulatedDelivery(Delivery):
         self._entry = message
         self._process = process
         self.ack_wait_s = ACK_WAIT_S
-        self.key = consumer.key
+        self.key = message.key
         self.kind = kind_of(message.stored.entry)
         self.seq = message.stored.seq
         self.at = message.stored.at
         self.lease = str(message.stored.seq)
         self.times = message.times
-        self.is_batch = False
+        self.is_batch = getattr(message.stored.entry, "batch", None) is not None
 
     async def renew(self) -> None:
         if not self._process.is_dead:
@@ -155,8 +162,8 @@ class SimulatedDeliveries(Deliveries):
         messages = await self._consumer.next(self._process)
         return [SimulatedDelivery(self._consumer, message, self._process) for message in messages]
 
-    def from_lease(self, key: TurnKey, lease: str) -> SimulatedDelivery:  # noqa: ARG002
-        message = next(one for one in self._consumer.messages if str(one.stored.seq) == lease)
+    def from_lease(self, key: TurnKey, lease: str) -> SimulatedDelivery:
+        message = next(one for one in self._consumer.messages if (one.key, str(one.stored.seq)) == (key, lease))
         return SimulatedDelivery(self._consumer, message, self._process)
 
     async def first(self) -> Seq:

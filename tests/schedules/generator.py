@@ -15,7 +15,7 @@ from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
 from tailrace.generators.settings import Settings
 from tailrace.generators.turn_runner import TurnRunner
-from tailrace.generators.worker import Worker
+from tailrace.generators.worker import Lane, Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
 from tailrace.proto.nats import Hedge
@@ -94,7 +94,7 @@ class Generator:
         process = self.process = Process(self._server.world, self.name)
         backend = SimulatedBackend(self._server, process, self._script)
         self._backends.append(backend)
-        log = GeneratorLog(self._server, process, self.acknowledged)
+        log = self.new_log(process)
         settlement = Settlement(UNUSED, UNUSED)
         hedging = Hedging(log, SimulatedHedgeRpc(self), settlement, name=self.name, after_s=HEDGE_AFTER_S)
         caller = ModelCaller(dict.fromkeys(ORDERS.backends, backend), ORDERS, RETRY, BlobLoader(UNUSED, UNUSED))
@@ -111,11 +111,18 @@ class Generator:
             SimulatedDeliveries(self._consumer, process),
             runner,
             settlement.settle,
+            self.new_lanes(log, process),
             concurrency=CONCURRENCY,
             deadline_s=DEFAULTS.deadline_s,
             grace_s=0.0,
         )
         self.taker = HedgeTaker(self.worker, runner, log, ORDERS)
+
+    def new_log(self, process: Process) -> GeneratorLog:
+        return GeneratorLog(self._server, process, self.acknowledged)
+
+    def new_lanes(self, log: GeneratorLog, process: Process) -> Sequence[Lane]:  # noqa: ARG002  # for subclasses
+        return ()
 
     def start(self) -> None:
         # A process that is killed while it is about to start is replaced, and started once.

@@ -107,7 +107,7 @@ class SimulatedServer:
 
     def publish(self, entry: Entry, fence: Seq) -> Answer:
         self.publishes += 1
-        self.is_faultless = self.publishes > FAULTLESS_AFTER_PUBLISHES or self.world.time() > FAULTLESS_AFTER_S
+        self.is_faultless |= self.publishes > FAULTLESS_AFTER_PUBLISHES or self.world.time() > FAULTLESS_AFTER_S
         for do in self.at_publish.pop(self.publishes, ()):
             do()
         world, faults = self.world, self.faults
@@ -258,38 +258,43 @@ class SimulatedLog(TurnLog):
         self._server = server
         self._process = process
 
-    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:  # noqa: ARG002
+    def server_of(self, key: TurnKey) -> SimulatedServer:  # noqa: ARG002  # for logs of several turns
+        """Returns the server of the turn's stream."""
+        return self._server
+
+    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
         self._process.require_alive()
-        answer = self._server.publish(entry, fence)
+        answer = self.server_of(key).publish(entry, fence)
         seq: Seq = await self._answer("publishes", (fence, entry), answer)
         return seq
 
-    async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:  # noqa: ARG002
+    async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:
         self._process.require_alive()
-        page: Page = await self._answer("reads after", after, self._server.read(after, limit))
+        page: Page = await self._answer("reads after", after, self.server_of(key).read(after, limit))
         return page
 
-    async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:  # noqa: ARG002
+    async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
         self._process.require_alive()
-        answer = self._server.last_seq(KINDS[kind] if kind else None)
+        answer = self.server_of(key).last_seq(KINDS[kind] if kind else None)
         seq: Seq = await self._answer("asks the leader for the last", kind or "entry", answer)
         return seq
 
-    async def has_entry(self, key: TurnKey, seq: Seq) -> bool:  # noqa: ARG002
+    async def has_entry(self, key: TurnKey, seq: Seq) -> bool:
         self._process.require_alive()
-        there: bool = await self._answer("asks the leader for", seq, self._server.has_entry(seq))
+        there: bool = await self._answer("asks the leader for", seq, self.server_of(key).has_entry(seq))
         return there
 
     @asynccontextmanager
-    async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:  # noqa: ARG002
+    async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:
         self._process.require_alive()
+        server = self.server_of(key)
         subscription = _Subscription(self._process, KINDS.get(kind, object))
-        self._server.feeds.append(subscription)
+        server.feeds.append(subscription)
         try:
             yield subscription.feed
         finally:
             subscription.is_closed = True
-            self._server.feeds.remove(subscription)
+            server.feeds.remove(subscription)
 
     async def _answer(self, what: str, argument: object, answer: Answer) -> Any:
         wait_s, result = answer
