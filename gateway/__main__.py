@@ -21,6 +21,7 @@ from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.storage_share import BLOBS, LOG, StorageShare
 from tailrace.gateway.limits.stream_slots import StreamSlots
+from tailrace.gateway.limits.turn_queue import TurnQueue
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources.batch_body import BatchBuilder
@@ -37,6 +38,7 @@ from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.deleted_parent import deleted_parent_feature
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
+from tailrace.gateway.turns.queue_position import queue_features
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.store_blobs import RequestBlobs
@@ -105,6 +107,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             group.create_task(gateway.log_fullness.watch()),
             *(group.create_task(share.flush_periodically()) for share in gateway.storage_shares),
             group.create_task(gateway.log_health.watch()),
+            group.create_task(gateway.turn_queue.watch()),
             group.create_task(gateway.streams.slots.renew_periodically()),
             group.create_task(key_cache.follow(keys, connection)),
             group.create_task(authenticator.jwts.refresh_periodically()),
@@ -152,11 +155,16 @@ def build(
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     schema_checker = SchemaChecker(wait_s=CHECK_WAIT_S)
     deleter = Deleter(connection, log, blob_store, history, rpc, limits, settings.query_timeout_s)
-    limit_steps, share_steps = limit_features(limits), log_share_features(log_share)
+    turn_queue = TurnQueue(connection, rpc, settings.queue_max)
+    limit_steps, share_steps, queue_steps = (
+        limit_features(limits),
+        log_share_features(log_share),
+        queue_features(turn_queue),
+    )
     features = SubmitFeatures(
         prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims)),
-        admit=(share_steps.admit, limit_steps.admit),
-        amend=(schema_feature(schema_checker), limit_steps.reserve, request_blobs.feature()),
+        admit=(queue_steps.admit, share_steps.admit, limit_steps.admit),
+        amend=(queue_steps.amend, schema_feature(schema_checker), limit_steps.reserve, request_blobs.feature()),
         stored=(share_steps.stored, deleted_parent_feature(log, history, deleter)),
     )
     submitter = TurnSubmitter(
@@ -179,6 +187,7 @@ def build(
         log_fullness=log_fullness,
         storage_shares=(log_share, blob_share),
         log_health=log_health,
+        turn_queue=turn_queue,
         authenticator=authenticator,
         tickets=tickets,
         logins=logins,

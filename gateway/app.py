@@ -30,6 +30,7 @@ from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.limits.storage_share import StorageShare
+from tailrace.gateway.limits.turn_queue import TurnQueue
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
 from tailrace.gateway.prompts.templates import Prompts
@@ -94,6 +95,7 @@ class Gateway(NamedTuple):
     log_fullness: LogFullness
     storage_shares: tuple[StorageShare, ...]
     log_health: LogHealth
+    turn_queue: TurnQueue
     authenticator: Authenticator
     tickets: Tickets
     logins: Logins

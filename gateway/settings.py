@@ -90,6 +90,9 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     query_timeout_s: Annotated[
         float, Meta(gt=0, description="time limit for a query to persistence or to a generator")
     ] = 6.0
+    queue_max: Annotated[
+        int, Meta(ge=1, description="turns of one tenant that wait for a generator; further ones get a 503")
+    ] = 10_000
     heartbeat_s: Annotated[float, Meta(gt=0, description="silence after which a stream sends a heartbeat")] = 15.0
     linger_s: Annotated[float, Meta(ge=0, description="time that a turn stays in memory after its last reader")] = 10.0
     full_at: Annotated[float, Meta(gt=0, le=1, description="fill level of the log at which new turns are refused")] = (

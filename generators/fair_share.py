@@ -2,11 +2,12 @@
 
 A turn cannot be interrupted for another, and may take minutes. So a tenant may use only a share of the slots that the
 other tenants leave free, and some slots always remain for a tenant that has none. This is the rule of dynamic
-thresholds for shared buffers (Choudhury and Hahne, 1998). Turns above it wait here, in order for each tenant.
+thresholds for shared buffers (Choudhury and Hahne, 1998). Turns above it wait here, in order for each tenant; the child
+turns of batches after all others.
 """
 
 from collections import Counter, deque
-from math import ceil
+from math import floor
 
 from tailrace.proto.ids import Tenant
 from tailrace.proto.subjects import TurnKey
@@ -23,7 +24,8 @@ class FairShare:
         self._slots = slots
         self._share = share
         self._running: Counter[Tenant] = Counter()
-        self._waiting: dict[Tenant, deque[TurnKey]] = {}
+        self._waiting: dict[Tenant, tuple[deque[TurnKey], deque[TurnKey]]] = {}
+        """For each tenant: single turns, and child turns of batches."""
 
     @property
     def free(self) -> int:
@@ -33,11 +35,11 @@ class FairShare:
         """Returns whether the next turn of `tenant` may start. The first turn of a tenant needs only a free slot."""
         mine = self._running[tenant]
         left_free = self._slots - (self._running.total() - mine)
-        return self.free > 0 and mine < ceil(self._share * left_free)
+        return self.free > 0 and mine < max(1, floor(self._share * left_free))
 
-    def wait(self, key: TurnKey) -> bool:
-        """Adds a turn to those that wait; returns False if too many turns of its tenant wait already."""
-        waiting = self._waiting.setdefault(key.tenant, deque())
+    def wait(self, key: TurnKey, *, is_child: bool = False) -> bool:
+        """Adds a turn to those that wait; returns False if too many turns of its tenant and kind wait already."""
+        waiting = self._waiting.setdefault(key.tenant, (deque(), deque()))[is_child]
         if len(waiting) >= WAITING_TENANT_MAX:
             return False
         waiting.append(key)
@@ -51,16 +53,21 @@ class FairShare:
         for tenant in list(self._waiting):
             if not self.may_start(tenant):
                 continue
-            waiting = self._waiting.pop(tenant)
-            key = waiting.popleft()
-            if waiting:
+            single, children = waiting = self._waiting.pop(tenant)
+            key = (single or children).popleft()
+            if any(waiting):
                 self._waiting[tenant] = waiting
             return key
         return None
 
+    def waiting(self) -> dict[Tenant, int]:
+        """Returns the tenants whose next turn would wait although a slot is free, and how many of their turns wait."""
+        counts = {tenant: 0 for tenant in self._running if not self.may_start(tenant)} if self.free > 0 else {}
+        return counts | {tenant: len(single) + len(children) for tenant, (single, children) in self._waiting.items()}
+
     def clear(self) -> list[TurnKey]:
         """Removes and returns all waiting turns."""
-        keys = [key for waiting in self._waiting.values() for key in waiting]
+        keys = [key for waiting in self._waiting.values() for kind in waiting for key in kind]
         self._waiting.clear()
         return keys
 

@@ -16,6 +16,7 @@ from tailrace.generators.fair_share import FairShare
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import Turn
+from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.runtime.race import run_until
@@ -27,6 +28,8 @@ RETRY_WAIT_S = 1.0
 # A turn that can neither start nor wait here is released, so that another generator can take it. The delay before its
 # next delivery doubles each time, up to this maximum.
 SHARE_WAIT_S_MAX = 8.0
+# While all fetched turns are released, so many more are fetched at once, so that others do not wait behind them.
+FETCHED_MAX = 64
 # The delay before a turn is delivered again while another process stores its answer, which takes milliseconds.
 WRITTEN_WAIT_S = 0.2
 
@@ -92,23 +95,30 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             self._group = group
             renewing = group.create_task(self._deliveries.keep_renewed(self._held.values))
-            while not stop.is_set():
-                if self._slots.free <= 0:
-                    await run_until(stop.wait(), *self._turns)
-                    continue
-                # Fetch only what can start: another generator may have a free slot for the rest.
-                for delivery in await self._deliveries.next():
-                    if stop.is_set():
-                        await delivery.release()
-                    elif not self._start(delivery):
-                        wait_s = RETRY_WAIT_S * 2 ** min(delivery.times - 1, 8)
-                        await delivery.release(min(wait_s, SHARE_WAIT_S_MAX))
+            try:
+                await self._start_until(stop)
+            finally:
+                # No further turn starts, also when this task is cancelled.
+                self._is_draining = True
             await self._drain()
             renewing.cancel()
 
+    async def _start_until(self, stop: asyncio.Event) -> None:
+        """Fetches and starts turns until `stop` is set."""
+        count = 1
+        while not stop.is_set():
+            if self._slots.free <= 0:
+                await run_until(stop.wait(), *self._turns)
+                continue
+            # Fetch only what can start: another generator may have a free slot for the rest.
+            started = [await self._start_or_release(one, stop) for one in await self._deliveries.next(count)]
+            count = 1 if any(started) or not started else min(2 * count, FETCHED_MAX)
+
     def report_health(self) -> bytes | None:
         """Returns the health report as JSON. While this process drains: None, and no report is sent."""
-        return None if self._is_draining else msgspec.json.encode({"ok": True, "running": len(self._held)})
+        if self._is_draining:
+            return None
+        return msgspec.json.encode(GeneratorHealth(True, len(self._held), self._slots.free, self._slots.waiting()))
 
     @property
     def free_slots(self) -> int:
@@ -126,6 +136,16 @@ class Worker:
         self._held[key] = self._deliveries.from_lease(key, lease)
         self._start_turn(key, lambda: run(self._deadline_s))
         return True
+
+    async def _start_or_release(self, delivery: Delivery, stop: asyncio.Event) -> bool:
+        """Returns False if the delivery was released."""
+        if stop.is_set():
+            await delivery.release()
+            return False
+        if self._start(delivery):
+            return True
+        await delivery.release(min(RETRY_WAIT_S * 2 ** min(delivery.times - 1, 8), SHARE_WAIT_S_MAX))
+        return False
 
     def _start(self, delivery: Delivery) -> bool:
         """Starts a delivery's job or lets it wait; False if its lane is full, or too many turns of its tenant wait."""
@@ -147,7 +167,7 @@ class Worker:
     def _start_or_wait(self, delivery: Delivery) -> bool:
         key = delivery.key
         may_start = not self._slots.is_waiting(key.tenant) and self._slots.may_start(key.tenant)
-        if not may_start and not self._slots.wait(key):
+        if not may_start and not self._slots.wait(key, is_child=delivery.is_child):
             return False
         # The leases of waiting turns are renewed, too.
         self._held[key] = delivery
@@ -231,7 +251,6 @@ class Worker:
 
     async def _drain(self) -> None:
         """Cancels the lanes' jobs at once and, after `grace_s` seconds, the turns that still run."""
-        self._is_draining = True
         logger.info("draining", running=len(self._turns))
         for key in self._slots.clear():
             await self._held.pop(key).release()

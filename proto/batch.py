@@ -5,22 +5,26 @@ the batch's id and the input's number, so a generator that takes over a batch su
 """
 
 from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
 
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Request
-from tailrace.proto.ids import child_id
+from tailrace.proto.ids import TurnId, child_id, is_child_id
 from tailrace.proto.subjects import TurnKey
+
+BatchPart = Literal["batch", "child"]
 
 CUSTOM_ID = "custom_id"
 """The metadata key that holds the client's `custom_id` of a request."""
 
 
 class _Head(msgspec.Struct):
-    """The part of a request that shows whether it is a batch."""
+    """The part of a request that shows whether it is a batch, or one of a batch's turns."""
 
     batch: msgspec.Raw = msgspec.Raw()
+    parent: str | None = None
 
 
 _request = msgspec.json.Decoder(Request)
@@ -54,9 +58,12 @@ def custom_id(request: Request) -> str:
     return (request.metadata or {}).get(CUSTOM_ID, "")
 
 
-def is_batch(payload: bytes) -> bool:
-    """Returns whether the encoded request `payload` is a batch."""
+def part_of_batch(turn: TurnId, payload: bytes) -> BatchPart | None:
+    """Returns what the encoded request `payload` of `turn` is: a batch, a batch's child turn, or None for neither."""
     try:
-        return bytes(_head.decode(payload).batch) not in (b"", b"null")
+        head = _head.decode(payload)
     except DECODE_ERRORS:
-        return False
+        return None
+    if bytes(head.batch) not in (b"", b"null"):
+        return "batch"
+    return "child" if head.parent is not None and is_child_id(turn, TurnId(head.parent)) else None

@@ -88,6 +88,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The turn is a batch: it calls no model, runs each input as a child turn, and ends after them."""
     via: Via = "messages"
     """`message_batches` for a batch and its child turns: the generator of the batch writes their answers."""
+    queue_position: int | None = None
+    """The estimated position in the queue when the turn was accepted, from 1. None: a generator was free."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

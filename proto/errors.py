@@ -479,6 +479,13 @@ CODES: dict[str, Code] = {
         "Retry after Retry-After. Operator: start a generator.",
         is_retryable=True,
     ),
+    "queue_full": Code(
+        503,
+        OVERLOADED,
+        "As many turns of the tenant wait for a generator as TAILRACE_QUEUE_MAX allows.",
+        "Retry after Retry-After. Operator: add generators, or raise TAILRACE_CONCURRENCY.",
+        is_retryable=True,
+    ),
     "draining": Code(
         503,
         OVERLOADED,

@@ -38,6 +38,11 @@ def child_id(batch: TurnId, index: int) -> TurnId:
     return TurnId(_uuid7(milliseconds, int.from_bytes(hashed[:10], "big")))
 
 
+def is_child_id(turn: TurnId, batch: TurnId) -> bool:
+    """Returns whether `turn`, whose parent is `batch`, is its child turn: only such turns have their parent's time."""
+    return turn[:13] == batch[:13]
+
+
 def _uuid7(milliseconds: int, random: int) -> str:
     version_and_variant = (0x7 << 76) | (0b10 << 62)
     keep = ~((0xF << 76) | (0b11 << 62))

@@ -13,7 +13,7 @@ from nats.js import JetStreamContext
 from nats.js.api import StreamState
 
 from tailrace.proto import subjects
-from tailrace.proto.batch import is_batch
+from tailrace.proto.batch import part_of_batch
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
@@ -42,8 +42,11 @@ class Delivery:
         self.at = message.metadata.timestamp
         """When the entry was stored, by the server's clock."""
         self.times = int(message.metadata.num_delivered or 1)
-        self.is_batch = is_batch(message.data)
+        part = part_of_batch(self.key.turn, message.data)
+        self.is_batch = part == "batch"
         """Whether the entry is the request of a batch (PROTOCOL R63)."""
+        self.is_child = part == "child"
+        """Whether the entry is the request of a batch's child turn."""
         # The turn is read from the log. Up to 8 MiB would stay in memory as long as the lease.
         message.data = b""
 

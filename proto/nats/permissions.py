@@ -248,4 +248,4 @@ def imports_of(user: str) -> list[Import]:
 def has_many_replies(subject: str) -> bool:
     """Returns whether a request on `subject` may have more than one reply message."""
     is_read = subject.startswith(f"{API}.DIRECT.GET.") and not subject.endswith(".>")
-    return is_read or subject.startswith(f"{API}.CONSUMER.MSG.NEXT.") or subject == DISCOVERY
+    return is_read or subject.startswith(f"{API}.CONSUMER.MSG.NEXT.") or subject in (DISCOVERY, health(GENERATORS))

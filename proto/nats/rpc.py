@@ -87,6 +87,24 @@ class Rpc:
         except LogUnavailable:
             return None
 
+    async def every_health(self, role: str, *, wait_s: float) -> list[bytes]:
+        """Returns the health reports of all processes of a role that come within `wait_s`. Raises LogUnavailable."""
+        reports: list[bytes] = []
+
+        async def on_report(message: Msg) -> None:
+            # Without any process, the server replies with headers alone.
+            if message.data:
+                reports.append(message.data)
+
+        inbox = self._connection.client.new_inbox()
+        subscription = await self._connection.subscribe(inbox, on_report)
+        try:
+            await self._connection.publish(subjects.health(role), b"", reply=inbox)
+            await asyncio.sleep(wait_s)
+        finally:
+            await self._connection.unsubscribe(subscription)
+        return reports
+
     async def announce_readers(self, has_readers: Callable[[TurnKey], bool]) -> None:
         """Answers other gateways that ask whether a turn has readers, if it has some here."""
 

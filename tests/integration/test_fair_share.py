@@ -1,16 +1,21 @@
 """Turns of one tenant do not make the turns of others wait."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
+import httpx2
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats.leases import consumer_backlog
+from tailrace.proto.subjects import GENERATORS
 from tests.harness.generator_in_loop import ask, ended, is_acknowledged, open_streams, words, working
 from tests.harness.until import until
+from tests.integration.conftest import Gateway, NewGateway
 
 LOUD, QUIET = Tenant("loud"), Tenant("quiet")
 
@@ -36,6 +41,38 @@ async def test_a_quiet_tenants_turn_starts_while_another_tenant_has_many_waiting
         assert [turn.text for turn in turns] == [words(20)] * len(slow)
         assert {turn.attempt for turn in turns} == {1}
         await until(lambda: is_acknowledged(own_connection))
+
+
+async def test_a_post_that_waits_says_its_position_and_a_full_queue_refuses_it(
+    own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, claude: str
+) -> None:
+    gateway, full = [await new_gateway(own_server.url, queue_max=most) for most in (1000, 1)]
+    answers: list[httpx2.Response] = []
+
+    async def answer(gateway: Gateway) -> httpx2.Response:
+        answers.append(await gateway.client.post("/v1/turns", json={"message": "#sim words=9000 rate=5"}))
+        return answers[-1]
+
+    async def told() -> httpx2.Response | None:
+        told = await answer(gateway)
+        return told if "tailrace-queue-position" in told.headers else None
+
+    async def refused() -> httpx2.Response | None:
+        refused = await answer(full)
+        return refused if refused.status_code == 503 else None
+
+    async with working(own_server.url, claude, concurrency=1):
+        waiting = await until(told)
+        assert waiting is not None
+        async with gateway.client.stream("GET", waiting.json()["links"]["events"]) as events:
+            start = await anext(line async for line in events.aiter_lines() if line.startswith("data: "))
+        position = json.loads(start.removeprefix("data: "))["queue_position"]
+        assert position == int(waiting.headers["tailrace-queue-position"]) > 0
+        error = await until(refused)
+        assert error is not None
+        assert (error.json()["error"]["code"], int(error.headers["retry-after"])) == ("queue_full", 10)
+        backlog = await consumer_backlog(own_connection, GENERATORS)
+        assert backlog.waiting + backlog.leased == sum(answer.status_code == 202 for answer in answers)
 
 
 async def test_a_stopping_generator_gives_waiting_turns_to_another_one(

@@ -125,7 +125,7 @@ async def test_a_turn_delivered_again_to_its_own_generator_continues(own: OwnSys
 async def test_a_worker_takes_no_more_than_its_concurrency(own: OwnSystem) -> None:
     """A request in the queue can go to another generator; one in a busy process waits for its lease."""
     deliveries = await Deliveries.open(own.connection, GENERATORS)
-    async with own.working(concurrency=2, stall_timeout_s=10):
+    async with own.working(concurrency=2, tenant_share=1, stall_timeout_s=10):
         keys = [await own.ask(f"words=3 rate=0 tag=x{number} fault=stall@1") for number in range(5)]
         await open_streams(own.claude, 2)
         backlog = await deliveries.backlog()

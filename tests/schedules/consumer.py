@@ -134,6 +134,7 @@ class SimulatedDelivery(Delivery):
         self.lease = str(message.stored.seq)
         self.times = message.times
         self.is_batch = getattr(message.stored.entry, "batch", None) is not None
+        self.is_child = False
 
     async def renew(self) -> None:
         if not self._process.is_dead:

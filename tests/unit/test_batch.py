@@ -36,19 +36,21 @@ def test_a_childs_id_is_made_of_its_batch_and_its_number() -> None:
 
 @pytest.mark.rule("R63")
 @pytest.mark.parametrize(
-    ("payload", "is_batch"),
+    ("turn", "payload", "part"),
     [
-        (encode(request()), False),
-        (encode(request(batch=Batch("0" * 64, 1, 1, 1))), True),
-        (b'{"batch":null}', False),
-        (b"{", False),
-        (b"\xff", False),
-        (b'{"newer":' + b"[" * 100_000, False),
+        (BATCH.turn, encode(request()), None),
+        (BATCH.turn, encode(request(batch=Batch("0" * 64, 1, 1, 1))), "batch"),
+        (BATCH.turn, b'{"batch":null}', None),
+        (BATCH.turn, b"{", None),
+        (BATCH.turn, b"\xff", None),
+        (BATCH.turn, b'{"newer":' + b"[" * 100_000, None),
+        (child_id(BATCH.turn, 7), encode(request(parent=BATCH.turn)), "child"),
+        (TurnId("01a1f9d6-8531-7567-8302-56b3d7963420"), encode(request(parent=BATCH.turn)), None),
     ],
 )
-def test_a_batch_is_recognised_by_the_bytes_of_its_request(payload: bytes, *, is_batch: bool) -> None:
-    """Nothing is decoded for it, and invalid JSON is not a batch: every generator checks every delivery."""
-    assert batch.is_batch(payload) is is_batch
+def test_a_batch_and_its_turns_are_recognised_by_their_requests(turn: TurnId, payload: bytes, part: str | None) -> None:
+    """Little is decoded for it, and invalid JSON is not a batch: every generator checks every delivery."""
+    assert batch.part_of_batch(turn, payload) == part
 
 
 @pytest.mark.rule("R63")

@@ -22,7 +22,7 @@ def fill(share: FairShare, tenant: Tenant) -> int:
 
 @pytest.mark.parametrize(
     ("slots", "share", "started"),
-    [(96, 0.75, [72, 18, 5]), (4, 0.75, [3, 1, 0]), (1, 0.75, [1, 0, 0]), (64, 1.0, [64, 0, 0]), (2, 0.1, [1, 1, 0])],
+    [(96, 0.75, [72, 18, 4]), (3, 0.75, [2, 1, 0]), (1, 0.75, [1, 0, 0]), (64, 1.0, [64, 0, 0]), (2, 0.1, [1, 1, 0])],
 )
 def test_each_tenant_gets_a_share_of_what_the_others_leave_free(slots: int, share: float, started: list[int]) -> None:
     slots_of = FairShare(slots, share)
@@ -47,6 +47,19 @@ def test_an_ended_turn_starts_the_waiting_tenant_that_was_served_longest_ago() -
         share.started(A)
     assert order == [A, B, C, A]
     assert not share.clear()
+
+
+def test_turns_of_a_batch_wait_until_no_other_turn_of_their_tenant_waits() -> None:
+    share = FairShare(2, 0.5)
+    share.started(A)
+    assert share.waiting() == {A: 0}
+    child, single = TurnKey(A, TurnId("child")), TurnKey(A, TurnId("single"))
+    assert share.wait(child, is_child=True)
+    assert share.wait(single)
+    assert share.waiting() == {A: 2}
+    share.ended(A)
+    assert [share.next(), share.next()] == [single, child]
+    assert share.waiting() == {}
 
 
 def test_too_many_waiting_turns_of_a_tenant_are_given_back() -> None:

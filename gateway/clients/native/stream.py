@@ -1,6 +1,6 @@
 """The dialect `tailrace`: JSON events for EventSource and fetch, without `event:` fields, so that `onmessage` gets all.
 
-{"type":"start","turn":…,"session":…,"model":…}       the request is in the log
+{"type":"start","turn":…,"session":…,"model":…,…}     the request is in the log; `queue_position` if it waits
 {"type":"usage","cache_read_input_tokens":…,…}         use of the prompt cache, if the model call used it
 {"type":"delta","text":…}                              a delta of the answer's text
 {"type":"thinking","text":…}                           a delta of the model's thinking
@@ -38,6 +38,8 @@ def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
             event = _delta_of(events.decode(raw), is_hidden=is_hidden)
         case Request() as request:
             event = {"type": "start", "turn": key.turn, "session": request.session, "model": request.model}
+            if request.queue_position is not None:
+                event["queue_position"] = request.queue_position
         case Attempt(mode="restart"):
             event = {"type": "reset"}
         case Progress(done=done, failed=failed, of=of, cost_nano_usd=cost_nano_usd):

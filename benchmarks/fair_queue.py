@@ -1,0 +1,112 @@
+"""Time to first token beside a tenant with many turns: `python -m benchmarks.fair_queue --tenants 10`.
+
+Starts `tailrace up` with its default settings. One tenant submits `--turns` turns of `--seconds` seconds at once. Then
+`--tenants` other tenants submit turns of one word, and wait for their first byte. The same is measured before, without
+the many turns.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import os
+import tempfile
+import time
+from itertools import chain
+from pathlib import Path
+from statistics import median
+
+import httpx2
+
+from benchmarks.storm import percentile
+from tests.harness.up import running
+
+# Turns of the other tenants together, if they are few.
+TURNS_MIN = 100
+AT_ONCE = 32
+LOUD = "loud"
+
+
+def key_of(tenant: str) -> str:
+    return f"key-{tenant}"
+
+
+def headers_of(tenant: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key_of(tenant)}"}
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tenants", type=int, default=10)
+    parser.add_argument("--turns", type=int, default=300)
+    parser.add_argument("--seconds", type=int, default=30)
+    parser.add_argument("--spread", type=float, default=10.0, help="the other tenants begin over so many seconds")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of Tailrace")
+    options = parser.parse_args()
+    others = [f"other-{number}" for number in range(options.tenants)]
+    pairs = ",".join(f"{name}:{hashlib.sha256(key_of(name).encode()).hexdigest()}" for name in (LOUD, *others))
+    settings = dict(pair.split("=", 1) for pair in options.set)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(Path(folder), "--port", "0", TAILRACE_API_KEYS=pairs, **settings) as up,
+    ):
+        limits = httpx2.Limits(max_connections=2 * AT_ONCE + len(others))
+        async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=300, limits=limits) as client:
+            alone = await measure(client, others, options.spread)
+            begun = time.perf_counter()
+            refused = await submit(client, options.turns, options.seconds)
+            submitted_s = time.perf_counter() - begun
+            beside = await measure(client, others, options.spread)
+    print(
+        f"{options.turns} turns of {options.seconds} s by one tenant, submitted in {submitted_s:.1f} s, "
+        f"{refused} refused; {len(others)} other tenants, {len(beside)} turns; load {os.getloadavg()[0]:.1f}"
+    )
+    for name, times in (("alone", alone), ("beside", beside)):
+        print(
+            f"first token {name:6}  p50 {median(times):6.3f} s  p99 {percentile(times, 99):6.3f} s  "
+            f"max {max(times):6.3f} s"
+        )
+
+
+async def submit(client: httpx2.AsyncClient, turns: int, seconds: int) -> int:
+    """Submits the loud tenant's turns; returns how many were refused."""
+    at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def post() -> int:
+        async with at_once:
+            answer = await client.post(
+                "/v1/turns", json={"message": f"#sim words={2 * seconds} rate=2"}, headers=headers_of(LOUD)
+            )
+            return answer.status_code
+
+    statuses = await asyncio.gather(*(post() for _ in range(turns)))
+    return sum(status != 202 for status in statuses)
+
+
+async def measure(client: httpx2.AsyncClient, tenants: list[str], spread_s: float) -> list[float]:
+    """Returns the seconds until the first byte of each turn. The tenants begin one after the other."""
+    each = -(-TURNS_MIN // len(tenants))
+
+    async def ask(number: int, tenant: str) -> list[float]:
+        await asyncio.sleep(spread_s * number / len(tenants))
+        return [await first_byte(client, tenant) for _ in range(each)]
+
+    return sorted(chain.from_iterable(await asyncio.gather(*(ask(*one) for one in enumerate(tenants)))))
+
+
+async def first_byte(client: httpx2.AsyncClient, tenant: str) -> float:
+    begun = time.perf_counter()
+    async with client.stream(
+        "POST",
+        "/v1/turns?dialect=text",
+        json={"message": "#sim words=1 rate=0"},
+        headers=headers_of(tenant) | {"accept": "text/event-stream"},
+    ) as answer:
+        assert answer.status_code == 200, await answer.aread()
+        async for received in answer.aiter_bytes():
+            if received:
+                return time.perf_counter() - begun
+    raise AssertionError("the turn ended without a word")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,104 @@
+"""How many turns are ahead of a tenant's next turn, estimated from the reports of generators and their consumer.
+
+A submission waits for no request: the reports are collected in the background, at most once a second, and only while
+turns are submitted or wait.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from tailrace.proto.errors import LogUnavailable, Refused
+from tailrace.proto.generator_health import GeneratorHealth
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection, Rpc
+from tailrace.proto.nats.leases import consumer_backlog
+from tailrace.proto.subjects import GENERATORS
+
+logger = structlog.get_logger()
+
+REFRESH_EVERY_S = 1.0
+# A busy generator answers within some milliseconds.
+REPORTS_WAIT_S = 0.25
+RETRY_AFTER_S = 10.0
+
+
+class QueueState(NamedTuple):
+    """The queue at one moment."""
+
+    generators: Sequence[GeneratorHealth]
+    undelivered: int
+    """Turns that no generator has fetched."""
+    leased: int
+    """Turns that a generator holds, or has given back for some seconds."""
+
+    def ahead(self, tenant: Tenant) -> int | None:
+        """Returns how many turns are at most ahead of the next turn of `tenant`; None if it can start at once."""
+        if any(one.free > 0 and tenant not in one.waiting for one in self.generators):
+            return None
+        if not self.generators and not self.undelivered:
+            # No generator has answered in time.
+            return None
+        own = sum(one.waiting.get(tenant, 0) for one in self.generators)
+        given_back = max(0, self.leased - sum(one.held for one in self.generators)) if own else 0
+        return own + given_back + self.undelivered
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.undelivered or any(one.waiting or one.free <= 0 for one in self.generators))
+
+
+class TurnQueue:
+    """The queue as this gateway sees it."""
+
+    def __init__(self, connection: Connection, rpc: Rpc, most: int) -> None:
+        """`most`: turns of one tenant that may wait."""
+        self._connection = connection
+        self._rpc = rpc
+        self._most = most
+        self._state: QueueState | None = None
+        self._submitted: Counter[Tenant] = Counter()
+        """Turns since the last look."""
+        self._is_used = asyncio.Event()
+
+    def check(self, tenant: Tenant) -> None:
+        """Raises Refused if too many turns of the tenant wait."""
+        if (self._ahead(tenant) or 0) >= self._most:
+            message = f"more than {self._most} turns of this tenant wait for a generator: retry later"
+            raise Refused("queue_full", message, retry_after_s=RETRY_AFTER_S)
+
+    def join(self, tenant: Tenant) -> int | None:
+        """Counts a new turn of `tenant` and returns its estimated position, from 1; None if it can start at once."""
+        ahead = self._ahead(tenant)
+        self._submitted[tenant] += 1
+        self._is_used.set()
+        return None if ahead is None else ahead + 1
+
+    async def watch(self) -> None:
+        """Refreshes the estimate until it is cancelled."""
+        while True:
+            if self._state is None or self._state.is_empty:
+                await self._is_used.wait()
+            self._is_used.clear()
+            await self._refresh()
+            await asyncio.sleep(REFRESH_EVERY_S)
+
+    def _ahead(self, tenant: Tenant) -> int | None:
+        ahead = self._state.ahead(tenant) if self._state is not None else None
+        return None if ahead is None else ahead + self._submitted[tenant]
+
+    async def _refresh(self) -> None:
+        try:
+            backlog = await consumer_backlog(self._connection, GENERATORS)
+            reports = await self._rpc.every_health(GENERATORS, wait_s=REPORTS_WAIT_S)
+        except LogUnavailable as error:
+            logger.debug("queue unknown", error=str(error))
+            self._state = None
+            return
+        generators = [msgspec.json.decode(report, type=GeneratorHealth) for report in reports]
+        self._state = QueueState(generators, backlog.waiting, backlog.leased)
+        self._submitted.clear()

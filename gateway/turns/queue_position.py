@@ -1,0 +1,32 @@
+"""The queue as a feature of turn submission: refuses a turn if the queue is full, or tells it its position."""
+
+from operator import attrgetter
+from typing import NamedTuple
+
+import msgspec
+
+from tailrace.gateway.limits.turn_queue import TurnQueue
+from tailrace.gateway.turns.submission import Feature, Submission, TurnSubmission
+
+
+class QueueFeatures(NamedTuple):
+    """The two steps: before the entry is built, and after."""
+
+    admit: Feature[Submission]
+    amend: Feature[Submission]
+
+
+def queue_features(queue: TurnQueue) -> QueueFeatures:
+    """Returns the steps. Batches need no slot and are not counted."""
+
+    async def admit(submission: Submission) -> None:
+        if isinstance(submission, TurnSubmission):
+            queue.check(submission.principal.tenant)
+
+    async def amend(submission: Submission) -> None:
+        position = queue.join(submission.principal.tenant)
+        if position is not None:
+            submission.entry = msgspec.structs.replace(submission.entry, queue_position=position)
+            submission.response_headers.append(lambda _: {"tailrace-queue-position": str(position)})
+
+    return QueueFeatures(Feature(attrgetter("principal"), admit), Feature(attrgetter("principal"), amend))

@@ -1,0 +1,16 @@
+"""The health report of a generator, from which gateways estimate how long a new turn waits."""
+
+import msgspec
+
+from tailrace.proto.ids import Tenant
+
+
+class GeneratorHealth(msgspec.Struct, frozen=True):
+    """`held`: turns that run or wait in the generator."""
+
+    ok: bool
+    held: int = msgspec.field(name="running", default=0)
+    free: int = 1
+    """Free slots. Earlier versions do not report them."""
+    waiting: dict[Tenant, int] = {}
+    """Tenants that use their share of the slots, and how many of their turns wait. See generators/fair_share.py."""

@@ -1,0 +1,33 @@
+"""The estimated position of a turn in the queue."""
+
+import pytest
+
+from tailrace.gateway.limits.turn_queue import QueueState
+from tailrace.proto.generator_health import GeneratorHealth
+from tailrace.proto.ids import Tenant
+
+A, B = Tenant("a"), Tenant("b")
+
+
+def state(*generators: tuple[int, int, dict[Tenant, int]], undelivered: int = 0, leased: int = 0) -> QueueState:
+    """Each generator has its held turns, its free slots, and the tenants that wait."""
+    return QueueState([GeneratorHealth(True, *one) for one in generators], undelivered, leased)
+
+
+@pytest.mark.parametrize(
+    ("queue", "ahead"),
+    [
+        (state((1, 3, {})), None),
+        (state((3, 1, {B: 5})), None),
+        (state((3, 1, {A: 0})), 0),
+        (state((3, 1, {A: 2}), (3, 1, {A: 1})), 3),
+        (state((3, 1, {A: 2}), (1, 3, {})), None),
+        (state((6, 1, {A: 2}), leased=10), 6),
+        (state((6, 0, {B: 2}), undelivered=7, leased=10), 7),
+        (state(undelivered=2), 2),
+        (state(), None),
+    ],
+    ids=["free", "another-waits", "share-used", "waiting", "one-free", "given-back", "full", "none-runs", "unknown"],
+)
+def test_turns_ahead_of_a_tenants_next_turn(queue: QueueState, ahead: int | None) -> None:
+    assert queue.ahead(A) == ahead
