@@ -9,8 +9,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.allowed_hosts import AllowedHosts, HostMiddleware
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.cors import cors_middleware, parse_origins
 from tailrace.gateway.auth.guard import Endpoint, guard
@@ -28,10 +30,12 @@ from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.admission_queue import AdmissionQueue, refuse_connection
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
+from tailrace.gateway.http.query_parameters import require_known
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.limits.turn_queue import TurnQueue
 from tailrace.gateway.models.catalogue import Catalogue
+from tailrace.gateway.openapi.operations import query_parameters
 from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources import (
@@ -116,7 +120,8 @@ def app(gateway: Gateway) -> Starlette:
     services = dict(zip(inspect.get_annotations(Gateway).values(), gateway, strict=True))
     starlette = Starlette(
         routes=[
-            guard(route, bind(route.endpoint, services), gateway.authenticator, gateway.bodies) for route in ROUTES
+            guard(route, with_known_query(route, bind(route.endpoint, services)), gateway.authenticator, gateway.bodies)
+            for route in ROUTES
         ],
         middleware=[
             *_hosts_and_origins(gateway),
@@ -147,6 +152,17 @@ def _hosts_and_origins(gateway: Gateway) -> list[Middleware]:
         Middleware(HostMiddleware, hosts=AllowedHosts(gateway.settings), authenticator=gateway.authenticator),
         *cors_middleware(parse_origins(gateway.settings.origins)),
     ]
+
+
+def with_known_query(route: Route, endpoint: Endpoint) -> Endpoint:
+    """Returns `endpoint` behind a check of the query parameters, which raises Refused for an unknown one."""
+    known = {method: query_parameters(method, route.path) for method in route.methods or ()}
+
+    async def checked(request: ApiRequest) -> ASGIApp:
+        require_known(request, known[request.method])
+        return await endpoint(request)
+
+    return checked
 
 
 def bind(endpoint: Any, services: dict[type, Any]) -> Endpoint:

@@ -1,5 +1,6 @@
-"""The table of operations: for each route its bodies, parameters and statuses in the OpenAPI document.
+"""The table of operations: for each route its bodies, parameters and statuses.
 
+The OpenAPI document is made of it, and the gateway refuses every query parameter that a route does not have here.
 A test fails on a route without a row. Descriptions come from the endpoints' docstrings, schemas from the Structs. A
 route of another protocol links to that protocol's reference.
 """
@@ -117,9 +118,21 @@ PARAMETERS: dict[str, Json] = {
     "stream": _query("stream", "Whether to stream the response.", type="boolean"),
     "starting_after": _query("starting_after", "The last received `sequence_number`.", type="integer", minimum=0),
     "snapshot": _query("snapshot", "1: the answer so far as one delta.", enum=["1"]),
+    # What clients add by themselves.
+    "beta": _query("beta", "Sent by Anthropic's SDKs. It has no effect."),
+    "api_version": _query("api-version", "Sent by clients of Azure OpenAI. It has no effect."),
+    "client_version": _query("client_version", "Sent by OpenAI's Codex. It has no effect."),
+    "page": _query("page", "Only 1: pages are addressed by `after`.", enum=["1"]),
+    "order": _query("order", "The order of the items; `desc` by default.", enum=["asc", "desc"]),
+    "after_item": _query("after", "The id of the last received item."),
+    "include": _query("include", "It has no effect."),
+    "include_list": _query("include[]", "The same, as OpenAI's SDKs send it."),
+    "include_obfuscation": _query("include_obfuscation", "It has no effect."),
     "start_index": _query("startIndex", "The index of the first chunk; negative: from the end.", type="integer"),
 }
-PAGE = ("after", "limit")
+PAGE = ("after", "limit", "page")
+AZURE = ("api_version",)
+INCLUDE = ("include", "include_list")
 READING = ("last", "cursor", "dialect", "pace")
 NAMED = ("key", "session", "project", "pace")
 GONE = {204: "The cursor is at the end: there are no more events."}
@@ -144,33 +157,48 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/login/refresh"): Operation("login", response=LoggedIn, uses_cookie=True),
     ("POST", "/v1/logout"): Operation("login", status=204),
     ("POST", "/v1/chat/completions"): Operation(
-        "openai", ChatCompletionRequest, Any, streams=SSE, parameters=NAMED, reference=OPENAI_CHAT
+        "openai", ChatCompletionRequest, Any, streams=SSE, parameters=NAMED + AZURE, reference=OPENAI_CHAT
     ),
     ("POST", "/v1/responses"): Operation(
-        "openai", ResponseRequest, Any, streams=SSE, parameters=NAMED, reference=OPENAI_RESPONSES
+        "openai", ResponseRequest, Any, streams=SSE, parameters=NAMED + AZURE, reference=OPENAI_RESPONSES
     ),
     ("GET", "/v1/responses/{response}"): Operation(
         "openai",
         response=Any,
         streams=SSE,
-        parameters=("stream", "starting_after", "snapshot"),
+        parameters=("stream", "starting_after", "snapshot", *INCLUDE, "include_obfuscation", *AZURE),
         reference=OPENAI_RESPONSES,
     ),
-    ("DELETE", "/v1/responses/{response}"): Operation("openai", response=Any, reference=OPENAI_RESPONSES),
-    ("POST", "/v1/responses/{response}/cancel"): Operation("openai", response=Any, reference=OPENAI_RESPONSES),
-    ("GET", "/v1/responses/{response}/input_items"): Operation("openai", response=Any, reference=OPENAI_RESPONSES),
-    ("POST", "/v1/messages"): Operation(
-        "anthropic", MessagesRequest, Any, streams=SSE, parameters=NAMED, reference=ANTHROPIC
+    ("DELETE", "/v1/responses/{response}"): Operation(
+        "openai", response=Any, parameters=AZURE, reference=OPENAI_RESPONSES
     ),
-    ("POST", "/v1/messages/count_tokens"): Operation("anthropic", CountTokensRequest, TokenCount, reference=ANTHROPIC),
+    ("POST", "/v1/responses/{response}/cancel"): Operation(
+        "openai", response=Any, parameters=AZURE, reference=OPENAI_RESPONSES
+    ),
+    ("GET", "/v1/responses/{response}/input_items"): Operation(
+        "openai",
+        response=Any,
+        parameters=("after_item", "limit", "order", *INCLUDE, *AZURE),
+        reference=OPENAI_RESPONSES,
+    ),
+    ("POST", "/v1/messages"): Operation(
+        "anthropic", MessagesRequest, Any, streams=SSE, parameters=(*NAMED, "beta"), reference=ANTHROPIC
+    ),
+    ("POST", "/v1/messages/count_tokens"): Operation(
+        "anthropic", CountTokensRequest, TokenCount, parameters=("beta",), reference=ANTHROPIC
+    ),
     ("GET", "/v1/models"): Operation(
-        "models", response=ModelPage, parameters=("limit", "after_id", "before_id", "lifecycle")
+        "models",
+        response=ModelPage,
+        parameters=("limit", "after_id", "before_id", "lifecycle", "beta", "client_version", *AZURE),
     ),
     ("GET", "/v1/models/capabilities"): Operation("models", response=ModelSheets),
-    ("GET", "/v1/models/{model}"): Operation("models", response=ModelCard),
+    ("GET", "/v1/models/{model}"): Operation("models", response=ModelCard, parameters=("beta", *AZURE)),
     ("GET", "/v1/prompts"): Operation("models", response=PromptList),
     ("GET", "/v1/prompts/{name}"): Operation("models", response=PromptTemplate),
-    ("POST", "/api/chat"): Operation("ai-sdk", UIChatRequest, streams=SSE, parameters=("key",), reference=AI_SDK),
+    ("POST", "/api/chat"): Operation(
+        "ai-sdk", UIChatRequest, streams=SSE, parameters=("key", "pace"), reference=AI_SDK
+    ),
     ("GET", "/api/chat/{chat}/stream"): Operation(
         "ai-sdk", streams=SSE, parameters=("start_index",), statuses=GONE, reference=AI_SDK
     ),
@@ -189,9 +217,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/projects/{project}"): Operation("projects", response=ProjectRecord),
     ("DELETE", "/v1/projects/{project}"): Operation("projects", response=Deleted),
     ("GET", "/v1/usage"): Operation("projects", response=UsageList, parameters=("by", "from", "to", *PAGE)),
-    ("POST", "/chat/stream"): Operation("tutorials", ChatStreamRequest, streams=SSE, parameters=("key",)),
-    ("POST", "/chat"): Operation("tutorials", ChatRequest, streams="text/plain", parameters=("key",)),
-    ("POST", "/ai/chat"): Operation("tutorials", AIChatRequest, streams=SSE, parameters=("key",)),
+    ("POST", "/chat/stream"): Operation("tutorials", ChatStreamRequest, streams=SSE, parameters=("key", "pace")),
+    ("POST", "/chat"): Operation("tutorials", ChatRequest, streams="text/plain", parameters=("key", "pace")),
+    ("POST", "/ai/chat"): Operation("tutorials", AIChatRequest, streams=SSE, parameters=("key", "pace")),
     ("POST", "/api/start-job"): Operation("tutorials", StartJobRequest, StartedJob, 202, parameters=("key",)),
     ("GET", "/api/stream/{job_id}"): Operation("tutorials", streams=SSE, parameters=("last", "cursor"), statuses=GONE),
     ("GET", "/"): Operation("operation", response=Directory, streams="text/plain"),
@@ -202,3 +230,10 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/openapi.json"): Operation("operation", response=Any),
     ("GET", "/docs"): Operation("operation", streams="text/html"),
 }
+
+
+def query_parameters(method: str, path: str) -> frozenset[str]:
+    """Returns the names of the query parameters of a route. Raises KeyError for a route without a row."""
+    row = OPERATIONS["GET" if method == "HEAD" else method, path]
+    parameters = [PARAMETERS[name] for name in row.parameters]
+    return frozenset(one["name"] for one in parameters if one["in"] == "query")

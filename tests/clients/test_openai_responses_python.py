@@ -412,7 +412,7 @@ async def test_deleted_response_is_not_found(sdk: AsyncOpenAI) -> None:
     [
         ("stream=maybe", "`stream`"),
         ("stream=true&starting_after=-1", "cursor"),
-        ("stream=true&starting_after=1&snapshot=1", "either"),
+        ("stream=true&starting_after=1&snapshot=1", "without"),
     ],
 )
 async def test_invalid_query_is_refused(sdk: AsyncOpenAI, query: str, said: str) -> None:

@@ -138,8 +138,9 @@ async def test_the_tenant_comes_from_the_credential_alone(
     gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     names = dict.fromkeys(("x-tenant", "x-tenant-id", "tailrace-tenant", "x-user", "x-forwarded-user"), "other")
-    accepted = await gateway.client.post("/v1/turns?tenant=other", json={"message": LINE}, headers=names)
+    accepted = await gateway.client.post("/v1/turns", json={"message": LINE}, headers=names)
     assert await system_log.turn(TurnKey(tenant, TurnId(accepted.json()["turn"])))
+    assert (await gateway.client.post("/v1/turns?tenant=other", json={"message": LINE})).status_code == 400
     for field in ("tenant", "by", "scopes", "turn", "holds", "prev"):
         refused = await gateway.client.post("/v1/turns", json={"message": LINE, field: "other"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")

@@ -58,6 +58,36 @@ async def test_a_number_that_is_too_large_is_refused_in_an_unknown_field(shared_
     assert error_of(answer)[:2] == (400, "request_invalid")
 
 
+@on_shared_loop
+@pytest.mark.parametrize(
+    ("method", "path", "param", "hint"),
+    [
+        (
+            "GET",
+            "/v1/usage?form=2026-01-01",
+            "form",
+            "(did you mean from?); there are after, by, from, limit, page, to",
+        ),
+        ("HEAD", "/v1/usage?form=2026-01-01", None, ""),
+        ("GET", "/healthz?x", "x", "there are none"),
+        ("POST", "/v1/turns?dialect=text&PACE=1", "PACE", "there are dialect, pace"),
+        ("POST", f"/v1/messages?beta=true&{'x' * 9999}=1", "x" * 64, "there are beta, pace"),
+        ("GET", "/v1/models?beta=true&api-version=2026-01-01", None, ""),
+    ],
+)
+async def test_an_unknown_query_parameter_is_refused_with_the_known_ones(
+    shared_gateway: Gateway, method: str, path: str, param: str | None, hint: str
+) -> None:
+    """Those that SDKs add by themselves are known."""
+    answer = await shared_gateway.client.request(method, path, json={})
+    if param is None:
+        assert answer.status_code == (400 if method == "HEAD" else 200)
+        return
+    assert error_of(answer)[:2] == (400, "request_invalid")
+    assert answer.json()["error"]["param"] == param
+    assert hint in error_of(answer)[2]
+
+
 HI = {"message": "hi"}
 FIELDS = "`modell` (did you mean model?); there are message, messages, model, system, max_tokens, tools"
 # The request, and what the error message names.

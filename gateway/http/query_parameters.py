@@ -1,0 +1,22 @@
+"""Refuses query parameters that a route does not have."""
+
+from collections.abc import Collection
+
+from starlette.requests import Request
+
+from tailrace.proto.did_you_mean import suggest
+from tailrace.proto.errors import Refused
+
+NAME_CHARS_MAX = 64
+
+
+def require_known(request: Request, known: Collection[str]) -> None:
+    """Raises Refused for a query parameter that is not in `known`: ignored, a typing error would go unnoticed."""
+    if not request.scope["query_string"]:
+        return
+    for name in request.query_params:
+        if name not in known:
+            shown = name[:NAME_CHARS_MAX]
+            there = f"there are {', '.join(sorted(known))}" if known else "there are none"
+            message = f"`{shown}` is not a query parameter of this route{suggest(shown, known)}; {there}"
+            raise Refused("request_invalid", message, param=shown)
