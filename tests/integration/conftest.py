@@ -25,6 +25,7 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.harness import processes
+from tests.harness.own_system import OwnSystem
 from tests.harness.processes import Process
 from tests.harness.system import System
 
@@ -170,6 +171,12 @@ async def own_claude() -> AsyncIterator[str]:
     """The URL of a new simulated Claude of this test."""
     async with serving() as url:
         yield url
+
+
+@pytest.fixture
+def own(own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str) -> OwnSystem:
+    """A nats-server and a simulated Claude of this test, without a generator."""
+    return OwnSystem(own_server, own_connection, own_log, own_claude)
 
 
 @pytest_asyncio.fixture

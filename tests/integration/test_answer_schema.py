@@ -7,24 +7,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import Tenant, new_id
-from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime.sandbox import PROCESSES_TENANT_MAX
 from tailrace.proto.schema import with_schema
 from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import SAYS, data
-from tests.harness.generator_in_loop import (
-    ask,
-    attempts,
-    ended,
-    is_acknowledged,
-    modes,
-    shorten_lease,
-    stats,
-    working,
-)
-from tests.harness.killable_generator import killed_after
+from tests.harness.own_system import OwnSystem
 from tests.harness.processes import Process
 from tests.harness.readers import read
 from tests.harness.system import System
@@ -220,27 +209,23 @@ async def test_an_unusable_schema_is_refused_and_uses_no_idempotency_key(
 @pytest.mark.rule("R60")
 @pytest.mark.parametrize("killed", [4, 9])
 async def test_a_generator_that_is_killed_leaves_a_turn_that_ends_with_a_valid_answer(
-    own_server: NatsServer,
-    own_connection: Connection,
-    own_log: TurnLog,
-    own_claude: str,
-    killed: int,
+    own: OwnSystem, killed: int
 ) -> None:
     """During the first call or the second one. The log has the reason of the second request.
 
     The simulator kills it after each entry (tests/schedules).
     """
-    await shorten_lease(own_connection, LEASE_S)
+    await own.shorten_lease(LEASE_S)
     line = f"rate=50 json={VALID} wrong={INVALID}"
-    key = await ask(own_log, line, options=with_schema(None, SCHEMA))
-    assert await killed_after(killed, own_server.url, own_claude)
-    async with working(own_server.url, own_claude):
-        turn = await ended(own_log, key)
-        await until(lambda: is_acknowledged(own_connection))
+    key = await own.ask(line, options=with_schema(None, SCHEMA))
+    assert await own.killed_after(killed)
+    async with own.working():
+        turn = await own.ended(key)
+        await own.acknowledged()
     assert (turn.outcome, turn.text, turn.end and turn.end.schema_valid) == ("completed", VALID, True)
-    assert [attempt.misfit is not None for attempt in await attempts(own_log, key)].count(True) == 1
+    assert [attempt.misfit is not None for attempt in await own.attempts(key)].count(True) == 1
     # Only the call that was interrupted is repeated.
-    assert (turn.attempt, (await stats(own_claude))["calls"]) == (3, 3)
+    assert (turn.attempt, await own.calls()) == (3, 3)
 
 
 @pytest.mark.parametrize(
@@ -252,17 +237,11 @@ async def test_a_generator_that_is_killed_leaves_a_turn_that_ends_with_a_valid_a
     ids=["JSON that breaks off is restarted", "a complete answer has moved forward"],
 )
 async def test_attempts_with_a_schema(
-    own_server: NatsServer,
-    own_log: TurnLog,
-    own_claude: str,
-    line: str,
-    settings: dict[str, Any],
-    expected: tuple[str, bool],
-    attempts: list[str],
+    own: OwnSystem, line: str, settings: dict[str, Any], expected: tuple[str, bool], attempts: list[str]
 ) -> None:
     """The rest of a JSON text alone is not JSON."""
-    async with working(own_server.url, own_claude, **settings):
-        key = await ask(own_log, f"rate=0 {line} json={VALID}", options=with_schema(None, SCHEMA))
-        turn = await ended(own_log, key)
+    async with own.working(**settings):
+        key = await own.ask(f"rate=0 {line} json={VALID}", options=with_schema(None, SCHEMA))
+        turn = await own.ended(key)
     assert (turn.outcome, turn.end and turn.end.schema_valid) == ("completed", expected[1])
-    assert (turn.text, await modes(own_log, key)) == (expected[0], attempts)
+    assert (turn.text, await own.modes(key)) == (expected[0], attempts)

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -40,8 +40,8 @@ from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import BODIES, GENERATORS, STREAM, TurnKey
 from tests.harness import processes, readers
 from tests.harness.batch_client import asked, children, key_of, results
-from tests.harness.generator_in_loop import ended, is_acknowledged, open_streams, shorten_lease, stats, words, working
-from tests.harness.killable_generator import killed_after
+from tests.harness.generator_in_loop import ended, stats, words
+from tests.harness.own_system import OwnSystem
 from tests.harness.system import System
 from tests.harness.turn_builder import request
 from tests.harness.until import until
@@ -63,24 +63,14 @@ def texts(count: int) -> list[str]:
 
 
 @dataclass
-class OwnSystem:
-    """A gateway on a nats-server of its own, and a simulated Claude. Tests start the generators."""
+class BatchSystem(OwnSystem):
+    """The test's own system with a gateway. Tests start the generators."""
 
-    server: NatsServer
     gateway: Gateway
-    log: TurnLog
-    connection: Connection
-    claude: str
     tenant: Tenant
 
-    def generator(self, **settings: Any) -> AbstractAsyncContextManager[asyncio.Event]:
-        return working(self.server.url, self.claude, **settings)
-
     async def kill_generator_after(self, appends: int) -> bool:
-        return await killed_after(appends, self.server.url, self.claude, is_batch=True)
-
-    async def calls(self) -> int:
-        return (await stats(self.claude))["calls"]
+        return await self.killed_after(appends, is_batch=True)
 
     def turns(self, batch: dict[str, Any]) -> list[TurnKey]:
         return children(self.tenant, batch)
@@ -88,11 +78,9 @@ class OwnSystem:
     async def turn(self, batch: dict[str, Any]) -> Turn:
         return await self.log.turn(key_of(self.tenant, batch))
 
-    async def ended(self, batch: dict[str, Any]) -> Turn:
-        return await ended(self.log, key_of(self.tenant, batch))
-
-    async def acknowledged(self) -> None:
-        await until(lambda: is_acknowledged(self.connection))
+    async def batch_ended(self, batch: dict[str, Any]) -> Turn:
+        """Returns the batch's turn when it has ended."""
+        return await self.ended(key_of(self.tenant, batch))
 
     async def money(self, key: TurnKey) -> Reservation:
         """Returns the money that is reserved for a turn."""
@@ -120,36 +108,29 @@ class OwnSystem:
 
 
 @pytest.fixture
-def own_system(
-    own_server: NatsServer,
-    own_gateway: Gateway,
-    own_log: TurnLog,
-    own_connection: Connection,
-    own_claude: str,
-    tenant: Tenant,
-) -> OwnSystem:
-    return OwnSystem(own_server, own_gateway, own_log, own_connection, own_claude, tenant)
+def own(own: OwnSystem, own_gateway: Gateway, tenant: Tenant) -> BatchSystem:
+    return BatchSystem(**vars(own), gateway=own_gateway, tenant=tenant)
 
 
 @pytest.fixture
-async def limited(own_system: OwnSystem, new_gateway: NewGateway) -> OwnSystem:
+async def limited(own: BatchSystem, new_gateway: NewGateway) -> BatchSystem:
     """The system with a budget, and two running turns at a time."""
-    own_system.gateway = await new_gateway(own_system.server.url, limits_key="usd_day=5, running=2")
-    return own_system
+    own.gateway = await new_gateway(own.server.url, limits_key="usd_day=5, running=2")
+    return own
 
 
 @pytest.mark.rule("R63")
-async def test_a_batch_is_a_turn_whose_inputs_are_turns(own_system: OwnSystem) -> None:
-    batch = await asked(own_system.gateway, inputs(20), metadata={"for": "test"})
-    async with own_system.generator():
-        await own_system.ended(batch)
-        await own_system.acknowledged()
-    await own_system.verify(batch)
-    assert await own_system.calls() == 20
-    client = own_system.gateway.client
+async def test_a_batch_is_a_turn_whose_inputs_are_turns(own: BatchSystem) -> None:
+    batch = await asked(own.gateway, inputs(20), metadata={"for": "test"})
+    async with own.working():
+        await own.batch_ended(batch)
+        await own.acknowledged()
+    await own.verify(batch)
+    assert await own.calls() == 20
+    client = own.gateway.client
     record = (await client.get(batch["links"]["self"])).json()
     assert (record["outcome"], record["done"], record["failed"], record["of"]) == ("completed", 20, 0, 20)
-    cost_usd = sum(line["cost_usd"] for line in await results(own_system.gateway, batch))
+    cost_usd = sum(line["cost_usd"] for line in await results(own.gateway, batch))
     assert record["cost_usd"] == pytest.approx(cost_usd)
     assert record["metadata"] == {"for": "test"}
     # The batch itself has no usage: a sum over all turns counts each answer once.
@@ -160,25 +141,25 @@ async def test_a_batch_is_a_turn_whose_inputs_are_turns(own_system: OwnSystem) -
     assert kinds == ["start", *["progress"] * (len(kinds) - 2), "done"]
     for number, frame in enumerate(whole.frames):
         assert (await readers.read(client, batch["batch"], frame.seq)).frames == whole.frames[number + 1 :]
-    assert [line["index"] for line in await results(own_system.gateway, batch, "?after=17")] == [18, 19]
+    assert [line["index"] for line in await results(own.gateway, batch, "?after=17")] == [18, 19]
 
 
 @pytest.mark.rule("R63")
 @pytest.mark.timeout(180)
-async def test_after_killing_every_process_no_input_runs_twice(own_system: OwnSystem, tmp_path: Path) -> None:
+async def test_after_killing_every_process_no_input_runs_twice(own: BatchSystem, tmp_path: Path) -> None:
     """Kills each generator, then nats-server and the gateway."""
-    await shorten_lease(own_system.connection, LEASE_S)
-    count, log = 80, own_system.log
+    await own.shorten_lease(LEASE_S)
+    count, log = 80, own.log
     headers = {"authorization": f"Bearer {KEY}"}
     async with AsyncExitStack() as stack:
-        keys = {"TAILRACE_API_KEYS": api_keys(own_system.tenant)}
-        gateway = await stack.enter_async_context(processes.gateway(tmp_path, own_system.server.url, **keys))
+        keys = {"TAILRACE_API_KEYS": api_keys(own.tenant)}
+        gateway = await stack.enter_async_context(processes.gateway(tmp_path, own.server.url, **keys))
         client = await stack.enter_async_context(
             httpx2.AsyncClient(base_url=gateway.url, headers=headers, timeout=20, trust_env=False)
         )
         batch = (await client.post("/v1/batches", json={"requests": inputs(count, "words=2 rate=40")})).json()
-        key = key_of(own_system.tenant, batch)
-        generators = [processes.generator(tmp_path, own_system.server.url, own_system.claude) for _ in range(2)]
+        key = key_of(own.tenant, batch)
+        generators = [processes.generator(tmp_path, own.server.url, own.claude) for _ in range(2)]
         await asyncio.gather(*(stack.enter_async_context(generator) for generator in generators))
 
         async def has_done(done: int) -> bool:
@@ -193,8 +174,8 @@ async def test_after_killing_every_process_no_input_runs_twice(own_system: OwnSy
         await generators[1].stop(SIGKILL)
         await until(lambda: has_done(40), 30)
         await gateway.stop(SIGKILL)
-        await own_system.server.stop(SIGKILL)
-        await own_system.server.start()
+        await own.server.stop(SIGKILL)
+        await own.server.start()
         await gateway.start()
         await until(lambda: has_done(count), 60)
         await ended(log, key)
@@ -202,57 +183,57 @@ async def test_after_killing_every_process_no_input_runs_twice(own_system: OwnSy
         seen = await readers.read(client, batch["batch"])
     progress = [one.entry for one in await readers.whole(log, key) if isinstance(one.entry, Progress)]
     assert len(seen.frames) == len(progress) + 2
-    await own_system.gateway.answers()
-    await own_system.verify(batch)
+    await own.gateway.answers()
+    await own.verify(batch)
 
 
 @pytest.mark.rule("R63")
-async def test_a_live_turn_does_not_wait_behind_a_batch(own_system: OwnSystem) -> None:
+async def test_a_live_turn_does_not_wait_behind_a_batch(own: BatchSystem) -> None:
     """A batch gets at most half of a generator's slots."""
-    batch = await asked(own_system.gateway, inputs(1000, SILENT), parallel=64)
-    async with own_system.generator(concurrency=4, stall_timeout_s=3600):
-        await open_streams(own_system.claude, 2)
+    batch = await asked(own.gateway, inputs(1000, SILENT), parallel=64)
+    async with own.working(concurrency=4, stall_timeout_s=3600):
+        await own.open_streams(2)
         for number in range(6):
             message = f"#sim {FAST} tag=live{number}"
-            turn = (await own_system.gateway.client.post("/v1/turns", json={"message": message})).json()["turn"]
-            assert (await ended(own_system.log, TurnKey(own_system.tenant, turn))).text == words(2, f"live{number}")
-        begun = [await own_system.log.is_known(child) for child in own_system.turns(batch)[:70]]
+            turn = (await own.gateway.client.post("/v1/turns", json={"message": message})).json()["turn"]
+            assert (await own.ended(TurnKey(own.tenant, turn))).text == words(2, f"live{number}")
+        begun = [await own.log.is_known(child) for child in own.turns(batch)[:70]]
         assert begun.count(True) == 2
-        assert (await own_system.turn(batch)).progress is None
+        assert (await own.turn(batch)).progress is None
 
 
 @pytest.mark.rule("R64")
-async def test_cancelling_stops_running_turns_and_starts_no_more(own_system: OwnSystem) -> None:
-    batch = await asked(own_system.gateway, inputs(50, SILENT), parallel=3)
-    async with own_system.generator(stall_timeout_s=3600):
-        await open_streams(own_system.claude, 3)
-        record = (await own_system.gateway.client.post(batch["links"]["cancel"])).json()
+async def test_cancelling_stops_running_turns_and_starts_no_more(own: BatchSystem) -> None:
+    batch = await asked(own.gateway, inputs(50, SILENT), parallel=3)
+    async with own.working(stall_timeout_s=3600):
+        await own.open_streams(3)
+        record = (await own.gateway.client.post(batch["links"]["cancel"])).json()
         assert record["outcome"] == "cancelled"
-        await own_system.acknowledged()
-        assert await own_system.calls() == 3
-    lines = await results(own_system.gateway, batch)
+        await own.acknowledged()
+        assert await own.calls() == 3
+    lines = await results(own.gateway, batch)
     assert [line["custom_id"] for line in lines] == [f"c{number}" for number in range(50)]
     assert {line["outcome"] for line in lines} == {"cancelled"}
     assert sum(line["turn"] is not None for line in lines) == 3
 
 
 @pytest.mark.rule("R64")
-async def test_a_batch_that_is_cancelled_without_a_generator_leaves_nothing_running(own_system: OwnSystem) -> None:
+async def test_a_batch_that_is_cancelled_without_a_generator_leaves_nothing_running(own: BatchSystem) -> None:
     """The next generator finds the running turns by their ids and cancels them."""
-    await shorten_lease(own_system.connection, LEASE_S)
-    batch = await asked(own_system.gateway, inputs(6, SILENT), parallel=3)
+    await own.shorten_lease(LEASE_S)
+    batch = await asked(own.gateway, inputs(6, SILENT), parallel=3)
     # The entries are the batch's attempt and the first turn's request.
-    assert await own_system.kill_generator_after(2)
-    await own_system.gateway.client.post(batch["links"]["cancel"])
-    async with own_system.generator():
-        await own_system.acknowledged()
-    known = [child for child in own_system.turns(batch) if await own_system.log.is_known(child)]
-    assert {(await own_system.log.turn(child)).outcome for child in known} == {"cancelled"}
-    assert (await stats(own_system.claude))["streams_open"] == 0
+    assert await own.kill_generator_after(2)
+    await own.gateway.client.post(batch["links"]["cancel"])
+    async with own.working():
+        await own.acknowledged()
+    known = [child for child in own.turns(batch) if await own.log.is_known(child)]
+    assert {(await own.log.turn(child)).outcome for child in known} == {"cancelled"}
+    assert (await stats(own.claude))["streams_open"] == 0
 
 
 @pytest.mark.rule("R65")
-async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(limited: OwnSystem) -> None:
+async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(limited: BatchSystem) -> None:
     """The limit of running turns bounds `parallel`; the reservations of inputs that never ran are returned."""
     batch = await asked(limited.gateway, inputs(3, SILENT))
     stored = (await limited.turn(batch)).request
@@ -263,8 +244,8 @@ async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(lim
     refused = await limited.gateway.client.post("/v1/turns", json=another)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_turns")
     counters = Counters(limited.connection)
-    async with limited.generator(stall_timeout_s=3600):
-        await open_streams(limited.claude, 2)
+    async with limited.working(stall_timeout_s=3600):
+        await limited.open_streams(2)
         held = await limited.money(limited.turns(batch)[0])
         assert await counters.add(held.subject, 0) == 3 * held.amount > 0
         await limited.gateway.client.post(batch["links"]["cancel"])
@@ -276,7 +257,9 @@ async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(lim
 
 
 @pytest.mark.rule("R65")
-async def test_a_deleted_batch_returns_its_reservations_without_a_generator(limited: OwnSystem, tmp_path: Path) -> None:
+async def test_a_deleted_batch_returns_its_reservations_without_a_generator(
+    limited: BatchSystem, tmp_path: Path
+) -> None:
     batch = await asked(limited.gateway, inputs(4), parallel=1)
     first = limited.turns(batch)[0]
     # The first turn has ended by then, and is not settled.
@@ -297,13 +280,13 @@ async def test_a_deleted_batch_returns_its_reservations_without_a_generator(limi
 
 
 @pytest.mark.rule("R65")
-async def test_a_reservation_is_returned_or_settled_once(limited: OwnSystem, tmp_path: Path) -> None:
+async def test_a_reservation_is_returned_or_settled_once(limited: BatchSystem, tmp_path: Path) -> None:
     """The batch is deleted while it runs: the gateway and the generator both return reservations."""
     batch = await asked(limited.gateway, inputs(30, "words=2 rate=0 wait=0.2"), parallel=2)
     first = limited.turns(batch)[0]
-    async with processes.persistence(tmp_path, limited.server.url), limited.generator():
+    async with processes.persistence(tmp_path, limited.server.url), limited.working():
         await until(lambda: limited.log.is_known(first))
-        end = (await ended(limited.log, first)).end
+        end = (await limited.ended(first)).end
         assert end is not None
         subject = (await limited.money(first)).subject
         gone = await limited.gateway.client.delete(f"/v1/turns/{batch['batch']}")
@@ -429,16 +412,16 @@ async def test_a_batch_that_has_left_the_log_comes_from_the_database(
     assert '"type":"done"' in (await gateway.client.get(batch["links"]["events"])).text
 
 
-async def test_a_batch_that_leaves_the_log_unfinished_has_failed(own_system: OwnSystem, tmp_path: Path) -> None:
-    async with processes.persistence(tmp_path, own_system.server.url):
-        batch = await asked(own_system.gateway, inputs(2))
-        await listed(own_system.gateway)
-        key = key_of(own_system.tenant, batch)
-        await own_system.connection.jetstream.purge_stream(STREAM, subject=subjects.entries(key))
-        record = (await own_system.gateway.client.get(batch["links"]["self"])).json()
+async def test_a_batch_that_leaves_the_log_unfinished_has_failed(own: BatchSystem, tmp_path: Path) -> None:
+    async with processes.persistence(tmp_path, own.server.url):
+        batch = await asked(own.gateway, inputs(2))
+        await listed(own.gateway)
+        key = key_of(own.tenant, batch)
+        await own.connection.jetstream.purge_stream(STREAM, subject=subjects.entries(key))
+        record = (await own.gateway.client.get(batch["links"]["self"])).json()
         assert (record["outcome"], record["error"]["code"]) == ("failed", "internal")
-        assert [one["outcome"] for one in await listed(own_system.gateway)] == ["failed"]
-        lines = await results(own_system.gateway, batch)
+        assert [one["outcome"] for one in await listed(own.gateway)] == ["failed"]
+        lines = await results(own.gateway, batch)
     assert [(line["index"], line["turn"], line["outcome"]) for line in lines] == [
         (0, None, "cancelled"),
         (1, None, "cancelled"),
@@ -463,50 +446,50 @@ async def test_deleted_turns_of_a_running_batch_stay_deleted(
     assert (await gateway.client.get(batch["links"]["self"])).status_code == 404
 
 
-async def test_a_takeover_does_not_run_deleted_inputs(own_system: OwnSystem) -> None:
+async def test_a_takeover_does_not_run_deleted_inputs(own: BatchSystem) -> None:
     """The fence of a purged request is that of a new turn: only the tombstone keeps it from being stored again."""
-    await shorten_lease(own_system.connection, LEASE_S)
-    batch = await asked(own_system.gateway, inputs(4), parallel=1)
-    first = own_system.turns(batch)[0]
-    assert await own_system.kill_generator_after(12)
-    assert (await own_system.log.turn(first)).end is not None
-    await own_system.log.purge(first)
-    await Tombstones(own_system.connection).put([first])
-    async with own_system.generator():
-        progress = (await own_system.ended(batch)).progress
-    assert not await own_system.log.is_known(first)
+    await own.shorten_lease(LEASE_S)
+    batch = await asked(own.gateway, inputs(4), parallel=1)
+    first = own.turns(batch)[0]
+    assert await own.kill_generator_after(12)
+    assert (await own.log.turn(first)).end is not None
+    await own.log.purge(first)
+    await Tombstones(own.connection).put([first])
+    async with own.working():
+        progress = (await own.batch_ended(batch)).progress
+    assert not await own.log.is_known(first)
     assert progress is not None
     assert (progress.done, progress.failed) == (3, 1)
 
 
 @pytest.mark.rule("R64")
-async def test_a_batch_above_its_time_limit_fails(own_system: OwnSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_batch_above_its_time_limit_fails(own: BatchSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "LIFE", timedelta(seconds=1))
-    batch = await asked(own_system.gateway, inputs(5, SILENT), parallel=2)
-    async with own_system.generator(stall_timeout_s=3600):
-        turn = await own_system.ended(batch)
-        await own_system.acknowledged()
+    batch = await asked(own.gateway, inputs(5, SILENT), parallel=2)
+    async with own.working(stall_timeout_s=3600):
+        turn = await own.batch_ended(batch)
+        await own.acknowledged()
     assert turn.error is not None
     assert (turn.outcome, turn.error.code) == ("failed", "deadline_exceeded")
-    assert {line["outcome"] for line in await results(own_system.gateway, batch)} == {"cancelled"}
+    assert {line["outcome"] for line in await results(own.gateway, batch)} == {"cancelled"}
 
 
-async def test_a_batch_with_expired_inputs_fails(own_system: OwnSystem) -> None:
-    batch = await asked(own_system.gateway, inputs(5))
-    await own_system.connection.jetstream.purge_stream(BODIES)
-    async with own_system.generator():
-        turn = await own_system.ended(batch)
+async def test_a_batch_with_expired_inputs_fails(own: BatchSystem) -> None:
+    batch = await asked(own.gateway, inputs(5))
+    await own.connection.jetstream.purge_stream(BODIES)
+    async with own.working():
+        turn = await own.batch_ended(batch)
     assert turn.error is not None
     assert (turn.outcome, turn.error.code) == ("failed", "blob_expired")
 
 
-async def test_more_batches_than_a_generator_runs_at_once_all_end(own_system: OwnSystem) -> None:
-    submitted = [await asked(own_system.gateway, inputs(3, tag=f"q{number}b")) for number in range(BATCHES_MAX + 2)]
-    async with own_system.generator(concurrency=1):
+async def test_more_batches_than_a_generator_runs_at_once_all_end(own: BatchSystem) -> None:
+    submitted = [await asked(own.gateway, inputs(3, tag=f"q{number}b")) for number in range(BATCHES_MAX + 2)]
+    async with own.working(concurrency=1):
         for batch in submitted:
-            assert (await own_system.ended(batch)).outcome == "completed"
-        await own_system.acknowledged()
-    assert await own_system.calls() == 3 * len(submitted)
+            assert (await own.batch_ended(batch)).outcome == "completed"
+        await own.acknowledged()
+    assert await own.calls() == 3 * len(submitted)
 
 
 class CancelledOnce(BatchRunner):
@@ -523,16 +506,16 @@ class CancelledOnce(BatchRunner):
 
 
 @pytest.mark.rule("R64")
-async def test_a_batch_is_acknowledged_after_its_turns_have_ended(own_system: OwnSystem) -> None:
+async def test_a_batch_is_acknowledged_after_its_turns_have_ended(own: BatchSystem) -> None:
     """A runner that lost the fence has not checked its turns: the batch is delivered again, although it has ended."""
-    await shorten_lease(own_system.connection, LEASE_S)
-    await asked(own_system.gateway, inputs(3))
-    connection, log = own_system.connection, own_system.log
+    await own.shorten_lease(LEASE_S)
+    await asked(own.gateway, inputs(3))
+    connection, log = own.connection, own.log
     blobs, counters = BlobStore(connection), Counters(connection)
     runner = CancelledOnce(
         log, blobs, Tombstones(connection), counters, lambda: fullness(connection), name="g", concurrency=1
     )
-    settings = Settings(anthropic_api_key="sk-test", anthropic_base_url=own_system.claude)
+    settings = Settings(anthropic_api_key="sk-test", anthropic_base_url=own.claude)
     async with open_backends(settings) as (orders, backends):
         retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
         caller = ModelCaller(backends, orders, retry, BlobLoader(blobs, FairSemaphore(1)))
@@ -542,7 +525,7 @@ async def test_a_batch_is_acknowledged_after_its_turns_have_ended(own_system: Ow
         worker = Worker(log, deliveries, turns, settlement.settle, lanes, concurrency=1, deadline_s=9, grace_s=0)
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))
-        await own_system.acknowledged()
+        await own.acknowledged()
         stop.set()
         await running
     assert runner.runs == 2

@@ -7,15 +7,13 @@ from contextlib import closing, contextmanager
 import pytest
 from prometheus_client import REGISTRY
 
-from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import Connection, TurnLog
 from tests.harness.faulty_upstream import HEAD, Break, Broken, breaking
-from tests.harness.generator_in_loop import ask, attempts, ended, is_acknowledged, shorten_lease, stats, words, working
+from tests.harness.generator_in_loop import words
 from tests.harness.killable_generator import killed_by
+from tests.harness.own_system import OwnSystem
 from tests.harness.sse_parser import EventStream
-from tests.harness.until import until
 from tests.integration.conftest import NewGateway
 
 LEASE_S = 0.2
@@ -50,101 +48,89 @@ def unreachable() -> Iterator[str]:
 
 
 @pytest.mark.rule("F20")
-async def test_a_temporary_error_is_retried_within_the_attempt(
-    own_server: NatsServer, own_log: TurnLog, own_claude: str
-) -> None:
+async def test_a_temporary_error_is_retried_within_the_attempt(own: OwnSystem) -> None:
     for number in (408, 502, 503, 504):
         async with (
-            breaking(own_claude, status(number), times=2) as proxy,
-            working(own_server.url, proxy.url, stall_timeout_s=9),
+            breaking(own.claude, status(number), times=2) as proxy,
+            own.working(claude_url=proxy.url, stall_timeout_s=9),
         ):
-            turn = await ended(own_log, await ask(own_log, "words=9 rate=0"))
+            turn = await own.answer("words=9 rate=0")
         assert (turn.text, turn.outcome, turn.attempt, proxy.calls) == (words(9), "completed", 1, 3), number
 
 
 @pytest.mark.rule("F20")
-async def test_a_model_that_accepts_no_connection_fails_the_turn_after_the_connect_timeouts(
-    own_server: NatsServer, own_log: TurnLog
-) -> None:
+async def test_a_model_that_accepts_no_connection_fails_the_turn_after_the_connect_timeouts(own: OwnSystem) -> None:
     with unreachable() as url:
-        async with working(own_server.url, url, connect_timeout_s=0.2, call_tries_max=2):
-            turn = await ended(own_log, await ask(own_log, "words=9"))
+        async with own.working(claude_url=url, connect_timeout_s=0.2, call_tries_max=2):
+            turn = await own.answer("words=9")
     assert (error_code(turn), turn.attempt) == ("backend_unreachable", 1)
 
 
 @pytest.mark.rule("F20")
-async def test_retries_of_an_overloaded_model_end_at_the_deadline_of_the_turn(
-    own_server: NatsServer, own_log: TurnLog, own_claude: str
-) -> None:
-    async with working(own_server.url, own_claude, call_tries_max=9999, call_wait_max_s=0.05, deadline_s=1.5):
-        turn = await ended(own_log, await ask(own_log, "words=9 fault=529"))
+async def test_retries_of_an_overloaded_model_end_at_the_deadline_of_the_turn(own: OwnSystem) -> None:
+    async with own.working(call_tries_max=9999, call_wait_max_s=0.05, deadline_s=1.5):
+        turn = await own.answer("words=9 fault=529")
     assert (error_code(turn), turn.attempt, turn.text) == ("deadline_exceeded", 1, "")
-    assert (await stats(own_claude))["calls"] > 2
+    assert await own.calls() > 2
 
 
 @pytest.mark.rule("F20")
-async def test_a_retry_after_of_an_hour_is_passed_on_at_once(
-    own_server: NatsServer, own_log: TurnLog, own_claude: str
-) -> None:
-    async with working(own_server.url, own_claude):
-        turn = await ended(own_log, await ask(own_log, "words=9 fault=429 retry_after=3600"))
+async def test_a_retry_after_of_an_hour_is_passed_on_at_once(own: OwnSystem) -> None:
+    async with own.working():
+        turn = await own.answer("words=9 fault=429 retry_after=3600")
     assert error_code(turn) == "backend_rate_limited"
     assert turn.error is not None
     assert turn.error.retry_after_s == 3600
-    assert (await stats(own_claude))["calls"] == 1
+    assert await own.calls() == 1
 
 
 @pytest.mark.rule("F20")
 async def test_a_reader_gets_heartbeats_while_a_generator_waits_to_retry(
-    own_server: NatsServer, own_log: TurnLog, own_claude: str, new_gateway: NewGateway, tenant: Tenant
+    own: OwnSystem, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
-    gateway = await new_gateway(own_server.url, heartbeat_s=0.05)
+    gateway = await new_gateway(own.server.url, heartbeat_s=0.05)
     stream = EventStream()
-    async with working(own_server.url, own_claude):
-        key = await ask(own_log, "words=9 rate=0 fault=429x1 retry_after=1", tenant)
+    async with own.working():
+        key = await own.ask("words=9 rate=0 fault=429x1 retry_after=1", tenant)
         async with gateway.client.stream("GET", f"/v1/turns/{key.turn}/events") as response:
             events = [event async for received in response.aiter_raw() for event in stream.feed(received)]
     assert len(stream.comments) > 5
     assert any('"delta"' in event.data for event in events)
-    assert ((await own_log.turn(key)).text, (await stats(own_claude))["calls"]) == (words(9), 2)
+    assert ((await own.log.turn(key)).text, await own.calls()) == (words(9), 2)
 
 
 @pytest.mark.rule("F23")
-async def test_an_answer_with_any_stop_reason_is_complete(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str
-) -> None:
+async def test_an_answer_with_any_stop_reason_is_complete(own: OwnSystem) -> None:
     """Also with one that a later API may introduce. There is one call."""
     for reason in ("refusal", "model_context_window_exceeded", "max_tokens", "of_tomorrow"):
         async with (
-            breaking(own_claude, stop_reason(reason.encode())) as proxy,
-            working(own_server.url, proxy.url, stall_timeout_s=9),
+            breaking(own.claude, stop_reason(reason.encode())) as proxy,
+            own.working(claude_url=proxy.url, stall_timeout_s=9),
         ):
-            turn = await ended(own_log, await ask(own_log, "words=9 rate=0"))
-            await until(lambda: is_acknowledged(own_connection))
+            turn = await own.answer("words=9 rate=0")
+            await own.acknowledged()
         assert turn.end is not None
         assert (turn.outcome, turn.end.stop_reason, turn.text, proxy.calls) == ("completed", reason, words(9), 1)
 
 
 @pytest.mark.rule("F27")
 @pytest.mark.timeout(90)
-async def test_a_request_that_kills_its_generators_fails_after_attempts_max(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str
-) -> None:
+async def test_a_request_that_kills_its_generators_fails_after_attempts_max(own: OwnSystem) -> None:
     """Other turns are answered meanwhile, and the failure is counted."""
-    await shorten_lease(own_connection, LEASE_S)
-    key = await ask(own_log, "words=9 tag=poison")
+    await own.shorten_lease(LEASE_S)
+    key = await own.ask("words=9 tag=poison")
     for number in range(1, 4):
-        other = await ask(own_log, f"words=3 rate=0 tag=x{number}")
-        assert await killed_by("poison", own_server.url, own_claude)
-        assert (await own_log.turn(other)).outcome == "completed"
-        assert len(await attempts(own_log, key)) == number
+        other = await own.ask(f"words=3 rate=0 tag=x{number}")
+        assert await killed_by("poison", own.server.url, own.claude)
+        assert (await own.log.turn(other)).outcome == "completed"
+        assert len(await own.attempts(key)) == number
 
     def failures() -> float:
         name, labels = "tailrace_generator_failures_total", {"code": "attempts_exhausted"}
         return REGISTRY.get_sample_value(name, labels) or 0
 
     before = failures()
-    async with working(own_server.url, own_claude, attempts_max=3):
-        turn = await ended(own_log, key)
-        await until(lambda: is_acknowledged(own_connection))
+    async with own.working(attempts_max=3):
+        turn = await own.ended(key)
+        await own.acknowledged()
     assert (error_code(turn), turn.attempt, failures()) == ("attempts_exhausted", 3, before + 1)

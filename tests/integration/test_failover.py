@@ -12,17 +12,16 @@ from typing import Any
 import pytest
 from anthropic.lib.aws._auth import _get_session
 
-from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.ports import find_free
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tests.harness import processes, readers
 from tests.harness.cloud_endpoints import Cloud, cloud
-from tests.harness.generator_in_loop import ask, attempts, ended, is_acknowledged, shorten_lease, stats, words, working
-from tests.harness.killable_generator import killed_after
+from tests.harness.generator_in_loop import attempts, stats, words
+from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.until import until
 from tests.integration.conftest import NewGateway
@@ -49,27 +48,25 @@ async def made(log: TurnLog, key: TurnKey) -> list[tuple[str, str]]:
     return [(attempt.backend, attempt.mode) for attempt in await attempts(log, key)]
 
 
-async def run(
-    server: NatsServer, log: TurnLog, claude: str, line: str, **settings: Any
-) -> tuple[Turn, list[tuple[str, str]]]:
+async def run(own: OwnSystem, line: str, **settings: Any) -> tuple[Turn, list[tuple[str, str]]]:
     """Returns the turn of a request, and its attempts."""
-    async with working(server.url, **{"claude_url": claude, "backends": BOTH} | settings):
-        key = await ask(log, line)
-        return await ended(log, key), await made(log, key)
+    async with own.working(**{"backends": BOTH} | settings):
+        key = await own.ask(line)
+        return await own.ended(key), await made(own.log, key)
 
 
 @pytest.mark.rule("R50")
 @pytest.mark.parametrize("fault", ["429", "500", "529", "error", "cut", "stall", "eof", "garbage"])
 async def test_the_next_backend_continues_after_a_fault_within_the_answer(
-    own_server: NatsServer, own_log: TurnLog, own_claude: str, second: Cloud, fault: str
+    own: OwnSystem, second: Cloud, fault: str
 ) -> None:
     """The text is whole, and each backend is called once."""
-    turn, modes = await run(own_server, own_log, own_claude, f"words=90 rate=400 fault={fault}@40")
+    turn, modes = await run(own, f"words=90 rate=400 fault={fault}@40")
     assert (turn.text, turn.outcome, turn.attempt) == (words(90), "completed", 2)
     assert [(block.type, block.is_closed) for block in turn.blocks] == [("text", True)]
     assert modes == CONTINUED
     counted = await stats(second.url)
-    assert ((await stats(own_claude))["calls"], counted["calls"]) == (1, 1)
+    assert (await own.calls(), counted["calls"]) == (1, 1)
     assert (counted["continuations"], counted["continuations_mismatched"]) == (1, 0)
 
 
@@ -77,43 +74,41 @@ async def test_the_next_backend_continues_after_a_fault_within_the_answer(
     ("line", "calls"), [("fault=529", 3), ("fault=500", 3), ("fault=html", 3), ("fault=429 retry_after=3600", 1)]
 )
 async def test_the_next_backend_answers_when_the_first_one_refuses(
-    own_server: NatsServer, own_log: TurnLog, own_claude: str, second: Cloud, line: str, calls: int
+    own: OwnSystem, second: Cloud, line: str, calls: int
 ) -> None:
     """The calls of the first attempt are used up, unless it would have to wait for an hour."""
-    turn, modes = await run(own_server, own_log, own_claude, f"words=20 rate=0 {line}", call_tries_max=3)
+    turn, modes = await run(own, f"words=20 rate=0 {line}", call_tries_max=3)
     assert (turn.text, turn.outcome, modes) == (words(20), "completed", ANSWERED)
-    assert ((await stats(own_claude))["calls"], (await stats(second.url))["calls"]) == (calls, 1)
+    assert (await own.calls(), (await stats(second.url))["calls"]) == (calls, 1)
 
 
 @pytest.mark.parametrize("setting", ["anthropic_api_key", "claude_url"])
 async def test_the_next_backend_answers_for_a_refused_key_and_an_unreachable_api(
-    own_server: NatsServer, own_log: TurnLog, own_claude: str, second: Cloud, setting: str
+    own: OwnSystem, second: Cloud, setting: str
 ) -> None:
     settings = {setting: "bad-key" if setting == "anthropic_api_key" else f"http://127.0.0.1:{find_free(1)[0]}"}
-    turn, modes = await run(own_server, own_log, own_claude, "words=20 rate=0", call_tries_max=2, **settings)
+    turn, modes = await run(own, "words=20 rate=0", call_tries_max=2, **settings)
     assert (turn.text, turn.outcome, modes) == (words(20), "completed", ANSWERED)
 
 
 @pytest.mark.rule("R50")
-async def test_an_invalid_request_is_not_sent_to_the_next_backend(
-    own_server: NatsServer, own_log: TurnLog, own_claude: str, second: Cloud
-) -> None:
-    turn, modes = await run(own_server, own_log, own_claude, "words=x")
+async def test_an_invalid_request_is_not_sent_to_the_next_backend(own: OwnSystem, second: Cloud) -> None:
+    turn, modes = await run(own, "words=x")
     assert turn.error is not None
     assert (turn.error.code, modes, second.asked) == ("backend_refused_request", [("claude", "fresh")], [])
 
 
 @pytest.mark.rule("R50")
 async def test_attempts_are_limited_over_all_backends(
-    own_server: NatsServer, own_log: TurnLog, own_claude: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: OwnSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No call stores a token, so that no attempt moves the answer forward."""
     async with cloud(tmp_path) as faulty:
         for name, value in faulty.environ.items():
             monkeypatch.setenv(name, value)
         _get_session.cache_clear()  # type: ignore[attr-defined]
-        turn, modes = await run(own_server, own_log, own_claude, "words=90 rate=0 fault=cut@0x9", attempts_max=4)
-        calls = (await stats(own_claude))["calls"] + (await stats(faulty.url))["calls"]
+        turn, modes = await run(own, "words=90 rate=0 fault=cut@0x9", attempts_max=4)
+        calls = await own.calls() + (await stats(faulty.url))["calls"]
     assert turn.error is not None
     assert (turn.outcome, turn.error.code, turn.attempt, calls) == ("failed", "attempts_exhausted", 4, 4)
     assert turn.text == ""
@@ -121,55 +116,48 @@ async def test_attempts_are_limited_over_all_backends(
 
 
 async def test_a_backend_with_a_wrong_key_leaves_the_first_one_its_next_attempt(
-    own_server: NatsServer, own_log: TurnLog, own_claude: str, second: Cloud, monkeypatch: pytest.MonkeyPatch
+    own: OwnSystem, second: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret")
-    turn, modes = await run(own_server, own_log, own_claude, "words=61 rate=0 fault=cut@40x1")
+    turn, modes = await run(own, "words=61 rate=0 fault=cut@40x1")
     assert (turn.text, turn.outcome, modes) == (words(61), "completed", [*CONTINUED, ("claude", "continue")])
 
 
-async def test_a_model_may_have_its_own_list_of_backends(
-    own_server: NatsServer, own_log: TurnLog, own_claude: str, second: Cloud
-) -> None:
+async def test_a_model_may_have_its_own_list_of_backends(own: OwnSystem, second: Cloud) -> None:
     """With the name that the backend has for the model."""
     lists = "claude; claude-haiku-5-5 = bedrock:eu.anthropic.claude-haiku-5-5"
-    async with working(own_server.url, own_claude, backends=lists):
+    async with own.working(backends=lists):
         for model, backend in (("claude-haiku-5-5", "bedrock"), ("claude-sonnet-5-5", "claude")):
-            key = await ask(own_log, "words=3 rate=0", model=model)
-            assert (await ended(own_log, key)).text == words(3)
-            assert await made(own_log, key) == [(backend, "fresh")]
+            key = await own.ask("words=3 rate=0", model=model)
+            assert (await own.ended(key)).text == words(3)
+            assert await made(own.log, key) == [(backend, "fresh")]
     assert [asked.body["model"] for asked in second.asked] == ["eu.anthropic.claude-haiku-5-5"]
 
 
 async def test_a_reader_notices_nothing_when_the_first_backend_is_killed(
-    own_server: NatsServer,
-    own_log: TurnLog,
-    second: Cloud,
-    new_gateway: NewGateway,
-    tenant: Tenant,
-    tmp_path: Path,
+    own: OwnSystem, second: Cloud, new_gateway: NewGateway, tenant: Tenant, tmp_path: Path
 ) -> None:
     """The five promises hold."""
-    gateway = await new_gateway(own_server.url)
+    gateway = await new_gateway(own.server.url)
     async with (
-        Persistence(own_server.url, tmp_path / "tailrace.db") as persistence,
+        Persistence(own.server.url, tmp_path / "tailrace.db") as persistence,
         processes.simulated_claude(tmp_path) as first,
-        working(own_server.url, first.url, backends=BOTH, call_tries_max=2),
+        own.working(claude_url=first.url, backends=BOTH, call_tries_max=2),
     ):
-        key = await ask(own_log, "words=120 rate=60", tenant=tenant)
+        key = await own.ask("words=120 rate=60", tenant=tenant)
         reading = asyncio.create_task(readers.read(gateway.client, key.turn))
 
         async def has_begun() -> bool:
-            return len((await own_log.turn(key)).text) >= 100
+            return len((await own.log.turn(key)).text) >= 100
 
         await until(has_begun)
         await first.stop(SIGKILL)
-        turn = await ended(own_log, key)
+        turn = await own.ended(key)
         seen = readers.reader("reader", key, await reading)
         record = await persistence.ask(tenant, "turn", GetTurn(key.turn), TurnRecord)
-        history = await readers.history(own_log, key, seen, records={key: record})
+        history = await readers.history(own.log, key, seen, records={key: record})
     assert (turn.text, turn.outcome, turn.attempt) == (words(120), "completed", 2)
-    assert await made(own_log, key) == CONTINUED
+    assert await made(own.log, key) == CONTINUED
     assert seen.received == Story(words(120), turn.usage, "completed")
     verdict = judge(history)
     assert verdict.is_green, verdict.evidence
@@ -178,18 +166,16 @@ async def test_a_reader_notices_nothing_when_the_first_backend_is_killed(
 
 
 @pytest.mark.rule("R50")
-async def test_a_generator_killed_after_a_failover_loses_nothing(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str, second: Cloud
-) -> None:
+async def test_a_generator_killed_after_a_failover_loses_nothing(own: OwnSystem, second: Cloud) -> None:
     """The simulator kills it after each entry (tests/schedules)."""
-    await shorten_lease(own_connection, 0.2)
-    key = await ask(own_log, "words=8 rate=50 fault=cut@3")
+    await own.shorten_lease(0.2)
+    key = await own.ask("words=8 rate=50 fault=cut@3")
     # Attempt, start, block, three deltas, attempt of the second backend, a delta.
-    assert await killed_after(8, own_server.url, own_claude, BOTH, dict(second.environ))
-    async with working(own_server.url, own_claude, backends=BOTH):
-        turn = await ended(own_log, key)
-        await until(lambda: is_acknowledged(own_connection))
+    assert await own.killed_after(8, BOTH, dict(second.environ))
+    async with own.working(backends=BOTH):
+        turn = await own.ended(key)
+        await own.acknowledged()
     assert (turn.text, turn.outcome, turn.skipped, turn.attempt) == (words(8), "completed", 0, 3)
     counted = await stats(second.url)
-    assert (await stats(own_claude))["calls"] + counted["calls"] == 3
+    assert await own.calls() + counted["calls"] == 3
     assert counted["continuations_mismatched"] == 0

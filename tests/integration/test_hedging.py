@@ -31,7 +31,6 @@ from tailrace.proto import events, subjects
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Attempt, Entry, Reservation
 from tailrace.proto.errors import FenceLost, LogUnavailable
-from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.models import find_model
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Hedge, HedgeRpc, Rpc, Slots, TurnLog
@@ -53,6 +52,7 @@ from tests.harness.generator_in_loop import (
     words,
     working,
 )
+from tests.harness.own_system import OwnSystem
 from tests.harness.processes import Process, as_user, generator
 from tests.harness.until import until
 from tests.integration.conftest import NewGateway
@@ -76,29 +76,15 @@ def fences_lost() -> float:
     return REGISTRY.get_sample_value("tailrace_generator_fences_lost_total") or 0.0
 
 
-class OwnSystem(NamedTuple):
-    """A nats-server and a simulated Claude. Tests start the generators."""
-
-    server: NatsServer
-    connection: Connection
-    log: TurnLog
-    claude: str
+class HedgingSystem(OwnSystem):
+    """The test's own system, with generators that hedge."""
 
     @asynccontextmanager
     async def two_generators(self, **settings: Any) -> AsyncIterator[None]:
         settings = HEDGING | settings
-        async with working(self.server.url, self.claude, **settings), working(self.server.url, self.claude, **settings):
+        async with self.working(**settings), self.working(**settings):
             await offering(self.server.url, 2)
             yield
-
-    async def settled(self, key: TurnKey) -> Turn:
-        """Returns the turn when it has ended and is acknowledged."""
-        turn = await ended(self.log, key)
-        await until(lambda: is_acknowledged(self.connection))
-        return turn
-
-    async def calls(self) -> int:
-        return (await stats(self.claude))["calls"]
 
     async def aborted(self) -> int:
         return (await stats(self.claude))["streams_aborted"]
@@ -113,8 +99,8 @@ class OwnSystem(NamedTuple):
 
 
 @pytest.fixture
-def own_system(own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str) -> OwnSystem:
-    return OwnSystem(own_server, own_connection, own_log, own_claude)
+def own(own: OwnSystem) -> HedgingSystem:
+    return HedgingSystem(**vars(own))
 
 
 async def offering(nats_url: str, count: int) -> None:
@@ -146,35 +132,35 @@ async def first_generator(log: TurnLog, key: TurnKey) -> str:
 
 @pytest.mark.rule("R51")
 async def test_a_hedge_overtakes_a_late_first_token(
-    own_system: OwnSystem, new_gateway: NewGateway, tenant: Tenant
+    own: HedgingSystem, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
     """The loser closes its call at once, its usage counts in the limits, and a reader gets one story."""
-    won, counters = hedges("won"), Counters(own_system.connection)
+    won, counters = hedges("won"), Counters(own.connection)
     tokens = subjects.limit(tenant, "tenant", "tokens", "60000-1")
     nano_usd = subjects.budget(tenant, "tenant", "usd_day", "2026-11-20")
     holds = [Reservation(tokens, "tokens", 500), Reservation(nano_usd, "nusd", 10**9)]
     for hold in holds:
         await counters.add(hold.subject, hold.amount)
-    gateway = await new_gateway(own_system.server.url)
-    async with own_system.two_generators():
-        key = await ask(own_system.log, f"words=80 rate=40 {FIRST_CALL_SILENT}", tenant=tenant, holds=holds)
+    gateway = await new_gateway(own.server.url)
+    async with own.two_generators():
+        key = await own.ask(f"words=80 rate=40 {FIRST_CALL_SILENT}", tenant=tenant, holds=holds)
         reading = asyncio.create_task(readers.read(gateway.client, key.turn))
 
         async def is_closed() -> bool:
-            return await own_system.aborted() == 1
+            return await own.aborted() == 1
 
         await until(is_closed)
-        running = await own_system.log.turn(key)
+        running = await own.log.turn(key)
         assert (running.end, running.hedges) == (None, 1)
-        turn = await own_system.settled(key)
+        turn = await own.settled(key)
         seen = readers.reader("reader", key, await reading)
     assert (turn.text, turn.outcome, turn.skipped, turn.hedges) == (words(80), "completed", 0, 1)
-    first, second = await attempts(own_system.log, key)
+    first, second = await own.attempts(key)
     assert (first.is_hedge, second.is_hedge, second.attempt, second.mode) == (False, True, 2, "fresh")
     assert first.generator != second.generator
-    assert (await own_system.calls(), await own_system.aborted(), hedges("won")) == (2, 1, won + 1)
+    assert (await own.calls(), await own.aborted(), hedges("won")) == (2, 1, won + 1)
     assert seen.received == Story(words(80), turn.usage, "completed")
-    assert judge(await readers.history(own_system.log, key, seen), (no_gap, no_repeat, one_end)).is_green
+    assert judge(await readers.history(own.log, key, seen), (no_gap, no_repeat, one_end)).is_green
     assert turn.end is not None
     prompt_tokens, answer_tokens = turn.end.usage.input_tokens, turn.end.usage.output_tokens
     assert (prompt_tokens > 0, answer_tokens) == (True, 80)
@@ -201,136 +187,136 @@ async def test_the_usage_of_a_loser_is_added_once(connection: Connection, tenant
 
 
 @pytest.mark.rule("R51")
-async def test_a_late_first_token_that_is_stored_first_closes_the_hedge(own_system: OwnSystem) -> None:
+async def test_a_late_first_token_that_is_stored_first_closes_the_hedge(own: HedgingSystem) -> None:
     lost = hedges("lost")
-    async with own_system.two_generators(hedge_after_s=0.4):
-        turn = await own_system.settled(await ask(own_system.log, "words=30 rate=40 wait=1"))
+    async with own.two_generators(hedge_after_s=0.4):
+        turn = await own.settled(await own.ask("words=30 rate=40 wait=1"))
     assert (turn.text, turn.outcome, turn.attempt, turn.hedges) == (words(30), "completed", 1, 0)
-    assert (await own_system.calls(), await own_system.aborted(), hedges("lost")) == (2, 1, lost + 1)
+    assert (await own.calls(), await own.aborted(), hedges("lost")) == (2, 1, lost + 1)
 
 
-async def test_a_first_token_in_time_is_not_hedged(own_system: OwnSystem) -> None:
+async def test_a_first_token_in_time_is_not_hedged(own: HedgingSystem) -> None:
     """The whole answer may take longer than the limit of the first token."""
-    async with own_system.two_generators(hedge_after_s=1):
-        turn = await ended(own_system.log, await ask(own_system.log, "words=60 rate=40"))
-    assert (turn.text, turn.attempt, await own_system.calls()) == (words(60), 1, 1)
+    async with own.two_generators(hedge_after_s=1):
+        turn = await own.ended(await own.ask("words=60 rate=40"))
+    assert (turn.text, turn.attempt, await own.calls()) == (words(60), 1, 1)
 
 
-async def test_hedging_is_off_by_default(own_system: OwnSystem) -> None:
+async def test_hedging_is_off_by_default(own: HedgingSystem) -> None:
     """A generator that hedges finds no other among those that do not."""
     declined = hedges("declined")
-    url, claude = own_system.server.url, own_system.claude
+    url, claude = own.server.url, own.claude
     async with working(url, claude), working(url, claude):
-        turn = await ended(own_system.log, await ask(own_system.log, "words=3 rate=0 wait=0.2"))
-    assert (turn.text, await own_system.calls(), hedges("declined")) == (words(3), 1, declined)
+        turn = await own.ended(await own.ask("words=3 rate=0 wait=0.2"))
+    assert (turn.text, await own.calls(), hedges("declined")) == (words(3), 1, declined)
     async with working(url, claude, **HEDGING):
-        key = await ask(own_system.log, "words=4 rate=0 wait=2.5")
+        key = await own.ask("words=4 rate=0 wait=2.5")
         await open_streams(claude, 1)
         async with working(url, claude):
             await until(lambda: hedges("declined") == declined + 1)
-            turn = await ended(own_system.log, key)
-    assert (turn.text, turn.attempt, await own_system.calls()) == (words(4), 1, 2)
+            turn = await own.ended(key)
+    assert (turn.text, turn.attempt, await own.calls()) == (words(4), 1, 2)
 
 
-async def test_a_generator_keeps_its_last_slot_for_the_queue(own_system: OwnSystem) -> None:
+async def test_a_generator_keeps_its_last_slot_for_the_queue(own: HedgingSystem) -> None:
     declined = hedges("declined")
-    async with own_system.two_generators(concurrency=2):
-        keys = [await ask(own_system.log, f"words=3 rate=0 wait=2.5 tag=x{number}") for number in range(3)]
-        turns = [await ended(own_system.log, key) for key in keys]
+    async with own.two_generators(concurrency=2):
+        keys = [await own.ask(f"words=3 rate=0 wait=2.5 tag=x{number}") for number in range(3)]
+        turns = [await own.ended(key) for key in keys]
     assert [turn.text for turn in turns] == [words(3, f"x{number}") for number in range(3)]
     assert [turn.attempt for turn in turns] == [1, 1, 1]
-    assert (await own_system.calls(), hedges("declined")) == (3, declined + 3)
+    assert (await own.calls(), hedges("declined")) == (3, declined + 3)
 
 
 @pytest.mark.parametrize(("fault", "calls_of_first"), [("refused", 2), ("lost", 1)])
 async def test_a_hedge_that_fails_is_not_repeated_and_leaves_the_turn(
-    own_system: OwnSystem, fault: str, calls_of_first: int
+    own: HedgingSystem, fault: str, calls_of_first: int
 ) -> None:
     """Claude refuses each generator's first call, or the second one's Claude goes away during the call."""
-    await shorten_lease(own_system.connection, LEASE_S)
+    await own.shorten_lease(LEASE_S)
     failed = hedges("failed")
     async with AsyncExitStack() as stack:
         claudes = {name: await stack.enter_async_context(AsyncExitStack()) for name in ("one", "two")}
         urls = {name: await claudes[name].enter_async_context(serving()) for name in claudes}
         async with AsyncExitStack() as generators:
             for name, url in urls.items():
-                await generators.enter_async_context(working(own_system.server.url, url, **HEDGING, generator=name))
-            await offering(own_system.server.url, 2)
-            key = await ask(own_system.log, "words=20 rate=40 wait=3" + (" fault=529x1" if fault == "refused" else ""))
-            first = await first_generator(own_system.log, key)
+                await generators.enter_async_context(working(own.server.url, url, **HEDGING, generator=name))
+            await offering(own.server.url, 2)
+            key = await own.ask("words=20 rate=40 wait=3" + (" fault=529x1" if fault == "refused" else ""))
+            first = await first_generator(own.log, key)
             (second,) = claudes.keys() - {first}
             if fault == "lost":
                 for url in urls.values():
                     await open_streams(url, 1)
                 await claudes[second].aclose()
             await until(lambda: hedges("failed") == failed + 1)
-            turn = await own_system.settled(key)
+            turn = await own.settled(key)
             assert (await stats(urls[first]))["calls"] == calls_of_first
             if fault == "refused":
                 assert (await stats(urls[second]))["calls"] == 1
     assert (turn.text, turn.outcome, turn.attempt) == (words(20), "completed", 1)
 
 
-async def test_a_first_attempt_that_breaks_is_followed_by_its_own_next_attempt(own_system: OwnSystem) -> None:
+async def test_a_first_attempt_that_breaks_is_followed_by_its_own_next_attempt(own: HedgingSystem) -> None:
     """The hedge has no token yet: it is closed, and there is no second hedge."""
     # Both calls stall; the one that was made first is noticed first.
-    async with own_system.two_generators(hedge_after_s=0.5, stall_timeout_s=1):
-        key = await ask(own_system.log, f"words=20 rate=0 {BOTH_CALLS_SILENT}")
-        turn = await own_system.settled(key)
-        await open_streams(own_system.claude, 0)
-    made = await attempts(own_system.log, key)
+    async with own.two_generators(hedge_after_s=0.5, stall_timeout_s=1):
+        key = await own.ask(f"words=20 rate=0 {BOTH_CALLS_SILENT}")
+        turn = await own.settled(key)
+        await own.open_streams(0)
+    made = await own.attempts(key)
     assert [(attempt.attempt, attempt.is_hedge) for attempt in made] == [(1, False), (2, False)]
     assert len({attempt.generator for attempt in made}) == 1
-    assert (turn.text, turn.outcome, await own_system.calls()) == (words(20), "completed", 3)
+    assert (turn.text, turn.outcome, await own.calls()) == (words(20), "completed", 3)
 
 
-async def test_cancelling_closes_both_calls(own_system: OwnSystem) -> None:
-    async with own_system.two_generators():
-        key = await ask(own_system.log, f"words=20 rate=0 {BOTH_CALLS_SILENT}")
-        await open_streams(own_system.claude, 2)
-        await cancel(own_system.log, key)
-        await open_streams(own_system.claude, 0)
-        turn = await own_system.settled(key)
-    assert (turn.outcome, turn.attempt, await own_system.aborted()) == ("cancelled", 1, 2)
+async def test_cancelling_closes_both_calls(own: HedgingSystem) -> None:
+    async with own.two_generators():
+        key = await own.ask(f"words=20 rate=0 {BOTH_CALLS_SILENT}")
+        await own.open_streams(2)
+        await cancel(own.log, key)
+        await own.open_streams(0)
+        turn = await own.settled(key)
+    assert (turn.outcome, turn.attempt, await own.aborted()) == ("cancelled", 1, 2)
 
 
-async def test_a_hedged_turn_ends_once_after_a_restart_of_the_log(own_system: OwnSystem) -> None:
-    async with own_system.two_generators():
-        key = await ask(own_system.log, "words=20 rate=20 wait=2")
-        await own_system.called(2)
-        await own_system.server.stop(SIGKILL)
-        await own_system.server.start()
-        turn = await own_system.settled(key)
+async def test_a_hedged_turn_ends_once_after_a_restart_of_the_log(own: HedgingSystem) -> None:
+    async with own.two_generators():
+        key = await own.ask("words=20 rate=20 wait=2")
+        await own.called(2)
+        await own.server.stop(SIGKILL)
+        await own.server.start()
+        turn = await own.settled(key)
     assert (turn.text, turn.outcome, turn.skipped, turn.attempt <= 2) == (words(20), "completed", 0, True)
-    assert await own_system.calls() == 2
+    assert await own.calls() == 2
 
 
 class Pair(NamedTuple):
     """Two generators that hedge, each a process."""
 
-    own_system: OwnSystem
+    own: HedgingSystem
     processes: dict[str, Process]
 
     async def start_turn(self, line: str) -> tuple[TurnKey, Process, Process]:
         """Returns a turn for which both have called the model, the process of the first attempt, and the other."""
-        key = await ask(self.own_system.log, line)
-        await self.own_system.called(2)
-        first = await first_generator(self.own_system.log, key)
+        key = await ask(self.own.log, line)
+        await self.own.called(2)
+        first = await first_generator(self.own.log, key)
         (second,) = self.processes.keys() - {first}
         return key, self.processes[first], self.processes[second]
 
 
 @pytest.fixture
-async def pair(tmp_path: Path, own_system: OwnSystem) -> AsyncIterator[Pair]:
-    await shorten_lease(own_system.connection, LEASE_S)
+async def pair(tmp_path: Path, own: HedgingSystem) -> AsyncIterator[Pair]:
+    await own.shorten_lease(LEASE_S)
     settings = {"TAILRACE_HEDGE_AFTER_S": LATE_S, "TAILRACE_STALL_TIMEOUT_S": 20, "TAILRACE_ATTEMPTS_MAX": 2}
     processes = {
-        name: generator(tmp_path, own_system.server.url, own_system.claude, TAILRACE_GENERATOR=name, **settings)
+        name: generator(tmp_path, own.server.url, own.claude, TAILRACE_GENERATOR=name, **settings)
         for name in ("one", "two")
     }
     async with AsyncExitStack() as stack:
         await asyncio.gather(*map(stack.enter_async_context, processes.values()))
-        yield Pair(own_system, processes)
+        yield Pair(own, processes)
 
 
 @pytest.mark.rule("R51")
@@ -339,20 +325,20 @@ async def test_when_one_of_both_is_killed_the_other_finishes_the_turn(pair: Pair
     """It keeps the lease alone, for longer than the lease lasts: there is no third call."""
     key, first, second = await pair.start_turn("words=20 rate=40 wait=3")
     await (first if killed == "first" else second).stop(SIGKILL)
-    turn = await pair.own_system.settled(key)
+    turn = await pair.own.settled(key)
     is_hedge = int(killed == "first")
     assert (turn.text, turn.outcome) == (words(20), "completed")
-    assert (turn.attempt, turn.hedges, await pair.own_system.calls()) == (1 + is_hedge, is_hedge, 2)
+    assert (turn.attempt, turn.hedges, await pair.own.calls()) == (1 + is_hedge, is_hedge, 2)
 
 
 async def test_when_both_are_killed_a_third_takes_over_without_a_hedge(pair: Pair) -> None:
     key, *both = await pair.start_turn(f"words=20 rate=0 {BOTH_CALLS_SILENT}")
     for process in both:
         await process.stop(SIGKILL)
-    async with pair.own_system.two_generators():
-        turn = await pair.own_system.settled(key)
+    async with pair.own.two_generators():
+        turn = await pair.own.settled(key)
     assert (turn.text, turn.outcome, turn.attempt, turn.hedges) == (words(20), "completed", 2, 0)
-    assert await pair.own_system.calls() == 3
+    assert await pair.own.calls() == 3
 
 
 @pytest.mark.rule("R51")
@@ -361,17 +347,17 @@ async def test_a_winner_that_is_killed_is_taken_over_and_its_hedge_is_not_an_att
     key, _, second = await pair.start_turn(f"words=60 rate=30 {FIRST_CALL_SILENT}")
 
     async def has_text() -> bool:
-        return bool((await pair.own_system.log.turn(key)).text)
+        return bool((await pair.own.log.turn(key)).text)
 
     await until(has_text)
-    await open_streams(pair.own_system.claude, 1)
+    await open_streams(pair.own.claude, 1)
     await second.stop(SIGKILL)
-    turn = await pair.own_system.settled(key)
+    turn = await pair.own.settled(key)
     assert (turn.text, turn.outcome, turn.skipped) == (words(60), "completed", 0)
-    made = await attempts(pair.own_system.log, key)
+    made = await attempts(pair.own.log, key)
     modes = [(attempt.mode, attempt.is_hedge) for attempt in made]
     assert modes == [("fresh", False), ("fresh", True), ("continue", False)]
-    counted = await stats(pair.own_system.claude)
+    counted = await stats(pair.own.claude)
     assert (counted["calls"], counted["continuations_mismatched"]) == (3, 0)
 
 
@@ -380,29 +366,29 @@ async def test_a_frozen_loser_that_wakes_up_writes_and_acknowledges_nothing(pair
     freeze(first)
 
     async def is_overtaken() -> bool:
-        return (await pair.own_system.log.turn(key)).hedges == 1
+        return (await pair.own.log.turn(key)).hedges == 1
 
     await until(is_overtaken)
     first.signal(SIGCONT)
     await until(lambda: first.said("turn taken by another writer"), 5)
-    await open_streams(pair.own_system.claude, 1)
-    assert not await is_acknowledged(pair.own_system.connection)
-    turn = await pair.own_system.settled(key)
+    await open_streams(pair.own.claude, 1)
+    assert not await is_acknowledged(pair.own.connection)
+    turn = await pair.own.settled(key)
     assert (turn.text, turn.outcome, turn.attempt, turn.skipped) == (words(200), "completed", 2, 0)
     assert first.said("turn ended") == []
-    assert await pair.own_system.calls() == 2
+    assert await pair.own.calls() == 2
 
 
 async def test_a_frozen_hedge_that_wakes_up_after_the_end_adds_nothing(pair: Pair) -> None:
     key, _, second = await pair.start_turn("words=10 rate=40 wait=3")
     freeze(second)
-    turn = await ended(pair.own_system.log, key)
-    before = await pair.own_system.log.replay(key)
+    turn = await ended(pair.own.log, key)
+    before = await pair.own.log.replay(key)
     second.signal(SIGCONT)
     await until(lambda: second.said("turn taken by another writer"), 5)
-    assert await pair.own_system.log.replay(key) == before
+    assert await pair.own.log.replay(key) == before
     assert (turn.text, turn.outcome, turn.attempt) == (words(10), "completed", 1)
-    await until(lambda: is_acknowledged(pair.own_system.connection))
+    await until(lambda: is_acknowledged(pair.own.connection))
 
 
 @pytest.fixture
@@ -456,38 +442,38 @@ async def late_turn(own_connection: Connection, own_log: TurnLog) -> LateTurn:
 @pytest.mark.rule("R51")
 @pytest.mark.parametrize("entry", [LateTurn.first_token, LateTurn.another_attempt])
 async def test_a_hedge_is_closed_by_any_other_entry(
-    own_system: OwnSystem, rpc: HedgeRpc, late_turn: LateTurn, entry: Any
+    own: HedgingSystem, rpc: HedgeRpc, late_turn: LateTurn, entry: Any
 ) -> None:
-    async with working(own_system.server.url, own_system.claude, **HEDGING):
-        await offering(own_system.server.url, 1)
+    async with own.working(**HEDGING):
+        await offering(own.server.url, 1)
         assert await rpc.request(late_turn.hedge)
-        await open_streams(own_system.claude, 1)
+        await own.open_streams(1)
         await entry(late_turn)
-        await open_streams(own_system.claude, 0)
+        await own.open_streams(0)
         assert await late_turn.is_unchanged()
-        assert await own_system.aborted() == 1
+        assert await own.aborted() == 1
 
 
 async def test_a_turn_that_has_its_first_token_is_not_hedged(
-    own_system: OwnSystem, rpc: HedgeRpc, late_turn: LateTurn
+    own: HedgingSystem, rpc: HedgeRpc, late_turn: LateTurn
 ) -> None:
     await late_turn.first_token()
     lost = fences_lost()
-    async with working(own_system.server.url, own_system.claude, **HEDGING):
-        await offering(own_system.server.url, 1)
+    async with own.working(**HEDGING):
+        await offering(own.server.url, 1)
         assert await rpc.request(late_turn.hedge)
         await until(lambda: fences_lost() == lost + 1)
-    assert await own_system.calls() == 0
+    assert await own.calls() == 0
     assert await late_turn.is_unchanged()
 
 
 async def test_a_generator_declines_a_second_hedge_of_a_turn_and_every_hedge_while_it_drains(
-    own_system: OwnSystem, gateway_connection: Connection, rpc: HedgeRpc, late_turn: LateTurn
+    own: HedgingSystem, gateway_connection: Connection, rpc: HedgeRpc, late_turn: LateTurn
 ) -> None:
-    async with working(own_system.server.url, own_system.claude, **HEDGING, grace_s=30) as stop:
-        await offering(own_system.server.url, 1)
+    async with own.working(**HEDGING, grace_s=30) as stop:
+        await offering(own.server.url, 1)
         assert await rpc.request(late_turn.hedge)
-        await own_system.called(1)
+        await own.called(1)
         assert not await rpc.request(late_turn.hedge)
         stop.set()
 
@@ -496,7 +482,7 @@ async def test_a_generator_declines_a_second_hedge_of_a_turn_and_every_hedge_whi
 
         await until(is_draining)
         assert not await rpc.request(msgspec.structs.replace(late_turn.hedge, turn=TurnId("another")))
-        assert await own_system.calls() == 1
+        assert await own.calls() == 1
 
 
 class Uncalled:
@@ -512,13 +498,13 @@ class Uncalled:
     async def close(self) -> None: ...
 
 
-async def test_a_backend_that_works_in_a_folder_is_not_hedged(own_system: OwnSystem, late_turn: LateTurn) -> None:
+async def test_a_backend_that_works_in_a_folder_is_not_hedged(own: HedgingSystem, late_turn: LateTurn) -> None:
     """Two calls of Claude Code would work on the same files."""
-    blobs = BlobLoader(BlobStore(own_system.connection), FairSemaphore(1))
+    blobs = BlobLoader(BlobStore(own.connection), FairSemaphore(1))
     orders = parse_backends("claude_code")
     caller = ModelCaller({"claude_code": Uncalled()}, orders, Retry(tries_max=1, wait_s=0, wait_max_s=0), blobs)
-    runner = TurnRunner(own_system.log, caller, Planner(5), name="g")
-    assert await run_hedge(runner, own_system.log, orders, late_turn.hedge, deadline_s=9) is None
+    runner = TurnRunner(own.log, caller, Planner(5), name="g")
+    assert await run_hedge(runner, own.log, orders, late_turn.hedge, deadline_s=9) is None
     assert await late_turn.is_unchanged()
 
 
@@ -578,12 +564,12 @@ async def test_a_hedge_is_offered_to_one_other_generator_with_a_free_slot(own_se
 
 
 @pytest.mark.rule("R51")
-async def test_a_shared_lease_is_renewed_and_acknowledged_by_either_generator(own_system: OwnSystem) -> None:
-    await shorten_lease(own_system.connection, 1)
-    deliveries = await Deliveries.open(own_system.connection, GENERATORS)
-    key = await ask(own_system.log, "words=1")
+async def test_a_shared_lease_is_renewed_and_acknowledged_by_either_generator(own: HedgingSystem) -> None:
+    await own.shorten_lease(1)
+    deliveries = await Deliveries.open(own.connection, GENERATORS)
+    key = await own.ask("words=1")
     (delivery,) = await until(deliveries.next)
-    connection = await Connection.open(own_system.server.url, "other")
+    connection = await Connection.open(own.server.url, "other")
     elsewhere = await Deliveries.open(connection, GENERATORS)
     shared = elsewhere.from_lease(key, delivery.lease)
     assert (shared.key, shared.seq) == (key, delivery.seq)
@@ -592,7 +578,7 @@ async def test_a_shared_lease_is_renewed_and_acknowledged_by_either_generator(ow
         # `next` waits for half of the lease.
         assert await deliveries.next() == []
     await shared.ack()
-    await until(lambda: is_acknowledged(own_system.connection))
+    await own.acknowledged()
     another_consumer = delivery.lease.replace(GENERATORS, "webhooks")
     for invalid in ("", "anywhere", another_consumer, delivery.lease.replace("TURNS", "T")):
         with pytest.raises(LogUnavailable):

@@ -4,10 +4,8 @@ import re
 
 import pytest
 
-from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.proto.nats import Connection, TurnLog
-from tests.harness.generator_in_loop import ask, ended, modes, open_streams, shorten_lease, stats, words, working
-from tests.harness.killable_generator import killed_after
+from tests.harness.generator_in_loop import words
+from tests.harness.own_system import OwnSystem
 from tests.integration.conftest import Gateway
 
 # A word of eight characters by Sonnet 5.5 costs 23,000 nano-dollars: the limit is the prompt and about forty words.
@@ -37,38 +35,34 @@ async def test_a_tiny_max_cost_stops_the_first_call(gateway: Gateway) -> None:
     assert (turn["outcome"], turn["stop_reason"], turn["attempts"]) == ("completed", "max_cost", 1)
 
 
-async def test_the_call_is_closed_at_max_cost(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str
-) -> None:
+async def test_the_call_is_closed_at_max_cost(own: OwnSystem) -> None:
     """The model would have gone on for an hour."""
-    async with working(own_server.url, own_claude):
-        key = await ask(own_log, "words=9000 rate=100", max_cost_nano_usd=NANO_USD)
-        turn = await ended(own_log, key)
-        await open_streams(own_claude, 0)
+    async with own.working():
+        key = await own.ask("words=9000 rate=100", max_cost_nano_usd=NANO_USD)
+        turn = await own.ended(key)
+        await own.open_streams(0)
     assert (turn.outcome, turn.stop.stop_reason, turn.attempt) == ("completed", "max_cost", 1)
-    assert (await stats(own_claude))["calls"] == 1
+    assert await own.calls() == 1
     assert turn.end is not None
     assert turn.end.cost_nano_usd >= NANO_USD
 
 
 @pytest.mark.timeout(60)
-async def test_a_takeover_spends_no_more_than_max_cost(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str
-) -> None:
+async def test_a_takeover_spends_no_more_than_max_cost(own: OwnSystem) -> None:
     """Its generator is killed after some entry: the text stays, and no call begins when the limit is reached."""
-    await shorten_lease(own_connection, 0.2)
+    await own.shorten_lease(0.2)
     for appends in (3, 8):
-        calls = (await stats(own_claude))["calls"]
-        key = await ask(own_log, "words=900 rate=0 thinking=2", max_cost_nano_usd=NANO_USD)
-        await killed_after(appends, own_server.url, own_claude)
-        left = await own_log.turn(key)
-        async with working(own_server.url, own_claude):
-            turn = await ended(own_log, key)
+        calls = await own.calls()
+        key = await own.ask("words=900 rate=0 thinking=2", max_cost_nano_usd=NANO_USD)
+        await own.killed_after(appends)
+        left = await own.log.turn(key)
+        async with own.working():
+            turn = await own.ended(key)
         assert (turn.outcome, turn.stop.stop_reason) == ("completed", "max_cost"), appends
-        assert turn.text.startswith(left.text) or "restart" in await modes(own_log, key)
+        assert turn.text.startswith(left.text) or "restart" in await own.modes(key)
         assert turn.end is not None
         # The prompt of the second call may exceed the limit; there is no third one.
-        assert (await stats(own_claude))["calls"] - calls <= 2
+        assert await own.calls() - calls <= 2
 
 
 async def test_each_protocol_reports_a_limit_that_its_clients_know(gateway: Gateway) -> None:

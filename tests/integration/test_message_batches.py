@@ -2,17 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anthropic
 import httpx2
 import msgspec
 import pytest
 
-from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.backends.message_batches_api import Canceled, Line, MessageBatch, MessageBatchesApi
 from tailrace.generators.batches import message_batches
@@ -26,13 +26,13 @@ from tailrace.proto.errors import BackendError, FenceLost, Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
-from tailrace.proto.nats import BlobStore, Connection, Counters, Rpc, Tombstones, TurnLog, fullness
+from tailrace.proto.nats import BlobStore, Counters, Rpc, Tombstones, fullness
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import GENERATORS, STREAM
-from tests.harness import batch_client, generator_in_loop
+from tests.harness import batch_client
 from tests.harness.batch_client import children, key_of, results
-from tests.harness.generator_in_loop import ask, ended, is_acknowledged, shorten_lease, stats, words
-from tests.harness.killable_generator import killed_after
+from tests.harness.generator_in_loop import stats, words
+from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway, api_keys
@@ -44,28 +44,24 @@ Batch = dict[str, Any]
 """The response to the POST that created a batch."""
 
 
-class OwnSystem(NamedTuple):
-    """A gateway and the log of a nats-server of the test's own, and a simulated Claude with Anthropic's SDK."""
+@dataclass
+class MessageBatchSystem(OwnSystem):
+    """The test's own system with a gateway, and Anthropic's SDK for the simulated Claude."""
 
-    server: NatsServer
     gateway: Gateway
-    log: TurnLog
-    connection: Connection
-    claude: str
     api: anthropic.AsyncAnthropic
     tenant: Tenant
-
-    def working(self, **settings: Any) -> AbstractAsyncContextManager[asyncio.Event]:
-        return generator_in_loop.working(self.server.url, self.claude, **settings)
 
     async def create(self, requests: list[dict[str, Any]], **given: Any) -> Batch:
         return await batch_client.asked(self.gateway, requests, via="message_batches", **given)
 
-    async def ended(self, batch: Batch) -> Turn:
-        return await ended(self.log, key_of(self.tenant, batch))
+    async def batch_ended(self, batch: Batch) -> Turn:
+        """Returns the batch's turn when it has ended."""
+        return await self.ended(key_of(self.tenant, batch))
 
-    async def acknowledged(self) -> None:
-        await until(lambda: is_acknowledged(self.connection))
+    async def batch_killed_after(self, appends: int, *, is_before: bool = False) -> None:
+        """Runs the batch in a generator that is killed after its nth append, or right before it."""
+        assert await self.killed_after(appends, is_batch=True, is_before=is_before)
 
     async def submitted(self, batch: Batch) -> str:
         """Returns Anthropic's id of the batch once the log has it."""
@@ -113,16 +109,9 @@ class OwnSystem(NamedTuple):
 
 
 @pytest.fixture
-async def own(
-    own_server: NatsServer,
-    own_gateway: Gateway,
-    own_log: TurnLog,
-    own_connection: Connection,
-    own_claude: str,
-    tenant: Tenant,
-) -> AsyncIterator[OwnSystem]:
-    async with anthropic.AsyncAnthropic(base_url=own_claude, api_key="sk-test", max_retries=0) as api:
-        yield OwnSystem(own_server, own_gateway, own_log, own_connection, own_claude, api, tenant)
+async def own(own: OwnSystem, own_gateway: Gateway, tenant: Tenant) -> AsyncIterator[MessageBatchSystem]:
+    async with anthropic.AsyncAnthropic(base_url=own.claude, api_key="sk-test", max_retries=0) as api:
+        yield MessageBatchSystem(**vars(own), gateway=own_gateway, api=api, tenant=tenant)
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +154,7 @@ FOREIGN: Any = {
 """The parameters of a message batch that another program creates."""
 
 
-async def assert_answered_once(own: OwnSystem, batch: Batch) -> None:
+async def assert_answered_once(own: MessageBatchSystem, batch: Batch) -> None:
     """Every input has exactly one turn with one attempt, and its result."""
     turn = await own.log.turn(key_of(own.tenant, batch))
     assert (turn.outcome, turn.skipped) == ("completed", 0)
@@ -180,13 +169,13 @@ async def assert_answered_once(own: OwnSystem, batch: Batch) -> None:
 
 
 @pytest.mark.rule("R67")
-async def test_a_batch_costs_half_the_price(own: OwnSystem) -> None:
+async def test_a_batch_costs_half_the_price(own: MessageBatchSystem) -> None:
     """Otherwise it is like any batch: turns with ordinary logs and streams, progress, results and cost."""
     response = await own.gateway.client.post("/v1/batches", json={"requests": inputs(20)})
     dear, cheap = response.json(), await own.create(inputs(20), metadata={"for": "test"})
     async with own.working():
         for batch in (dear, cheap):
-            assert (await own.ended(batch)).outcome == "completed"
+            assert (await own.batch_ended(batch)).outcome == "completed"
         await own.acknowledged()
     assert await own.paid() == (1, 40)
     lines, dear_lines = await results(own.gateway, cheap), await results(own.gateway, dear)
@@ -206,20 +195,20 @@ async def test_a_batch_costs_half_the_price(own: OwnSystem) -> None:
 
 
 @pytest.mark.rule("R67")
-async def test_a_message_batch_whose_id_was_not_stored_is_found_by_the_next_generator(own: OwnSystem) -> None:
+async def test_a_message_batch_whose_id_was_not_stored_is_found_by_the_next_generator(own: MessageBatchSystem) -> None:
     """The generator is killed right before it stores the id: nothing is created or paid for again."""
-    await shorten_lease(own.connection, LEASE_S)
+    await own.shorten_lease(LEASE_S)
     batch = await own.create(inputs(2))
-    assert await killed_after(2, own.server.url, own.claude, is_batch=True, is_before=True)
+    await own.batch_killed_after(2, is_before=True)
     async with own.working():
-        await own.ended(batch)
+        await own.batch_ended(batch)
         await own.acknowledged()
     await assert_answered_once(own, batch)
     assert await own.paid() == (1, 2)
 
 
 @pytest.mark.rule("R67")
-async def test_a_cancelled_batch_keeps_the_answers_it_has(own: OwnSystem) -> None:
+async def test_a_cancelled_batch_keeps_the_answers_it_has(own: MessageBatchSystem) -> None:
     """They are paid for. An input that was not answered has no turn."""
     batch = await own.create(numbered(*inputs(2), *inputs(3, NEVER, tag="late")))
     async with own.working():
@@ -235,12 +224,12 @@ async def test_a_cancelled_batch_keeps_the_answers_it_has(own: OwnSystem) -> Non
 @pytest.mark.rule("R67")
 @pytest.mark.parametrize("is_id_stored", [True, False])
 async def test_a_batch_cancelled_while_its_generator_is_dead_does_not_run_on(
-    own: OwnSystem, is_id_stored: bool
+    own: MessageBatchSystem, is_id_stored: bool
 ) -> None:
     """The next generator cancels it by its id. Without an id in the log it is found when it has ended, and kept."""
-    await shorten_lease(own.connection, LEASE_S)
+    await own.shorten_lease(LEASE_S)
     batch = await own.create(inputs(2, NEVER if is_id_stored else "words=2 rate=0"))
-    assert await killed_after(2, own.server.url, own.claude, is_batch=True, is_before=not is_id_stored)
+    await own.batch_killed_after(2, is_before=not is_id_stored)
     (made,) = [one async for one in own.api.messages.batches.list()]
     await own.gateway.client.post(batch["links"]["cancel"])
     async with own.working():
@@ -251,17 +240,17 @@ async def test_a_batch_cancelled_while_its_generator_is_dead_does_not_run_on(
 
 
 @pytest.mark.rule("R67")
-async def test_each_result_is_the_end_of_its_turn(own: OwnSystem) -> None:
+async def test_each_result_is_the_end_of_its_turn(own: MessageBatchSystem) -> None:
     """Answered, failed, refused, expired, or cancelled in Anthropic's console: each with its error code."""
     requests = numbered(*inputs(1), *inputs(1, "words=2 fault=500"), *inputs(1, "bad"), *inputs(1, NEVER))
     late, stopped = await own.create(requests), await own.create(requests)
     async with own.working():
         await own.api.messages.batches.cancel(await own.submitted(stopped))
-        assert (await own.ended(stopped)).outcome == "completed"
+        assert (await own.batch_ended(stopped)).outcome == "completed"
         await own.submitted(late)
         async with httpx2.AsyncClient(base_url=own.claude, trust_env=False) as client:
             await client.post("/_sim/expire")
-        assert (await own.ended(late)).outcome == "completed"
+        assert (await own.batch_ended(late)).outcome == "completed"
     for batch, last in ((late, ("failed", "deadline_exceeded")), (stopped, ("cancelled", None))):
         lines = await results(own.gateway, batch)
         ends = [(line["outcome"], line["error"] and line["error"]["code"]) for line in lines]
@@ -272,22 +261,22 @@ async def test_each_result_is_the_end_of_its_turn(own: OwnSystem) -> None:
 
 @pytest.mark.rule("R67")
 @pytest.mark.parametrize("fault", ["429", "529", "cut"])
-async def test_a_failed_creation_is_repeated_and_creates_one_message_batch(own: OwnSystem, fault: str) -> None:
+async def test_a_failed_creation_is_repeated_and_creates_one_message_batch(own: MessageBatchSystem, fault: str) -> None:
     """A refused one is repeated; one that may have succeeded is looked for first."""
     batch = await own.create(inputs(3, f"words=2 rate=0 fault={fault}x1"))
     async with own.working():
-        assert (await own.ended(batch)).outcome == "completed"
+        assert (await own.batch_ended(batch)).outcome == "completed"
     await assert_answered_once(own, batch)
     assert await own.paid() == (1, 3)
 
 
 @pytest.mark.rule("R67")
-async def test_a_message_batch_of_another_program_is_not_adopted(own: OwnSystem) -> None:
+async def test_a_message_batch_of_another_program_is_not_adopted(own: MessageBatchSystem) -> None:
     """Of the same size and minute: when it has ended its custom ids show it, and ours is created."""
-    await shorten_lease(own.connection, LEASE_S)
+    await own.shorten_lease(LEASE_S)
     batch = await own.create(inputs(2))
     # Killed after the attempt, and before anything was created.
-    assert await killed_after(1, own.server.url, own.claude, is_batch=True)
+    await own.batch_killed_after(1)
     foreign = await own.api.messages.batches.create(
         requests=[{"custom_id": name, "params": FOREIGN} for name in ("their-1", "their-2")]
     )
@@ -299,21 +288,21 @@ async def test_a_message_batch_of_another_program_is_not_adopted(own: OwnSystem)
         await until(is_taken_over)
         assert await own.paid() == (1, 0)
         await own.api.messages.batches.cancel(foreign.id)
-        assert (await own.ended(batch)).outcome == "completed"
+        assert (await own.batch_ended(batch)).outcome == "completed"
     await assert_answered_once(own, batch)
     assert await own.paid() == (2, 2)
 
 
-async def test_a_refused_api_key_fails_the_batch(own: OwnSystem) -> None:
+async def test_a_refused_api_key_fails_the_batch(own: MessageBatchSystem) -> None:
     batch = await own.create(inputs(2))
     async with own.working(anthropic_api_key="bad-key"):
-        turn = await own.ended(batch)
+        turn = await own.batch_ended(batch)
         await own.acknowledged()
     assert failure(turn) == "backend_refused_key"
     assert await own.outcomes(batch) == [("cancelled", False)] * 2
 
 
-async def test_a_batch_fails_without_anthropics_backend(own: OwnSystem) -> None:
+async def test_a_batch_fails_without_anthropics_backend(own: MessageBatchSystem) -> None:
     """The message names the backend that is missing."""
     batch = await own.create(inputs(2))
     turn = await own.runner(None).run(key_of(own.tenant, batch))
@@ -322,7 +311,7 @@ async def test_a_batch_fails_without_anthropics_backend(own: OwnSystem) -> None:
 
 
 async def test_a_message_batch_that_was_deleted_at_anthropic_fails_the_batch(
-    own: OwnSystem, monkeypatch: pytest.MonkeyPatch
+    own: MessageBatchSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(message_batches, "LOOK_S", 0.5)
     monkeypatch.setattr(message_batches, "LOOK_MAX_S", 0.5)
@@ -331,27 +320,29 @@ async def test_a_message_batch_that_was_deleted_at_anthropic_fails_the_batch(
         name = await own.submitted(batch)
         await own.until_over(name)
         await own.api.messages.batches.delete(name)
-        turn = await own.ended(batch)
+        turn = await own.batch_ended(batch)
     assert failure(turn) == "backend_refused_request"
 
 
 async def test_a_batch_that_is_too_old_fails_and_keeps_its_answers(
-    own: OwnSystem, monkeypatch: pytest.MonkeyPatch
+    own: MessageBatchSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its message batch is cancelled."""
     monkeypatch.setattr(batches, "LIFE", timedelta(seconds=0.5))
     batch = await own.create(QUICK_AND_NEVER)
     async with own.working():
-        turn = await own.ended(batch)
+        turn = await own.batch_ended(batch)
         await own.acknowledged()
     assert failure(turn) == "deadline_exceeded"
     assert await own.outcomes(batch) == [("completed", True), ("cancelled", False)]
 
 
-async def test_limits_are_reserved_and_settled_at_half_the_price(own: OwnSystem, new_gateway: NewGateway) -> None:
+async def test_limits_are_reserved_and_settled_at_half_the_price(
+    own: MessageBatchSystem, new_gateway: NewGateway
+) -> None:
     """The batch holds one slot of the running turns, because no child runs here."""
     gateway = await new_gateway(own.server.url, limits_key="usd_day=5, running=2")
-    limited = own._replace(gateway=gateway)
+    limited = replace(own, gateway=gateway)
     batch = await limited.create(QUICK_AND_NEVER, parallel=8)
     request = (await own.log.turn(key_of(own.tenant, batch))).request
     assert request is not None
@@ -385,7 +376,7 @@ async def test_inputs_that_a_message_batch_cannot_answer_are_refused(lone_gatewa
     assert (await lone_gateway.client.post("/v1/batches", json=body | {"via": "pigeon"})).status_code == 400
 
 
-async def test_each_input_is_sent_as_a_turn_would_be(own: OwnSystem) -> None:
+async def test_each_input_is_sent_as_a_turn_would_be(own: MessageBatchSystem) -> None:
     """With its turn's id, long texts and cache marks, without `stream`. A schema is checked, and not corrected."""
     long, mark = "long " * 20_000, {"type": "ephemeral"}
     schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3}}, "required": ["n"]}
@@ -397,7 +388,7 @@ async def test_each_input_is_sent_as_a_turn_would_be(own: OwnSystem) -> None:
         )
     )
     async with own.working():
-        await own.ended(batch)
+        await own.batch_ended(batch)
         async with httpx2.AsyncClient(base_url=own.claude, trust_env=False) as client:
             last = (await client.get("/_sim/last")).json()
     sent = last["body"]["requests"]
@@ -430,7 +421,9 @@ class FrozenApi(MessageBatchesApi):
 
 @pytest.mark.rule("R67")
 @pytest.mark.parametrize("is_ended", [False, True])
-async def test_a_generator_that_creates_a_second_message_batch_cancels_it(own: OwnSystem, is_ended: bool) -> None:
+async def test_a_generator_that_creates_a_second_message_batch_cancels_it(
+    own: MessageBatchSystem, is_ended: bool
+) -> None:
     """It was frozen while another generator took over; the batch may have ended meanwhile."""
     batch = await own.create(inputs(2, "words=2 wait=0.8"))
     frozen = FrozenApi(own.api)
@@ -439,7 +432,7 @@ async def test_a_generator_that_creates_a_second_message_batch_cancels_it(own: O
     async with own.working():
         name = await own.submitted(batch)
         if is_ended:
-            await own.ended(batch)
+            await own.batch_ended(batch)
         frozen.may_continue.set()
         if is_ended:
             assert (await running).outcome == "completed"
@@ -447,7 +440,7 @@ async def test_a_generator_that_creates_a_second_message_batch_cancels_it(own: O
             with pytest.raises(FenceLost):
                 await running
         (second,) = [one.id async for one in own.api.messages.batches.list() if one.id != name]
-        await own.ended(batch)
+        await own.batch_ended(batch)
         assert (await own.until_over(second)).request_counts.canceled == 2
     await assert_answered_once(own, batch)
     assert (await own.paid())[1] == 2
@@ -468,7 +461,7 @@ class ForgetfulApi(MessageBatchesApi):
             yield line
 
 
-async def test_results_that_break_off_are_read_again(own: OwnSystem) -> None:
+async def test_results_that_break_off_are_read_again(own: MessageBatchSystem) -> None:
     """An unknown custom id is ignored; an input without a result has failed."""
     batch = await own.create(inputs(40))
     api = ForgetfulApi(own.api)
@@ -481,12 +474,12 @@ async def test_results_that_break_off_are_read_again(own: OwnSystem) -> None:
 
 
 @pytest.mark.rule("R67")
-async def test_a_batch_is_not_deleted_while_no_generator_can_cancel_it(own: OwnSystem, tmp_path: Path) -> None:
+async def test_a_batch_is_not_deleted_while_no_generator_can_cancel_it(own: MessageBatchSystem, tmp_path: Path) -> None:
     """After the deletion its id at Anthropic would be unknown."""
     batch = await own.create(inputs(2, NEVER))
     key = key_of(own.tenant, batch)
     async with Persistence(own.server.url, tmp_path / "tailrace.db"):
-        assert await killed_after(2, own.server.url, own.claude, is_batch=True)
+        await own.batch_killed_after(2)
         name = await own.submitted(batch)
         refused = await own.delete(batch)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "generators_unavailable")
@@ -500,11 +493,11 @@ async def test_a_batch_is_not_deleted_while_no_generator_can_cancel_it(own: OwnS
 
 @pytest.mark.rule("R67")
 async def test_deleting_a_batch_does_not_release_its_reserved_cost(
-    own: OwnSystem, new_gateway: NewGateway, tmp_path: Path
+    own: MessageBatchSystem, new_gateway: NewGateway, tmp_path: Path
 ) -> None:
     """Anthropic may have answered it. Creating and deleting batches in a loop would otherwise spend without limit."""
     gateway = await new_gateway(own.server.url, limits_key="usd_day=5")
-    limited = own._replace(gateway=gateway)
+    limited = replace(own, gateway=gateway)
     batch = await limited.create(numbered(*inputs(2), *inputs(1, NEVER)))
     request = (await own.log.turn(key_of(own.tenant, batch))).request
     assert request is not None
@@ -525,7 +518,7 @@ async def test_deleting_a_batch_does_not_release_its_reserved_cost(
 
 
 @pytest.mark.rule("R36")
-async def test_a_generator_cancels_a_message_batch_on_request(own: OwnSystem) -> None:
+async def test_a_generator_cancels_a_message_batch_on_request(own: MessageBatchSystem) -> None:
     """A message batch that has ended, or does not exist, is left alone."""
     made = await own.api.messages.batches.create(requests=[{"custom_id": "a", "params": FOREIGN}])
     rpc = Rpc(own.connection)
@@ -545,9 +538,9 @@ async def test_a_generator_cancels_a_message_batch_on_request(own: OwnSystem) ->
 
 
 @pytest.mark.rule("R67")
-async def test_a_turn_of_such_a_batch_is_never_sent_as_a_call(own: OwnSystem) -> None:
+async def test_a_turn_of_such_a_batch_is_never_sent_as_a_call(own: MessageBatchSystem) -> None:
     """A generator that receives the turn before its answer is written returns it to the queue until it has ended."""
-    key = await ask(own.log, "words=1", via="message_batches")
+    key = await own.ask("words=1", via="message_batches")
 
     async def is_redelivered() -> bool:
         return bool((await own.connection.jetstream.consumer_info(STREAM, GENERATORS)).num_redelivered)
@@ -561,32 +554,32 @@ async def test_a_turn_of_such_a_batch_is_never_sent_as_a_call(own: OwnSystem) ->
 
 
 @pytest.mark.rule("R67")
-async def test_a_deleted_turn_of_a_batch_is_not_written_again(own: OwnSystem) -> None:
+async def test_a_deleted_turn_of_a_batch_is_not_written_again(own: MessageBatchSystem) -> None:
     """A generator that takes the batch over reads all results once more."""
-    await shorten_lease(own.connection, LEASE_S)
+    await own.shorten_lease(LEASE_S)
     batch = await own.create(inputs(1))
     (child,) = children(own.tenant, batch)
     # The attempt, the id, and the eight entries of the only turn.
-    assert await killed_after(10, own.server.url, own.claude, is_batch=True)
+    await own.batch_killed_after(10)
     assert (await own.log.turn(child)).outcome == "completed"
     await own.log.purge(child)
     await Tombstones(own.connection).put([child])
     async with own.working():
-        turn = await own.ended(batch)
+        turn = await own.batch_ended(batch)
     assert not await own.log.is_known(child)
     assert turn.progress is not None
     assert (turn.outcome, turn.progress.done, turn.progress.failed) == ("completed", 0, 1)
 
 
 async def test_waiting_batches_of_one_tenant_do_not_delay_another_tenant(
-    own: OwnSystem, new_gateway: NewGateway
+    own: MessageBatchSystem, new_gateway: NewGateway
 ) -> None:
     """A generator carries BATCHES_MAX batches, and at most half of them of one tenant."""
     for number in range(BATCHES_MAX):
         await own.create(inputs(1, NEVER, tag=f"s{number}"))
     tenant = Tenant("another")
     gateway = await new_gateway(own.server.url, api_keys=api_keys(tenant))
-    other = own._replace(gateway=gateway, tenant=tenant)
+    other = replace(own, gateway=gateway, tenant=tenant)
     async with own.working():
         batch = await other.create(inputs(1))
-        assert (await other.ended(batch)).outcome == "completed"
+        assert (await other.batch_ended(batch)).outcome == "completed"

@@ -5,14 +5,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import new_id
-from tailrace.proto.nats import TurnLog
 from tailrace.proto.usage import CallUsage
 from tests.harness.displayed_text import data
-from tests.harness.generator_in_loop import ask, ended, modes, working
+from tests.harness.own_system import OwnSystem
 from tests.harness.readers import read
 from tests.harness.system import System
+from tests.harness.turn_builder import MODEL
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
 from tests.promises import Connected
@@ -83,14 +82,12 @@ async def test_another_cache_lifetime_is_refused(gateway: Gateway) -> None:
 
 
 @pytest.mark.rule("R61")
-async def test_a_takeover_reads_what_the_first_call_has_cached(
-    own_server: NatsServer, own_log: TurnLog, own_claude: str
-) -> None:
+async def test_a_takeover_reads_what_the_first_call_has_cached(own: OwnSystem) -> None:
     """The second call pays for little more than the partial answer."""
-    async with working(own_server.url, own_claude):
-        key = await ask(own_log, "words=9 rate=0 fault=cut@4x1", system=long_system(), cache="5m")
-        turn = await ended(own_log, key)
-    assert await modes(own_log, key) == ["fresh", "continue"]
+    async with own.working():
+        key = await own.ask("words=9 rate=0 fault=cut@4x1", system=long_system(), cache="5m")
+        turn = await own.ended(key)
+    assert await own.modes(key) == ["fresh", "continue"]
     first, second = [call for call in turn.calls if call != CallUsage()]
     assert (first.cache_creation_input_tokens > WORDS, first.cache_read_input_tokens) == (True, 0)
     assert second.cache_read_input_tokens == first.cache_creation_input_tokens
@@ -106,17 +103,19 @@ async def test_usage_counts_cached_tokens(gateway: Gateway, tenant: str) -> None
     assert cached(total)[1] > WORDS
 
 
-async def test_metrics_count_cached_tokens(own_server: NatsServer, own_log: TurnLog, own_claude: str) -> None:
+async def test_metrics_count_cached_tokens(own: OwnSystem) -> None:
     import prometheus_client
 
     def counted() -> list[float]:
         name = "tailrace_generator_usage_tokens_total"
-        return [prometheus_client.REGISTRY.get_sample_value(name, {"kind": kind}) or 0 for kind in USAGE]
+        return [
+            prometheus_client.REGISTRY.get_sample_value(name, {"kind": kind, "model": MODEL}) or 0 for kind in USAGE
+        ]
 
     before = counted()
-    async with working(own_server.url, own_claude):
-        turn = await ended(own_log, await ask(own_log, "words=1 rate=0", system=long_system(), cache="5m"))
-        again = await ended(own_log, await ask(own_log, "words=1 rate=0", system=turn.request.system, cache="5m"))  # type: ignore[union-attr]
+    async with own.working():
+        turn = await own.answer("words=1 rate=0", system=long_system(), cache="5m")
+        again = await own.answer("words=1 rate=0", system=turn.request.system, cache="5m")  # type: ignore[union-attr]
         usages = (turn.usage, again.usage)
         reported = [sum(getattr(usage, kind) for usage in usages) for kind in USAGE]
         # They are counted after the end is stored.
@@ -124,7 +123,7 @@ async def test_metrics_count_cached_tokens(own_server: NatsServer, own_log: Turn
     assert all(reported)
 
 
-async def test_the_simulated_claude_reports_cached_tokens_without_streaming(own_claude: str) -> None:
+async def test_the_simulated_claude_reports_cached_tokens_without_streaming(own: OwnSystem) -> None:
     mark = {"cache_control": {"type": "ephemeral"}}
     body = {
         "model": "claude-haiku-5-5",
@@ -132,7 +131,7 @@ async def test_the_simulated_claude_reports_cached_tokens_without_streaming(own_
         "system": [{"type": "text", "text": long_system(), **mark}],
         "messages": [{"role": "user", "content": "#sim words=1 rate=0"}],
     }
-    async with httpx2.AsyncClient(base_url=own_claude, headers={"x-api-key": "k"}, trust_env=False) as client:
+    async with httpx2.AsyncClient(base_url=own.claude, headers={"x-api-key": "k"}, trust_env=False) as client:
         first, second = [(await client.post("/v1/messages", json=body)).json()["usage"] for _ in range(2)]
     assert (first["cache_creation_input_tokens"], second["cache_read_input_tokens"]) == (WORDS, WORDS)
     assert first["input_tokens"] == second["input_tokens"] == 3

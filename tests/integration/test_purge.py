@@ -4,12 +4,11 @@ import asyncio
 
 import pytest
 
-from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Claims, Connection, Tombstones, TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.harness.generator_in_loop import ask, is_acknowledged, open_streams, stats, working
+from tests.harness.own_system import OwnSystem
 from tests.harness.turn_builder import says
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
@@ -84,24 +83,22 @@ async def test_the_follower_of_a_silent_turn_continues(
 
 
 @pytest.mark.rule("R35")
-async def test_the_generator_of_a_purged_turn_closes_its_call(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str
-) -> None:
+async def test_the_generator_of_a_purged_turn_closes_its_call(own: OwnSystem) -> None:
     """Its next append is refused, and no entry is stored again."""
-    async with working(own_server.url, own_claude):
-        key = await ask(own_log, "words=100000 rate=200")
-        await open_streams(own_claude, 1)
-        await own_log.purge(key)
-        await open_streams(own_claude, 0)
-        assert (await stats(own_claude))["calls"] == 1
-        await until(lambda: is_acknowledged(own_connection))
-    assert await own_log.replay(key) == []
+    async with own.working():
+        key = await own.ask("words=100000 rate=200")
+        await own.open_streams(1)
+        await own.log.purge(key)
+        await own.open_streams(0)
+        assert await own.calls() == 1
+        await own.acknowledged()
+    assert await own.log.replay(key) == []
 
 
-async def test_without_a_server_nothing_is_purged(own_server: NatsServer, own_log: TurnLog, key: TurnKey) -> None:
-    await own_server.stop()
+async def test_without_a_server_nothing_is_purged(own: OwnSystem, key: TurnKey) -> None:
+    await own.server.stop()
     with pytest.raises(LogUnavailable):
-        await own_log.purge(key)
+        await own.log.purge(key)
 
 
 # Tombstones
@@ -136,11 +133,9 @@ async def test_a_thousand_tombstones_are_put_at_once(connection: Connection, ten
     assert all([await tombstones.exists(turns[number]) for number in (0, 500, 999)])
 
 
-async def test_without_a_server_tombstones_are_unavailable(
-    own_server: NatsServer, own_connection: Connection, key: TurnKey
-) -> None:
-    tombstones = Tombstones(own_connection)
-    await own_server.stop()
+async def test_without_a_server_tombstones_are_unavailable(own: OwnSystem, key: TurnKey) -> None:
+    tombstones = Tombstones(own.connection)
+    await own.server.stop()
     with pytest.raises(LogUnavailable):
         await tombstones.put([key])
     with pytest.raises(LogUnavailable):

@@ -8,27 +8,18 @@ from signal import SIGCONT, SIGKILL
 
 import pytest
 
-from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.entries import Stored
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import Connection, Deliveries, TurnLog
+from tailrace.proto.nats import Deliveries, TurnLog
 from tailrace.proto.subjects import GENERATORS, TurnKey
 from tests.harness import readers
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import (
-    ask,
-    attempts,
-    ended,
-    is_acknowledged,
-    modes,
-    open_streams,
-    shorten_lease,
     stats,
     words,
-    working,
 )
-from tests.harness.killable_generator import killed_after
+from tests.harness.own_system import OwnSystem
 from tests.harness.processes import Process, generator
 from tests.harness.until import until
 from tests.integration.conftest import NewGateway
@@ -59,51 +50,45 @@ async def follow(log: TurnLog, key: TurnKey) -> list[Stored]:
     ],
     ids=["message start", "thinking", "text", "tool input"],
 )
-async def test_a_turn_whose_generator_is_killed_is_finished(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str, line: str, killed: int
-) -> None:
+async def test_a_turn_whose_generator_is_killed_is_finished(own: OwnSystem, line: str, killed: int) -> None:
     """The answer is that of a generator which is not killed, with one more call.
 
     The simulator kills a generator after each entry (tests/schedules).
     """
-    await shorten_lease(own_connection, LEASE_S)
-    key = await ask(own_log, line)
-    following = asyncio.create_task(follow(own_log, key))
-    assert await killed_after(killed, own_server.url, own_claude)
-    async with working(own_server.url, own_claude):
+    await own.shorten_lease(LEASE_S)
+    key = await own.ask(line)
+    following = asyncio.create_task(follow(own.log, key))
+    assert await own.killed_after(killed)
+    async with own.working():
         async with asyncio.timeout(10):
             seen = await following
-        await until(lambda: is_acknowledged(own_connection))
-        turn = await own_log.turn(key)
-        whole = await ended(own_log, await ask(own_log, line))
+        await own.acknowledged()
+        turn = await own.log.turn(key)
+        whole = await own.answer(line)
     assert fold(seen) == turn
-    assert [stored.seq for stored in seen] == [stored.seq for stored in await own_log.replay(key)]
-    assert (turn.attempt, whole.attempt, (await stats(own_claude))["calls"]) == (2, 1, 3)
+    assert [stored.seq for stored in seen] == [stored.seq for stored in await own.log.replay(key)]
+    assert (turn.attempt, whole.attempt, await own.calls()) == (2, 1, 3)
     assert (turn.outcome, turn.stop, turn.blocks) == (whole.outcome, whole.stop, whole.blocks)
 
 
 @pytest.mark.rule("R73")
-async def test_a_turn_that_moves_forward_outlives_more_generators_than_it_has_attempts(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str
-) -> None:
+async def test_a_turn_that_moves_forward_outlives_more_generators_than_it_has_attempts(own: OwnSystem) -> None:
     """Each of them stores a word or two of the answer."""
-    await shorten_lease(own_connection, LEASE_S)
-    key = await ask(own_log, "words=50 rate=200")
+    await own.shorten_lease(LEASE_S)
+    key = await own.ask("words=50 rate=200")
     for _ in range(4):
-        assert await killed_after(5, own_server.url, own_claude)
-    async with working(own_server.url, own_claude, attempts_max=2):
-        turn = await ended(own_log, key)
+        assert await own.killed_after(5)
+    async with own.working(attempts_max=2):
+        turn = await own.ended(key)
     assert (turn.outcome, turn.text, turn.attempt) == ("completed", words(50), 5)
 
 
 @pytest.fixture
-async def generators(
-    tmp_path: Path, own_server: NatsServer, own_connection: Connection, own_claude: str
-) -> AsyncIterator[dict[str, Process]]:
+async def generators(tmp_path: Path, own: OwnSystem) -> AsyncIterator[dict[str, Process]]:
     """Two generators by name, each a process."""
-    await shorten_lease(own_connection, 1.0)
+    await own.shorten_lease(1.0)
     processes = {
-        name: generator(tmp_path, own_server.url, own_claude, TAILRACE_GENERATOR=name) for name in ("one", "two")
+        name: generator(tmp_path, own.server.url, own.claude, TAILRACE_GENERATOR=name) for name in ("one", "two")
     }
     async with AsyncExitStack() as stack:
         async with asyncio.TaskGroup() as group:
@@ -116,13 +101,7 @@ async def generators(
 @pytest.mark.rule("F3")
 @pytest.mark.rule("R13")
 async def test_another_generator_continues_the_turns_of_a_frozen_and_of_a_killed_one(
-    own_server: NatsServer,
-    own_connection: Connection,
-    own_log: TurnLog,
-    own_claude: str,
-    generators: dict[str, Process],
-    new_gateway: NewGateway,
-    tenant: Tenant,
+    own: OwnSystem, generators: dict[str, Process], new_gateway: NewGateway, tenant: Tenant
 ) -> None:
     """The frozen one continues beside its successor: it appends nothing valid, closes its call to the model and does
     not acknowledge the turn. After the kill an HTTP reader receives every byte once."""
@@ -131,7 +110,7 @@ async def test_another_generator_continues_the_turns_of_a_frozen_and_of_a_killed
         """Returns the generator of a turn in the middle of its answer."""
 
         async def begun() -> Turn | None:
-            turn = await own_log.turn(key)
+            turn = await own.log.turn(key)
             return turn if len(turn.text) >= 100 else None
 
         turn = await until(begun)
@@ -139,35 +118,35 @@ async def test_another_generator_continues_the_turns_of_a_frozen_and_of_a_killed
         return generators[turn.generator.rpartition("-")[0]]
 
     async def is_taken_over() -> bool:
-        return len(await attempts(own_log, key)) == 2
+        return len(await own.attempts(key)) == 2
 
-    key = await ask(own_log, "words=150 rate=40")
+    key = await own.ask("words=150 rate=40")
     frozen = await holder(key)
     freeze(frozen)
     await until(is_taken_over)
-    await open_streams(own_claude, 2)
+    await own.open_streams(2)
     frozen.signal(SIGCONT)
     await until(lambda: frozen.said("turn taken by another writer"), 5)
-    await open_streams(own_claude, 1)
-    backlog = await (await Deliveries.open(own_connection, GENERATORS)).backlog()
+    await own.open_streams(1)
+    backlog = await (await Deliveries.open(own.connection, GENERATORS)).backlog()
     assert backlog.leased == 1
-    assert (await own_log.turn(key)).end is None
-    turn = await ended(own_log, key)
+    assert (await own.log.turn(key)).end is None
+    turn = await own.ended(key)
     assert (turn.text, turn.outcome, turn.attempt, turn.skipped) == (words(150), "completed", 2, 0)
     assert frozen.said("turn ended") == []
-    counted = await stats(own_claude)
+    counted = await stats(own.claude)
     assert (counted["calls"], counted["streams_aborted"]) == (2, 1)
-    await until(lambda: is_acknowledged(own_connection))
+    await own.acknowledged()
 
-    gateway = await new_gateway(own_server.url)
-    key = await ask(own_log, "words=120 rate=60", tenant=tenant)
+    gateway = await new_gateway(own.server.url)
+    key = await own.ask("words=120 rate=60", tenant=tenant)
     reader = asyncio.create_task(readers.read(gateway.client, key.turn))
     await (await holder(key)).stop(SIGKILL)
-    turn = await ended(own_log, key)
-    history = await readers.history(own_log, key, readers.reader("there", key, await reader))
+    turn = await own.ended(key)
+    history = await readers.history(own.log, key, readers.reader("there", key, await reader))
     assert (turn.text, turn.outcome, turn.attempt) == (words(120), "completed", 2)
     assert [(block.type, block.is_closed) for block in turn.blocks] == [("text", True)]
     assert history.readers[0].received == Story(words(120), turn.usage, "completed")
     assert judge(history, (no_gap, no_repeat, one_end)).is_green
-    assert await modes(own_log, key) == ["fresh", "continue"]
-    assert (await stats(own_claude))["calls"] == 4
+    assert await own.modes(key) == ["fresh", "continue"]
+    assert await own.calls() == 4

@@ -6,14 +6,13 @@ It runs in the test's event loop as its process would, with short waits. The sim
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from signal import SIGKILL
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
-from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.ports import find_free
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.gateway.turns.cancel import cancel
@@ -28,12 +27,10 @@ from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt
-from tailrace.proto.fold import Turn
-from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Slots, TurnLog
+from tailrace.proto.nats import BlobStore, Counters, Deliveries, Slots
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
-from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
-from tests.harness import generator_in_loop
+from tailrace.proto.subjects import GENERATORS, STREAM
 from tests.harness.generator_in_loop import (
     attempts,
     ended,
@@ -44,42 +41,13 @@ from tests.harness.generator_in_loop import (
     stats,
     words,
 )
+from tests.harness.own_system import OwnSystem
 from tests.harness.until import until
 
 PREFILLED = "claude-sonnet-4-5"
 
 # The anthropic package warns at every call of this model, which is here because it continues by prefill.
 pytestmark = pytest.mark.filterwarnings("ignore:The model 'claude-sonnet-4-5' is deprecated:DeprecationWarning")
-
-
-class OwnSystem(NamedTuple):
-    """A nats-server and a simulated Claude of the test's own."""
-
-    server: NatsServer
-    connection: Connection
-    log: TurnLog
-    claude: str
-
-    def working(self, **settings: Any) -> AbstractAsyncContextManager[asyncio.Event]:
-        """A generator; the value is the event that acts as SIGTERM."""
-        return generator_in_loop.working(self.server.url, self.claude, **settings)
-
-    async def ask(self, line: str, **given: Any) -> TurnKey:
-        return await generator_in_loop.ask(self.log, line, **given)
-
-    async def answer(self, line: str, **given: Any) -> Turn:
-        return await ended(self.log, await self.ask(line, **given))
-
-    async def acknowledged(self) -> None:
-        await until(lambda: is_acknowledged(self.connection))
-
-    async def calls(self) -> int:
-        return (await stats(self.claude))["calls"]
-
-
-@pytest.fixture
-def own(own_server: NatsServer, own_connection: Connection, own_log: TurnLog, own_claude: str) -> OwnSystem:
-    return OwnSystem(own_server, own_connection, own_log, own_claude)
 
 
 @pytest.mark.rule("R17")
@@ -220,8 +188,7 @@ async def test_a_failing_call_is_repeated_continued_or_fails_the_turn(own: OwnSy
 async def test_an_unreachable_model_is_called_again(own: OwnSystem) -> None:
     """Connection refused until a server listens: still the first attempt."""
     [port] = find_free(1)
-    unreachable = own._replace(claude=f"http://127.0.0.1:{port}")
-    async with unreachable.working(call_tries_max=99, call_wait_max_s=0.1):
+    async with own.working(claude_url=f"http://127.0.0.1:{port}", call_tries_max=99, call_wait_max_s=0.1):
         key = await own.ask("words=9 rate=0")
         await until(lambda: attempts(own.log, key))
         async with serving(port=port):
