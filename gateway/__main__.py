@@ -42,6 +42,7 @@ from tailrace.gateway.turns.queue_position import queue_features
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.store_blobs import RequestBlobs
+from tailrace.gateway.turns.store_trace import trace_feature
 from tailrace.gateway.turns.submission import SubmitFeatures
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.gateway.turns.webhook_url import webhook_feature
@@ -164,7 +165,13 @@ def build(
     features = SubmitFeatures(
         prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims)),
         admit=(queue_steps.admit, share_steps.admit, limit_steps.admit),
-        amend=(queue_steps.amend, schema_feature(schema_checker), limit_steps.reserve, request_blobs.feature()),
+        amend=(
+            queue_steps.amend,
+            schema_feature(schema_checker),
+            limit_steps.reserve,
+            request_blobs.feature(),
+            trace_feature(),
+        ),
         stored=(share_steps.stored, deleted_parent_feature(log, history, deleter)),
     )
     submitter = TurnSubmitter(

@@ -32,6 +32,7 @@ from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.query_parameters import require_known
 from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.http.traced_route import traced
 from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.limits.turn_queue import TurnQueue
 from tailrace.gateway.models.catalogue import Catalogue
@@ -118,11 +119,13 @@ class Gateway(NamedTuple):
 def app(gateway: Gateway) -> Starlette:
     """Returns the application. Each endpoint receives the services that its parameters are annotated with."""
     services = dict(zip(inspect.get_annotations(Gateway).values(), gateway, strict=True))
+
+    def serve(route: Route) -> Route:
+        endpoint = with_known_query(route, bind(route.endpoint, services))
+        return traced(guard(route, endpoint, gateway.authenticator, gateway.bodies))
+
     starlette = Starlette(
-        routes=[
-            guard(route, with_known_query(route, bind(route.endpoint, services)), gateway.authenticator, gateway.bodies)
-            for route in ROUTES
-        ],
+        routes=[serve(route) for route in ROUTES],
         middleware=[
             *_hosts_and_origins(gateway),
             Middleware(AdmissionQueue, urgent=health.PATHS),

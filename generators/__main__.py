@@ -10,6 +10,7 @@ from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.measured import MeasuredBackend
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.backends.registry import open_backend
+from tailrace.generators.backends.traced import TracedBackend
 from tailrace.generators.batches.runner import BatchLane, BatchRunner
 from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.failover import BackendOrders, parse_backends
@@ -26,6 +27,7 @@ from tailrace.proto import nats, service
 from tailrace.proto.errors import BackendError
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, HedgeRpc, Rpc, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.version import VERSION
@@ -50,8 +52,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         races = Hedging(log, hedges, settlement, name=name, after_s=settings.hedge_after_s)
     async with open_backends(settings) as (orders, backends):
         claude = find_anthropic_api(backends)
-        measured = {name: MeasuredBackend(name, backend) for name, backend in backends.items()}
-        caller = ModelCaller(measured, orders, retry, blobs)
+        caller = ModelCaller(observed(backends), orders, retry, blobs)
         planner = Planner(settings.attempts_max, [cut_at_cost])
         runner = TurnRunner(log, caller, planner, name=name, sinks=[limit_cost], races=races)
         worker = Worker(
@@ -119,6 +120,12 @@ async def open_backends(settings: Settings) -> AsyncIterator[tuple[BackendOrders
             backends[name] = open_backend(name, settings)
             stack.push_async_callback(backends[name].close)
         yield orders, backends
+
+
+def observed(backends: Mapping[str, Backend]) -> dict[str, Backend]:
+    """Returns the backends with metrics of each call and, where traces are on, a span."""
+    measured: dict[str, Backend] = {name: MeasuredBackend(name, backend) for name, backend in backends.items()}
+    return {name: TracedBackend(name, backend) for name, backend in measured.items()} if tracing.is_on() else measured
 
 
 def find_anthropic_api(backends: Mapping[str, Backend]) -> AnthropicApi | None:

@@ -15,6 +15,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from tailrace.generators import metrics
+from tailrace.generators.attempt_span import attempt_span
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
 from tailrace.generators.continuation import Continuation, prepare_call
 from tailrace.generators.delta_buffer import DeltaBuffer, buffer_of
@@ -154,8 +155,11 @@ class TurnRunner:
                     return await self._end(key, turn, "failed", Failure(LATE.code, LATE.message))
                 case MakeAttempt():
                     # Adds the turn to the log lines of retry.py and the backends, which do not know it.
-                    with bound_contextvars(turn=key.turn, attempt=action.attempt):
-                        turn, error = await self._attempt(key, turn, action, route, deadline, lease)
+                    with (
+                        bound_contextvars(turn=key.turn, attempt=action.attempt),
+                        attempt_span(key, turn, action) as traceparent,
+                    ):
+                        turn, error = await self._attempt(key, turn, action, route, deadline, lease, traceparent)
                     if turn.attempt < action.attempt:
                         # A second call without a token has appended nothing: the turn is the other runner's.
                         return turn
@@ -169,7 +173,14 @@ class TurnRunner:
                     last_error = error
 
     async def _attempt(
-        self, key: TurnKey, turn: Turn, action: MakeAttempt, route: Route, deadline: float, lease: str
+        self,
+        key: TurnKey,
+        turn: Turn,
+        action: MakeAttempt,
+        route: Route,
+        deadline: float,
+        lease: str,
+        traceparent: str | None,
     ) -> tuple[Turn, BackendError | None]:
         """Returns the fold after an attempt, and the error that broke the answer off, if any.
 
@@ -185,6 +196,7 @@ class TurnRunner:
             mode=action.mode,
             misfit=action.misfit,
             is_hedge=action.is_second,
+            traceparent=traceparent,
         )
         folding = Folding(turn)
         if not action.is_second:

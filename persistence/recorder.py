@@ -14,6 +14,7 @@ import structlog
 
 from tailrace.persistence import metrics
 from tailrace.persistence.lost_turns import LostTurnFinder
+from tailrace.persistence.record_spans import RecordSpans
 from tailrace.persistence.rows import TurnRow, blobs_of, build_row
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
@@ -50,6 +51,7 @@ class Recorder:
         self._retry_wait_s = retry_wait_s
         self._lost_turns = LostTurnFinder(log, deliveries, store)
         self._fold_slots = asyncio.Semaphore(FOLDS_MAX)
+        self._spans = RecordSpans()
         self.failure = ""
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -76,10 +78,12 @@ class Recorder:
             with metrics.BATCH_S.time():
                 async with _leased(self._deliveries, batch):
                     rows = await self._write(await self._fold(batch), max(delivery.seq for delivery in batch))
+                    self._spans.end()
                 for delivery in batch:
                     await delivery.ack()
             metrics.LAG_S.observe(age_s(max(delivery.at for delivery in batch)))
         except (StoreBusy, StoreUnwritable, LogUnavailable) as error:
+            self._spans.end(type(error).__name__)
             self.failure = str(error)
             logger.warning("batch could not be recorded and is retried", entries=len(batch), why=self.failure)
             for delivery in batch:
@@ -141,6 +145,7 @@ class Recorder:
                     await self._log.purge(key)
                     logger.info("turn purged: its parent was deleted", turn=key.turn)
                     return None
+            self._spans.start(key, turn)
             row = build_row(key, turn)
         except (LogUnavailable, StoreError):
             raise

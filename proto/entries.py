@@ -90,6 +90,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`message_batches` for a batch and its child turns: the generator of the batch writes their answers."""
     queue_position: int | None = None
     """The estimated position in the queue when the turn was accepted, from 1. None: a generator was free."""
+    traceparent: str | None = None
+    """The span of the client's request (W3C Trace Context); None while traces are off."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -104,6 +106,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why the previous, complete answer does not fit the schema. It is sent to the model with the repeated request."""
     is_hedge: bool = False
     """A hedge: its call ran beside that of the previous attempt and had its first token earlier."""
+    traceparent: str | None = None
+    """The attempt's span; None while traces are off."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -53,6 +53,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     generator: str = ""
     backend: str = ""
     mode: Mode = "fresh"
+    attempt_traceparent: str | None = None
+    """The span of the last attempt, if it was traced."""
     hedges: int = 0
     """The number of attempts that are hedges. They do not count against the limit of attempts."""
     fruitless: int = 0
@@ -236,10 +238,11 @@ class Folding:
                     self.fruitless = max(self.fruitless - 1, 0)
             case Request() as request:
                 self.changes |= {"request": request, "asked_at": stored.at}
-            case Attempt(generator=generator, backend=backend, mode=mode, misfit=misfit, is_hedge=is_hedge):
+            case Attempt(generator=generator, backend=backend, mode=mode, misfit=misfit, is_hedge=is_hedge) as attempt:
                 self.hedges += is_hedge
                 self.fruitless += not is_hedge
                 self.changes |= {"generator": generator, "backend": backend, "mode": mode}
+                self.changes["attempt_traceparent"] = attempt.traceparent
                 if misfit is not None:
                     self.changes |= {"misfit": misfit, "rejected": self.text()}
                     # The corrected answer is another one, and may be shorter.

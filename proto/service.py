@@ -21,7 +21,7 @@ from tailrace.proto import nats
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TailraceError
 from tailrace.proto.nats import Connection, setup_watch
 from tailrace.proto.runtime import logging_setup as logging
-from tailrace.proto.runtime import metrics_server
+from tailrace.proto.runtime import metrics_server, tracing
 from tailrace.proto.runtime import settings as environment
 
 logger = structlog.get_logger()
@@ -103,6 +103,8 @@ def main(
     try:
         settings = environment.read(settings_type, {**_terminal_defaults(), **os.environ})
         logging.configure(role, settings.log_format, settings.log_level)
+        if tracing.configure(role):
+            logging.add_trace_ids()
         uvloop.run(
             _check(role, settings, preflight, probe) if arguments.check else _run(role, settings, preflight, serve)
         )
@@ -114,6 +116,7 @@ def main(
         logger.error("stopped", error=str(error))  # noqa: TRY400
         return EXIT_ERROR
     finally:
+        tracing.shutdown()
         # Skips the garbage collection at exit, which took 0.3 s with the SDK loaded.
         gc.freeze()
     if arguments.check:

@@ -21,6 +21,7 @@ from tailrace.gateway.streaming.frame_writer import FrameWriter, Snapshot
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
 from tailrace.gateway.streaming.stream_access import StreamAccess
+from tailrace.gateway.streaming.stream_span import stream_span, turn_traceparent
 from tailrace.gateway.streaming.stream_timings import StreamTimings
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import End, Event, Failure
@@ -160,7 +161,9 @@ class EventStream(StreamedResponse):
                 if is_head:
                     await self._send_empty(send, 200)
                     return
-                back_within_s = await self._serve(feed, start, interruptions, send)
+                traceparent = await turn_traceparent(self._streams.log, feed)
+                with stream_span(start.key, self._dialect.name, self._cursor, traceparent):
+                    back_within_s = await self._serve(feed, start, interruptions, send)
         except (TurnUnknown, CursorUnknown):
             await self._send_record(start, send)
             return

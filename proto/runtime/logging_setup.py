@@ -5,6 +5,7 @@ import sys
 from typing import Literal
 
 import structlog
+from opentelemetry import trace
 
 LogFormat = Literal["json", "console"]
 
@@ -42,6 +43,18 @@ def configure(role: str, form: LogFormat, level: str = "info") -> None:
     root.handlers[:] = [foreign]
     # Only warnings and errors of libraries.
     root.setLevel(logging.WARNING)
+
+
+def add_trace_ids() -> None:
+    """Adds the ids of the current span to each of structlog's lines from now on. Call it after `configure`."""
+    structlog.configure(processors=[_add_trace_ids, *structlog.get_config()["processors"]])
+
+
+def _add_trace_ids(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"], event["span_id"] = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+    return event
 
 
 def _printable(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -1,0 +1,51 @@
+"""Spans of requests: one for each request to a route, as a child of the client's `traceparent`."""
+
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tailrace.proto.runtime import tracing
+
+SERVER_ERROR = 500
+
+
+def traced(route: Route) -> Route:
+    """Returns `route` with a span around each request until its response is complete; unchanged if traces are off.
+
+    A `traceparent` that is malformed begins a new trace. `tracestate` and `baggage` are not read.
+    """
+    if not tracing.is_on():
+        return route
+    endpoint = route.endpoint
+
+    async def traced_endpoint(request: Request) -> ASGIApp:
+        span = tracing.start(
+            f"{request.method} {route.path}",
+            traceparent=request.headers.get("traceparent"),
+            kind=SpanKind.SERVER,
+        )
+        span.set_attributes({"http.request.method": request.method, "http.route": route.path})
+        try:
+            with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+                response: ASGIApp = await endpoint(request)
+        except BaseException as error:
+            tracing.fail(span, type(error).__name__)
+            span.end()
+            raise
+
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_observed(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.set_attribute("http.response.status_code", message["status"])
+                    if message["status"] >= SERVER_ERROR:
+                        tracing.fail(span, str(message["status"]))
+                await send(message)
+
+            with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+                await response(scope, receive, send_observed)
+
+        return respond
+
+    return Route(route.path, traced_endpoint, methods=sorted(route.methods or ()), name=route.name)

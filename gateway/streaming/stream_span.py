@@ -1,0 +1,45 @@
+"""The span of a stream: a part of the turn's trace, from its first to its last byte, linked to its own request."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from opentelemetry.trace import Span
+
+from tailrace.gateway.streaming.fanout import TurnFeed
+from tailrace.proto.entries import Request
+from tailrace.proto.errors import LogError
+from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.runtime import tracing
+from tailrace.proto.subjects import TurnKey
+
+
+async def turn_traceparent(log: TurnLog, feed: TurnFeed) -> str | None:
+    """Returns the `traceparent` of the turn's request; None if it has none, or if the log does not answer.
+
+    A feed that begins at a cursor does not hold the request, which is then read from the log.
+    """
+    if not tracing.is_on():
+        return None
+    if feed.after == BEFORE_FIRST and feed.entries and isinstance(feed.entries[0].entry, Request):
+        return feed.entries[0].entry.traceparent
+    try:
+        request = (await log.turn(feed.key)).request
+    except LogError:
+        return None
+    return request.traceparent if request is not None else None
+
+
+@contextmanager
+def stream_span(key: TurnKey, dialect: str, cursor: Seq, traceparent: str | None) -> Iterator[Span | None]:
+    """Runs a stream in a span of the turn's trace. Yields None while traces are off."""
+    if not tracing.is_on():
+        yield None
+        return
+    with tracing.span(
+        "resume stream" if cursor else "stream",
+        traceparent=traceparent,
+        linked=tracing.traceparent(),
+        attributes={"tailrace.turn": key.turn, "tailrace.dialect": dialect, "tailrace.cursor": cursor},
+    ) as span:
+        yield span

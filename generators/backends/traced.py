@@ -1,0 +1,84 @@
+"""TracedBackend: one span for each call to a model, by OpenTelemetry's conventions for generative AI.
+
+Neither prompts nor answers are recorded.
+"""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from opentelemetry.trace import Span, SpanKind
+
+from tailrace.generators.backends import Backend, Call
+from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.proto import events
+from tailrace.proto.errors import BackendError
+from tailrace.proto.runtime import tracing
+
+# The conventions' names of the providers behind our backends; for others, the backend's name.
+PROVIDERS = {"claude": "anthropic", "claude_code": "anthropic", "bedrock": "aws.bedrock", "vertex": "gcp.vertex_ai"}
+
+
+class TracedBackend:
+    """A backend whose calls are spans. `name` is the backend's name in the settings."""
+
+    def __init__(self, name: str, backend: Backend) -> None:
+        self._name = name
+        self._backend = backend
+
+    def model_id(self, model: str) -> str:
+        return self._backend.model_id(model)
+
+    async def close(self) -> None:
+        await self._backend.close()
+
+    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
+        """Yields the events of the backend's answer."""
+        span = tracing.start(f"chat {call.model}", kind=SpanKind.CLIENT)
+        span.set_attributes(
+            {
+                "gen_ai.operation.name": "chat",
+                "gen_ai.provider.name": PROVIDERS.get(self._name, self._name),
+                "gen_ai.request.model": call.model,
+                "gen_ai.request.max_tokens": call.max_tokens,
+                "gen_ai.request.stream": True,
+            }
+        )
+        begun_at, has_token = time.monotonic(), False
+        try:
+            async with aclosing(self._backend.answer(call)) as answer:
+                async for event in answer:
+                    if not has_token and isinstance(event.event, events.BlockDelta):
+                        has_token = True
+                        span.set_attribute("gen_ai.response.time_to_first_chunk", time.monotonic() - begun_at)
+                    describe(span, event)
+                    yield event
+        except BackendError as error:
+            tracing.fail(span, error.code)
+            raise
+        finally:
+            span.end()
+
+
+def describe(span: Span, event: ModelEvent) -> None:
+    """Sets the attributes that an event holds: the answer's id and model, its tokens, and why it stopped."""
+    match event.event:
+        case events.MessageStart(message):
+            usage = message.usage
+            # The conventions count cached tokens as input; Anthropic's `input_tokens` does not.
+            prompt = usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens
+            span.set_attributes(
+                {
+                    "gen_ai.response.id": message.id,
+                    "gen_ai.response.model": message.model,
+                    "gen_ai.usage.input_tokens": prompt,
+                    "gen_ai.usage.cache_read.input_tokens": usage.cache_read_input_tokens,
+                }
+            )
+        case events.MessageDelta(stop, usage):
+            if stop.stop_reason is not None:
+                span.set_attribute("gen_ai.response.finish_reasons", [stop.stop_reason])
+            if usage.output_tokens is not None:
+                span.set_attribute("gen_ai.usage.output_tokens", usage.output_tokens)
+        case _:
+            pass
