@@ -93,11 +93,11 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     await key_cache.load(keys)
     authenticator = Authenticator(settings, key_cache)
     authenticator.require_credentials()
+    fd_limit.raise_limit(settings.streams_max)
     try:
         listening = server.listen(settings.host, settings.port, settings.listen_fd)
     except OSError as error:
         raise SettingsInvalid(f"TAILRACE_PORT: cannot listen on {settings.host}:{settings.port}: {error}") from error
-    fd_limit.raise_limit(settings.streams_max)
     prompts = Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
     await prompts.load()
     async with asyncio.TaskGroup() as group:

@@ -21,6 +21,7 @@ from tailrace.gateway.http.retry_later import retry_delay_s
 STARTED_PER_TURN = 8
 # Clients and proxies wait longer than this for a first byte.
 WAIT_S_MAX = 5.0
+CONNECTIONS_REACHED = "this gateway has reached its limit of connections: retry later"
 
 
 class AdmissionQueue:
@@ -61,8 +62,7 @@ class AdmissionQueue:
 
 async def refuse_connection(scope: Scope, receive: Receive, send: Send) -> None:
     """ASGI application of the connections above the limit: rejects each request and closes the connection."""
-    message = "this gateway has reached its limit of connections: retry later"
-    await _refusal(message, scope, {"connection": "close"})(scope, receive, send)
+    await _refusal(CONNECTIONS_REACHED, scope, {"connection": "close"})(scope, receive, send)
 
 
 def _refusal(message: str, scope: Scope, headers: dict[str, str] | None = None) -> Response:

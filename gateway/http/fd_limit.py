@@ -1,4 +1,9 @@
-"""The limits of connections and streams that follow from the limit of file descriptors."""
+"""The limits of connections and streams that follow from the limit of file descriptors.
+
+The event loop accepts all connections of the kernel's queue at once, before the first of them can be refused. If that
+used up the descriptors, they would be closed without an answer. So the queue and the connections that are waiting for
+their refusal have descriptors of their own.
+"""
 
 import resource
 
@@ -6,8 +11,11 @@ import structlog
 
 logger = structlog.get_logger()
 
-# For NATS, metrics, sandboxed subprocesses, and connections that are rejected with a response.
-RESERVED = 256
+# For NATS, metrics, sandboxed subprocesses and files.
+RESERVED = 48
+# The kernel limits its queue to net.core.somaxconn.
+BACKLOG_MAX = 16_384
+EXCESS_MAX = 256
 # The share of connections that may be streams: health checks and cancellations need the rest.
 STREAMS_SHARE = 0.9
 
@@ -20,11 +28,25 @@ def raise_limit(streams_wanted: int) -> None:
         logger.warning("too few file descriptors: raise `ulimit -Hn`", limit=hard, streams=streams_max())
 
 
+def backlog() -> int:
+    """The length of the kernel's queue of connections that were not accepted yet."""
+    return min(BACKLOG_MAX, _limit() // 8)
+
+
+def excess_max() -> int:
+    """The limit of connections above `connections_max` whose request is read, so that it is refused with a response."""
+    return min(EXCESS_MAX, _limit() // 8)
+
+
 def connections_max() -> int:
     """The limit of open connections."""
-    return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED, 1)
+    return max(_limit() - RESERVED - backlog() - excess_max(), 1)
 
 
 def streams_max() -> int:
     """The limit of open streams."""
     return max(int(connections_max() * STREAMS_SHARE), 1)
+
+
+def _limit() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

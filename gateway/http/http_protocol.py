@@ -19,6 +19,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from tailrace.gateway import metrics
 from tailrace.gateway.http import error_responses
+from tailrace.gateway.http.admission_queue import CONNECTIONS_REACHED
+from tailrace.gateway.http.retry_later import retry_delay_s
 
 # nginx allows 32 kB and a minute. Clients send a key, a cursor and a few cookies.
 HEADERS_BYTES_MAX = 64 * 1024
@@ -31,12 +33,13 @@ ANSWERED_TIMEOUT_S = 5.0
 UNREAD_TIMEOUT_S = 30.0
 # Bytes that are parsed at once. One read of a quarter of a megabyte may hold 14,000 requests of a kilobyte each.
 PIECE_BYTES = 4096
-# Connections above the limit whose request is still read, so that it is rejected with a response.
-EXCESS_MAX = 64
+# A connection above the limit that sends nothing is refused after this time: others need its file descriptor.
+EXCESS_TIMEOUT_S = 2.0
 NOT_HTTP = ("http_invalid", "this is not HTTP/1.1 (RFC 9112)")
 NO_HOST = ("http_invalid", "a request needs exactly one Host header; only HTTP/1.0 may omit it (RFC 9112, 3.2)")
 CODED = ("http_invalid", "the only transfer coding that is supported is chunked (RFC 9112, 6.1)")
 TOO_LARGE = ("headers_too_large", f"more than {HEADERS_MAX} headers, or {HEADERS_BYTES_MAX // 1024} kB of them")
+TOO_MANY = ("server_busy", CONNECTIONS_REACHED)
 TOO_SLOW = ("headers_timeout", f"the headers did not arrive within {HEADERS_TIMEOUT_S:.0f} s")
 
 
@@ -60,10 +63,14 @@ class ClientConnection(HttpToolsProtocol):
     _wrong = NOT_HTTP
     """The error code and message for what the parser rejects."""
 
-    def __init__(self, *, overflow: ASGIApp, **given: Any) -> None:
-        """`overflow` is the application for connections above the limit."""
+    def __init__(self, *, overflow: ASGIApp, excess_max: int, **given: Any) -> None:
+        """`overflow` is the application for `excess_max` connections above the limit.
+
+        Further ones are refused before their request is read, which some clients do not expect.
+        """
         super().__init__(**given)
         self._overflow: Any = overflow
+        self._excess_max = excess_max
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -71,11 +78,14 @@ class ClientConnection(HttpToolsProtocol):
         # uvicorn's own rejection is bare text without Retry-After.
         most, self.limit_concurrency = self.limit_concurrency, None
         more = len(self.connections) - (most or len(self.connections))
-        if more > EXCESS_MAX:
-            transport.abort()
-        elif more > 0:
-            self.app = self._overflow
-        self._closing = self.loop.call_later(HEADERS_TIMEOUT_S, transport.abort)
+        if more <= 0:
+            self._closing = self.loop.call_later(HEADERS_TIMEOUT_S, transport.abort)
+            return
+        if more > self._excess_max:
+            self._refuse(*TOO_MANY, retry_delay_s())
+            return
+        self.app = self._overflow
+        self._closing = self.loop.call_later(EXCESS_TIMEOUT_S, self._refuse, *TOO_MANY, retry_delay_s())
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -194,7 +204,7 @@ class ClientConnection(HttpToolsProtocol):
             # Its stream cannot be closed before it reads. It resumes at another gateway with its cursor.
             self.transport.abort()
 
-    def _refuse(self, code: str, message: str) -> None:
+    def _refuse(self, code: str, message: str, retry_after_s: float | None = None) -> None:
         """Sends an error and closes. A response in progress is truncated, so that the error is no part of it."""
         self._stop_waiting()
         # The same for a response that is expected: the error would be read as its first byte.
@@ -203,7 +213,7 @@ class ClientConnection(HttpToolsProtocol):
         if is_asked or self.pipeline:
             self.transport.abort()
             return
-        refusal = error_responses.response(code, message, headers={"connection": "close"})
+        refusal = error_responses.response(code, message, retry_after_s=retry_after_s, headers={"connection": "close"})
         headers = [*self.server_state.default_headers, *refusal.raw_headers]
         lines = [b"%s: %s\r\n" % header for header in headers]
         self.transport.write(b"".join([STATUS_LINE[refusal.status_code], *lines, b"\r\n", refusal.body]))

@@ -14,8 +14,6 @@ from tailrace.gateway.http import fd_limit, security_headers
 from tailrace.gateway.http.http_protocol import ClientConnection
 from tailrace.proto.runtime.race import run_until
 
-# The accept queue; the kernel limits it to net.core.somaxconn.
-BACKLOG = 16_384
 # Streams close within milliseconds; this is for POST requests in progress.
 GRACE_S = 5
 # Options of each connection on Linux, which detect clients that vanish without closing (a laptop that was shut).
@@ -52,12 +50,14 @@ async def serve(
     config = uvicorn.Config(
         app,
         # httptools rejects what h11 accepts: CL with TE, folded headers
-        http=partial(ClientConnection, overflow=overflow),  # type: ignore[arg-type]  # annotated as a class
+        http=partial(  # type: ignore[arg-type]  # annotated as a class
+            ClientConnection, overflow=overflow, excess_max=fd_limit.excess_max()
+        ),
         lifespan="off",
         ws="none",
         log_config=None,
         access_log=False,
-        backlog=BACKLOG,
+        backlog=fd_limit.backlog(),
         server_header=False,
         headers=list(security_headers.HEADERS),
         proxy_headers=bool(proxies),
@@ -80,7 +80,7 @@ def listen(host: str, port: int, listen_fd: int) -> socket.socket:
         listening = socket.socket(fileno=listen_fd)
     else:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=False)
+        listening = socket.create_server((host, port), family=family, backlog=fd_limit.backlog(), reuse_port=False)
     # Connections inherit these options.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEPT.items():

@@ -3,20 +3,25 @@
 import asyncio
 import functools
 import socket
+from collections import Counter
 from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.http import fd_limit, http_protocol
+from tailrace.gateway.http import fd_limit
 from tailrace.gateway.streaming import event_stream
 from tailrace.gateway.turns import on_disconnect
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import TurnKey
+from tests.harness.processes import Process, as_user
 from tests.harness.readers import history, read, reader
 from tests.harness.sse_parser import parse
+from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
@@ -144,9 +149,9 @@ async def test_readers_with_a_credential_are_not_counted_by_address(start: NewGa
 
 
 async def test_connections_beyond_the_limit_get_503(monkeypatch: pytest.MonkeyPatch, start: NewGateway) -> None:
-    """With Retry-After, also for pages of other origins; many more are closed. Open connections stay open."""
+    """With Retry-After, also for pages of other origins; many more do before they are read. Open ones stay open."""
     monkeypatch.setattr(fd_limit, "connections_max", lambda: 3)
-    monkeypatch.setattr(http_protocol, "EXCESS_MAX", 2)
+    monkeypatch.setattr(fd_limit, "excess_max", lambda: 2)
     page = {"origin": "https://app.example"}
     gateway = await start(origins=page["origin"])
     with ExitStack() as stack:
@@ -168,10 +173,41 @@ async def test_connections_beyond_the_limit_get_503(monkeypatch: pytest.MonkeyPa
         for _ in range(4):
             stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await reader.readexactly(1)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: " in head
         writer.close()
+
+
+async def test_every_connection_is_answered_at_the_limit_of_file_descriptors(system: System, tmp_path: Path) -> None:
+    """With 200 or 503. Without descriptors of their own, those above it would be closed or never accepted."""
+    process = Process("gateway", tmp_path, TAILRACE_NATS_URL=as_user(system.nats_url, GATEWAY), TAILRACE_PORT=0)
+    process._command[:0] = ["/bin/sh", "-c", 'ulimit -n 160; exec "$@"', "sh"]
+    connecting = asyncio.Semaphore(10)
+
+    async with process:
+        port = int(process.url.rpartition(":")[2])
+
+        async def connect(stack: AsyncExitStack) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            async with connecting:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            stack.callback(writer.close)
+            return reader, writer
+
+        async def status(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+            writer.write(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            return (await reader.readuntil(b"\r\n")).decode()[9:12]
+
+        async with AsyncExitStack() as stack:
+            opened = await asyncio.gather(*(connect(stack) for _ in range(300)))
+            found = Counter(await asyncio.gather(*(status(*one) for one in opened)))
+            assert set(found) == {"200", "503"}
+
+        async def is_serving() -> bool:
+            async with AsyncExitStack() as stack:
+                return await status(*await connect(stack)) == "200"
+
+        await until(is_serving)
 
 
 @pytest.mark.parametrize("dialect", ["tailrace", "anthropic"])
