@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
+import msgspec
 from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway import metrics
@@ -33,6 +34,10 @@ from tailrace.proto.subjects import TurnKey
 BACK_WITHIN_S = 15.0
 # The pause between two tries of an unavailable log: well below the second after which clients reconnect.
 TRY_LOG_EVERY_S = 0.5
+
+
+# The event id of the failure of a turn that the log has lost: after any entry, and exact as a number of JavaScript.
+AFTER_LOST = Seq(2**53 - 1)
 
 
 class Start(NamedTuple):
@@ -244,9 +249,11 @@ class EventStream(StreamedResponse):
             record = await self._streams.history.past(start.key)
         else:
             raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
-        # If the log lost the turn, the database may have fewer of its entries than a reader has received. Such a reader
-        # must learn that the turn has failed.
-        if self._cursor > record.cursor and record.error != LOST_FAILURE:
+        if record.error == LOST_FAILURE:
+            # The database knows an entry that readers may have received, but not the last one: their cursors do not
+            # say whether they know that the turn has failed.
+            record = msgspec.structs.replace(record, cursor=AFTER_LOST)
+        if self._cursor > record.cursor:
             raise CursorUnknown("the cursor is beyond the end of this turn")
         if self._cursor == record.cursor:
             await self._send_empty(send, 204)

@@ -105,6 +105,20 @@ async def test_every_dialect_reports_a_lost_turn(own_gateway: Gateway, lost: Tur
         assert LOST_FAILURE.message in body.decode(), dialect
 
 
+@pytest.mark.rule("F31")
+async def test_a_reader_that_has_only_the_request_of_a_lost_turn_learns_of_its_failure_once(
+    own_gateway: Gateway, own_log: TurnLog, tenant: Tenant, persistence_in_loop: Persistence
+) -> None:
+    """The database has recorded the same entry: its sequence is the reader's cursor. A 204 would look like the end."""
+    writer = new_writer(own_log, tenant)
+    await writer.ask()
+    await forget(own_gateway, own_log, writer.key)
+    received = await read(own_gateway.client, writer.key.turn, writer.chain.last)
+    assert LOST_FAILURE.message in str(received.frames)
+    again = await read(own_gateway.client, writer.key.turn, received.frames[-1].seq)
+    assert (again.over, again.frames) == ("ended", ())
+
+
 @pytest.mark.rule("R27")
 async def test_the_database_records_a_lost_turn_as_the_gateway_has_reported_it(
     own_gateway: Gateway, lost: TurnKey
