@@ -5,6 +5,7 @@ import secrets
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from msgspec import Meta
 
@@ -87,7 +88,7 @@ def unique_name(settings: Settings) -> str:
 
 
 def require_sound(settings: Settings) -> None:
-    """Raises SettingsInvalid for a key that does not fit in a header, and for an invalid URL."""
+    """Raises SettingsInvalid for a key that does not fit in a header, an invalid URL, and a SOCKS proxy."""
     if API_KEY.fullmatch(settings.anthropic_api_key) is None:
         raise SettingsInvalid("ANTHROPIC_API_KEY: a key is visible ASCII, without spaces")
     try:
@@ -97,3 +98,10 @@ def require_sound(settings: Settings) -> None:
         is_url = False
     if not is_url:
         raise SettingsInvalid(f"ANTHROPIC_BASE_URL: {settings.anthropic_base_url!r} is no URL: expected https://HOST")
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all", "")
+    if proxy.lower().startswith("socks") and not proxy_bypass(str(url.hostname)):
+        raise SettingsInvalid(
+            "the environment names a SOCKS proxy, through which the model cannot be called: set HTTPS_PROXY to an "
+            f"http:// proxy, or add {url.hostname} to NO_PROXY"
+        )
