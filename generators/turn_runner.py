@@ -26,7 +26,7 @@ from tailrace.proto import events
 from tailrace.proto.chain import Chain
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Entry, Event, Failure, Outcome, Request, Stored
-from tailrace.proto.errors import BackendError, FenceLost, LogFull
+from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, LogFull
 from tailrace.proto.fold import Folding, Turn, fold
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime.clock import age_s
@@ -222,12 +222,15 @@ class TurnRunner:
             raise
         except ExceptionGroup as several:
             # The first failure has cancelled the other tasks: FenceLost when another writer has the turn, but also
-            # LogUnavailable or EntryTooLarge.
+            # LogUnavailable, or EntryTooLarge when the server's `max_payload` is small.
             cause = several.exceptions[0]
             if isinstance(cause, TurnEnded):
                 metrics.STOP_S.observe(age_s(cause.at))
             await race.finish(has_stored=folding.chain != turn.chain, error=cause)
-            raise cause from several
+            if not isinstance(cause, EntryTooLarge):
+                raise cause from several
+            # Another call would be paid for, and would bring the same event.
+            return folding.build(), BackendError("entry_too_large", f"an event of the answer cannot be stored: {cause}")
         await race.finish(has_stored=folding.chain != turn.chain, error=None)
         if continuation is not None and continuation.repeated:
             logger.info("repetition left out", chars=continuation.repeated)

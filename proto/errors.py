@@ -556,6 +556,13 @@ CODES: dict[str, Code] = {
         "The model sent an event that is larger than 4 MiB. It is not retried: each call is paid for.",
         "Ask for less in one piece, for example a shorter tool result.",
     ),
+    "entry_too_large": Code(
+        502,
+        API,
+        "The model sent an event that is larger than the NATS server's `max_payload`. It is not retried: each call is "
+        "paid for.",
+        "Operator: set `max_payload` of nats-server to 8MB.",
+    ),
     "backend_refused_key": Code(
         502,
         AUTHENTICATION,

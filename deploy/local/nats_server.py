@@ -20,6 +20,7 @@ from tailrace.deploy.local.nats_log import FILE
 from tailrace.deploy.local.options import Sync
 from tailrace.deploy.local.spawn import describe, signal_group, spawn
 from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.nats import streams
 from tailrace.proto.nats.permissions import ACCOUNTS, ADMIN, LOG, RIGHTS, Import, account, has_many_replies, imports_of
 
 GIB = 1024**3
@@ -42,7 +43,7 @@ STORE = "nats"
 # A planned stop: the server hands over its leaderships, then disconnects its clients one by one, and exits.
 LAME_DUCK = {"lame_duck_duration": "30s", "lame_duck_grace_period": "1s"}
 # A request with pictures is one entry.
-PAYLOAD_BYTES_MAX = 8 * 1024**2
+PAYLOAD_BYTES_MAX = streams.PAYLOAD_BYTES
 
 # The reply subject of a request with many responses stays open for this long after the last one, and at most twice as
 # long; no client waits longer. The server's default is two minutes, and a busy gateway makes a hundred such requests a

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import nats.errors
 import nats.js.errors
+import structlog
 from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
@@ -49,10 +50,16 @@ from tailrace.proto.subjects import (
     WEBHOOKS,
 )
 
+logger = structlog.get_logger()
+
 SCHEMA = "1"
 # Earlier versions let a client restore streams without permission, and an unauthenticated one fill the server's memory
 # (CVE-2026-33222 and similar). Counters exist since 2.12.
 SERVER_MIN = (2, 12, 6)
+# An event of a model has up to 4 MiB, and an entry of a long conversation more.
+PAYLOAD_BYTES = 8 * 1024**2
+# A blob's chunk has half of it. It is the default of nats-server.
+PAYLOAD_BYTES_MIN = 1024**2
 RETENTION_S = 24 * 3600.0
 BYTES_MAX = 8 * 1024**3
 # A conversation that continues within half of this time keeps its pictures.
@@ -300,6 +307,7 @@ async def apply(
 async def check(connection: Connection) -> None:
     """Raises LogMisconfigured if a stream or consumer is missing or differs from this version's, LogUnavailable."""
     jetstream = connection.jetstream
+    _check_payload(connection.client.max_payload)
     if (server := connection.server_version) is not None and server < SERVER_MIN:
         raise LogMisconfigured(
             f"nats-server {'.'.join(map(str, server))} is older than {'.'.join(map(str, SERVER_MIN))}, "
@@ -325,6 +333,19 @@ async def check(connection: Connection) -> None:
         raise LogUnavailable(f"the streams cannot be checked: {_why(error)}") from error
     if differing:
         raise LogMisconfigured(f"NATS is set up for another version: {'; '.join(differing)}. See docs/RUNBOOK.md")
+
+
+def _check_payload(bytes_max: int) -> None:
+    """Logs a warning about a small `max_payload`. Raises LogMisconfigured if it is too small for blobs."""
+    if bytes_max >= PAYLOAD_BYTES:
+        return
+    if bytes_max < PAYLOAD_BYTES_MIN:
+        raise LogMisconfigured(f"`max_payload` of the NATS server is {bytes_max} bytes: set it to 8MB, at least to 1MB")
+    logger.warning(
+        "`max_payload` of the NATS server is small: turns with larger events fail, and longer conversations are "
+        "refused; set it to 8MB",
+        bytes=bytes_max,
+    )
 
 
 def _why(error: nats.errors.Error) -> str:

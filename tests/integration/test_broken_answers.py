@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.generators.backends.sse_decoder import EVENT_BYTES_MAX
+from tailrace.proto.errors import LogMisconfigured
 from tailrace.proto.fold import Turn
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats.streams import PAYLOAD_BYTES_MIN
 from tests.conftest import apply_streams
 from tests.harness.faulty_upstream import HEAD, Break, Broken, breaking
 from tests.harness.generator_in_loop import ask, ended, words, working
@@ -130,6 +133,26 @@ async def test_an_event_above_the_limit_fails_at_once(server: NatsServer, own_cl
     turn, calls = await run(server, own_claude, lambda events: sent([*half(events), large]), times=99)
     assert turn.error is not None
     assert (turn.outcome, turn.error.code, calls) == ("failed", "backend_event_too_large", 1)
+
+
+@pytest.mark.rule("R32")
+async def test_an_event_above_the_nats_servers_limit_fails_at_once(
+    tmp_path: Path, own_claude: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailrace.deploy.local.nats_server.PAYLOAD_BYTES_MAX", PAYLOAD_BYTES_MIN)
+    large = b'data: {"type":"newer","x":"' + b"x" * PAYLOAD_BYTES_MIN + b'"}\n\n'
+    async with NatsServer(tmp_path) as server:
+        with capture_logs() as logged:
+            await apply_streams(server.url)
+        assert any("set it to 8MB" in line["event"] for line in logged)
+        turn, calls = await run(server, own_claude, lambda events: sent([*half(events), large]), times=99)
+    assert turn.error is not None
+    assert (turn.outcome, turn.error.code, calls) == ("failed", "entry_too_large", 1)
+    assert words(WORDS).startswith(turn.text)
+    monkeypatch.setattr("tailrace.deploy.local.nats_server.PAYLOAD_BYTES_MAX", PAYLOAD_BYTES_MIN - 1)
+    async with NatsServer(tmp_path) as server:
+        with pytest.raises(LogMisconfigured, match="max_payload"):
+            await apply_streams(server.url)
 
 
 UNREADABLE: dict[str, Callable[[bytes], bytes]] = {
