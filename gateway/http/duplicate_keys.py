@@ -59,8 +59,9 @@ def find_duplicate(body: bytes) -> str | None:
 
 
 def find_duplicate_in_large(body: bytes) -> str | None:
-    """Like `find_duplicate`, for a body with long strings."""
-    return find_duplicate(without_long_strings(body))
+    """Like `find_duplicate`, for a body that may have long strings."""
+    has_long = len(body) > LONG_BYTES_MIN * body.count(QUOTE) // 2
+    return find_duplicate(without_long_strings(body) if has_long else body)
 
 
 def without_long_strings(body: bytes) -> bytes:
