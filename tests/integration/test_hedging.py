@@ -220,12 +220,13 @@ async def test_hedging_is_off_by_default(own: HedgingSystem) -> None:
 
 async def test_a_generator_keeps_its_last_slot_for_the_queue(own: HedgingSystem) -> None:
     declined = hedges("declined")
-    async with own.two_generators(concurrency=2):
-        keys = [await own.ask(f"words=3 rate=0 wait=2.5 tag=x{number}") for number in range(3)]
+    # Each generator has one turn, and one free slot, before the first turn is late.
+    async with own.two_generators(concurrency=2, hedge_after_s=1):
+        keys = [await own.ask(f"words=3 rate=0 wait=3 tag=x{number}") for number in range(2)]
         turns = [await own.ended(key) for key in keys]
-    assert [turn.text for turn in turns] == [words(3, f"x{number}") for number in range(3)]
-    assert [turn.attempt for turn in turns] == [1, 1, 1]
-    assert (await own.calls(), hedges("declined")) == (3, declined + 3)
+    assert [turn.text for turn in turns] == [words(3, f"x{number}") for number in range(2)]
+    assert [turn.attempt for turn in turns] == [1, 1]
+    assert (await own.calls(), hedges("declined")) == (2, declined + 2)
 
 
 @pytest.mark.parametrize(("fault", "calls_of_first"), [("refused", 2), ("lost", 1)])
