@@ -55,8 +55,9 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
         int, Meta(ge=1, description="lowest rate of a request body in bytes a second, measured over 15 s")
     ] = 2000
     large_bytes_max: Annotated[
-        int, Meta(ge=1, description="bytes of bodies above 256 kB that are in memory at once; one tenant may use half")
-    ] = 256 * 1024 * 1024
+        int,
+        Meta(ge=1, description="memory for bodies above 256 kB: half for those that arrive, half for complete ones"),
+    ] = 512 * 1024 * 1024
     large_timeout_s: Annotated[
         float, Meta(gt=0, description="time that a large body waits for memory before its client gets a 503")
     ] = 10.0

@@ -1,10 +1,11 @@
-"""Puts the strings that were moved into the blob store back into a model call, for as long as it is made (R33)."""
+"""Puts the strings that were moved into the blob store back into a model call, until its answer begins (R33)."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from tailrace.proto.blobs import Prompt, references, resolve
+from tailrace.proto import long_strings
+from tailrace.proto.blobs import Blob, Prompt, references, resolve
 from tailrace.proto.errors import BackendError, BlobUnknown
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import BlobStore
@@ -12,11 +13,15 @@ from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 
 P = TypeVar("P", bound=Prompt)
 
+# Copies of a blob: its chunks, its text, and the request body. Python stores a text with a character beyond Latin-1 in
+# two or four bytes a character, so there may be two copies more.
+COPIES = 5
+
 EXPIRED = "a picture, document or long text of the request has expired: send it again"
 
 
 class BlobLoader:
-    """Loads blobs for calls. `semaphore` limits the bytes in memory at once; further calls wait."""
+    """Loads blobs for calls. `semaphore` limits their bytes in memory; further calls wait, and tenants take turns."""
 
     def __init__(self, bodies: BlobStore, semaphore: FairSemaphore) -> None:
         self._bodies = bodies
@@ -29,9 +34,12 @@ class BlobLoader:
         if not blobs:
             yield prompt
             return
-        async with self._semaphore.reserve(sum(blob.bytes for blob in blobs)):
+        async with self._semaphore.reserve(COPIES * sum(blob.bytes for blob in blobs), tenant=tenant):
             try:
-                texts = {blob.sha256: (await self._bodies.read(tenant, blob)).decode() for blob in set(blobs)}
+                texts = {blob.sha256: await self._read(tenant, blob) for blob in set(blobs)}
             except BlobUnknown as error:
                 raise BackendError("blob_expired", EXPIRED) from error
             yield resolve(prompt, texts)
+
+    async def _read(self, tenant: Tenant, blob: Blob) -> str:
+        return await long_strings.decode_text(await self._bodies.read(tenant, blob))

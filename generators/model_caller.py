@@ -59,9 +59,12 @@ class Route:
         if is_single:
             retry = msgspec.structs.replace(retry, tries_max=1)
         async with self._caller.blobs.load(tenant, call) as whole:
-            first, rest = await retry.begin(backend, whole)
-            async with aclosing(rest):
-                yield first, rest
+            is_large = whole is not call
+            first, rest = await retry.begin(backend, msgspec.structs.replace(whole, is_large=is_large))
+            # Nothing keeps the long strings while the answer is read.
+            del whole
+        async with aclosing(rest):
+            yield first, rest
 
     async def after_failure(self, error: BackendError, *, has_begun: bool) -> "Route | None":
         """Returns the route of the call after one that failed with `error`; None if no backend could do better.

@@ -68,8 +68,9 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
         Meta(ge=0, description="wait for a first token after which another generator makes the call too; 0: off"),
     ] = 0.0
     large_bytes_max: Annotated[
-        int, Meta(ge=1, description="bytes of pictures, documents and long texts in memory at once; further calls wait")
-    ] = 256 * 1024 * 1024
+        int,
+        Meta(ge=1, description="memory for pictures, documents and long texts until their answers begin; further wait"),
+    ] = 512 * 1024 * 1024
     attempts_max: Annotated[
         int, Meta(ge=1, description="attempts at one turn, in a row, that add nothing to its answer; then it fails")
     ] = 5

@@ -15,6 +15,7 @@ from tailrace.proto.entries import Message, Request
 
 REFERENCE_KEY = "tailrace:blob"
 INLINE_BYTES_MAX = 64 * 1024
+PIECE_CHARS = 256 * 1024
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Content = str | list[dict[str, Any]]
@@ -51,8 +52,7 @@ def lift(prompt: P) -> tuple[P, dict[str, bytes]]:
     def leaf(text: str) -> object:
         if not is_long(text):
             return text
-        content = text.encode()
-        sha256 = hashlib.sha256(content).hexdigest()
+        content, sha256 = _encode(text)
         lifted[sha256] = content
         return reference(Blob(sha256, len(content)))
 
@@ -103,39 +103,56 @@ def parse_reference(value: Mapping[str, Any]) -> Blob | None:
 def comparison_key(text: str | Mapping[str, Any]) -> str:
     """Returns what texts are compared by: a short text itself; of a long text or a reference, the SHA-256."""
     if isinstance(text, str):
-        return hashlib.sha256(text.encode()).hexdigest() if is_long(text) else text
+        return _encode(text)[1] if is_long(text) else text
     blob = parse_reference(text)
     return blob.sha256 if blob is not None else ""
 
 
 def is_long(text: str) -> bool:
-    # A character has at most four bytes in UTF-8, so that short texts (most of them) need not be encoded.
+    # A character has one to four bytes in UTF-8, so that most texts need not be encoded.
+    if len(text) > INLINE_BYTES_MAX:
+        return True
     return len(text) * 4 > INLINE_BYTES_MAX and len(text.encode()) > INLINE_BYTES_MAX
+
+
+def _encode(text: str) -> tuple[bytes, str]:
+    """Returns the UTF-8 bytes of a long text, and their SHA-256.
+
+    Runs in a thread: encoding holds the interpreter lock, so it is done in pieces, after each of which hashing releases
+    the lock.
+    """
+    digest, pieces = hashlib.sha256(), list[bytes]()
+    for start in range(0, len(text), PIECE_CHARS):
+        pieces.append(text[start : start + PIECE_CHARS].encode())
+        digest.update(pieces[-1])
+    return b"".join(pieces), digest.hexdigest()
 
 
 def _mapped(prompt: P, leaf: Callable[[str], object], refer: Callable[[Blob], object]) -> P:
     """Returns `prompt` with `leaf` applied to each string and `refer` to each reference."""
-
-    def mapped(value: Any) -> Any:
-        match value:
-            case str():
-                return leaf(value)
-            case list():
-                return [mapped(one) for one in value]
-            case dict() if (blob := parse_reference(value)) is not None:
-                return refer(blob)
-            case dict():
-                return {name: mapped(one) for name, one in value.items()}
-            case _:
-                return value
-
     changed: P = msgspec.structs.replace(  # type: ignore[type-var]  # a protocol cannot say that it is a Struct
         prompt,
-        messages=[Message(message.role, mapped(_blocks(message.content))) for message in prompt.messages],
-        system=mapped(_blocks(prompt.system)),
-        tools=mapped(prompt.tools),
+        messages=[Message(message.role, _map(_blocks(message.content), leaf, refer)) for message in prompt.messages],
+        system=_map(_blocks(prompt.system), leaf, refer),
+        tools=_map(prompt.tools, leaf, refer),
     )
     return changed
+
+
+def _map(value: Any, leaf: Callable[[str], object], refer: Callable[[Blob], object]) -> Any:
+    # Not a function within `_mapped` that calls itself: that is a reference cycle, which would keep the contents of the
+    # blobs until a full garbage collection.
+    match value:
+        case str():
+            return leaf(value)
+        case list():
+            return [_map(one, leaf, refer) for one in value]
+        case dict() if (blob := parse_reference(value)) is not None:
+            return refer(blob)
+        case dict():
+            return {name: _map(one, leaf, refer) for name, one in value.items()}
+        case _:
+            return value
 
 
 def _blocks(content: Content | None) -> Content | None:

@@ -23,6 +23,7 @@ from tailrace.proto.nats import Connection, setup_watch
 from tailrace.proto.runtime import logging_setup as logging
 from tailrace.proto.runtime import metrics_server, tracing
 from tailrace.proto.runtime import settings as environment
+from tailrace.proto.runtime.malloc import return_large_memory
 
 logger = structlog.get_logger()
 
@@ -105,6 +106,7 @@ def main(
         logging.configure(role, settings.log_format, settings.log_level)
         if tracing.configure(role):
             logging.add_trace_ids()
+        return_large_memory()
         uvloop.run(
             _check(role, settings, preflight, probe) if arguments.check else _run(role, settings, preflight, serve)
         )

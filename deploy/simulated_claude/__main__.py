@@ -6,6 +6,7 @@ import logging
 
 from tailrace.deploy.simulated_claude.directive import HELP
 from tailrace.deploy.simulated_claude.server import Server
+from tailrace.proto.runtime.malloc import return_large_memory
 
 # uvicorn logs these as errors; here they are simulated faults, or streams that a shutdown closes.
 EXPECTED = ("ASGI callable returned without completing", "Cancel %s running task(s)")
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--show-calls", action="store_true", help="record all calls, and show them at GET /_sim/calls")
     options = parser.parse_args()
     logging.getLogger("uvicorn.error").addFilter(is_unexpected)
+    return_large_memory()
     server = Server(options.host, options.port, shows_calls=options.show_calls)
     print(f"simulated Claude {server.url}", flush=True)
     server.run([server.socket])

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 TOKENS_MIN = 1024
+MARK = b'"cache_control"'
 KEPT_MAX = 10_000
 
 
@@ -29,6 +30,8 @@ class Cache:
 
     def take(self, body: bytes) -> Cached:
         """Looks up the prefixes of `body`, and caches those that it marks."""
+        if MARK not in body:
+            return Cached()
         digest, tokens = hashlib.sha256(), 0
         beginnings: list[tuple[str, int, str | None]] = []
         for block in blocks_of(msgspec.json.decode(body)):

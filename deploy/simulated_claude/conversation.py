@@ -7,6 +7,7 @@ for later models a user message follows, which says where the answer was interru
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import cached_property
 
 import msgspec
 
@@ -15,18 +16,23 @@ from tailrace.deploy.simulated_claude.request import Message
 # Claude Code adds reminders to a user's message, in text blocks of their own.
 REMINDER = re.compile(r"\s*<system-reminder>.*</system-reminder>\s*", re.DOTALL)
 INTERRUPTED = "Your previous response was interrupted and ended with"
+QUESTION_CHARS = 100_000
 MISFIT = "Your answer does not fit the JSON Schema"
 
 
-class Conversation(msgspec.Struct, frozen=True):
+class Conversation(msgspec.Struct, frozen=True, dict=True):
     messages: tuple[Message, ...]  # without the continuation's tail
     partial: str  # the text of the partial answer; empty for a new answer
 
-    @property
+    @cached_property
     def question(self) -> str:
-        """The text of the last user message that has any, besides reminders; a tool's result has none."""
+        """The text of the last user message that has any, besides reminders; a tool's result has none.
+
+        The middle of a very long one is left out, so that it delays no other answer.
+        """
         asked = (asked_in(message) for message in reversed(self.messages) if message.role == "user")
-        return next((text for text in asked if text.strip() and not text.startswith(MISFIT)), "")
+        text = next((text for text in asked if text and not (text.isspace() or text.startswith(MISFIT))), "")
+        return text if len(text) <= 2 * QUESTION_CHARS else f"{text[:QUESTION_CHARS]}\n{text[-QUESTION_CHARS:]}"
 
     @property
     def is_corrected(self) -> bool:
@@ -45,7 +51,7 @@ class Conversation(msgspec.Struct, frozen=True):
             files.update(data.encode())
         return files.hexdigest()
 
-    @property
+    @cached_property
     def key(self) -> str:
         """40 characters, equal for all calls of one turn; turns with the same messages share it."""
         spoken = [(message.role, message.text, message.has_tool_result) for message in self.messages]

@@ -8,6 +8,7 @@ from tailrace.deploy.simulated_claude.model import BY_NAME, Model
 from tailrace.deploy.simulated_claude.refusal import Refusal
 from tailrace.proto.decoding import DECODE_ERRORS
 
+LONG_CHARS = 1_000_000
 Role = Literal["user", "assistant", "system"]
 SAMPLING = ("temperature", "top_p", "top_k")
 FORCING = ("any", "tool")
@@ -84,7 +85,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def input_tokens(self) -> int:
         """The number of words, as an estimate."""
-        return len(self.system_text.split()) + sum(len(message.text.split()) for message in self.messages)
+        return words_in(self.system_text) + sum(words_in(message.text) for message in self.messages)
+
+
+def words_in(text: str) -> int:
+    """Returns the number of words; of a very long text, the number of spaces, which takes a tenth of the time."""
+    return len(text.split()) if len(text) < LONG_CHARS else text.count(" ")
 
 
 def decode(body: bytes) -> Request:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
-import msgspec
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
@@ -16,7 +15,7 @@ from tailrace.proto.errors import not_found
 from tailrace.proto.ids import Tenant, TurnId, is_token
 from tailrace.proto.subjects import TurnKey
 
-B = TypeVar("B", bound=msgspec.Struct)
+B = TypeVar("B")
 
 HeaderSource = Callable[[str], Mapping[str, str]]
 """Returns response headers for the path of a route."""
@@ -54,9 +53,7 @@ class ApiRequest(Request):
         """
         types = read_body.JSON_OR_TEXT if is_text_allowed else read_body.ONLY_JSON
         raw = await self._bodies.read(self, self.principal.tenant, self.until_answered, types)
-        body = read_body.decode(raw, kind)
-        await read_body.require_unique_keys(raw)
-        return body, raw
+        return await self._bodies.decode(raw, kind), raw
 
     def turn(self, parameter: str = "turn", prefix: str = "") -> TurnKey:
         """Returns the turn that the path names, of the principal's tenant. Raises Refused if it cannot be an id.

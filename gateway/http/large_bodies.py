@@ -1,18 +1,17 @@
-"""Memory for large request bodies: a limit for all of them, and half of it for each tenant.
+"""Memory for large request bodies: half of it while they arrive, half of it while they are processed.
 
-A request holds its body as it came, as decoded values, and as the strings that were lifted out of it. Memory is
-reserved when a body turns out to be large, which is after authentication, and released when the endpoint has returned
-its response. A client that sends slowly blocks at most its own tenant's half.
+Memory is reserved when a body turns out to be large, which is after authentication, and released when the endpoint has
+returned its response. While bodies arrive, one tenant may use half of their memory: a client that sends slowly blocks
+at most its own tenant. The whole declared size is reserved at once. Reserved piece by piece, many half-read bodies
+could fill the memory, and none of them could be completed.
 
-The whole declared size is reserved at once. Reserved piece by piece, many half-read bodies could fill the memory, and
-none of them could be completed.
-
-Joining and decoding 30 MB takes about 40 ms, in which the event loop serves no stream, and a thread does not help:
-msgspec holds the interpreter lock. So complete large bodies pass one at a time, and streams are served in between.
+A complete body is in memory several times: as it came, as decoded strings, and as the bytes of those that become blobs.
+Processing takes less than a second or waits for the log, so tenants simply take turns.
 """
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from weakref import WeakValueDictionary
 
 from tailrace.proto.errors import Refused
@@ -21,35 +20,46 @@ from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 
 # The number of smaller bodies is limited by the number of connections alone.
 SMALL_BYTES_MAX = 256 * 1024
+# Copies of a complete body besides the one that has arrived: its strings, and the bytes of the blobs. Python stores a
+# text with a character beyond Latin-1 in two or four bytes a character, so there may be three copies more.
+COPIES = 5
 
 
 class LargeBodies:
-    """Reserves memory out of `bytes_max` for all tenants, half of it for one; waits for `timeout_s` at most."""
+    """Reserves memory out of `bytes_max` for all tenants; waits for `timeout_s` at most."""
 
     def __init__(self, *, bytes_max: int, timeout_s: float) -> None:
-        self._memory = FairSemaphore(bytes_max)
-        self._share_bytes_max = max(1, bytes_max // 2)
+        self._arriving = FairSemaphore(bytes_max // 2)
+        self._processed = FairSemaphore(bytes_max // 2)
+        self._share_bytes_max = max(1, bytes_max // 4)
         self._shares: WeakValueDictionary[Tenant, FairSemaphore] = WeakValueDictionary()
         self._timeout_s = timeout_s
-        self._turn = asyncio.Lock()
+        self.decoding = asyncio.Lock()
+        """Is held while a large body is decoded: the event loop does one step of one body, then serves streams."""
 
     @property
     def free(self) -> int:
         """Bytes that are not reserved."""
-        return self._memory.free
+        return self._arriving.free + self._processed.free
 
     async def reserve(self, holder: AsyncExitStack, tenant: Tenant, size: int) -> None:
-        """Reserves `size` bytes until `holder` is closed. Raises Refused when they do not become free in time."""
+        """Reserves memory for an arriving body until `holder` is closed. Raises Refused if none is free in time."""
         share = self._shares.setdefault(tenant, FairSemaphore(self._share_bytes_max))
-        try:
+        with self._refused():
             async with asyncio.timeout(self._timeout_s):
                 await holder.enter_async_context(share.reserve(size))
-                await holder.enter_async_context(self._memory.reserve(min(size, self._share_bytes_max)))
-        except TimeoutError as error:
-            message = "too many large requests are being read: send it again"
-            raise Refused("server_busy", message) from error
+                await holder.enter_async_context(self._arriving.reserve(min(size, self._share_bytes_max)))
 
-    async def take_turn(self) -> None:
-        """Returns when a complete large body may be decoded; one passes in each turn of the event loop."""
-        async with self._turn:
-            await asyncio.sleep(0)
+    async def process(self, holder: AsyncExitStack, tenant: Tenant, size: int) -> None:
+        """Reserves memory for the copies of a complete body until `holder` is closed. Raises Refused as `reserve`."""
+        with self._refused():
+            async with asyncio.timeout(self._timeout_s):
+                await holder.enter_async_context(self._processed.reserve(COPIES * size, tenant=tenant))
+
+    @staticmethod
+    @contextmanager
+    def _refused() -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError as error:
+            raise Refused("server_busy", "too many large requests are being read: send it again") from error

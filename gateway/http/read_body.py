@@ -5,19 +5,20 @@ A request is refused before its body is read where that is possible.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from typing import TypeVar
 
 import msgspec
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
-from tailrace.gateway.http.duplicate_keys import find_duplicate, find_duplicate_in_large
+from tailrace.gateway.http.duplicate_keys import find_duplicate
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.media_type import JSON, media_type
 from tailrace.gateway.http.slow_body import MinimumRate
 from tailrace.gateway.http.validation_hints import allowed_names, wrong_field
+from tailrace.proto import long_strings
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.did_you_mean import suggest
 from tailrace.proto.errors import Refused
@@ -82,8 +83,23 @@ class BodyReader:
                 await self.large_bodies.reserve(holder, tenant, self._bytes_max if declared is None else declared)
             pieces.append(piece)
         if is_large:
-            await self.large_bodies.take_turn()
+            await self.large_bodies.process(holder, tenant, size)
         return b"".join(pieces)
+
+    async def decode(self, body: bytes, kind: type[B]) -> B:
+        """Returns `body` as a `kind`; see `decode` below. Large bodies are decoded in steps, one after the other."""
+        if len(body) <= SMALL_BYTES_MAX:
+            value = decode(body, kind)
+            await require_unique_keys(body)
+            return value
+        async with self.large_bodies.decoding:
+            try:
+                rest, strings = await long_strings.cut(body)
+            except DECODE_ERRORS as error:
+                raise _not_json() from error
+            value = decode(rest, kind, strings)
+            await require_unique_keys(rest)
+            return value
 
     def _too_large(self) -> Refused:
         return Refused("body_too_large", f"the body is larger than {self._bytes_max} bytes")
@@ -96,12 +112,29 @@ def declared_bytes(headers: Headers) -> int | None:
     return int(digits.lstrip("0") or "0") if digits.isdecimal() else None
 
 
-def decode(body: bytes, kind: type[B]) -> B:
-    """`body` as a `kind`. Raises Refused, which names the unknown, missing or wrong field and what is allowed there."""
+def decode(body: bytes, kind: type[B], strings: Mapping[str, str] | None = None) -> B:
+    """`body` as a `kind`. Raises Refused, which names the unknown, missing or wrong field and what is allowed there.
+
+    `strings` are those that long_strings.py has cut out of the body.
+    """
     if values_in(body) > VALUES_MAX:
         raise Refused("body_too_large", f"the body has more than {VALUES_MAX} JSON values")
+    with _refused(kind):
+        if not strings:
+            return msgspec.json.decode(body, type=kind)
+        return msgspec.convert(long_strings.put_back(msgspec.json.decode(body), strings), kind)
+
+
+def convert(value: object, kind: type[B]) -> B:
+    """Like `decode`, for a body that is decoded already."""
+    with _refused(kind):
+        return msgspec.convert(value, kind)
+
+
+@contextmanager
+def _refused(kind: type) -> Iterator[None]:
     try:
-        return msgspec.json.decode(body, type=kind)
+        yield
     except msgspec.ValidationError as error:
         # The message quotes the client's own field, which may be as long as the body.
         problem, names = str(error), allowed_names(kind, str(error))
@@ -122,7 +155,7 @@ async def require_unique_keys(body: bytes) -> None:
         if len(body) <= SMALL_BYTES_MAX:
             path = find_duplicate(body)
         else:
-            path = await asyncio.to_thread(find_duplicate_in_large, body)
+            path = await asyncio.to_thread(find_duplicate, body)
     except (ValueError, RecursionError) as error:
         raise _not_json() from error
     if path is not None:

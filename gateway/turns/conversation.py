@@ -1,5 +1,7 @@
 """Finds the position of a new turn: the branch of its session, and what to do while that is busy."""
 
+import asyncio
+
 import msgspec
 
 from tailrace.gateway.history_client import HistoryClient
@@ -36,7 +38,8 @@ class Conversations:
                 context = await self._context(tenant, question, new_turn)
                 if not new_turn.full_history:
                     return position_after(context, new)
-                position = match_history(context, new)
+                # In a thread: long texts are compared by their hashes.
+                position = await asyncio.to_thread(match_history, context, new)
                 return verbatim_position(position, new) if new_turn.verbatim else position
 
     async def _beginning(self, tenant: Tenant, session: str, *, may_create: bool) -> Context:

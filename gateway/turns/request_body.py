@@ -87,7 +87,7 @@ def check(new_turn: NewTurn) -> None:
     if not new:
         raise Refused("request_invalid", "`messages` is empty: send at least one")
     for index, message in enumerate(new):
-        if not (message.content.strip() if isinstance(message.content, str) else message.content):
+        if not message.content or (isinstance(message.content, str) and message.content.isspace()):
             where = "message" if new_turn.messages is None else f"messages[{index}].content"
             raise Refused("request_invalid", f"`{where}` is empty")
     contents = [message.content for message in new]

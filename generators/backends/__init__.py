@@ -26,6 +26,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """The turn's tenant. A backend that keeps files (Claude Code) keeps them by tenant and project."""
     project: str | None = None
     """The project of the turn's session."""
+    is_large: bool = False
+    """Whether it may have long strings, which are encoded in steps (proto/long_strings.py)."""
 
 
 class Backend(Protocol):

@@ -21,6 +21,7 @@ from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.generators.settings import PINGS_TIMEOUT_S, Settings, require_sound
+from tailrace.proto import long_strings
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.model_records import ListedModels, TokenCount
@@ -50,6 +51,7 @@ class MessagesApi:
         decoder, order, now = SseDecoder(), EventOrder(), asyncio.get_running_loop().time
         try:
             async with self._stream(call) as response:
+                del call
                 last_event_at = now()
                 require_event_stream(response.headers)
                 chunks = response.aiter_bytes()
@@ -75,14 +77,17 @@ class MessagesApi:
         """See Backend.model_id."""
         return model
 
-    def build_request(self, call: Call) -> tuple[str, bytes]:
-        """Returns the path and the body of the request."""
-        return "/v1/messages", encode_body(call, model=call.model, stream=True)
+    async def build_request(self, call: Call) -> tuple[str, list[bytes]]:
+        """Returns the path and the body of the request, in pieces."""
+        return "/v1/messages", await encode_body(call, model=call.model, stream=True)
 
-    async def post(self, path: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:
-        """Returns the response once its headers have come; the body is still to be read."""
+    async def post(self, path: str, body: list[bytes], headers: dict[str, str]) -> httpx2.Response:
+        """Returns the response once its headers have come; the body is still to be read. Empties `body`."""
+        return await self._post(path, b"".join(body), headers)
+
+    async def _post(self, path: str, content: bytes | AsyncIterator[bytes], headers: dict[str, str]) -> httpx2.Response:
         return await self.client.post(
-            path, cast_to=httpx2.Response, content=body, options={"headers": headers}, stream=True
+            path, cast_to=httpx2.Response, content=content, options={"headers": headers}, stream=True
         )
 
     async def close(self) -> None:
@@ -96,8 +101,11 @@ class MessagesApi:
             headers["anthropic-beta"] = ",".join(call.betas)
         if call.api_version:
             headers["anthropic-version"] = call.api_version
-        path, body = self.build_request(call)
+        path, body = await self.build_request(call)
+        # A large body is in memory only until it is sent.
+        del call
         response = await self.post(path, body, headers)
+        del body
         async with contextlib.aclosing(response):
             yield response
 
@@ -124,6 +132,13 @@ class AnthropicApi(MessagesApi):
             timeout=timeout(connect_timeout_s, stall_timeout_s),
             http_client=anthropic.DefaultAioHttpClient(),
         )
+
+    async def post(self, path: str, body: list[bytes], headers: dict[str, str]) -> httpx2.Response:
+        """See MessagesApi.post. The response would keep a body of bytes while the answer is read."""
+        if len(body) == 1:
+            return await super().post(path, body, headers)
+        headers["content-length"] = str(sum(map(len, body)))
+        return await self._post(path, _taken(body), headers)
 
     async def models(self) -> ListedModels:
         """Returns the models that the key may use, at most 1,000 (the API's largest page). Raises BackendError.
@@ -173,15 +188,23 @@ def timeout(connect_timeout_s: float, stall_timeout_s: float) -> httpx2.Timeout:
     )
 
 
-def encode_body(call: Call, **more: object) -> bytes:
-    """Returns the body of a Messages request, with the fields `more`.
+async def _taken(pieces: list[bytes]) -> AsyncIterator[bytes]:
+    """Yields the pieces and drops each."""
+    pieces.reverse()
+    while pieces:
+        yield pieces.pop()
+
+
+async def encode_body(call: Call, **more: object) -> list[bytes]:
+    """Returns the body of a Messages request, with the fields `more`, in pieces; a body that is not large is one.
 
     The SDK's encoder is so slow on many small values that leases expire meanwhile.
     """
     named = {field: getattr(call, field) for field in ("max_tokens", "messages", "system", "tools")}
     given = {field: value for field, value in named.items() if value is not None}
     # Options are sent unchanged: only the API knows its newest fields.
-    return msgspec.json.encode(more | given | (call.options or {}))
+    fields = more | given | (call.options or {})
+    return await long_strings.encode(fields) if call.is_large else [msgspec.json.encode(fields)]
 
 
 def require_event_stream(headers: Mapping[str, str]) -> None:

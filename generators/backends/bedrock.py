@@ -33,7 +33,7 @@ class Bedrock(MessagesApi):
         """Returns `model` after the provider's name, as AWS names models."""
         return f"anthropic.{model}"
 
-    async def post(self, path: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:
+    async def post(self, path: str, body: list[bytes], headers: dict[str, str]) -> httpx2.Response:
         """See MessagesApi.post. Maps the errors of botocore, which signs the request."""
         try:
             return await super().post(path, body, headers)

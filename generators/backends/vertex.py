@@ -44,13 +44,13 @@ class Vertex(MessagesApi):
         dated = (DATED.match(name) for name in (model, *(known.aliases if known else ())))
         return next((f"{match[1]}@{match[2]}" for match in dated if match), model)
 
-    def build_request(self, call: Call) -> tuple[str, bytes]:
+    async def build_request(self, call: Call) -> tuple[str, list[bytes]]:
         """Returns the path, which names the model, and the body, which names the API version."""
         where = f"/projects/{self.client.project_id}/locations/{self.client.region}/publishers/anthropic/models"
-        body = encode_body(call, anthropic_version=call.api_version or API_VERSION, stream=True)
+        body = await encode_body(call, anthropic_version=call.api_version or API_VERSION, stream=True)
         return f"{where}/{quote(call.model, safe='@')}:streamRawPredict", body
 
-    async def post(self, path: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:
+    async def post(self, path: str, body: list[bytes], headers: dict[str, str]) -> httpx2.Response:
         """See MessagesApi.post. Maps the errors of google.auth, which authenticates the request."""
         try:
             return await super().post(path, body, headers)

@@ -222,7 +222,7 @@ class MessageBatchSubmitter:
         for number, line in enumerate(lines):
             request = batch.decode_input(line)
             async with self._blobs.load(key.tenant, build_call(request)) as call:
-                bodies[batch.child_key(key, number).turn] = encode_body(call, model=call.model)
+                bodies[batch.child_key(key, number).turn] = b"".join(await encode_body(call, model=call.model))
             if request.betas:
                 headers["anthropic-beta"] = ",".join(request.betas)
             if request.api_version:

@@ -17,8 +17,9 @@ from tailrace.proto.nats import Claims, TurnLog
 
 async def post_message(request: ApiRequest, responder: Responder, log: TurnLog, claims: Claims) -> ASGIApp:
     """`POST /v1/messages`: answers with a stream in the dialect `anthropic`, or with one Message."""
-    body, raw = await request.read(MessagesRequest)
-    new_turn = build_turn(body, read_body.decode(raw, dict[str, Any]), request.headers)
+    fields, raw = await request.read(dict[str, Any])
+    body = read_body.convert(fields, MessagesRequest)
+    new_turn = build_turn(body, fields, request.headers)
     session = claude_code.session_of(request)
     if session is None:
         return await responder.answer(request, new_turn, raw, ANTHROPIC, is_streamed=body.stream)

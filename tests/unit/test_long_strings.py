@@ -1,0 +1,57 @@
+"""JSON with long strings: decoding and encoding in steps give what msgspec gives."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailrace.proto import long_strings
+from tailrace.proto.decoding import DECODE_ERRORS
+
+CHARACTERS = ["a", '"', "\\", "\n", "/", "u", "d83d", "\\u", "é", "€", "\U0001f600", "\ufffd"]
+TEXT = st.lists(st.sampled_from(CHARACTERS), max_size=80).map("".join)
+LEAVES = TEXT | st.none() | st.integers(0, 9)
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_pieces() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(long_strings, "LONG_BYTES", 10)
+        patch.setattr(long_strings, "PIECE_BYTES", 23)
+        yield
+
+
+def decoded(raw: bytes) -> object:
+    try:
+        return msgspec.json.decode(raw)
+    except DECODE_ERRORS:
+        return DECODE_ERRORS
+
+
+async def decoded_in_steps(raw: bytes) -> object:
+    try:
+        rest, strings = await long_strings.cut(raw)
+        return long_strings.put_back(msgspec.json.decode(rest), strings)
+    except DECODE_ERRORS:
+        return DECODE_ERRORS
+
+
+@given(VALUES, st.booleans(), st.integers(0), st.sampled_from([b"", b'"', b"\\", b"\xff", b"\x01", b"\\ud83d"]))
+async def test_decoding(value: object, is_ascii: bool, where: int, mutation: bytes) -> None:
+    """Also of JSON that is not valid."""
+    raw = json.dumps(value, ensure_ascii=is_ascii).encode()
+    where %= len(raw)
+    for each in (raw, raw[:where] + mutation + raw[where:], raw[:where]):
+        assert await decoded_in_steps(each) == decoded(each)
+
+
+@given(VALUES, TEXT)
+async def test_encoding(value: object, text: str) -> None:
+    assert b"".join(await long_strings.encode({"value": value, text: 1})) == msgspec.json.encode(
+        {"value": value, text: 1}
+    )
+    assert await long_strings.decode_text(text.encode()) == text
