@@ -31,10 +31,10 @@ REPLAYED = Histogram(
     "Entries that were stored already when a stream with a cursor began",
     buckets=ENTRIES_BUCKETS,
 )
-FIRST_TOKEN_S = FastHistogram(
+FIRST_TOKEN_S = Histogram(
     "tailrace_gateway_first_token_seconds",
     "Time from storing a turn's request until its first delta is written to a reader that was there, by dialect",
-    label="dialect",
+    ["dialect"],
     buckets=WAIT_BUCKETS_S,
 )
 DELTA_GAP_S = FastHistogram(

@@ -4,6 +4,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from tailrace.proto.fold import Turn
 from tailrace.proto.models import find_model
+from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.usage import NANO_USD_PER_USD
 
@@ -73,17 +74,20 @@ def observe_start(turn: Turn) -> None:
     """Observes how long a turn has waited for this generator: in the queue, or since another one stopped."""
     if turn.end is not None or turn.asked_at is None or turn.last_entry_at is None:
         return
+    trace = tracing.exemplar(turn.request.traceparent if turn.request is not None else None)
     if turn.attempt:
-        TAKEOVER_S.observe(age_s(turn.last_entry_at))
+        TAKEOVER_S.observe(age_s(turn.last_entry_at), trace)
     else:
-        QUEUE_WAIT_S.observe(age_s(turn.asked_at))
+        QUEUE_WAIT_S.observe(age_s(turn.asked_at), trace)
 
 
 def observe_duration(turn: Turn) -> None:
     """Observes how long a turn took that has just ended."""
     assert turn.request is not None  # noqa: S101
     assert turn.asked_at is not None  # noqa: S101
-    TURN_S.labels(turn.outcome, model_label(turn.request.model)).observe(age_s(turn.asked_at))
+    TURN_S.labels(turn.outcome, model_label(turn.request.model)).observe(
+        age_s(turn.asked_at), tracing.exemplar(turn.request.traceparent)
+    )
 
 
 def count_end(turn: Turn) -> None:

@@ -17,6 +17,7 @@ import tailrace.gateway.metrics
 import tailrace.generators.backends.measured
 import tailrace.generators.metrics
 import tailrace.persistence.metrics
+import tailrace.proto.nats.setup_metrics
 import tailrace.proto.nats.setup_watch
 import tailrace.proto.service
 from tailrace.deploy.local import nats_server
@@ -42,7 +43,7 @@ BY_HAND = """\
 `ANTHROPIC_BASE_URL=http://127.0.0.1:9000 ANTHROPIC_API_KEY=any`.
 """
 METRICS = {
-    "Every process": (tailrace.proto.service, tailrace.proto.nats.setup_watch),
+    "Every process": (tailrace.proto.service, tailrace.proto.nats.setup_watch, tailrace.proto.nats.setup_metrics),
     "Gateways": (tailrace.gateway.metrics,),
     "Generators": (tailrace.generators.metrics, tailrace.generators.backends.measured),
     "Persistence": (tailrace.persistence.metrics,),

@@ -15,6 +15,7 @@ from tailrace.gateway.auth.scopes import need_of
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.proto.errors import LogError, Refused, not_found
+from tailrace.proto.runtime import tracing
 
 Endpoint = Callable[[ApiRequest], Awaitable[ASGIApp]]
 
@@ -58,7 +59,8 @@ def observe_begin(response: ASGIApp, path: str, began_at: float) -> ASGIApp:
         async def send_observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 status = f"{message['status'] // 100}xx"
-                metrics.REQUEST_S.labels(path, scope["method"], status).observe(time.monotonic() - began_at)
+                waited_s = time.monotonic() - began_at
+                metrics.REQUEST_S.labels(path, scope["method"], status).observe(waited_s, tracing.exemplar())
             await send(message)
 
         await response(scope, receive, send_observed)

@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 import prometheus_client
+from prometheus_client.exposition import choose_encoder
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -111,9 +112,10 @@ async def health(_: ApiRequest, checks: HealthChecks) -> Response:
     return _response(report, is_ok=is_ok)
 
 
-async def metrics(_: ApiRequest) -> Response:
-    """`GET /metrics`: for Prometheus."""
-    return Response(prometheus_client.generate_latest(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
+async def metrics(request: ApiRequest) -> Response:
+    """`GET /metrics`: for Prometheus. In the OpenMetrics format, if it is accepted, histograms have exemplars."""
+    encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(prometheus_client.REGISTRY), headers={"content-type": media_type})
 
 
 def _response(report: object, *, is_ok: bool) -> Response:

@@ -8,6 +8,7 @@ from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.proto import events
 from tailrace.proto.entries import Event, Stored
 from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.clock import age_s
 
 
@@ -25,7 +26,7 @@ class StreamTimings:
             metrics.REPLAYED.observe(sum(seq > cursor for seq in feed.seqs))
             self._resumed_at = requested_at
         elif not any(map(is_delta, feed.entries)):
-            self._first_token = metrics.FIRST_TOKEN_S.of(dialect)
+            self._first_token = metrics.FIRST_TOKEN_S.labels(dialect)
 
     def wrote(self, entries: Sequence[Stored], start: int, end: int) -> None:
         """Measures a write of the entries from index `start` to `end`, the end not included."""
@@ -33,7 +34,7 @@ class StreamTimings:
             return
         now = time.monotonic()
         if self._resumed_at is not None:
-            metrics.RESUME_S.observe(now - self._resumed_at)
+            metrics.RESUME_S.observe(now - self._resumed_at, tracing.exemplar())
             self._resumed_at = None
         last = entries[end - 1]
         if end <= self._live_from or not isinstance(last.entry, Event):
@@ -43,7 +44,7 @@ class StreamTimings:
             metrics.DELTA_GAP_S.observe(now - self._last_at)
         self._last_at = now
         if self._first_token is not None and any(map(is_delta, entries[start:end])):
-            self._first_token.observe(age_s(entries[0].at))
+            self._first_token.observe(age_s(entries[0].at), tracing.exemplar())
             self._first_token = None
 
 

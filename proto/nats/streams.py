@@ -24,6 +24,7 @@ from nats.js.api import (
 
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.nats import setup_metrics
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
 from tailrace.proto.subjects import (
     BODIES,
@@ -251,17 +252,20 @@ async def survey(connection: Connection) -> SetupState:
     try:
         for stream in EVERY_STREAM:
             try:
-                state = (await jetstream.stream_info(stream)).state
+                info = await jetstream.stream_info(stream)
             except nats.js.errors.NotFoundError:
                 found.append(f"the bucket {stream[3:]}" if stream.startswith("KV_") else f"the stream {stream}")
             else:
-                last = Seq(state.last_seq) if stream == STREAM else last
+                setup_metrics.observe_stream(info)
+                last = Seq(info.state.last_seq) if stream == STREAM else last
         for durable in CONSUMERS:
             try:
-                floor = (await jetstream.consumer_info(STREAM, durable)).ack_floor
+                consumer = await jetstream.consumer_info(STREAM, durable)
             except nats.js.errors.NotFoundError:
                 found.append(f"the consumer {durable}")
             else:
+                setup_metrics.observe_consumer(consumer)
+                floor = consumer.ack_floor
                 floors[durable] = Seq(floor.stream_seq if floor else BEFORE_FIRST)
     except nats.errors.Error as error:
         raise LogUnavailable(f"the streams do not answer ({type(error).__name__}): retry") from error

@@ -100,6 +100,17 @@ def traceparent() -> str | None:
     return format_context(trace.get_current_span().get_span_context()) if is_on() else None
 
 
+def exemplar(traceparent: str | None = None) -> dict[str, str] | None:
+    """Returns the exemplar of a measurement: its trace, by which a histogram's bucket leads to a trace.
+
+    It is that of `traceparent`, or of the current span without one; None while traces are off, or not sampled.
+    """
+    if not is_on():
+        return None
+    context = span_context(traceparent) or trace.get_current_span().get_span_context()
+    return {"trace_id": f"{context.trace_id:032x}"} if context.is_valid and context.trace_flags.sampled else None
+
+
 def format_context(context: trace.SpanContext) -> str | None:
     if not context.is_valid:
         return None

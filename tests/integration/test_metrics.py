@@ -20,6 +20,8 @@ GATEWAY = (
     "tailrace_gateway_delta_delay_seconds_count",
     "tailrace_gateway_resume_seconds_count",
     "tailrace_gateway_replayed_entries_sum",
+    "jetstream_stream_total_messages",
+    "jetstream_stream_limit_bytes",
 )
 GENERATOR = (
     "gen_ai_client_operation_duration_seconds_count",

@@ -80,6 +80,8 @@ async def test_a_turn_is_one_trace_from_the_request_to_the_row(tmp_path: Path, r
         assert 0 < chat.attributes["gen_ai.response.time_to_first_chunk"] < chat.seconds
         assert {span.service for span in spans} == {"tailrace-gateway", "tailrace-generators", "tailrace-persistence"}
         assert b"fox" not in receiver.raw
+        accept = {"accept": "application/openmetrics-text"}
+        assert f'# {{trace_id="{trace}"}}' in (await one.get("/metrics", headers=accept)).text
         accepted = next(fact for gateway in system.gateways for fact in gateway.said("turn accepted"))
         assert (accepted["trace_id"], accepted["span_id"]) == (trace, root.id)
 

@@ -12,6 +12,7 @@ import tailrace.gateway.metrics
 import tailrace.generators.backends.measured
 import tailrace.generators.metrics
 import tailrace.persistence.metrics
+import tailrace.proto.nats.setup_metrics
 import tailrace.proto.nats.setup_watch
 import tailrace.proto.service
 from tailrace.gateway.app import ROUTES
@@ -21,11 +22,14 @@ from tailrace.persistence.webhooks.sender import GivenUp
 from tailrace.proto.entries import Mode, Outcome
 from tailrace.proto.errors import CODES
 from tailrace.proto.models import models
+from tailrace.proto.nats.streams import CONSUMERS, EVERY_STREAM
 from tailrace.proto.runtime.fast_histogram import FastHistogram
 from tailrace.proto.usage import Usage
 from tests.harness.processes import CHECKOUT
 from tools.generate_docs import labels_of
 
+STREAM_GAUGES = [f"jetstream_stream_{name}" for name in ("total_messages", "total_bytes", "limit_bytes")]
+CONSUMER_GAUGES = [f"jetstream_consumer_num_{name}" for name in ("pending", "ack_pending", "redelivered")]
 MODELS = (*models(), "other")
 # The possible values of each label. A value from a client or a model would make the number of series unbounded.
 LABELS: dict[tuple[str, str], Iterable[str]] = {
@@ -45,6 +49,8 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_generator_cost_dollars", "model"): MODELS,
     ("tailrace_generator_usage_tokens", "model"): MODELS,
     ("tailrace_gateway_refused", "code"): CODES,
+    **{(name, "stream_name"): EVERY_STREAM for name in (*STREAM_GAUGES, *CONSUMER_GAUGES)},
+    **{(name, "consumer_name"): CONSUMERS for name in CONSUMER_GAUGES},
     ("tailrace_generator_attempts", "mode"): get_args(Mode),
     ("tailrace_generator_ends", "outcome"): get_args(Outcome),
     ("tailrace_generator_backend_failures", "code"): CODES,
@@ -63,6 +69,7 @@ MODULES = (
     tailrace.generators.metrics,
     tailrace.generators.backends.measured,
     tailrace.persistence.metrics,
+    tailrace.proto.nats.setup_metrics,
     tailrace.proto.nats.setup_watch,
     tailrace.proto.service,
 )
@@ -82,9 +89,9 @@ def test_every_label_has_a_fixed_set_of_values() -> None:
 def test_metrics_page_lists_every_scraped_name() -> None:
     """The names are those that Prometheus scrapes."""
     scraped = re.findall(
-        r"^# TYPE ((?:tailrace|gen_ai)_\S+) ", prometheus_client.generate_latest().decode(), re.MULTILINE
+        r"^# TYPE ((?:tailrace|gen_ai|jetstream)_\S+) ", prometheus_client.generate_latest().decode(), re.MULTILINE
     )
     names = {name for name in scraped if not name.endswith("_created")}
     page = (CHECKOUT / "docs/METRICS.md").read_text()
     assert len(names) == len(METRICS)
-    assert names == set(re.findall(r"^\| `((?:tailrace|gen_ai)_\w+)` \|", page, re.MULTILINE))
+    assert names == set(re.findall(r"^\| `((?:tailrace|gen_ai|jetstream)_\w+)` \|", page, re.MULTILINE))
