@@ -98,5 +98,8 @@ async def http_error(_: Request, error: Exception) -> Response:
 
 
 async def unexpected(_: Request, error: Exception) -> Response:
+    if isinstance(error, MemoryError):
+        logger.error("no memory for a request")
+        return response("server_busy", "this gateway has no memory for the request: retry later")
     logger.error("request failed", error=type(error).__name__, exc_info=error)
     return response("internal", "an internal error, which has been logged")

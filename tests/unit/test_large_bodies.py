@@ -8,6 +8,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
+from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.proto import long_strings
@@ -110,3 +111,9 @@ async def test_a_silent_tenant_blocks_no_other_tenant() -> None:
         await post("b", is_silent=False)
         rest.set()
     assert bodies.large_bodies.free == MEMORY_BYTES
+
+
+async def test_a_request_without_memory_is_refused_and_may_be_repeated() -> None:
+    refused = await error_responses.unexpected(large_request(), MemoryError())
+    assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+    assert b'"server_busy"' in refused.body
