@@ -1,5 +1,7 @@
 """What a gateway counts. Labels come from fixed sets: never a tenant, a turn, a path or a model that a client named."""
 
+from typing import Literal, get_args
+
 from prometheus_client import Counter, Gauge, Histogram
 
 from tailrace.proto.runtime.fast_histogram import FastHistogram
@@ -8,6 +10,13 @@ WAIT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 6
 DELAY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 DELTA_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 10)
 ENTRIES_BUCKETS = (1, 5, 10, 50, 100, 500, 1000, 5000)
+
+StreamEnd = Literal["whole", "failed", "cut", "aged", "left"]
+"""How a stream ended.
+
+`whole`: the end of the turn was written. `failed`: it was, and the turn had failed. `cut`: the gateway closed the
+stream before. `aged`: it did so for the stream's age, and the reader resumes. `left`: the reader closed it.
+"""
 
 ACCEPTED = Counter("tailrace_gateway_turns_accepted_total", "Turns whose request is in the log")
 REPEATED = Counter("tailrace_gateway_turns_repeated_total", "POSTs answered with the turn of their Idempotency-Key")
@@ -48,6 +57,7 @@ DELTA_DELAY_S = FastHistogram(
     buckets=DELAY_BUCKETS_S,
 )
 HELD = Gauge("tailrace_gateway_streams_held", "Readers that came back, and are held until the log answers")
+STREAM_ENDS = Counter("tailrace_gateway_stream_ends_total", "Streams that ended, by how they ended", ["end"])
 BROKEN_OFF = Counter("tailrace_gateway_streams_broken_off_total", "Streams closed before their turn's end, by us")
 AGED = Counter("tailrace_gateway_streams_aged_total", "Streams closed for their age, whose readers come back")
 UNREAD = Counter("tailrace_gateway_connections_unread_total", "Connections closed because their clients did not read")
@@ -55,3 +65,8 @@ ENTRIES = Counter("tailrace_gateway_entries_total", "Entries taken from the log,
 WRITABLE = Gauge("tailrace_gateway_log_writable", "1 while the log takes entries, 0 once it has not for some seconds")
 SENT_BYTES = Counter("tailrace_gateway_sent_bytes_total", "Bytes of frames written to streams")
 FULLNESS = Gauge("tailrace_gateway_log_fullness_ratio", "Share of the stream's byte limit that is used")
+
+# A counter that appears with its first event has not grown for Prometheus: begin at 0 what alerts look at.
+for _end in get_args(StreamEnd):
+    STREAM_ENDS.labels(_end)
+REFUSED.labels("server_busy")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from tailrace.generators import metrics
 from tailrace.generators.backends import Backend
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.measured import MeasuredBackend
@@ -71,6 +72,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         await services.serve_health(GENERATORS, worker.report_health)
         if races is not None:
             await hedges.serve(HedgeTaker(worker, runner, log, orders))
+        metrics.SLOTS.set(settings.concurrency)
         service.mark_ready(generator=name, concurrency=settings.concurrency)
         try:
             await worker.run(stop)

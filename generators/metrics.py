@@ -1,7 +1,10 @@
 """The generator's metrics. Label values come from fixed sets: never a tenant, a turn or a model's text."""
 
+from typing import get_args
+
 from prometheus_client import Counter, Gauge, Histogram
 
+from tailrace.proto.entries import Mode, Outcome
 from tailrace.proto.fold import Turn
 from tailrace.proto.models import find_model
 from tailrace.proto.runtime import tracing
@@ -12,6 +15,7 @@ from tailrace.proto.usage import NANO_USD_PER_USD
 TURN_BUCKETS_S = (0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1800)
 WAIT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
+SLOTS = Gauge("tailrace_generator_slots", "Turns that this process runs at most at once")
 RUNNING = Gauge("tailrace_generator_turns_running", "Turns that run in this process")
 ATTEMPTS = Counter("tailrace_generator_attempts_total", "Attempts begun, by mode", ["mode"])
 ENDS = Counter("tailrace_generator_ends_total", "Turns ended here, by outcome", ["outcome"])
@@ -68,6 +72,15 @@ STOP_S = Histogram(
 )
 JOINED = Counter("tailrace_generator_deltas_joined_total", "Deltas that waited for the log and were joined to another")
 SKIPPED = Counter("tailrace_generator_skipped_entries_total", "Stored entries that were not valid: forks; 0 is normal")
+
+# A counter that appears with its first event has not grown for Prometheus: begin at 0 what alerts look at.
+for _mode in get_args(Mode):
+    ATTEMPTS.labels(_mode)
+for _outcome in get_args(Outcome):
+    ENDS.labels(_outcome)
+for _outcome in ("won", "lost", "failed", "declined"):
+    HEDGES.labels(_outcome)
+FAILURES.labels("attempts_exhausted")
 
 
 def observe_start(turn: Turn) -> None:

@@ -1,6 +1,11 @@
 """Prometheus metrics of persistence. Label values are fixed sets: never a tenant, turn or session."""
 
+from typing import Literal, get_args
+
 from prometheus_client import Counter, Gauge, Histogram
+
+GivenUp = Literal["gone", "expired", "refused", "tenant_limit", "error"]
+"""Why a webhook will not be delivered."""
 
 RECORDED = Counter("tailrace_persistence_turns_recorded_total", "Turn rows written, including those of running turns")
 BATCH_S = Histogram(
@@ -32,3 +37,7 @@ WEBHOOKS_GIVEN_UP = Counter(
     "tailrace_persistence_webhooks_given_up_total", "Webhooks that will not be delivered, by reason", ["reason"]
 )
 WEBHOOKS_WAITING = Gauge("tailrace_persistence_webhooks_waiting", "Ended turns whose webhook is not yet delivered")
+
+# A counter that appears with its first event has not grown for Prometheus: begin at 0 what alerts look at.
+for _reason in get_args(GivenUp):
+    WEBHOOKS_GIVEN_UP.labels(_reason)

@@ -20,7 +20,7 @@ from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.frame_writer import FrameWriter, Snapshot
 from tailrace.gateway.streaming.pacing import Pace
-from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
+from tailrace.gateway.streaming.response import Cause, Interruptions, StreamedResponse, body
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_span import stream_span, turn_traceparent
 from tailrace.gateway.streaming.stream_timings import StreamTimings
@@ -196,6 +196,7 @@ class EventStream(StreamedResponse):
             position = self._start_index(feed, start)
             writing = writer.write_turn(feed, position, to_skip=start.seen or 0, snapshot=self._snapshot)
             cause, is_complete = await interruptions.run(writing, life_s)
+        metrics.STREAM_ENDS.labels(_stream_end(cause, feed, is_complete=bool(is_complete))).inc()
         if cause == "disconnected":
             return 0.0
         if is_complete or (self._dialect.is_self_delimited and not writer.is_within_frame):
@@ -270,6 +271,16 @@ class EventStream(StreamedResponse):
         # 204 tells an EventSource to stop: it reconnects after every other end.
         await self.begin(send, status)
         await send(body(b"", more=False))
+
+
+def _stream_end(cause: Cause, feed: TurnFeed, *, is_complete: bool) -> metrics.StreamEnd:
+    """Returns how a stream ended, for its metric."""
+    if cause == "disconnected":
+        return "left"
+    if not is_complete:
+        return "aged" if cause == "timeout" else "cut"
+    last = feed.entries[-1].entry
+    return "failed" if isinstance(last, End) and last.error is not None else "whole"
 
 
 async def _wait_for_answer(feed: TurnFeed) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
-from typing import Literal
 
 import structlog
 
@@ -43,7 +42,6 @@ BATCH_MAX = 100
 LOG_WAIT_S = 1.0
 
 Session = tuple[Tenant, str]
-GivenUp = Literal["gone", "expired", "refused", "tenant_limit", "error"]
 
 
 class WebhookSender:
@@ -236,7 +234,7 @@ def parse_urls(text: str, private: frozenset[str]) -> Mapping[Tenant, str]:
     return urls
 
 
-def _give_up(key: TurnKey, reason: GivenUp, why: str) -> None:
+def _give_up(key: TurnKey, reason: metrics.GivenUp, why: str) -> None:
     metrics.WEBHOOKS_GIVEN_UP.labels(reason).inc()
     logger.warning("webhook given up", turn=key.turn, reason=reason, why=why)
 

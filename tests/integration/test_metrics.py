@@ -20,6 +20,7 @@ GATEWAY = (
     "tailrace_gateway_delta_delay_seconds_count",
     "tailrace_gateway_resume_seconds_count",
     "tailrace_gateway_replayed_entries_sum",
+    "tailrace_gateway_stream_ends_total",
     "jetstream_stream_total_messages",
     "jetstream_stream_limit_bytes",
 )
@@ -28,6 +29,7 @@ GENERATOR = (
     "gen_ai_client_operation_time_to_first_chunk_seconds_count",
     "gen_ai_client_operation_time_per_output_chunk_seconds_count",
     "tailrace_generator_turn_seconds_count",
+    "tailrace_generator_slots",
     "tailrace_generator_queue_wait_seconds_count",
     "tailrace_generator_takeover_seconds_count",
     "tailrace_generator_stop_seconds_count",

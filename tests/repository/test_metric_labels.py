@@ -17,8 +17,9 @@ import tailrace.proto.nats.setup_watch
 import tailrace.proto.service
 from tailrace.gateway.app import ROUTES
 from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.metrics import StreamEnd
 from tailrace.generators.backends import registry
-from tailrace.persistence.webhooks.sender import GivenUp
+from tailrace.persistence.metrics import GivenUp
 from tailrace.proto.entries import Mode, Outcome
 from tailrace.proto.errors import CODES
 from tailrace.proto.models import models
@@ -49,6 +50,7 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_generator_cost_dollars", "model"): MODELS,
     ("tailrace_generator_usage_tokens", "model"): MODELS,
     ("tailrace_gateway_refused", "code"): CODES,
+    ("tailrace_gateway_stream_ends", "end"): get_args(StreamEnd),
     **{(name, "stream_name"): EVERY_STREAM for name in (*STREAM_GAUGES, *CONSUMER_GAUGES)},
     **{(name, "consumer_name"): CONSUMERS for name in CONSUMER_GAUGES},
     ("tailrace_generator_attempts", "mode"): get_args(Mode),
