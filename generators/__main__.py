@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from tailrace.generators import metrics
+from tailrace.generators.attempt_span import attempt_span
 from tailrace.generators.backends import Backend
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.measured import MeasuredBackend
@@ -55,7 +56,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         claude = find_anthropic_api(backends)
         caller = ModelCaller(observed(backends), orders, retry, blobs)
         planner = Planner(settings.attempts_max, [cut_at_cost])
-        runner = TurnRunner(log, caller, planner, name=name, sinks=[limit_cost], races=races)
+        runner = TurnRunner(log, caller, planner, name=name, sinks=[limit_cost], observe=attempt_span, races=races)
         worker = Worker(
             log,
             deliveries,

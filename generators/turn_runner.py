@@ -2,12 +2,12 @@
 
 One append of a turn is in flight at a time. A runner whose append is refused stops: another writer has the turn, or the
 turn has ended. Optional features plug in: the planner and its cuts decide the next action, the routes choose a backend,
-the sinks inspect events, the races run a second call.
+the sinks inspect events, `observe` surrounds an attempt, the races run a second call.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Protocol
 
@@ -15,7 +15,6 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from tailrace.generators import metrics
-from tailrace.generators.attempt_span import attempt_span
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
 from tailrace.generators.continuation import Continuation, prepare_call
 from tailrace.generators.delta_buffer import DeltaBuffer, buffer_of
@@ -41,6 +40,8 @@ LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
 
 Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
 OpenAnswer = AbstractAsyncContextManager[tuple[ModelEvent, AsyncIterator[ModelEvent]]]
+ObserveAttempt = Callable[[TurnKey, Turn, MakeAttempt], AbstractContextManager[str | None]]
+"""Returns the context in which an attempt runs. It yields the `traceparent` that its entry stores, or None."""
 WrapSink = Callable[[Sink, Request, Turn], Sink]
 """Wraps the sink of an attempt in one that inspects its events. May raise CloseCall, so that no call is made."""
 
@@ -78,6 +79,10 @@ class Races(Protocol):
     def race(self, key: TurnKey, turn: Turn, action: MakeAttempt, lease: str) -> Race: ...
 
 
+def not_observed(_key: TurnKey, _turn: Turn, _action: MakeAttempt) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class NoRace:
     """The Race of an attempt whose call is the only one."""
 
@@ -103,6 +108,7 @@ class TurnRunner:
         *,
         name: str,
         sinks: Sequence[WrapSink] = (),
+        observe: ObserveAttempt = not_observed,
         races: Races | None = None,
     ) -> None:
         """`name` identifies this process in the log. Without `races` each attempt makes the only call."""
@@ -111,6 +117,7 @@ class TurnRunner:
         self._planner = planner
         self._name = name
         self._sinks = sinks
+        self._observe = observe
         self._races = races
 
     async def run(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
@@ -157,7 +164,7 @@ class TurnRunner:
                     # Adds the turn to the log lines of retry.py and the backends, which do not know it.
                     with (
                         bound_contextvars(turn=key.turn, attempt=action.attempt),
-                        attempt_span(key, turn, action) as traceparent,
+                        self._observe(key, turn, action) as traceparent,
                     ):
                         turn, error = await self._attempt(key, turn, action, route, deadline, lease, traceparent)
                     if turn.attempt < action.attempt:

@@ -7,10 +7,12 @@ killed, so that all kills count, also on a busy machine that starts a process sl
 
 import argparse
 import asyncio
+import itertools
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -130,8 +132,11 @@ async def _wear(plan: Plan, log: TurnLog, supervisor: Supervisor, ready: list[st
 
     async with asyncio.TaskGroup() as group:
         killing = group.create_task(_kill(supervisor, ready, plan.kill_every_s, stop_at))
-        for _ in range(plan.turns):
-            group.create_task(run())
+        telling = group.create_task(_tell(ended))
+        async with asyncio.TaskGroup() as running:
+            for _ in range(plan.turns):
+                running.create_task(run())
+        telling.cancel()
     turns = [turn for turn, _ in ended]
     text = words(plan.words)
     return Worn(
@@ -145,10 +150,12 @@ async def _wear(plan: Plan, log: TurnLog, supervisor: Supervisor, ready: list[st
 
 
 async def _follow(log: TurnLog, key: TurnKey, wait_s: float) -> tuple[Turn, list[Stored]]:
+    """Returns the turn and its events, at most `wait_s` seconds later; the turn has not ended if it took longer."""
     stored: list[Stored] = []
-    async with asyncio.timeout(wait_s):
-        async for some in log.follow(key):
-            stored += some
+    with suppress(TimeoutError):
+        async with asyncio.timeout(wait_s):
+            async for some in log.follow(key):
+                stored += some
     return fold(stored), [one for one in stored if isinstance(one.entry, Event | Attempt)]
 
 
@@ -161,6 +168,13 @@ async def _kill(supervisor: Supervisor, ready: list[str], every_s: float, stop_a
             signal_group(process, SIGKILL)
             kills += 1
     return kills
+
+
+async def _tell(ended: Sequence[tuple[Turn, list[Stored]]]) -> None:
+    """Prints what came of the turns so far, every minute."""
+    for minute in itertools.count(1):
+        await asyncio.sleep(60)
+        print(f"minute {minute}: {dict(Counter(turn.outcome for turn, _ in ended))}", flush=True)
 
 
 def _longest_pause_s(stored: Sequence[Stored]) -> float:
