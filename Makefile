@@ -38,6 +38,7 @@ test: check $(CLIENTS) ## run `check` and every test
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: tests of the backend litellm. To run them: make litellm."
 	@test "$$(id -u)" = 0 || echo "SKIPPED: tests of power cuts and full disks, because they need root to mount a disk."
 	@command -v chromium > /dev/null || echo "SKIPPED: tests in a browser, because chromium is not on the PATH."
+	@command -v promtool > /dev/null || echo "SKIPPED: tests of dashboards, rules and alerts, because promtool and prometheus are not on the PATH."
 
 coverage: setup $(CLIENTS) ## run every test with coverage and list uncovered lines; 50 % slower than `test`
 	$(PYTHON) -m pytest --numprocesses 3 --cov --cov-report term-missing:skip-covered
@@ -126,6 +127,6 @@ $(LAUNCHER): Makefile | .venv/bin/python
 	@chmod +x $@
 
 # Reinstalled only when the npm lock file changes: it takes half a minute.
-$(CLIENTS): tests/clients/js/package-lock.json | $(INSTALLED)
+$(CLIENTS): tests/clients/js/package-lock.json tests/clients/install.py | $(INSTALLED)
 	$(PYTHON) -m tests.clients.install
 	@touch $@

@@ -73,6 +73,8 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         await services.serve_health(GENERATORS, worker.report_health)
         if races is not None:
             await hedges.serve(HedgeTaker(worker, runner, log, orders))
+        for backend in backends:
+            metrics.FAILOVERS.labels(backend)
         metrics.SLOTS.set(settings.concurrency)
         service.mark_ready(generator=name, concurrency=settings.concurrency)
         try:

@@ -31,7 +31,7 @@ from tailrace.proto.nats.permissions import RIGHTS
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.fast_histogram import FastHistogram
 from tailrace.proto.version import VERSION
-from tools import asyncapi
+from tools import asyncapi, monitoring
 
 ROOT = Path(__file__).parent.parent
 # The help text indents words by two columns and the kinds of faults by 19.
@@ -62,6 +62,7 @@ def generated() -> dict[str, str]:
         "docs/nats-users.conf": accounts_configuration(),
         "docs/asyncapi.json": json.dumps(asyncapi.build_document(VERSION), indent=1) + "\n",
         "gateway/openapi/openapi.json": json.dumps(build_document(ROUTES, VERSION), indent=1) + "\n",
+        **monitoring.generated(WRITTEN_BY),
     }
 
 

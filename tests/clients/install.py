@@ -1,36 +1,47 @@
-"""Installs the clients that are not Python packages: npm packages from their lock file, and Chromium from Debian.
+"""Installs what the tests need besides Python packages: npm packages from their lock file, and programs from Debian.
 
-`make clients` runs it. Without root, Chromium is not installed, and its tests are skipped.
+`make clients` runs it. Without root, Debian's programs are not installed, and their tests are skipped.
 """
 
 import os
 import shutil
 import subprocess
 
-from tests.clients.node import NODE, NPM, SCRIPTS, chromium
+from tests.clients.node import NODE, NPM, SCRIPTS
 
-APT = (
-    ["apt-get", "update", "--quiet"],
-    ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "chromium"],
-)
+# Each program with its package. `promtool` is part of `prometheus`, `amtool` of `prometheus-alertmanager`.
+PROGRAMS = {
+    "chromium": "chromium",
+    "prometheus": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+}
+DAEMONS = ("prometheus", "prometheus-alertmanager")
 
 
 def main() -> None:
     # npm looks for its own Node on the path, and would find the machine's.
     path = f"{NODE.parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run([NODE, NPM, "ci"], cwd=SCRIPTS, env=os.environ | {"PATH": path}, check=True)
-    if not (chromium() or is_installed()):
-        print(
-            "No Chromium here, and none could be installed (it takes root and apt-get): tests in a browser are skipped."
-        )
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing and not install([PROGRAMS[program] for program in missing]):
+        print(f"{', '.join(missing)} cannot be installed here (it takes root and apt-get): their tests are skipped.")
 
 
-def is_installed() -> bool:
-    """Whether apt-get has installed it, which needs root."""
+def install(packages: list[str]) -> bool:
+    """Installs Debian packages, which needs root; returns whether it has. Their services do not stay running."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return False
     environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    return all(subprocess.run(command, env=environ, check=False).returncode == 0 for command in APT)
+    commands = (
+        ["apt-get", "update", "--quiet"],
+        ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *packages],
+    )
+    is_done = all(subprocess.run(command, env=environ, check=False).returncode == 0 for command in commands)
+    services = [package for package in packages if package in DAEMONS]
+    if is_done and services and shutil.which("systemctl") is not None:
+        # The tests start their own, on free ports.
+        subprocess.run(["systemctl", "disable", "--now", *services], check=False)
+    return is_done
 
 
 if __name__ == "__main__":

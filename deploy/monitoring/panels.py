@@ -1,0 +1,649 @@
+"""The dashboards as data: panels with their queries, units, descriptions, thresholds and sections of the runbook.
+
+`tools/monitoring.py` writes Grafana's JSON from them. The queries sum over all processes of a role.
+"""
+
+from typing import NamedTuple
+
+WINDOW = "$__rate_interval"
+"""The window of each rate in a query. Grafana replaces it; `Query.over` does so elsewhere."""
+SLOW = "answers-are-slow-or-break-off"
+CAPACITY = "add-capacity"
+COSTS = "costs-rise"
+FULL = "the-log-is-full"
+STORES_NOTHING = "the-log-stores-nothing"
+DATABASE = "the-database-fails"
+DELETED = "something-was-deleted-in-nats"
+FORKS = "skipped-entries"
+OVERLOAD = "overload-protection"
+NOT_READY = "a-part-is-not-ready"
+WEBHOOKS = "webhooks-are-not-delivered"
+
+
+class Query(NamedTuple):
+    """A query in PromQL, and the name of its series, in which `{{label}}` stands for a label's value."""
+
+    expr: str
+    legend: str
+
+    def over(self, window: str) -> str:
+        """Returns the query with rates over `window`, such as `5m`."""
+        return self.expr.replace(WINDOW, window)
+
+
+class Threshold(NamedTuple):
+    """From `warning` on a value is yellow, from `critical` on red; or below them, if `is_minimum`."""
+
+    warning: float
+    critical: float
+    is_minimum: bool = False
+
+
+class Panel(NamedTuple):
+    """`unit` is one of Grafana's names of units, `section` an anchor in docs/RUNBOOK.md."""
+
+    title: str
+    unit: str
+    description: str
+    threshold: Threshold
+    section: str
+    queries: tuple[Query, ...]
+
+
+class Dashboard(NamedTuple):
+    """A page of panels. `uid` is also the name of its file."""
+
+    uid: str
+    title: str
+    description: str
+    panels: tuple[Panel, ...]
+
+
+def rate(counter: str, by: str, labels: str = "") -> Query:
+    """Returns the events per second of a counter, for each value of the label `by`."""
+    return Query(f"sum by ({by}) (rate({counter}{{{labels}}}[{WINDOW}]))".replace("{}", ""), f"{{{{{by}}}}}")
+
+
+def total_rate(counter: str, legend: str) -> Query:
+    return Query(f"sum(rate({counter}[{WINDOW}]))", legend)
+
+
+def quantiles(histogram: str, *shares: float) -> tuple[Query, ...]:
+    """Returns quantiles over all series of a histogram."""
+    return tuple(Query(_quantile(histogram, share, "le"), f"p{share * 100:g}") for share in shares)
+
+
+def quantile_by(histogram: str, share: float, by: str) -> tuple[Query]:
+    """Returns a quantile for each value of the label `by`."""
+    return (Query(_quantile(histogram, share, f"le, {by}"), f"p{share * 100:g} {{{{{by}}}}}"),)
+
+
+def _quantile(histogram: str, share: float, by: str) -> str:
+    return f"histogram_quantile({share:g}, sum by ({by}) (rate({histogram}_bucket[{WINDOW}])))"
+
+
+def _of_consumers(gauge: str) -> tuple[Query]:
+    # Every process exports what it has seen of NATS.
+    return (Query(f"max by (consumer_name) ({gauge})", "{{consumer_name}}"),)
+
+
+WHAT_USERS_FEEL = Dashboard(
+    "tailrace-users",
+    "What users feel",
+    "Waiting times as readers have them, how streams end, and what is refused.",
+    (
+        Panel(
+            "Time to first token",
+            "s",
+            "From storing a turn's request until its first delta is written to a reader. The service level is 99 % "
+            "within 5 s.",
+            Threshold(2.5, 5),
+            SLOW,
+            quantiles("tailrace_gateway_first_token_seconds", 0.5, 0.95, 0.99),
+        ),
+        Panel(
+            "Time to first token, by client protocol",
+            "s",
+            "The same for each client protocol. A single slow one points to its clients.",
+            Threshold(2.5, 5),
+            SLOW,
+            quantile_by("tailrace_gateway_first_token_seconds", 0.95, "dialect"),
+        ),
+        Panel(
+            "Time between deltas",
+            "s",
+            "Between two writes of new deltas to a reader. Compare it with the model's own on the dashboard of the "
+            "generators.",
+            Threshold(0.3, 1),
+            SLOW,
+            quantiles("tailrace_gateway_delta_gap_seconds", 0.5, 0.95),
+        ),
+        Panel(
+            "Delay of a delta",
+            "s",
+            "From storing a delta in the log until it is written to a reader: the wait that Tailrace adds.",
+            Threshold(0.1, 0.5),
+            SLOW,
+            quantiles("tailrace_gateway_delta_delay_seconds", 0.5, 0.95),
+        ),
+        Panel(
+            "Resume to first byte",
+            "s",
+            "From the request of a reader that resumes until the first bytes. The service level is 99 % within 0.5 s.",
+            Threshold(0.25, 0.5),
+            SLOW,
+            quantiles("tailrace_gateway_resume_seconds", 0.5, 0.95, 0.99),
+        ),
+        Panel(
+            "Entries replayed by a resume",
+            "short",
+            "Entries that were stored already when a stream with a cursor began. Many mean that clients resume late, "
+            "or without their newest cursor.",
+            Threshold(1000, 5000),
+            SLOW,
+            quantiles("tailrace_gateway_replayed_entries", 0.5, 0.95),
+        ),
+        Panel(
+            "Stream ends",
+            "ops",
+            "Streams that ended, by how: whole, failed (the turn has failed), cut (the gateway closed the stream "
+            "before the end), aged (closed for its age; the reader resumes), left (the reader closed it).",
+            Threshold(100, 1000),
+            SLOW,
+            (rate("tailrace_gateway_stream_ends_total", "end"),),
+        ),
+        Panel(
+            "Streams that did not end whole",
+            "percentunit",
+            "Share of failed and cut streams among those that the readers did not leave. The service level is 0.1 %.",
+            Threshold(0.001, 0.0144),
+            SLOW,
+            (
+                Query(
+                    f'sum(rate(tailrace_gateway_stream_ends_total{{end=~"failed|cut"}}[{WINDOW}])) / '
+                    f'sum(rate(tailrace_gateway_stream_ends_total{{end=~"whole|failed|cut"}}[{WINDOW}]))',
+                    "share",
+                ),
+            ),
+        ),
+        Panel(
+            "Use of the error budgets",
+            "none",
+            "How many times faster than allowed each service level uses its error budget, over an hour. 1 uses it up "
+            "exactly in its period. The recording rules calculate it.",
+            Threshold(6, 14.4),
+            "service-levels",
+            (Query("tailrace:slo_bad:ratio_rate1h / on (slo) tailrace:slo_budget:ratio", "{{slo}}"),),
+        ),
+        Panel(
+            "Turn duration, by outcome",
+            "s",
+            "From a turn's request to its end.",
+            Threshold(60, 300),
+            SLOW,
+            quantile_by("tailrace_generator_turn_seconds", 0.95, "outcome"),
+        ),
+        Panel(
+            "HTTP latency, by route",
+            "s",
+            "From a request's headers until its response begins.",
+            Threshold(1, 5),
+            OVERLOAD,
+            quantile_by("tailrace_gateway_request_seconds", 0.95, "route"),
+        ),
+        Panel(
+            "Refused requests, by code",
+            "reqps",
+            "Responses with an error. docs/ERRORS.md lists the codes.",
+            Threshold(1, 10),
+            OVERLOAD,
+            (rate("tailrace_gateway_refused_total", "code"),),
+        ),
+        Panel(
+            "Open streams, by client protocol",
+            "short",
+            "Streams that are being read. A gateway refuses more than TAILRACE_STREAMS_MAX.",
+            Threshold(5000, 10000),
+            OVERLOAD,
+            (Query("sum by (dialect) (tailrace_gateway_streams_open)", "{{dialect}}"),),
+        ),
+        Panel(
+            "Readers that resume or are held",
+            "ops",
+            "Streams that began after a cursor, and readers that wait because the log does not answer.",
+            Threshold(10, 100),
+            SLOW,
+            (
+                total_rate("tailrace_gateway_streams_resumed_total", "resumed"),
+                Query("sum(tailrace_gateway_streams_held)", "held"),
+            ),
+        ),
+    ),
+)
+
+GENERATORS_AND_SCALING = Dashboard(
+    "tailrace-generators",
+    "Generators and scaling",
+    "Whether there are enough processes, what the model's API does, and how broken answers are continued.",
+    (
+        Panel(
+            "Waiting turns",
+            "short",
+            "Turns that no generator has leased yet. Above 0 for minutes: add generators.",
+            Threshold(1, 10),
+            CAPACITY,
+            (Query('max(jetstream_consumer_num_pending{consumer_name="generators"})', "waiting"),),
+        ),
+        Panel(
+            "Queue wait",
+            "s",
+            "From a turn's request until a generator begins its first attempt.",
+            Threshold(1, 5),
+            CAPACITY,
+            quantiles("tailrace_generator_queue_wait_seconds", 0.5, 0.95),
+        ),
+        Panel(
+            "Slots in use",
+            "percentunit",
+            "Share of the generators' slots (TAILRACE_CONCURRENCY) with a running turn.",
+            Threshold(0.7, 0.9),
+            CAPACITY,
+            (Query("sum(tailrace_generator_turns_running) / sum(tailrace_generator_slots)", "in use"),),
+        ),
+        Panel(
+            "Processes that are ready",
+            "short",
+            "Processes that do their work, by part. One of each is needed, two of each survive a failure.",
+            Threshold(2, 1, is_minimum=True),
+            NOT_READY,
+            (Query("sum by (part) (tailrace_ready)", "{{part}}"),),
+        ),
+        Panel(
+            "Turns by outcome",
+            "ops",
+            "Turns that ended.",
+            Threshold(10, 100),
+            SLOW,
+            (rate("tailrace_generator_ends_total", "outcome"),),
+        ),
+        Panel(
+            "Attempts by mode",
+            "ops",
+            "fresh is the first attempt. continue and restart follow a generator that stopped, or a broken answer.",
+            Threshold(10, 100),
+            SLOW,
+            (rate("tailrace_generator_attempts_total", "mode"),),
+        ),
+        Panel(
+            "Takeover",
+            "s",
+            "From the last entry of a generator that stopped until another one continues the turn.",
+            Threshold(15, 30),
+            SLOW,
+            quantiles("tailrace_generator_takeover_seconds", 0.5, 0.95),
+        ),
+        Panel(
+            "Stop",
+            "s",
+            "From a cancellation in the log until the call to the model is closed. Until then it costs tokens.",
+            Threshold(1, 5),
+            COSTS,
+            quantiles("tailrace_generator_stop_seconds", 0.5, 0.95),
+        ),
+        Panel(
+            "Model: time to first delta",
+            "s",
+            "From a call to the model until the first delta of its answer.",
+            Threshold(2.5, 5),
+            SLOW,
+            quantile_by("gen_ai_client_operation_time_to_first_chunk_seconds", 0.95, "gen_ai_request_model"),
+        ),
+        Panel(
+            "Model: time between deltas",
+            "s",
+            "Between two deltas as the model sent them.",
+            Threshold(0.3, 1),
+            SLOW,
+            quantile_by("gen_ai_client_operation_time_per_output_chunk_seconds", 0.95, "gen_ai_request_model"),
+        ),
+        Panel(
+            "Model: calls by result",
+            "reqps",
+            "Calls to the model. The series without a name are those that succeeded.",
+            Threshold(10, 100),
+            SLOW,
+            (rate("gen_ai_client_operation_duration_seconds_count", "error_type"),),
+        ),
+        Panel(
+            "Broken attempts and repeated calls, by code",
+            "ops",
+            "Attempts that broke off, and calls that were repeated before their first event.",
+            Threshold(0.1, 1),
+            SLOW,
+            (
+                rate("tailrace_generator_backend_failures_total", "code")._replace(legend="broken {{code}}"),
+                rate("tailrace_generator_calls_repeated_total", "code")._replace(legend="repeated {{code}}"),
+            ),
+        ),
+        Panel(
+            "Failed turns, by code",
+            "ops",
+            "Turns that ended as failed. docs/ERRORS.md lists the codes.",
+            Threshold(0.01, 0.1),
+            SLOW,
+            (rate("tailrace_generator_failures_total", "code"),),
+        ),
+        Panel(
+            "Failovers and hedges",
+            "ops",
+            "Turns that went on with another backend; calls that raced with a slow one, by outcome.",
+            Threshold(0.1, 1),
+            SLOW,
+            (
+                rate("tailrace_generator_failovers_total", "backend")._replace(legend="failover to {{backend}}"),
+                rate("tailrace_generator_hedges_total", "outcome")._replace(legend="hedge {{outcome}}"),
+            ),
+        ),
+        Panel(
+            "Lost fences and joined deltas",
+            "ops",
+            "Turns that a generator left because another one had continued them; deltas that waited for the log and "
+            "were joined.",
+            Threshold(10, 100),
+            STORES_NOTHING,
+            (
+                total_rate("tailrace_generator_fences_lost_total", "lost fences"),
+                total_rate("tailrace_generator_deltas_joined_total", "joined deltas"),
+            ),
+        ),
+        Panel(
+            "CPU of each process",
+            "percentunit",
+            "Share of one core. A process uses one core: at 90 % add another process.",
+            Threshold(0.7, 0.9),
+            CAPACITY,
+            (
+                Query(
+                    f'sum by (part, instance) (rate(process_cpu_seconds_total{{job="tailrace"}}[{WINDOW}]))',
+                    "{{part}} {{instance}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Memory of each process",
+            "bytes",
+            "Resident memory.",
+            Threshold(1e9, 2e9),
+            CAPACITY,
+            (
+                Query(
+                    'sum by (part, instance) (process_resident_memory_bytes{job="tailrace"})', "{{part}} {{instance}}"
+                ),
+            ),
+        ),
+    ),
+)
+
+LOG_AND_NATS = Dashboard(
+    "tailrace-log",
+    "Log and NATS",
+    "Whether the log takes entries, how full it is, and how far the database is behind.",
+    (
+        Panel(
+            "Log takes entries",
+            "bool",
+            "1 while the log takes entries; 0 once it has not for 5 s.",
+            Threshold(1, 1, is_minimum=True),
+            STORES_NOTHING,
+            (Query("min(tailrace_gateway_log_writable)", "writable"),),
+        ),
+        Panel(
+            "Fullness of the log",
+            "percentunit",
+            "Share of the log's byte limit that is used. New turns are refused at 90 %.",
+            Threshold(0.8, 0.9),
+            FULL,
+            (Query("max(tailrace_gateway_log_fullness_ratio)", "used"),),
+        ),
+        Panel(
+            "Append",
+            "s",
+            "From passing an entry to the log until it is acknowledged. Above 0.1 s the disk of the log is slow.",
+            Threshold(0.05, 0.1),
+            STORES_NOTHING,
+            quantiles("tailrace_generator_append_seconds", 0.5, 0.99),
+        ),
+        Panel(
+            "Fullness of each stream",
+            "percentunit",
+            "Share of the byte limit of each stream that has one.",
+            Threshold(0.8, 0.9),
+            FULL,
+            (
+                Query(
+                    "max by (stream_name) (jetstream_stream_total_bytes) / "
+                    "max by (stream_name) (jetstream_stream_limit_bytes > 0)",
+                    "{{stream_name}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Messages of each stream",
+            "short",
+            "Messages that each stream holds.",
+            Threshold(1e7, 1e8),
+            FULL,
+            (Query("max by (stream_name) (jetstream_stream_total_messages)", "{{stream_name}}"),),
+        ),
+        Panel(
+            "Waiting entries of each consumer",
+            "short",
+            "Entries that a consumer has not delivered yet.",
+            Threshold(100, 1000),
+            CAPACITY,
+            _of_consumers("jetstream_consumer_num_pending"),
+        ),
+        Panel(
+            "Unacknowledged entries of each consumer",
+            "short",
+            "Entries that a consumer has delivered, not acknowledged yet: running turns, rows that are being written.",
+            Threshold(1000, 10000),
+            CAPACITY,
+            _of_consumers("jetstream_consumer_num_ack_pending"),
+        ),
+        Panel(
+            "Redelivered entries of each consumer",
+            "short",
+            "Entries that were delivered more than once, not acknowledged yet: a process has stopped, or cannot write.",
+            Threshold(1, 100),
+            NOT_READY,
+            _of_consumers("jetstream_consumer_num_redelivered"),
+        ),
+        Panel(
+            "Missing parts of NATS",
+            "short",
+            "Streams, buckets and consumers that were deleted.",
+            Threshold(1, 1),
+            DELETED,
+            (Query("max(tailrace_nats_missing)", "missing"),),
+        ),
+        Panel(
+            "Recording lag",
+            "s",
+            "From storing an entry in the log until its row is committed.",
+            Threshold(5, 60),
+            DATABASE,
+            quantiles("tailrace_persistence_lag_seconds", 0.5, 0.95),
+        ),
+        Panel(
+            "Backlog of persistence",
+            "short",
+            "Entries in the log that are not in the database yet.",
+            Threshold(100, 1000),
+            DATABASE,
+            (Query("max(tailrace_persistence_backlog)", "entries"),),
+        ),
+        Panel(
+            "Transactions of the database",
+            "s",
+            "Time of a committed transaction.",
+            Threshold(0.1, 1),
+            DATABASE,
+            quantiles("tailrace_persistence_transaction_seconds", 0.5, 0.95),
+        ),
+        Panel(
+            "Recorded turns",
+            "ops",
+            "Rows written, including those of running turns.",
+            Threshold(100, 1000),
+            DATABASE,
+            (total_rate("tailrace_persistence_turns_recorded_total", "rows"),),
+        ),
+        Panel(
+            "Invalid entries and records",
+            "short",
+            "In an hour: entries of forks that were skipped, texts that do not match their hash, turns without a row.",
+            Threshold(1, 10),
+            FORKS,
+            (
+                Query("sum(increase(tailrace_generator_skipped_entries_total[1h]))", "skipped by generators"),
+                Query("sum(increase(tailrace_persistence_skipped_entries_total[1h]))", "skipped by persistence"),
+                Query("sum(increase(tailrace_persistence_proof_mismatches_total[1h]))", "hash mismatches"),
+                Query("sum(increase(tailrace_persistence_turns_left_out_total[1h]))", "turns without a row"),
+            ),
+        ),
+        Panel(
+            "Webhooks that wait",
+            "short",
+            "Ended turns whose webhook is not delivered yet.",
+            Threshold(100, 1000),
+            WEBHOOKS,
+            (Query("sum(tailrace_persistence_webhooks_waiting)", "waiting"),),
+        ),
+        Panel(
+            "Webhooks",
+            "ops",
+            "Webhooks that receivers accepted, failed tries, and webhooks that were given up.",
+            Threshold(10, 100),
+            WEBHOOKS,
+            (
+                total_rate("tailrace_persistence_webhooks_taken_total", "accepted"),
+                total_rate("tailrace_persistence_webhook_failures_total", "failed tries"),
+                total_rate("tailrace_persistence_webhooks_given_up_total", "given up"),
+            ),
+        ),
+        Panel(
+            "Bytes to readers",
+            "Bps",
+            "Bytes of frames written to streams.",
+            Threshold(5e7, 1e8),
+            OVERLOAD,
+            (total_rate("tailrace_gateway_sent_bytes_total", "sent"),),
+        ),
+        Panel(
+            "Clients that do not read",
+            "ops",
+            "Connections closed because their clients, or a proxy, did not read.",
+            Threshold(0.1, 1),
+            OVERLOAD,
+            (total_rate("tailrace_gateway_connections_unread_total", "closed"),),
+        ),
+    ),
+)
+
+COST_AND_TOKENS = Dashboard(
+    "tailrace-cost",
+    "Cost and tokens",
+    "What the turns cost, by model. Costs are those of the price list in the model's API.",
+    (
+        Panel(
+            "Tokens, by kind",
+            "ops",
+            "Tokens per second of the turns that ended.",
+            Threshold(1e4, 1e5),
+            COSTS,
+            (rate("tailrace_generator_usage_tokens_total", "kind"),),
+        ),
+        Panel(
+            "Tokens, by model",
+            "ops",
+            "Tokens per second of the turns that ended, of all kinds.",
+            Threshold(1e4, 1e5),
+            COSTS,
+            (rate("tailrace_generator_usage_tokens_total", "model"),),
+        ),
+        Panel(
+            "Cost per hour, by model",
+            "currencyUSD",
+            "Dollars per hour at the present rate.",
+            Threshold(10, 100),
+            COSTS,
+            (
+                Query(
+                    f"3600 * sum by (model) (rate(tailrace_generator_cost_dollars_total[{WINDOW}]))",
+                    "{{model}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Cost of the last day",
+            "currencyUSD",
+            "Dollars in the last 24 hours.",
+            Threshold(100, 1000),
+            COSTS,
+            (Query("sum(increase(tailrace_generator_cost_dollars_total[24h]))", "cost"),),
+        ),
+        Panel(
+            "Cost of a turn",
+            "currencyUSD",
+            "Dollars for each turn that ended, on average.",
+            Threshold(0.1, 1),
+            COSTS,
+            (
+                Query(
+                    f"sum(rate(tailrace_generator_cost_dollars_total[{WINDOW}])) / "
+                    f"sum(rate(tailrace_generator_ends_total[{WINDOW}]))",
+                    "cost",
+                ),
+            ),
+        ),
+        Panel(
+            "Input tokens from the cache",
+            "percentunit",
+            "Share of the input tokens that were read from the model's prompt cache, at a tenth of the price.",
+            Threshold(0.3, 0.1, is_minimum=True),
+            COSTS,
+            (
+                Query(
+                    f'sum(rate(tailrace_generator_usage_tokens_total{{kind="cache_read_input_tokens"}}[{WINDOW}])) / '
+                    f'sum(rate(tailrace_generator_usage_tokens_total{{kind!="output_tokens"}}[{WINDOW}]))',
+                    "share",
+                ),
+            ),
+        ),
+        Panel(
+            "Calls for each turn",
+            "none",
+            "Calls to the model for each turn that ended. Above 1: repeated calls, continuations, hedges.",
+            Threshold(1.2, 2),
+            COSTS,
+            (
+                Query(
+                    f"sum(rate(gen_ai_client_operation_duration_seconds_count[{WINDOW}])) / "
+                    f"sum(rate(tailrace_generator_ends_total[{WINDOW}]))",
+                    "calls",
+                ),
+            ),
+        ),
+        Panel(
+            "Cost of lost races, per hour",
+            "currencyUSD",
+            "Dollars per hour for hedged calls whose answer was not used.",
+            Threshold(1, 10),
+            COSTS,
+            (Query(f"3600 * sum(rate(tailrace_generator_hedge_cost_dollars_total[{WINDOW}]))", "cost"),),
+        ),
+    ),
+)
+
+DASHBOARDS = (WHAT_USERS_FEEL, GENERATORS_AND_SCALING, LOG_AND_NATS, COST_AND_TOKENS)

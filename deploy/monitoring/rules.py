@@ -1,0 +1,328 @@
+"""Recording rules and alerts as data, from which `tools/monitoring.py` writes rules.yml and docs/ALERTS.md.
+
+The alerts of a service level follow "Alerting on SLOs" of Google's Site Reliability Workbook: an alert needs a high
+use of the error budget over a long window, and over a short one, so that it ends soon after its cause.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+from tailrace.deploy.monitoring import RUNBOOK_URL, panels
+
+Severity = Literal["page", "ticket"]
+"""page: a person acts now. ticket: a person acts on the next working day."""
+
+WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
+# Pairs of windows, and how many times too fast the error budget is used: of a month's budget 2 % in an hour, 5 % in
+# 6 hours; 10 % in a day, 10 % in 3 days.
+BURN_RATES: dict[Severity, tuple[tuple[str, str, float], ...]] = {
+    "page": (("1h", "5m", 14.4), ("6h", "30m", 6)),
+    "ticket": (("1d", "2h", 3), ("3d", "6h", 1)),
+}
+
+
+class Alert(NamedTuple):
+    """Fires when `expr` has had a value for the time `hold`. `section` is an anchor in docs/RUNBOOK.md."""
+
+    name: str
+    expr: str
+    hold: str
+    severity: Severity
+    summary: str
+    action: str
+    section: str
+
+
+class ServiceLevel(NamedTuple):
+    """At most the share `budget` of events may be bad. `bad` and `every` are rates with `WINDOW` for the window."""
+
+    name: str
+    promise: str
+    budget: float
+    bad: str
+    every: str
+    alert: str
+    action: str
+
+
+def _slower(histogram: str, limit: str) -> tuple[str, str]:
+    """Returns the rates of the observations above a bucket's limit, and of all."""
+    every = f"sum(rate({histogram}_count[WINDOW]))"
+    return f'{every} - sum(rate({histogram}_bucket{{le="{limit}"}}[WINDOW]))', every
+
+
+SERVICE_LEVELS = (
+    ServiceLevel(
+        "first_token",
+        "99 % of first tokens are written within 5 s",
+        0.01,
+        *_slower("tailrace_gateway_first_token_seconds", "5.0"),
+        "FirstTokensLate",
+        "Find the slow part on the dashboards: the queue, the model, or the log.",
+    ),
+    ServiceLevel(
+        "whole_stream",
+        "99.9 % of streams end with the whole answer",
+        0.001,
+        'sum(rate(tailrace_gateway_stream_ends_total{end=~"failed|cut"}[WINDOW]))',
+        'sum(rate(tailrace_gateway_stream_ends_total{end=~"whole|failed|cut"}[WINDOW]))',
+        "StreamsNotWhole",
+        "See failed turns by code, and how streams end.",
+    ),
+    ServiceLevel(
+        "resume",
+        "99 % of readers that resume receive bytes within 0.5 s",
+        0.01,
+        *_slower("tailrace_gateway_resume_seconds", "0.5"),
+        "ResumesLate",
+        "Check the CPU of the gateways, and that the log answers.",
+    ),
+)
+
+
+def _burns(level: ServiceLevel, severity: Severity) -> str:
+    def above(window: str, factor: float) -> str:
+        return f'tailrace:slo_bad:ratio_rate{window}{{slo="{level.name}"}} > {factor * level.budget:.4g}'
+
+    return " or ".join(
+        f"({above(long, factor)} and {above(short, factor)})" for long, short, factor in BURN_RATES[severity]
+    )
+
+
+ALERTS = (
+    *(
+        Alert(
+            level.alert,
+            _burns(level, severity),
+            "2m" if severity == "page" else "15m",
+            severity,
+            f"Too often not: {level.promise}",
+            level.action,
+            "service-levels",
+        )
+        for level in SERVICE_LEVELS
+        for severity in BURN_RATES
+    ),
+    Alert(
+        "ProcessDown",
+        'up{job="tailrace"} == 0',
+        "1m",
+        "page",
+        "A process does not answer",
+        "Start the process. Its log says why it ended.",
+        panels.NOT_READY,
+    ),
+    Alert(
+        "ProcessNotReady",
+        "tailrace_ready == 0",
+        "1m",
+        "page",
+        "A process runs, and does not do its work",
+        "Read its log: it waits for NATS, or is still starting.",
+        panels.NOT_READY,
+    ),
+    Alert(
+        "LogNotWritable",
+        "min(tailrace_gateway_log_writable) == 0",
+        "0s",
+        "page",
+        "The log stores nothing",
+        "Start the missing nats-servers, or make space on their disks.",
+        panels.STORES_NOTHING,
+    ),
+    Alert(
+        "LogNearlyFull",
+        "max(tailrace_gateway_log_fullness_ratio) > 0.8",
+        "0s",
+        "page",
+        "The log is more than 80 % full",
+        "New turns are refused at 90 %: give the stream more space.",
+        panels.FULL,
+    ),
+    Alert(
+        "LogSlow",
+        "histogram_quantile(0.99, sum by (le) (rate(tailrace_generator_append_seconds_bucket[5m]))) > 0.1",
+        "5m",
+        "ticket",
+        "Appends to the log take more than 0.1 s (p99)",
+        "The disk of the log is slow, or the connection between its servers.",
+        panels.STORES_NOTHING,
+    ),
+    Alert(
+        "NatsPartsMissing",
+        "max(tailrace_nats_missing) > 0",
+        "1m",
+        "page",
+        "NATS lacks a stream, bucket or consumer",
+        "Run `tailrace streams`.",
+        panels.DELETED,
+    ),
+    Alert(
+        "TurnsWait",
+        'max(jetstream_consumer_num_pending{consumer_name="generators"}) > 0',
+        "5m",
+        "ticket",
+        "Turns wait for a generator",
+        "Add generators, or raise TAILRACE_CONCURRENCY.",
+        panels.CAPACITY,
+    ),
+    Alert(
+        "AnswersBreakOff",
+        'sum(rate(tailrace_generator_attempts_total{mode!="fresh"}[10m])) > '
+        "0.1 * sum(rate(tailrace_generator_attempts_total[10m]))",
+        "5m",
+        "ticket",
+        "More than a tenth of the attempts continue a broken answer, or start again",
+        "Check which generators end, and which errors the model's API gives.",
+        panels.SLOW,
+    ),
+    Alert(
+        "ModelFails",
+        "sum(rate(tailrace_generator_backend_failures_total[10m])) > "
+        "0.1 * sum(rate(tailrace_generator_attempts_total[10m]))",
+        "5m",
+        "ticket",
+        "More than a tenth of the attempts break off",
+        "The panel of broken attempts shows the codes: check the status page of the model's provider.",
+        panels.SLOW,
+    ),
+    Alert(
+        "AttemptsExhausted",
+        'sum(increase(tailrace_generator_failures_total{code="attempts_exhausted"}[10m])) > 0',
+        "0s",
+        "ticket",
+        "Turns fail after their last attempt",
+        "Requests that kill their generators, or answers that always break off: the log lines name the turns.",
+        panels.SLOW,
+    ),
+    Alert(
+        "AnswersRepeat",
+        "sum(increase(tailrace_generator_repetitions_total[1h])) > "
+        '0.2 * sum(increase(tailrace_generator_attempts_total{mode="continue"}[1h]))',
+        "15m",
+        "ticket",
+        "More than a fifth of the continuations repeat the end of the text",
+        "A model that repeats its last words. Readers do not see it; it costs tokens.",
+        panels.COSTS,
+    ),
+    Alert(
+        "HedgesDeclined",
+        'sum(increase(tailrace_generator_hedges_total{outcome="declined"}[1h])) > '
+        "0.5 * sum(increase(tailrace_generator_hedges_total[1h]))",
+        "15m",
+        "ticket",
+        "No generator has a free slot for hedges",
+        "Add generators, or raise TAILRACE_HEDGE_AFTER_S.",
+        panels.CAPACITY,
+    ),
+    Alert(
+        "HedgesWinAlways",
+        'sum(increase(tailrace_generator_hedges_total{outcome="won"}[1h])) > '
+        "0.5 * sum(increase(tailrace_generator_ends_total[1h]))",
+        "15m",
+        "ticket",
+        "Half of the turns are answered by a hedge",
+        "The whole backend is slow, and hedges double its load: raise TAILRACE_HEDGE_AFTER_S.",
+        panels.COSTS,
+    ),
+    Alert(
+        "EntriesSkipped",
+        "sum(increase(tailrace_generator_skipped_entries_total[1h])) > 0 or "
+        "sum(increase(tailrace_persistence_skipped_entries_total[1h])) > 0",
+        "0s",
+        "ticket",
+        "nats-server has stored a fork",
+        "With one server, find out which program writes to `turns.>`.",
+        panels.FORKS,
+    ),
+    Alert(
+        "RecordsInvalid",
+        "sum(tailrace_persistence_proof_mismatches_total) > 0 or sum(tailrace_persistence_turns_left_out_total) > 0",
+        "0s",
+        "ticket",
+        "A text does not match the hash in its end, or a turn has no row in the database",
+        "The log line of persistence names the turn.",
+        panels.FORKS,
+    ),
+    Alert(
+        "DatabaseBehind",
+        "max(tailrace_persistence_backlog) > 0 and max(deriv(tailrace_persistence_backlog[5m])) > 0",
+        "5m",
+        "page",
+        "The database falls behind the log",
+        "It is too slow, or cannot be written: `/readyz` shows the error.",
+        panels.DATABASE,
+    ),
+    Alert(
+        "WebhooksWait",
+        "sum(tailrace_persistence_webhooks_waiting) > 10 and sum(deriv(tailrace_persistence_webhooks_waiting[1h])) > 0",
+        "2h",
+        "ticket",
+        "Webhooks have waited for hours, and their number grows",
+        "A receiver is unavailable: the log of persistence gives the reason.",
+        panels.WEBHOOKS,
+    ),
+    Alert(
+        "WebhooksGivenUp",
+        "sum(increase(tailrace_persistence_webhooks_given_up_total[1h])) > 0",
+        "0s",
+        "ticket",
+        "Webhooks were given up",
+        "The log of persistence gives the reason for each.",
+        panels.WEBHOOKS,
+    ),
+    Alert(
+        "GatewaysBusy",
+        'sum(rate(tailrace_gateway_refused_total{code="server_busy"}[5m])) > 0',
+        "5m",
+        "page",
+        "Gateways refuse requests because they are busy",
+        "Add a gateway.",
+        panels.OVERLOAD,
+    ),
+    Alert(
+        "ClientsDoNotRead",
+        "sum(rate(tailrace_gateway_connections_unread_total[10m])) > 0.1",
+        "10m",
+        "ticket",
+        "Connections are closed because their clients do not read",
+        "Check the proxy: it must not buffer.",
+        panels.OVERLOAD,
+    ),
+)
+
+
+def document() -> dict[str, Any]:
+    """Returns the content of Prometheus's rule file."""
+    budgets = [
+        {"record": "tailrace:slo_budget:ratio", "expr": f"vector({level.budget})", "labels": {"slo": level.name}}
+        for level in SERVICE_LEVELS
+    ]
+    shares = [
+        {
+            "record": f"tailrace:slo_bad:ratio_rate{window}",
+            "expr": f"({level.bad}) / ({level.every})".replace("WINDOW", window),
+            "labels": {"slo": level.name},
+        }
+        for level in SERVICE_LEVELS
+        for window in WINDOWS
+    ]
+    return {
+        "groups": [
+            {"name": "tailrace-service-levels", "rules": budgets + shares},
+            {"name": "tailrace-alerts", "rules": [_rule(alert) for alert in ALERTS]},
+        ]
+    }
+
+
+def _rule(alert: Alert) -> dict[str, Any]:
+    return {
+        "alert": alert.name,
+        "expr": alert.expr,
+        "for": alert.hold,
+        "labels": {"severity": alert.severity},
+        "annotations": {
+            "summary": alert.summary,
+            "description": alert.action,
+            "runbook_url": f"{RUNBOOK_URL}#{alert.section}",
+        },
+    }

@@ -1,0 +1,162 @@
+"""Recording rules and alerts: promtool and amtool accept the files, and each alert fires for its series only."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tailrace.deploy.monitoring.panels import DASHBOARDS
+from tailrace.deploy.monitoring.rules import ALERTS, SERVICE_LEVELS
+
+CHECKOUT = Path(__file__).parents[2]
+FOLDER = CHECKOUT / "deploy/monitoring"
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("promtool") is None or shutil.which("amtool") is None, reason="no promtool and amtool: `make clients`"
+)
+# Each alert with series that make it fire, one value a minute: `0+10` grows by 10 from 0 on.
+FIRES = {
+    "FirstTokensLate": {
+        "tailrace_gateway_first_token_seconds_count": "0+10",
+        'tailrace_gateway_first_token_seconds_bucket{le="5.0"}': "0+8",
+    },
+    "StreamsNotWhole": {
+        'tailrace_gateway_stream_ends_total{end="whole"}': "0+50",
+        'tailrace_gateway_stream_ends_total{end="cut"}': "0+1",
+    },
+    "ResumesLate": {
+        "tailrace_gateway_resume_seconds_count": "0+10",
+        'tailrace_gateway_resume_seconds_bucket{le="0.5"}': "0+8",
+    },
+    "ProcessDown": {'up{job="tailrace"}': "0+0"},
+    "ProcessNotReady": {"tailrace_ready": "0+0"},
+    "LogNotWritable": {"tailrace_gateway_log_writable": "0+0"},
+    "LogNearlyFull": {"tailrace_gateway_log_fullness_ratio": "0.85+0"},
+    "LogSlow": {
+        'tailrace_generator_append_seconds_bucket{le="0.1"}': "0+90",
+        'tailrace_generator_append_seconds_bucket{le="0.5"}': "0+100",
+        'tailrace_generator_append_seconds_bucket{le="+Inf"}': "0+100",
+    },
+    "NatsPartsMissing": {"tailrace_nats_missing": "1+0"},
+    "TurnsWait": {'jetstream_consumer_num_pending{consumer_name="generators"}': "3+0"},
+    "AnswersBreakOff": {
+        'tailrace_generator_attempts_total{mode="fresh"}': "0+80",
+        'tailrace_generator_attempts_total{mode="continue"}': "0+20",
+    },
+    "ModelFails": {
+        'tailrace_generator_backend_failures_total{code="backend_overloaded"}': "0+20",
+        'tailrace_generator_attempts_total{mode="fresh"}': "0+100",
+    },
+    "AttemptsExhausted": {'tailrace_generator_failures_total{code="attempts_exhausted"}': "0+1"},
+    "AnswersRepeat": {
+        "tailrace_generator_repetitions_total": "0+1",
+        'tailrace_generator_attempts_total{mode="continue"}': "0+4",
+        'tailrace_generator_attempts_total{mode="fresh"}': "0+96",
+    },
+    "HedgesDeclined": {'tailrace_generator_hedges_total{outcome="declined"}': "0+1"},
+    "HedgesWinAlways": {
+        'tailrace_generator_hedges_total{outcome="won"}': "0+6",
+        'tailrace_generator_ends_total{outcome="completed"}': "0+10",
+    },
+    "EntriesSkipped": {"tailrace_persistence_skipped_entries_total": "0+1"},
+    "RecordsInvalid": {"tailrace_persistence_proof_mismatches_total": "1+0"},
+    "DatabaseBehind": {"tailrace_persistence_backlog": "0+5"},
+    "WebhooksWait": {"tailrace_persistence_webhooks_waiting": "20+1"},
+    "WebhooksGivenUp": {'tailrace_persistence_webhooks_given_up_total{reason="gone"}': "0+1"},
+    "GatewaysBusy": {'tailrace_gateway_refused_total{code="server_busy"}': "0+1"},
+    "ClientsDoNotRead": {"tailrace_gateway_connections_unread_total": "0+12"},
+}
+# A busy system without a fault: no alert fires.
+HEALTHY = {
+    "tailrace_gateway_first_token_seconds_count": "0+1000",
+    'tailrace_gateway_first_token_seconds_bucket{le="5.0"}': "0+1000",
+    'tailrace_gateway_stream_ends_total{end="whole"}': "0+1000",
+    'tailrace_gateway_stream_ends_total{end="cut"}': "0+0",
+    "tailrace_gateway_resume_seconds_count": "0+100",
+    'tailrace_gateway_resume_seconds_bucket{le="0.5"}': "0+100",
+    'up{job="tailrace"}': "1+0",
+    "tailrace_ready": "1+0",
+    "tailrace_gateway_log_writable": "1+0",
+    "tailrace_gateway_log_fullness_ratio": "0.5+0",
+    'tailrace_generator_append_seconds_bucket{le="0.1"}': "0+100",
+    'tailrace_generator_append_seconds_bucket{le="+Inf"}': "0+100",
+    "tailrace_nats_missing": "0+0",
+    'jetstream_consumer_num_pending{consumer_name="generators"}': "0+0",
+    'tailrace_generator_attempts_total{mode="fresh"}': "0+100",
+    'tailrace_generator_attempts_total{mode="continue"}': "0+5",
+    'tailrace_generator_backend_failures_total{code="backend_overloaded"}': "0+5",
+    'tailrace_generator_failures_total{code="attempts_exhausted"}': "3+0",
+    "tailrace_generator_repetitions_total": "2+0",
+    'tailrace_generator_hedges_total{outcome="declined"}': "0+1",
+    'tailrace_generator_hedges_total{outcome="won"}': "0+10",
+    'tailrace_generator_ends_total{outcome="completed"}': "0+100",
+    "tailrace_generator_skipped_entries_total": "1+0",
+    "tailrace_persistence_proof_mismatches_total": "0+0",
+    "tailrace_persistence_backlog": "10+0",
+    "tailrace_persistence_webhooks_waiting": "20+0",
+    'tailrace_persistence_webhooks_given_up_total{reason="gone"}': "2+0",
+    'tailrace_gateway_refused_total{code="server_busy"}': "5+0",
+    "tailrace_gateway_connections_unread_total": "0+1",
+}
+FIRING = 'min by (alertname) (ALERTS{alertstate="firing"})'
+# Longer than any alert is held back.
+MINUTES = 200
+
+
+def case(series: dict[str, str], alerts: list[str]) -> dict[str, object]:
+    """Returns a test of promtool: with `series`, exactly these alerts fire at the end."""
+    samples = [{"labels": f'{{alertname="{alert}"}}', "value": 1} for alert in alerts]
+    return {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": f"{values}x{MINUTES}"} for name, values in series.items()],
+        "promql_expr_test": [{"expr": FIRING, "eval_time": f"{MINUTES - 1}m", "exp_samples": samples}],
+    }
+
+
+@needs_prometheus
+def test_each_alert_fires_for_its_series_and_none_without_a_fault(tmp_path: Path) -> None:
+    assert set(FIRES) == {alert.name for alert in ALERTS}
+    cases = tmp_path / "cases.yml"
+    tests = [case(HEALTHY, []), *(case(series, [alert]) for alert, series in FIRES.items())]
+    cases.write_text(json.dumps({"rule_files": [str(FOLDER / "rules.yml")], "tests": tests}))
+    run("promtool", "test", "rules", str(cases))
+
+
+@needs_prometheus
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("promtool", "check", "rules", "rules.yml"),
+        ("promtool", "check", "config", "prometheus.yml"),
+        ("amtool", "check-config", "alertmanager.yml"),
+    ],
+    ids=lambda command: command[-1],
+)
+def test_file_is_valid(command: tuple[str, ...]) -> None:
+    run(*command)
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_query_and_alert_names_documented_metrics() -> None:
+    """A metric that was renamed would leave a panel empty and an alert silent."""
+    queries = [query.expr for page in DASHBOARDS for panel in page.panels for query in panel.queries]
+    queries += [alert.expr for alert in ALERTS] + [level.bad + level.every for level in SERVICE_LEVELS]
+    named = set(re.findall(r"\b(?:tailrace|gen_ai|jetstream)_\w+", " ".join(queries)))
+    page = (CHECKOUT / "docs/METRICS.md").read_text()
+    documented = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert {name for name in named if re.sub(r"_(bucket|count|sum)$", "", name) not in documented} == {
+        "gen_ai_request_model"  # a label
+    }
+
+
+def test_every_panel_and_alert_links_to_a_section_of_the_runbook() -> None:
+    headings = re.findall(r"^##+ (.*)$", (CHECKOUT / "docs/RUNBOOK.md").read_text(), re.MULTILINE)
+    sections = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    linked = {panel.section for page in DASHBOARDS for panel in page.panels} | {alert.section for alert in ALERTS}
+    assert linked - sections == set()

@@ -1,0 +1,183 @@
+"""Writes the dashboards of deploy/monitoring as Grafana's JSON, its rules as YAML, and docs/ALERTS.md."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from grafana_foundation_sdk.builders import common, dashboard, logs, loki, prometheus, table, tempo, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.common import GraphTresholdsStyleMode, LegendDisplayMode, LegendPlacement
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DashboardLinkType,
+    DataSourceRef,
+    Threshold,
+    ThresholdsMode,
+)
+
+from tailrace.deploy.monitoring import RUNBOOK_URL, rules
+from tailrace.deploy.monitoring.panels import DASHBOARDS, Dashboard, Panel
+
+PROMETHEUS = DataSourceRef("prometheus", "tailrace-prometheus")
+LOKI = DataSourceRef("loki", "tailrace-loki")
+TEMPO = DataSourceRef("tempo", "tailrace-tempo")
+# Grafana's grid has 24 columns: two panels a row.
+WIDTH, HEIGHT = 12, 8
+
+
+def generated(written_by: str) -> dict[str, str]:
+    """Returns the content of each generated file by its path in the repository."""
+    pages = {one.uid: metrics_dashboard(one) for one in DASHBOARDS} | {"tailrace-turn": turn_dashboard()}
+    return {
+        "deploy/monitoring/rules.yml": f"# {written_by}\n" + "\n".join(yaml_lines(rules.document())) + "\n",
+        "docs/ALERTS.md": alerts_page(written_by),
+        **{
+            f"deploy/monitoring/dashboards/{uid}.json": json.dumps(page.build(), cls=JSONEncoder, indent=1) + "\n"
+            for uid, page in pages.items()
+        },
+    }
+
+
+def new_dashboard(uid: str, title: str, description: str) -> dashboard.Dashboard:
+    others = dashboard.DashboardLink("Tailrace").type(DashboardLinkType.DASHBOARDS).tags(["tailrace"])
+    return (
+        dashboard.Dashboard(title)
+        .uid(uid)
+        .description(description)
+        .tags(["tailrace"])
+        .readonly()
+        .refresh("30s")
+        .time("now-1h", "now")
+        .timezone("browser")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .link(others.as_dropdown(as_dropdown=True).keep_time(keep_time=True))
+    )
+
+
+def metrics_dashboard(one: Dashboard) -> dashboard.Dashboard:
+    page = new_dashboard(one.uid, one.title, one.description)
+    for number, panel in enumerate(one.panels, start=1):
+        page.with_panel(metrics_panel(panel).id(number))
+    return page
+
+
+def metrics_panel(panel: Panel) -> timeseries.Panel:
+    legend = common.VizLegendOptions().display_mode(LegendDisplayMode.TABLE).placement(LegendPlacement.BOTTOM)
+    drawn = (
+        timeseries.Panel()
+        .title(panel.title)
+        .description(panel.description)
+        .unit(panel.unit)
+        .datasource(PROMETHEUS)
+        .links([runbook_link(panel.section)])
+        .thresholds(thresholds(panel))
+        .thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphTresholdsStyleMode.DASHED))
+        .min(0)
+        .fill_opacity(10)
+        .legend(legend.show_legend(show_legend=True).calcs(["lastNotNull", "max"]))
+        .span(WIDTH)
+        .height(HEIGHT)
+    )
+    for number, query in enumerate(panel.queries):
+        target = prometheus.Dataquery().expr(query.expr).legend_format(query.legend).ref_id(chr(ord("A") + number))
+        # Exemplars of a histogram's buckets lead to traces.
+        drawn.with_target(target.range().exemplar(exemplar="_bucket" in query.expr))
+    return drawn
+
+
+def thresholds(panel: Panel) -> dashboard.ThresholdsConfig:
+    limit = panel.threshold
+    if limit.is_minimum:
+        steps = [Threshold(None, "red"), Threshold(limit.critical, "yellow"), Threshold(limit.warning, "green")]
+    else:
+        steps = [Threshold(None, "green"), Threshold(limit.warning, "yellow"), Threshold(limit.critical, "red")]
+    return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps)
+
+
+def runbook_link(section: str) -> dashboard.DashboardLink:
+    link = dashboard.DashboardLink("Runbook").type(DashboardLinkType.LINK).url(f"{RUNBOOK_URL}#{section}")
+    return link.target_blank(target_blank=True)
+
+
+def turn_dashboard() -> dashboard.Dashboard:
+    """Returns the dashboard of one turn: its log lines and its spans, found by its id."""
+    lines = (
+        logs.Panel()
+        .id(1)
+        .title("Log lines")
+        .description("Lines of all processes with the turn's id. Loki needs the lines of Tailrace under job=tailrace.")
+        .datasource(LOKI)
+        .links([runbook_link("one-turn")])
+        .with_target(loki.Dataquery().expr('{job="tailrace"} |= `$turn`').ref_id("A"))
+        .show_time(show_time=True)
+        .span(2 * WIDTH)
+        .height(2 * HEIGHT)
+    )
+    found = tempo.TempoQuery().query('{ span.tailrace.turn = "$turn" }').query_type("traceql").limit(100).ref_id("A")
+    spans = (
+        table.Panel()
+        .id(2)
+        .title("Traces")
+        .description("Traces with a span of the turn: its request, attempts, calls to the model, streams and its row.")
+        .datasource(TEMPO)
+        .links([runbook_link("one-turn")])
+        .with_target(found)
+        .span(2 * WIDTH)
+        .height(HEIGHT)
+    )
+    page = new_dashboard("tailrace-turn", "One turn", "The log lines and traces of one turn. Needs Loki and Tempo.")
+    page.with_variable(dashboard.TextBoxVariable("turn").label("Turn").default_value(""))
+    return page.with_panel(lines).with_panel(spans)
+
+
+def yaml_lines(value: object) -> Iterator[str]:
+    """Yields JSON-like data as YAML, in which every string is quoted."""
+    match value:
+        case Mapping():
+            for key, item in value.items():
+                if isinstance(item, Mapping | list):
+                    yield f"{key}:"
+                    yield from (f"  {line}" for line in yaml_lines(item))
+                else:
+                    yield f"{key}: {scalar(item)}"
+        case list():
+            for item in value:
+                first, *rest = yaml_lines(item)
+                yield f"- {first}"
+                yield from (f"  {line}" for line in rest)
+        case _:
+            yield scalar(value)
+
+
+def scalar(value: Any) -> str:
+    text = str(value)
+    return f"'{text}'" if '"' in text else json.dumps(text)
+
+
+def alerts_page(written_by: str) -> str:
+    levels = [f"| {level.promise} | `{level.alert}` | {level.action} |" for level in rules.SERVICE_LEVELS]
+    rows = [
+        f"| `{alert.name}` | {alert.severity} | {alert.summary} | `{alert.expr.replace('|', chr(92) + '|')}` "
+        f"for {alert.hold} | [{alert.action}](RUNBOOK.md#{alert.section}) |"
+        for alert in rules.ALERTS
+        if alert.section != "service-levels"
+    ]
+    return "\n".join(
+        [
+            "# Alerts\n",
+            f"{written_by} [rules.yml](../deploy/monitoring/rules.yml) holds these alerts for Prometheus;",
+            "[RUNBOOK.md](RUNBOOK.md#alerts) explains how to install it. A `page` needs a person now, a `ticket`",
+            "on the next working day.\n",
+            "## Service levels\n",
+            "Each service level has a `page` (its error budget is used 14.4 times too fast over an hour, or 6",
+            "times over 6 hours) and a `ticket` (3 times over a day, or faster than allowed over 3 days).\n",
+            "| service level | alert | action |",
+            "|---|---|---|",
+            *levels,
+            "\n## Causes\n",
+            "| alert | severity | meaning | condition | action |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
