@@ -33,20 +33,15 @@ async def killed_after(
     appends: int,
     nats_url: str,
     claude_url: str,
-    backends: str = "claude",
-    environ: dict[str, str] | None = None,
     *,
     is_batch: bool = False,
     is_before: bool = False,
 ) -> bool:
     """Runs one turn, or one batch with its turns, in a generator that is killed after its nth append.
 
-    With `is_before`, it is killed right before this append. Returns False if it ended before that. `environ` has the
-    settings of backends other than claude.
+    With `is_before`, it is killed right before this append. Returns False if it ended before that.
     """
-    return await _run(
-        run_until_killed, nats_url, claude_url, appends, backends, environ or {}, is_batch=is_batch, is_before=is_before
-    )
+    return await _run(run_until_killed, nats_url, claude_url, appends, is_batch=is_batch, is_before=is_before)
 
 
 async def killed_by(word: str, nats_url: str, claude_url: str) -> bool:
@@ -57,17 +52,7 @@ async def killed_by(word: str, nats_url: str, claude_url: str) -> bool:
     return await _run(run_until_called, word, nats_url, claude_url)
 
 
-def run_until_killed(
-    nats_url: str,
-    claude_url: str,
-    appends: int,
-    backends: str,
-    environ: dict[str, str],
-    *,
-    is_batch: bool,
-    is_before: bool,
-) -> None:
-    os.environ.update(environ)
+def run_until_killed(nats_url: str, claude_url: str, appends: int, *, is_batch: bool, is_before: bool) -> None:
     append, appended = TurnLog.append, 0
 
     async def killing_append(
@@ -84,10 +69,10 @@ def run_until_killed(
 
     TurnLog.append = killing_append  # type: ignore[method-assign]
     message_batches.LOOK_S = POLL_S
-    asyncio.run(_serve_one(nats_url, claude_url, backends, BatchRunner if is_batch else TurnRunner))
+    asyncio.run(_serve_one(nats_url, claude_url, BatchRunner if is_batch else TurnRunner))
 
 
-async def _serve_one(nats_url: str, claude_url: str, backends: str, runner: Any) -> None:
+async def _serve_one(nats_url: str, claude_url: str, runner: Any) -> None:
     """Serves until `runner` has run one turn or one batch."""
     stop, run = asyncio.Event(), runner.run
 
@@ -101,7 +86,6 @@ async def _serve_one(nats_url: str, claude_url: str, backends: str, runner: Any)
     settings = Settings(
         anthropic_api_key="sk-test",
         anthropic_base_url=claude_url,
-        backends=backends,
         connect_timeout_s=5,
         stall_timeout_s=5,
         call_tries_max=1,

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from signal import SIGKILL, Signals
+from signal import SIGKILL
 from typing import Self
 
 import nats.errors
@@ -87,10 +87,6 @@ class Cluster:
 
     async def start_all(self) -> None:
         await asyncio.gather(*(node.start() for node in self.nodes))
-
-    def signal_all(self, number: Signals) -> None:
-        for node in self.nodes:
-            node.signal(number)
 
     async def _info(self, stream: str) -> ClusterInfo | None:
         # Only the leader answers.

@@ -29,9 +29,9 @@ class OwnSystem:
         own: dict[str, Any] = {"nats_url": self.server.url, "claude_url": self.claude}
         return generator_in_loop.working(**own | settings)
 
-    async def killed_after(self, appends: int, *backends: Any, **given: Any) -> bool:
+    async def killed_after(self, appends: int, **given: Any) -> bool:
         """Runs a turn in a generator that is killed after its nth append; returns False if it ended before that."""
-        return await killable_generator.killed_after(appends, self.server.url, self.claude, *backends, **given)
+        return await killable_generator.killed_after(appends, self.server.url, self.claude, **given)
 
     async def ask(self, line: str, *tenant: Any, **given: Any) -> TurnKey:
         """Appends the request of a turn with that `#sim` line."""

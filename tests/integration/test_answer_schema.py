@@ -10,10 +10,8 @@ import pytest
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime.sandbox import PROCESSES_TENANT_MAX
-from tailrace.proto.schema import with_schema
 from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import SAYS, data
-from tests.harness.own_system import OwnSystem
 from tests.harness.processes import Process
 from tests.harness.readers import read
 from tests.harness.system import System
@@ -25,7 +23,6 @@ from tests.unit.test_json_schema import SLOW_TO_READ, doubling
 SCHEMA = {"type": "object", "properties": {"km": {"type": "integer"}}, "required": ["km"]}
 FORMAT = {"type": "json_schema", "schema": SCHEMA}
 VALID, INVALID = '{"km":1230}', '{"km":"long"}'
-LEASE_S = 0.2
 
 
 def question(second: str = VALID, first: str | None = INVALID, line: str = "rate=0") -> str:
@@ -148,17 +145,6 @@ async def test_a_reader_gets_a_reset_and_every_dialect_the_second_answer(gateway
         assert text_of(answer.content) == VALID, dialect
 
 
-async def test_a_reader_of_the_anthropic_dialect_is_broken_off_and_gets_the_second_answer_on_resume(
-    gateway: Gateway,
-) -> None:
-    body = {"message": question(line="rate=0 wait=0.3"), "schema": SCHEMA}
-    turn = (await gateway.client.post("/v1/turns", json=body)).json()["turn"]
-    first = await read(gateway.client, turn, dialect="anthropic")
-    rest = await read(gateway.client, turn, first.frames[-1].seq, dialect="anthropic")
-    assert (first.over, rest.over) == ("cut", "ended")
-    assert SAYS["anthropic"](b"".join(frame.sent for frame in rest.frames)) == VALID
-
-
 async def test_the_database_has_the_validity(gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
     for second, is_valid in ((VALID, True), (INVALID, False)):
         turn = await answered(gateway, question(second=second))
@@ -204,44 +190,3 @@ async def test_an_unusable_schema_is_refused_and_uses_no_idempotency_key(
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "schema_invalid")
     answer = await gateway.client.post("/v1/turns", json=body | {"schema": SCHEMA}, headers=headers)
     assert answer.status_code == 202
-
-
-@pytest.mark.rule("R60")
-@pytest.mark.parametrize("killed", [4, 9])
-async def test_a_generator_that_is_killed_leaves_a_turn_that_ends_with_a_valid_answer(
-    own: OwnSystem, killed: int
-) -> None:
-    """During the first call or the second one. The log has the reason of the second request.
-
-    The simulator kills it after each entry (tests/schedules).
-    """
-    await own.shorten_lease(LEASE_S)
-    line = f"rate=50 json={VALID} wrong={INVALID}"
-    key = await own.ask(line, options=with_schema(None, SCHEMA))
-    assert await own.killed_after(killed)
-    async with own.working():
-        turn = await own.ended(key)
-        await own.acknowledged()
-    assert (turn.outcome, turn.text, turn.end and turn.end.schema_valid) == ("completed", VALID, True)
-    assert [attempt.misfit is not None for attempt in await own.attempts(key)].count(True) == 1
-    # Only the call that was interrupted is repeated.
-    assert (turn.attempt, await own.calls()) == (3, 3)
-
-
-@pytest.mark.parametrize(
-    ("line", "settings", "expected", "attempts"),
-    [
-        ("fault=cut@1x1", {}, (VALID, True), ["fresh", "restart"]),
-        (f"wrong={INVALID}", {"attempts_max": 1}, (VALID, True), ["fresh", "restart"]),
-    ],
-    ids=["JSON that breaks off is restarted", "a complete answer has moved forward"],
-)
-async def test_attempts_with_a_schema(
-    own: OwnSystem, line: str, settings: dict[str, Any], expected: tuple[str, bool], attempts: list[str]
-) -> None:
-    """The rest of a JSON text alone is not JSON."""
-    async with own.working(**settings):
-        key = await own.ask(f"rate=0 {line} json={VALID}", options=with_schema(None, SCHEMA))
-        turn = await own.ended(key)
-    assert (turn.outcome, turn.end and turn.end.schema_valid) == ("completed", expected[1])
-    assert (turn.text, await own.modes(key)) == (expected[0], attempts)

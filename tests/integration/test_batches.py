@@ -1,8 +1,6 @@
 """Batches end to end: a gateway, generators that are killed, a real log, and the simulated Claude."""
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,38 +10,23 @@ from typing import Any
 
 import httpx2
 import pytest
-from structlog.testing import capture_logs
 
-from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.generators.__main__ import open_backends
 from tailrace.generators.batches import runner as batches
-from tailrace.generators.batches.runner import BATCHES_MAX, BatchLane, BatchRunner
-from tailrace.generators.load_blobs import BlobLoader
-from tailrace.generators.model_caller import ModelCaller
-from tailrace.generators.planner import Planner
-from tailrace.generators.retry import Retry
-from tailrace.generators.settings import Settings
-from tailrace.generators.turn_runner import TurnRunner
-from tailrace.generators.worker import Worker
+from tailrace.generators.batches.runner import BATCHES_MAX, BatchRunner
 from tailrace.proto import subjects
-from tailrace.proto.batch import encode_inputs
-from tailrace.proto.chain import START
-from tailrace.proto.entries import Batch, Progress, Request, Reservation
-from tailrace.proto.errors import FenceLost
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import Progress, Request, Reservation
+from tailrace.proto.errors import FenceLost, LogFull
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant, TurnId, child_id, new_id
-from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Slots, Tombstones, TurnLog, fullness
-from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.nats.streams import apply
-from tailrace.proto.runtime.fair_semaphore import FairSemaphore
-from tailrace.proto.subjects import BODIES, GENERATORS, STREAM, TurnKey
+from tailrace.proto.ids import Tenant, child_id, new_id
+from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog, fullness
+from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tests.harness import processes, readers
 from tests.harness.batch_client import asked, children, key_of, results
 from tests.harness.generator_in_loop import ended, stats, words
 from tests.harness.own_system import OwnSystem
 from tests.harness.system import System
-from tests.harness.turn_builder import request
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, forget
 
@@ -492,71 +475,53 @@ async def test_more_batches_than_a_generator_runs_at_once_all_end(own: BatchSyst
     assert await own.calls() == 3 * len(submitted)
 
 
-class CancelledOnce(BatchRunner):
-    """A batch runner whose first run loses its fence to a cancellation."""
-
-    runs = 0
-
-    async def run(self, key: TurnKey) -> Turn:
-        self.runs += 1
-        if self.runs == 1:
-            await cancel(self._log, key)
-            raise FenceLost("cancelled")
-        return await super().run(key)
-
-
 @pytest.mark.rule("R64")
-async def test_a_batch_is_acknowledged_after_its_turns_have_ended(own: BatchSystem) -> None:
+async def test_a_batch_is_acknowledged_after_its_turns_have_ended(
+    own: BatchSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A runner that lost the fence has not checked its turns: the batch is delivered again, although it has ended."""
     await own.shorten_lease(LEASE_S)
     await asked(own.gateway, inputs(3))
-    connection, log = own.connection, own.log
-    blobs, counters = BlobStore(connection), Counters(connection)
-    runner = CancelledOnce(
-        log, blobs, Tombstones(connection), counters, lambda: fullness(connection), name="g", concurrency=1
-    )
-    settings = Settings(anthropic_api_key="sk-test", anthropic_base_url=own.claude)
-    async with open_backends(settings) as (orders, backends):
-        retry = Retry(tries_max=1, wait_s=0, wait_max_s=0)
-        caller = ModelCaller(backends, orders, retry, BlobLoader(blobs, FairSemaphore(1)))
-        turns = TurnRunner(log, caller, Planner(2), name="g")
-        deliveries, settlement = await Deliveries.open(connection, GENERATORS), Settlement(counters, Slots(connection))
-        lanes = [BatchLane(runner)]
-        worker = Worker(log, deliveries, turns, settlement.settle, lanes, concurrency=1, deadline_s=9, grace_s=0)
-        stop = asyncio.Event()
-        running = asyncio.create_task(worker.run(stop))
+    run, runs = BatchRunner.run, list[TurnKey]()
+
+    async def cancelled_once(runner: BatchRunner, key: TurnKey) -> Turn:
+        runs.append(key)
+        if len(runs) == 1:
+            await cancel(own.log, key)
+            raise FenceLost("cancelled")
+        return await run(runner, key)
+
+    monkeypatch.setattr(BatchRunner, "run", cancelled_once)
+    async with own.working():
         await own.acknowledged()
-        stop.set()
-        await running
-    assert runner.runs == 2
+    assert len(runs) == 2
 
 
-@pytest.fixture
-async def small_log(tmp_path: Path) -> AsyncIterator[Connection]:
-    """A connection to a log of 600 kB that has 40 kB left."""
-    async with NatsServer(tmp_path) as server:
-        connection = await Connection.open(server.url, "small")
-        await apply(connection, bytes_max=600_000)
-        key = TurnKey(Tenant("tenant"), TurnId(new_id()))
-        await TurnLog(connection).append(key, START, request(system="y" * 560_000))
-        yield connection
-        await connection.close()
+async def test_a_stopping_generator_does_not_wait_for_a_full_log(
+    own: BatchSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = await asked(own.gateway, inputs(1))
+    append, is_full = TurnLog.append, asyncio.Event()
 
+    async def append_to_batch_only(log: TurnLog, key: TurnKey, *given: Any, **named: Any) -> Chain:
+        if key != key_of(own.tenant, batch):
+            is_full.set()
+            raise LogFull("full")
+        return await append(log, key, *given, **named)
 
-async def test_a_stopping_generator_does_not_wait_for_a_full_log(small_log: Connection) -> None:
-    key, line = TurnKey(Tenant("tenant"), TurnId(new_id())), encode_inputs([request(system="x" * 60_000)])
-    sha256 = hashlib.sha256(line).hexdigest()
-    log, blobs = TurnLog(small_log), BlobStore(small_log)
-    await blobs.put(key.tenant, {sha256: line})
-    await log.append(key, START, request(batch=Batch(sha256, len(line), 1, 1)))
-
-    async def is_empty() -> float:
-        return 0.0
-
-    runner = BatchRunner(log, blobs, Tombstones(small_log), Counters(small_log), is_empty, name="g", concurrency=1)
-    with capture_logs() as logged:
-        running = asyncio.create_task(runner.run(key))
-        await until(lambda: any("full" in line["event"] for line in logged))
+    monkeypatch.setattr(TurnLog, "append", append_to_batch_only)
+    connection = own.connection
+    runner = BatchRunner(
+        own.log,
+        BlobStore(connection),
+        Tombstones(connection),
+        Counters(connection),
+        lambda: fullness(connection),
+        name="g",
+        concurrency=1,
+    )
+    running = asyncio.create_task(runner.run(key_of(own.tenant, batch)))
+    await is_full.wait()
     running.cancel()
     done, _ = await asyncio.wait({running}, timeout=5)
     assert done

@@ -5,13 +5,13 @@ import os
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.clients.anthropic import count_tokens
 from tailrace.persistence import blob_gc, catch_up
 from tailrace.persistence.store import Store
@@ -24,8 +24,7 @@ from tailrace.proto.model_records import CountTokens
 from tailrace.proto.nats import BlobPins, BlobStore, Connection, TurnLog, blob_pins
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import BODIES, CLAIMS_STREAM, TurnKey
-from tests.harness import generator_in_loop
-from tests.harness.generator_in_loop import ended
+from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.requests import posted
 from tests.harness.turn_builder import request
@@ -120,25 +119,16 @@ def call_before(step: Step, call: Callable[[], Awaitable[object]], patched: pyte
     patched.setattr(*step, interrupted)
 
 
-class OwnSystem(NamedTuple):
-    """A gateway on a nats-server of the test's own; generators and persistence run as long as a block."""
+@dataclass
+class BlobSystem(OwnSystem):
+    """The test's own system with a gateway; generators and persistence run as long as a block."""
 
-    server: NatsServer
     gateway: Gateway
-    log: TurnLog
-    claude: str
     tenant: Tenant
     database: Path
 
-    @property
-    def connection(self) -> Connection:
-        return self.log._connection
-
     def persistence(self) -> AbstractAsyncContextManager[Persistence]:
         return Persistence(self.server.url, self.database)
-
-    def working(self) -> AbstractAsyncContextManager[asyncio.Event]:
-        return generator_in_loop.working(self.server.url, self.claude)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Persistence]:
@@ -155,9 +145,10 @@ class OwnSystem(NamedTuple):
         accepted: dict[str, Any] = answer.json()
         return accepted
 
-    async def answer(self, turn: str) -> Turn:
+    async def ended_turn(self, turn: str) -> Turn:
+        """Runs a generator until the turn has ended."""
         async with self.working():
-            return await ended(self.log, TurnKey(self.tenant, TurnId(turn)))
+            return await self.ended(TurnKey(self.tenant, TurnId(turn)))
 
     async def write(self, text: str) -> dict[str, Any]:
         """Stores a blob and a completed turn that refers to it."""
@@ -170,10 +161,8 @@ class OwnSystem(NamedTuple):
 
 
 @pytest.fixture
-def own(
-    own_server: NatsServer, own_gateway: Gateway, own_log: TurnLog, own_claude: str, tenant: Tenant, tmp_path: Path
-) -> OwnSystem:
-    return OwnSystem(own_server, own_gateway, own_log, own_claude, tenant, tmp_path / "tailrace.db")
+def own(own: OwnSystem, own_gateway: Gateway, tenant: Tenant, tmp_path: Path) -> BlobSystem:
+    return BlobSystem(**vars(own), gateway=own_gateway, tenant=tenant, database=tmp_path / "tailrace.db")
 
 
 @pytest.mark.rule("R34")
@@ -212,7 +201,7 @@ async def test_long_texts_system_prompts_and_tools_are_deleted_too(
 
 @pytest.mark.parametrize("is_batch", [False, True], ids=["turn", "batch"])
 async def test_a_waiting_turn_and_the_inputs_of_a_batch_keep_their_blobs(
-    own: OwnSystem, picture: str, is_batch: bool
+    own: BlobSystem, picture: str, is_batch: bool
 ) -> None:
     """The other turn that refers to the picture is deleted before a generator takes this one."""
     async with own.persistence():
@@ -224,7 +213,7 @@ async def test_a_waiting_turn_and_the_inputs_of_a_batch_keep_their_blobs(
         else:
             waiting = (await own.post(picture))["turn"]
         assert await delete(own.gateway, first) == 200
-        turn = await own.answer(batch if is_batch else waiting)
+        turn = await own.ended_turn(batch if is_batch else waiting)
         turn = await own.log.turn(TurnKey(own.tenant, TurnId(waiting)))
         assert (turn.outcome, turn.text) == ("completed", name(picture))
         assert await blob_count(own.connection, own.tenant) == (2 if is_batch else 1)
@@ -276,7 +265,7 @@ async def test_a_prompt_that_is_counted_keeps_its_blob_until_then(
 @pytest.mark.rule("R34")
 @pytest.mark.parametrize("step", STEPS_OF_DELETION, ids=lambda step: step[1])
 async def test_a_post_at_any_step_of_a_deletion_keeps_its_blob(
-    own: OwnSystem, picture: str, monkeypatch: pytest.MonkeyPatch, step: Step
+    own: BlobSystem, picture: str, monkeypatch: pytest.MonkeyPatch, step: Step
 ) -> None:
     posts: list[dict[str, Any]] = []
 
@@ -288,7 +277,7 @@ async def test_a_post_at_any_step_of_a_deletion_keeps_its_blob(
         with monkeypatch.context() as patched:
             call_before(step, post, patched)
             assert await delete(own.gateway, first) == 200
-        turn = await own.answer(posts[0]["turn"])
+        turn = await own.ended_turn(posts[0]["turn"])
         assert (turn.outcome, turn.text) == ("completed", name(picture))
         assert await is_there(own.gateway, picture)
         assert await delete(own.gateway, posts[0]) == 200
@@ -297,7 +286,7 @@ async def test_a_post_at_any_step_of_a_deletion_keeps_its_blob(
 
 @pytest.mark.rule("R34")
 async def test_a_turn_that_is_not_recorded_yet_keeps_its_blob(
-    own: OwnSystem, picture: str, monkeypatch: pytest.MonkeyPatch
+    own: BlobSystem, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A deletion waits for the database once more after it has marked the blob; otherwise it would miss this turn."""
     posts: list[dict[str, Any]] = []
@@ -324,7 +313,7 @@ async def test_a_turn_that_is_not_recorded_yet_keeps_its_blob(
     async with own.persistence():
         first = await own.show(picture)
         assert await delete(own.gateway, first) == 200
-        turn = await own.answer(posts[0]["turn"])
+        turn = await own.ended_turn(posts[0]["turn"])
     assert (turn.outcome, turn.text) == ("completed", name(picture))
 
 
@@ -395,7 +384,7 @@ async def test_the_blob_of_a_post_that_fails_is_deleted_by_itself(
 
 @pytest.mark.rule("R34")
 async def test_a_deletion_that_fails_at_any_step_is_completed_after_a_restart(
-    own: OwnSystem, monkeypatch: pytest.MonkeyPatch
+    own: BlobSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NATS is unavailable from the nth request on: the database has the list of released blobs."""
     monkeypatch.setattr(blob_gc, "INTERVAL_S", 0.05)
@@ -431,7 +420,7 @@ async def test_a_deletion_that_fails_at_any_step_is_completed_after_a_restart(
     assert status == 200
 
 
-async def test_without_persistence_nothing_is_deleted(own: OwnSystem, picture: str) -> None:
+async def test_without_persistence_nothing_is_deleted(own: BlobSystem, picture: str) -> None:
     """The response is 503; once persistence is back, the same DELETE succeeds."""
     async with own.running():
         turn = await show(own.gateway, picture)
@@ -443,7 +432,7 @@ async def test_without_persistence_nothing_is_deleted(own: OwnSystem, picture: s
 
 
 async def test_the_blobs_of_an_orphaned_follow_up_are_deleted(
-    own: OwnSystem, picture: str, monkeypatch: pytest.MonkeyPatch
+    own: BlobSystem, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its request is stored after the deletion of its parent, so it never has a row (R35)."""
     monkeypatch.setattr(blob_gc, "INTERVAL_S", 0.05)
@@ -459,7 +448,7 @@ async def test_the_blobs_of_an_orphaned_follow_up_are_deleted(
         await until_empty(own.connection, own.tenant)
 
 
-async def test_a_database_of_an_older_version_learns_the_references(own: OwnSystem, picture: str) -> None:
+async def test_a_database_of_an_older_version_learns_the_references(own: BlobSystem, picture: str) -> None:
     """From its rows, and from the log, which also has the system prompts."""
     rules = new_id() * 4000
     async with own.running() as persistence:

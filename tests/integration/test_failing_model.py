@@ -19,12 +19,6 @@ from tests.integration.conftest import NewGateway
 LEASE_S = 0.2
 
 
-def status(number: int) -> Break:
-    body = b"<html>Please try again later</html>"
-    head = b"HTTP/1.1 %d No\r\ncontent-type: text/html\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
-    return lambda _: Broken(head % (number, len(body)) + body)
-
-
 def stop_reason(reason: bytes) -> Break:
     return lambda events: Broken(HEAD + b"".join(events).replace(b'"end_turn"', b'"%b"' % reason))
 
@@ -45,17 +39,6 @@ def unreachable() -> Iterator[str]:
             waiting.setblocking(False)
             waiting.connect_ex(listening.getsockname())
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-
-
-@pytest.mark.rule("F20")
-async def test_a_temporary_error_is_retried_within_the_attempt(own: OwnSystem) -> None:
-    for number in (408, 502, 503, 504):
-        async with (
-            breaking(own.claude, status(number), times=2) as proxy,
-            own.working(claude_url=proxy.url, stall_timeout_s=9),
-        ):
-            turn = await own.answer("words=9 rate=0")
-        assert (turn.text, turn.outcome, turn.attempt, proxy.calls) == (words(9), "completed", 1, 3), number
 
 
 @pytest.mark.rule("F20")

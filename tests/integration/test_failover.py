@@ -3,29 +3,19 @@
 The backend `claude` calls a simulated Claude that fails as the request says; `bedrock` calls one that does not fail.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from signal import SIGKILL
 from typing import Any
 
 import pytest
 from anthropic.lib.aws._auth import _get_session
 
-from tailrace.deploy.local.ports import find_free
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
-from tests.harness import processes, readers
 from tests.harness.cloud_endpoints import Cloud, cloud
 from tests.harness.generator_in_loop import attempts, stats, words
 from tests.harness.own_system import OwnSystem
-from tests.harness.persistence_in_loop import Persistence
-from tests.harness.until import until
-from tests.integration.conftest import NewGateway
-from tests.promises import Story, judge
 
 BOTH = "claude, bedrock"
 CONTINUED = [("claude", "fresh"), ("bedrock", "continue")]
@@ -82,15 +72,6 @@ async def test_the_next_backend_answers_when_the_first_one_refuses(
     assert (await own.calls(), (await stats(second.url))["calls"]) == (calls, 1)
 
 
-@pytest.mark.parametrize("setting", ["anthropic_api_key", "claude_url"])
-async def test_the_next_backend_answers_for_a_refused_key_and_an_unreachable_api(
-    own: OwnSystem, second: Cloud, setting: str
-) -> None:
-    settings = {setting: "bad-key" if setting == "anthropic_api_key" else f"http://127.0.0.1:{find_free(1)[0]}"}
-    turn, modes = await run(own, "words=20 rate=0", call_tries_max=2, **settings)
-    assert (turn.text, turn.outcome, modes) == (words(20), "completed", ANSWERED)
-
-
 @pytest.mark.rule("R50")
 async def test_an_invalid_request_is_not_sent_to_the_next_backend(own: OwnSystem, second: Cloud) -> None:
     turn, modes = await run(own, "words=x")
@@ -115,14 +96,6 @@ async def test_attempts_are_limited_over_all_backends(
     assert [backend for backend, _ in modes] == ["claude", "bedrock"] * 2
 
 
-async def test_a_backend_with_a_wrong_key_leaves_the_first_one_its_next_attempt(
-    own: OwnSystem, second: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret")
-    turn, modes = await run(own, "words=61 rate=0 fault=cut@40x1")
-    assert (turn.text, turn.outcome, modes) == (words(61), "completed", [*CONTINUED, ("claude", "continue")])
-
-
 async def test_a_model_may_have_its_own_list_of_backends(own: OwnSystem, second: Cloud) -> None:
     """With the name that the backend has for the model."""
     lists = "claude; claude-haiku-5-5 = bedrock:eu.anthropic.claude-haiku-5-5"
@@ -132,50 +105,3 @@ async def test_a_model_may_have_its_own_list_of_backends(own: OwnSystem, second:
             assert (await own.ended(key)).text == words(3)
             assert await made(own.log, key) == [(backend, "fresh")]
     assert [asked.body["model"] for asked in second.asked] == ["eu.anthropic.claude-haiku-5-5"]
-
-
-async def test_a_reader_notices_nothing_when_the_first_backend_is_killed(
-    own: OwnSystem, second: Cloud, new_gateway: NewGateway, tenant: Tenant, tmp_path: Path
-) -> None:
-    """The five promises hold."""
-    gateway = await new_gateway(own.server.url)
-    async with (
-        Persistence(own.server.url, tmp_path / "tailrace.db") as persistence,
-        processes.simulated_claude(tmp_path) as first,
-        own.working(claude_url=first.url, backends=BOTH, call_tries_max=2),
-    ):
-        key = await own.ask("words=120 rate=60", tenant=tenant)
-        reading = asyncio.create_task(readers.read(gateway.client, key.turn))
-
-        async def has_begun() -> bool:
-            return len((await own.log.turn(key)).text) >= 100
-
-        await until(has_begun)
-        await first.stop(SIGKILL)
-        turn = await own.ended(key)
-        seen = readers.reader("reader", key, await reading)
-        record = await persistence.ask(tenant, "turn", GetTurn(key.turn), TurnRecord)
-        history = await readers.history(own.log, key, seen, records={key: record})
-    assert (turn.text, turn.outcome, turn.attempt) == (words(120), "completed", 2)
-    assert await made(own.log, key) == CONTINUED
-    assert seen.received == Story(words(120), turn.usage, "completed")
-    verdict = judge(history)
-    assert verdict.is_green, verdict.evidence
-    counted = await stats(second.url)
-    assert (counted["calls"], counted["continuations_mismatched"]) == (1, 0)
-
-
-@pytest.mark.rule("R50")
-async def test_a_generator_killed_after_a_failover_loses_nothing(own: OwnSystem, second: Cloud) -> None:
-    """The simulator kills it after each entry (tests/schedules)."""
-    await own.shorten_lease(0.2)
-    key = await own.ask("words=8 rate=50 fault=cut@3")
-    # Attempt, start, block, three deltas, attempt of the second backend, a delta.
-    assert await own.killed_after(8, BOTH, dict(second.environ))
-    async with own.working(backends=BOTH):
-        turn = await own.ended(key)
-        await own.acknowledged()
-    assert (turn.text, turn.outcome, turn.skipped, turn.attempt) == (words(8), "completed", 0, 3)
-    counted = await stats(second.url)
-    assert await own.calls() + counted["calls"] == 3
-    assert counted["continuations_mismatched"] == 0

@@ -21,15 +21,6 @@ def claims(connection: Connection) -> Claims:
 
 
 @pytest.mark.rule("R26")
-async def test_the_first_claim_of_a_key_is_kept(claims: Claims, tenant: Tenant) -> None:
-    """A later claim of the same key returns it."""
-    first = new_claim()
-    assert await claims.claim(tenant, "key", first) == first
-    assert await claims.claim(tenant, "key", new_claim()) == first
-    assert await claims.claim(tenant, "other key", first) == first
-
-
-@pytest.mark.rule("R26")
 async def test_a_claim_of_one_tenant_is_not_seen_by_another(claims: Claims, tenant: Tenant) -> None:
     """Tenant and key are hashed with a separator."""
     other = Tenant(f"tenant-{new_id()}")

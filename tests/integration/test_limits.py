@@ -205,16 +205,6 @@ async def test_limits_in_a_key_record_replace_the_common_ones(
     assert code(answers[1]) == "rate_limited"
 
 
-async def test_an_ended_turn_holds_no_slot(nats_url: str, new_gateway: NewGateway) -> None:
-    """The end in the log is enough: no generator settles the turn here."""
-    gateway = await new_gateway(nats_url, limits_key="running=1")
-    for _ in range(2):
-        accepted = await gateway.client.post("/v1/turns", json=SLOW)
-        assert accepted.status_code == 202
-        assert code(await gateway.client.post("/v1/turns", json=SLOW)) == "too_many_turns"
-        await gateway.client.post(accepted.json()["links"]["cancel"])
-
-
 async def test_a_slot_of_a_turn_that_was_never_stored_is_freed(connection: Connection, tenant: Tenant) -> None:
     """A gateway may be killed between the slot and the turn; after 60 seconds the slot is free."""
     principal, limits, slots = Principal(tenant), Limits(running=1), Slots(connection)
@@ -400,20 +390,6 @@ async def test_each_protocol_has_its_own_rate_limit_headers(
     assert refused.json()["error"]["type"] == "rate_limit_error"
     unlimited = await gateway.client.post(f"/v1/{path}", json=body)
     assert not [name for name in unlimited.headers if "ratelimit" in name]
-
-
-async def test_native_routes_have_the_ietf_headers_of_the_tightest_limit(
-    nats_url: str, new_gateway: NewGateway
-) -> None:
-    """A refused request was given back before its headers are written: one request of ten is used."""
-    gateway = await new_gateway(nats_url, limits_key=f"requests=10, tokens={TOKENS}", limits_tenant="requests=20")
-    await window_with(5)
-    admitted, refused = [await gateway.client.post("/v1/turns", json=SLOW) for _ in range(2)]
-    assert (admitted.status_code, refused.status_code, code(refused)) == (202, 429, "rate_limited")
-    for answer in (admitted, refused):
-        assert '"requests";q=10;w=60' in answer.headers["ratelimit-policy"]
-        assert '"requests";r=9;t=' in answer.headers["ratelimit"]
-        assert '"tokens";r=0;t=' in answer.headers["ratelimit"]
 
 
 async def test_without_nats_turns_are_refused_and_streams_stay_readable(

@@ -224,13 +224,6 @@ async def test_tokens_and_logins_expire(page: httpx2.AsyncClient, connection: Co
     assert is_refused(await refresh(page, token))
 
 
-async def test_a_login_ends_with_its_key(page: httpx2.AsyncClient, nats_url: str, new_gateway: NewGateway) -> None:
-    without_key = await new_gateway(nats_url, api_keys=f"other:{'0' * 64}")
-    access, token = await log_in(page)
-    assert await status(page, access, without_key.url) == 401
-    assert is_refused(await refresh(page, token, without_key.url))
-
-
 async def test_without_keys_a_login_is_refused(nats_url: str, new_gateway: NewGateway) -> None:
     gateway = await new_gateway(nats_url, api_keys="")
     answer = await gateway.client.post("/v1/login")

@@ -13,7 +13,6 @@ import httpx2
 import msgspec
 import pytest
 
-from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.backends.message_batches_api import Canceled, Line, MessageBatch, MessageBatchesApi
 from tailrace.generators.batches import message_batches
 from tailrace.generators.batches import runner as batches
@@ -28,7 +27,7 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import BlobStore, Counters, Rpc, Tombstones, fullness
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
-from tailrace.proto.subjects import GENERATORS, STREAM
+from tailrace.proto.subjects import GENERATORS
 from tests.harness import batch_client
 from tests.harness.batch_client import children, key_of, results
 from tests.harness.generator_in_loop import stats, words
@@ -192,19 +191,6 @@ async def test_a_batch_costs_half_the_price(own: MessageBatchSystem) -> None:
         assert (turn.outcome, turn.skipped, turn.attempt, turn.backend) == ("completed", 0, 1, "message_batches")
         stream = await own.gateway.client.get(f"/v1/turns/{child.turn}/events?dialect=text")
         assert stream.text == turn.text
-
-
-@pytest.mark.rule("R67")
-async def test_a_message_batch_whose_id_was_not_stored_is_found_by_the_next_generator(own: MessageBatchSystem) -> None:
-    """The generator is killed right before it stores the id: nothing is created or paid for again."""
-    await own.shorten_lease(LEASE_S)
-    batch = await own.create(inputs(2))
-    await own.batch_killed_after(2, is_before=True)
-    async with own.working():
-        await own.batch_ended(batch)
-        await own.acknowledged()
-    await assert_answered_once(own, batch)
-    assert await own.paid() == (1, 2)
 
 
 @pytest.mark.rule("R67")
@@ -535,22 +521,6 @@ async def test_a_generator_cancels_a_message_batch_on_request(own: MessageBatchS
         assert (await own.api.messages.batches.retrieve(made.id)).cancel_initiated_at is not None
         assert await is_answered("msgbatch_none")
         assert await is_answered(made.id)
-
-
-@pytest.mark.rule("R67")
-async def test_a_turn_of_such_a_batch_is_never_sent_as_a_call(own: MessageBatchSystem) -> None:
-    """A generator that receives the turn before its answer is written returns it to the queue until it has ended."""
-    key = await own.ask("words=1", via="message_batches")
-
-    async def is_redelivered() -> bool:
-        return bool((await own.connection.jetstream.consumer_info(STREAM, GENERATORS)).num_redelivered)
-
-    async with own.working():
-        await until(is_redelivered)
-        await cancel(own.log, key)
-        await own.acknowledged()
-    assert (await own.log.turn(key)).attempt == 0
-    assert await own.paid() == (0, 0)
 
 
 @pytest.mark.rule("R67")

@@ -155,13 +155,6 @@ async def test_capabilities_have_limits_prices_and_features(gateway: Gateway) ->
     }
 
 
-async def test_without_a_generator_the_models_of_the_data_file_are_listed(lone_gateway: Gateway) -> None:
-    """Without Anthropic's capabilities."""
-    found = (await lone_gateway.client.get("/v1/models")).json()
-    assert [model["id"] for model in found["data"]] == list(models())
-    assert {model["capabilities"] for model in found["data"]} == {None}
-
-
 @pytest.mark.rule("R36")
 async def test_model_list_outlives_its_generator(
     own_server: NatsServer, claude: str, tmp_path: Path, new_gateway: NewGateway

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import httpx2
 import pytest
 
 from tailrace.proto.ids import new_id
@@ -55,16 +54,6 @@ async def test_the_next_turn_reads_what_the_first_has_cached(gateway: Gateway, c
     _, second = await answered(gateway, system=system, cache=cache, session=first["session"])
     assert cached(second)[1] == written
     assert second["cost_usd"] < first["cost_usd"] / 5
-
-
-@pytest.mark.parametrize("body", [{"cache": "off"}, {}])
-async def test_nothing_is_cached_by_default(gateway: Gateway, body: dict[str, Any]) -> None:
-    """Writing to the cache costs more."""
-    system = long_system()
-    for _ in range(2):
-        seen, turn = await answered(gateway, system=system, **body)
-        assert cached(turn) == (0, 0)
-        assert "usage" not in [event["type"] for event in events_of(seen)]
 
 
 async def test_the_operator_can_enable_the_cache_for_all_turns(
@@ -121,17 +110,3 @@ async def test_metrics_count_cached_tokens(own: OwnSystem) -> None:
         # They are counted after the end is stored.
         await until(lambda: [after - was for after, was in zip(counted(), before, strict=True)] == reported)
     assert all(reported)
-
-
-async def test_the_simulated_claude_reports_cached_tokens_without_streaming(own: OwnSystem) -> None:
-    mark = {"cache_control": {"type": "ephemeral"}}
-    body = {
-        "model": "claude-haiku-5-5",
-        "max_tokens": 1,
-        "system": [{"type": "text", "text": long_system(), **mark}],
-        "messages": [{"role": "user", "content": "#sim words=1 rate=0"}],
-    }
-    async with httpx2.AsyncClient(base_url=own.claude, headers={"x-api-key": "k"}, trust_env=False) as client:
-        first, second = [(await client.post("/v1/messages", json=body)).json()["usage"] for _ in range(2)]
-    assert (first["cache_creation_input_tokens"], second["cache_read_input_tokens"]) == (WORDS, WORDS)
-    assert first["input_tokens"] == second["input_tokens"] == 3

@@ -165,14 +165,6 @@ async def test_of_a_hundred_lost_acknowledgements_none_stores_an_entry_twice(
     assert await lost_acknowledgements(own_server, own_log, tenant, count=100) == 0
 
 
-@pytest.mark.rule("R11")
-async def test_an_entry_that_does_not_continue_the_chain_is_not_stored(log: TurnLog, writer: Writer) -> None:
-    await writer.open()
-    with pytest.raises(AssertionError, match="does not continue"):
-        await log.append(writer.key, writer.chain, says(Chain(Seq(writer.chain.last - 1), 1), "A"))
-    assert (await log.turn(writer.key)).tail == writer.chain.last
-
-
 @pytest.mark.rule("R32")
 async def test_an_entry_may_fill_the_servers_limit_to_the_byte(
     connection: Connection, log: TurnLog, writer: Writer, follow: Any
@@ -282,21 +274,6 @@ async def test_a_follower_starts_after_any_entry_of_its_turn_and_after_no_other(
     ):
         with pytest.raises(CursorUnknown):
             await anext(log.follow(key, cursor))
-
-
-@pytest.mark.rule("R7")
-async def test_an_entry_of_a_newer_kind_is_a_link_of_the_chain(
-    connection: Connection, log: TurnLog, writer: Writer, follow: Any
-) -> None:
-    await writer.open("A")
-    payload = msgspec.json.encode({"prev": writer.chain.last, "attempt": 1, "newer": True})
-    newer = await store_unfenced(connection, writer.key, "newer", payload)
-    writer.chain = Chain(newer, 1)
-    await writer.say("B")
-    await writer.end()
-    follower = await follow(log, writer.key)
-    assert newer in [seq for seq, *_ in await follower.finish()]
-    assert (follower.text, (await log.turn(writer.key)).skipped) == ("AB", 0)
 
 
 # Followers
@@ -486,10 +463,3 @@ async def test_an_append_that_was_given_up_may_be_stored_later_and_once(
     after = await own_log.append(key, own_writer.chain, entry)
     turn = await own_log.turn(key)
     assert (turn.text, turn.chain, turn.skipped) == ("once", after, 0)
-
-
-async def test_a_process_without_a_nats_server_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its supervisor starts it again."""
-    monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 0.2)
-    with pytest.raises(LogUnavailable, match="no NATS server answers"):
-        await Connection.open("nats://127.0.0.1:1", "test")

@@ -23,7 +23,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.webhooks import payload, sender, signature
 from tailrace.proto import entries, subjects
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import Failure, Stored
+from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, streams
@@ -129,24 +129,6 @@ async def test_an_ended_turn_is_posted_once_with_signature_and_record(own: OwnSy
     assert got.told["type"] == "turn.completed"
     assert got.told["links"] == {"self": f"/v1/turns/{key.turn}"}
     assert got.headers["content-type"] == "application/json"
-
-
-async def test_cancelled_and_failed_turns_are_posted_with_their_partial_text(
-    own: OwnSystem, receiver: Receiver
-) -> None:
-    failure = Failure("backend_overloaded", "Claude is overloaded.")
-    async with own.persistence():
-        for outcome, error in (("cancelled", None), ("failed", failure)):
-            writer = Writer(own.log, TurnKey(OURS, TurnId(new_id())))
-            await writer.ask(webhook=receiver.url)
-            await writer.begin("Light")
-            await writer.end(outcome, error)  # type: ignore[arg-type]
-        await own.drained()
-    bodies = {got.told["type"]: got.told["data"] for got in receiver.got}
-    assert {kind: (data["text"], data["error"]) for kind, data in bodies.items()} == {
-        "turn.cancelled": ("Light", None),
-        "turn.failed": ("Light", msgspec.to_builtins(failure)),
-    }
 
 
 @pytest.mark.rule("R45")

@@ -24,7 +24,6 @@ from tailrace.generators.plan import can_continue
 from tailrace.proto import events
 from tailrace.proto.entries import Event, Message, Request
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, MessageDelta, MessageStart, TextDelta
-from tailrace.proto.fold import Block
 from tailrace.proto.usage import CallUsage
 from tests.harness.turn_builder import Handwritten, request
 
@@ -135,41 +134,39 @@ def opening() -> events.Event:
 STOP = MessageDelta(events.StopReason("end_turn"))
 
 
+TOOL = BlockStart(0, {"type": "tool_use", "id": "t", "name": "look", "input": {}})
+SERVER_TOOL = BlockStart(0, {"type": "server_tool_use", "id": "t", "name": "look", "input": {}})
+# The stored blocks, the blocks of the continuation, and type and text of each block of the answer.
+PLACED: dict[str, tuple[list[events.Event], list[events.Event], list[tuple[str, str]]]] = {
+    "the open block is completed first": (
+        [*text_block(0, "one"), *text_block(1, "tw")[:-1]],
+        [*text_block(0, "o"), *text_block(1, "three")],
+        [("text", "one"), ("text", "two"), ("text", "three")],
+    ),
+    "a closed block is not reopened": (text_block(0, "one"), text_block(0, "two"), [("text", "one"), ("text", "two")]),
+    "a tool call closes the text": (
+        text_block(0, "one")[:-1],
+        [TOOL, BlockStop(0)],
+        [("text", "one"), ("tool_use", "")],
+    ),
+    "a call of a server tool closes the text": (
+        text_block(0, "one")[:-1],
+        [SERVER_TOOL, BlockStop(0)],
+        [("text", "one"), ("server_tool_use", "")],
+    ),
+    "only the block's stop was lost": (text_block(0, "one")[:-1], [], [("text", "one")]),
+}
+
+
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
-def test_further_blocks_are_numbered_on(model: str) -> None:
-    """The open block is completed first; the numbers have no gap."""
+@pytest.mark.parametrize("case", PLACED)
+def test_blocks_of_a_continuation_are_numbered_on_and_all_closed(case: str, model: str) -> None:
+    stored, further, expected = PLACED[case]
     asked = request(model=model)
-    log = begun(asked, [opening(), *text_block(0, "one"), *text_block(1, "tw")[:-1]])
-    go_on(log, asked, [opening(), *text_block(0, "o"), *text_block(1, "three"), STOP])
-    assert [(block.text, block.is_closed) for block in log.turn.blocks] == [
-        ("one", True),
-        ("two", True),
-        ("three", True),
-    ]
-
-
-def test_a_closed_block_is_not_reopened() -> None:
-    """A new block follows it."""
-    log = begun(request(), [opening(), *text_block(0, "one")])
-    go_on(log, request(), [opening(), *text_block(0, "two"), STOP])
-    assert [(block.text, block.is_closed) for block in log.turn.blocks] == [("one", True), ("two", True)]
-
-
-@pytest.mark.parametrize("further", ["tool_use", "server_tool_use"])
-def test_a_block_other_than_text_closes_the_open_block(further: str) -> None:
-    """Readers see the text end before the tool call."""
-    start = BlockStart(0, {"type": further, "id": "t", "name": "look", "input": {}})
-    log = begun(request(), [opening(), *text_block(0, "one")[:-1]])
-    go_on(log, request(), [opening(), start, BlockStop(0), STOP])
-    assert [(block.type, block.is_closed) for block in log.turn.blocks] == [("text", True), (further, True)]
+    log = begun(asked, [opening(), *stored])
+    go_on(log, asked, [opening(), *further, STOP])
+    assert [(block.type, block.text) for block in log.turn.blocks] == expected
     assert all(block.is_closed for block in log.turn.blocks)
-
-
-def test_an_empty_continuation_closes_the_open_block() -> None:
-    """Only the block's stop was lost."""
-    log = begun(request(), [opening(), *text_block(0, "one")[:-1]])
-    go_on(log, request(), [opening(), STOP])
-    assert log.turn.blocks == (Block("text", {"type": "text", "text": ""}, "one", is_closed=True),)
     assert log.turn.stop.stop_reason == "end_turn"
 
 

@@ -248,18 +248,6 @@ def told(turn: Turn) -> tuple[object, ...]:
 
 
 @pytest.mark.rule("R25")
-def test_a_whole_turn_may_be_folded_in_two_at_any_entry() -> None:
-    """Closed blocks, the stop reason, both usages and the end are all carried over."""
-    log = started("The sk")
-    log.take("continue")
-    log.say("y is blue.")
-    log.hear(*closing(output_tokens=5), BlockStart(1, {"type": "text"}), BlockDelta(1, events.CitationsDelta({})))
-    log.end()
-    for position in range(len(log.stored)):
-        assert fold(log.stored[position:], fold(log.stored[:position])) == log.turn
-
-
-@pytest.mark.rule("R25")
 @given(logs(), st.data())
 def test_folding_a_prefix_and_then_the_rest_is_folding_all(log: MadeUp, data: st.DataObject) -> None:
     """However a log is cut into pieces, and however often, the turn is the same in all of its fields."""

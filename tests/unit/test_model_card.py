@@ -112,11 +112,3 @@ def test_invalid_capabilities_are_ignored(told: bytes) -> None:
 def test_unknown_release_date_is_the_epoch() -> None:
     """Anthropic's SDK requires a date, and its API uses the epoch."""
     assert build_card(models()["claude-fable-5-2"], None).created_at == datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def test_prices_of_long_prompts() -> None:
-    """In dollars per million tokens."""
-    haiku = build_sheet(models()["claude-haiku-5-5"], None)
-    long = haiku.usd_per_million_tokens_of_a_long_prompt
-    assert long is not None
-    assert (haiku.usd_per_million_tokens.input, long.over_tokens, long.input, long.output) == (0.1, 100_000, 0.5, 2.5)

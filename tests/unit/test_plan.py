@@ -258,7 +258,8 @@ def test_an_answer_with_a_schema_is_checked_and_corrected_once() -> None:
     first = shaped([START, *closed("text"), STOPPED])
     assert plan(first, 5) == CheckSchema(SCHEMA)
     assert plan_after_check(first, None, 5) == Complete(schema_valid=True)
-    assert plan_after_check(first, "no", 5) == MakeAttempt(2, "restart", "no")
+    # A complete answer has moved forward, so the last attempt may be corrected, too.
+    assert [plan_after_check(first, "no", most) for most in (1, 5)] == [MakeAttempt(2, "restart", "no")] * 2
     second = shaped([START, *closed("text"), STOPPED], misfit="no")
     assert plan(second, 5) == CheckSchema(SCHEMA)
     assert plan_after_check(second, "no again", 5) == Complete(schema_valid=False)

@@ -4,11 +4,7 @@ from itertools import accumulate
 
 import pytest
 
-from tailrace.deploy.local.supervisor import DELAY_S_MAX, DELAY_S_MIN, LIFE_S_MIN, ProcessSpec, next_delay_s, stop_order
-
-
-def part(name: str, role: str) -> ProcessSpec:
-    return ProcessSpec(name=name, role=role, command=("true",), environ={})
+from tailrace.deploy.local.supervisor import DELAY_S_MAX, DELAY_S_MIN, LIFE_S_MIN, next_delay_s
 
 
 def test_the_restart_delay_doubles_up_to_its_maximum() -> None:
@@ -22,26 +18,3 @@ def test_a_process_that_ran_for_a_while_is_restarted_at_once(delay_s: float) -> 
     """The delay is for processes that fail at their start; after a longer life it begins anew."""
     assert next_delay_s(delay_s, lived_s=LIFE_S_MIN) == 0.0
     assert next_delay_s(0.0, lived_s=0.0) == DELAY_S_MIN
-
-
-def test_processes_stop_in_reverse_order_role_by_role() -> None:
-    """Gateways stop first and nats-server last; processes of one role stop together."""
-    started = [
-        part("nats-server", "nats-server"),
-        part("persistence", "persistence"),
-        part("generator-1", "generators"),
-        part("generator-2", "generators"),
-        part("gateway-1", "gateway"),
-        part("gateway-2", "gateway"),
-    ]
-    assert [[part.name for part in rank] for rank in stop_order(started)] == [
-        ["gateway-2", "gateway-1"],
-        ["generator-2", "generator-1"],
-        ["persistence"],
-        ["nats-server"],
-    ]
-
-
-def test_stopping_before_the_first_process_started_is_no_error() -> None:
-    """Ctrl-C may come at any time."""
-    assert stop_order([]) == []

@@ -24,8 +24,6 @@ from tests.unit.test_dialects import turns
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")
 CALL = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
-WEB = {"type": "web_search_result_location", "url": "https://a", "title": "A", "cited_text": "a"}
-PAGE = {"type": "page_location", "document_title": None, "start_page_number": 1}
 
 Chunk = dict[str, Any]
 
