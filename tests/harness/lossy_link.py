@@ -1,6 +1,6 @@
-"""A proxy of a nats-server that loses single acknowledgements of appends, by a seed.
+"""A proxy of a nats-server that loses single messages of the server, by a seed, and keeps the connection open.
 
-The connection stays open: the writer receives no acknowledgement of an entry that is stored.
+By default it loses acknowledgements of appends: the writer receives none for an entry that is stored.
 """
 
 import asyncio
@@ -16,12 +16,13 @@ ACKNOWLEDGED = b'{"stream":"TURNS"'
 
 
 class Losing:
-    """`async with Losing(server.url, share=0.5) as losing:` loses this share of acknowledgements at `losing.url`."""
+    """`async with Losing(server.url, share=0.5) as losing:` loses this share of the messages with `what`."""
 
-    def __init__(self, url: str, *, share: float, seed: int = 7) -> None:
+    def __init__(self, url: str, *, share: float, what: bytes = ACKNOWLEDGED, seed: int = 7) -> None:
         self._before, _, port = url.rpartition(":")
         self._to = int(port)
         self._chance = random.Random(seed)
+        self._what = what
         self.share = share
         self.lost = 0
 
@@ -66,9 +67,9 @@ class Losing:
                 frame = await from_.readuntil(b"\r\n")
                 if frame.startswith((b"MSG ", b"HMSG ")):
                     told = await from_.readexactly(int(frame.split()[-1]) + 2)
-                    if told.startswith(ACKNOWLEDGED) and self._chance.random() < self.share:
+                    frame += told
+                    if self._what in frame and self._chance.random() < self.share:
                         self.lost += 1
                         continue
-                    frame += told
                 to.write(frame)
                 await to.drain()

@@ -37,6 +37,15 @@ class Proxy:
         # Connections that have lost bytes.
         self._incomplete: set[StreamWriter] = set()
 
+    @classmethod
+    def in_front_of(cls, url: str) -> Self:
+        """Returns a proxy of the server at `url`; `url_of(url)` is its own address."""
+        return cls(url, int(url.rpartition(":")[2]))
+
+    def url_of(self, url: str) -> str:
+        """Returns `url` with the proxy's port."""
+        return f"{url.rpartition(':')[0]}:{self.port}"
+
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port: int = self._server.sockets[0].getsockname()[1]

@@ -29,9 +29,9 @@ from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests.harness import generator_in_loop, readers
 from tests.harness.generator_in_loop import account, ended, is_acknowledged, open_streams, shorten_lease, stats, words
 from tests.harness.persistence_in_loop import Persistence
+from tests.harness.proxy import Proxy
 from tests.harness.stop_server import stop
 from tests.harness.until import until
-from tests.harness.wire import Wire
 from tests.integration.conftest import Gateway, NewGateway
 from tests.kills.cell import KINDS, TOGETHER, entries_of, entry_names
 from tests.promises import Connected, judge
@@ -295,13 +295,13 @@ async def test_a_cancel_between_attempt_and_call_closes_the_call(own: OwnSystem,
 )
 async def test_a_generator_that_was_disconnected_during_a_cancel_closes_the_call(own: OwnSystem) -> None:
     """It missed the end, and its model is silent: after the reconnect it reads the log."""
-    async with Wire(own.server.url) as wire, own.working(nats_url=wire.url):
+    async with Proxy.in_front_of(own.server.url) as proxy, own.working(nats_url=proxy.url_of(own.server.url)):
         key = await own.ask("words=9 fault=stall@3 tag=silent")
         reader = own.read(key)
         await until(lambda: own.has_words(key, 3))
-        wire.cut()
+        proxy.fail("cut")
         answer = await own.cancel(key)
-        wire.mend()
+        proxy.mend()
         await own.settled()
         turn = await own.assert_one_end(key, await reader, [answer])
     assert (turn.outcome, turn.text) == ("cancelled", words(3, "silent"))

@@ -3,7 +3,6 @@
 import asyncio
 from contextlib import AsyncExitStack
 from signal import SIGCONT, SIGSTOP
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -62,10 +61,8 @@ async def test_an_answer_to_an_earlier_try_is_accepted(own_server: NatsServer, k
     """With half a second of delay each way no try would be answered within its own timeout."""
     subject = subjects.entry(key, "event")
     async with AsyncExitStack() as stack:
-        address = urlsplit(own_server.url)
-        assert address.port is not None
-        link = await stack.enter_async_context(Proxy("test > nats", address.port))
-        connection = await Connection.open(own_server.url.replace(str(address.port), str(link.port)), "test")
+        link = await stack.enter_async_context(Proxy.in_front_of(own_server.url))
+        connection = await Connection.open(link.url_of(own_server.url), "test")
         stack.push_async_callback(connection.close)
         for _ in range(3):
             await connection.jetstream.publish(subject, b"x")

@@ -47,6 +47,14 @@ async def test_request_without_host_is_403_and_says_so(nats_url: str, new_gatewa
     writer.close()
 
 
+async def test_listed_host_localhost_and_addresses_are_allowed(nats_url: str, new_gateway: NewGateway) -> None:
+    """Health checks and scrapers use addresses."""
+    gateway = await new_gateway(nats_url, api_keys="", hosts="box.example, other.example")
+    for host in ("box.example", "other.example:8443", "localhost", f"127.0.0.1:{gateway.port}", "10.9.8.7"):
+        answers = [await gateway.client.get(path, headers={"host": host}) for path in ("/healthz", "/v1/turns/NONE")]
+        assert [answer.status_code for answer in answers] == [200, 404], host
+
+
 @pytest.mark.rule("S16")
 async def test_a_path_in_the_host_header_does_not_change_the_route(lone_gateway: Gateway) -> None:
     """CVE-2026-48710: a Host with a path in it made a guarded route look like a public one."""

@@ -24,10 +24,11 @@ from tailrace.proto.nats.jetstream_log import FENCE, FENCE_SUBJECT
 from tailrace.proto.nats.log_server import BATCH
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.harness.freeze import freeze
+from tests.harness.lossy_link import Losing
+from tests.harness.proxy import Proxy
 from tests.harness.turn_builder import closing, request, says
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.harness.wire import Wire
 
 REREAD_S = "tailrace.proto.nats.follower.REREAD_S"
 
@@ -310,22 +311,25 @@ async def test_a_follower_reads_from_the_log_what_its_feed_has_lost(
 ) -> None:
     """After a reconnect at once, otherwise after REREAD_S seconds of silence."""
     monkeypatch.setattr(REREAD_S, 60 if fault == "disconnected" else 0.3)
-    async with Wire(own_server.url) as wire:
-        connection = await Connection.open(wire.url, "reader")
+    async with (
+        Proxy.in_front_of(own_server.url) as proxy,
+        Losing(proxy.url_of(own_server.url), share=0, what=b"MSG live.") as losing,
+    ):
+        connection = await Connection.open(losing.url, "reader")
         await own_writer.open("The")
         follower = await follow(TurnLog(connection), own_writer.key)
         if fault == "disconnected":
-            wire.cut()
+            proxy.fail("cut")
             await own_writer.say(" sky")
             await until(lambda: not connection.is_up)
-            wire.mend()
+            proxy.mend()
             await until(lambda: follower.text == "The sky")
             await own_writer.end()
         else:
-            wire.is_deaf = True
+            losing.share = 1
             await own_writer.end()
-            await until(lambda: f"{own_writer.key.turn}.end ".encode() in wire.lost)
-            wire.mend()
+            # The events that close the message, and the end.
+            await until(lambda: losing.lost == 3)
         assert await follower.finish() == await logged(own_writer.log, own_writer.key)
         assert connection.client.stats["reconnects"] == (fault == "disconnected")
         await connection.close()

@@ -32,7 +32,7 @@ async def test_a_configured_key_gives_its_tenant() -> None:
     keys = build(api_keys=f"alice:{HASH}, bob:{OTHER_HASH},")
     alice, bob = Principal(Tenant("alice"), f"env_{HASH[:12]}"), Principal(Tenant("bob"), f"env_{OTHER_HASH[:12]}")
     assert await keys.authenticate(asking((b"x-api-key", b"secret"))) == alice
-    assert await keys.authenticate(asking((b"authorization", b"Bearer other"))) == bob
+    assert await keys.authenticate(asking((b"authorization", b"bearer other"))) == bob
 
 
 @pytest.mark.parametrize(

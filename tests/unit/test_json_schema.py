@@ -9,10 +9,9 @@ from tailrace.proto.errors import Refused, SandboxFailed
 from tailrace.proto.ids import Tenant
 from tailrace.proto.runtime import json_schema
 from tailrace.proto.runtime.json_schema import SchemaChecker
-from tailrace.proto.runtime.sandbox import PROCESSES_MAX
 
 LONG_S = 60.0
-ACME, BETA = Tenant("acme"), Tenant("beta")
+ACME = Tenant("acme")
 RIVER = {
     "type": "object",
     "properties": {"name": {"type": "string"}, "km": {"type": "integer", "minimum": 1}},
@@ -118,42 +117,6 @@ async def test_an_endless_check_does_not_block_others() -> None:
     assert not slow.done()
     with pytest.raises(SandboxFailed):
         await slow
-
-
-@pytest.mark.usefixtures("one_cpu_second")
-async def test_a_check_waits_for_endless_checks_to_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All subprocesses are occupied; each ends at its timeout."""
-    monkeypatch.setattr(json_schema, "VALIDATION_S_MAX", 2.0)
-    checker = SchemaChecker(wait_s=LONG_S)
-    slow = [asyncio.create_task(checker.find_mismatch(doubling(60), '"x"', ACME)) for _ in range(PROCESSES_MAX)]
-    assert await checker.find_mismatch(RIVER, '{"name":"Rhein","km":1}', ACME) is None
-    for one in slow:
-        with pytest.raises(SandboxFailed):
-            await one
-
-
-async def test_one_tenants_endless_checks_do_not_delay_another_tenant() -> None:
-    """One tenant may not occupy all subprocesses."""
-    checker = SchemaChecker(wait_s=LONG_S)
-    slow = [asyncio.create_task(checker.find_mismatch(doubling(60), '"x"', ACME)) for _ in range(2 * PROCESSES_MAX)]
-    # The slow checks queue first.
-    await asyncio.sleep(0)
-    assert await checker.find_mismatch(RIVER, '{"name":"Rhein","km":1}', BETA) is None
-    assert not any(one.done() for one in slow)
-    for one in slow:
-        one.cancel()
-    await asyncio.wait(slow)
-
-
-async def test_cancelling_a_check_frees_its_subprocess() -> None:
-    """The process is killed, and its slot is free."""
-    checker = SchemaChecker(wait_s=LONG_S)
-    for _ in range(PROCESSES_MAX + 1):
-        check = asyncio.create_task(checker.find_mismatch(doubling(60), '"x"', ACME))
-        await asyncio.wait({check}, timeout=0.2)
-        check.cancel()
-        await asyncio.wait({check})
-    assert await checker.find_mismatch(RIVER, '{"name":"Rhein","km":1}', ACME) is None
 
 
 @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|aa)+$", "^(a+)+(?=b)b$", "^(?=(a+))\\1+b$"])

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from tailrace.deploy.simulated_claude.directive import HELP, Directive, DirectiveInvalid, Setting, read, without
+from tailrace.deploy.simulated_claude.directive import Directive, DirectiveInvalid, Setting, read, without
 from tailrace.deploy.simulated_claude.fault import FAULT_KINDS, Fault
 from tools.generate_docs import simulated_page
 
@@ -71,9 +71,3 @@ def test_the_generated_page_has_a_row_for_each_setting(word: str) -> None:
     """Its rows are parsed out of the help text."""
     names = [line.split("|")[1] for line in simulated_page().splitlines() if line.startswith("| `")]
     assert [name for name in names if word in name], names
-
-
-def test_help_names_every_setting_and_every_fault() -> None:
-    """`--help` is the documentation of the directives."""
-    settings = [f"{name}=" for name in get_args(Setting)]
-    assert [word for word in (*settings, *FAULT_KINDS) if word not in HELP] == []

@@ -105,13 +105,6 @@ def content_of(path: Path) -> list[tuple[object, ...]]:
         return [one for table in TABLES for one in database.execute(f"SELECT * FROM {table}")]
 
 
-async def test_a_stored_turn_is_equal_to_its_fold(store: Store) -> None:
-    """Field by field."""
-    log = answered("Light ", "scatters.")
-    await store.record([build_row(key("turn-1"), log.turn)])
-    assert await store.turn(key("turn-1")) == record_from_fold(key("turn-1"), log.turn)
-
-
 @pytest.mark.rule("R27")
 async def test_writing_a_turn_twice_changes_nothing(store: Store, path: Path) -> None:
     """After a kill between commit and acknowledgement it is written again."""
