@@ -9,25 +9,26 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
 import pytest
 
-from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.account import Call
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import End, Entry, Request
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
-from tests.harness import generator_in_loop, readers
-from tests.harness.generator_in_loop import account, ended, is_acknowledged, open_streams, shorten_lease, stats, words
+from tests.harness import readers
+from tests.harness.generator_in_loop import account, shorten_lease, words
+from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.proxy import Proxy
 from tests.harness.stop_server import stop
@@ -46,23 +47,20 @@ RACES = 40
 HELD_S_MAX = 30.0
 
 
-class OwnSystem(NamedTuple):
-    """Two gateways, persistence and a simulated Claude on a nats-server of the test's own."""
+@dataclass
+class CancelSystem(OwnSystem):
+    """The test's own system with two gateways and persistence."""
 
-    server: NatsServer
-    connection: Connection
-    log: TurnLog
-    claude: str
     gateways: list[Gateway]
     persistence: Persistence
     tenant: Tenant
 
     def working(self, **settings: Any) -> AbstractAsyncContextManager[asyncio.Event]:
-        own: dict[str, Any] = {"nats_url": self.server.url, "claude_url": self.claude, "stall_timeout_s": 90}
-        return generator_in_loop.working(**own | settings)
+        return super().working(**{"stall_timeout_s": 90} | settings)
 
-    async def ask(self, line: str) -> TurnKey:
-        return await generator_in_loop.ask(self.log, line, self.tenant)
+    async def begin(self, line: str) -> TurnKey:
+        """Appends the request of a turn of the gateways' tenant."""
+        return await self.ask(line, self.tenant)
 
     def read(self, key: TurnKey) -> asyncio.Task[Connected]:
         """Reads the turn at the first gateway, to its end."""
@@ -80,14 +78,14 @@ class OwnSystem(NamedTuple):
             if answer.status_code != 503:
                 return statuses, answer
 
-    async def calls(self, tag: str) -> list[Call]:
+    async def calls_of(self, tag: str) -> list[Call]:
         """Returns the calls of the turn with that tag."""
         return [call for call in (await account(self.claude)).calls if f"tag={tag} " in f"{call.question} "]
 
-    async def settled(self) -> None:
+    async def all_settled(self) -> None:
         """Waits until no call is open and all turns are acknowledged."""
-        await open_streams(self.claude, 0)
-        await until(lambda: is_acknowledged(self.connection))
+        await self.open_streams(0)
+        await self.acknowledged()
 
     async def has_stored(self, key: TurnKey, count: int) -> bool:
         """Whether the turn has that many entries, or has ended before, because deltas were joined."""
@@ -119,18 +117,10 @@ class OwnSystem(NamedTuple):
 
 
 @pytest.fixture
-async def own(
-    own_server: NatsServer,
-    own_connection: Connection,
-    own_log: TurnLog,
-    own_claude: str,
-    new_gateway: NewGateway,
-    tmp_path: Path,
-    tenant: Tenant,
-) -> AsyncIterator[OwnSystem]:
-    gateways = [await new_gateway(own_server.url) for _ in range(2)]
-    async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
-        yield OwnSystem(own_server, own_connection, own_log, own_claude, gateways, persistence, tenant)
+async def own(own: OwnSystem, new_gateway: NewGateway, tmp_path: Path, tenant: Tenant) -> AsyncIterator[CancelSystem]:
+    gateways = [await new_gateway(own.server.url) for _ in range(2)]
+    async with Persistence(own.server.url, tmp_path / "tailrace.db") as persistence:
+        yield CancelSystem(**vars(own), gateways=gateways, persistence=persistence, tenant=tenant)
 
 
 class Hold:
@@ -171,11 +161,11 @@ def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
 @pytest.mark.rule("R22")
 @pytest.mark.rule("F28")
 @pytest.mark.timeout(90)
-async def test_a_turn_can_be_cancelled_before_each_of_its_entries(own: OwnSystem, hold: Hold) -> None:
+async def test_a_turn_can_be_cancelled_before_each_of_its_entries(own: CancelSystem, hold: Hold) -> None:
     """Thinking, text and tool use: only the end follows, and it has the text and the cost so far."""
     last_delta = ENTRIES.index(LAST_DELTA) + 1
     keys = {
-        count: await own.ask(f"tag=h{count} rate=0 {KINDS[TOGETHER]} {STALL if count <= last_delta else ''}")
+        count: await own.begin(f"tag=h{count} rate=0 {KINDS[TOGETHER]} {STALL if count <= last_delta else ''}")
         for count in range(1, len(ENTRIES))
     }
     reading = {count: own.read(key) for count, key in keys.items()}
@@ -189,7 +179,7 @@ async def test_a_turn_can_be_cancelled_before_each_of_its_entries(own: OwnSystem
             for count, key in keys.items()
         }
         hold.gate.set()
-        await own.settled()
+        await own.all_settled()
         repeats = {count: [await own.cancel(key, number) for number in (0, 1)] for count, key in keys.items()}
         for count, key in keys.items():
             turn = await own.assert_one_end(key, await reading[count], [*cancels[count], *repeats[count]])
@@ -201,41 +191,41 @@ async def test_a_turn_can_be_cancelled_before_each_of_its_entries(own: OwnSystem
             assert (turn.end.usage.input_tokens > 0, turn.end.cost_nano_usd > 0) == (is_begun, is_begun)
             assert turn.end.usage_is_estimated == (has_delta and not is_counted)
             assert (turn.end.usage.output_tokens > 1) == has_delta
-            calls = await own.calls(f"h{count}")
+            calls = await own.calls_of(f"h{count}")
             # Cancelled before its attempt, a turn is never sent to the model.
             assert len(calls) == (count > 1), ENTRIES[count - 1]
             assert all(call.closed for call in calls)
 
 
 @pytest.mark.rule("F28")
-async def test_a_turn_that_is_cancelled_before_it_begins_is_never_sent_to_the_model(own: OwnSystem) -> None:
+async def test_a_turn_that_is_cancelled_before_it_begins_is_never_sent_to_the_model(own: CancelSystem) -> None:
     """Before any generator runs, and in the queue of a busy one, which answers the next turn."""
-    early = await own.ask("words=2 tag=early")
+    early = await own.begin("words=2 tag=early")
     reading = {early: own.read(early)}
     answers = {early: [await own.cancel(early), await own.cancel(early, 1)]}
     async with own.working(concurrency=1):
-        running = await own.ask("words=2 tag=running fault=stall@1")
-        await open_streams(own.claude, 1)
-        queued, next_ = await own.ask("words=2 tag=queued"), await own.ask("words=2 tag=next")
+        running = await own.begin("words=2 tag=running fault=stall@1")
+        await own.open_streams(1)
+        queued, next_ = await own.begin("words=2 tag=queued"), await own.begin("words=2 tag=next")
         reading |= {key: own.read(key) for key in (running, queued)}
         answers |= {key: [await own.cancel(key, 1)] for key in (queued, running)}
-        assert (await ended(own.log, next_)).text == words(2, "next")
-        await own.settled()
+        assert (await own.ended(next_)).text == words(2, "next")
+        await own.all_settled()
     for key, reader in reading.items():
         turn = await own.assert_one_end(key, await reader, answers[key])
         assert (turn.outcome, turn.text) == ("cancelled", words(1, "running") if key == running else "")
-    calls = {tag: len(await own.calls(tag)) for tag in ("early", "queued", "running", "next")}
+    calls = {tag: len(await own.calls_of(tag)) for tag in ("early", "queued", "running", "next")}
     assert calls == {"early": 0, "queued": 0, "running": 1, "next": 1}
 
 
 @pytest.mark.rule("F28")
 @pytest.mark.timeout(90)
-async def test_a_cancel_that_races_with_the_natural_end_has_one_of_two_outcomes(own: OwnSystem) -> None:
+async def test_a_cancel_that_races_with_the_natural_end_has_one_of_two_outcomes(own: CancelSystem) -> None:
     """Many turns, each cancelled at a random moment around its end: either end may be first, and all agree on it."""
     chance = random.Random(7)  # the same races each time, as far as a machine allows
 
     async def race(number: int) -> tuple[TurnKey, Connected, list[httpx2.Response]]:
-        key = await own.ask(f"words=4 rate=200 tag=r{number}")
+        key = await own.begin(f"words=4 rate=200 tag=r{number}")
         reader = own.read(key)
         count = chance.randint(1, 10)
         await until(lambda: own.has_stored(key, count))
@@ -245,13 +235,13 @@ async def test_a_cancel_that_races_with_the_natural_end_has_one_of_two_outcomes(
 
     async with own.working(concurrency=RACES):
         races = await asyncio.gather(*map(race, range(RACES)))
-        await own.settled()
+        await own.all_settled()
     turns = [await own.assert_one_end(*one) for one in races]
     outcomes = Counter((turn.outcome, turn.stop.stop_reason) for turn in turns)
     assert outcomes["completed", "end_turn"]
     assert outcomes["cancelled", None]
     assert all(words(4, f"r{number}").startswith(turn.text) for number, turn in enumerate(turns))
-    assert (await stats(own.claude))["calls"] <= RACES
+    assert await own.calls() <= RACES
 
 
 @asynccontextmanager
@@ -274,15 +264,15 @@ async def silent_model() -> AsyncIterator[tuple[str, list[asyncio.StreamReader]]
 
 @pytest.mark.rule("R22")
 @pytest.mark.rule("F28")
-async def test_a_cancel_between_attempt_and_call_closes_the_call(own: OwnSystem, hold: Hold) -> None:
+async def test_a_cancel_between_attempt_and_call_closes_the_call(own: CancelSystem, hold: Hold) -> None:
     """The end is stored before the generator subscribes to it, and the model is silent."""
-    key = await own.ask("words=9")
+    key = await own.begin("words=9")
     hold.after[key] = 1
     async with silent_model() as (url, calls), own.working(claude_url=url):
         await until(lambda: key in hold.held)
         assert (await own.cancel(key)).json()["outcome"] == "cancelled"
         hold.gate.set()
-        await until(lambda: is_acknowledged(own.connection))
+        await own.acknowledged()
         # The generator may have begun the call before it noticed the end.
         await until(lambda: all(reader.at_eof() for reader in calls))
 
@@ -293,33 +283,33 @@ async def test_a_cancel_between_attempt_and_call_closes_the_call(own: OwnSystem,
 @pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <function StreamWriter:pytest.PytestUnraisableExceptionWarning"
 )
-async def test_a_generator_that_was_disconnected_during_a_cancel_closes_the_call(own: OwnSystem) -> None:
+async def test_a_generator_that_was_disconnected_during_a_cancel_closes_the_call(own: CancelSystem) -> None:
     """It missed the end, and its model is silent: after the reconnect it reads the log."""
     async with Proxy.in_front_of(own.server.url) as proxy, own.working(nats_url=proxy.url_of(own.server.url)):
-        key = await own.ask("words=9 fault=stall@3 tag=silent")
+        key = await own.begin("words=9 fault=stall@3 tag=silent")
         reader = own.read(key)
         await until(lambda: own.has_words(key, 3))
         proxy.fail("cut")
         answer = await own.cancel(key)
         proxy.mend()
-        await own.settled()
+        await own.all_settled()
         turn = await own.assert_one_end(key, await reader, [answer])
     assert (turn.outcome, turn.text) == ("cancelled", words(3, "silent"))
-    assert [call.closed is not None for call in await own.calls("silent")] == [True]
+    assert [call.closed is not None for call in await own.calls_of("silent")] == [True]
 
 
 @pytest.mark.rule("F10")
 @pytest.mark.rule("F28")
 @pytest.mark.timeout(90)
-async def test_turns_are_cancelled_before_during_and_after_a_restart_of_nats_server(own: OwnSystem) -> None:
+async def test_turns_are_cancelled_before_during_and_after_a_restart_of_nats_server(own: CancelSystem) -> None:
     """A client that received 200 finds the end in the log; one that received 503 repeats the cancel."""
     # Persistence gets the entries that it had leased when the server was killed once more after this lease.
     await shorten_lease(own.connection, 0.5, PERSISTENCE)
     async with own.working():
         lines = ("words=9 fault=stall@3 tag=k{}", "words=9000 rate=40 tag=k{}")
-        keys = [await own.ask(lines[number % 2].format(number)) for number in range(9)]
+        keys = [await own.begin(lines[number % 2].format(number)) for number in range(9)]
         reading = [own.read(key) for key in keys]
-        await open_streams(own.claude, len(keys))
+        await own.open_streams(len(keys))
         for key in keys:
             await until(lambda key=key: own.has_words(key, 3))  # type: ignore[misc]
         cancels = [asyncio.create_task(own.cancel_patiently(key)) for key in keys[:3]]
@@ -328,7 +318,7 @@ async def test_turns_are_cancelled_before_during_and_after_a_restart_of_nats_ser
         await own.server.start()
         cancels += [asyncio.create_task(own.cancel_patiently(key)) for key in keys[6:]]
         statuses, answers = zip(*await asyncio.gather(*cancels), strict=True)
-        await own.settled()
+        await own.all_settled()
         for key, reader, answer in zip(keys, reading, answers, strict=True):
             turn = await own.assert_one_end(key, await reader, [answer])
             assert turn.outcome == "cancelled"

@@ -30,9 +30,9 @@ from tailrace.proto.limits import UNLIMITED, Limits
 from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement, give_back
 from tailrace.proto.subjects import LIMITS, SLOTS, TurnKey
-from tests.harness.generator_in_loop import ended, is_acknowledged, shorten_lease, working
-from tests.harness.killable_generator import killed_after
+from tests.harness.generator_in_loop import ended
 from tests.harness.nats_cluster import Cluster
+from tests.harness.own_system import OwnSystem
 from tests.harness.processes import Process
 from tests.harness.processes import gateway as gateway_process
 from tests.harness.processes import persistence as persistence_process
@@ -264,29 +264,23 @@ async def test_each_turn_is_settled_once_with_its_real_usage(
 
 @pytest.mark.rule("S19")
 async def test_a_takeover_is_settled_once_with_the_usage_of_both_calls(
-    own_server: NatsServer,
-    own_connection: Connection,
-    own_log: TurnLog,
-    own_claude: str,
-    new_gateway: NewGateway,
-    tenant: Tenant,
+    own: OwnSystem, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
-    gateway = await new_gateway(own_server.url, limits_key="usd_day=1, requests=9, burst=9")
-    await shorten_lease(own_connection, 0.2)
+    gateway = await new_gateway(own.server.url, limits_key="usd_day=1, requests=9, burst=9")
+    await own.shorten_lease(0.2)
     body = QUICK | {"message": "#sim words=20 rate=200"}
     key = TurnKey(tenant, (await gateway.client.post("/v1/turns", json=body)).json()["turn"])
-    assert await killed_after(8, own_server.url, own_claude)
-    async with working(own_server.url, own_claude):
-        turn = await ended(own_log, key)
-        await until(lambda: is_acknowledged(own_connection))
+    assert await own.killed_after(8)
+    async with own.working():
+        turn = await own.settled(key)
     assert turn.end is not None
     assert (turn.outcome, turn.attempt) == ("completed", 2)
     stored = [
-        events.decode(one.entry.event) for one in await own_log.replay(key) if isinstance(one.entry, entries.Event)
+        events.decode(one.entry.event) for one in await own.log.replay(key) if isinstance(one.entry, entries.Event)
     ]
     prompts = [one.message.usage.input_tokens or 0 for one in stored if isinstance(one, events.MessageStart)]
     assert (len(prompts), turn.end.usage.input_tokens) == (2, sum(prompts))
-    assert await spent_nano_usd(own_connection, tenant) == turn.end.cost_nano_usd
+    assert await spent_nano_usd(own.connection, tenant) == turn.end.cost_nano_usd
     left = (await gateway.client.post("/v1/turns", json=body)).headers["ratelimit"]
     assert left.startswith('"requests";r=7;')
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from starlette.requests import Request
 
 from tailrace.gateway.auth.jwks import JwksCache
+from tailrace.gateway.auth.jwt import JwtVerifier
+from tailrace.gateway.settings import Settings
 from tests.harness import jwts
 from tests.harness.jwts import EC_KEY, RSA_KEY
 
@@ -174,3 +177,17 @@ async def test_keys_from_a_file_are_refreshed(tmp_path: Path) -> None:
     path.unlink()
     await keys.read()
     assert await keys.find("new") is not None
+
+
+async def test_a_token_causes_no_fetch_of_its_own_urls(issuer: Issuer, url: str) -> None:
+    """`jku`, `x5u`, an issuer that is a URL: requests go only to the address in the settings."""
+    elsewhere = Issuer()
+    issuer.tell(jwts.key_set(ec=EC_KEY))
+    verifier = JwtVerifier(Settings(**jwts.settings(jwt_keys=url)))
+    asking = Request({"type": "http", "method": "GET", "headers": []})
+    async with elsewhere.running() as other:
+        for header in ("jku", "x5u"):
+            signed = jwts.token(OTHER_KEY, "ES256", {header: other, "kid": "x"}, iss=other)
+            assert await verifier.verify(signed, asking) is None
+    assert elsewhere.asked == []
+    assert len(issuer.asked) == 1
