@@ -1,5 +1,6 @@
 """nats-py's client with the behaviour for which nats-py has no hook. All use of its private methods is here."""
 
+from contextlib import suppress
 from typing import Any
 
 import nats.errors
@@ -28,6 +29,12 @@ class Client(NatsClient):
         # A connection that the server refused is still open, and each of four attempts a second would add one.
         self.abort()
         await super()._connect_to_server(s)
+
+    async def _ping_interval(self) -> None:
+        """Sends pings also after a MemoryError, which ends nats-py's loops: unanswered pings replace the connection."""
+        while True:
+            with suppress(MemoryError):
+                return await super()._ping_interval()
 
 
 class TlsClient(Client):

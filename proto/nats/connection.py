@@ -212,8 +212,9 @@ class Connection:
         # Reconnect attempts fail four times a second; the lost connection was logged once.
         is_away = isinstance(error, OSError | TimeoutError | nats.errors.NoServersError)
         (logger.debug if is_away else logger.warning)("nats reported an error", error=type(error).__name__)
-        # nats-py dropped messages of a slow subscription: its readers must read again, as after a reconnect.
-        if isinstance(error, nats.errors.SlowConsumerError):
+        # nats-py dropped messages of a slow subscription, or a message that it had no memory for: readers must read
+        # again, as after a reconnect.
+        if isinstance(error, nats.errors.SlowConsumerError | MemoryError):
             self._read_again()
 
     async def _on_disconnected(self) -> None:

@@ -13,6 +13,8 @@ import httpx2
 import msgspec
 import pytest
 import structlog.testing
+from nats.aio.client import Client as NatsClient
+from nats.protocol.parser import Parser
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid
@@ -128,6 +130,31 @@ async def test_the_error_of_a_url_names_the_servers_and_no_secret(
         await Connection.open(url.format(port=nats_server.spec.port), "test")
     assert message in str(raised.value)
     assert not [secret for secret in ("stale-token", "a-token", "pass@word", "name:") if secret in str(raised.value)]
+
+
+async def test_a_connection_that_has_no_memory_for_a_message_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, own_server: NatsServer
+) -> None:
+    """nats-py ends its loops: that of the received messages, and that of the pings which notice it."""
+    connection = await Connection.open(own_server.url, "test")
+    restored = asyncio.Event()
+    connection.on_reconnected(restored.set)
+    for owner, name in ((Parser, "parse"), (NatsClient, "_send_ping")):
+        monkeypatch.setattr(owner, name, fails_once(getattr(owner, name)))
+    await asyncio.wait_for(restored.wait(), 20)
+    await check(connection)
+    await connection.close()
+
+
+def fails_once(call: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    failures = [MemoryError]
+
+    async def called(*arguments: object) -> None:
+        if failures:
+            raise failures.pop()
+        await call(*arguments)
+
+    return called
 
 
 async def test_a_cancellation_that_nats_py_swallows_takes_effect_at_the_next_call(connection: Connection) -> None:
