@@ -82,9 +82,9 @@ class Recorder:
                 for delivery in batch:
                     await delivery.ack()
             metrics.LAG_S.observe(age_s(max(delivery.at for delivery in batch)))
-        except (StoreBusy, StoreUnwritable, LogUnavailable) as error:
+        except (StoreBusy, StoreUnwritable, LogUnavailable, MemoryError) as error:
             self._spans.end(type(error).__name__)
-            self.failure = str(error)
+            self.failure = str(error) or type(error).__name__
             logger.warning("batch could not be recorded and is retried", entries=len(batch), why=self.failure)
             for delivery in batch:
                 await delivery.release(self._retry_wait_s)
@@ -147,7 +147,7 @@ class Recorder:
                     return None
             self._spans.start(key, turn)
             row = build_row(key, turn)
-        except (LogUnavailable, StoreError):
+        except (LogUnavailable, StoreError, MemoryError):
             raise
         except TurnUnknown:
             # An error even if a client has deleted the turn: the log does not show whether it was deleted or expired.

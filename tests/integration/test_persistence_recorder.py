@@ -220,6 +220,21 @@ async def test_while_the_database_cannot_be_written_turns_stay_in_the_log(
     assert rows(database) == await folds(own_log, keys)
 
 
+async def test_a_turn_that_the_process_has_no_memory_for_is_recorded_later(
+    own_connection: Connection, own_log: TurnLog, deliveries: Deliveries, database: Path
+) -> None:
+    key = await write(own_log, "Light")
+    failures = [MemoryError]
+
+    class LogWithoutMemory(TurnLog):
+        async def turn_upto(self, key: TurnKey, reached: Seq) -> Turn:
+            if failures:
+                raise failures.pop()
+            return await super().turn_upto(key, reached)
+
+    assert await record(LogWithoutMemory(own_connection), deliveries, database) == await folds(own_log, [key])
+
+
 async def test_leases_are_renewed_during_a_slow_commit(
     own_connection: Connection, own_log: TurnLog, deliveries: Deliveries, database: Path
 ) -> None:
