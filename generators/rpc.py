@@ -4,11 +4,12 @@ Nothing is retried here: the client that called the gateway may try again.
 """
 
 from collections.abc import Mapping
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from tailrace.generators.load_blobs import BlobLoader
+from tailrace.proto import long_strings
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError, Refused
 from tailrace.proto.ids import Tenant
@@ -20,11 +21,10 @@ from tailrace.proto.model_records import (
     CountTokens,
     ListedModels,
     PromptFields,
-    replace_prompt,
 )
 from tailrace.proto.nats.rpc import Handler
 
-T = TypeVar("T", bound=msgspec.Struct)
+T = TypeVar("T")
 
 
 class ModelApi(Protocol):
@@ -70,12 +70,13 @@ class ModelRpc:
 
     async def _count_tokens(self, tenant: Tenant, body: bytes) -> bytes:
         query = decode_query(body, CountTokens)
-        request = bytes(query.body)
         try:
             if not query.is_lifted:
-                return await self._model_api.count_tokens(request, query.betas)
-            async with self._blobs.load(tenant, msgspec.json.decode(request, type=PromptFields)) as prompt:
-                return await self._model_api.count_tokens(replace_prompt(request, prompt), query.betas)
+                return await self._model_api.count_tokens(bytes(query.body), query.betas)
+            fields = decode_query(bytes(query.body), dict[str, Any])
+            async with self._blobs.load(tenant, msgspec.convert(fields, PromptFields)) as prompt:
+                pieces = await long_strings.encode(fields | msgspec.to_builtins(prompt))
+                return await self._model_api.count_tokens(b"".join(pieces), query.betas)
         except BackendError as error:
             raise _refused(error) from error
 

@@ -41,7 +41,7 @@ class CountTokens(msgspec.Struct, frozen=True, omit_defaults=True):
     body: msgspec.Raw
     betas: str = ""
     is_lifted: bool = False
-    """Whether `body` has references in place of long strings (R33). If not, it goes to the API unchanged."""
+    """Whether `body` may have references in place of long strings (R33). If not, it goes to the API unchanged."""
 
 
 class CancelMessageBatch(msgspec.Struct, frozen=True):
@@ -56,9 +56,3 @@ class PromptFields(msgspec.Struct, frozen=True, omit_defaults=True):
     messages: list[Message]
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
-
-
-def replace_prompt(body: bytes, prompt: PromptFields) -> bytes:
-    """Returns the Messages request `body` with the fields of `prompt`."""
-    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    return msgspec.json.encode(fields | msgspec.json.decode(msgspec.json.encode(prompt), type=dict[str, msgspec.Raw]))

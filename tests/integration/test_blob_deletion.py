@@ -20,7 +20,6 @@ from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId, child_id, new_id
-from tailrace.proto.model_records import CountTokens
 from tailrace.proto.nats import BlobPins, BlobStore, Connection, TurnLog, blob_pins
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import BODIES, CLAIMS_STREAM, TurnKey
@@ -248,14 +247,14 @@ async def test_a_prompt_that_is_counted_keeps_its_blob_until_then(
     """No turn refers to it: only the pin keeps it."""
     document = b64encode(os.urandom(6_300_000)).decode()
     first = await show(gateway, document)
-    ask = count_tokens.ask_generator
+    store = count_tokens.store_long_strings
 
-    async def delete_before(gateway_: Any, tenant: Tenant, question: CountTokens, timeout_s: float) -> bytes:
-        if question.is_lifted:
-            assert await delete(gateway, first) == 200
-        return await ask(gateway_, tenant, question, timeout_s)
+    async def store_and_delete(*arguments: Any) -> dict[str, Any]:
+        fields = await store(*arguments)
+        assert await delete(gateway, first) == 200
+        return fields
 
-    monkeypatch.setattr(count_tokens, "ask_generator", delete_before)
+    monkeypatch.setattr(count_tokens, "store_long_strings", store_and_delete)
     body = {"model": "claude-sonnet-5-5", "messages": showing(document)}
     answer = await gateway.client.post("/v1/messages/count_tokens", json=body)
     assert answer.status_code == 200, answer.text

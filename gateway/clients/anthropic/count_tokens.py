@@ -12,6 +12,7 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.anthropic.request import MessageParam
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, require_unclaimed
@@ -19,7 +20,7 @@ from tailrace.proto import blobs
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import EntryTooLarge, Refused
 from tailrace.proto.ids import Tenant, new_id
-from tailrace.proto.model_records import COUNT_TOKENS, CountTokens, PromptFields, replace_prompt
+from tailrace.proto.model_records import COUNT_TOKENS, CountTokens, PromptFields
 from tailrace.proto.nats import BlobPins, BlobStore, Rpc
 from tailrace.proto.subjects import GENERATORS
 
@@ -29,7 +30,7 @@ TOO_LONG = "the prompt is too long to be counted, even without its images, files
 
 
 class CountTokensRequest(msgspec.Struct, frozen=True):
-    """A Messages request. The gateway reads only the model; Anthropic's API validates the rest."""
+    """A Messages request. Of a small one the gateway reads only the model; Anthropic's API validates the rest."""
 
     model: str
 
@@ -46,39 +47,33 @@ async def post_count_tokens(
     request: ApiRequest, catalogue: Catalogue, rpc: Rpc, blob_store: BlobStore, blob_pins: BlobPins, settings: Settings
 ) -> Response:
     """`POST /v1/messages/count_tokens`: returns the number of tokens in a prompt, as Anthropic counts them."""
-    tenant = request.tenant
-    body, raw = await request.read(CountTokensRequest)
-    model = (await catalogue.offer(tenant)).model(body.model)
-    query = CountTokens(msgspec.Raw(with_model(raw, model.id)), betas_of(request))
-    try:
-        answer = await ask_generator(rpc, tenant, query, settings.query_timeout_s)
-    except EntryTooLarge:
-        # Passing a long body on may take as long as receiving it.
-        timeout_s = settings.query_timeout_s + settings.body_timeout_s
-        holder = new_id()
+    tenant, holder, timeout_s = request.tenant, new_id(), settings.query_timeout_s
+    fields, raw = await request.read(dict[str, Any])
+    body = read_body.convert(fields, CountTokensRequest)
+    # The name that Anthropic's API knows, instead of an alias.
+    fields["model"] = (await catalogue.offer(tenant)).model(body.model).id
+    betas, is_large = betas_of(request), len(raw) > SMALL_BYTES_MAX
+    async with blob_pins.release_after(tenant, holder):
+        if is_large:
+            fields |= await store_long_strings(blob_store, blob_pins, tenant, fields, holder)
+            # Passing a large body on may take as long as receiving it.
+            timeout_s += settings.body_timeout_s
+        query = msgspec.json.encode(CountTokens(msgspec.Raw(msgspec.json.encode(fields)), betas, is_lifted=is_large))
         try:
-            async with blob_pins.release_after(tenant, holder):
-                shortened = await store_long_fields(blob_store, blob_pins, tenant, query, holder)
-                answer = await ask_generator(rpc, tenant, shortened, timeout_s)
+            answer = await rpc.request(tenant, COUNT_TOKENS, query, timeout_s=timeout_s, role=GENERATORS)
         except EntryTooLarge as error:
             raise Refused("body_too_large", TOO_LONG) from error
     return json_response(msgspec.Raw(answer))
 
 
-async def ask_generator(rpc: Rpc, tenant: Tenant, query: CountTokens, timeout_s: float) -> bytes:
-    """Returns the answer of Anthropic's API as JSON. Raises EntryTooLarge for a query too long for one message."""
-    payload = msgspec.json.encode(query)
-    return await rpc.request(tenant, COUNT_TOKENS, payload, timeout_s=timeout_s, role=GENERATORS)
-
-
-async def store_long_fields(
-    blob_store: BlobStore, blob_pins: BlobPins, tenant: Tenant, query: CountTokens, holder: str
-) -> CountTokens:
-    """Stores long strings of the prompt as blobs, pinned by `holder`. Returns the query with references to them.
+async def store_long_strings(
+    blob_store: BlobStore, blob_pins: BlobPins, tenant: Tenant, fields: dict[str, Any], holder: str
+) -> dict[str, Any]:
+    """Stores the long strings of a prompt as blobs, pinned by `holder`. Returns its fields with references to them.
 
     Raises Refused, LogFull, LogUnavailable.
     """
-    prompt = read_body.decode(bytes(query.body), LongFields)
+    prompt = read_body.convert(fields, LongFields)
     content = [[message.content for message in prompt.messages], prompt.system, prompt.tools]
     if is_deeper(content, BODY_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
@@ -89,13 +84,7 @@ async def store_long_fields(
     )
     await blob_pins.pin(tenant, holder, lifted)
     await blob_store.put(tenant, lifted)
-    return CountTokens(msgspec.Raw(replace_prompt(bytes(query.body), short)), query.betas, is_lifted=True)
-
-
-def with_model(raw: bytes, model: str) -> bytes:
-    """Returns the request with `model`, the name that Anthropic's API knows, instead of an alias."""
-    fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    return msgspec.json.encode(fields | {"model": msgspec.Raw(msgspec.json.encode(model))})
+    return dict(msgspec.to_builtins(short))
 
 
 def betas_of(request: ApiRequest) -> str:
