@@ -25,6 +25,7 @@ BY_STATUS = {
     405: ("method_not_allowed", "this route does not take that method: see the Allow header"),
 }
 RETRY_AFTER_S = 2
+NO_MEMORY = "this gateway has no memory for the request: retry later"
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -98,8 +99,9 @@ async def http_error(_: Request, error: Exception) -> Response:
 
 
 async def unexpected(_: Request, error: Exception) -> Response:
-    if isinstance(error, MemoryError):
+    # The stack of a thread is memory, too.
+    if isinstance(error, MemoryError) or str(error) == "can't start new thread":
         logger.error("no memory for a request")
-        return response("server_busy", "this gateway has no memory for the request: retry later")
+        return response("server_busy", NO_MEMORY)
     logger.error("request failed", error=type(error).__name__, exc_info=error)
     return response("internal", "an internal error, which has been logged")

@@ -42,6 +42,7 @@ NO_HOST = ("http_invalid", "a request needs exactly one Host header; only HTTP/1
 CODED = ("http_invalid", "the only transfer coding that is supported is chunked (RFC 9112, 6.1)")
 TOO_LARGE = ("headers_too_large", f"more than {HEADERS_MAX} headers, or {HEADERS_BYTES_MAX // 1024} kB of them")
 TOO_MANY = ("server_busy", CONNECTIONS_REACHED)
+NO_MEMORY = ("server_busy", error_responses.NO_MEMORY)
 TOO_SLOW = ("headers_timeout", f"the headers did not arrive within {HEADERS_TIMEOUT_S:.0f} s")
 
 
@@ -139,7 +140,10 @@ class ClientConnection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Replaces uvicorn's rejection of what the parser rejects."""
         del msg
-        self._refuse(*self._wrong)
+        rejected = sys.exception()
+        # The parser raises an error of its own for each error of a callback.
+        is_memory = rejected is not None and isinstance(rejected.__context__, MemoryError)
+        self._refuse(*(NO_MEMORY if is_memory else self._wrong))
 
     def on_headers_complete(self) -> None:
         self._stop_waiting()

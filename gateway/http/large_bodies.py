@@ -7,28 +7,39 @@ could fill the memory, and none of them could be completed.
 
 A complete body is in memory several times: as it came, as decoded strings, and as the bytes of those that become blobs.
 Processing takes less than a second or waits for the log, so tenants simply take turns.
+
+A process may have less memory than its setting (`ulimit -v`). So a body is refused unless all that is reserved could be
+allocated once more, and SPARE_BYTES besides: small requests and the connection to NATS need memory, too.
 """
 
 import asyncio
+import mmap
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from weakref import WeakValueDictionary
 
+import structlog
+
+from tailrace.gateway.http.error_responses import NO_MEMORY
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
+
+logger = structlog.get_logger()
 
 # The number of smaller bodies is limited by the number of connections alone.
 SMALL_BYTES_MAX = 256 * 1024
 # Copies of a complete body besides the one that has arrived: its strings, and the bytes of the blobs. Python stores a
 # text with a character beyond Latin-1 in two or four bytes a character, so there may be three copies more.
 COPIES = 5
+SPARE_BYTES = 32 * 1024 * 1024
 
 
 class LargeBodies:
     """Reserves memory out of `bytes_max` for all tenants; waits for `timeout_s` at most."""
 
     def __init__(self, *, bytes_max: int, timeout_s: float) -> None:
+        self._bytes_max = bytes_max
         self._arriving = FairSemaphore(bytes_max // 2)
         self._processed = FairSemaphore(bytes_max // 2)
         self._share_bytes_max = max(1, bytes_max // 4)
@@ -49,12 +60,23 @@ class LargeBodies:
             async with asyncio.timeout(self._timeout_s):
                 await holder.enter_async_context(share.reserve(size))
                 await holder.enter_async_context(self._arriving.reserve(min(size, self._share_bytes_max)))
+        self._require_memory()
 
     async def process(self, holder: AsyncExitStack, tenant: Tenant, size: int) -> None:
         """Reserves memory for the copies of a complete body until `holder` is closed. Raises Refused as `reserve`."""
         with self._refused():
             async with asyncio.timeout(self._timeout_s):
                 await holder.enter_async_context(self._processed.reserve(COPIES * size, tenant=tenant))
+        self._require_memory()
+
+    def _require_memory(self) -> None:
+        """Raises Refused if the process could not allocate what is reserved."""
+        # The pages are never touched: this takes microseconds.
+        size = self._bytes_max - self.free + SPARE_BYTES
+        with suppress(OSError), mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON):
+            return
+        logger.warning("no memory for a large request")
+        raise Refused("server_busy", NO_MEMORY)
 
     @staticmethod
     @contextmanager

@@ -1,24 +1,31 @@
-"""Memory of a gateway process: no request body or pipeline of requests makes it grow by 20 MB (S14, S15)."""
+"""Memory of processes: attacks on a gateway (S14, S15), a limit of the system, and the bound for large bodies."""
 
 import asyncio
 import gzip
+import hashlib
 import os
 import re
+import resource
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tailrace.gateway.settings import Settings
+from tailrace.gateway.settings import Settings as GatewaySettings
 from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import STREAM
 from tests.harness import processes
-from tests.integration.conftest import KEY, api_keys
+from tests.harness.system import Settings, System
+from tests.integration.conftest import KEY, Gateway, api_keys
 
 MB = 2**20
 GROWS_MAX = 20 * MB
-BODY_BYTES_MAX = Settings().body_bytes_max
+BODY_BYTES_MAX = GatewaySettings().body_bytes_max
 UNKNOWN_KEY = "unknown-key"
 
 
@@ -33,6 +40,13 @@ async def process(nats_url: str, tenant: Tenant, tmp_path: Path) -> AsyncIterato
         yield process
 
 
+def in_status(pid: int, field: str) -> int:
+    """Returns the bytes in a field of /proc/PID/status."""
+    found = re.search(rf"^{field}:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
 def reset_peak(pid: int) -> None:
     """Resets the peak that `peak` returns (proc_pid_clear_refs(5))."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
@@ -40,9 +54,7 @@ def reset_peak(pid: int) -> None:
 
 def peak(pid: int) -> int:
     """Returns the most bytes of memory that a process has had."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
+    return in_status(pid, "VmHWM")
 
 
 async def post(port: int, key: str, pieces: Iterator[bytes], *framing: str) -> bytes:
@@ -135,3 +147,97 @@ async def test_large_and_deep_bodies_do_not_fill_the_memory(process: processes.P
         # The allocator may keep the memory of one body for the next; it must not take more for each.
         assert max(grown_by) - grown_by[0] < GROWS_MAX / 10, name
         assert grown_by[-1] < max(grows_max - GROWS_MAX, GROWS_MAX), name
+
+
+SMALL = {"message": "#sim words=1 rate=0"}
+LARGE_BYTES = 31_000_000
+# What a process needs besides: the interpreter's own lists and buffers, and parts that the allocator keeps.
+SLACK_BYTES = 64 * MB
+
+
+def large_body(number: int) -> dict[str, Any]:
+    """A request with a picture of its own."""
+    source = {"type": "base64", "media_type": "image/png", "data": str(number) * LARGE_BYTES}
+    line = {"type": "text", "text": "#sim words=1 rate=0"}
+    return {"messages": [{"role": "user", "content": [{"type": "image", "source": source}, line]}]}
+
+
+def client_of(process: processes.Process, key: str = KEY) -> httpx2.AsyncClient:
+    headers = {"x-api-key": key}
+    return httpx2.AsyncClient(base_url=process.url, headers=headers, timeout=60, trust_env=False, verify=False)
+
+
+async def test_a_gateway_that_cannot_allocate_refuses_large_bodies_and_serves_small_ones(
+    process: processes.Process, log: TurnLog, tenant: Tenant
+) -> None:
+    """The system gives it 100 MB more than it has at rest. When it may have more, large bodies are accepted."""
+    _, hard = resource.prlimit(process.pid, resource.RLIMIT_AS)
+    async with client_of(process) as client:
+
+        async def refuse(number: int) -> None:
+            answer = await client.post("/v1/turns", json=large_body(number))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "server_busy")
+            assert "retry-after" in answer.headers
+
+        accepted = [(await client.post("/v1/turns", json=SMALL)).status_code]
+        limit = in_status(process.pid, "VmSize") + 100 * MB
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, hard))
+        async with asyncio.TaskGroup() as group:
+            refused = [group.create_task(refuse(number)) for number in range(6)]
+            while not all(task.done() for task in refused):
+                accepted.append((await client.post("/v1/turns", json=SMALL)).status_code)
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (hard, hard))
+        accepted.append((await client.post("/v1/turns", json=large_body(0))).status_code)
+    assert set(accepted) == {202}
+    info = await log._connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
+    assert len(info.state.subjects or {}) == len(accepted)
+    assert process.said("nats connection lost") == []
+    assert b"Traceback" not in process.printed.read_bytes()
+
+
+async def test_a_body_that_cannot_be_buffered_is_503(monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway) -> None:
+    """The HTTP parser hides the MemoryError of its callback behind an error of its own."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(HttpToolsProtocol, "on_body", fail)
+    answer = await lone_gateway.client.post("/v1/turns", json=SMALL)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "server_busy")
+    assert "retry-after" in answer.headers
+
+
+async def test_large_bodies_of_several_tenants_stay_below_the_setting(tmp_path: Path) -> None:
+    """Gateway and generator have memory for one body of 31 MB; the others wait, and all turns are completed."""
+    keys = {"first": "sk-first", "second": "sk-second"}
+    hashes = (f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}" for tenant, key in keys.items())
+    most = {"gateway-0": 320 * MB, "generator-0": 160 * MB}
+    settings: Settings = {
+        "gateway": {
+            "TAILRACE_API_KEYS": ",".join(hashes),
+            "TAILRACE_LARGE_BYTES_MAX": most["gateway-0"],
+            "TAILRACE_LARGE_TIMEOUT_S": 60,
+        },
+        "generator": {"TAILRACE_LARGE_BYTES_MAX": most["generator-0"]},
+    }
+    async with (
+        System(tmp_path, settings=settings, sync="default", log_bytes=2**31) as system,
+        AsyncExitStack() as stack,
+    ):
+        await system.start(persistence=False)
+        clients = [await stack.enter_async_context(client_of(system.gateways[0], key)) for key in keys.values()]
+
+        async def answer(client: httpx2.AsyncClient, body: dict[str, Any]) -> str:
+            return (await client.post("/v1/turns", json=body, headers={"accept": "text/event-stream"})).text
+
+        await answer(clients[0], SMALL)
+        before = {name: resident(pid) for name, pid in system.pids.items()}
+        for pid in system.pids.values():
+            reset_peak(pid)
+        bodies = [(client, large_body(number)) for number in range(3) for client in clients]
+        answers = await asyncio.gather(*(answer(*one) for one in bodies))
+        assert ['"outcome":"completed"' in each for each in answers] == [True] * len(bodies)
+        for name, pid in system.pids.items():
+            grown = peak(pid) - before[name]
+            print(f"{name}: {before[name] / MB:.0f} MB before, grew by {grown / MB:.0f} MB")
+            assert grown < most[name] + SLACK_BYTES, name

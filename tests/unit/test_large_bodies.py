@@ -8,12 +8,17 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from tailrace.gateway.http import error_responses
+from tailrace.gateway.http import error_responses, large_bodies
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
-from tailrace.proto import long_strings
+from tailrace.generators import load_blobs
+from tailrace.generators.load_blobs import BlobLoader
+from tailrace.proto import blobs, long_strings
+from tailrace.proto.entries import Message as PromptMessage
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
+from tailrace.proto.model_records import PromptFields
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 
 MEMORY_BYTES = 24 * SMALL_BYTES_MAX
 BODY_BYTES_MAX = 2 * SMALL_BYTES_MAX
@@ -113,7 +118,55 @@ async def test_a_silent_tenant_blocks_no_other_tenant() -> None:
     assert bodies.large_bodies.free == MEMORY_BYTES
 
 
-async def test_a_request_without_memory_is_refused_and_may_be_repeated() -> None:
-    refused = await error_responses.unexpected(large_request(), MemoryError())
+class TextStore:
+    """Has one blob."""
+
+    text = b"x" * (blobs.INLINE_BYTES_MAX + 1)
+
+    async def read(self, *_: object) -> bytes:
+        return self.text
+
+
+@pytest.mark.parametrize("kind", ["body", "call"])
+async def test_complete_bodies_and_calls_take_turns_by_tenant(kind: str) -> None:
+    """There is memory for one of them at a time."""
+    size = len(TextStore.text)
+    bodies = LargeBodies(bytes_max=2 * large_bodies.COPIES * size, timeout_s=5)
+    loader = BlobLoader(TextStore(), FairSemaphore(load_blobs.COPIES * size))  # type: ignore[arg-type]  # all it needs
+    call, _ = blobs.lift(PromptFields([PromptMessage("user", TextStore.text.decode())]))
+    order: list[str] = []
+
+    async def process(tenant: Tenant) -> None:
+        async with AsyncExitStack() as holder:
+            if kind == "body":
+                await bodies.process(holder, tenant, size)
+            else:
+                await holder.enter_async_context(loader.load(tenant, call))
+            order.append(tenant)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(process(Tenant(name)) for name in "aaaabb"))
+    assert "".join(order) == "aababa"
+
+
+async def test_a_large_body_is_refused_while_the_process_cannot_allocate_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The semaphore counts what the setting allows, and the system may give less."""
+    bodies = body_reader()
+
+    async def read() -> None:
+        async with AsyncExitStack() as holder:
+            await bodies.read(large_request(), Tenant("a"), holder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(large_bodies, "SPARE_BYTES", 2**50)
+        with pytest.raises(Refused, match="no memory for the request"):
+            await read()
+    await read()
+    assert bodies.large_bodies.free == MEMORY_BYTES
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")], ids=repr)
+async def test_a_request_without_memory_is_refused_and_may_be_repeated(error: Exception) -> None:
+    refused = await error_responses.unexpected(large_request(), error)
     assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
     assert b'"server_busy"' in refused.body
