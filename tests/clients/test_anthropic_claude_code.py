@@ -80,7 +80,6 @@ async def test_interruption_of_the_model_call_is_hidden(gateway: Gateway, claude
 
 @pytest.mark.proves("anthropic", "resumes after cuts", "Claude Code")
 async def test_repeated_request_after_a_cut_gets_the_same_turn(gateway: Gateway, claude: str, home: Path) -> None:
-    """There is one call of the model."""
     before = await calls(claude)
     async with Cutting(gateway.port, seeded(3, 2, bytes_max=6000, bytes_min=HELLO_BYTES_MAX)) as proxy:
         run = await claude_p(proxy.url, home, LINE)

@@ -80,7 +80,6 @@ async def results(claude: str) -> list[dict[str, Any]]:
 
 
 async def test_its_answer_is_one_message(claude: str, tmp_path: Path) -> None:
-    """The text in deltas, and the usage."""
     events = await answer(opened(claude, tmp_path), asking("words=30 rate=0", system="Be brief."))
     assert text(events) == words(30)
     assert [events[0]["type"], events[-1]["type"]] == ["message_start", "message_delta"]
@@ -231,7 +230,6 @@ async def test_its_failures_have_their_codes(claude: str, tmp_path: Path, line: 
 
 
 async def test_its_silence_has_an_end(claude: str, tmp_path: Path) -> None:
-    """The stall timeout ends the process."""
     with pytest.raises(BackendError) as failure:
         await answer(opened(claude, tmp_path, stall_timeout_s=4.0), asking("words=9 rate=0 fault=stall@3"))
     assert failure.value.code == "backend_stalled"

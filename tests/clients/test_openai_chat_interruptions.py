@@ -109,7 +109,6 @@ async def test_partial_tool_call_is_not_mixed_with_the_new_answer(takeover: Take
 async def test_answer_is_read_after_the_log_has_dropped_it(
     gateway: Gateway, system_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
 ) -> None:
-    """From the database."""
     line = "#sim words=5 thinking=2 rate=0 tool=look"
     made = await sdk.chat.completions.create(model=MODEL, messages=asked(line))
     await forget(gateway, system_log, TurnKey(tenant, TurnId(turn_of(made.id))))

@@ -58,7 +58,6 @@ async def test_completion_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
 
 @pytest.mark.proves("openai-chat", "stream", "openai (Python, sync)")
 async def test_completion_streams_without_asyncio(gateway: Gateway) -> None:
-    """With the usage at the end."""
 
     def read() -> list[ChatCompletionChunk]:
         with OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
@@ -122,7 +121,6 @@ async def test_tool_call_and_result(gateway: Gateway, claude: str, sdk: AsyncOpe
 
 @pytest.mark.proves("openai-chat", "structured output", "openai (Python)")
 async def test_answer_fits_its_schema(sdk: AsyncOpenAI) -> None:
-    """`parse` makes the schema and reads the answer."""
     made = await sdk.chat.completions.parse(model=MODEL, messages=asked(ANSWERED), response_format=River)
     assert made.choices[0].message.parsed == RHINE
 
@@ -175,7 +173,6 @@ async def test_error_before_the_first_event_has_a_status(sdk: AsyncOpenAI, *, is
 
 @pytest.mark.proves("openai-chat", "errors during the stream", "openai (Python)")
 async def test_error_during_the_stream_is_raised(sdk: AsyncOpenAI) -> None:
-    """After the text so far."""
     body = {"on_interrupt": "fail"}
     stream = await sdk.chat.completions.create(
         model=MODEL, messages=asked("#sim words=9 rate=0 fault=error@5"), stream=True, extra_body=body

@@ -138,14 +138,12 @@ async def test_tool_call_and_result(claude: str, sdk: AsyncOpenAI) -> None:
 
 @pytest.mark.proves(DIALECT, "structured output", PYTHON)
 async def test_answer_fits_its_schema(sdk: AsyncOpenAI) -> None:
-    """`parse` makes the schema and reads the answer."""
     made = await sdk.responses.parse(model=MODEL, input=ANSWERED, text_format=River)
     assert made.output_parsed == RHINE
 
 
 @pytest.mark.proves(DIALECT, "stop sequences and limits", PYTHON)
 async def test_response_cut_by_its_limit_is_incomplete(sdk: AsyncOpenAI) -> None:
-    """With the reason; a stream ends with `response.incomplete`."""
     made = await sdk.responses.create(model=MODEL, input=LINE, max_output_tokens=3)
     assert (made.output_text, made.status) == (words(3), "incomplete")
     assert made.incomplete_details is not None
@@ -433,7 +431,6 @@ async def test_invalid_query_is_refused(sdk: AsyncOpenAI, query: str, said: str)
 
 @pytest.mark.proves(DIALECT, "repeated POST returns the same turn", PYTHON)
 async def test_repeated_post_is_one_turn(gateway: Gateway, sdk: AsyncOpenAI) -> None:
-    """With an `Idempotency-Key`."""
     headers = {"Idempotency-Key": new_id()}
     made = [
         await sdk.responses.create(model=MODEL, input=LINE, extra_headers=headers),

@@ -172,7 +172,6 @@ async def test_short_idempotency_key_of_a_first_post_is_refused(gateway: Gateway
 
 
 async def test_first_post_without_a_key_starts_a_conversation(gateway: Gateway, page: httpx.AsyncClient) -> None:
-    """Also with the same words."""
     seen = set()
     for _ in range(2):
         page.cookies.clear()

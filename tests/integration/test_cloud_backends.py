@@ -17,7 +17,7 @@ from tailrace.generators.settings import Settings
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tests.harness.cloud_endpoints import AWS_KEY, Cloud, cloud
-from tests.harness.generator_in_loop import open_streams, stats, words
+from tests.harness.generator_in_loop import stats, words
 
 SETTINGS = Settings(connect_timeout_s=1, stall_timeout_s=0.8)
 each_cloud = pytest.mark.parametrize("backend", ["bedrock", "vertex"], indirect=True)
@@ -124,15 +124,6 @@ async def test_an_unknown_model_is_refused(backend: Backend) -> None:
     assert failure.code in ("backend_refused_request", "backend_refused_key")
 
 
-@each_cloud
-async def test_closing_the_iterator_closes_the_connection(backend: Backend, clouds: Cloud) -> None:
-    events = backend.answer(call_of(backend, "words=500 rate=50"))
-    await anext(events)
-    await open_streams(clouds.url, 1)
-    await events.aclose()
-    await open_streams(clouds.url, 0)
-
-
 @pytest.mark.parametrize(
     ("name", "variable", "value"),
     [
@@ -144,7 +135,6 @@ async def test_closing_the_iterator_closes_the_connection(backend: Backend, clou
 async def test_wrong_credentials_are_a_refused_key(
     clouds: Cloud, monkeypatch: pytest.MonkeyPatch, name: str, variable: str, value: str
 ) -> None:
-    """The message contains no secret."""
     monkeypatch.setenv(variable, value)
     async with opened(name) as backend:
         failure = await failure_of(backend, call_of(backend, "words=1"))

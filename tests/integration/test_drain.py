@@ -18,7 +18,6 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
-from tests.harness.raw_http import RawConnection
 from tests.harness.readers import history, is_read, read, reader
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
@@ -52,34 +51,6 @@ async def test_readers_continue_at_another_gateway_after_sigterm(
     verdict = judge(await history(system_log, key, *readers), (no_gap, no_repeat, one_end))
     assert verdict.is_green, verdict.evidence
     assert ({one.over for one in first}, {one.over for one in rest}) == ({"cut"}, {"ended"})
-
-
-@pytest.mark.parametrize(
-    ("dialect", "is_complete"), [("text", False), ("anthropic", False), ("delta", False), ("tailrace", True)]
-)
-async def test_a_response_has_its_last_chunk_only_if_the_dialect_marks_its_end(
-    lone_gateway: Gateway, log: TurnLog, key: TurnKey, dialect: str, is_complete: bool
-) -> None:
-    """An EventSource reconnects after a clean end without an error; other clients must see an error."""
-    await Writer(log, key).open("half an answer")
-    path = f"/v1/turns/{key.turn}/events?dialect={dialect}"
-    async with RawConnection.open(lone_gateway.port) as raw:
-        await raw.send(f"GET {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\n\r\n")
-        received = await raw.reader.readuntil(b"\r\n\r\n")
-        reading = asyncio.create_task(lone_gateway.client.get(path))
-        await until(lambda: is_read(log, key))
-        lone_gateway.stopping.set()
-        async with asyncio.timeout(2):
-            received += await raw.reader.read()
-    assert b"half an answer" in received
-    assert b"done" not in received
-    assert b"transfer-encoding: chunked" in received.lower()
-    assert received.endswith(b"0\r\n\r\n") == is_complete
-    if is_complete:
-        await reading
-    else:
-        with pytest.raises(httpx2.RemoteProtocolError):
-            await reading
 
 
 @asynccontextmanager

@@ -176,7 +176,6 @@ async def test_stream_headers_forbid_caching_and_buffering(lone_gateway: Gateway
 async def test_heartbeats_fill_silence_and_have_no_id(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, writer: Writer, dialect: str, heartbeat: bytes
 ) -> None:
-    """Plain text has no heartbeat."""
     gateway, without = await new_gateway(nats_url, heartbeat_s=0.02), await new_gateway(nats_url)
     await writer.ask()
     url = url_of(writer.key, dialect)

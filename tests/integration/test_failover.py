@@ -97,7 +97,6 @@ async def test_attempts_are_limited_over_all_backends(
 
 
 async def test_a_model_may_have_its_own_list_of_backends(own: OwnSystem, second: Cloud) -> None:
-    """With the name that the backend has for the model."""
     lists = "claude; claude-haiku-5-5 = bedrock:eu.anthropic.claude-haiku-5-5"
     async with own.working(backends=lists):
         for model, backend in (("claude-haiku-5-5", "bedrock"), ("claude-sonnet-5-5", "claude")):

@@ -14,11 +14,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.__main__ import build
-from tailrace.gateway.app import app
-from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http.sse import HEARTBEAT
-from tailrace.gateway.settings import Settings
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
@@ -29,7 +25,8 @@ from tests.harness.sse_parser import EventStream, Sent, parse
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, forget
+from tests.integration.conftest import Gateway, NewGateway, forget
+from tests.integration.test_drain import in_process
 from tests.promises import Connected, judge, no_gap, no_repeat, one_end
 
 
@@ -180,7 +177,6 @@ async def test_a_held_reader_that_counts_events_gets_its_rest(
 async def test_a_held_response_without_an_event_ends_and_the_next_request_has_the_status(
     own_server: NatsServer, fragile: Gateway, writer: Writer, status: int
 ) -> None:
-    """The cursor is the end of its turn, or after it."""
     cursor = await writer.end() + (status == 400)
     await own_server.stop(SIGKILL)
     async with resuming(fragile, writer.key.turn, cursor) as body:
@@ -229,15 +225,6 @@ async def test_a_draining_gateway_ends_held_responses_and_breaks_off_those_with_
             await broken_off(run)
 
 
-@each_protocol
-async def test_a_new_reader_gets_503_during_an_outage(
-    own_server: NatsServer, fragile: Gateway, key: TurnKey, counted: Counted
-) -> None:
-    await own_server.stop(SIGKILL)
-    answer = await fragile.client.get(counted.whole.format(turn=key.turn))
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "log_unavailable")
-
-
 async def test_a_draining_gateway_sends_a_resuming_reader_away_with_a_clean_end(
     nats_url: str, connection: Connection, log: TurnLog, key: TurnKey, tenant: Tenant
 ) -> None:
@@ -246,26 +233,21 @@ async def test_a_draining_gateway_sends_a_resuming_reader_away_with_a_clean_end(
     await writer.open("a")
     draining = asyncio.Event()
     draining.set()
-    url, headers = f"/v1/turns/{key.turn}/events", {"x-api-key": KEY}
-    after = {"last-event-id": str(writer.chain.last)}
-    async with asyncio.TaskGroup() as group:
-        settings = Settings(nats_url=nats_url, api_keys=api_keys(tenant), linger_s=0)
-        gateway = build(settings, connection, group, draining, signature=TokenSigner(b"secret"))
-        transport = httpx2.ASGITransport(app=app(gateway))
-        async with httpx2.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
-            resumed = await client.get(url, headers=after)
-            refused = [
-                await client.get(url),
-                await client.head(url, headers=after),
-                await client.get(f"{url}?dialect=text", headers=after),
-                await client.get(f"{url}?dialect=anthropic", headers=after),
-                await client.get(RESPONSE.url(key.turn, 1)),
-                await client.get(RUN.whole.format(turn=key.turn)),
-                await client.head(RUN.url(key.turn, 1)),
-            ]
-            # This transport reports a response that breaks off by an AssertionError.
-            with pytest.raises(AssertionError):
-                await client.get(RUN.url(key.turn, 1))
+    url, after = f"/v1/turns/{key.turn}/events", {"last-event-id": str(writer.chain.last)}
+    async with in_process(nats_url, connection, tenant, draining) as client:
+        resumed = await client.get(url, headers=after)
+        refused = [
+            await client.get(url),
+            await client.head(url, headers=after),
+            await client.get(f"{url}?dialect=text", headers=after),
+            await client.get(f"{url}?dialect=anthropic", headers=after),
+            await client.get(RESPONSE.url(key.turn, 1)),
+            await client.get(RUN.whole.format(turn=key.turn)),
+            await client.head(RUN.url(key.turn, 1)),
+        ]
+        # This transport reports a response that breaks off by an AssertionError.
+        with pytest.raises(AssertionError):
+            await client.get(RUN.url(key.turn, 1))
     assert (resumed.status_code, resumed.content) == (200, HEARTBEAT)
     assert [answer.status_code for answer in refused] == [503] * 7
 

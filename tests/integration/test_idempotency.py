@@ -33,7 +33,6 @@ async def test_a_claim_of_one_tenant_is_not_seen_by_another(claims: Claims, tena
 @pytest.mark.rule("R26")
 @pytest.mark.parametrize("key", ["*", ">", "a.b", "", " ", "ключ", "x" * 10_000, "\0"])
 async def test_any_text_is_a_key(claims: Claims, tenant: Tenant, key: str) -> None:
-    """It is hashed."""
     first = new_claim()
     assert await claims.claim(tenant, key, first) == first
     assert await claims.claim(tenant, key, new_claim()) == first
@@ -41,7 +40,6 @@ async def test_any_text_is_a_key(claims: Claims, tenant: Tenant, key: str) -> No
 
 @pytest.mark.rule("R26")
 async def test_of_concurrent_claims_one_is_kept(claims: Claims, tenant: Tenant) -> None:
-    """All callers get it."""
     made = [new_claim() for _ in range(50)]
     found = await asyncio.gather(*(claims.claim(tenant, "key", one) for one in made))
     assert len(set(found)) == 1

@@ -289,7 +289,6 @@ async def test_a_refused_api_key_fails_the_batch(own: MessageBatchSystem) -> Non
 
 
 async def test_a_batch_fails_without_anthropics_backend(own: MessageBatchSystem) -> None:
-    """The message names the backend that is missing."""
     batch = await own.create(inputs(2))
     turn = await own.runner(None).run(key_of(own.tenant, batch))
     assert failure(turn) == "backend_refused_request"
@@ -313,7 +312,6 @@ async def test_a_message_batch_that_was_deleted_at_anthropic_fails_the_batch(
 async def test_a_batch_that_is_too_old_fails_and_keeps_its_answers(
     own: MessageBatchSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its message batch is cancelled."""
     monkeypatch.setattr(batches, "LIFE", timedelta(seconds=0.5))
     batch = await own.create(QUICK_AND_NEVER)
     async with own.working():

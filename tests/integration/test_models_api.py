@@ -66,7 +66,6 @@ async def test_openai_sdk_lists_every_model(openai_sdk: openai.AsyncOpenAI) -> N
 async def test_sdks_find_a_model_by_any_of_its_names(
     claude_sdk: anthropic.AsyncAnthropic, openai_sdk: openai.AsyncOpenAI, name: str
 ) -> None:
-    """The response has the model's id."""
     assert (await claude_sdk.models.retrieve(name)).id == "claude-haiku-4-5"
     assert (await openai_sdk.models.retrieve(name)).id == "claude-haiku-4-5"
 

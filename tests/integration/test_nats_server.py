@@ -49,7 +49,6 @@ async def test_a_wrong_password_is_refused(server: NatsServer, user: str) -> Non
 
 
 async def test_only_the_owner_can_read_the_configuration(server: NatsServer) -> None:
-    """It contains the passwords."""
     assert (server.spec.directory / "nats.conf").stat().st_mode & 0o777 == 0o600
 
 

@@ -53,7 +53,6 @@ def folder_in(tmp_path: Path) -> Path:
 
 @linux_only
 async def test_sigterm_ends_all_processes_and_removes_the_directory(tmp_path: Path) -> None:
-    """All have ended when the reaper has."""
     folder = folder_in(tmp_path)
     read, write = os.pipe()
     arguments = process_reaper.command(["sh", "-c", HIDING], read, folder)

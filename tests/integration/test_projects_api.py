@@ -75,7 +75,6 @@ async def test_a_project_has_the_totals_of_its_sessions(gateway: Gateway) -> Non
     ],
 )
 async def test_an_invalid_project_is_refused(shared_gateway: Gateway, field: str, body: dict[str, str]) -> None:
-    """The message names the field."""
     answer = await shared_gateway.client.post("/v1/projects", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
     assert f"`{field}`" in answer.json()["error"]["message"]

@@ -59,7 +59,6 @@ async def test_the_next_turn_reads_what_the_first_has_cached(gateway: Gateway, c
 async def test_the_operator_can_enable_the_cache_for_all_turns(
     system: System, generator: object, persistence: object, new_gateway: NewGateway
 ) -> None:
-    """A turn can still disable it."""
     caching = await new_gateway(system.nats_url, cache="5m")
     assert cached((await answered(caching, system=long_system()))[1])[0] > WORDS
     assert cached((await answered(caching, system=long_system(), cache="off"))[1]) == (0, 0)

@@ -1,9 +1,7 @@
 """Prompt templates over HTTP: listing, turns and batches."""
 
 from pathlib import Path
-from signal import SIGTERM
 
-import httpx2
 import msgspec
 import pytest
 
@@ -11,7 +9,6 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.generator_in_loop import ended, words
-from tests.harness.processes import gateway as gateway_process
 from tests.harness.readers import read
 from tests.harness.system import System
 from tests.integration.conftest import Gateway, NewGateway
@@ -78,21 +75,6 @@ async def test_wrong_variables_or_fields_are_400(prompting: Gateway, body: dict[
     """No turn is created."""
     answer = await prompting.client.post("/v1/turns", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
-
-
-async def test_prompts_need_a_key(prompting: Gateway) -> None:
-    async with httpx2.AsyncClient(base_url=prompting.url, trust_env=False) as anonymous:
-        for path in ("/v1/prompts", "/v1/prompts/words", "/v1/prompts/none"):
-            assert (await anonymous.get(path)).status_code == 401
-
-
-async def test_a_gateway_with_an_invalid_template_does_not_start(tmp_path: Path, nats_url: str) -> None:
-    """It names the file and exits with status 2."""
-    (tmp_path / "broken.j2").write_text("{{ a")
-    process = gateway_process(tmp_path, nats_url, TAILRACE_PROMPTS=tmp_path)
-    with pytest.raises(AssertionError, match=r"broken\.j2"):
-        await process.start()
-    assert await process.stop(SIGTERM) == 2
 
 
 async def test_a_batch_stores_the_rendered_prompt_of_each_input(

@@ -16,7 +16,6 @@ from tests.harness.until import until
 
 @pytest.mark.rule("R35")
 async def test_a_purged_turn_is_unknown_and_other_turns_are_unchanged(log: TurnLog, key: TurnKey) -> None:
-    """A second purge changes nothing."""
     purged, other = Writer(log, key), Writer(log, TurnKey(key.tenant, TurnId(new_id())))
     for writer in (purged, other):
         await writer.open("Light ", "scatters.")

@@ -182,7 +182,6 @@ WRONG_SESSIONS: list[tuple[dict[str, object], str]] = [
 @on_shared_loop
 @pytest.mark.parametrize(("body", "word"), WRONG_SESSIONS, ids=lambda one: str(one)[:30])
 async def test_an_invalid_session_is_refused(shared_gateway: Gateway, body: dict[str, object], word: str) -> None:
-    """The message names the field."""
     answer = await shared_gateway.client.post("/v1/sessions", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
     assert word in answer.json()["error"]["message"]

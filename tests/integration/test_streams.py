@@ -130,7 +130,6 @@ WRONG_CONSUMERS: dict[str, Any] = {"filter_subjects": ["turns.>"], "ack_policy":
 @pytest.mark.rule("R37")
 @pytest.mark.parametrize("setting", WRONG_STREAMS)
 async def test_a_stream_with_another_setting_is_refused(bare: Connection, setting: str) -> None:
-    """The message names the setting."""
     await bare.jetstream.add_stream(WRONG_STREAMS[setting])
     with pytest.raises(LogMisconfigured, match=setting):
         await streams.apply(bare, bytes_max=BYTES_MAX)

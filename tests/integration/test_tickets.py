@@ -136,7 +136,6 @@ async def test_a_stream_resumes_with_the_proof_in_its_last_id_only(
 @pytest.mark.rule("R39")
 @pytest.mark.rule("S4")
 async def test_of_concurrent_uses_of_a_ticket_one_succeeds(turn: Turn, nats_url: str, new_gateway: NewGateway) -> None:
-    """Also at different gateways."""
     elsewhere = await new_gateway(nats_url)
     path = (await turn.create())["events"]
     async with httpx2.AsyncClient(timeout=20, trust_env=False) as client:

@@ -233,7 +233,6 @@ async def test_a_log_of_many_pages_is_read_whole(log: TurnLog, writer: Writer, f
 async def test_a_turn_with_an_unreadable_request_is_unknown(
     connection: Connection, log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a turn without any entry is."""
     for one in (log.turn(key), anext(log.follow(key))):
         with pytest.raises(TurnUnknown):
             await one

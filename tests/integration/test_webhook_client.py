@@ -99,7 +99,6 @@ async def answering(raw: bytes) -> AsyncIterator[str]:
 
 
 async def test_a_post_sends_headers_and_body_and_returns_the_status(receiver: Receiver) -> None:
-    """With a User-Agent."""
     receiver.answer = status(503, **{"retry-after": "7"})
     async with webhooks() as client:
         assert await client.post(receiver.url, HEADERS, b'{"a":1}') == (503, 7.0)
@@ -186,7 +185,6 @@ async def test_a_compressed_response_is_not_unpacked(receiver: Receiver) -> None
 
 
 async def test_a_receiver_that_does_not_answer_times_out(receiver: Receiver) -> None:
-    """After the configured time."""
     receiver.answer = hang
     async with webhooks(timeout_s=0.2) as client:
         with pytest.raises(WebhookFailed, match=r"no answer within 0\.2 s"):
@@ -206,14 +204,12 @@ async def test_a_receiver_that_does_not_answer_times_out(receiver: Receiver) -> 
     ids=["nothing", "garbage", "another protocol", "a header of 1 MB", "no status", "half a line"],
 )
 async def test_an_invalid_response_is_a_failure(raw: bytes) -> None:
-    """A receiver may send any bytes."""
     async with answering(raw) as url, webhooks(timeout_s=2) as client:
         with pytest.raises(WebhookFailed):
             await client.post(url, HEADERS, b"{}")
 
 
 async def test_a_refused_connection_is_a_failure() -> None:
-    """No process listens on the port."""
     async with answering(b"") as url:
         pass
     async with webhooks() as client:

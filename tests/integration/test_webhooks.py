@@ -299,7 +299,6 @@ async def test_the_end_of_a_fork_is_not_posted(own: OwnSystem, receiver: Receive
 
 
 async def test_without_a_signing_key_webhooks_wait_in_the_log(own: OwnSystem, receiver: Receiver) -> None:
-    """They are sent when a key is set."""
     async with own.persistence(webhook_key=""):
         key = await own.write(receiver.url)
         await until((await Deliveries.open(own.connection, PERSISTENCE)).is_drained)
@@ -442,7 +441,6 @@ async def test_a_webhook_whose_lease_expired_is_not_posted_twice_at_once(
 
 
 async def test_urls_of_receivers_are_not_logged(own: OwnSystem, receiver: Receiver) -> None:
-    """They may contain a secret."""
     canary, text = "canary-of-a-url", "canary of a text"
     receiver.answers = [status(500), status(204), status(410)]
     urls = [f"{receiver.url}?token={canary}"] * 2 + [f"http://127.0.0.2/{canary}", f"http://127.0.0.1:1/{canary}"]

@@ -44,7 +44,6 @@ async def test_waiting_requests_begin_in_order_with_streams_between_them() -> No
 
 
 async def test_a_single_request_does_not_wait() -> None:
-    """Also after many requests, one of which was cancelled while it waited."""
     begun: list[str] = []
 
     async def app(scope: Scope, _receive: Receive, _send: Send) -> None:

@@ -15,7 +15,6 @@ DOCUMENT: dict[str, Any] = asyncapi.build_document(VERSION)
 
 
 def test_every_dialect_and_the_log_are_channels() -> None:
-    """Each channel has an operation."""
     assert set(DOCUMENT["channels"]) == {*DIALECTS, "log"}
     read = {operation["channel"]["$ref"].rpartition("/")[2] for operation in DOCUMENT["operations"].values()}
     assert read == set(DOCUMENT["channels"])

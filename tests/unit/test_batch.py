@@ -77,7 +77,6 @@ def test_progress_is_a_link_of_its_attempt() -> None:
 
 
 def test_an_entry_of_progress_is_these_bytes() -> None:
-    """PROTOCOL R5."""
     entry = Progress(prev=Seq(2), attempt=1, done=3, failed=1, of=9, cost_nano_usd=7)
     assert encode(entry) == b'{"prev":2,"attempt":1,"done":3,"failed":1,"of":9,"cost_nusd":7}'
     assert decode("progress", encode(entry)) == entry

@@ -46,7 +46,6 @@ def test_an_invalid_argument_prints_one_sentence_and_exits_with_status_2(
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """For bug reports."""
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])
     assert (stopped.value.code, capsys.readouterr().out) == (0, f"tailrace {VERSION}\n")

@@ -41,7 +41,6 @@ def test_lines_do_not_depend_on_the_chunks_of_the_pipe(lines: list[bytes], size:
 
 
 def test_each_line_begins_with_its_process_name_in_a_column() -> None:
-    """Names are padded to one width."""
     out = io.StringIO()
     screen = Console(out, width=11, coloured=False)
     screen.log("serving", "gateway-1")

@@ -226,7 +226,6 @@ def test_a_model_without_prefill_gets_a_continue_prompt() -> None:
 
 
 def test_only_the_end_of_a_long_text_is_quoted() -> None:
-    """The message before has all of it."""
     long = " ".join(f"w{number:06d}" for number in range(500))
     *_, partial, go = build_continuation_call(
         request(), begun(request(), [opening(), *text_block(0, long)]).turn

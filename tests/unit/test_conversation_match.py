@@ -37,14 +37,26 @@ def at(parent: str | None, before: list[Message], new: list[Message]) -> Positio
     )
 
 
+EDITED, OTHER, SHORTENED = Message("user", "another"), Message("user", "other"), Message("assistant", "a")
+# The history that a client sends, the turn that the new turn follows, and how many of its messages the session has.
+HISTORIES: dict[str, tuple[list[Message], str | None, int]] = {
+    "full": ([*HELD, NEW], "t2", 4),
+    "regenerated answer": (HELD[:3], "t1", 2),
+    "edited question": ([*HELD[:2], EDITED], "t1", 2),
+    "answer that the client has changed": ([*HELD[:3], SHORTENED, NEW], "t1", 2),
+    "another conversation": ([OTHER, HELD[1], NEW], None, 0),
+}
+
+
+@pytest.mark.parametrize("case", HISTORIES)
+def test_a_history_follows_the_last_common_turn(case: str) -> None:
+    """What the session holds is not stored a second time; what differs begins a branch, and is sent as it is."""
+    told, parent, count = HISTORIES[case]
+    assert match_history(CONTEXT, told) == at(parent, told[:count], told[count:])
+
+
 def test_a_new_message_follows_the_branch() -> None:
-    """The session's messages come before it."""
     assert position_after(CONTEXT, [NEW]) == at("t2", HELD, [NEW])
-
-
-def test_a_full_history_follows_its_last_turn() -> None:
-    """What the session holds is not stored a second time."""
-    assert match_history(CONTEXT, [*HELD, NEW]) == at("t2", HELD, [NEW])
 
 
 def test_a_long_text_is_the_same_whether_it_was_lifted_or_not() -> None:
@@ -72,28 +84,6 @@ def test_another_image_with_the_same_text_is_another_question(size: int) -> None
     assert match_history(context, told) == at("t2", held.messages, [NEW])
     changed = [*showing("y" * size), NEW]
     assert match_history(context, changed) == at(None, [], changed)
-
-
-def test_a_regenerated_answer_is_a_branch_of_the_previous_turn() -> None:
-    """`useChat` sends all messages but the answer."""
-    assert match_history(CONTEXT, HELD[:3]) == at("t1", HELD[:2], HELD[2:3])
-
-
-def test_an_edited_question_is_a_branch_of_the_previous_turn() -> None:
-    edited = Message("user", "another")
-    assert match_history(CONTEXT, [*HELD[:2], edited]) == at("t1", HELD[:2], [edited])
-
-
-def test_another_conversation_begins_a_branch_of_its_own() -> None:
-    """Without a common message, no messages of the session come before it."""
-    told = [Message("user", "other"), Message("assistant", "a1"), NEW]
-    assert match_history(CONTEXT, told) == at(None, [], told)
-
-
-def test_an_answer_that_the_client_has_changed_is_sent_as_changed() -> None:
-    """The client may have shortened it."""
-    told = [*HELD[:3], Message("assistant", "a"), NEW]
-    assert match_history(CONTEXT, told) == at("t1", HELD[:2], told[2:])
 
 
 def test_the_sessions_messages_replace_the_clients() -> None:

@@ -96,7 +96,6 @@ async def test_joined_deltas_stay_below_the_limit() -> None:
 
 
 async def test_a_delta_above_the_limit_is_not_split() -> None:
-    """Only joining has a limit."""
     large = text("x" * 2 * JOINED_BYTES_MAX)
     assert await through(text("a"), large, text("b")) == [text("a"), large, text("b")]
 

@@ -105,8 +105,8 @@ async def test_a_reader_starts_after_its_cursor() -> None:
     assert [live.start(one.seq, TAILRACE) for one in stored[1:]] == list(range(len(stored) - 1))
 
 
-async def test_who_has_seen_nothing_starts_after_the_last_restart_where_it_could_not_be_taken_back() -> None:
-    """Bare text says the new answer alone; tailrace tells the old one and takes it back."""
+async def test_a_new_reader_starts_after_the_last_restart_where_the_dialect_cannot_reset() -> None:
+    """Plain text has the new answer alone; tailrace sends the old one and a reset."""
     stored = restarted()
     live = feed_of(stored)
     start = live.start(BEFORE_FIRST, TEXT)
@@ -165,7 +165,6 @@ async def test_waiting_readers_are_woken_by_entries_and_by_an_error() -> None:
 
 
 async def test_nothing_is_waited_for_after_the_end() -> None:
-    """The end is the last entry."""
     stored = answered("a").stored
     feed = feed_of(stored)
     assert feed.is_ended
@@ -186,7 +185,7 @@ async def test_a_cursor_at_the_end_is_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("error", [TurnUnknown("?"), CursorUnknown("?"), LogUnavailable("?")])
-async def test_what_is_wrong_before_the_first_entry_is_raised_to_who_asks(error: LogError) -> None:
+async def test_an_error_before_the_first_entry_is_raised_to_the_subscriber(error: LogError) -> None:
     """There a response can still say so."""
     log = ScriptedLog()
     async with asyncio.TaskGroup() as group:
@@ -214,7 +213,7 @@ async def test_readers_of_one_turn_share_one_follower() -> None:
     assert log.after == [BEFORE_FIRST]
 
 
-async def test_who_comes_from_further_back_is_followed_from_there() -> None:
+async def test_a_reader_with_an_earlier_cursor_gets_a_follower_from_there() -> None:
     """What is known here begins after its cursor; later readers from anywhere then share the longer one."""
     stored, log = answered("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:

@@ -36,7 +36,6 @@ def started(*texts: str) -> Handwritten:
 
 @pytest.mark.rule("R25")
 def test_a_whole_turn() -> None:
-    """Request, attempt, answer, end: who, what, how much, and how it ended."""
     log = answered("The sky", " is blue.")
     turn = fold(log.stored)
     assert turn.text == "The sky is blue."
@@ -49,8 +48,7 @@ def test_a_whole_turn() -> None:
 
 
 @pytest.mark.rule("R25")
-def test_nothing_stored_is_nobody() -> None:
-    """An empty log is the turn before it was asked for: running, and without a request."""
+def test_an_empty_log_is_a_running_turn_without_a_request() -> None:
     assert fold([]) == EMPTY_TURN
     assert (EMPTY_TURN.outcome, EMPTY_TURN.request, EMPTY_TURN.text) == ("running", None, "")
 
@@ -74,7 +72,6 @@ def test_a_continuation_goes_on_in_the_block_that_was_open() -> None:
 
 @pytest.mark.rule("R21")
 def test_a_restart_drops_the_blocks_so_far_and_keeps_what_they_cost() -> None:
-    """The text begins again; tokens that were used stay used."""
     log = started("The sk")
     log.take("restart")
     log.hear(*opening(), BlockDelta(0, TextDelta("Blue.")), *closing(output_tokens=1))
@@ -97,7 +94,6 @@ def test_a_misfit_keeps_what_was_rejected() -> None:
 
 @pytest.mark.rule("R19")
 def test_an_old_attempt_that_writes_on_is_skipped() -> None:
-    """What a generator says after another has taken the turn is not part of the story."""
     log = started("The sk")
     late = log.chain
     log.take("continue")
@@ -108,7 +104,6 @@ def test_an_old_attempt_that_writes_on_is_skipped() -> None:
 
 @pytest.mark.rule("R22")
 def test_a_cancelled_turn_keeps_its_text() -> None:
-    """`end` says how it ended; the text before it stays."""
     log = started("The sk")
     log.end("cancelled")
     assert (log.turn.text, log.turn.outcome, log.turn.error) == ("The sk", "cancelled", None)
@@ -250,7 +245,6 @@ def told(turn: Turn) -> tuple[object, ...]:
 @pytest.mark.rule("R25")
 @given(logs(), st.data())
 def test_folding_a_prefix_and_then_the_rest_is_folding_all(log: MadeUp, data: st.DataObject) -> None:
-    """However a log is cut into pieces, and however often, the turn is the same in all of its fields."""
     turn, rest = EMPTY_TURN, log.stored
     while rest:
         count = data.draw(st.integers(1, len(rest)))
@@ -261,7 +255,6 @@ def test_folding_a_prefix_and_then_the_rest_is_folding_all(log: MadeUp, data: st
 @pytest.mark.rule("R11")
 @given(logs())
 def test_forks_and_junk_change_nothing_but_their_count(log: MadeUp) -> None:
-    """A log with invalid entries anywhere folds to what its valid ones fold to."""
     turn = fold(log.stored)
     assert told(turn) == told(fold(log.valid))
     assert turn.chain == fold(log.valid).chain
@@ -282,7 +275,6 @@ def test_an_entry_that_is_stored_twice_counts_once(log: MadeUp, data: st.DataObj
 @pytest.mark.rule("R9")
 @given(logs(has_forks=False), st.data())
 def test_splitting_deltas_changes_nothing(log: MadeUp, data: st.DataObject) -> None:
-    """An answer in smaller pieces is the same answer."""
     spoken: list[EventEntry | events.Event] = []
     for event in answers(log.valid):
         match events.decode(event.event):
@@ -387,8 +379,8 @@ def test_usage_of_a_broken_call_is_estimated() -> None:
 
 
 @pytest.mark.rule("R23")
-def test_a_model_that_counted_more_than_was_said_is_believed() -> None:
-    """Thoughts that are not shown are counted, too: an estimate never makes a count smaller."""
+def test_an_estimate_never_lowers_the_reported_usage() -> None:
+    """Thoughts that are not shown are counted, too."""
     log = Handwritten()
     log.ask()
     log.take()
@@ -399,7 +391,6 @@ def test_a_model_that_counted_more_than_was_said_is_believed() -> None:
 
 @pytest.mark.rule("R25")
 def test_deltas_and_stops_without_a_block_are_passed_over() -> None:
-    """An index that no block has breaks nothing."""
     log = started("A")
     log.hear(BlockDelta(7, TextDelta("x")), BlockDelta(-1, TextDelta("y")), BlockStop(7), BlockStop(-1))
     assert log.turn.text == "A"

@@ -53,7 +53,6 @@ async def status(path: str, url: str, caller: Principal | None, method: str = "G
 
 @pytest.mark.parametrize("caller", [None, Principal(Tenant("alice"), "key_1")])
 async def test_a_route_without_a_row_in_the_scope_table_is_refused(caller: Principal | None) -> None:
-    """So is a method without a row."""
     assert await status("/v1/forgotten", "/v1/forgotten?ticket=x", caller) == 403
     assert await status("/v1/turns/{turn}", "/v1/turns/a?ticket=x", caller, "POST") == 403
     assert await status("/v1/turns/{turn}", "/v1/turns/a?ticket=x", caller, "HEAD") == 200

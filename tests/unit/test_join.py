@@ -32,15 +32,6 @@ def test_an_entry_that_continues_the_chain_is_accepted_from_the_feed() -> None:
 
 
 @pytest.mark.rule("R16")
-def test_a_repeated_entry_is_dropped() -> None:
-    """The feed repeats entries when a leader dies, and shows entries that a replay has read."""
-    join = at(3)
-    assert not join.add_live(THIRD)
-    assert not join.add_live(FIRST)
-    assert not join.has_gap
-
-
-@pytest.mark.rule("R16")
 def test_an_entry_with_a_later_predecessor_proves_a_gap() -> None:
     """The log must be read until it reaches at least there; a read that is behind does not close the gap."""
     join = at(1)

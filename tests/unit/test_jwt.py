@@ -57,7 +57,6 @@ async def test_a_supabase_token_gives_its_user_as_tenant() -> None:
 async def test_a_token_is_verified_with_the_public_key_of_its_kid(
     keys_file: str, name: str, key: Any, algorithm: str
 ) -> None:
-    """With and without a secret in the settings."""
     signed = token(key, algorithm, {"kid": name})
     for secret in ("", SECRET):
         found = await caller(signed, jwt_secret=secret, jwt_keys=keys_file)
@@ -222,7 +221,6 @@ async def test_a_forged_token_is_refused(keys_file: str, secret: str) -> None:
 
 @pytest.mark.rule("F19")
 async def test_clocks_may_differ_by_30_seconds() -> None:
-    """For expiry, not-before and issued-at."""
     now = int(time.time())
     found = await caller(token(exp=now - LEEWAY_S + 15, nbf=now + LEEWAY_S - 5, iat=now + LEEWAY_S - 5))
     assert found is not None

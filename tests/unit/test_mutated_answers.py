@@ -171,5 +171,4 @@ def test_an_event_that_is_repeated_or_swapped_never_shortens_an_answer(number: i
 )
 @pytest.mark.parametrize("number", range(1, len(RECORDED) - 1))
 def test_an_event_of_an_unknown_type_changes_nothing(event: bytes, number: int) -> None:
-    """Anthropic may add types of events."""
     assert answer([*RECORDED[:number], event, *RECORDED[number:]]) == WHOLE

@@ -101,7 +101,6 @@ MESSAGES = st.fixed_dictionaries(
 @pytest.mark.parametrize("api", APIS, ids=lambda api: api.name)
 @given(data=st.data())
 def test_any_body_becomes_a_turn_or_is_refused(api: Api, data: st.DataObject) -> None:
-    """No other exception is raised."""
     names = sorted(api.supported - {"model"})
     fields = data.draw(st.dictionaries(st.sampled_from(names), JSON, max_size=3))
     messages = data.draw(st.lists(MESSAGES | JSON, max_size=3))

@@ -166,7 +166,6 @@ def read(sent: Told) -> ResponseStreamState[Any]:
 
 @given(answers())
 def test_every_event_matches_the_sdks_types(log: Handwritten) -> None:
-    """Without additional fields."""
     whole = data(DIALECT.render_record(record_from_fold(KEY, log.turn), 0).data)
     for event in [*told(log.stored), *whole, *data(sse.encode(render_snapshot(KEY, log.turn, len(told(log.stored)))))]:
         assert strangers(EVENTS.validate_python(event, strict=True)) == []
@@ -311,7 +310,6 @@ def test_open_block_is_closed_by_the_next() -> None:
 
 
 def test_turn_without_an_attempt_is_queued() -> None:
-    """And in progress with one."""
     log = Handwritten()
     log.ask()
     assert response_of(looked(log))["status"] == "queued"

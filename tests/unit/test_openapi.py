@@ -40,7 +40,6 @@ def references(part: object) -> list[str]:
 
 
 def test_document_has_exactly_the_routes() -> None:
-    """Those of the app."""
     assert set(OPERATIONS) == set(METHODS)
     told = {(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods}
     assert told == set(METHODS)

@@ -36,5 +36,4 @@ def test_a_time_outside_of_sqlites_integers_is_refused(place: PageCursor) -> Non
 
 @pytest.mark.parametrize(("asked", "given"), [(-1, 1), (0, 1), (1, 1), (200, 200), (201, 200)])
 def test_the_limit_of_a_page_is_clamped(asked: int, given: int) -> None:
-    """From 1 to 200."""
     assert clamp_limit(asked) == given

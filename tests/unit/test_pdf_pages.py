@@ -36,7 +36,6 @@ def packed(objects: bytes) -> bytes:
 
 @pytest.mark.parametrize("page", [PAGE, PAGE.replace(b"/Type /Page", b"/Type/Page")])
 def test_page_objects_are_counted_and_page_tree_nodes_are_not(page: bytes) -> None:
-    """In both spellings."""
     assert counted(in_base64(TREE + 7 * (b"9 0 obj\n" + page + b"\nendobj\n"))) == 7
 
 

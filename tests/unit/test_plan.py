@@ -309,7 +309,6 @@ def test_every_attempt_after_a_misfit_gets_the_correction_prompt(mode: Mode) -> 
 @pytest.mark.parametrize("outcome", ["completed", "cancelled", "failed"])
 @pytest.mark.parametrize("heard", [[], [START, *opened("text")], [START, *closed("text"), STOPPED]])
 def test_an_ended_turn_is_acknowledged(heard: list[events.Event], outcome: Outcome) -> None:
-    """With any outcome and any writer of the end."""
     log = begun(heard, attempts=5)
     log.end(outcome)
     assert plan(log.turn, 5) == Acknowledge()

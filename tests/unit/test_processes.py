@@ -92,7 +92,6 @@ def test_only_generators_get_cloud_credentials() -> None:
     ],
 )
 def test_claude_is_simulated_only_for_backends_that_call_anthropic(backends: str, is_simulated: bool) -> None:
-    """Other backends need no simulated Claude."""
     assert ("simulated-claude" in made({"TAILRACE_BACKENDS": backends})) is is_simulated
 
 
@@ -130,7 +129,6 @@ def test_each_process_has_its_own_metrics_port() -> None:
 
 
 def test_settings_of_up_reach_all_processes_except_addresses() -> None:
-    """`up` chooses the addresses."""
     found = made({"TAILRACE_LOG_FORMAT": "json", "TAILRACE_NATS_URL": "nats://elsewhere", "PYTHONPATH": "/more"})
     settings = found["gateway-1"].environ
     assert (settings["TAILRACE_LOG_FORMAT"], settings["TAILRACE_NATS_URL"]) == ("json", PLAN.nats_urls["gateway"])

@@ -201,7 +201,6 @@ def test_a_turn_that_was_never_acknowledged_owes_nothing() -> None:
 
 
 def test_false_is_worse_than_unknown() -> None:
-    """The worst verdict wins, whichever promise it comes from."""
     unknown_and_false = with_row(text="other")(with_reader(received=None)(good()))
     verdict = judge(unknown_and_false)
     assert verdict.holds is False

@@ -65,7 +65,6 @@ def test_uncertain_repetitions_are_kept(stored: str, text: str, size: int) -> No
 
 
 def test_text_is_held_only_while_it_may_be_a_repetition() -> None:
-    """Other text passes at once."""
     seam = RepetitionFilter(STORED)
     assert seam.filter("Waves") == ("Waves", 0)
     assert seam.filter(" are") == (" are", 0)

@@ -49,7 +49,6 @@ def test_a_row_has_length_and_hash_of_the_text_from_the_end() -> None:
 
 
 def test_a_turn_without_a_request_has_no_row() -> None:
-    """Its session is unknown."""
     with pytest.raises(TurnUnknown):
         build_row(KEY, EMPTY_TURN)
 

@@ -62,7 +62,6 @@ async def test_cancelling_the_caller_kills_the_script(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["sys.exit(3)", "1 / 0", "os.kill(os.getpid(), 9)", "import nothing_of_the_kind"])
 async def test_a_script_that_fails_has_no_output(tmp_path: Path, line: str) -> None:
-    """Output before the failure is discarded."""
     sandbox = program(tmp_path, "sys.stdout.write('half')", "sys.stdout.flush()", line)
     with pytest.raises(SandboxFailed, match="status"):
         await sandbox.run(b"", LONG_S, "acme")

@@ -57,7 +57,6 @@ def test_an_answer_ends_before_a_stop_sequence(sequences: list[str], said: str, 
 
 
 def test_a_continuation_ends_at_the_same_stop_sequence() -> None:
-    """A continuation has the same stop sequences."""
     part = stopped(whole(conversation(("user", "x")), read_directive("#sim words=3")), ["w000002"])
     assert rest(part, "w000000") == Part((Block("text", (" w000001", " ")),), 1, stop_sequence="w000002")
 
@@ -114,7 +113,6 @@ def test_any_partial_answer_and_its_continuation_are_the_whole(question: str, da
 
 
 def test_a_partial_answer_that_is_no_prefix_has_no_rest() -> None:
-    """It cannot be continued."""
     everything = whole(conversation(("user", "x")), Directive(words=3))
     assert rest(everything, "w000001") is None
 
@@ -181,7 +179,6 @@ PARTIAL = [{"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "t
     ],
 )
 def test_a_continuation_has_the_key_of_its_turn_and_a_partial_answer(tail: list[tuple[str, Any]]) -> None:
-    """In both forms of the API."""
     fresh = conversation(("user", "one"), ("assistant", "two"), ("user", "three"))
     going_on = conversation(("user", "one"), ("assistant", "two"), ("user", "three"), *tail)
     assert (going_on.partial, going_on.key, going_on.question) == ("w0000", fresh.key, "three")

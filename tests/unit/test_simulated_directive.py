@@ -27,7 +27,6 @@ from tools.generate_docs import simulated_page
     ],
 )
 def test_a_directive_line_is_parsed(line: str, directive: Directive) -> None:
-    """Other text has no effect."""
     assert read(f"What is a log?\n{line}\nThank you.") == directive
 
 
@@ -62,7 +61,6 @@ def test_a_fault_may_have_no_position(kind: str) -> None:
 
 
 def test_the_topic_is_the_question_without_its_directive() -> None:
-    """The directive is not in the answer."""
     assert without("What is a log?\n#sim words=3\n") == "What is a log?"
 
 

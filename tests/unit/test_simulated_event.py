@@ -29,7 +29,6 @@ def names(line: str) -> list[str]:
 
 
 def test_a_text_has_the_events_of_the_api_in_order() -> None:
-    """Each event has the name that is in its data."""
     events = asked("#sim words=2")
     assert [name for name, _ in events] == [
         "message_start",
@@ -97,12 +96,10 @@ def test_garbage_is_one_line_that_is_not_json_and_the_rest_follows() -> None:
 
 
 def test_a_continuation_of_a_complete_answer_has_no_blocks() -> None:
-    """As in the API."""
     assert names("#sim words=0") == ["message_start", "ping", "message_delta", "message_stop"]
 
 
 def test_a_message_is_equal_to_its_stream() -> None:
-    """With and without `stream` the answer is the same."""
     request = Request(model="claude-sonnet-5-5", max_tokens=5, messages=[Message("user", "#sim words=9 thinking=2")])
     whole = msgspec.json.decode(message(reply(understand(request), 1)))
     assert [block.get("text") or block["thinking"] for block in whole["content"]] == [

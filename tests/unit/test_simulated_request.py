@@ -81,7 +81,6 @@ def test_models_without_forced_tools_are_those_of_the_product_data() -> None:
 
 @pytest.mark.parametrize("missing", ["max_tokens", "messages", "model"])
 def test_a_missing_required_field_is_refused(missing: str) -> None:
-    """There are three."""
     assert type_of_refusal({name: value for name, value in GOOD.items() if name != missing}) is not None
 
 

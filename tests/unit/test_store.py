@@ -128,7 +128,6 @@ async def test_an_older_fold_never_overwrites_a_newer_one(store: Store, path: Pa
 
 
 async def test_an_end_updates_the_row_of_a_running_turn(store: Store) -> None:
-    """It adds text, usage and time."""
     log = answered("Light")
     await store.record([asked("turn-1")])
     await store.record([build_row(key("turn-1"), log.turn)])
@@ -183,7 +182,6 @@ async def test_a_session_is_the_sum_of_its_turns(store: Store) -> None:
 
 
 async def test_sessions_are_listed_newest_first_in_pages(store: Store) -> None:
-    """Each session is on exactly one page, in the order of the last change."""
     await store.record([asked(f"turn-{n}", session=f"session-{n}", step=n) for n in (2, 5, 1, 4, 3)])
     first = await store.sessions(OURS, None, NEWEST, 3, NOON)
     rest = await store.sessions(OURS, None, PageCursor(micros(first[-1].updated_at), first[-1].session), 3, NOON)
@@ -202,7 +200,6 @@ async def test_turns_of_a_session_are_listed_oldest_first_in_pages(store: Store)
 
 
 async def test_a_branch_is_a_turn_and_its_ancestors(store: Store) -> None:
-    """A sibling is not in it."""
     parents = {"root": None, "left": "root", "right": "root", "leaf": "right"}
     await store.record([asked(turn, parent=parent) for turn, parent in parents.items()])
     assert [one.turn for one in await store.branch(key("leaf"))] == ["root", "right", "leaf"]
@@ -210,7 +207,6 @@ async def test_a_branch_is_a_turn_and_its_ancestors(store: Store) -> None:
 
 
 async def test_a_query_of_a_circle_of_parents_ends(store: Store) -> None:
-    """There should be none."""
     await store.record([asked("turn-1", parent="turn-2"), asked("turn-2", parent="turn-1")])
     assert len(await store.branch(key("turn-1"))) > 1
 
@@ -278,7 +274,6 @@ async def test_follow_ups_are_listed_before_their_parents(store: Store, monkeypa
 
 
 async def test_a_session_is_active_until_it_is_idle_for_long_enough(store: Store) -> None:
-    """Its next turn makes it active again."""
     await store.record([asked("turn-1", step=10)])
     used = NOON + timedelta(seconds=10)
     for since, is_active in ((used - timedelta(microseconds=1), True), (used, False)):
@@ -340,7 +335,6 @@ async def test_usage_is_grouped_by_utc_day(store: Store) -> None:
 
 
 async def test_a_database_of_the_first_version_has_totals_after_the_migration(path: Path) -> None:
-    """The migration computes the new columns from the stored turns."""
     path.parent.mkdir()
     made = build_row(key("turn-1"), answered("Light").turn)
     with closing(sqlite3.connect(path)) as database:
@@ -417,7 +411,6 @@ async def test_a_database_of_a_newer_version_is_refused(path: Path, store: Store
 
 
 async def test_the_file_and_its_journal_are_private(path: Path, store: Store) -> None:
-    """They contain conversations."""
     await store.record([asked("turn-1")])
     files = sorted(path.parent.iterdir())
     assert [file.name for file in files] == ["tailrace.db", "tailrace.db-shm", "tailrace.db-wal"]
@@ -439,14 +432,12 @@ async def test_a_file_that_was_deleted_while_open_is_corrupt(path: Path, store: 
 
 
 async def test_a_directory_that_is_a_file_is_unwritable(tmp_path: Path) -> None:
-    """Errors of the file system are mapped as well."""
     folder = write(tmp_path / "folder", b"a file")
     with pytest.raises(StoreUnwritable):
         await Store.open(folder / "tailrace.db", busy_timeout_s=0.05)
 
 
 async def test_a_damaged_database_is_renamed_and_kept(path: Path) -> None:
-    """After two renames both are there, with their journals."""
     for _ in range(2):
         await (await opened(path)).close()
         write(Path(f"{path}-wal"), b"")

@@ -73,7 +73,6 @@ def test_a_schema_with_many_references_is_visited_once() -> None:
 
 
 def test_a_model_with_structured_outputs_gets_the_schema_as_an_option() -> None:
-    """The other options stay."""
     options = with_schema({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, OPEN)
     call = build_call(request(options=options, system="Be brief."))
     assert call.options == {
