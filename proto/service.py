@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import prometheus_client
@@ -136,7 +136,16 @@ async def _check(role: str, settings: S, preflight: Preflight[S], probe: Probe[S
         await probe(settings)
 
 
+def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Logs an error of a callback of the event loop: without a traceback if a connection had no memory."""
+    if isinstance(context.get("exception"), MemoryError):
+        logger.error("no memory", where=context["message"].partition("\n")[0])
+    else:
+        loop.default_exception_handler(context)
+
+
 async def _run(role: str, settings: S, preflight: Preflight[S], serve: Serve[S]) -> None:
+    asyncio.get_running_loop().set_exception_handler(log_loop_error)
     async with _connected(role, settings, preflight) as connection:
         if settings.metrics_port:
             metrics_server.serve(settings.metrics_host, settings.metrics_port)

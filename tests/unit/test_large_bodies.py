@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 
 import msgspec
 import pytest
+import structlog.testing
 from starlette.requests import Request
 from starlette.types import Message
 
@@ -13,7 +14,7 @@ from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.generators import load_blobs
 from tailrace.generators.load_blobs import BlobLoader
-from tailrace.proto import blobs, long_strings
+from tailrace.proto import blobs, long_strings, service
 from tailrace.proto.entries import Message as PromptMessage
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
@@ -170,3 +171,15 @@ async def test_a_request_without_memory_is_refused_and_may_be_repeated(error: Ex
     refused = await error_responses.unexpected(large_request(), error)
     assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
     assert b'"server_busy"' in refused.body
+
+
+async def test_a_connection_without_memory_is_logged_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """uvloop closes it, and with thousands of them tracebacks would fill the log."""
+    message = "Fatal error on transport TCPTransport"
+    with structlog.testing.capture_logs() as lines:
+        for error in (MemoryError(), OSError("another")):
+            service.log_loop_error(
+                asyncio.get_running_loop(), {"message": f"{message}\nprotocol: …", "exception": error}
+            )
+    assert [(line["event"], line["where"]) for line in lines] == [("no memory", message)]
+    assert [one.exc_info[0] for one in caplog.records if one.exc_info is not None] == [OSError]
