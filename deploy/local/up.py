@@ -36,6 +36,8 @@ from tailrace.proto.service import ProcessSettings
 
 NATS_S_MAX = 30.0
 NAME_WIDTH = len("simulated-claude")
+# Settings of Go's runtime, which nats-server inherits.
+GO_RUNTIME = ("GOGC", "GOMAXPROCS", "GOMEMLIMIT")
 
 
 class Listening(NamedTuple):
@@ -111,7 +113,7 @@ async def start_and_watch(
     listening = Listening(listener.getsockname()[1], listener.fileno())
     await migrate_log.migrate(options, console)
     servers = migrate_log.server_specs(options, options.data_dir)
-    nats_urls = await start_nats(options, servers, supervisor)
+    nats_urls = await start_nats(options, environ, servers, supervisor)
     authenticator = await load_authenticator(check_environment.gateway_settings(options, environ, nats_urls[GATEWAY]))
     plan = make_plan(options, environ, listening, nats_urls)
     for warning in check_environment.mistyped(environ):
@@ -127,7 +129,9 @@ async def start_and_watch(
     await watch(servers, specs, nats_urls[ADMIN], supervisor)
 
 
-async def start_nats(options: Options, servers: list[ServerSpec], supervisor: Supervisor) -> dict[str, str]:
+async def start_nats(
+    options: Options, environ: Mapping[str, str], servers: list[ServerSpec], supervisor: Supervisor
+) -> dict[str, str]:
     """Starts the nats-servers, makes missing streams, and returns the NATS URL of each user."""
     for server in servers:
         supervisor.start(
@@ -136,7 +140,7 @@ async def start_nats(options: Options, servers: list[ServerSpec], supervisor: Su
                 role=nats_server.NAME,
                 command=nats_server.command(server),
                 is_shown=NatsLogFile(server.directory).write,
-                environ={},
+                environ={name: environ[name] for name in GO_RUNTIME if name in environ},
                 where=(f"127.0.0.1:{server.port}", f"monitoring http://127.0.0.1:{server.monitor_port}"),
             )
         )

@@ -50,13 +50,17 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """A system for the tests that do not change it."""
     folder = tmp_path_factory.mktemp("up")
     (folder / "sitecustomize.py").write_text(LATE_GENERATOR)
-    environ = {"PYTHONPATH": str(folder), "BEGUN": str(folder / "begun")}
+    environ = {"PYTHONPATH": str(folder), "BEGUN": str(folder / "begun"), "GOMEMLIMIT": "1GiB"}
     with running(folder, "--port", "0", "--gateways", "2", **environ) as up:
         yield up
 
 
 def arguments(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+def environ_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/environ").read_text()
 
 
 def webhook_secret(environ: dict[str, str]) -> str:
@@ -78,6 +82,7 @@ async def test_ready_is_printed_when_every_process_is_ready(up: Up, tmp_path: Pa
     names = ["nats-server", "persistence", "simulated-claude", "generator-1", "generator-2", "gateway-1", "gateway-2"]
     assert list(up.pids()) == names
     assert sorted(up.pids().values()) == sorted(up.tree())
+    assert "GOMEMLIMIT=1GiB" in environ_of(up.pids()["nats-server"])
     assert up.said("up ").endswith("| ANTHROPIC_API_KEY is not set: a simulated Claude answers, free of charge")
 
     words = shlex.split(up.said("  curl "))
