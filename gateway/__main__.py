@@ -29,6 +29,7 @@ from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.startup_checks import check, check_address, common_limits, networks
 from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.streaming.reader_history import ReaderHistory
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.auto_idempotency import auto_idempotency_feature
 from tailrace.gateway.turns.check_limits import limit_features
@@ -180,7 +181,16 @@ def build(
     stream_slots = StreamSlots(limits, ReaderCounts(reader_limits))
     disconnects = DisconnectPolicy(log, rpc, fan_out, group, draining)
     streams = StreamContext(
-        settings, connection, log, history, fan_out, authenticator, stream_slots, draining, disconnects.left
+        settings,
+        connection,
+        log,
+        history,
+        fan_out,
+        authenticator,
+        stream_slots,
+        ReaderHistory(settings.log_streams),
+        draining,
+        disconnects.left,
     )
     log_health = LogHealth(connection)
     return Gateway(

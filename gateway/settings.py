@@ -94,6 +94,10 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     queue_max: Annotated[
         int, Meta(ge=1, description="turns of one tenant that wait for a generator; further ones get a 503")
     ] = 10_000
+    log_streams: Annotated[
+        Literal["debug", "info"],
+        Meta(description="level of the log lines when a stream opens, resumes, is cut and ends"),
+    ] = "debug"
     heartbeat_s: Annotated[float, Meta(gt=0, description="silence after which a stream sends a heartbeat")] = 15.0
     linger_s: Annotated[float, Meta(ge=0, description="time that a turn stays in memory after its last reader")] = 10.0
     full_at: Annotated[float, Meta(gt=0, le=1, description="fill level of the log at which new turns are refused")] = (

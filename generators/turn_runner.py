@@ -8,7 +8,7 @@ the sinks inspect events, `observe` surrounds an attempt, the races run a second
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol
 
 import structlog
@@ -299,7 +299,7 @@ class TurnRunner:
             )
             with metrics.APPEND_S.time():
                 chain = await append_when_not_full(self._log.append, key, folding.chain, entry)
-            folding.add(as_stored(chain, folding.was, entry), event.event)
+            folding.add(as_stored(chain, entry), event.event)
 
     async def _hand_over(self, key: TurnKey, turn: Turn) -> None:
         """Stores that this process gives the turn back, so that an attempt without any event yet does not count."""
@@ -322,7 +322,7 @@ class TurnRunner:
     async def _append_attempt(self, key: TurnKey, folding: Folding, attempt: Attempt) -> None:
         chain = await append_when_not_full(self._log.append, key, folding.chain, attempt)
         metrics.ATTEMPTS.labels(attempt.mode).inc()
-        folding.add(as_stored(chain, folding.was, attempt))
+        folding.add(as_stored(chain, attempt))
 
     async def _end(
         self,
@@ -335,7 +335,7 @@ class TurnRunner:
     ) -> Turn:
         end = build_end(turn, outcome, error, schema_valid=schema_valid)
         chain = await append_when_not_full(self._log.append, key, turn.chain, end)
-        ended = fold([as_stored(chain, turn, end)], turn)
+        ended = fold([as_stored(chain, end)], turn)
         metrics.count_end(ended)
         metrics.observe_duration(ended)
         return ended
@@ -367,7 +367,6 @@ def deadline_of(turn: Turn, deadline_s: float) -> float:
     return asyncio.get_running_loop().time() + deadline_s - turn.worked_s
 
 
-def as_stored(chain: Chain, turn: Turn, entry: Entry) -> Stored:
-    """Returns an entry just appended, for the fold. The exact time of storing does not matter here."""
-    assert turn.asked_at is not None  # noqa: S101
-    return Stored(chain.last, turn.asked_at, entry)
+def as_stored(chain: Chain, entry: Entry) -> Stored:
+    """Returns an entry just appended, for the fold, with the time of this machine's clock."""
+    return Stored(chain.last, datetime.now(UTC), entry)

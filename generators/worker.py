@@ -14,6 +14,7 @@ import structlog
 from tailrace.generators import metrics
 from tailrace.generators.fair_share import FairShare
 from tailrace.generators.turn_runner import TurnRunner
+from tailrace.proto.end_entry import end_fields
 from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.generator_health import GeneratorHealth
@@ -235,9 +236,7 @@ class Worker:
             logger.exception("turn broke its generator", turn=key.turn)
             await self._held[key].release(RETRY_WAIT_S)
             return False
-        logger.info(
-            "turn ended", turn=key.turn, attempt=turn.attempt, outcome=turn.outcome, code=turn.error and turn.error.code
-        )
+        logger.info("turn ended", **end_fields(key, turn))
         return True
 
     async def _check_end(self, key: TurnKey) -> bool:

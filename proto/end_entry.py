@@ -1,8 +1,14 @@
-"""Builds the `end` entry of a turn from its fold. Generators and gateways use it, so both write the same numbers."""
+"""Builds the `end` entry of a turn from its fold, and the fields of its log line, for generators and gateways."""
+
+from datetime import datetime
+from typing import Any
 
 from tailrace.proto.entries import End, Failure, Outcome
 from tailrace.proto.fold import Turn, text_proof
 from tailrace.proto.models import cost_nano_usd, find_model
+from tailrace.proto.runtime import tracing
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import NANO_USD_PER_USD
 
 # The failure of a turn whose request has expired in the log before an end was stored: no generator can run it.
 LOST_FAILURE = Failure("internal", "the turn left the log before it ended")
@@ -27,3 +33,30 @@ def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, sch
         text_chars=text_chars,
         text_sha256=text_sha256,
     )
+
+
+def end_fields(key: TurnKey, turn: Turn) -> dict[str, Any]:
+    """Returns the fields of the log line about the end of a turn: ids, outcome, tokens, cost and times; no text."""
+    request, end = turn.request, turn.end
+    if request is None or end is None:
+        return {"turn": key.turn, "tenant": key.tenant, "attempt": turn.attempt, "outcome": turn.outcome}
+    return {
+        "turn": key.turn,
+        "tenant": key.tenant,
+        "session": request.session,
+        "model": request.model,
+        "attempt": turn.attempt,
+        "outcome": end.outcome,
+        "code": end.error.code if end.error is not None else None,
+        "input_tokens": end.usage.input_tokens,
+        "output_tokens": end.usage.output_tokens,
+        "cost_usd": end.cost_nano_usd / NANO_USD_PER_USD,
+        "duration_s": _seconds(turn.asked_at, turn.ended_at),
+        "first_token_s": _seconds(turn.asked_at, turn.first_token_at),
+        **(tracing.exemplar(request.traceparent) or {}),
+    }
+
+
+def _seconds(since: datetime | None, until: datetime | None) -> float | None:
+    """The clocks of two machines may differ, so the difference may be negative: it is then 0."""
+    return None if since is None or until is None else max(round((until - since).total_seconds(), 3), 0.0)

@@ -45,6 +45,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """How many entries are not valid: 0 unless NATS has stored a fork."""
     request: Request | None = None
     asked_at: datetime | None = None
+    first_token_at: datetime | None = None
+    """When the first delta of the answer was stored. A restart does not change it."""
     ended_at: datetime | None = None
     last_entry_at: datetime | None = None
     """When the last valid entry was stored, by the server's clock."""
@@ -209,6 +211,7 @@ class Folding:
         self.furthest = turn.furthest
         self.reached = sum(len(block.text) + block.is_closed for block in turn.blocks)
         self.message_calls = turn.message_calls
+        self.first_token_at = turn.first_token_at
         self.last_entry_at = turn.last_entry_at
         self.worked = turn.worked
 
@@ -231,6 +234,8 @@ class Folding:
                     self.changes["message"] = event.message
                 if isinstance(event, events.MessageStart | events.MessageDelta):
                     self.merge_envelope(events.envelope(raw))
+                if self.first_token_at is None and isinstance(event, events.BlockDelta):
+                    self.first_token_at = stored.at
                 self.add_event(event)
                 if self.reached > self.furthest:
                     self.furthest, self.fruitless = self.reached, 0
@@ -324,6 +329,7 @@ class Folding:
             fruitless=self.fruitless,
             furthest=self.furthest,
             message_calls=self.message_calls,
+            first_token_at=self.first_token_at,
             last_entry_at=self.last_entry_at,
             worked=self.worked,
             **self.changes,

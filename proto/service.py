@@ -55,7 +55,8 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "127.0.0.1"
     log_format: Annotated[
-        logging.LogFormat, Meta(description="format of log lines; the default on a terminal is console")
+        logging.LogFormat,
+        Meta(description="format of log lines; on a terminal the default is colour, or console if NO_COLOR is set"),
     ] = "json"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="lowest level of log lines")
@@ -128,7 +129,10 @@ def main(
 
 def _terminal_defaults() -> dict[str, str]:
     """Returns settings for a terminal on standard error. The environment overrides them."""
-    return {environment.env_name("log_format"): "console"} if sys.stderr.isatty() else {}
+    if not sys.stderr.isatty():
+        return {}
+    form = "colour" if logging.is_coloured(sys.stderr, os.environ) else "console"
+    return {environment.env_name("log_format"): form}
 
 
 async def _check(role: str, settings: S, preflight: Preflight[S], probe: Probe[S]) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from asyncio import StreamReader, StreamReaderProtocol
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
@@ -18,10 +18,6 @@ def split(text: bytes) -> tuple[list[str], bytes]:
     if len(rest) > LINE_BYTES_MAX:
         lines, rest = [*lines, rest], b""
     return [line.decode(errors="replace").rstrip() for line in lines if line.strip()], rest
-
-
-def is_coloured(out: TextIO, environ: Mapping[str, str]) -> bool:
-    return out.isatty() and not environ.get("NO_COLOR")
 
 
 class Console:

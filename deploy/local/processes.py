@@ -67,7 +67,6 @@ def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> l
     """
     backend_settings = {name: value for name, value in environ.items() if name.startswith(ALL_BACKENDS)}
     inherited = {
-        "TAILRACE_LOG_FORMAT": "console",
         "TAILRACE_CLAUDE_CODE_ROOT": str(options.data_dir / "projects"),
         **{name: value for name, value in environ.items() if name not in backend_settings and name != WEBHOOK_KEY},
         "PYTHONPATH": os.pathsep.join(filter(None, [IMPORT_PATH, environ.get("PYTHONPATH", "")])),

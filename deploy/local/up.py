@@ -17,7 +17,7 @@ from typing import NamedTuple
 from tailrace.deploy.cli import streams
 from tailrace.deploy.local import check_environment, data_dir, migrate_log, nats_cluster, nats_server, ports
 from tailrace.deploy.local.banner import model_banner, render_banner
-from tailrace.deploy.local.console import Console, is_coloured
+from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_log import FILE, NatsLogFile
@@ -30,7 +30,7 @@ from tailrace.deploy.local.watch import watch
 from tailrace.gateway.__main__ import load_authenticator
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.runtime import settings
-from tailrace.proto.runtime.logging_setup import configure
+from tailrace.proto.runtime.logging_setup import configure, is_coloured
 from tailrace.proto.runtime.race import run_until
 from tailrace.proto.service import ProcessSettings
 
@@ -119,7 +119,8 @@ async def start_and_watch(
     for warning in check_environment.mistyped(environ):
         console.log(warning)
     console.log(model_banner(environ))
-    specs = process_specs(options, plan, environ)
+    log_format = "colour" if console.coloured else "console"
+    specs = process_specs(options, plan, {"TAILRACE_LOG_FORMAT": log_format, **environ})
     for spec in specs:
         supervisor.start(spec)
     await wait_ready(plan.host, plan.port, {spec.name: spec.readiness for spec in specs if spec.readiness})

@@ -20,6 +20,7 @@ from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.frame_writer import FrameWriter, Snapshot
 from tailrace.gateway.streaming.pacing import Pace
+from tailrace.gateway.streaming.reader_history import Reader
 from tailrace.gateway.streaming.response import Cause, Interruptions, StreamedResponse, body
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_span import stream_span, turn_traceparent
@@ -167,15 +168,20 @@ class EventStream(StreamedResponse):
                     await self._send_empty(send, 200)
                     return
                 traceparent = await turn_traceparent(self._streams.log, feed)
-                with stream_span(start.key, self._dialect.name, self._cursor, traceparent):
-                    back_within_s = await self._serve(feed, start, interruptions, send)
+                with (
+                    stream_span(start.key, self._dialect.name, self._cursor, traceparent),
+                    self._streams.readers.stream(feed, self._dialect.name, self._cursor) as reader,
+                ):
+                    back_within_s = await self._serve(feed, start, reader, interruptions, send)
         except (TurnUnknown, CursorUnknown):
             await self._send_record(start, send)
             return
         if back_within_s is not None:
             self._access.report_left(start.key, back_within_s)
 
-    async def _serve(self, feed: TurnFeed, start: Start, interruptions: Interruptions, send: Send) -> float | None:
+    async def _serve(
+        self, feed: TurnFeed, start: Start, reader: Reader, interruptions: Interruptions, send: Send
+    ) -> float | None:
         """Writes until the turn ends or an interruption comes.
 
         Returns how many seconds the client has to reconnect before it counts as disconnected for the on_disconnect
@@ -185,11 +191,13 @@ class EventStream(StreamedResponse):
             timeout_s = self._streams.settings.heartbeat_s
             match (await interruptions.run(_wait_for_answer(feed), timeout_s)).cause:
                 case "disconnected":
+                    reader.close("disconnected")
                     return 0.0
                 case "expired":
+                    reader.close("expired")
                     raise credential_invalid()
         await self._access.permit.acquire()
-        writer = self._writer(send, feed)
+        writer = self._writer(send, feed, reader)
         with metrics.STREAMS.labels(self._dialect.name).track_inprogress():
             await self.begin(send, 200)
             life_s = self._streams.settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
@@ -197,6 +205,7 @@ class EventStream(StreamedResponse):
             writing = writer.write_turn(feed, position, to_skip=start.seen or 0, snapshot=self._snapshot)
             cause, is_complete = await interruptions.run(writing, life_s)
         metrics.STREAM_ENDS.labels(_stream_end(cause, feed, is_complete=bool(is_complete))).inc()
+        reader.close(cause, is_complete=is_complete is True)
         if cause == "disconnected":
             return 0.0
         if is_complete or (self._dialect.is_self_delimited and not writer.is_within_frame):
@@ -228,18 +237,18 @@ class EventStream(StreamedResponse):
         """Returns the index of the first entry that may hold an event for this client."""
         return 0 if start.seen else feed.start(self._cursor, self._dialect)
 
-    def _writer(self, send: Send, feed: TurnFeed | None = None) -> FrameWriter:
+    def _writer(self, send: Send, feed: TurnFeed | None = None, reader: Reader | None = None) -> FrameWriter:
         """Returns the writer of a response to `send`. A stream of `feed` is measured, unless it is paced."""
-        timings = None
+        observers = [] if reader is None else [reader.wrote]
         if feed is not None and self._pace is None:
-            timings = StreamTimings(feed, self._dialect.name, self._cursor, self._access.requested_at)
+            observers.append(StreamTimings(feed, self._dialect.name, self._cursor, self._access.requested_at).wrote)
         return FrameWriter(
             send,
             self._dialect,
             heartbeat_s=self._streams.settings.heartbeat_s,
             id_prefix=self._access.id_prefix,
             pace=self._pace,
-            on_written=timings.wrote if timings is not None else None,
+            observers=observers,
         )
 
     async def _send_record(self, start: Start, send: Send) -> None:

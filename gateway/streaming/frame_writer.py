@@ -27,7 +27,7 @@ RETRY_MS = (500, 2000)
 # without the pause this happened to 2 in 100 streams in Chromium.
 DISPATCH_S = 0.25
 
-OnWritten = Callable[[Sequence[Stored], int, int], None]
+WriteObserver = Callable[[Sequence[Stored], int, int], None]
 """Is called after each write with the turn's entries, and the index of the first one written and of the next one."""
 # Renders the turn so far as a few events. The arguments: key, fold, and the number of events that these replace.
 Snapshot = Callable[[TurnKey, Turn, int], sse.Events]
@@ -44,7 +44,7 @@ class FrameWriter:
         heartbeat_s: float,
         id_prefix: bytes = b"",
         pace: Pace | None = None,
-        on_written: OnWritten | None = None,
+        observers: Sequence[WriteObserver] = (),
     ) -> None:
         self.is_within_frame = False
         """Whether only a part of a write was sent, so that the body would now end in the middle of a frame."""
@@ -53,7 +53,7 @@ class FrameWriter:
         self._heartbeat_s = heartbeat_s
         self._id_prefix = id_prefix
         self._pace = pace
-        self._on_written = on_written
+        self._observers = observers
         self._needs_retry = dialect.sends_retry
 
     async def write_turn(
@@ -79,8 +79,8 @@ class FrameWriter:
                 frames, to_skip = skip_events(frames, to_skip)
             if not await self.write(frames):
                 return False
-            if self._on_written is not None:
-                self._on_written(feed.entries, start, position)
+            for observe in self._observers:
+                observe(feed.entries, start, position)
             if position < len(feed.entries):
                 is_news = await self._is_next_due(feed, position)
             elif feed.is_broken or feed.is_ended:

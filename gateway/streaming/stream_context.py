@@ -9,6 +9,7 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.streaming.reader_history import ReaderHistory
 from tailrace.proto.errors import Refused
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
@@ -24,6 +25,7 @@ class StreamContext(NamedTuple):
     fan_out: FanOut
     authenticator: Authenticator
     slots: StreamSlots
+    readers: ReaderHistory
     draining: asyncio.Event
     on_left: Callable[[TurnKey, float], None]
     """Called when the client of a running turn has disconnected, with the seconds that it has to reconnect."""

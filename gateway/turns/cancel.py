@@ -6,7 +6,7 @@ from contextlib import suppress
 import structlog
 
 from tailrace.gateway import metrics
-from tailrace.proto.end_entry import build_end
+from tailrace.proto.end_entry import build_end, end_fields
 from tailrace.proto.errors import FenceLost, LogUnavailable
 from tailrace.proto.fold import Turn
 from tailrace.proto.nats import TurnLog
@@ -28,13 +28,15 @@ async def cancel(log: TurnLog, key: TurnKey) -> Turn:
 
 
 async def _append_end(log: TurnLog, key: TurnKey) -> Turn:
-    turn = await log.read_turn(key)
+    turn, was_appended = await log.read_turn(key), False
     while turn.end is None:
         # The fence is lost to a writer that has meanwhile appended more of the answer, or its end.
         with suppress(FenceLost):
             await log.append(key, turn.chain, build_end(turn, "cancelled"), timeout_s=CANCEL_TIMEOUT_S)
-            metrics.CANCELLED.inc()
-            logger.info("turn cancelled", turn=key.turn)
+            was_appended = True
         # The end is read from the log and not built here, so that every answer has the same end time.
         turn = await log.read_turn(key, turn)
+    if was_appended:
+        metrics.CANCELLED.inc()
+        logger.info("turn cancelled", **end_fields(key, turn))
     return turn

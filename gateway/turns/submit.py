@@ -131,8 +131,9 @@ class TurnSubmitter:
                 return repeated
             await run_features(self._features.stored, submission)
         metrics.ACCEPTED.inc()
-        logger.info("turn accepted", turn=submission.turn.turn, model=submission.entry.model)
-        return submission.turn, submission.entry
+        turn, entry = submission.turn, submission.entry
+        logger.info("turn accepted", turn=turn.turn, tenant=turn.tenant, session=entry.session, model=entry.model)
+        return turn, entry
 
     async def _build(self, submission: TurnSubmission) -> entries.Request:
         """Returns the request entry of a turn: its messages at their position in the conversation."""

@@ -263,7 +263,7 @@ class BatchRunner:
         end = build_end(turn, outcome, error)
         chain = await append_when_not_full(self._log.append, key, turn.chain, end)
         metrics.ENDS.labels(outcome).inc()
-        return fold([as_stored(chain, turn, end)], turn)
+        return fold([as_stored(chain, end)], turn)
 
     async def _stop_all(self, key: TurnKey, inputs: Sequence[bytes], *, is_written: bool) -> None:
         """Cancels the running turns of a batch that has ended, and releases the reservations of inputs not submitted.

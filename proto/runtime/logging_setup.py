@@ -2,12 +2,22 @@
 
 import logging
 import sys
-from typing import Literal
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Literal, TextIO
 
 import structlog
 from opentelemetry import trace
 
-LogFormat = Literal["json", "console"]
+LogFormat = Literal["json", "console", "colour"]
+
+# The first fields of each line, in this order.
+FIRST = ("turn", "tenant", "session", "model", "attempt")
+
+
+def is_coloured(out: TextIO, environ: Mapping[str, str]) -> bool:
+    """Returns whether `out` is a terminal, and NO_COLOR (https://no-color.org) is not set."""
+    return out.isatty() and not environ.get("NO_COLOR")
 
 
 def configure(role: str, form: LogFormat, level: str = "info") -> None:
@@ -15,14 +25,18 @@ def configure(role: str, form: LogFormat, level: str = "info") -> None:
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper(fmt="iso", utc=True) if form == "json" else _local_time,
+        _ordered,
     ]
     last: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if form == "json"
         # Plain tracebacks: a formatter that shows local variables would print prompts.
         else structlog.dev.ConsoleRenderer(
-            colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+            colors=form == "colour",
+            pad_event_to=0,
+            sort_keys=False,
+            exception_formatter=structlog.dev.plain_traceback,
         )
     )
     rendered = [structlog.processors.format_exc_info, last] if form == "json" else [_printable, last]
@@ -55,6 +69,18 @@ def _add_trace_ids(_: object, __: str, event: structlog.typing.EventDict) -> str
     if context.is_valid:
         event["trace_id"], event["span_id"] = f"{context.trace_id:032x}", f"{context.span_id:016x}"
     return event
+
+
+def _local_time(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Adds the local time with milliseconds."""
+    event["timestamp"] = datetime.now().astimezone().strftime("%H:%M:%S.%f")[:-3]
+    return event
+
+
+def _ordered(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Puts the fields of `FIRST` first, and leaves out fields that are empty."""
+    ordered = {**{name: event[name] for name in FIRST if name in event}, **event}
+    return {name: value for name, value in ordered.items() if value is not None and value != ""}
 
 
 def _printable(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -56,7 +56,7 @@ class Run(NamedTuple):
 
     def lines(self, name: str, turn: str) -> list[tuple[str, dict[str, Any]]]:
         """Returns event and fields of a process's lines about a turn."""
-        common = {"turn", "role", "level", "timestamp", "event"}
+        common = {"turn", "tenant", "session", "role", "level", "timestamp", "event"}
         lines = [fact for fact in self.processes[name].facts if fact.get("turn") == turn]
         return [(fact["event"], {k: v for k, v in fact.items() if k not in common}) for fact in lines]
 
@@ -101,9 +101,13 @@ def arguments_of(process: Process) -> bytes:
 @pytest.mark.rule("S3")
 async def test_processes_log_a_turn_by_its_id_and_no_secret(run: Run) -> None:
     """Neither in logs, nor in responses without a key, nor in the arguments of a process."""
-    accepted = [("turn accepted", {"model": "claude-sonnet-5-5"})]
-    assert run.lines("gateway", run.completed) == accepted
-    assert run.lines("gateway", run.cancelled) == [*accepted, ("turn cancelled", {})]
+    model = "claude-sonnet-5-5"
+    accepted = ("turn accepted", {"model": model})
+    first_line, opened, (stream_ended, stream) = run.lines("gateway", run.completed)
+    assert (first_line, opened) == (accepted, ("stream opened", {"model": model, "dialect": "tailrace"}))
+    assert (stream_ended, set(stream)) == ("stream ended", {"model", "dialect", "cursor", "duration_s"})
+    first_line, (ended_by, end) = run.lines("gateway", run.cancelled)
+    assert (first_line, ended_by, end["outcome"]) == (accepted, "turn cancelled", "cancelled")
     assert run.lines("persistence", run.completed) == [("turn recorded", {"outcome": "completed"})]
     assert run.lines("persistence", run.cancelled) == [("turn recorded", {"outcome": "cancelled"})]
     first, repeated, broken, second, ended = run.lines("generators", run.completed)
@@ -113,6 +117,10 @@ async def test_processes_log_a_turn_by_its_id_and_no_secret(run: Run) -> None:
     assert broken == ("attempt broke off", {"attempt": 1, "backend": "claude", "code": "backend_broken"})
     assert second == ("attempt", {"attempt": 2, "mode": "continue", "backend": "claude", "is_hedge": False})
     assert ended[0] == "turn ended"
+    assert ended[1].keys() == {
+        *("model", "attempt", "outcome", "input_tokens", "output_tokens", "cost_usd", "duration_s", "first_token_s")
+    }
+    assert 0 <= ended[1]["first_token_s"] <= ended[1]["duration_s"]
     logs = {path.name: path.read_bytes() for path in (*run.folder.glob("*.txt"), run.folder / "nats.log")}
     assert len(logs) == 5
     assert run.leaks(logs) == []

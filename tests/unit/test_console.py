@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.deploy.local.console import LINE_BYTES_MAX, Console, is_coloured, split
+from tailrace.deploy.local.console import LINE_BYTES_MAX, Console, split
+from tailrace.proto.runtime.logging_setup import is_coloured
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,13 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.streaming.reader_history import ReaderHistory
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.proto.entries import Failure, Stored
 from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.reader_report import ReaderReport
 from tests.harness.sse_parser import parse
 from tests.harness.turn_builder import Handwritten, answered
 from tests.harness.until import until
@@ -69,6 +71,7 @@ class Client:
             on_left=lambda _, back_within_s: self.left.append(back_within_s),
             log=log,
             slots=self.slots,
+            readers=ReaderHistory(),
         )
         self.request: Any = SimpleNamespace(principal=LOCAL, client=SimpleNamespace(host="127.0.0.1"))
 
@@ -91,6 +94,11 @@ class Client:
     def is_complete(self) -> bool:
         """Whether the body has its last chunk."""
         return not self.sent[-1].get("more_body", False)
+
+    @property
+    def readers(self) -> list[ReaderReport]:
+        readers: list[ReaderReport] = self.streams.readers.reports(KEY)
+        return readers
 
     async def run(
         self,
@@ -139,6 +147,8 @@ async def test_a_stream_of_an_ended_turn_is_complete() -> None:
     async with client(MemoryLog(stored)) as one:
         await one.run()
     assert (one.status, one.is_complete, one.left) == (200, True, [])
+    (reader,) = one.readers
+    assert (reader.ending, reader.cursor, reader.written) == ("ended", BEFORE_FIRST, stored[-1].seq)
     ids = [event.id for event in parse(one.body) if event.id is not None]
     assert ids == sorted(set(ids))
     assert b'"done"' in one.body
@@ -167,6 +177,7 @@ async def test_each_interruption_ends_the_stream_of_a_running_turn(
         getattr(one, cause).set()
         await streaming
     assert (one.status, one.left, one.is_complete) == (200, left, is_complete)
+    assert [reader.ending for reader in one.readers] == [cause]
 
 
 async def test_an_old_stream_is_closed_and_its_reader_may_return() -> None:
@@ -174,6 +185,7 @@ async def test_an_old_stream_is_closed_and_its_reader_may_return() -> None:
     async with client(MemoryLog(running()), stream_life_s=0.1) as one:
         await one.run()
     assert (one.left, one.is_complete) == ([15.0], True)
+    assert [reader.ending for reader in one.readers] == ["aged"]
 
 
 async def test_an_interrupted_body_is_truncated_where_the_dialect_has_no_end() -> None:

@@ -133,7 +133,6 @@ def test_settings_of_up_reach_all_processes_except_addresses() -> None:
     settings = found["gateway-1"].environ
     assert (settings["TAILRACE_LOG_FORMAT"], settings["TAILRACE_NATS_URL"]) == ("json", PLAN.nats_urls["gateway"])
     assert settings["PYTHONPATH"].endswith(":/more")
-    assert made({})["gateway-1"].environ["TAILRACE_LOG_FORMAT"] == "console"
 
 
 def test_an_ipv6_address_is_in_brackets_in_the_url() -> None:

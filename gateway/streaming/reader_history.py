@@ -1,0 +1,101 @@
+"""ReaderHistory: the last streams of this gateway, and a log line when one opens, resumes, is cut or ends."""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Literal
+
+import structlog
+
+from tailrace.gateway.streaming.fanout import TurnFeed
+from tailrace.gateway.streaming.response import Cause
+from tailrace.proto.entries import Request, Stored
+from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.reader_report import Ending, ReaderReport
+from tailrace.proto.subjects import TurnKey
+
+logger = structlog.get_logger()
+
+# About 5 MB. With 5,000 streams that are closed for their age every 30 minutes, it reaches back about an hour.
+STREAMS_KEPT = 10_000
+
+
+class Reader:
+    """One stream of a turn."""
+
+    def __init__(self, feed: TurnFeed, dialect: str, cursor: Seq) -> None:
+        self.key = feed.key
+        self.dialect = dialect
+        self.cursor = cursor
+        self.written = cursor
+        self.opened_at = datetime.now(UTC)
+        self.closed_at: datetime | None = None
+        self.ending: Ending = "open"
+        self.started = time.monotonic()
+        request = feed.entries[0].entry if feed.entries else None
+        self.request = {"session": request.session, "model": request.model} if isinstance(request, Request) else {}
+
+    def wrote(self, entries: Sequence[Stored], start: int, end: int) -> None:
+        """Notes a write of the entries from index `start` to `end`, the end not included."""
+        if start < end:
+            self.written = entries[end - 1].seq
+
+    def close(self, cause: Cause, *, is_complete: bool = False) -> None:
+        """Notes why the stream is closed."""
+        if cause == "done":
+            self.ending = "ended" if is_complete else "broken"
+        else:
+            self.ending = "aged" if cause == "timeout" else cause
+
+    def report(self) -> ReaderReport:
+        return ReaderReport(
+            dialect=self.dialect,
+            opened_at=self.opened_at,
+            cursor=self.cursor,
+            written=self.written,
+            closed_at=self.closed_at,
+            ending=self.ending,
+        )
+
+
+class ReaderHistory:
+    """The last `STREAMS_KEPT` streams. It is in memory only: a gateway that restarts has forgotten them."""
+
+    def __init__(self, level: Literal["debug", "info"] = "debug") -> None:
+        """`level` is that of the log lines."""
+        self._log = logger.info if level == "info" else logger.debug
+        self._readers: deque[Reader] = deque(maxlen=STREAMS_KEPT)
+
+    @contextmanager
+    def stream(self, feed: TurnFeed, dialect: str, cursor: Seq) -> Iterator[Reader]:
+        """Adds a stream that is open until the context is left."""
+        reader = Reader(feed, dialect, cursor)
+        self._readers.append(reader)
+        names = {"turn": reader.key.turn, "tenant": reader.key.tenant, **reader.request}
+        resumed = cursor != BEFORE_FIRST
+        self._log(
+            "stream resumed" if resumed else "stream opened",
+            **names,
+            dialect=dialect,
+            cursor=cursor if resumed else None,
+        )
+        try:
+            yield reader
+        finally:
+            reader.closed_at = datetime.now(UTC)
+            if reader.ending == "open":
+                reader.ending = "failed"
+            self._log(
+                "stream ended" if reader.ending == "ended" else "stream cut",
+                **names,
+                dialect=dialect,
+                cause=None if reader.ending == "ended" else reader.ending,
+                cursor=reader.written,
+                duration_s=round(time.monotonic() - reader.started, 3),
+            )
+
+    def reports(self, key: TurnKey) -> list[ReaderReport]:
+        """Returns the streams of a turn, oldest first."""
+        return [reader.report() for reader in self._readers if reader.key == key]

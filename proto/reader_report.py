@@ -1,0 +1,27 @@
+"""ReaderReport: what a gateway knows about one stream of a turn, open or closed."""
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from tailrace.proto.ids import Seq
+
+Ending = Literal["open", "ended", "disconnected", "aged", "draining", "expired", "broken", "failed"]
+"""How a stream is or was closed.
+
+`ended`: the reader was sent all of the turn. All others are cuts: `disconnected` by the client, `aged` at
+TAILRACE_STREAM_LIFE_S, `draining` by a gateway that stops, `expired` with its credential, `broken` because the turn
+could not be followed further, or at a restart that the client's format cannot show, `failed` by an error.
+"""
+
+
+class ReaderReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`written` is the cursor of the last entry that was written to the connection; `cursor` is where it began."""
+
+    dialect: str
+    opened_at: datetime
+    cursor: Seq
+    written: Seq
+    closed_at: datetime | None
+    ending: Ending
