@@ -25,3 +25,10 @@ class ReaderReport(msgspec.Struct, frozen=True, kw_only=True):
     written: Seq
     closed_at: datetime | None
     ending: Ending
+
+
+class GatewayReaders(msgspec.Struct, frozen=True):
+    """The streams of one turn that a gateway remembers, oldest first; `since`: how far back it remembers any."""
+
+    since: datetime
+    readers: list[ReaderReport]

@@ -51,6 +51,11 @@ def entries(key: TurnKey) -> str:
     return f"turns.{_token(key.tenant)}.{_token(key.turn)}.>"
 
 
+def requests(turn: TurnId) -> str:
+    """Returns the filter of the `request` with this turn id, of any tenant."""
+    return f"turns.*.{_token(turn)}.request"
+
+
 def probe(name: TurnId) -> str:
     """Returns the subject of a write probe, which belongs to no turn and no kind of entry (PROTOCOL R68)."""
     return f"turns._.{_token(name)}.probe"
@@ -147,6 +152,22 @@ def presence(key: TurnKey) -> str:
 
 
 EVERY_PRESENCE = "readers.*.*"
+
+
+def reader_query(key: TurnKey) -> str:
+    """Returns the subject on which the administrator asks all gateways for the readers of a turn (PROTOCOL R76)."""
+    return f"reader_queries.{_token(key.tenant)}.{_token(key.turn)}"
+
+
+EVERY_READER_QUERY = "reader_queries.*.*"
+
+
+def reader_reply(key: TurnKey) -> str:
+    """Returns the subject on which each gateway answers a reader query."""
+    return f"reader_replies.{_token(key.tenant)}.{_token(key.turn)}"
+
+
+EVERY_READER_REPLY = "reader_replies.*.*"
 
 
 def parse(subject: str) -> tuple[TurnKey, str]:

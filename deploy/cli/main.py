@@ -12,7 +12,7 @@ from typing import NoReturn, get_args
 
 import msgspec
 
-from tailrace.deploy.cli import batch, keys, streams, usage
+from tailrace.deploy.cli import batch, keys, streams, turn, usage
 from tailrace.deploy.local import nats_cluster, nats_server
 from tailrace.deploy.local import restart_node as node
 from tailrace.deploy.local.options import SYNCS, Options
@@ -21,7 +21,7 @@ from tailrace.persistence.webhooks import signature
 from tailrace.proto.api_key import SCOPES
 from tailrace.proto.entries import Via
 from tailrace.proto.errors import SettingsInvalid, TailraceError
-from tailrace.proto.ids import Tenant, is_token
+from tailrace.proto.ids import Tenant, TurnId, is_token
 from tailrace.proto.limits import NAMES, parse_limits_setting
 from tailrace.proto.resources import UsageBy
 from tailrace.proto.runtime.logging_setup import configure
@@ -71,6 +71,21 @@ examples:
   tailrace usage --by model --from 2026-11-01 --to 2026-11-30
 
 It connects to the NATS of the `tailrace up` with this data directory (--data), or to TAILRACE_NATS_URL.
+"""
+TURN_EXAMPLES = """\
+It answers "did my user get it?": when the turn was accepted, which attempts were made, when the first token came, where
+the answer paused, which readers opened, resumed and were cut, how it ended, and whether it is in the database. It shows
+no text of the conversation.
+
+examples:
+  tailrace turn 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41
+  tailrace turn 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41 --json
+  tailrace turn 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41 --tenant acme     a turn that has left the log
+
+It connects to the NATS of the `tailrace up` with this data directory (--data), or to TAILRACE_NATS_URL with the user
+admin. Each gateway remembers its last 10,000 streams until it stops; answers that were read with one request, without a
+stream, and streams of turns that had left the log are not among them. "Sent" means that the gateway wrote the entries
+to the connection; whether a client has shown them cannot be known.
 """
 BATCH_EXAMPLES = """\
 Each line of the file is one input, for example
@@ -188,6 +203,12 @@ def show_usage(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
+def show_turn(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    found = asyncio.run(turn.fetch(nats_server.url(given.data, environ), given.id, given.tenant))
+    print(msgspec.json.encode(found).decode() if given.json else turn.render(found))
+    return 0
+
+
 def run_batch(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with batch.api_client(given.url, environ) as client:
         is_complete = batch.run(client, given.file, given.output, given.parallel, given.via)
@@ -225,6 +246,7 @@ def parser() -> Parser:
     add_restart_node(commands)
     add_keys(commands)
     add_usage(commands)
+    add_turn(commands)
     add_batch(commands)
     add_webhook_secret(commands)
     return tailrace
@@ -409,6 +431,28 @@ def add_usage(commands: "argparse._SubParsersAction[Parser]") -> None:
     add("--from", type=day, dest="first", metavar="DAY", help=f"first day, UTC (default: the last {USAGE_DAYS} days)")
     add("--to", type=day, dest="last", default=today, metavar="DAY", help="last day, UTC (default: today)")
     add_data(parser)
+
+
+def add_turn(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = command(
+        commands,
+        "turn",
+        show_turn,
+        summary="show the steps of one turn, and its readers",
+        description="Show the timeline of one turn.",
+        epilog=TURN_EXAMPLES,
+    )
+    add = parser.add_argument
+    add("id", type=turn_id, metavar="ID", help="id of the turn")
+    add("--tenant", type=tenant, metavar="NAME", help="its tenant (default: found in the log)")
+    add("--json", action="store_true", help="print JSON, with times in UTC")
+    add_data(parser)
+
+
+def turn_id(text: str) -> TurnId:
+    if not is_token(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the id of a turn: use the value of the field `turn`")
+    return TurnId(text)
 
 
 def add_batch(commands: "argparse._SubParsersAction[Parser]") -> None:

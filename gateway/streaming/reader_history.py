@@ -13,13 +13,14 @@ from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.response import Cause
 from tailrace.proto.entries import Request, Stored
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.reader_report import Ending, ReaderReport
+from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
 # About 5 MB. With 5,000 streams that are closed for their age every 30 minutes, it reaches back about an hour.
 STREAMS_KEPT = 10_000
+READERS_MAX = 1000
 
 
 class Reader:
@@ -67,6 +68,7 @@ class ReaderHistory:
         """`level` is that of the log lines."""
         self._log = logger.info if level == "info" else logger.debug
         self._readers: deque[Reader] = deque(maxlen=STREAMS_KEPT)
+        self._started_at = datetime.now(UTC)
 
     @contextmanager
     def stream(self, feed: TurnFeed, dialect: str, cursor: Seq) -> Iterator[Reader]:
@@ -96,6 +98,9 @@ class ReaderHistory:
                 duration_s=round(time.monotonic() - reader.started, 3),
             )
 
-    def reports(self, key: TurnKey) -> list[ReaderReport]:
-        """Returns the streams of a turn, oldest first."""
-        return [reader.report() for reader in self._readers if reader.key == key]
+    def readers(self, key: TurnKey) -> GatewayReaders:
+        """Returns the last `READERS_MAX` streams of a turn."""
+        is_full = len(self._readers) == STREAMS_KEPT
+        since = self._readers[0].opened_at if is_full else self._started_at
+        readers = [reader.report() for reader in self._readers if reader.key == key]
+        return GatewayReaders(since, readers[-READERS_MAX:])

@@ -48,6 +48,8 @@ from tailrace.proto.subjects import (
     EVERY_LIVE,
     EVERY_LIVE_KEY,
     EVERY_PRESENCE,
+    EVERY_READER_QUERY,
+    EVERY_READER_REPLY,
     EVERY_REQUEST,
     EVERY_SLOT,
     GENERATORS,
@@ -153,6 +155,7 @@ RIGHTS: Mapping[str, Rights] = {
             health(GENERATORS),
             health(PERSISTENCE),
             EVERY_PRESENCE,
+            EVERY_READER_REPLY,
             # Only gateways send requests to gateways. `can_reply` would allow replies to any subject.
             f"{inbox_prefix(GATEWAY)}.>",
             *READ_CONFIG,
@@ -168,7 +171,7 @@ RIGHTS: Mapping[str, Rights] = {
             PURGE_TURNS,
             f"{API}.STREAM.MSG.DELETE.{STREAM}",
         ),
-        subscribe=(f"{inbox_prefix(GATEWAY)}.>", EVERY_LIVE, EVERY_LIVE_KEY, EVERY_PRESENCE),
+        subscribe=(f"{inbox_prefix(GATEWAY)}.>", EVERY_LIVE, EVERY_LIVE_KEY, EVERY_PRESENCE, EVERY_READER_QUERY),
     ),
     GENERATORS: Rights(
         publish=(
@@ -216,8 +219,17 @@ RIGHTS: Mapping[str, Rights] = {
         can_reply=True,
     ),
     ADMIN: Rights(
-        publish=(f"{API}.>", f"$KV.{KEYS}.*", *GENERATOR_QUERIES, *PERSISTENCE_QUERIES, DISCOVERY),
-        subscribe=(f"{inbox_prefix(ADMIN)}.>",),
+        publish=(
+            f"{API}.>",
+            f"$KV.{KEYS}.*",
+            *GENERATOR_QUERIES,
+            *PERSISTENCE_QUERIES,
+            DISCOVERY,
+            health(GENERATORS),
+            health(PERSISTENCE),
+            EVERY_READER_QUERY,
+        ),
+        subscribe=(f"{inbox_prefix(ADMIN)}.>", EVERY_READER_REPLY),
     ),
 }
 
@@ -229,7 +241,7 @@ def account(user: str) -> str:
 
 ACCOUNTS = tuple(dict.fromkeys((LOG, *map(account, RIGHTS))))
 # Message streams that the log's account exports.
-FEEDS = (EVERY_LIVE, EVERY_LIVE_KEY)
+FEEDS = (EVERY_LIVE, EVERY_LIVE_KEY, EVERY_READER_QUERY)
 
 
 def imports_of(user: str) -> list[Import]:

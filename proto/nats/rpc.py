@@ -89,6 +89,11 @@ class Rpc:
 
     async def every_health(self, role: str, *, wait_s: float) -> list[bytes]:
         """Returns the health reports of all processes of a role that come within `wait_s`. Raises LogUnavailable."""
+        inbox = self._connection.client.new_inbox()
+        return await self._collect(inbox, subjects.health(role), inbox, wait_s)
+
+    async def _collect(self, answers: str, query: str, reply: str, wait_s: float) -> list[bytes]:
+        """Publishes `query` and returns all messages on the subject `answers` that come within `wait_s`."""
         reports: list[bytes] = []
 
         async def on_report(message: Msg) -> None:
@@ -96,10 +101,9 @@ class Rpc:
             if message.data:
                 reports.append(message.data)
 
-        inbox = self._connection.client.new_inbox()
-        subscription = await self._connection.subscribe(inbox, on_report)
+        subscription = await self._connection.subscribe(answers, on_report)
         try:
-            await self._connection.publish(subjects.health(role), b"", reply=inbox)
+            await self._connection.publish(query, b"", reply=reply)
             await asyncio.sleep(wait_s)
         finally:
             await self._connection.unsubscribe(subscription)
@@ -122,6 +126,20 @@ class Rpc:
         except LogUnavailable:
             return False
         return True
+
+    async def serve_readers(self, readers: Callable[[TurnKey], bytes]) -> None:
+        """Answers reader queries with `readers(turn)`, on a subject that only the log's account receives."""
+
+        async def on_query(message: Msg) -> None:
+            _, tenant, turn = message.subject.split(".")
+            key = TurnKey(Tenant(tenant), turn)  # type: ignore[arg-type]
+            await self._connection.publish(subjects.reader_reply(key), readers(key))
+
+        await self._connection.subscribe(subjects.EVERY_READER_QUERY, on_query)
+
+    async def every_readers(self, key: TurnKey, *, wait_s: float) -> list[bytes]:
+        """Returns the answers of all gateways to a reader query that come within `wait_s`. Raises LogUnavailable."""
+        return await self._collect(subjects.reader_reply(key), subjects.reader_query(key), "", wait_s)
 
 
 Endpoint = Callable[[Request], Awaitable[None]]

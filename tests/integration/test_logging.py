@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
+import msgspec
 import prometheus_client
 import pytest
 
+from tailrace.deploy.cli import turn
 from tailrace.deploy.local.nats_server import ROOT_USER, NatsServer
 from tailrace.proto.errors import CODES
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Deliveries, TurnLog
+from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests.harness import processes
-from tests.harness.processes import CHECKOUT, Process
+from tests.harness.processes import CHECKOUT, Process, as_user
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
@@ -131,6 +134,21 @@ async def test_processes_log_a_turn_by_its_id_and_no_secret(run: Run) -> None:
         public["refusal"] = (await anonymous.post("/v1/turns", json=BODY, headers={"x-api-key": KEY + "x"})).content
     assert run.leaks(public) == []
     assert not [where for where, text in public.items() if run.completed.encode() in text]
+
+
+@pytest.mark.rule("R76")
+async def test_the_turn_command_shows_steps_and_readers_and_no_text(run: Run, own_server: NatsServer) -> None:
+    """One turn was read with a stream, the other one was cancelled without a reader."""
+    nats_url = as_user(own_server.url, ADMIN)
+    completed, cancelled = [await turn.fetch(nats_url, TurnId(one), None) for one in (run.completed, run.cancelled)]
+    assert [(one.attempt, one.mode) for one in completed.attempts] == [(1, "fresh"), (2, "continue")]
+    assert (completed.recorded, completed.gateways) == (True, 1)
+    assert completed.delivered == "yes: 1 of 1 streams were sent all entries up to the end"
+    assert cancelled.end is not None
+    assert (cancelled.end.outcome, cancelled.readers) == ("cancelled", [])
+    assert cancelled.delivered.startswith("no stream was opened")
+    for found in (completed, cancelled):
+        assert run.leaks({"text": turn.render(found).encode(), "json": msgspec.json.encode(found)}) == []
 
 
 async def test_a_turn_is_logged_as_recorded_once(

@@ -44,6 +44,7 @@ DENIED_TO_ALL = (
     "anything",
     "live.local.x.event",
     "keys.key",
+    "reader_queries.t.x",
     "$KV.KEYS.key",
     "_INBOX.other.x",
     "$SYS.REQ.SERVER.PING",
@@ -95,6 +96,7 @@ DENIED_SUBSCRIPTIONS: dict[str, list[str]] = {
         *(f"_INBOX.{other}.>" for other in RIGHTS if other != user),
         *(["keys.>"] if user != GATEWAY else []),
         *(["live.>"] if user in (PERSISTENCE, ADMIN) else []),
+        *(["reader_replies.*.*"] if user != ADMIN else []),
         *(["queries.t.turn"] if user != PERSISTENCE else []),
         *(["queries.*.models"] if user != GENERATORS else []),
     ]

@@ -25,7 +25,7 @@ from tailrace.proto.entries import Failure, Stored
 from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.reader_report import ReaderReport
+from tailrace.proto.reader_report import GatewayReaders, ReaderReport
 from tests.harness.sse_parser import parse
 from tests.harness.turn_builder import Handwritten, answered
 from tests.harness.until import until
@@ -97,8 +97,8 @@ class Client:
 
     @property
     def readers(self) -> list[ReaderReport]:
-        readers: list[ReaderReport] = self.streams.readers.reports(KEY)
-        return readers
+        found: GatewayReaders = self.streams.readers.readers(KEY)
+        return found.readers
 
     async def run(
         self,

@@ -1,0 +1,162 @@
+"""The timeline of one turn, computed from its entries: times, tokens and cost, and no text of the conversation."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+
+from tailrace.proto import events
+from tailrace.proto.chain import START, link
+from tailrace.proto.entries import Attempt, End, Event, Mode, Outcome, Request, Stored
+from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
+from tailrace.proto.reader_report import GatewayReaders, ReaderReport
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import NANO_USD_PER_USD, Usage
+
+# A reader notices a shorter pause hardly, and a takeover takes about two seconds.
+PAUSE_S_MIN = 1.0
+
+
+class AttemptStep(msgspec.Struct, kw_only=True):
+    """An attempt. `events` counts its stored events."""
+
+    attempt: int
+    at: datetime
+    generator: str
+    backend: str
+    mode: Mode
+    is_hedge: bool
+    first_token_at: datetime | None = None
+    last_event_at: datetime | None = None
+    events: int = 0
+
+
+class Pause(msgspec.Struct, frozen=True):
+    """A time of at least `PAUSE_S_MIN` seconds after the first token in which nothing was stored."""
+
+    at: datetime
+    seconds: float
+
+
+class EndStep(msgspec.Struct, frozen=True, kw_only=True):
+    at: datetime
+    outcome: Outcome
+    stop_reason: str | None
+    code: str | None
+    usage: Usage
+    usage_is_estimated: bool
+    cost_usd: float
+
+
+class ReaderStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream of the turn: `sent` of the turn's `entries` were written to it or to its client before its cursor."""
+
+    report: ReaderReport
+    sent: int
+
+
+class Timeline(msgspec.Struct, kw_only=True):
+    """`recorded`: whether the database has the turn with its end; None if persistence did not answer.
+
+    `remembered_since`: the gateways know all streams from this time on; None if no gateway answered.
+    """
+
+    turn: TurnId
+    tenant: Tenant
+    session: SessionId | None = None
+    model: str | None = None
+    accepted_at: datetime | None = None
+    queue_position: int | None = None
+    attempts: list[AttemptStep] = []
+    first_token_at: datetime | None = None
+    pauses: list[Pause] = []
+    end: EndStep | None = None
+    entries: int = 0
+    skipped_entries: int = 0
+    recorded: bool | None = None
+    gateways: int = 0
+    remembered_since: datetime | None = None
+    readers: list[ReaderStep] = []
+    delivered: str = ""
+    """The answer to "did my user get it?" in one sentence."""
+
+
+def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayReaders]) -> Timeline:
+    """Returns the timeline of a turn, without `recorded`. Entries that are not valid are counted."""
+    found = Timeline(turn=key.turn, tenant=key.tenant)
+    chain, seqs, last_at = START, list[Seq](), None
+    for one in stored:
+        linked = link(chain, one.seq, one.entry)
+        if linked is None:
+            found.skipped_entries += 1
+            continue
+        chain = linked
+        seqs.append(one.seq)
+        paused = one.at - last_at if last_at is not None and found.first_token_at is not None else timedelta()
+        if last_at is not None and paused >= timedelta(seconds=PAUSE_S_MIN):
+            found.pauses.append(Pause(last_at, round(paused.total_seconds(), 3)))
+        last_at = one.at
+        _add(found, one)
+    found.entries = len(seqs)
+    reports = sorted((reader for gateway in gateways for reader in gateway.readers), key=lambda one: one.opened_at)
+    found.readers = [ReaderStep(report=one, sent=sum(seq <= one.written for seq in seqs)) for one in reports]
+    found.gateways = len(gateways)
+    found.remembered_since = max((gateway.since for gateway in gateways), default=None)
+    found.delivered = _delivered(found)
+    return found
+
+
+def _add(found: Timeline, stored: Stored) -> None:
+    match stored.entry:
+        case Request() as request:
+            found.session, found.model = request.session, request.model
+            found.accepted_at, found.queue_position = stored.at, request.queue_position
+        case Attempt() as attempt:
+            found.attempts.append(
+                AttemptStep(
+                    attempt=attempt.attempt,
+                    at=stored.at,
+                    generator=attempt.generator,
+                    backend=attempt.backend,
+                    mode=attempt.mode,
+                    is_hedge=attempt.is_hedge,
+                )
+            )
+        case Event(event=raw) if found.attempts:
+            last = found.attempts[-1]
+            last.events += 1
+            last.last_event_at = stored.at
+            if last.first_token_at is None and isinstance(events.decode(raw), events.BlockDelta):
+                last.first_token_at = stored.at
+                found.first_token_at = found.first_token_at or stored.at
+        case End() as end:
+            found.end = EndStep(
+                at=stored.at,
+                outcome=end.outcome,
+                stop_reason=end.stop_reason,
+                code=end.error.code if end.error is not None else None,
+                usage=end.usage,
+                usage_is_estimated=end.usage_is_estimated,
+                cost_usd=end.cost_nano_usd / NANO_USD_PER_USD,
+            )
+        case _:
+            pass
+
+
+def _delivered(found: Timeline) -> str:
+    """Says how much of the turn was written to readers. That a client has shown it cannot be known here."""
+    # A client may disconnect right after it has received the end.
+    whole = sum(found.end is not None and reader.sent == found.entries for reader in found.readers)
+    if whole:
+        return f"yes: {whole} of {len(found.readers)} streams were sent all entries up to the end"
+    reading = sum(reader.report.ending == "open" for reader in found.readers)
+    if reading:
+        return f"in progress: {reading} streams are open"
+    if found.readers:
+        furthest = max(reader.sent for reader in found.readers)
+        return f"not completely: every stream was cut, the furthest after {furthest} of {found.entries} entries"
+    if found.remembered_since is None:
+        return "unknown: no gateway answered"
+    if found.accepted_at is not None and found.accepted_at >= found.remembered_since:
+        return "no stream was opened; the answer may have been read with one request, without a stream"
+    return f"unknown: the gateways remember streams since {found.remembered_since:%Y-%m-%d %H:%M:%S} UTC only"

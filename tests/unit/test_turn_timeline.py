@@ -1,0 +1,76 @@
+"""The timeline of `tailrace turn`: its steps, and the answer to "did my user get it?"."""
+
+from datetime import timedelta
+
+import msgspec
+import pytest
+
+from tailrace.deploy.cli.turn import render
+from tailrace.deploy.cli.turn_timeline import build
+from tailrace.proto.entries import Stored
+from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
+from tests.harness.turn_builder import NOON, Handwritten, answered, opening
+from tests.unit.test_fanout import KEY
+
+
+def seconds(stored: list[Stored], *at: float) -> list[Stored]:
+    return [msgspec.structs.replace(one, at=NOON + timedelta(seconds=s)) for one, s in zip(stored, at, strict=True)]
+
+
+def reader(ending: Ending, written: int, cursor: int = BEFORE_FIRST) -> ReaderReport:
+    return ReaderReport(
+        dialect="tailrace",
+        opened_at=NOON,
+        cursor=Seq(cursor),
+        written=Seq(written),
+        closed_at=None if ending == "open" else NOON + timedelta(seconds=3),
+        ending=ending,
+    )
+
+
+def test_a_takeover_is_two_attempts_and_a_pause() -> None:
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    log.say("secret")
+    log.take("continue")
+    log.say("word")
+    log.end("cancelled")
+    stored = seconds(log.stored, 0, 0.5, 0.6, 0.6, 1, 3.5, 3.6, 4)
+    found = build(KEY, stored, [])
+    assert [(one.attempt, one.mode, one.events) for one in found.attempts] == [(1, "fresh", 3), (2, "continue", 1)]
+    assert [(pause.at, pause.seconds) for pause in found.pauses] == [(NOON + timedelta(seconds=1), 2.5)]
+    assert found.first_token_at == NOON + timedelta(seconds=1)
+    assert found.end is not None
+    assert found.end.outcome == "cancelled"
+    text = render(found) + msgspec.json.encode(found).decode()
+    assert "+1.000  first token" in text
+    assert not any(word in text for word in ("secret", "word", "blue"))
+
+
+@pytest.mark.parametrize(
+    ("readers", "delivered"),
+    [
+        ([reader("disconnected", 4), reader("ended", 8, 4)], "yes: 1 of 2 streams"),
+        ([reader("disconnected", 8)], "yes: 1 of 1 streams"),
+        ([reader("aged", 3), reader("open", 5, 3)], "in progress: 1 streams are open"),
+        ([reader("disconnected", 4)], "not completely: every stream was cut, the furthest after 4 of 8 entries"),
+        ([], "no stream was opened"),
+    ],
+)
+def test_what_readers_were_sent_says_whether_the_user_got_it(readers: list[ReaderReport], delivered: str) -> None:
+    stored = answered("a").stored
+    assert stored[-1].seq == len(stored) == 8
+    found = build(KEY, stored, [GatewayReaders(NOON - timedelta(hours=1), readers)])
+    assert found.delivered.startswith(delivered)
+    assert f"delivered  {delivered}" in render(found)
+
+
+def test_streams_that_no_gateway_can_remember_are_unknown() -> None:
+    """A gateway that has restarted since, or none that answers."""
+    stored = answered("a").stored
+    assert build(KEY, stored, []).delivered == "unknown: no gateway answered"
+    restarted = GatewayReaders(NOON + timedelta(hours=1), [])
+    assert build(KEY, stored, [restarted]).delivered.startswith("unknown: the gateways remember streams since")
