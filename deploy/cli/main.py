@@ -5,6 +5,7 @@ import asyncio
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NoReturn, get_args
 
 import msgspec
 
-from tailrace.deploy.cli import batch, keys, streams, turn, usage
+from tailrace.deploy.cli import batch, doctor, keys, status, streams, turn, usage
 from tailrace.deploy.local import nats_cluster, nats_server
 from tailrace.deploy.local import restart_node as node
 from tailrace.deploy.local.options import SYNCS, Options
@@ -72,6 +73,25 @@ examples:
 
 It connects to the NATS of the `tailrace up` with this data directory (--data), or to TAILRACE_NATS_URL.
 """
+DOCTOR_EXAMPLES = """\
+examples:
+  tailrace doctor
+  tailrace doctor --port 9000 --data try     for a `tailrace up` with these options
+  tailrace doctor --json
+
+It checks Python, the settings, the port, the disk, the file limit, the database, NATS with its version and setup, and
+the model key with one request that is free of charge. It changes nothing. Exit status 1: something does not work.
+"""
+STATUS_EXAMPLES = """\
+examples:
+  tailrace status
+  tailrace status --watch          repeat it every two seconds
+  tailrace status --json | jq .nats.queued
+
+It shows the `tailrace up` with this data directory (--data): processes, pids, addresses, and the last errors in its
+output. For your own NATS, set TAILRACE_NATS_URL with the user admin: it then shows what NATS, the generators and
+persistence report. Exit status 1: something is not ready.
+"""
 TURN_EXAMPLES = """\
 It answers "did my user get it?": when the turn was accepted, which attempts were made, when the first token came, where
 the answer paused, which readers opened, resumed and were cut, how it ended, and whether it is in the database. It shows
@@ -107,6 +127,7 @@ of nats-server that is installed then. To upgrade all three, restart one after t
   for node in nats-1 nats-2 nats-3; do tailrace restart-node $node || break; done
 """
 USAGE_DAYS = 30
+WATCH_EVERY_S = 2.0
 NAME_CHARS_MAX = 100
 LIFE = re.compile(r"([1-9][0-9]{0,3})([dhm])")
 LIFE_MAX = 9999
@@ -203,6 +224,25 @@ def show_usage(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
+def show_status(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    while True:
+        found = asyncio.run(status.fetch(given.data, environ))
+        text = msgspec.json.encode(found).decode() if given.json else status.render(found)
+        # On a terminal, each output replaces the one before.
+        clear = "\x1b[H\x1b[2J" if given.watch and not given.json and sys.stdout.isatty() else ""
+        print(clear + text, flush=True)
+        if not given.watch:
+            return 0 if found.ok else EXIT_ERROR
+        time.sleep(WATCH_EVERY_S)
+
+
+def run_doctor(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    options = Options(host=given.host, port=given.port, data_dir=given.data)
+    findings = asyncio.run(doctor.examine(options, environ))
+    print(msgspec.json.encode(findings).decode() if given.json else doctor.render(findings))
+    return EXIT_ERROR if any(one.level == "error" for one in findings) else 0
+
+
 def show_turn(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     found = asyncio.run(turn.fetch(nats_server.url(given.data, environ), given.id, given.tenant))
     print(msgspec.json.encode(found).decode() if given.json else turn.render(found))
@@ -245,6 +285,8 @@ def parser() -> Parser:
     add_streams(commands)
     add_restart_node(commands)
     add_keys(commands)
+    add_status(commands)
+    add_doctor(commands)
     add_usage(commands)
     add_turn(commands)
     add_batch(commands)
@@ -305,8 +347,7 @@ def add_up(commands: "argparse._SubParsersAction[Parser]") -> None:
         epilog=UP_EXAMPLES,
     )
     add, default = parser.add_argument, Options()
-    add("--host", default=default.host, help="address to listen on (default: %(default)s)")
-    add_number(parser, "--port", default.port, "port to listen on; 0: a free one", 0, 65535, "port")
+    add_address(parser)
     add_data(parser, "data directory")
     add_number(parser, "--generators", default.generators, "processes that call the model", 1, 64)
     add_number(parser, "--gateways", default.gateways, "processes that serve HTTP", 1, 64)
@@ -318,6 +359,12 @@ def add_up(commands: "argparse._SubParsersAction[Parser]") -> None:
         help="what a power cut may lose: nothing that was acknowledged (always), the last second (1s), or the last"
         " two minutes (default: that of NATS). A crash of a process loses nothing in any case (default: %(default)s)",
     )
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    default = Options()
+    parser.add_argument("--host", default=default.host, help="address to listen on (default: %(default)s)")
+    add_number(parser, "--port", default.port, "port to listen on; 0: a free one", 0, 65535, "port")
 
 
 def add_streams(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -431,6 +478,34 @@ def add_usage(commands: "argparse._SubParsersAction[Parser]") -> None:
     add("--from", type=day, dest="first", metavar="DAY", help=f"first day, UTC (default: the last {USAGE_DAYS} days)")
     add("--to", type=day, dest="last", default=today, metavar="DAY", help="last day, UTC (default: today)")
     add_data(parser)
+
+
+def add_status(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = command(
+        commands,
+        "status",
+        show_status,
+        summary="show the processes, the queue and the last errors",
+        description="Show whether everything works.",
+        epilog=STATUS_EXAMPLES,
+    )
+    parser.add_argument("--watch", action="store_true", help="repeat it until Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="print JSON, in one line")
+    add_data(parser)
+
+
+def add_doctor(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = command(
+        commands,
+        "doctor",
+        run_doctor,
+        summary="check this machine, NATS, the database and the model key",
+        description="Check what `tailrace up` needs, and say what to do about each problem.",
+        epilog=DOCTOR_EXAMPLES,
+    )
+    add_address(parser)
+    add_data(parser, "data directory")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def add_turn(commands: "argparse._SubParsersAction[Parser]") -> None:

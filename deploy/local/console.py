@@ -2,13 +2,26 @@
 
 import asyncio
 import os
+import re
 from asyncio import StreamReader, StreamReaderProtocol
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TextIO
+
+import msgspec
 
 # A longer line is printed in pieces, so that a process that never ends its line does not fill the memory.
 LINE_BYTES_MAX = 65_536
+# Lines that report an error of a process, or that it ended.
+PROBLEM = re.compile(
+    r"\[(error|critical|ERR|FTL) *\]|\"level\": ?\"(error|critical)\""
+    r"|exited with status|was killed by|cannot be started|has not answered|did not stop"
+)
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+PROBLEMS_KEPT = 10
+PROBLEM_CHARS_MAX = 300
 COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
 
 
@@ -20,6 +33,14 @@ def split(text: bytes) -> tuple[list[str], bytes]:
     return [line.decode(errors="replace").rstrip() for line in lines if line.strip()], rest
 
 
+class Problem(msgspec.Struct, frozen=True):
+    """A line that reports a problem, and the process that printed it."""
+
+    at: datetime
+    name: str
+    text: str
+
+
 class Console:
     """Prints to `out`. Names are padded to `width`; each has its own colour if `coloured`."""
 
@@ -28,10 +49,15 @@ class Console:
         self.width = width
         self.coloured = coloured
         self.names: list[str] = []
+        self.problems: deque[Problem] = deque(maxlen=PROBLEMS_KEPT)
+        """The last ones."""
 
     def log(self, text: str, name: str = "up") -> None:
         """Prints a line with a process' name."""
         self.print(self._prefix(name) + text)
+        plain = ESCAPE.sub("", text)
+        if PROBLEM.search(plain):
+            self.problems.append(Problem(datetime.now(UTC), name, plain[:PROBLEM_CHARS_MAX]))
 
     def print(self, text: str) -> None:
         """Prints text without a name: the banner, and lines that scripts wait for."""

@@ -25,6 +25,7 @@ from tailrace.deploy.local.nats_server import ServerSpec
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import Plan, process_specs
 from tailrace.deploy.local.readiness import wait_ready
+from tailrace.deploy.local.status_file import StatusFile
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.watch import watch
 from tailrace.gateway.__main__ import load_authenticator
@@ -126,8 +127,10 @@ async def start_and_watch(
     await wait_ready(plan.host, plan.port, {spec.name: spec.readiness for spec in specs if spec.readiness})
     rows = [(name, str(child.pid or "-"), *child.spec.where) for name, child in supervisor.children.items()]
     console.print(render_banner(rows, plan.url, str(options.data_dir), needs_key=not authenticator.is_open))
+    status = StatusFile(options.data_dir, plan.url, supervisor)
+    status.write()
     console.print(f"ready {plan.url}")
-    await watch(servers, specs, nats_urls[ADMIN], supervisor)
+    await watch(servers, specs, nats_urls[ADMIN], supervisor, status)
 
 
 async def start_nats(

@@ -8,15 +8,20 @@ from tailrace.deploy.local.liveness import Liveness
 from tailrace.deploy.local.nats_server import ServerSpec
 from tailrace.deploy.local.readiness import HealthCheck
 from tailrace.deploy.local.repair_setup import SetupRepair
+from tailrace.deploy.local.status_file import StatusFile
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 
 INTERVAL_S = 5.0
 
 
 async def watch(
-    servers: Sequence[ServerSpec], specs: Sequence[ProcessSpec], admin_url: str, supervisor: Supervisor
+    servers: Sequence[ServerSpec],
+    specs: Sequence[ProcessSpec],
+    admin_url: str,
+    supervisor: Supervisor,
+    status: StatusFile,
 ) -> None:
-    """Checks everything every `INTERVAL_S` seconds, until it is cancelled.
+    """Checks everything every `INTERVAL_S` seconds, and writes `status`, until it is cancelled.
 
     A check that fails, because the data directory is away for a moment or the disk is full, is reported once and
     repeated: `up` continues as long as its processes do.
@@ -33,6 +38,7 @@ async def watch(
                 await restart_stuck_server(servers, supervisor)
                 await liveness.restart_hanging()
                 await repair.check()
+                status.write()
             except OSError as error:
                 now = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
             else:

@@ -19,6 +19,9 @@ import httpx2
 import pytest
 from standardwebhooks import Webhook
 
+from tailrace.deploy.cli import doctor
+from tailrace.deploy.cli import status as cli_status
+from tailrace.deploy.local.options import Options
 from tailrace.proto.nats.permissions import RIGHTS
 from tests.harness import jwts, processes
 from tests.harness.until import until
@@ -105,6 +108,12 @@ async def test_ready_is_printed_when_every_process_is_ready(up: Up, tmp_path: Pa
         for path in ("/", "/v1/sessions", "/metrics"):
             answer = await client.get(path, headers={"host": "rebound.example"})
             assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_refused")
+    shown = await cli_status.fetch(up.folder, {})
+    assert shown.nats is not None
+    assert (shown.ok, shown.problems, shown.nats.generators, shown.nats.unrecorded) == (True, [], 2, 0)
+    assert [(one.name, one.pid) for one in shown.processes] == list(up.pids().items())
+    findings = await doctor.examine(Options(data_dir=up.folder), {})
+    assert [one for one in findings if one.level != "ok" and one.name != "File limit"] == []
     assert up.folder.stat().st_mode & 0o777 == 0o700
     assert [path for path in up.folder.rglob("*") if path.stat().st_mode & 0o077] == []
 

@@ -65,6 +65,23 @@ def test_only_terminals_without_no_color_get_colours() -> None:
     assert out.getvalue() == "\x1b[36mgateway-1 | \x1b[0mserving\n"
 
 
+def test_the_last_errors_are_kept_without_colours() -> None:
+    """For `tailrace status`; other lines are not kept."""
+    screen = Console(io.StringIO(), width=1, coloured=False)
+    for line in (
+        "12:00:00.000 [\x1b[31merror    \x1b[0m] the log is full",
+        '{"turn": "x", "level": "error", "event": "the log is full"}',
+        "12:00:00.000 [info     ] turn ended",
+        "generator-1 was killed by SIGKILL; next start in 0 s",
+    ):
+        screen.log(line, "generator-1")
+    assert [problem.text for problem in screen.problems] == [
+        "12:00:00.000 [error    ] the log is full",
+        '{"turn": "x", "level": "error", "event": "the log is full"}',
+        "generator-1 was killed by SIGKILL; next start in 0 s",
+    ]
+
+
 def test_a_closed_output_does_not_stop_the_system() -> None:
     """`tailrace up | head` closes the pipe after ten lines."""
 

@@ -1,0 +1,189 @@
+"""`tailrace doctor`: checks what `tailrace up` and the processes need, and says what to do about each problem."""
+
+import asyncio
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Literal
+
+import httpx2
+import msgspec
+
+import tailrace.gateway.settings
+import tailrace.generators.settings
+from tailrace.deploy.local import check_environment, nats_server, ports, status_file
+from tailrace.deploy.local.banner import table
+from tailrace.deploy.local.errors import UpRefused
+from tailrace.deploy.local.options import Options
+from tailrace.deploy.local.processes import is_simulated
+from tailrace.gateway.http import fd_limit
+from tailrace.gateway.http.log_fullness import disk_shortage
+from tailrace.generators.__main__ import probe
+from tailrace.persistence.database import Database
+from tailrace.proto.errors import SettingsInvalid, TailraceError
+from tailrace.proto.nats import Connection, check
+from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.runtime import settings
+
+Level = Literal["ok", "warning", "error"]
+SKEW_S_MAX = 5.0
+CLOCK_TIMEOUT_S = 5.0
+BUSY_TIMEOUT_S = 2.0
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """The result of one check; `action` says what to do if it is not `ok`."""
+
+    name: str
+    level: Level
+    detail: str
+    action: str = ""
+
+
+async def examine(options: Options, environ: Mapping[str, str]) -> list[Finding]:
+    """Runs all checks. Starts nothing and costs nothing: the model key is checked with a request for `/v1/models`."""
+    return [
+        Finding("Python", "ok", f"{platform.python_version()} at {sys.executable}"),
+        await _settings(environ),
+        _port(options),
+        _disk(options.data_dir),
+        _files(environ),
+        await _database(options.data_dir, environ),
+        *await _nats(options.data_dir, environ),
+        *await _model(environ),
+    ]
+
+
+async def _settings(environ: Mapping[str, str]) -> Finding:
+    # With a NATS of one's own, the processes are started one by one, and these variables are right.
+    given = {name: text for name, text in environ.items() if name not in check_environment.CHOSEN}
+    try:
+        await check_environment.check(given)
+    except SettingsInvalid as error:
+        return Finding("Settings", "error", str(error), "correct the variable: docs/SETTINGS.md")
+    if mistyped := check_environment.mistyped(environ):
+        return Finding("Settings", "warning", "; ".join(mistyped), "correct the name of the variable")
+    return Finding("Settings", "ok", "all TAILRACE_… variables are valid")
+
+
+def _port(options: Options) -> Finding:
+    if (up := status_file.read(options.data_dir)) is not None:
+        return Finding("Port", "ok", f"in use by the running `up` (pid {up.pid}) at {up.url}")
+    try:
+        ports.listen(options.host, options.port).close()
+    except UpRefused as error:
+        return Finding("Port", "error", *_split(error))
+    return Finding("Port", "ok", f"{options.port} on {options.host} is free")
+
+
+def _disk(data_dir: Path) -> Finding:
+    existing = next(path for path in (data_dir.absolute(), *data_dir.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        return Finding("Disk", "error", f"{existing} cannot be written", "correct its permissions, or choose --data")
+    if shortage := disk_shortage(existing):
+        return Finding("Disk", "error", shortage, "make space: docs/RUNBOOK.md, The log is full")
+    return Finding("Disk", "ok", f"{existing} can be written and has space")
+
+
+def _files(environ: Mapping[str, str]) -> Finding:
+    try:
+        wanted = settings.read(tailrace.gateway.settings.Settings, environ).streams_max
+    except SettingsInvalid:
+        wanted = tailrace.gateway.settings.Settings().streams_max
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    # As each gateway does at its start.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    detail = f"{hard} file descriptors allow {fd_limit.streams_max()} streams of a gateway"
+    if fd_limit.streams_max() < wanted:
+        return Finding("File limit", "warning", detail, f"raise `ulimit -Hn` for TAILRACE_STREAMS_MAX={wanted}")
+    return Finding("File limit", "ok", detail)
+
+
+async def _database(data_dir: Path, environ: Mapping[str, str]) -> Finding:
+    path = Path(environ.get("TAILRACE_DATABASE") or data_dir / "tailrace.db")
+    if not await asyncio.to_thread(path.exists):
+        return Finding("Database", "ok", f"{path} does not exist yet; persistence creates it")
+    try:
+        await (await Database.open(path, busy_timeout_s=BUSY_TIMEOUT_S)).close()
+    except TailraceError as error:
+        return Finding("Database", "error", str(error), "see docs/RUNBOOK.md, The database fails")
+    return Finding("Database", "ok", str(path))
+
+
+async def _nats(data_dir: Path, environ: Mapping[str, str]) -> Sequence[Finding]:
+    try:
+        url = nats_server.url(data_dir, environ)
+    except SettingsInvalid:
+        url = ""
+    if url and (environ.get("TAILRACE_NATS_URL") or status_file.read(data_dir) is not None):
+        return [await _nats_setup(url, ADMIN if not environ.get("TAILRACE_NATS_URL") else None)]
+    return [await asyncio.to_thread(_nats_binary)]
+
+
+def _nats_binary() -> Finding:
+    binary = Path(sys.executable).parent / nats_server.NAME
+    try:
+        version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return Finding("NATS", "error", f"{binary} does not run", "install it with `make setup`")
+    return Finding("NATS", "ok", f"{version.strip()}; `tailrace up` starts it")
+
+
+async def _nats_setup(url: str, user: str | None) -> Finding:
+    try:
+        connection = await Connection.open(url, "tailrace-doctor", user)
+        try:
+            await check(connection)
+            version = ".".join(map(str, connection.server_version or ()))
+        finally:
+            await connection.close()
+    except TailraceError as error:
+        return Finding("NATS", "error", *_split(error))
+    return Finding("NATS", "ok", f"{version} runs, with all streams, consumers and buckets as this version needs them")
+
+
+async def _model(environ: Mapping[str, str]) -> Sequence[Finding]:
+    if is_simulated(environ):
+        return [Finding("Model key", "ok", "ANTHROPIC_API_KEY is not set: a simulated Claude answers")]
+    try:
+        chosen = settings.read(tailrace.generators.settings.Settings, environ)
+        await probe(chosen)
+    except TailraceError as error:
+        return [Finding("Model key", "error", str(error), "check ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL")]
+    key = Finding("Model key", "ok", f"{chosen.anthropic_base_url} accepts it")
+    return [key, await _clock(chosen.anthropic_base_url)]
+
+
+async def _clock(url: str) -> Finding:
+    """Compares the clock with the `Date` of the model's server."""
+    try:
+        async with httpx2.AsyncClient(timeout=CLOCK_TIMEOUT_S) as client:
+            date = (await client.head(url)).headers.get("date", "")
+        skew_s = abs((datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds())
+    except (httpx2.HTTPError, ValueError, TypeError, ImportError):
+        return Finding("Clock", "ok", f"not checked: {url} does not tell its time")
+    if skew_s > SKEW_S_MAX:
+        detail = f"differs by {skew_s:.0f} s from that of {url}"
+        return Finding("Clock", "warning", detail, "set it with NTP: JWTs, tickets and limits depend on it")
+    return Finding("Clock", "ok", f"agrees with that of {url}")
+
+
+def _split(error: TailraceError) -> tuple[str, str]:
+    """Returns the two parts of a message `what is wrong: what to do`."""
+    what, _, action = str(error).rpartition(": ")
+    return (what, action) if what else (action, "see docs/RUNBOOK.md")
+
+
+def render(findings: Sequence[Finding]) -> str:
+    rows = []
+    for one in findings:
+        rows.append((one.level.upper() if one.level != "ok" else "ok", one.name, one.detail))
+        if one.action:
+            rows.append(("", "", f"→ {one.action}"))
+    return table(rows)

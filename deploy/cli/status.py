@@ -1,0 +1,160 @@
+"""`tailrace status`: the processes of a local `up`, the queue, the log and the last problems."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from tailrace.deploy.local import nats_server, status_file
+from tailrace.deploy.local.banner import table
+from tailrace.deploy.local.console import Problem
+from tailrace.deploy.local.readiness import passes
+from tailrace.deploy.local.status_file import ProcessEntry
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.generator_health import GeneratorHealth
+from tailrace.proto.nats import Connection, Rpc, stream_size
+from tailrace.proto.nats.leases import consumer_backlog
+from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.nats.streams import survey
+from tailrace.proto.subjects import BODIES, GENERATORS, PERSISTENCE, STREAM
+from tailrace.proto.version import VERSION
+
+# Longer than a healthy process takes to answer.
+WAIT_S = 0.5
+
+
+class ProcessStatus(msgspec.Struct, frozen=True):
+    name: str
+    pid: int | None
+    is_ready: bool
+    where: list[str]
+
+
+class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """`queued`: turns that wait for a slot; `running`: turns that generators run.
+
+    `unrecorded`: requests and ends that are not in the database yet.
+    """
+
+    version: str
+    missing: list[str]
+    log_fullness: float
+    blobs_fullness: float
+    queued: int
+    running: int
+    unrecorded: int
+    generators: int
+    generator_slots_free: int
+    persistence: bool
+    persistence_detail: str
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """`version` is that of this command. `up_version`, `url` and `processes` are empty without a local `up`."""
+
+    ok: bool
+    version: str
+    up_version: str
+    url: str
+    processes: list[ProcessStatus]
+    nats: NatsStatus | None
+    nats_error: str
+    problems: list[Problem]
+
+
+class PersistenceHealth(msgspec.Struct, frozen=True):
+    ok: bool
+    detail: str = ""
+
+
+async def fetch(data_dir: Path, environ: Mapping[str, str]) -> Status:
+    """Returns the status. Raises SettingsInvalid if there is neither a local `up` nor TAILRACE_NATS_URL."""
+    url = nats_server.url(data_dir, environ)
+    # TAILRACE_NATS_URL may be another system than the one with this data directory.
+    up = None if environ.get("TAILRACE_NATS_URL") else status_file.read(data_dir)
+    nats, error = None, ""
+    processes = await asyncio.gather(*(_process(entry) for entry in up.processes)) if up is not None else []
+    try:
+        nats = await _nats(url)
+    except LogUnavailable as unavailable:
+        error = str(unavailable)
+    is_served = nats is not None and not nats.missing and nats.generators > 0 and nats.persistence
+    return Status(
+        ok=is_served and all(process.is_ready for process in processes),
+        version=VERSION,
+        up_version=up.version if up is not None else "",
+        url=up.url if up is not None else "",
+        processes=list(processes),
+        nats=nats,
+        nats_error=error,
+        problems=up.problems if up is not None else [],
+    )
+
+
+async def _process(entry: ProcessEntry) -> ProcessStatus:
+    is_ready = entry.pid is not None and (entry.check is None or await passes(entry.check))
+    return ProcessStatus(entry.name, entry.pid, is_ready, list(entry.where))
+
+
+async def _nats(url: str) -> NatsStatus:
+    connection = await Connection.open(url, "tailrace-status", ADMIN)
+    try:
+        rpc = Rpc(connection)
+        missing = (await survey(connection)).missing
+        generators, persistence = await asyncio.gather(
+            rpc.every_health(GENERATORS, wait_s=WAIT_S), rpc.every_health(PERSISTENCE, wait_s=WAIT_S)
+        )
+        log, blobs, queued, records = 0.0, 0.0, 0, 0
+        # Of what is missing there are no figures.
+        with suppress(LogUnavailable):
+            log, blobs = (await stream_size(connection, STREAM)).ratio, (await stream_size(connection, BODIES)).ratio
+            queued = (await consumer_backlog(connection, GENERATORS)).waiting
+            backlog = await consumer_backlog(connection, PERSISTENCE)
+            records = backlog.waiting + backlog.leased
+        reports = [msgspec.json.decode(report, type=GeneratorHealth) for report in generators]
+        health = [msgspec.json.decode(report, type=PersistenceHealth) for report in persistence]
+        waiting = sum(sum(report.waiting.values()) for report in reports)
+        return NatsStatus(
+            version=".".join(map(str, connection.server_version or ())),
+            missing=missing,
+            log_fullness=log,
+            blobs_fullness=blobs,
+            queued=queued + waiting,
+            running=sum(report.held for report in reports) - waiting,
+            unrecorded=records,
+            generators=len(reports),
+            generator_slots_free=sum(report.free for report in reports),
+            persistence=bool(health) and all(report.ok for report in health),
+            persistence_detail=next((report.detail for report in health if report.detail), ""),
+        )
+    finally:
+        await connection.close()
+
+
+def render(status: Status) -> str:
+    parts = [f"tailrace {status.version}" + (f", `up` {status.up_version} at {status.url}" if status.url else "")]
+    if status.processes:
+        rows = [
+            (one.name, str(one.pid or "-"), "ready" if one.is_ready else "NOT READY", *one.where)
+            for one in status.processes
+        ]
+        parts.append(table(rows))
+    parts.append(_render_nats(status.nats) if status.nats is not None else f"  {status.nats_error}")
+    if status.problems:
+        rows = [(f"{one.at.astimezone():%m-%d %H:%M:%S}", one.name, one.text) for one in status.problems]
+        parts.append("Last problems\n" + table(rows))
+    return "\n\n".join(parts)
+
+
+def _render_nats(nats: NatsStatus) -> str:
+    persistence = "ready" if nats.persistence else nats.persistence_detail or "no process answers"
+    rows = [
+        ("NATS", nats.version + (f", lacks {', '.join(nats.missing)}: run `tailrace streams`" if nats.missing else "")),
+        ("Log", f"{nats.log_fullness:.1%} full; blobs {nats.blobs_fullness:.1%}"),
+        ("Turns", f"{nats.running} running, {nats.queued} queued"),
+        ("Generators", f"{nats.generators} answer, {nats.generator_slots_free} slots free"),
+        ("Persistence", f"{persistence}, {nats.unrecorded} entries to record"),
+    ]
+    return table(rows)

@@ -1,0 +1,75 @@
+"""status.json in the data directory: the processes of a running `up`, and its last problems, for `tailrace status`."""
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from tailrace.deploy.local.console import Problem
+from tailrace.deploy.local.data_dir import write_private
+from tailrace.deploy.local.readiness import HealthCheck
+from tailrace.deploy.local.supervisor import Supervisor
+from tailrace.proto.version import VERSION
+
+FILE = "status.json"
+
+
+class ProcessEntry(msgspec.Struct, frozen=True):
+    """A process; `pid` is None while it is not running. `check`: how it is asked whether it is ready."""
+
+    name: str
+    pid: int | None
+    where: Sequence[str]
+    check: HealthCheck | None
+
+
+class UpStatus(msgspec.Struct, frozen=True):
+    """What an `up` knows about itself."""
+
+    version: str
+    pid: int
+    url: str
+    started_at: datetime
+    processes: list[ProcessEntry]
+    problems: list[Problem]
+
+
+class StatusFile:
+    """Writes the file of one `up`, if its content has changed."""
+
+    def __init__(self, data_dir: Path, url: str, supervisor: Supervisor) -> None:
+        self._path = data_dir / FILE
+        self._url = url
+        self._supervisor = supervisor
+        self._started_at = datetime.now(UTC)
+        self._written: UpStatus | None = None
+
+    def write(self) -> None:
+        """Raises OSError."""
+        children = self._supervisor.children.items()
+        status = UpStatus(
+            version=VERSION,
+            pid=os.getpid(),
+            url=self._url,
+            started_at=self._started_at,
+            processes=[
+                ProcessEntry(name, child.pid, child.spec.where, child.spec.readiness) for name, child in children
+            ],
+            problems=list(self._supervisor.console.problems),
+        )
+        if status != self._written:
+            write_private(self._path, msgspec.json.encode(status).decode())
+            self._written = status
+
+
+def read(data_dir: Path) -> UpStatus | None:
+    """Returns the status of the `up` that runs with `data_dir`; None if none runs, or if it is still starting."""
+    try:
+        status = msgspec.json.decode((data_dir / FILE).read_bytes(), type=UpStatus)
+        # The file stays when `up` ends. The lock is not tried: an `up` that starts at that moment would be refused.
+        os.kill(status.pid, 0)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return status

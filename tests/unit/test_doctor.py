@@ -1,0 +1,53 @@
+"""`tailrace doctor` on a machine without a running system: each problem, and what to do about it."""
+
+import socket
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tailrace.deploy.cli.doctor import Finding, examine, render
+from tailrace.deploy.local.options import Options
+
+
+async def findings(options: Options, **environ: str) -> dict[str, Finding]:
+    return {one.name: one for one in await examine(options, environ)}
+
+
+async def test_a_machine_without_problems_has_none(tmp_path: Path) -> None:
+    found = await findings(Options(port=0, data_dir=tmp_path / "new"))
+    assert {one.level for one in found.values() if one.name != "File limit"} == {"ok"}
+    assert list(found) == ["Python", "Settings", "Port", "Disk", "File limit", "Database", "NATS", "Model key"]
+
+
+async def test_a_port_in_use_is_an_error_with_an_action(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        found = await findings(Options(port=server.getsockname()[1], data_dir=tmp_path))
+    assert found["Port"].level == "error"
+    assert found["Port"].action == "stop the program that uses it, or choose another with --port"
+    assert f"→ {found['Port'].action}" in render(list(found.values()))
+
+
+@pytest.mark.parametrize(
+    ("environ", "name", "level", "detail"),
+    [
+        ({"TAILRACE_PORTT": "1"}, "Settings", "error", "TAILRACE_PORTT is not a setting"),
+        ({"ANTROPIC_API_KEY": "x"}, "Settings", "warning", "did you mean ANTHROPIC_API_KEY?"),
+        ({"TAILRACE_STREAMS_MAX": "100000000"}, "File limit", "warning", "file descriptors allow"),
+        ({"TAILRACE_NATS_URL": "nats://127.0.0.1:1"}, "NATS", "error", "no NATS server answers at 127.0.0.1:1"),
+        (
+            {"ANTHROPIC_API_KEY": "k", "ANTHROPIC_BASE_URL": "http://127.0.0.1:1"},
+            *("Model key", "error", "http://127.0.0.1:1: "),
+        ),
+    ],
+)
+async def test_each_problem_is_found(
+    tmp_path: Path, environ: dict[str, str], name: str, level: str, detail: str
+) -> None:
+    found = (await findings(Options(port=0, data_dir=tmp_path), **environ))[name]
+    assert (found.level, detail in found.detail, bool(found.action)) == (level, True, True), msgspec.to_builtins(found)
+
+
+async def test_a_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "tailrace.db").write_text("no database " * 100)
+    assert (await findings(Options(port=0, data_dir=tmp_path)))["Database"].level == "error"
