@@ -24,10 +24,11 @@ ON CONFLICT (tenant, project) DO NOTHING
 -- Upserts a turn. A fold of fewer or the same entries of the log changes nothing.
 INSERT INTO turns (
     tenant, turn, session, parent, model, outcome, input, content, text, stop_reason, stop_sequence, envelope, fits,
-    error, attempts, metadata, asked_at, ended_at, cursor, text_chars, text_sha256, batch
+    error, attempts, metadata, asked_at, first_token_at, ended_at, cursor, text_chars, text_sha256, batch
 ) VALUES (
     :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :stop_sequence,
-    :envelope, :fits, :error, :attempts, :metadata, :asked_at, :ended_at, :cursor, :text_chars, :text_sha256, :batch
+    :envelope, :fits, :error, :attempts, :metadata, :asked_at, :first_token_at, :ended_at, :cursor, :text_chars,
+    :text_sha256, :batch
 )
 ON CONFLICT (tenant, turn) DO UPDATE SET
     outcome = excluded.outcome,
@@ -39,6 +40,7 @@ ON CONFLICT (tenant, turn) DO UPDATE SET
     fits = excluded.fits,
     error = excluded.error,
     attempts = excluded.attempts,
+    first_token_at = excluded.first_token_at,
     ended_at = excluded.ended_at,
     cursor = excluded.cursor,
     text_chars = excluded.text_chars,

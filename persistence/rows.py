@@ -54,6 +54,7 @@ class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     metadata: str
     asked_at: int
+    first_token_at: int | None
     ended_at: int | None
     cursor: int
     text_chars: int | None
@@ -93,6 +94,7 @@ def build_row(key: TurnKey, turn: Turn) -> TurnRow:
         attempts=found.attempts,
         metadata=_json(found.metadata),
         asked_at=micros(found.asked_at),
+        first_token_at=micros(found.first_token_at) if found.first_token_at else None,
         ended_at=micros(found.ended_at) if found.ended_at else None,
         cursor=found.cursor,
         text_chars=turn.end.text_chars if turn.end else None,
@@ -134,6 +136,7 @@ def turn_record(row: Mapping[str, Any]) -> TurnRecord:
         attempts=row["attempts"],
         metadata=_metadata.decode(row["metadata"]),
         asked_at=moment(row["asked_at"]),
+        first_token_at=moment(row["first_token_at"]) if row["first_token_at"] is not None else None,
         ended_at=moment(row["ended_at"]) if row["ended_at"] is not None else None,
         cursor=row["cursor"],
     )

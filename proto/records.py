@@ -57,6 +57,8 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     metadata: dict[str, str]
     asked_at: datetime
+    first_token_at: datetime | None = None
+    """When the first delta of the answer was stored; null: none was, or an older version recorded the turn."""
     ended_at: datetime | None
     cursor: Seq
     """The sequence of the last entry in this record: a stream that starts after it has no gap."""
@@ -229,6 +231,7 @@ def record_from_fold(key: TurnKey, turn: Turn) -> TurnRecord:
         attempts=turn.attempt,
         metadata=request.metadata or {},
         asked_at=turn.asked_at,
+        first_token_at=turn.first_token_at,
         ended_at=turn.ended_at,
         cursor=turn.chain.last,
     )
