@@ -17,6 +17,7 @@ from tailrace.generators.batches.runner import BatchLane, BatchRunner
 from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.failover import BackendOrders, parse_backends
 from tailrace.generators.hedging import HedgeTaker, Hedging
+from tailrace.generators.key_check import check_key
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
@@ -77,9 +78,12 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             metrics.FAILOVERS.labels(backend)
         metrics.SLOTS.set(settings.concurrency)
         service.mark_ready(generator=name, concurrency=settings.concurrency)
+        checking = asyncio.create_task(check_key(claude, worker)) if claude is not None else None
         try:
             await worker.run(stop)
         finally:
+            if checking is not None:
+                checking.cancel()
             if not connection.closed.is_set():
                 await endpoints.stop()
 

@@ -91,6 +91,8 @@ class Worker:
         self._lane_tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
         self._is_draining = False
+        self.detail = ""
+        """A sentence for operators in the health report."""
 
     async def run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
@@ -119,7 +121,8 @@ class Worker:
         """Returns the health report as JSON. While this process drains: None, and no report is sent."""
         if self._is_draining:
             return None
-        return msgspec.json.encode(GeneratorHealth(True, len(self._held), self._slots.free, self._slots.waiting()))
+        health = GeneratorHealth(True, len(self._held), self._slots.free, self._slots.waiting(), self.detail)
+        return msgspec.json.encode(health)
 
     @property
     def free_slots(self) -> int:

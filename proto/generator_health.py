@@ -14,3 +14,5 @@ class GeneratorHealth(msgspec.Struct, frozen=True):
     """Free slots. Earlier versions do not report them."""
     waiting: dict[Tenant, int] = {}
     """Tenants that use their share of the slots, and how many of their turns wait. See generators/fair_share.py."""
+    detail: str = ""
+    """A sentence for operators, for example that the model key is refused."""

@@ -47,6 +47,7 @@ class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
     unrecorded: int
     generators: int
     generator_slots_free: int
+    generators_detail: str
     persistence: bool
     persistence_detail: str
 
@@ -126,6 +127,7 @@ async def _nats(url: str) -> NatsStatus:
             unrecorded=records,
             generators=len(reports),
             generator_slots_free=sum(report.free for report in reports),
+            generators_detail=next((report.detail for report in reports if report.detail), ""),
             persistence=bool(health) and all(report.ok for report in health),
             persistence_detail=next((report.detail for report in health if report.detail), ""),
         )
@@ -150,11 +152,12 @@ def render(status: Status) -> str:
 
 def _render_nats(nats: NatsStatus) -> str:
     persistence = "ready" if nats.persistence else nats.persistence_detail or "no process answers"
+    detail = f": {nats.generators_detail}" if nats.generators_detail else ""
     rows = [
         ("NATS", nats.version + (f", lacks {', '.join(nats.missing)}: run `tailrace streams`" if nats.missing else "")),
         ("Log", f"{nats.log_fullness:.1%} full; blobs {nats.blobs_fullness:.1%}"),
         ("Turns", f"{nats.running} running, {nats.queued} queued"),
-        ("Generators", f"{nats.generators} answer, {nats.generator_slots_free} slots free"),
+        ("Generators", f"{nats.generators} answer, {nats.generator_slots_free} slots free{detail}"),
         ("Persistence", f"{persistence}, {nats.unrecorded} entries to record"),
     ]
     return table(rows)

@@ -18,15 +18,16 @@ def model_banner(environ: Mapping[str, str]) -> str:
     return f"ANTHROPIC_API_KEY is set: Claude at {where} answers, and each turn costs money"
 
 
-def render_banner(rows: Sequence[Sequence[str]], url: str, data_dir: str, *, needs_key: bool) -> str:
+def render_banner(rows: Sequence[Sequence[str]], url: str, data_dir: str, *, needs_key: bool, warning: str = "") -> str:
     """Returns the text that is shown when the system is ready. A row is a process: name, pid, addresses."""
     key = "-H 'Authorization: Bearer YOUR-KEY' " if needs_key else ""
+    shown = f"\n  Warning:         {warning}" if warning else ""
     return f"""
 {table(rows)}
 
   Data directory:  {data_dir}
   API reference:   {url}/docs
-  Stop:            Ctrl-C
+  Stop:            Ctrl-C{shown}
 
   Try it:
 

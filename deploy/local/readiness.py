@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import httpx2
+import msgspec
 
 from tailrace.deploy.local.errors import UpRefused
 
@@ -67,6 +68,22 @@ async def wait_ready(host: str, port: int, checks: Mapping[str, HealthCheck]) ->
         else:
             reason = "the gateway does not answer; see its lines above"
         raise UpRefused(f"not ready after {READY_S_MAX:g} s: {reason}") from error
+
+
+async def generator_detail(host: str, port: int) -> str:
+    """Returns what a generator reports to operators in `/readyz`: empty, or for example that its key is refused."""
+    try:
+        return msgspec.json.decode((await http_get(host, port)).body, type=_Ready).generators.detail
+    except msgspec.DecodeError:
+        return ""
+
+
+class _Part(msgspec.Struct):
+    detail: str = ""
+
+
+class _Ready(msgspec.Struct):
+    generators: _Part
 
 
 async def passes(check: HealthCheck) -> bool:

@@ -24,7 +24,7 @@ from tailrace.deploy.local.nats_log import FILE, NatsLogFile
 from tailrace.deploy.local.nats_server import ServerSpec
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import Plan, process_specs
-from tailrace.deploy.local.readiness import wait_ready
+from tailrace.deploy.local.readiness import generator_detail, wait_ready
 from tailrace.deploy.local.status_file import StatusFile
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.watch import watch
@@ -126,7 +126,15 @@ async def start_and_watch(
         supervisor.start(spec)
     await wait_ready(plan.host, plan.port, {spec.name: spec.readiness for spec in specs if spec.readiness})
     rows = [(name, str(child.pid or "-"), *child.spec.where) for name, child in supervisor.children.items()]
-    console.print(render_banner(rows, plan.url, str(options.data_dir), needs_key=not authenticator.is_open))
+    console.print(
+        render_banner(
+            rows,
+            plan.url,
+            str(options.data_dir),
+            needs_key=not authenticator.is_open,
+            warning=await generator_detail(plan.host, plan.port),
+        )
+    )
     status = StatusFile(options.data_dir, plan.url, supervisor)
     status.write()
     console.print(f"ready {plan.url}")

@@ -46,11 +46,12 @@ async def breaking(claude_url: str, spoil: Break, times: int = 1) -> AsyncIterat
             line, _, rest = (await reader.readuntil(b"\r\n\r\n")).decode().partition("\r\n")
             headers = dict(row.lower().split(": ", 1) for row in rest.splitlines() if row)
             body = await reader.readexactly(int(headers.get("content-length", "0")))
-            between.calls += 1
-            is_spoiled = between.calls <= times
+            method, path, _ = line.split(" ")
+            # A generator checks its key with a GET when it starts.
+            between.calls += method == "POST"
+            is_spoiled = method == "POST" and between.calls <= times
             async with httpx2.AsyncClient(base_url=claude_url, trust_env=False) as client:
                 kept = {name: value for name, value in headers.items() if name not in HOP_BY_HOP}
-                method, path, _ = line.split(" ")
                 answer = await client.request(method, path, content=body, headers=kept)
             told = [event + b"\n\n" for event in answer.content.split(b"\n\n") if event]
             broken = spoil(told) if is_spoiled else Broken(HEAD + answer.content)

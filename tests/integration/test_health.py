@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
@@ -10,14 +11,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.generators.key_check import REFUSED
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.version import VERSION
+from tests.harness import processes
 from tests.harness.generator_in_loop import working
 from tests.harness.readers import is_read, read
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import Gateway
+from tests.integration.conftest import Gateway, NewGateway
 
 OK = {"ok": True, "detail": ""}
 ROLES = ("generators", "persistence")
@@ -53,6 +56,20 @@ async def test_a_complete_system_is_ready_and_healthy(gateway: Gateway) -> None:
     assert found.pop("active_turns") >= 0
     connected = {"nats": True, "generators": True, "persistence": True}
     assert found == {"status": "healthy", "version": VERSION, "connected": connected}
+
+
+async def test_a_refused_model_key_is_named_after_the_start_of_a_generator(
+    own_server: NatsServer, new_gateway: NewGateway, own_claude: str, tmp_path: Path
+) -> None:
+    """The generator is ready all the same: the key is checked beside its work."""
+    gateway = await new_gateway(own_server.url)
+    async with processes.generator(tmp_path, own_server.url, own_claude, ANTHROPIC_API_KEY="bad-key"):
+
+        async def is_named() -> bool:
+            _, parts = await ready(gateway)
+            return bool(parts["generators"] == {"ok": True, "detail": REFUSED})
+
+        await until(is_named)
 
 
 async def test_missing_processes_are_named(lone_gateway: Gateway) -> None:

@@ -27,6 +27,12 @@ def test_the_banner_lists_processes_addresses_and_a_command_to_try() -> None:
     )
 
 
+def test_a_warning_is_a_line_of_the_banner() -> None:
+    """For example a model key that is refused."""
+    shown = render_banner(ROWS, "http://x", "/data", needs_key=False, warning="the key is refused")
+    assert "  Stop:            Ctrl-C\n  Warning:         the key is refused\n\n  Try it:" in shown
+
+
 def test_the_command_to_try_has_a_placeholder_when_a_key_is_needed() -> None:
     """`up` knows only the hashes of keys."""
     open_door = render_banner(ROWS, "http://x", "/data", needs_key=False)
