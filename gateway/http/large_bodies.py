@@ -60,22 +60,22 @@ class LargeBodies:
             async with asyncio.timeout(self._timeout_s):
                 await holder.enter_async_context(share.reserve(size))
                 await holder.enter_async_context(self._arriving.reserve(min(size, self._share_bytes_max)))
-        self._require_memory()
+        self.require_memory()
 
     async def process(self, holder: AsyncExitStack, tenant: Tenant, size: int) -> None:
         """Reserves memory for the copies of a complete body until `holder` is closed. Raises Refused as `reserve`."""
         with self._refused():
             async with asyncio.timeout(self._timeout_s):
                 await holder.enter_async_context(self._processed.reserve(COPIES * size, tenant=tenant))
-        self._require_memory()
+        self.require_memory()
 
-    def _require_memory(self) -> None:
+    def require_memory(self) -> None:
         """Raises Refused if the process could not allocate what is reserved."""
         # The pages are never touched: this takes microseconds.
         size = self._bytes_max - self.free + SPARE_BYTES
         with suppress(OSError), mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON):
             return
-        logger.warning("no memory for a large request")
+        logger.warning("no memory for a request body")
         raise Refused("server_busy", NO_MEMORY)
 
     @staticmethod

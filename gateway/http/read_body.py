@@ -27,6 +27,7 @@ from tailrace.proto.ids import Tenant
 B = TypeVar("B")
 
 QUOTED_CHARS_MAX = 200
+MEDIUM_BYTES = 64 * 1024
 # Gateway, generators and persistence visit values one by one: a million of them, which fit into 2 MB, would block the
 # event loop, and with it every stream and lease, for seconds. A conversation of 10,000 messages has fewer than this.
 VALUES_MAX = 100_000
@@ -77,6 +78,9 @@ class BodyReader:
             size += len(piece)
             if size > self._bytes_max:
                 raise self._too_large()
+            if size > MEDIUM_BYTES >= size - len(piece):
+                # Thousands of bodies that are not counted fill the memory, too.
+                self.large_bodies.require_memory()
             if size > SMALL_BYTES_MAX and not is_large:
                 is_large = True
                 declared = declared_bytes(request.headers)
