@@ -245,7 +245,7 @@ ALERTS = (
     ),
     Alert(
         "DatabaseBehind",
-        "max(tailrace_persistence_backlog) > 0 and max(deriv(tailrace_persistence_backlog[5m])) > 0",
+        "max(tailrace_persistence_backlog) > 0 and max(deriv(tailrace_persistence_backlog[10m])) > 0",
         "5m",
         "page",
         "The database falls behind the log",

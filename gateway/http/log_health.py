@@ -22,6 +22,7 @@ class LogHealth:
     def __init__(self, connection: Connection) -> None:
         self._probe = WriteProbe(connection)
         self._stored_at = time.monotonic()
+        metrics.WRITABLE.set(1)
 
     @property
     def detail(self) -> str:

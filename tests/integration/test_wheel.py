@@ -42,7 +42,14 @@ def test_the_wheel_installs_one_import_name(wheel: Path) -> None:
     """A top-level `proto` or `gateway` would shadow a package of the same name in the user's environment."""
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names} == {"tailrace", "tailrace-0.1.0.dist-info"}
-    for packaged in ("proto/models.json", "gateway/openapi/openapi.json", "persistence/migrations/0001_turns.sql"):
+    for packaged in (
+        "proto/models.json",
+        "gateway/openapi/openapi.json",
+        "persistence/migrations/0001_turns.sql",
+        "deploy/monitoring/rules.yml",
+        "deploy/monitoring/dashboards/tailrace-users.json",
+        "deploy/monitoring/provisioning/dashboards/tailrace.yml",
+    ):
         assert f"tailrace/{packaged}" in names
 
 

@@ -1,0 +1,98 @@
+"""A real Prometheus with the rules of deploy/monitoring, for which a minute of a rule is a second."""
+
+import math
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Self
+
+import httpx2
+import msgspec
+import pytest
+
+from tailrace.deploy.local import ports
+from tailrace.deploy.local.spawn import spawn
+from tests.harness.processes import CHECKOUT
+from tests.harness.until import until
+
+needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus: `make clients`")
+RULES = CHECKOUT / "deploy/monitoring/rules.yml"
+SECONDS = {"s": 0, "m": 1, "h": 60, "d": 1440}
+"""How many seconds a unit of time of a rule lasts here."""
+START_S_MAX = 20.0
+
+Series = tuple[str, ...]
+"""The values of a series' labels, in the order of the labels' names."""
+
+
+def quicken(rules: str) -> str:
+    """Returns rules whose windows and waits are 60 times shorter. A window has at least five scrapes."""
+
+    def seconds(found: re.Match[str]) -> str:
+        return f"{found[1]}{int(found[2]) * SECONDS[found[3]]}s{found[4]}"
+
+    return re.sub(r'(\[|for: ")(\d+)([smhd])(\]|")', seconds, rules)
+
+
+class Prometheus:
+    """Scrapes the targets once a second: the metrics ports of each part, such as `gateway`."""
+
+    def __init__(self, folder: Path, targets: Mapping[str, Sequence[int]]) -> None:
+        self._folder = folder / "prometheus"
+        self._targets = targets
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._folder.mkdir()
+        (self._folder / "rules.yml").write_text(quicken(RULES.read_text()))
+        scraped = [
+            {"targets": [f"127.0.0.1:{port}" for port in found], "labels": {"part": part}}
+            for part, found in self._targets.items()
+        ]
+        config = {
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "rule_files": ["rules.yml"],
+            "scrape_configs": [{"job_name": "tailrace", "static_configs": scraped}],
+        }
+        (self._folder / "prometheus.yml").write_bytes(msgspec.json.encode(config))
+        (port,) = ports.find_free(1)
+        command = [
+            "prometheus",
+            f"--config.file={self._folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={self._folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ]
+        printed = self._stack.enter_context((self._folder / "printed.txt").open("wb"))
+        process = await spawn(command, {}, printed.fileno())
+        self._stack.push_async_callback(process.wait)
+        self._stack.callback(process.kill)
+        url = f"http://127.0.0.1:{port}"
+        self._client = await self._stack.enter_async_context(httpx2.AsyncClient(base_url=url, trust_env=False))
+        await until(self._is_ready, START_S_MAX)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def query(self, expr: str) -> dict[Series, float]:
+        """Returns the present value of each series; without those that are not numbers, as a quantile of nothing is."""
+        answer = await self._client.get("/api/v1/query", params={"query": expr})
+        assert answer.is_success, f"{expr}: {answer.text}"
+        found = {
+            tuple(value for _, value in sorted(row["metric"].items())): float(row["value"][1])
+            for row in answer.json()["data"]["result"]
+        }
+        return {series: value for series, value in found.items() if not math.isnan(value)}
+
+    async def firing(self) -> set[str]:
+        """Returns the names of the alerts that fire."""
+        found = await self.query('count by (alertname, severity) (ALERTS{alertstate="firing"})')
+        return {" ".join(series) for series in found}
+
+    async def _is_ready(self) -> bool:
+        try:
+            return (await self._client.get("/-/ready")).is_success
+        except httpx2.TransportError:
+            return False

@@ -1,0 +1,433 @@
+"""Dashboards and alerts with a real Prometheus that scrapes a loaded system, which then has one fault after the other.
+
+Every query of every panel has a value; what a fault should move has moved; each alert fires for its fault. It takes
+three minutes. Not caused here: ProcessNotReady (a start of minutes), WebhooksWait (hours), ClientsDoNotRead (45 s for
+each connection).
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, suppress
+from pathlib import Path
+from signal import SIGCONT, SIGKILL
+from typing import Any, NamedTuple
+
+import httpx2
+import msgspec
+import pytest
+
+from tailrace.deploy.local import ports
+from tailrace.deploy.monitoring.panels import DASHBOARDS, Panel
+from tailrace.deploy.monitoring.rules import ALERTS
+from tailrace.proto import entries, subjects
+from tailrace.proto.end_entry import build_end
+from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
+from tailrace.proto.nats import streams
+from tailrace.proto.subjects import STREAM, WEBHOOKS, TurnKey
+from tests.harness import turn_builder
+from tests.harness.freeze import freeze
+from tests.harness.processes import Process
+from tests.harness.prometheus import Prometheus, needs_prometheus
+from tests.harness.system import Settings, System
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
+from tests.harness.webhook_receiver import Receiver, status
+
+pytestmark = [needs_prometheus, pytest.mark.timeout(600)]
+
+TENANT = Tenant("local")
+FIRES_S_MAX = 60.0
+NOT_CAUSED = {"ProcessNotReady ticket", "ProcessNotReady page", "WebhooksWait ticket", "ClientsDoNotRead ticket"}
+# The slow gateway refuses more streams than that.
+STREAMS_MAX = 8
+SETTINGS: Settings = {
+    "gateway": {"TAILRACE_WEBHOOKS": "true", "TAILRACE_WEBHOOK_PRIVATE_HOSTS": "127.0.0.1"},
+    "generator": {
+        "TAILRACE_CALL_WAIT_S": 0.02,
+        "TAILRACE_CALL_TRIES_MAX": 2,
+        "TAILRACE_HEDGE_AFTER_S": 1,
+        "TAILRACE_STALL_TIMEOUT_S": 8,
+    },
+    "persistence": {
+        "TAILRACE_WEBHOOK_KEY": "a-key-that-only-this-test-has-0123",
+        "TAILRACE_WEBHOOK_PRIVATE_HOSTS": "127.0.0.1",
+    },
+}
+
+
+class Loaded:
+    """A system under load, its Prometheus, and the values of all panels while nothing was wrong."""
+
+    def __init__(self, system: System, prometheus: Prometheus) -> None:
+        self.system = system
+        self.prometheus = prometheus
+        self.healthy: dict[str, float] = {}
+
+    @property
+    def client(self) -> httpx2.AsyncClient:
+        return self.system.clients[0]
+
+    async def post(self, line: str, **body: object) -> TurnKey:
+        # The simulated Claude counts the calls of each question: `x1` is the first call of this turn.
+        message = f"{new_id()}\n#sim {line}"
+        posted = await self.client.post("/v1/turns", json={"message": message, **body})
+        assert posted.is_success, posted.text
+        return TurnKey(TENANT, TurnId(posted.json()["turn"]))
+
+    async def read(self, key: TurnKey, dialect: str = "tailrace", cursor: str = "", most: int = 10**6) -> str:
+        """Reads at most `most` events of a turn; returns the last id."""
+        headers = {"last-event-id": cursor} if cursor else {}
+        url = f"/v1/turns/{key.turn}/events?dialect={dialect}"
+        async with self.client.stream("GET", url, headers=headers) as response:
+            async for line in response.aiter_lines():
+                if line.startswith("id:"):
+                    cursor, most = line.removeprefix("id:").strip(), most - 1
+                if not most:
+                    break
+        return cursor
+
+    async def answer(self, line: str, dialect: str = "tailrace") -> None:
+        await self.read(await self.post(line), dialect)
+
+    @asynccontextmanager
+    async def again(self, every_s: float, work: Callable[[], Coroutine[Any, Any, object]]) -> AsyncIterator[None]:
+        """Begins `work` every `every_s` seconds while the block runs. Requests that fail are part of a fault."""
+
+        async def one() -> None:
+            with suppress(httpx2.HTTPError, AssertionError):
+                await work()
+
+        async def repeat() -> None:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    group.create_task(one())
+                    await asyncio.sleep(every_s)
+
+        working = asyncio.create_task(repeat())
+        try:
+            yield
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    async def values(self, panel: Panel, window: str = "10s") -> dict[str, float]:
+        """Returns the value of each series of a panel."""
+        return {
+            f"{number} {series}": value
+            for number, query in enumerate(panel.queries)
+            for series, value in (await self.prometheus.query(query.over(window))).items()
+        }
+
+    async def worst(self, panel: Panel) -> float | None:
+        """Returns the value of a panel that its threshold judges: its highest, or its lowest."""
+        values = (await self.values(panel)).values()
+        return (min if panel.threshold.is_minimum else max)(values) if values else None
+
+    async def has_moved(self, panel: Panel) -> bool:
+        """Whether a panel is worse than it was while nothing was wrong."""
+        now, before = await self.worst(panel), self.healthy.get(panel.title)
+        if now is None or before is None:
+            return now is not None
+        return now < before if panel.threshold.is_minimum else now > before
+
+
+Cause = Callable[[Loaded], AbstractAsyncContextManager[None]]
+
+
+class Fault(NamedTuple):
+    """What goes wrong while `cause` is entered, the alerts that fire for it, and the panels that get worse."""
+
+    cause: Cause
+    alerts: tuple[str, ...]
+    panels: tuple[str, ...]
+
+
+@asynccontextmanager
+async def broken_answers(loaded: Loaded) -> AsyncGenerator[None]:
+    """The model repeats itself in continuations, gives errors, and some answers never continue."""
+    async with (
+        loaded.again(0.3, lambda: loaded.answer("words=40 rate=0 repeat=5 fault=cut@17x2")),
+        loaded.again(0.5, lambda: loaded.answer("words=40 rate=0 fault=429@0x1 retry_after=0")),
+        loaded.again(1, lambda: loaded.answer("words=40 rate=0 fault=cut@17+")),
+    ):
+        yield
+
+
+@asynccontextmanager
+async def refused_webhooks(loaded: Loaded) -> AsyncGenerator[None]:
+    async with Receiver() as receiver:
+        receiver.answer = status(410)
+        async with loaded.again(1, lambda: loaded.post("words=2 rate=0", webhook=receiver.url)):
+            yield
+
+
+@asynccontextmanager
+async def busy_gateway(loaded: Loaded) -> AsyncGenerator[None]:
+    """More readers than the second gateway accepts."""
+    key, second = await loaded.post("words=2000 rate=20"), loaded.system.clients[1]
+    async with AsyncExitStack() as open_streams, loaded.again(0.3, lambda: second.get(f"/v1/turns/{key.turn}/events")):
+        for _ in range(STREAMS_MAX):
+            await open_streams.enter_async_context(second.stream("GET", f"/v1/turns/{key.turn}/events"))
+        yield
+    await loaded.client.post(f"/v1/turns/{key.turn}/cancel")
+
+
+@asynccontextmanager
+async def full_log(loaded: Loaded) -> AsyncGenerator[None]:
+    """The log has less space: 85 % are used."""
+    jetstream = loaded.system.connection.jetstream
+    info = await jetstream.stream_info(STREAM)
+    before = info.config.max_bytes
+    await jetstream.update_stream(info.config.evolve(max_bytes=int(info.state.bytes / 0.85)))
+    try:
+        yield
+    finally:
+        await jetstream.update_stream(info.config.evolve(max_bytes=before))
+
+
+@asynccontextmanager
+async def deleted_consumer(loaded: Loaded) -> AsyncGenerator[None]:
+    await loaded.system.connection.jetstream.delete_consumer(STREAM, WEBHOOKS)
+    try:
+        yield
+    finally:
+        await streams.apply(loaded.system.connection)
+
+
+@asynccontextmanager
+async def forks(loaded: Loaded) -> AsyncGenerator[None]:
+    """Another program writes into the log."""
+
+    async def disturb() -> None:
+        key = await loaded.post("words=60 rate=20")
+        await loaded.read(key, most=10)
+        stale = entries.Event(prev=Seq(1), attempt=1, event=turn_builder.raw({"type": "ping"}))
+        await loaded.system.connection.jetstream.publish(subjects.entry(key, "event"), entries.encode(stale))
+        await loaded.read(key)
+
+    async with loaded.again(2, disturb):
+        yield
+
+
+@asynccontextmanager
+async def late_tokens(loaded: Loaded) -> AsyncGenerator[None]:
+    async with loaded.again(0.3, lambda: loaded.answer("words=5 wait=6")):
+        yield
+
+
+@asynccontextmanager
+async def dead_generator(loaded: Loaded) -> AsyncGenerator[None]:
+    """A generator dies with running turns. The other one has no partner for its hedges."""
+    turns = [await loaded.post("words=400 rate=20") for _ in range(6)]
+    for key in turns:
+        await loaded.read(key, most=3)
+    await loaded.system.generators[0].stop(SIGKILL)
+    async with loaded.again(0.5, lambda: loaded.answer("words=5 fault=stall@0x1")):
+        yield
+    await loaded.system.generators[0].start()
+
+
+@asynccontextmanager
+async def silent_calls(loaded: Loaded) -> AsyncGenerator[None]:
+    """The first call of each turn never answers, its hedge does."""
+    async with loaded.again(0.1, lambda: loaded.answer("words=5 fault=stall@0x1")):
+        yield
+
+
+@asynccontextmanager
+async def no_generator(loaded: Loaded) -> AsyncGenerator[None]:
+    """Turns wait. Beside it, a turn is stored whose text does not match its hash."""
+    for generator in loaded.system.generators:
+        await generator.stop(SIGKILL)
+    writer = Writer(loaded.system.log, TurnKey(TENANT, TurnId(new_id())))
+    await writer.ask()
+    await writer.begin("Light scatters.")
+    await writer.hear(*turn_builder.closing(5))
+    end = build_end(await writer.log.turn(writer.key), "completed")
+    await writer.store(msgspec.structs.replace(end, text_sha256="0" * 64))
+    async with loaded.again(1, lambda: loaded.post("words=2 rate=0")):
+        yield
+    for generator in loaded.system.generators:
+        await generator.start()
+
+
+@asynccontextmanager
+async def locked_database(loaded: Loaded) -> AsyncGenerator[None]:
+    with closing(sqlite3.connect(loaded.system.database, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        async with loaded.again(0.2, lambda: loaded.post("words=2 rate=0")):
+            yield
+        other.execute("ROLLBACK")
+
+
+@asynccontextmanager
+async def frozen_log(loaded: Loaded) -> AsyncGenerator[None]:
+    freeze(loaded.system.servers[0])
+    try:
+        yield
+    finally:
+        loaded.system.servers[0].signal(SIGCONT)
+
+
+@asynccontextmanager
+async def slow_log(loaded: Loaded) -> AsyncGenerator[None]:
+    """nats-server is frozen for most of the time, while turns are written and readers resume."""
+    key = await loaded.post("words=50 rate=0")
+    cursor = await loaded.read(key, most=2)
+
+    async def hold() -> None:
+        freeze(loaded.system.servers[0])
+        await asyncio.sleep(0.8)
+        loaded.system.servers[0].signal(SIGCONT)
+
+    async with (
+        loaded.again(1, hold),
+        loaded.again(0.2, lambda: loaded.read(key, cursor=cursor)),
+        loaded.again(0.5, lambda: loaded.answer("words=40 rate=50")),
+    ):
+        yield
+    loaded.system.servers[0].signal(SIGCONT)
+
+
+# The faults of a round are there at once.
+ROUNDS = (
+    (
+        Fault(
+            broken_answers,
+            (
+                "AnswersBreakOff ticket",
+                "ModelFails ticket",
+                "AttemptsExhausted ticket",
+                "AnswersRepeat ticket",
+                "StreamsNotWhole page",
+                "StreamsNotWhole ticket",
+            ),
+            (
+                "Streams that did not end whole",
+                "Use of the error budgets",
+                "Broken attempts and repeated calls, by code",
+                "Failed turns, by code",
+                "Calls for each turn",
+            ),
+        ),
+        Fault(refused_webhooks, ("WebhooksGivenUp ticket",), ("Webhooks",)),
+        Fault(busy_gateway, ("GatewaysBusy page",), ("Refused requests, by code",)),
+        Fault(forks, ("EntriesSkipped ticket",), ("Invalid entries and records",)),
+    ),
+    (
+        Fault(dead_generator, ("ProcessDown page", "HedgesDeclined ticket"), ("Takeover",)),
+        Fault(full_log, ("LogNearlyFull page",), ("Fullness of the log", "Fullness of each stream")),
+        Fault(deleted_consumer, ("NatsPartsMissing page",), ("Missing parts of NATS",)),
+    ),
+    (
+        Fault(late_tokens, ("FirstTokensLate page", "FirstTokensLate ticket"), ("Time to first token",)),
+        Fault(silent_calls, ("HedgesWinAlways ticket",), ("Failovers and hedges",)),
+    ),
+    (
+        Fault(no_generator, ("TurnsWait ticket", "RecordsInvalid ticket"), ("Waiting turns",)),
+        Fault(locked_database, ("DatabaseBehind page",), ("Backlog of persistence",)),
+    ),
+    (Fault(frozen_log, ("LogNotWritable page",), ("Log takes entries",)),),
+    (
+        Fault(
+            slow_log, ("LogSlow ticket", "ResumesLate page", "ResumesLate ticket"), ("Append", "Resume to first byte")
+        ),
+    ),
+)
+
+
+def panels() -> Iterator[Panel]:
+    for page in DASHBOARDS:
+        yield from page.panels
+
+
+async def test_every_panel_has_values_and_every_alert_fires_for_its_fault(tmp_path: Path) -> None:
+    faults = [fault for together in ROUNDS for fault in together]
+    assert {f"{alert.name} {alert.severity}" for alert in ALERTS} <= NOT_CAUSED.union(*(one.alerts for one in faults))
+    found = ports.find_free(5)
+    targets = {"persistence": found[:1], "generators": found[1:3], "gateway": found[3:]}
+    async with AsyncExitStack() as stack:
+        # A fork has the metrics of all parts, a process only its own.
+        system = System(tmp_path, sync="default", settings=SETTINGS, launch=Process)
+        await stack.enter_async_context(system)
+        await start(system, targets)
+        prometheus = await stack.enter_async_context(Prometheus(tmp_path, targets))
+        loaded = Loaded(system, prometheus)
+        await use_everything(loaded)
+        problems: list[str] = []
+        for together in ROUNDS:
+            async with AsyncExitStack() as causes:
+                for fault in together:
+                    await causes.enter_async_context(fault.cause(loaded))
+                for fault in together:
+                    problems += await unseen(loaded, fault)
+        problems += [
+            f"{panel.title} is empty: {query.expr}"
+            for panel in panels()
+            for query in panel.queries
+            if not await prometheus.query(query.over("10m"))
+        ]
+        assert problems == []
+
+
+async def start(system: System, targets: dict[str, list[int]]) -> None:
+    (of_persistence,), of_generators, of_gateways = targets.values()
+    await system.start_claude()
+    parts = [
+        await system.new_persistence(TAILRACE_METRICS_PORT=of_persistence),
+        *[await system.new_generator(TAILRACE_METRICS_PORT=port) for port in of_generators],
+        await system.new_gateway(TAILRACE_METRICS_PORT=of_gateways[0]),
+        await system.new_gateway(TAILRACE_METRICS_PORT=of_gateways[1], TAILRACE_STREAMS_MAX=STREAMS_MAX),
+    ]
+    async with asyncio.TaskGroup() as group:
+        for part in parts:
+            group.create_task(part.start())
+
+
+async def use_everything(loaded: Loaded) -> None:
+    """Turns in several client protocols, a reader that resumes, a cancelled turn: no alert fires."""
+
+    async def cancel() -> None:
+        key = await loaded.post("words=1000 rate=20")
+        await loaded.read(key, most=3)
+        await loaded.client.post(f"/v1/turns/{key.turn}/cancel")
+
+    async def resume() -> None:
+        key = await loaded.post("words=30 rate=50")
+        await loaded.read(key, cursor=await loaded.read(key, most=5))
+
+    async with (
+        loaded.again(0.3, lambda: loaded.answer("words=30 rate=50")),
+        loaded.again(0.5, lambda: loaded.answer("words=30 rate=50", "anthropic")),
+        loaded.again(0.5, resume),
+        loaded.again(1, cancel),
+    ):
+        waiting = {"Time to first token", "Resume to first byte", "Recording lag", "Use of the error budgets"}
+        await until(lambda: all_have_values(loaded, waiting), FIRES_S_MAX)
+        # A rate needs two scrapes, the longest wait of a page is five seconds here.
+        await asyncio.sleep(8)
+        assert await loaded.prometheus.firing() == set()
+        for panel in panels():
+            if (worst := await loaded.worst(panel)) is not None:
+                loaded.healthy[panel.title] = worst
+
+
+async def all_have_values(loaded: Loaded, titles: set[str]) -> bool:
+    return all([await loaded.values(panel) for panel in panels() if panel.title in titles])
+
+
+async def unseen(loaded: Loaded, fault: Fault) -> list[str]:
+    """Waits until the alerts of a fault have fired and its panels have moved; returns those that have not."""
+    alerts, titles = set(fault.alerts), set(fault.panels)
+
+    async def is_seen() -> bool:
+        alerts.difference_update(await loaded.prometheus.firing())
+        for panel in panels():
+            if panel.title in titles and await loaded.has_moved(panel):
+                titles.discard(panel.title)
+        return not alerts and not titles
+
+    with suppress(AssertionError):
+        await until(is_seen, FIRES_S_MAX)
+    return [f"{fault.cause.__name__}: {name} has not changed" for name in (*alerts, *titles)]
