@@ -1,8 +1,10 @@
 """Arguments and messages of the `tailrace` command."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tailrace.deploy.cli.main import main, parser
 from tailrace.deploy.local.ports import find_free
@@ -10,6 +12,15 @@ from tailrace.persistence.webhooks import signature
 from tailrace.proto.ids import Tenant
 from tailrace.proto.service import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.version import VERSION
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """The command configures logging to the standard error that pytest replaces and closes."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+    structlog.contextvars.clear_contextvars()
 
 
 @pytest.mark.parametrize(
