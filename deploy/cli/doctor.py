@@ -24,7 +24,6 @@ from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import is_simulated
 from tailrace.gateway.http import fd_limit
 from tailrace.gateway.http.log_fullness import disk_shortage
-from tailrace.generators.__main__ import probe
 from tailrace.persistence.database import Database
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.nats import Connection, check
@@ -153,6 +152,9 @@ async def _model(environ: Mapping[str, str]) -> Sequence[Finding]:
         return [Finding("Model key", "ok", "ANTHROPIC_API_KEY is not set: a simulated Claude answers")]
     try:
         chosen = settings.read(tailrace.generators.settings.Settings, environ)
+        # The SDK takes a second to load, which no other command should wait for.
+        from tailrace.generators.__main__ import probe  # noqa: PLC0415
+
         await probe(chosen)
     except TailraceError as error:
         return [Finding("Model key", "error", str(error), "check ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL")]

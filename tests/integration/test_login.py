@@ -10,6 +10,7 @@ import httpx2
 import msgspec
 import pytest
 
+from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.login import COOKIE, GRACE_S
 from tailrace.gateway.auth.signed_tokens import Access, Refresh, TokenSigner
 from tailrace.proto.ids import Tenant
@@ -224,8 +225,8 @@ async def test_tokens_and_logins_expire(page: httpx2.AsyncClient, connection: Co
     assert is_refused(await refresh(page, token))
 
 
-async def test_without_keys_a_login_is_refused(nats_url: str, new_gateway: NewGateway) -> None:
-    gateway = await new_gateway(nats_url, api_keys="")
+async def test_without_keys_a_login_is_refused(own_server: NatsServer, new_gateway: NewGateway) -> None:
+    gateway = await new_gateway(own_server.url, api_keys="")
     answer = await gateway.client.post("/v1/login")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
     assert is_refused(await gateway.client.post("/v1/login/refresh"))

@@ -108,7 +108,14 @@ def as_of(version: int, written: Path) -> Path:
         tables = "SELECT name FROM {}.sqlite_schema WHERE type = 'table'"
         for (table,) in made.execute(f"{tables.format('main')} INTERSECT {tables.format('now')}").fetchall():
             made.execute(f"DELETE FROM main.{table}")
-            columns = ", ".join(column for _, column, *_ in made.execute(f"PRAGMA main.table_info({table})"))
+            # A version after the recording has columns that the recording lacks.
+            both = set.intersection(
+                *(
+                    {column for _, column, *_ in made.execute(f"PRAGMA {of}.table_info({table})")}
+                    for of in ("main", "now")
+                )
+            )
+            columns = ", ".join(sorted(both))
             made.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM now.{table}")
         made.commit()
     return earlier
