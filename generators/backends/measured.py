@@ -11,8 +11,8 @@ from contextlib import aclosing
 
 from prometheus_client import Histogram
 
-from tailrace.generators.backends import Backend, Call
 from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.backends.observed import ObservedBackend
 from tailrace.generators.metrics import model_label
 from tailrace.proto.errors import BackendError
 from tailrace.proto.events import BlockDelta
@@ -44,38 +44,29 @@ DELTA_S = FastHistogram(
 )
 
 
-class MeasuredBackend:
-    """A backend whose calls are observed. `name` is the value of `gen_ai_provider_name`."""
+class MeasuredBackend(ObservedBackend):
+    """Measures the calls. The name of the backend is the value of `gen_ai_provider_name`."""
 
-    def __init__(self, name: str, backend: Backend) -> None:
-        self._name = name
-        self._backend = backend
-
-    def model_id(self, model: str) -> str:
-        return self._backend.model_id(model)
-
-    async def close(self) -> None:
-        await self._backend.close()
-
-    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
-        """Yields the events of the backend's answer."""
+    async def _observe(
+        self, model: str, _max_tokens: int, answer: AsyncGenerator[ModelEvent, None]
+    ) -> AsyncGenerator[ModelEvent, None]:
         # Bedrock and LiteLLM put the provider before the name of the model, with a dot or a slash.
-        model = model_label(PREFIX.sub("", call.model))
-        deltas = DELTA_S.of(model)
+        label = model_label(PREFIX.sub("", model))
+        deltas = DELTA_S.of(label)
         begun_at, last_at, error_type = time.monotonic(), 0.0, ""
         try:
-            async with aclosing(self._backend.answer(call)) as answer:
+            async with aclosing(answer):
                 async for event in answer:
                     if type(event.event) is BlockDelta:
                         now = time.monotonic()
                         if last_at:
                             deltas.observe(now - last_at)
                         else:
-                            FIRST_S.labels(self._name, model).observe(now - begun_at)
+                            FIRST_S.labels(self._name, label).observe(now - begun_at)
                         last_at = now
                     yield event
         except BackendError as error:
             error_type = error.code
             raise
         finally:
-            CALL_S.labels(self._name, model, error_type).observe(time.monotonic() - begun_at)
+            CALL_S.labels(self._name, label, error_type).observe(time.monotonic() - begun_at)

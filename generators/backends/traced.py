@@ -9,8 +9,8 @@ from contextlib import aclosing
 
 from opentelemetry.trace import Span, SpanKind
 
-from tailrace.generators.backends import Backend, Call
 from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.backends.observed import ObservedBackend
 from tailrace.proto import events
 from tailrace.proto.errors import BackendError
 from tailrace.proto.runtime import tracing
@@ -19,34 +19,25 @@ from tailrace.proto.runtime import tracing
 PROVIDERS = {"claude": "anthropic", "claude_code": "anthropic", "bedrock": "aws.bedrock", "vertex": "gcp.vertex_ai"}
 
 
-class TracedBackend:
-    """A backend whose calls are spans. `name` is the backend's name in the settings."""
+class TracedBackend(ObservedBackend):
+    """Makes a span of each call."""
 
-    def __init__(self, name: str, backend: Backend) -> None:
-        self._name = name
-        self._backend = backend
-
-    def model_id(self, model: str) -> str:
-        return self._backend.model_id(model)
-
-    async def close(self) -> None:
-        await self._backend.close()
-
-    async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
-        """Yields the events of the backend's answer."""
-        span = tracing.start(f"chat {call.model}", kind=SpanKind.CLIENT)
+    async def _observe(
+        self, model: str, max_tokens: int, answer: AsyncGenerator[ModelEvent, None]
+    ) -> AsyncGenerator[ModelEvent, None]:
+        span = tracing.start(f"chat {model}", kind=SpanKind.CLIENT)
         span.set_attributes(
             {
                 "gen_ai.operation.name": "chat",
                 "gen_ai.provider.name": PROVIDERS.get(self._name, self._name),
-                "gen_ai.request.model": call.model,
-                "gen_ai.request.max_tokens": call.max_tokens,
+                "gen_ai.request.model": model,
+                "gen_ai.request.max_tokens": max_tokens,
                 "gen_ai.request.stream": True,
             }
         )
         begun_at, has_token = time.monotonic(), False
         try:
-            async with aclosing(self._backend.answer(call)) as answer:
+            async with aclosing(answer):
                 async for event in answer:
                     if not has_token and isinstance(event.event, events.BlockDelta):
                         has_token = True
