@@ -1,12 +1,12 @@
 """Authentication and authorization of every route that is not public."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message
 
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -14,6 +14,7 @@ from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.scopes import need_of
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.http.response_start import on_response_start
 from tailrace.proto.errors import LogError, Refused, not_found
 from tailrace.proto.runtime import tracing
 
@@ -45,38 +46,23 @@ def guard(route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies
                 response = await endpoint(authenticated)
         except (Refused, LogError) as error:
             response = error_responses.of(error, request.scope)
-        for headers in authenticated.response_headers:
-            response = add_headers(response, headers(route.path))
-        return observe_begin(response, route.path, began_at)
+        # Each is called now, when the endpoint is done: the response may begin much later.
+        headers = [headers_of(route.path) for headers_of in authenticated.response_headers]
+        return finish(response, request, route.path, headers, began_at)
 
     return Route(route.path, guarded, methods=sorted(needs), name=route.name)
 
 
-def observe_begin(response: ASGIApp, path: str, began_at: float) -> ASGIApp:
-    """Returns `response`, whose time until it begins is observed. `path` is that of the route, with its parameters."""
+def finish(
+    response: ASGIApp, request: Request, path: str, headers: Iterable[Mapping[str, str]], began_at: float
+) -> ASGIApp:
+    """Returns `response` with further headers. Its time until it begins is observed, by the route's `path`."""
 
-    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_observed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                status = f"{message['status'] // 100}xx"
-                waited_s = time.monotonic() - began_at
-                metrics.REQUEST_S.labels(path, scope["method"], status).observe(waited_s, tracing.exemplar())
-            await send(message)
+    def start(message: Message) -> None:
+        for more in headers:
+            MutableHeaders(scope=message).update(more)
+        status = f"{message['status'] // 100}xx"
+        waited_s = time.monotonic() - began_at
+        metrics.REQUEST_S.labels(path, request.method, status).observe(waited_s, tracing.exemplar())
 
-        await response(scope, receive, send_observed)
-
-    return respond
-
-
-def add_headers(response: ASGIApp, headers: Mapping[str, str]) -> ASGIApp:
-    """Returns `response` with further headers."""
-
-    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(headers)
-            await send(message)
-
-        await response(scope, receive, send_with_headers)
-
-    return respond
+    return on_response_start(response, start)

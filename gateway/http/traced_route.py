@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tailrace.gateway.http.response_start import on_response_start
 from tailrace.proto.runtime import tracing
 
 SERVER_ERROR = 500
@@ -35,16 +36,16 @@ def traced(route: Route) -> Route:
             span.end()
             raise
 
-        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-            async def send_observed(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    span.set_attribute("http.response.status_code", message["status"])
-                    if message["status"] >= SERVER_ERROR:
-                        tracing.fail(span, str(message["status"]))
-                await send(message)
+        def start(message: Message) -> None:
+            span.set_attribute("http.response.status_code", message["status"])
+            if message["status"] >= SERVER_ERROR:
+                tracing.fail(span, str(message["status"]))
 
+        observed = on_response_start(response, start)
+
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-                await response(scope, receive, send_observed)
+                await observed(scope, receive, send)
 
         return respond
 

@@ -118,7 +118,7 @@ PARAMETERS: dict[str, Json] = {
     "stream": _query("stream", "Whether to stream the response.", type="boolean"),
     "starting_after": _query("starting_after", "The last received `sequence_number`.", type="integer", minimum=0),
     "snapshot": _query("snapshot", "1: the answer so far as one delta.", enum=["1"]),
-    # What clients add by themselves.
+    # Parameters that client libraries add by themselves.
     "beta": _query("beta", "Sent by Anthropic's SDKs. It has no effect."),
     "api_version": _query("api-version", "Sent by clients of Azure OpenAI. It has no effect."),
     "client_version": _query("client_version", "Sent by OpenAI's Codex. It has no effect."),

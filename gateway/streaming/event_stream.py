@@ -197,6 +197,8 @@ class EventStream(StreamedResponse):
                     reader.close("expired")
                     raise credential_invalid()
         await self._access.permit.acquire()
+        if self._cursor:
+            metrics.RESUMED.inc()
         writer = self._writer(send, feed, reader)
         with metrics.STREAMS.labels(self._dialect.name).track_inprogress():
             await self.begin(send, 200)

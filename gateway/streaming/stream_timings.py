@@ -22,7 +22,6 @@ class StreamTimings:
         self._last_at: float | None = None
         self._first_token = None
         if cursor != BEFORE_FIRST:
-            metrics.RESUMED.inc()
             metrics.REPLAYED.observe(sum(seq > cursor for seq in feed.seqs))
             self._resumed_at = requested_at
         elif not any(map(is_delta, feed.entries)):
@@ -39,7 +38,7 @@ class StreamTimings:
         last = entries[end - 1]
         if end <= self._live_from or not isinstance(last.entry, Event):
             return
-        metrics.DELTA_DELAY_S.observe(max(time.time() - last.at.timestamp(), 0.0))
+        metrics.DELTA_DELAY_S.observe(age_s(last.at))
         if self._last_at is not None:
             metrics.DELTA_GAP_S.observe(now - self._last_at)
         self._last_at = now

@@ -17,7 +17,7 @@ from tailrace.generators import metrics
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.batches.message_batches import MessageBatchSubmitter
 from tailrace.generators.load_blobs import BlobLoader
-from tailrace.generators.turn_runner import append_when_not_full, as_stored
+from tailrace.generators.turn_runner import TurnEnded, append_when_not_full, as_stored
 from tailrace.proto import batch
 from tailrace.proto.blobs import Blob
 from tailrace.proto.chain import START, Chain
@@ -256,8 +256,7 @@ class BatchRunner:
         return chain
 
     async def _raise_when_ended(self, key: TurnKey) -> None:
-        await self._log.until_ended(key)
-        raise FenceLost(f"{key.turn} was ended by another process")
+        raise TurnEnded(key, await self._log.until_ended(key))
 
     async def _end(self, key: TurnKey, turn: Turn, outcome: Outcome, error: Failure | None = None) -> Turn:
         end = build_end(turn, outcome, error)
