@@ -26,7 +26,7 @@ class ProcessEntry(msgspec.Struct, frozen=True):
 
 
 class UpStatus(msgspec.Struct, frozen=True):
-    """What an `up` knows about itself."""
+    """The version, address, processes and last problems of a running `tailrace up`."""
 
     version: str
     pid: int

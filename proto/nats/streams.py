@@ -235,7 +235,7 @@ def consumers() -> list[ConsumerConfig]:
 
 
 class SetupState(NamedTuple):
-    """What NATS has of Tailrace's setup at one moment."""
+    """The state of Tailrace's streams, buckets and consumers in NATS at one moment."""
 
     missing: list[str] = []  # noqa: RUF012  # never changed
     """The missing streams, buckets and consumers, as text for an operator."""

@@ -136,7 +136,7 @@ Cause = Callable[[Loaded], AbstractAsyncContextManager[None]]
 
 
 class Fault(NamedTuple):
-    """What goes wrong while `cause` is entered, the alerts that fire for it, and the panels that get worse."""
+    """A fault that lasts while `cause` is entered, the alerts that it fires, and the panels that it moves."""
 
     cause: Cause
     alerts: tuple[str, ...]

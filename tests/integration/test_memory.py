@@ -151,7 +151,7 @@ async def test_large_and_deep_bodies_do_not_fill_the_memory(process: processes.P
 
 SMALL = {"message": "#sim words=1 rate=0"}
 LARGE_BYTES = 31_000_000
-# What a process needs besides: the interpreter's own lists and buffers, and parts that the allocator keeps.
+# Memory that is not counted: the interpreter's lists and buffers, and freed memory that the allocator keeps.
 SLACK_BYTES = 64 * MB
 
 

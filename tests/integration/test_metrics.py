@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tailrace.deploy.local import ports
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
+from tests.harness.readers import read
 from tests.harness.system import System
 
 # The samples that each process must have after the story below: at least one observation each.
@@ -65,14 +66,14 @@ async def test_what_users_feel_is_measured(tmp_path: Path) -> None:
 
         posted = await client.post("/v1/turns", json={"message": "#sim words=60 rate=20"})
         turn = posted.json()["turn"]
-        cursor = await read_some(client, turn, 4)
-        await read_some(client, turn, 10)
+        cursor = (await read(client, turn, most=4)).frames[-1].seq
+        await read(client, turn, most=10)
         _, process = await system.generator_of(TurnKey(Tenant("local"), TurnId(turn)))
         await process.stop(SIGKILL)
-        await read_some(client, turn, 10**6, cursor)
+        await read(client, turn, cursor)
 
         running = (await client.post("/v1/turns", json={"message": "#sim words=1000 rate=20"})).json()["turn"]
-        await read_some(client, running, 5)
+        await read(client, running, most=5)
         assert (await client.post(f"/v1/turns/{running}/cancel")).is_success
         await system.settled()
 
@@ -80,15 +81,3 @@ async def test_what_users_feel_is_measured(tmp_path: Path) -> None:
         for port, names in ((of_gateway, GATEWAY), (survivor, GENERATOR), (of_persistence, PERSISTENCE)):
             found = await scrape(port)
             assert [name for name in names if not found.get(name)] == []
-
-
-async def read_some(client: httpx2.AsyncClient, turn: str, most: int, cursor: str = "") -> str:
-    """Reads at most `most` events of a turn; returns the last id."""
-    headers = {"last-event-id": cursor} if cursor else {}
-    async with client.stream("GET", f"/v1/turns/{turn}/events", headers=headers) as response:
-        async for line in response.aiter_lines():
-            if line.startswith("id:"):
-                cursor, most = line.removeprefix("id:").strip(), most - 1
-            if not most:
-                break
-    return cursor

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGKILL
 
-import httpx2
 import pytest
 
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.runtime import tracing
 from tailrace.proto.subjects import TurnKey
 from tests.harness.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_receiver
+from tests.harness.readers import read
 from tests.harness.system import System
 from tests.harness.until import until
 
@@ -47,10 +47,10 @@ async def test_a_turn_is_one_trace_from_the_request_to_the_row(tmp_path: Path, r
             headers={"traceparent": f"00-{trace}-{client_span}-01", "baggage": "user=fox"},
         )
         key = TurnKey(Tenant("local"), TurnId(posted.json()["turn"]))
-        cursor = await read(one, key, 10)
+        cursor = (await read(one, key.turn, most=10)).frames[-1].seq
         _, process = await system.generator_of(key)
         await process.stop(SIGKILL)
-        await read(other, key, 10**6, cursor)
+        await read(other, key.turn, cursor)
         await system.settled()
         turn = await system.log.turn(key)
 
@@ -104,15 +104,3 @@ async def test_hostile_trace_headers_begin_a_new_trace_and_a_broken_collector_co
                 assert tracing.span_context(stored) is not None
                 assert stored.split("-")[1] not in hostile
             await until(lambda: receiver.spans)
-
-
-async def read(client: httpx2.AsyncClient, key: TurnKey, most: int, cursor: str = "") -> str:
-    """Reads at most `most` events of a turn after `cursor`; returns the last id."""
-    headers = {"last-event-id": cursor} if cursor else {}
-    async with client.stream("GET", f"/v1/turns/{key.turn}/events", headers=headers) as response:
-        async for line in response.aiter_lines():
-            if line.startswith("id:"):
-                cursor, most = line.removeprefix("id:").strip(), most - 1
-            if not most:
-                break
-    return cursor

@@ -199,7 +199,7 @@ class BatchSchedule:
         server.is_faultless = True
         return server
 
-    # What a batch needs of the blob store, the tombstones and the log's size.
+    # The methods of the blob store, the tombstones and the log's size that the runner of batches calls.
 
     async def read(self, *_: object) -> bytes:
         return self.inputs

@@ -50,7 +50,7 @@ HISTORIES: dict[str, tuple[list[Message], str | None, int]] = {
 
 @pytest.mark.parametrize("case", HISTORIES)
 def test_a_history_follows_the_last_common_turn(case: str) -> None:
-    """What the session holds is not stored a second time; what differs begins a branch, and is sent as it is."""
+    """Messages that the session holds are not stored again. The first one that differs begins a branch."""
     told, parent, count = HISTORIES[case]
     assert match_history(CONTEXT, told) == at(parent, told[:count], told[count:])
 
