@@ -23,11 +23,13 @@ from tests.harness.turn_builder import request
 from tests.harness.until import until
 
 END_S_MAX = 15.0
+# Longer than a test, so that a loaded machine makes no second call. A test of stalls shortens it.
+STALL_TIMEOUT_S = 90.0
 
 
 @asynccontextmanager
 async def working(nats_url: str, claude_url: str, **given: Any) -> AsyncIterator[asyncio.Event]:
-    """Runs a generator like its process, with short waits. Yields the event that acts as SIGTERM.
+    """Runs a generator like its process, with short waits between calls. Yields the event that acts as SIGTERM.
 
     Cancels the generator at the end of the context.
     """
@@ -35,7 +37,7 @@ async def working(nats_url: str, claude_url: str, **given: Any) -> AsyncIterator
         "nats_url": nats_url,
         "anthropic_base_url": claude_url,
         "anthropic_api_key": "sk-test",
-        "stall_timeout_s": 0.3,
+        "stall_timeout_s": STALL_TIMEOUT_S,
         "call_wait_s": 0.01,
     }
     stop = asyncio.Event()

@@ -174,7 +174,7 @@ async def test_after_killing_every_process_no_input_runs_twice(own: BatchSystem,
 async def test_a_live_turn_does_not_wait_behind_a_batch(own: BatchSystem) -> None:
     """A batch gets at most half of a generator's slots."""
     batch = await asked(own.gateway, inputs(1000, SILENT), parallel=64)
-    async with own.working(concurrency=4, stall_timeout_s=3600):
+    async with own.working(concurrency=4):
         await own.open_streams(2)
         for number in range(6):
             message = f"#sim {FAST} tag=live{number}"
@@ -188,7 +188,7 @@ async def test_a_live_turn_does_not_wait_behind_a_batch(own: BatchSystem) -> Non
 @pytest.mark.rule("R64")
 async def test_cancelling_stops_running_turns_and_starts_no_more(own: BatchSystem) -> None:
     batch = await asked(own.gateway, inputs(50, SILENT), parallel=3)
-    async with own.working(stall_timeout_s=3600):
+    async with own.working():
         await own.open_streams(3)
         record = (await own.gateway.client.post(batch["links"]["cancel"])).json()
         assert record["outcome"] == "cancelled"
@@ -227,7 +227,7 @@ async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(lim
     refused = await limited.gateway.client.post("/v1/turns", json=another)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_turns")
     counters = Counters(limited.connection)
-    async with limited.working(stall_timeout_s=3600):
+    async with limited.working():
         await limited.open_streams(2)
         held = await limited.money(limited.turns(batch)[0])
         assert await counters.add(held.subject, 0) == 3 * held.amount > 0
@@ -449,7 +449,7 @@ async def test_a_takeover_does_not_run_deleted_inputs(own: BatchSystem) -> None:
 async def test_a_batch_above_its_time_limit_fails(own: BatchSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "LIFE", timedelta(seconds=1))
     batch = await asked(own.gateway, inputs(5, SILENT), parallel=2)
-    async with own.working(stall_timeout_s=3600):
+    async with own.working():
         turn = await own.batch_ended(batch)
         await own.acknowledged()
     assert turn.error is not None

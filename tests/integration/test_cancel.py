@@ -8,11 +8,10 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any
 
 import httpx2
 import pytest
@@ -54,9 +53,6 @@ class CancelSystem(OwnSystem):
     gateways: list[Gateway]
     persistence: Persistence
     tenant: Tenant
-
-    def working(self, **settings: Any) -> AbstractAsyncContextManager[asyncio.Event]:
-        return super().working(**{"stall_timeout_s": 90} | settings)
 
     async def begin(self, line: str) -> TurnKey:
         """Appends the request of a turn of the gateways' tenant."""

@@ -88,7 +88,7 @@ async def test_an_answer_with_any_stop_reason_is_complete(own: OwnSystem) -> Non
     for reason in ("refusal", "model_context_window_exceeded", "max_tokens", "of_tomorrow"):
         async with (
             breaking(own.claude, stop_reason(reason.encode())) as proxy,
-            own.working(claude_url=proxy.url, stall_timeout_s=9),
+            own.working(claude_url=proxy.url),
         ):
             turn = await own.answer("words=9 rate=0")
             await own.acknowledged()

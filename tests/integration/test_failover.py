@@ -51,7 +51,7 @@ async def test_the_next_backend_continues_after_a_fault_within_the_answer(
     own: OwnSystem, second: Cloud, fault: str
 ) -> None:
     """The text is whole, and each backend is called once."""
-    turn, modes = await run(own, f"words=90 rate=400 fault={fault}@40")
+    turn, modes = await run(own, f"words=90 rate=400 fault={fault}@40", stall_timeout_s=0.3)
     assert (turn.text, turn.outcome, turn.attempt) == (words(90), "completed", 2)
     assert [(block.type, block.is_closed) for block in turn.blocks] == [("text", True)]
     assert modes == CONTINUED

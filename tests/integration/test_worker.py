@@ -44,7 +44,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The model 'claude-sonnet-4-5' is
 @pytest.mark.rule("R17")
 async def test_a_turn_is_acknowledged_after_its_end_and_not_before(own: OwnSystem) -> None:
     """If its generator dies meanwhile, another one gets it."""
-    async with own.working(stall_timeout_s=5):
+    async with own.working():
         turn = await own.answer("words=50 rate=0")
         assert (turn.text, turn.outcome, turn.attempt, turn.stop.stop_reason) == (words(50), "completed", 1, "end_turn")
         assert (turn.usage.output_tokens, await own.calls()) == (50, 1)
@@ -67,7 +67,7 @@ async def test_the_lease_of_a_running_turn_is_renewed(own: OwnSystem) -> None:
 async def test_a_turn_delivered_again_to_its_own_generator_continues(own: OwnSystem) -> None:
     """A generator that was frozen longer than its lease gets the turn again: the same attempt goes on."""
     await shorten_lease(own.connection, 0.3)
-    async with own.working(stall_timeout_s=9):
+    async with own.working():
         key = await own.ask("words=40 rate=40")
         await open_streams(own.claude, 1)
         # The fault: nothing in this process runs for that long.
@@ -84,7 +84,7 @@ async def test_a_turn_delivered_again_to_its_own_generator_continues(own: OwnSys
 async def test_a_worker_takes_no_more_than_its_concurrency(own: OwnSystem) -> None:
     """A request in the queue can go to another generator; one in a busy process waits for its lease."""
     deliveries = await Deliveries.open(own.connection, GENERATORS)
-    async with own.working(concurrency=2, tenant_share=1, stall_timeout_s=10):
+    async with own.working(concurrency=2, tenant_share=1):
         keys = [await own.ask(f"words=3 rate=0 tag=x{number} fault=stall@1") for number in range(5)]
         await open_streams(own.claude, 2)
         backlog = await deliveries.backlog()
@@ -108,6 +108,7 @@ class Case(NamedTuple):
 
 
 CONTINUED = ("fresh", "continue")
+STALLED_SOON = {"stall_timeout_s": 0.3}
 CASES = {
     "429 twice": Case("words=9 rate=0 fault=429x2 retry_after=0", words(9), 3),
     "500 three times": Case("words=9 rate=0 fault=500x3 retry_after=0", words(9), 4),
@@ -121,7 +122,9 @@ CASES = {
         "words=9 fault=529x9 retry_after=0", "", 3, error="backend_overloaded", settings={"call_tries_max": 3}
     ),
     **{
-        f"{fault} in the middle": Case(f"words=40 rate=0 fault={fault}@17", words(40), 2, CONTINUED)
+        f"{fault} in the middle": Case(
+            f"words=40 rate=0 fault={fault}@17", words(40), 2, CONTINUED, settings=STALLED_SOON
+        )
         for fault in ("cut", "stall", "eof", "garbage", "error", "429", "500", "529")
     },
     "cut, by prefill": Case("words=40 rate=0 fault=cut@17", words(40), 2, CONTINUED, request={"model": PREFILLED}),
