@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from tailrace.proto.service import ProcessSettings
+from tailrace.proto.service import ModelSettings
 
 
-class Settings(ProcessSettings, frozen=True, kw_only=True):
+class Settings(ModelSettings, frozen=True, kw_only=True):
     """Defaults work on a laptop; `python -m tailrace.gateway --env` prints this table."""
 
     host: Annotated[str, Meta(description="address to listen on; an address other than loopback requires API keys")] = (

@@ -12,7 +12,7 @@ from tailrace.gateway.prompts.templates import RENDER_S_MAX, Prompts
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.limits import Limits, parse_limits_setting
-from tailrace.proto.models import parse_aliases
+from tailrace.proto.models import extend_models, parse_aliases
 from tailrace.proto.ssrf import parse_private_hosts
 
 
@@ -20,6 +20,7 @@ async def check(settings: Settings) -> None:
     """Raises SettingsInvalid, with the variable's name and what it may be."""
     Authenticator(settings, ApiKeyCache())
     AllowedHosts(settings)
+    extend_models(settings.models_file)
     parse_aliases(settings.model_aliases)
     common_limits(settings)
     networks(settings.proxies)

@@ -28,6 +28,7 @@ from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto import nats, service
 from tailrace.proto.errors import BackendError
+from tailrace.proto.models import extend_models
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, HedgeRpc, Rpc, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime import tracing
@@ -37,6 +38,7 @@ from tailrace.proto.version import VERSION
 
 
 async def preflight(settings: Settings) -> None:
+    extend_models(settings.models_file)
     async with open_backends(settings):
         pass
 

@@ -7,7 +7,7 @@ from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
 from tailrace.proto import events
 from tailrace.proto.entries import Request
 from tailrace.proto.fold import Turn
-from tailrace.proto.models import cost_nano_usd, find_model
+from tailrace.proto.models import sum_costs
 from tailrace.proto.usage import CallUsage, estimate_usage
 
 STOP_REASON = "max_cost"
@@ -51,15 +51,13 @@ class CostMeter(UsageMeter):
         """`turn` is the fold that includes this attempt."""
         super().__init__()
         self._limit_nano_usd = request.max_cost_nano_usd
-        self._model = find_model(request.model)
-        self._before = sum(cost_nano_usd(self._model, call) for call in turn.calls_before) if self._model else 0
+        self._model = request.model
+        self._before = sum_costs(self._model, turn.calls_before) or 0
 
     @property
     def cost_nano_usd(self) -> int:
-        """In nano-dollars; 0 for a model without a price."""
-        if self._model is None:
-            return 0
-        return self._before + cost_nano_usd(self._model, self.usage)
+        """In nano-dollars; 0 for a model whose price is unknown, for which the gateway refuses a limit."""
+        return self._before + (sum_costs(self._model, [self.usage]) or 0)
 
     @property
     def is_exceeded(self) -> bool:
@@ -93,7 +91,4 @@ def is_over_budget(turn: Turn) -> bool:
     """Whether the turn has reached its cost limit, so that no further call is made for it."""
     if turn.request is None or turn.request.max_cost_nano_usd is None:
         return False
-    model = find_model(turn.request.model)
-    return (
-        model is not None and sum(cost_nano_usd(model, call) for call in turn.calls) >= turn.request.max_cost_nano_usd
-    )
+    return (sum_costs(turn.request.model, turn.calls) or 0) >= turn.request.max_cost_nano_usd

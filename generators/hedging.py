@@ -22,7 +22,7 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Attempt, Entry, Event, Request
 from tailrace.proto.errors import CursorUnknown, FenceLost, LogUnavailable
 from tailrace.proto.fold import Turn
-from tailrace.proto.models import cost_nano_usd, find_model
+from tailrace.proto.models import sum_costs
 from tailrace.proto.nats import Hedge, HedgeRpc, TurnLog
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.subjects import TurnKey
@@ -97,8 +97,7 @@ class Hedging:
         """Adds what a call is known to have used, and no entry holds, to the tenant's limits and the metrics, once."""
         if not any(usage.counts):
             return
-        model = find_model(request.model)
-        nano_usd = cost_nano_usd(model, usage) if model is not None else 0
+        nano_usd = sum_costs(request.model, [usage]) or 0
         metrics.HEDGE_COST.inc(nano_usd / NANO_USD_PER_USD)
         try:
             await self._settlement.add(request, f"{key.turn}.{action.attempt}", usage, nano_usd)

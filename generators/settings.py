@@ -10,7 +10,7 @@ from urllib.request import getproxies, proxy_bypass
 from msgspec import Meta
 
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.service import ProcessSettings
+from tailrace.proto.service import ModelSettings
 
 # A model may think for minutes without sending any of it.
 PINGS_TIMEOUT_S = 300.0
@@ -18,7 +18,7 @@ PINGS_TIMEOUT_S = 300.0
 API_KEY = re.compile(r"[\x21-\x7e]+")
 
 
-class Settings(ProcessSettings, frozen=True, kw_only=True):
+class Settings(ModelSettings, frozen=True, kw_only=True):
     """Defaults work on a laptop; `python -m tailrace.generators --env` prints this table."""
 
     generator: Annotated[

@@ -24,11 +24,11 @@ ON CONFLICT (tenant, project) DO NOTHING
 -- Upserts a turn. A fold of fewer or the same entries of the log changes nothing.
 INSERT INTO turns (
     tenant, turn, session, parent, model, outcome, input, content, text, stop_reason, stop_sequence, envelope, fits,
-    error, attempts, metadata, asked_at, first_token_at, ended_at, cursor, text_chars, text_sha256, batch
+    error, attempts, metadata, asked_at, first_token_at, ended_at, cursor, text_chars, text_sha256, batch, cost_is_unknown
 ) VALUES (
     :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :stop_sequence,
     :envelope, :fits, :error, :attempts, :metadata, :asked_at, :first_token_at, :ended_at, :cursor, :text_chars,
-    :text_sha256, :batch
+    :text_sha256, :batch, :cost_is_unknown
 )
 ON CONFLICT (tenant, turn) DO UPDATE SET
     outcome = excluded.outcome,
@@ -45,7 +45,8 @@ ON CONFLICT (tenant, turn) DO UPDATE SET
     cursor = excluded.cursor,
     text_chars = excluded.text_chars,
     text_sha256 = excluded.text_sha256,
-    batch = excluded.batch
+    batch = excluded.batch,
+    cost_is_unknown = excluded.cost_is_unknown
 WHERE excluded.cursor > turns.cursor
 
 -- name: put_usage

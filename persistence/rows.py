@@ -65,6 +65,7 @@ class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     cache_read_input_tokens: int
     is_estimated: bool
     cost_nusd: int
+    cost_is_unknown: bool
     messages: int
     asked_by: str | None
     blobs: str
@@ -102,6 +103,7 @@ def build_row(key: TurnKey, turn: Turn) -> TurnRow:
         **msgspec.structs.asdict(found.usage),
         is_estimated=found.usage_is_estimated,
         cost_nusd=turn.end.cost_nano_usd if turn.end else 0,
+        cost_is_unknown=turn.end is not None and turn.end.cost_is_unknown,
         messages=len(found.input) + bool(found.content),
         asked_by=turn.request.by if turn.request else None,
         blobs=blobs_of(turn),
@@ -132,7 +134,7 @@ def turn_record(row: Mapping[str, Any]) -> TurnRecord:
         error=_failure.decode(row["error"]) if row["error"] else None,
         usage=_usage(row),
         usage_is_estimated=bool(row["is_estimated"]),
-        cost_usd=row["cost_nusd"] / NANO_USD_PER_USD,
+        cost_usd=None if row["cost_is_unknown"] else row["cost_nusd"] / NANO_USD_PER_USD,
         attempts=row["attempts"],
         metadata=_metadata.decode(row["metadata"]),
         asked_at=moment(row["asked_at"]),

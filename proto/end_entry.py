@@ -5,10 +5,9 @@ from typing import Any
 
 from tailrace.proto.entries import End, Failure, Outcome
 from tailrace.proto.fold import Turn, text_proof
-from tailrace.proto.models import cost_nano_usd, find_model
+from tailrace.proto.models import sum_costs
 from tailrace.proto.runtime import tracing
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NANO_USD_PER_USD
 
 # The failure of a turn whose request has expired in the log before an end was stored: no generator can run it.
 LOST_FAILURE = Failure("internal", "the turn left the log before it ended")
@@ -17,7 +16,7 @@ LOST_FAILURE = Failure("internal", "the turn left the log before it ended")
 def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, schema_valid: bool | None = None) -> End:
     """Returns the `end` entry that follows the last entry of `turn`. Usage and cost are counted for every outcome."""
     text_chars, text_sha256 = text_proof(turn.text)
-    model = find_model(turn.request.model) if turn.request is not None else None
+    cost_nano_usd = sum_costs(turn.request.model, turn.calls) if turn.request is not None else 0
     return End(
         prev=turn.chain.last,
         attempt=turn.attempt,
@@ -27,7 +26,8 @@ def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, sch
         envelope=turn.envelope or None,
         usage=turn.usage,
         usage_is_estimated=turn.is_usage_estimated,
-        cost_nano_usd=sum(cost_nano_usd(model, call) for call in turn.calls) if model is not None else 0,
+        cost_nano_usd=cost_nano_usd or 0,
+        cost_is_unknown=cost_nano_usd is None,
         schema_valid=schema_valid,
         error=error,
         text_chars=text_chars,
@@ -50,7 +50,7 @@ def end_fields(key: TurnKey, turn: Turn) -> dict[str, Any]:
         "code": end.error.code if end.error is not None else None,
         "input_tokens": end.usage.input_tokens,
         "output_tokens": end.usage.output_tokens,
-        "cost_usd": end.cost_nano_usd / NANO_USD_PER_USD,
+        "cost_usd": end.cost_usd,
         "duration_s": _seconds(turn.asked_at, turn.ended_at),
         "first_token_s": _seconds(turn.asked_at, turn.first_token_at),
         **(tracing.exemplar(request.traceparent) or {}),

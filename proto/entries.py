@@ -12,7 +12,7 @@ import msgspec
 
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId
-from tailrace.proto.usage import Usage
+from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
 OnInterrupt = Literal["continue", "restart", "fail"]
 Mode = Literal["fresh", "continue", "restart"]
@@ -160,12 +160,19 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     usage_is_estimated: bool = False
     """A call broke off before the model reported its output tokens."""
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
+    cost_is_unknown: bool = False
+    """The model's price is unknown; `cost_nano_usd` is then 0."""
     schema_valid: bool | None = msgspec.field(default=None, name="fits")
     """Whether the answer is valid by the turn's JSON Schema; None: it has no schema, or it could not be checked."""
     error: Failure | None = None
     text_chars: int
     """Unicode code points in the answer's text blocks."""
     text_sha256: str
+
+    @property
+    def cost_usd(self) -> float | None:
+        """In dollars; None if the model's price is unknown."""
+        return None if self.cost_is_unknown else self.cost_nano_usd / NANO_USD_PER_USD
 
 
 class Unknown(msgspec.Struct, frozen=True, kw_only=True):

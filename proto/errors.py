@@ -228,6 +228,12 @@ CODES: dict[str, Code] = {
         "No model has this name.",
         "Choose a model from GET /v1/models.",
     ),
+    "price_unknown": Code(
+        400,
+        INVALID,
+        "The price of the model is unknown, so that a `max_cost` or a budget could not be kept.",
+        "Choose a model whose price GET /v1/models/capabilities lists, or add its price to TAILRACE_MODELS_FILE.",
+    ),
     "schema_invalid": Code(
         400,
         INVALID,

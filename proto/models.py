@@ -1,42 +1,52 @@
-"""Claude's models: names, limits, prices and supported features, from models.json.
+"""The table of models: names, limits, prices and supported features, from models.json and the operator's own file.
 
-Source: Anthropic's pages (platform.claude.com: models, pricing, effort, thinking; November 2026). Values that they do
-not give are missing there and None here. Prices are in whole nano-dollars per token.
+Source: Anthropic's pages (platform.claude.com: models, model deprecations, pricing, effort, thinking; November 2026).
+Values that they do not give are missing there and None here. Prices are in whole nano-dollars per token.
 """
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import date
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.usage import CallUsage
 
 # Anthropic's Message Batches cost half of every price.
 BATCH_PRICE_DIVISOR = 2
+# A model of Anthropic's that may be newer than the table: all their names begin like this.
+LIKE_CLAUDE = re.compile(r"claude-[a-z0-9][a-z0-9.-]{0,56}")
+
+Price = Annotated[int, Meta(ge=0)]
+Tokens = Annotated[int, Meta(ge=1)]
 
 
-class Prices(msgspec.Struct, frozen=True, kw_only=True):
+class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Nano-dollars per token. `cache_write` is for five minutes, `cache_write_1h` for one hour."""
 
-    input_nano_usd: int
-    output_nano_usd: int
-    cache_write_nano_usd: int
-    cache_write_1h_nano_usd: int
-    cache_read_nano_usd: int
+    input_nano_usd: Price
+    output_nano_usd: Price
+    cache_write_nano_usd: Price
+    cache_write_1h_nano_usd: Price
+    cache_read_nano_usd: Price
 
 
-class LongPromptPrices(msgspec.Struct, frozen=True, kw_only=True):
+class LongPromptPrices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The prices of a whole call whose prompt, cached tokens included, has more than `over_tokens` tokens."""
 
     over_tokens: int
     prices: Prices
 
 
-class Supports(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Supports(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Features that a model supports. None: unknown."""
 
     vision: bool | None = None
@@ -56,28 +66,36 @@ class Supports(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The supported values of `output_config.effort`."""
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of models.json."""
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A row of the table. Limits and prices that are None are unknown."""
 
-    id: str
-    name: str
+    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$")]
+    name: str = ""
+    owned_by: str = "anthropic"
     aliases: tuple[str, ...] = ()
-    line: str
+    replaces: tuple[str, ...] = ()
+    """Names of retired models that this one answers for: Anthropic's page names it as their replacement."""
+    line: str = ""
     released: date | None = None
     lifecycle: Literal["active", "deprecated"] = "active"
     retires: date | None = None
-    input_tokens_max: int
-    output_tokens_max: int
-    prices: Prices
+    input_tokens_max: Tokens | None = None
+    output_tokens_max: Tokens | None = None
+    prices: Prices | None = None
     long_prompt: LongPromptPrices | None = None
     fast_times: int = 2
     """The price factor of a call with `speed: fast`."""
-    supports: Supports
+    supports: Supports = Supports()
 
 
 @cache
 def models() -> dict[str, Model]:
     """Returns all models by id, the default model first."""
+    return dict(_built_in())
+
+
+@cache
+def _built_in() -> dict[str, Model]:
     text = files("tailrace.proto").joinpath("models.json").read_bytes()
     return {model.id: model for model in msgspec.json.decode(text, type=list[Model])}
 
@@ -87,14 +105,53 @@ def _named() -> dict[str, Model]:
     return {name: model for model in models().values() for name in (model.id, *model.aliases)}
 
 
+@cache
+def _replaced() -> dict[str, Model]:
+    return {name: model for model in models().values() for name in model.replaces}
+
+
+def is_built_in(model: Model) -> bool:
+    """Whether the row is Tailrace's own, and not from the operator's file."""
+    return _built_in().get(model.id) == model
+
+
 def find_model(name: str) -> Model | None:
     """Returns the model with this id or alias, or None."""
     return _named().get(name)
 
 
 def resolve_model(name: str, aliases: Mapping[str, str]) -> Model | None:
-    """Returns the model for a client's `name`: a Claude model's name, or a name that the operator configured."""
-    return find_model(name) or find_model(aliases.get(name, ""))
+    """Returns the model for a client's `name`: a model's own name, one that the operator configured, or the name of a
+    retired model, for which its replacement is returned."""
+    return find_model(name) or find_model(aliases.get(name, "")) or _replaced().get(name)
+
+
+def newest_of_line(name: str, offered: Iterable[Model]) -> Model | None:
+    """Returns the first model of a line by the line's name: `opus`, `claude-opus-latest`. The newest is first."""
+    line = name.removeprefix("claude-").removesuffix("-latest")
+    return next((model for model in offered if line and model.line == line), None)
+
+
+def extend_models(path: str) -> None:
+    """Adds the models of the operator's file to the table: a JSON list of rows as in models.json, of which only `id` is
+    required. A row with the id of a known model replaces it. Called once, before the process works.
+
+    Raises SettingsInvalid.
+    """
+    if not path:
+        return
+    try:
+        rows = msgspec.json.decode(Path(path).read_bytes(), type=list[Model])
+    except (OSError, *DECODE_ERRORS) as error:
+        raise SettingsInvalid(f"TAILRACE_MODELS_FILE: {path} is not a JSON list of models: {error}") from error
+    own = {row.id: row for row in rows}
+    table = [*(row for row in models().values() if row.id not in own), *rows]
+    names = Counter(name for row in table for name in (row.id, *row.aliases, *row.replaces))
+    if twice := [name for name, times in names.items() if times > 1]:
+        raise SettingsInvalid(f"TAILRACE_MODELS_FILE: {path} makes {twice[0]!r} the name of two models")
+    models().update(own)
+    _named.cache_clear()
+    _replaced.cache_clear()
 
 
 def parse_aliases(text: str) -> dict[str, str]:
@@ -115,8 +172,25 @@ def parse_aliases(text: str) -> dict[str, str]:
     return aliases
 
 
-def cost_nano_usd(model: Model, call: CallUsage) -> int:
-    """Returns the cost of one call in nano-dollars. Not for sums: the prices depend on the length of each prompt."""
+def sum_costs(name: str, calls: Iterable[CallUsage]) -> int | None:
+    """Returns the cost of these calls of the model `name` in nano-dollars; None if its price is unknown."""
+    model = find_model(name)
+    total = 0
+    for call in calls:
+        cost = cost_nano_usd(model, call) if model is not None else None
+        if cost is None and any(call.counts):
+            return None
+        total += cost or 0
+    return total
+
+
+def cost_nano_usd(model: Model, call: CallUsage) -> int | None:
+    """Returns the cost of one call in nano-dollars; None if the price is unknown.
+
+    Not for sums: the prices depend on the length of each prompt.
+    """
+    if model.prices is None:
+        return None
     prompt_tokens = call.input_tokens + call.cache_creation_input_tokens + call.cache_read_input_tokens
     long = model.long_prompt
     prices = long.prices if long is not None and prompt_tokens > long.over_tokens else model.prices

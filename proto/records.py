@@ -13,7 +13,7 @@ from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import Turn, content
 from tailrace.proto.ids import Seq, SessionId, TurnId
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NANO_USD_PER_USD, Usage
+from tailrace.proto.usage import Usage
 
 A = TypeVar("A", bound=msgspec.Struct)
 
@@ -53,7 +53,8 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     usage_is_estimated: bool
     """A call broke off or is running: its output tokens are estimated from characters."""
-    cost_usd: float
+    cost_usd: float | None
+    """Null: the model's price is unknown. Sums count such a turn as 0."""
     attempts: int
     metadata: dict[str, str]
     asked_at: datetime
@@ -227,7 +228,7 @@ def record_from_fold(key: TurnKey, turn: Turn) -> TurnRecord:
         error=turn.error,
         usage=end.usage if end else turn.usage,
         usage_is_estimated=end.usage_is_estimated if end else turn.is_usage_estimated,
-        cost_usd=end.cost_nano_usd / NANO_USD_PER_USD if end else 0.0,
+        cost_usd=end.cost_usd if end else 0.0,
         attempts=turn.attempt,
         metadata=request.metadata or {},
         asked_at=turn.asked_at,

@@ -63,6 +63,18 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "info"
 
 
+class ModelSettings(ProcessSettings, frozen=True, kw_only=True):
+    """The settings of the processes that use the table of models."""
+
+    models_file: Annotated[
+        str,
+        Meta(
+            description="JSON file with further models, their limits and prices, for gateways and generators alike: "
+            "docs/BACKENDS.md"
+        ),
+    ] = ""
+
+
 S = TypeVar("S", bound=ProcessSettings)
 
 Preflight = Callable[[S], Awaitable[None]]

@@ -112,7 +112,8 @@ def _end(found: Timeline) -> str:
     assert found.end is not None  # noqa: S101
     end = found.end
     about = "about " if end.usage_is_estimated else ""
-    tokens = f"{about}{end.usage.input_tokens} tokens in, {end.usage.output_tokens} out, {end.cost_usd:.6f} $"
+    cost = f"{end.cost_usd:.6f} $" if end.cost_usd is not None else "at an unknown price"
+    tokens = f"{about}{end.usage.input_tokens} tokens in, {end.usage.output_tokens} out, {cost}"
     why = end.code or end.stop_reason
     return f"{end.outcome}{f' ({why})' if why else ''}: {tokens}"
 

@@ -11,7 +11,7 @@ from tailrace.proto.entries import Attempt, End, Event, Mode, Outcome, Request, 
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
 from tailrace.proto.reader_report import GatewayReaders, ReaderReport
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NANO_USD_PER_USD, Usage
+from tailrace.proto.usage import Usage
 
 # A reader notices a shorter pause hardly, and a takeover takes about two seconds.
 PAUSE_S_MIN = 1.0
@@ -45,7 +45,7 @@ class EndStep(msgspec.Struct, frozen=True, kw_only=True):
     code: str | None
     usage: Usage
     usage_is_estimated: bool
-    cost_usd: float
+    cost_usd: float | None
 
 
 class ReaderStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +137,7 @@ def _add(found: Timeline, stored: Stored) -> None:
                 code=end.error.code if end.error is not None else None,
                 usage=end.usage,
                 usage_is_estimated=end.usage_is_estimated,
-                cost_usd=end.cost_nano_usd / NANO_USD_PER_USD,
+                cost_usd=end.cost_usd,
             )
         case _:
             pass

@@ -12,6 +12,7 @@ from tailrace.generators.failover import parse_backends
 from tailrace.persistence.webhooks import sender
 from tailrace.proto.did_you_mean import closest, suggest
 from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.models import extend_models
 from tailrace.proto.runtime import settings
 from tailrace.proto.service import ProcessSettings
 
@@ -45,7 +46,9 @@ async def check(environ: Mapping[str, str]) -> None:
             raise SettingsInvalid(f"{name} is not a setting{hint}; docs/SETTINGS.md lists all settings")
     for _, kind in SERVICES:
         settings.read(kind, environ)
-    for name in parse_backends(settings.read(tailrace.generators.settings.Settings, environ).backends).backends:
+    generators = settings.read(tailrace.generators.settings.Settings, environ)
+    extend_models(generators.models_file)
+    for name in parse_backends(generators.backends).backends:
         require_known(name)
     sender.check(settings.read(tailrace.persistence.settings.Settings, environ))
     # Whether an address beyond loopback is allowed is checked when NATS runs, because it stores the API keys.

@@ -13,7 +13,7 @@ import msgspec
 from tailrace.gateway.limits.pdf_pages import UNKNOWN_PAGES, PageCounter, pages_of_size
 from tailrace.proto.blobs import parse_reference
 from tailrace.proto.entries import Request
-from tailrace.proto.models import cost_nano_usd, find_model
+from tailrace.proto.models import find_model, sum_costs
 from tailrace.proto.schema import schema_of
 from tailrace.proto.usage import ESTIMATE_CHARS, ESTIMATE_TOKENS, CallUsage
 
@@ -28,10 +28,10 @@ HEDGE_TOKENS = 1
 
 
 class Estimate(NamedTuple):
-    """The most that a request is likely to use."""
+    """The most that a request is likely to use. `nano_usd` is None if the price of its model is unknown."""
 
     tokens: int
-    nano_usd: int
+    nano_usd: int | None
 
 
 ZERO = Estimate(0, 0)
@@ -44,7 +44,7 @@ def estimate_request(request: Request, counter: PageCounter | None = None, *, is
     """
     model = find_model(request.model)
     prompt = _measure(request, counter or PageCounter())
-    if model is not None:
+    if model is not None and model.input_tokens_max is not None:
         # The model refuses a longer prompt, which costs nothing.
         prompt = prompt._replace(tokens=min(prompt.tokens, model.input_tokens_max))
     calls, hedges = [_call(request, prompt, request.max_tokens)], []
@@ -55,14 +55,15 @@ def estimate_request(request: Request, counter: PageCounter | None = None, *, is
         if is_hedged:
             hedges.append(_call(request, prompt, HEDGE_TOKENS))
     tokens = sum(sum(call.counts) for call in (*calls, *hedges))
-    if model is None:
-        return Estimate(tokens, 0)
-    nano_usd = sum(cost_nano_usd(model, call) for call in calls)
+    nano_usd = sum_costs(request.model, calls)
+    if nano_usd is None:
+        return Estimate(tokens, None)
     if request.max_cost_nano_usd is not None:
         # The answer is closed once it has cost `max_cost`. The prompt of the call that runs then is paid in full.
-        *before, last = (cost_nano_usd(model, msgspec.structs.replace(call, output_tokens=0)) for call in calls)
-        nano_usd = min(nano_usd, request.max_cost_nano_usd + last if before else max(request.max_cost_nano_usd, last))
-    return Estimate(tokens, nano_usd + sum(cost_nano_usd(model, call) for call in hedges))
+        last = sum_costs(request.model, [msgspec.structs.replace(calls[-1], output_tokens=0)]) or 0
+        most = request.max_cost_nano_usd
+        nano_usd = min(nano_usd, most + last if len(calls) > 1 else max(most, last))
+    return Estimate(tokens, nano_usd + (sum_costs(request.model, hedges) or 0))
 
 
 def _call(request: Request, prompt: "_Prompt", output_tokens: int) -> CallUsage:

@@ -135,14 +135,25 @@ class Admission:
         tokens = await self._take("tokens", sum(estimate.tokens for estimate in estimates))
         # Before money: concurrent requests that find no slot would make the budget look exceeded to those that do.
         slots, running = await self._running_slots(turn, parallel)
-        money = sum(estimate.nano_usd for estimate in estimates)
+        costs = [self._known_cost(estimate) for estimate in estimates]
+        money = sum(costs)
         nano_usd = [*await self._take("usd_day", money), *await self._take("usd_month", money)]
         each = [
             [Reservation(subject, "tokens", estimate.tokens) for subject in tokens]
-            + [Reservation(subject, "nusd", estimate.nano_usd) for subject in nano_usd]
-            for estimate in estimates
+            + [Reservation(subject, "nusd", cost) for subject in nano_usd]
+            for estimate, cost in zip(estimates, costs, strict=True)
         ]
         return each, slots, running
+
+    def _known_cost(self, estimate: Estimate) -> int:
+        """Returns the estimated cost. Raises Refused if it is unknown, but limited: the budget could not be kept."""
+        if estimate.nano_usd is not None:
+            return estimate.nano_usd
+        for owner in self._owners:
+            if owner.limits.usd_day is not None or owner.limits.usd_month is not None:
+                why = f"the price of this model is unknown, and this {owner.noun} has a budget"
+                raise Refused("price_unknown", why)
+        return 0
 
     async def _running_slots(self, turn: TurnId, most: int) -> tuple[list[Reservation], int]:
         """Takes slots for up to `most` running turns; returns them and their number. Raises Refused if none is free."""

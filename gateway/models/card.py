@@ -25,7 +25,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     object: Literal["model"] = "model"
     created: int
-    owned_by: Literal["anthropic"] = "anthropic"
+    owned_by: str
     type: Literal["model"] = "model"
     display_name: str
     created_at: datetime
@@ -33,8 +33,9 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     lifecycle: Literal["active", "deprecated"]
     deprecated_at: None = None
     retires_at: datetime | None
-    max_input_tokens: int
-    max_tokens: int
+    max_input_tokens: int | None
+    """Null: unknown."""
+    max_tokens: int | None
     capabilities: msgspec.Raw
 
 
@@ -64,9 +65,9 @@ class LongPromptPrices(UsdPrices, frozen=True, kw_only=True):
     over_tokens: int
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    context_tokens: int
-    output_tokens: int
+class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    context_tokens: int | None = None
+    output_tokens: int | None = None
 
 
 class ModelSheet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -74,11 +75,14 @@ class ModelSheet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     id: str
     display_name: str
+    owned_by: str = "anthropic"
     aliases: tuple[str, ...]
+    replaces: tuple[str, ...] = ()
+    """Retired models for which this one answers."""
     lifecycle: str
     retires: date | None = None
     limits: Limits
-    usd_per_million_tokens: UsdPrices
+    usd_per_million_tokens: UsdPrices | None = None
     usd_per_million_tokens_of_a_long_prompt: LongPromptPrices | None = None
     supports: Supports
 
@@ -94,7 +98,8 @@ def build_card(model: Model, listed: Listed | None) -> ModelCard:
     return ModelCard(
         id=model.id,
         created=int(created_at.timestamp()),
-        display_name=model.name,
+        owned_by=model.owned_by,
+        display_name=model.name or model.id,
         created_at=created_at,
         line=model.line,
         lifecycle=model.lifecycle,
@@ -110,15 +115,17 @@ def build_sheet(model: Model, listed: Listed | None) -> ModelSheet:
     long = model.long_prompt
     return ModelSheet(
         id=model.id,
-        display_name=model.name,
+        display_name=model.name or model.id,
+        owned_by=model.owned_by,
         aliases=model.aliases,
+        replaces=model.replaces,
         lifecycle=model.lifecycle,
         retires=model.retires,
         limits=Limits(
             context_tokens=info.max_input_tokens or model.input_tokens_max,
             output_tokens=info.max_tokens or model.output_tokens_max,
         ),
-        usd_per_million_tokens=UsdPrices(**usd_prices(model.prices)),
+        usd_per_million_tokens=UsdPrices(**usd_prices(model.prices)) if model.prices is not None else None,
         usd_per_million_tokens_of_a_long_prompt=(
             LongPromptPrices(over_tokens=long.over_tokens, **usd_prices(long.prices)) if long is not None else None
         ),

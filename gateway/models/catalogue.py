@@ -1,6 +1,6 @@
 """The cached list of models that Anthropic offers for the operator's key, requested from a generator.
 
-The gateway has no API key. Without a generator that has one, all models of the data file are offered.
+The gateway has no API key. Without a generator that has one, all models of the table are offered.
 """
 
 import asyncio
@@ -66,11 +66,10 @@ class Catalogue:
             reply = await self._services.request(tenant, MODELS, b"", timeout_s=self._timeout_s, role=GENERATORS)
             return offered(msgspec.json.decode(reply, type=ListedModels).data)
         except (TailraceError, *DECODE_ERRORS) as error:
-            logger.info("no generator listed the models; offering all models of the data file", error=str(error))
+            logger.info("no generator listed the models; offering all models of the table", error=str(error))
             return None
 
 
-def offered(listed: list[ListedModel]) -> Listed | None:
-    """Returns the listed models that the data file has; None if it has none: then the list is not Anthropic's."""
-    found = {model.id: one for one in listed if (model := find_model(one.id)) is not None}
-    return found or None
+def offered(listed: list[ListedModel]) -> Listed:
+    """Returns the listed models by the ids of the table, and by their own for those that the table does not have."""
+    return {model.id if (model := find_model(one.id)) is not None else one.id: one for one in listed}

@@ -1,19 +1,21 @@
 """The models that this gateway offers, and how a request's model name is resolved.
 
-They are the models of the data file, because prices and limits of others are unknown. Once Anthropic has listed the
-models of the operator's key, they are those that are in both. Model lists, requests and error messages use this rule.
+They are the models of the table and those that Anthropic lists for the operator's key. Once Anthropic has listed any
+model of the table, the table's others are not offered, except those of the operator's file. Model lists, requests and
+error messages use this rule.
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from tailrace.gateway.models.capabilities import update_supports
 from tailrace.proto.errors import Refused
 from tailrace.proto.model_records import ListedModel
-from tailrace.proto.models import Model, models, resolve_model
+from tailrace.proto.models import LIKE_CLAUDE, Model, Supports, is_built_in, models, newest_of_line, resolve_model
 
 Listed = Mapping[str, ListedModel]
-"""The models that Anthropic lists, by the ids of the data file."""
+"""The models that Anthropic lists, by the ids of the table, or by their own."""
 QUOTED_CHARS_MAX = 64
 
 
@@ -25,19 +27,42 @@ class Offer(NamedTuple):
 
     @property
     def models(self) -> list[Model]:
-        """The default model is first."""
-        return [model for model in models().values() if self.listed is None or model.id in self.listed]
+        """The default model is first, models that only Anthropic lists are last."""
+        table, listed = models(), self.listed or {}
+        is_restricted = any(name in table for name in listed)
+        known = [row for row in table.values() if row.id in listed or not (is_restricted and is_built_in(row))]
+        return [*known, *(build_model(info) for name, info in listed.items() if name not in table)]
 
     def model(self, name: str | None, code: str = "model_unknown") -> Model:
-        """Returns the model `name`, the default model for None. Raises Refused with `code` for an unknown name."""
+        """Returns the model `name`, the default model for None or "". Raises Refused with `code` for an unknown name.
+
+        A name that looks like one of Claude's is passed on, as it may be newer than the table and the list.
+        """
         offered = self.models
-        found = resolve_model(name, self.aliases) if name is not None else offered[0]
-        if found is None or found not in offered:
-            names = ", ".join(model.id for model in offered)
-            raise Refused(
-                code,
-                f"unknown model `{(name or '')[:QUOTED_CHARS_MAX]}`; choose one of {names}; "
-                "the operator can define aliases with TAILRACE_MODEL_ALIASES",
-                param="model",
-            )
-        return found
+        if not name:
+            return offered[0]
+        found = resolve_model(name, self.aliases)
+        if found is not None and found in offered:
+            return found
+        by_id = {model.id: model for model in offered}
+        if found is None and (passed := by_id.get(name) or newest_of_line(name, offered)) is not None:
+            return passed
+        if found is None and LIKE_CLAUDE.fullmatch(name):
+            return Model(id=name)
+        names = ", ".join(by_id)
+        raise Refused(
+            code,
+            f"unknown model `{name[:QUOTED_CHARS_MAX]}`; choose one of {names}; "
+            "the operator can define aliases with TAILRACE_MODEL_ALIASES, and models with TAILRACE_MODELS_FILE",
+            param="model",
+        )
+
+
+def build_model(info: ListedModel) -> Model:
+    """Returns a model that the table does not have: with Anthropic's limits and features, and without prices."""
+    return Model(
+        id=info.id,
+        input_tokens_max=info.max_input_tokens,
+        output_tokens_max=info.max_tokens,
+        supports=update_supports(Supports(), bytes(info.capabilities)),
+    )

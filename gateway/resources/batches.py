@@ -91,7 +91,7 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     schema_valid: bool | None = None
     error: Failure | None = None
     usage: Usage = Usage()
-    cost_usd: float = 0.0
+    cost_usd: float | None = 0.0
 
 
 async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuilder, settings: Settings) -> Response:

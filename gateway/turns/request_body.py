@@ -23,6 +23,8 @@ BODY_LEVELS_MAX = LEVELS_MAX - 4
 # Fields of a model request that `options` must not have: NewTurn has them, or the gateway sets them.
 TOP_LEVEL_FIELDS = frozenset({"model", "messages", "max_tokens", "system", "tools", "stream", "betas", "max_cost"})
 COST_USD_MAX = 1e6
+# The largest `max_tokens` for a model whose limit is unknown.
+MAX_TOKENS = 10_000_000
 # Names that no session may have: /v1/sessions/stats is another route.
 RESERVED_NAMES = frozenset({"stats"})
 API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -157,15 +159,18 @@ def build_entry(
     that usage is counted for. Raises Refused.
     """
     model = offer.model(new_turn.model or position.model or None)
-    if new_turn.max_tokens is not None and not 1 <= new_turn.max_tokens <= model.output_tokens_max:
-        raise Refused("request_invalid", f"`max_tokens` must be from 1 to {model.output_tokens_max} for {model.id}")
+    most = model.output_tokens_max or MAX_TOKENS
+    if new_turn.max_tokens is not None and not 1 <= new_turn.max_tokens <= most:
+        raise Refused("request_invalid", f"`max_tokens` must be from 1 to {most} for {model.id}")
+    if new_turn.max_cost is not None and model.prices is None:
+        raise Refused("price_unknown", f"`max_cost`: the price of {model.id} is unknown")
     system = new_turn.system if new_turn.system is not None else position.system
     # A session's system prompt may have been stored before `POST /v1/sessions` checked it.
     require_unclaimed(system)
     options = new_turn.options if new_turn.schema is None else with_schema(new_turn.options, new_turn.schema)
     return entries.Request(
         model=model.id,
-        max_tokens=min(new_turn.max_tokens or max_tokens, model.output_tokens_max),
+        max_tokens=min(new_turn.max_tokens or max_tokens, most),
         messages=[*position.before, *position.new],
         history=len(position.before),
         system=system,

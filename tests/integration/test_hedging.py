@@ -26,12 +26,12 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Reservation
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, Tenant, TurnId
-from tailrace.proto.models import find_model
+from tailrace.proto.models import sum_costs
 from tailrace.proto.nats import Connection, Counters, Deliveries, Hedge, HedgeRpc, Rpc, Slots, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
-from tailrace.proto.usage import Usage
+from tailrace.proto.usage import CallUsage, Usage
 from tests.harness import readers, turn_builder
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import (
@@ -162,9 +162,8 @@ async def test_a_hedge_overtakes_a_late_first_token(
         return await counters.add(tokens, 0) == 2 * prompt_tokens + answer_tokens + 1
 
     await until(is_counted)
-    model = find_model(turn_builder.MODEL)
-    assert model is not None
-    loser_nano_usd = prompt_tokens * model.prices.input_nano_usd + model.prices.output_nano_usd
+    loser_nano_usd = sum_costs(turn_builder.MODEL, [CallUsage(prompt_tokens, 1)])
+    assert loser_nano_usd is not None
     assert await counters.add(nano_usd, 0) == turn.end.cost_nano_usd + loser_nano_usd
 
 

@@ -103,7 +103,7 @@ async def test_unlisted_model_is_refused_everywhere(gateway: Gateway, path: str,
     assert refused.status_code == 400, refused.text
     assert refused.json()["error"]["message"] == (
         f"unknown model `claude-mythos-5`; choose one of {', '.join(LISTED)}; "
-        "the operator can define aliases with TAILRACE_MODEL_ALIASES"
+        "the operator can define aliases with TAILRACE_MODEL_ALIASES, and models with TAILRACE_MODELS_FILE"
     )
 
 
@@ -111,6 +111,38 @@ async def test_alias_finds_its_model(system: System, new_gateway: NewGateway) ->
     """TAILRACE_MODEL_ALIASES; the response has the model's own name."""
     gateway = await new_gateway(system.nats_url, model_aliases="gpt-4o=claude-sonnet-5-5")
     assert (await gateway.client.get("/v1/models/gpt-4o")).json()["id"] == "claude-sonnet-5-5"
+
+
+@pytest.mark.parametrize(
+    ("name", "id_"),
+    [("opus", "claude-opus-5-5"), ("claude-opus-4-20250514", "claude-opus-4-8"), (None, "claude-sonnet-5-5")],
+)
+async def test_short_and_retired_names_answer_with_the_models_own(gateway: Gateway, name: str | None, id_: str) -> None:
+    """In each protocol; without a name the default answers."""
+    body = {"model": name, "max_tokens": 9, "messages": MESSAGES}
+    for path in ("/v1/messages", "/v1/chat/completions"):
+        answer = await gateway.client.post(path, json=body)
+        assert (answer.status_code, answer.json().get("model")) == (200, id_), (path, answer.text)
+
+
+async def test_model_that_nobody_knows_yet_reaches_anthropic(gateway: Gateway) -> None:
+    """Its name looks like Claude's: the API decides. Its price is unknown, so that no cost can be limited."""
+    body = {"model": "claude-tomorrow-1", "max_tokens": 9, "messages": MESSAGES}
+    answer = await gateway.client.post("/v1/messages", json=body)
+    assert "model: claude-tomorrow-1" in answer.json()["error"]["message"], answer.text
+    answer = await gateway.client.post("/v1/messages", json={**body, "max_cost": 1})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        400,
+        "`max_cost`: the price of claude-tomorrow-1 is unknown",
+    )
+
+
+async def test_model_without_a_price_is_refused_where_a_budget_has_to_be_kept(
+    system: System, new_gateway: NewGateway
+) -> None:
+    gateway = await new_gateway(system.nats_url, limits_key="usd_month=5")
+    answer = await gateway.client.post("/v1/turns", json={"message": "hi", "model": "claude-tomorrow-1"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "price_unknown"), answer.text
 
 
 async def test_capabilities_have_limits_prices_and_features(gateway: Gateway) -> None:

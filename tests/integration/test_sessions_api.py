@@ -212,7 +212,7 @@ async def test_invalid_limits_cursors_pages_and_models_are_refused(shared_gatewa
         answer = await shared_gateway.client.get(path, params=params)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), params
     assert (await shared_gateway.client.get("/v1/sessions", params={"page": "1"})).status_code == 200
-    answer = await shared_gateway.client.post("/v1/sessions", json={"model": "claude-9"})
+    answer = await shared_gateway.client.post("/v1/sessions", json={"model": "gpt-9"})
     assert answer.json()["error"]["code"] == "model_unknown"
 
 

@@ -68,6 +68,7 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_LOG_STREAMS": [("warning", "one of debug, info")],
     "TAILRACE_LOG_LEVEL": [("loud", "one of debug, info, warning, error")],
     "TAILRACE_MODEL_ALIASES": [("gpt-4", "NAME=MODEL"), ("gpt-4=none", "one of claude")],
+    "TAILRACE_MODELS_FILE": [("/nowhere", "is not a JSON list of models"), (__file__, "is not a JSON list of models")],
     "TAILRACE_WEBHOOK_PRIVATE_HOSTS": HOSTS,
     "TAILRACE_GENERATOR": [("", ">= 1"), ("x" * 65, "<= 64")],
     "TAILRACE_BACKENDS": [("", "a list of backends"), ("none", "one of claude"), ("claude; gpt = litellm", "")],

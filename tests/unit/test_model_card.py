@@ -57,16 +57,28 @@ def test_unknown_or_double_cursor_is_refused(after_id: str | None, before_id: st
 
 
 def test_anthropics_list_selects_models_of_the_data_file() -> None:
-    """By any of their names, in the order of the data file; unknown models are left out."""
-    listed = offered([ListedModel(id=name) for name in ("claude-unheard-of", "claude-sonnet-4-5-20250929", IDS[0])])
-    assert [model.id for model in Offer(listed).models] == [IDS[0], "claude-sonnet-4-5"]
+    """By any of their names, in the order of the data file; then models that only Anthropic knows, with its limits."""
+    unheard = ListedModel(
+        id="claude-unheard-of", max_tokens=1_000, capabilities=capabilities(pdf_input={"supported": True})
+    )
+    listed = offered([unheard, *(ListedModel(id=name) for name in ("claude-sonnet-4-5-20250929", IDS[0]))])
+    found = Offer(listed).models
+    assert [model.id for model in found] == [IDS[0], "claude-sonnet-4-5", "claude-unheard-of"]
+    assert msgspec.to_builtins(build_sheet(found[-1], listed)) == {
+        "id": "claude-unheard-of",
+        "display_name": "claude-unheard-of",
+        "aliases": (),
+        "lifecycle": "active",
+        "limits": {"output_tokens": 1_000},
+        "supports": {"pdf": True},
+    }
 
 
 @pytest.mark.parametrize("names", [[], ["gpt-4o", "claude-unheard-of"]])
-def test_list_without_known_models_is_ignored(names: list[str]) -> None:
-    """Something else than Anthropic's API has answered: the data file is used."""
-    assert offered([ListedModel(id=name) for name in names]) is None
-    assert [model.id for model in Offer().models] == list(models())
+def test_list_without_known_models_excludes_none(names: list[str]) -> None:
+    """Something else than Anthropic's API has answered: the data file is used, and what is listed."""
+    listed = offered([ListedModel(id=name) for name in names])
+    assert [model.id for model in Offer(listed).models] == [*models(), *names]
 
 
 def test_anthropics_values_take_precedence_over_the_data_file() -> None:

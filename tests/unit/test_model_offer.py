@@ -16,15 +16,19 @@ TWO = {name: ListedModel(id=name) for name in ("claude-opus-5-5", "claude-haiku-
         ("claude-haiku-5-5", "claude-haiku-5-5"),
         ("claude-opus-5-5-latest", "claude-opus-5-5"),
         ("gpt-4o", "claude-opus-5-5"),
+        ("opus", "claude-opus-5-5"),
+        ("claude-haiku-latest", "claude-haiku-5-5"),
+        ("claude-tomorrow-1", "claude-tomorrow-1"),
         (None, "claude-haiku-5-5"),
+        ("", "claude-haiku-5-5"),
     ],
 )
 def test_listed_model_is_found_by_any_of_its_names(name: str | None, found: str) -> None:
-    """Claude's names, the operator's aliases, and none for the default."""
+    """Claude's names, the operator's aliases, the name of a line, none for the default; what looks like Claude's."""
     assert Offer(TWO, {"gpt-4o": "claude-opus-5-5-latest"}).model(name).id == found
 
 
-@pytest.mark.parametrize("name", ["claude-sonnet-5-5", "gpt-4o", "gpt-5", ""])
+@pytest.mark.parametrize("name", ["claude-sonnet-5-5", "gpt-4o", "gpt-5", "claude-3-opus-latest", "fable", "claude-X"])
 def test_unlisted_model_is_refused(name: str) -> None:
     """By its own name and by an alias: the API would refuse it later."""
     with pytest.raises(Refused) as refused:
@@ -32,7 +36,7 @@ def test_unlisted_model_is_refused(name: str) -> None:
     assert refused.value.code == "model_unknown"
     assert refused.value.message == (
         f"unknown model `{name}`; choose one of claude-haiku-5-5, claude-opus-5-5; "
-        "the operator can define aliases with TAILRACE_MODEL_ALIASES"
+        "the operator can define aliases with TAILRACE_MODEL_ALIASES, and models with TAILRACE_MODELS_FILE"
     )
 
 

@@ -1,11 +1,24 @@
 """Claude's models: names, aliases and prices."""
 
+import json
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tailrace.proto import models as table
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.models import Supports, cost_nano_usd, find_model, models, parse_aliases, resolve_model
+from tailrace.proto.models import (
+    Supports,
+    cost_nano_usd,
+    extend_models,
+    find_model,
+    models,
+    parse_aliases,
+    resolve_model,
+    sum_costs,
+)
 from tailrace.proto.usage import CallUsage
 
 
@@ -16,7 +29,9 @@ def test_the_default_model_is_the_first_and_ids_are_keys() -> None:
 
 
 def test_no_name_means_two_models() -> None:
-    """Each id and each alias stands once in the file, and finds the row that it stands in."""
+    """Each id, alias and retired name stands once in the file; the first two find their row."""
+    names = [name for model in models().values() for name in (model.id, *model.aliases, *model.replaces)]
+    assert len(names) == len(set(names))
     names = [name for model in models().values() for name in (model.id, *model.aliases)]
     assert len(names) == len(set(names))
     found = [find_model(name) for name in names]
@@ -32,14 +47,21 @@ def test_no_name_means_two_models() -> None:
         ("claude-haiku-4-5-20251001", "claude-haiku-4-5"),
         ("gpt-4o", "claude-haiku-5-5"),
         ("gpt-4o-mini", None),
+        ("claude-opus-4-20250514", "claude-opus-4-8"),
+        ("claude-sonnet-4-20250514", "claude-sonnet-4-6"),
+        ("claude-3-7-sonnet-20250219", "claude-sonnet-4-6"),
+        ("claude-3-5-haiku-20241022", "claude-haiku-4-5"),
+        ("claude-opus-4-6-20260205", "claude-opus-4-6"),
+        ("claude-3-opus-latest", "claude-haiku-5-5"),
         ("claude-sonnet-5-5-20260101", None),
         ("Claude-Sonnet-5-5", None),
         ("", None),
     ],
 )
 def test_a_name_is_resolved_or_means_nothing(name: str, model: str | None) -> None:
-    """Claude's own names, with and without date; a foreign one only where the operator has written what it means."""
-    found = resolve_model(name, {"gpt-4o": "claude-haiku-5-5-latest"})
+    """Claude's own names, with and without date; a retired model's; before that what the operator has written."""
+    aliases = {"gpt-4o": "claude-haiku-5-5-latest", "claude-3-opus-latest": "claude-haiku-5-5"}
+    found = resolve_model(name, aliases)
     assert (found.id if found else None) == model
 
 
@@ -93,7 +115,7 @@ def test_a_million_tokens_cost_the_listed_price(
 ) -> None:
     """Input, output, cache write and cache read, in dollars for a million tokens, in calls of a thousand."""
     used = [CallUsage(1_000), CallUsage(0, 1_000), CallUsage(0, 0, 1_000), CallUsage(0, 0, 0, 1_000)]
-    assert [1_000 * cost_nano_usd(models()[model], one) / 1e9 for one in used] == list(usd_for_a_million)
+    assert [1_000 * (sum_costs(model, [one]) or 0) / 1e9 for one in used] == list(usd_for_a_million)
 
 
 @pytest.mark.rule("R23")
@@ -101,6 +123,7 @@ def test_a_cost_is_the_sum_of_its_four_kinds() -> None:
     """One of each kind costs the four prices together, exactly."""
     for model in models().values():
         of = model.prices
+        assert of is not None
         prices = (of.input_nano_usd, of.output_nano_usd, of.cache_write_nano_usd, of.cache_read_nano_usd)
         assert cost_nano_usd(model, CallUsage(1, 1, 1, 1)) == sum(prices)
 
@@ -140,3 +163,60 @@ def test_half_of_an_odd_price_is_rounded_up() -> None:
     odd = CallUsage(input_tokens=1, cache_creation_input_tokens=1, service_tier="batch")
     assert cost_nano_usd(models()["claude-haiku-5-5"], odd) == 113
     assert cost_nano_usd(models()["claude-opus-4-6"], CallUsage(output_tokens=1, speed="fast")) == 150_000
+
+
+@pytest.fixture
+def own_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that a test may extend."""
+    rows = dict(models())
+    monkeypatch.setattr(table, "models", lambda: rows)
+    for cached in (table._named, table._replaced):
+        monkeypatch.setattr(table, cached.__name__, cache(cached.__wrapped__))
+
+
+def file(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "models.json"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.usefixtures("own_table")
+def test_the_operators_file_adds_and_replaces_models(tmp_path: Path) -> None:
+    """With limits and prices, or without; a replaced model keeps its position, so the default stays the first."""
+    names = ("input", "output", "cache_write", "cache_write_1h", "cache_read")
+    prices = {f"{name}_nano_usd": price for name, price in zip(names, (2500, 10_000, 0, 0, 1250), strict=True)}
+    gpt = {"id": "gpt-4o", "owned_by": "openai", "aliases": ["gpt-4o-2024-08-06"], "prices": prices}
+    rows = [gpt, {"id": "claude-sonnet-5-5"}, {"id": "claude-opus-6"}]
+    extend_models(file(tmp_path, json.dumps(rows)))
+    assert [*table.models()][:1] + [*table.models()][-2:] == ["claude-sonnet-5-5", "gpt-4o", "claude-opus-6"]
+    found = find_model("gpt-4o-2024-08-06")
+    assert found is not None
+    assert (found.owned_by, sum_costs("gpt-4o", [CallUsage(2, 1)])) == ("openai", 15_000)
+    assert [sum_costs(name, [CallUsage(1)]) for name in ("claude-opus-6", "claude-sonnet-5-5", "none")] == [None] * 3
+    assert sum_costs("claude-opus-6", []) == 0
+
+
+@pytest.mark.usefixtures("own_table")
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{}", "is not a JSON list of models"),
+        ('[{"name":"no id"}]', "`id`"),
+        ('[{"id":"a/b"}]', "`$[0].id`"),
+        ('[{"id":"a","price":1}]', "`price`"),
+        ('[{"id":"a","input_tokens_max":0}]', "`$[0].input_tokens_max`"),
+        ('[{"id":"a"},{"id":"a"}]', "makes 'a' the name of two models"),
+        ('[{"id":"a","aliases":["claude-opus-5-5"]}]', "makes 'claude-opus-5-5' the name of two models"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    """With the setting, the file and the reason; nothing of it is taken."""
+    with pytest.raises(SettingsInvalid, match=r"^TAILRACE_MODELS_FILE: .*models\.json") as refused:
+        extend_models(file(tmp_path, text))
+    assert why in str(refused.value)
+    assert find_model("a") is None
+
+
+def test_a_missing_file_is_refused() -> None:
+    with pytest.raises(SettingsInvalid, match=r"^TAILRACE_MODELS_FILE: /none"):
+        extend_models("/none")

@@ -35,11 +35,30 @@ def running() -> Handwritten:
     return log
 
 
-@pytest.mark.parametrize("log", [answered("Light ", "scatters."), failed(), running()])
+def unpriced() -> Handwritten:
+    log = Handwritten()
+    log.ask(model="claude-tomorrow-1")
+    log.take()
+    log.hear(*opening(input_tokens=10))
+    log.end()
+    return log
+
+
+@pytest.mark.parametrize("log", [answered("Light ", "scatters."), failed(), running(), unpriced()])
 def test_a_record_is_equal_from_a_row_and_from_a_fold(log: Handwritten) -> None:
     """Database and log give the same record (promise 4)."""
     columns = msgspec.structs.asdict(build_row(KEY, log.turn))
     assert turn_record(columns) == record_from_fold(KEY, log.turn)
+
+
+@pytest.mark.rule("R23")
+def test_the_cost_of_a_model_without_a_price_is_null() -> None:
+    """It is not 0: the calls were paid for. A turn without a call cost nothing."""
+    uncalled = Handwritten()
+    uncalled.ask(model="claude-tomorrow-1")
+    uncalled.end("cancelled")
+    found = [record_from_fold(KEY, log.turn).cost_usd for log in (unpriced(), uncalled)]
+    assert found == [None, 0]
 
 
 def test_a_row_has_length_and_hash_of_the_text_from_the_end() -> None:

@@ -29,7 +29,7 @@ from tailrace.proto.entries import Attempt, End, Event, Failure, Message, Reques
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NANO_USD_PER_USD, Usage
+from tailrace.proto.usage import Usage
 
 # The key in a request's metadata for the id of the message that the answer continues.
 MESSAGE = "ui_message"
@@ -110,8 +110,9 @@ def _entry_chunks(state: StreamState, stored: Stored) -> tuple[list[Chunk], Stre
             return _event_chunks(state, events.decode(raw))
         case End() as end:
             closing = [chunk for part in state.open.values() for chunk in close_part(part)]
-            cost_usd = end.cost_nano_usd / NANO_USD_PER_USD
-            end_metadata = _end_metadata(end.outcome, end.usage, cost_usd, usage_is_estimated=end.usage_is_estimated)
+            end_metadata = _end_metadata(
+                end.outcome, end.usage, end.cost_usd, usage_is_estimated=end.usage_is_estimated
+            )
             return [*closing, *_finish(end.outcome, end.stop_reason, end.error, end_metadata)], state
         case _:
             return [], state
@@ -180,7 +181,7 @@ def _last_question(messages: list[Message]) -> int:
     return max(indices, default=-1)
 
 
-def _end_metadata(outcome: str, usage: Usage, cost_usd: float, *, usage_is_estimated: bool) -> dict[str, Any]:
+def _end_metadata(outcome: str, usage: Usage, cost_usd: float | None, *, usage_is_estimated: bool) -> dict[str, Any]:
     # Every count: a client merges this into the metadata of an earlier turn of the same message.
     counts = asdict(usage)
     return {"outcome": outcome, "usage": counts, "usage_is_estimated": usage_is_estimated, "cost_usd": cost_usd}

@@ -32,7 +32,7 @@ TOO_LONG = "the prompt is too long to be counted, even without its images, files
 class CountTokensRequest(msgspec.Struct, frozen=True):
     """A Messages request. Of a small one the gateway reads only the model; Anthropic's API validates the rest."""
 
-    model: str
+    model: str | None = None
 
 
 class LongFields(msgspec.Struct, frozen=True):

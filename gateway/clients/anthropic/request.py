@@ -21,7 +21,7 @@ class MessageParam(Message, frozen=True, forbid_unknown_fields=True):
 class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of the body that the gateway reads; it passes all others on."""
 
-    model: str
+    model: str | None = None
     max_tokens: int
     messages: list[MessageParam]
     system: str | list[dict[str, Any]] | None = None

@@ -30,7 +30,7 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     of unsupported parameters of both.
     """
 
-    model: str
+    model: str | None = None
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -145,6 +145,8 @@ def thinking(level: Effort | None, model: Model, where: str) -> Fields | None:
     ways = model.supports.thinking or ()
     match level:
         case None:
+            return None
+        case "none" if model.supports.thinking is None:
             return None
         case "none" if "disabled" not in ways:
             raise Refused("request_invalid", f"`{where}`: {model.id} always thinks; `none` is not supported")
