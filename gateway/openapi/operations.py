@@ -129,6 +129,7 @@ PARAMETERS: dict[str, Json] = {
     "include_list": _query("include[]", "The same, as OpenAI's SDKs send it."),
     "include_obfuscation": _query("include_obfuscation", "It has no effect."),
     "start_index": _query("startIndex", "The index of the first chunk; negative: from the end.", type="integer"),
+    "replay": _query("replay", "`true`: `startIndex` counts as in a stream that began without it."),
 }
 PAGE = ("after", "limit", "page")
 AZURE = ("api_version",)
@@ -200,7 +201,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "ai-sdk", UIChatRequest, streams=SSE, parameters=("key", "pace"), reference=AI_SDK
     ),
     ("GET", "/api/chat/{chat}/stream"): Operation(
-        "ai-sdk", streams=SSE, parameters=("start_index",), statuses=GONE, reference=AI_SDK
+        "ai-sdk", streams=SSE, parameters=("start_index", "replay"), statuses=GONE, reference=AI_SDK
     ),
     ("POST", "/api/chat/{chat}/stop"): Operation("ai-sdk", response=Stopped),
     ("GET", "/api/chat/{chat}/messages"): Operation("ai-sdk", response=Any, reference=AI_SDK),

@@ -45,7 +45,7 @@ TOO_LONG = (
     "the conversation with its history is too long to be stored: "
     "start a new session, or continue from an earlier turn (`parent`)"
 )
-IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
+IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
 
 
 class TurnSubmitter:

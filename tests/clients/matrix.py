@@ -5,19 +5,21 @@ killed. docs/CLIENTS.md lists them (`python -m tests.clients.proofs`).
 """
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Coroutine
+from collections.abc import AsyncIterable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import anthropic
 import httpx
 import httpx2
+import msgspec
 import openai
 from anthropic import AsyncAnthropic
 from anthropic.types import Message
 from httpx_sse import aconnect_sse
 from openai import AsyncOpenAI
 
+from tailrace.proto.ids import new_id
 from tests.clients import node
 from tests.clients.openai_chat import kept, resumed, whole_entries
 from tests.harness.displayed_text import SAYS
@@ -157,6 +159,25 @@ async def workflow(url: str, line: str) -> Answer:
     return Answer(shown["run"], "".join(part["text"] for part in shown["message"]["parts"] if part["type"] == "text"))
 
 
+def use_chat(version: str) -> Read:
+    async def read(url: str, line: str) -> Answer:
+        shown = await chat_with(version, url, {"id": new_id(), "text": line})
+        assert (shown["status"], shown["errors"], shown["count"]) == ("ready", [], 2)
+        return Answer(shown["turn"], shown["text"])
+
+    return read
+
+
+async def chat_with(version: str, url: str, given: Mapping[str, object], history_port: int = 0) -> dict[str, Any]:
+    """Returns what the `useChat` of AI SDK `version` shows with Tailrace's transport (`js/use-chat.mjs`).
+
+    A reloaded page reads its messages at `history_port`.
+    """
+    line = msgspec.json.encode(given).decode()
+    (shown,) = await node.run("use-chat.mjs", version, KEY, url, line, HISTORY_PORT=history_port)
+    return shown
+
+
 # Readers of GET /v1/turns/{turn}/events.
 
 
@@ -195,6 +216,8 @@ def node_reader(client: str, dialect: str) -> Read:
 
 
 SHORT_EVENTS = Cuts(3, 900, 1400)
+# Also within the headers of the POST.
+ANYWHERE = Cuts(5, 0, 2200)
 CLIENTS = (
     Client("anthropic (Python)", "Python", "anthropic", anthropic_python, Cuts(1, 2200, 4500)),
     Client("@anthropic-ai/sdk", "JavaScript", "anthropic", anthropic_node, Cuts(1, 2200, 4500)),
@@ -204,6 +227,9 @@ CLIENTS = (
     Client("openai (Python)", "Python", "openai-responses", responses_python, Cuts(4, 2800, 4500)),
     Client("openai (Node)", "JavaScript", "openai-responses", responses_node, Cuts(4, 2800, 4500)),
     Client("WorkflowChatTransport", "JavaScript", "ui", workflow, Cuts(4, 1100, 2200)),
+    Client("useChat 5 (TailraceChatTransport)", "JavaScript", "ui", use_chat("5"), ANYWHERE),
+    Client("useChat 6 (TailraceChatTransport)", "JavaScript", "ui", use_chat("6"), ANYWHERE),
+    Client("useChat 7 (TailraceChatTransport)", "JavaScript", "ui", use_chat("7"), ANYWHERE),
     Client("httpx-sse", "Python", "tailrace", httpx_sse, SHORT_EVENTS),
     Client("eventsource", "JavaScript", "tailrace", node_reader("EventSource", "tailrace"), SHORT_EVENTS),
     Client(

@@ -41,7 +41,8 @@ Observed with the versions above; tests verify each of them.
   without a body.
 - **useChat** treats a clean end without `finish` as success. It requests a resume on every page
   load; `204` is no error for it, `404` is. Its `stop()` sends no request: POST
-  `/api/chat/{id}/stop` as well.
+  `/api/chat/{id}/stop` as well. Versions 5 and 6 show the text twice after a cut and
+  `resumeStream()`, and reject `reset-step`: use Tailrace's transport ([AI_SDK.md](AI_SDK.md)).
 - **WorkflowChatTransport** 2.0.43 includes its own `ai` (7.0.112), which rejects the finish reason
   `interrupted`. It reconnects until it receives `finish`, and sends no chat name: add one (`body: {
   session_id }`).

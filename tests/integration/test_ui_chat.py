@@ -93,12 +93,50 @@ async def test_response_headers_have_the_run_and_ignored_fields(gateway: Gateway
         ({"messages": [assistant("hi")]}, "request_invalid"),
         ({"messages": [user("hi")], "id": "no spaces"}, "request_invalid"),
         ({"messages": [user("hi")], "model": "gpt-1"}, "model_unknown"),
+        ({"messages": [user("hi")], "idempotency_key": "a b"}, "request_invalid"),
     ],
 )
 async def test_invalid_request_is_refused(gateway: Gateway, body: Json, code: str) -> None:
     """With a status, before anything is stored: `useChat` shows the body of an error."""
     answer = await gateway.client.post("/api/chat", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+
+
+@pytest.mark.parametrize("parts", [{}, {"parts": [{"type": "text", "text": "#sim words=1 rate=0"}]}], ids=["3", "4"])
+async def test_clients_of_older_versions_hear_so_before_a_model_call(gateway: Gateway, parts: Json) -> None:
+    """They cannot read the stream. Newer ones send `trigger`, and may send messages that an older one has stored."""
+    old = {"role": "user", "content": "#sim words=1 rate=0", **parts}
+    chat = new_id()
+    refused = await gateway.client.post("/api/chat", json={"id": chat, "messages": [old]})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
+    assert "AI SDK 5 or newer" in refused.json()["error"]["message"]
+    assert (await gateway.client.get(f"/api/chat/{chat}/messages")).status_code == 404
+    if parts:
+        await ask(gateway, old, id=chat, trigger="submit-message")
+
+
+async def test_repeated_question_is_one_turn(gateway: Gateway) -> None:
+    """The key is in the body: the server of an app may pass on nothing else."""
+    given = {"id": new_id(), "idempotency_key": new_id()}
+    first, second = [await ask(gateway, user("#sim words=2 rate=0"), **given) for _ in range(2)]
+    assert (first.content, first.headers["tailrace-turn"]) == (second.content, second.headers["tailrace-turn"])
+
+
+async def test_stream_of_a_reloaded_page_continues_after_any_chunk(gateway: Gateway) -> None:
+    """It begins with the earlier steps of the message, which `startIndex` does not count without `replay`."""
+    chat = new_id()
+    question = user("#sim words=2 rate=0 tool=look")
+    await ask(gateway, question, id=chat)
+    _, called = (await gateway.client.get(f"/api/chat/{chat}/messages")).json()
+    call = {**called["parts"][-1], "state": "output-available", "output": 1}
+    answer = await ask(gateway, question, {**called, "parts": [*called["parts"][:-1], call]}, id=chat)
+    whole = (await gateway.client.get(f"/api/chat/{chat}/stream")).content
+    chunks = [line for line in whole.splitlines() if line.startswith(b"data: {")]
+    assert len(chunks) > answer.content.count(b"data: {")
+    run = answer.headers["tailrace-turn"]
+    for index in range(len(chunks)):
+        rest = await gateway.client.get(f"/api/chat/{run}/stream?startIndex={index}&replay=true")
+        assert [line for line in rest.content.splitlines() if line.startswith(b"data: {")] == chunks[index:]
 
 
 async def test_message_in_a_busy_chat_interrupts_the_running_answer(gateway: Gateway) -> None:

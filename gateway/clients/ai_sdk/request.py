@@ -12,14 +12,16 @@
 """
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from tailrace.gateway.clients.ai_sdk.file import file_block
 from tailrace.gateway.clients.ai_sdk.stream import MESSAGE
 from tailrace.gateway.clients.ai_sdk.tool_result import encode_output
 from tailrace.gateway.turns.request_body import NewTurn, OnBusy
+from tailrace.gateway.turns.submit import IDEMPOTENCY_KEY
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.entries import Message, OnInterrupt
 from tailrace.proto.errors import Refused
@@ -29,6 +31,10 @@ DENIED = "the user denied this tool call"
 # Only plain names are returned in the response header.
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 NAMES_MAX = 20
+TOO_OLD = (
+    "`messages` have a `content`, as AI SDK 3 and 4 send it: this route is for AI SDK 5 or newer. "
+    "Update `ai` and `@ai-sdk/react`, whose messages have `parts`"
+)
 
 Block = dict[str, Any]
 
@@ -52,9 +58,11 @@ class UIPart(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class UIMessageParam(msgspec.Struct, frozen=True):
-    role: Literal["user", "assistant", "system"]
-    parts: list[UIPart]
+    role: Literal["user", "assistant", "system", "data"]
+    parts: list[UIPart] = []
     id: str = ""
+    content: Any = None
+    """The text of a message of AI SDK 3 and 4, which cannot read a UI message stream."""
 
 
 class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,10 +89,15 @@ class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`useChat` sends a question only when no answer runs. If one runs here, the user has stopped it in the page, and
     `stop()` sends no request."""
     max_cost: float | None = None
+    idempotency_key: Annotated[str, Meta(pattern=IDEMPOTENCY_KEY.pattern)] | None = None
+    """Like the header, for requests through a server of the app that passes on only the body."""
 
 
 def build_turn(chat: UIChatRequest) -> NewTurn:
     """Returns the turn for `chat`. Raises Refused."""
+    # AI SDK 5 and newer send `trigger`, and may send messages that an app has stored with an older version.
+    if chat.trigger is None and any(one.content is not None or one.role == "data" for one in chat.messages):
+        raise Refused("request_invalid", TOO_OLD)
     if chat.id is not None and chat.session_id not in (None, chat.id):
         raise Refused("request_invalid", "`id` and `session_id` differ: send one of them")
     session = chat.id if chat.id is not None else chat.session_id
@@ -126,7 +139,7 @@ def convert_message(message: UIMessageParam, number: int) -> list[Message]:
         case "user":
             blocks = [block for part in message.parts for block in _user_blocks(part, number)]
             return [Message("user", _simplify(blocks))]
-        case "system":
+        case _:
             return [Message("system", "\n\n".join(part.text for part in message.parts if part.type == "text"))]
 
 

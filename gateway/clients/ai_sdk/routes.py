@@ -22,6 +22,7 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import sse
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
@@ -54,24 +55,29 @@ async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     """
     chat, raw = await request.read(UIChatRequest, is_text_allowed=True)
     headers = ignored_header(unknown_fields(raw))
-    return await responder.answer(request, build_turn(chat), raw, UI, is_streamed=True, headers=headers)
+    return await responder.answer(
+        request, build_turn(chat), raw, UI, is_streamed=True, headers=headers, idempotency_key=chat.idempotency_key
+    )
 
 
 async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnReader) -> ASGIApp:
     """`GET /api/chat/{chat}/stream`: streams the running answer from its start, or from the chunk `startIndex` on.
 
     Answers 204 if no answer is running or has ended within the last seconds. `startIndex` counts from 0, or from the
-    end if it is negative; with it, an answer that has ended is streamed, too.
+    end if it is negative; with it, an answer that has ended is streamed, too. `replay=true`: it counts the chunks of a
+    stream that began without `startIndex`, which also has the earlier steps of the message.
     """
     tenant, name = request.tenant, request.path_params["chat"]
     index = start_index(request)
+    dialect = UI_REPLAY if request.query_params.get("replay") == "true" else UI
     if index is not None and index > 0 and request.method == "GET":
         # The workflow transport treats every status but 200 as final, so it waits inside the stream.
-        find = partial(find_chunk, streams, tenant, name, index)
-        return EventStream(StreamAccess(streams, request), find, UI, waits_for_log=True)
+        find = partial(find_chunk, streams, tenant, name, index, dialect)
+        return EventStream(StreamAccess(streams, request), find, dialect, waits_for_log=True)
     streams.refuse_when_draining()
     if index is not None:
-        return EventStream(StreamAccess(streams, request), await find_chunk(streams, tenant, name, index), UI)
+        start = await find_chunk(streams, tenant, name, index, dialect)
+        return EventStream(StreamAccess(streams, request), start, dialect)
     key = await find_resumable(streams, turns, tenant, name)
     return Response(status_code=204) if key is None else EventStream(StreamAccess(streams, request), key, UI_REPLAY)
 
@@ -99,10 +105,10 @@ async def get_messages(
     return json_response(build_messages(turns))
 
 
-async def find_chunk(streams: StreamContext, tenant: Tenant, name: str, index: int) -> Start:
+async def find_chunk(streams: StreamContext, tenant: Tenant, name: str, index: int, dialect: Dialect) -> Start:
     """Returns the start of a stream from chunk `index` on; negative: from the end. Raises Refused, LogUnavailable."""
     key = await find_turn(streams.log, streams.history, tenant, name)
-    count, is_ended = await count_chunks(streams, key)
+    count, is_ended = await count_chunks(streams, key, dialect)
     seen = max(0, count + index) if index < 0 else index
     if is_ended and seen >= count:
         raise Refused("cursor_invalid", f"`startIndex` is beyond the end of the stream, which has {count} chunks")
@@ -142,15 +148,15 @@ def is_over(turn: TurnRecord, now: datetime) -> bool:
     return (now - turn.ended_at).total_seconds() > LATE_S
 
 
-async def count_chunks(streams: StreamContext, key: TurnKey) -> tuple[int, bool]:
+async def count_chunks(streams: StreamContext, key: TurnKey, dialect: Dialect) -> tuple[int, bool]:
     """Returns how many chunks a turn has so far, and whether it has ended."""
     try:
         async with streams.fan_out.subscribe(key, BEFORE_FIRST, from_start=True) as live:
-            frames = live.frames(UI, 0, len(live.entries))
+            frames = live.frames(dialect, 0, len(live.entries))
             return sum(chunks_in(frame.events) for frame in frames), live.is_ended
     except TurnUnknown:
         record = await streams.history.past(key)
-        return chunks_in(UI.render_record(record, 0).events), True
+        return chunks_in(dialect.render_record(record, 0).events), True
 
 
 def chunks_in(events: sse.Events) -> int:

@@ -1,0 +1,194 @@
+/**
+ * The transport of Tailrace for `useChat` of AI SDK 5, 6 and 7: an answer is shown once, however often its connection is
+ * lost.
+ *
+ * `resumeStream()` after a cut shows the text twice in AI SDK 5 and 6. This transport never lets a cut reach the chat: it
+ * counts the chunks that it has received, and requests the answer from the next one on.
+ */
+import { DefaultChatTransport } from "ai";
+
+// Tries in a row that bring no chunk: about 35 seconds.
+const TRIES_MAX = 10;
+const WAIT_MS = 250;
+const WAIT_MAX_MS = 5000;
+// The gateway, or a proxy before it, is busy or away.
+const STATUSES_TO_RETRY = [429, 502, 503, 504];
+const RETRY_AFTER_MAX_S = 30;
+const START_INDEX = "startIndex=";
+
+/** Where a stream goes on: after so many chunks of a run. `isReplay`: counted as in a stream that a reloaded page reads. */
+class Cursor {
+  run;
+  seen = 0;
+  isReplay;
+  /** The app's own metadata of its request. */
+  metadata;
+}
+
+/** The server cannot resume a stream yet. */
+class Busy extends Error {
+  constructor(message, retryAfterS) {
+    super(message);
+    this.waitMs = 1000 * retryAfterS;
+  }
+}
+
+/** The model began its answer anew, and this version of AI SDK cannot take text back. `name` is "AnswerRestarted". */
+export class AnswerRestarted extends Error {
+  name = "AnswerRestarted";
+
+  constructor() {
+    super("the answer began anew: remove the last message and call resumeStream()");
+  }
+}
+
+/**
+ * Takes the options of `DefaultChatTransport`.
+ *
+ * @template {import("ai").UIMessage} MESSAGE
+ * @extends {DefaultChatTransport<MESSAGE>}
+ */
+export class TailraceChatTransport extends DefaultChatTransport {
+  /** @param {import("ai").HttpChatTransportInitOptions<MESSAGE>} [options] */
+  constructor({ fetch, prepareSendMessagesRequest: prepareSend, prepareReconnectToStreamRequest: prepareResume, ...options } = {}) {
+    super({
+      ...options,
+      async fetch(url, init) {
+        const response = await (fetch ?? globalThis.fetch)(url, init);
+        const retryAfterS = Number(response.headers.get("retry-after")) || 0;
+        const isBusy = STATUSES_TO_RETRY.includes(response.status) && retryAfterS <= RETRY_AFTER_MAX_S;
+        if (isBusy && String(url).includes(START_INDEX)) throw new Busy(await response.text(), retryAfterS);
+        return response;
+      },
+      prepareSendMessagesRequest:
+        prepareSend &&
+        (async (request) => {
+          const prepared = await prepareSend(request);
+          // Without it, a repeated request would be a second question.
+          return { ...prepared, body: { ...prepared.body, idempotency_key: request.body.idempotency_key } };
+        }),
+      async prepareReconnectToStreamRequest(request) {
+        const cursor = request.requestMetadata;
+        if (!(cursor instanceof Cursor)) return (await prepareResume?.(request)) ?? {};
+        const prepared = await prepareResume?.({ ...request, requestMetadata: cursor.metadata });
+        return { ...prepared, api: addressAfter(cursor, prepared?.api, request.api) };
+      },
+    });
+  }
+
+  /** The answers that began anew, by chat: the run, and how often. AI SDK 5 and 6 read such an answer again. */
+  #restarted = new Map();
+
+  async sendMessages(options) {
+    this.#restarted.delete(options.chatId);
+    const body = { ...options.body, idempotency_key: randomName() };
+    return this.#wholeStream(options, false, () => super.sendMessages({ ...options, body }));
+  }
+
+  async reconnectToStream(options) {
+    return this.#wholeStream(options, true, () => super.reconnectToStream(options));
+  }
+
+  /** Returns the chunks of a stream that `open` begins, over as many connections as it takes; null if there is none. */
+  async #wholeStream(options, isReplay, open) {
+    const { abortSignal, chatId, metadata } = options;
+    const { run, times = 0 } = this.#restarted.get(chatId) ?? {};
+    const cursor = Object.assign(new Cursor(), { run, isReplay, metadata });
+    const resume = () => super.reconnectToStream({ ...options, chatId: cursor.run, metadata: cursor });
+    let tries = 0;
+    let restarts = 0;
+    // The chunks of a step that will be taken back.
+    let held = [];
+    /** Connects, again after each failure that another try may mend. */
+    const connect = async (failure) => {
+      for (;;) {
+        if (failure) await this.#waitAfter(failure, (tries += 1), abortSignal);
+        try {
+          return (await (cursor.run === undefined ? open() : resume()))?.getReader();
+        } catch (error) {
+          failure = error;
+        }
+      }
+    };
+    let reader = await connect();
+    if (reader === undefined) return null;
+    let isWhole = false;
+    const end = (controller) => {
+      for (const chunk of held) controller.enqueue(chunk);
+      this.#restarted.delete(chatId);
+      controller.close();
+    };
+    return new ReadableStream({
+      pull: async (controller) => {
+        for (;;) {
+          try {
+            const { done, value } = await reader.read();
+            if (done && !isWhole) throw new TypeError("network error: the stream ended before the answer");
+            if (done) return end(controller);
+            tries = 0;
+            cursor.seen += 1;
+            cursor.run ??= value.messageMetadata?.turn;
+            isWhole ||= value.type === "finish";
+            held.push(value);
+            if (restarts < times && value.type !== "start-step") continue;
+            for (const chunk of held.splice(0)) controller.enqueue(chunk);
+            return;
+          } catch (error) {
+            if (isWhole) return end(controller);
+            if (error?.value?.type === "reset-step") {
+              restarts += 1;
+              if (restarts > times) {
+                this.#restarted.set(chatId, { run: cursor.run, times: restarts });
+                throw new AnswerRestarted();
+              }
+              cursor.seen += 1;
+              held = [];
+              reader = await connect();
+            } else {
+              reader = await connect(error);
+            }
+          }
+        }
+      },
+      cancel: (reason) => reader.cancel(reason),
+    });
+  }
+
+  /** Waits before another try after `error`. Throws an error that another try does not mend. */
+  async #waitAfter(error, tries, abortSignal) {
+    // A lost connection is a TypeError (Fetch standard). A chat takes it for one that it can resume, so it gets another.
+    const isLost = error instanceof TypeError;
+    if (abortSignal?.aborted || !(isLost || error instanceof Busy)) throw error;
+    if (tries > TRIES_MAX) throw isLost ? new Error("the connection is lost", { cause: error }) : error;
+    const waitMs = Math.min(WAIT_MAX_MS, WAIT_MS * 2 ** (tries - 1)) * (0.5 + Math.random());
+    await sleep(Math.max(waitMs, error.waitMs ?? 0), abortSignal);
+  }
+}
+
+/** Returns the URL of a run from a chunk on: below `api`, or the app's own. */
+function addressAfter(cursor, own, api) {
+  const [path, query] = (own ?? api).split("?");
+  const place = own ? path : `${path.replace(/\/$/, "")}/${cursor.run}/stream`;
+  const parameters = [query, `${START_INDEX}${cursor.seen}`, cursor.isReplay && "replay=true"].filter(Boolean);
+  return `${place}?${parameters.join("&")}`;
+}
+
+/** Returns a random name. Pages without TLS have no `crypto.randomUUID`. */
+function randomName() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** Waits, or throws as soon as `signal` is aborted. */
+function sleep(ms, signal) {
+  return new Promise((resolve, reject) => {
+    const leave = () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", leave);
+      resolve();
+    }, ms);
+    signal?.addEventListener("abort", leave, { once: true });
+  });
+}
