@@ -16,6 +16,7 @@ from tailrace.generators.backends.traced import TracedBackend
 from tailrace.generators.batches.runner import BatchLane, BatchRunner
 from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.failover import BackendOrders, parse_backends
+from tailrace.generators.forced_tools import write_forced_call
 from tailrace.generators.hedging import HedgeTaker, Hedging
 from tailrace.generators.key_check import check_key
 from tailrace.generators.load_blobs import BlobLoader
@@ -59,7 +60,8 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         claude = find_anthropic_api(backends)
         caller = ModelCaller(observed(backends), orders, retry, blobs)
         planner = Planner(settings.attempts_max, [cut_at_cost])
-        runner = TurnRunner(log, caller, planner, name=name, sinks=[limit_cost], observe=attempt_span, races=races)
+        sinks = [limit_cost, write_forced_call]
+        runner = TurnRunner(log, caller, planner, name=name, sinks=sinks, observe=attempt_span, races=races)
         worker = Worker(
             log,
             deliveries,

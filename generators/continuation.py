@@ -10,6 +10,7 @@ import msgspec
 
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, from_event, stop_message
+from tailrace.generators.forced_tools import request_forced_call
 from tailrace.generators.plan import tokens_left
 from tailrace.generators.prompt_cache import add_cache_marks
 from tailrace.generators.repetition import RepetitionFilter
@@ -18,6 +19,7 @@ from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.proto import events
 from tailrace.proto.entries import Message, Mode, Request
 from tailrace.proto.fold import Block, Turn, content
+from tailrace.proto.forced_tools import forced_functions
 from tailrace.proto.models import find_model
 
 # Models after 4.5 refuse a prefilled answer; Anthropic's migration guide recommends a user message like this instead.
@@ -44,7 +46,8 @@ def build_call(request: Request) -> Call:
         api_version=request.api_version,
         project=request.project,
     )
-    return add_cache_marks(request_schema(call), request.cache, request.history)
+    call = request_schema(request_forced_call(call, forced_functions(request)))
+    return add_cache_marks(call, request.cache, request.history)
 
 
 def build_continuation_call(request: Request, turn: Turn) -> Call:

@@ -11,7 +11,7 @@ from tailrace.generators.backends.model_event import ModelEvent, from_event, sto
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Mode
 from tailrace.proto.fold import Block, Turn
-from tailrace.proto.schema import schema_of
+from tailrace.proto.forced_tools import answer_schema, forced_functions
 
 
 class Acknowledge(msgspec.Struct, frozen=True):
@@ -35,9 +35,10 @@ class AppendEvents(msgspec.Struct, frozen=True):
 
 
 class CheckSchema(msgspec.Struct, frozen=True):
-    """The answer is complete: check it against `schema`, then call `plan_after_check`."""
+    """The answer is complete: check `text` against `schema`, then call `plan_after_check`."""
 
     schema: dict[str, Any]
+    text: str
 
 
 class Fail(msgspec.Struct, frozen=True):
@@ -63,7 +64,7 @@ Plan = Action | CheckSchema
 # With these stop reasons the answer is not final, so it is not checked: a tool's result or the rest follows.
 UNFINISHED = ("tool_use", "pause_turn")
 # With these stop reasons a second call may give another answer; a call cut by a limit would be cut again.
-CORRECTABLE = ("end_turn", "stop_sequence")
+CORRECTABLE = ("end_turn", "stop_sequence", "tool_use")
 CONTINUED_TYPES = ("text", "thinking", "redacted_thinking")
 
 
@@ -76,9 +77,8 @@ def plan(turn: Turn, attempts_max: int, cut: str | None = None) -> Plan:
         return Acknowledge()
     if turn.request is not None and turn.request.via != "messages":
         return Leave()
-    schema = schema_of(turn.request.options) if turn.request else None
     if turn.stop.stop_reason is not None:
-        return Complete() if schema is None or turn.stop.stop_reason in UNFINISHED else CheckSchema(schema)
+        return schema_check(turn) or Complete()
     if turn.message is not None and cut is not None:
         return AppendEvents(closing_events(turn, cut))
     mode = next_mode(turn)
@@ -104,8 +104,20 @@ def next_mode(turn: Turn) -> Mode | None:
             return "restart"
         case _:
             # With a schema the model must write the JSON from its beginning.
-            has_schema = turn.request is not None and schema_of(turn.request.options) is not None
+            has_schema = turn.request is not None and answer_schema(turn.request) is not None
             return "continue" if can_continue(turn.blocks) and not (has_schema and turn.blocks) else "restart"
+
+
+def schema_check(turn: Turn) -> CheckSchema | None:
+    """Returns the check of the complete answer in `turn`; None if it has no schema, or is not final."""
+    if turn.request is None:
+        return None
+    functions = forced_functions(turn.request)
+    for block in turn.blocks:
+        if block.type == "tool_use" and (arguments := functions.get(str(block.start.get("name")))) is not None:
+            return CheckSchema(arguments, block.text)
+    schema = answer_schema(turn.request)
+    return None if schema is None or turn.stop.stop_reason in UNFINISHED else CheckSchema(schema, turn.text)
 
 
 def plan_after_check(

@@ -37,7 +37,7 @@ class Planner:
         if not isinstance(action, CheckSchema):
             return action
         try:
-            misfit = await self._checker.find_mismatch(action.schema, turn.text, key.tenant)
+            misfit = await self._checker.find_mismatch(action.schema, action.text, key.tenant)
         except SandboxFailed as error:
             logger.warning("answer not checked against its schema", error=str(error))
             metrics.SCHEMA_CHECKS.labels("unchecked").inc()

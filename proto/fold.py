@@ -74,7 +74,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     misfit: str | None = None
     """Why an earlier answer was rejected: it did not match the schema. None if no answer was rejected."""
     rejected: str = ""
-    """The text of the rejected answer."""
+    """The text of the rejected answer, or the arguments of the tool call that it consists of."""
     calls_before: tuple[CallUsage, ...] = ()
     """The usage of each earlier call."""
     usage_call: CallUsage = CallUsage()
@@ -249,7 +249,7 @@ class Folding:
                 self.changes |= {"generator": generator, "backend": backend, "mode": mode}
                 self.changes["attempt_traceparent"] = attempt.traceparent
                 if misfit is not None:
-                    self.changes |= {"misfit": misfit, "rejected": self.text()}
+                    self.changes |= {"misfit": misfit, "rejected": self.text() or self.text("tool_use")}
                     # The corrected answer is another one, and may be shorter.
                     self.furthest = 0
                 self.close_call()
@@ -293,8 +293,8 @@ class Folding:
         usage = self.envelope.get("usage", {}) | more.get("usage", {})
         self.envelope = self.envelope | more | ({"usage": usage} if usage else {})
 
-    def text(self) -> str:
-        return "".join(piece for open_ in self.blocks if open_.block.type == "text" for piece in open_.pieces)
+    def text(self, block_type: str = "text") -> str:
+        return "".join(piece for open_ in self.blocks if open_.block.type == block_type for piece in open_.pieces)
 
     def close_call(self) -> None:
         """Moves the usage of the current call, complete or not, to `calls_before`, with unreported output estimated."""

@@ -10,6 +10,7 @@ from tailrace.deploy.simulated_claude import directive, prose
 from tailrace.deploy.simulated_claude.conversation import Conversation
 from tailrace.deploy.simulated_claude.directive import Directive
 
+INPUT = '{"query":"tailrace"}'
 JSON_PIECE = re.compile(r".{1,8}", re.DOTALL)
 
 
@@ -39,22 +40,35 @@ class Part(msgspec.Struct, frozen=True):
         return sum(len(block.deltas) for block in self.blocks)
 
 
-def whole(conversation: Conversation, directed: Directive, *, is_json: bool = False) -> Part:
-    """Returns the complete answer; with `is_json` the JSON of `json=`. A tool is not called again after its result."""
+def whole(
+    conversation: Conversation, directed: Directive, *, json_sample: str = "", forced: tuple[str, str] | None = None
+) -> Part:
+    """Returns the complete answer. A tool of `tool=` is not called again after its result.
+
+    `json_sample`: the text is JSON, that of `json=` or else this one. `forced`: the answer is a call of the tool with
+    this name, and the input of `json=` or else this one.
+    """
     text = (
         prose.deltas(prose.markdown(directive.without(conversation.question)))
         if directed.words is None
         else words(directed.tag, directed.words)
     )
-    if is_json:
+    if json_sample:
         is_wrong = directed.wrong_json and not conversation.is_corrected
-        text = JSON_PIECE.findall(directed.wrong_json if is_wrong else directed.input_json)
+        text = JSON_PIECE.findall(directed.wrong_json if is_wrong else directed.input_json or json_sample)
     if directed.files:
         text = [conversation.files_sha256, *([" "] if text else []), *text]
     blocks = [Block("thinking", tuple(words("t", directed.thinking))), Block("text", tuple(text), cites=directed.cites)]
     if directed.tool and not conversation.has_tool_result:
-        blocks.append(Block("tool_use", tuple(JSON_PIECE.findall(directed.input_json)), directed.tool))
+        blocks.append(tool_call(directed.tool, directed.input_json or INPUT))
+    elif forced is not None:
+        name, tool_input = forced
+        blocks[1:] = [tool_call(name, directed.input_json or tool_input)]
     return Part(tuple(block for block in blocks if block.deltas))
+
+
+def tool_call(name: str, tool_input: str) -> Block:
+    return Block("tool_use", tuple(JSON_PIECE.findall(tool_input)), name)
 
 
 def words(tag: str, count: int) -> list[str]:

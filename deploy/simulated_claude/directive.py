@@ -19,8 +19,8 @@ A line `#sim …` in the last user message directs the answer:
   cites=N        the text ends with N citations: of a document, of a page, of a file, and so on
   thinking=N     a thinking block of N words comes first
   tool=NAME      a tool_use block comes last (not again once its result is in the conversation)
-  json={…}       the input of that tool; with a schema in `output_config`, the text
-  wrong={…}      with a schema, the text of the first answer, before a correction is requested
+  json={…}       the input of that tool, or of a forced one; with a schema in `output_config`, the text
+  wrong=X        with a schema, the text of the first answer, before a correction is requested: JSON `{…}` or a word
   repeat=N       a continuation repeats the last N words of the partial answer
   fault=KIND@N   breaks after delta N of the whole answer; several are allowed; the kinds:
                    429 529 500  an HTTP error at @0 (default), an `error` event later on
@@ -77,7 +77,7 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
     cites: int = 0
     thinking: int = 0
     tool: str = ""
-    input_json: str = '{"query":"tailrace"}'
+    input_json: str = ""
     wrong_json: str = ""
     repeat: int = 0
     retry_after_s: float = 1.0
@@ -103,7 +103,7 @@ def parse(line: str) -> Directive:
         name = NAME.match(line, at)
         if name is None or name[1] not in get_args(Setting):
             raise DirectiveInvalid(f"#sim: expected one of {', '.join(get_args(Setting))}= at {line[at:].strip()!r}")
-        value, at = value_at(line, name.end(), is_json=name[1] in ("json", "wrong"))
+        value, at = value_at(line, name.end(), is_json=is_json(name[1], line[name.end() :]))
         if name[1] == "fault":
             faults.append(fault(value))
         else:
@@ -119,6 +119,10 @@ def value_at(line: str, start: int, *, is_json: bool) -> tuple[str, int]:
         if line[end - 1] == "}" and is_object(line[start:end]):
             return line[start:end], end
     raise DirectiveInvalid("#sim: json= and wrong= want a JSON object on the same line")
+
+
+def is_json(name: str, rest: str) -> bool:
+    return name == "json" or (name == "wrong" and rest.startswith("{"))
 
 
 def is_object(text: str) -> bool:

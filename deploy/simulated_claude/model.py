@@ -87,7 +87,7 @@ def of_4_6(id_: str, display_name: str, created_at: str) -> Model:
 
 # As the API lists them: the newest first.
 MODELS = (
-    Model(id="claude-fable-5-2", display_name="Claude Fable 5.2", created_at="1970-01-01"),
+    Model(id="claude-fable-5-2", display_name="Claude Fable 5.2", created_at="1970-01-01", takes_forced_tools=False),
     Model(id="claude-haiku-5-5", display_name="Claude Haiku 5.5", created_at="2026-10-07", thinking=ADAPTIVE),
     Model(
         id="claude-sonnet-5-5",

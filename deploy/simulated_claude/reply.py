@@ -12,6 +12,7 @@ from tailrace.deploy.simulated_claude.directive import Directive, DirectiveInval
 from tailrace.deploy.simulated_claude.fault import Break, first_break
 from tailrace.deploy.simulated_claude.refusal import Refusal
 from tailrace.deploy.simulated_claude.request import Request
+from tailrace.deploy.simulated_claude.sample import sample
 
 NOTHING = Cached()
 # In the prompt of clients whose model has no structured outputs.
@@ -51,8 +52,10 @@ def understand(request: Request) -> Asked:
 def reply(asked: Asked, call: int, cached: Cached = NOTHING) -> Reply:
     """Returns the reply to call number `call` (from 1) of this turn; `cached` are the tokens of the prompt cache."""
     request, talk, directed = asked.request, asked.conversation, asked.directed
-    is_json = request.output_config.format is not None or IN_THE_PROMPT in request.system_text
-    all_of_it = answer.stopped(answer.whole(talk, directed, is_json=is_json), request.stop_sequences)
+    all_of_it = answer.stopped(
+        answer.whole(talk, directed, json_sample=json_sample(request), forced=forced_call(request)),
+        request.stop_sequences,
+    )
     remainder = answer.rest(all_of_it, talk.partial) if talk.partial else all_of_it
     if talk.partial and remainder is not None:
         remainder = answer.with_repeated(remainder, talk.partial, directed.repeat)
@@ -68,6 +71,19 @@ def reply(asked: Asked, call: int, cached: Cached = NOTHING) -> Reply:
         is_managed=request.context_management is not None,
         is_mismatched=remainder is None,
     )
+
+
+def json_sample(request: Request) -> str:
+    """Returns JSON that fits the request's schema; empty without a schema."""
+    if request.output_config.format is not None:
+        return sample(request.output_config.format.schema)
+    return answer.INPUT if IN_THE_PROMPT in request.system_text else ""
+
+
+def forced_call(request: Request) -> tuple[str, str] | None:
+    """Returns the name and an input of the tool that the answer must call, if there is one."""
+    tool = request.forced_tool
+    return (tool.name, sample(tool.input_schema)) if tool is not None else None
 
 
 def stop_reason(part: Part) -> str:

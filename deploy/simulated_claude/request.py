@@ -42,6 +42,18 @@ class OutputConfig(msgspec.Struct, frozen=True):
 
 class ToolChoice(msgspec.Struct, frozen=True):
     type: str
+    name: str = ""
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A tool; those of the API's own have no schema."""
+
+    name: str = ""
+    input_schema: dict[str, Any] = {}
+
+
+class Thinking(msgspec.Struct, frozen=True):
+    type: str = ""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -73,7 +85,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     stop_sequences: list[str] = []
     context_management: Any = None
     output_config: OutputConfig = OutputConfig()
+    tools: list[Tool] = []
     tool_choice: ToolChoice = ToolChoice("auto")
+    thinking: Thinking = Thinking()
     temperature: Any = msgspec.UNSET
     top_p: Any = msgspec.UNSET
     top_k: Any = msgspec.UNSET
@@ -81,6 +95,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def system_text(self) -> str:
         return self.system if isinstance(self.system, str) else " ".join(b.text for b in self.system)
+
+    @property
+    def forced_tool(self) -> Tool | None:
+        """The tool that the answer must call; of several, the first."""
+        if self.tool_choice.type not in FORCING:
+            return None
+        return next((tool for tool in self.tools if self.tool_choice.name in ("", tool.name)), None)
 
     @property
     def input_tokens(self) -> int:
@@ -148,6 +169,8 @@ def refuse_model(request: Request, model: Model) -> None:
             raise Refusal(INVALID, f"{name}: sampling parameters are not supported by this model")
     if request.tool_choice.type in FORCING and not model.takes_forced_tools:
         raise Refusal(INVALID, f"tool_choice: {request.tool_choice.type!r} is not supported by this model")
+    if request.tool_choice.type in FORCING and request.thinking.type == "enabled":
+        raise Refusal(INVALID, "Thinking may not be enabled when tool_choice forces tool use.")
     last = request.messages[-1]
     if last.role != "assistant":
         return

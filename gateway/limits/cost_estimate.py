@@ -13,8 +13,8 @@ import msgspec
 from tailrace.gateway.limits.pdf_pages import UNKNOWN_PAGES, PageCounter, pages_of_size
 from tailrace.proto.blobs import parse_reference
 from tailrace.proto.entries import Request
+from tailrace.proto.forced_tools import answer_schema
 from tailrace.proto.models import find_model, sum_costs
-from tailrace.proto.schema import schema_of
 from tailrace.proto.usage import ESTIMATE_CHARS, ESTIMATE_TOKENS, CallUsage
 
 # platform.claude.com, "Vision": larger images are scaled down to this; for models before Opus 4.7 to a third of it.
@@ -49,7 +49,7 @@ def estimate_request(request: Request, counter: PageCounter | None = None, *, is
         prompt = prompt._replace(tokens=min(prompt.tokens, model.input_tokens_max))
     calls, hedges = [_call(request, prompt, request.max_tokens)], []
     if request.via == "messages":
-        if schema_of(request.options) is not None:
+        if answer_schema(request) is not None:
             retry = prompt.with_more(request.max_tokens + SCHEMA_RETRY_TOKENS)
             calls.append(_call(request, retry, request.max_tokens))
         if is_hedged:
@@ -94,7 +94,7 @@ def _measure(request: Request, counter: PageCounter) -> _Prompt:
     options = request.options or {}
     ttls = [request.cache, _cache_ttl(options)]
     pending: list[Any] = [message.content for message in request.messages]
-    pending += [request.system, request.tools, schema_of(options)]
+    pending += [request.system, request.tools, answer_schema(request)]
     while pending:
         match pending.pop():
             case str(text):

@@ -30,8 +30,9 @@ from tailrace.generators.backends.message_batches_api import (
 )
 from tailrace.generators.batches.message_events import to_events
 from tailrace.generators.continuation import build_call
+from tailrace.generators.forced_tools import map_forced_call
 from tailrace.generators.load_blobs import BlobLoader
-from tailrace.generators.plan import UNFINISHED
+from tailrace.generators.plan import schema_check
 from tailrace.generators.planner import CHECK_WAIT_S
 from tailrace.generators.turn_runner import append_when_not_full
 from tailrace.proto import batch
@@ -43,7 +44,6 @@ from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Tombstones, TurnLog
 from tailrace.proto.runtime import json_schema
-from tailrace.proto.schema import schema_of
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -289,8 +289,8 @@ class MessageBatchSubmitter:
             await writer.append(
                 Attempt(prev=writer.last, attempt=1, generator=name, backend=MESSAGE_BATCHES, mode="fresh")
             )
-            outcome, failure = await self._write_result(writer, result)
-            schema_valid = await self._fits(request, writer.turn, child) if outcome == "completed" else None
+            outcome, failure = await self._write_result(writer, request, result)
+            schema_valid = await self._fits(writer.turn, child) if outcome == "completed" else None
             end = build_end(writer.turn, outcome, failure, schema_valid=schema_valid)
             await writer.append(end)
         except FenceLost:
@@ -299,12 +299,14 @@ class MessageBatchSubmitter:
         metrics.count_end(writer.turn)
         return end
 
-    async def _write_result(self, writer: "Writer", result: Result | Failure) -> tuple[Outcome, Failure | None]:
+    async def _write_result(
+        self, writer: "Writer", request: Request, result: Result | Failure
+    ) -> tuple[Outcome, Failure | None]:
         """Appends the events of a result; returns how the turn ends."""
         match result:
             case Succeeded(message):
                 try:
-                    for event in to_events(mark_as_batch(message)):
+                    for event in map_forced_call(to_events(mark_as_batch(message)), request):
                         await writer.append(Event(prev=writer.last, attempt=1, event=event))
                 except BackendError as error:
                     return "failed", Failure(error.code, error.message)
@@ -320,13 +322,13 @@ class MessageBatchSubmitter:
             case Failure():
                 return "failed", result
 
-    async def _fits(self, request: Request, turn: Turn, child: TurnKey) -> bool | None:
+    async def _fits(self, turn: Turn, child: TurnKey) -> bool | None:
         """Returns whether the answer fits its schema; None if unknown. A batch makes no call for a correction."""
-        schema = schema_of(request.options)
-        if schema is None or turn.stop.stop_reason in UNFINISHED:
+        check = schema_check(turn)
+        if check is None:
             return None
         try:
-            return await self._checker.find_mismatch(schema, turn.text, child.tenant) is None
+            return await self._checker.find_mismatch(check.schema, check.text, child.tenant) is None
         except SandboxFailed as error:
             logger.warning("answer not checked against its schema", turn=child.turn, error=str(error))
             return None

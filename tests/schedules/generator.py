@@ -8,6 +8,7 @@ import msgspec
 
 from tailrace.generators.budget import cut_at_cost, limit_cost
 from tailrace.generators.failover import BackendOrders, Source
+from tailrace.generators.forced_tools import write_forced_call
 from tailrace.generators.hedging import HedgeTaker, Hedging
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
@@ -103,7 +104,7 @@ class Generator:
             caller,
             Planner(DEFAULTS.attempts_max, [cut_at_cost]),
             name=self.name,
-            sinks=[limit_cost],
+            sinks=[limit_cost, write_forced_call],
             races=hedging if self._server.faults.is_hedged else None,
         )
         self.worker = Worker(

@@ -256,12 +256,12 @@ def shaped(heard: Sequence[events.Event], attempts: int = 1, misfit: str | None 
 def test_an_answer_with_a_schema_is_checked_and_corrected_once() -> None:
     """A generator that takes over counts the corrections in the log."""
     first = shaped([START, *closed("text"), STOPPED])
-    assert plan(first, 5) == CheckSchema(SCHEMA)
+    assert plan(first, 5) == CheckSchema(SCHEMA, "some")
     assert plan_after_check(first, None, 5) == Complete(schema_valid=True)
     # A complete answer has moved forward, so the last attempt may be corrected, too.
     assert [plan_after_check(first, "no", most) for most in (1, 5)] == [MakeAttempt(2, "restart", "no")] * 2
     second = shaped([START, *closed("text"), STOPPED], misfit="no")
-    assert plan(second, 5) == CheckSchema(SCHEMA)
+    assert plan(second, 5) == CheckSchema(SCHEMA, "some")
     assert plan_after_check(second, "no again", 5) == Complete(schema_valid=False)
 
 
@@ -270,7 +270,7 @@ def test_an_answer_cut_by_a_limit_is_not_corrected(stop_reason: str) -> None:
     """It is checked all the same."""
     stopped = events.MessageDelta(events.StopReason(stop_reason))
     turn = shaped([START, *closed("text"), stopped])
-    assert plan(turn, 5) == CheckSchema(SCHEMA)
+    assert plan(turn, 5) == CheckSchema(SCHEMA, "some")
     assert plan_after_check(turn, "no", 5) == Complete(schema_valid=False)
 
 

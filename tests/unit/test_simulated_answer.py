@@ -64,7 +64,7 @@ def test_a_continuation_ends_at_the_same_stop_sequence() -> None:
 def test_with_a_schema_the_text_is_the_directed_json() -> None:
     """In pieces, as it streams."""
     directed = read_directive('#sim words=3 json={"a":[1,2,3,4]}')
-    (block,) = whole(conversation(("user", "x")), directed, is_json=True).blocks
+    (block,) = whole(conversation(("user", "x")), directed, json_sample="{}").blocks
     assert (block.kind, block.content, len(block.deltas)) == ("text", '{"a":[1,2,3,4]}', 2)
 
 

@@ -54,6 +54,7 @@ def type_of_refusal(request: dict[str, Any]) -> str | None:
         ({"tool_choice": {"type": "auto"}}, None),
         ({"tool_choice": {"type": "none"}}, None),
         (OLD | {"tool_choice": {"type": "any"}}, None),
+        (OLD | {"tool_choice": {"type": "any"}, "thinking": {"type": "enabled"}}, "invalid_request_error"),
         ({"model": "claude-haiku-5-5", "tool_choice": {"type": "tool", "name": "look"}}, None),
         ({"output_config": formatted({"type": "object", "additionalProperties": False})}, None),
         ({"output_config": formatted({"type": "object"})}, "invalid_request_error"),
@@ -72,7 +73,7 @@ def test_an_invalid_request_is_refused_as_by_the_api(change: dict[str, Any], typ
 
 
 def test_models_without_forced_tools_are_those_of_the_product_data() -> None:
-    """The gateway refuses the same requests for OpenAI's clients."""
+    """Generators do not send them such requests."""
     said = {name: model.supports.forced_tools for name, model in models().items() if name in BY_NAME}
     assert [name for name, is_taken in said.items() if is_taken is False] == [
         name for name in said if not BY_NAME[name].takes_forced_tools

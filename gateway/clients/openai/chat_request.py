@@ -143,7 +143,7 @@ def _options(chat: ChatCompletionRequest, model: Model) -> Options:
     user = chat.safety_identifier or chat.user
     given = {
         "stop_sequences": [chat.stop] if isinstance(chat.stop, str) else chat.stop,
-        "tool_choice": _tool_choice(chat, model),
+        "tool_choice": _tool_choice(chat),
         "output_config": ({"effort": effort} if effort else {}) | _format(chat),
         "thinking": chat.thinking or common.thinking(chat.reasoning_effort, model, "reasoning_effort"),
         "metadata": {"user_id": user} if user else None,
@@ -151,21 +151,18 @@ def _options(chat: ChatCompletionRequest, model: Model) -> Options:
     return {name: value for name, value in given.items() if value}
 
 
-def _tool_choice(chat: ChatCompletionRequest, model: Model) -> Options | None:
+def _tool_choice(chat: ChatCompletionRequest) -> Options | None:
     if not chat.tools:
         return None
     if isinstance(chat.tool_choice, NamedTool):
-        return common.tool_choice(None, chat.tool_choice.function.name, model, parallel=chat.parallel_tool_calls)
-    return common.tool_choice(chat.tool_choice, None, model, parallel=chat.parallel_tool_calls)
+        return common.tool_choice(None, chat.tool_choice.function.name, parallel=chat.parallel_tool_calls)
+    return common.tool_choice(chat.tool_choice, None, parallel=chat.parallel_tool_calls)
 
 
 def _format(chat: ChatCompletionRequest) -> Options:
     match chat.response_format:
         case AnyJson():
-            raise Refused(
-                "request_invalid",
-                "`response_format`: `json_object` is not supported, because Claude needs a schema: send `json_schema`",
-            )
+            return {"format": common.ANY_OBJECT}
         case JsonSchema(json_schema=Schema(schema=schema)):
             return {"format": {"type": "json_schema", "schema": schema}}
         case _:

@@ -20,6 +20,10 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Choice = Literal["auto", "none", "required"]
 
 NO_INPUT: Fields = {"type": "object", "properties": {}}
+# Claude has no JSON mode. With this schema, which no API enforces, the prompt asks for an object, and the answer is
+# checked and requested once more (PROTOCOL R60). Its stream is not held back for the check: an answer that fits, which
+# is nearly every one, would have no first token before its end, and a client that shows partial JSON would show none.
+ANY_OBJECT: Fields = {"type": "json_schema", "schema": {"type": "object"}}
 PDF, PLAIN = "application/pdf", "text/plain"
 
 
@@ -117,15 +121,13 @@ def tool_use_block(call_id: str, name: str, arguments: str, where: str) -> Field
     return {"type": "tool_use", "id": call_id, "name": name, "input": parsed}
 
 
-def tool_choice(choice: Choice | None, name: str | None, model: Model, *, parallel: bool | None) -> Fields | None:
-    """Returns Anthropic's `tool_choice`, None for its default. `name` takes precedence. Raises Refused."""
+def tool_choice(choice: Choice | None, name: str | None, *, parallel: bool | None) -> Fields | None:
+    """Returns Anthropic's `tool_choice`, None for its default. `name` takes precedence."""
     if name is None and choice == "none":
         return {"type": "none"}
     built: Fields = {"type": "any" if choice == "required" else "auto"}
     if name is not None:
         built = {"type": "tool", "name": name}
-    if built["type"] != "auto" and model.supports.forced_tools is False:
-        raise Refused("request_invalid", f"`tool_choice`: {model.id} does not support forced tool calls: send `auto`")
     if parallel is False:
         built["disable_parallel_tool_use"] = True
     return built if built != {"type": "auto"} else None

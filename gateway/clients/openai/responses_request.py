@@ -150,7 +150,7 @@ def _options(body: ResponseRequest, model: Model) -> Fields:
     user = body.safety_identifier or body.user
     config = {"effort": common.effort(reasoning.effort, model, "reasoning.effort"), "format": _format(body)}
     given = {
-        "tool_choice": _tool_choice(body, model),
+        "tool_choice": _tool_choice(body),
         "output_config": {name: value for name, value in config.items() if value is not None},
         "thinking": body.thinking or _thinking(reasoning, model),
         "metadata": {"user_id": user} if user else None,
@@ -158,23 +158,25 @@ def _options(body: ResponseRequest, model: Model) -> Fields:
     return {name: value for name, value in given.items() if value not in (None, {})}
 
 
-def _tool_choice(body: ResponseRequest, model: Model) -> Fields | None:
+def _tool_choice(body: ResponseRequest) -> Fields | None:
     if not body.tools:
         return None
     match body.tool_choice:
         case NamedTool(type="function", name=str(name)):
-            return common.tool_choice(None, name, model, parallel=body.parallel_tool_calls)
+            return common.tool_choice(None, name, parallel=body.parallel_tool_calls)
         case NamedTool(type=kind):
             raise Refused("request_invalid", f"`tool_choice`: `{kind[:64]}` is not supported: name a function")
         case choice:
-            return common.tool_choice(choice, None, model, parallel=body.parallel_tool_calls)
+            return common.tool_choice(choice, None, parallel=body.parallel_tool_calls)
 
 
 def _format(body: ResponseRequest) -> Fields | None:
     match body.text and body.text.format:
         case Format(type="json_schema", schema=dict(schema)):
             return {"type": "json_schema", "schema": schema}
-        case Format(type="json_schema" | "json_object"):
+        case Format(type="json_object"):
+            return common.ANY_OBJECT
+        case Format(type="json_schema"):
             raise Refused("request_invalid", "`text.format` needs a schema: send `json_schema` with its `schema`")
         case _:
             return None

@@ -1,0 +1,102 @@
+"""Forced tool calls of models that cannot be forced: the functions, and the JSON Schema of the answer. Pure.
+
+Some models refuse a `tool_choice` of `any` or `tool`, and no model accepts one with a thinking budget (Anthropic's
+docs, "Forcing tool use"). Their answer is structured output, and the generator stores it as the call (PROTOCOL R77).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tailrace.proto.entries import Request
+from tailrace.proto.models import find_model
+from tailrace.proto.schema import schema_of
+
+Schema = dict[str, Any]
+Functions = Mapping[str, Schema]
+"""The schema of each function's arguments, by the function's name."""
+
+FORCED = ("any", "tool")
+SECTIONS = ("$defs", "definitions")
+
+
+def answer_schema(request: Request) -> Schema | None:
+    """Returns the JSON Schema that the model's answer must fit, or None."""
+    functions = forced_functions(request)
+    return call_schema(functions) if functions else schema_of(request.options)
+
+
+def forced_functions(request: Request) -> Functions:
+    """Returns the functions of which the answer must call one; none if the call is not forced, or the model does it."""
+    options = request.options or {}
+    choice = options.get("tool_choice")
+    if not (isinstance(choice, dict) and choice.get("type") in FORCED and _is_refused(request.model, options)):
+        return {}
+    functions = {
+        tool["name"]: _schema(tool)
+        for tool in request.tools or ()
+        if isinstance(tool.get("name"), str) and isinstance(tool.get("input_schema"), dict)
+    }
+    if choice["type"] == "any":
+        return functions
+    return {name: schema for name, schema in functions.items() if name == choice.get("name")}
+
+
+def call_schema(functions: Functions) -> Schema:
+    """Returns the schema of a call: the arguments of the only function, or the name and the arguments of one of them.
+
+    The definitions of several functions are renamed, because two functions may use the same name.
+    """
+    if len(functions) == 1:
+        return next(iter(functions.values()))
+    definitions: Schema = {}
+    for name, schema in functions.items():
+        moved = _rename(schema, name)
+        for section in SECTIONS:
+            definitions |= {f"{name}.{inner}": value for inner, value in moved.pop(section, {}).items()}
+        definitions[name] = moved
+    return {"anyOf": [_named_call(name) for name in functions], "$defs": definitions}
+
+
+def _is_refused(model_name: str, options: Mapping[str, Any]) -> bool:
+    model = find_model(model_name)
+    has_budget = isinstance(thinking := options.get("thinking"), dict) and thinking.get("type") == "enabled"
+    return has_budget or (model is not None and model.supports.forced_tools is False)
+
+
+def _schema(tool: Schema) -> Schema:
+    """Returns the schema of a tool's arguments, described as the tool is."""
+    schema: Schema = tool["input_schema"]
+    description = tool.get("description")
+    return {"description": description, **schema} if isinstance(description, str) else schema
+
+
+def _named_call(name: str) -> Schema:
+    return {
+        "type": "object",
+        "properties": {"name": {"type": "string", "const": name}, "arguments": {"$ref": f"#/$defs/{name}"}},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def _rename(schema: Any, name: str) -> Any:
+    """Returns `schema` with references to where `call_schema` puts it."""
+    match schema:
+        case dict():
+            return {
+                key: _rename_reference(value, name) if key == "$ref" else _rename(value, name)
+                for key, value in schema.items()
+            }
+        case list():
+            return [_rename(one, name) for one in schema]
+        case _:
+            return schema
+
+
+def _rename_reference(reference: Any, name: str) -> Any:
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return _rename(reference, name)
+    for section in SECTIONS:
+        if reference.startswith(f"#/{section}/"):
+            return f"#/$defs/{name}.{reference.removeprefix(f'#/{section}/')}"
+    return f"#/$defs/{name}{reference.removeprefix('#')}"

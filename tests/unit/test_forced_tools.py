@@ -1,0 +1,236 @@
+"""Forced tool calls of models that cannot be forced: the call to the model, and what is stored of its answer."""
+
+from typing import Any
+
+import jsonschema_rs
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailrace.deploy.simulated_claude.request import decode
+from tailrace.generators.backends.model_event import ModelEvent, from_event
+from tailrace.generators.continuation import build_call, prepare_call
+from tailrace.generators.forced_tools import CallWriter, map_forced_call
+from tailrace.generators.plan import CheckSchema, Complete, MakeAttempt, plan, plan_after_check, schema_check
+from tailrace.proto import events
+from tailrace.proto.forced_tools import answer_schema, call_schema, forced_functions
+from tailrace.proto.schema import with_schema
+from tests.harness.turn_builder import Handwritten, attempt, raw, request
+
+DAY = {"type": "object", "properties": {"day": {"$ref": "#/$defs/Day"}}, "$defs": {"Day": {"enum": ["Mo", "Tu"]}}}
+LOOK = {"name": "look", "description": "Looks.", "input_schema": DAY}
+# The same name for another definition, and a reference to the whole.
+TREE = {
+    "type": "object",
+    "properties": {"Day": {"$ref": "#/definitions/Day"}, "next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+    "definitions": {"Day": {"type": "integer"}},
+}
+GROW = {"name": "grow", "input_schema": TREE}
+SEARCH = {"type": "web_search_20260101", "name": "search"}
+TOOLS = [LOOK, GROW, SEARCH]
+ANY = {"type": "any", "disable_parallel_tool_use": True}
+ONE = {"type": "tool", "name": "look"}
+ARGUMENTS = '{"day": "Mo", "a": {"b": ["}", " }"]}}'
+NAMED = f'{{ "name": "look" , "arguments": {ARGUMENTS} }}\n'
+
+
+def functions(**given: Any) -> list[str]:
+    return list(forced_functions(request(**{"tools": TOOLS} | given)))
+
+
+@pytest.mark.parametrize(
+    ("given_fields", "names"),
+    [
+        ({"options": {"tool_choice": ONE}}, ["look"]),
+        # A tool of Anthropic's own has no schema.
+        ({"options": {"tool_choice": ANY}}, ["look", "grow"]),
+        ({"options": {"tool_choice": {"type": "tool", "name": "other"}}}, []),
+        ({"options": {"tool_choice": {"type": "auto"}}}, []),
+        ({"options": {"tool_choice": "any"}}, []),
+        ({"options": {"tool_choice": ANY}, "tools": None}, []),
+        ({}, []),
+        ({"options": {"tool_choice": ANY}, "model": "claude-haiku-5-5"}, []),
+        ({"options": {"tool_choice": ANY}, "model": "gpt-9"}, []),
+        ({"options": {"tool_choice": ONE, "thinking": {"type": "adaptive"}}, "model": "claude-haiku-5-5"}, []),
+        ({"options": {"tool_choice": ONE, "thinking": {"type": "enabled"}}, "model": "claude-haiku-4-5"}, ["look"]),
+    ],
+)
+def test_which_calls_the_model_cannot_be_forced_to(given_fields: dict[str, Any], names: list[str]) -> None:
+    """The model makes any other call itself."""
+    assert functions(**given_fields) == names
+
+
+def test_a_forced_call_is_requested_as_structured_output() -> None:
+    """The API accepts it. The tools stay, and so do the other options."""
+    options = with_schema({"tool_choice": ONE, "output_config": {"effort": "low"}, "stop_sequences": ["x"]}, {})
+    call = build_call(request(tools=TOOLS, options=options, system="Be brief."))
+    schema = {**DAY, "description": "Looks.", "additionalProperties": False}
+    assert call.options == {
+        "tool_choice": {"type": "none"},
+        "stop_sequences": ["x"],
+        "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": schema}},
+    }
+    assert call.tools == TOOLS
+    assert str(call.system).startswith("Be brief.\n\n")
+    assert "`look`" in str(call.system)
+    sent = {"model": call.model, "max_tokens": 10, "messages": call.messages, "system": call.system} | call.options
+    decode(msgspec.json.encode(sent))
+
+
+def test_a_schema_beyond_structured_outputs_goes_into_the_prompt() -> None:
+    call = build_call(request(tools=TOOLS, options={"tool_choice": {"type": "tool", "name": "grow"}}))
+    assert call.options == {"tool_choice": {"type": "none"}}
+    assert "JSON Schema" in str(call.system)
+
+
+@pytest.mark.parametrize(
+    ("answer", "fits"),
+    [
+        ({"name": "look", "arguments": {"day": "Mo"}}, True),
+        ({"name": "look", "arguments": {"day": 1}}, False),
+        ({"name": "grow", "arguments": {"Day": 1, "next": {"Day": 2, "next": None}}}, True),
+        ({"name": "grow", "arguments": {"next": {"Day": "Mo"}}}, False),
+        ({"name": "search", "arguments": {}}, False),
+        ({"arguments": {"day": "Mo"}}, False),
+    ],
+)
+def test_one_schema_describes_a_call_of_several_functions(answer: Any, *, fits: bool) -> None:
+    """Each function keeps its own definitions."""
+    schema = call_schema({"look": DAY, "grow": TREE})
+    assert jsonschema_rs.validator_for(schema).is_valid(answer) == fits
+
+
+def answered(text: list[str], stop_reason: str = "end_turn") -> list[ModelEvent]:
+    """Returns an answer of the model with one text block after a thought."""
+    stop = raw(
+        {"type": "message_delta", "delta": {"stop_reason": stop_reason}, "usage": {"output_tokens": 7}, "new": 1}
+    )
+    return [
+        from_event(events.MessageStart(events.MessageHead("msg_1", "m"))),
+        from_event(events.BlockStart(0, {"type": "thinking", "thinking": ""})),
+        from_event(events.BlockDelta(0, events.ThinkingDelta("Hm."))),
+        from_event(events.BlockStop(0)),
+        from_event(events.BlockStart(1, {"type": "text", "text": ""})),
+        *(from_event(events.BlockDelta(1, events.TextDelta(piece))) for piece in text),
+        from_event(events.BlockStop(1)),
+        ModelEvent(events.decode(stop), stop, "message_delta"),
+    ]
+
+
+def stored(choice: dict[str, Any], answer: list[ModelEvent]) -> Handwritten:
+    """Returns the log of a turn whose model answered so."""
+    log = Handwritten()
+    options = {"tool_choice": choice}
+    log.ask(tools=TOOLS, options=options)
+    log.take()
+    writer = CallWriter(forced_functions(request(tools=TOOLS, options=options)))
+    for event in answer:
+        log.hear(*(one.event for one in writer.map(event) if not isinstance(one.event, events.UnknownEvent)))
+    return log
+
+
+@pytest.mark.rule("R77")
+@given(data=st.data())
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        (ONE, ARGUMENTS),
+        (ONE, f"\n {ARGUMENTS}"),
+        (ANY, NAMED),
+        (ANY, f'{{"arguments": {ARGUMENTS}, "name": "look"}}'),
+    ],
+    ids=["one function", "after white space", "one of several", "arguments first"],
+)
+def test_the_answer_is_stored_as_the_call(choice: dict[str, Any], text: str, data: st.DataObject) -> None:
+    """However its text is split. It is checked against the function's schema."""
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(text) - 1))))
+    pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    turn = stored(choice, answered(pieces)).turn
+    thought, call = turn.blocks
+    assert (thought.type, call.type, call.text, call.is_closed) == ("thinking", "tool_use", ARGUMENTS, True)
+    assert call.start == {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
+    assert (turn.stop.stop_reason, turn.usage.output_tokens, turn.text) == ("tool_use", 7, "")
+    assert plan(turn, 5) == CheckSchema({"description": "Looks.", **DAY}, ARGUMENTS)
+
+
+@pytest.mark.rule("R77")
+@pytest.mark.parametrize(
+    ("choice", "pieces", "deltas"),
+    [
+        (ONE, ['{"da', 'y": 1', "}"], ['{"da', 'y": 1', "}"]),
+        (ANY, ['{"name": "look", "argu', 'ments": {"da', 'y": {}', "}", "}"], ['{"da', 'y": {', "}", "}"]),
+    ],
+)
+def test_arguments_are_passed_on_as_they_come(choice: dict[str, Any], pieces: list[str], deltas: list[str]) -> None:
+    """Of one function of several without the object around them."""
+    stored_events = [events.decode(one.entry.event) for one in stored(choice, answered(pieces)).stored[2:]]  # type: ignore[union-attr]
+    found = [one.delta for one in stored_events if isinstance(one, events.BlockDelta)]
+    assert [delta.partial_json for delta in found if isinstance(delta, events.InputJsonDelta)] == deltas
+
+
+@pytest.mark.rule("R77")
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        (ONE, "I cannot."),
+        (ONE, ""),
+        (ONE, "```json\n{}\n```"),
+        (ANY, ARGUMENTS),
+        (ANY, '{"name": "search", "arguments": {}}'),
+    ],
+)
+def test_an_answer_that_is_no_call_stays_text_and_is_requested_again(choice: dict[str, Any], text: str) -> None:
+    """With its text and the reason. A refusal is final."""
+    turn = stored(choice, answered([text[:3], text[3:]])).turn
+    assert (turn.stop.stop_reason, turn.blocks[-1].type) == ("end_turn", "text")
+    check = plan(turn, 5)
+    assert isinstance(check, CheckSchema)
+    assert not is_valid(check)
+    assert plan_after_check(turn, "no", 5) == MakeAttempt(2, "restart", "no")
+    refused = stored(choice, answered([text], "refusal")).turn
+    assert plan_after_check(refused, "no", 5) == Complete(schema_valid=False)
+
+
+def is_valid(check: CheckSchema) -> bool:
+    try:
+        answer = msgspec.json.decode(check.text)
+    except msgspec.DecodeError:
+        return False
+    return jsonschema_rs.validator_for(check.schema).is_valid(answer)
+
+
+@pytest.mark.rule("R77")
+def test_a_rejected_call_is_shown_to_the_model() -> None:
+    log = stored(ONE, answered(['{"day": 1}']))
+    log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="wrong day"))
+    call, _ = prepare_call(log.turn, "restart")
+    assert [message.content for message in call.messages[1:2]] == ['{"day": 1}']
+    assert "wrong day" in str(call.messages[2].content)
+
+
+@pytest.mark.rule("R77")
+def test_a_broken_call_starts_again() -> None:
+    """Without a block nothing is taken back."""
+    answer = answered([ARGUMENTS[:5]])
+    assert plan(stored(ONE, answer[:-2]).turn, 5) == MakeAttempt(2, "restart")
+    assert plan(stored(ONE, answer[:4]).turn, 5) == MakeAttempt(2, "restart")
+    assert plan(stored(ONE, answer[:1]).turn, 5) == MakeAttempt(2, "continue")
+
+
+def test_a_result_of_a_message_batch_is_mapped_alike() -> None:
+    """By every generator to the same bytes."""
+    asked = request(tools=TOOLS, options={"tool_choice": ONE})
+    answer = [one.raw for one in answered([ARGUMENTS])]
+    mapped = map_forced_call(answer, asked)
+    assert mapped == map_forced_call(answer, asked)
+    assert b'"toolu_1"' in bytes(mapped[4])
+    stop = msgspec.json.decode(mapped[-1])
+    assert stop == msgspec.json.decode(answer[-1]) | {"delta": {"stop_reason": "tool_use"}}
+    assert map_forced_call(answer, request()) == answer
+
+
+def test_without_a_forced_call_the_schema_is_that_of_the_text() -> None:
+    options = with_schema({"tool_choice": ONE}, {"type": "object"})
+    assert answer_schema(request(options=options, tools=TOOLS, model="claude-haiku-5-5")) == {"type": "object"}
+    assert schema_check(Handwritten().turn) is None
