@@ -31,7 +31,8 @@ def allowed_names(kind: type, problem: str) -> list[str]:
     found = [inspect.type_info(kind)]
     for step in STEP.findall(path[1] if path else ""):
         found = [inner for one in _without_unions(found) for inner in _children(one, step)]
-    return list(_names(found, problem))
+    # Several types of a union may have the same field.
+    return list(dict.fromkeys(_names(found, problem)))
 
 
 def _names(found: Iterable[inspect.Type], problem: str) -> Iterator[str]:

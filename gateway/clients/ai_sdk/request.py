@@ -11,7 +11,6 @@
 | `data-*`, `step-start`, `custom` and others | nothing: they are for the page |
 """
 
-import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -20,6 +19,7 @@ from msgspec import Meta
 from tailrace.gateway.clients.ai_sdk.file import file_block
 from tailrace.gateway.clients.ai_sdk.stream import MESSAGE
 from tailrace.gateway.clients.ai_sdk.tool_result import encode_output
+from tailrace.gateway.clients.openai.unsupported import plain_names
 from tailrace.gateway.turns.request_body import NewTurn, OnBusy
 from tailrace.gateway.turns.submit import IDEMPOTENCY_KEY
 from tailrace.proto.depth import is_deeper
@@ -28,9 +28,6 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.fold import INPUT_LEVELS_MAX
 
 DENIED = "the user denied this tool call"
-# Only plain names are returned in the response header.
-NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-NAMES_MAX = 20
 TOO_OLD = (
     "`messages` have a `content`, as AI SDK 3 and 4 send it: this route is for AI SDK 5 or newer. "
     "Update `ai` and `@ai-sdk/react`, whose messages have `parts`"
@@ -127,8 +124,7 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
 def unknown_fields(raw: bytes) -> list[str]:
     """Returns the names of unknown fields, which are ignored: an app may send its own."""
     known = {field.encode_name for field in msgspec.structs.fields(UIChatRequest)}
-    names = (name for name in msgspec.json.decode(raw, type=dict[str, msgspec.Raw]) if name not in known)
-    return [name for name in names if NAME.fullmatch(name)][:NAMES_MAX]
+    return plain_names(name for name in msgspec.json.decode(raw, type=dict[str, msgspec.Raw]) if name not in known)
 
 
 def convert_message(message: UIMessageParam, number: int) -> list[Message]:

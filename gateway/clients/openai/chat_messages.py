@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from tailrace.gateway.clients.openai import common
+from tailrace.gateway.clients.openai.unsupported import plain_names
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 
@@ -51,13 +52,21 @@ class RefusalPart(_Part, frozen=True, tag="refusal"):
     refusal: str
 
 
-class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class AnsweredText(TextPart, frozen=True, forbid_unknown_fields=False, tag="text"):
+    """A text of the assistant. Some clients send the whole message back in each part."""
+
+
+class AnsweredRefusal(RefusalPart, frozen=True, forbid_unknown_fields=False, tag="refusal"):
+    """A refusal of the assistant."""
+
+
+class Function(msgspec.Struct, frozen=True):
     name: str
     arguments: str = ""
     parsed_arguments: Any = None
 
 
-class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
+class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
     id: str
     function: Function
     index: int | None = None
@@ -80,8 +89,10 @@ class UserMessage(_Message, frozen=True, tag="user"):
     content: str | list[TextPart | ImagePart | FilePart]
 
 
-class AssistantMessage(_Message, frozen=True, tag="assistant"):
-    content: str | list[TextPart | RefusalPart] | None = None
+class AssistantMessage(_Message, frozen=True, forbid_unknown_fields=False, tag="assistant"):
+    """A message of the assistant. Its unknown fields are ignored: clients send back what servers have sent."""
+
+    content: str | list[AnsweredText | AnsweredRefusal] | None = None
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
     reasoning_content: str | None = None
@@ -124,6 +135,40 @@ def conversation_of(messages: Sequence[ChatMessage]) -> list[Message]:
         else:
             converted += [_message(one, f"messages[{n}]") for n, one in run]
     return converted
+
+
+def unknown_fields(messages: Sequence[ChatMessage], raw: bytes) -> list[str]:
+    """Returns the unknown fields of the assistant's messages in the body `raw`, for example `messages.content.id`."""
+    if not any(isinstance(one, AssistantMessage) for one in messages):
+        return []
+    sent = zip(messages, msgspec.json.decode(raw, type=_Sent).messages, strict=True)
+    answers = [msgspec.json.decode(fields) for one, fields in sent if isinstance(one, AssistantMessage)]
+    return plain_names(name for answer in answers for name in _unknown(answer, AssistantMessage, "messages"))
+
+
+class _Sent(msgspec.Struct, frozen=True):
+    messages: list[msgspec.Raw]
+
+
+INNER: dict[str, dict[str | None, type[msgspec.Struct]]] = {
+    "messages.content": {"text": AnsweredText, "refusal": AnsweredRefusal},
+    "messages.tool_calls": {"function": ToolCall},
+    "messages.tool_calls.function": {None: Function},
+}
+"""The type of an object inside of a message, by its path and its own `type`."""
+
+
+def _unknown(fields: dict[str, Any], kind: type[msgspec.Struct], path: str) -> Iterator[str]:
+    """Yields the paths of the fields that `kind` does not have, also in the objects inside."""
+    known = {*kind.__struct_fields__, kind.__struct_config__.tag_field}
+    for name, value in fields.items():
+        inner = f"{path}.{name}"
+        if name not in known:
+            yield inner
+        elif inner in INNER:
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, dict):
+                    yield from _unknown(one, INNER[inner][one.get("type")], inner)
 
 
 def _message(message: ChatMessage, where: str) -> Message:

@@ -9,7 +9,13 @@ from typing import Annotated, Any
 import msgspec
 
 from tailrace.gateway.clients.openai import common
-from tailrace.gateway.clients.openai.chat_messages import AssistantMessage, ChatMessage, conversation_of, system_of
+from tailrace.gateway.clients.openai.chat_messages import (
+    AssistantMessage,
+    ChatMessage,
+    conversation_of,
+    system_of,
+    unknown_fields,
+)
 from tailrace.gateway.clients.openai.chat_parameters import UNSUPPORTED
 from tailrace.gateway.clients.openai.common import Choice, Effort, RequestBody
 from tailrace.gateway.clients.openai.unsupported import BuiltTurn, ignored_parameters
@@ -96,8 +102,11 @@ class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unkno
     prediction: Any = None
 
 
-def build_turn(chat: ChatCompletionRequest, model: Model) -> BuiltTurn:
-    """Returns the turn for `model`, and the ignored parameters. Raises Refused with the name of a wrong field."""
+def build_turn(chat: ChatCompletionRequest, model: Model, raw: bytes) -> BuiltTurn:
+    """Returns the turn for `model`, and the ignored parameters of the body `raw`.
+
+    Raises Refused with the name of a wrong field.
+    """
     sampling, ignored_sampling = common.sampling(chat.temperature, chat.top_p, model)
     turn = NewTurn(
         messages=conversation_of(chat.messages),
@@ -117,7 +126,8 @@ def build_turn(chat: ChatCompletionRequest, model: Model) -> BuiltTurn:
         on_interrupt=chat.on_interrupt,
         on_disconnect=chat.on_disconnect,
     )
-    return BuiltTurn(turn, [*ignored_parameters(chat, UNSUPPORTED), *ignored_sampling])
+    ignored = [*ignored_parameters(chat, UNSUPPORTED), *ignored_sampling, *unknown_fields(chat.messages, raw)]
+    return BuiltTurn(turn, ignored)
 
 
 def _max_tokens(new: int | None, old: int | None) -> int | None:

@@ -20,7 +20,7 @@ async def post_chat_completion(request: ApiRequest, responder: Responder, catalo
     body, raw = await request.read(ChatCompletionRequest)
     chat = apply_session_headers(body, request.headers)
     model = (await catalogue.offer(request.tenant)).model(chat.model)
-    new_turn, ignored = build_turn(chat, model)
+    new_turn, ignored = build_turn(chat, model, raw)
     include_usage = chat.stream_options is not None and bool(chat.stream_options.include_usage)
     return await responder.answer(
         request,

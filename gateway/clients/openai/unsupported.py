@@ -5,6 +5,7 @@ A parameter that does not change the meaning of the answer is ignored, and named
 Each protocol has its own table.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import Refused
 
 IGNORED, REFUSED = False, True
+# Only plain names are returned in the response header.
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+NAMES_MAX = 20
 
 
 class Unsupported(NamedTuple):
@@ -42,6 +46,11 @@ def ignored_parameters(body: Any, table: Iterable[Unsupported]) -> Iterator[str]
         if parameter.is_refused:
             raise Refused("request_invalid", f"`{parameter.name}` is not supported: {parameter.reason}")
         yield parameter.name
+
+
+def plain_names(names: Iterable[str]) -> list[str]:
+    """Returns the names of unknown fields that a header can hold: each once, and not too many."""
+    return [name for name in dict.fromkeys(names) if NAME.fullmatch(name)][:NAMES_MAX]
 
 
 def ignored_header(names: Sequence[str]) -> dict[str, str]:

@@ -74,8 +74,9 @@ def update() -> None:
 
 
 def _chat(body: dict[str, Any], _: Mapping[str, str]) -> BuiltTurn:
-    request = decode(msgspec.json.encode(body), chat_request.ChatCompletionRequest)
-    return chat_request.build_turn(request, models()[body["model"]])
+    raw = msgspec.json.encode(body)
+    request = decode(raw, chat_request.ChatCompletionRequest)
+    return chat_request.build_turn(request, models()[body["model"]], raw)
 
 
 def _responses(body: dict[str, Any], _: Mapping[str, str]) -> BuiltTurn:
