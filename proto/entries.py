@@ -92,6 +92,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The estimated position in the queue when the turn was accepted, from 1. None: a generator was free."""
     traceparent: str | None = None
     """The span of the client's request (W3C Trace Context); None while traces are off."""
+    body_sha256: str | None = None
+    """The SHA-256 of the body that a repeated POST must have to resume this turn. None: it cannot be resumed by one."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -252,6 +252,13 @@ CODES: dict[str, Code] = {
         "The cursor is not an event id of this turn, or not the `next` of this list.",
         "Send the cursor back exactly as you received it, or start without one.",
     ),
+    "cursor_mismatch": Code(
+        400,
+        INVALID,
+        "The `Last-Event-ID` of a POST is not an event id of an answer to the same body.",
+        "Repeat the POST with the same body and the last `id:` that you received, or send neither "
+        "`Last-Event-ID` nor `after` to start a new turn.",
+    ),
     "dialect_unknown": Code(
         400,
         INVALID,

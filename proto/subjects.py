@@ -51,6 +51,11 @@ def entries(key: TurnKey) -> str:
     return f"turns.{_token(key.tenant)}.{_token(key.turn)}.>"
 
 
+def entries_of_tenant(tenant: Tenant) -> str:
+    """Returns the filter of all entries of a tenant."""
+    return f"turns.{_token(tenant)}.>"
+
+
 def requests(turn: TurnId) -> str:
     """Returns the filter of the `request` with this turn id, of any tenant."""
     return f"turns.*.{_token(turn)}.request"

@@ -134,6 +134,7 @@ PARAMETERS: dict[str, Json] = {
 PAGE = ("after", "limit", "page")
 AZURE = ("api_version",)
 INCLUDE = ("include", "include_list")
+RESUMING = ("last", "cursor")
 READING = ("last", "cursor", "dialect", "pace")
 NAMED = ("key", "session", "project", "pace")
 GONE = {204: "The cursor is at the end: there are no more events."}
@@ -141,7 +142,7 @@ STREAMED = {200: "The stream, with `Accept: text/event-stream`."}
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/turns"): Operation(
-        "turns", NewTurn, Accepted, 202, parameters=("key", "dialect", "pace"), statuses=STREAMED
+        "turns", NewTurn, Accepted, 202, parameters=("key", "dialect", "pace", *RESUMING), statuses=STREAMED
     ),
     ("GET", "/v1/turns/{turn}"): Operation("turns", response=TurnRecord),
     ("DELETE", "/v1/turns/{turn}"): Operation("turns", response=Deleted),
@@ -183,7 +184,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         reference=OPENAI_RESPONSES,
     ),
     ("POST", "/v1/messages"): Operation(
-        "anthropic", MessagesRequest, Any, streams=SSE, parameters=(*NAMED, "beta"), reference=ANTHROPIC
+        "anthropic", MessagesRequest, Any, streams=SSE, parameters=(*NAMED, *RESUMING, "beta"), reference=ANTHROPIC
     ),
     ("POST", "/v1/messages/count_tokens"): Operation(
         "anthropic", CountTokensRequest, TokenCount, parameters=("beta",), reference=ANTHROPIC
@@ -198,7 +199,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/prompts"): Operation("models", response=PromptList),
     ("GET", "/v1/prompts/{name}"): Operation("models", response=PromptTemplate),
     ("POST", "/api/chat"): Operation(
-        "ai-sdk", UIChatRequest, streams=SSE, parameters=("key", "pace"), reference=AI_SDK
+        "ai-sdk", UIChatRequest, streams=SSE, parameters=("key", "pace", *RESUMING), reference=AI_SDK
     ),
     ("GET", "/api/chat/{chat}/stream"): Operation(
         "ai-sdk", streams=SSE, parameters=("start_index", "replay"), statuses=GONE, reference=AI_SDK
@@ -218,9 +219,11 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/projects/{project}"): Operation("projects", response=ProjectRecord),
     ("DELETE", "/v1/projects/{project}"): Operation("projects", response=Deleted),
     ("GET", "/v1/usage"): Operation("projects", response=UsageList, parameters=("by", "from", "to", *PAGE)),
-    ("POST", "/chat/stream"): Operation("tutorials", ChatStreamRequest, streams=SSE, parameters=("key", "pace")),
+    ("POST", "/chat/stream"): Operation(
+        "tutorials", ChatStreamRequest, streams=SSE, parameters=("key", "pace", *RESUMING)
+    ),
     ("POST", "/chat"): Operation("tutorials", ChatRequest, streams="text/plain", parameters=("key", "pace")),
-    ("POST", "/ai/chat"): Operation("tutorials", AIChatRequest, streams=SSE, parameters=("key", "pace")),
+    ("POST", "/ai/chat"): Operation("tutorials", AIChatRequest, streams=SSE, parameters=("key", "pace", *RESUMING)),
     ("POST", "/api/start-job"): Operation("tutorials", StartJobRequest, StartedJob, 202, parameters=("key",)),
     ("GET", "/api/stream/{job_id}"): Operation("tutorials", streams=SSE, parameters=("last", "cursor"), statuses=GONE),
     ("GET", "/"): Operation("operation", response=Directory, streams="text/plain"),

@@ -103,7 +103,7 @@ class EventStream(StreamedResponse):
             if self._waits_for_log:
                 await self._stream_when_available(interruptions, send)
             else:
-                await self._stream(interruptions, send, is_head=scope["method"] == "HEAD")
+                await self._stream(interruptions, send, scope["method"])
 
     async def begin(self, send: Send, status: int) -> None:
         if status == 200 and self._access.accept is not None and not self.is_begun:
@@ -157,14 +157,15 @@ class EventStream(StreamedResponse):
             except (LogError, Refused):
                 return
 
-    async def _stream(self, interruptions: Interruptions, send: Send, *, is_head: bool = False) -> None:
+    async def _stream(self, interruptions: Interruptions, send: Send, method: str = "GET") -> None:
         start = await self._find_start()
         try:
             async with self._subscribe(start) as feed:
                 if feed.is_ended and self._start_index(feed, start) == len(feed.entries):
-                    await self._send_empty(send, 204)
+                    # fetch-event-source, which repeats a POST, takes 204 for an error and tries again for ever.
+                    await self._send_empty(send, 200 if method == "POST" else 204)
                     return
-                if is_head:
+                if method == "HEAD":
                     await self._send_empty(send, 200)
                     return
                 traceparent = await turn_traceparent(self._streams.log, feed)

@@ -152,11 +152,12 @@ def build_entry(
     *,
     credential: str | None = None,
     cache: Cache = "off",
+    body_sha256: str | None = None,
 ) -> entries.Request:
     """Returns the request entry for `new_turn` at `position` in its session.
 
     `max_tokens` and `cache` are the defaults of turns without their own. `credential` is the id of the key or token
-    that usage is counted for. Raises Refused.
+    that usage is counted for. `body_sha256` is that of the body that the client sent. Raises Refused.
     """
     model = offer.model(new_turn.model or position.model or None)
     most = model.output_tokens_max or MAX_TOKENS
@@ -188,6 +189,7 @@ def build_entry(
         webhook=new_turn.webhook,
         max_cost_nano_usd=None if new_turn.max_cost is None else nano_usd_max(new_turn.max_cost),
         by=credential,
+        body_sha256=body_sha256,
     )
 
 

@@ -11,8 +11,9 @@ from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.json_answer import JsonAnswer
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.submit import StoredTurn, TurnSubmitter, idempotency_key_of
+from tailrace.gateway.turns.submit import StoredTurn, TurnSubmitter, cursor_of_post, idempotency_key_of
 from tailrace.proto import entries
+from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.subjects import TurnKey
 
 
@@ -29,10 +30,10 @@ class Responder:
         """Stores `new_turn` in the log, once for each Idempotency-Key. Returns the turn and its request entry.
 
         `raw` is the body as it came, which a repeated POST must equal. `idempotency_key` is for clients that send none.
-        Raises Refused, LogError.
+        A POST with a cursor starts no turn: the turn is the one of the cursor. Raises Refused, LogError.
         """
-        key = idempotency_key_of(request) or idempotency_key
-        return await self._submitter.submit(request.principal, new_turn, raw, key, request.response_headers)
+        key, cursor = idempotency_key_of(request) or idempotency_key, cursor_of_post(request)
+        return await self._submitter.submit(request.principal, new_turn, raw, key, request.response_headers, cursor)
 
     async def submit_for_stream(
         self, request: ApiRequest, new_turn: NewTurn, raw: bytes, *, idempotency_key: str | None = None
@@ -65,12 +66,14 @@ class Responder:
         response: StreamedResponse
         if dialect.render_json is None or is_streamed:
             access, key, entry = await self.submit_for_stream(request, new_turn, raw, idempotency_key=idempotency_key)
+            cursor = cursor_of_post(request)
             response = EventStream(
                 access,
                 key,
                 dialect,
+                cursor or BEFORE_FIRST,
                 headers={**names_of(key, entry), **(headers or {})},
-                is_first_word_awaited=is_first_word_awaited,
+                is_first_word_awaited=is_first_word_awaited and cursor is None,
                 pace=pace,
             )
         else:

@@ -23,6 +23,8 @@ class Submission:
     idempotency_key: str | None = None
     response_headers: list[HeaderSource] = field(default_factory=list)
     """Functions that return headers for the response or the error response; called once, when the endpoint is done."""
+    body_sha256: str = field(init=False)
+    """The SHA-256 of `raw`, after the features of `prepare` have run."""
     turn: TurnKey = field(init=False)
     """The turn's key. It is set before the features of `admit` run; the claim of the idempotency key may change it."""
     entry: entries.Request = field(init=False)

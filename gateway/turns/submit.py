@@ -26,8 +26,16 @@ from tailrace.gateway.turns.submission import (
 )
 from tailrace.proto import entries
 from tailrace.proto.chain import START
-from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull, LogUnavailable, Refused, TurnUnknown
-from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.errors import (
+    CursorUnknown,
+    EntryTooLarge,
+    FenceLost,
+    LogFull,
+    LogUnavailable,
+    Refused,
+    TurnUnknown,
+)
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id, parse_cursor
 from tailrace.proto.nats import Claim, Claims, TurnLog
 from tailrace.proto.subjects import TurnKey
 
@@ -46,6 +54,8 @@ TOO_LONG = (
     "start a new session, or continue from an earlier turn (`parent`)"
 )
 IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
+# A hundredth of a millisecond of hashing costs less than to start a thread for it.
+HASHED_INLINE_BYTES_MAX = 16 * 1024
 
 
 class TurnSubmitter:
@@ -80,18 +90,20 @@ class TurnSubmitter:
         raw: bytes,
         idempotency_key: str | None = None,
         response_headers: list[HeaderSource] | None = None,
+        cursor: Seq | None = None,
     ) -> StoredTurn:
         """Stores `new_turn`. Returns the turn and its request entry; for a repeated POST, those of the first POST.
 
         `raw` is the request body; a repeated POST must have the same one. `response_headers` receives the headers that
-        features add to the response. Raises Refused, LogError.
+        features add to the response. With `cursor`, nothing is stored: the turn is the one that has this entry.
+        Raises Refused, LogError.
         """
         submission = TurnSubmission(
             principal, raw, idempotency_key, [] if response_headers is None else response_headers, new_turn=new_turn
         )
         await run_features(self._features.prepare, submission)
         check(submission.new_turn)
-        return await self.store(submission, self._build)
+        return await (self.store(submission, self._build) if cursor is None else self._resume(submission, cursor))
 
     async def store(self, submission: S, build: Callable[[S], Awaitable[entries.Request]]) -> StoredTurn:
         """Like `submit`, but stores the entry that `build` makes. Runs only the features of `admit` and `stored`."""
@@ -99,9 +111,8 @@ class TurnSubmitter:
             raise draining_error()
         has_key = submission.idempotency_key is not None
         async with submission.cleanup:
-            # Hash in a thread: 30 MB take 15 ms, during which the event loop would serve no stream.
-            body = (await asyncio.to_thread(hashlib.sha256, submission.raw)).hexdigest() if has_key else ""
-            own_claim = Claim(TurnId(new_id()), body)
+            submission.body_sha256 = await hash_body(submission.raw)
+            own_claim = Claim(TurnId(new_id()), submission.body_sha256)
             # Look for a repeat before `build`, which may interrupt a running turn: perhaps the turn of this very POST.
             if has_key and (repeated := await self._find_repeat(submission, own_claim)) is not None:
                 return repeated
@@ -141,10 +152,37 @@ class TurnSubmitter:
         position = await self._conversations.find_position(principal.tenant, new_turn)
         models = await self._catalogue.offer(principal.tenant)
         submission.entry = build_entry(
-            new_turn, position, self._max_tokens, models, credential=principal.key, cache=self._cache
+            new_turn,
+            position,
+            self._max_tokens,
+            models,
+            credential=principal.key,
+            cache=self._cache,
+            body_sha256=submission.body_sha256,
         )
         await run_features(self._features.amend, submission)
         return submission.entry
+
+    async def _resume(self, submission: Submission, cursor: Seq) -> StoredTurn:
+        """Returns the turn that has an entry at `cursor`, if it is this POST's: of its tenant, body and key (R77).
+
+        An Idempotency-Key that names no turn yet contradicts nothing: some clients send a new one with each POST.
+        Raises Refused, LogUnavailable.
+        """
+        if self._draining.is_set():
+            raise draining_error()
+        tenant = submission.principal.tenant
+        key = await self._log.turn_at(tenant, cursor) if cursor != BEFORE_FIRST else None
+        repeated = await self._load(key) if key is not None else None
+        if repeated is None:
+            raise cursor_mismatch(f"{cursor} is not an event id of an answer of yours, or its answer has left the log")
+        if repeated[1].body_sha256 != await hash_body(submission.raw):
+            raise cursor_mismatch(f"{cursor} is an event id of the answer to another body")
+        if submission.idempotency_key is not None:
+            claim = await self._claims.find(tenant, submission.idempotency_key)
+            if claim is not None and claim.turn != repeated[0].turn:
+                raise cursor_mismatch(f"{cursor} is an event id of a turn with another Idempotency-Key")
+        return repeated
 
     async def _find_repeat(self, submission: Submission, own_claim: Claim) -> StoredTurn | None:
         """Returns the turn that was stored for the idempotency key, or None.
@@ -198,6 +236,32 @@ class TurnSubmitter:
         except EntryTooLarge as error:
             raise Refused("body_too_large", TOO_LONG) from error
         submission.may_be_stored = True
+
+
+async def hash_body(raw: bytes) -> str:
+    """Returns the SHA-256 of a request body in hex."""
+    # A long body is hashed in a thread: 30 MB take 15 ms, during which the event loop would serve no stream.
+    is_long = len(raw) > HASHED_INLINE_BYTES_MAX
+    return (await asyncio.to_thread(hashlib.sha256, raw) if is_long else hashlib.sha256(raw)).hexdigest()
+
+
+def cursor_mismatch(reason: str) -> Refused:
+    """Returns the error for a POST that resumes no turn. Such a POST never starts one, which would be paid for."""
+    return Refused("cursor_mismatch", f"`Last-Event-ID`: {reason}: send the last `id:` of this answer and its body")
+
+
+def cursor_of_post(request: Request) -> Seq | None:
+    """Returns the cursor of a POST that resumes its answer, from `Last-Event-ID` or `?after=`; None: a new turn.
+
+    fetch-event-source and sse.js repeat their POST with this header when the stream was cut. Raises Refused.
+    """
+    text = request.headers.get("last-event-id") or request.query_params.get("after")
+    if not text:
+        return None
+    try:
+        return parse_cursor(text)
+    except CursorUnknown as error:
+        raise cursor_mismatch(f"{text[:40]!r} is not an event id") from error
 
 
 def idempotency_key_of(request: Request) -> str | None:

@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from tailrace.proto import entries, subjects
 from tailrace.proto.entries import Entry, Stored
 from tailrace.proto.errors import LogFull, LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
@@ -60,10 +60,20 @@ class JetStreamLog:
         return Page([stored for message in page.messages if (stored := _decode(message, turn))], page.is_last)
 
     async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
-        return await self._find({"last_by_subj": subjects.entry(key, kind) if kind else subjects.entries(key)})
+        found = await self._find({"last_by_subj": subjects.entry(key, kind) if kind else subjects.entries(key)})
+        return BEFORE_FIRST if found is None else found.seq
 
     async def has_entry(self, key: TurnKey, seq: Seq) -> bool:
-        return await self._find({"seq": seq, "next_by_subj": subjects.entries(key)}) == seq
+        found = await self._find({"seq": seq, "next_by_subj": subjects.entries(key)})
+        return found is not None and found.seq == seq
+
+    async def find_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
+        """Asks the stream's leader for the turn of the tenant's entry at `seq`; None when the tenant has none there.
+
+        As wrong as `last_seq` may be. Raises LogUnavailable.
+        """
+        found = await self._find({"seq": seq, "next_by_subj": subjects.entries_of_tenant(tenant)})
+        return subjects.parse(found.subject)[0] if found is not None and found.seq == seq else None
 
     async def purge(self, key: TurnKey) -> None:
         query = msgspec.json.encode({"filter": subjects.entries(key)})
@@ -87,21 +97,22 @@ class JetStreamLog:
             forget()
             await self._connection.unsubscribe(subscription)
 
-    async def _find(self, query: dict[str, object]) -> Seq:
-        """Asks the stream's leader for one message; returns its sequence, or BEFORE_FIRST when there is none."""
+    async def _find(self, query: dict[str, object]) -> "_Found.Message | None":
+        """Asks the stream's leader for one message; returns its subject and sequence, or None when there is none."""
         reply = await self._connection.request(
             f"$JS.API.STREAM.MSG.GET.{STREAM}", msgspec.json.encode(query), timeout_s=PUBLISH_TIMEOUT_S
         )
         found = _found.decode(reply.data)
         if found.error is not None and found.error.err_code != pub_ack.NOT_FOUND:
             raise LogUnavailable(f"the log's leader does not answer: {found.error.description}")
-        return found.message.seq if found.message is not None else BEFORE_FIRST
+        return found.message
 
 
 class _Found(msgspec.Struct):
     """The answer of `$JS.API.STREAM.MSG.GET`."""
 
     class Message(msgspec.Struct):
+        subject: str
         seq: Seq
 
     message: Message | None = None

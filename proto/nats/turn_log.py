@@ -3,6 +3,7 @@
 The rules are in append.py, replay.py and follower.py; the requests to JetStream are in jetstream_log.py.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from datetime import datetime
@@ -11,12 +12,12 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Stored
 from tailrace.proto.errors import LogError, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.nats.append import append
 from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.jetstream_log import JetStreamLog
 from tailrace.proto.nats.log_server import BATCH
-from tailrace.proto.nats.replay import read_current_turn, read_turn, read_turn_upto, require_turn
+from tailrace.proto.nats.replay import WOKEN_WAIT_S, read_current_turn, read_turn, read_turn_upto, require_turn
 from tailrace.proto.subjects import TurnKey
 
 APPEND_TIMEOUT_S = 30.0
@@ -85,6 +86,16 @@ class TurnLog(JetStreamLog):
         except TurnUnknown:
             return False
         return True
+
+    async def turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
+        """Returns the turn of the tenant's entry at `seq`, or None if the tenant has no entry there.
+
+        None only when the stream's leader has said so twice. Raises LogUnavailable.
+        """
+        if (key := await self.find_turn_at(tenant, seq)) is not None:
+            return key
+        await asyncio.sleep(WOKEN_WAIT_S)
+        return await self.find_turn_at(tenant, seq)
 
     async def has_end(self, key: TurnKey) -> bool:
         """Returns whether the turn's `end` is stored now: False also after a purge, or beyond the retention.

@@ -14,6 +14,7 @@ import httpx
 import httpx2
 import msgspec
 import openai
+import pytest
 from anthropic import AsyncAnthropic
 from anthropic.types import Message
 from httpx_sse import aconnect_sse
@@ -47,6 +48,8 @@ class Cuts(NamedTuple):
     connections: int
     bytes_min: int
     bytes_max: int
+    whole: bytes = b""
+    """Bytes that a cut never splits."""
 
 
 Read = Callable[[str, str], Coroutine[Any, Any, Answer]]
@@ -215,9 +218,38 @@ def node_reader(client: str, dialect: str) -> Read:
     return read
 
 
+# Clients that repeat their POST after a cut.
+
+
+def poster(script: str, path: str, dialect: str, body: Callable[[str], object]) -> Read:
+    """Returns a client that POSTs `body(message)` to `path`, and goes on with the same POST and `Last-Event-ID`."""
+
+    async def read(url: str, line: str) -> Answer:
+        environ: dict[str, Any] = {} if (browser := node.chromium()) is None else {"CHROMIUM": browser}
+        if not environ and script == "browser-posts.mjs":
+            pytest.skip("there is no `chromium` here")
+        headers = msgspec.json.encode({"authorization": f"Bearer {KEY}"}).decode()
+        sent = msgspec.json.encode(body(line)).decode()
+        (shown,) = await node.run(script, url + path, headers, sent, dialect, **environ)
+        assert shown["outcome"] == "completed"
+        return Answer(shown["turn"], shown["text"])
+
+    return read
+
+
+def one_message(line: str) -> object:
+    return {"message": line}
+
+
+def messages(line: str) -> object:
+    return {"model": MODEL, "max_tokens": 500, "stream": True, "messages": [{"role": "user", "content": line}]}
+
+
 SHORT_EVENTS = Cuts(3, 900, 1400)
 # Also within the headers of the POST.
 ANYWHERE = Cuts(5, 0, 2200)
+# fetch-event-source stores the id of an event that is cut between these two; see gateway/http/sse.py.
+WHOLE_EVENTS = SHORT_EVENTS._replace(whole=b"\n\n")
 CLIENTS = (
     Client("anthropic (Python)", "Python", "anthropic", anthropic_python, Cuts(1, 2200, 4500)),
     Client("@anthropic-ai/sdk", "JavaScript", "anthropic", anthropic_node, Cuts(1, 2200, 4500)),
@@ -232,6 +264,34 @@ CLIENTS = (
     Client("useChat 7 (TailraceChatTransport)", "JavaScript", "ui", use_chat("7"), ANYWHERE),
     Client("httpx-sse", "Python", "tailrace", httpx_sse, SHORT_EVENTS),
     Client("eventsource", "JavaScript", "tailrace", node_reader("EventSource", "tailrace"), SHORT_EVENTS),
+    Client(
+        "fetch-event-source (POST)",
+        "JavaScript",
+        "tailrace",
+        poster("posts.mjs", "/v1/turns", "tailrace", one_message),
+        WHOLE_EVENTS,
+    ),
+    Client(
+        "fetch-event-source (POST)",
+        "JavaScript",
+        "delta",
+        poster("posts.mjs", "/chat/stream", "delta", one_message),
+        WHOLE_EVENTS,
+    ),
+    Client(
+        "fetch-event-source (POST)",
+        "JavaScript",
+        "anthropic",
+        poster("posts.mjs", "/v1/messages", "anthropic", messages),
+        Cuts(3, 1400, 3000, b"\n\n"),
+    ),
+    Client(
+        "sse.js (POST)",
+        "JavaScript",
+        "tailrace",
+        poster("browser-posts.mjs", "/v1/turns", "tailrace", one_message),
+        SHORT_EVENTS,
+    ),
     Client(
         "fetch (Node)",
         "JavaScript",

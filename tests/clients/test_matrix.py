@@ -28,10 +28,13 @@ async def test_a_client_shows_the_text_of_the_log(gateway: Gateway, client: Clie
 @each_client
 async def test_a_client_shows_the_text_once_after_cuts(gateway: Gateway, client: Client) -> None:
     cuts = seeded(CLIENTS.index(client), client.cuts.connections, client.cuts.bytes_max, client.cuts.bytes_min)
-    async with Cutting(gateway.port, cuts) as proxy:
+    async with Cutting(gateway.port, cuts, whole=client.cuts.whole) as proxy:
         answer = await client.read(proxy.url, LINE)
         assert proxy.left == []
     assert answer.text == words(WORDS) == await told(gateway, answer.turn)
+    # A client that repeats its POST pays for one turn.
+    [usage] = (await gateway.client.get("/v1/usage")).json()["data"]
+    assert usage["turns"] == 1
 
 
 @each_client

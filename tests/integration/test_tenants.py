@@ -5,8 +5,10 @@ import hashlib
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
@@ -17,11 +19,15 @@ from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tests.harness.processes import CHECKOUT, Process
 from tests.harness.route_table import BATCH, LONG_MESSAGE, ROWS, named
+from tests.harness.sse_parser import parse
 from tests.harness.system import System
 from tests.integration.conftest import Gateway, NewGateway, api_keys
 
 OTHER_KEY = "the-key-of-another-tenant"
 UNKNOWN = (new_id(), new_id(), new_id())
+LINE = "#sim words=3 rate=0"
+ASKED = {"messages": [{"role": "user", "content": LINE}]}
+UI_MESSAGE = {"id": "u1", "role": "user", "parts": [{"type": "text", "text": LINE}]}
 
 
 @pytest.fixture
@@ -48,6 +54,48 @@ async def create(gateway: Gateway) -> dict[str, str]:
     batch = (await gateway.client.post("/v1/batches", json=BATCH)).json()
     await gateway.client.get(batch["links"]["events"])
     return named(accepted["turn"], accepted["session"], body["project"], batch["batch"])
+
+
+@pytest.mark.rule("S1")
+@pytest.mark.rule("R77")
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/turns", {"message": LINE}),
+        ("/chat/stream", {"message": LINE}),
+        ("/ai/chat", ASKED),
+        ("/v1/messages", ASKED | {"model": "claude-haiku-5-5", "max_tokens": 9, "stream": True}),
+        ("/api/chat", {"id": "chat", "messages": [UI_MESSAGE]}),
+    ],
+)
+async def test_a_post_with_a_cursor_continues_its_own_turn_only(
+    two_tenants: Gateway, other_client: httpx2.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
+    """Otherwise it is refused with 400, for another tenant as for an id that does not exist; it never starts a turn."""
+    stream = {"accept": "text/event-stream"}
+    first = await two_tenants.client.post(path, json=body, headers=stream)
+    events = parse(first.content)
+    ids = [event.id for event in events if event.id is not None]
+
+    async def post(client: httpx2.AsyncClient, last: object, sent: dict[str, Any]) -> httpx2.Response:
+        return await client.post(path, json=sent, headers=stream | {"last-event-id": str(last)})
+
+    for last in (ids[0], ids[-1]):
+        rest = (await post(two_tenants.client, last, body)).content
+        after = [event.id for event in events].index(last) + 1
+        assert [event.raw for event in parse(rest)] == [event.raw for event in events[after:]]
+    other_body = msgspec.json.decode(msgspec.json.encode(body).replace(b"words=3", b"words=4"))
+    refused = [
+        await post(other_client, ids[0], body),
+        await post(other_client, 999_999_999, body),
+        await post(two_tenants.client, ids[0], other_body),
+        await post(two_tenants.client, "none", body),
+    ]
+    assert [answer.status_code for answer in refused] == [400] * 4
+    assert {answer.json()["error"]["code"] for answer in refused} == {"cursor_mismatch"}
+    assert refused[0].text == refused[1].text.replace("999999999", str(ids[0]))
+    for client, count in ((two_tenants.client, 1), (other_client, 0)):
+        assert sum(one["turns"] for one in (await client.get("/v1/usage")).json()["data"]) == count
 
 
 @pytest.mark.rule("S1")

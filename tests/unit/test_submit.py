@@ -16,7 +16,7 @@ from tailrace.gateway.turns.submission import Feature, Submission, SubmitFeature
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto import entries
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Claim
 from tailrace.proto.subjects import TurnKey
 
@@ -40,6 +40,11 @@ class Memory:
         if key not in self.stored:
             raise TurnUnknown(key.turn)
         return SimpleNamespace(request=self.stored[key])
+
+    async def turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
+        """Each turn has one entry; the sequences count the turns."""
+        key = list(self.stored)[seq - 1] if seq <= len(self.stored) else None
+        return key if key is not None and key.tenant == tenant else None
 
     async def find(self, _: Tenant, key: str) -> Claim | None:
         return self.claims.get(key)
@@ -106,6 +111,37 @@ async def test_a_repeated_post_returns_the_first_turn() -> None:
         await submit(LOCAL, HELLO, b"{ }", "key")
     assert refused.value.code == "idempotency_key_reused"
     assert await submit(LOCAL, HELLO, b"{}") != first
+    assert len(memory.stored) == 2
+
+
+@pytest.mark.rule("R77")
+@pytest.mark.parametrize(
+    ("body", "key", "cursor", "tenant", "is_resumed"),
+    [
+        (b"{}", None, 1, LOCAL.tenant, True),
+        (b"{}", "key", 1, LOCAL.tenant, True),
+        (b"{}", "new with each POST", 1, LOCAL.tenant, True),
+        (b"{}", "other turn", 1, LOCAL.tenant, False),
+        (b"{ }", None, 1, LOCAL.tenant, False),
+        (b"{}", None, 1, Tenant("other"), False),
+        (b"{}", None, 0, LOCAL.tenant, False),
+        (b"{}", None, 3, LOCAL.tenant, False),
+    ],
+)
+async def test_a_post_with_a_cursor_resumes_its_turn_or_is_refused(
+    body: bytes, key: str | None, cursor: int, tenant: Tenant, *, is_resumed: bool
+) -> None:
+    """It never starts a turn."""
+    memory = Memory()
+    submit = submitter(memory).submit
+    first = await submit(LOCAL, HELLO, b"{}", "key")
+    await submit(LOCAL, HELLO, b"{}", "other turn")
+    if is_resumed:
+        assert await submit(LOCAL._replace(tenant=tenant), HELLO, body, key, cursor=Seq(cursor)) == first
+    else:
+        with pytest.raises(Refused) as refused:
+            await submit(LOCAL._replace(tenant=tenant), HELLO, body, key, cursor=Seq(cursor))
+        assert refused.value.code == "cursor_mismatch"
     assert len(memory.stored) == 2
 
 

@@ -19,8 +19,9 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder
+from tailrace.gateway.turns.submit import cursor_of_post
 from tailrace.proto.errors import Refused, TurnUnknown
-from tailrace.proto.ids import Seq, SessionId, TurnId, parse_cursor
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, parse_cursor
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
@@ -41,7 +42,7 @@ async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
     if "text/event-stream" in request.headers.get("accept", ""):
         access, key, _ = await responder.submit_for_stream(request, new_turn, raw)
         headers = {"location": f"/v1/turns/{key.turn}"}
-        return EventStream(access, key, dialect, headers=headers, pace=pace)
+        return EventStream(access, key, dialect, cursor_of_post(request) or BEFORE_FIRST, headers=headers, pace=pace)
     key, entry = await responder.submit(request, new_turn, raw)
     path = f"/v1/turns/{key.turn}"
     links = {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"}

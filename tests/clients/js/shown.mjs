@@ -29,6 +29,18 @@ export class Anthropic {
   }
 }
 
+/** `delta`: the tutorials' own events. */
+export class Delta extends Tailrace {
+  take(data) {
+    const isEnd = super.take(data);
+    if (this.outcome === undefined) this.outcome = "completed"; // `done` says no more
+    return isEnd;
+  }
+}
+
+/** An accumulator for the events of a dialect. */
+export const shownIn = (dialect) => new { tailrace: Tailrace, anthropic: Anthropic, delta: Delta }[dialect]();
+
 /** Its events have names, and a name that nobody listens for is not heard. */
 const NAMED = ["message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta", "message_stop", "error"];
 
