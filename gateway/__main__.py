@@ -25,6 +25,7 @@ from tailrace.gateway.limits.storage_share import BLOBS, LOG, StorageShare
 from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.limits.turn_queue import TurnQueue
 from tailrace.gateway.models.catalogue import Catalogue
+from tailrace.gateway.ops.overview import Ops
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources.batch_body import BatchBuilder
 from tailrace.gateway.resources.health import HealthChecks
@@ -115,6 +116,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             group.create_task(gateway.turn_queue.watch()),
             group.create_task(gateway.streams.slots.renew_periodically()),
             group.create_task(key_cache.follow(keys, connection)),
+            group.create_task(gateway.ops.watch()),
             group.create_task(authenticator.jwts.refresh_periodically()),
         ]
         host, port = listening.getsockname()[:2]
@@ -226,6 +228,7 @@ def build(
         deleter=deleter,
         batch_builder=BatchBuilder(connection, catalogue, prompts, schema_checker, limits, request_blobs, settings),
         health_checks=HealthChecks(connection, rpc, log_health, log_fullness, draining),
+        ops=Ops(settings),
     )
 
 

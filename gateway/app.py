@@ -38,6 +38,7 @@ from tailrace.gateway.limits.turn_queue import TurnQueue
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.openapi.operations import query_parameters
 from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
+from tailrace.gateway.ops import overview
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources import (
     batches,
@@ -82,6 +83,7 @@ ROUTES: list[Route] = [
     *prompts.ROUTES,
     *COUNT_TOKENS_ROUTES,
     *health.ROUTES,
+    *overview.ROUTES,
     *index.ROUTES,
     *OPENAPI_ROUTES,
 ]
@@ -114,6 +116,7 @@ class Gateway(NamedTuple):
     deleter: Deleter
     batch_builder: BatchBuilder
     health_checks: health.HealthChecks
+    ops: overview.Ops
 
 
 def app(gateway: Gateway) -> Starlette:
@@ -128,7 +131,7 @@ def app(gateway: Gateway) -> Starlette:
         routes=[serve(route) for route in ROUTES],
         middleware=[
             *_hosts_and_origins(gateway),
-            Middleware(AdmissionQueue, urgent=health.PATHS),
+            Middleware(AdmissionQueue, urgent=health.PATHS | overview.PATHS),
             # The last handler of Starlette stands outside of CORS.
             Middleware(ExceptionMiddleware, handlers={Exception: error_responses.unexpected}),
         ],

@@ -31,7 +31,10 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     jwt_audience: Annotated[str, Meta(description="`aud` that a JWT must have")] = ""
     jwt_tenant_claim: Annotated[str, Meta(min_length=1, description="claim that holds the tenant")] = "sub"
     jwt_scopes_claim: Annotated[
-        str, Meta(description="claim that lists scopes (write, read, manage); empty: a JWT has all scopes")
+        str,
+        Meta(
+            description="claim that lists scopes (write, read, manage, operate); empty: a JWT has the first three",
+        ),
     ] = ""
     allow_anonymous: Annotated[
         bool, Meta(description="serve clients without credentials on an address other than loopback")
@@ -142,6 +145,19 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     model_aliases: Annotated[
         str,
         Meta(description="NAME=MODEL pairs, separated by commas: other names for Claude's models"),
+    ] = ""
+    ops_targets: Annotated[
+        str,
+        Meta(
+            description="PART=HOST:PORT pairs, separated by commas: processes whose metrics `/ops` shows, PART one of"
+            " gateway, generators, persistence; empty: only this gateway's (`up`: all)"
+        ),
+    ] = ""
+    prometheus_url: Annotated[
+        str, Meta(description="URL of a Prometheus from which `/ops` takes its values instead of TAILRACE_OPS_TARGETS")
+    ] = ""
+    runbook_url: Annotated[
+        str, Meta(description="URL of your copy of docs/RUNBOOK.md, to whose sections the panels of `/ops` link")
     ] = ""
     webhooks: Annotated[
         bool, Meta(description="whether a turn may name a webhook; persistence sends it and needs TAILRACE_WEBHOOK_KEY")

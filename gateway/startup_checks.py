@@ -8,6 +8,7 @@ from tailrace.gateway.auth.allowed_hosts import AllowedHosts
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.http import server
+from tailrace.gateway.ops.overview import Ops
 from tailrace.gateway.prompts.templates import RENDER_S_MAX, Prompts
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
@@ -25,6 +26,7 @@ async def check(settings: Settings) -> None:
     common_limits(settings)
     networks(settings.proxies)
     parse_private_hosts(settings.webhook_private_hosts)
+    Ops(settings)
     _check_disk(settings.disk)
     await Prompts(settings.prompts, wait_s=RENDER_S_MAX).load()
 

@@ -10,10 +10,12 @@ import msgspec
 
 from tailrace.proto.ids import Tenant
 
-Scope = Literal["write", "read", "manage"]
-"""What a credential may do: create and cancel turns; read; rename and delete."""
+Scope = Literal["write", "read", "manage", "operate"]
+"""What a credential may do: create and cancel turns; read; rename and delete; read the metrics of all tenants."""
 
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
+TENANT_SCOPES: frozenset[Scope] = SCOPES - {"operate"}
+"""The scopes of a credential that names none: they are limited to its own tenant."""
 # Key records and tokens that were made before version 0.1.0 use the old name.
 OLD_SCOPES: dict[str, Scope] = {"ask": "write"}
 

@@ -16,7 +16,7 @@ from grafana_foundation_sdk.models.dashboard import (
 )
 
 from tailrace.deploy.monitoring import RUNBOOK_URL, rules
-from tailrace.deploy.monitoring.panels import DASHBOARDS, Dashboard, Panel
+from tailrace.gateway.ops.panels import DASHBOARDS, Dashboard, Panel
 
 PROMETHEUS = DataSourceRef("prometheus", "tailrace-prometheus")
 LOKI = DataSourceRef("loki", "tailrace-loki")
@@ -79,9 +79,10 @@ def metrics_panel(panel: Panel) -> timeseries.Panel:
         .height(HEIGHT)
     )
     for number, query in enumerate(panel.queries):
-        target = prometheus.Dataquery().expr(query.expr).legend_format(query.legend).ref_id(chr(ord("A") + number))
+        expr = query.expression.promql()
+        target = prometheus.Dataquery().expr(expr).legend_format(query.legend).ref_id(chr(ord("A") + number))
         # Exemplars of a histogram's buckets lead to traces.
-        drawn.with_target(target.range().exemplar(exemplar="_bucket" in query.expr))
+        drawn.with_target(target.range().exemplar(exemplar="_bucket" in expr))
     return drawn
 
 

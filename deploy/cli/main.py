@@ -19,7 +19,7 @@ from tailrace.deploy.local import restart_node as node
 from tailrace.deploy.local.options import SYNCS, Options
 from tailrace.deploy.local.up import run
 from tailrace.persistence.webhooks import signature
-from tailrace.proto.api_key import SCOPES
+from tailrace.proto.api_key import SCOPES, TENANT_SCOPES
 from tailrace.proto.entries import Via
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.ids import Tenant, TurnId, is_token
@@ -201,7 +201,7 @@ def create_key(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
             nats_server.url(given.data, environ),
             given.tenant,
             given.name,
-            given.scope or SCOPES,
+            given.scope or TENANT_SCOPES,
             given.limits,
             given.expires,
         )
@@ -425,7 +425,10 @@ def add_keys(commands: "argparse._SubParsersAction[Parser]") -> None:
     create.add_argument("--tenant", type=tenant, required=True, metavar="NAME", help="tenant of the key's turns")
     create.add_argument("--name", type=key_name, default="", metavar="TEXT", help="description, shown in the list")
     create.add_argument(
-        "--scope", action="append", choices=sorted(SCOPES), help="permission; repeat it for several (default: all)"
+        "--scope",
+        action="append",
+        choices=sorted(SCOPES),
+        help="permission; repeat it for several (default: all but operate, which shows the metrics of all tenants)",
     )
     create.add_argument(
         "--limits",

@@ -27,6 +27,7 @@ def render_banner(rows: Sequence[Sequence[str]], url: str, data_dir: str, *, nee
 
   Data directory:  {data_dir}
   API reference:   {url}/docs
+  Operations:      {url}/ops
   Stop:            Ctrl-C{shown}
 
   Try it:

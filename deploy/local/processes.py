@@ -108,6 +108,7 @@ def services(options: Options, plan: Plan, backend_settings: Mapping[str, str], 
         "TAILRACE_HOST": options.host,
         "TAILRACE_PORT": str(plan.port),
         "TAILRACE_DISK": str(options.data_dir),
+        "TAILRACE_OPS_TARGETS": ops_targets(options, plan),
     }
     generators = [f"generator-{number}" for number in range(1, options.generators + 1)]
     gateways = [f"gateway-{number}" for number in range(1, options.gateways + 1)]
@@ -116,6 +117,12 @@ def services(options: Options, plan: Plan, backend_settings: Mapping[str, str], 
         *(Service(name, "generators", {**backend_settings, "TAILRACE_GENERATOR": name}) for name in generators),
         *(Service(name, "gateway", gateway, plan.url) for name in gateways),
     ]
+
+
+def ops_targets(options: Options, plan: Plan) -> str:
+    """Returns the metrics endpoints of all processes. Their ports are in the order of the services."""
+    parts = ["persistence", *["generators"] * options.generators, *["gateway"] * options.gateways]
+    return ",".join(f"{part}=127.0.0.1:{port}" for part, port in zip(parts, plan.metrics_ports, strict=True))
 
 
 def simulated_settings(plan: Plan) -> dict[str, str]:

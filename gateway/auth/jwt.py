@@ -18,7 +18,7 @@ from tailrace.gateway.auth.jwks import JwksCache, VerificationKey
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.settings import Settings
 from tailrace.proto import base64url
-from tailrace.proto.api_key import SCOPES, scopes_of
+from tailrace.proto.api_key import TENANT_SCOPES, scopes_of
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant, is_token
@@ -110,7 +110,7 @@ class JwtVerifier:
         return Principal(
             tenant_of_claim(str(owner)),
             key=f"jwt_{hashlib.sha256(subject.encode(errors='replace')).hexdigest()[:ID_CHARS]}",
-            scopes=scopes_of(scopes_in(claims.get(self._scopes_claim))) if self._scopes_claim else SCOPES,
+            scopes=scopes_of(scopes_in(claims.get(self._scopes_claim))) if self._scopes_claim else TENANT_SCOPES,
             until=float(min(int(claims["exp"]) + LEEWAY_S, UNTIL_MAX)),
         )
 

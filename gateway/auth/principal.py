@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from tailrace.proto.api_key import SCOPES, Scope
+from tailrace.proto.api_key import TENANT_SCOPES, Scope
 from tailrace.proto.ids import Tenant, TurnId
 
 
@@ -15,7 +15,7 @@ class Principal(NamedTuple):
 
     A ticket or a login carries the id of the key that it was exchanged for, and ends with that key.
     """
-    scopes: frozenset[Scope] = SCOPES
+    scopes: frozenset[Scope] = TENANT_SCOPES
     until: float | None = None
     """Expiry in Unix seconds; None: it does not expire."""
     turn: TurnId | None = None

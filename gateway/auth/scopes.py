@@ -65,6 +65,10 @@ NEEDS: dict[tuple[str, str], Need] = {
     ("GET", "/healthz"): "public",
     ("GET", "/readyz"): "public",
     ("GET", "/metrics"): "public",
+    ("GET", "/ops"): "public",
+    ("GET", "/ops/page.js"): "public",
+    ("GET", "/ops/page.css"): "public",
+    ("GET", "/ops/values"): "operate",
 }
 
 

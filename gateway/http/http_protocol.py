@@ -19,7 +19,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from tailrace.gateway import metrics
-from tailrace.gateway.http import error_responses
+from tailrace.gateway.http import error_responses, security_headers
 from tailrace.gateway.http.admission_queue import CONNECTIONS_REACHED
 from tailrace.gateway.http.read_body import declared_bytes
 from tailrace.gateway.http.retry_later import retry_delay_s
@@ -154,6 +154,8 @@ class ClientConnection(HttpToolsProtocol):
         # An HTTP/1.0 client would treat a 100 as the final response (RFC 9110, 10.1.1).
         self.expect_100_continue &= not is_old
         super().on_headers_complete()
+        if self.cycle is not None and "path" in self.scope:
+            self.cycle.default_headers = security_headers.of_path(self.scope["path"], self.cycle.default_headers)
         self._body_left = declared_bytes(Headers(raw=self.headers)) or 0
         if not self.pipeline:
             self._answered = self.cycle

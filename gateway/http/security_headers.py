@@ -4,10 +4,24 @@ Responses hold text of models and clients, and a browser can be sent to any URL.
 content types, runs and fetches nothing, shows nothing in frames, and sends no Referer.
 """
 
-# `/docs` is the only page, with one style sheet inside it.
+CSP = b"content-security-policy"
+# The page `/docs` has its style sheet inside of it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 HEADERS = (
-    ("content-security-policy", POLICY),
+    (CSP.decode(), POLICY),
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
 )
+# The page `/ops` loads its script, its style sheet and its values from this server.
+SCRIPTED_PAGE = "/ops"
+SCRIPTED_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    b"frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+
+
+def of_path(path: str, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Returns `headers` with the policy of the page at `path`. A browser obeys all policies of a response at once."""
+    if path != SCRIPTED_PAGE:
+        return headers
+    return [*(header for header in headers if header[0] != CSP), (CSP, SCRIPTED_POLICY)]

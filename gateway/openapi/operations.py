@@ -24,6 +24,7 @@ from tailrace.gateway.clients.tutorials.request import (
 )
 from tailrace.gateway.clients.tutorials.routes import StartedJob
 from tailrace.gateway.models.card import ModelCard, ModelPage, ModelSheets
+from tailrace.gateway.ops.overview import Overview
 from tailrace.gateway.prompts.templates import Prompt as PromptTemplate
 from tailrace.gateway.resources.batch_body import NewBatch
 from tailrace.gateway.resources.batches import AcceptedBatch, BatchList, BatchRecord
@@ -231,6 +232,10 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/healthz"): Operation("operation", response=Any),
     ("GET", "/readyz"): Operation("operation", response=Any),
     ("GET", "/metrics"): Operation("operation", streams="text/plain"),
+    ("GET", "/ops"): Operation("operation", streams="text/html"),
+    ("GET", "/ops/page.js"): Operation("operation", streams="text/javascript"),
+    ("GET", "/ops/page.css"): Operation("operation", streams="text/css"),
+    ("GET", "/ops/values"): Operation("operation", response=Overview),
     ("GET", "/openapi.json"): Operation("operation", response=Any),
     ("GET", "/docs"): Operation("operation", streams="text/html"),
 }

@@ -12,6 +12,7 @@ from tailrace.proto.version import VERSION
 
 NAME = "Tailrace"
 ABOUT = "Resumable streams of Claude's answers that survive the death of any process"
+PAGES = "In a browser, /docs describes the routes, and /ops shows how the system is doing."
 
 
 class Directory(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +31,7 @@ async def index(request: Request) -> Response:
     if "application/json" in request.headers.get("accept", ""):
         return json_response(Directory(endpoints=endpoints))
     lines = [f"{' '.join(methods)} {path}" for path, methods in endpoints.items()]
-    return PlainTextResponse("\n".join([f"{NAME} {VERSION}: {ABOUT}.", "", *lines, ""]))
+    return PlainTextResponse("\n".join([f"{NAME} {VERSION}: {ABOUT}.", PAGES, "", *lines, ""]))
 
 
 def endpoints_of(routes: Iterable[BaseRoute]) -> dict[str, list[str]]:

@@ -104,4 +104,8 @@ ROWS = {
     ("GET", "/healthz"): Row(is_public=True),
     ("GET", "/readyz"): Row(is_public=True),
     ("GET", "/metrics"): Row(is_public=True),
+    ("GET", "/ops"): Row(is_public=True),
+    ("GET", "/ops/page.js"): Row(is_public=True),
+    ("GET", "/ops/page.css"): Row(is_public=True),
+    ("GET", "/ops/values"): Row(),
 }

@@ -18,8 +18,8 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local import ports
-from tailrace.deploy.monitoring.panels import DASHBOARDS, Panel
 from tailrace.deploy.monitoring.rules import ALERTS
+from tailrace.gateway.ops.panels import DASHBOARDS, Panel
 from tailrace.proto import entries, subjects
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
@@ -116,7 +116,7 @@ class Loaded:
         return {
             f"{number} {series}": value
             for number, query in enumerate(panel.queries)
-            for series, value in (await self.prometheus.query(query.over(window))).items()
+            for series, value in (await self.prometheus.query(query.expression.promql(window))).items()
         }
 
     async def worst(self, panel: Panel) -> float | None:
@@ -363,10 +363,10 @@ async def test_every_panel_has_values_and_every_alert_fires_for_its_fault(tmp_pa
                 for fault in together:
                     problems += await unseen(loaded, fault)
         problems += [
-            f"{panel.title} is empty: {query.expr}"
+            f"{panel.title} is empty: {query.expression.promql()}"
             for panel in panels()
             for query in panel.queries
-            if not await prometheus.query(query.over("10m"))
+            if not await prometheus.query(query.expression.promql("10m"))
         ]
         assert problems == []
 

@@ -45,6 +45,8 @@ def test_the_wheel_installs_one_import_name(wheel: Path) -> None:
     for packaged in (
         "proto/models.json",
         "gateway/openapi/openapi.json",
+        "gateway/ops/page.html",
+        "gateway/ops/page.js",
         "persistence/migrations/0001_turns.sql",
         "deploy/monitoring/rules.yml",
         "deploy/monitoring/dashboards/tailrace-users.json",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tailrace.deploy.monitoring.panels import DASHBOARDS
 from tailrace.deploy.monitoring.rules import ALERTS, SERVICE_LEVELS
+from tailrace.gateway.ops.panels import DASHBOARDS
 
 CHECKOUT = Path(__file__).parents[2]
 FOLDER = CHECKOUT / "deploy/monitoring"
@@ -147,7 +147,7 @@ def run(*command: str) -> None:
 
 def test_every_query_and_alert_names_documented_metrics() -> None:
     """A metric that was renamed would leave a panel empty and an alert silent."""
-    queries = [query.expr for page in DASHBOARDS for panel in page.panels for query in panel.queries]
+    queries = [query.expression.promql() for page in DASHBOARDS for panel in page.panels for query in panel.queries]
     queries += [alert.expr for alert in ALERTS] + [level.bad + level.every for level in SERVICE_LEVELS]
     named = set(re.findall(r"\b(?:tailrace|gen_ai|jetstream)_\w+", " ".join(queries)))
     page = (CHECKOUT / "docs/METRICS.md").read_text()

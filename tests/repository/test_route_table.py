@@ -44,7 +44,7 @@ def test_scope_read_changes_nothing() -> None:
         ("POST", "/v1/login/refresh"),
     }
     assert {need for (method, _), need in NEEDS.items() if method in ("DELETE", "PATCH", "PUT")} == {"manage"}
-    assert {need for (method, _), need in NEEDS.items() if method == "GET"} == {"read", "public"}
+    assert {need for (method, _), need in NEEDS.items() if method == "GET"} == {"read", "public", "operate"}
     assert {route for route, need in NEEDS.items() if route[0] == "POST" and need == "read"} == readable_posts
 
 

@@ -17,6 +17,7 @@ def test_the_banner_lists_processes_addresses_and_a_command_to_try() -> None:
 
   Data directory:  /data
   API reference:   http://x/docs
+  Operations:      http://x/ops
   Stop:            Ctrl-C
 
   Try it:

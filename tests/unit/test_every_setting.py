@@ -70,6 +70,11 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_MODEL_ALIASES": [("gpt-4", "NAME=MODEL"), ("gpt-4=none", "one of claude")],
     "TAILRACE_MODELS_FILE": [("/nowhere", "is not a JSON list of models"), (__file__, "is not a JSON list of models")],
     "TAILRACE_WEBHOOK_PRIVATE_HOSTS": HOSTS,
+    "TAILRACE_OPS_TARGETS": [(text, "PART=HOST:PORT") for text in ("127.0.0.1:9100", "model=h:1", "gateway=h")],
+    "TAILRACE_PROMETHEUS_URL": [
+        (text, "http://prometheus:9090") for text in ("prometheus:9090", "file:///etc", "http://")
+    ],
+    "TAILRACE_RUNBOOK_URL": [(text, "https://wiki.example") for text in ("RUNBOOK.md", "javascript:alert(1)")],
     "TAILRACE_GENERATOR": [("", ">= 1"), ("x" * 65, "<= 64")],
     "TAILRACE_BACKENDS": [("", "a list of backends"), ("none", "one of claude"), ("claude; gpt = litellm", "")],
     "ANTHROPIC_API_KEY": [("", "give a key"), ("a b", "visible ASCII"), ("ä", "visible ASCII")],

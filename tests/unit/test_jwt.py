@@ -18,7 +18,7 @@ from tailrace.gateway.auth.jwks import parse
 from tailrace.gateway.auth.jwt import LEEWAY_S, JwtVerifier, scopes_in, tenant_of_claim
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.settings import Settings
-from tailrace.proto.api_key import SCOPES
+from tailrace.proto.api_key import TENANT_SCOPES
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import is_token
 from tests.harness import jwts
@@ -47,7 +47,7 @@ async def test_a_supabase_token_gives_its_user_as_tenant() -> None:
     expires = int(time.time()) + 100
     found = await caller(token(exp=expires))
     assert found is not None
-    assert (found.tenant, found.scopes, found.until, found.turn) == (SUBJECT, SCOPES, expires + LEEWAY_S, None)
+    assert (found.tenant, found.scopes, found.until, found.turn) == (SUBJECT, TENANT_SCOPES, expires + LEEWAY_S, None)
     assert found.key is not None
     assert is_token(found.key)
     assert SUBJECT not in found.key

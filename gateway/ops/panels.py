@@ -1,12 +1,14 @@
-"""The dashboards as data: panels with their queries, units, descriptions, thresholds and sections of the runbook.
+"""The panels as data: queries, units, descriptions, thresholds and sections of the runbook.
 
-`tools/monitoring.py` writes Grafana's JSON from them. The queries sum over all processes of a role.
+`/ops` draws them, and `tools/monitoring.py` writes Grafana's JSON from them. The queries sum over all processes of a
+role.
 """
 
 from typing import NamedTuple
 
-WINDOW = "$__rate_interval"
-"""The window of each rate in a query. Grafana replaces it; `Query.over` does so elsewhere."""
+from tailrace.gateway.ops.expressions import Expression, Gauge, Growth, Quantile
+
+HOUR_S = 3600
 SLOW = "answers-are-slow-or-break-off"
 CAPACITY = "add-capacity"
 COSTS = "costs-rise"
@@ -18,17 +20,15 @@ FORKS = "skipped-entries"
 OVERLOAD = "overload-protection"
 NOT_READY = "a-part-is-not-ready"
 WEBHOOKS = "webhooks-are-not-delivered"
+NOT_WHOLE = 'end=~"failed|cut"'
+NOT_LEFT = 'end=~"whole|failed|cut"'
 
 
 class Query(NamedTuple):
-    """A query in PromQL, and the name of its series, in which `{{label}}` stands for a label's value."""
+    """A query, and the name of its series, in which `{{label}}` stands for a label's value."""
 
-    expr: str
+    expression: Expression
     legend: str
-
-    def over(self, window: str) -> str:
-        """Returns the query with rates over `window`, such as `5m`."""
-        return self.expr.replace(WINDOW, window)
 
 
 class Threshold(NamedTuple):
@@ -59,32 +59,40 @@ class Dashboard(NamedTuple):
     panels: tuple[Panel, ...]
 
 
-def rate(counter: str, by: str, labels: str = "") -> Query:
+def rate(counter: str, by: str) -> Query:
     """Returns the events per second of a counter, for each value of the label `by`."""
-    return Query(f"sum by ({by}) (rate({counter}{{{labels}}}[{WINDOW}]))".replace("{}", ""), f"{{{{{by}}}}}")
+    return Query(Growth(counter, (by,)), f"{{{{{by}}}}}")
 
 
 def total_rate(counter: str, legend: str) -> Query:
-    return Query(f"sum(rate({counter}[{WINDOW}]))", legend)
+    return Query(Growth(counter), legend)
 
 
 def quantiles(histogram: str, *shares: float) -> tuple[Query, ...]:
     """Returns quantiles over all series of a histogram."""
-    return tuple(Query(_quantile(histogram, share, "le"), f"p{share * 100:g}") for share in shares)
+    buckets = Growth(f"{histogram}_bucket", ("le",))
+    return tuple(Query(Quantile(share, buckets), f"p{share * 100:g}") for share in shares)
 
 
 def quantile_by(histogram: str, share: float, by: str) -> tuple[Query]:
     """Returns a quantile for each value of the label `by`."""
-    return (Query(_quantile(histogram, share, f"le, {by}"), f"p{share * 100:g} {{{{{by}}}}}"),)
+    buckets = Growth(f"{histogram}_bucket", ("le", by))
+    return (Query(Quantile(share, buckets), f"p{share * 100:g} {{{{{by}}}}}"),)
 
 
-def _quantile(histogram: str, share: float, by: str) -> str:
-    return f"histogram_quantile({share:g}, sum by ({by}) (rate({histogram}_bucket[{WINDOW}])))"
+def increase(counter: str, hours: int, legend: str) -> Query:
+    return Query(Growth(counter, window_s=hours * HOUR_S, is_increase=True), legend)
 
 
-def _of_consumers(gauge: str) -> tuple[Query]:
+def _of_consumers(gauge: str, where: str = "") -> tuple[Query]:
     # Every process exports what it has seen of NATS.
-    return (Query(f"max by (consumer_name) ({gauge})", "{{consumer_name}}"),)
+    return (Query(Gauge(gauge, ("consumer_name",), where, "max"), "{{consumer_name}}"),)
+
+
+def _slower(histogram: str, limit: str) -> Expression:
+    """Returns the share of the observations above a bucket's limit, in an hour."""
+    every = Growth(f"{histogram}_count", window_s=HOUR_S)
+    return (every - Growth(f"{histogram}_bucket", where=f'le="{limit}"', window_s=HOUR_S)) / every
 
 
 WHAT_USERS_FEEL = Dashboard(
@@ -160,8 +168,8 @@ WHAT_USERS_FEEL = Dashboard(
             SLOW,
             (
                 Query(
-                    f'sum(rate(tailrace_gateway_stream_ends_total{{end=~"failed|cut"}}[{WINDOW}])) / '
-                    f'sum(rate(tailrace_gateway_stream_ends_total{{end=~"whole|failed|cut"}}[{WINDOW}]))',
+                    Growth("tailrace_gateway_stream_ends_total", where=NOT_WHOLE)
+                    / Growth("tailrace_gateway_stream_ends_total", where=NOT_LEFT),
                     "share",
                 ),
             ),
@@ -170,10 +178,21 @@ WHAT_USERS_FEEL = Dashboard(
             "Use of the error budgets",
             "none",
             "How many times faster than allowed each service level uses its error budget, over an hour. 1 uses it up "
-            "exactly in its period. The recording rules calculate it.",
+            "exactly in its period.",
             Threshold(6, 14.4),
             "service-levels",
-            (Query("tailrace:slo_bad:ratio_rate1h / on (slo) tailrace:slo_budget:ratio", "{{slo}}"),),
+            (
+                Query(100 * _slower("tailrace_gateway_first_token_seconds", "5.0"), "first_token"),
+                Query(
+                    1000
+                    * (
+                        Growth("tailrace_gateway_stream_ends_total", where=NOT_WHOLE, window_s=HOUR_S)
+                        / Growth("tailrace_gateway_stream_ends_total", where=NOT_LEFT, window_s=HOUR_S)
+                    ),
+                    "whole_stream",
+                ),
+                Query(100 * _slower("tailrace_gateway_resume_seconds", "0.5"), "resume"),
+            ),
         ),
         Panel(
             "Turn duration, by outcome",
@@ -205,7 +224,7 @@ WHAT_USERS_FEEL = Dashboard(
             "Streams that are being read. A gateway refuses more than TAILRACE_STREAMS_MAX.",
             Threshold(5000, 10000),
             OVERLOAD,
-            (Query("sum by (dialect) (tailrace_gateway_streams_open)", "{{dialect}}"),),
+            (Query(Gauge("tailrace_gateway_streams_open", ("dialect",)), "{{dialect}}"),),
         ),
         Panel(
             "Readers that resume or are held",
@@ -215,7 +234,7 @@ WHAT_USERS_FEEL = Dashboard(
             SLOW,
             (
                 total_rate("tailrace_gateway_streams_resumed_total", "resumed"),
-                Query("sum(tailrace_gateway_streams_held)", "held"),
+                Query(Gauge("tailrace_gateway_streams_held"), "held"),
             ),
         ),
     ),
@@ -232,7 +251,7 @@ GENERATORS_AND_SCALING = Dashboard(
             "Turns that no generator has leased yet. Above 0 for minutes: add generators.",
             Threshold(1, 10),
             CAPACITY,
-            (Query('max(jetstream_consumer_num_pending{consumer_name="generators"})', "waiting"),),
+            (Query(Gauge("jetstream_consumer_num_pending", where='consumer_name="generators"', how="max"), "waiting"),),
         ),
         Panel(
             "Queue wait",
@@ -248,7 +267,7 @@ GENERATORS_AND_SCALING = Dashboard(
             "Share of the generators' slots (TAILRACE_CONCURRENCY) with a running turn.",
             Threshold(0.7, 0.9),
             CAPACITY,
-            (Query("sum(tailrace_generator_turns_running) / sum(tailrace_generator_slots)", "in use"),),
+            (Query(Gauge("tailrace_generator_turns_running") / Gauge("tailrace_generator_slots"), "in use"),),
         ),
         Panel(
             "Processes that are ready",
@@ -256,7 +275,7 @@ GENERATORS_AND_SCALING = Dashboard(
             "Processes that do their work, by part. One of each is needed, two of each survive a failure.",
             Threshold(2, 1, is_minimum=True),
             NOT_READY,
-            (Query("sum by (part) (tailrace_ready)", "{{part}}"),),
+            (Query(Gauge("tailrace_ready", ("part",)), "{{part}}"),),
         ),
         Panel(
             "Turns by outcome",
@@ -364,7 +383,7 @@ GENERATORS_AND_SCALING = Dashboard(
             CAPACITY,
             (
                 Query(
-                    f'sum by (part, instance) (rate(process_cpu_seconds_total{{job="tailrace"}}[{WINDOW}]))',
+                    Growth("process_cpu_seconds_total", ("part", "instance"), 'job="tailrace"'),
                     "{{part}} {{instance}}",
                 ),
             ),
@@ -377,7 +396,8 @@ GENERATORS_AND_SCALING = Dashboard(
             CAPACITY,
             (
                 Query(
-                    'sum by (part, instance) (process_resident_memory_bytes{job="tailrace"})', "{{part}} {{instance}}"
+                    Gauge("process_resident_memory_bytes", ("part", "instance"), 'job="tailrace"'),
+                    "{{part}} {{instance}}",
                 ),
             ),
         ),
@@ -395,7 +415,7 @@ LOG_AND_NATS = Dashboard(
             "1 while the log takes entries; 0 once it has not for 5 s.",
             Threshold(1, 1, is_minimum=True),
             STORES_NOTHING,
-            (Query("min(tailrace_gateway_log_writable)", "writable"),),
+            (Query(Gauge("tailrace_gateway_log_writable", how="min"), "writable"),),
         ),
         Panel(
             "Fullness of the log",
@@ -403,7 +423,7 @@ LOG_AND_NATS = Dashboard(
             "Share of the log's byte limit that is used. New turns are refused at 90 %.",
             Threshold(0.8, 0.9),
             FULL,
-            (Query("max(tailrace_gateway_log_fullness_ratio)", "used"),),
+            (Query(Gauge("tailrace_gateway_log_fullness_ratio", how="max"), "used"),),
         ),
         Panel(
             "Append",
@@ -421,8 +441,8 @@ LOG_AND_NATS = Dashboard(
             FULL,
             (
                 Query(
-                    "max by (stream_name) (jetstream_stream_total_bytes) / "
-                    "max by (stream_name) (jetstream_stream_limit_bytes > 0)",
+                    Gauge("jetstream_stream_total_bytes", ("stream_name",), how="max")
+                    / Gauge("jetstream_stream_limit_bytes", ("stream_name",), how="max", is_positive=True),
                     "{{stream_name}}",
                 ),
             ),
@@ -433,15 +453,15 @@ LOG_AND_NATS = Dashboard(
             "Messages that each stream holds.",
             Threshold(1e7, 1e8),
             FULL,
-            (Query("max by (stream_name) (jetstream_stream_total_messages)", "{{stream_name}}"),),
+            (Query(Gauge("jetstream_stream_total_messages", ("stream_name",), how="max"), "{{stream_name}}"),),
         ),
         Panel(
             "Waiting entries of each consumer",
             "short",
-            "Entries that a consumer has not delivered yet.",
+            "Entries that a consumer has not delivered yet. Webhooks have a panel of their own.",
             Threshold(100, 1000),
             CAPACITY,
-            _of_consumers("jetstream_consumer_num_pending"),
+            _of_consumers("jetstream_consumer_num_pending", 'consumer_name!="webhooks"'),
         ),
         Panel(
             "Unacknowledged entries of each consumer",
@@ -465,7 +485,7 @@ LOG_AND_NATS = Dashboard(
             "Streams, buckets and consumers that were deleted.",
             Threshold(1, 1),
             DELETED,
-            (Query("max(tailrace_nats_missing)", "missing"),),
+            (Query(Gauge("tailrace_nats_missing", how="max"), "missing"),),
         ),
         Panel(
             "Recording lag",
@@ -481,7 +501,7 @@ LOG_AND_NATS = Dashboard(
             "Entries in the log that are not in the database yet.",
             Threshold(100, 1000),
             DATABASE,
-            (Query("max(tailrace_persistence_backlog)", "entries"),),
+            (Query(Gauge("tailrace_persistence_backlog", how="max"), "entries"),),
         ),
         Panel(
             "Transactions of the database",
@@ -506,10 +526,10 @@ LOG_AND_NATS = Dashboard(
             Threshold(1, 10),
             FORKS,
             (
-                Query("sum(increase(tailrace_generator_skipped_entries_total[1h]))", "skipped by generators"),
-                Query("sum(increase(tailrace_persistence_skipped_entries_total[1h]))", "skipped by persistence"),
-                Query("sum(increase(tailrace_persistence_proof_mismatches_total[1h]))", "hash mismatches"),
-                Query("sum(increase(tailrace_persistence_turns_left_out_total[1h]))", "turns without a row"),
+                increase("tailrace_generator_skipped_entries_total", 1, "skipped by generators"),
+                increase("tailrace_persistence_skipped_entries_total", 1, "skipped by persistence"),
+                increase("tailrace_persistence_proof_mismatches_total", 1, "hash mismatches"),
+                increase("tailrace_persistence_turns_left_out_total", 1, "turns without a row"),
             ),
         ),
         Panel(
@@ -518,7 +538,7 @@ LOG_AND_NATS = Dashboard(
             "Ended turns whose webhook is not delivered yet.",
             Threshold(100, 1000),
             WEBHOOKS,
-            (Query("sum(tailrace_persistence_webhooks_waiting)", "waiting"),),
+            (Query(Gauge("tailrace_persistence_webhooks_waiting"), "waiting"),),
         ),
         Panel(
             "Webhooks",
@@ -578,12 +598,7 @@ COST_AND_TOKENS = Dashboard(
             "Dollars per hour at the present rate.",
             Threshold(10, 100),
             COSTS,
-            (
-                Query(
-                    f"3600 * sum by (model) (rate(tailrace_generator_cost_dollars_total[{WINDOW}]))",
-                    "{{model}}",
-                ),
-            ),
+            (Query(HOUR_S * Growth("tailrace_generator_cost_dollars_total", ("model",)), "{{model}}"),),
         ),
         Panel(
             "Cost of the last day",
@@ -591,7 +606,7 @@ COST_AND_TOKENS = Dashboard(
             "Dollars in the last 24 hours.",
             Threshold(100, 1000),
             COSTS,
-            (Query("sum(increase(tailrace_generator_cost_dollars_total[24h]))", "cost"),),
+            (increase("tailrace_generator_cost_dollars_total", 24, "cost"),),
         ),
         Panel(
             "Cost of a turn",
@@ -599,24 +614,19 @@ COST_AND_TOKENS = Dashboard(
             "Dollars for each turn that ended, on average.",
             Threshold(0.1, 1),
             COSTS,
-            (
-                Query(
-                    f"sum(rate(tailrace_generator_cost_dollars_total[{WINDOW}])) / "
-                    f"sum(rate(tailrace_generator_ends_total[{WINDOW}]))",
-                    "cost",
-                ),
-            ),
+            (Query(Growth("tailrace_generator_cost_dollars_total") / Growth("tailrace_generator_ends_total"), "cost"),),
         ),
         Panel(
             "Input tokens from the cache",
             "percentunit",
-            "Share of the input tokens that were read from the model's prompt cache, at a tenth of the price.",
-            Threshold(0.3, 0.1, is_minimum=True),
+            "Share of the input tokens that were read from the model's prompt cache, at a tenth of the price. Without "
+            "TAILRACE_CACHE it is 0.",
+            Threshold(0, 0, is_minimum=True),
             COSTS,
             (
                 Query(
-                    f'sum(rate(tailrace_generator_usage_tokens_total{{kind="cache_read_input_tokens"}}[{WINDOW}])) / '
-                    f'sum(rate(tailrace_generator_usage_tokens_total{{kind!="output_tokens"}}[{WINDOW}]))',
+                    Growth("tailrace_generator_usage_tokens_total", where='kind="cache_read_input_tokens"')
+                    / Growth("tailrace_generator_usage_tokens_total", where='kind!="output_tokens"'),
                     "share",
                 ),
             ),
@@ -629,8 +639,7 @@ COST_AND_TOKENS = Dashboard(
             COSTS,
             (
                 Query(
-                    f"sum(rate(gen_ai_client_operation_duration_seconds_count[{WINDOW}])) / "
-                    f"sum(rate(tailrace_generator_ends_total[{WINDOW}]))",
+                    Growth("gen_ai_client_operation_duration_seconds_count") / Growth("tailrace_generator_ends_total"),
                     "calls",
                 ),
             ),
@@ -641,7 +650,7 @@ COST_AND_TOKENS = Dashboard(
             "Dollars per hour for hedged calls whose answer was not used.",
             Threshold(1, 10),
             COSTS,
-            (Query(f"3600 * sum(rate(tailrace_generator_hedge_cost_dollars_total[{WINDOW}]))", "cost"),),
+            (Query(HOUR_S * Growth("tailrace_generator_hedge_cost_dollars_total"), "cost"),),
         ),
     ),
 )

@@ -1,0 +1,147 @@
+"""The page `/ops` and its values. The page is static, public and empty; its values need the scope `operate`."""
+
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.ops.history import WINDOW_S
+from tailrace.gateway.ops.panels import DASHBOARDS
+from tailrace.gateway.ops.sources import Line, open_source
+from tailrace.gateway.settings import Settings
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.version import VERSION
+
+PAGE, SCRIPT, STYLE, VALUES = "/ops", "/ops/page.js", "/ops/page.css", "/ops/values"
+PATHS = frozenset({PAGE, SCRIPT, STYLE, VALUES})
+NO_STORE = {"cache-control": "no-store"}
+
+
+class Chart(msgspec.Struct, frozen=True):
+    """A panel. Its limits are upper ones, or lower ones if `is_minimum`. `section` is one of the runbook."""
+
+    title: str
+    unit: str
+    description: str
+    warning: float
+    critical: float
+    is_minimum: bool
+    section: str
+    lines: list[Line]
+
+
+class Group(msgspec.Struct, frozen=True):
+    """The charts of a dashboard."""
+
+    title: str
+    description: str
+    charts: list[Chart]
+
+
+class Overview(msgspec.Struct, frozen=True):
+    """The values of all panels at `times`, in Unix seconds.
+
+    Rates are over `window_s`. `problems` are sentences for the operator. `runbook` is the runbook's URL, or empty.
+    """
+
+    version: str
+    source: Literal["history", "prometheus"]
+    times: list[float]
+    every_s: float
+    window_s: float
+    problems: list[str]
+    runbook: str
+    groups: list[Group]
+
+
+class Ops:
+    """Collects the values of the panels, and encodes them for the page."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsInvalid."""
+        self._source = open_source(settings.ops_targets, settings.prometheus_url)
+        self._runbook = settings.runbook_url
+        if self._runbook and urlsplit(self._runbook).scheme not in ("http", "https"):
+            raise SettingsInvalid(
+                f"TAILRACE_RUNBOOK_URL: {self._runbook!r} is not a URL: it looks like https://wiki.example/RUNBOOK.md"
+            )
+        self._encoded: tuple[float, bytes] = 0.0, b""
+
+    async def watch(self) -> None:
+        """Collects values until it is cancelled."""
+        await self._source.watch()
+
+    async def values(self) -> bytes:
+        """Returns an Overview as JSON. It is encoded once for all pages that are open."""
+        collected = await self._source.read()
+        newest = collected.times[-1] if collected.times else 0.0
+        if newest != self._encoded[0] or not newest:
+            rows = iter(collected.queries)
+            groups = [
+                Group(
+                    page.title,
+                    page.description,
+                    [
+                        Chart(
+                            panel.title,
+                            panel.unit,
+                            panel.description,
+                            *panel.threshold,
+                            panel.section,
+                            [line for _ in panel.queries for line in next(rows)],
+                        )
+                        for panel in page.panels
+                    ],
+                )
+                for page in DASHBOARDS
+            ]
+            overview = Overview(
+                VERSION,
+                self._source.name,
+                collected.times,
+                collected.every_s,
+                WINDOW_S,
+                collected.problems,
+                self._runbook,
+                groups,
+            )
+            self._encoded = newest, msgspec.json.encode(overview)
+        return self._encoded[1]
+
+
+@cache
+def _file(name: str) -> bytes:
+    return (files("tailrace.gateway.ops") / name).read_bytes()
+
+
+async def page(_: ApiRequest) -> Response:
+    """`GET /ops`: a page for operators that shows the panels. It has no values: its script asks for a key."""
+    return Response(_file("page.html"), headers=NO_STORE, media_type="text/html; charset=utf-8")
+
+
+async def script(_: ApiRequest) -> Response:
+    """`GET /ops/page.js`: the page's script."""
+    return Response(_file("page.js"), headers=NO_STORE, media_type="text/javascript; charset=utf-8")
+
+
+async def style(_: ApiRequest) -> Response:
+    """`GET /ops/page.css`: the page's style sheet."""
+    return Response(_file("page.css"), headers=NO_STORE, media_type="text/css; charset=utf-8")
+
+
+async def values(_: ApiRequest, ops: Ops) -> Response:
+    """`GET /ops/values`: the values of all panels in the last 15 minutes, over all tenants."""
+    return Response(await ops.values(), headers=NO_STORE, media_type="application/json")
+
+
+ROUTES = [
+    Route(PAGE, page, methods=["GET"]),
+    Route(SCRIPT, script, methods=["GET"]),
+    Route(STYLE, style, methods=["GET"]),
+    Route(VALUES, values, methods=["GET"]),
+]

@@ -1,0 +1,27 @@
+"""The page `/ops` in Chromium, light and dark, on a desktop and a phone. On a loaded system: test_dashboards.py."""
+
+from pathlib import Path
+
+from tailrace.gateway.ops.panels import DASHBOARDS
+from tests.clients import node
+from tests.harness import jwts
+from tests.harness.system import System
+from tests.integration.conftest import NewGateway
+
+
+async def test_the_page_asks_for_a_key_and_draws_all_panels(
+    system: System, new_gateway: NewGateway, browser: str, tmp_path: Path
+) -> None:
+    """It obeys its Content-Security-Policy, loads nothing from elsewhere, and fits the window."""
+    gateway = await new_gateway(system.nats_url, **jwts.settings(jwt_scopes_claim="scope"))
+    operator = jwts.token(scope="operate").decode()
+    pages = await node.run("ops.mjs", gateway.url, tmp_path, operator, CHROMIUM=browser)
+    assert [(page["colorScheme"], page["size"]) for page in pages] == [
+        (scheme, size) for scheme in ("light", "dark") for size in ("desktop", "phone")
+    ]
+    for page in pages:
+        assert (page["complaints"], page["elsewhere"], page["isWide"], page["login"]) == ([], [], False, [401, 200])
+        assert list(page["panels"]) == [panel.title for one in DASHBOARDS for panel in one.panels]
+        assert (page["panels"]["Log takes entries"], page["panels"]["Takeover"]) == ("yes", "\N{EN DASH}")
+        assert [notice.partition(".")[0] for notice in page["notices"]] == ["Only this gateway's own metrics are shown"]
+    assert len({page["background"] for page in pages}) == 2

@@ -1,0 +1,115 @@
+"""The page `/ops`: which credentials see its values, and where they come from."""
+
+import hashlib
+import time
+
+import httpx2
+import pytest
+
+from tailrace.deploy.local import ports
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.ops.panels import DASHBOARDS
+from tailrace.proto.api_key import TENANT_SCOPES, Scope, new_key
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection
+from tailrace.proto.nats.api_keys import ApiKeyStore
+from tests.harness import jwts
+from tests.harness.until import until
+from tests.integration.conftest import KEY, NewGateway
+
+VALUES = "/ops/values"
+
+
+@pytest.mark.rule("S1")
+async def test_only_a_credential_with_the_scope_operate_sees_the_values(
+    own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway
+) -> None:
+    """A credential without scopes of its own is no operator, and an operator's key reads no turn."""
+    open_gateway = await new_gateway(own_server.url, api_keys="")
+    # Without any credential, every client has all scopes.
+    assert (await open_gateway.client.get(VALUES, headers={"authorization": ""})).status_code == 200
+
+    async def store(*scopes: Scope) -> str:
+        key = new_key(Tenant("acme"), now=int(time.time()), scopes=scopes)
+        await ApiKeyStore(own_connection).create(key.record)
+        return key.secret
+
+    operator, user = await store("operate"), await store(*TENANT_SCOPES)
+    without = await new_gateway(own_server.url, **jwts.settings())
+    by_claim = await new_gateway(own_server.url, **jwts.settings(jwt_scopes_claim="scope"))
+    logged_in = (await without.client.post("/v1/login")).json()["access_token"]
+    allowed = {
+        "an operator's key": (without, operator, 200),
+        "a key of a tenant": (without, user, 403),
+        "a key of TAILRACE_API_KEYS": (without, KEY, 403),
+        "a login with such a key": (without, logged_in, 403),
+        "a JWT": (without, jwts.token(scope="operate").decode(), 403),
+        "a JWT with its scope": (by_claim, jwts.token(scope="operate").decode(), 200),
+        "a JWT with another scope": (by_claim, jwts.token(scope="manage").decode(), 403),
+        "a JWT without a scope": (by_claim, jwts.token().decode(), 403),
+        "none": (without, "", 401),
+    }
+    found = {
+        name: (await gateway.client.get(VALUES, headers={"authorization": f"Bearer {key}".strip()})).status_code
+        for name, (gateway, key, _) in allowed.items()
+    }
+    assert found == {name: status for name, (_, _, status) in allowed.items()}
+    for path in ("/v1/sessions", "/v1/usage"):
+        answer = await without.client.get(path, headers={"authorization": f"Bearer {operator}"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "scope_missing"), path
+    # A gateway that was open needs a credential from the first key on.
+    await until(lambda: is_closed(open_gateway.client))
+
+
+async def is_closed(client: httpx2.AsyncClient) -> bool:
+    return (await client.get(VALUES, headers={"authorization": ""})).status_code == 401
+
+
+async def test_the_values_name_no_tenant_and_no_prompt(nats_url: str, new_gateway: NewGateway) -> None:
+    """All panels are there. A gateway without targets shows its own metrics, and says how to see more."""
+    gateway = await new_gateway(nats_url, api_keys="")
+    await gateway.client.post("/v1/turns", json={"message": "a-secret-prompt", "session": "a-secret-session"})
+
+    async def values() -> httpx2.Response | None:
+        answer = await gateway.client.get(VALUES)
+        return answer if answer.json()["times"] else None
+
+    answer = await until(values)
+    assert answer is not None
+    body = answer.json()
+    assert [chart["title"] for group in body["groups"] for chart in group["charts"]] == [
+        panel.title for page in DASHBOARDS for panel in page.panels
+    ]
+    assert (body["source"], [problem.partition(".")[0] for problem in body["problems"]]) == (
+        "history",
+        ["Only this gateway's own metrics are shown"],
+    )
+    assert answer.headers["cache-control"] == "no-store"
+    for secret in ("a-secret", KEY, hashlib.sha256(KEY.encode()).hexdigest()):
+        assert secret not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("ops_targets", "generators 127.0.0.1:{port} does not answer"),
+        ("prometheus_url", "The Prometheus at TAILRACE_PROMETHEUS_URL gives no values: ConnectError."),
+    ],
+)
+async def test_a_source_that_does_not_answer_is_named(
+    nats_url: str, new_gateway: NewGateway, setting: str, says: str
+) -> None:
+    """Without the password of its URL. The page stays usable."""
+    (port,) = ports.find_free(1)
+    value = f"generators=127.0.0.1:{port}" if setting == "ops_targets" else f"http://me:secret@127.0.0.1:{port}"
+    gateway = await new_gateway(nats_url, api_keys="", **{setting: value})
+
+    async def problems() -> list[str]:
+        answer = await gateway.client.get(VALUES)
+        assert "secret" not in answer.text
+        problems: list[str] = answer.json()["problems"]
+        return problems
+
+    found = await until(problems)
+    assert found is not None
+    assert found[0].startswith(says.format(port=port))
