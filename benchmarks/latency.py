@@ -30,10 +30,12 @@ _tags = ("".join(letters) for letters in itertools.product("abcdefghijklmnopqrst
 
 
 @contextlib.contextmanager
-def process(*command: str, env: dict[str, str] | None = None, fd: int | None = None) -> Iterator[subprocess.Popen[str]]:
+def process(
+    *command: str, env: dict[str, str] | None = None, fd: int | None = None, cwd: Path = ROOT
+) -> Iterator[subprocess.Popen[str]]:
     started = subprocess.Popen(
         [sys.executable, *command],
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
