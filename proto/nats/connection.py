@@ -159,9 +159,16 @@ class Connection:
         raise_if_cancelled()
 
     async def subscribe(self, subject: str, on_message: Callable[[Msg], Awaitable[None]]) -> Subscription:
-        """Calls `on_message` for each message, in order. The subscription survives reconnects."""
+        """Calls `on_message` for each message, in order, in a task. The subscription survives reconnects."""
+        return await self._subscribed(self.client.subscribe(subject, cb=on_message))
+
+    async def subscribe_directly(self, subject: str, receive: Callable[[Msg], None]) -> Subscription:
+        """Like `subscribe`, for a function that returns at once: it is called as each message is read."""
+        return await self._subscribed(self.client.subscribe_directly(subject, receive))
+
+    async def _subscribed(self, subscribing: Awaitable[Subscription]) -> Subscription:
         try:
-            subscription = await self.client.subscribe(subject, cb=on_message)
+            subscription = await subscribing
         except nats.errors.Error as error:
             raise LogUnavailable(f"subscribing at NATS failed ({type(error).__name__}): retry") from error
         try:

@@ -134,9 +134,9 @@ class DirectReader:
     async def _open(self) -> None:
         async with self._opening:
             if self._subscription is None:
-                self._subscription = await self._connection.subscribe(f"{self._inbox}.*", self._on_message)
+                self._subscription = await self._connection.subscribe_directly(f"{self._inbox}.*", self._on_message)
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Msg) -> None:
         batch = self._batches.get(message.subject.rpartition(".")[2])
         if batch is not None:
             batch.add(message)

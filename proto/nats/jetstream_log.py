@@ -85,11 +85,11 @@ class JetStreamLog:
     async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:
         feed, turn = LiveFeed(), subjects.entries(key)
 
-        async def add(message: Msg) -> None:
+        def add(message: Msg) -> None:
             if (stored := _decode(message, turn)) is not None:
                 feed.add(stored)
 
-        subscription = await self._connection.subscribe(f"{subjects.live(key)[:-1]}{kind}", add)
+        subscription = await self._connection.subscribe_directly(f"{subjects.live(key)[:-1]}{kind}", add)
         forget = self._connection.on_reconnected(feed.reset)
         try:
             yield feed
