@@ -56,7 +56,7 @@ def build_continuation_call(request: Request, turn: Turn) -> Call:
     if not turn.text.strip():
         return call
     if supports_prefill(request.model):
-        return msgspec.structs.replace(call, messages=[*call.messages, Message("assistant", prefill(turn.text))])
+        return msgspec.structs.replace(call, messages=append_answer(call.messages, prefill(turn.text)))
     partial = [content(block) for block in turn.blocks if block.text.strip()]
     prompt = CONTINUE_PROMPT.format(tail=msgspec.json.encode(turn.text[-TAIL_CHARS:]).decode())
     messages = [*call.messages, Message("assistant", partial), Message("user", prompt)]
@@ -67,6 +67,21 @@ def supports_prefill(name: str) -> bool:
     """Whether the model accepts a partial answer as the last message."""
     model = find_model(name)
     return model is not None and model.supports.prefill is True
+
+
+def append_answer(messages: list[Message], text: str) -> list[Message]:
+    """Returns `messages` with a partial answer, which continues a last message of the assistant (the client's prefill).
+
+    The API joins consecutive messages of one role, but its documentation does not say with what between them.
+    """
+    *before, last = messages
+    match last:
+        case Message(role="assistant", content=str(beginning)):
+            return [*before, Message("assistant", beginning + text)]
+        case Message(role="assistant", content=[*blocks, {"type": "text", "text": str(beginning)} as block]):
+            return [*before, Message("assistant", [*blocks, block | {"text": beginning + text}])]
+        case _:
+            return [*messages, Message("assistant", text)]
 
 
 def prefill(text: str) -> str:

@@ -13,7 +13,8 @@ from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import CacheFor, Message, OnInterrupt
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import is_session_name
-from tailrace.proto.schema import with_schema
+from tailrace.proto.models import Model
+from tailrace.proto.schema import schema_of, with_schema
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 Cache = CacheFor | Literal["off"]
@@ -108,8 +109,6 @@ def check(new_turn: NewTurn) -> None:
     check_name("project", new_turn.project)
     if new_turn.create_session:
         check_session("session", new_turn.session)
-    if new[-1].role == "assistant":
-        raise Refused("request_invalid", "`messages` must not end with a message of the assistant: it has no answer")
     if new_turn.max_cost is not None and not 0 < new_turn.max_cost <= COST_USD_MAX:
         raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:,.0f}")
     if new_turn.on_disconnect != "continue" and grace_s(new_turn.on_disconnect) is None:
@@ -169,6 +168,8 @@ def build_entry(
     # A session's system prompt may have been stored before `POST /v1/sessions` checked it.
     require_unclaimed(system)
     options = new_turn.options if new_turn.schema is None else with_schema(new_turn.options, new_turn.schema)
+    if position.new[-1].role == "assistant":
+        require_prefill(model, options)
     return entries.Request(
         model=model.id,
         max_tokens=min(new_turn.max_tokens or max_tokens, most),
@@ -191,6 +192,22 @@ def build_entry(
         by=credential,
         body_sha256=body_sha256,
     )
+
+
+def require_prefill(model: Model, options: dict[str, Any] | None) -> None:
+    """Raises Refused if the model does not continue a last message of the assistant. If unknown, its API decides."""
+    if model.supports.prefill is False:
+        raise Refused(
+            "request_invalid",
+            f"`messages` must not end with a message of the assistant: {model.id} cannot continue it (prefill). "
+            "End with a user message that asks for that beginning, or request JSON with a schema; "
+            "GET /v1/models/capabilities lists the models with `prefill`",
+        )
+    if schema_of(options) is not None:
+        raise Refused(
+            "request_invalid",
+            "`messages` must not end with a message of the assistant if a schema is requested: leave the message out",
+        )
 
 
 def nano_usd_max(usd: float) -> int:

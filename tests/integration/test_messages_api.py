@@ -98,14 +98,30 @@ async def test_request_after_a_cancelled_turn_is_a_new_turn(
     assert request.on_disconnect == "grace:60"
 
 
+@pytest.mark.filterwarnings("ignore:The model 'claude-haiku-4-5' is deprecated:DeprecationWarning")
+async def test_a_prefill_is_continued_also_after_an_interruption(gateway: Gateway) -> None:
+    question = {"role": "user", "content": f"#sim words=6 rate=0 fault=cut@2x1\n{new_id()}"}
+    beginning = {"role": "assistant", "content": "w000000 w000001"}
+    answer = await post(gateway, model="claude-haiku-4-5", messages=[question, beginning])
+    assert answer.json()["content"] == [{"type": "text", "text": " w000002 w000003 w000004 w000005"}]
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
         ({"max_tokens": None}, "Expected `int`, got `null` - at `$.max_tokens`"),
-        ({"model": 5}, "Expected `str`, got `int` - at `$.model`"),
+        ({"model": 5}, "Expected `str | null`, got `int` - at `$.model`"),
         ({"messages": []}, "`messages` is empty"),
         ({"messages": [{"role": "user", "content": "hi", "name": "x"}]}, "unknown field `name` - at `$.messages[0]`"),
-        ({"messages": [*BODY["messages"], {"role": "assistant", "content": "A"}]}, "`messages` must not end with"),
+        ({"messages": [*BODY["messages"], {"role": "assistant", "content": "A"}]}, "End with a user message"),
+        (
+            {
+                "model": "claude-haiku-4-5",
+                "messages": [*BODY["messages"], {"role": "assistant", "content": "A"}],
+                "output_config": {"format": {"type": "json_schema", "schema": {}}},
+            },
+            "must not end with a message of the assistant if a schema is requested",
+        ),
         ({"betas": ["x"]}, "`options` cannot hold betas"),
         ({"max_tokens": 10**7}, "`max_tokens` must be from 1 to 128000"),
     ],

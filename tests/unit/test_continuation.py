@@ -215,6 +215,24 @@ def test_white_space_alone_is_not_prefilled_and_stored_once(model: str) -> None:
     assert log.turn.text == "\n\none"
 
 
+@pytest.mark.parametrize(
+    "beginning",
+    ["w000000 w0", [{"type": "text", "text": "w000000"}, {"type": "text", "text": " w0", "cache_control": {}}]],
+)
+def test_a_broken_answer_to_a_prefill_of_the_client_is_continued(beginning: str | list[dict[str, str]]) -> None:
+    """The API receives one message of the assistant: the client's beginning, and what is stored."""
+    asked = request(
+        model=PREFILLED,
+        messages=[Message("user", "#sim words=4"), Message("assistant", beginning)],
+    )
+    for heard in broken_off(said(build_call(asked))):
+        log = begun(asked, heard)
+        if log.turn.stop.stop_reason is None:
+            assert [one.role for one in build_continuation_call(asked, log.turn).messages] == ["user", "assistant"]
+            go_on(log, asked)
+        assert log.turn.text == "00001 w000002 w000003"
+
+
 def test_a_model_without_prefill_gets_a_continue_prompt() -> None:
     """Models after 4.5 get their text, and a user message that quotes its end."""
     log = begun(request(), [opening(), *text_block(0, 'He said: "w', "ait")[:-1]])
