@@ -11,6 +11,8 @@ MEDIA_TYPE = "text/event-stream"
 
 # A comment without a blank line after it. Some clients dispatch an empty event at a blank line.
 HEARTBEAT = b": hb\n"
+# For loops that split at blank lines, and would take HEARTBEAT and the next event for one block.
+HEARTBEAT_FRAME = b": hb\n\n"
 
 HEADERS = {
     # `no-transform` keeps proxies from compressing the stream, for which they would buffer it.

@@ -57,3 +57,14 @@ class Dialect(NamedTuple):
     """Whether the frame of an entry depends on earlier entries, so that a turn is always rendered from its start."""
     sends_retry: bool = False
     """Whether each connection begins with a `retry:` line, the time after which the client reconnects."""
+    with_ids: "Dialect | None" = None
+    """The variant with `id:` lines, for clients that accept server-sent events; None: this one has them, or has none
+    for any client."""
+
+
+def select_variant(dialect: Dialect, accept: str) -> Dialect:
+    """Returns the variant of `dialect` for a client with this `Accept` header.
+
+    EventSource, fetch-event-source and the SSE libraries of Python send `text/event-stream`; `fetch` sends `*/*`.
+    """
+    return dialect.with_ids if dialect.with_ids is not None and sse.MEDIA_TYPE in accept else dialect

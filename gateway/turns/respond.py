@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.streaming.dialect import Dialect
+from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.pacing import pace_of
 from tailrace.gateway.streaming.response import StreamedResponse
@@ -70,7 +70,7 @@ class Responder:
             response = EventStream(
                 access,
                 key,
-                dialect,
+                select_variant(dialect, request.headers.get("accept", "")),
                 cursor or BEFORE_FIRST,
                 headers={**names_of(key, entry), **(headers or {})},
                 is_first_word_awaited=is_first_word_awaited and cursor is None,

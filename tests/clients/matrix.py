@@ -221,24 +221,34 @@ def node_reader(client: str, dialect: str) -> Read:
 # Clients that repeat their POST after a cut.
 
 
-def poster(script: str, path: str, dialect: str, body: Callable[[str], object]) -> Read:
-    """Returns a client that POSTs `body(message)` to `path`, and goes on with the same POST and `Last-Event-ID`."""
+def poster(script: str, client: str, path: str, dialect: str, body: Callable[[str], object]) -> Read:
+    """Returns a client that POSTs `body(message)` to `path`, and repeats the POST with its cursor after a cut."""
 
     async def read(url: str, line: str) -> Answer:
-        environ: dict[str, Any] = {} if (browser := node.chromium()) is None else {"CHROMIUM": browser}
-        if not environ and script == "browser-posts.mjs":
-            pytest.skip("there is no `chromium` here")
-        headers = msgspec.json.encode({"authorization": f"Bearer {KEY}"}).decode()
-        sent = msgspec.json.encode(body(line)).decode()
-        (shown,) = await node.run(script, url + path, headers, sent, dialect, **environ)
+        shown = await post_with(script, client, url + path, body(line), dialect)
         assert shown["outcome"] == "completed"
         return Answer(shown["turn"], shown["text"])
 
     return read
 
 
+async def post_with(script: str, client: str, url: str, body: object, dialect: str) -> dict[str, Any]:
+    """Runs a client of `js/post-clients.mjs`, in Node or in Chromium; returns what it showed."""
+    environ: dict[str, Any] = {} if (browser := node.chromium()) is None else {"CHROMIUM": browser}
+    if not environ and script == "browser-posts.mjs":
+        pytest.skip("there is no `chromium` here")
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    sent = (msgspec.json.encode(one).decode() for one in (headers, body))
+    (shown,) = await node.run(script, client, url, *sent, dialect, **environ)
+    return shown
+
+
 def one_message(line: str) -> object:
     return {"message": line}
+
+
+def conversation(line: str) -> object:
+    return {"messages": [{"role": "user", "content": line}]}
 
 
 def messages(line: str) -> object:
@@ -268,28 +278,49 @@ CLIENTS = (
         "fetch-event-source (POST)",
         "JavaScript",
         "tailrace",
-        poster("posts.mjs", "/v1/turns", "tailrace", one_message),
+        poster("posts.mjs", "fetch-event-source", "/v1/turns", "tailrace", one_message),
         WHOLE_EVENTS,
     ),
     Client(
         "fetch-event-source (POST)",
         "JavaScript",
         "delta",
-        poster("posts.mjs", "/chat/stream", "delta", one_message),
+        poster("posts.mjs", "fetch-event-source", "/chat/stream", "delta", one_message),
         WHOLE_EVENTS,
     ),
     Client(
         "fetch-event-source (POST)",
         "JavaScript",
         "anthropic",
-        poster("posts.mjs", "/v1/messages", "anthropic", messages),
+        poster("posts.mjs", "fetch-event-source", "/v1/messages", "anthropic", messages),
         Cuts(3, 1400, 3000, b"\n\n"),
+    ),
+    Client(
+        "a tutorial's loop (Node)",
+        "JavaScript",
+        "delta",
+        poster("posts.mjs", "loop", "/chat/stream", "delta", one_message),
+        SHORT_EVENTS,
+    ),
+    Client(
+        "a tutorial's loop (Chromium)",
+        "JavaScript",
+        "delta",
+        poster("browser-posts.mjs", "loop", "/chat/stream", "delta", one_message),
+        SHORT_EVENTS,
+    ),
+    Client(
+        "a tutorial's loop (Node)",
+        "JavaScript",
+        "content",
+        poster("posts.mjs", "loop", "/ai/chat", "content", conversation),
+        SHORT_EVENTS,
     ),
     Client(
         "sse.js (POST)",
         "JavaScript",
         "tailrace",
-        poster("browser-posts.mjs", "/v1/turns", "tailrace", one_message),
+        poster("browser-posts.mjs", "sse.js", "/v1/turns", "tailrace", one_message),
         SHORT_EVENTS,
     ),
     Client(

@@ -16,14 +16,17 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients.conftest import told
+from tests.clients.matrix import post_with
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import words
+from tests.harness.sse_parser import parse
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.integration.conftest import KEY, Gateway, NewGateway
 
 TEXT = words(40)
 LINE = "#sim words=40 rate=200"
+SLOW = "#sim words=4 rate=8"
 
 
 @pytest.fixture
@@ -49,8 +52,35 @@ async def test_chat_stream_loop_shows_the_answer(gateway: Gateway, page: httpx.A
     body = {"message": LINE, "max_tokens": 100, "system": "Be brief."}
     turn, *events = [event async for event in lines_of(page, f"{gateway.url}/chat/stream", body)]
     assert {event["type"] for event in events[:-1]} == {"delta"}
-    assert events[-1] == {"type": "done"}
+    assert events[-1] == {"type": "done", "cursor": events[-1]["cursor"]}
     assert "".join(event["text"] for event in events[:-1]) == TEXT == await told(gateway, turn["turn"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "dialect"),
+    [
+        ("/chat/stream", {"message": SLOW}, "delta"),
+        ("/ai/chat", {"messages": [{"role": "user", "content": SLOW}]}, "content"),
+    ],
+)
+async def test_a_loop_that_splits_at_blank_lines_reads_past_heartbeats(
+    system: System, gateway: Gateway, new_gateway: NewGateway, path: str, body: object, dialect: str
+) -> None:
+    """Glued to a heartbeat, an event would not begin with `data: `."""
+    quick = await new_gateway(system.nats_url, heartbeat_s=0.02)
+    shown = await post_with("posts.mjs", "loop", f"{quick.url}{path}", body, dialect)
+    assert shown["others"] > 1
+    assert shown["text"] == words(4) == await told(quick, shown["turn"])
+
+
+async def test_a_client_that_accepts_server_sent_events_receives_ids(gateway: Gateway, page: httpx.AsyncClient) -> None:
+    """From the tutorial route and from `GET /v1/turns/{turn}/events`."""
+    accept = {"accept": "text/event-stream"}
+    sent = await page.post(f"{gateway.url}/chat/stream", json={"message": "#sim words=2 rate=0"}, headers=accept)
+    events = f"{gateway.url}/v1/turns/{sent.headers['tailrace-turn']}/events?dialect=delta"
+    assert all(event.id is not None and "cursor" not in event.data for event in parse(sent.content))
+    assert (await page.get(events, headers=accept)).content == sent.content
+    assert all(event.id is None and "cursor" in event.data for event in parse((await page.get(events)).content))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +111,8 @@ async def test_failure_is_an_error_event(
     writer.chain = (await log.turn(writer.key)).chain
     await writer.begin("half")
     await writer.end("failed", failure)
-    assert [event async for event in events] == [{"type": "delta", "text": "half"}, shown]
+    delta, error = [event async for event in events]
+    assert (delta["text"], error) == ("half", shown | {"cursor": error["cursor"]})
 
 
 @pytest.mark.proves("text", "conversation by cookie", "a tutorial's chat page")
@@ -193,7 +224,7 @@ async def test_ai_chat_loop_shows_the_answer(gateway: Gateway, page: httpx.Async
         ],
     }
     turn, *events = [event async for event in lines_of(page, f"{gateway.url}/ai/chat", body)]
-    assert {tuple(event) for event in events} == {("content",)}
+    assert {tuple(event) for event in events} == {("content", "cursor")}
     assert "".join(event["content"] for event in events) == TEXT == await told(gateway, turn["turn"])
     asked = (await page.get(f"{claude}/_sim/last")).json()["body"]
     assert (asked["model"], asked["system"], len(asked["messages"])) == ("claude-haiku-5-5", "Be brief.", 3)

@@ -1,23 +1,19 @@
-"""Tutorial pages when a generator is killed or a connection is cut: they show the log's text."""
+"""Tutorial pages when a generator is killed: they show the log's text."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.clients.conftest import Takeover, told
-from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.displayed_text import SAYS
 from tests.harness.generator_in_loop import words
-from tests.integration.conftest import KEY, Gateway
+from tests.integration.conftest import KEY
 
 TEXT = words(150)
 LINE = "#sim words=150 rate=150"
-# Four connections are cut, and the fifth has the rest.
-TRIES_MAX = 8
 PAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "delta": ("/chat/stream", {"message": LINE}),
     "text": ("/chat", {"message": LINE}),
@@ -54,31 +50,3 @@ async def test_killed_generator_is_hidden(takeover: Takeover, page: httpx.AsyncC
         seen = await asyncio.gather(*pages)
     assert [text for _, text in seen] == [TEXT] * 4
     assert [await told(takeover.gateway, turn) for turn, _ in seen] == [TEXT] * 4
-
-
-@pytest.mark.proves("delta", "resumes after cuts", "a tutorial's fetch loop")
-@pytest.mark.proves("content", "resumes after cuts", "a tutorial's fetch loop")
-@pytest.mark.parametrize("dialect", ["delta", "content"])
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_cut_page_gets_the_rest(gateway: Gateway, page: httpx.AsyncClient, dialect: str, seed: int) -> None:
-    """With one additional line in the page, which sends the last id."""
-    path, body = PAGES[dialect]
-    kept, turn = b"", ""
-    async with Cutting(gateway.port, seeded(seed, count=4, bytes_max=1400, bytes_min=900)) as proxy:
-        asking = page.stream("POST", f"{proxy.url}{path}", json=body)
-        for _ in range(TRIES_MAX):
-            sent = b""
-            with suppress(httpx.TransportError):
-                async with asking as response:
-                    turn = response.headers["tailrace-turn"]
-                    async for piece in response.aiter_raw():
-                        sent += piece
-            whole, end, _ = sent.rpartition(b"\n\n")
-            kept += whole + end
-            if SAYS[dialect](kept) == TEXT:
-                break
-            ids = [line.removeprefix(b"id: ").decode() for line in kept.splitlines() if line.startswith(b"id: ")]
-            again = f"{proxy.url}/v1/turns/{turn}/events?dialect={dialect}"
-            asking = page.stream("GET", again, headers={"last-event-id": ids[-1] if ids else "0"})
-        assert proxy.left == []
-    assert SAYS[dialect](kept) == TEXT == await told(gateway, turn)

@@ -10,7 +10,7 @@ from tailrace.gateway.auth.signed_tokens import Ticket
 from tailrace.gateway.auth.tickets import Tickets, strip_proof
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.streaming.dialect import Dialect
+from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.pacing import Pace, pace_of
 from tailrace.gateway.streaming.stream_access import StreamAccess
@@ -101,7 +101,7 @@ def dialect_of(request: ApiRequest) -> Dialect:
     name = request.query_params.get("dialect", "tailrace")
     if name not in DIALECTS:
         raise Refused("dialect_unknown", f"`dialect` must be one of {', '.join(DIALECTS)}")
-    return DIALECTS[name]
+    return select_variant(DIALECTS[name], request.headers.get("accept", ""))
 
 
 ROUTES = [

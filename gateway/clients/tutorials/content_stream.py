@@ -1,4 +1,4 @@
-"""The dialect `content`: `data: {"content":…}` only, for loops that concatenate the content of every event.
+"""The dialect `content`: `data: {"content":…,"cursor":…}` only, for loops that concatenate the content of every event.
 
 It has no event for the end: a stream that stops early lacks its body's last chunk. A failure is
 `data: {"error":…}`, and then the connection is broken off.
@@ -8,6 +8,7 @@ import msgspec
 
 from tailrace.gateway.clients.failure import LOST
 from tailrace.gateway.clients.native.text_stream import text_of
+from tailrace.gateway.clients.tutorials.cursor_field import with_cursor_field
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, Stored
@@ -40,4 +41,4 @@ def _error(message: str) -> sse.Events:
     return sse.frame(_encode({"error": message}))
 
 
-CONTENT = Dialect(name="content", start=lambda _: None, render=render, render_record=render_record)
+CONTENT = with_cursor_field(Dialect(name="content", start=lambda _: None, render=render, render_record=render_record))

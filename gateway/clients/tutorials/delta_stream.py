@@ -1,4 +1,4 @@
-"""The dialect `delta`: three types of event, for the fetch loops that tutorials teach.
+"""The dialect `delta`: three types of event, for the fetch loops that tutorials teach; each has the `cursor`, too.
 
 {"type":"delta","text":…}                                          a delta of the answer's text
 {"type":"done"}                                                    the end
@@ -12,6 +12,7 @@ import msgspec
 
 from tailrace.gateway.clients.failure import CANCELLED, error_type, failure_of
 from tailrace.gateway.clients.native.text_stream import text_of
+from tailrace.gateway.clients.tutorials.cursor_field import with_cursor_field
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, Failure, Stored
@@ -53,4 +54,4 @@ def _frame(event: dict[str, Any], seq: int | None = None) -> sse.Events:
 
 
 # Not self-delimited, although it has an event for the end: the tutorials' loops stop where the body stops.
-DELTA = Dialect(name="delta", start=lambda _: None, render=render, render_record=render_record)
+DELTA = with_cursor_field(Dialect(name="delta", start=lambda _: None, render=render, render_record=render_record))

@@ -1,6 +1,7 @@
 // Runs in a page: the browser's own EventSource, and fetch-event-source, which needs a `window`.
 import { fetchEventSource } from "@microsoft/fetch-event-source";
 import { SSE } from "sse.js";
+import { POST_CLIENTS } from "./post-clients.mjs";
 import { fetchText, listen, shownIn, Tailrace } from "./shown.mjs";
 
 async function fetched(url) {
@@ -27,24 +28,25 @@ async function fetched(url) {
 }
 
 /** A POST with sse.js, which repeats it after each end of the connection until it is closed. */
-globalThis.postWithSSE = (url, headers, payload, dialect) =>
+const withSSE = (url, headers, payload, dialect) =>
   new Promise((resolve, reject) => {
     const shown = shownIn(dialect);
-    let [opened, turn] = [0, null];
-    // It sends no Accept of its own, which POST /v1/turns and the tutorial routes decide by.
-    const given = { Accept: "text/event-stream", "Content-Type": "application/json", ...headers };
-    const source = new SSE(url, { headers: given, payload, autoReconnect: true, reconnectDelay: 100 });
+    let turn = null;
+    // It sends no Accept of its own, by which POST /v1/turns decides.
+    const accepting = { Accept: "text/event-stream", ...headers };
+    const source = new SSE(url, { headers: accepting, payload, autoReconnect: true, reconnectDelay: 100 });
     source.addEventListener("open", ({ responseCode, headers }) => {
       if (responseCode !== 200) reject(new Error(`status ${responseCode}`));
-      [opened, turn] = [opened + 1, headers["tailrace-turn"]?.[0]];
+      turn = headers["tailrace-turn"]?.[0];
     });
     source.addEventListener("message", ({ data }) => {
       if (!shown.take(data)) return;
       source.close();
-      resolve({ turn, text: shown.text, outcome: shown.outcome, opened });
+      resolve({ turn, text: shown.text, outcome: shown.outcome });
     });
   });
 
+globalThis.POST_CLIENTS = { ...POST_CLIENTS, "sse.js": withSSE };
 globalThis.CLIENTS = {
   EventSource: (url) => listen(new EventSource(url), url),
   "fetch-event-source": fetched,

@@ -38,8 +38,16 @@ export class Delta extends Tailrace {
   }
 }
 
+/** `content`: text only; the body's end is the answer's. */
+export class Content extends Tailrace {
+  take(data) {
+    this.text += JSON.parse(data).content;
+    return false;
+  }
+}
+
 /** An accumulator for the events of a dialect. */
-export const shownIn = (dialect) => new { tailrace: Tailrace, anthropic: Anthropic, delta: Delta }[dialect]();
+export const shownIn = (dialect) => new { tailrace: Tailrace, anthropic: Anthropic, delta: Delta, content: Content }[dialect]();
 
 /** Its events have names, and a name that nobody listens for is not heard. */
 const NAMED = ["message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta", "message_stop", "error"];
