@@ -118,8 +118,11 @@ class Client(NatsClient):
     def _write_pending(self) -> None:
         self._will_write = False
         if self.is_connected and self._pending and self._transport:
-            self._transport.writelines(self._pending)
-            self._pending, self._pending_data_size = [], 0
+            pending, self._pending, self._pending_data_size = self._pending, [], 0
+            # uvloop raises RuntimeError for a closed socket: the connection is about to be replaced. What was not sent
+            # is not sent later either.
+            with suppress(OSError, RuntimeError):
+                self._transport.writelines(pending)
 
     async def _attempt_reconnect(self) -> None:
         self.abort()

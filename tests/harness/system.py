@@ -213,7 +213,11 @@ class System:
         return found
 
     async def settled(self, within_s: float = SETTLED_S_MAX) -> None:
-        """Waits until generators and persistence have acknowledged every turn."""
+        """Waits until generators and persistence have acknowledged every turn.
+
+        Fails when persistence acknowledges nothing for `within_s`. All of it may take longer: without its database it
+        records the whole log again.
+        """
 
         async def is_settled() -> bool:
             # A killed server may not have been found again.
@@ -222,7 +226,17 @@ class System:
                 return not backlog.waiting and not backlog.leased and await self._recorder.is_drained()
             return False
 
-        await until(is_settled, within_s)
+        acknowledged = -1
+        while True:
+            try:
+                await until(is_settled, within_s)
+            except AssertionError:
+                floor = (await self._recorder.backlog()).floor
+                if floor <= acknowledged:
+                    raise
+                acknowledged = floor
+            else:
+                return
 
     async def healed(self, within_s: float = HEALED_S_MAX) -> None:
         """Starts nats-servers that have stopped, continues frozen ones, and waits until all replicas are current."""

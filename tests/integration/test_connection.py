@@ -8,11 +8,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
+from typing import Any
 
 import httpx2
 import msgspec
 import pytest
 import structlog.testing
+import uvloop
 from nats.aio.client import Client as NatsClient
 from nats.protocol.parser import Parser
 
@@ -130,6 +132,27 @@ async def test_the_error_of_a_url_names_the_servers_and_no_secret(
         await Connection.open(url.format(port=nats_server.spec.port), "test")
     assert message in str(raised.value)
     assert not [secret for secret in ("stale-token", "a-token", "pass@word", "name:") if secret in str(raised.value)]
+
+
+def test_a_write_to_a_connection_that_is_being_replaced_fails_as_without_a_server(nats_url: str) -> None:
+    """The recorder would leave out a turn after an error that it does not know."""
+    unknown: list[dict[str, Any]] = []
+
+    async def request() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unknown.append(context))
+        connection = await Connection.open(nats_url, "test")
+        for _ in range(8):
+            connection.client.abort()
+            for _ in range(20):
+                with suppress(LogUnavailable):
+                    await connection.publish("unused.subject", b"")
+                with pytest.raises(LogUnavailable):
+                    await connection.request("unused.subject", b"", timeout_s=0.01)
+            await until(lambda: connection.is_up)
+        await connection.close()
+
+    uvloop.run(request())
+    assert unknown == []
 
 
 async def test_a_connection_that_has_no_memory_for_a_message_is_replaced(
