@@ -17,6 +17,7 @@ from tailrace.proto.records import (
     GetLastTurn,
     GetSession,
     GetTurn,
+    ListRunning,
     ListSessions,
     ListSessionTurns,
     SessionPage,
@@ -47,6 +48,7 @@ class Queries:
                 handler(GetSession, self.session, catch_up),
                 handler(ListSessions, self.sessions, catch_up),
                 handler(ListSessionTurns, self.session_turns, catch_up),
+                handler(ListRunning, self.running, catch_up),
                 handler(GetAncestry, self.ancestry, catch_up),
                 handler(GetContext, self.context, catch_up),
                 handler(GetLastTurn, self.last, catch_up),
@@ -82,6 +84,12 @@ class Queries:
         found = await self._store.session_turns(tenant, ask.session, after, limit + 1)
         if not found:
             await self.session(tenant, GetSession(ask.session))
+        return TurnPage(*page_of(found, limit, lambda one: (one.asked_at, one.turn)))
+
+    async def running(self, tenant: Tenant, ask: ListRunning) -> TurnPage:
+        limit = paging.clamp_limit(ask.limit)
+        after = paging.start(ask.after, paging.OLDEST)
+        found = await self._store.running(tenant, ask.session, after, limit + 1)
         return TurnPage(*page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def ancestry(self, tenant: Tenant, ask: GetAncestry) -> Ancestry:

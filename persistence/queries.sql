@@ -210,6 +210,13 @@ SELECT * FROM turns JOIN usage USING (tenant, session, turn)
 WHERE tenant = :tenant AND session = :session AND (turns.asked_at, turn) > (:after_at, :after)
 ORDER BY turns.asked_at, turn LIMIT :limit
 
+-- name: running
+-- The running turns after a cursor, oldest first, of one session or of all.
+SELECT * FROM turns JOIN usage USING (tenant, session, turn)
+WHERE tenant = :tenant AND outcome = 'running' AND (:session IS NULL OR session = :session)
+  AND (turns.asked_at, turn) > (:after_at, :after)
+ORDER BY turns.asked_at, turn LIMIT :limit
+
 -- name: last_turn
 -- The newest turn of a session.
 SELECT turn FROM turns

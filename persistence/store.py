@@ -222,6 +222,13 @@ class Store(Database):
         )
         return [turn_record(row) for row in rows]
 
+    async def running(self, tenant: Tenant, session: str | None, after: PageCursor, limit: int) -> list[TurnRecord]:
+        """Returns running turns after `after`, oldest first; of all sessions if `session` is None."""
+        rows = await self.read(
+            SQL["running"], tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit
+        )
+        return [turn_record(row) for row in rows]
+
     async def last_turn(self, tenant: Tenant, session: str) -> TurnId | None:
         rows = await self.read(SQL["last_turn"], tenant=tenant, session=session)
         return rows[0]["turn"] if rows else None

@@ -178,6 +178,15 @@ class ListSessionTurns(Query[TurnPage], frozen=True):
     limit: int = 50
 
 
+class ListRunning(Query[TurnPage], frozen=True):
+    """A page of the running turns, of one session if `session` is set. Refused: cursor_invalid."""
+
+    query: ClassVar[str] = "running"
+    session: str | None = None
+    after: str | None = None
+    limit: int = 50
+
+
 class GetAncestry(Query[Ancestry], frozen=True):
     """A turn and its ancestors. Refused: turn_not_found."""
 

@@ -9,6 +9,7 @@ Need = Scope | Literal["public"]
 
 NEEDS: dict[tuple[str, str], Need] = {
     ("POST", "/v1/turns"): "write",
+    ("GET", "/v1/turns"): "read",
     ("GET", "/v1/turns/{turn}"): "read",
     ("GET", "/v1/turns/{turn}/events"): "read",
     ("POST", "/v1/turns/{turn}/cancel"): "write",
@@ -26,6 +27,7 @@ NEEDS: dict[tuple[str, str], Need] = {
     ("GET", "/v1/sessions/{session}"): "read",
     ("PATCH", "/v1/sessions/{session}"): "manage",
     ("DELETE", "/v1/sessions/{session}"): "manage",
+    ("POST", "/v1/sessions/{session}/cancel"): "write",
     ("GET", "/v1/sessions/{session}/turns"): "read",
     ("GET", "/v1/sessions/{session}/branches"): "read",
     ("GET", "/v1/projects"): "read",

@@ -34,6 +34,7 @@ from tailrace.gateway.resources.index import Directory
 from tailrace.gateway.resources.login import LoggedIn
 from tailrace.gateway.resources.projects import NewProjectBody, ProjectList
 from tailrace.gateway.resources.prompts import PromptList
+from tailrace.gateway.resources.running import CancelledSession, RunningTurns
 from tailrace.gateway.resources.sessions import BranchList, NewSessionBody, RenameBody, SessionList, SessionStats
 from tailrace.gateway.resources.tickets import MadeTicket, NewTicket
 from tailrace.gateway.resources.usage import UsageList
@@ -110,6 +111,8 @@ PARAMETERS: dict[str, Json] = {
     "after_index": _query("after", "The `index` of the last received line.", type="integer", minimum=0),
     "limit": _query("limit", "The maximum number of items in the page.", type="integer", minimum=1, maximum=200),
     "of_project": _query("project_id", "Only items of this project."),
+    "of_session": _query("session", "Only items of this session."),
+    "status": {**_query("status", "Required.", enum=["running"]), "required": True},
     "by": _query("by", "The unit to sum by.", enum=["day", "model", "key", "session", "project"]),
     "from": _query("from", "The first day (UTC).", type="string", format="date"),
     "to": _query("to", "The last day (UTC).", type="string", format="date"),
@@ -145,6 +148,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/turns"): Operation(
         "turns", NewTurn, Accepted, 202, parameters=("key", "dialect", "pace", *RESUMING), statuses=STREAMED
     ),
+    ("GET", "/v1/turns"): Operation("turns", response=RunningTurns, parameters=("status", "of_session", *PAGE)),
     ("GET", "/v1/turns/{turn}"): Operation("turns", response=TurnRecord),
     ("DELETE", "/v1/turns/{turn}"): Operation("turns", response=Deleted),
     ("GET", "/v1/turns/{turn}/events"): Operation("turns", streams=SSE, parameters=(*READING, "ticket"), statuses=GONE),
@@ -213,6 +217,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/sessions/{session}"): Operation("sessions", response=SessionRecord),
     ("PATCH", "/v1/sessions/{session}"): Operation("sessions", RenameBody, SessionRecord),
     ("DELETE", "/v1/sessions/{session}"): Operation("sessions", response=Deleted),
+    ("POST", "/v1/sessions/{session}/cancel"): Operation("sessions", response=CancelledSession),
     ("GET", "/v1/sessions/{session}/turns"): Operation("sessions", response=TurnPage, parameters=PAGE),
     ("GET", "/v1/sessions/{session}/branches"): Operation("sessions", response=BranchList, parameters=PAGE),
     ("GET", "/v1/projects"): Operation("projects", response=ProjectList, parameters=PAGE),

@@ -22,6 +22,7 @@ from tailrace.proto.records import (
     GetLastTurn,
     GetSession,
     GetTurn,
+    ListRunning,
     ListSessions,
     ListSessionTurns,
 )
@@ -86,7 +87,7 @@ GENERATOR_QUERIES = tuple(map(every_query, (MODELS, COUNT_TOKENS, CANCEL_MESSAGE
 PERSISTENCE_QUERIES = tuple(
     every_query(question.query)
     for question in (
-        *(GetTurn, GetSession, ListSessions, ListSessionTurns, GetAncestry, GetContext, GetLastTurn),
+        *(GetTurn, GetSession, ListSessions, ListSessionTurns, ListRunning, GetAncestry, GetContext, GetLastTurn),
         *(
             GetProject,
             ListProjects,

@@ -38,6 +38,7 @@ def named(turn: str, session: str, project: str, batch: str = "none") -> dict[st
 
 ROWS = {
     ("POST", "/v1/turns"): Row(body={"message": "#sim words=1 rate=0"}),
+    ("GET", "/v1/turns"): Row(query="?status=running"),
     ("GET", "/v1/turns/{turn}"): Row("turn"),
     ("GET", "/v1/turns/{turn}/events"): Row("turn"),
     ("POST", "/v1/turns/{turn}/cancel"): Row("turn"),
@@ -58,6 +59,7 @@ ROWS = {
     ("GET", "/v1/sessions/{session}"): Row("session"),
     ("PATCH", "/v1/sessions/{session}"): Row("session", body={"title": "Rivers"}),
     ("DELETE", "/v1/sessions/{session}"): Row("session"),
+    ("POST", "/v1/sessions/{session}/cancel"): Row("session"),
     ("GET", "/v1/sessions/{session}/turns"): Row("session"),
     ("GET", "/v1/sessions/{session}/branches"): Row("session"),
     ("GET", "/v1/projects"): Row(),

@@ -8,8 +8,9 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.requests import pages, posted
+from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import Gateway, on_shared_loop
+from tests.integration.conftest import Gateway, NewGateway, api_keys, on_shared_loop
 
 ENDLESS = {"message": "#sim words=100000 rate=50"}
 
@@ -96,6 +97,40 @@ async def test_a_running_turn_is_listed_at_once_and_with_its_text_so_far(gateway
     seen = await until(cursor)
     assert (await get(gateway, path))["turns"][0]["cursor"] >= seen
     await gateway.client.post(accepted["links"]["cancel"])
+
+
+async def test_running_turns_are_listed_and_cancelled_by_session(
+    system: System, gateway: Gateway, new_gateway: NewGateway
+) -> None:
+    """Oldest first, in pages, with their text so far. Another tenant sees and cancels none of them."""
+    theirs = await new_gateway(system.nats_url, api_keys=api_keys(Tenant("others")))
+    first, other, branch = [
+        (await gateway.client.post("/v1/turns", json=ENDLESS | given)).json()
+        for given in (
+            {"session": "rivers", "create_session": True},
+            {},
+            {"session": "rivers", "on_busy": "branch"},
+        )
+    ]
+    await posted(gateway)
+
+    async def running(**query: str) -> list[str]:
+        found = await pages(gateway, "/v1/turns", "data", 1, status="running", **query)
+        return [one["turn"] for page in found for one in page]
+
+    assert await running() == [first["turn"], other["turn"], branch["turn"]]
+    assert await running(session="rivers") == [first["turn"], branch["turn"]]
+    assert await running(session="none") == []
+    assert (await get(theirs, "/v1/turns?status=running"))["data"] == []
+    cancel = "/v1/sessions/rivers/cancel"
+    assert (await theirs.client.post(cancel)).status_code == 404
+    cancelled = (await gateway.client.post(cancel)).json()
+    assert cancelled == {"session": "rivers", "cancelled": [first["turn"], branch["turn"]]}
+    assert (await gateway.client.post(cancel)).json() == {"session": "rivers", "cancelled": []}
+    assert await running() == [other["turn"]]
+    for query in ("", "?status=ended"):
+        assert (await gateway.client.get(f"/v1/turns{query}")).status_code == 400
+    await gateway.client.post(other["links"]["cancel"])
 
 
 async def test_turns_use_the_model_and_system_prompt_of_their_session(
