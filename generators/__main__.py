@@ -22,6 +22,7 @@ from tailrace.generators.key_check import check_key
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
+from tailrace.generators.queued_turns import QueuedTurns
 from tailrace.generators.retry import Retry
 from tailrace.generators.rpc import ModelRpc
 from tailrace.generators.settings import Settings, unique_name
@@ -60,8 +61,16 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         claude = find_anthropic_api(backends)
         caller = ModelCaller(observed(backends), orders, retry, blobs)
         planner = Planner(settings.attempts_max, [cut_at_cost])
-        sinks = [limit_cost, write_forced_call]
-        runner = TurnRunner(log, caller, planner, name=name, sinks=sinks, observe=attempt_span, races=races)
+        runner = TurnRunner(
+            log,
+            caller,
+            planner,
+            name=name,
+            sinks=[limit_cost, write_forced_call],
+            prepare=QueuedTurns(log).prepare,
+            observe=attempt_span,
+            races=races,
+        )
         worker = Worker(
             log,
             deliveries,

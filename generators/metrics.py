@@ -90,7 +90,8 @@ def observe_start(turn: Turn) -> None:
     trace = tracing.exemplar(turn.request.traceparent if turn.request is not None else None)
     if turn.attempt:
         TAKEOVER_S.observe(age_s(turn.last_entry_at), trace)
-    else:
+    elif turn.request is None or not turn.request.is_queued:
+        # A queued turn has waited for another one, not for a generator.
         QUEUE_WAIT_S.observe(age_s(turn.asked_at), trace)
 
 

@@ -40,6 +40,8 @@ LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
 
 Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
 OpenAnswer = AbstractAsyncContextManager[tuple[ModelEvent, AsyncIterator[ModelEvent]]]
+PrepareTurn = Callable[[TurnKey, Turn], Awaitable[Turn | None]]
+"""Returns the turn as it is to be run, or None if it cannot begin yet. Raises BackendError if it never can."""
 ObserveAttempt = Callable[[TurnKey, Turn, MakeAttempt], AbstractContextManager[str | None]]
 """Returns the context in which an attempt runs. It yields the `traceparent` that its entry stores, or None."""
 WrapSink = Callable[[Sink, Request, Turn], Sink]
@@ -79,6 +81,10 @@ class Races(Protocol):
     def race(self, key: TurnKey, turn: Turn, action: MakeAttempt, lease: str) -> Race: ...
 
 
+async def as_stored_in_log(_key: TurnKey, turn: Turn) -> Turn:
+    return turn
+
+
 def not_observed(_key: TurnKey, _turn: Turn, _action: MakeAttempt) -> AbstractContextManager[None]:
     return nullcontext()
 
@@ -108,6 +114,7 @@ class TurnRunner:
         *,
         name: str,
         sinks: Sequence[WrapSink] = (),
+        prepare: PrepareTurn = as_stored_in_log,
         observe: ObserveAttempt = not_observed,
         races: Races | None = None,
     ) -> None:
@@ -117,20 +124,20 @@ class TurnRunner:
         self._planner = planner
         self._name = name
         self._sinks = sinks
+        self._prepare = prepare
         self._observe = observe
         self._races = races
 
     async def run(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
         """Runs a turn until its log holds an `end`; returns the fold.
 
-        If another process is to store the end, returns the fold without one. The turn fails after `deadline_s` seconds
-        of work on it, including the work of earlier generators; its text is kept. `lease` is passed to a process that
-        makes a second call. Raises FenceLost when another writer has continued or ended the turn, LogUnavailable,
-        TurnUnknown.
+        If another process is to store the end, or the turn cannot begin yet, returns the fold without one. The turn
+        fails after `deadline_s` seconds of work on it, including the work of earlier generators; its text is kept.
+        `lease` is passed to a process that makes a second call. Raises FenceLost when another writer has continued or
+        ended the turn, LogUnavailable, TurnUnknown.
         """
         turn = await self._log.turn(key)
         metrics.SKIPPED.inc(turn.skipped)
-        metrics.observe_start(turn)
         return await self.run_from(key, turn, deadline_s, lease)
 
     async def run_from(
@@ -141,6 +148,15 @@ class TurnRunner:
         If `first_action` is a second call that ends without a token, returns the fold without an end: the other runner
         continues the turn.
         """
+        try:
+            prepared = await self._prepare(key, turn)
+        except BackendError as refused:
+            return await self._end(key, turn, "failed", Failure(refused.code, refused.message))
+        if prepared is None:
+            return turn
+        turn = prepared
+        if first_action is None:
+            metrics.observe_start(turn)
         deadline = deadline_of(turn, deadline_s)
         last_error: BackendError | None = None
         route = self._model_caller.route(turn)

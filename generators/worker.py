@@ -31,7 +31,8 @@ RETRY_WAIT_S = 1.0
 SHARE_WAIT_S_MAX = 8.0
 # While all fetched turns are released, so many more are fetched at once, so that others do not wait behind them.
 FETCHED_MAX = 64
-# The delay before a turn is delivered again while another process stores its answer, which takes milliseconds.
+# The delay before a turn is delivered again while another process stores its answer, which takes milliseconds, or while
+# it cannot begin.
 WRITTEN_WAIT_S = 0.2
 
 OnEnded = Callable[[TurnKey, Turn], Awaitable[None]]
@@ -199,7 +200,8 @@ class Worker:
     async def _run_turn(self, key: TurnKey) -> Turn | None:
         turn = await self._runner.run(key, self._deadline_s, self._held[key].lease)
         if turn.end is None:
-            # Another process is about to store the answer. `on_ended` is called when the turn is delivered again.
+            # Another process is about to store the answer, or the turn cannot begin yet. `on_ended` is called when the
+            # turn is delivered again.
             await self._held[key].release(WRITTEN_WAIT_S)
             return None
         return turn

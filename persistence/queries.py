@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from tailrace.persistence import context, paging
+from tailrace.persistence import paging
 from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of
 from tailrace.persistence.store import BRANCH_TURNS_MAX, Store
+from tailrace.proto import conversation
 from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.nats.rpc import Handler
@@ -126,8 +127,9 @@ class Queries:
         branch = await self._store.branch(TurnKey(tenant, parent), BRANCH_TURNS_MAX)
         if not branch or session not in (None, branch[-1].session):
             raise Refused("parent_not_found", f"turn {parent[:64]} does not exist in this session")
-        if branch[-1].outcome == "running":
-            raise Refused("session_busy", f"turn {parent} is still running: wait for its end, or cancel it")
+        # A turn of the branch may have been queued behind a running one, and cancelled.
+        if running := next((one.turn for one in branch if one.outcome == "running"), None):
+            raise Refused("session_busy", f"turn {running} is still running: wait for its end, or cancel it")
         if branch[0].parent is not None and len(branch) > BRANCH_TURNS_MAX:
             raise Refused("body_too_large", TOO_MANY.format(most=BRANCH_TURNS_MAX))
         if branch[0].parent is not None:
@@ -144,8 +146,8 @@ def _context(session: SessionRecord, parent: TurnId | None, branch: list[TurnRec
     return Context(
         session.session,
         parent,
-        context.messages(branch),
-        context.ends(branch),
+        conversation.messages(branch),
+        conversation.ends(branch),
         session.system_prompt,
         session.model,
         session.project_id,

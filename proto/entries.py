@@ -70,6 +70,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The value of the call's `anthropic-version` header. None: the generator's default."""
     session: SessionId
     parent: TurnId | None = None
+    is_queued: bool = False
+    """The request was stored while `parent` ran: the generator puts the conversation before `messages`."""
     project: str | None = None
     metadata: dict[str, str] | None = None
     cache: CacheFor | None = None

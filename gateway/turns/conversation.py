@@ -8,6 +8,7 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.conversation_match import Position, match_history, position_after, verbatim_position
 from tailrace.gateway.turns.request_body import NewTurn, new_messages
+from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
@@ -36,6 +37,8 @@ class Conversations:
             case session, parent:
                 question = GetContext(session, None if parent is msgspec.UNSET else parent, new_turn.create_session)
                 context = await self._context(tenant, question, new_turn)
+                if isinstance(context, TurnRecord):
+                    return await self._queued_after(tenant, context, new)
                 if not new_turn.full_history:
                     return position_after(context, new)
                 # In a thread: long texts are compared by their hashes.
@@ -52,15 +55,22 @@ class Conversations:
             raise
         return Context(found.session, None, [], system=found.system_prompt, model=found.model, project=found.project_id)
 
-    async def _context(self, tenant: Tenant, question: GetContext, new_turn: NewTurn) -> Context:
-        """Returns the branch to continue; while its last turn runs, applies `on_busy`."""
+    async def _queued_after(self, tenant: Tenant, running: TurnRecord, new: list[Message]) -> Position:
+        """Returns the position after a turn whose answer a generator will add (PROTOCOL R79)."""
+        beginning = await self._beginning(tenant, running.session, may_create=False)
+        return msgspec.structs.replace(position_after(beginning, new), parent=running.turn, is_queued=True)
+
+    async def _context(self, tenant: Tenant, question: GetContext, new_turn: NewTurn) -> Context | TurnRecord:
+        """Returns the branch to continue. While its last turn runs, applies `on_busy`; `queue` returns that turn."""
         while True:
             try:
                 return await self._history.ask(tenant, question)
             except Refused as refused:
                 if refused.code != "session_busy" or new_turn.on_busy == "reject":
                     raise
-                running = await self._running(tenant, question)
+                newest, running = await self._running(tenant, question)
+            if new_turn.on_busy == "queue":
+                return newest
             if new_turn.on_busy == "interrupt":
                 await self._cancel(TurnKey(tenant, running.turn))
             elif running.parent is None:
@@ -75,9 +85,17 @@ class Conversations:
             # The database has it as running, but its log is gone, and with it the end.
             raise Refused("session_busy", "the turn to continue from has no end: name another `parent`") from error
 
-    async def _running(self, tenant: Tenant, question: GetContext) -> TurnRecord:
-        """Returns the running turn that the new one would continue."""
+    async def _running(self, tenant: Tenant, question: GetContext) -> tuple[TurnRecord, TurnRecord]:
+        """Returns the turn that the new one would continue, and the running one: that turn, or one before it.
+
+        A queued turn may have been cancelled while the turn before it runs on.
+        """
         if question.parent is not None:
-            return await self._history.ask(tenant, GetTurn(TurnId(question.parent)))
-        assert question.session is not None  # noqa: S101  # without session and parent there is no context to query
-        return await self._history.ask(tenant, GetLastTurn(question.session))
+            newest = await self._history.ask(tenant, GetTurn(TurnId(question.parent)))
+        else:
+            assert question.session is not None  # noqa: S101  # without session and parent there is no context to query
+            newest = await self._history.ask(tenant, GetLastTurn(question.session))
+        running = newest
+        while running.outcome != "running" and running.parent is not None:
+            running = await self._history.ask(tenant, GetTurn(running.parent))
+        return newest, running if running.outcome == "running" else newest

@@ -23,6 +23,8 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     new: list[Message]
     model: str | None = None
     system: str | list[dict[str, Any]] | None = None
+    is_queued: bool = False
+    """Whether the turn waits for the end of its parent, whose answer is not known yet."""
 
 
 def position_after(context: Context, new: list[Message]) -> Position:

@@ -18,7 +18,7 @@ from tailrace.proto.schema import schema_of, with_schema
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 Cache = CacheFor | Literal["off"]
-OnBusy = Literal["reject", "interrupt", "branch"]
+OnBusy = Literal["reject", "interrupt", "branch", "queue"]
 # An entry adds four levels around the values of a body, and may have LEVELS_MAX of them (PROTOCOL R7).
 BODY_LEVELS_MAX = LEVELS_MAX - 4
 # Fields of a model request that `options` must not have: NewTurn has them, or the gateway sets them.
@@ -109,6 +109,11 @@ def check(new_turn: NewTurn) -> None:
     check_name("project", new_turn.project)
     if new_turn.create_session:
         check_session("session", new_turn.session)
+    if new_turn.on_busy == "queue" and (new_turn.full_history or new_turn.verbatim):
+        raise Refused(
+            "request_invalid",
+            "`on_busy: queue` continues the conversation of the session, so send only the new messages and no history",
+        )
     if new_turn.max_cost is not None and not 0 < new_turn.max_cost <= COST_USD_MAX:
         raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:,.0f}")
     if new_turn.on_disconnect != "continue" and grace_s(new_turn.on_disconnect) is None:
@@ -182,6 +187,7 @@ def build_entry(
         api_version=new_turn.api_version,
         session=position.session,
         parent=position.parent,
+        is_queued=position.is_queued,
         project=new_turn.project,
         metadata=new_turn.metadata,
         cache=None if (lifetime := new_turn.cache or cache) == "off" else lifetime,

@@ -94,6 +94,42 @@ async def test_interrupt_cancels_the_running_turn_of_a_busy_session(sessions: Se
     assert [message.content for message in following.messages] == [LONG, interrupted["text"], SHORT]
 
 
+@pytest.mark.rule("R79")
+async def test_queued_turns_follow_the_busy_turn_of_a_session(sessions: Sessions) -> None:
+    """Each follows the one before it, also a cancelled one, and begins when no turn before it runs."""
+    name = new_id()
+    running = await sessions.post(LONG, session=name, create_session=True)
+    async with sessions.gateway.client.stream("GET", f"/v1/turns/{running}/events") as stream:
+        async for line in stream.aiter_lines():
+            if "delta" in line:
+                break
+    queued = [await sessions.post(session=name, on_busy="queue") for _ in range(2)]
+    requests = [await sessions.request(turn) for turn in queued]
+    assert [(one.parent, one.is_queued, one.history) for one in requests] == [
+        (running, True, 0),
+        (queued[0], True, 0),
+    ]
+    await sessions.cancel(queued[0])
+    assert [(await sessions.record(turn))["attempts"] for turn in queued] == [0, 0]
+    await sessions.cancel(running)
+    answer = (await sessions.ended(queued[1]))["text"]
+    said = (await sessions.record(running))["text"]
+    following = await sessions.request(await sessions.post(session=name))
+    assert [message.content for message in following.messages] == [LONG, said, SHORT, answer, SHORT]
+
+
+async def test_interrupt_also_cancels_the_turn_that_a_cancelled_turn_waited_for(sessions: Sessions) -> None:
+    name = new_id()
+    running = await sessions.post(LONG, session=name, create_session=True)
+    await sessions.cancel(await sessions.post(session=name, on_busy="queue"))
+    following = await sessions.post(session=name, on_busy="interrupt")
+    assert (await sessions.record(running))["outcome"] == "cancelled"
+    assert (await sessions.ended(following))["outcome"] == "completed"
+    whole = {"messages": HI["messages"], "session": name, "full_history": True, "on_busy": "queue"}
+    refused = await sessions.gateway.client.post("/v1/turns", json=whole)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
+
+
 async def test_a_repeat_does_not_interrupt_its_own_turn(sessions: Sessions) -> None:
     body = {"message": LONG, "session": new_id(), "create_session": True, "on_busy": "interrupt"}
     headers = {"idempotency-key": "key-1"}

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tailrace.persistence.context import messages
 from tailrace.proto import blobs
+from tailrace.proto.conversation import messages
 from tailrace.proto.entries import Message, Outcome
 from tailrace.proto.ids import Seq, SessionId, TurnId
 from tailrace.proto.records import TurnRecord

@@ -1,0 +1,57 @@
+"""Turns that were stored while the turn before them ran (`on_busy: queue`, PROTOCOL R79).
+
+Such a request has only its own messages. The conversation before them is read from the log when the turn before it has
+ended. A turn does not change after its end, so every generator reads the same.
+"""
+
+from msgspec.structs import replace
+
+from tailrace.proto.conversation import messages
+from tailrace.proto.entries import Request
+from tailrace.proto.errors import BackendError, TurnUnknown
+from tailrace.proto.fold import Turn
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.records import TurnRecord, record_from_fold
+from tailrace.proto.subjects import TurnKey
+
+GONE = "the turn to continue from was deleted, or has left the log, before this one began"
+
+
+class QueuedTurns:
+    """Completes the requests of queued turns."""
+
+    def __init__(self, log: TurnLog) -> None:
+        self._log = log
+
+    async def prepare(self, key: TurnKey, turn: Turn) -> Turn | None:
+        """Returns `turn` with the conversation before its messages; None while the turn before it runs.
+
+        Raises BackendError if the log does not have that turn any more, and LogUnavailable.
+        """
+        request = turn.request
+        if request is None or not request.is_queued or turn.end is not None:
+            return turn
+        branch: list[TurnRecord] = []
+        base = request
+        while base.is_queued and base.parent is not None:
+            parent = TurnKey(key.tenant, base.parent)
+            if not await self._log.has_end(parent) and await self._log.is_known(parent):
+                # Short reads, which each delivery of a turn that waits repeats.
+                return None
+            record, base = await self._read(parent)
+            if record.outcome == "running":
+                return None
+            branch.insert(0, record)
+        before = [*base.messages[: base.history], *messages(branch)]
+        whole = replace(request, messages=[*before, *request.messages], history=len(before))
+        return replace(turn, request=whole)
+
+    async def _read(self, key: TurnKey) -> tuple[TurnRecord, Request]:
+        """Returns a turn and its request. Raises BackendError if the log does not have it."""
+        try:
+            turn = await self._log.turn(key)
+            record = record_from_fold(key, turn)
+        except TurnUnknown as error:
+            raise BackendError("parent_not_found", GONE) from error
+        assert turn.request is not None  # noqa: S101  # a record has one
+        return record, turn.request
