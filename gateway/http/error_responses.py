@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Literal
 
 import msgspec
@@ -12,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from tailrace.gateway import metrics
+from tailrace.gateway.http.absent_routes import advice_for
 from tailrace.gateway.http.retry_later import RetryLater, is_resuming_reader
 from tailrace.proto.errors import CODES, LogError, Refused
 
@@ -92,9 +94,11 @@ async def refused(request: Request, error: Exception) -> Response:
     return of(error, request.scope)
 
 
-async def http_error(_: Request, error: Exception) -> Response:
+async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     code, message = BY_STATUS.get(error.status_code, ("request_invalid", "the request cannot be answered"))
+    if error.status_code == HTTPStatus.NOT_FOUND and (advice := advice_for(request.url.path)) is not None:
+        message = f"this route does not exist here: {advice}"
     return response(code, message, headers=dict(error.headers or {}))
 
 

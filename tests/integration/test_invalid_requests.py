@@ -198,6 +198,14 @@ async def test_an_unknown_route_is_404_and_a_wrong_method_405(
 
 
 @on_shared_loop
+async def test_a_route_that_only_openai_has_is_404_with_advice(shared_gateway: Gateway) -> None:
+    answer = await shared_gateway.client.post("/v1/embeddings", json={"model": "text-embedding-3-small", "input": "x"})
+    status, code, message = error_of(answer)
+    assert (status, code) == (404, "route_not_found")
+    assert "Claude has no embeddings: send these requests to a provider that has them" in message
+
+
+@on_shared_loop
 @pytest.mark.parametrize("value", ["unknown", "", "*", "a.b", "x\x00y", "x" * 5000, "🌊", "' OR 1=1 --", "\r\n"])
 async def test_an_unknown_session_or_parent_is_404(shared_gateway: Gateway, value: str) -> None:
     for name, code in (("session", "session_not_found"), ("parent", "parent_not_found")):

@@ -1,0 +1,43 @@
+"""Advice for routes of OpenAI's and Anthropic's APIs that do not exist here, for the message of their 404. Pure."""
+
+NO_FILES = "there are no uploaded files: send the content itself with the message"
+OPENAI_BASE = "the base URL of OpenAI's clients ends with /v1"
+ANTHROPIC_BASE = "the base URL of Anthropic's clients has no /v1: they add it"
+NO_STATE = "use POST /v1/responses with `previous_response_id` or `conversation`"
+
+ADVICE = {
+    "/v1/embeddings": "Claude has no embeddings: send these requests to a provider that has them",
+    "/v1/images": "Claude makes no images: send these requests to a provider that does",
+    "/v1/videos": "Claude makes no videos: send these requests to a provider that does",
+    "/v1/audio": "Claude has no speech: send these requests to a provider that has it",
+    "/v1/realtime": "there is no realtime API: use POST /v1/responses with `stream`",
+    "/v1/moderations": "there is no moderation: ask a model with POST /v1/chat/completions",
+    "/v1/completions": "the legacy completions do not exist here: use POST /v1/chat/completions",
+    "/v1/complete": "the legacy completions do not exist here: use POST /v1/messages",
+    "/v1/conversations": NO_STATE,
+    "/v1/assistants": NO_STATE,
+    "/v1/threads": NO_STATE,
+    "/v1/files": NO_FILES,
+    "/v1/uploads": NO_FILES,
+    "/v1/vector_stores": "there is no file search: send the passages that you found with the message",
+    "/v1/containers": "there is no code interpreter: give the model a tool",
+    "/v1/skills": "there are no skills: send their text with the message",
+    "/v1/fine_tuning": "models cannot be tuned here: use a prompt template, or examples in the message",
+    "/v1/evals": "there are no evaluations: run the requests as a batch with POST /v1/batches",
+    "/v1/messages/batches": "use POST /v1/batches, with `via: message_batches` for half the price",
+    "/v1/organizations": "the keys and their usage are Tailrace's own: see GET /v1/usage",
+    "/chat/completions": OPENAI_BASE,
+    "/responses": OPENAI_BASE,
+    "/models": OPENAI_BASE,
+    "/embeddings": OPENAI_BASE,
+    "/v1/v1": ANTHROPIC_BASE,
+}
+
+
+def advice_for(path: str) -> str | None:
+    """Returns the advice for a path that has no route, or None."""
+    while path:
+        if path in ADVICE:
+            return ADVICE[path]
+        path = path.rpartition("/")[0]
+    return None

@@ -1,0 +1,32 @@
+"""Advice for routes of other APIs that do not exist here."""
+
+import pytest
+
+from tailrace.gateway.app import ROUTES
+from tailrace.gateway.http.absent_routes import ADVICE, advice_for
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("/v1/embeddings", "Claude has no embeddings"),
+        ("/v1/images/generations", "Claude makes no images"),
+        ("/v1/audio/speech/", "Claude has no speech"),
+        ("/v1/files/file-1/content", "send the content itself"),
+        ("/v1/messages/batches/msgbatch_1/results", "POST /v1/batches"),
+        ("/v1/v1/messages", "has no /v1"),
+        ("/chat/completions", "ends with /v1"),
+        ("/v1/filesystem", None),
+        ("/v1", None),
+        ("/", None),
+        ("", None),
+    ],
+)
+def test_the_advice_is_that_of_the_nearest_parent(path: str, advice: str | None) -> None:
+    found = advice_for(path)
+    assert found is None if advice is None else found is not None and advice in found
+
+
+def test_no_advice_is_given_for_a_route_that_exists() -> None:
+    """Otherwise its errors would contradict it."""
+    assert not {route.path for route in ROUTES} & ADVICE.keys()
