@@ -167,7 +167,10 @@ async def fill_server_disk(context: Context) -> Effect:
             await until(has_failed, EFFECT_S_MAX)
     finally:
         (disk / "ballast").unlink()
-        await server.stop(SIGTERM)
+        try:
+            await server.stop(SIGTERM)
+        except TimeoutError:
+            await server.stop(SIGKILL)
         await _start(server)
     await context.system.healed(HEALED_S_MAX)
     return Effect(server.spec.name, count, context.concurrent_turns)
