@@ -16,6 +16,7 @@ from tailrace.generators.plan import CheckSchema, Complete, MakeAttempt, plan, p
 from tailrace.proto import events
 from tailrace.proto.forced_tools import answer_schema, call_schema, forced_functions
 from tailrace.proto.schema import with_schema
+from tests.golden.requests import build_turn, read_cases
 from tests.harness.turn_builder import Handwritten, attempt, raw, request
 
 DAY = {"type": "object", "properties": {"day": {"$ref": "#/$defs/Day"}}, "$defs": {"Day": {"enum": ["Mo", "Tu"]}}}
@@ -234,3 +235,12 @@ def test_without_a_forced_call_the_schema_is_that_of_the_text() -> None:
     options = with_schema({"tool_choice": ONE}, {"type": "object"})
     assert answer_schema(request(options=options, tools=TOOLS, model="claude-haiku-5-5")) == {"type": "object"}
     assert schema_check(Handwritten().turn) is None
+
+
+@pytest.mark.parametrize("api", ["chat", "responses", "messages"])
+def test_the_default_mode_of_instructor_is_a_forced_call(api: str) -> None:
+    """Its requests, recorded from the library, are among the golden requests."""
+    (case,) = (one for one in read_cases(api) if one.case.startswith("instructor") and "TOOLS" in one.case)
+    turn = build_turn(api, case.body).turn
+    functions = forced_functions(request(model=str(turn.model), tools=turn.tools, options=turn.options))
+    assert list(functions) == ["River"]
