@@ -18,7 +18,6 @@ from tailrace.generators.failover import BackendOrders
 from tailrace.generators.plan import MakeAttempt
 from tailrace.generators.turn_runner import NoRace, TurnRunner
 from tailrace.generators.worker import Worker
-from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Attempt, Entry, Event, Request
 from tailrace.proto.errors import CursorUnknown, FenceLost, LogUnavailable
 from tailrace.proto.fold import Turn
@@ -159,7 +158,7 @@ async def run_hedge(
     Returns None when the turn is the other generator's. Raises what TurnRunner.run raises.
     """
     turn = await log.turn_upto(hedge.key, hedge.late)
-    if turn.chain != Chain(hedge.late, turn.attempt) or turn.request is None:
+    if turn.chain.last != hedge.late or turn.chain.is_ended or turn.request is None:
         raise FenceLost(f"the attempt at {hedge.late} of {hedge.turn} is not the last entry any more")
     if orders.order_for(turn.request.model, turn.backend).current.backend in WITH_SIDE_EFFECTS:
         return None

@@ -14,15 +14,17 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 class Chain(msgspec.Struct, frozen=True):
     """A position in a turn's chain: the sequence of the last valid entry, its attempt, and whether it is an end.
 
-    That one entry determines all three fields, so a reader may start at any entry.
+    That one entry determines these three fields, so a reader may start at any entry.
     """
 
     last: Seq = BEFORE_FIRST
     attempt: int = 0
     is_ended: bool = False
+    length: int | None = None
+    """The number of its entries; None for a chain that does not begin with the turn's first entry."""
 
 
-START = Chain()
+START = Chain(length=0)
 
 
 def link(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
@@ -30,14 +32,15 @@ def link(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
     if chain.is_ended or entry.prev != chain.last:
         return None
     is_empty = chain.last == BEFORE_FIRST
+    length = None if chain.length is None else chain.length + 1
     # The most frequent kinds first: this runs for every entry.
     match entry:
         case Event() | Progress() | End() | Unknown():
             is_current = entry.attempt >= chain.attempt and not is_empty
-            return Chain(seq, entry.attempt, isinstance(entry, End)) if is_current else None
+            return Chain(seq, entry.attempt, isinstance(entry, End), length) if is_current else None
         case Attempt():
-            return Chain(seq, entry.attempt) if entry.attempt > chain.attempt and not is_empty else None
+            return Chain(seq, entry.attempt, length=length) if entry.attempt > chain.attempt and not is_empty else None
         case Request():
-            return Chain(seq) if is_empty else None
+            return Chain(seq, length=length) if is_empty else None
         case Unreadable():
             return None

@@ -8,13 +8,15 @@ entry is missing.
 import asyncio
 from typing import NamedTuple
 
+import msgspec
+
 from tailrace.proto import entries
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, Entry
 from tailrace.proto.errors import FenceLost, LogFull, LogUnavailable
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats.log_server import LogServer, PublishUnclear
-from tailrace.proto.nats.replay import is_valid, require_turn
+from tailrace.proto.nats.replay import is_stored_chain, is_valid, require_turn
 from tailrace.proto.subjects import TurnKey
 
 UNCLEAR_WAIT_S = 0.05
@@ -46,9 +48,9 @@ async def append(server: LogServer, key: TurnKey, chain: Chain, entry: Entry, *,
         seq = await server.publish(key, entry, chain.last)
     except (PublishUnclear, LogFull) as error:
         seq = await _publish_again(server, key, chain, entry, error, deadline)
-    extended = Chain(seq, expected.attempt, expected.is_ended)
+    extended = msgspec.structs.replace(expected, last=seq)
     # After a change of leader a stored end may belong to a fork. The turn then has no valid end: its writer must know.
-    if extended.is_ended and not await is_valid(server, key, extended.last, START):
+    if extended.is_ended and not await is_stored_chain(server, key, extended):
         raise FenceLost(
             f"{key.turn} has another writer and has not ended: the end at {extended.last} belongs to a fork"
         )

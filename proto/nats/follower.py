@@ -14,7 +14,14 @@ from tailrace.proto.errors import CursorUnknown, LogUnavailable
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.log_server import LiveFeed, LogServer
-from tailrace.proto.nats.replay import STALE_WAIT_S, is_valid, read_from, read_valid, require_turn
+from tailrace.proto.nats.replay import (
+    STALE_WAIT_S,
+    is_stored_chain,
+    is_valid,
+    read_from,
+    read_valid,
+    require_turn,
+)
 from tailrace.proto.subjects import TurnKey
 
 # How long the feed may be silent before the log is read. The feed can lose a turn's last entry; no later entry would
@@ -112,12 +119,12 @@ class Follower:
                 await asyncio.sleep(STALE_WAIT_S)
 
     async def _confirm(self) -> bool:
-        """Reads the log; returns whether the last entry of the chain is valid, and marks the chain as confirmed then.
+        """Compares the chain with the log; returns whether it is valid, and marks it as confirmed then.
 
         Raises LogUnavailable.
         """
         join = self._join
-        if not await is_valid(self._server, self._key, join.chain.last, self._confirmed):
+        if not await is_stored_chain(self._server, self._key, join.chain, self._confirmed):
             return False
         self._confirmed, self._confirmed_skipped = join.chain, join.skipped
         return True

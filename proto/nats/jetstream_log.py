@@ -17,7 +17,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
-from tailrace.proto.nats.log_server import BATCH, LiveFeed, Page, PublishUnclear
+from tailrace.proto.nats.log_server import BATCH, Count, LiveFeed, Page, PublishUnclear
 from tailrace.proto.subjects import STREAM, TurnKey
 
 FENCE = "Nats-Expected-Last-Subject-Sequence"
@@ -25,6 +25,8 @@ FENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 
 PUBLISH_TIMEOUT_S = 2.0
 PURGE_TIMEOUT_S = 10.0
+# Without an answer the entries are read, also from a server that does not lead the stream.
+COUNT_TIMEOUT_S = 0.25
 
 
 class JetStreamLog:
@@ -75,6 +77,15 @@ class JetStreamLog:
         found = await self._find({"seq": seq, "next_by_subj": subjects.entries_of_tenant(tenant)})
         return subjects.parse(found.subject)[0] if found is not None and found.seq == seq else None
 
+    async def count(self, key: TurnKey) -> Count:
+        turn = subjects.entries(key)
+        query = msgspec.json.encode({"subjects_filter": turn})
+        reply = await self._connection.request(f"$JS.API.STREAM.INFO.{STREAM}", query, timeout_s=COUNT_TIMEOUT_S)
+        state = _info.decode(reply.data).state
+        # The oldest entries expire first.
+        is_whole = state.subjects.get(f"{turn[:-1]}request") == 1
+        return Count(sum(state.subjects.values()) if is_whole else 0, state.last_seq)
+
     async def purge(self, key: TurnKey) -> None:
         query = msgspec.json.encode({"filter": subjects.entries(key)})
         reply = await self._connection.request(f"$JS.API.STREAM.PURGE.{STREAM}", query, timeout_s=PURGE_TIMEOUT_S)
@@ -119,7 +130,17 @@ class _Found(msgspec.Struct):
     error: pub_ack.Ack.Error | None = None
 
 
-_found = msgspec.json.Decoder(_Found)
+class _Info(msgspec.Struct):
+    """The answer of `$JS.API.STREAM.INFO`. The server takes the state first, and then counts by subject."""
+
+    class State(msgspec.Struct, frozen=True):
+        last_seq: Seq = BEFORE_FIRST
+        subjects: dict[str, int] = {}
+
+    state: State = State()
+
+
+_found, _info = msgspec.json.Decoder(_Found), msgspec.json.Decoder(_Info)
 
 
 def _decode(message: Msg, turn: str) -> Stored | None:

@@ -34,6 +34,13 @@ class Page(NamedTuple):
     is_last: bool
 
 
+class Count(NamedTuple):
+    """How many entries of a turn are stored, valid or not; at least all up to the sequence `upto` are counted."""
+
+    entries: int
+    upto: Seq
+
+
 class LiveFeed:
     """The republished entries of one turn that have arrived and were not taken yet. A hint: it may miss entries."""
 
@@ -103,6 +110,13 @@ class LogServer(Protocol):
         """Asks the stream's leader whether the turn has an entry at `seq`. As wrong as `last_seq` may be.
 
         Raises LogUnavailable.
+        """
+        ...
+
+    async def count(self, key: TurnKey) -> Count:
+        """Asks the stream's leader how many entries the turn has; 0 if some were removed. Raises LogUnavailable.
+
+        A leader that was frozen and has just woken up may answer from the past: see `upto`.
         """
         ...
 

@@ -1,10 +1,11 @@
-"""Reads of a turn's log that stay correct although a single read may be behind (PROTOCOL R14, R72).
+"""Reads of a turn's log that stay correct although a single read may be behind (PROTOCOL R14, R72, R77).
 
 An entry that is known to be stored is read for until it is seen. A turn is unknown only when the stream's leader has
 said so twice.
 """
 
 import asyncio
+from contextlib import suppress
 
 from tailrace.proto import entries
 from tailrace.proto.chain import START, Chain
@@ -100,6 +101,20 @@ async def read_valid(
                 raise LogUnavailable(f"{key.turn} has entries that cannot be read yet: try again")
             await asyncio.sleep(STALE_WAIT_S)
         page = None
+
+
+async def is_stored_chain(server: LogServer, key: TurnKey, chain: Chain, start: Chain = START) -> bool:
+    """Returns whether the log's chain is `chain`, whose entries are all stored (PROTOCOL R77).
+
+    `start` is a part of it that is certain. If the log has as many entries as `chain`, it has no others. Otherwise they
+    are read. Raises LogUnavailable.
+    """
+    if chain.length is not None:
+        with suppress(LogUnavailable):
+            count = await server.count(key)
+            if count.upto >= chain.last and count.entries == chain.length:
+                return True
+    return await is_valid(server, key, chain.last, start)
 
 
 async def is_valid(server: LogServer, key: TurnKey, seq: Seq, start: Chain) -> bool:

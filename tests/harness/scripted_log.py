@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tailrace.proto.entries import Entry, Stored
 from tailrace.proto.ids import Seq, Tenant, TurnId
-from tailrace.proto.nats.log_server import BATCH, LiveFeed, Page
+from tailrace.proto.nats.log_server import BATCH, Count, LiveFeed, Page
 from tailrace.proto.subjects import TurnKey
 
 KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
@@ -58,6 +58,10 @@ class ScriptedServer:
     async def has_entry(self, key: TurnKey, seq: Seq) -> bool:
         answer: bool = self._answer("has_entry", key, seq)
         return answer
+
+    async def count(self, key: TurnKey) -> Count:
+        count: Count = self._answer("count", key)
+        return count
 
     async def purge(self, key: TurnKey) -> None:
         raise NotImplementedError

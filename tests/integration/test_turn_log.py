@@ -350,6 +350,20 @@ async def test_a_writer_is_notified_of_the_end_of_its_turn(log: TurnLog, writer:
     await asyncio.wait_for(watching, 2)
 
 
+@pytest.mark.rule("R77")
+async def test_the_leader_counts_the_entries_of_one_turn(connection: Connection, log: TurnLog, writer: Writer) -> None:
+    await writer.open("The sky")
+    await Writer(log, TurnKey(writer.key.tenant, TurnId(new_id()))).open()
+    count = await log.count(writer.key)
+    assert (count.entries, count.upto > writer.chain.last) == (writer.chain.length, True)
+    await store_unfenced(connection, writer.key, "end", b"junk")
+    assert (await log.count(writer.key)).entries == count.entries + 1
+    # The request is the first entry that expires.
+    request = (await log.replay(writer.key, limit=1))[0].seq
+    await connection.jetstream.delete_msg(STREAM, request)
+    assert (await log.count(writer.key)).entries == 0
+
+
 # Forks: NATS has stored an entry that the fence should have refused
 
 

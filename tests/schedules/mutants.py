@@ -93,12 +93,12 @@ def tail_rule() -> Patches:
 
 def end_check() -> Patches:
     """A writer believes that its end is valid because it was acknowledged."""
-    return [patch("tailrace.proto.nats.append.is_valid", _returns(True))]
+    return [patch("tailrace.proto.nats.append.is_stored_chain", _returns(True))]
 
 
 def reader_end_check() -> Patches:
     """A follower never compares with the log what the feed has shown."""
-    return [patch("tailrace.proto.nats.follower.is_valid", _returns(True))]
+    return [patch(f"tailrace.proto.nats.follower.{name}", _returns(True)) for name in ("is_valid", "is_stored_chain")]
 
 
 def reader_repeats() -> Patches:

@@ -13,7 +13,7 @@ from tailrace.proto.entries import Attempt, End, Entry, Event, Request, Stored
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.nats.log_server import BATCH, LiveFeed, Page, PublishUnclear
+from tailrace.proto.nats.log_server import BATCH, Count, LiveFeed, Page, PublishUnclear
 from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import NOON
 from tests.schedules.faults import FAULTLESS_AFTER_PUBLISHES, FAULTLESS_AFTER_S, Faults
@@ -197,16 +197,28 @@ class SimulatedServer:
         wait_s, found = self._ask_leader(lambda stored: stored.seq == seq)
         return wait_s, found if isinstance(found, Exception) else found == seq
 
+    def count(self) -> Answer:
+        """How many entries the leader knows, and up to which one; it may have lost its followers."""
+        is_changing = self._is_changing() and self.world.chance() < 0.5
+        wait_s, known = self._known_to_leader(self._changing_since_s if is_changing else None)
+        return wait_s, known if isinstance(known, Exception) else Count(len(known), known[-1].seq if known else Seq(0))
+
     def _ask_leader(self, is_wanted: Callable[[Stored], bool], seen_s: float | None = None) -> Answer:
         """The sequence of the last entry that is wanted, among those stored by `seen_s` (None: by now)."""
+        wait_s, known = self._known_to_leader(seen_s)
+        if isinstance(known, Exception):
+            return wait_s, known
+        return wait_s, next((stored.seq for stored in reversed(known) if is_wanted(stored)), BEFORE_FIRST)
+
+    def _known_to_leader(self, seen_s: float | None) -> tuple[float, list[Stored] | Exception]:
+        """The entries stored by `seen_s` (None: by now), or by the time at which a former leader was frozen."""
         if seen_s is None and self._is_changing():
             return PUBLISH_TIMEOUT_S, LogUnavailable("no leader")
         seen_s = self.world.time() if seen_s is None else seen_s
         if self._reaches_former_leader():
             self.happened.append("old leader")
             seen_s = self._slept_since_s
-        known = self.stored[: bisect_right(self._times, seen_s)]
-        return 0.001, next((stored.seq for stored in reversed(known) if is_wanted(stored)), BEFORE_FIRST)
+        return 0.001, self.stored[: bisect_right(self._times, seen_s)]
 
     def _is_changing(self) -> bool:
         return self.world.time() < self._changing_until_s and not self.is_faultless
@@ -283,6 +295,11 @@ class SimulatedLog(TurnLog):
         self._process.require_alive()
         there: bool = await self._answer("asks the leader for", seq, self.server_of(key).has_entry(seq))
         return there
+
+    async def count(self, key: TurnKey) -> Count:
+        self._process.require_alive()
+        count: Count = await self._answer("asks the leader for the number of", "entries", self.server_of(key).count())
+        return count
 
     @asynccontextmanager
     async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:

@@ -14,7 +14,7 @@ from tests.schedules.schedule import Schedule
 
 # `make schedules` plays 20,000.
 SEEDS, CHUNKS = 5_000, 4
-# The most that a mutant needs is 857.
+# The most that a mutant needs is 2,867.
 SEEDS_FOR_A_MUTANT = 8_000
 
 

@@ -9,7 +9,7 @@ from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, Entry, Stored
 from tailrace.proto.errors import FenceLost, LogFull, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.append import append
-from tailrace.proto.nats.log_server import PublishUnclear
+from tailrace.proto.nats.log_server import Count, PublishUnclear
 from tests.harness.scripted_log import KEY, NOTHING, ScriptedServer, page
 from tests.harness.turn_builder import NOON, Handwritten, opening, says
 from tests.harness.virtual_time import run
@@ -102,7 +102,7 @@ def test_the_next_publish_is_fenced_after_entries_that_do_not_continue_the_chain
     late = Stored(Seq(last.last + 1), NOON, says(Chain(Seq(1)), "late"))
     following = Seq(last.last + 2)
     server = ScriptedServer(publish=[REFUSED, following], read=[page(late), page(*log.stored, late)])
-    assert run(append(server, KEY, last, entry, timeout_s=30)) == Chain(following, last.attempt)
+    assert run(append(server, KEY, last, entry, timeout_s=30)).last == following
     assert server.requests[-1].arguments == (entry, late.seq)
 
 
@@ -151,10 +151,10 @@ def test_an_end_of_a_fork_is_not_the_end_of_the_turn() -> None:
     before = log.chain
     log.end("cancelled")
     end = log.stored[-1].entry
-    valid = ScriptedServer(publish=[log.stored[-1].seq], read=[page(*log.stored)])
+    valid = ScriptedServer(publish=[log.chain.last], count=[Count(3, log.chain.last)])
     assert run(append(valid, KEY, before, end, timeout_s=30)) == log.chain
     rival = Stored(log.stored[-1].seq, NOON, says(before, "a"))
     late = Stored(Seq(rival.seq + 1), NOON, end)
-    server = ScriptedServer(publish=[late.seq], read=[page(*log.stored[:-1], rival, late)])
+    server = ScriptedServer(publish=[late.seq], count=[Count(4, late.seq)], read=[page(*log.stored[:-1], rival, late)])
     with pytest.raises(FenceLost, match=f"the end at {late.seq} belongs to a fork$"):
         run(append(server, KEY, before, end, timeout_s=30))

@@ -1,5 +1,6 @@
 """Reads of a turn although a single read may be behind: what is requested, and what is believed."""
 
+import msgspec
 import pytest
 
 from tailrace.proto.chain import START, Chain
@@ -8,11 +9,13 @@ from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.nats.log_server import Count
 from tailrace.proto.nats.replay import (
     READ_TIMEOUT_S,
     STALE_MAX_S,
     STALE_WAIT_S,
     WOKEN_WAIT_S,
+    is_stored_chain,
     is_valid,
     read_current_turn,
     read_from,
@@ -225,3 +228,31 @@ def test_an_entry_is_valid_if_the_chain_reaches_it() -> None:
     server = ScriptedServer(read=[page(*log.stored[:1]), page(*log.stored[1:])])
     assert run(is_valid(server, KEY, log.stored[-1].seq, START))
     assert server.names == ["read", "read"]
+
+
+LAST = begun().chain.last
+LENGTH = len(begun().stored)
+
+
+@pytest.mark.rule("R77")
+@pytest.mark.parametrize(
+    ("count", "is_known", "reads"),
+    [
+        (Count(LENGTH, LAST), True, 0),
+        (Count(LENGTH, Seq(LAST + 5)), True, 0),
+        (Count(LENGTH + 1, Seq(LAST + 5)), True, 1),
+        (Count(LENGTH, Seq(LAST - 1)), True, 1),
+        (Count(0, LAST), True, 1),
+        (LogUnavailable("no leader"), True, 1),
+        (Count(LENGTH, LAST), False, 1),
+    ],
+    ids=["same", "other turns go on", "one more", "leader behind", "expired", "no leader", "from a cursor"],
+)
+def test_entries_are_read_unless_their_number_proves_the_chain(
+    count: Count | LogUnavailable, is_known: bool, reads: int
+) -> None:
+    log = begun()
+    server = ScriptedServer(count=[count], read=[page(*log.stored)])
+    chain = log.chain if is_known else msgspec.structs.replace(log.chain, length=None)
+    assert run(is_stored_chain(server, KEY, chain))
+    assert server.names.count("read") == reads
