@@ -1,6 +1,7 @@
 """Lists the rules of PROTOCOL.md, FAULTS.md and SECURITY.md with the tests that hold each: `python -m tests.rules`.
 
-A test cites its rule with `@pytest.mark.rule("R14")`. Exit status 1 when a rule has no test, or a mark names no rule.
+A test cites its rule with `@pytest.mark.rule("R14")`. Exit status 1 when a rule has no test, a mark
+names no rule, or two rules of PROTOCOL.md have one number.
 """
 
 import re
@@ -33,15 +34,9 @@ class Collector:
                 self.tests[mark.args[0]].add(item.nodeid.partition("[")[0])
 
 
-def rules() -> list[str]:
-    """The numbers of all rules, in the order of their pages."""
-    return list(
-        dict.fromkeys(
-            number
-            for page, pattern in PAGES.items()
-            for number in re.findall(pattern, (ROOT / page).read_text(), re.MULTILINE)
-        )
-    )
+def rules(page: str) -> list[str]:
+    """The numbers of the rules of a page, in its order."""
+    return re.findall(PAGES[page], (ROOT / page).read_text(), re.MULTILINE)
 
 
 def main() -> int:
@@ -52,18 +47,23 @@ def main() -> int:
         print(said.getvalue(), file=sys.stderr)
         print("the tests cannot be collected: run pytest --collect-only", file=sys.stderr)
         return 1
-    written = rules()
+    # A row of SECURITY.md may repeat a number; two sections of PROTOCOL.md must not have the same.
+    protocol = rules("proto/PROTOCOL.md")
+    repeated = sorted({rule for rule in protocol if protocol.count(rule) > 1})
+    written = list(dict.fromkeys(number for page in PAGES for number in rules(page)))
     for rule in written:
         print(rule)
         for test in sorted(collector.tests[rule]):
             print(f"  {test}")
     untested = [rule for rule in written if not collector.tests[rule]]
     unknown = sorted(set(collector.tests) - set(written))
+    if repeated:
+        print(f"numbers of two rules: {', '.join(repeated)}", file=sys.stderr)
     if untested:
         print(f"without a test: {', '.join(untested)}", file=sys.stderr)
     if unknown:
         print(f"marks that name no rule: {', '.join(unknown)}", file=sys.stderr)
-    return 1 if untested or unknown else 0
+    return 1 if repeated or untested or unknown else 0
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ class TurnSubmitter:
         return submission.entry
 
     async def _resume(self, submission: Submission, cursor: Seq) -> StoredTurn:
-        """Returns the turn that has an entry at `cursor`, if it is this POST's: of its tenant, body and key (R77).
+        """Returns the turn that has an entry at `cursor`, if it is this POST's: of its tenant, body and key (R78).
 
         An Idempotency-Key that names no turn yet contradicts nothing: some clients send a new one with each POST.
         Raises Refused, LogUnavailable.

@@ -57,7 +57,7 @@ async def create(gateway: Gateway) -> dict[str, str]:
 
 
 @pytest.mark.rule("S1")
-@pytest.mark.rule("R77")
+@pytest.mark.rule("R78")
 @pytest.mark.parametrize(
     ("path", "body"),
     [

@@ -114,7 +114,7 @@ async def test_a_repeated_post_returns_the_first_turn() -> None:
     assert len(memory.stored) == 2
 
 
-@pytest.mark.rule("R77")
+@pytest.mark.rule("R78")
 @pytest.mark.parametrize(
     ("body", "key", "cursor", "tenant", "is_resumed"),
     [
