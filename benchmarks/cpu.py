@@ -1,7 +1,8 @@
 """CPU time that each process of Tailrace needs for a delta: without traces, with traces, and of other checkouts.
 
 `python -m benchmarks.cpu`, or `--beside ../before` to compare with another version. All arms run at once. They are
-measured one after another, in another order each time. CPU time depends less on the machine's other work than latency.
+measured one after another, in another order each time. What the processes need while idle is subtracted. CPU time
+depends less on the machine's other work than latency.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from tests.harness.otlp_receiver import otlp_receiver
 ROLES = {"nats-server": "NATS", "gateway": "gateway", "generators": "generator", "persistence": "persistence"}
 # Until the end of a turn is acknowledged and recorded.
 SETTLE_S = 0.5
+IDLE_S = 5.0
 
 
 class Arm(NamedTuple):
@@ -80,16 +82,29 @@ async def read(port: int, words: int, rate: int) -> int:
     raise SystemExit("a turn did not end")
 
 
-async def measure(arm: Arm, turns: int, words: int, rate: int) -> Sample:
+async def measure_idle(arms: list[Arm]) -> dict[str, dict[str, float]]:
+    """Returns the share of a core that each arm needs by role while it has no turns."""
+    began, before = time.monotonic(), [read_clocks(arm) for arm in arms]
+    await asyncio.sleep(IDLE_S)
+    took_ns = (time.monotonic() - began) * 1e9
+    after = [read_clocks(arm) for arm in arms]
+    return {
+        arm.name: {role: (later[role] - earlier[role]) / took_ns for role in earlier}
+        for arm, earlier, later in zip(arms, before, after, strict=True)
+    }
+
+
+async def measure(arm: Arm, turns: int, words: int, rate: int, idle: dict[str, float]) -> Sample:
     async def one(index: int) -> int:
         await asyncio.sleep(index / turns / rate)
         return await read(arm.port, words, rate)
 
-    before = read_clocks(arm)
+    began, before = time.monotonic(), read_clocks(arm)
     events = sum(await asyncio.gather(*map(one, range(turns))))
     await asyncio.sleep(SETTLE_S)
-    after, deltas = read_clocks(arm), turns * words
-    return Sample({role: (after[role] - before[role]) / deltas / 1e3 for role in before}, events / deltas)
+    after, deltas, took_ns = read_clocks(arm), turns * words, (time.monotonic() - began) * 1e9
+    used = {role: after[role] - before[role] - idle[role] * took_ns for role in before}
+    return Sample({role: used[role] / deltas / 1e3 for role in used}, events / deltas)
 
 
 def row(name: str, samples: list[Sample]) -> str:
@@ -119,11 +134,13 @@ async def main() -> None:
             checkouts.insert(1, ("this, traces on", ROOT, {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}))
         arms = [stack.enter_context(system(name, path, options, env)) for name, path, env in checkouts]
         for arm in arms:
-            await measure(arm, asked.turns, 20, asked.rate)  # connections and caches, not counted
+            # Connections and caches, not counted.
+            await measure(arm, asked.turns, 20, asked.rate, dict.fromkeys(ROLES.values(), 0.0))
+        idle = await measure_idle(arms)
         samples: dict[str, list[Sample]] = {arm.name: [] for arm in arms}
         for _ in range(asked.repeats):
             for arm in random.sample(arms, len(arms)):
-                samples[arm.name].append(await measure(arm, asked.turns, asked.words, asked.rate))
+                samples[arm.name].append(await measure(arm, asked.turns, asked.words, asked.rate, idle[arm.name]))
         load = os.getloadavg()[0]
         print(f"{asked.turns} turns of {asked.rate} deltas/s, sync {asked.sync}, load average {load:.1f}")
         header = [f"{'µs a delta':<16}", *(f"{role:>11}" for role in (*ROLES.values(), "sum"))]
