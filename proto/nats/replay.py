@@ -1,4 +1,4 @@
-"""Reads of a turn's log that stay correct although a single read may be behind (PROTOCOL R14, R72, R77).
+"""Reads of a turn's log that stay correct although a single read may be behind (PROTOCOL R14, R72, R80).
 
 An entry that is known to be stored is read for until it is seen. A turn is unknown only when the stream's leader has
 said so twice.
@@ -104,7 +104,7 @@ async def read_valid(
 
 
 async def is_stored_chain(server: LogServer, key: TurnKey, chain: Chain, start: Chain = START) -> bool:
-    """Returns whether the log's chain is `chain`, whose entries are all stored (PROTOCOL R77).
+    """Returns whether the log's chain is `chain`, whose entries are all stored (PROTOCOL R80).
 
     `start` is a part of it that is certain. If the log has as many entries as `chain`, it has no others. Otherwise they
     are read. Raises LogUnavailable.

@@ -350,7 +350,7 @@ async def test_a_writer_is_notified_of_the_end_of_its_turn(log: TurnLog, writer:
     await asyncio.wait_for(watching, 2)
 
 
-@pytest.mark.rule("R77")
+@pytest.mark.rule("R80")
 async def test_the_leader_counts_the_entries_of_one_turn(connection: Connection, log: TurnLog, writer: Writer) -> None:
     await writer.open("The sky")
     await Writer(log, TurnKey(writer.key.tenant, TurnId(new_id()))).open()

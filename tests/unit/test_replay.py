@@ -234,7 +234,7 @@ LAST = begun().chain.last
 LENGTH = len(begun().stored)
 
 
-@pytest.mark.rule("R77")
+@pytest.mark.rule("R80")
 @pytest.mark.parametrize(
     ("count", "is_known", "reads"),
     [
