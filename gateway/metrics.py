@@ -65,6 +65,13 @@ ENTRIES = Counter("tailrace_gateway_entries_total", "Entries taken from the log,
 WRITABLE = Gauge("tailrace_gateway_log_writable", "1 while the log takes entries, 0 once it has not for some seconds")
 SENT_BYTES = Counter("tailrace_gateway_sent_bytes_total", "Bytes of frames written to streams")
 FULLNESS = Gauge("tailrace_gateway_log_fullness_ratio", "Share of the stream's byte limit that is used")
+OLDEST_WAITING_S = Gauge(
+    "tailrace_gateway_oldest_waiting_turn_seconds", "Age of the oldest turn that waits for a generator; 0 without any"
+)
+ORPHANED = Gauge(
+    "tailrace_gateway_orphaned_turns",
+    "Turns that no generator runs any more: its process ended, or it gave them back some seconds ago",
+)
 
 # A counter that appears with its first event has not grown for Prometheus: begin at 0 what alerts look at.
 for _end in get_args(StreamEnd):

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import product
 
 from tailrace.generators import metrics
 from tailrace.generators.attempt_span import attempt_span
@@ -15,7 +16,7 @@ from tailrace.generators.backends.registry import open_backend
 from tailrace.generators.backends.traced import TracedBackend
 from tailrace.generators.batches.runner import BatchLane, BatchRunner
 from tailrace.generators.budget import cut_at_cost, limit_cost
-from tailrace.generators.failover import BackendOrders, parse_backends
+from tailrace.generators.failover import FAILOVER_CODES, BackendOrders, parse_backends
 from tailrace.generators.forced_tools import write_forced_call
 from tailrace.generators.hedging import HedgeTaker, Hedging
 from tailrace.generators.key_check import check_key
@@ -25,7 +26,7 @@ from tailrace.generators.planner import Planner
 from tailrace.generators.queued_turns import QueuedTurns
 from tailrace.generators.retry import Retry
 from tailrace.generators.rpc import ModelRpc
-from tailrace.generators.settings import Settings, unique_name
+from tailrace.generators.settings import Settings, parse_tenants, unique_name
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto import nats, service
@@ -41,6 +42,7 @@ from tailrace.proto.version import VERSION
 
 async def preflight(settings: Settings) -> None:
     extend_models(settings.models_file)
+    parse_tenants(settings.metrics_tenants)
     async with open_backends(settings):
         pass
 
@@ -87,8 +89,9 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         await services.serve_health(GENERATORS, worker.report_health)
         if races is not None:
             await hedges.serve(HedgeTaker(worker, runner, log, orders))
-        for backend in backends:
-            metrics.FAILOVERS.labels(backend)
+        for backend, code in product(backends, FAILOVER_CODES):
+            metrics.FAILOVERS.labels(backend, code)
+        metrics.TENANTS.update(parse_tenants(settings.metrics_tenants))
         metrics.SLOTS.set(settings.concurrency)
         service.mark_ready(generator=name, concurrency=settings.concurrency)
         checking = asyncio.create_task(check_key(claude, worker)) if claude is not None else None

@@ -4,6 +4,7 @@ So the log keeps up with any model. The queue needs no limit: what waits is a fe
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Iterable
 
@@ -29,6 +30,9 @@ class DeltaBuffer:
 
     def __init__(self, *, hold_opening: bool = False, drop_opening: bool = False) -> None:
         self._waiting: deque[ModelEvent] = deque()
+        self._put_at: deque[float] = deque()
+        self.put_at = 0.0
+        """When the event that `next` has returned was put, the first one of joined deltas; in `time.monotonic()`."""
         self._last_bytes = 0
         self._changed = asyncio.Event()
         self._hold_opening = hold_opening
@@ -51,6 +55,7 @@ class DeltaBuffer:
                 metrics.JOINED.inc()
                 return
         self._waiting.append(event)
+        self._put_at.append(time.monotonic())
         self._last_bytes = size
         self._changed.set()
 
@@ -69,6 +74,7 @@ class DeltaBuffer:
         if not self._waiting or (self._drop_opening and not self.has_token.is_set()):
             return None
         event = self._waiting.popleft()
+        self.put_at = self._put_at.popleft()
         if event.raw is not JOINED:
             return event
         assert isinstance(event.event, events.BlockDelta)  # noqa: S101  # only deltas are joined

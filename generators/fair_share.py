@@ -65,9 +65,12 @@ class FairShare:
         counts = {tenant: 0 for tenant in self._running if not self.may_start(tenant)} if self.free > 0 else {}
         return counts | {tenant: len(single) + len(children) for tenant, (single, children) in self._waiting.items()}
 
+    def waiting_turns(self) -> list[TurnKey]:
+        return [key for waiting in self._waiting.values() for kind in waiting for key in kind]
+
     def clear(self) -> list[TurnKey]:
         """Removes and returns all waiting turns."""
-        keys = [key for waiting in self._waiting.values() for kind in waiting for key in kind]
+        keys = self.waiting_turns()
         self._waiting.clear()
         return keys
 

@@ -1,4 +1,7 @@
-"""The generator's metrics. Label values come from fixed sets: never a tenant, a turn or a model's text."""
+"""The generator's metrics. Label values come from fixed sets: never a turn or a model's text.
+
+Tenants are labels only if the operator lists them.
+"""
 
 from typing import get_args
 
@@ -9,10 +12,13 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.models import find_model
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.clock import age_s
+from tailrace.proto.runtime.fast_histogram import FastHistogram
+from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 # Up to the ten minutes that a turn may take by default, and beyond.
 TURN_BUCKETS_S = (0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1800)
+APPEND_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)
 WAIT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 SLOTS = Gauge("tailrace_generator_slots", "Turns that this process runs at most at once")
@@ -25,7 +31,11 @@ REPETITIONS = Counter(
     "tailrace_generator_repetitions_total", "Continuations that repeated the end of the stored text; it was left out"
 )
 BACKEND_FAILURES = Counter("tailrace_generator_backend_failures_total", "Attempts that broke off, by code", ["code"])
-FAILOVERS = Counter("tailrace_generator_failovers_total", "Failovers of turns, by the new backend", ["backend"])
+FAILOVERS = Counter(
+    "tailrace_generator_failovers_total",
+    "Failovers of turns, by the new backend and the code of the failure",
+    ["backend", "code"],
+)
 HEDGES = Counter(
     "tailrace_generator_hedges_total",
     "Hedges that were first (won), were not (lost), or broke off (failed); and those that no generator took (declined)",
@@ -40,15 +50,30 @@ SCHEMA_CHECKS = Counter(
     "Answers checked against a JSON Schema: fits, misfit, unchecked",
     ["verdict"],
 )
-APPEND_S = Histogram(
+APPEND_S = FastHistogram(
     "tailrace_generator_append_seconds",
-    "Time from passing an entry to the log until it is acknowledged",
-    buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 30),
+    "Time from passing an event to the log until it is acknowledged",
+    buckets=APPEND_BUCKETS_S,
+)
+DELTA_STORED_S = FastHistogram(
+    "tailrace_generator_delta_stored_seconds",
+    "Time from a delta of the model until it is stored in the log; of joined deltas, the first one",
+    buckets=APPEND_BUCKETS_S,
 )
 USAGE = Counter(
     "tailrace_generator_usage_tokens_total", "Tokens of the turns ended here, by kind and model", ["kind", "model"]
 )
 COST = Counter("tailrace_generator_cost_dollars_total", "Cost of the turns ended here, by model", ["model"])
+TENANT_USAGE = Counter(
+    "tailrace_generator_tenant_usage_tokens_total",
+    "Tokens of the turns ended here, by kind, and by tenant for those of TAILRACE_METRICS_TENANTS",
+    ["kind", "tenant"],
+)
+TENANT_COST = Counter(
+    "tailrace_generator_tenant_cost_dollars_total",
+    "Cost of the turns ended here, by tenant for those of TAILRACE_METRICS_TENANTS",
+    ["tenant"],
+)
 TURN_S = Histogram(
     "tailrace_generator_turn_seconds",
     "Time from a turn's request to its end, as the log stored them, by outcome and model",
@@ -104,7 +129,11 @@ def observe_duration(turn: Turn) -> None:
     )
 
 
-def count_end(turn: Turn) -> None:
+# The tenants that are labels. All others are `other`; without any, nothing is counted by tenant.
+TENANTS: set[str] = set()
+
+
+def count_end(key: TurnKey, turn: Turn) -> None:
     """Counts a turn that this process has ended: its outcome, tokens and cost."""
     assert turn.end is not None  # noqa: S101
     assert turn.request is not None  # noqa: S101
@@ -115,6 +144,11 @@ def count_end(turn: Turn) -> None:
     COST.labels(model).inc(end.cost_nano_usd / NANO_USD_PER_USD)
     for kind in end.usage.__struct_fields__:
         USAGE.labels(kind, model).inc(getattr(end.usage, kind))
+    if TENANTS:
+        tenant = key.tenant if key.tenant in TENANTS else "other"
+        TENANT_COST.labels(tenant).inc(end.cost_nano_usd / NANO_USD_PER_USD)
+        for kind in end.usage.__struct_fields__:
+            TENANT_USAGE.labels(kind, tenant).inc(getattr(end.usage, kind))
 
 
 def model_label(model: str) -> str:

@@ -75,7 +75,7 @@ class Route:
         if order is None:
             return None
         if order.current != self._order.current:
-            metrics.FAILOVERS.labels(order.current.backend).inc()
+            metrics.FAILOVERS.labels(order.current.backend, error.code).inc()
         failures = self._failures + 1
         if order.is_repeat:
             await self._caller.retry.pause(failures, error)

@@ -10,10 +10,13 @@ from urllib.request import getproxies, proxy_bypass
 from msgspec import Meta
 
 from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.ids import is_token
 from tailrace.proto.service import ModelSettings
 
 # A model may think for minutes without sending any of it.
 PINGS_TIMEOUT_S = 300.0
+# Each is six series of a Prometheus.
+METRICS_TENANTS_MAX = 100
 # The characters of a header value.
 API_KEY = re.compile(r"[\x21-\x7e]+")
 
@@ -74,6 +77,13 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     attempts_max: Annotated[
         int, Meta(ge=1, description="attempts at one turn, in a row, that add nothing to its answer; then it fails")
     ] = 5
+    metrics_tenants: Annotated[
+        str,
+        Meta(
+            description="tenants whose tokens and cost the metrics show, separated by commas, at most 100; all others "
+            "are `other`; empty: no tenants"
+        ),
+    ] = ""
     deadline_s: Annotated[
         float, Meta(gt=0, description="time that generators work on a turn, together, before it fails")
     ] = 900.0
@@ -81,6 +91,17 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         float,
         Meta(ge=0, description="time that running turns may continue after SIGTERM before others get them"),
     ] = 5.0
+
+
+def parse_tenants(text: str) -> set[str]:
+    """Parses the setting `metrics_tenants`. Raises SettingsInvalid for an invalid tenant, and for too many."""
+    tenants = {name.strip() for name in text.split(",")} - {""}
+    invalid = sorted(name for name in tenants if not is_token(name))
+    if invalid:
+        raise SettingsInvalid(f"TAILRACE_METRICS_TENANTS: {invalid[0]!r} is not the name of a tenant")
+    if len(tenants) > METRICS_TENANTS_MAX:
+        raise SettingsInvalid(f"TAILRACE_METRICS_TENANTS: {len(tenants)} tenants, at most {METRICS_TENANTS_MAX}")
+    return tenants
 
 
 def unique_name(settings: Settings) -> str:

@@ -6,6 +6,7 @@ the sinks inspect events, `observe` surrounds an attempt, the races run a second
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from datetime import UTC, datetime
@@ -313,8 +314,12 @@ class TurnRunner:
                 is_hidden=event.is_hidden,
                 left_out=event.left_out,
             )
-            with metrics.APPEND_S.time():
-                chain = await append_when_not_full(self._log.append, key, folding.chain, entry)
+            put_at, passed_at = buffer.put_at, time.monotonic()
+            chain = await append_when_not_full(self._log.append, key, folding.chain, entry)
+            stored_at = time.monotonic()
+            metrics.APPEND_S.observe(stored_at - passed_at)
+            if type(event.event) is events.BlockDelta:
+                metrics.DELTA_STORED_S.observe(stored_at - put_at)
             folding.add(as_stored(chain, entry), event.event)
 
     async def _hand_over(self, key: TurnKey, turn: Turn) -> None:
@@ -352,7 +357,7 @@ class TurnRunner:
         end = build_end(turn, outcome, error, schema_valid=schema_valid)
         chain = await append_when_not_full(self._log.append, key, turn.chain, end)
         ended = fold([as_stored(chain, end)], turn)
-        metrics.count_end(ended)
+        metrics.count_end(key, ended)
         metrics.observe_duration(ended)
         return ended
 

@@ -20,6 +20,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
+from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.race import run_until
 from tailrace.proto.subjects import TurnKey
 
@@ -122,8 +123,17 @@ class Worker:
         """Returns the health report as JSON. While this process drains: None, and no report is sent."""
         if self._is_draining:
             return None
-        health = GeneratorHealth(True, len(self._held), self._slots.free, self._slots.waiting(), self.detail)
-        return msgspec.json.encode(health)
+        oldest = min((self._held[key].at for key in self._slots.waiting_turns()), default=None)
+        return msgspec.json.encode(
+            GeneratorHealth(
+                ok=True,
+                held=len(self._held),
+                free=self._slots.free,
+                waiting=self._slots.waiting(),
+                detail=self.detail,
+                oldest_waiting_s=age_s(oldest) if oldest is not None else 0.0,
+            )
+        )
 
     @property
     def free_slots(self) -> int:

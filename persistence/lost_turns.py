@@ -8,6 +8,7 @@ import asyncio
 
 import structlog
 
+from tailrace.persistence import metrics
 from tailrace.persistence.store import Store
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreUnwritable
@@ -53,6 +54,7 @@ class LostTurnFinder:
         except (LogUnavailable, StoreBusy, StoreUnwritable) as error:
             logger.debug("lost turns could not be looked up", why=str(error))
             return
+        metrics.LOST.inc(lost)
         if lost:
             logger.warning("turns have left the log without an end", turns=lost)
         if self._unchecked:

@@ -29,6 +29,7 @@ PROOF_MISMATCHES = Counter(
 )
 SKIPPED = Counter("tailrace_persistence_skipped_entries_total", "Invalid stored entries (forks); 0 is normal")
 LEFT_OUT = Counter("tailrace_persistence_turns_left_out_total", "Turns that could not be recorded at all; 0 is normal")
+LOST = Counter("tailrace_persistence_turns_lost_total", "Turns that left the log without an end; 0 is normal")
 WEBHOOKS_TAKEN = Counter("tailrace_persistence_webhooks_taken_total", "Webhooks that their receivers accepted (2xx)")
 WEBHOOK_FAILURES = Counter(
     "tailrace_persistence_webhook_failures_total", "Failed delivery attempts of webhooks; each is retried"

@@ -16,3 +16,5 @@ class GeneratorHealth(msgspec.Struct, frozen=True):
     """Tenants that use their share of the slots, and how many of their turns wait. See generators/fair_share.py."""
     detail: str = ""
     """A sentence for operators, for example that the model key is refused."""
+    oldest_waiting_s: float = 0.0
+    """The age of the oldest turn that waits in the generator; 0 if none does."""

@@ -17,6 +17,7 @@ import tailrace.gateway.metrics
 import tailrace.generators.backends.measured
 import tailrace.generators.metrics
 import tailrace.persistence.metrics
+import tailrace.proto.nats.follower
 import tailrace.proto.nats.setup_metrics
 import tailrace.proto.nats.setup_watch
 import tailrace.proto.service
@@ -43,7 +44,12 @@ BY_HAND = """\
 `ANTHROPIC_BASE_URL=http://127.0.0.1:9000 ANTHROPIC_API_KEY=any`.
 """
 METRICS = {
-    "Every process": (tailrace.proto.service, tailrace.proto.nats.setup_watch, tailrace.proto.nats.setup_metrics),
+    "Every process": (
+        tailrace.proto.service,
+        tailrace.proto.nats.setup_watch,
+        tailrace.proto.nats.setup_metrics,
+        tailrace.proto.nats.follower,
+    ),
     "Gateways": (tailrace.gateway.metrics,),
     "Generators": (tailrace.generators.metrics, tailrace.generators.backends.measured),
     "Persistence": (tailrace.persistence.metrics,),

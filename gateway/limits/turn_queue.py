@@ -1,27 +1,31 @@
 """How many turns are ahead of a tenant's next turn, estimated from the reports of generators and their consumer.
 
-A submission waits for no request: the reports are collected in the background, at most once a second, and only while
-turns are submitted or wait.
+A submission waits for no request: the reports are collected in the background, once a second while turns are submitted
+or wait, and every few seconds otherwise, for the metrics.
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
 import structlog
 
+from tailrace.gateway import metrics
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc
-from tailrace.proto.nats.leases import consumer_backlog
+from tailrace.proto.nats.leases import consumer_backlog, oldest_request_at
+from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.subjects import GENERATORS
 
 logger = structlog.get_logger()
 
 REFRESH_EVERY_S = 1.0
+REFRESH_UNUSED_EVERY_S = 5.0
 # A busy generator answers within some milliseconds.
 REPORTS_WAIT_S = 0.25
 RETRY_AFTER_S = 10.0
@@ -35,6 +39,8 @@ class QueueState(NamedTuple):
     """Turns that no generator has fetched."""
     leased: int
     """Turns that a generator holds, or has given back for some seconds."""
+    undelivered_s: float = 0.0
+    """The age of the oldest turn that no generator has fetched; 0 if there is none."""
 
     def ahead(self, tenant: Tenant) -> int | None:
         """Returns how many turns are at most ahead of the next turn of `tenant`; None if it can start at once."""
@@ -44,8 +50,17 @@ class QueueState(NamedTuple):
             # No generator has answered in time.
             return None
         own = sum(one.waiting.get(tenant, 0) for one in self.generators)
-        given_back = max(0, self.leased - sum(one.held for one in self.generators)) if own else 0
-        return own + given_back + self.undelivered
+        return own + (self.orphaned if own else 0) + self.undelivered
+
+    @property
+    def orphaned(self) -> int:
+        """Turns that were leased and that no generator holds now."""
+        return max(0, self.leased - sum(one.held for one in self.generators))
+
+    @property
+    def oldest_waiting_s(self) -> float:
+        """The age of the oldest turn that waits to begin; 0 if none waits."""
+        return max(self.undelivered_s, *(one.oldest_waiting_s for one in self.generators), 0.0)
 
     @property
     def is_empty(self) -> bool:
@@ -82,7 +97,9 @@ class TurnQueue:
         """Refreshes the estimate until it is cancelled."""
         while True:
             if self._state is None or self._state.is_empty:
-                await self._is_used.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(REFRESH_UNUSED_EVERY_S):
+                        await self._is_used.wait()
             self._is_used.clear()
             await self._refresh()
             await asyncio.sleep(REFRESH_EVERY_S)
@@ -94,11 +111,15 @@ class TurnQueue:
     async def _refresh(self) -> None:
         try:
             backlog = await consumer_backlog(self._connection, GENERATORS)
+            oldest = await oldest_request_at(self._connection, backlog.delivered) if backlog.waiting else None
             reports = await self._rpc.every_health(GENERATORS, wait_s=REPORTS_WAIT_S)
         except LogUnavailable as error:
             logger.debug("queue unknown", error=str(error))
             self._state = None
             return
         generators = [msgspec.json.decode(report, type=GeneratorHealth) for report in reports]
-        self._state = QueueState(generators, backlog.waiting, backlog.leased)
+        state = QueueState(generators, backlog.waiting, backlog.leased, age_s(oldest) if oldest is not None else 0.0)
+        self._state = state
         self._submitted.clear()
+        metrics.OLDEST_WAITING_S.set(state.oldest_waiting_s)
+        metrics.ORPHANED.set(state.orphaned)

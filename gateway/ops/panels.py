@@ -68,6 +68,11 @@ def total_rate(counter: str, legend: str) -> Query:
     return Query(Growth(counter), legend)
 
 
+def mean(histogram: str, legend: str) -> Query:
+    """Returns the mean over all series of a histogram."""
+    return Query(Growth(f"{histogram}_sum") / Growth(f"{histogram}_count"), legend)
+
+
 def quantiles(histogram: str, *shares: float) -> tuple[Query, ...]:
     """Returns quantiles over all series of a histogram."""
     buckets = Growth(f"{histogram}_bucket", ("le",))
@@ -129,7 +134,19 @@ WHAT_USERS_FEEL = Dashboard(
         Panel(
             "Delay of a delta",
             "s",
-            "From storing a delta in the log until it is written to a reader: the wait that Tailrace adds.",
+            "The wait that Tailrace adds to a delta, on average: from the model until it is stored in the log, and "
+            "from there until it is written to a reader.",
+            Threshold(0.1, 0.5),
+            SLOW,
+            (
+                mean("tailrace_generator_delta_stored_seconds", "from the model to the log"),
+                mean("tailrace_gateway_delta_delay_seconds", "from the log to a reader"),
+            ),
+        ),
+        Panel(
+            "Delay of a delta, from the log to a reader",
+            "s",
+            "From storing a delta in the log until it is written to a reader.",
             Threshold(0.1, 0.5),
             SLOW,
             quantiles("tailrace_gateway_delta_delay_seconds", 0.5, 0.95),
@@ -252,6 +269,23 @@ GENERATORS_AND_SCALING = Dashboard(
             Threshold(1, 10),
             CAPACITY,
             (Query(Gauge("jetstream_consumer_num_pending", where='consumer_name="generators"', how="max"), "waiting"),),
+        ),
+        Panel(
+            "Oldest waiting turn",
+            "s",
+            "Age of the oldest turn that no generator has begun; 0 if none waits.",
+            Threshold(5, 60),
+            CAPACITY,
+            (Query(Gauge("tailrace_gateway_oldest_waiting_turn_seconds", how="max"), "age"),),
+        ),
+        Panel(
+            "Orphaned turns",
+            "short",
+            "Turns that no generator runs any more: its process ended, or it gave them back. Another one continues "
+            "them within seconds.",
+            Threshold(1, 10),
+            NOT_READY,
+            (Query(Gauge("tailrace_gateway_orphaned_turns", how="max"), "turns"),),
         ),
         Panel(
             "Queue wait",
@@ -480,6 +514,15 @@ LOG_AND_NATS = Dashboard(
             _of_consumers("jetstream_consumer_num_redelivered"),
         ),
         Panel(
+            "Gaps of live feeds",
+            "ops",
+            "Reads of the log that filled a gap of a turn's live feed: NATS lost or delayed a message. Readers wait up "
+            "to 5 s for it.",
+            Threshold(1, 10),
+            STORES_NOTHING,
+            (total_rate("tailrace_feed_gaps_filled_total", "filled"),),
+        ),
+        Panel(
             "Missing parts of NATS",
             "short",
             "Streams, buckets and consumers that were deleted.",
@@ -522,7 +565,8 @@ LOG_AND_NATS = Dashboard(
         Panel(
             "Invalid entries and records",
             "short",
-            "In an hour: entries of forks that were skipped, texts that do not match their hash, turns without a row.",
+            "In an hour: entries of forks that were skipped, texts that do not match their hash, turns without a "
+            "row, turns that left the log without an end.",
             Threshold(1, 10),
             FORKS,
             (
@@ -530,6 +574,7 @@ LOG_AND_NATS = Dashboard(
                 increase("tailrace_persistence_skipped_entries_total", 1, "skipped by persistence"),
                 increase("tailrace_persistence_proof_mismatches_total", 1, "hash mismatches"),
                 increase("tailrace_persistence_turns_left_out_total", 1, "turns without a row"),
+                increase("tailrace_persistence_turns_lost_total", 1, "turns without an end"),
             ),
         ),
         Panel(
@@ -599,6 +644,24 @@ COST_AND_TOKENS = Dashboard(
             Threshold(10, 100),
             COSTS,
             (Query(HOUR_S * Growth("tailrace_generator_cost_dollars_total", ("model",)), "{{model}}"),),
+        ),
+        Panel(
+            "Cost per hour, by tenant",
+            "currencyUSD",
+            "Dollars per hour at the present rate, of the tenants in TAILRACE_METRICS_TENANTS and of all others. Empty "
+            "without this setting.",
+            Threshold(10, 100),
+            COSTS,
+            (Query(HOUR_S * Growth("tailrace_generator_tenant_cost_dollars_total", ("tenant",)), "{{tenant}}"),),
+        ),
+        Panel(
+            "Tokens, by tenant",
+            "ops",
+            "Tokens per second of the turns that ended, of the tenants in TAILRACE_METRICS_TENANTS and of all others. "
+            "Empty without this setting.",
+            Threshold(1e4, 1e5),
+            COSTS,
+            (rate("tailrace_generator_tenant_usage_tokens_total", "tenant"),),
         ),
         Panel(
             "Cost of the last day",

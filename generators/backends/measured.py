@@ -45,7 +45,7 @@ DELTA_S = FastHistogram(
 
 
 class MeasuredBackend(ObservedBackend):
-    """Measures the calls. The name of the backend is the value of `gen_ai_provider_name`."""
+    """Measures the calls."""
 
     async def _observe(
         self, model: str, _max_tokens: int, answer: AsyncGenerator[ModelEvent, None]
@@ -62,11 +62,11 @@ class MeasuredBackend(ObservedBackend):
                         if last_at:
                             deltas.observe(now - last_at)
                         else:
-                            FIRST_S.labels(self._name, label).observe(now - begun_at)
+                            FIRST_S.labels(self._provider, label).observe(now - begun_at)
                         last_at = now
                     yield event
         except BackendError as error:
             error_type = error.code
             raise
         finally:
-            CALL_S.labels(self._name, label, error_type).observe(time.monotonic() - begun_at)
+            CALL_S.labels(self._provider, label, error_type).observe(time.monotonic() - begun_at)

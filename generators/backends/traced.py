@@ -15,9 +15,6 @@ from tailrace.proto import events
 from tailrace.proto.errors import BackendError
 from tailrace.proto.runtime import tracing
 
-# The conventions' names of the providers behind our backends; for others, the backend's name.
-PROVIDERS = {"claude": "anthropic", "claude_code": "anthropic", "bedrock": "aws.bedrock", "vertex": "gcp.vertex_ai"}
-
 
 class TracedBackend(ObservedBackend):
     """Makes a span of each call."""
@@ -29,7 +26,7 @@ class TracedBackend(ObservedBackend):
         span.set_attributes(
             {
                 "gen_ai.operation.name": "chat",
-                "gen_ai.provider.name": PROVIDERS.get(self._name, self._name),
+                "gen_ai.provider.name": self._provider,
                 "gen_ai.request.model": model,
                 "gen_ai.request.max_tokens": max_tokens,
                 "gen_ai.request.stream": True,

@@ -296,7 +296,7 @@ class MessageBatchSubmitter:
         except FenceLost:
             # Cancelled or deleted meanwhile.
             return await self._end_of(child)
-        metrics.count_end(writer.turn)
+        metrics.count_end(child, writer.turn)
         return end
 
     async def _write_result(

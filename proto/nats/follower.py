@@ -8,6 +8,8 @@ looked up in the log.
 import asyncio
 from contextlib import suppress
 
+from prometheus_client import Counter
+
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogUnavailable
@@ -27,6 +29,8 @@ from tailrace.proto.subjects import TurnKey
 # How long the feed may be silent before the log is read. The feed can lose a turn's last entry; no later entry would
 # show that gap.
 REREAD_S = 5.0
+
+GAPS = Counter("tailrace_feed_gaps_filled_total", "Reads of the log that filled a gap of a turn's live feed")
 
 CURSOR_SKIPPED = "the cursor is an entry that is not valid: read the turn from its beginning"
 
@@ -89,7 +93,9 @@ class Follower:
                 # The stream has no entry between the two, so there is no rival.
                 self._confirmed = join.chain
         if self._must_read or join.has_gap or not live:
-            valid += await self._read_page()
+            missed = await self._read_page()
+            GAPS.inc(bool(missed))
+            valid += missed
         if not live and not valid and not self._must_read:
             # Silence may mean that the turn was purged and the feed missed it: check that it exists.
             with suppress(LogUnavailable):

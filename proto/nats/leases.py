@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import NamedTuple, Protocol, Self
 
 import nats.errors
@@ -242,6 +243,19 @@ class Backlog(NamedTuple):
 async def consumer_backlog(connection: Connection, durable: str) -> Backlog:
     """Returns the backlog of a consumer that this process does not use. Raises LogUnavailable."""
     return await _backlog(connection.jetstream, durable)
+
+
+async def oldest_request_at(connection: Connection, after: Seq) -> datetime | None:
+    """Returns when the first request after the sequence `after` was stored; None without any. Raises LogUnavailable."""
+    try:
+        message = await connection.jetstream.get_msg(STREAM, seq=after + 1, subject=subjects.EVERY_REQUEST, next=True)
+    except nats.js.errors.NotFoundError:
+        return None
+    except nats.errors.Error as error:
+        raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
+    finally:
+        raise_if_cancelled()
+    return message.time
 
 
 async def _backlog(jetstream: JetStreamContext, durable: str) -> Backlog:

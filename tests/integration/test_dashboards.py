@@ -48,6 +48,7 @@ SETTINGS: Settings = {
         "TAILRACE_CALL_TRIES_MAX": 2,
         "TAILRACE_HEDGE_AFTER_S": 1,
         "TAILRACE_STALL_TIMEOUT_S": 8,
+        "TAILRACE_METRICS_TENANTS": "local",
     },
     "persistence": {
         "TAILRACE_WEBHOOK_KEY": "a-key-that-only-this-test-has-0123",
@@ -237,7 +238,8 @@ async def silent_calls(loaded: Loaded) -> AsyncGenerator[None]:
 
 @asynccontextmanager
 async def no_generator(loaded: Loaded) -> AsyncGenerator[None]:
-    """Turns wait. Beside it, a turn is stored whose text does not match its hash."""
+    """Turns wait, and one has begun. Beside it, a turn is stored whose text does not match its hash."""
+    await loaded.read(await loaded.post("words=400 rate=20"), most=3)
     for generator in loaded.system.generators:
         await generator.stop(SIGKILL)
     writer = Writer(loaded.system.log, TurnKey(TENANT, TurnId(new_id())))
@@ -325,7 +327,11 @@ ROUNDS = (
         Fault(silent_calls, ("HedgesWinAlways ticket",), ("Failovers and hedges",)),
     ),
     (
-        Fault(no_generator, ("TurnsWait ticket", "RecordsInvalid ticket"), ("Waiting turns",)),
+        Fault(
+            no_generator,
+            ("TurnsWait ticket", "RecordsInvalid ticket"),
+            ("Waiting turns", "Oldest waiting turn", "Orphaned turns"),
+        ),
         Fault(locked_database, ("DatabaseBehind page",), ("Backlog of persistence",)),
     ),
     (Fault(frozen_log, ("LogNotWritable page",), ("Log takes entries",)),),

@@ -32,6 +32,8 @@ GENERATOR = (
     "tailrace_generator_turn_seconds_count",
     "tailrace_generator_slots",
     "tailrace_generator_queue_wait_seconds_count",
+    "tailrace_generator_append_seconds_count",
+    "tailrace_generator_delta_stored_seconds_count",
     "tailrace_generator_takeover_seconds_count",
     "tailrace_generator_stop_seconds_count",
 )

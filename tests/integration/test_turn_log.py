@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 
 from benchmarks.lost import lost_acknowledgements
 from tailrace.deploy.local.nats_server import NatsServer
@@ -92,6 +93,10 @@ def comparable(stored: list[Stored]) -> list[tuple[Any, ...]]:
 
 async def logged(log: TurnLog, key: TurnKey, after: Seq = BEFORE_FIRST) -> list[tuple[Any, ...]]:
     return comparable(await log.replay(key, after))
+
+
+def gaps_filled() -> float:
+    return REGISTRY.get_sample_value("tailrace_feed_gaps_filled_total") or 0.0
 
 
 async def store_unfenced(connection: Connection, key: TurnKey, kind: str, payload: bytes) -> Seq:
@@ -317,6 +322,7 @@ async def test_a_follower_reads_from_the_log_what_its_feed_has_lost(
         connection = await Connection.open(losing.url, "reader")
         await own_writer.open("The")
         follower = await follow(TurnLog(connection), own_writer.key)
+        gaps = gaps_filled()
         if fault == "disconnected":
             proxy.fail("cut")
             await own_writer.say(" sky")
@@ -331,6 +337,7 @@ async def test_a_follower_reads_from_the_log_what_its_feed_has_lost(
             await until(lambda: losing.lost == 3)
         assert await follower.finish() == await logged(own_writer.log, own_writer.key)
         assert connection.client.stats["reconnects"] == (fault == "disconnected")
+        assert gaps_filled() > gaps
         await connection.close()
 
 

@@ -12,6 +12,7 @@ import tailrace.gateway.metrics
 import tailrace.generators.backends.measured
 import tailrace.generators.metrics
 import tailrace.persistence.metrics
+import tailrace.proto.nats.follower
 import tailrace.proto.nats.setup_metrics
 import tailrace.proto.nats.setup_watch
 import tailrace.proto.service
@@ -19,6 +20,9 @@ from tailrace.gateway.app import ROUTES
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.metrics import StreamEnd
 from tailrace.generators.backends import registry
+from tailrace.generators.backends.observed import PROVIDERS
+from tailrace.generators.failover import FAILOVER_CODES
+from tailrace.generators.settings import METRICS_TENANTS_MAX
 from tailrace.persistence.metrics import GivenUp
 from tailrace.proto.entries import Mode, Outcome
 from tailrace.proto.errors import CODES
@@ -32,6 +36,8 @@ from tools.generate_docs import labels_of
 STREAM_GAUGES = [f"jetstream_stream_{name}" for name in ("total_messages", "total_bytes", "limit_bytes")]
 CONSUMER_GAUGES = [f"jetstream_consumer_num_{name}" for name in ("pending", "ack_pending", "redelivered")]
 MODELS = (*models(), "other")
+# Those that the operator lists.
+TENANTS = [*map(str, range(METRICS_TENANTS_MAX)), "other"]
 # The possible values of each label. A value from a client or a model would make the number of series unbounded.
 LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_gateway_request_seconds", "route"): {route.path for route in ROUTES},
@@ -39,10 +45,10 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_gateway_request_seconds", "status"): ("2xx", "3xx", "4xx", "5xx"),
     ("tailrace_gateway_streams_open", "dialect"): DIALECTS,
     ("tailrace_gateway_first_token_seconds", "dialect"): DIALECTS,
-    ("gen_ai_client_operation_duration_seconds", "gen_ai_provider_name"): registry.NAMES,
+    ("gen_ai_client_operation_duration_seconds", "gen_ai_provider_name"): PROVIDERS.values(),
     ("gen_ai_client_operation_duration_seconds", "gen_ai_request_model"): MODELS,
     ("gen_ai_client_operation_duration_seconds", "error_type"): ("", *CODES),
-    ("gen_ai_client_operation_time_to_first_chunk_seconds", "gen_ai_provider_name"): registry.NAMES,
+    ("gen_ai_client_operation_time_to_first_chunk_seconds", "gen_ai_provider_name"): PROVIDERS.values(),
     ("gen_ai_client_operation_time_to_first_chunk_seconds", "gen_ai_request_model"): MODELS,
     ("gen_ai_client_operation_time_per_output_chunk_seconds", "gen_ai_request_model"): MODELS,
     ("tailrace_generator_turn_seconds", "outcome"): get_args(Outcome),
@@ -58,19 +64,24 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_generator_backend_failures", "code"): CODES,
     ("tailrace_generator_failures", "code"): CODES,
     ("tailrace_generator_failovers", "backend"): registry.NAMES,
+    ("tailrace_generator_failovers", "code"): FAILOVER_CODES,
     ("tailrace_generator_hedges", "outcome"): ("won", "lost", "failed", "declined"),
     ("tailrace_generator_calls_repeated", "code"): CODES,
     ("tailrace_generator_schema_checks", "verdict"): ("fits", "misfit", "unchecked"),
     ("tailrace_generator_usage_tokens", "kind"): Usage.__struct_fields__,
+    ("tailrace_generator_tenant_usage_tokens", "kind"): Usage.__struct_fields__,
+    ("tailrace_generator_tenant_usage_tokens", "tenant"): TENANTS,
+    ("tailrace_generator_tenant_cost_dollars", "tenant"): TENANTS,
     ("tailrace_persistence_webhooks_given_up", "reason"): get_args(GivenUp),
 }
 # The number of values of all labels.
-SERIES_MAX = 800
+SERIES_MAX = 1000
 MODULES = (
     tailrace.gateway.metrics,
     tailrace.generators.metrics,
     tailrace.generators.backends.measured,
     tailrace.persistence.metrics,
+    tailrace.proto.nats.follower,
     tailrace.proto.nats.setup_metrics,
     tailrace.proto.nats.setup_watch,
     tailrace.proto.service,

@@ -75,6 +75,7 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
         (text, "http://prometheus:9090") for text in ("prometheus:9090", "file:///etc", "http://")
     ],
     "TAILRACE_RUNBOOK_URL": [(text, "https://wiki.example") for text in ("RUNBOOK.md", "javascript:alert(1)")],
+    "TAILRACE_METRICS_TENANTS": [("acme, B", "'B' is not"), (",".join(map(str, range(101))), "at most 100")],
     "TAILRACE_GENERATOR": [("", ">= 1"), ("x" * 65, "<= 64")],
     "TAILRACE_BACKENDS": [("", "a list of backends"), ("none", "one of claude"), ("claude; gpt = litellm", "")],
     "ANTHROPIC_API_KEY": [("", "give a key"), ("a b", "visible ASCII"), ("ä", "visible ASCII")],

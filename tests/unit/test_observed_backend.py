@@ -9,7 +9,8 @@ import pytest
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.measured import MeasuredBackend
 from tailrace.generators.backends.model_event import ModelEvent, from_event
-from tailrace.generators.backends.observed import ObservedBackend
+from tailrace.generators.backends.observed import PROVIDERS, ObservedBackend
+from tailrace.generators.backends.registry import NAMES
 from tailrace.generators.backends.traced import TracedBackend
 from tailrace.proto.entries import Message
 from tailrace.proto.events import BlockDelta, TextDelta
@@ -44,3 +45,7 @@ async def test_a_call_is_freed_when_its_answer_begins(observer: type[ObservedBac
         await anext(answer)
         assert kept() is None
         assert [event.kind async for event in answer] == ["content_block_delta"]
+
+
+def test_every_backend_has_a_provider_name() -> None:
+    assert set(PROVIDERS) == set(NAMES)
