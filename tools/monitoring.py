@@ -109,7 +109,7 @@ def turn_dashboard() -> dashboard.Dashboard:
         .description("Lines of all processes with the turn's id. Loki needs the lines of Tailrace under job=tailrace.")
         .datasource(LOKI)
         .links([runbook_link("one-turn")])
-        .with_target(loki.Dataquery().expr('{job="tailrace"} |= `$turn`').ref_id("A"))
+        .with_target(loki.Dataquery().expr('{job="tailrace"} |= `$turn` | json | turn = `$turn`').ref_id("A"))
         .show_time(show_time=True)
         .span(2 * WIDTH)
         .height(2 * HEIGHT)

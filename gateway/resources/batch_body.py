@@ -21,6 +21,7 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.request_body import NewTurn, Params, build_entry, check, new_messages
 from tailrace.gateway.turns.store_blobs import RequestBlobs
+from tailrace.gateway.turns.store_trace import with_trace
 from tailrace.gateway.turns.submission import Submission
 from tailrace.proto import batch, entries
 from tailrace.proto.blobs import blobs_needed
@@ -107,7 +108,7 @@ class BatchBuilder:
         await self._blobs.put(submission, {sha256: inputs}, {sha256})
         referred = sorted({name for line in lines for name in blobs_needed(line)})
         first = lines[0]
-        return entries.Request(
+        entry = entries.Request(
             model=first.model,
             max_tokens=first.max_tokens,
             messages=[],
@@ -119,6 +120,7 @@ class BatchBuilder:
             batch=entries.Batch(sha256, len(inputs), len(lines), parallel, referred or None),
             via=new.via,
         )
+        return with_trace(submission.turn, entry)
 
     async def _requests(
         self, principal: Principal, new: NewBatch, session: SessionId, admission: Admission

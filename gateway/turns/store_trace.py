@@ -4,14 +4,23 @@ import msgspec
 from opentelemetry import trace
 
 from tailrace.gateway.turns.submission import Feature, Submission
+from tailrace.proto.entries import Request
 from tailrace.proto.runtime import tracing
+from tailrace.proto.subjects import TurnKey
 
 
 def trace_feature() -> Feature[Submission]:
     """Returns the step that stores the trace in the entry, so that generators and persistence continue it."""
 
     async def store(submission: Submission) -> None:
-        trace.get_current_span().set_attribute("tailrace.turn", submission.turn.turn)
-        submission.entry = msgspec.structs.replace(submission.entry, traceparent=tracing.traceparent())
+        submission.entry = with_trace(submission.turn, submission.entry)
 
     return Feature(lambda _: tracing.is_on() or None, store)
+
+
+def with_trace(key: TurnKey, entry: Request) -> Request:
+    """Returns the entry with the context of the current span, which gets the turn's id; unchanged if traces are off."""
+    if not tracing.is_on():
+        return entry
+    trace.get_current_span().set_attribute("tailrace.turn", key.turn)
+    return msgspec.structs.replace(entry, traceparent=tracing.traceparent())

@@ -28,6 +28,7 @@ from tailrace.generators.backends.message_batches_api import (
     Result,
     Succeeded,
 )
+from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.message_events import to_events
 from tailrace.generators.continuation import build_call
 from tailrace.generators.forced_tools import map_forced_call
@@ -114,7 +115,7 @@ class MessageBatchSubmitter:
             name = await self._create(key, turn, attempt, lines, tally)
         tally.set_message_batch(name)
         await self._until_ended(name)
-        await self._write_all(key, name, lines, tally, is_over=False)
+        await self._write_all(key, turn, name, lines, tally, is_over=False)
 
     async def stop(self, key: TurnKey, turn: Turn, lines: Sequence[bytes], tally: Tally) -> bool:
         """Cancels the message batch of a batch that has ended, and writes the results so far, which are charged.
@@ -136,7 +137,7 @@ class MessageBatchSubmitter:
                 # Nothing is written for a batch that was deleted.
                 if not await self._log.is_known(key):
                     return False
-                await self._write_all(key, name, lines, tally, is_over=True)
+                await self._write_all(key, turn, name, lines, tally, is_over=True)
         except (TimeoutError, BackendError) as error:
             logger.warning("message batch not stopped", turn=key.turn, message_batch=name, error=str(error))
             return False
@@ -242,17 +243,18 @@ class MessageBatchSubmitter:
                 return
             await asyncio.sleep(wait_s(tries))
 
-    async def _write_all(self, key: TurnKey, name: str, lines: Sequence[bytes], tally: Tally, *, is_over: bool) -> None:
+    async def _write_all(
+        self, key: TurnKey, turn: Turn, name: str, lines: Sequence[bytes], tally: Tally, *, is_over: bool
+    ) -> None:
         """Writes each result as a turn. With `is_over` (the batch has ended), inputs without an answer get no turn."""
+        assert turn.request is not None  # noqa: S101
+        traceparent = turn.request.traceparent
         left: dict[str, int] = {batch.child_key(key, number).turn: number for number in range(len(lines))}
 
         async def write(custom_id: str, result: Result | Failure) -> None:
             number = left.pop(custom_id)
-            tally.add(
-                await self._write_turn(
-                    batch.child_key(key, number), batch.child_request(key, lines[number]), name, result
-                )
-            )
+            child, request = batch.child_key(key, number), batch.child_request(key, lines[number])
+            tally.add(await self._write_turn(child, request, name, result, traceparent))
 
         async def write_some(some: dict[str, Result]) -> None:
             await self._wait_until_not_full()
@@ -276,23 +278,29 @@ class MessageBatchSubmitter:
             for custom_id in tuple(left):
                 await write(custom_id, NO_RESULT)
 
-    async def _write_turn(self, child: TurnKey, request: Request, name: str, result: Result | Failure) -> End | None:
-        """Writes one input's turn; returns its end, or None if the turn was deleted."""
+    async def _write_turn(
+        self, child: TurnKey, request: Request, name: str, result: Result | Failure, traceparent: str | None
+    ) -> End | None:
+        """Writes one input's turn; returns its end, or None if the turn was deleted.
+
+        `traceparent` is that of the batch. The turn's request has none, as every runner writes the same bytes.
+        """
         if await self._tombstones.exists(child):
             return None
         if (end := await self._end_of(child)) is not None:
             return end
         writer = Writer(self._log, child)
         try:
-            await writer.append(request)
-            # Named after the message batch, not this process, so that every runner writes the same bytes.
-            await writer.append(
-                Attempt(prev=writer.last, attempt=1, generator=name, backend=MESSAGE_BATCHES, mode="fresh")
-            )
-            outcome, failure = await self._write_result(writer, request, result)
-            schema_valid = await self._fits(writer.turn, child) if outcome == "completed" else None
-            end = build_end(writer.turn, outcome, failure, schema_valid=schema_valid)
-            await writer.append(end)
+            with input_span(child, traceparent):
+                await writer.append(request)
+                # Named after the message batch, not this process, so that every runner writes the same bytes.
+                await writer.append(
+                    Attempt(prev=writer.last, attempt=1, generator=name, backend=MESSAGE_BATCHES, mode="fresh")
+                )
+                outcome, failure = await self._write_result(writer, request, result)
+                schema_valid = await self._fits(writer.turn, child) if outcome == "completed" else None
+                end = build_end(writer.turn, outcome, failure, schema_valid=schema_valid)
+                await writer.append(end)
         except FenceLost:
             # Cancelled or deleted meanwhile.
             return await self._end_of(child)

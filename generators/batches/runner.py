@@ -15,6 +15,7 @@ import structlog
 
 from tailrace.generators import metrics
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
+from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.message_batches import MessageBatchSubmitter
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.turn_runner import TurnEnded, append_when_not_full, as_stored
@@ -152,6 +153,8 @@ class BatchRunner:
         self, key: TurnKey, turn: Turn, spec: Batch, inputs: Sequence[bytes], tally: "BatchTally"
     ) -> Turn:
         assert turn.asked_at is not None  # noqa: S101
+        assert turn.request is not None  # noqa: S101
+        traceparent = turn.request.traceparent
         attempt = Attempt(
             prev=turn.chain.last, attempt=turn.attempt + 1, generator=self._name, backend=BACKEND, mode="fresh"
         )
@@ -167,7 +170,10 @@ class BatchRunner:
                     group.create_task(self._submit_all(key, turn, attempt.attempt, inputs, tally))
                 else:
                     for _ in range(spec.parallel):
-                        group.create_task(self._run_some(key, numbers, inputs, tally, is_first=attempt.attempt == 1))
+                        running = self._run_some(
+                            key, numbers, inputs, tally, traceparent, is_first=attempt.attempt == 1
+                        )
+                        group.create_task(running)
                 chain = await reporting
                 watching.cancel()
         except TimeoutError:
@@ -183,7 +189,14 @@ class BatchRunner:
         return await self._end(key, msgspec.structs.replace(turn, chain=chain), "completed")
 
     async def _run_some(
-        self, key: TurnKey, numbers: Iterator[int], inputs: Sequence[bytes], tally: "BatchTally", *, is_first: bool
+        self,
+        key: TurnKey,
+        numbers: Iterator[int],
+        inputs: Sequence[bytes],
+        tally: "BatchTally",
+        traceparent: str | None,
+        *,
+        is_first: bool,
     ) -> None:
         """Runs one input after the other; `parallel` of these loops share `numbers`."""
         for number in numbers:
@@ -192,7 +205,7 @@ class BatchRunner:
                 child = batch.child_key(key, number)
                 # A turn that was deleted must not be submitted again.
                 is_deleted = not is_first and await self._tombstones.exists(child)
-                tally.add(None if is_deleted else await self._run_input(key, child, inputs[number]))
+                tally.add(None if is_deleted else await self._run_input(key, child, inputs[number], traceparent))
 
     async def _submit_all(
         self, key: TurnKey, turn: Turn, attempt: int, inputs: Sequence[bytes], tally: "BatchTally"
@@ -205,13 +218,16 @@ class BatchRunner:
         while await self._fullness() >= FULL_AT:  # noqa: ASYNC110  # NATS has no event for it
             await asyncio.sleep(FULL_WAIT_S)
 
-    async def _run_input(self, key: TurnKey, child: TurnKey, line: bytes) -> End | None:
-        """Submits an input's turn if it was not, and waits for its end; None if the turn was deleted."""
+    async def _run_input(self, key: TurnKey, child: TurnKey, line: bytes, traceparent: str | None) -> End | None:
+        """Submits an input's turn if it was not, and waits for its end; None if the turn was deleted.
+
+        `traceparent` is that of the batch's request.
+        """
         # Subscribed before the turn is submitted, so that an immediate end is noticed.
         waiting = asyncio.create_task(self._log.until_ended(child))
         await asyncio.sleep(0)
         try:
-            await self._submit(key, child, line)
+            await self._submit(key, child, line, traceparent)
             turn = EMPTY_TURN
             while True:
                 turn = await self._log.turn(child, turn)
@@ -228,10 +244,11 @@ class BatchRunner:
         finally:
             waiting.cancel()
 
-    async def _submit(self, key: TurnKey, child: TurnKey, line: bytes) -> None:
+    async def _submit(self, key: TurnKey, child: TurnKey, line: bytes, traceparent: str | None) -> None:
         # FenceLost: the turn was submitted before, by this process or another one.
-        with suppress(FenceLost):
-            await append_when_not_full(self._append_shielded, child, START, batch.child_request(key, line))
+        with suppress(FenceLost), input_span(child, traceparent) as own:
+            request = msgspec.structs.replace(batch.child_request(key, line), traceparent=own)
+            await append_when_not_full(self._append_shielded, child, START, request)
 
     async def _append_shielded(self, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
         """Appends. A cancelled append may be stored, and stopping the batch has to find it: so it is waited for."""

@@ -72,7 +72,7 @@ def span(
         context=parse(traceparent),
         kind=kind,
         attributes=attributes,
-        links=[Link(context) for context in (span_context(linked),) if context is not None],
+        links=_links(linked),
         # The message of an exception could hold text of a conversation.
         record_exception=False,
         set_status_on_exception=False,
@@ -84,9 +84,20 @@ def span(
             raise
 
 
-def start(name: str, *, traceparent: str | None = None, kind: SpanKind = SpanKind.INTERNAL) -> trace.Span:
-    """Returns a new span that does not become the current one. The caller ends it."""
-    return _tracer.start_span(name, context=parse(traceparent), kind=kind)
+def start(
+    name: str,
+    *,
+    traceparent: str | None = None,
+    linked: str | None = None,
+    kind: SpanKind = SpanKind.INTERNAL,
+) -> trace.Span:
+    """Returns a new span that does not become the current one. The caller ends it; otherwise it is not exported."""
+    return _tracer.start_span(name, context=parse(traceparent), kind=kind, links=_links(linked))
+
+
+def _links(linked: str | None) -> list[Link]:
+    context = span_context(linked)
+    return [] if context is None else [Link(context)]
 
 
 def fail(current: trace.Span, error_type: str) -> None:

@@ -1,7 +1,8 @@
 """Traces: one from the client's request to the row in SQLite, also over a killed generator and a second gateway."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from signal import SIGKILL
 
@@ -10,21 +11,25 @@ import pytest
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.runtime import tracing
 from tailrace.proto.subjects import TurnKey
+from tests.harness.cloud_endpoints import cloud
 from tests.harness.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_receiver
+from tests.harness.processes import CHECKOUT
 from tests.harness.readers import read
-from tests.harness.system import System
+from tests.harness.system import Settings, System
 from tests.harness.until import until
 
+MONITORING = CHECKOUT / "deploy/monitoring"
 SECRET = "the quick brown fox"
 
 
 class TracedSystem(System):
-    """A system whose processes send traces to `endpoint`."""
+    """A system whose processes send traces to `endpoint`, with further variables for all of them."""
 
     endpoint: str
+    variables: Mapping[str, str] = {}
 
     def environ(self, name: str) -> dict[str, str]:  # noqa: ARG002
-        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100", **self.variables}
 
 
 @pytest.fixture
@@ -84,6 +89,65 @@ async def test_a_turn_is_one_trace_from_the_request_to_the_row(tmp_path: Path, r
         assert f'# {{trace_id="{trace}"}}' in (await one.get("/metrics", headers=accept)).text
         accepted = next(fact for gateway in system.gateways for fact in gateway.said("turn accepted"))
         assert (accepted["trace_id"], accepted["span_id"]) == (trace, root.id)
+        # What the dashboard "One turn" and its data sources name, of log lines and of spans.
+        dashboard = (MONITORING / "dashboards/tailrace-turn.json").read_text()
+        assert re.findall(r"\| json \| (\w+) = ", dashboard) == ["turn"]
+        assert accepted["turn"] == key.turn
+        assert re.findall(r"span\.([\w.]+) = ", dashboard) == ["tailrace.turn"]
+        assert {span.attributes["tailrace.turn"] for span in spans if "tailrace.turn" in span.attributes} == {key.turn}
+        (link,) = re.findall("matcherRegex: '(.*)'", (MONITORING / "provisioning/datasources/tailrace.yml").read_text())
+        assert trace in re.findall(link, system.gateways[0].printed.read_text())
+
+
+@pytest.mark.timeout(120)
+async def test_a_hedge_a_failover_and_the_inputs_of_a_batch_are_linked_spans(
+    tmp_path: Path, receiver: OtlpReceiver
+) -> None:
+    """Attempts of a turn are in its trace, linked to the attempt before. An input has a trace linked to its batch."""
+    settings: Settings = {"generator": {"TAILRACE_BACKENDS": "claude, bedrock", "TAILRACE_HEDGE_AFTER_S": 2}}
+    async with cloud(tmp_path, is_kind=True) as second, TracedSystem(tmp_path, settings=settings) as system:
+        system.endpoint, system.variables = receiver.url, second.environ
+        await system.start(generators=2)
+        (client,) = system.clients
+
+        async def post(path: str, body: dict[str, object], *, is_sampled: bool = True) -> str:
+            """Returns the trace of the request."""
+            trace = os.urandom(16).hex()
+            headers = {"traceparent": f"00-{trace}-{os.urandom(8).hex()}-0{is_sampled:d}"}
+            assert (await client.post(path, json=body, headers=headers)).status_code == 202
+            return trace
+
+        hedged = await post("/v1/turns", {"message": "#sim words=20 rate=0 fault=stall@0x1"})
+        failed_over = await post("/v1/turns", {"message": "#sim words=40 rate=0 fault=cut@17"})
+        inputs = [{"custom_id": tag, "params": {"message": f"#sim words=2 tag={tag}"}} for tag in ("ax", "bx")]
+        batch = await post("/v1/batches", {"requests": inputs})
+        unsampled = await post("/v1/batches", {"requests": inputs[:1]}, is_sampled=False)
+        await system.settled()
+
+        def attempts(trace: str) -> list[ReceivedSpan]:
+            found = [span for span in receiver.of(trace) if span.name.startswith("attempt")]
+            return sorted(found, key=lambda span: span.attributes["tailrace.attempt"])
+
+        def of_inputs() -> list[ReceivedSpan]:
+            return [span for span in receiver.spans if span.name == "batch input"]
+
+        await until(lambda: all(len(attempts(trace)) == 2 for trace in (hedged, failed_over)))
+
+        def has_row(span: ReceivedSpan) -> bool:
+            return any(one.name == "record turn" and one.parent == span.id for one in receiver.of(span.trace))
+
+        await until(lambda: len(of_inputs()) == 2 and all(has_row(one) and attempts(one.trace) for one in of_inputs()))
+        for trace, is_hedge in ((hedged, True), (failed_over, False)):
+            first, then = attempts(trace)
+            assert (first.links, then.links, then.attributes["tailrace.is_hedge"]) == ((), (first.id,), is_hedge)
+        calls = [span for span in receiver.of(failed_over) if span.name.startswith("chat")]
+        assert {span.attributes["gen_ai.provider.name"] for span in calls} == {"anthropic", "aws.bedrock"}
+        (root,) = [span for span in receiver.of(batch) if span.name == "POST /v1/batches"]
+        for span in of_inputs():
+            (attempt,) = attempts(span.trace)
+            assert (span.links, span.parent, attempt.parent) == ((root.id,), "", span.id)
+        assert len({batch, *(span.trace for span in of_inputs())}) == 3
+        assert receiver.of(unsampled) == []
 
 
 @pytest.mark.rule("S11")

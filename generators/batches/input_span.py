@@ -1,0 +1,25 @@
+"""Spans of a batch's inputs: each begins a trace of its own, which is linked to the batch's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tailrace.proto.runtime import tracing
+from tailrace.proto.subjects import TurnKey
+
+
+@contextmanager
+def input_span(child: TurnKey, traceparent: str | None) -> Iterator[str | None]:
+    """Runs the submission of an input in a span. Yields the `traceparent` of its turn; None while traces are off.
+
+    `traceparent` is that of the batch. One trace of thousands of turns could not be shown; but the inputs of a batch
+    that is not sampled are not sampled either. If the block raises, the input was submitted before, with its span.
+    """
+    if not tracing.is_on():
+        yield None
+        return
+    batch = tracing.span_context(traceparent)
+    is_sampled = batch is None or batch.trace_flags.sampled
+    span = tracing.start("batch input", traceparent=None if is_sampled else traceparent, linked=traceparent)
+    span.set_attribute("tailrace.turn", child.turn)
+    yield tracing.format_context(span.get_span_context())
+    span.end()
