@@ -1,4 +1,4 @@
-"""A real Prometheus with the rules of deploy/monitoring, for which a minute of a rule is a second."""
+"""A real Prometheus with the rules of deploy/monitoring, for which a minute of a rule is at most a second."""
 
 import math
 import re
@@ -19,8 +19,8 @@ from tests.harness.until import until
 
 needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus: `make clients`")
 RULES = CHECKOUT / "deploy/monitoring/rules.yml"
-SECONDS = {"s": 0, "m": 1, "h": 60, "d": 1440}
-"""How many seconds a unit of time of a rule lasts here."""
+WINDOW_S = {"m": 1, "h": 60, "d": 1440}
+"""How many seconds a minute, an hour and a day of a rule's window last here."""
 START_S_MAX = 20.0
 
 Series = tuple[str, ...]
@@ -28,12 +28,14 @@ Series = tuple[str, ...]
 
 
 def quicken(rules: str) -> str:
-    """Returns rules whose windows and waits are 60 times shorter. A window has at least five scrapes."""
+    """Returns rules whose windows and waits are at least 60 times shorter. A window has at least five scrapes."""
+    rules = re.sub(r"\[(\d+)([mhd])\]", lambda found: f"[{int(found[1]) * WINDOW_S[found[2]]}s]", rules)
+    return re.sub(r'for: "(\d+)([smh])"', lambda found: f'for: "{hold_s(int(found[1]), found[2])}s"', rules)
 
-    def seconds(found: re.Match[str]) -> str:
-        return f"{found[1]}{int(found[2]) * SECONDS[found[3]]}s{found[4]}"
 
-    return re.sub(r'(\[|for: ")(\d+)([smhd])(\]|")', seconds, rules)
+def hold_s(count: int, unit: str) -> int:
+    """Returns the seconds for which an alert is held back here: 5 s for 5 minutes and more, 24 s for 2 hours."""
+    return {"s": 0, "m": min(count, 5), "h": 12 * count}[unit]
 
 
 class Prometheus:
@@ -41,7 +43,7 @@ class Prometheus:
 
     def __init__(self, folder: Path, targets: Mapping[str, Sequence[int]]) -> None:
         self._folder = folder / "prometheus"
-        self._targets = targets
+        self.targets = targets
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -49,7 +51,7 @@ class Prometheus:
         (self._folder / "rules.yml").write_text(quicken(RULES.read_text()))
         scraped = [
             {"targets": [f"127.0.0.1:{port}" for port in found], "labels": {"part": part}}
-            for part, found in self._targets.items()
+            for part, found in self.targets.items()
         ]
         config = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},

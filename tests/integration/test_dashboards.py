@@ -1,13 +1,15 @@
 """Dashboards and alerts with a real Prometheus that scrapes a loaded system, which then has one fault after the other.
 
-Every query of every panel has a value; what a fault should move has moved; each alert fires for its fault. It takes
-three minutes. Not caused here: ProcessNotReady (a start of minutes), WebhooksWait (hours), ClientsDoNotRead (45 s for
-each connection).
+Every query of every panel has a value; what a fault should move has moved; each alert fires for its fault. With `-s`
+the test prints each query with its values at the end: `pytest -s tests/integration/test_dashboards.py`.
 """
 
 import asyncio
+import socket
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from signal import SIGCONT, SIGKILL
@@ -19,16 +21,18 @@ import pytest
 
 from tailrace.deploy.local import ports
 from tailrace.deploy.monitoring.rules import ALERTS
+from tailrace.gateway.http.http_protocol import UNREAD_TIMEOUT_S
 from tailrace.gateway.ops.panels import DASHBOARDS, Panel
+from tailrace.persistence.migrations import migrations
 from tailrace.proto import entries, subjects
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import streams
-from tailrace.proto.subjects import STREAM, WEBHOOKS, TurnKey
+from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
 from tests.harness import turn_builder
 from tests.harness.freeze import freeze
-from tests.harness.processes import Process
-from tests.harness.prometheus import Prometheus, needs_prometheus
+from tests.harness.processes import Process, as_user
+from tests.harness.prometheus import Prometheus, Series, needs_prometheus
 from tests.harness.system import Settings, System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
@@ -38,7 +42,6 @@ pytestmark = [needs_prometheus, pytest.mark.timeout(600)]
 
 TENANT = Tenant("local")
 FIRES_S_MAX = 60.0
-NOT_CAUSED = {"ProcessNotReady ticket", "ProcessNotReady page", "WebhooksWait ticket", "ClientsDoNotRead ticket"}
 # The slow gateway refuses more streams than that.
 STREAMS_MAX = 8
 SETTINGS: Settings = {
@@ -255,6 +258,59 @@ async def no_generator(loaded: Loaded) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
+async def blocked_start(loaded: Loaded) -> AsyncGenerator[None]:
+    """A process waits for a lock of its database when it starts. It has the metrics port of a dead generator."""
+    database = loaded.system.folder / "blocked" / "tailrace.db"
+    database.parent.mkdir()
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        # A database of the version before: it has to be migrated, and not to be filled from the log.
+        other.executescript(f"PRAGMA journal_mode = WAL; PRAGMA user_version = {migrations()[-2].number}")
+        other.execute("BEGIN IMMEDIATE")
+        process = Process(
+            "persistence",
+            loaded.system.folder,
+            TAILRACE_NATS_URL=as_user(loaded.system.nats_url, PERSISTENCE),
+            TAILRACE_DATABASE=database,
+            TAILRACE_BUSY_TIMEOUT_S=FIRES_S_MAX,
+            TAILRACE_METRICS_PORT=loaded.prometheus.targets["generators"][0],
+        )
+        starting = asyncio.create_task(process.start())
+        yield
+        await process.stop(SIGKILL)
+        await asyncio.gather(starting, return_exceptions=True)
+
+
+@asynccontextmanager
+async def silent_receiver(loaded: Loaded) -> AsyncGenerator[None]:
+    """The receiver of webhooks is unavailable."""
+    async with Receiver() as receiver:
+        receiver.answer = status(503)
+        async with loaded.again(0.5, lambda: loaded.post("words=2 rate=0", webhook=receiver.url)):
+            yield
+
+
+@asynccontextmanager
+async def unread_streams(loaded: Loaded) -> AsyncGenerator[None]:
+    """Clients request a long answer and do not read it."""
+    key = await loaded.post("words=60000 rate=0", max_tokens=100_000)
+    request = f"GET /v1/turns/{key.turn}/events HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    address = ("127.0.0.1", loaded.client.base_url.port)
+
+    async def connect() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as raw:
+            raw.setblocking(False)
+            # A small buffer: the gateway soon has to wait for the client.
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await loop.sock_connect(raw, address)
+            await loop.sock_sendall(raw, request.encode())
+            await asyncio.sleep(UNREAD_TIMEOUT_S + 10)
+
+    async with loaded.again(2, connect):
+        yield
+
+
+@asynccontextmanager
 async def locked_database(loaded: Loaded) -> AsyncGenerator[None]:
     with closing(sqlite3.connect(loaded.system.database, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -292,6 +348,11 @@ async def slow_log(loaded: Loaded) -> AsyncGenerator[None]:
     loaded.system.servers[0].signal(SIGCONT)
 
 
+# These take longer than a round.
+LASTING = (
+    Fault(silent_receiver, ("WebhooksWait ticket",), ("Webhooks that wait",)),
+    Fault(unread_streams, ("ClientsDoNotRead ticket",), ("Clients that do not read",)),
+)
 # The faults of a round are there at once.
 ROUNDS = (
     (
@@ -320,11 +381,11 @@ ROUNDS = (
     (
         Fault(dead_generator, ("ProcessDown page", "HedgesDeclined ticket"), ("Takeover",)),
         Fault(full_log, ("LogNearlyFull page",), ("Fullness of the log", "Fullness of each stream")),
-        Fault(deleted_consumer, ("NatsPartsMissing page",), ("Missing parts of NATS",)),
     ),
     (
         Fault(late_tokens, ("FirstTokensLate page", "FirstTokensLate ticket"), ("Time to first token",)),
         Fault(silent_calls, ("HedgesWinAlways ticket",), ("Failovers and hedges",)),
+        Fault(deleted_consumer, ("NatsPartsMissing page",), ("Missing parts of NATS",)),
     ),
     (
         Fault(
@@ -332,6 +393,7 @@ ROUNDS = (
             ("TurnsWait ticket", "RecordsInvalid ticket"),
             ("Waiting turns", "Oldest waiting turn", "Orphaned turns"),
         ),
+        Fault(blocked_start, ("ProcessNotReady page",), ()),
         Fault(locked_database, ("DatabaseBehind page",), ("Backlog of persistence",)),
     ),
     (Fault(frozen_log, ("LogNotWritable page",), ("Log takes entries",)),),
@@ -349,8 +411,8 @@ def panels() -> Iterator[Panel]:
 
 
 async def test_every_panel_has_values_and_every_alert_fires_for_its_fault(tmp_path: Path) -> None:
-    faults = [fault for together in ROUNDS for fault in together]
-    assert {f"{alert.name} {alert.severity}" for alert in ALERTS} <= NOT_CAUSED.union(*(one.alerts for one in faults))
+    faults = [*LASTING, *(fault for together in ROUNDS for fault in together)]
+    assert {f"{alert.name} {alert.severity}" for alert in ALERTS} == {name for one in faults for name in one.alerts}
     found = ports.find_free(5)
     targets = {"persistence": found[:1], "generators": found[1:3], "gateway": found[3:]}
     async with AsyncExitStack() as stack:
@@ -361,20 +423,36 @@ async def test_every_panel_has_values_and_every_alert_fires_for_its_fault(tmp_pa
         prometheus = await stack.enter_async_context(Prometheus(tmp_path, targets))
         loaded = Loaded(system, prometheus)
         await use_everything(loaded)
-        problems: list[str] = []
-        for together in ROUNDS:
-            async with AsyncExitStack() as causes:
-                for fault in together:
-                    await causes.enter_async_context(fault.cause(loaded))
-                for fault in together:
-                    problems += await unseen(loaded, fault)
-        problems += [
-            f"{panel.title} is empty: {query.expression.promql()}"
-            for panel in panels()
-            for query in panel.queries
-            if not await prometheus.query(query.expression.promql("10m"))
-        ]
+        async with AsyncExitStack() as lasting:
+            for fault in LASTING:
+                await lasting.enter_async_context(fault.cause(loaded))
+            problems = [problem for together in ROUNDS for problem in await run(loaded, together)]
+            for fault in LASTING:
+                problems += await unseen(loaded, fault)
+        for panel in panels():
+            for expr in (query.expression.promql("10m") for query in panel.queries):
+                values = await prometheus.query(expr)
+                sys.stdout.write(f"{panel.title}: {expr}\n{shown(values)}\n")
+                if not values:
+                    problems.append(f"{panel.title} is empty: {expr}")
         assert problems == []
+
+
+async def run(loaded: Loaded, together: Sequence[Fault]) -> list[str]:
+    """Causes faults at once; returns what they should have changed, and have not."""
+    begun_at = time.monotonic()
+    async with AsyncExitStack() as causes:
+        for fault in together:
+            await causes.enter_async_context(fault.cause(loaded))
+        problems = [problem for fault in together for problem in await unseen(loaded, fault)]
+    names = ", ".join(fault.cause.__name__ for fault in together)
+    sys.stdout.write(f"{names}: {time.monotonic() - begun_at:.0f} s\n")
+    return problems
+
+
+def shown(values: Mapping[Series, float]) -> str:
+    """Returns each series with its value, on lines of their own."""
+    return "\n".join(f"  {' '.join(series) or '-'}: {value:.4g}" for series, value in sorted(values.items()))
 
 
 async def start(system: System, targets: dict[str, list[int]]) -> None:
