@@ -81,15 +81,17 @@ class History:
         return self._growths[growth].grown(), self._times[-1] - self._times[-points]
 
     def _read(self, series: "_Series", labels: Mapping[str, str], text: str) -> None:
-        for line in text.splitlines():
+        for line in text.split("\n"):
             name, _, number = line.rpartition(" ")
             found = series.selected.get(name)
-            if found is None:
-                if line.startswith("#") or not name:
-                    continue
-                found = series.selected[name] = self._select(line, labels)
+            try:
+                if found is None:
+                    found = series.selected[name] = [] if line.startswith("#") else self._select(line, labels)
+                value = float(number) if found else 0.0
+            except ValueError:
+                # Another server's text must not end the gateway.
+                continue
             if found:
-                value = float(number)
                 grown = series.grow(name, value)
                 for selection, group in found:
                     if isinstance(selection, Growth):

@@ -32,7 +32,7 @@ function digits(value) {
   const size = Math.abs(value);
   if (size === 0) return "0";
   if (size < 0.001) return value.toPrecision(1);
-  return Number(value.toPrecision(size >= 1000 ? 4 : size >= 100 ? 3 : 2)).toString();
+  return Number(value.toPrecision(size >= 1000 ? 4 : size >= 10 ? 3 : 2)).toString();
 }
 
 function scaled(value, steps) {
@@ -168,7 +168,7 @@ class Panel {
       drawn.push(shape("path", { class: `l${this.colours.get(line.name)}`, d: path }));
     }
     this.svg.replaceChildren(...drawn, this.cursor);
-    this.top.textContent = lines.length ? format(top / 1.08, chart.unit) : "";
+    this.top.textContent = highest || near.length ? format(top / 1.08, chart.unit) : "";
     this.from.textContent = lines.length ? `−${format(span(), "s")}` : "";
     this.till.textContent = lines.length ? "now" : "";
   }
@@ -271,7 +271,7 @@ function drawState(all) {
   const found = all.map((chart, index) => ({ chart, index, ...stateOf(chart) }));
   const crossed = ["critical", "warning"].flatMap((name) => found.filter((one) => one.state === name));
   state.className = crossed[0]?.state ?? "";
-  const words = crossed.length ? `${crossed.length} of ${all.length} panels have crossed a threshold: ` : "No panel has crossed its threshold.";
+  const words = crossed.length ? `${crossed.length} of ${all.length} panels ${crossed.length === 1 ? "has" : "have"} crossed a threshold:` : "No panel has crossed its threshold.";
   const links = crossed.map((one) => element("a", { href: `#panel-${one.index + 1}`, textContent: one.chart.title }));
   const text = [words, ...links.map((link) => link.textContent)].join("|");
   // Only a change is read out.
@@ -284,7 +284,8 @@ function drawNotices(all) {
   const notices = overview.problems.map((problem) => element("p", { className: "notice", textContent: problem }));
   const turns = all.find((chart) => chart.title === "Turns by outcome");
   if (!turns.lines.length && !overview.problems.length) {
-    const command = `curl -N ${location.origin}/v1/turns -H 'Content-Type: application/json' -H 'Accept: text/event-stream' -d '{"message": "Why is the sky blue?"}'`;
+    const key = sessionStorage.getItem(KEY) ? "-H 'Authorization: Bearer YOUR-KEY' " : "";
+    const command = `curl -N ${location.origin}/v1/turns ${key}-H 'Content-Type: application/json' -H 'Accept: text/event-stream' -d '{"message": "Why is the sky blue?"}'`;
     notices.push(element("p", { className: "notice" }, "No turn has ended yet. Send one, and the panels fill within seconds:", element("code", { textContent: command })));
   }
   byId("notices").replaceChildren(...notices);

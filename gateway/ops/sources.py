@@ -28,6 +28,7 @@ TARGET = re.compile(r"(gateway|generators|persistence)=([^\s,/=]+:\d+)")
 SCRAPE_TIMEOUT_S = 2.0
 # A hundred times the metrics of a process.
 BYTES_MAX = 4 * 1024 * 1024
+PORT_MAX = 65535
 # In place of an address.
 ITSELF = "this process"
 QUERIES_TIMEOUT_S = 10.0
@@ -213,7 +214,8 @@ def parse_targets(text: str) -> dict[str, str]:
     """Parses TAILRACE_OPS_TARGETS: returns the part of each address. Raises SettingsInvalid."""
     targets: dict[str, str] = {}
     for pair in filter(None, map(str.strip, text.split(","))):
-        if (match := TARGET.fullmatch(pair)) is None:
+        match = TARGET.fullmatch(pair)
+        if match is None or int(match[2].rpartition(":")[2]) > PORT_MAX:
             raise SettingsInvalid(
                 f"TAILRACE_OPS_TARGETS: {pair!r} is not PART=HOST:PORT, PART one of gateway, generators, persistence"
             )

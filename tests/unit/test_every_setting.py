@@ -70,7 +70,9 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_MODEL_ALIASES": [("gpt-4", "NAME=MODEL"), ("gpt-4=none", "one of claude")],
     "TAILRACE_MODELS_FILE": [("/nowhere", "is not a JSON list of models"), (__file__, "is not a JSON list of models")],
     "TAILRACE_WEBHOOK_PRIVATE_HOSTS": HOSTS,
-    "TAILRACE_OPS_TARGETS": [(text, "PART=HOST:PORT") for text in ("127.0.0.1:9100", "model=h:1", "gateway=h")],
+    "TAILRACE_OPS_TARGETS": [
+        (text, "PART=HOST:PORT") for text in ("127.0.0.1:9100", "model=h:1", "gateway=h", "gateway=h:65536")
+    ],
     "TAILRACE_PROMETHEUS_URL": [
         (text, "http://prometheus:9090") for text in ("prometheus:9090", "file:///etc", "http://")
     ],

@@ -86,6 +86,7 @@ def buckets(*counts: int, by: str = "") -> str:
             id="difference, multiplied",
         ),
         pytest.param(Gauge("up", ("part",)), ({"a": "up 1\n", "b": "up 2\n"},), {("a",): 1.0, ("b",): 2.0}, id="gauge"),
+        pytest.param(Gauge("up"), ({"a": "<a> 1\nup{x=y} 1\nup one\nup 1\n"},), {(): 1.0}, id="other text is skipped"),
         pytest.param(Gauge("up", how="max"), ({"a": "up 1\n", "b": "up 2\n"},), {(): 2.0}, id="maximum"),
         pytest.param(Gauge("up", how="min"), ({"a": "up 1\n", "b": "up 2\n"},), {(): 1.0}, id="minimum"),
         pytest.param(Gauge("up", is_positive=True), ({"a": "up 0\n"},), {}, id="zeros are left out"),
