@@ -47,6 +47,7 @@ NEEDS: dict[tuple[str, str], Need] = {
     ("POST", "/chat"): "write",
     ("POST", "/ai/chat"): "write",
     ("POST", "/api/start-job"): "write",
+    ("POST", "/api/process"): "write",
     ("GET", "/api/stream/{job_id}"): "read",
     ("POST", "/api/chat"): "write",
     ("GET", "/api/chat/{chat}/stream"): "read",

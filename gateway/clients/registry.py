@@ -9,6 +9,7 @@ from tailrace.gateway.clients.openai.responses_stream import OPENAI_RESPONSES
 from tailrace.gateway.clients.tutorials.content_stream import CONTENT
 from tailrace.gateway.clients.tutorials.delta_stream import DELTA
 from tailrace.gateway.clients.tutorials.job_stream import JOB
+from tailrace.gateway.clients.tutorials.state_stream import STATE
 from tailrace.gateway.streaming.dialect import Dialect
 
 DIALECTS: dict[str, Dialect] = {
@@ -20,6 +21,7 @@ DIALECTS: dict[str, Dialect] = {
         DELTA,
         CONTENT,
         JOB,
+        STATE,
         OPENAI_CHAT,
         OPENAI_CHAT_USAGE,
         OPENAI_RESPONSES,

@@ -231,6 +231,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/chat"): Operation("tutorials", ChatRequest, streams="text/plain", parameters=("key", "pace")),
     ("POST", "/ai/chat"): Operation("tutorials", AIChatRequest, streams=SSE, parameters=("key", "pace", *RESUMING)),
     ("POST", "/api/start-job"): Operation("tutorials", StartJobRequest, StartedJob, 202, parameters=("key",)),
+    ("POST", "/api/process"): Operation("tutorials", StartJobRequest, StartedJob, 202, parameters=("key",)),
     ("GET", "/api/stream/{job_id}"): Operation("tutorials", streams=SSE, parameters=("last", "cursor"), statuses=GONE),
     ("GET", "/"): Operation("operation", response=Directory, streams="text/plain"),
     ("GET", "/health"): Operation("operation", response=Health),

@@ -323,6 +323,8 @@ CLIENTS = (
         poster("browser-posts.mjs", "sse.js", "/v1/turns", "tailrace", one_message),
         SHORT_EVENTS,
     ),
+    Client("useSSE (eventsource)", "JavaScript", "state", node_reader("EventSource", "state"), Cuts(2, 900, 1400)),
+    Client("useSSE (eventsource)", "JavaScript", "job", node_reader("EventSource", "job"), SHORT_EVENTS),
     Client(
         "fetch (Node)",
         "JavaScript",

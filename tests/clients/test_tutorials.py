@@ -244,12 +244,24 @@ async def test_job_resumes_after_cuts_and_completes_with_the_result(gateway: Gat
                 async with aconnect_sse(page, "GET", url, headers={"last-event-id": last}) as source:
                     async for event in source.aiter_sse():
                         sent += f"event: {event.event}\ndata: {event.data}\n\n".encode()
-                        last = event.id
+                        last = event.id or last
         assert proxy.left == []
     pieces = [json.loads(line.removeprefix(b"data: ")) for line in sent.splitlines() if line.startswith(b"data: ")]
-    assert "".join(piece.get("text", "") for piece in pieces) == TEXT
-    assert (pieces[-1]["type"], pieces[-1]["status"], pieces[-1]["result"]) == ("complete", "completed", TEXT)
+    named = [piece for piece in pieces if "type" in piece]
+    assert "".join(piece.get("text", "") for piece in named) == TEXT
+    assert (named[-1]["type"], named[-1]["status"], named[-1]["result"]) == ("complete", "completed", TEXT)
     assert await told(gateway, job) == TEXT
+
+
+async def test_unnamed_events_of_a_job_are_its_states(gateway: Gateway, page: httpx.AsyncClient) -> None:
+    """`POST /api/process`, and what `useSSE` receives at `/api/stream/{job}`: progress, then the result."""
+    started = await page.post(f"{gateway.url}/api/process", json={"message": LINE})
+    job = parse((await page.get(f"{gateway.url}{started.json()['stream']}")).content)
+    events = f"{gateway.url}/v1/turns/{started.json()['job_id']}/events?dialect=state"
+    states = [json.loads(event.data) for event in parse((await page.get(events)).content)]
+    assert [json.loads(event.data) for event in job if not event.event] == states
+    assert [state["progress"] for state in states] == sorted(state["progress"] for state in states)
+    assert (states[0]["status"], states[-1]["progress"], states[-1]["result"]) == ("queued", 100, TEXT)
 
 
 async def test_stream_after_the_end_of_a_job_is_empty(gateway: Gateway, page: httpx.AsyncClient) -> None:

@@ -50,6 +50,12 @@ def job(sent: bytes) -> str:
     return text
 
 
+def state(sent: bytes) -> str:
+    """Shows the last event, which has the whole text."""
+    events = data(sent)
+    return str(events[-1]["text"]) if events else ""
+
+
 def openai_chat(sent: bytes) -> str:
     """Adds the content of the one choice, as OpenAI's SDKs do."""
     chunks = [chunk for chunk in data(sent) if chunk.get("choices")]
@@ -91,6 +97,7 @@ SAYS: dict[str, Callable[[bytes], str]] = {
     "delta": delta,
     "content": content,
     "job": job,
+    "state": state,
     "ui": ui,
     "openai-chat": openai_chat,
     "openai-chat-usage": openai_chat,

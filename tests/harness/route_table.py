@@ -86,6 +86,7 @@ ROWS = {
     ("POST", "/chat"): Row(body={"message": "#sim words=1 rate=0"}),
     ("POST", "/ai/chat"): Row(body={"messages": [{"role": "user", "content": "#sim words=1 rate=0"}]}),
     ("POST", "/api/start-job"): Row(body={"prompt": "#sim words=1 rate=0"}),
+    ("POST", "/api/process"): Row(body={"prompt": "#sim words=1 rate=0"}),
     ("GET", "/api/stream/{job_id}"): Row("job_id"),
     ("GET", "/v1/models"): Row(),
     ("GET", "/v1/models/capabilities"): Row(),

@@ -105,8 +105,8 @@ def test_progress_only_grows_across_holders(ends: list[End | None], data: Any) -
 
 @pytest.mark.rule("R64")
 @pytest.mark.parametrize("name", DIALECTS)
-def test_only_the_native_dialect_renders_progress(name: str) -> None:
-    """Other clients do not know the event."""
+def test_progress_is_rendered_for_clients_that_know_it(name: str) -> None:
+    """Other clients do not know the event; those of jobs know a number."""
     log = [
         Stored(Seq(1), NOON, request(batch=Batch("ab", 1, 2, 1))),
         Stored(Seq(2), NOON, Attempt(prev=Seq(1), attempt=1, generator="g", backend="batch", mode="fresh")),
@@ -117,7 +117,7 @@ def test_only_the_native_dialect_renders_progress(name: str) -> None:
     for stored in log:
         frame, state = dialect.render(state, stored)
         shown = frame.data
-    assert (b'"progress"' in shown) == (name == "tailrace")
+    assert (b'"progress"' in shown) == (name in ("tailrace", "job", "state"))
     turn = fold(log)
     assert turn.progress == log[-1].entry
     assert (turn.skipped, turn.text, text_proof(turn.text)[0]) == (0, "", 0)

@@ -1,11 +1,13 @@
 """Dialects: properties that hold for every turn and every dialect. tests/golden has what each renders."""
 
 import json
+from datetime import timedelta
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.clients.registry import DIALECTS
@@ -119,6 +121,24 @@ def test_streamed_text_equals_the_folds_text(log: Handwritten) -> None:
     for name, dialect in DIALECTS.items():
         seen = [one.sent for one in rendered(KEY, log.stored, name) if dialect.can_reset or one.seq > last]
         assert SAYS[name](b"".join(seen)) == log.turn.text, name
+
+
+def test_states_of_a_long_answer_are_few() -> None:
+    """An event repeats the text: a few a second, and all of them a limited multiple of the text."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    for _ in range(2000):
+        log.say("ten chars ")
+    log.end()
+    quick = [replace(stored, at=NOON + timedelta(milliseconds=10 * stored.seq)) for stored in log.stored]
+    sent = [one.sent for one in rendered(KEY, quick, "state") if one.sent]
+    seconds = 2000 / 100
+    assert seconds < len(sent) < 4 * seconds + 5
+    assert sum(map(len, sent)) < 34 * len(log.turn.text) + 200 * len(sent)
+    slow = [replace(stored, at=NOON + timedelta(seconds=stored.seq)) for stored in log.stored]
+    assert sum(len(one.sent) for one in rendered(KEY, slow, "state")) < 34 * len(log.turn.text) + 200 * 2000
 
 
 @given(log=turns())

@@ -1,67 +1,72 @@
 """The dialect `job`: named events, for pages that start a job and watch it with an EventSource.
 
-event: progress   {"type":"progress","job_id":…,"status":"queued"|"running","text":…}   a delta of the answer's text
+event: progress   {"type":"progress","job_id":…,"status":"queued"|"running","progress":42,"text":…}  a delta of the text
 event: reset      {"type":"reset","job_id":…}                                           discard the text so far
 event: complete   {"type":"complete","job_id":…,"status":"completed"|"cancelled","result":…,"usage":…}
 event: failed     {"type":"failed","job_id":…,"error":…,"code":…}      not `error`, which EventSource itself dispatches
+
+The events of the dialect `state` precede them, without a name, for pages that only listen to `message`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.failure import LOST
-from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.gateway.clients.native.text_stream import text_of
+from tailrace.gateway.clients.tutorials import state_stream
+from tailrace.gateway.clients.tutorials.state_stream import JobState, end_fields
 from tailrace.gateway.http import sse
-from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
+from tailrace.gateway.streaming.dialect import SILENT, Frame
 from tailrace.proto.entries import Attempt, End, Failure, Outcome, Request, Stored
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 
 _encode = msgspec.json.Encoder().encode
 
 
-class JobState(NamedTuple):
-    """The job's id and the answer so far."""
-
-    job: TurnId
-    answer: GrowingText = GrowingText()
-
-
-def start(key: TurnKey) -> JobState:
-    return JobState(key.turn)
-
-
 def render(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
+    unnamed, following = state_stream.render(state, stored)
+    return _join(_named(following, stored), unnamed), following
+
+
+def _named(state: JobState, stored: Stored) -> Frame:
+    """Returns the named event of an entry. `state` includes the entry."""
     match stored.entry:
         case Request():
-            return _frame("progress", state.job, {"status": "queued", "text": ""}, stored.seq), state
+            return _frame("progress", state.job, {"status": "queued", "progress": 0, "text": ""}, stored.seq)
         case Attempt(mode="restart"):
-            return _frame("reset", state.job, {}, stored.seq), JobState(state.job)
+            return _frame("reset", state.job, {}, stored.seq)
         case End() as end:
-            return _end(state.job, end.outcome, state.answer.text(), end.usage, end.error, stored.seq), state
+            return _end(state.job, end.outcome, state.answer.text(), end.usage, end.error, stored.seq)
         case entry:
             text = text_of(entry)
-            if not text:
-                return SILENT, state
-            fields = {"status": "running", "text": text}
-            return _frame("progress", state.job, fields, stored.seq), JobState(state.job, state.answer.plus(text))
+            fields = {"status": "running", "progress": state.progress, "text": text}
+            return _frame("progress", state.job, fields, stored.seq) if text else SILENT
 
 
-def render_record(record: TurnRecord, _: int) -> Frame:
-    """Renders the last event only: it holds the whole answer."""
+def render_record(record: TurnRecord, seen: int) -> Frame:
+    """Renders the last events only: they hold the whole answer."""
     outcome: Outcome = "failed" if record.outcome == "running" else record.outcome
-    return _end(record.turn, outcome, record.text, record.usage, record.error, record.cursor)
+    named = _end(record.turn, outcome, record.text, record.usage, record.error, record.cursor)
+    return _join(named, state_stream.render_record(record, seen))
+
+
+def _join(named: Frame, unnamed: Frame) -> Frame:
+    """Returns the events of both. Only the last has the id, so that a client resumes after whole entries.
+
+    A cut between them repeats the unnamed event, which is a whole state; a repeated delta would be shown twice.
+    """
+    if not named.events:
+        return unnamed
+    return Frame((*(event._replace(seq=None) for event in unnamed.events), *named.events))
 
 
 def _end(job: TurnId, outcome: Outcome, text: str, usage: Usage, error: Failure | None, seq: int) -> Frame:
+    fields = end_fields(outcome, text, usage, error)
     if outcome == "failed":
-        failure = error or LOST
-        return _frame("failed", job, {"error": failure.message, "code": failure.code}, seq)
-    return _frame("complete", job, {"status": outcome, "result": text, "usage": usage}, seq)
+        return _frame("failed", job, {name: fields[name] for name in ("error", "code")}, seq)
+    return _frame("complete", job, fields, seq)
 
 
 def _frame(name: str, job: TurnId, fields: dict[str, Any], seq: int) -> Frame:
@@ -69,12 +74,4 @@ def _frame(name: str, job: TurnId, fields: dict[str, Any], seq: int) -> Frame:
     return Frame(sse.frame(_encode(event), seq=seq, event=name.encode()))
 
 
-JOB = Dialect(
-    name="job",
-    start=start,
-    render=render,
-    render_record=render_record,
-    is_self_delimited=True,
-    can_reset=True,
-    is_stateful=True,
-)
+JOB = state_stream.STATE._replace(name="job", render=render, render_record=render_record)

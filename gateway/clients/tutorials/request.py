@@ -36,7 +36,7 @@ class AIChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StartJobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /api/start-job`: either `prompt` or `message`, which mean the same."""
+    """The body of `POST /api/start-job` and `POST /api/process`: either `prompt` or `message`, which mean the same."""
 
     prompt: str | None = None
     message: str | None = None

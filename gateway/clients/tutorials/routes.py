@@ -108,7 +108,7 @@ async def post_ai_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
 
 
 async def post_job(request: ApiRequest, responder: Responder) -> Response:
-    """`POST /api/start-job`: starts a job. Answers 202 with the job's id, which is the turn's."""
+    """`POST /api/start-job`, `POST /api/process`: starts a job. Answers 202 with the job's id, which is the turn's."""
     body, raw = await request.read(StartJobRequest)
     key, entry = await responder.submit(request, job_turn(body), raw)
     stream = f"/api/stream/{key.turn}"
@@ -126,5 +126,6 @@ ROUTES = [
     Route("/chat", post_chat, methods=["POST"]),
     Route("/ai/chat", post_ai_chat, methods=["POST"]),
     Route("/api/start-job", post_job, methods=["POST"]),
+    Route("/api/process", post_job, methods=["POST"]),
     Route("/api/stream/{job_id}", get_job_stream, methods=["GET"]),
 ]

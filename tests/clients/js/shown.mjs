@@ -46,16 +46,27 @@ export class Content extends Tailrace {
   }
 }
 
+/** `state`, and the unnamed events of `job`: each is everything so far (`useSSE`). */
+export class State extends Tailrace {
+  take(data) {
+    const { status, text } = JSON.parse(data);
+    this.text = text;
+    if (!["queued", "running"].includes(status)) this.outcome = status;
+    return this.outcome !== null;
+  }
+}
+
 /** An accumulator for the events of a dialect. */
-export const shownIn = (dialect) => new { tailrace: Tailrace, anthropic: Anthropic, delta: Delta, content: Content }[dialect]();
+export const shownIn = (dialect) => new { tailrace: Tailrace, anthropic: Anthropic, delta: Delta, content: Content, state: State, job: State }[dialect]();
 
 /** Its events have names, and a name that nobody listens for is not heard. */
 const NAMED = ["message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta", "message_stop", "error"];
 
 /** An EventSource, whosever it is, until the turn has ended; `opened` counts how often it had to connect. */
 export function listen(source, url) {
-  const isAnthropic = new URL(url).searchParams.get("dialect") === "anthropic";
-  const shown = isAnthropic ? new Anthropic() : new Tailrace();
+  const dialect = new URL(url).searchParams.get("dialect") ?? "tailrace";
+  const isAnthropic = dialect === "anthropic";
+  const shown = shownIn(dialect);
   return new Promise((resolve, reject) => {
     let opened = 0;
     source.addEventListener("open", () => (opened += 1));

@@ -1,0 +1,114 @@
+"""The dialect `state`: each event is the whole state of the job, for pages that keep only the last event (`useSSE`).
+
+{"job_id":…,"status":"queued"|"running","progress":42,"text":…}                  the answer so far
+{"job_id":…,"status":"completed"|"cancelled","progress":100,"text":…,"result":…,"usage":…}
+{"job_id":…,"status":"failed","progress":42,"text":…,"error":…,"code":…}
+
+An event repeats the text, so not every entry has one. All events of a turn together are at most about 33 times as long
+as its text.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tailrace.gateway.clients.failure import LOST
+from tailrace.gateway.clients.growing_text import GrowingText
+from tailrace.gateway.clients.native.text_stream import text_of
+from tailrace.gateway.http import sse
+from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
+from tailrace.proto.entries import Attempt, End, Failure, Outcome, Progress, Request, Stored
+from tailrace.proto.ids import TurnId
+from tailrace.proto.records import TurnRecord
+from tailrace.proto.subjects import TurnKey
+from tailrace.proto.usage import Usage
+
+INTERVAL = timedelta(seconds=0.25)
+# The share of the text that must be new: it bounds the sum of all events of a long answer.
+GROWTH = 1 / 32
+# The length of an answer is unknown before its end. Progress is 50 at this many characters, and below 100.
+HALF_CHARS = 2000
+
+_encode = msgspec.json.Encoder().encode
+
+
+class JobState(NamedTuple):
+    """The job's id, the answer so far, and the last event."""
+
+    job: TurnId
+    answer: GrowingText = GrowingText()
+    chars: int = 0
+    inputs: int | None = None
+    """The progress of a batch in percent; None for other turns."""
+    sent_chars: int = 0
+    sent_at: datetime | None = None
+
+    @property
+    def progress(self) -> int:
+        return 100 * self.chars // (self.chars + HALF_CHARS) if self.inputs is None else self.inputs
+
+    def is_due(self, at: datetime) -> bool:
+        """Returns whether an event at the time `at` is neither too soon nor too similar to the last one."""
+        is_new = self.chars - self.sent_chars >= self.chars * GROWTH
+        return self.sent_at is None or (is_new and at - self.sent_at >= INTERVAL)
+
+
+def start(key: TurnKey) -> JobState:
+    return JobState(key.turn)
+
+
+def render(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
+    match stored.entry:
+        case Request():
+            return _frame(state, {"status": "queued"}, stored.seq), state
+        case Attempt(mode="restart"):
+            return _running(JobState(state.job), stored)
+        case Progress(done=done, failed=failed, of=of):
+            state = state._replace(inputs=100 * (done + failed) // max(of, 1))
+        case End() as end:
+            fields = end_fields(end.outcome, state.answer.text(), end.usage, end.error)
+            return _frame(state, fields, stored.seq), state
+        case entry:
+            text = text_of(entry)
+            if not text:
+                return SILENT, state
+            state = state._replace(answer=state.answer.plus(text), chars=state.chars + len(text))
+    return _running(state, stored) if state.is_due(stored.at) else (SILENT, state)
+
+
+def render_record(record: TurnRecord, _: int) -> Frame:
+    """Renders the last event only: it holds the whole answer."""
+    state = JobState(record.turn, GrowingText(record.text), len(record.text))
+    outcome: Outcome = "failed" if record.outcome == "running" else record.outcome
+    return _frame(state, end_fields(outcome, record.text, record.usage, record.error), record.cursor)
+
+
+def end_fields(outcome: Outcome, text: str, usage: Usage, error: Failure | None) -> dict[str, Any]:
+    """Returns the fields that only the last event has, with its status."""
+    if outcome == "failed":
+        failure = error or LOST
+        return {"status": outcome, "error": failure.message, "code": failure.code}
+    return {"status": outcome, "result": text, "usage": usage}
+
+
+def _running(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
+    sent = state._replace(sent_chars=state.chars, sent_at=stored.at)
+    return _frame(sent, {"status": "running"}, stored.seq), sent
+
+
+def _frame(state: JobState, fields: dict[str, Any], seq: int) -> Frame:
+    progress = 100 if fields["status"] == "completed" else state.progress
+    head = {"job_id": state.job, "status": fields["status"], "progress": progress, "text": state.answer.text()}
+    return Frame(sse.frame(_encode(head | fields), seq=seq))
+
+
+STATE = Dialect(
+    name="state",
+    start=start,
+    render=render,
+    render_record=render_record,
+    is_self_delimited=True,
+    can_reset=True,
+    is_stateful=True,
+)
