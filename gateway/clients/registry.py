@@ -8,6 +8,7 @@ from tailrace.gateway.clients.openai.chat_stream import OPENAI_CHAT, OPENAI_CHAT
 from tailrace.gateway.clients.openai.responses_stream import OPENAI_RESPONSES
 from tailrace.gateway.clients.tutorials.content_stream import CONTENT
 from tailrace.gateway.clients.tutorials.delta_stream import DELTA
+from tailrace.gateway.clients.tutorials.html_stream import HTML
 from tailrace.gateway.clients.tutorials.job_stream import JOB
 from tailrace.gateway.clients.tutorials.state_stream import STATE
 from tailrace.gateway.streaming.dialect import Dialect
@@ -22,6 +23,7 @@ DIALECTS: dict[str, Dialect] = {
         CONTENT,
         JOB,
         STATE,
+        HTML,
         OPENAI_CHAT,
         OPENAI_CHAT_USAGE,
         OPENAI_RESPONSES,

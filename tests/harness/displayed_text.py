@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from html import unescape
 from typing import Any
 
 from tests.harness.sse_parser import parse
@@ -56,6 +57,18 @@ def state(sent: bytes) -> str:
     return str(events[-1]["text"]) if events else ""
 
 
+def html(sent: bytes) -> str:
+    """Appends deltas to an element, and replaces its content at a reset."""
+    text = ""
+    for event in parse(sent):
+        if event.event == "delta":
+            assert "<" not in event.data
+            text += unescape(event.data)
+        if event.event == "reset":
+            text = ""
+    return text
+
+
 def openai_chat(sent: bytes) -> str:
     """Adds the content of the one choice, as OpenAI's SDKs do."""
     chunks = [chunk for chunk in data(sent) if chunk.get("choices")]
@@ -98,6 +111,7 @@ SAYS: dict[str, Callable[[bytes], str]] = {
     "content": content,
     "job": job,
     "state": state,
+    "html": html,
     "ui": ui,
     "openai-chat": openai_chat,
     "openai-chat-usage": openai_chat,

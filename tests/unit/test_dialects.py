@@ -123,6 +123,23 @@ def test_streamed_text_equals_the_folds_text(log: Handwritten) -> None:
         assert SAYS[name](b"".join(seen)) == log.turn.text, name
 
 
+@pytest.mark.rule("S5")
+def test_html_is_escaped_and_its_line_breaks_end_no_data_line() -> None:
+    text = '<img src=x onerror="alert(1)">&amp; \'\r\nid: 9\n'
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    log.say(text)
+    log.end("failed", Failure("backend_overloaded", "<b>overloaded"))
+    sent = parse(b"".join(one.sent for one in rendered(KEY, log.stored, "html")))
+    assert [(event.event, event.data) for event in sent] == [
+        ("delta", "&lt;img src=x onerror=&quot;alert(1)&quot;&gt;&amp;amp; &#x27;&#13;&#10;id: 9&#10;"),
+        ("failed", "&lt;b&gt;overloaded"),
+        ("done", "failed"),
+    ]
+
+
 def test_states_of_a_long_answer_are_few() -> None:
     """An event repeats the text: a few a second, and all of them a limited multiple of the text."""
     log = Handwritten()

@@ -1,0 +1,61 @@
+"""The dialect `html`: named events whose data is escaped HTML, for pages that insert it as it is, such as htmx's.
+
+event: delta    a delta of the answer's text
+event: reset    discard the text so far: an HTML comment, with which a page replaces it
+event: failed   why the answer failed; `done` follows
+event: done     the end: completed, cancelled or failed
+
+`done` is always the last event, because htmx's `sse-close` names one event: without it, htmx would connect again, and
+append the answer again. Data is never empty, because an EventSource does not dispatch an event without data.
+"""
+
+import html
+
+from tailrace.gateway.clients.failure import LOST
+from tailrace.gateway.clients.native.text_stream import text_of
+from tailrace.gateway.http import sse
+from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
+from tailrace.proto.entries import Attempt, End, Failure, Stored
+from tailrace.proto.records import TurnRecord
+
+NOTHING = b"<!---->"
+# A line break would end the data line; a character reference is one in the page.
+LINE_BREAKS = {ord("\n"): "&#10;", ord("\r"): "&#13;"}
+
+
+def render(state: None, stored: Stored) -> tuple[Frame, None]:
+    match stored.entry:
+        case Attempt(mode="restart"):
+            return Frame(sse.frame(NOTHING, seq=stored.seq, event=b"reset")), state
+        case End(outcome=outcome, error=failure):
+            return Frame(_end(outcome, failure, stored.seq)), state
+        case entry:
+            text = text_of(entry)
+            return (Frame(sse.frame(_escape(text), seq=stored.seq, event=b"delta")) if text else SILENT), state
+
+
+def render_record(record: TurnRecord, _: int) -> Frame:
+    """Renders a reset first: the reader may have a part of the text."""
+    outcome = "failed" if record.outcome == "running" else record.outcome
+    text = sse.frame(_escape(record.text), event=b"delta") if record.text else ()
+    return Frame(sse.frame(NOTHING, event=b"reset") + text + _end(outcome, record.error, record.cursor))
+
+
+def _end(outcome: str, failure: Failure | None, seq: int) -> sse.Events:
+    failed = sse.frame(_escape((failure or LOST).message), event=b"failed") if outcome == "failed" else ()
+    return failed + sse.frame(outcome.encode(), seq=seq, event=b"done")
+
+
+def _escape(text: str) -> bytes:
+    # A lone surrogate in a model's JSON escapes has no UTF-8.
+    return html.escape(text).translate(LINE_BREAKS).encode("utf-8", "replace")
+
+
+HTML = Dialect(
+    name="html",
+    start=lambda _: None,
+    render=render,
+    render_record=render_record,
+    is_self_delimited=True,
+    can_reset=True,
+)
