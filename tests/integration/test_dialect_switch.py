@@ -14,10 +14,10 @@ from tests.integration.conftest import Gateway
 
 TEXT = words(40)
 LINE = "#sim words=40 rate=40"
-# The last event of a job has the whole text.
-WITH_WHOLE_TEXT = {"job"}
-# Plain text has no cursor; a response counts its own events.
-WITHOUT_CURSOR = {"text", "openai-responses"}
+# The last event of a job, and each state of it, has the whole text.
+WITH_WHOLE_TEXT = {"job", "state"}
+# Plain text has no cursor; a response counts its own events. A state comes four times a second, at most.
+WITHOUT_CURSOR = {"text", "openai-responses", "state"}
 
 
 class Beginning(NamedTuple):

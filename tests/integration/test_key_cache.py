@@ -84,7 +84,7 @@ async def test_a_stored_record_does_not_contain_the_secret(keys: ApiKeyStore, ow
         "id": key.record.id,
         "sha256": key.record.sha256,
         "tenant": "alice",
-        "scopes": ["manage", "read", "write"],
+        "scopes": ["manage", "operate", "read", "write"],
         "created_at": key.record.created_at,
     }
     assert key.secret not in repr(key.record)

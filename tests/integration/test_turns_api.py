@@ -86,6 +86,7 @@ async def test_a_post_stores_the_request_and_returns_links(lone_gateway: Gateway
         messages=[Message("user", BODY["message"])],
         session=accepted["session"],
         by=stored.by,
+        body_sha256=stored.body_sha256,
     )
     body = {
         "messages": [
@@ -107,7 +108,12 @@ async def test_a_post_stores_the_request_and_returns_links(lone_gateway: Gateway
     }
     accepted = await post(lone_gateway, **body)
     stored = await request_of(log, tenant, accepted)
-    assert msgspec.to_builtins(stored) == {"session": accepted["session"], "by": stored.by, **body}
+    assert msgspec.to_builtins(stored) == {
+        "session": accepted["session"],
+        "by": stored.by,
+        "body_sha256": stored.body_sha256,
+        **body,
+    }
 
 
 async def test_a_post_that_accepts_a_stream_is_answered_with_it(gateway: Gateway) -> None:
