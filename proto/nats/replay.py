@@ -5,7 +5,9 @@ said so twice.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from tailrace.proto import entries
 from tailrace.proto.chain import START, Chain
@@ -16,6 +18,8 @@ from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.log_server import LogServer, Page
 from tailrace.proto.subjects import TurnKey
+
+T = TypeVar("T")
 
 READ_TIMEOUT_S = 5.0
 # The measured lag of a follower's read after an acknowledgement was at most 3.4 ms.
@@ -143,7 +147,7 @@ async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain
             return Chain(cursor, attempt, isinstance(entry, entries.End)), Page(found[1:], is_last)
         # A server that has a later entry has all before it. One that has none may be behind, for as long as its
         # connection to the others is slow.
-        if found or not await _has_entry(server, key, cursor):
+        if found or not await ask_twice(lambda: server.has_entry(key, cursor)):
             raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
         if _now() >= deadline:
             raise LogUnavailable(f"{key.turn} has an entry at {cursor} that cannot be read yet: try again")
@@ -152,18 +156,19 @@ async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain
 
 async def require_turn(server: LogServer, key: TurnKey) -> None:
     """Raises TurnUnknown when the stream's leader has said twice that the turn has no request; LogUnavailable."""
-    if await server.last_seq(key, "request") == BEFORE_FIRST:
-        await asyncio.sleep(WOKEN_WAIT_S)
-        if await server.last_seq(key, "request") == BEFORE_FIRST:
-            raise TurnUnknown(f"the log has no turn {key.turn}")
+    if await ask_twice(lambda: server.last_seq(key, "request")) == BEFORE_FIRST:
+        raise TurnUnknown(f"the log has no turn {key.turn}")
 
 
-async def _has_entry(server: LogServer, key: TurnKey, seq: Seq) -> bool:
-    """Returns False only when the stream's leader has said so twice. Raises LogUnavailable."""
-    if await server.has_entry(key, seq):
-        return True
+async def ask_twice(ask: Callable[[], Awaitable[T]]) -> T:
+    """Returns the answer of the stream's leader, and asks it again if it has found nothing (a false value).
+
+    A former leader that has just woken up may find nothing once. Raises what `ask` raises.
+    """
+    if found := await ask():
+        return found
     await asyncio.sleep(WOKEN_WAIT_S)
-    return await server.has_entry(key, seq)
+    return await ask()
 
 
 def _now() -> float:

@@ -3,7 +3,6 @@
 The rules are in append.py, replay.py and follower.py; the requests to JetStream are in jetstream_log.py.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from datetime import datetime
@@ -17,7 +16,7 @@ from tailrace.proto.nats.append import append
 from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.jetstream_log import JetStreamLog
 from tailrace.proto.nats.log_server import BATCH
-from tailrace.proto.nats.replay import WOKEN_WAIT_S, read_current_turn, read_turn, read_turn_upto, require_turn
+from tailrace.proto.nats.replay import ask_twice, read_current_turn, read_turn, read_turn_upto, require_turn
 from tailrace.proto.subjects import TurnKey
 
 APPEND_TIMEOUT_S = 30.0
@@ -92,10 +91,7 @@ class TurnLog(JetStreamLog):
 
         None only when the stream's leader has said so twice. Raises LogUnavailable.
         """
-        if (key := await self.find_turn_at(tenant, seq)) is not None:
-            return key
-        await asyncio.sleep(WOKEN_WAIT_S)
-        return await self.find_turn_at(tenant, seq)
+        return await ask_twice(lambda: self.find_turn_at(tenant, seq))
 
     async def has_end(self, key: TurnKey) -> bool:
         """Returns whether the turn's `end` is stored now: False also after a purge, or beyond the retention.
