@@ -39,6 +39,13 @@ class Sessions:
         await self.gateway.client.get(f"/v1/turns/{turn}/events")
         return await self.record(turn)
 
+    async def first_delta(self, turn: TurnId) -> None:
+        """Waits until the turn has a delta."""
+        async with self.gateway.client.stream("GET", f"/v1/turns/{turn}/events") as stream:
+            async for line in stream.aiter_lines():
+                if "delta" in line:
+                    break
+
     async def request(self, turn: TurnId) -> Request:
         request = (await self._log.turn(TurnKey(self._tenant, turn))).request
         assert request is not None
@@ -83,10 +90,7 @@ async def test_interrupt_cancels_the_running_turn_of_a_busy_session(sessions: Se
     """The next turn follows it, with the text that it had."""
     name = new_id()
     running = await sessions.post(LONG, session=name, create_session=True)
-    async with sessions.gateway.client.stream("GET", f"/v1/turns/{running}/events") as stream:
-        async for line in stream.aiter_lines():
-            if "delta" in line:
-                break
+    await sessions.first_delta(running)
     following = await sessions.request(await sessions.post(session=name, on_busy="interrupt"))
     interrupted = await sessions.ended(running)
     assert interrupted["outcome"] == "cancelled"
@@ -99,10 +103,7 @@ async def test_queued_turns_follow_the_busy_turn_of_a_session(sessions: Sessions
     """Each follows the one before it, also a cancelled one, and begins when no turn before it runs."""
     name = new_id()
     running = await sessions.post(LONG, session=name, create_session=True)
-    async with sessions.gateway.client.stream("GET", f"/v1/turns/{running}/events") as stream:
-        async for line in stream.aiter_lines():
-            if "delta" in line:
-                break
+    await sessions.first_delta(running)
     queued = [await sessions.post(session=name, on_busy="queue") for _ in range(2)]
     requests = [await sessions.request(turn) for turn in queued]
     assert [(one.parent, one.is_queued, one.history) for one in requests] == [

@@ -159,11 +159,16 @@ async def broken_answers(loaded: Loaded) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def refused_webhooks(loaded: Loaded) -> AsyncGenerator[None]:
+async def webhooks_answered(loaded: Loaded, code: int, every_s: float) -> AsyncGenerator[None]:
+    """Posts a turn with a webhook every so often. The receiver answers with this status."""
     async with Receiver() as receiver:
-        receiver.answer = status(410)
-        async with loaded.again(1, lambda: loaded.post("words=2 rate=0", webhook=receiver.url)):
+        receiver.answer = status(code)
+        async with loaded.again(every_s, lambda: loaded.post("words=2 rate=0", webhook=receiver.url)):
             yield
+
+
+def refused_webhooks(loaded: Loaded) -> AbstractAsyncContextManager[None]:
+    return webhooks_answered(loaded, 410, every_s=1)
 
 
 @asynccontextmanager
@@ -280,13 +285,9 @@ async def blocked_start(loaded: Loaded) -> AsyncGenerator[None]:
         await asyncio.gather(starting, return_exceptions=True)
 
 
-@asynccontextmanager
-async def silent_receiver(loaded: Loaded) -> AsyncGenerator[None]:
+def silent_receiver(loaded: Loaded) -> AbstractAsyncContextManager[None]:
     """The receiver of webhooks is unavailable."""
-    async with Receiver() as receiver:
-        receiver.answer = status(503)
-        async with loaded.again(0.5, lambda: loaded.post("words=2 rate=0", webhook=receiver.url)):
-            yield
+    return webhooks_answered(loaded, 503, every_s=0.5)
 
 
 @asynccontextmanager
