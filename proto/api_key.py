@@ -11,7 +11,8 @@ import msgspec
 from tailrace.proto.ids import Tenant
 
 Scope = Literal["write", "read", "manage", "operate"]
-"""What a credential may do: create and cancel turns; read; rename and delete; read the metrics of all tenants."""
+"""A right of a credential. `write` creates and cancels turns, `read` reads them, `manage` renames and deletes, and
+`operate` reads the metrics of all tenants."""
 
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 TENANT_SCOPES: frozenset[Scope] = SCOPES - {"operate"}

@@ -23,7 +23,7 @@ Values = dict[Group, float]
 
 
 class Samples(Protocol):
-    """What has been sampled of each selection."""
+    """The samples of the series that queries select."""
 
     def gauge(self, gauge: "Gauge") -> Values:
         """Returns the present value of each group."""

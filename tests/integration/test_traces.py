@@ -89,7 +89,7 @@ async def test_a_turn_is_one_trace_from_the_request_to_the_row(tmp_path: Path, r
         assert f'# {{trace_id="{trace}"}}' in (await one.get("/metrics", headers=accept)).text
         accepted = next(fact for gateway in system.gateways for fact in gateway.said("turn accepted"))
         assert (accepted["trace_id"], accepted["span_id"]) == (trace, root.id)
-        # What the dashboard "One turn" and its data sources name, of log lines and of spans.
+        # The dashboard "One turn" and its data sources use these fields of log lines and attributes of spans.
         dashboard = (MONITORING / "dashboards/tailrace-turn.json").read_text()
         assert re.findall(r"\| json \| (\w+) = ", dashboard) == ["turn"]
         assert accepted["turn"] == key.turn
