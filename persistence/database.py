@@ -61,7 +61,7 @@ class Database:
         self._damage: StoreCorrupt | None = None
         # Also after a start: the process may have been killed between a deletion and its checkpoint.
         self._has_deleted = True
-        self._bytes_seen = 0
+        self._bytes_seen = os.fstat(file).st_size
 
     @classmethod
     async def open(cls, path: Path, *, busy_timeout_s: float) -> Self:
@@ -129,6 +129,7 @@ class Database:
         """
         async with self._writing:
             with _errors():
+                self._check_file()
                 try:
                     begun_at = time.monotonic()
                     await self._writer.execute("BEGIN IMMEDIATE")
@@ -149,6 +150,7 @@ class Database:
             return
         async with self._writing:
             with _errors():
+                self._check_file()
                 ((wait_ms,),) = await self._writer.execute_fetchall("PRAGMA busy_timeout")
                 await self._writer.execute_fetchall("PRAGMA busy_timeout = 0")
                 try:
@@ -176,7 +178,8 @@ class Database:
         """Raises StoreCorrupt if the file was deleted, replaced or truncated, and OSError while its directory is away.
 
         SQLite notices none of them: it continues to write to a deleted file, and serves a truncated one from its caches
-        and the journal. The file never shrinks by itself, because no statement of ours vacuums it.
+        and the journal. The file never shrinks by itself, because no statement of ours vacuums it. A checkpoint may
+        make a truncated file as long as it was, without most of its pages: call this before each, too.
         """
         ours = os.fstat(self._file)
         if ours.st_nlink and not self._path.parent.exists():

@@ -1,5 +1,6 @@
 """The store with a real SQLite file: rows, queries, migrations, damaged files."""
 
+import os
 import re
 import sqlite3
 from collections.abc import AsyncIterator
@@ -429,6 +430,16 @@ async def test_a_file_that_was_deleted_while_open_is_corrupt(path: Path, store: 
     move_aside(path)
     with pytest.raises(StoreCorrupt, match="deleted or replaced"):
         await store.record([asked("turn-1")])
+
+
+@pytest.mark.parametrize("writes", ["a checkpoint", "a commit"])
+async def test_a_file_that_was_truncated_while_open_is_corrupt(path: Path, store: Store, writes: str) -> None:
+    """Also when the next write makes it as long as before: the journal may hold its last page."""
+    await store.erase_journal()
+    await store.delete(OURS, DeleteResource("session", "session-0"))
+    os.truncate(path, 0)
+    with pytest.raises(StoreCorrupt, match="was truncated while it was open"):
+        await (store.erase_journal() if writes == "a checkpoint" else store.record([asked("turn-1")]))
 
 
 async def test_a_directory_that_is_a_file_is_unwritable(tmp_path: Path) -> None:
