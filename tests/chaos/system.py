@@ -12,7 +12,7 @@ from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.ids import new_id
 from tests.chaos.clock import Clock
 from tests.checker.recorded_client import Client
-from tests.checker.recorded_system import RecordedSystem
+from tests.checker.recorded_system import RecordedSystem, tenant_keys
 from tests.checker.resources import count_process
 from tests.harness.disk import MIB, can_mount, small_disk
 from tests.harness.processes import Process
@@ -67,7 +67,7 @@ class ChaosSystem(RecordedSystem):
 
     def __init__(self, folder: Path, size: Size) -> None:
         settings: Any = size.settings
-        typed: Settings = settings
+        typed: Settings = {**settings, "gateway": {**tenant_keys(), **settings.get("gateway", {})}}
         super().__init__(
             folder,
             servers=size.servers,
@@ -136,7 +136,10 @@ class ChaosSystem(RecordedSystem):
 
     async def warm_up(self) -> None:
         """Posts turns until each generator has had one. Resources are counted when their connections exist."""
-        clients = [Client(self.folder, f"warm-up {new_id()}", [one], LOCAL.tenant) for one in self.clients]
+        clients = [
+            Client(self.folder, f"warm-up {new_id()}", [one], LOCAL.tenant)
+            for one in self.gateway_clients(LOCAL.tenant)
+        ]
         served: set[Process] = set()
         while len(served) < len(self.generators):
             for client in clients:

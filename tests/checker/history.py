@@ -132,7 +132,7 @@ class Fault(Recorded, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Overload(Recorded, frozen=True, kw_only=True, omit_defaults=True):
-    """`tenant` sends more requests than its limits allow. No other tenant may be affected."""
+    """`tenant` posts more turns than its limits or its share allow. No other tenant may be affected."""
 
 
 class ResourceCount(Recorded, frozen=True, kw_only=True, omit_defaults=True):

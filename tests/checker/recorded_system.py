@@ -31,10 +31,9 @@ OVERLOADER = Tenant("overloader")
 KEYS = {LOCAL.tenant: b"key-of-local", OVERLOADER: b"key-of-overloader"}
 
 
-def limited(limits: str) -> dict[str, object]:
-    """Returns gateway settings with two tenants, each with its API key and these limits."""
-    keys = ",".join(f"{tenant}:{hash_key(key)}" for tenant, key in KEYS.items())
-    return {"TAILRACE_API_KEYS": keys, "TAILRACE_LIMITS_TENANT": limits}
+def tenant_keys() -> dict[str, object]:
+    """Returns the gateway settings for two tenants, each with its API key."""
+    return {"TAILRACE_API_KEYS": ",".join(f"{tenant}:{hash_key(key)}" for tenant, key in KEYS.items())}
 
 
 class RecordedSystem(System):
@@ -62,7 +61,11 @@ class RecordedSystem(System):
 
     def client(self, name: str, tenant: Tenant = LOCAL.tenant) -> Client:
         """Returns a recorded client that uses all gateways in turn."""
-        return Client(self.folder, name, self._recorded_clients[tenant], tenant)
+        return Client(self.folder, name, self.gateway_clients(tenant), tenant)
+
+    def gateway_clients(self, tenant: Tenant) -> list[httpx2.AsyncClient]:
+        """Returns an HTTP client with the tenant's key for each gateway."""
+        return self._recorded_clients[tenant]
 
     async def count(self) -> Counts:
         """Counts and records the resources of all processes and servers."""

@@ -1,17 +1,15 @@
 """Recorded runs of real processes: a run without faults holds every invariant."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
-from tests.checker.history import Ack, Append, Commit, Overload, Post
+from tests.checker.history import Ack, Append, Commit, Post
 from tests.checker.invariants import judge, not_held
-from tests.checker.recorded_client import Client
-from tests.checker.recorded_system import OVERLOADER, RecordedSystem, limited
+from tests.checker.overload import overload
+from tests.checker.recorded_system import OVERLOADER, RecordedSystem, tenant_keys
 from tests.checker.run import load
 from tests.checker.verdicts import Bounds
 
@@ -35,37 +33,17 @@ async def use(system: RecordedSystem, tag: str) -> None:
     await late.read_to_end(several_blocks)
 
 
-@asynccontextmanager
-async def overload(system: RecordedSystem, tag: str) -> AsyncIterator[None]:
-    """Another tenant exceeds its limits meanwhile."""
-    clients = [system.client(f"overloader {number} {tag}", OVERLOADER) for number in range(2)]
-
-    async def post(client: Client) -> None:
-        while True:
-            await client.post(f"#sim words=1 tag={tag}n")
-
-    with system.recorder(f"overload {tag}").recording(Overload(tenant=OVERLOADER)) as recording:
-        posting = [asyncio.create_task(post(client)) for client in clients]
-        try:
-            yield
-        finally:
-            for one in posting:
-                one.cancel()
-            await asyncio.gather(*posting, return_exceptions=True)
-        recording.ok()
-
-
 @pytest.mark.timeout(90)
 async def test_a_run_without_faults_holds_every_invariant(tmp_path: Path) -> None:
     """Also: every stored entry, every acknowledgement and every commit of a turn was recorded."""
-    settings = {"gateway": limited("requests=360, burst=12")}
+    settings = {"gateway": {**tenant_keys(), "TAILRACE_LIMITS_TENANT": "requests=360, burst=12"}}
     async with RecordedSystem(tmp_path, settings=settings) as system:
         await system.start(gateways=2)
-        async with overload(system, "a"):
+        async with overload(system, "#sim words=1 tag=an"):
             await use(system, "a")
         await system.settled()
         before = await system.count()
-        async with overload(system, "b"):
+        async with overload(system, "#sim words=1 tag=bn"):
             await use(system, "b")
         await system.settled()
         await system.count_again(before)
