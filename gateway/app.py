@@ -33,6 +33,7 @@ from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.query_parameters import require_known
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.http.traced_route import traced
+from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.limits.turn_queue import TurnQueue
 from tailrace.gateway.models.catalogue import Catalogue
@@ -61,9 +62,10 @@ from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.respond import Responder
+from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import LogError, Refused
-from tailrace.proto.nats import BlobPins, BlobStore, Claims, Rpc, TurnLog
+from tailrace.proto.nats import BlobStore, Claims, Rpc, TurnLog
 
 ROUTES: list[Route] = [
     *NATIVE_ROUTES,
@@ -100,7 +102,8 @@ class Gateway(NamedTuple):
     history: HistoryClient
     claims: Claims
     blob_store: BlobStore
-    blob_pins: BlobPins
+    request_blobs: RequestBlobs
+    limiter: Limiter
     log_fullness: LogFullness
     storage_shares: tuple[StorageShare, ...]
     log_health: LogHealth

@@ -105,7 +105,7 @@ class BatchBuilder:
         inputs = batch.encode_inputs(lines)
         # In a thread, as in store_blobs.py.
         sha256 = (await asyncio.to_thread(hashlib.sha256, inputs)).hexdigest()
-        await self._blobs.put(submission, {sha256: inputs}, {sha256})
+        await self._blobs.put(submission.turn, {sha256: inputs}, {sha256}, submission.admission)
         referred = sorted({name for line in lines for name in blobs_needed(line)})
         first = lines[0]
         entry = entries.Request(

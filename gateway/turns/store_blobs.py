@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import AbstractAsyncContextManager
 from operator import attrgetter
 
 from tailrace.gateway.http.read_body import VALUES_MAX, values_in
+from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto import blobs, entries
 from tailrace.proto.errors import BlobUnknown, Refused
 from tailrace.proto.nats import BlobPins, BlobStore
+from tailrace.proto.subjects import TurnKey
 
 EXPIRED = (
     "a picture, document or long text of this conversation has expired: "
@@ -48,8 +51,11 @@ class RequestBlobs:
 
     async def pin_until_over(self, submission: Submission) -> None:
         """Releases the pins of `put` and `lift` when the submission is over."""
-        key = submission.turn
-        await submission.cleanup.enter_async_context(self._pins.release_after(key.tenant, key.turn))
+        await submission.cleanup.enter_async_context(self.pins_of(submission.turn))
+
+    def pins_of(self, key: TurnKey) -> AbstractAsyncContextManager[None]:
+        """Releases the pins of `put` for `key` after the block, unless it raises LogUnavailable."""
+        return self._pins.release_after(key.tenant, key.turn)
 
     async def lift(self, submission: Submission, request: entries.Request) -> entries.Request:
         """Returns `request` with references to its long strings, which are stored, and renews blobs of the session.
@@ -62,20 +68,29 @@ class RequestBlobs:
         found = blobs.references(entry)
         if sum(blob.bytes for blob in found) > self._bytes_max:
             raise Refused("body_too_large", TOO_LARGE.format(most=self._bytes_max))
-        await self.put(submission, lifted, {blob.sha256 for blob in found})
+        await self.put(submission.turn, lifted, {blob.sha256 for blob in found}, submission.admission)
         try:
             await self._store.renew(submission.turn.tenant, {blob for blob in found if blob.sha256 not in lifted})
         except BlobUnknown as error:
             raise Refused("blob_expired", EXPIRED) from error
         return entry
 
-    async def put(self, submission: Submission, contents: Mapping[str, bytes], pinned: AbstractSet[str]) -> None:
-        """Stores blobs, by SHA-256, after they are counted and pinned. Raises Refused, LogFull, LogUnavailable."""
-        size, key = sum(map(len, contents.values())), submission.turn
+    async def put(
+        self,
+        key: TurnKey,
+        contents: Mapping[str, bytes],
+        pinned: AbstractSet[str],
+        admission: Admission | None,
+    ) -> None:
+        """Stores blobs, by SHA-256, after they are counted and pinned for `key`.
+
+        Raises Refused, LogFull, LogUnavailable.
+        """
+        size = sum(map(len, contents.values()))
         if size:
             self._share.check(key.tenant, size)
-            if submission.admission is not None:
-                await submission.admission.count_stored_bytes(size)
+            if admission is not None:
+                await admission.count_stored_bytes(size)
         await self._pins.pin(key.tenant, key.turn, pinned)
         await self._store.put(key.tenant, contents)
         self._share.add(key.tenant, size)

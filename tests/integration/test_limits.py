@@ -231,6 +231,21 @@ async def test_stored_bytes_are_limited_by_bytes_day(nats_url: str, new_gateway:
     assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 202
 
 
+async def test_contents_that_are_only_counted_are_limited_by_bytes_day(nats_url: str, new_gateway: NewGateway) -> None:
+    """They are stored until a generator has counted them. A refused request gives its bytes back."""
+    gateway = await new_gateway(nats_url, limits_tenant="bytes_day=535000")
+    answers = [
+        await gateway.client.post(
+            "/v1/messages/count_tokens",
+            json={"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "x" * size}]},
+        )
+        for size in (270_000, 270_001, 263_000)
+    ]
+    # No generator runs, but the first content was stored.
+    assert [answer.status_code for answer in answers] == [503, 429, 503]
+    assert "bytes of images" in answers[1].json()["error"]["message"]
+
+
 @pytest.mark.rule("R37")
 @pytest.mark.rule("R65")
 @pytest.mark.rule("S19")

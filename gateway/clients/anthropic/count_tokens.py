@@ -13,16 +13,18 @@ from tailrace.gateway.clients.anthropic.request import MessageParam
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
+from tailrace.gateway.limits.limiter import Admission, Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, require_unclaimed
+from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.proto import blobs
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import EntryTooLarge, Refused
-from tailrace.proto.ids import Tenant, new_id
+from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.model_records import COUNT_TOKENS, CountTokens, PromptFields
-from tailrace.proto.nats import BlobPins, BlobStore, Rpc
-from tailrace.proto.subjects import GENERATORS
+from tailrace.proto.nats import Rpc
+from tailrace.proto.subjects import GENERATORS, TurnKey
 
 # A comma-separated list of names, as Anthropic's SDKs send it.
 BETAS = re.compile(r"[\x20-\x7e]{0,2000}")
@@ -44,18 +46,25 @@ class LongFields(msgspec.Struct, frozen=True):
 
 
 async def post_count_tokens(
-    request: ApiRequest, catalogue: Catalogue, rpc: Rpc, blob_store: BlobStore, blob_pins: BlobPins, settings: Settings
+    request: ApiRequest,
+    catalogue: Catalogue,
+    rpc: Rpc,
+    request_blobs: RequestBlobs,
+    limiter: Limiter,
+    settings: Settings,
 ) -> Response:
     """`POST /v1/messages/count_tokens`: returns the number of tokens in a prompt, as Anthropic counts them."""
-    tenant, holder, timeout_s = request.tenant, new_id(), settings.query_timeout_s
+    tenant, timeout_s = request.tenant, settings.query_timeout_s
+    # Not the key of a turn: an id that pins the blobs until they are counted.
+    key = TurnKey(tenant, TurnId(new_id()))
     fields, raw = await request.read(dict[str, Any])
     body = read_body.convert(fields, CountTokensRequest)
     # The name that Anthropic's API knows, instead of an alias.
     fields["model"] = (await catalogue.offer(tenant)).model(body.model).id
     betas, is_large = betas_of(request), len(raw) > SMALL_BYTES_MAX
-    async with blob_pins.release_after(tenant, holder):
+    async with request_blobs.pins_of(key):
         if is_large:
-            fields |= await store_long_strings(blob_store, blob_pins, tenant, fields, holder)
+            fields |= await store_long_strings(request_blobs, key, fields, limiter.admission(request.principal))
             # Passing a large body on may take as long as receiving it.
             timeout_s += settings.body_timeout_s
         query = msgspec.json.encode(CountTokens(msgspec.Raw(msgspec.json.encode(fields)), betas, is_lifted=is_large))
@@ -67,11 +76,11 @@ async def post_count_tokens(
 
 
 async def store_long_strings(
-    blob_store: BlobStore, blob_pins: BlobPins, tenant: Tenant, fields: dict[str, Any], holder: str
+    request_blobs: RequestBlobs, key: TurnKey, fields: dict[str, Any], admission: Admission
 ) -> dict[str, Any]:
-    """Stores the long strings of a prompt as blobs, pinned by `holder`. Returns its fields with references to them.
+    """Stores the long strings of a prompt as blobs, pinned for `key`. Returns its fields with references to them.
 
-    Raises Refused, LogFull, LogUnavailable.
+    They count as those of a turn do. Raises Refused, LogFull, LogUnavailable.
     """
     prompt = read_body.convert(fields, LongFields)
     content = [[message.content for message in prompt.messages], prompt.system, prompt.tools]
@@ -82,8 +91,11 @@ async def store_long_strings(
     short, lifted = await asyncio.to_thread(
         blobs.lift, PromptFields(list(prompt.messages), prompt.system, prompt.tools)
     )
-    await blob_pins.pin(tenant, holder, lifted)
-    await blob_store.put(tenant, lifted)
+    try:
+        await request_blobs.put(key, lifted, set(lifted), admission)
+    except Refused:
+        await admission.release()
+        raise
     return dict(msgspec.to_builtins(short))
 
 
