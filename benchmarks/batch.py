@@ -53,7 +53,7 @@ async def main(count: int, parallel: int) -> int:
         ]
         began = time.monotonic()
         body = {"requests": requests, "parallel": parallel}
-        batch = (await client.post(f"{gateway.url}/v1/batches", json=body)).json()
+        batch = (await client.post(f"{gateway.url}/v1/turn-batches", json=body)).json()
         accepted_s = time.monotonic() - began
         key = TurnKey(TENANT, TurnId(batch["batch"]))
 

@@ -206,7 +206,7 @@ def _lines(response: httpx2.Response) -> Iterator[bytes]:
 
 
 def _submit(client: httpx2.Client, body: bytes, headers: dict[str, str]) -> Any:
-    with open_response(client, "POST", "/v1/batches", body, **headers) as response:
+    with open_response(client, "POST", "/v1/turn-batches", body, **headers) as response:
         return msgspec.json.decode(response.read())
 
 

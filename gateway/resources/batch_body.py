@@ -1,4 +1,4 @@
-"""The body of `POST /v1/batches`, and the entry that is built from it.
+"""The body of `POST /v1/turn-batches`, and the entry that is built from it.
 
 The requests of all inputs are resolved and checked before the batch is stored: if one is not valid, the whole batch is
 refused, with the index of that input.
@@ -50,7 +50,7 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class NewBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/batches`. `parallel`: how many of its turns run at once."""
+    """The body of `POST /v1/turn-batches`. `parallel`: how many of its turns run at once."""
 
     requests: Annotated[list[Input], Meta(min_length=1, max_length=INPUTS_MAX)]
     parallel: Annotated[int, Meta(ge=1, le=PARALLEL_MAX)] = 8

@@ -95,7 +95,7 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuilder, settings: Settings) -> Response:
-    """`POST /v1/batches`: creates a batch of all inputs, or of none if one is not valid. 202 with its id."""
+    """`POST /v1/turn-batches`: creates a batch of all inputs, or of none if one is not valid. 202 with its id."""
     new, raw = await request.read(NewBatch)
     check_webhook(new.webhook, settings)
     idempotency_key = idempotency_key_of(request)
@@ -107,11 +107,12 @@ async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuil
     key, accepted = await submitter.store(submission, partial(builder.build, new=new))
     of = accepted.batch.count if accepted.batch is not None else 0
     body = AcceptedBatch(batch=key.turn, session=accepted.session, of=of, links=links_of(key.turn))
-    return json_response(body, status=202, headers={"location": f"/v1/batches/{key.turn}", "tailrace-turn": key.turn})
+    headers = {"location": links_of(key.turn)["self"], "tailrace-turn": key.turn}
+    return json_response(body, status=202, headers=headers)
 
 
 async def batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
-    """`GET /v1/batches`: all batches, newest first, in pages."""
+    """`GET /v1/turn-batches`: all batches, newest first, in pages."""
     tenant = request.tenant
     after, limit = page_of(request)
     found = await history.ask(tenant, ListBatches(after, limit))
@@ -122,13 +123,13 @@ async def batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> 
 
 
 async def get(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
-    """`GET /v1/batches/{batch}`: one batch with its progress."""
+    """`GET /v1/turn-batches/{batch}`: one batch with its progress."""
     _, stored, _ = await batch_of(request, log, history)
     return json_response(batch_record(stored))
 
 
 async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
-    """`POST /v1/batches/{batch}/cancel`: cancels the batch and its running turns; returns the batch."""
+    """`POST /v1/turn-batches/{batch}/cancel`: cancels the batch and its running turns; returns the batch."""
     key, stored, turn = await batch_of(request, log, history)
     if turn is not None:
         stored = stored_batch(key, await cancel(log, key))
@@ -136,7 +137,7 @@ async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient)
 
 
 async def results(request: ApiRequest, streams: StreamContext, blob_store: BlobStore) -> ASGIApp:
-    """`GET /v1/batches/{batch}/results`: one line of JSON for each input whose turn has ended, in order."""
+    """`GET /v1/turn-batches/{batch}/results`: one line of JSON for each input whose turn has ended, in order."""
     log, history = streams.log, streams.history
     key, stored, turn = await batch_of(request, log, history)
     after = request.query_params.get("after")
@@ -274,7 +275,7 @@ def batch_record(stored: StoredBatch) -> BatchRecord:
 
 
 def links_of(turn: TurnId) -> dict[str, str]:
-    path = f"/v1/batches/{turn}"
+    path = f"/v1/turn-batches/{turn}"
     return {
         "self": path,
         "events": f"/v1/turns/{turn}/events",
@@ -284,9 +285,9 @@ def links_of(turn: TurnId) -> dict[str, str]:
 
 
 ROUTES = [
-    Route("/v1/batches", batches, methods=["GET"]),
-    Route("/v1/batches", post, methods=["POST"]),
-    Route("/v1/batches/{batch}", get, methods=["GET"]),
-    Route("/v1/batches/{batch}/results", results, methods=["GET"]),
-    Route("/v1/batches/{batch}/cancel", post_cancel, methods=["POST"]),
+    Route("/v1/turn-batches", batches, methods=["GET"]),
+    Route("/v1/turn-batches", post, methods=["POST"]),
+    Route("/v1/turn-batches/{batch}", get, methods=["GET"]),
+    Route("/v1/turn-batches/{batch}/results", results, methods=["GET"]),
+    Route("/v1/turn-batches/{batch}/cancel", post_cancel, methods=["POST"]),
 ]

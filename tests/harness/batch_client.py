@@ -11,7 +11,7 @@ from tests.integration.conftest import Gateway
 
 async def asked(gateway: Gateway, requests: list[dict[str, Any]], **given: Any) -> dict[str, Any]:
     """Creates a batch of `requests`; returns the response's JSON."""
-    answer = await gateway.client.post("/v1/batches", json={"requests": requests, **given})
+    answer = await gateway.client.post("/v1/turn-batches", json={"requests": requests, **given})
     assert answer.status_code == 202, answer.text
     told: dict[str, Any] = answer.json()
     return told

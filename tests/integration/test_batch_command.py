@@ -97,7 +97,7 @@ async def test_a_response_that_breaks_off_is_requested_again(
     file = write(tmp_path / "in.jsonl", 1, f"words=2 rate={len(how)}")
     body, _ = body_of(file, 8, "messages")
     headers = {"content-type": "application/json", "idempotency-key": new_id()}
-    accepted = await gateway.client.post("/v1/batches", content=body, headers=headers)
+    accepted = await gateway.client.post("/v1/turn-batches", content=body, headers=headers)
     size = sum(len(name) + len(value) + 4 for name, value in accepted.headers.raw) + len(accepted.content)
     async with Cutting(gateway.port, [Cut(size - 30, how)]) as proxy:
         status, printed = await run(command("--url", proxy.url, file))

@@ -140,7 +140,7 @@ async def test_after_killing_every_process_no_input_runs_twice(own: BatchSystem,
         client = await stack.enter_async_context(
             httpx2.AsyncClient(base_url=gateway.url, headers=headers, timeout=20, trust_env=False)
         )
-        batch = (await client.post("/v1/batches", json={"requests": inputs(count, "words=2 rate=40")})).json()
+        batch = (await client.post("/v1/turn-batches", json={"requests": inputs(count, "words=2 rate=40")})).json()
         key = key_of(own.tenant, batch)
         generators = [processes.generator(tmp_path, own.server.url, own.claude) for _ in range(2)]
         await asyncio.gather(*(stack.enter_async_context(generator) for generator in generators))
@@ -299,7 +299,7 @@ INVALID: dict[str, tuple[list[dict[str, Any]], str, bool]] = {
 @pytest.mark.parametrize("case", INVALID)
 async def test_a_batch_with_an_invalid_request_is_refused(lone_gateway: Gateway, case: str) -> None:
     requests, code, is_named = INVALID[case]
-    answer = await lone_gateway.client.post("/v1/batches", json={"requests": requests})
+    answer = await lone_gateway.client.post("/v1/turn-batches", json={"requests": requests})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), answer.text
     assert (f"requests[{len(requests) - 1}]" in answer.json()["error"]["message"]) >= is_named
 
@@ -307,7 +307,7 @@ async def test_a_batch_with_an_invalid_request_is_refused(lone_gateway: Gateway,
 async def test_the_same_idempotency_key_is_the_same_batch(lone_gateway: Gateway) -> None:
     async def post(count: int, key: str = "the-batch") -> dict[str, Any]:
         headers = {"idempotency-key": key}
-        answer = await lone_gateway.client.post("/v1/batches", json={"requests": inputs(count)}, headers=headers)
+        answer = await lone_gateway.client.post("/v1/turn-batches", json={"requests": inputs(count)}, headers=headers)
         return dict(answer.json())
 
     assert await post(2) == await post(2)
@@ -318,8 +318,8 @@ async def test_the_same_idempotency_key_is_the_same_batch(lone_gateway: Gateway)
 async def test_a_turn_is_not_found_as_a_batch(gateway: Gateway) -> None:
     turn = (await gateway.client.post("/v1/turns", json={"message": "hi"})).json()["turn"]
     for path in ("", "/results"):
-        found = await gateway.client.get(f"/v1/batches/{turn}{path}")
-        unknown = await gateway.client.get(f"/v1/batches/{child_id(turn, 1)}{path}")
+        found = await gateway.client.get(f"/v1/turn-batches/{turn}{path}")
+        unknown = await gateway.client.get(f"/v1/turn-batches/{child_id(turn, 1)}{path}")
         assert (found.status_code, found.content) == (404, unknown.content)
     assert found.json()["error"]["code"] == "batch_not_found"
 
@@ -329,7 +329,7 @@ async def listed(gateway: Gateway, limit: int = 50) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     after = ""
     while True:
-        page = (await gateway.client.get(f"/v1/batches?limit={limit}{after}")).json()
+        page = (await gateway.client.get(f"/v1/turn-batches?limit={limit}{after}")).json()
         found += page["data"]
         assert page["has_more"] == (page["next"] is not None)
         if not page["has_more"]:
@@ -358,7 +358,7 @@ async def test_batches_are_listed_newest_first(gateway: Gateway, system_log: Tur
         assert one == (await gateway.client.get(one["links"]["self"])).json()
     await gateway.client.post(slow["links"]["cancel"])
     assert (await listed(gateway))[0]["outcome"] == "cancelled"
-    assert (await gateway.client.get("/v1/batches?after=x")).json()["error"]["code"] == "cursor_invalid"
+    assert (await gateway.client.get("/v1/turn-batches?after=x")).json()["error"]["code"] == "cursor_invalid"
 
 
 @pytest.mark.rule("R28")

@@ -207,7 +207,7 @@ async def test_a_waiting_turn_and_the_inputs_of_a_batch_keep_their_blobs(
         first = await own.show(picture)
         if is_batch:
             body = {"requests": [{"custom_id": "c", "params": {"messages": showing(picture)}}]}
-            batch = (await own.gateway.client.post("/v1/batches", json=body)).json()["batch"]
+            batch = (await own.gateway.client.post("/v1/turn-batches", json=body)).json()["batch"]
             waiting = child_id(TurnId(batch), 0)
         else:
             waiting = (await own.post(picture))["turn"]

@@ -298,7 +298,7 @@ async def downloads(
     sha256 = hashlib.sha256(content).hexdigest()
     await BlobStore(own_connection).put(tenant, {sha256: content})
     body = {"requests": [{"custom_id": f"n{number}", "params": {"message": "hi"}} for number in range(96)]}
-    created = (await gateway.client.post("/v1/batches", json=body, headers=bearer(api_key.secret))).json()
+    created = (await gateway.client.post("/v1/turn-batches", json=body, headers=bearer(api_key.secret))).json()
     for number in range(96):
         writer = Writer(own_log, batch.child_key(TurnKey(tenant, TurnId(created["batch"])), number))
         await writer.open("y" * (LONG_BYTES // 96))

@@ -462,7 +462,7 @@ async def test_a_download_of_results_counts_as_a_stream(
     nats_url: str, new_gateway: NewGateway, limit: dict[str, str]
 ) -> None:
     gateway = await new_gateway(nats_url, **limit)
-    batch = await gateway.client.post("/v1/batches", json={"requests": [{"custom_id": "a", "params": SLOW}]})
+    batch = await gateway.client.post("/v1/turn-batches", json={"requests": [{"custom_id": "a", "params": SLOW}]})
     results = batch.json()["links"]["results"]
     async with gateway.client.stream("GET", await events_of_slow_turn(gateway)) as stream:
         assert stream.status_code == 200

@@ -170,7 +170,7 @@ async def assert_answered_once(own: MessageBatchSystem, batch: Batch) -> None:
 @pytest.mark.rule("R67")
 async def test_a_batch_costs_half_the_price(own: MessageBatchSystem) -> None:
     """Otherwise it is like any batch: turns with ordinary logs and streams, progress, results and cost."""
-    response = await own.gateway.client.post("/v1/batches", json={"requests": inputs(20)})
+    response = await own.gateway.client.post("/v1/turn-batches", json={"requests": inputs(20)})
     dear, cheap = response.json(), await own.create(inputs(20), metadata={"for": "test"})
     async with own.working():
         for batch in (dear, cheap):
@@ -354,10 +354,10 @@ WRONG: dict[str, dict[str, Any]] = {
 async def test_inputs_that_a_message_batch_cannot_answer_are_refused(lone_gateway: Gateway, wrong: str) -> None:
     """The message names the input; an unknown `via` is refused too."""
     body = {"requests": numbered(*inputs(1), *inputs(1, **WRONG[wrong])), "via": "message_batches"}
-    answer = await lone_gateway.client.post("/v1/batches", json=body)
+    answer = await lone_gateway.client.post("/v1/turn-batches", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
     assert "requests[1]" in answer.json()["error"]["message"]
-    assert (await lone_gateway.client.post("/v1/batches", json=body | {"via": "pigeon"})).status_code == 400
+    assert (await lone_gateway.client.post("/v1/turn-batches", json=body | {"via": "pigeon"})).status_code == 400
 
 
 async def test_each_input_is_sent_as_a_turn_would_be(own: MessageBatchSystem) -> None:

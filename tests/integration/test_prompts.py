@@ -83,7 +83,7 @@ async def test_a_batch_stores_the_rendered_prompt_of_each_input(
     requests = [
         {"custom_id": f"c{n}", "params": {"prompt": {"name": "words", "variables": {"n": n}}}} for n in range(1, 4)
     ]
-    batch = (await prompting.client.post("/v1/batches", json={"requests": requests})).json()
+    batch = (await prompting.client.post("/v1/turn-batches", json={"requests": requests})).json()
     await ended(system_log, TurnKey(tenant, batch["batch"]))
     lines = [msgspec.json.decode(line) for line in (await prompting.client.get(batch["links"]["results"])).iter_lines()]
     assert [line["text"] for line in lines] == [words(n) for n in range(1, 4)]
@@ -104,7 +104,7 @@ async def test_an_error_in_a_batch_names_the_input(prompting: Gateway, params: d
     """No batch is created."""
     good = {"prompt": {"name": "words", "variables": {"n": 1}}}
     requests = [{"custom_id": "good", "params": good}, {"custom_id": "bad", "params": params}]
-    error = (await prompting.client.post("/v1/batches", json={"requests": requests})).json()["error"]
+    error = (await prompting.client.post("/v1/turn-batches", json={"requests": requests})).json()["error"]
     assert (error["code"], error["message"].startswith("`requests[1]`")) == (code, True), error
 
 
@@ -116,5 +116,5 @@ async def test_the_rendered_inputs_of_a_batch_have_a_size_limit(
     gateway = await new_gateway(nats_url, prompts=str(tmp_path), body_bytes_max=100_000)
     params = {"prompt": {"name": "many", "variables": {"text": "x" * 4000}}}
     requests = [{"custom_id": f"c{number}", "params": params} for number in range(4)]
-    error = (await gateway.client.post("/v1/batches", json={"requests": requests})).json()["error"]
+    error = (await gateway.client.post("/v1/turn-batches", json={"requests": requests})).json()["error"]
     assert (error["code"], error["message"].startswith("`requests[2]`")) == ("body_too_large", True), error

@@ -51,7 +51,7 @@ async def create(gateway: Gateway) -> dict[str, str]:
     body = {"message": LONG_MESSAGE, "project": new_id()}
     accepted = (await gateway.client.post("/v1/turns", json=body)).json()
     await gateway.client.get(accepted["links"]["events"])
-    batch = (await gateway.client.post("/v1/batches", json=BATCH)).json()
+    batch = (await gateway.client.post("/v1/turn-batches", json=BATCH)).json()
     await gateway.client.get(batch["links"]["events"])
     return named(accepted["turn"], accepted["session"], body["project"], batch["batch"])
 

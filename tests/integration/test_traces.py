@@ -120,8 +120,8 @@ async def test_a_hedge_a_failover_and_the_inputs_of_a_batch_are_linked_spans(
         hedged = await post("/v1/turns", {"message": "#sim words=20 rate=0 fault=stall@0x1"})
         failed_over = await post("/v1/turns", {"message": "#sim words=40 rate=0 fault=cut@17"})
         inputs = [{"custom_id": tag, "params": {"message": f"#sim words=2 tag={tag}"}} for tag in ("ax", "bx")]
-        batch = await post("/v1/batches", {"requests": inputs})
-        unsampled = await post("/v1/batches", {"requests": inputs[:1]}, is_sampled=False)
+        batch = await post("/v1/turn-batches", {"requests": inputs})
+        unsampled = await post("/v1/turn-batches", {"requests": inputs[:1]}, is_sampled=False)
         await system.settled()
 
         def attempts(trace: str) -> list[ReceivedSpan]:
@@ -142,7 +142,7 @@ async def test_a_hedge_a_failover_and_the_inputs_of_a_batch_are_linked_spans(
             assert (first.links, then.links, then.attributes["tailrace.is_hedge"]) == ((), (first.id,), is_hedge)
         calls = [span for span in receiver.of(failed_over) if span.name.startswith("chat")]
         assert {span.attributes["gen_ai.provider.name"] for span in calls} == {"anthropic", "aws.bedrock"}
-        (root,) = [span for span in receiver.of(batch) if span.name == "POST /v1/batches"]
+        (root,) = [span for span in receiver.of(batch) if span.name == "POST /v1/turn-batches"]
         for span in of_inputs():
             (attempt,) = attempts(span.trace)
             assert (span.links, span.parent, attempt.parent) == ((root.id,), "", span.id)

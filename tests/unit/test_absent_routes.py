@@ -13,7 +13,7 @@ from tailrace.gateway.http.absent_routes import ADVICE, advice_for
         ("/v1/images/generations", "Claude makes no images"),
         ("/v1/audio/speech/", "Claude has no speech"),
         ("/v1/files/file-1/content", "send the content itself"),
-        ("/v1/messages/batches/msgbatch_1/results", "POST /v1/batches"),
+        ("/v1/messages/batches/msgbatch_1/results", "POST /v1/turn-batches"),
         ("/v1/v1/messages", "has no /v1"),
         ("/chat/completions", "ends with /v1"),
         ("/v1/filesystem", None),

@@ -91,7 +91,7 @@ class Recorder:
                 await self.hear(client, name, turn["turn"])
                 # A turn that was not completed is no turn to go on from.
                 session = session if name in ("text", "thinking") else None
-            answer = await client.post("/v1/batches", json=BATCH)
+            answer = await client.post("/v1/turn-batches", json=BATCH)
             if answer.is_success:
                 await self.hear(client, "batch", answer.json()["batch"])
             # It answers when it has all of them.
