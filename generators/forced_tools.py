@@ -1,7 +1,7 @@
-"""Forced tool calls of models that cannot be forced: structured output, stored as the call (PROTOCOL R77). Pure.
+"""Forced tool calls of models that do not support them: structured output, stored as the call (PROTOCOL R77). Pure.
 
 The log then holds an ordinary tool call, so every dialect, resume and the session's history work as for any other one.
-The arguments are stored as they come. An answer that is not a call stays text, and the plan asks for it once more.
+The arguments are stored while they arrive. An answer that is not a call stays text, and the plan requests it once more.
 """
 
 import re
@@ -24,7 +24,7 @@ CHOICE_PROMPT = (
     "and then its `arguments`: {names}."
 )
 NAMED_CALL = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"arguments"\s*:\s*(?=\{)')
-# The beginning of a call with the longest name is shorter, so a longer text is read only at its end.
+# The beginning of a call is shorter, even with the longest name. A longer text is decoded only at its end.
 OPENING_CHARS_MAX = 512
 
 
@@ -48,43 +48,43 @@ def request_forced_call(call: Call, functions: Functions) -> Call:
 
 
 def write_forced_call(sink: Sink, request: Request, _turn: Turn) -> Sink:
-    """Returns `sink`, or for a forced call a sink that passes the answer on as the call."""
+    """Returns a sink that passes the answer to `sink` as a tool call; `sink` itself if no call is forced."""
     functions = forced_functions(request)
     if not functions:
         return sink
-    writer = CallWriter(functions)
+    mapper = CallMapper(functions)
 
-    def written(event: ModelEvent) -> None:
-        for one in writer.map(event):
+    def map_event(event: ModelEvent) -> None:
+        for one in mapper.map(event):
             sink(one)
 
-    return written
+    return map_event
 
 
 def map_forced_call(answer: list[msgspec.Raw], request: Request) -> list[msgspec.Raw]:
-    """Returns the events of an answer as they are stored, for an answer that is complete. Raises BackendError."""
+    """Returns the events of a complete answer as they are stored. Raises BackendError."""
     functions = forced_functions(request)
     if not functions:
         return answer
-    writer, read = CallWriter(functions), filter(None, map(read_event, map(bytes, answer)))
-    return [one.raw for event in read for one in writer.map(event)]
+    mapper, read = CallMapper(functions), filter(None, map(read_event, map(bytes, answer)))
+    return [one.raw for event in read for one in mapper.map(event)]
 
 
-class CallWriter:
+class CallMapper:
     """Maps the events of one answer: its first text block that begins a call becomes a tool call."""
 
     def __init__(self, functions: Functions) -> None:
         self._functions = functions
         self._call_id = ""
-        # The start of a text block whose beginning does not show yet whether it is a call, and that beginning.
+        # A text block that may become a call: its start event, and its text so far.
         self._start: ModelEvent | None = None
         self._held = ""
-        # The block of the call, and the end of its text that may belong to the object around the arguments.
+        # The index of the call's block, and the end of its text that may close the object around the arguments.
         self._call: int | None = None
         self._tail = ""
 
     def map(self, event: ModelEvent) -> list[ModelEvent]:
-        """Returns what an event of the model becomes in the log."""
+        """Returns the events that the log gets for an event of the model."""
         match event.event:
             case events.MessageStart(head):
                 # Derived from the message, so that every generator writes the same result of a message batch.
@@ -95,9 +95,9 @@ class CallWriter:
             case events.BlockDelta(_, events.TextDelta(text)) if self._start is not None:
                 return self._hold(text)
             case events.BlockStop() if self._start is not None:
-                return [*self._read_whole(), event]
+                return [*self._decide_at_end(), event]
             case events.BlockDelta(index, events.TextDelta(text)) if index == self._call:
-                return self._arguments(text)
+                return self._arguments_delta(text)
             case events.BlockDelta(index, events.CitationsDelta()) if index == self._call:
                 return []
             case events.MessageDelta(events.StopReason("end_turn")) if self._call is not None:
@@ -107,7 +107,7 @@ class CallWriter:
         return [*self._release(), event]
 
     def _hold(self, text: str) -> list[ModelEvent]:
-        """Adds to the beginning of a text block; returns its events once it is clear what it is."""
+        """Adds `text` to the held block; returns its events as soon as it is known to be a call, or text."""
         self._held += text
         beginning = self._held.lstrip()
         if not beginning:
@@ -121,15 +121,15 @@ class CallWriter:
             return []
         return self._open(found[1], self._held[found.end() :])
 
-    def _read_whole(self) -> list[ModelEvent]:
-        """Returns the events of a held block that is complete: a call whose fields have another order, or text."""
+    def _decide_at_end(self) -> list[ModelEvent]:
+        """Returns the events of the held block at its end: a call whose fields have another order, or text."""
         try:
             call = msgspec.json.decode(self._held, type=_NamedCall)
         except DECODE_ERRORS:
             return self._release()
         if call.name not in self._functions:
             return self._release()
-        # As if the object around the arguments followed.
+        # With the closing brace that `_arguments_delta` expects after the arguments, and leaves out.
         return self._open(call.name, f"{bytes(call.arguments).decode()}}}")
 
     def _open(self, name: str, arguments: str) -> list[ModelEvent]:
@@ -137,10 +137,10 @@ class CallWriter:
         assert isinstance(self._start.event, events.BlockStart)  # noqa: S101
         self._call, self._start = self._start.event.index, None
         block: dict[str, Any] = {"type": "tool_use", "id": self._call_id, "name": name, "input": {}}
-        return [from_event(events.BlockStart(self._call, block)), *self._arguments(arguments)]
+        return [from_event(events.BlockStart(self._call, block)), *self._arguments_delta(arguments)]
 
-    def _arguments(self, text: str) -> list[ModelEvent]:
-        """Returns the delta of the arguments, without what may be the end of the object around them."""
+    def _arguments_delta(self, text: str) -> list[ModelEvent]:
+        """Returns the delta of the arguments, without a closing brace that may belong to the object around them."""
         if len(self._functions) > 1:
             text = self._tail + text
             kept = text.rstrip().removesuffix("}").rstrip()
@@ -149,7 +149,7 @@ class CallWriter:
         return [from_event(events.BlockDelta(self._call, events.InputJsonDelta(text)))] if text else []
 
     def _release(self) -> list[ModelEvent]:
-        """Returns the events of a block that is text."""
+        """Returns the events of the held block as text."""
         if self._start is None:
             return []
         start, self._start = self._start, None

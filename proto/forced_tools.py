@@ -1,7 +1,7 @@
-"""Forced tool calls of models that cannot be forced: the functions, and the JSON Schema of the answer. Pure.
+"""Forced tool calls of models that do not support them: the functions, and the JSON Schema of the answer. Pure.
 
 Some models refuse a `tool_choice` of `any` or `tool`, and no model accepts one with a thinking budget (Anthropic's
-docs, "Forcing tool use"). Their answer is structured output, and the generator stores it as the call (PROTOCOL R77).
+docs, "Forcing tool use"). The generator then requests structured output, and stores it as the call (PROTOCOL R77).
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ Schema = dict[str, Any]
 Functions = Mapping[str, Schema]
 """The schema of each function's arguments, by the function's name."""
 
-FORCED = ("any", "tool")
-SECTIONS = ("$defs", "definitions")
+FORCED_CHOICES = ("any", "tool")
+DEFINITION_SECTIONS = ("$defs", "definitions")
 
 
 def answer_schema(request: Request) -> Schema | None:
@@ -26,13 +26,16 @@ def answer_schema(request: Request) -> Schema | None:
 
 
 def forced_functions(request: Request) -> Functions:
-    """Returns the functions of which the answer must call one; none if the call is not forced, or the model does it."""
+    """Returns the functions of which the answer must call one.
+
+    It is empty if no call is forced, or if the model supports forced calls.
+    """
     options = request.options or {}
     choice = options.get("tool_choice")
-    if not (isinstance(choice, dict) and choice.get("type") in FORCED and _is_refused(request.model, options)):
+    if not (isinstance(choice, dict) and choice.get("type") in FORCED_CHOICES and _is_refused(request.model, options)):
         return {}
     functions = {
-        tool["name"]: _schema(tool)
+        tool["name"]: _arguments_schema(tool)
         for tool in request.tools or ()
         if isinstance(tool.get("name"), str) and isinstance(tool.get("input_schema"), dict)
     }
@@ -51,7 +54,7 @@ def call_schema(functions: Functions) -> Schema:
     definitions: Schema = {}
     for name, schema in functions.items():
         moved = _rename(schema, name)
-        for section in SECTIONS:
+        for section in DEFINITION_SECTIONS:
             definitions |= {f"{name}.{inner}": value for inner, value in moved.pop(section, {}).items()}
         definitions[name] = moved
     return {"anyOf": [_named_call(name) for name in functions], "$defs": definitions}
@@ -59,11 +62,12 @@ def call_schema(functions: Functions) -> Schema:
 
 def _is_refused(model_name: str, options: Mapping[str, Any]) -> bool:
     model = find_model(model_name)
+    # No model accepts a forced call together with a thinking budget.
     has_budget = isinstance(thinking := options.get("thinking"), dict) and thinking.get("type") == "enabled"
     return has_budget or (model is not None and model.supports.forced_tools is False)
 
 
-def _schema(tool: Schema) -> Schema:
+def _arguments_schema(tool: Schema) -> Schema:
     """Returns the schema of a tool's arguments, described as the tool is."""
     schema: Schema = tool["input_schema"]
     description = tool.get("description")
@@ -80,7 +84,7 @@ def _named_call(name: str) -> Schema:
 
 
 def _rename(schema: Any, name: str) -> Any:
-    """Returns `schema` with references to where `call_schema` puts it."""
+    """Returns `schema` with its references changed to the definitions of `call_schema`; `name` is the function's."""
     match schema:
         case dict():
             return {
@@ -96,7 +100,7 @@ def _rename(schema: Any, name: str) -> Any:
 def _rename_reference(reference: Any, name: str) -> Any:
     if not isinstance(reference, str) or not reference.startswith("#"):
         return _rename(reference, name)
-    for section in SECTIONS:
+    for section in DEFINITION_SECTIONS:
         if reference.startswith(f"#/{section}/"):
             return f"#/$defs/{name}.{reference.removeprefix(f'#/{section}/')}"
     return f"#/$defs/{name}{reference.removeprefix('#')}"

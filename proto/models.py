@@ -1,7 +1,8 @@
 """The table of models: names, limits, prices and supported features, from models.json and the operator's own file.
 
 Source: Anthropic's pages (platform.claude.com: models, model deprecations, pricing, effort, thinking; November 2026).
-Values that they do not give are missing there and None here. Prices are in whole nano-dollars per token.
+A value that these pages do not give is missing in models.json, and None in a `Model`. Prices are in whole nano-dollars
+per token.
 """
 
 import re
@@ -22,7 +23,7 @@ from tailrace.proto.usage import CallUsage
 
 # Anthropic's Message Batches cost half of every price.
 BATCH_PRICE_DIVISOR = 2
-# A model of Anthropic's that may be newer than the table: all their names begin like this.
+# Names of Anthropic's models, including those that are newer than the table.
 LIKE_CLAUDE = re.compile(r"claude-[a-z0-9][a-z0-9.-]{0,56}")
 
 Price = Annotated[int, Meta(ge=0)]
@@ -74,7 +75,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     owned_by: str = "anthropic"
     aliases: tuple[str, ...] = ()
     replaces: tuple[str, ...] = ()
-    """Names of retired models that this one answers for: Anthropic's page names it as their replacement."""
+    """Names of retired models. Anthropic's page names this model as their replacement."""
     line: str = ""
     released: date | None = None
     lifecycle: Literal["active", "deprecated"] = "active"
@@ -101,12 +102,12 @@ def _built_in() -> dict[str, Model]:
 
 
 @cache
-def _named() -> dict[str, Model]:
+def _by_name() -> dict[str, Model]:
     return {name: model for model in models().values() for name in (model.id, *model.aliases)}
 
 
 @cache
-def _replaced() -> dict[str, Model]:
+def _by_replaced_name() -> dict[str, Model]:
     return {name: model for model in models().values() for name in model.replaces}
 
 
@@ -117,13 +118,16 @@ def is_built_in(model: Model) -> bool:
 
 def find_model(name: str) -> Model | None:
     """Returns the model with this id or alias, or None."""
-    return _named().get(name)
+    return _by_name().get(name)
 
 
 def resolve_model(name: str, aliases: Mapping[str, str]) -> Model | None:
-    """Returns the model for a client's `name`: a model's own name, one that the operator configured, or the name of a
-    retired model, for which its replacement is returned."""
-    return find_model(name) or find_model(aliases.get(name, "")) or _replaced().get(name)
+    """Returns the model for a client's `name`, or None.
+
+    `name` is a model's id or alias, a name that the operator configured in `aliases`, or the name of a retired model,
+    for which its replacement is returned.
+    """
+    return find_model(name) or find_model(aliases.get(name, "")) or _by_replaced_name().get(name)
 
 
 def newest_of_line(name: str, offered: Iterable[Model]) -> Model | None:
@@ -133,10 +137,10 @@ def newest_of_line(name: str, offered: Iterable[Model]) -> Model | None:
 
 
 def extend_models(path: str) -> None:
-    """Adds the models of the operator's file to the table: a JSON list of rows as in models.json, of which only `id` is
-    required. A row with the id of a known model replaces it. Called once, before the process works.
+    """Adds the models of the operator's file to the table. Called once, while the process starts.
 
-    Raises SettingsInvalid.
+    The file is a JSON list of rows as in models.json; only `id` is required. A row with the id of a known model
+    replaces it. Raises SettingsInvalid.
     """
     if not path:
         return
@@ -150,8 +154,8 @@ def extend_models(path: str) -> None:
     if twice := [name for name, times in names.items() if times > 1]:
         raise SettingsInvalid(f"TAILRACE_MODELS_FILE: {path} makes {twice[0]!r} the name of two models")
     models().update(own)
-    _named.cache_clear()
-    _replaced.cache_clear()
+    _by_name.cache_clear()
+    _by_replaced_name.cache_clear()
 
 
 def parse_aliases(text: str) -> dict[str, str]:

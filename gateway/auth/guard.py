@@ -56,7 +56,7 @@ def guard(route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies
 def finish(
     response: ASGIApp, request: Request, path: str, headers: Iterable[Mapping[str, str]], began_at: float
 ) -> ASGIApp:
-    """Returns `response` with further headers. Its time until it begins is observed, by the route's `path`."""
+    """Returns `response` with further headers. Measures the time until it begins, by the route's `path`."""
 
     def start(message: Message) -> None:
         for more in headers:

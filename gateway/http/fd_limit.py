@@ -1,8 +1,8 @@
 """The limits of connections and streams that follow from the limit of file descriptors.
 
-The event loop accepts all connections of the kernel's queue at once, before the first of them can be refused. If that
-used up the descriptors, they would be closed without an answer. So the queue and the connections that are waiting for
-their refusal have descriptors of their own.
+The event loop accepts all connections of the kernel's queue at once, before the first of them can be refused. A
+connection that gets no descriptor is closed without a response. Descriptors are therefore reserved for the queue, and
+for the connections that wait for their refusal.
 """
 
 import resource

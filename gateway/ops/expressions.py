@@ -1,7 +1,8 @@
 """Queries as expressions: each is written as PromQL for Prometheus, and evaluated over samples for `/ops`.
 
-There is what the panels need: rates and increases of counters, gauges, quantiles, and arithmetic. A query has a number
-for each group, which is the values of the labels `by`. A group without a number is left out, as a quantile of nothing.
+The expressions are those that the panels need: rates and increases of counters, gauges, quantiles, arithmetic. The
+result of a query has a number for each group of series. A group is named by its values of the labels `by`. A group
+without a number, for example a quantile of no observations, is left out.
 """
 
 import math
@@ -16,7 +17,7 @@ from typing import Literal, Protocol
 WINDOW = "$__rate_interval"
 """The window of a rate in PromQL. Grafana replaces it."""
 MATCHER = re.compile(r'(\w+)(=~|!=|=)"([^"]*)"')
-OPERATORS = {"-": operator.sub, "*": operator.mul, "/": operator.truediv}
+OPERATORS = {"-": operator.sub, "/": operator.truediv}
 
 Group = tuple[str, ...]
 Values = dict[Group, float]
@@ -25,11 +26,11 @@ Values = dict[Group, float]
 class Samples(Protocol):
     """The samples of the series that queries select."""
 
-    def gauge(self, gauge: "Gauge") -> Values:
-        """Returns the present value of each group."""
+    def read_gauge(self, gauge: "Gauge") -> Values:
+        """Returns the current value of each group."""
 
-    def growth(self, growth: "Growth") -> tuple[Values, float]:
-        """Returns by how much each group has grown in the window, and the window's length in seconds."""
+    def read_growth(self, growth: "Growth") -> tuple[Values, float]:
+        """Returns the growth of each group in the window, and the length of the window in seconds."""
 
 
 class Expression(ABC):
@@ -40,12 +41,12 @@ class Expression(ABC):
         """Returns the query in PromQL, with rates over `window`, such as `5m`."""
 
     @abstractmethod
-    def value(self, samples: Samples) -> Values:
-        """Returns the present value of each group."""
+    def evaluate(self, samples: Samples) -> Values:
+        """Returns the current value of each group."""
 
     @abstractmethod
     def selections(self) -> Iterator["Selection"]:
-        """Yields the selections that `value` reads."""
+        """Yields the selections that `evaluate` reads."""
 
     @property
     @abstractmethod
@@ -105,23 +106,23 @@ class _Matcher:
 
 @dataclass(frozen=True)
 class Gauge(Selection):
-    """Gauges; `how` joins those of one group. `is_positive` leaves out those that are 0."""
+    """Gauges. `how` aggregates the series of a group. `is_positive` selects only the series above 0."""
 
     how: Literal["sum", "max", "min"] = "sum"
     is_positive: bool = False
 
-    def promql(self, window: str = WINDOW) -> str:  # noqa: ARG002  # it has no window
+    def promql(self, window: str = WINDOW) -> str:  # noqa: ARG002  # a gauge has no window
         return self._aggregate(self.how, self._series() + (" > 0" if self.is_positive else ""))
 
-    def value(self, samples: Samples) -> Values:
-        return samples.gauge(self)
+    def evaluate(self, samples: Samples) -> Values:
+        return samples.read_gauge(self)
 
 
 @dataclass(frozen=True)
 class Growth(Selection):
-    """The sum of counters: events per second, or events if `is_increase`.
+    """The sum of counters: events per second, or the number of events if `is_increase`.
 
-    `window_s` is the window of both; without it, the one of `promql` is used.
+    Both are over `window_s` seconds; if it is None, over the window that `promql` or the samples use.
     """
 
     window_s: int | None = None
@@ -132,14 +133,17 @@ class Growth(Selection):
         function = "increase" if self.is_increase else "rate"
         return self._aggregate("sum", f"{function}({self._series()}[{window}])")
 
-    def value(self, samples: Samples) -> Values:
-        grown, seconds = samples.growth(self)
+    def evaluate(self, samples: Samples) -> Values:
+        grown, seconds = samples.read_growth(self)
         return grown if self.is_increase else {group: value / seconds for group, value in grown.items()}
 
 
 @dataclass(frozen=True)
 class Quantile(Expression):
-    """A quantile of a histogram. `buckets` are its cumulative buckets, by `le` and then by the labels `by`."""
+    """A quantile of a histogram: `share` is 0.95 for the 95th percentile.
+
+    `buckets` are the cumulative buckets, grouped by `le` and then by the labels `by`.
+    """
 
     share: float
     buckets: Growth
@@ -151,9 +155,9 @@ class Quantile(Expression):
     def promql(self, window: str = WINDOW) -> str:
         return f"histogram_quantile({self.share:g}, {self.buckets.promql(window)})"
 
-    def value(self, samples: Samples) -> Values:
+    def evaluate(self, samples: Samples) -> Values:
         histograms: dict[Group, list[tuple[float, float]]] = {}
-        for (bound, *group), count in self.buckets.value(samples).items():
+        for (bound, *group), count in self.buckets.evaluate(samples).items():
             histograms.setdefault(tuple(group), []).append((float(bound), count))
         found = {group: quantile(self.share, sorted(buckets)) for group, buckets in histograms.items()}
         return {group: value for group, value in found.items() if value is not None}
@@ -164,7 +168,7 @@ class Quantile(Expression):
 
 @dataclass(frozen=True)
 class Arithmetic(Expression):
-    """Joins the values of the groups that both sides have."""
+    """The difference or ratio of two queries, for the groups that both have."""
 
     operator: Literal["-", "/"]
     left: Expression
@@ -178,8 +182,8 @@ class Arithmetic(Expression):
         left, right = self.left.promql(window), self.right.promql(window)
         return f"{f'({left})' if isinstance(self.left, Arithmetic) else left} {self.operator} {right}"
 
-    def value(self, samples: Samples) -> Values:
-        left, right = self.left.value(samples), self.right.value(samples)
+    def evaluate(self, samples: Samples) -> Values:
+        left, right = self.left.evaluate(samples), self.right.evaluate(samples)
         both = [group for group in left if group in right and (right[group] or self.operator == "-")]
         return {group: OPERATORS[self.operator](left[group], right[group]) for group in both}
 
@@ -190,6 +194,8 @@ class Arithmetic(Expression):
 
 @dataclass(frozen=True)
 class Scaled(Expression):
+    """A query multiplied by a number."""
+
     factor: float
     scaled: Expression
 
@@ -201,8 +207,8 @@ class Scaled(Expression):
         scaled = self.scaled.promql(window)
         return f"{self.factor:g} * {f'({scaled})' if isinstance(self.scaled, Arithmetic) else scaled}"
 
-    def value(self, samples: Samples) -> Values:
-        return {group: self.factor * value for group, value in self.scaled.value(samples).items()}
+    def evaluate(self, samples: Samples) -> Values:
+        return {group: self.factor * value for group, value in self.scaled.evaluate(samples).items()}
 
     def selections(self) -> Iterator[Selection]:
         yield from self.scaled.selections()

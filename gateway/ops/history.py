@@ -1,7 +1,7 @@
 """A short history of the panels' values, calculated from samples of metrics in Prometheus's text format.
 
-It keeps what the windows of the queries need, and the last values of each query. Its memory is bounded by the number of
-groups, and by the number of series that a process exports.
+It keeps the growth of counters for the longest window, and the last values of each query. Its memory is bounded by the
+number of groups, and by the number of series that a process exports.
 """
 
 import operator
@@ -13,20 +13,20 @@ from prometheus_client.parser import text_string_to_metric_families
 from tailrace.gateway.ops.expressions import Expression, Gauge, Group, Growth, Selection, Values
 
 # A sample of a small system costs 6 ms of CPU.
-EVERY_S = 10.0
+SAMPLE_EVERY_S = 10.0
 KEPT_S = 900
-# The same as an interval of four scrapes of a Prometheus, which usually scrapes every 15 s.
+# Four scrapes of a Prometheus that scrapes every 15 s, as Grafana's $__rate_interval.
 WINDOW_S = 60
-POINTS = round(KEPT_S / EVERY_S) + 1
-# The groups of a selection: far more than the labels have values.
+POINTS = round(KEPT_S / SAMPLE_EVERY_S) + 1
+# Bounds the memory of one selection. The labels have far fewer combinations of values.
 GROUPS_MAX = 2000
-HOW: dict[str, Callable[[float, float], float]] = {"sum": operator.add, "max": max, "min": min}
+AGGREGATES: dict[str, Callable[[float, float], float]] = {"sum": operator.add, "max": max, "min": min}
 
 Point = float | None
 
 
 class History:
-    """The values of queries. `add` adds a sample of all targets."""
+    """The values of queries at the last POINTS samples. `add` adds a sample of all targets."""
 
     def __init__(self, queries: Sequence[Expression]) -> None:
         selections = dict.fromkeys(selection for query in queries for selection in query.selections())
@@ -35,21 +35,21 @@ class History:
         self._by_metric: dict[str, list[Selection]] = {}
         for selection in selections:
             self._by_metric.setdefault(selection.metric, []).append(selection)
-        self._targets: dict[str, _Series] = {}
+        self._targets: dict[str, _Target] = {}
         self._times: deque[float] = deque(maxlen=max([POINTS, *(one.points for one in self._growths.values())]))
         self._values = [(query, dict[Group, deque[Point]]()) for query in queries]
 
     def add(self, now: float, texts: Mapping[str, tuple[Mapping[str, str], str]]) -> None:
-        """Adds what the targets have exported at `now`: the text of each, and labels of all its series."""
+        """Adds a sample: for each target, the labels that its series get, and the text that it exported at `now`."""
         for values in self._gauges.values():
             values.clear()
         for target, (labels, text) in texts.items():
-            self._read(self._targets.setdefault(target, _Series()), labels, text)
+            self._read(self._targets.setdefault(target, _Target()), labels, text)
         self._times.append(now)
         for totals in self._growths.values():
             totals.keep()
         for query, points in self._values:
-            values = query.value(self)
+            values = query.evaluate(self)
             for group in values.keys() - points.keys():
                 points[group] = deque(maxlen=POINTS)
             for group, series in points.items():
@@ -61,7 +61,7 @@ class History:
         return list(self._times)[-POINTS:]
 
     def values(self, number: int) -> dict[Group, list[Point]]:
-        """Returns the values of a query at `times`, by group; without groups that have none."""
+        """Returns the values of the query with index `number` at `times`, by group. Leaves out groups without any."""
         _, points = self._values[number]
         length = min(len(self._times), POINTS)
         nothing: list[Point] = [None]
@@ -71,38 +71,38 @@ class History:
             if any(point is not None for point in series)
         }
 
-    def gauge(self, gauge: Gauge) -> Values:
+    def read_gauge(self, gauge: Gauge) -> Values:
         return self._gauges[gauge]
 
-    def growth(self, growth: Growth) -> tuple[Values, float]:
+    def read_growth(self, growth: Growth) -> tuple[Values, float]:
         points = min(self._growths[growth].points, len(self._times))
         if points == 1:
             return {}, 0.0
         return self._growths[growth].grown(), self._times[-1] - self._times[-points]
 
-    def _read(self, series: "_Series", labels: Mapping[str, str], text: str) -> None:
+    def _read(self, target: "_Target", labels: Mapping[str, str], text: str) -> None:
         for line in text.split("\n"):
             name, _, number = line.rpartition(" ")
-            found = series.selected.get(name)
+            found = target.selected.get(name)
             try:
                 if found is None:
-                    found = series.selected[name] = [] if line.startswith("#") else self._select(line, labels)
+                    found = target.selected[name] = [] if line.startswith("#") else self._select(line, labels)
                 value = float(number) if found else 0.0
             except ValueError:
-                # Another server's text must not end the gateway.
+                # A target may be another server, whose text is not in this format: skip the line.
                 continue
             if found:
-                grown = series.grow(name, value)
+                grown = target.grow(name, value)
                 for selection, group in found:
                     if isinstance(selection, Growth):
                         self._growths[selection].add(group, grown)
                     elif isinstance(selection, Gauge) and (value > 0 or not selection.is_positive):
                         values = self._gauges[selection]
-                        values[group] = HOW[selection.how](values[group], value) if group in values else value
-        series.is_known = True
+                        values[group] = AGGREGATES[selection.how](values[group], value) if group in values else value
+        target.is_known = True
 
     def _select(self, line: str, labels: Mapping[str, str]) -> list[tuple[Selection, Group]]:
-        """Returns the selections that a series belongs to, with its group in each."""
+        """Returns the selections that the series of `line` belongs to, with its group in each."""
         metric = line.partition("{")[0].partition(" ")[0]
         if metric not in self._by_metric:
             return []
@@ -112,8 +112,8 @@ class History:
         return [(one, group) for one, group in groups if group is not None]
 
 
-class _Series:
-    """The series of one target: where each belongs, and the last value of each."""
+class _Target:
+    """The series of one target: the selections that each belongs to, and its last value."""
 
     def __init__(self) -> None:
         self.selected: dict[str, list[tuple[Selection, Group]]] = {}
@@ -121,9 +121,9 @@ class _Series:
         self._last: dict[str, float] = {}
 
     def grow(self, name: str, value: float) -> float:
-        """Returns by how much a counter has grown since the last sample; one that has fallen began at 0 again.
+        """Returns the growth of a counter since the last sample. A counter that is lower than before was reset to 0.
 
-        A series that is new at a known target began at 0, too: Prometheus leaves out its first events.
+        A new series of a known target is counted from 0. (Prometheus leaves out the first events of a series.)
         """
         last = self._last.get(name, 0.0 if self.is_known else value)
         self._last[name] = value
@@ -131,10 +131,10 @@ class _Series:
 
 
 class _Totals:
-    """The growth of each group since the first sample, as far back as the window reaches."""
+    """The total growth of each group at the samples of one window."""
 
     def __init__(self, growth: Growth) -> None:
-        self.points = round((growth.window_s or WINDOW_S) / EVERY_S) + 1
+        self.points = round((growth.window_s or WINDOW_S) / SAMPLE_EVERY_S) + 1
         self._now: Values = {}
         self._kept: dict[Group, deque[float]] = {}
 
@@ -143,7 +143,7 @@ class _Totals:
             if len(self._now) >= GROUPS_MAX:
                 return
             self._now[group] = 0.0
-            # Before its first sample, it had not grown.
+            # So that its first growth is counted.
             self._kept[group] = deque([0.0], maxlen=self.points)
         self._now[group] += grown
 

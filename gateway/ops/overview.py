@@ -1,4 +1,4 @@
-"""The page `/ops` and its values. The page is static, public and empty; its values need the scope `operate`."""
+"""The page `/ops` and its values. The page is static and public; its values need the scope `operate`."""
 
 from functools import cache
 from importlib.resources import files
@@ -12,7 +12,7 @@ from starlette.routing import Route
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.ops.history import WINDOW_S
 from tailrace.gateway.ops.panels import DASHBOARDS
-from tailrace.gateway.ops.sources import Line, open_source
+from tailrace.gateway.ops.sources import Line, new_source
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.version import VERSION
@@ -23,7 +23,10 @@ NO_STORE = {"cache-control": "no-store"}
 
 
 class Chart(msgspec.Struct, frozen=True):
-    """A panel. Its limits are upper ones, or lower ones if `is_minimum`. `section` is one of the runbook."""
+    """A panel. Values from `warning` or `critical` on cross the threshold; if `is_minimum`, values below it do.
+
+    `section` is an anchor in the runbook.
+    """
 
     title: str
     unit: str
@@ -35,7 +38,7 @@ class Chart(msgspec.Struct, frozen=True):
     lines: list[Line]
 
 
-class Group(msgspec.Struct, frozen=True):
+class ChartGroup(msgspec.Struct, frozen=True):
     """The charts of a dashboard."""
 
     title: str
@@ -56,7 +59,7 @@ class Overview(msgspec.Struct, frozen=True):
     window_s: float
     problems: list[str]
     runbook: str
-    groups: list[Group]
+    groups: list[ChartGroup]
 
 
 class Ops:
@@ -64,11 +67,11 @@ class Ops:
 
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsInvalid."""
-        self._source = open_source(settings.ops_targets, settings.prometheus_url)
+        self._source = new_source(settings.ops_targets, settings.prometheus_url)
         self._runbook = settings.runbook_url
         if self._runbook and urlsplit(self._runbook).scheme not in ("http", "https"):
             raise SettingsInvalid(
-                f"TAILRACE_RUNBOOK_URL: {self._runbook!r} is not a URL: it looks like https://wiki.example/RUNBOOK.md"
+                f"TAILRACE_RUNBOOK_URL: {self._runbook!r} is not an http or https URL such as https://wiki.example/RUNBOOK.md"
             )
         self._encoded: tuple[float, bytes] = 0.0, b""
 
@@ -83,7 +86,7 @@ class Ops:
         if newest != self._encoded[0] or not newest:
             rows = iter(collected.queries)
             groups = [
-                Group(
+                ChartGroup(
                     page.title,
                     page.description,
                     [
@@ -120,7 +123,7 @@ def _file(name: str) -> bytes:
 
 
 async def page(_: ApiRequest) -> Response:
-    """`GET /ops`: a page for operators that shows the panels. It has no values: its script asks for a key."""
+    """`GET /ops`: a page for operators that shows the panels. Its script loads the values, and asks for a key."""
     return Response(_file("page.html"), headers=NO_STORE, media_type="text/html; charset=utf-8")
 
 

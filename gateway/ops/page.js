@@ -2,12 +2,12 @@
 
 const REFRESH_MS = 5000;
 const KEY = "tailrace-ops-key";
-const SHOWN = 6;
+const LINES_SHOWN = 6;
 const COLOURS = 8;
 const SVG = "http://www.w3.org/2000/svg";
-// The chart's own coordinates, which are stretched to its size.
+// The coordinates of a chart. The browser stretches them to its size.
 const [WIDTH, HEIGHT] = [600, 100];
-const SHORTEST_S = 120;
+const SPAN_MIN_S = 120;
 
 const byId = (id) => document.getElementById(id);
 const charts = new Map();
@@ -76,7 +76,7 @@ const maximum = (line) => Math.max(...line.values.filter((value) => value !== nu
 class Panel {
   constructor(chart, number) {
     this.colours = new Map();
-    this.isWhole = false;
+    this.isExpanded = false;
     const [title, tip] = [`title-${number}`, `tip-${number}`];
     const about = element("button", { type: "button", className: "about", textContent: chart.title });
     about.setAttribute("aria-describedby", tip);
@@ -88,7 +88,7 @@ class Panel {
     this.top = element("span", { className: "top" });
     this.from = element("span");
     this.till = element("span");
-    this.none = element("span", { className: "none", textContent: "Nothing in this time" });
+    this.none = element("span", { className: "none", textContent: "No values in this period" });
     this.rows = element("tbody");
     this.heading = element("th", { scope: "col" });
     const head = element("thead", {}, element("tr", {}, element("th"), this.heading, element("th", { scope: "col", textContent: "max" })));
@@ -108,21 +108,21 @@ class Panel {
     this.root.setAttribute("aria-labelledby", title);
     this.table.setAttribute("aria-labelledby", title);
     this.more.addEventListener("click", () => {
-      this.isWhole = !this.isWhole;
+      this.isExpanded = !this.isExpanded;
       this.draw(this.chart);
     });
     this.svg.addEventListener("pointermove", (event) => {
       const box = this.svg.getBoundingClientRect();
-      moveTo(nearest((event.clientX - box.left) / box.width));
+      moveCursor(nearest((event.clientX - box.left) / box.width));
     });
-    this.svg.addEventListener("pointerleave", () => moveTo(null));
-    this.svg.addEventListener("blur", () => moveTo(null));
+    this.svg.addEventListener("pointerleave", () => moveCursor(null));
+    this.svg.addEventListener("blur", () => moveCursor(null));
     this.svg.addEventListener("keydown", (event) => {
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (!step) return;
       event.preventDefault();
       const last = overview.times.length - 1;
-      moveTo(Math.max(0, Math.min(last, (cursor ?? last) + step)));
+      moveCursor(Math.max(0, Math.min(last, (cursor ?? last) + step)));
     });
   }
 
@@ -137,22 +137,22 @@ class Panel {
     for (const line of chart.lines) {
       if (!this.colours.has(line.name)) this.colours.set(line.name, this.colours.size % COLOURS);
     }
-    const lines = this.isWhole ? order : order.slice(0, SHOWN);
-    this.more.hidden = order.length <= SHOWN;
-    this.more.textContent = this.isWhole ? "show fewer" : `show all ${order.length}`;
+    const lines = this.isExpanded ? order : order.slice(0, LINES_SHOWN);
+    this.more.hidden = order.length <= LINES_SHOWN;
+    this.more.textContent = this.isExpanded ? "show fewer" : `show all ${order.length}`;
     this.none.hidden = order.length > 0;
     this.table.hidden = order.length === 0;
     this.drawLines(chart, lines);
     this.listLines(chart, lines);
     this.drawFoot(chart);
     this.svg.setAttribute("aria-label", `${chart.title}, now ${this.now.textContent}. Arrow keys show earlier values.`);
-    this.point();
+    this.showValues();
   }
 
   drawLines(chart, lines) {
     const highest = Math.max(0, ...lines.map(maximum));
     const limits = [["warning", chart.warning], ["critical", chart.critical]];
-    // A limit is shown if it is near, so that it does not press the lines flat.
+    // A limit far above the lines is left out: it would flatten them.
     const near = limits.filter(([, limit]) => limit > 0 && highest > 0 && limit <= (chart.is_minimum ? 3 : 1.6) * highest);
     const top = 1.08 * Math.max(highest, ...near.map(([, limit]) => limit)) || 1;
     const y = (value) => HEIGHT * (1 - value / top) - 0.5;
@@ -161,7 +161,7 @@ class Panel {
       let path = "";
       let isOpen = false;
       line.values.forEach((value, index) => {
-        // A value between two gaps is a dot.
+        // A single value between two gaps is drawn as a dot.
         if (value !== null) path += `${isOpen ? "L" : "M"}${x(index).toFixed(1)} ${y(value).toFixed(2)}${isOpen ? "" : "h0.01"}`;
         isOpen = value !== null;
       });
@@ -169,7 +169,7 @@ class Panel {
     }
     this.svg.replaceChildren(...drawn, this.cursor);
     this.top.textContent = highest || near.length ? format(top / 1.08, chart.unit) : "";
-    this.from.textContent = lines.length ? `−${format(span(), "s")}` : "";
+    this.from.textContent = lines.length ? `−${format(spanS(), "s")}` : "";
     this.till.textContent = lines.length ? "now" : "";
   }
 
@@ -197,7 +197,7 @@ class Panel {
   }
 
   // Shows the values at the cursor, or the newest ones.
-  point() {
+  showValues() {
     const index = cursor ?? overview.times.length - 1;
     this.heading.textContent = cursor === null ? "now" : clock(overview.times[index]);
     for (const { line, cell } of this.cells) cell.textContent = format(line.values[index], this.chart.unit);
@@ -206,21 +206,21 @@ class Panel {
   }
 }
 
-// Time. A short history fills the charts, too.
+// Time. A chart spans the whole history, and at least SPAN_MIN_S.
 
-function span() {
+function spanS() {
   const { times } = overview;
-  return Math.max(SHORTEST_S, times.length ? times.at(-1) - times[0] : 0);
+  return Math.max(SPAN_MIN_S, times.length ? times.at(-1) - times[0] : 0);
 }
 
 function x(index) {
   const { times } = overview;
-  return WIDTH * (1 - (times.at(-1) - times[index]) / span());
+  return WIDTH * (1 - (times.at(-1) - times[index]) / spanS());
 }
 
 function nearest(share) {
   const { times } = overview;
-  const at = times.at(-1) - (1 - share) * span();
+  const at = times.at(-1) - (1 - share) * spanS();
   let best = 0;
   times.forEach((time, index) => {
     if (Math.abs(time - at) < Math.abs(times[best] - at)) best = index;
@@ -230,10 +230,10 @@ function nearest(share) {
 
 const clock = (time) => new Date(time * 1000).toLocaleTimeString();
 
-function moveTo(index) {
+function moveCursor(index) {
   if (index === cursor) return;
   cursor = index;
-  requestAnimationFrame(() => charts.forEach((panel) => panel.point()));
+  requestAnimationFrame(() => charts.forEach((panel) => panel.showValues()));
 }
 
 // The page.
@@ -274,7 +274,7 @@ function drawState(all) {
   const words = crossed.length ? `${crossed.length} of ${all.length} panels ${crossed.length === 1 ? "has" : "have"} crossed a threshold:` : "No panel has crossed its threshold.";
   const links = crossed.map((one) => element("a", { href: `#panel-${one.index + 1}`, textContent: one.chart.title }));
   const text = [words, ...links.map((link) => link.textContent)].join("|");
-  // Only a change is read out.
+  // A screen reader announces each replacement, so replace only a changed text.
   if (state.dataset.text === text) return;
   state.dataset.text = text;
   state.replaceChildren(element("span", { className: "dot" }), element("span", { textContent: words }), ...links);
@@ -320,12 +320,12 @@ async function refresh() {
   } catch (error) {
     if (error.status === 401 || error.status === 403) return askForKey(key ? error.message : "");
     document.body.classList.add("stale");
-    byId("clock").textContent = `The gateway gives no values (${error.message}). The next try follows.`;
+    byId("clock").textContent = `The gateway returns no values (${error.message}). The page tries again in 5 s.`;
   }
   setTimeout(next, REFRESH_MS);
 }
 
-// A hidden tab asks for nothing.
+// A hidden tab sends no requests.
 function next() {
   if (!document.hidden) return refresh();
   document.addEventListener("visibilitychange", next, { once: true });

@@ -1,4 +1,4 @@
-"""Where `/ops` has its values from: the metrics endpoints of processes, sampled into a history, or a Prometheus."""
+"""The sources of the values of `/ops`: sampled metrics endpoints of processes, or a Prometheus."""
 
 import asyncio
 import math
@@ -17,40 +17,40 @@ import prometheus_client
 import structlog
 
 from tailrace.gateway.ops.expressions import Expression, Group
-from tailrace.gateway.ops.history import EVERY_S, KEPT_S, WINDOW_S, History, Point
+from tailrace.gateway.ops.history import KEPT_S, SAMPLE_EVERY_S, WINDOW_S, History, Point
 from tailrace.gateway.ops.panels import DASHBOARDS, Query
 from tailrace.proto.errors import SettingsInvalid
 
 logger = structlog.get_logger()
 
 TARGET = re.compile(r"(gateway|generators|persistence)=([^\s,/=]+:\d+)")
-# A process that is busy answers late; the next sample is due after EVERY_S.
+# A busy process answers late. Shorter than SAMPLE_EVERY_S, so that samples do not overlap.
 SCRAPE_TIMEOUT_S = 2.0
-# A hundred times the metrics of a process.
+# About a hundred times what a process exports.
 BYTES_MAX = 4 * 1024 * 1024
 PORT_MAX = 65535
-# In place of an address.
+# Stands for this process in a list of addresses.
 ITSELF = "this process"
 QUERIES_TIMEOUT_S = 10.0
-# Prometheus usually scrapes as often.
+# A Prometheus usually scrapes every 15 s.
 STEP_S = 15
 QUERIES_AT_ONCE = 4
 QUERIES = [query for page in DASHBOARDS for panel in page.panels for query in panel.queries]
-ALONE = (
+ONLY_THIS_PROCESS = (
     "Only this gateway's own metrics are shown. `tailrace up` shows those of all processes; elsewhere, set "
     "TAILRACE_OPS_TARGETS or TAILRACE_PROMETHEUS_URL."
 )
 
 
 class Line(msgspec.Struct, frozen=True):
-    """A series of a panel: a value for each time, or null."""
+    """A series of a panel: a value for each of the times, or null."""
 
     name: str
     values: list[Point]
 
 
-class Lines(msgspec.Struct, frozen=True):
-    """The series of all queries. `problems` are sentences for the operator."""
+class Snapshot(msgspec.Struct, frozen=True):
+    """The series of all queries at `times`, in Unix seconds. `problems` are sentences for the operator."""
 
     times: list[float]
     every_s: float
@@ -59,47 +59,47 @@ class Lines(msgspec.Struct, frozen=True):
 
 
 class Source(Protocol):
-    """Where the values come from."""
+    """A source of the values of all panels."""
 
     name: Literal["history", "prometheus"]
 
     async def watch(self) -> None:
         """Collects values until it is cancelled."""
 
-    async def read(self) -> Lines:
+    async def read(self) -> Snapshot:
         """Returns the values of the last KEPT_S seconds."""
 
 
-class Processes:
-    """Samples the metrics endpoints of processes; without any, the metrics of this process."""
+class SampledProcesses:
+    """Samples the metrics endpoints of processes, or the metrics of this process if there are no targets."""
 
     name: Literal["history", "prometheus"] = "history"
 
     def __init__(self, targets: Mapping[str, str]) -> None:
         self._targets = targets
         self._history = History([query.expression for query in QUERIES])
-        self._silent: list[str] = []
+        self._unanswered: list[str] = []
 
     async def watch(self) -> None:
-        """Samples every EVERY_S seconds."""
+        """Samples every SAMPLE_EVERY_S seconds."""
         while True:
             began_at = time.monotonic()
             await self._sample()
-            await asyncio.sleep(max(0.0, began_at + EVERY_S - time.monotonic()))
+            await asyncio.sleep(max(0.0, began_at + SAMPLE_EVERY_S - time.monotonic()))
 
-    async def read(self) -> Lines:
-        problems = [f"{one} does not answer: see `tailrace status`." for one in self._silent]
+    async def read(self) -> Snapshot:
+        problems = [f"{one} does not answer: see `tailrace status`." for one in self._unanswered]
         if not self._targets:
-            problems.append(ALONE)
-        found = [lines(query, self._history.values(number)) for number, query in enumerate(QUERIES)]
-        return Lines(self._history.times, EVERY_S, problems, found)
+            problems.append(ONLY_THIS_PROCESS)
+        found = [named_lines(query, self._history.values(number)) for number, query in enumerate(QUERIES)]
+        return Snapshot(self._history.times, SAMPLE_EVERY_S, problems, found)
 
     async def _sample(self) -> None:
         targets = self._targets or {ITSELF: "gateway"}
-        # In threads: otherwise, no delta would be written during some milliseconds.
+        # In threads: a scrape on the event loop would delay deltas by some milliseconds.
         texts = await asyncio.gather(*(asyncio.to_thread(_scrape, address) for address in targets))
         scraped = dict(zip(targets.items(), texts, strict=True))
-        self._silent = [f"{part} {address}" for (address, part), text in scraped.items() if text is None]
+        self._unanswered = [f"{part} {address}" for (address, part), text in scraped.items() if text is None]
         self._history.add(
             time.time(),
             {
@@ -111,7 +111,7 @@ class Processes:
 
 
 class Prometheus:
-    """Asks a Prometheus for the panels' own queries, and keeps the answers for a step."""
+    """Sends the queries of the panels to a Prometheus, and keeps the answers for STEP_S seconds."""
 
     name: Literal["history", "prometheus"] = "prometheus"
 
@@ -119,28 +119,28 @@ class Prometheus:
         self._url = f"{url.rstrip('/')}/api/v1/query_range"
         # Reading the system's certificates takes longer than a request.
         self._tls = httpx2.create_ssl_context()
-        self._asking = asyncio.Lock()
-        self._lines = Lines([], STEP_S, [], [[] for _ in QUERIES])
+        self._lock = asyncio.Lock()
+        self._snapshot = Snapshot([], STEP_S, [], [[] for _ in QUERIES])
 
     async def watch(self) -> None:
         """Does nothing: Prometheus collects."""
 
-    async def read(self) -> Lines:
-        async with self._asking:
+    async def read(self) -> Snapshot:
+        async with self._lock:
             end = math.floor(time.time() / STEP_S) * STEP_S
-            if not self._lines.times or self._lines.times[-1] != end:
-                self._lines = await self._ask(end)
-        return self._lines
+            if not self._snapshot.times or self._snapshot.times[-1] != end:
+                self._snapshot = await self._query_all(end)
+        return self._snapshot
 
-    async def _ask(self, end: int) -> Lines:
+    async def _query_all(self, end: int) -> Snapshot:
         times = [float(at) for at in range(end - KEPT_S, end + 1, STEP_S)]
-        free = asyncio.Semaphore(QUERIES_AT_ONCE)
+        slots = asyncio.Semaphore(QUERIES_AT_ONCE)
 
         async def ask(client: httpx2.AsyncClient, query: Query) -> list[Line]:
-            async with free:
-                return lines(query, await self._values(client, query.expression, times))
+            async with slots:
+                return named_lines(query, await self._values(client, query.expression, times))
 
-        asking: list[asyncio.Task[list[Line]]] = []
+        tasks: list[asyncio.Task[list[Line]]] = []
         problems: list[str] = []
         try:
             async with (
@@ -148,24 +148,24 @@ class Prometheus:
                 httpx2.AsyncClient(verify=self._tls, timeout=None) as client,
                 asyncio.TaskGroup() as group,
             ):
-                asking += [group.create_task(ask(client, query)) for query in QUERIES]
+                tasks += [group.create_task(ask(client, query)) for query in QUERIES]
         except* (TimeoutError, OSError, httpx2.HTTPError, httpx2.InvalidURL, msgspec.DecodeError) as errors:
-            # Not its text: that may have the URL, with a password.
-            problems = [f"The Prometheus at TAILRACE_PROMETHEUS_URL gives no values: {_first(errors)}."]
-            logger.warning("prometheus gives no values", error=_first(errors))
-        return Lines(times, STEP_S, problems, [[] for _ in QUERIES] if problems else [one.result() for one in asking])
+            # The text of the error may contain the URL, and so a password.
+            problems = [f"The Prometheus at TAILRACE_PROMETHEUS_URL gives no values: {_describe_first(errors)}."]
+            logger.warning("prometheus gives no values", error=_describe_first(errors))
+        return Snapshot(times, STEP_S, problems, [[] for _ in QUERIES] if problems else [one.result() for one in tasks])
 
     async def _values(
         self, client: httpx2.AsyncClient, query: Expression, times: Sequence[float]
     ) -> dict[Group, list[Point]]:
-        """Raises httpx2.HTTPError, or msgspec.DecodeError."""
-        asked: dict[str, str | float] = {
+        """Returns the values of a query by group. Raises httpx2.HTTPError or msgspec.DecodeError."""
+        params: dict[str, str | float] = {
             "query": query.promql(f"{WINDOW_S}s"),
             "start": times[0],
             "end": times[-1],
             "step": STEP_S,
         }
-        response = await client.get(self._url, params=asked)
+        response = await client.get(self._url, params=params)
         response.raise_for_status()
         found: dict[Group, list[Point]] = {}
         for series in msgspec.json.decode(response.content, type=_Answer).data.result:
@@ -189,46 +189,47 @@ class _Answer(msgspec.Struct):
     data: _Data
 
 
-def _first(errors: BaseExceptionGroup[Exception]) -> str:
-    """Returns the status of the first answer that is an error, else the first error's name."""
+def _describe_first(errors: BaseExceptionGroup[Exception]) -> str:
+    """Returns the status if the first error is an HTTP status, otherwise the name of its class."""
     error = errors.exceptions[0]
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"status {error.response.status_code}" if isinstance(error, httpx2.HTTPStatusError) else type(error).__name__
 
 
-def open_source(targets: str, prometheus_url: str) -> Source:
-    """Returns the source that the settings name. Raises SettingsInvalid."""
+def new_source(targets: str, prometheus_url: str) -> Source:
+    """Returns the source that the settings select. Raises SettingsInvalid."""
     found = parse_targets(targets)
     if not prometheus_url:
-        return Processes(found)
+        return SampledProcesses(found)
     parts = urlsplit(prometheus_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SettingsInvalid(
-            f"TAILRACE_PROMETHEUS_URL: {prometheus_url!r} is not a URL: it looks like http://prometheus:9090"
+            f"TAILRACE_PROMETHEUS_URL: {prometheus_url!r} is not an http or https URL such as http://prometheus:9090"
         )
     return Prometheus(prometheus_url)
 
 
 def parse_targets(text: str) -> dict[str, str]:
-    """Parses TAILRACE_OPS_TARGETS: returns the part of each address. Raises SettingsInvalid."""
+    """Parses TAILRACE_OPS_TARGETS; returns the part (such as `gateway`) by address. Raises SettingsInvalid."""
     targets: dict[str, str] = {}
     for pair in filter(None, map(str.strip, text.split(","))):
         match = TARGET.fullmatch(pair)
         if match is None or int(match[2].rpartition(":")[2]) > PORT_MAX:
             raise SettingsInvalid(
-                f"TAILRACE_OPS_TARGETS: {pair!r} is not PART=HOST:PORT, PART one of gateway, generators, persistence"
+                f"TAILRACE_OPS_TARGETS: {pair!r} is not PART=HOST:PORT; PART is gateway, generators or persistence"
             )
         targets[match[2]] = match[1]
     return targets
 
 
-def lines(query: Query, values: Mapping[Group, list[Point]]) -> list[Line]:
-    """Returns the series of a query, by name."""
-    return [Line(name(query, group), points) for group, points in sorted(values.items())]
+def named_lines(query: Query, values: Mapping[Group, list[Point]]) -> list[Line]:
+    """Returns a line for each group of a query, in the order of the groups."""
+    return [Line(legend(query, group), points) for group, points in sorted(values.items())]
 
 
-def name(query: Query, group: Group) -> str:
+def legend(query: Query, group: Group) -> str:
+    """Returns the legend of a group: that of its query, with the values of the labels."""
     text = query.legend
     for label, value in zip(query.expression.by, group, strict=True):
         text = text.replace(f"{{{{{label}}}}}", value)

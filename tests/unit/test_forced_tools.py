@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tailrace.deploy.simulated_claude.request import decode
 from tailrace.generators.backends.model_event import ModelEvent, from_event
 from tailrace.generators.continuation import build_call, prepare_call
-from tailrace.generators.forced_tools import CallWriter, map_forced_call
+from tailrace.generators.forced_tools import CallMapper, map_forced_call
 from tailrace.generators.plan import CheckSchema, Complete, MakeAttempt, plan, plan_after_check, schema_check
 from tailrace.proto import events
 from tailrace.proto.forced_tools import answer_schema, call_schema, forced_functions
@@ -125,9 +125,9 @@ def stored(choice: dict[str, Any], answer: list[ModelEvent]) -> Handwritten:
     options = {"tool_choice": choice}
     log.ask(tools=TOOLS, options=options)
     log.take()
-    writer = CallWriter(forced_functions(request(tools=TOOLS, options=options)))
+    mapper = CallMapper(forced_functions(request(tools=TOOLS, options=options)))
     for event in answer:
-        log.hear(*(one.event for one in writer.map(event) if not isinstance(one.event, events.UnknownEvent)))
+        log.hear(*(one.event for one in mapper.map(event) if not isinstance(one.event, events.UnknownEvent)))
     return log
 
 

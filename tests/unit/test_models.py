@@ -170,7 +170,7 @@ def own_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """A table that a test may extend."""
     rows = dict(models())
     monkeypatch.setattr(table, "models", lambda: rows)
-    for cached in (table._named, table._replaced):
+    for cached in (table._by_name, table._by_replaced_name):
         monkeypatch.setattr(table, cached.__name__, cache(cached.__wrapped__))
 
 

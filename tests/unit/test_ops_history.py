@@ -3,10 +3,10 @@
 import pytest
 
 from tailrace.gateway.ops.expressions import Expression, Gauge, Growth, Quantile, quantile
-from tailrace.gateway.ops.history import EVERY_S, GROUPS_MAX, POINTS, WINDOW_S, History, Point
+from tailrace.gateway.ops.history import GROUPS_MAX, POINTS, SAMPLE_EVERY_S, WINDOW_S, History, Point
 
 ENDS, BUCKETS = "ends_total", "wait_seconds_bucket"
-TICKS = round(WINDOW_S / EVERY_S)
+TICKS = round(WINDOW_S / SAMPLE_EVERY_S)
 
 
 def newest(query: Expression, *samples: dict[str, str]) -> dict[tuple[str, ...], Point]:
@@ -17,7 +17,7 @@ def newest(query: Expression, *samples: dict[str, str]) -> dict[tuple[str, ...],
 def history(query: Expression, *samples: dict[str, str]) -> History:
     made = History([query])
     for number, texts in enumerate(samples):
-        made.add(1000 + number * EVERY_S, {part: ({"part": part}, text) for part, text in texts.items()})
+        made.add(1000 + number * SAMPLE_EVERY_S, {part: ({"part": part}, text) for part, text in texts.items()})
     return made
 
 
