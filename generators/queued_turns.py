@@ -36,7 +36,7 @@ class QueuedTurns:
         while base.is_queued and base.parent is not None:
             parent = TurnKey(key.tenant, base.parent)
             if not await self._log.has_end(parent) and await self._log.is_known(parent):
-                # Short reads, which each delivery of a turn that waits repeats.
+                # Two short reads come first, because each delivery of a waiting turn repeats them.
                 return None
             record, base = await self._read(parent)
             if record.outcome == "running":

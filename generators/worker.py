@@ -30,7 +30,7 @@ RETRY_WAIT_S = 1.0
 # A turn that can neither start nor wait here is released, so that another generator can take it. The delay before its
 # next delivery doubles each time, up to this maximum.
 SHARE_WAIT_S_MAX = 8.0
-# While all fetched turns are released, so many more are fetched at once, so that others do not wait behind them.
+# While no fetched turn can start here, up to this many are fetched at once, to reach turns behind them that can.
 FETCHED_MAX = 64
 # The delay before a turn is delivered again while another process stores its answer, which takes milliseconds, or while
 # it cannot begin.

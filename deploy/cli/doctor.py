@@ -60,7 +60,7 @@ async def examine(options: Options, environ: Mapping[str, str]) -> list[Finding]
 
 
 async def _settings(environ: Mapping[str, str]) -> Finding:
-    # With a NATS of one's own, the processes are started one by one, and these variables are right.
+    # Only `up` refuses these variables. Processes that are started one by one need them.
     given = {name: text for name, text in environ.items() if name not in check_environment.CHOSEN}
     try:
         await check_environment.check(given)
@@ -169,7 +169,7 @@ async def _clock(url: str) -> Finding:
             date = (await client.head(url)).headers.get("date", "")
         skew_s = abs((datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds())
     except (httpx2.HTTPError, ValueError, TypeError, ImportError):
-        return Finding("Clock", "ok", f"not checked: {url} does not tell its time")
+        return Finding("Clock", "ok", f"not checked: {url} sends no Date header")
     if skew_s > SKEW_S_MAX:
         detail = f"differs by {skew_s:.0f} s from that of {url}"
         return Finding("Clock", "warning", detail, "set it with NTP: JWTs, tickets and limits depend on it")

@@ -33,7 +33,9 @@ class ProcessStatus(msgspec.Struct, frozen=True):
 
 
 class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """`queued`: turns that wait for a slot; `running`: turns that generators run.
+    """What nats-server, the generators and persistence report.
+
+    `queued`: turns that wait for a slot; `running`: turns that generators run.
 
     `unrecorded`: requests and ends that are not in the database yet.
     """
@@ -53,7 +55,9 @@ class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """`version` is that of this command. `up_version`, `url` and `processes` are empty without a local `up`."""
+    """The status of a system.
+
+    `version` is that of this command. `up_version`, `url` and `processes` are empty without a local `up`."""
 
     ok: bool
     version: str
@@ -108,7 +112,7 @@ async def _nats(url: str) -> NatsStatus:
             rpc.every_health(GENERATORS, wait_s=WAIT_S), rpc.every_health(PERSISTENCE, wait_s=WAIT_S)
         )
         log, blobs, queued, records = 0.0, 0.0, 0, 0
-        # Of what is missing there are no figures.
+        # A missing stream or consumer has no figures.
         with suppress(LogUnavailable):
             log, blobs = (await stream_size(connection, STREAM)).ratio, (await stream_size(connection, BODIES)).ratio
             queued = (await consumer_backlog(connection, GENERATORS)).waiting

@@ -13,7 +13,7 @@ from tailrace.proto.reader_report import GatewayReaders, ReaderReport
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 
-# A reader notices a shorter pause hardly, and a takeover takes about two seconds.
+# A reader hardly notices a shorter pause. A takeover takes about two seconds.
 PAUSE_S_MIN = 1.0
 
 
@@ -49,14 +49,16 @@ class EndStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReaderStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A stream of the turn: `sent` of the turn's `entries` were written to it or to its client before its cursor."""
+    """A stream of the turn. `sent` counts the entries up to the last one that was written to it."""
 
     report: ReaderReport
     sent: int
 
 
 class Timeline(msgspec.Struct, kw_only=True):
-    """`recorded`: whether the database has the turn with its end; None if persistence did not answer.
+    """The steps of a turn, and its readers.
+
+    `recorded`: whether the database has the turn with its end; None if persistence did not answer.
 
     `remembered_since`: the gateways know all streams from this time on; None if no gateway answered.
     """
@@ -82,7 +84,7 @@ class Timeline(msgspec.Struct, kw_only=True):
 
 
 def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayReaders]) -> Timeline:
-    """Returns the timeline of a turn, without `recorded`. Entries that are not valid are counted."""
+    """Returns the timeline of a turn, without `recorded`. Invalid entries are only counted."""
     found = Timeline(turn=key.turn, tenant=key.tenant)
     chain, seqs, last_at = START, list[Seq](), None
     for one in stored:
@@ -158,5 +160,5 @@ def _delivered(found: Timeline) -> str:
     if found.remembered_since is None:
         return "unknown: no gateway answered"
     if found.accepted_at is not None and found.accepted_at >= found.remembered_since:
-        return "no stream was opened; the answer may have been read with one request, without a stream"
+        return "no stream was opened; the answer may have been read as one response, without a stream"
     return f"unknown: the gateways remember streams since {found.remembered_since:%Y-%m-%d %H:%M:%S} UTC only"

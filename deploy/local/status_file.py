@@ -17,7 +17,7 @@ FILE = "status.json"
 
 
 class ProcessEntry(msgspec.Struct, frozen=True):
-    """A process; `pid` is None while it is not running. `check`: how it is asked whether it is ready."""
+    """A process; `pid` is None while it is not running. `check` is its readiness check."""
 
     name: str
     pid: int | None
@@ -68,7 +68,8 @@ def read(data_dir: Path) -> UpStatus | None:
     """Returns the status of the `up` that runs with `data_dir`; None if none runs, or if it is still starting."""
     try:
         status = msgspec.json.decode((data_dir / FILE).read_bytes(), type=UpStatus)
-        # The file stays when `up` ends. The lock is not tried: an `up` that starts at that moment would be refused.
+        # The file stays after `up` has ended, so check the pid. Trying the lock of the data directory instead would
+        # refuse an `up` that starts at that moment.
         os.kill(status.pid, 0)
     except (OSError, msgspec.DecodeError):
         return None

@@ -8,8 +8,8 @@ could fill the memory, and none of them could be completed.
 A complete body is in memory several times: as it came, as decoded strings, and as the bytes of those that become blobs.
 Processing takes less than a second or waits for the log, so tenants simply take turns.
 
-A process may have less memory than its setting (`ulimit -v`). So a body is refused unless all that is reserved could be
-allocated once more, and SPARE_BYTES besides: small requests and the connection to NATS need memory, too.
+A process may be limited to less memory than its setting (`ulimit -v`). Therefore a body is refused unless the process
+could allocate all reserved memory again, plus SPARE_BYTES for small requests and the connection to NATS.
 """
 
 import asyncio
@@ -41,32 +41,32 @@ class LargeBodies:
     def __init__(self, *, bytes_max: int, timeout_s: float) -> None:
         self._bytes_max = bytes_max
         self._arriving = FairSemaphore(bytes_max // 2)
-        self._processed = FairSemaphore(bytes_max // 2)
+        self._copies = FairSemaphore(bytes_max // 2)
         self._share_bytes_max = max(1, bytes_max // 4)
         self._shares: WeakValueDictionary[Tenant, FairSemaphore] = WeakValueDictionary()
         self._timeout_s = timeout_s
         self.decoding = asyncio.Lock()
-        """Is held while a large body is decoded: the event loop does one step of one body, then serves streams."""
+        """Is held while a large body is decoded: one body at a time, and streams are served after each of its steps."""
 
     @property
     def free(self) -> int:
         """Bytes that are not reserved."""
-        return self._arriving.free + self._processed.free
+        return self._arriving.free + self._copies.free
 
     async def reserve(self, holder: AsyncExitStack, tenant: Tenant, size: int) -> None:
         """Reserves memory for an arriving body until `holder` is closed. Raises Refused if none is free in time."""
         share = self._shares.setdefault(tenant, FairSemaphore(self._share_bytes_max))
-        with self._refused():
+        with self._refuse_timeout():
             async with asyncio.timeout(self._timeout_s):
                 await holder.enter_async_context(share.reserve(size))
                 await holder.enter_async_context(self._arriving.reserve(min(size, self._share_bytes_max)))
         self.require_memory()
 
-    async def process(self, holder: AsyncExitStack, tenant: Tenant, size: int) -> None:
+    async def reserve_copies(self, holder: AsyncExitStack, tenant: Tenant, size: int) -> None:
         """Reserves memory for the copies of a complete body until `holder` is closed. Raises Refused as `reserve`."""
-        with self._refused():
+        with self._refuse_timeout():
             async with asyncio.timeout(self._timeout_s):
-                await holder.enter_async_context(self._processed.reserve(COPIES * size, tenant=tenant))
+                await holder.enter_async_context(self._copies.reserve(COPIES * size, tenant=tenant))
         self.require_memory()
 
     def require_memory(self) -> None:
@@ -80,7 +80,7 @@ class LargeBodies:
 
     @staticmethod
     @contextmanager
-    def _refused() -> Iterator[None]:
+    def _refuse_timeout() -> Iterator[None]:
         try:
             yield
         except TimeoutError as error:

@@ -11,12 +11,12 @@ NAME_CHARS_MAX = 64
 
 
 def require_known(request: Request, known: Collection[str]) -> None:
-    """Raises Refused for a query parameter that is not in `known`: ignored, a typing error would go unnoticed."""
+    """Raises Refused for a query parameter that is not in `known`. Ignoring it would hide a typing error."""
     if not request.scope["query_string"]:
         return
     for name in request.query_params:
         if name not in known:
             shown = name[:NAME_CHARS_MAX]
-            there = f"there are {', '.join(sorted(known))}" if known else "there are none"
-            message = f"`{shown}` is not a query parameter of this route{suggest(shown, known)}; {there}"
+            allowed = f"there are {', '.join(sorted(known))}" if known else "there are none"
+            message = f"`{shown}` is not a query parameter of this route{suggest(shown, known)}; {allowed}"
             raise Refused("request_invalid", message, param=shown)

@@ -79,7 +79,7 @@ class BodyReader:
             if size > self._bytes_max:
                 raise self._too_large()
             if size > MEDIUM_BYTES >= size - len(piece):
-                # Thousands of bodies that are not counted fill the memory, too.
+                # Bodies below SMALL_BYTES_MAX reserve nothing, and thousands of them can fill the memory.
                 self.large_bodies.require_memory()
             if size > SMALL_BYTES_MAX and not is_large:
                 is_large = True
@@ -87,7 +87,7 @@ class BodyReader:
                 await self.large_bodies.reserve(holder, tenant, self._bytes_max if declared is None else declared)
             pieces.append(piece)
         if is_large:
-            await self.large_bodies.process(holder, tenant, size)
+            await self.large_bodies.reserve_copies(holder, tenant, size)
         return b"".join(pieces)
 
     async def decode(self, body: bytes, kind: type[B]) -> B:

@@ -1,7 +1,7 @@
-"""How many turns are ahead of a tenant's next turn, estimated from the reports of generators and their consumer.
+"""Estimates how many turns are ahead of a tenant's next turn, from the reports of generators and their consumer.
 
-A submission waits for no request: the reports are collected in the background, once a second while turns are submitted
-or wait, and every few seconds otherwise, for the metrics.
+A submission does not wait for these reports. They are collected in the background: once a second while turns are
+submitted or wait, and otherwise every few seconds, for the metrics.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from tailrace.proto.subjects import GENERATORS
 logger = structlog.get_logger()
 
 REFRESH_EVERY_S = 1.0
-REFRESH_UNUSED_EVERY_S = 5.0
+REFRESH_IDLE_EVERY_S = 5.0
 # A busy generator answers within some milliseconds.
 REPORTS_WAIT_S = 0.25
 RETRY_AFTER_S = 10.0
@@ -38,16 +38,18 @@ class QueueState(NamedTuple):
     undelivered: int
     """Turns that no generator has fetched."""
     leased: int
-    """Turns that a generator holds, or has given back for some seconds."""
+    """Turns that a generator holds, or has released with a delay before the next delivery."""
     undelivered_s: float = 0.0
     """The age of the oldest turn that no generator has fetched; 0 if there is none."""
 
     def ahead(self, tenant: Tenant) -> int | None:
-        """Returns how many turns are at most ahead of the next turn of `tenant`; None if it can start at once."""
+        """Returns how many turns at most are ahead of the next turn of `tenant`.
+
+        None if it can start at once, or if no generator has answered in time.
+        """
         if any(one.free > 0 and tenant not in one.waiting for one in self.generators):
             return None
         if not self.generators and not self.undelivered:
-            # No generator has answered in time.
             return None
         own = sum(one.waiting.get(tenant, 0) for one in self.generators)
         return own + (self.orphaned if own else 0) + self.undelivered
@@ -71,14 +73,14 @@ class TurnQueue:
     """The queue as this gateway sees it."""
 
     def __init__(self, connection: Connection, rpc: Rpc, most: int) -> None:
-        """`most`: turns of one tenant that may wait."""
+        """`most`: the limit of waiting turns of one tenant."""
         self._connection = connection
         self._rpc = rpc
         self._most = most
         self._state: QueueState | None = None
         self._submitted: Counter[Tenant] = Counter()
-        """Turns since the last look."""
-        self._is_used = asyncio.Event()
+        """Turns that this gateway has stored since the last refresh."""
+        self._has_submission = asyncio.Event()
 
     def check(self, tenant: Tenant) -> None:
         """Raises Refused if too many turns of the tenant wait."""
@@ -90,7 +92,7 @@ class TurnQueue:
         """Counts a new turn of `tenant` and returns its estimated position, from 1; None if it can start at once."""
         ahead = self._ahead(tenant)
         self._submitted[tenant] += 1
-        self._is_used.set()
+        self._has_submission.set()
         return None if ahead is None else ahead + 1
 
     async def watch(self) -> None:
@@ -98,9 +100,9 @@ class TurnQueue:
         while True:
             if self._state is None or self._state.is_empty:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(REFRESH_UNUSED_EVERY_S):
-                        await self._is_used.wait()
-            self._is_used.clear()
+                    async with asyncio.timeout(REFRESH_IDLE_EVERY_S):
+                        await self._has_submission.wait()
+            self._has_submission.clear()
             await self._refresh()
             await asyncio.sleep(REFRESH_EVERY_S)
 

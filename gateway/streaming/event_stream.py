@@ -37,12 +37,12 @@ BACK_WITHIN_S = 15.0
 TRY_LOG_EVERY_S = 0.5
 
 
-# The event id of the failure of a turn that the log has lost: after any entry, and exact as a number of JavaScript.
+# The event id of the failure of a turn that the log has lost: after every entry, and exact as a JavaScript number.
 AFTER_LOST = Seq(2**53 - 1)
 
 
 class Start(NamedTuple):
-    """Where a stream starts: the turn, and how many of its events the client has received; None: the cursor says it.
+    """Where a stream starts: after the first `seen` events of the turn, or, if `seen` is None, after the cursor.
 
     `headers` are added to the response.
     """
@@ -162,7 +162,7 @@ class EventStream(StreamedResponse):
         try:
             async with self._subscribe(start) as feed:
                 if feed.is_ended and self._start_index(feed, start) == len(feed.entries):
-                    # fetch-event-source, which repeats a POST, takes 204 for an error and tries again for ever.
+                    # fetch-event-source, which repeats a POST, treats 204 as an error and retries forever.
                     await self._send_empty(send, 200 if method == "POST" else 204)
                     return
                 if method == "HEAD":
@@ -263,8 +263,8 @@ class EventStream(StreamedResponse):
         else:
             raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
         if record.error == LOST_FAILURE:
-            # The database knows an entry that readers may have received, but not the last one: their cursors do not
-            # say whether they know that the turn has failed.
+            # The row may not hold the last entry that readers have received. A cursor therefore does not show whether
+            # its reader has received the failure.
             record = msgspec.structs.replace(record, cursor=AFTER_LOST)
         if self._cursor > record.cursor:
             raise CursorUnknown("the cursor is beyond the end of this turn")

@@ -65,7 +65,7 @@ class ReaderHistory:
     """The last `STREAMS_KEPT` streams. It is in memory only: a gateway that restarts has forgotten them."""
 
     def __init__(self, level: Literal["debug", "info"] = "debug") -> None:
-        """`level` is that of the log lines."""
+        """`level` is the level of the log lines."""
         self._log = logger.info if level == "info" else logger.debug
         self._readers: deque[Reader] = deque(maxlen=STREAMS_KEPT)
         self._started_at = datetime.now(UTC)

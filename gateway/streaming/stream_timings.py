@@ -1,4 +1,4 @@
-"""StreamTimings: measures what the reader of one stream feels: its first token, the time between tokens, resuming."""
+"""StreamTimings: measures the waiting times of one stream's reader: first token, time between tokens, resuming."""
 
 import time
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from tailrace.proto.runtime.clock import age_s
 
 
 class StreamTimings:
-    """One stream of `feed`, from `cursor` on. Entries that were stored before it began are a replay: not measured."""
+    """One stream of `feed`, from `cursor` on. Entries that were stored before it began are not measured."""
 
     def __init__(self, feed: TurnFeed, dialect: str, cursor: Seq, requested_at: float) -> None:
         """`requested_at` is when the stream's request came, in `time.monotonic()`."""

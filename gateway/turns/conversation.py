@@ -86,9 +86,9 @@ class Conversations:
             raise Refused("session_busy", "the turn to continue from has no end: name another `parent`") from error
 
     async def _running(self, tenant: Tenant, question: GetContext) -> tuple[TurnRecord, TurnRecord]:
-        """Returns the turn that the new one would continue, and the running one: that turn, or one before it.
+        """Returns the turn that the new one would continue, and the running turn of its branch.
 
-        A queued turn may have been cancelled while the turn before it runs on.
+        They differ if a queued turn was cancelled while the turn before it still runs.
         """
         if question.parent is not None:
             newest = await self._history.ask(tenant, GetTurn(TurnId(question.parent)))

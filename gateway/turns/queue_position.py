@@ -1,4 +1,4 @@
-"""The queue as a feature of turn submission: refuses a turn if the queue is full, or tells it its position."""
+"""The queue as a feature of turn submission: refuses a turn if the queue is full, or adds its position."""
 
 from operator import attrgetter
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class QueueFeatures(NamedTuple):
 
 
 def queue_features(queue: TurnQueue) -> QueueFeatures:
-    """Returns the steps. Batches need no slot and are not counted."""
+    """Returns the steps. A batch itself needs no slot and is not counted."""
 
     async def admit(submission: Submission) -> None:
         if isinstance(submission, TurnSubmission):

@@ -54,7 +54,7 @@ TOO_LONG = (
     "start a new session, or continue from an earlier turn (`parent`)"
 )
 IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
-# A hundredth of a millisecond of hashing costs less than to start a thread for it.
+# Hashing this many bytes takes 10 µs, less than starting a thread.
 HASHED_INLINE_BYTES_MAX = 16 * 1024
 
 
@@ -166,7 +166,7 @@ class TurnSubmitter:
     async def _resume(self, submission: Submission, cursor: Seq) -> StoredTurn:
         """Returns the turn that has an entry at `cursor`, if it is this POST's: of its tenant, body and key (R78).
 
-        An Idempotency-Key that names no turn yet contradicts nothing: some clients send a new one with each POST.
+        An Idempotency-Key without a turn is allowed: some clients send a new key with each POST.
         Raises Refused, LogUnavailable.
         """
         if self._draining.is_set():
@@ -246,7 +246,7 @@ async def hash_body(raw: bytes) -> str:
 
 
 def cursor_mismatch(reason: str) -> Refused:
-    """Returns the error for a POST that resumes no turn. Such a POST never starts one, which would be paid for."""
+    """Returns the error for a POST whose cursor resumes no turn. It must not start one, which would cost money."""
     return Refused("cursor_mismatch", f"`Last-Event-ID`: {reason}: send the last `id:` of this answer and its body")
 
 

@@ -11,8 +11,9 @@ from tailrace.proto.subjects import TurnKey
 def input_span(child: TurnKey, traceparent: str | None) -> Iterator[str | None]:
     """Runs the submission of an input in a span. Yields the `traceparent` of its turn; None while traces are off.
 
-    `traceparent` is that of the batch. One trace of thousands of turns could not be shown; but the inputs of a batch
-    that is not sampled are not sampled either. If the block raises, the input was submitted before, with its span.
+    `traceparent` is that of the batch. Each input has its own trace, because tools cannot show a trace of thousands of
+    turns. If the batch is not sampled, its inputs are not sampled either. If the block raises, the input was submitted
+    before, with a span of its own, and this span is dropped.
     """
     if not tracing.is_on():
         yield None

@@ -140,7 +140,7 @@ async def test_complete_bodies_and_calls_take_turns_by_tenant(kind: str) -> None
     async def process(tenant: Tenant) -> None:
         async with AsyncExitStack() as holder:
             if kind == "body":
-                await bodies.process(holder, tenant, size)
+                await bodies.reserve_copies(holder, tenant, size)
             else:
                 await holder.enter_async_context(loader.load(tenant, call))
             order.append(tenant)
