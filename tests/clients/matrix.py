@@ -273,6 +273,20 @@ CLIENTS = (
     Client("useChat 6 (TailraceChatTransport)", "JavaScript", "ui", use_chat("6"), ANYWHERE),
     Client("useChat 7 (TailraceChatTransport)", "JavaScript", "ui", use_chat("7"), ANYWHERE),
     Client("httpx-sse", "Python", "tailrace", httpx_sse, SHORT_EVENTS),
+    Client(
+        "tailrace.js (Node)",
+        "JavaScript",
+        "tailrace",
+        poster("posts.mjs", "tailrace.js", "/v1/turns", "tailrace", one_message),
+        ANYWHERE,
+    ),
+    Client(
+        "tailrace.js (Chromium)",
+        "JavaScript",
+        "tailrace",
+        poster("browser-posts.mjs", "tailrace.js", "/v1/turns", "tailrace", one_message),
+        ANYWHERE,
+    ),
     Client("eventsource", "JavaScript", "tailrace", node_reader("EventSource", "tailrace"), SHORT_EVENTS),
     Client(
         "fetch-event-source (POST)",

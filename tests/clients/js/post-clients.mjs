@@ -1,5 +1,6 @@
 // Clients that POST a question and read the answer from the response, each until the turn has ended. For Node and pages.
 import { fetchEventSource } from "@microsoft/fetch-event-source";
+import { ask } from "../../../web/tailrace.js";
 import { shownIn } from "./shown.mjs";
 
 /** @microsoft/fetch-event-source as its documentation has it: it repeats the POST after a cut. */
@@ -56,4 +57,26 @@ async function withLoop(url, headers, body, dialect) {
   }
 }
 
-export const POST_CLIENTS = { "fetch-event-source": withFetchEventSource, loop: withLoop };
+/** web/tailrace.js. Its iterator and its callbacks must agree. */
+async function withTailrace(url, { authorization }, body) {
+  let [shown, told] = ["", ""];
+  const states = [];
+  const answer = ask(JSON.parse(body), {
+    url: new URL(url).origin,
+    headers: { authorization },
+    onText: (text) => (told = text),
+    onState: (state) => states.push(state),
+  });
+  const cursors = new Set();
+  let events = 0;
+  for await (const event of answer) {
+    events += 1;
+    cursors.add(event.cursor);
+    if (event.type === "delta") shown += event.text;
+  }
+  const { turn, text, outcome } = await answer.done;
+  const isAgreed = shown === text && told === text && events === cursors.size && states.at(-1) === "ended";
+  return { turn, text: isAgreed ? text : { shown, told, text, events, cursors: cursors.size, states }, outcome };
+}
+
+export const POST_CLIENTS = { "fetch-event-source": withFetchEventSource, loop: withLoop, "tailrace.js": withTailrace };

@@ -1,0 +1,49 @@
+// web/tailrace.js besides what the client matrix tests: `tailrace.mjs URL KEY`. Prints one line with what each step gave.
+import { ask, resume, TailraceError } from "../../../web/tailrace.js";
+
+const [url, key] = process.argv.slice(2);
+const options = { url, key };
+const LONG = { message: "#sim words=4000 rate=100" };
+
+/** Returns the name of the error with which a promise is rejected. */
+const failure = (promise) => promise.then(() => null, (error) => [error.name, error.status ?? null, error.status ? error.code : null]);
+
+// To leave the loop stops reading, and the turn goes on.
+const left = ask(LONG, options);
+let before = "";
+for await (const event of left) {
+  if (event.type === "delta") before += event.text;
+  if (before.length > 60) break;
+}
+const stopped = await failure(left.done);
+const again = resume(left.turn, { ...options, after: left.cursor });
+for await (const event of again) if (event.type === "delta") break;
+const running = await (await fetch(`${url}/v1/turns/${left.turn}`, { headers: { authorization: `Bearer ${key}` } })).json();
+
+// A reader of the whole turn sees the cancellation.
+const whole = resume(left.turn, options);
+const cancelled = await whole.cancel();
+const end = await whole.done;
+
+// After the end nothing comes.
+const nothing = await resume(left.turn, { ...options, after: whole.cursor }).done;
+
+const leaving = new AbortController();
+const aborted = ask(LONG, { ...options, signal: leaving.signal, onText: () => leaving.abort() });
+const refused = failure(ask({ message: "x", colour: "blue" }, options).done);
+console.log(
+  JSON.stringify({
+    stopped,
+    isRunning: running.outcome,
+    cancelled: cancelled.outcome,
+    end: end.outcome,
+    isWhole: end.text === cancelled.text && end.text.startsWith(before),
+    nothing: nothing.outcome,
+    aborted: await failure(aborted.done),
+    refused: await refused,
+    unknown: await failure(resume("01a1fe35-0000-7000-8000-000000000000", options).done),
+    isError: new TailraceError("x") instanceof Error,
+  }),
+);
+await resume(aborted.turn, options).cancel();
+process.exit();

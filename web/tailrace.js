@@ -1,0 +1,272 @@
+/**
+ * Asks Tailrace and reads the answer once, over as many connections as it takes. For browsers, Node 20 and later, and edge
+ * runtimes. It imports nothing; the types are in tailrace.d.ts.
+ *
+ *     const answer = ask("Why is the sky blue?");
+ *     for await (const event of answer) if (event.type === "delta") show(event.text);
+ */
+
+const WAIT_MS = 250;
+const WAIT_MAX_MS = 5000;
+// Tries in a row that bring no event: about 45 seconds.
+const TRIES_MAX = 12;
+// The gateway sends a comment after 15 seconds of silence. A connection that is silent for longer is lost.
+const SILENCE_MS = 40_000;
+// The gateway, or a proxy before it, is busy or away.
+const STATUSES_TO_RETRY = [429, 502, 503, 504];
+const RETRY_AFTER_MAX_S = 30;
+
+/** A refusal, with `status` and `code`, or a connection that is lost for good. `isTemporary`: a later try may succeed. */
+export class TailraceError extends Error {
+  name = "TailraceError";
+
+  constructor(message, { cause, ...fields } = {}) {
+    super(message, { cause });
+    Object.assign(this, fields);
+  }
+}
+
+/** Starts a turn: `question` is the message, or the body of `POST /v1/turns`. */
+export function ask(question, options = {}) {
+  const body = JSON.stringify(typeof question === "string" ? { message: question } : question);
+  // With the key, a POST that is repeated after a cut starts no second turn.
+  const key = options.idempotencyKey ?? randomName();
+  return new Answer(options, { method: "POST", headers: { "content-type": "application/json", "idempotency-key": key }, body });
+}
+
+/** Reads a turn from its start, or after `options.after`, the `cursor` of an event. */
+export function resume(turn, options = {}) {
+  return new Answer(options, null, turn);
+}
+
+/** An answer that is read from now on. Iterate it for its events, or await `done` for its end. */
+class Answer {
+  turn = null;
+  session = null;
+  model = null;
+  text = "";
+  /** `connecting`, `live`, `reconnecting` or `ended`. */
+  state = "connecting";
+  cursor;
+  done;
+  #options;
+  #post;
+  #events = [];
+  #leaving = new AbortController();
+  #started = later();
+  #changed = later();
+
+  constructor(options, post, turn) {
+    const { after = "", signal } = options;
+    this.#options = options;
+    this.#post = post;
+    this.cursor = String(after);
+    this.#url("/"); // a wrong address throws here, and is not taken for a lost connection
+    if (turn) this.#start(turn);
+    const leave = () => this.#leaving.abort(signal.reason);
+    if (signal?.aborted) leave();
+    signal?.addEventListener("abort", leave);
+    this.done = this.#persist((progress) => this.#read(progress), this.#leaving.signal).finally(() => {
+      signal?.removeEventListener("abort", leave);
+      this.#become("ended");
+      this.#changed.resolve();
+    });
+    // Whoever only iterates receives the error there.
+    this.done.catch(this.#started.reject);
+  }
+
+  /** Yields each event once, with its `cursor`. To leave the loop closes the connection; the turn goes on. */
+  async *[Symbol.asyncIterator]() {
+    try {
+      for (let next = 0; ; ) {
+        while (next < this.#events.length) yield this.#events[next++];
+        if (this.state === "ended") break;
+        await this.#changed.promise;
+      }
+      await this.done;
+    } finally {
+      this.close();
+    }
+  }
+
+  /** Stops reading. The turn goes on, and `resume(turn, { after: cursor })` reads the rest. */
+  close() {
+    this.#leaving.abort(new DOMException("the answer was closed", "AbortError"));
+  }
+
+  /** Ends the turn, and returns it as `GET /v1/turns/{turn}` does. Its text so far remains. */
+  async cancel() {
+    const path = `/v1/turns/${await this.#started.promise}/cancel`;
+    return (await this.#persist(() => this.#request(path, { method: "POST" }))).json();
+  }
+
+  /** Reads one connection. Returns the turn's end; throws a temporary TailraceError if the connection ends before. */
+  async #read(progress) {
+    const connection = new AbortController();
+    const leave = () => connection.abort(this.#leaving.signal.reason);
+    this.#leaving.signal.addEventListener("abort", leave);
+    let silence;
+    const listen = () => {
+      clearTimeout(silence);
+      silence = setTimeout(() => connection.abort(), this.#options.silenceMs ?? SILENCE_MS);
+    };
+    try {
+      listen();
+      const response = await this.#open(connection.signal);
+      if (response.status === 204) return this.#end({ outcome: null });
+      const isStream = (response.headers.get("content-type") ?? "").startsWith("text/event-stream");
+      if (!isStream || !response.body) throw lost(`status ${response.status} without a stream of events`);
+      const turn = response.headers.get("tailrace-turn");
+      if (turn) this.#start(turn);
+      this.#become("live");
+      return await this.#follow(response.body.getReader(), listen, progress);
+    } finally {
+      clearTimeout(silence);
+      this.#leaving.signal.removeEventListener("abort", leave);
+      connection.abort();
+    }
+  }
+
+  #open(signal) {
+    const accept = "text/event-stream";
+    if (!this.turn) return this.#request("/v1/turns", { ...this.#post, headers: { ...this.#post.headers, accept } }, signal);
+    const headers = this.cursor ? { accept, "last-event-id": this.cursor } : { accept };
+    return this.#request(`/v1/turns/${this.turn}/events`, { headers, cache: "no-store" }, signal);
+  }
+
+  /** Takes the events of a stream (WHATWG HTML, section 9.2). An event counts when it is complete. */
+  async #follow(reader, listen, progress) {
+    const decoder = new TextDecoder();
+    let [rest, data, id, waitMs] = ["", "", "", 0];
+    for (;;) {
+      const { done, value } = await reader.read().catch((cause) => {
+        throw lost("the connection is lost", { cause, waitMs });
+      });
+      if (done) throw lost("the stream ended before the answer", { waitMs });
+      listen();
+      const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
+      rest = lines.pop();
+      for (const line of lines) {
+        const [, field, text] = /^(\w*): ?(.*)$/.exec(line.replace(/\r$/, "")) ?? [];
+        if (field === "data") data = text;
+        if (field === "id") id = text;
+        // A gateway that is busy sends nothing but the delay, and closes.
+        if (field === "retry") waitMs = Number(text);
+        if (line.trim() || !data) continue;
+        progress();
+        if (id) this.cursor = id;
+        waitMs = 0;
+        const event = { ...JSON.parse(data), cursor: this.cursor };
+        data = id = "";
+        this.#take(event);
+        if (event.type === "done" || event.type === "error") {
+          const { type, cursor, ...end } = event;
+          return this.#end(type === "error" ? { outcome: "failed", ...end } : end);
+        }
+      }
+    }
+  }
+
+  #take(event) {
+    const { onEvent, onText } = this.#options;
+    if (event.type === "start") {
+      this.session = event.session;
+      this.model = event.model;
+      this.#start(event.turn);
+    }
+    if (event.type === "delta") this.text += event.text;
+    if (event.type === "reset") this.text = "";
+    this.#events.push(event);
+    this.#changed.resolve();
+    this.#changed = later();
+    onEvent?.(event, this);
+    if (event.type === "delta" || event.type === "reset") onText?.(this.text, this);
+  }
+
+  #end(end) {
+    const { turn, session, model, text } = this;
+    return { turn, session, model, text, ...end };
+  }
+
+  #start(turn) {
+    this.turn = turn;
+    this.#started.resolve(turn);
+  }
+
+  #become(state) {
+    if (this.state === state) return;
+    this.state = state;
+    this.#options.onState?.(state, this);
+  }
+
+  /** Returns what `work` returns, after as many tries as it takes; `progress()` begins their count anew. */
+  async #persist(work, signal) {
+    const { triesMax = TRIES_MAX } = this.#options;
+    let tries = 0;
+    for (;;) {
+      try {
+        signal?.throwIfAborted();
+        return await work(() => (tries = 0));
+      } catch (error) {
+        signal?.throwIfAborted();
+        tries += 1;
+        if (!error.isTemporary || tries > triesMax) throw error;
+        if (signal) this.#become("reconnecting");
+        const waitMs = Math.min(WAIT_MAX_MS, WAIT_MS * 2 ** (tries - 1)) * (0.5 + Math.random());
+        await sleep(Math.max(waitMs, error.waitMs ?? 0), signal);
+      }
+    }
+  }
+
+  /** Returns a response with a status of success. Throws TailraceError. */
+  async #request(path, init, signal) {
+    const { fetch = globalThis.fetch, key, headers: given } = this.#options;
+    const headers = new Headers(typeof given === "function" ? await given() : given);
+    if (key) headers.set("authorization", `Bearer ${key}`);
+    for (const [name, value] of Object.entries(init.headers ?? {})) headers.set(name, value);
+    const response = await fetch(this.#url(path), { ...init, headers, signal }).catch((cause) => {
+      throw lost("the connection is lost", { cause });
+    });
+    if (response.ok) return response;
+    const { status } = response;
+    const { error } = await response.json().catch(() => ({}));
+    const retryAfterS = Number(response.headers.get("retry-after")) || 0;
+    const isTemporary = STATUSES_TO_RETRY.includes(status) && retryAfterS <= RETRY_AFTER_MAX_S;
+    const fields = { status, code: error?.code, retryAfterS, waitMs: 1000 * retryAfterS, isTemporary };
+    throw new TailraceError(error?.message ?? `status ${status}`, fields);
+  }
+
+  #url(path) {
+    return new URL((this.#options.url ?? "").replace(/\/$/, "") + path, globalThis.location?.href).href;
+  }
+}
+
+const lost = (message, fields) => new TailraceError(message, { isTemporary: true, ...fields });
+
+/** Returns a promise with the functions that settle it. Node 20 has no `Promise.withResolvers`. */
+function later() {
+  const made = {};
+  made.promise = new Promise((resolve, reject) => Object.assign(made, { resolve, reject }));
+  made.promise.catch(() => {});
+  return made;
+}
+
+/** Returns a random name. Pages without TLS have no `crypto.randomUUID`. */
+function randomName() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** Waits, less if the browser reports that it is online again, or until `signal` is aborted. */
+function sleep(ms, signal) {
+  return new Promise((resolve) => {
+    const wake = () => {
+      clearTimeout(timer);
+      globalThis.removeEventListener?.("online", wake);
+      signal?.removeEventListener("abort", wake);
+      resolve();
+    };
+    const timer = setTimeout(wake, ms);
+    globalThis.addEventListener?.("online", wake);
+    signal?.addEventListener("abort", wake);
+  });
+}
