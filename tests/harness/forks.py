@@ -14,7 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
 from tailrace.deploy.local.spawn import LIBC, PR_SET_PDEATHSIG
+from tailrace.proto.runtime.fast_histogram import FastHistogram
 
 FORKS = multiprocessing.get_context("forkserver")
 PROCESSES = ("gateway", "generators", "persistence", "deploy.simulated_claude")
@@ -72,6 +75,16 @@ def _become(module: str, arguments: Sequence[str], environ: Mapping[str, str], o
     # runpy warns if a module that it runs was imported.
     for name in [name for name in sys.modules if name.startswith("tailrace.") and name.endswith(".__main__")]:
         del sys.modules[name]
+    _forget_metrics(module)
     # The imported modules stay: a collection of garbage need not visit them.
     gc.freeze()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _forget_metrics(module: str) -> None:
+    """Leaves out the metrics of other parts, which a process of its own would not have imported."""
+    for part in ("gateway", "generators", "persistence"):
+        if module != f"tailrace.{part}":
+            for one in vars(sys.modules[f"tailrace.{part}.metrics"]).values():
+                if isinstance(one, Counter | Gauge | Histogram | FastHistogram):
+                    REGISTRY.unregister(one)

@@ -19,7 +19,7 @@ from tests.harness.until import until
 
 needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus: `make clients`")
 RULES = CHECKOUT / "deploy/monitoring/rules.yml"
-WINDOW_S = {"m": 1, "h": 60, "d": 1440}
+WINDOW_S = {"m": 1, "h": 20, "d": 480}
 """How many seconds a minute, an hour and a day of a rule's window last here."""
 START_S_MAX = 20.0
 
@@ -34,8 +34,8 @@ def quicken(rules: str) -> str:
 
 
 def hold_s(count: int, unit: str) -> int:
-    """Returns the seconds for which an alert is held back here: 5 s for 5 minutes and more, 24 s for 2 hours."""
-    return {"s": 0, "m": min(count, 5), "h": 12 * count}[unit]
+    """Returns the seconds for which an alert is held back here: at most 5 s for minutes, 4 s for an hour."""
+    return {"s": 0, "m": min(count, 5), "h": 4 * count}[unit]
 
 
 class Prometheus:
@@ -70,8 +70,8 @@ class Prometheus:
         process = await spawn(command, {}, printed.fileno())
         self._stack.push_async_callback(process.wait)
         self._stack.callback(process.kill)
-        url = f"http://127.0.0.1:{port}"
-        self._client = await self._stack.enter_async_context(httpx2.AsyncClient(base_url=url, trust_env=False))
+        self.url = f"http://127.0.0.1:{port}"
+        self._client = await self._stack.enter_async_context(httpx2.AsyncClient(base_url=self.url, trust_env=False))
         await until(self._is_ready, START_S_MAX)
         return self
 

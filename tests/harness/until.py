@@ -11,11 +11,18 @@ LOOK_EVERY_S = 0.01
 
 
 @overload
-async def until(condition: Callable[[], Awaitable[T]], deadline_s: float = 10.0) -> T: ...
+async def until(
+    condition: Callable[[], Awaitable[T]], deadline_s: float = 10.0, every_s: float = LOOK_EVERY_S
+) -> T: ...
 @overload
-async def until(condition: Callable[[], T], deadline_s: float = 10.0) -> T: ...
-async def until(condition: Callable[[], T | Awaitable[T]], deadline_s: float = 10.0) -> T:
-    """Returns the first true value of `condition`; fails after `deadline_s` seconds with the last value."""
+async def until(condition: Callable[[], T], deadline_s: float = 10.0, every_s: float = LOOK_EVERY_S) -> T: ...
+async def until(
+    condition: Callable[[], T | Awaitable[T]], deadline_s: float = 10.0, every_s: float = LOOK_EVERY_S
+) -> T:
+    """Returns the first true value of `condition`; fails after `deadline_s` seconds with the last value.
+
+    It looks every `every_s` seconds.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + deadline_s
     while True:
@@ -25,4 +32,4 @@ async def until(condition: Callable[[], T | Awaitable[T]], deadline_s: float = 1
             return seen
         if loop.time() >= deadline:
             raise AssertionError(f"not within {deadline_s} s; seen last: {seen!r}")
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(every_s)

@@ -1,12 +1,12 @@
 // The page /ops in Chromium: `ops.mjs GATEWAY FOLDER [KEY]`. Prints a line for each size and colour scheme.
-// With a KEY, it first tries a wrong one. A screenshot of each is written to FOLDER.
+// SCHEMES has the colour schemes. With a KEY, it first tries a wrong one. A screenshot of each is written to FOLDER.
 import { chromium } from "playwright-core";
 
 const [gateway, folder, key] = process.argv.slice(2);
 const SIZES = { desktop: { width: 1440, height: 1000 }, phone: { width: 390, height: 844 } };
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
 
-for (const colorScheme of ["light", "dark"]) {
+for (const colorScheme of (process.env.SCHEMES ?? "light,dark").split(",")) {
   for (const [size, viewport] of Object.entries(SIZES)) {
     const page = await browser.newPage({ viewport, colorScheme });
     const [complaints, elsewhere, login] = [[], [], []];
