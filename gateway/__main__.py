@@ -49,6 +49,7 @@ from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.store_trace import trace_feature
 from tailrace.gateway.turns.submission import SubmitFeatures
 from tailrace.gateway.turns.submit import TurnSubmitter
+from tailrace.gateway.turns.unread_tokens import UnreadTokens
 from tailrace.gateway.turns.webhook_url import webhook_feature
 from tailrace.proto import service
 from tailrace.proto.errors import SettingsInvalid
@@ -178,7 +179,11 @@ def build(
             request_blobs.feature(),
             trace_feature(),
         ),
-        stored=(share_steps.stored, deleted_parent_feature(log, history, deleter)),
+        stored=(
+            share_steps.stored,
+            deleted_parent_feature(log, history, deleter),
+            UnreadTokens(log, rpc, fan_out, group, draining).feature(),
+        ),
     )
     submitter = TurnSubmitter(
         log, claims, Conversations(log, history), catalogue, settings, log_fullness, draining, features

@@ -9,7 +9,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from tailrace.proto.entries import Mode, Outcome
 from tailrace.proto.fold import Turn
-from tailrace.proto.models import find_model
+from tailrace.proto.models import model_label
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.fast_histogram import FastHistogram
@@ -149,9 +149,3 @@ def count_end(key: TurnKey, turn: Turn) -> None:
         TENANT_COST.labels(tenant).inc(end.cost_nano_usd / NANO_USD_PER_USD)
         for kind in end.usage.__struct_fields__:
             TENANT_USAGE.labels(kind, tenant).inc(getattr(end.usage, kind))
-
-
-def model_label(model: str) -> str:
-    """Returns the id of a Claude model; `other` for any other name, as clients may send any and labels are bounded."""
-    found = find_model(model)
-    return "other" if found is None else found.id

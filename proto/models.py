@@ -121,6 +121,12 @@ def find_model(name: str) -> Model | None:
     return _by_name().get(name)
 
 
+def model_label(name: str) -> str:
+    """Returns the id of a Claude model; `other` for any other name, as clients may send any and labels are bounded."""
+    found = find_model(name)
+    return "other" if found is None else found.id
+
+
 def resolve_model(name: str, aliases: Mapping[str, str]) -> Model | None:
     """Returns the model for a client's `name`, or None.
 

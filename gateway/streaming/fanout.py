@@ -7,6 +7,7 @@ write buffers, and delays no other reader.
 import asyncio
 import sys
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -154,6 +155,7 @@ class FanOut:
         self._feeds: dict[TurnKey, TurnFeed] = {}
         self._following: dict[TurnFeed, asyncio.Task[None]] = {}
         self._dropping: dict[TurnFeed, asyncio.TimerHandle] = {}
+        self._readers = Counter[TurnKey]()
 
     @asynccontextmanager
     async def subscribe(self, key: TurnKey, cursor: Seq, *, from_start: bool = False) -> AsyncIterator[TurnFeed]:
@@ -174,7 +176,7 @@ class FanOut:
 
     def has_readers(self, key: TurnKey) -> bool:
         """Returns whether the turn has readers in this process."""
-        return any(feed.key == key and feed.readers for feed in self._following)
+        return key in self._readers
 
     def close(self) -> None:
         """Stops following all turns."""
@@ -226,6 +228,7 @@ class FanOut:
 
     async def _add_reader(self, feed: TurnFeed) -> TurnFeed:
         feed.readers += 1
+        self._readers[feed.key] += 1
         if (timer := self._dropping.pop(feed, None)) is not None:
             timer.cancel()
         try:
@@ -237,6 +240,9 @@ class FanOut:
 
     def _remove_reader(self, feed: TurnFeed) -> None:
         feed.readers -= 1
+        self._readers[feed.key] -= 1
+        if not self._readers[feed.key]:
+            del self._readers[feed.key]
         if not feed.readers:
             # A client that lost its connection reconnects within a second or two, and needs no read of the log then.
             linger_s = 0 if feed.is_broken else self._linger_s

@@ -13,9 +13,9 @@ from prometheus_client import Histogram
 
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.backends.observed import ObservedBackend
-from tailrace.generators.metrics import model_label
 from tailrace.proto.errors import BackendError
 from tailrace.proto.events import BlockDelta
+from tailrace.proto.models import model_label
 from tailrace.proto.runtime.fast_histogram import FastHistogram
 
 PREFIX = re.compile(r".*[./]")

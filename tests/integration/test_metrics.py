@@ -1,17 +1,22 @@
 """Metrics of what users feel, in the metrics of real processes: waits, tokens, resuming, takeover, stop, recording."""
 
+import asyncio
 from pathlib import Path
 from signal import SIGKILL
 
 import httpx2
 import pytest
+from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from tailrace.deploy.local import ports
+from tailrace.gateway.turns import unread_tokens
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
 from tests.harness.readers import read
 from tests.harness.system import System
+from tests.harness.until import until
+from tests.integration.conftest import Gateway
 
 # The samples that each process must have after the story below: at least one observation each.
 GATEWAY = (
@@ -83,3 +88,35 @@ async def test_what_users_feel_is_measured(tmp_path: Path) -> None:
         for port, names in ((of_gateway, GATEWAY), (survivor, GENERATOR), (of_persistence, PERSISTENCE)):
             found = await scrape(port)
             assert [name for name in names if not found.get(name)] == []
+
+
+async def test_tokens_are_counted_that_were_generated_without_a_reader(
+    gateway: Gateway, second_gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tokens of a turn without readers, some of one whose reader left, none of one read at another gateway."""
+    for pause in ("FIRST_LOOK_S", "LOOK_EVERY_S"):
+        monkeypatch.setattr(unread_tokens, pause, 0.2)
+
+    def counted(model: str) -> float:
+        return REGISTRY.get_sample_value("tailrace_gateway_unread_tokens_total", {"model": model}) or 0.0
+
+    async def run(model: str, most: int | None) -> tuple[str, float]:
+        """Runs a turn of which `most` frames are read. Returns its model, and the tokens that it generated."""
+        body = {"message": "#sim words=60 rate=20", "model": model}
+        turn = (await gateway.client.post("/v1/turns", json=body)).json()["turn"]
+        if most != 0:
+            await read(second_gateway.client, turn, most=most)
+
+        async def tokens() -> float:
+            record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
+            return 0.0 if record["outcome"] == "running" else float(record["usage"]["output_tokens"])
+
+        return model, await until(tokens)
+
+    (read_whole, _), (left, some), (unread, every) = await asyncio.gather(
+        run("claude-opus-5-5", None), run("claude-haiku-5-5", 10), run("claude-sonnet-5-5", 0)
+    )
+    await until(lambda: counted(left) and counted(unread))
+    assert counted(unread) == every
+    assert 0 < counted(left) < some
+    assert counted(read_whole) == 0

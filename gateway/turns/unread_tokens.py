@@ -1,0 +1,87 @@
+"""Counts the tokens that turns generated while no reader was connected to any gateway.
+
+The gateway that accepted a turn looks every few seconds whether the turn has readers. It asks other gateways only if it
+has none itself. The stored times of the deltas then tell the share that was stored without readers.
+"""
+
+import asyncio
+from bisect import bisect_left
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from tailrace.gateway import metrics
+from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.streaming.stream_timings import is_delta
+from tailrace.gateway.turns.on_disconnect import PRESENCE_TIMEOUT_S
+from tailrace.gateway.turns.submission import Feature, Submission
+from tailrace.proto.entries import End
+from tailrace.proto.errors import LogError
+from tailrace.proto.ids import BEFORE_FIRST
+from tailrace.proto.models import model_label
+from tailrace.proto.nats import Rpc, TurnLog
+from tailrace.proto.subjects import TurnKey
+
+# A client that creates a turn and then opens its stream needs a moment.
+FIRST_LOOK_S = 1.0
+LOOK_EVERY_S = 5.0
+
+
+class UnreadTokens:
+    """Follows the accepted turns in `group`, those of batches excepted, until they end or the gateway drains."""
+
+    def __init__(
+        self, log: TurnLog, services: Rpc, fan_out: FanOut, group: asyncio.TaskGroup, draining: asyncio.Event
+    ) -> None:
+        self._log = log
+        self._services = services
+        self._fan_out = fan_out
+        self._group = group
+        self._draining = draining
+
+    def feature(self) -> Feature[Submission]:
+        """Returns the step that begins to watch a stored turn. A batch has no answer of its own."""
+
+        async def begin(submission: Submission) -> None:
+            self._group.create_task(self._watch(submission.turn, submission.entry.model))
+
+        return Feature(lambda submission: submission.entry.batch is None or None, begin)
+
+    async def _watch(self, key: TurnKey, model: str) -> None:
+        """Looks for readers until the turn has ended or left the log; then counts. Without the log, nothing counts."""
+        times, is_unread, wait_s = list[datetime](), list[bool](), FIRST_LOOK_S
+        with suppress(LogError):
+            while not await self._is_draining_within(wait_s):
+                wait_s, has_readers = LOOK_EVERY_S, self._fan_out.has_readers(key)
+                if not has_readers:
+                    if await self._log.has_end(key) or not await self._log.is_known(key):
+                        break
+                    has_readers = await self._services.has_readers(key, timeout_s=PRESENCE_TIMEOUT_S)
+                times.append(datetime.now(UTC))
+                is_unread.append(not has_readers)
+            if any(is_unread):
+                tokens = await self._unread_tokens(key, times, is_unread)
+                metrics.UNREAD_TOKENS.labels(model_label(model)).inc(tokens)
+
+    async def _unread_tokens(self, key: TurnKey, times: Sequence[datetime], is_unread: Sequence[bool]) -> float:
+        """Returns the output tokens of an ended turn, times the share of its deltas that were stored without readers.
+
+        A delta belongs to the next look, or to the last one.
+        """
+        deltas = unread = tokens = 0
+        after = BEFORE_FIRST
+        while page := await self._log.replay(key, after):
+            after = page[-1].seq
+            for stored in page:
+                if isinstance(stored.entry, End):
+                    tokens = stored.entry.usage.output_tokens
+                elif is_delta(stored):
+                    deltas += 1
+                    unread += is_unread[min(bisect_left(times, stored.at), len(times) - 1)]
+        return tokens * unread / deltas if deltas else 0.0
+
+    async def _is_draining_within(self, wait_s: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._draining.wait()
+        return self._draining.is_set()
