@@ -13,7 +13,7 @@ from typing import NoReturn, get_args
 
 import msgspec
 
-from tailrace.deploy.cli import batch, doctor, keys, status, streams, turn, usage
+from tailrace.deploy.cli import batch, doctor, keys, monitoring, status, streams, turn, usage
 from tailrace.deploy.local import nats_cluster, nats_server
 from tailrace.deploy.local import restart_node as node
 from tailrace.deploy.local.options import SYNCS, Options
@@ -54,6 +54,13 @@ Give it to the receiver's Standard Webhooks library (https://www.standardwebhook
 derived from TAILRACE_WEBHOOK_KEY and the tenant's name.
 
   TAILRACE_WEBHOOK_KEY=… tailrace webhook-secret --tenant acme
+"""
+MONITORING_EXAMPLES = """\
+example:
+  tailrace monitoring tailrace-monitoring --runbook https://wiki.example/RUNBOOK.md
+
+The folder has Grafana's dashboards, rules of Prometheus, and examples of both configurations and of Alertmanager's.
+docs/RUNBOOK.md says how to install them.
 """
 KEYS_EXAMPLES = """\
 examples:
@@ -195,6 +202,16 @@ def show_webhook_secret(given: argparse.Namespace, environ: Mapping[str, str]) -
     return 0
 
 
+def write_monitoring(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+    try:
+        written = monitoring.write(given.folder, given.runbook)
+    except FileExistsError:
+        print(f"tailrace: {given.folder} exists already: name a new folder", file=sys.stderr)
+        return EXIT_ERROR
+    print(*written, sep="\n")
+    return 0
+
+
 def create_key(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     made, is_first = asyncio.run(
         keys.create(
@@ -291,6 +308,7 @@ def parser() -> Parser:
     add_turn(commands)
     add_batch(commands)
     add_webhook_secret(commands)
+    add_monitoring(commands)
     return tailrace
 
 
@@ -403,6 +421,26 @@ def add_webhook_secret(commands: "argparse._SubParsersAction[Parser]") -> None:
         epilog=WEBHOOK_EXAMPLES,
     )
     add_tenant(parser)
+
+
+def add_monitoring(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = command(
+        commands,
+        "monitoring",
+        write_monitoring,
+        summary="write dashboards and alert rules into a folder",
+        description="Write the files of monitoring, whose panels and alerts link to your copy of docs/RUNBOOK.md.",
+        epilog=MONITORING_EXAMPLES,
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--runbook", type=url, required=True, metavar="URL", help="where your people read the runbook")
+
+
+def url(text: str) -> str:
+    # Quotes and the like would end a string in the files.
+    if not re.fullmatch(r"""https?://[^\s"'\\<>]+""", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a URL: it looks like https://wiki.example/RUNBOOK.md")
+    return text
 
 
 def tenant(text: str) -> Tenant:

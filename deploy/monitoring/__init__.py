@@ -1,4 +1,4 @@
 """Monitoring: dashboards, recording rules and alerts, with example configurations of Prometheus and Grafana."""
 
 RUNBOOK_URL = "https://runbook.example/RUNBOOK.md"
-"""Stands for the address at which the operator keeps docs/RUNBOOK.md: panels and alerts link to its sections."""
+"""Stands for the address of the operator's docs/RUNBOOK.md, which `tailrace monitoring` writes in its place."""

@@ -1,5 +1,6 @@
 """Arguments and messages of the `tailrace` command."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +109,27 @@ def test_the_data_is_in_the_users_directory_unless_this_folder_has_a_data_direct
     (tmp_path / ".tailrace").mkdir()
     assert parser().parse_args(["up"]).data == Path(".tailrace")
     assert parser().parse_args(["up", "--data", "else"]).data == Path("else")
+
+
+def test_monitoring_writes_files_that_link_to_the_runbook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All but the source code. An existing folder is not changed."""
+    folder, runbook = tmp_path / "new", "https://wiki.example/a?b=RUNBOOK.md"
+    assert main(["monitoring", str(folder), "--runbook", runbook]) == 0
+    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert {path.suffix for path in written} == {".json", ".yml"}
+    assert not [path for path in written if "runbook.example" in path.read_text()]
+    assert f"{runbook}#service-levels" in (folder / "rules.yml").read_text()
+    links = json.loads((folder / "dashboards/tailrace-users.json").read_text())["panels"][0]["links"]
+    assert links[0]["url"].startswith(f"{runbook}#")
+    assert main(["monitoring", str(folder), "--runbook", runbook]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["wiki.example/RUNBOOK.md", 'https://wiki.example/"', "file:///RUNBOOK.md"])
+def test_monitoring_refuses_what_is_no_url(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["monitoring", str(tmp_path / "new"), "--runbook", url])
+    assert "is not a URL" in capsys.readouterr().err
 
 
 def test_webhook_secret_prints_the_secret(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
