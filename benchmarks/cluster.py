@@ -37,7 +37,7 @@ class Measured(msgspec.Struct, frozen=True):
     """What was not as it should be, in the end."""
 
 
-async def accepted(system: ClusterSystem) -> tuple[float, float]:
+async def measure_acceptance(system: ClusterSystem) -> tuple[float, float]:
     """How long it took until a POST was accepted, and the slowest answer on the way."""
     began, slowest_s = monotonic(), 0.0
     while monotonic() < began + POST_S_MAX:
@@ -59,7 +59,7 @@ async def measured(system: ClusterSystem, fault: Fault) -> Measured:
         await fault(system)
         # Servers that had to be started again have the bar from then on.
         since = monotonic() if fault.__name__ == "kill_all" else before
-        posting = asyncio.create_task(accepted(system))
+        posting = asyncio.create_task(measure_acceptance(system))
     accepted_s, slowest_s = await posting
     await system.healed()
     broken = ""

@@ -15,7 +15,7 @@ from signal import SIGKILL
 
 import uvloop
 
-from benchmarks.storm import Reader, told
+from benchmarks.storm import Reader, describe_latencies
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
@@ -76,7 +76,8 @@ async def main() -> None:
         for second in seconds:
             second.transport.close()
     print(
-        f"{count} readers of a gateway that was killed; each has the next entry after: {told(took)}; repeats: {holes}"
+        f"{count} readers of a gateway that was killed; each has the next entry after: {describe_latencies(took)}; "
+        f"repeats: {holes}"
     )
 
 

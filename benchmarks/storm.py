@@ -278,13 +278,15 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seen = await storm(asked.readers, asked.seconds, asked.seed, Path(folder))
     print(f"{asked.readers} readers within {asked.seconds:.0f} s; answered {dict(seen.statuses)}, broken {seen.broken}")
-    print(f"all caught up after {seen.took_s:.1f} s; each: {told(seen.caught_up)}; wrong: {len(seen.wrong)}")
-    print(f"others wait, before: {told(seen.calm)}; meanwhile: {told(seen.late)}")
+    print(
+        f"all caught up after {seen.took_s:.1f} s; each: {describe_latencies(seen.caught_up)}; wrong: {len(seen.wrong)}"
+    )
+    print(f"others wait, before: {describe_latencies(seen.calm)}; meanwhile: {describe_latencies(seen.late)}")
     each = (seen.bytes_after - seen.bytes_before) / asked.readers / 1000
     print(f"gateway: {seen.cpu_s:.1f} s at work, {seen.bytes_after / 1e6:.0f} MB, {each:.0f} kB for each reader")
 
 
-def told(times: list[float]) -> str:
+def describe_latencies(times: list[float]) -> str:
     return f"median {percentile(times, 50):.3f} s, p99 {percentile(times, 99):.3f} s, most {max(times):.3f} s"
 
 

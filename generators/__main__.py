@@ -61,7 +61,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         races = Hedging(log, hedges, settlement, name=name, after_s=settings.hedge_after_s)
     async with open_backends(settings) as (orders, backends):
         claude = find_anthropic_api(backends)
-        caller = ModelCaller(observed(backends), orders, retry, blobs)
+        caller = ModelCaller(observe_backends(backends), orders, retry, blobs)
         planner = Planner(settings.attempts_max, [cut_at_cost])
         runner = TurnRunner(
             log,
@@ -147,7 +147,7 @@ async def open_backends(settings: Settings) -> AsyncIterator[tuple[BackendOrders
         yield orders, backends
 
 
-def observed(backends: Mapping[str, Backend]) -> dict[str, Backend]:
+def observe_backends(backends: Mapping[str, Backend]) -> dict[str, Backend]:
     """Returns the backends with metrics of each call and, where traces are on, a span."""
     measured: dict[str, Backend] = {name: MeasuredBackend(name, backend) for name, backend in backends.items()}
     return {name: TracedBackend(name, backend) for name, backend in measured.items()} if tracing.is_on() else measured

@@ -72,7 +72,7 @@ def supports_prefill(name: str) -> bool:
 def append_answer(messages: list[Message], text: str) -> list[Message]:
     """Returns `messages` with a partial answer, which continues a last message of the assistant (the client's prefill).
 
-    The API joins consecutive messages of one role, but its documentation does not say with what between them.
+    The API joins consecutive messages of one role, but its documentation does not say with which separator.
     """
     *before, last = messages
     match last:

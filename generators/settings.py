@@ -15,7 +15,7 @@ from tailrace.proto.service import ModelSettings
 
 # A model may think for minutes without sending any of it.
 PINGS_TIMEOUT_S = 300.0
-# Each is six series of a Prometheus.
+# Each tenant adds six time series.
 METRICS_TENANTS_MAX = 100
 # The characters of a header value.
 API_KEY = re.compile(r"[\x21-\x7e]+")

@@ -138,7 +138,7 @@ class AnthropicApi(MessagesApi):
         if len(body) == 1:
             return await super().post(path, body, headers)
         headers["content-length"] = str(sum(map(len, body)))
-        return await self._post(path, _taken(body), headers)
+        return await self._post(path, _pop_pieces(body), headers)
 
     async def models(self) -> ListedModels:
         """Returns the models that the key may use, at most 1,000 (the API's largest page). Raises BackendError.
@@ -188,15 +188,15 @@ def timeout(connect_timeout_s: float, stall_timeout_s: float) -> httpx2.Timeout:
     )
 
 
-async def _taken(pieces: list[bytes]) -> AsyncIterator[bytes]:
-    """Yields the pieces and drops each."""
+async def _pop_pieces(pieces: list[bytes]) -> AsyncIterator[bytes]:
+    """Yields the pieces in order and drops each one, so that a sent piece uses no memory."""
     pieces.reverse()
     while pieces:
         yield pieces.pop()
 
 
 async def encode_body(call: Call, **more: object) -> list[bytes]:
-    """Returns the body of a Messages request, with the fields `more`, in pieces; a body that is not large is one.
+    """Returns the body of a Messages request, with the fields `more`, in pieces; a body that is not large is one piece.
 
     The SDK's encoder is so slow on many small values that leases expire meanwhile.
     """

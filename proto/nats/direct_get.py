@@ -20,8 +20,8 @@ from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import STREAM, tenant_of
 
 # A frozen follower never answers, so the request is repeated soon; the servers distribute requests over the replicas,
-# and of three replicas a third goes to the frozen one. A busy server answers later, and must not get many requests
-# twice: the timeout grows.
+# so one of three goes to the frozen one. A busy server answers later. The timeout grows, so that such a server does not
+# receive many requests twice.
 TRY_TIMEOUTS_S = (0.25, 0.25, 0.5, 0.5, 1.0, 1.0)
 RETRY_WAIT_S = 0.05
 # The server answers reads one after another, also those that were given up here: of sixty long turns read at once, none

@@ -125,7 +125,7 @@ class Follower:
                 await asyncio.sleep(STALE_WAIT_S)
 
     async def _confirm(self) -> bool:
-        """Compares the chain with the log; returns whether it is valid, and marks it as confirmed then.
+        """Compares the chain with the log; returns whether it is valid. A valid chain is marked as confirmed.
 
         Raises LogUnavailable.
         """

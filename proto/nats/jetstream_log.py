@@ -82,7 +82,7 @@ class JetStreamLog:
         query = msgspec.json.encode({"subjects_filter": turn})
         reply = await self._connection.request(f"$JS.API.STREAM.INFO.{STREAM}", query, timeout_s=COUNT_TIMEOUT_S)
         state = _info.decode(reply.data).state
-        # The oldest entries expire first.
+        # The request is the oldest entry, so while it exists no entry of the turn has expired.
         is_whole = state.subjects.get(f"{turn[:-1]}request") == 1
         return Count(sum(state.subjects.values()) if is_whole else 0, state.last_seq)
 

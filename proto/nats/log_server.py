@@ -35,7 +35,7 @@ class Page(NamedTuple):
 
 
 class Count(NamedTuple):
-    """How many entries of a turn are stored, valid or not; at least all up to the sequence `upto` are counted."""
+    """The number of stored entries of a turn, valid or not. It includes all entries up to the sequence `upto`."""
 
     entries: int
     upto: Seq
@@ -107,7 +107,7 @@ class LogServer(Protocol):
         ...
 
     async def has_entry(self, key: TurnKey, seq: Seq) -> bool:
-        """Asks the stream's leader whether the turn has an entry at `seq`. As wrong as `last_seq` may be.
+        """Asks the stream's leader whether the turn has an entry at `seq`. May be as old as `last_seq`.
 
         Raises LogUnavailable.
         """

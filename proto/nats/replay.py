@@ -110,8 +110,8 @@ async def read_valid(
 async def is_stored_chain(server: LogServer, key: TurnKey, chain: Chain, start: Chain = START) -> bool:
     """Returns whether the log's chain is `chain`, whose entries are all stored (PROTOCOL R80).
 
-    `start` is a part of it that is certain. If the log has as many entries as `chain`, it has no others. Otherwise they
-    are read. Raises LogUnavailable.
+    `start` is a beginning of `chain` that is known to be valid. If the log has as many entries as `chain`, it has no
+    others. Otherwise they are read. Raises LogUnavailable.
     """
     if chain.length is not None:
         with suppress(LogUnavailable):

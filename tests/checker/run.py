@@ -226,7 +226,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 def _decode(sent: list[bytes]) -> Story | None:
     """Returns the story that a client decodes, or None if the bytes are not valid."""
     try:
-        return readers.told(sent)
+        return readers.story_of(sent)
     except (msgspec.DecodeError, KeyError):
         return None
 

@@ -63,7 +63,7 @@ async def connections() -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
-async def told(gateway: Gateway, turn: str) -> str:
+async def stored_text(gateway: Gateway, turn: str) -> str:
     """Returns the text of a completed turn, which is the same in the log and in SQLite."""
     record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
     assert record["outcome"] == "completed", record

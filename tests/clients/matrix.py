@@ -22,9 +22,9 @@ from openai import AsyncOpenAI
 
 from tailrace.proto.ids import new_id
 from tests.clients import node
-from tests.clients.openai_chat import kept, resumed, whole_entries
+from tests.clients.openai_chat import read_until_cut, resumed, whole_entries
 from tests.harness.displayed_text import SAYS
-from tests.harness.readers import told
+from tests.harness.readers import story_of
 from tests.integration.conftest import KEY
 
 MODEL = "claude-haiku-5-5"
@@ -113,7 +113,7 @@ async def chat_python(url: str, line: str) -> Answer:
             model=MODEL, messages=[{"role": "user", "content": line}], stream=True
         )
         turn = stream.response.headers["tailrace-turn"]
-        while not await kept(stream, chunks):
+        while not await read_until_cut(stream, chunks):
             chunks, cursor = whole_entries(chunks)
             stream = await resumed(sdk, turn, cursor)
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["stop"]
@@ -197,7 +197,7 @@ async def httpx_sse(url: str, line: str) -> Answer:
     sent: list[bytes] = []
     last = "0"
     async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, trust_env=False, timeout=30) as client:
-        while not sent or told(sent).outcome == "running":
+        while not sent or story_of(sent).outcome == "running":
             events = f"{url}/v1/turns/{turn}/events"
             with suppress(httpx.TransportError):
                 async with aconnect_sse(client, "GET", events, headers={"last-event-id": last}) as source:
@@ -205,7 +205,7 @@ async def httpx_sse(url: str, line: str) -> Answer:
                         sent.append(b"data: " + event.data.encode())
                         last = event.id
             await asyncio.sleep(RECONNECT_S)
-    return Answer(turn, told(sent).text)
+    return Answer(turn, story_of(sent).text)
 
 
 def node_reader(client: str, dialect: str) -> Read:

@@ -21,7 +21,7 @@ def sdk_of(url: str, **given: Any) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, **{"max_retries": 0, **given})
 
 
-def asked(line: str) -> list[ChatCompletionMessageParam]:
+def user_message(line: str) -> list[ChatCompletionMessageParam]:
     return [{"role": "user", "content": line}]
 
 
@@ -33,11 +33,11 @@ def cursor_of(chunk: ChatCompletionChunk) -> int | None:
     return (chunk.model_extra or {}).get("cursor")
 
 
-def said(chunks: list[ChatCompletionChunk]) -> str:
+def text_of(chunks: list[ChatCompletionChunk]) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
-async def kept(chunks: AsyncIterable[ChatCompletionChunk], got: list[ChatCompletionChunk]) -> bool:
+async def read_until_cut(chunks: AsyncIterable[ChatCompletionChunk], got: list[ChatCompletionChunk]) -> bool:
     """Appends chunks to `got`; returns whether the stream ended, rather than the connection."""
     try:
         async for chunk in chunks:

@@ -14,7 +14,7 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
-from tests.clients.conftest import Takeover, told
+from tests.clients.conftest import Takeover, stored_text
 from tests.harness import processes
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import last_request, stats, words
@@ -74,7 +74,7 @@ async def test_interruption_of_the_model_call_is_hidden(gateway: Gateway, claude
     before = await calls(claude)
     run = await claude_p(gateway.url, home, f"{LINE} fault=cut@20x1")
     assert (run.result, run.retries, len(run.turns)) == (TEXT, 0, 1)
-    assert await told(gateway, run.turns[0]) == TEXT
+    assert await stored_text(gateway, run.turns[0]) == TEXT
     assert await calls(claude) - before == 2
 
 
@@ -85,7 +85,7 @@ async def test_repeated_request_after_a_cut_gets_the_same_turn(gateway: Gateway,
         run = await claude_p(proxy.url, home, LINE)
         assert proxy.left == []
     assert (run.result, run.retries, set(run.turns)) == (TEXT, 2, set(run.turns[:1]))
-    assert await told(gateway, run.turns[0]) == TEXT
+    assert await stored_text(gateway, run.turns[0]) == TEXT
     assert await calls(claude) - before == 1
 
 
@@ -96,7 +96,7 @@ async def test_restarted_answer_is_streamed_from_its_start(gateway: Gateway, cla
     before = await calls(claude)
     run = await claude_p(gateway.url, home, f"{LINE} thinking=9 fault=cut@5x1")
     assert (run.result, run.retries, len(run.turns), len(set(run.turns))) == (TEXT, 1, 2, 1)
-    assert await told(gateway, run.turns[0]) == TEXT
+    assert await stored_text(gateway, run.turns[0]) == TEXT
     assert await calls(claude) - before == 2
 
 
@@ -114,7 +114,7 @@ async def test_killed_generator_is_hidden(takeover: Takeover, home: Path) -> Non
     async with takeover.killed_after(20):
         run = await running
     assert (run.result, run.retries, len(run.turns)) == (TEXT, 0, 1)
-    assert await told(takeover.gateway, run.turns[0]) == TEXT
+    assert await stored_text(takeover.gateway, run.turns[0]) == TEXT
 
 
 @pytest.mark.proves("anthropic", "resumes when its gateway is killed", "Claude Code")
@@ -133,7 +133,7 @@ async def test_next_gateway_has_the_turn_of_a_killed_one(
         await mortal.start()
         run = await running
     assert (run.result, len(run.turns), len(set(run.turns))) == (TEXT, 2, 1)
-    assert await told(gateway, run.turns[0]) == TEXT
+    assert await stored_text(gateway, run.turns[0]) == TEXT
     assert await calls(claude) - before["calls"] == 1
 
 

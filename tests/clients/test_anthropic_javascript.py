@@ -7,7 +7,7 @@ import pytest
 from anthropic.types import Message
 
 from tests.clients import node
-from tests.clients.conftest import told
+from tests.clients.conftest import stored_text
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.integration.conftest import KEY, Gateway, NewGateway
@@ -18,7 +18,7 @@ LINE = "#sim words=40 rate=200"
 SLOW = "#sim words=40 rate=60"
 
 
-async def asked(url: str, how: str, line: str = LINE) -> dict[str, Any]:
+async def run_client(url: str, how: str, line: str = LINE) -> dict[str, Any]:
     (printed,) = await node.run("anthropic.mjs", url, KEY, how, line)
     return printed
 
@@ -33,9 +33,11 @@ def turn_of(message: dict[str, Any]) -> str:
 @pytest.mark.proves("anthropic", "thinking", "@anthropic-ai/sdk")
 async def test_stream_adds_up_to_the_json_message(gateway: Gateway) -> None:
     line = f'{LINE} thinking=3 tool=look json={{"query":"a \\"b\\" 🌊"}}'
-    stream, whole = await asyncio.gather(asked(gateway.url, "stream", line), asked(gateway.url, "whole", line))
+    stream, whole = await asyncio.gather(
+        run_client(gateway.url, "stream", line), run_client(gateway.url, "whole", line)
+    )
     message = Message.model_validate(stream["message"])
-    assert stream["text"] == TEXT == await told(gateway, turn_of(stream["message"]))
+    assert stream["text"] == TEXT == await stored_text(gateway, turn_of(stream["message"]))
     assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
     assert stream["message"]["content"][2]["input"] == {"query": 'a "b" 🌊'}
     same = {"id": "msg", "stop_details": None, "parsed_output": None}
@@ -46,7 +48,7 @@ async def test_stream_adds_up_to_the_json_message(gateway: Gateway) -> None:
 async def test_pings_are_ignored(system: System, gateway: Gateway, new_gateway: NewGateway) -> None:
     """Before `message_start` and between two deltas."""
     beating = await new_gateway(system.nats_url, heartbeat_s=0.1)
-    shown = await asked(beating.url, "raw", "#sim words=3 rate=4 wait=0.5")
+    shown = await run_client(beating.url, "raw", "#sim words=3 rate=4 wait=0.5")
     assert (shown["text"], "ping" in shown["kinds"], shown["kinds"]["message_stop"]) == (words(3), False, 1)
 
 
@@ -55,8 +57,8 @@ async def test_pings_are_ignored(system: System, gateway: Gateway, new_gateway: 
 async def test_failure_is_raised_with_its_type(gateway: Gateway) -> None:
     """Before the first word with the status of the API and the turn; later as an event."""
     before, later = await asyncio.gather(
-        asked(gateway.url, "whole", "#sim fault=529"),
-        asked(gateway.url, "stream", "#sim words=99 rate=0 fault=500@4+"),
+        run_client(gateway.url, "whole", "#sim fault=529"),
+        run_client(gateway.url, "stream", "#sim words=99 rate=0 fault=500@4+"),
     )
     record = (await gateway.client.get(f"/v1/turns/{before['requestID']}")).json()
     assert (before["status"], before["type"], record["outcome"]) == (529, "overloaded_error", "failed")

@@ -10,7 +10,7 @@ import pytest
 from anthropic import AsyncAnthropic
 from anthropic.types import Message
 
-from tests.clients.conftest import told
+from tests.clients.conftest import stored_text
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.displayed_text import SAYS
 from tests.harness.generator_in_loop import last_request, words
@@ -48,7 +48,7 @@ async def streamed(sdk: AsyncAnthropic, line: str) -> Message:
         return await stream.get_final_message()
 
 
-def said(message: Message) -> str:
+def text_of(message: Message) -> str:
     return "".join(block.text for block in message.content if block.type == "text")
 
 
@@ -88,9 +88,9 @@ async def test_stream_adds_up_to_the_json_message(gateway: Gateway, sdk: AsyncAn
     assert [block.type for block in shown.content] == ["thinking", "text", "tool_use"]
     assert [cited["cited_text"] for cited in blocks(shown)[1]["citations"]] == ["000000000.", "000000001."]
     assert shown.content[-1].to_dict()["input"] == {"query": 'a "b" 🌊'}
-    assert (shown.stop_reason, shown.usage.output_tokens > 40, said(shown)) == ("tool_use", True, TEXT)
+    assert (shown.stop_reason, shown.usage.output_tokens > 40, text_of(shown)) == ("tool_use", True, TEXT)
     assert plain(stream) == plain(whole)
-    assert [await told(gateway, turn_of(one)) for one in (whole, stream)] == [TEXT, TEXT]
+    assert [await stored_text(gateway, turn_of(one)) for one in (whole, stream)] == [TEXT, TEXT]
 
 
 def plain(message: Message) -> dict[str, Any]:
@@ -135,7 +135,7 @@ async def test_fields_of_the_message_are_passed_on(gateway: Gateway, sdk: AsyncA
     whole = await sdk.messages.create(**asked)
     *_, delta, _ = [event async for event in await sdk.messages.create(**asked, stream=True)]
     assert delta.type == "message_delta"
-    assert (whole.stop_reason, whole.stop_sequence, said(whole)) == ("stop_sequence", "w000005", f"{words(5)} ")
+    assert (whole.stop_reason, whole.stop_sequence, text_of(whole)) == ("stop_sequence", "w000005", f"{words(5)} ")
     assert (delta.delta.stop_reason, delta.delta.stop_sequence) == ("stop_sequence", "w000005")
     assert delta.to_dict()["context_management"] == whole.to_dict()["context_management"] == {"applied_edits": []}
     record = (await gateway.client.get(f"/v1/turns/{turn_of(whole)}")).json()
@@ -222,7 +222,7 @@ async def test_pings_before_the_first_event_and_between_events(
     assert kinds.index("ping") < kinds.index("content_block_delta")
     assert kinds.count("ping") >= 3
     async with sdk_of(beating.url) as sdk:
-        assert said(await streamed(sdk, "#sim words=3 rate=4 wait=0.5")) == words(3)
+        assert text_of(await streamed(sdk, "#sim words=3 rate=4 wait=0.5")) == words(3)
 
 
 @pytest.mark.proves("anthropic", "resumes after cuts", "anthropic (Python)")
@@ -236,7 +236,7 @@ async def test_cut_stream_is_resumed_in_any_dialect(gateway: Gateway, dialect: s
     again = (await gateway.client.get(f"/v1/turns/{shown.turn}/events?dialect={dialect}")).content
     assert "" < shown.text < TEXT
     assert TEXT.startswith(shown.text)
-    assert SAYS[dialect](again) == TEXT == await told(gateway, shown.turn)
+    assert SAYS[dialect](again) == TEXT == await stored_text(gateway, shown.turn)
 
 
 @pytest.mark.proves("anthropic", "cancel", "anthropic (Python)")

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.clients import node
-from tests.clients.conftest import told
+from tests.clients.conftest import stored_text
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
@@ -44,7 +44,7 @@ async def test_event_source_with_a_ticket_resumes_after_cuts(listing: Gateway, b
     assert (first["text"], first["outcome"], proxy.left) == (TEXT, "completed", [])
     assert first["opened"] == 4
     assert again == {"refused": "it gave up: error"}
-    assert await told(listing, turn) == TEXT
+    assert await stored_text(listing, turn) == TEXT
 
 
 async def test_login_cookie_is_not_readable_by_scripts(gateway: Gateway, browser: str) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.clients import node
-from tests.clients.conftest import Takeover, told
+from tests.clients.conftest import Takeover, stored_text
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import Gateway
@@ -71,7 +71,7 @@ async def test_clients_in_a_browser_resume_after_cuts(open_gateway: Gateway, bro
         )
     assert [(one.text, one.outcome) for one in shown] == [(TEXT, "completed")] * 4
     assert [proxy.left for proxy in proxies] == [[]] * 4
-    assert await told(open_gateway, turn) == TEXT
+    assert await stored_text(open_gateway, turn) == TEXT
 
 
 @pytest.mark.proves("tailrace", "generator killed during the answer", "EventSource (Chromium)")
@@ -85,6 +85,6 @@ async def test_clients_in_a_browser_continue_when_the_generator_is_killed(takeov
         shown = await reading
     record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
     assert shown == [Shown(TEXT, "completed", 1)] * 2
-    assert await told(gateway, turn) == TEXT
+    assert await stored_text(gateway, turn) == TEXT
     # On a busy machine the second generator may lose its lease, too.
     assert record["attempts"] >= 2

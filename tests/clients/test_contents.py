@@ -71,7 +71,7 @@ def leaves(value: Any) -> Iterator[str]:
                 yield from leaves(each)
 
 
-async def told(log: TurnLog) -> TurnKey:
+async def write_turn(log: TurnLog) -> TurnKey:
     """Writes a turn with the content in each kind of block."""
     key = TurnKey(LOCAL.tenant, TurnId(new_id()))
     writer = Writer(log, key)
@@ -125,7 +125,7 @@ async def test_three_parsers_agree_on_any_content(
 ) -> None:
     """In every dialect that is an event stream: the same names, and the exact text."""
     gateway = await new_gateway(nats_url, api_keys="")
-    whole, broken = await told(log), await failed(log)
+    whole, broken = await write_turn(log), await failed(log)
     asked = [(dialect, key) for dialect in SSE for key in (whole, broken)]
     urls = [f"{gateway.url}/v1/turns/{key.turn}/events?dialect={dialect}" for dialect, key in asked]
     bodies = [await body_of(gateway.client, url) for url in urls]

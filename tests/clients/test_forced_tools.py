@@ -15,7 +15,7 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests.clients.conftest import Takeover
-from tests.clients.openai_chat import asked, sdk_of
+from tests.clients.openai_chat import sdk_of, user_message
 from tests.clients.structured_answer import ANSWERED, RHINE, River
 from tests.integration.conftest import KEY, Gateway
 
@@ -36,12 +36,12 @@ async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
 
 @pytest.mark.rule("R77")
 @pytest.mark.proves("openai-chat", "forced tool calls", "openai (Python)")
-async def test_chat_completions(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+async def test_chat_completions_returns_a_forced_tool_call(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """As one body and as a stream, from any cursor on; of one function and of several."""
     for question, tool_choice in ((ANSWERED, ONE), (SEVERAL, "required")):
         other: Any = {"type": "function", "function": {"name": "other"}}
         tools: Any = [{"type": "function", "function": FUNCTION}, other]
-        given: Any = {"model": MODEL, "messages": asked(question), "tools": tools, "tool_choice": tool_choice}
+        given: Any = {"model": MODEL, "messages": user_message(question), "tools": tools, "tool_choice": tool_choice}
         made = await sdk.chat.completions.create(**given)
         (call,) = made.choices[0].message.tool_calls or []
         assert (made.choices[0].finish_reason, made.choices[0].message.content) == ("tool_calls", None)
@@ -68,7 +68,7 @@ async def require_same_bytes_from_any_cursor(gateway: Gateway, turn: str) -> Non
 
 
 @pytest.mark.proves("openai-responses", "forced tool calls", "openai (Python)")
-async def test_responses(sdk: AsyncOpenAI) -> None:
+async def test_responses_returns_a_forced_tool_call(sdk: AsyncOpenAI) -> None:
     tools: Any = [{"type": "function", "strict": None, **FUNCTION}]
     given: Any = {"model": MODEL, "tools": tools, "tool_choice": "required", "input": ANSWERED}
     made = await sdk.responses.create(**given)
@@ -79,7 +79,7 @@ async def test_responses(sdk: AsyncOpenAI) -> None:
 
 
 @pytest.mark.proves("anthropic", "forced tool calls", "anthropic (Python)")
-async def test_messages(gateway: Gateway) -> None:
+async def test_messages_returns_a_forced_tool_call_and_accepts_its_result(gateway: Gateway) -> None:
     """Streamed and not, and then with the tool's result."""
     async with AsyncAnthropic(base_url=gateway.url, api_key=KEY, max_retries=0) as sdk:
         question = {"role": "user", "content": ANSWERED}
@@ -96,7 +96,7 @@ async def test_messages(gateway: Gateway) -> None:
 
 
 @pytest.mark.proves("openai-chat", "generator killed during a forced tool call", "openai (Python)")
-async def test_takeover(takeover: Takeover) -> None:
+async def test_a_takeover_restarts_a_forced_tool_call(takeover: Takeover) -> None:
     """The call of the second generator is whole, and its stream is that of any other call."""
     slow = ANSWERED.replace("rate=0", "rate=20")
     body = {"message": slow, "model": MODEL, "tools": [TOOL], "options": {"tool_choice": {"type": "any"}}}
@@ -113,7 +113,7 @@ async def test_takeover(takeover: Takeover) -> None:
 @pytest.mark.proves("openai-chat", "forced tool calls and JSON mode", "LangChain")
 @pytest.mark.parametrize("method", ["function_calling", "json_mode"])
 @pytest.mark.parametrize("is_responses", [False, True])
-async def test_langchain_openai(
+async def test_langchain_parses_structured_output(
     gateway: Gateway, connections: httpx2.AsyncClient, method: Any, *, is_responses: bool
 ) -> None:
     model = ChatOpenAI(
@@ -130,7 +130,7 @@ async def test_langchain_openai(
 
 @pytest.mark.proves("openai-chat", "forced tool calls", "pydantic-ai")
 @pytest.mark.parametrize("kind", [OpenAIChatModel, OpenAIResponsesModel])
-async def test_pydantic_ai(gateway: Gateway, connections: httpx2.AsyncClient, kind: Any) -> None:
+async def test_pydantic_ai_parses_its_output_type(gateway: Gateway, connections: httpx2.AsyncClient, kind: Any) -> None:
     """`output_type` is a forced call of one function, streamed or not; a union is one of several."""
     model = kind(MODEL, provider=OpenAIProvider(base_url=f"{gateway.url}/v1", api_key=KEY, http_client=connections))
     agent = Agent(model, output_type=River)
@@ -141,19 +141,19 @@ async def test_pydantic_ai(gateway: Gateway, connections: httpx2.AsyncClient, ki
 
 @pytest.mark.rule("R60")
 @pytest.mark.proves("openai-chat", "JSON mode", "openai (Python)")
-async def test_json_mode(sdk: AsyncOpenAI) -> None:
+async def test_json_mode_returns_an_object(sdk: AsyncOpenAI) -> None:
     """An answer that is no object is requested once more. A stream then ends with an error: its text is not valid."""
     good, mended = (f"#sim rate=0 {line} json={JSON}" for line in ("", "wrong=[1]"))
     given: Any = {"model": MODEL, "response_format": {"type": "json_object"}}
     for question in (good, mended):
-        made = await sdk.chat.completions.create(**given, messages=asked(question))
+        made = await sdk.chat.completions.create(**given, messages=user_message(question))
         assert made.choices[0].message.content == JSON
     text: Any = {"format": {"type": "json_object"}}
     assert (await sdk.responses.create(model=MODEL, input=mended, text=text)).output_text == JSON
     shown: list[str] = []
 
     async def read() -> None:
-        async for chunk in await sdk.chat.completions.create(**given, messages=asked(mended), stream=True):
+        async for chunk in await sdk.chat.completions.create(**given, messages=user_message(mended), stream=True):
             shown.append(chunk.choices[0].delta.content or "")  # noqa: PERF401  # `extend` keeps nothing of a broken stream
 
     with pytest.raises(openai.APIError, match="the answer starts again; discard its text"):

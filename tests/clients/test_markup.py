@@ -9,7 +9,7 @@ import pytest
 
 from tailrace.gateway.clients.registry import DIALECTS
 from tests.clients import node
-from tests.harness.route_table import ROWS, named
+from tests.harness.route_table import ROWS, path_parameters
 from tests.integration.conftest import Gateway
 
 TOLD = {
@@ -56,8 +56,8 @@ async def test_markup_is_shown_as_text(open_gateway: Gateway, browser: str, call
     """
     elsewhere, heard = called
     said = markup(elsewhere)
-    turn, session, project = await told(open_gateway, said)
-    names = named(turn, session, project)
+    turn, session, project = await write_markup(open_gateway, said)
+    names = path_parameters(turn, session, project)
     paths = [path.format(**names) + row.query for (method, path), row in ROWS.items() if method == "GET"]
     paths += [f"/v1/turns/{turn}/events?dialect={dialect}" for dialect in DIALECTS]
     paths += [f"/v1/turns/{said}", f"/v1/turns/{turn}/events?dialect={said}", f"/{said}"]
@@ -80,7 +80,7 @@ async def test_markup_is_shown_as_text(open_gateway: Gateway, browser: str, call
     }
 
 
-async def told(gateway: Gateway, said: str) -> tuple[str, str, str]:
+async def write_markup(gateway: Gateway, said: str) -> tuple[str, str, str]:
     """Writes a turn, a session and a project with the markup in every field."""
     project = (await gateway.client.post("/v1/projects", json={"name": said[:100], "description": said})).json()["id"]
     made = {"title": said, "system_prompt": said, "project_id": project}

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.clients.conftest import Takeover, told
+from tests.clients.conftest import Takeover, stored_text
 from tests.clients.matrix import CLIENTS, Client
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import words
@@ -22,7 +22,7 @@ each_client = pytest.mark.parametrize("client", CLIENTS, ids=[client.id for clie
 @each_client
 async def test_a_client_shows_the_text_of_the_log(gateway: Gateway, client: Client) -> None:
     answer = await client.read(gateway.url, "#sim words=5 rate=0")
-    assert answer.text == words(5) == await told(gateway, answer.turn)
+    assert answer.text == words(5) == await stored_text(gateway, answer.turn)
 
 
 @each_client
@@ -31,7 +31,7 @@ async def test_a_client_shows_the_text_once_after_cuts(gateway: Gateway, client:
     async with Cutting(gateway.port, cuts, whole=client.cuts.whole) as proxy:
         answer = await client.read(proxy.url, LINE)
         assert proxy.left == []
-    assert answer.text == words(WORDS) == await told(gateway, answer.turn)
+    assert answer.text == words(WORDS) == await stored_text(gateway, answer.turn)
     # A client that repeats its POST pays for one turn.
     [usage] = (await gateway.client.get("/v1/usage")).json()["data"]
     assert usage["turns"] == 1
@@ -43,5 +43,5 @@ async def test_a_client_shows_the_text_once_when_the_generator_is_killed(takeove
     async with takeover.killed_after(ENTRIES_BEFORE_KILL):
         answer = await reading
     record = (await takeover.gateway.client.get(f"/v1/turns/{answer.turn}")).json()
-    assert answer.text == words(SLOW_WORDS) == await told(takeover.gateway, answer.turn)
+    assert answer.text == words(SLOW_WORDS) == await stored_text(takeover.gateway, answer.turn)
     assert record["attempts"] == 2

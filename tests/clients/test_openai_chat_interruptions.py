@@ -19,13 +19,13 @@ from tests.clients.openai_chat import (
     MODEL,
     SLOW,
     TEXT,
-    asked,
     cursor_of,
-    kept,
+    read_until_cut,
     resumed,
-    said,
     sdk_of,
+    text_of,
     turn_of,
+    user_message,
     whole_entries,
 )
 from tests.harness.cutting_proxy import Cut, Cutting
@@ -49,7 +49,7 @@ async def test_heartbeats_in_silence(nats_url: str, log: TurnLog, tenant: Tenant
     gateway = await new_gateway(nats_url, heartbeat_s=0.05)
     async with sdk_of(gateway.url) as sdk:
         # The headers come with the first heartbeat, before a generator has begun.
-        stream = await sdk.chat.completions.create(model=MODEL, messages=asked("hi"), stream=True)
+        stream = await sdk.chat.completions.create(model=MODEL, messages=user_message("hi"), stream=True)
         turn = stream.response.headers["tailrace-turn"]
         writer = Writer(log, TurnKey(tenant, TurnId(turn)))
         async with gateway.client.stream("GET", f"/v1/turns/{turn}/events?dialect=openai-chat") as raw:
@@ -61,7 +61,7 @@ async def test_heartbeats_in_silence(nats_url: str, log: TurnLog, tenant: Tenant
                 pass
         await writer.say("an answer")
         await writer.end()
-        assert said([chunk async for chunk in stream]) == "half an answer"
+        assert text_of([chunk async for chunk in stream]) == "half an answer"
 
 
 @pytest.mark.proves("openai-chat", "resumes when its gateway drains", "openai (Python)")
@@ -74,14 +74,14 @@ async def test_stream_of_a_draining_gateway_is_not_complete(
     got: list[ChatCompletionChunk] = []
     leaving = await new_gateway(system.nats_url)
     async with sdk_of(leaving.url) as sdk, sdk_of(gateway.url) as other:
-        stream = await sdk.chat.completions.create(model=MODEL, messages=asked(SLOW), stream=True)
-        reading = asyncio.create_task(kept(stream, got))
-        await until(lambda: said(got))
+        stream = await sdk.chat.completions.create(model=MODEL, messages=user_message(SLOW), stream=True)
+        reading = asyncio.create_task(read_until_cut(stream, got))
+        await until(lambda: text_of(got))
         leaving.stopping.set()
         assert not await reading
         got, cursor = whole_entries(got)
-        assert await kept(await resumed(other, turn_of(got[0].id), cursor), got)
-    assert said(got) == TEXT
+        assert await read_until_cut(await resumed(other, turn_of(got[0].id), cursor), got)
+    assert text_of(got) == TEXT
 
 
 @pytest.mark.proves("openai-chat", "restart of the answer", "openai (Python)")
@@ -92,17 +92,17 @@ async def test_partial_tool_call_is_not_mixed_with_the_new_answer(takeover: Take
     line = '#sim words=2 rate=100 tool=look json={"query":"' + "the sky " * 20 + '"}'
     got: list[ChatCompletionChunk] = []
     async with sdk_of(takeover.gateway.url) as sdk:
-        stream = asyncio.create_task(sdk.chat.completions.create(model=MODEL, messages=asked(line), stream=True))
+        stream = asyncio.create_task(sdk.chat.completions.create(model=MODEL, messages=user_message(line), stream=True))
         async with takeover.killed_after(12):
             with pytest.raises(openai.APIError, match="starts again") as raised:
-                await kept(await stream, got)
+                await read_until_cut(await stream, got)
             turn = turn_of(got[0].id)
             chunks = [chunk async for chunk in await resumed(sdk, turn)]
     assert raised.value.code == "backend_broken"
     assert raised.value.message.endswith(f"/v1/turns/{turn}/events?dialect=openai-chat")
     calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
     arguments = "".join(call.function.arguments or "" for call in calls if call.function)
-    assert (said(chunks), json.loads(arguments)) == (words(2), {"query": "the sky " * 20})
+    assert (text_of(chunks), json.loads(arguments)) == (words(2), {"query": "the sky " * 20})
 
 
 @pytest.mark.proves("openai-chat", "read after the log has dropped the turn", "openai (Python)")
@@ -110,11 +110,11 @@ async def test_answer_is_read_after_the_log_has_dropped_it(
     gateway: Gateway, system_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
 ) -> None:
     line = "#sim words=5 thinking=2 rate=0 tool=look"
-    made = await sdk.chat.completions.create(model=MODEL, messages=asked(line))
+    made = await sdk.chat.completions.create(model=MODEL, messages=user_message(line))
     await forget(gateway, system_log, TurnKey(tenant, TurnId(turn_of(made.id))))
     chunks = [chunk async for chunk in await resumed(sdk, turn_of(made.id))]
     assert {(chunk.id, chunk.created, chunk.model) for chunk in chunks} == {(made.id, made.created, made.model)}
-    assert (said(chunks), chunks[-1].choices[0].finish_reason) == (words(5), "tool_calls")
+    assert (text_of(chunks), chunks[-1].choices[0].finish_reason) == (words(5), "tool_calls")
 
 
 @pytest.mark.proves("openai-chat", "cancel", "openai (Python)")
@@ -132,13 +132,13 @@ async def test_answer_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI, *, is_str
 
     async def read() -> None:
         made: Any = await sdk.chat.completions.create(
-            model=MODEL, messages=asked(line), stream=is_streamed, extra_body=given
+            model=MODEL, messages=user_message(line), stream=is_streamed, extra_body=given
         )
-        await kept(made, chunks)
+        await read_until_cut(made, chunks)
 
     reading = asyncio.create_task(read())
     turn = (await until(turns))[0]["turn"]
-    await until(lambda: said(chunks) or not is_streamed)
+    await until(lambda: text_of(chunks) or not is_streamed)
     assert (await gateway.client.post(f"/v1/turns/{turn}/cancel")).json()["outcome"] == "cancelled"
     with pytest.raises(openai.APIError) as raised:
         await reading
@@ -154,12 +154,12 @@ async def test_retry_with_an_idempotency_key_gets_the_same_turn(gateway: Gateway
     async with Cutting(gateway.port, [Cut(0)]) as proxy, sdk_of(proxy.url, max_retries=1) as sdk:
         made: Any = await sdk.chat.completions.create(
             model=MODEL,
-            messages=asked(LINE),
+            messages=user_message(LINE),
             stream=is_streamed,
             extra_headers={"Idempotency-Key": f"key-{is_streamed}"},
             extra_body=given,
         )
-        text = said([chunk async for chunk in made]) if is_streamed else made.choices[0].message.content
+        text = text_of([chunk async for chunk in made]) if is_streamed else made.choices[0].message.content
         assert (proxy.left, proxy.connections) == ([], 2)
     page = (await gateway.client.get(f"/v1/sessions/{given['session_id']}/turns")).json()
     assert [turn["text"] for turn in page["turns"]] == [text] == [TEXT]
@@ -168,13 +168,13 @@ async def test_retry_with_an_idempotency_key_gets_the_same_turn(gateway: Gateway
 @pytest.mark.proves("openai-chat", "resumes in another dialect", "openai (Python)")
 async def test_answer_is_resumed_in_another_dialect(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """A cursor is valid in all dialects."""
-    stream = await sdk.chat.completions.create(model=MODEL, messages=asked(SLOW), stream=True)
+    stream = await sdk.chat.completions.create(model=MODEL, messages=user_message(SLOW), stream=True)
     got: list[ChatCompletionChunk] = []
     async for chunk in stream:
         got.append(chunk)
-        if len(said(got)) > 40:
+        if len(text_of(got)) > 40:
             break
     for dialect in ("tailrace", "anthropic", "text", "openai-chat-usage"):
         url = f"/v1/turns/{turn_of(got[0].id)}/events?dialect={dialect}&after={cursor_of(got[-1])}"
         rest = (await gateway.client.get(url)).content
-        assert said(got) + SAYS[dialect](rest) == TEXT
+        assert text_of(got) + SAYS[dialect](rest) == TEXT

@@ -9,8 +9,8 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionChunk
 
-from tests.clients.conftest import told
-from tests.clients.openai_chat import LINE, MODEL, TEXT, asked, kept, said, sdk_of, turn_of
+from tests.clients.conftest import stored_text
+from tests.clients.openai_chat import LINE, MODEL, TEXT, read_until_cut, sdk_of, text_of, turn_of, user_message
 from tests.clients.structured_answer import ANSWERED, RHINE, River
 from tests.harness.generator_in_loop import last_request, words
 from tests.integration.conftest import KEY, Gateway
@@ -30,14 +30,14 @@ async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
 @pytest.mark.proves("openai-chat", "answer as one JSON body", "openai (Python)")
 async def test_completion_as_json(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """Text, finish reason and usage in OpenAI's format; the headers name the turn."""
-    raw = await sdk.chat.completions.with_raw_response.create(model=MODEL, messages=asked(LINE), temperature=0.5)
+    raw = await sdk.chat.completions.with_raw_response.create(model=MODEL, messages=user_message(LINE), temperature=0.5)
     made = raw.parse()
     (choice,) = made.choices
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", TEXT, "stop")
     assert made.usage is not None
     assert (made.usage.completion_tokens, made.usage.total_tokens) == (40, 40 + made.usage.prompt_tokens)
     turn = turn_of(made.id)
-    assert await told(gateway, turn) == TEXT
+    assert await stored_text(gateway, turn) == TEXT
     record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
     names = ("tailrace-turn", "x-request-id", "x-session-id", "tailrace-ignored")
     assert [raw.headers[name] for name in names] == [turn, turn, record["session"], "temperature"]
@@ -46,10 +46,10 @@ async def test_completion_as_json(gateway: Gateway, sdk: AsyncOpenAI) -> None:
 @pytest.mark.proves("openai-chat", "stream", "openai (Python)")
 async def test_completion_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """The role first, then the text, the finish reason last; the same id and time in every chunk."""
-    stream = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE), stream=True)
+    stream = await sdk.chat.completions.create(model=MODEL, messages=user_message(LINE), stream=True)
     chunks = [chunk async for chunk in stream]
     deltas = [chunk.choices[0].delta for chunk in chunks]
-    assert said(chunks) == TEXT == await told(gateway, turn_of(chunks[0].id))
+    assert text_of(chunks) == TEXT == await stored_text(gateway, turn_of(chunks[0].id))
     assert [delta.role for delta in deltas] == ["assistant"] + [None] * (len(deltas) - 1)
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
     assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
@@ -63,11 +63,13 @@ async def test_completion_streams_without_asyncio(gateway: Gateway) -> None:
         with OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
             counted: Any = {"include_usage": True}
             return list(
-                client.chat.completions.create(model=MODEL, messages=asked(LINE), stream=True, stream_options=counted)
+                client.chat.completions.create(
+                    model=MODEL, messages=user_message(LINE), stream=True, stream_options=counted
+                )
             )
 
     *chunks, last = await asyncio.to_thread(read)
-    assert said(chunks) == TEXT == await told(gateway, turn_of(last.id))
+    assert text_of(chunks) == TEXT == await stored_text(gateway, turn_of(last.id))
     assert (last.choices, last.usage and last.usage.completion_tokens) == ([], 40)
 
 
@@ -75,9 +77,9 @@ async def test_completion_streams_without_asyncio(gateway: Gateway) -> None:
 async def test_thinking_is_in_reasoning_content(sdk: AsyncOpenAI) -> None:
     """Streamed and as one JSON body."""
     line = "#sim words=2 thinking=3 rate=0"
-    made = await sdk.chat.completions.create(model=MODEL, messages=asked(line), reasoning_effort="low")
+    made = await sdk.chat.completions.create(model=MODEL, messages=user_message(line), reasoning_effort="low")
     thoughts = (made.choices[0].message.model_extra or {})["reasoning_content"]
-    stream = await sdk.chat.completions.create(model=MODEL, messages=asked(line), stream=True)
+    stream = await sdk.chat.completions.create(model=MODEL, messages=user_message(line), stream=True)
     deltas = [chunk.choices[0].delta.model_extra or {} async for chunk in stream]
     streamed = "".join(delta.get("reasoning_content", "") for delta in deltas)
     assert (thoughts, streamed, made.choices[0].message.content) == (words(3, "t"), words(3, "t"), words(2))
@@ -87,7 +89,7 @@ async def test_thinking_is_in_reasoning_content(sdk: AsyncOpenAI) -> None:
 async def test_tool_call_and_result(gateway: Gateway, claude: str, sdk: AsyncOpenAI) -> None:
     """With the SDK's accumulator; the model receives the tool result."""
     line = '#sim words=2 rate=0 tool=look json={"query":"the sky, at night"}'
-    messages = asked(line)
+    messages = user_message(line)
     async with sdk.chat.completions.stream(model=MODEL, messages=messages, tools=[LOOK]) as stream:
         names = {event.type async for event in stream}
         completion = await stream.get_final_completion()
@@ -121,14 +123,14 @@ async def test_tool_call_and_result(gateway: Gateway, claude: str, sdk: AsyncOpe
 
 @pytest.mark.proves("openai-chat", "structured output", "openai (Python)")
 async def test_answer_fits_its_schema(sdk: AsyncOpenAI) -> None:
-    made = await sdk.chat.completions.parse(model=MODEL, messages=asked(ANSWERED), response_format=River)
+    made = await sdk.chat.completions.parse(model=MODEL, messages=user_message(ANSWERED), response_format=River)
     assert made.choices[0].message.parsed == RHINE
 
 
 @pytest.mark.proves("openai-chat", "stop sequences and limits", "openai (Python)")
 async def test_stop_sequences_and_limits(sdk: AsyncOpenAI) -> None:
-    stopped = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE), stop=" w000002")
-    cut = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE), max_completion_tokens=3)
+    stopped = await sdk.chat.completions.create(model=MODEL, messages=user_message(LINE), stop=" w000002")
+    cut = await sdk.chat.completions.create(model=MODEL, messages=user_message(LINE), max_completion_tokens=3)
     ends = [(made.choices[0].message.content, made.choices[0].finish_reason) for made in (stopped, cut)]
     assert ends == [(words(2), "stop"), (words(3), "length")]
 
@@ -158,7 +160,7 @@ async def test_error_before_the_first_event_has_a_status(sdk: AsyncOpenAI, *, is
     async def refused(line: str = LINE, **given: Any) -> tuple[type[Exception], str | None]:
         with pytest.raises(openai.APIStatusError) as raised:
             await sdk.chat.completions.create(
-                **{"model": MODEL, "messages": asked(line), "stream": is_streamed, **given}
+                **{"model": MODEL, "messages": user_message(line), "stream": is_streamed, **given}
             )
         return type(raised.value), raised.value.code
 
@@ -175,12 +177,12 @@ async def test_error_before_the_first_event_has_a_status(sdk: AsyncOpenAI, *, is
 async def test_error_during_the_stream_is_raised(sdk: AsyncOpenAI) -> None:
     body = {"on_interrupt": "fail"}
     stream = await sdk.chat.completions.create(
-        model=MODEL, messages=asked("#sim words=9 rate=0 fault=error@5"), stream=True, extra_body=body
+        model=MODEL, messages=user_message("#sim words=9 rate=0 fault=error@5"), stream=True, extra_body=body
     )
     chunks: list[ChatCompletionChunk] = []
     with pytest.raises(openai.APIError) as raised:
-        await kept(stream, chunks)
-    assert (said(chunks), raised.value.code) == (words(5), "interrupted")
+        await read_until_cut(stream, chunks)
+    assert (text_of(chunks), raised.value.code) == (words(5), "interrupted")
 
 
 @pytest.mark.proves("openai-chat", "sessions", "openai (Python)")
@@ -213,7 +215,7 @@ async def test_session_adds_stored_thinking(claude: str, sdk: AsyncOpenAI) -> No
     """The API requires it with its signature beside a tool result; this protocol has no field for it."""
     line = "#sim words=2 thinking=3 rate=0 tool=look"
     given = {"session_id": "thoughtful"}
-    messages: list[Any] = asked(line)
+    messages: list[Any] = user_message(line)
     made = await sdk.chat.completions.create(model=MODEL, messages=messages, tools=[LOOK], extra_body=given)
     said = made.choices[0].message
     (call,) = said.tool_calls or []

@@ -9,7 +9,7 @@ from openai import AsyncOpenAI
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.clients.openai_chat import MODEL, asked, cursor_of, resumed, sdk_of, turn_of
+from tests.clients.openai_chat import MODEL, cursor_of, resumed, sdk_of, turn_of, user_message
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.integration.conftest import Gateway, NewGateway, forget
@@ -35,8 +35,8 @@ async def test_chat_completion_annotates_web_pages(
 ) -> None:
     """In the accumulator as in the JSON body; a resumed stream has each once."""
     cited = [{"type": "url_citation", "url_citation": PAGE}]
-    whole = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE))
-    async with sdk.chat.completions.stream(model=MODEL, messages=asked(LINE)) as stream:
+    whole = await sdk.chat.completions.create(model=MODEL, messages=user_message(LINE))
+    async with sdk.chat.completions.stream(model=MODEL, messages=user_message(LINE)) as stream:
         chunks = [event.chunk async for event in stream if event.type == "chunk"]
         final = await stream.get_final_completion()
     for message in (whole.choices[0].message, final.choices[0].message):
@@ -103,6 +103,6 @@ async def test_citations_are_sent_back_unchanged(sdk: AsyncOpenAI) -> None:
         {"role": "user", "content": "#sim words=2 rate=0"},
     ]
     assert (await sdk.responses.create(model=MODEL, input=asking)).output_text == words(2)
-    whole = await sdk.chat.completions.create(model=MODEL, messages=asked(LINE))
-    messages: Any = [question, whole.choices[0].message.to_dict(), *asked("#sim words=2 rate=0")]
+    whole = await sdk.chat.completions.create(model=MODEL, messages=user_message(LINE))
+    messages: Any = [question, whole.choices[0].message.to_dict(), *user_message("#sim words=2 rate=0")]
     assert (await sdk.chat.completions.create(model=MODEL, messages=messages)).choices[0].message.content == words(2)

@@ -11,7 +11,7 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
-from tests.clients.conftest import told
+from tests.clients.conftest import stored_text
 from tests.harness import processes
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import stats, words
@@ -39,7 +39,7 @@ async def test_the_sdk_for_javascript_reads_answers_tools_and_errors(gateway: Ga
         assert proxy.left == []
     for shown, text in ((whole, words(5)), (streamed, words(5)), (accumulated, words(120))):
         turn = shown.pop("id").removeprefix("resp_")
-        assert shown.pop("text") == text == await told(gateway, turn)
+        assert shown.pop("text") == text == await stored_text(gateway, turn)
     assert (whole, streamed) == ({"usage": 5}, {"end": "response.completed"})
     assert tools == {
         "items": ["reasoning", "message", "function_call"],
@@ -78,7 +78,7 @@ async def test_stream_continues_after_its_gateway_was_killed(
         await killed.start()
         shown = await asking
     turn = shown.pop("id").removeprefix("resp_")
-    assert shown.pop("text") == words(120) == await told(gateway, turn)
+    assert shown.pop("text") == words(120) == await stored_text(gateway, turn)
     assert (shown.pop("breaks") >= 1, shown) == (True, {"isNumbered": True})
 
 

@@ -13,7 +13,7 @@ from tailrace.proto.entries import Failure
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.clients.conftest import Takeover, told
+from tests.clients.conftest import Takeover, stored_text
 from tests.clients.openai_chat import sdk_of
 from tests.clients.structured_answer import ANSWERED, RHINE, River
 from tests.harness.cutting_proxy import Cutting, seeded
@@ -49,7 +49,7 @@ def turn_of(response_id: str) -> str:
     return response_id.removeprefix("resp_")
 
 
-def said(events: list[Any]) -> str:
+def text_of(events: list[Any]) -> str:
     return "".join(event.delta for event in events if event.type == "response.output_text.delta")
 
 
@@ -76,7 +76,7 @@ async def test_response_as_json(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     assert made.usage is not None
     assert (made.usage.output_tokens, made.usage.total_tokens) == (40, 40 + made.usage.input_tokens)
     turn = turn_of(made.id)
-    assert await told(gateway, turn) == TEXT
+    assert await stored_text(gateway, turn) == TEXT
     record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
     names = ("tailrace-turn", "x-request-id", "x-session-id", "tailrace-ignored")
     assert [raw.headers[name] for name in names] == [turn, turn, record["session"], "store, temperature"]
@@ -91,7 +91,7 @@ async def test_response_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     assert numbers(events) == list(range(len(events)))
     assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
     assert events[0].type == "response.created"
-    assert said(events) == TEXT == await told(gateway, turn_of(events[0].response.id))
+    assert text_of(events) == TEXT == await stored_text(gateway, turn_of(events[0].response.id))
     async with sdk.responses.stream(model=MODEL, input=LINE) as stream:
         assert (await stream.get_final_response()).output_text == TEXT
 
@@ -175,7 +175,7 @@ async def test_failure_during_the_stream_is_an_event(gateway: Gateway, sdk: Asyn
     await kept(stream, events)
     end = events[-1]
     assert end.type == "response.failed"
-    assert (said(events), end.response.output_text) == (words(5), words(5))
+    assert (text_of(events), end.response.output_text) == (words(5), words(5))
     assert end.response.error is not None
     assert (end.response.status, end.response.error.code) == ("failed", "server_error")
     looked_up = await sdk.responses.retrieve(end.response.id)
@@ -206,7 +206,7 @@ async def test_stream_of_a_draining_gateway_is_not_complete(
     async with sdk_of(leaving.url) as sdk:
         stream = await sdk.responses.create(model=MODEL, input="#sim words=120 rate=100", stream=True)
         reading = asyncio.create_task(kept(stream, events))
-        await until(lambda: bool(said(events)))
+        await until(lambda: bool(text_of(events)))
         leaving.stopping.set()
         with pytest.raises(CUT):
             await reading
@@ -214,7 +214,7 @@ async def test_stream_of_a_draining_gateway_is_not_complete(
         response, last = events[0].response.id, events[-1].sequence_number
         await kept(await sdk.responses.retrieve(response, stream=True, starting_after=last), events)
     assert numbers(events) == list(range(len(events)))
-    assert said(events) == words(120) == await told(gateway, turn_of(response))
+    assert text_of(events) == words(120) == await stored_text(gateway, turn_of(response))
 
 
 @pytest.mark.proves(DIALECT, "resumes with the SDK's accumulator", PYTHON)
@@ -233,7 +233,7 @@ async def test_sdks_accumulator_resumes(gateway: Gateway, sdk: AsyncOpenAI) -> N
         await kept(stream, shown)
         final = await stream.get_final_response()
     assert numbers(shown) == list(range(len(shown)))
-    assert said(shown) == final.output_text == TEXT == await told(gateway, turn_of(response))
+    assert text_of(shown) == final.output_text == TEXT == await stored_text(gateway, turn_of(response))
 
 
 @pytest.mark.proves(DIALECT, "restart of the answer", PYTHON)
@@ -254,7 +254,7 @@ async def test_restarted_answer_is_not_mixed_with_the_old_one(takeover: Takeover
             beyond = events[-1].sequence_number
             further: list[Any] = []
             await kept(await sdk.responses.retrieve(response, stream=True, starting_after=beyond), further)
-    assert said(again) == words(5) == await told(takeover.gateway, turn_of(response))
+    assert text_of(again) == words(5) == await stored_text(takeover.gateway, turn_of(response))
     assert again[0].type == "response.created"
     assert [event.to_dict() for event in again] == [event.to_dict() for event in further]
     assert numbers([*events, *again]) == list(range(len(events) + len(again)))
@@ -266,14 +266,14 @@ async def test_response_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI) -> None
     events: list[Any] = []
     stream = await sdk.responses.create(model=MODEL, input="#sim words=900 rate=50", stream=True)
     reading = asyncio.create_task(kept(stream, events))
-    await until(lambda: bool(said(events)))
+    await until(lambda: bool(text_of(events)))
     assert events[0].type == "response.created"
     cancelled = await sdk.responses.cancel(events[0].response.id)
     await reading
     end = events[-1]
     assert end.type == "response.incomplete"
     assert (cancelled.status, end.response.status) == ("cancelled", "cancelled")
-    assert said(events) == cancelled.output_text == end.response.output_text
+    assert text_of(events) == cancelled.output_text == end.response.output_text
     again = await sdk.responses.cancel(cancelled.id)
     assert again.to_dict() == cancelled.to_dict()
 
@@ -287,10 +287,10 @@ async def test_background_response(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     await kept(await sdk.responses.retrieve(queued.id, stream=True), events)
     await until(lambda: is_ended(sdk, queued.id))
     assert (await sdk.responses.retrieve(queued.id)).output_text == TEXT
-    assert said(events) == TEXT == await told(gateway, turn_of(queued.id))
+    assert text_of(events) == TEXT == await stored_text(gateway, turn_of(queued.id))
     events.clear()
     await kept(await sdk.responses.create(model=MODEL, input=SLOW, background=True, stream=True), events)
-    assert (events[0].type, said(events), events[-1].type) == ("response.created", TEXT, "response.completed")
+    assert (events[0].type, text_of(events), events[-1].type) == ("response.created", TEXT, "response.completed")
 
 
 async def test_background_response_has_the_turns_headers(sdk: AsyncOpenAI) -> None:
@@ -313,7 +313,7 @@ async def test_snapshot_for_a_late_reader(lone_gateway: Gateway, log: TurnLog, t
         joining = await sdk.responses.retrieve(response, stream=True, extra_query={"snapshot": "1"})
         watching = await sdk.responses.retrieve(response, stream=True)
         reading = asyncio.gather(kept(joining, late), kept(watching, early))
-        await until(lambda: said(late) == said(early) == "abcdefgh")
+        await until(lambda: text_of(late) == text_of(early) == "abcdefgh")
         await writer.say("i", "j")
         await writer.end()
         await reading
@@ -357,7 +357,7 @@ async def test_response_is_read_after_the_log_has_dropped_it(
     assert [item.to_dict()["id"] for item in final.output] == [item.to_dict()["id"] for item in made.output]
     assert final.output_text == made.output_text == words(9)
     assert numbers(events) == list(range(7, 7 + len(events)))
-    assert said(events) == ""
+    assert text_of(events) == ""
     assert (events[-1].type, events[-1].response.to_dict()) == ("response.completed", made.to_dict())
 
 

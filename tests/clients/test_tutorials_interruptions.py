@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.clients.conftest import Takeover, told
+from tests.clients.conftest import Takeover, stored_text
 from tests.harness.displayed_text import SAYS
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY
@@ -49,4 +49,4 @@ async def test_killed_generator_is_hidden(takeover: Takeover, page: httpx.AsyncC
     async with takeover.killed_after(10):
         seen = await asyncio.gather(*pages)
     assert [text for _, text in seen] == [TEXT] * 4
-    assert [await told(takeover.gateway, turn) for turn, _ in seen] == [TEXT] * 4
+    assert [await stored_text(takeover.gateway, turn) for turn, _ in seen] == [TEXT] * 4

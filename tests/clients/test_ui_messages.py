@@ -31,7 +31,7 @@ class Block(NamedTuple):
     is_closed: bool = True
 
 
-def told(outcome: Any, *blocks: Block) -> Handwritten:
+def log_of(outcome: Any, *blocks: Block) -> Handwritten:
     log = Handwritten()
     log.ask()
     log.take()
@@ -55,14 +55,14 @@ HALF = Block({"type": "text", "text": ""}, [events.TextDelta("half")], is_closed
 HALF_A_CALL = Block(CALL, [events.InputJsonDelta('{"q')], is_closed=False)
 
 LOGS = {
-    "text and thought": told("completed", THOUGHT, TEXT),
-    "hidden thought": told("completed", HIDDEN, TEXT),
-    "a call": told("completed", THOUGHT, TEXT, CALLED),
-    "a search": told("completed", TEXT, *SEARCHED),
-    "failed": told("failed", THOUGHT, TEXT),
-    "cancelled": told("cancelled", THOUGHT, HALF),
-    "half a call": told("cancelled", TEXT, HALF_A_CALL),
-    "nothing": told("completed"),
+    "text and thought": log_of("completed", THOUGHT, TEXT),
+    "hidden thought": log_of("completed", HIDDEN, TEXT),
+    "a call": log_of("completed", THOUGHT, TEXT, CALLED),
+    "a search": log_of("completed", TEXT, *SEARCHED),
+    "failed": log_of("failed", THOUGHT, TEXT),
+    "cancelled": log_of("cancelled", THOUGHT, HALF),
+    "half a call": log_of("cancelled", TEXT, HALF_A_CALL),
+    "nothing": log_of("completed"),
 }
 
 
@@ -99,7 +99,7 @@ async def test_message_of_two_turns_is_one_in_the_history() -> None:
     """The tool result is in the call, and the rest is a step of its own."""
     call = recorded(LOGS["a call"])
     result = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": '{"found":1}'}]}
-    rest = told("completed", TEXT)
+    rest = log_of("completed", TEXT)
     after = msgspec.structs.replace(
         recorded(rest, "t2"), parent="t1", metadata={"ui_message": "msg_t1"}, input=[Message("user", [result])]
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.clients import node
-from tests.clients.conftest import Takeover, told
+from tests.clients.conftest import Takeover, stored_text
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
@@ -61,7 +61,7 @@ async def test_page_shows_the_whole_answer_after_cuts_and_reloads(open_gateway: 
     for seen in (reloaded, tabs["first"], tabs["second"], left, resumed):
         assert seen["texts"] == [["user", LONG], ["assistant", TEXT]]
         assert (seen["status"], seen["error"]) == ("ready", None)
-        assert await told(open_gateway, turn_of(seen)) == TEXT
+        assert await stored_text(open_gateway, turn_of(seen)) == TEXT
     assert turn_of(tabs["first"]) == turn_of(tabs["second"])
     assert resumed["lost"] == 3
     assert proxy.left == []
@@ -162,4 +162,4 @@ async def test_killed_generator_is_hidden(takeover: Takeover, browser: str) -> N
         (seen,) = await asking
     record = (await takeover.gateway.client.get(f"/v1/turns/{turn_of(seen)}")).json()
     assert (seen["status"], seen["texts"]) == ("ready", [["user", QUICK], ["assistant", TEXT]])
-    assert (await told(takeover.gateway, turn_of(seen)), record["attempts"]) == (TEXT, 2)
+    assert (await stored_text(takeover.gateway, turn_of(seen)), record["attempts"]) == (TEXT, 2)

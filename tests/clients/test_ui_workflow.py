@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.clients import node
-from tests.clients.conftest import told
+from tests.clients.conftest import stored_text
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
@@ -25,7 +25,7 @@ def question(text: str, **body: object) -> Json:
     return {"messages": [{"id": "u1", "role": "user", "parts": [{"type": "text", "text": text}]}], "body": body}
 
 
-async def seen(*urls_and_cases: tuple[str, Json]) -> list[Json]:
+async def run_cases(*urls_and_cases: tuple[str, Json]) -> list[Json]:
     """Returns what the transport gave for each case."""
     arguments = [text for url, given in urls_and_cases for text in (url, json.dumps(given))]
     return await node.run("workflow.mjs", KEY, *arguments)
@@ -43,14 +43,14 @@ def kinds(one: Json) -> list[str]:
 async def test_transport_resumes_after_cuts(gateway: Gateway) -> None:
     """With the run's id and the number of chunks, which are the same for every read."""
     async with Cutting(gateway.port, seeded(11, count=4, bytes_max=2200, bytes_min=1100)) as proxy:
-        (one,) = await seen((proxy.url, question(LONG)))
+        (one,) = await run_cases((proxy.url, question(LONG)))
         assert proxy.left == []
-    whole = await seen((gateway.url, {"run": one["run"], "startIndex": 0}))
+    whole = await run_cases((gateway.url, {"run": one["run"], "startIndex": 0}))
     assert (text_of(one), one["errors"], one["warned"]) == (TEXT, [], [])
     assert one["chunks"] == whole[0]["chunks"]
     assert one["asked"][0] == "POST "
     assert len(one["asked"]) == 5
-    assert await told(gateway, one["run"]) == TEXT
+    assert await stored_text(gateway, one["run"]) == TEXT
 
 
 @pytest.mark.proves("ui", "resumes from the end", CLIENT)
@@ -59,12 +59,12 @@ async def test_negative_index_counts_from_the_end(gateway: Gateway) -> None:
 
     The transport itself drops deltas of a part that began before.
     """
-    (asked,) = await seen((gateway.url, question("#sim words=20 rate=0")))
+    (asked,) = await run_cases((gateway.url, question("#sim words=20 rate=0")))
     count = len(asked["chunks"])
     answer = await gateway.client.get(f"/api/chat/{asked['run']}/stream?startIndex=-3")
     assert answer.headers["x-workflow-stream-tail-index"] == str(count - 1)
     assert answer.headers["x-workflow-run-id"] == asked["run"]
-    last, all_, beyond = await seen(
+    last, all_, beyond = await run_cases(
         (gateway.url, {"run": asked["run"], "startIndex": -2}),
         (gateway.url, {"run": asked["run"], "startIndex": -count}),
         (gateway.url, {"run": asked["run"], "startIndex": -count - 50}),
@@ -72,10 +72,10 @@ async def test_negative_index_counts_from_the_end(gateway: Gateway) -> None:
     assert last["chunks"] == asked["chunks"][-2:]
     assert all_["chunks"] == beyond["chunks"] == asked["chunks"]
     # Still running when Node has started.
-    asking = asyncio.create_task(seen((gateway.url, question("#sim words=300 rate=60", session_id="chat-tail"))))
+    asking = asyncio.create_task(run_cases((gateway.url, question("#sim words=300 rate=60", session_id="chat-tail"))))
     await until(lambda: is_told(gateway, "chat-tail"))
     async with Cutting(gateway.port, seeded(12, count=1, bytes_max=1700, bytes_min=1100)) as proxy:
-        (late,) = await seen((proxy.url, {"run": "chat-tail", "startIndex": -4}))
+        (late,) = await run_cases((proxy.url, {"run": "chat-tail", "startIndex": -4}))
         assert proxy.left == []
     (first,) = await asking
     assert late["chunks"] == first["chunks"][-2:]
@@ -96,7 +96,7 @@ async def is_told(gateway: Gateway, chat: str) -> bool:
 @pytest.mark.proves("ui", "restart of the answer", CLIENT)
 async def test_transport_ends_with_every_outcome(gateway: Gateway) -> None:
     """Without `finish` it would reconnect for ever: a failed and a restarted answer have one too."""
-    called, failed, anew, refused = await seen(
+    called, failed, anew, refused = await run_cases(
         (gateway.url, question("#sim words=3 rate=0 thinking=2 tool=look")),
         (gateway.url, question("#sim words=30 rate=50 fault=error@10", on_interrupt="fail")),
         (gateway.url, question("anew, in Node\n#sim words=30 rate=50 fault=cut@10x1", on_interrupt="restart")),
@@ -121,16 +121,16 @@ async def test_transport_ends_with_every_outcome(gateway: Gateway) -> None:
 async def test_heartbeats_are_not_counted(system: System, gateway: Gateway, new_gateway: NewGateway) -> None:
     beating = await new_gateway(system.nats_url, heartbeat_s=0.1)
     asked = question("#sim words=3 rate=0 wait=1")
-    sent, (one,) = await asyncio.gather(beating.client.post("/api/chat", json=asked), seen((beating.url, asked)))
+    sent, (one,) = await asyncio.gather(beating.client.post("/api/chat", json=asked), run_cases((beating.url, asked)))
     assert sent.content.count(b": hb\n") > 3
-    (late,) = await seen((gateway.url, {"run": one["run"], "startIndex": 3}))
+    (late,) = await run_cases((gateway.url, {"run": one["run"], "startIndex": 3}))
     assert (text_of(one), late["chunks"]) == (words(3), one["chunks"][3:])
 
 
 @pytest.mark.proves("ui", "cancel", CLIENT)
 async def test_stopped_run_ends_for_the_transport(gateway: Gateway) -> None:
     """`abort` alone does not end it."""
-    asking = asyncio.create_task(seen((gateway.url, question(LONG, session_id="chat-stopped"))))
+    asking = asyncio.create_task(run_cases((gateway.url, question(LONG, session_id="chat-stopped"))))
     await until(lambda: is_told(gateway, "chat-stopped"))
     stopped = (await gateway.client.post("/api/chat/chat-stopped/stop")).json()
     (one,) = await asking

@@ -22,7 +22,7 @@ from tailrace.proto.ids import Tenant
 from tests.fuzz.bytes import TURN
 from tests.harness import processes
 from tests.harness.processes import Process
-from tests.harness.route_table import ROWS, named
+from tests.harness.route_table import ROWS, path_parameters
 from tests.harness.system import System
 from tests.integration.conftest import KEY, api_keys
 
@@ -95,7 +95,7 @@ def ask_all(where: str, asked: list[Asked]) -> None:
 def test_no_id_and_no_cursor_breaks_anything(attacked: str, turn: str, after: str, dialect: str) -> None:
     """In the path, the query, and `Last-Event-ID`."""
     query = f"?after={quote(after)}&dialect={quote(dialect)}&pace={quote(after)}&limit={quote(after)}"
-    names = dict.fromkeys(named("", "", ""), quote(turn, safe=""))
+    names = dict.fromkeys(path_parameters("", "", ""), quote(turn, safe=""))
     paths = [path.format(**names) + query for (method, path), row in ROWS.items() if method == "GET" and row.names]
     ask_all(attacked, [Asked("GET", path, {}) for path in paths])
     ask(attacked, Asked("GET", f"/v1/turns/{TURN}/events", {"last-event-id": after.encode("ascii", "ignore").strip()}))
@@ -106,7 +106,7 @@ def test_no_id_and_no_cursor_breaks_anything(attacked: str, turn: str, after: st
 @given(headers=st.fixed_dictionaries(dict.fromkeys(NAMES, VALUES), optional=dict.fromkeys(GATES, VALUES)))
 def test_no_header_breaks_anything(attacked: str, headers: dict[str, bytes]) -> None:
     """Any bytes that HTTP allows, on every route."""
-    names = named(TURN, "x", "x")
+    names = path_parameters(TURN, "x", "x")
     asked = []
     for (method, path), row in ROWS.items():
         body = None if row.body is None else msgspec.json.encode(row.body)
@@ -132,4 +132,4 @@ def test_no_body_breaks_anything(attacked: str, chance: random.Random, which: tu
                 made[at:at] = chance.choice(WORDS)
             case _:
                 made[at:at] = made[at : at + 30]
-    ask(attacked, Asked("POST", path.format(**named(TURN, "x", "x")), {}, bytes(made)))
+    ask(attacked, Asked("POST", path.format(**path_parameters(TURN, "x", "x")), {}, bytes(made)))

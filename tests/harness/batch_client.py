@@ -9,7 +9,7 @@ from tailrace.proto.subjects import TurnKey
 from tests.integration.conftest import Gateway
 
 
-async def asked(gateway: Gateway, requests: list[dict[str, Any]], **given: Any) -> dict[str, Any]:
+async def post_batch(gateway: Gateway, requests: list[dict[str, Any]], **given: Any) -> dict[str, Any]:
     """Creates a batch of `requests`; returns the response's JSON."""
     answer = await gateway.client.post("/v1/turn-batches", json={"requests": requests, **given})
     assert answer.status_code == 202, answer.text

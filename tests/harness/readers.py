@@ -84,7 +84,7 @@ def rendered(key: TurnKey, stored: Iterable[Stored], dialect: str = "tailrace") 
     return tuple(found)
 
 
-def told(sent: Iterable[bytes]) -> Story:
+def story_of(sent: Iterable[bytes]) -> Story:
     """Returns the story that a client of the dialect `tailrace` builds: it adds deltas and clears them at a reset."""
     text, usage, outcome = "", None, "running"
     for event in map(data, sent):
@@ -108,7 +108,7 @@ def data(sent: bytes) -> dict[str, Any]:
 
 def reader(name: str, key: TurnKey, *connections: Connected, dialect: str = "tailrace") -> Reader:
     sent = [frame.sent for connected in connections for frame in connected.frames]
-    story = told(sent) if dialect == "tailrace" else None
+    story = story_of(sent) if dialect == "tailrace" else None
     return Reader(name=name, key=key, dialect=dialect, connections=connections, received=story)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from tests.integration.conftest import Gateway
 
 
-async def posted(gateway: Gateway, **body: object) -> dict[str, Any]:
+async def post_until_ended(gateway: Gateway, **body: object) -> dict[str, Any]:
     """Posts a turn, waits for its end and returns the response body."""
     answer = await gateway.client.post("/v1/turns", json={"message": "#sim words=2 rate=0", **body})
     assert answer.status_code == 202, answer.text

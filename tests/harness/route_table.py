@@ -20,7 +20,7 @@ class Row(NamedTuple):
     body: dict[str, Any] | None = None
 
 
-def named(turn: str, session: str, project: str, batch: str = "none") -> dict[str, str]:
+def path_parameters(turn: str, session: str, project: str, batch: str = "none") -> dict[str, str]:
     """Returns the path parameters of a turn, its session and its project."""
     return {
         "turn": turn,

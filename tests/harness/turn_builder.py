@@ -86,7 +86,7 @@ class Handwritten:
         return self.store(build_end(self.turn, outcome, error))
 
 
-def answered(*texts: str, step: int = 1) -> Handwritten:
+def completed_turn(*texts: str, step: int = 1) -> Handwritten:
     """Returns a completed turn that wrote `texts` in one attempt."""
     log = Handwritten(step)
     log.ask()

@@ -30,7 +30,7 @@ def question(second: str = VALID, first: str | None = INVALID, line: str = "rate
     return f"#sim {line} json={second}" + (f" wrong={first}" if first else "") + f"\n{new_id()}"
 
 
-async def answered(gateway: Gateway, message: str, **body: Any) -> dict[str, Any]:
+async def post_and_read(gateway: Gateway, message: str, **body: Any) -> dict[str, Any]:
     """Returns the turn when it has ended."""
     accepted = await gateway.client.post("/v1/turns", json={"message": message, "schema": SCHEMA} | body)
     assert accepted.status_code == 202, accepted.text
@@ -50,7 +50,7 @@ def fields(turn: dict[str, Any]) -> tuple[Any, ...]:
 @pytest.mark.rule("R60")
 async def test_an_invalid_answer_is_requested_once_more_with_the_reason(gateway: Gateway, claude: str) -> None:
     """Usage and cost are those of both calls."""
-    once, twice = [await answered(gateway, question(first=first)) for first in (None, INVALID)]
+    once, twice = [await post_and_read(gateway, question(first=first)) for first in (None, INVALID)]
     assert fields(once) == ("completed", VALID, True, 1)
     assert fields(twice) == ("completed", VALID, True, 2)
     assert twice["usage"]["input_tokens"] > 2 * once["usage"]["input_tokens"]
@@ -80,11 +80,11 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[Any, ...]]] = {
 @pytest.mark.parametrize("case", CASES)
 async def test_whether_an_answer_is_requested_again(gateway: Gateway, case: str) -> None:
     message, body, expected = CASES[case]
-    assert fields(await answered(gateway, message, **body)) == expected
+    assert fields(await post_and_read(gateway, message, **body)) == expected
 
 
 async def test_a_tool_call_and_a_cancelled_answer_are_not_validated(gateway: Gateway) -> None:
-    tool = await answered(gateway, question(first=None, line="rate=0 tool=look"), tools=[])
+    tool = await post_and_read(gateway, question(first=None, line="rate=0 tool=look"), tools=[])
     assert (tool["stop_reason"], tool["schema_valid"], tool["attempts"]) == ("tool_use", None, 1)
     body = {"message": question(line="rate=1"), "schema": SCHEMA}
     turn = (await gateway.client.post("/v1/turns", json=body)).json()["turn"]
@@ -134,7 +134,7 @@ async def test_a_request_that_waits_too_long_for_the_schema_check_is_503(
 
 
 async def test_a_reader_gets_a_reset_and_every_dialect_the_second_answer(gateway: Gateway) -> None:
-    turn = (await answered(gateway, question()))["turn"]
+    turn = (await post_and_read(gateway, question()))["turn"]
     events = events_of(await read(gateway.client, turn))
     types = [event["type"] for event in events]
     assert types.count("reset") == 1
@@ -147,7 +147,7 @@ async def test_a_reader_gets_a_reset_and_every_dialect_the_second_answer(gateway
 
 async def test_the_database_has_the_validity(gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
     for second, is_valid in ((VALID, True), (INVALID, False)):
-        turn = await answered(gateway, question(second=second))
+        turn = await post_and_read(gateway, question(second=second))
         await forget(gateway, system_log, TurnKey(tenant, turn["turn"]))
         assert (await gateway.client.get(f"/v1/turns/{turn['turn']}")).json() == turn
         assert turn["schema_valid"] is is_valid

@@ -16,7 +16,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.processes import Process
 from tests.harness.raw_http import RawConnection
-from tests.harness.route_table import ROWS, named
+from tests.harness.route_table import ROWS, path_parameters
 from tests.harness.system import System
 from tests.integration.conftest import KEY, Gateway, NewGateway
 
@@ -155,7 +155,7 @@ async def test_get_requests_change_nothing_and_are_not_cached(
     accepted = (await gateway.client.post("/v1/turns", json={"message": LINE})).json()
     await gateway.client.get(accepted["links"]["events"])
     key = TurnKey(tenant, TurnId(accepted["turn"]))
-    names = named(accepted["turn"], accepted["session"], "none")
+    names = path_parameters(accepted["turn"], accepted["session"], "none")
     before = await system_log.replay(key), (await gateway.client.get("/v1/sessions")).json()
     for (method, path), row in ROWS.items():
         if method != "GET":

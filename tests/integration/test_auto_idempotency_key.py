@@ -24,7 +24,7 @@ def question(line: str = "words=3 rate=0") -> dict[str, Any]:
     return {"message": f"#sim {line}\n{new_id()}"}
 
 
-async def posted(gateway: Gateway, body: dict[str, Any], **headers: str) -> str:
+async def post_chat(gateway: Gateway, body: dict[str, Any], **headers: str) -> str:
     answer = await gateway.client.post("/v1/turns", json=body, headers=AUTO | headers)
     assert answer.status_code == 202, answer.text
     turn: str = answer.json()["turn"]
@@ -35,10 +35,10 @@ async def posted(gateway: Gateway, body: dict[str, Any], **headers: str) -> str:
 async def test_equal_requests_are_one_turn(gateway: Gateway, second_gateway: Gateway) -> None:
     """At any gateway, during and after the answer, in any JSON formatting; with another field they are not."""
     body = question() | {"metadata": {"a": "1", "b": "2"}}
-    first = await posted(gateway, body)
+    first = await post_chat(gateway, body)
     turned = {"metadata": {"b": "2", "a": "1"}, "message": body["message"]}
     await read(gateway.client, first)
-    again = [await posted(one, other) for one in (gateway, second_gateway) for other in (body, turned)]
+    again = [await post_chat(one, other) for one in (gateway, second_gateway) for other in (body, turned)]
     spaced = await gateway.client.post(
         "/v1/turns",
         content=json.dumps(turned, indent=4),
@@ -46,13 +46,13 @@ async def test_equal_requests_are_one_turn(gateway: Gateway, second_gateway: Gat
     )
     assert {*again, spaced.json()["turn"]} == {first}
     others = [body | {"max_tokens": 9}, body | {"message": "Hi"}, body | {"metadata": {"a": "1"}}]
-    assert first not in {await posted(gateway, other) for other in others}
+    assert first not in {await post_chat(gateway, other) for other in others}
 
 
 @pytest.mark.rule("R62")
 async def test_concurrent_equal_requests_are_one_turn(gateway: Gateway, second_gateway: Gateway) -> None:
     body = question()
-    turns = await asyncio.gather(*(posted(one, body) for _ in range(10) for one in (gateway, second_gateway)))
+    turns = await asyncio.gather(*(post_chat(one, body) for _ in range(10) for one in (gateway, second_gateway)))
     assert len({*turns}) == 1
 
 
@@ -71,12 +71,12 @@ async def test_a_failed_or_cancelled_turn_is_not_reused(gateway: Gateway, how: s
     """The next request gets a new turn, and later ones get that turn."""
     body = question("words=3 rate=0 fault=error@1x1" if how == "failed" else "words=50 rate=1")
     body |= {"on_interrupt": "fail"}
-    first = await posted(gateway, body)
+    first = await post_chat(gateway, body)
     if how == "cancelled":
         await gateway.client.post(f"/v1/turns/{first}/cancel")
     await read(gateway.client, first)
     assert (await gateway.client.get(f"/v1/turns/{first}")).json()["outcome"] == how
-    again = [await posted(gateway, body) for _ in range(3)]
+    again = [await post_chat(gateway, body) for _ in range(3)]
     assert len({*again}) == 1
     assert first not in again
     await gateway.client.post(f"/v1/turns/{again[0]}/cancel")
@@ -90,7 +90,7 @@ async def test_a_request_that_always_fails_is_a_new_turn_each_time(
     body = question("words=3 rate=0 fault=error@1") | {"on_interrupt": "fail"}
     turns = []
     for _ in range(4):
-        turns.append(await posted(gateway, body))
+        turns.append(await post_chat(gateway, body))
         await read(gateway.client, turns[-1])
     assert len({*turns}) == 4
 
@@ -102,12 +102,12 @@ async def test_a_turn_of_another_tenant_is_not_reused(
     theirs = await new_gateway(system.nats_url, api_keys=other)
     theirs.client.headers["authorization"] = "Bearer other"
     body = question()
-    assert await posted(gateway, body) != await posted(theirs, body)
+    assert await post_chat(gateway, body) != await post_chat(theirs, body)
 
 
 async def slow_turn(gateway: Gateway) -> str:
     """Returns a turn that was written over half a second."""
-    turn = await posted(gateway, question("words=5 rate=10"))
+    turn = await post_chat(gateway, question("words=5 rate=10"))
     await read(gateway.client, turn)
     return turn
 
@@ -143,7 +143,7 @@ async def test_a_paced_stream_sends_heartbeats_until_the_next_entry_is_due(
 
 
 async def test_a_paced_stream_of_a_running_turn_is_live(gateway: Gateway) -> None:
-    turn = await posted(gateway, question("words=5 rate=20"))
+    turn = await post_chat(gateway, question("words=5 rate=20"))
     paced = await gateway.client.get(f"/v1/turns/{turn}/events?dialect=text&pace=1")
     assert paced.text == "w000000 w000001 w000002 w000003 w000004"
 
@@ -166,7 +166,7 @@ async def test_a_streamed_post_accepts_a_pace(gateway: Gateway) -> None:
 @pytest.mark.parametrize("path", ["/v1/turns", "/v1/messages", "/v1/turns/{turn}/events"])
 async def test_an_invalid_pace_is_refused(gateway: Gateway, path: str) -> None:
     """Before a turn is created."""
-    turn = await posted(gateway, question())
+    turn = await post_chat(gateway, question())
     body = {"model": "claude-haiku-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
     method = "GET" if "{" in path else "POST"
     answer = await gateway.client.request(

@@ -23,7 +23,7 @@ from tailrace.proto.ids import Tenant, child_id, new_id
 from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog, fullness
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tests.harness import processes, readers
-from tests.harness.batch_client import asked, children, key_of, results
+from tests.harness.batch_client import children, key_of, post_batch, results
 from tests.harness.generator_in_loop import ended, stats, words
 from tests.harness.own_system import OwnSystem
 from tests.harness.system import System
@@ -104,7 +104,7 @@ async def limited(own: BatchSystem, new_gateway: NewGateway) -> BatchSystem:
 
 @pytest.mark.rule("R63")
 async def test_a_batch_is_a_turn_whose_inputs_are_turns(own: BatchSystem) -> None:
-    batch = await asked(own.gateway, inputs(20), metadata={"for": "test"})
+    batch = await post_batch(own.gateway, inputs(20), metadata={"for": "test"})
     async with own.working():
         await own.batch_ended(batch)
         await own.acknowledged()
@@ -173,7 +173,7 @@ async def test_after_killing_every_process_no_input_runs_twice(own: BatchSystem,
 @pytest.mark.rule("R63")
 async def test_a_live_turn_does_not_wait_behind_a_batch(own: BatchSystem) -> None:
     """A batch gets at most half of a generator's slots."""
-    batch = await asked(own.gateway, inputs(1000, SILENT), parallel=64)
+    batch = await post_batch(own.gateway, inputs(1000, SILENT), parallel=64)
     async with own.working(concurrency=4):
         await own.open_streams(2)
         for number in range(6):
@@ -187,7 +187,7 @@ async def test_a_live_turn_does_not_wait_behind_a_batch(own: BatchSystem) -> Non
 
 @pytest.mark.rule("R64")
 async def test_cancelling_stops_running_turns_and_starts_no_more(own: BatchSystem) -> None:
-    batch = await asked(own.gateway, inputs(50, SILENT), parallel=3)
+    batch = await post_batch(own.gateway, inputs(50, SILENT), parallel=3)
     async with own.working():
         await own.open_streams(3)
         record = (await own.gateway.client.post(batch["links"]["cancel"])).json()
@@ -204,7 +204,7 @@ async def test_cancelling_stops_running_turns_and_starts_no_more(own: BatchSyste
 async def test_a_batch_that_is_cancelled_without_a_generator_leaves_nothing_running(own: BatchSystem) -> None:
     """The next generator finds the running turns by their ids and cancels them."""
     await own.shorten_lease(LEASE_S)
-    batch = await asked(own.gateway, inputs(6, SILENT), parallel=3)
+    batch = await post_batch(own.gateway, inputs(6, SILENT), parallel=3)
     # The entries are the batch's attempt and the first turn's request.
     assert await own.kill_generator_after(2)
     await own.gateway.client.post(batch["links"]["cancel"])
@@ -218,7 +218,7 @@ async def test_a_batch_that_is_cancelled_without_a_generator_leaves_nothing_runn
 @pytest.mark.rule("R65")
 async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(limited: BatchSystem) -> None:
     """The limit of running turns bounds `parallel`; the reservations of inputs that never ran are returned."""
-    batch = await asked(limited.gateway, inputs(3, SILENT))
+    batch = await post_batch(limited.gateway, inputs(3, SILENT))
     stored = (await limited.turn(batch)).request
     assert stored is not None
     assert stored.batch is not None
@@ -243,7 +243,7 @@ async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(lim
 async def test_a_deleted_batch_returns_its_reservations_without_a_generator(
     limited: BatchSystem, tmp_path: Path
 ) -> None:
-    batch = await asked(limited.gateway, inputs(4), parallel=1)
+    batch = await post_batch(limited.gateway, inputs(4), parallel=1)
     first = limited.turns(batch)[0]
     # The first turn has ended by then, and is not settled.
     assert await limited.kill_generator_after(11)
@@ -257,7 +257,7 @@ async def test_a_deleted_batch_returns_its_reservations_without_a_generator(
     assert not await limited.log.is_known(first)
     assert await counters.add(subject, 0) == end.cost_nano_usd
     # Both of its slots are free.
-    stored = (await limited.turn(await asked(limited.gateway, inputs(2), parallel=2))).request
+    stored = (await limited.turn(await post_batch(limited.gateway, inputs(2), parallel=2))).request
     assert stored is not None
     assert [hold.unit for hold in stored.holds or ()] == ["slot", "slot"]
 
@@ -265,7 +265,7 @@ async def test_a_deleted_batch_returns_its_reservations_without_a_generator(
 @pytest.mark.rule("R65")
 async def test_a_reservation_is_returned_or_settled_once(limited: BatchSystem, tmp_path: Path) -> None:
     """The batch is deleted while it runs: the gateway and the generator both return reservations."""
-    batch = await asked(limited.gateway, inputs(30, "words=2 rate=0 wait=0.2"), parallel=2)
+    batch = await post_batch(limited.gateway, inputs(30, "words=2 rate=0 wait=0.2"), parallel=2)
     first = limited.turns(batch)[0]
     async with processes.persistence(tmp_path, limited.server.url), limited.working():
         await until(lambda: limited.log.is_known(first))
@@ -342,10 +342,10 @@ async def test_batches_are_listed_newest_first(gateway: Gateway, system_log: Tur
     """A running batch has its progress; turns are not listed."""
     await gateway.client.post("/v1/turns", json={"message": "#sim words=1 rate=0"})
     for number in range(3):
-        batch = await asked(gateway, inputs(2, tag=f"l{number}b"), metadata={"n": f"{number}"})
+        batch = await post_batch(gateway, inputs(2, tag=f"l{number}b"), metadata={"n": f"{number}"})
         await ended(system_log, key_of(tenant, batch))
     silent = {"custom_id": "late", "params": {"message": f"#sim {SILENT}"}}
-    slow = await asked(gateway, [*inputs(1, tag="l3b"), silent])
+    slow = await post_batch(gateway, [*inputs(1, tag="l3b"), silent])
 
     async def is_half_done() -> bool:
         return bool((await gateway.client.get(slow["links"]["self"])).json()["done"] == 1)
@@ -377,7 +377,7 @@ async def test_a_batch_that_has_left_the_log_comes_from_the_database(
         assert await listed(other) == []
 
     try:
-        batch = await asked(gateway, inputs(70))
+        batch = await post_batch(gateway, inputs(70))
         key = key_of(tenant, batch)
         await ended(system_log, key)
         record, lines = (await gateway.client.get(batch["links"]["self"])).json(), await results(gateway, batch)
@@ -397,7 +397,7 @@ async def test_a_batch_that_has_left_the_log_comes_from_the_database(
 
 async def test_a_batch_that_leaves_the_log_unfinished_has_failed(own: BatchSystem, tmp_path: Path) -> None:
     async with processes.persistence(tmp_path, own.server.url):
-        batch = await asked(own.gateway, inputs(2))
+        batch = await post_batch(own.gateway, inputs(2))
         await listed(own.gateway)
         key = key_of(own.tenant, batch)
         await own.connection.jetstream.purge_stream(STREAM, subject=subjects.entries(key))
@@ -415,7 +415,7 @@ async def test_a_batch_that_leaves_the_log_unfinished_has_failed(own: BatchSyste
 async def test_deleted_turns_of_a_running_batch_stay_deleted(
     gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
-    batch = await asked(gateway, inputs(30, "words=2 rate=0 wait=0.5"), parallel=2)
+    batch = await post_batch(gateway, inputs(30, "words=2 rate=0 wait=0.5"), parallel=2)
     first, *others = children(tenant, batch)
     await until(lambda: system_log.is_known(first))
     await ended(system_log, first)
@@ -432,7 +432,7 @@ async def test_deleted_turns_of_a_running_batch_stay_deleted(
 async def test_a_takeover_does_not_run_deleted_inputs(own: BatchSystem) -> None:
     """The fence of a purged request is that of a new turn: only the tombstone keeps it from being stored again."""
     await own.shorten_lease(LEASE_S)
-    batch = await asked(own.gateway, inputs(4), parallel=1)
+    batch = await post_batch(own.gateway, inputs(4), parallel=1)
     first = own.turns(batch)[0]
     assert await own.kill_generator_after(12)
     assert (await own.log.turn(first)).end is not None
@@ -448,7 +448,7 @@ async def test_a_takeover_does_not_run_deleted_inputs(own: BatchSystem) -> None:
 @pytest.mark.rule("R64")
 async def test_a_batch_above_its_time_limit_fails(own: BatchSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "LIFE", timedelta(seconds=1))
-    batch = await asked(own.gateway, inputs(5, SILENT), parallel=2)
+    batch = await post_batch(own.gateway, inputs(5, SILENT), parallel=2)
     async with own.working():
         turn = await own.batch_ended(batch)
         await own.acknowledged()
@@ -458,7 +458,7 @@ async def test_a_batch_above_its_time_limit_fails(own: BatchSystem, monkeypatch:
 
 
 async def test_a_batch_with_expired_inputs_fails(own: BatchSystem) -> None:
-    batch = await asked(own.gateway, inputs(5))
+    batch = await post_batch(own.gateway, inputs(5))
     await own.connection.jetstream.purge_stream(BODIES)
     async with own.working():
         turn = await own.batch_ended(batch)
@@ -467,7 +467,7 @@ async def test_a_batch_with_expired_inputs_fails(own: BatchSystem) -> None:
 
 
 async def test_more_batches_than_a_generator_runs_at_once_all_end(own: BatchSystem) -> None:
-    submitted = [await asked(own.gateway, inputs(3, tag=f"q{number}b")) for number in range(BATCHES_MAX + 2)]
+    submitted = [await post_batch(own.gateway, inputs(3, tag=f"q{number}b")) for number in range(BATCHES_MAX + 2)]
     async with own.working(concurrency=1):
         for batch in submitted:
             assert (await own.batch_ended(batch)).outcome == "completed"
@@ -481,7 +481,7 @@ async def test_a_batch_is_acknowledged_after_its_turns_have_ended(
 ) -> None:
     """A runner that lost the fence has not checked its turns: the batch is delivered again, although it has ended."""
     await own.shorten_lease(LEASE_S)
-    await asked(own.gateway, inputs(3))
+    await post_batch(own.gateway, inputs(3))
     run, runs = BatchRunner.run, list[TurnKey]()
 
     async def cancelled_once(runner: BatchRunner, key: TurnKey) -> Turn:
@@ -500,7 +500,7 @@ async def test_a_batch_is_acknowledged_after_its_turns_have_ended(
 async def test_a_stopping_generator_does_not_wait_for_a_full_log(
     own: BatchSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = await asked(own.gateway, inputs(1))
+    batch = await post_batch(own.gateway, inputs(1))
     append, is_full = TurnLog.append, asyncio.Event()
 
     async def append_to_batch_only(log: TurnLog, key: TurnKey, *given: Any, **named: Any) -> Chain:

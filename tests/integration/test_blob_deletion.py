@@ -25,7 +25,7 @@ from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import BODIES, CLAIMS_STREAM, TurnKey
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
-from tests.harness.requests import posted
+from tests.harness.requests import post_until_ended
 from tests.harness.turn_builder import request
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
@@ -69,7 +69,7 @@ def showing(picture: str) -> list[dict[str, Any]]:
 
 async def show(gateway: Gateway, picture: str, **given: Any) -> dict[str, Any]:
     """Posts a turn about a picture and waits for its end; the model has received the picture."""
-    turn = await posted(gateway, message=None, messages=showing(picture), **given)
+    turn = await post_until_ended(gateway, message=None, messages=showing(picture), **given)
     assert (await gateway.client.get(turn["links"]["self"])).json()["text"] == name(picture)
     return turn
 
@@ -84,14 +84,14 @@ async def is_there(gateway: Gateway, text: str) -> bool:
     return answer.status_code == 200
 
 
-async def stored(connection: Connection, tenant: Tenant) -> list[str]:
+async def stored_blobs(connection: Connection, tenant: Tenant) -> list[str]:
     """Returns the subjects of all blobs and chunks of a tenant."""
     info = await connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.>")
     return sorted(info.state.subjects or {})
 
 
 async def blob_count(connection: Connection, tenant: Tenant) -> int:
-    return len([subject for subject in await stored(connection, tenant) if subject.count(".") == 2])
+    return len([subject for subject in await stored_blobs(connection, tenant) if subject.count(".") == 2])
 
 
 async def pins(connection: Connection, tenant: Tenant) -> list[str]:
@@ -101,7 +101,7 @@ async def pins(connection: Connection, tenant: Tenant) -> list[str]:
 
 async def until_empty(connection: Connection, tenant: Tenant) -> None:
     async def is_empty() -> bool:
-        return await stored(connection, tenant) == []
+        return await stored_blobs(connection, tenant) == []
 
     await until(is_empty)
 
@@ -172,13 +172,13 @@ async def test_a_blob_is_deleted_with_the_last_turn_that_refers_to_it(
     other, blobs = Tenant(f"tenant-{new_id()}"), BlobStore(system_log._connection)
     await blobs.put(other, {name(picture): picture.encode()})
     first, second = await show(gateway, picture), await show(gateway, picture)
-    follow_up = await posted(gateway, message="And?", session=second["session"])
+    follow_up = await post_until_ended(gateway, message="And?", session=second["session"])
     for turn in (first, follow_up):
         assert await delete(gateway, turn) == 200
         assert await is_there(gateway, picture)
     assert await delete(gateway, second) == 200
     assert [await is_there(one, picture) for one in (gateway, second_gateway)] == [False, False]
-    assert await stored(system_log._connection, tenant) == []
+    assert await stored_blobs(system_log._connection, tenant) == []
     assert await delete(gateway, second) == 404
     await show(gateway, picture)
     assert await blobs.size(other, name(picture)) == len(picture)
@@ -191,11 +191,11 @@ async def test_long_texts_system_prompts_and_tools_are_deleted_too(
     novel, rules, look = (new_id() * 4000 for _ in range(3))
     tools = [{"name": "look", "description": look, "input_schema": {"type": "object"}}]
     body = {"message": f"{novel}\n#sim words=2 rate=0", "system": rules, "tools": tools, "project": "rivers"}
-    turn = await posted(gateway, **body)
+    turn = await post_until_ended(gateway, **body)
     assert await blob_count(system_log._connection, tenant) == 3
     path = {"turn": turn["links"]["self"], "session": f"/v1/sessions/{turn['session']}"}
     answer = await gateway.client.delete(path.get(kind, "/v1/projects/rivers"))
-    assert (answer.status_code, await stored(system_log._connection, tenant)) == (200, [])
+    assert (answer.status_code, await stored_blobs(system_log._connection, tenant)) == (200, [])
 
 
 @pytest.mark.parametrize("is_batch", [False, True], ids=["turn", "batch"])
@@ -217,7 +217,7 @@ async def test_a_waiting_turn_and_the_inputs_of_a_batch_keep_their_blobs(
         assert (turn.outcome, turn.text) == ("completed", name(picture))
         assert await blob_count(own.connection, own.tenant) == (2 if is_batch else 1)
         assert await delete(own.gateway, {"turn": batch if is_batch else waiting}) == 200
-        assert await stored(own.connection, own.tenant) == []
+        assert await stored_blobs(own.connection, own.tenant) == []
 
 
 @pytest.mark.rule("R34")
@@ -238,7 +238,7 @@ async def test_a_deletion_at_any_step_of_a_post_keeps_its_blob(
     assert await is_there(gateway, picture)
     assert await pins(system_log._connection, tenant) == []
     assert await delete(gateway, second) == 200
-    assert await stored(system_log._connection, tenant) == []
+    assert await stored_blobs(system_log._connection, tenant) == []
 
 
 async def test_a_prompt_that_is_counted_keeps_its_blob_until_then(
@@ -280,7 +280,7 @@ async def test_a_post_at_any_step_of_a_deletion_keeps_its_blob(
         assert (turn.outcome, turn.text) == ("completed", name(picture))
         assert await is_there(own.gateway, picture)
         assert await delete(own.gateway, posts[0]) == 200
-        assert await stored(own.connection, own.tenant) == []
+        assert await stored_blobs(own.connection, own.tenant) == []
 
 
 @pytest.mark.rule("R34")
@@ -356,7 +356,7 @@ async def test_one_wrong_denial_of_a_pin_or_a_blob_is_not_believed(
         else:
             monkeypatch.setattr(*step, deny_once)
         await collector.collect(tenant)
-        assert await stored(connection, tenant) == []
+        assert await stored_blobs(connection, tenant) == []
     finally:
         await store.close()
     assert wrong == []
@@ -412,7 +412,7 @@ async def test_a_deletion_that_fails_at_any_step_is_completed_after_a_restart(
         async with own.persistence():
             # 404 means that nothing is stored any more.
             assert await delete(own.gateway, turn) == 404
-            assert await stored(own.connection, own.tenant) == []
+            assert await stored_blobs(own.connection, own.tenant) == []
         if status == 200:
             break
     assert last > len(steps)
@@ -462,7 +462,7 @@ async def test_a_database_of_an_older_version_learns_the_references(own: BlobSys
         assert await delete(own.gateway, new) == 200
         assert [await is_there(own.gateway, text) for text in (picture, rules)] == [True, False]
         assert await delete(own.gateway, old) == 200
-        assert await stored(own.connection, own.tenant) == []
+        assert await stored_blobs(own.connection, own.tenant) == []
 
 
 @pytest.mark.rule("R34")

@@ -34,7 +34,7 @@ def half(events: list[bytes]) -> list[bytes]:
     return events[: len(events) // 2]
 
 
-def sent(events: list[bytes], *, is_reset: bool = False) -> Broken:
+def broken_answer(events: list[bytes], *, is_reset: bool = False) -> Broken:
     return Broken(HEAD + b"".join(events), is_reset)
 
 
@@ -52,33 +52,37 @@ def only(events: list[bytes], wanted: str) -> list[bytes]:
 
 # Faults after the first words.
 PARTIAL: dict[str, Break] = {
-    "reset": lambda events: sent(half(events), is_reset=True),
-    "end within the text": lambda events: sent(half(events)),
-    "end within an event": lambda events: sent([*half(events), events[len(events) // 2][:30]]),
-    "end before message_delta": lambda events: sent(list(takewhile(lambda one: kind(one) != "message_delta", events))),
-    "not JSON": lambda events: sent([*half(events), b'event: content_block_delta\ndata: {"type":"content_\n\n']),
-    "error": lambda events: sent([*half(events), OVERLOADED]),
-    "message_stop within the text": lambda events: sent([*half(events), *only(events, "message_stop")]),
-    "message_stop within a block": lambda events: sent(without(events, "content_block_stop")),
-    "message_stop without message_delta": lambda events: sent(without(events, "message_delta")),
-    "message_start twice": lambda events: sent([*half(events), events[0], *events[len(events) // 2 :]]),
-    "content_block_start twice": lambda events: sent(twice(events, "content_block_start")),
-    "content_block_stop twice": lambda events: sent(twice(events, "content_block_stop")),
+    "reset": lambda events: broken_answer(half(events), is_reset=True),
+    "end within the text": lambda events: broken_answer(half(events)),
+    "end within an event": lambda events: broken_answer([*half(events), events[len(events) // 2][:30]]),
+    "end before message_delta": lambda events: broken_answer(
+        list(takewhile(lambda one: kind(one) != "message_delta", events))
+    ),
+    "not JSON": lambda events: broken_answer(
+        [*half(events), b'event: content_block_delta\ndata: {"type":"content_\n\n']
+    ),
+    "error": lambda events: broken_answer([*half(events), OVERLOADED]),
+    "message_stop within the text": lambda events: broken_answer([*half(events), *only(events, "message_stop")]),
+    "message_stop within a block": lambda events: broken_answer(without(events, "content_block_stop")),
+    "message_stop without message_delta": lambda events: broken_answer(without(events, "message_delta")),
+    "message_start twice": lambda events: broken_answer([*half(events), events[0], *events[len(events) // 2 :]]),
+    "content_block_start twice": lambda events: broken_answer(twice(events, "content_block_start")),
+    "content_block_stop twice": lambda events: broken_answer(twice(events, "content_block_stop")),
 }
 # Answers without a valid first event: the call is repeated in the same attempt.
 EMPTY: dict[str, Break] = {
     "empty": lambda _: Broken(HEAD),
-    "no message_start": lambda events: sent(events[1:]),
-    "delta without a block": lambda events: sent(without(events, "content_block_start")),
-    "only message_stop": lambda events: sent(only(events, "message_stop")),
+    "no message_start": lambda events: broken_answer(events[1:]),
+    "delta without a block": lambda events: broken_answer(without(events, "content_block_start")),
+    "only message_stop": lambda events: broken_answer(only(events, "message_stop")),
     "HTML": lambda _: Broken(HEAD.replace(b"text/event-stream", b"text/html") + b"<html>Please log in</html>"),
 }
 # All of the text comes before these faults: a second answer has nothing left that could break.
 LATE = ("content_block_stop twice", "message_stop within a block")
 WHOLE: dict[str, Break] = {
-    "message_stop twice": lambda events: sent(twice(events, "message_stop")),
-    "events after message_stop": lambda events: sent([*events, *half(events)]),
-    "reset after message_stop": lambda events: sent(events, is_reset=True),
+    "message_stop twice": lambda events: broken_answer(twice(events, "message_stop")),
+    "events after message_stop": lambda events: broken_answer([*events, *half(events)]),
+    "reset after message_stop": lambda events: broken_answer(events, is_reset=True),
 }
 
 
@@ -130,7 +134,7 @@ async def test_a_turn_whose_answers_are_all_incomplete_fails(server: NatsServer,
 async def test_an_event_above_the_limit_fails_at_once(server: NatsServer, own_claude: str) -> None:
     """Another call would be paid for, and would bring the same event."""
     large = b'data: {"type":"newer","x":"' + b"x" * EVENT_BYTES_MAX + b'"}\n\n'
-    turn, calls = await run(server, own_claude, lambda events: sent([*half(events), large]), times=99)
+    turn, calls = await run(server, own_claude, lambda events: broken_answer([*half(events), large]), times=99)
     assert turn.error is not None
     assert (turn.outcome, turn.error.code, calls) == ("failed", "backend_event_too_large", 1)
 
@@ -145,7 +149,7 @@ async def test_an_event_above_the_nats_servers_limit_fails_at_once(
         with capture_logs() as logged:
             await apply_streams(server.url)
         assert any("set it to 8MB" in line["event"] for line in logged)
-        turn, calls = await run(server, own_claude, lambda events: sent([*half(events), large]), times=99)
+        turn, calls = await run(server, own_claude, lambda events: broken_answer([*half(events), large]), times=99)
     assert turn.error is not None
     assert (turn.outcome, turn.error.code, calls) == ("failed", "entry_too_large", 1)
     assert words(WORDS).startswith(turn.text)
@@ -172,7 +176,7 @@ def unreadable(case: str) -> Break:
         middle = deltas[len(deltas) // 2]
         changed = UNREADABLE[case](events[middle])
         assert changed != events[middle]
-        return sent([*events[:middle], changed, *events[middle + 1 :]])
+        return broken_answer([*events[:middle], changed, *events[middle + 1 :]])
 
     return change
 
@@ -192,7 +196,7 @@ async def test_a_delta_that_cannot_be_read_is_not_left_out(server: NatsServer, o
 
 async def test_an_answer_without_message_stop_is_complete(server: NatsServer, own_claude: str) -> None:
     """`message_delta` has the stop reason."""
-    turn, calls = await run(server, own_claude, lambda events: sent(without(events, "message_stop")), times=99)
+    turn, calls = await run(server, own_claude, lambda events: broken_answer(without(events, "message_stop")), times=99)
     assert (turn.text, turn.outcome, turn.stop.stop_reason) == (words(WORDS), "completed", "end_turn")
     assert calls <= 2
 

@@ -52,7 +52,7 @@ async def system(shared: ClusterSystem) -> AsyncIterator[ClusterSystem]:
     await shared.healed()
 
 
-async def accepted(system: ClusterSystem, deadline: float) -> tuple[list[Posted], TurnKey]:
+async def post_until(system: ClusterSystem, deadline: float) -> tuple[list[Posted], TurnKey]:
     """Posts until a turn is accepted, as a client does after a 503."""
     posts: list[Posted] = []
     while True:
@@ -81,7 +81,7 @@ async def test_running_turns_are_completed_after_a_fault_of_a_server(system: Clu
         received = [len(listener.deltas_at) for listener in listeners]
         began = monotonic()
         await fault(system)
-        posting = asyncio.create_task(accepted(system, began + deadline_s + RESPONSE_S_MAX))
+        posting = asyncio.create_task(post_until(system, began + deadline_s + RESPONSE_S_MAX))
         for listener, count in zip(listeners, received, strict=True):
             # Two deltas may have been on their way when the fault began.
             await until(partial(has_continued, listener, count + 2), deadline_s)

@@ -25,7 +25,7 @@ from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tests.conftest import apply_streams
 from tests.harness import jwts
-from tests.harness.route_table import ROWS, named
+from tests.harness.route_table import ROWS, path_parameters
 from tests.integration.conftest import KEY, api_keys, on_shared_loop
 
 TENANT = Tenant("acme")
@@ -74,7 +74,7 @@ class Routes:
 
     async def send(self, route: tuple[str, str], headers: Headers, query: str = "") -> httpx2.Response:
         method, path = route
-        url = path.format(**named(*UNKNOWN)) + query
+        url = path.format(**path_parameters(*UNKNOWN)) + query
         return await self.client.request(method, url, json=ROWS[route].body, headers=headers)
 
 

@@ -23,7 +23,7 @@ from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.harness.generator_in_loop import account
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import Process
-from tests.harness.requests import posted
+from tests.harness.requests import post_until_ended
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, forget
@@ -75,7 +75,7 @@ async def persistence_in_loop(own_server: NatsServer, tmp_path: Path) -> AsyncIt
 async def test_deleting_a_session_cancels_its_running_turn(
     gateway: Gateway, system_log: TurnLog, persistence: Process, claude: str
 ) -> None:
-    first = await posted(gateway)
+    first = await post_until_ended(gateway)
     session, message = first["session"], f"{ENDLESS} tag=gone"
 
     async def is_call(state: str) -> bool:
@@ -105,7 +105,7 @@ async def test_a_reader_of_a_deleted_turn_gets_the_end_of_a_cancelled_one(gatewa
 async def test_a_deleted_turn_is_404_on_every_route_of_gateways_that_have_read_it(
     gateway: Gateway, second_gateway: Gateway
 ) -> None:
-    accepted = await posted(gateway)
+    accepted = await post_until_ended(gateway)
     turn, events = accepted["turn"], accepted["links"]["events"]
     paths = [
         *(f"{events}?dialect={dialect}" for dialect in DIALECTS),
@@ -124,25 +124,25 @@ async def test_a_deleted_turn_is_404_on_every_route_of_gateways_that_have_read_i
 @pytest.mark.rule("R35")
 async def test_deleting_a_turn_deletes_the_turns_that_follow_it(gateway: Gateway, system_log: TurnLog) -> None:
     """Their requests repeat it. The turns before and beside it stay, and the session continues there."""
-    root = await posted(gateway)
+    root = await post_until_ended(gateway)
     session = root["session"]
-    left = await posted(gateway, session=session, parent=root["turn"])
-    middle = await posted(gateway, session=session, parent=root["turn"])
+    left = await post_until_ended(gateway, session=session, parent=root["turn"])
+    middle = await post_until_ended(gateway, session=session, parent=root["turn"])
     leaf = await post(gateway, session=session)
     assert (await gateway.client.delete(middle["links"]["self"])).json()["turns"] == 2
     assert [one["turn"] for one in await turns_of(gateway, session)] == [root["turn"], left["turn"]]
     for turn in (middle, leaf):
         assert await has_left_log(system_log._connection, turn["turn"])
         assert await status(gateway, turn["links"]["self"]) == 404
-    following = await posted(gateway, session=session)
+    following = await post_until_ended(gateway, session=session)
     assert (await gateway.client.get(following["links"]["self"])).json()["parent"] == left["turn"]
 
 
 async def test_deleting_a_project_deletes_its_sessions(gateway: Gateway) -> None:
     """Empty sessions too; sessions of another project and of none stay. What the turns have cost is still counted."""
     other, project = new_id(), new_id()
-    deleted = [await posted(gateway, project=project) for _ in range(2)]
-    kept = [await posted(gateway, project=other), await posted(gateway)]
+    deleted = [await post_until_ended(gateway, project=project) for _ in range(2)]
+    kept = [await post_until_ended(gateway, project=other), await post_until_ended(gateway)]
     await gateway.client.post("/v1/sessions", json={"id": "empty", "project_id": project})
     usage = (await gateway.client.get("/v1/usage")).json()["data"]
     answer = (await gateway.client.delete(f"/v1/projects/{project}")).json()
@@ -158,7 +158,7 @@ async def test_deleting_a_project_deletes_its_sessions(gateway: Gateway) -> None
 
 async def test_deleting_again_is_404_like_an_unknown_id(gateway: Gateway) -> None:
     for kind in ("turn", "session", "project"):
-        accepted = {"project": "rivers", **await posted(gateway, project="rivers")}
+        accepted = {"project": "rivers", **await post_until_ended(gateway, project="rivers")}
         names = (accepted[kind], accepted[kind], new_id())
         answers = [await gateway.client.delete(f"/v1/{kind}s/{name}") for name in names]
         assert [answer.status_code for answer in answers] == [200, 404, 404]
@@ -275,7 +275,7 @@ async def test_a_turn_posted_during_the_deletion_of_its_session_is_refused_and_n
     gateway: Gateway, system_log: TurnLog, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """The client may post again: the session begins anew."""
-    first = await posted(gateway)
+    first = await post_until_ended(gateway)
     session = first["session"]
     assert await status(gateway, first["links"]["self"]) == 200
     with monkeypatch.context() as patched:
@@ -284,7 +284,7 @@ async def test_a_turn_posted_during_the_deletion_of_its_session_is_refused_and_n
         answer = await gateway.client.post("/v1/turns", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "parent_not_found")
     assert await has_left_log(system_log._connection, tenant=tenant)
-    again = [(await posted(gateway, session=session, create_session=True))["turn"] for _ in range(2)]
+    again = [(await post_until_ended(gateway, session=session, create_session=True))["turn"] for _ in range(2)]
     assert [(one["turn"], one["parent"]) for one in await turns_of(gateway, session)] == [
         (again[0], None),
         (again[1], again[0]),
@@ -296,7 +296,7 @@ async def test_persistence_deletes_a_turn_that_a_killed_gateway_stored_after_its
     gateway: Gateway, system_log: TurnLog, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gateway died between the request entry and its check of the parent."""
-    first = await posted(gateway)
+    first = await post_until_ended(gateway)
 
     async def killed(*_: object) -> bool:
         raise RuntimeError
@@ -378,7 +378,7 @@ async def test_a_follow_up_of_an_unknown_turn_or_of_one_that_was_posted_again_is
 async def test_a_follow_up_of_a_turn_that_has_left_the_log_is_kept(
     gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
-    first = await posted(gateway)
+    first = await post_until_ended(gateway)
     await forget(gateway, system_log, TurnKey(tenant, first["turn"]))
-    following = await posted(gateway, session=first["session"])
+    following = await post_until_ended(gateway, session=first["session"])
     assert (await gateway.client.get(following["links"]["self"])).json()["parent"] == first["turn"]

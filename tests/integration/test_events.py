@@ -18,7 +18,7 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.generator_in_loop import words
-from tests.harness.readers import data, history, is_read, read, reader, told
+from tests.harness.readers import data, history, is_read, read, reader, story_of
 from tests.harness.sse_parser import EventStream, parse, turns_own
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
@@ -43,7 +43,7 @@ async def post(gateway: Gateway, tenant: Tenant, line: str) -> TurnKey:
 
 
 def text_of(connected: Connected) -> str:
-    return told(frame.sent for frame in connected.frames).text
+    return story_of(frame.sent for frame in connected.frames).text
 
 
 async def message_of(gateway: Gateway, key: TurnKey) -> ParsedMessage[None]:
@@ -103,7 +103,7 @@ async def test_fifty_readers_and_every_dialect_get_one_story(
     await verify(system_log, key, [reader(f"{number}", key, one) for number, one in enumerate(seen)])
     assert {one.frames for one in seen} == {seen[0].frames}
     folded = await system_log.turn(key)
-    assert told(frame.sent for frame in seen[0].frames) == Story(folded.text, folded.usage, "completed")
+    assert story_of(frame.sent for frame in seen[0].frames) == Story(folded.text, folded.usage, "completed")
     record = (await gateway.client.get(f"/v1/turns/{key.turn}")).json()
     text = (await gateway.client.get(url_of(key, "text"))).text
     assert text == folded.text == record["text"] == words(200)
@@ -316,7 +316,7 @@ async def test_a_turn_that_has_left_the_log_comes_from_the_database(
         events = parse(answer.content)
         assert [data(event.raw)["type"] for event in events] == ["reset", "delta", "done"]
         assert [event.id for event in events] == [None, None, end.seq]
-        assert told(event.raw for event in events) == told(frame.sent for frame in before.frames)
+        assert story_of(event.raw for event in events) == story_of(frame.sent for frame in before.frames)
         assert data(events[-1].raw) == data(end.sent)
     assert await read(later.client, key.turn, end.seq) == Connected(end.seq, (), "ended")
     beyond = await later.client.get(url_of(key), params={"after": end.seq + 1})
@@ -339,4 +339,4 @@ async def test_a_turn_whose_first_entries_have_left_the_log_resumes_at_a_later_c
     assert rest.frames == before.frames[3:]
     events = parse((await later.client.get(url_of(key))).content)
     assert [data(event.raw)["type"] for event in events] == ["reset", "delta", "done"]
-    assert told(event.raw for event in events) == told(frame.sent for frame in before.frames)
+    assert story_of(event.raw for event in events) == story_of(frame.sent for frame in before.frames)

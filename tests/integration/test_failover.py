@@ -33,7 +33,7 @@ async def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         yield second
 
 
-async def made(log: TurnLog, key: TurnKey) -> list[tuple[str, str]]:
+async def attempts_of(log: TurnLog, key: TurnKey) -> list[tuple[str, str]]:
     """Returns backend and mode of each attempt."""
     return [(attempt.backend, attempt.mode) for attempt in await attempts(log, key)]
 
@@ -42,7 +42,7 @@ async def run(own: OwnSystem, line: str, **settings: Any) -> tuple[Turn, list[tu
     """Returns the turn of a request, and its attempts."""
     async with own.working(**{"backends": BOTH} | settings):
         key = await own.ask(line)
-        return await own.ended(key), await made(own.log, key)
+        return await own.ended(key), await attempts_of(own.log, key)
 
 
 @pytest.mark.rule("R50")
@@ -102,5 +102,5 @@ async def test_a_model_may_have_its_own_list_of_backends(own: OwnSystem, second:
         for model, backend in (("claude-haiku-5-5", "bedrock"), ("claude-sonnet-5-5", "claude")):
             key = await own.ask("words=3 rate=0", model=model)
             assert (await own.ended(key)).text == words(3)
-            assert await made(own.log, key) == [(backend, "fresh")]
+            assert await attempts_of(own.log, key) == [(backend, "fresh")]
     assert [asked.body["model"] for asked in second.asked] == ["eu.anthropic.claude-haiku-5-5"]

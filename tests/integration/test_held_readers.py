@@ -20,7 +20,7 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.freeze import freeze
 from tests.harness.processes import Process
-from tests.harness.readers import frames, history, read, reader, told
+from tests.harness.readers import frames, history, read, reader, story_of
 from tests.harness.sse_parser import EventStream, Sent, parse
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
@@ -146,7 +146,7 @@ async def test_a_held_reader_gets_its_rest_in_the_same_response(
     second = Connected(cursor, tuple(frames(events)), "ended")
     verdict = judge(await history(writer.log, key, reader("held", key, first, second)), (no_gap, no_repeat, one_end))
     assert verdict.is_green, verdict.evidence
-    assert told(frame.sent for frame in (*first.frames, *second.frames)).text == "abc"
+    assert story_of(frame.sent for frame in (*first.frames, *second.frames)).text == "abc"
     assert held() == 0
 
 
@@ -282,4 +282,4 @@ async def test_a_reader_of_a_turn_that_has_left_the_log_is_held_while_persistenc
     if is_counted:
         assert events[-1].data == whole[-1] == "[DONE]"
     else:
-        assert told(event.raw for event in events) == told(frame.sent for frame in before.frames)
+        assert story_of(event.raw for event in events) == story_of(frame.sent for frame in before.frames)

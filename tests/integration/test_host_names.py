@@ -5,10 +5,10 @@ import asyncio
 import httpx2
 import pytest
 
-from tests.harness.route_table import ROWS, named
+from tests.harness.route_table import ROWS, path_parameters
 from tests.integration.conftest import Gateway, NewGateway
 
-UNKNOWN = named("0", "0", "0")
+UNKNOWN = path_parameters("0", "0", "0")
 PATHS = [(method, path.format(**UNKNOWN)) for method, path in ROWS]
 
 

@@ -59,7 +59,7 @@ def with_image(data: str, line: str = "words=0 files=1 rate=0") -> dict[str, Any
 ANOTHER = {"message": "#sim words=0 files=1"}
 
 
-async def answered(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
+async def post_and_read(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
     """Returns the turn when it has ended."""
     accepted = await gateway.client.post("/v1/turns", json=body)
     assert accepted.status_code == 202, accepted.text
@@ -86,7 +86,7 @@ async def expire(nats_url: str, tenant: Tenant, data: str) -> None:
 async def test_an_image_of_30_mb_reaches_the_model_whole(gateway: Gateway) -> None:
     """The turn's input has a reference; the blob can be downloaded."""
     data = random_base64(30 * MB)
-    turn = await answered(gateway, with_image(data))
+    turn = await post_and_read(gateway, with_image(data))
     assert (turn["outcome"], turn["text"]) == ("completed", sha256(data))
     assert turn["input"][0]["content"][0] == image(reference(data))
     path = f"/v1/blobs/{sha256(data)}"
@@ -100,7 +100,7 @@ async def test_an_image_of_30_mb_reaches_the_model_whole(gateway: Gateway) -> No
 async def test_a_long_text_reaches_the_model_whole(gateway: Gateway) -> None:
     novel, rules = words(20_000, "novel"), words(10_000, "rules")
     content = f"{novel}\n#sim words=3 rate=0"
-    turn = await answered(gateway, {"messages": [{"role": "user", "content": content}], "system": rules})
+    turn = await post_and_read(gateway, {"messages": [{"role": "user", "content": content}], "system": rules})
     assert (turn["text"], turn["usage"]["input_tokens"]) == (words(3), 30_003)
     assert turn["input"] == [{"role": "user", "content": [{"type": "text", "text": reference(content)}]}]
 
@@ -109,9 +109,9 @@ async def test_a_session_sends_its_images_again_and_stores_each_once(
     gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     data, other = random_base64(MB), random_base64(MB)
-    first = await answered(gateway, with_image(data))
+    first = await post_and_read(gateway, with_image(data))
     following = [ANOTHER, with_image(data), with_image(other)]
-    turns = [first, *[await answered(gateway, body | {"session": first["session"]}) for body in following]]
+    turns = [first, *[await post_and_read(gateway, body | {"session": first["session"]}) for body in following]]
     assert [turn["text"] for turn in turns] == [
         sha256(data),
         sha256(data),
@@ -140,16 +140,16 @@ async def test_a_session_whose_image_has_expired_is_410_until_the_image_is_sent_
     gateway: Gateway, system: System, tenant: Tenant
 ) -> None:
     data = random_base64(MB)
-    first = await answered(gateway, with_image(data))
+    first = await post_and_read(gateway, with_image(data))
     await expire(system.nats_url, tenant, data)
     follow_up = {**ANOTHER, "session": first["session"]}
     status, code, message = await refusal(gateway, follow_up)
     assert (status, code, "`parent`" in message) == (410, "blob_expired", True)
-    assert (await answered(gateway, {**follow_up, "parent": None}))["text"] == sha256("")
+    assert (await post_and_read(gateway, {**follow_up, "parent": None}))["text"] == sha256("")
     gone = await gateway.client.get(f"/v1/blobs/{sha256(data)}")
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "blob_not_found")
-    await answered(gateway, with_image(data))
-    assert (await answered(gateway, {**follow_up, "parent": first["turn"]}))["text"] == sha256(data)
+    await post_and_read(gateway, with_image(data))
+    assert (await post_and_read(gateway, {**follow_up, "parent": first["turn"]}))["text"] == sha256(data)
 
 
 async def test_a_takeover_sends_the_image_again(
@@ -170,7 +170,7 @@ async def test_a_takeover_sends_the_image_again(
     assert (turn.outcome, turn.attempt, turn.text) == ("completed", 2, f"{sha256(data)} {words(60)}")
 
 
-def said(*content: object) -> dict[str, Any]:
+def message_of(*content: object) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [*content]}]}
 
 
@@ -178,7 +178,7 @@ RESERVED = (400, "request_invalid", "The key `tailrace:blob` is reserved")
 TOO_LARGE = (413, "body_too_large", "")
 REFUSED: dict[str, tuple[dict[str, Any], tuple[int, str, str]]] = {
     # A reference would read a blob of another request.
-    "reference in messages": (said(image(reference("x" * MB))), RESERVED),
+    "reference in messages": (message_of(image(reference("x" * MB))), RESERVED),
     "reference in system": (
         {"message": "hi", "system": [{"type": "text", "text": {"tailrace:blob": "x"}}]},
         RESERVED,
@@ -188,7 +188,7 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[int, str, str]]] = {
         RESERVED,
     ),
     # No text is long enough to be a blob, and the log accepts entries of up to 8 MB.
-    "many short texts": (said(*[{"type": "text", "text": "x" * 60_000}] * 150), TOO_LARGE),
+    "many short texts": (message_of(*[{"type": "text", "text": "x" * 60_000}] * 150), TOO_LARGE),
     # Anthropic's limit.
     "32 MB": ({"message": "x" * 32 * 2**20}, TOO_LARGE),
 }
@@ -206,7 +206,7 @@ async def test_a_request_that_cannot_be_stored_is_refused(lone_gateway: Gateway,
     ("body", "settings", "message"),
     [
         (with_image("x" * 600_000), {"body_bytes_max": MB}, "`parent`"),
-        (said({"type": "text", "text": "#sim words=1 rate=0", "citations": [0] * 60_000}), {}, "JSON values"),
+        (message_of({"type": "text", "text": "#sim words=1 rate=0", "citations": [0] * 60_000}), {}, "JSON values"),
     ],
     ids=["bytes", "values"],
 )
@@ -221,10 +221,10 @@ async def test_a_conversation_has_the_limits_of_a_body(
 ) -> None:
     """A repeated image is stored once, and is in the call twice."""
     gateway = await new_gateway(system.nats_url, **settings)
-    session = (await answered(gateway, body))["session"]
+    session = (await post_and_read(gateway, body))["session"]
     status, code, said = await refusal(gateway, {**body, "session": session})
     assert (status, code, message in said) == (413, "body_too_large", True)
-    assert (await answered(gateway, {**body, "session": session, "parent": None}))["outcome"] == "completed"
+    assert (await post_and_read(gateway, {**body, "session": session, "parent": None}))["outcome"] == "completed"
 
 
 async def test_a_full_store_is_503(tmp_path: Path, new_gateway: NewGateway) -> None:

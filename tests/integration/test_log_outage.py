@@ -14,7 +14,7 @@ from tailrace.proto.nats import Connection, TurnLog, fullness, streams
 from tailrace.proto.subjects import TurnKey
 from tests.harness.freeze import freeze
 from tests.harness.raw_http import error_of
-from tests.harness.readers import read, told
+from tests.harness.readers import read, story_of
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
@@ -137,4 +137,4 @@ async def test_a_full_log_refuses_new_turns_and_lets_running_ones_end(
     assert error_of(answer)[:2] == (503, "log_full")
     assert answer.headers["retry-after"] == "2"
     assert (ready["log"]["ok"], ready["log"]["detail"][2:]) == (False, "% of the log's bytes are used")
-    assert told(frame.sent for frame in ended.frames).text == "ab"
+    assert story_of(frame.sent for frame in ended.frames).text == "ab"

@@ -22,7 +22,7 @@ from tailrace.proto.resources import GetStats, Stats
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.conftest import apply_streams
 from tests.harness.persistence_in_loop import Persistence
-from tests.harness.readers import is_read, read, told
+from tests.harness.readers import is_read, read, story_of
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway, forget
@@ -265,9 +265,9 @@ async def test_readers_of_old_turns_get_no_entries_of_a_new_log(
             received = await read(one.client, old.key.turn, cursor)
             assert received.over == "ended"
             if one is later:
-                assert told(frame.sent for frame in received.frames).text in ("", "Old words")
+                assert story_of(frame.sent for frame in received.frames).text in ("", "Old words")
         rest = await reading if one is gateway else await read(one.client, running.key.turn, 9)
         assert "New" not in str(rest.frames)
         assert (await get(one, f"/v1/turns/{running.key.turn}"))["outcome"] == "failed"
     fresh = await read(later.client, new.key.turn)
-    assert told(frame.sent for frame in fresh.frames).text == "New" + " words" * 9
+    assert story_of(frame.sent for frame in fresh.frames).text == "New" + " words" * 9

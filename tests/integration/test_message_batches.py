@@ -52,7 +52,7 @@ class MessageBatchSystem(OwnSystem):
     tenant: Tenant
 
     async def create(self, requests: list[dict[str, Any]], **given: Any) -> Batch:
-        return await batch_client.asked(self.gateway, requests, via="message_batches", **given)
+        return await batch_client.post_batch(self.gateway, requests, via="message_batches", **given)
 
     async def batch_ended(self, batch: Batch) -> Turn:
         """Returns the batch's turn when it has ended."""

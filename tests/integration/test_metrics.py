@@ -57,7 +57,7 @@ async def scrape(port: int) -> dict[str, float]:
 
 
 @pytest.mark.timeout(120)
-async def test_what_users_feel_is_measured(tmp_path: Path) -> None:
+async def test_waiting_times_of_readers_are_measured(tmp_path: Path) -> None:
     """A reader that resumes at another gateway, a generator that is killed, a turn that is cancelled, and its row."""
     of_gateway, of_persistence, *of_generators = ports.find_free(4)
     async with System(tmp_path) as system:

@@ -117,7 +117,9 @@ async def test_alias_finds_its_model(system: System, new_gateway: NewGateway) ->
     ("name", "id_"),
     [("opus", "claude-opus-5-5"), ("claude-opus-4-20250514", "claude-opus-4-8"), (None, "claude-sonnet-5-5")],
 )
-async def test_short_and_retired_names_answer_with_the_models_own(gateway: Gateway, name: str | None, id_: str) -> None:
+async def test_short_and_retired_names_are_answered_with_the_models_id(
+    gateway: Gateway, name: str | None, id_: str
+) -> None:
     """In each protocol; without a name the default answers."""
     body = {"model": name, "max_tokens": 9, "messages": MESSAGES}
     for path in ("/v1/messages", "/v1/chat/completions"):
@@ -125,7 +127,7 @@ async def test_short_and_retired_names_answer_with_the_models_own(gateway: Gatew
         assert (answer.status_code, answer.json().get("model")) == (200, id_), (path, answer.text)
 
 
-async def test_model_that_nobody_knows_yet_reaches_anthropic(gateway: Gateway) -> None:
+async def test_model_newer_than_the_table_is_passed_on(gateway: Gateway) -> None:
     """Its name looks like Claude's: the API decides. Its price is unknown, so that no cost can be limited."""
     body = {"model": "claude-tomorrow-1", "max_tokens": 9, "messages": MESSAGES}
     answer = await gateway.client.post("/v1/messages", json=body)
@@ -137,9 +139,7 @@ async def test_model_that_nobody_knows_yet_reaches_anthropic(gateway: Gateway) -
     )
 
 
-async def test_model_without_a_price_is_refused_where_a_budget_has_to_be_kept(
-    system: System, new_gateway: NewGateway
-) -> None:
+async def test_model_without_a_price_is_refused_if_a_budget_applies(system: System, new_gateway: NewGateway) -> None:
     gateway = await new_gateway(system.nats_url, limits_key="usd_month=5")
     answer = await gateway.client.post("/v1/turns", json={"message": "hi", "model": "claude-tomorrow-1"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "price_unknown"), answer.text

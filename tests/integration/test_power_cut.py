@@ -89,7 +89,7 @@ async def lost(url: str, entries: Sequence[tuple[TurnKey, Seq]]) -> int:
         await connection.close()
 
 
-async def written(url: str) -> list[tuple[TurnKey, Seq]]:
+async def acknowledged_entries(url: str) -> list[tuple[TurnKey, Seq]]:
     connection = await Connection.open(url, "test")
     try:
         return await acknowledged(TurnLog(connection))
@@ -107,7 +107,7 @@ async def test_acknowledged_entries_of_one_server_survive_a_power_cut(tmp_path: 
         server = await stack.enter_async_context(NatsServer(there, sync="always"))
         await apply_streams(server.url)
         own.flush()
-        entries = await written(server.url)
+        entries = await acknowledged_entries(server.url)
         await cut([server], [own])
         assert await lost(server.url, entries) == 0
 
@@ -122,7 +122,7 @@ async def test_acknowledged_entries_of_three_servers_survive_a_power_cut_of_all(
         await stack.enter_async_context(cluster)
         for one in disks:
             one.flush()
-        entries = await written(cluster.url)
+        entries = await acknowledged_entries(cluster.url)
         await cut(cluster.nodes, disks)
         lost_count = await lost(cluster.url, entries)
     assert (lost_count > 0) is (sync == "default")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tailrace.proto.ids import Tenant, new_id
-from tests.harness.requests import pages, posted
+from tests.harness.requests import pages, post_until_ended
 from tests.harness.system import System
 from tests.integration.conftest import Gateway, NewGateway, api_keys, on_shared_loop
 
@@ -38,7 +38,7 @@ async def test_a_created_project_is_returned_and_listed(gateway: Gateway) -> Non
     }
     assert await get(gateway, answer.headers["location"]) == project
     assert await get(gateway, "/v1/projects") == {"object": "list", "data": [project], "has_more": False, "next": None}
-    await posted(gateway, project="rivers")
+    await post_until_ended(gateway, project="rivers")
     duplicate = await gateway.client.post("/v1/projects", json={"name": "Rivers", "id": "rivers"})
     assert (duplicate.status_code, duplicate.json()["error"]["code"]) == (409, "project_exists")
     assert (await get(gateway, "/v1/projects/rivers"))["name"] == "rivers"
@@ -49,10 +49,10 @@ async def test_a_created_project_is_returned_and_listed(gateway: Gateway) -> Non
 
 
 async def test_a_project_has_the_totals_of_its_sessions(gateway: Gateway) -> None:
-    first = await posted(gateway, project="rivers")
-    await posted(gateway, session=first["session"])
-    second = await posted(gateway, project="rivers")
-    await posted(gateway, project="lakes")
+    first = await post_until_ended(gateway, project="rivers")
+    await post_until_ended(gateway, session=first["session"])
+    second = await post_until_ended(gateway, project="rivers")
+    await post_until_ended(gateway, project="lakes")
     sessions = [await get(gateway, f"/v1/sessions/{one['session']}") for one in (first, second)]
     assert (await get(gateway, "/v1/sessions?project_id=rivers"))["data"] == sessions[::-1]
     project = await get(gateway, "/v1/projects/rivers")
@@ -93,7 +93,7 @@ async def test_two_tenants_may_use_the_same_project_id(
     other = await new_gateway(system.nats_url, api_keys=api_keys(Tenant(f"tenant-{new_id()}")))
     for one, name in ((gateway, "Mine"), (other, "Theirs")):
         assert (await one.client.post("/v1/projects", json={"id": "rivers", "name": name})).status_code == 201
-    await posted(gateway, project="rivers")
+    await post_until_ended(gateway, project="rivers")
     assert (await get(other, "/v1/projects/rivers"))["turns"] == 0
     assert (await other.client.delete("/v1/projects/rivers")).json()["turns"] == 0
     assert (await get(gateway, "/v1/projects/rivers"))["name"] == "Mine"

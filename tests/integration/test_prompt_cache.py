@@ -24,7 +24,7 @@ def long_system() -> str:
     return f"{new_id()} " + "word " * (WORDS - 1)
 
 
-async def answered(gateway: Gateway, **body: Any) -> tuple[Connected, dict[str, Any]]:
+async def post_and_read(gateway: Gateway, **body: Any) -> tuple[Connected, dict[str, Any]]:
     posted = await gateway.client.post("/v1/turns", json={"message": "#sim words=2 rate=0"} | body)
     assert posted.status_code == 202, posted.text
     turn = posted.json()["turn"]
@@ -45,13 +45,13 @@ def cached(turn: dict[str, Any]) -> tuple[int, int]:
 async def test_the_next_turn_reads_what_the_first_has_cached(gateway: Gateway, cache: str) -> None:
     """It costs less. The stream reports the usage before the first word."""
     system = long_system()
-    seen, first = await answered(gateway, system=system, cache=cache)
+    seen, first = await post_and_read(gateway, system=system, cache=cache)
     reported = [event for event in events_of(seen) if event["type"] == "usage"]
     written, read_ = cached(first)
     assert (written > WORDS, read_) == (True, 0)
     assert [event["cache_creation_input_tokens"] for event in reported] == [written]
     assert [event["type"] for event in events_of(seen)][:3] == ["start", "usage", "delta"]
-    _, second = await answered(gateway, system=system, cache=cache, session=first["session"])
+    _, second = await post_and_read(gateway, system=system, cache=cache, session=first["session"])
     assert cached(second)[1] == written
     assert second["cost_usd"] < first["cost_usd"] / 5
 
@@ -60,8 +60,8 @@ async def test_the_operator_can_enable_the_cache_for_all_turns(
     system: System, generator: object, persistence: object, new_gateway: NewGateway
 ) -> None:
     caching = await new_gateway(system.nats_url, cache="5m")
-    assert cached((await answered(caching, system=long_system()))[1])[0] > WORDS
-    assert cached((await answered(caching, system=long_system(), cache="off"))[1]) == (0, 0)
+    assert cached((await post_and_read(caching, system=long_system()))[1])[0] > WORDS
+    assert cached((await post_and_read(caching, system=long_system(), cache="off"))[1]) == (0, 0)
 
 
 async def test_another_cache_lifetime_is_refused(gateway: Gateway) -> None:
@@ -85,7 +85,7 @@ async def test_a_takeover_reads_what_the_first_call_has_cached(own: OwnSystem) -
 
 async def test_usage_counts_cached_tokens(gateway: Gateway, tenant: str) -> None:
     system = long_system()
-    turns = [(await answered(gateway, system=system, cache="5m"))[1] for _ in range(2)]
+    turns = [(await post_and_read(gateway, system=system, cache="5m"))[1] for _ in range(2)]
     (total,) = (await gateway.client.get("/v1/usage?by=model")).json()["data"]
     assert cached(total) == tuple(sum(counts) for counts in zip(*map(cached, turns), strict=True))
     assert cached(total)[1] > WORDS

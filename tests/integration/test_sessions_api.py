@@ -7,7 +7,7 @@ import pytest
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.harness.requests import pages, posted
+from tests.harness.requests import pages, post_until_ended
 from tests.harness.system import System
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway, api_keys, on_shared_loop
@@ -44,7 +44,7 @@ async def test_a_created_session_is_returned_and_listed(gateway: Gateway) -> Non
     listed = {"object": "list", "data": [session], "has_more": False, "next": None, "sessions": [session]}
     assert await get(gateway, "/v1/sessions") == listed
     assert await get(gateway, f"{path}/turns") == {"turns": [], "next": None}
-    begun = (await posted(gateway))["session"]
+    begun = (await post_until_ended(gateway))["session"]
     for name in (begun, session["id"]):
         answer = await gateway.client.post("/v1/sessions", json={"id": name, "title": "Lakes"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "session_exists")
@@ -55,14 +55,14 @@ async def test_lists_have_pages_and_a_session_has_the_totals_of_its_turns(gatewa
     """Sessions newest first, turns oldest first. A new title changes nothing else, also not the order."""
     history = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
     question = {"role": "user", "content": "#sim words=1 rate=0"}
-    first = await posted(gateway, message=None, messages=[*history, question])
+    first = await post_until_ended(gateway, message=None, messages=[*history, question])
     session, path = first["session"], f"/v1/sessions/{first['session']}"
-    turns = [first["turn"]] + [(await posted(gateway, session=session))["turn"] for _ in range(3)]
+    turns = [first["turn"]] + [(await post_until_ended(gateway, session=session))["turn"] for _ in range(3)]
     records = [await get(gateway, f"/v1/turns/{turn}") for turn in turns]
     for limit in (1, 2, 50):
         found = await pages(gateway, f"{path}/turns", "turns", limit)
         assert [one for page in found for one in page] == records
-    sessions = [session, (await posted(gateway))["session"], (await posted(gateway))["session"]]
+    sessions = [session, (await post_until_ended(gateway))["session"], (await post_until_ended(gateway))["session"]]
     for limit in (1, 2, 200):
         found = await pages(gateway, "/v1/sessions", "sessions", limit)
         assert [one["session"] for page in found for one in page] == sessions[::-1]
@@ -112,7 +112,7 @@ async def test_running_turns_are_listed_and_cancelled_by_session(
             {"session": "rivers", "on_busy": "branch"},
         )
     ]
-    await posted(gateway)
+    await post_until_ended(gateway)
 
     async def running(**query: str) -> list[str]:
         found = await pages(gateway, "/v1/turns", "data", 1, status="running", **query)
@@ -147,7 +147,7 @@ async def test_turns_use_the_model_and_system_prompt_of_their_session(
         {},
         {"parent": None},
     ):
-        turn = (await posted(gateway, session="rivers", **given))["turn"]
+        turn = (await post_until_ended(gateway, session="rivers", **given))["turn"]
         request = (await system_log.turn(TurnKey(tenant, turn))).request
         assert request is not None
         found.append((request.model, request.system, request.parent is None))
@@ -163,11 +163,11 @@ async def test_turns_use_the_model_and_system_prompt_of_their_session(
 
 async def test_branches_are_the_leaves_with_their_ancestors(gateway: Gateway) -> None:
     """Newest first, in pages; every turn is on a branch."""
-    root = await posted(gateway)
+    root = await post_until_ended(gateway)
     session, path = root["session"], f"/v1/sessions/{root['session']}/branches"
-    left = await posted(gateway, session=session, parent=root["turn"])
-    right = await posted(gateway, session=session, parent=root["turn"])
-    leaf = await posted(gateway, session=session)
+    left = await post_until_ended(gateway, session=session, parent=root["turn"])
+    right = await post_until_ended(gateway, session=session, parent=root["turn"])
+    leaf = await post_until_ended(gateway, session=session)
     for limit in (1, 2):
         found = [one for page in await pages(gateway, path, "data", limit) for one in page]
         assert [(one["turn"], one["length"], one["turns"]) for one in found] == [
@@ -179,7 +179,7 @@ async def test_branches_are_the_leaves_with_their_ancestors(gateway: Gateway) ->
 
 async def test_statistics_cover_the_active_sessions(gateway: Gateway) -> None:
     """With their usage by model, and the sessions with a running turn."""
-    first = await posted(gateway, model="claude-haiku-5-5")
+    first = await post_until_ended(gateway, model="claude-haiku-5-5")
     second = (await gateway.client.post("/v1/turns", json=ENDLESS)).json()
     stats = await get(gateway, "/v1/sessions/stats")
     record = await get(gateway, f"/v1/sessions/{first['session']}")
@@ -237,7 +237,7 @@ CURSORS = ["abc", "-1", "%00", "' OR 1=1 --", "x" * 5000, "🌊"]
 @on_shared_loop
 async def test_invalid_limits_cursors_pages_and_models_are_refused(shared_gateway: Gateway) -> None:
     """`page` other than 1 too: a client that counts pages would read the first one for ever."""
-    turns = f"/v1/sessions/{(await posted(shared_gateway))['session']}/turns"
+    turns = f"/v1/sessions/{(await post_until_ended(shared_gateway))['session']}/turns"
     wrong: list[tuple[str, dict[str, str], str]] = [
         *(("/v1/sessions", {"limit": limit}, "request_invalid") for limit in LIMITS),
         *((path, {"after": cursor}, "cursor_invalid") for cursor in CURSORS for path in ("/v1/sessions", turns)),

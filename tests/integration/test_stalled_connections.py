@@ -14,7 +14,7 @@ from tailrace.gateway.http import http_protocol, server
 from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.harness.readers import is_read, read, told
+from tests.harness.readers import is_read, read, story_of
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway
@@ -73,7 +73,7 @@ async def test_a_connection_that_does_not_read_is_closed(
     await until(is_gone)
     assert await is_read(log, other)
     await writer.end()
-    assert len(told(frame.sent for frame in (await read(lone_gateway.client, key.turn)).frames).text) == 8_000_001
+    assert len(story_of(frame.sent for frame in (await read(lone_gateway.client, key.turn)).frames).text) == 8_000_001
     silent.close()
     quiet.close()
 

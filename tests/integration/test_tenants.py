@@ -18,7 +18,7 @@ from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tests.harness.processes import CHECKOUT, Process
-from tests.harness.route_table import BATCH, LONG_MESSAGE, ROWS, named
+from tests.harness.route_table import BATCH, LONG_MESSAGE, ROWS, path_parameters
 from tests.harness.sse_parser import parse
 from tests.harness.system import System
 from tests.integration.conftest import Gateway, NewGateway, api_keys
@@ -53,7 +53,7 @@ async def create(gateway: Gateway) -> dict[str, str]:
     await gateway.client.get(accepted["links"]["events"])
     batch = (await gateway.client.post("/v1/turn-batches", json=BATCH)).json()
     await gateway.client.get(batch["links"]["events"])
-    return named(accepted["turn"], accepted["session"], body["project"], batch["batch"])
+    return path_parameters(accepted["turn"], accepted["session"], body["project"], batch["batch"])
 
 
 @pytest.mark.rule("S1")
@@ -108,7 +108,9 @@ async def test_objects_of_another_tenant_are_404_on_every_route(
         if row.names and not row.is_everybodys:
             there = await create(two_tenants) if method == "DELETE" else mine
             theirs = await other_client.request(method, path.format(**there) + row.query, json=row.body)
-            unknown = await other_client.request(method, path.format(**named(*UNKNOWN)) + row.query, json=row.body)
+            unknown = await other_client.request(
+                method, path.format(**path_parameters(*UNKNOWN)) + row.query, json=row.body
+            )
             own = await two_tenants.client.request(method, path.format(**there) + row.query, json=row.body)
             # This request comes last: the request of the other tenant has changed nothing.
             assert own.status_code == 200, path
@@ -126,7 +128,7 @@ async def test_objects_of_another_tenant_are_404_on_every_route(
 async def test_without_keys_a_page_of_another_origin_is_refused(system: System, new_gateway: NewGateway) -> None:
     """A browser sends a POST without JSON for any page and without a preflight; a cancel is such a POST."""
     gateway = await new_gateway(system.nats_url, api_keys="")
-    posts = [path.format(**named(*UNKNOWN)) for method, path in ROWS if method == "POST"]
+    posts = [path.format(**path_parameters(*UNKNOWN)) for method, path in ROWS if method == "POST"]
     async with httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as client:
         for path in posts:
             for origin in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):

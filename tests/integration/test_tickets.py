@@ -17,7 +17,7 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
-from tests.harness.route_table import ROWS, named
+from tests.harness.route_table import ROWS, path_parameters
 from tests.harness.sse_parser import turns_own
 from tests.harness.turn_writer import Writer
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
@@ -150,7 +150,7 @@ async def test_of_concurrent_uses_of_a_ticket_one_succeeds(turn: Turn, nats_url:
 async def test_a_ticket_is_refused_on_other_routes_and_methods(turn: Turn, log: TurnLog, body: dict[str, bool]) -> None:
     """Nor in a header, for another turn, beside another credential, or twice."""
     ticket, keyless, events = (await turn.create(**body))["ticket"], turn.keyless, turn.events
-    names = named(turn.id, turn.id, turn.id)
+    names = path_parameters(turn.id, turn.id, turn.id)
     for (method, path), row in ROWS.items():
         if not row.is_public and (method, path) != ("GET", "/v1/turns/{turn}/events"):
             answer = await keyless.request(method, f"{path.format(**names)}?ticket={ticket}", json=row.body)

@@ -25,7 +25,7 @@ from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import words
 from tests.harness.lossy_link import Losing
 from tests.harness.processes import Process, as_user
-from tests.harness.readers import data, read, told
+from tests.harness.readers import data, read, story_of
 from tests.harness.sse_parser import parse
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
@@ -44,7 +44,7 @@ async def post(gateway: Gateway, **body: object) -> dict[str, Any]:
     return accepted
 
 
-async def answered(gateway: Gateway, **body: object) -> dict[str, Any]:
+async def post_and_read(gateway: Gateway, **body: object) -> dict[str, Any]:
     """Posts a turn and waits for its end."""
     accepted = await post(gateway, **body)
     await gateway.client.get(accepted["links"]["events"])
@@ -123,21 +123,21 @@ async def test_a_post_that_accepts_a_stream_is_answered_with_it(gateway: Gateway
     events, turn = parse(answer.content), answer.headers["tailrace-turn"]
     assert (answer.status_code, answer.headers["location"]) == (200, f"/v1/turns/{turn}")
     assert data(events[0].raw)["turn"] == turn
-    assert told(event.raw for event in events).text == words(5)
+    assert story_of(event.raw for event in events).text == words(5)
     assert (await gateway.client.post("/v1/turns?dialect=text", json=body, headers=headers)).text == words(5)
 
 
 async def test_a_follow_up_continues_its_branch(gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
     """`parent` selects the branch; without it, the session's newest turn; null begins a branch without history."""
     question = "#sim words=1 rate=0 tag="
-    first = await answered(gateway, message=f"{question}a")
+    first = await post_and_read(gateway, message=f"{question}a")
     session = first["session"]
-    left = await answered(gateway, message=f"{question}l", session=session)
-    right = await answered(gateway, message=f"{question}r", parent=first["turn"])
-    last = await answered(gateway, message=f"{question}z", session=session)
-    root = await answered(gateway, message=f"{question}b", session=session, parent=None)
-    newest = await answered(gateway, message=f"{question}c", session=session)
-    elsewhere = await answered(gateway, message=f"{question}d", parent=None)
+    left = await post_and_read(gateway, message=f"{question}l", session=session)
+    right = await post_and_read(gateway, message=f"{question}r", parent=first["turn"])
+    last = await post_and_read(gateway, message=f"{question}z", session=session)
+    root = await post_and_read(gateway, message=f"{question}b", session=session, parent=None)
+    newest = await post_and_read(gateway, message=f"{question}c", session=session)
+    elsewhere = await post_and_read(gateway, message=f"{question}d", parent=None)
     assert {one["session"] for one in (first, left, right, last, root, newest)} == {session}
     assert elsewhere["session"] != session
     found = [await request_of(system_log, tenant, one) for one in (last, root, newest, elsewhere)]
@@ -244,7 +244,7 @@ async def test_a_repeat_in_a_session_returns_the_turn_that_makes_the_session_bus
     gateway: Gateway, system: System, system_log: TurnLog, tenant: Tenant, persistence: Process
 ) -> None:
     """The first gateway appended the turn while the repeat was querying the context."""
-    first = await answered(gateway, message="#sim words=1 rate=0")
+    first = await post_and_read(gateway, message="#sim words=1 rate=0")
     raw = msgspec.json.encode({"message": "and then?", "session": first["session"]})
     connection = await Connection.open(system.nats_url, "test")
     listening = await Connection.open(as_user(system.nats_url, subjects.PERSISTENCE), "test-persistence")
@@ -307,7 +307,7 @@ async def test_a_record_is_the_same_from_the_log_and_from_the_database(
     rest = await read(gateway.client, accepted["turn"], running["cursor"])
     ended = (await gateway.client.get(path)).json()
     assert (running["outcome"], running["ended_at"]) == ("running", None)
-    assert running["text"] + told(frame.sent for frame in rest.frames).text == ended["text"] == words(40)
+    assert running["text"] + story_of(frame.sent for frame in rest.frames).text == ended["text"] == words(40)
     assert (ended["outcome"], ended["metadata"], ended["attempts"]) == ("completed", {"a": "b"}, 1)
     assert ended["cursor"] == rest.frames[-1].seq
     assert (await gateway.client.post(accepted["links"]["cancel"])).json() == ended

@@ -19,7 +19,7 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import ui as shown
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
-from tests.harness.turn_builder import answered
+from tests.harness.turn_builder import completed_turn
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
@@ -103,7 +103,7 @@ async def test_invalid_request_is_refused(gateway: Gateway, body: Json, code: st
 
 
 @pytest.mark.parametrize("parts", [{}, {"parts": [{"type": "text", "text": "#sim words=1 rate=0"}]}], ids=["3", "4"])
-async def test_clients_of_older_versions_hear_so_before_a_model_call(gateway: Gateway, parts: Json) -> None:
+async def test_ai_sdk_3_and_4_are_refused_before_a_model_call(gateway: Gateway, parts: Json) -> None:
     """They cannot read the stream. Newer ones send `trigger`, and may send messages that an older one has stored."""
     old = {"role": "user", "content": "#sim words=1 rate=0", **parts}
     chat = new_id()
@@ -180,7 +180,7 @@ async def test_invalid_start_index_is_refused(gateway: Gateway) -> None:
 
 def test_ended_turn_can_be_resumed_for_some_seconds() -> None:
     """A page may have loaded its messages while the answer ran; afterwards the history has the answer."""
-    ended = record_from_fold(TurnKey(Tenant("alice"), TurnId("t")), answered("hi").turn)
+    ended = record_from_fold(TurnKey(Tenant("alice"), TurnId("t")), completed_turn("hi").turn)
     assert ended.ended_at is not None
     seconds = [0.0, LATE_S - 1, LATE_S + 1]
     assert [is_over(ended, ended.ended_at + timedelta(seconds=after)) for after in seconds] == [False, False, True]

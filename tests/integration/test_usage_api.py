@@ -11,7 +11,7 @@ import pytest
 
 from tailrace.proto.ids import Tenant
 from tests.harness.processes import CHECKOUT, Process
-from tests.harness.requests import pages, posted
+from tests.harness.requests import pages, post_until_ended
 from tests.harness.system import System
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, on_shared_loop
 
@@ -35,8 +35,8 @@ def totals(record: dict[str, Any]) -> dict[str, Any]:
 async def test_usage_is_grouped_by_day_model_and_project(gateway: Gateway) -> None:
     """Turns without a project have the key null. Pages are in the order of the keys."""
     turns = {
-        "rivers": await posted(gateway, project="rivers", model="claude-haiku-5-5"),
-        None: await posted(gateway, model="claude-sonnet-5-5"),
+        "rivers": await post_until_ended(gateway, project="rivers", model="claude-haiku-5-5"),
+        None: await post_until_ended(gateway, model="claude-sonnet-5-5"),
     }
     expected = {
         key: totals((await gateway.client.get(f"/v1/sessions/{turn['session']}")).json()) for key, turn in turns.items()
@@ -56,7 +56,7 @@ async def test_usage_is_grouped_by_day_model_and_project(gateway: Gateway) -> No
     assert [(one["key"], totals(one)) for one in by_project] == [(None, expected[None]), ("rivers", expected["rivers"])]
     assert await lines(gateway, f"?from={today - day}&to={today - day}") == []
     for project in ("c", "a"):
-        await posted(gateway, project=project)
+        await post_until_ended(gateway, project=project)
     for limit in (1, 3, 4):
         found = await pages(gateway, "/v1/usage", "data", limit, by="project")
         assert [one["key"] for page in found for one in page] == [None, "a", "c", "rivers"]

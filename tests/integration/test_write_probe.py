@@ -13,7 +13,7 @@ from tests.harness.until import until
 from tests.integration.conftest import NewGateway
 
 
-async def stored(connection: Connection) -> tuple[int, int]:
+async def stream_state(connection: Connection) -> tuple[int, int]:
     state = (await connection.jetstream.stream_info(STREAM)).state
     return state.messages, state.last_seq
 
@@ -24,7 +24,7 @@ async def test_a_probe_stores_an_entry_and_removes_it(own_connection: Connection
     probe = WriteProbe(own_connection)
     for number in range(3):
         await probe.run()
-        assert await stored(own_connection) == (0, number + 1)
+        assert await stream_state(own_connection) == (0, number + 1)
 
 
 @pytest.mark.rule("F15")
@@ -37,7 +37,7 @@ async def test_a_probe_fails_for_a_silent_log_and_not_for_a_full_one(
     await own_connection.jetstream.delete_stream(STREAM)
     await streams.apply(own_connection, bytes_max=1)
     await WriteProbe(own_connection).run()
-    assert await stored(own_connection) == (0, 0)
+    assert await stream_state(own_connection) == (0, 0)
     freeze(own_server)
     with pytest.raises(LogUnavailable):
         await WriteProbe(own_connection).run()

@@ -136,7 +136,7 @@ def test_each_alert_fires_for_its_series_and_none_without_a_fault(tmp_path: Path
     ],
     ids=lambda command: command[-1],
 )
-def test_file_is_valid(command: tuple[str, ...]) -> None:
+def test_prometheus_and_alertmanager_accept_the_files(command: tuple[str, ...]) -> None:
     run(*command)
 
 

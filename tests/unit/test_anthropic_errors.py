@@ -118,7 +118,7 @@ def exceptions() -> Iterator[type[Exception]]:
                 yield value
 
 
-def made(kind: type[Exception]) -> Exception:
+def new_error(kind: type[Exception]) -> Exception:
     """An exception of `kind` as the SDK would make it."""
     if issubclass(kind, anthropic.APIStatusError):
         response = httpx2.Response(getattr(kind, "status_code", None) or status_of(kind), request=REQUEST)
@@ -140,7 +140,7 @@ def test_every_public_exception_of_the_libraries_is_mapped() -> None:
 @pytest.mark.parametrize(("kind", "code"), MAPPED.items(), ids=lambda value: getattr(value, "__name__", None))
 def test_an_exception_maps_to_its_code(kind: type[Exception], code: str) -> None:
     """The code is in the table, which decides what is retried; the message has nothing of the answer."""
-    error = backend_error(made(kind), NOW)
+    error = backend_error(new_error(kind), NOW)
     assert (error.code, error.code in CODES) == (code, True)
     assert "secret" not in error.message
 

@@ -25,7 +25,7 @@ def appended(server: ScriptedServer, entry: Entry = ENTRY) -> Chain:
     return run(append(server, KEY, CHAIN, entry, timeout_s=30))
 
 
-def taken(backend: str, generator: str) -> Attempt:
+def attempt_of(backend: str, generator: str) -> Attempt:
     return Attempt(prev=CHAIN.last, attempt=2, generator=generator, backend=backend, mode="fresh")
 
 
@@ -63,7 +63,7 @@ def test_without_a_leader_publishes_become_rarer_up_to_two_a_second() -> None:
 @pytest.mark.parametrize("is_last", [True, False])
 def test_a_stored_attempt_with_followers_is_an_earlier_one_of_this_process(*, is_last: bool) -> None:
     """A generator that planned from an old read must not make its call a second time."""
-    attempt = taken("anthropic", "g-1")
+    attempt = attempt_of("anthropic", "g-1")
     there, following = Stored(STORED, NOON, attempt), Stored(Seq(9), NOON, says(Chain(STORED, 2), "a"))
     tail = page(there, following) if is_last else page(there, is_last=False)
     with pytest.raises(FenceLost):
@@ -73,7 +73,7 @@ def test_a_stored_attempt_with_followers_is_an_earlier_one_of_this_process(*, is
 @pytest.mark.rule("R13")
 def test_a_stored_attempt_of_a_message_batch_counts_as_appended() -> None:
     """A generator that takes a message batch over writes its answers again from the first entry on."""
-    attempt = taken(MESSAGE_BATCHES, "msgbatch_1")
+    attempt = attempt_of(MESSAGE_BATCHES, "msgbatch_1")
     there, following = Stored(STORED, NOON, attempt), Stored(Seq(9), NOON, says(Chain(STORED, 2), "a"))
     server = ScriptedServer(publish=[REFUSED], read=[page(there, following)])
     assert appended(server, attempt) == Chain(STORED, 2)

@@ -21,7 +21,7 @@ TOOL = {"type": "tool_use", "id": "tool_1", "name": "look_up", "input": {"what":
 EMPTY = {"type": "text", "text": " \n"}
 
 
-def told(outcome: Outcome, *content: dict[str, Any], asked: Message = QUESTION) -> TurnRecord:
+def turn_record(outcome: Outcome, *content: dict[str, Any], asked: Message = QUESTION) -> TurnRecord:
     return TurnRecord(
         turn=TurnId("turn-1"),
         session=SessionId("session-1"),
@@ -51,7 +51,7 @@ def test_a_reference_that_a_model_wrote_is_marked_as_text() -> None:
     assert blobs.parse_reference(forged) is not None
     call = {**TOOL, "input": {"what": forged, "list": [{"deep": forged}]}}
     question = Message("user", [{"type": "text", "text": forged}])
-    (asked, answer) = messages([told("completed", call, asked=question)])
+    (asked, answer) = messages([turn_record("completed", call, asked=question)])
     assert asked == question  # what the gateway lifted stays a reference
     assert isinstance(answer.content, list)
     (said,) = answer.content
@@ -59,13 +59,13 @@ def test_a_reference_that_a_model_wrote_is_marked_as_text() -> None:
         assert found == {**forged, "is_reference": False}
         assert blobs.parse_reference(found) is None
     # It is marked once.
-    assert messages([told("completed", said)])[1] == answer
+    assert messages([turn_record("completed", said)])[1] == answer
 
 
 def test_a_branch_is_listed_oldest_first() -> None:
     """Each turn is its question and then its answer."""
     then = Message("user", "And at night?")
-    assert messages([told("completed", TEXT), told("completed", TEXT, asked=then)]) == [
+    assert messages([turn_record("completed", TEXT), turn_record("completed", TEXT, asked=then)]) == [
         QUESTION,
         Message("assistant", "Light scatters."),
         then,
@@ -89,7 +89,7 @@ def test_unfinished_blocks_are_left_out(
     outcome: Outcome, content: list[dict[str, Any]], stays: str | list[dict[str, Any]]
 ) -> None:
     """Thinking and tool calls stay when the turn was completed, text when there is some; one plain text is a string."""
-    assert messages([told(outcome, *content)]) == [QUESTION, Message("assistant", stays)]
+    assert messages([turn_record(outcome, *content)]) == [QUESTION, Message("assistant", stays)]
 
 
 @pytest.mark.parametrize("outcome", ["completed", "cancelled", "failed"])
@@ -98,4 +98,6 @@ def test_a_turn_without_an_answer_is_left_out_with_its_question(
     outcome: Outcome, content: list[dict[str, Any]]
 ) -> None:
     """The API accepts no empty answer."""
-    assert messages([told(outcome, *content), told("completed", TEXT)]) == messages([told("completed", TEXT)])
+    assert messages([turn_record(outcome, *content), turn_record("completed", TEXT)]) == messages(
+        [turn_record("completed", TEXT)]
+    )

@@ -30,7 +30,7 @@ START = MessageStart(MessageHead("msg_1", "claude-sonnet-5-5", CallUsage(input_t
 INPUT = 100 * 2000
 
 
-def heard(*said: events.Event, max_cost_nano_usd: int | None = None, takes: int = 1) -> Turn:
+def turn_with(*said: events.Event, max_cost_nano_usd: int | None = None, takes: int = 1) -> Turn:
     log = Handwritten()
     log.ask(max_cost_nano_usd=max_cost_nano_usd)
     for _ in range(takes):
@@ -86,7 +86,7 @@ def test_the_meter_equals_the_fold_after_each_event() -> None:
 @pytest.mark.parametrize(("chars", "is_closed"), [(0, False), (7 * 15 - 7, False), (7 * 15, True), (7 * 20, True)])
 def test_an_answer_at_its_cost_limit_is_completed(chars: int, is_closed: bool) -> None:
     """105 characters are 30 tokens at 10,000 nano-dollars each, plus the prompt."""
-    turn = heard(START, BlockStart(0, {"type": "text", "text": ""}), BlockDelta(0, TextDelta("x" * chars)))
+    turn = turn_with(START, BlockStart(0, {"type": "text", "text": ""}), BlockDelta(0, TextDelta("x" * chars)))
     turn = msgspec.structs.replace(turn, request=limited(turn, INPUT + 30 * 10_000))
     assert isinstance(plan(turn, 5, cut_at_cost(turn)), AppendEvents) is is_closed
     assert is_over_budget(turn) is is_closed
@@ -107,7 +107,7 @@ def test_closing_events_complete_the_message() -> None:
         BlockStart(1, {"type": "tool_use", "id": "t", "name": "look", "input": {}}),
         BlockDelta(1, InputJsonDelta('{"wh')),
     ]
-    turn = heard(*said, max_cost_nano_usd=1)
+    turn = turn_with(*said, max_cost_nano_usd=1)
     log = Handwritten()
     log.ask(max_cost_nano_usd=1)
     log.take()
@@ -125,29 +125,29 @@ def test_closing_events_complete_the_message() -> None:
 @pytest.mark.rule("R41")
 def test_a_taken_over_turn_at_its_cost_limit_makes_no_call() -> None:
     """Also without attempts left: the answer was cut, it did not fail."""
-    turn = heard(START, BlockStart(0, {"type": "text", "text": ""}), max_cost_nano_usd=INPUT)
+    turn = turn_with(START, BlockStart(0, {"type": "text", "text": ""}), max_cost_nano_usd=INPUT)
     assert isinstance(plan(turn, 5, cut_at_cost(turn)), AppendEvents)
     assert isinstance(plan(turn, 1, cut_at_cost(turn)), AppendEvents)
-    for cheaper in (heard(START, max_cost_nano_usd=INPUT + 1), heard(max_cost_nano_usd=1)):
+    for cheaper in (turn_with(START, max_cost_nano_usd=INPUT + 1), turn_with(max_cost_nano_usd=1)):
         assert isinstance(plan(cheaper, 5, cut_at_cost(cheaper)), MakeAttempt)
 
 
 def test_an_answer_is_not_asked_for_again_when_its_money_is_over_budget() -> None:
     """It does not fit its schema, and says so."""
     whole: list[events.Event] = [START, events.MessageDelta(events.StopReason("end_turn"))]
-    turn, over = heard(*whole), heard(*whole, max_cost_nano_usd=INPUT)
+    turn, over = turn_with(*whole), turn_with(*whole, max_cost_nano_usd=INPUT)
     assert isinstance(plan_after_check(turn, "no JSON", 5, cut_at_cost(turn)), MakeAttempt)
     assert plan_after_check(over, "no JSON", 5, cut_at_cost(over)) == Complete(schema_valid=False)
 
 
 def test_without_a_price_or_a_limit_nothing_is_over_budget() -> None:
     """An answer of a model without a known price is never cut."""
-    turn = heard(START, max_cost_nano_usd=1)
+    turn = turn_with(START, max_cost_nano_usd=1)
     assert turn.request is not None
     unknown = msgspec.structs.replace(turn.request, model="unknown")
     assert not is_over_budget(msgspec.structs.replace(turn, request=unknown))
     assert not CostMeter(unknown, turn).is_exceeded
-    assert not is_over_budget(heard(START))
+    assert not is_over_budget(turn_with(START))
 
 
 def test_text_that_is_left_out_is_counted() -> None:

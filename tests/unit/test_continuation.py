@@ -30,7 +30,7 @@ from tests.harness.turn_builder import Handwritten, request
 PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
 
 
-def said(call: Call) -> list[events.Event]:
+def answer_to(call: Call) -> list[events.Event]:
     """What the model answers; raises Refusal for what the API would refuse."""
     body = {name: field for name, field in msgspec.to_builtins(call).items() if field is not None}
     asked = understand(decode(msgspec.json.encode(body)))
@@ -39,7 +39,7 @@ def said(call: Call) -> list[events.Event]:
     return [event for event in decoded if not isinstance(event, events.UnknownEvent)]
 
 
-def broken_off(whole: list[events.Event]) -> Iterator[list[events.Event]]:
+def stored_prefixes(whole: list[events.Event]) -> Iterator[list[events.Event]]:
     """What may have been stored of an answer: up to each event, and up to each character within a delta."""
     for number, event in enumerate(whole):
         yield whole[: number + 1]
@@ -48,7 +48,7 @@ def broken_off(whole: list[events.Event]) -> Iterator[list[events.Event]]:
                 yield [*whole[:number], BlockDelta(event.index, TextDelta(event.delta.text[:length]))]
 
 
-def begun(asked: Request, heard: list[events.Event]) -> Handwritten:
+def log_with(asked: Request, heard: list[events.Event]) -> Handwritten:
     log = Handwritten()
     log.store(asked)
     log.take()
@@ -59,7 +59,7 @@ def begun(asked: Request, heard: list[events.Event]) -> Handwritten:
 def go_on(log: Handwritten, asked: Request, answer: list[events.Event] | None = None) -> None:
     """A second attempt continues the log with what the model says then, or with `answer`."""
     continuation = map_continuation(asked, log.turn)
-    answer = said(build_continuation_call(asked, log.turn)) if answer is None else answer
+    answer = answer_to(build_continuation_call(asked, log.turn)) if answer is None else answer
     log.take("continue")
     place(log, continuation, answer)
 
@@ -78,12 +78,12 @@ def place(log: Handwritten, continuation: Continuation, answer: list[events.Even
 def test_a_continued_answer_equals_the_uninterrupted_one(model: str, line: str) -> None:
     """At every event and inside every word: same text, blocks and stop reason; the usage of both calls."""
     asked = request(model=model, messages=[Message("user", f"#sim {line}")])
-    whole = said(build_call(asked))
-    uninterrupted = begun(asked, whole).turn
-    broken = [heard for heard in broken_off(whole[:-1]) if can_continue(begun(asked, heard).turn.blocks)]
+    whole = answer_to(build_call(asked))
+    uninterrupted = log_with(asked, whole).turn
+    broken = [heard for heard in stored_prefixes(whole[:-1]) if can_continue(log_with(asked, heard).turn.blocks)]
     assert len(broken) > 3
     for heard in broken:
-        log = begun(asked, heard)
+        log = log_with(asked, heard)
         used = log.turn.usage
         go_on(log, asked)
         assert (log.turn.blocks, log.turn.stop) == (uninterrupted.blocks, uninterrupted.stop), heard[-1]
@@ -95,7 +95,7 @@ def test_a_continued_answer_equals_the_uninterrupted_one(model: str, line: str) 
 def test_readers_see_one_message_start() -> None:
     """The second call's `message_start` counts for the usage and is hidden."""
     asked = request(messages=[Message("user", "#sim words=3")])
-    log = begun(asked, said(build_call(asked))[:3])
+    log = log_with(asked, answer_to(build_call(asked))[:3])
     first = log.turn
     go_on(log, asked)
     openings = [
@@ -112,11 +112,11 @@ def test_readers_see_one_message_start() -> None:
 def test_a_continuation_may_break_off_too() -> None:
     """Broken off twice, at any two positions, it is the same text in one block."""
     asked = request(messages=[Message("user", "#sim words=2")])
-    whole = said(build_call(asked))
-    for heard in broken_off(whole[:-2]):
-        once = begun(asked, heard)
-        for again in broken_off(said(build_continuation_call(asked, once.turn))[:-2]):
-            log = begun(asked, heard)
+    whole = answer_to(build_call(asked))
+    for heard in stored_prefixes(whole[:-2]):
+        once = log_with(asked, heard)
+        for again in stored_prefixes(answer_to(build_continuation_call(asked, once.turn))[:-2]):
+            log = log_with(asked, heard)
             go_on(log, asked, again)
             go_on(log, asked)
             assert [(b.text, b.is_closed) for b in log.turn.blocks] == [("w000000 w000001", True)]
@@ -163,7 +163,7 @@ PLACED: dict[str, tuple[list[events.Event], list[events.Event], list[tuple[str, 
 def test_blocks_of_a_continuation_are_numbered_on_and_all_closed(case: str, model: str) -> None:
     stored, further, expected = PLACED[case]
     asked = request(model=model)
-    log = begun(asked, [opening(), *stored])
+    log = log_with(asked, [opening(), *stored])
     go_on(log, asked, [opening(), *further, STOP])
     assert [(block.type, block.text) for block in log.turn.blocks] == expected
     assert all(block.is_closed for block in log.turn.blocks)
@@ -179,7 +179,7 @@ def test_thinking_of_a_continuation_is_left_out() -> None:
         BlockDelta(0, events.SignatureDelta("sig")),
         BlockStop(0),
     ]
-    log = begun(request(), [opening(), *thought, *text_block(1, "one ")[:-1]])
+    log = log_with(request(), [opening(), *thought, *text_block(1, "one ")[:-1]])
     go_on(log, request(), [opening(), *thought, *text_block(1, "two"), STOP])
     assert [(block.type, block.text) for block in log.turn.blocks] == [("thinking", "hm"), ("text", "one two")]
 
@@ -199,7 +199,7 @@ def test_thinking_of_a_continuation_is_left_out() -> None:
 def test_white_space_at_the_end_of_a_prefill_is_stored_once(stored: str, answer: list[str], text: str) -> None:
     """The API refuses a prefill that ends in white space, so the model may repeat it."""
     asked = request(model=PREFILLED)
-    log = begun(asked, [opening(), *text_block(0, stored)[:-1]])
+    log = log_with(asked, [opening(), *text_block(0, stored)[:-1]])
     assert build_continuation_call(asked, log.turn).messages[-1] == Message("assistant", stored.rstrip())
     go_on(log, asked, [opening(), *text_block(0, *answer), STOP])
     assert log.turn.text == text
@@ -209,7 +209,7 @@ def test_white_space_at_the_end_of_a_prefill_is_stored_once(stored: str, answer:
 def test_white_space_alone_is_not_prefilled_and_stored_once(model: str) -> None:
     """The API refuses a message of white space: the call starts again."""
     asked = request(model=model)
-    log = begun(asked, [opening(), *text_block(0, "\n\n")[:-1]])
+    log = log_with(asked, [opening(), *text_block(0, "\n\n")[:-1]])
     assert build_continuation_call(asked, log.turn) == build_call(asked)
     go_on(log, asked, [opening(), *text_block(0, "\n\n", "one"), STOP])
     assert log.turn.text == "\n\none"
@@ -225,8 +225,8 @@ def test_a_broken_answer_to_a_prefill_of_the_client_is_continued(beginning: str 
         model=PREFILLED,
         messages=[Message("user", "#sim words=4"), Message("assistant", beginning)],
     )
-    for heard in broken_off(said(build_call(asked))):
-        log = begun(asked, heard)
+    for heard in stored_prefixes(answer_to(build_call(asked))):
+        log = log_with(asked, heard)
         if log.turn.stop.stop_reason is None:
             assert [one.role for one in build_continuation_call(asked, log.turn).messages] == ["user", "assistant"]
             go_on(log, asked)
@@ -235,7 +235,7 @@ def test_a_broken_answer_to_a_prefill_of_the_client_is_continued(beginning: str 
 
 def test_a_model_without_prefill_gets_a_continue_prompt() -> None:
     """Models after 4.5 get their text, and a user message that quotes its end."""
-    log = begun(request(), [opening(), *text_block(0, 'He said: "w', "ait")[:-1]])
+    log = log_with(request(), [opening(), *text_block(0, 'He said: "w', "ait")[:-1]])
     *before, partial, go = build_continuation_call(request(), log.turn).messages
     assert before == request().messages
     assert partial == Message("assistant", [{"type": "text", "text": 'He said: "wait'}])
@@ -246,7 +246,7 @@ def test_a_model_without_prefill_gets_a_continue_prompt() -> None:
 def test_only_the_end_of_a_long_text_is_quoted() -> None:
     long = " ".join(f"w{number:06d}" for number in range(500))
     *_, partial, go = build_continuation_call(
-        request(), begun(request(), [opening(), *text_block(0, long)]).turn
+        request(), log_with(request(), [opening(), *text_block(0, long)]).turn
     ).messages
     assert partial.content == [{"type": "text", "text": long}]
     assert f'ended with: "{long[-TAIL_CHARS:]}"' in str(go.content)
@@ -255,7 +255,7 @@ def test_only_the_end_of_a_long_text_is_quoted() -> None:
 
 def test_an_empty_block_is_not_sent() -> None:
     """The API refuses text that is empty or white space."""
-    log = begun(request(), [opening(), *text_block(0, "one"), *text_block(1, "\n"), *text_block(2)])
+    log = log_with(request(), [opening(), *text_block(0, "one"), *text_block(1, "\n"), *text_block(2)])
     assert build_continuation_call(request(), log.turn).messages[-2].content == [{"type": "text", "text": "one"}]
 
 
@@ -263,7 +263,7 @@ def test_an_empty_block_is_not_sent() -> None:
 def test_other_fields_of_the_request_stay_the_same(model: str) -> None:
     """Model, limit, system prompt and tools."""
     asked = request(model=model, max_tokens=7, system="Be brief.", tools=[{"name": "look"}])
-    call = build_continuation_call(asked, begun(asked, [opening(), *text_block(0, "one")]).turn)
+    call = build_continuation_call(asked, log_with(asked, [opening(), *text_block(0, "one")]).turn)
     assert msgspec.structs.replace(call, messages=list(asked.messages)) == build_call(asked)
 
 
@@ -275,15 +275,15 @@ REPEATING = "words=12 repeat=5"
 def test_repeated_text_is_left_out(model: str) -> None:
     """At every event and inside every word, if there is enough of it to be certain."""
     asked = request(model=model, messages=[Message("user", f"#sim {REPEATING}")])
-    whole = said(build_call(asked))
-    uninterrupted = begun(asked, whole).turn
-    sewn = [heard for heard in broken_off(whole[:-1]) if len(begun(asked, heard).turn.text.split()) > 5]
+    whole = answer_to(build_call(asked))
+    uninterrupted = log_with(asked, whole).turn
+    sewn = [heard for heard in stored_prefixes(whole[:-1]) if len(log_with(asked, heard).turn.text.split()) > 5]
     assert len(sewn) > 40
     left_out = 0
     for heard in sewn:
-        if begun(asked, heard).turn.blocks[-1].is_closed:
+        if log_with(asked, heard).turn.blocks[-1].is_closed:
             continue
-        log = begun(asked, heard)
+        log = log_with(asked, heard)
         go_on(log, asked)
         assert log.turn.blocks == uninterrupted.blocks, heard[-1]
         left_out += sum(stored.entry.left_out > 0 for stored in log.stored if isinstance(stored.entry, Event))
@@ -299,7 +299,7 @@ def test_left_out_text_counts_for_the_usage() -> None:
         BlockDelta(0, events.ThinkingDelta("h" * 70)),
         BlockStop(0),
     ]
-    log = begun(request(), [opening(), *text_block(0, stored)[:-1]])
+    log = log_with(request(), [opening(), *text_block(0, stored)[:-1]])
     go_on(log, request(), [opening(), *thoughts, *text_block(1, "because short waves are scattered", " more")[:-1]])
     assert log.turn.text == stored + " more"
     assert log.turn.calls[-1].output_tokens == -(-(70 + 33 + 5) * 2 // 7)
@@ -312,7 +312,7 @@ def test_held_text_comes_before_the_next_event() -> None:
     stored = "The sky is blue because short waves are scattered"
     cited = BlockDelta(0, events.CitationsDelta({"type": "char_location"}))
     for following in (cited, BlockStop(0)):
-        log = begun(request(), [opening(), *text_block(0, stored)[:-1]])
+        log = log_with(request(), [opening(), *text_block(0, stored)[:-1]])
         start, piece, _ = text_block(0, "because short")
         go_on(log, request(), [opening(), start, piece, following])
         assert log.turn.text == stored + "because short"

@@ -18,7 +18,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import SAYS
-from tests.harness.readers import data, rendered, told
+from tests.harness.readers import data, rendered, story_of
 from tests.harness.sse_parser import parse
 from tests.harness.turn_builder import NOON, Handwritten, closing, junk, opening, raw
 
@@ -199,7 +199,7 @@ def test_turn_from_the_database_equals_the_turn_from_the_log(log: Handwritten) -
     """Promise 4: text, usage, outcome, length and hash; the end has the same id."""
     sent = parse(TAILRACE.render_record(archived(log), 0).data)
     live = rendered(KEY, log.stored)
-    assert told(one.raw for one in sent) == told(one.sent for one in live)
+    assert story_of(one.raw for one in sent) == story_of(one.sent for one in live)
     assert data(sent[-1].raw) == data(live[-1].sent)
     assert [one.id for one in sent if one.id is not None] == [live[-1].seq]
     assert data(sent[0].raw) == {"type": "reset"}

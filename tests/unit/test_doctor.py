@@ -14,7 +14,7 @@ async def findings(options: Options, **environ: str) -> dict[str, Finding]:
     return {one.name: one for one in await examine(options, environ)}
 
 
-async def test_a_machine_without_problems_has_none(tmp_path: Path) -> None:
+async def test_a_healthy_machine_passes_every_check(tmp_path: Path) -> None:
     found = await findings(Options(port=0, data_dir=tmp_path / "new"))
     assert {one.level for one in found.values() if one.name != "File limit"} == {"ok"}
     assert list(found) == ["Python", "Settings", "Port", "Disk", "File limit", "Database", "NATS", "Model key"]
@@ -41,7 +41,7 @@ async def test_a_port_in_use_is_an_error_with_an_action(tmp_path: Path) -> None:
         ),
     ],
 )
-async def test_each_problem_is_found(
+async def test_a_failed_check_names_the_problem_and_an_action(
     tmp_path: Path, environ: dict[str, str], name: str, level: str, detail: str
 ) -> None:
     found = (await findings(Options(port=0, data_dir=tmp_path), **environ))[name]

@@ -27,7 +27,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.reader_report import GatewayReaders, ReaderReport
 from tests.harness.sse_parser import parse
-from tests.harness.turn_builder import Handwritten, answered
+from tests.harness.turn_builder import Handwritten, completed_turn
 from tests.harness.until import until
 from tests.unit.test_fanout import KEY
 
@@ -138,12 +138,12 @@ async def client(log: MemoryLog, **given: Any) -> AsyncIterator[Client]:
 
 
 def running() -> list[Stored]:
-    return answered("a", "b").stored[:-3]
+    return completed_turn("a", "b").stored[:-3]
 
 
 async def test_a_stream_of_an_ended_turn_is_complete() -> None:
     """Every event once, in order, and the last chunk of the body."""
-    stored = answered("a", "b").stored
+    stored = completed_turn("a", "b").stored
     async with client(MemoryLog(stored)) as one:
         await one.run()
     assert (one.status, one.is_complete, one.left) == (200, True, [])
@@ -156,7 +156,7 @@ async def test_a_stream_of_an_ended_turn_is_complete() -> None:
 
 async def test_a_cursor_at_the_end_is_answered_with_204() -> None:
     """An EventSource reconnects until it receives one."""
-    stored = answered("a").stored
+    stored = completed_turn("a").stored
     async with client(MemoryLog(stored)) as one:
         await one.run(cursor=stored[-1].seq)
     assert (one.status, one.body, one.is_complete) == (204, b"", True)
@@ -218,17 +218,17 @@ async def test_a_ticket_prefixes_each_id_and_is_used_before_the_200() -> None:
         if len(used) > 1:
             raise Refused("credential_invalid", "used")
 
-    async with client(MemoryLog(answered("a").stored)) as one:
+    async with client(MemoryLog(completed_turn("a").stored)) as one:
         await one.run(ticket=(b"proof.", accept))
     assert one.body.count(b"\nid: ") == one.body.count(b"\nid: proof.") > 0
-    async with client(MemoryLog(answered("a").stored)) as two:
+    async with client(MemoryLog(completed_turn("a").stored)) as two:
         await two.run(ticket=(b"proof.", accept))
     assert (two.status, b"id: " in two.body) == (401, False)
 
 
 async def test_a_resuming_reader_waits_while_the_log_is_unavailable() -> None:
     """It receives heartbeats with a 200, and then the rest of the turn; a new reader receives a 503."""
-    stored = answered("a", "b").stored
+    stored = completed_turn("a", "b").stored
     log = MemoryLog(stored)
     log.error = LogUnavailable("away")
     async with client(log) as new:
@@ -263,9 +263,9 @@ async def test_a_position_that_is_looked_up_names_its_turn_and_skips_what_was_se
         return Start(KEY, 2, {"x-found": "yes"})
 
     looked_up: Callable[[], Awaitable[Start]] = find
-    async with client(MemoryLog(answered("a", "b").stored)) as whole:
+    async with client(MemoryLog(completed_turn("a", "b").stored)) as whole:
         await whole.run(DIALECTS["openai-responses"])
-    async with client(MemoryLog(answered("a", "b").stored)) as rest:
+    async with client(MemoryLog(completed_turn("a", "b").stored)) as rest:
         await rest.run(DIALECTS["openai-responses"], looked_up)
     assert (b"x-found", b"yes") in rest.sent[0]["headers"]
     assert rest.body == b"".join(event.raw for event in parse(whole.body)[2:])
@@ -273,7 +273,7 @@ async def test_a_position_that_is_looked_up_names_its_turn_and_skips_what_was_se
 
 async def test_a_head_request_has_headers_alone() -> None:
     """Whether the turn runs or has ended."""
-    for stored in (running(), answered("a").stored):
+    for stored in (running(), completed_turn("a").stored):
         async with client(MemoryLog(stored)) as one:
             await one.run(method="HEAD")
         assert (one.status, one.body, one.is_complete) == (200, b"", True)

@@ -15,7 +15,7 @@ from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnU
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.harness.turn_builder import Handwritten, answered, opening
+from tests.harness.turn_builder import Handwritten, completed_turn, opening
 from tests.harness.until import until
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
@@ -64,7 +64,7 @@ def fan_out_of(log: ScriptedLog, group: asyncio.TaskGroup, linger_s: float = 10.
 
 
 def restarted() -> list[Stored]:
-    log = answered("old")
+    log = completed_turn("old")
     log.stored.pop()
     again = Handwritten()
     for one in log.stored:
@@ -81,7 +81,7 @@ async def test_a_reader_that_a_silence_woke_sees_an_entry_that_came_since() -> N
     changed = asyncio.create_task(feed.changed(0))
     await asyncio.sleep(0)
     # The silence wakes the reader in the loop's next turn, and then the entry comes; the reader runs in the one after.
-    asyncio.get_running_loop().call_soon(feed.add, answered("a").stored)
+    asyncio.get_running_loop().call_soon(feed.add, completed_turn("a").stored)
     assert await changed
 
 
@@ -97,7 +97,7 @@ async def test_waiting_readers_are_woken_after_each_silence() -> None:
 
 async def test_a_reader_starts_after_its_cursor() -> None:
     """At an entry that is here, or where the following began; nowhere else."""
-    stored = answered("a", "b").stored
+    stored = completed_turn("a", "b").stored
     live = feed_of(stored[2:4], stored[4:], after=stored[1].seq)
     assert [live.can_start_at(one.seq) for one in stored] == [False] + [True] * (len(stored) - 1)
     assert not live.can_start_at(Seq(stored[-1].seq + 1))
@@ -124,7 +124,7 @@ async def test_a_turn_is_rendered_once_in_each_dialect() -> None:
         return Frame(data=b"%d " % stored.seq), state
 
     counting = Dialect("counting", lambda _: None, render, lambda _, __: Frame(), can_reset=True)
-    stored = answered("a", "b").stored
+    stored = completed_turn("a", "b").stored
     live = feed_of(stored)
     first = live.frames(counting, 0, 3)
     assert [frame.data for frame in first] == [b"%d " % one.seq for one in stored[:3]]
@@ -140,7 +140,7 @@ async def test_frames_are_bounded_by_their_bytes() -> None:
         return Frame(data=b"x" * 30), state
 
     sized = Dialect("sized", lambda _: None, render, lambda _, __: Frame(), can_reset=True)
-    feed = feed_of(answered("a", "b").stored)
+    feed = feed_of(completed_turn("a", "b").stored)
     assert len(feed.frames(sized, 0, 100, 70)) == 2
     assert len(feed.frames(sized, 0, 100, 20)) == 1
     assert feed.frames(sized, len(feed.entries), 100, 20) == []
@@ -148,7 +148,7 @@ async def test_frames_are_bounded_by_their_bytes() -> None:
 
 async def test_waiting_readers_are_woken_by_entries_and_by_an_error() -> None:
     """A reader that waits for an entry that is there does not wait."""
-    stored, feed = answered("a").stored, feed_of()
+    stored, feed = completed_turn("a").stored, feed_of()
     feed.add(stored[:2])
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         assert await feed.changed(1)
@@ -165,7 +165,7 @@ async def test_waiting_readers_are_woken_by_entries_and_by_an_error() -> None:
 
 
 async def test_nothing_is_waited_for_after_the_end() -> None:
-    stored = answered("a").stored
+    stored = completed_turn("a").stored
     feed = feed_of(stored)
     assert feed.is_ended
     async with asyncio.timeout(5):
@@ -174,7 +174,7 @@ async def test_nothing_is_waited_for_after_the_end() -> None:
 
 async def test_a_cursor_at_the_end_is_at_the_end() -> None:
     """Nothing follows it, which is not the same as nothing yet."""
-    stored, log = answered("a").stored, ScriptedLog()
+    stored, log = completed_turn("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
         fan_out = fan_out_of(log, group)
         group.create_task(log.send(None))
@@ -198,7 +198,7 @@ async def test_an_error_before_the_first_entry_is_raised_to_the_subscriber(error
 
 async def test_readers_of_one_turn_share_one_follower() -> None:
     """Also a reader that reconnects within the linger time, with any cursor that the feed has."""
-    stored, log = answered("a").stored, ScriptedLog()
+    stored, log = completed_turn("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
         fan_out = fan_out_of(log, group)
         sending = group.create_task(log.send(stored))
@@ -215,7 +215,7 @@ async def test_readers_of_one_turn_share_one_follower() -> None:
 
 async def test_a_reader_with_an_earlier_cursor_gets_a_follower_from_there() -> None:
     """What is known here begins after its cursor; later readers from anywhere then share the longer one."""
-    stored, log = answered("a").stored, ScriptedLog()
+    stored, log = completed_turn("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
         fan_out = fan_out_of(log, group)
         group.create_task(log.send(stored[3:]))
@@ -235,7 +235,7 @@ async def test_a_reader_with_an_earlier_cursor_gets_a_follower_from_there() -> N
 
 async def test_a_wrong_cursor_fails_only_its_own_reader() -> None:
     """A reader with a valid cursor that connects during the lookup of a wrong one gets no 400, which would be final."""
-    stored, log = answered("a").stored, ScriptedLog()
+    stored, log = completed_turn("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
         fan_out = fan_out_of(log, group)
 
@@ -263,7 +263,7 @@ async def refused(connecting: Awaitable[TurnFeed]) -> None:
 
 async def test_a_turn_is_dropped_after_its_last_reader_and_the_linger() -> None:
     """Then nothing is left of it: no following, no entries, no timer."""
-    stored, log = answered("a").stored, ScriptedLog()
+    stored, log = completed_turn("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
         fan_out = fan_out_of(log, group, 0.01)
         group.create_task(log.send(stored))
@@ -274,7 +274,7 @@ async def test_a_turn_is_dropped_after_its_last_reader_and_the_linger() -> None:
 
 async def test_a_deleted_turn_is_not_sent_to_new_readers() -> None:
     """Readers that have it open continue; a new reader receives what the log answers."""
-    stored, log = answered("a").stored, ScriptedLog()
+    stored, log = completed_turn("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
         fan_out = fan_out_of(log, group)
         group.create_task(log.send(stored, None))
@@ -293,7 +293,7 @@ async def test_a_deleted_turn_is_not_sent_to_new_readers() -> None:
 
 async def test_an_ended_turn_is_sent_while_the_log_is_unavailable() -> None:
     """The feed has all of it, and whether it was deleted is unknown."""
-    stored, log = answered("a").stored, ScriptedLog()
+    stored, log = completed_turn("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
         fan_out = fan_out_of(log, group)
         group.create_task(log.send(stored, None))

@@ -19,7 +19,7 @@ from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import CallUsage, Usage
 from tests.harness.strategies import MadeUp, logs
-from tests.harness.turn_builder import Handwritten, answered, attempt, closing, junk, opening, raw, says
+from tests.harness.turn_builder import Handwritten, attempt, closing, completed_turn, junk, opening, raw, says
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 
@@ -36,7 +36,7 @@ def started(*texts: str) -> Handwritten:
 
 @pytest.mark.rule("R25")
 def test_a_whole_turn() -> None:
-    log = answered("The sky", " is blue.")
+    log = completed_turn("The sky", " is blue.")
     turn = fold(log.stored)
     assert turn.text == "The sky is blue."
     assert turn.blocks == (Block("text", {"type": "text", "text": ""}, "The sky is blue.", is_closed=True),)
@@ -112,7 +112,7 @@ def test_a_cancelled_turn_keeps_its_text() -> None:
 @pytest.mark.rule("R24")
 def test_an_end_proves_its_text_usage_and_cost() -> None:
     """Code points, SHA-256 of the UTF-8, the sum of all calls, and what they cost in nano-dollars."""
-    log = answered("Grüße, ", "世界 🌍")
+    log = completed_turn("Grüße, ", "世界 🌍")
     end = log.turn.end
     assert end is not None
     assert (end.text_chars, end.text_sha256) == text_proof("Grüße, 世界 🌍")
@@ -130,13 +130,15 @@ def test_an_end_keeps_what_the_message_says_of_itself() -> None:
         log.take("restart")
         _, block = opening()
         usage = {"input_tokens": 10, "output_tokens": 1, "service_tier": tier, "inference_geo": "eu"}
-        log.store(heard(log, {"type": "message_start", "message": {"id": "m", "model": "c", "usage": usage}}))
+        log.store(event_entry(log, {"type": "message_start", "message": {"id": "m", "model": "c", "usage": usage}}))
         log.hear(block)
         stop = {"stop_reason": "stop_sequence", "stop_sequence": "END", "stop_details": None}
         delta = stop | {"container": {"id": "c1"}}
         usage = {"output_tokens": 2, "inference_geo": "us", "server_tool_use": {"web_search_requests": 1}}
         managed = {"applied_edits": edits}
-        log.store(heard(log, {"type": "message_delta", "delta": delta, "usage": usage, "context_management": managed}))
+        log.store(
+            event_entry(log, {"type": "message_delta", "delta": delta, "usage": usage, "context_management": managed})
+        )
     log.end()
     told = record_from_fold(KEY, log.turn)
     assert (told.stop_reason, told.stop_sequence) == ("stop_sequence", "END")
@@ -145,10 +147,10 @@ def test_an_end_keeps_what_the_message_says_of_itself() -> None:
         "usage": {"service_tier": "standard", "inference_geo": "us", "server_tool_use": {"web_search_requests": 1}},
         "context_management": {"applied_edits": []},
     }
-    assert record_from_fold(KEY, answered("hi").turn).envelope == {}
+    assert record_from_fold(KEY, completed_turn("hi").turn).envelope == {}
 
 
-def heard(log: Handwritten, what: object) -> EventEntry:
+def event_entry(log: Handwritten, what: object) -> EventEntry:
     return EventEntry(prev=log.chain.last, attempt=log.chain.attempt, event=raw(what))
 
 
@@ -237,7 +239,7 @@ def test_an_input_that_is_nested_too_deeply_is_left_empty(levels: int) -> None:
     assert [content(block)["input"] for block in log.turn.blocks] == [{}]
 
 
-def told(turn: Turn) -> tuple[object, ...]:
+def without_position(turn: Turn) -> tuple[object, ...]:
     """All of a turn but where it stands in the stream."""
     return (turn.text, turn.usage, turn.blocks, turn.stop, turn.mode, turn.attempt, turn.outcome, turn.message)
 
@@ -256,7 +258,7 @@ def test_folding_a_prefix_and_then_the_rest_is_folding_all(log: MadeUp, data: st
 @given(logs())
 def test_forks_and_junk_change_nothing_but_their_count(log: MadeUp) -> None:
     turn = fold(log.stored)
-    assert told(turn) == told(fold(log.valid))
+    assert without_position(turn) == without_position(fold(log.valid))
     assert turn.chain == fold(log.valid).chain
     assert turn.skipped == len(log.stored) - len(log.valid)
     assert turn.tail == log.stored[-1].seq
@@ -269,7 +271,7 @@ def test_an_entry_that_is_stored_twice_counts_once(log: MadeUp, data: st.DataObj
     at = data.draw(st.integers(0, len(log.stored) - 1))
     later = log.stored[-1].seq + 1
     copy = msgspec.structs.replace(log.stored[at], seq=Seq(later))
-    assert told(fold([*log.stored, copy])) == told(fold(log.stored))
+    assert without_position(fold([*log.stored, copy])) == without_position(fold(log.stored))
 
 
 @pytest.mark.rule("R9")
@@ -283,7 +285,9 @@ def test_splitting_deltas_changes_nothing(log: MadeUp, data: st.DataObject) -> N
                 spoken += [BlockDelta(index, TextDelta(text[:at])), BlockDelta(index, TextDelta(text[at:]))]
             case _:
                 spoken.append(event)
-    assert told(respoken(log.valid, spoken)) == told(respoken(log.valid, list(answers(log.valid))))
+    assert without_position(respoken(log.valid, spoken)) == without_position(
+        respoken(log.valid, list(answers(log.valid)))
+    )
 
 
 @pytest.mark.rule("R9")
@@ -299,7 +303,9 @@ def test_joining_deltas_changes_nothing(log: MadeUp) -> None:
             spoken[-1] = join
         else:
             spoken.append(event if isinstance(one, events.UnknownEvent) or event.is_hidden else one)
-    assert told(respoken(log.valid, spoken)) == told(respoken(log.valid, list(answers(log.valid))))
+    assert without_position(respoken(log.valid, spoken)) == without_position(
+        respoken(log.valid, list(answers(log.valid)))
+    )
 
 
 def answers(valid: list[Stored]) -> list[EventEntry]:

@@ -1,4 +1,4 @@
-"""Forced tool calls of models that cannot be forced: the call to the model, and what is stored of its answer."""
+"""Forced tool calls of models that do not support them: the call to the model, and what is stored of its answer."""
 
 from typing import Any
 
@@ -57,8 +57,8 @@ def functions(**given: Any) -> list[str]:
         ({"options": {"tool_choice": ONE, "thinking": {"type": "enabled"}}, "model": "claude-haiku-4-5"}, ["look"]),
     ],
 )
-def test_which_calls_the_model_cannot_be_forced_to(given_fields: dict[str, Any], names: list[str]) -> None:
-    """The model makes any other call itself."""
+def test_forced_calls_that_the_model_refuses(given_fields: dict[str, Any], names: list[str]) -> None:
+    """All other calls are left to the model."""
     assert functions(**given_fields) == names
 
 
@@ -102,7 +102,7 @@ def test_one_schema_describes_a_call_of_several_functions(answer: Any, *, fits: 
     assert jsonschema_rs.validator_for(schema).is_valid(answer) == fits
 
 
-def answered(text: list[str], stop_reason: str = "end_turn") -> list[ModelEvent]:
+def model_answer(text: list[str], stop_reason: str = "end_turn") -> list[ModelEvent]:
     """Returns an answer of the model with one text block after a thought."""
     stop = raw(
         {"type": "message_delta", "delta": {"stop_reason": stop_reason}, "usage": {"output_tokens": 7}, "new": 1}
@@ -119,7 +119,7 @@ def answered(text: list[str], stop_reason: str = "end_turn") -> list[ModelEvent]
     ]
 
 
-def stored(choice: dict[str, Any], answer: list[ModelEvent]) -> Handwritten:
+def log_of(choice: dict[str, Any], answer: list[ModelEvent]) -> Handwritten:
     """Returns the log of a turn whose model answered so."""
     log = Handwritten()
     options = {"tool_choice": choice}
@@ -147,7 +147,7 @@ def test_the_answer_is_stored_as_the_call(choice: dict[str, Any], text: str, dat
     """However its text is split. It is checked against the function's schema."""
     cuts = sorted(data.draw(st.sets(st.integers(1, len(text) - 1))))
     pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    turn = stored(choice, answered(pieces)).turn
+    turn = log_of(choice, model_answer(pieces)).turn
     thought, call = turn.blocks
     assert (thought.type, call.type, call.text, call.is_closed) == ("thinking", "tool_use", ARGUMENTS, True)
     assert call.start == {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
@@ -163,9 +163,9 @@ def test_the_answer_is_stored_as_the_call(choice: dict[str, Any], text: str, dat
         (ANY, ['{"name": "look", "argu', 'ments": {"da', 'y": {}', "}", "}"], ['{"da', 'y": {', "}", "}"]),
     ],
 )
-def test_arguments_are_passed_on_as_they_come(choice: dict[str, Any], pieces: list[str], deltas: list[str]) -> None:
+def test_arguments_are_stored_while_they_arrive(choice: dict[str, Any], pieces: list[str], deltas: list[str]) -> None:
     """Of one function of several without the object around them."""
-    stored_events = [events.decode(one.entry.event) for one in stored(choice, answered(pieces)).stored[2:]]  # type: ignore[union-attr]
+    stored_events = [events.decode(one.entry.event) for one in log_of(choice, model_answer(pieces)).stored[2:]]  # type: ignore[union-attr]
     found = [one.delta for one in stored_events if isinstance(one, events.BlockDelta)]
     assert [delta.partial_json for delta in found if isinstance(delta, events.InputJsonDelta)] == deltas
 
@@ -183,13 +183,13 @@ def test_arguments_are_passed_on_as_they_come(choice: dict[str, Any], pieces: li
 )
 def test_an_answer_that_is_no_call_stays_text_and_is_requested_again(choice: dict[str, Any], text: str) -> None:
     """With its text and the reason. A refusal is final."""
-    turn = stored(choice, answered([text[:3], text[3:]])).turn
+    turn = log_of(choice, model_answer([text[:3], text[3:]])).turn
     assert (turn.stop.stop_reason, turn.blocks[-1].type) == ("end_turn", "text")
     check = plan(turn, 5)
     assert isinstance(check, CheckSchema)
     assert not is_valid(check)
     assert plan_after_check(turn, "no", 5) == MakeAttempt(2, "restart", "no")
-    refused = stored(choice, answered([text], "refusal")).turn
+    refused = log_of(choice, model_answer([text], "refusal")).turn
     assert plan_after_check(refused, "no", 5) == Complete(schema_valid=False)
 
 
@@ -203,7 +203,7 @@ def is_valid(check: CheckSchema) -> bool:
 
 @pytest.mark.rule("R77")
 def test_a_rejected_call_is_shown_to_the_model() -> None:
-    log = stored(ONE, answered(['{"day": 1}']))
+    log = log_of(ONE, model_answer(['{"day": 1}']))
     log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="wrong day"))
     call, _ = prepare_call(log.turn, "restart")
     assert [message.content for message in call.messages[1:2]] == ['{"day": 1}']
@@ -211,18 +211,18 @@ def test_a_rejected_call_is_shown_to_the_model() -> None:
 
 
 @pytest.mark.rule("R77")
-def test_a_broken_call_starts_again() -> None:
-    """Without a block nothing is taken back."""
-    answer = answered([ARGUMENTS[:5]])
-    assert plan(stored(ONE, answer[:-2]).turn, 5) == MakeAttempt(2, "restart")
-    assert plan(stored(ONE, answer[:4]).turn, 5) == MakeAttempt(2, "restart")
-    assert plan(stored(ONE, answer[:1]).turn, 5) == MakeAttempt(2, "continue")
+def test_a_call_that_breaks_off_is_restarted() -> None:
+    """Before the first block, the answer is continued: readers have no text to discard."""
+    answer = model_answer([ARGUMENTS[:5]])
+    assert plan(log_of(ONE, answer[:-2]).turn, 5) == MakeAttempt(2, "restart")
+    assert plan(log_of(ONE, answer[:4]).turn, 5) == MakeAttempt(2, "restart")
+    assert plan(log_of(ONE, answer[:1]).turn, 5) == MakeAttempt(2, "continue")
 
 
 def test_a_result_of_a_message_batch_is_mapped_alike() -> None:
     """By every generator to the same bytes."""
     asked = request(tools=TOOLS, options={"tool_choice": ONE})
-    answer = [one.raw for one in answered([ARGUMENTS])]
+    answer = [one.raw for one in model_answer([ARGUMENTS])]
     mapped = map_forced_call(answer, asked)
     assert mapped == map_forced_call(answer, asked)
     assert b'"toolu_1"' in bytes(mapped[4])

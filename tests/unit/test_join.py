@@ -9,9 +9,9 @@ from tailrace.proto.entries import End, Stored
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.ids import Seq
 from tests.harness.strategies import MadeUp, logs
-from tests.harness.turn_builder import answered, says
+from tests.harness.turn_builder import completed_turn, says
 
-LOG = answered("The", " sky", " is", " blue.", step=10).stored
+LOG = completed_turn("The", " sky", " is", " blue.", step=10).stored
 FIRST, SECOND, THIRD, FOURTH = LOG[:4]
 
 

@@ -41,7 +41,7 @@ async def decoded_in_steps(raw: bytes) -> object:
 
 
 @given(VALUES, st.booleans(), st.integers(0), st.sampled_from([b"", b'"', b"\\", b"\xff", b"\x01", b"\\ud83d"]))
-async def test_decoding(value: object, is_ascii: bool, where: int, mutation: bytes) -> None:
+async def test_decoding_in_steps_equals_msgspecs(value: object, is_ascii: bool, where: int, mutation: bytes) -> None:
     """Also of JSON that is not valid."""
     raw = json.dumps(value, ensure_ascii=is_ascii).encode()
     where %= len(raw)
@@ -50,7 +50,7 @@ async def test_decoding(value: object, is_ascii: bool, where: int, mutation: byt
 
 
 @given(VALUES, TEXT)
-async def test_encoding(value: object, text: str) -> None:
+async def test_encoding_in_steps_equals_msgspecs(value: object, text: str) -> None:
     assert b"".join(await long_strings.encode({"value": value, text: 1})) == msgspec.json.encode(
         {"value": value, text: 1}
     )

@@ -65,7 +65,7 @@ def text(index: int, *texts: str, citations: Sequence[dict[str, Any]] = ()) -> l
     return [start(index, {"type": "text", "text": ""}), *said, events.BlockStop(index)]
 
 
-def begun() -> Handwritten:
+def open_log() -> Handwritten:
     log = Handwritten()
     log.ask()
     log.take()
@@ -73,7 +73,7 @@ def begun() -> Handwritten:
     return log
 
 
-def ended(log: Handwritten, stop_reason: str = "end_turn") -> Handwritten:
+def end_log(log: Handwritten, stop_reason: str = "end_turn") -> Handwritten:
     log.hear(events.MessageDelta(events.StopReason(stop_reason), events.UsageSoFar(output_tokens=3)))
     log.end()
     return log
@@ -94,7 +94,7 @@ def is_done(log: Handwritten) -> bool:
 
 def test_restart_is_an_error_and_new_readers_get_the_new_answer() -> None:
     """The role and the indices start again."""
-    log = begun()
+    log = open_log()
     log.hear(*tool(0, '{"q":1}'))
     restart = log.take("restart")
     log.hear(opening()[0], *tool(0))
@@ -116,7 +116,7 @@ def test_restart_is_an_error_and_new_readers_get_the_new_answer() -> None:
 @st.composite
 def turns(draw: st.DrawFn) -> Handwritten:
     """Any blocks in any order, in one attempt or two, and perhaps an end."""
-    log = begun()
+    log = open_log()
     for index in range(draw(st.integers(0, 4))):
         match draw(st.sampled_from(["text", "thinking", "tool"])):
             case "text":
@@ -129,7 +129,7 @@ def turns(draw: st.DrawFn) -> Handwritten:
         if draw(st.integers(0, 3)) == 0:
             log.take("continue")
             log.hear(opening()[0], is_hidden=True)
-    return ended(log) if draw(st.booleans()) else log
+    return end_log(log) if draw(st.booleans()) else log
 
 
 def put_together(message: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness.citations import CITATIONS
 from tests.harness.sse_parser import parse
 from tests.harness.strategies import TEXTS
-from tests.harness.turn_builder import Handwritten, answered, opening
+from tests.harness.turn_builder import Handwritten, completed_turn, opening
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 DIALECT = DIALECTS["openai-responses"]
@@ -60,11 +60,11 @@ def data(sent: bytes) -> Told:
     return found
 
 
-def told(stored: list[Stored]) -> Told:
+def events_of(stored: list[Stored]) -> Told:
     return data(b"".join(frame.data for frame in frames(stored)))
 
 
-def anew(stored: list[Stored]) -> list[Stored]:
+def after_last_restart(stored: list[Stored]) -> list[Stored]:
     """What a new reader begins with: after the last restart."""
     is_restart = [isinstance(one.entry, Attempt) and one.entry.mode == "restart" for one in stored]
     return stored[len(stored) - is_restart[::-1].index(True) :] if True in is_restart else stored
@@ -72,7 +72,7 @@ def anew(stored: list[Stored]) -> list[Stored]:
 
 def seen_anew(log: Handwritten) -> Told:
     """The events that a new reader is sent."""
-    skipped = len(log.stored) - len(anew(log.stored))
+    skipped = len(log.stored) - len(after_last_restart(log.stored))
     return data(b"".join(frame.data for frame in frames(log.stored)[skipped:]))
 
 
@@ -167,14 +167,18 @@ def read(sent: Told) -> ResponseStreamState[Any]:
 @given(answers())
 def test_every_event_matches_the_sdks_types(log: Handwritten) -> None:
     whole = data(DIALECT.render_record(record_from_fold(KEY, log.turn), 0).data)
-    for event in [*told(log.stored), *whole, *data(sse.encode(render_snapshot(KEY, log.turn, len(told(log.stored)))))]:
+    for event in [
+        *events_of(log.stored),
+        *whole,
+        *data(sse.encode(render_snapshot(KEY, log.turn, len(events_of(log.stored))))),
+    ]:
         assert strangers(EVENTS.validate_python(event, strict=True)) == []
 
 
 @given(answers())
 def test_sequence_numbers_count_from_0_through_restarts(log: Handwritten) -> None:
     """The number of an event never changes."""
-    numbers = [event["sequence_number"] for event in told(log.stored)]
+    numbers = [event["sequence_number"] for event in events_of(log.stored)]
     assert numbers == list(range(len(numbers)))
 
 
@@ -208,7 +212,7 @@ def test_snapshot_joins_the_stream(log: Handwritten, made: st.DataObject) -> Non
     at = made.draw(st.integers(1, len(log.stored)))
     whole = frames(log.stored)
     number = len(data(b"".join(frame.data for frame in whole[:at])))
-    rest = anew(log.stored[at:])
+    rest = after_last_restart(log.stored[at:])
     if len(rest) < len(log.stored[at:]):
         return  # a restart takes the snapshot back, and breaks its reader off
     sent = data(
@@ -216,7 +220,7 @@ def test_snapshot_joins_the_stream(log: Handwritten, made: st.DataObject) -> Non
     )
     numbers = [event["sequence_number"] for event in sent]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
-    assert not numbers or (numbers[0] >= 0 and numbers[-1] == len(told(log.stored)) - 1)
+    assert not numbers or (numbers[0] >= 0 and numbers[-1] == len(events_of(log.stored)) - 1)
     read(sent)
     assert "".join(one["delta"] for one in sent if one["type"] == "response.output_text.delta") == log.turn.text
 
@@ -242,7 +246,7 @@ def test_snapshot_has_one_delta_for_each_block() -> None:
 @given(answers().filter(lambda log: log.chain.is_ended))
 def test_last_event_has_the_response_of_the_record(log: Handwritten) -> None:
     """Promise 4, except for the partial arguments of a cut tool call."""
-    last, looked_up = told(log.stored)[-1]["response"], response_of(record_from_fold(KEY, log.turn))
+    last, looked_up = events_of(log.stored)[-1]["response"], response_of(record_from_fold(KEY, log.turn))
     for one in (last, looked_up):
         Response.model_validate(one, strict=True)
         for item in one["output"]:
@@ -268,12 +272,12 @@ def test_resume_from_the_database_sends_only_done_events(log: Handwritten, seen:
 @given(st.lists(TEXTS, max_size=5))
 def test_numbers_from_the_database_are_not_lower_than_from_the_log(texts: list[str]) -> None:
     """A client that drops received events by number (the SDK's `.stream`) keeps the end."""
-    log = answered(*texts)
+    log = completed_turn(*texts)
     numbers = [
         event["sequence_number"] for event in data(DIALECT.render_record(record_from_fold(KEY, log.turn), 0).data)
     ]
     assert numbers == sorted(set(numbers))
-    assert numbers[-1] >= told(log.stored)[-1]["sequence_number"]
+    assert numbers[-1] >= events_of(log.stored)[-1]["sequence_number"]
 
 
 def test_restart_is_an_error_a_break_and_a_new_response() -> None:
@@ -306,14 +310,14 @@ def test_open_block_is_closed_by_the_next() -> None:
     log.say("a")
     block(log, 1, "text", "b")
     log.end()
-    assert [item["content"][0]["text"] for item in told(log.stored)[-1]["response"]["output"]] == ["a", "b"]
+    assert [item["content"][0]["text"] for item in events_of(log.stored)[-1]["response"]["output"]] == ["a", "b"]
 
 
 def test_turn_without_an_attempt_is_queued() -> None:
     log = Handwritten()
     log.ask()
     assert response_of(looked(log))["status"] == "queued"
-    assert data(sse.encode(render_snapshot(KEY, log.turn, 1))) == told(log.stored)
+    assert data(sse.encode(render_snapshot(KEY, log.turn, 1))) == events_of(log.stored)
     log.take()
     assert response_of(looked(log))["status"] == "in_progress"
 

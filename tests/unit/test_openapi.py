@@ -21,7 +21,7 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.route_table import ROWS
-from tests.harness.turn_builder import answered
+from tests.harness.turn_builder import completed_turn
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(document())
 METHODS = [(method, route.path) for route in ROUTES for method in sorted((route.methods or set()) - {"HEAD"})]
@@ -145,7 +145,9 @@ def test_webhook_body_matches_its_schema() -> None:
     post = DOCUMENT["webhooks"]["turn"]["post"]
     schema = post["requestBody"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/WebhookPayload"}
-    body = payload.render(record_from_fold(TurnKey(Tenant("ours"), TurnId("turn-1")), answered("Light scatters.").turn))
+    body = payload.render(
+        record_from_fold(TurnKey(Tenant("ours"), TurnId("turn-1")), completed_turn("Light scatters.").turn)
+    )
     Draft202012Validator(schema | {"components": DOCUMENT["components"]}).validate(msgspec.json.decode(body))
     headers = signature.sign("turn-1", 1, body, [b"secret"])
     assert {parameter["name"] for parameter in post["parameters"]} == set(headers)

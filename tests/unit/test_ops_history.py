@@ -100,7 +100,7 @@ def buckets(*counts: int, by: str = "") -> str:
         pytest.param(Quantile(0.5, Growth(BUCKETS, ("le",))), ({"a": buckets(1, 1, 1)},) * 2, {}, id="of nothing"),
     ],
 )
-def test_newest_value_of_a_query(
+def test_newest_value_of_a_query_is_that_of_prometheus(
     query: Expression, samples: tuple[dict[str, str], ...], expected: dict[tuple[str, ...], Point]
 ) -> None:
     assert newest(query, *samples) == expected

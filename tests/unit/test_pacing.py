@@ -5,10 +5,10 @@ from starlette.requests import Request
 
 from tailrace.gateway.streaming.pacing import Pace, pace_of
 from tailrace.proto.errors import Refused
-from tests.harness.turn_builder import answered
+from tests.harness.turn_builder import completed_turn
 
 # One a second, all in the past.
-STORED = answered("a", "b", "c").stored
+STORED = completed_turn("a", "b", "c").stored
 
 
 @pytest.mark.parametrize(("speed", "due"), [(1.0, [1, 2, 3]), (2.0, [1, 3, 5]), (0.5, [1, 1, 2])])

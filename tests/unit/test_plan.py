@@ -54,7 +54,7 @@ def closed(type_: str, index: int = 0) -> list[events.Event]:
     return [*opened(type_, index), BlockStop(index)]
 
 
-def begun(heard: Sequence[events.Event], on_interrupt: OnInterrupt = "continue", attempts: int = 1) -> Handwritten:
+def log_with(heard: Sequence[events.Event], on_interrupt: OnInterrupt = "continue", attempts: int = 1) -> Handwritten:
     """A turn whose last attempt has heard this much."""
     log = Handwritten()
     log.ask(on_interrupt=on_interrupt)
@@ -67,13 +67,13 @@ def begun(heard: Sequence[events.Event], on_interrupt: OnInterrupt = "continue",
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_turn_without_a_message_starts_fresh(policy: OnInterrupt) -> None:
     """Nothing can be continued or taken back, whether or not a generator died."""
-    assert [plan(begun([], policy, n).turn, 5) for n in range(3)] == [MakeAttempt(n, "fresh") for n in (1, 2, 3)]
+    assert [plan(log_with([], policy, n).turn, 5) for n in range(3)] == [MakeAttempt(n, "fresh") for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_an_opening_alone_is_continued_with_any_policy(policy: OnInterrupt) -> None:
     """Readers have seen a message start without text, so continuing takes nothing back."""
-    assert plan(begun([START], policy).turn, 5) == MakeAttempt(2, "continue")
+    assert plan(log_with([START], policy).turn, 5) == MakeAttempt(2, "continue")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_an_opening_alone_is_continued_with_any_policy(policy: OnInterrupt) -> N
 )
 def test_text_and_complete_thinking_are_continued(heard: list[events.Event]) -> None:
     """A model can continue text in the middle of a word."""
-    assert plan(begun([START, *heard]).turn, 5) == MakeAttempt(2, "continue")
+    assert plan(log_with([START, *heard]).turn, 5) == MakeAttempt(2, "continue")
 
 
 @pytest.mark.parametrize(
@@ -107,15 +107,15 @@ def test_text_and_complete_thinking_are_continued(heard: list[events.Event]) -> 
 )
 def test_blocks_that_cannot_be_continued_restart_the_answer(heard: list[events.Event]) -> None:
     """Half a thought, half a tool call, a complete one without its result, and unknown blocks."""
-    assert plan(begun([START, *heard]).turn, 5) == MakeAttempt(2, "restart")
+    assert plan(log_with([START, *heard]).turn, 5) == MakeAttempt(2, "restart")
 
 
 @pytest.mark.rule("R19")
 @pytest.mark.parametrize("heard", [opened("text"), opened("tool_use"), closed("thinking")])
 def test_on_interrupt_restart_and_fail_are_obeyed(heard: list[events.Event]) -> None:
     """`restart` also takes back text that could be continued; `fail` keeps it and ends the turn."""
-    assert plan(begun([START, *heard], "restart").turn, 5) == MakeAttempt(2, "restart")
-    failed = plan(begun([START, *heard], "fail").turn, 5)
+    assert plan(log_with([START, *heard], "restart").turn, 5) == MakeAttempt(2, "restart")
+    failed = plan(log_with([START, *heard], "fail").turn, 5)
     assert isinstance(failed, Fail)
     assert failed.failure.code == "interrupted"
 
@@ -125,7 +125,7 @@ def test_on_interrupt_restart_and_fail_are_obeyed(heard: list[events.Event]) -> 
 @pytest.mark.parametrize("policy", ["continue", "restart"])
 def test_attempts_that_store_nothing_new_are_limited(heard: list[events.Event], policy: OnInterrupt) -> None:
     """A turn that breaks every generator ends after `attempts_max` attempts without progress."""
-    log = begun(heard, policy)
+    log = log_with(heard, policy)
     has_moved = len(heard) > 1
     for _ in range(2 if has_moved else 1):
         log.take()
@@ -139,7 +139,7 @@ def test_attempts_that_store_nothing_new_are_limited(heard: list[events.Event], 
 @pytest.mark.rule("R73")
 def test_an_attempt_that_moves_the_answer_forward_starts_the_count_again() -> None:
     """A long answer survives any number of generator deaths."""
-    log = begun([START, *opened("text")])
+    log = log_with([START, *opened("text")])
     for _ in range(20):
         log.take("continue")
         log.hear(START, is_hidden=True)
@@ -152,7 +152,7 @@ def test_an_attempt_that_moves_the_answer_forward_starts_the_count_again() -> No
 @pytest.mark.rule("R73")
 def test_a_restarted_answer_moves_forward_only_beyond_the_furthest_before() -> None:
     """Otherwise a turn that restarts at each death would be paid for without end."""
-    log = begun([START, *opened("tool_use"), BlockDelta(0, InputJsonDelta(": 1"))], "restart")
+    log = log_with([START, *opened("tool_use"), BlockDelta(0, InputJsonDelta(": 1"))], "restart")
     for count in (1, 2, 3):
         log.take("restart")
         log.hear(START, *opened("tool_use"))
@@ -164,7 +164,7 @@ def test_a_restarted_answer_moves_forward_only_beyond_the_furthest_before() -> N
 @pytest.mark.rule("R73")
 def test_an_attempt_that_was_handed_over_does_not_count() -> None:
     """A rolling deployment uses up no attempts."""
-    log = begun([])
+    log = log_with([])
     for _ in range(9):
         log.store(event_entry(log.chain))
         assert log.turn.fruitless == 0
@@ -236,7 +236,7 @@ def test_the_budget_for_thinking_fits_in_the_tokens_that_are_left(budget: int, t
 @pytest.mark.parametrize("type_", ["text", "thinking", "tool_use"])
 def test_a_complete_answer_only_needs_its_end(policy: OnInterrupt, type_: str) -> None:
     """After a kill between the last event and the end: no call, also without attempts left."""
-    log = begun([START, *closed(type_), STOPPED], policy)
+    log = log_with([START, *closed(type_), STOPPED], policy)
     assert [plan(log.turn, attempts_max) for attempts_max in (1, 5)] == [Complete(), Complete()]
 
 
@@ -309,7 +309,7 @@ def test_every_attempt_after_a_misfit_gets_the_correction_prompt(mode: Mode) -> 
 @pytest.mark.parametrize("outcome", ["completed", "cancelled", "failed"])
 @pytest.mark.parametrize("heard", [[], [START, *opened("text")], [START, *closed("text"), STOPPED]])
 def test_an_ended_turn_is_acknowledged(heard: list[events.Event], outcome: Outcome) -> None:
-    log = begun(heard, attempts=5)
+    log = log_with(heard, attempts=5)
     log.end(outcome)
     assert plan(log.turn, 5) == Acknowledge()
 
@@ -353,14 +353,14 @@ def test_a_turn_of_a_message_batch_is_left_to_the_batch() -> None:
 @pytest.mark.rule("R51")
 def test_a_hedge_is_the_next_attempt_and_does_not_count() -> None:
     """A turn with a late first token gets as many attempts as any other."""
-    log = begun([])
+    log = log_with([])
     go = plan_hedge(log.turn)
     assert go == MakeAttempt(2, "fresh", is_second=True)
     log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True))
     log.hear(START, *opened("text"))
     assert log.turn.hedges == 1
     assert plan(log.turn, 2) == MakeAttempt(3, "continue")
-    late = begun([])
+    late = log_with([])
     late.store(msgspec.structs.replace(attempt(late.chain), is_hedge=True))
     assert late.turn.fruitless == 1
     late.take()

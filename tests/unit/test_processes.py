@@ -21,20 +21,20 @@ PLAN = Plan(
 OPTIONS = Options(data_dir=Path("/data"), generators=2, gateways=2)
 
 
-def made(environ: dict[str, str]) -> dict[str, ProcessSpec]:
+def specs_of(environ: dict[str, str]) -> dict[str, ProcessSpec]:
     return {part.name: part for part in process_specs(OPTIONS, PLAN, environ)}
 
 
 def test_processes_start_before_those_that_need_them() -> None:
     """Persistence, the simulated Claude, generators, gateways; they stop in reverse order."""
     names = ["persistence", "simulated-claude", "generator-1", "generator-2", "gateway-1", "gateway-2"]
-    assert list(made({})) == names
+    assert list(specs_of({})) == names
 
 
 @pytest.mark.parametrize("environ", [{}, {"ANTHROPIC_API_KEY": KEY}])
 def test_no_secret_is_an_argument(environ: dict[str, str]) -> None:
     """Arguments are visible to all users of the machine."""
-    for part in made(environ).values():
+    for part in specs_of(environ).values():
         assert PASSWORD not in " ".join(part.command)
         assert KEY not in " ".join(part.command)
         assert PASSWORD not in " ".join(part.where)
@@ -42,7 +42,7 @@ def test_no_secret_is_an_argument(environ: dict[str, str]) -> None:
 
 def test_only_generators_get_the_key_of_claude() -> None:
     """A compromised gateway cannot leak it."""
-    holders = [part.name for part in made({"ANTHROPIC_API_KEY": KEY}).values() if KEY in part.environ.values()]
+    holders = [part.name for part in specs_of({"ANTHROPIC_API_KEY": KEY}).values() if KEY in part.environ.values()]
     assert holders == ["generator-1", "generator-2"]
 
 
@@ -51,7 +51,7 @@ def test_each_process_gets_the_password_of_its_own_nats_user_only() -> None:
     """A compromised process has only the rights of its role."""
     held = {
         name: sorted(user for user in RIGHTS if f"{PASSWORD}-{user}" in " ".join(part.environ.values()))
-        for name, part in made({"TAILRACE_NATS_URL": "nats://elsewhere"}).items()
+        for name, part in specs_of({"TAILRACE_NATS_URL": "nats://elsewhere"}).items()
     }
     assert held == {
         "persistence": ["persistence"],
@@ -65,17 +65,17 @@ def test_each_process_gets_the_password_of_its_own_nats_user_only() -> None:
 
 def test_only_persistence_gets_the_webhook_key() -> None:
     """Gateways learn that there is a key, and accept webhooks only then."""
-    found = made({"TAILRACE_WEBHOOK_KEY": KEY})
+    found = specs_of({"TAILRACE_WEBHOOK_KEY": KEY})
     assert [part.name for part in found.values() if KEY in part.environ.values()] == ["persistence"]
     assert found["gateway-1"].environ["TAILRACE_WEBHOOKS"] == "true"
-    assert made({"TAILRACE_WEBHOOKS": "true"})["gateway-1"].environ["TAILRACE_WEBHOOKS"] == "false"
+    assert specs_of({"TAILRACE_WEBHOOKS": "true"})["gateway-1"].environ["TAILRACE_WEBHOOKS"] == "false"
 
 
 def test_only_generators_get_cloud_credentials() -> None:
     """Also if Claude is simulated and another backend is real."""
     given = {"AWS_SECRET_ACCESS_KEY": KEY, "ANTHROPIC_VERTEX_PROJECT_ID": KEY, "GOOGLE_APPLICATION_CREDENTIALS": KEY}
     for environ in (given, given | {"ANTHROPIC_API_KEY": "k"}):
-        found = made(environ)
+        found = specs_of(environ)
         assert [part.name for part in found.values() if KEY in part.environ.values()] == ["generator-1", "generator-2"]
         assert given.items() <= dict(found["generator-1"].environ).items()
 
@@ -92,13 +92,13 @@ def test_only_generators_get_cloud_credentials() -> None:
     ],
 )
 def test_claude_is_simulated_only_for_backends_that_call_anthropic(backends: str, is_simulated: bool) -> None:
-    assert ("simulated-claude" in made({"TAILRACE_BACKENDS": backends})) is is_simulated
+    assert ("simulated-claude" in specs_of({"TAILRACE_BACKENDS": backends})) is is_simulated
 
 
 def test_with_an_api_key_nothing_is_simulated() -> None:
     """Key and base URL are passed on unchanged."""
     given = {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": "http://proxy.example"}
-    found = made(given)
+    found = specs_of(given)
     assert "simulated-claude" not in found
     assert given.items() <= dict(found["generator-1"].environ).items()
 
@@ -106,7 +106,7 @@ def test_with_an_api_key_nothing_is_simulated() -> None:
 @pytest.mark.parametrize("environ", [{}, {"ANTHROPIC_API_KEY": ""}])
 def test_without_an_api_key_generators_call_the_simulated_claude(environ: dict[str, str]) -> None:
     """It is only another base URL."""
-    found = made({**environ, "ANTHROPIC_AUTH_PASSWORD": KEY, "HTTPS_PROXY": "http://proxy.example"})
+    found = specs_of({**environ, "ANTHROPIC_AUTH_PASSWORD": KEY, "HTTPS_PROXY": "http://proxy.example"})
     settings = found["generator-2"].environ
     assert settings["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:9000"
     assert settings["ANTHROPIC_API_KEY"] == "simulated"
@@ -117,19 +117,19 @@ def test_without_an_api_key_generators_call_the_simulated_claude(environ: dict[s
 
 def test_all_gateways_inherit_one_socket() -> None:
     """While a gateway restarts, connections wait in the socket's queue."""
-    found = made({})
+    found = specs_of({})
     assert [part.name for part in found.values() if part.fds == (7,)] == ["gateway-1", "gateway-2"]
     assert found["gateway-2"].environ["TAILRACE_LISTEN_FD"] == "7"
 
 
 def test_each_process_has_its_own_metrics_port() -> None:
     """Two processes cannot share a port."""
-    ports = [part.environ.get("TAILRACE_METRICS_PORT") for part in made({}).values()]
+    ports = [part.environ.get("TAILRACE_METRICS_PORT") for part in specs_of({}).values()]
     assert ports == ["9001", None, "9002", "9003", "9004", "9005"]
 
 
 def test_settings_of_up_reach_all_processes_except_addresses() -> None:
-    found = made({"TAILRACE_LOG_FORMAT": "json", "TAILRACE_NATS_URL": "nats://elsewhere", "PYTHONPATH": "/more"})
+    found = specs_of({"TAILRACE_LOG_FORMAT": "json", "TAILRACE_NATS_URL": "nats://elsewhere", "PYTHONPATH": "/more"})
     settings = found["gateway-1"].environ
     assert (settings["TAILRACE_LOG_FORMAT"], settings["TAILRACE_NATS_URL"]) == ("json", PLAN.nats_urls["gateway"])
     assert settings["PYTHONPATH"].endswith(":/more")

@@ -12,7 +12,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
-from tests.harness.turn_builder import NOON, answered, says
+from tests.harness.turn_builder import NOON, completed_turn, says
 from tests.promises import (
     Connected,
     Frame,
@@ -29,7 +29,7 @@ from tests.promises import (
 )
 
 KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
-LOG = answered("The", " sky", " is", " blue.", step=10)
+LOG = completed_turn("The", " sky", " is", " blue.", step=10)
 # Frames of the entries that a reader sees: not the request (10), not the attempt (20).
 WHOLE = tuple(Frame(stored.seq, f"id: {stored.seq}\n\n".encode()) for stored in LOG.stored[2:])
 TOLD = Story("The sky is blue.", Usage(input_tokens=10, output_tokens=4), "completed")

@@ -34,7 +34,7 @@ AT_CURSOR = Stored(CURSOR, NOON, says(BEFORE, "a"))
 AFTER_CURSOR = Stored(Seq(8), NOON, says(BEFORE, "a"))
 
 
-def begun() -> Handwritten:
+def open_log() -> Handwritten:
     """A turn whose answer has begun."""
     log = Handwritten()
     log.ask()
@@ -71,7 +71,7 @@ def test_a_turn_that_is_stored_and_cannot_be_read_is_not_unknown() -> None:
 @pytest.mark.rule("R72")
 def test_a_running_turn_is_read_as_far_as_the_leader_has_it() -> None:
     """A client that has seen more at another server would see its answer become shorter."""
-    log = begun()
+    log = open_log()
     behind = [page(*log.stored[:2]), *100 * [NOTHING]]
     server = ScriptedServer(read=[*behind, page(*log.stored[2:])], last_seq=[log.stored[-1].seq])
     assert run(read_current_turn(server, KEY)) == fold(log.stored)
@@ -81,7 +81,7 @@ def test_a_running_turn_is_read_as_far_as_the_leader_has_it() -> None:
 @pytest.mark.rule("R72")
 def test_a_running_turn_that_cannot_be_read_so_far_is_unavailable() -> None:
     """It is neither unknown nor answered with fewer entries."""
-    log = begun()
+    log = open_log()
     server = ScriptedServer(read=[page(*log.stored[:2]), NOTHING], last_seq=[log.stored[-1].seq])
     with pytest.raises(LogUnavailable, match=r"^turn-1 has an entry at \d+ that cannot be read yet: try again$"):
         run(read_current_turn(server, KEY))
@@ -91,7 +91,7 @@ def test_a_running_turn_that_cannot_be_read_so_far_is_unavailable() -> None:
 @pytest.mark.rule("R72")
 def test_an_ended_turn_is_read_without_a_leader() -> None:
     """Nothing follows an end: it can be read while most servers are away."""
-    log = begun()
+    log = open_log()
     log.end()
     server = ScriptedServer(read=[page(*log.stored)], last_seq=[LogUnavailable("no leader")])
     assert run(read_current_turn(server, KEY)) == fold(log.stored)
@@ -100,7 +100,7 @@ def test_an_ended_turn_is_read_without_a_leader() -> None:
 @pytest.mark.rule("R72")
 def test_a_turn_that_the_leader_does_not_have_any_more_is_unknown() -> None:
     """It was deleted, and the server that was read is behind."""
-    server = ScriptedServer(read=[page(*begun().stored)], last_seq=[BEFORE_FIRST], last_request=[BEFORE_FIRST])
+    server = ScriptedServer(read=[page(*open_log().stored)], last_seq=[BEFORE_FIRST], last_request=[BEFORE_FIRST])
     with pytest.raises(TurnUnknown):
         run(read_current_turn(server, KEY))
 
@@ -147,7 +147,7 @@ def test_a_cursor_before_an_entry_of_the_same_read_is_refused() -> None:
     [("request", Chain(Seq(1))), ("attempt", Chain(Seq(2), 1)), ("end", Chain(Seq(7), 1, is_ended=True))],
 )
 def test_the_entry_at_a_cursor_is_the_last_link_of_the_chain(entry: str, chain: Chain) -> None:
-    log = begun()
+    log = open_log()
     log.end()
     [stored] = [one for one in log.stored if kind_of(one.entry) == entry]
     after = log.stored[log.stored.index(stored) + 1 :]
@@ -167,7 +167,7 @@ def test_a_reader_without_a_cursor_starts_before_the_first_entry() -> None:
 @pytest.mark.rule("R14")
 def test_a_turn_is_read_in_pages_up_to_an_entry_that_is_stored() -> None:
     """A server that is behind is read again from the last entry that it had."""
-    log = begun()
+    log = open_log()
     behind = [page(*log.stored[:1], is_last=False), page(*log.stored[1:2]), NOTHING]
     server = ScriptedServer(read=[*behind, page(*log.stored[2:])])
     assert run(read_turn_upto(server, KEY, log.stored[-1].seq)) == fold(log.stored)
@@ -178,7 +178,7 @@ def test_a_turn_is_read_in_pages_up_to_an_entry_that_is_stored() -> None:
 
 def test_a_turn_whose_request_was_removed_from_the_log_is_unknown() -> None:
     """Its other entries are still there while the log forgets it."""
-    log = begun()
+    log = open_log()
     server = ScriptedServer(read=[page(*log.stored[1:]), NOTHING], last_request=[Seq(1)])
     with pytest.raises(TurnUnknown, match=r"^turn-1 has no request in the log that can be read$"):
         run(read_turn(server, KEY))
@@ -187,7 +187,7 @@ def test_a_turn_whose_request_was_removed_from_the_log_is_unknown() -> None:
 @pytest.mark.rule("R16")
 def test_valid_entries_are_read_until_the_gap_of_the_feed_is_closed() -> None:
     """The feed has delivered a later entry, so the entries before it are stored, although this server is behind."""
-    log = begun()
+    log = open_log()
     first, *rest = log.stored
     join = FeedJoin(Chain(first.seq))
     join.stored_upto = rest[-1].seq
@@ -213,14 +213,14 @@ def test_the_first_read_of_an_unknown_turn_fails() -> None:
 
 
 def test_the_first_read_waits_for_the_request_of_a_stored_turn() -> None:
-    log = begun()
+    log = open_log()
     server = ScriptedServer(read=[NOTHING, page(*log.stored)], last_request=[Seq(1)])
     assert run(read_valid(server, KEY, FeedJoin(START), is_first=True)) == log.stored
 
 
 @pytest.mark.rule("R14")
 def test_an_entry_is_valid_if_the_chain_reaches_it() -> None:
-    log = begun()
+    log = open_log()
     rival = Stored(Seq(log.stored[-1].seq + 1), NOON, says(BEFORE, "a"))
     for seq, expected in [(log.stored[-1].seq, True), (rival.seq, False)]:
         server = ScriptedServer(read=[page(*log.stored, rival)])
@@ -230,8 +230,8 @@ def test_an_entry_is_valid_if_the_chain_reaches_it() -> None:
     assert server.names == ["read", "read"]
 
 
-LAST = begun().chain.last
-LENGTH = len(begun().stored)
+LAST = open_log().chain.last
+LENGTH = len(open_log().stored)
 
 
 @pytest.mark.rule("R80")
@@ -251,7 +251,7 @@ LENGTH = len(begun().stored)
 def test_entries_are_read_unless_their_number_proves_the_chain(
     count: Count | LogUnavailable, is_known: bool, reads: int
 ) -> None:
-    log = begun()
+    log = open_log()
     server = ScriptedServer(count=[count], read=[page(*log.stored)])
     chain = log.chain if is_known else msgspec.structs.replace(log.chain, length=None)
     assert run(is_stored_chain(server, KEY, chain))

@@ -14,7 +14,7 @@ from tailrace.proto.fold import EMPTY_TURN, text_proof
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
-from tests.harness.turn_builder import Handwritten, answered, opening
+from tests.harness.turn_builder import Handwritten, completed_turn, opening
 
 KEY = TurnKey(Tenant("tenant-1"), TurnId("turn-1"))
 
@@ -44,7 +44,7 @@ def unpriced() -> Handwritten:
     return log
 
 
-@pytest.mark.parametrize("log", [answered("Light ", "scatters."), failed(), running(), unpriced()])
+@pytest.mark.parametrize("log", [completed_turn("Light ", "scatters."), failed(), running(), unpriced()])
 def test_a_record_is_equal_from_a_row_and_from_a_fold(log: Handwritten) -> None:
     """Database and log give the same record (promise 4)."""
     columns = msgspec.structs.asdict(build_row(KEY, log.turn))
@@ -63,7 +63,7 @@ def test_the_cost_of_a_model_without_a_price_is_null() -> None:
 
 def test_a_row_has_length_and_hash_of_the_text_from_the_end() -> None:
     """An audit can verify the stored text."""
-    made = build_row(KEY, answered("Light ", "scatters.").turn)
+    made = build_row(KEY, completed_turn("Light ", "scatters.").turn)
     assert (made.text_chars, made.text_sha256) == text_proof("Light scatters.")
 
 

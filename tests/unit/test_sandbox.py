@@ -19,7 +19,7 @@ def program(folder: Path, *lines: str, wait_s: float = LONG_S) -> Sandbox:
     return Sandbox(file, wait_s=wait_s)
 
 
-def begun(folder: Path) -> int:
+def count_started(folder: Path) -> int:
     """Returns how many scripts have started."""
     return len([*folder.glob("begun-*")])
 
@@ -112,11 +112,11 @@ async def test_waiting_for_a_subprocess_times_out(tmp_path: Path, tenants: int, 
         wait_s=0.2,
     )
     slow = [asyncio.create_task(sandbox.run(b"", LONG_S, f"tenant-{number % tenants}")) for number in range(most)]
-    await until(lambda: begun(tmp_path) == most)
+    await until(lambda: count_started(tmp_path) == most)
     for number in range(tenants):
         with pytest.raises(SandboxBusy, match="no subprocess was free"):
             await sandbox.run(b"quick", LONG_S, f"tenant-{number}")
-    assert begun(tmp_path) == most
+    assert count_started(tmp_path) == most
     for one in slow:
         one.cancel()
     await asyncio.wait(slow)

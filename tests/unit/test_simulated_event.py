@@ -10,7 +10,7 @@ from tailrace.deploy.simulated_claude.reply import reply, understand
 from tailrace.deploy.simulated_claude.request import Message, Request
 
 
-def asked(line: str, *, call: int = 1, max_tokens: int = 100) -> list[tuple[str, Any]]:
+def events_for(line: str, *, call: int = 1, max_tokens: int = 100) -> list[tuple[str, Any]]:
     request = Request(model="claude-sonnet-5-5", max_tokens=max_tokens, messages=[Message("user", line)])
     sent = b"".join(frame for frame, _ in frames(reply(understand(request), call)))
     events = [event.split("\n") for event in sent.decode().removesuffix("\n\n").split("\n\n")]
@@ -25,11 +25,11 @@ def loose(data: str) -> Any:
 
 
 def names(line: str) -> list[str]:
-    return [name for name, _ in asked(line)]
+    return [name for name, _ in events_for(line)]
 
 
 def test_a_text_has_the_events_of_the_api_in_order() -> None:
-    events = asked("#sim words=2")
+    events = events_for("#sim words=2")
     assert [name for name, _ in events] == [
         "message_start",
         "ping",
@@ -50,7 +50,7 @@ def test_a_text_has_the_events_of_the_api_in_order() -> None:
 
 def test_blocks_are_numbered_and_have_their_deltas() -> None:
     """Thinking ends with its signature; the pieces of a tool's input are JSON when joined."""
-    events = [data for _, data in asked('#sim words=1 thinking=2 tool=look json={"where": "under the bridge"}')]
+    events = [data for _, data in events_for('#sim words=1 thinking=2 tool=look json={"where": "under the bridge"}')]
     starts = [data["content_block"]["type"] for data in events if data["type"] == "content_block_start"]
     assert starts == ["thinking", "text", "tool_use"]
     deltas = [(data["index"], data["delta"]) for data in events if data["type"] == "content_block_delta"]
@@ -85,12 +85,12 @@ def test_a_fault_ends_the_events_right_after_its_delta(fault: str, last: str) ->
 )
 def test_an_error_in_the_stream_has_the_type_of_its_status(fault: str, type_: str) -> None:
     """The stream's status is 200 already."""
-    assert asked(f"#sim words=9 fault={fault}@2")[-1][1]["error"]["type"] == type_
+    assert events_for(f"#sim words=9 fault={fault}@2")[-1][1]["error"]["type"] == type_
 
 
 def test_garbage_is_one_line_that_is_not_json_and_the_rest_follows() -> None:
     """A client that skips it would not notice the fault."""
-    data = [data for _, data in asked("#sim words=3 fault=garbage@2")]
+    data = [data for _, data in events_for("#sim words=3 fault=garbage@2")]
     assert [isinstance(each, str) for each in data].count(True) == 1
     assert data[-1] == {"type": "message_stop"}
 

@@ -25,7 +25,7 @@ from tailrace.proto.records import SessionRecord, record_from_fold
 from tailrace.proto.resources import DeleteResource, Kind, TurnToDelete, UsageBy
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
-from tests.harness.turn_builder import NOON, Handwritten, answered
+from tests.harness.turn_builder import NOON, Handwritten, completed_turn
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")
 TABLES = ("sessions", "turns", "usage", "projects", "blob_uses", "blob_releases")
@@ -81,7 +81,7 @@ def key(turn: str, tenant: Tenant = OURS) -> TurnKey:
     return TurnKey(tenant, TurnId(turn))
 
 
-def asked(
+def running_row(
     turn: str, *, session: str = "session-1", parent: str | None = None, step: int = 1, **given: object
 ) -> TurnRow:
     """The row of a turn that is running; `step` is also the second at which it was asked."""
@@ -109,7 +109,7 @@ def content_of(path: Path) -> list[tuple[object, ...]]:
 @pytest.mark.rule("R27")
 async def test_writing_a_turn_twice_changes_nothing(store: Store, path: Path) -> None:
     """After a kill between commit and acknowledgement it is written again."""
-    rows = [build_row(key("turn-1"), answered("Light").turn), asked("turn-2")]
+    rows = [build_row(key("turn-1"), completed_turn("Light").turn), running_row("turn-2")]
     await store.record(rows)
     before = content_of(path)
     await store.record(rows)
@@ -119,7 +119,7 @@ async def test_writing_a_turn_twice_changes_nothing(store: Store, path: Path) ->
 @pytest.mark.rule("R27")
 async def test_an_older_fold_never_overwrites_a_newer_one(store: Store, path: Path) -> None:
     """Entries are delivered in any order; text, usage and session stay those of the newest fold."""
-    log = answered("Light")
+    log = completed_turn("Light")
     beginning = Handwritten()
     beginning.stored = log.stored[:1]
     await store.record([build_row(key("turn-1"), log.turn)])
@@ -129,8 +129,8 @@ async def test_an_older_fold_never_overwrites_a_newer_one(store: Store, path: Pa
 
 
 async def test_an_end_updates_the_row_of_a_running_turn(store: Store) -> None:
-    log = answered("Light")
-    await store.record([asked("turn-1")])
+    log = completed_turn("Light")
+    await store.record([running_row("turn-1")])
     await store.record([build_row(key("turn-1"), log.turn)])
     assert await store.turn(key("turn-1")) == record_from_fold(key("turn-1"), log.turn)
 
@@ -138,10 +138,10 @@ async def test_an_end_updates_the_row_of_a_running_turn(store: Store) -> None:
 @pytest.mark.rule("R27")
 async def test_a_running_turn_that_has_left_the_log_is_failed(store: Store) -> None:
     """Of any tenant; ended turns, and turns that the log may still have, do not change."""
-    ended, theirs = answered("Light").turn, key("turn-1", THEIRS)
+    ended, theirs = completed_turn("Light").turn, key("turn-1", THEIRS)
     late = Handwritten(5)
-    late.stored = [msgspec.structs.replace(stored, seq=Seq(50)) for stored in answered("Light").stored[:1]]
-    rows = [asked("turn-1"), build_row(key("turn-2"), ended), build_row(key("turn-3"), late.turn)]
+    late.stored = [msgspec.structs.replace(stored, seq=Seq(50)) for stored in completed_turn("Light").stored[:1]]
+    rows = [running_row("turn-1"), build_row(key("turn-2"), ended), build_row(key("turn-3"), late.turn)]
     await store.record([*rows, msgspec.structs.replace(rows[0], tenant=THEIRS)])
     first = Seq(ended.chain.last + 1)
     assert await store.fail_expired(first, LOST_FAILURE) == 2
@@ -158,17 +158,17 @@ async def test_a_running_turn_that_has_left_the_log_is_failed(store: Store) -> N
 @pytest.mark.parametrize("wrong", [{"outcome": "sleeping"}, {"cost_nusd": 2**63}, {"text": "\ud800"}])
 async def test_a_batch_is_written_completely_or_not_at_all(store: Store, path: Path, wrong: dict[str, object]) -> None:
     """A row that SQLite rejects rolls back its batch."""
-    refused = TurnRow(**{**msgspec.structs.asdict(asked("turn-2")), **wrong})
+    refused = TurnRow(**{**msgspec.structs.asdict(running_row("turn-2")), **wrong})
     with pytest.raises(StoreRefused):
-        await store.record([asked("turn-1"), refused])
+        await store.record([running_row("turn-1"), refused])
     assert content_of(path) == []
-    await store.record([asked("turn-1")])
+    await store.record([running_row("turn-1")])
     assert await store.turn(key("turn-1")) is not None
 
 
 async def test_a_session_is_the_sum_of_its_turns(store: Store) -> None:
     """Totals are computed from the turns, over all branches."""
-    turns = [answered("Light", step=step).turn for step in (1, 2)]
+    turns = [completed_turn("Light", step=step).turn for step in (1, 2)]
     await store.record([build_row(key("turn-1"), turns[0]), build_row(key("turn-2"), turns[1])])
     found = await store.session(OURS, "session-1", NOON)
     assert found is not None
@@ -183,7 +183,7 @@ async def test_a_session_is_the_sum_of_its_turns(store: Store) -> None:
 
 
 async def test_sessions_are_listed_newest_first_in_pages(store: Store) -> None:
-    await store.record([asked(f"turn-{n}", session=f"session-{n}", step=n) for n in (2, 5, 1, 4, 3)])
+    await store.record([running_row(f"turn-{n}", session=f"session-{n}", step=n) for n in (2, 5, 1, 4, 3)])
     first = await store.sessions(OURS, None, NEWEST, 3, NOON)
     rest = await store.sessions(OURS, None, PageCursor(micros(first[-1].updated_at), first[-1].session), 3, NOON)
     assert [one.session for one in first + rest] == [f"session-{n}" for n in (5, 4, 3, 2, 1)]
@@ -191,7 +191,9 @@ async def test_sessions_are_listed_newest_first_in_pages(store: Store) -> None:
 
 async def test_turns_of_a_session_are_listed_oldest_first_in_pages(store: Store) -> None:
     """Turns of the same microsecond are ordered by their id."""
-    await store.record([asked(f"turn-{name}", step=step) for name, step in [("c", 1), ("b", 1), ("a", 2), ("d", 2)]])
+    await store.record(
+        [running_row(f"turn-{name}", step=step) for name, step in [("c", 1), ("b", 1), ("a", 2), ("d", 2)]]
+    )
     first = await store.session_turns(OURS, SessionId("session-1"), OLDEST, 3)
     rest = await store.session_turns(
         OURS, SessionId("session-1"), PageCursor(micros(first[-1].asked_at), first[-1].turn), 3
@@ -202,19 +204,19 @@ async def test_turns_of_a_session_are_listed_oldest_first_in_pages(store: Store)
 
 async def test_a_branch_is_a_turn_and_its_ancestors(store: Store) -> None:
     parents = {"root": None, "left": "root", "right": "root", "leaf": "right"}
-    await store.record([asked(turn, parent=parent) for turn, parent in parents.items()])
+    await store.record([running_row(turn, parent=parent) for turn, parent in parents.items()])
     assert [one.turn for one in await store.branch(key("leaf"))] == ["root", "right", "leaf"]
     assert await store.branch(key("nobody")) == []
 
 
 async def test_a_query_of_a_circle_of_parents_ends(store: Store) -> None:
-    await store.record([asked("turn-1", parent="turn-2"), asked("turn-2", parent="turn-1")])
+    await store.record([running_row("turn-1", parent="turn-2"), running_row("turn-2", parent="turn-1")])
     assert len(await store.branch(key("turn-1"))) > 1
 
 
 async def test_deleting_a_turn_deletes_its_row_its_usage_and_an_empty_session(store: Store, path: Path) -> None:
     """A session that still has a turn stays."""
-    await store.record([asked("turn-1"), asked("turn-2"), asked("turn-3", session="session-2")])
+    await store.record([running_row("turn-1"), running_row("turn-2"), running_row("turn-3", session="session-2")])
     await store.delete(OURS, DeleteResource("session", "session-1", (TurnId("turn-1"),)))
     assert await store.turn(key("turn-1")) is None
     assert (await session_of(store, "session-1")).turns == 1
@@ -231,9 +233,9 @@ async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(
     """Blobs of two tenants are different blobs; a blob that is released twice is one row."""
     shared, own = ("a" * 64, "b" * 64)
     both = msgspec.json.encode([shared, own]).decode()
-    first = msgspec.structs.replace(asked("turn-1"), blobs=both)
+    first = msgspec.structs.replace(running_row("turn-1"), blobs=both)
     theirs = msgspec.structs.replace(first, tenant=THEIRS)
-    second = msgspec.structs.replace(asked("turn-2"), blobs=f'["{shared}"]')
+    second = msgspec.structs.replace(running_row("turn-2"), blobs=f'["{shared}"]')
     await store.record([first, theirs, second, first])
     await store.release_blobs(OURS, both)
     await store.delete(OURS, DeleteResource("session", "session-1", (TurnId("turn-1"),)))
@@ -252,7 +254,9 @@ async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(
 
 async def test_a_project_is_deleted_with_its_last_session(store: Store) -> None:
     """Sessions without turns are deleted; a new turn keeps its session and project."""
-    await store.record([asked("turn-1", project="rivers"), asked("turn-2", session="session-2", project="rivers")])
+    await store.record(
+        [running_row("turn-1", project="rivers"), running_row("turn-2", session="session-2", project="rivers")]
+    )
     await store.delete(OURS, DeleteResource("project", "rivers", (TurnId("turn-1"),)))
     left = await store.project(OURS, "rivers", NOON)
     assert left is not None
@@ -267,7 +271,7 @@ async def test_a_project_is_deleted_with_its_last_session(store: Store) -> None:
 async def test_follow_ups_are_listed_before_their_parents(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deletion in pages can continue from the named turn."""
     parents = {"root": None, "left": "root", "right": "root", "leaf": "right", "alone": None}
-    await store.record([asked(turn, parent=parent) for turn, parent in parents.items()])
+    await store.record([running_row(turn, parent=parent) for turn, parent in parents.items()])
     told = [doomed.turn for doomed in await store.turns_to_delete(OURS, DeleteResource("turn", "root"))]
     assert (told[0], sorted(told[1:3]), told[3:]) == ("leaf", ["left", "right"], ["root"])
     monkeypatch.setattr("tailrace.persistence.store.DELETE_TURNS_MAX", 3)
@@ -275,20 +279,20 @@ async def test_follow_ups_are_listed_before_their_parents(store: Store, monkeypa
 
 
 async def test_a_session_is_active_until_it_is_idle_for_long_enough(store: Store) -> None:
-    await store.record([asked("turn-1", step=10)])
+    await store.record([running_row("turn-1", step=10)])
     used = NOON + timedelta(seconds=10)
     for since, is_active in ((used - timedelta(microseconds=1), True), (used, False)):
         found = await store.session(OURS, "session-1", since)
         assert found is not None
         assert found.is_active == is_active
         assert await store.active_sessions(OURS, since) == int(is_active)
-    await store.record([asked("turn-2", step=20)])
+    await store.record([running_row("turn-2", step=20)])
     assert (await session_of(store, "session-1", used)).is_active
 
 
 async def test_a_session_stays_in_its_first_project(store: Store) -> None:
     """Also when turns are written twice, or name another project."""
-    rows = [asked("turn-1"), asked("turn-2", project="first"), asked("turn-3", project="second")]
+    rows = [running_row("turn-1"), running_row("turn-2", project="first"), running_row("turn-3", project="second")]
     for _ in range(2):
         await store.record(rows)
     assert (await session_of(store, "session-1")).project_id == "first"
@@ -298,7 +302,7 @@ async def test_a_session_stays_in_its_first_project(store: Store) -> None:
 async def test_deleted_turns_stay_in_the_totals_of_their_tenant_and_project(store: Store) -> None:
     """Until the project is deleted as well, which leaves its usage without a project. No id is kept."""
     first, last = NOON - timedelta(days=1), NOON + timedelta(days=1)
-    ended = answered("Light").turn
+    ended = completed_turn("Light").turn
     rows = [build_row(key(turn), ended) for turn in ("turn-1", "turn-2")]
     await store.record([msgspec.structs.replace(row, project="rivers", asked_by="key-1") for row in rows])
     groups: tuple[UsageBy, ...] = ("day", "model", "key", "project")
@@ -322,7 +326,7 @@ async def test_usage_is_grouped_by_utc_day(store: Store) -> None:
     midnight = datetime(2026, 1, 2, tzinfo=UTC)
     times = {"turn-1": midnight - MICROSECOND, "turn-2": midnight, "turn-3": midnight + timedelta(days=1)}
     await store.record(
-        [msgspec.structs.replace(asked(turn), asked_at=micros(at), input_tokens=7) for turn, at in times.items()]
+        [msgspec.structs.replace(running_row(turn), asked_at=micros(at), input_tokens=7) for turn, at in times.items()]
     )
 
     async def days(first: datetime, last: datetime, after: str | None = None) -> list[tuple[str | None, int]]:
@@ -337,7 +341,7 @@ async def test_usage_is_grouped_by_utc_day(store: Store) -> None:
 
 async def test_a_database_of_the_first_version_has_totals_after_the_migration(path: Path) -> None:
     path.parent.mkdir()
-    made = build_row(key("turn-1"), answered("Light").turn)
+    made = build_row(key("turn-1"), completed_turn("Light").turn)
     with closing(sqlite3.connect(path)) as database:
         database.executescript(f"{migrations()[0].sql}; PRAGMA user_version = 1;")
         for statement in (SESSION_1, TURN_1, USAGE_1):
@@ -352,7 +356,7 @@ async def test_a_database_of_the_first_version_has_totals_after_the_migration(pa
 
 async def test_turns_of_another_tenant_are_not_found(store: Store) -> None:
     """All statements name the tenant, so knowing an id is not enough."""
-    await store.record([build_row(key("turn-1"), answered("Light").turn)])
+    await store.record([build_row(key("turn-1"), completed_turn("Light").turn)])
     assert await store.turn(key("turn-1", THEIRS)) is None
     assert await store.session(THEIRS, "session-1", NOON) is None
     assert await store.sessions(THEIRS, None, NEWEST, 9, NOON) == []
@@ -412,7 +416,7 @@ async def test_a_database_of_a_newer_version_is_refused(path: Path, store: Store
 
 
 async def test_the_file_and_its_journal_are_private(path: Path, store: Store) -> None:
-    await store.record([asked("turn-1")])
+    await store.record([running_row("turn-1")])
     files = sorted(path.parent.iterdir())
     assert [file.name for file in files] == ["tailrace.db", "tailrace.db-shm", "tailrace.db-wal"]
     assert [file.stat().st_mode & 0o077 for file in [path.parent, *files]] == [0, 0, 0, 0]
@@ -429,7 +433,7 @@ async def test_a_file_that_was_deleted_while_open_is_corrupt(path: Path, store: 
     """SQLite would continue to write to it, and those turns would be acknowledged and lost."""
     move_aside(path)
     with pytest.raises(StoreCorrupt, match="deleted or replaced"):
-        await store.record([asked("turn-1")])
+        await store.record([running_row("turn-1")])
 
 
 @pytest.mark.parametrize("writes", ["a checkpoint", "a commit"])
@@ -439,7 +443,7 @@ async def test_a_file_that_was_truncated_while_open_is_corrupt(path: Path, store
     await store.delete(OURS, DeleteResource("session", "session-0"))
     os.truncate(path, 0)
     with pytest.raises(StoreCorrupt, match="was truncated while it was open"):
-        await (store.erase_journal() if writes == "a checkpoint" else store.record([asked("turn-1")]))
+        await (store.erase_journal() if writes == "a checkpoint" else store.record([running_row("turn-1")]))
 
 
 async def test_a_directory_that_is_a_file_is_unwritable(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.strategies import JSON, TEXTS
-from tests.harness.turn_builder import answered
+from tests.harness.turn_builder import completed_turn
 
-RECORD = record_from_fold(TurnKey(Tenant("alice"), TurnId("turn-1")), answered("hi").turn)
+RECORD = record_from_fold(TurnKey(Tenant("alice"), TurnId("turn-1")), completed_turn("hi").turn)
 TYPES = [
     *("text", "image", "document", "thinking", "redacted_thinking", "tool_use", "server_tool_use", "tool_result"),
     *("web_search_tool_result", "newer"),

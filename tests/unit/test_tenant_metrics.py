@@ -14,7 +14,7 @@ COST, TOKENS = "tailrace_generator_tenant_cost_dollars_total", "tailrace_generat
 
 @pytest.mark.rule("S11")
 def test_only_listed_tenants_are_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    turn = turn_builder.answered("Light ", "scatters.").turn
+    turn = turn_builder.completed_turn("Light ", "scatters.").turn
 
     def count(tenant: str) -> None:
         metrics.count_end(TurnKey(Tenant(tenant), TurnId("t")), turn)

@@ -10,7 +10,7 @@ from tailrace.deploy.cli.turn_timeline import build
 from tailrace.proto.entries import Stored
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
-from tests.harness.turn_builder import NOON, Handwritten, answered, opening
+from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening
 from tests.unit.test_fanout import KEY
 
 
@@ -60,17 +60,17 @@ def test_a_takeover_is_two_attempts_and_a_pause() -> None:
         ([], "no stream was opened"),
     ],
 )
-def test_what_readers_were_sent_says_whether_the_user_got_it(readers: list[ReaderReport], delivered: str) -> None:
-    stored = answered("a").stored
+def test_delivery_follows_from_the_entries_that_readers_were_sent(readers: list[ReaderReport], delivered: str) -> None:
+    stored = completed_turn("a").stored
     assert stored[-1].seq == len(stored) == 8
     found = build(KEY, stored, [GatewayReaders(NOON - timedelta(hours=1), readers)])
     assert found.delivered.startswith(delivered)
     assert f"delivered  {delivered}" in render(found)
 
 
-def test_streams_that_no_gateway_can_remember_are_unknown() -> None:
+def test_delivery_is_unknown_if_no_gateway_remembers_the_streams() -> None:
     """A gateway that has restarted since, or none that answers."""
-    stored = answered("a").stored
+    stored = completed_turn("a").stored
     assert build(KEY, stored, []).delivered == "unknown: no gateway answered"
     restarted = GatewayReaders(NOON + timedelta(hours=1), [])
     assert build(KEY, stored, [restarted]).delivered.startswith("unknown: the gateways remember streams since")

@@ -28,7 +28,7 @@ CALL = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
 Chunk = dict[str, Any]
 
 
-def sent(log: Handwritten, dialect: Dialect = UI) -> bytes:
+def bytes_of(log: Handwritten, dialect: Dialect = UI) -> bytes:
     state, data = dialect.start(KEY), b""
     for stored in log.stored:
         frame, state = dialect.render(state, stored)
@@ -40,7 +40,7 @@ def chunks(data: bytes) -> list[Chunk]:
     return [json.loads(event.data) for event in parse(data) if event.data != "[DONE]"]
 
 
-def taken(*events_: events.Event) -> Handwritten:
+def log_with(*events_: events.Event) -> Handwritten:
     """A turn that has begun and said that."""
     log = Handwritten()
     log.ask()
@@ -51,10 +51,10 @@ def taken(*events_: events.Event) -> Handwritten:
 
 def test_end_after_a_restart_closes_no_old_part() -> None:
     """The client has discarded the part; an end for an unknown part breaks its stream."""
-    log = taken(events.BlockStart(0, {"type": "text", "text": "half"}))
+    log = log_with(events.BlockStart(0, {"type": "text", "text": "half"}))
     log.take("restart")
     log.end("cancelled")
-    ending = [chunk["type"] for chunk in chunks(sent(log))[5:]]
+    ending = [chunk["type"] for chunk in chunks(bytes_of(log))[5:]]
     assert ending == ["reset-step", "finish-step", "abort", "finish"]
 
 
@@ -74,7 +74,7 @@ def answering_a_tool() -> Handwritten:
 
 def test_replay_includes_the_earlier_steps() -> None:
     """A reloaded page replaces its message by the replay, and would lose the call."""
-    start, *rest = chunks(sent(answering_a_tool(), UI_REPLAY))
+    start, *rest = chunks(bytes_of(answering_a_tool(), UI_REPLAY))
     assert start["messageId"] == "msg_turn-0"
     assert rest[4] == {"type": "tool-input-start", "toolCallId": "c1", "toolName": "look"}
     assert [chunk["type"] for chunk in rest] == [
@@ -97,13 +97,13 @@ def test_replay_includes_the_earlier_steps() -> None:
 @given(turns(), st.integers(0, 60))
 def test_chunk_counts_are_stable(log: Handwritten, count: int) -> None:
     """Every read has the same chunks, and a replay of a plain turn is the same stream."""
-    data = sent(log)
-    assert sent(log, UI_REPLAY) == data
+    data = bytes_of(log)
+    assert bytes_of(log, UI_REPLAY) == data
     whole = chunks(data)
     for upto in range(len(log.stored)):
         part = Handwritten()
         part.stored = log.stored[:upto]
-        assert whole[: len(chunks(sent(part)))] == chunks(sent(part))
+        assert whole[: len(chunks(bytes_of(part)))] == chunks(bytes_of(part))
 
 
 @given(turns().filter(lambda log: log.chain.is_ended), st.integers(0, 60))
@@ -115,7 +115,7 @@ def test_resume_from_the_database_starts_with_a_reset(log: Handwritten, seen: in
     assert said(UI.render_record(told, seen).data) == told.text
 
 
-def made(log: Handwritten, turn: str = "turn-1", **given: Any) -> TurnRecord:
+def record_of(log: Handwritten, turn: str = "turn-1", **given: Any) -> TurnRecord:
     return msgspec.structs.replace(record_from_fold(TurnKey(KEY.tenant, TurnId(turn)), log.turn), **given)
 
 
@@ -127,7 +127,7 @@ def test_history_with_many_tool_calls_takes_linear_time() -> None:
         results = [
             {"type": "tool_result", "tool_use_id": f"c{number}", "content": f"r{number}"} for number in range(count)
         ]
-        told = made(taken(), input=[Message("assistant", calls), Message("user", results)])
+        told = record_of(log_with(), input=[Message("assistant", calls), Message("user", results)])
         began = time.process_time()
         (whole,) = message.build_messages([told])
         took_s = time.process_time() - began
@@ -139,7 +139,7 @@ def test_history_with_many_tool_calls_takes_linear_time() -> None:
 
 def test_running_answer_is_not_in_the_history() -> None:
     """`resume: true` streams it."""
-    (user,) = message.build_messages([made(taken())])
+    (user,) = message.build_messages([record_of(log_with())])
     assert (user.id, user.role, user.parts) == (
         "turn-1_0",
         "user",

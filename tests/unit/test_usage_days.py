@@ -11,7 +11,7 @@ from tailrace.proto.errors import Refused
 TODAY = date(2026, 3, 1)
 
 
-def asked(query: str) -> Request:
+def request_with(query: str) -> Request:
     return Request({"type": "http", "query_string": query.encode(), "headers": []})
 
 
@@ -27,7 +27,7 @@ def asked(query: str) -> Request:
 )
 def test_days_are_those_of_the_query_or_the_last_30(query: str, first: date, last: date) -> None:
     """Both ends are included, so a leap year is the longest range."""
-    assert days_of(asked(query), TODAY) == (first, last)
+    assert days_of(request_with(query), TODAY) == (first, last)
     assert (last - first).days < DAYS_MAX
 
 
@@ -38,4 +38,4 @@ def test_days_are_those_of_the_query_or_the_last_30(query: str, first: date, las
 def test_invalid_days_are_refused(query: str) -> None:
     """Reversed, more than a year, before 1970, or not a day."""
     with pytest.raises(Refused):
-        days_of(asked(query), TODAY)
+        days_of(request_with(query), TODAY)

@@ -12,7 +12,7 @@ from tailrace.proto.entries import Outcome
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
-from tests.harness.turn_builder import Handwritten, answered
+from tests.harness.turn_builder import Handwritten, completed_turn
 
 KEY = TurnKey(Tenant("ours"), TurnId("turn-1"))
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -20,7 +20,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 def test_a_webhook_has_the_turns_record_and_the_same_bytes_each_time() -> None:
     """A receiver that gets it twice gets equal bytes."""
-    turn = answered("Light ", "scatters.").turn
+    turn = completed_turn("Light ", "scatters.").turn
     told = record_from_fold(KEY, turn)
     body = payload.render(told)
     assert body == payload.render(record_from_fold(KEY, turn))

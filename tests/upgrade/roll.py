@@ -100,7 +100,7 @@ class Rolling:
                         await self.read(client, turn, frames)
             await asyncio.sleep(AGAIN_S)
         self.asked += 1
-        story, seqs = readers.told(frame.sent for frame in frames), [frame.seq for frame in frames]
+        story, seqs = readers.story_of(frame.sent for frame in frames), [frame.seq for frame in frames]
         if (story.text, story.outcome) != (words(WORDS, tag), "completed") or seqs != sorted(set(seqs)):
             self.wrong.append(f"{tag}: received {story.outcome}, {story.text!r}")
 
