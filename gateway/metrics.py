@@ -42,7 +42,8 @@ REPLAYED = Histogram(
 )
 FIRST_TOKEN_S = Histogram(
     "tailrace_gateway_first_token_seconds",
-    "Time from storing a turn's request until its first delta is written to a reader that was there, by dialect",
+    "Time from storing a turn's request until its first delta is written to a reader that was connected before it, "
+    "by dialect",
     ["dialect"],
     buckets=WAIT_BUCKETS_S,
 )
@@ -56,13 +57,17 @@ DELTA_DELAY_S = FastHistogram(
     "Time from storing a delta in the log until it is written to a reader",
     buckets=DELAY_BUCKETS_S,
 )
-HELD = Gauge("tailrace_gateway_streams_held", "Readers that came back, and are held until the log answers")
+HELD = Gauge("tailrace_gateway_streams_held", "Readers that have resumed and are held until the log answers")
 STREAM_ENDS = Counter("tailrace_gateway_stream_ends_total", "Streams that ended, by how they ended", ["end"])
-BROKEN_OFF = Counter("tailrace_gateway_streams_broken_off_total", "Streams closed before their turn's end, by us")
-AGED = Counter("tailrace_gateway_streams_aged_total", "Streams closed for their age, whose readers come back")
+BROKEN_OFF = Counter(
+    "tailrace_gateway_streams_broken_off_total", "Streams that the gateway closed before their turn's end"
+)
+AGED = Counter("tailrace_gateway_streams_aged_total", "Streams that were closed for their age; their readers resume")
 UNREAD = Counter("tailrace_gateway_connections_unread_total", "Connections closed because their clients did not read")
-ENTRIES = Counter("tailrace_gateway_entries_total", "Entries taken from the log, once for each turn that is read")
-WRITABLE = Gauge("tailrace_gateway_log_writable", "1 while the log takes entries, 0 once it has not for some seconds")
+ENTRIES = Counter("tailrace_gateway_entries_total", "Entries read from the log, once for each turn that is followed")
+WRITABLE = Gauge(
+    "tailrace_gateway_log_writable", "1 while the log stores entries, 0 after it has stored none for some seconds"
+)
 UNREAD_TOKENS = Counter(
     "tailrace_gateway_unread_tokens_total",
     "Output tokens that turns accepted here generated while no reader was connected to any gateway, by model; an "
@@ -79,7 +84,7 @@ ORPHANED = Gauge(
     "Turns that no generator runs any more: its process ended, or it gave them back some seconds ago",
 )
 
-# A counter that appears with its first event has not grown for Prometheus: begin at 0 what alerts look at.
+# For Prometheus, a series that appears with its first event has not grown. So create those of alerts at 0.
 for _end in get_args(StreamEnd):
     STREAM_ENDS.labels(_end)
 REFUSED.labels("server_busy")

@@ -7,7 +7,7 @@ from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from tailrace.proto.entries import Mode, Outcome
+from tailrace.proto.entries import End, Mode, Outcome
 from tailrace.proto.fold import Turn
 from tailrace.proto.models import model_label
 from tailrace.proto.runtime import tracing
@@ -21,7 +21,7 @@ TURN_BUCKETS_S = (0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1800)
 APPEND_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)
 WAIT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
-SLOTS = Gauge("tailrace_generator_slots", "Turns that this process runs at most at once")
+SLOTS = Gauge("tailrace_generator_slots", "Maximum number of turns that this process runs at once")
 RUNNING = Gauge("tailrace_generator_turns_running", "Turns that run in this process")
 ATTEMPTS = Counter("tailrace_generator_attempts_total", "Attempts begun, by mode", ["mode"])
 ENDS = Counter("tailrace_generator_ends_total", "Turns ended here, by outcome", ["outcome"])
@@ -98,7 +98,7 @@ STOP_S = Histogram(
 JOINED = Counter("tailrace_generator_deltas_joined_total", "Deltas that waited for the log and were joined to another")
 SKIPPED = Counter("tailrace_generator_skipped_entries_total", "Stored entries that were not valid: forks; 0 is normal")
 
-# A counter that appears with its first event has not grown for Prometheus: begin at 0 what alerts look at.
+# For Prometheus, a series that appears with its first event has not grown. So create those of alerts at 0.
 for _mode in get_args(Mode):
     ATTEMPTS.labels(_mode)
 for _outcome in get_args(Outcome):
@@ -141,11 +141,13 @@ def count_end(key: TurnKey, turn: Turn) -> None:
     ENDS.labels(end.outcome).inc()
     if end.error is not None:
         FAILURES.labels(end.error.code).inc()
-    COST.labels(model).inc(end.cost_nano_usd / NANO_USD_PER_USD)
-    for kind in end.usage.__struct_fields__:
-        USAGE.labels(kind, model).inc(getattr(end.usage, kind))
+    _count_usage(end, USAGE, COST, model)
     if TENANTS:
-        tenant = key.tenant if key.tenant in TENANTS else "other"
-        TENANT_COST.labels(tenant).inc(end.cost_nano_usd / NANO_USD_PER_USD)
-        for kind in end.usage.__struct_fields__:
-            TENANT_USAGE.labels(kind, tenant).inc(getattr(end.usage, kind))
+        _count_usage(end, TENANT_USAGE, TENANT_COST, key.tenant if key.tenant in TENANTS else "other")
+
+
+def _count_usage(end: End, tokens: Counter, cost: Counter, label: str) -> None:
+    """Adds the tokens and the cost of a turn to the series of a model or a tenant."""
+    cost.labels(label).inc(end.cost_nano_usd / NANO_USD_PER_USD)
+    for kind in end.usage.__struct_fields__:
+        tokens.labels(kind, label).inc(getattr(end.usage, kind))

@@ -39,6 +39,6 @@ WEBHOOKS_GIVEN_UP = Counter(
 )
 WEBHOOKS_WAITING = Gauge("tailrace_persistence_webhooks_waiting", "Ended turns whose webhook is not yet delivered")
 
-# A counter that appears with its first event has not grown for Prometheus: begin at 0 what alerts look at.
+# For Prometheus, a series that appears with its first event has not grown. So create those of alerts at 0.
 for _reason in get_args(GivenUp):
     WEBHOOKS_GIVEN_UP.labels(_reason)

@@ -100,9 +100,9 @@ output. For your own NATS, set TAILRACE_NATS_URL with the user admin: it then sh
 persistence report. Exit status 1: something is not ready.
 """
 TURN_EXAMPLES = """\
-It answers "did my user get it?": when the turn was accepted, which attempts were made, when the first token came, where
-the answer paused, which readers opened, resumed and were cut, how it ended, and whether it is in the database. It shows
-no text of the conversation.
+It shows whether a user got the answer: when the turn was accepted, which attempts were made, when the first token
+came, where the answer paused, which readers opened, resumed and were cut, how it ended, and whether it is in the
+database. It shows no text of the conversation.
 
 examples:
   tailrace turn 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41
@@ -439,7 +439,9 @@ def add_monitoring(commands: "argparse._SubParsersAction[Parser]") -> None:
 def url(text: str) -> str:
     # Quotes and the like would end a string in the files.
     if not re.fullmatch(r"""https?://[^\s"'\\<>]+""", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a URL: it looks like https://wiki.example/RUNBOOK.md")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an http or https URL such as https://wiki.example/RUNBOOK.md"
+        )
     return text
 
 

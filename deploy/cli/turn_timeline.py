@@ -80,7 +80,7 @@ class Timeline(msgspec.Struct, kw_only=True):
     remembered_since: datetime | None = None
     readers: list[ReaderStep] = []
     delivered: str = ""
-    """The answer to "did my user get it?" in one sentence."""
+    """Whether a reader was sent the whole turn, in one sentence."""
 
 
 def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayReaders]) -> Timeline:

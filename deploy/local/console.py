@@ -50,7 +50,7 @@ class Console:
         self.coloured = coloured
         self.names: list[str] = []
         self.problems: deque[Problem] = deque(maxlen=PROBLEMS_KEPT)
-        """The last ones."""
+        """The last `PROBLEMS_KEPT` problems."""
 
     def log(self, text: str, name: str = "up") -> None:
         """Prints a line with a process' name."""

@@ -32,7 +32,7 @@ class SetupRepair:
                 self._connection = await Connection.open(self._url, "tailrace-up", ADMIN)
             found = await streams.survey(self._connection)
             if found.missing:
-                self._console.log(f"NATS lacks {', '.join(found.missing)}: making it again")
+                self._console.log(f"NATS lacks {', '.join(found.missing)}: creating it again")
                 await streams.apply(
                     self._connection, replicas=self._replicas, bytes_max=self._bytes_max, after=self._known
                 )

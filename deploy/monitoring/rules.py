@@ -96,7 +96,7 @@ ALERTS = (
             _burns(level, severity),
             "2m" if severity == "page" else "15m",
             severity,
-            f"Too often not: {level.promise}",
+            f"Service level missed too often: {level.promise}",
             level.action,
             "service-levels",
         )

@@ -20,8 +20,8 @@ FORKS = "skipped-entries"
 OVERLOAD = "overload-protection"
 NOT_READY = "a-part-is-not-ready"
 WEBHOOKS = "webhooks-are-not-delivered"
-NOT_WHOLE = 'end=~"failed|cut"'
-NOT_LEFT = 'end=~"whole|failed|cut"'
+FAILED_OR_CUT = 'end=~"failed|cut"'
+WHOLE_FAILED_OR_CUT = 'end=~"whole|failed|cut"'
 
 
 class Query(NamedTuple):
@@ -32,7 +32,7 @@ class Query(NamedTuple):
 
 
 class Threshold(NamedTuple):
-    """From `warning` on a value is yellow, from `critical` on red; or below them, if `is_minimum`."""
+    """A value is yellow from `warning` on, and red from `critical` on; if `is_minimum`, below them."""
 
     warning: float
     critical: float
@@ -103,7 +103,7 @@ def _slower(histogram: str, limit: str) -> Expression:
 WHAT_USERS_FEEL = Dashboard(
     "tailrace-users",
     "What users feel",
-    "Waiting times as readers have them, how streams end, and what is refused.",
+    "Waiting times of readers, how streams end, and what is refused.",
     (
         Panel(
             "Time to first token",
@@ -117,7 +117,7 @@ WHAT_USERS_FEEL = Dashboard(
         Panel(
             "Time to first token, by client protocol",
             "s",
-            "The same for each client protocol. A single slow one points to its clients.",
+            "Time to first token for each client protocol. If only one is slow, look at its clients.",
             Threshold(2.5, 5),
             SLOW,
             quantile_by("tailrace_gateway_first_token_seconds", 0.95, "dialect"),
@@ -125,8 +125,7 @@ WHAT_USERS_FEEL = Dashboard(
         Panel(
             "Time between deltas",
             "s",
-            "Between two writes of new deltas to a reader. Compare it with the model's own on the dashboard of the "
-            "generators.",
+            'Between two writes of new deltas to a reader. Compare it with the panel "Model: time between deltas".',
             Threshold(0.3, 1),
             SLOW,
             quantiles("tailrace_gateway_delta_gap_seconds", 0.5, 0.95),
@@ -185,8 +184,8 @@ WHAT_USERS_FEEL = Dashboard(
             SLOW,
             (
                 Query(
-                    Growth("tailrace_gateway_stream_ends_total", where=NOT_WHOLE)
-                    / Growth("tailrace_gateway_stream_ends_total", where=NOT_LEFT),
+                    Growth("tailrace_gateway_stream_ends_total", where=FAILED_OR_CUT)
+                    / Growth("tailrace_gateway_stream_ends_total", where=WHOLE_FAILED_OR_CUT),
                     "share",
                 ),
             ),
@@ -203,8 +202,8 @@ WHAT_USERS_FEEL = Dashboard(
                 Query(
                     1000
                     * (
-                        Growth("tailrace_gateway_stream_ends_total", where=NOT_WHOLE, window_s=HOUR_S)
-                        / Growth("tailrace_gateway_stream_ends_total", where=NOT_LEFT, window_s=HOUR_S)
+                        Growth("tailrace_gateway_stream_ends_total", where=FAILED_OR_CUT, window_s=HOUR_S)
+                        / Growth("tailrace_gateway_stream_ends_total", where=WHOLE_FAILED_OR_CUT, window_s=HOUR_S)
                     ),
                     "whole_stream",
                 ),
@@ -446,7 +445,7 @@ LOG_AND_NATS = Dashboard(
         Panel(
             "Log takes entries",
             "bool",
-            "1 while the log takes entries; 0 once it has not for 5 s.",
+            "1 while the log stores entries; 0 after it has stored none for 5 s.",
             Threshold(1, 1, is_minimum=True),
             STORES_NOTHING,
             (Query(Gauge("tailrace_gateway_log_writable", how="min"), "writable"),),
@@ -500,7 +499,7 @@ LOG_AND_NATS = Dashboard(
         Panel(
             "Unacknowledged entries of each consumer",
             "short",
-            "Entries that a consumer has delivered, not acknowledged yet: running turns, rows that are being written.",
+            "Entries that were delivered and are not acknowledged yet: running turns, rows that are being written.",
             Threshold(1000, 10000),
             CAPACITY,
             _of_consumers("jetstream_consumer_num_ack_pending"),
@@ -508,7 +507,8 @@ LOG_AND_NATS = Dashboard(
         Panel(
             "Redelivered entries of each consumer",
             "short",
-            "Entries that were delivered more than once, not acknowledged yet: a process has stopped, or cannot write.",
+            "Entries that were delivered more than once and are not acknowledged yet: a process stopped, or "
+            "cannot write.",
             Threshold(1, 100),
             NOT_READY,
             _of_consumers("jetstream_consumer_num_redelivered"),
@@ -619,7 +619,7 @@ LOG_AND_NATS = Dashboard(
 COST_AND_TOKENS = Dashboard(
     "tailrace-cost",
     "Cost and tokens",
-    "What the turns cost, by model. Costs are those of the price list in the model's API.",
+    "What the turns cost, by model, at the list prices of the model's API.",
     (
         Panel(
             "Tokens, by kind",
@@ -640,7 +640,7 @@ COST_AND_TOKENS = Dashboard(
         Panel(
             "Cost per hour, by model",
             "currencyUSD",
-            "Dollars per hour at the present rate.",
+            "Dollars per hour at the current rate.",
             Threshold(10, 100),
             COSTS,
             (Query(HOUR_S * Growth("tailrace_generator_cost_dollars_total", ("model",)), "{{model}}"),),
@@ -648,7 +648,7 @@ COST_AND_TOKENS = Dashboard(
         Panel(
             "Cost per hour, by tenant",
             "currencyUSD",
-            "Dollars per hour at the present rate, of the tenants in TAILRACE_METRICS_TENANTS and of all others. Empty "
+            "Dollars per hour at the current rate, of the tenants in TAILRACE_METRICS_TENANTS and of all others. Empty "
             "without this setting.",
             Threshold(10, 100),
             COSTS,

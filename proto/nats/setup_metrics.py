@@ -13,10 +13,12 @@ BYTES = Gauge("jetstream_stream_total_bytes", "Bytes that a stream holds", OF_ST
 BYTES_MAX = Gauge("jetstream_stream_limit_bytes", "The byte limit of a stream; 0 for none", OF_STREAM)
 PENDING = Gauge("jetstream_consumer_num_pending", "Entries that a consumer has not delivered yet", OF_CONSUMER)
 ACK_PENDING = Gauge(
-    "jetstream_consumer_num_ack_pending", "Entries that a consumer has delivered, not acknowledged yet", OF_CONSUMER
+    "jetstream_consumer_num_ack_pending",
+    "Entries that a consumer has delivered and that are not acknowledged yet",
+    OF_CONSUMER,
 )
 REDELIVERED = Gauge(
-    "jetstream_consumer_num_redelivered", "Entries delivered more than once, not acknowledged yet", OF_CONSUMER
+    "jetstream_consumer_num_redelivered", "Entries delivered more than once that are not acknowledged yet", OF_CONSUMER
 )
 
 

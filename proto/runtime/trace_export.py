@@ -13,12 +13,12 @@ from prometheus_client import Counter
 
 from tailrace.proto.version import VERSION
 
-ENDED = Counter("tailrace_spans_ended_total", "Spans that were to be exported")
+ENDED = Counter("tailrace_spans_ended_total", "Sampled spans that have ended")
 EXPORTED = Counter(
     "tailrace_spans_exported_total",
-    "Spans that the collector has accepted; the others were lost, but for up to 2,048 that wait",
+    "Spans that the collector has accepted; the others were lost, except up to 2,048 that wait",
 )
-# The collector's answer is waited for at most so long when a process stops.
+# The longest wait for the collector when a process stops.
 STOP_S_MAX = 2.0
 
 

@@ -72,7 +72,7 @@ async def test_up_repairs_what_is_deleted_and_waits_for_what_is_away(tmp_path: P
                 for durable in (GENERATORS, PERSISTENCE):
                     await admin.jetstream.delete_consumer(STREAM, durable)
                 await admin.jetstream.delete_stream("KV_CLAIMS")
-                await until(lambda: "making it again" in up.text, 20)
+                await until(lambda: "creating it again" in up.text, 20)
             finally:
                 await admin.close()
             await until(lambda: is_recorded(first), 20)

@@ -129,7 +129,7 @@ def test_monitoring_writes_files_that_link_to_the_runbook(tmp_path: Path, capsys
 def test_monitoring_refuses_what_is_no_url(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["monitoring", str(tmp_path / "new"), "--runbook", url])
-    assert "is not a URL" in capsys.readouterr().err
+    assert "is not an http or https URL" in capsys.readouterr().err
 
 
 def test_webhook_secret_prints_the_secret(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

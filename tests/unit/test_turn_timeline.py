@@ -1,4 +1,4 @@
-"""The timeline of `tailrace turn`: its steps, and the answer to "did my user get it?"."""
+"""The timeline of `tailrace turn`: its steps, and whether a reader was sent the whole turn."""
 
 from datetime import timedelta
 

@@ -87,7 +87,7 @@ class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     `stop()` sends no request."""
     max_cost: float | None = None
     idempotency_key: Annotated[str, Meta(pattern=IDEMPOTENCY_KEY.pattern)] | None = None
-    """Like the header, for requests through a server of the app that passes on only the body."""
+    """Like the header `Idempotency-Key`, for apps whose server forwards only the body."""
 
 
 def build_turn(chat: UIChatRequest) -> NewTurn:

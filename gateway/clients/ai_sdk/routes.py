@@ -64,8 +64,8 @@ async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnRea
     """`GET /api/chat/{chat}/stream`: streams the running answer from its start, or from the chunk `startIndex` on.
 
     Answers 204 if no answer is running or has ended within the last seconds. `startIndex` counts from 0, or from the
-    end if it is negative; with it, an answer that has ended is streamed, too. `replay=true`: it counts the chunks of a
-    stream that began without `startIndex`, which also has the earlier steps of the message.
+    end if it is negative; with it, an answer that has ended is streamed, too. `replay=true`: `startIndex`
+    counts the chunks of a stream that began without it. Such a stream also has the earlier steps of the message.
     """
     tenant, name = request.tenant, request.path_params["chat"]
     index = start_index(request)

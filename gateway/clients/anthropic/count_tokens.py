@@ -80,7 +80,7 @@ async def store_long_strings(
 ) -> dict[str, Any]:
     """Stores the long strings of a prompt as blobs, pinned for `key`. Returns its fields with references to them.
 
-    They count as those of a turn do. Raises Refused, LogFull, LogUnavailable.
+    Their bytes count against the same limits as the blobs of a turn. Raises Refused, LogFull, LogUnavailable.
     """
     prompt = read_body.convert(fields, LongFields)
     content = [[message.content for message in prompt.messages], prompt.system, prompt.tools]

@@ -21,8 +21,8 @@ Choice = Literal["auto", "none", "required"]
 
 NO_INPUT: Fields = {"type": "object", "properties": {}}
 # Claude has no JSON mode. With this schema, which no API enforces, the prompt asks for an object, and the answer is
-# checked and requested once more (PROTOCOL R60). Its stream is not held back for the check: an answer that fits, which
-# is nearly every one, would have no first token before its end, and a client that shows partial JSON would show none.
+# checked and requested once more (PROTOCOL R60). Its stream is not held back for the check: nearly every answer fits,
+# and would otherwise have no first token before its end.
 ANY_OBJECT: Fields = {"type": "json_schema", "schema": {"type": "object"}}
 PDF, PLAIN = "application/pdf", "text/plain"
 
