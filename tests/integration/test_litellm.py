@@ -6,9 +6,11 @@ The provider is another Tailrace, or a server that fails as the request says.
 import asyncio
 import json
 import os
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -21,6 +23,7 @@ from tailrace.proto.chain import START
 from tailrace.proto.entries import Message
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.models import Model
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
@@ -153,3 +156,25 @@ async def test_an_image_url_is_not_passed_to_litellm(
             assert turn.error.code == "backend_refused_request"
             assert "by its URL" in turn.error.message
     assert "secret.png" not in process.printed.read_text()
+
+
+def test_rows_of_the_models_file_come_from_litellms_table(tmp_path: Path) -> None:
+    """Limits, prices and features; a process accepts the file. An unknown model is an error that says what to do."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(PYTHON), "-m", "tailrace.generators.backends.litellm_models", *arguments]
+        return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+
+    names = run("--list", "openai").stdout.split()
+    assert {"gpt-4o", "gpt-4o-mini"} <= set(names)
+    written = run("openai/gpt-4o", "gpt-4o-mini")
+    path = tmp_path / "models.json"
+    path.write_text(written.stdout)
+    rows = msgspec.json.decode(path.read_bytes(), type=list[Model])
+    assert [(row.id, row.owned_by) for row in rows] == [("gpt-4o", "openai"), ("gpt-4o-mini", "openai")]
+    assert rows[0].prices is not None
+    assert (rows[0].prices.input_nano_usd, rows[0].prices.output_nano_usd) == (2500, 10000)
+    assert (rows[0].input_tokens_max, rows[0].supports.tools) == (128_000, True)
+    unknown = run("openai/gpt-0")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "has no model 'openai/gpt-0': see --list PROVIDER" in unknown.stderr

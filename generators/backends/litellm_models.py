@@ -1,0 +1,99 @@
+"""Writes rows of TAILRACE_MODELS_FILE from the table of prices and limits that LiteLLM is installed with.
+
+.venv-litellm/bin/python -m tailrace.generators.backends.litellm_models openai/gpt-4o > models.json
+.venv-litellm/bin/python -m tailrace.generators.backends.litellm_models --list openai
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+# Before the import, which would fetch a newer table from the internet: its prices would not be those of the lock file.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+import litellm
+import msgspec
+
+NANO_USD_PER_USD = 10**9
+# Our feature and LiteLLM's.
+FEATURES = {
+    "vision": "supports_vision",
+    "pdf": "supports_pdf_input",
+    "tools": "supports_function_calling",
+    "forced_tools": "supports_tool_choice",
+    "structured_outputs": "supports_response_schema",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tailrace.generators.backends.litellm_models",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("models", nargs="*", metavar="PROVIDER/MODEL", help="models, as LiteLLM names them")
+    parser.add_argument("--list", metavar="PROVIDER", help="print the names of a provider's chat models instead")
+    given = parser.parse_args()
+    if given.list:
+        lines = sorted(name for name, info in litellm.model_cost.items() if is_chat_model_of(given.list, info))
+        if not lines:
+            parser.error(f"LiteLLM knows no chat model of the provider {given.list!r}")
+    elif given.models:
+        known = {name: find(name) for name in given.models}
+        if missing := [name for name, info in known.items() if info is None]:
+            parser.error(f"LiteLLM's table has no model {missing[0]!r}: see --list PROVIDER")
+        rows = [build_row(name, info) for name, info in known.items() if info is not None]
+        lines = [msgspec.json.format(msgspec.json.encode(rows)).decode()]
+    else:
+        parser.error("name a model, or a provider with --list")
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+    return 0
+
+
+def find(name: str) -> dict[str, Any] | None:
+    """Returns LiteLLM's row of a model. It lists some providers' models without the provider's name."""
+    found: dict[str, Any] | None = litellm.model_cost.get(name) or litellm.model_cost.get(name.partition("/")[2])
+    return found
+
+
+def is_chat_model_of(provider: str, info: Mapping[str, Any]) -> bool:
+    return info.get("litellm_provider") == provider and info.get("mode") == "chat"
+
+
+def build_row(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the row for a model that LiteLLM calls `name`. What LiteLLM does not know is left out."""
+    supports = {ours: info[theirs] for ours, theirs in FEATURES.items() if info.get(theirs) is not None}
+    row = {
+        "id": name.rpartition("/")[2],
+        "owned_by": info.get("litellm_provider"),
+        "input_tokens_max": info.get("max_input_tokens"),
+        "output_tokens_max": info.get("max_output_tokens"),
+        "prices": build_prices(info),
+        "supports": supports or None,
+    }
+    return {field: value for field, value in row.items() if value is not None}
+
+
+def build_prices(info: Mapping[str, Any]) -> dict[str, int] | None:
+    """Returns nano-dollars per token, or None if a price is unknown.
+
+    A provider that does not charge for the cache by itself charges its input price.
+    """
+    of_input, of_output = info.get("input_cost_per_token"), info.get("output_cost_per_token")
+    if of_input is None or of_output is None:
+        return None
+    of_write = info.get("cache_creation_input_token_cost") or of_input
+    usd = {
+        "input_nano_usd": of_input,
+        "output_nano_usd": of_output,
+        "cache_read_nano_usd": info.get("cache_read_input_token_cost") or of_input,
+        "cache_write_nano_usd": of_write,
+        "cache_write_1h_nano_usd": of_write,
+    }
+    return {field: round(price * NANO_USD_PER_USD) for field, price in usd.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
