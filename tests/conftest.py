@@ -5,6 +5,7 @@ of each other's way by tenant: `tenant` is a new one each time. A test that kill
 `own_server`.
 """
 
+import multiprocessing.util
 import os
 import tempfile
 from collections.abc import AsyncIterator
@@ -44,6 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not hasattr(config, "workerinput"):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        # multiprocessing removes its own folder when Python exits, and fails if it is gone by then.
+        multiprocessing.util.get_temp_dir()
         folder = tempfile.TemporaryDirectory(prefix="tailrace-tests-", ignore_cleanup_errors=True)
         config.add_cleanup(folder.cleanup)
         # pytest may run several times in one process (mutmut): each run needs a folder that exists.
