@@ -28,13 +28,14 @@ run: $(RUNTIME) $(LAUNCHER) ## start the whole system, with its data in .tailrac
 wheel: setup ## build the wheel and the source archive into dist/
 	.venv/bin/uv build --quiet --out-dir dist .
 
-clients: $(CLIENTS) ## install the JavaScript clients that the dialects are tested with; `test` does it too
+clients: $(CLIENTS) ## install the clients that the dialects are tested with; `test` does it too
 
 # The tests start hundreds of processes. Keep compiled bytecode, even if the environment disables it.
 test: export PYTHONDONTWRITEBYTECODE :=
-# Tests wait for two thirds of their time, so each core has two workers.
+# Tests wait for two thirds of their time, so each of two cores has three workers. `worksteal`: a worker that has no test
+# left takes some of another's, so that all end together.
 test: check $(CLIENTS) ## run `check` and every test
-	$(PYTHON) -m tests.run --numprocesses 4 --durations 25
+	$(PYTHON) -m tests.run --numprocesses 6 --dist worksteal --durations 25
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: tests of the backend litellm. To run them: make litellm."
 	@test "$$(id -u)" = 0 || echo "SKIPPED: tests of power cuts and full disks, because they need root to mount a disk."
 	@command -v chromium > /dev/null || echo "SKIPPED: tests in a browser, because chromium is not on the PATH."
@@ -60,10 +61,11 @@ lock: setup ## write the lock files from pyproject.toml
 	$(LOCK) -o requirements.lock pyproject.toml
 	$(LOCK) --extra dev --constraint requirements.lock -o requirements-dev.lock pyproject.toml
 	$(LOCK) --extra litellm -o requirements-litellm.lock pyproject.toml
+	$(LOCK) -o requirements-clients.lock tests/clients/python/requirements.txt
 
 # Not part of `test`, which needs no network. Strict: a package that cannot be looked up is a failure.
 audit: setup ## look up known vulnerabilities of the locked packages; needs the network
-	for lock in requirements-dev.lock requirements-litellm.lock; do \
+	for lock in requirements-dev.lock requirements-litellm.lock requirements-clients.lock; do \
 		.venv/bin/uv tool run pip-audit@2.10.1 --strict --disable-pip --require-hashes --progress-spinner off -r $$lock || exit 1; \
 	done
 
@@ -98,7 +100,7 @@ schema: setup ## generate schemas and reference pages
 	$(PYTHON) -m tests.clients.proofs
 
 clean: ## remove .venv and the caches; keep .tailrace
-	rm -rf .venv .venv-litellm tests/clients/js/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* mutants mutants.log
+	rm -rf .venv .venv-litellm .venv-clients tests/clients/js/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* mutants mutants.log
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A venv with the newest Python that is found.
@@ -126,7 +128,7 @@ $(LAUNCHER): Makefile | .venv/bin/python
 	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -P -m tailrace "$$@"\n' '$(CURDIR)' '$(CURDIR)/$(PYTHON)' > $@
 	@chmod +x $@
 
-# Reinstalled only when the npm lock file changes: it takes half a minute.
-$(CLIENTS): tests/clients/js/package-lock.json tests/clients/install.py | $(INSTALLED)
+# Reinstalled only when a lock file changes: it takes half a minute.
+$(CLIENTS): tests/clients/js/package-lock.json requirements-clients.lock tests/clients/install.py | $(INSTALLED)
 	$(PYTHON) -m tests.clients.install
 	@touch $@

@@ -1,4 +1,4 @@
-"""Installs what the tests need besides Python packages: npm packages from their lock file, and programs from Debian.
+"""Installs what the tests need besides .venv: npm packages, clients in Python with older SDKs, programs from Debian.
 
 `make clients` runs it. Without root, Debian's programs are not installed, and their tests are skipped.
 """
@@ -6,9 +6,12 @@
 import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 from tests.clients.node import NODE, NPM, SCRIPTS
 
+ROOT = Path(__file__).parents[2]
 # Each program with its package. `promtool` is part of `prometheus`, `amtool` of `prometheus-alertmanager`.
 PROGRAMS = {
     "chromium": "chromium",
@@ -22,9 +25,21 @@ def main() -> None:
     # npm looks for its own Node on the path, and would find the machine's.
     path = f"{NODE.parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run([NODE, NPM, "ci"], cwd=SCRIPTS, env=os.environ | {"PATH": path}, check=True)
+    install_python_clients()
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing and not install([PROGRAMS[program] for program in missing]):
         print(f"{', '.join(missing)} cannot be installed here (it takes root and apt-get): their tests are skipped.")
+
+
+def install_python_clients() -> None:
+    """Installs requirements-clients.lock into a venv of its own: its SDKs are older than those in .venv."""
+    uv = Path(sys.executable).with_name("uv")
+    venv = ROOT / ".venv-clients"
+    subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, venv], check=True)
+    lock = ROOT / "requirements-clients.lock"
+    subprocess.run(
+        [uv, "pip", "sync", "--quiet", "--python", venv / "bin/python", "--require-hashes", lock], check=True
+    )
 
 
 def install(packages: list[str]) -> bool:

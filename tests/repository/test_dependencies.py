@@ -44,7 +44,9 @@ def test_the_product_installs_no_development_tool() -> None:
     assert locked("requirements.lock") & (required("dev") - required()) == set()
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock", "requirements-litellm.lock"])
+@pytest.mark.parametrize(
+    "lock", ["requirements.lock", "requirements-dev.lock", "requirements-litellm.lock", "requirements-clients.lock"]
+)
 def test_lock_files_name_no_package_index(lock: str) -> None:
     """The package index is a setting of the machine."""
     assert "://" not in (CHECKOUT / lock).read_text()

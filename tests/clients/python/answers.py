@@ -1,0 +1,76 @@
+"""Prints the answers of a framework, each a JSON string: `python answers.py URL KEY FRAMEWORK [MODE QUESTION]…`.
+
+Runs in .venv-clients, with the versions of requirements-clients.lock. A framework is imported when it is used: the
+imports take longer than the answers.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+
+import pydantic
+
+MODEL = "claude-sonnet-5-5"
+
+
+class River(pydantic.BaseModel):
+    river: str
+    km: int
+
+
+def instructor_openai(url: str, key: str, mode: str, question: str) -> str:
+    import instructor
+    import openai
+
+    client = instructor.from_openai(
+        openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0), mode=instructor.Mode[mode]
+    )
+    river = client.chat.completions.create(
+        model=MODEL, response_model=River, messages=[{"role": "user", "content": question}], max_retries=0
+    )
+    return river.model_dump_json()
+
+
+def instructor_anthropic(url: str, key: str, mode: str, question: str) -> str:
+    import anthropic
+    import instructor
+
+    client = instructor.from_anthropic(
+        anthropic.Anthropic(base_url=url, api_key=key, max_retries=0), mode=instructor.Mode[mode]
+    )
+    river = client.messages.create(
+        model=MODEL,
+        max_tokens=500,
+        response_model=River,
+        messages=[{"role": "user", "content": question}],
+        max_retries=0,
+    )
+    return river.model_dump_json()
+
+
+def llama_index(url: str, key: str, mode: str, question: str) -> str:
+    from llama_index.llms.openai import OpenAI
+
+    # LlamaIndex knows the limits of OpenAI's models only, so it needs one of their names.
+    model = OpenAI(model="gpt-4o", api_base=f"{url}/v1", api_key=key, max_retries=0)
+    if mode == "structured":
+        return model.as_structured_llm(River).complete(question).raw.model_dump_json()
+    if mode == "stream":
+        return "".join(piece.delta or "" for piece in model.stream_complete(question))
+    return model.complete(question).text
+
+
+FRAMEWORKS: dict[str, Callable[[str, str, str, str], str]] = {
+    "instructor-openai": instructor_openai,
+    "instructor-anthropic": instructor_anthropic,
+    "llama-index": llama_index,
+}
+
+if __name__ == "__main__":
+    url, key, framework, *asked = sys.argv[1:]
+    for mode, question in zip(asked[::2], asked[1::2], strict=True):
+        # Libraries print, too.
+        with redirect_stdout(sys.stderr):
+            answer = FRAMEWORKS[framework](url, key, mode, question)
+        print(json.dumps(answer))

@@ -1,0 +1,65 @@
+"""Frameworks in Python that need older SDKs (.venv-clients), and the command llm."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clients import node
+from tests.clients.structured_answer import ANSWERED, RHINE
+from tests.harness.generator_in_loop import words
+from tests.harness.processes import CHECKOUT
+from tests.harness.system import System
+from tests.integration.conftest import KEY, Gateway, NewGateway
+
+PYTHON = CHECKOUT / ".venv-clients/bin/python"
+SCRIPT = Path(__file__).parent / "python/answers.py"
+SAYS_40 = "#sim words=40 rate=0"
+# The imports of a framework take seconds of CPU.
+DEADLINE_S = 100.0
+
+pytestmark = pytest.mark.timeout(120)
+
+
+async def answers(url: str, framework: str, *asked: str) -> list[str]:
+    """Returns what the framework has made of each answer. `asked`: pairs of a mode and a question."""
+    assert PYTHON.exists(), "the clients in Python are not installed: run `make clients`"
+    # LlamaIndex looks for a home directory.
+    command = [str(PYTHON), str(SCRIPT), url, KEY, framework, *asked]
+    printed = await node.command(command, {"HOME": PYTHON.parent}, CHECKOUT, DEADLINE_S)
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+@pytest.mark.proves("openai-chat", "forced tool calls and JSON mode", "instructor")
+async def test_instructor_over_openais_protocol(gateway: Gateway) -> None:
+    """`TOOLS` is its default, and forces a call."""
+    asked = [given for mode in ("TOOLS", "JSON", "JSON_SCHEMA") for given in (mode, ANSWERED)]
+    rivers = await answers(gateway.url, "instructor-openai", *asked)
+    assert list(map(json.loads, rivers)) == [RHINE.model_dump()] * 3
+
+
+@pytest.mark.proves("anthropic", "forced tool calls", "instructor")
+async def test_instructor_over_anthropics_protocol(gateway: Gateway) -> None:
+    (river,) = await answers(gateway.url, "instructor-anthropic", "ANTHROPIC_TOOLS", ANSWERED)
+    assert json.loads(river) == RHINE.model_dump()
+
+
+@pytest.mark.proves("openai-chat", "stream, structured output", "LlamaIndex")
+async def test_llama_index(system: System, gateway: Gateway, new_gateway: NewGateway) -> None:
+    """It accepts only OpenAI's names of models, so the operator has defined an alias."""
+    named = await new_gateway(system.nats_url, model_aliases="gpt-4o=claude-sonnet-5-5")
+    asked = ["structured", ANSWERED, "stream", SAYS_40, "complete", SAYS_40]
+    river, *texts = await answers(named.url, "llama-index", *asked)
+    assert json.loads(river) == RHINE.model_dump()
+    assert texts == [words(40)] * 2
+
+
+@pytest.mark.proves("openai-chat", "stream", "llm")
+async def test_the_command_llm(gateway: Gateway, tmp_path: Path) -> None:
+    model = {"model_id": "tailrace", "model_name": "claude-sonnet-5-5", "api_base": f"{gateway.url}/v1"}
+    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps([model | {"api_key_name": "tailrace"}]))
+    (tmp_path / "keys.json").write_text(json.dumps({"tailrace": KEY}))
+    command = [sys.executable, "-m", "llm", "--model", "tailrace", "--no-log", SAYS_40]
+    environ = {"LLM_USER_PATH": tmp_path}
+    assert await node.command(command, environ, tmp_path) == words(40) + "\n"
