@@ -34,7 +34,6 @@ CHECKED_SLOTS_MAX = 64
 RUNNING_RETRY_AFTER_S = 1.0
 
 UNITS = {"requests": "request", "tokens": "token", "bytes_day": "byte"}
-STORED = " of images, documents and long texts"
 PERIOD = {"usd_day": "day", "usd_month": "month"}
 
 
@@ -110,7 +109,7 @@ class Admission:
         await self._take("requests", 1)
 
     async def count_stored_bytes(self, size: int) -> None:
-        """Counts bytes that are stored as blobs. Raises Refused, LogUnavailable."""
+        """Counts bytes of an entry or of its blobs. Raises Refused, LogUnavailable."""
         await self._take("bytes_day", size)
 
     async def estimate(self, request: Request) -> Estimate:
@@ -257,7 +256,7 @@ def _most(quota: Quota) -> str:
     """Formats the limit as it was set: by the minute too, where `burst` makes the window shorter."""
     most = _counted(quota.most, quota)
     if quota.what == "bytes_day":
-        return f"{most}{STORED} a day"
+        return f"{most} of storage a day"
     if quota.window_s == MINUTE_S:
         return f"{most} a minute"
     return f"{most} in {quota.window_s:g} s ({quota.most * MINUTE_S / quota.window_s:g} a minute)"

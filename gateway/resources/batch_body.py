@@ -95,7 +95,7 @@ class BatchBuilder:
         lines: list[entries.Request] = []
         for index, (request, holds) in enumerate(zip(requests, each, strict=True)):
             try:
-                line = await self._blobs.lift(submission, msgspec.structs.replace(request, holds=holds or None))
+                line, _ = await self._blobs.lift(submission, msgspec.structs.replace(request, holds=holds or None))
                 self._connection.check_size(entries.encode(line), ADDED)
             except Refused as refused:
                 raise _at(index, refused) from refused

@@ -15,12 +15,15 @@ class LogShareFeatures(NamedTuple):
 
 
 def log_share_features(share: StorageShare) -> LogShareFeatures:
-    """Returns the steps, which count the bytes of every request."""
+    """Returns the steps, which count the bytes of every request.
+
+    An entry may be larger than its body: it has the conversation before it.
+    """
 
     async def admit(submission: Submission) -> None:
         share.check(submission.principal.tenant, len(submission.raw))
 
     async def stored(submission: Submission) -> None:
-        share.add(submission.principal.tenant, len(submission.raw))
+        share.add(submission.principal.tenant, max(len(submission.raw), submission.entry_bytes))
 
     return LogShareFeatures(Feature(attrgetter("raw"), admit), Feature(attrgetter("raw"), stored))

@@ -45,9 +45,13 @@ class RequestBlobs:
         entry = submission.entry
         # A long body or conversation is not encoded here: that would take milliseconds in the event loop.
         is_short = not entry.history and len(submission.raw) <= blobs.INLINE_BYTES_MAX
-        if not (is_short and blobs.has_no_blobs(entries.encode(entry))):
+        if is_short and blobs.has_no_blobs(encoded := entries.encode(entry)):
+            submission.entry_bytes = len(encoded)
+            if submission.admission is not None:
+                await submission.admission.count_stored_bytes(len(encoded))
+        else:
             await self.pin_until_over(submission)
-            submission.entry = await self.lift(submission, entry)
+            submission.entry, submission.entry_bytes = await self.lift(submission, entry, is_counted=True)
 
     async def pin_until_over(self, submission: Submission) -> None:
         """Releases the pins of `put` and `lift` when the submission is over."""
@@ -57,23 +61,27 @@ class RequestBlobs:
         """Releases the pins of `put` for `key` after the block, unless it raises LogUnavailable."""
         return self._pins.release_after(key.tenant, key.turn)
 
-    async def lift(self, submission: Submission, request: entries.Request) -> entries.Request:
-        """Returns `request` with references to its long strings, which are stored, and renews blobs of the session.
+    async def lift(
+        self, submission: Submission, request: entries.Request, *, is_counted: bool = False
+    ) -> tuple[entries.Request, int]:
+        """Returns `request` with references to its long strings, which are stored, and the size of its entry.
 
-        All of them are pinned until the turn is stored (proto/nats/blob_pins.py). Raises Refused when one has expired,
-        or all together are larger than a body may be; LogFull, LogUnavailable.
+        Blobs of the session are renewed. All of them are pinned until the turn is stored (proto/nats/blob_pins.py).
+        `is_counted`: the entry counts for the limit of stored bytes, like its blobs. Raises Refused when a blob has
+        expired, or all together are larger than a body may be; LogFull, LogUnavailable.
         """
         # In a thread: to hash 30 MB takes 15 ms, in which the loop would serve no stream.
-        entry, lifted = await asyncio.to_thread(_lift, request)
+        entry, lifted, size = await asyncio.to_thread(_lift, request)
         found = blobs.references(entry)
         if sum(blob.bytes for blob in found) > self._bytes_max:
             raise Refused("body_too_large", TOO_LARGE.format(most=self._bytes_max))
-        await self.put(submission.turn, lifted, {blob.sha256 for blob in found}, submission.admission)
+        pinned, more = {blob.sha256 for blob in found}, size if is_counted else 0
+        await self.put(submission.turn, lifted, pinned, submission.admission, more_bytes=more)
         try:
             await self._store.renew(submission.turn.tenant, {blob for blob in found if blob.sha256 not in lifted})
         except BlobUnknown as error:
             raise Refused("blob_expired", EXPIRED) from error
-        return entry
+        return entry, size
 
     async def put(
         self,
@@ -81,23 +89,26 @@ class RequestBlobs:
         contents: Mapping[str, bytes],
         pinned: AbstractSet[str],
         admission: Admission | None,
+        *,
+        more_bytes: int = 0,
     ) -> None:
         """Stores blobs, by SHA-256, after they are counted and pinned for `key`.
 
-        Raises Refused, LogFull, LogUnavailable.
+        `more_bytes` are counted with them. Raises Refused, LogFull, LogUnavailable.
         """
         size = sum(map(len, contents.values()))
         if size:
             self._share.check(key.tenant, size)
-            if admission is not None:
-                await admission.count_stored_bytes(size)
+        if admission is not None and size + more_bytes:
+            await admission.count_stored_bytes(size + more_bytes)
         await self._pins.pin(key.tenant, key.turn, pinned)
         await self._store.put(key.tenant, contents)
         self._share.add(key.tenant, size)
 
 
-def _lift(request: entries.Request) -> tuple[entries.Request, dict[str, bytes]]:
+def _lift(request: entries.Request) -> tuple[entries.Request, dict[str, bytes], int]:
     entry, lifted = blobs.lift(request)
-    if values_in(entries.encode(entry)) > VALUES_MAX:
+    encoded = entries.encode(entry)
+    if values_in(encoded) > VALUES_MAX:
         raise Refused("body_too_large", TOO_MANY.format(most=VALUES_MAX))
-    return entry, lifted
+    return entry, lifted, len(encoded)

@@ -29,6 +29,8 @@ class Submission:
     """The turn's key. It is set before the features of `admit` run; the claim of the idempotency key may change it."""
     entry: entries.Request = field(init=False)
     """The request entry. It is set before the features of `amend` run."""
+    entry_bytes: int = 0
+    """The size of `entry`, with the conversation before it and without its blobs; 0 before it is known."""
     admission: Admission | None = None
     """The counts and reservations of the submission; None where no limit applies."""
     may_be_stored: bool = False

@@ -227,7 +227,7 @@ async def test_stored_bytes_are_limited_by_bytes_day(nats_url: str, new_gateway:
         await gateway.client.post("/v1/turns", json={"message": f"{number}" + "x" * 100_000}) for number in range(4)
     ]
     assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
-    assert "bytes of images" in answers[3].json()["error"]["message"]
+    assert "bytes of storage a day" in answers[3].json()["error"]["message"]
     assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 202
 
 
@@ -243,7 +243,7 @@ async def test_contents_that_are_only_counted_are_limited_by_bytes_day(nats_url:
     ]
     # No generator runs, but the first content was stored.
     assert [answer.status_code for answer in answers] == [503, 429, 503]
-    assert "bytes of images" in answers[1].json()["error"]["message"]
+    assert "bytes of storage a day" in answers[1].json()["error"]["message"]
 
 
 @pytest.mark.rule("R37")

@@ -7,11 +7,15 @@ from tailrace.gateway.limits.storage_share import BLOBS, LOG, StorageShare, Stor
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection, Counters, StreamSize
+from tests.harness.processes import Process
+from tests.harness.requests import post_until_ended
+from tests.harness.system import System
 from tests.harness.until import until
 from tests.integration.conftest import NewGateway
 
 MIB = 1024**2
 DAY_S = 86_400.0
+STREAMED = {"accept": "text/event-stream"}
 
 
 async def test_a_tenant_above_its_share_is_refused_at_every_gateway(
@@ -47,6 +51,30 @@ async def test_blobs_have_a_share_of_their_own(
     assert [answer.status_code for answer in answers] == [202, 429, 429]
     assert "The blob store is nearly full" in answers[1].json()["error"]["message"]
     assert (await gateway.client.post("/v1/turns", json={"message": "x"})).status_code == 202
+
+
+@pytest.mark.parametrize("limit", [{"tenant_log_share": 0.0002}, {"limits_tenant": "bytes_day=107000"}], ids=str)
+async def test_the_conversation_before_a_turn_counts_each_time_that_it_is_stored(
+    monkeypatch: pytest.MonkeyPatch,
+    system: System,
+    generator: Process,
+    persistence: Process,
+    new_gateway: NewGateway,
+    limit: dict[str, object],
+) -> None:
+    """Each entry has it, and all of its texts are too short for blobs."""
+    monkeypatch.setattr(storage_share, "ENFORCED_FROM", 0.0)
+    gateway = await new_gateway(system.nats_url, **limit)
+    history = [{"role": "user", "content": "x" * 50_000}, {"role": "assistant", "content": "Because."}]
+    question = {"message": "#sim words=1 rate=0"}
+    first = await post_until_ended(
+        gateway, message=None, messages=[*history, {"role": "user", "content": question["message"]}]
+    )
+    statuses = []
+    for _ in range(3):
+        answer = await gateway.client.post("/v1/turns", json=question | {"session": first["session"]}, headers=STREAMED)
+        statuses.append(answer.status_code)
+    assert (statuses[0], statuses[2]) == (200, 429)
 
 
 @pytest.mark.parametrize("store", [LOG, BLOBS])

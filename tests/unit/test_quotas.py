@@ -84,7 +84,7 @@ def test_owners_are_the_key_and_then_its_tenant() -> None:
         (
             "bytes_day",
             Limits(bytes_day=9),
-            "This key may use 9 bytes of images, documents and long texts a day: 0 left until ",
+            "This key may use 9 bytes of storage a day: 0 left until ",
         ),
     ],
 )
