@@ -169,7 +169,8 @@ class Prompts:
 
     def _find(self, name: str) -> tuple[Prompt, str]:
         if name not in self._prompts:
-            raise Refused("prompt_not_found", f"There is no prompt `{name[:64]}`; GET /v1/prompts lists them.")
+            message = f"There is no prompt `{name[:64]}`; GET /v1/prompts lists them."
+            raise Refused("prompt_not_found", message, param="prompt")
         return self._prompts[name]
 
     async def _run(

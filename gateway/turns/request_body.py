@@ -113,6 +113,7 @@ def check(new_turn: NewTurn) -> None:
         raise Refused(
             "request_invalid",
             "`on_busy: queue` continues the conversation of the session, so send only the new messages and no history",
+            param="on_busy",
         )
     if new_turn.max_cost is not None and not 0 < new_turn.max_cost <= COST_USD_MAX:
         raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:,.0f}")

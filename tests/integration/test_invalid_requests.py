@@ -89,6 +89,8 @@ async def test_an_unknown_query_parameter_is_refused_with_the_known_ones(
 
 
 HI = {"message": "hi"}
+ASKED = {"messages": [{"role": "user", "content": "hi"}]}
+HAIKU = "claude-haiku-5-5"
 FIELDS = "`modell` (did you mean model?); there are message, messages, model, system, max_tokens, tools"
 # The request, and what the error message names.
 REQUESTS: dict[str, tuple[object, str]] = {
@@ -134,6 +136,34 @@ async def test_the_error_names_the_invalid_field(shared_gateway: Gateway, body: 
     status, code, message = error_of(await shared_gateway.client.post("/v1/turns", json=body))
     assert (status, code) == (400, "request_invalid")
     assert named in message
+
+
+@on_shared_loop
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("turns", HI | {"max_tokens": 0}, "max_tokens"),
+        ("turns", HI | {"max_tokens": "5"}, "max_tokens"),
+        ("turns", {"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+        ("turns", HI | {"prompt": {"name": "unknown"}}, "prompt"),
+        ("turns", HI | {"model": "unknown"}, "model"),
+        ("turns?dialect=unknown", HI, "dialect"),
+        (
+            "turn-batches",
+            {"requests": [{"custom_id": "a", "params": HI | {"max_tokens": 0}}]},
+            "requests[0].max_tokens",
+        ),
+        ("responses", {"model": HAIKU, "input": "x", "conversation": "a", "previous_response_id": "b"}, "conversation"),
+        ("chat/completions", {"model": HAIKU, **ASKED, "n": 2}, "n"),
+        ("turns", [], None),
+    ],
+)
+async def test_the_param_of_an_error_is_the_invalid_field(
+    shared_gateway: Gateway, path: str, body: object, param: str | None
+) -> None:
+    """Also of a rule that is not in the types, and in every client protocol."""
+    answer = await shared_gateway.client.post(f"/v1/{path}", json=body)
+    assert (answer.status_code // 100, answer.json()["error"]["param"]) == (4, param)
 
 
 @on_shared_loop

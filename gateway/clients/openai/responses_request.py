@@ -121,7 +121,9 @@ def _session(body: ResponseRequest) -> str | None:
         raise Refused("request_invalid", "`conversation` and `session_id` differ: send one of them")
     if conversation is not None and body.previous_response_id is not None:
         raise Refused(
-            "request_invalid", "send either `conversation` or `previous_response_id`: each names what to continue"
+            "request_invalid",
+            "send either `conversation` or `previous_response_id`: each names what to continue",
+            param="conversation",
         )
     return conversation if conversation is not None else body.session_id
 
