@@ -40,7 +40,6 @@ from tests.promises import PROMISES, Verdict, worst
 
 def main() -> int:
     campaign = parse_arguments()
-    print(f"seed {campaign.seed}; {campaign.size}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="tailrace-chaos-"))
     observed = asyncio.run(run_campaign(campaign, folder))
     run = load(folder)
@@ -94,6 +93,7 @@ def parse_arguments() -> Campaign:
         log_bytes=LOG_BYTES + int(given.minutes * LOG_BYTES_A_MINUTE),
         settings=settings,
     )
+    print(f"seed {given.seed}; {size}", flush=True)
     return Campaign(
         seed=given.seed,
         minutes=given.minutes,

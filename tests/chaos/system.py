@@ -47,7 +47,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         given = [f"{name}={value}" for some in self.settings.values() for name, value in some.items()]
-        return f"settings: {', '.join(given) if given else 'defaults'}"
+        return f"settings: {', '.join(given) if given else 'defaults'}; a log of {self.log_bytes // MIB} MiB"
 
 
 class Memory(NamedTuple):

@@ -9,11 +9,14 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import serving
-from tailrace.proto.ids import Tenant
+from tailrace.proto.chain import START
+from tailrace.proto.entries import Message
+from tailrace.proto.ids import Tenant, TurnId, child_id, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.leases import consumer_backlog
-from tailrace.proto.subjects import GENERATORS
+from tailrace.proto.subjects import GENERATORS, TurnKey
 from tests.harness.generator_in_loop import ask, ended, is_acknowledged, open_streams, words, working
+from tests.harness.turn_builder import NOON, request
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
 
@@ -73,6 +76,23 @@ async def test_a_post_that_waits_says_its_position_and_a_full_queue_refuses_it(
         assert (error.json()["error"]["code"], int(error.headers["retry-after"])) == ("queue_full", 10)
         backlog = await consumer_backlog(own_connection, GENERATORS)
         assert backlog.waiting + backlog.leased == sum(answer.status_code == 202 for answer in answers)
+
+
+async def test_a_single_turn_starts_before_the_waiting_turns_of_a_batch(
+    own_server: NatsServer, own_log: TurnLog, claude: str
+) -> None:
+    """Of the same tenant, which may use one of the two slots. The batch's turns were stored first."""
+    batch = TurnId(new_id())
+    children = [TurnKey(LOUD, child_id(batch, number)) for number in range(3)]
+    for key in children:
+        asked = request(messages=[Message("user", "#sim words=20 rate=10")], parent=batch)
+        await own_log.append(key, START, asked)
+    single = await ask(own_log, "words=1 rate=0", LOUD)
+    async with working(own_server.url, claude, concurrency=2, tenant_share=0.5):
+        turns = {key: await ended(own_log, key) for key in (*children, single)}
+    assert {turn.outcome for turn in turns.values()} == {"completed"}
+    order = sorted(turns, key=lambda key: turns[key].ended_at or NOON)
+    assert order.index(single) == 1
 
 
 async def test_a_stopping_generator_gives_waiting_turns_to_another_one(

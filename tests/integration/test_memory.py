@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
+from signal import SIGCONT, SIGSTOP
 from typing import Any
 
 import httpx2
@@ -150,6 +151,7 @@ async def test_large_and_deep_bodies_do_not_fill_the_memory(process: processes.P
         assert grown_by[-1] < max(grows_max - GROWS_MAX, GROWS_MAX), name
 
 
+COMPLETED = '"outcome":"completed"'
 SMALL = {"message": "#sim words=1 rate=0"}
 LARGE_BYTES = 31_000_000
 # Memory that is not counted: the interpreter's lists and buffers, and freed memory that the allocator keeps.
@@ -157,9 +159,9 @@ SLACK_BYTES = 64 * MB
 
 
 def large_body(number: int) -> dict[str, Any]:
-    """A request with a picture of its own."""
+    """A request with a picture of its own. The model begins to answer a second later."""
     source = {"type": "base64", "media_type": "image/png", "data": str(number) * LARGE_BYTES}
-    line = {"type": "text", "text": "#sim words=1 rate=0"}
+    line = {"type": "text", "text": "#sim words=1 rate=0 wait=1"}
     return {"messages": [{"role": "user", "content": [{"type": "image", "source": source}, line]}]}
 
 
@@ -209,7 +211,10 @@ async def test_a_body_that_cannot_be_buffered_is_503(monkeypatch: pytest.MonkeyP
 
 
 async def test_large_bodies_of_several_tenants_stay_below_the_setting(tmp_path: Path) -> None:
-    """Gateway and generator have memory for one body of 31 MB; the others wait, and all turns are completed."""
+    """Gateway and generator have memory for one body of 31 MB; the others wait, and all turns are completed.
+
+    The generator is stopped until all turns are stored, so that it could load them all at once.
+    """
     keys = {"first": "sk-first", "second": "sk-second"}
     hashes = (f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}" for tenant, key in keys.items())
     most = {"gateway-0": 320 * MB, "generator-0": 160 * MB}
@@ -228,16 +233,20 @@ async def test_large_bodies_of_several_tenants_stay_below_the_setting(tmp_path: 
         await system.start(persistence=False)
         clients = [await stack.enter_async_context(client_of(system.gateways[0], key)) for key in keys.values()]
 
-        async def answer(client: httpx2.AsyncClient, body: dict[str, Any]) -> str:
-            return (await client.post("/v1/turns", json=body, headers={"accept": "text/event-stream"})).text
+        async def post(client: httpx2.AsyncClient, body: dict[str, Any]) -> str:
+            return str((await client.post("/v1/turns", json=body)).json()["links"]["events"])
 
-        await answer(clients[0], SMALL)
+        assert COMPLETED in (await clients[0].get(await post(clients[0], SMALL))).text
         before = {name: resident(pid) for name, pid in system.pids.items()}
         for pid in system.pids.values():
             reset_peak(pid)
         bodies = [(client, large_body(number)) for number in range(3) for client in clients]
-        answers = await asyncio.gather(*(answer(*one) for one in bodies))
-        assert [each for each in answers if '"outcome":"completed"' not in each] == []
+        [generator] = system.generators
+        generator.signal(SIGSTOP)
+        links = await asyncio.gather(*(post(*one) for one in bodies))
+        generator.signal(SIGCONT)
+        answers = await asyncio.gather(*(client.get(link) for (client, _), link in zip(bodies, links, strict=True)))
+        assert [answer.text for answer in answers if COMPLETED not in answer.text] == []
         for name, pid in system.pids.items():
             grown = peak(pid) - before[name]
             print(f"{name}: {before[name] / MB:.0f} MB before, grew by {grown / MB:.0f} MB")

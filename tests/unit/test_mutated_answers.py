@@ -15,8 +15,13 @@ from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.proto.entries import Event
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Block, fold
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.subjects import TurnKey
+from tests.harness.displayed_text import SAYS
+from tests.harness.readers import rendered
 from tests.harness.turn_builder import Handwritten, attempt
 
+KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 USAGE = {"input_tokens": 25, "output_tokens": 1}
 HEAD = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-x", "content": [], "usage": USAGE}
 CITATION = {"type": "char_location", "cited_text": "blue", "document_index": 0, "start_char_index": 1}
@@ -72,10 +77,12 @@ def answer(stream: list[bytes]) -> tuple[Block, ...]:
         if event.kind == "message_stop":
             turn = fold(log.stored)
             assert turn.stop.stop_reason is not None
+            for name, says in SAYS.items():
+                # Readers of all dialects get the same text, in valid UTF-8.
+                sent = b"".join(frame.sent for frame in rendered(KEY, log.stored, name))
+                assert says(sent) == turn.text, (name, sent.decode())
             return turn.blocks
         raw = bytes(event.raw)
-        # Raw dialects pass it on, and every client can decode it.
-        json.loads(raw.decode())
         log.store(Event(prev=log.chain.last, attempt=1, event=msgspec.Raw(raw)))
     raise BackendError("backend_broken", "the answer ended before it was complete")
 
