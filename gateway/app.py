@@ -32,7 +32,7 @@ from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.query_parameters import require_known
 from tailrace.gateway.http.read_body import BodyReader
-from tailrace.gateway.http.traced_route import traced
+from tailrace.gateway.http.traced_route import trace_route
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.limits.turn_queue import TurnQueue
@@ -130,7 +130,7 @@ def app(gateway: Gateway) -> Starlette:
 
     def serve(route: Route) -> Route:
         endpoint = with_known_query(route, bind(route.endpoint, services))
-        return traced(guard(route, endpoint, gateway.authenticator, gateway.bodies))
+        return trace_route(guard(route, endpoint, gateway.authenticator, gateway.bodies))
 
     starlette = Starlette(
         routes=[serve(route) for route in ROUTES],

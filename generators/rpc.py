@@ -66,7 +66,7 @@ class ModelRpc:
         try:
             return msgspec.json.encode(await self._model_api.models())
         except BackendError as error:
-            raise _refused(error) from error
+            raise _to_refused(error) from error
 
     async def _count_tokens(self, tenant: Tenant, body: bytes) -> bytes:
         query = decode_query(body, CountTokens)
@@ -78,14 +78,14 @@ class ModelRpc:
                 pieces = await long_strings.encode(fields | msgspec.to_builtins(prompt))
                 return await self._model_api.count_tokens(b"".join(pieces), query.betas)
         except BackendError as error:
-            raise _refused(error) from error
+            raise _to_refused(error) from error
 
     async def _cancel_message_batch(self, _: Tenant, body: bytes) -> bytes:
         name = decode_query(body, CancelMessageBatch).message_batch
         try:
             await self._batch_api.cancel(name)
         except BackendError as error:
-            raise _refused(error) from error
+            raise _to_refused(error) from error
         return b""
 
 
@@ -97,5 +97,5 @@ def decode_query(body: bytes, kind: type[T]) -> T:
         raise Refused("request_invalid", f"the query is not a {kind.__name__}") from error
 
 
-def _refused(error: BackendError) -> Refused:
+def _to_refused(error: BackendError) -> Refused:
     return Refused(error.code, error.message, retry_after_s=error.retry_after_s)

@@ -61,7 +61,7 @@ class Hit(NamedTuple):
 
 def main(names: list[str]) -> int:
     """Prints the hits in the files `names`, or in all files; returns the exit status."""
-    found = [hit for name in names or tracked() for hit in hits(name)]
+    found = [hit for name in names or tracked_files() for hit in hits(name)]
     for hit in found:
         say(f'{hit.path}:{hit.line}: "{hit.phrase}": {hit.advice}')
     say(f"prose: {len(found)} banned phrases")
@@ -72,7 +72,7 @@ def say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-def tracked() -> list[str]:
+def tracked_files() -> list[str]:
     """Returns the pages and Python files that git tracks, except the skipped ones."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)  # noqa: S607
     names = listed.stdout.decode().split("\0")

@@ -104,7 +104,7 @@ def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayRead
     found.readers = [ReaderStep(report=one, sent=sum(seq <= one.written for seq in seqs)) for one in reports]
     found.gateways = len(gateways)
     found.remembered_since = max((gateway.since for gateway in gateways), default=None)
-    found.delivered = _delivered(found)
+    found.delivered = _describe_delivery(found)
     return found
 
 
@@ -145,7 +145,7 @@ def _add(found: Timeline, stored: Stored) -> None:
             pass
 
 
-def _delivered(found: Timeline) -> str:
+def _describe_delivery(found: Timeline) -> str:
     """Says how much of the turn was written to readers. That a client has shown it cannot be known here."""
     # A client may disconnect right after it has received the end.
     whole = sum(found.end is not None and reader.sent == found.entries for reader in found.readers)

@@ -123,7 +123,7 @@ def decode(body: bytes, kind: type[B], strings: Mapping[str, str] | None = None)
     """
     if values_in(body) > VALUES_MAX:
         raise Refused("body_too_large", f"the body has more than {VALUES_MAX} JSON values")
-    with _refused(kind):
+    with _refuse_invalid(kind):
         if not strings:
             return msgspec.json.decode(body, type=kind)
         return msgspec.convert(long_strings.put_back(msgspec.json.decode(body), strings), kind)
@@ -131,12 +131,12 @@ def decode(body: bytes, kind: type[B], strings: Mapping[str, str] | None = None)
 
 def convert(value: object, kind: type[B]) -> B:
     """Like `decode`, for a body that is decoded already."""
-    with _refused(kind):
+    with _refuse_invalid(kind):
         return msgspec.convert(value, kind)
 
 
 @contextmanager
-def _refused(kind: type) -> Iterator[None]:
+def _refuse_invalid(kind: type) -> Iterator[None]:
     try:
         yield
     except msgspec.ValidationError as error:

@@ -12,7 +12,7 @@ from tailrace.proto.runtime import tracing
 SERVER_ERROR = 500
 
 
-def traced(route: Route) -> Route:
+def trace_route(route: Route) -> Route:
     """Returns `route` with a span around each request until its response is complete; unchanged if traces are off.
 
     A `traceparent` that is malformed begins a new trace. `tracestate` and `baggage` are not read.

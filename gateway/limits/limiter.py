@@ -241,7 +241,7 @@ def quota_error(quota: Quota, amount: int, held: int, now: float) -> Refused:
         # Not a 429: a retry can never succeed.
         return Refused(
             "request_invalid",
-            f"This request needs {_counted(amount, quota)}, and this {quota.noun} may use {_most(quota)}. "
+            f"This request needs {_format_amount(amount, quota)}, and this {quota.noun} may use {_most(quota)}. "
             "Send a smaller request, for example with a smaller `max_tokens`.",
         )
     return Refused(
@@ -254,7 +254,7 @@ def quota_error(quota: Quota, amount: int, held: int, now: float) -> Refused:
 
 def _most(quota: Quota) -> str:
     """Formats the limit as it was set: by the minute too, where `burst` makes the window shorter."""
-    most = _counted(quota.most, quota)
+    most = _format_amount(quota.most, quota)
     if quota.what == "bytes_day":
         return f"{most} of storage a day"
     if quota.window_s == MINUTE_S:
@@ -262,7 +262,7 @@ def _most(quota: Quota) -> str:
     return f"{most} in {quota.window_s:g} s ({quota.most * MINUTE_S / quota.window_s:g} a minute)"
 
 
-def _counted(amount: int, quota: Quota) -> str:
+def _format_amount(amount: int, quota: Quota) -> str:
     return f"{amount} {UNITS[quota.what]}{'' if amount == 1 else 's'}"
 
 

@@ -55,9 +55,9 @@ def quota_of(owner: Owner, what: What, now: float) -> Quota | None:
     limits = owner.limits
     match what:
         case "requests":
-            return _windowed(owner, what, request_rate(limits), now)
+            return _rate_quota(owner, what, request_rate(limits), now)
         case "tokens":
-            return _windowed(owner, what, token_rate(limits), now)
+            return _rate_quota(owner, what, token_rate(limits), now)
         case "usd_day" if limits.usd_day is not None:
             return _daily(owner, what, round(limits.usd_day * NANO_USD_PER_USD), now)
         case "usd_month" if limits.usd_month is not None:
@@ -68,7 +68,7 @@ def quota_of(owner: Owner, what: What, now: float) -> Quota | None:
             return None
 
 
-def _windowed(owner: Owner, what: What, rate: Rate | None, now: float) -> Quota | None:
+def _rate_quota(owner: Owner, what: What, rate: Rate | None, now: float) -> Quota | None:
     if rate is None:
         return None
     # Whole milliseconds, so that all gateways compute the same window number.

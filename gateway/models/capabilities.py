@@ -52,8 +52,8 @@ def update_supports(supports: Supports, capabilities: bytes) -> Supports:
         "pdf": _flag(given.pdf_input),
         "citations": _flag(given.citations),
         "structured_outputs": _flag(given.structured_outputs),
-        "thinking": _supported(thinking),
-        "effort": _supported(given.effort),
+        "thinking": _flag_names(thinking),
+        "effort": _flag_names(given.effort),
     }
     return msgspec.structs.replace(supports, **{name: value for name, value in values.items() if value is not None})
 
@@ -62,7 +62,7 @@ def _flag(flag: Flag | None) -> bool | None:
     return flag.supported if flag is not None else None
 
 
-def _supported(flags: ThinkingTypes | Effort | None) -> tuple[str, ...] | None:
+def _flag_names(flags: ThinkingTypes | Effort | None) -> tuple[str, ...] | None:
     """Returns the names of the flags that are set; None if there are no flags."""
     if flags is None:
         return None

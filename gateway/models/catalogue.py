@@ -64,12 +64,12 @@ class Catalogue:
         """Returns None if no generator answers."""
         try:
             reply = await self._services.request(tenant, MODELS, b"", timeout_s=self._timeout_s, role=GENERATORS)
-            return offered(msgspec.json.decode(reply, type=ListedModels).data)
+            return index_by_id(msgspec.json.decode(reply, type=ListedModels).data)
         except (TailraceError, *DECODE_ERRORS) as error:
             logger.info("no generator listed the models; offering all models of the table", error=str(error))
             return None
 
 
-def offered(listed: list[ListedModel]) -> Listed:
+def index_by_id(listed: list[ListedModel]) -> Listed:
     """Returns the listed models by the ids of the table, and by their own for those that the table does not have."""
     return {model.id if (model := find_model(one.id)) is not None else one.id: one for one in listed}

@@ -133,15 +133,15 @@ def _responses(row: Operation, schema_of: dict[Any, Json]) -> Json:
     if row.response is not None:
         content["application/json"] = {"schema": schema_of[row.response]}
     if row.streams:
-        content[row.streams] = _streamed(row.streams)
+        content[row.streams] = _stream_content(row.streams)
     responses: Json = {str(row.status): {"description": "Success.", **({"content": content} if content else {})}}
     for status, description in row.statuses.items():
-        streamed = {"content": {EVENT_STREAM: _streamed(EVENT_STREAM)}} if status == HTTPStatus.OK else {}
+        streamed = {"content": {EVENT_STREAM: _stream_content(EVENT_STREAM)}} if status == HTTPStatus.OK else {}
         responses[str(status)] = {"description": description, **streamed}
     return responses | {str(status): {"$ref": f"#/components/responses/{status}"} for status in _error_statuses()}
 
 
-def _streamed(media_type: str) -> Json:
+def _stream_content(media_type: str) -> Json:
     # The events have schemas in docs/asyncapi.json.
     return {} if media_type == EVENT_STREAM else {"schema": {"type": "string"}}
 

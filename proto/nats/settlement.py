@@ -25,7 +25,7 @@ class Settlement:
         """Replaces an ended turn's reservations by its usage. Raises LogUnavailable: call it again."""
         if turn.request is None or turn.end is None:
             return
-        used = {"tokens": rated(turn.end.usage), "nusd": turn.end.cost_nano_usd}
+        used = {"tokens": rated_tokens(turn.end.usage), "nusd": turn.end.cost_nano_usd}
         for hold in turn.request.holds or ():
             if hold.unit == "slot":
                 await self._slots.release(Seq(hold.amount))
@@ -34,7 +34,7 @@ class Settlement:
 
     async def add(self, request: Request, name: str, usage: Usage, nano_usd: int) -> None:
         """Adds usage that is not in the turn's log to its counters, once for each `name`. Raises LogUnavailable."""
-        used = {"tokens": rated(usage), "nusd": nano_usd}
+        used = {"tokens": rated_tokens(usage), "nusd": nano_usd}
         for hold in request.holds or ():
             if hold.unit != "slot":
                 await self._counters.add_once(hold.subject, used[hold.unit], name)
@@ -51,6 +51,6 @@ async def give_back(tombstones: Tombstones, counters: Counters, child: TurnKey, 
             await counters.add_once(hold.subject, -hold.amount, child.turn)
 
 
-def rated(usage: Usage) -> int:
+def rated_tokens(usage: Usage) -> int:
     """Returns the tokens that count against a rate limit: all but those read from a cache, as in Anthropic's limits."""
     return usage.input_tokens + usage.output_tokens + usage.cache_creation_input_tokens

@@ -44,13 +44,13 @@ async def _copy(source: Connection, target: Connection, name: str, replicas: int
     restore = {"config": config, "state": snapshot["state"]}
     to = (await _ask(target, f"$JS.API.STREAM.RESTORE.{name}", restore))["deliver_subject"]
     while (chunk := await chunks.next_msg(timeout=STEP_TIMEOUT_S)).data:
-        _checked(await target.request(to, chunk.data, timeout_s=STEP_TIMEOUT_S))
+        _require_success(await target.request(to, chunk.data, timeout_s=STEP_TIMEOUT_S))
         if chunk.reply:
             await source.publish(chunk.reply, b"")
     # The last message has a status that tells whether the snapshot is complete.
     if chunk.headers and chunk.headers.get("Status") != NO_MORE:
         raise LogUnavailable(f"the snapshot of {name} is incomplete: {chunk.headers}")
-    held = _checked(await target.request(to, b"", timeout_s=STEP_TIMEOUT_S))["state"]
+    held = _require_success(await target.request(to, b"", timeout_s=STEP_TIMEOUT_S))["state"]
     # The number of messages may differ: messages expire meanwhile, on one server earlier than on the other.
     if held["last_seq"] != snapshot["state"]["last_seq"]:
         raise LogUnavailable(f"the copy of {name} is incomplete: it ends at {held['last_seq']}")
@@ -58,10 +58,10 @@ async def _copy(source: Connection, target: Connection, name: str, replicas: int
 
 
 async def _ask(connection: Connection, subject: str, query: dict[str, Any]) -> dict[str, Any]:
-    return _checked(await connection.request(subject, msgspec.json.encode(query), timeout_s=ASK_TIMEOUT_S))
+    return _require_success(await connection.request(subject, msgspec.json.encode(query), timeout_s=ASK_TIMEOUT_S))
 
 
-def _checked(reply: Any) -> dict[str, Any]:
+def _require_success(reply: Any) -> dict[str, Any]:
     answer: dict[str, Any] = msgspec.json.decode(reply.data) if reply.data else {}
     if (error := answer.get("error")) is not None:
         raise LogUnavailable(f"the server refuses the copy: {error.get('description')}")

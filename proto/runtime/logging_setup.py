@@ -26,7 +26,7 @@ def configure(role: str, form: LogFormat, level: str = "info") -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True) if form == "json" else _local_time,
-        _ordered,
+        _order_fields,
     ]
     last: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
@@ -77,7 +77,7 @@ def _local_time(_: object, __: str, event: structlog.typing.EventDict) -> struct
     return event
 
 
-def _ordered(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _order_fields(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Puts the fields of `FIRST` first, and leaves out fields that are empty."""
     ordered = {**{name: event[name] for name in FIRST if name in event}, **event}
     return {name: value for name, value in ordered.items() if value is not None and value != ""}

@@ -26,13 +26,13 @@ class _QuietHandler(WSGIRequestHandler):
 def serve(host: str, port: int) -> None:
     """Serves the metrics of this process on `host` until it ends. Raises SettingsInvalid if the address is not free."""
     try:
-        server = make_server(host, port, checked(make_wsgi_app(), host), _Server, _QuietHandler)
+        server = make_server(host, port, check_host(make_wsgi_app(), host), _Server, _QuietHandler)
     except OSError as error:
         raise SettingsInvalid(f"TAILRACE_METRICS_PORT: cannot listen on {host}:{port}: {error.strerror}") from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 
-def checked(app: App, host: str) -> App:
+def check_host(app: App, host: str) -> App:
     """Returns `app` behind a check of the Host header, against DNS rebinding, if it listens on loopback only.
 
     A page in a browser on this machine could otherwise point its own host name at 127.0.0.1 and read the metrics. On

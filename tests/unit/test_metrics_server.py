@@ -7,7 +7,7 @@ import pytest
 
 from tailrace.deploy.local.ports import find_free
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.runtime.metrics_server import checked, serve
+from tailrace.proto.runtime.metrics_server import check_host, serve
 
 
 @pytest.mark.rule("S3")
@@ -29,8 +29,8 @@ def test_on_another_address_a_scraper_may_use_any_name() -> None:
     def app(*_: object) -> list[bytes]:
         return [b""]
 
-    assert checked(app, "0.0.0.0") is app
-    assert checked(app, "127.0.0.1") is not app
+    assert check_host(app, "0.0.0.0") is app
+    assert check_host(app, "127.0.0.1") is not app
 
 
 def test_a_port_in_use_is_refused_with_the_settings_name() -> None:

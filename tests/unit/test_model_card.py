@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tailrace.gateway.models.capabilities import update_supports
 from tailrace.gateway.models.card import ModelPage, build_card, build_page, build_sheet
-from tailrace.gateway.models.catalogue import offered
+from tailrace.gateway.models.catalogue import index_by_id
 from tailrace.gateway.models.offer import Offer
 from tailrace.proto.errors import Refused
 from tailrace.proto.model_records import ListedModel
@@ -61,7 +61,7 @@ def test_anthropics_list_selects_models_of_the_data_file() -> None:
     unheard = ListedModel(
         id="claude-unheard-of", max_tokens=1_000, capabilities=capabilities(pdf_input={"supported": True})
     )
-    listed = offered([unheard, *(ListedModel(id=name) for name in ("claude-sonnet-4-5-20250929", IDS[0]))])
+    listed = index_by_id([unheard, *(ListedModel(id=name) for name in ("claude-sonnet-4-5-20250929", IDS[0]))])
     found = Offer(listed).models
     assert [model.id for model in found] == [IDS[0], "claude-sonnet-4-5", "claude-unheard-of"]
     assert msgspec.to_builtins(build_sheet(found[-1], listed)) == {
@@ -77,7 +77,7 @@ def test_anthropics_list_selects_models_of_the_data_file() -> None:
 @pytest.mark.parametrize("names", [[], ["gpt-4o", "claude-unheard-of"]])
 def test_list_without_known_models_excludes_none(names: list[str]) -> None:
     """Something else than Anthropic's API has answered: the data file is used, and what is listed."""
-    listed = offered([ListedModel(id=name) for name in names])
+    listed = index_by_id([ListedModel(id=name) for name in names])
     assert [model.id for model in Offer(listed).models] == [*models(), *names]
 
 
@@ -91,7 +91,7 @@ def test_anthropics_values_take_precedence_over_the_data_file() -> None:
         max_tokens=1_000,
         capabilities=flags,
     )
-    listed = offered([told])
+    listed = index_by_id([told])
     shown, sheeted = build_card(SONNET, listed), build_sheet(SONNET, listed)
     assert (shown.created_at, shown.created) == (told.created_at, 1_759_190_400)
     assert (shown.max_input_tokens, shown.max_tokens, shown.capabilities) == (1_000_000, 1_000, flags)
