@@ -117,9 +117,7 @@ def possible(wanted: list[str], size: Size) -> list[str]:
 
 def judge(campaign: Campaign, observed: Observed, run: Run) -> dict[str, Verdict]:
     """Returns the verdicts on the five promises for all turns, on the invariants, and on what was observed."""
-    verdicts = {
-        promise.__name__: worst([promise(run.history(key)) for key in run.acknowledged]) for promise in PROMISES
-    }
+    verdicts = judge_promises(run)
     verdicts |= invariants.judge(run, Bounds(end_s=0, hedges=campaign.size.hedges))
     ineffective = [name for name, _, effective, _ in counts(campaign, observed, run) if not effective]
     verdicts |= {
@@ -131,6 +129,18 @@ def judge(campaign: Campaign, observed: Observed, run: Run) -> dict[str, Verdict
         "faults": Verdict(not ineffective, f"without effect: {', '.join(ineffective)}" if ineffective else "each kind"),
     }
     return verdicts
+
+
+def judge_promises(run: Run) -> dict[str, Verdict]:
+    """Returns the worst verdict on each promise.
+
+    No client reads the turns of the overload, so what readers saw of them is unknown.
+    """
+    judged = {promise.__name__: [(key, promise(run.history(key))) for key in run.acknowledged] for promise in PROMISES}
+    return {
+        name: worst([verdict for key, verdict in verdicts if verdict.holds is not None or key in run.readers])
+        for name, verdicts in judged.items()
+    }
 
 
 def counts(campaign: Campaign, observed: Observed, run: Run) -> Iterator[tuple[str, int, int, int]]:
