@@ -24,6 +24,7 @@ from tailrace.gateway.clients.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
 from tailrace.gateway.clients.native.routes import ROUTES as NATIVE_ROUTES
 from tailrace.gateway.clients.openai.chat_routes import ROUTES as OPENAI_CHAT_ROUTES
 from tailrace.gateway.clients.openai.responses_routes import ROUTES as OPENAI_RESPONSES_ROUTES
+from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
 from tailrace.gateway.clients.tutorials.routes import ROUTES as TUTORIAL_ROUTES
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import error_responses
@@ -32,6 +33,7 @@ from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
 from tailrace.gateway.http.query_parameters import require_known
 from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.http.refusal_events import RefusalEvents
 from tailrace.gateway.http.traced_route import trace_route
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.storage_share import StorageShare
@@ -135,7 +137,7 @@ def app(gateway: Gateway) -> Starlette:
     starlette = Starlette(
         routes=[serve(route) for route in ROUTES],
         middleware=[
-            *_hosts_and_origins(gateway),
+            *_outermost(gateway),
             Middleware(AdmissionQueue, urgent=health.PATHS | overview.PATHS),
             # The last handler of Starlette stands outside of CORS.
             Middleware(ExceptionMiddleware, handlers={Exception: error_responses.unexpected}),
@@ -154,12 +156,13 @@ def app(gateway: Gateway) -> Starlette:
 
 def overflow_app(gateway: Gateway) -> Starlette:
     """Returns the application for connections above the limit, which rejects every request."""
-    return Starlette(routes=[Mount("", refuse_connection)], middleware=_hosts_and_origins(gateway))
+    return Starlette(routes=[Mount("", refuse_connection)], middleware=_outermost(gateway))
 
 
-def _hosts_and_origins(gateway: Gateway) -> list[Middleware]:
+def _outermost(gateway: Gateway) -> list[Middleware]:
     """Returns the outermost middleware. CORS lets an EventSource of another origin read why it is rejected."""
     return [
+        Middleware(RefusalEvents, renderers=REFUSAL_EVENTS),
         Middleware(HostMiddleware, hosts=AllowedHosts(gateway.settings), authenticator=gateway.authenticator),
         *cors_middleware(parse_origins(gateway.settings.origins)),
     ]

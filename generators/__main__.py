@@ -10,6 +10,7 @@ from tailrace.generators import metrics
 from tailrace.generators.attempt_span import attempt_span
 from tailrace.generators.backends import Backend
 from tailrace.generators.backends.anthropic_api import AnthropicApi
+from tailrace.generators.backends.claude_code import ClaudeCode
 from tailrace.generators.backends.measured import MeasuredBackend
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.backends.registry import open_backend
@@ -94,14 +95,22 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         metrics.TENANTS.update(parse_tenants(settings.metrics_tenants))
         metrics.SLOTS.set(settings.concurrency)
         service.mark_ready(generator=name, concurrency=settings.concurrency)
-        checking = asyncio.create_task(check_key(claude, worker)) if claude is not None else None
+        checks = [asyncio.create_task(report_version(backends, worker))]
+        checks += [asyncio.create_task(check_key(claude, worker))] if claude is not None else []
         try:
             await worker.run(stop)
         finally:
-            if checking is not None:
-                checking.cancel()
+            for check in checks:
+                check.cancel()
             if not connection.closed.is_set():
                 await endpoints.stop()
+
+
+async def report_version(backends: Mapping[str, Backend], worker: Worker) -> None:
+    """Sets the version of Claude Code in the health report, if it is one of the backends."""
+    for backend in backends.values():
+        if isinstance(backend, ClaudeCode):
+            worker.claude_version = await backend.version()
 
 
 def build_batch_runner(

@@ -18,7 +18,7 @@ from tailrace.generators.stop_sequences import StopSequences
 from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.proto import events
 from tailrace.proto.entries import Message, Mode, Request
-from tailrace.proto.fold import Block, Turn, content
+from tailrace.proto.fold import Block, Turn, content, is_executed_tool
 from tailrace.proto.forced_tools import forced_functions
 from tailrace.proto.models import find_model
 
@@ -57,7 +57,7 @@ def build_continuation_call(request: Request, turn: Turn) -> Call:
         return call
     if supports_prefill(request.model):
         return msgspec.structs.replace(call, messages=append_answer(call.messages, prefill(turn.text)))
-    partial = [content(block) for block in turn.blocks if block.text.strip()]
+    partial = [content(block) for block in turn.blocks if block.text.strip() and not is_executed_tool(block.start)]
     prompt = CONTINUE_PROMPT.format(tail=msgspec.json.encode(turn.text[-TAIL_CHARS:]).decode())
     messages = [*call.messages, Message("assistant", partial), Message("user", prompt)]
     return msgspec.structs.replace(call, messages=messages)

@@ -10,7 +10,7 @@ import msgspec
 from tailrace.generators.backends.model_event import ModelEvent, from_event, stop_message
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Mode
-from tailrace.proto.fold import Block, Turn
+from tailrace.proto.fold import Block, Turn, is_executed_tool
 from tailrace.proto.forced_tools import answer_schema, forced_functions
 
 
@@ -152,8 +152,10 @@ def tokens_left(turn: Turn) -> int:
 def can_continue(blocks: tuple[Block, ...]) -> bool:
     """Whether a model can continue after `blocks`: only text can be continued in the middle.
 
-    The API refuses half a tool call, half a thought, and a complete tool call without its result.
+    The API refuses half a tool call, half a thought, and a complete tool call without its result. A complete call that
+    the backend has executed is not sent.
     """
+    blocks = tuple(block for block in blocks if not (block.is_closed and is_executed_tool(block.start)))
     if not blocks:
         return True
     *before, last = blocks

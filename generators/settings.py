@@ -44,6 +44,9 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     anthropic_base_url: Annotated[str, Meta(description="URL of Anthropic's API, or of a compatible server")] = (
         "https://api.anthropic.com"
     )
+    claude_code_oauth_token: Annotated[
+        str, Meta(description="token of `claude setup-token`: claude_code uses your login instead of an API key")
+    ] = ""
     claude_code_binary: Annotated[
         str, Meta(description="path of Claude Code's program; empty: searched on PATH and in its usual folders")
     ] = ""
@@ -110,9 +113,14 @@ def unique_name(settings: Settings) -> str:
 
 
 def require_sound(settings: Settings) -> None:
-    """Raises SettingsInvalid for a key that does not fit in a header, an invalid URL, and a SOCKS proxy."""
-    if API_KEY.fullmatch(settings.anthropic_api_key) is None:
-        raise SettingsInvalid("ANTHROPIC_API_KEY: a key is visible ASCII, without spaces")
+    """Raises SettingsInvalid for a key or token that does not fit in a header, an invalid URL, and a SOCKS proxy."""
+    secrets_by_name = {
+        "ANTHROPIC_API_KEY": settings.anthropic_api_key,
+        "CLAUDE_CODE_OAUTH_TOKEN": settings.claude_code_oauth_token,
+    }
+    for name, secret in secrets_by_name.items():
+        if secret and API_KEY.fullmatch(secret) is None:
+            raise SettingsInvalid(f"{name}: a key is visible ASCII, without spaces")
     try:
         url = urlsplit(settings.anthropic_base_url)
         is_url = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0

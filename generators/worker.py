@@ -95,6 +95,8 @@ class Worker:
         self._is_draining = False
         self.detail = ""
         """A sentence for operators in the health report."""
+        self.claude_version: str | msgspec.UnsetType = msgspec.UNSET
+        """The version of Claude Code for the health report, if this generator runs it."""
 
     async def run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
@@ -132,6 +134,7 @@ class Worker:
                 waiting=self._slots.waiting(),
                 detail=self.detail,
                 oldest_waiting_s=age_s(oldest) if oldest is not None else 0.0,
+                claude_version=self.claude_version,
             )
         )
 

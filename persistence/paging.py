@@ -45,5 +45,9 @@ def start(after: str | None, default: PageCursor) -> PageCursor:
     return decode(after) if after is not None else default
 
 
+def clamp_offset(offset: int) -> int:
+    return max(0, min(offset, END_OF_TIME))
+
+
 def clamp_limit(limit: int) -> int:
     return max(1, min(limit, LIMIT_MAX))

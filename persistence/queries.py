@@ -74,10 +74,14 @@ class Queries:
         return found
 
     async def sessions(self, tenant: Tenant, ask: ListSessions) -> SessionPage:
-        limit = paging.clamp_limit(ask.limit)
-        before = paging.start(ask.after, paging.NEWEST)
-        found = await self._store.sessions(tenant, ask.project, before, limit + 1, self.since)
-        return SessionPage(*page_of(found, limit, lambda one: (one.updated_at, one.session)))
+        limit, total = paging.clamp_limit(ask.limit), None
+        if ask.offset is not None:
+            offset = paging.clamp_offset(ask.offset)
+            found, total = await self._store.numbered_sessions(tenant, ask.project, offset, limit + 1, self.since)
+        else:
+            before = paging.start(ask.after, paging.NEWEST)
+            found = await self._store.sessions(tenant, ask.project, before, limit + 1, self.since)
+        return SessionPage(*page_of(found, limit, lambda one: (one.updated_at, one.session)), total)
 
     async def session_turns(self, tenant: Tenant, ask: ListSessionTurns) -> TurnPage:
         limit = paging.clamp_limit(ask.limit)

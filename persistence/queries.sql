@@ -24,11 +24,12 @@ ON CONFLICT (tenant, project) DO NOTHING
 -- Upserts a turn. A fold of fewer or the same entries of the log changes nothing.
 INSERT INTO turns (
     tenant, turn, session, parent, model, outcome, input, content, text, stop_reason, stop_sequence, envelope, fits,
-    error, attempts, metadata, asked_at, first_token_at, ended_at, cursor, text_chars, text_sha256, batch, cost_is_unknown
+    error, attempts, metadata, asked_at, first_token_at, ended_at, cursor, text_chars, text_sha256, batch, cost_is_unknown,
+    project
 ) VALUES (
     :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :stop_sequence,
     :envelope, :fits, :error, :attempts, :metadata, :asked_at, :first_token_at, :ended_at, :cursor, :text_chars,
-    :text_sha256, :batch, :cost_is_unknown
+    :text_sha256, :batch, :cost_is_unknown, :project
 )
 ON CONFLICT (tenant, turn) DO UPDATE SET
     outcome = excluded.outcome,
@@ -346,6 +347,42 @@ WITH page AS (
     ORDER BY created_at DESC, project DESC LIMIT :limit
 )
 {projects_with_totals}
+
+-- name: projects_from
+-- The projects of a tenant from the one with a number on, newest first, with totals.
+WITH page AS (
+    SELECT * FROM projects WHERE tenant = :tenant
+    ORDER BY created_at DESC, project DESC LIMIT :limit OFFSET :offset
+)
+{projects_with_totals}
+
+-- name: sessions_from
+-- The sessions of a tenant from the one with a number on, most recent first, with totals.
+WITH page AS (
+    SELECT * FROM sessions WHERE tenant = :tenant
+    ORDER BY updated_at DESC, session DESC LIMIT :limit OFFSET :offset
+)
+{with_totals}
+
+-- name: project_sessions_from
+-- The same for one project.
+WITH page AS (
+    SELECT * FROM sessions WHERE tenant = :tenant AND project = :project
+    ORDER BY updated_at DESC, session DESC LIMIT :limit OFFSET :offset
+)
+{with_totals}
+
+-- name: count_projects
+-- The number of projects of a tenant.
+SELECT count(*) AS total FROM projects WHERE tenant = :tenant
+
+-- name: count_sessions
+-- The number of sessions of a tenant.
+SELECT count(*) AS total FROM sessions WHERE tenant = :tenant
+
+-- name: count_project_sessions
+-- The number of sessions of a project.
+SELECT count(*) AS total FROM sessions WHERE tenant = :tenant AND project = :project
 
 -- name: active_sessions
 -- The number of sessions that were used since a time.

@@ -52,10 +52,14 @@ class ResourceQueries:
         return found
 
     async def projects(self, tenant: Tenant, ask: ListProjects) -> ProjectPage:
-        limit = paging.clamp_limit(ask.limit)
-        before = paging.start(ask.after, paging.NEWEST)
-        found = await self._store.projects(tenant, before, limit + 1, self._queries.since)
-        return ProjectPage(*page_of(found, limit, lambda one: (one.created_at, one.id)))
+        limit, total = paging.clamp_limit(ask.limit), None
+        if ask.offset is not None:
+            offset = paging.clamp_offset(ask.offset)
+            found, total = await self._store.numbered_projects(tenant, offset, limit + 1, self._queries.since)
+        else:
+            before = paging.start(ask.after, paging.NEWEST)
+            found = await self._store.projects(tenant, before, limit + 1, self._queries.since)
+        return ProjectPage(*page_of(found, limit, lambda one: (one.created_at, one.id)), total)
 
     async def branches(self, tenant: Tenant, ask: ListBranches) -> BranchPage:
         limit = paging.clamp_limit(ask.limit)

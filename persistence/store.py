@@ -215,6 +215,16 @@ class Store(Database):
             rows = await self.read(SQL["project_sessions"], tenant=tenant, project=project, **page)
         return [session_record(row, since) for row in rows]
 
+    async def numbered_sessions(
+        self, tenant: Tenant, project: str | None, offset: int, limit: int, since: datetime
+    ) -> tuple[list[SessionRecord], int]:
+        """Returns sessions after the first `offset`, and the number of all, as `sessions` does."""
+        given = {} if project is None else {"project": project}
+        kind = "sessions" if project is None else "project_sessions"
+        rows = await self.read(SQL[f"{kind}_from"], tenant=tenant, limit=limit, offset=offset, **given)
+        counted = await self.read(SQL[f"count_{kind}"], tenant=tenant, **given)
+        return [session_record(row, since) for row in rows], counted[0]["total"]
+
     async def session_turns(self, tenant: Tenant, session: str, after: PageCursor, limit: int) -> list[TurnRecord]:
         """Returns turns of a session after `after`, oldest first."""
         rows = await self.read(
@@ -256,6 +266,14 @@ class Store(Database):
         """Returns projects created before `before`, newest first."""
         rows = await self.read(SQL["projects"], tenant=tenant, before_at=before.at, before=before.name, limit=limit)
         return [project_record(row, since) for row in rows]
+
+    async def numbered_projects(
+        self, tenant: Tenant, offset: int, limit: int, since: datetime
+    ) -> tuple[list[ProjectRecord], int]:
+        """Returns projects after the first `offset`, newest first, and the number of all."""
+        rows = await self.read(SQL["projects_from"], tenant=tenant, limit=limit, offset=offset)
+        counted = await self.read(SQL["count_projects"], tenant=tenant)
+        return [project_record(row, since) for row in rows], counted[0]["total"]
 
     async def usage(
         self, tenant: Tenant, by: UsageBy, start: datetime, end: datetime, after: str | None, limit: int

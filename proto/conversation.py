@@ -9,6 +9,7 @@ from typing import Any
 
 from tailrace.proto import blobs
 from tailrace.proto.entries import Message
+from tailrace.proto.fold import is_executed_tool
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 
@@ -42,7 +43,7 @@ def _is_usable(block: Block, *, is_completed: bool) -> bool:
         case "thinking":
             return is_completed and bool(block["signature"])
         case _:
-            return is_completed
+            return is_completed and not is_executed_tool(block)
 
 
 def _simplify(blocks: list[Block]) -> str | list[Block]:

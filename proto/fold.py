@@ -5,7 +5,7 @@ prefix and then the rest gives the same Turn as folding all entries.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -142,6 +142,14 @@ def text_proof(text: str) -> tuple[int, str]:
     """Returns the text's number of code points, and the SHA-256 of its UTF-8 in hex, as an `end` holds them (R24)."""
     # A model's JSON escapes can hold a lone surrogate, which has no UTF-8.
     return len(text), hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def is_executed_tool(block: Mapping[str, Any]) -> bool:
+    """Whether this content block is a tool call that a backend has executed itself, as Claude Code does.
+
+    Clients see it, and no model gets it: its result is not in the answer.
+    """
+    return block.get("type") == "server_tool_use" and "executed_by" in block
 
 
 def content(block: Block) -> dict[str, Any]:

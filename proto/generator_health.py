@@ -18,3 +18,5 @@ class GeneratorHealth(msgspec.Struct, frozen=True):
     """A sentence for operators, for example that the model key is refused."""
     oldest_waiting_s: float = 0.0
     """The age of the oldest turn that waits in the generator; 0 if none does."""
+    claude_version: str | msgspec.UnsetType = msgspec.UNSET
+    """The version of Claude Code, if the generator runs it."""

@@ -64,3 +64,8 @@ def parse_cursor(text: str) -> Seq:
     if CURSOR.fullmatch(text) is None or int(text) > SEQ_MAX:
         raise CursorUnknown("the cursor is not an event id of this server: send back an `id:` as you received it")
     return Seq(int(text))
+
+
+def folder_name(name: str) -> str:
+    """Returns a safe folder name for a tenant or a project: a token as it is, any other name as its hash."""
+    return name if is_token(name) else f"={hashlib.sha256(name.encode()).hexdigest()[:40]}"

@@ -57,6 +57,8 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Null: the model's price is unknown. Sums count such a turn as 0."""
     attempts: int
     metadata: dict[str, str]
+    project: str | None = None
+    """The project that the request named."""
     asked_at: datetime
     first_token_at: datetime | None = None
     """When the first delta of the answer was stored; null: none was, or an older version recorded the turn."""
@@ -125,6 +127,8 @@ class SessionPage(msgspec.Struct, frozen=True):
 
     sessions: list[SessionRecord]
     next: str | None
+    total: int | None = None
+    """All sessions; None for a page after a cursor."""
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -167,6 +171,8 @@ class ListSessions(Query[SessionPage], frozen=True):
     after: str | None = None
     limit: int = 50
     project: str | None = None
+    offset: int | None = None
+    """How many sessions are before the page; instead of `after`."""
 
 
 class ListSessionTurns(Query[TurnPage], frozen=True):
@@ -240,6 +246,7 @@ def record_from_fold(key: TurnKey, turn: Turn) -> TurnRecord:
         cost_usd=end.cost_usd if end else 0.0,
         attempts=turn.attempt,
         metadata=request.metadata or {},
+        project=request.project,
         asked_at=turn.asked_at,
         first_token_at=turn.first_token_at,
         ended_at=turn.ended_at,

@@ -33,6 +33,8 @@ class ProjectPage(msgspec.Struct, frozen=True):
 
     projects: list[ProjectRecord]
     next: str | None
+    total: int | None = None
+    """All projects; None for a page after a cursor."""
 
 
 class Branch(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +106,8 @@ class ListProjects(Query[ProjectPage], frozen=True):
     query: ClassVar[str] = "projects"
     after: str | None = None
     limit: int = 50
+    offset: int | None = None
+    """How many projects are before the page; instead of `after`."""
 
 
 class ListBranches(Query[BranchPage], frozen=True):

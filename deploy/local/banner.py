@@ -15,6 +15,8 @@ def model_banner(environ: Mapping[str, str]) -> str:
     if is_simulated(environ):
         return "ANTHROPIC_API_KEY is not set: a simulated Claude answers, free of charge"
     where = read(Settings, environ).anthropic_base_url
+    if environ.get("CLAUDE_CODE_OAUTH_TOKEN") and not environ.get("ANTHROPIC_API_KEY"):
+        return "CLAUDE_CODE_OAUTH_TOKEN is set: Claude Code answers with your login"
     return f"ANTHROPIC_API_KEY is set: Claude at {where} answers, and each turn costs money"
 
 

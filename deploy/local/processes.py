@@ -51,12 +51,14 @@ class Service(msgspec.Struct, frozen=True):
 
 # Variables of backends other than claude, including keys: they may be real while Claude is simulated.
 OTHER_BACKENDS = ("ANTHROPIC_BEDROCK_", "ANTHROPIC_VERTEX_", "AWS_", "GOOGLE_", "CLOUD_ML_")
-ALL_BACKENDS = ("ANTHROPIC_", *OTHER_BACKENDS)
+ALL_BACKENDS = ("ANTHROPIC_", "CLAUDE_CODE_", *OTHER_BACKENDS)
 
 
 def is_simulated(environ: Mapping[str, str]) -> bool:
     """Whether the simulated Claude is needed: a backend calls Anthropic's API and there is no key."""
-    calls_claude = re.search(r"\bclaude(_code)?\s*(,|;|:|$)", environ.get("TAILRACE_BACKENDS", "claude"))
+    # With a login, Claude Code alone needs no key.
+    name = r"\bclaude" if environ.get("CLAUDE_CODE_OAUTH_TOKEN") else r"\bclaude(_code)?"
+    calls_claude = re.search(rf"{name}\s*(,|;|:|$)", environ.get("TAILRACE_BACKENDS", "claude"))
     return calls_claude is not None and not environ.get("ANTHROPIC_API_KEY")
 
 

@@ -63,7 +63,8 @@ def reply(asked: Asked, call: int, cached: Cached = NOTHING) -> Reply:
     return Reply(
         message_id="msg_sim" + hashlib.sha256(f"{talk.key}{call}".encode()).hexdigest()[:20],
         model=request.model,
-        input_tokens=request.input_tokens - cached.read - cached.written,
+        # The cache counts the words of each block. Joined without white space, the blocks have fewer.
+        input_tokens=max(0, request.input_tokens - cached.read - cached.written),
         cached=cached,
         part=part,
         stop_reason=stop_reason(part),

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from tailrace.gateway.auth.login import COOKIE
 from tailrace.gateway.auth.scopes import NEEDS, Need
+from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
 from tailrace.gateway.http.error_responses import Envelope
 from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS, Operation
 from tailrace.proto.errors import CODES
@@ -54,13 +55,7 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
         "webhooks": {"turn": {"post": _webhook(schema_of[WebhookPayload])}},
         "components": {
             "schemas": components,
-            "responses": {
-                str(status): {
-                    "description": _error_codes(status),
-                    "content": {"application/json": {"schema": schema_of[Envelope]}},
-                }
-                for status in _error_statuses()
-            },
+            "responses": {str(status): _error(status, schema_of) for status in _error_statuses()},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -78,6 +73,9 @@ def _operation(route: Route, method: str, row: Operation, schema_of: dict[Any, J
         "summary": _capitalise(re.sub(r"^`[^`]*`(: )?", "", summary)),
         "responses": _responses(row, schema_of),
     }
+    if method == "POST" and route.path in REFUSAL_EVENTS:
+        events = {EVENT_STREAM: _stream_content(EVENT_STREAM)}
+        operation["responses"] |= {str(status): _error(status, schema_of, events) for status in _error_statuses()}
     if more.strip():
         operation["description"] = re.sub(r"\n +", "\n", more.strip())
     names = re.findall(r"{(\w+)}", route.path)
@@ -139,6 +137,12 @@ def _responses(row: Operation, schema_of: dict[Any, Json]) -> Json:
         streamed = {"content": {EVENT_STREAM: _stream_content(EVENT_STREAM)}} if status == HTTPStatus.OK else {}
         responses[str(status)] = {"description": description, **streamed}
     return responses | {str(status): {"$ref": f"#/components/responses/{status}"} for status in _error_statuses()}
+
+
+def _error(status: int, schema_of: dict[Any, Json], more: Json | None = None) -> Json:
+    """Returns an error response: the envelope, and the media types of `more`."""
+    content = {"application/json": {"schema": schema_of[Envelope]}, **(more or {})}
+    return {"description": _error_codes(status), "content": content}
 
 
 def _stream_content(media_type: str) -> Json:

@@ -32,7 +32,7 @@ from tailrace.gateway.resources.deletion import Deleted
 from tailrace.gateway.resources.health import Health
 from tailrace.gateway.resources.index import Directory
 from tailrace.gateway.resources.login import LoggedIn
-from tailrace.gateway.resources.projects import NewProjectBody, ProjectList
+from tailrace.gateway.resources.projects import NewProjectBody, ProjectBody, ProjectList
 from tailrace.gateway.resources.prompts import PromptList
 from tailrace.gateway.resources.running import CancelledSession, RunningTurns
 from tailrace.gateway.resources.sessions import BranchList, NewSessionBody, RenameBody, SessionList, SessionStats
@@ -42,7 +42,6 @@ from tailrace.gateway.streaming.pacing import PACE
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.model_records import TokenCount
 from tailrace.proto.records import SessionRecord, TurnPage, TurnRecord
-from tailrace.proto.resources import ProjectRecord
 
 SSE = "text/event-stream"
 JSON_LINES = "application/x-ndjson"
@@ -126,6 +125,8 @@ PARAMETERS: dict[str, Json] = {
     "beta": _query("beta", "Sent by Anthropic's SDKs. It has no effect."),
     "api_version": _query("api-version", "Sent by clients of Azure OpenAI. It has no effect."),
     "client_version": _query("client_version", "Sent by OpenAI's Codex. It has no effect."),
+    "page_number": _query("page", "The number of the page, instead of `after`.", type="integer", minimum=1),
+    "per_page": _query("per_page", "The same as `limit`.", type="integer", minimum=1, maximum=200),
     "page": _query("page", "Only 1: pages are addressed by `after`.", enum=["1"]),
     "order": _query("order", "The order of the items; `desc` by default.", enum=["asc", "desc"]),
     "after_item": _query("after", "The id of the last received item."),
@@ -136,6 +137,7 @@ PARAMETERS: dict[str, Json] = {
     "replay": _query("replay", "`true`: `startIndex` counts as in a stream that began without it."),
 }
 PAGE = ("after", "limit", "page")
+NUMBERED = ("after", "limit", "page_number", "per_page")
 AZURE = ("api_version",)
 INCLUDE = ("include", "include_list")
 RESUMING = ("last", "cursor")
@@ -211,8 +213,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("POST", "/api/chat/{chat}/stop"): Operation("ai-sdk", response=Stopped),
     ("GET", "/api/chat/{chat}/messages"): Operation("ai-sdk", response=Any, reference=AI_SDK),
-    ("GET", "/v1/sessions"): Operation("sessions", response=SessionList, parameters=(*PAGE, "of_project")),
-    ("POST", "/v1/sessions"): Operation("sessions", NewSessionBody, SessionRecord, 201),
+    ("GET", "/v1/sessions"): Operation("sessions", response=SessionList, parameters=(*NUMBERED, "of_project")),
+    ("POST", "/v1/sessions"): Operation("sessions", NewSessionBody, SessionRecord),
     ("GET", "/v1/sessions/stats"): Operation("sessions", response=SessionStats),
     ("GET", "/v1/sessions/{session}"): Operation("sessions", response=SessionRecord),
     ("PATCH", "/v1/sessions/{session}"): Operation("sessions", RenameBody, SessionRecord),
@@ -220,9 +222,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/sessions/{session}/cancel"): Operation("sessions", response=CancelledSession),
     ("GET", "/v1/sessions/{session}/turns"): Operation("sessions", response=TurnPage, parameters=PAGE),
     ("GET", "/v1/sessions/{session}/branches"): Operation("sessions", response=BranchList, parameters=PAGE),
-    ("GET", "/v1/projects"): Operation("projects", response=ProjectList, parameters=PAGE),
-    ("POST", "/v1/projects"): Operation("projects", NewProjectBody, ProjectRecord, 201),
-    ("GET", "/v1/projects/{project}"): Operation("projects", response=ProjectRecord),
+    ("GET", "/v1/projects"): Operation("projects", response=ProjectList, parameters=NUMBERED),
+    ("POST", "/v1/projects"): Operation("projects", NewProjectBody, ProjectBody),
+    ("GET", "/v1/projects/{project}"): Operation("projects", response=ProjectBody),
     ("DELETE", "/v1/projects/{project}"): Operation("projects", response=Deleted),
     ("GET", "/v1/usage"): Operation("projects", response=UsageList, parameters=("by", "from", "to", *PAGE)),
     ("POST", "/chat/stream"): Operation(

@@ -1,6 +1,7 @@
 """Routes for operators: liveness, readiness, health and Prometheus metrics. They need no key and show no turn."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
@@ -30,15 +31,24 @@ class Report(msgspec.Struct):
 
     ok: bool
     detail: str = ""
+    claude_version: str | msgspec.UnsetType = msgspec.UNSET
+    """The version of Claude Code, from a generator that runs it."""
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """`active_turns`: waiting and running turns of all tenants; null when NATS does not answer."""
+    """`active_turns`: waiting and running turns of all tenants; null when NATS does not answer.
+
+    The last three are those of other servers for Claude: `active_sessions` repeats `active_turns`, and `claude_version`
+    is the version of Claude Code, null if no generator that answered runs it.
+    """
 
     status: Literal["healthy", "unhealthy"]
     version: str
     active_turns: int | None
     connected: dict[str, bool]
+    timestamp: datetime
+    active_sessions: int | None
+    claude_version: str | None
 
 
 class HealthChecks:
@@ -105,9 +115,12 @@ async def health(_: ApiRequest, checks: HealthChecks) -> Response:
     is_ok = _are_ok(parts)
     report = Health(
         status="healthy" if is_ok else "unhealthy",
+        timestamp=datetime.now(UTC),
         version=VERSION,
         active_turns=active,
+        active_sessions=active,
         connected={name: parts[name].ok for name in ("nats", GENERATORS, PERSISTENCE)},
+        claude_version=parts[GENERATORS].claude_version or None,
     )
     return _response(report, is_ok=is_ok)
 

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from tailrace.gateway.http.chat_cookie import cookie_of, format_cookie, new_cookie
 from tailrace.gateway.http.json_response import json_response
 from tailrace.proto.version import VERSION
 
@@ -26,12 +27,14 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def index(request: Request) -> Response:
-    """`GET /`: the routes, as JSON if the client accepts it, else as text."""
+    """`GET /`: the routes, as JSON if the client accepts it, else as text. Sets the cookie of the chat page."""
     endpoints = endpoints_of(request.app.routes)
+    headers = {} if cookie_of(request) else {"set-cookie": format_cookie(new_cookie(), request)}
     if "application/json" in request.headers.get("accept", ""):
-        return json_response(Directory(endpoints=endpoints))
+        return json_response(Directory(endpoints=endpoints), headers=headers)
     lines = [f"{' '.join(methods)} {path}" for path, methods in endpoints.items()]
-    return PlainTextResponse("\n".join([f"{NAME} {VERSION}: {ABOUT}.", PAGES, "", *lines, ""]))
+    text = "\n".join([f"{NAME} {VERSION}: {ABOUT}.", PAGES, "", *lines, ""])
+    return PlainTextResponse(text, headers={"cache-control": "no-store", **headers})
 
 
 def endpoints_of(routes: Iterable[BaseRoute]) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
-"""Paging of lists: the query parameters `after` and `limit`, and the response body."""
+"""Paging of lists: the query parameters `after` and `limit`, or `page` and `per_page`, and the response body."""
 
 import re
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -10,6 +10,7 @@ from tailrace.proto.errors import Refused
 
 LIMIT_MAX = 200
 LIMIT = re.compile(r"[0-9]{1,4}")
+PAGE = re.compile(r"[1-9][0-9]{0,8}")
 
 R = TypeVar("R")
 
@@ -23,19 +24,77 @@ class Page(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     next: str | None
 
 
+class Pagination(msgspec.Struct, frozen=True, kw_only=True):
+    """The position of a page by its number, with the field names of other servers for Claude."""
+
+    page: int
+    per_page: int
+    total_items: int
+    total_pages: int
+    has_next: bool
+    has_prev: bool
+
+
+class NumberedPage(Page[R], frozen=True, kw_only=True):
+    """A page that can also be requested by its number. `pagination` is null for a page after a cursor."""
+
+    pagination: Pagination | None
+
+
+class PageNumber(NamedTuple):
+    """The page that a request wants: after a cursor, or by its number."""
+
+    after: str | None
+    limit: int
+    number: int
+
+    @property
+    def offset(self) -> int | None:
+        """The number of items before the page; None after a cursor."""
+        return (self.number - 1) * self.limit if self.after is None else None
+
+    def pagination(self, total: int | None) -> Pagination | None:
+        """Returns the fields for a list of `total` items; None after a cursor."""
+        if total is None or self.after is not None:
+            return None
+        pages = -(-total // self.limit)
+        return Pagination(
+            page=self.number,
+            per_page=self.limit,
+            total_items=total,
+            total_pages=pages,
+            has_next=self.number < pages,
+            has_prev=self.number > 1,
+        )
+
+
+def number_of(request: Request) -> PageNumber:
+    """Returns `?after=` or `?page=`, and `?limit=` or `?per_page=`, which mean the same. Raises Refused."""
+    query = request.query_params
+    if "limit" in query and "per_page" in query:
+        raise Refused("request_invalid", "`limit` and `per_page` mean the same: send one of them.")
+    if "after" in query and "page" in query:
+        raise Refused("request_invalid", "`after` and `page` exclude each other: send one of them.")
+    number = query.get("page", "1")
+    if PAGE.fullmatch(number) is None:
+        raise Refused("request_invalid", "`page` must be a number from 1.")
+    limit = limit_of(request, 50, LIMIT_MAX, "per_page" if "per_page" in query else "limit")
+    return PageNumber(query.get("after"), limit, int(number))
+
+
 def page_of(request: Request) -> tuple[str | None, int]:
     """Returns `?after=`, which is the `next` of the previous page, and `?limit=`. Raises Refused."""
     limit = limit_of(request, 50, LIMIT_MAX)
     if request.query_params.get("page", "1") != "1":
         # A client that counts pages would get the first page again and again.
-        raise Refused("request_invalid", "`page` is not supported; send the `next` of the previous page as `after`.")
+        raise Refused("request_invalid", "`page` is not supported here; send the previous `next` as `after`.")
     return request.query_params.get("after"), limit
 
 
-def limit_of(request: Request, default: int, most: int) -> int:
+def limit_of(request: Request, default: int, most: int, name: str = "limit") -> int:
     """Returns `?limit=`, or `default` without it. Raises Refused unless it is from 1 to `most`."""
-    limit = request.query_params.get("limit", str(default))
+    limit = request.query_params.get(name, str(default))
     # At most four digits: Python refuses to convert thousands of digits.
     if LIMIT.fullmatch(limit) is None or not 1 <= int(limit) <= most:
-        raise Refused("request_invalid", f"`limit` must be from 1 to {most}.")
+        raise Refused("request_invalid", f"`{name}` must be from 1 to {most}.")
     return int(limit)

@@ -8,11 +8,12 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.resources.deletion import delete_response
-from tailrace.gateway.resources.paging import Page, page_of
+from tailrace.gateway.resources.paging import NumberedPage, number_of
 from tailrace.gateway.resources.sessions import check_text
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.request_body import check_name
-from tailrace.proto.ids import new_id
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Tenant, folder_name, new_id
 from tailrace.proto.resources import CreateProject, GetProject, ListProjects, ProjectRecord
 
 NAME_CHARS_MAX = 200
@@ -25,35 +26,57 @@ class NewProjectBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     name: str
     description: str | None = None
     id: str | None = None
+    path: str | None = None
+    """Refused: the folder of a project follows from its id."""
 
 
-class ProjectList(Page[ProjectRecord], frozen=True, kw_only=True):
+class ProjectBody(ProjectRecord, frozen=True, kw_only=True):
+    """A project. `path`: its folder, below the one of all projects, if Claude Code answers its turns."""
+
+    path: str
+
+
+class ProjectList(NumberedPage[ProjectBody], frozen=True, kw_only=True):
     """Newest first."""
+
+
+def with_path(tenant: Tenant, record: ProjectRecord) -> ProjectBody:
+    path = f"{folder_name(tenant)}/{folder_name(record.id)}"
+    return ProjectBody(**msgspec.structs.asdict(record), path=path)
 
 
 async def projects(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/projects`: all projects, newest first, in pages."""
-    tenant, (after, limit) = request.tenant, page_of(request)
-    found = await history.ask(tenant, ListProjects(after, limit))
-    return json_response(ProjectList(data=found.projects, has_more=found.next is not None, next=found.next))
+    tenant, page = request.tenant, number_of(request)
+    found = await history.ask(tenant, ListProjects(page.after, page.limit, page.offset))
+    return json_response(
+        ProjectList(
+            data=[with_path(tenant, record) for record in found.projects],
+            has_more=found.next is not None,
+            next=found.next,
+            pagination=page.pagination(found.total),
+        )
+    )
 
 
 async def post(request: ApiRequest, history: HistoryClient) -> Response:
-    """`POST /v1/projects`: creates a project."""
+    """`POST /v1/projects`: creates a project. Status 200, as clients of other servers for Claude check."""
     tenant = request.tenant
     new, _ = await request.read(NewProjectBody)
     check_name("id", new.id)
+    if new.path is not None:
+        raise Refused("request_invalid", "`path` follows from the project's id: leave it out")
     check_text("name", new.name, NAME_CHARS_MAX)
     check_text("description", new.description, DESCRIPTION_CHARS_MAX)
     made = await history.ask(tenant, CreateProject(new.id or new_id(), new.name, new.description))
-    return json_response(made, status=201, headers={"location": f"/v1/projects/{made.id}"})
+    return json_response(with_path(tenant, made), headers={"location": f"/v1/projects/{made.id}"})
 
 
 async def project(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/projects/{project}`: one project, with the totals of its sessions."""
     tenant = request.tenant
     question = GetProject(request.path_params["project"])
-    return json_response(await history.ask(tenant, question))
+    return json_response(with_path(tenant, await history.ask(tenant, question)))
 
 
 async def delete(request: ApiRequest, deleter: Deleter) -> Response:

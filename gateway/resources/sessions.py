@@ -13,7 +13,7 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.resources.deletion import delete_response
-from tailrace.gateway.resources.paging import Page, page_of
+from tailrace.gateway.resources.paging import NumberedPage, Page, number_of, page_of
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, check_name, check_session, require_unclaimed
@@ -50,7 +50,7 @@ class RenameBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     title: str | None
 
 
-class SessionList(Page[SessionRecord], frozen=True, kw_only=True):
+class SessionList(NumberedPage[SessionRecord], frozen=True, kw_only=True):
     """Sessions, newest first; `sessions` repeats `data`."""
 
     sessions: list[SessionRecord]
@@ -82,21 +82,28 @@ class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
 
 async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/sessions`: all sessions, newest first, in pages; `?project_id=`: those of one project."""
-    tenant, (after, limit) = request.tenant, page_of(request)
-    question = ListSessions(after, limit, request.query_params.get("project_id"))
+    tenant, page = request.tenant, number_of(request)
+    question = ListSessions(page.after, page.limit, request.query_params.get("project_id"), page.offset)
     found = await history.ask(tenant, question)
-    listed, has_more = found.sessions, found.next is not None
-    return json_response(SessionList(data=listed, sessions=listed, has_more=has_more, next=found.next))
+    return json_response(
+        SessionList(
+            data=found.sessions,
+            sessions=found.sessions,
+            has_more=found.next is not None,
+            next=found.next,
+            pagination=page.pagination(found.total),
+        )
+    )
 
 
 async def post(request: ApiRequest, history: HistoryClient, catalogue: Catalogue) -> Response:
-    """`POST /v1/sessions`: creates a session without turns."""
+    """`POST /v1/sessions`: creates a session without turns. Status 200, which clients of other servers check."""
     tenant = request.tenant
     new, _ = await request.read(NewSessionBody)
     _check(new, await catalogue.offer(tenant))
     session = CreateSession(new.id or new_id(), new.title, new.model, new.system_prompt, new.project_id)
     made = await history.ask(tenant, session)
-    return json_response(made, status=201, headers={"location": f"/v1/sessions/{made.session}"})
+    return json_response(made, headers={"location": f"/v1/sessions/{made.session}"})
 
 
 async def session(request: ApiRequest, history: HistoryClient) -> Response:

@@ -7,7 +7,6 @@ all users of a machine can read arguments.
 """
 
 import asyncio
-import hashlib
 import os
 import re
 import shutil
@@ -28,7 +27,7 @@ from tailrace.generators.settings import Settings, require_sound
 from tailrace.generators.structured_output import append_to_system, move_schema_to_prompt
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid
-from tailrace.proto.ids import is_token
+from tailrace.proto.ids import folder_name
 from tailrace.proto.schema import schema_of
 
 LINE_BYTES_MAX = 16 * 2**20  # a line may contain the complete result of a tool
@@ -36,6 +35,8 @@ USUAL_PATHS = ("~/.local/bin/claude", "~/.claude/local/claude", "/usr/local/bin/
 PATH = "/usr/local/bin:/usr/bin:/bin"
 # Options that Claude Code decides itself without changing what the answer is. It would ignore any other option.
 HINTS = frozenset({"cache_control", "context_management", "metadata", "service_tier", "thinking"})
+VERSION_S_MAX = 30.0
+VERSION_CHARS_MAX = 100
 # The reaper's own grace period, plus some time for it to end.
 END_S_MAX = process_reaper.GRACE_S + 3.0
 EARLIER_PROMPT = "This is the conversation so far, as JSON. Go on with the message that follows it."
@@ -66,6 +67,23 @@ class ClaudeCode:
 
     async def close(self) -> None: ...
 
+    async def version(self) -> str:
+        """Returns what the program says about its version; an empty text if it says nothing in time."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                str(self._binary), "--version", env={"PATH": PATH}, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL
+            )
+        except OSError:
+            return ""
+        try:
+            async with asyncio.timeout(VERSION_S_MAX):
+                printed, _ = await process.communicate()
+        except TimeoutError:
+            return ""
+        finally:
+            await end(process)
+        return printed.decode(errors="replace").strip()[:VERSION_CHARS_MAX]
+
     async def _read_line(self, process: Process, output: ClaudeCodeOutput) -> bytes:
         assert process.stdout is not None  # noqa: S101
         try:
@@ -86,7 +104,7 @@ class ClaudeCode:
         with tempfile.TemporaryDirectory(prefix="tailrace-claude-code-") as made:
             home = Path(made)
             folder = self._folder(call, home)
-            key = open_pipe(self._settings.anthropic_api_key)
+            key = open_pipe(self._settings.anthropic_api_key or self._settings.claude_code_oauth_token)
             arguments = process_reaper.command([str(self._binary), *self._arguments(call, home)], key, home)
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -144,13 +162,14 @@ class ClaudeCode:
 
     def _environ(self, call: Call, home: Path, key: int) -> dict[str, str]:
         """Returns its environment. This process's own has other secrets; its children do not inherit the key."""
+        kind = "API_KEY" if self._settings.anthropic_api_key else "OAUTH_TOKEN"
         return {
             "PATH": PATH,
             "HOME": str(home),
             "TMPDIR": str(home),
             "CLAUDE_CODE_TMPDIR": str(home),
             "LANG": "C.UTF-8",
-            "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR": str(key),
+            f"CLAUDE_CODE_{kind}_FILE_DESCRIPTOR": str(key),
             "ANTHROPIC_BASE_URL": self._settings.anthropic_base_url,
             "CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(call.max_tokens),
             # retry.py repeats calls, and counts them.
@@ -234,11 +253,6 @@ def text_of(system: str | list[dict[str, Any]]) -> str:
     return system if isinstance(system, str) else "\n\n".join(str(block.get("text", "")) for block in system)
 
 
-def folder_name(project: str) -> str:
-    """Returns a safe folder name: a token as it is, any other name as its hash."""
-    return project if is_token(project) else f"={hashlib.sha256(project.encode()).hexdigest()[:40]}"
-
-
 def refuse_unsupported(call: Call) -> None:
     """Raises BackendError for fields that Claude Code would ignore."""
     unsupported = sorted(set(call.options or {}) - HINTS)
@@ -249,9 +263,11 @@ def refuse_unsupported(call: Call) -> None:
 
 
 def backend(settings: Settings) -> ClaudeCode:
-    """Opens the backend. Raises SettingsInvalid without a key or the program."""
-    if not settings.anthropic_api_key:
-        raise SettingsInvalid("ANTHROPIC_API_KEY is not set: the backend claude_code needs a key")
+    """Opens the backend. Raises SettingsInvalid without a key or token, or without the program."""
+    if not (settings.anthropic_api_key or settings.claude_code_oauth_token):
+        raise SettingsInvalid(
+            "ANTHROPIC_API_KEY is not set: the backend claude_code needs a key, or CLAUDE_CODE_OAUTH_TOKEN"
+        )
     require_sound(settings)
     if settings.claude_code_root.exists() and not settings.claude_code_root.is_dir():
         raise SettingsInvalid(f"TAILRACE_CLAUDE_CODE_ROOT: {settings.claude_code_root} is a file; expected a folder")

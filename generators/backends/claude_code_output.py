@@ -1,8 +1,9 @@
-"""Turns the output of Claude Code into one message in Anthropic's events, without its tool calls. Pure.
+"""Turns the output of Claude Code into one message in Anthropic's events. Pure.
 
 For one answer Claude Code calls its model several times. It prints the events of each call (`stream_event`), and at the
-end a `result`. Here the first call's start is the message's start, text and thinking of all calls are its blocks,
-numbered on, and its end has the usage of all calls.
+end a `result`. Here the first call's start is the message's start, text, thinking and tool calls of all calls are its
+blocks, numbered on, and its end has the usage of all calls. A tool call becomes a `server_tool_use` with `executed_by`:
+Claude Code executes it, and its result is left out.
 """
 
 import msgspec
@@ -90,6 +91,11 @@ class ClaudeCodeOutput:
                 self._targets[index] = self._next
                 self._next += 1
                 return [*self._stops(), from_event(events.BlockStart(self._next - 1, block))]
+            case events.BlockStart(index, {"type": "tool_use", "id": str(call), "name": str(name)}):
+                told = {"type": "server_tool_use", "id": call, "name": name, "input": {}, "executed_by": "claude_code"}
+                self._targets[index] = self._next
+                self._next += 1
+                return [*self._stops(), from_event(events.BlockStart(self._next - 1, told))]
             case events.BlockDelta(index, delta) if index in self._targets:
                 return [from_event(events.BlockDelta(self._targets[index], delta))]
             case events.BlockStop(index) if index in self._targets:

@@ -15,7 +15,11 @@ from tailrace.proto.errors import SettingsInvalid
 
 PREFIX = "TAILRACE_"
 # Variables that other programs use under the same name.
-STANDARD_NAMES = {"anthropic_api_key": "ANTHROPIC_API_KEY", "anthropic_base_url": "ANTHROPIC_BASE_URL"}
+STANDARD_NAMES = {
+    "anthropic_api_key": "ANTHROPIC_API_KEY",
+    "anthropic_base_url": "ANTHROPIC_BASE_URL",
+    "claude_code_oauth_token": "CLAUDE_CODE_OAUTH_TOKEN",
+}
 
 S = TypeVar("S", bound=msgspec.Struct)
 

@@ -401,3 +401,17 @@ def test_its_program_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         path.parent.mkdir(parents=True)
         path.touch(mode=0o755)
         assert find(str(path) if place.startswith("own") else "") == path
+
+
+async def test_the_operators_login_answers_without_a_key(claude: str, tmp_path: Path) -> None:
+    """Without a key Claude Code refuses to start a call. Its tool calls are marked as executed."""
+    login = {"anthropic_api_key": "", "claude_code_oauth_token": "sk-ant-oat01-secret"}
+    backend = opened(claude, tmp_path, claude_code_tools="Bash(ls:*)", **login)
+    events = await answer(backend, using("Bash", command="ls -1", description="x"))
+    blocks = [event["content_block"] for event in events if event["type"] == "content_block_start"]
+    assert [(block["type"], block.get("name")) for block in blocks] == [
+        ("text", None),
+        ("server_tool_use", "Bash"),
+        ("text", None),
+    ]
+    assert (await backend.version()).endswith("(Claude Code)")

@@ -1,4 +1,4 @@
-"""Schemathesis with the OpenAPI document: no request is answered with 5xx, and every refusal has the error envelope.
+"""Schemathesis with the OpenAPI document: no request is answered with 5xx, and every refusal has an error.
 
 The number of cases is limited here; `make fuzz` runs more.
 """
@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import pytest_asyncio
 import schemathesis
@@ -21,10 +20,10 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tailrace.gateway.http.error_responses import Envelope
 from tailrace.proto.ids import Tenant
 from tests.harness import processes
 from tests.harness.processes import Process
+from tests.harness.refusals import problem_of
 from tests.harness.system import System
 from tests.integration.conftest import KEY, api_keys
 
@@ -70,6 +69,6 @@ def test_no_request_is_a_server_error(fuzzed: str, label: str, mode: GenerationM
         response = case.call(base_url=fuzzed, headers={"authorization": f"Bearer {KEY}"}, timeout=20)
         case.validate_response(response, checks=CHECKS)
         if response.status_code >= 400:
-            msgspec.json.decode(response.content, type=Envelope)
+            problem_of(response.content)
 
     ask()

@@ -19,6 +19,7 @@ from tests.clients.conftest import stored_text
 from tests.clients.matrix import post_with
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import words
+from tests.harness.refusals import problem_of
 from tests.harness.sse_parser import parse
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
@@ -88,11 +89,17 @@ async def test_a_client_that_accepts_server_sent_events_receives_ids(gateway: Ga
     [
         (
             Failure("backend_rate_limited", "slow down", 6.2),
-            {"type": "error", "error": "rate_limit", "message": "slow down", "retry_after": 7},
+            {
+                "type": "error",
+                "error": "rate_limit",
+                "code": "backend_rate_limited",
+                "message": "slow down",
+                "retry_after": 7,
+            },
         ),
         (
             Failure("backend_overloaded", "too many"),
-            {"type": "error", "error": "overloaded", "message": "too many"},
+            {"type": "error", "error": "network_error", "code": "backend_overloaded", "message": "too many"},
         ),
     ],
 )
@@ -123,7 +130,7 @@ async def test_conversation_of_the_cookie_outlives_the_gateway(
     first = await page.post(f"{gateway.url}/chat", json={"message": f"one\n{LINE}"})
     assert (first.text, first.headers["content-type"]) == (TEXT, "text/plain; charset=utf-8")
     cookie = first.headers["set-cookie"]
-    assert {"HttpOnly", "SameSite=Lax", "Path=/chat"} <= set(cookie.split("; "))
+    assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(cookie.split("; "))
     await gateway.stop()
     later = await new_gateway(system.nats_url)
     second = await page.post(f"{later.url}/chat", json={"message": f"two\n{LINE}"})
@@ -276,8 +283,6 @@ async def test_stream_after_the_end_of_a_job_is_empty(gateway: Gateway, page: ht
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/chat/stream", {}),
-        ("/chat/stream", {"message": "hi", "stream": True}),
         ("/chat", {"message": 5}),
         ("/ai/chat", {"messages": [{"role": "tool", "content": "x"}]}),
         ("/ai/chat", {"messages": []}),
@@ -291,3 +296,24 @@ async def test_invalid_body_is_refused_by_name(
     """400 in the error envelope."""
     refused = await page.post(f"{gateway.url}{path}", json=body)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        ({"message": "hi"}, {"authorization": "Bearer wrong"}, 401, "credential_invalid"),
+        ({"message": "hi", "stream": True}, {}, 400, "request_invalid"),
+        ({"message": "hi"}, {"idempotency-key": "a b"}, 400, "idempotency_key_invalid"),
+        ({"message": "hi"}, {"content-type": "text/plain"}, 415, "content_type_unsupported"),
+    ],
+)
+async def test_refusal_of_chat_stream_is_an_event(
+    gateway: Gateway, page: httpx.AsyncClient, body: object, headers: dict[str, str], status: int, code: str
+) -> None:
+    """Its loop reads the body without looking at the status, which is that of other routes."""
+    url = f"{gateway.url}/chat/stream"
+    refused = await page.post(url, json=body, headers=headers)
+    assert (refused.status_code, problem_of(refused.content).code) == (status, code)
+    assert refused.headers["content-type"] == "text/event-stream"
+    envelope = await page.post(url, json=body, headers=headers | {"accept": "application/json"})
+    assert (envelope.status_code, envelope.json()["error"]["code"]) == (status, code)

@@ -1,4 +1,4 @@
-"""Generated values in paths, queries, headers and bodies: no 5xx, and every refusal has the error envelope.
+"""Generated values in paths, queries, headers and bodies: no 5xx, and every refusal has an error.
 
 Schemathesis generates what the OpenAPI document describes (tests/clients/test_schemathesis.py). These tests generate
 the rest: bytes that are not UTF-8, nearly valid values, undocumented headers, JSON with changed bytes.
@@ -17,11 +17,11 @@ import pytest_asyncio
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tailrace.gateway.http.error_responses import Envelope
 from tailrace.proto.ids import Tenant
 from tests.fuzz.bytes import TURN
 from tests.harness import processes
 from tests.harness.processes import Process
+from tests.harness.refusals import problem_of
 from tests.harness.route_table import ROWS, path_parameters
 from tests.harness.system import System
 from tests.integration.conftest import KEY, api_keys
@@ -69,7 +69,7 @@ class Asked(NamedTuple):
 
 
 def ask(where: str, asked: Asked) -> None:
-    """Fails for a 5xx, for no response, and for a refusal without the error envelope."""
+    """Fails for a 5xx, for no response, and for a refusal without an error."""
     connection = http.client.HTTPConnection(where, timeout=20)
     try:
         said = {"authorization": f"Bearer {KEY}".encode(), "content-type": b"application/json", **asked.headers}
@@ -77,7 +77,7 @@ def ask(where: str, asked: Asked) -> None:
         answer = connection.getresponse()
         assert answer.status < 500, (asked, answer.read())
         if answer.status >= 400:
-            msgspec.json.decode(answer.read(), type=Envelope)
+            problem_of(answer.read())
     finally:
         connection.close()
 

@@ -25,6 +25,7 @@ from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tests.conftest import apply_streams
 from tests.harness import jwts
+from tests.harness.refusals import problem_of
 from tests.harness.route_table import ROWS, path_parameters
 from tests.integration.conftest import KEY, api_keys, on_shared_loop
 
@@ -156,10 +157,10 @@ async def test_a_credential_needs_the_scope_of_the_route(routes: Routes, route: 
             for scope in sorted(SCOPES):
                 answer = await routes.send(route, header(carrier, credentials[scope]))
                 if scope != need:
-                    error = answer.json()["error"]
-                    assert (answer.status_code, error["code"]) == (403, "scope_missing"), (scope, answer.text)
-                    assert error["type"] == "permission_error"
-                    assert f"`{need}`" in error["message"]
+                    error = problem_of(answer.content)
+                    assert (answer.status_code, error.code) == (403, "scope_missing"), (scope, answer.text)
+                    assert error.type == "permission_error"
+                    assert f"`{need}`" in error.message
                 else:
                     # A refresh needs a cookie, too.
                     refusals = {403} if route == REFRESH else {401, 403}

@@ -1,7 +1,9 @@
 """/healthz, /readyz, /health, /metrics and the index."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -53,9 +55,10 @@ async def test_a_complete_system_is_ready_and_healthy(gateway: Gateway) -> None:
     assert await ready(gateway) == (200, {"ok": True, **dict.fromkeys(parts, OK)})
     found = await health(gateway)
     # Turns of other tests may run.
-    assert found.pop("active_turns") >= 0
+    assert found.pop("active_turns") == found.pop("active_sessions") >= 0
+    assert datetime.fromisoformat(found.pop("timestamp")).tzinfo is not None
     connected = {"nats": True, "generators": True, "persistence": True}
-    assert found == {"status": "healthy", "version": VERSION, "connected": connected}
+    assert found == {"status": "healthy", "version": VERSION, "connected": connected, "claude_version": None}
 
 
 async def test_a_refused_model_key_is_named_after_the_start_of_a_generator(
@@ -136,10 +139,14 @@ async def test_health_counts_waiting_and_running_turns(
 
 
 async def test_the_index_is_json_or_text(anonymous: httpx2.AsyncClient) -> None:
-    index = (await anonymous.get("/", headers={"accept": "application/json"})).json()
+    first = await anonymous.get("/", headers={"accept": "application/json"})
+    index = first.json()
     assert (index["version"], index["health"]) == (VERSION, "/health")
     assert index["endpoints"]["/v1/projects"] == ["GET", "POST"]
     text = await anonymous.get("/", headers={"accept": "text/html,*/*"})
+    # The client sends the cookie of the chat page back.
+    assert re.match(r"tailrace_chat=[\w-]{32}; Path=/; ", first.headers["set-cookie"])
+    assert "set-cookie" not in text.headers
     assert text.headers["content-type"] == "text/plain; charset=utf-8"
     assert "GET POST /v1/projects" in text.text.splitlines()
 

@@ -5,6 +5,7 @@ import asyncio
 import httpx2
 import pytest
 
+from tests.harness.refusals import problem_of
 from tests.harness.route_table import ROWS, path_parameters
 from tests.integration.conftest import Gateway, NewGateway
 
@@ -17,7 +18,7 @@ async def refused(gateway: Gateway, host: str, **headers: str) -> set[tuple[int,
     answers = set()
     for method, path in PATHS:
         answer = await gateway.client.request(method, path, headers={"host": host, **headers})
-        code = answer.json()["error"]["code"] if answer.status_code == 403 else ""
+        code = problem_of(answer.content).code if answer.status_code == 403 else ""
         answers.add((answer.status_code, code))
     return answers
 

@@ -25,7 +25,7 @@ async def test_a_created_session_is_returned_and_listed(gateway: Gateway) -> Non
     answer = await gateway.client.post("/v1/sessions", json=body)
     session = answer.json()
     path = f"/v1/sessions/{session['id']}"
-    assert (answer.status_code, answer.headers["location"]) == (201, path)
+    assert (answer.status_code, answer.headers["location"]) == (200, path)
     assert session == {
         **body,
         "id": session["session"],
@@ -42,7 +42,8 @@ async def test_a_created_session_is_returned_and_listed(gateway: Gateway) -> Non
     }
     assert await get(gateway, path) == session
     listed = {"object": "list", "data": [session], "has_more": False, "next": None, "sessions": [session]}
-    assert await get(gateway, "/v1/sessions") == listed
+    pagination = {"page": 1, "per_page": 50, "total_items": 1, "total_pages": 1, "has_next": False, "has_prev": False}
+    assert await get(gateway, "/v1/sessions") == {**listed, "pagination": pagination}
     assert await get(gateway, f"{path}/turns") == {"turns": [], "next": None}
     begun = (await post_until_ended(gateway))["session"]
     for name in (begun, session["id"]):
@@ -236,12 +237,16 @@ CURSORS = ["abc", "-1", "%00", "' OR 1=1 --", "x" * 5000, "🌊"]
 
 @on_shared_loop
 async def test_invalid_limits_cursors_pages_and_models_are_refused(shared_gateway: Gateway) -> None:
-    """`page` other than 1 too: a client that counts pages would read the first one for ever."""
+    """A numbered page too, of a list that has none: a client would read the first one for ever."""
     turns = f"/v1/sessions/{(await post_until_ended(shared_gateway))['session']}/turns"
     wrong: list[tuple[str, dict[str, str], str]] = [
         *(("/v1/sessions", {"limit": limit}, "request_invalid") for limit in LIMITS),
         *((path, {"after": cursor}, "cursor_invalid") for cursor in CURSORS for path in ("/v1/sessions", turns)),
-        ("/v1/sessions", {"page": "2"}, "request_invalid"),
+        *(("/v1/sessions", {"page": page}, "request_invalid") for page in ("0", "-1", "x", "")),
+        ("/v1/sessions", {"page": "2", "after": "x"}, "request_invalid"),
+        ("/v1/sessions", {"per_page": "201"}, "request_invalid"),
+        ("/v1/sessions", {"per_page": "2", "limit": "2"}, "request_invalid"),
+        (turns, {"page": "2"}, "request_invalid"),
     ]
     for path, params, code in wrong:
         answer = await shared_gateway.client.get(path, params=params)

@@ -17,6 +17,7 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
+from tests.harness.refusals import problem_of
 from tests.harness.route_table import ROWS, path_parameters
 from tests.harness.sse_parser import turns_own
 from tests.harness.turn_writer import Writer
@@ -74,7 +75,7 @@ async def create(gateway: Gateway, turn: TurnId, **body: object) -> dict[str, An
 
 
 def refused(answer: httpx2.Response) -> bool:
-    return (answer.status_code, answer.json()["error"]["code"]) == (401, "credential_invalid")
+    return (answer.status_code, problem_of(answer.content).code) == (401, "credential_invalid")
 
 
 async def test_a_single_use_ticket_opens_the_whole_stream_once(turn: Turn) -> None:

@@ -20,7 +20,8 @@ def begin(input_tokens: int = 5) -> dict[str, Any]:
 
 
 def block(index: int, kind: str, *deltas: dict[str, Any]) -> list[dict[str, Any]]:
-    start = event("content_block_start", index=index, content_block={"type": kind, "text": ""})
+    tool = {"id": "toolu_1", "name": "Bash", "input": {}} if kind == "tool_use" else {"text": ""}
+    start = event("content_block_start", index=index, content_block={"type": kind, **tool})
     said = [event("content_block_delta", index=index, delta=delta) for delta in deltas]
     return [start, *said, event("content_block_stop", index=index)]
 
@@ -51,11 +52,14 @@ def read(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_several_model_calls_become_one_message() -> None:
-    """One start, blocks numbered on, the usage of all calls; tool calls are left out."""
+    """One start, blocks numbered on, the usage of all calls; a tool call is one that was executed."""
     output = read([{"type": "system"}, *ROUND, begin(9), *text(0, "Found."), *finish("end_turn", 3), RESULT])
     starts = [(e["index"], e["content_block"]["type"]) for e in output if e["type"] == "content_block_start"]
-    assert starts == [(0, "text"), (1, "text")]
-    assert [e["delta"]["text"] for e in output if e["type"] == "content_block_delta"] == ["I look. ", "Found."]
+    assert starts == [(0, "text"), (1, "server_tool_use"), (2, "text")]
+    tools = [e["content_block"] for e in output if e["type"] == "content_block_start" and e["index"] == 1]
+    assert [tool["executed_by"] for tool in tools] == ["claude_code"]
+    deltas = [e["delta"] for e in output if e["type"] == "content_block_delta"]
+    assert [one.get("text", one.get("partial_json")) for one in deltas] == ["I look. ", "{}", "Found."]
     assert [e["type"] for e in output].count("message_start") == 1
     assert output[-1]["delta"]["stop_reason"] == "end_turn"
     assert output[-1]["usage"] == {"input_tokens": 14, "output_tokens": 10}

@@ -181,7 +181,7 @@ def test_chunks_and_completions_match_openais_types(log: Handwritten) -> None:
         for choice in made.choices:
             assert set(choice.delta.model_extra or {}) <= {"reasoning_content", "annotations"}
     completion = ChatCompletion.model_validate_json(render_completion(record_from_fold(KEY, log.turn)))
-    assert completion.model_extra == {}
+    assert (completion.model_extra or {}).keys() == {"session_id", "project_id"}
     assert set(completion.choices[0].message.model_extra or {}) <= {"reasoning_content"}
 
 

@@ -95,6 +95,15 @@ def test_claude_is_simulated_only_for_backends_that_call_anthropic(backends: str
     assert ("simulated-claude" in specs_of({"TAILRACE_BACKENDS": backends})) is is_simulated
 
 
+@pytest.mark.parametrize(("backends", "is_simulated"), [("claude_code", False), ("claude_code, claude", True)])
+def test_with_a_login_claude_code_is_not_simulated(backends: str, is_simulated: bool) -> None:
+    """Only generators get its token; where another backend needs a key, nothing real is called."""
+    found = specs_of({"TAILRACE_BACKENDS": backends, "CLAUDE_CODE_OAUTH_TOKEN": KEY})
+    assert ("simulated-claude" in found) is is_simulated
+    holders = [part.name for part in found.values() if KEY in part.environ.values()]
+    assert holders == ([] if is_simulated else ["generator-1", "generator-2"])
+
+
 def test_with_an_api_key_nothing_is_simulated() -> None:
     """Key and base URL are passed on unchanged."""
     given = {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": "http://proxy.example"}

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from tailrace.gateway.clients.openai.annotations import Annotation, chat_annotations
+from tailrace.proto.fold import is_executed_tool
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
@@ -48,7 +49,8 @@ def render_completion(record: TurnRecord) -> bytes:
         "finish_reason": finish_reason(record.stop_reason),
     }
     usage = usage_of(record.usage)
-    return _encode({**head_of(record).fields("chat.completion"), "choices": [choice], "usage": usage})
+    ids = {"session_id": record.session, "project_id": record.project}
+    return _encode({**head_of(record).fields("chat.completion"), "choices": [choice], "usage": usage, **ids})
 
 
 def message_of(record: TurnRecord) -> dict[str, Any]:
@@ -94,9 +96,16 @@ def _annotations(content: list[dict[str, Any]]) -> list[Annotation]:
     return found
 
 
+def as_tool_use(block: dict[str, Any]) -> dict[str, Any]:
+    """Returns `block`; a call that Claude Code has executed as a tool call, as other servers for Claude tell it."""
+    if not is_executed_tool(block):
+        return block
+    return {**block, "type": "tool_use", "name": str(block.get("name", "")).lower()}
+
+
 def _tool_call(block: dict[str, Any]) -> dict[str, Any] | None:
     """Returns None for other blocks, and for a call without id or name, which a stream leaves out, too."""
-    match block:
+    match as_tool_use(block):
         case {"type": "tool_use", "id": str(call), "name": str(name), "input": given}:
             arguments = _encode(given).decode()
             return {"id": call, "type": "function", "function": {"name": name, "arguments": arguments}}

@@ -13,7 +13,7 @@ import msgspec
 from tailrace.gateway.clients.failure import CANCELLED, error_type, failure_of
 from tailrace.gateway.clients.openai import chat_object
 from tailrace.gateway.clients.openai.annotations import Annotation, chat_annotations
-from tailrace.gateway.clients.openai.chat_object import Head, finish_reason, usage_of
+from tailrace.gateway.clients.openai.chat_object import Head, as_tool_use, finish_reason, usage_of
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
@@ -86,6 +86,8 @@ def render_record(record: TurnRecord, _: int, *, include_usage: bool) -> Frame:
 
 def _delta(state: StreamState, event: events.Event | events.UnknownEvent) -> tuple[Delta | None, StreamState]:
     """Returns the delta of an event, None if it has none, and the state after it."""
+    if isinstance(event, events.BlockStart):
+        event = events.BlockStart(event.index, as_tool_use(event.content_block))
     match event:
         case events.MessageStart():
             return {"role": "assistant", "content": ""}, state

@@ -2,7 +2,8 @@
 
 {"type":"delta","text":…}                                          a delta of the answer's text
 {"type":"done"}                                                    the end
-{"type":"error","error":"rate_limit",…,"message":…,"retry_after":…}  the end of a turn that failed or was cancelled
+{"type":"error","error":"rate_limit",…,"message":…,"retry_after":…}  the end of a turn that failed or was cancelled;
+                                                                   a request that is refused is answered with it, too
 """
 
 import math
@@ -10,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.failure import CANCELLED, error_type, failure_of
+from tailrace.gateway.clients.failure import CANCELLED, failure_of, word_of
 from tailrace.gateway.clients.native.text_stream import text_of
 from tailrace.gateway.clients.tutorials.cursor_field import with_cursor_field
 from tailrace.gateway.http import sse
@@ -18,6 +19,8 @@ from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.entries import Attempt, End, Failure, Stored
 from tailrace.proto.records import TurnRecord
 
+# For a rate limit without a time.
+RETRY_AFTER_S = 5.0
 RESTARTED = Failure("backend_broken", "the answer starts again: send the request again")
 
 _encode = msgspec.json.Encoder().encode
@@ -44,9 +47,17 @@ def render_record(record: TurnRecord, _: int) -> Frame:
 
 
 def error_event(failure: Failure) -> dict[str, Any]:
-    """Returns the error event; `retry_after`, in seconds, only where the model's provider gave a time."""
-    retry = {} if failure.retry_after_s is None else {"retry_after": math.ceil(failure.retry_after_s)}
-    return {"type": "error", "error": error_type(failure).removesuffix("_error"), "message": failure.message, **retry}
+    """Returns the error event. `retry_after`, in seconds, is there for each `rate_limit`, and where a time is known."""
+    word, after_s = word_of(failure), failure.retry_after_s
+    if word == "rate_limit":
+        after_s = after_s or RETRY_AFTER_S
+    retry = {} if after_s is None else {"retry_after": math.ceil(after_s)}
+    return {"type": "error", "error": word, "code": failure.code, "message": failure.message, **retry}
+
+
+def render_refusal(code: str, message: str, retry_after_s: float | None) -> bytes:
+    """Returns the body of the response to a request that is refused."""
+    return sse.encode(_frame(error_event(Failure(code, message, retry_after_s))))
 
 
 def _frame(event: dict[str, Any], seq: int | None = None) -> sse.Events:

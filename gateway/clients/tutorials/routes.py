@@ -5,8 +5,6 @@ header `tailrace-turn` has the id), and every conversation is in the history.
 """
 
 import hashlib
-import re
-import secrets
 from typing import Literal
 
 import msgspec
@@ -18,7 +16,7 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.native.routes import cursor_of, stream_of
 from tailrace.gateway.clients.native.text_stream import TEXT
 from tailrace.gateway.clients.tutorials.content_stream import CONTENT
-from tailrace.gateway.clients.tutorials.delta_stream import DELTA
+from tailrace.gateway.clients.tutorials.delta_stream import DELTA, render_refusal
 from tailrace.gateway.clients.tutorials.job_stream import JOB
 from tailrace.gateway.clients.tutorials.request import (
     AIChatRequest,
@@ -30,6 +28,7 @@ from tailrace.gateway.clients.tutorials.request import (
     chat_turn,
     job_turn,
 )
+from tailrace.gateway.http.chat_cookie import COOKIE, cookie_of, format_cookie, new_cookie
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
@@ -39,10 +38,6 @@ from tailrace.proto import base64url
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 
-COOKIE = "tailrace_chat"
-# The format of `secrets.token_urlsafe(24)`. The cookie grants access to its conversation, so it must be unguessable.
-COOKIE_VALUE = re.compile(r"[A-Za-z0-9_-]{32}")
-COOKIE_AGE_S = 30 * 24 * 3600
 # The length of 16 random bytes in base64; a UUID is longer.
 FIRST_KEY_CHARS_MIN = 22
 
@@ -57,7 +52,7 @@ class StartedJob(msgspec.Struct, frozen=True):
 
 
 async def post_chat_stream(request: ApiRequest, responder: Responder) -> ASGIApp:
-    """`POST /chat/stream`: answers one prompt in the dialect `delta`. A failure is an event of the stream."""
+    """`POST /chat/stream`: answers one prompt in the dialect `delta`. A failure or refusal is an event of it."""
     body, raw = await request.read(ChatStreamRequest)
     return await responder.answer(
         request, chat_stream_turn(body), raw, DELTA, is_streamed=True, is_first_word_awaited=False
@@ -70,18 +65,21 @@ async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     With an Idempotency-Key the first POST of a conversation can be repeated, too: it gets the same cookie again.
     """
     body, raw = await request.read(ChatRequest)
-    cookie = request.cookies.get(COOKIE, "")
-    if COOKIE_VALUE.fullmatch(cookie) is None:
+    cookie = cookie_of(request)
+    if cookie is None:
         key = idempotency_key_of(request)
-        cookie = secrets.token_urlsafe(24) if key is None else cookie_of_key(request.tenant, key, raw)
+        cookie = new_cookie() if key is None else cookie_of_key(request.tenant, key, raw)
     # Hashed, because session names are listed and sent in headers, and must not reveal the cookie.
     session = f"chat:{hashlib.sha256(cookie.encode()).hexdigest()}"
-    secure = "; Secure" if request.url.scheme == "https" else ""
-    set_cookie = f"{COOKIE}={cookie}; Path=/chat; Max-Age={COOKIE_AGE_S}; HttpOnly; SameSite=Lax{secure}"
     # The cookie is part of the compared body: the same text and Idempotency-Key in another conversation is a conflict.
     raw += cookie.encode()
     return await responder.answer(
-        request, chat_turn(body, session), raw, TEXT, is_streamed=True, headers={"set-cookie": set_cookie}
+        request,
+        chat_turn(body, session),
+        raw,
+        TEXT,
+        is_streamed=True,
+        headers={"set-cookie": format_cookie(cookie, request)},
     )
 
 
@@ -129,3 +127,4 @@ ROUTES = [
     Route("/api/process", post_job, methods=["POST"]),
     Route("/api/stream/{job_id}", get_job_stream, methods=["GET"]),
 ]
+REFUSAL_EVENTS = {"/chat/stream": render_refusal}

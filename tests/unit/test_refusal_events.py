@@ -1,0 +1,54 @@
+"""Refusals as server-sent events: for which requests, and what stays of the response."""
+
+import httpx2
+import msgspec
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
+from tailrace.gateway.http import error_responses
+from tailrace.gateway.http.refusal_events import RefusalEvents
+from tests.harness.refusals import problem_of
+
+PATH = "/chat/stream"
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    refusal = error_responses.response("server_busy", "Retry later: ü.", retry_after_s=6.2, headers={"x-more": "1"})
+    await refusal(scope, receive, send)
+
+
+async def ask(method: str, path: str, **headers: str) -> httpx2.Response:
+    transport = httpx2.ASGITransport(app=RefusalEvents(app, REFUSAL_EVENTS))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        return await client.request(method, path, headers={name.replace("_", "-"): headers[name] for name in headers})
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/event-stream", "text/event-stream, Application/JSON"])
+async def test_a_refusal_is_an_event_with_status_and_headers(accept: str) -> None:
+    answer = await ask("POST", PATH, accept=accept)
+    kept = {name: answer.headers[name] for name in ("retry-after", "cache-control", "x-more", "content-type")}
+    assert (answer.status_code, kept) == (
+        503,
+        {"retry-after": "7", "cache-control": "no-store", "x-more": "1", "content-type": "text/event-stream"},
+    )
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    event = msgspec.json.decode(answer.content.removeprefix(b"data: "))
+    assert (event["error"], event["retry_after"]) == ("network_error", 7)
+    assert problem_of(answer.content).message == "Retry later: ü."
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("POST", PATH, {"accept": "application/json, text/plain, */*"}),
+        ("POST", PATH, {"accept": "text/event-stream", "last_event_id": "5"}),
+        ("GET", PATH, {}),
+        ("POST", "/ai/chat", {}),
+    ],
+)
+async def test_a_client_that_can_use_it_gets_the_envelope(method: str, path: str, headers: dict[str, str]) -> None:
+    """fetch-event-source repeats a request that resumes only after a response that is no event stream."""
+    answer = await ask(method, path, **headers)
+    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/json")
+    assert answer.json()["error"]["code"] == "server_busy"
