@@ -16,6 +16,7 @@ FOLDER = CHECKOUT / "deploy/monitoring"
 needs_prometheus = pytest.mark.skipif(
     shutil.which("promtool") is None or shutil.which("amtool") is None, reason="no promtool and amtool: `make clients`"
 )
+ROUTES = ("amtool", "config", "routes", "test", "--config.file=alertmanager.yml")
 # Each alert with series that make it fire, one value a minute: `0+10` grows by 10 from 0 on.
 FIRES = {
     "FirstTokensLate": {
@@ -133,10 +134,13 @@ def test_each_alert_fires_for_its_series_and_none_without_a_fault(tmp_path: Path
         ("promtool", "check", "rules", "rules.yml"),
         ("promtool", "check", "config", "prometheus.yml"),
         ("amtool", "check-config", "alertmanager.yml"),
+        (*ROUTES, "--verify.receivers=on-call", "severity=page"),
+        (*ROUTES, "--verify.receivers=tickets", "severity=ticket"),
     ],
     ids=lambda command: command[-1],
 )
 def test_prometheus_and_alertmanager_accept_the_files(command: tuple[str, ...]) -> None:
+    """Alertmanager sends pages and tickets to different receivers."""
     run(*command)
 
 
