@@ -131,6 +131,29 @@ async def test_an_ended_turn_is_posted_once_with_signature_and_record(own: OwnSy
     assert got.headers["content-type"] == "application/json"
 
 
+async def test_without_a_key_ends_wait_in_the_log_and_a_first_key_delivers_them(
+    own: OwnSystem, receiver: Receiver
+) -> None:
+    """No alert counts them, and they leave the log as any other entry."""
+    before = REGISTRY.get_sample_value("tailrace_persistence_webhooks_waiting")
+    async with own.persistence(webhook_key=""):
+        purged, kept = [await own.write(receiver.url) for _ in range(2)]
+        await until(lambda: waits(own, 2))
+        await own.log.purge(purged)
+        await until(lambda: waits(own, 1))
+        assert REGISTRY.get_sample_value("tailrace_persistence_webhooks_waiting") == before
+    assert receiver.turns == []
+    async with own.persistence():
+        await own.drained()
+    assert receiver.turns == turns([kept])
+
+
+async def waits(own: OwnSystem, count: int) -> bool:
+    """Returns whether the consumer has so many undelivered ends, and no delivered one."""
+    backlog = await own.ends.backlog()
+    return (backlog.waiting, backlog.leased) == (count, 0)
+
+
 @pytest.mark.rule("R45")
 @pytest.mark.rule("S10")
 async def test_a_failed_delivery_is_retried_with_the_same_id_and_body(own: OwnSystem, receiver: Receiver) -> None:
