@@ -1,12 +1,12 @@
 """Builds the `end` entry of a turn from its fold, and the fields of its log line, for generators and gateways."""
 
-from datetime import datetime
 from typing import Any
 
 from tailrace.proto.entries import End, Failure, Outcome
 from tailrace.proto.fold import Turn, text_proof
 from tailrace.proto.models import sum_costs
 from tailrace.proto.runtime import tracing
+from tailrace.proto.runtime.clock import seconds_between
 from tailrace.proto.subjects import TurnKey
 
 # The failure of a turn whose request has expired in the log before an end was stored: no generator can run it.
@@ -51,12 +51,7 @@ def end_fields(key: TurnKey, turn: Turn) -> dict[str, Any]:
         "input_tokens": end.usage.input_tokens,
         "output_tokens": end.usage.output_tokens,
         "cost_usd": end.cost_usd,
-        "duration_s": _seconds(turn.asked_at, turn.ended_at),
-        "first_token_s": _seconds(turn.asked_at, turn.first_token_at),
+        "duration_s": seconds_between(turn.asked_at, turn.ended_at),
+        "first_token_s": seconds_between(turn.asked_at, turn.first_token_at),
         **(tracing.exemplar(request.traceparent) or {}),
     }
-
-
-def _seconds(since: datetime | None, until: datetime | None) -> float | None:
-    """The clocks of two machines may differ, so the difference may be negative: it is then 0."""
-    return None if since is None or until is None else max(round((until - since).total_seconds(), 3), 0.0)

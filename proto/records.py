@@ -12,6 +12,7 @@ from tailrace.proto.entries import Failure, Message, Outcome
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import Turn, content
 from tailrace.proto.ids import Seq, SessionId, TurnId
+from tailrace.proto.runtime.clock import seconds_between
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 
@@ -65,6 +66,14 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: datetime | None
     cursor: Seq
     """The sequence of the last entry in this record: a stream that starts after it has no gap."""
+    first_token_s: float | None = None
+    """Seconds from `asked_at` to `first_token_at`."""
+    duration_s: float | None = None
+    """Seconds from `asked_at` to `ended_at`; null while the turn runs."""
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "first_token_s", seconds_between(self.asked_at, self.first_token_at))
+        msgspec.structs.force_setattr(self, "duration_s", seconds_between(self.asked_at, self.ended_at))
 
 
 class WebhookPayload(msgspec.Struct, frozen=True):

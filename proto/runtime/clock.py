@@ -1,4 +1,4 @@
-"""Compares this machine's clock with the times that the log gives its entries."""
+"""Differences between times of the log and of this machine's clock."""
 
 from datetime import UTC, datetime
 
@@ -6,3 +6,11 @@ from datetime import UTC, datetime
 def age_s(since: datetime) -> float:
     """Returns the seconds since a time of the log, at least 0: the log's clock may be ahead of this machine's."""
     return max((datetime.now(UTC) - since).total_seconds(), 0.0)
+
+
+def seconds_between(since: datetime | None, until: datetime | None) -> float | None:
+    """Returns the seconds from one time to another, None if one is missing.
+
+    The clocks of two machines may differ, so the difference may be negative: it is then 0.
+    """
+    return None if since is None or until is None else max(round((until - since).total_seconds(), 3), 0.0)

@@ -1,6 +1,6 @@
 """Conversion of folded turns to database rows and records."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ from tailrace.proto.entries import Failure
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, text_proof
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.records import record_from_fold
+from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import Handwritten, completed_turn, opening
 
@@ -49,6 +49,21 @@ def test_a_record_is_equal_from_a_row_and_from_a_fold(log: Handwritten) -> None:
     """Database and log give the same record (promise 4)."""
     columns = msgspec.structs.asdict(build_row(KEY, log.turn))
     assert turn_record(columns) == record_from_fold(KEY, log.turn)
+
+
+@pytest.mark.parametrize(
+    ("first_token_s", "ended_s", "durations"),
+    [(0.25, 4, (0.25, 4)), (None, 4, (None, 4)), (0.25, None, (0.25, None)), (-0.5, -1, (0, 0))],
+)
+def test_a_record_has_the_seconds_since_its_request(
+    first_token_s: float | None, ended_s: float | None, durations: tuple[float | None, float | None]
+) -> None:
+    """Of a clock that was set back, 0."""
+    record = record_from_fold(KEY, running().turn)
+    first, end = [None if one is None else record.asked_at + timedelta(seconds=one) for one in (first_token_s, ended_s)]
+    record = msgspec.structs.replace(record, first_token_at=first, ended_at=end)
+    assert (record.first_token_s, record.duration_s) == durations
+    assert msgspec.json.decode(msgspec.json.encode(record), type=TurnRecord) == record
 
 
 @pytest.mark.rule("R23")
