@@ -456,10 +456,11 @@ async def run(loaded: Loaded, together: Sequence[Fault]) -> list[str]:
     async with AsyncExitStack() as causes:
         for fault in together:
             await causes.enter_async_context(fault.cause(loaded))
-        problems = [problem for fault in together for problem in await unseen(loaded, fault)]
+        # At once: a rate of the first fault is over when the last one has fired its alerts.
+        found = await asyncio.gather(*(unseen(loaded, fault) for fault in together))
     names = ", ".join(fault.cause.__name__ for fault in together)
     sys.stdout.write(f"{names}: {time.monotonic() - begun_at:.0f} s\n")
-    return problems
+    return [problem for problems in found for problem in problems]
 
 
 def shown(values: Mapping[Series, float]) -> str:
