@@ -100,7 +100,7 @@ schema: setup ## generate schemas and reference pages
 	$(PYTHON) -m tests.clients.proofs
 
 clean: ## remove .venv and the caches; keep .tailrace
-	rm -rf .venv .venv-litellm .venv-clients tests/clients/js/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* mutants mutants.log
+	rm -rf .venv .venv-litellm .venv-clients tests/clients/js/node_modules web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* mutants mutants.log
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A venv with the newest Python that is found.
@@ -129,6 +129,6 @@ $(LAUNCHER): Makefile | .venv/bin/python
 	@chmod +x $@
 
 # Reinstalled only when a lock file changes: it takes half a minute.
-$(CLIENTS): tests/clients/js/package-lock.json requirements-clients.lock tests/clients/install.py | $(INSTALLED)
+$(CLIENTS): tests/clients/js/package-lock.json web/package-lock.json requirements-clients.lock tests/clients/install.py | $(INSTALLED)
 	$(PYTHON) -m tests.clients.install
 	@touch $@

@@ -42,13 +42,13 @@ from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.openapi.operations import query_parameters
 from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
 from tailrace.gateway.ops import overview
+from tailrace.gateway.page import index
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources import (
     batches,
     blobs,
     deletion,
     health,
-    index,
     login,
     models,
     projects,

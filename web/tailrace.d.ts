@@ -26,11 +26,12 @@ export interface Options {
 
 export type State = "connecting" | "live" | "reconnecting" | "ended";
 
+/** A count of 0 is absent. */
 export interface Usage {
-  input_tokens: number;
-  output_tokens: number;
-  cache_creation_input_tokens: number;
-  cache_read_input_tokens: number;
+  input_tokens?: number;
+  output_tokens?: number;
+  cache_creation_input_tokens?: number;
+  cache_read_input_tokens?: number;
 }
 
 interface Ending {

@@ -105,10 +105,13 @@ class Answer {
     const connection = new AbortController();
     const leave = () => connection.abort(this.#leaving.signal.reason);
     this.#leaving.signal.addEventListener("abort", leave);
+    // The browser has lost its network: nothing will come, and no error either.
+    const drop = () => connection.abort();
+    globalThis.addEventListener?.("offline", drop);
     let silence;
     const listen = () => {
       clearTimeout(silence);
-      silence = setTimeout(() => connection.abort(), this.#options.silenceMs ?? SILENCE_MS);
+      silence = setTimeout(drop, this.#options.silenceMs ?? SILENCE_MS);
     };
     try {
       listen();
@@ -122,6 +125,7 @@ class Answer {
       return await this.#follow(response.body.getReader(), listen, progress);
     } finally {
       clearTimeout(silence);
+      globalThis.removeEventListener?.("offline", drop);
       this.#leaving.signal.removeEventListener("abort", leave);
       connection.abort();
     }

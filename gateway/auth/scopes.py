@@ -62,6 +62,7 @@ NEEDS: dict[tuple[str, str], Need] = {
     ("GET", "/v1/prompts"): "read",
     ("GET", "/v1/prompts/{name}"): "read",
     ("GET", "/"): "public",
+    ("GET", "/page/{file}"): "public",
     ("GET", "/docs"): "public",
     ("GET", "/openapi.json"): "public",
     ("GET", "/health"): "public",

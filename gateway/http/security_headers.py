@@ -12,16 +12,16 @@ HEADERS = (
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
 )
-# The page `/ops` loads its script, its style sheet and its values from this server.
-SCRIPTED_PAGE = "/ops"
-SCRIPTED_POLICY = (
-    b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    b"frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-)
+# Pages load their scripts, style sheets and values from this server. The page `/` shows the pictures that its user has
+# attached, and text of models as Markdown: only what DOMPurify has sanitised becomes markup.
+OWN = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+NOWHERE = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+SANITISED = "img-src blob:; require-trusted-types-for 'script'; trusted-types dompurify; "
+PAGE_POLICIES = {"/": (OWN + SANITISED + NOWHERE).encode(), "/ops": (OWN + NOWHERE).encode()}
 
 
 def of_path(path: str, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Returns `headers` with the policy of the page at `path`. A browser obeys all policies of a response at once."""
-    if path != SCRIPTED_PAGE:
+    if path not in PAGE_POLICIES:
         return headers
-    return [*(header for header in headers if header[0] != CSP), (CSP, SCRIPTED_POLICY)]
+    return [*(header for header in headers if header[0] != CSP), (CSP, PAGE_POLICIES[path])]

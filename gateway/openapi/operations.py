@@ -25,12 +25,12 @@ from tailrace.gateway.clients.tutorials.request import (
 from tailrace.gateway.clients.tutorials.routes import StartedJob
 from tailrace.gateway.models.card import ModelCard, ModelPage, ModelSheets
 from tailrace.gateway.ops.overview import Overview
+from tailrace.gateway.page.index import Directory
 from tailrace.gateway.prompts.templates import Prompt as PromptTemplate
 from tailrace.gateway.resources.batch_body import NewBatch
 from tailrace.gateway.resources.batches import AcceptedBatch, BatchList, BatchRecord
 from tailrace.gateway.resources.deletion import Deleted
 from tailrace.gateway.resources.health import Health
-from tailrace.gateway.resources.index import Directory
 from tailrace.gateway.resources.login import LoggedIn
 from tailrace.gateway.resources.projects import NewProjectBody, ProjectBody, ProjectList
 from tailrace.gateway.resources.prompts import PromptList
@@ -236,6 +236,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/api/process"): Operation("tutorials", StartJobRequest, StartedJob, 202, parameters=("key",)),
     ("GET", "/api/stream/{job_id}"): Operation("tutorials", streams=SSE, parameters=("last", "cursor"), statuses=GONE),
     ("GET", "/"): Operation("operation", response=Directory, streams="text/plain"),
+    ("GET", "/page/{file}"): Operation("operation", streams="text/javascript"),
     ("GET", "/health"): Operation("operation", response=Health),
     ("GET", "/healthz"): Operation("operation", response=Any),
     ("GET", "/readyz"): Operation("operation", response=Any),

@@ -1,7 +1,5 @@
 """The page `/ops` and its values. The page is static and public; its values need the scope `operate`."""
 
-from functools import cache
-from importlib.resources import files
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -10,6 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.http.page_file import NO_STORE, page_file
 from tailrace.gateway.ops.history import WINDOW_S
 from tailrace.gateway.ops.panels import DASHBOARDS
 from tailrace.gateway.ops.sources import Line, new_source
@@ -18,8 +17,9 @@ from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.version import VERSION
 
 PAGE, SCRIPT, STYLE, VALUES = "/ops", "/ops/page.js", "/ops/page.css", "/ops/values"
-PATHS = frozenset({PAGE, SCRIPT, STYLE, VALUES})
-NO_STORE = {"cache-control": "no-store"}
+# With the files that it shares with the page `/`.
+PATHS = frozenset({PAGE, SCRIPT, STYLE, VALUES, "/page/base.css", "/page/dom.js"})
+PACKAGE = "tailrace.gateway.ops"
 
 
 class Chart(msgspec.Struct, frozen=True):
@@ -117,24 +117,19 @@ class Ops:
         return self._encoded[1]
 
 
-@cache
-def _file(name: str) -> bytes:
-    return (files("tailrace.gateway.ops") / name).read_bytes()
-
-
 async def page(_: ApiRequest) -> Response:
     """`GET /ops`: a page for operators that shows the panels. Its script loads the values, and asks for a key."""
-    return Response(_file("page.html"), headers=NO_STORE, media_type="text/html; charset=utf-8")
+    return page_file(PACKAGE, "page.html")
 
 
 async def script(_: ApiRequest) -> Response:
     """`GET /ops/page.js`: the page's script."""
-    return Response(_file("page.js"), headers=NO_STORE, media_type="text/javascript; charset=utf-8")
+    return page_file(PACKAGE, "page.js")
 
 
 async def style(_: ApiRequest) -> Response:
     """`GET /ops/page.css`: the page's style sheet."""
-    return Response(_file("page.css"), headers=NO_STORE, media_type="text/css; charset=utf-8")
+    return page_file(PACKAGE, "page.css")
 
 
 async def values(_: ApiRequest, ops: Ops) -> Response:

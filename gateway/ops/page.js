@@ -1,4 +1,5 @@
 // Draws the panels of /ops/values and refreshes them. Text enters the page only as text, never as markup.
+import { byId, element } from "/page/dom.js";
 
 const REFRESH_MS = 5000;
 const KEY = "tailrace-ops-key";
@@ -9,16 +10,9 @@ const SVG = "http://www.w3.org/2000/svg";
 const [WIDTH, HEIGHT] = [600, 100];
 const SPAN_MIN_S = 120;
 
-const byId = (id) => document.getElementById(id);
 const charts = new Map();
 let overview = null;
 let cursor = null;
-
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
 
 function shape(tag, attributes = {}) {
   const made = document.createElementNS(SVG, tag);

@@ -12,6 +12,8 @@ from pathlib import Path
 from tests.clients.node import NODE, NPM, SCRIPTS
 
 ROOT = Path(__file__).parents[2]
+# The libraries of the page at `/`: a test builds them again.
+WEB = ROOT / "web"
 # Each program with its package. `promtool` is part of `prometheus`, `amtool` of `prometheus-alertmanager`.
 PROGRAMS = {
     "chromium": "chromium",
@@ -24,7 +26,8 @@ DAEMONS = ("prometheus", "prometheus-alertmanager")
 def main() -> None:
     # npm looks for its own Node on the path, and would find the machine's.
     path = f"{NODE.parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run([NODE, NPM, "ci"], cwd=SCRIPTS, env=os.environ | {"PATH": path}, check=True)
+    for folder in (SCRIPTS, WEB):
+        subprocess.run([NODE, NPM, "ci"], cwd=folder, env=os.environ | {"PATH": path}, check=True)
     install_python_clients()
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing and not install([PROGRAMS[program] for program in missing]):

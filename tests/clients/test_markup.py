@@ -67,14 +67,16 @@ async def test_markup_is_shown_as_text(open_gateway: Gateway, browser: str, call
     assert len(heard) >= 3
     assert [one for one in shown if one["ran"] or one["elsewhere"]] == []
     pages = [one for one in shown if one["headers"] is not None]
-    # The script of /ops makes no markup of values.
-    assert {one["path"] for one in pages if one["links"]} == {"/docs", "/ops"}
-    assert [one["path"] for one in pages if not TOLD.items() <= one["headers"].items()] == ["/ops"]
-    (ops,) = [one["headers"] for one in pages if one["path"] == "/ops"]
-    assert ops["content-security-policy"] == (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-ancestors 'none';"
-        " base-uri 'none'; form-action 'none'"
-    )
+    # The script of /ops makes no markup of values; that of / shows titles, and makes markup of sanitised Markdown only.
+    assert {one["path"] for one in pages if one["links"]} == {"/", "/docs", "/ops"}
+    policies = {one["path"]: one["headers"]["content-security-policy"] for one in pages}
+    own = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    nowhere = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    sanitised = "img-src blob:; require-trusted-types-for 'script'; trusted-types dompurify; "
+    scripted = {"/": own + sanitised + nowhere, "/ops": own + nowhere}
+    assert {path: policy for path, policy in policies.items() if policy != TOLD["content-security-policy"]} == scripted
+    others = {name: value for name, value in TOLD.items() if name != "content-security-policy"}
+    assert [one["path"] for one in pages if not others.items() <= one["headers"].items()] == []
     assert {one["headers"]["content-type"] for one in pages if "html" in one["headers"].get("content-type", "")} == {
         "text/html; charset=utf-8"
     }

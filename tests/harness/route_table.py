@@ -33,6 +33,7 @@ def path_parameters(turn: str, session: str, project: str, batch: str = "none") 
         "sha256": LONG_SHA256,
         "model": "claude-sonnet-5-5",
         "name": "none",
+        "file": "page.js",
     }
 
 
@@ -95,6 +96,7 @@ ROWS = {
     ("GET", "/v1/prompts"): Row(),
     ("GET", "/v1/prompts/{name}"): Row("name", is_everybodys=True),
     ("GET", "/"): Row(is_public=True),
+    ("GET", "/page/{file}"): Row("file", is_everybodys=True, is_public=True),
     ("GET", "/health"): Row(is_public=True),
     ("POST", "/api/chat"): Row(
         body={"messages": [{"role": "user", "parts": [{"type": "text", "text": "#sim words=1 rate=0"}]}]}

@@ -45,6 +45,8 @@ def test_the_wheel_installs_one_import_name(wheel: Path) -> None:
     for packaged in (
         "proto/models.json",
         "gateway/openapi/openapi.json",
+        "gateway/page/page.html",
+        "gateway/page/libraries.js",
         "gateway/ops/page.html",
         "gateway/ops/page.js",
         "persistence/migrations/0001_turns.sql",

@@ -15,7 +15,7 @@ from tailrace.gateway.openapi import routes
 from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS
 from tailrace.gateway.openapi.reference_page import render_page
 from tailrace.gateway.openapi.routes import document
-from tailrace.gateway.resources.index import endpoints_of
+from tailrace.gateway.page.index import endpoints_of
 from tailrace.persistence.webhooks import payload, signature
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold

@@ -1,0 +1,10 @@
+// What the scripts of the pages / and /ops share.
+
+export const byId = (id) => document.getElementById(id);
+
+/** Returns a new element. Text among `children` enters the page as text, never as markup. */
+export function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}

@@ -1,0 +1,73 @@
+"""The route `/`, without a key: a page with chats for browsers, all routes with their methods for other clients.
+
+The page is static and public. It reads and changes nothing but through the API, with the API's own authentication.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from tailrace.gateway.http.chat_cookie import cookie_of, format_cookie, new_cookie
+from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.page_file import NO_STORE, page_file
+from tailrace.proto.version import VERSION
+
+NAME = "Tailrace"
+ABOUT = "Resumable streams of Claude's answers that survive the death of any process"
+PAGES = "In a browser, / is a page with chats, /docs describes the routes, and /ops shows how the system is doing."
+FILES = frozenset({"base.css", "dom.js", "libraries.js", "markdown.js", "page.css", "page.js", "turn.js"})
+VARY = {"vary": "accept"}
+
+
+class Directory(msgspec.Struct, frozen=True, kw_only=True):
+    """`endpoints`: every path with its methods."""
+
+    name: str = NAME
+    version: str = VERSION
+    description: str = ABOUT
+    health: str = "/health"
+    endpoints: dict[str, list[str]]
+
+
+async def index(request: Request) -> Response:
+    """`GET /`: a page with chats if the client accepts HTML; the routes, as JSON if it accepts that, else as text.
+
+    Sets the cookie of the chat page.
+    """
+    accepted = request.headers.get("accept", "")
+    headers = VARY if cookie_of(request) else VARY | {"set-cookie": format_cookie(new_cookie(), request)}
+    if "text/html" in accepted:
+        return page_file("tailrace.gateway.page", "page.html", headers)
+    endpoints = endpoints_of(request.app.routes)
+    if "application/json" in accepted:
+        return json_response(Directory(endpoints=endpoints), headers=headers)
+    lines = [f"{' '.join(methods)} {path}" for path, methods in endpoints.items()]
+    text = "\n".join([f"{NAME} {VERSION}: {ABOUT}.", PAGES, "", *lines, ""])
+    return PlainTextResponse(text, headers=NO_STORE | headers)
+
+
+async def file(request: Request) -> Response:
+    """`GET /page/{file}`: a script or style sheet of the pages `/` and `/ops`."""
+    name = request.path_params["file"]
+    if name not in FILES:
+        raise HTTPException(404)
+    return page_file("tailrace.gateway.page", name)
+
+
+def endpoints_of(routes: Iterable[BaseRoute]) -> dict[str, list[str]]:
+    """Returns every path with its methods, in the order of the routes."""
+    endpoints: dict[str, list[str]] = {}
+    for route in routes:
+        if isinstance(route, Route):
+            endpoints.setdefault(route.path, []).extend(sorted((route.methods or set()) - {"HEAD"}))
+    return endpoints
+
+
+ROUTES = [
+    Route("/", index, methods=["GET"]),
+    Route("/page/{file}", file, methods=["GET"]),
+]

@@ -1,0 +1,94 @@
+// Markdown as elements. Markup in the text is shown as text; pictures are links, so that an answer loads nothing.
+import { element } from "./dom.js";
+import { DOMPurify, hljs, Marked } from "./libraries.js";
+
+// Longer texts are shown without Markdown: a page must not stand still over a line of 1 MB.
+const CHARS_MAX = 200_000;
+const CODE_CHARS_MAX = 50_000;
+const ALLOWED = {
+  ALLOWED_TAGS: [
+    ...["p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "strong", "em", "del", "code", "pre", "blockquote", "a"],
+    ...["table", "thead", "tbody", "tr", "th", "td", "br", "hr"],
+  ],
+  ALLOWED_ATTR: ["href", "title", "start", "class"],
+  ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
+  ALLOW_DATA_ATTR: false,
+  ALLOW_ARIA_ATTR: false,
+  RETURN_DOM_FRAGMENT: true,
+};
+const COLOURED = { ...ALLOWED, ALLOWED_TAGS: ["span"], ALLOWED_ATTR: ["class"] };
+
+const escaped = (text) => text.replace(/[&<>"']/g, (one) => `&#${one.charCodeAt(0)};`);
+const marked = new Marked({
+  renderer: {
+    html: ({ text, block }) => (block ? `<p>${escaped(text)}</p>` : escaped(text)),
+    image: ({ href, text }) => `<a href="${escaped(href)}">${escaped(text || href)}</a>`,
+    checkbox: ({ checked }) => (checked ? "\u2611 " : "\u2610 "),
+  },
+});
+
+/** The text of an answer in `root`, drawn again as it grows: only its changed blocks. */
+export class Markdown {
+  #blocks = [];
+
+  constructor(root) {
+    this.root = root;
+  }
+
+  /** `isOpen`: more text may follow. */
+  draw(text, isOpen) {
+    if (text.length > CHARS_MAX) {
+      this.#blocks = [];
+      return this.root.replaceChildren(element("p", { className: "plainly", textContent: text }));
+    }
+    const tokens = marked.lexer(text);
+    const shown = tokens.filter((token) => token.type !== "space" && token.type !== "def");
+    shown.forEach((token, index) => {
+      const isGrowing = isOpen && index === shown.length - 1;
+      const key = `${isGrowing}${token.raw}`;
+      if (this.#blocks[index]?.key === key) return;
+      const block = element("div", { className: "block" }, ...elementsOf(token, tokens.links, isGrowing));
+      if (this.#blocks[index]) this.#blocks[index].block.replaceWith(block);
+      else this.root.append(block);
+      this.#blocks[index] = { key, block };
+    });
+    for (const { block } of this.#blocks.splice(shown.length)) block.remove();
+  }
+}
+
+function elementsOf(token, links, isGrowing) {
+  const fragment = DOMPurify.sanitize(marked.parser(Object.assign([token], { links })), ALLOWED);
+  for (const link of fragment.querySelectorAll("a")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
+  for (const code of fragment.querySelectorAll("pre > code")) code.parentElement.replaceWith(framed(code, isGrowing));
+  return [...fragment.childNodes];
+}
+
+/** Returns the frame of a code block: its language, a button that copies it, and the code. */
+function framed(code, isGrowing) {
+  const text = code.textContent.replace(/\n$/, "");
+  const language = /^language-(\S+)$/.exec(code.className)?.[1] ?? "";
+  const copy = element("button", { type: "button", className: "plain", textContent: "Copy" });
+  copy.addEventListener("click", () => copyText(text, copy));
+  const shown = element("code", { textContent: text });
+  if (!isGrowing && text.length <= CODE_CHARS_MAX && hljs.getLanguage(language)) {
+    shown.replaceChildren(DOMPurify.sanitize(hljs.highlight(text, { language, ignoreIllegals: true }).value, COLOURED));
+  }
+  const pre = element("pre", { tabIndex: 0 }, shown);
+  return element("div", { className: "code" }, element("div", { className: "head" }, element("span", { textContent: language || "text" }), copy), pre);
+}
+
+/** Copies `text`, and says so on `button`. Pages without TLS have no `navigator.clipboard`. */
+export async function copyText(text, button) {
+  const before = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = element("textarea", { value: text, className: "unseen" });
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = before), 1500);
+}

