@@ -92,7 +92,7 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
     async with Persistence(own_server.url, tmp_path / "tailrace.db"):
         gateway = await new_gateway(own_server.url)
         session = {"id": "hostile", "title": HOSTILE[:200], "system_prompt": HOSTILE}
-        assert (await gateway.client.post("/v1/sessions", json=session)).status_code == 201
+        (await gateway.client.post("/v1/sessions", json=session)).raise_for_status()
         writer = Writer(own_log, TurnKey(tenant, TurnId(new_id())))
         await writer.ask(session=SessionId("hostile"))
         await writer.begin(*HOSTILE.splitlines(keepends=True))
