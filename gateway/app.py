@@ -21,7 +21,9 @@ from tailrace.gateway.auth.tickets import Tickets
 from tailrace.gateway.clients.ai_sdk.routes import ROUTES as AI_SDK_ROUTES
 from tailrace.gateway.clients.anthropic.count_tokens import ROUTES as COUNT_TOKENS_ROUTES
 from tailrace.gateway.clients.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
+from tailrace.gateway.clients.files import ROUTES as FILE_ROUTES
 from tailrace.gateway.clients.native.routes import ROUTES as NATIVE_ROUTES
+from tailrace.gateway.clients.openai.batch_routes import ROUTES as OPENAI_BATCH_ROUTES
 from tailrace.gateway.clients.openai.chat_routes import ROUTES as OPENAI_CHAT_ROUTES
 from tailrace.gateway.clients.openai.responses_routes import ROUTES as OPENAI_RESPONSES_ROUTES
 from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
@@ -74,6 +76,8 @@ ROUTES: list[Route] = [
     *tickets.ROUTES,
     *batches.ROUTES,
     *blobs.ROUTES,
+    *FILE_ROUTES,
+    *OPENAI_BATCH_ROUTES,
     *deletion.ROUTES,
     *sessions.ROUTES,
     *running.ROUTES,

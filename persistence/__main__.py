@@ -13,6 +13,7 @@ from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.catch_up import catch_up
 from tailrace.persistence.commands import Commands
 from tailrace.persistence.database import move_aside
+from tailrace.persistence.file_queries import FileQueries
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.resource_queries import ResourceQueries
@@ -81,7 +82,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     commands = Commands(store, tombstones, blobs, queries, resources)
     handlers = {
         name: handler
-        for part in (queries, resources, BatchQueries(store), commands)
+        for part in (queries, resources, BatchQueries(store), FileQueries(store, blobs), commands)
         for name, handler in part.handlers(caught_up).items()
     }
     endpoints = await services.serve(PERSISTENCE, VERSION, handlers)

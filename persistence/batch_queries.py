@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from tailrace.persistence import paging
+from tailrace.persistence.rows import micros
 from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of
 from tailrace.persistence.store import Store
 from tailrace.proto.batch_records import (
@@ -45,7 +46,10 @@ class BatchQueries:
     async def batches(self, tenant: Tenant, ask: ListBatches) -> BatchPage:
         limit = paging.clamp_limit(ask.limit)
         before = paging.start(ask.after, paging.NEWEST)
-        found = await self._store.batches(tenant, before, limit + 1)
+        if ask.after_batch is not None:
+            last = await self.batch(tenant, GetBatch(ask.after_batch))
+            before = paging.PageCursor(micros(last.asked_at), last.batch)
+        found = await self._store.batches(tenant, before, limit + 1, of_files=ask.of_files)
         return BatchPage(*page_of(found, limit, lambda one: (one.asked_at, one.batch)))
 
     async def turns(self, tenant: Tenant, ask: ListBatchTurns) -> BatchTurns:

@@ -9,6 +9,7 @@ finished are rows in the database, so a process that is killed in between contin
 
 import asyncio
 from contextlib import suppress
+from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
 import structlog
@@ -40,10 +41,12 @@ class BlobCollector:
         self._locks: WeakValueDictionary[Tenant, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Deletes unreferenced blobs of all tenants, and deleted rows in the journal, until `stop` is set."""
+        """Deletes expired files, unreferenced blobs, and deleted rows in the journal, until `stop` is set."""
         while not stop.is_set():
             try:
                 await self._store.erase_journal()
+                for tenant, file in await self._store.expired_files(datetime.now(UTC)):
+                    await self._store.delete_file(tenant, file)
                 for tenant in await self._store.tenants_with_released_blobs():
                     await self.collect(tenant)
             except (LogError, Refused, StoreBusy, StoreUnwritable) as error:

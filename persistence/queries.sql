@@ -145,6 +145,45 @@ SELECT sha256 FROM blob_releases WHERE tenant = :tenant AND sha256 > :after ORDE
 -- The tenants that have released blobs.
 SELECT DISTINCT tenant FROM blob_releases LIMIT :limit
 
+-- fragment: file_columns
+-- The columns of a file's record.
+file, sha256, bytes, filename, media_type, purpose, created_at, expires_at
+
+-- name: put_file
+-- Stores an uploaded file. A repeated command changes nothing.
+INSERT INTO files (tenant, {file_columns})
+VALUES (:tenant, :file, :sha256, :bytes, :filename, :media_type, :purpose, :created_at, :expires_at)
+ON CONFLICT (tenant, file) DO NOTHING
+
+-- name: put_file_use
+-- Stores which blob a file refers to.
+INSERT INTO blob_uses (tenant, sha256, turn) VALUES (:tenant, :sha256, :file)
+ON CONFLICT (tenant, sha256, turn) DO NOTHING
+
+-- name: file
+-- One file.
+SELECT {file_columns} FROM files WHERE tenant = :tenant AND file = :file AND coalesce(expires_at > :now, true)
+
+-- name: files
+-- A page of files, newest first: their ids grow with time.
+SELECT {file_columns} FROM files
+WHERE tenant = :tenant AND file < :after AND coalesce(expires_at > :now, true) AND coalesce(purpose = :purpose, true)
+ORDER BY file DESC LIMIT :limit
+
+-- name: oldest_files
+-- The same, oldest first.
+SELECT {file_columns} FROM files
+WHERE tenant = :tenant AND file > :after AND coalesce(expires_at > :now, true) AND coalesce(purpose = :purpose, true)
+ORDER BY file LIMIT :limit
+
+-- name: delete_file
+-- Deletes a file's record.
+DELETE FROM files WHERE tenant = :tenant AND file = :turn
+
+-- name: expired_files
+-- Expired files of all tenants.
+SELECT tenant, file FROM files WHERE expires_at <= :now LIMIT :limit
+
 -- fragment: counted
 -- The columns of usage that totals use.
 asked_at, messages, input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens, cost_nusd
@@ -203,6 +242,7 @@ SELECT {batch_columns} FROM turns WHERE tenant = :tenant AND turn = :turn AND ba
 -- The batches before a cursor, newest first. By the primary key SQLite would read all turns of the tenant.
 SELECT {batch_columns} FROM turns INDEXED BY turns_batches
 WHERE tenant = :tenant AND batch IS NOT NULL AND (asked_at, turn) < (:before_at, :before)
+    AND (NOT :of_files OR json_extract(batch, '$.file') IS NOT NULL)
 ORDER BY asked_at DESC, turn DESC LIMIT :limit
 
 -- name: session_turns

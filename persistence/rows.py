@@ -9,6 +9,7 @@ import msgspec
 from tailrace.proto.batch_records import BatchCounts, StoredBatch, counts_of
 from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import Failure, Message
+from tailrace.proto.files import FileRecord
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import SessionRecord, TurnRecord, record_from_fold
@@ -186,6 +187,17 @@ def project_record(row: Mapping[str, Any], since: datetime) -> ProjectRecord:
         sessions=row["sessions"],
         **_totals(row),
     )
+
+
+def file_columns(record: FileRecord) -> dict[str, Any]:
+    expires_at = None if record.expires_at is None else micros(record.expires_at)
+    times = {"created_at": micros(record.created_at), "expires_at": expires_at}
+    return msgspec.structs.asdict(record) | times
+
+
+def file_record(row: Mapping[str, Any]) -> FileRecord:
+    expires_at = None if row["expires_at"] is None else moment(row["expires_at"])
+    return FileRecord(**{**row, "created_at": moment(row["created_at"]), "expires_at": expires_at})
 
 
 def usage_record(row: Mapping[str, Any]) -> UsageRecord:

@@ -12,6 +12,8 @@ from tailrace.persistence.rows import (
     TurnRow,
     batch_record,
     branch_of,
+    file_columns,
+    file_record,
     micros,
     project_record,
     session_record,
@@ -21,6 +23,7 @@ from tailrace.persistence.rows import (
 from tailrace.persistence.sql import STATEMENTS as SQL
 from tailrace.proto.batch_records import StoredBatch
 from tailrace.proto.entries import Failure
+from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, TurnRecord
 from tailrace.proto.resources import (
@@ -39,6 +42,8 @@ BRANCH_TURNS_MAX = 10_000
 DELETE_TURNS_MAX = 1_000
 RELEASED_MAX = 200
 BUSY_SESSIONS_MAX = 1_000
+# Greater than every id of a file.
+LAST_NAME = "\U0010ffff"
 
 USAGE = {
     "day": SQL["usage_by_day"],
@@ -181,6 +186,43 @@ class Store(Database):
                 SQL["forget_released_blob"], [{"tenant": tenant, "sha256": sha256} for sha256 in blobs]
             )
 
+    async def put_file(self, tenant: Tenant, record: FileRecord) -> None:
+        """Inserts a file, and its reference to its blob."""
+        columns = {"tenant": tenant, **file_columns(record)}
+        async with self.transaction() as writer:
+            await writer.execute(SQL["put_file"], columns)
+            await writer.execute(SQL["put_file_use"], columns)
+
+    async def file(self, tenant: Tenant, file: str, now: datetime) -> FileRecord | None:
+        rows = await self.read(SQL["file"], tenant=tenant, file=file, now=micros(now))
+        return file_record(rows[0]) if rows else None
+
+    async def files(self, tenant: Tenant, ask: ListFiles, limit: int, now: datetime) -> list[FileRecord]:
+        """Returns the files that `ask` selects and that have not expired, at most `limit`."""
+        statement, start = ("oldest_files", "") if ask.is_oldest_first else ("files", LAST_NAME)
+        rows = await self.read(
+            SQL[statement],
+            tenant=tenant,
+            after=start if ask.after is None else ask.after,
+            purpose=ask.purpose,
+            now=micros(now),
+            limit=limit,
+        )
+        return [file_record(row) for row in rows]
+
+    async def delete_file(self, tenant: Tenant, file: str) -> None:
+        """Deletes a file and releases its blob."""
+        columns = {"tenant": tenant, "turn": file}
+        async with self.transaction() as writer:
+            for statement in ("release_blobs", "delete_blob_uses", "delete_file"):
+                await writer.execute(SQL[statement], columns)
+            self._has_deleted = True
+
+    async def expired_files(self, now: datetime) -> list[tuple[Tenant, str]]:
+        """Returns expired files of all tenants, at most `RELEASED_MAX`."""
+        rows = await self.read(SQL["expired_files"], now=micros(now), limit=RELEASED_MAX)
+        return [(row["tenant"], row["file"]) for row in rows]
+
     async def turns_to_delete(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
         """Returns turns that a deletion includes, follow-ups before their parent, at most `DELETE_TURNS_MAX`."""
         bounds = {"limit": DELETE_TURNS_MAX, "depth_max": BRANCH_TURNS_MAX}
@@ -195,9 +237,12 @@ class Store(Database):
         rows = await self.read(SQL["batch"], tenant=key.tenant, turn=key.turn)
         return batch_record(rows[0]) if rows else None
 
-    async def batches(self, tenant: Tenant, before: PageCursor, limit: int) -> list[StoredBatch]:
-        """Returns batches older than `before`, newest first."""
-        rows = await self.read(SQL["batches"], tenant=tenant, before_at=before.at, before=before.name, limit=limit)
+    async def batches(
+        self, tenant: Tenant, before: PageCursor, limit: int, *, of_files: bool = False
+    ) -> list[StoredBatch]:
+        """Returns batches older than `before`, newest first; with `of_files` only those of uploaded files."""
+        page = {"before_at": before.at, "before": before.name, "limit": limit, "of_files": of_files}
+        rows = await self.read(SQL["batches"], tenant=tenant, **page)
         return [batch_record(row) for row in rows]
 
     async def session(self, tenant: Tenant, session: str, since: datetime) -> SessionRecord | None:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from tailrace.proto.entries import Failure, Outcome, Via
+from tailrace.proto.entries import Failure, InputFile, Outcome, Via
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, TurnId
@@ -26,6 +26,9 @@ class BatchCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
     via: Via = "messages"
     message_batch: str | None = None
+    file: InputFile | None = None
+    inputs: tuple[str, int] | None = None
+    """The blob of the inputs, if there is a file: the refused lines are in it."""
 
 
 class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,11 +73,16 @@ class GetBatch(Query[StoredBatch], frozen=True):
 
 
 class ListBatches(Query[BatchPage], frozen=True):
-    """A page of batches. Refused: cursor_invalid."""
+    """A page of batches, with `of_files` only those of uploaded files. Refused: cursor_invalid, batch_not_found.
+
+    The page begins after the cursor `after`, or after the batch `after_batch`.
+    """
 
     query: ClassVar[str] = "batches"
     after: str | None = None
     limit: int = 50
+    of_files: bool = False
+    after_batch: TurnId | None = None
 
 
 class ListBatchTurns(Query[BatchTurns], frozen=True):
@@ -99,6 +107,8 @@ def counts_of(turn: Turn) -> BatchCounts | None:
         cost_nano_usd=progress.cost_nano_usd if progress else 0,
         via=turn.request.via,
         message_batch=progress.message_batch if progress else None,
+        file=batch.file,
+        inputs=None if batch.file is None else (batch.sha256, batch.bytes),
     )
 
 

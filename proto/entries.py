@@ -40,6 +40,18 @@ class Reservation(msgspec.Struct, frozen=True):
     amount: int
 
 
+class InputFile(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The uploaded file that a batch of OpenAI's API was created from. It may have been deleted since."""
+
+    file: str
+    endpoint: str
+    """The path of the route that each line is a request for."""
+    refused: int = 0
+    """How many of its lines were refused. The blob has a line for each of them after the requests."""
+    is_invalid: bool = False
+    """Whether no line runs, because some lines are no requests: the refused lines are OpenAI's `errors`."""
+
+
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     """The inputs of a batch: `count` requests, one per line, in a blob; at most `parallel` run at once."""
 
@@ -49,6 +61,7 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     parallel: int
     blobs: list[str] | None = None
     """The SHA-256 of each blob that the inputs refer to."""
+    file: InputFile | None = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -63,7 +63,7 @@ class Refused(TailraceError):
         self.retry_after_s = retry_after_s
 
 
-def not_found(noun: Literal["turn", "batch", "project"]) -> Refused:
+def not_found(noun: Literal["turn", "batch", "project", "file"]) -> Refused:
     """Returns the refusal of an unknown id. The same for another tenant's id, and for text that cannot be an id."""
     return Refused(f"{noun}_not_found", f"no {noun} has this id")
 
@@ -355,6 +355,12 @@ CODES: dict[str, Code] = {
         NOT_FOUND,
         "The blob does not exist or has expired.",
         "Send the original content again with the request.",
+    ),
+    "file_not_found": Code(
+        404,
+        NOT_FOUND,
+        "The uploaded file does not exist, was deleted, has expired, or belongs to another tenant.",
+        "Upload it again.",
     ),
     "prompt_not_found": Code(
         404,

@@ -10,6 +10,8 @@ from starlette.types import Receive, Scope
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http import read_body
+from tailrace.gateway.http.form import Form, parse_form
+from tailrace.gateway.http.media_type import FORM
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.proto.errors import not_found
 from tailrace.proto.ids import Tenant, TurnId, is_token
@@ -54,6 +56,11 @@ class ApiRequest(Request):
         types = read_body.JSON_OR_TEXT if is_text_allowed else read_body.ONLY_JSON
         raw = await self._bodies.read(self, self.principal.tenant, self.until_answered, types)
         return await self._bodies.decode(raw, kind), raw
+
+    async def read_form(self) -> Form:
+        """Returns the fields and the file of a `multipart/form-data` body. Raises Refused."""
+        raw = await self._bodies.read(self, self.principal.tenant, self.until_answered, frozenset({FORM}))
+        return await parse_form(raw, self.headers)
 
     def turn(self, parameter: str = "turn", prefix: str = "") -> TurnKey:
         """Returns the turn that the path names, of the principal's tenant. Raises Refused if it cannot be an id.

@@ -1,9 +1,10 @@
 """Advice for routes of OpenAI's and Anthropic's APIs that do not exist here, for the message of their 404. Pure."""
 
-NO_FILES = "there are no uploaded files: send the content itself with the message"
 OPENAI_BASE = "the base URL of OpenAI's clients ends with /v1"
 ANTHROPIC_BASE = "the base URL of Anthropic's clients has no /v1: they add it"
 NO_STATE = "use POST /v1/responses with `previous_response_id` or `conversation`"
+NO_AGENTS = "there are no hosted agents: run the agent in your own program, with POST /v1/messages or /v1/responses"
+OWN_KEYS = "the keys and their usage are Tailrace's own: see GET /v1/usage"
 
 ADVICE = {
     "/v1/embeddings": "Claude has no embeddings: send these requests to a provider that has them",
@@ -17,16 +18,21 @@ ADVICE = {
     "/v1/conversations": NO_STATE,
     "/v1/assistants": NO_STATE,
     "/v1/threads": NO_STATE,
-    "/v1/files": NO_FILES,
-    "/v1/uploads": NO_FILES,
-    "/v1/batches": "there are no batches of OpenAI's: use POST /v1/turn-batches",
+    "/v1/uploads": "there are no uploads in parts: use POST /v1/files",
     "/v1/vector_stores": "there is no file search: send the passages that you found with the message",
     "/v1/containers": "there is no code interpreter: give the model a tool",
     "/v1/skills": "there are no skills: send their text with the message",
     "/v1/fine_tuning": "models cannot be tuned here: use a prompt template, or examples in the message",
     "/v1/evals": "there are no evaluations: run the requests as a batch with POST /v1/turn-batches",
     "/v1/messages/batches": "use POST /v1/turn-batches, with `via: message_batches` for half the price",
-    "/v1/organizations": "the keys and their usage are Tailrace's own: see GET /v1/usage",
+    "/v1/agents": NO_AGENTS,
+    "/v1/chatkit": NO_AGENTS,
+    "/v1/deployments": NO_AGENTS,
+    "/v1/environments": NO_AGENTS,
+    "/v1/memory_stores": NO_AGENTS,
+    "/v1/vaults": NO_AGENTS,
+    "/v1/organization": OWN_KEYS,
+    "/v1/organizations": OWN_KEYS,
     "/chat/completions": OPENAI_BASE,
     "/responses": OPENAI_BASE,
     "/models": OPENAI_BASE,

@@ -3,6 +3,7 @@
 from starlette.requests import Request
 
 JSON = "application/json"
+FORM = "multipart/form-data"
 
 
 def media_type(request: Request) -> str:

@@ -55,7 +55,8 @@ class BodyReader:
         """
         if media_type(request) not in types:
             # This also rejects cross-site form posts, for which browsers send no CORS preflight.
-            raise Refused("content_type_unsupported", "send the body as `Content-Type: application/json`")
+            expected = JSON if JSON in types else min(types)
+            raise Refused("content_type_unsupported", f"send the body as `Content-Type: {expected}`")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refused("content_type_unsupported", "send the body uncompressed")
         if (declared_bytes(request.headers) or 0) > self._bytes_max:

@@ -15,6 +15,7 @@ from tailrace.gateway.auth.login import COOKIE
 from tailrace.gateway.auth.scopes import NEEDS, Need
 from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
 from tailrace.gateway.http.error_responses import Envelope
+from tailrace.gateway.http.form import Form
 from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS, Operation
 from tailrace.proto.errors import CODES
 from tailrace.proto.records import WebhookPayload
@@ -34,6 +35,22 @@ WEBHOOK_HEADERS = {
 }
 
 Json = dict[str, Any]
+
+FORM_WITH_FILE: Json = {
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "properties": {
+                "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+                "purpose": {"type": "string"},
+                "expires_after[anchor]": {"type": "string"},
+                "expires_after[seconds]": {"type": "string"},
+                "expires_in_seconds": {"type": "string"},
+            },
+            "required": ["file"],
+        }
+    }
+}
 
 
 def build_document(routes: Sequence[Route], version: str) -> Json:
@@ -83,7 +100,7 @@ def _operation(route: Route, method: str, row: Operation, schema_of: dict[Any, J
     if parameters:
         operation["parameters"] = parameters
     if row.body is not None:
-        content = {"application/json": {"schema": schema_of[row.body]}}
+        content = {"application/json": {"schema": schema_of[row.body]}} if row.body is not Form else FORM_WITH_FILE
         operation["requestBody"] = {"required": True, "content": content}
     if row.reference:
         operation["externalDocs"] = {"url": row.reference}

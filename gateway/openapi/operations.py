@@ -13,6 +13,7 @@ from tailrace.gateway.clients.ai_sdk.routes import Stopped
 from tailrace.gateway.clients.anthropic.count_tokens import CountTokensRequest
 from tailrace.gateway.clients.anthropic.request import MessagesRequest
 from tailrace.gateway.clients.native.routes import Accepted
+from tailrace.gateway.clients.openai.batch_routes import NewFileBatch
 from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest
 from tailrace.gateway.clients.registry import DIALECTS
@@ -23,6 +24,7 @@ from tailrace.gateway.clients.tutorials.request import (
     StartJobRequest,
 )
 from tailrace.gateway.clients.tutorials.routes import StartedJob
+from tailrace.gateway.http.form import Form
 from tailrace.gateway.models.card import ModelCard, ModelPage, ModelSheets
 from tailrace.gateway.ops.overview import Overview
 from tailrace.gateway.page.index import Directory
@@ -46,6 +48,8 @@ from tailrace.proto.records import SessionRecord, TurnPage, TurnRecord
 SSE = "text/event-stream"
 JSON_LINES = "application/x-ndjson"
 OPENAI_CHAT = "https://platform.openai.com/docs/api-reference/chat"
+FILES = "https://platform.openai.com/docs/api-reference/files"
+OPENAI_BATCH = "https://platform.openai.com/docs/api-reference/batch"
 OPENAI_RESPONSES = "https://platform.openai.com/docs/api-reference/responses"
 ANTHROPIC = "https://docs.anthropic.com/en/api/messages"
 AI_SDK = "https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol"
@@ -58,7 +62,7 @@ class Operation(NamedTuple):
 
     tag: str
     body: Any = None
-    """The Struct of the JSON body."""
+    """The Struct of the JSON body; `Form` for a form with a file."""
     response: Any = None
     """The Struct of the JSON response; `Any` for an object without a Struct."""
     status: int = 200
@@ -74,7 +78,7 @@ class Operation(NamedTuple):
 
     @property
     def kinds(self) -> set[Any]:
-        return {kind for kind in (self.body, self.response) if kind not in (None, Any)}
+        return {kind for kind in (self.body, self.response) if kind not in (None, Any, Form)}
 
 
 def _query(name: str, description: str, **schema: Any) -> Json:
@@ -130,6 +134,11 @@ PARAMETERS: dict[str, Json] = {
     "page": _query("page", "Only 1: pages are addressed by `after`.", enum=["1"]),
     "order": _query("order", "The order of the items; `desc` by default.", enum=["asc", "desc"]),
     "after_item": _query("after", "The id of the last received item."),
+    "after_file": _query("after_id", "The same as `after`, as Anthropic's SDKs send it."),
+    "page_file": _query("page", "The `next_page` of the previous page, as Anthropic's SDKs send it."),
+    "batches_limit": _query("limit", "The maximum number of batches.", type="integer", minimum=1, maximum=100),
+    "files_limit": _query("limit", "The maximum number of files.", type="integer", minimum=1, maximum=1000),
+    "purpose": _query("purpose", "Only files with this purpose."),
     "include": _query("include", "It has no effect."),
     "include_list": _query("include[]", "The same, as OpenAI's SDKs send it."),
     "include_obfuscation": _query("include_obfuscation", "It has no effect."),
@@ -140,6 +149,8 @@ PAGE = ("after", "limit", "page")
 NUMBERED = ("after", "limit", "page_number", "per_page")
 AZURE = ("api_version",)
 INCLUDE = ("include", "include_list")
+BETA = ("beta", *AZURE)
+LISTING_FILES = ("after_item", "after_file", "page_file", "files_limit", "order", "purpose", *BETA)
 RESUMING = ("last", "cursor")
 READING = ("last", "cursor", "dialect", "pace")
 NAMED = ("key", "session", "project", "pace")
@@ -161,6 +172,23 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/turn-batches/{batch}/results"): Operation("batches", streams=JSON_LINES, parameters=("after_index",)),
     ("POST", "/v1/turn-batches/{batch}/cancel"): Operation("batches", response=BatchRecord),
     ("GET", "/v1/blobs/{sha256}"): Operation("turns", streams="application/octet-stream"),
+    ("GET", "/v1/batches"): Operation(
+        "batches", response=Any, parameters=("after_item", "batches_limit", *AZURE), reference=OPENAI_BATCH
+    ),
+    ("POST", "/v1/batches"): Operation(
+        "batches", NewFileBatch, Any, parameters=("key", *AZURE), reference=OPENAI_BATCH
+    ),
+    ("GET", "/v1/batches/{file_batch}"): Operation("batches", response=Any, parameters=AZURE, reference=OPENAI_BATCH),
+    ("POST", "/v1/batches/{file_batch}/cancel"): Operation(
+        "batches", response=Any, parameters=AZURE, reference=OPENAI_BATCH
+    ),
+    ("GET", "/v1/files"): Operation("files", response=Any, parameters=LISTING_FILES, reference=FILES),
+    ("POST", "/v1/files"): Operation("files", Form, Any, parameters=BETA, reference=FILES),
+    ("GET", "/v1/files/{file_id}"): Operation("files", response=Any, parameters=BETA, reference=FILES),
+    ("DELETE", "/v1/files/{file_id}"): Operation("files", response=Any, parameters=BETA, reference=FILES),
+    ("GET", "/v1/files/{file_id}/content"): Operation(
+        "files", streams="application/octet-stream", parameters=BETA, reference=FILES
+    ),
     ("POST", "/v1/turns/{turn}/tickets"): Operation("turns", NewTicket, MadeTicket),
     ("POST", "/v1/login"): Operation("login", response=LoggedIn),
     ("POST", "/v1/login/refresh"): Operation("login", response=LoggedIn, uses_cookie=True),

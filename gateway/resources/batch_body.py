@@ -7,6 +7,7 @@ refused, with the index of that input.
 import asyncio
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -16,6 +17,7 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.cost_estimate import Estimate
 from tailrace.gateway.limits.limiter import Admission, Limiter
 from tailrace.gateway.models.catalogue import Catalogue
+from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.conversation_match import Position
@@ -25,7 +27,7 @@ from tailrace.gateway.turns.store_trace import with_trace
 from tailrace.gateway.turns.submission import Submission
 from tailrace.proto import batch, entries
 from tailrace.proto.blobs import blobs_needed
-from tailrace.proto.entries import Via
+from tailrace.proto.entries import InputFile, Via
 from tailrace.proto.errors import EntryTooLarge, Refused
 from tailrace.proto.ids import SessionId, new_id
 from tailrace.proto.nats import Connection
@@ -49,16 +51,21 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     params: Params
 
 
-class NewBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/turn-batches`. `parallel`: how many of its turns run at once."""
+class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a batch runs. `parallel`: how many of its turns run at once."""
 
-    requests: Annotated[list[Input], Meta(min_length=1, max_length=INPUTS_MAX)]
     parallel: Annotated[int, Meta(ge=1, le=PARALLEL_MAX)] = 8
     via: Via = "messages"
     """`message_batches`: Anthropic's Message Batches answer it, within a day and for half the price."""
     metadata: dict[str, str] | None = None
     webhook: str | None = None
     """The webhook URL that is called when the batch has ended."""
+
+
+class NewBatch(BatchOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/turn-batches`."""
+
+    requests: Annotated[list[Input], Meta(min_length=1, max_length=INPUTS_MAX)]
 
 
 class BatchBuilder:
@@ -84,90 +91,136 @@ class BatchBuilder:
 
     async def build(self, submission: Submission, new: NewBatch) -> entries.Request:
         """Returns the request entry of a batch, whose inputs are stored. Raises Refused, LogFull, LogUnavailable."""
-        # Without limits the admission reserves nothing.
-        admission = submission.admission or self._limiter.admission(submission.principal)
-        session = SessionId(new_id())
-        requests, estimates = await self._requests(submission.principal, new, session, admission)
-        # With `message_batches` the turns do not run here, so one slot is enough.
-        at_once = new.parallel if new.via == "messages" else 1
-        each, slots, parallel = await admission.reserve_batch(submission.turn.turn, estimates, at_once)
-        await self._blobs.pin_until_over(submission)
-        lines: list[entries.Request] = []
-        for index, (request, holds) in enumerate(zip(requests, each, strict=True)):
-            try:
-                line, _ = await self._blobs.lift(submission, msgspec.structs.replace(request, holds=holds or None))
-                self._connection.check_size(entries.encode(line), ADDED)
-            except Refused as refused:
-                raise _at(index, refused) from refused
-            except EntryTooLarge as error:
-                raise Refused("body_too_large", f"`requests[{index}]` is too long to be stored") from error
-            lines.append(line)
-        inputs = batch.encode_inputs(lines)
-        # In a thread, as in store_blobs.py.
-        sha256 = (await asyncio.to_thread(hashlib.sha256, inputs)).hexdigest()
-        await self._blobs.put(submission.turn, {sha256: inputs}, {sha256}, submission.admission)
-        referred = sorted({name for line in lines for name in blobs_needed(line)})
-        first = lines[0]
-        entry = entries.Request(
-            model=first.model,
-            max_tokens=first.max_tokens,
-            messages=[],
-            session=session,
-            metadata=new.metadata,
-            by=submission.principal.key,
-            holds=slots or None,
-            webhook=new.webhook,
-            batch=entries.Batch(sha256, len(inputs), len(lines), parallel, referred or None),
-            via=new.via,
-        )
-        return with_trace(submission.turn, entry)
-
-    async def _requests(
-        self, principal: Principal, new: NewBatch, session: SessionId, admission: Admission
-    ) -> tuple[list[entries.Request], list[Estimate]]:
-        """Returns the request and the estimate of each input. Raises Refused with the index of an input."""
-        settings, offer = self._settings, await self._catalogue.offer(principal.tenant)
-        rendered = await self._prompts.render_all([one.params for one in new.requests], principal.tenant)
-        bytes_left = settings.body_bytes_max
-        requests: list[entries.Request] = []
-        estimates: list[Estimate] = []
-        names: set[str] = set()
-        checked_schemas: set[bytes] = set()
-        first: Params | None = None
+        inputs = await self.checker(submission, new.via)
+        rendered = await self._prompts.render_all([one.params for one in new.requests], submission.principal.tenant)
+        bytes_left = self._settings.body_bytes_max
         for index, one in enumerate(new.requests):
             try:
-                if CUSTOM_ID.fullmatch(one.custom_id) is None or one.custom_id in names:
+                if CUSTOM_ID.fullmatch(one.custom_id) is None or one.custom_id in inputs.names:
                     raise Refused("request_invalid", "`custom_id` is 1 to 64 of A-Z a-z 0-9 _ -, and no other's")
-                names.add(one.custom_id)
                 if isinstance(params := rendered[index], Refused):
                     raise params
                 if one.params.prompt is not None:
                     # A template may repeat its variables a thousand times.
                     bytes_left -= len(msgspec.json.encode(params))
                     if bytes_left < 0:
-                        raise Refused("body_too_large", TOO_MUCH.format(most=settings.body_bytes_max))
-                new_turn = NewTurn(**msgspec.structs.asdict(params))
-                check(new_turn)
-                if new.via == "message_batches":
-                    require_alike(params, first := first or params)
-                position = Position(session=session, new=new_messages(new_turn))
-                request = build_entry(
-                    new_turn, position, settings.max_tokens, offer, credential=principal.key, cache=settings.cache
-                )
-                if (schema := schema_of(request.options)) is not None:
-                    require_small_schema(schema)
-                    # Usually all inputs have the same schema, and each check starts a subprocess.
-                    if (encoded := msgspec.json.encode(schema)) not in checked_schemas:
-                        await self._schema_checker.check_schema(schema, principal.tenant)
-                        checked_schemas.add(encoded)
+                        raise Refused("body_too_large", TOO_MUCH.format(most=self._settings.body_bytes_max))
+                await inputs.add(one.custom_id, NewTurn(**msgspec.structs.asdict(params)))
             except Refused as refused:
                 raise _at(index, refused) from refused
-            metadata = {**(new_turn.metadata or {}), batch.CUSTOM_ID: one.custom_id}
-            requests.append(msgspec.structs.replace(request, metadata=metadata, via=new.via))
-            estimates.append(await admission.estimate(requests[-1]))
-            if index % YIELD_EVERY == 0:
-                await asyncio.sleep(0)
-        return requests, estimates
+        return await self.store(submission, inputs, new)
+
+    async def checker(self, submission: Submission, via: Via) -> "InputChecker":
+        """Returns the checker of a new batch's inputs."""
+        # Without limits the admission reserves nothing.
+        admission = submission.admission or self._limiter.admission(submission.principal)
+        offer = await self._catalogue.offer(submission.principal.tenant)
+        return InputChecker(submission.principal, admission, offer, self._schema_checker, self._settings, via)
+
+    async def store(
+        self,
+        submission: Submission,
+        inputs: "InputChecker",
+        new: BatchOptions,
+        file: InputFile | None = None,
+        refused: Sequence[bytes] = (),
+    ) -> entries.Request:
+        """Stores the checked inputs, and the `refused` lines of a `file`; returns the request entry of their batch."""
+        # With `message_batches` the turns do not run here, so one slot is enough.
+        at_once = new.parallel if new.via == "messages" else 1
+        turn = submission.turn.turn
+        each, slots, parallel = await inputs.admission.reserve_batch(turn, inputs.estimates, at_once)
+        await self._blobs.pin_until_over(submission)
+        lines: list[entries.Request] = []
+        for index, (request, holds) in enumerate(zip(inputs.requests, each, strict=True)):
+            try:
+                line, _ = await self._blobs.lift(submission, msgspec.structs.replace(request, holds=holds or None))
+                self._connection.check_size(entries.encode(line), ADDED)
+            except Refused as refusal:
+                raise _at(index, refusal) from refusal
+            except EntryTooLarge as error:
+                raise Refused("body_too_large", f"`requests[{index}]` is too long to be stored") from error
+            lines.append(line)
+        content = batch.encode_inputs(lines) + b"".join(line + b"\n" for line in refused)
+        # In a thread, as in store_blobs.py.
+        sha256 = (await asyncio.to_thread(hashlib.sha256, content)).hexdigest()
+        await self._blobs.put(submission.turn, {sha256: content}, {sha256}, submission.admission)
+        referred = sorted({name for line in lines for name in blobs_needed(line)})
+        entry = entries.Request(
+            model=inputs.model,
+            max_tokens=lines[0].max_tokens if lines else 1,
+            messages=[],
+            session=inputs.session,
+            metadata=new.metadata,
+            by=submission.principal.key,
+            holds=slots or None,
+            webhook=new.webhook,
+            batch=entries.Batch(sha256, len(content), len(lines), parallel, referred or None, file),
+            via=new.via,
+        )
+        return with_trace(submission.turn, entry)
+
+
+class InputChecker:
+    """Checks the inputs of one batch, and collects their request entries."""
+
+    def __init__(
+        self,
+        principal: Principal,
+        admission: Admission,
+        offer: Offer,
+        schema_checker: SchemaChecker,
+        settings: Settings,
+        via: Via,
+    ) -> None:
+        self.admission = admission
+        self.offer = offer
+        self.session = SessionId(new_id())
+        self.names: set[str] = set()
+        self.requests: list[entries.Request] = []
+        self.estimates: list[Estimate] = []
+        self._principal = principal
+        self._schema_checker = schema_checker
+        self._settings = settings
+        self._via = via
+        self._checked_schemas: set[bytes] = set()
+        self._first: Params | None = None
+
+    @property
+    def model(self) -> str:
+        """The model of the first input; the default one if there is none."""
+        return self.requests[0].model if self.requests else self.offer.model(None).id
+
+    async def add(self, custom_id: str, new_turn: NewTurn) -> None:
+        """Adds an input. Raises Refused if it cannot become a turn."""
+        check(new_turn)
+        if self._via == "message_batches":
+            self._first = self._first or new_turn
+            require_alike(new_turn, self._first)
+        settings = self._settings
+        position = Position(session=self.session, new=new_messages(new_turn))
+        request = build_entry(
+            new_turn,
+            position,
+            settings.max_tokens,
+            self.offer,
+            credential=self._principal.key,
+            cache=settings.cache,
+        )
+        if (schema := schema_of(request.options)) is not None:
+            require_small_schema(schema)
+            # Usually all inputs have the same schema, and each check starts a subprocess.
+            if (encoded := msgspec.json.encode(schema)) not in self._checked_schemas:
+                await self._schema_checker.check_schema(schema, self._principal.tenant)
+                self._checked_schemas.add(encoded)
+        metadata = {**(new_turn.metadata or {}), batch.CUSTOM_ID: custom_id}
+        request = msgspec.structs.replace(request, metadata=metadata, via=self._via)
+        estimate = await self.admission.estimate(request)
+        self.names.add(custom_id)
+        self.requests.append(request)
+        self.estimates.append(estimate)
+        if len(self.requests) % YIELD_EVERY == 0:
+            await asyncio.sleep(0)
 
 
 def require_alike(params: Params, first: Params) -> None:

@@ -4,10 +4,11 @@ A batch is a turn, and `links.events` is its event stream. Batches that have lef
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from starlette.responses import Response
@@ -116,7 +117,7 @@ async def batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> 
     tenant = request.tenant
     after, limit = page_of(request)
     found = await history.ask(tenant, ListBatches(after, limit))
-    current = await asyncio.gather(*(_refresh(log, TurnKey(tenant, one.batch), one) for one in found.batches))
+    current = await asyncio.gather(*(refresh(log, TurnKey(tenant, one.batch), one) for one in found.batches))
     return json_response(
         BatchList(data=[batch_record(one) for one in current], has_more=bool(found.next), next=found.next)
     )
@@ -138,53 +139,81 @@ async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient)
 
 async def results(request: ApiRequest, streams: StreamContext, blob_store: BlobStore) -> ASGIApp:
     """`GET /v1/turn-batches/{batch}/results`: one line of JSON for each input whose turn has ended, in order."""
-    log, history = streams.log, streams.history
-    key, stored, turn = await batch_of(request, log, history)
+    key, stored, turn = await batch_of(request, streams.log, streams.history)
     after = request.query_params.get("after")
     of = stored.counts.of
     numbers = range(min(0 if after is None else parse_cursor(after) + 1, of), of)
-    if turn is not None and turn.request is not None and turn.request.batch is not None:
-        lines = _results(log, blob_store, key, turn.request.batch, numbers, is_over=turn.end is not None)
-    else:
-        lines = _stored_results(history, key, numbers)
+    inputs = ended_inputs(streams, blob_store, key, turn, numbers)
     headers = {"content-type": "application/x-ndjson", "cache-control": "no-store"}
-    return Download(StreamAccess(streams, request), lines, headers, is_stream=True)
+    return Download(StreamAccess(streams, request), render_lines(inputs, result), headers, is_stream=True)
 
 
-async def _stored_results(history: HistoryClient, key: TurnKey, numbers: range) -> AsyncGenerator[bytes, None]:
-    """Yields the result lines of a batch that has left the log. The database has its turns, but not its inputs."""
+class EndedInput(NamedTuple):
+    """Input `number` of a batch whose turn has ended. Without a turn: the batch ended before the input became one."""
+
+    number: int
+    custom_id: str
+    turn: TurnRecord | None
+
+
+async def render_lines(
+    pages: AsyncGenerator[list[EndedInput], None], render: Callable[[EndedInput], object]
+) -> AsyncGenerator[bytes, None]:
+    """Yields a line of JSON for each input of `pages` that `render` returns a value for."""
     encode = msgspec.json.Encoder().encode
+    async with aclosing(pages):
+        async for page in pages:
+            lines = (line for one in page if (line := render(one)) is not None)
+            yield b"".join(encode(line) + b"\n" for line in lines)
+
+
+def ended_inputs(
+    streams: StreamContext, blob_store: BlobStore, key: TurnKey, turn: Turn | None, numbers: range
+) -> AsyncGenerator[list[EndedInput], None]:
+    """Yields the inputs with these numbers that have ended, from the log or, without `turn`, from the database."""
+    if turn is not None and turn.request is not None and turn.request.batch is not None:
+        is_over = turn.end is not None
+        return _ended_inputs(streams.log, blob_store, key, turn.request.batch, numbers, is_over=is_over)
+    return _stored_inputs(streams.history, key, numbers)
+
+
+async def _stored_inputs(
+    history: HistoryClient, key: TurnKey, numbers: range
+) -> AsyncGenerator[list[EndedInput], None]:
+    """Yields the inputs of a batch that has left the log. The database has its turns, but not its inputs."""
     first = numbers.start
     while first < numbers.stop:
         limit = min(READ_AT_ONCE, numbers.stop - first)
         page = await history.ask(key.tenant, ListBatchTurns(key.turn, first, limit))
         turns = {one.index: one.turn for one in page.turns}
-        results = (
-            result(number, turns[number]) if number in turns else BatchResult(index=number, custom_id="")
-            for number in range(first, min(page.next, numbers.stop))
-        )
-        yield b"".join(encode(line) + b"\n" for line in results)
+        some = range(first, min(page.next, numbers.stop))
+        yield [
+            EndedInput(number, custom_id_of(turns[number]), turns[number])
+            if number in turns
+            else EndedInput(number, "", None)
+            for number in some
+        ]
         first = page.next
 
 
-async def _results(
+async def _ended_inputs(
     log: TurnLog, blob_store: BlobStore, key: TurnKey, of: entries.Batch, numbers: range, *, is_over: bool
-) -> AsyncGenerator[bytes, None]:
-    encode = msgspec.json.Encoder().encode
+) -> AsyncGenerator[list[EndedInput], None]:
     inputs: list[bytes] | None = None
     for first in range(0, len(numbers), READ_AT_ONCE):
         some = numbers[first : first + READ_AT_ONCE]
         turns = await asyncio.gather(*(_turn(log, batch.child_key(key, number)) for number in some))
-        results = []
+        page = []
         for number, turn in zip(some, turns, strict=True):
             if turn is not None and turn.end is not None:
-                results.append(result(number, record_from_fold(batch.child_key(key, number), turn)))
+                record = record_from_fold(batch.child_key(key, number), turn)
+                page.append(EndedInput(number, custom_id_of(record), record))
             elif turn is None and is_over:
                 # Read only if needed: the inputs may be as long as a request body.
-                inputs = await _inputs(blob_store, key, of) if inputs is None else inputs
+                inputs = await lines_of(blob_store, key, Blob(of.sha256, of.bytes)) if inputs is None else inputs
                 name = batch.custom_id(batch.decode_input(inputs[number])) if inputs else ""
-                results.append(BatchResult(index=number, custom_id=name))
-        yield b"".join(encode(line) + b"\n" for line in results)
+                page.append(EndedInput(number, name, None))
+        yield page
 
 
 async def _turn(log: TurnLog, key: TurnKey) -> Turn | None:
@@ -198,18 +227,25 @@ async def _turn(log: TurnLog, key: TurnKey) -> Turn | None:
         return None
 
 
-async def _inputs(blob_store: BlobStore, key: TurnKey, of: entries.Batch) -> list[bytes]:
-    """Returns the inputs of the batch; an empty list once their blob has expired."""
+async def lines_of(blob_store: BlobStore, key: TurnKey, inputs: Blob) -> list[bytes]:
+    """Returns the lines of the batch's blob; an empty list once it has expired."""
     try:
-        return batch.split_inputs(await blob_store.read(key.tenant, Blob(of.sha256, of.bytes)))
+        return batch.split_inputs(await blob_store.read(key.tenant, inputs))
     except BlobUnknown:
         return []
 
 
-def result(index: int, turn: TurnRecord) -> BatchResult:
+def custom_id_of(turn: TurnRecord) -> str:
+    return turn.metadata.get(batch.CUSTOM_ID, "")
+
+
+def result(ended: EndedInput) -> BatchResult:
+    turn = ended.turn
+    if turn is None:
+        return BatchResult(index=ended.number, custom_id=ended.custom_id)
     return BatchResult(
-        index=index,
-        custom_id=turn.metadata.get(batch.CUSTOM_ID, ""),
+        index=ended.number,
+        custom_id=ended.custom_id,
         turn=turn.turn,
         outcome="failed" if turn.outcome == "running" else turn.outcome,
         text=turn.text,
@@ -223,16 +259,20 @@ def result(index: int, turn: TurnRecord) -> BatchResult:
 
 
 async def batch_of(
-    request: ApiRequest, log: TurnLog, history: HistoryClient
+    request: ApiRequest, log: TurnLog, history: HistoryClient, parameter: str = "batch", prefix: str = ""
 ) -> tuple[TurnKey, StoredBatch, Turn | None]:
     """Returns the batch in the path, and its turn if the log still has it. Raises Refused if there is no such batch."""
-    unknown = not_found("batch")  # also for a turn that is not a batch
     try:
-        key = request.turn("batch")
+        key = request.turn(parameter, prefix)
     except Refused as error:
         if error.code != "turn_not_found":
             raise
-        raise unknown from error
+        raise not_found("batch") from error
+    return await find_batch(key, log, history)
+
+
+async def find_batch(key: TurnKey, log: TurnLog, history: HistoryClient) -> tuple[TurnKey, StoredBatch, Turn | None]:
+    """Returns the batch, and its turn if the log still has it. Raises Refused if there is no such batch."""
     try:
         turn = await log.turn(key)
     except TurnUnknown:
@@ -240,10 +280,10 @@ async def batch_of(
     try:
         return key, stored_batch(key, turn), turn
     except TurnUnknown as error:
-        raise unknown from error
+        raise not_found("batch") from error
 
 
-async def _refresh(log: TurnLog, key: TurnKey, stored: StoredBatch) -> StoredBatch:
+async def refresh(log: TurnLog, key: TurnKey, stored: StoredBatch) -> StoredBatch:
     """Returns the batch as the log has it if it is running; the database only knows its request and its end."""
     if stored.outcome != "running":
         return stored

@@ -14,6 +14,7 @@ from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto import batch
 from tailrace.proto.blobs import Blob
+from tailrace.proto.entries import Batch
 from tailrace.proto.errors import BlobUnknown, Refused, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
@@ -118,12 +119,13 @@ class Deleter:
             # Anthropic bills what it has answered, and no result will say how much: the reservation stays.
             await self._stop_message_batch(key, turn.progress.message_batch)
         elif is_fresh:
-            await self._give_back(key, Blob(turn.request.batch.sha256, turn.request.batch.bytes))
+            await self._give_back(key, turn.request.batch)
 
-    async def _give_back(self, key: TurnKey, inputs: Blob) -> None:
+    async def _give_back(self, key: TurnKey, spec: Batch) -> None:
         """Refunds the reservations of a batch's inputs that were never submitted."""
         try:
-            lines = batch.split_inputs(await self._blobs.read(key.tenant, inputs))
+            blob = await self._blobs.read(key.tenant, Blob(spec.sha256, spec.bytes))
+            lines = batch.split_inputs(blob)[: spec.count]
         except BlobUnknown:
             return
 

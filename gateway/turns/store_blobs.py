@@ -91,8 +91,9 @@ class RequestBlobs:
         admission: Admission | None,
         *,
         more_bytes: int = 0,
+        is_renewed: bool = False,
     ) -> None:
-        """Stores blobs, by SHA-256, after they are counted and pinned for `key`.
+        """Stores blobs, by SHA-256, after they are counted and pinned for `key`. `is_renewed` is that of BlobStore.put.
 
         `more_bytes` are counted with them. Raises Refused, LogFull, LogUnavailable.
         """
@@ -102,7 +103,7 @@ class RequestBlobs:
         if admission is not None and size + more_bytes:
             await admission.count_stored_bytes(size + more_bytes)
         await self._pins.pin(key.tenant, key.turn, pinned)
-        await self._store.put(key.tenant, contents)
+        await self._store.put(key.tenant, contents, is_renewed=is_renewed)
         self._share.add(key.tenant, size)
 
 

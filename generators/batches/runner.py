@@ -35,6 +35,7 @@ logger = structlog.get_logger()
 
 BACKEND = "batch"
 NO_MESSAGE_BATCHES = "message batches need the backend `claude`, which this generator does not have"
+INPUT_FILE_INVALID = "the input file has lines that are not requests of the batch's endpoint"
 # The log keeps a turn for a day: the last inputs need some hours of it to end and to be read.
 LIFE = timedelta(hours=20)
 # A batch waits before the log is so full that gateways refuse interactive turns (TAILRACE_FULL_AT).
@@ -118,10 +119,15 @@ class BatchRunner:
         spec = turn.request.batch
         assert spec is not None  # noqa: S101  # the delivery is a batch's
         try:
-            inputs = batch.split_inputs(await self._bodies.read(key.tenant, Blob(spec.sha256, spec.bytes)))
+            lines = batch.split_inputs(await self._bodies.read(key.tenant, Blob(spec.sha256, spec.bytes)))
         except BlobUnknown:
             failure = Failure("blob_expired", "the inputs of the batch have expired")
             return turn if turn.end is not None else await self._end(key, turn, "failed", failure)
+        inputs = lines[: spec.count]
+        if turn.end is None and not inputs:
+            if spec.file is not None and spec.file.is_invalid:
+                return await self._end(key, turn, "failed", Failure("request_invalid", INPUT_FILE_INVALID))
+            return await self._end(key, turn, "completed")
         tally = BatchTally(turn.progress, len(inputs), was_begun=turn.attempt > 0)
         if turn.end is None:
             try:

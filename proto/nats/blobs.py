@@ -84,12 +84,15 @@ class BlobStore:
         self._connection = connection
         self._lifetime: timedelta | None = None
 
-    async def put(self, tenant: Tenant, lifted: Mapping[str, bytes]) -> None:
-        """Stores the blobs that do not exist or are past half of their lifetime. Raises LogFull."""
+    async def put(self, tenant: Tenant, lifted: Mapping[str, bytes], *, is_renewed: bool = False) -> None:
+        """Stores the blobs that do not exist or are past half of their lifetime; all if `is_renewed`. Raises LogFull.
+
+        A renewed blob has its whole lifetime before it.
+        """
         for sha256, content in lifted.items():
             for _ in range(TRIES_MAX):
                 marked = await self._last(tenant, sha256)
-                if marked is not None and not await self._ends_soon(marked):
+                if marked is not None and not is_renewed and not await self._ends_soon(marked):
                     break
                 # Sequence 0 is not a safe fence: it is valid again after others have stored and purged the blob.
                 seen = marked.seq if marked else await self._mark(tenant, sha256, Size(0), BEFORE_FIRST)
@@ -160,7 +163,7 @@ class BlobStore:
     async def _ends_soon(self, marked: Mark.Message) -> bool:
         if marked.size.is_doomed or not marked.size.bytes:
             return True
-        return datetime.now(UTC) - marked.time > await self._half_life()
+        return datetime.now(UTC) - marked.time > await self.lifetime() / 2
 
     async def _store(self, tenant: Tenant, sha256: str, content: bytes, seen: Seq) -> bool:
         """Stores a blob whose last mark was `seen`. Returns False if there is a newer mark: it may be incomplete."""
@@ -254,7 +257,8 @@ class BlobStore:
             await asyncio.sleep(TRY_AGAIN_S)
         raise LogUnavailable(f"the storage for pictures and long texts does not answer: {why}")
 
-    async def _half_life(self) -> timedelta:
+    async def lifetime(self) -> timedelta:
+        """Returns how long a blob is kept; timedelta.max if blobs never expire."""
         if self._lifetime is None:
             try:
                 config = (await self._connection.jetstream.stream_info(BODIES)).config
@@ -262,4 +266,4 @@ class BlobStore:
                 raise LogUnavailable(f"the stream {BODIES} does not answer ({type(error).__name__}): retry") from error
             # Without max_age, blobs never expire.
             self._lifetime = timedelta(seconds=config.max_age) if config.max_age else timedelta.max
-        return self._lifetime / 2
+        return self._lifetime

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from tailrace.proto.batch_records import GetBatch, ListBatches, ListBatchTurns
+from tailrace.proto.files import CreateFile, DeleteFile, GetFile, ListFiles
 from tailrace.proto.ids import is_token
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, COUNT_TOKENS, MODELS
 from tailrace.proto.records import (
@@ -98,6 +99,10 @@ PERSISTENCE_QUERIES = tuple(
             RenameSession,
             CreateProject,
             DeleteResource,
+            CreateFile,
+            GetFile,
+            ListFiles,
+            DeleteFile,
         ),
         *(GetBatch, ListBatches, ListBatchTurns),
     )

@@ -20,7 +20,9 @@ class Row(NamedTuple):
     body: dict[str, Any] | None = None
 
 
-def path_parameters(turn: str, session: str, project: str, batch: str = "none") -> dict[str, str]:
+def path_parameters(
+    turn: str, session: str, project: str, batch: str = "none", file: str = "none", file_batch: str = "none"
+) -> dict[str, str]:
     """Returns the path parameters of a turn, its session and its project."""
     return {
         "turn": turn,
@@ -30,6 +32,8 @@ def path_parameters(turn: str, session: str, project: str, batch: str = "none") 
         "batch": batch,
         "response": f"resp_{turn}",
         "chat": session,
+        "file_id": file,
+        "file_batch": file_batch,
         "sha256": LONG_SHA256,
         "model": "claude-sonnet-5-5",
         "name": "none",
@@ -54,6 +58,17 @@ ROWS = {
     ("GET", "/v1/turn-batches/{batch}/results"): Row("batch"),
     ("POST", "/v1/turn-batches/{batch}/cancel"): Row("batch"),
     ("GET", "/v1/blobs/{sha256}"): Row("sha256"),
+    ("GET", "/v1/batches"): Row(),
+    ("POST", "/v1/batches"): Row(
+        body={"input_file_id": "file-none", "endpoint": "/v1/responses", "completion_window": "24h"}
+    ),
+    ("GET", "/v1/batches/{file_batch}"): Row("file_batch"),
+    ("POST", "/v1/batches/{file_batch}/cancel"): Row("file_batch"),
+    ("GET", "/v1/files"): Row(),
+    ("POST", "/v1/files"): Row(),
+    ("GET", "/v1/files/{file_id}"): Row("file_id"),
+    ("DELETE", "/v1/files/{file_id}"): Row("file_id"),
+    ("GET", "/v1/files/{file_id}/content"): Row("file_id"),
     ("GET", "/v1/sessions"): Row(),
     ("POST", "/v1/sessions"): Row(body={"title": "Rivers"}),
     ("GET", "/v1/sessions/stats"): Row(),

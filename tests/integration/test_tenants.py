@@ -54,7 +54,12 @@ async def create(gateway: Gateway) -> dict[str, str]:
     await gateway.client.get(accepted["links"]["events"])
     batch = (await gateway.client.post("/v1/turn-batches", json=BATCH)).json()
     await gateway.client.get(batch["links"]["events"])
-    return path_parameters(accepted["turn"], accepted["session"], body["project"], batch["batch"])
+    line = {"custom_id": "one", "url": "/v1/responses", "body": {"input": LINE}}
+    upload = {"file": ("a.jsonl", msgspec.json.encode(line))}
+    file = (await gateway.client.post("/v1/files", files=upload, data={"purpose": "batch"})).json()["id"]
+    new = {"input_file_id": file, "endpoint": "/v1/responses", "completion_window": "24h"}
+    made = (await gateway.client.post("/v1/batches", json=new)).json()["id"]
+    return path_parameters(accepted["turn"], accepted["session"], body["project"], batch["batch"], file, made)
 
 
 @pytest.mark.rule("S1")
@@ -121,7 +126,10 @@ async def test_objects_of_another_tenant_are_404_on_every_route(
         body = {"message": "and?", name: mine["turn" if name == "parent" else name]}
         follow_up = await other_client.post("/v1/turns", json=body)
         assert (follow_up.status_code, follow_up.json()["error"]["code"]) == (404, f"{name}_not_found")
-    for path in ("/v1/sessions", "/v1/projects", "/v1/usage"):
+    stolen = {"input_file_id": mine["file"], "endpoint": "/v1/responses", "completion_window": "24h"}
+    answer = await other_client.post("/v1/batches", json=stolen)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "file_not_found")
+    for path in ("/v1/sessions", "/v1/projects", "/v1/usage", "/v1/files", "/v1/batches"):
         assert (await other_client.get(path)).json()["data"] == [], path
 
 

@@ -1,0 +1,241 @@
+"""Routes of uploaded files, in OpenAI's format, and in Anthropic's for requests with the header `anthropic-version`.
+
+Sources: OpenAI's API reference, "Files"; Anthropic's docs, "Files API".
+"""
+
+import asyncio
+import hashlib
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.clients.openai.batch_routes import RESULT_FILE, result_file
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http.form import Form, FormFile
+from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.log_fullness import LogFullness
+from tailrace.gateway.limits.limiter import Limiter
+from tailrace.gateway.resources.blobs import HEADERS
+from tailrace.gateway.resources.paging import limit_of
+from tailrace.gateway.streaming.download import Download
+from tailrace.gateway.streaming.stream_access import StreamAccess
+from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.turns.store_blobs import RequestBlobs
+from tailrace.proto.blobs import Blob
+from tailrace.proto.errors import BlobUnknown, LogFull, Refused, not_found
+from tailrace.proto.files import CreateFile, DeleteFile, FileRecord, GetFile, ListFiles
+from tailrace.proto.ids import TurnId, is_token, new_id
+from tailrace.proto.nats import BlobStore
+from tailrace.proto.subjects import TurnKey
+
+PURPOSES = ("assistants", "batch", "user_data", "vision")
+FILENAME_CHARS_MAX = 255
+MEDIA_TYPE = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,126}")
+LIFE_FIELDS = ("expires_after[anchor]", "expires_after[seconds]", "expires_in_seconds")
+LIFE = re.compile(r"[0-9]{4,7}")
+# Those of OpenAI: an hour and thirty days.
+LIFE_S_MIN, LIFE_S_MAX = 3600, 30 * 24 * 3600
+LIST_MAX = 1_000
+
+
+async def post(
+    request: ApiRequest,
+    request_blobs: RequestBlobs,
+    blob_store: BlobStore,
+    limiter: Limiter,
+    log_fullness: LogFullness,
+    history: HistoryClient,
+) -> Response:
+    """`POST /v1/files`: uploads a file, as `multipart/form-data` with the fields `file` and, for OpenAI, `purpose`."""
+    form, is_anthropic = await request.read_form(), _is_anthropic(request)
+    file, purpose = require_file(form), _purpose(form, is_anthropic=is_anthropic)
+    life = await _life(form, blob_store)
+    if log_fullness.is_full:
+        raise LogFull("the server's storage is nearly full, and the rest is kept for running turns: retry later")
+    # In a thread: to hash 30 MB takes 15 ms, in which the loop would serve no stream.
+    sha256 = (await asyncio.to_thread(hashlib.sha256, file.content)).hexdigest()
+    now = datetime.now(UTC)
+    record = FileRecord(
+        file=f"file-{new_id()}",
+        sha256=sha256,
+        bytes=len(file.content),
+        filename=file.filename,
+        media_type=file.media_type or "application/octet-stream",
+        purpose=purpose,
+        created_at=now,
+        expires_at=None if life is None else now + life,
+    )
+    # Not a turn: the pin holds until the file's record refers to the blob.
+    key, admission = TurnKey(request.tenant, TurnId(record.file)), limiter.admission(request.principal)
+    async with request_blobs.pins_of(key):
+        try:
+            await admission.count_request()
+            await request_blobs.put(key, {sha256: file.content}, {sha256}, admission, is_renewed=True)
+        except Refused:
+            await admission.release()
+            raise
+        await history.ask(request.tenant, CreateFile(record))
+    return json_response(_render(record, is_anthropic=is_anthropic))
+
+
+async def list_files(request: ApiRequest, history: HistoryClient) -> Response:
+    """`GET /v1/files`: the files, newest first, in pages: after the file `after` (Anthropic: `page` or `after_id`)."""
+    query, limit = request.query_params, limit_of(request, 200, LIST_MAX)
+    order = query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise Refused("request_invalid", "`order` must be `asc` or `desc`")
+    after = query.get("after") or query.get("after_id") or query.get("page")
+    question = ListFiles(after, limit, query.get("purpose"), is_oldest_first=order == "asc")
+    found = await history.ask(request.tenant, question)
+    first, last = (found.files[0].file, found.files[-1].file) if found.files else (None, None)
+    return json_response(
+        {
+            "object": "list",
+            "data": [_render(one, is_anthropic=_is_anthropic(request)) for one in found.files],
+            "first_id": first,
+            "last_id": last,
+            "has_more": found.has_more,
+            "next_page": last if found.has_more else None,
+        }
+    )
+
+
+async def get(request: ApiRequest, history: HistoryClient, blob_store: BlobStore, streams: StreamContext) -> Response:
+    """`GET /v1/files/{file_id}`: the name, size and times of one file."""
+    if (results := await result_file(request, streams, blob_store)) is not None:
+        # Not stored: all of it is rendered to be counted.
+        size = sum([len(piece) async for piece in results.pieces])
+        record = FileRecord(
+            file=_id_of(request),
+            sha256="",
+            bytes=size,
+            filename=results.name,
+            media_type="application/jsonl",
+            purpose="batch_output",
+            created_at=results.created_at,
+            expires_at=None,
+        )
+        return json_response(_render(record, is_anthropic=_is_anthropic(request)))
+    return json_response(_render(await _file_of(request, history), is_anthropic=_is_anthropic(request)))
+
+
+async def get_content(
+    request: ApiRequest, history: HistoryClient, blob_store: BlobStore, streams: StreamContext
+) -> ASGIApp:
+    """`GET /v1/files/{file_id}/content`: the content of one file."""
+    if (results := await result_file(request, streams, blob_store)) is not None:
+        return Download(StreamAccess(streams, request), results.pieces, HEADERS, is_stream=True)
+    record = await _file_of(request, history)
+    try:
+        await blob_store.size(request.tenant, record.sha256)
+    except BlobUnknown as error:
+        raise not_found("file") from error
+    pieces = blob_store.chunks(request.tenant, Blob(record.sha256, record.bytes))
+    return Download(StreamAccess(streams, request), pieces, HEADERS)
+
+
+async def delete(request: ApiRequest, history: HistoryClient) -> Response:
+    """`DELETE /v1/files/{file_id}`: deletes a file. Turns and batches that were made of it stay."""
+    if RESULT_FILE.fullmatch(request.path_params["file_id"]) is not None:
+        raise Refused("request_invalid", "the results of a batch are deleted with its turn: DELETE /v1/turns/{turn}")
+    file = (await history.ask(request.tenant, DeleteFile(_id_of(request)))).file
+    if _is_anthropic(request):
+        return json_response({"id": file, "type": "file_deleted"})
+    return json_response({"id": file, "object": "file", "deleted": True})
+
+
+def require_file(form: Form) -> FormFile:
+    """Returns the form's file. Raises Refused without one, and for an unusable name or type of it."""
+    file = form.file
+    if file is None or file.field != "file":
+        raise Refused("request_invalid", "`file` is missing: send the content as a part with a filename", param="file")
+    if not file.content:
+        raise Refused("request_invalid", "`file` is empty", param="file")
+    if not (0 < len(file.filename) <= FILENAME_CHARS_MAX and file.filename.isprintable()):
+        message = f"the filename must have 1 to {FILENAME_CHARS_MAX} printable characters"
+        raise Refused("request_invalid", message, param="file")
+    if file.media_type and MEDIA_TYPE.fullmatch(file.media_type) is None:
+        raise Refused("request_invalid", "the Content-Type of `file` is not a media type", param="file")
+    return file
+
+
+def _purpose(form: Form, *, is_anthropic: bool) -> str:
+    known = LIFE_FIELDS[2:] if is_anthropic else ("purpose", *LIFE_FIELDS[:2])
+    for name in form.fields:
+        if name not in known:
+            allowed = ", ".join(("file", *known))
+            raise Refused("request_invalid", f"unknown field `{name[:64]}`; there are {allowed}", param=name[:64])
+    if is_anthropic:
+        return "user_data"
+    purpose = form.fields.get("purpose")
+    if purpose not in PURPOSES:
+        raise Refused("request_invalid", f"`purpose` must be one of {', '.join(PURPOSES)}", param="purpose")
+    return purpose
+
+
+async def _life(form: Form, blob_store: BlobStore) -> timedelta | None:
+    """Returns how long the file is kept: as long as blobs are, or shorter if requested; None: without end."""
+    kept = await blob_store.lifetime()
+    anchor, *several = map(form.fields.get, LIFE_FIELDS)
+    seconds = next(filter(None, several), None)
+    if seconds is not None or anchor is not None:
+        is_valid = anchor in (None, "created_at") and seconds is not None and LIFE.fullmatch(seconds) is not None
+        if not is_valid or not LIFE_S_MIN <= int(seconds or 0) <= LIFE_S_MAX:
+            message = f"a file expires {LIFE_S_MIN} to {LIFE_S_MAX} seconds after `created_at`"
+            raise Refused("request_invalid", message, param="expires_after")
+        kept = min(kept, timedelta(seconds=int(seconds or 0)))
+    return None if kept == timedelta.max else kept
+
+
+async def _file_of(request: ApiRequest, history: HistoryClient) -> FileRecord:
+    return await history.ask(request.tenant, GetFile(_id_of(request)))
+
+
+def _id_of(request: ApiRequest) -> str:
+    file: str = request.path_params["file_id"]
+    if not is_token(file):
+        raise not_found("file")
+    return file
+
+
+def _is_anthropic(request: ApiRequest) -> bool:
+    return "anthropic-version" in request.headers
+
+
+def _render(record: FileRecord, *, is_anthropic: bool) -> dict[str, Any]:
+    """Returns the file object of OpenAI's API or of Anthropic's."""
+    if is_anthropic:
+        return {
+            "id": record.file,
+            "type": "file",
+            "filename": record.filename,
+            "mime_type": record.media_type,
+            "size_bytes": record.bytes,
+            "created_at": record.created_at,
+            "downloadable": True,
+            "expires_at": record.expires_at,
+        }
+    return {
+        "id": record.file,
+        "object": "file",
+        "bytes": record.bytes,
+        "created_at": int(record.created_at.timestamp()),
+        "expires_at": None if record.expires_at is None else int(record.expires_at.timestamp()),
+        "filename": record.filename,
+        "purpose": record.purpose,
+        "status": "processed",
+    }
+
+
+ROUTES = [
+    Route("/v1/files", list_files, methods=["GET"]),
+    Route("/v1/files", post, methods=["POST"]),
+    Route("/v1/files/{file_id}", get, methods=["GET"]),
+    Route("/v1/files/{file_id}", delete, methods=["DELETE"]),
+    Route("/v1/files/{file_id}/content", get_content, methods=["GET"]),
+]

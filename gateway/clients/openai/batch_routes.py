@@ -1,0 +1,331 @@
+"""OpenAI's Batch API over Tailrace's batches: create, list, read, cancel, and the files with their results.
+
+The output and error files of a batch are not stored. They are rendered from its turns when a client reads them, so
+they exist as long as the turns do. Source: OpenAI's API reference, "Batch".
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.clients.failure import CANCELLED, LOST, error_type, failure_of
+from tailrace.gateway.clients.openai import chat_object, responses_object
+from tailrace.gateway.clients.openai.batch_input import CHAT, build_turn, error_line, parse_lines
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
+from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.resources.batch_body import BatchBuilder, BatchOptions
+from tailrace.gateway.resources.batches import (
+    EndedInput,
+    batch_of,
+    custom_id_of,
+    ended_inputs,
+    find_batch,
+    lines_of,
+    refresh,
+    render_lines,
+)
+from tailrace.gateway.resources.paging import limit_of
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.turns.auto_idempotency import AUTO
+from tailrace.gateway.turns.cancel import cancel
+from tailrace.gateway.turns.submission import Submission
+from tailrace.gateway.turns.submit import TurnSubmitter, idempotency_key_of
+from tailrace.gateway.turns.webhook_url import check_webhook
+from tailrace.proto import batch, entries
+from tailrace.proto.batch_records import ListBatches, StoredBatch, stored_batch
+from tailrace.proto.blobs import Blob
+from tailrace.proto.entries import Failure, InputFile
+from tailrace.proto.errors import CODES, BlobUnknown, Refused, not_found
+from tailrace.proto.files import FileRecord, GetFile
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnId, is_token
+from tailrace.proto.nats import BlobStore, TurnLog
+from tailrace.proto.records import TurnRecord
+from tailrace.proto.subjects import TurnKey
+
+PREFIX = "batch_"
+LIMIT_MAX = 100
+LIFE = timedelta(hours=24)
+# The file of a batch's results: its turn, and which of the results it has.
+RESULT_FILE = re.compile(r"file-([0-9a-f-]{36})-(output|error)")
+STATUSES = {"running": "in_progress", "completed": "completed", "cancelled": "cancelled", "failed": "failed"}
+EXPIRED_FAILURE = "deadline_exceeded"
+
+
+class NewFileBatch(BatchOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/batches`. `parallel`, `via` and `webhook` are Tailrace's."""
+
+    input_file_id: str
+    endpoint: Literal["/v1/chat/completions", "/v1/responses"]
+    completion_window: Literal["24h"]
+    output_expires_after: Any = None
+    """Ignored: the results exist as long as the turns."""
+
+
+async def post(
+    request: ApiRequest,
+    submitter: TurnSubmitter,
+    builder: BatchBuilder,
+    bodies: BodyReader,
+    blob_store: BlobStore,
+    log: TurnLog,
+    history: HistoryClient,
+    settings: Settings,
+) -> Response:
+    """`POST /v1/batches`: creates a batch of the requests in an uploaded file."""
+    new, raw = await request.read(NewFileBatch)
+    check_webhook(new.webhook, settings)
+    idempotency_key = idempotency_key_of(request)
+    if idempotency_key == AUTO:
+        raise Refused("idempotency_key_invalid", "A batch does not support `auto`; send a key of your own.")
+    record = await _input_file(request, history, new.input_file_id)
+    if record.bytes > SMALL_BYTES_MAX:
+        await bodies.large_bodies.reserve_copies(request.until_answered, request.tenant, record.bytes)
+    submission = Submission(request.principal, raw, idempotency_key, request.response_headers)
+    build = partial(_build, new=new, record=record, builder=builder, bodies=bodies, blob_store=blob_store)
+    key, _ = await submitter.store(submission, build)
+    stored = stored_batch(key, await log.turn(key))
+    headers = {"location": f"/v1/batches/{PREFIX}{key.turn}", "tailrace-turn": key.turn}
+    return json_response(await _render(stored, blob_store, key), headers=headers)
+
+
+async def _input_file(request: ApiRequest, history: HistoryClient, file: str) -> FileRecord:
+    """Returns the record of the input file. Raises Refused."""
+    if not is_token(file):
+        raise not_found("file")
+    record = await history.ask(request.tenant, GetFile(file))
+    if record.purpose != "batch":
+        message = f"`{file}` was uploaded for {record.purpose}: upload it with the purpose `batch`"
+        raise Refused("request_invalid", message, param="input_file_id")
+    return record
+
+
+async def _build(
+    submission: Submission,
+    *,
+    new: NewFileBatch,
+    record: FileRecord,
+    builder: BatchBuilder,
+    bodies: BodyReader,
+    blob_store: BlobStore,
+) -> entries.Request:
+    """Returns the request entry of a batch whose inputs are the lines of a file."""
+    try:
+        content = await blob_store.read(submission.turn.tenant, Blob(record.sha256, record.bytes))
+    except BlobUnknown as error:
+        raise not_found("file") from error
+    requests, errors = await asyncio.to_thread(parse_lines, content, new.endpoint)
+    inputs = await builder.checker(submission, new.via)
+    encode = msgspec.json.Encoder().encode
+    if errors:
+        file = InputFile(record.file, new.endpoint, refused=len(errors), is_invalid=True)
+        return await builder.store(submission, inputs, new, file, list(map(encode, errors)))
+    refused: list[bytes] = []
+    for one in requests:
+        try:
+            await inputs.add(one.custom_id, await build_turn(one.body, new.endpoint, bodies, inputs.offer))
+        except Refused as refusal:
+            if CODES[refusal.code].is_retryable:
+                raise
+            refused.append(encode(error_line(one.custom_id, refusal)))
+            await asyncio.sleep(0)
+    file = InputFile(record.file, new.endpoint, refused=len(refused))
+    return await builder.store(submission, inputs, new, file, refused)
+
+
+async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient, blob_store: BlobStore) -> Response:
+    """`GET /v1/batches`: the batches of uploaded files, newest first, in pages."""
+    tenant, after = request.tenant, request.query_params.get("after")
+    after_batch = None if after is None else TurnId(after.removeprefix(PREFIX))
+    question = ListBatches(limit=limit_of(request, 20, LIMIT_MAX), of_files=True, after_batch=after_batch)
+    found = await history.ask(tenant, question)
+    current = await asyncio.gather(*(refresh(log, TurnKey(tenant, one.batch), one) for one in found.batches))
+    data = [await _render(one, blob_store, TurnKey(tenant, one.batch)) for one in current]
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+    return json_response({"object": "list", "data": data, **ends, "has_more": found.next is not None})
+
+
+async def get(request: ApiRequest, log: TurnLog, history: HistoryClient, blob_store: BlobStore) -> Response:
+    """`GET /v1/batches/{file_batch}`: one batch with its progress and the ids of its result files."""
+    key, stored, _ = await _batch_of(request, log, history)
+    return json_response(await _render(stored, blob_store, key))
+
+
+async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient, blob_store: BlobStore) -> Response:
+    """`POST /v1/batches/{file_batch}/cancel`: cancels the batch and its running turns; returns the batch."""
+    key, stored, turn = await _batch_of(request, log, history)
+    if turn is not None:
+        stored = stored_batch(key, await cancel(log, key))
+    return json_response(await _render(stored, blob_store, key))
+
+
+async def _batch_of(
+    request: ApiRequest, log: TurnLog, history: HistoryClient
+) -> tuple[TurnKey, StoredBatch, Turn | None]:
+    found = await batch_of(request, log, history, "file_batch", PREFIX)
+    input_file(found[1])
+    return found
+
+
+async def _render(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> dict[str, Any]:
+    """Returns the batch object. Reads the blob of the inputs if the batch is invalid, for its errors."""
+    counts, file, ended_at = stored.counts, input_file(stored), stored.ended_at
+    status = "expired" if stored.error and stored.error.code == EXPIRED_FAILURE else STATUSES[stored.outcome]
+    if file.is_invalid:
+        status = "failed" if ended_at is not None else "validating"
+    ran, total = counts.done + counts.failed, counts.of + (0 if file.is_invalid else file.refused)
+    has_errors = total > counts.done and (ended_at is not None) and not file.is_invalid
+    times = {"completed": "completed_at", "cancelled": "cancelled_at", "failed": "failed_at", "expired": "expired_at"}
+    return {
+        "id": f"{PREFIX}{stored.batch}",
+        "object": "batch",
+        "endpoint": file.endpoint,
+        "errors": await _errors(stored, blob_store, key) if status == "failed" else None,
+        "input_file_id": file.file,
+        "completion_window": "24h",
+        "status": status,
+        "output_file_id": _result_file(stored, "output") if ended_at is not None and counts.done else None,
+        "error_file_id": _result_file(stored, "error") if has_errors else None,
+        "created_at": unix(stored.asked_at),
+        "in_progress_at": None if file.is_invalid else unix(stored.asked_at),
+        "expires_at": unix(stored.asked_at + LIFE),
+        "finalizing_at": unix(ended_at) if ended_at is not None and status == "completed" else None,
+        "cancelling_at": unix(ended_at) if ended_at is not None and status == "cancelled" else None,
+        **{name: unix(ended_at) if ended_at is not None and status == one else None for one, name in times.items()},
+        "request_counts": {
+            "total": total,
+            "completed": counts.done,
+            "failed": total - counts.of + ran - counts.done,
+        },
+        "metadata": stored.metadata or None,
+    }
+
+
+def input_file(stored: StoredBatch) -> InputFile:
+    """Returns the file that the batch was created from. Raises Refused for a batch of another API."""
+    if stored.counts.file is None:
+        raise not_found("batch")
+    return stored.counts.file
+
+
+def unix(at: datetime) -> int:
+    return int(at.timestamp())
+
+
+async def _errors(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> dict[str, Any]:
+    """Returns why a batch failed: the errors of the lines, or that of the batch."""
+    lines = await _refused_lines(stored, blob_store, key) if input_file(stored).is_invalid else []
+    failure = stored.error or LOST
+    general = {"code": failure.code, "message": failure.message, "param": None, "line": None}
+    return {"object": "list", "data": [msgspec.Raw(line) for line in lines] or [general]}
+
+
+async def _refused_lines(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> list[bytes]:
+    """Returns the lines that were refused; an empty list once their blob has expired."""
+    if stored.counts.inputs is None or not input_file(stored).refused:
+        return []
+    return (await lines_of(blob_store, key, Blob(*stored.counts.inputs)))[stored.counts.of :]
+
+
+def _result_file(stored: StoredBatch, kind: str) -> str:
+    return f"file-{stored.batch}-{kind}"
+
+
+class ResultFile(NamedTuple):
+    """The output or error file of a batch."""
+
+    name: str
+    created_at: datetime
+    pieces: AsyncGenerator[bytes, None]
+
+
+async def result_file(request: ApiRequest, streams: StreamContext, blob_store: BlobStore) -> ResultFile | None:
+    """Returns the result file that the path names; None if it names an uploaded file.
+
+    Raises Refused if its batch does not exist or has not ended.
+    """
+    found = RESULT_FILE.fullmatch(request.path_params["file_id"])
+    if found is None:
+        return None
+    key = TurnKey(request.tenant, TurnId(found[1]))
+    try:
+        _, stored, turn = await find_batch(key, streams.log, streams.history)
+        input_file(stored)
+    except Refused as error:
+        raise (not_found("file") if error.code == "batch_not_found" else error) from error
+    if stored.ended_at is None:
+        raise not_found("file")
+    inputs = ended_inputs(streams, blob_store, key, turn, range(stored.counts.of))
+    pieces = _output(inputs, stored) if found[2] == "output" else _error_lines(inputs, stored, blob_store, key)
+    return ResultFile(f"{PREFIX}{stored.batch}_{found[2]}.jsonl", stored.ended_at, pieces)
+
+
+def _output(inputs: AsyncGenerator[list[EndedInput], None], stored: StoredBatch) -> AsyncGenerator[bytes, None]:
+    return render_lines(inputs, partial(output_line, endpoint=input_file(stored).endpoint))
+
+
+async def _error_lines(
+    inputs: AsyncGenerator[list[EndedInput], None], stored: StoredBatch, blob_store: BlobStore, key: TurnKey
+) -> AsyncGenerator[bytes, None]:
+    for line in await _refused_lines(stored, blob_store, key):
+        yield line + b"\n"
+    async for piece in render_lines(inputs, partial(failed_line, stored=stored)):
+        yield piece
+
+
+def output_line(ended: EndedInput, endpoint: str) -> dict[str, Any] | None:
+    """Returns the line of a completed turn, None for others."""
+    turn = ended.turn
+    if turn is None or turn.outcome != "completed":
+        return None
+    # `custom_id` is no metadata of the client.
+    metadata = {name: value for name, value in turn.metadata.items() if name != batch.CUSTOM_ID}
+    shown = msgspec.structs.replace(turn, metadata=metadata)
+    is_chat = endpoint == CHAT
+    body = msgspec.Raw(chat_object.render_completion(shown)) if is_chat else responses_object.response_of(shown)
+    return _line(turn, {"status_code": 200, "request_id": turn.turn, "body": body})
+
+
+def failed_line(ended: EndedInput, stored: StoredBatch) -> dict[str, Any] | None:
+    """Returns the line of an input that was not completed, None for others."""
+    turn = ended.turn
+    if turn is not None and turn.outcome == "completed":
+        return None
+    if turn is not None and turn.outcome == "failed":
+        failure = failure_of(turn)
+        status = CODES[failure.code].status if failure.code in CODES else 500
+        problem = {"message": failure.message, "type": error_type(failure), "code": failure.code, "param": None}
+        return _line(turn, {"status_code": status, "request_id": turn.turn, "body": {"error": problem}})
+    failure = CANCELLED if stored.outcome == "cancelled" else stored.error or LOST
+    line = {"id": None, "custom_id": ended.custom_id, "response": None} if turn is None else _line(turn, None)
+    return {**line, "error": _batch_error(failure)}
+
+
+def _batch_error(failure: Failure) -> dict[str, str]:
+    if failure.code == EXPIRED_FAILURE:
+        return {"code": "batch_expired", "message": "This request could not be executed before the batch ended."}
+    code = "batch_cancelled" if failure is CANCELLED else failure.code
+    return {"code": code, "message": failure.message}
+
+
+def _line(turn: TurnRecord, response: dict[str, Any] | None) -> dict[str, Any]:
+    return {"id": f"batch_req_{turn.turn}", "custom_id": custom_id_of(turn), "response": response, "error": None}
+
+
+ROUTES = [
+    Route("/v1/batches", list_batches, methods=["GET"]),
+    Route("/v1/batches", post, methods=["POST"]),
+    Route("/v1/batches/{file_batch}", get, methods=["GET"]),
+    Route("/v1/batches/{file_batch}/cancel", post_cancel, methods=["POST"]),
+]

@@ -1,0 +1,60 @@
+"""Parses a `multipart/form-data` body (RFC 7578) that is in memory: text fields and at most one file."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import NamedTuple
+
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from tailrace.proto.errors import Refused
+
+PIECE_BYTES = 256 * 1024
+FIELDS_MAX = 16
+FIELD_BYTES_MAX = 4 * 1024
+
+
+class FormFile(NamedTuple):
+    """A part with a filename. `media_type` is its `Content-Type`, or an empty string."""
+
+    field: str
+    filename: str
+    media_type: str
+    content: bytes
+
+
+class Form(NamedTuple):
+    fields: dict[str, str]
+    file: FormFile | None
+
+
+async def parse_form(body: bytes, headers: Headers) -> Form:
+    """Returns the fields and the file of `body`. Raises Refused if it is malformed, or has a field twice."""
+    parser = MultiPartParser(headers, _pieces(body), max_files=1, max_fields=FIELDS_MAX, max_part_size=FIELD_BYTES_MAX)
+    # The memory for the body is reserved: nothing goes to the disk.
+    parser.spool_max_size = len(body) + 1
+    try:
+        parsed = await parser.parse()
+    except MultiPartException as error:
+        raise Refused("request_invalid", f"the form cannot be read: {error.message}") from error
+    fields: dict[str, str] = {}
+    file: FormFile | None = None
+    try:
+        for name, value in parsed.multi_items():
+            if isinstance(value, UploadFile):
+                content = await value.read()
+                file = FormFile(name, value.filename or "", value.headers.get("content-type", ""), content)
+            elif name in fields:
+                raise Refused("request_invalid", f"the form has the field `{name[:64]}` twice: send it once")
+            else:
+                fields[name] = value
+    finally:
+        await parsed.close()
+    return Form(fields, file)
+
+
+async def _pieces(body: bytes) -> AsyncGenerator[bytes, None]:
+    """Yields the body in pieces, between which the event loop serves other requests."""
+    for start in range(0, len(body), PIECE_BYTES):
+        yield body[start : start + PIECE_BYTES]
+        await asyncio.sleep(0)

@@ -1,0 +1,55 @@
+"""Queries and commands about uploaded files."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from tailrace.persistence.blob_gc import BlobCollector
+from tailrace.persistence.rpc import CatchUp, fit_in_message, handler
+from tailrace.persistence.store import Store
+from tailrace.proto.errors import not_found
+from tailrace.proto.files import CreateFile, DeleteFile, FilePage, FileRecord, GetFile, ListFiles
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats.rpc import Handler
+
+LIMIT_MAX = 1_000
+
+
+class FileQueries:
+    """Answers for one tenant at a time; files of other tenants, and expired ones, do not exist for it."""
+
+    def __init__(self, store: Store, blobs: BlobCollector) -> None:
+        self._store = store
+        self._blobs = blobs
+
+    def handlers(self, catch_up: CatchUp) -> Mapping[str, Handler]:
+        """Returns the NATS handler of each query, by the query's name."""
+        return dict(
+            [
+                handler(CreateFile, self.create, catch_up),
+                handler(GetFile, self.file, catch_up),
+                handler(ListFiles, self.files, catch_up),
+                handler(DeleteFile, self.delete, catch_up),
+            ]
+        )
+
+    async def create(self, tenant: Tenant, new: CreateFile) -> FileRecord:
+        await self._store.put_file(tenant, new.record)
+        return new.record
+
+    async def file(self, tenant: Tenant, ask: GetFile) -> FileRecord:
+        found = await self._store.file(tenant, ask.file, datetime.now(UTC))
+        if found is None:
+            raise not_found("file")
+        return found
+
+    async def files(self, tenant: Tenant, ask: ListFiles) -> FilePage:
+        limit = max(1, min(ask.limit, LIMIT_MAX))
+        found = await self._store.files(tenant, ask, limit + 1, datetime.now(UTC))
+        page = fit_in_message(found[:limit])
+        return FilePage(page, has_more=len(page) < len(found))
+
+    async def delete(self, tenant: Tenant, ask: DeleteFile) -> FileRecord:
+        found = await self.file(tenant, GetFile(ask.file))
+        await self._store.delete_file(tenant, ask.file)
+        await self._blobs.collect(tenant)
+        return found

@@ -1,0 +1,128 @@
+"""/v1/files with the SDKs of OpenAI and Anthropic: upload, list, read and delete."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import anthropic
+import openai
+import pytest
+from anthropic import AsyncAnthropic
+from openai import AsyncOpenAI
+
+from tailrace.persistence.store import Store
+from tailrace.proto.ids import Tenant
+from tests.harness.processes import Process
+from tests.harness.system import System
+from tests.harness.until import until
+from tests.integration.conftest import KEY, Gateway
+
+DIALECT = "files and batches"
+PYTHON = "openai (Python)"
+# More than one chunk of a blob, with every byte, and what looks like the end of a part.
+CONTENT = bytes(range(256)) * 4_000 + b"\r\n--boundary--\r\n"
+
+
+@pytest.fixture
+async def sdk(gateway: Gateway, persistence: Process) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
+        yield client
+
+
+@pytest.mark.proves(DIALECT, "files", PYTHON)
+async def test_openai_files(sdk: AsyncOpenAI, gateway: Gateway) -> None:
+    """The content comes back byte for byte, the SDK pages through the list, and a deleted file is gone."""
+    made = [
+        await sdk.files.create(file=(f"Größe {n}.bin", CONTENT + bytes([n])), purpose="user_data") for n in range(3)
+    ]
+    first = made[0]
+    assert (first.object, first.filename, first.bytes, first.purpose) == ("file", "Größe 0.bin", 1_024_017, "user_data")
+    assert first.expires_at is not None
+    assert timedelta(seconds=first.expires_at - first.created_at) == timedelta(days=7)
+    assert await sdk.files.retrieve(first.id) == first
+    assert (await sdk.files.content(first.id)).content == CONTENT + b"\0"
+    assert [file async for file in sdk.files.list(limit=2)] == made[::-1]
+    assert [file async for file in sdk.files.list(limit=2, order="asc")] == made
+    assert [file async for file in sdk.files.list(purpose="batch")] == []
+    assert (await sdk.files.delete(first.id)).deleted
+    for gone in (sdk.files.retrieve(first.id), sdk.files.content(first.id), sdk.files.delete(first.id)):
+        with pytest.raises(openai.NotFoundError) as refused:
+            await gone
+        assert refused.value.code == "file_not_found"
+    # Its content was deleted with it, and that of the others was not.
+    assert (await gateway.client.get(f"/v1/files/{made[1].id}/content")).content == CONTENT + b"\1"
+
+
+@pytest.mark.proves(DIALECT, "files", "anthropic (Python)")
+async def test_anthropic_files(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """The same files in Anthropic's format, which the header `anthropic-version` selects."""
+    async with AsyncAnthropic(base_url=gateway.url, api_key=KEY, max_retries=0) as claude:
+        made = [await claude.beta.files.upload(file=(f"{n}.txt", b"text", "text/plain")) for n in range(3)]
+        assert (made[0].type, made[0].filename, made[0].mime_type, made[0].size_bytes) == (
+            "file",
+            "0.txt",
+            "text/plain",
+            4,
+        )
+        assert [file async for file in claude.beta.files.list(limit=2)] == made[::-1]
+        lasting = await claude.beta.files.upload(file=("a.txt", b"a"), expires_in_seconds=3600)
+        assert lasting.expires_at == lasting.created_at + timedelta(hours=1)
+        assert (await sdk.files.retrieve(made[0].id)).purpose == "user_data"
+        # All three have one blob, which stays while one of them refers to it.
+        for file in made[:2]:
+            assert (await claude.beta.files.delete(file.id)).type == "file_deleted"
+        assert await (await claude.beta.files.download(made[2].id)).read() == b"text"
+        with pytest.raises(anthropic.NotFoundError):
+            await claude.beta.files.retrieve_metadata(made[0].id)
+
+
+async def test_expired_files_are_deleted(gateway: Gateway, sdk: AsyncOpenAI, system: System, tenant: Tenant) -> None:
+    """Its life is at most that of blobs; persistence deletes it then, also if no client asks for it."""
+    life = {"anchor": "created_at", "seconds": 3600}
+    file = await sdk.files.create(file=("a.txt", b"old"), purpose="user_data", expires_after=life)  # type: ignore[arg-type]
+    assert file.expires_at == file.created_at + 3600
+    store = await Store.open(system.database, busy_timeout_s=5)
+    try:
+        async with store.transaction() as writer:
+            await writer.execute("UPDATE files SET expires_at = 1 WHERE tenant = ?", (tenant,))
+        with pytest.raises(openai.NotFoundError):
+            await sdk.files.retrieve(file.id)
+
+        async def is_gone() -> bool:
+            later = datetime.now(UTC) + timedelta(days=1)
+            return tenant not in {owner for owner, _ in await store.expired_files(later)}
+
+        await until(is_gone)
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    ("form", "file", "part"),
+    [
+        ({}, ("a.txt", b"text"), "`purpose` must be one of"),
+        ({"purpose": "fine-tune"}, ("a.txt", b"text"), "`purpose` must be one of"),
+        ({"purpose": "batch", "porpoise": "1"}, ("a.txt", b"text"), "unknown field `porpoise`"),
+        ({"purpose": "batch"}, None, "`file` is missing"),
+        ({"purpose": "batch"}, ("a.txt", b""), "`file` is empty"),
+        ({"purpose": "batch"}, ("a" * 256, b"text"), "1 to 255 printable characters"),
+        ({"purpose": "batch", "expires_after[anchor]": "created_at"}, ("a.txt", b"text"), "a file expires 3600 to"),
+        ({"purpose": "batch", "expires_after[seconds]": "1"}, ("a.txt", b"text"), "a file expires 3600 to"),
+        ({"purpose": "b" * 5_000}, ("a.txt", b"text"), "the form cannot be read"),
+    ],
+)
+async def test_a_wrong_form_is_refused(
+    gateway: Gateway, form: dict[str, str], file: tuple[str, bytes] | None, part: str
+) -> None:
+    other = {"other": ("a.txt", b"text")}
+    answer = await gateway.client.post("/v1/files", data=form, files={"file": file} if file else other)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
+    assert part in answer.json()["error"]["message"]
+
+
+async def test_a_body_that_is_no_form_is_refused(gateway: Gateway) -> None:
+    answers = [
+        await gateway.client.post("/v1/files", json={}),
+        await gateway.client.post("/v1/files", content=b"x", headers={"content-type": "multipart/form-data"}),
+    ]
+    assert [answer.status_code for answer in answers] == [415, 400]
+    assert "multipart/form-data" in answers[0].json()["error"]["message"]

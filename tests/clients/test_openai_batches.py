@@ -1,0 +1,183 @@
+"""/v1/batches with OpenAI's Python SDK: upload, create, poll, download the results."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import openai
+import pytest
+from openai import AsyncOpenAI
+from openai.types import Batch
+
+from tailrace.gateway.clients.openai.batch_input import parse_lines
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
+from tests.harness.generator_in_loop import words
+from tests.harness.processes import Process
+from tests.harness.until import until
+from tests.integration.conftest import KEY, Gateway, forget
+
+DIALECT = "files and batches"
+PYTHON = "openai (Python)"
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+
+
+@pytest.fixture
+async def sdk(gateway: Gateway, persistence: Process, generator: Process) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
+        yield client
+
+
+def request(name: str, url: str, **body: Any) -> dict[str, Any]:
+    given = {"model": "claude-haiku-5-5", **body}
+    return {"custom_id": name, "method": "POST", "url": url, "body": given}
+
+
+def chat(name: str, line: str, **more: Any) -> dict[str, Any]:
+    return request(name, CHAT, messages=[{"role": "user", "content": line}], **more)
+
+
+async def create(sdk: AsyncOpenAI, lines: list[Any], endpoint: Any = CHAT, **more: Any) -> Batch:
+    content = b"".join(line if isinstance(line, bytes) else msgspec.json.encode(line) + b"\n" for line in lines)
+    file = await sdk.files.create(file=("in.jsonl", content), purpose="batch")
+    return await sdk.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h", **more)
+
+
+async def ended(sdk: AsyncOpenAI, batch: Batch) -> Batch:
+    async def is_over() -> bool:
+        return (await sdk.batches.retrieve(batch.id)).status not in ("validating", "in_progress")
+
+    await until(is_over)
+    return await sdk.batches.retrieve(batch.id)
+
+
+async def lines(sdk: AsyncOpenAI, file: str | None) -> list[dict[str, Any]]:
+    assert file is not None
+    content = (await sdk.files.content(file)).content
+    shown = await sdk.files.retrieve(file)
+    assert (shown.bytes, shown.purpose) == (len(content), "batch_output")
+    return [msgspec.json.decode(line) for line in content.splitlines()]
+
+
+@pytest.mark.proves(DIALECT, "batches", PYTHON)
+async def test_a_batch_of_chat_completions(
+    gateway: Gateway, sdk: AsyncOpenAI, system_log: TurnLog, tenant: Tenant
+) -> None:
+    """Answers are in the output file; a refused line and a failed call are in the error file."""
+    made = await create(
+        sdk,
+        [
+            chat("größe 1", "#sim words=3 rate=0"),
+            chat("refused", "#sim words=3 rate=0", n=2),
+            chat("streamed", "#sim words=3 rate=0", stream=True),
+            chat("fails", "#sim error=invalid_request_error"),
+            chat("größe 2", "#sim words=2 rate=0"),
+        ],
+        metadata={"of": "a client"},
+    )
+    assert (made.object, made.endpoint, made.metadata, made.errors) == ("batch", CHAT, {"of": "a client"}, None)
+    batch = await ended(sdk, made)
+    assert batch.status == "completed", batch
+    assert batch.request_counts is not None
+    assert batch.request_counts.to_dict() == {"total": 5, "completed": 2, "failed": 3}
+    output = await lines(sdk, batch.output_file_id)
+    assert [(one["custom_id"], one["response"]["status_code"], one["error"]) for one in output] == [
+        ("größe 1", 200, None),
+        ("größe 2", 200, None),
+    ]
+    answers = [one["response"]["body"]["choices"][0]["message"]["content"] for one in output]
+    assert answers == [words(3), words(2)]
+    errors = {one["custom_id"]: one["response"] for one in await lines(sdk, batch.error_file_id)}
+    assert list(errors) == ["refused", "streamed", "fails"]
+    assert {name: one["status_code"] for name, one in errors.items()} | {"fails": 0} == {
+        "refused": 400,
+        "streamed": 400,
+        "fails": 0,
+    }
+    assert errors["refused"]["body"]["error"]["message"].startswith("`n`")
+    assert errors["fails"]["body"]["error"]["code"].startswith("backend_")
+    # The database has the same, after the log has dropped the turns.
+    turn = TurnId(batch.id.removeprefix("batch_"))
+    stored = [await lines(sdk, file) for file in (batch.output_file_id, batch.error_file_id)]
+    for one in [*output, *stored[1][2:]]:
+        await forget(gateway, system_log, TurnKey(tenant, TurnId(one["id"].removeprefix("batch_req_"))))
+    await forget(gateway, system_log, TurnKey(tenant, turn))
+    assert await sdk.batches.retrieve(batch.id) == batch
+    assert [await lines(sdk, file) for file in (batch.output_file_id, batch.error_file_id)] == stored
+
+
+@pytest.mark.proves(DIALECT, "batches", PYTHON)
+async def test_a_batch_of_responses(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """The list has only batches of files, and pages through them."""
+    line = request("one", RESPONSES, input="#sim words=3 rate=0", metadata={"of": "a line"})
+    mine = [await create(sdk, [line], RESPONSES) for _ in range(3)]
+    other = {"requests": [{"custom_id": "one", "params": {"message": "#sim words=1 rate=0"}}]}
+    turn_batch = (await gateway.client.post("/v1/turn-batches", json=other)).json()["batch"]
+    (output,) = await lines(sdk, (await ended(sdk, mine[0])).output_file_id)
+    body = output["response"]["body"]
+    assert (body["object"], body["metadata"]) == ("response", {"of": "a line"})
+    assert body["output"][0]["content"][0]["text"] == words(3)
+    assert [batch.id async for batch in sdk.batches.list(limit=2)] == [one.id for one in mine[::-1]]
+    with pytest.raises(openai.NotFoundError):
+        await sdk.batches.retrieve(turn_batch)
+
+
+async def test_a_cancelled_batch_lists_what_did_not_run(sdk: AsyncOpenAI) -> None:
+    made = await create(sdk, [chat(str(n), "#sim words=500 rate=5") for n in range(2)], extra_body={"parallel": 1})
+    await sdk.batches.cancel(made.id)
+    batch = await ended(sdk, made)
+    assert (batch.status, batch.output_file_id) == ("cancelled", None)
+    errors = await lines(sdk, batch.error_file_id)
+    assert [(one["custom_id"], one["error"]["code"]) for one in errors] == [
+        ("0", "batch_cancelled"),
+        ("1", "batch_cancelled"),
+    ]
+
+
+async def test_an_invalid_file_fails_the_batch(sdk: AsyncOpenAI) -> None:
+    """No line runs; `errors` names the lines."""
+    made = await create(sdk, [chat("one", "#sim words=1 rate=0"), b"{no json}\n", chat("one", "again")])
+    batch = await ended(sdk, made)
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    assert batch.status == "failed"
+    assert [(error.line, error.code) for error in batch.errors.data] == [
+        (2, "invalid_json_line"),
+        (3, "duplicate_custom_id"),
+    ]
+    assert (batch.output_file_id, batch.error_file_id) == (None, None)
+
+
+async def test_a_batch_whose_every_line_is_refused_completes(sdk: AsyncOpenAI) -> None:
+    batch = await ended(sdk, await create(sdk, [chat("one", "hi", n=2)]))
+    assert batch.request_counts is not None
+    assert (batch.status, batch.request_counts.failed, batch.output_file_id) == ("completed", 1, None)
+    assert [one["custom_id"] for one in await lines(sdk, batch.error_file_id)] == ["one"]
+
+
+async def test_a_file_for_something_else_is_refused(sdk: AsyncOpenAI) -> None:
+    file = await sdk.files.create(file=("in.jsonl", b"{}"), purpose="user_data")
+    with pytest.raises(openai.BadRequestError, match="purpose `batch`"):
+        await sdk.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"", "empty_file"),
+        (b"\n" * 3, "empty_file"),
+        (b"[]", "invalid_json_line"),
+        (b'{"custom_id": 1}', "invalid_json_line"),
+        (b"\xff", "invalid_json_line"),
+        (b'{"url": "/v1/responses", "body": {}}', "missing_required_parameter"),
+        (b'{"custom_id": "a", "url": "/v1/embeddings", "body": {}}', "invalid_url"),
+        (b'{"custom_id": "a", "url": "/v1/responses", "method": "GET", "body": {}}', "invalid_method"),
+        (b'{"custom_id": "a", "url": "/v1/responses", "body": []}', "missing_required_parameter"),
+        (b'{"custom_id": "a", "url": "/v1/responses"}', "missing_required_parameter"),
+        (b"{}\n" * 10_001, "too_many_tasks"),
+    ],
+)
+def test_lines_that_are_no_requests(line: bytes, code: str) -> None:
+    requests, errors = parse_lines(line, RESPONSES)
+    assert (requests, [error.code for error in errors]) == ([], [code])
