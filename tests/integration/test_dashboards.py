@@ -539,6 +539,8 @@ async def use_everything(loaded: Loaded, folder: Path) -> list[str]:
                 loaded.healthy[panel.title] = worst
         if node.chromium() is None:
             return []
+        seen_at = time.time()
+        await until(lambda: has_sampled_since(loaded.client, seen_at), FIRES_S_MAX, LOOK_EVERY_S)
         url = str(loaded.client.base_url).rstrip("/")
         pages = await node.run(
             "ops.mjs", url, folder, deadline_s=BROWSER_S_MAX, CHROMIUM=node.chromium(), SCHEMES="light"
@@ -547,6 +549,12 @@ async def use_everything(loaded: Loaded, folder: Path) -> list[str]:
         return [
             f"/ops: {title} is empty" for title in loaded.healthy for page in pages if page["panels"][title] == NO_VALUE
         ]
+
+
+async def has_sampled_since(client: httpx2.AsyncClient, at: float) -> bool:
+    times = (await client.get("/ops/values")).json()["times"]
+    # A rate needs two samples.
+    return len(times) > 1 and bool(times[-1] > at)
 
 
 async def all_have_values(loaded: Loaded, titles: set[str]) -> bool:
