@@ -24,7 +24,7 @@ from tests.harness.generator_in_loop import stats
 PROGRESS_EVERY_S = 10.0
 # Longer than the default stall timeout of a model, plus a repeated call.
 ENDED_S_MAX = 90.0
-TURNS_BESIDE_OVERLOAD = 10
+TURNS_BESIDE_OVERLOAD = 5
 OVERLOAD_PROMPT = "#sim words=20 rate=20 tag=over"
 
 

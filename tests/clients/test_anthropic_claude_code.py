@@ -94,7 +94,8 @@ async def test_restarted_answer_is_streamed_from_its_start(gateway: Gateway, cla
     answer.
     """
     before = await calls(claude)
-    run = await claude_p(gateway.url, home, f"{LINE} thinking=9 fault=cut@5x1")
+    # So slowly that its first events are sent before the cut.
+    run = await claude_p(gateway.url, home, "#sim words=40 rate=10 thinking=9 fault=cut@5x1")
     assert (run.result, run.retries, len(run.turns), len(set(run.turns))) == (TEXT, 1, 2, 1)
     assert await stored_text(gateway, run.turns[0]) == TEXT
     assert await calls(claude) - before == 2
