@@ -330,7 +330,7 @@ CODES: dict[str, Code] = {
         404,
         NOT_FOUND,
         "The session does not exist, was deleted, or belongs to another tenant.",
-        "Check the session's id; POST a turn without `session_id` to start a new one.",
+        "Check the session's id; POST a turn without a session to start a new one.",
     ),
     "project_not_found": Code(
         404,

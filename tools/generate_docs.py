@@ -73,7 +73,7 @@ def generated() -> dict[str, str]:
 
 
 def settings_page() -> str:
-    parts = [f"# Settings\n\n{WRITTEN_BY} `python -m NAME --env` prints the settings of one process.\n"]
+    parts = [f"# Settings\n\n{WRITTEN_BY} `python -m tailrace.NAME --env` prints the settings of one process.\n"]
     for name, kind in SERVICES:
         rows = [
             f"| `{variable}` | {type_} | `{default}` | {why} |"
@@ -81,7 +81,13 @@ def settings_page() -> str:
         ]
         parts.append(
             "\n".join(
-                [f"\n## python -m {name}\n", "| name | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+                [
+                    f"\n## python -m tailrace.{name}\n",
+                    "| name | type | default | meaning |",
+                    "|---|---|---|---|",
+                    *rows,
+                    "",
+                ]
             )
         )
     return "".join(parts)

@@ -561,13 +561,16 @@ def add_turn(commands: "argparse._SubParsersAction[Parser]") -> None:
         epilog=TURN_EXAMPLES,
     )
     add = parser.add_argument
-    add("id", type=turn_id, metavar="ID", help="id of the turn")
+    add("id", type=turn_id, metavar="ID", help="id of the turn, or of its completion, response, message or batch")
     add("--tenant", type=tenant, metavar="NAME", help="its tenant (default: found in the log)")
     add("--json", action="store_true", help="print JSON, with times in UTC")
     add_data(parser)
 
 
 def turn_id(text: str) -> TurnId:
+    """Returns the id of a turn, also from the id that a client of OpenAI's or Anthropic's protocol has for it."""
+    for prefix in ("chatcmpl-", "resp_", "msg_", "batch_"):
+        text = text.removeprefix(prefix)
     if not is_token(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not the id of a turn: use the value of the field `turn`")
     return TurnId(text)

@@ -161,4 +161,6 @@ def _describe_delivery(found: Timeline) -> str:
         return "unknown: no gateway answered"
     if found.accepted_at is not None and found.accepted_at >= found.remembered_since:
         return "no stream was opened; the answer may have been read as one response, without a stream"
-    return f"unknown: the gateways remember streams since {found.remembered_since:%Y-%m-%d %H:%M:%S} UTC only"
+    return (
+        f"unknown: the gateways remember streams since {found.remembered_since.astimezone():%Y-%m-%d %H:%M:%S %Z} only"
+    )

@@ -108,8 +108,8 @@ WHAT_USERS_FEEL = Dashboard(
         Panel(
             "Time to first token",
             "s",
-            "From storing a turn's request until its first delta is written to a reader. The service level is 99 % "
-            "within 5 s.",
+            "From storing a turn's request until its first delta is written to a reader that was connected before it. "
+            "The service level is 99 % within 5 s.",
             Threshold(2.5, 5),
             SLOW,
             quantiles("tailrace_gateway_first_token_seconds", 0.5, 0.95, 0.99),

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tailrace.deploy.cli.main import main, parser
+from tailrace.deploy.cli.main import main, parser, turn_id
 from tailrace.deploy.local.ports import find_free
 from tailrace.persistence.webhooks import signature
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.service import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.version import VERSION
 
@@ -184,3 +184,9 @@ def test_batch_refuses_an_unusable_url_or_proxy(
         monkeypatch.setenv(name, value)
     assert main(["batch", "questions.jsonl", "--url", url]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prefix", ["", "chatcmpl-", "resp_", "msg_", "batch_"])
+def test_a_turn_is_named_by_its_id_in_any_protocol(prefix: str) -> None:
+    turn = new_id()
+    assert turn_id(f"{prefix}{turn}") == turn
