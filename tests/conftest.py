@@ -56,25 +56,6 @@ def pytest_configure(config: pytest.Config) -> None:
         patched.setattr(tempfile, "tempdir", folder.name)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins the part of each worker with some of the long tests: one that began last would run alone at the end.
-
-    A long test is one with a longer timeout than others. xdist gives each worker a part of the list of equal length.
-    """
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    longest = sorted(items, key=timeout_of, reverse=True)
-    first = [item for item in longest if timeout_of(item) > 0]
-    rest = [item for item in items if timeout_of(item) == 0]
-    size = len(rest) // workers + 1
-    items[:] = [item for n in range(workers) for item in (*first[n::workers], *rest[n * size : (n + 1) * size])]
-
-
-def timeout_of(item: pytest.Item) -> float:
-    """Returns the timeout that a test has set for itself in seconds, or 0."""
-    marker = item.get_closest_marker("timeout")
-    return float(marker.args[0]) if marker is not None else 0.0
-
-
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def nats_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
     """The nats-server that tests share, with all streams, buckets and consumers. Tests must not stop it."""

@@ -1,9 +1,11 @@
 """Parses a `multipart/form-data` body (RFC 7578) that is in memory: text fields and at most one file."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -12,6 +14,8 @@ from tailrace.proto.errors import Refused
 PIECE_BYTES = 256 * 1024
 FIELDS_MAX = 16
 FIELD_BYTES_MAX = 4 * 1024
+# RFC 2046, section 5.1.1.
+BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 
 
 class FormFile(NamedTuple):
@@ -30,6 +34,9 @@ class Form(NamedTuple):
 
 async def parse_form(body: bytes, headers: Headers) -> Form:
     """Returns the fields and the file of `body`. Raises Refused if it is malformed, or has a field twice."""
+    # Only the boundary: the parser would look up any `charset` as a codec, and Python keeps each name for ever. Names
+    # of fields are UTF-8 (RFC 7578, section 5.1).
+    headers = Headers({"content-type": f'multipart/form-data; boundary="{_boundary(headers)}"'})
     parser = MultiPartParser(headers, _pieces(body), max_files=1, max_fields=FIELDS_MAX, max_part_size=FIELD_BYTES_MAX)
     # The memory for the body is reserved: nothing goes to the disk.
     parser.spool_max_size = len(body) + 1
@@ -51,6 +58,14 @@ async def parse_form(body: bytes, headers: Headers) -> Form:
     finally:
         await parsed.close()
     return Form(fields, file)
+
+
+def _boundary(headers: Headers) -> str:
+    _, parameters = parse_options_header(headers.get("content-type"))
+    boundary = parameters.get(b"boundary", b"").decode("latin-1")
+    if BOUNDARY.fullmatch(boundary) is None:
+        raise Refused("request_invalid", "the form cannot be read: its Content-Type has no valid boundary (RFC 2046)")
+    return boundary
 
 
 async def _pieces(body: bytes) -> AsyncGenerator[bytes, None]:

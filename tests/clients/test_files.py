@@ -1,5 +1,6 @@
 """/v1/files with the SDKs of OpenAI and Anthropic: upload, list, read and delete."""
 
+import encodings
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +11,7 @@ from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
 from tailrace.persistence.store import Store
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, new_id
 from tests.harness.processes import Process
 from tests.harness.system import System
 from tests.harness.until import until
@@ -126,3 +127,24 @@ async def test_a_body_that_is_no_form_is_refused(gateway: Gateway) -> None:
     ]
     assert [answer.status_code for answer in answers] == [415, 400]
     assert "multipart/form-data" in answers[0].json()["error"]["message"]
+
+
+async def test_the_charset_of_a_form_is_not_looked_up(gateway: Gateway) -> None:
+    """Python keeps each name of a codec that it has looked up, and some codecs raise other errors than UTF-8."""
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\nx\r\n--b--\r\n'
+    )
+    before = len(encodings._cache)
+    for charset in ("punycode", "undefined", "utf-7", f"unknown-{new_id()}"):
+        headers = {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+        answer = await gateway.client.post("/v1/files", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["purpose"]) == (200, "batch")
+    assert len(encodings._cache) == before
+
+
+@pytest.mark.parametrize("boundary", ["", "b" * 71, "b;", "\u00e4"])
+async def test_an_invalid_boundary_is_refused(gateway: Gateway, boundary: str) -> None:
+    headers = {b"content-type": f'multipart/form-data; boundary="{boundary}"'.encode("latin-1")}
+    answer = await gateway.client.post("/v1/files", content=b"x", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")

@@ -1,5 +1,6 @@
 """/v1/batches with OpenAI's Python SDK: upload, create, poll, download the results."""
 
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -176,8 +177,21 @@ async def test_a_file_for_something_else_is_refused(sdk: AsyncOpenAI) -> None:
         (b'{"custom_id": "a", "url": "/v1/responses", "body": []}', "missing_required_parameter"),
         (b'{"custom_id": "a", "url": "/v1/responses"}', "missing_required_parameter"),
         (b"{}\n" * 10_001, "too_many_tasks"),
+        (b"\n" * 100_001, "too_many_tasks"),
     ],
 )
 def test_lines_that_are_no_requests(line: bytes, code: str) -> None:
     requests, errors = parse_lines(line, RESPONSES)
     assert (requests, [error.code for error in errors]) == ([], [code])
+
+
+def test_a_file_of_millions_of_lines_takes_little_memory() -> None:
+    """A list of its lines would take fifty times its size."""
+    content = b"0\n" * 2_000_000
+    tracemalloc.start()
+    try:
+        parse_lines(content, RESPONSES)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(content)

@@ -5,6 +5,8 @@ errors. Source: OpenAI's API reference, "Batch", and its guide "Batch API".
 """
 
 from collections.abc import Awaitable, Callable
+from io import BytesIO
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,6 +23,8 @@ from tailrace.proto.errors import CODES, Refused
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 CUSTOM_ID_CHARS_MAX = 256
+# With empty lines.
+LINES_MAX = 10 * INPUTS_MAX
 # As many as OpenAI lists.
 LINE_ERRORS_MAX = 100
 QUOTED_CHARS_MAX = 100
@@ -57,12 +61,15 @@ def parse_lines(content: bytes, endpoint: str) -> tuple[list[Request], list[Line
     requests: list[Request] = []
     errors: list[LineError] = []
     names: set[str] = set()
-    numbered = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+    # Lazily: a list of the lines of a file with millions would take fifty times its size.
+    lines = ((number, line) for number, line in enumerate(BytesIO(content), 1) if line.strip())
+    is_long = content.count(b"\n") > LINES_MAX
+    numbered = [] if is_long else list(islice(lines, INPUTS_MAX + 1))
+    if is_long or len(numbered) > INPUTS_MAX:
+        message = f"The input file has more than {INPUTS_MAX} requests; a batch has at most {INPUTS_MAX}."
+        return [], [LineError("too_many_tasks", message, None, None)]
     if not numbered:
         return [], [LineError("empty_file", "The input file has no requests.", None, None)]
-    if len(numbered) > INPUTS_MAX:
-        message = f"The input file has {len(numbered)} requests; a batch has at most {INPUTS_MAX}."
-        return [], [LineError("too_many_tasks", message, None, None)]
     for number, text in numbered:
         try:
             line = _line.decode(text)
