@@ -33,7 +33,7 @@ class ProcessStatus(msgspec.Struct, frozen=True):
 
 
 class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What nats-server, the generators and persistence report.
+    """The reports of nats-server, the generators and persistence.
 
     `queued`: turns that wait for a slot; `running`: turns that generators run.
 

@@ -27,7 +27,7 @@ from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.proto.blobs import Blob
-from tailrace.proto.errors import BlobUnknown, LogFull, Refused, not_found
+from tailrace.proto.errors import BlobUnknown, Refused, not_found
 from tailrace.proto.files import CreateFile, DeleteFile, FileRecord, GetFile, ListFiles
 from tailrace.proto.ids import TurnId, is_token, new_id
 from tailrace.proto.nats import BlobStore
@@ -55,8 +55,7 @@ async def post(
     form, is_anthropic = await request.read_form(), _is_anthropic(request)
     file, purpose = require_file(form), _purpose(form, is_anthropic=is_anthropic)
     life = await _life(form, blob_store)
-    if log_fullness.is_full:
-        raise LogFull("the server's storage is nearly full, and the rest is kept for running turns: retry later")
+    log_fullness.require_room()
     # In a thread: to hash 30 MB takes 15 ms, in which the loop would serve no stream.
     sha256 = (await asyncio.to_thread(hashlib.sha256, file.content)).hexdigest()
     now = datetime.now(UTC)
@@ -71,14 +70,11 @@ async def post(
         expires_at=None if life is None else now + life,
     )
     # Not a turn: the pin holds until the file's record refers to the blob.
-    key, admission = TurnKey(request.tenant, TurnId(record.file)), limiter.admission(request.principal)
+    key = TurnKey(request.tenant, TurnId(record.file))
     async with request_blobs.pins_of(key):
-        try:
+        async with limiter.counted(request.principal) as admission:
             await admission.count_request()
             await request_blobs.put(key, {sha256: file.content}, {sha256}, admission, is_renewed=True)
-        except Refused:
-            await admission.release()
-            raise
         await history.ask(request.tenant, CreateFile(record))
     return json_response(_render(record, is_anthropic=is_anthropic))
 

@@ -12,7 +12,7 @@ import structlog
 
 from tailrace.gateway import metrics
 from tailrace.proto import nats
-from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.nats import Connection, StreamSize
 from tailrace.proto.subjects import BODIES, STREAM
 
@@ -39,15 +39,16 @@ class LogFullness:
         self.blobs = StreamSize(0, 0)
 
     @property
-    def is_full(self) -> bool:
-        return bool(self.detail)
-
-    @property
     def detail(self) -> str:
         """Why new turns are refused; empty if they are not."""
         return (
             f"{self.log.ratio:.0%} of the log's bytes are used" if self.log.ratio >= self._full_at else self._shortage
         )
+
+    def require_room(self) -> None:
+        """Raises LogFull if nothing new may be stored."""
+        if self.detail:
+            raise LogFull("the server's storage is nearly full, and the rest is kept for running turns: retry later")
 
     async def watch(self) -> None:
         while True:

@@ -7,8 +7,8 @@ a running turn counts as free as soon as the log has the turn's end, even if no 
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -78,6 +78,16 @@ class Limiter:
     def admission(self, principal: Principal) -> "Admission":
         """Returns the admission of one request."""
         return Admission(self, principal.tenant, self.owners(principal))
+
+    @asynccontextmanager
+    async def counted(self, principal: Principal) -> AsyncIterator["Admission"]:
+        """Yields the admission of a request that stores no turn. It counts for nothing if the block raises Refused."""
+        admission = self.admission(principal)
+        try:
+            yield admission
+        except Refused:
+            await admission.release()
+            raise
 
 
 class Admission:

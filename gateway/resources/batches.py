@@ -99,17 +99,22 @@ async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuil
     """`POST /v1/turn-batches`: creates a batch of all inputs, or of none if one is not valid. 202 with its id."""
     new, raw = await request.read(NewBatch)
     check_webhook(new.webhook, settings)
-    idempotency_key = idempotency_key_of(request)
-    if idempotency_key == AUTO:
-        raise Refused(
-            "idempotency_key_invalid", "A batch does not support `auto`; send an Idempotency-Key of your own."
-        )
-    submission = Submission(request.principal, raw, idempotency_key, request.response_headers)
+    submission = submission_of(request, raw)
     key, accepted = await submitter.store(submission, partial(builder.build, new=new))
     of = accepted.batch.count if accepted.batch is not None else 0
     body = AcceptedBatch(batch=key.turn, session=accepted.session, of=of, links=links_of(key.turn))
     headers = {"location": links_of(key.turn)["self"], "tailrace-turn": key.turn}
     return json_response(body, status=202, headers=headers)
+
+
+def submission_of(request: ApiRequest, raw: bytes) -> Submission:
+    """Returns the submission of a batch. Raises Refused for the idempotency key `auto`."""
+    idempotency_key = idempotency_key_of(request)
+    if idempotency_key == AUTO:
+        raise Refused(
+            "idempotency_key_invalid", "A batch does not support `auto`; send an Idempotency-Key of your own."
+        )
+    return Submission(request.principal, raw, idempotency_key, request.response_headers)
 
 
 async def batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:

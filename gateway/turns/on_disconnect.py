@@ -11,6 +11,7 @@ from tailrace.proto.entries import Request
 from tailrace.proto.errors import TailraceError
 from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.nats import Rpc, TurnLog
+from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -55,7 +56,7 @@ class DisconnectPolicy:
             wait_s = await self._wait_s(key)
             if wait_s is None:
                 return
-            if await self._is_draining_within(max(wait_s, back_within_s)):
+            if await is_set_within(self._draining, max(wait_s, back_within_s)):
                 # Its readers reconnect to other gateways, so this one cannot decide.
                 logger.info("turn continues without readers", turn=key.turn)
                 return
@@ -72,13 +73,6 @@ class DisconnectPolicy:
         """The turn's grace period. Its request may be large, so it is not kept during the wait."""
         first = await self._log.replay(key, BEFORE_FIRST, limit=1)
         return grace_s(first[0].entry.on_disconnect) if first and isinstance(first[0].entry, Request) else None
-
-    async def _is_draining_within(self, wait_s: float) -> bool:
-        try:
-            async with asyncio.timeout(wait_s):
-                return await self._draining.wait()
-        except TimeoutError:
-            return False
 
 
 def grace_s(on_disconnect: str) -> float | None:

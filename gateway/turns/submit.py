@@ -30,7 +30,6 @@ from tailrace.proto.errors import (
     CursorUnknown,
     EntryTooLarge,
     FenceLost,
-    LogFull,
     LogUnavailable,
     Refused,
     TurnUnknown,
@@ -117,10 +116,7 @@ class TurnSubmitter:
             if has_key and (repeated := await self._find_repeat(submission, own_claim)) is not None:
                 return repeated
             # Check this before blobs are stored: those of a refused turn would fill the disk, too.
-            if self._fullness.is_full:
-                raise LogFull(
-                    "the server's storage is nearly full, and the rest is kept for running turns: retry later"
-                )
+            self._fullness.require_room()
             submission.turn = TurnKey(submission.principal.tenant, own_claim.turn)
             await run_features(self._features.admit, submission)
             try:

@@ -20,6 +20,7 @@ from tailrace.proto.errors import LogError
 from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.models import model_label
 from tailrace.proto.nats import Rpc, TurnLog
+from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import TurnKey
 
 # A client that creates a turn and then opens its stream needs a moment.
@@ -51,7 +52,7 @@ class UnreadTokens:
         """Looks for readers until the turn has ended or left the log; then counts. Without the log, nothing counts."""
         times, is_unread, wait_s = list[datetime](), list[bool](), FIRST_LOOK_S
         with suppress(LogError):
-            while not await self._is_draining_within(wait_s):
+            while not await is_set_within(self._draining, wait_s):
                 wait_s, has_readers = LOOK_EVERY_S, self._fan_out.has_readers(key)
                 if not has_readers:
                     if await self._log.has_end(key) or not await self._log.is_known(key):
@@ -79,9 +80,3 @@ class UnreadTokens:
                     deltas += 1
                     unread += is_unread[min(bisect_left(times, stored.at), len(times) - 1)]
         return tokens * unread / deltas if deltas else 0.0
-
-    async def _is_draining_within(self, wait_s: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
-                await self._draining.wait()
-        return self._draining.is_set()

@@ -1,4 +1,4 @@
-"""run_until: runs a coroutine until it is done or something else comes first."""
+"""Waits that end early: run_until for a coroutine, is_set_within for an event."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -23,3 +23,12 @@ async def run_until(
             working.cancel()
             await asyncio.wait((working,))
     return working
+
+
+async def is_set_within(event: asyncio.Event, timeout_s: float) -> bool:
+    """Waits until `event` is set, at most `timeout_s` seconds; returns whether it is."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await event.wait()
+    except TimeoutError:
+        return False

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from tailrace.gateway.auth.authenticate import LOCAL
+from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.conversation import Conversations
@@ -17,7 +18,7 @@ from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto import entries
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.ids import Seq, Tenant
-from tailrace.proto.nats import Claim
+from tailrace.proto.nats import Claim, StreamSize
 from tailrace.proto.subjects import TurnKey
 
 HELLO = NewTurn(message="hello")
@@ -63,7 +64,8 @@ def submitter(
     if is_draining:
         draining.set()
     service = cast("Any", memory)
-    fullness = cast("Any", SimpleNamespace(is_full=is_full))
+    fullness = LogFullness(cast("Any", None), full_at=0.9)
+    fullness.log = StreamSize(int(is_full), 1)
     conversations = Conversations(service, service)
     return TurnSubmitter(
         service, service, conversations, service, Settings(), fullness, draining, features or SubmitFeatures()

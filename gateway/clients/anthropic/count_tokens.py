@@ -9,11 +9,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.clients.anthropic.request import MessageParam
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
-from tailrace.gateway.limits.limiter import Admission, Limiter
+from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, require_unclaimed
@@ -64,7 +65,7 @@ async def post_count_tokens(
     betas, is_large = betas_of(request), len(raw) > SMALL_BYTES_MAX
     async with request_blobs.pins_of(key):
         if is_large:
-            fields |= await store_long_strings(request_blobs, key, fields, limiter.admission(request.principal))
+            fields |= await store_long_strings(request_blobs, key, fields, limiter, request.principal)
             # Passing a large body on may take as long as receiving it.
             timeout_s += settings.body_timeout_s
         query = msgspec.json.encode(CountTokens(msgspec.Raw(msgspec.json.encode(fields)), betas, is_lifted=is_large))
@@ -76,7 +77,7 @@ async def post_count_tokens(
 
 
 async def store_long_strings(
-    request_blobs: RequestBlobs, key: TurnKey, fields: dict[str, Any], admission: Admission
+    request_blobs: RequestBlobs, key: TurnKey, fields: dict[str, Any], limiter: Limiter, principal: Principal
 ) -> dict[str, Any]:
     """Stores the long strings of a prompt as blobs, pinned for `key`. Returns its fields with references to them.
 
@@ -91,11 +92,8 @@ async def store_long_strings(
     short, lifted = await asyncio.to_thread(
         blobs.lift, PromptFields(list(prompt.messages), prompt.system, prompt.tools)
     )
-    try:
+    async with limiter.counted(principal) as admission:
         await request_blobs.put(key, lifted, set(lifted), admission)
-    except Refused:
-        await admission.release()
-        raise
     return dict(msgspec.to_builtins(short))
 
 

@@ -33,14 +33,14 @@ from tailrace.gateway.resources.batches import (
     lines_of,
     refresh,
     render_lines,
+    submission_of,
 )
 from tailrace.gateway.resources.paging import limit_of
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.stream_context import StreamContext
-from tailrace.gateway.turns.auto_idempotency import AUTO
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.submission import Submission
-from tailrace.gateway.turns.submit import TurnSubmitter, idempotency_key_of
+from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto import batch, entries
 from tailrace.proto.batch_records import ListBatches, StoredBatch, stored_batch
@@ -86,13 +86,10 @@ async def post(
     """`POST /v1/batches`: creates a batch of the requests in an uploaded file."""
     new, raw = await request.read(NewFileBatch)
     check_webhook(new.webhook, settings)
-    idempotency_key = idempotency_key_of(request)
-    if idempotency_key == AUTO:
-        raise Refused("idempotency_key_invalid", "A batch does not support `auto`; send a key of your own.")
+    submission = submission_of(request, raw)
     record = await _input_file(request, history, new.input_file_id)
     if record.bytes > SMALL_BYTES_MAX:
         await bodies.large_bodies.reserve_copies(request.until_answered, request.tenant, record.bytes)
-    submission = Submission(request.principal, raw, idempotency_key, request.response_headers)
     build = partial(_build, new=new, record=record, builder=builder, bodies=bodies, blob_store=blob_store)
     key, _ = await submitter.store(submission, build)
     stored = stored_batch(key, await log.turn(key))
