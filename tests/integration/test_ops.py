@@ -65,9 +65,9 @@ async def is_closed(client: httpx2.AsyncClient) -> bool:
     return (await client.get(VALUES, headers={"authorization": ""})).status_code == 401
 
 
-async def test_the_values_name_no_tenant_and_no_prompt(nats_url: str, new_gateway: NewGateway) -> None:
+async def test_the_values_name_no_tenant_and_no_prompt(own_server: NatsServer, new_gateway: NewGateway) -> None:
     """All panels are there. A gateway without targets shows its own metrics, and says how to see more."""
-    gateway = await new_gateway(nats_url, api_keys="")
+    gateway = await new_gateway(own_server.url, api_keys="")
     await gateway.client.post("/v1/turns", json={"message": "a-secret-prompt", "session": "a-secret-session"})
 
     async def values() -> httpx2.Response | None:
@@ -97,12 +97,12 @@ async def test_the_values_name_no_tenant_and_no_prompt(nats_url: str, new_gatewa
     ],
 )
 async def test_a_source_that_does_not_answer_is_named(
-    nats_url: str, new_gateway: NewGateway, setting: str, says: str
+    own_server: NatsServer, new_gateway: NewGateway, setting: str, says: str
 ) -> None:
     """Without the password of its URL. The page stays usable."""
     (port,) = ports.find_free(1)
     value = f"generators=127.0.0.1:{port}" if setting == "ops_targets" else f"http://me:secret@127.0.0.1:{port}"
-    gateway = await new_gateway(nats_url, api_keys="", **{setting: value})
+    gateway = await new_gateway(own_server.url, api_keys="", **{setting: value})
 
     async def problems() -> list[str]:
         answer = await gateway.client.get(VALUES)
