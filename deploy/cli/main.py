@@ -13,8 +13,8 @@ from typing import NoReturn, get_args
 
 import msgspec
 
-from tailrace.deploy.cli import batch, doctor, keys, monitoring, status, streams, turn, usage
-from tailrace.deploy.local import nats_cluster, nats_server
+from tailrace.deploy.cli import batch, completion, doctor, keys, monitoring, status, streams, turn, usage
+from tailrace.deploy.local import config_file, nats_cluster, nats_server
 from tailrace.deploy.local import restart_node as node
 from tailrace.deploy.local.options import SYNCS, Options
 from tailrace.deploy.local.up import run
@@ -41,9 +41,10 @@ examples:
 It runs nats-server, one persistence process, the generators and the gateways, and restarts any of them that ends.
 Ctrl-C stops all of them in order; a second Ctrl-C kills them.
 
-Settings are environment variables (docs/SETTINGS.md): TAILRACE_… variables are passed to all processes, except
-addresses, which `up` chooses. With TAILRACE_METRICS_PORT=9100 the metrics of persistence are on port 9100, those of the
-generators on 9101 and following, then those of the gateways; without it, free ports are used and printed.
+Settings are in a file that `tailrace init` writes, or in environment variables (docs/SETTINGS.md), which are passed to
+all processes, except addresses that `up` chooses. With TAILRACE_METRICS_PORT=9100 the metrics of persistence are on
+port 9100, those of the generators on 9101 and following, then those of the gateways; without it, free ports are used
+and printed.
 """
 STREAMS_EXAMPLES = """\
 `tailrace up` does this itself. For your own NATS servers:
@@ -133,6 +134,23 @@ of nats-server that is installed then. To upgrade all three, restart one after t
 
   for node in nats-1 nats-2 nats-3; do tailrace restart-node $node || break; done
 """
+INIT_EXAMPLES = """\
+examples:
+  tailrace init                        write tailrace.toml into the current folder
+  tailrace init ~/.config/tailrace/tailrace.toml
+  tailrace up --config production.toml
+
+`tailrace` reads tailrace.toml in the current folder, or else in the folder of your user's settings, or the file that
+--config names. A file called .env beside it is read too: one NAME=VALUE a line, for secrets.
+"""
+COMPLETION_EXAMPLES = """\
+examples:
+  bash  tailrace completion bash > ~/.local/share/bash-completion/completions/tailrace
+  zsh   tailrace completion zsh > ~/.zfunc/_tailrace     with `fpath+=(~/.zfunc)` before `compinit` in ~/.zshrc
+  fish  tailrace completion fish > ~/.config/fish/completions/tailrace.fish
+
+It takes effect in a new shell.
+"""
 USAGE_DAYS = 30
 WATCH_EVERY_S = 2.0
 NAME_CHARS_MAX = 100
@@ -153,11 +171,12 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns its exit status: 0 done, 1 refused or failed, 2 invalid argument or setting."""
-    given = parser().parse_args(argv)
-    # Programs may read the output of a command, and each error is printed as one sentence below.
-    configure("tailrace", "console", level="error")
     try:
-        status: int = given.command(given, os.environ)
+        configuration = config_file.load(config_path(argv), os.environ)
+        given = parser(configuration.options).parse_args(argv)
+        # Programs may read the output of a command, and each error is printed as one sentence below.
+        configure("tailrace", "console", level="error")
+        status: int = given.command(given, configuration.environ)
     except TailraceError as error:
         print(f"tailrace: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, SettingsInvalid) else EXIT_ERROR
@@ -166,6 +185,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
     return status
+
+
+def config_path(argv: Sequence[str] | None) -> Path | None:
+    """Returns the value of `--config`, which is needed first: the file has the defaults of other options."""
+    first = Parser(prog="tailrace", add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    found: Path | None = first.parse_known_args(argv)[0].config
+    return found
+
+
+def write_config(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+    try:
+        with given.file.open("x", encoding="utf-8") as file:
+            given.file.chmod(0o600)
+            file.write(config_file.example())
+    except OSError as error:
+        print(f"tailrace: cannot write {given.file}: {error.strerror}; name another file", file=sys.stderr)
+        return EXIT_ERROR
+    print(f"{given.file} lists every setting with its default. Change it, then run `tailrace up`.")
+    return 0
+
+
+def print_completion(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+    print(completion.script(parser(), given.shell))
+    return 0
 
 
 def up(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -290,7 +334,8 @@ def revoke_key(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def parser() -> Parser:
+def parser(defaults: Mapping[str, object] | None = None) -> Parser:
+    """Returns the parser of all commands. `defaults` are those of the configuration file, by option."""
     tailrace = Parser(
         prog="tailrace",
         description="Durable streams of Claude's answers: readers can resume, and no acknowledged turn is lost.",
@@ -309,6 +354,10 @@ def parser() -> Parser:
     add_batch(commands)
     add_webhook_secret(commands)
     add_monitoring(commands)
+    add_init(commands)
+    add_completion(commands)
+    for action in completion.all_actions(tailrace):
+        action.default = (defaults or {}).get(action.dest, action.default)
     return tailrace
 
 
@@ -334,6 +383,8 @@ def command(
         allow_abbrev=False,
     )
     parser.set_defaults(command=run)
+    if run is not None:
+        parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file (default: tailrace.toml)")
     return parser
 
 
@@ -434,6 +485,32 @@ def add_monitoring(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
     parser.add_argument("--runbook", type=url, required=True, metavar="URL", help="where your people read the runbook")
+
+
+def add_init(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = command(
+        commands,
+        "init",
+        write_config,
+        summary="write a configuration file with every setting",
+        description="Write a configuration file that lists every setting with its meaning and its default.",
+        epilog=INIT_EXAMPLES,
+    )
+    parser.add_argument(
+        "file", type=Path, nargs="?", default=Path(config_file.NAME), metavar="FILE", help="default: %(default)s"
+    )
+
+
+def add_completion(commands: "argparse._SubParsersAction[Parser]") -> None:
+    parser = command(
+        commands,
+        "completion",
+        print_completion,
+        summary="print a completion script for a shell",
+        description="Print a script that completes commands and options of tailrace in a shell.",
+        epilog=COMPLETION_EXAMPLES,
+    )
+    parser.add_argument("shell", choices=completion.SHELLS, metavar="SHELL", help=", ".join(completion.SHELLS))
 
 
 def url(text: str) -> str:

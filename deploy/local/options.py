@@ -1,9 +1,10 @@
 """The options of `tailrace up` and their defaults."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
+from msgspec import Meta
 from platformdirs import user_data_path
 
 Sync = Literal["always", "1s", "default"]
@@ -20,12 +21,21 @@ def default_data_dir() -> Path:
 
 
 class Options(msgspec.Struct, frozen=True):
+    """Those with a description can also be set in the table `[up]` of the configuration file."""
+
     host: str = "127.0.0.1"
     port: int = 8000
-    data_dir: Path = msgspec.field(default_factory=default_data_dir)
-    generators: int = 2
-    gateways: int = 1
-    # Three nats-servers with a copy of the log each; any one of them may fail.
-    cluster: bool = False
+    data_dir: Annotated[Path, Meta(description="data directory")] = msgspec.field(default_factory=default_data_dir)
+    generators: Annotated[int, Meta(ge=1, le=64, description="processes that call the model")] = 2
+    gateways: Annotated[int, Meta(ge=1, le=64, description="processes that serve HTTP")] = 1
+    cluster: Annotated[
+        bool, Meta(description="three nats-servers with a copy of the log each; any one of them may fail")
+    ] = False
     # "always": acknowledged means on the disk. With nats-server's own default a power cut loses up to two minutes.
-    sync: Sync = "always"
+    sync: Annotated[
+        Sync,
+        Meta(
+            description="what a power cut may lose: nothing that was acknowledged (always), the last second (1s), or "
+            "the last two minutes (default: that of NATS). A crash of a process loses nothing in any case"
+        ),
+    ] = "always"

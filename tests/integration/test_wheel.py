@@ -72,12 +72,14 @@ def test_the_command_runs_from_any_folder(installed: dict[str, str], tmp_path: P
 def test_an_installed_tailrace_answers_a_turn_and_keeps_its_data_in_the_users_directory(
     installed: dict[str, str], tmp_path: Path
 ) -> None:
-    """From an empty folder, without a setting and without a checkout."""
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    command = [sys.executable, "-m", "tailrace", "up", "--port", "0"]
+    """From a folder with a configuration file and a `.env`, without a checkout."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "tailrace.toml").write_text("port = 1\n[up]\ngenerators = 1\n")
+    (folder / ".env").write_text("TAILRACE_PORT=0\n")
+    command = [sys.executable, "-m", "tailrace", "up"]
     up = subprocess.Popen(
-        command, cwd=empty, env=installed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=folder, env=installed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
         assert up.stdout is not None
@@ -87,7 +89,13 @@ def test_an_installed_tailrace_answers_a_turn_and_keeps_its_data_in_the_users_di
             answer = client.post("/v1/turns", json={"message": "Hi.\n#sim words=3"}, headers=headers)
         assert "w000002" in answer.text
         assert (tmp_path / "data/tailrace/tailrace.db").exists()
-        assert list(empty.iterdir()) == []
+        status = [sys.executable, "-m", "tailrace", "status", "--json"]
+        shown = subprocess.run(
+            status, cwd=folder, env=installed, capture_output=True, text=True, check=True, timeout=20
+        )
+        assert "generator-1" in shown.stdout
+        assert "generator-2" not in shown.stdout
+        assert {path.name for path in folder.iterdir()} == {"tailrace.toml", ".env"}
     finally:
         up.terminate()
         up.communicate(timeout=20)

@@ -1,0 +1,200 @@
+"""The configuration file `tailrace.toml` and the `.env` beside it: search, read, check, and an example to write.
+
+Every setting of docs/SETTINGS.md has a name in the file: that of its variable, in lower case and without `TAILRACE_`.
+The table `[up]` has the options of `tailrace up`. A variable of the environment wins over `.env`, which wins over the
+file.
+"""
+
+import json
+import os
+import textwrap
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, get_type_hints
+
+import msgspec
+from dotenv.parser import parse_stream
+from platformdirs import user_config_path
+
+from tailrace.deploy.local.check_environment import SERVICES
+from tailrace.deploy.local.options import Options
+from tailrace.gateway.settings import Settings as GatewaySettings
+from tailrace.proto.did_you_mean import suggest
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.runtime import settings
+from tailrace.proto.service import ModelSettings, ProcessSettings
+
+NAME = "tailrace.toml"
+UP = "up"
+# The key of each option in the table `[up]`: that of the command line.
+OPTIONS = {"data": "data_dir", **{name: name for name in ("generators", "gateways", "cluster", "sync")}}
+ADDRESS = {"host": "TAILRACE_HOST", "port": "TAILRACE_PORT"}
+# `up` chooses these for its processes, so the example does not have them.
+CHOSEN = {"nats_url", "database", "listen_fd", "disk", "ops_targets", "generator", "webhooks"}
+HEAD = f"""\
+# Settings of Tailrace. `tailrace` reads this file if it is called {NAME} and lies in the current folder or in
+# {{folder}}, or if --config names it.
+#
+# Each line `#name = value` shows a default: remove its # to change it. Paths are relative to the current folder.
+# An environment variable wins over this file: heartbeat_s is TAILRACE_HEARTBEAT_S. Keep secrets out of this file: write
+# ANTHROPIC_API_KEY=… into a file called .env beside it, which only you may read.
+"""
+WIDTH = 118
+TRUSTED_OWNERS = (0,)
+
+
+class Configuration(NamedTuple):
+    """The environment of the processes, and the options of `up` that are not those of `Options`, by their keys."""
+
+    environ: Mapping[str, str]
+    options: Mapping[str, object]
+
+
+def load(named: Path | None, environ: Mapping[str, str]) -> Configuration:
+    """Reads the file that `--config` names, or that lies in a usual place, and `.env` beside it.
+
+    Raises SettingsInvalid with the file, the name and what is expected.
+    """
+    path = named or find()
+    texts, options = read(path) if path is not None else ({}, {})
+    beside = read_dotenv(path.with_name(".env")) if path is not None else {}
+    merged = {**texts, **beside, **environ}
+    given = settings.read(GatewaySettings, {name: merged[name] for name in ADDRESS.values() if merged.get(name)})
+    address = {key: getattr(given, key) for key, name in ADDRESS.items() if merged.get(name)}
+    return Configuration(merged, {**address, **options})
+
+
+def find() -> Path | None:
+    """Returns the file in the current folder or in the user's, or None.
+
+    Raises SettingsInvalid if it belongs to another user, whose settings would receive this user's keys.
+    """
+    for path in (Path(NAME), user_config_path("tailrace", appauthor=False) / NAME):
+        if path.is_file():
+            if path.stat().st_uid not in (*TRUSTED_OWNERS, os.geteuid()):
+                raise SettingsInvalid(f"{path} belongs to another user: to use it, name it with --config")
+            return path
+    return None
+
+
+def read(path: Path) -> tuple[dict[str, str], dict[str, object]]:
+    """Returns the settings of the file as variables, and its options of `up`."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsInvalid(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # TOML and UTF-8
+        raise SettingsInvalid(f"{path} is not valid TOML: {error}") from error
+    table = document.pop(UP, {})
+    if not isinstance(table, dict):
+        raise SettingsInvalid(f"{path}: {UP} is a table: write [{UP}] above the options of `tailrace up`")
+    fields = known()
+    texts = {}
+    for name, value in document.items():
+        if name in OPTIONS:
+            raise SettingsInvalid(f"{path}: {name} is an option of `tailrace up`: write it below a line [{UP}]")
+        if name not in fields:
+            hint = suggest(name.lower().removeprefix("tailrace_"), fields)
+            raise SettingsInvalid(f"{path}: {name} is not a setting{hint}; docs/SETTINGS.md lists all settings")
+        texts[settings.env_name(name)] = text_of(path, name, value)
+    for name, text in texts.items():
+        check_value(path, name, text)
+    return texts, {name: option_of(path, name, value, fields) for name, value in table.items()}
+
+
+def known() -> set[str]:
+    return {field for _, kind in SERVICES for field in kind.__struct_fields__}
+
+
+def text_of(path: Path, name: str, value: object) -> str:
+    """Returns a value as the text of a variable."""
+    if isinstance(value, list):
+        return ",".join(text_of(path, name, each) for each in value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise SettingsInvalid(f"{path}: {name} is not a text, a number, true or false")
+
+
+def check_value(path: Path, variable: str, text: str) -> None:
+    for _, kind in SERVICES:
+        try:
+            settings.read(kind, {variable: text})
+        except SettingsInvalid as error:
+            name = next(field for field in kind.__struct_fields__ if settings.env_name(field) == variable)
+            raise SettingsInvalid(f"{path}: {name}{str(error).removeprefix(variable)}") from error
+
+
+def option_of(path: Path, name: str, value: object, fields: set[str]) -> object:
+    if name in fields:
+        raise SettingsInvalid(f"{path}: {name} is below [{UP}]: move it above that line, to the other settings")
+    if name not in OPTIONS:
+        hint = suggest(name, OPTIONS)
+        raise SettingsInvalid(f"{path}: {name} is not an option of [{UP}]{hint}; it has {', '.join(OPTIONS)}")
+    hints = get_type_hints(Options, include_extras=True)
+    try:
+        found: object = msgspec.convert(value, hints[OPTIONS[name]], dec_hook=settings.from_text)
+    except msgspec.ValidationError as error:
+        raise SettingsInvalid(f"{path}: [{UP}] {name}: {error}") from error
+    return found
+
+
+def read_dotenv(path: Path) -> dict[str, str]:
+    """Returns the variables of a `.env`, without replacing `$NAME` in their values, or nothing if there is none."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            bindings = list(parse_stream(file))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(f"{path} cannot be read: {error}") from error
+    texts = {}
+    for each in bindings:
+        if each.error or (each.key is not None and each.value is None):
+            raise SettingsInvalid(f"{path}: line {each.original.line} is not NAME=VALUE")
+        if each.key is not None and each.value is not None:
+            texts[each.key] = each.value
+    return texts
+
+
+def example() -> str:
+    """Returns a file with every setting as a comment: its meaning and its default."""
+    lines = [HEAD.format(folder=user_config_path("tailrace", appauthor=False))]
+    seen: set[str] = set(CHOSEN)
+    kinds: list[tuple[str, type[ProcessSettings]]] = [("every process", ModelSettings), *SERVICES]
+    for title, kind in kinds:
+        names = [name for name in kind.__struct_fields__ if name not in seen]
+        seen |= set(names)
+        lines += [f"# ---- {title} ----", "", *setting_lines(names)]
+    lines += ["# ---- options of `tailrace up`: all settings stay above this line ----", "", f"[{UP}]", ""]
+    hints = get_type_hints(Options, include_extras=True)
+    for key, name in OPTIONS.items():
+        default = ".tailrace" if key == "data" else getattr(Options(), name)
+        lines += option_lines(key, default, [settings.meaning(hints[name])])
+    return "\n".join(lines)
+
+
+def setting_lines(names: Iterable[str]) -> Iterator[str]:
+    """Yields the lines of settings. A setting of several processes has the meaning of each."""
+    for name in names:
+        kinds = {service: kind for service, kind in SERVICES if name in kind.__struct_fields__}
+        meanings = {
+            service: settings.meaning(get_type_hints(kind, include_extras=True)[name])
+            for service, kind in kinds.items()
+        }
+        first, *others = meanings.items()
+        told = [first[1], *(f"{service}: {text}" for service, text in others if text != first[1])]
+        field = {f.name: f for f in msgspec.structs.fields(kinds[first[0]])}[name]
+        yield from option_lines(name, field.default, told)
+
+
+def option_lines(name: str, default: object, meanings: Iterable[str]) -> list[str]:
+    text = default if isinstance(default, bool | int | float | str) else str(default)
+    comments = [
+        line
+        for meaning in meanings
+        for line in textwrap.wrap(meaning, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    ]
+    return [*comments, f"#{name} = {json.dumps(text)}", ""]

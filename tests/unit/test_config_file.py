@@ -1,0 +1,152 @@
+"""The configuration file, the `.env` beside it, the example that `init` writes, and shell completion."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tailrace.deploy.cli.main import main, parser
+from tailrace.deploy.local.check_environment import SERVICES
+from tailrace.deploy.local.config_file import CHOSEN, load
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.runtime import settings
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+def write(text: str, name: str = "tailrace.toml") -> None:
+    Path(name).write_text(text)
+
+
+def test_the_environment_wins_over_dotenv_which_wins_over_the_file() -> None:
+    """Values become the texts that variables have; a `$` in a secret stays."""
+    write('heartbeat_s = 1.5\nwebhooks = true\nhosts = ["a.example", "b.example"]\nmax_tokens = 1\nqueue_max = 1\n')
+    write("# secrets\nexport ANTHROPIC_API_KEY='k$HOME'\nTAILRACE_MAX_TOKENS=2\nTAILRACE_QUEUE_MAX=2\n", ".env")
+    environ = load(None, {"TAILRACE_QUEUE_MAX": "3"}).environ
+    assert environ == {
+        "TAILRACE_HEARTBEAT_S": "1.5",
+        "TAILRACE_WEBHOOKS": "true",
+        "TAILRACE_HOSTS": "a.example,b.example",
+        "ANTHROPIC_API_KEY": "k$HOME",
+        "TAILRACE_MAX_TOKENS": "2",
+        "TAILRACE_QUEUE_MAX": "3",
+    }
+
+
+def test_an_argument_wins_over_the_environment_and_the_file() -> None:
+    """Options of `up` have their defaults from the file; other commands have the same data directory."""
+    write('port = 1\nhost = "::1"\n[up]\ndata = "d"\ngenerators = 5\ncluster = true\n')
+    options = load(None, {"TAILRACE_PORT": "2"}).options
+    given = parser(options).parse_args(["up", "--generators", "4"])
+    assert (given.host, given.port, given.data, given.generators, given.cluster) == ("::1", 2, Path("d"), 4, True)
+    assert parser(options).parse_args(["keys", "list"]).data == Path("d")
+
+
+def test_without_a_file_the_environment_is_unchanged_and_dotenv_is_not_read() -> None:
+    """A `.env` alone belongs to another program."""
+    write("TAILRACE_MAX_TOKENS=2\n", ".env")
+    assert load(None, {"A": "b"}) == ({"A": "b"}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "heartbet_s = 1",
+            "heartbet_s is not a setting (did you mean heartbeat_s?); docs/SETTINGS.md lists all settings",
+        ),
+        ("TAILRACE_HEARTBEAT_S = 1", "TAILRACE_HEARTBEAT_S is not a setting (did you mean heartbeat_s?)"),
+        ("[gateway]\nheartbeat_s = 1", "gateway is not a setting"),
+        ("heartbeat_s = 0", "heartbeat_s: Expected `float` > 0.0"),
+        ('concurrency = "many"', "concurrency: Expected `int`"),
+        ("hosts = 2026-01-01", "hosts is not a text, a number, true or false"),
+        ("generators = 4", "generators is an option of `tailrace up`: write it below a line [up]"),
+        ("[up]\nheartbeat_s = 1", "heartbeat_s is below [up]: move it above that line, to the other settings"),
+        (
+            "[up]\ngenerator_count = 4",
+            "generator_count is not an option of [up] (did you mean generators?); it has",
+        ),
+        ("[up]\ngenerators = 65", "[up] generators: Expected `int` <= 64"),
+        ("[up]\ndata = 1", "[up] data: expected str"),
+        ("up = 1", "up is a table: write [up] above the options of `tailrace up`"),
+        ("a = ", "is not valid TOML: Invalid value (at end of document)"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_one_sentence(
+    text: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the command starts, with exit status 2 and the name of the file."""
+    write(text, "other.toml")
+    assert main(["keys", "list", "--config", "other.toml"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("tailrace: other.toml")
+    assert sentence in said
+    assert said.count("\n") == 1
+
+
+def test_other_unusable_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing file, a line of `.env`, and a file of another user in a shared folder such as /tmp."""
+    with pytest.raises(SettingsInvalid, match=r"^other\.toml cannot be read: No such file"):
+        load(Path("other.toml"), {})
+    write("")
+    write("A=b\nsecret\n", ".env")
+    with pytest.raises(SettingsInvalid, match=r"^\.env: line 2 is not NAME=VALUE$"):
+        load(None, {})
+    write("", ".env")
+    monkeypatch.setattr("os.geteuid", lambda: Path("tailrace.toml").stat().st_uid + 1)
+    monkeypatch.setattr("tailrace.deploy.local.config_file.TRUSTED_OWNERS", ())
+    with pytest.raises(SettingsInvalid, match=r"^tailrace\.toml belongs to another user: to use it, name it with"):
+        load(None, {})
+    assert load(Path("tailrace.toml"), {}).environ == {}
+
+
+def test_init_writes_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    """The file changes nothing, not even when all of its defaults are set; it is private; it replaces no file."""
+    assert main(["init"]) == 0
+    assert Path("tailrace.toml").stat().st_mode & 0o777 == 0o600
+    text = Path("tailrace.toml").read_text()
+    assert load(None, {}) == ({}, {})
+    write(re.sub(r"(?m)^#(?=\w)", "", text))
+    environ, options = load(None, {})
+    for _, kind in SERVICES:
+        set_here = {f.name for f in msgspec.structs.fields(kind)} - CHOSEN
+        assert {settings.env_name(name) for name in set_here} <= environ.keys()
+        assert settings.read(kind, environ) == kind()
+    given = parser().parse_args(["up"])
+    assert {name: getattr(given, name) for name in options} == {**options, "data": given.data}
+    assert main(["init"]) == 1
+    assert "cannot write tailrace.toml: File exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shell", "complete"),
+    [
+        ("bash", "source ./script; COMP_WORDS=(tailrace ke); COMP_CWORD=1; _shtab_tailrace; echo ${COMPREPLY[@]}"),
+        ("fish", "source ./script; complete -C 'tailrace ke' | cut -f 1"),
+        ("zsh", "zsh -n script && echo keys"),
+    ],
+)
+def test_a_shell_completes_commands(shell: str, complete: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the real shells; zsh only parses the script."""
+    assert main(["completion", shell]) == 0
+    write(capsys.readouterr().out, "script")
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    done = subprocess.run([shell, "-c", complete], capture_output=True, text=True, check=False, timeout=20)
+    assert done.stdout.split() == ["keys"], done.stderr
+
+
+def test_windows_is_refused_with_a_sentence() -> None:
+    """Instead of an error of the first module that Windows lacks."""
+    code = "import sys; sys.platform = 'win32'; import tailrace"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("Tailrace runs on Linux and macOS. On Windows, install it in WSL 2.")
