@@ -20,6 +20,7 @@ from anthropic.types import Message
 from httpx_sse import aconnect_sse
 from openai import AsyncOpenAI
 
+import tailrace
 from tailrace.proto.ids import new_id
 from tests.clients import node
 from tests.clients.openai_chat import read_until_cut, resumed, whole_entries
@@ -221,6 +222,22 @@ def node_reader(client: str, dialect: str) -> Read:
 # Clients that repeat their POST after a cut.
 
 
+async def tailrace_blocking(url: str, line: str) -> Answer:
+    def read() -> Answer:
+        with httpx2.Client(trust_env=False) as http:
+            end = tailrace.Client(url, KEY, http=http).ask(line).done()
+        return Answer(end.turn, end.text)
+
+    return await asyncio.to_thread(read)
+
+
+async def tailrace_asyncio(url: str, line: str) -> Answer:
+    async with httpx2.AsyncClient(trust_env=False) as http:
+        answer = await tailrace.AsyncClient(url, KEY, http=http).ask(line)
+        text = "".join([event.text async for event in answer if event.type == "delta"])
+    return Answer(answer.turn, text)
+
+
 def poster(script: str, client: str, path: str, dialect: str, body: Callable[[str], object]) -> Read:
     """Returns a client that POSTs `body(message)` to `path`, and repeats the POST with its cursor after a cut."""
 
@@ -273,6 +290,8 @@ CLIENTS = (
     Client("useChat 6 (TailraceChatTransport)", "JavaScript", "ui", use_chat("6"), ANYWHERE),
     Client("useChat 7 (TailraceChatTransport)", "JavaScript", "ui", use_chat("7"), ANYWHERE),
     Client("httpx-sse", "Python", "tailrace", httpx_sse, SHORT_EVENTS),
+    Client("tailrace.Client", "Python", "tailrace", tailrace_blocking, ANYWHERE),
+    Client("tailrace.AsyncClient", "Python", "tailrace", tailrace_asyncio, ANYWHERE),
     Client(
         "tailrace.js (Node)",
         "JavaScript",

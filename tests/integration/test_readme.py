@@ -41,7 +41,7 @@ async def test_shell_session_resumes_the_answer_without_gap_or_repeat(tmp_path: 
         async with httpx2.AsyncClient(base_url=url) as client:
             whole = (await client.get(f"/v1/turns/{turn}/events")).content
         examples = blocks("python", url)
-        assert len(examples) == 2
+        assert len(examples) == 3
         for code in examples:
             printed = await asyncio.to_thread(
                 subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=True

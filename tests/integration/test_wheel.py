@@ -6,9 +6,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-import httpx2
 import pytest
 
+from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
 
 UV = Path(sys.executable).parent / "uv"
@@ -84,10 +84,12 @@ def test_an_installed_tailrace_answers_a_turn_and_keeps_its_data_in_the_users_di
     try:
         assert up.stdout is not None
         url = next(line.split()[-1] for line in up.stdout if line.strip().startswith("ready http"))
-        with httpx2.Client(base_url=url, timeout=20, trust_env=False) as client:
-            headers = {"accept": "text/event-stream"}
-            answer = client.post("/v1/turns", json={"message": "Hi.\n#sim words=3"}, headers=headers)
-        assert "w000002" in answer.text
+        program = "import sys; from tailrace import Client; print(Client(sys.argv[1]).ask(sys.argv[2]).done().text)"
+        asking = [sys.executable, "-c", program, url, "Hi.\n#sim words=3"]
+        asked = subprocess.run(
+            asking, cwd=tmp_path, env=installed, capture_output=True, text=True, check=False, timeout=20
+        )
+        assert asked.stdout == f"{words(3)}\n", asked.stderr
         assert (tmp_path / "data/tailrace/tailrace.db").exists()
         status = [sys.executable, "-m", "tailrace", "status", "--json"]
         shown = subprocess.run(

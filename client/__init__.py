@@ -1,0 +1,17 @@
+"""The Python client of Tailrace: asks, and reads each answer once, over as many connections as it takes.
+
+    from tailrace import Client
+
+    with Client() as client, client.ask("Why is the sky blue?") as answer:
+        for event in answer:
+            if event.type == "delta":
+                print(event.text, end="", flush=True)
+
+It imports httpx2 and msgspec, and no other package of Tailrace. docs/PYTHON.md describes it.
+"""
+
+from tailrace.client.clients import Answer, AsyncAnswer, AsyncClient, Client
+from tailrace.client.errors import TailraceError
+from tailrace.client.events import End, TurnEvent
+
+__all__ = ["Answer", "AsyncAnswer", "AsyncClient", "Client", "End", "TailraceError", "TurnEvent"]

@@ -1,0 +1,343 @@
+"""`Client` and `AsyncClient`: the core with blocking and with asynchronous HTTP."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from typing import Any, Self, TypeVar
+
+import httpx2
+
+from tailrace.client.core import (
+    EVENT_BYTES_MAX,
+    SILENCE_S,
+    TRIES_MAX,
+    Core,
+    Headers,
+    OnState,
+    Post,
+    Reading,
+    State,
+    segment,
+)
+from tailrace.client.events import End, TurnEvent
+
+T = TypeVar("T")
+
+
+def drive(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine that never suspends, and returns its result."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    work.close()
+    raise RuntimeError("a coroutine of the blocking client has suspended")
+
+
+class BlockingHttp:
+    def __init__(self, client: httpx2.Client) -> None:
+        self.client = client
+
+    async def send(self, request: httpx2.Request) -> httpx2.Response:
+        return self.client.send(request, stream=True, follow_redirects=True)
+
+    async def read(self, response: httpx2.Response) -> bytes:
+        return response.read()
+
+    def stream(self, response: httpx2.Response) -> Iterator[httpx2.ServerSentEvent]:
+        return iter(httpx2.EventSource(response, EVENT_BYTES_MAX))
+
+    async def receive(self, stream: Iterator[httpx2.ServerSentEvent]) -> httpx2.ServerSentEvent | None:
+        return next(stream, None)
+
+    async def close(self, response: httpx2.Response) -> None:
+        response.close()
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251  # no event loop runs
+
+
+class AsyncHttp:
+    def __init__(self, client: httpx2.AsyncClient) -> None:
+        self.client = client
+
+    async def send(self, request: httpx2.Request) -> httpx2.Response:
+        return await self.client.send(request, stream=True, follow_redirects=True)
+
+    async def read(self, response: httpx2.Response) -> bytes:
+        return await response.aread()
+
+    def stream(self, response: httpx2.Response) -> AsyncIterator[httpx2.ServerSentEvent]:
+        return aiter(httpx2.EventSource(response, EVENT_BYTES_MAX))
+
+    async def receive(self, stream: AsyncIterator[httpx2.ServerSentEvent]) -> httpx2.ServerSentEvent | None:
+        return await anext(stream, None)
+
+    async def close(self, response: httpx2.Response) -> None:
+        await response.aclose()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class AnswerState:
+    """What is known of an answer so far."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    @property
+    def turn(self) -> str:
+        return self._reading.turn or ""
+
+    @property
+    def session(self) -> str | None:
+        return self._reading.session
+
+    @property
+    def model(self) -> str | None:
+        return self._reading.model
+
+    @property
+    def text(self) -> str:
+        """The text that was read so far: after `resume` with a cursor, the text after it."""
+        return self._reading.text
+
+    @property
+    def state(self) -> State:
+        return self._reading.state
+
+    @property
+    def cursor(self) -> str:
+        return self._reading.cursor
+
+
+class Answer(AnswerState):
+    """An answer. Iterate it for its events, each of which it yields once, or call `done` for its end."""
+
+    def __iter__(self) -> Iterator[TurnEvent]:
+        """To leave the loop stops reading; the turn goes on. Raises TailraceError."""
+        try:
+            while (event := drive(self._reading.next())) is not None:
+                yield event
+        finally:
+            self.close()
+
+    def done(self) -> End:
+        """Reads to the end, and returns it. Raises TailraceError."""
+        return drive(self._reading.done())
+
+    def cancel(self) -> dict[str, Any]:
+        """Ends the turn, and returns it as `GET /v1/turns/{turn}` does. Its text so far remains."""
+        return drive(self._reading.cancel())
+
+    def close(self) -> None:
+        """Stops reading. The turn goes on, and `resume(turn, after=cursor)` reads the rest."""
+        drive(self._reading.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncAnswer(AnswerState):
+    """An answer. Iterate it for its events, each of which it yields once, or await `done()` for its end."""
+
+    async def __aiter__(self) -> AsyncIterator[TurnEvent]:
+        """To leave the loop stops reading; the turn goes on. Raises TailraceError."""
+        try:
+            while (event := await self._reading.next()) is not None:
+                yield event
+        finally:
+            await self.close()
+
+    async def done(self) -> End:
+        """Reads to the end, and returns it. Raises TailraceError."""
+        return await self._reading.done()
+
+    async def cancel(self) -> dict[str, Any]:
+        """Ends the turn, and returns it as `GET /v1/turns/{turn}` does. Its text so far remains."""
+        return await self._reading.cancel()
+
+    async def close(self) -> None:
+        """Stops reading. The turn goes on, and `resume(turn, after=cursor)` reads the rest."""
+        await self._reading.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class Client:
+    """A client that blocks. `url` is by default TAILRACE_URL or http://127.0.0.1:8000, and `key` TAILRACE_KEY.
+
+    `headers` may be a function, which is called for each connection, so that an expired token can be replaced.
+    `http` is an own httpx2 client, which the caller closes.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        headers: Headers | None = None,
+        tries_max: float = TRIES_MAX,
+        silence_s: float = SILENCE_S,
+        http: httpx2.Client | None = None,
+    ) -> None:
+        self._is_own = http is None
+        self._http = http or httpx2.Client()
+        self._core = Core(BlockingHttp(self._http), url, key, headers or {}, tries_max, silence_s)
+
+    def ask(
+        self,
+        question: str | Mapping[str, Any],
+        *,
+        idempotency_key: str | None = None,
+        on_state: OnState | None = None,
+        **fields: Any,
+    ) -> Answer:
+        """Starts a turn. `question` is the message, or the body of `POST /v1/turns`; `fields` are further fields of it.
+
+        Raises TailraceError.
+        """
+        reading = Reading(self._core, on_state, Post(question, fields, idempotency_key), None, "")
+        drive(reading.start())
+        return Answer(reading)
+
+    def resume(self, turn: str, *, after: str = "", on_state: OnState | None = None) -> Answer:
+        """Reads a turn from its start, or after the `cursor` of an event. Raises TailraceError."""
+        reading = Reading(self._core, on_state, None, turn, after)
+        drive(reading.start())
+        return Answer(reading)
+
+    def cancel(self, turn: str) -> dict[str, Any]:
+        """Ends a turn, and returns it. Raises TailraceError."""
+        return drive(self._core.cancel(turn))
+
+    def turn(self, turn: str) -> dict[str, Any]:
+        """Returns a turn as `GET /v1/turns/{turn}` does. Raises TailraceError."""
+        return drive(self._core.request("GET", f"/v1/turns/{segment(turn)}"))
+
+    def turns(self, session: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yields the turns of a session, oldest first; without one, the running turns. Raises TailraceError."""
+        return iterate(self._core.items(*turns_of(session)))
+
+    def sessions(self) -> Iterator[dict[str, Any]]:
+        """Yields the sessions, newest first. Raises TailraceError."""
+        return iterate(self._core.items("/v1/sessions", {}))
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        params: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any:
+        """Sends any other request of docs/API.md, and returns the JSON of the response. Raises TailraceError."""
+        return drive(self._core.request(method, path, body, params, idempotency_key))
+
+    def close(self) -> None:
+        if self._is_own:
+            self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """A client for asyncio, with the parameters and functions of `Client`."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        headers: Headers | None = None,
+        tries_max: float = TRIES_MAX,
+        silence_s: float = SILENCE_S,
+        http: httpx2.AsyncClient | None = None,
+    ) -> None:
+        self._is_own = http is None
+        self._http = http or httpx2.AsyncClient()
+        self._core = Core(AsyncHttp(self._http), url, key, headers or {}, tries_max, silence_s)
+
+    async def ask(
+        self,
+        question: str | Mapping[str, Any],
+        *,
+        idempotency_key: str | None = None,
+        on_state: OnState | None = None,
+        **fields: Any,
+    ) -> AsyncAnswer:
+        reading = Reading(self._core, on_state, Post(question, fields, idempotency_key), None, "")
+        await reading.start()
+        return AsyncAnswer(reading)
+
+    async def resume(self, turn: str, *, after: str = "", on_state: OnState | None = None) -> AsyncAnswer:
+        reading = Reading(self._core, on_state, None, turn, after)
+        await reading.start()
+        return AsyncAnswer(reading)
+
+    async def cancel(self, turn: str) -> dict[str, Any]:
+        return await self._core.cancel(turn)
+
+    async def turn(self, turn: str) -> dict[str, Any]:
+        found: dict[str, Any] = await self._core.request("GET", f"/v1/turns/{segment(turn)}")
+        return found
+
+    def turns(self, session: str | None = None) -> AsyncIterator[dict[str, Any]]:
+        return self._core.items(*turns_of(session))
+
+    def sessions(self) -> AsyncIterator[dict[str, Any]]:
+        return self._core.items("/v1/sessions", {})
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        params: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any:
+        return await self._core.request(method, path, body, params, idempotency_key)
+
+    async def close(self) -> None:
+        if self._is_own:
+            await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def turns_of(session: str | None) -> tuple[str, dict[str, str]]:
+    """Returns the path and the parameters of a list of turns."""
+    return ("/v1/turns", {"status": "running"}) if session is None else (f"/v1/sessions/{segment(session)}/turns", {})
+
+
+def iterate(items: AsyncIterator[T]) -> Iterator[T]:
+    """Yields what an asynchronous iterator yields that never suspends."""
+
+    async def step() -> T:
+        return await anext(items)
+
+    while True:
+        try:
+            item = drive(step())
+        except StopAsyncIteration:
+            return
+        yield item

@@ -1,0 +1,356 @@
+"""What both clients do: requests, their repetition, and the reading of one answer over many connections.
+
+The functions are coroutines that do I/O only through an `Http`. That of the blocking client never suspends, so `drive`
+runs them to their end without an event loop.
+"""
+
+import math
+import os
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Literal, Protocol, TypeVar
+from urllib.parse import quote
+
+import httpx2
+import msgspec
+
+from tailrace.client.errors import TailraceError
+from tailrace.client.events import Delta, Done, End, Failed, Reset, Start, TurnEvent, decode
+
+T = TypeVar("T")
+State = Literal["connecting", "live", "reconnecting", "ended"]
+Headers = Mapping[str, str] | Callable[[], Mapping[str, str]]
+OnState = Callable[[State], None]
+
+URL = "http://127.0.0.1:8000"
+WAIT_S = 0.25
+WAIT_S_MAX = 5.0
+# Tries in a row that bring no event: about 45 seconds.
+TRIES_MAX = 12
+# The gateway sends a comment after 15 seconds of silence. A connection that is silent for longer is lost.
+SILENCE_S = 40.0
+# The gateway, or a proxy before it, is busy or away.
+STATUSES_TO_RETRY = (429, 502, 503, 504)
+RETRY_AFTER_S_MAX = 30.0
+# An event has at most one delta of the model (4 MiB) or one text that has left the log.
+EVENT_BYTES_MAX = 64 * 1024 * 1024
+
+
+class Http(Protocol):
+    """An HTTP client. `stream` returns the server-sent events of a response, and `receive` the next of them."""
+
+    @property
+    def client(self) -> httpx2.Client | httpx2.AsyncClient: ...
+    async def send(self, request: httpx2.Request) -> httpx2.Response: ...
+    async def read(self, response: httpx2.Response) -> bytes: ...
+    def stream(self, response: httpx2.Response) -> Any: ...
+    async def receive(self, stream: Any) -> httpx2.ServerSentEvent | None: ...
+    async def close(self, response: httpx2.Response) -> None: ...
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class Tries:
+    """Counts tries in a row without success, and computes the wait before the next."""
+
+    def __init__(self, tries_max: float) -> None:
+        self._tries_max = tries_max
+        self.count = 0
+
+    def wait_s(self, error: TailraceError) -> float:
+        """Returns the wait before the next try: the server's, or a longer one of our own. Raises a final `error`."""
+        self.count += 1
+        if not error.is_temporary or self.count > self._tries_max:
+            raise error
+        backoff_s = min(WAIT_S_MAX, WAIT_S * 2.0 ** min(self.count - 1, 10))
+        return max(backoff_s * random.uniform(0.5, 1.5), error.retry_after_s)  # noqa: S311
+
+
+class Core:
+    """The address, credentials and limits of a client, and its requests."""
+
+    def __init__(
+        self, http: Http, url: str | None, key: str | None, headers: Headers, tries_max: float, silence_s: float
+    ) -> None:
+        self.http = http
+        self.tries_max = tries_max
+        self._timeout = httpx2.Timeout(silence_s)
+        self._url = (url or os.environ.get("TAILRACE_URL") or URL).rstrip("/")
+        self._key = key or os.environ.get("TAILRACE_KEY")
+        self._headers = headers
+        try:
+            is_url = httpx2.URL(self._url).scheme in ("http", "https") and bool(httpx2.URL(self._url).host)
+        except httpx2.InvalidURL:
+            is_url = False
+        if not is_url:
+            raise TailraceError(f"{self._url!r} is not a URL of a gateway, such as {URL}")
+
+    async def open(
+        self, method: str, path: str, headers: Mapping[str, str], content: bytes | None = None
+    ) -> httpx2.Response:
+        """Returns a response with a status of success, whose body was not read. Raises TailraceError."""
+        own = self._headers() if callable(self._headers) else self._headers
+        key = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        request = self.http.client.build_request(
+            method, self._url + path, headers={**key, **own, **headers}, content=content, timeout=self._timeout
+        )
+        try:
+            response = await self.http.send(request)
+            if response.is_success:
+                return response
+            try:
+                body = await self.http.read(response)
+            finally:
+                await self.http.close(response)
+        except httpx2.HTTPError as error:
+            raise lost(error) from error
+        raise refusal(response, body)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        params: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any:
+        """Returns the decoded JSON of a response. Raises TailraceError.
+
+        A request that may have been accepted is repeated, except a POST without an idempotency key.
+        """
+        headers = {} if body is None else {"content-type": "application/json"}
+        if idempotency_key:
+            headers["idempotency-key"] = idempotency_key
+        is_repeatable = method != "POST" or idempotency_key is not None or path.endswith("/cancel")
+        query = f"?{httpx2.QueryParams(params)}" if params else ""
+        content = None if body is None else msgspec.json.encode(body)
+
+        async def work() -> Any:
+            try:
+                response = await self.open(method, path + query, headers, content)
+            except TailraceError as error:
+                error.is_temporary &= is_repeatable or error.status == httpx2.codes.TOO_MANY_REQUESTS
+                raise
+            try:
+                received = await self.http.read(response)
+                return msgspec.json.decode(received) if received else None
+            except httpx2.HTTPError as error:
+                raise lost(error, is_temporary=is_repeatable) from error
+            except (msgspec.MsgspecError, ValueError) as error:
+                raise TailraceError(f"status {response.status_code} without JSON") from error
+            finally:
+                await self.http.close(response)
+
+        return await self.repeat(work)
+
+    async def repeat(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Returns what `work` returns, after as many tries as it takes. Raises TailraceError."""
+        tries = Tries(self.tries_max)
+        while True:
+            try:
+                return await work()
+            except TailraceError as error:
+                await self.http.sleep(tries.wait_s(error))
+
+    async def items(self, path: str, params: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
+        """Yields the items of a list, and requests its pages as they are needed."""
+        after: dict[str, str] = {}
+        while True:
+            page = await self.request("GET", path, params={**params, **after})
+            for item in page["data"] if "data" in page else page["turns"]:
+                yield item
+            if page["next"] is None:
+                return
+            after = {"after": page["next"]}
+
+    async def cancel(self, turn: str) -> dict[str, Any]:
+        cancelled: dict[str, Any] = await self.request("POST", f"/v1/turns/{segment(turn)}/cancel")
+        return cancelled
+
+
+class Reading:
+    """One answer: its state, and the connections that read it. The POST is repeated until its turn is known."""
+
+    def __init__(self, core: Core, on_state: OnState | None, post: "Post | None", turn: str | None, after: str) -> None:
+        self._core = core
+        self._on_state = on_state
+        self._post = post
+        self.turn = turn
+        self.session: str | None = None
+        self.model: str | None = None
+        self.text = ""
+        self.state: State = "connecting"
+        self.cursor = after
+        self.end: End | None = None
+        self._tries = Tries(core.tries_max)
+        self._retry_s = 0.0
+        self._response: httpx2.Response | None = None
+        self._stream: Any = None
+        self._is_closed = False
+
+    async def start(self) -> None:
+        """Connects. Raises TailraceError if the turn is refused, or the gateway does not answer."""
+        while self._response is None and self.end is None:
+            try:
+                await self._connect()
+            except TailraceError as error:
+                await self._wait(error)
+
+    async def next(self) -> TurnEvent | None:
+        """Returns the next event, after as many connections as it takes; None after the end. Raises TailraceError."""
+        while self.end is None:
+            if self._is_closed:
+                raise TailraceError("the answer was closed: `resume(turn, after=cursor)` reads the rest")
+            try:
+                if self._response is None:
+                    await self._connect()
+                elif (event := await self._receive()) is not None:
+                    await self._take(event)
+                    return event
+            except TailraceError as error:
+                await self._wait(error)
+        return None
+
+    async def done(self) -> End:
+        """Reads to the end, and returns it. Raises TailraceError."""
+        while self.end is None:
+            await self.next()
+        return self.end
+
+    async def close(self) -> None:
+        """Stops reading. The turn goes on."""
+        self._is_closed = True
+        await self._disconnect()
+        self._become("ended")
+
+    async def cancel(self) -> dict[str, Any]:
+        if self.turn is None:
+            raise TailraceError("the turn has not started")
+        return await self._core.cancel(self.turn)
+
+    async def _connect(self) -> None:
+        accept = {"accept": "text/event-stream"}
+        if self.turn is None and self._post is not None:
+            response = await self._core.open("POST", "/v1/turns", accept | self._post.headers, self._post.content)
+        else:
+            cursor = {"last-event-id": self.cursor} if self.cursor else {}
+            response = await self._core.open("GET", f"/v1/turns/{segment(self.turn or '')}/events", accept | cursor)
+        self.turn = response.headers.get("tailrace-turn") or self.turn
+        self._response, self._stream, self._retry_s = response, self._core.http.stream(response), 0.0
+        self._become("live")
+        if response.status_code == httpx2.codes.NO_CONTENT:
+            await self._finish(None)
+
+    async def _receive(self) -> TurnEvent | None:
+        """Returns the next event of this connection; None for what is not an event, or of an unknown type."""
+        try:
+            sent = await self._core.http.receive(self._stream)
+        except httpx2.HTTPError as error:
+            raise lost(error, retry_after_s=self._retry_s) from error
+        if sent is None:
+            raise TailraceError("the stream ended before the answer", is_temporary=True, retry_after_s=self._retry_s)
+        if sent.retry is not None:
+            # A gateway that is busy sends nothing but the delay, and closes.
+            self._retry_s = sent.retry / 1000
+        if not sent.data:
+            return None
+        self._retry_s, self._tries.count = 0.0, 0
+        self.cursor = sent.id or self.cursor
+        try:
+            return decode(sent.data, self.cursor)
+        except (msgspec.MsgspecError, ValueError) as error:
+            await self._disconnect()
+            raise TailraceError(f"the gateway sent an event that cannot be read: {error}") from error
+
+    async def _take(self, event: TurnEvent) -> None:
+        match event:
+            case Start():
+                self.turn, self.session, self.model = event.turn, event.session, event.model
+            case Delta():
+                self.text += event.text
+            case Reset():
+                self.text = ""
+            case Done() | Failed():
+                await self._finish(event)
+            case _:
+                pass
+
+    async def _finish(self, event: Done | Failed | None) -> None:
+        await self._disconnect()
+        ending = {} if event is None else {name: getattr(event, name) for name in event.__struct_fields__}
+        ending.pop("type", None)
+        if isinstance(event, Failed):
+            ending["outcome"] = "failed"
+        own = {"turn": self.turn or "", "session": self.session, "model": self.model, "text": self.text}
+        self.end = End(**{"outcome": None, "cursor": self.cursor, **own, **ending})
+        self._become("ended")
+
+    async def _wait(self, error: TailraceError) -> None:
+        """Waits before the next connection. Raises `error` if it is final."""
+        await self._disconnect()
+        try:
+            wait_s = self._tries.wait_s(error)
+        except TailraceError:
+            self._become("ended")
+            raise
+        self._become("reconnecting")
+        await self._core.http.sleep(wait_s)
+
+    async def _disconnect(self) -> None:
+        response, self._response, self._stream = self._response, None, None
+        if response is not None:
+            await self._core.http.close(response)
+
+    def _become(self, state: State) -> None:
+        if self.state != state:
+            self.state = state
+            if self._on_state is not None:
+                self._on_state(state)
+
+
+class Post:
+    """The POST of a turn. With its key, a POST that is repeated after a cut starts no second turn."""
+
+    def __init__(self, question: str | Mapping[str, Any], fields: Mapping[str, Any], key: str | None) -> None:
+        body = {"message": question} if isinstance(question, str) else dict(question)
+        self.content = msgspec.json.encode({**body, **fields})
+        self.headers = {"content-type": "application/json", "idempotency-key": key or secrets.token_hex(16)}
+
+
+def segment(name: str) -> str:
+    """Returns a name as a segment of a path."""
+    return quote(name, safe="")
+
+
+def lost(error: httpx2.HTTPError, *, is_temporary: bool = True, retry_after_s: float = 0.0) -> TailraceError:
+    """Returns the error for a connection that failed: temporary, unless no later try can succeed."""
+    is_temporary = is_temporary and isinstance(error, httpx2.TransportError)
+    return TailraceError(
+        f"the connection is lost ({reason(error)})", is_temporary=is_temporary, retry_after_s=retry_after_s
+    )
+
+
+def reason(error: BaseException) -> str:
+    """Returns the message of the OSError that caused `error`, such as "Connection refused", else its own."""
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "strerror", None) is None:
+        cause = cause.__cause__ or cause.__context__
+    return str(getattr(cause, "strerror", None) or error or type(error).__name__)
+
+
+def refusal(response: httpx2.Response, body: bytes) -> TailraceError:
+    """Returns the error for a response with a status of failure."""
+    status = response.status_code
+    try:
+        retry_after_s = float(response.headers.get("retry-after", 0))
+    except ValueError:
+        retry_after_s = 0.0
+    if not math.isfinite(retry_after_s):
+        retry_after_s = 0.0
+    try:
+        error = msgspec.json.decode(body)["error"]
+        code, message = str(error["code"]), str(error["message"])
+    except (msgspec.MsgspecError, ValueError, KeyError, TypeError):
+        code, message = None, f"the gateway answered with status {status}"
+    is_temporary = status in STATUSES_TO_RETRY and retry_after_s <= RETRY_AFTER_S_MAX
+    return TailraceError(message, status=status, code=code, retry_after_s=retry_after_s, is_temporary=is_temporary)

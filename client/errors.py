@@ -1,0 +1,20 @@
+"""TailraceError: a refused request, or a connection that is lost for good."""
+
+
+class TailraceError(Exception):
+    """A refusal has `status`, and a `code` of docs/ERRORS.md. `is_temporary`: a later try may succeed."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        retry_after_s: float = 0.0,
+        is_temporary: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after_s = retry_after_s
+        self.is_temporary = is_temporary

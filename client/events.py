@@ -1,0 +1,134 @@
+"""The events of the dialect `tailrace` (docs/API.md) as types, and the end of a turn."""
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class Event(msgspec.Struct, kw_only=True):
+    cursor: str = ""
+    """`resume(turn, after=cursor)` reads what comes after this event."""
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+
+
+class Ending(Event, kw_only=True):
+    """What both kinds of end have. `cost_usd` is None if the price of the model is unknown."""
+
+    usage: Usage = msgspec.field(default_factory=Usage)
+    usage_is_estimated: bool = False
+    cost_usd: float | None = None
+    text_chars: int | None = None
+    text_sha256: str | None = None
+    schema_valid: bool | None = None
+
+
+class Start(Event, kw_only=True):
+    type: Literal["start"] = "start"
+    turn: str
+    session: str
+    model: str
+    queue_position: int | None = None
+
+
+class CacheUsage(Event, kw_only=True):
+    """A model call begins that used the prompt cache."""
+
+    type: Literal["usage"] = "usage"
+    input_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+
+
+class Delta(Event, kw_only=True):
+    type: Literal["delta"] = "delta"
+    text: str
+
+
+class Thinking(Event, kw_only=True):
+    type: Literal["thinking"] = "thinking"
+    text: str
+
+
+class ToolUse(Event, kw_only=True):
+    """A tool call begins (`id`, `name`), or a delta of its input (`partial_json`)."""
+
+    type: Literal["tool_use"] = "tool_use"
+    index: int
+    id: str | None = None
+    name: str | None = None
+    partial_json: str | None = None
+
+
+class Progress(Event, kw_only=True):
+    """The progress of a batch."""
+
+    type: Literal["progress"] = "progress"
+    done: int
+    failed: int
+    of: int
+    cost_usd: float
+
+
+class Reset(Event, kw_only=True):
+    """The answer starts again: discard the text so far."""
+
+    type: Literal["reset"] = "reset"
+
+
+class Done(Ending, kw_only=True):
+    type: Literal["done"] = "done"
+    outcome: Literal["completed", "cancelled"]
+    stop_reason: str | None = None
+
+
+class Failed(Ending, kw_only=True):
+    """The end of a failed turn. Its text so far remains."""
+
+    type: Literal["error"] = "error"
+    code: str
+    message: str
+
+
+TurnEvent = Start | CacheUsage | Delta | Thinking | ToolUse | Progress | Reset | Done | Failed
+
+TYPES: dict[str, type[TurnEvent]] = {
+    "start": Start,
+    "usage": CacheUsage,
+    "delta": Delta,
+    "thinking": Thinking,
+    "tool_use": ToolUse,
+    "progress": Progress,
+    "reset": Reset,
+    "done": Done,
+    "error": Failed,
+}
+
+
+def decode(data: str, cursor: str) -> TurnEvent | None:
+    """Returns an event; None for a type that a later version has added. Raises msgspec.MsgspecError, ValueError."""
+    fields: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
+    kind = TYPES.get(fields.get("type", ""))
+    return None if kind is None else msgspec.convert(fields | {"cursor": cursor}, kind)
+
+
+class End(Ending, kw_only=True):
+    """The end of a turn that was read. A failed turn has `code` and `message`.
+
+    `outcome` is None if the turn had ended, and nothing came after the cursor. `text` is the text that was read: after
+    `resume` with a cursor, the text after it.
+    """
+
+    turn: str
+    session: str | None
+    model: str | None
+    text: str
+    outcome: Literal["completed", "cancelled", "failed"] | None
+    stop_reason: str | None = None
+    code: str | None = None
+    message: str | None = None

@@ -1,0 +1,86 @@
+"""tailrace.Client and tailrace.AsyncClient at a real gateway, besides what the client matrix tests."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from signal import SIGKILL
+
+import httpx2
+import pytest
+
+from tailrace import AsyncClient, TailraceError
+from tailrace.deploy.local.ports import find_free
+from tailrace.proto.ids import Tenant
+from tests.harness import processes
+from tests.harness.generator_in_loop import words
+from tests.harness.system import System
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(trust_env=False) as http:
+        yield http
+
+
+async def test_each_word_comes_once_when_the_gateway_is_killed(
+    system: System, gateway: Gateway, tenant: Tenant, http: httpx2.AsyncClient, tmp_path: Path
+) -> None:
+    """A gateway at the same address answers the rest."""
+    (port,) = find_free(1)
+    settings = {"TAILRACE_PORT": port, "TAILRACE_API_KEYS": api_keys(tenant)}
+    text = ""
+    async with processes.gateway(tmp_path, system.nats_url, **settings) as killed:
+        states: list[str] = []
+        answer = await AsyncClient(f"http://127.0.0.1:{port}", KEY, http=http).ask(
+            "#sim words=200 rate=100", on_state=states.append
+        )
+        async for event in answer:
+            if event.type == "delta":
+                text += event.text
+            if text.count(" ") > 20 and "reconnecting" not in states and killed.pid:
+                await killed.stop(SIGKILL)
+                await killed.start()
+    assert text == words(200) == (await answer.done()).text
+    assert states[:3] == ["live", "reconnecting", "live"]
+    assert (await gateway.client.get("/v1/usage")).json()["data"][0]["turns"] == 1
+
+
+async def test_to_stop_reading_does_not_cancel_and_lists_have_the_turn(
+    gateway: Gateway, http: httpx2.AsyncClient
+) -> None:
+    client = AsyncClient(gateway.url, KEY, http=http)
+    answer = await client.ask("#sim words=4000 rate=100")
+    async with answer:
+        async for event in answer:
+            if event.type == "delta":
+                break
+    with pytest.raises(TailraceError, match="was closed"):
+        await answer.done()
+    assert [turn["turn"] async for turn in client.turns()] == [answer.turn]
+    rest = await client.resume(answer.turn, after=answer.cursor)
+    assert (await client.cancel(answer.turn))["outcome"] == "cancelled"
+    end, turn = await rest.done(), await client.turn(answer.turn)
+    assert (end.outcome, answer.text + end.text) == ("cancelled", turn["text"])
+    assert answer.session is not None
+    assert [one["turn"] async for one in client.turns(answer.session)] == [answer.turn]
+    assert [one["session"] async for one in client.sessions()] == [answer.session]
+
+
+async def test_a_full_gateway_is_waited_for_and_a_refused_key_is_not(
+    system: System, gateway: Gateway, new_gateway: NewGateway, http: httpx2.AsyncClient
+) -> None:
+    """429 while the other turn of the key runs."""
+    full = await new_gateway(system.nats_url, limits_key="running=1")
+    client = AsyncClient(full.url, KEY, http=http)
+    first = await client.ask("#sim words=4000 rate=50")
+    waiting = asyncio.Event()
+    asking = asyncio.create_task(client.ask("#sim words=3 rate=0", on_state=lambda _: waiting.set()))
+    await waiting.wait()
+    assert not asking.done()
+    await first.cancel()
+    assert (await (await asking).done()).text == words(3)
+    with pytest.raises(TailraceError) as refused:
+        await AsyncClient(full.url, "a wrong key", http=http).ask("Hi.")
+    assert (refused.value.status, refused.value.code) == (401, "credential_invalid")
+    await first.close()

@@ -1,0 +1,163 @@
+"""What the Python client makes of responses: repetition, waits, errors and events, over a transport of the test."""
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+
+from tailrace.client import AsyncClient, Client, TailraceError
+
+START = b'data: {"type":"start","turn":"t1","session":"s1","model":"m"}\nid: 5\n\n'
+DELTA = b'data: {"type":"delta","text":"Hi"}\nid: 7\n\n'
+LATER = b'data: {"type":"of a later version","x":1}\nid: 8\n\n'
+DONE = b'data: {"type":"done","outcome":"completed","stop_reason":"end_turn","usage":{"output_tokens":1}}\nid: 9\n\n'
+SSE = {"content-type": "text/event-stream", "tailrace-turn": "t1"}
+
+
+class Server:
+    """Answers each request with the next response, and keeps the requests."""
+
+    def __init__(self, *responses: httpx2.Response | Exception) -> None:
+        self.requests: list[httpx2.Request] = []
+        self._responses = list(responses)
+
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        self.requests.append(request)
+        response = self._responses.pop(0)
+        if isinstance(response, Exception):
+            raise response
+        return response
+
+    def client(self, **given: Any) -> Client:
+        return Client("http://gateway", http=httpx2.Client(transport=httpx2.MockTransport(self)), **given)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits of the client, in seconds, none of which takes place."""
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    return slept
+
+
+def stream(*events: bytes) -> httpx2.Response:
+    return httpx2.Response(200, headers=SSE, content=b"".join(events))
+
+
+def refused(status: int, **headers: str) -> httpx2.Response:
+    sent = {name.replace("_", "-"): text for name, text in headers.items()}
+    return httpx2.Response(status, headers=sent, json={"error": {"code": "rate_limited", "message": "too many"}})
+
+
+def test_a_post_without_a_clear_answer_is_repeated_with_its_key_and_the_rest_is_requested(waits: list[float]) -> None:
+    server = Server(
+        httpx2.ReadError("cut"),
+        httpx2.Response(502, content=b"<html>"),
+        refused(429, retry_after="7"),
+        stream(b"retry: 3000\n\n", START, DELTA, DELTA[:-1]),
+        stream(b"retry: 3000\n\n"),
+        stream(LATER, DONE),
+    )
+    states: list[str] = []
+    answer = server.client(key="k").ask("Hi.", model="opus", on_state=states.append)
+    events = list(answer)
+    assert [(event.type, event.cursor) for event in events] == [("start", "5"), ("delta", "7"), ("done", "9")]
+    end = answer.done()
+    assert (end.text, end.outcome, end.usage.output_tokens, end.session) == ("Hi", "completed", 1, "s1")
+    posts, gets = server.requests[:4], server.requests[4:]
+    assert {(one.method, one.url.path, one.headers["authorization"]) for one in posts} == {
+        ("POST", "/v1/turns", "Bearer k")
+    }
+    assert {one.content for one in posts} == {b'{"message":"Hi.","model":"opus"}'}
+    assert len({one.headers["idempotency-key"] for one in posts}) == 1
+    assert [(one.url.path, one.headers["last-event-id"]) for one in gets] == [("/v1/turns/t1/events", "7")] * 2
+    # Twice its own wait, which grows; then the wait that a refusal, and a stream without an event, ask for.
+    assert 0.125 <= waits[0] <= 0.375 <= 2 * waits[1] <= 1.5
+    assert waits[2:3] + waits[4:] == [7, 3]
+    assert states == ["reconnecting", "live", "reconnecting", "live", "reconnecting", "live", "ended"]
+
+
+@pytest.mark.parametrize(
+    ("response", "message", "status"),
+    [
+        (refused(401), "too many", 401),
+        (refused(429, retry_after="31"), "too many", 429),
+        (httpx2.Response(500, content=b"<html>"), "the gateway answered with status 500", 500),
+        (stream(b'data: {"type":"delta"}\n\n'), "an event that cannot be read", None),
+        (stream(b"data: {\n\n"), "an event that cannot be read", None),
+    ],
+)
+def test_what_a_later_try_cannot_repair_is_an_error_at_once(
+    response: httpx2.Response, message: str, status: int | None, waits: list[float]
+) -> None:
+    server = Server(response)
+    with pytest.raises(TailraceError, match=message) as refusal:
+        server.client().ask("Hi.").done()
+    assert (refusal.value.status, waits) == (status, [])
+
+
+@pytest.mark.parametrize(
+    ("send", "tries"),
+    [
+        (lambda client: client.ask("Hi."), 3),
+        (lambda client: client.resume("t1"), 3),
+        (lambda client: client.cancel("t1"), 3),
+        (lambda client: client.turn("t1"), 3),
+        (lambda client: client.request("POST", "/v1/projects", {}), 1),
+        (lambda client: client.request("POST", "/v1/turns", {}, idempotency_key="k"), 3),
+    ],
+    ids=["ask", "resume", "cancel", "turn", "POST without a key", "POST with a key"],
+)
+def test_the_last_try_raises_its_error(send: Callable[[Client], object], tries: int, waits: list[float]) -> None:
+    """A POST that may have been accepted is not repeated without a key."""
+    server = Server(*[httpx2.ConnectError("refused")] * tries)
+    with pytest.raises(TailraceError, match="the connection is lost") as lost:
+        send(server.client(tries_max=2))
+    assert (lost.value.is_temporary, len(waits)) == (tries > 1, tries - 1)
+
+
+def test_a_turn_that_has_ended_before_the_cursor_has_an_end_without_an_outcome() -> None:
+    end = Server(httpx2.Response(204)).client().resume("t1", after="9").done()
+    assert (end.turn, end.outcome, end.text) == ("t1", None, "")
+
+
+def test_a_failed_turn_has_its_code_and_a_reset_discards_the_text() -> None:
+    reset, failed = b'data: {"type":"reset"}\n\n', b'data: {"type":"error","code":"interrupted","message":"m"}\n\n'
+    end = Server(stream(START, DELTA, reset, DELTA, failed)).client().ask("Hi.").done()
+    assert (end.text, end.outcome, end.code, end.message) == ("Hi", "failed", "interrupted", "m")
+
+
+def test_lists_are_read_page_by_page() -> None:
+    pages = [{"data": [{"id": 1}], "next": "a b"}, {"data": [{"id": 2}], "next": None}]
+    server = Server(*(httpx2.Response(200, json=page) for page in pages))
+    assert list(server.client().sessions()) == [{"id": 1}, {"id": 2}]
+    assert [str(one.url) for one in server.requests][1] == "http://gateway/v1/sessions?after=a+b"
+
+
+def test_a_function_gives_the_headers_of_each_connection(waits: list[float]) -> None:
+    tokens = iter(("old", "new"))
+    server = Server(stream(START), stream(DONE))
+    server.client(headers=lambda: {"authorization": f"Bearer {next(tokens)}"}).ask("Hi.").done()
+    assert [one.headers["authorization"] for one in server.requests] == ["Bearer old", "Bearer new"]
+    assert len(waits) == 1
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "gateway:8000", "http://", "http://[::1"])
+def test_a_wrong_address_is_an_error_before_any_request(url: str) -> None:
+    with pytest.raises(TailraceError, match="is not a URL of a gateway"):
+        Client(url, http=httpx2.Client(transport=httpx2.MockTransport(Server())))
+
+
+async def test_the_asynchronous_client_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAILRACE_URL", "http://gateway/below/")
+    monkeypatch.setenv("TAILRACE_KEY", "from the environment")
+    server = Server(stream(START, DELTA), stream(DONE))
+    http = httpx2.AsyncClient(transport=httpx2.MockTransport(server))
+    async with http, AsyncClient(http=http) as client, await client.ask({"message": "Hi."}, max_tokens=5) as answer:
+        assert [event.type async for event in answer] == ["start", "delta", "done"]
+        assert (await answer.done()).text == answer.text == "Hi"
+    post, get = server.requests
+    assert (post.url.path, get.url.path) == ("/below/v1/turns", "/below/v1/turns/t1/events")
+    assert post.headers["authorization"] == "Bearer from the environment"
+    assert post.content == b'{"message":"Hi.","max_tokens":5}'
