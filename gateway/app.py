@@ -19,6 +19,7 @@ from tailrace.gateway.auth.guard import Endpoint, guard
 from tailrace.gateway.auth.login import Logins
 from tailrace.gateway.auth.tickets import Tickets
 from tailrace.gateway.clients.ai_sdk.routes import ROUTES as AI_SDK_ROUTES
+from tailrace.gateway.clients.anthropic.batch_routes import ROUTES as MESSAGE_BATCH_ROUTES
 from tailrace.gateway.clients.anthropic.count_tokens import ROUTES as COUNT_TOKENS_ROUTES
 from tailrace.gateway.clients.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
 from tailrace.gateway.clients.files import ROUTES as FILE_ROUTES
@@ -89,6 +90,7 @@ ROUTES: list[Route] = [
     *OPENAI_CHAT_ROUTES,
     *OPENAI_RESPONSES_ROUTES,
     *ANTHROPIC_ROUTES,
+    *MESSAGE_BATCH_ROUTES,
     *models.ROUTES,
     *prompts.ROUTES,
     *COUNT_TOKENS_ROUTES,

@@ -16,7 +16,7 @@ from tailrace.proto.batch_records import (
     StoredBatch,
 )
 from tailrace.proto.errors import not_found
-from tailrace.proto.ids import Tenant, child_id
+from tailrace.proto.ids import Tenant, TurnId, child_id
 from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.subjects import TurnKey
 
@@ -45,12 +45,20 @@ class BatchQueries:
 
     async def batches(self, tenant: Tenant, ask: ListBatches) -> BatchPage:
         limit = paging.clamp_limit(ask.limit)
+        if ask.before_batch is not None:
+            after = await self._position(tenant, ask.before_batch)
+            newer = await self._store.newer_batches(tenant, after, limit + 1, ask.of)
+            page, following = page_of(newer, limit, lambda one: (one.asked_at, one.batch))
+            return BatchPage(page[::-1], following)
         before = paging.start(ask.after, paging.NEWEST)
         if ask.after_batch is not None:
-            last = await self.batch(tenant, GetBatch(ask.after_batch))
-            before = paging.PageCursor(micros(last.asked_at), last.batch)
-        found = await self._store.batches(tenant, before, limit + 1, of_files=ask.of_files)
+            before = await self._position(tenant, ask.after_batch)
+        found = await self._store.batches(tenant, before, limit + 1, ask.of)
         return BatchPage(*page_of(found, limit, lambda one: (one.asked_at, one.batch)))
+
+    async def _position(self, tenant: Tenant, batch: TurnId) -> paging.PageCursor:
+        found = await self.batch(tenant, GetBatch(batch))
+        return paging.PageCursor(micros(found.asked_at), found.batch)
 
     async def turns(self, tenant: Tenant, ask: ListBatchTurns) -> BatchTurns:
         first, limit = max(0, ask.first), paging.clamp_limit(ask.limit)

@@ -234,6 +234,14 @@ WHERE tenant = :tenant AND turn = :turn
 -- The columns of a batch.
 turn, session, outcome, error, metadata, asked_at, ended_at, batch
 
+-- fragment: of_api
+-- Whether a batch was created through an API: `openai`, `anthropic`, or any if it is null.
+CASE :of
+    WHEN 'openai' THEN json_extract(batch, '$.file.file') IS NOT NULL
+    WHEN 'anthropic' THEN json_extract(batch, '$.file.endpoint') = '/v1/messages'
+    ELSE true
+END
+
 -- name: batch
 -- A turn that is a batch.
 SELECT {batch_columns} FROM turns WHERE tenant = :tenant AND turn = :turn AND batch IS NOT NULL
@@ -242,8 +250,15 @@ SELECT {batch_columns} FROM turns WHERE tenant = :tenant AND turn = :turn AND ba
 -- The batches before a cursor, newest first. By the primary key SQLite would read all turns of the tenant.
 SELECT {batch_columns} FROM turns INDEXED BY turns_batches
 WHERE tenant = :tenant AND batch IS NOT NULL AND (asked_at, turn) < (:before_at, :before)
-    AND (NOT :of_files OR json_extract(batch, '$.file') IS NOT NULL)
+    AND {of_api}
 ORDER BY asked_at DESC, turn DESC LIMIT :limit
+
+-- name: newer_batches
+-- The batches after a cursor, oldest first.
+SELECT {batch_columns} FROM turns INDEXED BY turns_batches
+WHERE tenant = :tenant AND batch IS NOT NULL AND (asked_at, turn) > (:after_at, :after)
+    AND {of_api}
+ORDER BY asked_at, turn LIMIT :limit
 
 -- name: session_turns
 -- The turns of a session after a cursor, oldest first.

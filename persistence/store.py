@@ -21,7 +21,7 @@ from tailrace.persistence.rows import (
     usage_record,
 )
 from tailrace.persistence.sql import STATEMENTS as SQL
-from tailrace.proto.batch_records import StoredBatch
+from tailrace.proto.batch_records import Api, StoredBatch
 from tailrace.proto.entries import Failure
 from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
@@ -237,13 +237,17 @@ class Store(Database):
         rows = await self.read(SQL["batch"], tenant=key.tenant, turn=key.turn)
         return batch_record(rows[0]) if rows else None
 
-    async def batches(
-        self, tenant: Tenant, before: PageCursor, limit: int, *, of_files: bool = False
+    async def batches(self, tenant: Tenant, before: PageCursor, limit: int, of: Api | None = None) -> list[StoredBatch]:
+        """Returns batches older than `before`, newest first; with `of` only those of one other API."""
+        page = {"before_at": before.at, "before": before.name, "limit": limit, "of": of}
+        return [batch_record(row) for row in await self.read(SQL["batches"], tenant=tenant, **page)]
+
+    async def newer_batches(
+        self, tenant: Tenant, after: PageCursor, limit: int, of: Api | None = None
     ) -> list[StoredBatch]:
-        """Returns batches older than `before`, newest first; with `of_files` only those of uploaded files."""
-        page = {"before_at": before.at, "before": before.name, "limit": limit, "of_files": of_files}
-        rows = await self.read(SQL["batches"], tenant=tenant, **page)
-        return [batch_record(row) for row in rows]
+        """Returns batches newer than `after`, oldest first; with `of` only those of one other API."""
+        page = {"after_at": after.at, "after": after.name, "limit": limit, "of": of}
+        return [batch_record(row) for row in await self.read(SQL["newer_batches"], tenant=tenant, **page)]
 
     async def session(self, tenant: Tenant, session: str, since: datetime) -> SessionRecord | None:
         rows = await self.read(SQL["session"], tenant=tenant, session=session)

@@ -39,7 +39,7 @@ def encode_inputs(requests: Iterable[Request]) -> bytes:
 def split_inputs(inputs: bytes) -> list[bytes]:
     """Returns the lines: encoded JSON contains no line break.
 
-    The first `count` are one encoded request each; lines of an InputFile that were refused follow.
+    The first `count` are one encoded request each; lines of an BatchSource that were refused follow.
     """
     return inputs.rstrip(b"\n").split(b"\n")
 

@@ -8,12 +8,14 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from tailrace.proto.entries import Failure, InputFile, Outcome, Via
+from tailrace.proto.entries import BatchSource, Failure, Outcome, Via
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.records import Query, TurnRecord
 from tailrace.proto.subjects import TurnKey
+
+Api = Literal["openai", "anthropic"]
 
 
 class BatchCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -26,9 +28,9 @@ class BatchCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
     via: Via = "messages"
     message_batch: str | None = None
-    file: InputFile | None = None
+    source: BatchSource | None = msgspec.field(default=None, name="file")
     inputs: tuple[str, int] | None = None
-    """The blob of the inputs, if there is a file: the refused lines are in it."""
+    """The blob of the inputs, if there is a source: the refused lines are in it."""
 
 
 class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,16 +75,17 @@ class GetBatch(Query[StoredBatch], frozen=True):
 
 
 class ListBatches(Query[BatchPage], frozen=True):
-    """A page of batches, with `of_files` only those of uploaded files. Refused: cursor_invalid, batch_not_found.
+    """A page of batches; with `of`, only those of one other API. Refused: cursor_invalid, batch_not_found.
 
-    The page begins after the cursor `after`, or after the batch `after_batch`.
+    The page begins after the cursor `after`, or after the batch `after_batch`, or ends before the batch `before_batch`.
     """
 
     query: ClassVar[str] = "batches"
     after: str | None = None
     limit: int = 50
-    of_files: bool = False
+    of: Api | None = None
     after_batch: TurnId | None = None
+    before_batch: TurnId | None = None
 
 
 class ListBatchTurns(Query[BatchTurns], frozen=True):
@@ -107,8 +110,8 @@ def counts_of(turn: Turn) -> BatchCounts | None:
         cost_nano_usd=progress.cost_nano_usd if progress else 0,
         via=turn.request.via,
         message_batch=progress.message_batch if progress else None,
-        file=batch.file,
-        inputs=None if batch.file is None else (batch.sha256, batch.bytes),
+        source=batch.source,
+        inputs=None if batch.source is None else (batch.sha256, batch.bytes),
     )
 
 

@@ -40,16 +40,17 @@ class Reservation(msgspec.Struct, frozen=True):
     amount: int
 
 
-class InputFile(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The uploaded file that a batch of OpenAI's API was created from. It may have been deleted since."""
+class BatchSource(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The requests of another API that a batch was created from: those of OpenAI's or of Anthropic's batches."""
 
-    file: str
+    file: str | None
+    """The uploaded file that had them, which may have been deleted since. None: the body of the batch had them."""
     endpoint: str
-    """The path of the route that each line is a request for."""
+    """The path of the route that each of them is a request for."""
     refused: int = 0
-    """How many of its lines were refused. The blob has a line for each of them after the requests."""
+    """How many of them were refused. The blob has a line for each of these after the inputs."""
     is_invalid: bool = False
-    """Whether no line runs, because some lines are no requests: the refused lines are OpenAI's `errors`."""
+    """Whether none runs, because some lines of the file are no requests: the refused lines are OpenAI's `errors`."""
 
 
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -61,7 +62,7 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     parallel: int
     blobs: list[str] | None = None
     """The SHA-256 of each blob that the inputs refer to."""
-    file: InputFile | None = None
+    source: BatchSource | None = msgspec.field(default=None, name="file")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -6,9 +6,12 @@ Sources: OpenAI's API reference, "Files"; Anthropic's docs, "Files API".
 import asyncio
 import hashlib
 import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -20,17 +23,18 @@ from tailrace.gateway.http.form import Form, FormFile
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.limits.limiter import Limiter
-from tailrace.gateway.resources.blobs import HEADERS
-from tailrace.gateway.resources.paging import limit_of
+from tailrace.gateway.resources.blobs import HEADERS, headers_of
+from tailrace.gateway.resources.paging import limit_of, require_one_cursor
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.store_blobs import RequestBlobs
+from tailrace.gateway.turns.submit import idempotency_key_of
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, Refused, not_found
 from tailrace.proto.files import CreateFile, DeleteFile, FileRecord, GetFile, ListFiles
-from tailrace.proto.ids import TurnId, is_token, new_id
-from tailrace.proto.nats import BlobStore
+from tailrace.proto.ids import Tenant, TurnId, is_token, new_id
+from tailrace.proto.nats import BlobStore, Claim, Claims
 from tailrace.proto.subjects import TurnKey
 
 PURPOSES = ("assistants", "batch", "user_data", "vision")
@@ -41,6 +45,10 @@ LIFE = re.compile(r"[0-9]{4,7}")
 # Those of OpenAI: an hour and thirty days.
 LIFE_S_MIN, LIFE_S_MAX = 3600, 30 * 24 * 3600
 LIST_MAX = 1_000
+CURSORS = ("after", "after_id", "page")
+FILE_ID = re.compile(r"file-[0-9a-f-]{36}")
+# All results of a batch are rendered to count their bytes; no more of them than this.
+COUNTED_BYTES_MAX = 100 * 1024 * 1024
 
 
 async def post(
@@ -50,6 +58,7 @@ async def post(
     limiter: Limiter,
     log_fullness: LogFullness,
     history: HistoryClient,
+    claims: Claims,
 ) -> Response:
     """`POST /v1/files`: uploads a file, as `multipart/form-data` with the fields `file` and, for OpenAI, `purpose`."""
     form, is_anthropic = await request.read_form(), _is_anthropic(request)
@@ -69,6 +78,10 @@ async def post(
         created_at=now,
         expires_at=None if life is None else now + life,
     )
+    if (idempotency_key := idempotency_key_of(request)) is not None:
+        record, is_stored = await _claimed(record, idempotency_key, request.tenant, claims, history)
+        if is_stored:
+            return json_response(_render(record, is_anthropic=is_anthropic))
     # Not a turn: the pin holds until the file's record refers to the blob.
     key = TurnKey(request.tenant, TurnId(record.file))
     async with request_blobs.pins_of(key):
@@ -79,13 +92,38 @@ async def post(
     return json_response(_render(record, is_anthropic=is_anthropic))
 
 
+async def _claimed(
+    record: FileRecord, idempotency_key: str, tenant: Tenant, claims: Claims, history: HistoryClient
+) -> tuple[FileRecord, bool]:
+    """Returns the file of the key, and whether it is stored. Raises Refused if the key was used with another one."""
+    # Not the body: a repeated form has another boundary.
+    given = msgspec.json.encode([record.sha256, record.filename, record.media_type, record.purpose])
+    own = Claim(TurnId(record.file), hashlib.sha256(given).hexdigest())
+    claim = await claims.claim(tenant, f"files:{idempotency_key}", own)
+    if claim.body_sha256 != own.body_sha256:
+        raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another file: use a new one")
+    if claim == own:
+        return record, False
+    try:
+        return await history.ask(tenant, GetFile(claim.turn)), True
+    except Refused as refused:
+        if refused.code != "file_not_found":
+            raise
+        # The first request stored none, or it was deleted since.
+        return msgspec.structs.replace(record, file=claim.turn), False
+
+
 async def list_files(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/files`: the files, newest first, in pages: after the file `after` (Anthropic: `page` or `after_id`)."""
     query, limit = request.query_params, limit_of(request, 200, LIST_MAX)
     order = query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise Refused("request_invalid", "`order` must be `asc` or `desc`")
-    after = query.get("after") or query.get("after_id") or query.get("page")
+    require_one_cursor(request, *CURSORS)
+    after = next((query[name] for name in CURSORS if name in query), None)
+    # Whether the file still exists does not matter: a client may delete each file that it has listed.
+    if after is not None and FILE_ID.fullmatch(after) is None:
+        raise Refused("cursor_invalid", "the cursor is not the id of a file: send the id of the last one of the page")
     question = ListFiles(after, limit, query.get("purpose"), is_oldest_first=order == "asc")
     found = await history.ask(request.tenant, question)
     first, last = (found.files[0].file, found.files[-1].file) if found.files else (None, None)
@@ -104,8 +142,7 @@ async def list_files(request: ApiRequest, history: HistoryClient) -> Response:
 async def get(request: ApiRequest, history: HistoryClient, blob_store: BlobStore, streams: StreamContext) -> Response:
     """`GET /v1/files/{file_id}`: the name, size and times of one file."""
     if (results := await result_file(request, streams, blob_store)) is not None:
-        # Not stored: all of it is rendered to be counted.
-        size = sum([len(piece) async for piece in results.pieces])
+        size = await _count(StreamAccess(streams, request), results.pieces)
         record = FileRecord(
             file=_id_of(request),
             sha256="",
@@ -120,6 +157,18 @@ async def get(request: ApiRequest, history: HistoryClient, blob_store: BlobStore
     return json_response(_render(await _file_of(request, history), is_anthropic=_is_anthropic(request)))
 
 
+async def _count(access: StreamAccess, pieces: AsyncGenerator[bytes, None]) -> int:
+    """Returns the size of results, which are not stored. It costs as much as their download, and counts as a stream."""
+    size = 0
+    async with access.open(), aclosing(pieces):
+        await access.permit.acquire()
+        async for piece in pieces:
+            size += len(piece)
+            if size > COUNTED_BYTES_MAX:
+                break
+    return min(size, COUNTED_BYTES_MAX)
+
+
 async def get_content(
     request: ApiRequest, history: HistoryClient, blob_store: BlobStore, streams: StreamContext
 ) -> ASGIApp:
@@ -131,8 +180,8 @@ async def get_content(
         await blob_store.size(request.tenant, record.sha256)
     except BlobUnknown as error:
         raise not_found("file") from error
-    pieces = blob_store.chunks(request.tenant, Blob(record.sha256, record.bytes))
-    return Download(StreamAccess(streams, request), pieces, HEADERS)
+    blob = Blob(record.sha256, record.bytes)
+    return Download(StreamAccess(streams, request), blob_store.chunks(request.tenant, blob), headers_of(blob))
 
 
 async def delete(request: ApiRequest, history: HistoryClient) -> Response:

@@ -24,7 +24,6 @@ ADVICE = {
     "/v1/skills": "there are no skills: send their text with the message",
     "/v1/fine_tuning": "models cannot be tuned here: use a prompt template, or examples in the message",
     "/v1/evals": "there are no evaluations: run the requests as a batch with POST /v1/turn-batches",
-    "/v1/messages/batches": "use POST /v1/turn-batches, with `via: message_batches` for half the price",
     "/v1/agents": NO_AGENTS,
     "/v1/chatkit": NO_AGENTS,
     "/v1/deployments": NO_AGENTS,

@@ -1,6 +1,7 @@
 """Parses a `multipart/form-data` body (RFC 7578) that is in memory: text fields and at most one file."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
@@ -10,6 +11,9 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from tailrace.proto.errors import Refused
+
+# It warns of malformed forms, which the client hears of.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 PIECE_BYTES = 256 * 1024
 FIELDS_MAX = 16

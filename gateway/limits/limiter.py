@@ -81,11 +81,11 @@ class Limiter:
 
     @asynccontextmanager
     async def counted(self, principal: Principal) -> AsyncIterator["Admission"]:
-        """Yields the admission of a request that stores no turn. It counts for nothing if the block raises Refused."""
+        """Yields the admission of a request that stores no turn. A failure of the block releases its counts."""
         admission = self.admission(principal)
         try:
             yield admission
-        except Refused:
+        except (Refused, LogError):
             await admission.release()
             raise
 

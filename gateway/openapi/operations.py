@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tailrace.gateway.clients.ai_sdk.request import UIChatRequest
 from tailrace.gateway.clients.ai_sdk.routes import Stopped
+from tailrace.gateway.clients.anthropic.batch_routes import NewMessageBatch
 from tailrace.gateway.clients.anthropic.count_tokens import CountTokensRequest
 from tailrace.gateway.clients.anthropic.request import MessagesRequest
 from tailrace.gateway.clients.native.routes import Accepted
@@ -51,6 +52,7 @@ OPENAI_CHAT = "https://platform.openai.com/docs/api-reference/chat"
 FILES = "https://platform.openai.com/docs/api-reference/files"
 OPENAI_BATCH = "https://platform.openai.com/docs/api-reference/batch"
 OPENAI_RESPONSES = "https://platform.openai.com/docs/api-reference/responses"
+MESSAGE_BATCHES = "https://docs.anthropic.com/en/api/creating-message-batches"
 ANTHROPIC = "https://docs.anthropic.com/en/api/messages"
 AI_SDK = "https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol"
 
@@ -137,6 +139,9 @@ PARAMETERS: dict[str, Json] = {
     "after_file": _query("after_id", "The same as `after`, as Anthropic's SDKs send it."),
     "page_file": _query("page", "The `next_page` of the previous page, as Anthropic's SDKs send it."),
     "batches_limit": _query("limit", "The maximum number of batches.", type="integer", minimum=1, maximum=100),
+    "after_batch": _query("after_id", "Only batches that are older than this one."),
+    "before_batch": _query("before_id", "Only batches that are newer than this one."),
+    "message_batches_limit": _query("limit", "The maximum number of batches.", type="integer", minimum=1, maximum=1000),
     "files_limit": _query("limit", "The maximum number of files.", type="integer", minimum=1, maximum=1000),
     "purpose": _query("purpose", "Only files with this purpose."),
     "include": _query("include", "It has no effect."),
@@ -150,6 +155,7 @@ NUMBERED = ("after", "limit", "page_number", "per_page")
 AZURE = ("api_version",)
 INCLUDE = ("include", "include_list")
 BETA = ("beta", *AZURE)
+LISTING_MESSAGE_BATCHES = ("after_batch", "before_batch", "message_batches_limit", "beta")
 LISTING_FILES = ("after_item", "after_file", "page_file", "files_limit", "order", "purpose", *BETA)
 RESUMING = ("last", "cursor")
 READING = ("last", "cursor", "dialect", "pace")
@@ -183,7 +189,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "batches", response=Any, parameters=AZURE, reference=OPENAI_BATCH
     ),
     ("GET", "/v1/files"): Operation("files", response=Any, parameters=LISTING_FILES, reference=FILES),
-    ("POST", "/v1/files"): Operation("files", Form, Any, parameters=BETA, reference=FILES),
+    ("POST", "/v1/files"): Operation("files", Form, Any, parameters=("key", *BETA), reference=FILES),
     ("GET", "/v1/files/{file_id}"): Operation("files", response=Any, parameters=BETA, reference=FILES),
     ("DELETE", "/v1/files/{file_id}"): Operation("files", response=Any, parameters=BETA, reference=FILES),
     ("GET", "/v1/files/{file_id}/content"): Operation(
@@ -223,6 +229,24 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("POST", "/v1/messages/count_tokens"): Operation(
         "anthropic", CountTokensRequest, TokenCount, parameters=("beta",), reference=ANTHROPIC
+    ),
+    ("GET", "/v1/messages/batches"): Operation(
+        "batches", response=Any, parameters=LISTING_MESSAGE_BATCHES, reference=MESSAGE_BATCHES
+    ),
+    ("POST", "/v1/messages/batches"): Operation(
+        "batches", NewMessageBatch, Any, parameters=("key", "beta"), reference=MESSAGE_BATCHES
+    ),
+    ("GET", "/v1/messages/batches/{message_batch}"): Operation(
+        "batches", response=Any, parameters=("beta",), reference=MESSAGE_BATCHES
+    ),
+    ("DELETE", "/v1/messages/batches/{message_batch}"): Operation(
+        "batches", response=Any, parameters=("beta",), reference=MESSAGE_BATCHES
+    ),
+    ("GET", "/v1/messages/batches/{message_batch}/results"): Operation(
+        "batches", streams=JSON_LINES, parameters=("beta",), reference=MESSAGE_BATCHES
+    ),
+    ("POST", "/v1/messages/batches/{message_batch}/cancel"): Operation(
+        "batches", response=Any, parameters=("beta",), reference=MESSAGE_BATCHES
     ),
     ("GET", "/v1/models"): Operation(
         "models",

@@ -7,8 +7,8 @@ refused, with the index of that input.
 import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -27,21 +27,30 @@ from tailrace.gateway.turns.store_trace import with_trace
 from tailrace.gateway.turns.submission import Submission
 from tailrace.proto import batch, entries
 from tailrace.proto.blobs import blobs_needed
-from tailrace.proto.entries import InputFile, Via
-from tailrace.proto.errors import EntryTooLarge, Refused
+from tailrace.proto.entries import BatchSource, Via
+from tailrace.proto.errors import CODES, EntryTooLarge, Refused
 from tailrace.proto.ids import SessionId, new_id
 from tailrace.proto.nats import Connection
 from tailrace.proto.runtime.json_schema import SchemaChecker
 from tailrace.proto.schema import require_small_schema, schema_of
 
+B = TypeVar("B")
+
 INPUTS_MAX = 10_000
 PARALLEL_MAX = 64
 CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# Each check of a schema starts a subprocess.
+SCHEMAS_MAX = 32
 # After so many requests the loop may run other tasks, which write streams.
 YIELD_EVERY = 20
 # The bytes that a parent's id and the fence add to a line (PROTOCOL R8).
 ADDED = {"added": " " * 1024}
 TOO_MUCH = "what the prompts make of the inputs until here is longer than {most} bytes: ask in several batches"
+
+
+# As many as OpenAI allows. Each page of the list contains them.
+MetadataName = Annotated[str, Meta(max_length=64)]
+MetadataValue = Annotated[str, Meta(max_length=512)]
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,7 +66,7 @@ class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     parallel: Annotated[int, Meta(ge=1, le=PARALLEL_MAX)] = 8
     via: Via = "messages"
     """`message_batches`: Anthropic's Message Batches answer it, within a day and for half the price."""
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[MetadataName, MetadataValue], Meta(max_length=16)] | None = None
     webhook: str | None = None
     """The webhook URL that is called when the batch has ended."""
 
@@ -122,10 +131,10 @@ class BatchBuilder:
         submission: Submission,
         inputs: "InputChecker",
         new: BatchOptions,
-        file: InputFile | None = None,
+        source: BatchSource | None = None,
         refused: Sequence[bytes] = (),
     ) -> entries.Request:
-        """Stores the checked inputs, and the `refused` lines of a `file`; returns the request entry of their batch."""
+        """Stores the checked inputs, and the lines of `refused` requests; returns the request entry of their batch."""
         # With `message_batches` the turns do not run here, so one slot is enough.
         at_once = new.parallel if new.via == "messages" else 1
         turn = submission.turn.turn
@@ -155,7 +164,7 @@ class BatchBuilder:
             by=submission.principal.key,
             holds=slots or None,
             webhook=new.webhook,
-            batch=entries.Batch(sha256, len(content), len(lines), parallel, referred or None, file),
+            batch=entries.Batch(sha256, len(content), len(lines), parallel, referred or None, source),
             via=new.via,
         )
         return with_trace(submission.turn, entry)
@@ -183,7 +192,7 @@ class InputChecker:
         self._schema_checker = schema_checker
         self._settings = settings
         self._via = via
-        self._checked_schemas: set[bytes] = set()
+        self._checked_schemas: dict[bytes, Refused | None] = {}
         self._first: Params | None = None
 
     @property
@@ -208,11 +217,7 @@ class InputChecker:
             cache=settings.cache,
         )
         if (schema := schema_of(request.options)) is not None:
-            require_small_schema(schema)
-            # Usually all inputs have the same schema, and each check starts a subprocess.
-            if (encoded := msgspec.json.encode(schema)) not in self._checked_schemas:
-                await self._schema_checker.check_schema(schema, self._principal.tenant)
-                self._checked_schemas.add(encoded)
+            await self._check_schema(schema)
         metadata = {**(new_turn.metadata or {}), batch.CUSTOM_ID: custom_id}
         request = msgspec.structs.replace(request, metadata=metadata, via=self._via)
         estimate = await self.admission.estimate(request)
@@ -221,6 +226,44 @@ class InputChecker:
         self.estimates.append(estimate)
         if len(self.requests) % YIELD_EVERY == 0:
             await asyncio.sleep(0)
+
+    async def add_others(
+        self,
+        inputs: Iterable[tuple[str, B]],
+        build: Callable[[B], Awaitable[NewTurn]],
+        refused_line: Callable[[str, Refused], object],
+    ) -> list[bytes]:
+        """Adds the requests of another API, by their custom id. Returns the line of each that its route would refuse.
+
+        Raises Refused if the refusal may be another one later.
+        """
+        lines: list[bytes] = []
+        for name, body in inputs:
+            try:
+                await self.add(name, await build(body))
+            except Refused as refusal:
+                if CODES[refusal.code].is_retryable:
+                    raise
+                lines.append(msgspec.json.encode(refused_line(name, refusal)))
+                await asyncio.sleep(0)
+        return lines
+
+    async def _check_schema(self, schema: dict[str, Any]) -> None:
+        """Checks each of the inputs' schemas once: usually all have the same one. Raises Refused."""
+        require_small_schema(schema)
+        encoded, checked = msgspec.json.encode(schema), self._checked_schemas
+        if encoded not in checked:
+            if len(checked) == SCHEMAS_MAX:
+                raise Refused("request_invalid", f"a batch has at most {SCHEMAS_MAX} different schemas: create several")
+            try:
+                await self._schema_checker.check_schema(schema, self._principal.tenant)
+                checked[encoded] = None
+            except Refused as refusal:
+                if CODES[refusal.code].is_retryable:
+                    raise
+                checked[encoded] = refusal
+        if (known := checked[encoded]) is not None:
+            raise known
 
 
 def require_alike(params: Params, first: Params) -> None:

@@ -240,6 +240,14 @@ async def lines_of(blob_store: BlobStore, key: TurnKey, inputs: Blob) -> list[by
         return []
 
 
+async def refused_lines(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> list[bytes]:
+    """Returns the lines of the requests that were refused; an empty list once their blob has expired."""
+    counts = stored.counts
+    if counts.inputs is None or counts.source is None or not counts.source.refused:
+        return []
+    return (await lines_of(blob_store, key, Blob(*counts.inputs)))[counts.of :]
+
+
 def custom_id_of(turn: TurnRecord) -> str:
     return turn.metadata.get(batch.CUSTOM_ID, "")
 

@@ -27,7 +27,11 @@ async def get(request: ApiRequest, blob_store: BlobStore, streams: StreamContext
     if not is_token(sha256):
         raise BlobUnknown(UNKNOWN)
     blob = Blob(sha256, await blob_store.size(request.tenant, sha256))
-    return Download(StreamAccess(streams, request), blob_store.chunks(request.tenant, blob), HEADERS)
+    return Download(StreamAccess(streams, request), blob_store.chunks(request.tenant, blob), headers_of(blob))
+
+
+def headers_of(blob: Blob) -> dict[str, str]:
+    return {**HEADERS, "content-length": str(blob.bytes)}
 
 
 ROUTES = [Route("/v1/blobs/{sha256}", get, methods=["GET"])]

@@ -82,6 +82,13 @@ def number_of(request: Request) -> PageNumber:
     return PageNumber(query.get("after"), limit, int(number))
 
 
+def require_one_cursor(request: Request, *names: str) -> None:
+    """Raises Refused if the request has several of these query parameters."""
+    if len(sent := [name for name in names if name in request.query_params]) > 1:
+        named = " and ".join(f"`{name}`" for name in sent)
+        raise Refused("request_invalid", f"{named} exclude each other: send one of them.")
+
+
 def page_of(request: Request) -> tuple[str | None, int]:
     """Returns `?after=`, which is the `next` of the previous page, and `?limit=`. Raises Refused."""
     limit = limit_of(request, 50, LIMIT_MAX)

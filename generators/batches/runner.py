@@ -125,7 +125,7 @@ class BatchRunner:
             return turn if turn.end is not None else await self._end(key, turn, "failed", failure)
         inputs = lines[: spec.count]
         if turn.end is None and not inputs:
-            if spec.file is not None and spec.file.is_invalid:
+            if spec.source is not None and spec.source.is_invalid:
                 return await self._end(key, turn, "failed", Failure("request_invalid", INPUT_FILE_INVALID))
             return await self._end(key, turn, "completed")
         tally = BatchTally(turn.progress, len(inputs), was_begun=turn.attempt > 0)

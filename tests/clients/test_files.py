@@ -40,7 +40,8 @@ async def test_openai_files(sdk: AsyncOpenAI, gateway: Gateway) -> None:
     assert first.expires_at is not None
     assert timedelta(seconds=first.expires_at - first.created_at) == timedelta(days=7)
     assert await sdk.files.retrieve(first.id) == first
-    assert (await sdk.files.content(first.id)).content == CONTENT + b"\0"
+    download = await sdk.files.content(first.id)
+    assert (download.content, download.response.headers["content-length"]) == (CONTENT + b"\0", str(first.bytes))
     assert [file async for file in sdk.files.list(limit=2)] == made[::-1]
     assert [file async for file in sdk.files.list(limit=2, order="asc")] == made
     assert [file async for file in sdk.files.list(purpose="batch")] == []
@@ -148,3 +149,22 @@ async def test_an_invalid_boundary_is_refused(gateway: Gateway, boundary: str) -
     headers = {b"content-type": f'multipart/form-data; boundary="{boundary}"'.encode("latin-1")}
     answer = await gateway.client.post("/v1/files", content=b"x", headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
+
+
+async def test_a_repeated_upload_gets_the_same_file(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """Also when the form of the repeated one has another boundary; another content is refused."""
+    headers = {"Idempotency-Key": new_id()}
+    first, again = [
+        await sdk.files.create(file=("a.txt", b"text"), purpose="user_data", extra_headers=headers) for _ in range(2)
+    ]
+    assert again == first
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        await sdk.files.create(file=("a.txt", b"other"), purpose="user_data", extra_headers=headers)
+    assert refused.value.code == "idempotency_key_reused"
+    assert [file.id async for file in sdk.files.list()] == [first.id]
+
+
+@pytest.mark.parametrize("query", ["after=unknown", "after_id=file-1", "after=file-1&page=file-1"])
+async def test_a_wrong_cursor_is_refused(gateway: Gateway, query: str) -> None:
+    answer = await gateway.client.get(f"/v1/files?{query}")
+    assert answer.status_code == 400, answer.text

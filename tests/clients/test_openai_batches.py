@@ -157,6 +157,49 @@ async def test_a_batch_whose_every_line_is_refused_completes(sdk: AsyncOpenAI) -
     assert [one["custom_id"] for one in await lines(sdk, batch.error_file_id)] == ["one"]
 
 
+async def test_a_repeated_batch_after_its_file_was_deleted(sdk: AsyncOpenAI) -> None:
+    """A client that lost the answer gets its batch, not a 404."""
+    line = msgspec.json.encode(chat("one", "#sim words=1 rate=0"))
+    file = await sdk.files.create(file=("in.jsonl", line), purpose="batch")
+
+    async def create_once() -> Batch:
+        headers = {"Idempotency-Key": file.id}
+        return await sdk.batches.create(
+            input_file_id=file.id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+            extra_headers=headers,
+        )
+
+    made = await create_once()
+    await sdk.files.delete(file.id)
+    assert (await create_once()).id == made.id
+
+
+async def test_metadata_is_bounded(sdk: AsyncOpenAI) -> None:
+    """Each page of the list contains it."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        await create(sdk, [chat("one", "hi")], metadata={"of": "x" * 513})
+    assert refused.value.param == "metadata[...]"
+
+
+async def test_different_schemas_are_bounded(sdk: AsyncOpenAI) -> None:
+    """Each check of a schema starts a subprocess."""
+
+    def schema(number: int) -> dict[str, Any]:
+        # The first one is invalid, which is a check, too.
+        shape = {"type": "object" if number else "no type", "title": str(number)}
+        return {"type": "json_schema", "json_schema": {"name": "a", "schema": shape}}
+
+    inputs = [chat(str(number), "#sim words=1 rate=0", response_format=schema(number % 34)) for number in range(35)]
+    batch = await sdk.batches.cancel((await create(sdk, inputs)).id)
+    refused = [one for one in await lines(sdk, batch.error_file_id) if one["error"] is None]
+    errors = {one["custom_id"]: one["response"]["body"]["error"] for one in refused}
+    assert list(errors) == ["0", "32", "33", "34"]
+    assert "32 different schemas" in errors["33"]["message"]
+    assert errors["34"] == errors["0"]
+
+
 async def test_a_file_for_something_else_is_refused(sdk: AsyncOpenAI) -> None:
     file = await sdk.files.create(file=("in.jsonl", b"{}"), purpose="user_data")
     with pytest.raises(openai.BadRequestError, match="purpose `batch`"):

@@ -5,6 +5,12 @@ from typing import Any, NamedTuple
 
 # Long enough to be stored as a blob.
 LONG_MESSAGE = "#sim words=2 rate=0\n" + "long " * 20_000
+MESSAGE = {
+    "model": "claude-haiku-5-5",
+    "max_tokens": 9,
+    "messages": [{"role": "user", "content": "#sim words=1 rate=0"}],
+}
+MESSAGE_BATCH = {"requests": [{"custom_id": "one", "params": MESSAGE}]}
 BATCH = {"requests": [{"custom_id": "one", "params": {"message": "#sim words=1 rate=0"}}]}
 LONG_SHA256 = hashlib.sha256(LONG_MESSAGE.encode()).hexdigest()
 
@@ -21,7 +27,13 @@ class Row(NamedTuple):
 
 
 def path_parameters(
-    turn: str, session: str, project: str, batch: str = "none", file: str = "none", file_batch: str = "none"
+    turn: str,
+    session: str,
+    project: str,
+    batch: str = "none",
+    file: str = "none",
+    file_batch: str = "none",
+    message_batch: str = "none",
 ) -> dict[str, str]:
     """Returns the path parameters of a turn, its session and its project."""
     return {
@@ -34,6 +46,7 @@ def path_parameters(
         "chat": session,
         "file_id": file,
         "file_batch": file_batch,
+        "message_batch": message_batch,
         "sha256": LONG_SHA256,
         "model": "claude-sonnet-5-5",
         "name": "none",
@@ -83,13 +96,13 @@ ROWS = {
     ("GET", "/v1/projects/{project}"): Row("project"),
     ("DELETE", "/v1/projects/{project}"): Row("project"),
     ("GET", "/v1/usage"): Row(),
-    ("POST", "/v1/messages"): Row(
-        body={
-            "model": "claude-haiku-5-5",
-            "max_tokens": 9,
-            "messages": [{"role": "user", "content": "#sim words=1 rate=0"}],
-        }
-    ),
+    ("POST", "/v1/messages"): Row(body=MESSAGE),
+    ("GET", "/v1/messages/batches"): Row(),
+    ("POST", "/v1/messages/batches"): Row(body=MESSAGE_BATCH),
+    ("GET", "/v1/messages/batches/{message_batch}"): Row("message_batch"),
+    ("DELETE", "/v1/messages/batches/{message_batch}"): Row("message_batch"),
+    ("GET", "/v1/messages/batches/{message_batch}/results"): Row("message_batch"),
+    ("POST", "/v1/messages/batches/{message_batch}/cancel"): Row("message_batch"),
     ("POST", "/v1/chat/completions"): Row(
         body={"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": "#sim words=1 rate=0"}]}
     ),

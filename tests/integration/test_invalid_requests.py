@@ -241,3 +241,4 @@ async def test_an_unknown_session_or_parent_is_404(shared_gateway: Gateway, valu
     for name, code in (("session", "session_not_found"), ("parent", "parent_not_found")):
         answer = await shared_gateway.client.post("/v1/turns", json={"message": "and?", name: value})
         assert error_of(answer)[:2] == (404, code)
+        assert answer.json()["error"]["param"] == name

@@ -19,7 +19,7 @@ from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tests.harness.processes import CHECKOUT, Process
 from tests.harness.refusals import problem_of
-from tests.harness.route_table import BATCH, LONG_MESSAGE, ROWS, path_parameters
+from tests.harness.route_table import BATCH, LONG_MESSAGE, MESSAGE_BATCH, ROWS, path_parameters
 from tests.harness.sse_parser import parse
 from tests.harness.system import System
 from tests.integration.conftest import Gateway, NewGateway, api_keys
@@ -59,7 +59,9 @@ async def create(gateway: Gateway) -> dict[str, str]:
     file = (await gateway.client.post("/v1/files", files=upload, data={"purpose": "batch"})).json()["id"]
     new = {"input_file_id": file, "endpoint": "/v1/responses", "completion_window": "24h"}
     made = (await gateway.client.post("/v1/batches", json=new)).json()["id"]
-    return path_parameters(accepted["turn"], accepted["session"], body["project"], batch["batch"], file, made)
+    messages = (await gateway.client.post("/v1/messages/batches", json=MESSAGE_BATCH)).json()["id"]
+    await gateway.client.get(f"/v1/turns/{messages.removeprefix('msgbatch_')}/events")
+    return path_parameters(accepted["turn"], accepted["session"], body["project"], batch["batch"], file, made, messages)
 
 
 @pytest.mark.rule("S1")
@@ -129,7 +131,7 @@ async def test_objects_of_another_tenant_are_404_on_every_route(
     stolen = {"input_file_id": mine["file"], "endpoint": "/v1/responses", "completion_window": "24h"}
     answer = await other_client.post("/v1/batches", json=stolen)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "file_not_found")
-    for path in ("/v1/sessions", "/v1/projects", "/v1/usage", "/v1/files", "/v1/batches"):
+    for path in ("/v1/sessions", "/v1/projects", "/v1/usage", "/v1/files", "/v1/batches", "/v1/messages/batches"):
         assert (await other_client.get(path)).json()["data"] == [], path
 
 

@@ -16,7 +16,7 @@ from tailrace.gateway.http.absent_routes import ADVICE, advice_for
         ("/v1/conversations/conv_1", "previous_response_id"),
         ("/v1/vector_stores/vs_1", "send the passages"),
         ("/v1/agents/agent_1", "in your own program"),
-        ("/v1/messages/batches/msgbatch_1/results", "POST /v1/turn-batches"),
+        ("/v1/completions", "POST /v1/chat/completions"),
         ("/v1/v1/messages", "has no /v1"),
         ("/chat/completions", "ends with /v1"),
         ("/v1/filesystem", None),

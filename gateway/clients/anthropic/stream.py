@@ -42,7 +42,7 @@ def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
-    head = _message(record) | {"content": [], "stop_reason": None, "stop_sequence": None}
+    head = message_of(record) | {"content": [], "stop_reason": None, "stop_sequence": None}
     rendered = _sse({"type": "message_start", "message": head})
     for index, block in enumerate(record.content):
         for event in _block(index, block):
@@ -57,7 +57,7 @@ def render_record(record: TurnRecord, _: int) -> Frame:
 
 def render_message(record: TurnRecord) -> bytes:
     """Returns a completed turn as the Message that the API returns for a request without streaming."""
-    return _encode(_message(record))
+    return _encode(message_of(record))
 
 
 def message_id(turn: TurnId) -> str:
@@ -65,7 +65,8 @@ def message_id(turn: TurnId) -> str:
     return f"msg_{turn}"
 
 
-def _message(record: TurnRecord) -> dict[str, Any]:
+def message_of(record: TurnRecord) -> dict[str, Any]:
+    """Returns the Message of a turn."""
     return {
         "id": message_id(record.turn),
         "type": "message",

@@ -26,6 +26,9 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 
+# The field of the body that names what does not exist.
+FIELDS = {"session_not_found": "session", "parent_not_found": "parent"}
+
 
 class Accepted(msgspec.Struct, frozen=True):
     """A new turn, stored in the log, and the paths for reading and cancelling it."""
@@ -39,6 +42,16 @@ async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
     """`POST /v1/turns`: starts a turn. Answers 202 with its id; with `Accept: text/event-stream`, the stream itself."""
     dialect, pace = dialect_of(request), pace_of(request)
     new_turn, raw = await request.read(NewTurn)
+    try:
+        return await _answer(request, responder, new_turn, raw, dialect, pace)
+    except Refused as refused:
+        refused.param = refused.param or FIELDS.get(refused.code)
+        raise
+
+
+async def _answer(
+    request: ApiRequest, responder: Responder, new_turn: NewTurn, raw: bytes, dialect: Dialect, pace: Pace | None
+) -> ASGIApp:
     if "text/event-stream" in request.headers.get("accept", ""):
         access, key, _ = await responder.submit_for_stream(request, new_turn, raw)
         headers = {"location": f"/v1/turns/{key.turn}"}

@@ -30,8 +30,8 @@ from tailrace.gateway.resources.batches import (
     custom_id_of,
     ended_inputs,
     find_batch,
-    lines_of,
     refresh,
+    refused_lines,
     render_lines,
     submission_of,
 )
@@ -45,11 +45,11 @@ from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto import batch, entries
 from tailrace.proto.batch_records import ListBatches, StoredBatch, stored_batch
 from tailrace.proto.blobs import Blob
-from tailrace.proto.entries import Failure, InputFile
+from tailrace.proto.entries import BatchSource, Failure
 from tailrace.proto.errors import CODES, BlobUnknown, Refused, not_found
 from tailrace.proto.files import FileRecord, GetFile
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import TurnId, is_token
+from tailrace.proto.ids import Tenant, TurnId, is_token
 from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
@@ -87,21 +87,18 @@ async def post(
     new, raw = await request.read(NewFileBatch)
     check_webhook(new.webhook, settings)
     submission = submission_of(request, raw)
-    record = await _input_file(request, history, new.input_file_id)
-    if record.bytes > SMALL_BYTES_MAX:
-        await bodies.large_bodies.reserve_copies(request.until_answered, request.tenant, record.bytes)
-    build = partial(_build, new=new, record=record, builder=builder, bodies=bodies, blob_store=blob_store)
+    build = partial(_build, new=new, history=history, builder=builder, bodies=bodies, blob_store=blob_store)
     key, _ = await submitter.store(submission, build)
     stored = stored_batch(key, await log.turn(key))
     headers = {"location": f"/v1/batches/{PREFIX}{key.turn}", "tailrace-turn": key.turn}
     return json_response(await _render(stored, blob_store, key), headers=headers)
 
 
-async def _input_file(request: ApiRequest, history: HistoryClient, file: str) -> FileRecord:
+async def _input_file(tenant: Tenant, history: HistoryClient, file: str) -> FileRecord:
     """Returns the record of the input file. Raises Refused."""
     if not is_token(file):
         raise not_found("file")
-    record = await history.ask(request.tenant, GetFile(file))
+    record = await history.ask(tenant, GetFile(file))
     if record.purpose != "batch":
         message = f"`{file}` was uploaded for {record.purpose}: upload it with the purpose `batch`"
         raise Refused("request_invalid", message, param="input_file_id")
@@ -112,40 +109,36 @@ async def _build(
     submission: Submission,
     *,
     new: NewFileBatch,
-    record: FileRecord,
+    history: HistoryClient,
     builder: BatchBuilder,
     bodies: BodyReader,
     blob_store: BlobStore,
 ) -> entries.Request:
     """Returns the request entry of a batch whose inputs are the lines of a file."""
+    tenant = submission.turn.tenant
+    record = await _input_file(tenant, history, new.input_file_id)
+    if record.bytes > SMALL_BYTES_MAX:
+        await bodies.large_bodies.reserve_copies(submission.cleanup, tenant, record.bytes)
     try:
-        content = await blob_store.read(submission.turn.tenant, Blob(record.sha256, record.bytes))
+        content = await blob_store.read(tenant, Blob(record.sha256, record.bytes))
     except BlobUnknown as error:
         raise not_found("file") from error
     requests, errors = await asyncio.to_thread(parse_lines, content, new.endpoint)
     inputs = await builder.checker(submission, new.via)
-    encode = msgspec.json.Encoder().encode
     if errors:
-        file = InputFile(record.file, new.endpoint, refused=len(errors), is_invalid=True)
-        return await builder.store(submission, inputs, new, file, list(map(encode, errors)))
-    refused: list[bytes] = []
-    for one in requests:
-        try:
-            await inputs.add(one.custom_id, await build_turn(one.body, new.endpoint, bodies, inputs.offer))
-        except Refused as refusal:
-            if CODES[refusal.code].is_retryable:
-                raise
-            refused.append(encode(error_line(one.custom_id, refusal)))
-            await asyncio.sleep(0)
-    file = InputFile(record.file, new.endpoint, refused=len(refused))
-    return await builder.store(submission, inputs, new, file, refused)
+        source = BatchSource(record.file, new.endpoint, refused=len(errors), is_invalid=True)
+        return await builder.store(submission, inputs, new, source, list(map(msgspec.json.encode, errors)))
+    build = partial(build_turn, endpoint=new.endpoint, bodies=bodies, offer=inputs.offer)
+    refused = await inputs.add_others(requests, build, error_line)
+    source = BatchSource(record.file, new.endpoint, refused=len(refused))
+    return await builder.store(submission, inputs, new, source, refused)
 
 
 async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient, blob_store: BlobStore) -> Response:
     """`GET /v1/batches`: the batches of uploaded files, newest first, in pages."""
     tenant, after = request.tenant, request.query_params.get("after")
     after_batch = None if after is None else TurnId(after.removeprefix(PREFIX))
-    question = ListBatches(limit=limit_of(request, 20, LIMIT_MAX), of_files=True, after_batch=after_batch)
+    question = ListBatches(limit=limit_of(request, 20, LIMIT_MAX), of="openai", after_batch=after_batch)
     found = await history.ask(tenant, question)
     current = await asyncio.gather(*(refresh(log, TurnKey(tenant, one.batch), one) for one in found.batches))
     data = [await _render(one, blob_store, TurnKey(tenant, one.batch)) for one in current]
@@ -171,31 +164,31 @@ async def _batch_of(
     request: ApiRequest, log: TurnLog, history: HistoryClient
 ) -> tuple[TurnKey, StoredBatch, Turn | None]:
     found = await batch_of(request, log, history, "file_batch", PREFIX)
-    input_file(found[1])
+    source_of(found[1])
     return found
 
 
 async def _render(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> dict[str, Any]:
     """Returns the batch object. Reads the blob of the inputs if the batch is invalid, for its errors."""
-    counts, file, ended_at = stored.counts, input_file(stored), stored.ended_at
+    counts, source, ended_at = stored.counts, source_of(stored), stored.ended_at
     status = "expired" if stored.error and stored.error.code == EXPIRED_FAILURE else STATUSES[stored.outcome]
-    if file.is_invalid:
+    if source.is_invalid:
         status = "failed" if ended_at is not None else "validating"
-    ran, total = counts.done + counts.failed, counts.of + (0 if file.is_invalid else file.refused)
-    has_errors = total > counts.done and (ended_at is not None) and not file.is_invalid
+    ran, total = counts.done + counts.failed, counts.of + (0 if source.is_invalid else source.refused)
+    has_errors = total > counts.done and (ended_at is not None) and not source.is_invalid
     times = {"completed": "completed_at", "cancelled": "cancelled_at", "failed": "failed_at", "expired": "expired_at"}
     return {
         "id": f"{PREFIX}{stored.batch}",
         "object": "batch",
-        "endpoint": file.endpoint,
+        "endpoint": source.endpoint,
         "errors": await _errors(stored, blob_store, key) if status == "failed" else None,
-        "input_file_id": file.file,
+        "input_file_id": source.file,
         "completion_window": "24h",
         "status": status,
         "output_file_id": _result_file(stored, "output") if ended_at is not None and counts.done else None,
         "error_file_id": _result_file(stored, "error") if has_errors else None,
         "created_at": unix(stored.asked_at),
-        "in_progress_at": None if file.is_invalid else unix(stored.asked_at),
+        "in_progress_at": None if source.is_invalid else unix(stored.asked_at),
         "expires_at": unix(stored.asked_at + LIFE),
         "finalizing_at": unix(ended_at) if ended_at is not None and status == "completed" else None,
         "cancelling_at": unix(ended_at) if ended_at is not None and status == "cancelled" else None,
@@ -209,11 +202,12 @@ async def _render(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> d
     }
 
 
-def input_file(stored: StoredBatch) -> InputFile:
+def source_of(stored: StoredBatch) -> BatchSource:
     """Returns the file that the batch was created from. Raises Refused for a batch of another API."""
-    if stored.counts.file is None:
+    source = stored.counts.source
+    if source is None or source.file is None:
         raise not_found("batch")
-    return stored.counts.file
+    return source
 
 
 def unix(at: datetime) -> int:
@@ -222,17 +216,10 @@ def unix(at: datetime) -> int:
 
 async def _errors(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> dict[str, Any]:
     """Returns why a batch failed: the errors of the lines, or that of the batch."""
-    lines = await _refused_lines(stored, blob_store, key) if input_file(stored).is_invalid else []
+    lines = await refused_lines(stored, blob_store, key) if source_of(stored).is_invalid else []
     failure = stored.error or LOST
     general = {"code": failure.code, "message": failure.message, "param": None, "line": None}
     return {"object": "list", "data": [msgspec.Raw(line) for line in lines] or [general]}
-
-
-async def _refused_lines(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> list[bytes]:
-    """Returns the lines that were refused; an empty list once their blob has expired."""
-    if stored.counts.inputs is None or not input_file(stored).refused:
-        return []
-    return (await lines_of(blob_store, key, Blob(*stored.counts.inputs)))[stored.counts.of :]
 
 
 def _result_file(stored: StoredBatch, kind: str) -> str:
@@ -258,7 +245,7 @@ async def result_file(request: ApiRequest, streams: StreamContext, blob_store: B
     key = TurnKey(request.tenant, TurnId(found[1]))
     try:
         _, stored, turn = await find_batch(key, streams.log, streams.history)
-        input_file(stored)
+        source_of(stored)
     except Refused as error:
         raise (not_found("file") if error.code == "batch_not_found" else error) from error
     if stored.ended_at is None:
@@ -269,13 +256,13 @@ async def result_file(request: ApiRequest, streams: StreamContext, blob_store: B
 
 
 def _output(inputs: AsyncGenerator[list[EndedInput], None], stored: StoredBatch) -> AsyncGenerator[bytes, None]:
-    return render_lines(inputs, partial(output_line, endpoint=input_file(stored).endpoint))
+    return render_lines(inputs, partial(output_line, endpoint=source_of(stored).endpoint))
 
 
 async def _error_lines(
     inputs: AsyncGenerator[list[EndedInput], None], stored: StoredBatch, blob_store: BlobStore, key: TurnKey
 ) -> AsyncGenerator[bytes, None]:
-    for line in await _refused_lines(stored, blob_store, key):
+    for line in await refused_lines(stored, blob_store, key):
         yield line + b"\n"
     async for piece in render_lines(inputs, partial(failed_line, stored=stored)):
         yield piece

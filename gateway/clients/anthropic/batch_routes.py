@@ -1,0 +1,272 @@
+"""Anthropic's Message Batches API over Tailrace's batches: create, list, read, cancel, delete, get results.
+
+A request that `POST /v1/messages` would refuse does not stop the others: its result is `errored`. Source: Anthropic's
+docs, "Message Batches API".
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.clients.anthropic.request import MessagesRequest
+from tailrace.gateway.clients.anthropic.request import build_turn as build_message_turn
+from tailrace.gateway.clients.anthropic.stream import message_of
+from tailrace.gateway.clients.failure import LOST, error_type, failure_of
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http import read_body
+from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.resources.batch_body import CUSTOM_ID, INPUTS_MAX, BatchBuilder, BatchOptions
+from tailrace.gateway.resources.batches import (
+    EndedInput,
+    batch_of,
+    ended_inputs,
+    refresh,
+    refused_lines,
+    render_lines,
+    submission_of,
+)
+from tailrace.gateway.resources.paging import limit_of, require_one_cursor
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.download import Download
+from tailrace.gateway.streaming.stream_access import StreamAccess
+from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.turns.cancel import cancel
+from tailrace.gateway.turns.delete import Deleter
+from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.submission import Submission
+from tailrace.gateway.turns.submit import TurnSubmitter
+from tailrace.gateway.turns.webhook_url import check_webhook
+from tailrace.proto import entries
+from tailrace.proto.batch_records import ListBatches, StoredBatch, stored_batch
+from tailrace.proto.entries import BatchSource, Failure
+from tailrace.proto.errors import CODES, Refused, not_found
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnId
+from tailrace.proto.nats import BlobStore, TurnLog
+from tailrace.proto.subjects import TurnKey
+
+PREFIX = "msgbatch_"
+ENDPOINT = "/v1/messages"
+LIMIT_MAX = 1_000
+LIFE = timedelta(hours=24)
+HEADERS = {"content-type": "application/x-ndjson", "cache-control": "no-store"}
+# Names this API, which is no beta any more. The model's API would refuse it.
+OWN_BETA = "message-batches-2024-09-24"
+NAME_INVALID = "`custom_id` is 1 to 64 of A-Z a-z 0-9 _ -, and no other's"
+STREAMED = "an input of a batch cannot be streamed: leave `stream` out"
+NOT_ENDED = "the batch is still processed: its results are there when `processing_status` is `ended`"
+NOT_DELETED = "the batch is still processed: cancel it before you delete it"
+EXPIRED_FAILURE = "deadline_exceeded"
+
+
+class MessageBatchInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One request of a batch: `params` is the body of `POST /v1/messages`."""
+
+    custom_id: str
+    params: dict[str, Any]
+
+
+class NewMessageBatch(BatchOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/messages/batches`. `parallel`, `via`, `metadata` and `webhook` are Tailrace's."""
+
+    requests: Annotated[list[MessageBatchInput], Meta(min_length=1, max_length=INPUTS_MAX)]
+
+
+async def post(
+    request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuilder, log: TurnLog, settings: Settings
+) -> Response:
+    """`POST /v1/messages/batches`: creates a batch of Messages requests."""
+    new, raw = await request.read(NewMessageBatch)
+    check_webhook(new.webhook, settings)
+    _check_names(new)
+    submission = submission_of(request, raw)
+    key, _ = await submitter.store(submission, partial(_build, new=new, builder=builder, headers=_headers(request)))
+    headers = {"location": f"/v1/messages/batches/{PREFIX}{key.turn}", "tailrace-turn": key.turn}
+    return json_response(_render(stored_batch(key, await log.turn(key))), headers=headers)
+
+
+def _check_names(new: NewMessageBatch) -> None:
+    names: set[str] = set()
+    for index, one in enumerate(new.requests):
+        if CUSTOM_ID.fullmatch(one.custom_id) is None or one.custom_id in names:
+            raise Refused("request_invalid", NAME_INVALID, param=f"requests[{index}].custom_id")
+        names.add(one.custom_id)
+
+
+def _headers(request: ApiRequest) -> Headers:
+    """Returns the headers that hold for each input. An input cannot have a session."""
+    betas = ",".join(request.headers.getlist("anthropic-beta"))
+    kept = {"anthropic-beta": ",".join(beta for beta in betas.split(",") if beta.strip() != OWN_BETA)}
+    version = request.headers.get("anthropic-version")
+    return Headers(kept if version is None else kept | {"anthropic-version": version})
+
+
+async def _build(
+    submission: Submission, *, new: NewMessageBatch, builder: BatchBuilder, headers: Headers
+) -> entries.Request:
+    inputs = await builder.checker(submission, new.via)
+    named = ((one.custom_id, one.params) for one in new.requests)
+    refused = await inputs.add_others(named, partial(_build_turn, headers=headers), _refused_line)
+    source = BatchSource(None, ENDPOINT, refused=len(refused))
+    return await builder.store(submission, inputs, new, source, refused)
+
+
+async def _build_turn(params: dict[str, Any], headers: Headers) -> NewTurn:
+    body = read_body.convert(params, MessagesRequest)
+    if body.stream:
+        raise Refused("request_invalid", STREAMED, param="stream")
+    return build_message_turn(body, params, headers)
+
+
+async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
+    """`GET /v1/messages/batches`: the batches of Messages requests, newest first, in pages."""
+    tenant = request.tenant
+    require_one_cursor(request, "after_id", "before_id")
+    after, before = (
+        TurnId(name.removeprefix(PREFIX)) if (name := request.query_params.get(parameter)) is not None else None
+        for parameter in ("after_id", "before_id")
+    )
+    limit = limit_of(request, 20, LIMIT_MAX)
+    question = ListBatches(limit=limit, of="anthropic", after_batch=after, before_batch=before)
+    found = await history.ask(tenant, question)
+    current = await asyncio.gather(*(refresh(log, TurnKey(tenant, one.batch), one) for one in found.batches))
+    data = [_render(one) for one in current]
+    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    return json_response({"data": data, "first_id": first, "last_id": last, "has_more": found.next is not None})
+
+
+async def get(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
+    """`GET /v1/messages/batches/{message_batch}`: one batch, with the counts of its results when it has ended."""
+    _, stored, _ = await _batch_of(request, log, history)
+    return json_response(_render(stored))
+
+
+async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
+    """`POST /v1/messages/batches/{message_batch}/cancel`: cancels the batch and its running turns."""
+    key, stored, turn = await _batch_of(request, log, history)
+    if turn is not None:
+        stored = stored_batch(key, await cancel(log, key))
+    return json_response(_render(stored))
+
+
+async def delete(request: ApiRequest, log: TurnLog, history: HistoryClient, deleter: Deleter) -> Response:
+    """`DELETE /v1/messages/batches/{message_batch}`: deletes a batch that has ended, with its turns."""
+    key, stored, _ = await _batch_of(request, log, history)
+    if stored.ended_at is None:
+        raise Refused("request_invalid", NOT_DELETED)
+    await deleter.delete(key.tenant, "turn", key.turn)
+    return json_response({"id": f"{PREFIX}{key.turn}", "type": "message_batch_deleted"})
+
+
+async def results(request: ApiRequest, streams: StreamContext, blob_store: BlobStore) -> ASGIApp:
+    """`GET /v1/messages/batches/{message_batch}/results`: one line of JSON for each request, after the batch's end."""
+    key, stored, turn = await _batch_of(request, streams.log, streams.history)
+    if stored.ended_at is None:
+        raise Refused("request_invalid", NOT_ENDED)
+    inputs = ended_inputs(streams, blob_store, key, turn, range(stored.counts.of))
+    pieces = _results(inputs, stored, blob_store, key)
+    return Download(StreamAccess(streams, request), pieces, HEADERS, is_stream=True)
+
+
+async def _results(
+    inputs: AsyncGenerator[list[EndedInput], None], stored: StoredBatch, blob_store: BlobStore, key: TurnKey
+) -> AsyncGenerator[bytes, None]:
+    for line in await refused_lines(stored, blob_store, key):
+        yield line + b"\n"
+    async for piece in render_lines(inputs, partial(result_line, stored=stored)):
+        yield piece
+
+
+async def _batch_of(
+    request: ApiRequest, log: TurnLog, history: HistoryClient
+) -> tuple[TurnKey, StoredBatch, Turn | None]:
+    found = await batch_of(request, log, history, "message_batch", PREFIX)
+    _source(found[1])
+    return found
+
+
+def _source(stored: StoredBatch) -> BatchSource:
+    """Returns the source of the batch. Raises Refused for a batch of another API."""
+    source = stored.counts.source
+    if source is None or source.endpoint != ENDPOINT:
+        raise not_found("batch")
+    return source
+
+
+def _render(stored: StoredBatch) -> dict[str, Any]:
+    """Returns the batch object. As at Anthropic, all requests are `processing` until the batch has ended."""
+    counts, refused, ended_at = stored.counts, _source(stored).refused, stored.ended_at
+    name, is_over = f"{PREFIX}{stored.batch}", ended_at is not None
+    rest = counts.of - counts.done - counts.failed
+    numbers = {"canceled": 0, "errored": refused + counts.failed, "expired": 0, "succeeded": counts.done}
+    numbers[_unrun(stored)] += rest
+    return {
+        "id": name,
+        "type": "message_batch",
+        "processing_status": "ended" if is_over else "in_progress",
+        "request_counts": {"processing": 0 if is_over else counts.of + refused}
+        | (numbers if is_over else dict.fromkeys(numbers, 0)),
+        "created_at": _time(stored.asked_at),
+        "expires_at": _time(stored.asked_at + LIFE),
+        "ended_at": _time(ended_at),
+        "archived_at": None,
+        "cancel_initiated_at": _time(ended_at) if stored.outcome == "cancelled" else None,
+        # A path, which the SDKs resolve: behind a proxy the gateway does not know its own address.
+        "results_url": f"/v1/messages/batches/{name}/results" if is_over else None,
+    }
+
+
+def _time(at: datetime | None) -> str | None:
+    return None if at is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _unrun(stored: StoredBatch) -> str:
+    """Returns the type of the result of an input that did not run."""
+    if stored.outcome == "cancelled":
+        return "canceled"
+    return "expired" if stored.error is not None and stored.error.code == EXPIRED_FAILURE else "errored"
+
+
+def result_line(ended: EndedInput, stored: StoredBatch) -> dict[str, Any]:
+    """Returns the line of an input: its message, or why there is none."""
+    turn, result = ended.turn, {"type": _unrun(stored)}
+    if turn is not None and turn.outcome == "completed":
+        return {"custom_id": ended.custom_id, "result": {"type": "succeeded", "message": message_of(turn)}}
+    if turn is not None:
+        result["type"] = "canceled" if turn.outcome == "cancelled" else "errored"
+    if result["type"] == "errored":
+        failure = stored.error or LOST if turn is None else failure_of(turn)
+        if failure.code == EXPIRED_FAILURE:
+            return {"custom_id": ended.custom_id, "result": {"type": "expired"}}
+        return _errored(ended.custom_id, error_type(failure), failure, None if turn is None else turn.turn)
+    return {"custom_id": ended.custom_id, "result": result}
+
+
+def _refused_line(custom_id: str, refused: Refused) -> dict[str, Any]:
+    return _errored(custom_id, CODES[refused.code].type, refused, None)
+
+
+def _errored(custom_id: str, kind: str, error: Failure | Refused, turn: TurnId | None) -> dict[str, Any]:
+    problem = {"type": kind, "message": error.message, "code": error.code}
+    response = {"type": "error", "error": problem, "request_id": turn}
+    return {"custom_id": custom_id, "result": {"type": "errored", "error": response}}
+
+
+ROUTES = [
+    Route("/v1/messages/batches", list_batches, methods=["GET"]),
+    Route("/v1/messages/batches", post, methods=["POST"]),
+    Route("/v1/messages/batches/{message_batch}", get, methods=["GET"]),
+    Route("/v1/messages/batches/{message_batch}", delete, methods=["DELETE"]),
+    Route("/v1/messages/batches/{message_batch}/results", results, methods=["GET"]),
+    Route("/v1/messages/batches/{message_batch}/cancel", post_cancel, methods=["POST"]),
+]
