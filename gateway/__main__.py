@@ -41,6 +41,7 @@ from tailrace.gateway.turns.check_schema import schema_feature
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.deleted_parent import deleted_parent_feature
+from tailrace.gateway.turns.inline_files import UploadedFiles
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
 from tailrace.gateway.turns.queue_position import queue_features
 from tailrace.gateway.turns.read_turn import TurnReader
@@ -162,6 +163,8 @@ def build(
     history = HistoryClient(rpc, settings.query_timeout_s)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
     schema_checker = SchemaChecker(wait_s=CHECK_WAIT_S)
+    large_bodies = LargeBodies(bytes_max=settings.large_bytes_max, timeout_s=settings.large_timeout_s)
+    uploaded_files = UploadedFiles(history, blob_store, large_bodies, settings.body_bytes_max)
     deleter = Deleter(connection, log, blob_store, history, rpc, limits, settings.query_timeout_s)
     turn_queue = TurnQueue(connection, rpc, settings.queue_max)
     limit_steps, share_steps, queue_steps = (
@@ -171,7 +174,7 @@ def build(
     )
     features = SubmitFeatures(
         prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims)),
-        admit=(queue_steps.admit, share_steps.admit, limit_steps.admit),
+        admit=(queue_steps.admit, share_steps.admit, limit_steps.admit, uploaded_files.feature()),
         amend=(
             queue_steps.amend,
             schema_feature(schema_checker),
@@ -220,7 +223,7 @@ def build(
         tickets=tickets,
         logins=logins,
         bodies=BodyReader(
-            LargeBodies(bytes_max=settings.large_bytes_max, timeout_s=settings.large_timeout_s),
+            large_bodies,
             bytes_max=settings.body_bytes_max,
             timeout_s=settings.body_timeout_s,
             rate_min=settings.body_rate_min,
@@ -232,7 +235,10 @@ def build(
         submitter=submitter,
         responder=Responder(submitter, streams),
         deleter=deleter,
-        batch_builder=BatchBuilder(connection, catalogue, prompts, schema_checker, limits, request_blobs, settings),
+        uploaded_files=uploaded_files,
+        batch_builder=BatchBuilder(
+            connection, catalogue, prompts, schema_checker, limits, request_blobs, uploaded_files, settings
+        ),
         health_checks=HealthChecks(connection, rpc, log_health, log_fullness, draining),
         ops=Ops(settings),
     )

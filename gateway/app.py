@@ -65,6 +65,7 @@ from tailrace.gateway.resources.batch_body import BatchBuilder
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.delete import Deleter
+from tailrace.gateway.turns.inline_files import UploadedFiles
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.store_blobs import RequestBlobs
@@ -127,6 +128,7 @@ class Gateway(NamedTuple):
     submitter: TurnSubmitter
     responder: Responder
     deleter: Deleter
+    uploaded_files: UploadedFiles
     batch_builder: BatchBuilder
     health_checks: health.HealthChecks
     ops: overview.Ops

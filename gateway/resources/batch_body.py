@@ -21,6 +21,7 @@ from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.conversation_match import Position
+from tailrace.gateway.turns.inline_files import FileReader, UploadedFiles
 from tailrace.gateway.turns.request_body import NewTurn, Params, build_entry, check, new_messages
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.store_trace import with_trace
@@ -88,6 +89,7 @@ class BatchBuilder:
         schema_checker: SchemaChecker,
         limiter: Limiter,
         blobs: RequestBlobs,
+        files: UploadedFiles,
         settings: Settings,
     ) -> None:
         self._connection = connection
@@ -96,6 +98,7 @@ class BatchBuilder:
         self._schema_checker = schema_checker
         self._limiter = limiter
         self._blobs = blobs
+        self._files = files
         self._settings = settings
 
     async def build(self, submission: Submission, new: NewBatch) -> entries.Request:
@@ -124,7 +127,8 @@ class BatchBuilder:
         # Without limits the admission reserves nothing.
         admission = submission.admission or self._limiter.admission(submission.principal)
         offer = await self._catalogue.offer(submission.principal.tenant)
-        return InputChecker(submission.principal, admission, offer, self._schema_checker, self._settings, via)
+        files = self._files.reader(submission.principal.tenant, submission.cleanup)
+        return InputChecker(submission.principal, admission, offer, self._schema_checker, files, self._settings, via)
 
     async def store(
         self,
@@ -179,6 +183,7 @@ class InputChecker:
         admission: Admission,
         offer: Offer,
         schema_checker: SchemaChecker,
+        files: FileReader,
         settings: Settings,
         via: Via,
     ) -> None:
@@ -190,6 +195,7 @@ class InputChecker:
         self.estimates: list[Estimate] = []
         self._principal = principal
         self._schema_checker = schema_checker
+        self._files = files
         self._settings = settings
         self._via = via
         self._checked_schemas: dict[bytes, Refused | None] = {}
@@ -203,6 +209,7 @@ class InputChecker:
     async def add(self, custom_id: str, new_turn: NewTurn) -> None:
         """Adds an input. Raises Refused if it cannot become a turn."""
         check(new_turn)
+        new_turn = await self._files.inline(new_turn)
         if self._via == "message_batches":
             self._first = self._first or new_turn
             require_alike(new_turn, self._first)

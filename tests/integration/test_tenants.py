@@ -128,8 +128,11 @@ async def test_objects_of_another_tenant_are_404_on_every_route(
         body = {"message": "and?", name: mine["turn" if name == "parent" else name]}
         follow_up = await other_client.post("/v1/turns", json=body)
         assert (follow_up.status_code, follow_up.json()["error"]["code"]) == (404, f"{name}_not_found")
-    stolen = {"input_file_id": mine["file"], "endpoint": "/v1/responses", "completion_window": "24h"}
+    stolen = {"input_file_id": mine["file_id"], "endpoint": "/v1/responses", "completion_window": "24h"}
     answer = await other_client.post("/v1/batches", json=stolen)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "file_not_found")
+    block = {"type": "document", "source": {"type": "file", "file_id": mine["file_id"]}}
+    answer = await other_client.post("/v1/turns", json={"messages": [{"role": "user", "content": [block]}]})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "file_not_found")
     for path in ("/v1/sessions", "/v1/projects", "/v1/usage", "/v1/files", "/v1/batches", "/v1/messages/batches"):
         assert (await other_client.get(path)).json()["data"] == [], path

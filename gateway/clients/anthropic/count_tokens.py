@@ -17,6 +17,7 @@ from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
+from tailrace.gateway.turns.inline_files import UploadedFiles, has_files
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, require_unclaimed
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.proto import blobs
@@ -53,6 +54,7 @@ async def post_count_tokens(
     request_blobs: RequestBlobs,
     limiter: Limiter,
     settings: Settings,
+    uploaded_files: UploadedFiles,
 ) -> Response:
     """`POST /v1/messages/count_tokens`: returns the number of tokens in a prompt, as Anthropic counts them."""
     tenant, timeout_s = request.tenant, settings.query_timeout_s
@@ -63,6 +65,13 @@ async def post_count_tokens(
     # The name that Anthropic's API knows, instead of an alias.
     fields["model"] = (await catalogue.offer(tenant)).model(body.model).id
     betas, is_large = betas_of(request), len(raw) > SMALL_BYTES_MAX
+    messages = fields.get("messages")
+    if isinstance(messages, list) and has_files([one.get("content") for one in messages if isinstance(one, dict)]):
+        reader, is_large = uploaded_files.reader(tenant, request.until_answered), True
+        fields["messages"] = [
+            {"role": one.role, "content": await reader.inline_content(one.content)}
+            for one in read_body.convert(messages, list[MessageParam])
+        ]
     async with request_blobs.pins_of(key):
         if is_large:
             fields |= await store_long_strings(request_blobs, key, fields, limiter, request.principal)

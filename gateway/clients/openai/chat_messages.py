@@ -222,7 +222,7 @@ def _block(part: TextPart | ImagePart | FilePart | RefusalPart, where: str) -> B
             return common.image_block(image.url, where)
         case FilePart(file=File(file_data=str(data), filename=filename)):
             return common.document_block(data, filename, where)
+        case FilePart(file=File(file_id=str(file), filename=filename)):
+            return common.file_block("document", file, filename)
         case FilePart():
-            raise Refused(
-                "request_invalid", f"`{where}`: uploaded files are not supported: send the content as `file_data`"
-            )
+            raise Refused("request_invalid", f"`{where}`: a file needs its `file_data` or its `file_id`")

@@ -79,6 +79,12 @@ def document_block(file: str, filename: str | None, where: str) -> Fields:
     return {"type": "document", "source": _document_source(file, filename, where), **title}
 
 
+def file_block(kind: Literal["document", "image"], file: str, filename: str | None = None) -> Fields:
+    """Returns the content block of an uploaded file, whose content replaces its id (gateway/turns/inline_files.py)."""
+    title = {} if filename is None else {"title": filename}
+    return {"type": kind, "source": {"type": "file", "file_id": file}, **title}
+
+
 def _document_source(file: str, filename: str | None, where: str) -> Fields:
     media_type, encoded = _parse_data_url(file)
     if encoded is None:

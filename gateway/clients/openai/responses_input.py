@@ -157,8 +157,12 @@ def _block(part: Part, where: str) -> Block:
             return common.document_block(data, part.filename, where)
         case Part(type="input_file", file_url=str(url)):
             return {"type": "document", "source": {"type": "url", "url": url}}
+        case Part(type="input_image", file_id=str(file)):
+            return common.file_block("image", file)
+        case Part(type="input_file", file_id=str(file)):
+            return common.file_block("document", file, part.filename)
         case Part(type="input_image" | "input_file"):
-            raise Refused("request_invalid", f"`{where}`: uploaded files are not supported: send the URL or the data")
+            raise Refused("request_invalid", f"`{where}`: an image or a file needs its URL, its data or its `file_id`")
         case _:
             raise Refused("request_invalid", f"`{where}`: content of type `{part.type[:64]}` is not supported")
 

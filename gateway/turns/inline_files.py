@@ -1,0 +1,191 @@
+"""Replaces uploaded files in the messages of a request by their contents, as Anthropic's inline sources.
+
+A block names a file by `{"type": "file", "file_id": …}` as its source. Turns keep the content, not the name, so a file
+can be deleted when its turn is accepted.
+"""
+
+import asyncio
+import base64
+import mimetypes
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
+from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.submission import Feature, Submission, TurnSubmission
+from tailrace.proto.blobs import Blob
+from tailrace.proto.entries import Message
+from tailrace.proto.errors import BlobUnknown, Refused, not_found
+from tailrace.proto.files import FileRecord, GetFile
+from tailrace.proto.ids import Tenant, is_token
+from tailrace.proto.nats import BlobStore
+
+Block = dict[str, Any]
+Content = str | list[Block]
+
+PDF, PLAIN = "application/pdf", "text/plain"
+IMAGES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+UNKNOWN_TYPE = "application/octet-stream"
+# Each is a query to the database.
+FILES_MAX = 100
+
+
+class UploadedFiles:
+    """The contents of files that clients have uploaded to `/v1/files`."""
+
+    def __init__(
+        self, history: HistoryClient, blob_store: BlobStore, large_bodies: LargeBodies, bytes_max: int
+    ) -> None:
+        self._history = history
+        self._blob_store = blob_store
+        self._large_bodies = large_bodies
+        self._bytes_max = bytes_max
+
+    def feature(self) -> Feature[Submission]:
+        """Returns the step that replaces the files of a turn by their contents."""
+        return Feature(_new_turn_with_files, self._inline)
+
+    def reader(self, tenant: Tenant, holder: AsyncExitStack) -> "FileReader":
+        """Returns the reader for one request. Memory for large files is reserved until `holder` is closed."""
+        return FileReader(self._history, self._blob_store, self._large_bodies, self._bytes_max, tenant, holder)
+
+    async def _inline(self, submission: Submission) -> None:
+        assert isinstance(submission, TurnSubmission)  # noqa: S101  # by `_new_turn_with_files`
+        reader = self.reader(submission.principal.tenant, submission.cleanup)
+        submission.new_turn = await reader.inline(submission.new_turn)
+        submission.added_bytes += reader.bytes
+
+
+class FileReader:
+    """Reads the files of one request, each once. All contents together may have `bytes_max` bytes, as a body may."""
+
+    def __init__(
+        self,
+        history: HistoryClient,
+        blob_store: BlobStore,
+        large_bodies: LargeBodies,
+        bytes_max: int,
+        tenant: Tenant,
+        holder: AsyncExitStack,
+    ) -> None:
+        self.bytes = 0
+        """The bytes of all contents so far. A file that is named twice counts twice."""
+        self._history = history
+        self._blob_store = blob_store
+        self._large_bodies = large_bodies
+        self._bytes_max = bytes_max
+        self._tenant = tenant
+        self._holder = holder
+        self._sources: dict[str, tuple[FileRecord, Block]] = {}
+
+    async def inline(self, new_turn: NewTurn) -> NewTurn:
+        """Returns the turn with the contents of its files. Raises Refused, LogUnavailable."""
+        messages = new_turn.messages or []
+        if not has_files([message.content for message in messages]):
+            return new_turn
+        inlined = [Message(one.role, await self.inline_content(one.content)) for one in messages]
+        return msgspec.structs.replace(new_turn, messages=inlined)
+
+    async def inline_content(self, content: Content) -> Content:
+        """Returns the content of a message with the contents of its files. Raises Refused, LogUnavailable."""
+        if isinstance(content, str):
+            return content
+        blocks: list[Block] = []
+        for block in content:
+            match block:
+                case {"type": "document" | "image", "source": {"type": "file", "file_id": str(file)}}:
+                    blocks.append(await self._block(block, file))
+                case {"type": "tool_result", "content": list(inner)}:
+                    blocks.append({**block, "content": await self.inline_content(inner)})
+                case _:
+                    blocks.append(block)
+        return blocks
+
+    async def _block(self, block: Block, file: str) -> Block:
+        if file not in self._sources:
+            self._sources[file] = await self._read(file)
+        record, source = self._sources[file]
+        self._count(len(source["data"]))
+        if source.get("media_type") in IMAGES:
+            # A document may have fields that an image must not have.
+            kept = {name: value for name, value in block.items() if name == "cache_control"}
+            return {"type": "image", "source": source, **kept}
+        if block["type"] == "image":
+            raise Refused("request_invalid", f"the file `{file}` is no image of {', '.join(sorted(IMAGES))}")
+        return {"title": record.filename, **block, "source": source}
+
+    async def _read(self, file: str) -> tuple[FileRecord, Block]:
+        """Returns a file's record and its content as a source. Raises Refused."""
+        if len(self._sources) == FILES_MAX:
+            raise Refused("request_invalid", f"a request can have at most {FILES_MAX} files")
+        try:
+            if not is_token(file):
+                raise not_found("file")
+            record = await self._history.ask(self._tenant, GetFile(file))
+            # Before it is read: base64 needs four bytes for three.
+            self._require_room(record.bytes)
+            if record.bytes > SMALL_BYTES_MAX:
+                await self._large_bodies.reserve_copies(self._holder, self._tenant, record.bytes)
+            content = await self._blob_store.read(self._tenant, Blob(record.sha256, record.bytes))
+        except BlobUnknown as error:
+            raise _unknown(file) from error
+        except Refused as error:
+            raise (_unknown(file) if error.code == "file_not_found" else error) from error
+        # In a thread: 30 MB take 40 ms, in which the loop would serve no stream.
+        source = await asyncio.to_thread(source_of, content, media_type_of(record))
+        if source is None:
+            kinds = ", ".join(sorted(IMAGES))
+            raise Refused("request_invalid", f"the file `{file}` is no PDF, no text in UTF-8, and no {kinds}")
+        return record, source
+
+    def _count(self, size: int) -> None:
+        self._require_room(size)
+        self.bytes += size
+
+    def _require_room(self, size: int) -> None:
+        if self.bytes + size > self._bytes_max:
+            raise Refused("body_too_large", f"the files have together more than {self._bytes_max} bytes: send fewer")
+
+
+def _new_turn_with_files(submission: Submission) -> NewTurn | None:
+    if not isinstance(submission, TurnSubmission):
+        return None
+    new_turn = submission.new_turn
+    return new_turn if has_files([message.content for message in new_turn.messages or ()]) else None
+
+
+def has_files(contents: Sequence[object]) -> bool:
+    """Whether a block of these contents of messages names a file."""
+    for content in contents:
+        for block in content if isinstance(content, list) else ():
+            match block:
+                case {"type": "document" | "image", "source": {"type": "file", "file_id": str()}}:
+                    return True
+                case {"type": "tool_result", "content": list(inner)} if has_files([inner]):
+                    return True
+    return False
+
+
+def media_type_of(record: FileRecord) -> str:
+    """Returns the media type that the file was uploaded with; if it is unknown, the one of its name."""
+    media_type = record.media_type.partition(";")[0].strip().lower()
+    return media_type if media_type != UNKNOWN_TYPE else mimetypes.guess_type(record.filename)[0] or UNKNOWN_TYPE
+
+
+def source_of(content: bytes, media_type: str) -> Block | None:
+    """Returns the inline source of a PDF, an image or a text; None for another content."""
+    if media_type == PDF or media_type in IMAGES:
+        return {"type": "base64", "media_type": media_type, "data": base64.b64encode(content).decode()}
+    try:
+        return {"type": "text", "media_type": PLAIN, "data": content.decode()}
+    except UnicodeDecodeError:
+        return None
+
+
+def _unknown(file: str) -> Refused:
+    message = f"no file has the id {file[:64]!r}: upload it with POST /v1/files"
+    return Refused("file_not_found", message, param="file_id")

@@ -1,0 +1,131 @@
+"""Uploaded files in messages, named by their ids: the model gets their contents."""
+
+import base64
+from typing import Any
+
+import anthropic
+import msgspec
+import openai
+import pytest
+from anthropic import AsyncAnthropic
+from openai import AsyncOpenAI
+
+from tailrace.gateway.turns.inline_files import source_of
+from tailrace.proto.ids import new_id
+from tests.harness.processes import Process
+from tests.integration.conftest import KEY, Gateway
+
+DIALECT = "files and batches"
+FEATURE = "`file_id` in a message"
+PDF = b"%PDF-1.7 not much of it"
+PNG = b"\x89PNG\r\n\x1a\n"
+MODEL = "claude-haiku-5-5"
+ASKED = "#sim words=1 rate=0"
+
+
+def encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+DOCUMENT = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": encoded(PDF)}}
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": encoded(PNG)}}
+TEXT = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "größe"}}
+
+
+async def stored(gateway: Gateway, turn: str) -> list[dict[str, Any]]:
+    """Returns the blocks of the turn's message besides its text."""
+    found = (await gateway.client.get(f"/v1/turns/{turn}")).json()
+    return [block for block in found["input"][-1]["content"] if block["type"] != "text"]
+
+
+@pytest.mark.proves(DIALECT, FEATURE, "openai (Python)")
+async def test_openai_file_ids(gateway: Gateway, persistence: Process, generator: Process) -> None:
+    """Chat completions, responses and the lines of a batch; also after the file was deleted."""
+    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as sdk:
+        pdf = await sdk.files.create(file=("a.pdf", PDF), purpose="user_data")
+        png = await sdk.files.create(file=("a.png", PNG), purpose="vision")
+        text: Any = {"type": "text", "text": ASKED}
+        chat = await sdk.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": [text, {"type": "file", "file": {"file_id": pdf.id}}]}],
+        )
+        parts: Any = [
+            {"type": "input_text", "text": ASKED},
+            {"type": "input_image", "file_id": png.id, "detail": "auto"},
+            {"type": "input_file", "file_id": pdf.id},
+        ]
+        response = await sdk.responses.create(model=MODEL, input=[{"role": "user", "content": parts}])
+        parts[1]["file_id"] = f"file-{new_id()}"
+        with pytest.raises(openai.NotFoundError) as unknown:
+            await sdk.responses.create(model=MODEL, input=[{"role": "user", "content": parts}])
+        assert (unknown.value.code, unknown.value.param) == ("file_not_found", "file_id")
+        parts[1]["file_id"] = pdf.id
+        with pytest.raises(openai.BadRequestError, match="is no image"):
+            await sdk.responses.create(model=MODEL, input=[{"role": "user", "content": parts}])
+        await sdk.files.delete(pdf.id)
+        await sdk.files.delete(png.id)
+    document = {"title": "a.pdf", **DOCUMENT}
+    assert await stored(gateway, chat.id.removeprefix("chatcmpl-")) == [document]
+    assert await stored(gateway, response.id.removeprefix("resp_")) == [IMAGE, document]
+
+
+@pytest.mark.proves(DIALECT, FEATURE, "anthropic (Python)")
+async def test_anthropic_file_ids(gateway: Gateway, persistence: Process, generator: Process) -> None:
+    """Messages, their tool results, the requests of a batch, and `count_tokens`."""
+    async with AsyncAnthropic(base_url=gateway.url, api_key=KEY, max_retries=0) as sdk:
+        made = await sdk.beta.files.upload(file=("a.txt", "größe".encode(), "text/plain"))
+        block: Any = {"type": "document", "source": {"type": "file", "file_id": made.id}, "title": "of mine"}
+        messages: Any = [{"role": "user", "content": [{"type": "text", "text": ASKED}, block]}]
+        answer = await sdk.beta.messages.create(model=MODEL, max_tokens=9, messages=messages)
+        counted = await sdk.beta.messages.count_tokens(model=MODEL, messages=messages)
+        inline: Any = [{"role": "user", "content": [{"type": "text", "text": ASKED}, {**TEXT, "title": "of mine"}]}]
+        assert counted == await sdk.beta.messages.count_tokens(model=MODEL, messages=inline)
+        result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [block]}
+        call = {"type": "tool_use", "id": "toolu_1", "name": "read", "input": {}}
+        history: Any = [
+            *messages,
+            {"role": "assistant", "content": [call]},
+            {"role": "user", "content": [result, {"type": "text", "text": ASKED}]},
+        ]
+        later = await sdk.beta.messages.create(model=MODEL, max_tokens=9, messages=history)
+        params: Any = {"model": MODEL, "max_tokens": 9, "messages": messages}
+        unknown = msgspec.json.decode(msgspec.json.encode(params).replace(made.id.encode(), b"file_011"))
+        batch = await sdk.messages.batches.create(
+            requests=[{"custom_id": "one", "params": params}, {"custom_id": "two", "params": unknown}]
+        )
+        await gateway.client.get(f"/v1/turns/{batch.id.removeprefix('msgbatch_')}/events")
+        types = [(one.custom_id, one.result.type) async for one in await sdk.messages.batches.results(batch.id)]
+        assert types == [("two", "errored"), ("one", "succeeded")]
+        with pytest.raises(anthropic.NotFoundError, match="no file has the id 'file_011': upload it"):
+            await sdk.beta.messages.create(**unknown)
+    document = {**TEXT, "title": "of mine"}
+    assert await stored(gateway, answer.id.removeprefix("msg_")) == [document]
+    (stored_result,) = await stored(gateway, later.id.removeprefix("msg_"))
+    assert stored_result["content"] == [document]
+
+
+async def test_files_of_a_request_are_bounded(gateway: Gateway, persistence: Process) -> None:
+    """A file that is named many times counts each time, as it is sent to the model each time."""
+    form = {"purpose": "user_data"}
+    content = b"a" * 1_000_000
+    made = (await gateway.client.post("/v1/files", data=form, files={"file": ("a.txt", content)})).json()["id"]
+    block = {"type": "document", "source": {"type": "file", "file_id": made}}
+    body = {"messages": [{"role": "user", "content": [block] * 40}]}
+    answer = await gateway.client.post("/v1/turns", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    ("content", "media_type", "kind"),
+    [
+        (PDF, "application/pdf", "base64"),
+        (PNG, "image/png", "base64"),
+        (b"a: 1", "application/yaml", "text"),
+        (b"<svg/>", "image/svg+xml", "text"),
+        (b"", "application/octet-stream", "text"),
+        (b"\xff", "application/octet-stream", None),
+    ],
+)
+def test_sources(content: bytes, media_type: str, kind: str | None) -> None:
+    source = source_of(content, media_type)
+    assert (source and source["type"]) == kind
