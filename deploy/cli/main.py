@@ -8,18 +8,35 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 import msgspec
 
-from tailrace.deploy.cli import batch, completion, doctor, keys, monitoring, status, streams, turn, usage
+from tailrace import client
+from tailrace.deploy.cli import (
+    ask,
+    batch,
+    completion,
+    conversations,
+    doctor,
+    keys,
+    monitoring,
+    status,
+    streams,
+    turn,
+    usage,
+)
+from tailrace.deploy.cli.display import printable
 from tailrace.deploy.local import config_file, nats_cluster, nats_server
 from tailrace.deploy.local import restart_node as node
 from tailrace.deploy.local.options import SYNCS, Options
+from tailrace.deploy.local.running import find_data_dir
 from tailrace.deploy.local.up import run
 from tailrace.persistence.webhooks import signature
 from tailrace.proto.api_key import SCOPES, TENANT_SCOPES
+from tailrace.proto.did_you_mean import suggest
 from tailrace.proto.entries import Via
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.ids import Tenant, TurnId, is_token
@@ -151,6 +168,45 @@ examples:
 
 It takes effect in a new shell.
 """
+ASK_EXAMPLES = """\
+On a terminal the answer is shown as Markdown while it arrives, elsewhere as plain text. If the connection is lost or
+the gateway is killed, it goes on where it was. Ctrl-C stops reading, and the turn goes on.
+
+examples:
+  tailrace ask "Why is the sky blue?"
+  git diff | tailrace ask - --system "You review changes." > review.md
+  tailrace ask --continue "And why is it red at night?"      in the session of the last `tailrace ask`
+  tailrace ask --resume                                      the answer of the last `tailrace ask`, from its start
+  tailrace ask "Name a river." --json | jq -r .text
+  tailrace ask "Name a river." --url https://tailrace.example --key my-secret-key
+
+Exit status 1: the turn failed or was cancelled.
+"""
+CHAT_EXAMPLES = """\
+Each line is a question of one session. Ctrl-C ends a running answer, Ctrl-D ends the chat.
+
+examples:
+  tailrace chat
+  tailrace chat --session 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41      goes on with a session
+"""
+TAIL_EXAMPLES = """\
+examples:
+  tailrace tail 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41
+  tailrace tail 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41 --json      each event as a line, with its cursor
+"""
+LIST_EXAMPLES = """\
+examples:
+  tailrace turns                        the running turns, oldest first
+  tailrace turns --session SESSION      all turns of a session
+  tailrace sessions --json | jq -r '.[].session'
+"""
+EXPORT_EXAMPLES = """\
+Markdown has the newest branch of the session, JSON all of its turns.
+
+examples:
+  tailrace export SESSION --output conversation.md
+  tailrace export SESSION --json > conversation.json
+"""
 USAGE_DAYS = 30
 WATCH_EVERY_S = 2.0
 NAME_CHARS_MAX = 100
@@ -160,13 +216,28 @@ GIB = 1024**3
 EXIT_INTERRUPTED = 130  # as in shells: 128 + SIGINT
 
 
+# The message of argparse for a value that is not among the choices: the value, and the choices with brackets.
+CHOICE = re.compile(r"invalid choice: '([^']*)'( \(choose from (.*)\))")
+
 Command = Callable[[argparse.Namespace, Mapping[str, str]], int]
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Prints one sentence and exits with status 2; argparse would print the whole usage before it."""
+        if found := CHOICE.search(message):
+            # A similar choice helps more than all of them.
+            message = message.replace(found[2], suggest(found[1], re.split("[', ]+", found[3])) or found[2])
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+class CommandParser(Parser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuses an unknown option here, where the options of the command are known."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest and rest[0].startswith("--"):
+            self.error(f"unrecognized arguments: {' '.join(rest)}{suggest(rest[0], self._option_string_actions, '--')}")
+        return found, rest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -180,6 +251,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TailraceError as error:
         print(f"tailrace: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, SettingsInvalid) else EXIT_ERROR
+    except client.TailraceError as error:
+        hint = "; set the key in TAILRACE_KEY" if error.status == HTTPStatus.UNAUTHORIZED else ""
+        hint = hint if error.status is not None else ": start the gateway with `tailrace up`, or name one with --url"
+        print(f"tailrace: {printable(str(error))}{hint}", file=sys.stderr)
+        return EXIT_ERROR
+    except BrokenPipeError:
+        # The reader of the output has ended, as in `tailrace turns | head -1`. Python would complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
     except KeyboardInterrupt:
         # `up` handles signals itself; other commands end without a traceback, which would look like a bug.
         print(file=sys.stderr)
@@ -342,8 +422,14 @@ def parser(defaults: Mapping[str, object] | None = None) -> Parser:
         allow_abbrev=False,
     )
     tailrace.add_argument("--version", action="version", version=f"tailrace {VERSION}")
-    commands = tailrace.add_subparsers(required=True, metavar="COMMAND")
+    commands = tailrace.add_subparsers(required=True, metavar="COMMAND", parser_class=CommandParser)
     add_up(commands)
+    add_ask(commands)
+    add_chat(commands)
+    add_tail(commands)
+    add_cancel(commands)
+    add_lists(commands)
+    add_export(commands)
     add_streams(commands)
     add_restart_node(commands)
     add_keys(commands)
@@ -362,7 +448,7 @@ def parser(defaults: Mapping[str, object] | None = None) -> Parser:
 
 
 def command(
-    commands: "argparse._SubParsersAction[Parser]",
+    commands: "argparse._SubParsersAction[CommandParser]",
     name: str,
     run: Command | None,
     *,
@@ -389,7 +475,8 @@ def command(
 
 
 def add_data(parser: argparse.ArgumentParser, about: str = "data directory of a running `up`") -> None:
-    default = Options().data_dir
+    """Adds `--data`. Its default is that of the running `up` of this user, from any folder."""
+    default = Options().data_dir if about == "data directory" else find_data_dir()
     parser.add_argument("--data", type=Path, default=default, metavar="DIR", help=f"{about} (default: %(default)s)")
 
 
@@ -406,7 +493,7 @@ def add_number(
     parser.add_argument(name, type=kind, default=default, metavar="N", help=f"{about} (default: %(default)s)")
 
 
-def add_up(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_up(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = command(
         commands,
         "up",
@@ -436,7 +523,7 @@ def add_address(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--port", default.port, "port to listen on; 0: a free one", 0, 65535, "port")
 
 
-def add_streams(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_streams(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = command(
         commands,
         "streams",
@@ -449,7 +536,7 @@ def add_streams(commands: "argparse._SubParsersAction[Parser]") -> None:
     add_number(parser, "--gib", 10, "storage a server, GiB", 1, 65536, "size")
 
 
-def add_restart_node(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_restart_node(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = command(
         commands,
         "restart-node",
@@ -462,7 +549,7 @@ def add_restart_node(commands: "argparse._SubParsersAction[Parser]") -> None:
     add_data(parser)
 
 
-def add_webhook_secret(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_webhook_secret(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = command(
         commands,
         "webhook-secret",
@@ -474,7 +561,7 @@ def add_webhook_secret(commands: "argparse._SubParsersAction[Parser]") -> None:
     add_tenant(parser)
 
 
-def add_monitoring(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_monitoring(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = command(
         commands,
         "monitoring",
@@ -487,7 +574,7 @@ def add_monitoring(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--runbook", type=url, required=True, metavar="URL", help="where your people read the runbook")
 
 
-def add_init(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_init(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = command(
         commands,
         "init",
@@ -501,7 +588,7 @@ def add_init(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
 
 
-def add_completion(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_completion(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = command(
         commands,
         "completion",
@@ -528,7 +615,7 @@ def tenant(text: str) -> Tenant:
     return Tenant(text)
 
 
-def add_keys(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_keys(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = command(
         commands,
         "keys",
@@ -537,7 +624,7 @@ def add_keys(commands: "argparse._SubParsersAction[Parser]") -> None:
         description="Create, list and revoke API keys. Changes take effect within a second.",
         epilog=KEYS_EXAMPLES,
     )
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    actions = parser.add_subparsers(required=True, metavar="ACTION", parser_class=CommandParser)
     create = command(actions, "create", create_key, summary="create a key and show it once")
     create.add_argument("--tenant", type=tenant, required=True, metavar="NAME", help="tenant of the key's turns")
     create.add_argument("--name", type=key_name, default="", metavar="TEXT", help="description, shown in the list")
@@ -582,7 +669,7 @@ def limits(text: str) -> dict[str, float]:
     return given
 
 
-def add_usage(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_usage(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = command(
         commands,
         "usage",
@@ -600,7 +687,7 @@ def add_usage(commands: "argparse._SubParsersAction[Parser]") -> None:
     add_data(parser)
 
 
-def add_status(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_status(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = command(
         commands,
         "status",
@@ -614,7 +701,7 @@ def add_status(commands: "argparse._SubParsersAction[Parser]") -> None:
     add_data(parser)
 
 
-def add_doctor(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_doctor(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = command(
         commands,
         "doctor",
@@ -628,7 +715,7 @@ def add_doctor(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def add_turn(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_turn(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = command(
         commands,
         "turn",
@@ -638,7 +725,7 @@ def add_turn(commands: "argparse._SubParsersAction[Parser]") -> None:
         epilog=TURN_EXAMPLES,
     )
     add = parser.add_argument
-    add("id", type=turn_id, metavar="ID", help="id of the turn, or of its completion, response, message or batch")
+    add_turn_id(parser)
     add("--tenant", type=tenant, metavar="NAME", help="its tenant (default: found in the log)")
     add("--json", action="store_true", help="print JSON, with times in UTC")
     add_data(parser)
@@ -653,7 +740,114 @@ def turn_id(text: str) -> TurnId:
     return TurnId(text)
 
 
-def add_batch(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--url", metavar="URL", help="the gateway (default: TAILRACE_URL, else the running `up` of this user)")
+    add("--key", metavar="KEY", help="its API key (default: TAILRACE_KEY, which other users of the machine cannot see)")
+    add_data(parser)
+
+
+def add_question(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="NAME", help="a name of a model, such as opus (default: that of the gateway)")
+    add("--system", metavar="TEXT", help="system prompt")
+    add("--session", metavar="ID", help="the session to continue")
+    add("--max-tokens", type=number("count", 1, 1_000_000), metavar="N", help="the maximum length of the answer")
+    add_connection(parser)
+
+
+def add_ask(commands: "argparse._SubParsersAction[CommandParser]") -> None:
+    parser = command(
+        commands,
+        "ask",
+        ask.ask,
+        summary="ask a question, and show the answer",
+        description="Ask a question, and show the answer while it arrives.",
+        epilog=ASK_EXAMPLES,
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("question", nargs="?", metavar="QUESTION", help="-: read it from the standard input")
+    which.add_argument("--resume", action="store_true", help="show the answer of the last `tailrace ask`")
+    parser.add_argument("--continue", dest="go_on", action="store_true", help="in the session of the last one")
+    parser.add_argument("--json", action="store_true", help="print JSON, in one line, when the answer is complete")
+    add_question(parser)
+
+
+def add_chat(commands: "argparse._SubParsersAction[CommandParser]") -> None:
+    description = "Ask one question after the other in one session."
+    parser = command(
+        commands, "chat", ask.chat, summary="chat in the terminal", description=description, epilog=CHAT_EXAMPLES
+    )
+    add_question(parser)
+
+
+def add_tail(commands: "argparse._SubParsersAction[CommandParser]") -> None:
+    parser = command(
+        commands,
+        "tail",
+        ask.tail,
+        summary="show the answer of a turn while it arrives",
+        description="Show the answer of a turn from its start, and follow it to its end.",
+        epilog=TAIL_EXAMPLES,
+    )
+    add_turn_id(parser)
+    parser.add_argument("--after", default="", metavar="CURSOR", help="only what comes after this event")
+    parser.add_argument("--json", action="store_true", help="print each event as a line of JSON")
+    add_connection(parser)
+
+
+def add_cancel(commands: "argparse._SubParsersAction[CommandParser]") -> None:
+    parser = command(commands, "cancel", ask.cancel, summary="end a turn; its text so far remains")
+    add_turn_id(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, in one line")
+    add_connection(parser)
+
+
+def add_lists(commands: "argparse._SubParsersAction[CommandParser]") -> None:
+    turns = command(
+        commands,
+        "turns",
+        conversations.turns,
+        summary="list the running turns, or those of a session",
+        description="List the running turns, or all turns of a session.",
+        epilog=LIST_EXAMPLES,
+    )
+    turns.add_argument("--session", metavar="ID", help="all turns of this session, oldest first")
+    sessions = command(
+        commands,
+        "sessions",
+        conversations.sessions,
+        summary="list the sessions",
+        description="List the sessions, newest first.",
+        epilog=LIST_EXAMPLES,
+    )
+    for parser in (turns, sessions):
+        add_number(parser, "--limit", 50, "the maximum number of lines", 1, 100_000)
+        parser.add_argument("--json", action="store_true", help="print JSON, in one line")
+        add_connection(parser)
+
+
+def add_export(commands: "argparse._SubParsersAction[CommandParser]") -> None:
+    parser = command(
+        commands,
+        "export",
+        conversations.export,
+        summary="write a conversation as Markdown or JSON",
+        description="Write the conversation of a session as Markdown or JSON.",
+        epilog=EXPORT_EXAMPLES,
+    )
+    parser.add_argument("id", metavar="SESSION", help="id of the session: see `tailrace sessions`")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
+    parser.add_argument("--json", action="store_true", help="write JSON")
+    add_connection(parser)
+
+
+def add_turn_id(parser: argparse.ArgumentParser) -> None:
+    about = "id of the turn, or of its completion, response, message or batch"
+    parser.add_argument("id", type=turn_id, metavar="ID", help=about)
+
+
+def add_batch(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = command(
         commands,
         "batch",

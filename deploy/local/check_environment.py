@@ -32,6 +32,8 @@ CHOSEN = {
 # Variables of the SDKs of the backends. A mistyped one would be ignored, and answers come from the simulated Claude.
 SDK_NAMES = ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_AUTH_TOKEN")
 SIMILARITY_MIN = 0.86
+# Variables of the commands that are clients of a gateway.
+CLIENT_NAMES = ("TAILRACE_URL", "TAILRACE_KEY")
 
 
 async def check(environ: Mapping[str, str]) -> None:
@@ -41,7 +43,7 @@ async def check(environ: Mapping[str, str]) -> None:
         if environ.get(name):
             raise SettingsInvalid(f"{name} is set, but {instead}")
     for name in environ:
-        if name.startswith(settings.PREFIX) and name not in known:
+        if name.startswith(settings.PREFIX) and name not in known and name not in CLIENT_NAMES:
             hint = suggest(name, known, settings.PREFIX)
             raise SettingsInvalid(f"{name} is not a setting{hint}; docs/SETTINGS.md lists all settings")
     for _, kind in SERVICES:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from tailrace.deploy.cli import streams
-from tailrace.deploy.local import check_environment, data_dir, migrate_log, nats_cluster, nats_server, ports
+from tailrace.deploy.local import check_environment, data_dir, migrate_log, nats_cluster, nats_server, ports, running
 from tailrace.deploy.local.banner import model_banner, render_banner
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.data_dir import write_private
@@ -137,6 +137,7 @@ async def start_and_watch(
     )
     status = StatusFile(options.data_dir, plan.url, supervisor)
     status.write()
+    running.record(options.data_dir)
     console.print(f"ready {plan.url}")
     await watch(servers, specs, nats_urls[ADMIN], supervisor, status)
 

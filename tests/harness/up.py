@@ -27,6 +27,8 @@ class Up:
         self.printed = folder / "up.txt"
         self.command = [sys.executable, "-m", "tailrace", "up", "--data", str(self.folder), *arguments]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ANTHROPIC_")}
+        # Commands of the user who runs the tests do not find this `up`.
+        inherited["XDG_STATE_HOME"] = str(folder / "state")
         with self.printed.open("wb") as printed:
             self.process = subprocess.Popen(
                 self.command, cwd=CHECKOUT, env=inherited | environ, stdout=printed, stderr=printed

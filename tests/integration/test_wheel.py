@@ -35,6 +35,7 @@ def installed(wheel: Path, tmp_path: Path) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",
         "NO_PROXY": "127.0.0.1",
         "XDG_DATA_HOME": str(tmp_path / "data"),
+        "XDG_STATE_HOME": str(tmp_path / "state"),
     }
 
 

@@ -1,14 +1,21 @@
 """Arguments and messages of the `tailrace` command."""
 
 import json
+import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 
+from tailrace.deploy.cli.connection import find_url
 from tailrace.deploy.cli.main import main, parser, turn_id
+from tailrace.deploy.local import running, status_file
+from tailrace.deploy.local.options import default_data_dir
 from tailrace.deploy.local.ports import find_free
+from tailrace.deploy.local.status_file import UpStatus
 from tailrace.persistence.webhooks import signature
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.service import EXIT_ERROR, EXIT_USAGE
@@ -36,6 +43,10 @@ def _logging_as_before() -> Iterator[None]:
         (["up", "--sync", "never"], "invalid choice: 'never'"),
         (["up", "--gen", "2"], "unrecognized arguments: --gen 2"),
         (["down"], "invalid choice: 'down'"),
+        (["statsu"], "invalid choice: 'statsu' (did you mean status?)"),
+        (["keys", "lisst"], "invalid choice: 'lisst' (did you mean list?)"),
+        (["turns", "--sesion", "x"], "unrecognized arguments: --sesion x (did you mean --session?)"),
+        (["ask", "--resume", "Hi."], "not allowed with argument"),
         (["restart-node", "nats-4"], "invalid choice: 'nats-4'"),
         (["usage", "--by", "moon"], "invalid choice: 'moon'"),
         (["usage", "--from", "yesterday"], "'yesterday' is not a day such as 2026-01-31"),
@@ -109,6 +120,31 @@ def test_the_data_is_in_the_users_directory_unless_this_folder_has_a_data_direct
     (tmp_path / ".tailrace").mkdir()
     assert parser().parse_args(["up"]).data == Path(".tailrace")
     assert parser().parse_args(["up", "--data", "else"]).data == Path("else")
+
+
+def test_commands_find_the_running_up_of_this_user_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one of this folder, else the one that was started last. TAILRACE_URL and --url win over it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    assert parser().parse_args(["status"]).data == default_data_dir()
+    first, second, ended = (tmp_path / name for name in ("first", "second", "ended"))
+    for folder in (first, second, ended):
+        pid = os.getpid() if folder != ended else 2**22 + 1
+        folder.mkdir()
+        up = UpStatus("0.1.0", pid, f"http://{folder.name}", datetime.now(UTC), [], [])
+        (folder / status_file.FILE).write_bytes(msgspec.json.encode(up))
+        running.record(folder)
+    found = parser().parse_args(["turns"]).data
+    assert found == second
+    assert find_url(None, {}, found) == "http://second"
+    assert find_url(None, {"TAILRACE_URL": "http://named"}, found) == "http://named"
+    assert find_url("http://given", {"TAILRACE_URL": "http://named"}, found) == "http://given"
+    (tmp_path / ".tailrace").symlink_to(first)
+    assert parser().parse_args(["turns"]).data == Path(".tailrace")
+    assert parser().parse_args(["up"]).data == Path(".tailrace")
 
 
 def test_monitoring_writes_files_that_link_to_the_runbook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

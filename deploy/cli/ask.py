@@ -1,0 +1,136 @@
+"""`tailrace ask`, `chat`, `tail` and `cancel`: questions and answers in a terminal or a pipe."""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from tailrace.client import Answer, End
+from tailrace.deploy.cli import display
+from tailrace.deploy.cli.connection import connect
+from tailrace.deploy.cli.display import Display
+from tailrace.deploy.local.data_dir import write_private
+from tailrace.deploy.local.running import state_path
+from tailrace.proto.errors import SettingsInvalid
+
+# The file with the turn that this user's `tailrace ask` started last.
+LAST_TURN = "last-turn"
+PROMPT = "> "
+
+
+def ask(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    with connect(given, environ) as client:
+        screen = display.new_display(is_json=given.json)
+        if given.resume:
+            turn = last_turn()
+            end = follow(lambda: client.resume(turn, on_state=screen.state), screen)
+        else:
+            question, fields = read_question(given.question), fields_of(given)
+            if given.go_on:
+                fields["session"] = client.turn(last_turn())["session"]
+            end = follow(lambda: client.ask(question, on_state=screen.state, **fields), screen, is_new=True)
+    if given.json:
+        print(msgspec.json.encode(end).decode())
+    return report(end)
+
+
+def tail(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    with connect(given, environ) as client:
+        if given.json:
+            answer = client.resume(given.id, after=given.after)
+            for event in answer:
+                print(msgspec.json.encode(event).decode(), flush=True)
+            return report(answer.done())
+        screen = display.new_display()
+        return report(follow(lambda: client.resume(given.id, after=given.after, on_state=screen.state), screen))
+
+
+def cancel(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    with connect(given, environ) as client:
+        found = client.cancel(given.id)
+    print(msgspec.json.encode(found).decode() if given.json else f"{found['turn']}: {found['outcome']}")
+    return 0
+
+
+def chat(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Reads questions line by line to the end of the input. Ctrl-C during an answer ends that turn."""
+    with suppress(ImportError):
+        import readline  # noqa: F401, PLC0415  # `input` then edits the line, and remembers earlier ones
+    fields = fields_of(given)
+    with connect(given, environ) as client:
+        while True:
+            try:
+                question = input(PROMPT if sys.stdin.isatty() else "").strip()
+            except EOFError:
+                return 0
+            if not question:
+                continue
+            screen = display.new_display()
+            answer = client.ask(question, on_state=screen.state, **fields)
+            try:
+                report(display.show(answer, screen))
+            except KeyboardInterrupt:
+                answer.cancel()
+                print("stopped", file=sys.stderr)
+            finally:
+                screen.close()
+            fields["session"] = answer.session or client.turn(answer.turn)["session"]
+
+
+def follow(start: Callable[[], Answer], screen: Display, *, is_new: bool = False) -> End:
+    """Starts or resumes an answer, and shows it. Ctrl-C says how to read the rest. Raises client.TailraceError."""
+    turn = ""
+    try:
+        answer = start()
+        turn = answer.turn
+        if is_new:
+            remember(turn)
+        return display.show(answer, screen)
+    except KeyboardInterrupt:
+        if turn:
+            screen.close()
+            hint = f"the turn goes on: `tailrace tail {turn}` reads it, `tailrace cancel {turn}` ends it"
+            print(hint, file=sys.stderr)
+        raise
+    finally:
+        screen.close()
+
+
+def report(end: End) -> int:
+    """Prints how a turn failed, on a terminal also tokens and cost of any turn. Returns the exit status."""
+    is_complete = end.outcome in ("completed", None)
+    if sys.stderr.isatty() or not is_complete:
+        print(display.summary(end), file=sys.stderr)
+    return 0 if is_complete else 1
+
+
+def fields_of(given: argparse.Namespace) -> dict[str, Any]:
+    named = {"model": given.model, "system": given.system, "session": given.session, "max_tokens": given.max_tokens}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def read_question(given: str | None) -> str:
+    """Returns the question of the command line, or of the standard input if there is none, or if it is `-`."""
+    if given is None and sys.stdin.isatty():
+        raise SettingsInvalid('there is no question: write `tailrace ask "Why is the sky blue?"`, or pipe one')
+    question = sys.stdin.read().strip() if given in (None, "-") else given
+    if not question:
+        raise SettingsInvalid("the question is empty: write it behind `tailrace ask`, or pipe one")
+    return question
+
+
+def remember(turn: str) -> None:
+    # Without a home directory, only `--resume` and `--continue` do not work.
+    with suppress(OSError, RuntimeError):
+        write_private(state_path(LAST_TURN), turn)
+
+
+def last_turn() -> str:
+    """Raises SettingsInvalid if this user has asked nothing yet."""
+    try:
+        return state_path(LAST_TURN).read_text(encoding="utf-8")
+    except (OSError, RuntimeError) as error:
+        raise SettingsInvalid("there is no earlier `tailrace ask`: `tailrace tail TURN` reads a turn") from error

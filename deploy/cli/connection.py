@@ -1,0 +1,31 @@
+"""The gateway that a command uses: an address and a key of the command line, the environment or the running `up`."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx2
+
+from tailrace.client import Client, TailraceError
+from tailrace.deploy.local import status_file
+from tailrace.proto.errors import SettingsInvalid
+
+
+def find_url(given: str | None, environ: Mapping[str, str], data_dir: Path) -> str | None:
+    """Returns the address of `--url`, TAILRACE_URL or the running `up`; None if there is none of them."""
+    if given or environ.get("TAILRACE_URL"):
+        return given or environ["TAILRACE_URL"]
+    up = status_file.read(data_dir)
+    return up.url if up is not None else None
+
+
+def connect(given: argparse.Namespace, environ: Mapping[str, str]) -> Client:
+    """Returns a client of the gateway. Raises SettingsInvalid for an unusable address or proxy."""
+    url = find_url(given.url, environ, given.data)
+    try:
+        return Client(url, given.key or environ.get("TAILRACE_KEY"), http=httpx2.Client())
+    except TailraceError as error:
+        raise SettingsInvalid(str(error)) from error
+    except (ValueError, ImportError) as error:
+        # httpx2 reads HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, and speaks SOCKS only with a further package.
+        raise SettingsInvalid("the proxy in the environment cannot be used: set an http:// proxy or none") from error

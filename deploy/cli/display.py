@@ -1,0 +1,97 @@
+"""Shows an answer: as plain text, or not at all; MarkdownDisplay is for terminals."""
+
+import re
+import sys
+from typing import Protocol, TextIO
+
+from tailrace.client import Answer, End
+from tailrace.client.core import State
+
+# Control characters of an answer would be commands to the terminal (ECMA-48): cursor, title, clipboard.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+RECONNECTING = "the connection is lost; reconnecting"
+AGAIN = "The answer starts again:"
+
+
+class Display(Protocol):
+    """What receives the text of an answer."""
+
+    def add(self, text: str) -> None: ...
+    def reset(self) -> None: ...
+    def state(self, state: State) -> None: ...
+    def close(self) -> None: ...
+
+
+def printable(text: str) -> str:
+    """Returns `text` without characters that control a terminal."""
+    return CONTROL.sub("", text)
+
+
+class PlainDisplay:
+    """The text as it is, for pipes and files."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+        self._is_line_open = False
+
+    def add(self, text: str) -> None:
+        self._output.write(text)
+        self._output.flush()
+        self._is_line_open = not text.endswith("\n")
+
+    def reset(self) -> None:
+        # What was written cannot be taken back.
+        self.close()
+        sys.stderr.write(f"{AGAIN}\n")
+
+    def state(self, state: State) -> None:
+        if state == "reconnecting":
+            sys.stderr.write(f"{RECONNECTING}\n")
+
+    def close(self) -> None:
+        if self._is_line_open:
+            self.add("\n")
+
+
+class SilentDisplay:
+    """Shows nothing: the answer is printed as JSON when it is complete."""
+
+    def add(self, text: str) -> None: ...
+    def reset(self) -> None: ...
+    def state(self, state: State) -> None: ...
+    def close(self) -> None: ...
+
+
+def new_display(*, is_json: bool = False) -> Display:
+    """Returns the display for the standard output."""
+    if is_json:
+        return SilentDisplay()
+    if not sys.stdout.isatty():
+        return PlainDisplay(sys.stdout)
+    # rich takes a tenth of a second to load, which no other command should wait for.
+    from tailrace.deploy.cli.markdown_display import MarkdownDisplay  # noqa: PLC0415
+
+    return MarkdownDisplay()
+
+
+def show(answer: Answer, display: Display) -> End:
+    """Shows an answer to its end, and returns that. Raises TailraceError."""
+    for event in answer:
+        match event.type:
+            case "delta":
+                display.add(event.text)
+            case "reset":
+                display.reset()
+            case _:
+                pass
+    return answer.done()
+
+
+def summary(end: End) -> str:
+    """Returns one line about an end: how it ended, unless completed, the model, tokens and cost."""
+    about = "about " if end.usage_is_estimated else ""
+    cost = f"${end.cost_usd:.6f}" if end.cost_usd is not None else "at an unknown price"
+    tokens = f"{about}{end.usage.input_tokens} tokens in, {end.usage.output_tokens} out, {cost}"
+    how = "" if end.outcome == "completed" else end.outcome
+    why = end.message and f"{how}: {end.message}"
+    return printable(", ".join(filter(None, [why or how, end.model, tokens, f"turn {end.turn}"])))

@@ -1,0 +1,91 @@
+"""MarkdownDisplay: an answer as Markdown on a terminal, while it arrives."""
+
+import re
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.spinner import Spinner
+
+from tailrace.client.core import State
+from tailrace.deploy.cli.display import AGAIN, RECONNECTING, printable
+
+FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+REFRESHES_PER_S = 12
+
+
+class MarkdownDisplay:
+    """Markdown on a terminal. A finished block is printed once; the block that grows is drawn again and again.
+
+    `Live` can draw only what fits on the screen, so it gets one block and not the answer.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._text = ""
+        self._is_first = True
+        self._state: State = "connecting"
+        self._live: Live | None = None
+
+    def add(self, text: str) -> None:
+        self._text += printable(text)
+        finished, self._text = split_blocks(self._text)
+        if finished:
+            self._stop()
+            self._print(finished)
+        self._draw()
+
+    def reset(self) -> None:
+        self._text = ""
+        self._stop()
+        self._console.print(f"[dim]{AGAIN}[/dim]")
+
+    def state(self, state: State) -> None:
+        self._state = state
+        if state != "ended":
+            self._draw()
+
+    def close(self) -> None:
+        self._stop()
+        if self._text.strip():
+            self._print(self._text)
+        self._text = ""
+
+    def _print(self, text: str) -> None:
+        if not self._is_first:
+            self._console.print()
+        self._is_first = False
+        self._console.print(markdown(text))
+
+    def _draw(self) -> None:
+        if self._live is None:
+            self._live = Live(console=self._console, refresh_per_second=REFRESHES_PER_S, transient=True)
+            self._live.start()
+        waiting = RECONNECTING if self._state == "reconnecting" else ""
+        self._live.update(Group(markdown(self._text), Spinner("dots", f"[dim]{waiting}[/dim]")))
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def markdown(text: str) -> Markdown:
+    # A link shows its address, so that a text cannot lead elsewhere than it says.
+    return Markdown(text, hyperlinks=False, code_theme="ansi_dark")
+
+
+def split_blocks(text: str) -> tuple[str, str]:
+    """Splits Markdown behind the last blank line outside of fenced code: finished blocks, and the rest."""
+    end, position, fence = 0, 0, ""
+    for line in text.splitlines(keepends=True):
+        position += len(line)
+        found = FENCE.match(line)
+        if fence:
+            if found and found[1].startswith(fence) and not line.strip(" `~\n"):
+                fence = ""
+        elif found:
+            fence = found[1]
+        elif not line.strip() and line.endswith("\n"):
+            end = position
+    return text[:end], text[end:]

@@ -1,0 +1,131 @@
+"""`tailrace ask`, `chat`, `tail`, `turns`, `sessions`, `export` and `cancel` as processes."""
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+from signal import SIGINT, SIGKILL
+from typing import NamedTuple
+
+import msgspec
+import pytest
+
+from tailrace.deploy.local.ports import find_free
+from tailrace.proto.ids import Tenant
+from tests.harness import processes
+from tests.harness.generator_in_loop import words
+from tests.harness.processes import CHECKOUT
+from tests.harness.system import System
+from tests.integration.conftest import KEY, Gateway, api_keys
+
+SLOW = "#sim words=200 rate=100"
+WAIT_S_MAX = 40.0
+
+
+class Ran(NamedTuple):
+    status: int
+    printed: str
+    complained: str
+
+
+class Commands:
+    """Runs commands in a folder of their own, with the address and the key of a gateway in the environment."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        inherited = {name: text for name, text in os.environ.items() if not name.startswith("TAILRACE_")}
+        own = {"PYTHONPATH": str(CHECKOUT), "NO_PROXY": "127.0.0.1", "XDG_STATE_HOME": str(folder)}
+        self._environ = inherited | own | {"TAILRACE_URL": url, "TAILRACE_KEY": KEY}
+        self._folder = folder
+
+    async def start(self, *arguments: str) -> Process:
+        command = (sys.executable, "-P", "-m", "tailrace", *arguments)
+        return await asyncio.create_subprocess_exec(
+            *command, cwd=self._folder, env=self._environ, stdin=PIPE, stdout=PIPE, stderr=PIPE
+        )
+
+    async def run(self, *arguments: str, given: str = "") -> Ran:
+        process = await self.start(*arguments)
+        printed, complained = await asyncio.wait_for(process.communicate(given.encode()), WAIT_S_MAX)
+        assert process.returncode is not None
+        return Ran(process.returncode, printed.decode(), complained.decode())
+
+
+@pytest.fixture
+def commands(gateway: Gateway, tmp_path: Path) -> Commands:
+    return Commands(gateway.url, tmp_path)
+
+
+async def read_some(process: Process) -> bytes:
+    """Returns the first words that a command prints."""
+    assert process.stdout is not None
+    return await asyncio.wait_for(process.stdout.readexactly(60), WAIT_S_MAX)
+
+
+async def test_a_pipe_gets_each_word_once_when_the_gateway_is_killed(
+    system: System, gateway: Gateway, tenant: Tenant, tmp_path: Path
+) -> None:
+    (port,) = find_free(1)
+    settings = {"TAILRACE_PORT": port, "TAILRACE_API_KEYS": api_keys(tenant)}
+    async with processes.gateway(tmp_path, system.nats_url, **settings) as killed:
+        asking = await Commands(f"http://127.0.0.1:{port}", tmp_path).start("ask", SLOW)
+        first = await read_some(asking)
+        await killed.stop(SIGKILL)
+        await killed.start()
+        rest, complained = await asyncio.wait_for(asking.communicate(), WAIT_S_MAX)
+    assert (asking.returncode, (first + rest).decode()) == (0, f"{words(200)}\n")
+    assert complained.decode() == "the connection is lost; reconnecting\n"
+    assert (await gateway.client.get("/v1/usage")).json()["data"][0]["turns"] == 1
+
+
+async def test_an_interrupted_answer_goes_on_and_is_resumed(commands: Commands, gateway: Gateway) -> None:
+    asking = await commands.start("ask", SLOW)
+    await read_some(asking)
+    asking.send_signal(SIGINT)
+    _, complained = await asyncio.wait_for(asking.communicate(), WAIT_S_MAX)
+    assert asking.returncode == 128 + SIGINT
+    turn = complained.decode().partition("tailrace tail ")[2].partition("`")[0]
+    assert "Traceback" not in complained.decode()
+    assert (await commands.run("ask", "--resume")).printed == f"{words(200)}\n"
+    lines = [msgspec.json.decode(line) for line in (await commands.run("tail", turn, "--json")).printed.splitlines()]
+    assert "".join(line["text"] for line in lines if line["type"] == "delta") == words(200)
+    assert (await commands.run("tail", f"msg_{turn}", "--after", lines[-1]["cursor"])).printed == ""
+
+
+async def test_a_conversation_is_asked_listed_and_exported(commands: Commands, tmp_path: Path) -> None:
+    """A chat, a question in its session, and lists as tables and as JSON."""
+    chatted = await commands.run("chat", "--model", "haiku", given="#sim words=2\n\n#sim words=3\n")
+    assert chatted.printed == f"{words(2)}\n{words(3)}\n"
+    [session] = msgspec.json.decode((await commands.run("sessions", "--json")).printed)
+    name = session["session"]
+    end = msgspec.json.decode(
+        (await commands.run("ask", "-", "--session", name, "--json", given="#sim words=4")).printed
+    )
+    assert (end["text"], end["session"], end["outcome"]) == (words(4), name, "completed")
+    assert (await commands.run("ask", "--continue", "#sim words=5")).printed == f"{words(5)}\n"
+    turns = msgspec.json.decode((await commands.run("turns", "--session", name, "--json")).printed)
+    assert [turn["text"] for turn in turns] == [words(count) for count in (2, 3, 4, 5)]
+    assert [turn["turn"] in (await commands.run("turns", "--session", name)).printed for turn in turns] == [True] * 4
+    assert (await commands.run("turns")).printed == "no turn is running\n"
+    assert (await commands.run("export", name, "--output", "it.md")).status == 0
+    assert (tmp_path / "it.md").read_text().count("## claude-haiku-5-5") == 2
+    exported = msgspec.json.decode((await commands.run("export", name, "--json")).printed)
+    assert [turn["turn"] for turn in exported["turns"]] == [turn["turn"] for turn in turns]
+
+
+async def test_each_refusal_is_one_sentence(commands: Commands, gateway: Gateway) -> None:
+    posted = await gateway.client.post("/v1/turns", json={"message": "#sim words=9 wait=60"})
+    cancelled = await commands.run("cancel", posted.json()["turn"])
+    assert cancelled.printed == f"{posted.json()['turn']}: cancelled\n"
+    assert (await commands.run("tail", posted.json()["turn"])).status == 1
+    for arguments, status, sentence in (
+        (("ask", "--resume"), 2, "there is no earlier `tailrace ask`"),
+        (("ask",), 2, "the question is empty"),
+        (("ask", "Hi.", "--model", "gpt"), 1, "gpt"),
+        (("ask", "Hi.", "--key", "wrong"), 1, "set the key in TAILRACE_KEY"),
+        (("tail", "01a1fe35-0000-7000-8000-000000000000"), 1, "no turn has this id"),
+        (("turns", "--session", "../keys"), 1, ""),
+    ):
+        ran = await commands.run(*arguments)
+        assert (ran.status, ran.printed, ran.complained.count("\n")) == (status, "", 1), ran
+        assert sentence in ran.complained

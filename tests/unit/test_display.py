@@ -1,0 +1,72 @@
+"""How the command line shows an answer on a terminal, and a conversation as Markdown."""
+
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tailrace.deploy.cli.conversations import excerpt, markdown
+from tailrace.deploy.cli.markdown_display import MarkdownDisplay, split_blocks
+
+# Colours, title, clipboard, and a C1 control character that begins a sequence.
+HOSTILE = "a\x1b[31mred\x1b]0;title\x07\x1b]52;c;aGk=\x07\x9b2Jb"
+CODE = "```py\nx = 1\n\ny = 2\n```"
+
+
+@pytest.mark.parametrize(
+    ("text", "finished"),
+    [
+        ("One", ""),
+        ("One\n\n", "One\n\n"),
+        ("One\n\nTwo\n", "One\n\n"),
+        (f"One\n\n{CODE}", "One\n\n"),
+        (f"{CODE}\n\nTwo", f"{CODE}\n\n"),
+        ("````\n```\n\nx", ""),
+        ("~~~\n\n```\n\n", ""),
+        ("One\n ", ""),
+    ],
+)
+def test_a_block_is_finished_by_a_blank_line_outside_of_code(text: str, finished: str) -> None:
+    assert split_blocks(text) == (finished, text[len(finished) :])
+
+
+def test_the_terminal_shows_each_word_once_and_obeys_no_control_character() -> None:
+    """Also in a link, whose address is shown."""
+    display = MarkdownDisplay()
+    display._console = Console(file=StringIO(), force_terminal=False, width=100)
+    for text in ("# Title\n", "\nOne ", f"{HOSTILE}\n\n- two\n", "\n[bank](https://evil.example)"):
+        display.add(text)
+    display.state("reconnecting")
+    display.close()
+    shown = display._console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.split() == [
+        "Title",
+        "One",
+        "a[31mred]0;title]52;c;aGk=2Jb",
+        "•",
+        "two",
+        "bank",
+        "(https://evil.example)",
+    ]
+    assert not set(shown) & set(HOSTILE) - set("a[31mred]0;title]52;c;aGk=2Jb")
+    assert excerpt(f"One\n{HOSTILE}") == "One a[31mred]0;title]52;c;aGk=2Jb"
+
+
+def test_the_newest_branch_of_a_conversation_is_exported() -> None:
+    def turn(name: str, parent: str | None, question: object, answer: object, outcome: str = "completed") -> Any:
+        asked = [{"role": "user", "content": question}]
+        shape = {"input": asked, "content": answer, "model": "opus", "outcome": outcome}
+        return {"turn": name, "parent": parent, **shape}
+
+    picture = [{"type": "image", "source": {}}, {"type": "text", "text": "What is it?"}]
+    turns = [
+        turn("1", None, "Hi.", [{"type": "thinking", "thinking": "…"}, {"type": "text", "text": "Hello."}]),
+        turn("2", "1", "An earlier branch", []),
+        turn("3", "1", picture, [{"type": "tool_use", "name": "look", "input": {"at": 1}}], "cancelled"),
+    ]
+    assert markdown({"title": None, "turns": turns}).split("\n\n") == [
+        *("# Conversation", "## You", "Hi.", "## opus", "Hello.", "## You", "*[image]*", "What is it?"),
+        *("## opus (cancelled)", '```json\n{"tool":"look","input":{"at":1}}\n```'),
+        "*1 turns of other branches are not shown.*",
+    ]
