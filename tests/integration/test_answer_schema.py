@@ -93,44 +93,49 @@ async def test_a_tool_call_and_a_cancelled_answer_are_not_validated(gateway: Gat
 
 
 MESSAGES = [{"role": "user", "content": "#sim words=1 rate=0"}]
-NATIVE = ("/v1/turns", {"message": "#sim words=1 rate=0", "schema": SCHEMA})
-ANTHROPIC = (
-    "/v1/messages",
-    {"model": "claude-sonnet-5-5", "max_tokens": 99, "messages": MESSAGES, "output_config": {"format": FORMAT}},
-)
+WAITING: dict[str, dict[str, Any]] = {
+    "/v1/turns": {"message": "#sim words=1 rate=0", "schema": SCHEMA},
+    "/v1/messages": {
+        "model": "claude-sonnet-5-5",
+        "max_tokens": 99,
+        "messages": MESSAGES,
+        "output_config": {"format": FORMAT},
+    },
+}
 
 
-@pytest.mark.parametrize(("path", "body"), [NATIVE, ANTHROPIC], ids=["native", "anthropic"])
+@pytest.mark.usefixtures("one_cpu_second")
 async def test_a_request_that_waits_too_long_for_the_schema_check_is_503(
-    system: System,
-    generator: Process,
-    new_gateway: NewGateway,
-    monkeypatch: pytest.MonkeyPatch,
-    path: str,
-    body: dict[str, Any],
+    system: System, generator: Process, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slow checks of the same tenant take all its processes. Afterwards the same request is accepted."""
     monkeypatch.setattr("tailrace.gateway.__main__.CHECK_WAIT_S", 0.2)
     gateway = await new_gateway(system.nats_url)
     slow: list[asyncio.Task[httpx2.Response]] = []
-    waited: list[httpx2.Response] = []
+    refused: dict[str, httpx2.Response] = {}
 
-    async def is_busy() -> bool:
+    async def are_refused() -> bool:
         running = sum(not task.done() for task in slow)
         if running < PROCESSES_TENANT_MAX:
             for _ in range(PROCESSES_TENANT_MAX - running):
                 posting = gateway.client.post("/v1/turns", json={"message": "Hi", "schema": SLOW_TO_READ})
                 slow.append(asyncio.create_task(posting))
             return False
-        waited.append(await gateway.client.post(path, json=body))
-        return waited[-1].status_code == 503
+        requests = [(path, body) for path, body in WAITING.items() if path not in refused]
+        answers = await asyncio.gather(*(gateway.client.post(path, json=body) for path, body in requests))
+        for (path, _), answer in zip(requests, answers, strict=True):
+            if answer.status_code == 503:
+                refused[path] = answer
+        return len(refused) == len(WAITING)
 
-    await until(is_busy)
-    assert (waited[-1].json()["error"]["code"], waited[-1].headers["retry-after"]) == ("server_busy", "2")
-    assert "tailrace-turn" not in waited[-1].headers
+    await until(are_refused)
+    for answer in refused.values():
+        assert (answer.json()["error"]["code"], answer.headers["retry-after"]) == ("server_busy", "2")
+        assert "tailrace-turn" not in answer.headers
     codes = {(await one).json()["error"]["code"] for one in slow}
     assert {"schema_invalid"} <= codes <= {"schema_invalid", "server_busy"}
-    assert (await gateway.client.post(path, json=body)).status_code in (200, 202)
+    for path, body in WAITING.items():
+        assert (await gateway.client.post(path, json=body)).status_code in (200, 202)
 
 
 async def test_a_reader_gets_a_reset_and_every_dialect_the_second_answer(gateway: Gateway) -> None:

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from tests.harness.sse_parser import parse, turns_own
-from tests.harness.up import CHECKOUT, running
+from tests.harness.up import CHECKOUT, LEAN, running
 
 README_URL = "http://127.0.0.1:8000"
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -27,7 +27,7 @@ def blocks(language: str, url: str) -> list[str]:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="NO CURL: the README's session is not tested on this machine")
 async def test_shell_session_resumes_the_answer_without_gap_or_repeat(tmp_path: Path) -> None:
     """The two parts that curl received are together the whole stream of the turn, each event once."""
-    with running(tmp_path, "--port", "0") as up:
+    with running(tmp_path, *LEAN) as up:
         url = await up.ready()
         commands = blocks("sh", url)
         assert len(commands) == 3
