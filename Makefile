@@ -59,12 +59,13 @@ litellm: setup ## install LiteLLM for the backend `litellm` into its own venv, .
 lock: setup ## write the lock files from pyproject.toml
 	$(LOCK) -o requirements.lock pyproject.toml
 	$(LOCK) --extra dev --constraint requirements.lock -o requirements-dev.lock pyproject.toml
+	$(LOCK) --extra otlp --extra bedrock --extra vertex --constraint requirements-dev.lock -o requirements-container.lock pyproject.toml
 	$(LOCK) --extra litellm -o requirements-litellm.lock pyproject.toml
 	$(LOCK) -o requirements-clients.lock tests/clients/python/requirements.txt
 
 # Not part of `test`, which needs no network. Strict: a package that cannot be looked up is a failure.
 audit: setup ## look up known vulnerabilities of the locked packages; needs the network
-	for lock in requirements-dev.lock requirements-litellm.lock requirements-clients.lock; do \
+	for lock in requirements-dev.lock requirements-container.lock requirements-litellm.lock requirements-clients.lock; do \
 		.venv/bin/uv tool run pip-audit@2.10.1 --strict --disable-pip --require-hashes --progress-spinner off -r $$lock || exit 1; \
 	done
 

@@ -62,7 +62,8 @@ def app(*, shows_calls: bool = False) -> Starlette:
         ],
         exception_handlers={Refusal: refused, HTTPException: unrouted},
         # A page in a browser on this machine must not reach it under a host name of its own (DNS rebinding).
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
+        # The third is its name in deploy/container/compose.yaml, which no page's host can have.
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "simulated-claude"])],
     )
     simulated.state.stats = Stats()
     simulated.state.account = Account(calls=deque(maxlen=CALLS_MAX if shows_calls else 1))

@@ -40,6 +40,7 @@ def test_every_dependency_is_locked_with_its_hashes() -> None:
     """`make run` and `make test` install only packages whose hashes are known."""
     assert required() - locked("requirements.lock") == set()
     assert required("dev") - locked("requirements-dev.lock") == set()
+    assert required("otlp") - locked("requirements-container.lock") == set()
 
 
 def test_the_product_installs_no_development_tool() -> None:
@@ -48,7 +49,14 @@ def test_the_product_installs_no_development_tool() -> None:
 
 
 @pytest.mark.parametrize(
-    "lock", ["requirements.lock", "requirements-dev.lock", "requirements-litellm.lock", "requirements-clients.lock"]
+    "lock",
+    [
+        "requirements.lock",
+        "requirements-dev.lock",
+        "requirements-container.lock",
+        "requirements-litellm.lock",
+        "requirements-clients.lock",
+    ],
 )
 def test_lock_files_name_no_package_index(lock: str) -> None:
     """The package index is a setting of the machine."""

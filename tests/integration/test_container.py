@@ -1,0 +1,213 @@
+"""The Dockerfile and the Compose file: checked by their own programs, and run without a daemon.
+
+`tests/harness/container.py` says what of Docker is replaced.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tailrace.deploy.local.check_environment import SERVICES
+from tailrace.proto.runtime import settings
+from tests.harness.container import PACKAGES, Host, Image, needs_namespaces, service
+from tests.harness.processes import CHECKOUT
+from tests.harness.until import until
+
+BIN = Path(sys.executable).parent
+HERE = CHECKOUT / "deploy/container"
+COMPOSE = HERE / "compose.yaml"
+USERS = ("ADMIN", "GATEWAY", "GENERATORS", "PERSISTENCE")
+VARIABLES = {f"TAILRACE_{user}_PASSWORD": f"p{user.lower()}" for user in USERS}
+START_S_MAX = 40.0
+# Programs of images that are not ours, as Debian and PyPI have them.
+PROGRAMS = {"nats": ["nats-server"], "nginx": ["nginx", "-g", "daemon off;"]}
+# Copies that have an address of their own in Docker's network.
+HOSTS = {"gateway-1": "127.0.0.2", "gateway-2": "127.0.0.3"}
+MODULES = {"gateway-1": "gateway", "gateway-2": "gateway", "generators": "generators", "persistence": "persistence"}
+
+
+def checked(*command: str | Path, cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not on the PATH")
+
+
+def mounted(name: str, tmp_path: Path) -> Path:
+    """A folder with the files of a service at their paths in its container."""
+    for volume in service(COMPOSE, name, VARIABLES)["volumes"]:
+        source, target, *_ = volume.split(":")
+        if source.startswith("."):
+            (tmp_path / target.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / target.lstrip("/")).symlink_to((HERE / source).resolve(strict=True))
+    return tmp_path
+
+
+def test_the_dockerfile_and_the_compose_file_are_valid() -> None:
+    """By hadolint, and by the JSON Schema of the Compose specification."""
+    checked(BIN / "hadolint", HERE / "Dockerfile")
+    checked(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE)
+
+
+@needs("promtool")
+def test_prometheus_accepts_its_files(tmp_path: Path) -> None:
+    checked("promtool", "check", "config", "prometheus.yml", cwd=mounted("prometheus", tmp_path) / "etc/prometheus")
+
+
+@needs("amtool")
+def test_alertmanager_accepts_its_file(tmp_path: Path) -> None:
+    folder = mounted("alertmanager", tmp_path) / "etc/alertmanager"
+    checked("amtool", "check-config", folder / "alertmanager.yml")
+
+
+def test_grafana_has_the_data_source_and_the_folder_of_the_dashboards(tmp_path: Path) -> None:
+    """Grafana itself is in no registry that the tests use."""
+    root = mounted("grafana", tmp_path)
+    provisioning = root / "etc/grafana/provisioning"
+    (source,) = msgspec.yaml.decode((provisioning / "datasources/tailrace.yml").read_bytes())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = msgspec.yaml.decode((provisioning / "dashboards/tailrace.yml").read_bytes())["providers"]
+    pages = list((root / provider["options"]["path"].lstrip("/")).glob("*.json"))
+    assert all(f'"uid": "{source["uid"]}"' in page.read_text() for page in pages if "turn" not in page.name)
+    home = service(COMPOSE, "grafana", VARIABLES)["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (root / home.lstrip("/")).exists()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_setting_of_a_service_exists_and_is_valid(name: str) -> None:
+    kind = dict(SERVICES)[MODULES[name]]
+    environ = service(COMPOSE, name, VARIABLES)["environment"]
+    settings.read(kind, environ)
+    known = {settings.env_name(field) for field in kind.__struct_fields__}
+    assert {variable for variable in environ if not variable.startswith("OTEL_")} <= known
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    """A folder with what the Dockerfile copies."""
+    folder = tmp_path / "context"
+    (folder / "dist").mkdir(parents=True)
+    command = [str(BIN / "uv"), "build", "--quiet", "--offline", "--no-build-isolation", "--python", sys.executable]
+    subprocess.run([*command, "--wheel", "--out-dir", str(folder / "dist"), str(CHECKOUT)], check=True, timeout=60)
+    shutil.copy(CHECKOUT / "requirements-container.lock", folder)
+    return folder
+
+
+@pytest.fixture
+def installed() -> dict[str, str]:
+    """Variables with which pip finds the locked packages in this venv, so that the test needs no network.
+
+    With CONTAINER_FROM_INDEX=1, pip installs them from the index, as Docker does: `make release`.
+    """
+    if os.environ.get("CONTAINER_FROM_INDEX"):
+        return {name: text for name, text in os.environ.items() if name.startswith("PIP_")}
+    return {"PYTHONPATH": PACKAGES, "PIP_NO_INDEX": "1"}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    with Host(tmp_path) as host:
+        yield host
+
+
+class Running:
+    """The services of the Compose file that answer a turn, in the order of their dependencies."""
+
+    def __init__(self, host: Host, image: Image, folder: Path, packages: dict[str, str]) -> None:
+        self._host, self._image, self._folder, self._packages = host, image, folder, packages
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, metrics_port: int = 0, command: list[str] | None = None) -> subprocess.Popen[bytes]:
+        found = service(COMPOSE, name, VARIABLES)
+        environ = self._packages | found.get("environment", {})
+        if metrics_port:
+            environ |= {"TAILRACE_METRICS_PORT": str(metrics_port)}
+        if name in HOSTS:
+            environ |= {"TAILRACE_HOST": HOSTS[name]}
+        start = PROGRAMS.get(name) or found.get("entrypoint", self._image.entrypoint)
+        with (self._folder / f"{name}.log").open("ab") as log:
+            os.fchown(log.fileno(), 10001, 10001)  # as Docker gives the user its output
+            process = self._host.start(
+                self._image,
+                [*start, *(command or found.get("command", []))],
+                environ,
+                self._volumes(name, found),
+                log.fileno(),
+            )
+        self.processes[name] = process
+        return process
+
+    def _volumes(self, name: str, found: dict[str, Any]) -> dict[str, Path]:
+        volumes = {"/usr/local/bin/nats-server": BIN / "nats-server"} if name == "nats" else {}
+        for volume in [*found.get("volumes", []), *(f"{name}-{path}:{path}" for path in self._image.volumes)]:
+            source, target, *_ = volume.split(":")
+            path = (HERE / source).resolve() if source.startswith(".") else self._folder / source.replace("/", "-")
+            if not source.startswith("."):
+                path.mkdir(exist_ok=True)
+                os.chown(path, 10001, 10001)
+            volumes.setdefault(target, path)
+        return volumes
+
+    def client(self, code: str) -> str:
+        """Runs Python in the containers' network; returns its output, or an empty text if it failed."""
+        head = "import urllib.request as u\nu.install_opener(u.build_opener(u.ProxyHandler({})))\n"
+        command = [*self._host.inside(network=True), sys.executable, "-c", head + code]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
+
+    def user(self, name: str) -> int:
+        return Path(f"/proc/{self.processes[name].pid}").stat().st_uid
+
+    def logs(self) -> str:
+        return "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in self._folder.glob("*.log"))
+
+
+@needs_namespaces
+@needs("nginx")
+@pytest.mark.timeout(400)
+async def test_the_image_answers_a_turn_behind_nginx_read_only_and_as_another_user(
+    host: Host, context: Path, installed: dict[str, str], tmp_path: Path
+) -> None:
+    """Each step of the Dockerfile runs, then the services of the Compose file, with their own settings."""
+    image = host.build((HERE / "Dockerfile").read_text(), context, installed)
+    names = ["nats", "generators", "persistence", "simulated-claude"]
+    hosts = "".join(f"{HOSTS.get(name, '127.0.0.1')} {name}\n" for name in (*names, *HOSTS))
+    (tmp_path / "hosts").write_text(f"127.0.0.1 localhost\n{hosts}")
+    host.sh('cp "$1" "$2"', tmp_path / "hosts", image.root / "etc/hosts")
+    running = Running(host, image, tmp_path, {"PYTHONPATH": installed.get("PYTHONPATH", "")})
+
+    async def answers(url: str, text: str = "") -> None:
+        await until(lambda: text in running.client(f"print(u.urlopen({url!r}).read().decode())"), START_S_MAX, 0.2)
+
+    try:
+        running.start("nats")
+        await answers("http://127.0.0.1:8222/healthz", '"status":"ok"')
+        assert running.start("streams").wait(START_S_MAX) == 0
+        for number, name in enumerate(("persistence", "generators", "gateway-1", "gateway-2", "simulated-claude")):
+            running.start(name, 0 if name == "simulated-claude" else 9100 + number)
+        for name, address in HOSTS.items():
+            await answers(f"http://{address}:8000/readyz", '"ok":true')
+            assert running.user(name) == 10001
+        running.start("nginx")
+        ask = (
+            "print(u.urlopen(u.Request('http://127.0.0.1:8080/v1/turns', b'{\"message\": \"Hi.\\\\n#sim words=3\"}',"
+            " {'content-type': 'application/json', 'accept': 'text/event-stream'})).read().decode())"
+        )
+        answer = running.client(ask)
+        assert "w000002" in answer, answer
+        touch = host.start(image, ["touch", "/opt/tailrace/x"], {}, {}, subprocess.PIPE)
+        assert b"Read-only file system" in touch.communicate(timeout=START_S_MAX)[1]
+
+        for name in ("gateway-1", "generators", "persistence"):
+            running.processes[name].terminate()
+            assert running.processes[name].wait(START_S_MAX) == 0
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{running.logs()}") from error
