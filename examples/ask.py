@@ -1,0 +1,17 @@
+"""Asks a question with the Python client, and prints the answer: `python ask.py "Why is the sky blue?"`.
+
+It needs `pip install tailrace`, and a gateway at TAILRACE_URL (default: http://127.0.0.1:8000).
+"""
+
+import sys
+
+from tailrace import Client
+
+with Client() as client, client.ask(sys.argv[1]) as answer:
+    for event in answer:
+        if event.type == "delta":
+            print(event.text, end="", flush=True)
+        if event.type == "reset":
+            print("\nThe answer starts again:")
+end = answer.done()
+print(f"\n{end.outcome}: {end.usage.output_tokens} tokens, ${end.cost_usd}", file=sys.stderr)

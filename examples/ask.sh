@@ -1,0 +1,38 @@
+#!/bin/sh
+# Asks a question with curl, and prints each event of the answer once, as a line of JSON, over any number of lost
+# connections and killed gateways:
+#
+#   sh ask.sh '{"message": "Why is the sky blue?"}' | jq -j 'select(.type == "delta").text'
+#
+# It needs a gateway at TAILRACE_URL (default: http://127.0.0.1:8000), and its key in TAILRACE_KEY if it has one.
+set -eu
+
+url=${TAILRACE_URL:-http://127.0.0.1:8000}
+# With the same key, a POST that is repeated starts no second turn.
+key=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+state=$(mktemp -d)
+trap 'rm -rf "$state"' EXIT
+
+request() {
+    curl --silent --show-error --no-buffer --header "Authorization: Bearer ${TAILRACE_KEY:-none}" "$@"
+}
+
+request --fail-with-body --retry 10 --retry-all-errors --retry-max-time 60 "$url/v1/turns" \
+    --header 'Content-Type: application/json' --header "Idempotency-Key: $key" --data "$1" --output "$state/turn"
+turn=$(sed -n 's/.*"turn":"\([^"]*\)".*/\1/p' "$state/turn")
+echo 0 > "$state/cursor"
+
+until [ -e "$state/ended" ]; do
+    request "$url/v1/turns/$turn/events" --header "Last-Event-ID: $(cat "$state/cursor")" |
+        while IFS= read -r line; do
+            case $line in
+            'data: '*) event=${line#data: } ;;
+            'id: '*) # the last line of an event
+                printf '%s\n' "$event"
+                echo "${line#id: }" > "$state/cursor"
+                case $event in '{"type":"done"'* | '{"type":"error"'*) touch "$state/ended" ;; esac
+                ;;
+            esac
+        done
+    [ -e "$state/ended" ] || sleep 1
+done
