@@ -15,7 +15,7 @@ CLIENTS := tests/clients/js/node_modules/installed
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: audit schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel bench schema clean
+.PHONY: audit schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,10 @@ run: $(RUNTIME) $(LAUNCHER) ## start the whole system, with its data in .tailrac
 
 wheel: setup ## build the wheel and the source archive into dist/
 	.venv/bin/uv build --quiet --out-dir dist .
+
+release: setup ## build wheel, source archive, image context and lists of packages into dist/, and check them; needs the network
+	$(PYTHON) -m tools.release
+	CONTAINER_FROM_INDEX=1 $(PYTHON) -m pytest --timeout 600 tests/integration/test_container.py
 
 clients: $(CLIENTS) ## install the clients that the dialects are tested with; `test` does it too
 

@@ -1,0 +1,109 @@
+"""`tailrace nats-config`: whole configurations of one or three nats-servers, and the environment of each process."""
+
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tailrace.deploy.local.data_dir import write_private
+from tailrace.deploy.local.nats_server import GIB, LAME_DUCK, PAYLOAD_BYTES_MAX, accounts, render
+from tailrace.proto.nats.permissions import RIGHTS
+
+PORT = 4222
+# From the port for clients to those for the other servers and for monitoring: 6222 and 8222.
+TO_CLUSTER, TO_MONITORING = 2000, 4000
+PORT_MAX = 65535 - TO_MONITORING
+HOST = re.compile(r"([a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::([1-9][0-9]{0,4}))?")
+
+
+class Server(NamedTuple):
+    """The address at which processes and the other servers reach a server."""
+
+    host: str
+    port: int = PORT
+
+    def url(self, scheme: str, port: int, user: str) -> str:
+        return f"{scheme}://{user}@{self.host}:{port}"
+
+
+def parse_server(text: str) -> Server:
+    """Parses HOST or HOST:PORT. Raises ValueError."""
+    found = HOST.fullmatch(text)
+    server = Server(found[1], int(found[3] or PORT)) if found else None
+    if server is None or server.port > PORT_MAX:
+        raise ValueError(f"{text!r} is not HOST or HOST:PORT, with a port up to {PORT_MAX}")
+    return server
+
+
+def write(folder: Path, servers: Sequence[Server], tls: Path | None, store: Path, gib: int) -> list[Path]:
+    """Writes the files into a new folder, with new passwords; returns their paths. Raises FileExistsError.
+
+    `tls` is the folder of ca.pem, cert.pem and key.pem on every machine, `store` that of the log on a server's.
+    """
+    folder.mkdir(mode=0o700)
+    passwords = {user: new_password() for user in RIGHTS}
+    route_password = new_password()
+    texts = {
+        f"nats-{number}.conf": render(config(number, servers, passwords, route_password, tls, store, gib))
+        for number in range(1, len(servers) + 1)
+    }
+    for user, password in passwords.items():
+        texts[f"{user}.env"] = f"TAILRACE_NATS_URL={nats_url(servers, f'{user}:{password}', tls)}\n"
+    for name, text in texts.items():
+        write_private(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def new_password() -> str:
+    """A password begins with a letter, because nats-server would read another one as a number in a variable."""
+    return f"p{secrets.token_hex(24)}"
+
+
+def nats_url(servers: Sequence[Server], user: str, tls: Path | None) -> str:
+    scheme, query = ("tls", f"?ca={tls / 'ca.pem'}") if tls else ("nats", "")
+    return ",".join(f"{server.url(scheme, server.port, user)}{query}" for server in servers)
+
+
+def config(
+    number: int,
+    servers: Sequence[Server],
+    passwords: dict[str, str],
+    route_password: str,
+    tls: Path | None,
+    store: Path,
+    gib: int,
+) -> dict[str, Any]:
+    """Returns the configuration of the server `number`, counted from 1."""
+    own = servers[number - 1]
+    settings: dict[str, Any] = {
+        "server_name": f"nats-{number}",
+        "listen": f"0.0.0.0:{own.port}",
+        "http": f"127.0.0.1:{own.port + TO_MONITORING}",
+        "max_payload": PAYLOAD_BYTES_MAX,
+        # `always`: what is acknowledged is on the disk (docs/adr/0009-sync-every-write-to-disk.md).
+        "jetstream": {"store_dir": str(store), "sync_interval": "always", "max_file_store": gib * GIB},
+        **LAME_DUCK,
+        "accounts": accounts(passwords),
+    }
+    if tls:
+        settings["tls"] = tls_files(tls)
+    if len(servers) > 1:
+        scheme = "tls" if tls else "nats"
+        settings["cluster"] = {
+            "name": "tailrace",
+            "listen": f"0.0.0.0:{own.port + TO_CLUSTER}",
+            "authorization": {"user": "tailrace", "password": route_password},
+            # Clients know all servers from their URLs; an address behind NAT would be a wrong one.
+            "no_advertise": True,
+            "routes": [
+                other.url(scheme, other.port + TO_CLUSTER, f"tailrace:{route_password}")
+                for other in servers
+                if other is not own
+            ],
+        } | ({"tls": tls_files(tls)} if tls else {})
+    return settings
+
+
+def tls_files(folder: Path) -> dict[str, Any]:
+    return {name: str(folder / f"{name.removesuffix('_file')}.pem") for name in ("cert_file", "key_file", "ca_file")}
