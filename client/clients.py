@@ -13,6 +13,7 @@ from tailrace.client.core import (
     TRIES_MAX,
     Core,
     Headers,
+    OnRetry,
     OnState,
     Post,
     Reading,
@@ -22,6 +23,8 @@ from tailrace.client.core import (
 from tailrace.client.events import End, TurnEvent
 
 T = TypeVar("T")
+# Each answer that is read holds a connection. By default the 101st would wait for the end of another.
+UNLIMITED = httpx2.Limits(max_connections=None)
 
 
 def drive(work: Coroutine[Any, Any, T]) -> T:
@@ -48,7 +51,10 @@ class BlockingHttp:
     def stream(self, response: httpx2.Response) -> Iterator[httpx2.ServerSentEvent]:
         return iter(httpx2.EventSource(response, EVENT_BYTES_MAX))
 
-    async def receive(self, stream: Iterator[httpx2.ServerSentEvent]) -> httpx2.ServerSentEvent | None:
+    def body(self, response: httpx2.Response) -> Iterator[bytes]:
+        return response.iter_bytes()
+
+    async def receive(self, stream: Iterator[T]) -> T | None:
         return next(stream, None)
 
     async def close(self, response: httpx2.Response) -> None:
@@ -71,7 +77,10 @@ class AsyncHttp:
     def stream(self, response: httpx2.Response) -> AsyncIterator[httpx2.ServerSentEvent]:
         return aiter(httpx2.EventSource(response, EVENT_BYTES_MAX))
 
-    async def receive(self, stream: AsyncIterator[httpx2.ServerSentEvent]) -> httpx2.ServerSentEvent | None:
+    def body(self, response: httpx2.Response) -> AsyncIterator[bytes]:
+        return response.aiter_bytes()
+
+    async def receive(self, stream: AsyncIterator[T]) -> T | None:
         return await anext(stream, None)
 
     async def close(self, response: httpx2.Response) -> None:
@@ -177,6 +186,7 @@ class Client:
     """A client that blocks. `url` is by default TAILRACE_URL or http://127.0.0.1:8000, and `key` TAILRACE_KEY.
 
     `headers` may be a function, which is called for each connection, so that an expired token can be replaced.
+    `on_retry` is called with the error and the number of tries in a row before each wait.
     `http` is an own httpx2 client, which the caller closes.
     """
 
@@ -188,11 +198,12 @@ class Client:
         headers: Headers | None = None,
         tries_max: float = TRIES_MAX,
         silence_s: float = SILENCE_S,
+        on_retry: OnRetry | None = None,
         http: httpx2.Client | None = None,
     ) -> None:
         self._is_own = http is None
-        self._http = http or httpx2.Client()
-        self._core = Core(BlockingHttp(self._http), url, key, headers or {}, tries_max, silence_s)
+        self._http = http or httpx2.Client(limits=UNLIMITED)
+        self._core = Core(BlockingHttp(self._http), url, key, headers or {}, tries_max, silence_s, on_retry)
 
     def ask(
         self,
@@ -232,6 +243,10 @@ class Client:
         """Yields the sessions, newest first. Raises TailraceError."""
         return iterate(self._core.items("/v1/sessions", {}))
 
+    def results(self, batch: str) -> Iterator[dict[str, Any]]:
+        """Yields the results of a batch that has ended, in the order of its inputs. Raises TailraceError."""
+        return iterate(self._core.results(batch))
+
     def request(
         self,
         method: str,
@@ -266,11 +281,12 @@ class AsyncClient:
         headers: Headers | None = None,
         tries_max: float = TRIES_MAX,
         silence_s: float = SILENCE_S,
+        on_retry: OnRetry | None = None,
         http: httpx2.AsyncClient | None = None,
     ) -> None:
         self._is_own = http is None
-        self._http = http or httpx2.AsyncClient()
-        self._core = Core(AsyncHttp(self._http), url, key, headers or {}, tries_max, silence_s)
+        self._http = http or httpx2.AsyncClient(limits=UNLIMITED)
+        self._core = Core(AsyncHttp(self._http), url, key, headers or {}, tries_max, silence_s, on_retry)
 
     async def ask(
         self,
@@ -301,6 +317,9 @@ class AsyncClient:
 
     def sessions(self) -> AsyncIterator[dict[str, Any]]:
         return self._core.items("/v1/sessions", {})
+
+    def results(self, batch: str) -> AsyncIterator[dict[str, Any]]:
+        return self._core.results(batch)
 
     async def request(
         self,

@@ -22,6 +22,7 @@ T = TypeVar("T")
 State = Literal["connecting", "live", "reconnecting", "ended"]
 Headers = Mapping[str, str] | Callable[[], Mapping[str, str]]
 OnState = Callable[[State], None]
+OnRetry = Callable[[TailraceError, int], None]
 
 URL = "http://127.0.0.1:8000"
 WAIT_S = 0.25
@@ -38,14 +39,15 @@ EVENT_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Http(Protocol):
-    """An HTTP client. `stream` returns the server-sent events of a response, and `receive` the next of them."""
+    """An HTTP client. `stream` returns the server-sent events of a response, `body` its bytes; `receive` the next."""
 
     @property
     def client(self) -> httpx2.Client | httpx2.AsyncClient: ...
     async def send(self, request: httpx2.Request) -> httpx2.Response: ...
     async def read(self, response: httpx2.Response) -> bytes: ...
     def stream(self, response: httpx2.Response) -> Any: ...
-    async def receive(self, stream: Any) -> httpx2.ServerSentEvent | None: ...
+    def body(self, response: httpx2.Response) -> Any: ...
+    async def receive(self, stream: Any) -> Any: ...
     async def close(self, response: httpx2.Response) -> None: ...
     async def sleep(self, seconds: float) -> None: ...
 
@@ -70,10 +72,18 @@ class Core:
     """The address, credentials and limits of a client, and its requests."""
 
     def __init__(
-        self, http: Http, url: str | None, key: str | None, headers: Headers, tries_max: float, silence_s: float
+        self,
+        http: Http,
+        url: str | None,
+        key: str | None,
+        headers: Headers,
+        tries_max: float,
+        silence_s: float,
+        on_retry: OnRetry | None,
     ) -> None:
         self.http = http
         self.tries_max = tries_max
+        self._on_retry = on_retry
         self._timeout = httpx2.Timeout(silence_s)
         self._url = (url or os.environ.get("TAILRACE_URL") or URL).rstrip("/")
         self._key = key or os.environ.get("TAILRACE_KEY")
@@ -150,7 +160,14 @@ class Core:
             try:
                 return await work()
             except TailraceError as error:
-                await self.http.sleep(tries.wait_s(error))
+                await self.wait(tries, error)
+
+    async def wait(self, tries: Tries, error: TailraceError) -> None:
+        """Waits before the next try. Raises a final `error`."""
+        wait_s = tries.wait_s(error)
+        if self._on_retry is not None:
+            self._on_retry(error, tries.count)
+        await self.http.sleep(wait_s)
 
     async def items(self, path: str, params: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
         """Yields the items of a list, and requests its pages as they are needed."""
@@ -162,6 +179,36 @@ class Core:
             if page["next"] is None:
                 return
             after = {"after": page["next"]}
+
+    async def results(self, batch: str) -> AsyncIterator[dict[str, Any]]:
+        """Yields the results of a batch once each, and requests those after the last one if the connection is lost."""
+        last, tries = None, Tries(self.tries_max)
+        while True:
+            after = "" if last is None else f"?after={last}"
+            try:
+                response = await self.open("GET", f"/v1/turn-batches/{segment(batch)}/results{after}", {})
+                try:
+                    async for line in self._lines(response):
+                        result = msgspec.json.decode(line)
+                        last, tries.count = result["index"], 0
+                        yield result
+                    return
+                finally:
+                    await self.http.close(response)
+            except httpx2.HTTPError as error:
+                await self.wait(tries, lost(error))
+            except TailraceError as error:
+                await self.wait(tries, error)
+
+    async def _lines(self, response: httpx2.Response) -> AsyncIterator[bytes]:
+        """Yields the lines of a body. httpx2's iter_lines would also split at U+2028, which JSON may contain."""
+        body, rest = self.http.body(response), b""
+        while (received := await self.http.receive(body)) is not None:
+            *lines, rest = (rest + received).split(b"\n")
+            for line in lines:
+                yield line
+        if rest:
+            raise TailraceError("the body ended within a line", is_temporary=True)
 
     async def cancel(self, turn: str) -> dict[str, Any]:
         cancelled: dict[str, Any] = await self.request("POST", f"/v1/turns/{segment(turn)}/cancel")
@@ -288,13 +335,12 @@ class Reading:
     async def _wait(self, error: TailraceError) -> None:
         """Waits before the next connection. Raises `error` if it is final."""
         await self._disconnect()
+        self._become("reconnecting" if error.is_temporary else "ended")
         try:
-            wait_s = self._tries.wait_s(error)
+            await self._core.wait(self._tries, error)
         except TailraceError:
             self._become("ended")
             raise
-        self._become("reconnecting")
-        await self._core.http.sleep(wait_s)
 
     async def _disconnect(self) -> None:
         response, self._response, self._stream = self._response, None, None

@@ -3,8 +3,7 @@
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-
-import httpx2
+from typing import Any
 
 from tailrace.client import Client, TailraceError
 from tailrace.deploy.local import status_file
@@ -19,11 +18,11 @@ def find_url(given: str | None, environ: Mapping[str, str], data_dir: Path) -> s
     return up.url if up is not None else None
 
 
-def connect(given: argparse.Namespace, environ: Mapping[str, str]) -> Client:
+def connect(given: argparse.Namespace, environ: Mapping[str, str], **options: Any) -> Client:
     """Returns a client of the gateway. Raises SettingsInvalid for an unusable address or proxy."""
     url = find_url(given.url, environ, given.data)
     try:
-        return Client(url, given.key or environ.get("TAILRACE_KEY"), http=httpx2.Client())
+        return Client(url, given.key or environ.get("TAILRACE_KEY"), **options)
     except TailraceError as error:
         raise SettingsInvalid(str(error)) from error
     except (ValueError, ImportError) as error:

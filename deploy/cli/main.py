@@ -390,12 +390,6 @@ def show_turn(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def run_batch(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    with batch.api_client(given.url, environ) as client:
-        is_complete = batch.run(client, given.file, given.output, given.parallel, given.via)
-    return 0 if is_complete else EXIT_ERROR
-
-
 def list_keys(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     print(keys.render(asyncio.run(keys.list_all(nats_server.url(given.data, environ)))))
     return 0
@@ -851,7 +845,7 @@ def add_batch(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = command(
         commands,
         "batch",
-        run_batch,
+        batch.run,
         summary="run all inputs of a file as one batch",
         description="Run all inputs of a file (one line of JSON each) as a batch; write a line for each answer.",
         epilog=BATCH_EXAMPLES,
@@ -861,11 +855,7 @@ def add_batch(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     add("--output", type=Path, metavar="FILE", help="file for the answers (default: standard output)")
     add_number(parser, "--parallel", 8, "concurrent inputs", 1, 64)
     add("--via", choices=get_args(Via), default="messages", help="message_batches: half the price, within a day")
-    add(
-        "--url",
-        default="http://127.0.0.1:8000",
-        help="the gateway (default: %(default)s); set its API key in TAILRACE_KEY",
-    )
+    add_connection(parser)
 
 
 def day(text: str) -> date:

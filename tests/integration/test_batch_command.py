@@ -107,7 +107,7 @@ async def test_a_response_that_breaks_off_is_requested_again(
 async def test_an_unreachable_gateway_is_reported_while_it_retries(command: RunCommand, tmp_path: Path) -> None:
     async with Cutting(0) as closed:
         url = closed.url
-    retrying = "does not answer (Connection refused); retrying for a minute\n"
+    retrying = "the connection is lost (Connection refused); retrying for a minute\n"
     run = command("--url", url, write(tmp_path / "in.jsonl", 1))
     await run.start(retrying)
     assert retrying in run.printed

@@ -135,6 +135,18 @@ def test_lists_are_read_page_by_page() -> None:
     assert [str(one.url) for one in server.requests][1] == "http://gateway/v1/sessions?after=a+b"
 
 
+@pytest.mark.parametrize("cut", [b'{"index":1,"text":"\xe2\x80', b""], ids=["within a line", "before a line"])
+def test_results_of_a_batch_come_once_each_over_cut_connections(cut: bytes, waits: list[float]) -> None:
+    """A line may contain U+2028, which is a line break elsewhere."""
+    first, second = b'{"index":0,"text":"a"}\n', '{"index":1,"text":"\u2028"}\n'.encode()
+    broken = httpx2.Response(200, content=first + cut) if cut else httpx2.ReadError("cut")
+    server = Server(broken, httpx2.Response(200, content=second if cut else first + second))
+    assert list(server.client().results("b1")) == [{"index": 0, "text": "a"}, {"index": 1, "text": "\u2028"}]
+    paths = [one.url.raw_path.decode() for one in server.requests]
+    assert paths == ["/v1/turn-batches/b1/results", f"/v1/turn-batches/b1/results{'?after=0' if cut else ''}"]
+    assert len(waits) == 1
+
+
 def test_a_function_gives_the_headers_of_each_connection(waits: list[float]) -> None:
     tokens = iter(("old", "new"))
     server = Server(stream(START), stream(DONE))
