@@ -32,6 +32,7 @@ from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.startup_checks import check, check_address, common_limits, networks
 from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.gateway.streaming.new_turns import NewTurns
 from tailrace.gateway.streaming.reader_history import ReaderHistory
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.auto_idempotency import auto_idempotency_feature
@@ -231,6 +232,7 @@ def build(
         catalogue=catalogue,
         prompts=prompts,
         streams=streams,
+        new_turns=NewTurns(log),
         turns=TurnReader(log, history),
         submitter=submitter,
         responder=Responder(submitter, streams),

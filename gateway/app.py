@@ -24,6 +24,7 @@ from tailrace.gateway.clients.anthropic.count_tokens import ROUTES as COUNT_TOKE
 from tailrace.gateway.clients.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
 from tailrace.gateway.clients.files import ROUTES as FILE_ROUTES
 from tailrace.gateway.clients.native.routes import ROUTES as NATIVE_ROUTES
+from tailrace.gateway.clients.native.session_events import ROUTES as SESSION_EVENT_ROUTES
 from tailrace.gateway.clients.openai.batch_routes import ROUTES as OPENAI_BATCH_ROUTES
 from tailrace.gateway.clients.openai.chat_routes import ROUTES as OPENAI_CHAT_ROUTES
 from tailrace.gateway.clients.openai.responses_routes import ROUTES as OPENAI_RESPONSES_ROUTES
@@ -63,6 +64,7 @@ from tailrace.gateway.resources import (
 )
 from tailrace.gateway.resources.batch_body import BatchBuilder
 from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.new_turns import NewTurns
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.inline_files import UploadedFiles
@@ -75,6 +77,7 @@ from tailrace.proto.nats import BlobStore, Claims, Rpc, TurnLog
 
 ROUTES: list[Route] = [
     *NATIVE_ROUTES,
+    *SESSION_EVENT_ROUTES,
     *tickets.ROUTES,
     *batches.ROUTES,
     *blobs.ROUTES,
@@ -124,6 +127,7 @@ class Gateway(NamedTuple):
     catalogue: Catalogue
     prompts: Prompts
     streams: StreamContext
+    new_turns: NewTurns
     turns: TurnReader
     submitter: TurnSubmitter
     responder: Responder

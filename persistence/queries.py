@@ -21,9 +21,11 @@ from tailrace.proto.records import (
     ListRunning,
     ListSessions,
     ListSessionTurns,
+    ListTurnsSince,
     SessionPage,
     SessionRecord,
     TurnPage,
+    TurnPositions,
     TurnRecord,
 )
 from tailrace.proto.subjects import TurnKey
@@ -50,6 +52,7 @@ class Queries:
                 handler(ListSessions, self.sessions, catch_up),
                 handler(ListSessionTurns, self.session_turns, catch_up),
                 handler(ListRunning, self.running, catch_up),
+                handler(ListTurnsSince, self.turns_since, catch_up),
                 handler(GetAncestry, self.ancestry, catch_up),
                 handler(GetContext, self.context, catch_up),
                 handler(GetLastTurn, self.last, catch_up),
@@ -96,6 +99,9 @@ class Queries:
         after = paging.start(ask.after, paging.OLDEST)
         found = await self._store.running(tenant, ask.session, after, limit + 1)
         return TurnPage(*page_of(found, limit, lambda one: (one.asked_at, one.turn)))
+
+    async def turns_since(self, tenant: Tenant, ask: ListTurnsSince) -> TurnPositions:
+        return TurnPositions(await self._store.turns_since(tenant, ask.session, ask.since))
 
     async def ancestry(self, tenant: Tenant, ask: GetAncestry) -> Ancestry:
         limit = paging.clamp_limit(ask.limit)

@@ -266,6 +266,12 @@ SELECT * FROM turns JOIN usage USING (tenant, session, turn)
 WHERE tenant = :tenant AND session = :session AND (turns.asked_at, turn) > (:after_at, :after)
 ORDER BY turns.asked_at, turn LIMIT :limit
 
+-- name: turns_since
+-- The turns of a session that run, or whose last entry is after another one.
+SELECT turn, cursor, outcome = 'running' AS is_running FROM turns
+WHERE tenant = :tenant AND session = :session AND (outcome = 'running' OR cursor > :since)
+ORDER BY cursor LIMIT 500
+
 -- name: running
 -- The running turns after a cursor, oldest first, of one session or of all.
 SELECT * FROM turns JOIN usage USING (tenant, session, turn)

@@ -25,7 +25,7 @@ from tailrace.proto.batch_records import Api, StoredBatch
 from tailrace.proto.entries import Failure
 from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
-from tailrace.proto.records import SessionRecord, TurnRecord
+from tailrace.proto.records import SessionRecord, TurnPosition, TurnRecord
 from tailrace.proto.resources import (
     Branch,
     CreateProject,
@@ -287,6 +287,11 @@ class Store(Database):
             SQL["running"], tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit
         )
         return [turn_record(row) for row in rows]
+
+    async def turns_since(self, tenant: Tenant, session: str, since: Seq) -> list[TurnPosition]:
+        """Returns the turns of a session that run, or whose last entry is after `since`, by that entry."""
+        rows = await self.read(SQL["turns_since"], tenant=tenant, session=session, since=since)
+        return [TurnPosition(row["turn"], row["cursor"], is_running=bool(row["is_running"])) for row in rows]
 
     async def last_turn(self, tenant: Tenant, session: str) -> TurnId | None:
         rows = await self.read(SQL["last_turn"], tenant=tenant, session=session)

@@ -202,6 +202,28 @@ class ListRunning(Query[TurnPage], frozen=True):
     limit: int = 50
 
 
+class TurnPosition(msgspec.Struct, frozen=True):
+    """A turn and its last entry in the database: the request of a running turn, the end of another."""
+
+    turn: TurnId
+    cursor: Seq
+    is_running: bool
+
+
+class TurnPositions(msgspec.Struct, frozen=True):
+    """Turns by their last entry; at most 500."""
+
+    turns: list[TurnPosition]
+
+
+class ListTurnsSince(Query[TurnPositions], frozen=True):
+    """The turns of a session that run, or whose last entry is after `since`."""
+
+    query: ClassVar[str] = "turns_since"
+    session: str
+    since: Seq
+
+
 class GetAncestry(Query[Ancestry], frozen=True):
     """A turn and its ancestors. Refused: turn_not_found."""
 

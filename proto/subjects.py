@@ -71,6 +71,11 @@ def live(key: TurnKey) -> str:
     return f"live.{_token(key.tenant)}.{_token(key.turn)}.>"
 
 
+def live_requests(tenant: Tenant) -> str:
+    """Returns the filter of the subjects on which the requests of a tenant are republished."""
+    return f"live.{_token(tenant)}.*.request"
+
+
 def live_end(key: TurnKey) -> str:
     """Returns the subject on which a turn's `end` is republished."""
     return f"live.{_token(key.tenant)}.{_token(key.turn)}.end"

@@ -38,6 +38,7 @@ NEEDS: dict[tuple[str, str], Need] = {
     ("DELETE", "/v1/sessions/{session}"): "manage",
     ("POST", "/v1/sessions/{session}/cancel"): "write",
     ("GET", "/v1/sessions/{session}/turns"): "read",
+    ("GET", "/v1/sessions/{session}/events"): "read",
     ("GET", "/v1/sessions/{session}/branches"): "read",
     ("GET", "/v1/projects"): "read",
     ("POST", "/v1/projects"): "manage",

@@ -14,6 +14,7 @@ from tailrace.gateway.clients.anthropic.batch_routes import NewMessageBatch
 from tailrace.gateway.clients.anthropic.count_tokens import CountTokensRequest
 from tailrace.gateway.clients.anthropic.request import MessagesRequest
 from tailrace.gateway.clients.native.routes import Accepted
+from tailrace.gateway.clients.native.session_events import CURSOR_TEXT
 from tailrace.gateway.clients.openai.batch_routes import NewFileBatch
 from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest
@@ -93,6 +94,7 @@ def _header(name: str, description: str, **schema: Any) -> Json:
 
 PACE_PATTERN = f"^({PACE.pattern})$"
 CURSOR = {"type": "string", "pattern": "^[0-9]{1,19}$"}
+POSITION = {"type": "string", "pattern": f"^({CURSOR_TEXT.pattern})$"}
 PARAMETERS: dict[str, Json] = {
     "key": _header(
         "Idempotency-Key",
@@ -103,6 +105,8 @@ PARAMETERS: dict[str, Json] = {
     "last": _header("Last-Event-ID", "The `id:` of the last received event.", **CURSOR),
     "ticket": _query("ticket", "A ticket from `POST /v1/turns/{turn}/tickets`, instead of a key."),
     "cursor": _query("after", "The same as `Last-Event-ID`.", **CURSOR),
+    "last_position": _header("Last-Event-ID", "The `id:` of the last received event.", **POSITION),
+    "position": _query("after", "The same as `Last-Event-ID`.", **POSITION),
     "pace": _query(
         "pace",
         "The replay speed: 1 is the original; by default as fast as possible.",
@@ -273,6 +277,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("DELETE", "/v1/sessions/{session}"): Operation("sessions", response=Deleted),
     ("POST", "/v1/sessions/{session}/cancel"): Operation("sessions", response=CancelledSession),
     ("GET", "/v1/sessions/{session}/turns"): Operation("sessions", response=TurnPage, parameters=PAGE),
+    ("GET", "/v1/sessions/{session}/events"): Operation(
+        "sessions", streams=SSE, parameters=("last_position", "position")
+    ),
     ("GET", "/v1/sessions/{session}/branches"): Operation("sessions", response=BranchList, parameters=PAGE),
     ("GET", "/v1/projects"): Operation("projects", response=ProjectList, parameters=NUMBERED),
     ("POST", "/v1/projects"): Operation("projects", NewProjectBody, ProjectBody),

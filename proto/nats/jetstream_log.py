@@ -3,17 +3,18 @@
 Its `publish` is the only function that publishes entries of a turn. It sets subject and fence together (PROTOCOL R8).
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
 import msgspec
 from nats.aio.msg import Msg
 
 from tailrace.proto import entries, subjects
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Entry, Stored
 from tailrace.proto.errors import LogFull, LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
@@ -108,6 +109,30 @@ class JetStreamLog:
             forget()
             await self._connection.unsubscribe(subscription)
 
+    async def newest_seq(self) -> Seq:
+        """Returns the sequence of the newest entry of all turns. Raises LogUnavailable."""
+        reply = await self._connection.request(f"$JS.API.STREAM.INFO.{STREAM}", b"", timeout_s=PUBLISH_TIMEOUT_S)
+        return _info.decode(reply.data).state.last_seq
+
+    @asynccontextmanager
+    async def new_turns(self, tenant: Tenant, call: Callable[[SessionId | None], None]) -> AsyncIterator[None]:
+        """Calls `call` with the session of each new turn of the tenant, until the context is left. A hint.
+
+        None: any session may have new turns, because messages may be missing. Raises LogUnavailable on entry.
+        """
+
+        def tell(message: Msg) -> None:
+            with suppress(*DECODE_ERRORS):
+                call(_session.decode(message.data).session)
+
+        subscription = await self._connection.subscribe_directly(subjects.live_requests(tenant), tell)
+        forget = self._connection.on_reconnected(lambda: call(None))
+        try:
+            yield
+        finally:
+            forget()
+            await self._connection.unsubscribe(subscription)
+
     async def _find(self, query: dict[str, object]) -> "_Found.Message | None":
         """Asks the stream's leader for one message; returns its subject and sequence, or None when there is none."""
         reply = await self._connection.request(
@@ -117,6 +142,15 @@ class JetStreamLog:
         if found.error is not None and found.error.err_code != pub_ack.NOT_FOUND:
             raise LogUnavailable(f"the log's leader does not answer: {found.error.description}")
         return found.message
+
+
+class _Session(msgspec.Struct):
+    """The session of a request."""
+
+    session: SessionId
+
+
+_session = msgspec.json.Decoder(_Session)
 
 
 class _Found(msgspec.Struct):

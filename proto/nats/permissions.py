@@ -26,6 +26,7 @@ from tailrace.proto.records import (
     ListRunning,
     ListSessions,
     ListSessionTurns,
+    ListTurnsSince,
 )
 from tailrace.proto.resources import (
     CreateProject,
@@ -88,7 +89,17 @@ GENERATOR_QUERIES = tuple(map(every_query, (MODELS, COUNT_TOKENS, CANCEL_MESSAGE
 PERSISTENCE_QUERIES = tuple(
     every_query(question.query)
     for question in (
-        *(GetTurn, GetSession, ListSessions, ListSessionTurns, ListRunning, GetAncestry, GetContext, GetLastTurn),
+        *(
+            GetTurn,
+            GetSession,
+            ListSessions,
+            ListSessionTurns,
+            ListTurnsSince,
+            ListRunning,
+            GetAncestry,
+            GetContext,
+            GetLastTurn,
+        ),
         *(
             GetProject,
             ListProjects,

@@ -22,6 +22,8 @@ class Row(NamedTuple):
     is_everybodys: bool = False
     """Whether the resource belongs to all tenants, as a model does."""
     is_public: bool = False
+    is_endless: bool = False
+    """Whether a response has no end by itself."""
     query: str = ""
     body: dict[str, Any] | None = None
 
@@ -90,6 +92,7 @@ ROWS = {
     ("DELETE", "/v1/sessions/{session}"): Row("session"),
     ("POST", "/v1/sessions/{session}/cancel"): Row("session"),
     ("GET", "/v1/sessions/{session}/turns"): Row("session"),
+    ("GET", "/v1/sessions/{session}/events"): Row("session", is_endless=True),
     ("GET", "/v1/sessions/{session}/branches"): Row("session"),
     ("GET", "/v1/projects"): Row(),
     ("POST", "/v1/projects"): Row(body={"name": "Rivers"}),

@@ -158,7 +158,7 @@ async def test_get_requests_change_nothing_and_are_not_cached(
     names = path_parameters(accepted["turn"], accepted["session"], "none")
     before = await system_log.replay(key), (await gateway.client.get("/v1/sessions")).json()
     for (method, path), row in ROWS.items():
-        if method != "GET":
+        if method != "GET" or row.is_endless:
             continue
         url = path.format(**names)
         for verb in ("GET", "HEAD"):

@@ -119,7 +119,8 @@ async def test_objects_of_another_tenant_are_404_on_every_route(
             unknown = await other_client.request(
                 method, path.format(**path_parameters(*UNKNOWN)) + row.query, json=row.body
             )
-            own = await two_tenants.client.request(method, path.format(**there) + row.query, json=row.body)
+            allowed = "HEAD" if row.is_endless else method
+            own = await two_tenants.client.request(allowed, path.format(**there) + row.query, json=row.body)
             # This request comes last: the request of the other tenant has changed nothing.
             assert own.status_code == 200, path
             assert (theirs.status_code, theirs.content) == (404, unknown.content), path

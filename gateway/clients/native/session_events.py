@@ -1,0 +1,258 @@
+"""`GET /v1/sessions/{session}/events`: one stream for all turns of a session, in the dialect `tailrace`.
+
+Each event has the `turn` that it is of. The stream follows the turns that run and those that begin later, and does not
+end with them. The sequences of different turns do not arrive in one order, so the cursor has the position in each turn:
+
+    SINCE.REQUEST-LAST.REQUEST-LAST…
+
+Every turn of the session whose last entry is at most SINCE, and which is not listed, was written completely. A listed
+turn has its request at REQUEST, and was written up to LAST.
+"""
+
+import asyncio
+import random
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+import msgspec
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tailrace.gateway import metrics
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.clients.native.stream import TAILRACE
+from tailrace.gateway.http import sse
+from tailrace.gateway.streaming.dialect import Frame
+from tailrace.gateway.streaming.event_stream import BACK_WITHIN_S
+from tailrace.gateway.streaming.frame_writer import FRAMES_MAX, PIECE_BYTES_MAX, RETRY_MS
+from tailrace.gateway.streaming.new_turns import NewTurns
+from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
+from tailrace.gateway.streaming.stream_access import StreamAccess
+from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.proto.errors import CursorUnknown, LogError, Refused, TurnUnknown
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId
+from tailrace.proto.records import GetSession, ListTurnsSince
+from tailrace.proto.subjects import TurnKey
+
+FOLLOWED_MAX = 64
+CURSOR_TEXT = re.compile(r"[0-9]{1,19}(\.[0-9]{1,19}-[0-9]{1,19}){0,128}")
+RESET: sse.Events = sse.frame(b'{"type":"reset"}')
+HEADERS = {"content-type": sse.MEDIA_TYPE, **sse.HEADERS}
+
+
+class Position(msgspec.Struct):
+    """How far a turn was written."""
+
+    request: Seq
+    last: Seq
+    is_ended: bool = False
+
+
+async def get_events(request: ApiRequest, streams: StreamContext, new_turns: NewTurns) -> ASGIApp:
+    """`GET /v1/sessions/{session}/events`: streams all running and new turns of a session, from the cursor on."""
+    text = request.headers.get("last-event-id") or request.query_params.get("after")
+    if text and CURSOR_TEXT.fullmatch(text) is None:
+        raise Refused("cursor_invalid", f"{text[:40]!r} is not an `id:` of this stream")
+    question = GetSession(request.path_params["session"])
+    session = (await streams.history.ask(request.tenant, question)).session
+    return SessionStream(StreamAccess(streams, request), new_turns, session, text)
+
+
+class SessionStream(StreamedResponse):
+    """Streams the turns of one session to one client, until it disconnects."""
+
+    def __init__(self, access: StreamAccess, new_turns: NewTurns, session: SessionId, cursor: str | None) -> None:
+        super().__init__(HEADERS)
+        self._access = access
+        self._streams = access.streams
+        self._tenant = access.permit.principal.tenant
+        self._new_turns = new_turns
+        self._session = session
+        self._cursor = cursor
+        self._since = BEFORE_FIRST
+        self._positions: dict[TurnId, Position] = {}
+        self._following: dict[TurnId, asyncio.Task[None]] = {}
+        self._finished: set[TurnId] = set()
+        self._writing = asyncio.Lock()
+        self._is_silent = True
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with (
+            self._access.open() as expired,
+            Interruptions(receive, self._streams.draining, expired) as interruptions,
+            self._new_turns.listen(self._tenant, self._session) as news,
+        ):
+            await self._access.permit.acquire()
+            await self._read_cursor()
+            await self.begin(send, 200)
+            if scope["method"] == "HEAD":
+                await send(body(b"", more=False))
+                return
+            life_s = self._streams.settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
+            try:
+                cause, _ = await interruptions.run(self._serve(send, news), life_s)
+            finally:
+                running = list(self._following)
+                await self._stop()
+            if cause != "disconnected":
+                # Events are self-delimited, and an EventSource resumes after every end.
+                await send(body(b"", more=False))
+            for turn in running if cause in ("disconnected", "timeout", "expired") else ():
+                back_within_s = BACK_WITHIN_S if cause == "timeout" else 0.0
+                self._access.report_left(TurnKey(self._tenant, turn), back_within_s)
+
+    async def _read_cursor(self) -> None:
+        """Finds the turns of the cursor. Without one, the stream begins with the turns that run now."""
+        if self._cursor is None:
+            self._since = await self._streams.log.newest_seq()
+            return
+        since, *listed = self._cursor.split(".")
+        self._since = Seq(int(since))
+        for request, last in (pair.split("-") for pair in listed):
+            key = await self._streams.log.turn_at(self._tenant, Seq(int(request)))
+            # A turn that was deleted has no more events. One that has left the log is found in the database.
+            if key is not None:
+                self._positions[key.turn] = Position(Seq(int(request)), Seq(int(last)))
+
+    async def _serve(self, send: Send, news: asyncio.Event) -> None:
+        """Follows turns until one cannot be followed further; the client then resumes."""
+        heartbeat_s = self._streams.settings.heartbeat_s
+        await self._look(send)
+        begin = {"type": "session", "session": self._session, "running": list(self._following)}
+        retry = sse.retry(random.randint(*RETRY_MS))  # noqa: S311  # no secret
+        async with self._writing:
+            await self._send(send, retry + self._encode(msgspec.json.encode(begin), with_id=True))
+        loop = asyncio.get_running_loop()
+        look_at = loop.time() + heartbeat_s
+        while not any(task.done() and task.exception() is not None for task in self._following.values()):
+            await _first_of(news, self._following.values(), max(0, look_at - loop.time()))
+            was_full = len(self._following) >= FOLLOWED_MAX
+            for turn in [turn for turn, task in self._following.items() if task.done() and task.exception() is None]:
+                del self._following[turn]
+            if loop.time() >= look_at:
+                look_at = loop.time() + heartbeat_s
+                await self._send_heartbeat(send)
+            elif not (news.is_set() or was_full):
+                continue
+            news.clear()
+            await self._look(send)
+        for task in self._following.values():
+            if task.done() and not isinstance(error := task.exception(), LogError | None):
+                raise error
+
+    async def _send_heartbeat(self, send: Send) -> None:
+        """Sends a heartbeat unless something was sent since the last one."""
+        if self._is_silent:
+            async with self._writing:
+                await send(body(sse.HEARTBEAT, more=True))
+        self._is_silent = True
+
+    async def _look(self, send: Send) -> None:
+        """Begins to follow the turns that run and are not followed yet, and those that ended unseen."""
+        with suppress(LogError, Refused):
+            # Without persistence the turns that are followed go on; the next look finds the others.
+            question = ListTurnsSince(self._session, self._since)
+            found = (await self._streams.history.ask(self._tenant, question)).turns
+            for one in found:
+                if one.turn in self._following or one.turn in self._finished:
+                    continue
+                if len(self._following) >= FOLLOWED_MAX:
+                    return
+                self._following[one.turn] = asyncio.create_task(self._follow(send, one.turn))
+            newest = max([self._since, *(one.cursor for one in found)])
+            known = self._finished | self._positions.keys()
+            # A turn that ended unseen is not in the cursor before its first event is written.
+            unseen = [one.cursor - 1 for one in found if not one.is_running and one.turn not in known]
+            self._since = Seq(max(self._since, min([newest, *unseen])))
+            ended = [turn for turn, at in self._positions.items() if at.is_ended and at.last <= self._since]
+            for turn in ended:
+                del self._positions[turn]
+
+    async def _follow(self, send: Send, turn: TurnId) -> None:
+        """Writes the events of one turn until it ends. Raises LogError when it cannot be followed further."""
+        key, start = TurnKey(self._tenant, turn), self._positions.get(turn)
+        try:
+            await self._write_turn(send, key, BEFORE_FIRST if start is None else start.last)
+        except CursorUnknown:
+            async with self._writing:
+                await self._send(send, self._encode_all(turn, RESET))
+            await self._write_turn(send, key, BEFORE_FIRST)
+        except TurnUnknown:
+            with suppress(Refused):
+                record = await self._streams.history.past(key)
+                position = Position(BEFORE_FIRST, record.cursor, is_ended=True)
+                await self._write(send, key, [(TAILRACE.render_record(record, 0), position)])
+        self._finished.add(turn)
+        if turn in self._positions:
+            self._positions[turn].is_ended = True
+
+    async def _write_turn(self, send: Send, key: TurnKey, cursor: Seq) -> None:
+        async with self._streams.fan_out.subscribe(key, cursor) as feed:
+            index = feed.start(cursor, TAILRACE)
+            known = self._positions.get(key.turn)
+            request = known.request if known is not None else feed.seqs[0]
+            with self._streams.readers.stream(feed, "session", cursor) as reader:
+                while True:
+                    frames = feed.frames(TAILRACE, index, FRAMES_MAX, PIECE_BYTES_MAX)
+                    begin, index = index, index + len(frames)
+                    seqs = feed.seqs[begin:index]
+                    positions = [Position(request, seq) for seq in seqs]
+                    await self._write(send, key, list(zip(frames, positions, strict=True)))
+                    reader.wrote(feed.entries, begin, index)
+                    if index == len(feed.entries) and feed.is_ended:
+                        reader.close("done", is_complete=True)
+                        return
+                    if index < len(feed.entries):
+                        # Lets other tasks run between the pieces of a long replay.
+                        await asyncio.sleep(0)
+                    elif feed.is_broken:
+                        await feed.caught_up()
+                    else:
+                        await feed.changed(index)
+
+    async def _write(self, send: Send, key: TurnKey, frames: Sequence[tuple[Frame, Position]]) -> None:
+        async with self._writing:
+            data = b""
+            for frame, position in frames:
+                # Before the events: their id has this position.
+                self._positions[key.turn] = position
+                data += self._encode_all(key.turn, frame.events)
+            if data:
+                await self._send(send, data)
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        self._is_silent = False
+        metrics.SENT_BYTES.inc(len(data))
+        await send(body(data, more=True))
+
+    def _encode_all(self, turn: TurnId, events: Sequence[sse.Event]) -> bytes:
+        return b"".join(self._encode(_with_turn(turn, one.data), with_id=one.seq is not None) for one in events)
+
+    def _encode(self, data: bytes, *, with_id: bool) -> bytes:
+        if not with_id:
+            return b"data: %b\n\n" % data
+        listed = (f".{at.request}-{at.last}" for at in self._positions.values() if at.request)
+        return b"data: %b\nid: %b\n\n" % (data, f"{self._since}{''.join(listed)}".encode())
+
+    async def _stop(self) -> None:
+        for task in self._following.values():
+            task.cancel()
+        await asyncio.gather(*self._following.values(), return_exceptions=True)
+
+
+async def _first_of(news: asyncio.Event, tasks: Iterable[asyncio.Task[None]], timeout_s: float) -> None:
+    """Waits for `news` or for the end of one of `tasks`, at most `timeout_s`."""
+    waiting = asyncio.create_task(news.wait())
+    try:
+        await asyncio.wait((waiting, *tasks), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+
+
+def _with_turn(turn: TurnId, data: bytes) -> bytes:
+    """Returns an event of the dialect `tailrace` with its turn, which `start` has already."""
+    return data if data.startswith(b'{"type":"start"') else b'{"turn":"%b",%b' % (turn.encode(), data[1:])
+
+
+ROUTES = [Route("/v1/sessions/{session}/events", get_events, methods=["GET"])]

@@ -1,0 +1,55 @@
+"""NewTurns: tells the streams of a session that it may have a new turn, by one subscription for each tenant."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from tailrace.proto.ids import SessionId, Tenant
+from tailrace.proto.nats import TurnLog
+
+
+class NewTurns:
+    """The live feed of requests, for the tenants whose sessions have streams here."""
+
+    def __init__(self, log: TurnLog) -> None:
+        self._log = log
+        self._tenants: dict[Tenant, _Listeners] = {}
+        self._changing = asyncio.Lock()
+
+    @asynccontextmanager
+    async def listen(self, tenant: Tenant, session: SessionId) -> AsyncIterator[asyncio.Event]:
+        """Yields an event that is set when the session may have a new turn. A hint. Raises LogUnavailable on entry."""
+        news = asyncio.Event()
+        async with self._changing:
+            if tenant not in self._tenants:
+                listeners = _Listeners()
+                await listeners.subscription.enter_async_context(self._log.new_turns(tenant, listeners.tell))
+                self._tenants[tenant] = listeners
+            listeners = self._tenants[tenant]
+            listeners.of[session].add(news)
+        try:
+            yield news
+        finally:
+            listeners.of[session].discard(news)
+            if not listeners.of[session]:
+                del listeners.of[session]
+            async with self._changing:
+                if not listeners.of and self._tenants.get(tenant) is listeners:
+                    del self._tenants[tenant]
+                    await listeners.subscription.aclose()
+
+
+class _Listeners:
+    """The streams of one tenant's sessions."""
+
+    def __init__(self) -> None:
+        self.of: defaultdict[SessionId, set[asyncio.Event]] = defaultdict(set)
+        self.subscription = AsyncExitStack()
+
+    def tell(self, session: SessionId | None) -> None:
+        """Sets the events of the session; of all sessions if it is None."""
+        told = self.of.values() if session is None else [self.of[session]] if session in self.of else []
+        for events in told:
+            for news in events:
+                news.set()

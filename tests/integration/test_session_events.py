@@ -1,0 +1,106 @@
+"""`GET /v1/sessions/{session}/events`: one stream for all turns of a session."""
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+import httpx2
+import msgspec
+
+from tests.harness.processes import Process
+from tests.harness.sse_parser import EventStream
+from tests.harness.until import until
+from tests.integration.conftest import Gateway
+
+ENDS = ("done", "error")
+
+
+class Page:
+    """A page that shows a session: it reads one stream, and resumes it after each cut."""
+
+    def __init__(self, client: httpx2.AsyncClient, session: str) -> None:
+        self.client = client
+        self.path = f"/v1/sessions/{session}/events"
+        self.cursor = ""
+        self.events: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.begins: list[list[str]] = []
+
+    def has_ended(self, turn: str) -> bool:
+        return any(event["type"] in ENDS for event in self.events[turn])
+
+    async def read(self, most: int = 10**6, *turns: str) -> None:
+        """Reads over one connection, at most so many events, or until these turns have ended."""
+        rest = b""
+        headers = {"last-event-id": self.cursor} if self.cursor else {}
+        async with self.client.stream("GET", self.path, headers=headers) as response:
+            assert response.status_code == 200, await response.aread()
+            async for received in response.aiter_raw():
+                *blocks, rest = (rest + received).split(b"\n\n")
+                for block in blocks:
+                    fields = dict(line.split(b": ", 1) for line in block.split(b"\n") if not line.startswith(b":"))
+                    event = msgspec.json.decode(fields[b"data"])
+                    self.cursor = fields.get(b"id", b"").decode() or self.cursor
+                    if event["type"] == "session":
+                        self.begins.append(event["running"])
+                    else:
+                        self.events[event["turn"]].append(event)
+                        most -= 1
+                    if most == 0 or (turns and all(map(self.has_ended, turns))):
+                        return
+
+
+async def ask(gateway: Gateway, message: str, **fields: Any) -> dict[str, Any]:
+    answer = await gateway.client.post("/v1/turns", json={"message": message, **fields})
+    assert answer.status_code == 202, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def own_events(gateway: Gateway, turn: str) -> list[dict[str, Any]]:
+    """Returns the events of the turn's own stream."""
+    answer = await gateway.client.get(f"/v1/turns/{turn}/events")
+    return [{**msgspec.json.decode(sent.data), "turn": turn} for sent in EventStream().feed(answer.content)]
+
+
+async def test_each_event_of_each_turn_comes_once_over_cuts(
+    gateway: Gateway, persistence: Process, generator: Process
+) -> None:
+    """Of turns that run at once, that begin while the page reads, and that end while it is disconnected."""
+    first = await ask(gateway, "#sim words=60 rate=40")
+    session, branch = first["session"], {"session": first["session"], "parent": None, "on_busy": "branch"}
+    second = await ask(gateway, "#sim words=60 rate=40", **branch)
+    page = Page(gateway.client, session)
+    await page.read(7)
+    assert {*page.begins[0]} == {first["turn"], second["turn"]}
+    unseen = await ask(gateway, "#sim words=3 rate=0", **branch)
+    await own_events(gateway, unseen["turn"])
+    queued = await ask(gateway, "#sim words=5 rate=0", session=session, parent=first["turn"], on_busy="queue")
+    other = await ask(gateway, "#sim words=1 rate=0")
+    turns = [one["turn"] for one in (first, second, unseen, queued)]
+
+    async def read_more() -> bool:
+        await page.read(7, *turns)
+        return all(map(page.has_ended, turns))
+
+    await until(read_more, deadline_s=60)
+    assert {turn: page.events[turn] for turn in turns} == {turn: await own_events(gateway, turn) for turn in turns}
+    assert other["turn"] not in page.events
+    # A turn that begins while the page waits, although none runs.
+    last: list[str] = []
+
+    async def ask_when_read() -> None:
+        await until(lambda: len(page.begins) > count)
+        last.append((await ask(gateway, "#sim words=3 rate=0", **branch))["turn"])
+
+    count = len(page.begins)
+    await asyncio.gather(page.read(2), ask_when_read())
+    assert page.events[last[0]] == (await own_events(gateway, last[0]))[:2]
+
+
+async def test_a_wrong_cursor_is_refused_and_an_unknown_session_is_404(gateway: Gateway, persistence: Process) -> None:
+    session = (await gateway.client.post("/v1/sessions", json={})).json()["session"]
+    for cursor in ("x", "1.2", "1.2-3-4", "1." + ".".join(["1-1"] * 200)):
+        answer = await gateway.client.get(f"/v1/sessions/{session}/events?after={cursor}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cursor_invalid")
+    answer = await gateway.client.get("/v1/sessions/unknown/events")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
