@@ -18,7 +18,7 @@ from tests.checker.run import load
 async def test_every_promise_and_invariant_holds_with_each_kind_of_fault(tmp_path: Path) -> None:
     """On three nats-servers, with the default settings; each fault had an effect."""
     size = Size()
-    campaign = Campaign(seed=7, minutes=0, faults=possible(list(KINDS), size), size=size)
+    campaign = Campaign(seed=7, minutes=0, faults=possible(list(KINDS), size), size=size, concurrent_turns=8)
     print(f"seed {campaign.seed}; {size}")
     observed = await run_campaign(campaign, tmp_path)
     run = load(tmp_path)

@@ -21,7 +21,7 @@ from tailrace.proto.nats import Delivery, TurnLog
 from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
 from tailrace.proto.subjects import TurnKey
 from tests.checker.history import HISTORY, Ack, Append, Commit, Recorder, digest
-from tests.harness.processes import Process
+from tests.harness.processes import ForkedProcess, Process
 
 # After these errors the entry is not stored (PROTOCOL R10, R13).
 REFUSED = (FenceLost, LogFull, EntryTooLarge)
@@ -71,7 +71,9 @@ def record(recorder: Recorder) -> None:
 
 def recorded(module: str, folder: Path, **environ: object) -> Process:
     """Returns a process of `module` that writes its operations into the history in `folder`."""
-    return Process("tests.checker.recorded_process", folder, str(folder / HISTORY), module, **environ)
+    # A library that is loaded before the interpreter, as the clock of the chaos runs, needs a new one.
+    launched = Process if "LD_PRELOAD" in environ else ForkedProcess
+    return launched("tests.checker.recorded_process", folder, str(folder / HISTORY), module, **environ)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway
 
-WORDS = 700
+WORDS = 350
 NEVER = {"script", "img", "svg", "math", "iframe", "form", "input", "style", "base", "meta"}
 HOSTILE = """<script>globalThis.ran = 1</script><img src=x onerror="globalThis.ran = 1">
 
@@ -53,7 +53,7 @@ async def test_an_answer_is_shown_once_over_a_reload_a_lost_network_and_another_
     other = await new_gateway(system.nats_url, api_keys="")
 
     async with Proxy("browser > gateway", open_gateway.port) as proxy:
-        line = f"Count.\n#sim words={WORDS} rate=40"
+        line = f"Count.\n#sim words={WORDS} rate=20"
         url = f"http://127.0.0.1:{proxy.port}"
         showing = asyncio.create_task(
             node.run("chat-page.mjs", "interrupted", url, line, deadline_s=90, CHROMIUM=browser)
@@ -63,7 +63,7 @@ async def test_an_answer_is_shown_once_over_a_reload_a_lost_network_and_another_
             running = (await other.client.get("/v1/turns?status=running")).json()["data"]
             if not running:
                 return False
-            return len((await other.client.get(f"/v1/turns/{running[-1]['turn']}")).json()["text"]) > 8 * 550
+            return len((await other.client.get(f"/v1/turns/{running[-1]['turn']}")).json()["text"]) > 8 * 275
 
         await until(is_written, 60)
         proxy.fail("cut")

@@ -36,6 +36,9 @@ from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway, forget
 
+# A busy machine drains the gateway before its end.
+SLOWER = "#sim words=40 rate=20"
+
 
 @pytest.fixture
 async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
@@ -74,7 +77,7 @@ async def test_stream_of_a_draining_gateway_is_not_complete(
     got: list[ChatCompletionChunk] = []
     leaving = await new_gateway(system.nats_url)
     async with sdk_of(leaving.url) as sdk, sdk_of(gateway.url) as other:
-        stream = await sdk.chat.completions.create(model=MODEL, messages=user_message(SLOW), stream=True)
+        stream = await sdk.chat.completions.create(model=MODEL, messages=user_message(SLOWER), stream=True)
         reading = asyncio.create_task(read_until_cut(stream, got))
         await until(lambda: text_of(got))
         leaving.stopping.set()

@@ -25,6 +25,7 @@ FORKS.set_forkserver_preload(
     [
         *(f"tailrace.{name}.__main__" for name in PROCESSES),
         "tests.harness.killable_generator",
+        "tests.checker.recorded_process",
         "tests.kills.paused_process",
     ]
 )
@@ -75,16 +76,19 @@ def _become(module: str, arguments: Sequence[str], environ: Mapping[str, str], o
     # runpy warns if a module that it runs was imported.
     for name in [name for name in sys.modules if name.startswith("tailrace.") and name.endswith(".__main__")]:
         del sys.modules[name]
-    _forget_metrics(module)
+    _forget_metrics({module, *arguments})
     # The imported modules stay: a collection of garbage need not visit them.
     gc.freeze()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _forget_metrics(module: str) -> None:
-    """Leaves out the metrics of other parts, which a process of its own would not have imported."""
+def _forget_metrics(running: set[str]) -> None:
+    """Leaves out the metrics of other parts, which a process of its own would not have imported.
+
+    A recorded process has the name of its part as an argument.
+    """
     for part in ("gateway", "generators", "persistence"):
-        if module != f"tailrace.{part}":
+        if not running & {f"tailrace.{part}", part}:
             for one in vars(sys.modules[f"tailrace.{part}.metrics"]).values():
                 if isinstance(one, Counter | Gauge | Histogram | FastHistogram):
                     REGISTRY.unregister(one)

@@ -6,10 +6,10 @@ from signal import SIGKILL
 
 import httpx2
 import pytest
-from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from tailrace.deploy.local import ports
+from tailrace.gateway.metrics import UNREAD_TOKENS
 from tailrace.gateway.turns import unread_tokens
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
@@ -97,8 +97,15 @@ async def test_tokens_are_counted_that_were_generated_without_a_reader(
     for pause in ("FIRST_LOOK_S", "LOOK_EVERY_S"):
         monkeypatch.setattr(unread_tokens, pause, 0.2)
 
+    def counts() -> dict[str, float]:
+        """Returns the tokens by model that the gateways of this process have counted, also those of other tests."""
+        samples = next(iter(UNREAD_TOKENS.collect())).samples
+        return {sample.labels["model"]: sample.value for sample in samples if sample.name.endswith("_total")}
+
+    before = counts()
+
     def counted(model: str) -> float:
-        return REGISTRY.get_sample_value("tailrace_gateway_unread_tokens_total", {"model": model}) or 0.0
+        return counts().get(model, 0.0) - before.get(model, 0.0)
 
     async def run(model: str, most: int | None) -> tuple[str, float]:
         """Runs a turn of which `most` frames are read. Returns its model, and the tokens that it generated."""

@@ -48,10 +48,11 @@ if "tailrace.persistence" in sys.orig_argv:
 """
 
 
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """A system for the tests that do not change it."""
-    folder = tmp_path_factory.mktemp("up")
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Up]:
+    """A system with two gateways."""
+    folder = tmp_path / "up"
+    folder.mkdir()
     (folder / "sitecustomize.py").write_text(LATE_GENERATOR)
     environ = {"PYTHONPATH": str(folder), "BEGUN": str(folder / "begun"), "GOMEMLIMIT": "1GiB"}
     with running(folder, "--port", "0", "--gateways", "2", **environ) as up:
@@ -77,7 +78,8 @@ def webhook_secret(environ: dict[str, str]) -> str:
 async def test_ready_is_printed_when_every_process_is_ready(up: Up, tmp_path: Path) -> None:
     """A script waits for one line, and a person finds each process above it; the printed curl command works.
 
-    Only this machine and this user can reach it; a second `up` on the same directory or port is refused.
+    Only this machine and this user can reach it; a second `up` on the same directory or port is refused. A signal stops
+    the processes in order: clients before servers.
     """
     url = await up.ready()
     assert up.folder.with_name("begun").exists()
@@ -126,6 +128,13 @@ async def test_ready_is_printed_when_every_process_is_ready(up: Up, tmp_path: Pa
     assert f"port {port} on 127.0.0.1 is in use" in message
     assert sorted(path.name for path in other.iterdir()) == ["lock"]
     assert up.tree() == before
+
+    up.process.send_signal(signal.SIGHUP)
+    assert up.process.wait(timeout=STOP_S_MAX) == 0
+    assert [pid for pid in before if is_alive(pid)] == []
+    stopped = re.findall(r"^up +\| ([a-z-]+)[0-9]* stopped$", up.text, re.MULTILINE)
+    pairs = ["gateway-", "gateway-", "generator-", "generator-"]
+    assert stopped == [*pairs, "simulated-claude", "persistence", "nats-server"]
 
 
 @pytest.mark.parametrize(
@@ -221,22 +230,14 @@ async def test_it_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
 
 
 @pytest.mark.rule("F30")
-async def test_no_process_survives_a_kill_or_a_stop(tmp_path: Path) -> None:
-    """kill -9 of `up` leaves no process that holds the directory. A signal stops in order: clients before servers."""
+async def test_no_process_survives_a_kill(tmp_path: Path) -> None:
+    """kill -9 of `up` leaves no process that holds the directory."""
     with running(tmp_path, *LEAN) as up:
         await up.ready()
         pids = up.tree()
         assert pids
         up.process.kill()
         await until(lambda: not any(map(is_alive, pids)))
-    with running(tmp_path, "--port", "0") as again:
-        await again.ready()
-        pids = again.tree()
-        again.process.send_signal(signal.SIGHUP)
-        assert again.process.wait(timeout=STOP_S_MAX) == 0
-        assert [pid for pid in pids if is_alive(pid)] == []
-        stopped = re.findall(r"^up +\| ([a-z-]+)[0-9]* stopped$", "\n".join(again.lines), re.MULTILINE)
-        assert stopped == ["gateway-", "generator-", "generator-", "simulated-claude", "persistence", "nats-server"]
 
 
 # Confidential texts of one turn. The answer's is the tag of its words.
@@ -269,7 +270,7 @@ async def test_a_system_at_work_shows_no_secret(tmp_path: Path) -> None:
     jwt = jwts.token().decode()
     shown: dict[str, str] = {}
     async with processes.simulated_claude(tmp_path) as claude:
-        with running(tmp_path, "--port", "0", ANTHROPIC_BASE_URL=claude.url, **environ) as up:
+        with running(tmp_path, *LEAN, ANTHROPIC_BASE_URL=claude.url, **environ) as up:
             url = await up.ready()
             async with httpx2.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
                 secrets = CANARIES | await run_turn(client, {"x-api-key": key}, shown)
