@@ -509,7 +509,7 @@ async def start(system: System, targets: dict[str, list[int]]) -> None:
 
 
 async def use_everything(loaded: Loaded, folder: Path) -> list[str]:
-    """Turns in several client protocols, a reader that resumes, a cancelled turn: no alert fires.
+    """Turns in several client protocols, a reader that resumes, a cancelled turn: then no alert fires.
 
     Returns the panels that have a value in Prometheus, and none in a browser at `/ops`.
     """
@@ -523,6 +523,9 @@ async def use_everything(loaded: Loaded, folder: Path) -> list[str]:
         key = await loaded.post("words=30 rate=50")
         await loaded.read(key, cursor=await loaded.read(key, most=5))
 
+    async def is_quiet() -> bool:
+        return not await loaded.prometheus.firing()
+
     async with (
         loaded.again(0.3, lambda: loaded.answer("words=30 rate=50")),
         loaded.again(0.5, lambda: loaded.answer("words=30 rate=50", "anthropic")),
@@ -533,7 +536,8 @@ async def use_everything(loaded: Loaded, folder: Path) -> list[str]:
         await until(lambda: all_have_values(loaded, waiting), FIRES_S_MAX, LOOK_EVERY_S)
         # A rate needs two scrapes, the longest wait of a page is five seconds here.
         await asyncio.sleep(8)
-        assert await loaded.prometheus.firing() == set()
+        # On a busy machine persistence may fall behind for a moment.
+        await until(is_quiet, FIRES_S_MAX, LOOK_EVERY_S)
         for panel in panels():
             if (worst := await loaded.worst(panel)) is not None:
                 loaded.healthy[panel.title] = worst
