@@ -27,8 +27,9 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Entry, Event, Failure, Outcome, Request, Stored
 from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, LogFull
-from tailrace.proto.fold import Folding, Turn, fold
+from tailrace.proto.fold import EMPTY_TURN, Folding, Turn, fold
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats.log_server import LiveFeed
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.subjects import TurnKey
 
@@ -129,15 +130,25 @@ class TurnRunner:
         self._observe = observe
         self._races = races
 
-    async def run(self, key: TurnKey, deadline_s: float, lease: str = "") -> Turn:
+    async def run(self, key: TurnKey, deadline_s: float, lease: str = "", known: Turn = EMPTY_TURN) -> Turn:
         """Runs a turn until its log holds an `end`; returns the fold.
 
         If another process is to store the end, or the turn cannot begin yet, returns the fold without one. The turn
         fails after `deadline_s` seconds of work on it, including the work of earlier generators; its text is kept.
-        `lease` is passed to a process that makes a second call. Raises FenceLost when another writer has continued or
-        ended the turn, LogUnavailable, TurnUnknown.
+        `lease` is passed to a process that makes a second call. `known` is a turn with nothing but its request: if the
+        log has no more, which the fence of the first attempt shows, it is not read. Raises FenceLost when another
+        writer has continued or ended the turn, LogUnavailable, TurnUnknown.
         """
-        turn = await self._log.turn(key)
+        if known.request is not None:
+            try:
+                return await self.run_from(key, known, deadline_s, lease)
+            except FenceLost:
+                turn = await self._log.turn(key)
+                if turn.attempt:
+                    raise
+                # It was stopped before its first attempt.
+        else:
+            turn = await self._log.turn(key)
         metrics.SKIPPED.inc(turn.skipped)
         return await self.run_from(key, turn, deadline_s, lease)
 
@@ -222,20 +233,42 @@ class TurnRunner:
             is_hedge=action.is_second,
             traceparent=traceparent,
         )
-        folding = Folding(turn)
-        if not action.is_second:
+        if action.is_second:
+            return await self._call(key, turn, action, route, deadline, lease, Folding(turn), unstored=attempt)
+        # Subscribe before the append: its fence shows that no end came earlier, and the feed shows later ones.
+        async with self._log.subscribe(key, "end") as ends:
+            folding = Folding(turn)
             # Append before anything that may raise: an attempt that breaks its generator must count against the limit.
             await self._append_attempt(key, folding, attempt)
             turn = folding.build()
+            return await self._call(key, turn, action, route, deadline, lease, folding, ends=ends)
+
+    async def _call(
+        self,
+        key: TurnKey,
+        turn: Turn,
+        action: MakeAttempt,
+        route: Route,
+        deadline: float,
+        lease: str,
+        folding: Folding,
+        *,
+        ends: LiveFeed | None = None,
+        unstored: Attempt | None = None,
+    ) -> tuple[Turn, BackendError | None]:
+        """Calls the model and appends its events; returns as `_attempt` does.
+
+        `ends` has every end that was stored after `turn`; without it the log is read. `unstored` is an attempt that is
+        appended before the first event, or not at all.
+        """
         race = self._races.race(key, turn, action, lease) if self._races else NoRace()
         call, continuation = prepare_call(turn, action.mode)
         try:
             async with asyncio.TaskGroup() as group:
-                watchers = [group.create_task(self._raise_when_ended(key)), group.create_task(race.watch())]
+                watchers = [group.create_task(self._raise_when_ended(key, ends)), group.create_task(race.watch())]
                 sink = race.wrap(race.buffer.put)
                 opened = route.open(call, key.tenant, is_single=action.is_second)
                 reading = group.create_task(self._read_model(turn, opened, sink, race.buffer, continuation, deadline))
-                unstored = attempt if action.is_second else None
                 await group.create_task(self._write(key, folding, race.buffer, unstored))
                 error = await reading
                 for task in watchers:
@@ -336,9 +369,9 @@ class TurnRunner:
             # An append that was under way may have been stored, or another writer has the turn.
             logger.info("turn given back without a mark", turn=key.turn, why=str(error))
 
-    async def _raise_when_ended(self, key: TurnKey) -> None:
+    async def _raise_when_ended(self, key: TurnKey, ends: LiveFeed | None) -> None:
         """Stops the attempt with TurnEnded when another process ends the turn, even while the model sends nothing."""
-        raise TurnEnded(key, await self._log.until_ended(key))
+        raise TurnEnded(key, await (self._log.next_end(key, ends) if ends else self._log.until_ended(key)))
 
     async def _append_attempt(self, key: TurnKey, folding: Folding, attempt: Attempt) -> None:
         chain = await append_when_not_full(self._log.append, key, folding.chain, attempt)

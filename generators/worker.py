@@ -211,7 +211,8 @@ class Worker:
         return task
 
     async def _run_turn(self, key: TurnKey) -> Turn | None:
-        turn = await self._runner.run(key, self._deadline_s, self._held[key].lease)
+        held = self._held[key]
+        turn = await self._runner.run(key, self._deadline_s, held.lease, held.take_turn())
         if turn.end is None:
             # Another process is about to store the answer, or the turn cannot begin yet. `on_ended` is called when the
             # turn is delivered again.

@@ -23,7 +23,7 @@ from tailrace.proto.nats import Connection, setup_watch
 from tailrace.proto.runtime import logging_setup as logging
 from tailrace.proto.runtime import metrics_server, tracing
 from tailrace.proto.runtime import settings as environment
-from tailrace.proto.runtime.malloc import return_large_memory
+from tailrace.proto.runtime.malloc import collect_less_often, return_large_memory
 
 logger = structlog.get_logger()
 
@@ -120,6 +120,7 @@ def main(
         if tracing.configure(role):
             logging.add_trace_ids()
         return_large_memory()
+        collect_less_often()
         uvloop.run(
             _check(role, settings, preflight, probe) if arguments.check else _run(role, settings, preflight, serve)
         )

@@ -13,9 +13,11 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import StreamState
 
-from tailrace.proto import subjects
+from tailrace.proto import entries, subjects
 from tailrace.proto.batch import part_of_batch
+from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
+from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
 from tailrace.proto.subjects import STREAM, TurnKey
@@ -28,6 +30,7 @@ PULL_S = 0.5
 AWAY_WAIT_S = 0.25
 # Renewals per `ack_wait`: two of them may be lost (PROTOCOL R18).
 RENEWALS = 3
+KEPT_BYTES_MAX = 64 * 1024
 
 
 class Delivery:
@@ -48,8 +51,20 @@ class Delivery:
         """Whether the entry is the request of a batch (PROTOCOL R63)."""
         self.is_child = part == "child"
         """Whether the entry is the request of a batch's child turn."""
-        # The turn is read from the log. Up to 8 MiB would stay in memory as long as the lease.
+        # A larger request, of up to 8 MiB, would stay in memory as long as the lease. It is read from the log.
+        is_kept = self.kind == "request" and self.times == 1 and len(message.data) <= KEPT_BYTES_MAX
+        self._request = message.data if is_kept else None
         message.data = b""
+
+    def take_turn(self) -> Turn:
+        """Returns the turn as it was when its request was stored, for its first delivery; otherwise EMPTY_TURN.
+
+        The log may hold more of it by now. Returns it once, to free its memory.
+        """
+        payload, self._request = self._request, None
+        if payload is None:
+            return EMPTY_TURN
+        return fold([Stored(self.seq, self.at, entries.decode(self.kind, payload))])
 
     async def renew(self) -> None:
         """Renews the lease. A failed renewal is only logged: the fence shows who owns the turn."""

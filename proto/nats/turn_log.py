@@ -15,7 +15,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.nats.append import append
 from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.jetstream_log import JetStreamLog
-from tailrace.proto.nats.log_server import BATCH
+from tailrace.proto.nats.log_server import BATCH, LiveFeed
 from tailrace.proto.nats.replay import ask_twice, read_current_turn, read_turn, read_turn_upto, require_turn
 from tailrace.proto.subjects import TurnKey
 
@@ -106,10 +106,19 @@ class TurnLog(JetStreamLog):
         For a writer that must stop although it appends nothing. The log is read at the start, whenever the feed may
         have missed an entry, and every REREAD_S seconds.
         """
-        async with self.subscribe(key, "end") as feed:
-            while True:
-                with suppress(LogError):
-                    if await self.has_end(key) and (ended_at := (await self.turn(key)).ended_at) is not None:
-                        return ended_at
-                if live := await feed.next(REREAD_S):
-                    return live[-1].at
+        async with self.subscribe(key, "end") as ends:
+            return await self._ended_at(key) or await self.next_end(key, ends)
+
+    async def next_end(self, key: TurnKey, ends: LiveFeed) -> datetime:
+        """Like `until_ended`, with an open subscription to the turn's ends; does not read the log at the start."""
+        while True:
+            if live := await ends.next(REREAD_S):
+                return live[-1].at
+            if (ended_at := await self._ended_at(key)) is not None:
+                return ended_at
+
+    async def _ended_at(self, key: TurnKey) -> datetime | None:
+        """Returns the time of the turn's valid end; None if the log has none now, or cannot be read."""
+        with suppress(LogError):
+            return (await self.turn(key)).ended_at if await self.has_end(key) else None
+        return None

@@ -194,6 +194,7 @@ async def test_a_turn_can_be_cancelled_before_each_of_its_entries(own: CancelSys
 
 
 @pytest.mark.rule("F28")
+@pytest.mark.rule("R106")
 async def test_a_turn_that_is_cancelled_before_it_begins_is_never_sent_to_the_model(own: CancelSystem) -> None:
     """Before any generator runs, and in the queue of a busy one, which answers the next turn."""
     early = await own.begin("words=2 tag=early")

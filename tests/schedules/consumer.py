@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from tailrace.proto.entries import Stored, kind_of
+from tailrace.proto.entries import Stored, encode, kind_of
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats.leases import RENEWALS, Backlog, Deliveries, Delivery
 from tailrace.proto.nats.streams import GENERATOR_ACK_WAIT_S as ACK_WAIT_S
@@ -135,6 +135,7 @@ class SimulatedDelivery(Delivery):
         self.times = message.times
         self.is_batch = getattr(message.stored.entry, "batch", None) is not None
         self.is_child = False
+        self._request = encode(message.stored.entry) if self.kind == "request" and self.times == 1 else None
 
     async def renew(self) -> None:
         if not self._process.is_dead:
