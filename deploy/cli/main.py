@@ -23,6 +23,7 @@ from tailrace.deploy.cli import (
     doctor,
     keys,
     monitoring,
+    nats_config,
     status,
     streams,
     turn,
@@ -159,6 +160,15 @@ examples:
 
 `tailrace` reads tailrace.toml in the current folder, or else in the folder of your user's settings, or the file that
 --config names. A file called .env beside it is read too: one NAME=VALUE a line, for secrets.
+"""
+NATS_EXAMPLES = """\
+examples:
+  tailrace nats-config nats --server nats.internal                one server, without TLS
+  tailrace nats-config nats --tls /etc/tailrace/tls --server nats-1.internal --server nats-2.internal \\
+    --server nats-3.internal                                      three servers, of which one may fail
+
+The folder has nats-1.conf for the first server and so on, and gateway.env, generators.env, persistence.env and
+admin.env with the TAILRACE_NATS_URL of each process. All have new passwords. docs/NATS.md says what to do with them.
 """
 COMPLETION_EXAMPLES = """\
 examples:
@@ -336,6 +346,19 @@ def write_monitoring(given: argparse.Namespace, _: Mapping[str, str]) -> int:
     return 0
 
 
+def write_nats_config(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+    if len(given.server) not in (1, 3) or len(set(given.server)) < len(given.server):
+        print("tailrace: name one server, or three different ones", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        written = nats_config.write(given.folder, given.server, given.tls, given.store, given.gib)
+    except OSError as error:
+        print(f"tailrace: cannot make {given.folder} ({error.strerror}): name a new folder", file=sys.stderr)
+        return EXIT_ERROR
+    print(*written, sep="\n")
+    return 0
+
+
 def create_key(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     made, is_first = asyncio.run(
         keys.create(
@@ -434,6 +457,7 @@ def parser(defaults: Mapping[str, object] | None = None) -> Parser:
     add_batch(commands)
     add_webhook_secret(commands)
     add_monitoring(commands)
+    add_nats_config(commands)
     add_init(commands)
     add_completion(commands)
     for action in completion.all_actions(tailrace):
@@ -566,6 +590,37 @@ def add_monitoring(commands: "argparse._SubParsersAction[CommandParser]") -> Non
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
     parser.add_argument("--runbook", type=url, required=True, metavar="URL", help="where your people read the runbook")
+
+
+def add_nats_config(commands: "argparse._SubParsersAction[CommandParser]") -> None:
+    parser = command(
+        commands,
+        "nats-config",
+        write_nats_config,
+        summary="write the configuration of your own NATS",
+        description="Write whole configurations of nats-server, and the environment of each process of Tailrace.",
+        epilog=NATS_EXAMPLES,
+    )
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="a new folder")
+    add(
+        "--server",
+        type=nats_address,
+        action="append",
+        required=True,
+        metavar="HOST[:PORT]",
+        help="address of a server, one time or three times (port: 4222; for the others port + 2000)",
+    )
+    add("--tls", type=Path, metavar="DIR", help="folder of ca.pem, cert.pem and key.pem on each machine: use TLS")
+    add("--store", type=Path, default=Path("/var/lib/nats"), metavar="DIR", help="of the log (default: %(default)s)")
+    add_number(parser, "--gib", 10, "storage a server, GiB", 1, 65536, "size")
+
+
+def nats_address(text: str) -> nats_config.Server:
+    try:
+        return nats_config.parse_server(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_init(commands: "argparse._SubParsersAction[CommandParser]") -> None:

@@ -1,0 +1,171 @@
+"""docs/NATS.md: its commands set up three nats-servers with TLS, and Tailrace's processes answer a turn on them."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tailrace.deploy.cli.main import main
+from tailrace.deploy.local import ports
+from tailrace.deploy.simulated_claude.server import serving
+from tests.harness.processes import CHECKOUT
+from tests.harness.until import until
+
+START_S_MAX = 60.0
+PAGE = (CHECKOUT / "docs/NATS.md").read_text()
+
+
+def blocks() -> list[str]:
+    """The commands of the ten steps, in their order."""
+    return [re.sub(r"(?m)^ +", "", block) for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)]
+
+
+def free_servers() -> list[int]:
+    """Three ports for clients whose ports for servers and for monitoring are free, too."""
+    found: list[int] = []
+    while len(found) < 3:
+        first = next(port for port in ports.find_free(8) if port < 60000)
+        found += [first] if first not in found and is_free(first + 2000) and is_free(first + 4000) else []
+    return found
+
+
+def is_free(port: int) -> bool:
+    try:
+        with ports.listen("127.0.0.1", port):
+            return True
+    except Exception:  # noqa: BLE001  # whatever it is, the port cannot be used
+        return False
+
+
+class Shell:
+    """Runs commands of the page, with this test's addresses and folders."""
+
+    def __init__(self, folder: Path, replaced: dict[str, str], stack: ExitStack) -> None:
+        self._folder, self._replaced, self._stack = folder, replaced, stack
+
+    def text(self, block: str) -> str:
+        for name, value in self._replaced.items():
+            block = block.replace(name, value)
+        return block
+
+    def run(self, block: str) -> None:
+        command = ["bash", "-euc", self.text(block)]
+        done = subprocess.run(command, cwd=self._folder, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, f"{block}: {done.stderr}"
+
+    def start(self, block: str) -> subprocess.Popen[bytes]:
+        with (self._folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                ["bash", "-euc", f"exec {self.text(block).strip()}"], cwd=self._folder, stdout=log, stderr=log
+            )
+        self._stack.callback(process.wait, 20)
+        self._stack.callback(process.kill)
+        return process
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.timeout(300)
+async def test_the_ten_steps_set_up_three_servers_with_tls(
+    tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turns are answered, also while one of the servers is dead."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
+    one, two, three = (f"127.0.0.1:{port}" for port in free_servers())
+    (gateway_port,) = ports.find_free(1)
+    gateway = f"http://127.0.0.1:{gateway_port}"
+    async with serving() as claude:
+        shell = Shell(
+            tmp_path,
+            {
+                "DNS:nats-1.internal,DNS:nats-2.internal,DNS:nats-3.internal": "IP:127.0.0.1",
+                "nats-1.internal": one,
+                "nats-2.internal": two,
+                "nats-3.internal": three,
+                "/etc/tailrace/tls": str(tmp_path / "tls"),
+                "--gib 10": "--gib 1",
+                "/var/lib/tailrace": str(tmp_path),
+                "ANTHROPIC_API_KEY=…": f"ANTHROPIC_API_KEY=simulated ANTHROPIC_BASE_URL={claude}",
+                "python -m tailrace.gateway": f"TAILRACE_PORT={gateway_port} python -m tailrace.gateway",
+                "http://127.0.0.1:8000": gateway,
+            },
+            stack,
+        )
+        certificates, configure, serve, check, create, persistence, generators, gateways, ready = blocks()
+        shell.run(certificates)
+        shell.run(configure)
+        servers = []
+        for number in (1, 2, 3):
+            # Each machine has a store of its own at /var/lib/nats.
+            path = tmp_path / f"nats/nats-{number}.conf"
+            path.write_text(path.read_text().replace("/var/lib/nats", str(tmp_path / f"store-{number}")))
+            servers.append(shell.start(serve.replace("nats-1.conf", path.name)))
+        monitoring = int(one.rpartition(":")[2]) + 4000
+        async with httpx2.AsyncClient(timeout=20, trust_env=False) as client:
+
+            async def answers(url: str) -> bool:
+                try:
+                    return (await client.get(url)).status_code == 200
+                except httpx2.TransportError:
+                    return False
+
+            await until(lambda: answers(f"http://127.0.0.1:{monitoring}/healthz"), START_S_MAX, 0.1)
+            shell.run(check.replace("8222", str(monitoring)))
+            shell.run(create)
+            for block in (persistence, generators, gateways):
+                shell.start(block)
+            await until(lambda: answers(f"{gateway}/readyz"), START_S_MAX, 0.1)
+            shell.run(ready)
+
+            async def ask() -> bool:
+                body = {"message": "Hi.\n#sim words=3"}
+                answer = await client.post(f"{gateway}/v1/turns", json=body, headers={"accept": "text/event-stream"})
+                return "w000002" in answer.text
+
+            assert await ask()
+            servers[0].kill()
+            await until(ask, START_S_MAX, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--server", "a", "--server", "b"], "name one server, or three different ones"),
+        (["--server", "a", "--server", "a", "--server", "b"], "name one server, or three different ones"),
+        (["--server", "a b"], "'a b' is not HOST or HOST:PORT"),
+        (["--server", "a:61536"], "'a:61536' is not HOST or HOST:PORT, with a port up to 61535"),
+        (["--server", "user@a"], "'user@a' is not HOST or HOST:PORT"),
+        (["--server", "a"], "(File exists): name a new folder"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_a_file_is_written(
+    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path if "exists" in sentence else tmp_path / "new"
+    with suppress(SystemExit):  # of the argument parser
+        assert main(["nats-config", str(folder), *arguments]) in (1, 2)
+    assert sentence in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_configuration_is_private_and_has_no_password_of_another_process(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    assert main(["nats-config", str(folder), "--server", "nats.internal:4000"]) == 0
+    texts = {path.name: path.read_text() for path in folder.iterdir()}
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    assert set(texts) == {"nats-1.conf", "admin.env", "gateway.env", "generators.env", "persistence.env"}
+    passwords = re.findall(r"\bp[0-9a-f]{48}\b", "".join(texts[name] for name in texts if name.endswith(".env")))
+    assert len(set(passwords)) == 4
+    assert all(password in texts["nats-1.conf"] for password in passwords)
+    assert re.fullmatch(r"TAILRACE_NATS_URL=nats://gateway:p[0-9a-f]{48}@nats.internal:4000\n", texts["gateway.env"])
