@@ -26,6 +26,7 @@ from tailrace.deploy.cli import (
     nats_config,
     status,
     streams,
+    top,
     turn,
     usage,
 )
@@ -117,6 +118,15 @@ examples:
 It shows the `tailrace up` with this data directory (--data): processes, pids, addresses, and the last errors in its
 output. For your own NATS, set TAILRACE_NATS_URL with the user admin: it then shows what NATS, the generators and
 persistence report. Exit status 1: something is not ready.
+"""
+TOP_EXAMPLES = """\
+examples:
+  tailrace top                                          repeated every two seconds until Ctrl-C
+  tailrace top > now.txt                                once
+  tailrace top --json                                   a line of JSON every two seconds
+  TAILRACE_KEY=… tailrace top --url https://tailrace.example
+
+Processes and the queue are those of the running `up` of this user; without one, or with --url, only turns are shown.
 """
 TURN_EXAMPLES = """\
 It shows whether a user got the answer: when the turn was accepted, which attempts were made, when the first token
@@ -451,6 +461,7 @@ def parser(defaults: Mapping[str, object] | None = None) -> Parser:
     add_restart_node(commands)
     add_keys(commands)
     add_status(commands)
+    add_top(commands)
     add_doctor(commands)
     add_usage(commands)
     add_turn(commands)
@@ -748,6 +759,19 @@ def add_status(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     parser.add_argument("--watch", action="store_true", help="repeat it until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print JSON, in one line")
     add_data(parser)
+
+
+def add_top(commands: "argparse._SubParsersAction[CommandParser]") -> None:
+    parser = command(
+        commands,
+        "top",
+        top.run,
+        summary="watch processes, tokens a second and the slowest turns",
+        description="Watch processes, the queue, tokens a second and the slowest running turns.",
+        epilog=TOP_EXAMPLES,
+    )
+    parser.add_argument("--json", action="store_true", help="print a line of JSON every two seconds")
+    add_connection(parser)
 
 
 def add_doctor(commands: "argparse._SubParsersAction[CommandParser]") -> None:

@@ -1,5 +1,6 @@
 """`tailrace up`: one command that starts the whole system, restarts its processes, and stops them in order."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -12,17 +13,19 @@ import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
-from subprocess import run
+from subprocess import PIPE, Popen, run
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 from standardwebhooks import Webhook
 
+from tailrace import Client
 from tailrace.deploy.cli import doctor
 from tailrace.deploy.cli import status as cli_status
 from tailrace.deploy.local.options import Options
 from tailrace.proto.nats.permissions import RIGHTS
+from tailrace.proto.version import VERSION
 from tests.harness import jwts, processes
 from tests.harness.until import until
 from tests.harness.up import CHECKOUT, LEAN, START_S_MAX, STOP_S_MAX, Up, is_alive, refused, running
@@ -57,6 +60,30 @@ def up(tmp_path: Path) -> Iterator[Up]:
     environ = {"PYTHONPATH": str(folder), "BEGUN": str(folder / "begun"), "GOMEMLIMIT": "1GiB"}
     with running(folder, "--port", "0", "--gateways", "2", **environ) as up:
         yield up
+
+
+def test_a_command_in_another_folder_finds_it_and_watches_it(up: Up, tmp_path: Path) -> None:
+    """`tailrace top`, once into a pipe, and as lines of JSON, of which the second one has a rate."""
+    url = asyncio.run(up.ready())
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith("TAILRACE_")}
+    own = {"PYTHONPATH": str(CHECKOUT), "NO_PROXY": "127.0.0.1", "XDG_DATA_HOME": str(tmp_path)}
+    environ = inherited | own | {"XDG_STATE_HOME": str(up.folder.with_name("state"))}
+    command = [sys.executable, "-P", "-m", "tailrace", "top"]
+    with httpx2.Client(trust_env=False) as http, Client(url, http=http).ask("#sim words=4000 rate=50") as answer:
+        shown = run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True, timeout=30).stdout
+        assert f"`up` {VERSION} at {url}" in shown
+        assert "gateway-2" in shown
+        assert answer.turn in shown
+        watching = Popen([*command, "--json"], cwd=tmp_path, env=environ, stdout=PIPE, text=True)
+        try:
+            assert watching.stdout is not None
+            first, second = (json.loads(watching.stdout.readline()) for _ in range(2))
+        finally:
+            watching.kill()
+            watching.communicate()
+        answer.cancel()
+    assert (first["tokens_s"], second["running"]) == (None, 1)
+    assert second["tokens_s"] > 0
 
 
 def arguments(pid: int) -> str:

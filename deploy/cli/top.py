@@ -1,0 +1,138 @@
+"""`tailrace top`: a live screen of processes, the queue, tokens a second and the slowest running turns."""
+
+import argparse
+import asyncio
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from tailrace.client import Client
+from tailrace.deploy.cli import status
+from tailrace.deploy.cli.connection import connect
+from tailrace.deploy.cli.conversations import excerpt, text_of
+from tailrace.deploy.local.banner import table
+from tailrace.proto.errors import SettingsInvalid
+
+EVERY_S = 2.0
+# More turns than this are counted, but not read for the sum of tokens.
+TURNS_READ_MAX = 1000
+TURNS_SHOWN = 15
+
+
+class RunningTurn(msgspec.Struct, frozen=True):
+    turn: str
+    age_s: float
+    first_token_s: float | None
+    output_tokens: int
+    model: str
+    question: str
+
+
+class Screen(msgspec.Struct, frozen=True, kw_only=True):
+    """What is shown. `tokens_s` is None at first; `system` is None without a local `up`."""
+
+    system: status.Status | None
+    running: int
+    tokens_s: float | None
+    slowest: list[RunningTurn]
+
+
+class Sampler:
+    """Reads the gateway and the local `up`, and computes the tokens a second since its last sample."""
+
+    def __init__(self, client: Client, given: argparse.Namespace, environ: Mapping[str, str]) -> None:
+        self._client = client
+        self._given = given
+        self._environ = environ
+        self._before: tuple[float, int] | None = None
+
+    def sample(self) -> Screen:
+        """Raises client.TailraceError."""
+        is_local = not (self._given.url or self._environ.get("TAILRACE_URL"))
+        try:
+            system = asyncio.run(status.fetch(self._given.data, self._environ)) if is_local else None
+        except SettingsInvalid:
+            system = None
+        turns = list(islice(self._client.turns(), TURNS_READ_MAX))
+        now, tokens = time.monotonic(), self._tokens(turns)
+        before, self._before = self._before, (now, tokens)
+        # A deleted turn, and the next day, lower the sum.
+        tokens_s = max(0.0, (tokens - before[1]) / (now - before[0])) if before else None
+        slowest = sorted(map(running_turn, turns), key=lambda turn: -turn.age_s)[:TURNS_SHOWN]
+        return Screen(system=system, running=len(turns), tokens_s=tokens_s, slowest=slowest)
+
+    def _tokens(self, turns: Sequence[Mapping[str, Any]]) -> int:
+        """Returns the output tokens of today's turns, ended and running."""
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        ended = self._client.request("GET", "/v1/usage", params={"by": "day", "from": today, "to": today})["data"]
+        return sum(one["usage"].get("output_tokens", 0) for one in (*ended, *turns))
+
+
+def running_turn(turn: Mapping[str, Any]) -> RunningTurn:
+    age_s = (datetime.now(UTC) - datetime.fromisoformat(turn["asked_at"])).total_seconds()
+    question = text_of(turn["input"][-1]["content"]) if turn["input"] else ""
+    tokens = turn["usage"].get("output_tokens", 0)
+    return RunningTurn(turn["turn"], age_s, turn["first_token_s"], tokens, turn["model"], excerpt(question))
+
+
+def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Shows the screen again and again on a terminal, or with --json; elsewhere once."""
+    is_screen = sys.stdout.isatty() and not given.json
+    with connect(given, environ) as client, alternate_screen() if is_screen else nullcontext():
+        sampler = Sampler(client, given, environ)
+        while True:
+            found = sampler.sample()
+            if given.json:
+                print(msgspec.json.encode(found).decode(), flush=True)
+            elif is_screen:
+                draw(render(found))
+            else:
+                print(render(found))
+                return 0
+            time.sleep(EVERY_S)
+
+
+def render(screen: Screen) -> str:
+    rate = "" if screen.tokens_s is None else f", {screen.tokens_s:.0f} tokens a second"
+    parts = [] if screen.system is None else [status.render(screen.system)]
+    parts.append(f"Turns of your key's tenant: {screen.running} running{rate}")
+    if screen.slowest:
+        rows = [
+            (
+                one.turn,
+                f"{one.age_s:.1f}",
+                "-" if one.first_token_s is None else f"{one.first_token_s:.1f}",
+                str(one.output_tokens),
+                one.model,
+                one.question,
+            )
+            for one in screen.slowest
+        ]
+        parts.append(table([("SLOWEST TURNS", "SECONDS", "FIRST TOKEN", "OUTPUT", "MODEL", "QUESTION"), *rows]))
+    return "\n\n".join(parts)
+
+
+def draw(text: str) -> None:
+    """Draws over the last screen, without clearing it first, which would flicker. Cuts what does not fit."""
+    size = shutil.get_terminal_size()
+    lines = [line[: size.columns] for line in text.splitlines()[: size.lines - 1]]
+    sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
+    sys.stdout.flush()
+
+
+@contextmanager
+def alternate_screen() -> Iterator[None]:
+    """Shows another screen without a cursor, and brings back the old one at the end."""
+    sys.stdout.write("\x1b[?1049h\x1b[?25l")
+    try:
+        yield
+    finally:
+        sys.stdout.write("\x1b[?25h\x1b[?1049l")
+        sys.stdout.flush()
