@@ -14,6 +14,7 @@ from tailrace.gateway.clients.openai.batch_input import parse_lines
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
+from tests.clients import node
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import Process
 from tests.harness.until import until
@@ -122,6 +123,21 @@ async def test_a_batch_of_responses(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     assert [batch.id async for batch in sdk.batches.list(limit=2)] == [one.id for one in mine[::-1]]
     with pytest.raises(openai.NotFoundError):
         await sdk.batches.retrieve(turn_batch)
+
+
+@pytest.mark.proves(DIALECT, "files", "openai (Node)")
+@pytest.mark.proves(DIALECT, "batches", "openai (Node)")
+async def test_files_and_batches_in_javascript(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    (shown,) = await node.run("openai-batches.mjs", KEY, gateway.url, "#sim words=3 rate=0")
+    answers, names = [words(3)] * 2, ["größe.jsonl"]
+    assert shown == {
+        "isSame": True,
+        "status": "completed",
+        "answers": answers,
+        "files": names,
+        "batches": [True],
+        "deleted": True,
+    }
 
 
 async def test_a_cancelled_batch_lists_what_did_not_run(sdk: AsyncOpenAI) -> None:
