@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from tests.harness import processes
+from tests.harness.forks import fork
 from tests.harness.system import System
+from tests.harness.until import until
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 TOKEN = "the-token-of-nats"
@@ -104,21 +106,25 @@ async def test_an_invalid_setting_is_refused_at_start_and_by_check(
 
 
 @pytest.mark.parametrize("fault", ["", "an unreachable address", "a refused key"])
-async def test_a_check_of_a_generator_calls_the_model(system: System, claude: str, unused: str, fault: str) -> None:
+async def test_a_check_of_a_generator_calls_the_model(
+    system: System, claude: str, unused: str, tmp_path: Path, fault: str
+) -> None:
     """The message has the address, the error and its code; it does not contain the key."""
     url = f"http://{unused}" if fault == "an unreachable address" else claude
     key = "bad-key" if fault == "a refused key" else "sk-test"
     environ = {"TAILRACE_NATS_URL": system.nats_url, "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": key}
-    status, stdout, stderr = await run("generators", "--check", stderr=subprocess.PIPE, **environ)
+    printed = tmp_path / "printed.txt"
+    process = await fork("tailrace.generators", ["--check"], os.environ | {"NO_PROXY": "127.0.0.1"} | environ, printed)
+    await until(lambda: process.returncode is not None, processes.START_S_MAX)
     if not fault:
-        assert (status, stdout, stderr) == (0, "generators: settings and connections are valid\n", "")
+        assert (process.returncode, printed.read_text()) == (0, "generators: settings and connections are valid\n")
         return
     error = "the server's key was refused by the model's API (backend_refused_key)"
     if fault == "an unreachable address":
         error = "no connection to the model (backend_unreachable)"
-    assert (status, stdout) == (1, "")
-    assert f"{url}: {error}" in stderr
-    assert key not in stderr
+    assert process.returncode == 1
+    assert f"{url}: {error}" in printed.read_text()
+    assert key not in printed.read_text()
 
 
 async def test_the_stop_of_a_generator_takes_little_cpu_time(system: System, claude: str) -> None:

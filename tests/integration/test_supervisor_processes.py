@@ -6,13 +6,13 @@ import sys
 from asyncio import TaskGroup
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tests.harness.until import until
+from tests.harness.up import is_alive
 
 # Prints its pid and waits; at SIGTERM it prints goodbye and ends. os.write, because the first print may not be done.
 POLITE = """
@@ -63,13 +63,6 @@ async def watched() -> AsyncIterator[Watch]:
             yield Watch(supervisor, out)
         finally:
             await supervisor.stop()
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.mark.rule("F30")
