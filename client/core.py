@@ -147,7 +147,7 @@ class Core:
             except httpx2.HTTPError as error:
                 raise lost(error, is_temporary=is_repeatable) from error
             except (msgspec.MsgspecError, ValueError) as error:
-                raise TailraceError(f"status {response.status_code} without JSON") from error
+                raise TailraceError("the gateway sent no JSON", status=response.status_code) from error
             finally:
                 await self.http.close(response)
 

@@ -9,6 +9,8 @@ from tailrace.client import Client, TailraceError
 from tailrace.deploy.local import status_file
 from tailrace.proto.errors import SettingsInvalid
 
+PROBE_S = 5.0
+
 
 def find_url(given: str | None, environ: Mapping[str, str], data_dir: Path) -> str | None:
     """Returns the address of `--url`, TAILRACE_URL or the running `up`; None if there is none of them."""
@@ -20,11 +22,23 @@ def find_url(given: str | None, environ: Mapping[str, str], data_dir: Path) -> s
 
 def connect(given: argparse.Namespace, environ: Mapping[str, str], **options: Any) -> Client:
     """Returns a client of the gateway. Raises SettingsInvalid for an unusable address or proxy."""
-    url = find_url(given.url, environ, given.data)
+    url, key = find_url(given.url, environ, given.data), given.key or environ.get("TAILRACE_KEY")
     try:
-        return Client(url, given.key or environ.get("TAILRACE_KEY"), **options)
+        if url is None:
+            require_gateway()
+        return Client(url, key, **options)
     except TailraceError as error:
         raise SettingsInvalid(str(error)) from error
     except (ValueError, ImportError) as error:
         # httpx2 reads HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, and speaks SOCKS only with a further package.
         raise SettingsInvalid("the proxy in the environment cannot be used: set an http:// proxy or none") from error
+
+
+def require_gateway() -> None:
+    """Raises SettingsInvalid if no gateway is at the default address. To wait helps only if one restarts."""
+    with Client(tries_max=0, silence_s=PROBE_S) as client:
+        try:
+            client.request("GET", "/health")
+        except TailraceError as error:
+            if error.status is None:
+                raise SettingsInvalid("no gateway runs: start it with `tailrace up`, or name one with --url") from error

@@ -273,7 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE if isinstance(error, SettingsInvalid) else EXIT_ERROR
     except client.TailraceError as error:
         hint = "; set the key in TAILRACE_KEY" if error.status == HTTPStatus.UNAUTHORIZED else ""
-        hint = hint if error.status is not None else ": start the gateway with `tailrace up`, or name one with --url"
+        if error.is_temporary and error.status is None:
+            hint = ": start the gateway with `tailrace up`, or name one with --url"
         print(f"tailrace: {printable(str(error))}{hint}", file=sys.stderr)
         return EXIT_ERROR
     except BrokenPipeError:

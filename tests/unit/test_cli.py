@@ -147,6 +147,21 @@ def test_commands_find_the_running_up_of_this_user_from_any_folder(
     assert parser().parse_args(["up"]).data == Path(".tailrace")
 
 
+def test_without_any_gateway_a_client_command_says_so_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does not wait as for one that restarts."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("tailrace.client.core.URL", f"http://127.0.0.1:{find_free(1)[0]}")
+    assert main(["ask", "Hi."]) == EXIT_USAGE
+    assert capsys.readouterr().err == (
+        "tailrace: no gateway runs: start it with `tailrace up`, or name one with --url\n"
+    )
+
+
 def test_monitoring_writes_files_that_link_to_the_runbook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All but the source code. An existing folder is not changed."""
     folder, runbook = tmp_path / "new", "https://wiki.example/a?b=RUNBOOK.md"
