@@ -14,6 +14,7 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import SAYS, data
 from tests.harness.processes import Process
 from tests.harness.readers import read
+from tests.harness.requests import run_turn
 from tests.harness.system import System
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway, forget
@@ -32,11 +33,7 @@ def question(second: str = VALID, first: str | None = INVALID, line: str = "rate
 
 async def post_and_read(gateway: Gateway, message: str, **body: Any) -> dict[str, Any]:
     """Returns the turn when it has ended."""
-    accepted = await gateway.client.post("/v1/turns", json={"message": message, "schema": SCHEMA} | body)
-    assert accepted.status_code == 202, accepted.text
-    turn = accepted.json()["turn"]
-    await read(gateway.client, turn)
-    return dict((await gateway.client.get(f"/v1/turns/{turn}")).json())
+    return await run_turn(gateway, **{"message": message, "schema": SCHEMA} | body)
 
 
 def events_of(received: Connected) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tests.harness import processes, turn_builder
 from tests.harness.generator_in_loop import ended, words, working
 from tests.harness.raw_http import RawConnection
+from tests.harness.requests import run_turn
 from tests.harness.system import System
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway
@@ -59,15 +60,6 @@ def with_image(data: str, line: str = "words=0 files=1 rate=0") -> dict[str, Any
 ANOTHER = {"message": "#sim words=0 files=1"}
 
 
-async def post_and_read(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
-    """Returns the turn when it has ended."""
-    accepted = await gateway.client.post("/v1/turns", json=body)
-    assert accepted.status_code == 202, accepted.text
-    links = accepted.json()["links"]
-    await gateway.client.get(links["events"])
-    return dict((await gateway.client.get(links["self"])).json())
-
-
 async def refusal(gateway: Gateway, body: dict[str, Any]) -> tuple[int, str, str]:
     """Returns status, code and message of a refused request."""
     answer = await gateway.client.post("/v1/turns", json=body)
@@ -86,7 +78,7 @@ async def expire(nats_url: str, tenant: Tenant, data: str) -> None:
 async def test_an_image_of_30_mb_reaches_the_model_whole(gateway: Gateway) -> None:
     """The turn's input has a reference; the blob can be downloaded."""
     data = random_base64(30 * MB)
-    turn = await post_and_read(gateway, with_image(data))
+    turn = await run_turn(gateway, **with_image(data))
     assert (turn["outcome"], turn["text"]) == ("completed", sha256(data))
     assert turn["input"][0]["content"][0] == image(reference(data))
     path = f"/v1/blobs/{sha256(data)}"
@@ -100,7 +92,7 @@ async def test_an_image_of_30_mb_reaches_the_model_whole(gateway: Gateway) -> No
 async def test_a_long_text_reaches_the_model_whole(gateway: Gateway) -> None:
     novel, rules = words(20_000, "novel"), words(10_000, "rules")
     content = f"{novel}\n#sim words=3 rate=0"
-    turn = await post_and_read(gateway, {"messages": [{"role": "user", "content": content}], "system": rules})
+    turn = await run_turn(gateway, messages=[{"role": "user", "content": content}], system=rules)
     assert (turn["text"], turn["usage"]["input_tokens"]) == (words(3), 30_003)
     assert turn["input"] == [{"role": "user", "content": [{"type": "text", "text": reference(content)}]}]
 
@@ -109,9 +101,9 @@ async def test_a_session_sends_its_images_again_and_stores_each_once(
     gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     data, other = random_base64(MB), random_base64(MB)
-    first = await post_and_read(gateway, with_image(data))
+    first = await run_turn(gateway, **with_image(data))
     following = [ANOTHER, with_image(data), with_image(other)]
-    turns = [first, *[await post_and_read(gateway, body | {"session": first["session"]}) for body in following]]
+    turns = [first, *[await run_turn(gateway, **body | {"session": first["session"]}) for body in following]]
     assert [turn["text"] for turn in turns] == [
         sha256(data),
         sha256(data),
@@ -140,16 +132,16 @@ async def test_a_session_whose_image_has_expired_is_410_until_the_image_is_sent_
     gateway: Gateway, system: System, tenant: Tenant
 ) -> None:
     data = random_base64(MB)
-    first = await post_and_read(gateway, with_image(data))
+    first = await run_turn(gateway, **with_image(data))
     await expire(system.nats_url, tenant, data)
     follow_up = {**ANOTHER, "session": first["session"]}
     status, code, message = await refusal(gateway, follow_up)
     assert (status, code, "`parent`" in message) == (410, "blob_expired", True)
-    assert (await post_and_read(gateway, {**follow_up, "parent": None}))["text"] == sha256("")
+    assert (await run_turn(gateway, **{**follow_up, "parent": None}))["text"] == sha256("")
     gone = await gateway.client.get(f"/v1/blobs/{sha256(data)}")
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "blob_not_found")
-    await post_and_read(gateway, with_image(data))
-    assert (await post_and_read(gateway, {**follow_up, "parent": first["turn"]}))["text"] == sha256(data)
+    await run_turn(gateway, **with_image(data))
+    assert (await run_turn(gateway, **{**follow_up, "parent": first["turn"]}))["text"] == sha256(data)
 
 
 async def test_a_takeover_sends_the_image_again(
@@ -221,10 +213,10 @@ async def test_a_conversation_has_the_limits_of_a_body(
 ) -> None:
     """A repeated image is stored once, and is in the call twice."""
     gateway = await new_gateway(system.nats_url, **settings)
-    session = (await post_and_read(gateway, body))["session"]
+    session = (await run_turn(gateway, **body))["session"]
     status, code, said = await refusal(gateway, {**body, "session": session})
     assert (status, code, message in said) == (413, "body_too_large", True)
-    assert (await post_and_read(gateway, {**body, "session": session, "parent": None}))["outcome"] == "completed"
+    assert (await run_turn(gateway, **{**body, "session": session, "parent": None}))["outcome"] == "completed"
 
 
 async def test_a_full_store_is_503(tmp_path: Path, new_gateway: NewGateway) -> None:

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any
 
 import httpx2
 import pytest
@@ -23,6 +22,7 @@ from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.conftest import apply_streams
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.readers import is_read, read, story_of
+from tests.harness.requests import get
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway, forget
@@ -53,12 +53,6 @@ async def lost(own_gateway: Gateway, own_log: TurnLog, tenant: Tenant, persisten
     await writer.begin("Light ")
     await forget(own_gateway, own_log, writer.key)
     return writer.key
-
-
-async def get(gateway: Gateway, path: str) -> Any:
-    answer = await gateway.client.get(path)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
 
 
 async def outcomes(gateway: Gateway, session: str = SESSION) -> list[str]:

@@ -1,19 +1,11 @@
 """The routes of projects."""
 
-from typing import Any
-
 import pytest
 
 from tailrace.proto.ids import Tenant, new_id
-from tests.harness.requests import pages, post_until_ended
+from tests.harness.requests import get, pages, post_until_ended
 from tests.harness.system import System
 from tests.integration.conftest import Gateway, NewGateway, api_keys, on_shared_loop
-
-
-async def get(gateway: Gateway, path: str) -> Any:
-    answer = await gateway.client.get(path)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
 
 
 async def test_a_created_project_is_returned_and_listed(gateway: Gateway, tenant: Tenant) -> None:

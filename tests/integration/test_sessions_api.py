@@ -1,22 +1,16 @@
 """The routes of sessions: create, list, rename, turns, branches and statistics."""
 
-from typing import Any
-
 import pytest
 
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.harness.requests import pages, post_until_ended
+from tests.harness.requests import get, pages, post_until_ended
 from tests.harness.system import System
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway, api_keys, on_shared_loop
 
 ENDLESS = {"message": "#sim words=100000 rate=50"}
-
-
-async def get(gateway: Gateway, path: str) -> Any:
-    return (await gateway.client.get(path)).json()
 
 
 async def test_a_created_session_is_returned_and_listed(gateway: Gateway) -> None:

@@ -26,6 +26,7 @@ from tests.harness.generator_in_loop import words
 from tests.harness.lossy_link import Losing
 from tests.harness.processes import Process, as_user
 from tests.harness.readers import data, read, story_of
+from tests.harness.requests import post, post_until_ended
 from tests.harness.sse_parser import parse
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
@@ -34,21 +35,6 @@ from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, forge
 
 BODY = {"message": "Why is the sky blue?"}
 ONCE = {"idempotency-key": "key-1"}
-
-
-async def post(gateway: Gateway, **body: object) -> dict[str, Any]:
-    """Posts a turn without waiting for its end."""
-    answer = await gateway.client.post("/v1/turns", json=body)
-    assert answer.status_code == 202, answer.text
-    accepted: dict[str, Any] = answer.json()
-    return accepted
-
-
-async def post_and_read(gateway: Gateway, **body: object) -> dict[str, Any]:
-    """Posts a turn and waits for its end."""
-    accepted = await post(gateway, **body)
-    await gateway.client.get(accepted["links"]["events"])
-    return accepted
 
 
 async def error(gateway: Gateway, headers: Any = None, **body: object) -> tuple[int, str]:
@@ -130,14 +116,14 @@ async def test_a_post_that_accepts_a_stream_is_answered_with_it(gateway: Gateway
 async def test_a_follow_up_continues_its_branch(gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
     """`parent` selects the branch; without it, the session's newest turn; null begins a branch without history."""
     question = "#sim words=1 rate=0 tag="
-    first = await post_and_read(gateway, message=f"{question}a")
+    first = await post_until_ended(gateway, message=f"{question}a")
     session = first["session"]
-    left = await post_and_read(gateway, message=f"{question}l", session=session)
-    right = await post_and_read(gateway, message=f"{question}r", parent=first["turn"])
-    last = await post_and_read(gateway, message=f"{question}z", session=session)
-    root = await post_and_read(gateway, message=f"{question}b", session=session, parent=None)
-    newest = await post_and_read(gateway, message=f"{question}c", session=session)
-    elsewhere = await post_and_read(gateway, message=f"{question}d", parent=None)
+    left = await post_until_ended(gateway, message=f"{question}l", session=session)
+    right = await post_until_ended(gateway, message=f"{question}r", parent=first["turn"])
+    last = await post_until_ended(gateway, message=f"{question}z", session=session)
+    root = await post_until_ended(gateway, message=f"{question}b", session=session, parent=None)
+    newest = await post_until_ended(gateway, message=f"{question}c", session=session)
+    elsewhere = await post_until_ended(gateway, message=f"{question}d", parent=None)
     assert {one["session"] for one in (first, left, right, last, root, newest)} == {session}
     assert elsewhere["session"] != session
     found = [await request_of(system_log, tenant, one) for one in (last, root, newest, elsewhere)]
@@ -244,7 +230,7 @@ async def test_a_repeat_in_a_session_returns_the_turn_that_makes_the_session_bus
     gateway: Gateway, system: System, system_log: TurnLog, tenant: Tenant, persistence: Process
 ) -> None:
     """The first gateway appended the turn while the repeat was querying the context."""
-    first = await post_and_read(gateway, message="#sim words=1 rate=0")
+    first = await post_until_ended(gateway, message="#sim words=1 rate=0")
     raw = msgspec.json.encode({"message": "and then?", "session": first["session"]})
     connection = await Connection.open(system.nats_url, "test")
     listening = await Connection.open(as_user(system.nats_url, subjects.PERSISTENCE), "test-persistence")

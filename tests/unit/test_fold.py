@@ -290,24 +290,6 @@ def test_splitting_deltas_changes_nothing(log: MadeUp, data: st.DataObject) -> N
     )
 
 
-@pytest.mark.rule("R9")
-@given(logs(has_forks=False))
-def test_joining_deltas_changes_nothing(log: MadeUp) -> None:
-    """An answer in larger pieces is the same answer: a slow NATS server makes the log coarser, never different."""
-    spoken: list[EventEntry | events.Event] = []
-    for event in answers(log.valid):
-        one = events.decode(event.event)
-        before = spoken[-1] if spoken and not isinstance(spoken[-1], EventEntry) else events.UnknownEvent()
-        join = events.join_deltas(before, one)
-        if join is not None:
-            spoken[-1] = join
-        else:
-            spoken.append(event if isinstance(one, events.UnknownEvent) or event.is_hidden else one)
-    assert without_position(respoken(log.valid, spoken)) == without_position(
-        respoken(log.valid, list(answers(log.valid)))
-    )
-
-
 def answers(valid: list[Stored]) -> list[EventEntry]:
     return [stored.entry for stored in valid if isinstance(stored.entry, EventEntry)]
 
