@@ -71,12 +71,16 @@ def chat(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
             screen = display.new_display()
             answer = client.ask(question, on_state=screen.state, **fields)
             try:
-                report(display.show(answer, screen))
+                end = display.show(answer, screen)
             except KeyboardInterrupt:
                 answer.cancel()
-                print("stopped", file=sys.stderr)
+                end = None
             finally:
                 screen.close()
+            if end is None:
+                print("stopped", file=sys.stderr)
+            else:
+                report(end)
             fields["session"] = answer.session or client.turn(answer.turn)["session"]
 
 

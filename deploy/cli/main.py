@@ -871,7 +871,14 @@ def add_tail(commands: "argparse._SubParsersAction[CommandParser]") -> None:
 
 
 def add_cancel(commands: "argparse._SubParsersAction[CommandParser]") -> None:
-    parser = command(commands, "cancel", ask.cancel, summary="end a turn; its text so far remains")
+    parser = command(
+        commands,
+        "cancel",
+        ask.cancel,
+        summary="end a turn; its text so far remains",
+        description="End a turn, also one that another program has started. Its text so far remains.",
+        epilog="example:\n  tailrace cancel 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41\n",
+    )
     add_turn_id(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, in one line")
     add_connection(parser)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
@@ -38,10 +39,12 @@ class Commands:
         self._environ = inherited | own | {"TAILRACE_URL": url, "TAILRACE_KEY": KEY}
         self._folder = folder
 
-    async def start(self, *arguments: str) -> Process:
+    async def start(
+        self, *arguments: str, stdin: int = PIPE, stdout: int = PIPE, stderr: int = PIPE, **environ: str
+    ) -> Process:
         command = (sys.executable, "-P", "-m", "tailrace", *arguments)
         return await asyncio.create_subprocess_exec(
-            *command, cwd=self._folder, env=self._environ, stdin=PIPE, stdout=PIPE, stderr=PIPE
+            *command, cwd=self._folder, env=self._environ | environ, stdin=stdin, stdout=stdout, stderr=stderr
         )
 
     async def run(self, *arguments: str, given: str = "") -> Ran:
@@ -90,6 +93,36 @@ async def test_an_interrupted_answer_goes_on_and_is_resumed(commands: Commands, 
     lines = [msgspec.json.decode(line) for line in (await commands.run("tail", turn, "--json")).printed.splitlines()]
     assert "".join(line["text"] for line in lines if line["type"] == "delta") == words(200)
     assert (await commands.run("tail", f"msg_{turn}", "--after", lines[-1]["cursor"])).printed == ""
+
+
+async def test_a_chat_on_a_terminal_shows_markdown_and_ctrl_c_ends_a_turn(commands: Commands, gateway: Gateway) -> None:
+    """The block that grows is drawn again, and the last drawing has each word once, before the line about its cost."""
+    terminal, its = os.openpty()
+    chatting = await commands.start("chat", stdin=its, stdout=its, stderr=its, TERM="xterm-256color", COLUMNS="100")
+    os.close(its)
+    shown = b""
+
+    async def until_shown(text: bytes) -> None:
+        nonlocal shown
+        while text not in shown:
+            shown += await asyncio.wait_for(asyncio.to_thread(os.read, terminal, 10_000), WAIT_S_MAX)
+
+    await until_shown(b"> ")
+    os.write(terminal, b"#sim words=4000 rate=50\n")
+    await until_shown(b"w000012")
+    chatting.send_signal(SIGINT)
+    await until_shown(b"stopped")
+    shown = b""
+    os.write(terminal, b"#sim words=30 rate=100\n")
+    await until_shown(b" tokens in")
+    plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", shown[shown.rindex(b"\x1b[?25h") :]).decode()
+    assert re.findall(r"w\d{6}", plain.partition(" tokens in")[0]) == words(30).split()
+    os.write(terminal, b"\x04")
+    assert await asyncio.wait_for(chatting.wait(), WAIT_S_MAX) == 0
+    os.close(terminal)
+    [session] = (await gateway.client.get("/v1/sessions")).json()["data"]
+    turns = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
+    assert [turn["outcome"] for turn in turns] == ["cancelled", "completed"]
 
 
 async def test_a_conversation_is_asked_listed_and_exported(commands: Commands, tmp_path: Path) -> None:
