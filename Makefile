@@ -66,10 +66,11 @@ lock: setup ## write the lock files from pyproject.toml
 	$(LOCK) --extra otlp --extra bedrock --extra vertex --constraint requirements-dev.lock -o requirements-container.lock pyproject.toml
 	$(LOCK) --extra litellm -o requirements-litellm.lock pyproject.toml
 	$(LOCK) -o requirements-clients.lock tests/clients/python/requirements.txt
+	$(LOCK) -o requirements-bench.lock benchmarks/compare/requirements.txt
 
 # Not part of `test`, which needs no network. Strict: a package that cannot be looked up is a failure.
 audit: setup ## look up known vulnerabilities of the locked packages; needs the network
-	for lock in requirements-dev.lock requirements-container.lock requirements-litellm.lock requirements-clients.lock; do \
+	for lock in requirements-dev.lock requirements-container.lock requirements-litellm.lock requirements-clients.lock requirements-bench.lock; do \
 		.venv/bin/uv tool run pip-audit@2.10.1 --strict --disable-pip --require-hashes --progress-spinner off -r $$lock || exit 1; \
 	done
 
@@ -96,15 +97,16 @@ fuzz: setup ## send generated requests to every route, more than `test` does; CA
 	SCHEMATHESIS_CASES=$(or $(CASES),150) FUZZ_VALUES=$(or $(CASES),150) FUZZ_BYTES=$(or $(CASES),150)0 FUZZ_REQUESTS=10000 FUZZ_SEED=$(or $(SEED),7) \
 		$(PYTHON) -m pytest --timeout 3600 tests/clients/test_schemathesis.py tests/fuzz tests/integration/test_logging.py
 
-bench: setup ## measure the latency of a delta from the model to its readers
-	@exec $(PYTHON) -m benchmarks.latency $(ARGS)
+bench: setup $(CLIENTS) ## compare Tailrace with what people use instead, and write docs/BENCHMARKS.md; ARGS=--quick
+	$(PYTHON) -m benchmarks.compare.install
+	@exec $(PYTHON) -m benchmarks.compare --write $(ARGS)
 
 schema: setup ## generate schemas and reference pages
 	$(PYTHON) -m tools.generate_docs
 	$(PYTHON) -m tests.clients.proofs
 
 clean: ## remove .venv and the caches; keep .tailrace
-	rm -rf .venv .venv-litellm .venv-clients tests/clients/js/node_modules web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* mutants mutants.log
+	rm -rf .venv .venv-litellm .venv-clients .venv-bench benchmarks/compare/servers/node_modules tests/clients/js/node_modules web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* mutants mutants.log
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A venv with the newest Python that is found.

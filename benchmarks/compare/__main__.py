@@ -1,0 +1,122 @@
+"""Compares Tailrace with what people use instead, side by side on one machine.
+
+`make bench` runs every arm, at least five times in changing order, and writes docs/benchmarks.json and the tables of
+docs/BENCHMARKS.md. `make bench ARGS=--quick` takes two minutes and writes nothing. Examples:
+
+    python -m benchmarks.compare --arms tuned tailrace --load 50x50
+    python -m benchmarks.compare --arms tailrace --beside ../before --load 200x50,100x0
+
+CPU is that of all processes of an arm, without what they need while idle. It depends less on the machine's other work
+than the delay. Each word is checked: an arm that loses, repeats or reorders one ends the run.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from benchmarks.compare import report
+from benchmarks.compare.arms import ARMS, Arm, Missing, port_of, process, tailrace
+from benchmarks.compare.readers import read_many
+from benchmarks.compare.report import Load, Result, Sample
+
+# Until the end of a turn is acknowledged and recorded.
+SETTLE_S = 0.5
+IDLE_S = 3.0
+# Deltas of a turn at full speed.
+WORDS = 60
+WARM_WORDS = 20
+
+
+async def measure_idle(arms: list[Arm]) -> dict[str, dict[str, float]]:
+    """Returns the share of a core that each role of each arm needs without turns."""
+    await asyncio.sleep(1)
+    began, before = time.monotonic(), [arm.cpu_s() for arm in arms]
+    await asyncio.sleep(IDLE_S)
+    took, after = time.monotonic() - began, [arm.cpu_s() for arm in arms]
+    return {
+        arm.name: {role: (later[role] - earlier[role]) / took for role in earlier}
+        for arm, earlier, later in zip(arms, before, after, strict=True)
+    }
+
+
+async def measure(arm: Arm, turns: int, words: int, rate: int, idle: dict[str, float]) -> Sample:
+    """Reads `turns` answers at once. Raises `RuntimeError` if a word is missing, repeated or out of order."""
+    began, before = time.monotonic(), arm.cpu_s()
+    found = await read_many(arm.port, arm.path, turns, words, rate)
+    took = time.monotonic() - began
+    await asyncio.sleep(SETTLE_S)
+    after, whole = arm.cpu_s(), time.monotonic() - began
+    cuts = statistics.quantiles((delay for one in found for delay in one.delays), n=1000)
+    used = {role: after[role] - before[role] - idle[role] * whole for role in before}
+    return Sample(
+        p50_ms=cuts[499] * 1e3,
+        p99_ms=cuts[989] * 1e3,
+        first_ms=statistics.median(one.first_byte for one in found) * 1e3,
+        took_s=took,
+        cpu_us={role: seconds / (turns * words) * 1e6 for role, seconds in used.items()},
+    )
+
+
+def start(names: list[str], beside: list[Path], model: str, stack: contextlib.ExitStack) -> list[Arm]:
+    """Starts the arms `names` and other checkouts of Tailrace. Names what is not installed, and leaves it out."""
+    starts = [(name, ARMS[name]) for name in names]
+    starts += [(path.name, tailrace(path.name, "--sync", "default", checkout=path.resolve())) for path in beside]
+    arms = []
+    for name, run in starts:
+        try:
+            arms.append(stack.enter_context(run(model)))
+        except Missing as error:
+            print(f"WITHOUT {name}: {error}", file=sys.stderr)
+    return arms
+
+
+async def run(asked: argparse.Namespace) -> Result:
+    result = Result(at=time.strftime("%Y-%m-%d", time.gmtime()), cores=os.cpu_count() or 0)
+    with contextlib.ExitStack() as stack:
+        model = stack.enter_context(process(sys.executable, "-m", "benchmarks.compare.model"))
+        arms = start(asked.arms, asked.beside, f"http://127.0.0.1:{port_of(model)}", stack)
+        for turns, rate in (tuple(map(int, one.split("x"))) for one in asked.load.split(",")):
+            words = asked.seconds * rate or WORDS
+            for arm in arms:
+                # Connections and caches, not counted.
+                await measure(arm, turns, WARM_WORDS, rate, dict.fromkeys(arm.processes, 0.0))
+            idle = await measure_idle(arms)
+            load = Load(turns, rate, words, {arm.name: [] for arm in arms})
+            for _ in range(asked.repeats):
+                for arm in random.sample(arms, len(arms)):
+                    load.samples[arm.name].append(await measure(arm, turns, words, rate, idle[arm.name]))
+            load.load_average = os.getloadavg()[0]
+            result.loads.append(load)
+            print(report.table(load), flush=True)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="other checkouts of Tailrace")
+    parser.add_argument("--load", default="50x50,200x50,100x0", help="TURNSxRATE, deltas a second; 0: at full speed")
+    parser.add_argument("--seconds", type=int, default=4, help="how long a turn lasts")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one load, two repeats, two minutes")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.json and docs/BENCHMARKS.md")
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.load, asked.repeats, asked.seconds = "50x50", 2, 3
+    result = uvloop.run(run(asked))
+    if asked.write and not asked.quick:
+        report.RESULT.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+        report.write_page(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Installs the systems that Tailrace is compared with: a venv, npm packages, and Redis from Debian.
+
+`make bench` runs it. What cannot be installed is named, and its arm is left out.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.compare.arms import ROOT, SERVERS, VENV
+from tests.clients.install import install
+from tests.clients.node import NODE, NPM
+
+LOCK = ROOT / "requirements-bench.lock"
+# Changes when an installation is out of date.
+STAMP = VENV / "installed"
+
+
+def main() -> None:
+    """Installs what is missing or out of date."""
+    if shutil.which("redis-server") is None and not install(["redis-server"]):
+        print("redis-server cannot be installed here (it takes root and apt-get).")
+    sources = (LOCK, SERVERS / "package-lock.json")
+    if STAMP.exists() and all(STAMP.stat().st_mtime > source.stat().st_mtime for source in sources):
+        return
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, VENV], check=True)
+    packages = ("--python", VENV / "bin/python", "--require-hashes", LOCK)
+    subprocess.run([uv, "pip", "sync", "--quiet", *map(str, packages)], check=True)
+    # npm looks for its own Node on the path, and would find the machine's.
+    environ = os.environ | {"PATH": f"{NODE.parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run([NODE, NPM, "ci"], cwd=SERVERS, env=environ, check=True)
+    STAMP.touch()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Readers of benchmarks: many requests at once in one process, each word timed and checked.
+
+A word carries the time at which the model sent it (`benchmarks.compare.model`). A word that is missing, repeated or out
+of order ends the run: a system that loses text is not measured.
+"""
+
+import asyncio
+import json
+import re
+import time
+from typing import NamedTuple
+
+WORD = re.compile(rb"w(\d{6})-(\d{16}) ")
+TIMEOUT_S = 60
+
+
+class Read(NamedTuple):
+    """One whole answer: seconds to the first byte of it, and the delay of each delta in seconds."""
+
+    first_byte: float
+    delays: list[float]
+
+
+class Reader(asyncio.Protocol):
+    """Sends one POST and reads its answer. `done` has the delays of its words."""
+
+    def __init__(self, path: str, body: dict[str, object], words: int) -> None:
+        content = json.dumps(body).encode()
+        self._request = (
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            f"Accept: text/event-stream\r\nContent-Length: {len(content)}\r\n\r\n"
+        ).encode() + content
+        self._words = words
+        self._rest = b""
+        self._delays: list[float] = []
+        self._first = 0.0
+        self.done: asyncio.Future[Read] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self._began = time.monotonic()
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic_ns() // 1000
+        self._first = self._first or time.monotonic() - self._began
+        # A word may be cut between two reads.
+        data, end = self._rest + data, 0
+        delays = self._delays
+        for word in WORD.finditer(data):
+            if int(word[1]) != len(delays):
+                self._fail(f"word {int(word[1])} came instead of word {len(delays)}")
+                return
+            delays.append((now - int(word[2])) / 1e6)
+            end = word.end()
+        self._rest = data[max(end, len(data) - 24) :]
+        if len(delays) == self._words and not self.done.done():
+            self.done.set_result(Read(self._first, delays))
+            self._transport.close()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._fail(f"the answer ended after {len(self._delays)} of {self._words} words: {self._rest[:200]!r}")
+
+    def _fail(self, reason: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(RuntimeError(reason))
+            self._transport.close()
+
+
+async def read(port: int, path: str, words: int, rate: int) -> Read:
+    """Asks for one answer and reads it. Raises `RuntimeError` unless each word comes once and in order."""
+    loop = asyncio.get_running_loop()
+    body: dict[str, object] = {"message": f"#bench words={words} rate={rate}"}
+    _, reader = await loop.create_connection(lambda: Reader(path, body, words), "127.0.0.1", port)
+    async with asyncio.timeout(TIMEOUT_S):
+        return await reader.done
+
+
+async def read_many(port: int, path: str, turns: int, words: int, rate: int) -> list[Read]:
+    """Reads `turns` answers at once. Their deltas are spread over the period of one delta."""
+
+    async def one(index: int) -> Read:
+        await asyncio.sleep(index / turns / (rate or 1000))
+        return await read(port, path, words, rate)
+
+    return await asyncio.gather(*map(one, range(turns)))

@@ -1,0 +1,87 @@
+"""The results of a comparison: their data, tables, and the page docs/BENCHMARKS.md."""
+
+import re
+import statistics
+from pathlib import Path
+
+import msgspec
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "BENCHMARKS.md"
+RESULT = DOCS / "benchmarks.json"
+TABLES = re.compile(r"(<!-- written by make bench -->\n).*(\n<!-- end -->)", re.DOTALL)
+
+
+class Sample(msgspec.Struct):
+    """One measurement of one arm."""
+
+    p50_ms: float
+    """The median time from the model's delta to the reader's bytes."""
+    p99_ms: float
+    first_ms: float
+    """The median time from the POST to the first byte of the answer's head or body."""
+    took_s: float
+    cpu_us: dict[str, float]
+    """Microseconds of CPU for each delta, by role."""
+
+    @property
+    def sum_us(self) -> float:
+        return sum(self.cpu_us.values())
+
+
+class Load(msgspec.Struct):
+    """All samples of one load: `turns` answers at once of `words` deltas, `rate` a second (0: at full speed)."""
+
+    turns: int
+    rate: int
+    words: int
+    samples: dict[str, list[Sample]]
+    load_average: float = 0.0
+
+    @property
+    def title(self) -> str:
+        speed = f"{self.rate} deltas a second" if self.rate else "at full speed"
+        return f"{self.turns} turns at once, {self.words} deltas each, {speed}"
+
+
+class Result(msgspec.Struct):
+    """A whole run."""
+
+    at: str
+    cores: int
+    loads: list[Load] = []
+
+
+def table(load: Load) -> str:
+    """Returns a Markdown table: medians, the range of the CPU, and each arm's CPU beside that of `tuned`."""
+    beside = load.samples.get("tuned")
+    lines = [
+        f"**{load.title}**, load average {load.load_average:.1f}",
+        "",
+        "| | delay p50 | delay p99 | first byte | CPU a delta | range | beside `tuned` | by process |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, samples in load.samples.items():
+        p50, p99, first, cpu = (_median(samples, key) for key in ("p50_ms", "p99_ms", "first_ms", "sum_us"))
+        sums = [sample.sum_us for sample in samples]
+        roles = ", ".join(
+            f"{role} {statistics.median(sample.cpu_us[role] for sample in samples):.0f}" for role in samples[0].cpu_us
+        )
+        ratio = f"{cpu / _median(beside, 'sum_us'):.2f}" if beside else ""
+        lines.append(
+            f"| {name} | {p50:.2f} ms | {p99:.1f} ms | {first:.1f} ms | {cpu:.0f} µs "
+            f"| {min(sums):.0f} to {max(sums):.0f} | {ratio} | {roles} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _median(samples: list[Sample], key: str) -> float:
+    return float(statistics.median(getattr(sample, key) for sample in samples))
+
+
+def write_page(result: Result) -> None:
+    """Replaces the tables of docs/BENCHMARKS.md."""
+    repeats = min(len(samples) for load in result.loads for samples in load.samples.values())
+    head = f"Measured on {result.at}, {result.cores} cores, medians of {repeats} repeats in changing order.\n"
+    tables = "\n".join([head, *map(table, result.loads)])
+    PAGE.write_text(TABLES.sub(lambda found: f"{found[1]}\n{tables}{found[2]}", PAGE.read_text()))

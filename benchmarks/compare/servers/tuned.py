@@ -1,0 +1,69 @@
+"""The tutorial's server, tuned: the SDK's raw response over aiohttp, each delta decoded once by msgspec, raw ASGI.
+
+`uvicorn tuned:app`. It has no broker and loses the answer with the connection.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import anthropic
+import msgspec
+
+client = anthropic.AsyncAnthropic(http_client=anthropic.DefaultAioHttpClient(), max_retries=0)
+HEADERS = [(b"content-type", b"text/event-stream")]
+
+
+class Delta(msgspec.Struct):
+    text: str = ""
+
+
+class Event(msgspec.Struct):
+    type: str
+    delta: Delta = msgspec.field(default_factory=Delta)
+
+
+class Out(msgspec.Struct, tag_field="type", tag="delta"):
+    text: str
+
+
+class Question(msgspec.Struct):
+    message: str
+
+
+decoder, encoder = msgspec.json.Decoder(Event), msgspec.json.Encoder()
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+async def app(scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[Any]], send: Send) -> None:
+    if scope["type"] != "http":
+        with contextlib.suppress(asyncio.CancelledError):
+            while (message := await receive())["type"] != "lifespan.shutdown":
+                await send({"type": f"{message['type']}.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+        return
+    body = b""
+    while (message := await receive())["type"] == "http.request":
+        body += message["body"]
+        if not message.get("more_body"):
+            break
+    question = msgspec.json.decode(body, type=Question)
+    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+    async with client.messages.with_streaming_response.create(
+        model="claude-sonnet-5-5",
+        max_tokens=4096,
+        stream=True,
+        messages=[{"role": "user", "content": question.message}],
+    ) as response:
+        rest = b""
+        async for data in response.http_response.aiter_raw():
+            *lines, rest = (rest + data).split(b"\n")
+            frames = [
+                b"data: %b\n\n" % encoder.encode(Out(event.delta.text))
+                for line in lines
+                if line.startswith(b"data: ") and (event := decoder.decode(line[6:])).type == "content_block_delta"
+            ]
+            if frames:
+                await send({"type": "http.response.body", "body": b"".join(frames), "more_body": True})
+    await send({"type": "http.response.body", "body": b'data: {"type":"done"}\n\n', "more_body": False})

@@ -1,0 +1,39 @@
+"""The comparison of `make bench`: an arm is measured, and a lost, repeated or cut word ends the run."""
+
+import asyncio
+import sys
+from contextlib import ExitStack
+
+import pytest
+
+from benchmarks.compare.__main__ import measure
+from benchmarks.compare.arms import floor, port_of, process
+from benchmarks.compare.readers import read
+from benchmarks.compare.report import Load, table
+
+
+async def test_an_arm_is_measured_and_its_row_has_its_cpu_beside_that_of_tuned() -> None:
+    with ExitStack() as stack:
+        model = stack.enter_context(process(sys.executable, "-m", "benchmarks.compare.model"))
+        arm = stack.enter_context(floor(f"http://127.0.0.1:{port_of(model)}"))
+        sample = await measure(arm, turns=2, words=5, rate=50, idle={"server": 0.0})
+    assert sample.sum_us > 0
+    assert 0 < sample.p50_ms <= sample.p99_ms
+    assert "| floor |" in table(Load(2, 50, 5, {"floor": [sample], "tuned": [sample]}))
+    assert "| 1.00 |" in table(Load(2, 50, 5, {"floor": [sample], "tuned": [sample]}))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [((0, 2), "word 2 came instead of word 1"), ((0, 0), "word 0 came"), ((0,), "ended after 1 of 2 words")],
+    ids=["lost", "repeated", "cut"],
+)
+async def test_an_answer_that_is_not_whole_and_in_order_ends_the_run(numbers: tuple[int, ...], says: str) -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"".join(b"w%06d-%016d " % (number, 0) for number in numbers))
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        with pytest.raises(RuntimeError, match=says):
+            await read(server.sockets[0].getsockname()[1], "/chat", words=2, rate=0)
