@@ -15,7 +15,7 @@ CLIENTS := tests/clients/js/node_modules/installed
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: audit schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
+.PHONY: audit types style schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -47,10 +47,16 @@ test: check $(CLIENTS) ## run `check` and every test
 coverage: setup $(CLIENTS) ## run every test with coverage and list uncovered lines; 50 % slower than `test`
 	$(PYTHON) -m pytest --numprocesses 3 --cov --cov-report term-missing:skip-covered
 
+# The types take as long as all else together: they are checked beside it.
 check: setup ## format, lint, types, imports, spelling and prose
+	@$(MAKE) --no-print-directory --jobs 2 types style
+
+types:
+	$(PYTHON) -m mypy
+
+style:
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
-	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
 	.venv/bin/codespell
 	$(PYTHON) -m tools.check_prose

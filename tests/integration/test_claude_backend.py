@@ -226,6 +226,12 @@ async def test_a_server_that_is_not_the_api_has_an_error_code(
     assert failure.value.retry_after_s == (3 if code == "backend_rate_limited" else None)
 
 
+async def test_a_web_page_instead_of_an_answer_is_named() -> None:
+    async with server(HTML) as (url, _), claude_at(url) as claude:
+        with pytest.raises(BackendError, match="answered with text/html, not with events"):
+            await answer(claude, call())
+
+
 async def test_encoding_a_call_of_a_million_values_does_not_block_the_loop() -> None:
     """Leases are renewed on the same loop. The SDK's own encoding would block it for longer than they last."""
     results = Message("user", [{"type": "tool_result", "content": [[]] * 1_000_000}])
