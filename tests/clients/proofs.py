@@ -49,6 +49,12 @@ Observed with the versions above; tests verify each of them.
 - **Claude Code** as installed by `make clients` does not start by its link
   `node_modules/.bin/claude`, because npm's install scripts are disabled. The program is
   `node_modules/@anthropic-ai/claude-code-linux-x64/claude`.
+- **@openai/agents** does not continue a stream that was cut: it raises. The turn goes on, and the
+  text that was shown has no word twice.
+- **aider** 0.86.2 pins all its packages, which conflict with the other clients, so it is not in the
+  tests. Run by hand: its text is whole without cuts. After a cut it repeats the request and prints
+  the answer again from its start, and each repeat is a turn that is paid for. With the header
+  `Idempotency-Key: auto` (`extra_headers` in `.aider.model.settings.yml`) it is one turn.
 - **npm** with Node before 22 installs old versions of these clients without a warning.
 """
 
