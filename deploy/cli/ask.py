@@ -12,8 +12,7 @@ from tailrace.client import Answer, End
 from tailrace.deploy.cli import display
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.display import Display
-from tailrace.deploy.local.data_dir import write_private
-from tailrace.deploy.local.running import state_path
+from tailrace.deploy.local.running import read_state, write_state
 from tailrace.proto.errors import SettingsInvalid
 
 # The file with the turn that this user's `tailrace ask` started last.
@@ -91,7 +90,7 @@ def follow(start: Callable[[], Answer], screen: Display, *, is_new: bool = False
         answer = start()
         turn = answer.turn
         if is_new:
-            remember(turn)
+            write_state(LAST_TURN, turn)
         return display.show(answer, screen)
     except KeyboardInterrupt:
         if turn:
@@ -126,15 +125,9 @@ def read_question(given: str | None) -> str:
     return question
 
 
-def remember(turn: str) -> None:
-    # Without a home directory, only `--resume` and `--continue` do not work.
-    with suppress(OSError, RuntimeError):
-        write_private(state_path(LAST_TURN), turn)
-
-
 def last_turn() -> str:
     """Raises SettingsInvalid if this user has asked nothing yet."""
-    try:
-        return state_path(LAST_TURN).read_text(encoding="utf-8")
-    except (OSError, RuntimeError) as error:
-        raise SettingsInvalid("there is no earlier `tailrace ask`: `tailrace tail TURN` reads a turn") from error
+    turn = read_state(LAST_TURN)
+    if not turn:
+        raise SettingsInvalid("there is no earlier `tailrace ask`: `tailrace tail TURN` reads a turn")
+    return turn

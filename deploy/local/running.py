@@ -14,11 +14,8 @@ FILE = "running"
 
 def record(data_dir: Path) -> None:
     """Adds a directory to the user's list, and removes those without a running `up`."""
-    # `up` works without the list: its directory may be read-only, or the home directory missing.
-    with suppress(OSError, RuntimeError):
-        path = state_path(FILE)
-        others = [one for one in _recorded() if one != data_dir and status_file.read(one) is not None]
-        write_private(path, "".join(f"{one}\n" for one in [*others, data_dir]))
+    others = [one for one in _recorded() if one != data_dir and status_file.read(one) is not None]
+    write_state(FILE, "".join(f"{one}\n" for one in [*others, data_dir]))
 
 
 def find_data_dir() -> Path:
@@ -27,22 +24,29 @@ def find_data_dir() -> Path:
     Without a running `up`: the directory that `up` would use.
     """
     default = default_data_dir()
+    candidates = (default, *reversed(_recorded()))
+    return next((one for one in candidates if status_file.read(one) is not None), default)
+
+
+def write_state(name: str, text: str) -> None:
+    """Writes a file of the user's own state, if that is possible: commands work without it."""
     with suppress(OSError, RuntimeError):
-        for one in (default, *reversed(_recorded())):
-            if status_file.read(one) is not None:
-                return one
-    return default
+        path = _state_dir() / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(path, text)
 
 
-def state_path(name: str) -> Path:
-    """Returns a file of the user's own state. Raises OSError if its directory cannot be created."""
-    directory = user_state_path("tailrace", appauthor=False)
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory / name
+def read_state(name: str) -> str:
+    """Returns the text of a file of the user's own state; empty if there is none."""
+    with suppress(OSError, RuntimeError, UnicodeDecodeError):
+        return (_state_dir() / name).read_text(encoding="utf-8")
+    return ""
+
+
+def _state_dir() -> Path:
+    """Raises RuntimeError without a home directory."""
+    return user_state_path("tailrace", appauthor=False)
 
 
 def _recorded() -> list[Path]:
-    try:
-        return [Path(line) for line in state_path(FILE).read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        return []
+    return [Path(line) for line in read_state(FILE).splitlines()]

@@ -53,3 +53,7 @@ async def test_a_prompt_that_does_not_parse_is_refused_with_its_file(tmp_path: P
 async def test_variables_of_other_programs_are_ignored() -> None:
     """Only names that begin with TAILRACE_ are checked."""
     await check({"PATH": "x", "ANTHROPIC_LOG": "debug", "TAIL": "1", "TAILRACE_GRACE_S": "3"})
+
+
+async def test_the_variables_of_client_commands_are_not_settings_of_up() -> None:
+    await check({"TAILRACE_URL": "https://tailrace.example", "TAILRACE_KEY": "s3cret"})
