@@ -8,7 +8,7 @@ of each other's way by tenant: `tenant` is a new one each time. A test that kill
 import multiprocessing.util
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(patched.undo)
         patched.setenv("TMPDIR", folder.name)
         patched.setattr(tempfile, "tempdir", folder.name)
+
+
+@pytest.fixture(autouse=True)
+def log_lines() -> Iterator[None]:
+    """Restores where log lines go: a command that ran in this process sends them to its own captured output."""
+    before = structlog.get_config()
+    yield
+    if structlog.get_config() != before:
+        structlog.configure(**before)
+        structlog.contextvars.unbind_contextvars("role")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
