@@ -8,6 +8,7 @@ import pytest
 
 from tests.clients import node
 from tests.clients.structured_answer import ANSWERED, RHINE
+from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
 from tests.harness.system import System
@@ -16,6 +17,9 @@ from tests.integration.conftest import KEY, Gateway, NewGateway
 PYTHON = CHECKOUT / ".venv-clients/bin/python"
 SCRIPT = Path(__file__).parent / "python/answers.py"
 SAYS_40 = "#sim words=40 rate=0"
+SLOWLY = "#sim words=40 rate=200"
+# In the middle of the answer.
+CUT = Cut(5_000)
 # The imports of a framework take seconds of CPU.
 DEADLINE_S = 100.0
 
@@ -57,9 +61,40 @@ async def test_llama_index(system: System, gateway: Gateway, new_gateway: NewGat
 
 @pytest.mark.proves("openai-chat", "stream", "llm")
 async def test_the_command_llm(gateway: Gateway, tmp_path: Path) -> None:
-    model = {"model_id": "tailrace", "model_name": "claude-sonnet-5-5", "api_base": f"{gateway.url}/v1"}
+    assert await llm(gateway.url, tmp_path, SAYS_40) == words(40) + "\n"
+
+
+async def llm(url: str, tmp_path: Path, question: str) -> str:
+    model = {"model_id": "tailrace", "model_name": "claude-sonnet-5-5", "api_base": f"{url}/v1"}
     (tmp_path / "extra-openai-models.yaml").write_text(json.dumps([model | {"api_key_name": "tailrace"}]))
     (tmp_path / "keys.json").write_text(json.dumps({"tailrace": KEY}))
-    command = [sys.executable, "-m", "llm", "--model", "tailrace", "--no-log", SAYS_40]
-    environ = {"LLM_USER_PATH": tmp_path}
-    assert await node.command(command, environ, tmp_path) == words(40) + "\n"
+    command = [sys.executable, "-m", "llm", "--model", "tailrace", "--no-log", question]
+    return await node.command(command, {"LLM_USER_PATH": tmp_path}, tmp_path)
+
+
+@pytest.mark.proves("openai-chat", "raises after a cut, and shows no word twice", "LlamaIndex")
+async def test_a_cut_is_an_error_in_llama_index(system: System, gateway: Gateway, new_gateway: NewGateway) -> None:
+    """As its author has it: the one turn that was paid for is complete."""
+    named = await new_gateway(system.nats_url, model_aliases="gpt-4o=claude-sonnet-5-5")
+    async with Cutting(named.port, [CUT]) as proxy:
+        (shown,) = await answers(proxy.url, "llama-index", "cut", SLOWLY)
+    assert proxy.left == []
+    await require_part_of_one_turn(gateway, shown)
+
+
+@pytest.mark.proves("openai-chat", "raises after a cut, and shows no word twice", "llm")
+async def test_a_cut_is_an_error_in_the_command_llm(gateway: Gateway, tmp_path: Path) -> None:
+    async with Cutting(gateway.port, [CUT]) as proxy:
+        with pytest.raises(AssertionError, match="status 1") as failure:
+            await llm(proxy.url, tmp_path, SLOWLY)
+    assert proxy.left == []
+    shown = str(failure.value).partition("said:\n")[2].partition("Error:")[0].strip()
+    await require_part_of_one_turn(gateway, shown)
+
+
+async def require_part_of_one_turn(gateway: Gateway, shown: str) -> None:
+    assert words(40).startswith(shown)
+    (session,) = (await gateway.client.get("/v1/sessions")).json()["data"]
+    (turn,) = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
+    answer = await gateway.client.get(f"/v1/turns/{turn['turn']}/events?dialect=text")
+    assert answer.text == words(40)
