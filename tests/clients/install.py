@@ -19,8 +19,10 @@ PROGRAMS = {
     "chromium": "chromium",
     "prometheus": "prometheus",
     "prometheus-alertmanager": "prometheus-alertmanager",
+    "nginx": "nginx",
+    "haproxy": "haproxy",
 }
-DAEMONS = ("prometheus", "prometheus-alertmanager")
+DAEMONS = ("prometheus", "prometheus-alertmanager", "nginx", "haproxy")
 
 
 def main() -> None:

@@ -1,0 +1,228 @@
+"""The configurations of deploy/proxies with the real proxies: TLS, streams, rolling restarts, limits, headers, logs."""
+
+import asyncio
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+from typing import NamedTuple
+
+import httpx2
+import pytest
+
+from tailrace.deploy.local import ports
+from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId
+from tailrace.proto.subjects import TurnKey
+from tests.harness.processes import CHECKOUT
+from tests.harness.readers import read
+from tests.harness.system import System
+from tests.harness.until import until
+from tests.promises import Frame
+
+START_S_MAX = 30.0
+BODY_BYTES_MAX = 32 * 1024 * 1024
+STREAMS_ADDRESS_MAX = 6
+CADDY = Path(sys.executable).with_name("caddy")
+CERTIFICATE = (
+    "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    " -addext subjectAltName=DNS:localhost -keyout key.pem -out cert.pem"
+)
+
+
+class Kind(NamedTuple):
+    """A proxy: its file in deploy/proxies, the command that checks it and the command that runs it."""
+
+    file: str
+    check: Callable[[Path], list[str | Path]]
+    run: Callable[[Path], list[str | Path]]
+
+
+def nginx(path: Path) -> list[str | Path]:
+    return ["nginx", "-c", path, "-g", f"daemon off; pid {path.parent}/pid; error_log {path.parent}/output warn;"]
+
+
+KINDS = {
+    "nginx": Kind("nginx.conf", lambda path: [*nginx(path), "-t"], nginx),
+    "haproxy": Kind(
+        "haproxy.cfg", lambda path: ["haproxy", "-c", "-f", path], lambda path: ["haproxy", "-db", "-f", path]
+    ),
+    str(CADDY): Kind(
+        "Caddyfile",
+        lambda path: [CADDY, "validate", "--config", path, "--adapter", "caddyfile"],
+        lambda path: [CADDY, "run", "--config", path, "--adapter", "caddyfile"],
+    ),
+}
+PROGRAMS = [
+    pytest.param(
+        program, marks=pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is missing"), id=kind.file
+    )
+    for program, kind in KINDS.items()
+]
+
+
+class Proxy(NamedTuple):
+    client: httpx2.AsyncClient
+    port: int
+    plain_port: int
+    output: Path
+
+
+def proxy_of(program: str, system: System, folder: Path) -> tuple[Proxy, subprocess.Popen[bytes]]:
+    """Starts the proxy with its file from deploy/proxies; only names, ports and paths are other ones."""
+    kind, tls = KINDS[program], folder / "tls"
+    tls.mkdir()
+    subprocess.run(["openssl", *CERTIFICATE.split()], cwd=tls, check=True, capture_output=True)
+    (tls / "site.pem").write_text((tls / "cert.pem").read_text() + (tls / "key.pem").read_text())
+    port, plain_port = ports.find_free(2)
+    first, second = (gateway.url.removeprefix("http://") for gateway in system.gateways)
+    text = (CHECKOUT / "deploy/proxies" / kind.file).read_text()
+    for pattern, value in (
+        (r"/etc/tailrace/tls", str(tls)),
+        (r"/var/log/nginx/access.log", f"{folder}/output"),
+        (r"gateway-1:8000", first),
+        (r"gateway-2:8000", second),
+        (r"chat\.example\.com", "localhost"),
+        (r"\b443\b", str(port)),
+        (r"(listen |http_port |bind :)80\b", rf"\g<1>{plain_port}"),
+    ):
+        text = re.sub(pattern, value, text)
+    if kind.file == "Caddyfile":
+        text = text.replace("{\n", "{\n\tadmin off\n", 1)
+    path = folder / kind.file
+    path.write_text(text)
+    subprocess.run(kind.check(path), check=True, capture_output=True, timeout=30)
+    output = folder / "output"
+    with output.open("ab") as log:
+        process = subprocess.Popen(
+            kind.run(path), stdout=log, stderr=log, cwd=folder, env={**os.environ, "HOME": str(folder)}
+        )
+    trusted = ssl.create_default_context(cafile=tls / "cert.pem")
+    client = httpx2.AsyncClient(base_url=f"https://localhost:{port}", verify=trusted, timeout=30, trust_env=False)
+    return Proxy(client, port, plain_port, output), process
+
+
+@pytest.fixture(params=PROGRAMS)
+async def proxied(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Proxy, System]]:
+    settings = {"TAILRACE_PROXIES": "127.0.0.1,::1", "TAILRACE_STREAMS_ADDRESS_MAX": STREAMS_ADDRESS_MAX}
+    async with System(tmp_path, settings={"gateway": settings}) as system:
+        await system.start(gateways=2)
+        proxy, process = proxy_of(request.param, system, tmp_path)
+        try:
+            async with proxy.client:
+                await until(lambda: answers(proxy.client), START_S_MAX)
+                yield proxy, system
+        finally:
+            process.kill()
+            process.wait(20)
+
+
+async def answers(client: httpx2.AsyncClient) -> bool:
+    try:
+        return (await client.get("/healthz")).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+async def cancelled(client: httpx2.AsyncClient, turn: str) -> bool:
+    # 502 while the proxy believes that both gateways are down.
+    return (await client.post(f"/v1/turns/{turn}/cancel")).status_code < 300
+
+
+async def open_streams(client: httpx2.AsyncClient) -> int:
+    text = (await client.get("/metrics")).text
+    return int(sum(map(float, re.findall(r"^tailrace_gateway_streams_open\{.*\} (\S+)", text, re.MULTILINE))))
+
+
+async def follow(client: httpx2.AsyncClient, turn: str) -> list[Frame]:
+    """Reads a turn to its end over as many connections as that takes."""
+    frames: list[Frame] = []
+    while True:
+        try:
+            got = await read(client, turn, frames[-1].seq if frames else BEFORE_FIRST)
+        except (AssertionError, httpx2.TransportError):
+            await asyncio.sleep(0.1)  # 502 or no connection: a client waits for `retry`
+            continue
+        frames += got.frames
+        if got.over == "ended":
+            return frames
+
+
+@pytest.mark.timeout(180)
+async def test_readers_resume_through_the_proxy_while_both_gateways_are_restarted(
+    proxied: tuple[Proxy, System],
+) -> None:
+    """One is killed, the other drains. Each reader has every entry once, and the first ones before the answer ends."""
+    proxy, system = proxied
+    created = await proxy.client.post("/v1/turns", json={"message": "#sim words=100000 rate=40"})
+    turn = created.json()["turn"]
+    assert (await read(proxy.client, turn, most=3)).over == "left"
+    readers = [asyncio.create_task(follow(proxy.client, turn)) for _ in range(2)]
+    try:
+        for number, signal in ((0, SIGKILL), (1, SIGTERM)):
+            await until(lambda: have_readers(system, 2), START_S_MAX)
+            gateway, other = system.gateways[number], system.clients[1 - number]
+            await gateway.stop(signal)
+            await until(lambda other=other: is_count(other, 2), START_S_MAX)  # type: ignore[misc]
+            await gateway.start()
+        await until(lambda: cancelled(proxy.client, turn), START_S_MAX)
+        whole = await read(system.clients[0], turn)
+        for reader in readers:
+            assert await reader == list(whole.frames)
+    finally:
+        for reader in readers:
+            reader.cancel()
+    assert (await system.log.turn(TurnKey(Tenant("local"), TurnId(turn)))).end is not None
+
+
+async def have_readers(system: System, count: int) -> bool:
+    return sum([await open_streams(client) for client in system.clients]) == count
+
+
+async def is_count(client: httpx2.AsyncClient, count: int) -> bool:
+    return await open_streams(client) == count
+
+
+async def test_tls_limits_headers_and_logs(proxied: tuple[Proxy, System]) -> None:
+    """HTTP/2, a redirect to TLS, 413 for a large body; a client cannot choose its address; tickets are not logged."""
+    proxy, _ = proxied
+    trusted = ssl.create_default_context()
+    trusted.check_hostname, trusted.verify_mode = False, ssl.CERT_NONE
+    trusted.set_alpn_protocols(["h2"])
+    _, writer = await asyncio.open_connection("localhost", proxy.port, ssl=trusted)
+    assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
+    writer.close()
+    async with httpx2.AsyncClient(trust_env=False) as plain:
+        moved = await plain.get(f"http://localhost:{proxy.plain_port}/v1/turns")
+    assert (moved.status_code, moved.headers["location"].startswith("https://localhost")) == (308, True)
+
+    trusted.set_alpn_protocols(["http/1.1"])
+    reader, writer = await asyncio.open_connection("localhost", proxy.port, ssl=trusted)
+    head = "POST /v1/turns HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\n"
+    head += f"content-length: {BODY_BYTES_MAX + 1}\r\n\r\n"
+    writer.write(head.encode())
+    if b" 413 " not in (first := await reader.readline()):
+        # Caddy reads on, and then breaks the connection off: a client may miss the 413.
+        assert first.startswith(b"HTTP/1.1 100 ")
+        with suppress(ConnectionError):
+            writer.write(b" " * (BODY_BYTES_MAX + 1))
+            assert b"HTTP/1.1 2" not in await reader.read()
+    writer.close()
+
+    turn = (await proxy.client.post("/v1/turns", json={"message": "#sim words=100000 rate=10"})).json()["turn"]
+    statuses = set()
+    streams = []
+    for number in range(2 * STREAMS_ADDRESS_MAX + 1):
+        forged = {"x-forwarded-for": f"203.0.113.{number}"}
+        request = proxy.client.build_request("GET", f"/v1/turns/{turn}/events?dialect=tailrace", headers=forged)
+        streams.append(await proxy.client.send(request, stream=True))
+        statuses.add(streams[-1].status_code)
+    for stream in streams:
+        await stream.aclose()
+    assert 429 in statuses
+    assert "dialect=" not in proxy.output.read_text()
