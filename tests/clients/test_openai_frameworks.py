@@ -1,4 +1,4 @@
-"""LangChain and pydantic-ai with /v1/responses: smoke tests."""
+"""LangChain and pydantic-ai with /v1/chat/completions and /v1/responses: smoke tests."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic_ai import Agent
-from pydantic_ai.models.openai import OpenAIResponsesModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests.clients.structured_answer import ANSWERED, RHINE, River
@@ -17,23 +17,21 @@ from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway
 
 MODEL = "claude-haiku-5-5"
-DIALECT = "openai-responses"
 LOOKING = '#sim words=2 rate=0 thinking=2 tool=look json={"query":"the sky"}'
+ALL = "stream with tools and structured output"
 
 
-@pytest.mark.proves(DIALECT, "stream with tools and structured output", "LangChain")
-async def test_langchain(gateway: Gateway, connections: httpx2.AsyncClient) -> None:
-    """Streams, sends a tool result with the conversation, and reads an answer that fits a schema."""
-    model = ChatOpenAI(
-        model=MODEL,
-        base_url=f"{gateway.url}/v1",
-        api_key=pydantic.SecretStr(KEY),
-        max_retries=0,
-        use_responses_api=True,
-        http_async_client=connections,
-    )
+@pytest.mark.proves("openai-chat", ALL, "LangChain")
+@pytest.mark.proves("openai-responses", ALL, "LangChain")
+@pytest.mark.parametrize("options", [{"stream_usage": True}, {"use_responses_api": True}], ids=["chat", "responses"])
+async def test_langchain(gateway: Gateway, connections: httpx2.AsyncClient, options: dict[str, Any]) -> None:
+    """Streams with usage, sends a tool result with the conversation, and reads an answer that fits a schema."""
+    key = pydantic.SecretStr(KEY)
+    url = f"{gateway.url}/v1"
+    model = ChatOpenAI(model=MODEL, base_url=url, api_key=key, max_retries=0, http_async_client=connections, **options)
     pieces = [piece async for piece in model.astream("#sim words=5 rate=0")]
     assert "".join(piece.text for piece in pieces) == words(5)
+    assert [piece.usage_metadata["output_tokens"] for piece in pieces if piece.usage_metadata] == [5]
 
     @tool
     def look(query: str) -> str:
@@ -48,11 +46,13 @@ async def test_langchain(gateway: Gateway, connections: httpx2.AsyncClient) -> N
     assert await structured.ainvoke(ANSWERED) == RHINE
 
 
-@pytest.mark.proves(DIALECT, "stream with tools", "pydantic-ai")
-async def test_pydantic_ai(gateway: Gateway, connections: httpx2.AsyncClient) -> None:
+@pytest.mark.proves("openai-chat", "stream with tools", "pydantic-ai")
+@pytest.mark.proves("openai-responses", "stream with tools", "pydantic-ai")
+@pytest.mark.parametrize("model", [OpenAIChatModel, OpenAIResponsesModel])
+async def test_pydantic_ai(gateway: Gateway, connections: httpx2.AsyncClient, model: Any) -> None:
     """An agent with a tool in a conversation, streamed."""
     provider = OpenAIProvider(base_url=f"{gateway.url}/v1", api_key=KEY, http_client=connections)
-    agent = Agent(OpenAIResponsesModel(MODEL, provider=provider), instructions="Be brief.")
+    agent = Agent(model(MODEL, provider=provider), instructions="Be brief.")
     asked: list[str] = []
 
     @agent.tool_plain
@@ -64,3 +64,4 @@ async def test_pydantic_ai(gateway: Gateway, connections: httpx2.AsyncClient) ->
     assert (ran.output, asked) == (words(2), ["the sky"])
     async with agent.run_stream("#sim words=5 rate=0") as stream:
         assert "".join([piece async for piece in stream.stream_text(delta=True, debounce_by=None)]) == words(5)
+        assert await stream.get_output() == words(5)
