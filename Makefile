@@ -42,6 +42,7 @@ test: check $(CLIENTS) ## run `check` and every test
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: tests of the backend litellm. To run them: make litellm."
 	@test "$$(id -u)" = 0 || echo "SKIPPED: tests of power cuts and full disks, because they need root to mount a disk."
 	@command -v chromium > /dev/null || echo "SKIPPED: tests in a browser, because chromium is not on the PATH."
+	@command -v nginx > /dev/null && command -v haproxy > /dev/null || echo "SKIPPED: tests of proxies and of the container image, because nginx or haproxy is not on the PATH."
 	@command -v promtool > /dev/null || echo "SKIPPED: tests of dashboards, rules and alerts, because promtool and prometheus are not on the PATH."
 
 coverage: setup $(CLIENTS) ## run every test with coverage and list uncovered lines; 50 % slower than `test`
