@@ -13,7 +13,7 @@ from tailrace.gateway.limits import stream_slots
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.stream_slots import StreamSlots
-from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, new_id
 from tailrace.proto.limits import Limits
 from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
@@ -172,3 +172,21 @@ async def test_a_stream_that_ends_during_a_renewal_releases_all_its_slots(
 
     await until(are_free, stream_slots.SLOT_LIFE_S / 3)
     renewing.cancel()
+
+
+@pytest.mark.parametrize("error", [Refused("request_invalid", "no"), LogUnavailable("not stored")])
+async def test_a_request_that_stores_nothing_gives_its_counts_back(
+    connection: Connection, tenant: Tenant, error: Exception
+) -> None:
+    """An upload whose blob cannot be stored, for example."""
+    one = Limits(bytes_day=10)
+    limiter = Limiter(Counters(connection), Slots(connection), TurnLog(connection), one, one)
+
+    async def fail() -> None:
+        async with limiter.counted(Principal(tenant)) as admission:
+            await admission.count_stored_bytes(6)
+            raise error
+
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            await fail()
