@@ -82,6 +82,17 @@ async def test_a_cut_is_an_error_in_llama_index(system: System, gateway: Gateway
     await require_part_of_one_turn(gateway, shown)
 
 
+@pytest.mark.proves("openai-chat", "raises after a cut; one turn", "instructor")
+async def test_a_cut_is_an_error_in_instructor(gateway: Gateway) -> None:
+    """In the middle of the JSON body, and without retries. As its author has it."""
+    async with Cutting(gateway.port, [Cut(900)]) as proxy:
+        with pytest.raises(AssertionError, match="status 1"):
+            await answers(proxy.url, "instructor-openai", "TOOLS", ANSWERED)
+    assert proxy.left == []
+    (session,) = (await gateway.client.get("/v1/sessions")).json()["data"]
+    assert session["turns"] == 1
+
+
 @pytest.mark.proves("openai-chat", "raises after a cut, and shows no word twice", "llm")
 async def test_a_cut_is_an_error_in_the_command_llm(gateway: Gateway, tmp_path: Path) -> None:
     async with Cutting(gateway.port, [CUT]) as proxy:
