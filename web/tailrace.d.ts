@@ -91,6 +91,33 @@ export function ask(question: string | Record<string, unknown>, options?: Option
 /** Reads a turn, from its start or after `options.after`. */
 export function resume(turn: string, options?: Options): Answer;
 
+/** A stream that is read from now on. */
+export interface Stream {
+  readonly state: State;
+  readonly cursor: string;
+  /** Settled when the server answers 204, and rejected when the stream is refused, lost for good or closed. */
+  readonly done: Promise<unknown>;
+  close(): void;
+}
+
+/**
+ * Reads a stream of JSON objects, such as `/v1/sessions/{session}/events`. `onEvent` receives each that has no name, with its
+ * `cursor`.
+ */
+export function follow(
+  path: string,
+  options?: Omit<Options, "idempotencyKey" | "onEvent" | "onState" | "onText"> & {
+    onEvent?: (event: any, stream: Stream) => void;
+    onState?: (state: State, stream: Stream) => void;
+  },
+): Stream;
+
+/** Sends a request and returns its JSON. It may be sent again after a lost connection: a POST needs an idempotency key. */
+export function request(path: string, options?: Options, init?: RequestInit): Promise<any>;
+
+/** Returns a random name, for example as an idempotency key. */
+export function randomName(): string;
+
 export class TailraceError extends Error {
   readonly status?: number;
   /** A code of docs/ERRORS.md. */

@@ -39,6 +39,24 @@ export function resume(turn, options = {}) {
   return new Answer(options, null, turn);
 }
 
+/**
+ * Reads any stream of JSON events until it is closed, or the server answers 204. `options.onEvent` receives the events
+ * that have no name, as `onmessage` of an EventSource does.
+ */
+export function follow(path, options = {}) {
+  return new Answer(options, null, null, path);
+}
+
+/** Sends a request and returns its JSON. It may be sent again after a lost connection: a POST needs an idempotency key. */
+export function request(path, options = {}, init = {}) {
+  return persist(options, async () => {
+    const response = await send(options, path, init, options.signal);
+    return response.json().catch((cause) => {
+      throw lost("the connection is lost", { cause });
+    });
+  }, options.signal);
+}
+
 /** An answer that is read from now on. Iterate it for its events, or await `done` for its end. */
 class Answer {
   turn = null;
@@ -51,22 +69,25 @@ class Answer {
   done;
   #options;
   #post;
+  #path;
   #events = [];
   #leaving = new AbortController();
   #started = later();
   #changed = later();
 
-  constructor(options, post, turn) {
+  constructor(options, post, turn, path) {
     const { after = "", signal } = options;
     this.#options = options;
     this.#post = post;
+    this.#path = path;
     this.cursor = String(after);
-    this.#url("/"); // a wrong address throws here, and is not taken for a lost connection
+    address(options, path ?? "/"); // a wrong address throws here, and is not taken for a lost connection
     if (turn) this.#start(turn);
     const leave = () => this.#leaving.abort(signal.reason);
     if (signal?.aborted) leave();
     signal?.addEventListener("abort", leave);
-    this.done = this.#persist((progress) => this.#read(progress), this.#leaving.signal).finally(() => {
+    const read = (progress) => this.#read(progress);
+    this.done = persist(options, read, this.#leaving.signal, () => this.#become("reconnecting")).finally(() => {
       signal?.removeEventListener("abort", leave);
       this.#become("ended");
       this.#changed.resolve();
@@ -97,7 +118,7 @@ class Answer {
   /** Ends the turn, and returns it as `GET /v1/turns/{turn}` does. Its text so far remains. */
   async cancel() {
     const path = `/v1/turns/${await this.#started.promise}/cancel`;
-    return (await this.#persist(() => this.#request(path, { method: "POST" }))).json();
+    return request(path, { ...this.#options, signal: undefined }, { method: "POST" });
   }
 
   /** Reads one connection. Returns the turn's end; throws a temporary TailraceError if the connection ends before. */
@@ -122,7 +143,7 @@ class Answer {
       const turn = response.headers.get("tailrace-turn");
       if (turn) this.#start(turn);
       this.#become("live");
-      return await this.#follow(response.body.getReader(), listen, progress);
+      return await this.#consume(response.body.getReader(), listen, progress);
     } finally {
       clearTimeout(silence);
       globalThis.removeEventListener?.("offline", drop);
@@ -133,15 +154,16 @@ class Answer {
 
   #open(signal) {
     const accept = "text/event-stream";
-    if (!this.turn) return this.#request("/v1/turns", { ...this.#post, headers: { ...this.#post.headers, accept } }, signal);
+    const path = this.#path ?? (this.turn && `/v1/turns/${this.turn}/events`);
+    if (!path) return send(this.#options, "/v1/turns", { ...this.#post, headers: { ...this.#post.headers, accept } }, signal);
     const headers = this.cursor ? { accept, "last-event-id": this.cursor } : { accept };
-    return this.#request(`/v1/turns/${this.turn}/events`, { headers, cache: "no-store" }, signal);
+    return send(this.#options, path, { headers, cache: "no-store" }, signal);
   }
 
   /** Takes the events of a stream (WHATWG HTML, section 9.2). An event counts when it is complete. */
-  async #follow(reader, listen, progress) {
+  async #consume(reader, listen, progress) {
     const decoder = new TextDecoder();
-    let [rest, data, id, waitMs] = ["", "", "", 0];
+    let [rest, data, id, name, waitMs] = ["", "", "", "", 0];
     for (;;) {
       const { done, value } = await reader.read().catch((cause) => {
         throw lost("the connection is lost", { cause, waitMs });
@@ -152,18 +174,22 @@ class Answer {
       rest = lines.pop();
       for (const line of lines) {
         const [, field, text] = /^(\w*): ?(.*)$/.exec(line.replace(/\r$/, "")) ?? [];
-        if (field === "data") data = text;
+        if (field === "data") data += data ? `\n${text}` : text;
         if (field === "id") id = text;
+        if (field === "event") name = text;
         // A gateway that is busy sends nothing but the delay, and closes.
         if (field === "retry") waitMs = Number(text);
-        if (line.trim() || !data) continue;
-        progress();
+        if (line.trim()) continue;
+        const [complete, isNamed] = [data, name && name !== "message"];
         if (id) this.cursor = id;
+        data = id = name = "";
+        if (!complete) continue;
+        progress();
         waitMs = 0;
-        const event = { ...JSON.parse(data), cursor: this.cursor };
-        data = id = "";
+        if (isNamed) continue;
+        const event = { ...JSON.parse(complete), cursor: this.cursor };
         this.#take(event);
-        if (event.type === "done" || event.type === "error") {
+        if (!this.#path && (event.type === "done" || event.type === "error")) {
           const { type, cursor, ...end } = event;
           return this.#end(type === "error" ? { outcome: "failed", ...end } : end);
         }
@@ -173,6 +199,7 @@ class Answer {
 
   #take(event) {
     const { onEvent, onText } = this.#options;
+    if (this.#path) return onEvent?.(event, this);
     if (event.type === "start") {
       this.session = event.session;
       this.model = event.model;
@@ -202,48 +229,57 @@ class Answer {
     this.state = state;
     this.#options.onState?.(state, this);
   }
+}
 
-  /** Returns what `work` returns, after as many tries as it takes; `progress()` begins their count anew. */
-  async #persist(work, signal) {
-    const { triesMax = TRIES_MAX } = this.#options;
-    let tries = 0;
-    for (;;) {
-      try {
-        signal?.throwIfAborted();
-        return await work(() => (tries = 0));
-      } catch (error) {
-        signal?.throwIfAborted();
-        tries += 1;
-        if (!error.isTemporary || tries > triesMax) throw error;
-        if (signal) this.#become("reconnecting");
-        const waitMs = Math.min(WAIT_MAX_MS, WAIT_MS * 2 ** (tries - 1)) * (0.5 + Math.random());
-        await sleep(Math.max(waitMs, error.waitMs ?? 0), signal);
-      }
+/** Returns what `work` returns, after as many tries as it takes; `progress()` begins their count anew. */
+async function persist({ triesMax = TRIES_MAX }, work, signal, onLost) {
+  let tries = 0;
+  for (;;) {
+    try {
+      signal?.throwIfAborted();
+      return await work(() => (tries = 0));
+    } catch (error) {
+      signal?.throwIfAborted();
+      tries += 1;
+      if (!error.isTemporary || tries > triesMax) throw error;
+      onLost?.();
+      const waitMs = Math.min(WAIT_MAX_MS, WAIT_MS * 2 ** (tries - 1)) * (0.5 + Math.random());
+      await sleep(Math.max(waitMs, error.waitMs ?? 0), signal);
     }
   }
+}
 
-  /** Returns a response with a status of success. Throws TailraceError. */
-  async #request(path, init, signal) {
-    const { fetch = globalThis.fetch, key, headers: given } = this.#options;
-    const headers = new Headers(typeof given === "function" ? await given() : given);
-    if (key) headers.set("authorization", `Bearer ${key}`);
-    for (const [name, value] of Object.entries(init.headers ?? {})) headers.set(name, value);
-    const response = await fetch(this.#url(path), { ...init, headers, signal }).catch((cause) => {
-      throw lost("the connection is lost", { cause });
-    });
-    if (response.ok) return response;
-    const { status } = response;
-    const { error } = await response.json().catch(() => ({}));
-    const retryAfterS = Number(response.headers.get("retry-after")) || 0;
-    const isTemporary = STATUSES_TO_RETRY.includes(status) && retryAfterS <= RETRY_AFTER_MAX_S;
-    const fields = { status, code: error?.code, retryAfterS, waitMs: 1000 * retryAfterS, isTemporary };
-    throw new TailraceError(error?.message ?? `status ${status}`, fields);
-  }
+/** Returns a response with a status of success. Throws TailraceError. */
+async function send(options, path, init, signal) {
+  const { fetch = globalThis.fetch, key, headers: given } = options;
+  const headers = new Headers(typeof given === "function" ? await given() : given);
+  if (key) headers.set("authorization", `Bearer ${key}`);
+  for (const [name, value] of Object.entries(init.headers ?? {})) headers.set(name, value);
+  const response = await fetch(address(options, path), { ...init, headers, signal }).catch((cause) => {
+    throw lost("the connection is lost", { cause });
+  });
+  if (response.ok) return response;
+  const { status } = response;
+  const body = await response.text().catch((cause) => {
+    throw lost("the connection is lost", { cause });
+  });
+  const error = errorOf(body);
+  const retryAfterS = Number(response.headers.get("retry-after")) || 0;
+  const isTemporary = STATUSES_TO_RETRY.includes(status) && retryAfterS <= RETRY_AFTER_MAX_S;
+  const fields = { status, code: error?.code, retryAfterS, waitMs: 1000 * retryAfterS, isTemporary };
+  throw new TailraceError(error?.message ?? `status ${status}`, fields);
+}
 
-  #url(path) {
-    return new URL((this.#options.url ?? "").replace(/\/$/, "") + path, globalThis.location?.href).href;
+/** Returns the `error` of a refusal; a proxy sends other text. */
+function errorOf(body) {
+  try {
+    return JSON.parse(body).error;
+  } catch {
+    return undefined;
   }
 }
+
+const address = ({ url }, path) => new URL((url ?? "").replace(/\/$/, "") + path, globalThis.location?.href).href;
 
 const lost = (message, fields) => new TailraceError(message, { isTemporary: true, ...fields });
 
@@ -256,7 +292,7 @@ function later() {
 }
 
 /** Returns a random name. Pages without TLS have no `crypto.randomUUID`. */
-function randomName() {
+export function randomName() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 

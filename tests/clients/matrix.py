@@ -238,6 +238,32 @@ async def tailrace_asyncio(url: str, line: str) -> Answer:
     return Answer(answer.turn, text)
 
 
+def hook(component: str, dialect: str) -> Read:
+    """Returns a hook of web/react.js in Chromium, in StrictMode."""
+
+    async def read(url: str, line: str) -> Answer:
+        if component != "LastEvent":
+            seen = await hooks("session" if component == "Session" else "read", url, component=component, line=line)
+            end = seen["turns"][0] if component == "Session" else seen["end"]
+            assert (seen["error"], end["outcome"], seen["texts"]) == (None, "completed", [end["text"]])
+            return Answer(end["turn"], end["text"])
+        turn = await post(url, line)
+        seen = await hooks("read", url, component=component, stream=f"/v1/turns/{turn}/events?dialect={dialect}")
+        assert (seen["error"], seen["isConnected"], seen["data"]["status"]) == (None, False, "completed")
+        return Answer(turn, seen["data"]["text"])
+
+    return read
+
+
+async def hooks(what: str, url: str, *, key: str = KEY, **given: object) -> dict[str, Any]:
+    """Returns what a component of `js/hooks.jsx` shows."""
+    if (browser := node.chromium()) is None:
+        pytest.skip("there is no `chromium` here")
+    props = msgspec.json.encode({"key": key, "session": new_id(), **given}).decode()
+    (seen,) = await node.run("hooks.mjs", what, url, props, CHROMIUM=browser)
+    return seen
+
+
 def poster(script: str, client: str, path: str, dialect: str, body: Callable[[str], object]) -> Read:
     """Returns a client that POSTs `body(message)` to `path`, and repeats the POST with its cursor after a cut."""
 
@@ -366,4 +392,8 @@ CLIENTS = (
         Cuts(3, 700, 1100),
         "replays from the start after cuts",
     ),
+    Client("useTurn (Chromium)", "JavaScript", "tailrace", hook("Turn", "tailrace"), ANYWHERE),
+    Client("useSession (Chromium)", "JavaScript", "tailrace", hook("Session", "tailrace"), ANYWHERE),
+    Client("useSSE (Chromium)", "JavaScript", "state", hook("LastEvent", "state"), Cuts(2, 900, 1400)),
+    Client("useSSE (Chromium)", "JavaScript", "job", hook("LastEvent", "job"), SHORT_EVENTS),
 )

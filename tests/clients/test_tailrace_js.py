@@ -1,8 +1,15 @@
 """web/tailrace.js, besides what the client matrix tests."""
 
 import gzip
+import shutil
+import tarfile
+from pathlib import Path
+
+import msgspec
 
 from tests.clients import node
+from tests.clients.conftest import stored_text
+from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
 from tests.integration.conftest import KEY, Gateway
 
@@ -25,3 +32,35 @@ async def test_to_stop_reading_does_not_cancel_and_refusals_are_errors_with_a_co
 
 def test_the_module_has_less_than_5_kb_compressed() -> None:
     assert len(gzip.compress((CHECKOUT / "web/tailrace.js").read_bytes())) < 5000
+
+
+async def test_the_packed_package_reads_through_a_proxy_route_waits_as_told_and_renders_on_a_server(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    """As installed from `npm pack`. Only the route has the key, and it lets pass whom the app lets pass."""
+    packing = [str(node.NODE), str(node.NPM), "pack", "--json", "--pack-destination", str(tmp_path)]
+    found = await node.command(packing, {"HOME": tmp_path}, CHECKOUT / "web")
+    [package] = msgspec.json.decode(found)
+    files = {"ai-sdk.js", "package.json", "react.d.ts", "react.js", "tailrace.d.ts", "tailrace.js"}
+    assert {one["path"] for one in package["files"]} == files
+    modules = tmp_path / "node_modules"
+    with tarfile.open(tmp_path / package["filename"]) as archive:
+        archive.extractall(modules, filter="data")
+    (modules / "package").rename(modules / "tailrace")
+    for name in ("react", "react-dom", "scheduler"):
+        shutil.copytree(node.MODULES / name, modules / name)
+    script = shutil.copy(node.SCRIPTS / "packed.mjs", tmp_path)
+    example = (CHECKOUT / "examples/edge_proxy.js").as_uri()
+    printed = await node.command([str(node.NODE), str(script), gateway.url, KEY, example], {}, tmp_path)
+    seen = msgspec.json.decode(printed)
+    assert seen["text"] == words(60) == await stored_text(gateway, seen.pop("turn"))
+    assert seen == {
+        "text": words(60),
+        "resumed": [None, True],
+        "refused": [True, 404],
+        "beyond": 404,
+        "waited": words(60),
+        "hasWaited": True,
+        "tooLong": [503, 31],
+        "rendered": "idle idle idle",
+    }

@@ -10,7 +10,7 @@ import { chromium } from "playwright-core";
  */
 export async function browse(entry, work) {
   const define = { "process.env.NODE_ENV": '"development"' };
-  const built = await build({ entryPoints: [entry], bundle: true, write: false, jsx: "automatic", define });
+  const built = await build({ entryPoints: [entry], bundle: true, write: false, jsx: "automatic", define, nodePaths: ["node_modules"] });
   const script = built.outputFiles[0].text;
   // Root cannot have its sandbox, and all that it opens here is ours. A page that is made here has no address, which
   // Chromium takes for one on the internet, and such a page may not ask this machine unless its user says so.

@@ -1,0 +1,29 @@
+/**
+ * A route of your server that adds the key and passes Tailrace's streams on: for edge runtimes, Next.js, and others with the
+ * Request and Response of the web. `mayUse(request, path)` is yours: it decides whose request may pass. The session of a
+ * `POST /v1/turns` is in its body.
+ */
+// What tailrace.js needs: ask, read, cancel; a session's turns and their stream.
+const PATHS = /^\/v1\/(turns|turns\/[\w-]+(\/(events|cancel))?|sessions\/([\w.:-]|%3A)+\/(events|turns|cancel))$/;
+const REQUEST_HEADERS = ["accept", "content-type", "idempotency-key", "last-event-id"];
+const RESPONSE_HEADERS = ["cache-control", "content-type", "retry-after", "tailrace-turn", "x-accel-buffering"];
+
+/** Returns the route below `base`, which answers GET and POST. */
+export function proxy({ base, url, key, mayUse }) {
+  return async (request) => {
+    const { pathname, search } = new URL(request.url);
+    const path = pathname.slice(base.length);
+    const isKnown = pathname.startsWith(base) && PATHS.test(path);
+    if (!isKnown || !(await mayUse(request.clone(), path))) return new Response(null, { status: 404 });
+    const headers = pick(request.headers, REQUEST_HEADERS);
+    headers.set("authorization", `Bearer ${key}`);
+    const { method, signal } = request;
+    const body = method === "POST" ? await request.arrayBuffer() : undefined;
+    const response = await fetch(`${url}${path}${search}`, { method, headers, body, signal, cache: "no-store" });
+    return new Response(response.body, { status: response.status, headers: pick(response.headers, RESPONSE_HEADERS) });
+  };
+}
+
+function pick(headers, names) {
+  return new Headers(names.filter((name) => headers.has(name)).map((name) => [name, headers.get(name)]));
+}

@@ -1,0 +1,87 @@
+// What people do with a component of hooks.jsx in Chromium: `hooks.mjs WHAT URL JSON`. Prints one line.
+import { browse } from "./chromium.mjs";
+
+const [what, url, json] = process.argv.slice(2);
+const given = JSON.parse(json);
+
+/** What is shown as soon as `test` is true of it. */
+async function until(page, test) {
+  const isTrue = (test) => {
+    const seen = globalThis.hook && globalThis.shown();
+    return seen && new Function("seen", `return ${test}`)(seen) && seen;
+  };
+  return (await page.waitForFunction(isTrue, test, { polling: 50, timeout: 30000 })).jsonValue();
+}
+
+/** Returns the paths of the streams that a page has open, which change. */
+function streamsOf(page) {
+  const open = new Map();
+  page.on("request", (request) => request.headers().accept === "text/event-stream" && open.set(request, new URL(request.url()).pathname));
+  for (const end of ["requestfinished", "requestfailed"]) page.on(end, (request) => open.delete(request));
+  return open;
+}
+
+const begin = (page, given) => page.evaluate((given) => globalThis.begin(given), given);
+const ask = (page, question) => page.evaluate((question) => globalThis.hook.ask(question), question);
+const ended = "(seen.state ?? seen.status) === 'ended'";
+
+const DOINGS = {
+  /** Asks a turn, or reads a stream, and waits for its end. */
+  async read(open) {
+    const page = await open(url);
+    await begin(page, given);
+    return until(page, ended);
+  },
+
+  /** Asks in a session, and waits until no turn runs. */
+  async session(open) {
+    const page = await open(url);
+    await begin(page, given);
+    await until(page, "seen.state !== 'connecting'");
+    await ask(page, given.line);
+    return until(page, "seen.turns.length > 0 && seen.turns.every((turn) => turn.outcome !== 'running' && turn.input.length)");
+  },
+
+  /** Reloads in the middle of the answer; stops reading, and reads it again; then unmounts, and cancels at last. */
+  async turn(open) {
+    const page = await open(url);
+    await begin(page, given);
+    const first = await until(page, "seen.text.length > 80");
+    await page.reload();
+    const again = await until(page, "seen.text.length > 160");
+    await page.evaluate(() => globalThis.hook.stop());
+    const stopped = await until(page, ended);
+    await page.evaluate((turn) => globalThis.hook.resume(turn), first.turn);
+    await until(page, "seen.text.length > 240");
+    await page.evaluate(() => globalThis.unmount());
+    const tab = await open(url);
+    await begin(tab, { ...given, shared: first.turn });
+    await until(tab, "seen.text.length > 320");
+    const running = await tab.evaluate((turn) => fetch(`/v1/turns/${turn}`).then((found) => found.json()), first.turn);
+    await tab.evaluate(() => void globalThis.hook.cancel());
+    const cancelled = await until(tab, ended);
+    return { first, again, stopped, running: running.outcome, cancelled };
+  },
+
+  /** Two tabs of a session that does not exist yet: one asks, twice, with a reload; both show the same. */
+  async tabs(open) {
+    const page = await open(url);
+    await begin(page, given);
+    await until(page, "seen.state === 'idle'");
+    const [turn, same] = await page.evaluate((line) => Promise.all([globalThis.hook.ask(line), globalThis.hook.ask(line)]), given.line);
+    await until(page, "seen.texts[0]?.length > 80");
+    const refused = await ask(page, "too early");
+    const { error } = await until(page, "seen.error");
+    await page.reload();
+    const tab = await open(url);
+    const streams = streamsOf(tab);
+    await begin(tab, given);
+    const whole = "seen.turns.length === given && seen.turns.every((turn) => turn.outcome !== 'running' && turn.input.length)";
+    await until(page, whole.replace("given", 1));
+    await ask(page, given.next);
+    const [first, second] = await Promise.all([page, tab].map((one) => until(one, whole.replace("given", 2))));
+    return { turn, same, refused, error, first, second, streams: [...streams.values()] };
+  },
+};
+
+await browse("hooks.jsx", async (open) => console.log(JSON.stringify(await DOINGS[what](open))));

@@ -1,0 +1,300 @@
+/**
+ * React hooks for Tailrace: one turn, one session, and the last event of a stream. They read each answer once, over as many
+ * connections as it takes. The types are in react.d.ts.
+ *
+ *     const { ask, text, state, error } = useTurn();
+ */
+import { useEffect, useRef, useState } from "react";
+import { ask, follow, randomName, request, resume } from "./tailrace.js";
+
+const NO_TURN = { turn: null, session: null, text: "", state: "idle", end: null, error: null };
+const NO_SESSION = { turns: [], state: "idle", error: null };
+const NO_EVENT = { data: null, error: null, status: "idle" };
+// A page stays open for days. An EventSource does not give up either.
+const PATIENT = { triesMax: Infinity };
+
+const isLeft = (error) => error.name === "AbortError";
+
+/** Asks a turn, or reads `turn`, which a reloaded page has stored. To unmount stops reading; the turn goes on. */
+export function useTurn({ turn = null, ...options } = {}) {
+  const [shown, show] = useState(NO_TURN);
+  const [reader] = useState(() => new TurnReader(show));
+  useEffect(() => {
+    reader.options = options;
+  });
+  useEffect(() => reader.mount(turn), [reader, turn]);
+  return { ...shown, ask: reader.ask, resume: reader.resume, stop: reader.stop, cancel: reader.cancel };
+}
+
+/** The answer that a component reads. */
+class TurnReader {
+  options = {};
+  #show;
+  #answer = null;
+  #question = null;
+  #given = null;
+  #leaving;
+  #isAway = false;
+
+  constructor(show) {
+    this.#show = show;
+  }
+
+  /** Reads `turn` unless it is read already. Returns the function that stops reading. */
+  mount(turn) {
+    clearTimeout(this.#leaving);
+    const isNew = turn !== this.#given && turn !== this.#answer?.turn;
+    if (isNew && !turn) this.#clear();
+    else if (isNew) this.resume(turn);
+    else if (this.#isAway && this.#answer?.turn) this.resume(this.#answer.turn);
+    this.#given = turn;
+    this.#isAway = false;
+    // StrictMode mounts twice: the second time comes before the timer.
+    return () => {
+      this.#leaving = setTimeout(() => {
+        this.#isAway = this.#answer !== null && this.#answer.state !== "ended";
+        this.#answer?.close();
+      });
+    };
+  }
+
+  ask = (question, options) => {
+    const asked = JSON.stringify(question);
+    // A double click, or an effect that StrictMode runs twice.
+    if (this.#answer?.state === "connecting" && !this.#answer.turn && asked === this.#question) return;
+    this.#read((given) => ask(question, { ...given, ...options }));
+    this.#question = asked;
+  };
+
+  resume = (turn, options) => this.#read((given) => resume(turn, { ...given, ...options }));
+
+  stop = () => this.#answer?.close();
+
+  cancel = () => this.#answer?.cancel();
+
+  #clear() {
+    this.#answer?.close();
+    this.#answer = null;
+    this.#show(NO_TURN);
+  }
+
+  #read(begin) {
+    this.#answer?.close();
+    const { onEvent, onState, ...options } = this.options;
+    let [end, error] = [null, null];
+    const show = () => {
+      const { turn, session, text, state } = answer;
+      if (answer === this.#answer) this.#show({ turn, session, text, state, end, error });
+    };
+    const answer = begin({
+      ...options,
+      onEvent: (event) => (show(), onEvent?.(event, answer)),
+      onState: (state) => (show(), onState?.(state, answer)),
+    });
+    this.#answer = answer;
+    this.#question = null;
+    show();
+    const settle = (found, failure) => {
+      [end, error] = [found, failure];
+      show();
+    };
+    answer.done.then(
+      (found) => settle(found, null),
+      (failure) => settle(null, isLeft(failure) ? null : failure),
+    );
+  }
+}
+
+/** All turns of a session, over one connection. A session that does not exist begins with the first question. */
+export function useSession(session, options = {}) {
+  const [shown, show] = useState(NO_SESSION);
+  const [asker] = useState(() => new SessionAsker(show));
+  useEffect(() => {
+    asker.options = options;
+  });
+  useEffect(() => asker.mount(session), [asker, session]);
+  return { ...shown, ask: asker.ask, cancel: asker.cancel };
+}
+
+/** The session that a component shows. */
+class SessionAsker {
+  options = {};
+  #show;
+  #session = null;
+  #reader = null;
+  #asking = {};
+
+  constructor(show) {
+    this.#show = show;
+  }
+
+  /** Reads the session. Returns the function that stops reading. */
+  mount(session) {
+    this.#session = session;
+    this.#show(NO_SESSION);
+    this.#reader = session ? new SessionReader(session, this.options, this.#show) : null;
+    return () => this.#reader?.close();
+  }
+
+  /** Returns the turn's id, or null if the question was refused: see `error`. */
+  ask = (question) => {
+    const session = this.#session;
+    const given = typeof question === "string" ? { message: question } : question;
+    const body = JSON.stringify({ session, create_session: true, ...given });
+    // A double click, or an effect that StrictMode runs twice.
+    if (this.#asking.body === body) return this.#asking.turn;
+    const turn = this.#post("/v1/turns", body).then((made) => {
+      this.#asking = {};
+      if (made) this.#reader?.expect();
+      return made?.turn ?? null;
+    });
+    this.#asking = { body, turn };
+    return turn;
+  };
+
+  /** Ends the running turns. */
+  cancel = () => this.#post(`${pathOf(this.#session)}/cancel`);
+
+  async #post(path, body) {
+    const headers = { "content-type": "application/json", "idempotency-key": randomName() };
+    this.#show((before) => ({ ...before, error: null }));
+    try {
+      return await request(path, this.options, { method: "POST", headers, body });
+    } catch (error) {
+      this.#show((before) => ({ ...before, error }));
+      return null;
+    }
+  }
+}
+
+const pathOf = (session) => `/v1/sessions/${encodeURIComponent(session)}`;
+
+/** The turns of a session as records of `GET /v1/sessions/{session}/turns`; those that run grow with each event. */
+class SessionReader {
+  #path;
+  #options;
+  #show;
+  #leaving = new AbortController();
+  #turns = new Map();
+  #isRead = false;
+  #isEnded = false;
+  #expected = 0;
+
+  constructor(session, options, show) {
+    this.#path = pathOf(session);
+    this.#options = { ...PATIENT, ...options, signal: this.#leaving.signal };
+    this.#show = (fields) => this.#leaving.signal.aborted || show((before) => ({ ...before, ...fields }));
+    this.#follow();
+  }
+
+  /** A question was accepted: the session exists. */
+  expect() {
+    this.#expected += 1;
+    if (this.#isEnded) this.#follow();
+  }
+
+  #follow() {
+    const expected = this.#expected;
+    this.#isEnded = false;
+    this.#show({ state: "connecting" });
+    const onEvent = (event) => this.#take(event);
+    const onState = (state) => this.#show({ state });
+    follow(`${this.#path}/events`, { ...this.#options, onEvent, onState }).done.catch((error) => {
+      if (error.status !== 404) this.#fail(error);
+      else if (expected !== this.#expected) return this.#follow();
+      else this.#show({ state: "idle" });
+      this.#isEnded = true;
+    });
+  }
+
+  close() {
+    this.#leaving.abort();
+  }
+
+  #take(event) {
+    const { turn, type } = event;
+    if (type === "session") {
+      // The stream has all turns from now on: those before it are in the list.
+      if (!this.#isRead) this.#readTurns().catch((error) => this.#fail(error));
+      this.#isRead = true;
+    } else if (type === "start" && !this.#turns.has(turn)) {
+      this.#set({ turn, session: event.session, model: event.model, input: [], text: "", outcome: "running", error: null });
+      this.#readTurn(turn).catch((error) => this.#fail(error));
+    } else {
+      const known = this.#turns.get(turn) ?? { turn, input: [], text: "", outcome: "running", error: null };
+      // A record that is complete has the text of all events.
+      if (known.outcome !== "running") return;
+      const { cursor, type: _, code, message, ...end } = event;
+      if (type === "delta") this.#set({ ...known, text: known.text + event.text });
+      if (type === "reset") this.#set({ ...known, text: "" });
+      if (type === "done") this.#set({ ...known, ...end });
+      if (type === "error") this.#set({ ...known, ...end, outcome: "failed", error: { code, message } });
+    }
+    this.#showTurns();
+  }
+
+  async #readTurns() {
+    const records = [];
+    for (let next = ""; next !== null; ) {
+      const page = await request(`${this.#path}/turns?limit=200${next && `&after=${encodeURIComponent(next)}`}`, this.#options);
+      records.push(...page.turns);
+      next = page.next;
+    }
+    const streamed = this.#turns;
+    this.#turns = new Map();
+    for (const record of records) this.#set(merge(record, streamed.get(record.turn)));
+    for (const [turn, known] of streamed) if (!this.#turns.has(turn)) this.#set(known);
+    this.#showTurns();
+  }
+
+  async #readTurn(turn) {
+    const record = await request(`/v1/turns/${turn}`, this.#options);
+    this.#set(merge(record, this.#turns.get(turn)));
+    this.#showTurns();
+  }
+
+  #set(turn) {
+    this.#turns.set(turn.turn, turn);
+  }
+
+  #showTurns() {
+    this.#show({ turns: [...this.#turns.values()] });
+  }
+
+  #fail(error) {
+    if (!isLeft(error)) this.#show({ error });
+  }
+}
+
+/** Returns a record with the text that the stream has brought so far, unless the record is complete. */
+function merge(record, streamed) {
+  if (record.outcome !== "running") return record;
+  return { ...record, text: "", ...streamed, input: record.input };
+}
+
+/** Keeps the last event of a stream of JSON, such as `/v1/turns/{turn}/events?dialect=state` and `/api/stream/{job}`. */
+export function useSSE(url, options = {}) {
+  const [shown, show] = useState(NO_EVENT);
+  const latest = useRef(options);
+  useEffect(() => {
+    latest.current = options;
+  });
+  useEffect(() => {
+    if (!url) return show(NO_EVENT);
+    let isClosed = false;
+    const update = (fields) => !isClosed && show((before) => ({ ...before, ...fields }));
+    show({ ...NO_EVENT, status: "connecting" });
+    const stream = follow(url, {
+      ...PATIENT,
+      ...latest.current,
+      onEvent: ({ cursor, ...data }) => update({ data }),
+      onState: (status) => update({ status }),
+    });
+    stream.done.catch((error) => isLeft(error) || update({ error }));
+    return () => {
+      isClosed = true;
+      stream.close();
+    };
+  }, [url]);
+  return { ...shown, isConnected: shown.status === "live" };
+}
