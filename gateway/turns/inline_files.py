@@ -80,7 +80,7 @@ class FileReader:
         self._bytes_max = bytes_max
         self._tenant = tenant
         self._holder = holder
-        self._sources: dict[str, tuple[FileRecord, Block]] = {}
+        self._sources: dict[str, tuple[FileRecord, Block, int]] = {}
 
     async def inline(self, new_turn: NewTurn) -> NewTurn:
         """Returns the turn with the contents of its files. Raises Refused, LogUnavailable."""
@@ -101,6 +101,11 @@ class FileReader:
                     blocks.append(await self._block(block, file))
                 case {"type": "tool_result", "content": list(inner)}:
                     blocks.append({**block, "content": await self.inline_content(inner)})
+                case {"type": "document", "source": {"type": "content", "content": list(inner)} as source}:
+                    blocks.append({**block, "source": {**source, "content": await self.inline_content(inner)}})
+                case {"type": "container_upload"}:
+                    # Its file would be one of the operator's workspace at Anthropic, for any tenant.
+                    raise Refused("request_invalid", "`container_upload` is not served: send the file as a document")
                 case _:
                     blocks.append(block)
         return blocks
@@ -108,8 +113,8 @@ class FileReader:
     async def _block(self, block: Block, file: str) -> Block:
         if file not in self._sources:
             self._sources[file] = await self._read(file)
-        record, source = self._sources[file]
-        self._count(len(source["data"]))
+        record, source, size = self._sources[file]
+        self._count(size)
         if source.get("media_type") in IMAGES:
             # A document may have fields that an image must not have.
             kept = {name: value for name, value in block.items() if name == "cache_control"}
@@ -118,8 +123,8 @@ class FileReader:
             raise Refused("request_invalid", f"the file `{file}` is no image of {', '.join(sorted(IMAGES))}")
         return {"title": record.filename, **block, "source": source}
 
-    async def _read(self, file: str) -> tuple[FileRecord, Block]:
-        """Returns a file's record and its content as a source. Raises Refused."""
+    async def _read(self, file: str) -> tuple[FileRecord, Block, int]:
+        """Returns a file's record, its content as a source, and the bytes of this as JSON. Raises Refused."""
         if len(self._sources) == FILES_MAX:
             raise Refused("request_invalid", f"a request can have at most {FILES_MAX} files")
         try:
@@ -140,7 +145,8 @@ class FileReader:
         if source is None:
             kinds = ", ".join(sorted(IMAGES))
             raise Refused("request_invalid", f"the file `{file}` is no PDF, no text in UTF-8, and no {kinds}")
-        return record, source
+        # A control character has six bytes in JSON.
+        return record, source, await asyncio.to_thread(lambda: len(msgspec.json.encode(source)))
 
     def _count(self, size: int) -> None:
         self._require_room(size)
@@ -159,13 +165,17 @@ def _new_turn_with_files(submission: Submission) -> NewTurn | None:
 
 
 def has_files(contents: Sequence[object]) -> bool:
-    """Whether a block of these contents of messages names a file."""
+    """Whether a block of these contents of messages names a file, of Tailrace or of Anthropic."""
     for content in contents:
         for block in content if isinstance(content, list) else ():
             match block:
                 case {"type": "document" | "image", "source": {"type": "file", "file_id": str()}}:
                     return True
+                case {"type": "container_upload"}:
+                    return True
                 case {"type": "tool_result", "content": list(inner)} if has_files([inner]):
+                    return True
+                case {"type": "document", "source": {"type": "content", "content": list(inner)}} if has_files([inner]):
                     return True
     return False
 

@@ -107,12 +107,23 @@ async def test_anthropic_file_ids(gateway: Gateway, persistence: Process, genera
 async def test_files_of_a_request_are_bounded(gateway: Gateway, persistence: Process) -> None:
     """A file that is named many times counts each time, as it is sent to the model each time."""
     form = {"purpose": "user_data"}
-    content = b"a" * 1_000_000
+    # Six bytes each, as the model receives them.
+    content = b"\x01" * 160_000
     made = (await gateway.client.post("/v1/files", data=form, files={"file": ("a.txt", content)})).json()["id"]
     block = {"type": "document", "source": {"type": "file", "file_id": made}}
     body = {"messages": [{"role": "user", "content": [block] * 40}]}
     answer = await gateway.client.post("/v1/turns", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+async def test_files_of_the_operators_workspace_are_not_passed_on(gateway: Gateway, persistence: Process) -> None:
+    upload = {"type": "container_upload", "file_id": "file_011CNha8iCJcU1wXNR6q4V8w"}
+    image = {"type": "image", "source": {"type": "file", "file_id": "file_011CNha8iCJcU1wXNR6q4V8w"}}
+    inner = {"type": "document", "source": {"type": "content", "content": [image]}}
+    for block, code in ((upload, "request_invalid"), (inner, "file_not_found")):
+        body = {"messages": [{"role": "user", "content": [block]}]}
+        answer = await gateway.client.post("/v1/turns", json=body)
+        assert (answer.is_error, answer.json()["error"]["code"]) == (True, code)
 
 
 @pytest.mark.parametrize(

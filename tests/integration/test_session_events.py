@@ -7,6 +7,7 @@ from typing import Any
 import httpx2
 import msgspec
 
+from tailrace.gateway.clients.native.session_events import FOLLOWED_MAX
 from tests.harness.processes import Process
 from tests.harness.sse_parser import EventStream
 from tests.harness.until import until
@@ -97,9 +98,30 @@ async def test_each_event_of_each_turn_comes_once_over_cuts(
     assert page.events[last[0]] == (await own_events(gateway, last[0]))[:2]
 
 
+async def test_ended_turns_come_whole_over_a_cut_after_every_few_events(
+    gateway: Gateway, persistence: Process, generator: Process
+) -> None:
+    """One with many events, then more turns than are followed at once. Each `id:` that was sent is accepted."""
+    first = await ask(gateway, "#sim words=40 rate=400")
+    own = {first["turn"]: await own_events(gateway, first["turn"])}
+    page = Page(gateway.client, first["session"])
+    page.cursor = "0"
+
+    async def read_more() -> bool:
+        await page.read(5, *own)
+        return all(map(page.has_ended, own))
+
+    await until(read_more, deadline_s=20)
+    branch = {"session": first["session"], "parent": None, "on_busy": "branch"}
+    more = await asyncio.gather(*(ask(gateway, "#sim words=3 rate=0", **branch) for _ in range(FOLLOWED_MAX + 6)))
+    own |= {one["turn"]: await own_events(gateway, one["turn"]) for one in more}
+    await until(read_more, deadline_s=30)
+    assert {turn: page.events[turn] for turn in own} == own
+
+
 async def test_a_wrong_cursor_is_refused_and_an_unknown_session_is_404(gateway: Gateway, persistence: Process) -> None:
     session = (await gateway.client.post("/v1/sessions", json={})).json()["session"]
-    for cursor in ("x", "1.2", "1.2-3-4", "1." + ".".join(["1-1"] * 200)):
+    for cursor in ("x", "1.2", "1.2-3-4", "9" * 19, "1." + ".".join(["1-1"] * 300)):
         answer = await gateway.client.get(f"/v1/sessions/{session}/events?after={cursor}")
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cursor_invalid")
     answer = await gateway.client.get("/v1/sessions/unknown/events")

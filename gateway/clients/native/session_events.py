@@ -6,7 +6,7 @@ end with them. The sequences of different turns do not arrive in one order, so t
     SINCE.REQUEST-LAST.REQUEST-LAST…
 
 Every turn of the session whose last entry is at most SINCE, and which is not listed, was written completely. A listed
-turn has its request at REQUEST, and was written up to LAST.
+turn has its request at REQUEST, and was written up to LAST; its end may be before SINCE.
 """
 
 import asyncio
@@ -36,7 +36,10 @@ from tailrace.proto.records import GetSession, ListTurnsSince
 from tailrace.proto.subjects import TurnKey
 
 FOLLOWED_MAX = 64
-CURSOR_TEXT = re.compile(r"[0-9]{1,19}(\.[0-9]{1,19}-[0-9]{1,19}){0,128}")
+# No further turn is followed while the cursor has so many.
+LISTED_MAX = 128
+# A sequence fits into the 8 bytes of SQLite's integers.
+CURSOR_TEXT = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18}-[0-9]{1,18}){0,256}")
 RESET: sse.Events = sse.frame(b'{"type":"reset"}')
 HEADERS = {"content-type": sse.MEDIA_TYPE, **sse.HEADERS}
 
@@ -118,8 +121,8 @@ class SessionStream(StreamedResponse):
     async def _serve(self, send: Send, news: asyncio.Event) -> None:
         """Follows turns until one cannot be followed further; the client then resumes."""
         heartbeat_s = self._streams.settings.heartbeat_s
-        await self._look(send)
-        begin = {"type": "session", "session": self._session, "running": list(self._following)}
+        running = await self._look(send)
+        begin = {"type": "session", "session": self._session, "running": running}
         retry = sse.retry(random.randint(*RETRY_MS))  # noqa: S311  # no secret
         async with self._writing:
             await self._send(send, retry + self._encode(msgspec.json.encode(begin), with_id=True))
@@ -148,26 +151,34 @@ class SessionStream(StreamedResponse):
                 await send(body(sse.HEARTBEAT, more=True))
         self._is_silent = True
 
-    async def _look(self, send: Send) -> None:
-        """Begins to follow the turns that run and are not followed yet, and those that ended unseen."""
+    async def _look(self, send: Send) -> list[TurnId]:
+        """Begins to follow the turns of the cursor, those that run, and those that ended unseen.
+
+        Returns those that run; an empty list if persistence does not answer.
+        """
         with suppress(LogError, Refused):
             # Without persistence the turns that are followed go on; the next look finds the others.
             question = ListTurnsSince(self._session, self._since)
             found = (await self._streams.history.ask(self._tenant, question)).turns
-            for one in found:
-                if one.turn in self._following or one.turn in self._finished:
+            # The oldest end first: SINCE can then pass it, and the cursor stays short.
+            for turn in (*self._positions, *(one.turn for one in found)):
+                if turn in self._following or turn in self._finished:
                     continue
                 if len(self._following) >= FOLLOWED_MAX:
-                    return
-                self._following[one.turn] = asyncio.create_task(self._follow(send, one.turn))
+                    break
+                if self._following and len(self._positions.keys() | self._following.keys()) >= LISTED_MAX:
+                    break
+                self._following[turn] = asyncio.create_task(self._follow(send, turn))
             newest = max([self._since, *(one.cursor for one in found)])
+            # A turn is in the cursor from its first event on. Until then SINCE is before it.
             known = self._finished | self._positions.keys()
-            # A turn that ended unseen is not in the cursor before its first event is written.
-            unseen = [one.cursor - 1 for one in found if not one.is_running and one.turn not in known]
+            unseen = [one.cursor - 1 for one in found if one.turn not in known]
             self._since = Seq(max(self._since, min([newest, *unseen])))
             ended = [turn for turn, at in self._positions.items() if at.is_ended and at.last <= self._since]
             for turn in ended:
                 del self._positions[turn]
+            return [one.turn for one in found if one.is_running]
+        return []
 
     async def _follow(self, send: Send, turn: TurnId) -> None:
         """Writes the events of one turn until it ends. Raises LogError when it cannot be followed further."""
