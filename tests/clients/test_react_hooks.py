@@ -32,6 +32,8 @@ async def test_a_turn_is_resumed_after_a_reload_and_goes_on_without_its_componen
             None,
             None,
         )
+    # StrictMode runs the effect that asks twice, and a person clicks twice.
+    assert seen["posts"] == 1
     assert (seen["again"]["state"], seen["stopped"]["state"], seen["running"]) == ("live", "ended", "running")
     record = (await open_gateway.client.get(f"/v1/turns/{seen['first']['turn']}")).json()
     assert (seen["cancelled"]["end"]["outcome"], record["outcome"]) == ("cancelled", "cancelled")

@@ -45,6 +45,13 @@ const DOINGS = {
   /** Reloads in the middle of the answer; stops reading, and reads it again; then unmounts, and cancels at last. */
   async turn(open) {
     const page = await open(url);
+    let posts = 0;
+    await page.route("**/v1/turns", async (route) => {
+      posts += 1;
+      // A double click: the question is still on its way.
+      if (posts === 1) await ask(page, given.line);
+      await route.continue();
+    });
     await begin(page, given);
     const first = await until(page, "seen.text.length > 80");
     await page.reload();
@@ -60,7 +67,7 @@ const DOINGS = {
     const running = await tab.evaluate((turn) => fetch(`/v1/turns/${turn}`).then((found) => found.json()), first.turn);
     await tab.evaluate(() => void globalThis.hook.cancel());
     const cancelled = await until(tab, ended);
-    return { first, again, stopped, running: running.outcome, cancelled };
+    return { first, again, stopped, posts, running: running.outcome, cancelled };
   },
 
   /** Two tabs of a session that does not exist yet: one asks, twice, with a reload; both show the same. */
