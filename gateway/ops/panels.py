@@ -306,7 +306,7 @@ GENERATORS_AND_SCALING = Dashboard(
             "Processes that are ready",
             "short",
             "Processes that do their work, by part. One of each is needed, two of each survive a failure.",
-            Threshold(2, 1, is_minimum=True),
+            Threshold(1, 1, is_minimum=True),
             NOT_READY,
             (Query(Gauge("tailrace_ready", ("part",)), "{{part}}"),),
         ),

@@ -84,6 +84,10 @@ async def test_the_values_name_no_tenant_and_no_prompt(own_server: NatsServer, n
         "history",
         ["Only this gateway's own metrics are shown"],
     )
+    charts = {chart["title"]: chart for group in body["groups"] for chart in group["charts"]}
+    ready = charts["Processes that are ready"]
+    # One process of a part is the default of `tailrace up`, and no reason for a warning.
+    assert [line["values"][-1] >= ready["warning"] for line in ready["lines"]] == [True]
     assert answer.headers["cache-control"] == "no-store"
     for secret in ("a-secret", KEY, hashlib.sha256(KEY.encode()).hexdigest()):
         assert secret not in answer.text
