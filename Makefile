@@ -7,6 +7,8 @@ RUNTIME := .venv/installed
 # Written when the packages of requirements-dev.lock are installed as well: tests, linters, client libraries.
 INSTALLED := .venv/installed-dev
 # The `tailrace` command of this checkout, callable from any folder. -P: it imports nothing from that folder.
+# Beside it a folder with nothing but `tailrace`, from which .venv/bin/python imports: the checkout would add `proto`
+# and other names (docs/adr/0025-five-packages-under-one-import-name.md).
 LAUNCHER := .venv/bin/tailrace
 
 # Written when the JavaScript clients of package-lock.json are installed.
@@ -140,6 +142,8 @@ $(INSTALLED): requirements-dev.lock requirements.lock | .venv/bin/python
 $(LAUNCHER): Makefile | .venv/bin/python
 	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -P -m tailrace "$$@"\n' '$(CURDIR)' '$(CURDIR)/$(PYTHON)' > $@
 	@chmod +x $@
+	@mkdir -p .venv/checkout && ln -sfn ../../tailrace .venv/checkout/tailrace
+	@$(PYTHON) -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "checkout.pth").write_text(sys.argv[1])' '$(CURDIR)/.venv/checkout'
 
 # Reinstalled only when a lock file changes: it takes half a minute.
 $(CLIENTS): tests/clients/js/package-lock.json web/package-lock.json requirements-clients.lock tests/clients/install.py | $(INSTALLED)

@@ -1,6 +1,7 @@
 """The commands and the Python examples of README.md, run against `tailrace up`."""
 
 import asyncio
+import os
 import re
 import shutil
 import subprocess
@@ -42,9 +43,20 @@ async def test_shell_session_resumes_the_answer_without_gap_or_repeat(tmp_path: 
             whole = (await client.get(f"/v1/turns/{turn}/events")).content
         examples = blocks("python", url)
         assert len(examples) == 3
+        # As a user does it: a file in another folder, run with the Python into which `make setup` has installed.
+        environ = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
         for code in examples:
+            (tmp_path / "example.py").write_text(code)
+            command = [sys.executable, "example.py"]
             printed = await asyncio.to_thread(
-                subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=True
+                subprocess.run,
+                command,
+                cwd=tmp_path,
+                env=environ,
+                capture_output=True,
+                text=True,
+                timeout=40,
+                check=True,
             )
             assert len(printed.stdout.split()) > 20
     # An event that curl received only in part does not count: the next response sends it again.
