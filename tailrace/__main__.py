@@ -1,8 +1,18 @@
-"""`python -m tailrace` is the `tailrace` command."""
+"""The `tailrace` command: `python -m tailrace` and the console script."""
 
 import sys
 
-from tailrace.deploy.cli.main import main
+EXIT_INTERRUPTED = 130  # as in shells: 128 + SIGINT
+
+
+def main() -> int:
+    """Runs the command. Ctrl-C during its imports, which take a second, ends it without a traceback."""
+    try:
+        from tailrace.deploy.cli.main import main as run  # noqa: PLC0415  # see above
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

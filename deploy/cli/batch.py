@@ -111,7 +111,8 @@ def body_of(file: Path, parallel: int, via: Via) -> tuple[bytes, list[int]]:
             try:
                 requests.append(msgspec.json.decode(line))
             except DECODE_ERRORS as error:
-                raise SettingsInvalid(f"{file}:{number} is not JSON: {error}") from error
+                why = str(error).removeprefix("JSON is malformed: ")
+                raise SettingsInvalid(f"{file}:{number} is not JSON: {why}") from error
             numbers.append(number)
     if not requests:
         raise SettingsInvalid(f"{file} has no inputs: write a line of JSON for each, as `tailrace batch --help` shows")

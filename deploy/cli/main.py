@@ -43,6 +43,7 @@ from tailrace.proto.entries import Via
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.ids import Tenant, TurnId, is_token
 from tailrace.proto.limits import NAMES, parse_limits_setting
+from tailrace.proto.nats.streams import CONSUMERS, EVERY_STREAM
 from tailrace.proto.resources import UsageBy
 from tailrace.proto.runtime.logging_setup import configure
 from tailrace.proto.service import EXIT_ERROR, EXIT_USAGE
@@ -304,7 +305,7 @@ def write_config(given: argparse.Namespace, _: Mapping[str, str]) -> int:
     except OSError as error:
         print(f"tailrace: cannot write {given.file}: {error.strerror}; name another file", file=sys.stderr)
         return EXIT_ERROR
-    print(f"{given.file} lists every setting with its default. Change it, then run `tailrace up`.")
+    print(f"{given.file} lists every setting with its default, except secrets. Change it, then run `tailrace up`.")
     return 0
 
 
@@ -328,8 +329,9 @@ def up(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def make_streams(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     url = environ.get("TAILRACE_NATS_URL", "nats://127.0.0.1:4222")
-    asyncio.run(streams.apply(url, file_bytes_max=given.gib * GIB, replicas=given.replicas))
-    print("all streams and buckets exist; existing ones were not changed")
+    created = asyncio.run(streams.apply(url, file_bytes_max=given.gib * GIB, replicas=given.replicas))
+    existed = len(EVERY_STREAM) + len(CONSUMERS) - created
+    print(f"{created} streams, buckets and consumers created; {existed} existed and were not changed")
     return 0
 
 
@@ -367,6 +369,8 @@ def write_nats_config(given: argparse.Namespace, _: Mapping[str, str]) -> int:
         print(f"tailrace: cannot make {given.folder} ({error.strerror}): name a new folder", file=sys.stderr)
         return EXIT_ERROR
     print(*written, sep="\n")
+    if given.tls is None and not all(server.is_loopback for server in given.server):
+        print("warning: without --tls, passwords and answers cross the network in plain text", file=sys.stderr)
     return 0
 
 
@@ -641,7 +645,7 @@ def add_init(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         "init",
         write_config,
         summary="write a configuration file with every setting",
-        description="Write a configuration file that lists every setting with its meaning and its default.",
+        description="Write a configuration file that lists every setting but secrets, with meaning and default.",
         epilog=INIT_EXAMPLES,
     )
     parser.add_argument(

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.nats_server import GIB, LAME_DUCK, PAYLOAD_BYTES_MAX, accounts, render
+from tailrace.proto.ip_address import is_loopback
 from tailrace.proto.nats.permissions import RIGHTS
 
 PORT = 4222
 # From the port for clients to those for the other servers and for monitoring: 6222 and 8222.
 TO_CLUSTER, TO_MONITORING = 2000, 4000
 PORT_MAX = 65535 - TO_MONITORING
+EVERY_ADDRESS = "0.0.0.0"  # noqa: S104  # servers and processes on other machines connect, with passwords
 HOST = re.compile(r"([a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::([1-9][0-9]{0,4}))?")
 
 
@@ -25,6 +27,14 @@ class Server(NamedTuple):
 
     def url(self, scheme: str, port: int, user: str) -> str:
         return f"{scheme}://{user}@{self.host}:{port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        return is_loopback(self.host.strip("[]"))
+
+    def listen(self, port: int) -> str:
+        """All addresses of the machine, whose own name may be known to others only; loopback stays loopback."""
+        return f"{self.host if self.is_loopback else EVERY_ADDRESS}:{port}"
 
 
 def parse_server(text: str) -> Server:
@@ -78,7 +88,7 @@ def config(
     own = servers[number - 1]
     settings: dict[str, Any] = {
         "server_name": f"nats-{number}",
-        "listen": f"0.0.0.0:{own.port}",
+        "listen": own.listen(own.port),
         "http": f"127.0.0.1:{own.port + TO_MONITORING}",
         "max_payload": PAYLOAD_BYTES_MAX,
         # `always`: what is acknowledged is on the disk (docs/adr/0009-sync-every-write-to-disk.md).
@@ -92,7 +102,7 @@ def config(
         scheme = "tls" if tls else "nats"
         settings["cluster"] = {
             "name": "tailrace",
-            "listen": f"0.0.0.0:{own.port + TO_CLUSTER}",
+            "listen": own.listen(own.port + TO_CLUSTER),
             "authorization": {"user": "tailrace", "password": route_password},
             # Clients know all servers from their URLs; an address behind NAT would be a wrong one.
             "no_advertise": True,

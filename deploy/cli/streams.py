@@ -13,8 +13,8 @@ LOG_SHARE_MAX = 0.8
 RETRY_S = 0.1
 
 
-async def apply(url: str, *, file_bytes_max: int, replicas: int = 1, wait_s: float = 0.0) -> None:
-    """Creates missing streams and buckets, for servers that may store `file_bytes_max` each.
+async def apply(url: str, *, file_bytes_max: int, replicas: int = 1, wait_s: float = 0.0) -> int:
+    """Creates what is missing, for servers that may store `file_bytes_max` each; returns how many it has created.
 
     Retries for `wait_s` seconds, because the servers of a cluster answer before they have elected a leader.
     Raises LogMisconfigured if an existing one differs, LogUnavailable if no server answers.
@@ -25,13 +25,11 @@ async def apply(url: str, *, file_bytes_max: int, replicas: int = 1, wait_s: flo
     try:
         while True:
             try:
-                await streams.apply(connection, replicas=replicas, bytes_max=bytes_max)
+                return await streams.apply(connection, replicas=replicas, bytes_max=bytes_max)
             except LogUnavailable:
                 if time.monotonic() >= deadline:
                     raise
                 await asyncio.sleep(RETRY_S)
-            else:
-                return
     finally:
         await connection.close()
 

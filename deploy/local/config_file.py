@@ -32,13 +32,17 @@ OPTIONS = {"data": "data_dir", **{name: name for name in ("generators", "gateway
 ADDRESS = {"host": "TAILRACE_HOST", "port": "TAILRACE_PORT"}
 # `up` chooses these for its processes, so the example does not have them.
 CHOSEN = {"nats_url", "database", "listen_fd", "disk", "ops_targets", "generator", "webhooks"}
+# They belong in `.env`.
+SECRETS = ("anthropic_api_key", "claude_code_oauth_token", "jwt_secret", "webhook_key")
 HEAD = f"""\
 # Settings of Tailrace. `tailrace` reads this file if it is called {NAME} and lies in the current folder or in
 # {{folder}}, or if --config names it.
 #
 # Each line `#name = value` shows a default: remove its # to change it. Paths are relative to the current folder.
-# An environment variable wins over this file: heartbeat_s is TAILRACE_HEARTBEAT_S. Keep secrets out of this file: write
-# ANTHROPIC_API_KEY=… into a file called .env beside it, which only you may read.
+# An environment variable wins over this file: heartbeat_s is TAILRACE_HEARTBEAT_S.
+#
+# Keep secrets out of this file. Write them into a file called .env beside it, which only you may read, one NAME=VALUE a
+# line: {{secrets}}.
 """
 WIDTH = 118
 TRUSTED_OWNERS = (0,)
@@ -160,9 +164,10 @@ def read_dotenv(path: Path) -> dict[str, str]:
 
 
 def example() -> str:
-    """Returns a file with every setting as a comment: its meaning and its default."""
-    lines = [HEAD.format(folder=user_config_path("tailrace", appauthor=False))]
-    seen: set[str] = set(CHOSEN)
+    """Returns a file with every setting but the secrets as a comment: its meaning and its default."""
+    secrets = ", ".join(map(settings.env_name, SECRETS))
+    lines = [HEAD.format(folder=user_config_path("tailrace", appauthor=False), secrets=secrets)]
+    seen: set[str] = {*CHOSEN, *SECRETS}
     kinds: list[tuple[str, type[ProcessSettings]]] = [("every process", ModelSettings), *SERVICES]
     for title, kind in kinds:
         names = [name for name in kind.__struct_fields__ if name not in seen]

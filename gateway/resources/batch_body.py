@@ -109,7 +109,9 @@ class BatchBuilder:
         for index, one in enumerate(new.requests):
             try:
                 if CUSTOM_ID.fullmatch(one.custom_id) is None or one.custom_id in inputs.names:
-                    raise Refused("request_invalid", "`custom_id` is 1 to 64 of A-Z a-z 0-9 _ -, and no other's")
+                    raise Refused(
+                        "request_invalid", "`custom_id` is 1 to 64 characters of A-Z a-z 0-9 _ -, unique in the batch"
+                    )
                 if isinstance(params := rendered[index], Refused):
                     raise params
                 if one.params.prompt is not None:

@@ -282,8 +282,10 @@ async def apply(
     retention_s: float = RETENTION_S,
     bodies_retention_s: float = BODIES_RETENTION_S,
     after: SetupState = SetupState(),  # noqa: B008  # never changed
-) -> None:
-    """Creates missing streams and consumers, then checks all. Raises LogMisconfigured, LogUnavailable.
+) -> int:
+    """Creates missing streams and consumers, then checks all; returns how many it has created.
+
+    Raises LogMisconfigured, LogUnavailable.
 
     `after` is how far they were before a deletion. A new log continues its sequences, so that no cursor of a
     client points to another turn's entry. A new consumer starts at the first entry that was not acknowledged.
@@ -291,6 +293,7 @@ async def apply(
     jetstream = connection.jetstream
     turns = turns_stream(replicas, bytes_max, retention_s)
     turns.first_seq = after.last + 1 if after.last else None
+    created = 0
     try:
         for config in (
             turns,
@@ -298,14 +301,15 @@ async def apply(
             *limit_streams(replicas),
             *buckets(replicas, retention_s),
         ):
-            await _create_stream(jetstream, config)
+            created += await _create_stream(jetstream, config)
         for consumer in consumers():
             if floor := after.floors.get(str(consumer.durable_name)):
                 consumer.deliver_policy, consumer.opt_start_seq = DeliverPolicy.BY_START_SEQUENCE, floor + 1
-            await _create_consumer(jetstream, consumer)
+            created += await _create_consumer(jetstream, consumer)
     except nats.errors.Error as error:
         raise LogUnavailable(f"the streams cannot be set up: {_why(error)}") from error
     await check(connection)
+    return created
 
 
 async def check(connection: Connection) -> None:
@@ -438,16 +442,21 @@ def _differences(wanted: Any, found: Any, owned: tuple[str, ...]) -> list[str]:
     return [f"{name} is {getattr(found, name)!r}, not {getattr(wanted, name)!r}" for name in owned if not same(name)]
 
 
-async def _create_stream(jetstream: JetStreamContext, config: StreamConfig) -> None:
+async def _create_stream(jetstream: JetStreamContext, config: StreamConfig) -> bool:
+    """Creates the stream if there is none of this name; returns whether it did."""
     try:
         await jetstream.stream_info(str(config.name))
     except nats.js.errors.NotFoundError:
         await jetstream.add_stream(config)
+        return True
+    return False
 
 
-async def _create_consumer(jetstream: JetStreamContext, config: ConsumerConfig) -> None:
+async def _create_consumer(jetstream: JetStreamContext, config: ConsumerConfig) -> bool:
     # `add_consumer` would silently update an existing durable consumer.
     try:
         await jetstream.consumer_info(STREAM, str(config.durable_name))
     except nats.js.errors.NotFoundError:
         await jetstream.add_consumer(STREAM, config)
+        return True
+    return False

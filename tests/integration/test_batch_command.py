@@ -130,7 +130,8 @@ async def test_failed_inputs_are_exit_status_1(command: RunCommand, tmp_path: Pa
 VALID = b'{"custom_id": "a", "params": {"message": "hi"}}\n'
 # The file, the exit status, and what the command prints. Empty lines count.
 INVALID = {
-    "half a line": (VALID + b'{"custom_id"\n', 2, "in.jsonl:2 is not JSON"),
+    "half a line": (VALID + b'{"custom_id"\n', 2, "in.jsonl:2 is not JSON: Input data was truncated"),
+    "a wrong character": (b"{custom_id: 1}\n", 2, "in.jsonl:1 is not JSON: object keys must be strings"),
     "not UTF-8": (b'{"custom_id": "caf\xe9"}\n', 2, "in.jsonl:1 is not JSON"),
     "no input": (b"", 2, "in.jsonl has no inputs"),
     "unknown model": (VALID + b'\n{"custom_id": "b", "params": {"message": "hi", "model": "x"}}', 1, "in.jsonl:3"),

@@ -1,5 +1,6 @@
 """docs/NATS.md: its commands set up three nats-servers with TLS, and Tailrace's processes answer a turn on them."""
 
+import json
 import re
 import subprocess
 import sys
@@ -157,6 +158,24 @@ def test_wrong_arguments_are_refused_before_a_file_is_written(
         assert main(["nats-config", str(folder), *arguments]) in (1, 2)
     assert sentence in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("server", "tls", "listen", "is_warned"),
+    [
+        ("127.0.0.1:4000", [], "127.0.0.1:4000", False),
+        ("[::1]", [], "[::1]:4222", False),
+        ("localhost", [], "localhost:4222", False),
+        ("nats.internal", [], "0.0.0.0:4222", True),
+        ("nats.internal", ["--tls", "tls"], "0.0.0.0:4222", False),
+    ],
+)
+def test_a_server_on_loopback_listens_there_and_others_without_tls_are_warned_of(
+    server: str, tls: list[str], listen: str, is_warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["nats-config", str(tmp_path / "new"), "--server", server, *tls]) == 0
+    assert json.loads((tmp_path / "new/nats-1.conf").read_text())["listen"] == listen
+    assert ("plain text" in capsys.readouterr().err) == is_warned
 
 
 def test_the_configuration_is_private_and_has_no_password_of_another_process(tmp_path: Path) -> None:

@@ -100,8 +100,9 @@ async def test_an_existing_stream_is_not_changed(bare: Connection) -> None:
     """Sizes and times belong to the operator. Counters of an earlier version, which keep less, are accepted."""
     for config in streams.limit_streams(1)[:2]:
         await bare.jetstream.add_stream(config.evolve(max_msgs_per_subject=1))
-    await streams.apply(bare, bytes_max=1_000_000, retention_s=3600)
-    await streams.apply(bare, bytes_max=2_000_000, retention_s=7200)
+    every = len(streams.EVERY_STREAM) + len(CONSUMERS)
+    assert await streams.apply(bare, bytes_max=1_000_000, retention_s=3600) == every - 2
+    assert await streams.apply(bare, bytes_max=2_000_000, retention_s=7200) == 0
     config = (await bare.jetstream.stream_info(STREAM)).config
     assert (config.max_bytes, config.max_age) == (1_000_000, 3600)
     await check(bare)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 import structlog
 
+from tailrace import __main__ as console_script
 from tailrace.deploy.cli.connection import find_url
 from tailrace.deploy.cli.main import main, parser, turn_id
 from tailrace.deploy.local import running, status_file
@@ -88,6 +90,20 @@ def test_an_unreachable_nats_prints_one_sentence_on_standard_error(
     assert main(["keys", "list"]) == EXIT_ERROR
     said = capfd.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
+
+
+def test_ctrl_c_during_the_imports_is_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupting:
+        @staticmethod
+        def find_spec(*_: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "tailrace.deploy.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting, *sys.meta_path])
+    assert console_script.main() == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_help_of_up_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tailrace.deploy.cli.main import main, parser
 from tailrace.deploy.local.check_environment import SERVICES
-from tailrace.deploy.local.config_file import CHOSEN, load
+from tailrace.deploy.local.config_file import CHOSEN, SECRETS, load
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.runtime import settings
 
@@ -108,17 +108,19 @@ def test_other_unusable_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     assert load(Path("tailrace.toml"), {}).environ == {}
 
 
-def test_init_writes_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_writes_every_setting_but_secrets_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     """The file changes nothing, not even when all of its defaults are set; it is private; it replaces no file."""
     assert main(["init"]) == 0
     assert Path("tailrace.toml").stat().st_mode & 0o777 == 0o600
     text = Path("tailrace.toml").read_text()
     assert load(None, {}) == ({}, {})
+    assert "line: ANTHROPIC_API_KEY, " in text
     write(re.sub(r"(?m)^#(?=\w)", "", text))
     environ, options = load(None, {})
     for _, kind in SERVICES:
-        set_here = {f.name for f in msgspec.structs.fields(kind)} - CHOSEN
+        set_here = {f.name for f in msgspec.structs.fields(kind)} - CHOSEN - {*SECRETS}
         assert {settings.env_name(name) for name in set_here} <= environ.keys()
+        assert environ.keys().isdisjoint(map(settings.env_name, SECRETS))
         assert settings.read(kind, environ) == kind()
     given = parser().parse_args(["up"])
     assert {name: getattr(given, name) for name in options} == {**options, "data": given.data}

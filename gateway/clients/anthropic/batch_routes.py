@@ -62,7 +62,7 @@ LIFE = timedelta(hours=24)
 HEADERS = {"content-type": "application/x-ndjson", "cache-control": "no-store"}
 # Names this API, which is no beta any more. The model's API would refuse it.
 OWN_BETA = "message-batches-2024-09-24"
-NAME_INVALID = "`custom_id` is 1 to 64 of A-Z a-z 0-9 _ -, and no other's"
+NAME_INVALID = "`custom_id` is 1 to 64 characters of A-Z a-z 0-9 _ -, unique in the batch"
 STREAMED = "an input of a batch cannot be streamed: leave `stream` out"
 NOT_ENDED = "the batch is still processed: its results are there when `processing_status` is `ended`"
 NOT_DELETED = "the batch is still processed: cancel it before you delete it"
