@@ -43,7 +43,7 @@ class BlockingHttp:
         self.client = client
 
     async def send(self, request: httpx2.Request) -> httpx2.Response:
-        return self.client.send(request, stream=True, follow_redirects=True)
+        return self.client.send(request, stream=True, follow_redirects=False)
 
     async def read(self, response: httpx2.Response) -> bytes:
         return response.read()
@@ -69,7 +69,7 @@ class AsyncHttp:
         self.client = client
 
     async def send(self, request: httpx2.Request) -> httpx2.Response:
-        return await self.client.send(request, stream=True, follow_redirects=True)
+        return await self.client.send(request, stream=True, follow_redirects=False)
 
     async def read(self, response: httpx2.Response) -> bytes:
         return await response.aread()

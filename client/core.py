@@ -36,6 +36,10 @@ STATUSES_TO_RETRY = (429, 502, 503, 504)
 RETRY_AFTER_S_MAX = 30.0
 # An event has at most one delta of the model (4 MiB) or one text that has left the log.
 EVENT_BYTES_MAX = 64 * 1024 * 1024
+# A line of a batch's results has one whole answer.
+LINE_BYTES_MAX = EVENT_BYTES_MAX
+# The rest of a longer error is not read; its status is known.
+ERROR_BYTES_MAX = 64 * 1024
 
 
 class Http(Protocol):
@@ -88,12 +92,11 @@ class Core:
         self._url = (url or os.environ.get("TAILRACE_URL") or URL).rstrip("/")
         self._key = key or os.environ.get("TAILRACE_KEY")
         self._headers = headers
-        try:
-            is_url = httpx2.URL(self._url).scheme in ("http", "https") and bool(httpx2.URL(self._url).host)
-        except httpx2.InvalidURL:
-            is_url = False
-        if not is_url:
-            raise TailraceError(f"{self._url!r} is not a URL of a gateway, such as {URL}")
+        require_url(self._url)
+        if self._key and not is_header_value(self._key):
+            raise TailraceError(
+                "the API key has a line break, a space at an end, or a non-ASCII character: copy it again"
+            )
 
     async def open(
         self, method: str, path: str, headers: Mapping[str, str], content: bytes | None = None
@@ -101,20 +104,45 @@ class Core:
         """Returns a response with a status of success, whose body was not read. Raises TailraceError."""
         own = self._headers() if callable(self._headers) else self._headers
         key = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        merged = {**key, **own, **headers}
+        for name, value in merged.items():
+            if not is_header_value(value):
+                raise TailraceError(f"the value of the header {name} has a character that HTTP does not allow")
         request = self.http.client.build_request(
-            method, self._url + path, headers={**key, **own, **headers}, content=content, timeout=self._timeout
+            method, self._url + path, headers=merged, content=content, timeout=self._timeout
         )
         try:
-            response = await self.http.send(request)
+            response = await self._send(request)
             if response.is_success:
                 return response
             try:
-                body = await self.http.read(response)
+                body = await self._read_error(response)
             finally:
                 await self.http.close(response)
         except httpx2.HTTPError as error:
             raise lost(error) from error
         raise refusal(response, body)
+
+    async def _send(self, request: httpx2.Request) -> httpx2.Response:
+        """Follows redirects within the origin only: no other host receives the headers and the question."""
+        for _ in range(self.http.client.max_redirects + 1):
+            response = await self.http.send(request)
+            following = response.next_request
+            if following is None:
+                return response
+            await self.http.close(response)
+            if following.url.origin != request.url.origin:
+                other = f"{following.url.scheme}://{following.url.netloc.decode()}"
+                raise TailraceError(f"the gateway redirects to {other}: if you trust it, use that URL")
+            request = following
+        raise TailraceError("the gateway redirects without an end")
+
+    async def _read_error(self, response: httpx2.Response) -> bytes:
+        """Returns the body of a refusal, or the start of a long one."""
+        body, read = self.http.body(response), b""
+        while len(read) <= ERROR_BYTES_MAX and (received := await self.http.receive(body)) is not None:
+            read += received
+        return read
 
     async def request(
         self,
@@ -202,12 +230,17 @@ class Core:
 
     async def _lines(self, response: httpx2.Response) -> AsyncIterator[bytes]:
         """Yields the lines of a body. httpx2's iter_lines would also split at U+2028, which JSON may contain."""
-        body, rest = self.http.body(response), b""
+        body, pieces, pieces_bytes = self.http.body(response), list[bytes](), 0
         while (received := await self.http.receive(body)) is not None:
-            *lines, rest = (rest + received).split(b"\n")
-            for line in lines:
-                yield line
-        if rest:
+            *ends, rest = received.split(b"\n")
+            for end in ends:
+                yield b"".join([*pieces, end])
+                pieces, pieces_bytes = [], 0
+            pieces.append(rest)
+            pieces_bytes += len(rest)
+            if pieces_bytes > LINE_BYTES_MAX:
+                raise TailraceError(f"the gateway sent a line of more than {LINE_BYTES_MAX} bytes")
+        if pieces_bytes:
             raise TailraceError("the body ended within a line", is_temporary=True)
 
     async def cancel(self, turn: str) -> dict[str, Any]:
@@ -361,6 +394,23 @@ class Post:
         body = {"message": question} if isinstance(question, str) else dict(question)
         self.content = msgspec.json.encode({**body, **fields})
         self.headers = {"content-type": "application/json", "idempotency-key": key or secrets.token_hex(16)}
+
+
+def require_url(text: str) -> None:
+    """Raises TailraceError, whose message never has a password."""
+    if "@" in text:
+        raise TailraceError("the URL of the gateway has a user or a password: remove it, and give an API key")
+    try:
+        url = httpx2.URL(text)
+        is_url = url.scheme in ("http", "https") and bool(url.host)
+    except httpx2.InvalidURL:
+        is_url = False
+    if not is_url:
+        raise TailraceError(f"{text!r} is not a URL of a gateway, such as {URL}")
+
+
+def is_header_value(text: str) -> bool:
+    return text.isascii() and text.isprintable() and text == text.strip()
 
 
 def segment(name: str) -> str:

@@ -12,6 +12,7 @@ from tailrace.client import Answer, End
 from tailrace.deploy.cli import display
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.display import Display
+from tailrace.deploy.local.console import printable
 from tailrace.deploy.local.running import read_state, write_state
 from tailrace.proto.errors import SettingsInvalid
 
@@ -50,7 +51,7 @@ def tail(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def cancel(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with connect(given, environ) as client:
         found = client.cancel(given.id)
-    print(msgspec.json.encode(found).decode() if given.json else f"{found['turn']}: {found['outcome']}")
+    print(msgspec.json.encode(found).decode() if given.json else printable(f"{found['turn']}: {found['outcome']}"))
     return 0
 
 
@@ -96,7 +97,7 @@ def follow(start: Callable[[], Answer], screen: Display, *, is_new: bool = False
         if turn:
             screen.close()
             hint = f"the turn goes on: `tailrace tail {turn}` reads it, `tailrace cancel {turn}` ends it"
-            print(hint, file=sys.stderr)
+            print(printable(hint), file=sys.stderr)
         raise
     finally:
         screen.close()

@@ -1,6 +1,7 @@
 """`tailrace turns`, `sessions` and `export`: lists of turns and sessions, and a conversation as a file."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -12,8 +13,8 @@ import msgspec
 from tailrace.client import Client
 from tailrace.client.core import segment
 from tailrace.deploy.cli.connection import connect
-from tailrace.deploy.cli.display import printable
 from tailrace.deploy.local.banner import table
+from tailrace.deploy.local.console import printable
 from tailrace.proto.errors import SettingsInvalid
 
 EXCERPT_CHARS = 48
@@ -61,10 +62,18 @@ def export(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print(printable(text) if sys.stdout.isatty() else text)
         return 0
     try:
-        given.output.write_text(f"{text}\n", encoding="utf-8")
+        with open(given.output, "x", encoding="utf-8", opener=open_private) as file:
+            file.write(f"{text}\n")
+    except FileExistsError as error:
+        raise SettingsInvalid(f"{given.output} exists already: name another file") from error
     except OSError as error:
         raise SettingsInvalid(f"{given.output} cannot be written: {error.strerror}") from error
     return 0
+
+
+def open_private(path: str, flags: int) -> int:
+    """Opens a file that only its owner may read, if it is new."""
+    return os.open(path, flags, 0o600)
 
 
 def conversation(client: Client, session: str) -> dict[str, Any]:

@@ -1,14 +1,12 @@
 """Shows an answer: as plain text, or not at all; MarkdownDisplay is for terminals."""
 
-import re
 import sys
 from typing import Protocol, TextIO
 
 from tailrace.client import Answer, End
 from tailrace.client.core import State
+from tailrace.deploy.local.console import printable
 
-# Control characters of an answer would be commands to the terminal (ECMA-48): cursor, title, clipboard.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 RECONNECTING = "the connection is lost; reconnecting"
 AGAIN = "The answer starts again:"
 
@@ -20,11 +18,6 @@ class Display(Protocol):
     def reset(self) -> None: ...
     def state(self, state: State) -> None: ...
     def close(self) -> None: ...
-
-
-def printable(text: str) -> str:
-    """Returns `text` without characters that control a terminal."""
-    return CONTROL.sub("", text)
 
 
 class PlainDisplay:

@@ -30,9 +30,9 @@ from tailrace.deploy.cli import (
     turn,
     usage,
 )
-from tailrace.deploy.cli.display import printable
 from tailrace.deploy.local import config_file, nats_cluster, nats_server
 from tailrace.deploy.local import restart_node as node
+from tailrace.deploy.local.console import printable
 from tailrace.deploy.local.options import SYNCS, Options
 from tailrace.deploy.local.running import find_data_dir
 from tailrace.deploy.local.up import run
@@ -270,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         configure("tailrace", "console", level="error")
         status: int = given.command(given, configuration.environ)
     except TailraceError as error:
-        print(f"tailrace: {error}", file=sys.stderr)
+        print(f"tailrace: {printable(str(error))}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, SettingsInvalid) else EXIT_ERROR
     except client.TailraceError as error:
         hint = "; set the key in TAILRACE_KEY" if error.status == HTTPStatus.UNAUTHORIZED else ""
@@ -424,7 +424,7 @@ def run_doctor(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def show_turn(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     found = asyncio.run(turn.fetch(nats_server.url(given.data, environ), given.id, given.tenant))
-    print(msgspec.json.encode(found).decode() if given.json else turn.render(found))
+    print(msgspec.json.encode(found).decode() if given.json else printable(turn.render(found)))
     return 0
 
 

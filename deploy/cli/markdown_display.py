@@ -8,7 +8,8 @@ from rich.markdown import Markdown
 from rich.spinner import Spinner
 
 from tailrace.client.core import State
-from tailrace.deploy.cli.display import AGAIN, RECONNECTING, printable
+from tailrace.deploy.cli.display import AGAIN, RECONNECTING
+from tailrace.deploy.local.console import printable
 
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 REFRESHES_PER_S = 12

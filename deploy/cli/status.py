@@ -9,7 +9,7 @@ import msgspec
 
 from tailrace.deploy.local import nats_server, status_file
 from tailrace.deploy.local.banner import table
-from tailrace.deploy.local.console import Problem
+from tailrace.deploy.local.console import Problem, printable
 from tailrace.deploy.local.readiness import passes
 from tailrace.deploy.local.status_file import ProcessEntry
 from tailrace.proto.errors import LogUnavailable
@@ -151,7 +151,7 @@ def render(status: Status) -> str:
     if status.problems:
         rows = [(f"{one.at.astimezone():%m-%d %H:%M:%S}", one.name, one.text) for one in status.problems]
         parts.append("Last problems\n" + table(rows))
-    return "\n\n".join(parts)
+    return printable("\n\n".join(parts))
 
 
 def _render_nats(nats: NatsStatus) -> str:

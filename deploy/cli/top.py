@@ -18,6 +18,7 @@ from tailrace.deploy.cli import status
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import excerpt, text_of
 from tailrace.deploy.local.banner import table
+from tailrace.deploy.local.console import printable
 from tailrace.proto.errors import SettingsInvalid
 
 EVERY_S = 2.0
@@ -116,7 +117,7 @@ def render(screen: Screen) -> str:
             for one in screen.slowest
         ]
         parts.append(table([("SLOWEST TURNS", "SECONDS", "FIRST TOKEN", "OUTPUT", "MODEL", "QUESTION"), *rows]))
-    return "\n\n".join(parts)
+    return printable("\n\n".join(parts))
 
 
 def draw(text: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
+from tailrace.deploy.local.console import printable
 from tailrace.deploy.local.processes import is_simulated
 from tailrace.generators.settings import Settings
 from tailrace.proto.runtime.settings import read
@@ -39,6 +40,7 @@ def render_banner(rows: Sequence[Sequence[str]], url: str, data_dir: str, *, nee
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Returns `rows` with aligned columns, indented by two spaces."""
-    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
-    return "\n".join("  ".join(["", *map(str.ljust, row, widths)]).rstrip() for row in rows)
+    """Returns `rows` with aligned columns, indented by two spaces, one line each."""
+    shown = [[printable(cell).replace("\n", " ").replace("\t", " ") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip_longest(*shown, fillvalue="")]
+    return "\n".join("  ".join(["", *map(str.ljust, row, widths)]).rstrip() for row in shown)

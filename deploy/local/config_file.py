@@ -6,7 +6,6 @@ file.
 """
 
 import json
-import os
 import textwrap
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from dotenv.parser import parse_stream
 from platformdirs import user_config_path
 
 from tailrace.deploy.local.check_environment import SERVICES
+from tailrace.deploy.local.data_dir import is_own
 from tailrace.deploy.local.options import Options
 from tailrace.gateway.settings import Settings as GatewaySettings
 from tailrace.proto.did_you_mean import suggest
@@ -45,7 +45,6 @@ HEAD = f"""\
 # line: {{secrets}}.
 """
 WIDTH = 118
-TRUSTED_OWNERS = (0,)
 
 
 class Configuration(NamedTuple):
@@ -76,7 +75,7 @@ def find() -> Path | None:
     """
     for path in (Path(NAME), user_config_path("tailrace", appauthor=False) / NAME):
         if path.is_file():
-            if path.stat().st_uid not in (*TRUSTED_OWNERS, os.geteuid()):
+            if not is_own(path.stat()):
                 raise SettingsInvalid(f"{path} belongs to another user: to use it, name it with --config")
             return path
     return None

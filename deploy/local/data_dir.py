@@ -1,5 +1,6 @@
 """The data directory: created private, and locked so that one `tailrace up` uses it at a time."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tailrace.deploy.local.errors import UpRefused
+
+TRUSTED_OWNERS = (0,)
 
 
 @contextmanager
@@ -42,6 +45,32 @@ def lock(data_dir: Path) -> Iterator[None]:
             ) from error
         # The file is never removed: two processes could then lock two files of the same name.
         yield
+
+
+def is_own(found: os.stat_result) -> bool:
+    """Returns whether a file belongs to this user or to root. Another user could replace it."""
+    return found.st_uid in (*TRUSTED_OWNERS, os.geteuid())
+
+
+def read_own(data_dir: Path, name: str) -> bytes:
+    """Returns the content of a file in a data directory.
+
+    Raises OSError, also if the directory or the file belongs to another user: its addresses would receive this user's
+    keys and questions.
+    """
+    folder = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _require_own(folder)
+        with os.fdopen(os.open(name, os.O_RDONLY, dir_fd=folder), "rb") as file:
+            _require_own(file.fileno())
+            return file.read()
+    finally:
+        os.close(folder)
+
+
+def _require_own(descriptor: int) -> None:
+    if not is_own(os.fstat(descriptor)):
+        raise PermissionError(errno.EPERM, "it belongs to another user")
 
 
 def write_private(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import msgspec
 
 from tailrace.deploy.local import ports
-from tailrace.deploy.local.data_dir import write_private
+from tailrace.deploy.local.data_dir import read_own, write_private
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_log import FILE
 from tailrace.deploy.local.options import Sync
@@ -197,13 +197,18 @@ def account_dir(store: Path, name: str) -> Path:
 def url(data_dir: Path, environ: Mapping[str, str]) -> str:
     """Returns the NATS URL for a command: TAILRACE_NATS_URL, or that of the `up` with this data directory.
 
-    Raises SettingsInvalid if there is neither.
+    Raises SettingsInvalid if there is neither, or if the directory belongs to another user.
     """
     given = environ.get("TAILRACE_NATS_URL")
     if given:
         return given
     try:
-        return (data_dir / URL_FILE).read_text(encoding="utf-8").strip()
+        return read_own(data_dir, URL_FILE).decode().strip()
+    except PermissionError as error:
+        raise SettingsInvalid(
+            f"{data_dir / URL_FILE} is not used ({error.strerror}): "
+            "choose another directory with --data, or set TAILRACE_NATS_URL to your NATS"
+        ) from error
     except OSError as error:
         raise SettingsInvalid(
             f"{data_dir} is not the data directory of a `tailrace up`: "

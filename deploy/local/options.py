@@ -7,17 +7,19 @@ import msgspec
 from msgspec import Meta
 from platformdirs import user_data_path
 
+from tailrace.deploy.local.data_dir import is_own
+
 Sync = Literal["always", "1s", "default"]
 SYNCS: tuple[Sync, ...] = get_args(Sync)
 
 
 def default_data_dir() -> Path:
-    """Returns `.tailrace` in the current directory if it exists, else the user's data directory.
+    """Returns `.tailrace` in the current directory if this user or root owns it, else the user's data directory.
 
     `make run` keeps the data of a checkout in its `.tailrace`; an installed `tailrace` works from any directory.
     """
     here = Path(".tailrace")
-    return here if here.is_dir() else user_data_path("tailrace", appauthor=False)
+    return here if here.is_dir() and is_own(here.stat()) else user_data_path("tailrace", appauthor=False)
 
 
 class Options(msgspec.Struct, frozen=True):

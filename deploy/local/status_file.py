@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from tailrace.deploy.local.console import Problem
-from tailrace.deploy.local.data_dir import write_private
+from tailrace.deploy.local.data_dir import read_own, write_private
 from tailrace.deploy.local.readiness import HealthCheck
 from tailrace.deploy.local.supervisor import Supervisor
 from tailrace.proto.version import VERSION
@@ -65,9 +65,12 @@ class StatusFile:
 
 
 def read(data_dir: Path) -> UpStatus | None:
-    """Returns the status of the `up` that runs with `data_dir`; None if none runs, or if it is still starting."""
+    """Returns the status of the `up` that runs with `data_dir`; None if none runs, or if it is still starting.
+
+    None also for files of another user.
+    """
     try:
-        status = msgspec.json.decode((data_dir / FILE).read_bytes(), type=UpStatus)
+        status = msgspec.json.decode(read_own(data_dir, FILE), type=UpStatus)
         # The file stays after `up` has ended, so check the pid. Trying the lock of the data directory instead would
         # refuse an `up` that starts at that moment.
         os.kill(status.pid, 0)

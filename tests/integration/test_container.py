@@ -78,8 +78,10 @@ def test_grafana_has_the_data_source_and_the_folder_of_the_dashboards(tmp_path: 
     (provider,) = msgspec.yaml.decode((provisioning / "dashboards/tailrace.yml").read_bytes())["providers"]
     pages = list((root / provider["options"]["path"].lstrip("/")).glob("*.json"))
     assert all(f'"uid": "{source["uid"]}"' in page.read_text() for page in pages if "turn" not in page.name)
-    home = service(COMPOSE, "grafana", VARIABLES)["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
-    assert (root / home.lstrip("/")).exists()
+    environ = service(COMPOSE, "grafana", VARIABLES)["environment"]
+    assert (root / environ["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"].lstrip("/")).exists()
+    # Its first administrator is admin with the password admin.
+    assert (environ["GF_AUTH_DISABLE_LOGIN_FORM"], environ["GF_AUTH_BASIC_ENABLED"]) == ("true", "false")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -2,23 +2,27 @@
 
 import json
 import os
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx2
 import msgspec
 import pytest
 import structlog
 
 from tailrace import __main__ as console_script
+from tailrace.client import Client
 from tailrace.deploy.cli.connection import find_url
 from tailrace.deploy.cli.main import main, parser, turn_id
-from tailrace.deploy.local import running, status_file
+from tailrace.deploy.local import nats_server, running, status_file
 from tailrace.deploy.local.options import default_data_dir
 from tailrace.deploy.local.ports import find_free
 from tailrace.deploy.local.status_file import UpStatus
 from tailrace.persistence.webhooks import signature
+from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.service import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.version import VERSION
@@ -161,6 +165,105 @@ def test_commands_find_the_running_up_of_this_user_from_any_folder(
     (tmp_path / ".tailrace").symlink_to(first)
     assert parser().parse_args(["turns"]).data == Path(".tailrace")
     assert parser().parse_args(["up"]).data == Path(".tailrace")
+
+
+@pytest.mark.parametrize("is_foreign", [stat.S_ISDIR, stat.S_ISREG], ids=["directory", "file"])
+def test_addresses_in_files_of_another_user_are_not_used(
+    is_foreign: Callable[[int], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shared folder such as /tmp may contain them, and they would receive the user's key and question."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    data = Path(".tailrace")
+    data.mkdir()
+    up = UpStatus("0.1.0", os.getpid(), "http://other", datetime.now(UTC), [], [])
+    (data / status_file.FILE).write_bytes(msgspec.json.encode(up))
+    (data / nats_server.URL_FILE).write_text("nats://other")
+    assert (find_url(None, {}, running.find_data_dir()), nats_server.url(data, {})) == ("http://other", "nats://other")
+    fstat = os.fstat
+
+    def foreign(descriptor: int) -> os.stat_result:
+        found = fstat(descriptor)
+        return os.stat_result((*found[:4], 12345, *found[5:])) if is_foreign(found.st_mode) else found
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fstat", foreign)
+        assert status_file.read(data) is None
+        assert find_url(None, {}, running.find_data_dir()) is None
+        with pytest.raises(SettingsInvalid, match=r"nats\.url is not used \(it belongs to another user\): choose"):
+            nats_server.url(data, {})
+    monkeypatch.setattr("tailrace.deploy.local.data_dir.TRUSTED_OWNERS", ())
+    monkeypatch.setattr("os.geteuid", lambda: data.stat().st_uid + 1)
+    assert default_data_dir() != data
+
+
+HOSTILE = "\x1b]0;t\x07a\x9b2Jb"
+
+
+@pytest.fixture
+def hostile_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway whose texts control a terminal."""
+    message = {"role": "user", "content": HOSTILE}
+    turn: dict[str, object] = {
+        **dict.fromkeys(("turn", "outcome", "model", "content"), HOSTILE),
+        "asked_at": "2026-11-22T00:00:00Z",
+        "input": [message],
+        "usage": {},
+        "first_token_s": None,
+        "parent": None,
+    }
+    session = {"turns": 1, "total_tokens": 1, "cost_usd": 0.5, "updated_at": "2026-11-22T00:00:00Z"}
+    session |= {"session": f"{HOSTILE}\n\t{HOSTILE}", "title": HOSTILE}
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        path = request.url.path
+        if path.endswith("/cancel"):
+            return httpx2.Response(200, json=turn)
+        if path.endswith("/turns"):
+            return httpx2.Response(200, json={"turns": [turn], "next": None})
+        if path.endswith("/s1"):
+            return httpx2.Response(200, json=session)
+        data = [] if path.endswith("/usage") else [session]
+        return httpx2.Response(200, json={"data": data, "next": None})
+
+    def connect(*_: object) -> Client:
+        return Client("http://gateway", http=httpx2.Client(transport=httpx2.MockTransport(answer)))
+
+    for name in ("ask", "conversations", "top"):
+        monkeypatch.setattr(f"tailrace.deploy.cli.{name}.connect", connect)
+
+
+@pytest.mark.usefixtures("hostile_gateway")
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [(["turns"], 2), (["sessions"], 2), (["cancel", str(new_id())], 1), (["top", "--url", "http://gateway"], 4)],
+)
+def test_texts_of_the_gateway_do_not_control_the_terminal(
+    arguments: list[str], lines: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And none adds a line to a table."""
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("]0;ta2Jb") >= 2
+    assert [line for line in printed.splitlines() if not line.isprintable()] == []
+    assert printed.count("\n") == lines
+
+
+@pytest.mark.usefixtures("hostile_gateway")
+def test_export_writes_a_new_private_file_and_replaces_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new, existing, link = (tmp_path / name for name in ("new.md", "existing.md", "link.md"))
+    existing.write_text("before")
+    link.symlink_to(tmp_path / "elsewhere")
+    before = os.umask(0)
+    try:
+        statuses = [main(["export", "s1", "--output", str(path)]) for path in (new, existing, link)]
+    finally:
+        os.umask(before)
+    assert statuses == [0, EXIT_USAGE, EXIT_USAGE]
+    assert (new.stat().st_mode & 0o777, existing.read_text()) == (0o600, "before")
+    assert not (tmp_path / "elsewhere").exists()
+    assert capsys.readouterr().err.count("exists already: name another file\n") == 2
 
 
 def test_without_any_gateway_a_client_command_says_so_at_once(

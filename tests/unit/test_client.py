@@ -155,6 +155,60 @@ def test_a_function_gives_the_headers_of_each_connection(waits: list[float]) -> 
     assert len(waits) == 1
 
 
+@pytest.mark.parametrize("bytes_max", ["LINE_BYTES_MAX", "ERROR_BYTES_MAX"])
+def test_an_endless_line_and_an_endless_refusal_are_not_read_to_their_end(
+    bytes_max: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"tailrace.client.core.{bytes_max}", 100)
+    pieces = iter([b"x" * 10] * 50)
+    server = Server(httpx2.Response(200 if bytes_max == "LINE_BYTES_MAX" else 500, content=pieces))
+    with pytest.raises(TailraceError, match=r"a line of more than 100 bytes|answered with status 500"):
+        list(server.client().results("b1"))
+    assert len(list(pieces)) == 50 - 11
+
+
+@pytest.mark.parametrize(
+    "to",
+    ["http://other/v1/turns", "//other:80/", "https://gateway/v1/turns", "http://gateway:81/", "http://u:secret@x/"],
+)
+def test_no_other_origin_receives_the_key_a_header_or_the_question(to: str) -> None:
+    """Not with a status that repeats the POST, and not with one that makes it a GET."""
+    for status in (307, 303):
+        server = Server(httpx2.Response(status, headers={"location": to}), stream(START, DONE))
+        with pytest.raises(TailraceError, match="the gateway redirects to http") as refusal:
+            server.client(key="k", headers={"x-token": "t"}).ask("Hi.")
+        assert "secret" not in str(refusal.value)
+        assert len(server.requests) == 1
+
+
+def test_a_redirect_within_the_origin_is_followed() -> None:
+    moved = httpx2.Response(307, headers={"location": "/below/v1/turns"})
+    server = Server(moved, stream(START, DONE))
+    server.client(key="k").ask("Hi.").done()
+    first, second = server.requests
+    assert (second.url.path, second.content, second.headers) == ("/below/v1/turns", first.content, first.headers)
+    with pytest.raises(TailraceError, match="redirects without an end"):
+        Server(*[moved] * 99).client().turn("t1")
+
+
+@pytest.mark.parametrize("url", ["http://user:secret@gateway", "user:secret@gateway", "http://user:secret@[::1"])
+def test_a_password_in_the_address_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(TailraceError, match="has a user or a password: remove it") as refusal:
+        Client(url)
+    assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", ["secret\n", "sec\r\nret", "secrät", "secret ", "secret\udcff"])
+def test_a_key_or_header_that_http_does_not_allow_is_refused_and_not_repeated(value: str) -> None:
+    server = Server(stream(DONE))
+    with pytest.raises(TailraceError, match="the API key has a line break, a space at an end, or a non-ASCII") as key:
+        server.client(key=value)
+    with pytest.raises(TailraceError, match="the value of the header idempotency-key has a character") as header:
+        server.client().ask("Hi.", idempotency_key=value)
+    assert "sec" not in str(key.value) + str(header.value)
+    assert server.requests == []
+
+
 @pytest.mark.parametrize("url", ["ftp://x", "gateway:8000", "http://", "http://[::1"])
 def test_a_wrong_address_is_an_error_before_any_request(url: str) -> None:
     with pytest.raises(TailraceError, match="is not a URL of a gateway"):

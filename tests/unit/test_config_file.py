@@ -102,7 +102,7 @@ def test_other_unusable_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         load(None, {})
     write("", ".env")
     monkeypatch.setattr("os.geteuid", lambda: Path("tailrace.toml").stat().st_uid + 1)
-    monkeypatch.setattr("tailrace.deploy.local.config_file.TRUSTED_OWNERS", ())
+    monkeypatch.setattr("tailrace.deploy.local.data_dir.TRUSTED_OWNERS", ())
     with pytest.raises(SettingsInvalid, match=r"^tailrace\.toml belongs to another user: to use it, name it with"):
         load(None, {})
     assert load(Path("tailrace.toml"), {}).environ == {}
