@@ -1,13 +1,13 @@
-"""Compares Tailrace with what people use instead, side by side on one machine.
+"""Compares Tailrace with other ways to stream an answer, on one machine.
 
-`make bench` runs every arm, at least five times in changing order, and writes docs/benchmarks.json and the tables of
-docs/BENCHMARKS.md. `make bench ARGS=--quick` takes two minutes and writes nothing. Examples:
+Each system is an arm. `make bench` measures every arm five times, in random order, and writes docs/benchmarks.json and
+the tables of docs/BENCHMARKS.md. `make bench ARGS=--quick` takes two minutes and writes nothing. Examples:
 
     python -m benchmarks.compare --arms tuned tailrace --load 50x50
     python -m benchmarks.compare --arms tailrace --beside ../before --load 200x50,100x0
 
-CPU is that of all processes of an arm, without what they need while idle. It depends less on the machine's other work
-than the delay. Each word is checked: an arm that loses, repeats or reorders one ends the run.
+CPU is the CPU time of all processes of an arm, minus the time that they use when idle. Other work on the machine
+changes it less than the delay. Readers check each word: the run stops if an arm loses, repeats or reorders one.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from benchmarks.compare.arms import ARMS, Arm, Missing, port_of, process, tailra
 from benchmarks.compare.readers import read_many
 from benchmarks.compare.report import Load, Result, Sample
 
-# Until the end of a turn is acknowledged and recorded.
+# Wait until the ends of all turns are acknowledged and recorded.
 SETTLE_S = 0.5
 IDLE_S = 3.0
-# Deltas of a turn at full speed.
+# The number of deltas of a turn at full speed.
 WORDS = 60
 WARM_WORDS = 20
 
 
 async def measure_idle(arms: list[Arm]) -> dict[str, dict[str, float]]:
-    """Returns the share of a core that each role of each arm needs without turns."""
+    """Returns the share of a core that each role of each arm uses without turns."""
     await asyncio.sleep(1)
     began, before = time.monotonic(), [arm.cpu_s() for arm in arms]
     await asyncio.sleep(IDLE_S)
@@ -67,7 +67,7 @@ async def measure(arm: Arm, turns: int, words: int, rate: int, idle: dict[str, f
 
 
 def start(names: list[str], beside: list[Path], model: str, stack: contextlib.ExitStack) -> list[Arm]:
-    """Starts the arms `names` and other checkouts of Tailrace. Names what is not installed, and leaves it out."""
+    """Starts the arms `names` and the checkouts `beside`. Prints and leaves out each arm that cannot start."""
     starts = [(name, ARMS[name]) for name in names]
     starts += [(path.name, tailrace(path.name, "--sync", "default", checkout=path.resolve())) for path in beside]
     arms = []
@@ -79,19 +79,19 @@ def start(names: list[str], beside: list[Path], model: str, stack: contextlib.Ex
     return arms
 
 
-async def run(asked: argparse.Namespace) -> Result:
+async def run(options: argparse.Namespace) -> Result:
     result = Result(at=time.strftime("%Y-%m-%d", time.gmtime()), cores=os.cpu_count() or 0)
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(process(sys.executable, "-m", "benchmarks.compare.model"))
-        arms = start(asked.arms, asked.beside, f"http://127.0.0.1:{port_of(model)}", stack)
-        for turns, rate in (tuple(map(int, one.split("x"))) for one in asked.load.split(",")):
-            words = asked.seconds * rate or WORDS
+        arms = start(options.arms, options.beside, f"http://127.0.0.1:{port_of(model)}", stack)
+        for turns, rate in (tuple(map(int, one.split("x"))) for one in options.load.split(",")):
+            words = options.seconds * rate or WORDS
             for arm in arms:
-                # Connections and caches, not counted.
+                # Fills connection pools and caches. This sample is discarded.
                 await measure(arm, turns, WARM_WORDS, rate, dict.fromkeys(arm.processes, 0.0))
             idle = await measure_idle(arms)
             load = Load(turns, rate, words, {arm.name: [] for arm in arms})
-            for _ in range(asked.repeats):
+            for _ in range(options.repeats):
                 for arm in random.sample(arms, len(arms)):
                     load.samples[arm.name].append(await measure(arm, turns, words, rate, idle[arm.name]))
             load.load_average = os.getloadavg()[0]
@@ -103,17 +103,19 @@ async def run(asked: argparse.Namespace) -> Result:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
-    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="other checkouts of Tailrace")
-    parser.add_argument("--load", default="50x50,200x50,100x0", help="TURNSxRATE, deltas a second; 0: at full speed")
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="paths of other checkouts of Tailrace")
+    parser.add_argument(
+        "--load", default="50x50,200x50,100x0", help="TURNSxRATE: turns at once, deltas a second (0: at full speed)"
+    )
     parser.add_argument("--seconds", type=int, default=4, help="how long a turn lasts")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one load, two repeats, two minutes")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.json and docs/BENCHMARKS.md")
-    asked = parser.parse_args()
-    if asked.quick:
-        asked.load, asked.repeats, asked.seconds = "50x50", 2, 3
-    result = uvloop.run(run(asked))
-    if asked.write and not asked.quick:
+    options = parser.parse_args()
+    if options.quick:
+        options.load, options.repeats, options.seconds = "50x50", 2, 3
+    result = uvloop.run(run(options))
+    if options.write and not options.quick:
         report.RESULT.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
         report.write_page(result)
 

@@ -1,4 +1,4 @@
-"""The systems that are compared: how each is started, and which processes it has."""
+"""The compared systems (arms): starts each of them, and finds its processes."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ _ROLES = {"nats-server": "NATS", "gateway": "gateway", "generators": "generator"
 
 
 class Arm(NamedTuple):
-    """A running system: where its answers are, and the processes that serve them by role."""
+    """A running system: the port and path for POSTs, and its processes by role."""
 
     name: str
     port: int
@@ -34,7 +34,7 @@ class Arm(NamedTuple):
     processes: dict[str, list[int]]
 
     def cpu_s(self) -> dict[str, float]:
-        """Returns the seconds of CPU that each role has used."""
+        """Returns the CPU time of each role in seconds."""
         return {role: sum(map(_cpu_s, pids)) for role, pids in self.processes.items()}
 
     def memory_kb(self) -> dict[str, int]:
@@ -43,7 +43,7 @@ class Arm(NamedTuple):
 
 
 def _cpu_s(pid: int) -> float:
-    # <linux/posix-timers.h>: the clock of a process is ~pid and CPUCLOCK_SCHED.
+    # The id of a process's CPU clock, from ~pid and CPUCLOCK_SCHED (<linux/posix-timers.h>).
     return time.clock_gettime_ns((~pid << 3) | 2) / 1e9
 
 
@@ -53,17 +53,17 @@ def _memory_kb(pid: int) -> int:
 
 
 class Missing(Exception):
-    """A part of an arm is not installed. The message names it."""
+    """An arm cannot start, because a part is not installed or printed no address."""
 
 
 class Process(NamedTuple):
-    """A started process, and the file that it prints to. A full pipe without a reader would stop it."""
+    """A started process, and the file of its output. It is not a pipe, because a full pipe would block the process."""
 
     pid: int
     output: Path
 
     def find(self, pattern: str) -> str:
-        """Waits for a printed line that matches, and returns the pattern's group. Raises `Missing` with the output."""
+        """Waits for output that matches, and returns the first group. Raises `Missing` with the output."""
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             if match := re.search(pattern, self.output.read_text(), re.MULTILINE):
@@ -74,7 +74,7 @@ class Process(NamedTuple):
 
 @contextlib.contextmanager
 def process(*command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT) -> Iterator[Process]:
-    """Starts a process, and ends it with SIGTERM."""
+    """Starts a process, and stops it with SIGTERM at the end."""
     with tempfile.NamedTemporaryFile() as output:
         started = subprocess.Popen(
             list(map(str, command)),
@@ -126,19 +126,19 @@ def resumable(model: str) -> Iterator[Arm]:
         raise Missing("redis-server is not on the PATH")
     with tempfile.TemporaryDirectory() as data:
         socket = Path(data, "redis.sock")
-        redis = process(server, "--port", "0", "--unixsocket", socket, "--save", "", "--dir", data)
-        with redis as one:
+        starting = process(server, "--port", "0", "--unixsocket", socket, "--save", "", "--dir", data)
+        with starting as redis:
             env = {**_model(model), "REDIS_URL": f"unix://{socket}"}
             while not socket.exists():
                 time.sleep(0.05)
-            with process(NODE, "resumable.mjs", env=env, cwd=SERVERS) as two:
-                yield Arm("resumable-stream", port_of(two), "/chat", {"server": [two.pid], "Redis": [one.pid]})
+            with process(NODE, "resumable.mjs", env=env, cwd=SERVERS) as node:
+                yield Arm("resumable-stream", port_of(node), "/chat", {"server": [node.pid], "Redis": [redis.pid]})
 
 
 def tailrace(
     name: str, *options: str, checkout: Path = ROOT, environ: dict[str, str] | None = None
 ) -> Callable[[str], contextlib.AbstractContextManager[Arm]]:
-    """Returns the arm of a checkout of Tailrace with options of `tailrace up`."""
+    """Returns the arm of a checkout of Tailrace, which runs `tailrace up` with `options`."""
 
     @contextlib.contextmanager
     def run(model: str) -> Iterator[Arm]:

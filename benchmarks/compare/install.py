@@ -1,6 +1,6 @@
 """Installs the systems that Tailrace is compared with: a venv, npm packages, and Redis from Debian.
 
-`make bench` runs it. What cannot be installed is named, and its arm is left out.
+`make bench` runs it. It prints what it cannot install, and the benchmark leaves that arm out.
 """
 
 import os
@@ -14,14 +14,14 @@ from tests.clients.install import install
 from tests.clients.node import NODE, NPM
 
 LOCK = ROOT / "requirements-bench.lock"
-# Changes when an installation is out of date.
+# Its modification time is the time of the last installation.
 STAMP = VENV / "installed"
 
 
 def main() -> None:
     """Installs what is missing or out of date."""
     if shutil.which("redis-server") is None and not install(["redis-server"]):
-        print("redis-server cannot be installed here (it takes root and apt-get).")
+        print("redis-server cannot be installed without root and apt-get: install it yourself, or go without its arm.")
     sources = (LOCK, SERVERS / "package-lock.json")
     if STAMP.exists() and all(STAMP.stat().st_mtime > source.stat().st_mtime for source in sources):
         return
@@ -29,7 +29,7 @@ def main() -> None:
     subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, VENV], check=True)
     packages = ("--python", VENV / "bin/python", "--require-hashes", LOCK)
     subprocess.run([uv, "pip", "sync", "--quiet", *map(str, packages)], check=True)
-    # npm looks for its own Node on the path, and would find the machine's.
+    # npm starts the first Node on the PATH, which must be ours.
     environ = os.environ | {"PATH": f"{NODE.parent}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run([NODE, NPM, "ci"], cwd=SERVERS, env=environ, check=True)
     STAMP.touch()

@@ -1,8 +1,8 @@
-"""A model for benchmarks: speaks Anthropic's streaming protocol, and writes into each delta when it was sent.
+"""A model server for benchmarks: speaks Anthropic's streaming protocol, and writes the send time into each delta.
 
 `python -m benchmarks.compare.model` prints its URL. The prompt `#bench words=200 rate=50` asks for 200 deltas, 50 a
-second; rate 0 sends all at once. A delta is `w<number>-<monotonic time in µs> `. Readers compare it with the same
-clock, so no proxy has to stand between the model and the system. The simulated Claude has more faults, and costs more
+second; rate 0 sends all at once. A delta is `w<number>-<monotonic time in µs> `. Readers subtract it from
+the same clock, so the delay is measured without a proxy. The simulated Claude can also inject faults, but uses more
 CPU.
 """
 
@@ -64,7 +64,7 @@ DELTA = (
 
 
 class Model(asyncio.Protocol):
-    """One connection. Answers one request after another."""
+    """One connection. Answers its requests one after the other."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport, self._received = transport, b""

@@ -1,7 +1,7 @@
-"""Readers of benchmarks: many requests at once in one process, each word timed and checked.
+"""Readers for benchmarks: send many requests at once from one process, and time and check each word.
 
-A word carries the time at which the model sent it (`benchmarks.compare.model`). A word that is missing, repeated or out
-of order ends the run: a system that loses text is not measured.
+A word contains the time at which the model sent it (`benchmarks.compare.model`). A word that is missing, repeated or
+out of order ends the run.
 """
 
 import asyncio
@@ -14,15 +14,15 @@ WORD = re.compile(rb"w(\d{6})-(\d{16}) ")
 TIMEOUT_S = 60
 
 
-class Read(NamedTuple):
-    """One whole answer: seconds to the first byte of it, and the delay of each delta in seconds."""
+class Answer(NamedTuple):
+    """One complete answer: the time to its first byte, and the delay of each delta, in seconds."""
 
     first_byte: float
     delays: list[float]
 
 
 class Reader(asyncio.Protocol):
-    """Sends one POST and reads its answer. `done` has the delays of its words."""
+    """Sends one POST and reads its answer. The result of `done` has the delays of its words."""
 
     def __init__(self, path: str, body: dict[str, object], words: int) -> None:
         content = json.dumps(body).encode()
@@ -34,7 +34,7 @@ class Reader(asyncio.Protocol):
         self._rest = b""
         self._delays: list[float] = []
         self._first = 0.0
-        self.done: asyncio.Future[Read] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
@@ -55,7 +55,7 @@ class Reader(asyncio.Protocol):
             end = word.end()
         self._rest = data[max(end, len(data) - 24) :]
         if len(delays) == self._words and not self.done.done():
-            self.done.set_result(Read(self._first, delays))
+            self.done.set_result(Answer(self._first, delays))
             self._transport.close()
 
     def connection_lost(self, _exc: Exception | None) -> None:
@@ -67,7 +67,7 @@ class Reader(asyncio.Protocol):
             self._transport.close()
 
 
-async def read(port: int, path: str, words: int, rate: int) -> Read:
+async def read(port: int, path: str, words: int, rate: int) -> Answer:
     """Asks for one answer and reads it. Raises `RuntimeError` unless each word comes once and in order."""
     loop = asyncio.get_running_loop()
     body: dict[str, object] = {"message": f"#bench words={words} rate={rate}"}
@@ -76,10 +76,10 @@ async def read(port: int, path: str, words: int, rate: int) -> Read:
         return await reader.done
 
 
-async def read_many(port: int, path: str, turns: int, words: int, rate: int) -> list[Read]:
-    """Reads `turns` answers at once. Their deltas are spread over the period of one delta."""
+async def read_many(port: int, path: str, turns: int, words: int, rate: int) -> list[Answer]:
+    """Reads `turns` answers at once. Spreads their starts over the time between two deltas."""
 
-    async def one(index: int) -> Read:
+    async def one(index: int) -> Answer:
         await asyncio.sleep(index / turns / (rate or 1000))
         return await read(port, path, words, rate)
 

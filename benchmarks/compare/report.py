@@ -1,4 +1,4 @@
-"""The results of a comparison: their data, tables, and the page docs/BENCHMARKS.md."""
+"""The results of a comparison as data, as Markdown tables, and in the page docs/BENCHMARKS.md."""
 
 import re
 import statistics
@@ -30,7 +30,7 @@ class Sample(msgspec.Struct):
 
 
 class Load(msgspec.Struct):
-    """All samples of one load: `turns` answers at once of `words` deltas, `rate` a second (0: at full speed)."""
+    """All samples of one load: `turns` answers at once, each of `words` deltas, `rate` a second (0: at full speed)."""
 
     turns: int
     rate: int
@@ -53,12 +53,12 @@ class Result(msgspec.Struct):
 
 
 def table(load: Load) -> str:
-    """Returns a Markdown table: medians, the range of the CPU, and each arm's CPU beside that of `tuned`."""
+    """Returns a Markdown table: medians, the range of CPU, and the ratio of each arm's CPU to that of `tuned`."""
     beside = load.samples.get("tuned")
     lines = [
         f"**{load.title}**, load average {load.load_average:.1f}",
         "",
-        "| | delay p50 | delay p99 | first byte | CPU a delta | range | beside `tuned` | by process |",
+        "| | delay p50 | delay p99 | first byte | CPU a delta | range | ratio to `tuned` | by process |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, samples in load.samples.items():

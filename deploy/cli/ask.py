@@ -1,4 +1,4 @@
-"""`tailrace ask`, `chat`, `tail` and `cancel`: questions and answers in a terminal or a pipe."""
+"""`tailrace ask`, `chat`, `tail` and `cancel`: ask, read and cancel turns in a terminal or a pipe."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ from tailrace.deploy.local.console import printable
 from tailrace.deploy.local.running import read_state, write_state
 from tailrace.proto.errors import SettingsInvalid
 
-# The file with the turn that this user's `tailrace ask` started last.
+# The state file with the id of the last turn that `tailrace ask` of this user started.
 LAST_TURN = "last-turn"
 PROMPT = "> "
 
@@ -56,9 +56,9 @@ def cancel(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def chat(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Reads questions line by line to the end of the input. Ctrl-C during an answer ends that turn."""
+    """Asks one question for each line of the input, in one session. Ctrl-C during an answer cancels its turn."""
     with suppress(ImportError):
-        import readline  # noqa: F401, PLC0415  # `input` then edits the line, and remembers earlier ones
+        import readline  # noqa: F401, PLC0415  # makes `input` edit lines and keep a history
     fields = fields_of(given)
     with connect(given, environ) as client:
         while True:
@@ -85,7 +85,7 @@ def chat(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def follow(start: Callable[[], Answer], screen: Display, *, is_new: bool = False) -> End:
-    """Starts or resumes an answer, and shows it. Ctrl-C says how to read the rest. Raises client.TailraceError."""
+    """Starts or resumes an answer, and shows it. At Ctrl-C, prints how to read the rest. Raises TailraceError."""
     turn = ""
     try:
         answer = start()
@@ -104,7 +104,7 @@ def follow(start: Callable[[], Answer], screen: Display, *, is_new: bool = False
 
 
 def report(end: End) -> int:
-    """Prints how a turn failed, on a terminal also tokens and cost of any turn. Returns the exit status."""
+    """Prints why a turn failed; on a terminal, tokens and cost of every turn. Returns the exit status."""
     is_complete = end.outcome in ("completed", None)
     if sys.stderr.isatty() or not is_complete:
         print(display.summary(end), file=sys.stderr)
@@ -117,18 +117,20 @@ def fields_of(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_question(given: str | None) -> str:
-    """Returns the question of the command line, or of the standard input if there is none, or if it is `-`."""
+    """Returns the question of the command line; without one, or for `-`, the text of the standard input."""
     if given is None and sys.stdin.isatty():
-        raise SettingsInvalid('there is no question: write `tailrace ask "Why is the sky blue?"`, or pipe one')
+        raise SettingsInvalid(
+            'there is no question: write `tailrace ask "Why is the sky blue?"`, or pipe a question into it'
+        )
     question = sys.stdin.read().strip() if given in (None, "-") else given
     if not question:
-        raise SettingsInvalid("the question is empty: write it behind `tailrace ask`, or pipe one")
+        raise SettingsInvalid("the question is empty: write it after `tailrace ask`, or pipe a question into it")
     return question
 
 
 def last_turn() -> str:
-    """Raises SettingsInvalid if this user has asked nothing yet."""
+    """Returns the id of the turn that `tailrace ask` started last. Raises SettingsInvalid if there is none."""
     turn = read_state(LAST_TURN)
     if not turn:
-        raise SettingsInvalid("there is no earlier `tailrace ask`: `tailrace tail TURN` reads a turn")
+        raise SettingsInvalid("there is no earlier `tailrace ask`: use `tailrace tail TURN` with the id of a turn")
     return turn

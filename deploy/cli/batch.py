@@ -28,10 +28,10 @@ from tailrace.proto.service import EXIT_ERROR
 TRIES_MAX = 16
 # A gateway takes a while to read 10,000 inputs.
 SILENCE_S = 60.0
-# A gateway that restarts is back after so many tries, and no message is needed.
+# A gateway that restarts is back after so many tries. No message is printed before that.
 QUIET_TRIES = 3
 BAR_CHARS = 30
-# How a gateway's error message refers to an input and a field of it.
+# How an error message of the gateway refers to an input and one of its fields.
 INPUT = re.compile(r"[`$.]*requests\[(\d{1,5})\]([\w.\[\]]*)`?")
 
 
@@ -116,7 +116,7 @@ def body_of(file: Path, parallel: int, via: Via) -> tuple[bytes, list[int]]:
             numbers.append(number)
     if not requests:
         raise SettingsInvalid(f"{file} has no inputs: write a line of JSON for each, as `tailrace batch --help` shows")
-    # Left out by default, so that files that were submitted before `via` existed still have the same key.
+    # The default is left out, so that a file keeps the key that it had before `via` existed.
     body = {"requests": requests, "parallel": parallel} | ({} if via == "messages" else {"via": via})
     return msgspec.json.encode(body), numbers
 

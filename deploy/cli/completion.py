@@ -18,8 +18,8 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def all_actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Yields the arguments of a parser and of its commands."""
-    for action in parser._actions:  # noqa: SLF001  # argparse has no public list, and shtab reads this one
+    """Yields the actions of a parser and of its subcommands."""
+    for action in parser._actions:  # noqa: SLF001  # argparse has no public list of actions; shtab uses this one, too
         yield action
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             for each in action.choices.values():

@@ -1,4 +1,4 @@
-"""The gateway that a command uses: an address and a key of the command line, the environment or the running `up`."""
+"""Finds the gateway of a command, from its options, the environment or the running `up`, and connects to it."""
 
 import argparse
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ PROBE_S = 5.0
 
 
 def find_url(given: str | None, environ: Mapping[str, str], data_dir: Path) -> str | None:
-    """Returns the address of `--url`, TAILRACE_URL or the running `up`; None if there is none of them."""
+    """Returns the address of `--url`, TAILRACE_URL or the running `up`; None if none of them is set."""
     if given or environ.get("TAILRACE_URL"):
         return given or environ["TAILRACE_URL"]
     up = status_file.read(data_dir)
@@ -30,12 +30,14 @@ def connect(given: argparse.Namespace, environ: Mapping[str, str], **options: An
     except TailraceError as error:
         raise SettingsInvalid(str(error)) from error
     except (ValueError, ImportError) as error:
-        # httpx2 reads HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, and speaks SOCKS only with a further package.
-        raise SettingsInvalid("the proxy in the environment cannot be used: set an http:// proxy or none") from error
+        # httpx2 reads HTTP_PROXY, HTTPS_PROXY and ALL_PROXY. It supports SOCKS only with an additional package.
+        raise SettingsInvalid(
+            "the proxy in the environment cannot be used: set an http:// proxy, or unset the variable"
+        ) from error
 
 
 def require_gateway() -> None:
-    """Raises SettingsInvalid if no gateway is at the default address. To wait helps only if one restarts."""
+    """Raises SettingsInvalid if no gateway answers at the default address. Does not retry: none may run."""
     with Client(tries_max=0, silence_s=PROBE_S) as client:
         try:
             client.request("GET", "/health")

@@ -97,7 +97,7 @@ def markdown(session: Record) -> str:
 
 
 def branch(turns: Sequence[Record]) -> list[Record]:
-    """Returns the newest turn and the turns before it, oldest first."""
+    """Returns the branch of the newest turn: its ancestors and itself, oldest first."""
     by_id = {turn["turn"]: turn for turn in turns}
     found: list[Record] = []
     turn = turns[-1] if turns else None
@@ -108,7 +108,7 @@ def branch(turns: Sequence[Record]) -> list[Record]:
 
 
 def text_of(content: str | Iterable[Record]) -> str:
-    """Returns the text of a message. Other blocks are named, and tool calls have their input."""
+    """Returns a message as Markdown: its text, its tool calls with their input, and the types of other blocks."""
     if isinstance(content, str):
         return content
     return "\n\n".join(filter(None, map(block_text, content)))

@@ -1,4 +1,4 @@
-"""Shows an answer: as plain text, or not at all; MarkdownDisplay is for terminals."""
+"""Displays of an answer: plain text for pipes, none for `--json`. MarkdownDisplay is for terminals."""
 
 import sys
 from typing import Protocol, TextIO
@@ -12,7 +12,7 @@ AGAIN = "The answer starts again:"
 
 
 class Display(Protocol):
-    """What receives the text of an answer."""
+    """Receives the text of an answer and the state of its connection."""
 
     def add(self, text: str) -> None: ...
     def reset(self) -> None: ...
@@ -33,7 +33,7 @@ class PlainDisplay:
         self._is_line_open = not text.endswith("\n")
 
     def reset(self) -> None:
-        # What was written cannot be taken back.
+        # The written text cannot be removed from a pipe.
         self.close()
         sys.stderr.write(f"{AGAIN}\n")
 
@@ -61,14 +61,14 @@ def new_display(*, is_json: bool = False) -> Display:
         return SilentDisplay()
     if not sys.stdout.isatty():
         return PlainDisplay(sys.stdout)
-    # rich takes a tenth of a second to load, which no other command should wait for.
+    # rich takes 0.1 s to load, so it is imported only when it is needed.
     from tailrace.deploy.cli.markdown_display import MarkdownDisplay  # noqa: PLC0415
 
     return MarkdownDisplay()
 
 
 def show(answer: Answer, display: Display) -> End:
-    """Shows an answer to its end, and returns that. Raises TailraceError."""
+    """Shows an answer until its end, and returns the end. Raises TailraceError."""
     for event in answer:
         match event.type:
             case "delta":
@@ -81,7 +81,7 @@ def show(answer: Answer, display: Display) -> End:
 
 
 def summary(end: End) -> str:
-    """Returns one line about an end: how it ended, unless completed, the model, tokens and cost."""
+    """Returns one line about a turn: its outcome (unless completed), model, tokens, cost and id."""
     about = "about " if end.usage_is_estimated else ""
     cost = f"${end.cost_usd:.6f}" if end.cost_usd is not None else "at an unknown price"
     tokens = f"{about}{end.usage.input_tokens} tokens in, {end.usage.output_tokens} out, {cost}"

@@ -152,7 +152,7 @@ async def _model(environ: Mapping[str, str]) -> Sequence[Finding]:
         return [Finding("Model key", "ok", "ANTHROPIC_API_KEY is not set: a simulated Claude answers")]
     try:
         chosen = settings.read(tailrace.generators.settings.Settings, environ)
-        # The SDK takes a second to load, which no other command should wait for.
+        # The SDK takes 1 s to load, so it is imported only when it is needed.
         from tailrace.generators.__main__ import probe  # noqa: PLC0415
 
         await probe(chosen)

@@ -24,7 +24,7 @@ async def create(
     limits: dict[str, float] | None = None,
     life_s: int | None = None,
 ) -> tuple[NewKey, bool]:
-    """Creates a key; returns it, and whether it is the first, from which on all requests need one.
+    """Creates a key; returns it, and whether it is the first key. From the first key on, all requests need one.
 
     Without `life_s` it does not expire. Raises LogMisconfigured if the bucket is missing, LogUnavailable.
     """

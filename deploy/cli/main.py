@@ -62,7 +62,7 @@ It runs nats-server, one persistence process, the generators and the gateways, a
 Ctrl-C stops all of them in order; a second Ctrl-C kills them.
 
 Settings are in a file that `tailrace init` writes, or in environment variables (docs/SETTINGS.md), which are passed to
-all processes, except addresses that `up` chooses. With TAILRACE_METRICS_PORT=9100 the metrics of persistence are on
+all processes. `up` itself chooses the addresses. With TAILRACE_METRICS_PORT=9100 the metrics of persistence are on
 port 9100, those of the generators on 9101 and following, then those of the gateways; without it, free ports are used
 and printed.
 """
@@ -80,7 +80,8 @@ MONITORING_EXAMPLES = """\
 example:
   tailrace monitoring tailrace-monitoring --runbook https://wiki.example/RUNBOOK.md
 
-The folder has Grafana's dashboards, rules of Prometheus, and examples of both configurations and of Alertmanager's.
+The folder has dashboards for Grafana, rules for Prometheus, and example configurations of Grafana, Prometheus and
+Alertmanager.
 docs/RUNBOOK.md says how to install them.
 """
 KEYS_EXAMPLES = """\
@@ -91,7 +92,7 @@ examples:
   tailrace keys list
   tailrace keys revoke key_0123456789abcdef                takes effect within a second, also for open streams
 
-Keys are stored in NATS: that of the `tailrace up` with this data directory (--data), or TAILRACE_NATS_URL.
+Keys are stored in the NATS of the `tailrace up` with this data directory (--data), or in TAILRACE_NATS_URL.
 """
 USAGE_EXAMPLES = """\
 examples:
@@ -127,7 +128,8 @@ examples:
   tailrace top --json                                   a line of JSON every two seconds
   TAILRACE_KEY=… tailrace top --url https://tailrace.example
 
-Processes and the queue are those of the running `up` of this user; without one, or with --url, only turns are shown.
+It shows the processes and the queue of the running `up` of this user. With --url, or without a running `up`, it shows
+only turns.
 """
 TURN_EXAMPLES = """\
 It shows whether a user got the answer: when the turn was accepted, which attempts were made, when the first token
@@ -140,9 +142,9 @@ examples:
   tailrace turn 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41 --tenant acme     a turn that has left the log
 
 It connects to the NATS of the `tailrace up` with this data directory (--data), or to TAILRACE_NATS_URL with the user
-admin. Each gateway remembers its last 10,000 streams until it stops; answers that were read with one request, without a
-stream, and streams of turns that had left the log are not among them. "Sent" means that the gateway wrote the entries
-to the connection; whether a client has shown them cannot be known.
+admin. Each gateway remembers its last 10,000 streams until it stops. It does not remember answers that were read
+without a stream, and streams of turns that had left the log. "Sent" means that the gateway wrote the entries to the
+connection; it cannot know whether a client has shown them.
 """
 BATCH_EXAMPLES = """\
 Each line of the file is one input, for example
@@ -155,7 +157,7 @@ examples:
   TAILRACE_KEY=… tailrace batch questions.jsonl --url https://tailrace.example
 
 If it is interrupted, run the same command again: with the same file, --parallel and --via it continues the same batch.
-If one of them differs, it is a new batch, which is paid for again. Exit status 1: an input has no answer.
+If one of them differs, the command creates a new batch, which you pay for again. Exit status 1: an input has no answer.
 """
 NODE_EXAMPLES = """\
 Before it exits, the server hands over its leaderships, so that appends continue; `up` starts it again, with the version
@@ -169,17 +171,17 @@ examples:
   tailrace init ~/.config/tailrace/tailrace.toml
   tailrace up --config production.toml
 
-`tailrace` reads tailrace.toml in the current folder, or else in the folder of your user's settings, or the file that
---config names. A file called .env beside it is read too: one NAME=VALUE a line, for secrets.
+`tailrace` reads the file that --config names, or else tailrace.toml in the current folder, or else in the folder of
+your user's settings. It also reads a file called .env beside it, for secrets: one NAME=VALUE in each line.
 """
 NATS_EXAMPLES = """\
 examples:
   tailrace nats-config nats --server nats.internal                one server, without TLS
   tailrace nats-config nats --tls /etc/tailrace/tls --server nats-1.internal --server nats-2.internal \\
-    --server nats-3.internal                                      three servers, of which one may fail
+    --server nats-3.internal                                      three servers; any one may fail
 
-The folder has nats-1.conf for the first server and so on, and gateway.env, generators.env, persistence.env and
-admin.env with the TAILRACE_NATS_URL of each process. All have new passwords. docs/NATS.md says what to do with them.
+The folder gets one configuration for each server (nats-1.conf …), and gateway.env, generators.env, persistence.env and
+admin.env with the TAILRACE_NATS_URL of each process. The passwords are new. docs/NATS.md has the next steps.
 """
 COMPLETION_EXAMPLES = """\
 examples:
@@ -190,8 +192,8 @@ examples:
 It takes effect in a new shell.
 """
 ASK_EXAMPLES = """\
-On a terminal the answer is shown as Markdown while it arrives, elsewhere as plain text. If the connection is lost or
-the gateway is killed, it goes on where it was. Ctrl-C stops reading, and the turn goes on.
+The answer is shown while it arrives, as Markdown on a terminal and as plain text in a pipe. If the connection is lost
+or the gateway is killed, the command reconnects and shows the rest. Ctrl-C stops reading, and the turn goes on.
 
 examples:
   tailrace ask "Why is the sky blue?"
@@ -208,7 +210,7 @@ Each line is a question of one session. Ctrl-C ends a running answer, Ctrl-D end
 
 examples:
   tailrace chat
-  tailrace chat --session 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41      goes on with a session
+  tailrace chat --session 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41      continue a session
 """
 TAIL_EXAMPLES = """\
 examples:
@@ -237,7 +239,7 @@ GIB = 1024**3
 EXIT_INTERRUPTED = 130  # as in shells: 128 + SIGINT
 
 
-# The message of argparse for a value that is not among the choices: the value, and the choices with brackets.
+# argparse's message for an invalid choice. Groups: the value, the list of choices with brackets, the choices.
 CHOICE = re.compile(r"invalid choice: '([^']*)'( \(choose from (.*)\))")
 
 Command = Callable[[argparse.Namespace, Mapping[str, str]], int]
@@ -247,7 +249,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Prints one sentence and exits with status 2; argparse would print the whole usage before it."""
         if found := CHOICE.search(message):
-            # A similar choice helps more than all of them.
+            # A similar choice helps more than the whole list.
             message = message.replace(found[2], suggest(found[1], re.split("[', ]+", found[3])) or found[2])
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
@@ -279,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tailrace: {printable(str(error))}{hint}", file=sys.stderr)
         return EXIT_ERROR
     except BrokenPipeError:
-        # The reader of the output has ended, as in `tailrace turns | head -1`. Python would complain at its exit.
+        # The program that reads the output has ended, as in `tailrace turns | head -1`. Python would print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
     except KeyboardInterrupt:
@@ -290,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def config_path(argv: Sequence[str] | None) -> Path | None:
-    """Returns the value of `--config`, which is needed first: the file has the defaults of other options."""
+    """Returns the value of `--config`. It is parsed first, because the file sets the defaults of other options."""
     first = Parser(prog="tailrace", add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     found: Path | None = first.parse_known_args(argv)[0].config
@@ -509,7 +511,7 @@ def command(
 
 
 def add_data(parser: argparse.ArgumentParser, about: str = "data directory of a running `up`") -> None:
-    """Adds `--data`. Its default is that of the running `up` of this user, from any folder."""
+    """Adds `--data`. Its default is the data directory of this user's running `up`, from any folder."""
     default = Options().data_dir if about == "data directory" else find_data_dir()
     parser.add_argument("--data", type=Path, default=default, metavar="DIR", help=f"{about} (default: %(default)s)")
 
@@ -605,7 +607,7 @@ def add_monitoring(commands: "argparse._SubParsersAction[CommandParser]") -> Non
         epilog=MONITORING_EXAMPLES,
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--runbook", type=url, required=True, metavar="URL", help="where your people read the runbook")
+    parser.add_argument("--runbook", type=url, required=True, metavar="URL", help="address of your copy of the runbook")
 
 
 def add_nats_config(commands: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -625,10 +627,16 @@ def add_nats_config(commands: "argparse._SubParsersAction[CommandParser]") -> No
         action="append",
         required=True,
         metavar="HOST[:PORT]",
-        help="address of a server, one time or three times (port: 4222; for the others port + 2000)",
+        help="address of a server; give it once or three times (default port: 4222; port + 2000 for the other servers)",
     )
-    add("--tls", type=Path, metavar="DIR", help="folder of ca.pem, cert.pem and key.pem on each machine: use TLS")
-    add("--store", type=Path, default=Path("/var/lib/nats"), metavar="DIR", help="of the log (default: %(default)s)")
+    add("--tls", type=Path, metavar="DIR", help="use TLS: folder of ca.pem, cert.pem and key.pem on each machine")
+    add(
+        "--store",
+        type=Path,
+        default=Path("/var/lib/nats"),
+        metavar="DIR",
+        help="folder of the log (default: %(default)s)",
+    )
     add_number(parser, "--gib", 10, "storage a server, GiB", 1, 65536, "size")
 
 
@@ -716,7 +724,7 @@ def add_keys(commands: "argparse._SubParsersAction[CommandParser]") -> None:
 
 
 def life(text: str) -> int:
-    """Returns a life time in seconds."""
+    """Returns a lifetime in seconds."""
     found = LIFE.fullmatch(text)
     if found is None:
         raise argparse.ArgumentTypeError(
@@ -810,7 +818,7 @@ def add_turn(commands: "argparse._SubParsersAction[CommandParser]") -> None:
 
 
 def turn_id(text: str) -> TurnId:
-    """Returns the id of a turn, also from the id that a client of OpenAI's or Anthropic's protocol has for it."""
+    """Returns the id of a turn. Also accepts the id that the turn has in OpenAI's or Anthropic's protocol."""
     for prefix in ("chatcmpl-", "resp_", "msg_", "batch_"):
         text = text.removeprefix(prefix)
     if not is_token(text):
@@ -821,13 +829,13 @@ def turn_id(text: str) -> TurnId:
 def add_connection(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--url", metavar="URL", help="the gateway (default: TAILRACE_URL, else the running `up` of this user)")
-    add("--key", metavar="KEY", help="its API key (default: TAILRACE_KEY, which other users of the machine cannot see)")
+    add("--key", metavar="KEY", help="its API key; TAILRACE_KEY is safer, because other users can see arguments")
     add_data(parser)
 
 
 def add_question(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", metavar="NAME", help="a name of a model, such as opus (default: that of the gateway)")
+    add("--model", metavar="NAME", help="name of a model, such as opus (default: the gateway's)")
     add("--system", metavar="TEXT", help="system prompt")
     add("--session", metavar="ID", help="the session to continue")
     add("--max-tokens", type=number("count", 1, 1_000_000), metavar="N", help="the maximum length of the answer")
@@ -844,9 +852,13 @@ def add_ask(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         epilog=ASK_EXAMPLES,
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("question", nargs="?", metavar="QUESTION", help="-: read it from the standard input")
+    which.add_argument(
+        "question", nargs="?", metavar="QUESTION", help="the question; - reads it from the standard input"
+    )
     which.add_argument("--resume", action="store_true", help="show the answer of the last `tailrace ask`")
-    parser.add_argument("--continue", dest="go_on", action="store_true", help="in the session of the last one")
+    parser.add_argument(
+        "--continue", dest="go_on", action="store_true", help="ask in the session of the last `tailrace ask`"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, in one line, when the answer is complete")
     add_question(parser)
 
@@ -869,7 +881,7 @@ def add_tail(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         epilog=TAIL_EXAMPLES,
     )
     add_turn_id(parser)
-    parser.add_argument("--after", default="", metavar="CURSOR", help="only what comes after this event")
+    parser.add_argument("--after", default="", metavar="CURSOR", help="show only the events after this cursor")
     parser.add_argument("--json", action="store_true", help="print each event as a line of JSON")
     add_connection(parser)
 
@@ -880,7 +892,7 @@ def add_cancel(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         "cancel",
         ask.cancel,
         summary="end a turn; its text so far remains",
-        description="End a turn, also one that another program has started. Its text so far remains.",
+        description="End a turn, even if another program has started it. Its text so far remains.",
         epilog="example:\n  tailrace cancel 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41\n",
     )
     add_turn_id(parser)

@@ -16,9 +16,9 @@ REFRESHES_PER_S = 12
 
 
 class MarkdownDisplay:
-    """Markdown on a terminal. A finished block is printed once; the block that grows is drawn again and again.
+    """Markdown on a terminal. A finished block is printed once; the growing block is drawn repeatedly.
 
-    `Live` can draw only what fits on the screen, so it gets one block and not the answer.
+    `Live` can draw only one screen of text, so it receives the growing block and not the whole answer.
     """
 
     def __init__(self) -> None:
@@ -72,12 +72,12 @@ class MarkdownDisplay:
 
 
 def markdown(text: str) -> Markdown:
-    # A link shows its address, so that a text cannot lead elsewhere than it says.
+    # Print the address of each link, because its text may name another one.
     return Markdown(text, hyperlinks=False, code_theme="ansi_dark")
 
 
 def split_blocks(text: str) -> tuple[str, str]:
-    """Splits Markdown behind the last blank line outside of fenced code: finished blocks, and the rest."""
+    """Splits Markdown after the last blank line outside fenced code. Returns the finished blocks, and the rest."""
     end, position, fence = 0, 0, ""
     for line in text.splitlines(keepends=True):
         position += len(line)

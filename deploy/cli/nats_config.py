@@ -1,4 +1,4 @@
-"""`tailrace nats-config`: whole configurations of one or three nats-servers, and the environment of each process."""
+"""`tailrace nats-config`: writes configurations for one or three nats-servers and the environment of each process."""
 
 import re
 import secrets
@@ -12,7 +12,7 @@ from tailrace.proto.ip_address import is_loopback
 from tailrace.proto.nats.permissions import RIGHTS
 
 PORT = 4222
-# From the port for clients to those for the other servers and for monitoring: 6222 and 8222.
+# Added to the port for clients (4222), they give the ports for the other servers (6222) and monitoring (8222).
 TO_CLUSTER, TO_MONITORING = 2000, 4000
 PORT_MAX = 65535 - TO_MONITORING
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104  # servers and processes on other machines connect, with passwords
@@ -20,7 +20,7 @@ HOST = re.compile(r"([a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(
 
 
 class Server(NamedTuple):
-    """The address at which processes and the other servers reach a server."""
+    """The address of one nats-server, for processes and for the other servers."""
 
     host: str
     port: int = PORT
@@ -49,7 +49,7 @@ def parse_server(text: str) -> Server:
 def write(folder: Path, servers: Sequence[Server], tls: Path | None, store: Path, gib: int) -> list[Path]:
     """Writes the files into a new folder, with new passwords; returns their paths. Raises FileExistsError.
 
-    `tls` is the folder of ca.pem, cert.pem and key.pem on every machine, `store` that of the log on a server's.
+    `tls` is the folder of ca.pem, cert.pem and key.pem on each machine. `store` is that of the log on each server.
     """
     folder.mkdir(mode=0o700)
     passwords = {user: new_password() for user in RIGHTS}
@@ -66,7 +66,7 @@ def write(folder: Path, servers: Sequence[Server], tls: Path | None, store: Path
 
 
 def new_password() -> str:
-    """A password begins with a letter, because nats-server would read another one as a number in a variable."""
+    """Returns a password. It begins with a letter, because nats-server may read a variable with digits as a number."""
     return f"p{secrets.token_hex(24)}"
 
 
@@ -91,7 +91,7 @@ def config(
         "listen": own.listen(own.port),
         "http": f"127.0.0.1:{own.port + TO_MONITORING}",
         "max_payload": PAYLOAD_BYTES_MAX,
-        # `always`: what is acknowledged is on the disk (docs/adr/0009-sync-every-write-to-disk.md).
+        # `always`: an acknowledged entry is on the disk (docs/adr/0009-sync-every-write-to-disk.md).
         "jetstream": {"store_dir": str(store), "sync_interval": "always", "max_file_store": gib * GIB},
         **LAME_DUCK,
         "accounts": accounts(passwords),
@@ -104,7 +104,7 @@ def config(
             "name": "tailrace",
             "listen": own.listen(own.port + TO_CLUSTER),
             "authorization": {"user": "tailrace", "password": route_password},
-            # Clients know all servers from their URLs; an address behind NAT would be a wrong one.
+            # Clients know all servers from their URLs. An advertised address would be wrong behind NAT.
             "no_advertise": True,
             "routes": [
                 other.url(scheme, other.port + TO_CLUSTER, f"tailrace:{route_password}")

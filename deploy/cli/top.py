@@ -22,7 +22,7 @@ from tailrace.deploy.local.console import printable
 from tailrace.proto.errors import SettingsInvalid
 
 EVERY_S = 2.0
-# More turns than this are counted, but not read for the sum of tokens.
+# Reads at most so many running turns.
 TURNS_READ_MAX = 1000
 TURNS_SHOWN = 15
 
@@ -37,7 +37,7 @@ class RunningTurn(msgspec.Struct, frozen=True):
 
 
 class Screen(msgspec.Struct, frozen=True, kw_only=True):
-    """What is shown. `tokens_s` is None at first; `system` is None without a local `up`."""
+    """One sample. `tokens_s` is None in the first one; `system` is None without a local `up`."""
 
     system: status.Status | None
     running: int
@@ -46,7 +46,7 @@ class Screen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sampler:
-    """Reads the gateway and the local `up`, and computes the tokens a second since its last sample."""
+    """Reads the gateway and the local `up`, and computes the tokens a second since the last sample."""
 
     def __init__(self, client: Client, given: argparse.Namespace, environ: Mapping[str, str]) -> None:
         self._client = client
@@ -64,7 +64,7 @@ class Sampler:
         turns = list(islice(self._client.turns(), TURNS_READ_MAX))
         now, tokens = time.monotonic(), self._tokens(turns)
         before, self._before = self._before, (now, tokens)
-        # A deleted turn, and the next day, lower the sum.
+        # The sum falls when a turn is deleted and when the next day begins.
         tokens_s = max(0.0, (tokens - before[1]) / (now - before[0])) if before else None
         slowest = sorted(map(running_turn, turns), key=lambda turn: -turn.age_s)[:TURNS_SHOWN]
         return Screen(system=system, running=len(turns), tokens_s=tokens_s, slowest=slowest)
@@ -84,7 +84,7 @@ def running_turn(turn: Mapping[str, Any]) -> RunningTurn:
 
 
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Shows the screen again and again on a terminal, or with --json; elsewhere once."""
+    """Prints samples until Ctrl-C on a terminal and with --json; otherwise prints one."""
     is_screen = sys.stdout.isatty() and not given.json
     with connect(given, environ) as client, alternate_screen() if is_screen else nullcontext():
         sampler = Sampler(client, given, environ)
@@ -121,7 +121,7 @@ def render(screen: Screen) -> str:
 
 
 def draw(text: str) -> None:
-    """Draws over the last screen, without clearing it first, which would flicker. Cuts what does not fit."""
+    """Overwrites the last screen, because clearing it first would flicker. Cuts text that does not fit."""
     size = shutil.get_terminal_size()
     lines = [line[: size.columns] for line in text.splitlines()[: size.lines - 1]]
     sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
@@ -130,7 +130,7 @@ def draw(text: str) -> None:
 
 @contextmanager
 def alternate_screen() -> Iterator[None]:
-    """Shows another screen without a cursor, and brings back the old one at the end."""
+    """Switches the terminal to its alternate screen without a cursor, and back at the end."""
     sys.stdout.write("\x1b[?1049h\x1b[?25l")
     try:
         yield

@@ -51,7 +51,7 @@ async def _stored(log: TurnLog, key: TurnKey) -> list[Stored]:
 
 
 async def _add_record(rpc: Rpc, key: TurnKey, timeline: Timeline) -> None:
-    """Adds whether the turn is recorded; of a turn that has left the log, also what the record says."""
+    """Adds whether the turn is recorded. If the turn has left the log, also adds the fields of its record."""
     try:
         answer = await rpc.request(
             key.tenant, GetTurn.query, msgspec.json.encode(GetTurn(key.turn)), timeout_s=QUERY_TIMEOUT_S

@@ -146,7 +146,7 @@ def _add(found: Timeline, stored: Stored) -> None:
 
 
 def _describe_delivery(found: Timeline) -> str:
-    """Says how much of the turn was written to readers. That a client has shown it cannot be known here."""
+    """Returns how much of the turn was written to readers. The gateway cannot know whether a client has shown it."""
     # A client may disconnect right after it has received the end.
     whole = sum(found.end is not None and reader.sent == found.entries for reader in found.readers)
     if whole:

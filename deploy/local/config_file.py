@@ -1,8 +1,8 @@
-"""The configuration file `tailrace.toml` and the `.env` beside it: search, read, check, and an example to write.
+"""The configuration file `tailrace.toml` and the `.env` beside it: finds, reads and checks them, and writes an example.
 
-Every setting of docs/SETTINGS.md has a name in the file: that of its variable, in lower case and without `TAILRACE_`.
-The table `[up]` has the options of `tailrace up`. A variable of the environment wins over `.env`, which wins over the
-file.
+The name of a setting in the file is that of its environment variable (docs/SETTINGS.md), in lower case and without
+`TAILRACE_`. The table `[up]` has the options of `tailrace up`. Environment variables override `.env`, and `.env`
+overrides the file.
 """
 
 import json
@@ -27,19 +27,19 @@ from tailrace.proto.service import ModelSettings, ProcessSettings
 
 NAME = "tailrace.toml"
 UP = "up"
-# The key of each option in the table `[up]`: that of the command line.
+# The options in the table `[up]`, by their names on the command line, and their fields in `Options`.
 OPTIONS = {"data": "data_dir", **{name: name for name in ("generators", "gateways", "cluster", "sync")}}
 ADDRESS = {"host": "TAILRACE_HOST", "port": "TAILRACE_PORT"}
-# `up` chooses these for its processes, so the example does not have them.
-CHOSEN = {"nats_url", "database", "listen_fd", "disk", "ops_targets", "generator", "webhooks"}
+# `up` chooses these settings for its processes, so the example leaves them out.
+CHOSEN_BY_UP = {"nats_url", "database", "listen_fd", "disk", "ops_targets", "generator", "webhooks"}
 # They belong in `.env`.
 SECRETS = ("anthropic_api_key", "claude_code_oauth_token", "jwt_secret", "webhook_key")
 HEAD = f"""\
-# Settings of Tailrace. `tailrace` reads this file if it is called {NAME} and lies in the current folder or in
-# {{folder}}, or if --config names it.
+# Settings of Tailrace. The command `tailrace` reads the file {NAME} in the current folder or in
+# {{folder}}, or the file that --config names.
 #
 # Each line `#name = value` shows a default: remove its # to change it. Paths are relative to the current folder.
-# An environment variable wins over this file: heartbeat_s is TAILRACE_HEARTBEAT_S.
+# Environment variables override this file; the variable of heartbeat_s is TAILRACE_HEARTBEAT_S.
 #
 # Keep secrets out of this file. Write them into a file called .env beside it, which only you may read, one NAME=VALUE a
 # line: {{secrets}}.
@@ -48,14 +48,14 @@ WIDTH = 118
 
 
 class Configuration(NamedTuple):
-    """The environment of the processes, and the options of `up` that are not those of `Options`, by their keys."""
+    """The environment of the processes, and the options of `up` that the file or the environment sets."""
 
     environ: Mapping[str, str]
     options: Mapping[str, object]
 
 
 def load(named: Path | None, environ: Mapping[str, str]) -> Configuration:
-    """Reads the file that `--config` names, or that lies in a usual place, and `.env` beside it.
+    """Reads the file that `--config` names, or else the one that `find` returns, and the `.env` beside it.
 
     Raises SettingsInvalid with the file, the name and what is expected.
     """
@@ -69,9 +69,9 @@ def load(named: Path | None, environ: Mapping[str, str]) -> Configuration:
 
 
 def find() -> Path | None:
-    """Returns the file in the current folder or in the user's, or None.
+    """Returns the file in the current folder, or else in the user's configuration folder; None if there is none.
 
-    Raises SettingsInvalid if it belongs to another user, whose settings would receive this user's keys.
+    Raises SettingsInvalid if the file belongs to another user: such a file could send this user's keys elsewhere.
     """
     for path in (Path(NAME), user_config_path("tailrace", appauthor=False) / NAME):
         if path.is_file():
@@ -82,17 +82,17 @@ def find() -> Path | None:
 
 
 def read(path: Path) -> tuple[dict[str, str], dict[str, object]]:
-    """Returns the settings of the file as variables, and its options of `up`."""
+    """Returns the settings of the file as environment variables, and its options of `up`."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsInvalid(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # TOML and UTF-8
+    except ValueError as error:  # invalid TOML or invalid UTF-8
         raise SettingsInvalid(f"{path} is not valid TOML: {error}") from error
     table = document.pop(UP, {})
     if not isinstance(table, dict):
         raise SettingsInvalid(f"{path}: {UP} is a table: write [{UP}] above the options of `tailrace up`")
-    fields = known()
+    fields = setting_names()
     texts = {}
     for name, value in document.items():
         if name in OPTIONS:
@@ -106,12 +106,12 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, object]]:
     return texts, {name: option_of(path, name, value, fields) for name, value in table.items()}
 
 
-def known() -> set[str]:
+def setting_names() -> set[str]:
     return {field for _, kind in SERVICES for field in kind.__struct_fields__}
 
 
 def text_of(path: Path, name: str, value: object) -> str:
-    """Returns a value as the text of a variable."""
+    """Returns a value as the text of an environment variable."""
     if isinstance(value, list):
         return ",".join(text_of(path, name, each) for each in value)
     if isinstance(value, bool):
@@ -132,7 +132,7 @@ def check_value(path: Path, variable: str, text: str) -> None:
 
 def option_of(path: Path, name: str, value: object, fields: set[str]) -> object:
     if name in fields:
-        raise SettingsInvalid(f"{path}: {name} is below [{UP}]: move it above that line, to the other settings")
+        raise SettingsInvalid(f"{path}: {name} is a setting, not an option of [{UP}]: move it above the line [{UP}]")
     if name not in OPTIONS:
         hint = suggest(name, OPTIONS)
         raise SettingsInvalid(f"{path}: {name} is not an option of [{UP}]{hint}; it has {', '.join(OPTIONS)}")
@@ -145,7 +145,7 @@ def option_of(path: Path, name: str, value: object, fields: set[str]) -> object:
 
 
 def read_dotenv(path: Path) -> dict[str, str]:
-    """Returns the variables of a `.env`, without replacing `$NAME` in their values, or nothing if there is none."""
+    """Returns the variables of a `.env` file, without expanding `$NAME`; an empty dict if there is no such file."""
     try:
         with path.open(encoding="utf-8") as file:
             bindings = list(parse_stream(file))
@@ -163,10 +163,10 @@ def read_dotenv(path: Path) -> dict[str, str]:
 
 
 def example() -> str:
-    """Returns a file with every setting but the secrets as a comment: its meaning and its default."""
+    """Returns the text of a file in which each setting except the secrets is a comment with its meaning and default."""
     secrets = ", ".join(map(settings.env_name, SECRETS))
     lines = [HEAD.format(folder=user_config_path("tailrace", appauthor=False), secrets=secrets)]
-    seen: set[str] = {*CHOSEN, *SECRETS}
+    seen: set[str] = {*CHOSEN_BY_UP, *SECRETS}
     kinds: list[tuple[str, type[ProcessSettings]]] = [("every process", ModelSettings), *SERVICES]
     for title, kind in kinds:
         names = [name for name in kind.__struct_fields__ if name not in seen]
@@ -181,7 +181,7 @@ def example() -> str:
 
 
 def setting_lines(names: Iterable[str]) -> Iterator[str]:
-    """Yields the lines of settings. A setting of several processes has the meaning of each."""
+    """Yields the lines of settings. If processes describe a setting differently, all descriptions are listed."""
     for name in names:
         kinds = {service: kind for service, kind in SERVICES if name in kind.__struct_fields__}
         meanings = {
@@ -189,9 +189,9 @@ def setting_lines(names: Iterable[str]) -> Iterator[str]:
             for service, kind in kinds.items()
         }
         first, *others = meanings.items()
-        told = [first[1], *(f"{service}: {text}" for service, text in others if text != first[1])]
+        descriptions = [first[1], *(f"{service}: {text}" for service, text in others if text != first[1])]
         field = {f.name: f for f in msgspec.structs.fields(kinds[first[0]])}[name]
-        yield from option_lines(name, field.default, told)
+        yield from option_lines(name, field.default, descriptions)
 
 
 def option_lines(name: str, default: object, meanings: Iterable[str]) -> list[str]:

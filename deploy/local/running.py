@@ -1,4 +1,4 @@
-"""The data directories of this user's running `tailrace up`, so that other commands find it from any folder."""
+"""A list of the data directories in which this user runs `tailrace up`, so that other commands find them."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -13,15 +13,15 @@ FILE = "running"
 
 
 def record(data_dir: Path) -> None:
-    """Adds a directory to the user's list, and removes those without a running `up`."""
+    """Adds a directory to the user's list, and removes directories without a running `up`."""
     others = [one for one in _recorded() if one != data_dir and status_file.read(one) is not None]
     write_state(FILE, "".join(f"{one}\n" for one in [*others, data_dir]))
 
 
 def find_data_dir() -> Path:
-    """Returns the data directory of the running `up` that belongs to this folder, else of the one started last.
+    """Returns the data directory of the `up` that runs in this folder, or else of the one that was started last.
 
-    Without a running `up`: the directory that `up` would use.
+    If no `up` runs, returns the directory that `up` would use.
     """
     default = default_data_dir()
     candidates = (default, *reversed(_recorded()))
@@ -29,7 +29,7 @@ def find_data_dir() -> Path:
 
 
 def write_state(name: str, text: str) -> None:
-    """Writes a file of the user's own state, if that is possible: commands work without it."""
+    """Writes a state file of the user. Ignores errors, because commands work without the file."""
     with suppress(OSError, RuntimeError):
         path = _state_dir() / name
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def write_state(name: str, text: str) -> None:
 
 
 def read_state(name: str) -> str:
-    """Returns the text of a file of the user's own state; empty if there is none."""
+    """Returns the text of a state file of the user; empty if there is none."""
     with suppress(OSError, RuntimeError, UnicodeDecodeError):
         return (_state_dir() / name).read_text(encoding="utf-8")
     return ""

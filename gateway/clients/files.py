@@ -47,7 +47,7 @@ LIFE_S_MIN, LIFE_S_MAX = 3600, 30 * 24 * 3600
 LIST_MAX = 1_000
 CURSORS = ("after", "after_id", "page")
 FILE_ID = re.compile(r"file-[0-9a-f-]{36}")
-# All results of a batch are rendered to count their bytes; no more of them than this.
+# The size of a result file is found by rendering all results. Rendering stops after so many bytes.
 COUNTED_BYTES_MAX = 100 * 1024 * 1024
 
 
@@ -95,8 +95,8 @@ async def post(
 async def _claimed(
     record: FileRecord, idempotency_key: str, tenant: Tenant, claims: Claims, history: HistoryClient
 ) -> tuple[FileRecord, bool]:
-    """Returns the file of the key, and whether it is stored. Raises Refused if the key was used with another one."""
-    # Not the body: a repeated form has another boundary.
+    """Claims the key. Returns its file, and whether that is stored. Raises Refused if another file used the key."""
+    # A hash of these fields and not of the body, because a repeated form has another boundary.
     given = msgspec.json.encode([record.sha256, record.filename, record.media_type, record.purpose])
     own = Claim(TurnId(record.file), hashlib.sha256(given).hexdigest())
     claim = await claims.claim(tenant, f"files:{idempotency_key}", own)
@@ -109,7 +109,7 @@ async def _claimed(
     except Refused as refused:
         if refused.code != "file_not_found":
             raise
-        # The first request stored none, or it was deleted since.
+        # The first request did not store the file, or the file was deleted later.
         return msgspec.structs.replace(record, file=claim.turn), False
 
 
@@ -158,7 +158,7 @@ async def get(request: ApiRequest, history: HistoryClient, blob_store: BlobStore
 
 
 async def _count(access: StreamAccess, pieces: AsyncGenerator[bytes, None]) -> int:
-    """Returns the size of results, which are not stored. It costs as much as their download, and counts as a stream."""
+    """Returns the size of results by rendering them. It costs as much as a download, and counts as a stream."""
     size = 0
     async with access.open(), aclosing(pieces):
         await access.permit.acquire()

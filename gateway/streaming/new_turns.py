@@ -1,4 +1,4 @@
-"""NewTurns: tells the streams of a session that it may have a new turn, by one subscription for each tenant."""
+"""NewTurns: notifies the streams of a session that it may have a new turn. Uses one subscription for each tenant."""
 
 import asyncio
 from collections import defaultdict
@@ -10,7 +10,7 @@ from tailrace.proto.nats import TurnLog
 
 
 class NewTurns:
-    """The live feed of requests, for the tenants whose sessions have streams here."""
+    """The live feed of requests, for each tenant with a session stream on this gateway."""
 
     def __init__(self, log: TurnLog) -> None:
         self._log = log
@@ -19,12 +19,12 @@ class NewTurns:
 
     @asynccontextmanager
     async def listen(self, tenant: Tenant, session: SessionId) -> AsyncIterator[asyncio.Event]:
-        """Yields an event that is set when the session may have a new turn. A hint. Raises LogUnavailable on entry."""
+        """Yields an event that is set when the session may have a new turn. Raises LogUnavailable on entry."""
         news = asyncio.Event()
         async with self._changing:
             if tenant not in self._tenants:
                 listeners = _Listeners()
-                await listeners.subscription.enter_async_context(self._log.new_turns(tenant, listeners.tell))
+                await listeners.subscription.enter_async_context(self._log.new_turns(tenant, listeners.notify))
                 self._tenants[tenant] = listeners
             listeners = self._tenants[tenant]
             listeners.of[session].add(news)
@@ -41,15 +41,15 @@ class NewTurns:
 
 
 class _Listeners:
-    """The streams of one tenant's sessions."""
+    """The session streams of one tenant, and their subscription."""
 
     def __init__(self) -> None:
         self.of: defaultdict[SessionId, set[asyncio.Event]] = defaultdict(set)
         self.subscription = AsyncExitStack()
 
-    def tell(self, session: SessionId | None) -> None:
-        """Sets the events of the session; of all sessions if it is None."""
-        told = self.of.values() if session is None else [self.of[session]] if session in self.of else []
-        for events in told:
+    def notify(self, session: SessionId | None) -> None:
+        """Sets the events of a session, or of all sessions if `session` is None."""
+        notified = self.of.values() if session is None else [self.of[session]] if session in self.of else []
+        for events in notified:
             for news in events:
                 news.set()

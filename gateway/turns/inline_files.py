@@ -1,7 +1,7 @@
-"""Replaces uploaded files in the messages of a request by their contents, as Anthropic's inline sources.
+"""Replaces references to uploaded files in messages by the contents of the files, as Anthropic's inline sources.
 
-A block names a file by `{"type": "file", "file_id": …}` as its source. Turns keep the content, not the name, so a file
-can be deleted when its turn is accepted.
+A block refers to a file with the source `{"type": "file", "file_id": …}`. A turn stores the content and not the id, so
+the file may be deleted after the turn was accepted.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ Content = str | list[Block]
 PDF, PLAIN = "application/pdf", "text/plain"
 IMAGES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 UNKNOWN_TYPE = "application/octet-stream"
-# Each is a query to the database.
+# Each file costs a query to the database.
 FILES_MAX = 100
 
 
@@ -46,7 +46,7 @@ class UploadedFiles:
         self._bytes_max = bytes_max
 
     def feature(self) -> Feature[Submission]:
-        """Returns the step that replaces the files of a turn by their contents."""
+        """Returns the submit feature that inlines the files of a turn."""
         return Feature(_new_turn_with_files, self._inline)
 
     def reader(self, tenant: Tenant, holder: AsyncExitStack) -> "FileReader":
@@ -61,7 +61,7 @@ class UploadedFiles:
 
 
 class FileReader:
-    """Reads the files of one request, each once. All contents together may have `bytes_max` bytes, as a body may."""
+    """Reads the files of one request, each once. Their total size is limited to `bytes_max`, the limit of a body."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class FileReader:
         holder: AsyncExitStack,
     ) -> None:
         self.bytes = 0
-        """The bytes of all contents so far. A file that is named twice counts twice."""
+        """The size of all contents so far. A file to which two blocks refer counts twice."""
         self._history = history
         self._blob_store = blob_store
         self._large_bodies = large_bodies
@@ -83,7 +83,7 @@ class FileReader:
         self._sources: dict[str, tuple[FileRecord, Block, int]] = {}
 
     async def inline(self, new_turn: NewTurn) -> NewTurn:
-        """Returns the turn with the contents of its files. Raises Refused, LogUnavailable."""
+        """Returns the turn with its files inlined. Raises Refused, LogUnavailable."""
         messages = new_turn.messages or []
         if not has_files([message.content for message in messages]):
             return new_turn
@@ -91,7 +91,7 @@ class FileReader:
         return msgspec.structs.replace(new_turn, messages=inlined)
 
     async def inline_content(self, content: Content) -> Content:
-        """Returns the content of a message with the contents of its files. Raises Refused, LogUnavailable."""
+        """Returns the content of a message with its files inlined. Raises Refused, LogUnavailable."""
         if isinstance(content, str):
             return content
         blocks: list[Block] = []
@@ -104,8 +104,10 @@ class FileReader:
                 case {"type": "document", "source": {"type": "content", "content": list(inner)} as source}:
                     blocks.append({**block, "source": {**source, "content": await self.inline_content(inner)}})
                 case {"type": "container_upload"}:
-                    # Its file would be one of the operator's workspace at Anthropic, for any tenant.
-                    raise Refused("request_invalid", "`container_upload` is not served: send the file as a document")
+                    # Anthropic would look for the file in the operator's workspace, which all tenants share.
+                    raise Refused(
+                        "request_invalid", "`container_upload` is not supported: send the file as a `document`"
+                    )
                 case _:
                     blocks.append(block)
         return blocks
@@ -116,22 +118,22 @@ class FileReader:
         record, source, size = self._sources[file]
         self._count(size)
         if source.get("media_type") in IMAGES:
-            # A document may have fields that an image must not have.
+            # The block may be a document, whose other fields Anthropic refuses in an image.
             kept = {name: value for name, value in block.items() if name == "cache_control"}
             return {"type": "image", "source": source, **kept}
         if block["type"] == "image":
-            raise Refused("request_invalid", f"the file `{file}` is no image of {', '.join(sorted(IMAGES))}")
+            raise Refused("request_invalid", f"the file `{file}` is not an image: use {', '.join(sorted(IMAGES))}")
         return {"title": record.filename, **block, "source": source}
 
     async def _read(self, file: str) -> tuple[FileRecord, Block, int]:
-        """Returns a file's record, its content as a source, and the bytes of this as JSON. Raises Refused."""
+        """Returns a file's record, its content as a source, and the size of this source as JSON. Raises Refused."""
         if len(self._sources) == FILES_MAX:
-            raise Refused("request_invalid", f"a request can have at most {FILES_MAX} files")
+            raise Refused("request_invalid", f"a request can have at most {FILES_MAX} files: send fewer")
         try:
             if not is_token(file):
                 raise not_found("file")
             record = await self._history.ask(self._tenant, GetFile(file))
-            # Before it is read: base64 needs four bytes for three.
+            # Checked before the file is read: as base64 it is a third larger.
             self._require_room(record.bytes)
             if record.bytes > SMALL_BYTES_MAX:
                 await self._large_bodies.reserve_copies(self._holder, self._tenant, record.bytes)
@@ -140,12 +142,14 @@ class FileReader:
             raise _unknown(file) from error
         except Refused as error:
             raise (_unknown(file) if error.code == "file_not_found" else error) from error
-        # In a thread: 30 MB take 40 ms, in which the loop would serve no stream.
+        # In a thread: 30 MB take 40 ms, which would stop all streams of the event loop.
         source = await asyncio.to_thread(source_of, content, media_type_of(record))
         if source is None:
             kinds = ", ".join(sorted(IMAGES))
-            raise Refused("request_invalid", f"the file `{file}` is no PDF, no text in UTF-8, and no {kinds}")
-        # A control character has six bytes in JSON.
+            raise Refused(
+                "request_invalid", f"the file `{file}` has an unsupported type: use a PDF, UTF-8 text or {kinds}"
+            )
+        # Measured as JSON, in which a control character becomes six bytes.
         return record, source, await asyncio.to_thread(lambda: len(msgspec.json.encode(source)))
 
     def _count(self, size: int) -> None:
@@ -154,7 +158,10 @@ class FileReader:
 
     def _require_room(self, size: int) -> None:
         if self.bytes + size > self._bytes_max:
-            raise Refused("body_too_large", f"the files have together more than {self._bytes_max} bytes: send fewer")
+            raise Refused(
+                "body_too_large",
+                f"the files have more than {self._bytes_max} bytes in total: send fewer or smaller ones",
+            )
 
 
 def _new_turn_with_files(submission: Submission) -> NewTurn | None:
@@ -165,7 +172,7 @@ def _new_turn_with_files(submission: Submission) -> NewTurn | None:
 
 
 def has_files(contents: Sequence[object]) -> bool:
-    """Whether a block of these contents of messages names a file, of Tailrace or of Anthropic."""
+    """Whether one of these contents of messages refers to a file, or has a `container_upload`."""
     for content in contents:
         for block in content if isinstance(content, list) else ():
             match block:
@@ -181,13 +188,13 @@ def has_files(contents: Sequence[object]) -> bool:
 
 
 def media_type_of(record: FileRecord) -> str:
-    """Returns the media type that the file was uploaded with; if it is unknown, the one of its name."""
+    """Returns the media type of the upload; if that is unknown, the type that the file name suggests."""
     media_type = record.media_type.partition(";")[0].strip().lower()
     return media_type if media_type != UNKNOWN_TYPE else mimetypes.guess_type(record.filename)[0] or UNKNOWN_TYPE
 
 
 def source_of(content: bytes, media_type: str) -> Block | None:
-    """Returns the inline source of a PDF, an image or a text; None for another content."""
+    """Returns the inline source of a PDF, an image or a text; None for any other content."""
     if media_type == PDF or media_type in IMAGES:
         return {"type": "base64", "media_type": media_type, "data": base64.b64encode(content).decode()}
     try:

@@ -60,7 +60,7 @@ async def test_openai_file_ids(gateway: Gateway, persistence: Process, generator
             await sdk.responses.create(model=MODEL, input=[{"role": "user", "content": parts}])
         assert (unknown.value.code, unknown.value.param) == ("file_not_found", "file_id")
         parts[1]["file_id"] = pdf.id
-        with pytest.raises(openai.BadRequestError, match="is no image"):
+        with pytest.raises(openai.BadRequestError, match="is not an image"):
             await sdk.responses.create(model=MODEL, input=[{"role": "user", "content": parts}])
         await sdk.files.delete(pdf.id)
         await sdk.files.delete(png.id)

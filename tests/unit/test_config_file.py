@@ -11,7 +11,7 @@ import pytest
 
 from tailrace.deploy.cli.main import main, parser
 from tailrace.deploy.local.check_environment import SERVICES
-from tailrace.deploy.local.config_file import CHOSEN, SECRETS, load
+from tailrace.deploy.local.config_file import CHOSEN_BY_UP, SECRETS, load
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.runtime import settings
 
@@ -69,7 +69,7 @@ def test_without_a_file_the_environment_is_unchanged_and_dotenv_is_not_read() ->
         ('concurrency = "many"', "concurrency: Expected `int`"),
         ("hosts = 2026-01-01", "hosts is not a text, a number, true or false"),
         ("generators = 4", "generators is an option of `tailrace up`: write it below a line [up]"),
-        ("[up]\nheartbeat_s = 1", "heartbeat_s is below [up]: move it above that line, to the other settings"),
+        ("[up]\nheartbeat_s = 1", "heartbeat_s is a setting, not an option of [up]: move it above the line [up]"),
         (
             "[up]\ngenerator_count = 4",
             "generator_count is not an option of [up] (did you mean generators?); it has",
@@ -118,7 +118,7 @@ def test_init_writes_every_setting_but_secrets_with_its_default(capsys: pytest.C
     write(re.sub(r"(?m)^#(?=\w)", "", text))
     environ, options = load(None, {})
     for _, kind in SERVICES:
-        set_here = {f.name for f in msgspec.structs.fields(kind)} - CHOSEN - {*SECRETS}
+        set_here = {f.name for f in msgspec.structs.fields(kind)} - CHOSEN_BY_UP - {*SECRETS}
         assert {settings.env_name(name) for name in set_here} <= environ.keys()
         assert environ.keys().isdisjoint(map(settings.env_name, SECRETS))
         assert settings.read(kind, environ) == kind()

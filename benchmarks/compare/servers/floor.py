@@ -1,6 +1,6 @@
-"""The floor: a relay on sockets alone, which reads the model's stream and writes SSE. It knows no HTTP library.
+"""The cheapest relay: reads the model's stream and writes SSE, with plain sockets and no HTTP library.
 
-`python -m benchmarks.compare.servers.floor`. It prints its URL. It loses the answer with the connection.
+`python -m benchmarks.compare.servers.floor` prints its URL. A lost connection loses the answer.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The tutorial's server, tuned: the SDK's raw response over aiohttp, each delta decoded once by msgspec, raw ASGI.
 
-`uvicorn tuned:app`. It has no broker and loses the answer with the connection.
+`uvicorn tuned:app`. It has no broker. A lost connection loses the answer.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""The tutorial's server as it is published: FastAPI, an SSE response, `messages.stream` inside the request.
+"""The server of common tutorials: FastAPI, an SSE response, `messages.stream` inside the request.
 
-`uvicorn tutorial:app`. It loses the answer with the connection.
+`uvicorn tutorial:app`. A lost connection loses the answer.
 """
 
 import json

@@ -60,11 +60,11 @@ ENDPOINT = "/v1/messages"
 LIMIT_MAX = 1_000
 LIFE = timedelta(hours=24)
 HEADERS = {"content-type": "application/x-ndjson", "cache-control": "no-store"}
-# Names this API, which is no beta any more. The model's API would refuse it.
+# The former beta header of this API. It is removed, because `/v1/messages` would refuse it.
 OWN_BETA = "message-batches-2024-09-24"
 NAME_INVALID = "`custom_id` is 1 to 64 characters of A-Z a-z 0-9 _ -, unique in the batch"
-STREAMED = "an input of a batch cannot be streamed: leave `stream` out"
-NOT_ENDED = "the batch is still processed: its results are there when `processing_status` is `ended`"
+STREAMED = "a request of a batch cannot be streamed: leave `stream` out"
+NOT_ENDED = "the batch is still processed: get its results when `processing_status` is `ended`"
 NOT_DELETED = "the batch is still processed: cancel it before you delete it"
 EXPIRED_FAILURE = "deadline_exceeded"
 
@@ -77,7 +77,7 @@ class MessageBatchInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class NewMessageBatch(BatchOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/messages/batches`. `parallel`, `via`, `metadata` and `webhook` are Tailrace's."""
+    """The body of `POST /v1/messages/batches`. `parallel`, `via`, `metadata` and `webhook` are Tailrace's own."""
 
     requests: Annotated[list[MessageBatchInput], Meta(min_length=1, max_length=INPUTS_MAX)]
 
@@ -104,7 +104,7 @@ def _check_names(new: NewMessageBatch) -> None:
 
 
 def _headers(request: ApiRequest) -> Headers:
-    """Returns the headers that hold for each input. An input cannot have a session."""
+    """Returns the headers that apply to each request of the batch. `X-Session-ID` does not."""
     betas = ",".join(request.headers.getlist("anthropic-beta"))
     kept = {"anthropic-beta": ",".join(beta for beta in betas.split(",") if beta.strip() != OWN_BETA)}
     version = request.headers.get("anthropic-version")
@@ -146,7 +146,7 @@ async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient
 
 
 async def get(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
-    """`GET /v1/messages/batches/{message_batch}`: one batch, with the counts of its results when it has ended."""
+    """`GET /v1/messages/batches/{message_batch}`: one batch, and the counts of its results after it has ended."""
     _, stored, _ = await _batch_of(request, log, history)
     return json_response(_render(stored))
 
@@ -196,7 +196,7 @@ async def _batch_of(
 
 
 def _source(stored: StoredBatch) -> BatchSource:
-    """Returns the source of the batch. Raises Refused for a batch of another API."""
+    """Returns the source of the batch. Raises Refused if it was created through another API."""
     source = stored.counts.source
     if source is None or source.endpoint != ENDPOINT:
         raise not_found("batch")
@@ -209,7 +209,7 @@ def _render(stored: StoredBatch) -> dict[str, Any]:
     name, is_over = f"{PREFIX}{stored.batch}", ended_at is not None
     rest = counts.of - counts.done - counts.failed
     numbers = {"canceled": 0, "errored": refused + counts.failed, "expired": 0, "succeeded": counts.done}
-    numbers[_unrun(stored)] += rest
+    numbers[_result_type_without_turn(stored)] += rest
     return {
         "id": name,
         "type": "message_batch",
@@ -221,7 +221,7 @@ def _render(stored: StoredBatch) -> dict[str, Any]:
         "ended_at": _time(ended_at),
         "archived_at": None,
         "cancel_initiated_at": _time(ended_at) if stored.outcome == "cancelled" else None,
-        # A path, which the SDKs resolve: behind a proxy the gateway does not know its own address.
+        # A path, because the gateway does not know its own address behind a proxy. The SDKs resolve it.
         "results_url": f"/v1/messages/batches/{name}/results" if is_over else None,
     }
 
@@ -230,16 +230,16 @@ def _time(at: datetime | None) -> str | None:
     return None if at is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def _unrun(stored: StoredBatch) -> str:
-    """Returns the type of the result of an input that did not run."""
+def _result_type_without_turn(stored: StoredBatch) -> str:
+    """Returns the result type of the inputs that did not run."""
     if stored.outcome == "cancelled":
         return "canceled"
     return "expired" if stored.error is not None and stored.error.code == EXPIRED_FAILURE else "errored"
 
 
 def result_line(ended: EndedInput, stored: StoredBatch) -> dict[str, Any]:
-    """Returns the line of an input: its message, or why there is none."""
-    turn, result = ended.turn, {"type": _unrun(stored)}
+    """Returns the result of one input: its message, or the reason why it has none."""
+    turn, result = ended.turn, {"type": _result_type_without_turn(stored)}
     if turn is not None and turn.outcome == "completed":
         return {"custom_id": ended.custom_id, "result": {"type": "succeeded", "message": message_of(turn)}}
     if turn is not None:

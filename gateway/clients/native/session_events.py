@@ -1,12 +1,13 @@
 """`GET /v1/sessions/{session}/events`: one stream for all turns of a session, in the dialect `tailrace`.
 
-Each event has the `turn` that it is of. The stream follows the turns that run and those that begin later, and does not
-end with them. The sequences of different turns do not arrive in one order, so the cursor has the position in each turn:
+Each event names its turn in `turn`. The stream follows the running turns and those that begin later, and stays open
+when they end. Entries of different turns are not sent in the order of their sequences, so the cursor contains one
+position for each turn:
 
     SINCE.REQUEST-LAST.REQUEST-LAST…
 
-Every turn of the session whose last entry is at most SINCE, and which is not listed, was written completely. A listed
-turn has its request at REQUEST, and was written up to LAST; its end may be before SINCE.
+Each REQUEST-LAST is one turn: the sequence of its request, and of the last entry that was sent. Its end may be before
+SINCE. A turn that is not listed needs no more events if its last entry is at SINCE or earlier.
 """
 
 import asyncio
@@ -36,16 +37,16 @@ from tailrace.proto.records import GetSession, ListTurnsSince
 from tailrace.proto.subjects import TurnKey
 
 FOLLOWED_MAX = 64
-# No further turn is followed while the cursor has so many.
+# The maximum length of the cursor, in turns. No further turn is followed until some of them have ended.
 LISTED_MAX = 128
-# A sequence fits into the 8 bytes of SQLite's integers.
+# 18 digits: a sequence must fit into SQLite's integers of 8 bytes.
 CURSOR_TEXT = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18}-[0-9]{1,18}){0,256}")
 RESET: sse.Events = sse.frame(b'{"type":"reset"}')
 HEADERS = {"content-type": sse.MEDIA_TYPE, **sse.HEADERS}
 
 
 class Position(msgspec.Struct):
-    """How far a turn was written."""
+    """The position in one turn: its request, and the last entry that was sent."""
 
     request: Seq
     last: Seq
@@ -56,7 +57,9 @@ async def get_events(request: ApiRequest, streams: StreamContext, new_turns: New
     """`GET /v1/sessions/{session}/events`: streams all running and new turns of a session, from the cursor on."""
     text = request.headers.get("last-event-id") or request.query_params.get("after")
     if text and CURSOR_TEXT.fullmatch(text) is None:
-        raise Refused("cursor_invalid", f"{text[:40]!r} is not an `id:` of this stream")
+        raise Refused(
+            "cursor_invalid", f"{text[:40]!r} is not an `id:` of this stream: send the last `id:` that you received"
+        )
     question = GetSession(request.path_params["session"])
     session = (await streams.history.ask(request.tenant, question)).session
     return SessionStream(StreamAccess(streams, request), new_turns, session, text)
@@ -106,7 +109,7 @@ class SessionStream(StreamedResponse):
                 self._access.report_left(TurnKey(self._tenant, turn), back_within_s)
 
     async def _read_cursor(self) -> None:
-        """Finds the turns of the cursor. Without one, the stream begins with the turns that run now."""
+        """Finds the turns that the cursor lists. Without a cursor, the stream begins with the turns that run now."""
         if self._cursor is None:
             self._since = await self._streams.log.newest_seq()
             return
@@ -114,32 +117,32 @@ class SessionStream(StreamedResponse):
         self._since = Seq(int(since))
         for request, last in (pair.split("-") for pair in listed):
             key = await self._streams.log.turn_at(self._tenant, Seq(int(request)))
-            # A turn that was deleted has no more events. One that has left the log is found in the database.
+            # None: the turn was deleted and has no more events, or it has left the log and `_follow_new` finds it.
             if key is not None:
                 self._positions[key.turn] = Position(Seq(int(request)), Seq(int(last)))
 
     async def _serve(self, send: Send, news: asyncio.Event) -> None:
-        """Follows turns until one cannot be followed further; the client then resumes."""
+        """Follows turns until one cannot be followed any further. The stream then ends, and the client resumes."""
         heartbeat_s = self._streams.settings.heartbeat_s
-        running = await self._look(send)
+        running = await self._follow_new(send)
         begin = {"type": "session", "session": self._session, "running": running}
         retry = sse.retry(random.randint(*RETRY_MS))  # noqa: S311  # no secret
         async with self._writing:
             await self._send(send, retry + self._encode(msgspec.json.encode(begin), with_id=True))
         loop = asyncio.get_running_loop()
-        look_at = loop.time() + heartbeat_s
+        heartbeat_at = loop.time() + heartbeat_s
         while not any(task.done() and task.exception() is not None for task in self._following.values()):
-            await _first_of(news, self._following.values(), max(0, look_at - loop.time()))
+            await _first_of(news, self._following.values(), max(0, heartbeat_at - loop.time()))
             was_full = len(self._following) >= FOLLOWED_MAX
             for turn in [turn for turn, task in self._following.items() if task.done() and task.exception() is None]:
                 del self._following[turn]
-            if loop.time() >= look_at:
-                look_at = loop.time() + heartbeat_s
+            if loop.time() >= heartbeat_at:
+                heartbeat_at = loop.time() + heartbeat_s
                 await self._send_heartbeat(send)
             elif not (news.is_set() or was_full):
                 continue
             news.clear()
-            await self._look(send)
+            await self._follow_new(send)
         for task in self._following.values():
             if task.done() and not isinstance(error := task.exception(), LogError | None):
                 raise error
@@ -151,16 +154,16 @@ class SessionStream(StreamedResponse):
                 await send(body(sse.HEARTBEAT, more=True))
         self._is_silent = True
 
-    async def _look(self, send: Send) -> list[TurnId]:
-        """Begins to follow the turns of the cursor, those that run, and those that ended unseen.
+    async def _follow_new(self, send: Send) -> list[TurnId]:
+        """Begins to follow the turns of the cursor, the running turns, and turns that have ended but were not sent.
 
-        Returns those that run; an empty list if persistence does not answer.
+        Returns the running turns, or an empty list if persistence does not answer.
         """
         with suppress(LogError, Refused):
-            # Without persistence the turns that are followed go on; the next look finds the others.
+            # If persistence does not answer, the followed turns go on, and the next call finds the others.
             question = ListTurnsSince(self._session, self._since)
             found = (await self._streams.history.ask(self._tenant, question)).turns
-            # The oldest end first: SINCE can then pass it, and the cursor stays short.
+            # Turns with the oldest last entry come first, so that SINCE can move past them and the cursor stays short.
             for turn in (*self._positions, *(one.turn for one in found)):
                 if turn in self._following or turn in self._finished:
                     continue
@@ -170,7 +173,7 @@ class SessionStream(StreamedResponse):
                     break
                 self._following[turn] = asyncio.create_task(self._follow(send, turn))
             newest = max([self._since, *(one.cursor for one in found)])
-            # A turn is in the cursor from its first event on. Until then SINCE is before it.
+            # The cursor lists a turn after its first event. Until then, SINCE must be before the turn's last entry.
             known = self._finished | self._positions.keys()
             unseen = [one.cursor - 1 for one in found if one.turn not in known]
             self._since = Seq(max(self._since, min([newest, *unseen])))
@@ -181,7 +184,7 @@ class SessionStream(StreamedResponse):
         return []
 
     async def _follow(self, send: Send, turn: TurnId) -> None:
-        """Writes the events of one turn until it ends. Raises LogError when it cannot be followed further."""
+        """Writes the events of one turn until it ends. Raises LogError if it cannot be followed any further."""
         key, start = TurnKey(self._tenant, turn), self._positions.get(turn)
         try:
             await self._write_turn(send, key, BEFORE_FIRST if start is None else start.last)
@@ -226,7 +229,7 @@ class SessionStream(StreamedResponse):
         async with self._writing:
             data = b""
             for frame, position in frames:
-                # Before the events: their id has this position.
+                # Set before the events are encoded, because their id contains this position.
                 self._positions[key.turn] = position
                 data += self._encode_all(key.turn, frame.events)
             if data:
@@ -253,7 +256,7 @@ class SessionStream(StreamedResponse):
 
 
 async def _first_of(news: asyncio.Event, tasks: Iterable[asyncio.Task[None]], timeout_s: float) -> None:
-    """Waits for `news` or for the end of one of `tasks`, at most `timeout_s`."""
+    """Waits until `news` is set or one of `tasks` ends, at most `timeout_s`."""
     waiting = asyncio.create_task(news.wait())
     try:
         await asyncio.wait((waiting, *tasks), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -262,7 +265,7 @@ async def _first_of(news: asyncio.Event, tasks: Iterable[asyncio.Task[None]], ti
 
 
 def _with_turn(turn: TurnId, data: bytes) -> bytes:
-    """Returns an event of the dialect `tailrace` with its turn, which `start` has already."""
+    """Adds the field `turn` to an event of the dialect `tailrace`. `start` already has it."""
     return data if data.startswith(b'{"type":"start"') else b'{"turn":"%b",%b' % (turn.encode(), data[1:])
 
 
