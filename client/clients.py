@@ -126,7 +126,7 @@ class Answer(AnswerState):
     """An answer. Iterate it for its events, each of which it yields once, or call `done` for its end."""
 
     def __iter__(self) -> Iterator[TurnEvent]:
-        """To leave the loop stops reading; the turn goes on. Raises TailraceError."""
+        """Leaving the loop stops reading; the turn goes on; the turn goes on. Raises TailraceError."""
         try:
             while (event := drive(self._reading.next())) is not None:
                 yield event
@@ -156,7 +156,7 @@ class AsyncAnswer(AnswerState):
     """An answer. Iterate it for its events, each of which it yields once, or await `done()` for its end."""
 
     async def __aiter__(self) -> AsyncIterator[TurnEvent]:
-        """To leave the loop stops reading; the turn goes on. Raises TailraceError."""
+        """Leaving the loop stops reading; the turn goes on. Raises TailraceError."""
         try:
             while (event := await self._reading.next()) is not None:
                 yield event
@@ -213,7 +213,7 @@ class Client:
         on_state: OnState | None = None,
         **fields: Any,
     ) -> Answer:
-        """Starts a turn. `question` is the message, or the body of `POST /v1/turns`; `fields` are further fields of it.
+        """Starts a turn. `question` is the message, or the body of `POST /v1/turns`; `fields` are added to the body.
 
         Raises TailraceError.
         """

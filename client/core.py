@@ -31,7 +31,7 @@ WAIT_S_MAX = 5.0
 TRIES_MAX = 12
 # The gateway sends a comment after 15 seconds of silence. A connection that is silent for longer is lost.
 SILENCE_S = 40.0
-# The gateway, or a proxy before it, is busy or away.
+# The gateway, or a proxy before it, is overloaded or not running.
 STATUSES_TO_RETRY = (429, 502, 503, 504)
 RETRY_AFTER_S_MAX = 30.0
 # An event has at most one delta of the model (4 MiB) or one text that has left the log.
