@@ -5,7 +5,7 @@ A batch is a turn, and `links.events` is its event stream. Batches that have lef
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -43,6 +43,8 @@ from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
 # How many turns of a batch are read from the log at once.
 READ_AT_ONCE = 32
+# How long results wait for the running turns of a batch that was stopped. Their generator ends them within a second.
+END_WAIT_S = 5.0
 
 
 class AcceptedBatch(msgspec.Struct, frozen=True):
@@ -207,7 +209,7 @@ async def _ended_inputs(
     inputs: list[bytes] | None = None
     for first in range(0, len(numbers), READ_AT_ONCE):
         some = numbers[first : first + READ_AT_ONCE]
-        turns = await asyncio.gather(*(_turn(log, batch.child_key(key, number)) for number in some))
+        turns = await asyncio.gather(*(_turn(log, batch.child_key(key, number), is_over=is_over) for number in some))
         page = []
         for number, turn in zip(some, turns, strict=True):
             if turn is not None and turn.end is not None:
@@ -221,13 +223,20 @@ async def _ended_inputs(
         yield page
 
 
-async def _turn(log: TurnLog, key: TurnKey) -> Turn | None:
+async def _turn(log: TurnLog, key: TurnKey, *, is_over: bool) -> Turn | None:
     """Returns a turn of the batch; None if it was never stored, or was deleted.
 
-    While the log has a batch it also has its turns, which are younger.
+    While the log has a batch it also has its turns, which are younger. `is_over`: the batch has ended. Its generator
+    then ends the running turns; waits for that, at most END_WAIT_S.
     """
     try:
-        return await log.turn(key)
+        turn = await log.turn(key)
+        if turn.end is not None or not is_over:
+            return turn
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_WAIT_S):
+                await log.until_ended(key)
+        return await log.turn(key, turn)
     except TurnUnknown:
         return None
 

@@ -10,6 +10,7 @@ import msgspec
 from tailrace.deploy.local.nats_server import ServerSpec
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.ids import new_id
+from tailrace.proto.nats.leases import KEPT_BYTES_MAX
 from tests.chaos.clock import Clock
 from tests.checker.recorded_client import Client
 from tests.checker.recorded_system import RecordedSystem, tenant_keys
@@ -135,7 +136,11 @@ class ChaosSystem(RecordedSystem):
         return str(ready[-1]["generator"]) if ready else name
 
     async def warm_up(self) -> None:
-        """Posts turns until each generator has had one. Resources are counted when their connections exist."""
+        """Posts turns until each generator has had one. Resources are counted when their connections exist.
+
+        The requests are too large to be kept from their delivery: each generator also reads the log, with an inbox.
+        """
+        large = "x" * (KEPT_BYTES_MAX - 4000)
         clients = [
             Client(self.folder, f"warm-up {new_id()}", [one], LOCAL.tenant)
             for one in self.gateway_clients(LOCAL.tenant)
@@ -143,7 +148,7 @@ class ChaosSystem(RecordedSystem):
         served: set[Process] = set()
         while len(served) < len(self.generators):
             for client in clients:
-                key = await client.post(f"#sim words=1 tag={new_id()[-6:]}")
+                key = await client.post(f"#sim words=1 tag={new_id()[-6:]} {'x' * 8000}", system=large)
                 if key is not None:
                     await client.read_to_end(key)
                     served.add((await self.generator_of(key))[1])

@@ -51,12 +51,18 @@ class Gate:
 
 def patch(gate: Gate, role: str) -> None:
     """Patches the methods at which this process pauses."""
-    read_turn, append, ack, take = TurnLog.turn, TurnLog.append, Delivery.ack, Deliveries.next
+    read_turn, take_turn, append, ack, take = (
+        TurnLog.turn,
+        Delivery.take_turn,
+        TurnLog.append,
+        Delivery.ack,
+        Deliveries.next,
+    )
     entries_left: dict[TurnKey, int] = {}
+    pauses_at_request: set[TurnKey] = set()
     pauses_before_ack: set[TurnKey] = set()
 
-    async def paused_turn(self: TurnLog, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
-        turn = await read_turn(self, key, known)
+    def find_pause(key: TurnKey, turn: Turn) -> None:
         found = pause_of(turn.request) if turn.request and not turn.attempt and role == PAUSES else None
         if found is not None and key not in entries_left:
             entries, is_before_ack = found
@@ -64,10 +70,26 @@ def patch(gate: Gate, role: str) -> None:
             if is_before_ack:
                 pauses_before_ack.add(key)
             if not entries_left[key]:
-                await gate.pause(key.turn)
+                pauses_at_request.add(key)
+
+    async def pause_at_request(key: TurnKey) -> None:
+        if key in pauses_at_request:
+            pauses_at_request.discard(key)
+            await gate.pause(key.turn)
+
+    def taken_turn(self: Delivery) -> Turn:
+        turn = take_turn(self)
+        find_pause(self.key, turn)
+        return turn
+
+    async def paused_turn(self: TurnLog, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+        turn = await read_turn(self, key, known)
+        find_pause(key, turn)
+        await pause_at_request(key)
         return turn
 
     async def paused_append(self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = 10) -> Chain:
+        await pause_at_request(key)
         chain = await append(self, key, chain, entry, timeout_s=timeout_s)
         if key in entries_left:
             entries_left[key] -= 1
@@ -87,6 +109,7 @@ def patch(gate: Gate, role: str) -> None:
         return await take(self, most)
 
     TurnLog.turn = paused_turn  # type: ignore[method-assign]
+    Delivery.take_turn = taken_turn  # type: ignore[method-assign]
     TurnLog.append = paused_append  # type: ignore[method-assign]
     Delivery.ack = paused_ack  # type: ignore[method-assign]
     Deliveries.next = waiting_next  # type: ignore[method-assign]
