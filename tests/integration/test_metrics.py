@@ -71,7 +71,7 @@ async def test_waiting_times_of_readers_are_measured(tmp_path: Path) -> None:
             await part.start()
         (client,) = system.clients
 
-        posted = await client.post("/v1/turns", json={"message": "#sim words=60 rate=20"})
+        posted = await client.post("/v1/turns", json={"message": "#sim words=60 rate=20 wait=1"})
         turn = posted.json()["turn"]
         cursor = (await read(client, turn, most=4)).frames[-1].seq
         await read(client, turn, most=10)

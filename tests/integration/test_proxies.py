@@ -188,6 +188,8 @@ async def is_count(client: httpx2.AsyncClient, count: int) -> bool:
     return await open_streams(client) == count
 
 
+# Hundreds of streams over TLS, and a body of 32 MB.
+@pytest.mark.timeout(180)
 async def test_tls_limits_headers_and_logs(proxied: tuple[Proxy, System]) -> None:
     """HTTP/2, a redirect to TLS, 413 for a large body; a client cannot choose its address; tickets are not logged."""
     proxy, _ = proxied
