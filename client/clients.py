@@ -91,7 +91,7 @@ class AsyncHttp:
 
 
 class AnswerState:
-    """What is known of an answer so far."""
+    """The part of an answer that was read so far."""
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
@@ -126,7 +126,7 @@ class Answer(AnswerState):
     """An answer. Iterate it for its events, each of which it yields once, or call `done` for its end."""
 
     def __iter__(self) -> Iterator[TurnEvent]:
-        """Leaving the loop stops reading; the turn goes on; the turn goes on. Raises TailraceError."""
+        """Leaving the loop stops reading; the turn goes on. Raises TailraceError."""
         try:
             while (event := drive(self._reading.next())) is not None:
                 yield event

@@ -1,4 +1,4 @@
-"""What both clients do: requests, their repetition, and the reading of one answer over many connections.
+"""The common part of both clients: sends requests, retries them, and reads one answer over several connections.
 
 The functions are coroutines that do I/O only through an `Http`. That of the blocking client never suspends, so `drive`
 runs them to their end without an event loop.

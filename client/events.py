@@ -18,7 +18,7 @@ class Usage(msgspec.Struct, kw_only=True):
 
 
 class Ending(Event, kw_only=True):
-    """What both kinds of end have. `cost_usd` is None if the price of the model is unknown."""
+    """The fields of both kinds of end. `cost_usd` is None if the price of the model is unknown."""
 
     usage: Usage = msgspec.field(default_factory=Usage)
     usage_is_estimated: bool = False

@@ -37,19 +37,10 @@ class Arm(NamedTuple):
         """Returns the CPU time of each role in seconds."""
         return {role: sum(map(_cpu_s, pids)) for role, pids in self.processes.items()}
 
-    def memory_kb(self) -> dict[str, int]:
-        """Returns the proportional memory (PSS) of each role in KiB."""
-        return {role: sum(map(_memory_kb, pids)) for role, pids in self.processes.items()}
-
 
 def _cpu_s(pid: int) -> float:
     # The id of a process's CPU clock, from ~pid and CPUCLOCK_SCHED (<linux/posix-timers.h>).
     return time.clock_gettime_ns((~pid << 3) | 2) / 1e9
-
-
-def _memory_kb(pid: int) -> int:
-    found = re.search(r"^Pss: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    return int(found[1]) if found else 0
 
 
 class Missing(Exception):

@@ -4,7 +4,7 @@ A batch is a turn, and `links.events` is its event stream. Batches that have lef
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime
 from functools import partial
@@ -35,7 +35,7 @@ from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Failure, Outcome, Via
 from tailrace.proto.errors import BlobUnknown, Refused, TurnUnknown, not_found
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import SessionId, TurnId, parse_cursor
+from tailrace.proto.ids import SessionId, Tenant, TurnId, parse_cursor
 from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
@@ -124,7 +124,7 @@ async def batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> 
     tenant = request.tenant
     after, limit = page_of(request)
     found = await history.ask(tenant, ListBatches(after, limit))
-    current = await asyncio.gather(*(refresh(log, TurnKey(tenant, one.batch), one) for one in found.batches))
+    current = await refresh_all(log, tenant, found.batches)
     return json_response(
         BatchList(data=[batch_record(one) for one in current], has_more=bool(found.next), next=found.next)
     )
@@ -139,9 +139,7 @@ async def get(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Resp
 async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
     """`POST /v1/turn-batches/{batch}/cancel`: cancels the batch and its running turns; returns the batch."""
     key, stored, turn = await batch_of(request, log, history)
-    if turn is not None:
-        stored = stored_batch(key, await cancel(log, key))
-    return json_response(batch_record(stored))
+    return json_response(batch_record(await cancel_batch(log, key, stored, turn)))
 
 
 async def results(request: ApiRequest, streams: StreamContext, blob_store: BlobStore) -> ASGIApp:
@@ -257,6 +255,20 @@ async def refused_lines(stored: StoredBatch, blob_store: BlobStore, key: TurnKey
     return (await lines_of(blob_store, key, Blob(*counts.inputs)))[counts.of :]
 
 
+async def render_with_refused(
+    inputs: AsyncGenerator[list[EndedInput], None],
+    render: Callable[[EndedInput], object],
+    stored: StoredBatch,
+    blob_store: BlobStore,
+    key: TurnKey,
+) -> AsyncGenerator[bytes, None]:
+    """Yields the lines of the requests that were refused, and then those of `render_lines`."""
+    for line in await refused_lines(stored, blob_store, key):
+        yield line + b"\n"
+    async for piece in render_lines(inputs, render):
+        yield piece
+
+
 def custom_id_of(turn: TurnRecord) -> str:
     return turn.metadata.get(batch.CUSTOM_ID, "")
 
@@ -303,6 +315,16 @@ async def find_batch(key: TurnKey, log: TurnLog, history: HistoryClient) -> tupl
         return key, stored_batch(key, turn), turn
     except TurnUnknown as error:
         raise not_found("batch") from error
+
+
+async def cancel_batch(log: TurnLog, key: TurnKey, stored: StoredBatch, turn: Turn | None) -> StoredBatch:
+    """Cancels a batch and its running turns if the log still has it; returns the batch."""
+    return stored if turn is None else stored_batch(key, await cancel(log, key))
+
+
+async def refresh_all(log: TurnLog, tenant: Tenant, found: Sequence[StoredBatch]) -> list[StoredBatch]:
+    """Returns each batch of a list from the database as the log has it now."""
+    return await asyncio.gather(*(refresh(log, TurnKey(tenant, one.batch), one) for one in found))
 
 
 async def refresh(log: TurnLog, key: TurnKey, stored: StoredBatch) -> StoredBatch:

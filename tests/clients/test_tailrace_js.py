@@ -37,7 +37,7 @@ def test_the_module_has_less_than_5_kb_compressed() -> None:
 async def test_the_packed_package_reads_through_a_proxy_route_waits_as_told_and_renders_on_a_server(
     gateway: Gateway, tmp_path: Path
 ) -> None:
-    """As installed from `npm pack`. Only the route has the key, and it lets pass whom the app lets pass."""
+    """The package of `npm pack`. Only the route knows the key, and it serves the users that the app accepts."""
     packing = [str(node.NODE), str(node.NPM), "pack", "--json", "--pack-destination", str(tmp_path)]
     found = await node.command(packing, {"HOME": tmp_path}, CHECKOUT / "web")
     [package] = msgspec.json.decode(found)

@@ -50,7 +50,7 @@ def parse(dockerfile: str) -> list[Instruction]:
 
 
 class Image(msgspec.Struct):
-    """What a stage of the Dockerfile has made: a root folder, and how its process starts."""
+    """The result of a stage of the Dockerfile: its root folder, and the command of its process."""
 
     root: Path
     environ: dict[str, str]

@@ -1,4 +1,4 @@
-"""What the Python client makes of responses: repetition, waits, errors and events, over a transport of the test."""
+"""The Python client's retries, waits, errors and events, over a transport of the test."""
 
 from collections.abc import Callable
 from typing import Any

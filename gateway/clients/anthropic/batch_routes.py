@@ -4,8 +4,6 @@ A request that `POST /v1/messages` would refuse does not stop the others: its re
 docs, "Message Batches API".
 """
 
-import asyncio
-from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated, Any
@@ -29,10 +27,10 @@ from tailrace.gateway.resources.batch_body import CUSTOM_ID, INPUTS_MAX, BatchBu
 from tailrace.gateway.resources.batches import (
     EndedInput,
     batch_of,
+    cancel_batch,
     ended_inputs,
-    refresh,
-    refused_lines,
-    render_lines,
+    refresh_all,
+    render_with_refused,
     submission_of,
 )
 from tailrace.gateway.resources.paging import limit_of, require_one_cursor
@@ -40,7 +38,6 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
-from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submission import Submission
@@ -139,7 +136,7 @@ async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient
     limit = limit_of(request, 20, LIMIT_MAX)
     question = ListBatches(limit=limit, of="anthropic", after_batch=after, before_batch=before)
     found = await history.ask(tenant, question)
-    current = await asyncio.gather(*(refresh(log, TurnKey(tenant, one.batch), one) for one in found.batches))
+    current = await refresh_all(log, tenant, found.batches)
     data = [_render(one) for one in current]
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return json_response({"data": data, "first_id": first, "last_id": last, "has_more": found.next is not None})
@@ -154,8 +151,7 @@ async def get(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Resp
 async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
     """`POST /v1/messages/batches/{message_batch}/cancel`: cancels the batch and its running turns."""
     key, stored, turn = await _batch_of(request, log, history)
-    if turn is not None:
-        stored = stored_batch(key, await cancel(log, key))
+    stored = await cancel_batch(log, key, stored, turn)
     return json_response(_render(stored))
 
 
@@ -174,17 +170,8 @@ async def results(request: ApiRequest, streams: StreamContext, blob_store: BlobS
     if stored.ended_at is None:
         raise Refused("request_invalid", NOT_ENDED)
     inputs = ended_inputs(streams, blob_store, key, turn, range(stored.counts.of))
-    pieces = _results(inputs, stored, blob_store, key)
+    pieces = render_with_refused(inputs, partial(result_line, stored=stored), stored, blob_store, key)
     return Download(StreamAccess(streams, request), pieces, HEADERS, is_stream=True)
-
-
-async def _results(
-    inputs: AsyncGenerator[list[EndedInput], None], stored: StoredBatch, blob_store: BlobStore, key: TurnKey
-) -> AsyncGenerator[bytes, None]:
-    for line in await refused_lines(stored, blob_store, key):
-        yield line + b"\n"
-    async for piece in render_lines(inputs, partial(result_line, stored=stored)):
-        yield piece
 
 
 async def _batch_of(

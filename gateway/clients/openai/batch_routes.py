@@ -27,18 +27,19 @@ from tailrace.gateway.resources.batch_body import BatchBuilder, BatchOptions
 from tailrace.gateway.resources.batches import (
     EndedInput,
     batch_of,
+    cancel_batch,
     custom_id_of,
     ended_inputs,
     find_batch,
-    refresh,
+    refresh_all,
     refused_lines,
     render_lines,
+    render_with_refused,
     submission_of,
 )
 from tailrace.gateway.resources.paging import limit_of
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.stream_context import StreamContext
-from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.submission import Submission
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.gateway.turns.webhook_url import check_webhook
@@ -140,7 +141,7 @@ async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient
     after_batch = None if after is None else TurnId(after.removeprefix(PREFIX))
     question = ListBatches(limit=limit_of(request, 20, LIMIT_MAX), of="openai", after_batch=after_batch)
     found = await history.ask(tenant, question)
-    current = await asyncio.gather(*(refresh(log, TurnKey(tenant, one.batch), one) for one in found.batches))
+    current = await refresh_all(log, tenant, found.batches)
     data = [await _render(one, blob_store, TurnKey(tenant, one.batch)) for one in current]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
     return json_response({"object": "list", "data": data, **ends, "has_more": found.next is not None})
@@ -155,8 +156,7 @@ async def get(request: ApiRequest, log: TurnLog, history: HistoryClient, blob_st
 async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient, blob_store: BlobStore) -> Response:
     """`POST /v1/batches/{file_batch}/cancel`: cancels the batch and its running turns; returns the batch."""
     key, stored, turn = await _batch_of(request, log, history)
-    if turn is not None:
-        stored = stored_batch(key, await cancel(log, key))
+    stored = await cancel_batch(log, key, stored, turn)
     return json_response(await _render(stored, blob_store, key))
 
 
@@ -251,21 +251,15 @@ async def result_file(request: ApiRequest, streams: StreamContext, blob_store: B
     if stored.ended_at is None:
         raise not_found("file")
     inputs = ended_inputs(streams, blob_store, key, turn, range(stored.counts.of))
-    pieces = _output(inputs, stored) if found[2] == "output" else _error_lines(inputs, stored, blob_store, key)
+    if found[2] == "output":
+        pieces = _output(inputs, stored)
+    else:
+        pieces = render_with_refused(inputs, partial(failed_line, stored=stored), stored, blob_store, key)
     return ResultFile(f"{PREFIX}{stored.batch}_{found[2]}.jsonl", stored.ended_at, pieces)
 
 
 def _output(inputs: AsyncGenerator[list[EndedInput], None], stored: StoredBatch) -> AsyncGenerator[bytes, None]:
     return render_lines(inputs, partial(output_line, endpoint=source_of(stored).endpoint))
-
-
-async def _error_lines(
-    inputs: AsyncGenerator[list[EndedInput], None], stored: StoredBatch, blob_store: BlobStore, key: TurnKey
-) -> AsyncGenerator[bytes, None]:
-    for line in await refused_lines(stored, blob_store, key):
-        yield line + b"\n"
-    async for piece in render_lines(inputs, partial(failed_line, stored=stored)):
-        yield piece
 
 
 def output_line(ended: EndedInput, endpoint: str) -> dict[str, Any] | None:
