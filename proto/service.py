@@ -32,6 +32,8 @@ LOOP_BEAT = prometheus_client.Gauge(
     "tailrace_event_loop_seconds", "Monotonic clock at the last beat of the event loop, which beats once a second"
 )
 BEAT_EVERY_S = 1.0
+# Far longer than a busy machine needs: a killed generator costs a model call for each of its turns.
+BEAT_LATE_S = 20.0
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -75,6 +77,22 @@ class ModelSettings(ProcessSettings, frozen=True, kw_only=True):
     ] = ""
 
 
+class Health:
+    """What this process reports at the port of its metrics. Set by the event loop, read by another thread."""
+
+    def __init__(self) -> None:
+        self.is_ready = False
+        self.beat_at = time.monotonic()
+
+    def is_alive(self) -> bool:
+        """Whether the event loop runs."""
+        return time.monotonic() - self.beat_at < BEAT_LATE_S
+
+
+HEALTH = Health()
+# Both are public: they tell nothing else. The paths are those of the gateway.
+HEALTH_CHECKS = {"/healthz": HEALTH.is_alive, "/readyz": lambda: HEALTH.is_ready}
+
 S = TypeVar("S", bound=ProcessSettings)
 
 Preflight = Callable[[S], Awaitable[None]]
@@ -89,6 +107,7 @@ def mark_ready(**facts: object) -> None:
     """Logs `ready` and sets the metric `tailrace_ready`. Each `serve` calls it once it does its work."""
     logger.info("ready", **facts)
     READY.set(1)
+    HEALTH.is_ready = True
 
 
 async def no_probe(_: object) -> None:
@@ -165,7 +184,7 @@ async def _run(role: str, settings: S, preflight: Preflight[S], serve: Serve[S])
     asyncio.get_running_loop().set_exception_handler(log_loop_error)
     async with _connected(role, settings, preflight) as connection:
         if settings.metrics_port:
-            metrics_server.serve(settings.metrics_host, settings.metrics_port)
+            metrics_server.serve(settings.metrics_host, settings.metrics_port, HEALTH_CHECKS)
         await _until_stopped(settings, connection, serve)
 
 
@@ -207,5 +226,6 @@ async def _set_when_closed(connection: Connection, stop: asyncio.Event) -> None:
 async def _beat() -> None:
     """Sets the metric by which `tailrace up` sees that the event loop runs: a thread of its own serves the metrics."""
     while True:
-        LOOP_BEAT.set(time.monotonic())
+        HEALTH.beat_at = time.monotonic()
+        LOOP_BEAT.set(HEALTH.beat_at)
         await asyncio.sleep(BEAT_EVERY_S)

@@ -11,9 +11,9 @@ from signal import SIGKILL
 
 from tailrace.deploy.local.readiness import HealthCheck, Response, http_get
 from tailrace.deploy.local.supervisor import Supervisor
+from tailrace.proto.service import BEAT_LATE_S
 
-# Far longer than a busy machine needs: a killed generator costs a model call for each of its turns.
-SILENT_S_MAX = 20.0
+SILENT_S_MAX = BEAT_LATE_S
 BEAT = re.compile(r"^tailrace_event_loop_seconds ([0-9.e+]+)$", re.MULTILINE)
 
 

@@ -1,7 +1,10 @@
-"""The Prometheus endpoint of a process: a thread of its own, so that metrics can be read while the event loop works."""
+"""The Prometheus endpoint of a process, with health checks for orchestrators, in a thread of its own.
+
+Metrics can thus be read while the event loop works, and the health checks see an event loop that hangs.
+"""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -23,13 +26,35 @@ class _QuietHandler(WSGIRequestHandler):
         """Logs nothing: a scrape every few seconds is not an event."""
 
 
-def serve(host: str, port: int) -> None:
-    """Serves the metrics of this process on `host` until it ends. Raises SettingsInvalid if the address is not free."""
+Checks = Mapping[str, Callable[[], bool]]
+"""Paths, and what they report: 200 for True and 503 for False."""
+
+
+def serve(host: str, port: int, checks: Checks) -> None:
+    """Serves the metrics of this process, and `checks`, on `host` until it ends.
+
+    Raises SettingsInvalid if the address is not free.
+    """
+    app = check_host(add_checks(make_wsgi_app(), checks), host)
     try:
-        server = make_server(host, port, check_host(make_wsgi_app(), host), _Server, _QuietHandler)
+        server = make_server(host, port, app, _Server, _QuietHandler)
     except OSError as error:
         raise SettingsInvalid(f"TAILRACE_METRICS_PORT: cannot listen on {host}:{port}: {error.strerror}") from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+
+
+def add_checks(app: App, checks: Checks) -> App:
+    """Returns `app` with the paths of `checks`."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        check = checks.get(environ["PATH_INFO"])
+        if check is None:
+            return app(environ, start_response)
+        is_ok = check()
+        start_response("200 OK" if is_ok else "503 Service Unavailable", [("Content-Type", "text/plain")])
+        return [b"ok\n" if is_ok else b"not ok\n"]
+
+    return answer
 
 
 def check_host(app: App, host: str) -> App:

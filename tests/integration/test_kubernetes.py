@@ -1,0 +1,257 @@
+"""deploy/kubernetes: each overlay is rendered as docs/KUBERNETES.md says, and checked without a cluster."""
+
+import base64
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tailrace.deploy.cli.nats_config import PORT, TO_CLUSTER, TO_MONITORING
+from tailrace.deploy.local.check_environment import SERVICES
+from tailrace.deploy.local.nats_server import GIB
+from tailrace.gateway.app import ROUTES
+from tailrace.gateway.http.server import GRACE_S
+from tailrace.generators.settings import Settings as GeneratorSettings
+from tailrace.proto.runtime import settings
+from tailrace.proto.service import HEALTH_CHECKS
+from tailrace.proto.version import VERSION
+from tests.harness.processes import CHECKOUT
+
+BIN = Path(sys.executable).parent
+HERE = CHECKOUT / "deploy/kubernetes"
+OVERLAYS = ("small", "three-nats", "production")
+VERSIONS = ("1.30", "1.37")
+WORKLOADS = ("Deployment", "StatefulSet", "Job")
+SCALED_OBJECT = {"scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval", "advanced", "triggers"}
+# What nats-server and a drain of the gateway need besides their own times.
+MARGIN_S = 5
+LAME_DUCK_S = 31
+
+Document = dict[str, Any]
+
+
+def run(*command: str | Path, cwd: Path | None = None, **environ: str) -> str:
+    environ = os.environ | {"PATH": f"{BIN}:/usr/bin:/bin", "PYTHONPATH": str(CHECKOUT)} | environ
+    done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def commands(overlay: str) -> Iterator[str]:
+    """The commands of steps 3 to 5, as the page says for an overlay."""
+    blocks = re.findall(r"   ```sh\n(.*?)   ```", (CHECKOUT / "docs/KUBERNETES.md").read_text(), re.DOTALL)
+    certificates, configure, key = (re.sub(r"(?m)^   ", "", block) for block in blocks[1:4])
+    yield from (
+        [certificates, configure] if overlay == "production" else [configure.replace("--tls /etc/tailrace/tls", "")]
+    )
+    yield key.replace("…", "sk-test")
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp(request.param) / "kubernetes"
+    shutil.copytree(HERE, folder)
+    overlay = folder / "overlays" / request.param
+    for command in commands(request.param):
+        servers = re.sub(r"--server nats-[23]\S*", "", command) if request.param == "small" else command
+        run("bash", "-euc", servers, cwd=overlay)
+    return run("kubectl", "kustomize", overlay)
+
+
+def documents(text: str) -> list[Document]:
+    return [msgspec.yaml.decode(part) for part in text.split("\n---\n")]
+
+
+def of(kinds: tuple[str, ...], all_: list[Document]) -> dict[str, Document]:
+    return {one["metadata"]["name"]: one for one in all_ if one["kind"] in kinds}
+
+
+def pod(workload: Document) -> Document:
+    return workload["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+
+
+def container(workload: Document) -> Document:
+    (found,) = pod(workload)["containers"]
+    return found  # type: ignore[no-any-return]
+
+
+def secrets(all_: list[Document]) -> dict[str, dict[str, str]]:
+    found = of(("Secret",), all_)
+    return {
+        name: {key: base64.b64decode(text).decode() for key, text in one["data"].items()} for name, one in found.items()
+    }
+
+
+def environment(workload: Document, all_: list[Document]) -> dict[str, str]:
+    given = {one["name"]: one["value"] for one in container(workload)["env"] if "value" in one}
+    for source in container(workload).get("envFrom", []):
+        given |= secrets(all_)[source["secretRef"]["name"]]
+    return given
+
+
+def services(all_: list[Document]) -> dict[str, Document]:
+    """The workloads that run a process with settings, by the name of its module."""
+    workloads = of(WORKLOADS, all_)
+    return {name: workloads[name] for name, _ in SERVICES}
+
+
+def check_fields(all_: list[Document], tmp_path: Path) -> None:
+    """All fields, against the schemas of Kubernetes. KEDA makes an autoscaler of each ScaledObject."""
+    scaled = of(("ScaledObject",), all_)
+    behaviours = [
+        {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": name},
+            "spec": {
+                "maxReplicas": one["spec"]["maxReplicaCount"],
+                "minReplicas": one["spec"]["minReplicaCount"],
+                "scaleTargetRef": {"kind": "Deployment", **one["spec"]["scaleTargetRef"]},
+                **one["spec"]["advanced"]["horizontalPodAutoscalerConfig"],
+            },
+        }
+        for name, one in scaled.items()
+    ]
+    (tmp_path / "all.yaml").write_bytes(
+        b"---\n".join(msgspec.yaml.encode(one) for one in [*all_, *behaviours] if one["kind"] != "ScaledObject")
+    )
+    for version in VERSIONS:
+        run("kubernetes-validate", "--strict", "-k", version, tmp_path / "all.yaml")
+    for name, one in scaled.items():
+        assert set(one["spec"]) == SCALED_OBJECT
+        assert "replicas" not in of(("Deployment",), all_)[name]["spec"]
+
+
+def check_settings(all_: list[Document], _: Path) -> None:
+    for name, workload in services(all_).items():
+        environ = environment(workload, all_)
+        kind = dict(SERVICES)[name]
+        settings.read(kind, environ)
+        assert set(environ) <= {settings.env_name(field) for field in kind.__struct_fields__}
+        assert container(workload)["args"] == [f"tailrace.{name}"]
+        assert container(workload)["image"] == f"tailrace:{VERSION.split('+')[0]}"
+    # A Service named `gateway` would add variables such as GATEWAY_PORT, and one named `tailrace` TAILRACE_PORT.
+    assert not any(pod(workload)["enableServiceLinks"] for workload in of(WORKLOADS, all_).values())
+
+
+def check_probes(all_: list[Document], _: Path) -> None:
+    routes = {route.path for route in ROUTES if hasattr(route, "path")}
+    for name, workload in services(all_).items():
+        found, environ = container(workload), environment(workload, all_)
+        ports = {one["name"]: one["containerPort"] for one in found["ports"]}
+        assert ports["metrics"] == int(environ["TAILRACE_METRICS_PORT"])
+        assert ports.get("http", 8000) == 8000
+        for probe in (found["readinessProbe"]["httpGet"], found["livenessProbe"]["httpGet"]):
+            assert probe["path"] in (routes if probe["port"] == "http" else set(HEALTH_CHECKS)), f"{name}: {probe}"
+    nats = container(of(WORKLOADS, all_)["nats"])
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert f"http://127.0.0.1:{PORT + TO_MONITORING}/healthz" in nats[kind]["exec"]["command"][-1]
+
+
+def check_nats(all_: list[Document], tmp_path: Path) -> None:
+    """Each pod has a configuration that nats-server accepts. Processes and servers know the servers by their pods."""
+    stateful, job = of(("StatefulSet",), all_)["nats"], of(("Job",), all_)["streams"]
+    first, count = stateful["spec"]["ordinals"]["start"], stateful["spec"]["replicas"]
+    names = [f"nats-{number}" for number in range(first, first + count)]
+    volumes = {one["name"]: one.get("secret", {}).get("secretName") for one in pod(stateful)["volumes"]}
+    files = secrets(all_)[volumes["config"]]
+    assert set(files) == {f"{name}.conf" for name in names}
+    assert container(stateful)["command"][2] == "/etc/nats/$(POD).conf"
+    folder = tmp_path / "tls"
+    folder.mkdir(exist_ok=True)
+    for name, text in secrets(all_).get(volumes.get("tls") or "", {}).items():
+        (folder / name).write_text(text)
+    for name, text in files.items():
+        path = tmp_path / name
+        path.write_text(text.replace("/etc/tailrace/tls", str(folder)).replace("/data", str(tmp_path / "data")))
+        run("nats-server", "-t", "-c", path)
+        found = msgspec.json.decode(text)
+        assert found["server_name"] == name.removesuffix(".conf")
+        routes = {re.sub(r".*@", "", route) for route in found.get("cluster", {}).get("routes", [])}
+        assert routes == {f"{other}.nats:{PORT + TO_CLUSTER}" for other in names if f"{other}.conf" != name}
+        (claim,) = stateful["spec"]["volumeClaimTemplates"]
+        gib = int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi"))
+        assert gib > found["jetstream"]["max_file_store"] / GIB
+    assert container(job)["args"] == ["streams", "--gib", "10", "--replicas", str(count)]
+    for workload in (*services(all_).values(), job):
+        given = {"env": [], **container(workload)}
+        urls = environment({"spec": {"template": {"spec": {"containers": [given]}}}}, all_)["TAILRACE_NATS_URL"]
+        assert [re.sub(r".*@|\?.*", "", url) for url in urls.split(",")] == [f"{name}.nats:{PORT}" for name in names]
+        assert pod(workload)["automountServiceAccountToken"] is False
+        labels = workload["spec"]["template"]["metadata"]["labels"]
+        assert labels["tailrace/nats"] == "client"
+
+
+def check_grace(all_: list[Document], _: Path) -> None:
+    """Each process has more time to stop than its drain takes. A generator's turns can run to their end."""
+    workloads = of(WORKLOADS, all_)
+    generators = settings.read(GeneratorSettings, environment(workloads["generators"], all_))
+    assert generators.grace_s >= generators.deadline_s
+    assert pod(workloads["generators"])["terminationGracePeriodSeconds"] > generators.grace_s + MARGIN_S
+    sleep_s = container(workloads["gateway"])["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod(workloads["gateway"])["terminationGracePeriodSeconds"] > sleep_s + GRACE_S + MARGIN_S
+    assert pod(workloads["nats"])["terminationGracePeriodSeconds"] > LAME_DUCK_S + MARGIN_S
+
+
+CHECKS: tuple[Callable[[list[Document], Path], None], ...] = (
+    check_fields,
+    check_settings,
+    check_probes,
+    check_nats,
+    check_grace,
+)
+
+
+def test_every_overlay_fits_kubernetes_and_the_product(rendered: str, tmp_path: Path) -> None:
+    for check in CHECKS:
+        check(documents(rendered), tmp_path)
+
+
+@pytest.mark.parametrize("rendered", ["production"], indirect=True)
+@pytest.mark.parametrize(
+    ("check", "right", "wrong"),
+    [
+        (check_fields, "maxUnavailable: 0", "maxUnavailble: 0"),
+        (check_fields, "stabilizationWindowSeconds: 300", "stabilizationWindow: 300"),
+        (check_fields, "pollingInterval", "pollingSeconds"),
+        (check_settings, "TAILRACE_METRICS_HOST", "TAILRACE_METRIC_HOST"),
+        (check_settings, 'value: "900"', "value: soon"),
+        (check_settings, "enableServiceLinks: false", "enableServiceLinks: true"),
+        (check_probes, "path: /readyz", "path: /ready"),
+        (check_probes, "path: /healthz", "path: /health-check"),
+        (check_nats, "nats-3.conf: ", "nats-3.conf: Z2FyYmFnZQ"),
+        (check_nats, "start: 1", "start: 0"),
+        (check_grace, "terminationGracePeriodSeconds: 930", "terminationGracePeriodSeconds: 600"),
+        (check_grace, 'value: "900"', 'value: "20"'),
+    ],
+)
+def test_a_mistake_is_found(
+    rendered: str, check: Callable[[list[Document], Path], None], right: str, wrong: str, tmp_path: Path
+) -> None:
+    assert right in rendered
+    with pytest.raises(Exception) as found:  # noqa: PT011  # an assertion, or what the product says
+        check(documents(rendered.replace(right, wrong)), tmp_path)
+    assert not isinstance(found.value, KeyError | TypeError)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on the PATH")
+def test_prometheus_accepts_the_job_and_the_queries(tmp_path: Path) -> None:
+    """The queries name metrics that the product exports. Debian builds Prometheus without Kubernetes."""
+    (tmp_path / "prometheus.yml").write_text(
+        re.sub(r"kubernetes_sd_configs:\n.*\n.*\n", "static_configs: []\n", (HERE / "prometheus.yml").read_text())
+    )
+    run("promtool", "check", "config", tmp_path / "prometheus.yml")
+    metrics = re.findall(r"^\| `(\w+)`", (CHECKOUT / "docs/METRICS.md").read_text(), re.MULTILINE)
+    objects = documents((HERE / "components/scaling/scaled-objects.yaml").read_text())
+    queries = [trigger["metadata"]["query"] for one in objects for trigger in one["spec"]["triggers"]]
+    rules = {"groups": [{"name": "keda", "rules": [{"record": "keda", "expr": query} for query in queries]}]}
+    (tmp_path / "rules.yml").write_bytes(msgspec.yaml.encode(rules))
+    run("promtool", "check", "rules", "--lint=none", tmp_path / "rules.yml")
+    assert {name for query in queries for name in re.findall(r"(\w+)\{", query)} <= set(metrics)
