@@ -10,7 +10,6 @@ import httpx2
 from tailrace.client.core import (
     EVENT_BYTES_MAX,
     SILENCE_S,
-    TRIES_MAX,
     Core,
     Headers,
     OnRetry,
@@ -18,7 +17,7 @@ from tailrace.client.core import (
     Post,
     Reading,
     State,
-    segment,
+    path_segment,
 )
 from tailrace.client.events import End, TurnEvent
 
@@ -196,7 +195,7 @@ class Client:
         key: str | None = None,
         *,
         headers: Headers | None = None,
-        tries_max: float = TRIES_MAX,
+        tries_max: float | None = None,
         silence_s: float = SILENCE_S,
         on_retry: OnRetry | None = None,
         http: httpx2.Client | None = None,
@@ -204,6 +203,10 @@ class Client:
         self._is_own = http is None
         self._http = http or httpx2.Client(limits=UNLIMITED)
         self._core = Core(BlockingHttp(self._http), url, key, headers or {}, tries_max, silence_s, on_retry)
+
+    @property
+    def url(self) -> str:
+        return self._core.url
 
     def ask(
         self,
@@ -233,19 +236,19 @@ class Client:
 
     def turn(self, turn: str) -> dict[str, Any]:
         """Returns a turn as `GET /v1/turns/{turn}` does. Raises TailraceError."""
-        return drive(self._core.request("GET", f"/v1/turns/{segment(turn)}"))
+        return drive(self._core.request("GET", f"/v1/turns/{path_segment(turn)}"))
 
     def turns(self, session: str | None = None) -> Iterator[dict[str, Any]]:
         """Yields the turns of a session, oldest first; without one, the running turns. Raises TailraceError."""
-        return iterate(self._core.items(*turns_of(session)))
+        return drive_all(self._core.items(*turns_of(session)))
 
     def sessions(self) -> Iterator[dict[str, Any]]:
         """Yields the sessions, newest first. Raises TailraceError."""
-        return iterate(self._core.items("/v1/sessions", {}))
+        return drive_all(self._core.items("/v1/sessions", {}))
 
     def results(self, batch: str) -> Iterator[dict[str, Any]]:
         """Yields the results of a batch that has ended, in the order of its inputs. Raises TailraceError."""
-        return iterate(self._core.results(batch))
+        return drive_all(self._core.results(batch))
 
     def request(
         self,
@@ -279,7 +282,7 @@ class AsyncClient:
         key: str | None = None,
         *,
         headers: Headers | None = None,
-        tries_max: float = TRIES_MAX,
+        tries_max: float | None = None,
         silence_s: float = SILENCE_S,
         on_retry: OnRetry | None = None,
         http: httpx2.AsyncClient | None = None,
@@ -287,6 +290,10 @@ class AsyncClient:
         self._is_own = http is None
         self._http = http or httpx2.AsyncClient(limits=UNLIMITED)
         self._core = Core(AsyncHttp(self._http), url, key, headers or {}, tries_max, silence_s, on_retry)
+
+    @property
+    def url(self) -> str:
+        return self._core.url
 
     async def ask(
         self,
@@ -309,7 +316,7 @@ class AsyncClient:
         return await self._core.cancel(turn)
 
     async def turn(self, turn: str) -> dict[str, Any]:
-        found: dict[str, Any] = await self._core.request("GET", f"/v1/turns/{segment(turn)}")
+        found: dict[str, Any] = await self._core.request("GET", f"/v1/turns/{path_segment(turn)}")
         return found
 
     def turns(self, session: str | None = None) -> AsyncIterator[dict[str, Any]]:
@@ -345,10 +352,12 @@ class AsyncClient:
 
 def turns_of(session: str | None) -> tuple[str, dict[str, str]]:
     """Returns the path and the parameters of a list of turns."""
-    return ("/v1/turns", {"status": "running"}) if session is None else (f"/v1/sessions/{segment(session)}/turns", {})
+    return (
+        ("/v1/turns", {"status": "running"}) if session is None else (f"/v1/sessions/{path_segment(session)}/turns", {})
+    )
 
 
-def iterate(items: AsyncIterator[T]) -> Iterator[T]:
+def drive_all(items: AsyncIterator[T]) -> Iterator[T]:
     """Yields what an asynchronous iterator yields that never suspends."""
 
     async def step() -> T:

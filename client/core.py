@@ -29,6 +29,8 @@ WAIT_S = 0.25
 WAIT_S_MAX = 5.0
 # Tries in a row that bring no event: about 45 seconds.
 TRIES_MAX = 12
+# The same if no gateway was ever reached and no turn runs: about 4 seconds. The address may be wrong.
+FIRST_TRIES_MAX = 4
 # The gateway sends a comment after 15 seconds of silence. A connection that is silent for longer is lost.
 SILENCE_S = 40.0
 # The gateway, or a proxy before it, is overloaded or not running.
@@ -59,14 +61,13 @@ class Http(Protocol):
 class Tries:
     """Counts tries in a row without success, and computes the wait before the next."""
 
-    def __init__(self, tries_max: float) -> None:
-        self._tries_max = tries_max
+    def __init__(self) -> None:
         self.count = 0
 
-    def wait_s(self, error: TailraceError) -> float:
+    def wait_s(self, error: TailraceError, tries_max: float) -> float:
         """Returns the wait before the next try: the server's, or a longer one of our own. Raises a final `error`."""
         self.count += 1
-        if not error.is_temporary or self.count > self._tries_max:
+        if not error.is_temporary or self.count > tries_max:
             raise error
         backoff_s = min(WAIT_S_MAX, WAIT_S * 2.0 ** min(self.count - 1, 10))
         return max(backoff_s * random.uniform(0.5, 1.5), error.retry_after_s)  # noqa: S311
@@ -81,18 +82,19 @@ class Core:
         url: str | None,
         key: str | None,
         headers: Headers,
-        tries_max: float,
+        tries_max: float | None,
         silence_s: float,
         on_retry: OnRetry | None,
     ) -> None:
         self.http = http
-        self.tries_max = tries_max
+        self._tries_max = tries_max
+        self._is_reached = False
         self._on_retry = on_retry
         self._timeout = httpx2.Timeout(silence_s)
-        self._url = (url or os.environ.get("TAILRACE_URL") or URL).rstrip("/")
+        self.url = (url or os.environ.get("TAILRACE_URL") or URL).rstrip("/")
         self._key = key or os.environ.get("TAILRACE_KEY")
         self._headers = headers
-        require_url(self._url)
+        require_url(self.url)
         if self._key and not is_header_value(self._key):
             raise TailraceError(
                 "the API key has a line break, a space at an end, or a non-ASCII character: copy it again"
@@ -109,10 +111,11 @@ class Core:
             if not is_header_value(value):
                 raise TailraceError(f"the value of the header {name} has a character that HTTP does not allow")
         request = self.http.client.build_request(
-            method, self._url + path, headers=merged, content=content, timeout=self._timeout
+            method, self.url + path, headers=merged, content=content, timeout=self._timeout
         )
         try:
             response = await self._send(request)
+            self._is_reached = True
             if response.is_success:
                 return response
             try:
@@ -120,8 +123,8 @@ class Core:
             finally:
                 await self.http.close(response)
         except httpx2.HTTPError as error:
-            raise lost(error) from error
-        raise refusal(response, body)
+            raise self.connection_error(error) from error
+        raise status_error(response, body)
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
         """Follows redirects within the origin only: no other host receives the headers and the question."""
@@ -135,7 +138,7 @@ class Core:
                 other = f"{following.url.scheme}://{following.url.netloc.decode()}"
                 raise TailraceError(f"the gateway redirects to {other}: if you trust it, use that URL")
             request = following
-        raise TailraceError("the gateway redirects without an end")
+        raise TailraceError(f"the gateway redirects more than {self.http.client.max_redirects} times")
 
     async def _read_error(self, response: httpx2.Response) -> bytes:
         """Returns the body of a refusal, or the start of a long one."""
@@ -173,7 +176,7 @@ class Core:
                 received = await self.http.read(response)
                 return msgspec.json.decode(received) if received else None
             except httpx2.HTTPError as error:
-                raise lost(error, is_temporary=is_repeatable) from error
+                raise self.connection_error(error, is_temporary=is_repeatable) from error
             except (msgspec.MsgspecError, ValueError) as error:
                 raise TailraceError("the gateway sent no JSON", status=response.status_code) from error
             finally:
@@ -183,16 +186,18 @@ class Core:
 
     async def repeat(self, work: Callable[[], Awaitable[T]]) -> T:
         """Returns what `work` returns, after as many tries as it takes. Raises TailraceError."""
-        tries = Tries(self.tries_max)
+        tries = Tries()
         while True:
             try:
                 return await work()
             except TailraceError as error:
                 await self.wait(tries, error)
 
-    async def wait(self, tries: Tries, error: TailraceError) -> None:
-        """Waits before the next try. Raises a final `error`."""
-        wait_s = tries.wait_s(error)
+    async def wait(self, tries: Tries, error: TailraceError, *, is_running: bool = False) -> None:
+        """Waits before the next try; longer if a turn is running. Raises a final `error`."""
+        is_first = error.is_unreachable and not self._is_reached and not is_running
+        default = FIRST_TRIES_MAX if is_first else TRIES_MAX
+        wait_s = tries.wait_s(error, default if self._tries_max is None else self._tries_max)
         if self._on_retry is not None:
             self._on_retry(error, tries.count)
         await self.http.sleep(wait_s)
@@ -210,11 +215,11 @@ class Core:
 
     async def results(self, batch: str) -> AsyncIterator[dict[str, Any]]:
         """Yields the results of a batch once each, and requests those after the last one if the connection is lost."""
-        last, tries = None, Tries(self.tries_max)
+        last, tries = None, Tries()
         while True:
             after = "" if last is None else f"?after={last}"
             try:
-                response = await self.open("GET", f"/v1/turn-batches/{segment(batch)}/results{after}", {})
+                response = await self.open("GET", f"/v1/turn-batches/{path_segment(batch)}/results{after}", {})
                 try:
                     async for line in self._lines(response):
                         result = msgspec.json.decode(line)
@@ -224,7 +229,7 @@ class Core:
                 finally:
                     await self.http.close(response)
             except httpx2.HTTPError as error:
-                await self.wait(tries, lost(error))
+                await self.wait(tries, self.connection_error(error))
             except TailraceError as error:
                 await self.wait(tries, error)
 
@@ -243,8 +248,21 @@ class Core:
         if pieces_bytes:
             raise TailraceError("the body ended within a line", is_temporary=True)
 
+    def connection_error(
+        self, error: httpx2.HTTPError, *, is_temporary: bool = True, retry_after_s: float = 0.0
+    ) -> TailraceError:
+        """Returns the error for a connection that failed: temporary, unless no later try can succeed."""
+        is_unreachable = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+        what = f"cannot connect to {self.url}" if is_unreachable else f"the connection to {self.url} is lost"
+        return TailraceError(
+            f"{what} ({reason(error)})",
+            is_temporary=is_temporary and isinstance(error, httpx2.TransportError),
+            is_unreachable=is_unreachable,
+            retry_after_s=retry_after_s,
+        )
+
     async def cancel(self, turn: str) -> dict[str, Any]:
-        cancelled: dict[str, Any] = await self.request("POST", f"/v1/turns/{segment(turn)}/cancel")
+        cancelled: dict[str, Any] = await self.request("POST", f"/v1/turns/{path_segment(turn)}/cancel")
         return cancelled
 
 
@@ -262,7 +280,7 @@ class Reading:
         self.state: State = "connecting"
         self.cursor = after
         self.end: End | None = None
-        self._tries = Tries(core.tries_max)
+        self._tries = Tries()
         self._retry_s = 0.0
         self._response: httpx2.Response | None = None
         self._stream: Any = None
@@ -285,7 +303,7 @@ class Reading:
                 if self._response is None:
                     await self._connect()
                 elif (event := await self._receive()) is not None:
-                    await self._take(event)
+                    await self._apply(event)
                     return event
             except TailraceError as error:
                 await self._wait(error)
@@ -314,7 +332,9 @@ class Reading:
             response = await self._core.open("POST", "/v1/turns", accept | self._post.headers, self._post.content)
         else:
             cursor = {"last-event-id": self.cursor} if self.cursor else {}
-            response = await self._core.open("GET", f"/v1/turns/{segment(self.turn or '')}/events", accept | cursor)
+            response = await self._core.open(
+                "GET", f"/v1/turns/{path_segment(self.turn or '')}/events", accept | cursor
+            )
         self.turn = response.headers.get("tailrace-turn") or self.turn
         self._response, self._stream, self._retry_s = response, self._core.http.stream(response), 0.0
         self._become("live")
@@ -326,7 +346,7 @@ class Reading:
         try:
             sent = await self._core.http.receive(self._stream)
         except httpx2.HTTPError as error:
-            raise lost(error, retry_after_s=self._retry_s) from error
+            raise self._core.connection_error(error, retry_after_s=self._retry_s) from error
         if sent is None:
             raise TailraceError("the stream ended before the answer", is_temporary=True, retry_after_s=self._retry_s)
         if sent.retry is not None:
@@ -342,7 +362,7 @@ class Reading:
             await self._disconnect()
             raise TailraceError(f"the gateway sent an event that cannot be read: {error}") from error
 
-    async def _take(self, event: TurnEvent) -> None:
+    async def _apply(self, event: TurnEvent) -> None:
         match event:
             case Start():
                 self.turn, self.session, self.model = event.turn, event.session, event.model
@@ -370,7 +390,7 @@ class Reading:
         await self._disconnect()
         self._become("reconnecting" if error.is_temporary else "ended")
         try:
-            await self._core.wait(self._tries, error)
+            await self._core.wait(self._tries, error, is_running=self.turn is not None)
         except TailraceError:
             self._become("ended")
             raise
@@ -413,17 +433,9 @@ def is_header_value(text: str) -> bool:
     return text.isascii() and text.isprintable() and text == text.strip()
 
 
-def segment(name: str) -> str:
-    """Returns a name as a segment of a path."""
+def path_segment(name: str) -> str:
+    """Returns a name, quoted as one segment of a path."""
     return quote(name, safe="")
-
-
-def lost(error: httpx2.HTTPError, *, is_temporary: bool = True, retry_after_s: float = 0.0) -> TailraceError:
-    """Returns the error for a connection that failed: temporary, unless no later try can succeed."""
-    is_temporary = is_temporary and isinstance(error, httpx2.TransportError)
-    return TailraceError(
-        f"the connection is lost ({reason(error)})", is_temporary=is_temporary, retry_after_s=retry_after_s
-    )
 
 
 def reason(error: BaseException) -> str:
@@ -434,7 +446,7 @@ def reason(error: BaseException) -> str:
     return str(getattr(cause, "strerror", None) or error or type(error).__name__)
 
 
-def refusal(response: httpx2.Response, body: bytes) -> TailraceError:
+def status_error(response: httpx2.Response, body: bytes) -> TailraceError:
     """Returns the error for a response with a status of failure."""
     status = response.status_code
     try:

@@ -2,7 +2,10 @@
 
 
 class TailraceError(Exception):
-    """A refusal has `status`, and a `code` of docs/ERRORS.md. `is_temporary`: a later try may succeed."""
+    """A refusal has `status`, and a `code` of docs/ERRORS.md. `is_temporary`: a later try may succeed.
+
+    `is_unreachable`: no connection was established.
+    """
 
     def __init__(
         self,
@@ -12,9 +15,11 @@ class TailraceError(Exception):
         code: str | None = None,
         retry_after_s: float = 0.0,
         is_temporary: bool = False,
+        is_unreachable: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.retry_after_s = retry_after_s
         self.is_temporary = is_temporary
+        self.is_unreachable = is_unreachable

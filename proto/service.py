@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from tailrace.proto import nats
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TailraceError
+from tailrace.proto.exit_status import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.nats import Connection, setup_watch
 from tailrace.proto.runtime import logging_setup as logging
 from tailrace.proto.runtime import metrics_server, tracing
@@ -34,9 +35,6 @@ LOOP_BEAT = prometheus_client.Gauge(
 BEAT_EVERY_S = 1.0
 # Far longer than a busy machine needs: a killed generator costs a model call for each of its turns.
 BEAT_LATE_S = 20.0
-
-EXIT_ERROR = 1
-EXIT_USAGE = 2
 
 
 class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,11 +2,11 @@
 
 import sys
 
-EXIT_INTERRUPTED = 130  # as in shells: 128 + SIGINT
+from tailrace.proto.exit_status import EXIT_INTERRUPTED
 
 
 def main() -> int:
-    """Runs the command. Ctrl-C during its imports, which take a second, ends it without a traceback."""
+    """Runs the command. Ctrl-C during its imports ends it without a traceback."""
     try:
         from tailrace.deploy.cli.main import main as run  # noqa: PLC0415  # see above
     except KeyboardInterrupt:

@@ -11,28 +11,48 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, get_args
 
 import msgspec
 
 from tailrace.client import TailraceError, TurnEvent
 from tailrace.client.events import Done, Failed, Progress
+from tailrace.deploy.cli.arguments import add_connection, add_number
 from tailrace.deploy.cli.connection import connect
 from tailrace.proto import errors
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Via
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.service import EXIT_ERROR
+from tailrace.proto.exit_status import EXIT_ERROR
 
-# About a minute.
-TRIES_MAX = 16
+DESCRIPTION = "Run all inputs of a file (one line of JSON each) as a batch; write a line for each answer."
+EXAMPLES = """\
+Each line of the file is one input, for example
+  {"custom_id": "one", "params": {"message": "Why is the sky blue?", "max_tokens": 500}}
+
+examples:
+  tailrace batch questions.jsonl                         print the answers
+  tailrace batch questions.jsonl --output answers.jsonl
+  tailrace batch questions.jsonl --via message_batches   half the price, within a day
+  TAILRACE_KEY=… tailrace batch questions.jsonl --url https://tailrace.example
+
+If it is interrupted, run the same command again: with the same file, --parallel and --via it continues the same batch.
+If one of them differs, the command creates a new batch, which you pay for again. Exit status 1: an input has no answer.
+"""
 # A gateway takes a while to read 10,000 inputs.
 SILENCE_S = 60.0
-# A gateway that restarts is back after so many tries. No message is printed before that.
-QUIET_TRIES = 3
 BAR_CHARS = 30
 # How an error message of the gateway refers to an input and one of its fields.
 INPUT = re.compile(r"[`$.]*requests\[(\d{1,5})\]([\w.\[\]]*)`?")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE.jsonl")
+    add("--output", type=Path, metavar="FILE", help="file for the answers (default: standard output)")
+    add_number(parser, "--parallel", 8, "concurrent inputs", 1, 64)
+    add("--via", choices=get_args(Via), default="messages", help="message_batches: half the price, within a day")
+    add_connection(parser)
 
 
 class Unwritable(errors.TailraceError):
@@ -44,7 +64,7 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     Raises SettingsInvalid, Unwritable, client.TailraceError.
     """
-    with connect(given, environ, tries_max=TRIES_MAX, silence_s=SILENCE_S, on_retry=report_retry) as client:
+    with connect(given, environ, silence_s=SILENCE_S) as client:
         body, numbers = body_of(given.file, given.parallel, given.via)
         if given.output is not None:
             require_writable(given.output)
@@ -63,13 +83,6 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
             return 0 if _save(client.results(batch), given.output) else EXIT_ERROR
         except OSError as error:
             raise Unwritable(f"the answers cannot be written: {error.strerror}. Run the command again") from error
-
-
-def report_retry(error: TailraceError, tries: int) -> None:
-    if tries == QUIET_TRIES:
-        # Overwrites the progress bar.
-        sys.stderr.write(f"\r{error}; retrying for a minute\n")
-        sys.stderr.flush()
 
 
 def _save(results: Iterable[Mapping[str, Any]], output: Path | None) -> bool:

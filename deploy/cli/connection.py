@@ -1,15 +1,25 @@
 """Finds the gateway of a command, from its options, the environment or the running `up`, and connects to it."""
 
 import argparse
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from tailrace.client import Client, TailraceError
+from tailrace import client
+from tailrace.client import Client
 from tailrace.deploy.local import status_file
-from tailrace.proto.errors import SettingsInvalid
+from tailrace.deploy.local.terminal_text import printable
+from tailrace.proto.errors import SettingsInvalid, TailraceError
 
 PROBE_S = 5.0
+START = "start a gateway with `tailrace up`, or name one with --url"
+
+
+class GatewayFailed(TailraceError):
+    """A gateway cannot be reached, or has refused a request."""
 
 
 def find_url(given: str | None, environ: Mapping[str, str], data_dir: Path) -> str | None:
@@ -20,27 +30,52 @@ def find_url(given: str | None, environ: Mapping[str, str], data_dir: Path) -> s
     return up.url if up is not None else None
 
 
-def connect(given: argparse.Namespace, environ: Mapping[str, str], **options: Any) -> Client:
-    """Returns a client of the gateway. Raises SettingsInvalid for an unusable address or proxy."""
+@contextmanager
+def connect(given: argparse.Namespace, environ: Mapping[str, str], **options: Any) -> Iterator[Client]:
+    """Yields a client of the gateway.
+
+    Raises SettingsInvalid for an unusable address or proxy, GatewayFailed for an error of the client within the block.
+    """
     url, key = find_url(given.url, environ, given.data), given.key or environ.get("TAILRACE_KEY")
     try:
         if url is None:
             require_gateway()
-        return Client(url, key, **options)
-    except TailraceError as error:
+        connected = Client(url, key, **{"on_retry": report_retry, **options})
+    except client.TailraceError as error:
         raise SettingsInvalid(str(error)) from error
     except (ValueError, ImportError) as error:
         # httpx2 reads HTTP_PROXY, HTTPS_PROXY and ALL_PROXY. It supports SOCKS only with an additional package.
         raise SettingsInvalid(
             "the proxy in the environment cannot be used: set an http:// proxy, or unset the variable"
         ) from error
+    with connected:
+        try:
+            yield connected
+        except client.TailraceError as error:
+            raise GatewayFailed(describe(error, connected.url)) from error
 
 
 def require_gateway() -> None:
     """Raises SettingsInvalid if no gateway answers at the default address. Does not retry: none may run."""
-    with Client(tries_max=0, silence_s=PROBE_S) as client:
+    with Client(tries_max=0, silence_s=PROBE_S) as probed:
         try:
-            client.request("GET", "/health")
-        except TailraceError as error:
+            probed.request("GET", "/health")
+        except client.TailraceError as error:
             if error.status is None:
-                raise SettingsInvalid("no gateway runs: start it with `tailrace up`, or name one with --url") from error
+                raise SettingsInvalid(f"{error}: {START}") from error
+
+
+def describe(error: client.TailraceError, url: str) -> str:
+    """Returns what went wrong, at which gateway, and what to do."""
+    text = str(error) if url in str(error) else f"{error} (the gateway at {url})"
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        return f"{text}; set the key in TAILRACE_KEY"
+    return f"{text}: {START}" if error.is_unreachable else text
+
+
+def report_retry(error: client.TailraceError, tries: int) -> None:
+    """Prints why a command waits, at the first of several tries."""
+    if tries == 1:
+        # Overwrites a progress bar.
+        start = "\r\x1b[K" if sys.stderr.isatty() else ""
+        print(f"{start}{printable(str(error))}; trying again", file=sys.stderr, flush=True)

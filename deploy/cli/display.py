@@ -3,11 +3,11 @@
 import sys
 from typing import Protocol, TextIO
 
-from tailrace.client import Answer, End
+from tailrace.client import Answer, End, TailraceError
 from tailrace.client.core import State
-from tailrace.deploy.local.console import printable
+from tailrace.deploy.cli.connection import report_retry
+from tailrace.deploy.local.terminal_text import printable
 
-RECONNECTING = "the connection is lost; reconnecting"
 AGAIN = "The answer starts again:"
 
 
@@ -17,6 +17,7 @@ class Display(Protocol):
     def add(self, text: str) -> None: ...
     def reset(self) -> None: ...
     def state(self, state: State) -> None: ...
+    def retry(self, error: TailraceError, tries: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -37,9 +38,10 @@ class PlainDisplay:
         self.close()
         sys.stderr.write(f"{AGAIN}\n")
 
-    def state(self, state: State) -> None:
-        if state == "reconnecting":
-            sys.stderr.write(f"{RECONNECTING}\n")
+    def state(self, state: State) -> None: ...
+
+    def retry(self, error: TailraceError, tries: int) -> None:
+        report_retry(error, tries)
 
     def close(self) -> None:
         if self._is_line_open:
@@ -52,6 +54,10 @@ class SilentDisplay:
     def add(self, text: str) -> None: ...
     def reset(self) -> None: ...
     def state(self, state: State) -> None: ...
+
+    def retry(self, error: TailraceError, tries: int) -> None:
+        report_retry(error, tries)
+
     def close(self) -> None: ...
 
 

@@ -1,5 +1,6 @@
 """`tailrace doctor`: checks what `tailrace up` and the processes need, and says what to do about each problem."""
 
+import argparse
 import asyncio
 import os
 import platform
@@ -17,23 +18,48 @@ import msgspec
 
 import tailrace.gateway.settings
 import tailrace.generators.settings
+from tailrace.deploy.cli.arguments import add_address, add_data, add_json
 from tailrace.deploy.local import check_environment, nats_server, ports, status_file
-from tailrace.deploy.local.banner import table
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import is_simulated
+from tailrace.deploy.local.terminal_text import table
 from tailrace.gateway.http import fd_limit
 from tailrace.gateway.http.log_fullness import disk_shortage
 from tailrace.persistence.database import Database
 from tailrace.proto.errors import SettingsInvalid, TailraceError
+from tailrace.proto.exit_status import EXIT_ERROR
 from tailrace.proto.nats import Connection, check
 from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.runtime import settings
 
+DESCRIPTION = "Check what `tailrace up` needs, and say what to do about each problem."
+EXAMPLES = """\
+examples:
+  tailrace doctor
+  tailrace doctor --port 9000 --data try     for a `tailrace up` with these options
+  tailrace doctor --json
+
+It checks Python, the settings, the port, the disk, the file limit, the database, NATS with its version and setup, and
+the model key with one request that is free of charge. It changes nothing. Exit status 1: something does not work.
+"""
 Level = Literal["ok", "warning", "error"]
 SKEW_S_MAX = 5.0
 CLOCK_TIMEOUT_S = 5.0
 BUSY_TIMEOUT_S = 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_address(parser)
+    add_data(parser, "data directory")
+    add_json(parser)
+
+
+def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    options = Options(host=given.host, port=given.port, data_dir=given.data)
+    findings = asyncio.run(examine(options, environ))
+    print(msgspec.json.encode(findings).decode() if given.json else render(findings))
+    return EXIT_ERROR if any(one.level == "error" for one in findings) else 0
 
 
 class Finding(msgspec.Struct, frozen=True):

@@ -1,19 +1,137 @@
 """`tailrace keys`: creates, lists and revokes API keys in NATS. Only a key's hash is stored, so it is shown once."""
 
+import argparse
+import asyncio
+import re
+import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 
-from tailrace.deploy.local.banner import table
-from tailrace.proto.api_key import OLD_SCOPES, ApiKey, NewKey, Scope, new_key
-from tailrace.proto.errors import LogUnavailable
+import msgspec
+
+from tailrace.deploy.cli.arguments import add_data, tenant
+from tailrace.deploy.cli.main import add_config
+from tailrace.deploy.local import nats_server
+from tailrace.deploy.local.terminal_text import table
+from tailrace.proto.api_key import OLD_SCOPES, SCOPES, TENANT_SCOPES, ApiKey, NewKey, Scope, new_key
+from tailrace.proto.errors import LogUnavailable, SettingsInvalid
+from tailrace.proto.exit_status import EXIT_ERROR
 from tailrace.proto.ids import Tenant
+from tailrace.proto.limits import NAMES, parse_limits_setting
 from tailrace.proto.nats import Connection, check
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.permissions import ADMIN
 
+DESCRIPTION = "Create, list and revoke API keys. Changes take effect within a second."
+EXAMPLES = """\
+examples:
+  tailrace keys create --tenant acme --name 'web shop'     a key with all scopes
+  tailrace keys create --tenant acme --scope read          a key that can only read
+  tailrace keys create --tenant acme --expires 90d         a key that expires after 90 days
+  tailrace keys list
+  tailrace keys revoke key_0123456789abcdef                takes effect within a second, also for open streams
+
+Keys are stored in the NATS of the `tailrace up` with this data directory (--data), or in TAILRACE_NATS_URL.
+"""
+NAME_CHARS_MAX = 100
+LIFE = re.compile(r"([1-9][0-9]{0,3})([dhm])")
+LIFE_MAX = 9999
 HEADINGS = ("ID", "TENANT", "SCOPES", "CREATED", "EXPIRES", "REVOKED", "NAME")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="create a key and show it once", allow_abbrev=False)
+    create.set_defaults(action=run_create)
+    create.add_argument("--tenant", type=tenant, required=True, metavar="NAME", help="tenant of the key's turns")
+    create.add_argument("--name", type=key_name, default="", metavar="TEXT", help="description, shown in the list")
+    create.add_argument(
+        "--scope",
+        action="append",
+        choices=sorted(SCOPES),
+        help="permission; repeat it for several (default: all but operate, which shows the metrics of all tenants)",
+    )
+    create.add_argument(
+        "--limits",
+        type=limits,
+        metavar="NAME=NUMBER,…",
+        help=f"limits of the key: {', '.join(NAMES)} (docs/LIMITS.md)",
+    )
+    create.add_argument(
+        "--expires", type=life, metavar="TIME", help="lifetime: 90d, 12h or 30m (default: until it is revoked)"
+    )
+    listing = actions.add_parser("list", help="list all keys, including revoked ones", allow_abbrev=False)
+    listing.set_defaults(action=run_list)
+    revoking = actions.add_parser("revoke", help="revoke a key permanently", allow_abbrev=False)
+    revoking.set_defaults(action=run_revoke)
+    revoking.add_argument("id", metavar="ID", help="id in the list: key_…")
+    for action in (create, listing, revoking):
+        add_config(action)
+        add_data(action)
+
+
+def life(text: str) -> int:
+    """Returns a lifetime in seconds."""
+    found = LIFE.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time such as 90d, 12h or 30m, with a number from 1 to {LIFE_MAX}"
+        )
+    return int(found[1]) * {"d": 86400, "h": 3600, "m": 60}[found[2]]
+
+
+def limits(text: str) -> dict[str, float]:
+    try:
+        given: dict[str, float] = msgspec.to_builtins(parse_limits_setting("--limits", text))
+    except SettingsInvalid as error:
+        # argparse names the option itself.
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--limits: ")) from error
+    return given
+
+
+def key_name(text: str) -> str:
+    # Names are printed on terminals: no control characters.
+    if not text.isprintable() or len(text) > NAME_CHARS_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name: at most {NAME_CHARS_MAX} printable characters")
+    return text
+
+
+def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    url = nats_server.url(given.data, environ)
+    status: int = asyncio.run(given.action(url, given))
+    return status
+
+
+async def run_create(url: str, given: argparse.Namespace) -> int:
+    scopes = given.scope or TENANT_SCOPES
+    made, is_first = await create(url, given.tenant, given.name, scopes, given.limits, given.expires)
+    print(f"{made.record.id} of {made.record.tenant} was created; the key is shown only once:", file=sys.stderr)
+    print(made.secret)
+    if made.record.expires_at is not None:
+        print(f"It expires at {day(made.record.expires_at)} UTC.", file=sys.stderr)
+    if is_first:
+        print("It is the first key: from now on every request needs one.", file=sys.stderr)
+    return 0
+
+
+async def run_list(url: str, _: argparse.Namespace) -> int:
+    print(render(await list_all(url)))
+    return 0
+
+
+async def run_revoke(url: str, given: argparse.Namespace) -> int:
+    revoked = await revoke(url, given.id)
+    if revoked is None:
+        print(f"tailrace: no key has the id {given.id!r}: see `tailrace keys list`", file=sys.stderr)
+        return EXIT_ERROR
+    key, was_before, is_last = revoked
+    how = f"was revoked already, {day(key.revoked_at)}" if was_before else "is revoked"
+    print(f"{key.id} of {key.tenant} {how}")
+    if is_last:
+        print("No valid key is left, and every request needs one: run `tailrace keys create`.", file=sys.stderr)
+    return 0
 
 
 async def create(

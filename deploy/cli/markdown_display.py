@@ -6,10 +6,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.spinner import Spinner
+from rich.text import Text
 
+from tailrace.client import TailraceError
 from tailrace.client.core import State
-from tailrace.deploy.cli.display import AGAIN, RECONNECTING
-from tailrace.deploy.local.console import printable
+from tailrace.deploy.cli.display import AGAIN
+from tailrace.deploy.local.terminal_text import printable
 
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 REFRESHES_PER_S = 12
@@ -25,7 +27,7 @@ class MarkdownDisplay:
         self._console = Console(highlight=False)
         self._text = ""
         self._is_first = True
-        self._state: State = "connecting"
+        self._waiting = ""
         self._live: Live | None = None
 
     def add(self, text: str) -> None:
@@ -42,9 +44,13 @@ class MarkdownDisplay:
         self._console.print(f"[dim]{AGAIN}[/dim]")
 
     def state(self, state: State) -> None:
-        self._state = state
-        if state != "ended":
+        if state == "live":
+            self._waiting = ""
             self._draw()
+
+    def retry(self, error: TailraceError, tries: int) -> None:  # noqa: ARG002  # as in Display
+        self._waiting = printable(f"{error}; trying again")
+        self._draw()
 
     def close(self) -> None:
         self._stop()
@@ -62,8 +68,7 @@ class MarkdownDisplay:
         if self._live is None:
             self._live = Live(console=self._console, refresh_per_second=REFRESHES_PER_S, transient=True)
             self._live.start()
-        waiting = RECONNECTING if self._state == "reconnecting" else ""
-        self._live.update(Group(markdown(self._text), Spinner("dots", f"[dim]{waiting}[/dim]")))
+        self._live.update(Group(markdown(self._text), Spinner("dots", Text(self._waiting, style="dim"))))
 
     def _stop(self) -> None:
         if self._live is not None:

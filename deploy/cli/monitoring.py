@@ -1,10 +1,49 @@
 """`tailrace monitoring`: writes the dashboards, rules and example configurations of monitoring into a new folder."""
 
+import argparse
+import re
 import shutil
+import sys
+from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from tailrace.deploy.monitoring import RUNBOOK_URL
+from tailrace.proto.exit_status import EXIT_ERROR
+
+DESCRIPTION = "Write the files of monitoring, whose panels and alerts link to your copy of docs/RUNBOOK.md."
+EXAMPLES = """\
+example:
+  tailrace monitoring tailrace-monitoring --runbook https://wiki.example/RUNBOOK.md
+
+The folder has dashboards for Grafana, rules for Prometheus, and example configurations of Grafana, Prometheus and
+Alertmanager.
+docs/RUNBOOK.md says how to install them.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--runbook", type=url, required=True, metavar="URL", help="address of your copy of the runbook")
+
+
+def url(text: str) -> str:
+    # Quotes and the like would end a string in the files.
+    if not re.fullmatch(r"""https?://[^\s"'\\<>]+""", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an http or https URL such as https://wiki.example/RUNBOOK.md"
+        )
+    return text
+
+
+def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+    try:
+        written = write(given.folder, given.runbook)
+    except FileExistsError:
+        print(f"tailrace: {given.folder} exists already: name a new folder", file=sys.stderr)
+        return EXIT_ERROR
+    print(*written, sep="\n")
+    return 0
 
 
 def write(folder: Path, runbook: str) -> list[Path]:

@@ -1,22 +1,73 @@
 """`tailrace nats-config`: writes configurations for one or three nats-servers and the environment of each process."""
 
+import argparse
 import re
 import secrets
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tailrace.deploy.cli.arguments import add_number
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.nats_server import GIB, LAME_DUCK, PAYLOAD_BYTES_MAX, accounts, render
+from tailrace.proto.exit_status import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.ip_address import is_loopback
 from tailrace.proto.nats.permissions import RIGHTS
 
+DESCRIPTION = "Write whole configurations of nats-server, and the environment of each process of Tailrace."
+EXAMPLES = """\
+examples:
+  tailrace nats-config nats --server nats.internal                one server, without TLS
+  tailrace nats-config nats --tls /etc/tailrace/tls --server nats-1.internal --server nats-2.internal \\
+    --server nats-3.internal                                      three servers; any one may fail
+
+The folder gets one configuration for each server (nats-1.conf …), and gateway.env, generators.env, persistence.env and
+admin.env with the TAILRACE_NATS_URL of each process. The passwords are new. docs/NATS.md has the next steps.
+"""
 PORT = 4222
 # Added to the port for clients (4222), they give the ports for the other servers (6222) and monitoring (8222).
 TO_CLUSTER, TO_MONITORING = 2000, 4000
 PORT_MAX = 65535 - TO_MONITORING
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104  # servers and processes on other machines connect, with passwords
 HOST = re.compile(r"([a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::([1-9][0-9]{0,4}))?")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="a new folder")
+    add(
+        "--server",
+        type=nats_address,
+        action="append",
+        required=True,
+        metavar="HOST[:PORT]",
+        help="address of a server; give it once or three times (default port: 4222; port + 2000 for the other servers)",
+    )
+    add("--tls", type=Path, metavar="DIR", help="use TLS: folder of ca.pem, cert.pem and key.pem on each machine")
+    add(
+        "--store",
+        type=Path,
+        default=Path("/var/lib/nats"),
+        metavar="DIR",
+        help="folder of the log (default: %(default)s)",
+    )
+    add_number(parser, "--gib", 10, "storage a server, GiB", 1, 65536, "size")
+
+
+def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+    if len(given.server) not in (1, 3) or len(set(given.server)) < len(given.server):
+        print("tailrace: name one server, or three different ones", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        written = write(given.folder, given.server, given.tls, given.store, given.gib)
+    except OSError as error:
+        print(f"tailrace: cannot make {given.folder} ({error.strerror}): name a new folder", file=sys.stderr)
+        return EXIT_ERROR
+    print(*written, sep="\n")
+    if given.tls is None and not all(server.is_loopback for server in given.server):
+        print("warning: without --tls, passwords and answers cross the network in plain text", file=sys.stderr)
+    return 0
 
 
 class Server(NamedTuple):
@@ -44,6 +95,13 @@ def parse_server(text: str) -> Server:
     if server is None or server.port > PORT_MAX:
         raise ValueError(f"{text!r} is not HOST or HOST:PORT, with a port up to {PORT_MAX}")
     return server
+
+
+def nats_address(text: str) -> Server:
+    try:
+        return parse_server(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def write(folder: Path, servers: Sequence[Server], tls: Path | None, store: Path, gib: int) -> list[Path]:

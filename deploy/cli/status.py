@@ -1,18 +1,23 @@
 """`tailrace status`: the processes of a local `up`, the queue, the log and the last problems."""
 
+import argparse
 import asyncio
+import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from tailrace.deploy.cli.arguments import add_data, add_json
 from tailrace.deploy.local import nats_server, status_file
-from tailrace.deploy.local.banner import table
-from tailrace.deploy.local.console import Problem, printable
+from tailrace.deploy.local.console import Problem
 from tailrace.deploy.local.readiness import passes
 from tailrace.deploy.local.status_file import ProcessEntry
+from tailrace.deploy.local.terminal_text import printable, table
 from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.exit_status import EXIT_ERROR
 from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.nats import Connection, Rpc, stream_size
 from tailrace.proto.nats.leases import consumer_backlog
@@ -21,8 +26,38 @@ from tailrace.proto.nats.streams import survey
 from tailrace.proto.subjects import BODIES, GENERATORS, PERSISTENCE, STREAM
 from tailrace.proto.version import VERSION
 
+DESCRIPTION = "Show whether everything works."
+EXAMPLES = """\
+examples:
+  tailrace status
+  tailrace status --watch          repeat it every two seconds
+  tailrace status --json | jq .nats.queued
+
+It shows the `tailrace up` with this data directory (--data): processes, pids, addresses, and the last errors in its
+output. For your own NATS, set TAILRACE_NATS_URL with the user admin: it then shows what NATS, the generators and
+persistence report. Exit status 1: something is not ready.
+"""
+WATCH_EVERY_S = 2.0
 # Longer than a healthy process takes to answer.
 WAIT_S = 0.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--watch", action="store_true", help="repeat it until Ctrl-C")
+    add_json(parser)
+    add_data(parser)
+
+
+def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    while True:
+        found = asyncio.run(fetch(given.data, environ))
+        text = msgspec.json.encode(found).decode() if given.json else render(found)
+        # On a terminal, each output replaces the one before.
+        clear = "\x1b[H\x1b[2J" if given.watch and not given.json and sys.stdout.isatty() else ""
+        print(clear + text, flush=True)
+        if not given.watch:
+            return 0 if found.ok else EXIT_ERROR
+        time.sleep(WATCH_EVERY_S)
 
 
 class ProcessStatus(msgspec.Struct, frozen=True):

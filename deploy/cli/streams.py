@@ -1,16 +1,38 @@
 """`tailrace streams`: creates missing streams and buckets in a running NATS; existing ones do not change."""
 
+import argparse
 import asyncio
 import time
+from collections.abc import Mapping
 
+from tailrace.deploy.cli.arguments import add_number
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import streams
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.permissions import ADMIN
 
+DESCRIPTION = "Create missing streams and buckets in the NATS at TAILRACE_NATS_URL; existing ones do not change."
+EXAMPLES = """\
+`tailrace up` does this itself. For your own NATS servers:
+  TAILRACE_NATS_URL=nats://admin:PASSWORD@nats.internal:4222 tailrace streams --replicas 3
+"""
+GIB = 1024**3
 # The rest of the store is for large bodies (BODIES_SHARE), claims, and the server's own files.
 LOG_SHARE_MAX = 0.8
 RETRY_S = 0.1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_number(parser, "--replicas", 1, "copies of the log", 1, 5)
+    add_number(parser, "--gib", 10, "storage a server, GiB", 1, 65536, "size")
+
+
+def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    url = environ.get("TAILRACE_NATS_URL", "nats://127.0.0.1:4222")
+    created = asyncio.run(apply(url, file_bytes_max=given.gib * GIB, replicas=given.replicas))
+    existed = len(streams.EVERY_STREAM) + len(streams.CONSUMERS) - created
+    print(f"{created} streams, buckets and consumers created; {existed} existed and were not changed")
+    return 0
 
 
 async def apply(url: str, *, file_bytes_max: int, replicas: int = 1, wait_s: float = 0.0) -> int:

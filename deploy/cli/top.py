@@ -15,16 +15,32 @@ import msgspec
 
 from tailrace.client import Client
 from tailrace.deploy.cli import status
+from tailrace.deploy.cli.arguments import add_connection, add_json
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import excerpt, text_of
-from tailrace.deploy.local.banner import table
-from tailrace.deploy.local.console import printable
+from tailrace.deploy.local.terminal_text import printable, table
 from tailrace.proto.errors import SettingsInvalid
 
+DESCRIPTION = "Watch processes, the queue, tokens a second and the slowest running turns."
+EXAMPLES = """\
+examples:
+  tailrace top                                          repeated every two seconds until Ctrl-C
+  tailrace top > now.txt                                once
+  tailrace top --json                                   a line of JSON every two seconds
+  TAILRACE_KEY=… tailrace top --url https://tailrace.example
+
+It shows the processes and the queue of the running `up` of this user. With --url, or without a running `up`, it shows
+only turns.
+"""
 EVERY_S = 2.0
 # Reads at most so many running turns.
 TURNS_READ_MAX = 1000
 TURNS_SHOWN = 15
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser, "print a line of JSON every two seconds")
+    add_connection(parser)
 
 
 class RunningTurn(msgspec.Struct, frozen=True):

@@ -1,11 +1,17 @@
 """`tailrace turn`: reads a turn's log, record and readers over NATS as the administrator, and renders its timeline."""
 
+import argparse
+import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 
 import msgspec
 
+from tailrace.deploy.cli.arguments import add_data, add_json, add_turn_id, tenant
 from tailrace.deploy.cli.turn_timeline import Timeline, build
+from tailrace.deploy.local import nats_server
+from tailrace.deploy.local.terminal_text import printable
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId
@@ -16,9 +22,38 @@ from tailrace.proto.reader_report import GatewayReaders
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 
+DESCRIPTION = "Show the timeline of one turn."
+EXAMPLES = """\
+It shows whether a user got the answer: when the turn was accepted, which attempts were made, when the first token
+came, where the answer paused, which readers opened, resumed and were cut, how it ended, and whether it is in the
+database. It shows no text of the conversation.
+
+examples:
+  tailrace turn 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41
+  tailrace turn 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41 --json
+  tailrace turn 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41 --tenant acme     a turn that has left the log
+
+It connects to the NATS of the `tailrace up` with this data directory (--data), or to TAILRACE_NATS_URL with the user
+admin. Each gateway remembers its last 10,000 streams until it stops. It does not remember answers that were read
+without a stream, and streams of turns that had left the log. "Sent" means that the gateway wrote the entries to the
+connection; it cannot know whether a client has shown them.
+"""
 QUERY_TIMEOUT_S = 5.0
 # Gateways answer from memory.
 GATEWAYS_WAIT_S = 0.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_turn_id(parser)
+    parser.add_argument("--tenant", type=tenant, metavar="NAME", help="its tenant (default: found in the log)")
+    add_json(parser, "print JSON, with times in UTC")
+    add_data(parser)
+
+
+def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    found = asyncio.run(fetch(nats_server.url(given.data, environ), given.id, given.tenant))
+    print(msgspec.json.encode(found).decode() if given.json else printable(render(found)))
+    return 0
 
 
 async def fetch(url: str, turn: TurnId, tenant: Tenant | None) -> Timeline:

@@ -1,19 +1,61 @@
 """`tailrace usage`: queries persistence over NATS and renders a table."""
 
-from collections.abc import Sequence
-from datetime import date
+import argparse
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import get_args
 
 import msgspec
 
-from tailrace.deploy.local.banner import table
+from tailrace.deploy.cli.arguments import add_data, add_tenant
+from tailrace.deploy.local import nats_server
+from tailrace.deploy.local.terminal_text import table
+from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.resources import GetUsage, UsageBy, UsagePage, UsageRecord
 
+DESCRIPTION = "Show a tenant's turns, tokens and cost in US dollars."
+EXAMPLES = """\
+examples:
+  tailrace usage                                   the last thirty days (UTC), one row a day
+  tailrace usage --tenant acme --by key            one row for each API key, with the time of its last use
+  tailrace usage --by model --from 2026-11-01 --to 2026-11-30
+
+It connects to the NATS of the `tailrace up` with this data directory (--data), or to TAILRACE_NATS_URL.
+"""
+DAYS = 30
 TIMEOUT_S = 10.0
 PAGE = 200
 NO_KEY = "-"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    today = datetime.now(UTC).date()
+    add_tenant(parser)
+    add = parser.add_argument
+    add("--by", choices=get_args(UsageBy), default="day", help="one row for each of these (default: %(default)s)")
+    add("--from", type=day, dest="first", metavar="DAY", help=f"first day, UTC (default: the last {DAYS} days)")
+    add("--to", type=day, dest="last", default=today, metavar="DAY", help="last day, UTC (default: today)")
+    add_data(parser)
+
+
+def day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day such as 2026-01-31") from error
+
+
+def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    first = given.first or given.last - timedelta(days=DAYS - 1)
+    if first > given.last:
+        raise SettingsInvalid(f"--from {first} is after --to {given.last}: exchange them")
+    url = nats_server.url(given.data, environ)
+    print(render(given.by, asyncio.run(fetch(url, given.tenant, given.by, first, given.last))))
+    return 0
 
 
 async def fetch(url: str, tenant: Tenant, by: UsageBy, first: date, last: date) -> list[UsageRecord]:

@@ -1,10 +1,9 @@
 """Texts that `tailrace up` prints when it starts: the model in use, the process table and a command to try."""
 
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 
-from tailrace.deploy.local.console import printable
 from tailrace.deploy.local.processes import is_simulated
+from tailrace.deploy.local.terminal_text import table
 from tailrace.generators.settings import Settings
 from tailrace.proto.runtime.settings import read
 
@@ -37,10 +36,3 @@ def render_banner(rows: Sequence[Sequence[str]], url: str, data_dir: str, *, nee
 
   curl -N {url}/v1/turns {key}-H 'Content-Type: application/json' -H 'Accept: text/event-stream' -d '{TURN}'
 """
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Returns `rows` with aligned columns, indented by two spaces, one line each."""
-    shown = [[printable(cell).replace("\n", " ").replace("\t", " ") for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip_longest(*shown, fillvalue="")]
-    return "\n".join("  ".join(["", *map(str.ljust, row, widths)]).rstrip() for row in shown)

@@ -1,4 +1,4 @@
-"""The configuration file `tailrace.toml` and the `.env` beside it: finds, reads and checks them, and writes an example.
+"""The configuration file `tailrace.toml` and the `.env` beside it: reads and checks them, and writes an example.
 
 The name of a setting in the file is that of its environment variable (docs/SETTINGS.md), in lower case and without
 `TAILRACE_`. The table `[up]` has the options of `tailrace up`. Environment variables override `.env`, and `.env`
@@ -10,14 +10,14 @@ import textwrap
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import get_type_hints
 
 import msgspec
 from dotenv.parser import parse_stream
 from platformdirs import user_config_path
 
 from tailrace.deploy.local.check_environment import SERVICES
-from tailrace.deploy.local.data_dir import is_own
+from tailrace.deploy.local.configuration import ADDRESS, NAME, Configuration
 from tailrace.deploy.local.options import Options
 from tailrace.gateway.settings import Settings as GatewaySettings
 from tailrace.proto.did_you_mean import suggest
@@ -25,11 +25,9 @@ from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.runtime import settings
 from tailrace.proto.service import ModelSettings, ProcessSettings
 
-NAME = "tailrace.toml"
 UP = "up"
 # The options in the table `[up]`, by their names on the command line, and their fields in `Options`.
 OPTIONS = {"data": "data_dir", **{name: name for name in ("generators", "gateways", "cluster", "sync")}}
-ADDRESS = {"host": "TAILRACE_HOST", "port": "TAILRACE_PORT"}
 # `up` chooses these settings for its processes, so the example leaves them out.
 CHOSEN_BY_UP = {"nats_url", "database", "listen_fd", "disk", "ops_targets", "generator", "webhooks"}
 # They belong in `.env`.
@@ -47,38 +45,17 @@ HEAD = f"""\
 WIDTH = 118
 
 
-class Configuration(NamedTuple):
-    """The environment of the processes, and the options of `up` that the file or the environment sets."""
-
-    environ: Mapping[str, str]
-    options: Mapping[str, object]
-
-
-def load(named: Path | None, environ: Mapping[str, str]) -> Configuration:
-    """Reads the file that `--config` names, or else the one that `find` returns, and the `.env` beside it.
+def merge(path: Path | None, environ: Mapping[str, str]) -> Configuration:
+    """Returns the environment over the `.env` beside the file, and both over the file.
 
     Raises SettingsInvalid with the file, the name and what is expected.
     """
-    path = named or find()
     texts, options = read(path) if path is not None else ({}, {})
     beside = read_dotenv(path.with_name(".env")) if path is not None else {}
     merged = {**texts, **beside, **environ}
     given = settings.read(GatewaySettings, {name: merged[name] for name in ADDRESS.values() if merged.get(name)})
     address = {key: getattr(given, key) for key, name in ADDRESS.items() if merged.get(name)}
     return Configuration(merged, {**address, **options})
-
-
-def find() -> Path | None:
-    """Returns the file in the current folder, or else in the user's configuration folder; None if there is none.
-
-    Raises SettingsInvalid if the file belongs to another user: such a file could send this user's keys elsewhere.
-    """
-    for path in (Path(NAME), user_config_path("tailrace", appauthor=False) / NAME):
-        if path.is_file():
-            if not is_own(path.stat()):
-                raise SettingsInvalid(f"{path} belongs to another user: to use it, name it with --config")
-            return path
-    return None
 
 
 def read(path: Path) -> tuple[dict[str, str], dict[str, object]]:

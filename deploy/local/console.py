@@ -20,16 +20,9 @@ PROBLEM = re.compile(
     r"|exited with status|was killed by|cannot be started|has not answered|did not stop"
 )
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
-# Control characters of an answer would be commands to the terminal (ECMA-48): cursor, title, clipboard.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 PROBLEMS_KEPT = 10
 PROBLEM_CHARS_MAX = 300
 COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
-
-
-def printable(text: str) -> str:
-    """Returns `text` without characters that control a terminal."""
-    return CONTROL.sub("", text)
 
 
 def split(text: bytes) -> tuple[list[str], bytes]:

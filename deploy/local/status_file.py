@@ -4,14 +4,17 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from tailrace.deploy.local.console import Problem
 from tailrace.deploy.local.data_dir import read_own, write_private
 from tailrace.deploy.local.readiness import HealthCheck
-from tailrace.deploy.local.supervisor import Supervisor
 from tailrace.proto.version import VERSION
+
+if TYPE_CHECKING:
+    from tailrace.deploy.local.supervisor import Supervisor
 
 FILE = "status.json"
 
@@ -39,7 +42,7 @@ class UpStatus(msgspec.Struct, frozen=True):
 class StatusFile:
     """Writes the file of one `up`, if its content has changed."""
 
-    def __init__(self, data_dir: Path, url: str, supervisor: Supervisor) -> None:
+    def __init__(self, data_dir: Path, url: str, supervisor: "Supervisor") -> None:
         self._path = data_dir / FILE
         self._url = url
         self._supervisor = supervisor

@@ -19,8 +19,8 @@ import msgspec
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.readiness import HealthCheck
 from tailrace.deploy.local.spawn import describe, signal_group, spawn
+from tailrace.proto.exit_status import EXIT_USAGE
 from tailrace.proto.runtime.race import run_until
-from tailrace.proto.service import EXIT_USAGE
 
 DELAY_S_MIN = 0.1
 DELAY_S_MAX = 5.0

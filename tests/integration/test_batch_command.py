@@ -104,16 +104,6 @@ async def test_a_response_that_breaks_off_is_requested_again(
         assert (status, proxy.left) == (0, []), printed
 
 
-async def test_an_unreachable_gateway_is_reported_while_it_retries(command: RunCommand, tmp_path: Path) -> None:
-    async with Cutting(0) as closed:
-        url = closed.url
-    retrying = "the connection is lost (Connection refused); retrying for a minute\n"
-    run = command("--url", url, write(tmp_path / "in.jsonl", 1))
-    await run.start(retrying)
-    assert retrying in run.printed
-    assert await run.interrupted() == 128 + SIGINT
-
-
 async def test_ctrl_c_ends_it_without_a_traceback(command: RunCommand, tmp_path: Path) -> None:
     run = command(write(tmp_path / "in.jsonl", 1, "words=900 rate=5"))
     await run.start()

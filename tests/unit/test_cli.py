@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -15,17 +16,20 @@ import structlog
 
 from tailrace import __main__ as console_script
 from tailrace.client import Client
+from tailrace.deploy.cli.arguments import turn_id
+from tailrace.deploy.cli.ask import read_question
 from tailrace.deploy.cli.connection import find_url
-from tailrace.deploy.cli.main import main, parser, turn_id
+from tailrace.deploy.cli.main import main, parser
 from tailrace.deploy.local import nats_server, running, status_file
 from tailrace.deploy.local.options import default_data_dir
 from tailrace.deploy.local.ports import find_free
 from tailrace.deploy.local.status_file import UpStatus
 from tailrace.persistence.webhooks import signature
 from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.exit_status import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.ids import Tenant, new_id
-from tailrace.proto.service import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.version import VERSION
+from tests.harness.processes import CHECKOUT
 
 
 @pytest.fixture(autouse=True)
@@ -230,7 +234,7 @@ def hostile_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(*_: object) -> Client:
         return Client("http://gateway", http=httpx2.Client(transport=httpx2.MockTransport(answer)))
 
-    for name in ("ask", "conversations", "top"):
+    for name in ("cancel", "export", "sessions", "top", "turns"):
         monkeypatch.setattr(f"tailrace.deploy.cli.{name}.connect", connect)
 
 
@@ -266,6 +270,14 @@ def test_export_writes_a_new_private_file_and_replaces_none(tmp_path: Path, caps
     assert capsys.readouterr().err.count("exists already: name another file\n") == 2
 
 
+@pytest.fixture
+def _no_input(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with Path(os.devnull).open() as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        yield
+
+
+@pytest.mark.usefixtures("_no_input")
 def test_without_any_gateway_a_client_command_says_so_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,11 +286,58 @@ def test_without_any_gateway_a_client_command_says_so_at_once(
     for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "HOME"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("tailrace.client.core.URL", f"http://127.0.0.1:{find_free(1)[0]}")
+    url = f"http://127.0.0.1:{find_free(1)[0]}"
+    monkeypatch.setattr("tailrace.client.core.URL", url)
+    refused = f"cannot connect to {url} (Connection refused)"
+    advice = "start a gateway with `tailrace up`, or name one with --url"
     assert main(["ask", "Hi."]) == EXIT_USAGE
-    assert capsys.readouterr().err == (
-        "tailrace: no gateway runs: start it with `tailrace up`, or name one with --url\n"
+    assert capsys.readouterr().err == f"tailrace: {refused}: {advice}\n"
+    monkeypatch.setattr("tailrace.client.core.FIRST_TRIES_MAX", 1)
+    for arguments in (["ask", "Hi."], ["ask", "Hi.", "--json"], ["sessions"]):
+        assert main([*arguments, "--url", url]) == EXIT_ERROR
+        assert capsys.readouterr() == ("", f"{refused}; trying again\ntailrace: {refused}: {advice}\n")
+
+
+@pytest.mark.parametrize(
+    ("question", "piped", "sent"),
+    [
+        ("Why?", None, "Why?"),
+        ("Why?", "a report\n", "a report\n\nWhy?"),
+        ("-", "Why?\n", "Why?"),
+        (None, "Why?\n", "Why?"),
+        ("Why?", "", "Why?"),
+    ],
+)
+def test_the_standard_input_is_put_before_the_question(
+    question: str | None, piped: str | None, sent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it is a terminal, from which `ask` would wait for an end."""
+    its, ours = os.openpty() if piped is None else os.pipe()
+    with os.fdopen(ours, "wb") as writer, os.fdopen(its) as stdin:
+        if piped is not None:
+            writer.write(piped.encode())
+            writer.close()
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert read_question(question) == sent
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unused"),
+    [
+        ("--version", {"asyncio", "httpx2", "nats", "structlog"}),
+        ("ask --help", {"nats", "structlog", "prometheus_client"}),
+    ],
+)
+def test_a_command_loads_only_what_it_needs(arguments: str, unused: set[str]) -> None:
+    """All modules take a second of CPU."""
+    program = (
+        "import sys; from tailrace.__main__ import main\n"
+        "try: main()\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
     )
+    command = [sys.executable, "-c", program, *arguments.split()]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(CHECKOUT)})
+    assert unused & set(ran.stderr.split()) == set()
+    assert "tailrace" in ran.stdout
 
 
 def test_monitoring_writes_files_that_link_to_the_runbook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,9 +112,30 @@ def test_what_a_later_try_cannot_repair_is_an_error_at_once(
 def test_the_last_try_raises_its_error(send: Callable[[Client], object], tries: int, waits: list[float]) -> None:
     """A POST that may have been accepted is not repeated without a key."""
     server = Server(*[httpx2.ConnectError("refused")] * tries)
-    with pytest.raises(TailraceError, match="the connection is lost") as lost:
+    with pytest.raises(TailraceError, match=r"cannot connect to http://gateway \(refused\)") as lost:
         send(server.client(tries_max=2))
     assert (lost.value.is_temporary, len(waits)) == (tries > 1, tries - 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "send", "waits_max"),
+    [
+        ([], lambda client: client.ask("Hi."), 4),
+        ([], lambda client: client.turn("t1"), 4),
+        ([], lambda client: client.resume("t1"), 12),
+        ([stream(START)], lambda client: client.ask("Hi.").done(), 12),
+        ([httpx2.Response(502)], lambda client: client.ask("Hi."), 12),
+    ],
+    ids=["ask", "turn", "resume", "an answer that has begun", "a gateway behind a proxy"],
+)
+def test_only_a_gateway_that_was_never_reached_is_given_up_soon(
+    before: list[httpx2.Response], send: Callable[[Client], object], waits_max: int, waits: list[float]
+) -> None:
+    """A turn that is running has the patience for a gateway that restarts."""
+    server = Server(*before, *[httpx2.ConnectError("refused")] * 13)
+    with pytest.raises(TailraceError, match="cannot connect"):
+        send(server.client())
+    assert len(waits) == waits_max
 
 
 def test_a_turn_that_has_ended_before_the_cursor_has_an_end_without_an_outcome() -> None:
@@ -187,7 +208,7 @@ def test_a_redirect_within_the_origin_is_followed() -> None:
     server.client(key="k").ask("Hi.").done()
     first, second = server.requests
     assert (second.url.path, second.content, second.headers) == ("/below/v1/turns", first.content, first.headers)
-    with pytest.raises(TailraceError, match="redirects without an end"):
+    with pytest.raises(TailraceError, match="redirects more than 20 times"):
         Server(*[moved] * 99).client().turn("t1")
 
 

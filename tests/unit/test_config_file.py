@@ -11,7 +11,8 @@ import pytest
 
 from tailrace.deploy.cli.main import main, parser
 from tailrace.deploy.local.check_environment import SERVICES
-from tailrace.deploy.local.config_file import CHOSEN_BY_UP, SECRETS, load
+from tailrace.deploy.local.config_file import CHOSEN_BY_UP, SECRETS
+from tailrace.deploy.local.configuration import load
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.runtime import settings
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tailrace.deploy.cli.conversations import excerpt, markdown
+from tailrace.deploy.cli.conversations import excerpt
+from tailrace.deploy.cli.export import markdown
 from tailrace.deploy.cli.markdown_display import MarkdownDisplay, split_blocks
 
 # Colours, title, clipboard, and a C1 control character that begins a sequence.

@@ -1,0 +1,56 @@
+"""Shows answers for `tailrace ask`, `chat` and `tail`, and remembers the last turn of `tailrace ask`."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tailrace.client import Answer, End
+from tailrace.deploy.cli import display
+from tailrace.deploy.cli.display import Display
+from tailrace.deploy.local.running import read_state, write_state
+from tailrace.deploy.local.terminal_text import printable
+from tailrace.proto.errors import SettingsInvalid
+
+# The state file with the id of the last turn that `tailrace ask` of this user started.
+LAST_TURN = "last-turn"
+
+
+def follow(start: Callable[[], Answer], screen: Display, *, is_new: bool = False) -> End:
+    """Starts or resumes an answer, and shows it. At Ctrl-C, prints how to read the rest. Raises TailraceError."""
+    turn = ""
+    try:
+        answer = start()
+        turn = answer.turn
+        if is_new:
+            write_state(LAST_TURN, turn)
+        return display.show(answer, screen)
+    except KeyboardInterrupt:
+        if turn:
+            screen.close()
+            hint = f"the turn goes on: `tailrace tail {turn}` reads it, `tailrace cancel {turn}` ends it"
+            print(printable(hint), file=sys.stderr)
+        raise
+    finally:
+        screen.close()
+
+
+def report(end: End) -> int:
+    """Prints why a turn failed; on a terminal, tokens and cost of every turn. Returns the exit status."""
+    is_complete = end.outcome in ("completed", None)
+    if sys.stderr.isatty() or not is_complete:
+        print(display.summary(end), file=sys.stderr)
+    return 0 if is_complete else 1
+
+
+def fields_of(given: argparse.Namespace) -> dict[str, Any]:
+    named = {"model": given.model, "system": given.system, "session": given.session, "max_tokens": given.max_tokens}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def last_turn() -> str:
+    """Returns the id of the turn that `tailrace ask` started last. Raises SettingsInvalid if there is none."""
+    turn = read_state(LAST_TURN)
+    if not turn:
+        raise SettingsInvalid("there is no earlier `tailrace ask`: use `tailrace tail TURN` with the id of a turn")
+    return turn

@@ -1,0 +1,83 @@
+"""Options that several commands have, and the types of their values."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from tailrace.deploy.local.options import Options
+from tailrace.deploy.local.running import find_data_dir
+from tailrace.proto.ids import Tenant, TurnId, is_token
+
+
+def add_data(parser: argparse.ArgumentParser, about: str = "data directory of a running `up`") -> None:
+    """Adds `--data`. Its default is the data directory of this user's running `up`, from any folder."""
+    default = Options().data_dir if about == "data directory" else find_data_dir()
+    parser.add_argument("--data", type=Path, default=default, metavar="DIR", help=f"{about} (default: %(default)s)")
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    default = Options()
+    parser.add_argument("--host", default=default.host, help="address to listen on (default: %(default)s)")
+    add_number(parser, "--port", default.port, "port to listen on; 0: a free one", 0, 65535, "port")
+
+
+def add_tenant(parser: argparse.ArgumentParser) -> None:
+    default = Tenant("local")
+    parser.add_argument("--tenant", type=tenant, default=default, metavar="NAME", help="tenant (default: %(default)s)")
+
+
+def add_number(
+    parser: argparse.ArgumentParser, name: str, default: int, about: str, lowest: int, highest: int, noun: str = "count"
+) -> None:
+    """Adds an option whose value is a number from `lowest` to `highest`."""
+    kind = number(noun, lowest, highest)
+    parser.add_argument(name, type=kind, default=default, metavar="N", help=f"{about} (default: %(default)s)")
+
+
+def add_json(parser: argparse.ArgumentParser, about: str = "print JSON, in one line") -> None:
+    parser.add_argument("--json", action="store_true", help=about)
+
+
+def add_turn_id(parser: argparse.ArgumentParser) -> None:
+    about = "id of the turn, or of its completion, response, message or batch"
+    parser.add_argument("id", type=turn_id, metavar="ID", help=about)
+
+
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--url", metavar="URL", help="the gateway (default: TAILRACE_URL, else the running `up` of this user)")
+    add("--key", metavar="KEY", help="its API key; TAILRACE_KEY is safer, because other users can see arguments")
+    add_data(parser)
+
+
+def add_question(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="NAME", help="name of a model, such as opus (default: the gateway's)")
+    add("--system", metavar="TEXT", help="system prompt")
+    add("--session", metavar="ID", help="the session to continue")
+    add("--max-tokens", type=number("count", 1, 1_000_000), metavar="N", help="the maximum length of the answer")
+    add_connection(parser)
+
+
+def number(noun: str, lowest: int, highest: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if text.isascii() and text.isdigit() and len(text) <= len(str(highest)) and lowest <= int(text) <= highest:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {noun} from {lowest} to {highest}")
+
+    return parse
+
+
+def tenant(text: str) -> Tenant:
+    if not is_token(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a tenant: use 1 to 64 characters of a-z 0-9 _ -")
+    return Tenant(text)
+
+
+def turn_id(text: str) -> TurnId:
+    """Returns the id of a turn. Also accepts the id that the turn has in OpenAI's or Anthropic's protocol."""
+    for prefix in ("chatcmpl-", "resp_", "msg_", "batch_"):
+        text = text.removeprefix(prefix)
+    if not is_token(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the id of a turn: use the value of the field `turn`")
+    return TurnId(text)

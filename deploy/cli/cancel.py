@@ -1,0 +1,26 @@
+"""`tailrace cancel`: ends a turn."""
+
+import argparse
+from collections.abc import Mapping
+
+import msgspec
+
+from tailrace.deploy.cli.arguments import add_connection, add_json, add_turn_id
+from tailrace.deploy.cli.connection import connect
+from tailrace.deploy.local.terminal_text import printable
+
+DESCRIPTION = "End a turn, even if another program has started it. Its text so far remains."
+EXAMPLES = "example:\n  tailrace cancel 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41\n"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_turn_id(parser)
+    add_json(parser)
+    add_connection(parser)
+
+
+def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    with connect(given, environ) as client:
+        found = client.cancel(given.id)
+    print(msgspec.json.encode(found).decode() if given.json else printable(f"{found['turn']}: {found['outcome']}"))
+    return 0

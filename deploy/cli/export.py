@@ -1,0 +1,87 @@
+"""`tailrace export`: writes the conversation of a session as Markdown or JSON."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tailrace.client import Client
+from tailrace.client.core import path_segment
+from tailrace.deploy.cli.arguments import add_connection, add_json
+from tailrace.deploy.cli.connection import connect
+from tailrace.deploy.cli.conversations import Record, text_of
+from tailrace.deploy.local.terminal_text import printable
+from tailrace.proto.errors import SettingsInvalid
+
+DESCRIPTION = "Write the conversation of a session as Markdown or JSON."
+EXAMPLES = """\
+Markdown has the newest branch of the session, JSON all of its turns.
+
+examples:
+  tailrace export SESSION --output conversation.md
+  tailrace export SESSION --json > conversation.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", metavar="SESSION", help="id of the session: see `tailrace sessions`")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
+    add_json(parser, "write JSON")
+    add_connection(parser)
+
+
+def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    with connect(given, environ) as client:
+        found = conversation(client, given.id)
+    text = msgspec.json.format(msgspec.json.encode(found), indent=2).decode() if given.json else markdown(found)
+    if given.output is None:
+        print(printable(text) if sys.stdout.isatty() else text)
+        return 0
+    try:
+        with open(given.output, "x", encoding="utf-8", opener=open_private) as file:
+            file.write(f"{text}\n")
+    except FileExistsError as error:
+        raise SettingsInvalid(f"{given.output} exists already: name another file") from error
+    except OSError as error:
+        raise SettingsInvalid(f"{given.output} cannot be written: {error.strerror}") from error
+    return 0
+
+
+def open_private(path: str, flags: int) -> int:
+    """Opens a file that only its owner may read, if it is new."""
+    return os.open(path, flags, 0o600)
+
+
+def conversation(client: Client, session: str) -> dict[str, Any]:
+    """Returns a session with all of its turns, oldest first. Raises client.TailraceError."""
+    found: dict[str, Any] = client.request("GET", f"/v1/sessions/{path_segment(session)}")
+    return found | {"turns": list(client.turns(session))}
+
+
+def markdown(session: Record) -> str:
+    """Returns the newest branch of a conversation as Markdown."""
+    newest = branch(session["turns"])
+    parts = [f"# {session['title'] or 'Conversation'}"]
+    for turn in newest:
+        for message in turn["input"]:
+            parts += [f"## {'You' if message['role'] == 'user' else 'Assistant'}", text_of(message["content"])]
+        how = "" if turn["outcome"] == "completed" else f" ({turn['outcome']})"
+        parts += [f"## {turn['model']}{how}", text_of(turn["content"])]
+    if others := len(session["turns"]) - len(newest):
+        parts.append(f"*{others} turns of other branches are not shown.*")
+    return "\n\n".join(parts)
+
+
+def branch(turns: Sequence[Record]) -> list[Record]:
+    """Returns the branch of the newest turn: its ancestors and itself, oldest first."""
+    by_id = {turn["turn"]: turn for turn in turns}
+    found: list[Record] = []
+    turn = turns[-1] if turns else None
+    while turn is not None:
+        found.append(turn)
+        turn = by_id.get(turn["parent"])
+    return found[::-1]

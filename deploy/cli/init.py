@@ -1,0 +1,37 @@
+"""`tailrace init`: writes a configuration file with every setting."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tailrace.deploy.local import config_file
+from tailrace.deploy.local.configuration import NAME
+from tailrace.proto.exit_status import EXIT_ERROR
+
+DESCRIPTION = "Write a configuration file that lists every setting but secrets, with meaning and default."
+EXAMPLES = """\
+examples:
+  tailrace init                        write tailrace.toml into the current folder
+  tailrace init ~/.config/tailrace/tailrace.toml
+  tailrace up --config production.toml
+
+`tailrace` reads the file that --config names, or else tailrace.toml in the current folder, or else in the folder of
+your user's settings. It also reads a file called .env beside it, for secrets: one NAME=VALUE in each line.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, nargs="?", default=Path(NAME), metavar="FILE", help="default: %(default)s")
+
+
+def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+    try:
+        with given.file.open("x", encoding="utf-8") as file:
+            given.file.chmod(0o600)
+            file.write(config_file.example())
+    except OSError as error:
+        print(f"tailrace: cannot write {given.file}: {error.strerror}; name another file", file=sys.stderr)
+        return EXIT_ERROR
+    print(f"{given.file} lists every setting with its default, except secrets. Change it, then run `tailrace up`.")
+    return 0

@@ -1,0 +1,27 @@
+"""`tailrace restart-node`: restarts one nats-server of a running `tailrace up --cluster`."""
+
+import argparse
+import asyncio
+from collections.abc import Mapping
+
+from tailrace.deploy.cli.arguments import add_data
+from tailrace.deploy.local import nats_cluster, restart_node
+
+DESCRIPTION = "Restart one nats-server of a running `up --cluster`, and wait until it has caught up."
+EXAMPLES = """\
+Before it exits, the server hands over its leaderships, so that appends continue; `up` starts it again, with the version
+of nats-server that is installed then. To upgrade all three, restart one after the other:
+
+  for node in nats-1 nats-2 nats-3; do tailrace restart-node $node || break; done
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("node", choices=nats_cluster.names(), metavar="NAME", help=", ".join(nats_cluster.names()))
+    add_data(parser)
+
+
+def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+    asyncio.run(restart_node.restart(given.data, given.node))
+    print(f"{given.node} runs again and has caught up")
+    return 0

@@ -1,0 +1,36 @@
+"""`tailrace tail`: shows the answer of a turn from its start, and follows it to its end."""
+
+import argparse
+from collections.abc import Mapping
+
+import msgspec
+
+from tailrace.deploy.cli import display
+from tailrace.deploy.cli.answers import follow, report
+from tailrace.deploy.cli.arguments import add_connection, add_json, add_turn_id
+from tailrace.deploy.cli.connection import connect
+
+DESCRIPTION = "Show the answer of a turn from its start, and follow it to its end."
+EXAMPLES = """\
+examples:
+  tailrace tail 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41
+  tailrace tail 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41 --json      each event as a line, with its cursor
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_turn_id(parser)
+    parser.add_argument("--after", default="", metavar="CURSOR", help="show only the events after this cursor")
+    add_json(parser, "print each event as a line of JSON")
+    add_connection(parser)
+
+
+def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    screen = display.new_display(is_json=given.json)
+    with connect(given, environ, on_retry=screen.retry) as client:
+        if given.json:
+            answer = client.resume(given.id, after=given.after)
+            for event in answer:
+                print(msgspec.json.encode(event).decode(), flush=True)
+            return report(answer.done())
+        return report(follow(lambda: client.resume(given.id, after=given.after, on_state=screen.state), screen))

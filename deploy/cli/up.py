@@ -1,0 +1,56 @@
+"""`tailrace up`: starts the whole system on this machine."""
+
+import argparse
+from collections.abc import Mapping
+
+from tailrace.deploy.cli.arguments import add_address, add_data, add_number
+from tailrace.deploy.local import up
+from tailrace.deploy.local.options import SYNCS, Options
+
+DESCRIPTION = "Start the whole system on this machine and keep it running."
+EXAMPLES = """\
+examples:
+  tailrace up                          start on http://127.0.0.1:8000
+  ANTHROPIC_API_KEY=… tailrace up      answers from Claude; without a key from a simulated Claude, free of charge
+  tailrace up --port 0                 use a free port; the line `ready http://…` shows which
+  tailrace up --generators 4           four processes call the model
+  tailrace up --cluster                three nats-servers with a copy of the log each; any one of them may fail
+  tailrace up --data try --port 8001   start a second, separate system
+
+It runs nats-server, one persistence process, the generators and the gateways, and restarts any of them that ends.
+Ctrl-C stops all of them in order; a second Ctrl-C kills them.
+
+Settings are in a file that `tailrace init` writes, or in environment variables (docs/SETTINGS.md), which are passed to
+all processes. `up` itself chooses the addresses. With TAILRACE_METRICS_PORT=9100 the metrics of persistence are on
+port 9100, those of the generators on 9101 and following, then those of the gateways; without it, free ports are used
+and printed.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add, default = parser.add_argument, Options()
+    add_address(parser)
+    add_data(parser, "data directory")
+    add_number(parser, "--generators", default.generators, "processes that call the model", 1, 64)
+    add_number(parser, "--gateways", default.gateways, "processes that serve HTTP", 1, 64)
+    add("--cluster", action="store_true", help="run three nats-servers, with a copy of the log each")
+    add(
+        "--sync",
+        choices=SYNCS,
+        default=default.sync,
+        help="what a power cut may lose: nothing that was acknowledged (always), the last second (1s), or the last"
+        " two minutes (default: that of NATS). A crash of a process loses nothing in any case (default: %(default)s)",
+    )
+
+
+def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    options = Options(
+        host=given.host,
+        port=given.port,
+        data_dir=given.data.resolve(),
+        generators=given.generators,
+        gateways=given.gateways,
+        cluster=given.cluster,
+        sync=given.sync,
+    )
+    return up.run(options, environ)

@@ -1,0 +1,28 @@
+"""`tailrace webhook-secret`: shows the secret with which a tenant's webhooks are signed."""
+
+import argparse
+from collections.abc import Mapping
+
+from tailrace.deploy.cli.arguments import add_tenant
+from tailrace.persistence.webhooks import signature
+from tailrace.proto.errors import SettingsInvalid
+
+DESCRIPTION = "Show the secret with which a tenant's webhooks are signed."
+EXAMPLES = """\
+Give it to the receiver's Standard Webhooks library (https://www.standardwebhooks.com). The secret is not stored: it is
+derived from TAILRACE_WEBHOOK_KEY and the tenant's name.
+
+  TAILRACE_WEBHOOK_KEY=… tailrace webhook-secret --tenant acme
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_tenant(parser)
+
+
+def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    signing = signature.parse_keys(environ.get("TAILRACE_WEBHOOK_KEY", ""))
+    if not signing:
+        raise SettingsInvalid("TAILRACE_WEBHOOK_KEY is not set: set it to the key that persistence uses")
+    print(signature.format_secret(signature.derive_secret(signing[0], given.tenant)))
+    return 0

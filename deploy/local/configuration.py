@@ -1,0 +1,47 @@
+"""The configuration of a command: finds the file `tailrace.toml`, and merges it with the environment."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from platformdirs import user_config_path
+
+from tailrace.deploy.local.data_dir import is_own
+from tailrace.proto.errors import SettingsInvalid
+
+NAME = "tailrace.toml"
+ADDRESS = {"host": "TAILRACE_HOST", "port": "TAILRACE_PORT"}
+
+
+class Configuration(NamedTuple):
+    """The environment of the processes, and the options of `up` that the file or the environment sets."""
+
+    environ: Mapping[str, str]
+    options: Mapping[str, object]
+
+
+def load(named: Path | None, environ: Mapping[str, str]) -> Configuration:
+    """Reads the file that `--config` names, or else the one that `find` returns, and the `.env` beside it.
+
+    Raises SettingsInvalid with the file, the name and what is expected.
+    """
+    path = named or find()
+    if path is None and not any(environ.get(name) for name in ADDRESS.values()):
+        return Configuration(environ, {})
+    # The settings of all processes take 0.6 s to load, so they are imported only when they are needed.
+    from tailrace.deploy.local.config_file import merge  # noqa: PLC0415
+
+    return merge(path, environ)
+
+
+def find() -> Path | None:
+    """Returns the file in the current folder, or else in the user's configuration folder; None if there is none.
+
+    Raises SettingsInvalid if the file belongs to another user: such a file could send this user's keys elsewhere.
+    """
+    for path in (Path(NAME), user_config_path("tailrace", appauthor=False) / NAME):
+        if path.is_file():
+            if not is_own(path.stat()):
+                raise SettingsInvalid(f"{path} belongs to another user: to use it, name it with --config")
+            return path
+    return None
