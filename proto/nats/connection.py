@@ -188,6 +188,16 @@ class Connection:
         self._reconnected.add(call)
         return lambda: self._reconnected.discard(call)
 
+    async def flush(self) -> None:
+        """Returns when the server has processed what was sent, such as subscriptions. Raises LogUnavailable."""
+        # Client writes at the end of an iteration of the event loop, and nats-py's PING would overtake that.
+        await asyncio.sleep(0)
+        try:
+            await self.client.flush(CONNECT_TIMEOUT_S)
+        except nats.errors.Error as error:
+            raise LogUnavailable(f"NATS does not answer ({type(error).__name__}): retry") from error
+        raise_if_cancelled()
+
     def check_size(self, payload: bytes, headers: dict[str, str] | None) -> None:
         """Raises EntryTooLarge if payload and headers exceed the server's limit.
 

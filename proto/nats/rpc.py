@@ -60,7 +60,10 @@ class Rpc:
         return reply.data
 
     async def serve(self, role: str, version: str, handlers: Mapping[str, Handler]) -> Service:
-        """Serves queries by name as a NATS service (ADR-32), which `nats micro ls` shows."""
+        """Serves queries by name as a NATS service (ADR-32), which `nats micro ls` shows.
+
+        Returns when nats-server routes them here: earlier queries would be refused. Raises LogUnavailable.
+        """
         service = await add_service(
             self._connection.client, ServiceConfig(name=role, version=version, queue_group=role)
         )
@@ -69,6 +72,7 @@ class Rpc:
             endpoint = _concurrent(_endpoint(handler, role), role, running)
             config = EndpointConfig(name=query, subject=subjects.every_query(query), handler=endpoint)
             await service.add_endpoint(config)
+        await self._connection.flush()
         return service
 
     async def serve_health(self, role: str, report: Callable[[], bytes | None]) -> None:

@@ -3,9 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
+import httpx2
 import pytest
 import pytest_asyncio
 
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto import subjects
 from tailrace.proto.errors import Refused, StoreBusy
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Rpc
@@ -50,10 +53,16 @@ def failing(error: Exception) -> Handler:
 
 
 async def serve(connection: Connection, name: str, answer: Handler, role: str = PERSISTENCE) -> None:
-    """Serves a query; returns when the server has the subscription."""
-    service = await Rpc(connection).serve(role, "1.0.0", {name: answer})
-    # Not `flush()`: nats-py's PING overtakes a subscription that waits to be sent. A request does not.
-    await connection.request(f"$SRV.PING.{role}.{service.id}", b"", timeout_s=TIMEOUT_S)
+    await Rpc(connection).serve(role, "1.0.0", {name: answer})
+
+
+async def test_serve_returns_when_the_server_has_the_subscriptions(
+    nats_server: NatsServer, connection: Connection, name: str
+) -> None:
+    """A process is ready then: its first query is not refused. The look blocks the event loop, which sends nothing."""
+    await serve(connection, name, answering(lambda _, question: question))
+    connections = f"http://127.0.0.1:{nats_server.spec.monitor_port}/connz?subs=1"
+    assert subjects.every_query(name) in httpx2.get(connections, trust_env=False).text
 
 
 @pytest.mark.rule("R28")
