@@ -18,7 +18,7 @@ import httpx2
 
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.api_key import hash_key
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, new_id
 from tests.checker.collect import collect
 from tests.checker.history import HISTORY, Recorder, ResourceCount
 from tests.checker.recorded_client import Client
@@ -54,6 +54,9 @@ class RecordedSystem(System):
                 await self.new_client(int(client.base_url.port or 0), authorization=f"Bearer {key.decode()}")
                 for client in self.clients
             ]
+        # A gateway subscribes to the inbox of its reads at the first one, and each count has to include that.
+        for client in self.gateway_clients(LOCAL.tenant):
+            await client.get(f"/v1/turns/{new_id()}")
 
     def recorder(self, name: str) -> Recorder:
         """Returns a recorder of the process `name`, which is a sequence of operations."""

@@ -1,6 +1,7 @@
 """A webhook receiver: an HTTP(S) server that keeps the requests and answers with given responses."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Self
@@ -56,14 +57,17 @@ class Receiver:
         app.router.add_post("/{path:.*}", self._take)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._context)
-        await site.start()
-        self.port: int = self._runner.addresses[0][1]
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+        await web.SockSite(self._runner, self._listening, ssl_context=self._context).start()
+        self.port: int = self._listening.getsockname()[1]
         scheme = "https" if self._context else "http"
         self.url = f"{scheme}://127.0.0.1:{self.port}/hook"
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # A server that closes between accepting a connection and making its transport leaks it (CPython gh-109564).
+        asyncio.get_running_loop().remove_reader(self._listening)
+        await asyncio.sleep(0)
         await self._runner.cleanup()
 
     @property

@@ -199,6 +199,7 @@ async def test_the_image_answers_a_turn_behind_nginx_read_only_and_as_another_us
             await answers(f"http://{address}:8000/readyz", '"ok":true')
             assert running.user(name) == 10001
         running.start("nginx")
+        await answers("http://127.0.0.1:8080/readyz", '"ok":true')
         ask = (
             "print(u.urlopen(u.Request('http://127.0.0.1:8080/v1/turns', b'{\"message\": \"Hi.\\\\n#sim words=3\"}',"
             " {'content-type': 'application/json', 'accept': 'text/event-stream'})).read().decode())"

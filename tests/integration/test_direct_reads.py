@@ -2,7 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack
-from signal import SIGCONT, SIGSTOP
+from signal import SIGCONT
 
 import pytest
 
@@ -12,6 +12,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.direct_get import PAGE_BYTES_MAX, READS_MAX, DirectReader
 from tailrace.proto.subjects import TurnKey
+from tests.harness.freeze import freeze
 from tests.harness.proxy import Proxy
 from tests.harness.until import until
 
@@ -44,7 +45,7 @@ async def test_the_number_of_concurrent_reads_is_limited(
     await own_connection.jetstream.publish(subject, b"x")
     reads = DirectReader(own_connection)
     await reads.page(subject, Seq(1))
-    own_server.signal(SIGSTOP)
+    freeze(own_server)
     try:
         reading = [asyncio.create_task(reads.page(subject, Seq(1))) for _ in range(CALLERS)]
         waiting = reads._slots._waiting
@@ -83,7 +84,7 @@ async def test_reads_are_fair_between_tenants(own_server: NatsServer, own_connec
         await own_connection.jetstream.publish(subject, b"x")
     reads = DirectReader(own_connection)
     await reads.page(subjects_of[0], Seq(1))
-    own_server.signal(SIGSTOP)
+    freeze(own_server)
     try:
         many = [asyncio.create_task(reads.page(subjects_of[0], Seq(1))) for _ in range(CALLERS)]
         await until(lambda: len(reads._batches) >= READS_MAX)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
-from signal import SIGCONT, SIGSTOP
+from signal import SIGCONT
 from typing import Any
 
 import httpx2
@@ -22,6 +22,7 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import STREAM
 from tests.harness import processes
+from tests.harness.freeze import freeze
 from tests.harness.system import Settings, System
 from tests.integration.conftest import KEY, Gateway, api_keys
 
@@ -242,7 +243,7 @@ async def test_large_bodies_of_several_tenants_stay_below_the_setting(tmp_path: 
             reset_peak(pid)
         bodies = [(client, large_body(number)) for number in range(3) for client in clients]
         [generator] = system.generators
-        generator.signal(SIGSTOP)
+        freeze(generator)
         links = await asyncio.gather(*(post(*one) for one in bodies))
         generator.signal(SIGCONT)
         answers = await asyncio.gather(*(client.get(link) for (client, _), link in zip(bodies, links, strict=True)))
