@@ -5,8 +5,6 @@ import gc
 import sys
 from pathlib import Path
 
-import msgspec
-
 from tailrace.gateway.app import Gateway, app, overflow_app
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator
@@ -110,8 +108,8 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     async with asyncio.TaskGroup() as group:
         signer = TokenSigner(await signing_secret(connection))
         gateway = build(settings, connection, group, stop, authenticator, signature=signer, prompts=prompts)
-        await gateway.rpc.announce_readers(gateway.streams.fan_out.has_readers)
-        await gateway.rpc.serve_readers(lambda key: msgspec.json.encode(gateway.streams.readers.readers(key)))
+        await gateway.rpc.announce_readers(gateway.streams.fan_out.has_readers, gateway.streams.readers.encoded)
+        await gateway.rpc.serve_readers(gateway.streams.readers.encoded)
         background = [
             group.create_task(gateway.log_fullness.watch()),
             *(group.create_task(share.flush_periodically()) for share in gateway.storage_shares),

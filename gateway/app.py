@@ -47,6 +47,7 @@ from tailrace.gateway.openapi.operations import query_parameters
 from tailrace.gateway.openapi.routes import ROUTES as OPENAPI_ROUTES
 from tailrace.gateway.ops import overview
 from tailrace.gateway.page import index
+from tailrace.gateway.page.demo import demo_middleware
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources import (
     batches,
@@ -60,6 +61,7 @@ from tailrace.gateway.resources import (
     running,
     sessions,
     tickets,
+    timeline,
     usage,
 )
 from tailrace.gateway.resources.batch_body import BatchBuilder
@@ -79,6 +81,7 @@ ROUTES: list[Route] = [
     *NATIVE_ROUTES,
     *SESSION_EVENT_ROUTES,
     *tickets.ROUTES,
+    *timeline.ROUTES,
     *batches.ROUTES,
     *blobs.ROUTES,
     *FILE_ROUTES,
@@ -176,6 +179,7 @@ def _outermost(gateway: Gateway) -> list[Middleware]:
     return [
         Middleware(RefusalEvents, renderers=REFUSAL_EVENTS),
         Middleware(HostMiddleware, hosts=AllowedHosts(gateway.settings), authenticator=gateway.authenticator),
+        *demo_middleware(gateway.settings.demo),
         *cors_middleware(parse_origins(gateway.settings.origins)),
     ]
 

@@ -159,6 +159,10 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     runbook_url: Annotated[
         str, Meta(description="URL of your copy of docs/RUNBOOK.md, to whose sections the panels of `/ops` link")
     ] = ""
+    demo: Annotated[
+        str,
+        Meta(description="Unix socket of `tailrace up`, which kills processes for the demo on the page `/`"),
+    ] = ""
     webhooks: Annotated[
         bool, Meta(description="whether a turn may name a webhook; persistence sends it and needs TAILRACE_WEBHOOK_KEY")
     ] = False

@@ -3,23 +3,21 @@
 import argparse
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import datetime
 
 import msgspec
 
 from tailrace.deploy.cli.arguments import add_data, add_json, add_turn_id, tenant
-from tailrace.deploy.cli.turn_timeline import Timeline, build
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import printable
-from tailrace.proto.entries import Stored
-from tailrace.proto.errors import LogUnavailable, Refused, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.turns.timeline import Timeline, read
+from tailrace.proto.errors import TurnUnknown
+from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, Rpc, TurnLog
 from tailrace.proto.nats.find_turn import find_turn
 from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.reader_report import GatewayReaders
-from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 
 DESCRIPTION = "Show the timeline of one turn."
@@ -69,39 +67,9 @@ async def fetch(url: str, turn: TurnId, tenant: Tenant | None) -> Timeline:
         rpc = Rpc(connection)
         replies = await rpc.every_readers(key, wait_s=GATEWAYS_WAIT_S)
         gateways = [msgspec.json.decode(reply, type=GatewayReaders) for reply in replies]
-        stored = await _stored(TurnLog(connection), key)
-        timeline = build(key, stored, gateways)
-        with suppress(LogUnavailable):
-            await _add_record(rpc, key, timeline)
-        return timeline
+        return await read(TurnLog(connection), HistoryClient(rpc, QUERY_TIMEOUT_S), key, gateways)
     finally:
         await connection.close()
-
-
-async def _stored(log: TurnLog, key: TurnKey) -> list[Stored]:
-    stored: list[Stored] = []
-    while page := await log.replay(key, stored[-1].seq if stored else BEFORE_FIRST):
-        stored += page
-    return stored
-
-
-async def _add_record(rpc: Rpc, key: TurnKey, timeline: Timeline) -> None:
-    """Adds whether the turn is recorded. If the turn has left the log, also adds the fields of its record."""
-    try:
-        answer = await rpc.request(
-            key.tenant, GetTurn.query, msgspec.json.encode(GetTurn(key.turn)), timeout_s=QUERY_TIMEOUT_S
-        )
-    except Refused as refused:
-        if refused.code != "turn_not_found":
-            return
-        if not timeline.entries:
-            raise TurnUnknown(f"neither the log nor the database has a turn {key.turn} of {key.tenant}") from refused
-        timeline.recorded = False
-        return
-    record = msgspec.json.decode(answer, type=TurnRecord)
-    timeline.recorded = record.ended_at is not None
-    if not timeline.entries:
-        timeline.session, timeline.model, timeline.accepted_at = record.session, record.model, record.asked_at
 
 
 def render(found: Timeline) -> str:

@@ -20,13 +20,19 @@ def model_banner(environ: Mapping[str, str]) -> str:
     return f"ANTHROPIC_API_KEY is set: Claude at {where} answers, and each turn costs money"
 
 
-def render_banner(rows: Sequence[Sequence[str]], url: str, data_dir: str, *, needs_key: bool, warning: str = "") -> str:
-    """Returns the text that is shown when the system is ready. A row is a process: name, pid, addresses."""
+def render_banner(
+    rows: Sequence[Sequence[str]], url: str, data_dir: str, *, page: str, needs_key: bool, warning: str = ""
+) -> str:
+    """Returns the text that is shown when the system is ready. A row is a process: name, pid, addresses.
+
+    `page` is the address of the page with chats, whose fragment may be the token of the demo.
+    """
     key = "-H 'Authorization: Bearer YOUR-KEY' " if needs_key else ""
     shown = f"\n  Warning:         {warning}" if warning else ""
     return f"""
 {table(rows)}
 
+  Open this page:  {page}
   Data directory:  {data_dir}
   API reference:   {url}/docs
   Operations:      {url}/ops

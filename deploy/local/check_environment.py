@@ -27,6 +27,7 @@ CHOSEN = {
         "`tailrace up` starts a nats-server of its own: unset it, or start the processes one by one with your NATS "
         "(docs/RUNBOOK.md, Set up your own NATS)"
     ),
+    "TAILRACE_DEMO": "`tailrace up` sets it: unset it",
     "TAILRACE_DATABASE": "`tailrace up` keeps its database in the data directory: unset it, and choose --data",
 }
 # Variables of the SDKs of the backends. A mistyped one would be ignored, and answers come from the simulated Claude.

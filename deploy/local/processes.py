@@ -34,6 +34,7 @@ class Plan(msgspec.Struct, frozen=True):
     listen_fd: int
     claude_port: int
     metrics_ports: tuple[int, ...]  # one for each of `services`
+    demo_socket: str = ""  # empty on an address other than loopback
 
     @property
     def url(self) -> str:
@@ -111,6 +112,7 @@ def services(options: Options, plan: Plan, backend_settings: Mapping[str, str], 
         "TAILRACE_PORT": str(plan.port),
         "TAILRACE_DISK": str(options.data_dir),
         "TAILRACE_OPS_TARGETS": ops_targets(options, plan),
+        "TAILRACE_DEMO": plan.demo_socket,
     }
     generators = [f"generator-{number}" for number in range(1, options.generators + 1)]
     gateways = [f"gateway-{number}" for number in range(1, options.gateways + 1)]

@@ -12,6 +12,7 @@ import socket
 import sys
 from asyncio import TaskGroup
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 from tailrace.deploy.cli import streams
@@ -19,6 +20,7 @@ from tailrace.deploy.local import check_environment, data_dir, migrate_log, nats
 from tailrace.deploy.local.banner import model_banner, render_banner
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.data_dir import write_private
+from tailrace.deploy.local.demo import Demo, serving
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_log import FILE, NatsLogFile
 from tailrace.deploy.local.nats_server import ServerSpec
@@ -29,6 +31,7 @@ from tailrace.deploy.local.status_file import StatusFile
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.watch import watch
 from tailrace.gateway.__main__ import load_authenticator
+from tailrace.proto.ip_address import is_loopback
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.logging_setup import configure, is_coloured
@@ -69,14 +72,15 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
 
 async def up(options: Options, environ: Mapping[str, str], listener: socket.socket) -> int:
     console = Console(sys.stdout, width=NAME_WIDTH, coloured=is_coloured(sys.stdout, environ))
-    async with TaskGroup() as tasks:
+    async with TaskGroup() as tasks, AsyncExitStack() as stack:
         supervisor = Supervisor(tasks, console)
-        serving = asyncio.create_task(start_and_watch(options, environ, listener, supervisor))
+        demo = await stack.enter_async_context(serving(supervisor)) if is_loopback(options.host) else None
+        watching = asyncio.create_task(start_and_watch(options, environ, listener, supervisor, demo))
         try:
-            stop_requested = await run_until(handle_signals(supervisor).wait(), serving, supervisor.fatal_config)
+            stop_requested = await run_until(handle_signals(supervisor).wait(), watching, supervisor.fatal_config)
         finally:
             # nats-py may swallow the cancellation. The supervisor starts no process from here on.
-            serving.cancel()
+            watching.cancel()
             # Otherwise a client that reconnects now would wait in the queue of a socket that no process serves.
             listener.close()
             await supervisor.stop()
@@ -84,7 +88,7 @@ async def up(options: Options, environ: Mapping[str, str], listener: socket.sock
         return 0
     if supervisor.fatal_config.done():
         raise UpRefused(f"{supervisor.fatal_config.result()} reports an invalid setting: see its lines above")
-    serving.result()  # raises: it never returns
+    watching.result()  # raises: it never returns
     return 1
 
 
@@ -106,7 +110,7 @@ def handle_signals(supervisor: Supervisor) -> asyncio.Event:
 
 
 async def start_and_watch(
-    options: Options, environ: Mapping[str, str], listener: socket.socket, supervisor: Supervisor
+    options: Options, environ: Mapping[str, str], listener: socket.socket, supervisor: Supervisor, demo: Demo | None
 ) -> None:
     """Starts all processes, prints the banner, and watches over the system until it is cancelled."""
     console = supervisor.console
@@ -116,7 +120,7 @@ async def start_and_watch(
     servers = migrate_log.server_specs(options, options.data_dir)
     nats_urls = await start_nats(options, environ, servers, supervisor)
     authenticator = await load_authenticator(check_environment.gateway_settings(options, environ, nats_urls[GATEWAY]))
-    plan = make_plan(options, environ, listening, nats_urls)
+    plan = make_plan(options, environ, listening, nats_urls, demo)
     for warning in check_environment.mistyped(environ):
         console.log(warning)
     console.log(model_banner(environ))
@@ -131,6 +135,7 @@ async def start_and_watch(
             rows,
             plan.url,
             str(options.data_dir),
+            page=f"{plan.url}/#demo={demo.token}" if demo is not None else f"{plan.url}/",
             needs_key=not authenticator.is_open,
             warning=await generator_detail(plan.host, plan.port),
         )
@@ -172,7 +177,13 @@ async def start_nats(
     return urls
 
 
-def make_plan(options: Options, environ: Mapping[str, str], listening: Listening, nats_urls: Mapping[str, str]) -> Plan:
+def make_plan(
+    options: Options,
+    environ: Mapping[str, str],
+    listening: Listening,
+    nats_urls: Mapping[str, str],
+    demo: Demo | None = None,
+) -> Plan:
     """Chooses the ports of the other processes. Called when nats-server has bound its own, so none is given twice."""
     claude_port, *metrics_ports = ports.find_free(2 + options.generators + options.gateways)
     if first := settings.read(ProcessSettings, environ).metrics_port:
@@ -184,4 +195,5 @@ def make_plan(options: Options, environ: Mapping[str, str], listening: Listening
         listen_fd=listening.fd,
         claude_port=claude_port,
         metrics_ports=tuple(metrics_ports),
+        demo_socket=str(demo.path) if demo is not None else "",
     )

@@ -12,6 +12,7 @@ NEEDS: dict[tuple[str, str], Need] = {
     ("GET", "/v1/turns"): "read",
     ("GET", "/v1/turns/{turn}"): "read",
     ("GET", "/v1/turns/{turn}/events"): "read",
+    ("GET", "/v1/turns/{turn}/timeline"): "read",
     ("POST", "/v1/turns/{turn}/cancel"): "write",
     ("DELETE", "/v1/turns/{turn}"): "manage",
     ("POST", "/v1/turns/{turn}/tickets"): "read",

@@ -44,6 +44,7 @@ from tailrace.gateway.resources.tickets import MadeTicket, NewTicket
 from tailrace.gateway.resources.usage import UsageList
 from tailrace.gateway.streaming.pacing import PACE
 from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.timeline import Timeline
 from tailrace.proto.model_records import TokenCount
 from tailrace.proto.records import SessionRecord, TurnPage, TurnRecord
 
@@ -175,6 +176,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/turns/{turn}"): Operation("turns", response=TurnRecord),
     ("DELETE", "/v1/turns/{turn}"): Operation("turns", response=Deleted),
     ("GET", "/v1/turns/{turn}/events"): Operation("turns", streams=SSE, parameters=(*READING, "ticket"), statuses=GONE),
+    ("GET", "/v1/turns/{turn}/timeline"): Operation("turns", response=Timeline),
     ("POST", "/v1/turns/{turn}/cancel"): Operation("turns", response=TurnRecord),
     ("GET", "/v1/turn-batches"): Operation("batches", response=BatchList, parameters=PAGE),
     ("POST", "/v1/turn-batches"): Operation("batches", NewBatch, AcceptedBatch, 202, parameters=("key",)),

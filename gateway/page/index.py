@@ -19,7 +19,12 @@ from tailrace.proto.version import VERSION
 NAME = "Tailrace"
 ABOUT = "Resumable streams of Claude's answers that survive the death of any process"
 PAGES = "In a browser, / is a page with chats, /docs describes the routes, and /ops shows how the system is doing."
-FILES = frozenset({"base.css", "dom.js", "libraries.js", "markdown.js", "page.css", "page.js", "turn.js"})
+FILES = frozenset(
+    {
+        *("base.css", "demo.css", "demo.js", "dom.js", "libraries.js", "markdown.js", "page.css", "page.js"),
+        *("requests.js", "turn.js"),
+    }
+)
 VARY = {"vary": "accept"}
 
 

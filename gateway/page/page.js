@@ -2,9 +2,9 @@
 import { byId, element } from "./dom.js";
 import { ask, resume } from "./libraries.js";
 import { copyText } from "./markdown.js";
+import { gateway, headers, request, signIn, submitted } from "./requests.js";
 import { textOf, Turn } from "./turn.js";
 
-const KEY = "tailrace-key";
 const FILE_BYTES_MAX = 20_000_000;
 const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 const TITLE_CHARS_MAX = 60;
@@ -28,59 +28,11 @@ let nextChats = null;
 let files = [];
 let edited = null;
 
+/** What else watches the answers of the chat: the demo, if there is one. */
+const watcher = { fetch: (url, init) => fetch(url, init), event() {}, state() {}, ended() {} };
+
 function emptyChat() {
   return { id: null, title: "", turns: new Map(), leaf: null, model: "", system: "", answers: new Set() };
-}
-
-// Requests.
-
-const headers = () => (sessionStorage.getItem(KEY) ? { authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {});
-
-/** Returns the JSON of a response. A missing key is asked for. Throws an error with `status`. */
-async function request(path, { method = "GET", body } = {}) {
-  for (;;) {
-    const given = body ? { body: JSON.stringify(body), headers: { ...headers(), "content-type": "application/json" } } : { headers: headers() };
-    const response = await fetch(path, { method, cache: "no-store", ...given }).catch(() => {
-      throw new Error("The server cannot be reached. Is the network there?");
-    });
-    if (response.ok) return response.json();
-    const { error } = await response.json().catch(() => ({}));
-    if (response.status !== 401) throw Object.assign(new Error(error?.message ?? `status ${response.status}`), { status: response.status });
-    await signIn(error?.message);
-  }
-}
-
-let signingIn = null;
-
-/** Asks for a key; returns when one was entered. */
-function signIn(message) {
-  signingIn ??= new Promise((resolve) => {
-    if (sessionStorage.getItem(KEY) && message) byId("refusal").textContent = message;
-    byId("login").addEventListener("close", () => ((signingIn = null), resolve()), { once: true });
-    byId("login").showModal();
-  });
-  return signingIn;
-}
-
-byId("login").addEventListener("cancel", (event) => event.preventDefault());
-submitted(byId("login"), () => {
-  sessionStorage.setItem(KEY, byId("key").value.trim());
-  byId("key").value = "";
-  byId("forget").hidden = false;
-});
-byId("forget").addEventListener("click", () => {
-  sessionStorage.removeItem(KEY);
-  location.assign("/");
-});
-byId("forget").hidden = !sessionStorage.getItem(KEY);
-
-/** Closes a dialog when its form is submitted, after `work`. */
-function submitted(dialog, work = () => {}) {
-  dialog.querySelector("form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    work();
-    dialog.close("yes");
-  });
 }
 
 // Words to the reader.
@@ -121,6 +73,7 @@ function keepAtEnd(work) {
 
 /** Opens the chat that the address names. */
 async function open() {
+  takeDemoToken();
   const hash = location.hash.slice(1);
   if (acts.isReadOnly) return location.reload();
   for (const answer of chat.answers) answer.close();
@@ -212,16 +165,19 @@ async function follow(turn, begin) {
     const answer = begin({
       after,
       headers,
+      fetch: (url, init) => watcher.fetch(url, init, turn),
       triesMax: Infinity,
       onEvent(event) {
         if (chat !== followed) return;
         turn.take(event);
+        watcher.event(turn, event);
         if (event.type === "start" && !chat.turns.has(event.turn)) started(turn);
       },
       onState(state) {
         if (chat !== followed || state === "ended") return;
         turn.mark(state === "live" ? "live" : "lost");
         mark(state);
+        watcher.state(turn, state);
       },
     });
     followed.answers.add(answer);
@@ -229,7 +185,10 @@ async function follow(turn, begin) {
     try {
       await answer.done;
       const record = await request(`/v1/turns/${turn.id}`);
-      if (chat === followed) keepAtEnd(() => turn.show(record));
+      if (chat !== followed) return;
+      const shown = turn.wholeText;
+      keepAtEnd(() => turn.show(record));
+      watcher.ended(turn, shown);
       break;
     } catch (error) {
       if (chat !== followed || error.name === "AbortError") return;
@@ -613,8 +572,28 @@ for (const example of EXAMPLES) {
   button.addEventListener("click", () => submit([{ role: "user", content: example }], null, example));
   byId("examples").append(button);
 }
+// The demo: it begins at the address that `tailrace up` prints, or with its button.
+
+const DEMO = "tailrace-demo";
+
+/** Moves the token of the demo from the address, where a copied link would contain it, to this tab. */
+function takeDemoToken() {
+  if (!location.hash.startsWith("#demo=")) return;
+  sessionStorage.setItem(DEMO, location.hash.slice("#demo=".length));
+  history.replaceState(null, "", "/");
+  startDemo();
+}
+
+async function startDemo() {
+  const { Demo } = await import("./demo.js");
+  watcher.demo ??= new Demo(watcher, DEMO, () => submit([{ role: "user", content: EXAMPLES.at(-1) }], chat.leaf, EXAMPLES.at(-1)));
+  watcher.demo.show(true);
+}
+byId("demo-open").addEventListener("click", startDemo);
+
 open();
 if (!acts.isReadOnly) {
-  readChats().catch((error) => notify(error.message));
+  const read = readChats().then(() => (byId("demo-open").hidden = !gateway.process || !byId("demo").hidden));
+  read.catch((error) => notify(error.message));
   readModels().catch(() => {});
 }

@@ -38,6 +38,11 @@ export class Turn {
     return this.#parts.filter((part) => part.kind === "text").map((part) => part.text).join("\n\n");
   }
 
+  /** The text as the log has it, without what separates its parts on the page. */
+  get wholeText() {
+    return this.#parts.filter((part) => part.kind === "text").map((part) => part.text).join("");
+  }
+
   /** Shows a record, in place of all that was shown. */
   show(record) {
     this.record = record;

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
+import msgspec
 import structlog
 
 from tailrace.gateway.streaming.fanout import TurnFeed
@@ -104,3 +105,7 @@ class ReaderHistory:
         since = self._readers[0].opened_at if is_full else self._started_at
         readers = [reader.report() for reader in self._readers if reader.key == key]
         return GatewayReaders(since, readers[-READERS_MAX:])
+
+    def encoded(self, key: TurnKey) -> bytes:
+        """Returns `readers` as JSON."""
+        return msgspec.json.encode(self.readers(key))

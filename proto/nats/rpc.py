@@ -30,6 +30,8 @@ UNAVAILABLE = {
 }
 RETRY_WAIT_S = 2.0
 
+# The body of a presence request that asks for the readers (PROTOCOL R81).
+REPORTS = b"reports"
 ERROR_CODE = "Nats-Service-Error-Code"
 ERROR = "Nats-Service-Error"
 RETRY_AFTER = "Retry-After"
@@ -96,7 +98,7 @@ class Rpc:
         inbox = self._connection.client.new_inbox()
         return await self._collect(inbox, subjects.health(role), inbox, wait_s)
 
-    async def _collect(self, answers: str, query: str, reply: str, wait_s: float) -> list[bytes]:
+    async def _collect(self, answers: str, query: str, reply: str, wait_s: float, body: bytes = b"") -> list[bytes]:
         """Publishes `query` and returns all messages on the subject `answers` that come within `wait_s`."""
         reports: list[bytes] = []
 
@@ -107,18 +109,23 @@ class Rpc:
 
         subscription = await self._connection.subscribe(answers, on_report)
         try:
-            await self._connection.publish(query, b"", reply=reply)
+            await self._connection.publish(query, body, reply=reply)
             await asyncio.sleep(wait_s)
         finally:
             await self._connection.unsubscribe(subscription)
         return reports
 
-    async def announce_readers(self, has_readers: Callable[[TurnKey], bool]) -> None:
-        """Answers other gateways that ask whether a turn has readers, if it has some here."""
+    async def announce_readers(
+        self, has_readers: Callable[[TurnKey], bool], readers: Callable[[TurnKey], bytes]
+    ) -> None:
+        """Answers gateways that ask whether a turn has readers, if it has some here, or that ask for its readers."""
 
         async def on_request(message: Msg) -> None:
             _, tenant, turn = message.subject.split(".")
-            if has_readers(TurnKey(Tenant(tenant), turn)):  # type: ignore[arg-type]
+            key = TurnKey(Tenant(tenant), turn)  # type: ignore[arg-type]
+            if message.data == REPORTS:
+                await message.respond(readers(key))
+            elif has_readers(key):
                 await message.respond(b"")
 
         await self._connection.subscribe(subjects.EVERY_PRESENCE, on_request)
@@ -130,6 +137,11 @@ class Rpc:
         except LogUnavailable:
             return False
         return True
+
+    async def readers_of_all_gateways(self, key: TurnKey, *, wait_s: float) -> list[bytes]:
+        """Returns the readers of a turn at each gateway that answers within `wait_s`. Raises LogUnavailable."""
+        inbox = self._connection.client.new_inbox()
+        return await self._collect(inbox, subjects.presence(key), inbox, wait_s, REPORTS)
 
     async def serve_readers(self, readers: Callable[[TurnKey], bytes]) -> None:
         """Answers reader queries with `readers(turn)`, on a subject that only the log's account receives."""

@@ -19,6 +19,7 @@ from tests.harness.proxy import Proxy
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
+from tests.harness.up import running
 from tests.integration.conftest import KEY, Gateway, NewGateway
 
 WORDS = 350
@@ -108,6 +109,27 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
         assert "<script>globalThis.ran = 1</script>" in page["text"]
         assert page["coloured"] > 0
     assert len({page["background"] for page in seen["pages"]}) == 2
+
+
+@pytest.mark.timeout(180)
+async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_shown_once(
+    browser: str, tmp_path: Path
+) -> None:
+    """Under `tailrace up`, at the address that it prints: the token leaves the address, and no kill needs a manual."""
+    with running(tmp_path, "--port", "0") as up:
+        url = await up.ready()
+        token = up.said("  Open this page:").partition("#demo=")[2]
+        (seen,) = await node.run("chat-page.mjs", "demo", url, token, tmp_path, deadline_s=120, CHROMIUM=browser)
+    assert seen["text"] == words(300)
+    killed = seen.pop("killed")
+    assert len(killed) == 2
+    assert {name.partition("-")[0] for name in killed} == {"generator", "gateway"}
+    assert seen["proof"] == (
+        "Whole: 2,399 characters, each once, over 1 cut and 2 kills, written in 2 attempts. "
+        "The page has what the log has."
+    )
+    assert (seen["withoutToken"], seen["address"], seen["second"]) == (2, "/", "has it all")
+    assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 
 async def test_browsers_receive_a_page_without_a_key_and_other_clients_the_routes(gateway: Gateway) -> None:

@@ -61,6 +61,7 @@ ROWS = {
     ("GET", "/v1/turns"): Row(query="?status=running"),
     ("GET", "/v1/turns/{turn}"): Row("turn"),
     ("GET", "/v1/turns/{turn}/events"): Row("turn"),
+    ("GET", "/v1/turns/{turn}/timeline"): Row("turn"),
     ("POST", "/v1/turns/{turn}/cancel"): Row("turn"),
     ("DELETE", "/v1/turns/{turn}"): Row("turn"),
     ("POST", "/v1/turns/{turn}/tickets"): Row("turn", body={}),

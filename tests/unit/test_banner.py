@@ -10,11 +10,12 @@ ROWS = [("gateway-1", "12", "http://x", "metrics http://y"), ("generator-1", "-"
 def test_the_banner_lists_processes_addresses_and_a_command_to_try() -> None:
     """Names, pids and addresses are in columns; a process that is being restarted has no pid."""
     assert (
-        render_banner(ROWS, "http://x", "/data", needs_key=False)
+        render_banner(ROWS, "http://x", "/data", page="http://x/#demo=token", needs_key=False)
         == """
   gateway-1    12  http://x  metrics http://y
   generator-1  -             metrics http://z
 
+  Open this page:  http://x/#demo=token
   Data directory:  /data
   API reference:   http://x/docs
   Operations:      http://x/ops
@@ -30,14 +31,16 @@ def test_the_banner_lists_processes_addresses_and_a_command_to_try() -> None:
 
 def test_a_warning_is_a_line_of_the_banner() -> None:
     """For example a model key that is refused."""
-    shown = render_banner(ROWS, "http://x", "/data", needs_key=False, warning="the key is refused")
+    shown = render_banner(
+        ROWS, "http://x", "/data", page="http://x/#demo=token", needs_key=False, warning="the key is refused"
+    )
     assert "  Stop:            Ctrl-C\n  Warning:         the key is refused\n\n  Try it:" in shown
 
 
 def test_the_command_to_try_has_a_placeholder_when_a_key_is_needed() -> None:
     """`up` knows only the hashes of keys."""
-    open_door = render_banner(ROWS, "http://x", "/data", needs_key=False)
-    assert render_banner(ROWS, "http://x", "/data", needs_key=True) == open_door.replace(
+    open_door = render_banner(ROWS, "http://x", "/data", page="http://x/#demo=token", needs_key=False)
+    assert render_banner(ROWS, "http://x", "/data", page="http://x/#demo=token", needs_key=True) == open_door.replace(
         "/v1/turns ", "/v1/turns -H 'Authorization: Bearer YOUR-KEY' "
     )
 

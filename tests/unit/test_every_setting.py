@@ -60,6 +60,7 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_PROXIES": [(text, "neither an address") for text in ("proxy.example", "10.0.0.5/8", "*")],
     "TAILRACE_FULL_AT": [("1.5", "<= 1"), ("0", "> 0")],
     "TAILRACE_DISK": [("/nowhere", "is not a directory")],
+    "TAILRACE_DEMO": [("/nowhere", "is not a socket")],
     "TAILRACE_LIMITS_KEY": LIMITS,
     "TAILRACE_LIMITS_TENANT": LIMITS,
     "TAILRACE_PROMPTS": [("/nowhere", "does not exist")],

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.cli.turn import render
-from tailrace.deploy.cli.turn_timeline import build
+from tailrace.gateway.turns.timeline import build
 from tailrace.proto.entries import Stored
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
@@ -43,6 +43,10 @@ def test_a_takeover_is_two_attempts_and_a_pause() -> None:
     assert [(one.attempt, one.mode, one.events) for one in found.attempts] == [(1, "fresh", 3), (2, "continue", 1)]
     assert [(pause.at, pause.seconds) for pause in found.pauses] == [(NOON + timedelta(seconds=1), 2.5)]
     assert found.first_token_at == NOON + timedelta(seconds=1)
+    assert [(one.ms, one.chars) for one in found.writes] == [
+        *((0, 0), (500, 0), (600, 0), (600, 0), (1000, 6)),
+        *((3500, 0), (3600, 4), (4000, 0)),
+    ]
     assert found.end is not None
     assert found.end.outcome == "cancelled"
     text = render(found) + msgspec.json.encode(found).decode()

@@ -43,6 +43,51 @@ const STEPS = {
     return { text: (await text(page)).trim(), answers, title: await page.title(), isReadWordByWord: heard.some((one) => one.includes("w000001")), ...seen };
   },
 
+  /** Breaks an answer in every way that the demo offers, at the address `gateway` with the token of `up`. */
+  async demo(token, folder) {
+    const { page, seen } = await open({ viewport: SIZES.desktop });
+    const shoot = (name) => page.screenshot({ path: `${folder}/demo-${name}.png` });
+    await page.goto(`${gateway}/`);
+    await page.getByRole("button", { name: "Demo" }).click();
+    await page.locator("#demo").getByText("open the address that").waitFor();
+    const withoutToken = await page.getByRole("button", { name: /^Kill/, disabled: true }).count();
+    await page.goto(`${gateway}/#demo=${token}`);
+    const parts = page.locator(".parts li");
+    await parts.nth(5).waitFor();
+    const address = page.url();
+    await shoot("before");
+    const press = (name) => page.getByRole("button", { name, exact: true }).click();
+    await press("Start a long answer");
+    await longer(page, 80);
+    await press("Second reader");
+    await press("Cut my connection");
+    await marked(page, "reconnecting");
+    await shoot("cut");
+    await page.waitForSelector(".ids .good:has-text('goes on after')");
+    const pids = await parts.locator(".pid").allTextContents();
+    await page.waitForSelector(".parts .used:has-text('writes the answer')");
+    await press("Kill this generator");
+    await page.waitForSelector(".ids .good:has-text('takes over')");
+    await shoot("taken-over");
+    await press("Kill this gateway");
+    await marked(page, "reconnecting");
+    await marked(page, "caught up");
+    await page.waitForSelector(".proof:visible", { timeout: 60_000 });
+    await page.waitForFunction(() => [...document.querySelectorAll(".parts li")].every((one) => one.className === "up"));
+    await shoot("whole");
+    const after = await parts.locator(".pid").allTextContents();
+    const names = await parts.locator("b").allTextContents();
+    return {
+      withoutToken,
+      address: address.replace(gateway, ""),
+      text: (await text(page)).trim(),
+      killed: names.filter((_, at) => pids[at] !== after[at]),
+      proof: await page.locator(".proof").textContent(),
+      second: await page.locator(".other .mark").textContent(),
+      ...seen,
+    };
+  },
+
   /** Shows a session in each size and colour scheme, after a key, and looks for what an answer must not change. */
   async hostile(session, folder, key) {
     const shown = [];

@@ -1,15 +1,22 @@
-"""The timeline of one turn, computed from its entries: times, tokens and cost, and no text of the conversation."""
+"""The timeline of one turn, computed from its entries: times, tokens and cost, and no text of the conversation.
+
+`tailrace turn` prints it, and `GET /v1/turns/{turn}/timeline` returns it.
+"""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
 
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto import events
 from tailrace.proto.chain import START, link
 from tailrace.proto.entries import Attempt, End, Event, Mode, Outcome, Request, Stored
-from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
+from tailrace.proto.errors import Refused, TurnUnknown
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.reader_report import GatewayReaders, ReaderReport
+from tailrace.proto.records import GetTurn
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 
@@ -36,6 +43,17 @@ class Pause(msgspec.Struct, frozen=True):
 
     at: datetime
     seconds: float
+
+
+class Write(msgspec.Struct, frozen=True, array_like=True):
+    """A stored entry: its sequence, the milliseconds since acceptance, and the characters that it adds to the answer.
+
+    Deltas that arrived during an append are joined in one entry, which then has more characters.
+    """
+
+    seq: Seq
+    ms: int
+    chars: int
 
 
 class EndStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +92,7 @@ class Timeline(msgspec.Struct, kw_only=True):
     pauses: list[Pause] = []
     end: EndStep | None = None
     entries: int = 0
+    writes: list[Write] = []
     skipped_entries: int = 0
     recorded: bool | None = None
     gateways: int = 0
@@ -98,7 +117,9 @@ def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayRead
         if last_at is not None and paused >= timedelta(seconds=PAUSE_S_MIN):
             found.pauses.append(Pause(last_at, round(paused.total_seconds(), 3)))
         last_at = one.at
-        _add(found, one)
+        chars = _add(found, one)
+        since = one.at - found.accepted_at if found.accepted_at is not None else timedelta()
+        found.writes.append(Write(one.seq, round(since / timedelta(milliseconds=1)), chars))
     found.entries = len(seqs)
     reports = sorted((reader for gateway in gateways for reader in gateway.readers), key=lambda one: one.opened_at)
     found.readers = [ReaderStep(report=one, sent=sum(seq <= one.written for seq in seqs)) for one in reports]
@@ -108,7 +129,44 @@ def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayRead
     return found
 
 
-def _add(found: Timeline, stored: Stored) -> None:
+async def read(log: TurnLog, history: HistoryClient, key: TurnKey, gateways: Sequence[GatewayReaders]) -> Timeline:
+    """Returns the timeline of a turn; of one that has left the log, the fields of its record.
+
+    Raises TurnUnknown, Refused, LogUnavailable.
+    """
+    stored: list[Stored] = []
+    while page := await log.replay(key, stored[-1].seq if stored else BEFORE_FIRST):
+        stored += page
+    found = build(key, stored, gateways)
+    try:
+        record = await history.ask(key.tenant, GetTurn(key.turn))
+    except Refused as refused:
+        if stored:
+            found.recorded = False if refused.code == "turn_not_found" else None
+            return found
+        if refused.code == "turn_not_found":
+            raise TurnUnknown(f"neither the log nor the database has a turn {key.turn} of {key.tenant}") from refused
+        raise
+    found.recorded = record.ended_at is not None
+    if not stored:
+        found.session, found.model, found.accepted_at = record.session, record.model, record.asked_at
+        found.first_token_at = record.first_token_at
+        if record.ended_at is not None and record.outcome != "running":
+            found.end = EndStep(
+                at=record.ended_at,
+                outcome=record.outcome,
+                stop_reason=record.stop_reason,
+                code=record.error.code if record.error is not None else None,
+                usage=record.usage,
+                usage_is_estimated=record.usage_is_estimated,
+                cost_usd=record.cost_usd,
+            )
+    return found
+
+
+def _add(found: Timeline, stored: Stored) -> int:
+    """Adds an entry; returns the characters that it adds to the answer."""
+    chars = 0
     match stored.entry:
         case Request() as request:
             found.session, found.model = request.session, request.model
@@ -128,8 +186,9 @@ def _add(found: Timeline, stored: Stored) -> None:
             last = found.attempts[-1]
             last.events += 1
             last.last_event_at = stored.at
-            if last.first_token_at is None and isinstance(events.decode(raw), events.BlockDelta):
-                last.first_token_at = stored.at
+            if isinstance(event := events.decode(raw), events.BlockDelta):
+                chars = _length(event.delta)
+                last.first_token_at = last.first_token_at or stored.at
                 found.first_token_at = found.first_token_at or stored.at
         case End() as end:
             found.end = EndStep(
@@ -143,6 +202,17 @@ def _add(found: Timeline, stored: Stored) -> None:
             )
         case _:
             pass
+    return chars
+
+
+def _length(delta: events.Delta) -> int:
+    match delta:
+        case events.TextDelta(text=added) | events.ThinkingDelta(thinking=added):
+            return len(added)
+        case events.InputJsonDelta(partial_json=added):
+            return len(added)
+        case _:
+            return 0
 
 
 def _describe_delivery(found: Timeline) -> str:

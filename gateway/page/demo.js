@@ -1,0 +1,250 @@
+// The demo beside a chat under `tailrace up`: its processes, what breaks them, a second reader, and the ids of the events.
+import { byId, element } from "./dom.js";
+import { resume } from "./libraries.js";
+import { headers, request } from "./requests.js";
+
+const PROCESSES = "/demo/processes";
+const POLL_MS = 1000;
+const CUT_MS = 4000;
+const LINES_MAX = 80;
+const SHOWN_CHARS = 120;
+const WITHOUT_TOKEN = "To kill processes from here, open the address that `tailrace up` printed.";
+
+const count = (number) => number.toLocaleString("en");
+
+/** The panel. `watcher`: the functions that page.js calls, `begin()` starts a long answer. */
+export class Demo {
+  /** The turn that is followed, its last event's cursor, the generator that writes it, the gateway that streams it.
+   * A generator's id is the name of its process with a suffix, which is new at each start. */
+  #turn = null;
+  #cursor = "";
+  #generator = null;
+  #gateway = null;
+  #processes = [];
+  #cuts = new Set();
+  #isCut = false;
+  #broken = { cuts: 0, kills: 0 };
+  #killed = null;
+  #second = null;
+  #problem = "";
+
+  constructor(watcher, tokenName, begin) {
+    this.token = () => sessionStorage.getItem(tokenName) ?? "";
+    Object.assign(watcher, {
+      fetch: (url, init, turn) => this.#fetch(url, init, turn),
+      event: (turn, event) => this.#event(turn, event),
+      state: (turn, state) => state === "reconnecting" && turn === this.#turn && this.#note("the connection is lost", "bad"),
+      ended: (turn, shown) => this.#ended(turn, shown),
+    });
+    document.head.append(element("link", { rel: "stylesheet", href: "/page/demo.css" }));
+    this.begin = button("Start a long answer", begin, "main");
+    this.cut = button("Cut my connection", () => this.#cut());
+    this.killGenerator = button("Kill this generator", () => this.#kill(this.#generatorName(), this.#generator));
+    this.killGateway = button("Kill this gateway", () => this.#kill(this.#gatewayName()));
+    this.second = button("Second reader", () => this.#toggleSecond());
+    this.second.ariaPressed = "false";
+    this.parts = element("ul", { className: "parts" });
+    this.hint = element("p", { className: "quiet" });
+    this.proof = element("p", { className: "proof", role: "status", hidden: true });
+    this.ids = element("ol", { className: "ids" });
+    this.other = element("section", { className: "other", hidden: true });
+    const close = button("Close", () => this.show(false));
+    const head = element("div", { className: "bar" }, element("h2", { id: "demo-title", textContent: "Break it" }), close);
+    const breakers = element("div", { className: "breakers" }, this.cut, this.killGenerator, this.killGateway, this.second);
+    const log = element("section", { className: "log" }, element("h3", { textContent: "Event ids" }), this.ids);
+    byId("demo").append(head, element("div", { className: "inside" }, this.hint, this.begin, this.parts, breakers, this.proof, this.other, log));
+    this.#draw();
+    this.#poll();
+  }
+
+  show(isShown) {
+    byId("demo").hidden = !isShown;
+    byId("demo-open").hidden = isShown;
+  }
+
+  // The connection of this page.
+
+  /** Opens a connection that `Cut my connection` can break, for a reader of `turn`. */
+  async #fetch(url, init, turn) {
+    if (this.#isCut) throw new TypeError("the connection is cut");
+    if (turn !== this.#turn) this.#begin(turn);
+    const cut = new AbortController();
+    this.#cuts.add(cut);
+    const response = await fetch(url, { ...init, signal: AbortSignal.any([init.signal, cut.signal]) });
+    this.#gateway = response.headers.get("tailrace-process");
+    if (this.#cursor) this.#note(`goes on after ${this.#cursor}`, "good");
+    this.#draw();
+    return response;
+  }
+
+  #cut() {
+    this.#isCut = true;
+    this.#broken.cuts += 1;
+    for (const cut of this.#cuts) cut.abort();
+    this.#cuts.clear();
+    this.#draw();
+    setTimeout(() => {
+      this.#isCut = false;
+      this.#draw();
+      // It ends the waiting of tailrace.js, as the network's return does.
+      dispatchEvent(new Event("online"));
+    }, CUT_MS);
+  }
+
+  // The answer.
+
+  #begin(turn) {
+    this.#closeSecond();
+    Object.assign(this.#broken, { cuts: 0, kills: 0 });
+    [this.#turn, this.#cursor, this.#generator] = [turn, "", null];
+    this.ids.replaceChildren();
+    this.proof.hidden = true;
+  }
+
+  #event(turn, event) {
+    if (turn !== this.#turn) return;
+    this.#cursor = event.cursor;
+    this.#line(event.cursor, event.text ?? event.type);
+    if (event.type === "start") this.#draw();
+  }
+
+  #ended(turn, shown) {
+    if (turn !== this.#turn) return;
+    this.#draw();
+    const { text, attempts, outcome } = turn.record;
+    if (outcome !== "completed") return;
+    const isSame = shown === text;
+    const broken = [["cut", this.#broken.cuts], ["kill", this.#broken.kills]].filter(([, number]) => number);
+    const over = broken.map(([name, number]) => `${number} ${name}${number > 1 ? "s" : ""}`).join(" and ");
+    const by = attempts > 1 ? `, written in ${attempts} attempts` : "";
+    this.proof.textContent = isSame
+      ? `Whole: ${count(text.length)} characters, each once${over ? `, over ${over}` : ""}${by}. The page has what the log has.`
+      : "The text on this page is not what the log has. Please report it.";
+    this.proof.classList.toggle("bad", !isSame);
+    this.proof.hidden = false;
+  }
+
+  #note(text, kind) {
+    this.ids.prepend(element("li", { className: kind, textContent: text }));
+  }
+
+  #line(id, text) {
+    this.ids.prepend(element("li", {}, element("b", { textContent: id }), ` ${text}`));
+    while (this.ids.childElementCount > LINES_MAX) this.ids.lastChild.remove();
+  }
+
+  // The processes.
+
+  async #poll() {
+    try {
+      if (!byId("demo").hidden && !document.hidden) await Promise.all([this.#readProcesses(), this.#readGenerator()]);
+    } catch {
+      // The gateway is being started again.
+    }
+    this.#draw();
+    setTimeout(() => this.#poll(), POLL_MS);
+  }
+
+  async #readProcesses() {
+    if (!this.token()) return;
+    await this.#ask("GET", "");
+  }
+
+  async #ask(method, query) {
+    const response = await fetch(PROCESSES + query, { method, headers: { "tailrace-demo": this.token() }, cache: "no-store" });
+    const body = await response.json();
+    this.#problem = response.ok ? "" : body.error.message;
+    if (response.ok) this.#processes = body;
+  }
+
+  /** Asks the log which generator writes the answer. */
+  async #readGenerator() {
+    const turn = this.#turn;
+    if (!turn?.id || !turn.isRunning) return;
+    const { attempts } = await request(`/v1/turns/${turn.id}/timeline`);
+    const generator = attempts.at(-1)?.generator ?? null;
+    if (turn !== this.#turn || generator === this.#generator) return;
+    const isTakeover = Boolean(this.#generator);
+    this.#generator = generator;
+    if (isTakeover) this.#note(`${this.#generatorName() ?? generator} takes over`, "good");
+  }
+
+  #generatorName() {
+    return this.#processes.find(({ name }) => this.#generator === name || this.#generator?.startsWith(`${name}-`))?.name;
+  }
+
+  async #kill(name, generator = null) {
+    const { pid } = this.#processes.find((one) => one.name === name) ?? {};
+    if (!pid) return;
+    this.#broken.kills += 1;
+    this.#killed = generator ?? this.#killed;
+    this.#note(`${name} is killed`, "bad");
+    // The answer may be lost with the gateway that sends it.
+    await this.#ask("POST", `?${new URLSearchParams({ process: name, pid })}`).catch(() => {});
+    this.#draw();
+  }
+
+  #gatewayName() {
+    const all = this.#processes.filter(({ role }) => role === "gateway");
+    return (all.find(({ pid }) => String(pid) === this.#gateway) ?? (all.length === 1 ? all[0] : null))?.name;
+  }
+
+  #draw() {
+    const isRunning = Boolean(this.#turn?.isRunning);
+    const writes = this.#generator !== this.#killed && this.#generatorName();
+    const has = { [writes]: "writes the answer", [this.#gatewayName()]: "streams it to you" };
+    const items = this.#processes.map(({ name, pid }) => {
+      const role = pid ? isRunning && has[name] : "is started again";
+      const state = element("span", { className: "state", textContent: role || "" });
+      return element("li", { className: `${pid ? "up" : "down"}${isRunning && has[name] ? " used" : ""}` }, element("b", { textContent: name }), state, element("span", { className: "pid", textContent: pid ?? "" }));
+    });
+    if (this.parts.textContent !== items.map((one) => one.textContent).join("")) this.parts.replaceChildren(...items);
+    this.begin.hidden = isRunning;
+    this.cut.disabled = !isRunning || this.#isCut;
+    this.cut.textContent = this.#isCut ? `Cut for ${CUT_MS / 1000} s` : "Cut my connection";
+    const isReady = isRunning && this.#processes.length > 0;
+    this.killGenerator.disabled = !isReady || !writes;
+    this.killGateway.disabled = !isReady || !this.#gatewayName();
+    this.second.disabled = !this.#turn?.id;
+    const before = "Start an answer, then break something in the middle of it: it goes on where it was.";
+    const hint = this.#problem || (this.token() ? (isRunning ? "Now break something." : before) : WITHOUT_TOKEN);
+    this.hint.hidden = !this.proof.hidden && !this.#problem;
+    if (this.hint.textContent !== hint) this.hint.textContent = hint;
+  }
+
+  // The second reader: a connection of its own, from the start of the answer.
+
+  #toggleSecond() {
+    if (this.#second) return this.#closeSecond();
+    const state = element("span", { className: "mark" });
+    const text = element("p");
+    const figures = element("p", { className: "quiet" });
+    this.other.replaceChildren(element("div", { className: "row" }, element("h3", { textContent: "Second reader" }), state), text, figures);
+    this.other.hidden = false;
+    this.second.ariaPressed = "true";
+    const show = (words) => Object.assign(state, { textContent: words, className: `mark ${words}` });
+    this.#second = resume(this.#turn.id, {
+      headers,
+      triesMax: Infinity,
+      onState: (now) => show(now === "ended" ? "has it all" : now),
+      onText: (whole, { cursor }) => {
+        text.textContent = whole.length > SHOWN_CHARS ? `\u2026${whole.slice(-SHOWN_CHARS)}` : whole;
+        figures.textContent = `${count(whole.length)} characters, up to event ${cursor}`;
+      },
+    });
+    this.#second.done.catch(() => {});
+  }
+
+  #closeSecond() {
+    this.#second?.close();
+    this.#second = null;
+    this.other.hidden = true;
+    this.second.ariaPressed = "false";
+  }
+}
+
+function button(textContent, click, className = "") {
+  const made = element("button", { type: "button", className, textContent });
+  made.addEventListener("click", click);
+  return made;
+}

@@ -1,0 +1,58 @@
+// Requests to the API with the key of this tab, which is asked for when it is missing. The pages / and /turns/{turn} use it.
+import { byId } from "./dom.js";
+
+const KEY = "tailrace-key";
+
+export const headers = () => (sessionStorage.getItem(KEY) ? { authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {});
+
+/** The process id of the gateway that answered last. Only a gateway of `tailrace up` names it, to this machine. */
+export const gateway = { process: null };
+
+/** Returns the JSON of a response. A missing key is asked for. Throws an error with `status` and `code`. */
+export async function request(path, { method = "GET", body } = {}) {
+  for (;;) {
+    const given = body ? { body: JSON.stringify(body), headers: { ...headers(), "content-type": "application/json" } } : { headers: headers() };
+    const response = await fetch(path, { method, cache: "no-store", ...given }).catch(() => {
+      throw new Error("The server cannot be reached. Is the network there?");
+    });
+    gateway.process = response.headers.get("tailrace-process") ?? gateway.process;
+    if (response.ok) return response.json();
+    const { error } = await response.json().catch(() => ({}));
+    const { status } = response;
+    if (status !== 401) throw Object.assign(new Error(error?.message ?? `status ${status}`), { status, code: error?.code });
+    await signIn(error?.message);
+  }
+}
+
+let signingIn = null;
+
+/** Asks for a key; returns when one was entered. */
+export function signIn(message) {
+  signingIn ??= new Promise((resolve) => {
+    if (sessionStorage.getItem(KEY) && message) byId("refusal").textContent = message;
+    byId("login").addEventListener("close", () => ((signingIn = null), resolve()), { once: true });
+    byId("login").showModal();
+  });
+  return signingIn;
+}
+
+/** Closes a dialog when its form is submitted, after `work`. */
+export function submitted(dialog, work = () => {}) {
+  dialog.querySelector("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    work();
+    dialog.close("yes");
+  });
+}
+
+byId("login").addEventListener("cancel", (event) => event.preventDefault());
+submitted(byId("login"), () => {
+  sessionStorage.setItem(KEY, byId("key").value.trim());
+  byId("key").value = "";
+  if (byId("forget")) byId("forget").hidden = false;
+});
+byId("forget")?.addEventListener("click", () => {
+  sessionStorage.removeItem(KEY);
+  location.assign("/");
+});
+if (byId("forget")) byId("forget").hidden = !sessionStorage.getItem(KEY);
