@@ -62,7 +62,8 @@ def use_tool(block: anthropic.types.ToolUseBlock) -> str:
     """
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if block.id not in results:
-        results[block.id] = str(len(results) + 7)  # here a real agent does its work
+        print(f"\nmeasuring the depth of the {block.input['river']}", file=sys.stderr)
+        results[block.id] = "7"  # here a real agent does its work
         part = RESULTS.with_suffix(".part")
         part.write_text(json.dumps(results))
         part.replace(RESULTS)

@@ -16,7 +16,10 @@ from tests.harness.processes import CHECKOUT
 from tests.integration.conftest import KEY, Gateway
 
 EXAMPLES = CHECKOUT / "examples"
-WAIT_S_MAX = 40.0
+# The frameworks are in the venv of the clients with older SDKs: `make clients`.
+OLDER_SDKS = str(CHECKOUT / ".venv-clients/bin/python")
+# The imports of a framework take seconds of CPU.
+WAIT_S_MAX = 90.0
 
 
 async def start(url: str, folder: Path, *command: str) -> Process:
@@ -60,13 +63,18 @@ async def test_an_example_prints_the_answer_once_over_cut_connections(
     assert await turns_paid(gateway) == 1
 
 
-@pytest.mark.parametrize("calls_before_kill", [0, 1])
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("example", "calls_before_kill"),
+    [("anthropic_agent.py", 0), ("anthropic_agent.py", 1), ("langgraph_agent.py", 1), ("openai_agents_agent.py", 1)],
+)
 async def test_an_agent_that_is_killed_in_mid_call_attaches_to_its_turn(
-    gateway: Gateway, tmp_path: Path, calls_before_kill: int
+    gateway: Gateway, tmp_path: Path, example: str, calls_before_kill: int
 ) -> None:
     """In its first call, or in the call after the tool. It executes the tool once, and asks the model twice in all."""
     task = '#sim words=60 rate=30 tool=measure_depth json={"river":"Rhine"}'
-    agent = (sys.executable, str(EXAMPLES / "agents/anthropic_agent.py"), "run-1", task)
+    python = sys.executable if example == "anthropic_agent.py" else OLDER_SDKS
+    agent = (python, str(EXAMPLES / "agents" / example), "run-1", task)
     killed = await start(gateway.url, tmp_path, *agent)
     assert killed.stderr is not None
     shown = b""
@@ -74,11 +82,13 @@ async def test_an_agent_that_is_killed_in_mid_call_attaches_to_its_turn(
         shown += await asyncio.wait_for(killed.stderr.read(1000), WAIT_S_MAX)
     assert shown.count(b"w000059") == calls_before_kill, "the call ended before the kill"
     killed.send_signal(SIGKILL)
-    await killed.communicate()
-    again = await printed(await start(gateway.url, tmp_path, *agent))
-    assert again == f"{words(60)}\n"
+    shown += (await killed.communicate())[1]
+    again = await start(gateway.url, tmp_path, *agent)
+    answer, shown_again = await asyncio.wait_for(again.communicate(), WAIT_S_MAX)
+    assert answer.decode() == f"{words(60)}\n", shown_again
+    assert (shown + shown_again).count(b"measuring the depth of the Rhine") == 1
     assert await turns_paid(gateway) == 2
-    assert len(msgspec.json.decode((tmp_path / "run-1.tools.json").read_bytes())) == 1
-    # Another run is paid for.
-    await printed(await start(gateway.url, tmp_path, *agent[:2], "run-2", task))
-    assert await turns_paid(gateway) == 4
+    if example == "anthropic_agent.py":
+        # Another run is paid for.
+        await printed(await start(gateway.url, tmp_path, *agent[:2], "run-2", task))
+        assert await turns_paid(gateway) == 4
