@@ -79,6 +79,7 @@ NEEDS: dict[tuple[str, str], Need] = {
     ("GET", "/v1/prompts"): "read",
     ("GET", "/v1/prompts/{name}"): "read",
     ("GET", "/"): "public",
+    ("GET", "/turns/{turn}"): "public",
     ("GET", "/page/{file}"): "public",
     ("GET", "/docs"): "public",
     ("GET", "/openapi.json"): "public",

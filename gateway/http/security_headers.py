@@ -16,12 +16,19 @@ HEADERS = (
 # attached, and text of models as Markdown: only what DOMPurify has sanitised becomes markup.
 OWN = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
 NOWHERE = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-SANITISED = "img-src blob:; require-trusted-types-for 'script'; trusted-types dompurify; "
-PAGE_POLICIES = {"/": (OWN + SANITISED + NOWHERE).encode(), "/ops": (OWN + NOWHERE).encode()}
+PICTURES = "img-src blob:; "
+TRUSTED_TYPES = "require-trusted-types-for 'script'; trusted-types dompurify; "
+TURN_PAGES = "/turns/"
+PAGE_POLICIES = {
+    "/": (OWN + PICTURES + TRUSTED_TYPES + NOWHERE).encode(),
+    TURN_PAGES: (OWN + TRUSTED_TYPES + NOWHERE).encode(),
+    "/ops": (OWN + NOWHERE).encode(),
+}
 
 
 def of_path(path: str, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Returns `headers` with the policy of the page at `path`. A browser obeys all policies of a response at once."""
-    if path not in PAGE_POLICIES:
+    policy = PAGE_POLICIES.get(TURN_PAGES if path.startswith(TURN_PAGES) else path)
+    if policy is None:
         return headers
-    return [*(header for header in headers if header[0] != CSP), (CSP, PAGE_POLICIES[path])]
+    return [*(header for header in headers if header[0] != CSP), (CSP, policy)]

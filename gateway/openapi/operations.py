@@ -297,6 +297,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/api/process"): Operation("tutorials", StartJobRequest, StartedJob, 202, parameters=("key",)),
     ("GET", "/api/stream/{job_id}"): Operation("tutorials", streams=SSE, parameters=("last", "cursor"), statuses=GONE),
     ("GET", "/"): Operation("operation", response=Directory, streams="text/plain"),
+    ("GET", "/turns/{turn}"): Operation("operation", streams="text/html"),
     ("GET", "/page/{file}"): Operation("operation", streams="text/javascript"),
     ("GET", "/health"): Operation("operation", response=Health),
     ("GET", "/healthz"): Operation("operation", response=Any),

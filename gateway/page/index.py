@@ -22,7 +22,7 @@ PAGES = "In a browser, / is a page with chats, /docs describes the routes, and /
 FILES = frozenset(
     {
         *("base.css", "demo.css", "demo.js", "dom.js", "libraries.js", "markdown.js", "page.css", "page.js"),
-        *("requests.js", "turn.js"),
+        *("requests.js", "timeline.css", "timeline.js", "turn.js"),
     }
 )
 VARY = {"vary": "accept"}
@@ -55,6 +55,14 @@ async def index(request: Request) -> Response:
     return PlainTextResponse(text, headers=NO_STORE | headers)
 
 
+async def turn(_: Request) -> Response:
+    """`GET /turns/{turn}`: a page with the timeline of a turn. It reads `/v1/turns/{turn}` and its timeline with a key.
+
+    The page has an address of its own, so that `/v1/turns/{turn}` is JSON for every client.
+    """
+    return page_file("tailrace.gateway.page", "timeline.html")
+
+
 async def file(request: Request) -> Response:
     """`GET /page/{file}`: a script or style sheet of the pages `/` and `/ops`."""
     name = request.path_params["file"]
@@ -74,5 +82,6 @@ def endpoints_of(routes: Iterable[BaseRoute]) -> dict[str, list[str]]:
 
 ROUTES = [
     Route("/", index, methods=["GET"]),
+    Route("/turns/{turn}", turn, methods=["GET"]),
     Route("/page/{file}", file, methods=["GET"]),
 ]

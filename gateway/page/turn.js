@@ -159,7 +159,8 @@ export class Turn {
     this.failure.hidden = outcome !== "failed";
     this.failure.textContent = outcome === "failed" ? `The answer failed: ${error?.message ?? "no reason was given"}` : "";
     const share = button("Share", () => acts.share(this, share));
-    const shown = this.id && !acts.isReadOnly ? [share] : [];
+    const timeline = element("a", { className: "plain", href: `/turns/${this.id}`, textContent: "Timeline" });
+    const shown = this.id && !acts.isReadOnly ? [share, timeline] : [];
     if (this.isRunning) return this.foot.replaceChildren(...shown);
     const copy = button("Copy", () => copyText(this.plainText, copy));
     const again = button("Try again", () => acts.again(this));

@@ -121,6 +121,13 @@ async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_
         token = up.said("  Open this page:").partition("#demo=")[2]
         (seen,) = await node.run("chat-page.mjs", "demo", url, token, tmp_path, deadline_s=120, CHROMIUM=browser)
     assert seen["text"] == words(300)
+    timeline = seen["timeline"]
+    assert (timeline["whole"], timeline["isPart"], timeline["isBack"]) == (words(300), True, True)
+    assert not timeline["isWide"]
+    steps = "\n".join(timeline["steps"])
+    parts = "Accepted", "Claimed. Attempt 1", "First token", "Takeover: the answer goes on. Attempt 2", "Completed"
+    assert [steps.index(one) for one in parts] == sorted(steps.index(one) for one in parts)
+    assert "A reader resumed after" in steps
     killed = seen.pop("killed")
     assert len(killed) == 2
     assert {name.partition("-")[0] for name in killed} == {"generator", "gateway"}

@@ -128,6 +128,7 @@ ROWS = {
     ("GET", "/v1/prompts"): Row(),
     ("GET", "/v1/prompts/{name}"): Row("name", is_everybodys=True),
     ("GET", "/"): Row(is_public=True),
+    ("GET", "/turns/{turn}"): Row("turn", is_everybodys=True, is_public=True),
     ("GET", "/page/{file}"): Row("file", is_everybodys=True, is_public=True),
     ("GET", "/health"): Row(is_public=True),
     ("POST", "/api/chat"): Row(

@@ -21,6 +21,32 @@ const text = (page) => page.locator(".answer .text").last().textContent();
 const longer = (page, chars) => page.waitForFunction((chars) => document.querySelector(".answer .text")?.textContent.length > chars, chars);
 const marked = (page, state) => page.waitForFunction((state) => document.querySelector("#mark").textContent === state, state);
 
+/** Returns what the page of a turn shows, after a replay that was begun, stopped and moved with the keyboard. */
+async function replayed(page, shoot) {
+  const shown = () => page.locator("#text").textContent();
+  await page.locator("#steps tbody tr").first().waitFor();
+  await page.waitForFunction(() => document.querySelector("#text").textContent.length > 0);
+  const whole = await shown();
+  for (const colorScheme of ["light", "dark"]) {
+    for (const [size, viewport] of Object.entries(SIZES)) {
+      await page.emulateMedia({ colorScheme });
+      await page.setViewportSize(viewport);
+      await shoot(`${colorScheme}-${size}`);
+    }
+  }
+  const isWide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
+  await page.locator("#speed").selectOption("16");
+  await page.locator("#play").focus();
+  await page.keyboard.press("Enter");
+  await page.waitForFunction((length) => ((now) => now > 0 && now < length)(document.querySelector("#text").textContent.length), whole.length);
+  await page.keyboard.press("Enter");
+  const paused = await shown();
+  await page.keyboard.press("Tab");
+  await page.keyboard.press("End");
+  const steps = await page.locator("#steps td:last-child").allTextContents();
+  return { whole, isPart: whole.startsWith(paused) && paused.length < whole.length, isBack: (await shown()) === whole, steps, isWide };
+}
+
 const STEPS = {
   /** Asks; reloads; is offline for a moment; then waits for the end, whatever happens to the gateway. */
   async interrupted(line) {
@@ -77,13 +103,19 @@ const STEPS = {
     await shoot("whole");
     const after = await parts.locator(".pid").allTextContents();
     const names = await parts.locator("b").allTextContents();
+    const proof = await page.locator(".proof").textContent();
+    const second = await page.locator(".other .mark").textContent();
+    const answer = (await text(page)).trim();
+    await page.getByRole("link", { name: "Timeline" }).click();
+    const timeline = await replayed(page, (name) => page.screenshot({ path: `${folder}/turn-${name}.png`, fullPage: true }));
     return {
       withoutToken,
       address: address.replace(gateway, ""),
-      text: (await text(page)).trim(),
+      text: answer,
       killed: names.filter((_, at) => pids[at] !== after[at]),
-      proof: await page.locator(".proof").textContent(),
-      second: await page.locator(".other .mark").textContent(),
+      proof,
+      second,
+      timeline,
       ...seen,
     };
   },

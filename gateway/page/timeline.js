@@ -1,0 +1,217 @@
+// The page /turns/{turn}: the log of a turn as a timeline, and its replay at the speed at which it was written.
+import { byId, element } from "./dom.js";
+import { resume } from "./libraries.js";
+import { headers, request } from "./requests.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const REFRESH_MS = 2000;
+const [WIDTH, HEIGHT] = [1000, 100];
+const LANES_OF_READERS = 12;
+
+const turn = decodeURIComponent(location.pathname.slice("/turns/".length));
+let timeline = null;
+/** What was shown from `ms` on: the characters of `whole` from `start` to `end`. */
+const frames = [{ ms: 0, start: 0, end: 0 }];
+let whole = "";
+let events = [];
+let isPlaying = false;
+let position = 0;
+let playhead = null;
+
+const count = (number) => number.toLocaleString("en");
+const seconds = (ms) => `${(ms / 1000).toFixed(ms < 9950 ? 1 : 0)} s`;
+const since = (at) => new Date(at) - new Date(timeline.accepted_at);
+/** The length of the timeline: to the end of the turn, or to its last entry. */
+const length = () => Math.max(1, timeline.end ? since(timeline.end.at) : (timeline.writes.at(-1)?.[1] ?? 0));
+/** A generator's id without the suffix that is new at each start. */
+const short = (generator) => generator.replace(/-[0-9a-f]{6}$/, "");
+
+// The timeline.
+
+function draw() {
+  const { end, model, session, attempts, accepted_at } = timeline;
+  byId("found").hidden = false;
+  const outcome = end?.outcome ?? "running";
+  byId("headline").textContent = `${outcome[0].toUpperCase()}${outcome.slice(1)}${end ? ` in ${seconds(since(end.at))}` : ""}`;
+  document.title = `${byId("headline").textContent} \u2013 Tailrace`;
+  const cost = end && (end.cost_usd === null ? "unknown cost" : `$${end.cost_usd.toPrecision(2)}`);
+  const figures = end ? [`${count(end.usage.input_tokens ?? 0)} + ${count(end.usage.output_tokens ?? 0)} tokens`, cost] : [];
+  const tries = attempts.length ? [`${attempts.length} attempt${attempts.length > 1 ? "s" : ""}`] : [];
+  const chat = element("a", { href: `/#${encodeURIComponent(session ?? "")}`, textContent: "its chat" });
+  const words = [model, new Date(accepted_at).toLocaleString(), ...tries, ...figures].filter(Boolean).join(" \u00b7 ");
+  byId("about").replaceChildren(`${words} \u00b7 `, chat, ` \u00b7 ${turn}`);
+  drawLanes();
+  drawSteps();
+  byId("position").max = length();
+  byId("position").step = Math.max(1, Math.round(length() / 500));
+  seek(isPlaying ? position : length());
+}
+
+function drawLanes() {
+  const lanes = [lane("Written by", attemptBars(), "attempts"), lane("Log", [...pauseBars(), writeBars()], "log")];
+  const readers = timeline.readers.filter(({ report }) => since(report.opened_at) <= length()).slice(0, LANES_OF_READERS);
+  readers.forEach((reader, index) => lanes.push(lane(`Reader ${index + 1}`, [readerBar(reader)], "reader")));
+  playhead = element("span", { className: "playhead" });
+  const over = element("div", { className: "over" }, playhead);
+  const axis = element("div", { className: "lane axis" }, element("span"), element("div", { className: "track" }, element("span", { textContent: "0 s" }), element("span", { textContent: seconds(length()) })));
+  byId("lanes").replaceChildren(...lanes, axis, over);
+  byId("lanes").ariaLabel = `${timeline.attempts.length} attempts, ${timeline.pauses.length} pauses and ${readers.length} readers in ${seconds(length())}. The list of steps has the same as text.`;
+}
+
+const lane = (name, bars, kind) => element("div", { className: `lane ${kind}` }, element("span", { textContent: name }), element("div", { className: "track" }, ...bars));
+
+/** A bar from `from` to `till`, in milliseconds. */
+function bar(className, from, till, text = "") {
+  const made = element("span", { className: `bar-of ${className}`, textContent: text, title: text });
+  const share = (ms) => 100 * Math.min(1, Math.max(0, ms / length()));
+  Object.assign(made.style, { left: `${share(from)}%`, width: `max(3px, ${share(till) - share(from)}%)` });
+  return made;
+}
+
+function attemptBars() {
+  return timeline.attempts.map((one, index) => {
+    const next = timeline.attempts[index + 1];
+    const till = next ? since(one.last_event_at ?? one.at) : length();
+    return bar(next ? "attempt broken" : "attempt", since(one.at), till, `${one.attempt}: ${short(one.generator)}`);
+  });
+}
+
+const pauseBars = () => timeline.pauses.map(({ at, seconds: s }) => bar("pause", since(at), since(at) + 1000 * s, `${s.toFixed(1)} s`));
+
+/** Every entry as a line, higher with more characters: a joined delta stands out. */
+function writeBars() {
+  const most = Math.max(1, ...timeline.writes.map(([, , chars]) => chars));
+  const lines = timeline.writes.map(([, ms, chars]) => {
+    const x = (WIDTH * ms) / length();
+    return `M${x.toFixed(1)} ${HEIGHT}V${(HEIGHT - 8 - (HEIGHT - 8) * (chars / most)).toFixed(1)}`;
+  });
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
+  svg.setAttribute("preserveAspectRatio", "none");
+  const path = document.createElementNS(SVG, "path");
+  path.setAttribute("d", lines.join(""));
+  svg.append(path);
+  return svg;
+}
+
+function readerBar({ report, sent }) {
+  const till = report.closed_at ? since(report.closed_at) : length();
+  const isCut = !["ended", "open"].includes(report.ending);
+  const how = report.cursor ? `resumed after ${report.cursor}` : "from the start";
+  return bar(`reader-of ${isCut ? "cut" : ""}`, since(report.opened_at), till, `${how}, ${report.ending}: ${count(sent)} entries`);
+}
+
+function drawSteps() {
+  const { accepted_at, queue_position, attempts, first_token_at, pauses, readers, end, entries } = timeline;
+  const steps = [[accepted_at, `Accepted${queue_position ? `, number ${queue_position} in the queue` : ""}`]];
+  for (const one of attempts) {
+    const what = one.attempt === 1 ? "Claimed" : { continue: "Takeover: the answer goes on", restart: "Takeover: the answer begins anew" }[one.mode] ?? "A new attempt";
+    steps.push([one.at, `${what}. Attempt ${one.attempt} by ${one.generator}, ${one.backend}${one.is_hedge ? ", a hedge" : ""}`]);
+    if (one.first_token_at) steps.push([one.first_token_at, one.first_token_at === first_token_at ? "First token" : "Next token"]);
+  }
+  for (const { at, seconds: s } of pauses) steps.push([at, `Pause of ${s.toFixed(1)} s`]);
+  for (const { report, sent } of readers) {
+    steps.push([report.opened_at, report.cursor ? `A reader resumed after ${report.cursor} (${report.dialect})` : `A reader began (${report.dialect})`]);
+    if (report.closed_at) steps.push([report.closed_at, `${report.ending === "ended" ? "A reader had it all" : `A reader was cut (${report.ending})`}: ${count(sent)} of ${count(entries)} entries`]);
+  }
+  if (end) steps.push([end.at, `${end.outcome[0].toUpperCase()}${end.outcome.slice(1)}${end.code ?? end.stop_reason ? ` (${end.code ?? end.stop_reason})` : ""}`]);
+  steps.sort(([one], [other]) => new Date(one) - new Date(other));
+  const rows = steps.map(([at, text]) => element("tr", {}, element("td", { textContent: (since(at) / 1000).toFixed(3) }), element("td", { textContent: text })));
+  byId("steps").tBodies[0].replaceChildren(...rows);
+  const recorded = { true: "It is in the database.", false: "It is not yet in the database." }[timeline.recorded] ?? "";
+  byId("delivered").textContent = `Sent to the end: ${timeline.delivered.replace(": ", ", ")}. ${recorded}`;
+}
+
+// The replay.
+
+/** Makes the frames from the events and the times of their entries. Events of a turn that has left the log have none. */
+function join() {
+  const times = new Map(timeline.writes.map(([seq, ms]) => [String(seq), ms]));
+  let [start, end] = [0, 0];
+  frames.length = 1;
+  whole = "";
+  for (const { cursor, type, text } of events) {
+    if (type === "delta") whole += text;
+    if (type === "reset") start = whole.length;
+    if (type !== "delta" && type !== "reset") continue;
+    end = whole.length;
+    frames.push({ ms: times.get(cursor) ?? length(), start, end });
+  }
+}
+
+/** Shows the turn as it was `ms` after it was accepted. */
+function seek(ms) {
+  position = Math.min(length(), ms);
+  let [low, high] = [0, frames.length - 1];
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (frames[middle].ms <= position) low = middle;
+    else high = middle - 1;
+  }
+  const shown = whole.slice(frames[low].start, frames[low].end);
+  const text = byId("text");
+  if (text.textContent !== shown) text.textContent = shown;
+  if (isPlaying) text.scrollTop = text.scrollHeight;
+  byId("position").value = position;
+  byId("clock").textContent = `${seconds(position)} of ${seconds(length())}`;
+  byId("position").ariaValueText = byId("clock").textContent;
+  if (playhead) playhead.style.left = `${(100 * position) / length()}%`;
+}
+
+let before = 0;
+
+function step(now) {
+  if (!isPlaying) return;
+  seek(position + (now - before) * Number(byId("speed").value));
+  before = now;
+  if (position >= length()) return pause();
+  requestAnimationFrame(step);
+}
+
+function pause() {
+  isPlaying = false;
+  byId("play").textContent = position < length() ? "Go on" : "Replay";
+  document.querySelector(".answer").classList.toggle("live", !timeline.end);
+}
+
+byId("play").addEventListener("click", () => {
+  if (isPlaying) return pause();
+  if (position >= length()) seek(0);
+  isPlaying = true;
+  byId("play").textContent = "Pause";
+  document.querySelector(".answer").classList.add("live");
+  before = performance.now();
+  requestAnimationFrame(step);
+});
+byId("position").addEventListener("input", () => {
+  const { value, step } = byId("position");
+  // The last step of the slider may be shorter.
+  seek(Number(value) + Number(step) > length() ? length() : Number(value));
+  pause();
+});
+
+// Data.
+
+async function read() {
+  timeline = await request(`/v1/turns/${encodeURIComponent(turn)}/timeline`);
+  join();
+  draw();
+  if (timeline.end) return;
+  setTimeout(() => read().catch(show), REFRESH_MS);
+}
+
+const show = (error) => {
+  byId("notice").textContent = error.status === 404 ? "There is no such turn. It may have been deleted." : error.message;
+  byId("notice").hidden = false;
+};
+
+/** Reads the events of the turn, over as many connections as it takes. */
+async function follow() {
+  const answer = resume(turn, { headers, triesMax: Infinity, onEvent: (event) => events.push(event) });
+  await answer.done;
+  join();
+  draw();
+}
+
+// The timeline asks for a key if one is needed.
+read().then(follow).catch(show);
