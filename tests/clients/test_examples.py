@@ -1,19 +1,30 @@
-"""The programs of examples/: each reads its answer once over cut connections, and pays once although it is killed."""
+"""The programs and pages of examples/: each shows its answer once over cut connections and killed processes.
+
+An agent and a backend that are killed in the middle of an answer pay for it once.
+"""
 
 import asyncio
 import os
+import secrets
+import shutil
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from signal import SIGKILL
 
+import httpx2
 import msgspec
 import pytest
 
+from tailrace.deploy.local.ports import find_free
+from tests.clients import node
 from tests.harness.cutting_proxy import Cutting, seeded
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
-from tests.integration.conftest import KEY, Gateway
+from tests.harness.system import System
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 EXAMPLES = CHECKOUT / "examples"
 # The frameworks are in the venv of the clients with older SDKs: `make clients`.
@@ -22,9 +33,9 @@ OLDER_SDKS = str(CHECKOUT / ".venv-clients/bin/python")
 WAIT_S_MAX = 90.0
 
 
-async def start(url: str, folder: Path, *command: str) -> Process:
+async def start(url: str, folder: Path, *command: str, **own: str) -> Process:
     environ = os.environ | {"PYTHONPATH": str(CHECKOUT), "NO_PROXY": "127.0.0.1"}
-    environ |= {"TAILRACE_URL": url, "TAILRACE_KEY": KEY}
+    environ |= {"TAILRACE_URL": url, "TAILRACE_KEY": KEY, **own}
     return await asyncio.create_subprocess_exec(*command, cwd=folder, env=environ, stdout=PIPE, stderr=PIPE)
 
 
@@ -92,3 +103,134 @@ async def test_an_agent_that_is_killed_in_mid_call_attaches_to_its_turn(
         # Another run is paid for.
         await printed(await start(gateway.url, tmp_path, *agent[:2], "run-2", task))
         assert await turns_paid(gateway) == 4
+
+
+def copy_of(example: str, tmp_path: Path, *modules: str) -> Path:
+    """Copies an example in JavaScript, with modules of web/ and the packages that the tests have installed."""
+    shutil.copy(EXAMPLES / "eventsource.html", tmp_path)
+    folder = shutil.copytree(EXAMPLES / example, tmp_path / example)
+    (folder / "node_modules").symlink_to(node.MODULES)
+    for module in modules:
+        shutil.copy(CHECKOUT / "web" / module, folder / ("src" if example == "react" else "."))
+    return Path(folder)
+
+
+@asynccontextmanager
+async def serving(port: int, url: str, folder: Path, *command: str) -> AsyncIterator[Process]:
+    """Starts a server, waits until it answers, and kills it at the end."""
+    process = await start(url, folder, *command, PORT=str(port))
+    try:
+        async with asyncio.timeout(WAIT_S_MAX), httpx2.AsyncClient() as client:
+            while True:
+                assert process.returncode is None, (await process.communicate())[1]
+                try:
+                    await client.get(f"http://127.0.0.1:{port}/")
+                    break
+                except httpx2.ConnectError:
+                    await asyncio.sleep(0.1)
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+class Page:
+    """A page of an example in Chromium, which asks `message`."""
+
+    def __init__(self, url: str, message: str, browser: str, file: str = "") -> None:
+        self._command = (
+            str(node.NODE),
+            str(node.SCRIPTS / "example-page.mjs"),
+            url,
+            message,
+            *([file] if file else []),
+        )
+        self._environ = os.environ | {"CHROMIUM": browser}
+
+    async def asked(self) -> None:
+        """Returns in the middle of the answer."""
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, env=self._environ, cwd=node.SCRIPTS, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
+        )
+        assert self._process.stdout is not None
+        assert await asyncio.wait_for(self._process.stdout.readline(), WAIT_S_MAX), await printed(self._process)
+
+    async def shown(self) -> tuple[str, str]:
+        """Returns the text and the outcome at the end."""
+        text, outcome = msgspec.json.decode(await printed(self._process))
+        return text, outcome
+
+
+async def test_the_page_with_eventsource(open_gateway: Gateway, browser: str) -> None:
+    async with Cutting(open_gateway.port, seeded(3, count=3, bytes_max=1400, bytes_min=900)) as proxy:
+        line = "#sim words=200 rate=120"
+        page = Page(f"{proxy.url}/eventsource.html", line, browser, str(EXAMPLES / "eventsource.html"))
+        await page.asked()
+        assert await page.shown() == (words(200), "completed")
+        assert proxy.left == []
+
+
+async def test_the_page_with_use_turn_on_vites_server(gateway: Gateway, browser: str, tmp_path: Path) -> None:
+    folder = copy_of("react", tmp_path, "tailrace.js", "react.js")
+    # Its cache is in node_modules, which are those of all tests.
+    (folder / "vite.config.js").write_text(
+        (folder / "vite.config.js").read_text().replace("plugins:", 'cacheDir: "cache", plugins:')
+    )
+    (port,) = find_free(1)
+    vite = (str(node.NODE), "node_modules/vite/bin/vite.js", "--host", "127.0.0.1", "--port", str(port), "--strictPort")
+    async with (
+        Cutting(gateway.port, seeded(3, count=3, bytes_max=1400, bytes_min=900)) as proxy,
+        serving(port, proxy.url, folder, *vite),
+    ):
+        page = Page(f"http://127.0.0.1:{port}/", "#sim words=200 rate=120", browser)
+        await page.asked()
+        assert await page.shown() == (words(200), "completed")
+        assert proxy.left == []
+    assert await turns_paid(gateway) == 1
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("example", ["fastapi_app.py", "express"])
+async def test_a_backend_that_is_killed_in_mid_answer_goes_on_with_it(
+    gateway: Gateway, browser: str, tmp_path: Path, example: str
+) -> None:
+    """Only the user of the turn may read it."""
+    (port,) = find_free(1)
+    folder, command = EXAMPLES, [OLDER_SDKS, "-m", "uvicorn", "fastapi_app:app", "--port", str(port)]
+    if example == "express":
+        folder, command = copy_of(example, tmp_path), [str(node.NODE), "server.js"]
+    url = f"http://127.0.0.1:{port}"
+    page = Page(url, "#sim words=300 rate=60", browser)
+    async with serving(port, gateway.url, folder, *command) as killed:
+        await page.asked()
+        killed.send_signal(SIGKILL)
+        await killed.communicate()
+    async with serving(port, gateway.url, folder, *command):
+        assert await page.shown() == (words(300), "completed")
+        [session] = (await gateway.client.get("/v1/sessions")).json()["data"]
+        [turn] = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
+        async with httpx2.AsyncClient(base_url=url) as client:
+            for user, status in ((("ada", "lovelace"), 200), (("eve", "moneypenny"), 404), (("eve", "lovelace"), 401)):
+                assert (await client.get(f"/v1/turns/{turn['turn']}/events", auth=user)).status_code == status
+            assert (await client.post("/v1/turns", json={"message": "Hi."})).status_code == 401
+    assert await turns_paid(gateway) == 1
+
+
+async def test_the_routes_for_nextjs(system: System, new_gateway: NewGateway, tmp_path: Path) -> None:
+    """As functions, because Next has hundreds of megabytes. Each user is a tenant, and reads only own chats."""
+    secret = secrets.token_hex(32)
+    settings = {"jwt_issuer": "my-app", "jwt_audience": "tailrace", "jwt_secret": secret}
+    gateway = await new_gateway(system.nats_url, **settings)
+    folder = copy_of("nextjs", tmp_path, "ai-sdk.js")
+    shutil.copy(node.SCRIPTS / "nextjs.mjs", folder)
+    (folder / "package.json").write_text('{"type": "module"}')
+    environ = {"TAILRACE_URL": gateway.url, "TAILRACE_JWT_SECRET": secret}
+    seen = await node.command([str(node.NODE), "nextjs.mjs", "#sim words=100 rate=120"], environ, folder)
+    assert msgspec.json.decode(seen) == {
+        "text": words(100),
+        "error": None,
+        "cuts": [],
+        "statuses": [200, 404, 401],
+        "isRendered": True,
+    }

@@ -1,0 +1,62 @@
+/**
+ * A backend with its own users between browsers and Tailrace, on Express.
+ *
+ *     npm install && npm start      then open http://localhost:3000 as ada, password lovelace
+ *
+ * It holds the key (TAILRACE_KEY) of the gateway at TAILRACE_URL, and writes the user into the metadata of each turn. Kill it
+ * in the middle of an answer and start it again: the page goes on where it was.
+ */
+import { timingSafeEqual } from "node:crypto";
+import { Readable } from "node:stream";
+import { pipeline } from "node:stream/promises";
+import express from "express";
+
+const PASSWORDS = new Map([["ada", "lovelace"], ["eve", "moneypenny"]]); // yours
+const { TAILRACE_URL = "http://127.0.0.1:8000", TAILRACE_KEY = "none", PORT = 3000 } = process.env;
+const PAGE = new URL("../eventsource.html", import.meta.url).pathname;
+
+const tailrace = (path, { headers, ...init } = {}) =>
+  fetch(TAILRACE_URL + path, { ...init, headers: { authorization: `Bearer ${TAILRACE_KEY}`, ...headers } });
+
+/** Sets `request.user`. Replace it by your login. */
+function authenticate(request, response, next) {
+  const [, encoded = ""] = (request.get("authorization") ?? "").split(" ");
+  const [name, ...rest] = Buffer.from(encoded, "base64").toString().split(":");
+  const [given, expected] = [Buffer.from(rest.join(":")), Buffer.from(PASSWORDS.get(name) ?? "")];
+  if (!expected.length || given.length !== expected.length || !timingSafeEqual(given, expected))
+    return response.set("WWW-Authenticate", "Basic").sendStatus(401);
+  request.user = name;
+  next();
+}
+
+const app = express();
+app.use(authenticate, express.json());
+
+app.get("/", (request, response) => response.sendFile(PAGE));
+
+// Passes on only what a user may choose.
+app.post("/v1/turns", async (request, response) => {
+  const accepted = await tailrace("/v1/turns", {
+    method: "POST",
+    headers: { "content-type": "application/json", "idempotency-key": `${request.user}-${request.get("idempotency-key")}` },
+    body: JSON.stringify({ message: request.body.message, metadata: { user: request.user } }),
+  });
+  response.status(accepted.status).json(await accepted.json());
+});
+
+// Passes the stream on, only to the user of the turn.
+app.get("/v1/turns/:turn/events", async (request, response) => {
+  const path = `/v1/turns/${encodeURIComponent(request.params.turn)}`;
+  const record = await tailrace(path);
+  if (!record.ok || (await record.json()).metadata?.user !== request.user) return response.sendStatus(404);
+  const leaving = new AbortController();
+  response.on("close", () => leaving.abort());
+  const cursor = request.get("last-event-id");
+  const stream = await tailrace(`${path}/events`, { signal: leaving.signal, headers: cursor ? { "last-event-id": cursor } : {} });
+  response.status(stream.status).set({ "content-type": stream.headers.get("content-type"), "cache-control": "no-store" });
+  response.flushHeaders();
+  if (stream.body) await pipeline(Readable.fromWeb(stream.body), response).catch(() => {}); // either side has left
+  else response.end();
+});
+
+app.listen(PORT, "127.0.0.1", () => console.log(`http://localhost:${PORT}`));

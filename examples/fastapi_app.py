@@ -1,0 +1,76 @@
+"""A backend with its own users between browsers and Tailrace, on FastAPI.
+
+    pip install fastapi uvicorn httpx
+    uvicorn fastapi_app:app --port 3000      then open http://localhost:3000 as ada, password lovelace
+
+It holds the key (TAILRACE_KEY) of the gateway at TAILRACE_URL, and writes the user into the metadata of each turn. Kill
+it in the middle of an answer and start it again: the page goes on where it was.
+"""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import httpx
+from fastapi import Depends, FastAPI, Header, HTTPException
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+from pydantic import BaseModel
+from starlette.background import BackgroundTask
+
+PASSWORDS = {"ada": "lovelace", "eve": "moneypenny"}  # yours
+
+app = FastAPI()
+tailrace = httpx.AsyncClient(
+    base_url=os.environ.get("TAILRACE_URL", "http://127.0.0.1:8000"),
+    headers={"Authorization": f"Bearer {os.environ.get('TAILRACE_KEY', 'none')}"},
+    timeout=40,  # the gateway sends a heartbeat every 15 seconds
+)
+
+
+def user_of(given: Annotated[HTTPBasicCredentials, Depends(HTTPBasic())]) -> str:
+    """Returns the user's name. Replace it by your login."""
+    expected = PASSWORDS.get(given.username, "")
+    if not expected or not secrets.compare_digest(given.password.encode(), expected.encode()):
+        raise HTTPException(401, headers={"WWW-Authenticate": "Basic"})
+    return given.username
+
+
+User = Annotated[str, Depends(user_of)]
+
+
+class Question(BaseModel):
+    message: str
+
+
+@app.get("/")
+async def page(_: User) -> FileResponse:
+    return FileResponse(Path(__file__).with_name("eventsource.html"))
+
+
+@app.post("/v1/turns")
+async def ask(question: Question, user: User, idempotency_key: Annotated[str, Header()]) -> JSONResponse:
+    """Passes on only what a user may choose."""
+    body = {"message": question.message, "metadata": {"user": user}}
+    response = await tailrace.post("/v1/turns", json=body, headers={"Idempotency-Key": f"{user}-{idempotency_key}"})
+    return JSONResponse(response.json(), response.status_code)
+
+
+@app.get("/v1/turns/{turn}/events")
+async def read(turn: UUID, user: User, last_event_id: Annotated[str, Header()] = "") -> StreamingResponse:
+    """Passes the stream of a turn on, only to the user of the turn."""
+    record = await tailrace.get(f"/v1/turns/{turn}")
+    if record.is_error or record.json()["metadata"].get("user") != user:
+        raise HTTPException(404)
+    headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+    request = tailrace.build_request("GET", f"/v1/turns/{turn}/events", headers=headers)
+    response = await tailrace.send(request, stream=True)
+    return StreamingResponse(
+        response.aiter_raw(),
+        response.status_code,
+        {"Cache-Control": "no-store"},
+        media_type=response.headers.get("content-type"),
+        background=BackgroundTask(response.aclose),
+    )
