@@ -30,6 +30,9 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     jwt_issuer: Annotated[str, Meta(description="`iss` that a JWT must have")] = ""
     jwt_audience: Annotated[str, Meta(description="`aud` that a JWT must have")] = ""
     jwt_tenant_claim: Annotated[str, Meta(min_length=1, description="claim that holds the tenant")] = "sub"
+    jwt_user_claim: Annotated[
+        str, Meta(description="claim that holds the user of every turn; empty: the request's body names the user")
+    ] = "sub"
     jwt_scopes_claim: Annotated[
         str,
         Meta(

@@ -1,9 +1,11 @@
 """Read queries about turns and sessions, and the context of a follow-up turn."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 
 from tailrace.persistence import paging
+from tailrace.persistence.paging import NEWEST, PageCursor
+from tailrace.persistence.rows import micros
 from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of
 from tailrace.persistence.store import BRANCH_TURNS_MAX, Store
 from tailrace.proto import conversation
@@ -21,6 +23,7 @@ from tailrace.proto.records import (
     ListRunning,
     ListSessions,
     ListSessionTurns,
+    ListTurns,
     ListTurnsSince,
     SessionPage,
     SessionRecord,
@@ -51,6 +54,7 @@ class Queries:
                 handler(GetSession, self.session, catch_up),
                 handler(ListSessions, self.sessions, catch_up),
                 handler(ListSessionTurns, self.session_turns, catch_up),
+                handler(ListTurns, self.turns, catch_up),
                 handler(ListRunning, self.running, catch_up),
                 handler(ListTurnsSince, self.turns_since, catch_up),
                 handler(GetAncestry, self.ancestry, catch_up),
@@ -80,10 +84,12 @@ class Queries:
         limit, total = paging.clamp_limit(ask.limit), None
         if ask.offset is not None:
             offset = paging.clamp_offset(ask.offset)
-            found, total = await self._store.numbered_sessions(tenant, ask.project, offset, limit + 1, self.since)
+            found, total = await self._store.numbered_sessions(
+                tenant, ask.project, offset, limit + 1, self.since, ask.user
+            )
         else:
             before = paging.start(ask.after, paging.NEWEST)
-            found = await self._store.sessions(tenant, ask.project, before, limit + 1, self.since)
+            found = await self._store.sessions(tenant, ask.project, before, limit + 1, self.since, ask.user)
         return SessionPage(*page_of(found, limit, lambda one: (one.updated_at, one.session)), total)
 
     async def session_turns(self, tenant: Tenant, ask: ListSessionTurns) -> TurnPage:
@@ -92,6 +98,15 @@ class Queries:
         found = await self._store.session_turns(tenant, ask.session, after, limit + 1)
         if not found:
             await self.session(tenant, GetSession(ask.session))
+        return TurnPage(*page_of(found, limit, lambda one: (one.asked_at, one.turn)))
+
+    async def turns(self, tenant: Tenant, ask: ListTurns) -> TurnPage:
+        limit = paging.clamp_limit(ask.limit)
+        latest = NEWEST if ask.last is None else PageCursor(micros(_midnight(ask.last) + timedelta(days=1)), "")
+        start = None if ask.first is None else _midnight(ask.first)
+        found = await self._store.turns(
+            tenant, ask.labels, start, min(paging.start(ask.after, NEWEST), latest), limit + 1
+        )
         return TurnPage(*page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def running(self, tenant: Tenant, ask: ListRunning) -> TurnPage:
@@ -146,6 +161,10 @@ class Queries:
             # Without its beginning it would silently be another conversation.
             raise Refused("parent_not_found", "the beginning of this conversation is no longer in the database")
         return _context(await self.session(tenant, GetSession(branch[-1].session)), parent, branch)
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)
 
 
 def no_session() -> Refused:

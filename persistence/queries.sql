@@ -4,12 +4,13 @@
 -- tenant first, except those for the process itself, and use an index: a test checks SQLite's query plans.
 
 -- name: put_session
--- Upserts the session of a turn: created with its first turn, updated with its latest, and in the project that
--- was named first.
-INSERT INTO sessions (tenant, session, project, created_at, updated_at)
-VALUES (:tenant, :session, :project, :asked_at, coalesce(:ended_at, :asked_at))
+-- Upserts the session of a turn: created with its first turn, updated with its latest, and of the project and the user
+-- that were named first.
+INSERT INTO sessions (tenant, session, project, user, created_at, updated_at)
+VALUES (:tenant, :session, :project, :user, :asked_at, coalesce(:ended_at, :asked_at))
 ON CONFLICT (tenant, session) DO UPDATE SET
     project = coalesce(project, excluded.project),
+    user = coalesce(user, excluded.user),
     created_at = min(created_at, excluded.created_at),
     updated_at = max(updated_at, excluded.updated_at)
 
@@ -25,11 +26,11 @@ ON CONFLICT (tenant, project) DO NOTHING
 INSERT INTO turns (
     tenant, turn, session, parent, model, outcome, input, content, text, stop_reason, stop_sequence, envelope, fits,
     error, attempts, metadata, asked_at, first_token_at, ended_at, cursor, text_chars, text_sha256, batch, cost_is_unknown,
-    project
+    project, user
 ) VALUES (
     :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :stop_sequence,
     :envelope, :fits, :error, :attempts, :metadata, :asked_at, :first_token_at, :ended_at, :cursor, :text_chars,
-    :text_sha256, :batch, :cost_is_unknown, :project
+    :text_sha256, :batch, :cost_is_unknown, :project, :user
 )
 ON CONFLICT (tenant, turn) DO UPDATE SET
     outcome = excluded.outcome,
@@ -69,6 +70,70 @@ ON CONFLICT (tenant, session, turn) DO UPDATE SET
     cost_nusd = excluded.cost_nusd,
     messages = excluded.messages,
     asked_by = excluded.asked_by
+
+-- name: put_labels
+-- Stores what a turn is found by. A turn's request never changes, and neither does this.
+INSERT INTO labels (tenant, turn, name, value, asked_at)
+SELECT :tenant, :turn, key, value, :asked_at FROM json_each(:labels) WHERE true
+ON CONFLICT (tenant, turn, name) DO NOTHING
+
+-- fragment: add_to_totals
+-- Adds the counts of an INSERT to the totals that exist.
+ON CONFLICT (tenant, dimension, key, day) DO UPDATE SET
+    turns = turns + excluded.turns,
+    messages = messages + excluded.messages,
+    input_tokens = input_tokens + excluded.input_tokens,
+    output_tokens = output_tokens + excluded.output_tokens,
+    cache_creation_input_tokens = cache_creation_input_tokens + excluded.cache_creation_input_tokens,
+    cache_read_input_tokens = cache_read_input_tokens + excluded.cache_read_input_tokens,
+    cost_nusd = cost_nusd + excluded.cost_nusd,
+    asked_at = max(asked_at, excluded.asked_at)
+
+-- fragment: signed_usage
+-- The usage of a turn as counts of a total, to be added (:sign 1) or removed (-1).
+usage.asked_at / 86400000000, :sign, :sign * messages, :sign * input_tokens, :sign * output_tokens,
+    :sign * cache_creation_input_tokens, :sign * cache_read_input_tokens, :sign * cost_nusd, usage.asked_at
+
+-- fragment: metadata_of_turn
+-- The metadata of a turn among its labels, as a JSON object.
+(SELECT json_group_object(name, value) FROM labels
+    WHERE tenant = :tenant AND turn = :turn AND name > 'metadata.' AND name < 'metadata/')
+
+-- name: count_usage
+-- Adds the usage of turns to the totals of all their dimensions (:sign 1), or removes it (-1). `turns` is a JSON list of
+-- [tenant, session, turn]. Runs before and after put_usage, once for many turns: most of them have dimensions in common.
+INSERT INTO totals
+SELECT usage.tenant, field.key, field.value, usage.asked_at / 86400000000, :sign * count(*), :sign * sum(messages),
+    :sign * sum(input_tokens), :sign * sum(output_tokens), :sign * sum(cache_creation_input_tokens),
+    :sign * sum(cache_read_input_tokens), :sign * sum(cost_nusd), max(usage.asked_at)
+FROM json_each(:turns) AS written
+CROSS JOIN usage ON usage.tenant = written.value ->> 0 AND usage.session = written.value ->> 1
+    AND usage.turn = written.value ->> 2
+CROSS JOIN sessions ON sessions.tenant = usage.tenant AND sessions.session = usage.session
+CROSS JOIN turns ON turns.tenant = usage.tenant AND turns.turn = usage.turn
+CROSS JOIN json_each(json_patch(
+    json_object(
+        'day', date(usage.asked_at / 1000000, 'unixepoch'), 'session', usage.session,
+        'project', coalesce(sessions.project, ''), 'model', usage.model, 'key', coalesce(asked_by, ''),
+        'user', coalesce(turns.user, '')
+    ),
+    (SELECT json_group_object(name, value) FROM labels
+        WHERE labels.tenant = usage.tenant AND labels.turn = usage.turn AND name > 'metadata.' AND name < 'metadata/')
+)) AS field
+GROUP BY usage.tenant, field.key, field.value, usage.asked_at / 86400000000
+{add_to_totals}
+
+-- name: count_project
+-- Moves the usage of a session into the project that a turn names first. Runs before put_session.
+INSERT INTO totals
+SELECT usage.tenant, 'project', moved.key, usage.asked_at / 86400000000, moved.value, moved.value * messages,
+    moved.value * input_tokens, moved.value * output_tokens, moved.value * cache_creation_input_tokens,
+    moved.value * cache_read_input_tokens, moved.value * cost_nusd, usage.asked_at
+FROM sessions
+CROSS JOIN usage ON usage.tenant = :tenant AND usage.session = sessions.session
+CROSS JOIN json_each(json_object('', -1, :project, 1)) AS moved
+WHERE sessions.tenant = :tenant AND sessions.session = :session AND sessions.project IS NULL AND :project IS NOT NULL
+{add_to_totals}
 
 -- name: put_blob_uses
 -- Stores which blobs a turn refers to. A turn's request never changes, and neither does this.
@@ -184,17 +249,37 @@ DELETE FROM files WHERE tenant = :tenant AND file = :turn
 -- Expired files of all tenants.
 SELECT tenant, file FROM files WHERE expires_at <= :now LIMIT :limit
 
--- fragment: counted
--- The columns of usage that totals use.
-asked_at, messages, input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens, cost_nusd
+-- name: uncount_deleted
+-- Removes a turn that is about to be deleted from the totals of its session and its metadata. All other totals of the
+-- tenant keep its usage, which was paid for.
+INSERT INTO totals
+SELECT usage.tenant, field.key, field.value, {signed_usage}
+FROM usage CROSS JOIN json_each(json_patch(json_object('session', usage.session), {metadata_of_turn})) AS field
+WHERE usage.tenant = :tenant AND usage.session = (SELECT session FROM turns WHERE tenant = :tenant AND turn = :turn)
+    AND usage.turn = :turn
+{add_to_totals}
 
--- name: keep_usage
--- Copies the usage of a turn that is about to be deleted, without its ids: totals of the tenant and project keep it.
-INSERT INTO deleted_usage (tenant, project, model, asked_by, {counted})
-SELECT usage.tenant, sessions.project, usage.model, asked_by, {counted}
-FROM usage CROSS JOIN sessions ON sessions.tenant = :tenant AND sessions.session = usage.session
-WHERE usage.tenant = :tenant AND usage.turn = :turn
-    AND usage.session = (SELECT session FROM turns WHERE tenant = :tenant AND turn = :turn)
+-- name: count_deleted
+-- Adds its usage to the total of the turns that have no session any more.
+INSERT INTO totals
+SELECT usage.tenant, 'session', '', {signed_usage}
+FROM usage
+WHERE usage.tenant = :tenant AND usage.session = (SELECT session FROM turns WHERE tenant = :tenant AND turn = :turn)
+    AND usage.turn = :turn
+{add_to_totals}
+
+-- name: delete_empty_totals
+-- Deletes the totals of its session and its metadata that count no turn any more: they hold names.
+DELETE FROM totals WHERE tenant = :tenant AND turns = 0 AND (dimension, key, day) IN (
+    SELECT field.key, field.value, usage.asked_at / 86400000000
+    FROM usage CROSS JOIN json_each(json_patch(json_object('session', usage.session), {metadata_of_turn})) AS field
+    WHERE usage.tenant = :tenant AND usage.session = (SELECT session FROM turns WHERE tenant = :tenant AND turn = :turn)
+        AND usage.turn = :turn
+)
+
+-- name: delete_labels
+-- Deletes what a turn was found by.
+DELETE FROM labels WHERE tenant = :tenant AND turn = :turn
 
 -- name: delete_usage
 -- Deletes the usage of a turn, before its row.
@@ -215,10 +300,17 @@ DELETE FROM sessions WHERE tenant = :tenant AND session = :name
 DELETE FROM sessions WHERE tenant = :tenant AND project = :name
     AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
 
--- name: forget_deleted_project
--- Removes the name of a project that was deleted from the usage of deleted turns.
-UPDATE deleted_usage SET project = NULL WHERE tenant = :tenant AND project = :name
-    AND NOT EXISTS (SELECT 1 FROM projects WHERE projects.tenant = :tenant AND projects.project = :name)
+-- name: count_nameless
+-- Adds the totals of a name that is about to be deleted to those without a name.
+INSERT INTO totals
+SELECT tenant, dimension, '', day, turns, messages, input_tokens, output_tokens, cache_creation_input_tokens,
+    cache_read_input_tokens, cost_nusd, asked_at
+FROM totals WHERE tenant = :tenant AND dimension = :dimension AND key = :name
+{add_to_totals}
+
+-- name: delete_totals
+-- Deletes the totals of a name.
+DELETE FROM totals WHERE tenant = :tenant AND dimension = :dimension AND key = :name
 
 -- name: delete_project
 -- Deletes a project if it has no sessions.
@@ -278,6 +370,27 @@ SELECT * FROM turns JOIN usage USING (tenant, session, turn)
 WHERE tenant = :tenant AND outcome = 'running' AND (:session IS NULL OR session = :session)
   AND (turns.asked_at, turn) > (:after_at, :after)
 ORDER BY turns.asked_at, turn LIMIT :limit
+
+-- name: turns
+-- The turns before a cursor, newest first.
+SELECT * FROM turns JOIN usage USING (tenant, session, turn)
+WHERE tenant = :tenant AND turns.asked_at >= :from_at AND (turns.asked_at, turn) < (:before_at, :before)
+ORDER BY turns.asked_at DESC, turn DESC LIMIT :limit
+
+-- name: labelled_turns
+-- The same with a label, and with all labels of the JSON object `others`.
+SELECT turns.*, usage.* FROM labels AS label
+CROSS JOIN turns ON turns.tenant = :tenant AND turns.turn = label.turn
+CROSS JOIN usage ON usage.tenant = :tenant AND usage.session = turns.session AND usage.turn = turns.turn
+WHERE label.tenant = :tenant AND label.name = :name AND label.value = :value
+    AND label.asked_at >= :from_at AND (label.asked_at, label.turn) < (:before_at, :before)
+    AND NOT EXISTS (
+        SELECT 1 FROM json_each(:others) AS other WHERE NOT EXISTS (
+            SELECT 1 FROM labels
+            WHERE tenant = :tenant AND labels.turn = label.turn AND name = other.key AND labels.value = other.value
+        )
+    )
+ORDER BY label.asked_at DESC, label.turn DESC LIMIT :limit
 
 -- name: last_turn
 -- The newest turn of a session.
@@ -351,7 +464,7 @@ WHERE sessions.tenant = :tenant AND sessions.project = :name LIMIT :limit
 
 -- fragment: with_totals
 -- Sessions in `page` with their totals.
-SELECT page.session, page.title, page.model, page.system, page.project, page.created_at, page.updated_at, {totals}
+SELECT page.*, {totals}
 FROM page LEFT JOIN usage ON usage.tenant = :tenant AND usage.session = page.session
 GROUP BY page.session
 ORDER BY page.updated_at DESC, page.session DESC
@@ -379,21 +492,40 @@ WITH page AS (
 )
 {with_totals}
 
+-- fragment: sums
+-- The columns of totals, from sums by day.
+    coalesce(sum(turns), 0) AS turns,
+    coalesce(sum(messages), 0) AS messages,
+    coalesce(sum(input_tokens), 0) AS input_tokens,
+    coalesce(sum(output_tokens), 0) AS output_tokens,
+    coalesce(sum(cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
+    coalesce(sum(cache_read_input_tokens), 0) AS cache_read_input_tokens,
+    coalesce(sum(cost_nusd), 0) AS cost_nusd,
+    max(asked_at) AS last_used_at
+
+-- name: user_sessions
+-- The same for one user, of one project unless it is null.
+WITH page AS (
+    SELECT * FROM sessions
+    WHERE tenant = :tenant AND user = :user AND coalesce(project = :project, true)
+        AND (updated_at, session) < (:before_at, :before)
+    ORDER BY updated_at DESC, session DESC LIMIT :limit
+)
+{with_totals}
+
 -- fragment: projects_with_totals
 -- Projects in `page` with their totals, in which deleted turns are included.
-, used AS (
-    SELECT page.*, sessions.session, sessions.updated_at, {counted}
-    FROM page
-    LEFT JOIN sessions ON sessions.tenant = :tenant AND sessions.project = page.project
-    LEFT JOIN usage ON usage.tenant = :tenant AND usage.session = sessions.session
-    UNION ALL
-    SELECT page.*, NULL, NULL, {counted}
-    FROM page CROSS JOIN deleted_usage ON deleted_usage.tenant = :tenant AND deleted_usage.project = page.project
-)
-SELECT project, name, description, created_at,
-    max(created_at, coalesce(max(updated_at), 0)) AS updated_at, count(DISTINCT session) AS sessions, {totals}
-FROM used GROUP BY project
-ORDER BY created_at DESC, project DESC
+SELECT page.*,
+    max(created_at, coalesce(
+        (SELECT max(updated_at) FROM sessions WHERE tenant = :tenant AND sessions.project = page.project), 0
+    )) AS updated_at,
+    coalesce(
+        (SELECT sessions FROM session_counts WHERE tenant = :tenant AND session_counts.project = page.project), 0
+    ) AS sessions,
+    {sums}
+FROM page LEFT JOIN totals ON totals.tenant = :tenant AND dimension = 'project' AND key = page.project
+GROUP BY page.project
+ORDER BY created_at DESC, page.project DESC
 
 -- name: project
 -- One project, with the totals of all its sessions.
@@ -433,17 +565,26 @@ WITH page AS (
 )
 {with_totals}
 
+-- name: user_sessions_from
+-- The same for one user, of one project unless it is null.
+WITH page AS (
+    SELECT * FROM sessions WHERE tenant = :tenant AND user = :user AND coalesce(project = :project, true)
+    ORDER BY updated_at DESC, session DESC LIMIT :limit OFFSET :offset
+)
+{with_totals}
+
 -- name: count_projects
 -- The number of projects of a tenant.
 SELECT count(*) AS total FROM projects WHERE tenant = :tenant
 
 -- name: count_sessions
--- The number of sessions of a tenant.
-SELECT count(*) AS total FROM sessions WHERE tenant = :tenant
+-- The number of sessions of a project, of all sessions of the tenant for ''.
+SELECT coalesce(max(sessions), 0) AS total FROM session_counts WHERE tenant = :tenant AND project = :project
 
--- name: count_project_sessions
--- The number of sessions of a project.
-SELECT count(*) AS total FROM sessions WHERE tenant = :tenant AND project = :project
+-- name: count_user_sessions
+-- The number of sessions of a user.
+SELECT count(*) AS total FROM sessions INDEXED BY sessions_by_user
+WHERE tenant = :tenant AND user = :user AND coalesce(project = :project, true)
 
 -- name: active_sessions
 -- The number of sessions that were used since a time.
@@ -461,39 +602,33 @@ GROUP BY usage.model ORDER BY key
 SELECT DISTINCT session FROM turns
 WHERE tenant = :tenant AND outcome = 'running' ORDER BY session LIMIT :limit
 
--- fragment: spent
--- The usage of all turns between two times. Deleted turns have no session. Without the index hint SQLite would read all
--- usage of the tenant for some groups.
-WITH spent AS (
-    SELECT session, NULL AS project, model, asked_by, {counted} FROM usage INDEXED BY usage_by_time
-    WHERE tenant = :tenant AND asked_at >= :from_at AND asked_at < :to_at
-    UNION ALL
-    SELECT '', project, model, asked_by, {counted} FROM deleted_usage INDEXED BY deleted_usage_by_time
-    WHERE tenant = :tenant AND asked_at >= :from_at AND asked_at < :to_at
-)
-
--- fragment: by_key
--- The groups after one of the keys.
-GROUP BY key HAVING :after IS NULL OR key > :after
-ORDER BY key LIMIT :limit
-
 -- name: usage_by_day
 -- Usage by UTC day.
-{spent} SELECT date(asked_at / 1000000, 'unixepoch') AS key, {totals} FROM spent {by_key}
+SELECT key, {sums} FROM totals
+WHERE tenant = :tenant AND dimension = 'day' AND key >= :start AND day BETWEEN :first AND :last
+GROUP BY key ORDER BY key LIMIT :limit
 
--- name: usage_by_model
--- Usage by model.
-{spent} SELECT model AS key, {totals} FROM spent {by_key}
-
--- name: usage_by_key
--- Usage by API key.
-{spent} SELECT coalesce(asked_by, '') AS key, {totals} FROM spent {by_key}
-
--- name: usage_by_session
--- Usage by session.
-{spent} SELECT session AS key, {totals} FROM spent {by_key}
-
--- name: usage_by_project
--- Usage by project.
-{spent} SELECT coalesce(spent.project, sessions.project, '') AS key, {totals}
-FROM spent LEFT JOIN sessions ON sessions.tenant = :tenant AND sessions.session = spent.session {by_key}
+-- name: usage
+-- Usage by another dimension. Each next key is the smallest one that follows on any of the days, so that a page costs the
+-- same however many keys and days there are besides.
+WITH RECURSIVE days (day) AS (
+    SELECT :first UNION ALL SELECT day + 1 FROM days WHERE day < :last
+), keys (key) AS (
+    SELECT (SELECT min((
+        SELECT key FROM totals
+        WHERE tenant = :tenant AND dimension = :dimension AND totals.day = days.day AND key >= :start
+        ORDER BY key LIMIT 1
+    )) FROM days)
+    UNION ALL
+    SELECT (SELECT min((
+        SELECT key FROM totals
+        WHERE tenant = :tenant AND dimension = :dimension AND totals.day = days.day AND key > keys.key
+        ORDER BY key LIMIT 1
+    )) FROM days)
+    FROM keys WHERE keys.key IS NOT NULL
+    LIMIT :limit
+)
+SELECT keys.key, {sums} FROM keys
+CROSS JOIN totals ON totals.tenant = :tenant AND dimension = :dimension AND totals.key = keys.key
+    AND day BETWEEN :first AND :last
+GROUP BY keys.key ORDER BY keys.key

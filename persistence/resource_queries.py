@@ -1,7 +1,6 @@
 """Read queries about projects, branches, usage and statistics."""
 
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, time, timedelta
 
 from tailrace.persistence import paging
 from tailrace.persistence.paging import PageCursor
@@ -72,9 +71,11 @@ class ResourceQueries:
 
     async def usage(self, tenant: Tenant, ask: GetUsage) -> UsagePage:
         limit = paging.clamp_limit(ask.limit)
-        after = paging.decode(ask.after).name if ask.after is not None else None
-        start, end = _midnight(ask.first), _midnight(ask.last) + timedelta(days=1)
-        found = await self._store.usage(tenant, ask.by, start, end, after, limit + 1)
+        # The text with a NUL added is the next one after a text.
+        start = f"{paging.decode(ask.after).name}\0" if ask.after is not None else ask.key or ""
+        found = await self._store.usage(tenant, ask.by, ask.first, ask.last, start, limit + 1)
+        if ask.key is not None:
+            found = [record for record in found[:1] if record.key == ask.key]
         more = len(found) > limit
         return UsagePage(found[:limit], paging.encode(PageCursor(0, found[limit - 1].key or "")) if more else None)
 
@@ -85,7 +86,3 @@ class ResourceQueries:
             by_model=await self._store.active_usage(tenant, since),
             running=await self._store.busy_sessions(tenant),
         )
-
-
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time(), UTC)

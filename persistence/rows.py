@@ -20,6 +20,8 @@ from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 # Times are whole microseconds: a float loses them from the year 2255 on, and earlier in sums.
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
+# As much metadata as OpenAI's API allows a request.
+LABELS_MAX, LABEL_NAME_CHARS_MAX, LABEL_CHARS_MAX = 16, 64, 512
 
 _encoder = msgspec.json.Encoder()
 _messages = msgspec.json.Decoder(list[Message])
@@ -34,7 +36,8 @@ _metadata = msgspec.json.Decoder(dict[str, str])
 class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     """The columns of `turns`, `usage` and `sessions.project`: times in microseconds since 1970, structs as JSON.
 
-    `blobs` is a JSON list of the SHA-256 of the blobs that the turn refers to, one row each of `blob_uses`.
+    `blobs` is a JSON list of the SHA-256 of the blobs that the turn refers to, one row each of `blob_uses`. `labels` is
+    a JSON object of what the turn is found by, one row each of `labels`.
     """
 
     tenant: str
@@ -71,6 +74,8 @@ class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     asked_by: str | None
     blobs: str
     batch: str | None
+    user: str | None
+    labels: str
 
 
 def build_row(key: TurnKey, turn: Turn) -> TurnRow:
@@ -109,7 +114,18 @@ def build_row(key: TurnKey, turn: Turn) -> TurnRow:
         asked_by=turn.request.by if turn.request else None,
         blobs=blobs_of(turn),
         batch=_json(counts) if counts else None,
+        user=found.user,
+        labels=_json(labels_of(found, turn.request.by if turn.request else None)),
     )
+
+
+def labels_of(turn: TurnRecord, key: str | None) -> dict[str, str]:
+    """Returns what the turn is found by: model, key, user, and metadata that is short enough for an index."""
+    labels = {"model": turn.model, "key": key, "user": turn.user}
+    for name, value in list(turn.metadata.items())[:LABELS_MAX]:
+        if len(name) <= LABEL_NAME_CHARS_MAX and len(value) <= LABEL_CHARS_MAX:
+            labels[f"metadata.{name}"] = value
+    return {name: value for name, value in labels.items() if value is not None}
 
 
 def blobs_of(turn: Turn) -> str:
@@ -139,6 +155,7 @@ def turn_record(row: Mapping[str, Any]) -> TurnRecord:
         attempts=row["attempts"],
         metadata=_metadata.decode(row["metadata"]),
         project=row["project"],
+        user=row["user"],
         asked_at=moment(row["asked_at"]),
         first_token_at=moment(row["first_token_at"]) if row["first_token_at"] is not None else None,
         ended_at=moment(row["ended_at"]) if row["ended_at"] is not None else None,
@@ -166,6 +183,7 @@ def session_record(row: Mapping[str, Any], since: datetime) -> SessionRecord:
         id=row["session"],
         title=row["title"],
         project_id=row["project"],
+        user=row["user"],
         model=row["model"],
         system_prompt=_system.decode(row["system"]) if row["system"] is not None else None,
         created_at=moment(row["created_at"]),

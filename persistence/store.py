@@ -1,7 +1,7 @@
 """The typed operations on the database: records in and out. The statements are in queries.sql."""
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
 from typing import Any
 
 import msgspec
@@ -9,6 +9,7 @@ import msgspec
 from tailrace.persistence.database import Database
 from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.rows import (
+    EPOCH,
     TurnRow,
     batch_record,
     branch_of,
@@ -33,7 +34,6 @@ from tailrace.proto.resources import (
     DeleteResource,
     ProjectRecord,
     TurnToDelete,
-    UsageBy,
     UsageRecord,
 )
 from tailrace.proto.subjects import TurnKey
@@ -45,24 +45,30 @@ BUSY_SESSIONS_MAX = 1_000
 # Greater than every id of a file.
 LAST_NAME = "\U0010ffff"
 
-USAGE = {
-    "day": SQL["usage_by_day"],
-    "model": SQL["usage_by_model"],
-    "key": SQL["usage_by_key"],
-    "session": SQL["usage_by_session"],
-    "project": SQL["usage_by_project"],
-}
 TURNS_TO_DELETE = {
     "turn": SQL["turn_and_follow_ups"],
     "session": SQL["session_turn_ids"],
     "project": SQL["project_turn_ids"],
 }
+# Statements that delete the rows of a turn, in this order, each with the sign of its totals.
+DELETE_TURN = (
+    (SQL["release_blobs"], 0),
+    (SQL["delete_blob_uses"], 0),
+    (SQL["count_deleted"], 1),
+    (SQL["uncount_deleted"], -1),
+    (SQL["delete_empty_totals"], 0),
+    (SQL["delete_labels"], 0),
+    (SQL["delete_usage"], 0),
+    (SQL["delete_turn"], 0),
+)
 # Statements that delete a session or project once it has no turns, in this order.
 DELETE_EMPTY = {
     "turn": (),
     "session": (SQL["delete_session"],),
-    "project": (SQL["delete_project_sessions"], SQL["delete_project"], SQL["forget_deleted_project"]),
+    "project": (SQL["delete_project_sessions"], SQL["delete_project"]),
 }
+# Labels that have many turns each. All others have fewer.
+BY_SELECTIVITY = {"user": 1, "key": 2, "model": 3}
 
 
 class Store(Database):
@@ -77,15 +83,20 @@ class Store(Database):
         Idempotent: a turn that is written again, or an older fold of it, changes nothing.
         """
         columns = [msgspec.structs.asdict(row) for row in rows]
+        # The first project that is named for a session is its project.
+        joining: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in columns:
+            if row["project"] is not None:
+                joining.setdefault((row["tenant"], row["session"]), row)
+        turns = msgspec.json.encode([(one.tenant, one.session, one.turn) for one in rows]).decode()
         async with self.transaction() as writer:
-            for statement in (
-                SQL["put_session"],
-                SQL["put_project"],
-                SQL["put_turn"],
-                SQL["put_usage"],
-                SQL["put_blob_uses"],
-            ):
+            await writer.executemany(SQL["count_project"], joining.values())
+            for statement in (SQL["put_session"], SQL["put_project"], SQL["put_turn"], SQL["put_labels"]):
                 await writer.executemany(statement, columns)
+            await writer.execute(SQL["count_usage"], {"turns": turns, "sign": -1})
+            await writer.executemany(SQL["put_usage"], columns)
+            await writer.execute(SQL["count_usage"], {"turns": turns, "sign": 1})
+            await writer.executemany(SQL["put_blob_uses"], columns)
             await writer.execute(SQL["set_recorded_upto"], {"seq": reached})
 
     async def recorded_upto(self) -> Seq:
@@ -149,16 +160,15 @@ class Store(Database):
         The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
         """
         async with self.transaction() as writer:
-            for statement in (
-                SQL["release_blobs"],
-                SQL["delete_blob_uses"],
-                SQL["keep_usage"],
-                SQL["delete_usage"],
-                SQL["delete_turn"],
-            ):
-                await writer.executemany(statement, [{"tenant": tenant, "turn": turn} for turn in what.purged])
+            for statement, sign in DELETE_TURN:
+                rows = [{"tenant": tenant, "turn": turn, "sign": sign} for turn in what.purged]
+                await writer.executemany(statement, rows)
+            gone = 0
             for statement in DELETE_EMPTY[what.kind]:
-                await writer.execute(statement, {"tenant": tenant, "name": what.name})
+                gone = (await writer.execute(statement, {"tenant": tenant, "name": what.name})).rowcount
+            if what.kind == "project" and gone:
+                for name in ("count_nameless", "delete_totals"):
+                    await writer.execute(SQL[name], {"tenant": tenant, "dimension": "project", "name": what.name})
             self._has_deleted = True
 
     async def release_blobs(self, tenant: Tenant, blobs: str) -> None:
@@ -254,30 +264,58 @@ class Store(Database):
         return session_record(rows[0], since) if rows else None
 
     async def sessions(
-        self, tenant: Tenant, project: str | None, before: PageCursor, limit: int, since: datetime
+        self,
+        tenant: Tenant,
+        project: str | None,
+        before: PageCursor,
+        limit: int,
+        since: datetime,
+        user: str | None = None,
     ) -> list[SessionRecord]:
-        """Returns sessions last used before `before`, most recent first; of one project unless it is None."""
+        """Returns sessions last used before `before`, most recent first; of one project and one user."""
         page: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
-        if project is None:
+        if user is not None:
+            rows = await self.read(SQL["user_sessions"], tenant=tenant, user=user, project=project, **page)
+        elif project is None:
             rows = await self.read(SQL["sessions"], tenant=tenant, **page)
         else:
             rows = await self.read(SQL["project_sessions"], tenant=tenant, project=project, **page)
         return [session_record(row, since) for row in rows]
 
     async def numbered_sessions(
-        self, tenant: Tenant, project: str | None, offset: int, limit: int, since: datetime
+        self, tenant: Tenant, project: str | None, offset: int, limit: int, since: datetime, user: str | None = None
     ) -> tuple[list[SessionRecord], int]:
         """Returns sessions after the first `offset`, and the number of all, as `sessions` does."""
-        given = {} if project is None else {"project": project}
-        kind = "sessions" if project is None else "project_sessions"
-        rows = await self.read(SQL[f"{kind}_from"], tenant=tenant, limit=limit, offset=offset, **given)
-        counted = await self.read(SQL[f"count_{kind}"], tenant=tenant, **given)
+        page: dict[str, Any] = {"tenant": tenant, "limit": limit, "offset": offset}
+        if user is not None:
+            rows = await self.read(SQL["user_sessions_from"], user=user, project=project, **page)
+            counted = await self.read(SQL["count_user_sessions"], tenant=tenant, user=user, project=project)
+        else:
+            kind, given = ("sessions", {}) if project is None else ("project_sessions", {"project": project})
+            rows = await self.read(SQL[f"{kind}_from"], **page, **given)
+            counted = await self.read(SQL["count_sessions"], tenant=tenant, project=project or "")
         return [session_record(row, since) for row in rows], counted[0]["total"]
 
     async def session_turns(self, tenant: Tenant, session: str, after: PageCursor, limit: int) -> list[TurnRecord]:
         """Returns turns of a session after `after`, oldest first."""
         rows = await self.read(
             SQL["session_turns"], tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit
+        )
+        return [turn_record(row) for row in rows]
+
+    async def turns(
+        self, tenant: Tenant, labels: Mapping[str, str], start: datetime | None, before: PageCursor, limit: int
+    ) -> list[TurnRecord]:
+        """Returns turns with all of `labels`, from `start` on and before `before`, newest first."""
+        page: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
+        page["from_at"] = micros(start) if start is not None else 0
+        if not labels:
+            return [turn_record(row) for row in await self.read(SQL["turns"], tenant=tenant, **page)]
+        # The label with the fewest turns should be looked up: metadata, then user and key, then the model.
+        name = min(labels, key=lambda name: BY_SELECTIVITY.get(name, 0))
+        others = msgspec.json.encode({one: labels[one] for one in labels if one != name}).decode()
+        rows = await self.read(
+            SQL["labelled_turns"], tenant=tenant, name=name, value=labels[name], others=others, **page
         )
         return [turn_record(row) for row in rows]
 
@@ -330,11 +368,12 @@ class Store(Database):
         return [project_record(row, since) for row in rows], counted[0]["total"]
 
     async def usage(
-        self, tenant: Tenant, by: UsageBy, start: datetime, end: datetime, after: str | None, limit: int
+        self, tenant: Tenant, by: str, first: date, last: date, start: str, limit: int
     ) -> list[UsageRecord]:
-        """Returns the usage of turns from `start` until before `end`, grouped by `by`, ordered by its key."""
-        times = {"from_at": micros(start), "to_at": micros(end)}
-        rows = await self.read(USAGE[by], tenant=tenant, after=after, limit=limit, **times)
+        """Returns the usage of turns of the days `first` to `last`, grouped by `by`, by key from `start` on."""
+        days = {"first": (first - EPOCH.date()).days, "last": (last - EPOCH.date()).days}
+        statement = SQL["usage_by_day" if by == "day" else "usage"]
+        rows = await self.read(statement, tenant=tenant, dimension=by, start=start, limit=limit, **days)
         return [usage_record(row) for row in rows]
 
     async def active_sessions(self, tenant: Tenant, since: datetime) -> int:

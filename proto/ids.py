@@ -21,6 +21,8 @@ BEFORE_FIRST = Seq(0)
 TOKEN = re.compile(r"[a-z0-9_-]{1,64}")
 # Names that clients give to sessions and projects: UUIDs, nanoids, `user:42.main`.
 NAME = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# As long as Anthropic's `metadata.user_id` may be.
+USER_CHARS_MAX = 512
 # Stricter than int(), which accepts '+1', '1_0', ' 1 ' and Arabic digits.
 CURSOR = re.compile(r"[0-9]{1,19}", re.ASCII)
 SEQ_MAX = 2**63 - 1
@@ -57,6 +59,11 @@ def is_token(text: str) -> bool:
 def is_session_name(text: str) -> bool:
     """Returns whether `text` is a valid session or project name. Such names are never part of a subject."""
     return NAME.fullmatch(text) is not None
+
+
+def is_user(text: str) -> bool:
+    """Returns whether `text` can name an end user: an email address, a UUID, or what a login service calls them."""
+    return 1 <= len(text) <= USER_CHARS_MAX and text.isprintable()
 
 
 def parse_cursor(text: str) -> Seq:

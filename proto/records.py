@@ -3,7 +3,7 @@
 The gateway's API and persistence use the same records. A fold and the database give equal records of the same turn.
 """
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import msgspec
@@ -60,6 +60,8 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str]
     project: str | None = None
     """The project that the request named."""
+    user: str | None = None
+    """The end user whom the turn was answered for, as the request or the JWT named them."""
     asked_at: datetime
     first_token_at: datetime | None = None
     """When the first delta of the answer was stored; null: none was, or an older version recorded the turn."""
@@ -109,6 +111,8 @@ class SessionRecord(Totals, frozen=True, kw_only=True):
     id: SessionId
     title: str | None
     project_id: str | None
+    user: str | None = None
+    """The first user that a turn of it named."""
     model: str | None
     system_prompt: str | list[dict[str, Any]] | None
     created_at: datetime
@@ -118,7 +122,7 @@ class SessionRecord(Totals, frozen=True, kw_only=True):
 
 
 class TurnPage(msgspec.Struct, frozen=True):
-    """A page of turns, oldest first. `next` is the cursor of the next page, None on the last."""
+    """A page of turns. `next` is the cursor of the next page, None on the last."""
 
     turns: list[TurnRecord]
     next: str | None
@@ -182,6 +186,8 @@ class ListSessions(Query[SessionPage], frozen=True):
     project: str | None = None
     offset: int | None = None
     """How many sessions are before the page; instead of `after`."""
+    user: str | None = None
+    """Only sessions of this user."""
 
 
 class ListSessionTurns(Query[TurnPage], frozen=True):
@@ -189,6 +195,20 @@ class ListSessionTurns(Query[TurnPage], frozen=True):
 
     query: ClassVar[str] = "session_turns"
     session: str
+    after: str | None = None
+    limit: int = 50
+
+
+class ListTurns(Query[TurnPage], frozen=True):
+    """A page of the turns that have all `labels`, newest first, of the days `first` to `last`. Refused: cursor_invalid.
+
+    Labels are `model`, `key`, `user`, and `metadata.NAME`.
+    """
+
+    query: ClassVar[str] = "turns"
+    labels: dict[str, str] = {}
+    first: date | None = None
+    last: date | None = None
     after: str | None = None
     limit: int = 50
 
@@ -278,6 +298,7 @@ def record_from_fold(key: TurnKey, turn: Turn) -> TurnRecord:
         attempts=turn.attempt,
         metadata=request.metadata or {},
         project=request.project,
+        user=request.user,
         asked_at=turn.asked_at,
         first_token_at=turn.first_token_at,
         ended_at=turn.ended_at,

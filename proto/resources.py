@@ -12,7 +12,8 @@ from tailrace.proto.entries import Outcome
 from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.records import Query, SessionRecord, Totals
 
-UsageBy = Literal["day", "model", "key", "session", "project"]
+USAGE_BY = ("day", "model", "key", "user", "session", "project")
+"""What usage is summed by, besides `metadata.NAME`."""
 Kind = Literal["turn", "session", "project"]
 
 
@@ -55,9 +56,9 @@ class BranchPage(msgspec.Struct, frozen=True):
 
 
 class UsageRecord(Totals, frozen=True, kw_only=True):
-    """The usage of a day (UTC), a model, the name of an API key, a session or a project.
+    """The usage of a day (UTC), a model, an API key's name, a user, a session, a project, or a value in the metadata.
 
-    The key is None for sessions without a project and for turns without an API key.
+    The key is None for sessions without a project, for turns without an API key or a user, and for deleted sessions.
     """
 
     key: str | None
@@ -123,11 +124,13 @@ class GetUsage(Query[UsagePage], frozen=True):
     """A page of usage from day `first` to day `last`, inclusive, in UTC. Refused: cursor_invalid."""
 
     query: ClassVar[str] = "usage"
-    by: UsageBy
+    by: str
     first: date
     last: date
     after: str | None = None
     limit: int = 50
+    key: str | None = None
+    """Only the usage of this key."""
 
 
 class GetStats(Query[Stats], frozen=True):

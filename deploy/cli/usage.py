@@ -4,7 +4,6 @@ import argparse
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import get_args
 
 import msgspec
 
@@ -15,7 +14,7 @@ from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.permissions import ADMIN
-from tailrace.proto.resources import GetUsage, UsageBy, UsagePage, UsageRecord
+from tailrace.proto.resources import USAGE_BY, GetUsage, UsagePage, UsageRecord
 
 DESCRIPTION = "Show a tenant's turns, tokens and cost in US dollars."
 EXAMPLES = """\
@@ -30,16 +29,23 @@ DAYS = 30
 TIMEOUT_S = 10.0
 PAGE = 200
 NO_KEY = "-"
+BY_HELP = f"one row for each {', '.join(USAGE_BY)} or metadata.NAME (default: %(default)s)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     today = datetime.now(UTC).date()
     add_tenant(parser)
     add = parser.add_argument
-    add("--by", choices=get_args(UsageBy), default="day", help="one row for each of these (default: %(default)s)")
+    add("--by", type=dimension, default="day", help=BY_HELP)
     add("--from", type=day, dest="first", metavar="DAY", help=f"first day, UTC (default: the last {DAYS} days)")
     add("--to", type=day, dest="last", default=today, metavar="DAY", help="last day, UTC (default: today)")
     add_data(parser)
+
+
+def dimension(text: str) -> str:
+    if text not in USAGE_BY and not text.startswith("metadata."):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(USAGE_BY)}, metadata.NAME")
+    return text
 
 
 def day(text: str) -> date:
@@ -58,7 +64,7 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
-async def fetch(url: str, tenant: Tenant, by: UsageBy, first: date, last: date) -> list[UsageRecord]:
+async def fetch(url: str, tenant: Tenant, by: str, first: date, last: date) -> list[UsageRecord]:
     """Returns the usage from the first to the last day, ordered by key. Raises Refused, LogUnavailable."""
     connection = await Connection.open(url, "tailrace-usage", ADMIN)
     try:
@@ -76,7 +82,7 @@ async def fetch(url: str, tenant: Tenant, by: UsageBy, first: date, last: date) 
         await connection.close()
 
 
-def render(by: UsageBy, records: Sequence[UsageRecord]) -> str:
+def render(by: str, records: Sequence[UsageRecord]) -> str:
     """Returns a table with one row a record, and a row with the totals."""
     headings = (by.upper(), "TURNS", "INPUT", "OUTPUT", "CACHE WRITES", "CACHE READS", "COST $", "LAST USED")
     rows = [(record.key or NO_KEY, *_counts([record]), f"{record.last_used:%Y-%m-%d %H:%M}") for record in records]

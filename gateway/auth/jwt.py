@@ -21,7 +21,7 @@ from tailrace.proto import base64url
 from tailrace.proto.api_key import TENANT_SCOPES, scopes_of
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
-from tailrace.proto.ids import Tenant, is_token
+from tailrace.proto.ids import Tenant, is_token, is_user
 
 # Clocks differ (FAULTS F19).
 LEEWAY_S = 30
@@ -57,6 +57,7 @@ class JwtVerifier:
         self._audience = settings.jwt_audience
         self._tenant_claim = settings.jwt_tenant_claim
         self._scopes_claim = settings.jwt_scopes_claim
+        self._user_claim = settings.jwt_user_claim
         for name, value in (("TAILRACE_JWT_ISSUER", self._issuer), ("TAILRACE_JWT_AUDIENCE", self._audience)):
             if self and not value:
                 raise SettingsInvalid(f"{name} is not set: set the issuer and the audience of your tokens")
@@ -106,12 +107,17 @@ class JwtVerifier:
         owner = claims.get(self._tenant_claim)
         if not isinstance(owner, str | int) or isinstance(owner, bool) or owner == "":
             return None
+        user = claims.get(self._user_claim) if self._user_claim else None
+        if user is not None and (not isinstance(user, str | int) or isinstance(user, bool) or not is_user(str(user))):
+            # Without its user, a body could name another one.
+            return None
         subject = str(claims.get("sub", ""))
         return Principal(
             tenant_of_claim(str(owner)),
             key=f"jwt_{hashlib.sha256(subject.encode(errors='replace')).hexdigest()[:ID_CHARS]}",
             scopes=scopes_of(scopes_in(claims.get(self._scopes_claim))) if self._scopes_claim else TENANT_SCOPES,
             until=float(min(int(claims["exp"]) + LEEWAY_S, UNTIL_MAX)),
+            user=None if user is None else str(user),
         )
 
 

@@ -22,3 +22,5 @@ class Principal(NamedTuple):
     """The only turn that requests may name. None: all turns of the tenant."""
     limits: dict[str, float] | None = None
     """The limits in the key's own record."""
+    user: str | None = None
+    """The end user that a JWT names: the user of every turn that it creates, whatever the body says."""

@@ -1,5 +1,6 @@
 """Refuses query parameters that a route does not have."""
 
+import re
 from collections.abc import Collection
 
 from starlette.requests import Request
@@ -8,6 +9,8 @@ from tailrace.proto.did_you_mean import suggest
 from tailrace.proto.errors import Refused
 
 NAME_CHARS_MAX = 64
+# A field of an object, as OpenAPI's style `deepObject` writes it.
+METADATA = re.compile(r"metadata\[([^\]]{1,64})\]")
 
 
 def require_known(request: Request, known: Collection[str]) -> None:
@@ -15,7 +18,7 @@ def require_known(request: Request, known: Collection[str]) -> None:
     if not request.scope["query_string"]:
         return
     for name in request.query_params:
-        if name not in known:
+        if name not in known and not ("metadata" in known and METADATA.fullmatch(name)):
             shown = name[:NAME_CHARS_MAX]
             allowed = f"there are {', '.join(sorted(known))}" if known else "there are none"
             message = f"`{shown}` is not a query parameter of this route{suggest(shown, known)}; {allowed}"

@@ -38,7 +38,7 @@ from tailrace.gateway.resources.health import Health
 from tailrace.gateway.resources.login import LoggedIn
 from tailrace.gateway.resources.projects import NewProjectBody, ProjectBody, ProjectList
 from tailrace.gateway.resources.prompts import PromptList
-from tailrace.gateway.resources.running import CancelledSession, RunningTurns
+from tailrace.gateway.resources.running import CancelledSession, TurnList
 from tailrace.gateway.resources.sessions import BranchList, NewSessionBody, RenameBody, SessionList, SessionStats
 from tailrace.gateway.resources.tickets import MadeTicket, NewTicket
 from tailrace.gateway.resources.usage import UsageList
@@ -47,6 +47,7 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.timeline import Timeline
 from tailrace.proto.model_records import TokenCount
 from tailrace.proto.records import SessionRecord, TurnPage, TurnRecord
+from tailrace.proto.resources import USAGE_BY
 
 SSE = "text/event-stream"
 JSON_LINES = "application/x-ndjson"
@@ -122,8 +123,16 @@ PARAMETERS: dict[str, Json] = {
     "limit": _query("limit", "The maximum number of items in the page.", type="integer", minimum=1, maximum=200),
     "of_project": _query("project_id", "Only items of this project."),
     "of_session": _query("session", "Only items of this session."),
-    "status": {**_query("status", "Required.", enum=["running"]), "required": True},
-    "by": _query("by", "The unit to sum by.", enum=["day", "model", "key", "session", "project"]),
+    "status": _query("status", "Only running turns, oldest first.", enum=["running"]),
+    "of_user": _query("user", "Only items of this user."),
+    "of_model": _query("model", "Only turns of this model."),
+    "of_key": _query("key", "Only turns of the API key with this name."),
+    "of_metadata": {
+        **_query("metadata", "Only turns with these fields: `metadata[team]=search`.", type="object"),
+        "style": "deepObject",
+    },
+    "by": _query("by", "The unit to sum by.", type="string", pattern=f"^({'|'.join(USAGE_BY)}|metadata\\..+)$"),
+    "usage_key": _query("key", "Only the usage of this day, model, user…"),
     "from": _query("from", "The first day (UTC).", type="string", format="date"),
     "to": _query("to", "The last day (UTC).", type="string", format="date"),
     "after_id": _query("after_id", "Only models after this one."),
@@ -155,6 +164,7 @@ PARAMETERS: dict[str, Json] = {
     "start_index": _query("startIndex", "The index of the first chunk; negative: from the end.", type="integer"),
     "replay": _query("replay", "`true`: `startIndex` counts as in a stream that began without it."),
 }
+OF_LABEL = ("of_user", "of_model", "of_key", "of_metadata")
 PAGE = ("after", "limit", "page")
 NUMBERED = ("after", "limit", "page_number", "per_page")
 AZURE = ("api_version",)
@@ -172,7 +182,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/turns"): Operation(
         "turns", NewTurn, Accepted, 202, parameters=("key", "dialect", "pace", *RESUMING), statuses=STREAMED
     ),
-    ("GET", "/v1/turns"): Operation("turns", response=RunningTurns, parameters=("status", "of_session", *PAGE)),
+    ("GET", "/v1/turns"): Operation(
+        "turns", response=TurnList, parameters=("status", "of_session", *OF_LABEL, "from", "to", *PAGE)
+    ),
     ("GET", "/v1/turns/{turn}"): Operation("turns", response=TurnRecord),
     ("DELETE", "/v1/turns/{turn}"): Operation("turns", response=Deleted),
     ("GET", "/v1/turns/{turn}/events"): Operation("turns", streams=SSE, parameters=(*READING, "ticket"), statuses=GONE),
@@ -271,7 +283,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("POST", "/api/chat/{chat}/stop"): Operation("ai-sdk", response=Stopped),
     ("GET", "/api/chat/{chat}/messages"): Operation("ai-sdk", response=Any, reference=AI_SDK),
-    ("GET", "/v1/sessions"): Operation("sessions", response=SessionList, parameters=(*NUMBERED, "of_project")),
+    ("GET", "/v1/sessions"): Operation(
+        "sessions", response=SessionList, parameters=(*NUMBERED, "of_project", "of_user")
+    ),
     ("POST", "/v1/sessions"): Operation("sessions", NewSessionBody, SessionRecord),
     ("GET", "/v1/sessions/stats"): Operation("sessions", response=SessionStats),
     ("GET", "/v1/sessions/{session}"): Operation("sessions", response=SessionRecord),
@@ -287,7 +301,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/projects"): Operation("projects", NewProjectBody, ProjectBody),
     ("GET", "/v1/projects/{project}"): Operation("projects", response=ProjectBody),
     ("DELETE", "/v1/projects/{project}"): Operation("projects", response=Deleted),
-    ("GET", "/v1/usage"): Operation("projects", response=UsageList, parameters=("by", "from", "to", *PAGE)),
+    ("GET", "/v1/usage"): Operation(
+        "projects", response=UsageList, parameters=("by", "usage_key", "from", "to", *PAGE)
+    ),
     ("POST", "/chat/stream"): Operation(
         "tutorials", ChatStreamRequest, streams=SSE, parameters=("key", "pace", *RESUMING)
     ),

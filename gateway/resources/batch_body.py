@@ -167,6 +167,7 @@ class BatchBuilder:
             messages=[],
             session=inputs.session,
             metadata=new.metadata,
+            user=submission.principal.user,
             by=submission.principal.key,
             holds=slots or None,
             webhook=new.webhook,
@@ -223,6 +224,7 @@ class InputChecker:
             settings.max_tokens,
             self.offer,
             credential=self._principal.key,
+            user=self._principal.user,
             cache=settings.cache,
         )
         if (schema := schema_of(request.options)) is not None:

@@ -1,4 +1,4 @@
-"""Routes of running turns: list them, and cancel all of a session."""
+"""Routes of lists of turns: those that run, those with a label; and to cancel all of a session."""
 
 import asyncio
 
@@ -9,18 +9,23 @@ from starlette.routing import Route
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.query_parameters import METADATA
 from tailrace.gateway.resources.paging import LIMIT_MAX, Page, page_of
+from tailrace.gateway.resources.usage import day_of
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.records import GetSession, ListRunning, TurnRecord
+from tailrace.proto.records import GetSession, ListRunning, ListTurns, TurnRecord
 from tailrace.proto.subjects import TurnKey
 
+# Query parameters that select turns by a label of the same name.
+LABELS = ("user", "model", "key")
 
-class RunningTurns(Page[TurnRecord], frozen=True, kw_only=True):
-    """Running turns, oldest first, with their text so far."""
+
+class TurnList(Page[TurnRecord], frozen=True, kw_only=True):
+    """Turns, newest first; with `status=running` the running ones, oldest first, with their text so far."""
 
 
 class CancelledSession(msgspec.Struct, frozen=True):
@@ -31,16 +36,30 @@ class CancelledSession(msgspec.Struct, frozen=True):
 
 
 async def get_turns(request: ApiRequest, history: HistoryClient, reader: TurnReader) -> Response:
-    """`GET /v1/turns?status=running`: the running turns, oldest first, in pages; `session`: those of one session."""
+    """`GET /v1/turns`: turns by user, model, key, metadata and day, newest first; `status=running`: those that run."""
     tenant, (after, limit) = request.tenant, page_of(request)
-    if request.query_params.get("status") != "running":
-        raise Refused(
-            "request_invalid", "send `status=running`; ended turns are listed at /v1/sessions/{session}/turns"
-        )
-    found = await history.ask(tenant, ListRunning(request.query_params.get("session"), after, limit))
+    question = _question(request, after, limit)
+    found = await history.ask(tenant, question)
     turns = await asyncio.gather(*(reader.refresh(TurnKey(tenant, one.turn), one) for one in found.turns))
-    running = [one for one in turns if one.outcome == "running"]
-    return json_response(RunningTurns(data=running, has_more=found.next is not None, next=found.next))
+    shown = [one for one in turns if one.outcome == "running" or isinstance(question, ListTurns)]
+    return json_response(TurnList(data=shown, has_more=found.next is not None, next=found.next))
+
+
+def _question(request: ApiRequest, after: str | None, limit: int) -> ListRunning | ListTurns:
+    """Returns what the query parameters ask for. Raises Refused."""
+    query = request.query_params
+    labels = {name: query[name] for name in LABELS if name in query}
+    labels |= {f"metadata.{found[1]}": value for name, value in query.items() if (found := METADATA.fullmatch(name))}
+    first, last = day_of(request, "from"), day_of(request, "to")
+    if (status := query.get("status")) is None:
+        if "session" in query:
+            raise Refused("request_invalid", "the turns of a session are listed at /v1/sessions/{session}/turns")
+        return ListTurns(labels, first, last, after, limit)
+    if status != "running":
+        raise Refused("request_invalid", "`status` must be `running`; leave it out for all turns", param="status")
+    if labels or first or last:
+        raise Refused("request_invalid", "`status=running` can be combined with `session` only: leave the others out")
+    return ListRunning(query.get("session"), after, limit)
 
 
 async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:

@@ -81,9 +81,10 @@ class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/sessions`: all sessions, newest first, in pages; `?project_id=`: those of one project."""
+    """`GET /v1/sessions`: all sessions, newest first, in pages; `?project_id=`, `?user=`: only those."""
     tenant, page = request.tenant, number_of(request)
-    question = ListSessions(page.after, page.limit, request.query_params.get("project_id"), page.offset)
+    query = request.query_params
+    question = ListSessions(page.after, page.limit, query.get("project_id"), page.offset, query.get("user"))
     found = await history.ask(tenant, question)
     return json_response(
         SessionList(

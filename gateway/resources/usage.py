@@ -1,7 +1,6 @@
 """Route of usage: tokens and cost by day, model, key, session or project."""
 
 from datetime import UTC, date, datetime, timedelta
-from typing import get_args
 
 import msgspec
 from starlette.requests import Request
@@ -13,7 +12,7 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.proto.errors import Refused
-from tailrace.proto.resources import GetUsage, UsageBy, UsageRecord
+from tailrace.proto.resources import USAGE_BY, GetUsage, UsageRecord
 
 DAYS = 30
 DAYS_MAX = 366
@@ -22,16 +21,16 @@ DAYS_MAX = 366
 class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
     """In the order of the keys of the groups."""
 
-    by: UsageBy
+    by: str
     first: date = msgspec.field(name="from")
     last: date = msgspec.field(name="to")
 
 
 async def usage(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/usage?by=day|model|key|session|project&from=&to=`: usage of the turns of those days (UTC)."""
+    """`GET /v1/usage?by=day|model|key|user|session|project|metadata.NAME&from=&to=`: usage of those days (UTC)."""
     tenant, (after, limit) = request.tenant, page_of(request)
     first, last = days_of(request, datetime.now(UTC).date())
-    question = GetUsage(_by(request), first, last, after, limit)
+    question = GetUsage(_by(request), first, last, after, limit, request.query_params.get("key"))
     found = await history.ask(tenant, question)
     return json_response(
         UsageList(
@@ -50,9 +49,14 @@ def days_of(request: Request, today: date) -> tuple[date, date]:
 
 
 def _day(request: Request, field: str, default: date) -> date:
+    return day_of(request, field) or default
+
+
+def day_of(request: Request, field: str) -> date | None:
+    """Returns the day in a query parameter, None without it. Raises Refused."""
     text = request.query_params.get(field)
     if text is None:
-        return default
+        return None
     try:
         day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date()
     except ValueError:
@@ -63,13 +67,11 @@ def _day(request: Request, field: str, default: date) -> date:
     return day
 
 
-def _by(request: Request) -> UsageBy:
+def _by(request: Request) -> str:
     given = request.query_params.get("by", "day")
-    for by in get_args(UsageBy):
-        if by == given:
-            known: UsageBy = by
-            return known
-    raise Refused("request_invalid", f"`by` must be one of {', '.join(get_args(UsageBy))}")
+    if given in USAGE_BY or (given.startswith("metadata.") and given != "metadata."):
+        return given
+    raise Refused("request_invalid", f"`by` must be one of {', '.join(USAGE_BY)}, or `metadata.NAME`")
 
 
 ROUTES = [Route("/v1/usage", usage, methods=["GET"])]

@@ -12,7 +12,7 @@ from tailrace.proto import blobs, entries
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import CacheFor, Message, OnInterrupt
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import is_session_name
+from tailrace.proto.ids import USER_CHARS_MAX, is_session_name, is_user
 from tailrace.proto.models import Model
 from tailrace.proto.schema import schema_of, with_schema
 from tailrace.proto.usage import NANO_USD_PER_USD
@@ -57,6 +57,8 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     betas: list[str] | None = None
     api_version: str | None = None
     metadata: dict[str, str] | None = None
+    user: str | None = None
+    """The end user whom the turn is answered for. A JWT with a user wins."""
     cache: Cache | None = None
     """How long the model caches the prompt; None: the operator's setting."""
     on_interrupt: OnInterrupt = "continue"
@@ -107,6 +109,7 @@ def check(new_turn: NewTurn) -> None:
     if new_turn.api_version is not None and API_VERSION.fullmatch(new_turn.api_version) is None:
         raise Refused("request_invalid", "`api_version` is a date like 2026-10-21: what `anthropic-version` says")
     check_name("project", new_turn.project)
+    check_user(new_turn.user)
     if new_turn.create_session:
         check_session("session", new_turn.session)
     if new_turn.on_busy == "queue" and (new_turn.full_history or new_turn.verbatim):
@@ -125,6 +128,12 @@ def check_name(field: str, name: str | None) -> None:
     """Raises Refused for an invalid name of a session or a project."""
     if name is not None and not is_session_name(name):
         raise Refused("request_invalid", f"`{field}` is 1 to 128 of A-Z a-z 0-9 . _ : -")
+
+
+def check_user(user: str | None) -> None:
+    """Raises Refused for an invalid name of a user."""
+    if user is not None and not is_user(user):
+        raise Refused("request_invalid", f"`user` is 1 to {USER_CHARS_MAX} printable characters", param="user")
 
 
 def check_session(field: str, name: str | None) -> None:
@@ -156,13 +165,15 @@ def build_entry(
     offer: Offer,
     *,
     credential: str | None = None,
+    user: str | None = None,
     cache: Cache = "off",
     body_sha256: str | None = None,
 ) -> entries.Request:
     """Returns the request entry for `new_turn` at `position` in its session.
 
     `max_tokens` and `cache` are the defaults of turns without their own. `credential` is the id of the key or token
-    that usage is counted for. `body_sha256` is that of the body that the client sent. Raises Refused.
+    that usage is counted for, and `user` the user that it names. `body_sha256` is that of the body that the client
+    sent. Raises Refused.
     """
     model = offer.model(new_turn.model or position.model or None)
     most = model.output_tokens_max or MAX_TOKENS
@@ -190,6 +201,7 @@ def build_entry(
         parent=position.parent,
         is_queued=position.is_queued,
         project=new_turn.project,
+        user=user or new_turn.user,
         metadata=new_turn.metadata,
         cache=None if (lifetime := new_turn.cache or cache) == "off" else lifetime,
         on_interrupt=new_turn.on_interrupt,

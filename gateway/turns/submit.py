@@ -153,6 +153,7 @@ class TurnSubmitter:
             self._max_tokens,
             models,
             credential=principal.key,
+            user=principal.user,
             cache=self._cache,
             body_sha256=submission.body_sha256,
         )

@@ -26,6 +26,7 @@ from tailrace.proto.records import (
     ListRunning,
     ListSessions,
     ListSessionTurns,
+    ListTurns,
     ListTurnsSince,
 )
 from tailrace.proto.resources import (
@@ -95,6 +96,7 @@ PERSISTENCE_QUERIES = tuple(
             ListSessions,
             ListSessionTurns,
             ListTurnsSince,
+            ListTurns,
             ListRunning,
             GetAncestry,
             GetContext,

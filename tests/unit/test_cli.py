@@ -58,7 +58,7 @@ def _logging_as_before() -> Iterator[None]:
         (["turns", "--sesion", "x"], "unrecognized arguments: --sesion x (did you mean --session?)"),
         (["ask", "--resume", "Hi."], "not allowed with argument"),
         (["restart-node", "nats-4"], "invalid choice: 'nats-4'"),
-        (["usage", "--by", "moon"], "invalid choice: 'moon'"),
+        (["usage", "--by", "moon"], "'moon' is not one of day, model"),
         (["usage", "--from", "yesterday"], "'yesterday' is not a day such as 2026-01-31"),
         (["usage", "--tenant", "Acme"], "'Acme' is not a tenant"),
         (["keys", "create", "--tenant", "acme", "--limits", "request=1"], "argument --limits: Object contains"),

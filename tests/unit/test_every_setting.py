@@ -25,7 +25,12 @@ LIMITS = [
 ]
 HOSTS = [(text, "names and addresses") for text in ("http://h", "h:80", "a b", "ä", "-1", "h/path", "*")]
 # Settings that accept any text.
-ANY = frozenset({"TAILRACE_JWT_TENANT_CLAIM", "TAILRACE_JWT_SCOPES_CLAIM", "TAILRACE_CLAUDE_CODE_TOOLS"})
+ANY = frozenset(
+    {
+        *(f"TAILRACE_JWT_{kind}_CLAIM" for kind in ("TENANT", "SCOPES", "USER")),
+        "TAILRACE_CLAUDE_CODE_TOOLS",
+    }
+)
 # For each type: invalid values, and what the message contains.
 BY_TYPE = {
     "int": [("", "a whole number"), ("x", "a whole number"), ("1.5", "a whole number"), ("-1", ">= ")],

@@ -1,6 +1,7 @@
 """The store with a real SQLite file: rows, queries, migrations, damaged files."""
 
 import os
+import random
 import re
 import sqlite3
 from collections.abc import AsyncIterator
@@ -22,13 +23,13 @@ from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, record_from_fold
-from tailrace.proto.resources import DeleteResource, Kind, TurnToDelete, UsageBy
+from tailrace.proto.resources import DeleteResource, Kind, TurnToDelete
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 from tests.harness.turn_builder import NOON, Handwritten, completed_turn
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")
-TABLES = ("sessions", "turns", "usage", "projects", "blob_uses", "blob_releases")
+TABLES = ("sessions", "turns", "usage", "labels", "session_counts", "projects", "blob_uses", "blob_releases")
 # Or over the index of those that are running, of which there are few, over what is mostly empty, or has one row.
 BY_INDEX = re.compile(
     r"SEARCH \w+ USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant=\? AND |"
@@ -53,9 +54,10 @@ INSERT INTO usage VALUES (
 FOUND = (
     "SCAN branch",
     "SCAN page",
-    "SCAN used",
-    "SCAN spent",
-    "SCAN json_each VIRTUAL TABLE INDEX 1:",
+    "SCAN CONSTANT ROW",
+    *(f"{step} days" for step in ("SCAN", "SEARCH")),
+    "SCAN keys",
+    *(f"SCAN {name} VIRTUAL TABLE INDEX 1:" for name in ("json_each", "field", "moved", "other", "written")),
     "SCAN 1 CONSTANT ROW",
 )
 
@@ -302,24 +304,66 @@ async def test_a_session_stays_in_its_first_project(store: Store) -> None:
 
 async def test_deleted_turns_stay_in_the_totals_of_their_tenant_and_project(store: Store) -> None:
     """Until the project is deleted as well, which leaves its usage without a project. No id is kept."""
-    first, last = NOON - timedelta(days=1), NOON + timedelta(days=1)
+    first = last = NOON.date()
     ended = completed_turn("Light").turn
     rows = [build_row(key(turn), ended) for turn in ("turn-1", "turn-2")]
     await store.record([msgspec.structs.replace(row, project="rivers", asked_by="key-1") for row in rows])
-    groups: tuple[UsageBy, ...] = ("day", "model", "key", "project")
-    before = [await store.usage(OURS, by, first, last, None, 9) for by in groups]
+    groups = ("day", "model", "key", "project", "user")
+    before = [await store.usage(OURS, by, first, last, "", 9) for by in groups]
     project = await store.project(OURS, "rivers", NOON)
     for gone in rows[:1], rows[:1], rows[1:]:
         await store.delete(OURS, DeleteResource("session", "session-1", (TurnId(gone[0].turn),)))
-        assert [await store.usage(OURS, by, first, last, None, 9) for by in groups] == before
+        assert [await store.usage(OURS, by, first, last, "", 9) for by in groups] == before
         left = await store.project(OURS, "rivers", NOON)
         assert project is not None
         assert left is not None
         assert (left.turns, left.cost_usd, left.usage) == (2, project.cost_usd, project.usage)
-    assert [(one.key, one.turns) for one in await store.usage(OURS, "session", first, last, None, 9)] == [(None, 2)]
+    assert [(one.key, one.turns) for one in await store.usage(OURS, "session", first, last, "", 9)] == [(None, 2)]
     await store.delete(OURS, DeleteResource("project", "rivers"))
-    assert [(one.key, one.turns) for one in await store.usage(OURS, "project", first, last, None, 9)] == [(None, 2)]
-    assert await store.usage(THEIRS, "day", first, last, None, 9) == []
+    assert [(one.key, one.turns) for one in await store.usage(OURS, "project", first, last, "", 9)] == [(None, 2)]
+    assert await store.usage(THEIRS, "day", first, last, "", 9) == []
+
+
+@pytest.mark.rule("R90")
+async def test_totals_are_the_sums_of_the_turns_after_any_changes(store: Store, path: Path) -> None:
+    """Turns begin, end, are written again, get a project late, and are deleted."""
+    chance = random.Random(7)
+    kept: dict[str, TurnRow] = {}
+    for step in range(120):
+        turn = f"turn-{chance.randrange(30)}"
+        if turn in kept and chance.random() < 0.3:
+            gone = kept.pop(turn)
+            await store.delete(OURS, DeleteResource("session", gone.session, (TurnId(turn),)))
+            continue
+        log, given = Handwritten(1), {"metadata": {"team": chance.choice("ab")}, "user": chance.choice(["ann", None])}
+        log.ask(session=SessionId(f"session-{chance.randrange(4)}"), **given)
+        row = kept.get(turn) or build_row(key(turn), log.turn)
+        spent = {"cursor": row.cursor + step, "input_tokens": step, "cost_nusd": step}
+        named = {"project": chance.choice([None, "rivers"])}
+        kept[turn] = msgspec.structs.replace(row, **spent, **named)
+        await store.record([kept[turn]])
+        await session_of(store, row.session)
+    dimensions = ("day", "session", "project", "model", "key", "user", "metadata.team")
+    for by in dimensions:
+        found = await store.usage(OURS, by, NOON.date(), NOON.date(), "", 99)
+        expected: dict[str | None, list[int]] = {}
+        for row in kept.values():
+            project = (await session_of(store, row.session)).project_id
+            names = {
+                "day": str(NOON.date()), "session": row.session, "project": project,
+                **msgspec.json.decode(row.labels, type=dict[str, str]),
+            }  # fmt: skip
+            count = expected.setdefault(names.get(by), [0, 0])
+            count[0] += 1
+            count[1] += row.input_tokens
+        told = {one.key: [one.turns, one.usage.input_tokens] for one in found}
+        if by in ("session", "metadata.team"):
+            assert {name: count for name, count in told.items() if name is not None} == expected, by
+        else:
+            assert all(told[name][0] >= count[0] for name, count in expected.items()), by
+    deleted = sum(one.turns for one in await store.usage(OURS, "session", NOON.date(), NOON.date(), "", 1))
+    (day,) = await store.usage(OURS, "day", NOON.date(), NOON.date(), "", 9)
+    assert (deleted > 5, day.turns) == (True, deleted + len(kept))
 
 
 async def test_usage_is_grouped_by_utc_day(store: Store) -> None:
@@ -330,14 +374,14 @@ async def test_usage_is_grouped_by_utc_day(store: Store) -> None:
         [msgspec.structs.replace(running_row(turn), asked_at=micros(at), input_tokens=7) for turn, at in times.items()]
     )
 
-    async def days(first: datetime, last: datetime, after: str | None = None) -> list[tuple[str | None, int]]:
-        told = await store.usage(OURS, "day", first, last, after, 9)
+    async def days(first: datetime, last: datetime, after: str = "") -> list[tuple[str | None, int]]:
+        told = await store.usage(OURS, "day", first.date(), (last - MICROSECOND).date(), after, 9)
         return [(one.key, one.total_tokens) for one in told]
 
     assert await days(midnight - timedelta(days=1), midnight) == [("2026-01-01", 7)]
     assert await days(midnight, midnight + timedelta(days=1)) == [("2026-01-02", 7)]
-    assert await days(midnight, midnight + timedelta(days=9), "2026-01-02") == [("2026-01-03", 7)]
-    assert await store.usage(THEIRS, "day", NOON, midnight, None, 9) == []
+    assert await days(midnight, midnight + timedelta(days=9), "2026-01-02\0") == [("2026-01-03", 7)]
+    assert await store.usage(THEIRS, "day", NOON.date(), midnight.date(), "", 9) == []
 
 
 async def test_a_database_of_the_first_version_has_totals_after_the_migration(path: Path) -> None:
@@ -349,7 +393,7 @@ async def test_a_database_of_the_first_version_has_totals_after_the_migration(pa
             database.execute(statement, msgspec.structs.asdict(made))
         database.commit()
     store = await opened(path)
-    (told,) = await store.usage(OURS, "model", NOON, NOON + timedelta(days=1), None, 9)
+    (told,) = await store.usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
     assert (told.key, told.turns, told.message_count, told.total_tokens) == (made.model, 1, 2, 11)
     assert (await session_of(store, "session-1")).message_count == made.messages
     await store.close()

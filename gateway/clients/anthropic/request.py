@@ -46,6 +46,7 @@ def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Header
         betas=beta_names(headers.getlist("anthropic-beta")) or None,
         api_version=headers.get("anthropic-version"),
         max_cost=request.max_cost,
+        user=_user(fields.get("metadata")),
         session=headers.get("x-session-id"),
         project=headers.get("x-project-id"),
         create_session=True,
@@ -53,6 +54,12 @@ def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Header
         verbatim=True,
         on_busy="branch",
     )
+
+
+def _user(metadata: object) -> str | None:
+    """Returns `metadata.user_id`; without the session that Claude Code writes behind its user's ids."""
+    user = metadata.get("user_id") if isinstance(metadata, dict) else None
+    return user.partition("_session_")[0] or None if isinstance(user, str) else None
 
 
 def beta_names(lines: Iterable[str]) -> list[str]:

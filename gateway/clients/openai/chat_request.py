@@ -121,6 +121,7 @@ def build_turn(chat: ChatCompletionRequest, model: Model, raw: bytes) -> BuiltTu
         create_session=chat.session_id is not None,
         project=chat.project_id,
         metadata=chat.metadata,
+        user=chat.safety_identifier or chat.user or None,
         on_busy=chat.on_busy,
         max_cost=chat.max_cost,
         on_interrupt=chat.on_interrupt,

@@ -107,6 +107,7 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
         parent=msgspec.UNSET if body.previous_response_id is None else _parent(body.previous_response_id),
         project=body.project_id,
         metadata=body.metadata,
+        user=body.safety_identifier or body.user or None,
         on_busy=body.on_busy,
         max_cost=body.max_cost,
         on_interrupt=body.on_interrupt,

@@ -1,0 +1,112 @@
+"""The user of turns and sessions: from each API and from a JWT, in lists, and in usage."""
+
+from typing import Any
+
+import pytest
+
+from tailrace.proto.ids import Tenant
+from tests.harness import jwts
+from tests.harness.system import System
+from tests.integration.conftest import KEY, Gateway, NewGateway
+
+QUICK = "#sim words=1 rate=0"
+MESSAGES = [{"role": "user", "content": QUICK}]
+MODEL = "claude-haiku-5-5"
+# A body that names the user `ann` in each API, and its route.
+NAMING_ANN: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/turns", {"message": QUICK, "user": "ann", "metadata": {"team": "search"}}),
+    ("/v1/chat/completions", {"model": MODEL, "messages": MESSAGES, "user": "ann"}),
+    ("/v1/responses", {"model": MODEL, "input": QUICK, "safety_identifier": "ann", "user": "bob"}),
+    ("/v1/messages", {"model": MODEL, "max_tokens": 9, "messages": MESSAGES, "metadata": {"user_id": "ann"}}),
+    (
+        "/v1/messages",
+        {"model": MODEL, "max_tokens": 9, "messages": MESSAGES, "metadata": {"user_id": "ann_session_1"}},
+    ),
+]
+
+
+async def listed(gateway: Gateway, path: str, **query: str) -> list[dict[str, Any]]:
+    answer = await gateway.client.get(path, params=query)
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["data"]
+    return found
+
+
+@pytest.mark.rule("R89")
+async def test_turns_and_sessions_are_listed_and_summed_by_user(gateway: Gateway, second_tenant: Gateway) -> None:
+    """Also by metadata and day. Another tenant's user of the same name is another user."""
+    for path, body in NAMING_ANN:
+        answer = await gateway.client.post(path, json=body)
+        assert answer.status_code in (200, 202), answer.text
+    await gateway.client.post("/v1/turns", json={"message": QUICK, "session": "of-nobody", "create_session": True})
+    found = await listed(gateway, "/v1/turns", user="ann")
+    assert [turn["user"] for turn in found] == ["ann"] * len(NAMING_ANN)
+    assert found == sorted(found, key=lambda turn: turn["asked_at"], reverse=True)
+    assert [turn["user"] for turn in await listed(gateway, "/v1/sessions", user="ann")] == ["ann"] * len(NAMING_ANN)
+    first, rest = [await listed(gateway, "/v1/turns", user="ann", model=model) for model in (MODEL, found[-1]["model"])]
+    assert len(first) + len(rest) == len(NAMING_ANN)
+    assert [turn["metadata"] for turn in await listed(gateway, "/v1/turns", **{"metadata[team]": "search"})] == [
+        {"team": "search"}
+    ]
+    assert len(await listed(gateway, "/v1/turns")) == len(NAMING_ANN) + 1
+    assert await listed(gateway, "/v1/turns", user="ann", to="2020-01-01") == []
+    by_user = {one["key"]: one["turns"] for one in await listed(gateway, "/v1/usage", by="user")}
+    assert by_user == {None: 1, "ann": len(NAMING_ANN)}
+    assert [one["turns"] for one in await listed(gateway, "/v1/usage", by="user", key="ann")] == [len(NAMING_ANN)]
+    assert [one["key"] for one in await listed(gateway, "/v1/usage", by="metadata.team")] == ["search"]
+    for path in ("/v1/turns", "/v1/sessions"):
+        assert await listed(second_tenant, path, user="ann") == []
+
+
+@pytest.fixture
+async def second_tenant(system: System, new_gateway: NewGateway) -> Gateway:
+    """A gateway where the same key belongs to another tenant."""
+    gateway = await new_gateway(system.nats_url, api_keys="", **jwts.settings(jwt_user_claim="email"))
+    gateway.client.headers["authorization"] = f"Bearer {jwts.token(sub='other-tenant', email='eve').decode()}"
+    return gateway
+
+
+@pytest.mark.rule("R89")
+@pytest.mark.parametrize("claim", ["email", "", "department"])
+async def test_the_user_of_a_jwt_cannot_be_changed_by_a_body(
+    system: System, new_gateway: NewGateway, generator: object, persistence: object, tenant: Tenant, claim: str
+) -> None:
+    """Without the setting or the claim the body names the user. Each API."""
+    gateway = await new_gateway(system.nats_url, **jwts.settings(jwt_user_claim=claim))
+    token = jwts.token(sub=tenant, email="eve@example.com").decode()
+    gateway.client.headers["authorization"] = f"Bearer {token}"
+    for path, body in NAMING_ANN:
+        await gateway.client.post(path, json=body)
+    user = "eve@example.com" if claim == "email" else "ann"
+    assert {turn["user"] for turn in await listed(gateway, "/v1/turns")} == {user}
+    gateway.client.headers["authorization"] = f"Bearer {KEY}"
+    assert [turn["user"] for turn in await listed(gateway, "/v1/turns", user=user)] == [user] * len(NAMING_ANN)
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/v1/turns", {"usr": "ann"}),
+        ("/v1/turns", {"metadata[]": "a"}),
+        ("/v1/turns", {"status": "ended"}),
+        ("/v1/turns", {"status": "running", "user": "ann"}),
+        ("/v1/turns", {"from": "yesterday"}),
+        ("/v1/sessions", {"metadata[team]": "search"}),
+        ("/v1/usage", {"by": "metadata."}),
+        ("/v1/batches", {"user": "ann"}),
+        ("/v1/messages/batches", {"user": "ann"}),
+    ],
+)
+async def test_an_unknown_query_parameter_is_refused_in_the_apis_envelope(
+    gateway: Gateway, path: str, query: dict[str, str]
+) -> None:
+    answer = await gateway.client.get(path, params=query)
+    error = answer.json()["error"]
+    assert answer.status_code == 400, answer.text
+    assert error["type"] == "invalid_request_error" if "batches" in path else error["code"] == "request_invalid"
+
+
+@pytest.mark.parametrize("user", ["", "x" * 513, "a\nb", "\u0000"])
+async def test_an_invalid_user_is_refused(gateway: Gateway, user: str) -> None:
+    answer = await gateway.client.post("/v1/turns", json={"message": QUICK, "user": user})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "user")
