@@ -41,9 +41,7 @@ class FeedJoin:
         """
         if stored.seq <= self.read_upto or self.chain.is_ended:
             return False
-        chain = link(self.chain, stored.seq, stored.entry)
-        if chain is not None:
-            self.chain, self.read_upto = chain, stored.seq
+        if self.add_next(stored):
             return True
         if stored.entry.prev <= self.chain.last:
             # A fork's entry: it continues an entry that the chain has already passed. A replay would skip it, too.
@@ -51,6 +49,14 @@ class FeedJoin:
             return False
         self.stored_upto = max(self.stored_upto, stored.seq)
         return False
+
+    def add_next(self, stored: Stored) -> bool:
+        """Adds an entry from the live feed if it continues the chain; returns whether it does. Else changes nothing."""
+        chain = link(self.chain, stored.seq, stored.entry) if stored.seq > self.read_upto else None
+        if chain is None:
+            return False
+        self.chain, self.read_upto = chain, stored.seq
+        return True
 
     def _add_read(self, stored: Stored) -> bool:
         if stored.seq <= self.read_upto:

@@ -9,7 +9,7 @@ import sys
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,11 @@ class TurnFeed:
         self._error: LogError | None = None
         self._caught_up = asyncio.Event()
         self._heartbeat_s = heartbeat_s
-        loop = asyncio.get_running_loop()
-        self._woken_at = loop.time()
-        self._silence = loop.call_later(heartbeat_s, self._wake_after_silence)
-        self._changed = asyncio.Event()
-        """The event that all waiting readers share. It is set once, and replaced."""
+        self._loop = asyncio.get_running_loop()
+        self._woken_at = self._loop.time()
+        self._silence = self._loop.call_later(heartbeat_s, self._wake_after_silence)
+        self._waiting: list[asyncio.Future[None]] = []
+        """The readers that wait in `changed`."""
         self._rendered: dict[str, _Rendered] = {}
 
     def add(self, entries: list[Stored]) -> None:
@@ -112,23 +112,27 @@ class TurnFeed:
     async def changed(self, position: int) -> bool:
         """Waits until there are more than `position` entries, or no more will come; returns False after a silence.
 
-        The readers share one event and one timer: timers for each reader and entry took a tenth of the time of a delta.
+        The readers share one timer: timers for each reader and entry took a tenth of the time of a delta.
         """
         if len(self.entries) <= position and not (self.is_ended or self.is_broken):
-            await self._changed.wait()
+            waiting: asyncio.Future[None] = self._loop.create_future()
+            self._waiting.append(waiting)
+            await waiting
         return len(self.entries) > position or self.is_ended or self.is_broken
 
     def _wake(self) -> None:
-        self._woken_at = asyncio.get_running_loop().time()
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._woken_at = self._loop.time()
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            # A reader that has left was cancelled.
+            if not one.done():
+                one.set_result(None)
 
     def _wake_after_silence(self) -> None:
         """Wakes the readers if nothing has woken them for a heartbeat interval; runs again when that can be so."""
-        loop = asyncio.get_running_loop()
-        if loop.time() >= self._woken_at + self._heartbeat_s:
+        if self._loop.time() >= self._woken_at + self._heartbeat_s:
             self._wake()
-        self._silence = loop.call_at(self._woken_at + self._heartbeat_s, self._wake_after_silence)
+        self._silence = self._loop.call_at(self._woken_at + self._heartbeat_s, self._wake_after_silence)
 
     def _position(self, cursor: Seq) -> int:
         """Returns the index after the entry at `cursor`; 0 when this feed has no such entry."""
@@ -259,10 +263,8 @@ class FanOut:
     async def _follow(self, feed: TurnFeed) -> None:
         """Adds entries to `feed` until the turn has ended, or cannot be followed further."""
         try:
-            async with aclosing(self._log.follow(feed.key, feed.after)) as follower:
-                async for entries in follower:
-                    feed.add(entries)
-            # The iterator stops only when the turn has ended: without any entry if `after` is the turn's end.
+            await self._log.follow_into(feed.key, feed.after, feed.add)
+            # The turn has ended: without any entry if `after` is the turn's end.
             feed.is_ended = True
         except LogError as error:
             # Forget it now: its readers reconnect at once and need a new feed.

@@ -17,6 +17,7 @@ from tailrace.proto.api_key import ApiKey
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.kv import Bucket
@@ -124,12 +125,12 @@ class ApiKeyStore:
         return await self._connection.subscribe(EVERY_LIVE_KEY, on_message)
 
 
-def _stored_subject(message: Msg) -> str:
+def _stored_subject(message: Msg | Message) -> str:
     """Returns the subject on which a message was stored that was read or republished; "" if it was not stored."""
     return (message.headers or {}).get("Nats-Subject", "")
 
 
-def _change(message: Msg) -> KeyChange:
+def _change(message: Msg | Message) -> KeyChange:
     headers = message.headers or {}
     key_id = _stored_subject(message).rpartition(".")[2]
     try:

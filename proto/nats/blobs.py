@@ -20,13 +20,13 @@ from typing import TypeVar
 
 import msgspec
 import nats.errors
-from nats.aio.msg import Msg
 
 from tailrace.proto import subjects
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.nats import pub_ack
+from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
 from tailrace.proto.subjects import BODIES
@@ -179,7 +179,7 @@ class BlobStore:
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> Seq:
         """Publishes until it is stored: storing twice is harmless. Returns 0 if the fence is refused."""
 
-        def stored(reply: Msg) -> Seq | None:
+        def stored(reply: Message) -> Seq | None:
             answer = pub_ack.decode(reply.data)
             if answer.error is None:
                 return answer.seq
@@ -192,7 +192,7 @@ class BlobStore:
     async def _purge(self, subject: str, upto: Seq) -> None:
         query = msgspec.json.encode({"filter": subject, "seq": upto + 1})
 
-        def purged(reply: Msg) -> bool | None:
+        def purged(reply: Message) -> bool | None:
             return True if pub_ack.decode(reply.data).error is None else None
 
         await self._ask(f"$JS.API.STREAM.PURGE.{BODIES}", query, purged)
@@ -209,7 +209,7 @@ class BlobStore:
     async def _last(self, tenant: Tenant, sha256: str) -> Mark.Message | None:
         """Returns the blob's last mark from the stream's leader, which never lags behind its acknowledgements."""
 
-        def shown(reply: Msg) -> Mark | None:
+        def shown(reply: Message) -> Mark | None:
             error = pub_ack.decode(reply.data).error
             if error is None:
                 return _mark.decode(reply.data)
@@ -221,7 +221,7 @@ class BlobStore:
     async def _chunk(self, tenant: Tenant, sha256: str, number: int) -> bytes:
         """Reads one chunk. Any follower may answer and lag behind the mark, so a missing chunk is read again."""
 
-        def held(reply: Msg) -> bytes:
+        def held(reply: Message) -> bytes:
             return b"" if "Status" in (reply.headers or {}) else reply.data
 
         started = asyncio.get_running_loop().time()
@@ -240,7 +240,7 @@ class BlobStore:
         self,
         subject: str,
         payload: bytes,
-        answer: Callable[[Msg], T | None],
+        answer: Callable[[Message], T | None],
         headers: dict[str, str] | None = None,
     ) -> T:
         """Repeats the request until `answer` accepts a reply, and returns its result."""

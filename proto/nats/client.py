@@ -1,9 +1,10 @@
 """nats-py's client with the behaviour for which nats-py has no hook. All use of its private methods is here."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import nats.errors
 from nats.aio.client import Client as NatsClient
@@ -12,10 +13,40 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
-NO_RESPONDERS = "503"
+NO_RESPONDERS = b"NATS/1.0 503"
 LINE_END = b"\r\n"
+HEADERS_BEGIN = "NATS/1.0"
+WHITE_SPACE = re.compile(r"\s")
+# How often requests are checked for their timeouts. One timer for all of them costs less than one for each.
+CHECK_TIMEOUTS_EVERY_S = 0.05
 # The words of the line before a message: the operation, subject, subscription, perhaps a reply subject, and sizes.
 MESSAGE_WORDS = {b"MSG": (4, 5), b"HMSG": (5, 6)}
+
+
+class Message(NamedTuple):
+    """A message as it was read. Its headers are parsed when they are needed."""
+
+    subject: str
+    data: bytes
+    header_block: bytes
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """All headers, and the code of a status line as `Status`. Of a repeated header the last one counts."""
+        first, _, lines = self.header_block.decode(errors="replace").partition("\r\n")
+        headers = parse_header_lines(lines)
+        if code := first.removeprefix(HEADERS_BEGIN).split():
+            headers["Status"] = code[0]
+        return headers
+
+    def header(self, name: bytes) -> str:
+        """Returns one header without parsing the others; "" without it. Of a repeated header the last one counts."""
+        block = self.header_block
+        at = block.rfind(b"\r\n%s:" % name)
+        if at < 0:
+            return ""
+        begin = at + len(name) + 3
+        return block[begin : block.find(LINE_END, begin)].decode(errors="replace").strip()
 
 
 class Client(NatsClient):
@@ -32,11 +63,14 @@ class Client(NatsClient):
     def __init__(self) -> None:
         super().__init__()
         self._ps = MessageParser(self)
-        self._receivers: dict[int, Callable[[Msg], None]] = {}
+        self._receivers: dict[int, Callable[[Message], None]] = {}
+        self._inbox = ""
         self._requests = 0
+        self._replies: dict[str, _Reply] = {}
+        self._timeouts: asyncio.TimerHandle | None = None
         self._will_write = False
 
-    async def subscribe_directly(self, subject: str, receive: Callable[[Msg], None]) -> Subscription:
+    async def subscribe_directly(self, subject: str, receive: Callable[[Message], None]) -> Subscription:
         """Calls `receive` with each message as it is read, without a queue and a task. It must return at once."""
         sid = self._sid + 1
         self._receivers[sid] = receive
@@ -55,34 +89,80 @@ class Client(NatsClient):
         old_style: bool = False,  # noqa: ARG002  # nats-py's parameter
         headers: dict[str, Any] | None = None,
     ) -> Msg:
-        """Like nats-py's request, with a counter in the reply subject and without a task that waits."""
-        if self._resp_sub_prefix is None:
-            self._resp_sub_prefix = bytearray(f"{self.new_inbox()}.".encode())
-            await self.subscribe_directly(f"{self._resp_sub_prefix.decode()}*", self._receive_reply)
+        """Like nats-py's request. nats-py calls it for JetStream's API."""
+        message = await self.ask(subject, payload, timeout, headers)
+        return Msg(self, message.subject, "", message.data, message.headers or None)
+
+    async def ask(
+        self, subject: str, payload: bytes, timeout_s: float, headers: dict[str, str] | None = None
+    ) -> Message:
+        """Sends a request and returns its reply, with a counter in the reply subject and one timer for all requests.
+
+        Raises nats-py's errors: TimeoutError, NoRespondersError, and those of a connection that is lost or closed.
+        """
+        if not self._inbox:
+            # Set first, so that concurrent requests share the subscription.
+            self._inbox = f"{self.new_inbox()}."
+            try:
+                await self.subscribe_directly(f"{self._inbox}*", self._receive_reply)
+            except BaseException:
+                self._inbox = ""
+                raise
         self._requests += 1
-        token, loop = str(self._requests), asyncio.get_running_loop()
-        reply: asyncio.Future[Msg] = loop.create_future()
-        self._resp_map[token] = reply
-        timer = loop.call_later(timeout, _give_up, reply)
+        subject_of_reply, loop = f"{self._inbox}{self._requests}", asyncio.get_running_loop()
+        self._send(subject, subject_of_reply, payload, headers)
+        reply: asyncio.Future[Message] = loop.create_future()
+        self._replies[subject_of_reply] = _Reply(reply, loop.time() + timeout_s)
+        if self._timeouts is None:
+            self._timeouts = loop.call_later(CHECK_TIMEOUTS_EVERY_S, self._check_timeouts)
         try:
-            await self.publish(subject, payload, reply=f"{self._resp_sub_prefix.decode()}{token}", headers=headers)
             message = await reply
         finally:
-            timer.cancel()
-            del self._resp_map[token]
-        if message.headers and message.headers.get("Status") == NO_RESPONDERS:
+            del self._replies[subject_of_reply]
+        if message.header_block.startswith(NO_RESPONDERS):
             raise nats.errors.NoRespondersError
         return message
+
+    def _send(self, subject: str, reply: str, payload: bytes, headers: dict[str, str] | None) -> None:
+        """Publishes like nats-py, which checks subjects and headers character by character.
+
+        The caller has checked the size.
+        """
+        if not self.is_connected:
+            raise nats.errors.ConnectionClosedError if self.is_closed else nats.errors.OutboundBufferLimitError
+        if not subject or WHITE_SPACE.search(subject):
+            raise nats.errors.BadSubjectError
+        if headers:
+            # nats-py names headers by an Enum of strings: joined, unlike formatted, it is the string.
+            block = "".join([HEADERS_BEGIN, *("".join(("\r\n", name, ": ", headers[name])) for name in headers)])
+            block += "\r\n\r\n"
+            if block.count("\n") != len(headers) + 2:
+                raise nats.errors.BadHeaderError(str(headers))
+            encoded = block.encode()
+            line = f"HPUB {subject} {reply} {len(encoded)} {len(encoded) + len(payload)}\r\n".encode()
+            self._pending.append(b"".join((line, encoded, payload, LINE_END)))
+        else:
+            line = f"PUB {subject} {reply} {len(payload)}\r\n".encode()
+            self._pending.append(b"".join((line, payload, LINE_END)))
+        self._write_soon()
 
     def abort(self) -> None:
         """Closes the socket at once and drops unsent bytes. nats-py has no public method for it."""
         if self._transport:
             self._transport._io_writer.transport.abort()  # type: ignore[attr-defined]  # noqa: SLF001
 
-    def _receive_reply(self, message: Msg) -> None:
-        reply = self._resp_map.get(message.subject.rpartition(".")[2])
-        if reply is not None and not reply.done():
-            reply.set_result(message)
+    def _receive_reply(self, message: Message) -> None:
+        waiting = self._replies.get(message.subject)
+        if waiting is not None and not waiting.reply.done():
+            waiting.reply.set_result(message)
+
+    def _check_timeouts(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for waiting in self._replies.values():
+            if waiting.deadline <= now and not waiting.reply.done():
+                waiting.reply.set_exception(nats.errors.TimeoutError())
+        self._timeouts = loop.call_later(CHECK_TIMEOUTS_EVERY_S, self._check_timeouts) if self._replies else None
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         receive = self._receivers.get(sid)
@@ -90,8 +170,8 @@ class Client(NatsClient):
             await super()._process_msg(sid, subject, reply, data, headers)
             return
         try:
-            parsed = await self._process_headers(headers)
-            receive(Msg(self, subject.decode(), reply.decode(), data, parsed))
+            # nats-py passes None for no headers.
+            receive(Message(subject.decode(), data, headers or b""))
         except Exception as error:  # noqa: BLE001  # as in nats-py: an error of a function is reported
             await self._error_cb(error)
 
@@ -102,16 +182,15 @@ class Client(NatsClient):
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
         """Parses headers in a third of nats-py's time, which also checks for names with white space."""
-        headers = {}
-        for line in raw.decode(errors="replace").split("\r\n"):
-            name, colon, value = line.partition(":")
-            if colon:
-                headers[name] = value.strip()
-        return headers
+        return parse_header_lines(raw.decode(errors="replace"))
 
     async def _flush_pending(self, force_flush: bool = False) -> None:  # noqa: ARG002  # nats-py's parameter
         """Writes what is pending after this iteration of the event loop, without nats-py's task."""
-        if not self._will_write and self.is_connected:
+        if self.is_connected:
+            self._write_soon()
+
+    def _write_soon(self) -> None:
+        if not self._will_write:
             self._will_write = True
             asyncio.get_running_loop().call_soon(self._write_pending)
 
@@ -182,6 +261,17 @@ class MessageParser(Parser):
             await super().parse()
 
 
-def _give_up(reply: asyncio.Future[Msg]) -> None:
-    if not reply.done():
-        reply.set_exception(nats.errors.TimeoutError())
+class _Reply(NamedTuple):
+    """A request without a reply yet, and when it times out, in the loop's time."""
+
+    reply: asyncio.Future[Message]
+    deadline: float
+
+
+def parse_header_lines(lines: str) -> dict[str, str]:
+    headers = {}
+    for line in lines.split("\r\n"):
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name] = value.strip()
+    return headers

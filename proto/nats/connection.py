@@ -20,7 +20,7 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from tailrace.proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
-from tailrace.proto.nats.client import Client, TlsClient
+from tailrace.proto.nats.client import Client, Message, TlsClient
 from tailrace.proto.nats.permissions import RIGHTS, inbox_prefix
 from tailrace.proto.nats.tls import ssl_context
 
@@ -138,16 +138,14 @@ class Connection:
 
     async def request(
         self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None = None
-    ) -> Msg:
+    ) -> Message:
         """Sends a request and returns its reply. Raises LogUnavailable without a reply in time, EntryTooLarge."""
         self.check_size(payload, headers)
         try:
-            reply = await self.client.request(subject, payload, timeout=timeout_s, headers=headers)
+            return await self.client.ask(subject, payload, timeout_s, headers)
         except nats.errors.Error as error:
             # Clients receive this message, too.
             raise LogUnavailable(f"the log does not answer ({type(error).__name__}): retry") from error
-        raise_if_cancelled()
-        return reply
 
     async def publish(self, subject: str, payload: bytes, *, reply: str = "") -> None:
         """Publishes without waiting for a reply. Raises LogUnavailable while disconnected."""
@@ -162,7 +160,7 @@ class Connection:
         """Calls `on_message` for each message, in order, in a task. The subscription survives reconnects."""
         return await self._subscribed(self.client.subscribe(subject, cb=on_message))
 
-    async def subscribe_directly(self, subject: str, receive: Callable[[Msg], None]) -> Subscription:
+    async def subscribe_directly(self, subject: str, receive: Callable[[Message], None]) -> Subscription:
         """Like `subscribe`, for a function that returns at once: it is called as each message is read."""
         return await self._subscribed(self.client.subscribe_directly(subject, receive))
 

@@ -9,11 +9,11 @@ from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 import msgspec
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq
+from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.log_server import BATCH
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
@@ -37,7 +37,7 @@ SLOT_WAIT_S = 30.0
 class Page(NamedTuple):
     """Consecutive stored messages of a subject filter. `is_last`: no message followed when they were read."""
 
-    messages: list[Msg]
+    messages: list[Message]
     is_last: bool
 
 
@@ -45,7 +45,7 @@ class _Batch:
     """The replies to one request so far. Sets the event `arrived` at each."""
 
     def __init__(self, arrived: asyncio.Event) -> None:
-        self.messages: list[Msg] = []
+        self.messages: list[Message] = []
         self.last = 0
         self.has_hole = False
         self.status: str | None = None
@@ -56,8 +56,8 @@ class _Batch:
     def is_whole(self) -> bool:
         return self.status in ("204", "404") and not self.has_hole
 
-    def add(self, message: Msg) -> None:
-        headers = message.headers or {}
+    def add(self, message: Message) -> None:
+        headers = message.headers
         if (status := headers.get("Status")) is not None:
             self.status = status
             self.pending = int(headers.get("Nats-Num-Pending", "0"))
@@ -136,7 +136,7 @@ class DirectReader:
             if self._subscription is None:
                 self._subscription = await self._connection.subscribe_directly(f"{self._inbox}.*", self._on_message)
 
-    def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Message) -> None:
         batch = self._batches.get(message.subject.rpartition(".")[2])
         if batch is not None:
             batch.add(message)

@@ -6,12 +6,13 @@ looked up in the log.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 
 from prometheus_client import Counter
 
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import End, Stored
 from tailrace.proto.errors import CursorUnknown, LogUnavailable
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.ids import BEFORE_FIRST, Seq
@@ -38,10 +39,19 @@ CURSOR_SKIPPED = "the cursor is an entry that is not valid: read the turn from i
 class Follower:
     """Returns the valid entries of a turn after a cursor, in order, each once, up to its end.
 
-    Call `first` once, then `next` until `is_ended`. `feed` must be subscribed before the follower is made.
+    Call `first` once, then `next` until `is_ended`. `feed` must be subscribed before the follower is made. With
+    `receive`, most entries of the feed are passed to it as they arrive, and `next` does not return them. This saves a
+    switch to the task that waits in `next`, which took a seventh of the gateway's time.
     """
 
-    def __init__(self, server: LogServer, key: TurnKey, after: Seq, feed: LiveFeed) -> None:
+    def __init__(
+        self,
+        server: LogServer,
+        key: TurnKey,
+        after: Seq,
+        feed: LiveFeed,
+        receive: Callable[[list[Stored]], None] | None = None,
+    ) -> None:
         self._server = server
         self._key = key
         self._after = after
@@ -54,6 +64,9 @@ class Follower:
         self._confirmed_skipped = 0
         # Whether the log must be read again soon, even if the feed delivers nothing.
         self._must_read = False
+        self._receive = receive
+        if receive is not None:
+            feed.accept = self._accept
 
     @property
     def is_ended(self) -> bool:
@@ -82,16 +95,13 @@ class Follower:
 
         Raises TurnUnknown when the turn was purged, and CursorUnknown when entries returned earlier belong to a fork.
         """
-        join, before = self._join, self._join.chain
         live = await self._feed.next(STALE_WAIT_S if self._must_read else REREAD_S)
+        join, before = self._join, self._join.chain
         valid: list[Stored] = []
         for stored in live:
-            if not join.add_live(stored):
-                continue
-            valid.append(stored)
-            if stored.entry.prev == self._confirmed.last == stored.seq - 1:
-                # The stream has no entry between the two, so there is no rival.
-                self._confirmed = join.chain
+            if join.add_live(stored):
+                valid.append(stored)
+                self._confirm_neighbour(stored)
         if self._must_read or join.has_gap or not live:
             missed = await self._read_page()
             GAPS.inc(bool(missed))
@@ -106,6 +116,22 @@ class Follower:
         if join.chain.last > self._confirmed.last and may_be_fork and not await self._confirm_or_wait():
             return await self._roll_back(before)
         return valid
+
+    def _accept(self, stored: Stored) -> bool:
+        """Passes an entry that continues the chain to `receive`, unless the log must be read or the chain confirmed."""
+        join = self._join
+        is_doubtful = self._must_read or join.has_gap or join.skipped > self._confirmed_skipped
+        if is_doubtful or self._receive is None or isinstance(stored.entry, End) or not join.add_next(stored):
+            return False
+        self._confirm_neighbour(stored)
+        self._receive([stored])
+        return True
+
+    def _confirm_neighbour(self, stored: Stored) -> None:
+        """Marks the chain as confirmed if `stored`, its last entry, follows the last confirmed one without a gap."""
+        if stored.entry.prev == self._confirmed.last == stored.seq - 1:
+            # The stream has no entry between the two, so there is no rival.
+            self._confirmed = self._join.chain
 
     async def _confirm_or_wait(self) -> bool:
         """Like `_confirm`, but never raises LogUnavailable.

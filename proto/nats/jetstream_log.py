@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
 import msgspec
-from nats.aio.msg import Msg
 
 from tailrace.proto import entries, subjects
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -16,6 +15,7 @@ from tailrace.proto.entries import Entry, Stored
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant
 from tailrace.proto.nats import pub_ack
+from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.log_server import BATCH, Count, LiveFeed, Page, PublishUnclear
@@ -97,7 +97,7 @@ class JetStreamLog:
     async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:
         feed, turn = LiveFeed(), subjects.entries(key)
 
-        def add(message: Msg) -> None:
+        def add(message: Message) -> None:
             if (stored := _decode(message, turn)) is not None:
                 feed.add(stored)
 
@@ -121,7 +121,7 @@ class JetStreamLog:
         None: any session may have new turns, because messages may be missing. Raises LogUnavailable on entry.
         """
 
-        def tell(message: Msg) -> None:
+        def tell(message: Message) -> None:
             with suppress(*DECODE_ERRORS):
                 call(_session.decode(message.data).session)
 
@@ -177,17 +177,16 @@ class _Info(msgspec.Struct):
 _found, _info = msgspec.json.Decoder(_Found), msgspec.json.Decoder(_Info)
 
 
-def _decode(message: Msg, turn: str) -> Stored | None:
+def _decode(message: Message, turn: str) -> Stored | None:
     """Returns the entry in a message that was read or republished; None if it is no entry of the filter `turn`.
 
     A NATS client may name a subject of the live feed as its reply subject. Such a message was not stored.
     """
-    headers = message.headers or {}
-    subject, below = headers.get("Nats-Subject", ""), turn[:-1]
+    subject, below = message.header(b"Nats-Subject"), turn[:-1]
     if not subject.startswith(below):
         return None
     return Stored(
-        Seq(int(headers["Nats-Sequence"])),
-        datetime.fromisoformat(headers["Nats-Time-Stamp"]),
+        Seq(int(message.header(b"Nats-Sequence"))),
+        datetime.fromisoformat(message.header(b"Nats-Time-Stamp")),
         entries.decode(subject[len(below) :], message.data),
     )

@@ -5,6 +5,7 @@ delays and forks (tests/schedules/server.py). Time is the event loop's: `loop.ti
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -45,11 +46,18 @@ class LiveFeed:
     """The republished entries of one turn that have arrived and were not taken yet. A hint: it may miss entries."""
 
     def __init__(self) -> None:
+        self.accept: Callable[[Stored], bool] = _decline
+        """Is called with an entry that arrives while `next` waits. If it returns True, `next` does not return it."""
         self._entries: list[Stored] = []
         self._may_have_missed = False
         self._arrived = asyncio.Event()
+        self._is_waiting = False
+        self._silent_since = 0.0
 
     def add(self, stored: Stored) -> None:
+        if self._is_waiting and not self._arrived.is_set() and self.accept(stored):
+            self._silent_since = asyncio.get_running_loop().time()
+            return
         self._entries.append(stored)
         self._arrived.set()
 
@@ -65,12 +73,14 @@ class LiveFeed:
         An empty list means "read the log".
         """
         if not self._arrived.is_set():
-            # Once for each delta: asyncio.timeout would take twice as long.
-            timer = asyncio.get_running_loop().call_later(timeout_s, self._arrived.set)
+            self._silent_since = asyncio.get_running_loop().time()
+            self._end_after_silence(timeout_s)
+            self._is_waiting = True
             try:
                 await self._arrived.wait()
             finally:
-                timer.cancel()
+                self._is_waiting = False
+                self._timer.cancel()
         arrived: list[Stored] = []
         if self._may_have_missed:
             # The next call returns the entries that have arrived since.
@@ -80,6 +90,19 @@ class LiveFeed:
         if not self._entries:
             self._arrived.clear()
         return arrived
+
+    def _end_after_silence(self, timeout_s: float) -> None:
+        """Ends the wait if nothing has arrived for `timeout_s`; otherwise runs again when that can be so."""
+        loop = asyncio.get_running_loop()
+        ends_at = self._silent_since + timeout_s
+        if loop.time() >= ends_at:
+            self._arrived.set()
+        else:
+            self._timer = loop.call_at(ends_at, self._end_after_silence, timeout_s)
+
+
+def _decline(_: Stored) -> bool:
+    return False
 
 
 class LogServer(Protocol):

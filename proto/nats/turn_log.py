@@ -3,7 +3,7 @@
 The rules are in append.py, replay.py and follower.py; the requests to JetStream are in jetstream_log.py.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from datetime import datetime
 
@@ -77,6 +77,20 @@ class TurnLog(JetStreamLog):
             while not follower.is_ended:
                 if valid := await follower.next():
                     yield valid
+
+    async def follow_into(self, key: TurnKey, after: Seq, receive: Callable[[list[Stored]], None]) -> None:
+        """Like `follow`, but calls `receive` with the entries, most of them as they arrive; returns at the turn's end.
+
+        The first call has the entries already stored, maybe none. `receive` must return at once.
+        """
+        async with self.subscribe(key) as feed:
+            follower = Follower(self, key, after, feed, receive)
+            valid = await follower.first()
+            if valid or not follower.is_ended:
+                receive(valid)
+            while not follower.is_ended:
+                if valid := await follower.next():
+                    receive(valid)
 
     async def is_known(self, key: TurnKey) -> bool:
         """Returns whether the turn's `request` is stored now. Raises LogUnavailable."""

@@ -9,13 +9,13 @@ from time import monotonic_ns
 
 import httpx2
 import msgspec
-from nats.aio.msg import Msg
 
 from tailrace.deploy.simulated_claude.account import AccountReport
 from tailrace.persistence.rows import turn_record
 from tailrace.proto import subjects
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Connection
+from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.jetstream_log import FENCE, FENCE_SUBJECT
 from tailrace.proto.nats.leases import consumer_backlog
@@ -60,8 +60,8 @@ async def _log(connection: Connection) -> list[LogMessage]:
             return [one for one in log if subjects.parse(one.subject)[1] != PROBE]
 
 
-def _logged(message: Msg) -> LogMessage:
-    headers = message.headers or {}
+def _logged(message: Message) -> LogMessage:
+    headers = message.headers
     fence = headers.get(FENCE)
     try:
         payload, junk = message.data.decode(), None

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2
 import msgspec
+import nats.errors
 import pytest
 import structlog.testing
 import uvloop
@@ -272,3 +273,18 @@ async def test_a_blocked_event_loop_does_not_lose_the_connection(
     await connection.request(f"$JS.API.STREAM.INFO.{STREAM}", b"", timeout_s=2)
     assert connection.client.stats["reconnects"] == 0
     await connection.close()
+
+
+async def test_a_request_cannot_carry_another_command(own_connection: Connection) -> None:
+    for subject, headers in (
+        ("a b", {}),
+        ("a\r\nPUB b 0\r\n", {}),
+        ("", {}),
+        ("a", {"Name": "value\r\nOther: value"}),
+        ("a", {"Name\n": "value"}),
+    ):
+        with pytest.raises((nats.errors.BadSubjectError, nats.errors.BadHeaderError)):
+            await own_connection.client.ask(subject, b"", 1.0, headers)
+    await own_connection.close()
+    with pytest.raises(nats.errors.ConnectionClosedError):
+        await own_connection.client.ask("a", b"", 1.0)

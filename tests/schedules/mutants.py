@@ -19,6 +19,7 @@ from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats.follower import Follower
 from tailrace.proto.nats.log_server import LogServer, Page
 from tailrace.proto.nats.replay import read_turn
 from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
@@ -99,6 +100,18 @@ def end_check() -> Patches:
 def reader_end_check() -> Patches:
     """A follower never compares with the log what the feed has shown."""
     return [patch(f"tailrace.proto.nats.follower.{name}", _returns(True)) for name in ("is_valid", "is_stored_chain")]
+
+
+def reader_early_end() -> Patches:
+    """A follower passes on an end of the feed as it arrives, without a comparison with the log."""
+
+    def accept(self: Follower, stored: Stored) -> bool:
+        if self._receive is None or not self._join.add_next(stored):
+            return False
+        self._receive([stored])
+        return True
+
+    return [patch.object(Follower, "_accept", accept)]
 
 
 def reader_repeats() -> Patches:
@@ -232,6 +245,7 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         tail_rule,
         end_check,
         reader_end_check,
+        reader_early_end,
         reader_repeats,
         reader_gap,
         reader_reread,

@@ -1,10 +1,10 @@
-"""Reader: a client that follows the turn with TurnLog.follow, and resumes after its connection was cut."""
+"""Reader: a client that follows the turn with TurnLog.follow_into, and resumes after its connection was cut."""
 
+import asyncio
 from collections.abc import Callable
-from contextlib import aclosing
 from typing import Literal
 
-from tailrace.proto.entries import Stored
+from tailrace.proto.entries import End, Stored
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.subjects import TurnKey
@@ -71,19 +71,35 @@ class Reader:
             wait_s = RETRY_S_MAX * world.chance()
 
     async def _connect(self) -> bool:
-        """Receives entries after the cursor; False when the connection was cut before the end."""
+        """Receives entries after the cursor; False when the connection was cut before the end. Leaves at an end."""
         self.process.world.record(self.name, f"reads after {self._cursor}")
-        async with aclosing(self._log.follow(self._key, self._cursor)) as following:
-            async for entries in following:
-                if entries and self.process.world.trace is not None:
-                    self.process.world.record(self.name, f"receives {' '.join(shown(one.seq) for one in entries)}")
-                for stored in entries:
-                    self._frames.append(Frame(stored.seq, b""))
-                    self.received.append(stored)
-                    if self._cuts and len(self.received) >= self._cuts[0]:
-                        self._cuts.pop(0)
-                        return False
-        return True
+        is_over: bool | None = None
+
+        def receive(entries: list[Stored]) -> None:
+            nonlocal is_over
+            if is_over is not None:
+                return
+            if entries and self.process.world.trace is not None:
+                self.process.world.record(self.name, f"receives {' '.join(shown(one.seq) for one in entries)}")
+            for stored in entries:
+                self._frames.append(Frame(stored.seq, b""))
+                self.received.append(stored)
+                if isinstance(stored.entry, End):
+                    is_over = True
+                elif self._cuts and len(self.received) >= self._cuts[0]:
+                    is_over = False
+                    self._cuts.pop(0)
+                if is_over is not None:
+                    following.cancel()
+                    return
+
+        following = asyncio.ensure_future(self._log.follow_into(self._key, self._cursor, receive))
+        try:
+            await following
+        except asyncio.CancelledError:
+            if is_over is None:
+                raise
+        return is_over is not False
 
     def _close(self, over: Literal["ended", "cut"]) -> None:
         self.process.world.record(self.name, f"{over} after {self._frames[-1].seq if self._frames else self._cursor}")

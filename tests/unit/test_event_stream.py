@@ -42,10 +42,10 @@ class MemoryLog:
         self.stored = stored
         self.error: LogError | None = None
 
-    async def follow(self, _: object, after: Seq = BEFORE_FIRST) -> AsyncIterator[list[Stored]]:
+    async def follow_into(self, _: object, after: Seq, receive: Callable[[list[Stored]], None]) -> None:
         if self.error is not None:
             raise self.error
-        yield [one for one in self.stored if one.seq > after]
+        receive([one for one in self.stored if one.seq > after])
         if type(self.stored[-1].entry).__name__ != "End":
             await asyncio.Event().wait()
 

@@ -1,7 +1,7 @@
 """The fan-out of a turn to its readers, without a network: where a reader starts, when it waits, when entries go."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import pytest
@@ -36,14 +36,14 @@ class ScriptedLog:
             raise LogUnavailable("?")
         return not self.is_purged
 
-    async def follow(self, _: TurnKey, after: Seq = BEFORE_FIRST) -> AsyncIterator[list[Stored]]:
+    async def follow_into(self, _: TurnKey, after: Seq, receive: Callable[[list[Stored]], None]) -> None:
         queue: asyncio.Queue[list[Stored] | LogError | None] = asyncio.Queue()
         self.followers.append(queue)
         self.after.append(after)
         while (items := await queue.get()) is not None:
             if isinstance(items, LogError):
                 raise items
-            yield items
+            receive(items)
 
     async def send(self, *items: list[Stored] | LogError | None, number: int = -1) -> None:
         await until(lambda: self.followers)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nats.aio.client import Client as NatsClient
 from nats.protocol.parser import Parser
 
-from tailrace.proto.nats.client import Client, MessageParser
+from tailrace.proto.nats.client import Client, Message, MessageParser
 
 HEADERS = b"NATS/1.0\r\nNats-Sequence: 7\r\nNats-Subject: turns.t.x.event\r\n\r\n"
 STATUS = b"NATS/1.0 204 EOB\r\nNats-Num-Pending: 3\r\n\r\n"
@@ -68,3 +68,14 @@ def test_a_malformed_message_breaks_the_connection(line: bytes) -> None:
 def test_headers_are_those_of_nats_py() -> None:
     for raw in (HEADERS[10:], b"a:b\r\nc: d: e \r\nno colon\r\n\r\n", b"utf: \xc3\xa4\xff\r\n\r\n"):
         assert Client._parse_header_lines(raw) == NatsClient._parse_header_lines(raw)
+
+
+def test_the_last_of_repeated_headers_counts() -> None:
+    """A writer may store headers with the names that the server appends when it republishes a message."""
+    forged = b"NATS/1.0\r\nNats-Subject: turns.other.x.end\r\nNats-Sequence: 7\r\nNats-Subject: turns.t.x.event\r\n\r\n"
+    message = Message("live.t.x.event", b"\r\nNats-Sequence: 9\r\n", forged)
+    assert (message.header(b"Nats-Subject"), message.header(b"Nats-Sequence")) == ("turns.t.x.event", "7")
+    assert message.header(b"Subject") == message.header(b"Nats-Seq") == ""
+    assert message.headers == {"Nats-Subject": "turns.t.x.event", "Nats-Sequence": "7"}
+    assert Message("a", b"", STATUS).headers == {"Status": "204", "Nats-Num-Pending": "3"}
+    assert Message("a", b"", b"").headers == {}
