@@ -26,6 +26,9 @@ from tests.harness.fast_stop import hurry
 # The streams must fit into the store of a test server, which is 1 GiB (NatsServer's default).
 BYTES_MAX = 768 * 1024**2
 
+# How many short tests are between two files of long ones. About 2,500 short tests use servers, and come first.
+SHORT_BETWEEN = 60
+
 # Two cores are shared with servers and browsers: one slow example does not fail.
 SLOW_OR_LARGE = [HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large]
 settings.register_profile("tests", max_examples=60, deadline=None, suppress_health_check=SLOW_OR_LARGE, print_blob=True)
@@ -54,6 +57,27 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(patched.undo)
         patched.setenv("TMPDIR", folder.name)
         patched.setattr(tempfile, "tempdir", folder.name)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Moves the files of long tests forward, in equal distances: none is the last, and few run at once."""
+    limit_s = float(config.getini("timeout"))
+
+    def is_long(item: pytest.Item) -> bool:
+        marker = item.get_closest_marker("timeout")
+        return marker is not None and float(marker.args[0]) > limit_s
+
+    long: dict[Path, list[pytest.Item]] = {}
+    for item in filter(is_long, items):
+        long.setdefault(item.path, []).append(item)
+    short = [item for item in items if not is_long(item)]
+    ordered = list[pytest.Item]()
+    for number, item in enumerate(short):
+        if long and number % SHORT_BETWEEN == 0:
+            ordered += long.pop(next(iter(long)))
+        ordered.append(item)
+    items[:] = ordered + [item for together in long.values() for item in together]
 
 
 @pytest.fixture(autouse=True)

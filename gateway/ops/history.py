@@ -7,6 +7,7 @@ number of groups, and by the number of series that a process exports.
 import operator
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -86,7 +87,7 @@ class History:
             found = target.selected.get(name)
             try:
                 if found is None:
-                    found = target.selected[name] = [] if line.startswith("#") else self._select(line, labels)
+                    found = target.selected[name] = [] if line.startswith("#") else self._select(name, labels)
                 value = float(number) if found else 0.0
             except ValueError:
                 # A target may be another server, whose text is not in this format: skip the line.
@@ -101,15 +102,21 @@ class History:
                         values[group] = AGGREGATES[selection.how](values[group], value) if group in values else value
         target.is_known = True
 
-    def _select(self, line: str, labels: Mapping[str, str]) -> list[tuple[Selection, Group]]:
-        """Returns the selections that the series of `line` belongs to, with its group in each."""
-        metric = line.partition("{")[0].partition(" ")[0]
+    def _select(self, series: str, labels: Mapping[str, str]) -> list[tuple[Selection, Group]]:
+        """Returns the selections that a series belongs to, with its group in each."""
+        metric = series.partition("{")[0]
         if metric not in self._by_metric:
             return []
-        (family,) = text_string_to_metric_families(line)
-        found = {**family.samples[0].labels, **labels}
+        found = {**_labels(series), **labels}
         groups = ((one, one.group(metric, found)) for one in self._by_metric[metric])
         return [(one, group) for one, group in groups if group is not None]
+
+
+@lru_cache(maxsize=10_000)
+def _labels(series: str) -> Mapping[str, str]:
+    """Returns the labels of a series. All targets of a part have the same series, and parsing takes 80 microseconds."""
+    (family,) = text_string_to_metric_families(f"{series} 0")
+    return family.samples[0].labels
 
 
 class _Target:

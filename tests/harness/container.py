@@ -12,8 +12,10 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any, NamedTuple, Self
 
 import msgspec
@@ -70,7 +72,7 @@ class Host:
 
     def __enter__(self) -> Self:
         holder = ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-c", "echo; exec sleep infinity"]
-        self._holder = subprocess.Popen(holder, stdout=subprocess.PIPE)
+        self._holder = subprocess.Popen(holder, stdout=subprocess.PIPE, start_new_session=True)
         assert self._holder.stdout is not None
         with self._holder.stdout:
             self._holder.stdout.readline()
@@ -79,7 +81,9 @@ class Host:
 
     def __exit__(self, *_: object) -> None:
         for process in (*self._processes, self._holder):
-            process.kill()
+            # Its group: the workers of nginx outlive a killed master.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, SIGKILL)
             process.wait(STOP_S_MAX)
 
     def inside(self, *, network: bool) -> list[str]:
@@ -199,6 +203,7 @@ class Host:
             ],
             stdout=output,
             stderr=output,
+            start_new_session=True,
         )
         self._processes.append(process)
         return process

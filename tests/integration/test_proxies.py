@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import httpx2
 import pytest
+import pytest_asyncio
 
 from tailrace.deploy.local import ports
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId
@@ -24,6 +25,8 @@ from tests.harness.readers import read
 from tests.harness.system import System
 from tests.harness.until import until
 from tests.promises import Frame
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 START_S_MAX = 30.0
 BODY_BYTES_MAX = 32 * 1024 * 1024
@@ -100,26 +103,39 @@ def proxy_of(program: str, system: System, folder: Path) -> tuple[Proxy, subproc
     output = folder / "output"
     with output.open("ab") as log:
         process = subprocess.Popen(
-            kind.run(path), stdout=log, stderr=log, cwd=folder, env={**os.environ, "HOME": str(folder)}
+            kind.run(path),
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env={**os.environ, "HOME": str(folder)},
+            start_new_session=True,
         )
     trusted = ssl.create_default_context(cafile=tls / "cert.pem")
     client = httpx2.AsyncClient(base_url=f"https://localhost:{port}", verify=trusted, timeout=30, trust_env=False)
     return Proxy(client, port, plain_port, output), process
 
 
-@pytest.fixture(params=PROGRAMS)
-async def proxied(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Proxy, System]]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def proxied_system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     settings = {"TAILRACE_PROXIES": "127.0.0.1,::1", "TAILRACE_STREAMS_ADDRESS_MAX": STREAMS_ADDRESS_MAX}
-    async with System(tmp_path, settings={"gateway": settings}) as system:
+    async with System(tmp_path_factory.mktemp("proxied"), settings={"gateway": settings}) as system:
         await system.start(gateways=2)
-        proxy, process = proxy_of(request.param, system, tmp_path)
-        try:
-            async with proxy.client:
-                await until(lambda: answers(proxy.client), START_S_MAX)
-                yield proxy, system
-        finally:
-            process.kill()
-            process.wait(20)
+        yield system
+
+
+@pytest_asyncio.fixture(params=PROGRAMS, loop_scope="module")
+async def proxied(
+    request: pytest.FixtureRequest, proxied_system: System, tmp_path: Path
+) -> AsyncIterator[tuple[Proxy, System]]:
+    proxy, process = proxy_of(request.param, proxied_system, tmp_path)
+    try:
+        async with proxy.client:
+            await until(lambda: answers(proxy.client), START_S_MAX)
+            yield proxy, proxied_system
+    finally:
+        # Its group: the workers of nginx outlive a killed master.
+        os.killpg(process.pid, SIGKILL)
+        process.wait(20)
 
 
 async def answers(client: httpx2.AsyncClient) -> bool:
@@ -153,7 +169,6 @@ async def follow(client: httpx2.AsyncClient, turn: str) -> list[Frame]:
             return frames
 
 
-@pytest.mark.timeout(180)
 async def test_readers_resume_through_the_proxy_while_both_gateways_are_restarted(
     proxied: tuple[Proxy, System],
 ) -> None:
@@ -189,7 +204,6 @@ async def is_count(client: httpx2.AsyncClient, count: int) -> bool:
 
 
 # Hundreds of streams over TLS, and a body of 32 MB.
-@pytest.mark.timeout(180)
 async def test_tls_limits_headers_and_logs(proxied: tuple[Proxy, System]) -> None:
     """HTTP/2, a redirect to TLS, 413 for a large body; a client cannot choose its address; tickets are not logged."""
     proxy, _ = proxied
