@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import os
 import random
+import resource
 import statistics
 import sys
 import time
@@ -23,7 +24,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from benchmarks.compare import report
+from benchmarks.compare import report, resumed
 from benchmarks.compare.arms import ARMS, Arm, Missing, port_of, process, tailrace
 from benchmarks.compare.readers import read_many
 from benchmarks.compare.report import Load, Result, Sample
@@ -34,6 +35,8 @@ IDLE_S = 3.0
 # The number of deltas of a turn at full speed.
 WORDS = 60
 WARM_WORDS = 20
+# The arms whose streams can be resumed.
+RESUMABLE = ("resumable-stream", "tailrace", "tailrace-always")
 
 
 async def measure_idle(arms: list[Arm]) -> dict[str, dict[str, float]]:
@@ -97,6 +100,15 @@ async def run(options: argparse.Namespace) -> Result:
             load.load_average = os.getloadavg()[0]
             result.loads.append(load)
             print(report.table(load), flush=True)
+        if options.streams:
+            attaching = [
+                arm for arm in arms if arm.name in RESUMABLE or arm.name in {one.name for one in options.beside}
+            ]
+            result.streams = {arm.name: [] for arm in attaching}
+            for _ in range(options.streams):
+                for arm in random.sample(attaching, len(attaching)):
+                    result.streams[arm.name].append(await resumed.measure_streams(arm))
+            print(resumed.table(result.streams), flush=True)
     return result
 
 
@@ -109,11 +121,14 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=int, default=4, help="how long a turn lasts")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--streams", type=int, default=3, metavar="REPEATS", help="readers of running turns; 0: none")
     parser.add_argument("--quick", action="store_true", help="one load, two repeats, two minutes")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.json and docs/BENCHMARKS.md")
     options = parser.parse_args()
     if options.quick:
-        options.load, options.repeats, options.seconds = "50x50", 2, 3
+        options.load, options.repeats, options.seconds, options.streams = "50x50", 2, 3, 0
+    _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
     result = uvloop.run(run(options))
     if options.write and not options.quick:
         report.RESULT.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")

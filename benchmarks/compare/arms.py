@@ -22,6 +22,8 @@ SERVERS = HERE / "servers"
 VENV = ROOT / ".venv-bench"
 PYTHON = VENV / "bin/python"
 START_S = 60
+# All readers come from one address, of which the default is 1,000 streams.
+STREAM_LIMITS = {"TAILRACE_STREAMS_ADDRESS_MAX": "5000"}
 _ROLES = {"nats-server": "NATS", "gateway": "gateway", "generators": "generator", "persistence": "persistence"}
 
 
@@ -133,7 +135,7 @@ def tailrace(
 
     @contextlib.contextmanager
     def run(model: str) -> Iterator[Arm]:
-        env = _model(model) | (environ or {})
+        env = _model(model) | STREAM_LIMITS | (environ or {})
         with tempfile.TemporaryDirectory() as data:
             command = (sys.executable, "-m", "tailrace", "up", "--port", "0", "--data", data, "--generators", "1")
             with process(*command, *options, env=env, cwd=checkout) as up:

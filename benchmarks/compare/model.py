@@ -1,9 +1,9 @@
 """A model server for benchmarks: speaks Anthropic's streaming protocol, and writes the send time into each delta.
 
 `python -m benchmarks.compare.model` prints its URL. The prompt `#bench words=200 rate=50` asks for 200 deltas, 50 a
-second; rate 0 sends all at once. A delta is `w<number>-<monotonic time in µs> `. Readers subtract it from
-the same clock, so the delay is measured without a proxy. The simulated Claude can also inject faults, but uses more
-CPU.
+second; rate 0 sends all at once. With ` wait=30` behind it, the answer ends 30 s after its last delta. A delta is
+`w<number>-<monotonic time in µs> `. Readers subtract it from the same clock, so the delay is measured without a proxy.
+The simulated Claude can also inject faults, but uses more CPU.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import time
 
 import uvloop
 
-PROMPT = re.compile(rb"#bench words=(\d+) rate=(\d+)")
+PROMPT = re.compile(rb"#bench words=(\d+) rate=(\d+)(?: wait=(\d+))?")
 LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nrequest-id: req_bench\r\n"
@@ -87,11 +87,11 @@ class Model(asyncio.Protocol):
             head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
             self._transport.write(head % len(content) + content)
             return
-        words, rate = map(int, asked[-1])
+        words, rate, wait_s = (int(number or 0) for number in asked[-1])
         self._transport.write(BEGIN)
         loop = asyncio.get_running_loop()
         if rate:
-            self._tick(0, words, loop.time(), 1 / rate)
+            self._tick(0, words, loop.time(), 1 / rate, wait_s)
         else:
             for number in range(words):
                 self._delta(number)
@@ -103,15 +103,15 @@ class Model(asyncio.Protocol):
     def _end(self, words: int) -> None:
         self._transport.write(chunk(end(words)) + b"0\r\n\r\n")
 
-    def _tick(self, number: int, words: int, began: float, period: float) -> None:
+    def _tick(self, number: int, words: int, began: float, period: float, wait_s: int) -> None:
         if self._transport.is_closing():
             return
+        loop = asyncio.get_running_loop()
         if number == words:
-            self._end(words)
+            loop.call_later(wait_s, self._end, words)
             return
         self._delta(number)
-        loop = asyncio.get_running_loop()
-        loop.call_at(began + (number + 1) * period, self._tick, number + 1, words, began, period)
+        loop.call_at(began + (number + 1) * period, self._tick, number + 1, words, began, period, wait_s)
 
 
 async def main() -> None:

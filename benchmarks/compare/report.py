@@ -6,6 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.compare import resumed
+from benchmarks.compare.resumed import Streams
+
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "BENCHMARKS.md"
 RESULT = DOCS / "benchmarks.json"
@@ -50,6 +53,8 @@ class Result(msgspec.Struct):
     at: str
     cores: int
     loads: list[Load] = []
+    streams: dict[str, list[Streams]] = {}
+    """Readers of running turns, by arm."""
 
 
 def table(load: Load) -> str:
@@ -83,5 +88,6 @@ def write_page(result: Result) -> None:
     """Replaces the tables of docs/BENCHMARKS.md."""
     repeats = min(len(samples) for load in result.loads for samples in load.samples.values())
     head = f"Measured on {result.at}, {result.cores} cores, medians of {repeats} repeats in changing order.\n"
-    tables = "\n".join([head, *map(table, result.loads)])
+    streams = f"**Readers that attach to a running turn**\n\n{resumed.table(result.streams)}"
+    tables = "\n".join([head, *map(table, result.loads), streams])
     PAGE.write_text(TABLES.sub(lambda found: f"{found[1]}\n{tables}{found[2]}", PAGE.read_text()))

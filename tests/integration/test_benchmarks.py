@@ -6,10 +6,12 @@ from contextlib import ExitStack
 
 import pytest
 
+from benchmarks.compare import resumed
 from benchmarks.compare.__main__ import measure
-from benchmarks.compare.arms import floor, port_of, process
+from benchmarks.compare.arms import Arm, floor, port_of, process
 from benchmarks.compare.readers import read
 from benchmarks.compare.report import Load, table
+from benchmarks.compare.resumed import Streams, readers_of
 
 
 async def test_an_arm_is_measured_and_its_row_has_its_cpu_beside_that_of_tuned() -> None:
@@ -37,3 +39,26 @@ async def test_an_answer_that_is_not_whole_and_in_order_ends_the_run(numbers: tu
     async with server:
         with pytest.raises(RuntimeError, match=says):
             await read(server.sockets[0].getsockname()[1], "/chat", words=2, rate=0)
+
+
+async def test_a_reader_of_a_running_turn_fails_at_a_repeated_word() -> None:
+    class Server(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            words = b"".join(b"data: w%06d-%016d \n\n" % (number, 0) for number in (0, 1, 1))
+            transport.write(b"HTTP/1.1 200 OK\r\n\r\n" + words)
+
+    loop = asyncio.get_running_loop()
+    async with await loop.create_server(Server, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with readers_of(Arm("one", port, "/", {})) as readers:
+            reader = await readers.attach("/")
+            await reader.reached(2)
+            with pytest.raises(RuntimeError, match="word 1 came instead of word 2"):
+                await (await readers.attach("/")).reached(3)
+
+
+def test_the_table_of_streams_has_medians() -> None:
+    samples = [Streams(*([value] * 8)) for value in (1.0, 2.0, 30.0)]
+    assert "| tailrace | 2000.0 ms | 2.00 s | 2.00 s | 2.0 µs | 2 ms | 2.0 µs | 2.0 kB | 2.0 s |" in resumed.table(
+        {"tailrace": samples}
+    )

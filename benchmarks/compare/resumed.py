@@ -1,0 +1,272 @@
+"""Measures readers that attach to a running turn: resuming, herds, many readers of one turn, idle streams.
+
+Only arms that can resume a stream are measured. Each reader checks its words, as in `readers`.
+"""
+
+import asyncio
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.compare.arms import Arm
+from benchmarks.compare.readers import WORD
+
+# A turn of the herd and of `resume` has so many words, written at `RATE` a second, when its readers come. It is then
+# silent, so that only the readers are measured.
+WORDS = 400
+RATE = 100
+RUNNING_S = 60
+TURNS = 20
+RESUMES = 20
+HERD = 500
+READERS = 1000
+READERS_RATE = 10
+READERS_S = 6
+IDLE = 2000
+IDLE_WAIT_S = 40
+TIMEOUT_S = 120
+CONNECTING_MAX = 200
+RETRY_S = 0.5
+PAGE_BYTES = 4096
+
+
+class Streams(msgspec.Struct):
+    """The measurements of one arm. Times in seconds, CPU in microseconds of all processes for each word delivered."""
+
+    resume_s: float
+    """The median time in which one reader receives the first `WORDS` words of a running turn."""
+    herd_cold_s: float
+    """The time until `HERD` readers of `TURNS` turns have them, of turns that had no reader here yet."""
+    herd_warm_s: float
+    """The same again, of turns that had readers."""
+    herd_cpu_us: float
+    readers_p50_ms: float
+    """The median delay of a word for `READERS` readers of one turn."""
+    readers_cpu_us: float
+    idle_kb: float
+    """The memory of an idle stream, in all processes."""
+    idle_open_s: float
+    """The time in which `IDLE` streams are opened."""
+
+
+class Attached(asyncio.Protocol):
+    """One reader of a running turn. `reached(n)` waits for its first n words."""
+
+    def __init__(self, request: bytes) -> None:
+        self._request = request
+        self._rest = b""
+        self._wanted = 0
+        self._reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.delays: list[float] = []
+        self.head = b""
+        self.has_begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic_ns() // 1000
+        self.head = self.head or data[:PAGE_BYTES]
+        if not self.has_begun.done():
+            self.has_begun.set_result(None)
+        data, end = self._rest + data, 0
+        for word in WORD.finditer(data):
+            if int(word[1]) != len(self.delays):
+                self._fail(f"word {int(word[1])} came instead of word {len(self.delays)}")
+                return
+            self.delays.append((now - int(word[2])) / 1e6)
+            end = word.end()
+        self._rest = data[max(end, len(data) - 24) :]
+        if self._wanted and len(self.delays) >= self._wanted and not self._reached.done():
+            self._reached.set_result(None)
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._fail(f"the stream ended after {len(self.delays)} words: {self.head[:200]!r}")
+
+    async def reached(self, words: int) -> None:
+        self._wanted = words
+        if len(self.delays) < words:
+            await self._reached
+
+    def _fail(self, reason: str) -> None:
+        for future in (self._reached, self.has_begun):
+            if not future.done():
+                future.set_exception(RuntimeError(reason))
+                # If no task waits for it, its error is not logged.
+                future.exception()
+        self.transport.close()
+
+
+class Readers:
+    """Begins turns of an arm and attaches readers to them. Closes every connection at the end."""
+
+    def __init__(self, arm: Arm) -> None:
+        self._arm = arm
+        self._open: list[Attached] = []
+        self._connecting = asyncio.Semaphore(CONNECTING_MAX)
+
+    async def begin(self, words: int, rate: int, wait_s: int = 0) -> str:
+        """Begins a turn; returns the path at which it is read. `resumable-stream` keeps it as its first reader."""
+        prompt = {"message": f"#bench words={words} rate={rate} wait={wait_s}"}
+        first = await self._connect("POST", self._arm.path, json.dumps(prompt).encode())
+        await first.has_begun
+        head = first.head.partition(b"\r\n\r\n")[0].decode().lower()
+        names = dict(line.split(": ", 1) for line in head.split("\r\n")[1:])
+        if "x-stream-id" in names:
+            return f"{self._arm.path}/{names['x-stream-id']}"
+        return f"{self._arm.path}/{names['tailrace-turn']}/events"
+
+    async def attach(self, path: str) -> Attached:
+        """Attaches a reader. Connects again, as clients do, when the server closes the connection without a byte.
+
+        `resumable-stream` does so on a busy machine: its subscription waits one second.
+        """
+        while True:
+            async with self._connecting:
+                reader = await self._connect("GET", path)
+                with contextlib.suppress(RuntimeError):
+                    await reader.has_begun
+            if reader.head:
+                return reader
+            await asyncio.sleep(RETRY_S)
+
+    async def catch_up(self, path: str) -> None:
+        """Reads the first `WORDS` words of a turn, and leaves."""
+        reader = await self.attach(path)
+        await reader.reached(WORDS)
+        reader.transport.close()
+
+    async def _connect(self, method: str, path: str, body: bytes = b"") -> Attached:
+        length = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
+        accept = "Accept: application/json" if body else "Accept: text/event-stream"
+        request = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{accept}\r\n{length}\r\n".encode() + body
+        loop = asyncio.get_running_loop()
+        _, reader = await loop.create_connection(lambda: Attached(request), "127.0.0.1", self._arm.port)
+        self._open.append(reader)
+        return reader
+
+    def close(self) -> None:
+        for reader in self._open:
+            reader.transport.close()
+        self._open.clear()
+
+
+@contextlib.asynccontextmanager
+async def readers_of(arm: Arm) -> AsyncIterator[Readers]:
+    readers = Readers(arm)
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            yield readers
+    finally:
+        readers.close()
+
+
+async def timed(work: Awaitable[object]) -> float:
+    began = time.monotonic()
+    await work
+    return time.monotonic() - began
+
+
+async def running(readers: Readers, count: int) -> list[str]:
+    """Begins `count` turns, and returns their paths when each has `WORDS` words."""
+    paths = [await readers.begin(WORDS, RATE, RUNNING_S) for _ in range(count)]
+    await asyncio.sleep(WORDS / RATE + 0.5)
+    return paths
+
+
+async def measure_resume(arm: Arm) -> float:
+    async with readers_of(arm) as readers:
+        [path] = await running(readers, 1)
+
+        return statistics.median([await timed(readers.catch_up(path)) for _ in range(RESUMES)])
+
+
+async def measure_herd(arm: Arm) -> tuple[float, float, float]:
+    """Returns the times of a first and of a second herd, and the CPU for each word of the second."""
+    async with readers_of(arm) as readers:
+        paths = await running(readers, TURNS)
+
+        async def herd() -> None:
+            await asyncio.gather(*(readers.catch_up(paths[index % TURNS]) for index in range(HERD)))
+
+        cold = await timed(herd())
+        before = cpu(arm)
+        warm = await timed(herd())
+        return cold, warm, (cpu(arm) - before) / (HERD * WORDS) * 1e6
+
+
+async def measure_readers(arm: Arm) -> tuple[float, float]:
+    """Returns the median delay for `READERS` readers of one turn, and the CPU for each word delivered."""
+    async with readers_of(arm) as readers:
+        path = await readers.begin(READERS_RATE * RUNNING_S, READERS_RATE)
+        attached = await asyncio.gather(*(readers.attach(path) for _ in range(READERS)))
+        await asyncio.sleep(1)
+        had, before = [len(one.delays) for one in attached], cpu(arm)
+        await asyncio.sleep(READERS_S)
+        used = cpu(arm) - before
+        delays = [delay for one, count in zip(attached, had, strict=True) for delay in one.delays[count:]]
+        return statistics.median(delays) * 1e3, used / len(delays) * 1e6
+
+
+async def measure_idle_streams(arm: Arm) -> tuple[float, float]:
+    """Returns the memory of an idle stream in kB, and the time to open `IDLE` of them."""
+    async with readers_of(arm) as readers:
+        path = await readers.begin(1, 1, IDLE_WAIT_S)
+        await readers.attach(path)
+        await asyncio.sleep(1)
+        before = memory_kb(arm)
+        took = await timed(asyncio.gather(*(readers.attach(path) for _ in range(IDLE))))
+        return (memory_kb(arm) - before) / IDLE, took
+
+
+async def measure_streams(arm: Arm) -> Streams:
+    """Runs all measurements, one after the other. Raises RuntimeError for a word that is missing or out of order."""
+    resume_s = await measure_resume(arm)
+    cold, warm, herd_cpu_us = await measure_herd(arm)
+    p50_ms, readers_cpu_us = await measure_readers(arm)
+    idle_kb, idle_open_s = await measure_idle_streams(arm)
+    return Streams(resume_s, cold, warm, herd_cpu_us, p50_ms, readers_cpu_us, idle_kb, idle_open_s)
+
+
+def cpu(arm: Arm) -> float:
+    return sum(arm.cpu_s().values())
+
+
+def memory_kb(arm: Arm) -> float:
+    """Returns the private and shared memory of all processes (`Pss` of `smaps_rollup`)."""
+    pids = [pid for processes in arm.processes.values() for pid in processes]
+    return float(sum(_pss_kb(Path(f"/proc/{pid}/smaps_rollup").read_text()) for pid in pids))
+
+
+def _pss_kb(rollup: str) -> int:
+    return int(next(line for line in rollup.splitlines() if line.startswith("Pss:")).split()[1])
+
+
+Column = tuple[str, Callable[[Streams], str]]
+COLUMNS: tuple[Column, ...] = (
+    (f"resume {WORDS} words", lambda one: f"{one.resume_s * 1e3:.1f} ms"),
+    (f"{HERD} readers, first", lambda one: f"{one.herd_cold_s:.2f} s"),
+    (f"{HERD} readers, again", lambda one: f"{one.herd_warm_s:.2f} s"),
+    ("CPU a word", lambda one: f"{one.herd_cpu_us:.1f} µs"),
+    (f"{READERS} readers of one turn, delay p50", lambda one: f"{one.readers_p50_ms:.0f} ms"),
+    ("CPU a word", lambda one: f"{one.readers_cpu_us:.1f} µs"),
+    ("idle stream", lambda one: f"{one.idle_kb:.1f} kB"),
+    (f"{IDLE} opened in", lambda one: f"{one.idle_open_s:.1f} s"),
+)
+
+
+def table(streams: dict[str, list[Streams]]) -> str:
+    """Returns a Markdown table of the medians."""
+    lines = ["| | " + " | ".join(name for name, _ in COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, samples in streams.items():
+        middle = Streams(
+            *(statistics.median(values) for values in zip(*map(msgspec.structs.astuple, samples), strict=True))
+        )
+        lines.append(f"| {name} | " + " | ".join(show(middle) for _, show in COLUMNS) + " |")
+    return "\n".join(lines) + "\n"
