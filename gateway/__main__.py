@@ -92,7 +92,8 @@ async def load_authenticator(settings: Settings) -> Authenticator:
 
 
 async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
-    """Serves HTTP until `stop` is set, which is also when open streams are closed."""
+    """Serves HTTP until `stop` is set. Open streams are closed shortly afterwards."""
+    draining = asyncio.Event()
     gc.set_threshold(*GARBAGE_AFTER)
     keys, key_cache = ApiKeyStore(connection), ApiKeyCache()
     await key_cache.load(keys)
@@ -107,7 +108,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     await prompts.load()
     async with asyncio.TaskGroup() as group:
         signer = TokenSigner(await signing_secret(connection))
-        gateway = build(settings, connection, group, stop, authenticator, signature=signer, prompts=prompts)
+        gateway = build(settings, connection, group, draining, authenticator, signature=signer, prompts=prompts)
         await gateway.rpc.announce_readers(gateway.streams.fan_out.has_readers, gateway.streams.readers.encoded)
         await gateway.rpc.serve_readers(gateway.streams.readers.encoded)
         background = [
@@ -122,7 +123,9 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         ]
         host, port = listening.getsockname()[:2]
         service.mark_ready(url=f"http://{host}:{port}")
-        await server.serve(app(gateway), overflow_app(gateway), listening, stop, proxies=networks(settings.proxies))
+        await server.serve(
+            app(gateway), overflow_app(gateway), listening, stop, draining, proxies=networks(settings.proxies)
+        )
         for task in background:
             task.cancel()
         gateway.catalogue.close()

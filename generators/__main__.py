@@ -48,7 +48,7 @@ async def preflight(settings: Settings) -> None:
         pass
 
 
-async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
+async def serve(settings: Settings, connection: Connection, stop: service.Stop) -> None:
     """Runs turns until `stop` is set."""
     name = unique_name(settings)
     log = TurnLog(connection)
@@ -98,7 +98,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         checks = [asyncio.create_task(report_version(backends, worker))]
         checks += [asyncio.create_task(check_key(claude, worker))] if claude is not None else []
         try:
-            await worker.run(stop)
+            await worker.run(stop, stop.now)
         finally:
             for check in checks:
                 check.cancel()

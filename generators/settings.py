@@ -17,6 +17,7 @@ from tailrace.proto.service import ModelSettings
 PINGS_TIMEOUT_S = 300.0
 # Each tenant adds six time series.
 METRICS_TENANTS_MAX = 100
+GRACE_S_MAX = 3600.0
 # The characters of a header value.
 API_KEY = re.compile(r"[\x21-\x7e]+")
 
@@ -92,7 +93,12 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     ] = 900.0
     grace_s: Annotated[
         float,
-        Meta(ge=0, description="time that running turns may continue after SIGTERM before others get them"),
+        Meta(
+            ge=0,
+            le=GRACE_S_MAX,
+            description="time that running turns may continue after SIGTERM before others get them, up to an hour; a "
+            "second SIGTERM ends it. At least TAILRACE_DEADLINE_S: a restart costs no model call",
+        ),
     ] = 5.0
 
 

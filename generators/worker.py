@@ -62,6 +62,8 @@ class Lane(Protocol):
 class Worker:
     """Runs up to `concurrency` turns at once until `stop` is set; then lets them finish for `grace_s` seconds.
 
+    Setting `now` ends these seconds.
+
     `tenant_share`: of the slots that other tenants leave free, one tenant may use this share (fair_share.py).
     Deliveries that one of `lanes` accepts do not count against `concurrency`. After `stop` they are cancelled and
     released at once.
@@ -98,7 +100,7 @@ class Worker:
         self.claude_version: str | msgspec.UnsetType = msgspec.UNSET
         """The version of Claude Code for the health report, if this generator runs it."""
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, now: asyncio.Event | None = None) -> None:
         async with asyncio.TaskGroup() as group:
             self._group = group
             renewing = group.create_task(self._deliveries.keep_renewed(self._held.values))
@@ -107,7 +109,7 @@ class Worker:
             finally:
                 # No further turn starts, also when this task is cancelled.
                 self._is_draining = True
-            await self._drain()
+            await self._drain(now or asyncio.Event())
             renewing.cancel()
 
     async def _start_until(self, stop: asyncio.Event) -> None:
@@ -267,15 +269,18 @@ class Worker:
             return False
         return turn.end is not None
 
-    async def _drain(self) -> None:
-        """Cancels the lanes' jobs at once and, after `grace_s` seconds, the turns that still run."""
+    async def _drain(self, now: asyncio.Event) -> None:
+        """Cancels the lanes' jobs at once and, after `grace_s` seconds or if `now` is set, the turns that still run."""
         logger.info("draining", running=len(self._turns))
         for key in self._slots.clear():
             await self._held.pop(key).release()
         for task in self._lane_tasks:
             task.cancel()
         if self._turns:
-            _, late = await asyncio.wait(self._turns, timeout=self._grace_s)
+            ended = asyncio.create_task(asyncio.wait(self._turns))
+            await run_until(now.wait(), ended, timeout_s=self._grace_s)
+            ended.cancel()
+            late = set(self._turns)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)

@@ -88,12 +88,24 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     endpoints = await services.serve(PERSISTENCE, VERSION, handlers)
     await services.serve_health(PERSISTENCE, recorder.report)
     service.mark_ready(database=str(settings.database))
+    answered = asyncio.Event()
+
+    async def answer_until_stop() -> None:
+        """Queries need the recorder: it stops when those that have arrived are answered."""
+        await stop.wait()
+        try:
+            if not connection.closed.is_set():
+                await endpoints.stop()
+        finally:
+            answered.set()
+
+    answering = asyncio.create_task(answer_until_stop())
     try:
         async with _sending_webhooks(settings, connection, turns, stop), _collecting_blobs(blobs, stop):
-            await recorder.run(stop)
+            await recorder.run(answered)
     finally:
-        if not connection.closed.is_set():
-            await endpoints.stop()
+        stop.set()
+        await answering
 
 
 @asynccontextmanager

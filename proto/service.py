@@ -97,7 +97,23 @@ Preflight = Callable[[S], Awaitable[None]]
 """Checks the settings. Raises SettingsInvalid."""
 Probe = Callable[[S], Awaitable[None]]
 """Checks with a request what the settings alone do not show. Runs with `--check`."""
-Serve = Callable[[S, Connection, asyncio.Event], Awaitable[None]]
+
+
+class Stop(asyncio.Event):
+    """Set by the first SIGTERM or SIGINT: the process finishes what it runs. `now` is set by the second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = asyncio.Event()
+        """Whether to hand over what still runs, at once."""
+
+    def signal(self) -> None:
+        if self.is_set():
+            self.now.set()
+        self.set()
+
+
+Serve = Callable[[S, Connection, Stop], Awaitable[None]]
 """Does the process's work until the event is set."""
 
 
@@ -198,9 +214,9 @@ async def _connected(role: str, settings: S, preflight: Preflight[S]) -> AsyncIt
 
 
 async def _until_stopped(settings: S, connection: Connection, serve: Serve[S]) -> None:
-    stop = asyncio.Event()
+    stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop.signal)
     # When NATS closes the connection for good, the process stops, and its supervisor restarts it (ADR 7).
     beside = [
         asyncio.create_task(_set_when_closed(connection, stop)),
@@ -216,9 +232,10 @@ async def _until_stopped(settings: S, connection: Connection, serve: Serve[S]) -
         raise LogUnavailable("NATS closed the connection for good: restart this process")
 
 
-async def _set_when_closed(connection: Connection, stop: asyncio.Event) -> None:
+async def _set_when_closed(connection: Connection, stop: Stop) -> None:
     await connection.closed.wait()
     stop.set()
+    stop.now.set()  # no turn can store its answer
 
 
 async def _beat() -> None:

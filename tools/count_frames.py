@@ -28,6 +28,7 @@ from tailrace.proto import entries, events
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, streams
+from tailrace.proto.service import Stop
 from tailrace.proto.subjects import TurnKey
 
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -188,7 +189,7 @@ async def count() -> dict[str, Functions]:
 
 async def _count_model(nats_url: str) -> Functions:
     """Returns the functions from the arrival of a model's delta until its append is acknowledged."""
-    counter, stop = Counter(), asyncio.Event()
+    counter, stop = Counter(), Stop()
     model = Model(nats_url, counter)
     loop, url = asyncio.get_running_loop(), asyncio.Queue[str]()
     counting = asyncio.create_task(

@@ -31,6 +31,7 @@ COMMANDS = {
     "sessions": "list the sessions",
     "export": "write a conversation as Markdown or JSON",
     "streams": "create the streams in your own NATS",
+    "restart": "restart the processes of `up`, without a pause",
     "restart-node": "restart one nats-server of `up --cluster`",
     "keys": "create, list and revoke API keys",
     "status": "show the processes, the queue and the last errors",

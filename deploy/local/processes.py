@@ -13,7 +13,8 @@ import msgspec
 
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.readiness import HealthCheck
-from tailrace.deploy.local.supervisor import ProcessSpec
+from tailrace.deploy.local.supervisor import GRACE_S, ProcessSpec
+from tailrace.generators.settings import GRACE_S_MAX, Settings
 
 # The directory that contains the package `tailrace`: the checkout, or site-packages.
 IMPORT_PATH = str(Path(__file__).parents[3])
@@ -21,6 +22,8 @@ IMPORT_PATH = str(Path(__file__).parents[3])
 SIMULATED_KEY = "simulated"
 # Only persistence, which sends webhooks, gets the key; gateways only learn that there is one.
 WEBHOOK_KEY = "TAILRACE_WEBHOOK_KEY"
+# How long a generator's turns may continue after SIGTERM.
+GRACE = "TAILRACE_GRACE_S"
 # A metric of each process (proto/service.py).
 READY = "\ntailrace_ready 1.0"
 
@@ -70,6 +73,8 @@ def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> l
     """
     backend_settings = {name: value for name, value in environ.items() if name.startswith(ALL_BACKENDS)}
     inherited = {
+        # `up` itself ends the drain of a generator when it stops. During `tailrace restart`, turns run to their end.
+        GRACE: str(GRACE_S_MAX),
         "TAILRACE_CLAUDE_CODE_ROOT": str(options.data_dir / "projects"),
         **{name: value for name, value in environ.items() if name not in backend_settings and name != WEBHOOK_KEY},
         "PYTHONPATH": os.pathsep.join(filter(None, [IMPORT_PATH, environ.get("PYTHONPATH", "")])),
@@ -93,6 +98,7 @@ def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> l
             where=(service.where, f"metrics http://127.0.0.1:{port}/metrics"),
             fds=(plan.listen_fd,) if service.module == "gateway" else (),
             readiness=HealthCheck(port, "/metrics", READY),
+            grace_s=float(environ.get(GRACE, Settings().grace_s)) if service.module == "generators" else GRACE_S,
         )
         for service, port in zip(
             services(options, plan, backend_settings, environ.get(WEBHOOK_KEY, "")), plan.metrics_ports, strict=True
@@ -100,6 +106,15 @@ def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> l
     )
     simulated = [simulated_claude(plan, inherited)] if is_simulated(environ) else []
     return [persistence, *simulated, *rest]
+
+
+def spare(spec: ProcessSpec, port: int) -> ProcessSpec:
+    """Returns a further process of the role of `spec`, with its metrics on `port`. It is not started again."""
+    name = f"{spec.name.rpartition('-')[0]}-spare"
+    environ = {**spec.environ, "TAILRACE_METRICS_PORT": str(port), "TAILRACE_GENERATOR": name}
+    where = (spec.where[0], f"metrics http://127.0.0.1:{port}/metrics")
+    readiness = HealthCheck(port, "/metrics", READY)
+    return msgspec.structs.replace(spec, name=name, environ=environ, where=where, readiness=readiness, is_spare=True)
 
 
 def services(options: Options, plan: Plan, backend_settings: Mapping[str, str], webhook_key: str) -> list[Service]:

@@ -37,6 +37,15 @@ class UpStatus(msgspec.Struct, frozen=True):
     started_at: datetime
     processes: list[ProcessEntry]
     problems: list[Problem]
+    restart: "Restart | None" = None
+
+
+class Restart(msgspec.Struct, frozen=True):
+    """The state of `tailrace restart`: how many have ended, what runs now, and why the last one failed."""
+
+    ended: int = 0
+    now: str = ""
+    failure: str = ""
 
 
 class StatusFile:
@@ -48,6 +57,7 @@ class StatusFile:
         self._supervisor = supervisor
         self._started_at = datetime.now(UTC)
         self._written: UpStatus | None = None
+        self.restart = Restart()
 
     def write(self) -> None:
         """Raises OSError."""
@@ -61,9 +71,13 @@ class StatusFile:
                 ProcessEntry(name, child.pid, child.spec.where, child.spec.readiness) for name, child in children
             ],
             problems=list(self._supervisor.console.problems),
+            restart=self.restart,
         )
         if status != self._written:
-            write_private(self._path, msgspec.json.encode(status).decode())
+            # Other processes read the file at any moment.
+            new = self._path.with_suffix(".new")
+            write_private(new, msgspec.json.encode(status).decode())
+            new.replace(self._path)
             self._written = status
 
 

@@ -27,6 +27,10 @@ DELAY_S_MAX = 5.0
 # A process that ran this long did not fail at its start: it is started again at once. On two busy cores a generator's
 # start takes up to three seconds.
 LIFE_S_MIN = 3.0
+# From the first SIGTERM to the second one.
+GRACE_S = 5.0
+# From the second SIGTERM, after which a process ends at once, to SIGKILL.
+KILL_S = 3.0
 # Wait for the last lines of an ended process, whose pipe may be held open by a process that it started.
 LAST_LINES_S = 1.0
 # Both are an orderly end: uvicorn, when it has closed everything, dies of the signal that it was sent.
@@ -47,7 +51,8 @@ class ProcessSpec(msgspec.Struct, frozen=True):
     environ: Mapping[str, str]
     where: tuple[str, ...] = ()  # its addresses, for the process table
     fds: tuple[int, ...] = ()  # sockets that it inherits
-    grace_s: float = 8.0  # from SIGTERM to SIGKILL
+    grace_s: float = GRACE_S
+    is_spare: bool = False  # not started again when it ends
     is_shown: Callable[[str], bool] = show_all  # called with each line of its output: whether to print it
     readiness: HealthCheck | None = None  # None: `up` checks it in another way
 
@@ -86,7 +91,7 @@ class Child:
             status = await self.run_once(is_restart=is_restart)
             is_restart = True
             how = describe(status)
-            if self.stopping.is_set():
+            if self.stopping.is_set() or self.spec.is_spare:
                 self.console.log(f"{name} stopped" if status in STOPPED else f"{name} stopped, but {how}")
                 return
             if status == EXIT_USAGE:
@@ -124,11 +129,12 @@ class Child:
         """Waits until the process ends, and stops it when `stopping` is set; returns its status."""
         ended = asyncio.create_task(process.wait())
         await run_until(self.stopping.wait(), ended)
+        for wait_s in (self.spec.grace_s, KILL_S):
+            if not ended.done():
+                process.terminate()
+                await asyncio.wait([ended], timeout=wait_s)
         if not ended.done():
-            process.terminate()
-            await asyncio.wait([ended], timeout=self.spec.grace_s)
-        if not ended.done():
-            self.console.log(f"{self.spec.name} did not stop within {self.spec.grace_s:g} s")
+            self.console.log(f"{self.spec.name} did not stop within {self.spec.grace_s + KILL_S:g} s")
             signal_group(process, SIGKILL)
         return await ended
 
@@ -167,6 +173,12 @@ class Supervisor:
             for spec in rank:
                 self.children[spec.name].stopping.set()
             await asyncio.wait([self.runs[spec.name] for spec in rank])
+
+    async def retire(self, name: str) -> None:
+        """Ends a spare process, which finishes what it runs; returns when it has ended."""
+        self.restart(name)
+        await asyncio.wait([self.runs[name]])
+        del self.children[name], self.runs[name]
 
     def restart(self, name: str, number: Signals = SIGTERM) -> None:
         """Sends a process a signal that ends it, after which it is started again. SIGKILL for one that hangs."""

@@ -27,6 +27,7 @@ from tailrace.deploy.local.nats_server import ServerSpec
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import Plan, process_specs
 from tailrace.deploy.local.readiness import generator_detail, wait_ready
+from tailrace.deploy.local.rolling_restart import SIGNAL, RollingRestart
 from tailrace.deploy.local.status_file import StatusFile
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.watch import watch
@@ -143,8 +144,12 @@ async def start_and_watch(
     status = StatusFile(options.data_dir, plan.url, supervisor)
     status.write()
     running.record(options.data_dir)
+    restart = RollingRestart(specs, supervisor, status)
+    asyncio.get_running_loop().add_signal_handler(SIGNAL, restart.requested.set)
     console.print(f"ready {plan.url}")
-    await watch(servers, specs, nats_urls[ADMIN], supervisor, status)
+    async with TaskGroup() as tasks:
+        tasks.create_task(watch(servers, specs, nats_urls[ADMIN], supervisor, status))
+        tasks.create_task(restart.run())
 
 
 async def start_nats(

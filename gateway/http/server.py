@@ -4,11 +4,12 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http import fd_limit, security_headers
 from tailrace.gateway.http.http_protocol import ClientConnection
@@ -16,6 +17,11 @@ from tailrace.proto.runtime.race import run_until
 
 # Streams close within milliseconds; this is for POST requests in progress.
 GRACE_S = 5
+# Requests on connections that were accepted before the stop arrive within this time.
+ARRIVAL_S = 0.25
+# Then, requests whose responses have not begun may still be served.
+UNANSWERED_S_MAX = 2.0
+POLL_S = 0.02
 # Options of each connection on Linux, which detect clients that vanish without closing (a laptop that was shut).
 KEPT = {
     # Closes a connection whose data is not acknowledged for so many milliseconds. With the heartbeats of a stream, a
@@ -41,14 +47,20 @@ class Server(uvicorn.Server):
 
 
 async def serve(
-    app: ASGIApp, overflow: ASGIApp, listening: socket.socket, stop: asyncio.Event, proxies: Sequence[str] = ()
+    app: ASGIApp,
+    overflow: ASGIApp,
+    listening: socket.socket,
+    stop: asyncio.Event,
+    draining: asyncio.Event,
+    proxies: Sequence[str] = (),
 ) -> None:
     """Serves `app` until `stop` is set, and `overflow` to connections above the limit.
 
-    The X-Forwarded headers of `proxies` are trusted.
+    After `stop`, no connection is accepted, and requests that have arrived are served. Then `draining` is set, which
+    ends the streams. The X-Forwarded headers of `proxies` are trusted.
     """
     config = uvicorn.Config(
-        app,
+        close_connections(app, stop),
         # httptools rejects what h11 accepts: CL with TE, folded headers
         http=partial(  # type: ignore[arg-type]  # annotated as a class
             ClientConnection, overflow=overflow, excess_max=fd_limit.excess_max()
@@ -71,7 +83,41 @@ async def serve(
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(server.serve(sockets=[listening]))
         await run_until(stop.wait(), serving)
+        await _serve_arrived(server)
+        draining.set()
         server.should_exit = True
+
+
+def close_connections(app: ASGIApp, stop: asyncio.Event) -> ASGIApp:
+    """Returns `app` whose responses, from `stop` on, tell clients to use another connection."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and stop.is_set():
+                message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
+            await send(message)
+
+        await app(scope, receive, send_closing)
+
+    return answer
+
+
+async def _serve_arrived(server: uvicorn.Server) -> None:
+    """Closes the listening socket and idle connections, and waits until all requests that have arrived are answered."""
+    for listener in server.servers:
+        listener.close()
+    await asyncio.sleep(ARRIVAL_S)
+    for connection in list(server.server_state.connections):
+        connection.shutdown()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(UNANSWERED_S_MAX):
+            while any(map(_is_unanswered, server.server_state.connections)):  # noqa: ASYNC110  # uvicorn has no event
+                await asyncio.sleep(POLL_S)
+
+
+def _is_unanswered(connection: Any) -> bool:
+    cycle = connection.cycle
+    return cycle is not None and not cycle.response_started
 
 
 def listen(host: str, port: int, listen_fd: int) -> socket.socket:

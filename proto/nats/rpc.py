@@ -29,6 +29,10 @@ UNAVAILABLE = {
     GENERATORS: ("generators_unavailable", "no generator is available at the moment: retry"),
 }
 RETRY_WAIT_S = 2.0
+# On two busy cores a process starts within three seconds.
+RESTART_S_MAX = 4.0
+POLL_S = 0.05
+ANSWER_S_MAX = 3.0
 
 # The body of a presence request that asks for the readers (PROTOCOL R81).
 REPORTS = b"reports"
@@ -36,6 +40,25 @@ ERROR_CODE = "Nats-Service-Error-Code"
 ERROR = "Nats-Service-Error"
 RETRY_AFTER = "Retry-After"
 HEADER_CHARS_MAX = 500
+
+
+class Endpoints:
+    """The queries that a process serves."""
+
+    def __init__(self, service: Service, running: set[asyncio.Task[None]]) -> None:
+        self.id = service.id
+        self._service = service
+        self._running = running
+
+    async def stop(self) -> None:
+        """Answers the queries that have arrived, within `ANSWER_S_MAX`. Later ones go to other processes."""
+        # nats-py drops what has arrived, and has no public way to drain an endpoint.
+        for endpoint in self._service._endpoints:  # noqa: SLF001
+            await endpoint._subscription.drain()  # noqa: SLF001
+        self._service._endpoints.clear()  # noqa: SLF001
+        if self._running:
+            await asyncio.wait(self._running, timeout=ANSWER_S_MAX)
+        await self._service.stop()
 
 
 class Rpc:
@@ -47,21 +70,28 @@ class Rpc:
     async def request(
         self, tenant: Tenant, name: str, query: bytes, *, timeout_s: float, role: str = PERSISTENCE
     ) -> bytes:
-        """Sends the query `name` to a process of `role` and returns its reply.
+        """Sends the query `name` to a process of `role` and returns its reply. Waits while the process is restarted.
 
         Raises Refused with the reply's code, or with the role's code if none replies in time. Raises EntryTooLarge.
         """
-        try:
-            reply = await self._connection.request(subjects.query(tenant, name), query, timeout_s=timeout_s)
-        except LogUnavailable as error:
-            raise Refused(*UNAVAILABLE[role], retry_after_s=RETRY_WAIT_S) from error
+        deadline = asyncio.get_running_loop().time() + min(timeout_s, RESTART_S_MAX)
+        while True:
+            try:
+                reply = await self._connection.request(subjects.query(tenant, name), query, timeout_s=timeout_s)
+                break
+            except LogUnavailable as error:
+                # Only then, no process has received the query.
+                is_received = not isinstance(error.__cause__, nats.errors.NoRespondersError)
+                if is_received or asyncio.get_running_loop().time() > deadline:
+                    raise Refused(*UNAVAILABLE[role], retry_after_s=RETRY_WAIT_S) from error
+            await asyncio.sleep(POLL_S)
         headers = reply.headers or {}
         if (code := headers.get(ERROR_CODE)) is not None:
             message = reply.data.decode(errors="replace") or headers.get(ERROR, "")
             raise Refused(code if code in CODES else "internal", message, retry_after_s=_seconds(headers))
         return reply.data
 
-    async def serve(self, role: str, version: str, handlers: Mapping[str, Handler]) -> Service:
+    async def serve(self, role: str, version: str, handlers: Mapping[str, Handler]) -> Endpoints:
         """Serves queries by name as a NATS service (ADR-32), which `nats micro ls` shows.
 
         Returns when nats-server routes them here: earlier queries would be refused. Raises LogUnavailable.
@@ -75,7 +105,7 @@ class Rpc:
             config = EndpointConfig(name=query, subject=subjects.every_query(query), handler=endpoint)
             await service.add_endpoint(config)
         await self._connection.flush()
-        return service
+        return Endpoints(service, running)
 
     async def serve_health(self, role: str, report: Callable[[], bytes | None]) -> None:
         """Serves health requests with `report()`. None sends no reply."""

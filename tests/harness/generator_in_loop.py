@@ -17,6 +17,7 @@ from tailrace.proto.entries import Attempt, Message
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
+from tailrace.proto.service import Stop
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests.harness.processes import as_user
 from tests.harness.turn_builder import request
@@ -28,7 +29,7 @@ STALL_TIMEOUT_S = 90.0
 
 
 @asynccontextmanager
-async def working(nats_url: str, claude_url: str, **given: Any) -> AsyncIterator[asyncio.Event]:
+async def working(nats_url: str, claude_url: str, **given: Any) -> AsyncIterator[Stop]:
     """Runs a generator like its process, with short waits between calls. Yields the event that acts as SIGTERM.
 
     Cancels the generator at the end of the context.
@@ -40,7 +41,7 @@ async def working(nats_url: str, claude_url: str, **given: Any) -> AsyncIterator
         "stall_timeout_s": STALL_TIMEOUT_S,
         "call_wait_s": 0.01,
     }
-    stop = asyncio.Event()
+    stop = Stop()
     connection = await Connection.open(as_user(nats_url, GENERATORS), "test-generator")
     serving = asyncio.create_task(serve(Settings(**settings | given), connection, stop))
     try:

@@ -19,6 +19,7 @@ from tailrace.generators.worker import Job, Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.service import Stop
 from tailrace.proto.subjects import GENERATORS, TurnKey
 from tests.harness.forks import FORKS
 from tests.harness.generator_in_loop import working
@@ -74,7 +75,7 @@ def run_until_killed(nats_url: str, claude_url: str, appends: int, *, is_batch: 
 
 async def _serve_one(nats_url: str, claude_url: str, runner: Any) -> None:
     """Serves until `runner` has run one turn or one batch."""
-    stop, run = asyncio.Event(), runner.run
+    stop, run = Stop(), runner.run
 
     async def run_once(self: object, *given: Any) -> object:
         try:

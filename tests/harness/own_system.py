@@ -1,6 +1,5 @@
 """OwnSystem: a nats-server and a simulated Claude of one test, which starts the generators that it needs."""
 
-import asyncio
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.entries import Attempt
 from tailrace.proto.fold import Turn
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.service import Stop
 from tailrace.proto.subjects import TurnKey
 from tests.harness import generator_in_loop, killable_generator
 from tests.harness.until import until
@@ -24,7 +24,7 @@ class OwnSystem:
     claude: str
     """The URL of the simulated Claude."""
 
-    def working(self, **settings: Any) -> AbstractAsyncContextManager[asyncio.Event]:
+    def working(self, **settings: Any) -> AbstractAsyncContextManager[Stop]:
         """Runs a generator, with short waits. The value is the event that acts as SIGTERM."""
         own: dict[str, Any] = {"nats_url": self.server.url, "claude_url": self.claude}
         return generator_in_loop.working(**own | settings)

@@ -93,6 +93,14 @@ def test_every_setting_of_a_service_exists_and_is_valid(name: str) -> None:
     assert {variable for variable in environ if not variable.startswith("OTEL_")} <= known
 
 
+def test_docker_waits_longer_than_a_generators_drain() -> None:
+    generators = service(COMPOSE, "generators", VARIABLES)
+    assert (
+        int(generators["stop_grace_period"].removesuffix("s"))
+        > float(generators["environment"]["TAILRACE_GRACE_S"]) + 5
+    )
+
+
 @pytest.fixture
 def context(tmp_path: Path) -> Path:
     """A folder with what the Dockerfile copies."""

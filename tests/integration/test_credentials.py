@@ -102,7 +102,9 @@ async def routes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rout
         async with asyncio.TaskGroup() as group:
             authenticator = Authenticator(settings, cache)
             gateway = build(settings, connection, group, draining, authenticator, signature=TokenSigner(b"s" * 32))
-            serving = group.create_task(server.serve(app(gateway), overflow_app(gateway), listening, stop))
+            serving = group.create_task(
+                server.serve(app(gateway), overflow_app(gateway), listening, stop, asyncio.Event())
+            )
             async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=20) as client:
                 yield Routes(client, keys, revoked)
             stop.set()

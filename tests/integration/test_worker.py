@@ -21,7 +21,7 @@ from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt
 from tailrace.proto.nats import Deliveries
-from tailrace.proto.subjects import GENERATORS, STREAM
+from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests.harness.generator_in_loop import (
     attempts,
     ended,
@@ -78,6 +78,25 @@ async def test_a_turn_delivered_again_to_its_own_generator_continues(own: OwnSys
     info = await own.connection.jetstream.consumer_info(STREAM, GENERATORS)
     assert info.delivered is not None
     assert info.delivered.consumer_seq > 1, "nothing was delivered again"
+
+
+@pytest.mark.rule("R100")
+async def test_a_draining_generator_finishes_its_turns_until_a_second_signal(own: OwnSystem) -> None:
+    """It takes no new turn; another generator takes the queue, and what is handed over."""
+    async with own.working(grace_s=600) as stop:
+        key = await own.ask("words=4000 rate=50")
+        await open_streams(own.claude, 1)
+        stop.signal()
+        async with own.working():
+            assert (await own.answer("words=3 rate=0")).attempt == 1
+            assert await modes(own.log, key) == ["fresh"]
+            stop.signal()
+            await until(lambda: was_continued(own, key))
+            await cancel(own.log, key)
+
+
+async def was_continued(own: OwnSystem, key: TurnKey) -> bool:
+    return await modes(own.log, key) == ["fresh", "continue"]
 
 
 @pytest.mark.rule("R18")

@@ -1,0 +1,115 @@
+"""`tailrace restart`: starts the processes of a running `up` again, one after the other, on the installed version.
+
+A further process of the role, a spare, runs meanwhile. It takes new turns and connections while a process finishes its
+own. If the spare does not become ready, nothing was stopped.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from signal import SIGUSR1
+
+from tailrace.deploy.local import ports, status_file
+from tailrace.deploy.local.errors import UpRefused
+from tailrace.deploy.local.processes import spare
+from tailrace.deploy.local.readiness import READY_S_MAX, passes
+from tailrace.deploy.local.status_file import Restart, StatusFile
+from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
+
+SIGNAL = SIGUSR1
+# An older process must not read what a newer one writes: docs/RUNBOOK.md, Separate processes.
+ROLES = ("persistence", "generators", "gateway")
+# SQLite has one writer.
+WITHOUT_SPARE = "persistence"
+POLL_S = 0.1
+
+
+class RollingRestart:
+    """Restarts all services of an `up` each time that `requested` is set."""
+
+    def __init__(self, specs: Sequence[ProcessSpec], supervisor: Supervisor, status: StatusFile) -> None:
+        self._specs = specs
+        self._supervisor = supervisor
+        self._status = status
+        self.requested = asyncio.Event()
+
+    async def run(self) -> None:
+        while True:
+            await self.requested.wait()
+            failure = ""
+            try:
+                for role in ROLES:
+                    await self._restart_role([spec for spec in self._specs if spec.role == role])
+            except UpRefused as error:
+                failure = str(error)
+                self._supervisor.console.log(f"restart: {failure}")
+            self.requested.clear()
+            self._report(Restart(self._status.restart.ended + 1, failure=failure))
+
+    async def _restart_role(self, specs: Sequence[ProcessSpec]) -> None:
+        if specs[0].role == WITHOUT_SPARE:
+            await self._restart(specs[0])
+            return
+        [port] = ports.find_free(1)
+        further = spare(specs[0], port)
+        self._supervisor.start(further)
+        try:
+            await self._wait_ready(further)
+            for spec in specs:
+                await self._restart(spec)
+        finally:
+            self._report(Restart(self._status.restart.ended, further.name))
+            await self._supervisor.retire(further.name)
+
+    async def _restart(self, spec: ProcessSpec) -> None:
+        self._report(Restart(self._status.restart.ended, spec.name))
+        pid = self._supervisor.children[spec.name].pid
+        self._supervisor.restart(spec.name)
+        # A generator finishes its turns first, for as long as TAILRACE_GRACE_S allows.
+        while self._supervisor.children[spec.name].pid in (pid, None):  # noqa: ASYNC110  # another task changes it
+            await asyncio.sleep(POLL_S)
+        await self._wait_ready(spec)
+
+    async def _wait_ready(self, spec: ProcessSpec) -> None:
+        """Raises UpRefused if the process does not become ready."""
+        assert spec.readiness is not None  # noqa: S101  # all services have one
+        ended = self._supervisor.runs[spec.name]
+        try:
+            async with asyncio.timeout(READY_S_MAX):
+                while not await passes(spec.readiness):
+                    if ended.done():
+                        raise UpRefused(f"{spec.name} does not start: see its lines in the output of `up`")
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError as error:
+            raise UpRefused(f"{spec.name} is not ready after {READY_S_MAX:g} s: see the output of `up`") from error
+
+    def _report(self, restart: Restart) -> None:
+        self._status.restart = restart
+        self._status.write()
+
+
+def restart(data_dir: Path, show: Callable[[str], None]) -> None:
+    """Requests a restart from the `up` in `data_dir` and waits until it has ended. Raises UpRefused."""
+    status = status_file.read(data_dir)
+    if status is None:
+        raise UpRefused(f"no `up` runs in {data_dir}: start one, or name its data directory with --data")
+    if status.restart is None:
+        raise UpRefused(f"the `up` in {data_dir} has version {status.version}, which has no restart: stop and start it")
+    if status.restart.now:
+        raise UpRefused("a restart is running already: wait until it has ended")
+    os.kill(status.pid, SIGNAL)
+    before, shown = status.restart.ended, ""
+    while True:
+        status = status_file.read(data_dir)
+        if status is None or status.restart is None:
+            raise UpRefused("`up` has ended: see its output")
+        if status.restart.ended > before:
+            break
+        if status.restart.now not in ("", shown):
+            shown = status.restart.now
+            show(shown)
+        time.sleep(POLL_S)
+    if status.restart.failure:
+        raise UpRefused(f"{status.restart.failure}. The processes that were not yet restarted continue")
