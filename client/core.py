@@ -440,6 +440,8 @@ def path_segment(name: str) -> str:
 
 def reason(error: BaseException) -> str:
     """Returns the message of the OSError that caused `error`, such as "Connection refused", else its own."""
+    if isinstance(error, httpx2.RemoteProtocolError):
+        return "it was closed before the end of the response"
     cause: BaseException | None = error
     while cause is not None and getattr(cause, "strerror", None) is None:
         cause = cause.__cause__ or cause.__context__
