@@ -43,7 +43,7 @@ TITLE = "An answer goes on in mid-sentence after kill -9 of the gateway, kill -9
 PAPER, INK, DIM, ACCENT = "#10151c", "#dfe6ee", "#8291a3", "#6cc5ff"
 COLOURS = ("#5b6675", "#ff7b72", "#7ee2a8", "#f2cc60", "#6cc5ff", "#d2a8ff", "#76e3ea", "#dfe6ee")
 OWN = re.compile("TAILRACE_|ANTHROPIC_|CLAUDE_")
-SEQUENCE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b\][^\x07]*\x07|\x1b.")
+SEQUENCE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b\][^\x07]*\x07|\x1b[^\[\]]")
 
 
 class Style(NamedTuple):
