@@ -89,7 +89,7 @@ async def test_an_answer_is_shown_once_over_a_reload_a_lost_network_and_another_
 async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_nothing_without_a_key(
     own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant, browser: str, tmp_path: Path
 ) -> None:
-    """Markup of an answer neither runs nor loads; the policy is obeyed. Light and dark, on a desktop and a phone."""
+    """Markup of an answer neither runs nor loads; the policy is obeyed. Light on a desktop, dark on a phone."""
     async with Persistence(own_server.url, tmp_path / "tailrace.db"):
         gateway = await new_gateway(own_server.url)
         session = {"id": "hostile", "title": HOSTILE[:200], "system_prompt": HOSTILE}

@@ -546,9 +546,7 @@ async def use_everything(loaded: Loaded, folder: Path) -> list[str]:
         seen_at = time.time()
         await until(lambda: has_sampled_since(loaded.client, seen_at), FIRES_S_MAX, LOOK_EVERY_S)
         url = str(loaded.client.base_url).rstrip("/")
-        pages = await node.run(
-            "ops.mjs", url, folder, deadline_s=BROWSER_S_MAX, CHROMIUM=node.chromium(), SCHEMES="light"
-        )
+        pages = await node.run("ops.mjs", url, folder, deadline_s=BROWSER_S_MAX, CHROMIUM=node.chromium())
         assert [page["complaints"] for page in pages] == [[], []]
         return [
             f"/ops: {title} is empty" for title in loaded.healthy for page in pages if page["panels"][title] == NO_VALUE

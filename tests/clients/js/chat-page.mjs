@@ -123,34 +123,33 @@ const STEPS = {
   /** Shows a session in each size and colour scheme, after a key, and looks for what an answer must not change. */
   async hostile(session, folder, key) {
     const shown = [];
-    for (const colorScheme of ["light", "dark"]) {
-      for (const [size, viewport] of Object.entries(SIZES)) {
-        const { context, page, seen } = await open({ viewport, colorScheme });
-        const statuses = new Set();
-        page.on("response", (response) => response.url().includes("/v1/") && statuses.add(response.status()));
-        await page.goto(`${gateway}/#${session}`);
-        await page.locator("#key").waitFor();
-        const withoutKey = [...statuses];
-        for (const tried of ["wrong", key]) {
-          await page.locator("#key").fill(tried);
-          await page.keyboard.press("Enter");
-          if (tried === "wrong") await page.waitForFunction(() => /credential|key/.test(document.querySelector("#refusal").textContent) && document.querySelector("#login").open);
-        }
-        await page.waitForSelector(".meta");
-        const found = await page.evaluate(() => ({
-          text: document.querySelector(".answer .text").textContent,
-          made: [...document.querySelectorAll(".answer .text *")].map((one) => one.localName),
-          links: [...document.querySelectorAll(".answer .text a")].map((one) => [one.protocol, one.target, one.rel]),
-          attributes: [...new Set([...document.querySelectorAll(".answer .text *")].flatMap((one) => one.getAttributeNames()))],
-          ran: globalThis.ran ?? null,
-          coloured: document.querySelectorAll(".code [class^=hljs]").length,
-          isWide: document.documentElement.scrollWidth > innerWidth,
-          background: getComputedStyle(document.body).backgroundColor,
-        }));
-        await page.screenshot({ path: `${folder}/page-${colorScheme}-${size}.png` });
-        shown.push({ size, colorScheme, withoutKey, ...found, ...seen });
-        await context.close();
+    for (const [colorScheme, size] of [["light", "desktop"], ["dark", "phone"]]) {
+      const viewport = SIZES[size];
+      const { context, page, seen } = await open({ viewport, colorScheme });
+      const statuses = new Set();
+      page.on("response", (response) => response.url().includes("/v1/") && statuses.add(response.status()));
+      await page.goto(`${gateway}/#${session}`);
+      await page.locator("#key").waitFor();
+      const withoutKey = [...statuses];
+      for (const tried of ["wrong", key]) {
+        await page.locator("#key").fill(tried);
+        await page.keyboard.press("Enter");
+        if (tried === "wrong") await page.waitForFunction(() => /credential|key/.test(document.querySelector("#refusal").textContent) && document.querySelector("#login").open);
       }
+      await page.waitForSelector(".meta");
+      const found = await page.evaluate(() => ({
+        text: document.querySelector(".answer .text").textContent,
+        made: [...document.querySelectorAll(".answer .text *")].map((one) => one.localName),
+        links: [...document.querySelectorAll(".answer .text a")].map((one) => [one.protocol, one.target, one.rel]),
+        attributes: [...new Set([...document.querySelectorAll(".answer .text *")].flatMap((one) => one.getAttributeNames()))],
+        ran: globalThis.ran ?? null,
+        coloured: document.querySelectorAll(".code [class^=hljs]").length,
+        isWide: document.documentElement.scrollWidth > innerWidth,
+        background: getComputedStyle(document.body).backgroundColor,
+      }));
+      await page.screenshot({ path: `${folder}/page-${colorScheme}-${size}.png` });
+      shown.push({ size, colorScheme, withoutKey, ...found, ...seen });
+      await context.close();
     }
     return { pages: shown };
   },

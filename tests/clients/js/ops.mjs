@@ -1,39 +1,38 @@
-// The page /ops in Chromium: `ops.mjs GATEWAY FOLDER [KEY]`. Prints a line for each size and colour scheme.
-// SCHEMES has the colour schemes. With a KEY, it first tries a wrong one. A screenshot of each is written to FOLDER.
+// The page /ops in Chromium: `ops.mjs GATEWAY FOLDER [KEY]`. Prints a line for a light desktop and a dark phone.
+// With a KEY, it first tries a wrong one. A screenshot of each is written to FOLDER.
 import { chromium } from "playwright-core";
 
 const [gateway, folder, key] = process.argv.slice(2);
 const SIZES = { desktop: { width: 1440, height: 1000 }, phone: { width: 390, height: 844 } };
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
 
-for (const colorScheme of (process.env.SCHEMES ?? "light,dark").split(",")) {
-  for (const [size, viewport] of Object.entries(SIZES)) {
-    const page = await browser.newPage({ viewport, colorScheme });
-    const [complaints, elsewhere, login] = [[], [], []];
-    page.on("console", (message) => /security policy/i.test(message.text()) && complaints.push(message.text()));
-    page.on("pageerror", (error) => complaints.push(String(error)));
-    page.on("request", (request) => request.url().startsWith(`${gateway}/`) || elsewhere.push(request.url()));
-    await page.goto(`${gateway}/ops`);
-    for (const tried of key ? ["wrong", key] : []) {
-      await page.getByLabel("Key").fill(tried);
-      const [answer] = await Promise.all([page.waitForResponse(`${gateway}/ops/values`), page.getByRole("button", { name: "Open" }).click()]);
-      await answer.finished();
-      login.push(answer.status());
-    }
-    await page.waitForSelector("article");
-    await page.screenshot({ path: `${folder}/ops-${colorScheme}-${size}.png` });
-    const first = page.locator("article").first();
-    await first.locator("svg").focus();
-    await page.keyboard.press("ArrowLeft");
-    const earlier = await first.locator("thead th").nth(1).textContent();
-    const shown = await page.evaluate(() => ({
-      panels: Object.fromEntries([...document.querySelectorAll("article")].map((one) => [one.querySelector(".about").textContent, one.querySelector(".now").textContent])),
-      notices: [...document.querySelectorAll(".notice:not(noscript *)")].map((one) => one.textContent),
-      isWide: document.documentElement.scrollWidth > innerWidth,
-      background: getComputedStyle(document.body).backgroundColor,
-    }));
-    console.log(JSON.stringify({ size, colorScheme, ...shown, earlier, complaints, elsewhere, login }));
-    await page.close();
+for (const [colorScheme, size] of [["light", "desktop"], ["dark", "phone"]]) {
+  const viewport = SIZES[size];
+  const page = await browser.newPage({ viewport, colorScheme });
+  const [complaints, elsewhere, login] = [[], [], []];
+  page.on("console", (message) => /security policy/i.test(message.text()) && complaints.push(message.text()));
+  page.on("pageerror", (error) => complaints.push(String(error)));
+  page.on("request", (request) => request.url().startsWith(`${gateway}/`) || elsewhere.push(request.url()));
+  await page.goto(`${gateway}/ops`);
+  for (const tried of key ? ["wrong", key] : []) {
+    await page.getByLabel("Key").fill(tried);
+    const [answer] = await Promise.all([page.waitForResponse(`${gateway}/ops/values`), page.getByRole("button", { name: "Open" }).click()]);
+    await answer.finished();
+    login.push(answer.status());
   }
+  await page.waitForSelector("article");
+  await page.screenshot({ path: `${folder}/ops-${colorScheme}-${size}.png` });
+  const first = page.locator("article").first();
+  await first.locator("svg").focus();
+  await page.keyboard.press("ArrowLeft");
+  const earlier = await first.locator("thead th").nth(1).textContent();
+  const shown = await page.evaluate(() => ({
+    panels: Object.fromEntries([...document.querySelectorAll("article")].map((one) => [one.querySelector(".about").textContent, one.querySelector(".now").textContent])),
+    notices: [...document.querySelectorAll(".notice:not(noscript *)")].map((one) => one.textContent),
+    isWide: document.documentElement.scrollWidth > innerWidth,
+    background: getComputedStyle(document.body).backgroundColor,
+  }));
+  console.log(JSON.stringify({ size, colorScheme, ...shown, earlier, complaints, elsewhere, login }));
+  await page.close();
 }
 await browser.close();
