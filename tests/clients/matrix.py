@@ -264,17 +264,6 @@ async def hooks(what: str, url: str, *, key: str = KEY, **given: object) -> dict
     return seen
 
 
-def poster(script: str, client: str, path: str, dialect: str, body: Callable[[str], object]) -> Read:
-    """Returns a client that POSTs `body(message)` to `path`, and repeats the POST with its cursor after a cut."""
-
-    async def read(url: str, line: str) -> Answer:
-        shown = await post_with(script, client, url + path, body(line), dialect)
-        assert shown["outcome"] == "completed"
-        return Answer(shown["turn"], shown["text"])
-
-    return read
-
-
 async def post_with(script: str, client: str, url: str, body: object, dialect: str) -> dict[str, Any]:
     """Runs a client of `js/post-clients.mjs`, in Node or in Chromium; returns what it showed."""
     environ: dict[str, Any] = {} if (browser := node.chromium()) is None else {"CHROMIUM": browser}
@@ -298,6 +287,27 @@ def messages(line: str) -> object:
     return {"model": MODEL, "max_tokens": 500, "stream": True, "messages": [{"role": "user", "content": line}]}
 
 
+POSTS: dict[str, tuple[str, Callable[[str], object]]] = {
+    "/v1/turns": ("tailrace", one_message),
+    "/v1/messages": ("anthropic", messages),
+    "/chat/stream": ("delta", one_message),
+    "/ai/chat": ("content", conversation),
+}
+"""The dialect and the body of a POST to each route."""
+
+
+def poster(name: str, script: str, client: str, path: str, cuts: Cuts) -> Client:
+    """Returns a client that repeats its POST with its cursor after a cut."""
+    dialect, body = POSTS[path]
+
+    async def read(url: str, line: str) -> Answer:
+        shown = await post_with(script, client, url + path, body(line), dialect)
+        assert shown["outcome"] == "completed"
+        return Answer(shown["turn"], shown["text"])
+
+    return Client(name, "JavaScript", dialect, read, cuts)
+
+
 SHORT_EVENTS = Cuts(3, 900, 1400)
 # Also within the headers of the POST.
 ANYWHERE = Cuts(5, 0, 2200)
@@ -318,70 +328,18 @@ CLIENTS = (
     Client("httpx-sse", "Python", "tailrace", httpx_sse, SHORT_EVENTS),
     Client("tailrace.Client", "Python", "tailrace", tailrace_blocking, ANYWHERE),
     Client("tailrace.AsyncClient", "Python", "tailrace", tailrace_asyncio, ANYWHERE),
-    Client(
-        "tailrace.js (Node)",
-        "JavaScript",
-        "tailrace",
-        poster("posts.mjs", "tailrace.js", "/v1/turns", "tailrace", one_message),
-        ANYWHERE,
-    ),
-    Client(
-        "tailrace.js (Chromium)",
-        "JavaScript",
-        "tailrace",
-        poster("browser-posts.mjs", "tailrace.js", "/v1/turns", "tailrace", one_message),
-        ANYWHERE,
-    ),
+    poster("tailrace.js (Node)", "posts.mjs", "tailrace.js", "/v1/turns", ANYWHERE),
+    poster("tailrace.js (Chromium)", "browser-posts.mjs", "tailrace.js", "/v1/turns", ANYWHERE),
     Client("eventsource", "JavaScript", "tailrace", node_reader("EventSource", "tailrace"), SHORT_EVENTS),
-    Client(
-        "fetch-event-source (POST)",
-        "JavaScript",
-        "tailrace",
-        poster("posts.mjs", "fetch-event-source", "/v1/turns", "tailrace", one_message),
-        WHOLE_EVENTS,
+    poster("fetch-event-source (POST)", "posts.mjs", "fetch-event-source", "/v1/turns", WHOLE_EVENTS),
+    poster("fetch-event-source (POST)", "posts.mjs", "fetch-event-source", "/chat/stream", WHOLE_EVENTS),
+    poster(
+        "fetch-event-source (POST)", "posts.mjs", "fetch-event-source", "/v1/messages", Cuts(3, 1400, 3000, b"\n\n")
     ),
-    Client(
-        "fetch-event-source (POST)",
-        "JavaScript",
-        "delta",
-        poster("posts.mjs", "fetch-event-source", "/chat/stream", "delta", one_message),
-        WHOLE_EVENTS,
-    ),
-    Client(
-        "fetch-event-source (POST)",
-        "JavaScript",
-        "anthropic",
-        poster("posts.mjs", "fetch-event-source", "/v1/messages", "anthropic", messages),
-        Cuts(3, 1400, 3000, b"\n\n"),
-    ),
-    Client(
-        "a tutorial's loop (Node)",
-        "JavaScript",
-        "delta",
-        poster("posts.mjs", "loop", "/chat/stream", "delta", one_message),
-        SHORT_EVENTS,
-    ),
-    Client(
-        "a tutorial's loop (Chromium)",
-        "JavaScript",
-        "delta",
-        poster("browser-posts.mjs", "loop", "/chat/stream", "delta", one_message),
-        SHORT_EVENTS,
-    ),
-    Client(
-        "a tutorial's loop (Node)",
-        "JavaScript",
-        "content",
-        poster("posts.mjs", "loop", "/ai/chat", "content", conversation),
-        SHORT_EVENTS,
-    ),
-    Client(
-        "sse.js (POST)",
-        "JavaScript",
-        "tailrace",
-        poster("browser-posts.mjs", "sse.js", "/v1/turns", "tailrace", one_message),
-        SHORT_EVENTS,
-    ),
+    poster("a tutorial's loop (Node)", "posts.mjs", "loop", "/chat/stream", SHORT_EVENTS),
+    poster("a tutorial's loop (Chromium)", "browser-posts.mjs", "loop", "/chat/stream", SHORT_EVENTS),
+    poster("a tutorial's loop (Node)", "posts.mjs", "loop", "/ai/chat", SHORT_EVENTS),
+    poster("sse.js (POST)", "browser-posts.mjs", "sse.js", "/v1/turns", SHORT_EVENTS),
     Client("useSSE (eventsource)", "JavaScript", "state", node_reader("EventSource", "state"), Cuts(2, 900, 1400)),
     Client("useSSE (eventsource)", "JavaScript", "job", node_reader("EventSource", "job"), SHORT_EVENTS),
     Client(
