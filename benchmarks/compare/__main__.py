@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from benchmarks.compare import report, resumed
+from benchmarks.compare import attached_readers, report
 from benchmarks.compare.arms import ARMS, Arm, Missing, port_of, process, tailrace
 from benchmarks.compare.readers import read_many
 from benchmarks.compare.report import Load, Result, Sample
@@ -107,8 +107,8 @@ async def run(options: argparse.Namespace) -> Result:
             result.streams = {arm.name: [] for arm in attaching}
             for _ in range(options.streams):
                 for arm in random.sample(attaching, len(attaching)):
-                    result.streams[arm.name].append(await resumed.measure_streams(arm))
-            print(resumed.table(result.streams), flush=True)
+                    result.streams[arm.name].append(await attached_readers.measure_streams(arm))
+            print(attached_readers.table(result.streams), flush=True)
     return result
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.compare import resumed
-from benchmarks.compare.resumed import Streams
+from benchmarks.compare import attached_readers
+from benchmarks.compare.attached_readers import Streams
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "BENCHMARKS.md"
@@ -88,6 +88,6 @@ def write_page(result: Result) -> None:
     """Replaces the tables of docs/BENCHMARKS.md."""
     repeats = min(len(samples) for load in result.loads for samples in load.samples.values())
     head = f"Measured on {result.at}, {result.cores} cores, medians of {repeats} repeats in changing order.\n"
-    streams = f"**Readers that attach to a running turn**\n\n{resumed.table(result.streams)}"
+    streams = f"**Readers that attach to a running turn**\n\n{attached_readers.table(result.streams)}"
     tables = "\n".join([head, *map(table, result.loads), streams])
     PAGE.write_text(TABLES.sub(lambda found: f"{found[1]}\n{tables}{found[2]}", PAGE.read_text()))

@@ -21,7 +21,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 
-# The timeout of the check that an ended turn is still in the log. The log answers in less than a millisecond, or not.
+# The timeout of the check that an ended turn is still in the log. The log answers within a millisecond, or not at all.
 KEPT_TIMEOUT_S = 0.5
 
 
@@ -29,7 +29,7 @@ class TurnFeed:
     """The entries of one turn after `after`, added as they are stored, and their frames in each dialect."""
 
     def __init__(self, key: TurnKey, after: Seq, heartbeat_s: float) -> None:
-        """`heartbeat_s`: waiting readers are woken after so many seconds without an entry."""
+        """`heartbeat_s`: waiting readers are woken after this many seconds without an entry."""
         self.key = key
         self.after = after
         self.entries: list[Stored] = []
@@ -129,7 +129,7 @@ class TurnFeed:
                 one.set_result(None)
 
     def _wake_after_silence(self) -> None:
-        """Wakes the readers if nothing has woken them for a heartbeat interval; runs again when that can be so."""
+        """Wakes the readers if nothing has woken them for a heartbeat interval; schedules itself again."""
         if self._loop.time() >= self._woken_at + self._heartbeat_s:
             self._wake()
         self._silence = self._loop.call_at(self._woken_at + self._heartbeat_s, self._wake_after_silence)

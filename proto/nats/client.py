@@ -124,9 +124,9 @@ class Client(NatsClient):
         return message
 
     def _send(self, subject: str, reply: str, payload: bytes, headers: dict[str, str] | None) -> None:
-        """Publishes like nats-py, which checks subjects and headers character by character.
+        """Publishes without nats-py's checks of each character. The caller has checked the size.
 
-        The caller has checked the size.
+        Raises BadSubjectError for white space in the subject, and BadHeaderError for a line break in a header.
         """
         if not self.is_connected:
             raise nats.errors.ConnectionClosedError if self.is_closed else nats.errors.OutboundBufferLimitError
@@ -181,7 +181,7 @@ class Client(NatsClient):
 
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        """Parses headers in a third of nats-py's time, which also checks for names with white space."""
+        """Parses headers. nats-py also checks the names for white space, and takes three times as long."""
         return parse_header_lines(raw.decode(errors="replace"))
 
     async def _flush_pending(self, force_flush: bool = False) -> None:  # noqa: ARG002  # nats-py's parameter
@@ -198,8 +198,8 @@ class Client(NatsClient):
         self._will_write = False
         if self.is_connected and self._pending and self._transport:
             pending, self._pending, self._pending_data_size = self._pending, [], 0
-            # uvloop raises RuntimeError for a closed socket: the connection is about to be replaced. What was not sent
-            # is not sent later either.
+            # uvloop raises RuntimeError for a closed socket: the connection is about to be replaced. Unsent
+            # bytes are dropped.
             with suppress(OSError, RuntimeError):
                 self._transport.writelines(pending)
 
@@ -269,6 +269,7 @@ class _Reply(NamedTuple):
 
 
 def parse_header_lines(lines: str) -> dict[str, str]:
+    """Returns the headers in `lines`, which CRLF separates. Of a repeated header the last one counts."""
     headers = {}
     for line in lines.split("\r\n"):
         name, colon, value = line.partition(":")

@@ -73,8 +73,9 @@ class LiveFeed:
         An empty list means "read the log".
         """
         if not self._arrived.is_set():
-            self._silent_since = asyncio.get_running_loop().time()
-            self._end_after_silence(timeout_s)
+            loop = asyncio.get_running_loop()
+            self._silent_since = loop.time()
+            self._timer = loop.call_later(timeout_s, self._end_after_silence, timeout_s)
             self._is_waiting = True
             try:
                 await self._arrived.wait()
@@ -92,7 +93,7 @@ class LiveFeed:
         return arrived
 
     def _end_after_silence(self, timeout_s: float) -> None:
-        """Ends the wait if nothing has arrived for `timeout_s`; otherwise runs again when that can be so."""
+        """Ends the wait if nothing has arrived for `timeout_s`; otherwise schedules itself again."""
         loop = asyncio.get_running_loop()
         ends_at = self._silent_since + timeout_s
         if loop.time() >= ends_at:

@@ -6,12 +6,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from benchmarks.compare import resumed
+from benchmarks.compare import attached_readers
 from benchmarks.compare.__main__ import measure
 from benchmarks.compare.arms import Arm, floor, port_of, process
+from benchmarks.compare.attached_readers import Streams, readers_of
 from benchmarks.compare.readers import read
 from benchmarks.compare.report import Load, table
-from benchmarks.compare.resumed import Streams, readers_of
 
 
 async def test_an_arm_is_measured_and_its_row_has_its_cpu_beside_that_of_tuned() -> None:
@@ -59,6 +59,7 @@ async def test_a_reader_of_a_running_turn_fails_at_a_repeated_word() -> None:
 
 def test_the_table_of_streams_has_medians() -> None:
     samples = [Streams(*([value] * 8)) for value in (1.0, 2.0, 30.0)]
-    assert "| tailrace | 2000.0 ms | 2.00 s | 2.00 s | 2.0 µs | 2 ms | 2.0 µs | 2.0 kB | 2.0 s |" in resumed.table(
-        {"tailrace": samples}
+    assert (
+        "| tailrace | 2000.0 ms | 2.00 s | 2.00 s | 2.0 µs | 2 ms | 2.0 µs | 2.0 kB | 2.0 s |"
+        in attached_readers.table({"tailrace": samples})
     )

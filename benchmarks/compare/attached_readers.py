@@ -16,19 +16,19 @@ import msgspec
 from benchmarks.compare.arms import Arm
 from benchmarks.compare.readers import WORD
 
-# A turn of the herd and of `resume` has so many words, written at `RATE` a second, when its readers come. It is then
-# silent, so that only the readers are measured.
-WORDS = 400
-RATE = 100
-RUNNING_S = 60
-TURNS = 20
-RESUMES = 20
-HERD = 500
-READERS = 1000
-READERS_RATE = 10
-READERS_S = 6
-IDLE = 2000
-IDLE_WAIT_S = 40
+# When its readers come, a turn of the herd and of `resume` has so many words, and is silent, so that only the readers
+# are measured.
+TURN_WORDS = 400
+WORDS_PER_S = 100
+SILENT_S = 60
+HERD_TURNS = 20
+RESUME_REPEATS = 20
+HERD_READERS = 500
+FOLLOWERS = 1000
+FOLLOWED_WORDS_PER_S = 10
+FOLLOWED_S = 6
+IDLE_STREAMS = 2000
+IDLE_S = 40
 TIMEOUT_S = 120
 CONNECTING_MAX = 200
 RETRY_S = 0.5
@@ -39,19 +39,19 @@ class Streams(msgspec.Struct):
     """The measurements of one arm. Times in seconds, CPU in microseconds of all processes for each word delivered."""
 
     resume_s: float
-    """The median time in which one reader receives the first `WORDS` words of a running turn."""
+    """The median time in which one reader receives the first `TURN_WORDS` words of a running turn."""
     herd_cold_s: float
-    """The time until `HERD` readers of `TURNS` turns have them, of turns that had no reader here yet."""
+    """The time until `HERD_READERS` readers of `HERD_TURNS` turns have them, of turns that had no reader here yet."""
     herd_warm_s: float
     """The same again, of turns that had readers."""
     herd_cpu_us: float
     readers_p50_ms: float
-    """The median delay of a word for `READERS` readers of one turn."""
+    """The median delay of a word for `FOLLOWERS` readers of one turn."""
     readers_cpu_us: float
     idle_kb: float
     """The memory of an idle stream, in all processes."""
     idle_open_s: float
-    """The time in which `IDLE` streams are opened."""
+    """The time in which `IDLE_STREAMS` streams are opened."""
 
 
 class Attached(asyncio.Protocol):
@@ -137,9 +137,9 @@ class Readers:
             await asyncio.sleep(RETRY_S)
 
     async def catch_up(self, path: str) -> None:
-        """Reads the first `WORDS` words of a turn, and leaves."""
+        """Reads the first `TURN_WORDS` words of a turn, and leaves."""
         reader = await self.attach(path)
-        await reader.reached(WORDS)
+        await reader.reached(TURN_WORDS)
         reader.transport.close()
 
     async def _connect(self, method: str, path: str, body: bytes = b"") -> Attached:
@@ -167,62 +167,62 @@ async def readers_of(arm: Arm) -> AsyncIterator[Readers]:
         readers.close()
 
 
-async def timed(work: Awaitable[object]) -> float:
+async def time_of(work: Awaitable[object]) -> float:
     began = time.monotonic()
     await work
     return time.monotonic() - began
 
 
-async def running(readers: Readers, count: int) -> list[str]:
-    """Begins `count` turns, and returns their paths when each has `WORDS` words."""
-    paths = [await readers.begin(WORDS, RATE, RUNNING_S) for _ in range(count)]
-    await asyncio.sleep(WORDS / RATE + 0.5)
+async def begin_turns(readers: Readers, count: int) -> list[str]:
+    """Begins `count` turns, and returns their paths when each has `TURN_WORDS` words."""
+    paths = [await readers.begin(TURN_WORDS, WORDS_PER_S, SILENT_S) for _ in range(count)]
+    await asyncio.sleep(TURN_WORDS / WORDS_PER_S + 0.5)
     return paths
 
 
 async def measure_resume(arm: Arm) -> float:
     async with readers_of(arm) as readers:
-        [path] = await running(readers, 1)
+        [path] = await begin_turns(readers, 1)
 
-        return statistics.median([await timed(readers.catch_up(path)) for _ in range(RESUMES)])
+        return statistics.median([await time_of(readers.catch_up(path)) for _ in range(RESUME_REPEATS)])
 
 
 async def measure_herd(arm: Arm) -> tuple[float, float, float]:
     """Returns the times of a first and of a second herd, and the CPU for each word of the second."""
     async with readers_of(arm) as readers:
-        paths = await running(readers, TURNS)
+        paths = await begin_turns(readers, HERD_TURNS)
 
         async def herd() -> None:
-            await asyncio.gather(*(readers.catch_up(paths[index % TURNS]) for index in range(HERD)))
+            await asyncio.gather(*(readers.catch_up(paths[index % HERD_TURNS]) for index in range(HERD_READERS)))
 
-        cold = await timed(herd())
+        cold = await time_of(herd())
         before = cpu(arm)
-        warm = await timed(herd())
-        return cold, warm, (cpu(arm) - before) / (HERD * WORDS) * 1e6
+        warm = await time_of(herd())
+        return cold, warm, (cpu(arm) - before) / (HERD_READERS * TURN_WORDS) * 1e6
 
 
 async def measure_readers(arm: Arm) -> tuple[float, float]:
-    """Returns the median delay for `READERS` readers of one turn, and the CPU for each word delivered."""
+    """Returns the median delay for `FOLLOWERS` readers of one turn, and the CPU for each word delivered."""
     async with readers_of(arm) as readers:
-        path = await readers.begin(READERS_RATE * RUNNING_S, READERS_RATE)
-        attached = await asyncio.gather(*(readers.attach(path) for _ in range(READERS)))
+        path = await readers.begin(FOLLOWED_WORDS_PER_S * SILENT_S, FOLLOWED_WORDS_PER_S)
+        attached = await asyncio.gather(*(readers.attach(path) for _ in range(FOLLOWERS)))
         await asyncio.sleep(1)
         had, before = [len(one.delays) for one in attached], cpu(arm)
-        await asyncio.sleep(READERS_S)
+        await asyncio.sleep(FOLLOWED_S)
         used = cpu(arm) - before
         delays = [delay for one, count in zip(attached, had, strict=True) for delay in one.delays[count:]]
         return statistics.median(delays) * 1e3, used / len(delays) * 1e6
 
 
 async def measure_idle_streams(arm: Arm) -> tuple[float, float]:
-    """Returns the memory of an idle stream in kB, and the time to open `IDLE` of them."""
+    """Returns the memory of an idle stream in kB, and the time to open `IDLE_STREAMS` of them."""
     async with readers_of(arm) as readers:
-        path = await readers.begin(1, 1, IDLE_WAIT_S)
+        path = await readers.begin(1, 1, IDLE_S)
         await readers.attach(path)
         await asyncio.sleep(1)
         before = memory_kb(arm)
-        took = await timed(asyncio.gather(*(readers.attach(path) for _ in range(IDLE))))
-        return (memory_kb(arm) - before) / IDLE, took
+        took = await time_of(asyncio.gather(*(readers.attach(path) for _ in range(IDLE_STREAMS))))
+        return (memory_kb(arm) - before) / IDLE_STREAMS, took
 
 
 async def measure_streams(arm: Arm) -> Streams:
@@ -250,14 +250,14 @@ def _pss_kb(rollup: str) -> int:
 
 Column = tuple[str, Callable[[Streams], str]]
 COLUMNS: tuple[Column, ...] = (
-    (f"resume {WORDS} words", lambda one: f"{one.resume_s * 1e3:.1f} ms"),
-    (f"{HERD} readers, first", lambda one: f"{one.herd_cold_s:.2f} s"),
-    (f"{HERD} readers, again", lambda one: f"{one.herd_warm_s:.2f} s"),
-    ("CPU a word", lambda one: f"{one.herd_cpu_us:.1f} µs"),
-    (f"{READERS} readers of one turn, delay p50", lambda one: f"{one.readers_p50_ms:.0f} ms"),
-    ("CPU a word", lambda one: f"{one.readers_cpu_us:.1f} µs"),
+    (f"resume {TURN_WORDS} words", lambda one: f"{one.resume_s * 1e3:.1f} ms"),
+    (f"{HERD_READERS} readers, first herd", lambda one: f"{one.herd_cold_s:.2f} s"),
+    (f"{HERD_READERS} readers, second herd", lambda one: f"{one.herd_warm_s:.2f} s"),
+    (f"CPU a word for {HERD_READERS} readers", lambda one: f"{one.herd_cpu_us:.1f} µs"),
+    (f"{FOLLOWERS} readers of one turn, delay p50", lambda one: f"{one.readers_p50_ms:.0f} ms"),
+    (f"CPU a word for {FOLLOWERS} readers", lambda one: f"{one.readers_cpu_us:.1f} µs"),
     ("idle stream", lambda one: f"{one.idle_kb:.1f} kB"),
-    (f"{IDLE} opened in", lambda one: f"{one.idle_open_s:.1f} s"),
+    (f"{IDLE_STREAMS} opened in", lambda one: f"{one.idle_open_s:.1f} s"),
 )
 
 
