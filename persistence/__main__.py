@@ -2,9 +2,10 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -17,6 +18,7 @@ from tailrace.persistence.file_queries import FileQueries
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.resource_queries import ResourceQueries
+from tailrace.persistence.retention import Retention
 from tailrace.persistence.settings import Settings
 from tailrace.persistence.store import Store
 from tailrace.persistence.webhooks import sender as webhooks
@@ -101,7 +103,11 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
 
     answering = asyncio.create_task(answer_until_stop())
     try:
-        async with _sending_webhooks(settings, connection, turns, stop), _collecting_blobs(blobs, stop):
+        async with (
+            _sending_webhooks(settings, connection, turns, stop),
+            _beside(blobs.run, stop),
+            _beside(Retention(store, deliveries.first, settings.history_days).run, stop),
+        ):
             await recorder.run(answered)
     finally:
         stop.set()
@@ -138,17 +144,19 @@ async def _sending_webhooks(
 
 
 @asynccontextmanager
-async def _collecting_blobs(blobs: BlobCollector, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Collects released blobs while the block runs, and is cancelled then. An unexpected error ends the process."""
-    collecting = asyncio.create_task(blobs.run(stop))
-    collecting.add_done_callback(lambda _: stop.set())
+async def _beside(
+    run: Callable[[asyncio.Event], Coroutine[Any, Any, None]], stop: asyncio.Event
+) -> AsyncIterator[None]:
+    """Runs `run` while the block runs, and cancels it then. An unexpected error ends the process."""
+    running = asyncio.create_task(run(stop))
+    running.add_done_callback(lambda _: stop.set())
     try:
         yield
     finally:
         stop.set()
-        collecting.cancel()
+        running.cancel()
         with suppress(asyncio.CancelledError):
-            await collecting
+            await running
 
 
 @asynccontextmanager

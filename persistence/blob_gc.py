@@ -54,26 +54,27 @@ class BlobCollector:
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), INTERVAL_S)
 
-    async def collect(self, tenant: Tenant) -> None:
-        """Purges the tenant's released blobs, except those that are pinned.
+    async def collect(self, tenant: Tenant) -> int:
+        """Purges the tenant's released blobs, except those that are pinned. Returns their number.
 
         Raises LogUnavailable, StoreError, or Refused when the database cannot catch up; `run` finishes the rest.
         """
         lock = self._locks.setdefault(tenant, asyncio.Lock())
         async with lock:
-            released = await self._store.released_blobs(tenant)
+            released, purged = await self._store.released_blobs(tenant), 0
             while released:
-                await self._collect_page(tenant, released)
+                purged += await self._collect_page(tenant, released)
                 released = await self._store.released_blobs(tenant, after=released[-1])
+        return purged
 
-    async def _collect_page(self, tenant: Tenant, released: list[str]) -> None:
+    async def _collect_page(self, tenant: Tenant, released: list[str]) -> int:
         marks: dict[str, Seq | None] = {}
         unused = await self._mark_unused(tenant, await self._without_references(tenant, released), marks)
         if unused:
             await asyncio.sleep(WOKEN_WAIT_S)
             unused = await self._mark_unused(tenant, unused, marks)
         if not unused:
-            return
+            return 0
         slots = asyncio.Semaphore(CONCURRENCY)
 
         async def purge(sha256: str) -> None:
@@ -84,6 +85,7 @@ class BlobCollector:
         await asyncio.gather(*map(purge, unused))
         await self._store.forget_released(tenant, unused)
         logger.info("blobs of deleted turns were purged", blobs=len(unused))
+        return len(unused)
 
     async def _mark_unused(self, tenant: Tenant, blobs: list[str], marks: dict[str, Seq | None]) -> list[str]:
         """Marks `blobs` as deleted and returns those without pin and reference.

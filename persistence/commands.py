@@ -17,6 +17,7 @@ from tailrace.proto.records import GetSession, GetTurn, SessionRecord
 from tailrace.proto.resources import (
     CreateProject,
     CreateSession,
+    DeletedRows,
     DeleteResource,
     GetProject,
     ProjectRecord,
@@ -78,12 +79,22 @@ class Commands:
             await self._blobs.collect(tenant)
             await self._require_exists(tenant, what)
         remaining = await self._store.turns_to_delete(tenant, what)
-        if what.kind == "turn" and not {one.turn for one in remaining} <= set(what.purged):
+        if what.kind in ("turn", "user") and not {one.turn for one in remaining} <= set(what.purged):
             # A new follow-up: the rows of its ancestors are needed to find it.
             return Remaining(remaining)
-        await self._store.delete(tenant, what)
-        await self._blobs.collect(tenant)
-        return Remaining(await self._store.turns_to_delete(tenant, what))
+        rows = await self._store.delete(tenant, what)
+        remaining = await self._store.turns_to_delete(tenant, what)
+        if what.kind == "tenant" and not remaining:
+            rows += DeletedRows(files=await self._delete_files(tenant))
+        rows += DeletedRows(blobs=await self._blobs.collect(tenant))
+        return Remaining(await self._store.turns_to_delete(tenant, what), rows)
+
+    async def _delete_files(self, tenant: Tenant) -> int:
+        """Deletes the uploaded files of a tenant and returns their number."""
+        files = await self._store.every_file(tenant)
+        for file in files:
+            await self._store.delete_file(tenant, file)
+        return len(files)
 
     async def _require_exists(self, tenant: Tenant, what: DeleteResource) -> None:
         """Raises Refused (…_not_found) if the turn, session or project does not exist."""
@@ -94,3 +105,6 @@ class Commands:
                 await self._queries.session(tenant, GetSession(what.name))
             case "project":
                 await self._resources.project(tenant, GetProject(what.name))
+            case "user" | "tenant":
+                # These are no resources: erasing them a second time finds nothing.
+                pass

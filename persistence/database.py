@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -194,6 +194,24 @@ class Database:
         if ours.st_size < self._bytes_seen:
             raise StoreCorrupt(f"the database {self._path} was truncated while it was open")
         self._bytes_seen = ours.st_size
+
+
+def copy_database(path: Path, copy: Path) -> int:
+    """Copies a database, with what is in its journal only, to a new private file. Returns its schema version.
+
+    Other programs may read and write it meanwhile. Raises StoreError, also if the copy is damaged.
+    """
+    with _errors():
+        os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        source = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        target = sqlite3.connect(copy)
+        with closing(source), closing(target):
+            source.backup(target)
+            target.execute("PRAGMA journal_mode = DELETE")
+            if target.execute("PRAGMA integrity_check").fetchone() != ("ok",):
+                raise StoreCorrupt(f"the database {path} is damaged: see docs/RUNBOOK.md")
+            ((version,),) = target.execute("PRAGMA user_version")
+    return int(version)
 
 
 def move_aside(path: Path) -> Path | None:

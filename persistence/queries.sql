@@ -241,6 +241,10 @@ SELECT {file_columns} FROM files
 WHERE tenant = :tenant AND file > :after AND coalesce(expires_at > :now, true) AND coalesce(purpose = :purpose, true)
 ORDER BY file LIMIT :limit
 
+-- name: every_file
+-- The ids of all files of a tenant.
+SELECT file FROM files WHERE tenant = :tenant AND file >= ''
+
 -- name: delete_file
 -- Deletes a file's record.
 DELETE FROM files WHERE tenant = :tenant AND file = :turn
@@ -290,6 +294,15 @@ DELETE FROM usage WHERE tenant = :tenant AND turn = :turn
 -- Deletes a turn.
 DELETE FROM turns WHERE tenant = :tenant AND turn = :turn
 
+-- name: old_sessions
+-- Sessions of all tenants that were not used since a time, and of which the log has no turn any more.
+SELECT tenant, session FROM sessions
+WHERE updated_at < :before AND NOT EXISTS (
+    SELECT 1 FROM turns WHERE turns.tenant = sessions.tenant AND turns.session = sessions.session
+        AND (turns.cursor >= :first OR turns.outcome = 'running')
+)
+ORDER BY updated_at LIMIT :limit
+
 -- name: delete_session
 -- Deletes a session if it has no turns: a turn that has just arrived keeps it.
 DELETE FROM sessions WHERE tenant = :tenant AND session = :name
@@ -300,17 +313,37 @@ DELETE FROM sessions WHERE tenant = :tenant AND session = :name
 DELETE FROM sessions WHERE tenant = :tenant AND project = :name
     AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
 
+-- name: delete_user_sessions
+-- Deletes the sessions of a user that have no turns.
+DELETE FROM sessions WHERE tenant = :tenant AND user = :name
+    AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
+
+-- name: forget_session_user
+-- Removes a user's name, title and system prompt from sessions that have turns of others.
+UPDATE sessions SET user = NULL, title = NULL, system = NULL WHERE tenant = :tenant AND user = :name
+
+-- name: delete_tenant_sessions
+-- Deletes the sessions of a tenant that have no turns.
+DELETE FROM sessions WHERE tenant = :tenant AND updated_at >= 0
+    AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
+
+-- name: delete_tenant_projects
+-- Deletes the projects of a tenant that have no sessions.
+DELETE FROM projects WHERE tenant = :tenant AND created_at >= 0
+    AND NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.tenant = :tenant AND sessions.project = projects.project)
+
 -- name: count_nameless
--- Adds the totals of a name that is about to be deleted to those without a name.
+-- Adds the totals of names that are about to be deleted, from one to another, to those without a name.
 INSERT INTO totals
-SELECT tenant, dimension, '', day, turns, messages, input_tokens, output_tokens, cache_creation_input_tokens,
-    cache_read_input_tokens, cost_nusd, asked_at
-FROM totals WHERE tenant = :tenant AND dimension = :dimension AND key = :name
+SELECT tenant, dimension, '', day, sum(turns), sum(messages), sum(input_tokens), sum(output_tokens),
+    sum(cache_creation_input_tokens), sum(cache_read_input_tokens), sum(cost_nusd), max(asked_at)
+FROM totals WHERE tenant = :tenant AND dimension = :dimension AND key BETWEEN :name AND :last AND key <> ''
+GROUP BY day
 {add_to_totals}
 
 -- name: delete_totals
--- Deletes the totals of a name.
-DELETE FROM totals WHERE tenant = :tenant AND dimension = :dimension AND key = :name
+-- Deletes the totals of these names.
+DELETE FROM totals WHERE tenant = :tenant AND dimension = :dimension AND key BETWEEN :name AND :last AND key <> ''
 
 -- name: delete_project
 -- Deletes a project if it has no sessions.
@@ -450,6 +483,21 @@ SELECT turn, outcome FROM turns WHERE tenant = :tenant AND session = :name LIMIT
 SELECT turns.turn, turns.outcome FROM sessions
 CROSS JOIN turns ON turns.tenant = :tenant AND turns.session = sessions.session
 WHERE sessions.tenant = :tenant AND sessions.project = :name LIMIT :limit
+
+-- name: user_turn_ids
+-- Some turns of a user and of those that continue them, newest first: no turn before its follow-ups.
+WITH RECURSIVE branch (turn) AS (
+    SELECT turn FROM labels WHERE tenant = :tenant AND name = 'user' AND value = :name
+    UNION
+    SELECT turns.turn FROM branch JOIN turns ON turns.tenant = :tenant AND turns.parent = branch.turn
+)
+SELECT turns.turn, turns.outcome FROM branch
+CROSS JOIN turns ON turns.tenant = :tenant AND turns.turn = branch.turn
+ORDER BY asked_at DESC, turns.turn DESC LIMIT :limit
+
+-- name: tenant_turn_ids
+-- Some turns of a tenant, newest first.
+SELECT turn, outcome FROM turns WHERE tenant = :tenant AND asked_at >= 0 ORDER BY asked_at DESC, turn DESC LIMIT :limit
 
 -- fragment: totals
 -- The columns of totals.

@@ -125,7 +125,7 @@ def labels_of(turn: TurnRecord, key: str | None) -> dict[str, str]:
     for name, value in list(turn.metadata.items())[:LABELS_MAX]:
         if len(name) <= LABEL_NAME_CHARS_MAX and len(value) <= LABEL_CHARS_MAX:
             labels[f"metadata.{name}"] = value
-    return {name: value for name, value in labels.items() if value is not None}
+    return {name: value for name, value in sorted(labels.items()) if value is not None}
 
 
 def blobs_of(turn: Turn) -> str:

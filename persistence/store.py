@@ -31,7 +31,9 @@ from tailrace.proto.resources import (
     Branch,
     CreateProject,
     CreateSession,
+    DeletedRows,
     DeleteResource,
+    Kind,
     ProjectRecord,
     TurnToDelete,
     UsageRecord,
@@ -49,6 +51,8 @@ TURNS_TO_DELETE = {
     "turn": SQL["turn_and_follow_ups"],
     "session": SQL["session_turn_ids"],
     "project": SQL["project_turn_ids"],
+    "user": SQL["user_turn_ids"],
+    "tenant": SQL["tenant_turn_ids"],
 }
 # Statements that delete the rows of a turn, in this order, each with the sign of its totals.
 DELETE_TURN = (
@@ -61,11 +65,13 @@ DELETE_TURN = (
     (SQL["delete_usage"], 0),
     (SQL["delete_turn"], 0),
 )
-# Statements that delete a session or project once it has no turns, in this order.
-DELETE_EMPTY = {
+# Statements that delete what has no turns left, in this order, each with the table that it deletes from.
+DELETE_EMPTY: dict[Kind, tuple[tuple[str, str], ...]] = {
     "turn": (),
-    "session": (SQL["delete_session"],),
-    "project": (SQL["delete_project_sessions"], SQL["delete_project"]),
+    "session": (("sessions", SQL["delete_session"]),),
+    "project": (("sessions", SQL["delete_project_sessions"]), ("projects", SQL["delete_project"])),
+    "user": (("sessions", SQL["delete_user_sessions"]), ("changed", SQL["forget_session_user"])),
+    "tenant": (("sessions", SQL["delete_tenant_sessions"]), ("projects", SQL["delete_tenant_projects"])),
 }
 # Labels that have many turns each. All others have fewer.
 BY_SELECTIVITY = {"user": 1, "key": 2, "model": 3}
@@ -153,23 +159,26 @@ class Store(Database):
             made = await writer.execute(SQL["create_project"], columns)
             return made.rowcount > 0
 
-    async def delete(self, tenant: Tenant, what: DeleteResource) -> None:
-        """Deletes the rows of the turns in `what.purged`, then the session or project if it has no turns left.
+    async def delete(self, tenant: Tenant, what: DeleteResource) -> DeletedRows:
+        """Deletes the rows of the turns in `what.purged`, then what `what` names as far as it has no turns left.
 
         Their usage stays in the totals of the tenant and project, because it was paid for.
         The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
         """
+        gone = {"turns": 0, "sessions": 0, "projects": 0}
         async with self.transaction() as writer:
             for statement, sign in DELETE_TURN:
                 rows = [{"tenant": tenant, "turn": turn, "sign": sign} for turn in what.purged]
-                await writer.executemany(statement, rows)
-            gone = 0
-            for statement in DELETE_EMPTY[what.kind]:
-                gone = (await writer.execute(statement, {"tenant": tenant, "name": what.name})).rowcount
-            if what.kind == "project" and gone:
-                for name in ("count_nameless", "delete_totals"):
-                    await writer.execute(SQL[name], {"tenant": tenant, "dimension": "project", "name": what.name})
+                gone["turns"] = max(0, (await writer.executemany(statement, rows)).rowcount)
+            for table, statement in DELETE_EMPTY[what.kind]:
+                deleted = await writer.execute(statement, {"tenant": tenant, "name": what.name})
+                gone[table] = gone.get(table, 0) + deleted.rowcount
+            for dimension, first, last in _names_of(what, is_gone=gone["projects"] > 0):
+                names = {"tenant": tenant, "dimension": dimension, "name": first, "last": last}
+                await writer.execute(SQL["count_nameless"], names)
+                await writer.execute(SQL["delete_totals"], names)
             self._has_deleted = True
+        return DeletedRows(gone["turns"], gone["sessions"], gone["projects"])
 
     async def release_blobs(self, tenant: Tenant, blobs: str) -> None:
         """Releases blobs whose turn has no row. `blobs` is a JSON list of SHA-256."""
@@ -219,6 +228,10 @@ class Store(Database):
             limit=limit,
         )
         return [file_record(row) for row in rows]
+
+    async def every_file(self, tenant: Tenant) -> list[str]:
+        """Returns the ids of all files of a tenant, including expired ones."""
+        return [row["file"] for row in await self.read(SQL["every_file"], tenant=tenant)]
 
     async def delete_file(self, tenant: Tenant, file: str) -> None:
         """Deletes a file and releases its blob."""
@@ -295,6 +308,11 @@ class Store(Database):
             rows = await self.read(SQL[f"{kind}_from"], **page, **given)
             counted = await self.read(SQL["count_sessions"], tenant=tenant, project=project or "")
         return [session_record(row, since) for row in rows], counted[0]["total"]
+
+    async def old_sessions(self, before: datetime, first: Seq) -> list[tuple[Tenant, str]]:
+        """Returns sessions not used since `before` without turns in the log, which begins at `first`; a few at once."""
+        rows = await self.read(SQL["old_sessions"], before=micros(before), first=first, limit=RELEASED_MAX)
+        return [(row["tenant"], row["session"]) for row in rows]
 
     async def session_turns(self, tenant: Tenant, session: str, after: PageCursor, limit: int) -> list[TurnRecord]:
         """Returns turns of a session after `after`, oldest first."""
@@ -388,3 +406,16 @@ class Store(Database):
         """Returns the sessions that have a running turn, at most `BUSY_SESSIONS_MAX`."""
         rows = await self.read(SQL["busy_sessions"], tenant=tenant, limit=BUSY_SESSIONS_MAX)
         return [row["session"] for row in rows]
+
+
+def _names_of(what: DeleteResource, *, is_gone: bool) -> list[tuple[str, str, str]]:
+    """Returns the names that totals must not keep after a deletion: a dimension, and the first and last name."""
+    match what.kind:
+        case "project" if is_gone:
+            return [("project", what.name, what.name)]
+        case "user":
+            return [("user", what.name, what.name)]
+        case "tenant":
+            return [(dimension, "", LAST_NAME) for dimension in ("user", "session", "project")]
+        case _:
+            return []

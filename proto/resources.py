@@ -14,7 +14,7 @@ from tailrace.proto.records import Query, SessionRecord, Totals
 
 USAGE_BY = ("day", "model", "key", "user", "session", "project")
 """What usage is summed by, besides `metadata.NAME`."""
-Kind = Literal["turn", "session", "project"]
+Kind = Literal["turn", "session", "project", "user", "tenant"]
 
 
 class ProjectRecord(Totals, frozen=True, kw_only=True):
@@ -88,10 +88,27 @@ class TurnToDelete(msgspec.Struct, frozen=True):
     is_running: bool
 
 
+class DeletedRows(msgspec.Struct, frozen=True):
+    """The rows that a deletion has removed from the database, and the blobs that it has removed from their store."""
+
+    turns: int = 0
+    sessions: int = 0
+    projects: int = 0
+    files: int = 0
+    blobs: int = 0
+
+    def __add__(self, other: "DeletedRows") -> "DeletedRows":
+        return DeletedRows(
+            *(a + b for a, b in zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True))
+        )
+
+
 class Remaining(msgspec.Struct, frozen=True):
     """The turns that a deletion has not purged yet. Empty when the deletion is complete."""
 
     turns: list[TurnToDelete]
+    rows: DeletedRows = DeletedRows()
+    """What this step has deleted."""
 
 
 class GetProject(Query[ProjectRecord], frozen=True):
@@ -170,7 +187,8 @@ class CreateProject(Query[ProjectRecord], frozen=True):
 class DeleteResource(Query[Remaining], frozen=True):
     """Deletes the rows of the turns `purged`, which the log no longer has, and returns the turns still to purge.
 
-    Deleting a turn also deletes the turns that continue it. A session or project is deleted with its last turn.
+    Deleting a turn, or the turns of a user, also deletes the turns that continue it. A session or project is deleted
+    with its last turn, and so are the sessions of a user, and the sessions, projects and files of a tenant.
     Refused if `purged` is empty and the resource does not exist: turn_not_found, session_not_found, project_not_found.
     """
 

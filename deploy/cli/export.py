@@ -1,9 +1,9 @@
-"""`tailrace export`: writes the conversation of a session as Markdown or JSON."""
+"""`tailrace export`: writes a conversation as Markdown or JSON, or all data of a user or a tenant as JSON lines."""
 
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,27 @@ from tailrace.client.core import path_segment
 from tailrace.deploy.cli.arguments import add_connection, add_json
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import Record, text_of
+from tailrace.deploy.cli.export_data import export_lines
 from tailrace.deploy.local.terminal_text import printable
 from tailrace.proto.errors import SettingsInvalid
 
-DESCRIPTION = "Write the conversation of a session as Markdown or JSON."
+DESCRIPTION = "Write a conversation as Markdown or JSON, or all data of a user or a tenant as JSON lines."
 EXAMPLES = """\
 Markdown has the newest branch of the session, JSON all of its turns.
 
 examples:
   tailrace export SESSION --output conversation.md
   tailrace export SESSION --json > conversation.json
+  tailrace export --user ann@example.com --output ann.jsonl     the sessions and turns of a user
+  tailrace export --all --output tenant.jsonl                   everything of the tenant
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", metavar="SESSION", help="id of the session: see `tailrace sessions`")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("id", nargs="?", metavar="SESSION", help="id of the session: see `tailrace sessions`")
+    what.add_argument("--user", metavar="NAME", help="export the sessions and turns of this user")
+    what.add_argument("--all", action="store_true", help="export everything of the key's tenant")
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
     add_json(parser, "write JSON")
     add_connection(parser)
@@ -36,19 +42,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with connect(given, environ) as client:
+        if given.id is None:
+            write(given.output, export_lines(client, given.user))
+            return 0
         found = conversation(client, given.id)
     text = msgspec.json.format(msgspec.json.encode(found), indent=2).decode() if given.json else markdown(found)
-    if given.output is None:
-        print(printable(text) if sys.stdout.isatty() else text)
-        return 0
-    try:
-        with open(given.output, "x", encoding="utf-8", opener=open_private) as file:
-            file.write(f"{text}\n")
-    except FileExistsError as error:
-        raise SettingsInvalid(f"{given.output} exists already: name another file") from error
-    except OSError as error:
-        raise SettingsInvalid(f"{given.output} cannot be written: {error.strerror}") from error
+    write(given.output, [text])
     return 0
+
+
+def write(output: Path | None, lines: Iterable[str]) -> None:
+    """Writes lines to a new file, or to standard output. Raises SettingsInvalid."""
+    if output is None:
+        for line in lines:
+            print(printable(line) if sys.stdout.isatty() else line)
+        return
+    try:
+        with open(output, "x", encoding="utf-8", opener=open_private) as file:
+            file.writelines(f"{line}\n" for line in lines)
+    except FileExistsError as error:
+        raise SettingsInvalid(f"{output} exists already: name another file") from error
+    except OSError as error:
+        raise SettingsInvalid(f"{output} cannot be written: {error.strerror}") from error
 
 
 def open_private(path: str, flags: int) -> int:

@@ -46,6 +46,8 @@ NEEDS: dict[tuple[str, str], Need] = {
     ("GET", "/v1/projects/{project}"): "read",
     ("DELETE", "/v1/projects/{project}"): "manage",
     ("GET", "/v1/usage"): "read",
+    ("DELETE", "/v1/users"): "manage",
+    ("DELETE", "/v1/tenant"): "manage",
     ("POST", "/v1/messages"): "write",
     ("POST", "/v1/messages/count_tokens"): "write",
     ("GET", "/v1/messages/batches"): "read",

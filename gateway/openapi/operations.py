@@ -34,6 +34,7 @@ from tailrace.gateway.prompts.templates import Prompt as PromptTemplate
 from tailrace.gateway.resources.batch_body import NewBatch
 from tailrace.gateway.resources.batches import AcceptedBatch, BatchList, BatchRecord
 from tailrace.gateway.resources.deletion import Deleted
+from tailrace.gateway.resources.erasure import Erased
 from tailrace.gateway.resources.health import Health
 from tailrace.gateway.resources.login import LoggedIn
 from tailrace.gateway.resources.projects import NewProjectBody, ProjectBody, ProjectList
@@ -132,6 +133,8 @@ PARAMETERS: dict[str, Json] = {
         "style": "deepObject",
     },
     "by": _query("by", "The unit to sum by.", type="string", pattern=f"^({'|'.join(USAGE_BY)}|metadata\\..+)$"),
+    "erased_user": {**_query("user", "The user whose data is erased."), "required": True},
+    "confirm": {**_query("confirm", "The name of the tenant."), "required": True},
     "usage_key": _query("key", "Only the usage of this day, model, user…"),
     "from": _query("from", "The first day (UTC).", type="string", format="date"),
     "to": _query("to", "The last day (UTC).", type="string", format="date"),
@@ -304,6 +307,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/usage"): Operation(
         "projects", response=UsageList, parameters=("by", "usage_key", "from", "to", *PAGE)
     ),
+    ("DELETE", "/v1/users"): Operation("projects", response=Erased, parameters=("erased_user",)),
+    ("DELETE", "/v1/tenant"): Operation("projects", response=Erased, parameters=("confirm",)),
     ("POST", "/chat/stream"): Operation(
         "tutorials", ChatStreamRequest, streams=SSE, parameters=("key", "pace", *RESUMING)
     ),

@@ -5,7 +5,9 @@ crash at any point the same request deletes the rest.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -20,7 +22,7 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import BlobStore, Connection, Rpc, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement, give_back
-from tailrace.proto.resources import DeleteResource, Kind, TurnToDelete
+from tailrace.proto.resources import DeletedRows, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.subjects import GENERATORS, TurnKey
 
 # Each round deletes up to a thousand turns. The bound ends a deletion that competes with new turns of the session.
@@ -29,6 +31,15 @@ LOOKED_AT_ONCE = 16
 # The generator settles a turn after its end. A counter remembers the names of its last increments only: a turn that
 # ended long ago would be refunded twice.
 SETTLED_WITHIN = timedelta(minutes=10)
+
+
+class Deletion(NamedTuple):
+    """What was deleted."""
+
+    turns: int
+    log_entries: int
+    """Entries that were overwritten."""
+    rows: DeletedRows
 
 
 class Deleter:
@@ -58,20 +69,38 @@ class Deleter:
 
         Raises Refused when it does not exist, or not all of it could be deleted; LogUnavailable. It can be repeated.
         """
+        return (await self._delete(tenant, kind, name, self._purge_entries)).turns
+
+    async def erase(self, tenant: Tenant, kind: Literal["user", "tenant"], name: str) -> Deletion:
+        """As `delete`, for all data of a user or of the tenant, whose entries the log overwrites (PROTOCOL R91)."""
+        return await self._delete(tenant, kind, name, self._log.erase)
+
+    async def _delete(
+        self, tenant: Tenant, kind: Kind, name: str, remove: Callable[[TurnKey], Awaitable[int]]
+    ) -> Deletion:
         if kind == "turn":
             await self._cancel_batch(TurnKey(tenant, TurnId(name)))
         gone: set[TurnId] = set()
         purged: list[TurnId] = []
+        entries, rows = 0, DeletedRows()
         for _ in range(ROUNDS_MAX):
             left = await self._history.ask(tenant, DeleteResource(kind, name, tuple(purged)))
+            rows += left.rows
             if not left.turns:
-                return len(gone)
-            purged = await self._purge(tenant, left.turns)
+                return Deletion(len(gone), entries, rows)
+            purged, removed = await self._purge(tenant, left.turns, remove)
+            entries += removed
             gone.update(purged)
         raise Refused("session_busy", "turns were submitted during the deletion: repeat it when no client submits more")
 
-    async def _purge(self, tenant: Tenant, turns: list[TurnToDelete]) -> list[TurnId]:
-        """Purges turns from the log and returns them.
+    async def _purge_entries(self, key: TurnKey) -> int:
+        await self._log.purge(key)
+        return 0
+
+    async def _purge(
+        self, tenant: Tenant, turns: list[TurnToDelete], remove: Callable[[TurnKey], Awaitable[int]]
+    ) -> tuple[list[TurnId], int]:
+        """Removes turns from the log. Returns them, and the number of entries that were overwritten.
 
         Purges none, but cancels those that run, if one was running: persistence must record its end first.
         """
@@ -79,13 +108,12 @@ class Deleter:
         for turn in turns:
             was_running |= turn.is_running and await self._try_cancel(TurnKey(tenant, turn.turn))
         if was_running:
-            return []
+            return [], 0
         # Before the purge, because settling reads the log.
         for turn in turns:
             await self._settle(TurnKey(tenant, turn.turn))
-        for turn in turns:
-            await self._log.purge(TurnKey(tenant, turn.turn))
-        return [turn.turn for turn in turns]
+        entries = sum([await remove(TurnKey(tenant, turn.turn)) for turn in turns])
+        return [turn.turn for turn in turns], entries
 
     async def _try_cancel(self, key: TurnKey) -> bool:
         """Cancels a turn. False when the log has none of it."""

@@ -3,6 +3,7 @@
 Its `publish` is the only function that publishes entries of a turn. It sets subject and fence together (PROTOCOL R8).
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
@@ -26,6 +27,7 @@ FENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 
 PUBLISH_TIMEOUT_S = 2.0
 PURGE_TIMEOUT_S = 10.0
+ERASED_AT_ONCE = 16
 # Without an answer the entries are read, also from a server that does not lead the stream.
 COUNT_TIMEOUT_S = 0.25
 
@@ -92,6 +94,26 @@ class JetStreamLog:
         reply = await self._connection.request(f"$JS.API.STREAM.PURGE.{STREAM}", query, timeout_s=PURGE_TIMEOUT_S)
         if (error := pub_ack.decode(reply.data).error) is not None:
             raise LogUnavailable(f"{key.turn} could not be purged: {error.description}")
+
+    async def erase(self, key: TurnKey) -> int:
+        """Overwrites the entries of a turn in nats-server's files and removes them. Returns their number.
+
+        A purge leaves the bytes in the files until the block is rewritten; a deletion by sequence does not.
+        Raises LogUnavailable; some entries may then be gone.
+        """
+        erased, after, slots = 0, BEFORE_FIRST, asyncio.Semaphore(ERASED_AT_ONCE)
+
+        async def delete(seq: Seq) -> None:
+            async with slots:
+                query = msgspec.json.encode({"seq": seq})
+                await self._connection.request(f"$JS.API.STREAM.MSG.DELETE.{STREAM}", query, timeout_s=PURGE_TIMEOUT_S)
+
+        while entries := (await self.read(key, after, BATCH)).entries:
+            await asyncio.gather(*(delete(stored.seq) for stored in entries))
+            erased, after = erased + len(entries), entries[-1].seq
+        # What a replica that was behind has not shown.
+        await self.purge(key)
+        return erased
 
     @asynccontextmanager
     async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:

@@ -100,6 +100,8 @@ ROWS = {
     ("GET", "/v1/projects/{project}"): Row("project"),
     ("DELETE", "/v1/projects/{project}"): Row("project"),
     ("GET", "/v1/usage"): Row(),
+    ("DELETE", "/v1/users"): Row(query="?user=nobody"),
+    ("DELETE", "/v1/tenant"): Row(),
     ("POST", "/v1/messages"): Row(body=MESSAGE),
     ("GET", "/v1/messages/batches"): Row(),
     ("POST", "/v1/messages/batches"): Row(body=MESSAGE_BATCH),

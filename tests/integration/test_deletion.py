@@ -18,7 +18,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
-from tailrace.proto.resources import DeleteResource, Remaining
+from tailrace.proto.resources import DeletedRows, DeleteResource, Remaining
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.harness.generator_in_loop import account
 from tests.harness.persistence_in_loop import Persistence
@@ -319,11 +319,11 @@ async def test_a_turn_stored_between_the_last_check_and_the_last_row_is_deleted(
     late: list[TurnKey] = []
     store_delete = Store.delete
 
-    async def delete(self: Store, tenant: Tenant, what: DeleteResource) -> None:
+    async def delete(self: Store, tenant: Tenant, what: DeleteResource) -> DeletedRows:
         late.append(TurnKey(tenant, TurnId(new_id())))
         await Writer(own_log, late[0]).ask(session=SESSION, parent=root.turn)
         await until(lambda: has_left_log(own_log._connection, late[0].turn))
-        await store_delete(self, tenant, what)
+        return await store_delete(self, tenant, what)
 
     monkeypatch.setattr(Store, "delete", delete)
     assert await parent_of(persistence_in_loop, root) is None

@@ -33,7 +33,11 @@ SELECT turns.*, usage.*, sessions.project, (
     SELECT json_group_array(sha256) FROM (
         SELECT sha256 FROM blob_uses WHERE tenant = turns.tenant AND turn = turns.turn ORDER BY sha256
     )
-) AS blobs
+) AS blobs, (
+    SELECT json_group_object(name, value) FROM (
+        SELECT name, value FROM labels WHERE tenant = turns.tenant AND turn = turns.turn ORDER BY name
+    )
+) AS labels
 FROM turns
 JOIN usage USING (tenant, session, turn) JOIN sessions USING (tenant, session) ORDER BY turn
 """

@@ -33,6 +33,7 @@ TABLES = ("sessions", "turns", "usage", "labels", "session_counts", "projects", 
 # Or over the index of those that are running, of which there are few, over what is mostly empty, or has one row.
 BY_INDEX = re.compile(
     r"SEARCH \w+ USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant=\? AND |"
+    r"SEARCH sessions USING (COVERING )?INDEX sessions_by_age \(updated_at<\?\)$|"
     r"SEARCH files USING COVERING INDEX files_expiring \(expires_at<\?\)$|"
     r"SCAN (turns USING INDEX turns_running|blob_releases|reached)$"
 )
@@ -412,7 +413,7 @@ async def test_turns_of_another_tenant_are_not_found(store: Store) -> None:
     assert await store.projects(THEIRS, NEWEST, 9, NOON) == []
     assert await store.active_usage(THEIRS, NOON) == []
     assert await store.busy_sessions(THEIRS) == []
-    named: list[tuple[Kind, str]] = [("turn", "turn-1"), ("session", "session-1")]
+    named: list[tuple[Kind, str]] = [("turn", "turn-1"), ("session", "session-1"), ("tenant", "theirs")]
     for kind, name in named:
         assert await store.turns_to_delete(THEIRS, DeleteResource(kind, name, (TurnId("turn-1"),))) == []
         await store.delete(THEIRS, DeleteResource(kind, name, (TurnId("turn-1"),)))

@@ -1,0 +1,29 @@
+"""`tailrace backup`: writes all state of a stopped `up` into one file."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from tailrace.deploy.cli.arguments import add_data
+from tailrace.deploy.local import backup, data_dir
+
+DESCRIPTION = "Write all state of a data directory into one file: the database, keys, limits, and the log of NATS."
+EXAMPLES = """\
+Stop `up` first: the log and the database belong together. The file contains what users wrote, and is private.
+
+example:
+  tailrace backup tailrace-2026-11-22.tar
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="the file to write, which must not exist")
+    add_data(parser, "data directory")
+
+
+def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+    backup.require_state(given.data)
+    with data_dir.lock(given.data):
+        manifest = backup.write(given.data, given.file)
+    print(f"{given.file}: {len(manifest.files)} files, {sum(file.bytes for file in manifest.files):,} bytes")
+    return 0

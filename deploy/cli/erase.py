@@ -1,0 +1,37 @@
+"""`tailrace erase`: erases all data of a user or of the tenant, and prints what was erased."""
+
+import argparse
+from collections.abc import Mapping
+
+import msgspec
+
+from tailrace.deploy.cli.arguments import add_connection
+from tailrace.deploy.cli.connection import connect
+from tailrace.deploy.local.terminal_text import printable
+
+DESCRIPTION = "Erase all data of a user, or of the key's tenant, and print a report as JSON. It cannot be undone."
+EXAMPLES = """\
+Turns of others that continue a turn of the user are erased too. Sums of usage stay, without names.
+
+examples:
+  tailrace export --user ann@example.com --output ann.jsonl
+  tailrace erase --user ann@example.com
+  tailrace erase --tenant acme                          everything of the tenant; it must be the key's own
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--user", metavar="NAME", help="erase the turns and sessions of this user")
+    what.add_argument("--tenant", metavar="NAME", help="erase everything of this tenant, which the key belongs to")
+    add_connection(parser)
+
+
+def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    with connect(given, environ) as client:
+        if given.user is not None:
+            report = client.request("DELETE", "/v1/users", params={"user": given.user})
+        else:
+            report = client.request("DELETE", "/v1/tenant", params={"confirm": given.tenant})
+    print(printable(msgspec.json.format(msgspec.json.encode(report), indent=2).decode()))
+    return 0

@@ -1,0 +1,32 @@
+"""`tailrace restore`: restores a data directory from a file of `tailrace backup`."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from tailrace.deploy.cli.arguments import add_data
+from tailrace.deploy.local import backup
+
+DESCRIPTION = "Restore a data directory from a file of `tailrace backup`. The whole file is checked first."
+EXAMPLES = """\
+The directory must not exist, or be empty: move the old one aside. Then start `tailrace up` with it.
+
+examples:
+  tailrace restore tailrace-2026-11-22.tar
+  tailrace restore --check tailrace-2026-11-22.tar      only check that the file is whole
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="the file to restore")
+    parser.add_argument("--check", action="store_true", help="check the file and change nothing")
+    add_data(parser, "data directory")
+
+
+def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+    manifest = backup.check(given.file)
+    if not given.check:
+        backup.restore(given.file, given.data)
+    what = "is whole" if given.check else f"is restored in {given.data}"
+    print(f"{given.file} {what}: made {manifest.made_at} by Tailrace {manifest.tailrace}, {len(manifest.files)} files")
+    return 0

@@ -1,0 +1,63 @@
+"""Routes that erase all data of a user, and of the tenant itself."""
+
+from typing import Literal
+
+import msgspec
+import structlog
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.turns.delete import Deleter
+from tailrace.gateway.turns.request_body import check_user
+from tailrace.proto.errors import Refused
+from tailrace.proto.resources import DeletedRows
+
+logger = structlog.get_logger()
+
+KEPT = "the sums of usage by day, model and key, without names"
+
+
+class Erased(msgspec.Struct, frozen=True, kw_only=True):
+    """What was erased, and where. Zeros: there was nothing (any more)."""
+
+    object: Literal["user.erased", "tenant.erased"]
+    id: str
+    turns: int
+    log_entries: int
+    """Entries of NATS's log that were overwritten. The log has the turns of the last day."""
+    rows: DeletedRows
+    """Rows of the database, which are overwritten with zeros."""
+    kept: str = KEPT
+
+
+async def delete_user(request: ApiRequest, deleter: Deleter) -> Response:
+    """`DELETE /v1/users?user=NAME`: erases the turns and sessions of a user, and the turns that continue them."""
+    tenant, user = request.tenant, request.query_params.get("user", "")
+    check_user(user)
+    done = await deleter.erase(tenant, "user", user)
+    logger.info("erased", kind="user", turns=done.turns)
+    erased = Erased(object="user.erased", id=user, turns=done.turns, log_entries=done.log_entries, rows=done.rows)
+    return json_response(erased)
+
+
+async def delete_tenant(request: ApiRequest, deleter: Deleter) -> Response:
+    """`DELETE /v1/tenant?confirm=TENANT`: erases all turns, sessions, projects and files of the credential's tenant."""
+    tenant = request.tenant
+    if request.query_params.get("confirm") != tenant:
+        raise Refused(
+            "request_invalid",
+            "this erases everything of the tenant: send its name as `confirm`, which `tailrace keys list` shows",
+            param="confirm",
+        )
+    done = await deleter.erase(tenant, "tenant", tenant)
+    logger.info("erased", kind="tenant", turns=done.turns)
+    erased = Erased(object="tenant.erased", id=tenant, turns=done.turns, log_entries=done.log_entries, rows=done.rows)
+    return json_response(erased)
+
+
+ROUTES = [
+    Route("/v1/users", delete_user, methods=["DELETE"]),
+    Route("/v1/tenant", delete_tenant, methods=["DELETE"]),
+]

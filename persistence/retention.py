@@ -1,0 +1,55 @@
+"""Retention by age: deletes sessions that were not used for TAILRACE_HISTORY_DAYS (PROTOCOL R92).
+
+A session is deleted when the log has none of its turns any more, so that no entry of it can be recorded again.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from tailrace.persistence.store import Store
+from tailrace.proto.errors import LogError, StoreBusy, StoreUnwritable
+from tailrace.proto.ids import Seq, TurnId
+from tailrace.proto.resources import DeleteResource
+
+logger = structlog.get_logger()
+
+INTERVAL_S = 60.0
+
+
+class Retention:
+    """Deletes old sessions of all tenants. `first` returns the sequence of the log's first entry."""
+
+    def __init__(self, store: Store, first: Callable[[], Awaitable[Seq]], days: int) -> None:
+        self._store = store
+        self._first = first
+        self._days = days
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Deletes old sessions until `stop` is set; waits for it if all are kept."""
+        while not stop.is_set():
+            try:
+                if self._days:
+                    await self._delete_old()
+            except (LogError, StoreBusy, StoreUnwritable) as error:
+                logger.debug("the deletion of old sessions is delayed", why=str(error))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), INTERVAL_S)
+
+    async def _delete_old(self) -> None:
+        before = datetime.now(UTC) - timedelta(days=self._days)
+        count = 0
+        while sessions := await self._store.old_sessions(before, await self._first()):
+            for tenant, session in sessions:
+                purged: tuple[TurnId, ...] = ()
+                while turns := await self._store.turns_to_delete(tenant, DeleteResource("session", session)):
+                    purged = tuple(turn.turn for turn in turns)
+                    await self._store.delete(tenant, DeleteResource("session", session, purged))
+                if not purged:
+                    await self._store.delete(tenant, DeleteResource("session", session))
+            count += len(sessions)
+        if count:
+            logger.info("old sessions were deleted", sessions=count, days=self._days)

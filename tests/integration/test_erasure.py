@@ -1,0 +1,128 @@
+"""Erasure of a user and of a tenant: the files of the database and of NATS after it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tailrace.client import Client
+from tailrace.deploy.cli.export_data import export_lines
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.ids import Tenant
+from tests.harness.own_system import OwnSystem
+from tests.harness.persistence_in_loop import Persistence
+from tests.harness.until import until
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
+
+MARK = "zebramark"
+
+
+@pytest.fixture
+async def gateway(
+    own: OwnSystem, own_server: NatsServer, own_gateway: Gateway, tmp_path: Path
+) -> AsyncIterator[Gateway]:
+    """A gateway with a generator and persistence, whose files are all in `tmp_path`."""
+    async with own.working(), Persistence(own_server.url, tmp_path / "tailrace.db"):
+        yield own_gateway
+
+
+def files_with(text: str, folder: Path) -> dict[str, int]:
+    """Returns the files that contain a text, and how often."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix != ".log" and (count := path.read_bytes().count(text.encode())):
+            found[path.name] = count
+    return found
+
+
+async def answered(gateway: Gateway, user: str, **given: object) -> dict[str, Any]:
+    """Returns a turn whose question and answer contain the user's name."""
+    body = {"message": f"#sim words=20 rate=0 tag={user}", "user": user, "metadata": {"mail": f"{user}@x"}, **given}
+    links = (await gateway.client.post("/v1/turns", json=body)).json()["links"]
+    await gateway.client.get(links["events"])
+    return dict((await gateway.client.get(links["self"])).json())
+
+
+def exported_lines(gateway: Gateway, user: str | None) -> list[dict[str, Any]]:
+    with Client(gateway.url, KEY) as client:
+        return [json.loads(line) for line in export_lines(client, user)]
+
+
+async def read(gateway: Gateway, path: str) -> Any:
+    answer = await gateway.client.get(path)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["data"]
+
+
+@pytest.mark.rule("R91")
+async def test_no_file_has_the_text_of_an_erased_user(
+    gateway: Gateway, own_server: NatsServer, new_gateway: NewGateway, tmp_path: Path
+) -> None:
+    """The database, its journal and NATS's blocks. Other users' turns stay, and so do the sums without the name.
+
+    A user of the same name in another tenant is another user.
+    """
+    theirs = await new_gateway(own_server.url, api_keys=api_keys(Tenant("another")))
+    first = await answered(gateway, MARK, session=f"{MARK}-1", create_session=True)
+    await gateway.client.patch(f"/v1/sessions/{MARK}-1", json={"title": f"{MARK} on rivers"})
+    follow_up = await answered(gateway, "someone", session=f"{MARK}-1")
+    kept = await answered(gateway, "bob")
+    assert {"tailrace.db-wal"} < set(files_with(MARK, tmp_path))
+    exported = await asyncio.to_thread(exported_lines, gateway, MARK)
+    assert [(line["type"], line["user"]) for line in exported] == [("session", MARK), ("turn", MARK)]
+    by_day = await read(gateway, "/v1/usage")
+    assert (await gateway.client.delete("/v1/users?user=other")).json()["turns"] == 0
+    assert (await theirs.client.delete(f"/v1/users?user={MARK}")).json()["turns"] == 0
+    assert (await gateway.client.delete("/v1/users?user=")).status_code == 400
+    erased = (await gateway.client.delete(f"/v1/users?user={MARK}")).json()
+    assert (erased["turns"], erased["rows"]) == (2, {"turns": 2, "sessions": 1, "projects": 0, "files": 0, "blobs": 0})
+    assert erased["log_entries"] > 4
+
+    async def is_gone() -> bool:
+        return files_with(MARK, tmp_path) == {}
+
+    await until(is_gone)
+    for turn in (first, follow_up):
+        assert (await gateway.client.get(f"/v1/turns/{turn['turn']}")).status_code == 404
+    assert [turn["turn"] for turn in await read(gateway, "/v1/turns")] == [kept["turn"]]
+    assert await read(gateway, "/v1/usage") == by_day
+    # `someone` is the user of the follow-up, which was deleted with the turn that it continued.
+    assert {line["key"]: line["turns"] for line in await read(gateway, "/v1/usage?by=user")} == {
+        None: 1,
+        "bob": 1,
+        "someone": 1,
+    }
+    again = (await gateway.client.delete(f"/v1/users?user={MARK}")).json()
+    assert (again["turns"], again["log_entries"]) == (0, 0)
+
+
+@pytest.mark.rule("R91")
+async def test_a_tenant_is_erased_only_with_its_name_and_keeps_sums_without_names(
+    gateway: Gateway, tmp_path: Path, tenant: str
+) -> None:
+    for user in (f"{MARK}-a", f"{MARK}-b"):
+        await answered(gateway, user, project=f"{MARK}-project")
+    file = {"file": ("notes.txt", MARK.encode(), "text/plain")}
+    assert (await gateway.client.post("/v1/files", files=file, data={"purpose": "user_data"})).status_code == 200
+    await gateway.client.post("/v1/sessions", json={"title": MARK})
+    types = [line["type"] for line in await asyncio.to_thread(exported_lines, gateway, None)]
+    assert types == ["project", "file", *["session"] * 3, *["turn"] * 2]
+    for confirm in ("", "?confirm=", "?confirm=other"):
+        refused = await gateway.client.delete(f"/v1/tenant{confirm}")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "confirm")
+    erased = (await gateway.client.delete(f"/v1/tenant?confirm={tenant}")).json()
+    assert (erased["turns"], erased["rows"]) == (2, {"turns": 2, "sessions": 3, "projects": 1, "files": 1, "blobs": 1})
+
+    async def is_gone() -> bool:
+        # A blob's block keeps it until nats-server rewrites or deletes the block: docs/ERASURE.md.
+        return set(files_with(MARK, tmp_path)) <= {"1.blk"}
+
+    await until(is_gone)
+    for path in ("/v1/turns", "/v1/sessions", "/v1/projects", "/v1/files"):
+        assert await read(gateway, path) == []
+    for by in ("user", "project", "session"):
+        assert [(line["key"], line["turns"]) for line in await read(gateway, f"/v1/usage?by={by}")] == [(None, 2)]
+    assert await read(gateway, "/v1/usage?by=metadata.mail") == []
