@@ -17,7 +17,7 @@ CLIENTS := tests/clients/js/node_modules/installed
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: audit types style schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
+.PHONY: docs audit types style schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -69,17 +69,26 @@ litellm: setup ## install LiteLLM for the backend `litellm` into its own venv, .
 	test -x .venv-litellm/bin/python || $(PYTHON) -m venv .venv-litellm
 	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-litellm.lock
 
+docs: .venv-docs/installed ## build the documentation as a site into dist/docs/site, and check its links; REPOSITORY=https://…/blob/main
+	.venv-docs/bin/python -m tools.docs_site --repository '$(REPOSITORY)'
+
+.venv-docs/installed: requirements-docs.lock | .venv/bin/python
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.lock
+	@touch $@
+
 lock: setup ## write the lock files from pyproject.toml
 	$(LOCK) -o requirements.lock pyproject.toml
 	$(LOCK) --extra dev --constraint requirements.lock -o requirements-dev.lock pyproject.toml
 	$(LOCK) --extra otlp --extra bedrock --extra vertex --constraint requirements-dev.lock -o requirements-container.lock pyproject.toml
+	$(LOCK) -o requirements-docs.lock tools/requirements.txt
 	$(LOCK) --extra litellm -o requirements-litellm.lock pyproject.toml
 	$(LOCK) -o requirements-clients.lock tests/clients/python/requirements.txt
 	$(LOCK) -o requirements-bench.lock benchmarks/compare/requirements.txt
 
 # Not part of `test`, which needs no network. Strict: a package that cannot be looked up is a failure.
 audit: setup ## look up known vulnerabilities of the locked packages; needs the network
-	for lock in requirements-dev.lock requirements-container.lock requirements-litellm.lock requirements-clients.lock requirements-bench.lock; do \
+	for lock in requirements-dev.lock requirements-docs.lock requirements-container.lock requirements-litellm.lock requirements-clients.lock requirements-bench.lock; do \
 		.venv/bin/uv tool run pip-audit@2.10.1 --strict --disable-pip --require-hashes --progress-spinner off -r $$lock || exit 1; \
 	done
 
@@ -115,7 +124,7 @@ schema: setup ## generate schemas and reference pages
 	$(PYTHON) -m tests.clients.proofs
 
 clean: ## remove .venv and the caches; keep .tailrace
-	rm -rf .venv .venv-litellm .venv-clients .venv-bench benchmarks/compare/servers/node_modules tests/clients/js/node_modules web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* mutants mutants.log
+	rm -rf .venv .venv-docs .venv-litellm .venv-clients .venv-bench benchmarks/compare/servers/node_modules tests/clients/js/node_modules web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* mutants mutants.log
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A venv with the newest Python that is found.

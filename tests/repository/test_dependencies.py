@@ -54,6 +54,7 @@ def test_the_product_installs_no_development_tool() -> None:
         "requirements.lock",
         "requirements-dev.lock",
         "requirements-container.lock",
+        "requirements-docs.lock",
         "requirements-litellm.lock",
         "requirements-clients.lock",
     ],

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-SKIPPED = {".venv", ".venv-clients", ".venv-litellm", "node_modules", ".tailrace", ".git"}
+SKIPPED = {".venv", ".venv-clients", ".venv-litellm", ".venv-docs", "dist", "node_modules", ".tailrace", ".git"}
 PAGES = [path for path in ROOT.rglob("*.md") if not SKIPPED & set(path.relative_to(ROOT).parts)]
 
 
