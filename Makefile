@@ -38,9 +38,9 @@ clients: $(CLIENTS) ## install the clients that the dialects are tested with; `t
 
 # The tests start hundreds of processes. Keep compiled bytecode, even if the environment disables it.
 test: export PYTHONDONTWRITEBYTECODE :=
-# Tests wait for half of their time. A worker costs 20 s of CPU: it imports all tests and starts its own servers.
+# Tests wait for half of their time, so each core has two workers. A worker costs 20 s of CPU before its first test.
 test: check $(CLIENTS) ## run `check` and every test
-	$(PYTHON) -m tests.run --numprocesses 5 --dist worksteal --durations 25
+	$(PYTHON) -m tests.run --numprocesses 4 --dist worksteal --durations 25
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: tests of the backend litellm. To run them: make litellm."
 	@test "$$(id -u)" = 0 || echo "SKIPPED: tests of power cuts and full disks, because they need root to mount a disk."
 	@command -v chromium > /dev/null || echo "SKIPPED: tests in a browser, because chromium is not on the PATH."
