@@ -3,7 +3,7 @@
     pip install fastapi uvicorn httpx
     uvicorn fastapi_app:app --port 3000      then open http://localhost:3000 as ada, password lovelace
 
-It holds the key (TAILRACE_KEY) of the gateway at TAILRACE_URL, and writes the user into the metadata of each turn. Kill
+It holds the key (TAILRACE_KEY) of the gateway at TAILRACE_URL, and writes the user into each turn. Kill
 it in the middle of an answer and start it again: the page goes on where it was.
 """
 
@@ -53,7 +53,7 @@ async def page(_: User) -> FileResponse:
 @app.post("/v1/turns")
 async def ask(question: Question, user: User, idempotency_key: Annotated[str, Header()]) -> JSONResponse:
     """Passes on only what a user may choose."""
-    body = {"message": question.message, "metadata": {"user": user}}
+    body = {"message": question.message, "user": user}
     response = await tailrace.post("/v1/turns", json=body, headers={"Idempotency-Key": f"{user}-{idempotency_key}"})
     return JSONResponse(response.json(), response.status_code)
 
@@ -62,7 +62,7 @@ async def ask(question: Question, user: User, idempotency_key: Annotated[str, He
 async def read(turn: UUID, user: User, last_event_id: Annotated[str, Header()] = "") -> StreamingResponse:
     """Passes the stream of a turn on, only to the user of the turn."""
     record = await tailrace.get(f"/v1/turns/{turn}")
-    if record.is_error or record.json()["metadata"].get("user") != user:
+    if record.is_error or record.json().get("user") != user:
         raise HTTPException(404)
     headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
     request = tailrace.build_request("GET", f"/v1/turns/{turn}/events", headers=headers)

@@ -9,9 +9,11 @@ from tailrace.deploy.local.running import find_data_dir
 from tailrace.proto.ids import Tenant, TurnId, is_token
 
 
-def add_data(parser: argparse.ArgumentParser, about: str = "data directory of a running `up`") -> None:
-    """Adds `--data`. Its default is the data directory of this user's running `up`, from any folder."""
-    default = Options().data_dir if about == "data directory" else find_data_dir()
+def add_data(
+    parser: argparse.ArgumentParser, about: str = "data directory of a running `up`", *, finds_running: bool = True
+) -> None:
+    """Adds `--data`. Its default is the directory of this user's running `up`, or the one that `up` would use."""
+    default = find_data_dir() if finds_running else Options().data_dir
     parser.add_argument("--data", type=Path, default=default, metavar="DIR", help=f"{about} (default: %(default)s)")
 
 

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "question",
         nargs="?",
         metavar="QUESTION",
-        help="the question; text in the standard input is put before it, and is the question for -",
+        help="the question; piped text is put before it; `-`: the piped text is the question",
     )
     which.add_argument("--resume", action="store_true", help="show the answer of the last `tailrace ask`")
     parser.add_argument(

@@ -56,13 +56,13 @@ def connect(given: argparse.Namespace, environ: Mapping[str, str], **options: An
 
 
 def require_gateway() -> None:
-    """Raises SettingsInvalid if no gateway answers at the default address. Does not retry: none may run."""
+    """Raises GatewayFailed if no gateway answers at the default address. Does not retry: none may run."""
     with Client(tries_max=0, silence_s=PROBE_S) as probed:
         try:
             probed.request("GET", "/health")
         except client.TailraceError as error:
             if error.status is None:
-                raise SettingsInvalid(f"{error}: {START}") from error
+                raise GatewayFailed(f"{error}: {START}") from error
 
 
 def describe(error: client.TailraceError, url: str) -> str:

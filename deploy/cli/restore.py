@@ -20,7 +20,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the file to restore")
     parser.add_argument("--check", action="store_true", help="check the file and change nothing")
-    add_data(parser, "data directory")
+    add_data(parser, "data directory", finds_running=False)
 
 
 def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:

@@ -32,8 +32,8 @@ examples:
   tailrace turn 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41 --tenant acme     a turn that has left the log
 
 It connects to the NATS of the `tailrace up` with this data directory (--data), or to TAILRACE_NATS_URL with the user
-admin. Each gateway remembers its last 10,000 streams until it stops. It does not remember answers that were read
-without a stream, and streams of turns that had left the log. "Sent" means that the gateway wrote the entries to the
+admin. Each gateway remembers its last 10,000 streams until it stops. Not recorded: answers that were read without a
+stream, and streams of turns that were no longer in the log. "Sent" means that the gateway wrote the entries to the
 connection; it cannot know whether a client has shown them.
 """
 QUERY_TIMEOUT_S = 5.0

@@ -30,7 +30,7 @@ and printed.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, default = parser.add_argument, Options()
     add_address(parser)
-    add_data(parser, "data directory")
+    add_data(parser, "data directory", finds_running=False)
     add_number(parser, "--generators", default.generators, "processes that call the model", 1, 64)
     add_number(parser, "--gateways", default.gateways, "processes that serve HTTP", 1, 64)
     add("--cluster", action="store_true", help="run three nats-servers, with a copy of the log each")

@@ -1,7 +1,8 @@
 """`tailrace restart`: starts the processes of a running `up` again, one after the other, on the installed version.
 
-A further process of the role, a spare, runs meanwhile. It takes new turns and connections while a process finishes its
-own. If the spare does not become ready, nothing was stopped.
+Persistence is restarted first, without a spare: SQLite has one writer. Generators and gateways have a spare, a further
+process of the role, which takes new turns and connections while a process finishes its own. If a spare does not become
+ready, no process of its role is stopped.
 """
 
 import asyncio

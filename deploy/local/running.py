@@ -19,7 +19,7 @@ def record(data_dir: Path) -> None:
 
 
 def find_data_dir() -> Path:
-    """Returns the data directory of the `up` that runs in this folder, or else of the one that was started last.
+    """Returns the data directory of a running `up`: the one that `up` would use here, or else the last one started.
 
     If no `up` runs, returns the directory that `up` would use.
     """

@@ -3,7 +3,7 @@
  *
  *     npm install && npm start      then open http://localhost:3000 as ada, password lovelace
  *
- * It holds the key (TAILRACE_KEY) of the gateway at TAILRACE_URL, and writes the user into the metadata of each turn. Kill it
+ * It holds the key (TAILRACE_KEY) of the gateway at TAILRACE_URL, and writes the user into each turn. Kill it
  * in the middle of an answer and start it again: the page goes on where it was.
  */
 import { timingSafeEqual } from "node:crypto";
@@ -39,7 +39,7 @@ app.post("/v1/turns", async (request, response) => {
   const accepted = await tailrace("/v1/turns", {
     method: "POST",
     headers: { "content-type": "application/json", "idempotency-key": `${request.user}-${request.get("idempotency-key")}` },
-    body: JSON.stringify({ message: request.body.message, metadata: { user: request.user } }),
+    body: JSON.stringify({ message: request.body.message, user: request.user }),
   });
   response.status(accepted.status).json(await accepted.json());
 });
@@ -48,7 +48,7 @@ app.post("/v1/turns", async (request, response) => {
 app.get("/v1/turns/:turn/events", async (request, response) => {
   const path = `/v1/turns/${encodeURIComponent(request.params.turn)}`;
   const record = await tailrace(path);
-  if (!record.ok || (await record.json()).metadata?.user !== request.user) return response.sendStatus(404);
+  if (!record.ok || (await record.json()).user !== request.user) return response.sendStatus(404);
   const leaving = new AbortController();
   response.on("close", () => leaving.abort());
   const cursor = request.get("last-event-id");

@@ -64,7 +64,7 @@ async def turn(_: Request) -> Response:
 
 
 async def file(request: Request) -> Response:
-    """`GET /page/{file}`: a script or style sheet of the pages `/` and `/ops`."""
+    """`GET /page/{file}`: a script or style sheet of the pages `/`, `/turns/{turn}` and `/ops`."""
     name = request.path_params["file"]
     if name not in FILES:
         raise HTTPException(404)

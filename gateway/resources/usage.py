@@ -1,4 +1,4 @@
-"""Route of usage: tokens and cost by day, model, key, session or project."""
+"""Route of usage: tokens and cost by day, model, key, user, session, project or metadata."""
 
 from datetime import UTC, date, datetime, timedelta
 

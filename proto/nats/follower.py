@@ -65,6 +65,8 @@ class Follower:
         # Whether the log must be read again soon, even if the feed delivers nothing.
         self._must_read = False
         self._receive = receive
+        self._error: Exception | None = None
+        """The error of `receive` for an entry that was passed to it as it arrived. `next` raises it."""
         if receive is not None:
             feed.accept = self._accept
 
@@ -93,9 +95,12 @@ class Follower:
     async def next(self) -> list[Stored]:
         """Waits for the live feed, at most REREAD_S seconds; returns the new valid entries, maybe none.
 
-        Raises TurnUnknown when the turn was purged, and CursorUnknown when entries returned earlier belong to a fork.
+        Raises TurnUnknown when the turn was purged, CursorUnknown when entries returned earlier belong to a fork, and
+        the error of `receive`.
         """
         live = await self._feed.next(STALE_WAIT_S if self._must_read else REREAD_S)
+        if self._error is not None:
+            raise self._error
         join, before = self._join, self._join.chain
         valid: list[Stored] = []
         for stored in live:
@@ -121,10 +126,20 @@ class Follower:
         """Passes an entry that continues the chain to `receive`, unless the log must be read or the chain confirmed."""
         join = self._join
         is_doubtful = self._must_read or join.has_gap or join.skipped > self._confirmed_skipped
-        if is_doubtful or self._receive is None or isinstance(stored.entry, End) or not join.add_next(stored):
+        if (
+            is_doubtful
+            or self._error is not None
+            or self._receive is None
+            or isinstance(stored.entry, End)
+            or not join.add_next(stored)
+        ):
             return False
         self._confirm_neighbour(stored)
-        self._receive([stored])
+        try:
+            self._receive([stored])
+        except Exception as error:  # noqa: BLE001  # nats-py would only report it, and the entry would be lost
+            self._error = error
+            self._feed.reset()
         return True
 
     def _confirm_neighbour(self, stored: Stored) -> None:

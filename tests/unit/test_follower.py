@@ -1,0 +1,45 @@
+"""Follower: entries that the live feed delivers while the follower waits are passed on at once."""
+
+import asyncio
+
+import pytest
+
+from tailrace.proto.entries import Stored
+from tailrace.proto.nats.follower import Follower
+from tailrace.proto.nats.log_server import LiveFeed
+from tests.harness.scripted_log import KEY, ScriptedServer, page
+from tests.harness.turn_builder import completed_turn
+
+
+async def test_an_entry_is_passed_on_while_the_follower_waits() -> None:
+    stored, received, feed = completed_turn("text").stored, list[Stored](), LiveFeed()
+    follower = Follower(ScriptedServer(read=[page(stored[0])]), KEY, stored[0].seq, feed, received.extend)
+    await follower.first()
+    waiting = asyncio.create_task(follower.next())
+    await asyncio.sleep(0)
+    for one in stored[1:3]:
+        feed.add(one)
+    assert received == stored[1:3]
+    assert not waiting.done()
+    # A repeated one, and one beyond a gap.
+    feed.add(stored[2])
+    feed.add(stored[4])
+    assert received == stored[1:3]
+    waiting.cancel()
+
+
+async def test_an_error_of_the_receiver_ends_the_follower() -> None:
+    """nats-py would only report it, and the reader would never receive the entry."""
+    stored, feed = completed_turn("text").stored, LiveFeed()
+
+    def receive(_: list[Stored]) -> None:
+        raise MemoryError
+
+    follower = Follower(ScriptedServer(read=[page(stored[0])]), KEY, stored[0].seq, feed, receive)
+    await follower.first()
+    waiting = asyncio.create_task(follower.next())
+    await asyncio.sleep(0)
+    feed.add(stored[1])
+    feed.add(stored[2])
+    with pytest.raises(MemoryError):
+        await waiting
