@@ -123,7 +123,9 @@ def labels_of(turn: TurnRecord, key: str | None) -> dict[str, str]:
     """Returns what the turn is found by: model, key, user, and metadata that is short enough for an index."""
     labels = {"model": turn.model, "key": key, "user": turn.user}
     for name, value in list(turn.metadata.items())[:LABELS_MAX]:
-        if len(name) <= LABEL_NAME_CHARS_MAX and len(value) <= LABEL_CHARS_MAX:
+        # SQLite's JSON functions cut text at a NUL character: different values would be counted as one.
+        is_cut = "\0" in name + value
+        if len(name) <= LABEL_NAME_CHARS_MAX and len(value) <= LABEL_CHARS_MAX and not is_cut:
             labels[f"metadata.{name}"] = value
     return {name: value for name, value in sorted(labels.items()) if value is not None}
 

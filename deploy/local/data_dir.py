@@ -12,6 +12,18 @@ from tailrace.deploy.local.errors import UpRefused
 TRUSTED_OWNERS = (0,)
 
 
+def is_locked(data_dir: Path) -> bool:
+    """Returns whether an `up` uses the data directory now."""
+    try:
+        with (data_dir / "lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 @contextmanager
 def lock(data_dir: Path) -> Iterator[None]:
     """Locks `data_dir` until the end of the block or of the process; the kernel releases the lock of a killed `up`.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGUSR1
 
-from tailrace.deploy.local import ports, status_file
+from tailrace.deploy.local import data_dir, ports, status_file
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.processes import spare
 from tailrace.deploy.local.readiness import READY_S_MAX, passes
@@ -43,7 +43,7 @@ class RollingRestart:
             try:
                 for role in ROLES:
                     await self._restart_role([spec for spec in self._specs if spec.role == role])
-            except UpRefused as error:
+            except (UpRefused, OSError) as error:
                 failure = str(error)
                 self._supervisor.console.log(f"restart: {failure}")
             self.requested.clear()
@@ -88,22 +88,29 @@ class RollingRestart:
 
     def _report(self, restart: Restart) -> None:
         self._status.restart = restart
-        self._status.write()
+        try:
+            self._status.write()
+        except OSError as error:
+            # `watch` writes it again. The restart and `up` continue.
+            self._supervisor.console.log(f"restart: status.json cannot be written ({error.strerror})")
 
 
-def restart(data_dir: Path, show: Callable[[str], None]) -> None:
-    """Requests a restart from the `up` in `data_dir` and waits until it has ended. Raises UpRefused."""
-    status = status_file.read(data_dir)
+def restart(folder: Path, show: Callable[[str], None]) -> None:
+    """Requests a restart from the `up` in `folder` and waits until it has ended. Raises UpRefused."""
+    status = status_file.read(folder)
     if status is None:
-        raise UpRefused(f"no `up` runs in {data_dir}: start one, or name its data directory with --data")
+        raise UpRefused(f"no `up` runs in {folder}: start one, or name its data directory with --data")
     if status.restart is None:
-        raise UpRefused(f"the `up` in {data_dir} has version {status.version}, which has no restart: stop and start it")
+        raise UpRefused(f"the `up` in {folder} has version {status.version}, which has no restart: stop and start it")
+    # The file stays after `up` was killed, and another process may have its pid by now.
+    if not data_dir.is_locked(folder):
+        raise UpRefused(f"no `up` runs in {folder}: start one, or name its data directory with --data")
     if status.restart.now:
         raise UpRefused("a restart is running already: wait until it has ended")
     os.kill(status.pid, SIGNAL)
     before, shown = status.restart.ended, ""
     while True:
-        status = status_file.read(data_dir)
+        status = status_file.read(folder)
         if status is None or status.restart is None:
             raise UpRefused("`up` has ended: see its output")
         if status.restart.ended > before:

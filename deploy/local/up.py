@@ -28,6 +28,7 @@ from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import Plan, process_specs
 from tailrace.deploy.local.readiness import generator_detail, wait_ready
 from tailrace.deploy.local.rolling_restart import SIGNAL, RollingRestart
+from tailrace.deploy.local.status_file import FILE as STATUS_FILE
 from tailrace.deploy.local.status_file import StatusFile
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.watch import watch
@@ -62,6 +63,8 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
     os.umask(0o077)  # all files in the data directory are private
     with data_dir.lock(options.data_dir), ports.listen(options.host, options.port) as listener:
         try:
+            # The file of an earlier `up`, whose pid another process may have by now.
+            (options.data_dir / STATUS_FILE).unlink(missing_ok=True)
             return asyncio.run(up(options, environ, listener))
         except OSError as error:
             # Only the start writes files: a full disk, or a directory that belongs to another user.
@@ -142,10 +145,11 @@ async def start_and_watch(
         )
     )
     status = StatusFile(options.data_dir, plan.url, supervisor)
+    restart = RollingRestart(specs, supervisor, status)
+    # Before the file, whose reader may send the signal.
+    asyncio.get_running_loop().add_signal_handler(SIGNAL, restart.requested.set)
     status.write()
     running.record(options.data_dir)
-    restart = RollingRestart(specs, supervisor, status)
-    asyncio.get_running_loop().add_signal_handler(SIGNAL, restart.requested.set)
     console.print(f"ready {plan.url}")
     async with TaskGroup() as tasks:
         tasks.create_task(watch(servers, specs, nats_urls[ADMIN], supervisor, status))

@@ -36,9 +36,11 @@ app.get("/", (request, response) => response.sendFile(PAGE));
 
 // Passes on only what a user may choose.
 app.post("/v1/turns", async (request, response) => {
+  const key = request.get("idempotency-key");
+  if (!key) return response.status(400).json({ error: "send an Idempotency-Key, so that a repeated question is paid once" });
   const accepted = await tailrace("/v1/turns", {
     method: "POST",
-    headers: { "content-type": "application/json", "idempotency-key": `${request.user}-${request.get("idempotency-key")}` },
+    headers: { "content-type": "application/json", "idempotency-key": `${request.user}-${key}` },
     body: JSON.stringify({ message: request.body.message, user: request.user }),
   });
   response.status(accepted.status).json(await accepted.json());

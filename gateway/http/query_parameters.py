@@ -18,8 +18,15 @@ def require_known(request: Request, known: Collection[str]) -> None:
     if not request.scope["query_string"]:
         return
     for name in request.query_params:
-        if name not in known and not ("metadata" in known and METADATA.fullmatch(name)):
+        if not _is_known(name, known):
             shown = name[:NAME_CHARS_MAX]
             allowed = f"there are {', '.join(sorted(known))}" if known else "there are none"
             message = f"`{shown}` is not a query parameter of this route{suggest(shown, known)}; {allowed}"
             raise Refused("request_invalid", message, param=shown)
+
+
+def _is_known(name: str, known: Collection[str]) -> bool:
+    """Returns whether `known` has the parameter. Its `metadata` stands for `metadata[NAME]`."""
+    if name == "metadata":
+        return False
+    return name in known or ("metadata" in known and METADATA.fullmatch(name) is not None)

@@ -7,6 +7,7 @@ name that was rebound to this address, and a page behind a proxy are refused bef
 
 import asyncio
 import os
+import re
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,6 +27,7 @@ TOKEN = "tailrace-demo"  # noqa: S105  # the header that carries it
 # The process id of the gateway that sends a response, so that the page can show which one streams to it.
 PROCESS = "tailrace-process"
 # A proxy sends at least one of them, unless it is configured otherwise.
+PID = re.compile(r"[0-9]{1,10}")
 PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 ANSWER_S_MAX = 5.0
 
@@ -85,7 +87,7 @@ class Demo:
         if request.method not in ("GET", "POST"):
             return error_responses.response("method_not_allowed", f"{PATH} takes GET and POST")
         process, pid = (request.query_params.get(name) for name in ("process", "pid"))
-        if request.method == "POST" and not (process and pid and pid.isascii() and pid.isdigit()):
+        if request.method == "POST" and not (process and PID.fullmatch(pid or "")):
             return error_responses.response("request_invalid", "name the process: ?process=generator-1&pid=123")
         kill = {"process": process, "pid": int(pid or 0)} if request.method == "POST" else {}
         question = Question(request.headers.get(TOKEN, ""), **kill)  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ const pauseBars = () => timeline.pauses.map(({ at, seconds: s }) => bar("pause",
 
 /** Every entry as a line, higher with more characters: a joined delta stands out. */
 function writeBars() {
-  const most = Math.max(1, ...timeline.writes.map(([, , chars]) => chars));
+  const most = timeline.writes.reduce((max, [, , chars]) => Math.max(max, chars), 1);
   const lines = timeline.writes.map(([, ms, chars]) => {
     const x = (WIDTH * ms) / length();
     return `M${x.toFixed(1)} ${HEIGHT}V${(HEIGHT - 8 - (HEIGHT - 8) * (chars / most)).toFixed(1)}`;

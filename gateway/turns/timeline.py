@@ -3,6 +3,7 @@
 `tailrace turn` prints it, and `GET /v1/turns/{turn}/timeline` returns it.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
@@ -122,7 +123,7 @@ def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayRead
         found.writes.append(Write(one.seq, round(since / timedelta(milliseconds=1)), chars))
     found.entries = len(seqs)
     reports = sorted((reader for gateway in gateways for reader in gateway.readers), key=lambda one: one.opened_at)
-    found.readers = [ReaderStep(report=one, sent=sum(seq <= one.written for seq in seqs)) for one in reports]
+    found.readers = [ReaderStep(report=one, sent=bisect_right(seqs, one.written)) for one in reports]
     found.gateways = len(gateways)
     found.remembered_since = max((gateway.since for gateway in gateways), default=None)
     found.delivered = _describe_delivery(found)

@@ -19,9 +19,10 @@ CREATE TABLE labels (
 
 CREATE INDEX labels_by_value ON labels (tenant, name, value, asked_at, turn);
 
-INSERT INTO labels SELECT tenant, turn, 'model', model, asked_at FROM usage;
-INSERT INTO labels SELECT tenant, turn, 'key', asked_by, asked_at FROM usage WHERE asked_by IS NOT NULL;
-INSERT INTO labels
+INSERT OR IGNORE INTO labels SELECT tenant, turn, 'model', model, asked_at FROM usage;
+INSERT OR IGNORE INTO labels SELECT tenant, turn, 'key', asked_by, asked_at FROM usage WHERE asked_by IS NOT NULL;
+-- SQLite cuts a name at a NUL character, so two names of one turn may be the same label.
+INSERT OR IGNORE INTO labels
 SELECT turns.tenant, turns.turn, 'metadata.' || field.key, field.value, turns.asked_at
 FROM turns JOIN json_each(turns.metadata) AS field
 WHERE turns.metadata <> '{}' AND length(field.key) <= 64 AND length(field.value) <= 512 AND field.id <= 16;

@@ -239,7 +239,8 @@ class MessageParser(Parser):
         buffer += data
         try:
             while self.state == AWAITING_CONTROL_LINE and (line_end := buffer.find(LINE_END, parsed)) >= 0:
-                words = bytes(buffer[parsed:line_end]).split()
+                # Not split(), which also splits at other white space. A subject may contain it.
+                words = bytes(buffer[parsed:line_end]).split(b" ")
                 if not words or len(words) not in MESSAGE_WORDS.get(words[0], ()):
                     break
                 start = line_end + len(LINE_END)

@@ -4,11 +4,18 @@ import asyncio
 import os
 import re
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from signal import SIGTERM
 
 import httpx2
+import msgspec
 import pytest
 
+from tailrace.deploy.local.data_dir import write_private
+from tailrace.deploy.local.errors import UpRefused
+from tailrace.deploy.local.rolling_restart import restart
+from tailrace.deploy.local.status_file import FILE, Restart, UpStatus
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
@@ -83,3 +90,17 @@ async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Pat
                 assert verdict.is_green, verdict.evidence
         finally:
             await connection.close()
+
+
+async def test_a_process_that_has_the_pid_of_an_earlier_up_is_not_signalled(tmp_path: Path) -> None:
+    """The status file of a killed `up` stays, and its pid may be reused. SIGUSR1 would end the process."""
+    sleeping = await asyncio.create_subprocess_exec("sleep", "60")
+    try:
+        status = UpStatus("0.1.0", sleeping.pid, "http://127.0.0.1:1", datetime.now(UTC), [], [], Restart())
+        write_private(tmp_path / FILE, msgspec.json.encode(status).decode())
+        with pytest.raises(UpRefused, match="no `up` runs in"):
+            restart(tmp_path, print)
+        assert sleeping.returncode is None
+    finally:
+        sleeping.terminate()
+        assert await sleeping.wait() == -SIGTERM

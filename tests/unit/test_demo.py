@@ -47,14 +47,15 @@ class Parts:
         )
 
     async def send(
-        self, method: str, process: str, headers: dict[str, str], address: str = "127.0.0.1"
+        self, method: str, process: str, headers: dict[str, str], address: str = "127.0.0.1", pid: str | None = None
     ) -> httpx2.Response:
-        pid = self.supervisor.children[process].pid if process in self.supervisor.children else 1
+        if pid is None:
+            pid = str(self.supervisor.children[process].pid if process in self.supervisor.children else 1)
         given = {"tailrace-demo": self.demo.token, "origin": URL} | headers
         raw = [(name.encode(), value.encode()) for name, value in given.items() if value]
         transport = httpx2.ASGITransport(self.app, client=(address, 5))
         async with httpx2.AsyncClient(transport=transport, base_url=URL) as client:
-            return await client.request(method, PATH, params={"process": process, "pid": str(pid)}, headers=raw)
+            return await client.request(method, PATH, params={"process": process, "pid": pid}, headers=raw)
 
 
 @pytest.fixture
@@ -78,6 +79,8 @@ async def test_only_the_page_of_this_machine_that_has_the_token_lists_and_kills(
     assert (await parts.send("POST", "generator-1", {}, address="192.0.2.1")).status_code == 403
     for process in ("nats-server", "up", "../x"):
         assert (await parts.send("POST", process, {})).status_code == 400
+    for wrong in ("", "x", "-1", "9" * 5000):
+        assert (await parts.send("POST", "generator-1", {}, pid=wrong)).status_code == 400
     assert (await parts.send("DELETE", "generator-1", {})).status_code == 405
     assert (await parts.send("GET", "generator-1", {"tailrace-demo": "x"})).status_code == 401
     assert (await parts.send("GET", "generator-1", {"host": "evil.example"})).status_code == 403

@@ -65,6 +65,12 @@ def test_a_malformed_message_breaks_the_connection(line: bytes) -> None:
         asyncio.run(Received(MessageParser).parse([line]))
 
 
+def test_white_space_in_a_subject_does_not_choose_the_subscription() -> None:
+    """nats-server accepts it. A publisher would otherwise send to any subscription of the connection."""
+    (call,) = asyncio.run(Received(MessageParser).parse([b"MSG live.t.a.x\x0b2 1 2\r\nhi\r\n"]))
+    assert call[:3] == ("_process_msg", 1, b"live.t.a.x\x0b2")
+
+
 def test_headers_are_those_of_nats_py() -> None:
     for raw in (HEADERS[10:], b"a:b\r\nc: d: e \r\nno colon\r\n\r\n", b"utf: \xc3\xa4\xff\r\n\r\n"):
         assert Client._parse_header_lines(raw) == NatsClient._parse_header_lines(raw)

@@ -16,7 +16,7 @@ import pytest_asyncio
 from tailrace.persistence.database import move_aside
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
-from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, micros
+from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros
 from tailrace.persistence.sql import STATEMENTS, load
 from tailrace.persistence.store import Store
 from tailrace.proto.end_entry import LOST_FAILURE
@@ -388,16 +388,25 @@ async def test_usage_is_grouped_by_utc_day(store: Store) -> None:
 async def test_a_database_of_the_first_version_has_totals_after_the_migration(path: Path) -> None:
     path.parent.mkdir()
     made = build_row(key("turn-1"), completed_turn("Light").turn)
+    # SQLite cuts both names of the metadata at NUL, to the same label.
+    row = msgspec.structs.asdict(made) | {"metadata": r'{"k":"1","k\u0000x":"2"}'}
     with closing(sqlite3.connect(path)) as database:
         database.executescript(f"{migrations()[0].sql}; PRAGMA user_version = 1;")
         for statement in (SESSION_1, TURN_1, USAGE_1):
-            database.execute(statement, msgspec.structs.asdict(made))
+            database.execute(statement, row)
         database.commit()
     store = await opened(path)
     (told,) = await store.usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
     assert (told.key, told.turns, told.message_count, told.total_tokens) == (made.model, 1, 2, 11)
     assert (await session_of(store, "session-1")).message_count == made.messages
     await store.close()
+
+
+def test_metadata_with_a_nul_character_is_no_label() -> None:
+    """SQLite cuts JSON text there, so different values would be counted as one."""
+    metadata = {"k": "a\0b", "l\0": "c", "m": "d"}
+    turn = msgspec.structs.replace(record_from_fold(key("turn-1"), completed_turn("Light").turn), metadata=metadata)
+    assert labels_of(turn, None) == {"metadata.m": "d", "model": turn.model}
 
 
 async def test_turns_of_another_tenant_are_not_found(store: Store) -> None:

@@ -7,9 +7,10 @@ export async function POST(request) {
     .setProtectedHeader({ alg: "HS256" })
     .setIssuer("my-app")
     .setAudience("tailrace")
-    .setSubject(user)
+    // The prefix keeps users apart from tenants with the same name.
+    .setSubject(`user:${user}`)
     .setExpirationTime("1h")
     .sign(new TextEncoder().encode(process.env.TAILRACE_JWT_SECRET));
-  const headers = { location: "/", "set-cookie": `token=${token}; Path=/; HttpOnly; SameSite=Lax; Max-Age=3600` };
+  const headers = { location: "/", "set-cookie": `token=${token}; Path=/; HttpOnly; Secure; SameSite=Lax; Max-Age=3600` };
   return new Response(null, { status: 303, headers });
 }
