@@ -94,8 +94,10 @@ class Queries:
 
     async def session_turns(self, tenant: Tenant, ask: ListSessionTurns) -> TurnPage:
         limit = paging.clamp_limit(ask.limit)
-        after = paging.start(ask.after, paging.OLDEST)
-        found = await self._store.session_turns(tenant, ask.session, after, limit + 1)
+        after = paging.start(ask.after, paging.NEWEST if ask.is_newest_first else paging.OLDEST)
+        found = await self._store.session_turns(
+            tenant, ask.session, after, limit + 1, is_newest_first=ask.is_newest_first
+        )
         if not found:
             await self.session(tenant, GetSession(ask.session))
         return TurnPage(*page_of(found, limit, lambda one: (one.asked_at, one.turn)))

@@ -391,6 +391,12 @@ SELECT * FROM turns JOIN usage USING (tenant, session, turn)
 WHERE tenant = :tenant AND session = :session AND (turns.asked_at, turn) > (:after_at, :after)
 ORDER BY turns.asked_at, turn LIMIT :limit
 
+-- name: session_turns_newest
+-- The turns of a session before a cursor, newest first.
+SELECT * FROM turns JOIN usage USING (tenant, session, turn)
+WHERE tenant = :tenant AND session = :session AND (turns.asked_at, turn) < (:after_at, :after)
+ORDER BY turns.asked_at DESC, turn DESC LIMIT :limit
+
 -- name: turns_since
 -- The turns of a session that run, or whose last entry is after another one.
 SELECT turn, cursor, outcome = 'running' AS is_running FROM turns

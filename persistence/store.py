@@ -314,11 +314,12 @@ class Store(Database):
         rows = await self.read(SQL["old_sessions"], before=micros(before), first=first, limit=RELEASED_MAX)
         return [(row["tenant"], row["session"]) for row in rows]
 
-    async def session_turns(self, tenant: Tenant, session: str, after: PageCursor, limit: int) -> list[TurnRecord]:
-        """Returns turns of a session after `after`, oldest first."""
-        rows = await self.read(
-            SQL["session_turns"], tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit
-        )
+    async def session_turns(
+        self, tenant: Tenant, session: str, after: PageCursor, limit: int, *, is_newest_first: bool = False
+    ) -> list[TurnRecord]:
+        """Returns turns of a session after `after`, oldest first; newest first, those before it."""
+        query = SQL["session_turns_newest" if is_newest_first else "session_turns"]
+        rows = await self.read(query, tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit)
         return [turn_record(row) for row in rows]
 
     async def turns(

@@ -197,6 +197,7 @@ class ListSessionTurns(Query[TurnPage], frozen=True):
     session: str
     after: str | None = None
     limit: int = 50
+    is_newest_first: bool = False
 
 
 class ListTurns(Query[TurnPage], frozen=True):

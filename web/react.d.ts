@@ -37,8 +37,10 @@ export interface SessionTurn {
 }
 
 export interface Session {
-  /** All turns, oldest first. The text of those that run grows. */
+  /** The newest 100 turns and all later ones, oldest first. The text of those that run grows. */
   turns: SessionTurn[];
+  /** Whether the session has turns before these. */
+  hasEarlier: boolean;
   /** `idle`: the session does not exist yet. */
   state: State | "idle";
   error: Error | TailraceError | null;
@@ -46,6 +48,8 @@ export interface Session {
   ask(question: Question): Promise<string | null>;
   /** Ends the running turns. */
   cancel(): Promise<Record<string, unknown> | null>;
+  /** Adds up to 100 turns before those in `turns`. */
+  readEarlier(): Promise<void> | undefined;
 }
 
 export function useSession(session: string | null, options?: Omit<Options, "after" | "idempotencyKey" | "signal" | keyof Callbacks>): Session;

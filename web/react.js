@@ -8,7 +8,8 @@ import { useEffect, useRef, useState } from "react";
 import { ask, follow, randomName, request, resume } from "./tailrace.js";
 
 const NO_TURN = { turn: null, session: null, text: "", state: "idle", end: null, error: null };
-const NO_SESSION = { turns: [], state: "idle", error: null };
+const NO_SESSION = { turns: [], hasEarlier: false, state: "idle", error: null };
+const TURNS_AT_ONCE = 100;
 const NO_EVENT = { data: null, error: null, status: "idle" };
 // A page stays open for days. An EventSource does not give up either.
 const PATIENT = { triesMax: Infinity };
@@ -105,7 +106,7 @@ class TurnReader {
   }
 }
 
-/** All turns of a session, over one connection. A session that does not exist begins with the first question. */
+/** The newest turns of a session and all new ones, over one connection; `readEarlier` adds those before. A session that does not exist begins with the first question. */
 export function useSession(session, options = {}) {
   const [shown, show] = useState(NO_SESSION);
   const [asker] = useState(() => new SessionAsker(show));
@@ -113,7 +114,7 @@ export function useSession(session, options = {}) {
     asker.options = options;
   });
   useEffect(() => asker.mount(session), [asker, session]);
-  return { ...shown, ask: asker.ask, cancel: asker.cancel };
+  return { ...shown, ask: asker.ask, cancel: asker.cancel, readEarlier: asker.readEarlier };
 }
 
 /** The session that a component shows. */
@@ -152,6 +153,9 @@ class SessionAsker {
     return turn;
   };
 
+  /** Adds the turns before those in `turns`. */
+  readEarlier = () => this.#reader?.readEarlier();
+
   /** Ends the running turns. */
   cancel = () => this.#post(`${pathOf(this.#session)}/cancel`);
 
@@ -177,6 +181,8 @@ class SessionReader {
   #leaving = new AbortController();
   #turns = new Map();
   #isRead = false;
+  /** The cursor of the turns before those that were read. */
+  #next = null;
   #isEnded = false;
   #expected = 0;
 
@@ -234,17 +240,34 @@ class SessionReader {
   }
 
   async #readTurns() {
-    const records = [];
-    for (let next = ""; next !== null; ) {
-      const page = await request(`${this.#path}/turns?limit=200${next && `&after=${encodeURIComponent(next)}`}`, this.#options);
-      records.push(...page.turns);
-      next = page.next;
-    }
+    const records = await this.#page("");
     const streamed = this.#turns;
     this.#turns = new Map();
     for (const record of records) this.#set(merge(record, streamed.get(record.turn)));
     for (const [turn, known] of streamed) if (!this.#turns.has(turn)) this.#set(known);
     this.#showTurns();
+  }
+
+  async readEarlier() {
+    const next = this.#next;
+    this.#next = null;
+    if (!next) return;
+    try {
+      const [records, known] = [await this.#page(next), this.#turns];
+      this.#turns = new Map(records.map((record) => [record.turn, record]));
+      for (const one of known.values()) this.#set(one);
+      this.#showTurns();
+    } catch (error) {
+      this.#next = next;
+      this.#fail(error);
+    }
+  }
+
+  /** Returns a page of records, oldest first. */
+  async #page(after) {
+    const page = await request(`${this.#path}/turns?order=desc&limit=${TURNS_AT_ONCE}${after && `&after=${encodeURIComponent(after)}`}`, this.#options);
+    this.#next = page.next;
+    return page.turns.reverse();
   }
 
   async #readTurn(turn) {
@@ -258,7 +281,7 @@ class SessionReader {
   }
 
   #showTurns() {
-    this.#show({ turns: [...this.#turns.values()] });
+    this.#show({ turns: [...this.#turns.values()], hasEarlier: this.#next !== null });
   }
 
   #fail(error) {

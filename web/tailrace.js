@@ -265,7 +265,8 @@ async function send(options, path, init, signal) {
   });
   const error = errorOf(body);
   const retryAfterS = Number(response.headers.get("retry-after")) || 0;
-  const isTemporary = STATUSES_TO_RETRY.includes(status) && retryAfterS <= RETRY_AFTER_MAX_S;
+  // A full log stays full for longer than a reader waits.
+  const isTemporary = STATUSES_TO_RETRY.includes(status) && error?.code !== "log_full" && retryAfterS <= RETRY_AFTER_MAX_S;
   const fields = { status, code: error?.code, retryAfterS, waitMs: 1000 * retryAfterS, isTemporary };
   throw new TailraceError(error?.message ?? `status ${status}`, fields);
 }

@@ -152,6 +152,7 @@ PARAMETERS: dict[str, Json] = {
     "per_page": _query("per_page", "The same as `limit`.", type="integer", minimum=1, maximum=200),
     "page": _query("page", "Only 1: pages are addressed by `after`.", enum=["1"]),
     "order": _query("order", "The order of the items; `desc` by default.", enum=["asc", "desc"]),
+    "turn_order": _query("order", "The order of the turns; `asc`, oldest first, by default.", enum=["asc", "desc"]),
     "after_item": _query("after", "The id of the last received item."),
     "after_file": _query("after_id", "The same as `after`, as Anthropic's SDKs send it."),
     "page_file": _query("page", "The `next_page` of the previous page, as Anthropic's SDKs send it."),
@@ -295,7 +296,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("PATCH", "/v1/sessions/{session}"): Operation("sessions", RenameBody, SessionRecord),
     ("DELETE", "/v1/sessions/{session}"): Operation("sessions", response=Deleted),
     ("POST", "/v1/sessions/{session}/cancel"): Operation("sessions", response=CancelledSession),
-    ("GET", "/v1/sessions/{session}/turns"): Operation("sessions", response=TurnPage, parameters=PAGE),
+    ("GET", "/v1/sessions/{session}/turns"): Operation("sessions", response=TurnPage, parameters=("turn_order", *PAGE)),
     ("GET", "/v1/sessions/{session}/events"): Operation(
         "sessions", streams=SSE, parameters=("last_position", "position")
     ),

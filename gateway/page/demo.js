@@ -8,7 +8,7 @@ const POLL_MS = 1000;
 const CUT_MS = 4000;
 const LINES_MAX = 80;
 const SHOWN_CHARS = 120;
-const WITHOUT_TOKEN = "To kill processes from here, open the address that `tailrace up` printed.";
+const WITHOUT_TOKEN = "To kill processes from here, open the address that tailrace up printed.";
 
 const count = (number) => number.toLocaleString("en");
 

@@ -5,6 +5,9 @@ import { DOMPurify, hljs, Marked } from "./libraries.js";
 // Longer texts are shown without Markdown: a page must not stand still over a line of 1 MB.
 const CHARS_MAX = 200_000;
 const CODE_CHARS_MAX = 50_000;
+// A longer paragraph is shown as it is until it ends: to parse it again for each delta would take too long.
+const GROWING_CHARS_MAX = 2000;
+const NOTHING = { text: "", count: 0 };
 const ALLOWED = {
   ALLOWED_TAGS: [
     ...["p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "strong", "em", "del", "code", "pre", "blockquote", "a"],
@@ -30,6 +33,8 @@ const marked = new Marked({
 /** The text of an answer in `root`, drawn again as it grows: only its changed blocks. */
 export class Markdown {
   #blocks = [];
+  /** The beginning of the text that no later text changes, and how many blocks it has. */
+  #stable = NOTHING;
 
   constructor(root) {
     this.root = root;
@@ -38,23 +43,41 @@ export class Markdown {
   /** `isOpen`: more text may follow. */
   draw(text, isOpen) {
     if (text.length > CHARS_MAX) {
-      this.#blocks = [];
+      [this.#blocks, this.#stable] = [[], NOTHING];
       return this.root.replaceChildren(element("p", { className: "plainly", textContent: text }));
     }
-    const tokens = marked.lexer(text);
-    const shown = tokens.filter((token) => token.type !== "space" && token.type !== "def");
-    shown.forEach((token, index) => {
-      const isGrowing = isOpen && index === shown.length - 1;
+    // While the answer grows, only its last blocks can change. At its end, later definitions of links count for all.
+    const stable = isOpen && text.startsWith(this.#stable.text) ? this.#stable : NOTHING;
+    const tokens = marked.lexer(text.slice(stable.text.length));
+    const shown = tokens.filter(isShown);
+    shown.forEach((token, at) => {
+      const index = stable.count + at;
+      const isGrowing = isOpen && at === shown.length - 1;
       const key = `${isGrowing}${token.raw}`;
-      if (this.#blocks[index]?.key === key) return;
-      const block = element("div", { className: "block" }, ...elementsOf(token, tokens.links, isGrowing));
-      if (this.#blocks[index]) this.#blocks[index].block.replaceWith(block);
+      const before = this.#blocks[index];
+      if (before?.key === key) return;
+      const isPlain = isGrowing && token.type !== "code" && token.raw.length > GROWING_CHARS_MAX;
+      if (isPlain && before?.plain && token.raw.startsWith(before.plain.data)) {
+        before.plain.appendData(token.raw.slice(before.plain.data.length));
+        return (before.key = key);
+      }
+      const plain = isPlain ? new Text(token.raw) : null;
+      const inside = plain ? [element("p", { className: "plainly" }, plain)] : elementsOf(token, tokens.links, isGrowing);
+      const block = element("div", { className: "block" }, ...inside);
+      if (before) before.block.replaceWith(block);
       else this.root.append(block);
-      this.#blocks[index] = { key, block };
+      this.#blocks[index] = { key, block, plain };
     });
-    for (const { block } of this.#blocks.splice(shown.length)) block.remove();
+    for (const { block } of this.#blocks.splice(stable.count + shown.length)) block.remove();
+    const kept = tokens.slice(0, -2);
+    const prefix = stable.text + kept.map(({ raw }) => raw).join("");
+    // The lexer changes some characters, such as a carriage return: then all of the text is read again.
+    const isSame = isOpen && text.startsWith(prefix);
+    this.#stable = isSame ? { text: prefix, count: stable.count + kept.filter(isShown).length } : NOTHING;
   }
 }
+
+const isShown = ({ type }) => type !== "space" && type !== "def";
 
 function elementsOf(token, links, isGrowing) {
   const fragment = DOMPurify.sanitize(marked.parser(Object.assign([token], { links })), ALLOWED);

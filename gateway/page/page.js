@@ -2,12 +2,13 @@
 import { byId, element } from "./dom.js";
 import { ask, resume } from "./libraries.js";
 import { copyText } from "./markdown.js";
-import { gateway, headers, request, signIn, submitted } from "./requests.js";
+import { gateway, headers, request, sentence, signIn, submitted } from "./requests.js";
 import { textOf, Turn } from "./turn.js";
 
 const FILE_BYTES_MAX = 20_000_000;
 const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 const TITLE_CHARS_MAX = 60;
+const TURNS_AT_ONCE = 50;
 const CAUGHT_UP_MS = 2500;
 const SHARED_S = 86_400;
 const EXAMPLES = [
@@ -32,7 +33,7 @@ let edited = null;
 const watcher = { fetch: (url, init) => fetch(url, init), event() {}, state() {}, ended() {} };
 
 function emptyChat() {
-  return { id: null, title: "", turns: new Map(), leaf: null, model: "", system: "", answers: new Set() };
+  return { id: null, title: "", earlier: null, turns: new Map(), leaf: null, model: "", system: "", answers: new Set() };
 }
 
 // Words to the reader.
@@ -92,7 +93,7 @@ async function open() {
     const path = `/v1/sessions/${encodeURIComponent(chat.id)}`;
     const session = await request(path);
     if (chat !== opened) return;
-    Object.assign(chat, { title: session.title ?? "", model: session.model ?? "" });
+    Object.assign(chat, { title: titleOf(session), model: session.model ?? "" });
     chat.system = typeof session.system_prompt === "string" ? session.system_prompt : "";
     await readTurns();
     scroll.scrollTop = scroll.scrollHeight;
@@ -101,21 +102,30 @@ async function open() {
   }
 }
 
-/** Reads the turns of the chat; those that run are followed. */
-async function readTurns() {
+/** Reads the newest turns of the chat; those that run are followed. `isEarlier`: reads those before the ones that are shown. */
+async function readTurns(isEarlier = false) {
   const opened = chat;
-  let after = "";
-  do {
-    const page = await request(`/v1/sessions/${encodeURIComponent(chat.id)}/turns?limit=200${after}`);
-    if (chat !== opened) return;
-    for (const record of page.turns) {
-      // A question that was just sent has no id yet: it may be this one.
-      if (!chat.turns.has(record.turn) && !chat.turns.has("")) addTurn(record);
-    }
-    after = page.next ? `&after=${encodeURIComponent(page.next)}` : "";
-  } while (after);
+  const after = isEarlier ? `&after=${encodeURIComponent(chat.earlier)}` : "";
+  const page = await request(`/v1/sessions/${encodeURIComponent(chat.id)}/turns?order=desc&limit=${TURNS_AT_ONCE}${after}`);
+  if (chat !== opened) return;
+  const [known, { leaf }] = [chat.turns, chat];
+  // A question that was just sent has no id yet: it may be one of these.
+  const unknown = known.has("") ? [] : page.turns.filter(({ turn }) => !known.has(turn)).reverse();
+  if (isEarlier) chat.turns = new Map();
+  for (const record of unknown) addTurn(record);
+  if (isEarlier) {
+    for (const [id, turn] of known) chat.turns.set(id, turn);
+    chat.leaf = leaf;
+  }
+  if (isEarlier || !known.size || !leaf) chat.earlier = page.next;
   for (const turn of chat.turns.values()) if (turn.isRunning && !turn.isFollowed) follow(turn, (options) => resume(turn.id, options));
   drawChat();
+}
+
+async function readEarlier() {
+  const fromEnd = scroll.scrollHeight - scroll.scrollTop;
+  await readTurns(true).catch((error) => notify(sentence(error)));
+  scroll.scrollTop = scroll.scrollHeight - fromEnd;
 }
 
 function addTurn(record) {
@@ -132,9 +142,11 @@ function drawChat() {
   const path = [];
   for (let turn = chat.turns.get(chat.leaf); turn; turn = chat.turns.get(turn.record.parent)) path.unshift(turn);
   for (const turn of path) turn.drawBranches(continuing(turn.record.parent));
-  byId("turns").replaceChildren(...path.map((turn) => turn.root));
+  const more = element("button", { type: "button", className: "plain earlier", textContent: "Earlier turns" });
+  more.addEventListener("click", readEarlier);
+  byId("turns").replaceChildren(...(chat.earlier && path[0]?.record.parent ? [more] : []), ...path.map((turn) => turn.root));
   byId("welcome").hidden = Boolean(chat.id);
-  byId("title").textContent = chat.title;
+  byId("title").textContent = chat.title || "New chat";
   document.title = chat.title ? `${chat.title} \u2013 Tailrace` : "Tailrace";
   const names = [chat.model || models[0]?.id || "Model", ...(chat.system ? ["system prompt"] : [])];
   byId("setup").textContent = names.join(" \u00b7 ");
@@ -193,12 +205,12 @@ async function follow(turn, begin) {
     } catch (error) {
       if (chat !== followed || error.name === "AbortError") return;
       if (error.status === 401) {
-        await signIn(error.message);
+        await signIn(error);
         if (turn.id) [begin, after] = [(options) => resume(turn.id, options), turn.cursor];
         continue;
       }
       if (!turn.id) return refused(turn, error);
-      turn.fail(error.message);
+      turn.fail(sentence(error));
       break;
     } finally {
       followed.answers.delete(answer);
@@ -227,7 +239,7 @@ function refused(turn, error) {
   chat.turns.delete("");
   chat.leaf = turn.record.parent;
   if (!question.value) question.value = turn.asked ?? "";
-  notify(error.message);
+  notify(sentence(error));
   mark(null);
   drawChat();
 }
@@ -239,7 +251,7 @@ async function submit(messages, parent, asked) {
   const { model, system } = chat;
   if (isFirst) {
     chat.id = randomName();
-    chat.title = (asked.split("\n")[0] || "Files").slice(0, TITLE_CHARS_MAX);
+    chat.title = titleFrom(asked) || "Files";
     history.pushState(null, "", `#${chat.id}`);
   }
   const now = new Date().toISOString();
@@ -451,11 +463,11 @@ function drawChats() {
   const items = [];
   let group = "";
   for (const one of chats) {
-    const title = one.title ?? `Chat of ${new Date(one.created_at).toLocaleString()}`;
+    const title = titleOf(one);
     if (!title.toLowerCase().includes(wanted)) continue;
     const name = new Date(one.updated_at).toDateString() === today ? "Today" : "Earlier";
     if (name !== group) items.push(element("li", {}, element("h2", { textContent: (group = name) })));
-    const link = element("a", { href: `#${encodeURIComponent(one.id)}`, textContent: title, title });
+    const link = element("a", { href: `/#${encodeURIComponent(one.id)}`, textContent: title, title });
     if (one.id === chat.id) link.ariaCurrent = "page";
     const rename = small("Rename", title, () => renameChat(one, title));
     const remove = small("Delete", title, () => deleteChat(one, title));
@@ -468,6 +480,29 @@ function drawChats() {
   }
   byId("sessions").replaceChildren(...items);
 }
+
+/** The titles of chats that have none: their first questions. */
+const firstQuestions = new Map();
+
+/** Returns the title of a chat; of one without, its first question, which is read once. */
+function titleOf(one) {
+  if (one.title) return one.title;
+  const date = `Chat of ${new Date(one.created_at).toLocaleString()}`;
+  if (!firstQuestions.has(one.id)) {
+    firstQuestions.set(one.id, "");
+    const found = request(`/v1/sessions/${encodeURIComponent(one.id)}/turns?limit=1`);
+    const keep = ({ turns }) => {
+      firstQuestions.set(one.id, titleFrom(textOf(turns[0]?.input ?? [])));
+      if (one.id === chat.id) Object.assign(chat, { title: titleOf(one) });
+      drawChat();
+      drawChats();
+    };
+    found.then(keep).catch(() => {});
+  }
+  return firstQuestions.get(one.id) || date;
+}
+
+const titleFrom = (text) => text.trim().split("\n")[0].slice(0, TITLE_CHARS_MAX);
 
 function small(textContent, title, click) {
   const made = element("button", { type: "button", className: "plain act", textContent, ariaLabel: `${textContent} ${title}` });

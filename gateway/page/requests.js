@@ -8,28 +8,37 @@ export const headers = () => (sessionStorage.getItem(KEY) ? { authorization: `Be
 /** The process id of the gateway that answered last. Only a gateway of `tailrace up` names it, to this machine. */
 export const gateway = { process: null };
 
+const SENTENCES = {
+  log_full: "The server's log is full: it takes no new question until its operator makes room.",
+  budget_exceeded: "The budget of this key is spent: new questions are possible when it renews, or when it is raised.",
+  credential_invalid: "This key is not valid: it was revoked, has expired, or is mistyped. Enter another one.",
+};
+
+/** Returns one sentence for a person about an error of a request. */
+export const sentence = ({ code, message }) => SENTENCES[code] ?? message;
+
 /** Returns the JSON of a response. A missing key is asked for. Throws an error with `status` and `code`. */
 export async function request(path, { method = "GET", body } = {}) {
   for (;;) {
     const given = body ? { body: JSON.stringify(body), headers: { ...headers(), "content-type": "application/json" } } : { headers: headers() };
     const response = await fetch(path, { method, cache: "no-store", ...given }).catch(() => {
-      throw new Error("The server cannot be reached. Is the network there?");
+      throw new Error("The connection is lost: the server cannot be reached.");
     });
     gateway.process = response.headers.get("tailrace-process") ?? gateway.process;
     if (response.ok) return response.json();
     const { error } = await response.json().catch(() => ({}));
     const { status } = response;
     if (status !== 401) throw Object.assign(new Error(error?.message ?? `status ${status}`), { status, code: error?.code });
-    await signIn(error?.message);
+    await signIn(error);
   }
 }
 
 let signingIn = null;
 
 /** Asks for a key; returns when one was entered. */
-export function signIn(message) {
+export function signIn(error) {
   signingIn ??= new Promise((resolve) => {
-    if (sessionStorage.getItem(KEY) && message) byId("refusal").textContent = message;
+    if (sessionStorage.getItem(KEY) && error) byId("refusal").textContent = sentence(error);
     byId("login").addEventListener("close", () => ((signingIn = null), resolve()), { once: true });
     byId("login").showModal();
   });

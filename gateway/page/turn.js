@@ -19,9 +19,10 @@ export class Turn {
     this.text = element("div", { className: "text" });
     this.waiting = element("span", { className: "waiting" });
     this.place = element("p", { className: "quiet", hidden: true });
+    this.lost = element("p", { className: "lost-line" });
     this.failure = element("p", { className: "failure", hidden: true });
     this.foot = element("div", { className: "acts" });
-    this.answer = element("div", { className: "answer" }, element("span", { className: "stroke" }), this.text, this.place, this.waiting, this.failure, this.foot);
+    this.answer = element("div", { className: "answer" }, element("span", { className: "stroke" }), this.text, this.place, this.waiting, this.lost, this.failure, this.foot);
     this.root = element("article", { className: "turn" }, this.question, this.answer);
     this.show(record);
   }
@@ -122,6 +123,8 @@ export class Turn {
   mark(state) {
     this.answer.classList.toggle("live", state === "live");
     this.answer.classList.toggle("lost", state === "lost");
+    const rest = this.id ? "The answer goes on at the server, and its rest is shown" : "The question is sent";
+    this.lost.textContent = state === "lost" ? `The connection is lost. ${rest} as soon as it is back.` : "";
   }
 
   fail(message) {

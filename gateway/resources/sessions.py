@@ -130,9 +130,12 @@ async def delete(request: ApiRequest, deleter: Deleter) -> Response:
 
 
 async def turns(request: ApiRequest, history: HistoryClient, reader: TurnReader) -> Response:
-    """`GET /v1/sessions/{session}/turns`: its turns, oldest first, in pages."""
+    """`GET /v1/sessions/{session}/turns`: its turns, in pages, oldest first; newest first with `?order=desc`."""
     tenant, (after, limit) = request.tenant, page_of(request)
-    question = ListSessionTurns(request.path_params["session"], after, limit)
+    order = request.query_params.get("order", "asc")
+    if order not in ("asc", "desc"):
+        raise Refused("request_invalid", f"`order` must be asc or desc, not {order!r}.")
+    question = ListSessionTurns(request.path_params["session"], after, limit, order == "desc")
     found = await history.ask(tenant, question)
     current = await asyncio.gather(*(reader.refresh(TurnKey(tenant, one.turn), one) for one in found.turns))
     return json_response(msgspec.structs.replace(found, turns=current))

@@ -1,13 +1,16 @@
 """The page at `/` in Chromium: answers over interruptions, hostile answers, and what a client without a key sees."""
 
 import asyncio
+import base64
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.entries import Message
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
@@ -15,7 +18,7 @@ from tests.clients import node
 from tests.harness.generator_in_loop import words
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import CHECKOUT
-from tests.harness.proxy import Proxy
+from tests.harness.proxy import Failure, Proxy
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
@@ -23,6 +26,7 @@ from tests.harness.up import running
 from tests.integration.conftest import KEY, Gateway, NewGateway
 
 WORDS = 350
+PDF = b"%PDF-1.4\n1 0 obj<</Type/Page>>endobj\n%%EOF\n"
 NEVER = {"script", "img", "svg", "math", "iframe", "form", "input", "style", "base", "meta"}
 HOSTILE = """<script>globalThis.ran = 1</script><img src=x onerror="globalThis.ran = 1">
 
@@ -136,6 +140,93 @@ async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_
         "The page has what the log has."
     )
     assert (seen["withoutToken"], seen["address"], seen["second"]) == (2, "/", "has it all")
+    assert (seen["complaints"], seen["elsewhere"]) == ([], [])
+
+
+@pytest.mark.timeout(280)
+async def test_each_state_of_the_pages_has_no_violation_of_axe(
+    open_gateway: Gateway, new_gateway: NewGateway, system: System, browser: str, tmp_path: Path
+) -> None:
+    """In light and dark, on a desktop and a phone; a picture of each is kept in the test's folder."""
+    locked = await new_gateway(system.nats_url)
+    steps = "states", open_gateway.url, locked.url, tmp_path
+    (seen,) = await node.run("chat-page.mjs", *steps, deadline_s=260, CHROMIUM=browser)
+    if seen.get("isMissing"):
+        pytest.skip("axe-core is not installed: run `make clients`")
+    assert "\n".join(seen["violations"]) == ""
+
+
+@pytest.mark.timeout(180)
+async def test_the_page_needs_no_mouse(gateway: Gateway, new_gateway: NewGateway, system: System, browser: str) -> None:
+    """Ask, stop, search, rename and begin a new chat; then an answer of 5,000 tokens, whose long tasks are printed."""
+    patient = await new_gateway(system.nats_url, api_keys="", max_tokens=6000)
+    (seen,) = await node.run("chat-page.mjs", "keyboard", patient.url, deadline_s=150, CHROMIUM=browser)
+    figures = {name: seen.pop(name) for name in ("longTasks", "longest", "tasks")}
+    sys.stdout.write(f"/: CPU time of the page's tasks during 5,000 tokens, in ms: {figures}\n")
+    assert seen["text"] == words(5000)
+    assert (seen["complaints"], seen["elsewhere"]) == ([], [])
+
+
+@pytest.mark.timeout(180)
+async def test_files_are_dropped_and_pasted_and_others_refused_before_they_are_sent(
+    open_gateway: Gateway, browser: str
+) -> None:
+    pdf = base64.b64encode(PDF).decode()
+    (seen,) = await node.run("chat-page.mjs", "files", open_gateway.url, pdf, deadline_s=90, CHROMIUM=browser)
+    assert seen["refused"] == [
+        "notes.exe is not a picture (PNG, JPEG, GIF, WebP) or a PDF.",
+        "huge.png does not fit: the files of a question have 20 MB at most.",
+    ]
+    assert seen["sentBefore"] == []
+    assert seen["kinds"] == ["image/png", "application/pdf", "text"]
+    assert (seen["width"], seen["answer"]) == (1, words(5))
+    assert (seen["complaints"], seen["elsewhere"]) == ([], [])
+
+
+@pytest.mark.timeout(150)
+async def test_an_answer_is_whole_behind_a_network_that_is_slow_frozen_and_cut(
+    open_gateway: Gateway, browser: str
+) -> None:
+    """Each failure lasts until the log has another part of the answer."""
+    async with Proxy("browser > gateway", open_gateway.port) as proxy:
+        line = f"Count.\n#sim words={WORDS} rate=30"
+        url = f"http://127.0.0.1:{proxy.port}"
+        showing = asyncio.create_task(node.run("chat-page.mjs", "network", url, line, deadline_s=120, CHROMIUM=browser))
+        failures: list[Failure] = ["throttle", "blackhole", "cut"]
+        for number, failure in enumerate(failures, start=1):
+            await until(lambda chars=600 * number: _has_chars(open_gateway, chars), 60)  # type: ignore[misc]
+            proxy.fail(failure)
+            await until(lambda chars=600 * number + 300: _has_chars(open_gateway, chars), 60)  # type: ignore[misc]
+            proxy.mend()
+        (seen,) = await showing
+    assert all(proxy.affected[failure] for failure in failures)
+    assert seen == {"text": words(WORDS), "answers": 1, "complaints": [], "elsewhere": []}
+
+
+async def _has_chars(gateway: Gateway, chars: int) -> bool:
+    """Returns whether the log has so many characters of the running turn."""
+    running = (await gateway.client.get("/v1/turns?status=running")).json()["data"]
+    return bool(running) and len(running[-1]["text"]) > chars
+
+
+@pytest.mark.timeout(180)
+async def test_a_long_chat_is_read_in_pages_and_named_after_its_first_question(
+    own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant, browser: str, tmp_path: Path
+) -> None:
+    """Its newest 50 turns first; a session that another client began has no title."""
+    async with Persistence(own_server.url, tmp_path / "tailrace.db"):
+        gateway = await new_gateway(own_server.url, api_keys="")
+        parent = None
+        for number in range(1, 122):
+            writer = Writer(own_log, TurnKey(Tenant("local"), TurnId(new_id())))
+            message = Message(role="user", content=f"Question {number}\nand more")
+            await writer.ask(session=SessionId("long"), parent=parent, messages=[message])
+            await writer.begin("a")
+            await writer.end()
+            parent = writer.key.turn
+        (seen,) = await node.run("chat-page.mjs", "earlier", gateway.url, "long", deadline_s=60, CHROMIUM=browser)
+    assert seen["counts"] == [50, 100, 121]
+    assert (seen["title"], seen["link"], seen["first"]) == ("Question 1", "Question 1", "Question 1\nand more")
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 

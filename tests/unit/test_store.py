@@ -203,6 +203,9 @@ async def test_turns_of_a_session_are_listed_oldest_first_in_pages(store: Store)
         OURS, SessionId("session-1"), PageCursor(micros(first[-1].asked_at), first[-1].turn), 3
     )
     assert [one.turn for one in first + rest] == ["turn-b", "turn-c", "turn-a", "turn-d"]
+    before = PageCursor(micros(rest[0].asked_at), rest[0].turn)
+    earlier = await store.session_turns(OURS, SessionId("session-1"), before, 2, is_newest_first=True)
+    assert [one.turn for one in earlier] == ["turn-a", "turn-c"]
     assert await store.last_turn(OURS, "session-1") == "turn-d"
 
 

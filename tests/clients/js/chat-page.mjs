@@ -1,4 +1,5 @@
 // The page at / in Chromium: `chat-page.mjs STEPS GATEWAY …`. Prints one line with what it showed.
+import { existsSync, readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
 
 const [steps, gateway, ...given] = process.argv.slice(2);
@@ -47,7 +48,233 @@ async function replayed(page, shoot) {
   return { whole, isPart: whole.startsWith(paused) && paused.length < whole.length, isBack: (await shown()) === whole, steps, isWide };
 }
 
+const AXE = new URL("node_modules/axe-core/axe.min.js", import.meta.url);
+const press = (page, name) => page.getByRole("button", { name, exact: true }).first().click();
+
+async function ask(page, line) {
+  await page.getByLabel("Question").fill(line);
+  await page.keyboard.press("Enter");
+}
+
+/** Each state of the pages, and what brings it about. `locked`: a gateway that needs a key. */
+const STATES = {
+  welcome: (page) => page.goto(`${gateway}/`),
+  async answered(page) {
+    await page.goto(`${gateway}/`);
+    await ask(page, "Show me a table, a list and some code.");
+    await page.waitForSelector(".meta");
+  },
+  async settings(page) {
+    await STATES.welcome(page);
+    await page.waitForFunction(() => document.querySelectorAll("#model option").length > 1);
+    await page.locator("#setup").click();
+  },
+  async renaming(page) {
+    await STATES.answered(page);
+    await page.evaluate(() => document.querySelector("#sessions .current .act").click());
+  },
+  async refused(page) {
+    await STATES.welcome(page);
+    await page.locator("#picker").setInputFiles([
+      { name: "river.png", mimeType: "image/png", buffer: Buffer.from(PIXEL, "base64") },
+      { name: "notes.exe", mimeType: "application/x-msdownload", buffer: Buffer.from("MZ") },
+    ]);
+    await page.waitForSelector("#notice:visible");
+  },
+  async demo(page) {
+    await STATES.welcome(page);
+    await page.evaluate(() => document.querySelector("#demo-open").click());
+    await page.waitForSelector("#demo:visible");
+  },
+  async running(page) {
+    await page.goto(`${gateway}/`);
+    await ask(page, "Count.\n#sim words=2000 rate=20");
+    await longer(page, 80);
+  },
+  async lost(page) {
+    await STATES.running(page);
+    await page.context().setOffline(true);
+    await marked(page, "reconnecting");
+  },
+  async turn(page) {
+    await STATES.answered(page);
+    await page.getByRole("link", { name: "Timeline" }).click();
+    await page.waitForSelector("#steps tbody tr");
+  },
+  async drawer(page) {
+    await STATES.answered(page);
+    if (await page.locator("#menu").isVisible()) await page.locator("#menu").click();
+  },
+};
+const PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+
+/** Presses Tab until the focused element is named `name`. */
+async function tabTo(page, name) {
+  for (let presses = 0; presses < 60; presses += 1) {
+    const focused = await page.evaluate(() => document.activeElement.ariaLabel || document.activeElement.textContent || document.activeElement.id);
+    if (focused.trim() === name) return;
+    await page.keyboard.press("Tab");
+  }
+  throw new Error(`Tab does not reach ${name}`);
+}
+
+/** Gives files to the page as a person does who drops or pastes them: `kind` is `drop` or `paste`. */
+const give = (page, kind, files) =>
+  page.evaluate(
+    ([kind, files]) => {
+      const given = new DataTransfer();
+      for (const { name, type, base64, bytes } of files) {
+        const content = base64 ? Uint8Array.from(atob(base64), (one) => one.charCodeAt(0)) : new Uint8Array(bytes);
+        given.items.add(new File([content], name, { type }));
+      }
+      const options = { bubbles: true, cancelable: true };
+      const event = kind === "drop" ? new DragEvent("drop", { ...options, dataTransfer: given }) : new ClipboardEvent("paste", { ...options, clipboardData: given });
+      document.querySelector("#question").dispatchEvent(event);
+    },
+    [kind, files],
+  );
+
 const STEPS = {
+  /** Asks, stops, edits the title, searches and begins a new chat with the keyboard alone. Then measures a long answer. */
+  async keyboard() {
+    const { page, seen } = await open({ viewport: SIZES.desktop });
+    await page.goto(gateway);
+    await page.waitForFunction(() => document.activeElement.id === "question");
+    await page.keyboard.type("Count first.");
+    await page.keyboard.press("Shift+Enter");
+    await page.keyboard.type("#sim words=4000 rate=20");
+    await page.keyboard.press("Enter");
+    await longer(page, 80);
+    await tabTo(page, "Stop");
+    await page.keyboard.press("Enter");
+    await page.waitForSelector(".meta:has-text('stopped')");
+    await page.keyboard.press("Control+k");
+    await page.keyboard.type("count f");
+    await tabTo(page, "Rename Count first.");
+    await page.keyboard.press("Enter");
+    await page.keyboard.press("Control+a");
+    await page.keyboard.type("Rivers");
+    await page.keyboard.press("Enter");
+    await page.waitForFunction(() => document.querySelector("#title").textContent === "Rivers");
+    await page.waitForFunction(() => !document.querySelector("#asking").open);
+    await page.keyboard.press("Control+Shift+o");
+    await page.waitForFunction(() => document.activeElement.id === "question" && !location.hash);
+    await browser.startTracing(page, { categories: ["toplevel"] });
+    await page.keyboard.type("Count again.");
+    await page.keyboard.press("Shift+Enter");
+    await page.keyboard.type("#sim words=5000 rate=400");
+    await page.keyboard.press("Enter");
+    await page.waitForSelector(".meta", { timeout: 90_000 });
+    // The thread's time, which other processes of a busy machine do not lengthen.
+    const { traceEvents } = JSON.parse(await browser.stopTracing());
+    const main = new Set(traceEvents.filter(({ name, args }) => name === "thread_name" && args.name === "CrRendererMain").map(({ pid, tid }) => `${pid} ${tid}`));
+    const tasks = traceEvents.filter(({ ph, pid, tid }) => ph === "X" && main.has(`${pid} ${tid}`));
+    const longTasks = tasks.map(({ tdur = 0 }) => Math.round(tdur / 1000)).filter((ms) => ms > 50);
+    const longest = Math.max(...tasks.map(({ tdur = 0 }) => tdur / 1000));
+    return { text: (await text(page)).trim(), longTasks, longest, tasks: tasks.length, ...seen };
+  },
+
+  /** Drops a picture and pastes a PDF with a question; what is too large or no such file is refused before it is sent. */
+  async files(pdf) {
+    const { page, seen } = await open({ viewport: SIZES.desktop });
+    const sent = [];
+    page.on("request", (request) => request.method() === "POST" && sent.push(request.url().replace(gateway, "")));
+    await page.goto(gateway);
+    const said = async () => (await page.waitForFunction(() => !document.querySelector("#notice").hidden), page.locator("#notice").textContent());
+    const refused = [];
+    await give(page, "drop", [{ name: "notes.exe", type: "application/x-msdownload", bytes: 10 }]);
+    refused.push(await said());
+    await give(page, "paste", [{ name: "huge.png", type: "image/png", bytes: 20_000_001 }]);
+    await page.waitForFunction(() => document.querySelector("#notice").textContent.includes("huge"));
+    refused.push(await said());
+    const sentBefore = [...sent];
+    await give(page, "drop", [{ name: "river.png", type: "image/png", base64: PIXEL }]);
+    await give(page, "paste", [{ name: "river.pdf", type: "application/pdf", base64: pdf }]);
+    await page.locator("#files li").nth(1).waitFor();
+    const asked = page.waitForRequest((request) => request.url() === `${gateway}/v1/turns` && request.method() === "POST");
+    await ask(page, "What are these?\n#sim words=5 rate=0");
+    const { messages } = (await asked).postDataJSON();
+    await page.waitForSelector(".meta");
+    const picture = await page.waitForFunction(() => document.querySelector(".question img")?.naturalWidth);
+    return { refused, sentBefore, kinds: messages[0].content.map((block) => block.source?.media_type ?? block.type), width: await picture.jsonValue(), answer: (await text(page)).trim(), ...seen };
+  },
+
+  /** Waits for the end of an answer behind a network that fails. */
+  async network(line) {
+    const { page, seen } = await open({ viewport: SIZES.desktop });
+    await page.goto(gateway);
+    await ask(page, line);
+    await page.waitForSelector(".meta", { timeout: 120_000 });
+    return { text: (await text(page)).trim(), answers: await page.locator(".answer").count(), ...seen };
+  },
+
+  /** Returns what the page says when the budget is spent, the log is full, and a key is revoked in mid-answer. */
+  async refusals(full, locked, key) {
+    const { page } = await open({ viewport: SIZES.desktop });
+    const said = [];
+    for (const url of [gateway, full]) {
+      await page.goto(url);
+      await ask(page, "Hello?");
+      await page.waitForSelector("#notice:visible");
+      said.push([await page.locator("#notice").textContent(), await page.getByLabel("Question").inputValue()]);
+    }
+    await page.goto(locked);
+    await page.locator("#key").fill(key);
+    await page.keyboard.press("Enter");
+    await page.waitForFunction(() => !document.querySelector("#login").open);
+    await ask(page, "Count.\n#sim words=3000 rate=20");
+    await longer(page, 40);
+    await page.waitForSelector("#login[open]");
+    said.push([await page.locator("#refusal").textContent(), ""]);
+    return { said };
+  },
+
+  /** Opens a long chat without a title, and reads its earlier turns. */
+  async earlier(session) {
+    const { page, seen } = await open({ viewport: SIZES.desktop });
+    await page.goto(`${gateway}/#${session}`);
+    const counts = [];
+    const more = page.getByRole("button", { name: "Earlier turns" });
+    await page.locator(".turn").first().waitFor();
+    for (;;) {
+      counts.push(await page.locator(".turn").count());
+      if (!(await more.count())) break;
+      await more.click();
+      await page.waitForFunction((before) => document.querySelectorAll(".turn").length > before, counts.at(-1));
+    }
+    await page.waitForFunction(() => document.querySelector("#title").textContent.startsWith("Question"));
+    const link = await page.locator("#sessions .current a").textContent();
+    return { counts, title: await page.locator("#title").textContent(), link, first: await page.locator(".said").first().textContent(), ...seen };
+  },
+
+  /** Brings about each state, in each size and colour scheme; looks at it with axe, and takes a picture. */
+  async states(locked, folder) {
+    if (!existsSync(AXE)) return { isMissing: true };
+    const axe = readFileSync(AXE, "utf8");
+    const violations = [];
+    const login = async (page) => {
+      await page.goto(locked);
+      await page.waitForSelector("#login[open]");
+    };
+    for (const [state, begin] of Object.entries({ ...STATES, login })) {
+      const context = await browser.newContext({ viewport: SIZES.desktop });
+      const page = await context.newPage();
+      await begin(page);
+      for (const colorScheme of ["light", "dark"]) {
+        for (const [size, viewport] of Object.entries(SIZES)) {
+          await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
+          await page.setViewportSize(viewport);
+          await page.screenshot({ path: `${folder}/${state}-${colorScheme}-${size}.png` });
+          await page.evaluate(axe);
+          const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
+          for (const { id, nodes } of found.violations) violations.push(`${state} ${colorScheme} ${size}: ${id}: ${nodes[0].target} ${nodes[0].failureSummary}`);
+        }
+      }
+      await context.close();
+    }
+    return { violations };
+  },
+
   /** Asks; reloads; is offline for a moment; then waits for the end, whatever happens to the gateway. */
   async interrupted(line) {
     const { context, page, seen } = await open({ viewport: SIZES.desktop });
