@@ -97,7 +97,8 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
             ge=0,
             le=GRACE_S_MAX,
             description="time that running turns may continue after SIGTERM before others get them, up to an hour; a "
-            "second SIGTERM ends it. At least TAILRACE_DEADLINE_S: a restart costs no model call",
+            "second SIGTERM ends it. At least TAILRACE_DEADLINE_S: a restart costs no model call. Under `tailrace up` "
+            "the default is an hour for `tailrace restart`, and 5 s when `up` stops",
         ),
     ] = 5.0
 

@@ -264,7 +264,7 @@ WHERE usage.tenant = :tenant AND usage.session = (SELECT session FROM turns WHER
 {add_to_totals}
 
 -- name: count_deleted
--- Adds its usage to the total of the turns that have no session any more.
+-- Adds the usage of a turn that is about to be deleted to the total of turns without a session, whose key is ''.
 INSERT INTO totals
 SELECT usage.tenant, 'session', '', {signed_usage}
 FROM usage
@@ -273,7 +273,7 @@ WHERE usage.tenant = :tenant AND usage.session = (SELECT session FROM turns WHER
 {add_to_totals}
 
 -- name: delete_empty_totals
--- Deletes the totals of its session and its metadata that count no turn any more: they hold names.
+-- Deletes those totals of a deleted turn's session and metadata that count no other turn, because their keys are names.
 DELETE FROM totals WHERE tenant = :tenant AND turns = 0 AND (dimension, key, day) IN (
     SELECT field.key, field.value, usage.asked_at / 86400000000
     FROM usage CROSS JOIN json_each(json_patch(json_object('session', usage.session), {metadata_of_turn})) AS field
@@ -558,7 +558,7 @@ WITH page AS (
     max(asked_at) AS last_used_at
 
 -- name: user_sessions
--- The same for one user, of one project unless it is null.
+-- The sessions of one user before a cursor, newest first, with totals; of one project unless it is null.
 WITH page AS (
     SELECT * FROM sessions
     WHERE tenant = :tenant AND user = :user AND coalesce(project = :project, true)

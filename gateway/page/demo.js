@@ -180,7 +180,11 @@ export class Demo {
     this.#killed = generator ?? this.#killed;
     this.#note(`${name} is killed`, "bad");
     // The answer may be lost with the gateway that sends it.
-    await this.#ask("POST", `?${new URLSearchParams({ process: name, pid })}`).catch(() => {});
+    await this.#ask("POST", `?${new URLSearchParams({ process: name, pid })}`).catch((error) => {
+      if (!error.status) return;
+      this.#broken.kills -= 1;
+      this.#note(`${name} was not killed: ${error.message}`, "bad");
+    });
     this.#draw();
   }
 
@@ -194,7 +198,7 @@ export class Demo {
     const writes = this.#generator !== this.#killed && this.#generatorName();
     const has = { [writes]: "writes the answer", [this.#gatewayName()]: "streams it to you" };
     const items = this.#processes.map(({ name, pid }) => {
-      const role = pid ? isRunning && has[name] : "is started again";
+      const role = pid ? isRunning && has[name] : "restarting";
       const state = element("span", { className: "state", textContent: role || "" });
       return element("li", { className: `${pid ? "up" : "down"}${isRunning && has[name] ? " used" : ""}` }, element("b", { textContent: name }), state, element("span", { className: "pid", textContent: pid ?? "" }));
     });
@@ -206,7 +210,7 @@ export class Demo {
     this.killGenerator.disabled = !isReady || !writes;
     this.killGateway.disabled = !isReady || !this.#gatewayName();
     this.second.disabled = !this.#turn?.id;
-    const before = "Start an answer, then break something in the middle of it: it goes on where it was.";
+    const before = "Start an answer, then break something in the middle of it: it continues where it was.";
     const hint = this.#problem || (this.token() ? (isRunning ? "Now break something." : before) : WITHOUT_TOKEN);
     this.hint.hidden = !this.proof.hidden && !this.#problem;
     if (this.hint.textContent !== hint) this.hint.textContent = hint;

@@ -112,14 +112,14 @@ function drawSteps() {
   for (const { at, seconds: s } of pauses) steps.push([at, `Pause of ${s.toFixed(1)} s`]);
   for (const { report, sent } of readers) {
     steps.push([report.opened_at, report.cursor ? `A reader resumed after ${report.cursor} (${report.dialect})` : `A reader began (${report.dialect})`]);
-    if (report.closed_at) steps.push([report.closed_at, `${report.ending === "ended" ? "A reader had it all" : `A reader was cut (${report.ending})`}: ${count(sent)} of ${count(entries)} entries`]);
+    if (report.closed_at) steps.push([report.closed_at, `${report.ending === "ended" ? "A reader received everything" : `A reader was cut (${report.ending})`}: ${count(sent)} of ${count(entries)} entries`]);
   }
   if (end) steps.push([end.at, `${end.outcome[0].toUpperCase()}${end.outcome.slice(1)}${end.code ?? end.stop_reason ? ` (${end.code ?? end.stop_reason})` : ""}`]);
   steps.sort(([one], [other]) => new Date(one) - new Date(other));
   const rows = steps.map(([at, text]) => element("tr", {}, element("td", { textContent: (since(at) / 1000).toFixed(3) }), element("td", { textContent: text })));
   byId("steps").tBodies[0].replaceChildren(...rows);
   const recorded = { true: "It is in the database.", false: "It is not yet in the database." }[timeline.recorded] ?? "";
-  byId("delivered").textContent = `Sent to the end: ${timeline.delivered.replace(": ", ", ")}. ${recorded}`;
+  byId("delivered").textContent = `Delivery: ${timeline.delivered}. ${recorded}`;
 }
 
 // The replay.
@@ -194,10 +194,18 @@ byId("position").addEventListener("input", () => {
 
 async function read() {
   timeline = await request(`/v1/turns/${encodeURIComponent(turn)}/timeline`);
+  byId("notice").hidden = true;
   join();
   draw();
-  if (timeline.end) return;
-  setTimeout(() => read().catch(show), REFRESH_MS);
+  if (!timeline.end) setTimeout(readAgain, REFRESH_MS);
+}
+
+/** A gateway may be away for a moment, which is shown. */
+function readAgain() {
+  read().catch((error) => {
+    show(error);
+    if (error.status !== 404) setTimeout(readAgain, REFRESH_MS);
+  });
 }
 
 const show = (error) => {

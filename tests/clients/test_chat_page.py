@@ -4,6 +4,7 @@ import asyncio
 import base64
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -196,6 +197,8 @@ async def test_an_answer_is_whole_behind_a_network_that_is_slow_frozen_and_cut(
         for number, failure in enumerate(failures, start=1):
             await until(lambda chars=600 * number: _has_chars(open_gateway, chars), 60)  # type: ignore[misc]
             proxy.fail(failure)
+            # The page may be reconnecting.
+            await until(partial(proxy.affected.get, failure), 60)
             await until(lambda chars=600 * number + 300: _has_chars(open_gateway, chars), 60)  # type: ignore[misc]
             proxy.mend()
         (seen,) = await showing

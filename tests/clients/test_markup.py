@@ -69,12 +69,17 @@ async def test_markup_is_shown_as_text(open_gateway: Gateway, browser: str, call
     assert [one for one in shown if one["ran"] or one["elsewhere"]] == []
     pages = [one for one in shown if one["headers"] is not None]
     # The script of /ops makes no markup of values; that of / shows titles, and makes markup of sanitised Markdown only.
-    assert {one["path"] for one in pages if one["links"]} == {"/", "/docs", "/ops"}
+    assert {one["path"] for one in pages if one["links"]} == {"/", "/docs", "/ops", f"/turns/{turn}"}
     policies = {one["path"]: one["headers"]["content-security-policy"] for one in pages}
     own = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     nowhere = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     sanitised = "img-src blob:; require-trusted-types-for 'script'; trusted-types dompurify; "
-    scripted = {"/": own + sanitised + nowhere, "/ops": own + nowhere}
+    trusted = sanitised.removeprefix("img-src blob:; ")
+    scripted = {
+        "/": own + sanitised + nowhere,
+        "/ops": own + nowhere,
+        f"/turns/{turn}": own + trusted + nowhere,
+    }
     assert {path: policy for path, policy in policies.items() if policy != TOLD["content-security-policy"]} == scripted
     others = {name: value for name, value in TOLD.items() if name != "content-security-policy"}
     assert [one["path"] for one in pages if not others.items() <= one["headers"].items()] == []

@@ -66,7 +66,7 @@ async def test_a_number_that_is_too_large_is_refused_in_an_unknown_field(shared_
             "GET",
             "/v1/usage?form=2026-01-01",
             "form",
-            "(did you mean from?); there are after, by, from, limit, page, to",
+            "(did you mean from?); there are after, by, from, key, limit, page, to",
         ),
         ("HEAD", "/v1/usage?form=2026-01-01", None, ""),
         ("GET", "/healthz?x", "x", "there are none"),

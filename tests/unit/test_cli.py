@@ -290,7 +290,7 @@ def test_without_any_gateway_a_client_command_says_so_at_once(
     monkeypatch.setattr("tailrace.client.core.URL", url)
     refused = f"cannot connect to {url} (Connection refused)"
     advice = "start a gateway with `tailrace up`, or name one with --url"
-    assert main(["ask", "Hi."]) == EXIT_USAGE
+    assert main(["ask", "Hi."]) == EXIT_ERROR
     assert capsys.readouterr().err == f"tailrace: {refused}: {advice}\n"
     monkeypatch.setattr("tailrace.client.core.FIRST_TRIES_MAX", 1)
     for arguments in (["ask", "Hi."], ["ask", "Hi.", "--json"], ["sessions"]):
