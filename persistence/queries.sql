@@ -505,9 +505,8 @@ ORDER BY asked_at DESC, turns.turn DESC LIMIT :limit
 -- Some turns of a tenant, newest first.
 SELECT turn, outcome FROM turns WHERE tenant = :tenant AND asked_at >= 0 ORDER BY asked_at DESC, turn DESC LIMIT :limit
 
--- fragment: totals
--- The columns of totals.
-    count(messages) AS turns,
+-- fragment: summed
+-- The columns of totals, without the number of turns.
     coalesce(sum(messages), 0) AS messages,
     coalesce(sum(input_tokens), 0) AS input_tokens,
     coalesce(sum(output_tokens), 0) AS output_tokens,
@@ -515,6 +514,11 @@ SELECT turn, outcome FROM turns WHERE tenant = :tenant AND asked_at >= 0 ORDER B
     coalesce(sum(cache_read_input_tokens), 0) AS cache_read_input_tokens,
     coalesce(sum(cost_nusd), 0) AS cost_nusd,
     max(asked_at) AS last_used_at
+
+-- fragment: totals
+-- The columns of totals, from the usage of turns.
+    count(messages) AS turns,
+    {summed}
 
 -- fragment: with_totals
 -- Sessions in `page` with their totals.
@@ -549,13 +553,7 @@ WITH page AS (
 -- fragment: sums
 -- The columns of totals, from sums by day.
     coalesce(sum(turns), 0) AS turns,
-    coalesce(sum(messages), 0) AS messages,
-    coalesce(sum(input_tokens), 0) AS input_tokens,
-    coalesce(sum(output_tokens), 0) AS output_tokens,
-    coalesce(sum(cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
-    coalesce(sum(cache_read_input_tokens), 0) AS cache_read_input_tokens,
-    coalesce(sum(cost_nusd), 0) AS cost_nusd,
-    max(asked_at) AS last_used_at
+    {summed}
 
 -- name: user_sessions
 -- The sessions of one user before a cursor, newest first, with totals; of one project unless it is null.

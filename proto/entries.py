@@ -88,7 +88,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The request was stored while `parent` ran: the generator puts the conversation before `messages`."""
     project: str | None = None
     user: str | None = None
-    """The end user whom the turn is answered for, as the JWT or the request named them."""
+    """The end user who receives the answer, as the JWT or the request named them."""
     metadata: dict[str, str] | None = None
     cache: CacheFor | None = None
     """Lifetime of the prompt cache. `auto`: five minutes, if the prompt is long enough to be cached."""

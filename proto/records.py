@@ -61,7 +61,7 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     project: str | None = None
     """The project that the request named."""
     user: str | None = None
-    """The end user whom the turn was answered for, as the request or the JWT named them."""
+    """The end user who received the answer, as the request or the JWT named them."""
     asked_at: datetime
     first_token_at: datetime | None = None
     """When the first delta of the answer was stored; null: none was, or an older version recorded the turn."""

@@ -13,7 +13,7 @@ from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.records import Query, SessionRecord, Totals
 
 USAGE_BY = ("day", "model", "key", "user", "session", "project")
-"""What usage is summed by, besides `metadata.NAME`."""
+"""The dimensions by which usage is summed, besides `metadata.NAME`."""
 Kind = Literal["turn", "session", "project", "user", "tenant"]
 
 
@@ -108,7 +108,7 @@ class Remaining(msgspec.Struct, frozen=True):
 
     turns: list[TurnToDelete]
     rows: DeletedRows = DeletedRows()
-    """What this step has deleted."""
+    """The rows that this step has deleted."""
 
 
 class GetProject(Query[ProjectRecord], frozen=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.compare.arms import Arm
-from benchmarks.compare.readers import WORD
+from benchmarks.compare.readers import Words
 
 # When its readers come, a turn of the herd and of `resume` has so many words, and is silent, so that only the readers
 # are measured.
@@ -59,10 +59,10 @@ class Attached(asyncio.Protocol):
 
     def __init__(self, request: bytes) -> None:
         self._request = request
-        self._rest = b""
+        self._words = Words()
         self._wanted = 0
         self._reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.delays: list[float] = []
+        self.delays = self._words.delays
         self.head = b""
         self.has_begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -71,33 +71,29 @@ class Attached(asyncio.Protocol):
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        now = time.monotonic_ns() // 1000
         self.head = self.head or data[:PAGE_BYTES]
         if not self.has_begun.done():
             self.has_begun.set_result(None)
-        data, end = self._rest + data, 0
-        for word in WORD.finditer(data):
-            if int(word[1]) != len(self.delays):
-                self._fail(f"word {int(word[1])} came instead of word {len(self.delays)}")
-                return
-            self.delays.append((now - int(word[2])) / 1e6)
-            end = word.end()
-        self._rest = data[max(end, len(data) - 24) :]
+        try:
+            self._words.add(data)
+        except RuntimeError as error:
+            self._fail(error)
+            return
         if self._wanted and len(self.delays) >= self._wanted and not self._reached.done():
             self._reached.set_result(None)
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        self._fail(f"the stream ended after {len(self.delays)} words: {self.head[:200]!r}")
+        self._fail(RuntimeError(f"the stream ended after {len(self.delays)} words: {self.head[:200]!r}"))
 
     async def reached(self, words: int) -> None:
         self._wanted = words
         if len(self.delays) < words:
             await self._reached
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, error: RuntimeError) -> None:
         for future in (self._reached, self.has_begun):
             if not future.done():
-                future.set_exception(RuntimeError(reason))
+                future.set_exception(error)
                 # If no task waits for it, its error is not logged.
                 future.exception()
         self.transport.close()

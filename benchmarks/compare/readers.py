@@ -21,6 +21,28 @@ class Answer(NamedTuple):
     delays: list[float]
 
 
+class Words:
+    """The words of an answer as they arrive, in pieces of any size."""
+
+    def __init__(self) -> None:
+        self.delays: list[float] = []
+        """The delay of each word, in seconds."""
+        self.rest = b""
+
+    def add(self, data: bytes) -> None:
+        """Adds received bytes. Raises `RuntimeError` for a word that is missing, repeated or out of order."""
+        now = time.monotonic_ns() // 1000
+        # A word may be cut between two reads.
+        data, end = self.rest + data, 0
+        delays = self.delays
+        for word in WORD.finditer(data):
+            if int(word[1]) != len(delays):
+                raise RuntimeError(f"word {int(word[1])} came instead of word {len(delays)}")
+            delays.append((now - int(word[2])) / 1e6)
+            end = word.end()
+        self.rest = data[max(end, len(data) - 24) :]
+
+
 class Reader(asyncio.Protocol):
     """Sends one POST and reads its answer. The result of `done` has the delays of its words."""
 
@@ -30,9 +52,8 @@ class Reader(asyncio.Protocol):
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             f"Accept: text/event-stream\r\nContent-Length: {len(content)}\r\n\r\n"
         ).encode() + content
-        self._words = words
-        self._rest = b""
-        self._delays: list[float] = []
+        self._count = words
+        self._words = Words()
         self._first = 0.0
         self.done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
@@ -42,28 +63,23 @@ class Reader(asyncio.Protocol):
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        now = time.monotonic_ns() // 1000
         self._first = self._first or time.monotonic() - self._began
-        # A word may be cut between two reads.
-        data, end = self._rest + data, 0
-        delays = self._delays
-        for word in WORD.finditer(data):
-            if int(word[1]) != len(delays):
-                self._fail(f"word {int(word[1])} came instead of word {len(delays)}")
-                return
-            delays.append((now - int(word[2])) / 1e6)
-            end = word.end()
-        self._rest = data[max(end, len(data) - 24) :]
-        if len(delays) == self._words and not self.done.done():
-            self.done.set_result(Answer(self._first, delays))
+        try:
+            self._words.add(data)
+        except RuntimeError as error:
+            self._fail(error)
+            return
+        if len(self._words.delays) == self._count and not self.done.done():
+            self.done.set_result(Answer(self._first, self._words.delays))
             self._transport.close()
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        self._fail(f"the answer ended after {len(self._delays)} of {self._words} words: {self._rest[:200]!r}")
+        got, rest = len(self._words.delays), self._words.rest[:200]
+        self._fail(RuntimeError(f"the answer ended after {got} of {self._count} words: {rest!r}"))
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, error: RuntimeError) -> None:
         if not self.done.done():
-            self.done.set_exception(RuntimeError(reason))
+            self.done.set_exception(error)
             self._transport.close()
 
 

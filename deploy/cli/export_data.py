@@ -7,12 +7,12 @@ import msgspec
 
 from tailrace.client import Client
 
-# The lists of a tenant's data, with the field that holds the items, and whether they can be listed by user.
+# The lists of a tenant's data, and whether they can be listed by user.
 LISTS = (
-    ("project", "/v1/projects", "data", False),
-    ("file", "/v1/files", "data", False),
-    ("session", "/v1/sessions", "data", True),
-    ("turn", "/v1/turns", "data", True),
+    ("project", "/v1/projects", False),
+    ("file", "/v1/files", False),
+    ("session", "/v1/sessions", True),
+    ("turn", "/v1/turns", True),
 )
 
 
@@ -21,19 +21,19 @@ def export_lines(client: Client, user: str | None) -> Iterator[str]:
 
     Raises client.TailraceError.
     """
-    for kind, path, field, has_user in LISTS:
+    for kind, path, has_user in LISTS:
         if has_user or user is None:
             given = {"user": user} if user is not None else {}
-            for item in items(client, path, field, given):
+            for item in items(client, path, given):
                 yield msgspec.json.encode({"type": kind, **item}).decode()
 
 
-def items(client: Client, path: str, field: str, params: dict[str, str]) -> Iterator[dict[str, Any]]:
+def items(client: Client, path: str, params: dict[str, str]) -> Iterator[dict[str, Any]]:
     """Yields the items of a list, page by page. Files name the next page by the last item."""
     after: dict[str, str] = {}
     while True:
         page = client.request("GET", path, params={**params, **after})
-        yield from page[field]
+        yield from page["data"]
         if not page["has_more"]:
             return
-        after = {"after": page["next"] if "next" in page else page[field][-1]["id"]}
+        after = {"after": page["next"] if "next" in page else page["data"][-1]["id"]}

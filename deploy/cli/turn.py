@@ -4,6 +4,7 @@ import argparse
 import asyncio
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 
 import msgspec
 
@@ -17,7 +18,6 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, Rpc, TurnLog
 from tailrace.proto.nats.find_turn import find_turn
 from tailrace.proto.nats.permissions import ADMIN
-from tailrace.proto.reader_report import GatewayReaders
 from tailrace.proto.subjects import TurnKey
 
 DESCRIPTION = "Show the timeline of one turn."
@@ -65,9 +65,8 @@ async def fetch(url: str, turn: TurnId, tenant: Tenant | None) -> Timeline:
         if key is None:
             raise TurnUnknown(f"the log has no turn {turn}: if it is older than the log, name its tenant with --tenant")
         rpc = Rpc(connection)
-        replies = await rpc.every_readers(key, wait_s=GATEWAYS_WAIT_S)
-        gateways = [msgspec.json.decode(reply, type=GatewayReaders) for reply in replies]
-        return await read(TurnLog(connection), HistoryClient(rpc, QUERY_TIMEOUT_S), key, gateways)
+        ask_gateways = partial(rpc.every_readers, key, wait_s=GATEWAYS_WAIT_S)
+        return await read(TurnLog(connection), HistoryClient(rpc, QUERY_TIMEOUT_S), key, ask_gateways)
     finally:
         await connection.close()
 

@@ -40,7 +40,7 @@ class BackedUpFile(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a backup contains, and which version wrote it. A newer `format` or `schema` is refused."""
+    """The files of a backup, and the version that wrote it. A newer `format` or `schema` is refused."""
 
     format: int
     tailrace: str

@@ -98,13 +98,11 @@ class RollingRestart:
 def restart(folder: Path, show: Callable[[str], None]) -> None:
     """Requests a restart from the `up` in `folder` and waits until it has ended. Raises UpRefused."""
     status = status_file.read(folder)
-    if status is None:
+    # The file stays after `up` was killed, and another process may have its pid by now.
+    if status is None or not data_dir.is_locked(folder):
         raise UpRefused(f"no `up` runs in {folder}: start one, or name its data directory with --data")
     if status.restart is None:
         raise UpRefused(f"the `up` in {folder} has version {status.version}, which has no restart: stop and start it")
-    # The file stays after `up` was killed, and another process may have its pid by now.
-    if not data_dir.is_locked(folder):
-        raise UpRefused(f"no `up` runs in {folder}: start one, or name its data directory with --data")
     if status.restart.now:
         raise UpRefused("a restart is running already: wait until it has ended")
     os.kill(status.pid, SIGNAL)

@@ -12,6 +12,7 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.request_body import check_user
 from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Tenant
 from tailrace.proto.resources import DeletedRows
 
 logger = structlog.get_logger()
@@ -20,7 +21,7 @@ KEPT = "the sums of usage by day, model and key, without names"
 
 
 class Erased(msgspec.Struct, frozen=True, kw_only=True):
-    """What was erased, and where. Zeros: there was nothing (any more)."""
+    """The report of an erasure: counts of what was erased in the log and in the database; 0 if there was nothing."""
 
     object: Literal["user.erased", "tenant.erased"]
     id: str
@@ -34,12 +35,9 @@ class Erased(msgspec.Struct, frozen=True, kw_only=True):
 
 async def delete_user(request: ApiRequest, deleter: Deleter) -> Response:
     """`DELETE /v1/users?user=NAME`: erases the turns and sessions of a user, and the turns that continue them."""
-    tenant, user = request.tenant, request.query_params.get("user", "")
+    user = request.query_params.get("user", "")
     check_user(user)
-    done = await deleter.erase(tenant, "user", user)
-    logger.info("erased", kind="user", turns=done.turns)
-    erased = Erased(object="user.erased", id=user, turns=done.turns, log_entries=done.log_entries, rows=done.rows)
-    return json_response(erased)
+    return await _erase(deleter, request.tenant, "user", user)
 
 
 async def delete_tenant(request: ApiRequest, deleter: Deleter) -> Response:
@@ -51,10 +49,16 @@ async def delete_tenant(request: ApiRequest, deleter: Deleter) -> Response:
             "this erases everything of the tenant: send its name as `confirm`, which `tailrace keys list` shows",
             param="confirm",
         )
-    done = await deleter.erase(tenant, "tenant", tenant)
-    logger.info("erased", kind="tenant", turns=done.turns)
-    erased = Erased(object="tenant.erased", id=tenant, turns=done.turns, log_entries=done.log_entries, rows=done.rows)
-    return json_response(erased)
+    return await _erase(deleter, tenant, "tenant", tenant)
+
+
+async def _erase(deleter: Deleter, tenant: Tenant, kind: Literal["user", "tenant"], name: str) -> Response:
+    done = await deleter.erase(tenant, kind, name)
+    logger.info("erased", kind=kind, turns=done.turns)
+    object_: Literal["user.erased", "tenant.erased"] = "user.erased" if kind == "user" else "tenant.erased"
+    return json_response(
+        Erased(object=object_, id=name, turns=done.turns, log_entries=done.log_entries, rows=done.rows)
+    )
 
 
 ROUTES = [

@@ -1,6 +1,7 @@
 """Route that returns the timeline of a turn: its attempts, pauses, readers and cost."""
 
-import msgspec
+from functools import partial
+
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -10,7 +11,6 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.turns import timeline
 from tailrace.proto.errors import TurnUnknown, not_found
 from tailrace.proto.nats import Rpc, TurnLog
-from tailrace.proto.reader_report import GatewayReaders
 
 # Gateways answer from memory.
 GATEWAYS_WAIT_S = 0.2
@@ -19,10 +19,9 @@ GATEWAYS_WAIT_S = 0.2
 async def get_timeline(request: ApiRequest, log: TurnLog, history: HistoryClient, rpc: Rpc) -> Response:
     """`GET /v1/turns/{turn}/timeline`: when each entry of the turn was stored, its attempts, pauses and readers."""
     key = request.turn()
-    replies = await rpc.readers_of_all_gateways(key, wait_s=GATEWAYS_WAIT_S)
-    gateways = [msgspec.json.decode(reply, type=GatewayReaders) for reply in replies]
+    ask_gateways = partial(rpc.readers_of_all_gateways, key, wait_s=GATEWAYS_WAIT_S)
     try:
-        return json_response(await timeline.read(log, history, key, gateways))
+        return json_response(await timeline.read(log, history, key, ask_gateways))
     except TurnUnknown as unknown:
         raise not_found("turn") from unknown
 

@@ -34,7 +34,7 @@ SETTLED_WITHIN = timedelta(minutes=10)
 
 
 class Deletion(NamedTuple):
-    """What was deleted."""
+    """The result of a deletion: the number of turns, of log entries and of rows."""
 
     turns: int
     log_entries: int

@@ -58,7 +58,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     api_version: str | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
-    """The end user whom the turn is answered for. A JWT with a user wins."""
+    """The end user who receives the answer. A JWT with a user wins."""
     cache: Cache | None = None
     """How long the model caches the prompt; None: the operator's setting."""
     on_interrupt: OnInterrupt = "continue"

@@ -4,7 +4,7 @@
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -17,12 +17,14 @@ from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.reader_report import GatewayReaders, ReaderReport
-from tailrace.proto.records import GetTurn
+from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 
 # A reader hardly notices a shorter pause. A takeover takes about two seconds.
 PAUSE_S_MIN = 1.0
+
+_decode_readers = msgspec.json.Decoder(GatewayReaders).decode
 
 
 class AttemptStep(msgspec.Struct, kw_only=True):
@@ -130,39 +132,49 @@ def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayRead
     return found
 
 
-async def read(log: TurnLog, history: HistoryClient, key: TurnKey, gateways: Sequence[GatewayReaders]) -> Timeline:
+async def read(
+    log: TurnLog, history: HistoryClient, key: TurnKey, ask_gateways: Callable[[], Awaitable[list[bytes]]]
+) -> Timeline:
     """Returns the timeline of a turn; of one that has left the log, the fields of its record.
 
+    `ask_gateways` returns the readers of the turn at each gateway, as JSON. It is called for a turn that exists.
     Raises TurnUnknown, Refused, LogUnavailable.
     """
     stored: list[Stored] = []
     while page := await log.replay(key, stored[-1].seq if stored else BEFORE_FIRST):
         stored += page
-    found = build(key, stored, gateways)
+    record, recorded = None, None
     try:
         record = await history.ask(key.tenant, GetTurn(key.turn))
+        recorded = record.ended_at is not None
     except Refused as refused:
+        is_unknown = refused.code == "turn_not_found"
         if stored:
-            found.recorded = False if refused.code == "turn_not_found" else None
-            return found
-        if refused.code == "turn_not_found":
+            recorded = False if is_unknown else None
+        elif is_unknown:
             raise TurnUnknown(f"neither the log nor the database has a turn {key.turn} of {key.tenant}") from refused
-        raise
-    found.recorded = record.ended_at is not None
-    if not stored:
+        else:
+            raise
+    found = build(key, stored, [_decode_readers(reply) for reply in await ask_gateways()])
+    found.recorded = recorded
+    if record is not None and not stored:
         found.session, found.model, found.accepted_at = record.session, record.model, record.asked_at
         found.first_token_at = record.first_token_at
         if record.ended_at is not None and record.outcome != "running":
-            found.end = EndStep(
-                at=record.ended_at,
-                outcome=record.outcome,
-                stop_reason=record.stop_reason,
-                code=record.error.code if record.error is not None else None,
-                usage=record.usage,
-                usage_is_estimated=record.usage_is_estimated,
-                cost_usd=record.cost_usd,
-            )
+            found.end = _end_step(record.ended_at, record.outcome, record)
     return found
+
+
+def _end_step(at: datetime, outcome: Outcome, end: End | TurnRecord) -> EndStep:
+    return EndStep(
+        at=at,
+        outcome=outcome,
+        stop_reason=end.stop_reason,
+        code=end.error.code if end.error is not None else None,
+        usage=end.usage,
+        usage_is_estimated=end.usage_is_estimated,
+        cost_usd=end.cost_usd,
+    )
 
 
 def _add(found: Timeline, stored: Stored) -> int:
@@ -192,15 +204,7 @@ def _add(found: Timeline, stored: Stored) -> int:
                 last.first_token_at = last.first_token_at or stored.at
                 found.first_token_at = found.first_token_at or stored.at
         case End() as end:
-            found.end = EndStep(
-                at=stored.at,
-                outcome=end.outcome,
-                stop_reason=end.stop_reason,
-                code=end.error.code if end.error is not None else None,
-                usage=end.usage,
-                usage_is_estimated=end.usage_is_estimated,
-                cost_usd=end.cost_usd,
-            )
+            found.end = _end_step(stored.at, end.outcome, end)
         case _:
             pass
     return chars

@@ -111,7 +111,7 @@ class JetStreamLog:
         while entries := (await self.read(key, after, BATCH)).entries:
             await asyncio.gather(*(delete(stored.seq) for stored in entries))
             erased, after = erased + len(entries), entries[-1].seq
-        # What a replica that was behind has not shown.
+        # A replica that was behind may not have returned all entries.
         await self.purge(key)
         return erased
 
