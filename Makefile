@@ -17,7 +17,7 @@ CLIENTS := tests/clients/js/node_modules/installed
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: docs audit types style schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
+.PHONY: roll docs audit types style schedules kills wear fuzz help setup clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -38,13 +38,14 @@ clients: $(CLIENTS) ## install the clients that the dialects are tested with; `t
 
 # The tests start hundreds of processes. Keep compiled bytecode, even if the environment disables it.
 test: export PYTHONDONTWRITEBYTECODE :=
-# Tests wait for half of their time, so each core has two workers. A worker costs 20 s of CPU before its first test.
+# Tests wait for half of their time, so each core has two workers. A worker costs 10 s of CPU before its first test.
 test: check $(CLIENTS) ## run `check` and every test
 	$(PYTHON) -m tests.run --numprocesses 4 --dist worksteal --durations 25
 	@test -x .venv-litellm/bin/python || echo "SKIPPED: tests of the backend litellm. To run them: make litellm."
 	@test "$$(id -u)" = 0 || echo "SKIPPED: tests of power cuts and full disks, because they need root to mount a disk."
 	@command -v chromium > /dev/null || echo "SKIPPED: tests in a browser, because chromium is not on the PATH."
 	@command -v nginx > /dev/null && command -v haproxy > /dev/null || echo "SKIPPED: tests of proxies and of the container image, because nginx or haproxy is not on the PATH."
+	@ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || command -v initdb > /dev/null || echo "SKIPPED: tests of PostgreSQL, because its server is not installed."
 	@command -v promtool > /dev/null || echo "SKIPPED: tests of dashboards, rules and alerts, because promtool and prometheus are not on the PATH."
 
 coverage: setup $(CLIENTS) ## run every test with coverage and list uncovered lines; 50 % slower than `test`
@@ -80,7 +81,7 @@ docs: .venv-docs/installed ## build the documentation as a site into dist/docs/s
 lock: setup ## write the lock files from pyproject.toml
 	$(LOCK) -o requirements.lock pyproject.toml
 	$(LOCK) --extra dev --constraint requirements.lock -o requirements-dev.lock pyproject.toml
-	$(LOCK) --extra otlp --extra bedrock --extra vertex --constraint requirements-dev.lock -o requirements-container.lock pyproject.toml
+	$(LOCK) --extra otlp --extra postgres --extra bedrock --extra vertex --constraint requirements-dev.lock -o requirements-container.lock pyproject.toml
 	$(LOCK) -o requirements-docs.lock tools/requirements.txt
 	$(LOCK) --extra litellm -o requirements-litellm.lock pyproject.toml
 	$(LOCK) -o requirements-clients.lock tests/clients/python/requirements.txt
@@ -103,6 +104,12 @@ kills: setup ## kill each process at each entry of a turn, and write docs/KILLS.
 
 schedules: setup ## simulate schedules of faults; ARGS='--seed 7 --trace' prints one, '--without fence' disables a rule
 	@exec $(PYTHON) -m tests.schedules $(ARGS)
+
+roll: setup ## replace an older version by this one while turns run, and go back: make roll BEFORE=COMMIT
+	@[ -n "$(BEFORE)" ] || { echo "name the older version: make roll BEFORE=COMMIT"; exit 1; }; \
+		folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+		git archive $(BEFORE) | tar x -C "$$folder" && \
+		$(PYTHON) -m tests.upgrade.roll "$$folder"
 
 rules: setup ## list the rules of the protocol, the faults and the attacks with their tests
 	@exec $(PYTHON) -m tests.rules

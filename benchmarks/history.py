@@ -20,7 +20,7 @@ import msgspec
 
 from tailrace.persistence.paging import NEWEST, OLDEST
 from tailrace.persistence.rows import TurnRow, build_row, micros
-from tailrace.persistence.sql import STATEMENTS as SQL
+from tailrace.persistence.sqlite import STATEMENTS as SQL
 from tailrace.persistence.store import Store
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
@@ -74,7 +74,7 @@ async def fill(path: Path, turns: int) -> None:
             database.execute("BEGIN")
             for name in ("put_session", "put_project", "put_turn", "put_labels", "put_usage"):
                 database.executemany(SQL[name], columns)
-            database.execute(SQL["count_usage"], {"turns": msgspec.json.encode(named).decode(), "sign": 1})
+            database.execute(SQL["count_usage"], {"listed": msgspec.json.encode(named).decode(), "sign": 1})
             database.execute("COMMIT")
     print(f"{turns:,} turns written in {time.monotonic() - began_at:.0f} s, {size_of(path):,.0f} MB")
 

@@ -462,5 +462,6 @@ def status_error(response: httpx2.Response, body: bytes) -> TailraceError:
         code, message = str(error["code"]), str(error["message"])
     except (msgspec.MsgspecError, ValueError, KeyError, TypeError):
         code, message = None, f"the gateway answered with status {status}"
-    is_temporary = status in STATUSES_TO_RETRY and retry_after_s <= RETRY_AFTER_S_MAX
+    # A full log stays full for longer than a reader waits.
+    is_temporary = status in STATUSES_TO_RETRY and code != "log_full" and retry_after_s <= RETRY_AFTER_S_MAX
     return TailraceError(message, status=status, code=code, retry_after_s=retry_after_s, is_temporary=is_temporary)

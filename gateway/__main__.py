@@ -55,6 +55,7 @@ from tailrace.proto import service
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.models import parse_aliases
 from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Counters, Rpc, Slots, TurnLog
+from tailrace.proto.nats.administration import Administration
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.logins import Logins as StoredLogins
 from tailrace.proto.nats.signing_secret import signing_secret
@@ -150,7 +151,7 @@ def build(
     authenticator.add_verifier(logins)
     authenticator.sources += [tickets.source, logins.source]
     fan_out = FanOut(log, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
-    limits = limiter(settings, connection, log)
+    limits = limiter(settings, connection, log, authenticator.api_keys)
     reader_limits = ReaderLimits(
         total=min(settings.streams_max, fd_limit.streams_max()),
         of_tenant=settings.streams_tenant_max,
@@ -244,13 +245,20 @@ def build(
         ),
         health_checks=HealthChecks(connection, rpc, log_health, log_fullness, draining),
         ops=Ops(settings),
+        administration=Administration(connection),
     )
 
 
-def limiter(settings: Settings, connection: Connection, turns: TurnLog) -> Limiter:
-    of_keys, of_tenants = common_limits(settings)
+def limiter(settings: Settings, connection: Connection, turns: TurnLog, keys: ApiKeyCache) -> Limiter:
+    of_keys, tenant_defaults = common_limits(settings)
     return Limiter(
-        Counters(connection), Slots(connection), turns, of_keys, of_tenants, is_hedged=settings.hedge_after_s > 0
+        Counters(connection),
+        Slots(connection),
+        turns,
+        of_keys,
+        tenant_defaults,
+        is_hedged=settings.hedge_after_s > 0,
+        own_limits_of=keys.limits_of,
     )
 
 

@@ -50,6 +50,7 @@ from tailrace.gateway.page import index
 from tailrace.gateway.page.demo import demo_middleware
 from tailrace.gateway.prompts.templates import Prompts
 from tailrace.gateway.resources import (
+    admin,
     batches,
     blobs,
     deletion,
@@ -77,6 +78,7 @@ from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.nats import BlobStore, Claims, Rpc, TurnLog
+from tailrace.proto.nats.administration import Administration
 
 ROUTES: list[Route] = [
     *NATIVE_ROUTES,
@@ -93,6 +95,7 @@ ROUTES: list[Route] = [
     *running.ROUTES,
     *projects.ROUTES,
     *usage.ROUTES,
+    *admin.ROUTES,
     *login.ROUTES,
     *TUTORIAL_ROUTES,
     *AI_SDK_ROUTES,
@@ -141,6 +144,7 @@ class Gateway(NamedTuple):
     batch_builder: BatchBuilder
     health_checks: health.HealthChecks
     ops: overview.Ops
+    administration: Administration
 
 
 def app(gateway: Gateway) -> Starlette:

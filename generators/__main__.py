@@ -17,6 +17,7 @@ from tailrace.generators.backends.registry import open_backend
 from tailrace.generators.backends.traced import TracedBackend
 from tailrace.generators.batches.runner import BatchLane, BatchRunner
 from tailrace.generators.budget import cut_at_cost, limit_cost
+from tailrace.generators.circuit_breaker import CircuitBreakers
 from tailrace.generators.failover import FAILOVER_CODES, BackendOrders, parse_backends
 from tailrace.generators.forced_tools import write_forced_call
 from tailrace.generators.hedging import HedgeTaker, Hedging
@@ -62,7 +63,9 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
         races = Hedging(log, hedges, settlement, name=name, after_s=settings.hedge_after_s)
     async with open_backends(settings) as (orders, backends):
         claude = find_anthropic_api(backends)
-        caller = ModelCaller(observe_backends(backends), orders, retry, blobs)
+        breakers = CircuitBreakers(orders)
+        watched = {backend: breakers.watch(backend, backends[backend]) for backend in backends}
+        caller = ModelCaller(observe_backends(watched), breakers.begin_call, retry, blobs)
         planner = Planner(settings.attempts_max, [cut_at_cost])
         runner = TurnRunner(
             log,
@@ -70,7 +73,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             planner,
             name=name,
             sinks=[limit_cost, write_forced_call],
-            prepare=QueuedTurns(log).prepare,
+            prepare=[QueuedTurns(log).prepare, breakers.prepare],
             observe=attempt_span,
             races=races,
         )

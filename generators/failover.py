@@ -1,7 +1,7 @@
 """Order of the backends for a turn: the setting `backends`, and which backend follows one that failed. Pure.
 
 A turn's order lasts while one generator runs the turn. The log holds only the backend of the last attempt: a generator
-that takes over begins with that one and finds out again which others fail.
+that takes over begins with that one.
 """
 
 from collections.abc import Mapping
@@ -32,6 +32,8 @@ class Source(msgspec.Struct, frozen=True):
 
     backend: str
     model_id: str | None = None
+    is_single: bool = False
+    """Whether its call is not repeated before another backend is called."""
 
 
 class BackendOrder(msgspec.Struct, frozen=True):

@@ -36,6 +36,9 @@ FAILOVERS = Counter(
     "Failovers of turns, by the new backend and the code of the failure",
     ["backend", "code"],
 )
+BACKEND_DOWN = Gauge(
+    "tailrace_generator_backend_down", "Whether this process has found a backend down, and turns avoid it", ["backend"]
+)
 HEDGES = Counter(
     "tailrace_generator_hedges_total",
     "Hedges that were first (won), were not (lost), or broke off (failed); and those that no generator took (declined)",

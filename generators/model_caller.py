@@ -1,6 +1,6 @@
 """Makes model calls: chooses backend and model name, loads blobs into the call, repeats a call that fails early."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 
 import msgspec
@@ -8,28 +8,32 @@ import msgspec
 from tailrace.generators import metrics
 from tailrace.generators.backends import Backend, Call
 from tailrace.generators.backends.model_event import ModelEvent
-from tailrace.generators.failover import BackendOrder, BackendOrders
+from tailrace.generators.failover import BackendOrder
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.retry import Retry
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant
+from tailrace.proto.subjects import TurnKey
+
+# Chooses the backends of a call that follows: for a tenant and a model, beginning with the backend of the turn's last
+# attempt.
+BeginCall = Callable[[str, str, str], BackendOrder]
 
 
 class ModelCaller:
     """The backends of this process and how they are called. Shared by all turns."""
 
-    def __init__(self, backends: Mapping[str, Backend], orders: BackendOrders, retry: Retry, blobs: BlobLoader) -> None:
-        """`backends` by name: all that `orders` names."""
+    def __init__(self, backends: Mapping[str, Backend], begin_call: BeginCall, retry: Retry, blobs: BlobLoader) -> None:
+        """`backends` by name: all that `begin_call` names."""
         self.backends = backends
-        self.orders = orders
+        self.begin_call = begin_call
         self.retry = retry
         self.blobs = blobs
 
-    def route(self, turn: Turn) -> "Route":
+    def route(self, key: TurnKey, turn: Turn) -> "Route":
         """Returns the route of the turn's next call. It begins with the backend of the last attempt."""
         assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
-        return Route(self, self.orders.order_for(turn.request.model, turn.backend))
+        return Route(self, self.begin_call(key.tenant, turn.request.model, turn.backend))
 
 
 class Route:
@@ -47,7 +51,7 @@ class Route:
 
     @asynccontextmanager
     async def open(
-        self, call: Call, tenant: Tenant, *, is_single: bool = False
+        self, call: Call, key: TurnKey, *, is_single: bool = False
     ) -> AsyncIterator[tuple[ModelEvent, AsyncIterator[ModelEvent]]]:
         """Opens an answer: its first event, and an iterator of the rest. Leaving the context closes the connection.
 
@@ -55,10 +59,10 @@ class Route:
         """
         backend, retry = self._caller.backends[self.backend], self._caller.retry
         model = self._order.current.model_id or backend.model_id(call.model)
-        call = msgspec.structs.replace(call, model=model, tenant=tenant)
-        if is_single:
+        call = msgspec.structs.replace(call, model=model, tenant=key.tenant, turn=key.turn)
+        if is_single or self._order.current.is_single:
             retry = msgspec.structs.replace(retry, tries_max=1)
-        async with self._caller.blobs.load(tenant, call) as whole:
+        async with self._caller.blobs.load(key.tenant, call) as whole:
             is_large = whole is not call
             first, rest = await retry.begin(backend, msgspec.structs.replace(whole, is_large=is_large))
             # Nothing keeps the long strings while the answer is read.

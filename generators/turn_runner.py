@@ -83,10 +83,6 @@ class Races(Protocol):
     def race(self, key: TurnKey, turn: Turn, action: MakeAttempt, lease: str) -> Race: ...
 
 
-async def as_stored_in_log(_key: TurnKey, turn: Turn) -> Turn:
-    return turn
-
-
 def not_observed(_key: TurnKey, _turn: Turn, _action: MakeAttempt) -> AbstractContextManager[None]:
     return nullcontext()
 
@@ -116,7 +112,7 @@ class TurnRunner:
         *,
         name: str,
         sinks: Sequence[WrapSink] = (),
-        prepare: PrepareTurn = as_stored_in_log,
+        prepare: Sequence[PrepareTurn] = (),
         observe: ObserveAttempt = not_observed,
         races: Races | None = None,
     ) -> None:
@@ -161,17 +157,19 @@ class TurnRunner:
         continues the turn.
         """
         try:
-            prepared = await self._prepare(key, turn)
+            for prepare in self._prepare:
+                prepared = await prepare(key, turn)
+                if prepared is None:
+                    return turn
+                turn = prepared
         except BackendError as refused:
-            return await self._end(key, turn, "failed", Failure(refused.code, refused.message))
-        if prepared is None:
-            return turn
-        turn = prepared
+            failure = Failure(refused.code, refused.message, refused.retry_after_s)
+            return await self._end(key, turn, "failed", failure)
         if first_action is None:
             metrics.observe_start(turn)
         deadline = deadline_of(turn, deadline_s)
         last_error: BackendError | None = None
-        route = self._model_caller.route(turn)
+        route = self._model_caller.route(key, turn)
         while True:
             action = first_action or await self._planner.next_action(key, turn)
             first_action = None
@@ -234,7 +232,7 @@ class TurnRunner:
             traceparent=traceparent,
         )
         if action.is_second:
-            return await self._call(key, turn, action, route, deadline, lease, Folding(turn), unstored=attempt)
+            return await self._call(key, turn, action, route, deadline, lease, Folding(turn), pending_attempt=attempt)
         # Subscribe before the append: its fence shows that no end came earlier, and the feed shows later ones.
         async with self._log.subscribe(key, "end") as ends:
             folding = Folding(turn)
@@ -254,12 +252,12 @@ class TurnRunner:
         folding: Folding,
         *,
         ends: LiveFeed | None = None,
-        unstored: Attempt | None = None,
+        pending_attempt: Attempt | None = None,
     ) -> tuple[Turn, BackendError | None]:
         """Calls the model and appends its events; returns as `_attempt` does.
 
-        `ends` has every end that was stored after `turn`; without it the log is read. `unstored` is an attempt that is
-        appended before the first event, or not at all.
+        `ends` has every end that was stored after `turn`; without it the log is read. `pending_attempt` is appended
+        before the first event, or not at all.
         """
         race = self._races.race(key, turn, action, lease) if self._races else NoRace()
         call, continuation = prepare_call(turn, action.mode)
@@ -267,9 +265,9 @@ class TurnRunner:
             async with asyncio.TaskGroup() as group:
                 watchers = [group.create_task(self._raise_when_ended(key, ends)), group.create_task(race.watch())]
                 sink = race.wrap(race.buffer.put)
-                opened = route.open(call, key.tenant, is_single=action.is_second)
+                opened = route.open(call, key, is_single=action.is_second)
                 reading = group.create_task(self._read_model(turn, opened, sink, race.buffer, continuation, deadline))
-                await group.create_task(self._write(key, folding, race.buffer, unstored))
+                await group.create_task(self._write(key, folding, race.buffer, pending_attempt))
                 error = await reading
                 for task in watchers:
                     task.cancel()
@@ -330,16 +328,16 @@ class TurnRunner:
         return None
 
     async def _write(
-        self, key: TurnKey, folding: Folding, buffer: DeltaBuffer, unstored: Attempt | None = None
+        self, key: TurnKey, folding: Folding, buffer: DeltaBuffer, pending_attempt: Attempt | None = None
     ) -> None:
         """Appends the buffer's events until it is closed and empty, and folds each.
 
-        `unstored` is an attempt that is appended before its first event, or not at all.
+        `pending_attempt` is appended before its first event, or not at all.
         """
         while (event := await buffer.next()) is not None:
-            if unstored is not None:
-                await self._append_attempt(key, folding, unstored)
-                unstored = None
+            if pending_attempt is not None:
+                await self._append_attempt(key, folding, pending_attempt)
+                pending_attempt = None
             entry = Event(
                 prev=folding.chain.last,
                 attempt=folding.chain.attempt,

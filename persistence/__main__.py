@@ -1,4 +1,4 @@
-"""`python -m tailrace.persistence`: the process that records turns in SQLite, answers queries and sends webhooks."""
+"""`python -m tailrace.persistence`: the process that records turns, answers queries and sends webhooks."""
 
 import asyncio
 import sys
@@ -13,7 +13,7 @@ from tailrace.persistence.batch_queries import BatchQueries
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.catch_up import catch_up
 from tailrace.persistence.commands import Commands
-from tailrace.persistence.database import move_aside
+from tailrace.persistence.database import describe_aside, display, open_database
 from tailrace.persistence.file_queries import FileQueries
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
@@ -21,12 +21,14 @@ from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.retention import Retention
 from tailrace.persistence.settings import Settings
 from tailrace.persistence.store import Store
+from tailrace.persistence.unstored import UnstoredTurns
 from tailrace.persistence.webhooks import sender as webhooks
 from tailrace.persistence.webhooks import signature
 from tailrace.persistence.webhooks.http import WebhookClient
 from tailrace.proto import service
-from tailrace.proto.errors import SettingsInvalid, StoreCorrupt
+from tailrace.proto.errors import StoreBusy, StoreCorrupt, StoreUnwritable
 from tailrace.proto.nats import BlobPins, BlobStore, Connection, Deliveries, Rpc, Tombstones, TurnLog
+from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.ssrf import parse_private_hosts
 from tailrace.proto.subjects import PERSISTENCE, WEBHOOKS
 from tailrace.proto.version import VERSION
@@ -37,27 +39,25 @@ logger = structlog.get_logger()
 async def preflight(settings: Settings) -> None:
     """Raises StoreError if the database cannot be opened, except a damaged one, which `serve` moves aside.
 
-    Raises SettingsInvalid if the path is a directory, and for invalid webhook settings.
+    Raises SettingsInvalid for a database that can never be used, and for invalid webhook settings.
     """
     webhooks.check(settings)
-    if settings.database.is_dir():
-        raise SettingsInvalid(f"TAILRACE_DATABASE: {str(settings.database)!r} is a directory; set it to a file")
     with suppress(StoreCorrupt):
-        async with _open_store(settings):
-            pass
+        await (await open_database(settings.database, busy_timeout_s=settings.busy_timeout_s)).close()
 
 
 async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
     """Runs until `stop` is set. A damaged database is moved aside; the next start makes a new one from the log."""
     try:
-        async with _open_store(settings) as store:
+        store = await Store.open(settings.database, busy_timeout_s=settings.busy_timeout_s)
+        try:
             await _serve(settings, connection, store, stop)
+        finally:
+            await store.close()
     except StoreCorrupt as error:
-        aside = move_aside(settings.database)
-        moved = "the file does not exist any more" if aside is None else f"it was renamed to {aside}"
         raise StoreCorrupt(
-            f"{error}; {moved}. The next start makes a new database from the log, which keeps recent turns only; "
-            "restore older turns from a backup (docs/RUNBOOK.md)"
+            f"{error}; {describe_aside(settings.database)}. The next start makes a new database from the log, which "
+            "keeps recent turns only; restore older turns from a backup (docs/RUNBOOK.md)"
         ) from error
 
 
@@ -69,19 +69,26 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
         await deliveries.reset()
         logger.info("replaying the log from its beginning", why="new database" if store.is_new else "older database")
     await store.migrate()
-    if not await deliveries.may_have_ended_at(await store.recorded_upto()):
+    if not await deliveries.may_have_ended_at(store.recorded_upto):
         await deliveries.reset()
         await store.reset_recorded_upto()
         logger.info("replaying the log from its beginning", why="restored database")
     tombstones = Tombstones(connection)
+    unstored = UnstoredTurns(turns, tombstones, store, settings.unstored_s)
     recorder = Recorder(
-        turns, tombstones, deliveries, store, batch_max=settings.batch_max, retry_wait_s=settings.retry_wait_s
+        turns,
+        tombstones,
+        deliveries,
+        store,
+        unstored.divert,
+        batch_max=settings.batch_max,
+        retry_wait_s=settings.retry_wait_s,
     )
     caught_up = partial(catch_up, deliveries, lambda: recorder.failure, settings.catch_up_timeout_s)
     queries = Queries(store, settings.session_idle_s)
     resources = ResourceQueries(store, queries)
     blobs = BlobCollector(store, BlobStore(connection), BlobPins(connection), caught_up)
-    commands = Commands(store, tombstones, blobs, queries, resources)
+    commands = Commands(store, tombstones, unstored, blobs, queries, resources)
     handlers = {
         name: handler
         for part in (queries, resources, BatchQueries(store), FileQueries(store, blobs), commands)
@@ -89,7 +96,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     }
     endpoints = await services.serve(PERSISTENCE, VERSION, handlers)
     await services.serve_health(PERSISTENCE, recorder.report)
-    service.mark_ready(database=str(settings.database))
+    service.mark_ready(database=display(settings.database))
     answered = asyncio.Event()
 
     async def answer_until_stop() -> None:
@@ -104,8 +111,9 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     answering = asyncio.create_task(answer_until_stop())
     try:
         async with (
-            _sending_webhooks(settings, connection, turns, stop),
+            _sending_webhooks(settings, connection, turns, store, stop),
             _beside(blobs.run, stop),
+            _beside(unstored.run, stop),
             _beside(Retention(store, deliveries.first, settings.history_days).run, stop),
         ):
             await recorder.run(answered)
@@ -116,16 +124,20 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
 
 @asynccontextmanager
 async def _sending_webhooks(
-    settings: Settings, connection: Connection, turns: TurnLog, stop: asyncio.Event
+    settings: Settings, connection: Connection, turns: TurnLog, store: Store, stop: asyncio.Event
 ) -> AsyncIterator[None]:
-    """Sends webhooks while the block runs, if a signing key is set. An unexpected error ends the process."""
+    """Sends webhooks while the block runs, if a signing key is set. An unexpected error ends the process.
+
+    Of several processes with one database, one sends: it holds the lock `webhooks`.
+    """
     if not (keys := signature.parse_keys(settings.webhook_key)):
         yield
         return
     private = parse_private_hosts(settings.webhook_private_hosts)
     deliveries = await Deliveries.open(connection, WEBHOOKS)
     async with WebhookClient(private, timeout_s=settings.webhook_timeout_s) as client:
-        sender = webhooks.WebhookSender(
+        build = partial(
+            webhooks.WebhookSender,
             turns,
             deliveries,
             client,
@@ -134,13 +146,30 @@ async def _sending_webhooks(
             first_wait_s=settings.webhook_wait_s,
             give_up_s=settings.webhook_give_up_s,
         )
-        sending = asyncio.create_task(sender.run(stop))
+        is_sender = asyncio.Event()
+
+        async def send() -> None:
+            while not stop.is_set():
+                try:
+                    async with store.lock("webhooks"):
+                        is_sender.set()
+                        await build().run(stop)
+                except (StoreBusy, StoreUnwritable) as error:
+                    logger.warning("webhooks wait for the database", why=str(error))
+                    await is_set_within(stop, settings.retry_wait_s)
+                finally:
+                    is_sender.clear()
+
+        sending = asyncio.create_task(send())
         sending.add_done_callback(lambda _: stop.set())
         try:
             yield
         finally:
             stop.set()
-            await sending
+            if not is_sender.is_set():
+                sending.cancel()
+            with suppress(asyncio.CancelledError):
+                await sending
 
 
 @asynccontextmanager
@@ -159,14 +188,5 @@ async def _beside(
             await running
 
 
-@asynccontextmanager
-async def _open_store(settings: Settings) -> AsyncIterator[Store]:
-    store = await Store.open(settings.database, busy_timeout_s=settings.busy_timeout_s)
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
 if __name__ == "__main__":
-    sys.exit(service.main("persistence", "Records turns in SQLite and answers queries.", Settings, preflight, serve))
+    sys.exit(service.main("persistence", "Records turns and answers queries.", Settings, preflight, serve))

@@ -8,15 +8,13 @@ finished are rows in the database, so a process that is killed in between contin
 """
 
 import asyncio
-from contextlib import suppress
 from datetime import UTC, datetime
-from weakref import WeakValueDictionary
 
 import structlog
 
 from tailrace.persistence.rpc import CatchUp
+from tailrace.persistence.run_every import run_every
 from tailrace.persistence.store import Store
-from tailrace.proto.errors import LogError, Refused, StoreBusy, StoreUnwritable
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import BlobPins, BlobStore
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
@@ -37,30 +35,25 @@ class BlobCollector:
         self._bodies = bodies
         self._pins = pins
         self._catch_up = catch_up
-        # One collection a tenant: a second one could forget a blob that the first has just seen released again.
-        self._locks: WeakValueDictionary[Tenant, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deletes expired files, unreferenced blobs, and deleted rows in the journal, until `stop` is set."""
-        while not stop.is_set():
-            try:
-                await self._store.erase_journal()
-                for tenant, file in await self._store.expired_files(datetime.now(UTC)):
-                    await self._store.delete_file(tenant, file)
-                for tenant in await self._store.tenants_with_released_blobs():
-                    await self.collect(tenant)
-            except (LogError, Refused, StoreBusy, StoreUnwritable) as error:
-                logger.debug("blob collection is delayed", why=str(error))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), INTERVAL_S)
+        await run_every(INTERVAL_S, self._collect_all, "blob collection", stop)
+
+    async def _collect_all(self) -> None:
+        await self._store.erase_journal()
+        for tenant, file in await self._store.expired_files(datetime.now(UTC)):
+            await self._store.delete_file(tenant, file)
+        for tenant in await self._store.tenants_with_released_blobs():
+            await self.collect(tenant)
 
     async def collect(self, tenant: Tenant) -> int:
         """Purges the tenant's released blobs, except those that are pinned. Returns their number.
 
         Raises LogUnavailable, StoreError, or Refused when the database cannot catch up; `run` finishes the rest.
         """
-        lock = self._locks.setdefault(tenant, asyncio.Lock())
-        async with lock:
+        # One collection a tenant: a second one could forget a blob that the first has just seen released again.
+        async with self._store.lock(f"blobs of {tenant}"):
             released, purged = await self._store.released_blobs(tenant), 0
             while released:
                 purged += await self._collect_page(tenant, released)

@@ -9,6 +9,7 @@ from tailrace.persistence.queries import Queries
 from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.rpc import CatchUp, handler
 from tailrace.persistence.store import Store
+from tailrace.persistence.unstored import UnstoredTurns
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Tombstones
@@ -31,10 +32,17 @@ class Commands:
     """Runs the commands of one tenant at a time; records of other tenants do not exist for it."""
 
     def __init__(
-        self, store: Store, tombstones: Tombstones, blobs: BlobCollector, queries: Queries, resources: ResourceQueries
+        self,
+        store: Store,
+        tombstones: Tombstones,
+        unstored: UnstoredTurns,
+        blobs: BlobCollector,
+        queries: Queries,
+        resources: ResourceQueries,
     ) -> None:
         self._store = store
         self._tombstones = tombstones
+        self._unstored = unstored
         self._blobs = blobs
         self._queries = queries
         self._resources = resources
@@ -77,6 +85,8 @@ class Commands:
         else:
             # First the blobs that an earlier deletion left: "not found" must mean that its blobs are gone as well.
             await self._blobs.collect(tenant)
+            if what.kind == "turn" and (one := await self._unstored.to_delete(TurnKey(tenant, TurnId(what.name)))):
+                return Remaining([one])
             await self._require_exists(tenant, what)
         remaining = await self._store.turns_to_delete(tenant, what)
         if what.kind in ("turn", "user") and not {one.turn for one in remaining} <= set(what.purged):

@@ -1,18 +1,65 @@
 -- All SQL statements of persistence, loaded by sql.py.
 --
--- `-- name: x` begins a statement, `-- fragment: x` a text that statements include as {x}. All statements name the
--- tenant first, except those for the process itself, and use an index: a test checks SQLite's query plans.
+-- `-- name: x` begins a statement, `-- fragment: x` a text that statements include as {x}. Those of one database only
+-- say so: `-- fragment: x (sqlite)`. All statements name the tenant first, except those for the process itself, and use
+-- an index: a test checks the query plans of both databases.
+
+-- fragment: join (sqlite)
+-- A join in the order of the text. Without the order SQLite's planner read all turns of the tenant.
+CROSS JOIN
+
+-- fragment: join (postgresql)
+JOIN
+
+-- fragment: least (sqlite)
+min
+
+-- fragment: least (postgresql)
+least
+
+-- fragment: greatest (sqlite)
+max
+
+-- fragment: greatest (postgresql)
+greatest
+
+-- fragment: as_json (sqlite)
+-- The type of a text that is JSON.
+
+-- fragment: as_json (postgresql)
+::json
+
+-- fragment: texts (sqlite)
+-- A row of `value` for each text of a JSON list.
+json_each
+
+-- fragment: texts (postgresql)
+json_array_elements_text
+
+-- fragment: lists (sqlite)
+-- A row of `value` for each list of a JSON list.
+json_each
+
+-- fragment: lists (postgresql)
+json_array_elements
+
+-- fragment: fields (sqlite)
+-- A row of `key` and `value` for each field of a JSON object with texts.
+json_each
+
+-- fragment: fields (postgresql)
+json_each_text
 
 -- name: put_session
 -- Upserts the session of a turn: created with its first turn, updated with its latest, and of the project and the user
 -- that were named first.
-INSERT INTO sessions (tenant, session, project, user, created_at, updated_at)
+INSERT INTO sessions (tenant, session, project, "user", created_at, updated_at)
 VALUES (:tenant, :session, :project, :user, :asked_at, coalesce(:ended_at, :asked_at))
 ON CONFLICT (tenant, session) DO UPDATE SET
-    project = coalesce(project, excluded.project),
-    user = coalesce(user, excluded.user),
-    created_at = min(created_at, excluded.created_at),
-    updated_at = max(updated_at, excluded.updated_at)
+    project = coalesce(sessions.project, excluded.project),
+    "user" = coalesce(sessions.user, excluded.user),
+    created_at = {least}(sessions.created_at, excluded.created_at),
+    updated_at = {greatest}(sessions.updated_at, excluded.updated_at)
 
 -- name: put_project
 -- Creates the project of a session if it has one. Its name is its id until a client names it.
@@ -26,7 +73,7 @@ ON CONFLICT (tenant, project) DO NOTHING
 INSERT INTO turns (
     tenant, turn, session, parent, model, outcome, input, content, text, stop_reason, stop_sequence, envelope, fits,
     error, attempts, metadata, asked_at, first_token_at, ended_at, cursor, text_chars, text_sha256, batch, cost_is_unknown,
-    project, user
+    project, "user"
 ) VALUES (
     :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :stop_sequence,
     :envelope, :fits, :error, :attempts, :metadata, :asked_at, :first_token_at, :ended_at, :cursor, :text_chars,
@@ -74,44 +121,43 @@ ON CONFLICT (tenant, session, turn) DO UPDATE SET
 -- name: put_labels
 -- Stores what a turn is found by. A turn's request never changes, and neither does this.
 INSERT INTO labels (tenant, turn, name, value, asked_at)
-SELECT :tenant, :turn, key, value, :asked_at FROM json_each(:labels) WHERE true
+SELECT :tenant, :turn, key, value, :asked_at FROM {fields}(:labels{as_json}) WHERE true
 ON CONFLICT (tenant, turn, name) DO NOTHING
 
 -- fragment: add_to_totals
 -- Adds the counts of an INSERT to the totals that exist.
 ON CONFLICT (tenant, dimension, key, day) DO UPDATE SET
-    turns = turns + excluded.turns,
-    messages = messages + excluded.messages,
-    input_tokens = input_tokens + excluded.input_tokens,
-    output_tokens = output_tokens + excluded.output_tokens,
-    cache_creation_input_tokens = cache_creation_input_tokens + excluded.cache_creation_input_tokens,
-    cache_read_input_tokens = cache_read_input_tokens + excluded.cache_read_input_tokens,
-    cost_nusd = cost_nusd + excluded.cost_nusd,
-    asked_at = max(asked_at, excluded.asked_at)
+    turns = totals.turns + excluded.turns,
+    messages = totals.messages + excluded.messages,
+    input_tokens = totals.input_tokens + excluded.input_tokens,
+    output_tokens = totals.output_tokens + excluded.output_tokens,
+    cache_creation_input_tokens = totals.cache_creation_input_tokens + excluded.cache_creation_input_tokens,
+    cache_read_input_tokens = totals.cache_read_input_tokens + excluded.cache_read_input_tokens,
+    cost_nusd = totals.cost_nusd + excluded.cost_nusd,
+    asked_at = {greatest}(totals.asked_at, excluded.asked_at)
 
 -- fragment: signed_usage
 -- The usage of a turn as counts of a total, to be added (:sign 1) or removed (-1).
 usage.asked_at / 86400000000, :sign, :sign * messages, :sign * input_tokens, :sign * output_tokens,
     :sign * cache_creation_input_tokens, :sign * cache_read_input_tokens, :sign * cost_nusd, usage.asked_at
 
--- fragment: metadata_of_turn
--- The metadata of a turn among its labels, as a JSON object.
-(SELECT json_group_object(name, value) FROM labels
-    WHERE tenant = :tenant AND turn = :turn AND name > 'metadata.' AND name < 'metadata/')
+-- fragment: names_of_usage (sqlite)
+-- A row for the session and for each metadata of a turn in `usage`.
+json_each(json_patch(json_object('session', usage.session), (
+    SELECT json_group_object(name, value) FROM labels
+    WHERE labels.tenant = usage.tenant AND labels.turn = usage.turn AND name > 'metadata.' AND name < 'metadata/'
+)))
 
--- name: count_usage
--- Adds the usage of turns to the totals of all their dimensions (:sign 1), or removes it (-1). `turns` is a JSON list of
--- [tenant, session, turn]. Runs before and after put_usage, once for many turns: most of them have dimensions in common.
-INSERT INTO totals
-SELECT usage.tenant, field.key, field.value, usage.asked_at / 86400000000, :sign * count(*), :sign * sum(messages),
-    :sign * sum(input_tokens), :sign * sum(output_tokens), :sign * sum(cache_creation_input_tokens),
-    :sign * sum(cache_read_input_tokens), :sign * sum(cost_nusd), max(usage.asked_at)
-FROM json_each(:turns) AS written
-CROSS JOIN usage ON usage.tenant = written.value ->> 0 AND usage.session = written.value ->> 1
-    AND usage.turn = written.value ->> 2
-CROSS JOIN sessions ON sessions.tenant = usage.tenant AND sessions.session = usage.session
-CROSS JOIN turns ON turns.tenant = usage.tenant AND turns.turn = usage.turn
-CROSS JOIN json_each(json_patch(
+-- fragment: names_of_usage (postgresql)
+LATERAL (
+    SELECT 'session' AS key, usage.session AS value
+    UNION ALL SELECT name, value FROM labels
+    WHERE labels.tenant = usage.tenant AND labels.turn = usage.turn AND name > 'metadata.' AND name < 'metadata/'
+)
+
+-- fragment: dimensions_of_usage (sqlite)
+-- A row for each total in which a turn in `usage`, `sessions` and `turns` counts.
+json_each(json_patch(
     json_object(
         'day', date(usage.asked_at / 1000000, 'unixepoch'), 'session', usage.session,
         'project', coalesce(sessions.project, ''), 'model', usage.model, 'key', coalesce(asked_by, ''),
@@ -119,25 +165,63 @@ CROSS JOIN json_each(json_patch(
     ),
     (SELECT json_group_object(name, value) FROM labels
         WHERE labels.tenant = usage.tenant AND labels.turn = usage.turn AND name > 'metadata.' AND name < 'metadata/')
-)) AS field
+))
+
+-- fragment: dimensions_of_usage (postgresql)
+LATERAL (
+    VALUES ('day', to_char(to_timestamp(usage.asked_at / 1000000) AT TIME ZONE 'UTC', 'YYYY-MM-DD')),
+        ('session', usage.session), ('project', coalesce(sessions.project, '')), ('model', usage.model),
+        ('key', coalesce(asked_by, '')), ('user', coalesce(turns.user, ''))
+    UNION ALL SELECT name, value FROM labels
+    WHERE labels.tenant = usage.tenant AND labels.turn = usage.turn AND name > 'metadata.' AND name < 'metadata/'
+)
+
+-- fragment: project_joined (sqlite)
+-- A row for each total that changes when a session joins a project.
+json_each(json_object('', -1, :project, 1))
+
+-- fragment: project_joined (postgresql)
+(VALUES ('', -1), (:project, 1))
+
+-- fragment: key_value (sqlite)
+-- The names of the columns, where the database has no others.
+
+-- fragment: key_value (postgresql)
+(key, value)
+
+-- name: count_usage
+-- Adds the usage of turns to the totals of all their dimensions (:sign 1), or removes it (-1). `listed` is a JSON list of
+-- [tenant, session, turn]. Runs before and after put_usage, once for many turns: most of them have dimensions in common.
+INSERT INTO totals
+SELECT usage.tenant, field.key, field.value, usage.asked_at / 86400000000, :sign * count(*), :sign * sum(messages),
+    :sign * sum(input_tokens), :sign * sum(output_tokens), :sign * sum(cache_creation_input_tokens),
+    :sign * sum(cache_read_input_tokens), :sign * sum(cost_nusd), max(usage.asked_at)
+FROM {lists}(:listed{as_json}) AS written
+{join} usage ON usage.tenant = written.value ->> 0 AND usage.session = written.value ->> 1
+    AND usage.turn = written.value ->> 2
+{join} sessions ON sessions.tenant = usage.tenant AND sessions.session = usage.session
+{join} turns ON turns.tenant = usage.tenant AND turns.turn = usage.turn
+CROSS JOIN {dimensions_of_usage} AS field {key_value}
 GROUP BY usage.tenant, field.key, field.value, usage.asked_at / 86400000000
 {add_to_totals}
 
 -- name: count_project
 -- Moves the usage of a session into the project that a turn names first. Runs before put_session.
 INSERT INTO totals
-SELECT usage.tenant, 'project', moved.key, usage.asked_at / 86400000000, moved.value, moved.value * messages,
-    moved.value * input_tokens, moved.value * output_tokens, moved.value * cache_creation_input_tokens,
-    moved.value * cache_read_input_tokens, moved.value * cost_nusd, usage.asked_at
+SELECT usage.tenant, 'project', moved.key, usage.asked_at / 86400000000, moved.value * count(*),
+    moved.value * sum(messages), moved.value * sum(input_tokens), moved.value * sum(output_tokens),
+    moved.value * sum(cache_creation_input_tokens), moved.value * sum(cache_read_input_tokens),
+    moved.value * sum(cost_nusd), max(usage.asked_at)
 FROM sessions
-CROSS JOIN usage ON usage.tenant = :tenant AND usage.session = sessions.session
-CROSS JOIN json_each(json_object('', -1, :project, 1)) AS moved
+{join} usage ON usage.tenant = :tenant AND usage.session = sessions.session
+CROSS JOIN {project_joined} AS moved {key_value}
 WHERE sessions.tenant = :tenant AND sessions.session = :session AND sessions.project IS NULL AND :project IS NOT NULL
+GROUP BY usage.tenant, moved.key, moved.value, usage.asked_at / 86400000000
 {add_to_totals}
 
 -- name: put_blob_uses
 -- Stores which blobs a turn refers to. A turn's request never changes, and neither does this.
-INSERT INTO blob_uses (tenant, sha256, turn) SELECT :tenant, value, :turn FROM json_each(:blobs) WHERE true
+INSERT INTO blob_uses (tenant, sha256, turn) SELECT :tenant, value, :turn FROM {texts}(:blobs{as_json}) WHERE true
 ON CONFLICT (tenant, sha256, turn) DO NOTHING
 
 -- name: fail_expired_turns
@@ -146,7 +230,7 @@ UPDATE turns SET outcome = 'failed', error = :error WHERE outcome = 'running' AN
 
 -- name: set_recorded_upto
 -- Stores up to which sequence the log is recorded, in the transaction that records it.
-UPDATE reached SET seq = max(seq, :seq)
+UPDATE reached SET seq = {greatest}(seq, :seq)
 
 -- name: reset_recorded_upto
 -- Resets it before the log is replayed from its beginning.
@@ -187,7 +271,7 @@ ON CONFLICT (tenant, sha256) DO NOTHING
 
 -- name: release_named_blobs
 -- The same for a turn that has no row.
-INSERT INTO blob_releases (tenant, sha256) SELECT :tenant, value FROM json_each(:blobs) WHERE true
+INSERT INTO blob_releases (tenant, sha256) SELECT :tenant, value FROM {texts}(:blobs{as_json}) WHERE true
 ON CONFLICT (tenant, sha256) DO NOTHING
 
 -- name: delete_blob_uses
@@ -258,7 +342,7 @@ SELECT tenant, file FROM files WHERE expires_at <= :now LIMIT :limit
 -- tenant keep its usage, which was paid for.
 INSERT INTO totals
 SELECT usage.tenant, field.key, field.value, {signed_usage}
-FROM usage CROSS JOIN json_each(json_patch(json_object('session', usage.session), {metadata_of_turn})) AS field
+FROM usage CROSS JOIN {names_of_usage} AS field {key_value}
 WHERE usage.tenant = :tenant AND usage.session = (SELECT session FROM turns WHERE tenant = :tenant AND turn = :turn)
     AND usage.turn = :turn
 {add_to_totals}
@@ -276,7 +360,7 @@ WHERE usage.tenant = :tenant AND usage.session = (SELECT session FROM turns WHER
 -- Deletes those totals of a deleted turn's session and metadata that count no other turn, because their keys are names.
 DELETE FROM totals WHERE tenant = :tenant AND turns = 0 AND (dimension, key, day) IN (
     SELECT field.key, field.value, usage.asked_at / 86400000000
-    FROM usage CROSS JOIN json_each(json_patch(json_object('session', usage.session), {metadata_of_turn})) AS field
+    FROM usage CROSS JOIN {names_of_usage} AS field {key_value}
     WHERE usage.tenant = :tenant AND usage.session = (SELECT session FROM turns WHERE tenant = :tenant AND turn = :turn)
         AND usage.turn = :turn
 )
@@ -290,18 +374,18 @@ DELETE FROM labels WHERE tenant = :tenant AND turn = :turn
 DELETE FROM usage WHERE tenant = :tenant AND turn = :turn
     AND session = (SELECT session FROM turns WHERE tenant = :tenant AND turn = :turn)
 
--- name: delete_turn
--- Deletes a turn.
-DELETE FROM turns WHERE tenant = :tenant AND turn = :turn
+-- name: delete_turns
+-- Deletes turns: `listed` is a JSON list.
+DELETE FROM turns WHERE tenant = :tenant AND turn IN (SELECT value FROM {texts}(:listed{as_json}))
 
 -- name: old_sessions
 -- Sessions of all tenants that were not used since a time, and of which the log has no turn any more.
 SELECT tenant, session FROM sessions
-WHERE updated_at < :before AND NOT EXISTS (
+WHERE updated_at < :unused_since AND NOT EXISTS (
     SELECT 1 FROM turns WHERE turns.tenant = sessions.tenant AND turns.session = sessions.session
         AND (turns.cursor >= :first OR turns.outcome = 'running')
 )
-ORDER BY updated_at LIMIT :limit
+ORDER BY updated_at, tenant, session LIMIT :limit
 
 -- name: delete_session
 -- Deletes a session if it has no turns: a turn that has just arrived keeps it.
@@ -315,12 +399,12 @@ DELETE FROM sessions WHERE tenant = :tenant AND project = :name
 
 -- name: delete_user_sessions
 -- Deletes the sessions of a user that have no turns.
-DELETE FROM sessions WHERE tenant = :tenant AND user = :name
+DELETE FROM sessions WHERE tenant = :tenant AND "user" = :name
     AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
 
 -- name: forget_session_user
 -- Removes a user's name, title and system prompt from sessions that have turns of others.
-UPDATE sessions SET user = NULL, title = NULL, system = NULL WHERE tenant = :tenant AND user = :name
+UPDATE sessions SET "user" = NULL, title = NULL, system = NULL WHERE tenant = :tenant AND "user" = :name
 
 -- name: delete_tenant_sessions
 -- Deletes the sessions of a tenant that have no turns.
@@ -337,13 +421,13 @@ DELETE FROM projects WHERE tenant = :tenant AND created_at >= 0
 INSERT INTO totals
 SELECT tenant, dimension, '', day, sum(turns), sum(messages), sum(input_tokens), sum(output_tokens),
     sum(cache_creation_input_tokens), sum(cache_read_input_tokens), sum(cost_nusd), max(asked_at)
-FROM totals WHERE tenant = :tenant AND dimension = :dimension AND key BETWEEN :name AND :last AND key <> ''
-GROUP BY day
+FROM totals WHERE tenant = :tenant AND dimension = :dimension AND key BETWEEN :name AND :last_name AND key <> ''
+GROUP BY tenant, dimension, day
 {add_to_totals}
 
 -- name: delete_totals
 -- Deletes the totals of these names.
-DELETE FROM totals WHERE tenant = :tenant AND dimension = :dimension AND key BETWEEN :name AND :last AND key <> ''
+DELETE FROM totals WHERE tenant = :tenant AND dimension = :dimension AND key BETWEEN :name AND :last_name AND key <> ''
 
 -- name: delete_project
 -- Deletes a project if it has no sessions.
@@ -359,11 +443,17 @@ WHERE tenant = :tenant AND turn = :turn
 -- The columns of a batch.
 turn, session, outcome, error, metadata, asked_at, ended_at, batch
 
+-- fragment: by_batch (sqlite)
+-- By the primary key SQLite would read all turns of the tenant.
+INDEXED BY turns_batches
+
+-- fragment: by_batch (postgresql)
+
 -- fragment: of_api
 -- Whether a batch was created through an API: `openai`, `anthropic`, or any if it is null.
 CASE :of
-    WHEN 'openai' THEN json_extract(batch, '$.file.file') IS NOT NULL
-    WHEN 'anthropic' THEN json_extract(batch, '$.file.endpoint') = '/v1/messages'
+    WHEN 'openai' THEN batch{as_json} -> 'file' ->> 'file' IS NOT NULL
+    WHEN 'anthropic' THEN batch{as_json} -> 'file' ->> 'endpoint' = '/v1/messages'
     ELSE true
 END
 
@@ -372,15 +462,15 @@ END
 SELECT {batch_columns} FROM turns WHERE tenant = :tenant AND turn = :turn AND batch IS NOT NULL
 
 -- name: batches
--- The batches before a cursor, newest first. By the primary key SQLite would read all turns of the tenant.
-SELECT {batch_columns} FROM turns INDEXED BY turns_batches
+-- The batches before a cursor, newest first.
+SELECT {batch_columns} FROM turns {by_batch}
 WHERE tenant = :tenant AND batch IS NOT NULL AND (asked_at, turn) < (:before_at, :before)
     AND {of_api}
 ORDER BY asked_at DESC, turn DESC LIMIT :limit
 
 -- name: newer_batches
 -- The batches after a cursor, oldest first.
-SELECT {batch_columns} FROM turns INDEXED BY turns_batches
+SELECT {batch_columns} FROM turns {by_batch}
 WHERE tenant = :tenant AND batch IS NOT NULL AND (asked_at, turn) > (:after_at, :after)
     AND {of_api}
 ORDER BY asked_at, turn LIMIT :limit
@@ -419,12 +509,12 @@ ORDER BY turns.asked_at DESC, turn DESC LIMIT :limit
 -- name: labelled_turns
 -- The same with a label, and with all labels of the JSON object `others`.
 SELECT turns.*, usage.* FROM labels AS label
-CROSS JOIN turns ON turns.tenant = :tenant AND turns.turn = label.turn
-CROSS JOIN usage ON usage.tenant = :tenant AND usage.session = turns.session AND usage.turn = turns.turn
+{join} turns ON turns.tenant = :tenant AND turns.turn = label.turn
+{join} usage ON usage.tenant = :tenant AND usage.session = turns.session AND usage.turn = turns.turn
 WHERE label.tenant = :tenant AND label.name = :name AND label.value = :value
     AND label.asked_at >= :from_at AND (label.asked_at, label.turn) < (:before_at, :before)
     AND NOT EXISTS (
-        SELECT 1 FROM json_each(:others) AS other WHERE NOT EXISTS (
+        SELECT 1 FROM {fields}(:others{as_json}) AS other WHERE NOT EXISTS (
             SELECT 1 FROM labels
             WHERE tenant = :tenant AND labels.turn = label.turn AND name = other.key AND labels.value = other.value
         )
@@ -438,8 +528,7 @@ WHERE tenant = :tenant AND session = :session
 ORDER BY asked_at DESC, turn DESC LIMIT 1
 
 -- fragment: ancestors
--- A turn and its ancestors. `depth_max` also ends a circle of parents, which should not exist. The CROSS JOINs below
--- fix the join order in SQLite: without them the planner read all turns of the tenant.
+-- A turn and its ancestors. `depth_max` also ends a circle of parents, which should not exist.
 WITH RECURSIVE branch (depth, turn, parent) AS (
     SELECT 0, turn, parent FROM turns WHERE tenant = :tenant AND turn = :turn
     UNION ALL
@@ -452,8 +541,8 @@ WITH RECURSIVE branch (depth, turn, parent) AS (
 -- A turn and its ancestors, oldest first.
 {ancestors}
 SELECT turns.*, usage.* FROM branch
-CROSS JOIN turns ON turns.tenant = :tenant AND turns.turn = branch.turn
-CROSS JOIN usage ON usage.tenant = :tenant AND usage.session = turns.session AND usage.turn = turns.turn
+{join} turns ON turns.tenant = :tenant AND turns.turn = branch.turn
+{join} usage ON usage.tenant = :tenant AND usage.session = turns.session AND usage.turn = turns.turn
 ORDER BY branch.depth DESC
 
 -- name: branch_ids
@@ -477,8 +566,8 @@ WITH RECURSIVE branch (depth, turn) AS (
     WHERE depth < :depth_max
 )
 SELECT turns.turn, turns.outcome FROM branch
-CROSS JOIN turns ON turns.tenant = :tenant AND turns.turn = branch.turn
-GROUP BY turns.turn ORDER BY max(depth) DESC LIMIT :limit
+{join} turns ON turns.tenant = :tenant AND turns.turn = branch.turn
+GROUP BY turns.turn, turns.outcome ORDER BY max(depth) DESC LIMIT :limit
 
 -- name: session_turn_ids
 -- Some turns of a session.
@@ -487,7 +576,7 @@ SELECT turn, outcome FROM turns WHERE tenant = :tenant AND session = :name LIMIT
 -- name: project_turn_ids
 -- Some turns of a project.
 SELECT turns.turn, turns.outcome FROM sessions
-CROSS JOIN turns ON turns.tenant = :tenant AND turns.session = sessions.session
+{join} turns ON turns.tenant = :tenant AND turns.session = sessions.session
 WHERE sessions.tenant = :tenant AND sessions.project = :name LIMIT :limit
 
 -- name: user_turn_ids
@@ -498,7 +587,7 @@ WITH RECURSIVE branch (turn) AS (
     SELECT turns.turn FROM branch JOIN turns ON turns.tenant = :tenant AND turns.parent = branch.turn
 )
 SELECT turns.turn, turns.outcome FROM branch
-CROSS JOIN turns ON turns.tenant = :tenant AND turns.turn = branch.turn
+{join} turns ON turns.tenant = :tenant AND turns.turn = branch.turn
 ORDER BY asked_at DESC, turns.turn DESC LIMIT :limit
 
 -- name: tenant_turn_ids
@@ -520,7 +609,14 @@ SELECT turn, outcome FROM turns WHERE tenant = :tenant AND asked_at >= 0 ORDER B
     count(messages) AS turns,
     {summed}
 
--- fragment: with_totals
+-- fragment: with_totals (postgresql)
+SELECT page.*, sums.*
+FROM page CROSS JOIN LATERAL (
+    SELECT {totals} FROM usage WHERE usage.tenant = :tenant AND usage.session = page.session
+) AS sums
+ORDER BY page.updated_at DESC, page.session DESC
+
+-- fragment: with_totals (sqlite)
 -- Sessions in `page` with their totals.
 SELECT page.*, {totals}
 FROM page LEFT JOIN usage ON usage.tenant = :tenant AND usage.session = page.session
@@ -559,24 +655,33 @@ WITH page AS (
 -- The sessions of one user before a cursor, newest first, with totals; of one project unless it is null.
 WITH page AS (
     SELECT * FROM sessions
-    WHERE tenant = :tenant AND user = :user AND coalesce(project = :project, true)
+    WHERE tenant = :tenant AND "user" = :user AND coalesce(project = :project, true)
         AND (updated_at, session) < (:before_at, :before)
     ORDER BY updated_at DESC, session DESC LIMIT :limit
 )
 {with_totals}
 
--- fragment: projects_with_totals
--- Projects in `page` with their totals, in which deleted turns are included.
-SELECT page.*,
-    max(created_at, coalesce(
+-- fragment: project_facts
+-- When a project in `page` was used, and the number of its sessions.
+    {greatest}(created_at, coalesce(
         (SELECT max(updated_at) FROM sessions WHERE tenant = :tenant AND sessions.project = page.project), 0
     )) AS updated_at,
     coalesce(
         (SELECT sessions FROM session_counts WHERE tenant = :tenant AND session_counts.project = page.project), 0
-    ) AS sessions,
-    {sums}
+    ) AS sessions
+
+-- fragment: projects_with_totals (sqlite)
+-- Projects in `page` with their totals, in which deleted turns are included.
+SELECT page.*, {project_facts}, {sums}
 FROM page LEFT JOIN totals ON totals.tenant = :tenant AND dimension = 'project' AND key = page.project
 GROUP BY page.project
+ORDER BY created_at DESC, page.project DESC
+
+-- fragment: projects_with_totals (postgresql)
+SELECT page.*, {project_facts}, sums.*
+FROM page CROSS JOIN LATERAL (
+    SELECT {sums} FROM totals WHERE totals.tenant = :tenant AND dimension = 'project' AND key = page.project
+) AS sums
 ORDER BY created_at DESC, page.project DESC
 
 -- name: project
@@ -620,7 +725,7 @@ WITH page AS (
 -- name: user_sessions_from
 -- The same for one user, of one project unless it is null.
 WITH page AS (
-    SELECT * FROM sessions WHERE tenant = :tenant AND user = :user AND coalesce(project = :project, true)
+    SELECT * FROM sessions WHERE tenant = :tenant AND "user" = :user AND coalesce(project = :project, true)
     ORDER BY updated_at DESC, session DESC LIMIT :limit OFFSET :offset
 )
 {with_totals}
@@ -633,10 +738,16 @@ SELECT count(*) AS total FROM projects WHERE tenant = :tenant
 -- The number of sessions of a project, of all sessions of the tenant for ''.
 SELECT coalesce(max(sessions), 0) AS total FROM session_counts WHERE tenant = :tenant AND project = :project
 
+-- fragment: by_user (sqlite)
+-- SQLite would choose another index.
+INDEXED BY sessions_by_user
+
+-- fragment: by_user (postgresql)
+
 -- name: count_user_sessions
 -- The number of sessions of a user.
-SELECT count(*) AS total FROM sessions INDEXED BY sessions_by_user
-WHERE tenant = :tenant AND user = :user AND coalesce(project = :project, true)
+SELECT count(*) AS total FROM sessions {by_user}
+WHERE tenant = :tenant AND "user" = :user AND coalesce(project = :project, true)
 
 -- name: active_sessions
 -- The number of sessions that were used since a time.
@@ -645,7 +756,7 @@ SELECT count(*) AS sessions FROM sessions WHERE tenant = :tenant AND updated_at 
 -- name: active_usage
 -- The usage of those sessions by model.
 SELECT usage.model AS key, {totals}
-FROM sessions CROSS JOIN usage ON usage.tenant = :tenant AND usage.session = sessions.session
+FROM sessions {join} usage ON usage.tenant = :tenant AND usage.session = sessions.session
 WHERE sessions.tenant = :tenant AND sessions.updated_at > :since
 GROUP BY usage.model ORDER BY key
 
@@ -659,6 +770,18 @@ WHERE tenant = :tenant AND outcome = 'running' ORDER BY session LIMIT :limit
 SELECT key, {sums} FROM totals
 WHERE tenant = :tenant AND dimension = 'day' AND key >= :start AND day BETWEEN :first AND :last
 GROUP BY key ORDER BY key LIMIT :limit
+
+-- fragment: recursion_max (sqlite)
+-- Ends a recursion with the page. PostgreSQL computes only the rows that are read.
+LIMIT :limit
+
+-- fragment: recursion_max (postgresql)
+
+-- fragment: page_of_keys (sqlite)
+keys
+
+-- fragment: page_of_keys (postgresql)
+(SELECT key FROM keys LIMIT :limit) AS keys
 
 -- name: usage
 -- Usage by another dimension. Each next key is the smallest one that follows on any of the days, so that a page costs the
@@ -678,9 +801,9 @@ WITH RECURSIVE days (day) AS (
         ORDER BY key LIMIT 1
     )) FROM days)
     FROM keys WHERE keys.key IS NOT NULL
-    LIMIT :limit
+    {recursion_max}
 )
-SELECT keys.key, {sums} FROM keys
-CROSS JOIN totals ON totals.tenant = :tenant AND dimension = :dimension AND totals.key = keys.key
+SELECT keys.key, {sums} FROM {page_of_keys}
+{join} totals ON totals.tenant = :tenant AND dimension = :dimension AND totals.key = keys.key
     AND day BETWEEN :first AND :last
 GROUP BY keys.key ORDER BY keys.key

@@ -10,7 +10,8 @@ from tailrace.proto.subjects import TurnKey
 class RecordSpans:
     """The spans of the batch that is being recorded. Does nothing while traces are off."""
 
-    def __init__(self) -> None:
+    def __init__(self, system: str) -> None:
+        self._system = system
         self._spans: list[Span] = []
 
     def start(self, key: TurnKey, turn: Turn) -> None:
@@ -18,7 +19,9 @@ class RecordSpans:
         if not tracing.is_on() or turn.request is None or turn.request.traceparent is None:
             return
         span = tracing.start("record turn", traceparent=turn.request.traceparent)
-        span.set_attributes({"tailrace.turn": key.turn, "tailrace.outcome": turn.outcome, "db.system.name": "sqlite"})
+        span.set_attributes(
+            {"tailrace.turn": key.turn, "tailrace.outcome": turn.outcome, "db.system.name": self._system}
+        )
         self._spans.append(span)
 
     def end(self, error_type: str = "") -> None:

@@ -6,7 +6,7 @@ log delivers the entries again later; streaming is not affected.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
@@ -31,7 +31,10 @@ FOLDS_MAX = 8
 
 
 class Recorder:
-    """Writes delivered turns to the store. `failure` says why it cannot write; empty while it can."""
+    """Writes delivered turns to the store, except those that `divert` takes.
+
+    `failure` says why it cannot write; empty while it can.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Recorder:
         tombstones: Tombstones,
         deliveries: Deliveries,
         store: Store,
+        divert: Callable[[TurnKey, Turn], Awaitable[bool]],
         *,
         batch_max: int,
         retry_wait_s: float,
@@ -47,11 +51,12 @@ class Recorder:
         self._tombstones = tombstones
         self._deliveries = deliveries
         self._store = store
+        self._divert = divert
         self._batch_max = batch_max
         self._retry_wait_s = retry_wait_s
         self._lost_turns = LostTurnFinder(log, deliveries, store)
         self._fold_slots = asyncio.Semaphore(FOLDS_MAX)
-        self._spans = RecordSpans()
+        self._spans = RecordSpans(store.system)
         self.failure = ""
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -145,6 +150,8 @@ class Recorder:
                     await self._log.purge(key)
                     logger.info("turn purged: its parent was deleted", turn=key.turn)
                     return None
+            if await self._divert(key, turn):
+                return None
             self._spans.start(key, turn)
             row = build_row(key, turn)
         except (LogUnavailable, StoreError, MemoryError):

@@ -5,13 +5,12 @@ A session is deleted when the log has none of its turns any more, so that no ent
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from tailrace.persistence.run_every import run_every
 from tailrace.persistence.store import Store
-from tailrace.proto.errors import LogError, StoreBusy, StoreUnwritable
 from tailrace.proto.ids import Seq, TurnId
 from tailrace.proto.resources import DeleteResource
 
@@ -30,14 +29,9 @@ class Retention:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deletes old sessions until `stop` is set; waits for it if all are kept."""
-        while not stop.is_set():
-            try:
-                if self._days:
-                    await self._delete_old()
-            except (LogError, StoreBusy, StoreUnwritable) as error:
-                logger.debug("the deletion of old sessions is delayed", why=str(error))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), INTERVAL_S)
+        if self._days:
+            await run_every(INTERVAL_S, self._delete_old, "the deletion of old sessions", stop)
+        await stop.wait()
 
     async def _delete_old(self) -> None:
         before = datetime.now(UTC) - timedelta(days=self._days)

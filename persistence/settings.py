@@ -1,6 +1,5 @@
 """Settings of the persistence process, read from environment variables."""
 
-from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
@@ -12,8 +11,12 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     """The defaults work on a laptop; `python -m tailrace.persistence --env` prints them."""
 
     database: Annotated[
-        Path, Meta(description="path of the SQLite file, on a local disk; created if it does not exist")
-    ] = Path(".tailrace/tailrace.db")
+        str,
+        Meta(
+            description="path of the SQLite file, on a local disk, created if it does not exist; or "
+            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE: docs/POSTGRESQL.md"
+        ),
+    ] = ".tailrace/tailrace.db"
     batch_max: Annotated[int, Meta(ge=1, description="most entries that are recorded in one transaction")] = 100
     busy_timeout_s: Annotated[
         float, Meta(ge=0, description="how long a transaction waits while another program locks the database")
@@ -27,6 +30,9 @@ class Settings(ProcessSettings, frozen=True, kw_only=True):
     history_days: Annotated[
         int, Meta(ge=0, description="days without use after which a session is deleted with its turns; 0: never")
     ] = 0
+    unstored_s: Annotated[
+        float, Meta(gt=0, description="time after its end in which a turn with `store: false` can be read")
+    ] = 600.0
     catch_up_timeout_s: Annotated[
         float, Meta(gt=0, description="how long a query waits until the database has caught up with the log")
     ] = 3.0

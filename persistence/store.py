@@ -1,12 +1,15 @@
 """The typed operations on the database: records in and out. The statements are in queries.sql."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import date, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import msgspec
 
-from tailrace.persistence.database import Database
+from tailrace.persistence.database import Database, open_database
+from tailrace.persistence.migrations import REPLAY_BELOW_VERSION
 from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.rows import (
     EPOCH,
@@ -21,7 +24,6 @@ from tailrace.persistence.rows import (
     turn_record,
     usage_record,
 )
-from tailrace.persistence.sql import STATEMENTS as SQL
 from tailrace.proto.batch_records import Api, StoredBatch
 from tailrace.proto.entries import Failure
 from tailrace.proto.files import FileRecord, ListFiles
@@ -48,40 +50,78 @@ BUSY_SESSIONS_MAX = 1_000
 LAST_NAME = "\U0010ffff"
 
 TURNS_TO_DELETE = {
-    "turn": SQL["turn_and_follow_ups"],
-    "session": SQL["session_turn_ids"],
-    "project": SQL["project_turn_ids"],
-    "user": SQL["user_turn_ids"],
-    "tenant": SQL["tenant_turn_ids"],
+    "turn": "turn_and_follow_ups",
+    "session": "session_turn_ids",
+    "project": "project_turn_ids",
+    "user": "user_turn_ids",
+    "tenant": "tenant_turn_ids",
 }
-# Statements that delete the rows of a turn, in this order, each with the sign of its totals.
+# Statements that delete what belongs to a turn, before its row, in this order, each with the sign of its totals.
 DELETE_TURN = (
-    (SQL["release_blobs"], 0),
-    (SQL["delete_blob_uses"], 0),
-    (SQL["count_deleted"], 1),
-    (SQL["uncount_deleted"], -1),
-    (SQL["delete_empty_totals"], 0),
-    (SQL["delete_labels"], 0),
-    (SQL["delete_usage"], 0),
-    (SQL["delete_turn"], 0),
+    ("release_blobs", 0),
+    ("delete_blob_uses", 0),
+    ("count_deleted", 1),
+    ("uncount_deleted", -1),
+    ("delete_empty_totals", 0),
+    ("delete_labels", 0),
+    ("delete_usage", 0),
 )
 # Statements that delete what has no turns left, in this order, each with the table that it deletes from.
 DELETE_EMPTY: dict[Kind, tuple[tuple[str, str], ...]] = {
     "turn": (),
-    "session": (("sessions", SQL["delete_session"]),),
-    "project": (("sessions", SQL["delete_project_sessions"]), ("projects", SQL["delete_project"])),
-    "user": (("sessions", SQL["delete_user_sessions"]), ("changed", SQL["forget_session_user"])),
-    "tenant": (("sessions", SQL["delete_tenant_sessions"]), ("projects", SQL["delete_tenant_projects"])),
+    "session": (("sessions", "delete_session"),),
+    "project": (("sessions", "delete_project_sessions"), ("projects", "delete_project")),
+    "user": (("sessions", "delete_user_sessions"), ("changed", "forget_session_user")),
+    "tenant": (("sessions", "delete_tenant_sessions"), ("projects", "delete_tenant_projects")),
 }
 # Labels that have many turns each. All others have fewer.
 BY_SELECTIVITY = {"user": 1, "key": 2, "model": 3}
 
 
-class Store(Database):
+class Store:
     """The turns, sessions, projects and usage of all tenants.
 
     `since`: sessions and projects that were used after this time are active.
     """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._sql = database.statements
+        self.system = database.system
+
+    @classmethod
+    async def open(cls, where: Path | str, *, busy_timeout_s: float) -> Self:
+        """Opens the SQLite file, or the PostgreSQL database of a URL. Call `migrate` before any other method."""
+        return cls(await open_database(where, busy_timeout_s=busy_timeout_s))
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def migrate(self) -> None:
+        """Runs the missing migrations."""
+        await self._database.migrate()
+
+    def lock(self, name: str) -> AbstractAsyncContextManager[None]:
+        """Holds the lock `name` while the block runs, see Database.lock."""
+        return self._database.lock(name)
+
+    async def erase_journal(self) -> None:
+        """Removes what was deleted from the database's journal, as far as that is possible now."""
+        await self._database.erase_journal()
+
+    def raise_if_damaged(self) -> None:
+        """Raises StoreCorrupt if the database is not whole."""
+        self._database.raise_if_damaged()
+
+    @property
+    def needs_replay(self) -> bool:
+        """Whether the log must be read from its beginning: a new database, or one that recorded less of each turn."""
+        return self._database.version < REPLAY_BELOW_VERSION
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there was no database, or an empty one, when it was opened."""
+        return self._database.version == 0
 
     async def record(self, rows: Sequence[TurnRow], reached: Seq = BEFORE_FIRST) -> None:
         """Writes `rows`, and that the log is recorded up to `reached`, in one transaction.
@@ -95,41 +135,46 @@ class Store(Database):
             if row["project"] is not None:
                 joining.setdefault((row["tenant"], row["session"]), row)
         turns = msgspec.json.encode([(one.tenant, one.session, one.turn) for one in rows]).decode()
-        async with self.transaction() as writer:
-            await writer.executemany(SQL["count_project"], joining.values())
-            for statement in (SQL["put_session"], SQL["put_project"], SQL["put_turn"], SQL["put_labels"]):
+        async with self._database.transaction() as writer:
+            await writer.executemany(self._sql["count_project"], joining.values())
+            for statement in (
+                self._sql["put_session"],
+                self._sql["put_project"],
+                self._sql["put_turn"],
+                self._sql["put_labels"],
+            ):
                 await writer.executemany(statement, columns)
-            await writer.execute(SQL["count_usage"], {"turns": turns, "sign": -1})
-            await writer.executemany(SQL["put_usage"], columns)
-            await writer.execute(SQL["count_usage"], {"turns": turns, "sign": 1})
-            await writer.executemany(SQL["put_blob_uses"], columns)
-            await writer.execute(SQL["set_recorded_upto"], {"seq": reached})
+            await writer.execute(self._sql["count_usage"], {"listed": turns, "sign": -1})
+            await writer.executemany(self._sql["put_usage"], columns)
+            await writer.execute(self._sql["count_usage"], {"listed": turns, "sign": 1})
+            await writer.executemany(self._sql["put_blob_uses"], columns)
+            await writer.execute(self._sql["set_recorded_upto"], {"seq": reached})
 
     async def recorded_upto(self) -> Seq:
         """Returns the sequence of the last recorded entry of the log."""
-        return Seq((await self.read(SQL["recorded_upto"]))[0]["seq"])
+        return Seq((await self._read("recorded_upto"))[0]["seq"])
 
     async def reset_recorded_upto(self) -> None:
         """Resets `recorded_upto`, before the whole log is recorded again."""
-        async with self.transaction() as writer:
-            await writer.execute(SQL["reset_recorded_upto"])
+        async with self._database.transaction() as writer:
+            await writer.execute(self._sql["reset_recorded_upto"], {})
 
     async def fail_expired(self, first: Seq, why: Failure) -> int:
         """Ends the running turns that have left the log, which begins at `first`, as failed; returns their number."""
         columns = {"first": first, "error": msgspec.json.encode(why).decode()}
-        async with self.transaction() as writer:
-            return (await writer.execute(SQL["fail_expired_turns"], columns)).rowcount
+        async with self._database.transaction() as writer:
+            return await writer.execute(self._sql["fail_expired_turns"], columns)
 
     async def running_turns(self) -> list[TurnKey]:
         """Returns the running turns of all tenants."""
-        return [TurnKey(row["tenant"], row["turn"]) for row in await self.read(SQL["running_turns"])]
+        return [TurnKey(row["tenant"], row["turn"]) for row in await self._read("running_turns")]
 
     async def fail_turns(self, lost: Sequence[TurnKey], why: Failure) -> None:
         """Ends those of `lost` that are running as failed."""
         error = msgspec.json.encode(why).decode()
-        async with self.transaction() as writer:
+        async with self._database.transaction() as writer:
             await writer.executemany(
-                SQL["fail_turn"], [{"tenant": key.tenant, "turn": key.turn, "error": error} for key in lost]
+                self._sql["fail_turn"], [{"tenant": key.tenant, "turn": key.turn, "error": error} for key in lost]
             )
 
     async def new_session(self, tenant: Tenant, new: CreateSession, at: datetime) -> bool:
@@ -143,21 +188,21 @@ class Store(Database):
             "project": new.project_id,
             "asked_at": micros(at),
         }
-        async with self.transaction() as writer:
-            made = await writer.execute(SQL["create_session"], columns)
-            await writer.execute(SQL["put_project"], columns)
-            return made.rowcount > 0
+        async with self._database.transaction() as writer:
+            made = await writer.execute(self._sql["create_session"], columns)
+            await writer.execute(self._sql["put_project"], columns)
+            return made > 0
 
     async def rename_session(self, tenant: Tenant, session: str, title: str | None) -> None:
-        async with self.transaction() as writer:
-            await writer.execute(SQL["rename_session"], {"tenant": tenant, "session": session, "title": title})
+        async with self._database.transaction() as writer:
+            await writer.execute(self._sql["rename_session"], {"tenant": tenant, "session": session, "title": title})
 
     async def new_project(self, tenant: Tenant, new: CreateProject, at: datetime) -> bool:
         """Inserts a project. Returns False, and changes nothing, if the id is in use."""
         columns = {"tenant": tenant, **msgspec.structs.asdict(new), "created_at": micros(at)}
-        async with self.transaction() as writer:
-            made = await writer.execute(SQL["create_project"], columns)
-            return made.rowcount > 0
+        async with self._database.transaction() as writer:
+            made = await writer.execute(self._sql["create_project"], columns)
+            return made > 0
 
     async def delete(self, tenant: Tenant, what: DeleteResource) -> DeletedRows:
         """Deletes the rows of the turns in `what.purged`, then what `what` names as far as it has no turns left.
@@ -166,61 +211,63 @@ class Store(Database):
         The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
         """
         gone = {"turns": 0, "sessions": 0, "projects": 0}
-        async with self.transaction() as writer:
+        async with self._database.transaction() as writer:
             for statement, sign in DELETE_TURN:
                 rows = [{"tenant": tenant, "turn": turn, "sign": sign} for turn in what.purged]
-                gone["turns"] = max(0, (await writer.executemany(statement, rows)).rowcount)
+                await writer.executemany(self._sql[statement], rows)
+            turns = msgspec.json.encode(what.purged).decode()
+            gone["turns"] = await writer.execute(self._sql["delete_turns"], {"tenant": tenant, "listed": turns})
             for table, statement in DELETE_EMPTY[what.kind]:
-                deleted = await writer.execute(statement, {"tenant": tenant, "name": what.name})
-                gone[table] = gone.get(table, 0) + deleted.rowcount
+                deleted = await writer.execute(self._sql[statement], {"tenant": tenant, "name": what.name})
+                gone[table] = gone.get(table, 0) + deleted
             for dimension, first, last in _names_of(what, is_gone=gone["projects"] > 0):
-                names = {"tenant": tenant, "dimension": dimension, "name": first, "last": last}
-                await writer.execute(SQL["count_nameless"], names)
-                await writer.execute(SQL["delete_totals"], names)
-            self._has_deleted = True
+                names = {"tenant": tenant, "dimension": dimension, "name": first, "last_name": last}
+                await writer.execute(self._sql["count_nameless"], names)
+                await writer.execute(self._sql["delete_totals"], names)
+            self._database.note_deletion()
         return DeletedRows(gone["turns"], gone["sessions"], gone["projects"])
 
     async def release_blobs(self, tenant: Tenant, blobs: str) -> None:
         """Releases blobs whose turn has no row. `blobs` is a JSON list of SHA-256."""
-        async with self.transaction() as writer:
-            await writer.execute(SQL["release_named_blobs"], {"tenant": tenant, "blobs": blobs})
+        async with self._database.transaction() as writer:
+            await writer.execute(self._sql["release_named_blobs"], {"tenant": tenant, "blobs": blobs})
 
     async def released_blobs(self, tenant: Tenant, after: str = "") -> list[str]:
         """Returns the SHA-256 of released blobs greater than `after`, in order, at most `RELEASED_MAX`."""
-        rows = await self.read(SQL["released_blobs"], tenant=tenant, after=after, limit=RELEASED_MAX)
+        rows = await self._read("released_blobs", tenant=tenant, after=after, limit=RELEASED_MAX)
         return [row["sha256"] for row in rows]
 
     async def tenants_with_released_blobs(self) -> list[Tenant]:
         """Returns tenants that have released blobs, at most `RELEASED_MAX`."""
-        return [row["tenant"] for row in await self.read(SQL["tenants_with_released_blobs"], limit=RELEASED_MAX)]
+        return [row["tenant"] for row in await self._read("tenants_with_released_blobs", limit=RELEASED_MAX)]
 
     async def referenced_blobs(self, tenant: Tenant, blobs: Sequence[str]) -> list[str]:
         """Returns those of `blobs` that a turn refers to."""
-        return [sha256 for sha256 in blobs if await self.read(SQL["blob_reference"], tenant=tenant, sha256=sha256)]
+        return [sha256 for sha256 in blobs if await self._read("blob_reference", tenant=tenant, sha256=sha256)]
 
     async def forget_released(self, tenant: Tenant, blobs: Sequence[str]) -> None:
         """Removes `blobs` from the released ones: they were purged, or are referred to."""
-        async with self.transaction() as writer:
+        async with self._database.transaction() as writer:
             await writer.executemany(
-                SQL["forget_released_blob"], [{"tenant": tenant, "sha256": sha256} for sha256 in blobs]
+                self._sql["forget_released_blob"], [{"tenant": tenant, "sha256": sha256} for sha256 in blobs]
             )
 
     async def put_file(self, tenant: Tenant, record: FileRecord) -> None:
         """Inserts a file, and its reference to its blob."""
         columns = {"tenant": tenant, **file_columns(record)}
-        async with self.transaction() as writer:
-            await writer.execute(SQL["put_file"], columns)
-            await writer.execute(SQL["put_file_use"], columns)
+        async with self._database.transaction() as writer:
+            await writer.execute(self._sql["put_file"], columns)
+            await writer.execute(self._sql["put_file_use"], columns)
 
     async def file(self, tenant: Tenant, file: str, now: datetime) -> FileRecord | None:
-        rows = await self.read(SQL["file"], tenant=tenant, file=file, now=micros(now))
+        rows = await self._read("file", tenant=tenant, file=file, now=micros(now))
         return file_record(rows[0]) if rows else None
 
     async def files(self, tenant: Tenant, ask: ListFiles, limit: int, now: datetime) -> list[FileRecord]:
         """Returns the files that `ask` selects and that have not expired, at most `limit`."""
         statement, start = ("oldest_files", "") if ask.is_oldest_first else ("files", LAST_NAME)
-        rows = await self.read(
-            SQL[statement],
+        rows = await self._read(
+            statement,
             tenant=tenant,
             after=start if ask.after is None else ask.after,
             purpose=ask.purpose,
@@ -231,49 +278,49 @@ class Store(Database):
 
     async def every_file(self, tenant: Tenant) -> list[str]:
         """Returns the ids of all files of a tenant, including expired ones."""
-        return [row["file"] for row in await self.read(SQL["every_file"], tenant=tenant)]
+        return [row["file"] for row in await self._read("every_file", tenant=tenant)]
 
     async def delete_file(self, tenant: Tenant, file: str) -> None:
         """Deletes a file and releases its blob."""
         columns = {"tenant": tenant, "turn": file}
-        async with self.transaction() as writer:
+        async with self._database.transaction() as writer:
             for statement in ("release_blobs", "delete_blob_uses", "delete_file"):
-                await writer.execute(SQL[statement], columns)
-            self._has_deleted = True
+                await writer.execute(self._sql[statement], columns)
+            self._database.note_deletion()
 
     async def expired_files(self, now: datetime) -> list[tuple[Tenant, str]]:
         """Returns expired files of all tenants, at most `RELEASED_MAX`."""
-        rows = await self.read(SQL["expired_files"], now=micros(now), limit=RELEASED_MAX)
+        rows = await self._read("expired_files", now=micros(now), limit=RELEASED_MAX)
         return [(row["tenant"], row["file"]) for row in rows]
 
     async def turns_to_delete(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
         """Returns turns that a deletion includes, follow-ups before their parent, at most `DELETE_TURNS_MAX`."""
         bounds = {"limit": DELETE_TURNS_MAX, "depth_max": BRANCH_TURNS_MAX}
-        rows = await self.read(TURNS_TO_DELETE[what.kind], tenant=tenant, name=what.name, **bounds)
+        rows = await self._read(TURNS_TO_DELETE[what.kind], tenant=tenant, name=what.name, **bounds)
         return [TurnToDelete(row["turn"], is_running=row["outcome"] == "running") for row in rows]
 
     async def turn(self, key: TurnKey) -> TurnRecord | None:
-        rows = await self.read(SQL["turn"], tenant=key.tenant, turn=key.turn)
+        rows = await self._read("turn", tenant=key.tenant, turn=key.turn)
         return turn_record(rows[0]) if rows else None
 
     async def batch(self, key: TurnKey) -> StoredBatch | None:
-        rows = await self.read(SQL["batch"], tenant=key.tenant, turn=key.turn)
+        rows = await self._read("batch", tenant=key.tenant, turn=key.turn)
         return batch_record(rows[0]) if rows else None
 
     async def batches(self, tenant: Tenant, before: PageCursor, limit: int, of: Api | None = None) -> list[StoredBatch]:
         """Returns batches older than `before`, newest first; with `of` only those of one other API."""
         page = {"before_at": before.at, "before": before.name, "limit": limit, "of": of}
-        return [batch_record(row) for row in await self.read(SQL["batches"], tenant=tenant, **page)]
+        return [batch_record(row) for row in await self._read("batches", tenant=tenant, **page)]
 
     async def newer_batches(
         self, tenant: Tenant, after: PageCursor, limit: int, of: Api | None = None
     ) -> list[StoredBatch]:
         """Returns batches newer than `after`, oldest first; with `of` only those of one other API."""
         page = {"after_at": after.at, "after": after.name, "limit": limit, "of": of}
-        return [batch_record(row) for row in await self.read(SQL["newer_batches"], tenant=tenant, **page)]
+        return [batch_record(row) for row in await self._read("newer_batches", tenant=tenant, **page)]
 
     async def session(self, tenant: Tenant, session: str, since: datetime) -> SessionRecord | None:
-        rows = await self.read(SQL["session"], tenant=tenant, session=session)
+        rows = await self._read("session", tenant=tenant, session=session)
         return session_record(rows[0], since) if rows else None
 
     async def sessions(
@@ -288,11 +335,11 @@ class Store(Database):
         """Returns sessions last used before `before`, most recent first; of one project and one user."""
         page: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
         if user is not None:
-            rows = await self.read(SQL["user_sessions"], tenant=tenant, user=user, project=project, **page)
+            rows = await self._read("user_sessions", tenant=tenant, user=user, project=project, **page)
         elif project is None:
-            rows = await self.read(SQL["sessions"], tenant=tenant, **page)
+            rows = await self._read("sessions", tenant=tenant, **page)
         else:
-            rows = await self.read(SQL["project_sessions"], tenant=tenant, project=project, **page)
+            rows = await self._read("project_sessions", tenant=tenant, project=project, **page)
         return [session_record(row, since) for row in rows]
 
     async def numbered_sessions(
@@ -301,25 +348,25 @@ class Store(Database):
         """Returns sessions after the first `offset`, and the number of all, as `sessions` does."""
         page: dict[str, Any] = {"tenant": tenant, "limit": limit, "offset": offset}
         if user is not None:
-            rows = await self.read(SQL["user_sessions_from"], user=user, project=project, **page)
-            counted = await self.read(SQL["count_user_sessions"], tenant=tenant, user=user, project=project)
+            rows = await self._read("user_sessions_from", user=user, project=project, **page)
+            counted = await self._read("count_user_sessions", tenant=tenant, user=user, project=project)
         else:
             kind, given = ("sessions", {}) if project is None else ("project_sessions", {"project": project})
-            rows = await self.read(SQL[f"{kind}_from"], **page, **given)
-            counted = await self.read(SQL["count_sessions"], tenant=tenant, project=project or "")
+            rows = await self._read(f"{kind}_from", **page, **given)
+            counted = await self._read("count_sessions", tenant=tenant, project=project or "")
         return [session_record(row, since) for row in rows], counted[0]["total"]
 
     async def old_sessions(self, before: datetime, first: Seq) -> list[tuple[Tenant, str]]:
         """Returns sessions not used since `before` without turns in the log, which begins at `first`; a few at once."""
-        rows = await self.read(SQL["old_sessions"], before=micros(before), first=first, limit=RELEASED_MAX)
+        rows = await self._read("old_sessions", unused_since=micros(before), first=first, limit=RELEASED_MAX)
         return [(row["tenant"], row["session"]) for row in rows]
 
     async def session_turns(
         self, tenant: Tenant, session: str, after: PageCursor, limit: int, *, is_newest_first: bool = False
     ) -> list[TurnRecord]:
         """Returns turns of a session after `after`, oldest first; newest first, those before it."""
-        query = SQL["session_turns_newest" if is_newest_first else "session_turns"]
-        rows = await self.read(query, tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit)
+        query = "session_turns_newest" if is_newest_first else "session_turns"
+        rows = await self._read(query, tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit)
         return [turn_record(row) for row in rows]
 
     async def turns(
@@ -329,61 +376,59 @@ class Store(Database):
         page: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
         page["from_at"] = micros(start) if start is not None else 0
         if not labels:
-            return [turn_record(row) for row in await self.read(SQL["turns"], tenant=tenant, **page)]
+            return [turn_record(row) for row in await self._read("turns", tenant=tenant, **page)]
         # The label with the fewest turns should be looked up: metadata, then user and key, then the model.
         name = min(labels, key=lambda name: BY_SELECTIVITY.get(name, 0))
         others = msgspec.json.encode({one: labels[one] for one in labels if one != name}).decode()
-        rows = await self.read(
-            SQL["labelled_turns"], tenant=tenant, name=name, value=labels[name], others=others, **page
-        )
+        rows = await self._read("labelled_turns", tenant=tenant, name=name, value=labels[name], others=others, **page)
         return [turn_record(row) for row in rows]
 
     async def running(self, tenant: Tenant, session: str | None, after: PageCursor, limit: int) -> list[TurnRecord]:
         """Returns running turns after `after`, oldest first; of all sessions if `session` is None."""
-        rows = await self.read(
-            SQL["running"], tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit
+        rows = await self._read(
+            "running", tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit
         )
         return [turn_record(row) for row in rows]
 
     async def turns_since(self, tenant: Tenant, session: str, since: Seq) -> list[TurnPosition]:
         """Returns the turns of a session that run, or whose last entry is after `since`, by that entry."""
-        rows = await self.read(SQL["turns_since"], tenant=tenant, session=session, since=since)
+        rows = await self._read("turns_since", tenant=tenant, session=session, since=since)
         return [TurnPosition(row["turn"], row["cursor"], is_running=bool(row["is_running"])) for row in rows]
 
     async def last_turn(self, tenant: Tenant, session: str) -> TurnId | None:
-        rows = await self.read(SQL["last_turn"], tenant=tenant, session=session)
+        rows = await self._read("last_turn", tenant=tenant, session=session)
         return rows[0]["turn"] if rows else None
 
     async def branch(self, key: TurnKey, ancestors_max: int = BRANCH_TURNS_MAX) -> list[TurnRecord]:
         """Returns the turn and its stored ancestors, oldest first; empty if the turn is not stored."""
-        rows = await self.read(SQL["branch"], tenant=key.tenant, turn=key.turn, depth_max=ancestors_max)
+        rows = await self._read("branch", tenant=key.tenant, turn=key.turn, depth_max=ancestors_max)
         return [turn_record(row) for row in rows]
 
     async def leaves(self, tenant: Tenant, session: str, before: PageCursor, limit: int) -> list[dict[str, Any]]:
         """Returns turns without follow-ups, older than `before`, newest first."""
-        return await self.read(
-            SQL["leaves"], tenant=tenant, session=session, before_at=before.at, before=before.name, limit=limit
+        return await self._read(
+            "leaves", tenant=tenant, session=session, before_at=before.at, before=before.name, limit=limit
         )
 
     async def branch_to(self, tenant: Tenant, leaf: dict[str, Any]) -> Branch:
-        chain = await self.read(SQL["branch_ids"], tenant=tenant, turn=leaf["turn"], depth_max=BRANCH_TURNS_MAX)
+        chain = await self._read("branch_ids", tenant=tenant, turn=leaf["turn"], depth_max=BRANCH_TURNS_MAX)
         return branch_of(leaf, [row["turn"] for row in chain])
 
     async def project(self, tenant: Tenant, project: str, since: datetime) -> ProjectRecord | None:
-        rows = await self.read(SQL["project"], tenant=tenant, project=project)
+        rows = await self._read("project", tenant=tenant, project=project)
         return project_record(rows[0], since) if rows else None
 
     async def projects(self, tenant: Tenant, before: PageCursor, limit: int, since: datetime) -> list[ProjectRecord]:
         """Returns projects created before `before`, newest first."""
-        rows = await self.read(SQL["projects"], tenant=tenant, before_at=before.at, before=before.name, limit=limit)
+        rows = await self._read("projects", tenant=tenant, before_at=before.at, before=before.name, limit=limit)
         return [project_record(row, since) for row in rows]
 
     async def numbered_projects(
         self, tenant: Tenant, offset: int, limit: int, since: datetime
     ) -> tuple[list[ProjectRecord], int]:
         """Returns projects after the first `offset`, newest first, and the number of all."""
-        rows = await self.read(SQL["projects_from"], tenant=tenant, limit=limit, offset=offset)
-        counted = await self.read(SQL["count_projects"], tenant=tenant)
+        rows = await self._read("projects_from", tenant=tenant, limit=limit, offset=offset)
+        counted = await self._read("count_projects", tenant=tenant)
         return [project_record(row, since) for row in rows], counted[0]["total"]
 
     async def usage(
@@ -391,22 +436,25 @@ class Store(Database):
     ) -> list[UsageRecord]:
         """Returns the usage of turns of the days `first` to `last`, grouped by `by`, by key from `start` on."""
         days = {"first": (first - EPOCH.date()).days, "last": (last - EPOCH.date()).days}
-        statement = SQL["usage_by_day" if by == "day" else "usage"]
-        rows = await self.read(statement, tenant=tenant, dimension=by, start=start, limit=limit, **days)
+        statement = "usage_by_day" if by == "day" else "usage"
+        rows = await self._read(statement, tenant=tenant, dimension=by, start=start, limit=limit, **days)
         return [usage_record(row) for row in rows]
 
     async def active_sessions(self, tenant: Tenant, since: datetime) -> int:
-        rows = await self.read(SQL["active_sessions"], tenant=tenant, since=micros(since))
+        rows = await self._read("active_sessions", tenant=tenant, since=micros(since))
         return int(rows[0]["sessions"])
 
     async def active_usage(self, tenant: Tenant, since: datetime) -> list[UsageRecord]:
         """Returns the usage of active sessions by model."""
-        return [usage_record(row) for row in await self.read(SQL["active_usage"], tenant=tenant, since=micros(since))]
+        return [usage_record(row) for row in await self._read("active_usage", tenant=tenant, since=micros(since))]
 
     async def busy_sessions(self, tenant: Tenant) -> list[SessionId]:
         """Returns the sessions that have a running turn, at most `BUSY_SESSIONS_MAX`."""
-        rows = await self.read(SQL["busy_sessions"], tenant=tenant, limit=BUSY_SESSIONS_MAX)
+        rows = await self._read("busy_sessions", tenant=tenant, limit=BUSY_SESSIONS_MAX)
         return [row["session"] for row in rows]
+
+    async def _read(self, statement: str, **values: Any) -> list[dict[str, Any]]:
+        return await self._database.read(self._sql[statement], values)
 
 
 def _names_of(what: DeleteResource, *, is_gone: bool) -> list[tuple[str, str, str]]:

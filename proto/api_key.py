@@ -10,12 +10,13 @@ import msgspec
 
 from tailrace.proto.ids import Tenant
 
-Scope = Literal["write", "read", "manage", "operate"]
-"""A right of a credential. `write` creates and cancels turns, `read` reads them, `manage` renames and deletes, and
-`operate` reads the metrics of all tenants."""
+Scope = Literal["write", "read", "manage", "operate", "admin"]
+"""A right of a credential. `write` creates and cancels turns, `read` reads them, `manage` renames and deletes.
+`operate` reads the metrics of all tenants; `admin` changes their keys and limits, and reads their usage."""
 
+ADMIN_SCOPE: Scope = "admin"
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
-TENANT_SCOPES: frozenset[Scope] = SCOPES - {"operate"}
+TENANT_SCOPES: frozenset[Scope] = SCOPES - {"operate", ADMIN_SCOPE}
 """The scopes of a credential that names none: they are limited to its own tenant."""
 # Key records and tokens that were made before version 0.1.0 use the old name.
 OLD_SCOPES: dict[str, Scope] = {"ask": "write"}
@@ -43,6 +44,10 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     expires_at: int | None = None
     """None: valid until revoked."""
     limits: dict[str, float] | None = None
+    replaces: str | None = None
+    """The id of the key for which a rotation has made this one."""
+    replaced_by: str | None = None
+    """The id of the key that a complete rotation has made for this one."""
 
     def is_good(self, now: float) -> bool:
         """Returns whether the key is valid at `now`, in Unix seconds: neither revoked nor expired."""
@@ -70,7 +75,7 @@ def new_key(
         id=f"key_{secrets.token_hex(ID_BYTES)}",
         sha256=hash_key(secret.encode()),
         tenant=tenant,
-        scopes=sorted(scopes),
+        scopes=sorted(set(scopes)),
         created_at=now,
         name=name,
         limits=limits,

@@ -29,7 +29,9 @@ class Message(msgspec.Struct, frozen=True):
     """One message of the conversation, in Anthropic's shape."""
 
     role: Literal["user", "assistant", "system"]
+    """Who wrote the message."""
     content: str | list[dict[str, Any]]
+    """The text of the message, or content blocks in Anthropic's format."""
 
 
 class Reservation(msgspec.Struct, frozen=True):
@@ -86,6 +88,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parent: TurnId | None = None
     is_queued: bool = False
     """The request was stored while `parent` ran: the generator puts the conversation before `messages`."""
+    store: bool = True
+    """Whether the turn is kept after its end. Otherwise persistence counts its usage and erases it (PROTOCOL R109)."""
     project: str | None = None
     user: str | None = None
     """The end user who receives the answer, as the JWT or the request named them."""
@@ -162,8 +166,11 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why a turn failed: a code of proto.errors.CODES, a message, and the delay after which a retry may help."""
 
     code: str
+    """The code of the error, from docs/ERRORS.md."""
     message: str
+    """What went wrong."""
     retry_after_s: float | None = None
+    """Seconds after which a retry may help."""
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -338,6 +338,12 @@ CODES: dict[str, Code] = {
         "The project does not exist, was deleted, or belongs to another tenant.",
         "Check the project's id and the credential.",
     ),
+    "key_not_found": Code(
+        404,
+        NOT_FOUND,
+        "The API key does not exist, or is revoked or expired.",
+        "List the keys: GET /v1/admin/keys.",
+    ),
     "parent_not_found": Code(
         404,
         NOT_FOUND,
@@ -405,6 +411,18 @@ CODES: dict[str, Code] = {
         INVALID,
         "A project of this id exists.",
         "Choose another id, or use the existing project.",
+    ),
+    "last_admin_key": Code(
+        409,
+        INVALID,
+        "It is the last key with the scope `admin` that is valid for another day.",
+        "Create or rotate a key with this scope first.",
+    ),
+    "key_replaced": Code(
+        409,
+        INVALID,
+        "The key has ended, or another key replaces it.",
+        "Use or rotate the key that replaces it: see `GET /v1/admin/keys`.",
     ),
     # 410 and not 409: clients repeat a request after a 409 by themselves, and this answer will never exist.
     "turn_cancelled": Code(

@@ -33,6 +33,7 @@ class TokenCount(msgspec.Struct, frozen=True):
     """The known part of the reply to `count_tokens`."""
 
     input_tokens: int
+    """The number of tokens of the prompt."""
 
 
 class CountTokens(msgspec.Struct, frozen=True, omit_defaults=True):

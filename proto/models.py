@@ -51,12 +51,17 @@ class Supports(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     """Features that a model supports. None: unknown."""
 
     vision: bool | None = None
+    """Whether it reads images."""
     pdf: bool | None = None
+    """Whether it reads PDF files."""
     citations: bool | None = None
+    """Whether it cites documents."""
     tools: bool | None = None
+    """Whether it calls tools."""
     forced_tools: bool | None = None
     """Whether `tool_choice` may be `any` or `tool`."""
     structured_outputs: bool | None = None
+    """Whether its API enforces a JSON Schema."""
     sampling: bool | None = None
     """Whether it supports `temperature`, `top_p` and `top_k`."""
     prefill: bool | None = None

@@ -20,11 +20,17 @@ class ReaderReport(msgspec.Struct, frozen=True, kw_only=True):
     """`written` is the cursor of the last entry that was written to the connection; `cursor` is where it began."""
 
     dialect: str
+    """The dialect of the stream."""
     opened_at: datetime
+    """When the stream began."""
     cursor: Seq
+    """The cursor at which the stream began."""
     written: Seq
+    """The cursor of the last entry that was written to the connection."""
     closed_at: datetime | None
+    """When the stream ended; null while it is open."""
     ending: Ending
+    """Why the stream ended."""
 
 
 class GatewayReaders(msgspec.Struct, frozen=True):

@@ -37,35 +37,51 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A turn as clients receive it. `input` holds the messages that this turn added to its session."""
 
     turn: TurnId
+    """The id of the turn."""
     session: SessionId
+    """The session of the turn."""
     parent: TurnId | None
+    """The turn that this one continues."""
     model: str
+    """The model that answers."""
     outcome: Outcome | Literal["running"]
+    """How the turn ended, or `running`."""
     input: list[Message]
+    """The messages that this turn added to its session."""
     content: list[dict[str, Any]]
+    """The answer's content blocks, in Anthropic's format."""
     text: str
+    """The text of the answer."""
     stop_reason: str | None
+    """Why the model stopped."""
     stop_sequence: str | None = None
+    """The text at which the model stopped, if it was one of the request's."""
     envelope: dict[str, Any] = {}
     """Other fields of the model's message: `container`, `context_management`, other counts…"""
     schema_valid: bool | None = None
     """Whether the answer is valid by the turn's JSON Schema; null: it has no schema, or it could not be checked."""
     error: Failure | None
+    """Why the turn failed; null if it did not."""
     usage: Usage
+    """The tokens of the turn."""
     usage_is_estimated: bool
     """A call broke off or is running: its output tokens are estimated from characters."""
     cost_usd: float | None
     """Null: the model's price is unknown. Sums count such a turn as 0."""
     attempts: int
+    """The number of attempts."""
     metadata: dict[str, str]
+    """Labels of the turn, by which it can be found."""
     project: str | None = None
     """The project that the request named."""
     user: str | None = None
     """The end user who received the answer, as the request or the JWT named them."""
     asked_at: datetime
+    """When the request was accepted."""
     first_token_at: datetime | None = None
     """When the first delta of the answer was stored; null: none was, or an older version recorded the turn."""
     ended_at: datetime | None
+    """When the turn ended; null while it runs."""
     cursor: Seq
     """The sequence of the last entry in this record: a stream that starts after it has no gap."""
     first_token_s: float | None = None
@@ -85,20 +101,30 @@ class WebhookPayload(msgspec.Struct, frozen=True):
     """
 
     type: str
+    """The event: `turn.` and the outcome."""
     timestamp: datetime
+    """When the turn ended."""
     data: TurnRecord
+    """The turn."""
     links: dict[str, str]
+    """Paths by name."""
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """Sums over turns. The last three repeat values under other APIs' names; `total_tokens` is the sum of `usage`."""
 
     turns: int
+    """The number of turns."""
     usage: Usage
+    """The tokens of the turns."""
     cost_usd: float
+    """The cost of the turns, in dollars."""
     message_count: int
+    """The number of messages."""
     total_tokens: int
+    """The sum of all tokens in `usage`."""
     total_cost: float
+    """The same as `cost_usd`."""
 
 
 class SessionRecord(Totals, frozen=True, kw_only=True):
@@ -108,24 +134,34 @@ class SessionRecord(Totals, frozen=True, kw_only=True):
     """
 
     session: SessionId
+    """The id of the session."""
     id: SessionId
+    """The same as `session`."""
     title: str | None
+    """The title of the session."""
     project_id: str | None
+    """The project of the session."""
     user: str | None = None
     """The first user that a turn of it named."""
     model: str | None
+    """The model of turns that name none."""
     system_prompt: str | list[dict[str, Any]] | None
+    """The system prompt of turns that have none."""
     created_at: datetime
+    """When the session was created."""
     updated_at: datetime
     """When a turn of it last started or ended."""
     is_active: bool
+    """Whether the session was used recently."""
 
 
 class TurnPage(msgspec.Struct, frozen=True):
     """A page of turns. `next` is the cursor of the next page, None on the last."""
 
     turns: list[TurnRecord]
+    """The turns of this page."""
     next: str | None
+    """The `after` of the next page; null on the last."""
 
 
 class Ancestry(msgspec.Struct, frozen=True):

@@ -21,12 +21,19 @@ class ProjectRecord(Totals, frozen=True, kw_only=True):
     """A group of sessions, with their totals. `updated_at` is when one of them was last used."""
 
     id: str
+    """The id of the project."""
     name: str
+    """The name of the project for people."""
     description: str | None
+    """What the project is for."""
     created_at: datetime
+    """When the project was created."""
     updated_at: datetime
+    """When one of its sessions was last used."""
     is_active: bool
+    """Whether the project was used recently."""
     sessions: int
+    """The number of its sessions."""
 
 
 class ProjectPage(msgspec.Struct, frozen=True):
@@ -42,10 +49,15 @@ class Branch(msgspec.Struct, frozen=True, kw_only=True):
     """A branch of a session: a turn without a follow-up turn, and its ancestors, oldest first."""
 
     turn: TurnId
+    """The last turn of the branch."""
     outcome: Outcome | Literal["running"]
+    """How that turn ended, or `running`."""
     asked_at: datetime
+    """When that turn was accepted."""
     length: int
+    """The number of turns of the branch."""
     turns: list[TurnId]
+    """The turns of the branch, oldest first."""
 
 
 class BranchPage(msgspec.Struct, frozen=True):
@@ -62,6 +74,7 @@ class UsageRecord(Totals, frozen=True, kw_only=True):
     """
 
     key: str | None
+    """The day, model, key, user, session, project or value that this usage belongs to."""
     last_used: datetime
     """When the last of its turns started."""
 
@@ -86,16 +99,23 @@ class TurnToDelete(msgspec.Struct, frozen=True):
 
     turn: TurnId
     is_running: bool
+    is_unstored: bool = False
+    """Whether its request has `store: false`: the log overwrites its entries."""
 
 
 class DeletedRows(msgspec.Struct, frozen=True):
     """The rows that a deletion has removed from the database, and the blobs that it has removed from their store."""
 
     turns: int = 0
+    """The number of turns."""
     sessions: int = 0
+    """The number of sessions."""
     projects: int = 0
+    """The number of projects."""
     files: int = 0
+    """The number of uploaded files."""
     blobs: int = 0
+    """The number of blobs."""
 
     def __add__(self, other: "DeletedRows") -> "DeletedRows":
         return DeletedRows(

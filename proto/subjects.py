@@ -14,6 +14,7 @@ BUDGETS = "BUDGETS"
 SLOTS = "SLOTS"
 SECRETS = "SECRETS"
 LOGINS = "LOGINS"
+AUDIT = "AUDIT"
 GENERATORS = "generators"
 PERSISTENCE = "persistence"
 WEBHOOKS = "webhooks"
@@ -29,9 +30,13 @@ CLAIMS_STREAM = "KV_CLAIMS"
 EVERY_KEY = "$KV.KEYS.>"
 # Where the server republishes stored API keys.
 EVERY_LIVE_KEY = "keys.>"
+# Begins the names of tenants' limits in the bucket KEYS.
+LIMITS_PREFIX = "tenant."
 EVERY_LIMIT = "limits.>"
 EVERY_BUDGET = "budgets.>"
 EVERY_SLOT = "slots.>"
+EVERY_AUDIT = "audit.*"
+EVERY_UNSTORED = "$KV.CLAIMS.unstored.>"
 
 
 class TurnKey(NamedTuple):
@@ -114,9 +119,29 @@ def slots(tenant: Tenant, owner: str, what: str) -> str:
     return f"slots.{_token(tenant)}.{_token(owner)}.{_token(what)}.*"
 
 
+def audit(action: str) -> str:
+    """Returns the subject of the entries of one action in the audit log."""
+    return f"audit.{_token(action)}"
+
+
+def limits_of_tenant(tenant: Tenant) -> str:
+    """Returns the name of a tenant's limits in the bucket KEYS. Ids of keys have no dot."""
+    return LIMITS_PREFIX + _token(tenant)
+
+
+def tenant_of_limits(name: str) -> Tenant | None:
+    """Returns the tenant whose limits have this name in the bucket KEYS; None for a key."""
+    return Tenant(name.removeprefix(LIMITS_PREFIX)) if name.startswith(LIMITS_PREFIX) else None
+
+
 def tombstone(key: TurnKey) -> str:
     """Returns the subject of a deleted turn's tombstone, in the bucket CLAIMS. Names of claims have no dot."""
     return f"$KV.{CLAIMS}.deleted.{_token(key.tenant)}.{_token(key.turn)}"
+
+
+def unstored(key: TurnKey) -> str:
+    """Returns the subject of the note that a turn is to be erased, in the bucket CLAIMS (PROTOCOL R109)."""
+    return f"$KV.{CLAIMS}.unstored.{_token(key.tenant)}.{_token(key.turn)}"
 
 
 def blob_pin(tenant: Tenant, holder: str, sha256: str) -> str:

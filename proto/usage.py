@@ -12,9 +12,13 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     """Token counts under Anthropic's names."""
 
     input_tokens: int = 0
+    """Input tokens that no cache had."""
     output_tokens: int = 0
+    """Output tokens."""
     cache_creation_input_tokens: int = 0
+    """Input tokens that were written to the cache."""
     cache_read_input_tokens: int = 0
+    """Input tokens that were read from the cache."""
 
     @property
     def counts(self) -> tuple[int, ...]:

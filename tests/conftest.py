@@ -5,11 +5,13 @@ of each other's way by tenant: `tenant` is a new one each time. A test that kill
 `own_server`.
 """
 
+import gc
 import multiprocessing.util
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -22,6 +24,7 @@ from tailrace.proto.nats import Connection, TurnLog, streams
 from tailrace.proto.runtime import sandbox
 from tailrace.proto.subjects import TurnKey
 from tests.harness.fast_stop import hurry
+from tests.harness.postgresql import PostgreSQLServer
 
 # The streams must fit into the store of a test server, which is 1 GiB (NatsServer's default).
 BYTES_MAX = 768 * 1024**2
@@ -29,12 +32,25 @@ BYTES_MAX = 768 * 1024**2
 # How many short tests are between two files of long ones. About 2,500 short tests use servers, and come first.
 SHORT_BETWEEN = 60
 
+# How many lines of each process are part of the report of a failure.
+LINES_SHOWN = 50
+BEGAN_AT = pytest.StashKey[float]()
+
 # Two cores are shared with servers and browsers: one slow example does not fail.
 SLOW_OR_LARGE = [HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large]
 settings.register_profile("tests", max_examples=60, deadline=None, suppress_health_check=SLOW_OR_LARGE, print_blob=True)
 settings.load_profile("tests")
 
 # structlog prints the local variables of every frame by default, which takes seconds: leases would expire.
+configure = structlog.configure
+
+
+def configure_uncached(**settings: Any) -> None:
+    """Like structlog's, but no logger keeps the captured output of the first test that used it."""
+    configure(**settings | {"cache_logger_on_first_use": False})
+
+
+structlog.configure = configure_uncached  # type: ignore[assignment]
 console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
 structlog.configure(processors=[*structlog.get_config()["processors"][:-1], console])
 
@@ -80,9 +96,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = ordered + [item for together in long.values() for item in together]
 
 
+def pytest_collection_finish() -> None:
+    """Excludes what is loaded by now from garbage collections: a worker has a million objects, and keeps them."""
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds to the report of a failure the last lines of each process that has logged since the test began."""
+    report = yield
+    began_at = item.stash.setdefault(BEGAN_AT, call.start)
+    factory = getattr(item, "funcargs", {}).get("tmp_path_factory")
+    if report.failed and factory is not None:
+        root = factory.getbasetemp()
+        for path in sorted(path for suffix in ("txt", "log") for path in root.rglob(f"*.{suffix}")):
+            if path.is_file() and path.stat().st_mtime >= began_at:
+                lines = path.read_text(errors="replace").splitlines()[-LINES_SHOWN:]
+                report.sections.append((f"last lines of {path.relative_to(root)}", "\n".join(lines)))
+    return report
+
+
 @pytest.fixture(autouse=True)
-def log_lines() -> Iterator[None]:
+def log_lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Restores where log lines go: a command that ran in this process sends them to its own captured output."""
+    del tmp_path_factory  # pytest_runtest_makereport reads the logs of processes there
     before = structlog.get_config()
     yield
     if structlog.get_config() != before:
@@ -96,6 +135,24 @@ async def nats_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
     async with NatsServer(tmp_path_factory.mktemp("nats")) as server:
         await apply_streams(server.url)
         yield server
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postgresql() -> AsyncIterator[PostgreSQLServer]:
+    """The PostgreSQL server that tests share, each with databases of its own. Tests must not stop it."""
+    async with PostgreSQLServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either_server(request: pytest.FixtureRequest) -> PostgreSQLServer | None:
+    return request.getfixturevalue("postgresql") if request.param == "postgresql" else None
+
+
+@pytest_asyncio.fixture
+async def either_database(either_server: PostgreSQLServer | None, tmp_path: Path) -> Path | str:
+    """An empty database, once in SQLite and once in PostgreSQL: its path or URL."""
+    return await either_server.new_database() if either_server else tmp_path / "folder" / "tailrace.db"
 
 
 @pytest.fixture

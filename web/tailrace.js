@@ -52,7 +52,7 @@ export function request(path, options = {}, init = {}) {
   return persist(options, async () => {
     const response = await send(options, path, init, options.signal);
     return response.json().catch((cause) => {
-      throw lost("the connection is lost", { cause });
+      throw connectionError("the connection is lost", { cause });
     });
   }, options.signal);
 }
@@ -72,8 +72,8 @@ class Answer {
   #path;
   #events = [];
   #leaving = new AbortController();
-  #started = later();
-  #changed = later();
+  #started = deferred();
+  #changed = deferred();
 
   constructor(options, post, turn, path) {
     const { after = "", signal } = options;
@@ -139,7 +139,7 @@ class Answer {
       const response = await this.#open(connection.signal);
       if (response.status === 204) return this.#end({ outcome: null });
       const isStream = (response.headers.get("content-type") ?? "").startsWith("text/event-stream");
-      if (!isStream || !response.body) throw lost(`status ${response.status} without a stream of events`);
+      if (!isStream || !response.body) throw connectionError(`status ${response.status} without a stream of events`);
       const turn = response.headers.get("tailrace-turn");
       if (turn) this.#start(turn);
       this.#become("live");
@@ -166,9 +166,9 @@ class Answer {
     let [rest, data, id, name, waitMs] = ["", "", "", "", 0];
     for (;;) {
       const { done, value } = await reader.read().catch((cause) => {
-        throw lost("the connection is lost", { cause, waitMs });
+        throw connectionError("the connection is lost", { cause, waitMs });
       });
-      if (done) throw lost("the stream ended before the answer", { waitMs });
+      if (done) throw connectionError("the stream ended before the answer", { waitMs });
       listen();
       const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
       rest = lines.pop();
@@ -209,7 +209,7 @@ class Answer {
     if (event.type === "reset") this.text = "";
     this.#events.push(event);
     this.#changed.resolve();
-    this.#changed = later();
+    this.#changed = deferred();
     onEvent?.(event, this);
     if (event.type === "delta" || event.type === "reset") onText?.(this.text, this);
   }
@@ -256,12 +256,12 @@ async function send(options, path, init, signal) {
   if (key) headers.set("authorization", `Bearer ${key}`);
   for (const [name, value] of Object.entries(init.headers ?? {})) headers.set(name, value);
   const response = await fetch(address(options, path), { ...init, headers, signal }).catch((cause) => {
-    throw lost("the connection is lost", { cause });
+    throw connectionError("the connection is lost", { cause });
   });
   if (response.ok) return response;
   const { status } = response;
   const body = await response.text().catch((cause) => {
-    throw lost("the connection is lost", { cause });
+    throw connectionError("the connection is lost", { cause });
   });
   const error = errorOf(body);
   const retryAfterS = Number(response.headers.get("retry-after")) || 0;
@@ -282,10 +282,10 @@ function errorOf(body) {
 
 const address = ({ url }, path) => new URL((url ?? "").replace(/\/$/, "") + path, globalThis.location?.href).href;
 
-const lost = (message, fields) => new TailraceError(message, { isTemporary: true, ...fields });
+const connectionError = (message, fields) => new TailraceError(message, { isTemporary: true, ...fields });
 
 /** Returns a promise with the functions that settle it. Node 20 has no `Promise.withResolvers`. */
-function later() {
+function deferred() {
   const made = {};
   made.promise = new Promise((resolve, reject) => Object.assign(made, { resolve, reject }));
   made.promise.catch(() => {});

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tailrace.deploy.cli.arguments import add_data
 from tailrace.deploy.local import backup, data_dir
+from tailrace.deploy.local.errors import UpRefused
+from tailrace.persistence.database import is_url
 
 DESCRIPTION = "Write all state of a data directory into one file: the database, keys, limits, and the log of NATS."
 EXAMPLES = """\
@@ -21,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "data directory")
 
 
-def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    if is_url(environ.get("TAILRACE_DATABASE", "")):
+        raise UpRefused("TAILRACE_DATABASE names a PostgreSQL server: back it up with pg_dump (docs/BACKUP.md)")
     backup.require_state(given.data)
     with data_dir.lock(given.data):
         manifest = backup.write(given.data, given.file)

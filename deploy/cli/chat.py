@@ -4,16 +4,19 @@ import argparse
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
-from tailrace.client import TailraceError
+from tailrace.client import Client, TailraceError
 from tailrace.deploy.cli import display
 from tailrace.deploy.cli.answers import fields_of, report
 from tailrace.deploy.cli.arguments import add_question
-from tailrace.deploy.cli.connection import connect
+from tailrace.deploy.cli.connection import connect, describe
+from tailrace.deploy.local.terminal_text import printable
 
 DESCRIPTION = "Ask one question after the other in one session."
 EXAMPLES = """\
-Each line is a question of one session. Ctrl-C ends a running answer, Ctrl-D ends the chat.
+Each line is a question of one session. Ctrl-C ends a running answer, Ctrl-D ends the chat. On a terminal, the chat goes
+on after a question that was refused.
 
 examples:
   tailrace chat
@@ -44,16 +47,27 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
             if not question:
                 continue
             screen = display.new_display()
-            answer = client.ask(question, on_state=screen.state, **fields)
             try:
-                end = display.show(answer, screen)
-            except KeyboardInterrupt:
-                answer.cancel()
-                end = None
-            finally:
-                screen.close()
-            if end is None:
-                print("stopped", file=sys.stderr)
-            else:
-                report(end)
-            fields["session"] = answer.session or client.turn(answer.turn)["session"]
+                fields["session"] = answer_one(client, question, screen, fields)
+            except TailraceError as error:
+                if not sys.stdin.isatty():
+                    raise
+                print(printable(describe(error, client.url)), file=sys.stderr)
+
+
+def answer_one(client: Client, question: str, screen: display.Display, fields: dict[str, Any]) -> str:
+    """Asks a question, shows the answer, and returns the session. Ctrl-C cancels the turn. Raises TailraceError."""
+    answer = client.ask(question, on_state=screen.state, **fields)
+    try:
+        end = display.show(answer, screen)
+    except KeyboardInterrupt:
+        answer.cancel()
+        end = None
+    finally:
+        screen.close()
+    if end is None:
+        print("stopped", file=sys.stderr)
+    else:
+        report(end)
+    session: str = answer.session or client.turn(answer.turn)["session"]
+    return session

@@ -26,7 +26,7 @@ from tailrace.deploy.local.processes import is_simulated
 from tailrace.deploy.local.terminal_text import table
 from tailrace.gateway.http import fd_limit
 from tailrace.gateway.http.log_fullness import disk_shortage
-from tailrace.persistence.database import Database
+from tailrace.persistence.database import display, is_url, open_database
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.exit_status import EXIT_ERROR
 from tailrace.proto.nats import Connection, check
@@ -131,14 +131,14 @@ def _files(environ: Mapping[str, str]) -> Finding:
 
 
 async def _database(data_dir: Path, environ: Mapping[str, str]) -> Finding:
-    path = Path(environ.get("TAILRACE_DATABASE") or data_dir / "tailrace.db")
-    if not await asyncio.to_thread(path.exists):
-        return Finding("Database", "ok", f"{path} does not exist yet; persistence creates it")
+    where = environ.get("TAILRACE_DATABASE") or str(data_dir / "tailrace.db")
     try:
-        await (await Database.open(path, busy_timeout_s=BUSY_TIMEOUT_S)).close()
+        if not is_url(where) and not await asyncio.to_thread(Path(where).exists):
+            return Finding("Database", "ok", f"{where} does not exist yet; persistence creates it")
+        await (await open_database(where, busy_timeout_s=BUSY_TIMEOUT_S)).close()
     except TailraceError as error:
         return Finding("Database", "error", str(error), "see docs/RUNBOOK.md, The database fails")
-    return Finding("Database", "ok", str(path))
+    return Finding("Database", "ok", display(where))
 
 
 async def _nats(data_dir: Path, environ: Mapping[str, str]) -> Sequence[Finding]:

@@ -1,36 +1,40 @@
-"""`tailrace keys`: creates, lists and revokes API keys in NATS. Only a key's hash is stored, so it is shown once."""
+"""`tailrace keys`: creates, lists, rotates and revokes API keys in NATS. Only their hashes are stored."""
 
 import argparse
 import asyncio
 import re
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import msgspec
 
-from tailrace.deploy.cli.arguments import add_data, tenant
+from tailrace.deploy.cli.arguments import add_data, add_json, tenant
 from tailrace.deploy.cli.main import add_config
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
-from tailrace.proto.api_key import OLD_SCOPES, SCOPES, TENANT_SCOPES, ApiKey, NewKey, Scope, new_key
-from tailrace.proto.errors import LogUnavailable, SettingsInvalid
+from tailrace.proto.api_key import OLD_SCOPES, SCOPES, TENANT_SCOPES, ApiKey, NewKey, Scope
+from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.exit_status import EXIT_ERROR
 from tailrace.proto.ids import Tenant
 from tailrace.proto.limits import NAMES, parse_limits_setting
 from tailrace.proto.nats import Connection, check
-from tailrace.proto.nats.api_keys import ApiKeyStore
+from tailrace.proto.nats.administration import Administration, Revocation, without_hash
+from tailrace.proto.nats.audit_log import Actor
 from tailrace.proto.nats.permissions import ADMIN
 
-DESCRIPTION = "Create, list and revoke API keys. Changes take effect within a second."
+DESCRIPTION = "Create, list, rotate and revoke API keys. Changes take effect within a second."
 EXAMPLES = """\
 examples:
   tailrace keys create --tenant acme --name 'web shop'     a key with all scopes
   tailrace keys create --tenant acme --scope read          a key that can only read
   tailrace keys create --tenant acme --expires 90d         a key that expires after 90 days
+  tailrace keys create --tenant acme --json | jq -r .key
   tailrace keys list
+  tailrace keys rotate key_0123456789abcdef --grace 1h     a new key like it; the old one ends after an hour
   tailrace keys revoke key_0123456789abcdef                takes effect within a second, also for open streams
 
 Keys are stored in the NATS of the `tailrace up` with this data directory (--data), or in TAILRACE_NATS_URL.
@@ -51,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scope",
         action="append",
         choices=sorted(SCOPES),
-        help="permission; repeat it for several (default: all but operate, which shows the metrics of all tenants)",
+        help="permission; repeat it for several (default: read, write, manage; operate and admin are for all tenants)",
     )
     create.add_argument(
         "--limits",
@@ -66,10 +70,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing.set_defaults(action=run_list)
     revoking = actions.add_parser("revoke", help="revoke a key permanently", allow_abbrev=False)
     revoking.set_defaults(action=run_revoke)
-    revoking.add_argument("id", metavar="ID", help="id in the list: key_…")
-    for action in (create, listing, revoking):
+    rotating = actions.add_parser("rotate", help="replace a key by a new one like it", allow_abbrev=False)
+    rotating.set_defaults(action=run_rotate)
+    rotating.add_argument(
+        "--grace", type=life, default=0, metavar="TIME", help="how long the old key stays valid (default: it ends)"
+    )
+    for action in (revoking, rotating):
+        action.add_argument("id", metavar="ID", help="id in the list: key_…")
+    for action in (create, listing, revoking, rotating):
         add_config(action)
         add_data(action)
+        add_json(action)
 
 
 def life(text: str) -> int:
@@ -108,7 +119,7 @@ async def run_create(url: str, given: argparse.Namespace) -> int:
     scopes = given.scope or TENANT_SCOPES
     made, is_first = await create(url, given.tenant, given.name, scopes, given.limits, given.expires)
     print(f"{made.record.id} of {made.record.tenant} was created; the key is shown only once:", file=sys.stderr)
-    print(made.secret)
+    show(made, given)
     if made.record.expires_at is not None:
         print(f"It expires at {day(made.record.expires_at)} UTC.", file=sys.stderr)
     if is_first:
@@ -116,19 +127,40 @@ async def run_create(url: str, given: argparse.Namespace) -> int:
     return 0
 
 
-async def run_list(url: str, _: argparse.Namespace) -> int:
-    print(render(await list_all(url)))
+async def run_list(url: str, given: argparse.Namespace) -> int:
+    keys = await list_all(url)
+    print(render_json(keys) if given.json else render(keys))
     return 0
+
+
+async def run_rotate(url: str, given: argparse.Namespace) -> int:
+    async with opened(url) as administration:
+        made = await administration.rotate_key(actor(), given.id, given.grace)
+    if made is None:
+        return report_unknown_key(given.id)
+    ends = "is revoked" if not given.grace else f"is valid until {day(int(time.time()) + given.grace)} UTC"
+    print(f"{made.record.id} replaces {given.id}, which {ends}; the key is shown only once:", file=sys.stderr)
+    show(made, given)
+    return 0
+
+
+def show(made: NewKey, given: argparse.Namespace) -> None:
+    """Prints a new key; with `--json`, its record with the field `key`."""
+    print(msgspec.json.encode(without_hash(made.record) | {"key": made.secret}).decode() if given.json else made.secret)
+
+
+def report_unknown_key(key_id: str) -> int:
+    print(f"tailrace: no key has the id {key_id!r}, or it has ended: see `tailrace keys list`", file=sys.stderr)
+    return EXIT_ERROR
 
 
 async def run_revoke(url: str, given: argparse.Namespace) -> int:
     revoked = await revoke(url, given.id)
     if revoked is None:
-        print(f"tailrace: no key has the id {given.id!r}: see `tailrace keys list`", file=sys.stderr)
-        return EXIT_ERROR
+        return report_unknown_key(given.id)
     key, was_before, is_last = revoked
     how = f"was revoked already, {day(key.revoked_at)}" if was_before else "is revoked"
-    print(f"{key.id} of {key.tenant} {how}")
+    print(msgspec.json.encode(without_hash(key)).decode() if given.json else f"{key.id} of {key.tenant} {how}")
     if is_last:
         print("No valid key is left, and every request needs one: run `tailrace keys create`.", file=sys.stderr)
     return 0
@@ -146,35 +178,25 @@ async def create(
 
     Without `life_s` it does not expire. Raises LogMisconfigured if the bucket is missing, LogUnavailable.
     """
-    async with opened(url) as keys:
-        is_first = not await keys.list_keys()
-        now = int(time.time())
-        expires_at = now + life_s if life_s is not None else None
-        made = new_key(tenant, now=now, name=name, scopes=scopes, limits=limits, expires_at=expires_at)
-        await keys.create(made.record)
-        return made, is_first
+    async with opened(url) as administration:
+        return await administration.create_key(actor(), tenant, name, scopes, limits, life_s)
 
 
 async def list_all(url: str) -> list[ApiKey]:
     """Returns all keys, oldest first, including revoked ones."""
-    async with opened(url) as keys:
-        return sorted(await keys.list_keys(), key=lambda key: (key.created_at, key.id))
+    async with opened(url) as administration:
+        return await administration.list_keys()
 
 
-async def revoke(url: str, key_id: str) -> tuple[ApiKey, bool, bool] | None:
-    """Revokes a key; returns it, whether it was revoked before, and whether no valid key is left.
+async def revoke(url: str, key_id: str) -> Revocation | None:
+    """Revokes a key, also the last one. None if no key has this id."""
+    async with opened(url) as administration:
+        return await administration.revoke_key(actor(), key_id, may_be_last=True)
 
-    None if no key has this id.
-    """
-    async with opened(url) as keys:
-        now = int(time.time())
-        if (revoked := await keys.revoke(key_id, now)) is None:
-            return None
-        is_last = False
-        # The key is revoked even if the others cannot be read.
-        with suppress(LogUnavailable):
-            is_last = not any(key.is_good(now) for key in await keys.list_keys())
-        return *revoked, is_last
+
+def actor() -> Actor:
+    """Returns who the audit log names for changes by this command."""
+    return Actor("command line", socket.gethostname())
 
 
 def render(keys: Sequence[ApiKey]) -> str:
@@ -189,15 +211,19 @@ def render(keys: Sequence[ApiKey]) -> str:
     return table([HEADINGS, *rows])
 
 
+def render_json(keys: Sequence[ApiKey]) -> str:
+    return msgspec.json.encode([without_hash(key) for key in keys]).decode()
+
+
 def day(time_s: int | None) -> str:
     return "-" if time_s is None else datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[ApiKeyStore]:
+async def opened(url: str) -> AsyncIterator[Administration]:
     connection = await Connection.open(url, "tailrace-keys", ADMIN)
     try:
         await check(connection)
-        yield ApiKeyStore(connection)
+        yield Administration(connection)
     finally:
         await connection.close()

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,34 +21,45 @@ from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.exit_status import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE
 from tailrace.proto.version import VERSION
 
-# The commands and their lines in `tailrace --help`. The module of `restart-node` is `restart_node`.
-COMMANDS = {
-    "up": "start the whole system on this machine",
-    "ask": "ask a question, and show the answer",
-    "chat": "chat in the terminal",
-    "tail": "show the answer of a turn while it arrives",
-    "cancel": "end a turn; its text so far remains",
-    "turns": "list the running turns, or those of a session",
-    "sessions": "list the sessions",
-    "export": "write a conversation, or all data of a user or a tenant",
-    "erase": "erase all data of a user or of the tenant",
-    "backup": "write all state into one file",
-    "restore": "restore the state from such a file",
-    "streams": "create the streams in your own NATS",
-    "restart": "restart the processes of `up`, without a pause",
-    "restart-node": "restart one nats-server of `up --cluster`",
-    "keys": "create, list and revoke API keys",
-    "status": "show the processes, the queue and the last errors",
-    "top": "watch processes, tokens a second and the slowest turns",
-    "doctor": "check this machine, NATS, the database and the model key",
-    "usage": "show turns, tokens and cost",
-    "turn": "show the steps of one turn, and its readers",
-    "batch": "run all inputs of a file as one batch",
-    "webhook-secret": "show a tenant's webhook signing secret",
-    "monitoring": "write dashboards and alert rules into a folder",
-    "nats-config": "write the configuration of your own NATS",
-    "init": "write a configuration file with every setting",
-    "completion": "print a completion script for a shell",
+# The commands in groups, with their lines in `tailrace --help`. The module of `restart-node` is `restart_node`.
+GROUPS = {
+    "run": {
+        "up": "start the whole system on this machine",
+        "restart": "restart the processes of `up`, without a pause",
+        "restart-node": "restart one nats-server of `up --cluster`",
+    },
+    "ask": {
+        "ask": "ask a question, and show the answer",
+        "chat": "chat in the terminal",
+        "tail": "show the answer of a turn while it arrives",
+        "cancel": "end a turn; its text so far remains",
+        "batch": "run all inputs of a file as one batch",
+    },
+    "look": {
+        "turns": "list the running turns, or those of a session",
+        "turn": "show the steps of one turn, and its readers",
+        "sessions": "list the sessions",
+        "export": "write a conversation, or all data of a user or a tenant",
+        "usage": "show turns, tokens and cost",
+        "status": "show the processes, the queue and the last errors",
+        "top": "watch processes, tokens a second and the slowest turns",
+    },
+    "operate": {
+        "doctor": "check this machine, NATS, the database and the model key",
+        "keys": "create, list, rotate and revoke API keys",
+        "backup": "write all state into one file",
+        "restore": "restore the state from such a file",
+        "migrate-database": "copy the history from SQLite to PostgreSQL, or back",
+        "erase": "erase all data of a user or of the tenant",
+        "webhook-secret": "show a tenant's webhook signing secret",
+        "monitoring": "write dashboards and alert rules into a folder",
+    },
+    "set up": {
+        "init": "write a configuration file with every setting",
+        "completion": "print a completion script for a shell",
+        "nats-config": "write the configuration of your own NATS",
+        "streams": "create the streams in your own NATS",
+    },
 }
 # argparse's message for an invalid choice. Groups: the value, the list of choices with brackets, the choices.
 CHOICE = re.compile(r"invalid choice: '([^']*)'( \(choose from (.*)\))")
@@ -60,6 +72,19 @@ class Parser(argparse.ArgumentParser):
             # A similar choice helps more than the whole list.
             message = message.replace(found[2], suggest(found[1], re.split("[', ]+", found[3])) or found[2])
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+class MainParser(Parser):
+    """The parser of `tailrace`, whose help lists the commands in groups. argparse knows one list only."""
+
+    def format_help(self) -> str:
+        groups = [
+            "\n".join([f"{group}:", *(f"  {name:<18}{summary}" for name, summary in commands.items())])
+            for group, commands in GROUPS.items()
+        ]
+        usage = "usage: tailrace COMMAND …, tailrace --version"
+        more = "`tailrace COMMAND --help` lists the options of a command, with examples."
+        return "\n\n".join([usage, str(self.description), *groups, f"{more}\n"])
 
 
 class CommandParser(Parser):
@@ -136,14 +161,14 @@ def configure_logging() -> None:
 
 def parser(defaults: Mapping[str, object] | None = None) -> Parser:
     """Returns the parser of all commands. `defaults` are those of the configuration file, by option."""
-    tailrace = Parser(
+    tailrace = MainParser(
         prog="tailrace",
         description="Durable streams of Claude's answers: readers can resume, and no acknowledged turn is lost.",
         allow_abbrev=False,
     )
     tailrace.add_argument("--version", action="version", version=f"tailrace {VERSION}")
     commands = tailrace.add_subparsers(required=True, metavar="COMMAND", parser_class=CommandParser)
-    for name, summary in COMMANDS.items():
+    for name, summary in chain.from_iterable(group.items() for group in GROUPS.values()):
         command = commands.add_parser(
             name, help=summary, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
         )

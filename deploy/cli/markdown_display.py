@@ -1,10 +1,13 @@
 """MarkdownDisplay: an answer as Markdown on a terminal, while it arrives."""
 
 import re
+from copy import copy
+from itertools import dropwhile
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
+from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.text import Text
 
@@ -62,13 +65,13 @@ class MarkdownDisplay:
         if not self._is_first:
             self._console.print()
         self._is_first = False
-        self._console.print(markdown(text))
+        self._console.print(Blocks(text))
 
     def _draw(self) -> None:
         if self._live is None:
             self._live = Live(console=self._console, refresh_per_second=REFRESHES_PER_S, transient=True)
             self._live.start()
-        self._live.update(Group(markdown(self._text), Spinner("dots", Text(self._waiting, style="dim"))))
+        self._live.update(Group(Blocks(self._text), Spinner("dots", Text(self._waiting, style="dim"))))
 
     def _stop(self) -> None:
         if self._live is not None:
@@ -76,9 +79,33 @@ class MarkdownDisplay:
             self._live = None
 
 
-def markdown(text: str) -> Markdown:
-    # Print the address of each link, because its text may name another one.
-    return Markdown(text, hyperlinks=False, code_theme="ansi_dark")
+class Blocks:
+    """Markdown with one blank line between its blocks; rich alone prints two before a list, a heading or a quote."""
+
+    def __init__(self, text: str) -> None:
+        # Print the address of each link, because its text may name another one.
+        self._markdown = Markdown(text, hyperlinks=False, code_theme="ansi_dark")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        tokens, depth, block, is_first = self._markdown.parsed, 0, copy(self._markdown), True
+        block.parsed = []
+        for token in tokens:
+            block.parsed.append(token)
+            depth += token.nesting
+            if depth:
+                continue
+            lines = list(dropwhile(is_blank, console.render_lines(block, options, pad=False)))
+            while lines and is_blank(lines[-1]):
+                lines.pop()
+            if lines and not is_first:
+                yield Segment.line()
+            for line in lines:
+                yield from (*line, Segment.line())
+            is_first, block.parsed = is_first and not lines, []
+
+
+def is_blank(line: list[Segment]) -> bool:
+    return not "".join(segment.text for segment in line).strip()
 
 
 def split_blocks(text: str) -> tuple[str, str]:

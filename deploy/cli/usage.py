@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import msgspec
 
-from tailrace.deploy.cli.arguments import add_data, add_tenant
+from tailrace.deploy.cli.arguments import add_data, add_json, add_tenant
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
 from tailrace.proto.errors import SettingsInvalid
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--by", type=dimension, default="day", help=BY_HELP)
     add("--from", type=day, dest="first", metavar="DAY", help=f"first day, UTC (default: the last {DAYS} days)")
     add("--to", type=day, dest="last", default=today, metavar="DAY", help="last day, UTC (default: today)")
+    add_json(parser)
     add_data(parser)
 
 
@@ -60,7 +61,8 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if first > given.last:
         raise SettingsInvalid(f"--from {first} is after --to {given.last}: exchange them")
     url = nats_server.url(given.data, environ)
-    print(render(given.by, asyncio.run(fetch(url, given.tenant, given.by, first, given.last))))
+    records = asyncio.run(fetch(url, given.tenant, given.by, first, given.last))
+    print(msgspec.json.encode(records).decode() if given.json else render(given.by, records))
     return 0
 
 

@@ -18,8 +18,8 @@ import msgspec
 
 from tailrace.deploy.local import nats_cluster, nats_server
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.persistence.database import copy_database
-from tailrace.persistence.migrations import migrations
+from tailrace.persistence.migrations import NEWEST
+from tailrace.persistence.sqlite import back_up
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import StoreError
 from tailrace.proto.version import VERSION
@@ -62,7 +62,7 @@ def write(data_dir: Path, target: Path) -> Manifest:
     try:
         with _private(target) as file:
             try:
-                schema = copy_database(data_dir / DATABASE, copy)
+                schema = back_up(data_dir / DATABASE, copy)
                 with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
                     files = [_add(tar, DATABASE, copy)]
                     for folder in FOLDERS:
@@ -107,11 +107,10 @@ def check(source: Path) -> Manifest:
         manifest = msgspec.json.decode(encoded, type=Manifest)
     except DECODE_ERRORS as error:
         raise UpRefused(f"{source}: the manifest cannot be read ({error}): use another backup") from error
-    newest = migrations()[-1].number
-    if manifest.format > FORMAT or manifest.schema > newest:
+    if manifest.format > FORMAT or manifest.schema > NEWEST:
         raise UpRefused(
             f"{source} was made by Tailrace {manifest.tailrace} with schema {manifest.schema}, and this version reads "
-            f"up to {newest}: restore it with that version"
+            f"up to {NEWEST}: restore it with that version"
         )
     for wanted in manifest.files:
         if found.pop(wanted.name, None) != wanted:

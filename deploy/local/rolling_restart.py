@@ -2,15 +2,18 @@
 
 Persistence is restarted first, without a spare: SQLite has one writer. Generators and gateways have a spare, a further
 process of the role, which takes new turns and connections while a process finishes its own. If a spare does not become
-ready, no process of its role is stopped.
+ready, no process of its role is stopped. Before all, the installed version checks the database and the streams.
 """
 
 import asyncio
 import os
 import time
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGUSR1
+
+import msgspec
 
 from tailrace.deploy.local import data_dir, ports, status_file
 from tailrace.deploy.local.errors import UpRefused
@@ -18,6 +21,7 @@ from tailrace.deploy.local.processes import spare
 from tailrace.deploy.local.readiness import READY_S_MAX, passes
 from tailrace.deploy.local.status_file import Restart, StatusFile
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
+from tailrace.proto.decoding import DECODE_ERRORS
 
 SIGNAL = SIGUSR1
 # An older process must not read what a newer one writes: docs/RUNBOOK.md, Separate processes.
@@ -25,6 +29,12 @@ ROLES = ("persistence", "generators", "gateway")
 # SQLite has one writer.
 WITHOUT_SPARE = "persistence"
 POLL_S = 0.1
+
+
+class LogLine(msgspec.Struct):
+    """The last log line of a process that has failed."""
+
+    error: str
 
 
 class RollingRestart:
@@ -41,6 +51,7 @@ class RollingRestart:
             await self.requested.wait()
             failure = ""
             try:
+                await check(next(spec for spec in self._specs if spec.role == WITHOUT_SPARE))
                 for role in ROLES:
                     await self._restart_role([spec for spec in self._specs if spec.role == role])
             except (UpRefused, OSError) as error:
@@ -93,6 +104,22 @@ class RollingRestart:
         except OSError as error:
             # `watch` writes it again. The restart and `up` continue.
             self._supervisor.console.log(f"restart: status.json cannot be written ({error.strerror})")
+
+
+async def check(spec: ProcessSpec) -> None:
+    """Checks the database and the streams with the installed version, and changes nothing. Raises UpRefused."""
+    environ = {**spec.environ, "TAILRACE_LOG_FORMAT": "json"}
+    checking = await asyncio.create_subprocess_exec(
+        *spec.command, "--check", env=environ, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT
+    )
+    printed, _ = await checking.communicate()
+    if checking.returncode:
+        last = printed.strip().rpartition(b"\n")[2]
+        try:
+            why = msgspec.json.decode(last, type=LogLine).error
+        except DECODE_ERRORS:
+            why = last.decode(errors="replace")
+        raise UpRefused(f"the installed version cannot be started: {why}")
 
 
 def restart(folder: Path, show: Callable[[str], None]) -> None:

@@ -13,10 +13,12 @@ import sys
 from asyncio import TaskGroup
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import NamedTuple
 
 from tailrace.deploy.cli import streams
 from tailrace.deploy.local import check_environment, data_dir, migrate_log, nats_cluster, nats_server, ports, running
+from tailrace.deploy.local.backup import DATABASE
 from tailrace.deploy.local.banner import model_banner, render_banner
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.data_dir import write_private
@@ -33,6 +35,8 @@ from tailrace.deploy.local.status_file import StatusFile
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.watch import watch
 from tailrace.gateway.__main__ import load_authenticator
+from tailrace.persistence.sqlite import require_known_schema
+from tailrace.proto.errors import StoreError, StoreTooNew
 from tailrace.proto.ip_address import is_loopback
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.runtime import settings
@@ -65,6 +69,7 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
         try:
             # The file of an earlier `up`, whose pid another process may have by now.
             (options.data_dir / STATUS_FILE).unlink(missing_ok=True)
+            refuse_newer_database(options.data_dir / DATABASE)
             return asyncio.run(up(options, environ, listener))
         except OSError as error:
             # Only the start writes files: a full disk, or a directory that belongs to another user.
@@ -72,6 +77,16 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
                 f"cannot write {error.filename or options.data_dir} ({error.strerror}): "
                 "make room or correct its permissions, or choose another directory with --data"
             ) from error
+
+
+def refuse_newer_database(database: Path) -> None:
+    """Raises UpRefused before nats-server or the streams change. Persistence reports all other errors."""
+    try:
+        require_known_schema(database)
+    except StoreTooNew as error:
+        raise UpRefused(str(error)) from error
+    except StoreError:
+        return
 
 
 async def up(options: Options, environ: Mapping[str, str], listener: socket.socket) -> int:

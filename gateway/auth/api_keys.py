@@ -1,4 +1,4 @@
-"""A cache of all API keys in the KV bucket KEYS.
+"""A cache of the KV bucket KEYS: all API keys, and the limits that operators have given to tenants.
 
 The gateway loads the whole bucket before its first request. After that it follows the live feed and, because a live
 feed may lose messages, asks the leader every second for the last sequence. While NATS is unreachable the cached keys
@@ -16,22 +16,23 @@ from starlette.requests import Request
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.api_key import KEY_ID, ApiKey, hash_key, scopes_of
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST
+from tailrace.proto.ids import BEFORE_FIRST, Tenant
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.api_keys import ApiKeyStore, KeyChange
+from tailrace.proto.nats.api_keys import ApiKeyStore, RecordChange
 
 POLL_INTERVAL_S = 1.0
 
 
 class ApiKeyCache:
-    """All API keys, found by the hash of the key or by the key's id."""
+    """All API keys, found by the hash of the key or by the key's id, and the limits of tenants that have their own."""
 
     def __init__(self) -> None:
         self._made_at: datetime | None = None
         self._last = BEFORE_FIRST
-        self._changes: dict[str, KeyChange] = {}
+        self._changes: dict[str, RecordChange] = {}
         self._principals: dict[str, Principal] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._limits: dict[Tenant, dict[str, float]] = {}
         self.is_used = False
         """Whether the bucket has ever held a key, revoked or not: from then on every request needs a credential."""
 
@@ -47,6 +48,10 @@ class ApiKeyCache:
             return None
         return _principal(change.record)
 
+    def limits_of(self, tenant: Tenant) -> dict[str, float] | None:
+        """Returns the limits that an operator has given to the tenant; None if there are none."""
+        return self._limits.get(tenant)
+
     def is_ended(self, key_id: str | None) -> bool:
         """Returns whether `key_id` has the form of an API key's id and the key is unknown, revoked or expired."""
         if key_id is None or KEY_ID.fullmatch(key_id) is None:
@@ -56,7 +61,7 @@ class ApiKeyCache:
 
     @contextmanager
     def watch(self, key_id: str | None) -> Iterator[asyncio.Event]:
-        """Yields an event that is set when the key is revoked. It is not set when the key expires."""
+        """Yields an event that is set when the key is revoked, or reaches an expiry that was set after this call."""
         ended = asyncio.Event()
         if self.is_ended(key_id):
             ended.set()
@@ -75,7 +80,7 @@ class ApiKeyCache:
         is_same_bucket = position.made_at == self._made_at
         newer = {key_id for key_id, known in self._changes.items() if is_same_bucket and known.seq > position.last}
         for key_id in self._changes.keys() - {change.id for change in changes} - newer:
-            self._put(KeyChange(BEFORE_FIRST, key_id, None))
+            self._put(RecordChange(BEFORE_FIRST, key_id, None))
         for change in changes:
             if change.id not in newer:
                 self._put(change)
@@ -111,12 +116,18 @@ class ApiKeyCache:
                 self._last = change.seq
                 await self._on_change(change)
 
-    async def _on_change(self, change: KeyChange) -> None:
+    async def _on_change(self, change: RecordChange) -> None:
         known = self._changes.get(change.id)
         if known is None or known.seq < change.seq:
             self._put(change)
 
-    def _put(self, change: KeyChange) -> None:
+    def _put(self, change: RecordChange) -> None:
+        if change.tenant is not None:
+            self._changes[change.id] = change
+            self._limits.pop(change.tenant, None)
+            if change.limits:
+                self._limits[change.tenant] = change.limits
+            return
         known = self._changes.get(change.id)
         if known is not None and known.record is not None:
             self._principals.pop(known.record.sha256, None)
@@ -124,9 +135,18 @@ class ApiKeyCache:
         self.is_used = self.is_used or change.record is not None
         if change.record is not None and _is_good(change.record):
             self._principals[change.record.sha256] = _principal(change.record)
+            if known is not None and known.record is not None and known.record.expires_at != change.record.expires_at:
+                self._end_later(change.record)
         else:
             for ended in self._watchers.pop(change.id, ()):
                 ended.set()
+
+    def _end_later(self, record: ApiKey) -> None:
+        """Ends the open streams of a key when it expires: a rotation has set the time after they began."""
+        if record.expires_at is not None and record.id in self._watchers:
+            loop, wait_s = asyncio.get_running_loop(), record.expires_at - time.time()
+            for ended in self._watchers[record.id]:
+                loop.call_later(wait_s, ended.set)
 
 
 def _is_good(record: ApiKey | None) -> bool:

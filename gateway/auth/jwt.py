@@ -18,7 +18,7 @@ from tailrace.gateway.auth.jwks import JwksCache, VerificationKey
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.settings import Settings
 from tailrace.proto import base64url
-from tailrace.proto.api_key import TENANT_SCOPES, scopes_of
+from tailrace.proto.api_key import ADMIN_SCOPE, TENANT_SCOPES, Scope, scopes_of
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant, is_token, is_user
@@ -115,7 +115,7 @@ class JwtVerifier:
         return Principal(
             tenant_of_claim(str(owner)),
             key=f"jwt_{hashlib.sha256(subject.encode(errors='replace')).hexdigest()[:ID_CHARS]}",
-            scopes=scopes_of(scopes_in(claims.get(self._scopes_claim))) if self._scopes_claim else TENANT_SCOPES,
+            scopes=_granted(claims.get(self._scopes_claim)) if self._scopes_claim else TENANT_SCOPES,
             until=float(min(int(claims["exp"]) + LEEWAY_S, UNTIL_MAX)),
             user=None if user is None else str(user),
         )
@@ -130,6 +130,11 @@ def tenant_of_claim(value: str) -> Tenant:
         return Tenant(value)
     sha256 = hashlib.sha256(value.encode(errors="surrogatepass")).hexdigest()
     return Tenant(f"{HASH_PREFIX}{sha256[:HASH_CHARS]}")
+
+
+def _granted(claim: object) -> frozenset[Scope]:
+    """Returns the scopes that a claim grants. Never `admin`: logins use that word for rights in their own app."""
+    return scopes_of(scopes_in(claim)) - {ADMIN_SCOPE}
 
 
 def scopes_in(claim: object) -> set[str]:

@@ -60,7 +60,10 @@ async def post(
     history: HistoryClient,
     claims: Claims,
 ) -> Response:
-    """`POST /v1/files`: uploads a file, as `multipart/form-data` with the fields `file` and, for OpenAI, `purpose`."""
+    """`POST /v1/files`: uploads a file, as `multipart/form-data` with the fields `file` and, for OpenAI, `purpose`.
+
+    A message can then name the file by its id. The file belongs to the tenant of the key.
+    """
     form, is_anthropic = await request.read_form(), _is_anthropic(request)
     file, purpose = require_file(form), _purpose(form, is_anthropic=is_anthropic)
     life = await _life(form, blob_store)
@@ -114,7 +117,10 @@ async def _claimed(
 
 
 async def list_files(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/files`: the files, newest first, in pages: after the file `after` (Anthropic: `page` or `after_id`)."""
+    """`GET /v1/files`: the files, newest first, in pages: after the file `after` (Anthropic: `page` or `after_id`).
+
+    In the format of OpenAI's API, or of Anthropic's if the request has the header `anthropic-version`.
+    """
     query, limit = request.query_params, limit_of(request, 200, LIST_MAX)
     order = query.get("order", "desc")
     if order not in ("asc", "desc"):
@@ -140,7 +146,10 @@ async def list_files(request: ApiRequest, history: HistoryClient) -> Response:
 
 
 async def get(request: ApiRequest, history: HistoryClient, blob_store: BlobStore, streams: StreamContext) -> Response:
-    """`GET /v1/files/{file_id}`: the name, size and times of one file."""
+    """`GET /v1/files/{file_id}`: the name, size and times of one file.
+
+    In the format of OpenAI's API, or of Anthropic's if the request has the header `anthropic-version`.
+    """
     if (results := await result_file(request, streams, blob_store)) is not None:
         size = await _count(StreamAccess(streams, request), results.pieces)
         record = FileRecord(
@@ -185,7 +194,10 @@ async def get_content(
 
 
 async def delete(request: ApiRequest, history: HistoryClient) -> Response:
-    """`DELETE /v1/files/{file_id}`: deletes a file. Turns and batches that were made of it stay."""
+    """`DELETE /v1/files/{file_id}`: deletes a file. Turns and batches that were made of it stay.
+
+    A message that names the deleted file is refused.
+    """
     if RESULT_FILE.fullmatch(request.path_params["file_id"]) is not None:
         raise Refused("request_invalid", "the results of a batch are deleted with its turn: DELETE /v1/turns/{turn}")
     file = (await history.ask(request.tenant, DeleteFile(_id_of(request)))).file

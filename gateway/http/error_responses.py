@@ -32,8 +32,11 @@ NO_MEMORY = "this gateway has no memory for the request: retry later"
 
 class Problem(msgspec.Struct, frozen=True):
     message: str
+    """What is wrong, with the value, and what to do."""
     type: str
+    """The kind of error, as Anthropic's API names it."""
     code: str
+    """The code of the error, from docs/ERRORS.md."""
     param: str | None = None
     """The field or query parameter that is wrong, as OpenAI's API names it: `messages[0].content`."""
 
@@ -42,7 +45,9 @@ class Envelope(msgspec.Struct, frozen=True):
     """The body that Anthropic's, OpenAI's and Tailrace's own clients understand."""
 
     error: Problem
+    """What is wrong."""
     type: Literal["error"] = "error"
+    """The type of this body in Anthropic's API."""
 
 
 def response(

@@ -7,7 +7,7 @@ a running turn counts as free as soon as the log has the turn's end, even if no 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import msgspec
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.cost_estimate import ZERO, Estimate, estimate_request
 from tailrace.gateway.limits.pdf_pages import PageCounter
-from tailrace.gateway.limits.quotas import Owner, Quota, What, owners_of, quota_of
+from tailrace.gateway.limits.quotas import Owner, Quota, What, effective_limits, owners_of, quota_of
 from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId
@@ -45,9 +45,10 @@ class Standing(NamedTuple):
 
 
 class Limiter:
-    """The limits of this gateway. `of_keys` and `of_tenants` apply to each key and tenant without its own.
+    """The limits of this gateway. `of_keys` and `tenant_defaults` apply to each key and tenant without its own.
 
-    `now` returns Unix seconds. `is_hedged`: generators may repeat a slow call in parallel.
+    `now` returns Unix seconds. `is_hedged`: generators may repeat a slow call in parallel. `own_limits_of` returns the
+    limits that an operator has given to one tenant.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class Limiter:
         slots: Slots,
         log: TurnLog,
         of_keys: Limits,
-        of_tenants: Limits,
+        tenant_defaults: Limits,
         now: Callable[[], float] = time.time,
         *,
         is_hedged: bool = False,
+        own_limits_of: Callable[[Tenant], Mapping[str, float] | None] = lambda _: None,
     ) -> None:
         self.counters = counters
         self.slots = slots
@@ -67,13 +69,22 @@ class Limiter:
         self.now = now
         self.is_hedged = is_hedged
         self._of_keys = of_keys
-        self._of_tenants = of_tenants
-        self.has_common_limits = (of_keys, of_tenants) != (UNLIMITED, UNLIMITED)
-        """Whether limits apply to keys and tenants without their own."""
+        self.tenant_defaults = tenant_defaults
+        """The limits of each tenant without its own."""
+        self._own_limits_of = own_limits_of
+        self._has_common_limits = (of_keys, tenant_defaults) != (UNLIMITED, UNLIMITED)
 
     def owners(self, principal: Principal) -> tuple[Owner, Owner]:
         """Returns the key and the tenant of `principal` with their limits."""
-        return owners_of(principal, self._of_keys, self._of_tenants)
+        return owners_of(
+            principal,
+            self._of_keys,
+            effective_limits(self._own_limits_of(principal.tenant) or {}, self.tenant_defaults),
+        )
+
+    def has_limits(self, principal: Principal) -> bool:
+        """Returns whether any limit may apply to the principal."""
+        return self._has_common_limits or bool(principal.limits or self._own_limits_of(principal.tenant))
 
     def admission(self, principal: Principal) -> "Admission":
         """Returns the admission of one request."""

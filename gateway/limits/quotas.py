@@ -1,6 +1,7 @@
 """Quotas: the counter of each limit at a point in time, its maximum, and when it renews. Pure."""
 
 import hashlib
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
@@ -42,12 +43,21 @@ class Quota(NamedTuple):
 
 def owners_of(principal: Principal, of_keys: Limits, of_tenants: Limits) -> tuple[Owner, Owner]:
     """Returns key and tenant of `principal`. The key is first: what it refuses is not counted for the tenant."""
+    own = effective_limits(principal.limits or {}, of_keys)
+    key = Owner(principal.tenant, owner_name("k_", principal), own)
+    return key, Owner(principal.tenant, TENANT, of_tenants)
+
+
+def owner_name(prefix: str, principal: Principal) -> str:
+    """Returns the name of the counters of the principal's key. All requests without a key share theirs."""
+    # Hashed, because an id of a credential may contain `.` or `*`.
+    return prefix + hashlib.sha256((principal.key or "").encode()).hexdigest()[:KEY_CHARS]
+
+
+def effective_limits(own: Mapping[str, float], common: Limits) -> Limits:
+    """Returns the limits that apply: `own`, which are stored, and `common` for the others."""
     # A newer release may have stored limits that this one does not know.
-    known = {name: limit for name, limit in (principal.limits or {}).items() if name in NAMES}
-    own = merge_limits(parse_limits(known), of_keys)
-    # Hashed, because an id of a credential may contain `.` or `*`. All requests without a key share one counter.
-    name = "k_" + hashlib.sha256((principal.key or "").encode()).hexdigest()[:KEY_CHARS]
-    return Owner(principal.tenant, name, own), Owner(principal.tenant, TENANT, of_tenants)
+    return merge_limits(parse_limits({name: limit for name, limit in own.items() if name in NAMES}), common)
 
 
 def quota_of(owner: Owner, what: What, now: float) -> Quota | None:

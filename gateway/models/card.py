@@ -23,73 +23,111 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """A model: OpenAI's four fields, then those of Anthropic's ModelInfo."""
 
     id: str
+    """The id of the model."""
     object: Literal["model"] = "model"
+    """The type of this object in OpenAI's API."""
     created: int
+    """When the model was released, in Unix seconds."""
     owned_by: str
+    """The owner of the model."""
     type: Literal["model"] = "model"
+    """The type of this object in Anthropic's API."""
     display_name: str
+    """The name of the model for people."""
     created_at: datetime
+    """When the model was released."""
     line: str
+    """The line of models that this one belongs to."""
     lifecycle: Literal["active", "deprecated"]
+    """Whether the provider has announced the end of the model."""
     deprecated_at: None = None
+    """When the end was announced; always null."""
     retires_at: datetime | None
+    """When the provider retires the model."""
     max_input_tokens: int | None
     """Null: unknown."""
     max_tokens: int | None
+    """The most tokens that an answer may have. Null: unknown."""
     capabilities: msgspec.Raw
+    """What the model supports, in Anthropic's format."""
 
 
 class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
     """A page of models in the formats of OpenAI and Anthropic."""
 
     object: Literal["list"] = "list"
+    """The type of this object in OpenAI's API."""
     data: list[ModelCard]
+    """The models of this page."""
     has_more: bool
+    """Whether there is a next page."""
     first_id: str | None
+    """The id of the first model of this page."""
     last_id: str | None
+    """The id of the last model of this page."""
 
 
 class UsdPrices(msgspec.Struct, frozen=True, kw_only=True):
     """Prices in dollars per million tokens."""
 
     input: float
+    """Input tokens that no cache has."""
     output: float
+    """Output tokens."""
     cache_write_5m: float
+    """Input tokens that are written to the cache for 5 minutes."""
     cache_write_1h: float
+    """Input tokens that are written to the cache for an hour."""
     cache_read: float
+    """Input tokens that are read from the cache."""
 
 
 class LongPromptPrices(UsdPrices, frozen=True, kw_only=True):
     """The prices of a model call whose prompt has more than `over_tokens` tokens."""
 
     over_tokens: int
+    """The number of prompt tokens above which these prices apply."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     context_tokens: int | None = None
+    """The most tokens that prompt and answer may have together."""
     output_tokens: int | None = None
+    """The most tokens that an answer may have."""
 
 
 class ModelSheet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What Tailrace knows about a model. Unknown values are left out."""
 
     id: str
+    """The id of the model."""
     display_name: str
+    """The name of the model for people."""
     owned_by: str = "anthropic"
+    """The owner of the model."""
     aliases: tuple[str, ...]
+    """Other names of the model."""
     replaces: tuple[str, ...] = ()
     """Retired models for which this one answers."""
     lifecycle: str
+    """Whether the model is active, deprecated or retired."""
     retires: date | None = None
+    """The day on which the provider retires the model."""
     limits: Limits
+    """The most tokens of prompt and answer."""
     usd_per_million_tokens: UsdPrices | None = None
+    """Prices in dollars per million tokens."""
     usd_per_million_tokens_of_a_long_prompt: LongPromptPrices | None = None
+    """Prices of calls with a long prompt."""
     supports: Supports
+    """The features that the model supports."""
 
 
 class ModelSheets(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
+    """The type of this object in OpenAI's API."""
     data: list[ModelSheet]
+    """All models that the gateway knows."""
 
 
 def build_card(model: Model, listed: Listed | None) -> ModelCard:

@@ -16,6 +16,8 @@ from tailrace.gateway.auth.scopes import NEEDS, Need
 from tailrace.gateway.clients.tutorials.routes import REFUSAL_EVENTS
 from tailrace.gateway.http.error_responses import Envelope
 from tailrace.gateway.http.form import Form
+from tailrace.gateway.openapi.descriptions import describe, example_of
+from tailrace.gateway.openapi.examples import BODIES, EVENT, EVENTS, IN_PATH, RESPONSES, STREAMS
 from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS, Operation
 from tailrace.proto.errors import CODES
 from tailrace.proto.records import WebhookPayload
@@ -41,11 +43,27 @@ FORM_WITH_FILE: Json = {
         "schema": {
             "type": "object",
             "properties": {
-                "file": {"type": "string", "contentMediaType": "application/octet-stream"},
-                "purpose": {"type": "string"},
-                "expires_after[anchor]": {"type": "string"},
-                "expires_after[seconds]": {"type": "string"},
-                "expires_in_seconds": {"type": "string"},
+                "file": {
+                    "type": "string",
+                    "contentMediaType": "application/octet-stream",
+                    "description": "The content of the file.",
+                },
+                "purpose": {"type": "string", "description": "What the file is for.", "examples": ["user_data"]},
+                "expires_after[anchor]": {
+                    "type": "string",
+                    "description": "When the lifetime begins (OpenAI).",
+                    "examples": ["created_at"],
+                },
+                "expires_after[seconds]": {
+                    "type": "string",
+                    "description": "The lifetime in seconds (OpenAI).",
+                    "examples": ["86400"],
+                },
+                "expires_in_seconds": {
+                    "type": "string",
+                    "description": "The lifetime in seconds (Anthropic).",
+                    "examples": ["86400"],
+                },
             },
             "required": ["file"],
         }
@@ -58,13 +76,14 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
     kinds = {kind for row in OPERATIONS.values() for kind in row.kinds} | {Envelope, WebhookPayload}
     named = sorted(kinds, key=lambda kind: (kind.__module__, kind.__name__))
     schemas, components = msgspec.json.schema_components(named, ref_template=REF)
+    describe(components, kinds)
     # `Any` is an object of another protocol, or one without a Struct.
-    schema_of = {Any: {"type": "object"}} | dict(zip(named, schemas, strict=True))
+    schema_of = {Any: {"type": "object"}, list: {"type": "array"}} | dict(zip(named, schemas, strict=True))
     paths: dict[str, Json] = {}
     for route in routes:
         for method in sorted((route.methods or set()) - {"HEAD"}):
             row = OPERATIONS[method, route.path]
-            paths.setdefault(route.path, {})[method.lower()] = _operation(route, method, row, schema_of)
+            paths.setdefault(route.path, {})[method.lower()] = _operation(route, method, row, schema_of, components)
     return {
         "openapi": VERSION,
         "info": {"title": "Tailrace", "version": version, "description": ABOUT, "license": {"name": "Apache-2.0"}},
@@ -82,7 +101,7 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
     }
 
 
-def _operation(route: Route, method: str, row: Operation, schema_of: dict[Any, Json]) -> Json:
+def _operation(route: Route, method: str, row: Operation, schema_of: dict[Any, Json], components: Json) -> Json:
     summary, _, more = (route.endpoint.__doc__ or "").partition("\n")
     operation: Json = {
         "operationId": f"{method.lower()}{re.sub(r'[^a-z0-9]+', '_', route.path.lower()).rstrip('_')}",
@@ -104,8 +123,24 @@ def _operation(route: Route, method: str, row: Operation, schema_of: dict[Any, J
         operation["requestBody"] = {"required": True, "content": content}
     if row.reference:
         operation["externalDocs"] = {"url": row.reference}
+    _add_examples(operation, f"{method} {route.path}", row, components)
     operation["security"] = _security(NEEDS[method, route.path], row)
     return operation
+
+
+def _add_examples(operation: Json, name: str, row: Operation, components: Json) -> None:
+    """Adds an example to each media type of the request and of the successful response that has one."""
+    if row.body not in (None, Form):
+        operation["requestBody"]["content"]["application/json"]["example"] = BODIES[row.body.__name__]
+    for media_type, content in operation["responses"][str(row.status)].get("content", {}).items():
+        if media_type == EVENT_STREAM:
+            content["example"] = EVENTS.get(row.tag, EVENT)
+        elif media_type in STREAMS:
+            content["example"] = STREAMS[media_type]
+        elif media_type == "application/json" and row.response in (Any, list):
+            content["example"] = RESPONSES.get(name) or RESPONSES[name.partition(" ")[2]]
+        elif media_type == "application/json":
+            content["example"] = example_of(content["schema"], components)
 
 
 def _capitalise(sentence: str) -> str:
@@ -140,7 +175,9 @@ def _webhook(schema: Json) -> Json:
 
 
 def _in_path(name: str) -> Json:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    meaning, value = IN_PATH[name]
+    schema = {"type": "string", "minLength": 1}
+    return {"name": name, "in": "path", "required": True, "description": meaning, "schema": schema, "example": value}
 
 
 def _responses(row: Operation, schema_of: dict[Any, Json]) -> Json:
@@ -151,7 +188,7 @@ def _responses(row: Operation, schema_of: dict[Any, Json]) -> Json:
         content[row.streams] = _stream_content(row.streams)
     responses: Json = {str(row.status): {"description": "Success.", **({"content": content} if content else {})}}
     for status, description in row.statuses.items():
-        streamed = {"content": {EVENT_STREAM: _stream_content(EVENT_STREAM)}} if status == HTTPStatus.OK else {}
+        streamed = {"content": {EVENT_STREAM: {"example": EVENT}}} if status == HTTPStatus.OK else {}
         responses[str(status)] = {"description": description, **streamed}
     return responses | {str(status): {"$ref": f"#/components/responses/{status}"} for status in _error_statuses()}
 

@@ -31,6 +31,17 @@ from tailrace.gateway.models.card import ModelCard, ModelPage, ModelSheets
 from tailrace.gateway.ops.overview import Overview
 from tailrace.gateway.page.index import Directory
 from tailrace.gateway.prompts.templates import Prompt as PromptTemplate
+from tailrace.gateway.resources.admin import (
+    AuditList,
+    CreatedKey,
+    KeyBody,
+    KeyList,
+    LimitsBody,
+    NewKeyBody,
+    RotateBody,
+    TenantBody,
+    TenantList,
+)
 from tailrace.gateway.resources.batch_body import NewBatch
 from tailrace.gateway.resources.batches import AcceptedBatch, BatchList, BatchRecord
 from tailrace.gateway.resources.deletion import Deleted
@@ -70,7 +81,7 @@ class Operation(NamedTuple):
     body: Any = None
     """The Struct of the JSON body; `Form` for a form with a file."""
     response: Any = None
-    """The Struct of the JSON response; `Any` for an object without a Struct."""
+    """The Struct of the JSON response; `Any` for an object without a Struct, `list` for a list."""
     status: int = 200
     streams: str = ""
     """The media type of a streamed response."""
@@ -84,7 +95,7 @@ class Operation(NamedTuple):
 
     @property
     def kinds(self) -> set[Any]:
-        return {kind for kind in (self.body, self.response) if kind not in (None, Any, Form)}
+        return {kind for kind in (self.body, self.response) if kind not in (None, Any, list, Form)}
 
 
 def _query(name: str, description: str, **schema: Any) -> Json:
@@ -122,6 +133,7 @@ PARAMETERS: dict[str, Json] = {
     "after": _query("after", "The `next` of the previous page."),
     "after_index": _query("after", "The `index` of the last received line.", type="integer", minimum=0),
     "limit": _query("limit", "The maximum number of items in the page.", type="integer", minimum=1, maximum=200),
+    "of_tenant": _query("tenant", "Only keys of this tenant."),
     "of_project": _query("project_id", "Only items of this project."),
     "of_session": _query("session", "Only items of this session."),
     "status": _query("status", "Only running turns, oldest first.", enum=["running"]),
@@ -286,7 +298,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "ai-sdk", streams=SSE, parameters=("start_index", "replay"), statuses=GONE, reference=AI_SDK
     ),
     ("POST", "/api/chat/{chat}/stop"): Operation("ai-sdk", response=Stopped),
-    ("GET", "/api/chat/{chat}/messages"): Operation("ai-sdk", response=Any, reference=AI_SDK),
+    ("GET", "/api/chat/{chat}/messages"): Operation("ai-sdk", response=list, reference=AI_SDK),
     ("GET", "/v1/sessions"): Operation(
         "sessions", response=SessionList, parameters=(*NUMBERED, "of_project", "of_user")
     ),
@@ -310,6 +322,17 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("DELETE", "/v1/users"): Operation("projects", response=Erased, parameters=("erased_user",)),
     ("DELETE", "/v1/tenant"): Operation("projects", response=Erased, parameters=("confirm",)),
+    ("GET", "/v1/admin/keys"): Operation("admin", response=KeyList, parameters=("of_tenant", *PAGE)),
+    ("POST", "/v1/admin/keys"): Operation("admin", NewKeyBody, CreatedKey, 201),
+    ("DELETE", "/v1/admin/keys/{key_id}"): Operation("admin", response=KeyBody),
+    ("POST", "/v1/admin/keys/{key_id}/rotate"): Operation("admin", RotateBody, CreatedKey, 201),
+    ("GET", "/v1/admin/tenants"): Operation("admin", response=TenantList, parameters=PAGE),
+    ("GET", "/v1/admin/tenants/{tenant}/limits"): Operation("admin", response=TenantBody),
+    ("PUT", "/v1/admin/tenants/{tenant}/limits"): Operation("admin", LimitsBody, TenantBody),
+    ("GET", "/v1/admin/tenants/{tenant}/usage"): Operation(
+        "admin", response=UsageList, parameters=("by", "usage_key", "from", "to", *PAGE)
+    ),
+    ("GET", "/v1/admin/audit"): Operation("admin", response=AuditList, parameters=PAGE),
     ("POST", "/chat/stream"): Operation(
         "tutorials", ChatStreamRequest, streams=SSE, parameters=("key", "pace", *RESUMING)
     ),

@@ -1,5 +1,6 @@
 """Renders the OpenAPI document as one HTML page without scripts and external resources."""
 
+import json
 import re
 from html import escape
 from typing import Any
@@ -74,7 +75,7 @@ def _operation(path: str, method: str, operation: Json) -> str:
 
 def _content(title: str, holder: Json) -> str:
     kinds = [
-        f"<li><code>{escape(media)}</code> {_type(content.get('schema', {'type': 'events'}))}</li>"
+        f"<li><code>{escape(media)}</code> {_type(content.get('schema', {'type': 'events'}))}{_example(content)}</li>"
         for media, content in holder.get("content", {}).items()
     ]
     return f"<h4>{_text(title)}</h4><ul>{''.join(kinds)}</ul>" if kinds or "description" in holder else ""
@@ -84,7 +85,7 @@ def _schema(name: str, schema: Json) -> str:
     required = set(schema.get("required", ()))
     rows = [
         f"<tr><td><code>{escape(field)}</code>{'' if field in required else ' (optional)'}</td>"
-        f"<td>{_type(kind)}</td><td>{_text(kind.get('description', ''))}</td></tr>"
+        f"<td>{_type(kind)}</td><td>{_text(kind.get('description', ''))}{_value(kind)}</td></tr>"
         for field, kind in schema.get("properties", {}).items()
     ]
     about = _text(schema.get("description", ""))
@@ -92,6 +93,28 @@ def _schema(name: str, schema: Json) -> str:
         f'<details id="shape-{escape(name)}"><summary><code>{escape(name)}</code></summary>'
         f"<p>{about}</p><table>{''.join(rows)}</table></details>"
     )
+
+
+def _example(content: Json) -> str:
+    """Returns the example of a body, if it has one."""
+    match content:
+        case {"example": str(text)}:
+            return f"<pre>{escape(text)}</pre>"
+        case {"example": value}:
+            return f"<pre>{escape(json.dumps(value, indent=2, ensure_ascii=False))}</pre>"
+        case _:
+            return ""
+
+
+def _value(schema: Json) -> str:
+    """Returns the example of a property, unless its type shows all values."""
+    match schema:
+        case {"enum": _} | {"const": _} | {"type": "boolean"}:
+            return ""
+        case {"examples": [value]} if value is not None:
+            return f" Example: <code>{escape(json.dumps(value, ensure_ascii=False))}</code>"
+        case _:
+            return ""
 
 
 def _text(text: str) -> str:

@@ -29,21 +29,32 @@ class Chart(msgspec.Struct, frozen=True):
     """
 
     title: str
+    """The title of the panel."""
     unit: str
+    """The unit of the values."""
     description: str
+    """What the panel shows."""
     warning: float
+    """The value at which the panel warns."""
     critical: float
+    """The value at which the panel shows a failure."""
     is_minimum: bool
+    """Whether values below the thresholds are bad."""
     section: str
+    """The section of the runbook about this panel."""
     lines: list[Line]
+    """The series of the panel."""
 
 
 class ChartGroup(msgspec.Struct, frozen=True):
     """The charts of a dashboard."""
 
     title: str
+    """The title of the dashboard."""
     description: str
+    """What the dashboard shows."""
     charts: list[Chart]
+    """The panels of the dashboard."""
 
 
 class Overview(msgspec.Struct, frozen=True):
@@ -53,13 +64,21 @@ class Overview(msgspec.Struct, frozen=True):
     """
 
     version: str
+    """The version of the gateway."""
     source: Literal["history", "prometheus"]
+    """Whether the values come from the gateway's own samples or from Prometheus."""
     times: list[float]
+    """The times of the values, in Unix seconds."""
     every_s: float
+    """Seconds between two values."""
     window_s: float
+    """Seconds over which a rate is computed."""
     problems: list[str]
+    """Processes whose metrics could not be read, and why."""
     runbook: str
+    """The address of the runbook."""
     groups: list[ChartGroup]
+    """The dashboards."""
 
 
 class Ops:
@@ -118,7 +137,10 @@ class Ops:
 
 
 async def page(_: ApiRequest) -> Response:
-    """`GET /ops`: a page for operators that shows the panels. Its script loads the values, and asks for a key."""
+    """`GET /ops`: a page for operators that shows the panels. Its script loads the values, and asks for a key.
+
+    The page works without external resources.
+    """
     return page_file(PACKAGE, "page.html")
 
 
@@ -133,7 +155,10 @@ async def style(_: ApiRequest) -> Response:
 
 
 async def values(_: ApiRequest, ops: Ops) -> Response:
-    """`GET /ops/values`: the values of all panels in the last 15 minutes, over all tenants."""
+    """`GET /ops/values`: the values of all panels in the last 15 minutes, over all tenants.
+
+    From the gateway's own samples, or from Prometheus if `TAILRACE_PROMETHEUS_URL` is set.
+    """
     return Response(await ops.values(), headers=NO_STORE, media_type="application/json")
 
 

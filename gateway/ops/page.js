@@ -29,7 +29,7 @@ function digits(value) {
   return Number(value.toPrecision(size >= 1000 ? 4 : size >= 10 ? 3 : 2)).toString();
 }
 
-function scaled(value, steps) {
+function scale(value, steps) {
   const [factor, unit] = steps.find(([factor]) => Math.abs(value) >= factor) ?? steps.at(-1);
   return digits(value / factor) + unit;
 }
@@ -38,11 +38,11 @@ const COUNT = [[1e9, " G"], [1e6, " M"], [1e3, " k"], [1, ""]];
 const BYTES = [[1e9, " GB"], [1e6, " MB"], [1e3, " kB"], [1, " B"]];
 const SECONDS = [[3600, " h"], [60, " min"], [1, " s"], [1e-3, " ms"], [1e-6, " µs"]];
 const UNITS = {
-  s: (value) => (value === 0 ? "0 s" : scaled(value, SECONDS)),
-  bytes: (value) => scaled(value, BYTES),
-  Bps: (value) => `${scaled(value, BYTES)}/s`,
-  ops: (value) => `${scaled(value, COUNT)}/s`,
-  reqps: (value) => `${scaled(value, COUNT)}/s`,
+  s: (value) => (value === 0 ? "0 s" : scale(value, SECONDS)),
+  bytes: (value) => scale(value, BYTES),
+  Bps: (value) => `${scale(value, BYTES)}/s`,
+  ops: (value) => `${scale(value, COUNT)}/s`,
+  reqps: (value) => `${scale(value, COUNT)}/s`,
   percentunit: (value) => `${digits(100 * value)} %`,
   currencyUSD: (value) => `$${digits(value)}`,
   bool: (value) => (value ? "yes" : "no"),
@@ -50,7 +50,7 @@ const UNITS = {
 
 function format(value, unit) {
   if (value === null || value === undefined) return "–";
-  return (UNITS[unit] ?? ((one) => scaled(one, COUNT)))(value);
+  return (UNITS[unit] ?? ((one) => scale(one, COUNT)))(value);
 }
 
 // States.

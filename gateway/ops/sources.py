@@ -46,7 +46,9 @@ class Line(msgspec.Struct, frozen=True):
     """A series of a panel: a value for each of the times, or null."""
 
     name: str
+    """The name of the series."""
     values: list[Point]
+    """A value for each time; null where there is none."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):

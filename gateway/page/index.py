@@ -32,10 +32,15 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True):
     """`endpoints`: every path with its methods."""
 
     name: str = NAME
+    """The name of the product."""
     version: str = VERSION
+    """The version of the gateway."""
     description: str = ABOUT
+    """What the product does."""
     health: str = "/health"
+    """The path that reports the health."""
     endpoints: dict[str, list[str]]
+    """Every path with its methods."""
 
 
 async def index(request: Request) -> Response:
@@ -64,7 +69,10 @@ async def turn(_: Request) -> Response:
 
 
 async def file(request: Request) -> Response:
-    """`GET /page/{file}`: a script or style sheet of the pages `/`, `/turns/{turn}` and `/ops`."""
+    """`GET /page/{file}`: a script or style sheet of the pages `/`, `/turns/{turn}` and `/ops`.
+
+    The pages load them. They change only with the version of the gateway.
+    """
     name = request.path_params["file"]
     if name not in FILES:
         raise HTTPException(404)

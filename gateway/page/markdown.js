@@ -21,11 +21,11 @@ const ALLOWED = {
 };
 const COLOURED = { ...ALLOWED, ALLOWED_TAGS: ["span"], ALLOWED_ATTR: ["class"] };
 
-const escaped = (text) => text.replace(/[&<>"']/g, (one) => `&#${one.charCodeAt(0)};`);
+const escapeMarkup = (text) => text.replace(/[&<>"']/g, (one) => `&#${one.charCodeAt(0)};`);
 const marked = new Marked({
   renderer: {
-    html: ({ text, block }) => (block ? `<p>${escaped(text)}</p>` : escaped(text)),
-    image: ({ href, text }) => `<a href="${escaped(href)}">${escaped(text || href)}</a>`,
+    html: ({ text, block }) => (block ? `<p>${escapeMarkup(text)}</p>` : escapeMarkup(text)),
+    image: ({ href, text }) => `<a href="${escapeMarkup(href)}">${escapeMarkup(text || href)}</a>`,
     checkbox: ({ checked }) => (checked ? "\u2611 " : "\u2610 "),
   },
 });
@@ -82,12 +82,12 @@ const isShown = ({ type }) => type !== "space" && type !== "def";
 function elementsOf(token, links, isGrowing) {
   const fragment = DOMPurify.sanitize(marked.parser(Object.assign([token], { links })), ALLOWED);
   for (const link of fragment.querySelectorAll("a")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
-  for (const code of fragment.querySelectorAll("pre > code")) code.parentElement.replaceWith(framed(code, isGrowing));
+  for (const code of fragment.querySelectorAll("pre > code")) code.parentElement.replaceWith(frame(code, isGrowing));
   return [...fragment.childNodes];
 }
 
 /** Returns the frame of a code block: its language, a button that copies it, and the code. */
-function framed(code, isGrowing) {
+function frame(code, isGrowing) {
   const text = code.textContent.replace(/\n$/, "");
   const language = /^language-(\S+)$/.exec(code.className)?.[1] ?? "";
   const copy = element("button", { type: "button", className: "plain", textContent: "Copy" });

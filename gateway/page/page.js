@@ -2,7 +2,7 @@
 import { byId, element } from "./dom.js";
 import { ask, resume } from "./libraries.js";
 import { copyText } from "./markdown.js";
-import { gateway, headers, request, sentence, signIn, submitted } from "./requests.js";
+import { gateway, headers, request, sentence, signIn, onSubmit } from "./requests.js";
 import { textOf, Turn } from "./turn.js";
 
 const FILE_BYTES_MAX = 20_000_000;
@@ -136,12 +136,12 @@ function addTurn(record) {
 }
 
 /** Returns the ids of the turns that continue `parent`, oldest first. */
-const continuing = (parent) => [...chat.turns].filter(([, turn]) => turn.record.parent === parent).map(([id]) => id);
+const childrenOf = (parent) => [...chat.turns].filter(([, turn]) => turn.record.parent === parent).map(([id]) => id);
 
 function drawChat() {
   const path = [];
   for (let turn = chat.turns.get(chat.leaf); turn; turn = chat.turns.get(turn.record.parent)) path.unshift(turn);
-  for (const turn of path) turn.drawBranches(continuing(turn.record.parent));
+  for (const turn of path) turn.drawBranches(childrenOf(turn.record.parent));
   const more = element("button", { type: "button", className: "plain earlier", textContent: "Earlier turns" });
   more.addEventListener("click", readEarlier);
   byId("turns").replaceChildren(...(chat.earlier && path[0]?.record.parent ? [more] : []), ...path.map((turn) => turn.root));
@@ -183,7 +183,7 @@ async function follow(turn, begin) {
         if (chat !== followed) return;
         turn.take(event);
         watcher.event(turn, event);
-        if (event.type === "start" && !chat.turns.has(event.turn)) started(turn);
+        if (event.type === "start" && !chat.turns.has(event.turn)) placeTurn(turn);
       },
       onState(state) {
         if (chat !== followed || state === "ended") return;
@@ -209,7 +209,7 @@ async function follow(turn, begin) {
         if (turn.id) [begin, after] = [(options) => resume(turn.id, options), turn.cursor];
         continue;
       }
-      if (!turn.id) return refused(turn, error);
+      if (!turn.id) return takeBack(turn, error);
       turn.fail(sentence(error));
       break;
     } finally {
@@ -225,7 +225,7 @@ async function follow(turn, begin) {
 }
 
 /** Gives a new turn its place among the turns, by the id that it has now. */
-function started(turn) {
+function placeTurn(turn) {
   if (chat.turns.delete("")) chat.turns.set(turn.id, turn);
   if (chat.leaf === "") chat.leaf = turn.id;
   turn.drawFoot();
@@ -235,7 +235,7 @@ function started(turn) {
 }
 
 /** Takes back a question that was refused. */
-function refused(turn, error) {
+function takeBack(turn, error) {
   chat.turns.delete("");
   chat.leaf = turn.record.parent;
   if (!question.value) question.value = turn.asked ?? "";
@@ -280,7 +280,7 @@ const acts = {
   keepAtEnd,
   choose(id) {
     chat.leaf = id;
-    for (let next = continuing(id); next.length; next = continuing(chat.leaf)) chat.leaf = next.at(-1);
+    for (let next = childrenOf(id); next.length; next = childrenOf(chat.leaf)) chat.leaf = next.at(-1);
     drawChat();
   },
   edit(turn, said) {
@@ -443,7 +443,7 @@ byId("setup").addEventListener("click", () => {
   byId("settings").showModal();
 });
 byId("leave").addEventListener("click", () => byId("settings").close());
-submitted(byId("settings"), () => {
+onSubmit(byId("settings"), () => {
   Object.assign(chat, { model: byId("model").value, system: byId("system").value.trim() });
   drawChat();
 });
@@ -525,7 +525,7 @@ function dialog(title, text, yes, value = null) {
     byId("asking").addEventListener("close", close, { once: true });
   });
 }
-submitted(byId("asking"));
+onSubmit(byId("asking"));
 byId("asking-no").addEventListener("click", () => byId("asking").close());
 
 async function renameChat(one, before) {

@@ -46,7 +46,7 @@ export function signIn(error) {
 }
 
 /** Closes a dialog when its form is submitted, after `work`. */
-export function submitted(dialog, work = () => {}) {
+export function onSubmit(dialog, work = () => {}) {
   dialog.querySelector("form").addEventListener("submit", (event) => {
     event.preventDefault();
     work();
@@ -55,7 +55,7 @@ export function submitted(dialog, work = () => {}) {
 }
 
 byId("login").addEventListener("cancel", (event) => event.preventDefault());
-submitted(byId("login"), () => {
+onSubmit(byId("login"), () => {
   sessionStorage.setItem(KEY, byId("key").value.trim());
   byId("key").value = "";
   if (byId("forget")) byId("forget").hidden = false;

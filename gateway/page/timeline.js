@@ -1,6 +1,7 @@
 // The page /turns/{turn}: the log of a turn as a timeline, and its replay at the speed at which it was written.
 import { byId, element } from "./dom.js";
 import { resume } from "./libraries.js";
+import { Markdown } from "./markdown.js";
 import { headers, request } from "./requests.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -17,6 +18,8 @@ let events = [];
 let isPlaying = false;
 let position = 0;
 let playhead = null;
+const markdown = new Markdown(byId("text"));
+let shown = "";
 
 const count = (number) => number.toLocaleString("en");
 const seconds = (ms) => `${(ms / 1000).toFixed(ms < 9950 ? 1 : 0)} s`;
@@ -39,7 +42,7 @@ function draw() {
   const tries = attempts.length ? [`${attempts.length} attempt${attempts.length > 1 ? "s" : ""}`] : [];
   const chat = element("a", { href: `/#${encodeURIComponent(session ?? "")}`, textContent: "its chat" });
   const words = [model, new Date(accepted_at).toLocaleString(), ...tries, ...figures].filter(Boolean).join(" \u00b7 ");
-  byId("about").replaceChildren(`${words} \u00b7 `, chat, ` \u00b7 ${turn}`);
+  byId("about").replaceChildren(`${words} \u00b7 `, chat, " \u00b7 ", element("span", { textContent: turn }));
   drawLanes();
   drawSteps();
   byId("position").max = length();
@@ -148,10 +151,9 @@ function seek(ms) {
     if (frames[middle].ms <= position) low = middle;
     else high = middle - 1;
   }
-  const shown = whole.slice(frames[low].start, frames[low].end);
-  const text = byId("text");
-  if (text.textContent !== shown) text.textContent = shown;
-  if (isPlaying) text.scrollTop = text.scrollHeight;
+  const text = whole.slice(frames[low].start, frames[low].end);
+  if (text !== shown) markdown.draw((shown = text), low < frames.length - 1);
+  if (isPlaying) byId("text").scrollTop = byId("text").scrollHeight;
   byId("position").value = position;
   byId("clock").textContent = `${seconds(position)} of ${seconds(length())}`;
   byId("position").ariaValueText = byId("clock").textContent;

@@ -167,7 +167,7 @@ export class Turn {
     if (this.isRunning) return this.foot.replaceChildren(...shown);
     const copy = button("Copy", () => copyText(this.plainText, copy));
     const again = button("Try again", () => acts.again(this));
-    const meta = element("span", { className: "meta", textContent: figures(record), title: explained(record) });
+    const meta = element("span", { className: "meta", textContent: formatFigures(record), title: explain(record) });
     this.foot.replaceChildren(copy, ...(acts.isReadOnly ? [] : [again]), ...shown, meta);
   }
 }
@@ -212,7 +212,7 @@ function questionOf(input, acts) {
 const count = (number) => number.toLocaleString("en");
 
 /** Returns tokens, cost and time of an ended turn. */
-function figures({ usage, cost_usd, asked_at, ended_at, outcome, stop_reason }) {
+function formatFigures({ usage, cost_usd, asked_at, ended_at, outcome, stop_reason }) {
   if (!usage) return "";
   const read = ["input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"].reduce((sum, name) => sum + (usage[name] ?? 0), 0);
   const seconds = (new Date(ended_at) - new Date(asked_at)) / 1000;
@@ -222,7 +222,7 @@ function figures({ usage, cost_usd, asked_at, ended_at, outcome, stop_reason }) 
   return [...(why ? [why] : []), `${count(read)} + ${count(usage.output_tokens ?? 0)} tokens`, cost, ...time].join(" \u00b7 ");
 }
 
-function explained({ model, attempts, asked_at, first_token_at, usage_is_estimated }) {
+function explain({ model, attempts, asked_at, first_token_at, usage_is_estimated }) {
   const first = first_token_at ? `, first word after ${((new Date(first_token_at) - new Date(asked_at)) / 1000).toFixed(1)} s` : "";
   const tries = attempts > 1 ? `, ${attempts} attempts` : "";
   return `Read and written tokens, cost, time. ${model}${first}${tries}${usage_is_estimated ? ", estimated" : ""}`;

@@ -5,14 +5,13 @@ The folder is read once, at the start. A client names a template; the name is lo
 
 import re
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, Filled, Params
-from tailrace.gateway.turns.submission import Feature, TurnSubmission
+from tailrace.gateway.turns.submission import Feature, TurnSubmission, has
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused, SandboxBusy, SandboxFailed, SettingsInvalid
 from tailrace.proto.ids import Tenant
@@ -36,9 +35,13 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """A template as `GET /v1/prompts` shows it: the variables that it takes, and the fields that it makes."""
 
     name: str
+    """The name of the template."""
     description: str
+    """What the template is for."""
     variables: list[str]
+    """The variables that the template takes."""
     makes: list[Literal["system", "message"]]
+    """The fields of a turn that the template makes."""
 
 
 class _Description(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +98,7 @@ class Prompts:
         async def render(submission: TurnSubmission) -> None:
             submission.new_turn = await self.render(submission.new_turn, submission.principal.tenant)
 
-        return Feature(attrgetter("new_turn.prompt"), render)
+        return Feature(has("new_turn.prompt"), render)
 
     async def render(self, params: P, tenant: Tenant) -> P:
         """Returns `params` with its prompt rendered into `system` and `message`. Raises Refused."""

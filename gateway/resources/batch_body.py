@@ -58,16 +58,20 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One of a batch's: `custom_id` is the client's own name for it."""
 
     custom_id: Annotated[str, Meta(min_length=1, max_length=64)]
+    """The client's own name for this input."""
     params: Params
+    """The fields of the turn."""
 
 
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a batch runs. `parallel`: how many of its turns run at once."""
 
     parallel: Annotated[int, Meta(ge=1, le=PARALLEL_MAX)] = 8
+    """How many turns of the batch run at once."""
     via: Via = "messages"
     """`message_batches`: Anthropic's Message Batches answer it, within a day and for half the price."""
     metadata: Annotated[dict[MetadataName, MetadataValue], Meta(max_length=16)] | None = None
+    """Labels of the batch and its turns."""
     webhook: str | None = None
     """The webhook URL that is called when the batch has ended."""
 
@@ -76,6 +80,7 @@ class NewBatch(BatchOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The body of `POST /v1/turn-batches`."""
 
     requests: Annotated[list[Input], Meta(min_length=1, max_length=INPUTS_MAX)]
+    """The inputs, each of which becomes a turn."""
 
 
 class BatchBuilder:

@@ -51,30 +51,48 @@ class AcceptedBatch(msgspec.Struct, frozen=True):
     """A batch that is in the log. `of`: the number of its inputs."""
 
     batch: TurnId
+    """The id of the batch."""
     session: SessionId
+    """The session that holds the batch."""
     of: int
+    """The number of inputs."""
     links: dict[str, str]
+    """Paths by name: the batch, its results, and its cancellation."""
 
 
 class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A batch and its progress. `done`: completed turns; `failed`: turns that ended otherwise."""
 
     batch: TurnId
+    """The id of the batch."""
     session: SessionId
+    """The session that holds the batch."""
     outcome: Outcome | Literal["running"]
+    """How the batch ended, or `running`."""
     done: int
+    """The number of completed turns."""
     failed: int
+    """The number of turns that ended otherwise."""
     of: int
+    """The number of inputs."""
     parallel: int
+    """How many turns run at once."""
     via: Via
+    """Which API of Anthropic answers the turns."""
     message_batch: str | None
     """The id of Anthropic's message batch."""
     cost_usd: float
+    """The cost of all turns so far, in dollars."""
     error: Failure | None
+    """Why the batch failed, if it did."""
     metadata: dict[str, str]
+    """Labels of the batch and its turns."""
     asked_at: datetime
+    """When the batch was accepted."""
     ended_at: datetime | None
+    """When the batch ended; null while it runs."""
     links: dict[str, str]
+    """Paths by name: the batch, its results, and its cancellation."""
 
 
 class BatchList(Page[BatchRecord], frozen=True, kw_only=True):
@@ -98,7 +116,11 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuilder, settings: Settings) -> Response:
-    """`POST /v1/turn-batches`: creates a batch of all inputs, or of none if one is not valid. 202 with its id."""
+    """`POST /v1/turn-batches`: creates a batch of all inputs, or of none if one is not valid. 202 with its id.
+
+    All inputs are checked before the batch is stored. The answers are turns, at half the price with `via:
+    message_batches`.
+    """
     new, raw = await request.read(NewBatch)
     check_webhook(new.webhook, settings)
     submission = submission_of(request, raw)
@@ -120,7 +142,10 @@ def submission_of(request: ApiRequest, raw: bytes) -> Submission:
 
 
 async def batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
-    """`GET /v1/turn-batches`: all batches, newest first, in pages."""
+    """`GET /v1/turn-batches`: all batches, newest first, in pages.
+
+    For a key with the scope `read`. The order is that of creation.
+    """
     tenant = request.tenant
     after, limit = page_of(request)
     found = await history.ask(tenant, ListBatches(after, limit))
@@ -131,19 +156,28 @@ async def batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> 
 
 
 async def get(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
-    """`GET /v1/turn-batches/{batch}`: one batch with its progress."""
+    """`GET /v1/turn-batches/{batch}`: one batch with its progress.
+
+    `done` and `failed` count the turns that have ended.
+    """
     _, stored, _ = await batch_of(request, log, history)
     return json_response(batch_record(stored))
 
 
 async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
-    """`POST /v1/turn-batches/{batch}/cancel`: cancels the batch and its running turns; returns the batch."""
+    """`POST /v1/turn-batches/{batch}/cancel`: cancels the batch and its running turns; returns the batch.
+
+    Turns that have ended keep their answers.
+    """
     key, stored, turn = await batch_of(request, log, history)
     return json_response(batch_record(await cancel_batch(log, key, stored, turn)))
 
 
 async def results(request: ApiRequest, streams: StreamContext, blob_store: BlobStore) -> ASGIApp:
-    """`GET /v1/turn-batches/{batch}/results`: one line of JSON for each input whose turn has ended, in order."""
+    """`GET /v1/turn-batches/{batch}/results`: one line of JSON for each input whose turn has ended, in order.
+
+    Lines appear as turns end. `after` continues after the last received line.
+    """
     key, stored, turn = await batch_of(request, streams.log, streams.history)
     after = request.query_params.get("after")
     of = stored.counts.of

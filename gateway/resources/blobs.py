@@ -22,7 +22,10 @@ HEADERS = {
 
 
 async def get(request: ApiRequest, blob_store: BlobStore, streams: StreamContext) -> ASGIApp:
-    """`GET /v1/blobs/{sha256}`: the string that a blob reference stands for, as UTF-8."""
+    """`GET /v1/blobs/{sha256}`: the string that a blob reference stands for, as UTF-8.
+
+    A long string of a request, such as an image in base64, is stored once and replaced by a reference to it.
+    """
     sha256 = request.path_params["sha256"]
     if not is_token(sha256):
         raise BlobUnknown(UNKNOWN)

@@ -24,16 +24,26 @@ class Deleted(msgspec.Struct, frozen=True, kw_only=True):
     """The deleted object, in the format of OpenAI's API; `turns`: how many turns were deleted."""
 
     id: str
+    """The id of the deleted object."""
     object: Deletion
+    """The type of the deleted object."""
     deleted: bool = True
+    """Always true: an object that does not exist gets 404."""
     turns: int
+    """The number of deleted turns."""
     session_id: str | UnsetType = UNSET
+    """The id of a deleted session."""
     project_id: str | UnsetType = UNSET
+    """The id of a deleted project."""
     status: Literal["deleted"] = "deleted"
+    """The same as `deleted`, as other servers for Claude report it."""
 
 
 async def delete_turn(request: ApiRequest, deleter: Deleter) -> Response:
-    """`DELETE /v1/turns/{turn}`: deletes the turn and those that continue it, whose requests repeat its text."""
+    """`DELETE /v1/turns/{turn}`: deletes the turn and those that continue it, whose requests repeat its text.
+
+    The text is erased from the log and the database. Sums of usage keep the tokens and the cost.
+    """
     key = request.turn()
     return await delete_response(deleter, key.tenant, "turn", key.turn)
 

@@ -24,24 +24,34 @@ class Erased(msgspec.Struct, frozen=True, kw_only=True):
     """The report of an erasure: counts of what was erased in the log and in the database; 0 if there was nothing."""
 
     object: Literal["user.erased", "tenant.erased"]
+    """What was erased."""
     id: str
+    """The name of the erased user or tenant."""
     turns: int
+    """The number of erased turns."""
     log_entries: int
     """Entries of NATS's log that were overwritten. The log has the turns of the last day."""
     rows: DeletedRows
     """Rows of the database, which are overwritten with zeros."""
     kept: str = KEPT
+    """What remains, in one sentence."""
 
 
 async def delete_user(request: ApiRequest, deleter: Deleter) -> Response:
-    """`DELETE /v1/users?user=NAME`: erases the turns and sessions of a user, and the turns that continue them."""
+    """`DELETE /v1/users?user=NAME`: erases the turns and sessions of a user, and the turns that continue them.
+
+    For a request under the GDPR. The response counts what was erased, and says what remains.
+    """
     user = request.query_params.get("user", "")
     check_user(user)
     return await _erase(deleter, request.tenant, "user", user)
 
 
 async def delete_tenant(request: ApiRequest, deleter: Deleter) -> Response:
-    """`DELETE /v1/tenant?confirm=TENANT`: erases all turns, sessions, projects and files of the credential's tenant."""
+    """`DELETE /v1/tenant?confirm=TENANT`: erases all turns, sessions, projects and files of the credential's tenant.
+
+    `confirm` repeats the name of the tenant, against mistakes. Keys and sums of usage remain.
+    """
     tenant = request.tenant
     if request.query_params.get("confirm") != tenant:
         raise Refused(

@@ -43,12 +43,19 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     status: Literal["healthy", "unhealthy"]
+    """Whether everything that a turn needs answers."""
     version: str
+    """The version of the gateway."""
     active_turns: int | None
+    """Waiting and running turns of all tenants; null when NATS does not answer."""
     connected: dict[str, bool]
+    """Whether each part answers, by its name."""
     timestamp: datetime
+    """When the gateway made this report."""
     active_sessions: int | None
+    """The same as `active_turns`."""
     claude_version: str | None
+    """The version of Claude Code, if a generator runs it."""
 
 
 class HealthChecks:
@@ -99,18 +106,27 @@ class HealthChecks:
 
 
 async def healthz(_: ApiRequest) -> Response:
-    """`GET /healthz`: liveness: this process answers."""
+    """`GET /healthz`: liveness: this process answers.
+
+    For a supervisor, which restarts a process that does not answer.
+    """
     return json_response({"ok": True})
 
 
 async def readyz(_: ApiRequest, checks: HealthChecks) -> Response:
-    """`GET /readyz`: readiness: NATS, a generator and persistence answer; otherwise 503 with the part that does not."""
+    """`GET /readyz`: readiness: NATS, a generator and persistence answer; otherwise 503 with the part that does not.
+
+    For a load balancer, which sends requests only to a gateway that is ready.
+    """
     parts = await checks.parts()
     return _response({"ok": _are_ok(parts), **parts}, is_ok=_are_ok(parts))
 
 
 async def health(_: ApiRequest, checks: HealthChecks) -> Response:
-    """`GET /health`: the version, the number of waiting and running turns of all tenants, and what is connected."""
+    """`GET /health`: the version, the number of waiting and running turns of all tenants, and what is connected.
+
+    In the format of other servers for Claude, for a page or a monitor.
+    """
     parts, active = await asyncio.gather(checks.parts(), checks.active_turns())
     is_ok = _are_ok(parts)
     report = Health(
@@ -126,7 +142,10 @@ async def health(_: ApiRequest, checks: HealthChecks) -> Response:
 
 
 async def metrics(request: ApiRequest) -> Response:
-    """`GET /metrics`: for Prometheus. In the OpenMetrics format, if it is accepted, histograms have exemplars."""
+    """`GET /metrics`: for Prometheus. In the OpenMetrics format, if it is accepted, histograms have exemplars.
+
+    docs/METRICS.md describes each metric.
+    """
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(prometheus_client.REGISTRY), headers={"content-type": media_type})
 

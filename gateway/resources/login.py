@@ -19,12 +19,18 @@ class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
     """An access token, in the format of OAuth (RFC 6749, section 5.1). `expires_in`: seconds."""
 
     access_token: str
+    """The token for the header `Authorization: Bearer`."""
     token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  # OAuth's word for its kind
+    """The type of the token in OAuth."""
     expires_in: int = ACCESS_S
+    """The lifetime of the token, in seconds."""
 
 
 async def post(request: ApiRequest, authenticator: Authenticator, logins: Logins) -> Response:
-    """`POST /v1/login`: exchanges an API key for an access token and a refresh cookie."""
+    """`POST /v1/login`: exchanges an API key for an access token and a refresh cookie.
+
+    For pages in a browser: the page keeps the token in memory, and the cookie is not visible to scripts.
+    """
     refuse_cross_origin(request)
     principal = request.principal
     # An access token or a ticket must not create a login: logins would never end.
@@ -34,13 +40,19 @@ async def post(request: ApiRequest, authenticator: Authenticator, logins: Logins
 
 
 async def refresh(request: ApiRequest, logins: Logins) -> Response:
-    """`POST /v1/login/refresh`: exchanges the refresh cookie, once, for the next access token and cookie."""
+    """`POST /v1/login/refresh`: exchanges the refresh cookie, once, for the next access token and cookie.
+
+    A cookie that is used twice ends the login, because it may be stolen.
+    """
     refuse_cross_origin(request)
     return login_response(await logins.refresh(refresh_token_of(request)))
 
 
 async def logout(request: ApiRequest, logins: Logins) -> Response:
-    """`POST /v1/logout`: ends the login and deletes the cookie. An access token expires within 10 minutes."""
+    """`POST /v1/logout`: ends the login and deletes the cookie. An access token expires within 10 minutes.
+
+    Without a login the response is the same.
+    """
     refuse_cross_origin(request)
     await logins.end(refresh_token_of(request))
     return Response(status_code=204, headers={"cache-control": "no-store", "set-cookie": format_cookie("", 0)})

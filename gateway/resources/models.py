@@ -15,7 +15,10 @@ LIFECYCLES = ("active", "deprecated", "retired")
 
 
 async def models(request: ApiRequest, catalogue: Catalogue) -> Response:
-    """`GET /v1/models`: OpenAI's list and Anthropic's page in one body, with Anthropic's parameters."""
+    """`GET /v1/models`: OpenAI's list and Anthropic's page in one body, with Anthropic's parameters.
+
+    The ids can be sent as `model`. Retired models are listed with `lifecycle[]=retired`.
+    """
     offer, query = await catalogue.offer(request.tenant), request.query_params
     wanted = lifecycles_of(request)
     cards = [build_card(model, offer.listed) for model in offer.models if model.lifecycle in wanted]
@@ -25,13 +28,19 @@ async def models(request: ApiRequest, catalogue: Catalogue) -> Response:
 
 
 async def model(request: ApiRequest, catalogue: Catalogue) -> Response:
-    """`GET /v1/models/{model}`: one model, by any of its names."""
+    """`GET /v1/models/{model}`: one model, by any of its names.
+
+    An alias or another name leads to the same model.
+    """
     offer = await catalogue.offer(request.tenant)
     return json_response(build_card(offer.model(request.path_params["model"], "model_not_found"), offer.listed))
 
 
 async def capabilities(request: ApiRequest, catalogue: Catalogue) -> Response:
-    """`GET /v1/models/capabilities`: limits, prices and supported parameters of each model."""
+    """`GET /v1/models/capabilities`: limits, prices and supported parameters of each model.
+
+    Unknown values are left out.
+    """
     offer = await catalogue.offer(request.tenant)
     return json_response(ModelSheets(data=[build_sheet(model, offer.listed) for model in offer.models]))
 

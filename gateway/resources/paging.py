@@ -19,26 +19,37 @@ class Page(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     """One page, in the format of OpenAI's and Anthropic's lists; `next` is the `after` of the next page."""
 
     object: Literal["list"] = "list"
+    """The type of this object in OpenAI's API."""
     data: list[R]
+    """The items of this page."""
     has_more: bool
+    """Whether there is a next page."""
     next: str | None
+    """The `after` of the next page; null on the last."""
 
 
 class Pagination(msgspec.Struct, frozen=True, kw_only=True):
     """The position of a page by its number, with the field names of other servers for Claude."""
 
     page: int
+    """The number of this page, from 1."""
     per_page: int
+    """The most items of a page."""
     total_items: int
+    """The number of all items."""
     total_pages: int
+    """The number of all pages."""
     has_next: bool
+    """Whether there is a next page."""
     has_prev: bool
+    """Whether there is a previous page."""
 
 
 class NumberedPage(Page[R], frozen=True, kw_only=True):
     """A page that can also be requested by its number. `pagination` is null for a page after a cursor."""
 
     pagination: Pagination | None
+    """The position of this page by its number; null for a page after a cursor."""
 
 
 class PageNumber(NamedTuple):

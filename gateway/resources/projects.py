@@ -24,8 +24,11 @@ class NewProjectBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The body of `POST /v1/projects`."""
 
     name: str
+    """The name of the project for people."""
     description: str | None = None
+    """What the project is for."""
     id: str | None = None
+    """The id of the project; the gateway makes one if it is left out."""
     path: str | None = None
     """Refused: the folder of a project follows from its id."""
 
@@ -34,6 +37,7 @@ class ProjectBody(ProjectRecord, frozen=True, kw_only=True):
     """A project. `path`: its folder, below the one of all projects, if Claude Code answers its turns."""
 
     path: str
+    """The folder of the project, if Claude Code answers its turns."""
 
 
 class ProjectList(NumberedPage[ProjectBody], frozen=True, kw_only=True):
@@ -46,7 +50,10 @@ def with_path(tenant: Tenant, record: ProjectRecord) -> ProjectBody:
 
 
 async def projects(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/projects`: all projects, newest first, in pages."""
+    """`GET /v1/projects`: all projects, newest first, in pages.
+
+    Each project has the totals of its sessions. A page is requested by `after`, or by its number.
+    """
     tenant, page = request.tenant, number_of(request)
     found = await history.ask(tenant, ListProjects(page.after, page.limit, page.offset))
     return json_response(
@@ -60,7 +67,10 @@ async def projects(request: ApiRequest, history: HistoryClient) -> Response:
 
 
 async def post(request: ApiRequest, history: HistoryClient) -> Response:
-    """`POST /v1/projects`: creates a project. Status 200, as clients of other servers for Claude check."""
+    """`POST /v1/projects`: creates a project. Status 200, as clients of other servers for Claude check.
+
+    A project groups sessions. If Claude Code answers, it has a folder of its own.
+    """
     tenant = request.tenant
     new, _ = await request.read(NewProjectBody)
     check_name("id", new.id)
@@ -80,7 +90,10 @@ async def project(request: ApiRequest, history: HistoryClient) -> Response:
 
 
 async def delete(request: ApiRequest, deleter: Deleter) -> Response:
-    """`DELETE /v1/projects/{project}`: deletes a project with all its sessions and turns."""
+    """`DELETE /v1/projects/{project}`: deletes a project with all its sessions and turns.
+
+    The text of the turns is erased from the log and the database. Sums of usage keep the tokens and the cost.
+    """
     tenant = request.tenant
     return await delete_response(deleter, tenant, "project", request.path_params["project"])
 

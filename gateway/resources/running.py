@@ -32,11 +32,16 @@ class CancelledSession(msgspec.Struct, frozen=True):
     """A session, and those of its turns that this request has ended."""
 
     session: SessionId
+    """The id of the session."""
     cancelled: list[TurnId]
+    """The turns that this request has ended."""
 
 
 async def get_turns(request: ApiRequest, history: HistoryClient, reader: TurnReader) -> Response:
-    """`GET /v1/turns`: turns by user, model, key, metadata and day, newest first; `status=running`: those that run."""
+    """`GET /v1/turns`: turns by user, model, key, metadata and day, newest first; `status=running`: those that run.
+
+    Conditions are combined: a turn must fulfil all of them.
+    """
     tenant, (after, limit) = request.tenant, page_of(request)
     question = _question(request, after, limit)
     found = await history.ask(tenant, question)
@@ -63,7 +68,10 @@ def _question(request: ApiRequest, after: str | None, limit: int) -> ListRunning
 
 
 async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
-    """`POST /v1/sessions/{session}/cancel`: ends the running turns of a session. Their text so far is kept."""
+    """`POST /v1/sessions/{session}/cancel`: ends the running turns of a session. Their text so far is kept.
+
+    The response names the turns that this request has ended.
+    """
     tenant = request.tenant
     session = (await history.ask(tenant, GetSession(request.path_params["session"]))).session
     cancelled: list[TurnId] = []

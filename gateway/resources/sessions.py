@@ -38,22 +38,29 @@ class NewSessionBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The body of `POST /v1/sessions`; every field is optional."""
 
     id: str | None = None
+    """The id of the session; the gateway makes one if it is left out."""
     title: str | None = None
+    """The title of the session."""
     model: str | None = None
+    """The model of turns that name none."""
     system_prompt: str | list[dict[str, Any]] | None = None
+    """The system prompt of turns that have none."""
     project_id: str | None = None
+    """The project of the session."""
 
 
 class RenameBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `PATCH /v1/sessions/{session}`."""
 
     title: str | None
+    """The new title; null removes it."""
 
 
 class SessionList(NumberedPage[SessionRecord], frozen=True, kw_only=True):
     """Sessions, newest first; `sessions` repeats `data`."""
 
     sessions: list[SessionRecord]
+    """The same as `data`, as other servers for Claude name it."""
 
 
 class BranchList(Page[Branch], frozen=True, kw_only=True):
@@ -64,24 +71,37 @@ class ActiveSessions(msgspec.Struct, frozen=True, kw_only=True):
     """The active sessions and their usage, with the field names of other servers for Claude."""
 
     active_sessions: int
+    """The number of sessions used in the last `TAILRACE_SESSION_IDLE_S` seconds."""
     turns: int
+    """The number of their turns."""
     total_tokens: int
+    """The tokens of their turns."""
     total_cost: float
+    """The cost of their turns, in dollars."""
     total_messages: int
+    """The messages of their turns."""
     models_in_use: list[str]
+    """The models of their turns."""
 
 
 class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
     """`claude_sessions`: the sessions with a running turn, at most 1,000."""
 
     session_stats: ActiveSessions
+    """Sums over the active sessions."""
     active_claude_sessions: int
+    """The number of sessions with a running turn."""
     claude_sessions: list[SessionId]
+    """The ids of those sessions, at most 1,000."""
     by_model: list[UsageRecord]
+    """The usage of each model."""
 
 
 async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/sessions`: all sessions, newest first, in pages; `?project_id=`, `?user=`: only those."""
+    """`GET /v1/sessions`: all sessions, newest first, in pages; `?project_id=`, `?user=`: only those.
+
+    Each session has the totals of its turns. A page is requested by `after`, or by its number.
+    """
     tenant, page = request.tenant, number_of(request)
     query = request.query_params
     question = ListSessions(page.after, page.limit, query.get("project_id"), page.offset, query.get("user"))
@@ -98,7 +118,10 @@ async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
 
 
 async def post(request: ApiRequest, history: HistoryClient, catalogue: Catalogue) -> Response:
-    """`POST /v1/sessions`: creates a session without turns. Status 200, which clients of other servers check."""
+    """`POST /v1/sessions`: creates a session without turns. Status 200, which clients of other servers check.
+
+    A turn can also name a new session itself, with `create_session`.
+    """
     tenant = request.tenant
     new, _ = await request.read(NewSessionBody)
     _check(new, await catalogue.offer(tenant))
@@ -115,7 +138,10 @@ async def session(request: ApiRequest, history: HistoryClient) -> Response:
 
 
 async def patch(request: ApiRequest, history: HistoryClient) -> Response:
-    """`PATCH /v1/sessions/{session}`: changes the title."""
+    """`PATCH /v1/sessions/{session}`: changes the title.
+
+    Null removes the title.
+    """
     tenant = request.tenant
     title = (await request.read(RenameBody))[0].title
     check_text("title", title, TITLE_CHARS_MAX)
@@ -124,13 +150,19 @@ async def patch(request: ApiRequest, history: HistoryClient) -> Response:
 
 
 async def delete(request: ApiRequest, deleter: Deleter) -> Response:
-    """`DELETE /v1/sessions/{session}`: deletes a session with all its turns."""
+    """`DELETE /v1/sessions/{session}`: deletes a session with all its turns.
+
+    The text of the turns is erased from the log and the database. Sums of usage keep the tokens and the cost.
+    """
     tenant = request.tenant
     return await delete_response(deleter, tenant, "session", request.path_params["session"])
 
 
 async def turns(request: ApiRequest, history: HistoryClient, reader: TurnReader) -> Response:
-    """`GET /v1/sessions/{session}/turns`: its turns, in pages, oldest first; newest first with `?order=desc`."""
+    """`GET /v1/sessions/{session}/turns`: its turns, in pages, oldest first; newest first with `?order=desc`.
+
+    With the turns of all branches.
+    """
     tenant, (after, limit) = request.tenant, page_of(request)
     order = request.query_params.get("order", "asc")
     if order not in ("asc", "desc"):
@@ -142,7 +174,10 @@ async def turns(request: ApiRequest, history: HistoryClient, reader: TurnReader)
 
 
 async def branches(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/sessions/{session}/branches`: the turns that no other one continues, each with those before it."""
+    """`GET /v1/sessions/{session}/branches`: the turns that no other one continues, each with those before it.
+
+    Each of them is one way to read the conversation.
+    """
     tenant, (after, limit) = request.tenant, page_of(request)
     question = ListBranches(request.path_params["session"], after, limit)
     found = await history.ask(tenant, question)
@@ -150,7 +185,11 @@ async def branches(request: ApiRequest, history: HistoryClient) -> Response:
 
 
 async def stats(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/sessions/stats`: the active sessions and their usage."""
+    """`GET /v1/sessions/stats`: the active sessions and their usage.
+
+    A session is active if it was used in the last `TAILRACE_SESSION_IDLE_S` seconds. `claude_sessions` are those with
+    a running turn.
+    """
     tenant = request.tenant
     found = await history.ask(tenant, GetStats())
     active = ActiveSessions(

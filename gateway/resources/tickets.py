@@ -15,20 +15,29 @@ class NewTicket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The body of `POST /v1/turns/{turn}/tickets`. `life_s`: the lifetime of a shared ticket, in seconds."""
 
     is_shared: bool = False
+    """Whether several readers may use the ticket; otherwise it opens one stream."""
     life_s: int | None = None
+    """The lifetime of a shared ticket, in seconds."""
 
 
 class MadeTicket(msgspec.Struct, frozen=True, kw_only=True):
     """A ticket, and the URL that it opens. Times are Unix seconds."""
 
     ticket: str
+    """The ticket."""
     events: str
+    """The path of the turn's events, with the ticket."""
     begin_by: int
+    """The time until which a stream may begin, in Unix seconds."""
     until: int
+    """The time at which a stream ends, in Unix seconds."""
 
 
 async def post(request: ApiRequest, tickets: Tickets, turns: TurnReader) -> Response:
-    """`POST /v1/turns/{turn}/tickets`: a link to the turn's events, for one reader or to share."""
+    """`POST /v1/turns/{turn}/tickets`: a link to the turn's events, for one reader or to share.
+
+    For readers that cannot send a key, such as an `EventSource` in a browser. A ticket opens only this turn.
+    """
     key = request.turn()
     new, _ = await request.read(NewTicket)
     if new.life_s is not None and not new.is_shared:

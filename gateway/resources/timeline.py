@@ -17,7 +17,10 @@ GATEWAYS_WAIT_S = 0.2
 
 
 async def get_timeline(request: ApiRequest, log: TurnLog, history: HistoryClient, rpc: Rpc) -> Response:
-    """`GET /v1/turns/{turn}/timeline`: when each entry of the turn was stored, its attempts, pauses and readers."""
+    """`GET /v1/turns/{turn}/timeline`: when each entry of the turn was stored, its attempts, pauses and readers.
+
+    For finding out why an answer was slow, or whether a reader received all of it.
+    """
     key = request.turn()
     ask_gateways = partial(rpc.readers_of_all_gateways, key, wait_s=GATEWAYS_WAIT_S)
     try:

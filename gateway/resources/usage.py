@@ -12,6 +12,7 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Tenant
 from tailrace.proto.resources import USAGE_BY, GetUsage, UsageRecord
 
 DAYS = 30
@@ -22,13 +23,24 @@ class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
     """In the order of the keys of the groups."""
 
     by: str
+    """The unit that the usage is summed by."""
     first: date = msgspec.field(name="from")
+    """The first day (UTC)."""
     last: date = msgspec.field(name="to")
+    """The last day (UTC)."""
 
 
 async def usage(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/usage?by=day|model|key|user|session|project|metadata.NAME&from=&to=`: usage of those days (UTC)."""
-    tenant, (after, limit) = request.tenant, page_of(request)
+    """`GET /v1/usage?by=day|model|key|user|session|project|metadata.NAME&from=&to=`: usage of those days (UTC).
+
+    Only turns that have ended are counted. A deleted turn keeps its share of the sums.
+    """
+    return await usage_response(request, history, request.tenant)
+
+
+async def usage_response(request: Request, history: HistoryClient, tenant: Tenant) -> Response:
+    """Returns the usage of a tenant for the query of `request`. Raises Refused."""
+    after, limit = page_of(request)
     first, last = days_of(request, datetime.now(UTC).date())
     question = GetUsage(_by(request), first, last, after, limit, request.query_params.get("key"))
     found = await history.ask(tenant, question)

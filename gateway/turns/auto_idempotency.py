@@ -5,12 +5,11 @@ that all clients follow the same sequence of keys to the same turn.
 """
 
 import hashlib
-from operator import attrgetter
 
 import msgspec
 
 from tailrace.gateway.turns.request_body import NewTurn, check
-from tailrace.gateway.turns.submission import Feature, TurnSubmission
+from tailrace.gateway.turns.submission import Feature, TurnSubmission, has
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Claims, TurnLog
@@ -31,7 +30,7 @@ def auto_idempotency_feature(log: TurnLog, claims: Claims) -> Feature[TurnSubmis
             tenant = submission.principal.tenant
             submission.idempotency_key, submission.raw = await derive_key(log, claims, tenant, submission.new_turn)
 
-    return Feature(attrgetter("idempotency_key"), derive)
+    return Feature(has("idempotency_key"), derive)
 
 
 async def derive_key(log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn) -> tuple[str | None, bytes]:

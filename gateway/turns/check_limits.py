@@ -1,11 +1,10 @@
 """Limits as a feature of turn submission: counts the request, and reserves what the turn may use."""
 
-from operator import attrgetter
 from typing import NamedTuple
 
 from tailrace.gateway.limits.limiter import Admission, Limiter
 from tailrace.gateway.limits.rate_headers import rate_headers
-from tailrace.gateway.turns.submission import Feature, Submission
+from tailrace.gateway.turns.submission import Feature, Submission, has
 
 
 class LimitFeatures(NamedTuple):
@@ -36,5 +35,7 @@ def limit_features(limiter: Limiter) -> LimitFeatures:
         if submission.admission is not None:
             submission.entry = await submission.admission.reserve_turn(submission.turn.turn, submission.entry)
 
-    has_limits = attrgetter("principal" if limiter.has_common_limits else "principal.limits")
-    return LimitFeatures(Feature(has_limits, admit), Feature(attrgetter("admission"), reserve))
+    def has_limits(submission: Submission) -> bool:
+        return limiter.has_limits(submission.principal)
+
+    return LimitFeatures(Feature(has_limits, admit), Feature(has("admission"), reserve))

@@ -1,10 +1,9 @@
 """The tenant's share of the log as a feature of turn submission."""
 
-from operator import attrgetter
 from typing import NamedTuple
 
 from tailrace.gateway.limits.storage_share import StorageShare
-from tailrace.gateway.turns.submission import Feature, Submission
+from tailrace.gateway.turns.submission import Feature, Submission, always
 
 
 class LogShareFeatures(NamedTuple):
@@ -26,4 +25,4 @@ def log_share_features(share: StorageShare) -> LogShareFeatures:
     async def stored(submission: Submission) -> None:
         share.add(submission.principal.tenant, max(len(submission.raw), submission.entry_bytes))
 
-    return LogShareFeatures(Feature(attrgetter("raw"), admit), Feature(attrgetter("raw"), stored))
+    return LogShareFeatures(Feature(always, admit), Feature(always, stored))

@@ -1,8 +1,6 @@
 """JSON Schemas of answers as a feature of turn submission: checked before the turn is stored."""
 
-from operator import attrgetter
-
-from tailrace.gateway.turns.submission import Feature, Submission
+from tailrace.gateway.turns.submission import Feature, Submission, has
 from tailrace.proto.runtime.json_schema import SchemaChecker
 from tailrace.proto.schema import require_small_schema, schema_of
 
@@ -15,4 +13,4 @@ def schema_feature(checker: SchemaChecker) -> Feature[Submission]:
             require_small_schema(schema)
             await checker.check_schema(schema, submission.principal.tenant)
 
-    return Feature(attrgetter("entry.options"), check)
+    return Feature(has("entry.options"), check)

@@ -112,7 +112,9 @@ class Deleter:
         # Before the purge, because settling reads the log.
         for turn in turns:
             await self._settle(TurnKey(tenant, turn.turn))
-        entries = sum([await remove(TurnKey(tenant, turn.turn)) for turn in turns])
+        entries = sum(
+            [await (self._log.erase if turn.is_unstored else remove)(TurnKey(tenant, turn.turn)) for turn in turns]
+        )
         return [turn.turn for turn in turns], entries
 
     async def _try_cancel(self, key: TurnKey) -> bool:

@@ -1,10 +1,8 @@
 """Deletes a turn again whose parent was deleted while it was submitted (ADR 15)."""
 
-from operator import attrgetter
-
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.delete import Deleter
-from tailrace.gateway.turns.submission import Feature, Submission
+from tailrace.gateway.turns.submission import Feature, Submission, has
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import GetTurn
@@ -27,7 +25,7 @@ def deleted_parent_feature(log: TurnLog, history: HistoryClient, deleter: Delete
                 raise
         raise Refused("parent_not_found", DELETED)
 
-    return Feature(attrgetter("entry.parent"), check)
+    return Feature(has("entry.parent"), check)
 
 
 async def is_deleted(log: TurnLog, history: HistoryClient, parent: TurnKey) -> bool:

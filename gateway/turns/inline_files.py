@@ -47,14 +47,14 @@ class UploadedFiles:
 
     def feature(self) -> Feature[Submission]:
         """Returns the submit feature that inlines the files of a turn."""
-        return Feature(_new_turn_with_files, self._inline)
+        return Feature(_has_files, self._inline)
 
     def reader(self, tenant: Tenant, holder: AsyncExitStack) -> "FileReader":
         """Returns the reader for one request. Memory for large files is reserved until `holder` is closed."""
         return FileReader(self._history, self._blob_store, self._large_bodies, self._bytes_max, tenant, holder)
 
     async def _inline(self, submission: Submission) -> None:
-        assert isinstance(submission, TurnSubmission)  # noqa: S101  # by `_new_turn_with_files`
+        assert isinstance(submission, TurnSubmission)  # noqa: S101  # by `_has_files`
         reader = self.reader(submission.principal.tenant, submission.cleanup)
         submission.new_turn = await reader.inline(submission.new_turn)
         submission.added_bytes += reader.bytes
@@ -164,11 +164,10 @@ class FileReader:
             )
 
 
-def _new_turn_with_files(submission: Submission) -> NewTurn | None:
-    if not isinstance(submission, TurnSubmission):
-        return None
-    new_turn = submission.new_turn
-    return new_turn if has_files([message.content for message in new_turn.messages or ()]) else None
+def _has_files(submission: Submission) -> bool:
+    return isinstance(submission, TurnSubmission) and has_files(
+        [message.content for message in submission.new_turn.messages or ()]
+    )
 
 
 def has_files(contents: Sequence[object]) -> bool:

@@ -1,6 +1,7 @@
 """The body of `POST /v1/turns`, its validation, and the request entry that is built from it. Stores nothing."""
 
 import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -26,6 +27,8 @@ TOP_LEVEL_FIELDS = frozenset({"model", "messages", "max_tokens", "system", "tool
 COST_USD_MAX = 1e6
 # The largest `max_tokens` for a model whose limit is unknown.
 MAX_TOKENS = 10_000_000
+# Fields that need the turn to be kept, and that `store: false` excludes.
+KEPT_FIELDS = ("session", "parent", "full_history", "project", "webhook")
 # Names that no session may have: /v1/sessions/stats is another route.
 RESERVED_NAMES = frozenset({"stats"})
 API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -37,31 +40,44 @@ class Filled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A prompt template of the operator, with the values of its variables."""
 
     name: str
+    """The name of the template."""
     variables: dict[str, Any] = {}
+    """The values of the template's variables."""
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The fields of a turn without those of its conversation: all fields that an input of a batch may have."""
 
     message: str | None = None
+    """The new user message. A turn has either `message` or `messages`."""
     messages: list[Message] | None = None
+    """The new messages, oldest first."""
     model: str | None = None
+    """The model that answers; that of the session, or the operator's default, if it is left out."""
     system: str | list[dict[str, Any]] | None = None
+    """The system prompt, as a string or as text blocks."""
     max_tokens: int | None = None
+    """The most tokens that the answer may have."""
     tools: list[dict[str, Any]] | None = None
+    """The tools that the model may call, in Anthropic's format."""
     options: dict[str, Any] | None = None
+    """Further fields of Anthropic's Messages API, for example `temperature` or `thinking`."""
     schema: dict[str, Any] | None = None
     """The JSON Schema of the answer."""
     prompt: Filled | None = None
     """A prompt template, which is rendered into `message`, `system` or both."""
     betas: list[str] | None = None
+    """The features that the header `anthropic-beta` turns on."""
     api_version: str | None = None
+    """The version of Anthropic's API, as the header `anthropic-version` names it."""
     metadata: dict[str, str] | None = None
+    """Labels of the turn, by which it can be found."""
     user: str | None = None
     """The end user who receives the answer. A JWT with a user wins."""
     cache: Cache | None = None
     """How long the model caches the prompt; None: the operator's setting."""
     on_interrupt: OnInterrupt = "continue"
+    """What happens when a model call breaks off: continue the answer, restart it, or fail."""
     max_cost: float | None = None
     """The most that the answer may cost, in dollars. The answer ends when it has cost that."""
 
@@ -70,18 +86,25 @@ class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /v1/turns`, which every other client protocol's body is converted to."""
 
     session: str | None = None
+    """The session that the turn belongs to. A turn without one begins a new session."""
     create_session: bool = False
     """Whether an unknown session is created instead of refused."""
     parent: str | msgspec.UnsetType | None = msgspec.UNSET
+    """The turn that this one continues; the newest of the session if it is left out; null: none."""
     full_history: bool = False
     """Whether `messages` are the whole conversation. Those that the session has are not stored again."""
     verbatim: bool = False
     """Whether the model gets exactly `messages`, independent of the session."""
     project: str | None = None
+    """The project of the session."""
     on_disconnect: str = "continue"
+    """What happens when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
     on_busy: OnBusy = "reject"
+    """What happens while the turn to continue still runs."""
     webhook: str | None = None
     """The URL that is notified when the turn has ended."""
+    store: bool = True
+    """Whether the turn is kept. False: it belongs to no session, and is erased some minutes after its end."""
 
 
 def check(new_turn: NewTurn) -> None:
@@ -108,6 +131,8 @@ def check(new_turn: NewTurn) -> None:
         )
     if new_turn.api_version is not None and API_VERSION.fullmatch(new_turn.api_version) is None:
         raise Refused("request_invalid", "`api_version` is a date like 2026-10-21: what `anthropic-version` says")
+    if not new_turn.store:
+        refuse_fields(new_turn, KEPT_FIELDS)
     check_name("project", new_turn.project)
     check_user(new_turn.user)
     if new_turn.create_session:
@@ -122,6 +147,17 @@ def check(new_turn: NewTurn) -> None:
         raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:,.0f}")
     if new_turn.on_disconnect != "continue" and grace_s(new_turn.on_disconnect) is None:
         raise Refused("request_invalid", "`on_disconnect` must be `continue`, `cancel` or `grace:SECONDS`")
+
+
+def refuse_fields(body: msgspec.Struct, names: Iterable[str]) -> None:
+    """Raises Refused if `body`, with `store: false`, has one of the fields `names`, which need the turn to be kept."""
+    for name in names:
+        if getattr(body, name) not in (None, False, msgspec.UNSET):
+            raise Refused(
+                "request_invalid",
+                f"`store: false` keeps nothing after the end: leave out `{name}`, and send all messages",
+                param=name,
+            )
 
 
 def check_name(field: str, name: str | None) -> None:
@@ -198,6 +234,7 @@ def build_entry(
         betas=new_turn.betas,
         api_version=new_turn.api_version,
         session=position.session,
+        store=new_turn.store,
         parent=position.parent,
         is_queued=position.is_queued,
         project=new_turn.project,

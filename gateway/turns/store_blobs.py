@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
-from operator import attrgetter
 
 from tailrace.gateway.http.read_body import VALUES_MAX, values_in
 from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.limits.storage_share import StorageShare
-from tailrace.gateway.turns.submission import Feature, Submission
+from tailrace.gateway.turns.submission import Feature, Submission, always
 from tailrace.proto import blobs, entries
 from tailrace.proto.errors import BlobUnknown, Refused
 from tailrace.proto.nats import BlobPins, BlobStore
@@ -39,7 +38,7 @@ class RequestBlobs:
 
     def feature(self) -> Feature[Submission]:
         """Returns the step that replaces the long strings of a turn's entry by references."""
-        return Feature(attrgetter("entry"), self._replace_long_strings)
+        return Feature(always, self._replace_long_strings)
 
     async def _replace_long_strings(self, submission: Submission) -> None:
         entry = submission.entry

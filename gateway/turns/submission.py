@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Generic, NamedTuple, TypeVar
 
 from tailrace.gateway.auth.api_request import HeaderSource
@@ -53,12 +54,23 @@ S_contra = TypeVar("S_contra", bound=Submission, contravariant=True)
 
 
 class Feature(NamedTuple, Generic[S_contra]):
-    """A step of an optional feature. `run` is called if `needs(submission)` is not None."""
+    """A step of an optional feature. `run` is called if `needs(submission)`."""
 
-    needs: Callable[[S_contra], object]
-    """Usually an `operator.attrgetter`: a submission without the feature costs one attribute test."""
+    needs: Callable[[S_contra], bool]
+    """Usually `has`: a submission without the feature costs one attribute test."""
     run: Callable[[S_contra], Awaitable[None]]
     """May raise Refused, LogError."""
+
+
+def has(attribute: str) -> Callable[[Submission], bool]:
+    """Returns the `needs` of a feature that runs if the attribute, such as `entry.parent`, is not None."""
+    get = attrgetter(attribute)
+    return lambda submission: get(submission) is not None
+
+
+def always(_: Submission) -> bool:
+    """The `needs` of a feature that runs for every submission."""
+    return True
 
 
 class SubmitFeatures(NamedTuple):
@@ -77,5 +89,5 @@ class SubmitFeatures(NamedTuple):
 async def run_features(features: Iterable[Feature[S]], submission: S) -> None:
     """Runs those of `features` that `submission` needs, in order."""
     for feature in features:
-        if feature.needs(submission) is not None:
+        if feature.needs(submission):
             await feature.run(submission)

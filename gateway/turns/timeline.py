@@ -31,21 +31,32 @@ class AttemptStep(msgspec.Struct, kw_only=True):
     """An attempt. `events` counts its stored events."""
 
     attempt: int
+    """The number of the attempt, from 1."""
     at: datetime
+    """When the attempt began."""
     generator: str
+    """The generator that made the attempt."""
     backend: str
+    """The backend that it called."""
     mode: Mode
+    """Whether the answer was begun, continued or restarted."""
     is_hedge: bool
+    """Whether it was a second call beside a slow one."""
     first_token_at: datetime | None = None
+    """When its first delta was stored."""
     last_event_at: datetime | None = None
+    """When its last event was stored."""
     events: int = 0
+    """The number of its stored events."""
 
 
 class Pause(msgspec.Struct, frozen=True):
     """A time of at least `PAUSE_S_MIN` seconds after the first token in which nothing was stored."""
 
     at: datetime
+    """When the pause began."""
     seconds: float
+    """How long it took."""
 
 
 class Write(msgspec.Struct, frozen=True, array_like=True):
@@ -61,19 +72,28 @@ class Write(msgspec.Struct, frozen=True, array_like=True):
 
 class EndStep(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
+    """When the end was stored."""
     outcome: Outcome
+    """How the turn ended."""
     stop_reason: str | None
+    """Why the model stopped."""
     code: str | None
+    """The code of the error, if the turn failed."""
     usage: Usage
+    """The tokens of the turn."""
     usage_is_estimated: bool
+    """Whether the output tokens are estimated from characters."""
     cost_usd: float | None
+    """The cost in dollars; null if the model's price is unknown."""
 
 
 class ReaderStep(msgspec.Struct, frozen=True, kw_only=True):
     """A stream of the turn. `sent` counts the entries up to the last one that was written to it."""
 
     report: ReaderReport
+    """The stream that a gateway served."""
     sent: int
+    """The number of entries up to the last one that was written to it."""
 
 
 class Timeline(msgspec.Struct, kw_only=True):
@@ -85,22 +105,39 @@ class Timeline(msgspec.Struct, kw_only=True):
     """
 
     turn: TurnId
+    """The id of the turn."""
     tenant: Tenant
+    """The tenant of the turn."""
     session: SessionId | None = None
+    """The session of the turn."""
     model: str | None = None
+    """The model that answers."""
     accepted_at: datetime | None = None
+    """When the request was stored."""
     queue_position: int | None = None
+    """The number of turns that waited before this one."""
     attempts: list[AttemptStep] = []
+    """The attempts, in order."""
     first_token_at: datetime | None = None
+    """When the first delta of the answer was stored."""
     pauses: list[Pause] = []
+    """The longer times in which nothing was stored."""
     end: EndStep | None = None
+    """The end of the turn; null while it runs."""
     entries: int = 0
+    """The number of the turn's valid entries."""
     writes: list[Write] = []
+    """The stored entries of the answer."""
     skipped_entries: int = 0
+    """The number of entries that a fork has made invalid."""
     recorded: bool | None = None
+    """Whether the database has the turn."""
     gateways: int = 0
+    """The number of gateways that have answered."""
     remembered_since: datetime | None = None
+    """The time since which all gateways remember their readers."""
     readers: list[ReaderStep] = []
+    """The streams of the turn."""
     delivered: str = ""
     """Whether a reader was sent the whole turn, in one sentence."""
 

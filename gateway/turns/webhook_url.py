@@ -1,9 +1,7 @@
 """Checks the webhook URL of a turn. Sends nothing and resolves no host name."""
 
-from operator import attrgetter
-
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.turns.submission import Feature, TurnSubmission
+from tailrace.gateway.turns.submission import Feature, TurnSubmission, has
 from tailrace.proto.errors import Refused
 from tailrace.proto.ssrf import UrlNotAllowed, check_url, parse_private_hosts
 
@@ -14,7 +12,7 @@ def webhook_feature(settings: Settings) -> Feature[TurnSubmission]:
     async def check(submission: TurnSubmission) -> None:
         check_webhook(submission.new_turn.webhook, settings)
 
-    return Feature(attrgetter("new_turn.webhook"), check)
+    return Feature(has("new_turn.webhook"), check)
 
 
 def check_webhook(url: str | None, settings: Settings) -> None:

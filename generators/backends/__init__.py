@@ -24,6 +24,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """The value of `anthropic-version`; None: the SDK's default."""
     tenant: str = ""
     """The turn's tenant. A backend that keeps files (Claude Code) keeps them by tenant and project."""
+    turn: str = ""
+    """The turn's id. Circuit breakers count the turns that fail."""
     project: str | None = None
     """The project of the turn's session."""
     is_large: bool = False

@@ -54,7 +54,7 @@ class MessagesApi:
                 del call
                 last_event_at = now()
                 require_event_stream(response.headers)
-                chunks = response.aiter_bytes()
+                chunks = chunks_of(response)
                 async for chunk in chunks:
                     for data in decoder.decode(chunk):
                         event = read_event(data)
@@ -212,6 +212,14 @@ def require_event_stream(headers: Mapping[str, str]) -> None:
     content_type = headers.get("content-type", "no content type")
     if not content_type.startswith("text/event-stream"):
         raise BackendError("backend_broken", f"the model's address answered with {content_type}, not with events")
+
+
+def chunks_of(response: httpx2.Response) -> AsyncIterator[bytes]:
+    """Returns the body as it arrives. httpx2's own iterators add a quarter to the time of reading a delta."""
+    is_plain = response.headers.get("content-encoding", "identity") == "identity"
+    if is_plain and isinstance(response.stream, httpx2.AsyncByteStream):
+        return aiter(response.stream)
+    return response.aiter_bytes()
 
 
 async def drain(chunks: AsyncIterator[bytes]) -> None:

@@ -1,24 +1,45 @@
 """Schema migrations: NNNN_name.sql files, numbered from 0001 without gaps. `Database.migrate` runs them.
 
+PostgreSQL begins with NNNN_name.postgresql.sql, which makes the tables of all SQLite's migrations up to that number.
 The statements of a released migration never change; a correction is a new migration.
 """
 
 from importlib.resources import files
 from typing import NamedTuple
 
+from tailrace.persistence.sql import DatabaseKind
+from tailrace.proto.errors import StoreTooNew
+
 # The newest migration whose new columns can only be filled from the log: older databases replay the whole log.
 REPLAY_BELOW_VERSION = 6
 
 
 class Migration(NamedTuple):
-    """One file. `number` becomes the database's `user_version` when it has run."""
+    """One file. `number` becomes the version of the database when it has run."""
 
     number: int
     name: str
     sql: str
 
 
-def migrations() -> list[Migration]:
-    """Returns all migrations in order."""
-    steps = sorted((step for step in files(__name__).iterdir() if step.name.endswith(".sql")), key=lambda s: s.name)
-    return [Migration(int(step.name[:4]), step.name, step.read_text(encoding="utf-8")) for step in steps]
+def migrations(system: DatabaseKind = "sqlite", after: int = 0) -> list[Migration]:
+    """Returns the migrations of a database in order, without those up to the number `after`."""
+    found = {step.name: step for step in files(__name__).iterdir() if step.name.endswith(".sql")}
+    (first,) = (name for name in found if name.endswith(".postgresql.sql"))
+    if system == "sqlite":
+        del found[first]
+    names = sorted(name for name in found if system == "sqlite" or name == first or name[:4] > first[:4])
+    steps = [Migration(int(name[:4]), name, found[name].read_text(encoding="utf-8")) for name in names]
+    return [step for step in steps if step.number > after]
+
+
+NEWEST = migrations()[-1].number
+
+
+def require_known_version(name: str, version: int) -> None:
+    """Raises StoreTooNew if a newer version of Tailrace has migrated the database `name`."""
+    if version > NEWEST:
+        raise StoreTooNew(
+            f"the database {name} has schema version {version}, and this version of Tailrace supports up to {NEWEST}: "
+            "start the newer version again, or restore the backup from before the upgrade (docs/RUNBOOK.md)"
+        )

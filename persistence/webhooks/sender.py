@@ -47,6 +47,8 @@ Session = tuple[Tenant, str]
 class WebhookSender:
     """Sends a webhook for each `end` of `deliveries` to the turn's `webhook`, or else to the tenant's URL in `urls`.
 
+    One sender at a time: the order within a session is kept in its memory.
+
     `keys` are the operator's signing keys (signature.py). The wait before a retry is `first_wait_s` and doubles, until
     the end is older than `give_up_s`. Each webhook is attempted at least once.
     """
@@ -127,7 +129,8 @@ class WebhookSender:
                 for later in new[number:]:
                     await self._held.pop(later.seq).release()
                 return
-            url = (request.webhook or self._urls.get(key.tenant)) if request is not None else None
+            # A turn with `store: false` leaves nothing behind (R109), also not at the tenant's receiver.
+            url = (request.webhook or self._urls.get(key.tenant)) if request is not None and request.store else None
             if request is None or url is None:
                 await self._ack(delivery.seq)
             elif self._waiting[key.tenant] >= WAITING_TENANT_MAX:

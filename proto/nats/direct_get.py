@@ -57,15 +57,15 @@ class _Batch:
         return self.status in ("204", "404") and not self.has_hole
 
     def add(self, message: Message) -> None:
-        headers = message.headers
-        if (status := headers.get("Status")) is not None:
-            self.status = status
-            self.pending = int(headers.get("Nats-Num-Pending", "0"))
-        else:
+        if sequence := message.header(b"Nats-Sequence"):
             # Each message has the sequence of the one before it in the batch, which shows lost messages.
-            self.has_hole |= int(headers.get("Nats-Last-Sequence", "0")) != self.last
-            self.last = int(headers["Nats-Sequence"])
+            self.has_hole |= int(message.header(b"Nats-Last-Sequence") or 0) != self.last
+            self.last = int(sequence)
             self.messages.append(message)
+        else:
+            headers = message.headers
+            self.status = headers.get("Status", self.status)
+            self.pending = int(headers.get("Nats-Num-Pending", "0"))
         self._arrived.set()
 
 

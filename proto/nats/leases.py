@@ -1,7 +1,7 @@
 """Leases: entries delivered by a durable pull consumer to one holder at a time. The fence decides who writes."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol, Self
 
@@ -195,12 +195,14 @@ class Deliveries:
         later = await asyncio.gather(*(self._next_after(backlog.delivered, subject) for subject in self._filters))
         return not any(later)
 
-    async def may_have_ended_at(self, seq: Seq) -> bool:
-        """Returns whether `seq` can be the last entry that this consumer has acknowledged. Raises LogUnavailable.
+    async def may_have_ended_at(self, recorded: Callable[[], Awaitable[Seq]]) -> bool:
+        """Returns whether `recorded()` can be the last entry that this consumer has acknowledged.
 
-        False if a later entry, which the stream still has, is acknowledged, or if the stream never reached `seq`.
+        False if a later entry, which the stream still has, is acknowledged, or if the stream never reached it. Another
+        process may be recording: what it acknowledges was recorded before. Raises LogUnavailable.
         """
         floor = (await self.backlog()).floor
+        seq = await recorded()
         later = await asyncio.gather(*(self._next_after(seq, subject) for subject in self._filters))
         return await self.last() >= seq and not any(BEFORE_FIRST < one <= floor for one in later)
 

@@ -41,9 +41,11 @@ from tailrace.proto.resources import (
     RenameSession,
 )
 from tailrace.proto.subjects import (
+    AUDIT,
     BODIES,
     CLAIMS,
     CLAIMS_STREAM,
+    EVERY_AUDIT,
     EVERY_BLOB,
     EVERY_BUDGET,
     EVERY_END,
@@ -169,6 +171,9 @@ RIGHTS: Mapping[str, Rights] = {
             f"$KV.{CLAIMS}.ticket.*",
             f"$KV.{SECRETS}.*",
             f"$KV.{LOGINS}.*",
+            # Keys and limits of tenants, by operators; each change is first in the audit log.
+            f"$KV.{KEYS}.>",
+            EVERY_AUDIT,
             *GENERATOR_QUERIES,
             *PERSISTENCE_QUERIES,
             health(GENERATORS),
@@ -183,6 +188,8 @@ RIGHTS: Mapping[str, Rights] = {
             READ_CLAIMS,
             f"{API}.DIRECT.GET.{SLOTS}",
             f"{API}.DIRECT.GET.{KEYS_STREAM}",
+            f"{API}.DIRECT.GET.{KEYS_STREAM}.>",
+            f"{API}.DIRECT.GET.{AUDIT}",
             f"{API}.STREAM.MSG.GET.KV_{SECRETS}",
             f"{API}.STREAM.MSG.GET.KV_{LOGINS}",
             f"{API}.STREAM.PURGE.{CLAIMS_STREAM}",
@@ -224,6 +231,9 @@ RIGHTS: Mapping[str, Rights] = {
             "bodies.*.*",
             f"{API}.STREAM.PURGE.{BODIES}",
             f"$KV.{CLAIMS}.deleted.>",
+            f"$KV.{CLAIMS}.unstored.>",
+            # For erasing turns that are not stored.
+            f"{API}.STREAM.MSG.DELETE.{STREAM}",
             *READ_CONFIG,
             *READ_TURNS,
             *READ_BLOBS,
@@ -240,7 +250,8 @@ RIGHTS: Mapping[str, Rights] = {
     ADMIN: Rights(
         publish=(
             f"{API}.>",
-            f"$KV.{KEYS}.*",
+            f"$KV.{KEYS}.>",
+            EVERY_AUDIT,
             *GENERATOR_QUERIES,
             *PERSISTENCE_QUERIES,
             DISCOVERY,

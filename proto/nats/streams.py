@@ -27,9 +27,11 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import setup_metrics
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
 from tailrace.proto.subjects import (
+    AUDIT,
     BODIES,
     BUDGETS,
     CLAIMS,
+    EVERY_AUDIT,
     EVERY_BLOB,
     EVERY_BUDGET,
     EVERY_END,
@@ -151,6 +153,22 @@ def slots_stream(replicas: int) -> StreamConfig:
         max_age=SLOTS_KEPT_S,
         max_msgs_per_subject=1,
         allow_msg_ttl=True,
+        allow_direct=True,
+        num_replicas=replicas,
+        metadata={"tailrace_schema": SCHEMA},
+    )
+
+
+def audit_stream(replicas: int) -> StreamConfig:
+    """Returns the configuration of the audit log. No client can delete from it, and nothing expires."""
+    return StreamConfig(
+        name=AUDIT,
+        description="Tailrace: changes by operators",
+        subjects=[EVERY_AUDIT],
+        storage=StorageType.FILE,
+        retention=RetentionPolicy.LIMITS,
+        deny_delete=True,
+        deny_purge=True,
         allow_direct=True,
         num_replicas=replicas,
         metadata={"tailrace_schema": SCHEMA},
@@ -299,6 +317,7 @@ async def apply(
             turns,
             bodies_stream(replicas, int(BODIES_SHARE * bytes_max), bodies_retention_s),
             *limit_streams(replicas),
+            audit_stream(replicas),
             *buckets(replicas, retention_s),
         ):
             created += await _create_stream(jetstream, config)
@@ -324,9 +343,10 @@ async def check(connection: Connection) -> None:
     try:
         differing = []
         turns, bodies = turns_stream(1, BYTES_MAX, RETENTION_S), bodies_stream(1, BYTES_MAX, BODIES_RETENTION_S)
-        for ours in (turns, bodies, *limit_streams(1)):
+        for ours in (turns, bodies, *limit_streams(1), audit_stream(1)):
             found = (await jetstream.stream_info(str(ours.name))).config
-            differing += _differences(ours, found, OWNED_BY_COUNTERS if ours.allow_msg_counter else OWNED_BY_STREAM)
+            owned = OWNED_BY_COUNTERS if ours.allow_msg_counter else OWNED_BY_STREAM
+            differing += _differences(ours, found, OWNED_BY_AUDIT if ours.name == AUDIT else owned)
         for wanted in consumers():
             info = await jetstream.consumer_info(STREAM, str(wanted.durable_name))
             differing += _differences(wanted, info.config, OWNED_BY_CONSUMER)
@@ -408,7 +428,7 @@ async def fullness(connection: Connection) -> float:
 
 CONSUMERS = (GENERATORS, PERSISTENCE, WEBHOOKS)
 BUCKETS = (CLAIMS, KEYS, SECRETS, LOGINS)
-EVERY_STREAM = (STREAM, BODIES, LIMITS, BUDGETS, SLOTS, *(f"KV_{bucket}" for bucket in BUCKETS))
+EVERY_STREAM = (STREAM, BODIES, LIMITS, BUDGETS, SLOTS, AUDIT, *(f"KV_{bucket}" for bucket in BUCKETS))
 
 # The fields that the protocol depends on. Sizes, retention and replicas are the operator's choice.
 OWNED_BY_STREAM = (
@@ -425,6 +445,8 @@ OWNED_BY_STREAM = (
 )
 # The number of stored increments may differ: earlier versions kept one, which is enough without a restart.
 OWNED_BY_COUNTERS = tuple(name for name in OWNED_BY_STREAM if name != "max_msgs_per_subject")
+# Its entries can only be added.
+OWNED_BY_AUDIT = (*OWNED_BY_STREAM, "deny_delete", "deny_purge")
 OWNED_BY_CONSUMER = ("filter_subjects", "ack_policy", "max_deliver")
 
 

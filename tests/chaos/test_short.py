@@ -1,4 +1,4 @@
-"""A short chaos run: each kind of fault once; `make chaos` is the long one."""
+"""A short chaos run: faults of each group once; `make chaos` injects all of them, for as many minutes as are given."""
 
 from pathlib import Path
 
@@ -11,14 +11,22 @@ from tests.chaos.system import Size
 from tests.checker.invariants import not_held
 from tests.checker.run import load
 
+# The log has one fault at a time, so each of its kinds takes some seconds. Other tests cause these alone: SIGTERM of
+# each process and each server, full disks.
+LEFT_OUT = {
+    *("restart-gateway", "restart-generator", "restart-persistence", "restart-node", "fill-node", "fill-database"),
+    *("cut-route", "deaf-route", "delay-route", "throttle-route"),
+}
+
 
 @pytest.mark.rule("F13")
 @pytest.mark.rule("F19")
 @pytest.mark.timeout(300)
-async def test_every_promise_and_invariant_holds_with_each_kind_of_fault(tmp_path: Path) -> None:
+async def test_every_promise_and_invariant_holds_with_faults_of_each_group(tmp_path: Path) -> None:
     """On three nats-servers, with the default settings; each fault had an effect."""
     size = Size()
-    campaign = Campaign(seed=7, minutes=0, faults=possible(list(KINDS), size), size=size, concurrent_turns=8)
+    faults = possible([name for name in KINDS if name not in LEFT_OUT], size)
+    campaign = Campaign(seed=7, minutes=0, faults=faults, size=size, concurrent_turns=6)
     print(f"seed {campaign.seed}; {size}")
     observed = await run_campaign(campaign, tmp_path)
     run = load(tmp_path)

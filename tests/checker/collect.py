@@ -1,8 +1,5 @@
 """Writes the final state of a run next to its history: the log, the rows, the model's calls, the backlogs."""
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from time import monotonic_ns
@@ -11,6 +8,7 @@ import httpx2
 import msgspec
 
 from tailrace.deploy.simulated_claude.account import AccountReport
+from tailrace.persistence.database import open_database
 from tailrace.persistence.rows import turn_record
 from tailrace.proto import subjects
 from tailrace.proto.ids import Seq, Tenant
@@ -32,7 +30,7 @@ async def collect(
     connection: Connection,
     *,
     claude_url: str | None = None,
-    database: Path | None = None,
+    database: Path | str | None = None,
     servers: int = 1,
 ) -> None:
     """Writes all of it into `folder`. Call it when all turns have settled.
@@ -47,7 +45,7 @@ async def collect(
     log = await _log(connection)
     account = await _account(claude_url) if claude_url is not None else None
     final = FinalState(servers=servers, account=account, backlogs=backlogs, collected=monotonic_ns())
-    save(folder, log, _rows(database) if database is not None else None, final)
+    save(folder, log, await _rows(database) if database is not None else None, final)
 
 
 async def _log(connection: Connection) -> list[LogMessage]:
@@ -79,11 +77,12 @@ def _logged(message: Message) -> LogMessage:
     )
 
 
-def _rows(database: Path) -> Iterator[Row]:
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as reading:
-        reading.row_factory = sqlite3.Row
-        for one in reading.execute(ROWS):
-            yield Row(Tenant(one["tenant"]), turn_record({name: one[name] for name in one.keys()}))  # noqa: SIM118
+async def _rows(where: Path | str) -> list[Row]:
+    database = await open_database(where, busy_timeout_s=5)
+    try:
+        return [Row(Tenant(one["tenant"]), turn_record(one)) for one in await database.read(ROWS, {})]
+    finally:
+        await database.close()
 
 
 async def _account(url: str) -> AccountReport:

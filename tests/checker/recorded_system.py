@@ -97,7 +97,7 @@ class RecordedSystem(System):
             self.folder,
             self.connection,
             claude_url=self.claude.url,
-            database=self.database,
+            database=self.database_url or self.database,
             servers=len(self.servers),
         )
 

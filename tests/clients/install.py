@@ -21,8 +21,10 @@ PROGRAMS = {
     "prometheus-alertmanager": "prometheus-alertmanager",
     "nginx": "nginx",
     "haproxy": "haproxy",
+    # Debian's command for clusters: the programs of the server are not on the path.
+    "pg_ctlcluster": "postgresql",
 }
-DAEMONS = ("prometheus", "prometheus-alertmanager", "nginx", "haproxy")
+DAEMONS = ("prometheus", "prometheus-alertmanager", "nginx", "haproxy", "postgresql")
 
 
 def main() -> None:

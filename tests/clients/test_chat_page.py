@@ -4,6 +4,7 @@ import asyncio
 import base64
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto import events
+from tailrace.proto.api_key import SCOPES, new_key
 from tailrace.proto.entries import Message
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.harness.generator_in_loop import words
@@ -27,6 +31,7 @@ from tests.harness.up import running
 from tests.integration.conftest import KEY, Gateway, NewGateway
 
 WORDS = 350
+LOST = "The connection is lost. The answer goes on at the server, and its rest is shown as soon as it is back."
 PDF = b"%PDF-1.4\n1 0 obj<</Type/Page>>endobj\n%%EOF\n"
 NEVER = {"script", "img", "svg", "math", "iframe", "form", "input", "style", "base", "meta"}
 HOSTILE = """<script>globalThis.ran = 1</script><img src=x onerror="globalThis.ran = 1">
@@ -49,6 +54,18 @@ print("</code><script>globalThis.ran = 1</script>")
 
 <https://good.invalid/?"onmouseover="ran> `<b onclick=ran>` &lt;img src=x onerror=ran&gt; | [x]: javascript:ran
 """
+HOSTILE_INPUT = msgspec.json.encode({"page": HOSTILE}).decode()
+HOSTILE_INPUT_SHOWN = msgspec.json.format(HOSTILE_INPUT, indent=2)
+HOSTILE_BLOCKS: list[events.Event] = [
+    events.BlockStop(0),
+    events.BlockStart(1, {"type": "thinking", "thinking": "", "signature": ""}),
+    events.BlockDelta(1, events.ThinkingDelta(HOSTILE)),
+    events.BlockStop(1),
+    events.BlockStart(2, {"type": "tool_use", "id": "toolu_1", "name": "<b>look</b>", "input": {}}),
+    events.BlockDelta(2, events.InputJsonDelta(HOSTILE_INPUT)),
+    events.BlockStop(2),
+]
+LONG_LINE = "<b>" + "long line " * 100_000
 
 
 @pytest.mark.timeout(120)
@@ -80,6 +97,7 @@ async def test_an_answer_is_shown_once_over_a_reload_a_lost_network_and_another_
     assert seen == {
         "text": words(WORDS),
         "answers": 1,
+        "lost": LOST,
         "title": "Count. \N{EN DASH} Tailrace",
         "isReadWordByWord": False,
         "complaints": [],
@@ -99,9 +117,13 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
         gateway = await new_gateway(own_server.url)
         session = {"id": "hostile", "title": HOSTILE[:200], "system_prompt": HOSTILE}
         (await gateway.client.post("/v1/sessions", json=session)).raise_for_status()
-        writer = Writer(own_log, TurnKey(tenant, TurnId(new_id())))
-        await writer.ask(session=SessionId("hostile"))
+        first, writer = (Writer(own_log, TurnKey(tenant, TurnId(new_id()))) for _ in range(2))
+        await first.ask(session=SessionId("hostile"))
+        await first.begin(LONG_LINE)
+        await first.end()
+        await writer.ask(session=SessionId("hostile"), parent=first.key.turn)
         await writer.begin(*HOSTILE.splitlines(keepends=True))
+        await writer.hear(*HOSTILE_BLOCKS)
         await writer.end()
         steps = "hostile", gateway.url, "hostile", tmp_path, KEY
         (seen,) = await node.run("chat-page.mjs", *steps, deadline_s=90, CHROMIUM=browser)
@@ -113,6 +135,8 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
         assert {protocol for protocol, _, _ in page["links"]} <= {"https:", ":"}
         assert "<script>globalThis.ran = 1</script>" in page["text"]
         assert page["coloured"] > 0
+        assert page["folded"] == [["Thinking", HOSTILE, False], ["Tool call: <b>look</b>", HOSTILE_INPUT_SHOWN, False]]
+        assert page["longLine"] == LONG_LINE
     assert len({page["background"] for page in seen["pages"]}) == 2
 
 
@@ -148,7 +172,7 @@ async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_
 async def test_each_state_of_the_pages_has_no_violation_of_axe(
     open_gateway: Gateway, new_gateway: NewGateway, system: System, browser: str, tmp_path: Path
 ) -> None:
-    """In light and dark, on a desktop and a phone; a picture of each is kept in the test's folder."""
+    """A picture of each, light and dark, on a desktop and a phone, is kept in the folder of the test."""
     locked = await new_gateway(system.nats_url)
     steps = "states", open_gateway.url, locked.url, tmp_path
     (seen,) = await node.run("chat-page.mjs", *steps, deadline_s=260, CHROMIUM=browser)
@@ -159,13 +183,24 @@ async def test_each_state_of_the_pages_has_no_violation_of_axe(
 
 @pytest.mark.timeout(180)
 async def test_the_page_needs_no_mouse(gateway: Gateway, new_gateway: NewGateway, system: System, browser: str) -> None:
-    """Ask, stop, search, rename and begin a new chat; then an answer of 5,000 tokens, whose long tasks are printed."""
+    """Ask, stop, search, rename and begin a new chat; then an answer of 5,000 tokens, whose figures are printed."""
     patient = await new_gateway(system.nats_url, api_keys="", max_tokens=6000)
     (seen,) = await node.run("chat-page.mjs", "keyboard", patient.url, deadline_s=150, CHROMIUM=browser)
-    figures = {name: seen.pop(name) for name in ("longTasks", "longest", "tasks")}
-    sys.stdout.write(f"/: CPU time of the page's tasks during 5,000 tokens, in ms: {figures}\n")
+    figures = {name: seen.pop(name) for name in ("firstPaint", "firstToken", "longTasks", "longest", "tasks", "bytes")}
+    sys.stdout.write(f"/: first paint and token, and the CPU time of tasks during 5,000 tokens, in ms: {figures}\n")
     assert seen["text"] == words(5000)
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
+
+
+@pytest.mark.timeout(180)
+async def test_two_tabs_show_the_same_and_a_shared_answer_is_read_without_a_key(gateway: Gateway, browser: str) -> None:
+    """Then the question is edited, asked again, and the chat deleted. The link reads its answer, and nothing else."""
+    (seen,) = await node.run("chat-page.mjs", "together", gateway.url, KEY, deadline_s=120, CHROMIUM=browser)
+    assert seen["texts"] == [words(150)] * 3
+    assert seen["forReader"] == {"buttons": ["Copy"], "paths": ["turns events"]}
+    assert seen["first"] == words(150)
+    assert (seen["complaints"], seen["elsewhere"], seen["complaintsOfReader"]) == ([], [], [])
+    assert (await gateway.client.get("/v1/sessions")).json()["data"] == []
 
 
 @pytest.mark.timeout(180)
@@ -210,6 +245,43 @@ async def _has_chars(gateway: Gateway, chars: int) -> bool:
     """Returns whether the log has so many characters of the running turn."""
     running = (await gateway.client.get("/v1/turns?status=running")).json()["data"]
     return bool(running) and len(running[-1]["text"]) > chars
+
+
+@pytest.mark.timeout(120)
+async def test_a_refusal_is_one_sentence_that_keeps_the_question_and_another_key_reads_on(
+    own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant, browser: str, tmp_path: Path
+) -> None:
+    """A spent budget, a full log, and a key that is revoked in the middle of an answer."""
+    keys = ApiKeyStore(own_log._connection)
+    key = new_key(tenant, now=int(time.time()), scopes=SCOPES)
+    await keys.create(key.record)
+    async with Persistence(own_server.url, tmp_path / "tailrace.db"):
+        spent = await new_gateway(own_server.url, limits_tenant="usd_day=0.000001")
+        full = await new_gateway(own_server.url, full_at=1e-9)
+        other = await new_gateway(own_server.url)
+        writer = Writer(own_log, TurnKey(tenant, TurnId(new_id())))
+        await writer.ask(session=SessionId("s"))
+        await writer.begin("The first part")
+        url = f"{other.url}/#s"
+        showing = asyncio.create_task(
+            node.run("chat-page.mjs", "refusals", spent.url, full.url, url, key.secret, KEY, CHROMIUM=browser)
+        )
+
+        async def is_read() -> bool:
+            timeline = (await other.client.get(f"/v1/turns/{writer.key.turn}/timeline")).json()
+            return showing.done() or bool(timeline["readers"])
+
+        await until(is_read, 40)
+        await keys.revoke(key.record.id, int(time.time()))
+        await writer.say(" and the second.")
+        await writer.end()
+        (seen,) = await showing
+    assert seen["said"] == [
+        ["The budget of this key is spent: new questions are possible when it renews, or when it is raised.", "Hello?"],
+        ["The server's log is full: it takes no new question until its operator makes room.", "Hello?"],
+        ["This key is not valid: it was revoked, has expired, or is mistyped. Enter another one.", ""],
+    ]
+    assert seen["text"] == "The first part and the second."
 
 
 @pytest.mark.timeout(180)

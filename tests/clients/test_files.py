@@ -84,8 +84,8 @@ async def test_expired_files_are_deleted(gateway: Gateway, sdk: AsyncOpenAI, sys
     assert file.expires_at == file.created_at + 3600
     store = await Store.open(system.database, busy_timeout_s=5)
     try:
-        async with store.transaction() as writer:
-            await writer.execute("UPDATE files SET expires_at = 1 WHERE tenant = ?", (tenant,))
+        async with store._database.transaction() as writer:
+            await writer.execute("UPDATE files SET expires_at = 1 WHERE tenant = :tenant", {"tenant": tenant})
         with pytest.raises(openai.NotFoundError):
             await sdk.files.retrieve(file.id)
 

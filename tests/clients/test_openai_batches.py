@@ -173,6 +173,17 @@ async def test_a_batch_whose_every_line_is_refused_completes(sdk: AsyncOpenAI) -
     assert [one["custom_id"] for one in await lines(sdk, batch.error_file_id)] == ["one"]
 
 
+async def test_a_line_that_stores_no_turn_is_refused(sdk: AsyncOpenAI) -> None:
+    """Its result is made from the turn, which would be erased while the batch runs."""
+    given = [request(str(store), RESPONSES, input="#sim words=1 rate=0", store=store) for store in (False, True)]
+    batch = await ended(sdk, await create(sdk, given, RESPONSES))
+    (error,) = await lines(sdk, batch.error_file_id)
+    assert (error["custom_id"], error["response"]["status_code"]) == ("False", 400)
+    assert error["response"]["body"]["error"]["param"] == "store"
+    (output,) = await lines(sdk, batch.output_file_id)
+    assert output["custom_id"] == "True"
+
+
 async def test_a_repeated_batch_after_its_file_was_deleted(sdk: AsyncOpenAI) -> None:
     """A client that lost the answer gets its batch, not a 404."""
     line = msgspec.json.encode(chat("one", "#sim words=1 rate=0"))

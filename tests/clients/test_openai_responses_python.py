@@ -70,7 +70,7 @@ async def is_ended(sdk: AsyncOpenAI, response: str) -> bool:
 @pytest.mark.proves(DIALECT, "answer as one JSON body", PYTHON)
 async def test_response_as_json(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """Text, status and usage in OpenAI's format; the headers name the turn."""
-    raw = await sdk.responses.with_raw_response.create(model=MODEL, input=LINE, temperature=0.5, store=False)
+    raw = await sdk.responses.with_raw_response.create(model=MODEL, input=LINE, temperature=0.5)
     made = raw.parse()
     assert (made.output_text, made.status, made.object) == (TEXT, "completed", "response")
     assert made.usage is not None
@@ -79,7 +79,7 @@ async def test_response_as_json(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     assert await stored_text(gateway, turn) == TEXT
     record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
     names = ("tailrace-turn", "x-request-id", "x-session-id", "tailrace-ignored")
-    assert [raw.headers[name] for name in names] == [turn, turn, record["session"], "store, temperature"]
+    assert [raw.headers[name] for name in names] == [turn, turn, record["session"], "temperature"]
     assert (await sdk.responses.retrieve(made.id)).to_dict() == made.to_dict()
 
 

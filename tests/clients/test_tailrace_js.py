@@ -4,8 +4,10 @@ import gzip
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 
 from tests.clients import node
 from tests.clients.conftest import stored_text
@@ -34,10 +36,14 @@ def test_the_module_has_less_than_5_kb_compressed() -> None:
     assert len(gzip.compress((CHECKOUT / "web/tailrace.js").read_bytes())) < 5000
 
 
-async def test_the_packed_package_reads_through_a_proxy_route_waits_as_told_and_renders_on_a_server(
+@pytest.mark.timeout(120)
+async def test_the_packed_package_reads_through_a_proxy_route_in_node_and_on_an_edge_runtime(
     gateway: Gateway, tmp_path: Path
 ) -> None:
-    """The package of `npm pack`. Only the route knows the key, and it serves the users that the app accepts."""
+    """The package of `npm pack`. Only the route knows the key, and it serves the users that the app accepts.
+
+    In Node it also waits as the gateway asks, and renders the hooks on a server.
+    """
     packing = [str(node.NODE), str(node.NPM), "pack", "--json", "--pack-destination", str(tmp_path)]
     found = await node.command(packing, {"HOME": tmp_path}, CHECKOUT / "web")
     [package] = msgspec.json.decode(found)
@@ -47,12 +53,20 @@ async def test_the_packed_package_reads_through_a_proxy_route_waits_as_told_and_
     with tarfile.open(tmp_path / package["filename"]) as archive:
         archive.extractall(modules, filter="data")
     (modules / "package").rename(modules / "tailrace")
-    for name in ("react", "react-dom", "scheduler"):
-        shutil.copytree(node.MODULES / name, modules / name)
-    script = shutil.copy(node.SCRIPTS / "packed.mjs", tmp_path)
-    example = (CHECKOUT / "examples/edge_proxy.js").as_uri()
-    printed = await node.command([str(node.NODE), str(script), gateway.url, KEY, example], {}, tmp_path)
-    seen = msgspec.json.decode(printed)
+    for name in ("react", "react-dom", "scheduler", "@edge-runtime", "esbuild", "@esbuild"):
+        (modules / name).symlink_to(node.MODULES / name)
+    example = CHECKOUT / "examples/edge_proxy.js"
+
+    async def run(name: str, example: str) -> dict[str, Any]:
+        script = shutil.copy(node.SCRIPTS / name, tmp_path)
+        printed = await node.command([str(node.NODE), str(script), gateway.url, KEY, example], {}, tmp_path)
+        seen: dict[str, Any] = msgspec.json.decode(printed)
+        return seen
+
+    on_edge = await run("edge.mjs", str(example))
+    assert on_edge["text"] == words(60) == await stored_text(gateway, on_edge["turn"])
+    assert (on_edge["resumed"], on_edge["node"]) == ([2, True], ["undefined"] * 2)
+    seen = await run("packed.mjs", example.as_uri())
     assert seen["text"] == words(60) == await stored_text(gateway, seen.pop("turn"))
     assert seen == {
         "text": words(60),

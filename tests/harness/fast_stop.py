@@ -1,6 +1,6 @@
-"""Patches two waiting times of this process: of uvicorn's stop, and of queries without a process that answers them.
+"""Patches waiting times of this process: of a gateway's stop, and of queries without a process that answers them.
 
-uvicorn skips no step of a stop. Many tests have no persistence; queries would wait 4 s for it to be restarted.
+A gateway skips no step of a stop. Many tests have no persistence; queries would wait 4 s for it to be restarted.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ from typing import Any
 
 import uvicorn.server
 
+from tailrace.gateway.http import server
 from tailrace.proto.nats import rpc
 
 # How often uvicorn checks whether to stop, and whether its connections are closed.
@@ -30,4 +31,5 @@ class Asyncio(ModuleType):
 def hurry() -> None:
     """Patches all servers and clients of queries of this process."""
     uvicorn.server.asyncio = Asyncio("asyncio")  # type: ignore[attr-defined]
+    server.ARRIVAL_S = LOOK_EVERY_S
     rpc.RESTART_S_MAX = RESTART_S_MAX

@@ -30,9 +30,9 @@ class Health(msgspec.Struct, frozen=True):
 class Persistence:
     """`async with Persistence(url, database) as persistence:` starts and stops it like its process."""
 
-    def __init__(self, nats_url: str, database: Path, **given: object) -> None:
-        self.database = database
-        self.settings = Settings(nats_url=nats_url, database=database, **QUICK | given)  # type: ignore[arg-type]
+    def __init__(self, nats_url: str, database: Path | str, **given: object) -> None:
+        self.database = Path(database)
+        self.settings = Settings(nats_url=nats_url, database=str(database), **QUICK | given)  # type: ignore[arg-type]
         self.stop = asyncio.Event()
 
     async def __aenter__(self) -> Self:

@@ -53,6 +53,8 @@ def path_parameters(
         "model": "claude-sonnet-5-5",
         "name": "none",
         "file": "page.js",
+        "key_id": "key_0123456789abcdef",
+        "tenant": "acme",
     }
 
 
@@ -102,6 +104,15 @@ ROWS = {
     ("GET", "/v1/usage"): Row(),
     ("DELETE", "/v1/users"): Row(query="?user=nobody"),
     ("DELETE", "/v1/tenant"): Row(),
+    ("GET", "/v1/admin/keys"): Row(),
+    ("POST", "/v1/admin/keys"): Row(body={"tenant": "acme"}),
+    ("DELETE", "/v1/admin/keys/{key_id}"): Row(),
+    ("POST", "/v1/admin/keys/{key_id}/rotate"): Row(body={}),
+    ("GET", "/v1/admin/tenants"): Row(),
+    ("GET", "/v1/admin/tenants/{tenant}/limits"): Row(),
+    ("PUT", "/v1/admin/tenants/{tenant}/limits"): Row(body={"limits": {}}),
+    ("GET", "/v1/admin/tenants/{tenant}/usage"): Row(),
+    ("GET", "/v1/admin/audit"): Row(),
     ("POST", "/v1/messages"): Row(body=MESSAGE),
     ("GET", "/v1/messages/batches"): Row(),
     ("POST", "/v1/messages/batches"): Row(body=MESSAGE_BATCH),

@@ -65,6 +65,7 @@ class System:
         settings: Settings | None = None,
         launch: Launch = ForkedProcess,
         client_timeout_s: float = 30.0,
+        database_url: str = "",
     ) -> None:
         self.folder = folder
         self.settings: Settings = settings or {}
@@ -82,6 +83,8 @@ class System:
         self._log_bytes = log_bytes
         self._launch = launch
         self._client_timeout_s = client_timeout_s
+        self.database_url = database_url
+        """The URL of a database on a server, which takes the place of the SQLite file."""
         self._stack = AsyncExitStack()
 
     # What a subclass changes.
@@ -144,14 +147,14 @@ class System:
         self.clients.append(await self.new_client(await self.reach(f"clients of {name}", "gateway", port)))
         return process
 
-    async def new_persistence(self, **environ: object) -> Process:
-        """Adds the persistence process, which the caller starts."""
+    async def new_persistence(self, name: str = "persistence", **environ: object) -> Process:
+        """Adds a persistence process, which the caller starts."""
         self.database.parent.mkdir(exist_ok=True)
         own = {
-            "TAILRACE_NATS_URL": as_user(await self._nats_url("persistence"), PERSISTENCE),
-            "TAILRACE_DATABASE": self.database,
+            "TAILRACE_NATS_URL": as_user(await self._nats_url(name), PERSISTENCE),
+            "TAILRACE_DATABASE": self.database_url or self.database,
         }
-        return self._add("persistence", "persistence", own, environ)
+        return self._add(name, "persistence", own, environ)
 
     async def new_client(self, port: int, **headers: str) -> httpx2.AsyncClient:
         """Returns a client of the gateway at this port, which is closed with the system."""
@@ -174,6 +177,7 @@ class System:
 
     @property
     def database(self) -> Path:
+        """The SQLite file."""
         return self.folder / "database" / "tailrace.db"
 
     @property

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import sys
+import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from pathlib import Path
 from signal import SIGINT, SIGKILL
@@ -12,13 +13,19 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
+from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.ports import find_free
-from tailrace.proto.ids import Tenant
+from tailrace.proto.api_key import SCOPES, new_key
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats.api_keys import ApiKeyStore
+from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
 from tests.harness.system import System
-from tests.integration.conftest import KEY, Gateway, api_keys
+from tests.harness.turn_writer import Writer
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 
 SLOW = "#sim words=200 rate=100"
 WAIT_S_MAX = 40.0
@@ -130,6 +137,39 @@ async def test_a_chat_on_a_terminal_shows_markdown_and_ctrl_c_ends_a_turn(comman
     [session] = (await gateway.client.get("/v1/sessions")).json()["data"]
     turns = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
     assert [turn["outcome"] for turn in turns] == ["cancelled", "completed"]
+
+
+async def test_a_spent_budget_a_full_log_and_a_revoked_key_are_one_sentence_each(
+    own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant, tmp_path: Path
+) -> None:
+    """On a terminal the chat goes on after the refusal. A key is revoked in the middle of an answer."""
+    keys = ApiKeyStore(own_log._connection)
+    key = new_key(tenant, now=int(time.time()), scopes=SCOPES)
+    await keys.create(key.record)
+    spent = await new_gateway(own_server.url, limits_tenant="usd_day=0.000001")
+    full = await new_gateway(own_server.url, full_at=1e-9)
+    other = await new_gateway(own_server.url)
+    writer = Writer(own_log, TurnKey(tenant, TurnId(new_id())))
+    await writer.open("The first part")
+    refused = await Commands(full.url, tmp_path).run("ask", "Hi.")
+    assert (refused.status, refused.complained.count("\n")) == (1, 1)
+    assert "the server's storage is nearly full" in refused.complained
+    reading = await Commands(other.url, tmp_path).start("tail", writer.key.turn, TAILRACE_KEY=key.secret)
+    assert reading.stdout is not None
+    await asyncio.wait_for(reading.stdout.readexactly(5), WAIT_S_MAX)
+    await keys.revoke(key.record.id, int(time.time()))
+    _, complained = await asyncio.wait_for(reading.communicate(), WAIT_S_MAX)
+    assert (reading.returncode, complained.decode().splitlines()[-1].count("set the key in TAILRACE_KEY")) == (1, 1)
+    terminal, its = os.openpty()
+    chatting = await Commands(spent.url, tmp_path).start("chat", stdin=its, stdout=its, stderr=its, COLUMNS="100")
+    os.close(its)
+    shown = b""
+    os.write(terminal, b"Hi.\n")
+    while not shown.partition(b"The budget of this tenant")[2].endswith(b"> "):
+        shown += await asyncio.wait_for(asyncio.to_thread(os.read, terminal, 10_000), WAIT_S_MAX)
+    os.write(terminal, b"\x04")
+    assert await asyncio.wait_for(chatting.wait(), WAIT_S_MAX) == 0
+    os.close(terminal)
 
 
 async def test_a_conversation_is_asked_listed_and_exported(commands: Commands, tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ async def test_a_restored_up_has_its_turns_keys_and_log(tmp_path: Path, capsys: 
     assert main(["backup", str(tmp_path / "all.tar"), "--data", str(first / "data")]) == 0
     assert main(["restore", str(tmp_path / "all.tar"), "--data", str(second / "data")]) == 0
     with running(second, *LEAN) as up, httpx2.Client(base_url=await up.ready()) as client:
+        assert "Authorization: Bearer YOUR-KEY" in up.said("  curl ")
         assert client.get(turn["links"]["self"]).status_code == 401
         client.headers["authorization"] = f"Bearer {key}"
         # Each stream begins with another wait before a reconnect.

@@ -1,6 +1,7 @@
 """The backend `claude` against the simulated Claude and against servers that are not the API."""
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, closing
 from typing import Any
@@ -308,3 +309,13 @@ async def test_a_connection_is_reused_after_a_whole_answer() -> None:
                 assert bytes(event.raw) in (start, stop)
                 is_read.set()
         assert len(connections) == 1
+
+
+async def test_a_compressed_answer_is_read() -> None:
+    """The call asks for no compression, but a proxy may compress all the same."""
+    events = b'data: {"type":"message_start","message":{}}\n\ndata: {"type":"message_stop"}\n\n'
+    stop = b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{}}\n\n'
+    body = gzip.compress(events.replace(b'data: {"type":"message_stop"', stop + b'data: {"type":"message_stop"'))
+    reply = SSE + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    async with server(reply) as (url, _), claude_at(url) as claude:
+        assert [event["type"] for event in await answer(claude, call())] == ["message_start", "message_delta"]

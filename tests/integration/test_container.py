@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.check_environment import SERVICES
+from tailrace.generators.settings import Settings as GeneratorSettings
 from tailrace.proto.runtime import settings
 from tests.harness.container import PACKAGES, Host, Image, needs_namespaces, service
 from tests.harness.processes import CHECKOUT
@@ -93,12 +94,12 @@ def test_every_setting_of_a_service_exists_and_is_valid(name: str) -> None:
     assert {variable for variable in environ if not variable.startswith("OTEL_")} <= known
 
 
-def test_docker_waits_longer_than_a_generators_drain() -> None:
+@pytest.mark.rule("R100")
+def test_docker_waits_longer_than_a_drain_in_which_every_turn_can_end() -> None:
     generators = service(COMPOSE, "generators", VARIABLES)
-    assert (
-        int(generators["stop_grace_period"].removesuffix("s"))
-        > float(generators["environment"]["TAILRACE_GRACE_S"]) + 5
-    )
+    found = settings.read(GeneratorSettings, generators["environment"])
+    assert found.grace_s >= found.deadline_s
+    assert int(generators["stop_grace_period"].removesuffix("s")) > found.grace_s + 5
 
 
 @pytest.fixture

@@ -126,3 +126,61 @@ async def test_a_tenant_is_erased_only_with_its_name_and_keeps_sums_without_name
     for by in ("user", "project", "session"):
         assert [(line["key"], line["turns"]) for line in await read(gateway, f"/v1/usage?by={by}")] == [(None, 2)]
     assert await read(gateway, "/v1/usage?by=metadata.mail") == []
+
+
+@pytest.mark.rule("R109")
+async def test_a_turn_that_is_not_stored_leaves_only_sums(
+    own: OwnSystem, own_server: NatsServer, own_gateway: Gateway, tmp_path: Path
+) -> None:
+    """It can be read after its end, and then no file has its text. It belongs to no session."""
+    async with own.working(), Persistence(own_server.url, tmp_path / "tailrace.db", unstored_s=3.0):
+        turn = await answered(own_gateway, MARK, store=False)
+        body = {"model": "claude-sonnet-5-5", "input": f"#sim words=9 rate=0 tag={MARK}", "store": False}
+        response = (await own_gateway.client.post("/v1/responses", json=body)).json()
+        assert MARK in turn["text"]
+        for path in ("/v1/turns", "/v1/sessions"):
+            assert await read(own_gateway, path) == []
+        links = {"parent": turn["turn"], "session": turn["session"]}
+        for name, known in links.items():
+            follow_up = await own_gateway.client.post("/v1/turns", json={"message": "and?", name: known})
+            assert (follow_up.status_code, follow_up.json()["error"]["code"]) == (404, f"{name}_not_found")
+            refused = await own_gateway.client.post("/v1/turns", json={"message": "x", name: known, "store": False})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
+        continued = body | {"previous_response_id": response["id"]}
+        refused = await own_gateway.client.post("/v1/responses", json=continued)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "previous_response_id")
+        assert "tailrace.db-wal" not in files_with(MARK, tmp_path)
+
+        async def is_gone() -> bool:
+            return files_with(MARK, tmp_path) == {}
+
+        await until(is_gone)
+        for path in (f"/v1/turns/{turn['turn']}", f"/v1/responses/{response['id']}"):
+            assert (await own_gateway.client.get(path)).status_code == 404
+        assert sum(day["turns"] for day in await read(own_gateway, "/v1/usage")) == 2
+        assert [(line["key"], line["turns"]) for line in await read(own_gateway, "/v1/usage?by=user")] == [(None, 2)]
+
+
+@pytest.mark.rule("R109")
+async def test_a_turn_that_is_not_stored_can_be_deleted_and_run_again(gateway: Gateway, tmp_path: Path) -> None:
+    """While it runs, and after its end. The same Idempotency-Key then runs it again, and each run is counted."""
+    body = {"message": f"#sim words=2000 rate=50 tag={MARK}", "store": False}
+    key = {"idempotency-key": MARK}
+    turns = []
+    for _ in range(2):
+        started = (await gateway.client.post("/v1/turns", json=body, headers=key)).json()
+        turns.append(started["turn"])
+        deleted = await gateway.client.delete(started["links"]["self"])
+        assert (deleted.status_code, deleted.json()["turns"]) == (200, 1)
+        assert (await gateway.client.get(started["links"]["self"])).status_code == 404
+    assert turns[0] == turns[1]
+    ended = await answered(gateway, MARK, store=False)
+    assert (await gateway.client.delete(f"/v1/turns/{ended['turn']}")).json()["turns"] == 1
+    for gone in (ended["turn"], turns[0]):
+        assert (await gateway.client.delete(f"/v1/turns/{gone}")).status_code == 404
+
+    async def is_gone() -> bool:
+        return files_with(MARK, tmp_path) == {}
+
+    await until(is_gone)
+    assert sum(day["turns"] for day in await read(gateway, "/v1/usage")) == 3

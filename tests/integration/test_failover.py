@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from anthropic.lib.aws._auth import _get_session
 
+from tailrace.deploy.local import ports
+from tailrace.generators.circuit_breaker import OPEN_S
 from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.cloud_endpoints import Cloud, cloud
@@ -70,6 +73,36 @@ async def test_the_next_backend_answers_when_the_first_one_refuses(
     turn, modes = await run(own, f"words=20 rate=0 {line}", call_tries_max=3)
     assert (turn.text, turn.outcome, modes) == (words(20), "completed", ANSWERED)
     assert (await own.calls(), (await stats(second.url))["calls"]) == (calls, 1)
+
+
+@pytest.mark.rule("R101")
+@pytest.mark.parametrize("backends", [BOTH, "claude"])
+async def test_a_backend_that_is_down_is_not_called_by_the_next_turn(
+    own: OwnSystem, second: Cloud, monkeypatch: pytest.MonkeyPatch, backends: str
+) -> None:
+    """The first turn finds it out. The next one begins with the other backend, or fails at once without an attempt.
+
+    The first turn of another tenant calls the backend.
+    """
+    monkeypatch.setattr("tailrace.generators.circuit_breaker.FAILING_S", 0.0)
+    monkeypatch.setattr("tailrace.generators.circuit_breaker.TURNS_MIN", 1)
+    [port] = ports.find_free(1)
+    async with own.working(backends=backends, anthropic_base_url=f"http://127.0.0.1:{port}"):
+        keys = [await own.ask("words=3 rate=0")]
+        turns = [await own.ended(keys[0])]
+        keys.append(await own.ask("words=4 rate=0"))
+        turns.append(await own.ended(keys[1]))
+        keys.append(await own.ask("words=5 rate=0", Tenant("other")))
+        turns.append(await own.ended(keys[2]))
+        tried = [await attempts_of(own.log, key) for key in keys]
+    if backends == BOTH:
+        assert [turn.text for turn in turns] == [words(3), words(4), words(5)]
+        assert tried == [ANSWERED, [("bedrock", "fresh")], ANSWERED]
+    else:
+        assert tried == [[("claude", "fresh")], [], [("claude", "fresh")]]
+        error = turns[1].error
+        assert error is not None
+        assert (error.code, error.retry_after_s) == ("backend_unreachable", OPEN_S)
 
 
 @pytest.mark.rule("R50")

@@ -84,7 +84,7 @@ async def test_a_stored_record_does_not_contain_the_secret(keys: ApiKeyStore, ow
         "id": key.record.id,
         "sha256": key.record.sha256,
         "tenant": "alice",
-        "scopes": ["manage", "operate", "read", "write"],
+        "scopes": ["admin", "manage", "operate", "read", "write"],
         "created_at": key.record.created_at,
     }
     assert key.secret not in repr(key.record)
@@ -92,6 +92,14 @@ async def test_a_stored_record_does_not_contain_the_secret(keys: ApiKeyStore, ow
     assert (key.secret[:3], len(key.secret)) == ("tr_", 46)
     made = [make_key() for _ in range(100)]
     assert len({key.secret for key in made}) == len({key.record.id for key in made}) == 100
+
+
+@pytest.mark.rule("R38")
+async def test_a_watched_key_ends_at_the_expiry_that_a_rotation_has_set(cache: ApiKeyCache, keys: ApiKeyStore) -> None:
+    key = await create(cache, keys)
+    with cache.watch(key.record.id) as ended:
+        assert await keys.replace(key.record.id, "key_0000000000000000", int(time.time()), 1)
+        await asyncio.wait_for(ended.wait(), 5)
 
 
 @pytest.mark.rule("R38")

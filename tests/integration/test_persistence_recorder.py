@@ -4,20 +4,25 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from signal import SIGKILL
+from typing import ClassVar
 
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.persistence import unstored as unstored_module
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.rows import TurnRow, build_row
 from tailrace.persistence.store import Store
+from tailrace.persistence.unstored import UnstoredTurns
 from tailrace.proto import subjects
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.fold import Turn
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, streams
 from tailrace.proto.nats.log_server import BATCH, Page
@@ -82,7 +87,9 @@ async def folds(log: TurnLog, keys: Sequence[TurnKey]) -> list[TurnRow]:
 
 
 def recorder(log: TurnLog, deliveries: Deliveries, store: Store, batch_max: int = 100) -> Recorder:
-    return Recorder(log, Tombstones(log._connection), deliveries, store, batch_max=batch_max, retry_wait_s=0.05)
+    tombstones = Tombstones(log._connection)
+    unstored = UnstoredTurns(log, tombstones, store, grace_s=600)
+    return Recorder(log, tombstones, deliveries, store, unstored.divert, batch_max=batch_max, retry_wait_s=0.05)
 
 
 @asynccontextmanager
@@ -130,6 +137,23 @@ async def test_the_row_of_a_turn_is_its_fold(own_log: TurnLog, deliveries: Deliv
     await running.ask()
     found = await record(own_log, deliveries, database, batch_max=3)
     assert found == await folds(own_log, [*keys, cancelled.key, running.key])
+
+
+@pytest.mark.rule("R93")
+async def test_what_another_process_records_during_a_start_is_no_restored_database(
+    own_log: TurnLog, deliveries: Deliveries, database: Path
+) -> None:
+    """It would make the process that starts record the whole log again."""
+    await write(own_log, "Light ")
+
+    async def read_before_another_records() -> Seq:
+        async with opened(database) as store:
+            before = await store.recorded_upto()
+        await record(own_log, deliveries, database)
+        return before
+
+    assert await deliveries.may_have_ended_at(read_before_another_records)
+    assert (await deliveries.backlog()).floor > 0
 
 
 class StuckStore(Store):
@@ -214,11 +238,11 @@ async def test_while_the_database_cannot_be_written_turns_stay_in_the_log(
     """A turn that is not on the disk is not acknowledged (fault F17)."""
     keys = [await write(own_log, "Light " * 10_000)]
     async with opened(database) as store:
-        await store._writer.execute_fetchall(breaks)
+        await store._database._writer.execute_fetchall(breaks)  # type: ignore[attr-defined]
         async with recording(own_log, deliveries, store) as one:
             assert why in await until(lambda: one.failure)
             assert (await deliveries.backlog()).floor == 0
-            await store._writer.execute_fetchall(mends)
+            await store._database._writer.execute_fetchall(mends)  # type: ignore[attr-defined]
             await until(deliveries.is_drained)
             await until(lambda: not one.failure)
     assert rows(database) == await folds(own_log, keys)
@@ -257,7 +281,8 @@ async def test_leases_are_renewed_during_a_slow_commit(
 async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
     own_connection: Connection, own_log: TurnLog, deliveries: Deliveries, database: Path
 ) -> None:
-    """A turn that was purged, one whose fold raises, one that SQLite rejects (a cost beyond 64 bits): they are counted.
+    """A turn that was purged, one whose fold raises, one that SQLite rejects (a cost beyond 64 bits), also with
+    `store: false`: they are counted.
 
     A text that does not match the hash in its end is recorded, and counted too.
     """
@@ -268,6 +293,11 @@ async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
         await writer.open("Light")
         end = build_end(await own_log.turn(writer.key), "completed")
         await writer.store(msgspec.structs.replace(end, **wrong))
+    unstored = new_writer(own_log)
+    await unstored.ask(store=False)
+    await unstored.begin("Light")
+    end = build_end(await own_log.turn(unstored.key), "completed")
+    await unstored.store(msgspec.structs.replace(end, cost_nano_usd=2**63))
     good = await write(own_log, "scatters")
     await own_connection.jetstream.purge_stream(STREAM, subject=subjects.entry(purged, "request"))
 
@@ -280,7 +310,73 @@ async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
     (row,) = [one for one in found if one.turn == mismatch.key.turn]
     assert (row.text, row.text_chars) == ("Light", 4)
     assert count("proof_mismatches") - before["proof_mismatches"] == 1
-    assert count("turns_left_out") - before["turns_left_out"] >= 3
+    assert count("turns_left_out") - before["turns_left_out"] >= 4
+
+
+@pytest.mark.rule("R109")
+async def test_an_unstored_turn_is_erased_beside_one_that_cannot_be_and_each_of_its_runs_is_counted(
+    own_connection: Connection, deliveries: Deliveries, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repeated Idempotency-Key stores an erased turn again, under the same id; the old note does not erase it."""
+
+    class StuckLog(TurnLog):
+        stuck: TurnKey | None = None
+        looked_at: ClassVar[set[TurnKey]] = set()
+
+        async def turn(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+            self.looked_at.add(key)
+            return await super().turn(key, known)
+
+        async def erase(self, key: TurnKey) -> int:
+            if key == self.stuck:
+                raise LogUnavailable("stuck")
+            return await super().erase(key)
+
+    monkeypatch.setattr(unstored_module, "INTERVAL_S", 0.05)
+    log = StuckLog(own_connection)
+    stuck, erased = new_writer(log).key, new_writer(log).key
+    log.stuck = stuck
+
+    async def start(key: TurnKey) -> Writer:
+        writer = Writer(log, key)
+        await writer.ask(store=False)
+        await writer.begin("Light")
+        return writer
+
+    @asynccontextmanager
+    async def erasing(store: Store) -> AsyncIterator[None]:
+        stop = asyncio.Event()
+        running = asyncio.create_task(UnstoredTurns(log, Tombstones(own_connection), store, grace_s=0).run(stop))
+        yield
+        stop.set()
+        await running
+
+    def due() -> float | None:
+        return REGISTRY.get_sample_value("tailrace_persistence_unstored_due")
+
+    async def is_erased() -> bool:
+        return due() == 1 and not await log.is_known(erased)
+
+    async with opened(database) as store:
+        for key in (stuck, erased):
+            await (await start(key)).end()
+        async with recording(log, deliveries, store):
+            await until(deliveries.is_drained)
+            async with erasing(store):
+                await until(is_erased)
+            again = await start(erased)
+            log.looked_at.clear()
+            # A restart finds the old note.
+            async with erasing(store):
+                await until(lambda: erased in log.looked_at)
+                await again.end()
+                await until(is_erased)
+                log.stuck = None
+                await until(lambda: due() == 0)
+        assert not await log.is_known(stuck)
+        today = datetime.now(UTC).date()
+        usage = await store.usage(OURS, "day", today - timedelta(days=1), today, "", 9)
+    assert sum(day.turns for day in usage) == 3
 
 
 async def test_a_fold_from_a_lagging_replica_is_not_recorded_as_the_end(

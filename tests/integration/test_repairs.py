@@ -264,13 +264,6 @@ def test_a_full_disk_at_the_start_is_one_sentence(tmp_path: Path) -> None:
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["TAILRACE_NATS_URL", "TAILRACE_DATABASE"])
-def test_up_refuses_a_setting_that_it_chooses_itself(tmp_path: Path, name: str) -> None:
-    status, error = refused("--data", str(tmp_path), "--port", "0", **{name: "nats://127.0.0.1:4222"})
-    assert status == 2
-    assert f"{name} is set, but `tailrace up`" in error
-
-
 def test_a_mistyped_variable_of_the_model_gets_a_warning() -> None:
     environ = dict.fromkeys(
         ["ANTHROPIC_APIKEY", "ANTHROPIC_API_KEY", "ANTHROPIC_MODEL", "PATH", "ANTROPIC_API_KEY"], "x"

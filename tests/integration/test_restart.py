@@ -3,7 +3,9 @@
 import asyncio
 import os
 import re
+import sqlite3
 import sys
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGTERM
@@ -20,34 +22,59 @@ from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.readers import history, read, reader
-from tests.harness.up import CHECKOUT, running
+from tests.harness.up import CHECKOUT, Up, running
 from tests.promises import Connected, judge, no_gap, no_repeat, one_end
 
-# Longer than the start of all processes: each is restarted while they run.
+# Longer than the start of the first processes: each generator is restarted while they run.
 RUNNING = "#sim words=600 rate=40"
+# They run until they are cancelled: each gateway is restarted while they run.
+ENDLESS = "#sim words=30000 rate=40"
 TURNS = 6
 
 
 async def read_to_end(client: httpx2.AsyncClient, turn: str) -> list[Connected]:
-    """The connections of a reader that resumes until the turn ends."""
+    """The connections of a reader that resumes until the turn ends. It also connects again after an error."""
     connections: list[Connected] = []
     while not connections or connections[-1].over != "ended":
         cursor = next((one.frames[-1].seq for one in reversed(connections) if one.frames), BEFORE_FIRST)
-        connections.append(await read(client, turn, cursor))
+        # A connection that has sent its request too late is closed without a response.
+        with suppress(httpx2.NetworkError):
+            connections.append(await read(client, turn, cursor))
     return connections
+
+
+async def start_restart(up: Up) -> asyncio.subprocess.Process:
+    command = [sys.executable, "-m", "tailrace", "restart", "--data", str(up.folder)]
+    return await asyncio.create_subprocess_exec(*command, cwd=CHECKOUT, env=os.environ, stdout=-1, stderr=-2)
+
+
+async def refuses_a_newer_database(up: Up) -> None:
+    """As if an older version had been installed. No process is stopped."""
+    before = up.tree()
+    with closing(sqlite3.connect(up.folder / "tailrace.db")) as database:
+        database.execute("PRAGMA user_version = 999")
+    process = await start_restart(up)
+    printed, _ = await process.communicate()
+    assert (process.returncode, b"has schema version 999" in printed) == (1, True), printed
+    assert up.tree() == before
 
 
 @pytest.mark.rule("R100")
 @pytest.mark.timeout(180)
 async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Path) -> None:
-    """Turns run on while each process is restarted; readers resume."""
+    """Turns run on while each process is restarted; readers resume. A database of a newer version is refused."""
     with running(tmp_path, "--port", "0") as up:
         url = await up.ready()
         before = up.pids()
         statuses: list[int] = []
         async with httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
-            turns = [(await client.post("/v1/turns", json={"message": RUNNING})).json()["turn"] for _ in range(TURNS)]
-            readers = [asyncio.create_task(read_to_end(client, turn)) for turn in turns]
+            turns: list[str] = []
+            readers: list[asyncio.Task[list[Connected]]] = []
+
+            async def begin(message: str) -> None:
+                for _ in range(TURNS):
+                    turns.append((await client.post("/v1/turns", json={"message": message})).json()["turn"])
+                    readers.append(asyncio.create_task(read_to_end(client, turns[-1])))
 
             async def post() -> None:
                 """Continues a conversation, which gateways read from persistence."""
@@ -56,15 +83,24 @@ async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Pat
 
             parent = (await client.post("/v1/turns", json={"message": "#sim words=2"})).json()["turn"]
             await read_to_end(client, parent)
-            command = [sys.executable, "-m", "tailrace", "restart", "--data", str(up.folder)]
-            process = await asyncio.create_subprocess_exec(*command, cwd=CHECKOUT, env=os.environ, stdout=-1, stderr=-1)
-            restarting = asyncio.create_task(process.communicate())
-            while not restarting.done():
+            await begin(RUNNING)
+            restarting = []
+
+            async def follow(printed: asyncio.StreamReader) -> None:
+                async for line in printed:
+                    restarting.extend(re.findall(r"restarting (\S+)", line.decode()))
+                    if restarting[-1:] == ["generator-spare"] and len(turns) == TURNS:
+                        await begin(ENDLESS)
+
+            process = await start_restart(up)
+            assert process.stdout is not None
+            following = asyncio.create_task(follow(process.stdout))
+            while not following.done():
                 await post()
                 await asyncio.sleep(0.02)
-            printed, errors = await restarting
-            assert (process.returncode, errors) == (0, b"")
-            assert re.findall(r"restarting (\S+)", printed.decode()) == [
+            await following
+            assert await process.wait() == 0
+            assert restarting == [
                 "persistence",
                 "generator-1",
                 "generator-2",
@@ -72,7 +108,10 @@ async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Pat
                 "gateway-1",
                 "gateway-spare",
             ]
+            for turn in turns[TURNS:]:
+                assert (await client.post(f"/v1/turns/{turn}/cancel")).json()["outcome"] == "cancelled"
             connections = await asyncio.gather(*readers)
+            assert all(len(of_reader) > 1 for of_reader in connections[TURNS:]), "no gateway was restarted meanwhile"
             claude = next(line for line in up.lines if line.strip().startswith("simulated-claude")).split()[-1]
             calls = (await client.get(f"{claude}/_sim/stats")).json()
         assert set(statuses) == {202}
@@ -80,6 +119,7 @@ async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Pat
         assert set(again) == {"persistence", "generator-1", "generator-2", "gateway-1"}
         assert not {int(pid) for pid in again.values()} & set(before.values())
         assert calls["calls"] == len([parent, *turns, *statuses])
+        await refuses_a_newer_database(up)
         connection = await Connection.open((up.folder / "nats.url").read_text(), "test")
         try:
             log = TurnLog(connection)

@@ -111,6 +111,7 @@ async def test_an_existing_stream_is_not_changed(bare: Connection) -> None:
 WRONG_STREAMS = {
     "allow_msg_counter": StreamConfig(name=LIMITS, subjects=["limits.>"]),
     "max_msgs_per_subject": streams.bodies_stream(1, BYTES_MAX // 8, 3600).evolve(max_msgs_per_subject=-1),
+    **{name: streams.audit_stream(1).evolve(**{name: False}) for name in ("deny_delete", "deny_purge")},
     **{
         setting: streams.turns_stream(1, BYTES_MAX, 3600).evolve(**{setting: value})
         for setting, value in {

@@ -8,9 +8,11 @@ import re
 import shlex
 import signal
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from subprocess import PIPE, Popen, run
@@ -51,30 +53,18 @@ if "tailrace.persistence" in sys.orig_argv:
 """
 
 
-@pytest.fixture
-def up(tmp_path: Path) -> Iterator[Up]:
-    """A system with two gateways."""
-    folder = tmp_path / "up"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(LATE_GENERATOR)
-    environ = {"PYTHONPATH": str(folder), "BEGUN": str(folder / "begun"), "GOMEMLIMIT": "1GiB"}
-    with running(folder, "--port", "0", "--gateways", "2", **environ) as up:
-        yield up
-
-
-def test_a_command_in_another_folder_finds_it_and_watches_it(up: Up, tmp_path: Path) -> None:
-    """`tailrace top`, once into a pipe, and as lines of JSON, of which the second one has a rate."""
-    url = asyncio.run(up.ready())
+def assert_watched(up: Up, url: str, folder: Path) -> None:
+    """`tailrace top` in another folder finds it: once into a pipe, and as lines of JSON, the second with a rate."""
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("TAILRACE_")}
-    own = {"PYTHONPATH": str(CHECKOUT), "NO_PROXY": "127.0.0.1", "XDG_DATA_HOME": str(tmp_path)}
+    own = {"PYTHONPATH": str(CHECKOUT), "NO_PROXY": "127.0.0.1", "XDG_DATA_HOME": str(folder)}
     environ = inherited | own | {"XDG_STATE_HOME": str(up.folder.with_name("state"))}
     command = [sys.executable, "-P", "-m", "tailrace", "top"]
     with httpx2.Client(trust_env=False) as http, Client(url, http=http).ask("#sim words=4000 rate=50") as answer:
-        shown = run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True, timeout=30).stdout
+        shown = run(command, cwd=folder, env=environ, capture_output=True, text=True, check=True, timeout=30).stdout
         assert f"`up` {VERSION} at {url}" in shown
         assert "gateway-2" in shown
         assert answer.turn in shown
-        watching = Popen([*command, "--json"], cwd=tmp_path, env=environ, stdout=PIPE, text=True)
+        watching = Popen([*command, "--json"], cwd=folder, env=environ, stdout=PIPE, text=True)
         try:
             assert watching.stdout is not None
             first, second = (json.loads(watching.stdout.readline()) for _ in range(2))
@@ -100,8 +90,20 @@ def webhook_secret(environ: dict[str, str]) -> str:
     return done.stdout.strip()
 
 
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Up]:
+    """A system with two gateways."""
+    folder = tmp_path / "up"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(LATE_GENERATOR)
+    environ = {"PYTHONPATH": str(folder), "BEGUN": str(folder / "begun"), "GOMEMLIMIT": "1GiB"}
+    with running(folder, "--port", "0", "--gateways", "2", **environ) as up:
+        yield up
+
+
 @pytest.mark.rule("F30")
 @pytest.mark.rule("S16")
+@pytest.mark.timeout(120)
 async def test_ready_is_printed_when_every_process_is_ready(up: Up, tmp_path: Path) -> None:
     """A script waits for one line, and a person finds each process above it; the printed curl command works.
 
@@ -155,6 +157,7 @@ async def test_ready_is_printed_when_every_process_is_ready(up: Up, tmp_path: Pa
     assert f"port {port} on 127.0.0.1 is in use" in message
     assert sorted(path.name for path in other.iterdir()) == ["lock"]
     assert up.tree() == before
+    await asyncio.to_thread(assert_watched, up, url, tmp_path)
 
     up.process.send_signal(signal.SIGHUP)
     assert up.process.wait(timeout=STOP_S_MAX) == 0
@@ -168,6 +171,7 @@ async def test_ready_is_printed_when_every_process_is_ready(up: Up, tmp_path: Pa
     ("options", "environ", "status", "message"),
     [
         (("--port", "0", "--data", "file"), {}, 1, "choose another with --data"),
+        (("--port", "0", "--data", "newer"), {}, 1, "has schema version 999"),
         (
             ("--host", "192.0.2.1", "--data", "data"),
             {"TAILRACE_ALLOW_ANONYMOUS": "true"},
@@ -186,10 +190,14 @@ def test_a_start_that_cannot_succeed_is_refused_in_one_line(
     tmp_path: Path, options: tuple[str, ...], environ: dict[str, str], status: int, message: str
 ) -> None:
     (tmp_path / "file").write_text("")
+    (tmp_path / "newer").mkdir()
+    with closing(sqlite3.connect(tmp_path / "newer/tailrace.db")) as database:
+        database.execute("PRAGMA user_version = 999")
     found = refused(*options[:-1], str(tmp_path / options[-1]), **environ)
     assert (found[0], found[1].count("\n")) == (status, 1)
     assert message in found[1]
     assert status == 1 or not (tmp_path / "data").exists()
+    assert {path.name for path in (tmp_path / "newer").iterdir()} <= {"lock", "tailrace.db"}
 
 
 async def test_a_setting_that_only_a_process_refuses_ends_up(tmp_path: Path) -> None:
@@ -256,17 +264,6 @@ async def test_it_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
         assert [pid for pid in pids if is_alive(pid)] == []
 
 
-@pytest.mark.rule("F30")
-async def test_no_process_survives_a_kill(tmp_path: Path) -> None:
-    """kill -9 of `up` leaves no process that holds the directory."""
-    with running(tmp_path, *LEAN) as up:
-        await up.ready()
-        pids = up.tree()
-        assert pids
-        up.process.kill()
-        await until(lambda: not any(map(is_alive, pids)))
-
-
 # Confidential texts of one turn. The answer's is the tag of its words.
 CANARIES = {
     "prompt": "canary-in-a-prompt",
@@ -284,9 +281,13 @@ MONITORED = (
 )
 
 
+@pytest.mark.rule("F30")
 @pytest.mark.rule("S3")
-async def test_a_system_at_work_shows_no_secret(tmp_path: Path) -> None:
-    """Not in log lines, arguments, metrics, error responses, URLs, nor in the monitoring of nats-server (S3)."""
+async def test_a_system_at_work_shows_no_secret_and_no_process_survives_a_kill(tmp_path: Path) -> None:
+    """Not in log lines, arguments, metrics, error responses, URLs, nor in the monitoring of nats-server (S3).
+
+    kill -9 of `up` leaves no process that holds the directory.
+    """
     key = "a-key-that-is-a-canary"
     environ = {
         "ANTHROPIC_API_KEY": KEY,
@@ -313,6 +314,9 @@ async def test_a_system_at_work_shows_no_secret(tmp_path: Path) -> None:
             assert "simulated-claude" not in up.pids()
             assert "'Authorization: Bearer YOUR-KEY'" in up.said("  curl ")
             assert f"Claude at {claude.url} answers, and each turn costs money" in up.said("up ")
+            pids = up.tree()
+            up.process.kill()
+            await until(lambda: not any(map(is_alive, pids)))
     assert len(set(passwords)) == len(RIGHTS)
     assert all(re.fullmatch("[0-9a-f]{32}", password) for password in passwords)
     # The searched texts contain what they should.

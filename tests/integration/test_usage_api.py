@@ -7,6 +7,7 @@ from asyncio.subprocess import PIPE
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from tailrace.proto.ids import Tenant
@@ -129,6 +130,11 @@ async def test_usage_by_key_and_session_over_http_and_as_a_table(
     assert headings[:2] == ["KEY", "TURNS"]
     assert {row[0]: row[1] for row in rows} == {name_of(KEY): "2", name_of(OTHER_KEY): "1"}
     assert total[:2] == ["all", "3"]
+    [[printed]] = await table("--by", "key", "--json")
+    assert {one["key"]: one["turns"] for one in msgspec.json.decode(printed)} == {
+        name_of(KEY): 2,
+        name_of(OTHER_KEY): 1,
+    }
     cost = sum(turn["cost_usd"] for of_key in turns.values() for turn in of_key)
     assert float(total[-1]) == pytest.approx(cost, abs=0.0001)
     assert [row[:2] for row in await table()][1:] == [[f"{datetime.now(UTC):%Y-%m-%d}", "3"], ["all", "3"]]

@@ -32,6 +32,7 @@ from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
 from tests.harness import processes
 from tests.harness.persistence_in_loop import Persistence
+from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.processes import Process
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
@@ -67,11 +68,17 @@ class OwnSystem(NamedTuple):
         return processes.persistence(self.folder, self.server.url, **given | environ)
 
     async def write(
-        self, webhook: str | None, *, session: str = "", tenant: Tenant = OURS, text: str = "Light scatters."
+        self,
+        webhook: str | None,
+        *,
+        session: str = "",
+        tenant: Tenant = OURS,
+        text: str = "Light scatters.",
+        store: bool = True,
     ) -> TurnKey:
         """Writes a completed turn; in a session of its own if none is given."""
         writer = Writer(self.log, TurnKey(tenant, TurnId(new_id())))
-        await writer.ask(webhook=webhook, session=SessionId(session or new_id()))
+        await writer.ask(webhook=webhook, session=SessionId(session or new_id()), store=store)
         await writer.begin(text)
         await writer.end()
         return writer.key
@@ -117,6 +124,8 @@ async def test_an_ended_turn_is_posted_once_with_signature_and_record(own: OwnSy
         key = await own.write(receiver.url)
         await own.write(None)
         theirs = await own.write(None, tenant=THEIRS)
+        # It leaves nothing behind, also not there.
+        await own.write(None, tenant=THEIRS, store=False)
         named = await own.write(receiver.url, tenant=THEIRS)
         await own.drained()
     assert sorted(receiver.turns) == sorted(turns([key, named]))
@@ -391,6 +400,45 @@ async def test_killed_and_stopped_processes_deliver_each_session_in_order(own: O
     interrupted = keys[1:4]
     sent = [key.turn for key in keys for _ in range(2 if key in interrupted else 1)]
     assert receiver.turns == sent
+
+
+@pytest.mark.rule("R45")
+async def test_of_two_processes_with_one_database_only_one_sends(
+    own: OwnSystem, receiver: Receiver, postgresql: PostgreSQLServer
+) -> None:
+    """When the sender loses its lock, the next holder sends the other webhooks, in order."""
+    url = await postgresql.new_database()
+    await own.shorten_lease()
+    receiver.answer = status(500)
+
+    async def lock_holders() -> list[int]:
+        async with postgresql.connected(url) as admin:
+            rows = await admin.fetch(
+                "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND "
+                "((classid::bigint << 32) | objid::bigint) = hashtextextended('webhooks', 0)"
+            )
+        return [row["pid"] for row in rows]
+
+    async def is_handed_over() -> bool:
+        return (left := await lock_holders()) != [] and holder not in left
+
+    settings = {"nats_url": own.server.url, "database": url, **SETTINGS}
+    async with Persistence(**settings), Persistence(**settings):  # type: ignore[arg-type]
+        keys = []
+        for number in range(6):
+            keys += await own.write_session(receiver.url, 1)
+            await until(lambda: len(receiver.got) > number)  # noqa: B023
+        assert set(receiver.turns) == {keys[0].turn}
+        await until(lock_holders)
+        (holder,) = await lock_holders()
+        async with postgresql.connected(url) as admin:
+            await admin.execute("SELECT pg_terminate_backend($1)", holder)
+        await until(is_handed_over)
+        receiver.answer = status(204)
+        await own.drained()
+    of_session = receiver.turns
+    assert list(dict.fromkeys(of_session)) == turns(keys)
+    assert of_session[-5:] == turns(keys[1:])
 
 
 async def test_webhooks_continue_after_a_restart_of_nats_server(own: OwnSystem, receiver: Receiver) -> None:

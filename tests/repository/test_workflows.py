@@ -14,7 +14,7 @@ from tools.docs_site import found, indent_items, navigation, to_repository
 BIN = Path(sys.executable).parent
 GITHUB = CHECKOUT / ".github"
 WORKFLOWS = sorted(GITHUB.glob("workflows/*.yml"))
-SCHEMAS = dict.fromkeys(WORKFLOWS, "vendor.github-workflows") | {GITHUB / "dependabot.yml": "vendor.dependabot"}
+SCHEMAS = {"vendor.github-workflows": WORKFLOWS, "vendor.dependabot": [GITHUB / "dependabot.yml"]}
 
 
 def run(*command: str | Path) -> None:
@@ -22,9 +22,9 @@ def run(*command: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: path.name)
-def test_every_file_fits_its_schema(path: Path) -> None:
-    run(BIN / "check-jsonschema", "--builtin-schema", SCHEMAS[path], path)
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_every_file_fits_its_schema(schema: str) -> None:
+    run(BIN / "check-jsonschema", "--builtin-schema", schema, *SCHEMAS[schema])
 
 
 def test_zizmor_finds_no_risk() -> None:

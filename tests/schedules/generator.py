@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.budget import cut_at_cost, limit_cost
+from tailrace.generators.circuit_breaker import CircuitBreakers
 from tailrace.generators.failover import BackendOrders, Source
 from tailrace.generators.forced_tools import write_forced_call
 from tailrace.generators.hedging import HedgeTaker, Hedging
@@ -98,7 +99,8 @@ class Generator:
         log = self.new_log(process)
         settlement = Settlement(UNUSED, UNUSED)
         hedging = Hedging(log, SimulatedHedgeRpc(self), settlement, name=self.name, after_s=HEDGE_AFTER_S)
-        caller = ModelCaller(dict.fromkeys(ORDERS.backends, backend), ORDERS, RETRY, BlobLoader(UNUSED, UNUSED))
+        begin_call = CircuitBreakers(ORDERS).begin_call
+        caller = ModelCaller(dict.fromkeys(ORDERS.backends, backend), begin_call, RETRY, BlobLoader(UNUSED, UNUSED))
         runner = TurnRunner(
             log,
             caller,

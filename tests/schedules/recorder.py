@@ -8,6 +8,7 @@ import msgspec
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.rows import TurnRow, turn_record
 from tailrace.proto.entries import Failure
+from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
@@ -22,6 +23,8 @@ UNUSED: Any = None
 
 class SimulatedStore:
     """The product's Store for one turn. The row of an ended turn is never overwritten by that of a running one."""
+
+    system = "sqlite"
 
     def __init__(self, process: Process) -> None:
         self.row: TurnRow | None = None
@@ -44,6 +47,11 @@ class SimulatedStore:
         return []
 
 
+async def _keep(_: TurnKey, __: Turn) -> bool:
+    """Diverts no turn."""
+    return False
+
+
 class SimulatedRecorder:
     """A Recorder in a process of its own."""
 
@@ -52,7 +60,7 @@ class SimulatedRecorder:
         self._store = SimulatedStore(self.process)
         store: Any = self._store
         log, deliveries = SimulatedLog(server, self.process), SimulatedDeliveries(consumer, self.process)
-        self._recorder = Recorder(log, UNUSED, deliveries, store, batch_max=BATCH_MAX, retry_wait_s=RETRY_WAIT_S)
+        self._recorder = Recorder(log, UNUSED, deliveries, store, _keep, batch_max=BATCH_MAX, retry_wait_s=RETRY_WAIT_S)
 
     def start(self) -> None:
         self.process.start(self._recorder.run(self.process.world.never))

@@ -13,7 +13,7 @@ from tailrace.gateway.settings import Settings
 from tailrace.proto.api_key import SCOPES, new_key
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Seq, Tenant
-from tailrace.proto.nats.api_keys import KeyChange
+from tailrace.proto.nats.api_keys import RecordChange
 
 HASH = hashlib.sha256(b"secret").hexdigest()
 OTHER_HASH = hashlib.sha256(b"other").hexdigest()
@@ -99,7 +99,7 @@ def used(a_door: Authenticator) -> Authenticator:
     """A key was created and revoked again."""
     key = new_key(Tenant("alice"), now=1, scopes=SCOPES).record
     revoked = msgspec.structs.replace(key, revoked_at=2)
-    a_door.api_keys._put(KeyChange(Seq(1), key.id, revoked))
+    a_door.api_keys._put(RecordChange(Seq(1), key.id, revoked))
     return a_door
 
 

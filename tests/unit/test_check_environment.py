@@ -41,6 +41,12 @@ async def test_an_invalid_value_is_refused_with_the_settings_name(name: str, tex
         await check({name: text})
 
 
+@pytest.mark.parametrize("name", ["TAILRACE_NATS_URL", "TAILRACE_DATABASE"])
+async def test_up_refuses_a_setting_that_it_chooses_itself(name: str) -> None:
+    with pytest.raises(SettingsInvalid, match=f"{name} is set, but `tailrace up`"):
+        await check({name: "nats://127.0.0.1:4222"})
+
+
 async def test_a_prompt_that_does_not_parse_is_refused_with_its_file(tmp_path: Path) -> None:
     """Before the start; otherwise the gateway would end at every start."""
     (tmp_path / "greet.j2").write_text("{% block message %}{{ name }{% endblock %}")

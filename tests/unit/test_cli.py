@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tailrace.client import Client
 from tailrace.deploy.cli.arguments import turn_id
 from tailrace.deploy.cli.ask import read_question
 from tailrace.deploy.cli.connection import find_url
-from tailrace.deploy.cli.main import main, parser
+from tailrace.deploy.cli.main import all_parsers, main, parser
 from tailrace.deploy.local import nats_server, running, status_file
 from tailrace.deploy.local.options import default_data_dir
 from tailrace.deploy.local.ports import find_free
@@ -112,6 +113,15 @@ def test_ctrl_c_during_the_imports_is_silent(
     monkeypatch.setattr(sys, "meta_path", [Interrupting, *sys.meta_path])
     assert console_script.main() == 130
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_help_lists_each_command_once_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    found = re.findall(r"^  ([a-z-]+)  +[a-z]", said, re.MULTILINE)
+    assert found == [each.prog.removeprefix("tailrace ") for each in all_parsers(parser())[1:]]
+    assert re.findall(r"^(.*):$", said, re.MULTILINE) == ["run", "ask", "look", "operate", "set up"]
 
 
 def test_help_of_up_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,17 @@ def test_the_terminal_shows_each_word_once_and_obeys_no_control_character() -> N
     assert excerpt(f"One\n{HOSTILE}") == "One a[31mred]0;title]52;c;aGk=2Jb"
 
 
+def test_one_blank_line_is_between_the_blocks_of_an_answer() -> None:
+    display = MarkdownDisplay()
+    display._console = Console(file=StringIO(), force_terminal=False, width=20)
+    for text in ("# One\n\nTwo\n\n- a\n- b\n\n", f"## Three\n\n> c\n\n{CODE}\n\n---\n\nend"):
+        display.add(text)
+    display.close()
+    lines = [line.strip() for line in display._console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    code = ["x = 1", "", "y = 2"]
+    assert lines == ["One", "", "Two", "", "• a", "• b", "", "Three", "", "▌ c", "", *code, "", "-" * 20, "", "end"]
+
+
 def test_the_newest_branch_of_a_conversation_is_exported() -> None:
     def turn(name: str, parent: str | None, question: object, answer: object, outcome: str = "completed") -> Any:
         asked = [{"role": "user", "content": question}]

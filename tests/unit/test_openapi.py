@@ -2,6 +2,7 @@
 
 import re
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -10,15 +11,20 @@ from starlette.requests import Request
 
 from tailrace.gateway.app import ROUTES
 from tailrace.gateway.auth.scopes import NEEDS
+from tailrace.gateway.auth.signed_tokens import KINDS, Access, Ticket
+from tailrace.gateway.clients.files import FILE_ID
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.gateway.openapi import routes
+from tailrace.gateway.openapi import examples, routes
 from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS
 from tailrace.gateway.openapi.reference_page import render_page
 from tailrace.gateway.openapi.routes import document
 from tailrace.gateway.page.index import endpoints_of
 from tailrace.persistence.webhooks import payload, signature
+from tailrace.proto.api_key import KEY_ID, ApiKey
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.records import record_from_fold
+from tailrace.proto.models import find_model
+from tailrace.proto.nats.administration import without_hash
+from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.route_table import ROWS
 from tests.harness.turn_builder import completed_turn
@@ -50,6 +56,74 @@ def test_operation_ids_are_unique() -> None:
     names = [one["operationId"] for methods in DOCUMENT["paths"].values() for one in methods.values()]
     assert len(names) == len(set(names))
     assert all(re.fullmatch("[a-z0-9_]+", name) for name in names)
+
+
+def test_everything_has_a_description() -> None:
+    """Each parameter and property: those of Structs are the docstrings of their fields. An operation has a summary."""
+    parts = {
+        f"{method} {path} {part['name']}": part
+        for path, methods in DOCUMENT["paths"].items()
+        for method, one in methods.items()
+        for part in one.get("parameters", ())
+    }
+    parts |= {
+        f"{name}.{field}": schema
+        for name, struct in DOCUMENT["components"]["schemas"].items()
+        for field, schema in struct.get("properties", {}).items()
+    }
+    assert [name for name, part in parts.items() if not part.get("description")] == []
+
+
+def test_every_example_is_valid() -> None:
+    """Each JSON body, JSON response and property without a named schema has one that its schema accepts."""
+    examples = {
+        f"{method} {path} {status}": (content["schema"], content["example"])
+        for path, methods in DOCUMENT["paths"].items()
+        for method, one in methods.items()
+        for status, body in {"body": one.get("requestBody", {}), **one["responses"]}.items()
+        for media_type, content in body.get("content", {}).items()
+        if media_type == "application/json" and (status == "body" or status < "400")
+    }
+    examples |= {
+        f"{name}.{field}": (schema, schema["examples"][0])
+        for name, struct in DOCUMENT["components"]["schemas"].items()
+        for field, schema in struct.get("properties", {}).items()
+        if "examples" in schema or not references(schema)
+    }
+    problems = [
+        f"{name}: {error.message}"
+        for name, (schema, example) in examples.items()
+        for error in Draft202012Validator({**schema, "components": DOCUMENT["components"]}).iter_errors(example)
+    ]
+    assert problems == []
+
+
+def test_every_row_of_the_examples_is_used() -> None:
+    """A row is the example of a property with its name."""
+    used = {
+        key
+        for name, struct in DOCUMENT["components"]["schemas"].items()
+        for field, schema in struct.get("properties", {}).items()
+        for key in (f"{name.rpartition('.')[2]}.{field}", field)
+        if name not in examples.WHOLE and schema.get("examples") == [examples.EXAMPLES.get(key)]
+    }
+    assert set(examples.EXAMPLES) - used == set()
+
+
+def test_examples_are_read_by_the_parsers_of_the_product() -> None:
+    """A schema only says that an id is a string."""
+    for made in (examples.TURN, examples.PARENT, examples.BATCH):
+        assert (str(UUID(made)), UUID(made).version) == (made, 7)
+    assert FILE_ID.fullmatch(examples.FILE)
+    assert KEY_ID.fullmatch(examples.KEY_ID)
+    assert examples.TICKET.startswith(KINDS[Ticket].decode())
+    assert examples.EXAMPLES["access_token"].startswith(KINDS[Access].decode())
+    record = msgspec.convert(examples.WHOLE["TurnRecord"], TurnRecord)
+    assert msgspec.to_builtins(record)["duration_s"] == examples.WHOLE["TurnRecord"]["duration_s"]
+    after = examples.WHOLE["AuditEntry"]["after"]
+    assert without_hash(msgspec.convert({**after, "sha256": "0" * 64}, ApiKey)) == after
+    assert (model := find_model(examples.MODEL)) is not None
+    assert model.retires is None
 
 
 def test_every_operation_has_a_summary() -> None:

@@ -58,8 +58,14 @@ def test_all_that_a_role_may_ask_is_answered_somewhere(user: str) -> None:
 
 @pytest.mark.parametrize("user", RIGHTS)
 def test_only_gateway_and_admin_can_access_the_keys(user: str) -> None:
-    """The gateway reads keys and secrets; the admin writes them."""
+    """The gateway writes keys for operators (PROTOCOL R107)."""
     ways = {way.subject for way in imports_of(user)}
     found = {subject for subject in ways if "KEYS" in subject or "SECRETS" in subject or "LOGINS" in subject}
-    reads = {"$JS.API.DIRECT.GET.KV_KEYS", "$JS.API.STREAM.MSG.GET.KV_SECRETS", "$JS.API.STREAM.MSG.GET.KV_LOGINS"}
+    reads = {
+        "$JS.API.DIRECT.GET.KV_KEYS",
+        "$JS.API.DIRECT.GET.KV_KEYS.>",
+        "$KV.KEYS.>",
+        "$JS.API.STREAM.MSG.GET.KV_SECRETS",
+        "$JS.API.STREAM.MSG.GET.KV_LOGINS",
+    }
     assert found == ({*reads, "$KV.SECRETS.*", "$KV.LOGINS.*"} if user == GATEWAY else set())

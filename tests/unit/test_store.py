@@ -1,35 +1,43 @@
-"""The store with a real SQLite file: rows, queries, migrations, damaged files."""
+"""The store with a real SQLite file and a real PostgreSQL server: rows, queries, migrations, damaged files."""
 
+import asyncio
 import os
 import random
 import re
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, get_args
 
 import msgspec
 import pytest
 import pytest_asyncio
 
-from tailrace.persistence.database import move_aside
+from tailrace.persistence.copy_database import Content, copy_database
+from tailrace.persistence.copy_database import content_of as table_content
+from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
+from tailrace.persistence.postgresql import PostgreSQL, positional
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros
-from tailrace.persistence.sql import STATEMENTS, load
+from tailrace.persistence.sql import load, statements
+from tailrace.persistence.sqlite import STATEMENTS, move_aside
 from tailrace.persistence.store import Store
 from tailrace.proto.end_entry import LOST_FAILURE
-from tailrace.proto.errors import StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
+from tailrace.proto.errors import StoreBusy, StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
+from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, record_from_fold
-from tailrace.proto.resources import DeleteResource, Kind, TurnToDelete
+from tailrace.proto.resources import CreateSession, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
-from tests.harness.turn_builder import NOON, Handwritten, completed_turn
+from tests.harness.postgresql import PostgreSQLServer
+from tests.harness.turn_builder import MODEL, NOON, Handwritten, completed_turn
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")
-TABLES = ("sessions", "turns", "usage", "labels", "session_counts", "projects", "blob_uses", "blob_releases")
+TABLES = [table for table in KEYS if table not in ("reached", "totals")]
 # Or over the index of those that are running, of which there are few, over what is mostly empty, or has one row.
 BY_INDEX = re.compile(
     r"SEARCH \w+ USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant=\? AND |"
@@ -69,14 +77,21 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest_asyncio.fixture
-async def store(path: Path) -> AsyncIterator[Store]:
+async def file_store(path: Path) -> AsyncIterator[Store]:
     store = await opened(path)
     yield store
     await store.close()
 
 
-async def opened(path: Path) -> Store:
-    store = await Store.open(path, busy_timeout_s=0.05)
+@pytest_asyncio.fixture
+async def store(either_database: Path | str) -> AsyncIterator[Store]:
+    store = await opened(either_database)
+    yield store
+    await store.close()
+
+
+async def opened(where: Path | str) -> Store:
+    store = await Store.open(where, busy_timeout_s=0.05)
     await store.migrate()
     return store
 
@@ -105,31 +120,35 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def content_of(path: Path) -> list[tuple[object, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return [one for table in TABLES for one in database.execute(f"SELECT * FROM {table}")]
+async def content_of(store: Store) -> list[dict[str, object]]:
+    """All rows except those of totals, which stay."""
+    return [
+        row
+        for table in TABLES
+        for row in await store._database.read(f"SELECT * FROM {table} ORDER BY {', '.join(KEYS[table])}", {})
+    ]
 
 
 @pytest.mark.rule("R27")
-async def test_writing_a_turn_twice_changes_nothing(store: Store, path: Path) -> None:
+async def test_writing_a_turn_twice_changes_nothing(store: Store) -> None:
     """After a kill between commit and acknowledgement it is written again."""
     rows = [build_row(key("turn-1"), completed_turn("Light").turn), running_row("turn-2")]
     await store.record(rows)
-    before = content_of(path)
+    before = await content_of(store)
     await store.record(rows)
-    assert content_of(path) == before
+    assert await content_of(store) == before
 
 
 @pytest.mark.rule("R27")
-async def test_an_older_fold_never_overwrites_a_newer_one(store: Store, path: Path) -> None:
+async def test_an_older_fold_never_overwrites_a_newer_one(store: Store) -> None:
     """Entries are delivered in any order; text, usage and session stay those of the newest fold."""
     log = completed_turn("Light")
     beginning = Handwritten()
     beginning.stored = log.stored[:1]
     await store.record([build_row(key("turn-1"), log.turn)])
-    before = content_of(path)
+    before = await content_of(store)
     await store.record([build_row(key("turn-1"), beginning.turn)])
-    assert content_of(path) == before
+    assert await content_of(store) == before
 
 
 async def test_an_end_updates_the_row_of_a_running_turn(store: Store) -> None:
@@ -160,12 +179,12 @@ async def test_a_running_turn_that_has_left_the_log_is_failed(store: Store) -> N
 
 
 @pytest.mark.parametrize("wrong", [{"outcome": "sleeping"}, {"cost_nusd": 2**63}, {"text": "\ud800"}])
-async def test_a_batch_is_written_completely_or_not_at_all(store: Store, path: Path, wrong: dict[str, object]) -> None:
+async def test_a_batch_is_written_completely_or_not_at_all(store: Store, wrong: dict[str, object]) -> None:
     """A row that SQLite rejects rolls back its batch."""
     refused = TurnRow(**{**msgspec.structs.asdict(running_row("turn-2")), **wrong})
     with pytest.raises(StoreRefused):
         await store.record([running_row("turn-1"), refused])
-    assert content_of(path) == []
+    assert await content_of(store) == []
     await store.record([running_row("turn-1")])
     assert await store.turn(key("turn-1")) is not None
 
@@ -221,7 +240,7 @@ async def test_a_query_of_a_circle_of_parents_ends(store: Store) -> None:
     assert len(await store.branch(key("turn-1"))) > 1
 
 
-async def test_deleting_a_turn_deletes_its_row_its_usage_and_an_empty_session(store: Store, path: Path) -> None:
+async def test_deleting_a_turn_deletes_its_row_its_usage_and_an_empty_session(store: Store) -> None:
     """A session that still has a turn stays."""
     await store.record([running_row("turn-1"), running_row("turn-2"), running_row("turn-3", session="session-2")])
     await store.delete(OURS, DeleteResource("session", "session-1", (TurnId("turn-1"),)))
@@ -233,10 +252,10 @@ async def test_deleting_a_turn_deletes_its_row_its_usage_and_an_empty_session(st
     assert (await session_of(store, "session-2")).turns == 0
     await store.delete(THEIRS, DeleteResource("session", "session-2"))
     await store.delete(OURS, DeleteResource("session", "session-2"))
-    assert content_of(path) == []
+    assert await content_of(store) == []
 
 
-async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(store: Store, path: Path) -> None:
+async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(store: Store) -> None:
     """Blobs of two tenants are different blobs; a blob that is released twice is one row."""
     shared, own = ("a" * 64, "b" * 64)
     both = msgspec.json.encode([shared, own]).decode()
@@ -256,7 +275,7 @@ async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(
     for tenant, turns in ((OURS, ("turn-2",)), (THEIRS, ("turn-1",))):
         await store.delete(tenant, DeleteResource("session", "session-1", tuple(map(TurnId, turns))))
         await store.forget_released(tenant, [shared, own])
-    assert content_of(path) == []
+    assert await content_of(store) == []
 
 
 async def test_a_project_is_deleted_with_its_last_session(store: Store) -> None:
@@ -329,7 +348,7 @@ async def test_deleted_turns_stay_in_the_totals_of_their_tenant_and_project(stor
 
 
 @pytest.mark.rule("R90")
-async def test_totals_are_the_sums_of_the_turns_after_any_changes(store: Store, path: Path) -> None:
+async def test_totals_are_the_sums_of_the_turns_after_any_changes(store: Store) -> None:
     """Turns begin, end, are written again, get a project late, and are deleted."""
     chance = random.Random(7)
     kept: dict[str, TurnRow] = {}
@@ -438,7 +457,7 @@ NUMBERED = {"count_projects", "count_sessions", "projects_from", "sessions_from"
 
 
 @pytest.mark.parametrize("name", sorted(STATEMENTS))
-async def test_each_statement_uses_an_index(store: Store, path: Path, name: str) -> None:
+async def test_each_statement_uses_an_index(file_store: Store, path: Path, name: str) -> None:
     """Each step of the plan uses more of an index than the tenant, or reads an earlier step's rows."""
     parameters = dict.fromkeys(re.findall(r":(\w+)", STATEMENTS[name]), 1)
     with closing(sqlite3.connect(path)) as database:
@@ -450,6 +469,298 @@ async def test_each_statement_uses_an_index(store: Store, path: Path, name: str)
         re.compile(r"SEARCH (projects|sessions) USING .*INDEX \w+ \(tenant=\?\)") if name in NUMBERED else BY_INDEX
     )
     assert [step for step in steps if not (BY_INDEX.match(step) or in_order.match(step))] == []
+
+
+# So many rows that an index is cheaper than reading a whole table.
+FILL = """
+INSERT INTO sessions (tenant, session, created_at, updated_at, project, "user")
+SELECT 'ours', 's' || n, n, n, 'p' || n % 50, 'u' || n % 50 FROM generate_series(1, 2000) AS n;
+INSERT INTO projects SELECT 'ours', 'p' || n, 'name', NULL, n FROM generate_series(1, 2000) AS n;
+INSERT INTO turns (tenant, turn, session, parent, model, outcome, input, content, text, attempts, metadata, asked_at,
+    cursor)
+SELECT 'ours', 't' || n, 's' || n / 10 + 1, 't' || n - 1, 'm', 'completed', '', '', '', 1, '', n, n
+FROM generate_series(1, 19000) AS n;
+INSERT INTO usage SELECT tenant, session, turn, 1, 1, 1, 1, 0, 1, 1, 'm', asked_at, 'k' FROM turns;
+INSERT INTO labels SELECT tenant, turn, name, 'v' || asked_at / 20, asked_at
+FROM turns CROSS JOIN (VALUES ('user'), ('metadata.a'), ('model')) AS made (name);
+INSERT INTO totals SELECT 'ours', 'user', 'u' || n, n % 300, 1, 1, 1, 1, 1, 1, 1, 1 FROM generate_series(1, 19000) AS n;
+INSERT INTO blob_uses SELECT tenant, 'b' || asked_at, turn FROM turns;
+INSERT INTO files SELECT 'ours', 'f' || n, 'b', 1, 'f', 'm', 'p', 1, n FROM generate_series(1, 9000) AS n;
+INSERT INTO session_counts SELECT 'theirs', 'p' || n, 1 FROM generate_series(1, 9000) AS n;
+ANALYZE;
+"""
+VALUES = {
+    "tenant": "ours", "session": "s7", "turn": "t61", "parent": "t60", "project": "p7", "user": "u7", "name": "user",
+    "dimension": "user", "key": "u7", "value": "v7", "file": "f7", "sha256": "b61", "listed": '[["ours", "s7", "t61"]]',
+    "labels": "{}", "blobs": "[]", "others": '{"model": "v7"}', "last_name": "u8", "of": None,
+    "since": 1990, "limit": 1000,
+}  # fmt: skip
+
+
+async def test_each_statement_uses_an_index_of_postgresql(postgresql: PostgreSQLServer) -> None:
+    """Each scan of a table has a condition on an index, with a column after the tenant unless it is `NUMBERED`."""
+    store = await opened(await postgresql.new_database())
+    database = store._database
+    assert isinstance(database, PostgreSQL)
+    wrong: list[object] = []
+    async with database._pool.acquire() as connection:
+        await connection.execute(FILL)
+        # With these, it reads all of a table that is as small as here.
+        for kind in ("seqscan", "bitmapscan", "hashjoin", "mergejoin"):
+            await connection.execute(f"SET enable_{kind} = off")
+        for name, statement in database.statements.items():
+            text, names = positional(statement)
+            values = [VALUES.get(one, 1 if f"${number}::bigint" in text else "") for number, one in enumerate(names, 1)]
+            plan = await connection.fetchval(f"EXPLAIN (FORMAT json) {text}", *values)
+            found = list(scans(msgspec.json.decode(plan)[0]["Plan"]))
+            assert found or statement.startswith("INSERT"), name
+            wrong += [(name, scan) for scan in found if not is_by_index(name, scan)]
+    await store.close()
+    assert wrong == []
+
+
+def scans(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The steps of a plan of PostgreSQL that read a table."""
+    if "Relation Name" in step and step["Node Type"] != "ModifyTable":
+        yield step
+    for part in step.get("Plans", []):
+        yield from scans(part)
+
+
+def is_by_index(name: str, scan: dict[str, Any]) -> bool:
+    if scan["Relation Name"] in ("reached", "blob_releases") or scan.get("Index Name") == "turns_running":
+        return True
+    condition = scan.get("Index Cond", "")
+    across_tenants = scan.get("Index Name") in ("sessions_by_age", "files_expiring")
+    return " AND " in condition or (bool(condition) and (name in NUMBERED or across_tenants))
+
+
+async def test_both_databases_have_the_same_tables(file_store: Store, postgresql: PostgreSQLServer) -> None:
+    """The columns in the same order, which of them may be NULL, the primary keys, and the indexes."""
+    store = await opened(await postgresql.new_database())
+    for table, primary_key in KEYS.items():
+        columns = await file_store._database.read(f"SELECT * FROM pragma_table_info('{table}')", {})
+        indexes = await file_store._database.read(f"SELECT * FROM pragma_index_list('{table}')", {})
+        named = {row["name"]: row["partial"] for row in indexes if row["origin"] == "c"}
+        found = await store._database.read(
+            "SELECT column_name::text AS name, data_type::text AS type, is_nullable::text AS nullable"
+            " FROM information_schema.columns WHERE table_name = :table ORDER BY ordinal_position",
+            {"table": table},
+        )
+        types = {"INTEGER": "bigint", "TEXT": "text"}
+        assert [(row["name"], row["type"], row["nullable"]) for row in found] == [
+            (row["name"], types[row["type"]], "NO" if row["notnull"] else "YES") for row in columns
+        ]
+        keys = [row["name"] for row in sorted(columns, key=lambda row: row["pk"]) if row["pk"]]
+        assert keys in ([], list(primary_key))
+        theirs = await store._database.read(
+            "SELECT indexname::text AS name, indexdef AS made FROM pg_indexes WHERE tablename = :table",
+            {"table": table},
+        )
+        made = {row["name"]: row["made"].partition("USING btree ")[2] for row in theirs}
+        assert made.pop(f"{table}_pkey", "").replace('"', "") == (f"({', '.join(keys)})" if keys else "")
+        assert {name: int(" WHERE " in text) for name, text in made.items()} == named
+        for name, text in made.items():
+            info = await file_store._database.read(f"SELECT name FROM pragma_index_info('{name}')", {})
+            expected = f"({', '.join(row['name'] for row in info)})"
+            assert text.partition(" WHERE ")[0].replace('"', "") == expected
+    await store.close()
+
+
+@pytest.mark.rule("R93")
+async def test_two_processes_write_one_after_the_other_and_count_each_turn_once(postgresql: PostgreSQLServer) -> None:
+    """They write the same totals: without the lock of writers, they would deadlock or lose counts."""
+    url = await postgresql.new_database()
+    one, other = await opened(url), await opened(url)
+    rows = [build_row(key(turn), completed_turn("Light").turn) for turn in ("turn-1", "turn-2")]
+    async with one._database.transaction():
+        with pytest.raises(StoreBusy, match="lock timeout"):
+            await other.record(rows)
+    for store in (one, other):
+        await store.record(rows)
+    for by in ("day", "session", "model"):
+        (total,) = await one.usage(OURS, by, NOON.date(), NOON.date(), "", 9)
+        assert (by, total.turns) == (by, 2)
+    for store in (one, other):
+        await store.close()
+
+
+@pytest.mark.rule("R93")
+async def test_a_lock_is_held_by_one_process(postgresql: PostgreSQLServer) -> None:
+    """Until its block ends, or its process. Others wait for it, for longer than for the lock of a transaction."""
+    url = await postgresql.new_database()
+    one, other = await opened(url), await opened(url)
+    async with one.lock("a"), other.lock("b"):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1), other.lock("a"):
+                pass
+    async with other.lock("a"):
+        pass
+    for store in (one, other):
+        await store.close()
+
+
+async def test_both_databases_answer_the_same_after_any_changes(
+    file_store: Store, postgresql: PostgreSQLServer
+) -> None:
+    """Turns, sessions, projects, files and batches are written and deleted; every query returns the same, in order."""
+    stores = [file_store, await opened(await postgresql.new_database())]
+    chance = random.Random(19)
+    cursors = chance.sample(range(1000), 1000)
+
+    async def both(method: str, *given: object, **named: object) -> Any:
+        """Returns what both stores answer."""
+        answers = [await getattr(store, method)(*given, **named) for store in stores]
+        assert answers[0] == answers[1], (method, given)
+        return answers[0]
+
+    def name(kind: str) -> str:
+        return f"{chance.choice(('', 'A', 'Ä'))}{kind}{chance.randrange(3)}"
+
+    def row(number: int) -> TurnRow:
+        ended = completed_turn("Li\0ght", step=chance.randrange(9)).turn
+        made = build_row(key(f"turn-{number}"), ended) if chance.random() < 0.5 else running_row(f"turn-{number}")
+        user, team = name("user"), name("team")
+        return msgspec.structs.replace(
+            made,
+            session=name("session"),
+            user=user,
+            labels=msgspec.json.encode({"model": made.model, "user": user, "metadata.team": team}).decode(),
+            parent=f"turn-{number - 1}" if chance.random() < 0.5 else None,
+            project=name("project") if chance.random() < 0.5 else None,
+            blobs=f'["{name("blob")}"]',
+            batch=chance.choice((None, '{"of":1,"parallel":1,"file":{"file":"f","endpoint":"/v1/messages"}}')),
+            cursor=cursors.pop(),
+        )
+
+    for number in range(120):
+        rows = [row(chance.randrange(50)) for _ in range(3)]
+        await both("record", rows, Seq(number))
+        if number % 4 == 0:
+            kind = chance.choice(get_args(Kind))
+            what = DeleteResource(kind, rows[0].turn if kind == "turn" else name(kind))
+            if kind != "tenant" or chance.random() < 0.3:
+                turns = await both("turns_to_delete", OURS, what)
+                purged = tuple(one.turn for one in turns)
+                await both("delete", OURS, msgspec.structs.replace(what, purged=purged))
+        file = FileRecord(
+            file=name("file"), sha256="a", bytes=number, filename="x", media_type="y", purpose=name("purpose"),
+            created_at=NOON, expires_at=chance.choice((None, NOON + timedelta(seconds=number))),
+        )  # fmt: skip
+        await both("put_file", OURS, file)
+        await both("new_session", OURS, CreateSession(name("session"), project_id=name("project")), NOON)
+        await both("rename_session", OURS, name("session"), "title")
+        await both("delete_file", OURS, name("file"))
+    await both("record", [row(number) for number in range(50, 100)], Seq(999))
+    await both("fail_expired", Seq(300), LOST_FAILURE)
+    for table in KEYS:
+        contents = [await table_content(store._database.read, table) for store in stores]
+        assert contents[0] == contents[1]
+        assert contents[0].rows
+    for by in ("day", "session", "project", "model", "key", "user", "metadata.team"):
+        start = ""
+        while page := await both("usage", OURS, by, NOON.date(), NOON.date(), start, 2):
+            start = f"{page[-1].key or ''}\0"
+    before, middle = PageCursor(micros(NOON + timedelta(seconds=900)), "turn-2"), "session2"
+    sessions = await both("sessions", OURS, None, NEWEST, 99, NOON)
+    project = next(one.project_id for one in sessions if one.project_id)
+    queries: list[tuple[Any, ...]] = [
+        ("sessions", OURS, None, before, 5, NOON),
+        ("sessions", OURS, project, NEWEST, 5, NOON),
+        ("sessions", OURS, None, NEWEST, 5, NOON, "user1"),
+        ("numbered_sessions", OURS, None, 2, 5, NOON),
+        ("numbered_sessions", OURS, project, 0, 5, NOON),
+        ("numbered_sessions", OURS, project, 0, 5, NOON, "user1"),
+        ("projects", OURS, NEWEST, 5, NOON),
+        ("numbered_projects", OURS, 1, 5, NOON),
+        ("turns", OURS, {}, None, before, 9),
+        ("turns", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9),
+        ("session_turns", OURS, middle, OLDEST, 9),
+        ("running", OURS, None, OLDEST, 9),
+        ("turns_since", OURS, middle, Seq(400)),
+        ("leaves", OURS, middle, NEWEST, 9),
+        ("branch", key("turn-77")),
+        ("batches", OURS, NEWEST, 9, "openai"),
+        ("newer_batches", OURS, OLDEST, 9, "anthropic"),
+        ("files", OURS, ListFiles(), 9, NOON),
+        ("files", OURS, ListFiles(is_oldest_first=True), 9, NOON),
+        ("expired_files", NOON + timedelta(seconds=200)),
+        ("old_sessions", NOON + timedelta(days=1), Seq(1000)),
+        ("released_blobs", OURS),
+        ("active_usage", OURS, NOON - timedelta(days=1)),
+        ("busy_sessions", OURS),
+        ("recorded_upto",),
+    ]
+    empty = [query for query in queries if not await both(*query)]
+    assert not empty, empty
+    assert await both("session_turns", OURS, middle, NEWEST, 9, is_newest_first=True)
+    await stores[1].close()
+
+
+@pytest.mark.rule("R94")
+async def test_a_database_is_copied_to_postgresql_and_back(
+    path: Path, store: Store, postgresql: PostgreSQLServer
+) -> None:
+    """Every text, NUL and its escape as well, in the same order; a second copy into the same database is refused."""
+    strange = "a\0b\x01c\x010"
+    rows = [running_row(f"turn-{number}", session=f"Session-{number % 3}", project="rivers") for number in range(1200)]
+    rows[7] = msgspec.structs.replace(rows[7], text=strange, stop_sequence="\0", user="Ä")
+    await store.record(rows, Seq(9))
+    other = await opened(await postgresql.new_database())
+    copied = await copy_database(store._database, other._database)
+    assert {table.table: table.rows for table in copied}["turns"] == 1200
+    back = await opened(path.with_name("back.db"))
+    assert await copy_database(other._database, back._database) == copied
+    assert await content_of(back) == await content_of(store)
+    found = await back.turn(key("turn-7"))
+    assert found is not None
+    assert (found.text, found.stop_sequence) == (strange, "\0")
+    with pytest.raises(StoreRefused, match="has rows in sessions: name an empty one"):
+        await copy_database(store._database, back._database)
+    for one in (other, back):
+        await one.close()
+
+
+@pytest.mark.rule("R94")
+async def test_a_database_that_is_written_while_it_is_copied_is_refused(
+    path: Path, file_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy has no rows then."""
+    await file_store.record([running_row("turn-1")])
+    target, add = await opened(path.with_name("target.db")), Content.add
+
+    def read_and_change(self: Content, rows: list[dict[str, object]]) -> None:
+        add(self, rows)
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("UPDATE sessions SET title = coalesce(title, '') || 'x'")
+            database.commit()
+
+    monkeypatch.setattr(Content, "add", read_and_change)
+    with pytest.raises(StoreRefused, match="sessions has changed while it was copied: stop persistence first"):
+        await copy_database(file_store._database, target._database)
+    monkeypatch.undo()
+    assert await content_of(target) == []
+    await target.close()
+
+
+# The type of a value follows from its name: a new name of an integer belongs to `INTEGERS`.
+TEXTS = {
+    "after", "asked_by", "batch", "before", "blobs", "content", "description", "dimension", "envelope", "error", "file",
+    "filename", "input", "labels", "last_name", "listed", "media_type", "metadata", "model", "name", "of", "others",
+    "outcome", "parent", "project", "purpose", "session", "sha256", "start", "stop_reason", "stop_sequence", "system",
+    "tenant", "text", "text_sha256", "title", "turn", "user", "value",
+}  # fmt: skip
+
+
+def test_each_value_of_a_statement_has_a_known_type() -> None:
+    text = {
+        name
+        for statement in statements("postgresql").values()
+        for sql, names in [positional(statement)]
+        for number, name in enumerate(names, 1)
+        if f"${number}::text" in sql
+    }
+    assert text == TEXTS
 
 
 async def test_a_new_database_is_migrated_once(path: Path) -> None:
@@ -467,7 +778,7 @@ async def test_a_new_database_is_migrated_once(path: Path) -> None:
         assert database.execute("PRAGMA user_version").fetchone() == (migrations()[-1].number,)
 
 
-async def test_a_database_of_a_newer_version_is_refused(path: Path, store: Store) -> None:
+async def test_a_database_of_a_newer_version_is_refused(path: Path, file_store: Store) -> None:
     """The message says what to do, and the file does not change."""
     with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA user_version = 999")
@@ -475,8 +786,8 @@ async def test_a_database_of_a_newer_version_is_refused(path: Path, store: Store
         await Store.open(path, busy_timeout_s=0.05)
 
 
-async def test_the_file_and_its_journal_are_private(path: Path, store: Store) -> None:
-    await store.record([running_row("turn-1")])
+async def test_the_file_and_its_journal_are_private(path: Path, file_store: Store) -> None:
+    await file_store.record([running_row("turn-1")])
     files = sorted(path.parent.iterdir())
     assert [file.name for file in files] == ["tailrace.db", "tailrace.db-shm", "tailrace.db-wal"]
     assert [file.stat().st_mode & 0o077 for file in [path.parent, *files]] == [0, 0, 0, 0]
@@ -489,21 +800,21 @@ async def test_a_file_that_is_not_a_database_is_corrupt(tmp_path: Path) -> None:
         await Store.open(path, busy_timeout_s=0.05)
 
 
-async def test_a_file_that_was_deleted_while_open_is_corrupt(path: Path, store: Store) -> None:
+async def test_a_file_that_was_deleted_while_open_is_corrupt(path: Path, file_store: Store) -> None:
     """SQLite would continue to write to it, and those turns would be acknowledged and lost."""
     move_aside(path)
     with pytest.raises(StoreCorrupt, match="deleted or replaced"):
-        await store.record([running_row("turn-1")])
+        await file_store.record([running_row("turn-1")])
 
 
 @pytest.mark.parametrize("writes", ["a checkpoint", "a commit"])
-async def test_a_file_that_was_truncated_while_open_is_corrupt(path: Path, store: Store, writes: str) -> None:
+async def test_a_file_that_was_truncated_while_open_is_corrupt(path: Path, file_store: Store, writes: str) -> None:
     """Also when the next write makes it as long as before: the journal may hold its last page."""
-    await store.erase_journal()
-    await store.delete(OURS, DeleteResource("session", "session-0"))
+    await file_store.erase_journal()
+    await file_store.delete(OURS, DeleteResource("session", "session-0"))
     os.truncate(path, 0)
     with pytest.raises(StoreCorrupt, match="was truncated while it was open"):
-        await (store.erase_journal() if writes == "a checkpoint" else store.record([running_row("turn-1")]))
+        await (file_store.erase_journal() if writes == "a checkpoint" else file_store.record([running_row("turn-1")]))
 
 
 async def test_a_directory_that_is_a_file_is_unwritable(tmp_path: Path) -> None:
@@ -526,10 +837,11 @@ async def test_a_damaged_database_is_renamed_and_kept(path: Path) -> None:
     assert move_aside(path) is None
 
 
-async def test_every_commit_is_synced_to_the_disk(store: Store) -> None:
+async def test_every_commit_is_synced_to_the_disk(file_store: Store) -> None:
     """WAL's usual synchronous=NORMAL may lose acknowledged commits in a power cut."""
-    assert list(await store._writer.execute_fetchall("PRAGMA synchronous")) == [(2,)]
-    assert list(await store._writer.execute_fetchall("PRAGMA journal_mode")) == [("wal",)]
+    async with file_store._database.transaction() as writer:
+        assert await writer.read("PRAGMA synchronous", {}) == [{"synchronous": 2}]
+        assert await writer.read("PRAGMA journal_mode", {}) == [{"journal_mode": "wal"}]
 
 
 def test_statements_are_loaded_by_name_without_comments_and_with_their_fragments() -> None:

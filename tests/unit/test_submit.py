@@ -1,7 +1,6 @@
 """Turn submission against a log and claims in memory: features, repeated POSTs and refusals."""
 
 import asyncio
-from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.submission import Feature, Submission, SubmitFeatures
+from tailrace.gateway.turns.submission import Feature, Submission, SubmitFeatures, has
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto import entries
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
@@ -89,7 +88,7 @@ class Recorder:
             if moment == "admit":
                 submission.cleanup.callback(self.moments.append, "cleanup")
 
-        return Feature(attrgetter("new_turn.webhook"), run)
+        return Feature(has("new_turn.webhook"), run)
 
 
 async def test_features_run_at_their_moments() -> None:

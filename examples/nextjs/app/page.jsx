@@ -1,21 +1,35 @@
 "use client";
 // A chat with useChat of AI SDK 7. After a reload, or a lost connection, the running answer goes on.
 import { useChat } from "@ai-sdk/react";
+import { useEffect, useState } from "react";
 import { TailraceChatTransport } from "../ai-sdk.js";
 
 const transport = new TailraceChatTransport({ api: "/api/chat" });
 
 export default function Page() {
-  const { messages, sendMessage, stop, status, error } = useChat({ id: "my-chat", transport, resume: true });
+  const [earlier, setEarlier] = useState(null);
+  useEffect(() => {
+    fetch("/api/chat/my-chat/messages").then(async (response) => setEarlier(response.ok ? await response.json() : []));
+  }, []);
   return (
     <>
       <form action="/login" method="post">
         <input name="user" aria-label="User" required />
         <button>Log in</button>
       </form>
+      {earlier && <Chat earlier={earlier} />}
+    </>
+  );
+}
+
+function Chat({ earlier }) {
+  const options = { id: "my-chat", transport, resume: true, messages: earlier };
+  const { messages, sendMessage, stop, status, error } = useChat(options);
+  return (
+    <>
       {messages.map((message) => (
         <p key={message.id} style={{ whiteSpace: "pre-wrap" }}>
-          <b>{message.role}</b> {message.parts.map((part) => part.type === "text" && part.text)}
+          <b>{message.role}</b> <span>{message.parts.map((part) => part.type === "text" && part.text)}</span>
         </p>
       ))}
       <form

@@ -40,24 +40,40 @@ class UIPart(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A part of a UI message, with the fields of every type that the model gets."""
 
     type: str
+    """The type of the part, as AI SDK names it: `text`, `file`, `reasoning`, `tool-NAME`, …"""
     text: str = ""
+    """The text of a part of type `text` or `reasoning`."""
     media_type: str = ""
+    """The media type of a file."""
     url: str = ""
+    """The address of a file, or its content as a `data:` URL."""
     filename: str | None = None
+    """The name of a file."""
     provider_metadata: dict[str, dict[str, Any]] | None = None
+    """What the provider has added to the part, by the provider's name."""
     tool_name: str | None = None
+    """The name of a tool that is not part of `type`."""
     tool_call_id: str = ""
+    """The id of the tool call."""
     state: str = ""
+    """The state of the tool call: `input-available`, `output-available`, `output-error`, …"""
     input: Any = None
+    """The input of the tool call."""
     output: Any = None
+    """The result of the tool call."""
     error_text: str = ""
+    """Why the tool call failed."""
     provider_executed: bool | None = None
+    """Whether the provider ran the tool."""
 
 
 class UIMessageParam(msgspec.Struct, frozen=True):
     role: Literal["user", "assistant", "system", "data"]
+    """Who wrote the message."""
     parts: list[UIPart] = []
+    """The parts of the message, in order."""
     id: str = ""
+    """The id of the message in the page."""
     content: Any = None
     """The text of a message of AI SDK 3 and 4, which cannot read a UI message stream."""
 
@@ -69,23 +85,38 @@ class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     messages: list[UIMessageParam]
+    """The messages of the chat, oldest first. The last one is answered."""
     id: str | None = None
+    """The id of the chat, which becomes the session."""
     trigger: Literal["submit-message", "regenerate-message"] | None = None
+    """Whether the newest message is new, or its answer is requested once more."""
     message_id: str | None = msgspec.field(default=None, name="messageId")
+    """The message whose answer is requested once more."""
     session_id: str | None = None
+    """The session of the chat, if it is not `id`."""
     project_id: str | None = None
+    """The project of the session."""
     model: str | None = None
+    """The model that answers; the operator's default if it is left out."""
     system: str | list[Block] | None = None
+    """The system prompt."""
     max_tokens: int | None = None
+    """The most tokens that the answer may have."""
     tools: list[Block] | None = None
+    """The tools that the model may call, in Anthropic's format."""
     options: dict[str, Any] | None = None
+    """Further fields of Anthropic's Messages API."""
     metadata: dict[str, str] | None = None
+    """Labels of the turn, by which it can be found."""
     on_interrupt: OnInterrupt = "continue"
+    """What happens when a model call breaks off: continue the answer, restart it, or fail."""
     on_disconnect: str = "continue"
+    """What happens when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
     on_busy: OnBusy = "interrupt"
     """`useChat` sends a question only when no answer runs. If one runs here, the user has stopped it in the page, and
     `stop()` sends no request."""
     max_cost: float | None = None
+    """The most that the answer may cost, in dollars."""
     idempotency_key: Annotated[str, Meta(pattern=IDEMPOTENCY_KEY.pattern)] | None = None
     """Like the header `Idempotency-Key`, for apps whose server forwards only the body."""
 

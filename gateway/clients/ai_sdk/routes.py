@@ -44,7 +44,9 @@ class Stopped(msgspec.Struct, frozen=True):
     """The stopped turn and its outcome."""
 
     turn: TurnId
+    """The id of the stopped turn."""
     outcome: str
+    """How the turn ended."""
 
 
 async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
@@ -83,7 +85,10 @@ async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnRea
 
 
 async def post_stop(request: ApiRequest, log: TurnLog, history: HistoryClient, turns: TurnReader) -> Response:
-    """`POST /api/chat/{chat}/stop`: ends the running answer and keeps its text. An answer that has ended stays."""
+    """`POST /api/chat/{chat}/stop`: ends the running answer and keeps its text. An answer that has ended stays.
+
+    The message stays in the chat with its text so far.
+    """
     tenant, name = request.tenant, request.path_params["chat"]
     key = await find_turn(log, history, tenant, name)
     try:

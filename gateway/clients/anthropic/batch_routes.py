@@ -70,19 +70,25 @@ class MessageBatchInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """One request of a batch: `params` is the body of `POST /v1/messages`."""
 
     custom_id: str
+    """The client's own name for this request."""
     params: dict[str, Any]
+    """The body of `POST /v1/messages`."""
 
 
 class NewMessageBatch(BatchOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /v1/messages/batches`. `parallel`, `via`, `metadata` and `webhook` are Tailrace's own."""
 
     requests: Annotated[list[MessageBatchInput], Meta(min_length=1, max_length=INPUTS_MAX)]
+    """The requests of the batch."""
 
 
 async def post(
     request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuilder, log: TurnLog, settings: Settings
 ) -> Response:
-    """`POST /v1/messages/batches`: creates a batch of Messages requests."""
+    """`POST /v1/messages/batches`: creates a batch of Messages requests.
+
+    All requests are checked before the batch is stored.
+    """
     new, raw = await request.read(NewMessageBatch)
     check_webhook(new.webhook, settings)
     _check_names(new)
@@ -126,7 +132,10 @@ async def _build_turn(params: dict[str, Any], headers: Headers) -> NewTurn:
 
 
 async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
-    """`GET /v1/messages/batches`: the batches of Messages requests, newest first, in pages."""
+    """`GET /v1/messages/batches`: the batches of Messages requests, newest first, in pages.
+
+    In the format of Anthropic's Message Batches API.
+    """
     tenant = request.tenant
     require_one_cursor(request, "after_id", "before_id")
     after, before = (
@@ -143,20 +152,29 @@ async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient
 
 
 async def get(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
-    """`GET /v1/messages/batches/{message_batch}`: one batch, and the counts of its results after it has ended."""
+    """`GET /v1/messages/batches/{message_batch}`: one batch, and the counts of its results after it has ended.
+
+    The counts are 0 until the batch has ended, as in Anthropic's API.
+    """
     _, stored, _ = await _batch_of(request, log, history)
     return json_response(_render(stored))
 
 
 async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
-    """`POST /v1/messages/batches/{message_batch}/cancel`: cancels the batch and its running turns."""
+    """`POST /v1/messages/batches/{message_batch}/cancel`: cancels the batch and its running turns.
+
+    Requests that have ended keep their results.
+    """
     key, stored, turn = await _batch_of(request, log, history)
     stored = await cancel_batch(log, key, stored, turn)
     return json_response(_render(stored))
 
 
 async def delete(request: ApiRequest, log: TurnLog, history: HistoryClient, deleter: Deleter) -> Response:
-    """`DELETE /v1/messages/batches/{message_batch}`: deletes a batch that has ended, with its turns."""
+    """`DELETE /v1/messages/batches/{message_batch}`: deletes a batch that has ended, with its turns.
+
+    The text of the turns is erased from the log and the database.
+    """
     key, stored, _ = await _batch_of(request, log, history)
     if stored.ended_at is None:
         raise Refused("request_invalid", NOT_DELETED)
@@ -165,7 +183,10 @@ async def delete(request: ApiRequest, log: TurnLog, history: HistoryClient, dele
 
 
 async def results(request: ApiRequest, streams: StreamContext, blob_store: BlobStore) -> ASGIApp:
-    """`GET /v1/messages/batches/{message_batch}/results`: one line of JSON for each request, after the batch's end."""
+    """`GET /v1/messages/batches/{message_batch}/results`: one line of JSON for each request, after the batch's end.
+
+    In the order of the requests.
+    """
     key, stored, turn = await _batch_of(request, streams.log, streams.history)
     if stored.ended_at is None:
         raise Refused("request_invalid", NOT_ENDED)

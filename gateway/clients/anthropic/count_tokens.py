@@ -37,6 +37,7 @@ class CountTokensRequest(msgspec.Struct, frozen=True):
     """A Messages request. Of a small one the gateway reads only the model; Anthropic's API validates the rest."""
 
     model: str | None = None
+    """The model whose tokens are counted."""
 
 
 class LongFields(msgspec.Struct, frozen=True):
@@ -56,7 +57,10 @@ async def post_count_tokens(
     settings: Settings,
     uploaded_files: UploadedFiles,
 ) -> Response:
-    """`POST /v1/messages/count_tokens`: returns the number of tokens in a prompt, as Anthropic counts them."""
+    """`POST /v1/messages/count_tokens`: returns the number of tokens in a prompt, as Anthropic counts them.
+
+    The request is the same as that of `POST /v1/messages`. No answer is generated.
+    """
     tenant, timeout_s = request.tenant, settings.query_timeout_s
     # Not the key of a turn: an id that pins the blobs until they are counted.
     key = TurnKey(tenant, TurnId(new_id()))

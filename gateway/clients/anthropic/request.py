@@ -22,11 +22,17 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of the body that the gateway reads; it passes all others on."""
 
     model: str | None = None
+    """The model that answers; the operator's default if it is left out."""
     max_tokens: int
+    """The most tokens that the answer may have."""
     messages: list[MessageParam]
+    """The conversation, oldest message first."""
     system: str | list[dict[str, Any]] | None = None
+    """The system prompt, as a string or as text blocks."""
     tools: list[dict[str, Any]] | None = None
+    """The tools that the model may call."""
     stream: bool = False
+    """Whether the response is a stream of events."""
     max_cost: float | None = None
     """A field of Tailrace: the most that the answer may cost, in dollars. It is not sent to the model."""
 

@@ -16,7 +16,10 @@ from tailrace.proto.nats import Claims, TurnLog
 
 
 async def post_message(request: ApiRequest, responder: Responder, log: TurnLog, claims: Claims) -> ASGIApp:
-    """`POST /v1/messages`: answers with a stream in the dialect `anthropic`, or with one Message."""
+    """`POST /v1/messages`: answers with a stream in the dialect `anthropic`, or with one Message.
+
+    The stream can be resumed: repeat the request with the same `Idempotency-Key` and `Last-Event-ID`.
+    """
     fields, raw = await request.read(dict[str, Any])
     body = read_body.convert(fields, MessagesRequest)
     new_turn = build_turn(body, fields, request.headers)

@@ -34,12 +34,19 @@ class Accepted(msgspec.Struct, frozen=True):
     """A new turn, stored in the log, and the paths for reading and cancelling it."""
 
     turn: TurnId
+    """The id of the new turn."""
     session: SessionId
+    """The session of the turn."""
     links: dict[str, str]
+    """Paths by name: the turn, its events, and its cancellation."""
 
 
 async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
-    """`POST /v1/turns`: starts a turn. Answers 202 with its id; with `Accept: text/event-stream`, the stream itself."""
+    """`POST /v1/turns`: starts a turn. Answers 202 with its id; with `Accept: text/event-stream`, the stream itself.
+
+    The turn is stored before the response begins, and runs whether or not a client reads it. A repeated request
+    with the same `Idempotency-Key` gets the same turn.
+    """
     dialect, pace = dialect_of(request), pace_of(request)
     new_turn, raw = await request.read(NewTurn)
     try:
@@ -64,7 +71,11 @@ async def _answer(
 
 
 async def get_events(request: ApiRequest, streams: StreamContext, tickets: Tickets) -> ASGIApp:
-    """`GET /v1/turns/{turn}/events`: streams the turn from the cursor on."""
+    """`GET /v1/turns/{turn}/events`: streams the turn from the cursor on.
+
+    Send the `id:` of the last received event as `Last-Event-ID` to continue without a gap. Any number of clients
+    may read the same turn.
+    """
     key, dialect = request.turn(), dialect_of(request)
     ticket = await tickets.read_ticket(request, key)
     access = StreamAccess(streams, request, *tickets.stream_terms(ticket, request))
@@ -72,12 +83,19 @@ async def get_events(request: ApiRequest, streams: StreamContext, tickets: Ticke
 
 
 async def get_turn(request: ApiRequest, turns: TurnReader) -> Response:
-    """`GET /v1/turns/{turn}`: returns the turn as far as it is stored."""
+    """`GET /v1/turns/{turn}`: returns the turn as far as it is stored.
+
+    A turn that still runs has the outcome `running` and its text so far. A stream that starts after its `cursor`
+    has no gap.
+    """
     return json_response(await turns.read(request.turn()))
 
 
 async def post_cancel(request: ApiRequest, log: TurnLog, turns: TurnReader) -> Response:
-    """`POST /v1/turns/{turn}/cancel`: ends a running turn and returns it, also if it had ended."""
+    """`POST /v1/turns/{turn}/cancel`: ends a running turn and returns it, also if it had ended.
+
+    The text so far is kept. A turn that no generator has begun makes no model call.
+    """
     key = request.turn()
     try:
         turn = await cancel(log, key)

@@ -54,7 +54,11 @@ class Position(msgspec.Struct):
 
 
 async def get_events(request: ApiRequest, streams: StreamContext, new_turns: NewTurns) -> ASGIApp:
-    """`GET /v1/sessions/{session}/events`: streams all running and new turns of a session, from the cursor on."""
+    """`GET /v1/sessions/{session}/events`: streams all running and new turns of a session, from the cursor on.
+
+    The stream stays open between turns. Its `id:` is a position in the session, and `Last-Event-ID` continues
+    there.
+    """
     text = request.headers.get("last-event-id") or request.query_params.get("after")
     if text and CURSOR_TEXT.fullmatch(text) is None:
         raise Refused(

@@ -31,6 +31,8 @@ QUOTED_CHARS_MAX = 100
 STREAMED = "an input of a batch cannot be streamed: leave `stream` and `background` out"
 CONTINUED = "an input of a batch cannot continue a conversation or name a project: send the whole conversation"
 
+UNSTORED = "the results of a batch are made from its stored turns: leave `store: false` out"
+
 
 class LineError(msgspec.Struct, frozen=True):
     """Why a line is no request, in the format of OpenAI's `errors`."""
@@ -110,6 +112,8 @@ async def build_turn(body: bytes, endpoint: str, bodies: BodyReader, offer: Offe
     is_alone = turn.session is None and turn.project is None and turn.parent is msgspec.UNSET
     if not is_alone:
         raise Refused("request_invalid", CONTINUED)
+    if not turn.store:
+        raise Refused("request_invalid", UNSTORED, param="store")
     return turn
 
 

@@ -68,8 +68,11 @@ class NewFileBatch(BatchOptions, frozen=True, kw_only=True, forbid_unknown_field
     """The body of `POST /v1/batches`. `parallel`, `via` and `webhook` are Tailrace's."""
 
     input_file_id: str
+    """The id of the uploaded file with one request in each line."""
     endpoint: Literal["/v1/chat/completions", "/v1/responses"]
+    """The route that answers the requests."""
     completion_window: Literal["24h"]
+    """The only window of OpenAI's API. The batch begins at once."""
     output_expires_after: Any = None
     """Ignored: the results exist as long as the turns."""
 
@@ -84,7 +87,10 @@ async def post(
     history: HistoryClient,
     settings: Settings,
 ) -> Response:
-    """`POST /v1/batches`: creates a batch of the requests in an uploaded file."""
+    """`POST /v1/batches`: creates a batch of the requests in an uploaded file.
+
+    Each line of the file is a request to `endpoint`. The results become a file.
+    """
     new, raw = await request.read(NewFileBatch)
     check_webhook(new.webhook, settings)
     submission = submission_of(request, raw)
@@ -136,7 +142,10 @@ async def _build(
 
 
 async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient, blob_store: BlobStore) -> Response:
-    """`GET /v1/batches`: the batches of uploaded files, newest first, in pages."""
+    """`GET /v1/batches`: the batches of uploaded files, newest first, in pages.
+
+    In the format of OpenAI's Batch API.
+    """
     tenant, after = request.tenant, request.query_params.get("after")
     after_batch = None if after is None else TurnId(after.removeprefix(PREFIX))
     question = ListBatches(limit=limit_of(request, 20, LIMIT_MAX), of="openai", after_batch=after_batch)
@@ -148,13 +157,19 @@ async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient
 
 
 async def get(request: ApiRequest, log: TurnLog, history: HistoryClient, blob_store: BlobStore) -> Response:
-    """`GET /v1/batches/{file_batch}`: one batch with its progress and the ids of its result files."""
+    """`GET /v1/batches/{file_batch}`: one batch with its progress and the ids of its result files.
+
+    In the format of OpenAI's Batch API.
+    """
     key, stored, _ = await _batch_of(request, log, history)
     return json_response(await _render(stored, blob_store, key))
 
 
 async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient, blob_store: BlobStore) -> Response:
-    """`POST /v1/batches/{file_batch}/cancel`: cancels the batch and its running turns; returns the batch."""
+    """`POST /v1/batches/{file_batch}/cancel`: cancels the batch and its running turns; returns the batch.
+
+    Requests that have ended keep their results.
+    """
     key, stored, turn = await _batch_of(request, log, history)
     stored = await cancel_batch(log, key, stored, turn)
     return json_response(await _render(stored, blob_store, key))

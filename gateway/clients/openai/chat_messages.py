@@ -23,33 +23,43 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     cache_control: dict[str, Any] | None = None
     """Anthropic's field, which other servers of this protocol accept, too."""
     prompt_cache_breakpoint: Any = None
+    """It has no effect: `cache_control` is the field for caching."""
 
 
 class TextPart(_Part, frozen=True, tag="text"):
     text: str
+    """The text."""
 
 
 class ImageUrl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str
+    """An `https` address, or the image as a `data:` URL."""
     detail: str | None = None
+    """It has no effect: images are passed on unchanged."""
 
 
 class ImagePart(_Part, frozen=True, tag="image_url"):
     image_url: ImageUrl
+    """The image."""
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file_data: str | None = None
+    """The content of the file, as a `data:` URL or in base64."""
     filename: str | None = None
+    """The name of the file."""
     file_id: str | None = None
+    """The id of a file that was uploaded to `/v1/files`."""
 
 
 class FilePart(_Part, frozen=True, tag="file"):
     file: File
+    """The file."""
 
 
 class RefusalPart(_Part, frozen=True, tag="refusal"):
     refusal: str
+    """The text of the refusal."""
 
 
 class AnsweredText(TextPart, frozen=True, forbid_unknown_fields=False, tag="text"):
@@ -62,50 +72,68 @@ class AnsweredRefusal(RefusalPart, frozen=True, forbid_unknown_fields=False, tag
 
 class Function(msgspec.Struct, frozen=True):
     name: str
+    """The name of the called function."""
     arguments: str = ""
+    """The arguments, as a string with JSON."""
     parsed_arguments: Any = None
+    """The arguments as OpenAI's SDK has parsed them. They are ignored."""
 
 
 class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
     id: str
+    """The id of the call, which the tool's message repeats."""
     function: Function
+    """The called function."""
     index: int | None = None
     """A field of stream chunks; some clients send it back in the assembled call."""
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="role"):
     name: str | None = None
+    """The name of the author. It is ignored."""
 
 
 class SystemMessage(_Message, frozen=True, tag="system"):
     content: str | list[TextPart]
+    """The instructions."""
 
 
 class DeveloperMessage(_Message, frozen=True, tag="developer"):
     content: str | list[TextPart]
+    """The instructions."""
 
 
 class UserMessage(_Message, frozen=True, tag="user"):
     content: str | list[TextPart | ImagePart | FilePart]
+    """The text of the user, or parts with text, images and files."""
 
 
 class AssistantMessage(_Message, frozen=True, forbid_unknown_fields=False, tag="assistant"):
     """A message of the assistant. Its unknown fields are ignored: clients send back what servers have sent."""
 
     content: str | list[AnsweredText | AnsweredRefusal] | None = None
+    """The earlier answer."""
     refusal: str | None = None
+    """The text of an earlier refusal."""
     tool_calls: list[ToolCall] | None = None
+    """The tools that the assistant has called."""
     reasoning_content: str | None = None
+    """The earlier reasoning. It is ignored."""
     annotations: Any = None
+    """A field of OpenAI's answers. It is ignored."""
     audio: Any = None
+    """A field of OpenAI's answers. It is ignored."""
     function_call: Any = None
+    """A deprecated field of OpenAI's answers."""
     parsed: Any = None
     """Like `parsed_arguments`: the value that OpenAI's SDK has parsed from the text, and sends back with it."""
 
 
 class ToolMessage(_Message, frozen=True, tag="tool"):
     content: str | list[TextPart]
+    """The result of the tool."""
     tool_call_id: str
+    """The id of the tool call that this message answers."""
 
 
 ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage

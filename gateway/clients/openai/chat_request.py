@@ -28,34 +28,48 @@ Options = dict[str, Any]
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
+    """Whether the stream's last chunk has the usage."""
     include_obfuscation: bool | None = None
+    """It has no effect: deltas are not padded."""
 
 
 class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
+    """The name of the function."""
     description: str | None = None
+    """What the function does; the model reads it."""
     parameters: dict[str, Any] | None = None
+    """The JSON Schema of the function's arguments."""
     strict: bool | None = None
+    """Whether the arguments always fit the schema."""
 
 
 class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
     function: Function
+    """The function that the model may call."""
     cache_control: dict[str, Any] | None = None
+    """Anthropic's field: caches the prompt up to this tool."""
 
 
 class FunctionName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
+    """The name of the function."""
 
 
 class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
     function: FunctionName
+    """The function that the model must call."""
 
 
 class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: dict[str, Any]
+    """The JSON Schema of the answer."""
     name: str | None = None
+    """The name of the schema. It is ignored."""
     description: str | None = None
+    """What the answer is for. It is ignored."""
     strict: bool | None = None
+    """Whether the answer must fit the schema. It is always checked."""
 
 
 class _Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
@@ -72,20 +86,30 @@ class AnyJson(_Format, frozen=True, tag="json_object"):
 
 class JsonSchema(_Format, frozen=True, tag="json_schema"):
     json_schema: Schema
+    """The schema of the answer."""
 
 
 class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body. The last group of fields is in `chat_parameters.UNSUPPORTED`."""
 
     messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)]
+    """The conversation, oldest message first."""
     stream_options: StreamOptions | None = None
+    """Options of the stream."""
     max_tokens: int | None = None
+    """The older name of `max_completion_tokens`."""
     max_completion_tokens: int | None = None
+    """The most tokens that the answer may have."""
     stop: str | list[str] | None = None
+    """Texts at which the answer ends."""
     tools: list[Tool] | None = None
+    """The functions that the model may call."""
     tool_choice: Choice | NamedTool | None = None
+    """Whether the model may call a function, must, or which one."""
     response_format: PlainText | AnyJson | JsonSchema | None = None
+    """Whether the answer is text, JSON, or JSON that fits a schema."""
     reasoning_effort: Effort | None = None
+    """How much the model thinks before it answers."""
 
     n: Any = None
     logprobs: Any = None

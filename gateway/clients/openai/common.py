@@ -35,21 +35,36 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     model: str | None = None
+    """The model that answers; the operator's default if it is left out."""
     stream: bool | None = None
+    """Whether the response is a stream of events."""
     temperature: float | None = None
+    """How random the answer is: 0 is the least."""
     top_p: float | None = None
+    """The share of the most likely tokens from which the model selects."""
     parallel_tool_calls: bool | None = None
+    """Whether the model may call several functions at once."""
     metadata: dict[str, str] | None = None
+    """Labels of the turn, by which it can be found."""
     user: str | None = None
+    """The end user who receives the answer. A JWT with a user wins."""
     safety_identifier: str | None = None
+    """OpenAI's newer name of `user`."""
 
     thinking: Fields | None = None
+    """Anthropic's field `thinking`, passed on to the model."""
     session_id: str | None = None
+    """The session that the turn belongs to."""
     project_id: str | None = None
+    """The project of the session."""
     on_busy: OnBusy = "reject"
+    """What happens while the turn to continue still runs."""
     max_cost: float | None = None
+    """The most that the answer may cost, in dollars."""
     on_interrupt: OnInterrupt = "continue"
+    """What happens when a model call breaks off: continue the answer, restart it, or fail."""
     on_disconnect: str = "continue"
+    """What happens when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
 
     moderation: Any = None
     top_logprobs: Any = None

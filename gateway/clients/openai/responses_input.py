@@ -24,27 +24,44 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     """A content part of any type. Other fields are ignored: a client may send back parts of an earlier output."""
 
     type: str
+    """`input_text`, `input_image`, `input_file`, `output_text` or `refusal`."""
     text: str = ""
+    """The text of the part."""
     refusal: str = ""
+    """The text of a refusal."""
     image_url: str | None = None
+    """An `https` address, or the image as a `data:` URL."""
     file_data: str | None = None
+    """The content of the file, as a `data:` URL or in base64."""
     file_url: str | None = None
+    """The address of the file."""
     file_id: str | None = None
+    """The id of a file that was uploaded to `/v1/files`."""
     filename: str | None = None
+    """The name of the file."""
 
 
 class InputItem(msgspec.Struct, frozen=True, kw_only=True):
     """An item of any type; a message if it has no type."""
 
     type: str | None = None
+    """`message`, `function_call`, `function_call_output` or `reasoning`."""
     role: Literal["user", "assistant", "system", "developer"] | None = None
+    """Who wrote the message."""
     content: str | list[Part] | None = None
+    """The text of the message, or its parts."""
     call_id: str | None = None
+    """The id of the function call."""
     name: str | None = None
+    """The name of the called function."""
     arguments: str | None = None
+    """The arguments, as a string with JSON."""
     output: str | list[Part] | None = None
+    """The result of the function."""
     summary: list[Part] = []
+    """The summary of earlier reasoning."""
     encrypted_content: str | None = None
+    """The signed form of earlier reasoning, which the model can read."""
 
 
 def system_of(items: str | Sequence[InputItem], instructions: str | None) -> str | list[Block] | None:

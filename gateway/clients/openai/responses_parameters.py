@@ -18,7 +18,6 @@ UNSUPPORTED = (
         IGNORED,
         "encrypted reasoning is always included, nothing else",
     ),
-    Unsupported("store", (True,), IGNORED, "every turn is stored, also with `false`; delete it if necessary"),
     Unsupported("max_tool_calls", (), IGNORED, "it limits OpenAI's built-in tools, which do not exist here"),
     Unsupported("stream_options", ({}, {"include_obfuscation": False}), IGNORED, "deltas are not padded"),
     Unsupported("image", (), IGNORED, "images are passed on unchanged"),

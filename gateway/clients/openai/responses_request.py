@@ -14,62 +14,94 @@ from tailrace.gateway.clients.openai.responses_input import InputItem, messages_
 from tailrace.gateway.clients.openai.responses_object import PREFIX
 from tailrace.gateway.clients.openai.responses_parameters import UNSUPPORTED
 from tailrace.gateway.clients.openai.unsupported import BuiltTurn, ignored_parameters
-from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.request_body import NewTurn, refuse_fields
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import is_token
 from tailrace.proto.models import Model
+
+# Fields that need the response to be kept, and that `store: false` excludes.
+KEPT_FIELDS = ("previous_response_id", "conversation", "session_id", "project_id", "background")
 
 
 class Tool(msgspec.Struct, frozen=True):
     """A function. OpenAI's built-in tools have other types and are refused."""
 
     type: str
+    """`function`."""
     name: str = ""
+    """The name of the function."""
     description: str | None = None
+    """What the function does; the model reads it."""
     parameters: Fields | None = None
+    """The JSON Schema of the function's arguments."""
     strict: bool | None = None
+    """Whether the arguments always fit the schema."""
 
 
 class NamedTool(msgspec.Struct, frozen=True):
     type: str
+    """`function`."""
     name: str | None = None
+    """The name of the function that the model must call."""
 
 
 class Reasoning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     effort: Effort | None = None
+    """How much the model thinks before it answers."""
     summary: Literal["auto", "concise", "detailed"] | None = None
+    """Whether the response has a summary of the reasoning."""
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    """The older name of `summary`."""
     context: Any = None
+    """OpenAI's parameter, described in its reference."""
     mode: str | None = None
+    """OpenAI's parameter, described in its reference."""
 
 
 class Format(msgspec.Struct, frozen=True):
     type: Literal["text", "json_object", "json_schema"]
+    """Whether the answer is text, JSON, or JSON that fits `schema`."""
     schema: Fields | None = None
+    """The JSON Schema of the answer."""
 
 
 class Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Format | None = None
+    """The format of the answer."""
     verbosity: str | None = None
+    """It has no effect: ask for the length in the prompt."""
 
 
 class Conversation(msgspec.Struct, frozen=True):
     id: str
+    """The session that the response continues."""
 
 
 class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body. The last group of fields is in `responses_parameters.UNSUPPORTED`."""
 
     input: str | list[InputItem]
+    """The new user message, or a list of messages and results of functions."""
     instructions: str | None = None
+    """The system prompt."""
     background: bool | None = None
+    """Whether the request returns at once, while the response is generated."""
     previous_response_id: str | None = None
+    """The response that this one continues."""
     conversation: str | Conversation | None = None
+    """The session that this response continues."""
     max_output_tokens: int | None = None
+    """The most tokens that the answer may have."""
     tools: list[Tool] | None = None
+    """The functions that the model may call."""
     tool_choice: Choice | NamedTool | None = None
+    """Whether the model may call a function, must, or which one."""
     reasoning: Reasoning | None = None
+    """How much the model thinks, and what is shown of it."""
     text: Text | None = None
+    """The format of the answer."""
+    store: bool | None = None
+    """Whether the response is kept. False: it continues nothing, and is erased some minutes after its end."""
 
     prompt: Any = None
     context_management: Any = None
@@ -93,6 +125,8 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
     if text.verbosity not in (None, "medium"):
         ignored.append("text.verbosity")
     session, messages = _session(body), messages_of(body.input)
+    if body.store is False:
+        refuse_fields(body, KEPT_FIELDS)
     turn = NewTurn(
         messages=messages,
         system=system_of(body.input, body.instructions),
@@ -112,6 +146,7 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
         max_cost=body.max_cost,
         on_interrupt=body.on_interrupt,
         on_disconnect=body.on_disconnect,
+        store=body.store is not False,
     )
     return BuiltTurn(turn, ignored)
 

@@ -93,7 +93,10 @@ async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnR
 
 
 async def post_cancel(request: ApiRequest, log: TurnLog, turns: TurnReader) -> Response:
-    """`POST /v1/responses/{response}/cancel`: ends a running response and returns it, also if it had ended."""
+    """`POST /v1/responses/{response}/cancel`: ends a running response and returns it, also if it had ended.
+
+    The text so far is kept.
+    """
     key = request.turn("response", PREFIX)
     try:
         turn = record_from_fold(key, await cancel(log, key))
@@ -103,14 +106,20 @@ async def post_cancel(request: ApiRequest, log: TurnLog, turns: TurnReader) -> R
 
 
 async def delete_response(request: ApiRequest, deleter: Deleter) -> Response:
-    """`DELETE /v1/responses/{response}`: deletes the response and those that continue it."""
+    """`DELETE /v1/responses/{response}`: deletes the response and those that continue it.
+
+    The text is erased from the log and the database. Sums of usage keep the tokens and the cost.
+    """
     key = request.turn("response", PREFIX)
     await deleter.delete(key.tenant, "turn", key.turn)
     return json_response({"id": f"{PREFIX}{key.turn}", "object": "response", "deleted": True})
 
 
 async def get_input_items(request: ApiRequest, turns: TurnReader) -> Response:
-    """`GET /v1/responses/{response}/input_items`: lists the input that this response added to its conversation."""
+    """`GET /v1/responses/{response}/input_items`: lists the input that this response added to its conversation.
+
+    In the format of OpenAI's API, newest first, in pages.
+    """
     turn = await turns.read(request.turn("response", PREFIX))
     query = request.query_params
     limit, order, after = limit_of(request, 20, ITEMS_MAX), query.get("order", "desc"), query.get("after")

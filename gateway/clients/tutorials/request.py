@@ -13,36 +13,49 @@ class ChatStreamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """The body of `POST /chat/stream`."""
 
     message: str
+    """The prompt."""
     max_tokens: int | None = None
+    """The most tokens that the answer may have."""
     system: str | None = None
+    """The system prompt."""
 
 
 class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /chat`."""
 
     message: str
+    """The prompt."""
 
 
 class AIChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Literal["system", "user", "assistant"]
+    """Who wrote the message."""
     content: str
+    """The text of the message."""
 
 
 class AIChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /ai/chat`: the whole conversation in OpenAI's format."""
 
     messages: list[AIChatMessage]
+    """The conversation, oldest message first."""
     model: str | None = None
+    """The model that answers; the operator's default if it is left out."""
 
 
 class StartJobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /api/start-job` and `POST /api/process`: either `prompt` or `message`, which mean the same."""
 
     prompt: str | None = None
+    """The prompt."""
     message: str | None = None
+    """The prompt, under another name."""
     model: str | None = None
+    """The model that answers; the operator's default if it is left out."""
     system: str | None = None
+    """The system prompt."""
     max_tokens: int | None = None
+    """The most tokens that the answer may have."""
 
 
 def chat_stream_turn(body: ChatStreamRequest) -> NewTurn:

@@ -46,13 +46,20 @@ class StartedJob(msgspec.Struct, frozen=True):
     """A new job, stored in the log, and the path of its stream."""
 
     job_id: TurnId
+    """The id of the job, which is the turn's."""
     session: SessionId
+    """The session of the turn."""
     stream: str
+    """The path of the job's stream."""
     status: Literal["queued"] = "queued"
+    """The job waits for a generator."""
 
 
 async def post_chat_stream(request: ApiRequest, responder: Responder) -> ASGIApp:
-    """`POST /chat/stream`: answers one prompt in the dialect `delta`. A failure or refusal is an event of it."""
+    """`POST /chat/stream`: answers one prompt in the dialect `delta`. A failure or refusal is an event of it.
+
+    For a page that was written after a tutorial for another server.
+    """
     body, raw = await request.read(ChatStreamRequest)
     return await responder.answer(
         request, chat_stream_turn(body), raw, DELTA, is_streamed=True, is_first_word_awaited=False
@@ -100,13 +107,19 @@ def cookie_of_key(tenant: Tenant, key: str, raw: bytes) -> str:
 
 
 async def post_ai_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
-    """`POST /ai/chat`: continues a conversation that is sent in full. Answers in the dialect `content`."""
+    """`POST /ai/chat`: continues a conversation that is sent in full. Answers in the dialect `content`.
+
+    The gateway finds the session by the messages, and stores only the new ones.
+    """
     body, raw = await request.read(AIChatRequest)
     return await responder.answer(request, ai_chat_turn(body), raw, CONTENT, is_streamed=True)
 
 
 async def post_job(request: ApiRequest, responder: Responder) -> Response:
-    """`POST /api/start-job`, `POST /api/process`: starts a job. Answers 202 with the job's id, which is the turn's."""
+    """`POST /api/start-job`, `POST /api/process`: starts a job. Answers 202 with the job's id, which is the turn's.
+
+    The stream of the job can be read any number of times, also after its end.
+    """
     body, raw = await request.read(StartJobRequest)
     key, entry = await responder.submit(request, job_turn(body), raw)
     stream = f"/api/stream/{key.turn}"
@@ -115,7 +128,10 @@ async def post_job(request: ApiRequest, responder: Responder) -> Response:
 
 
 async def get_job_stream(request: ApiRequest, streams: StreamContext) -> ASGIApp:
-    """`GET /api/stream/{job_id}`: streams the job in the dialect `job`, from its start or from the cursor on."""
+    """`GET /api/stream/{job_id}`: streams the job in the dialect `job`, from its start or from the cursor on.
+
+    `Last-Event-ID` continues without a gap.
+    """
     return stream_of(StreamAccess(streams, request), request, request.turn("job_id"), cursor_of(request), JOB)
 
 

@@ -24,7 +24,7 @@ const marked = (page, state) => page.waitForFunction((state) => document.querySe
 
 /** Returns what the page of a turn shows, after a replay that was begun, stopped and moved with the keyboard. */
 async function replayed(page, shoot) {
-  const shown = () => page.locator("#text").textContent();
+  const shown = async () => (await page.locator("#text").textContent()).trim();
   await page.locator("#steps tbody tr").first().waitFor();
   await page.waitForFunction(() => document.querySelector("#text").textContent.length > 0);
   const whole = await shown();
@@ -36,7 +36,7 @@ async function replayed(page, shoot) {
     }
   }
   const isWide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
-  await page.locator("#speed").selectOption("16");
+  await page.locator("#speed").selectOption("4");
   await page.locator("#play").focus();
   await page.keyboard.press("Enter");
   await page.waitForFunction((length) => ((now) => now > 0 && now < length)(document.querySelector("#text").textContent.length), whole.length);
@@ -56,13 +56,17 @@ async function ask(page, line) {
   await page.keyboard.press("Enter");
 }
 
+let chatOfStates = `${gateway}/`;
+
 /** Each state of the pages, and what brings it about. `locked`: a gateway that needs a key. */
 const STATES = {
   welcome: (page) => page.goto(`${gateway}/`),
+  /** Asks once: the states that follow open the same chat. */
   async answered(page) {
-    await page.goto(`${gateway}/`);
-    await ask(page, "Show me a table, a list and some code.");
+    await page.goto(chatOfStates);
+    if (chatOfStates.endsWith("/")) await ask(page, "Show me a table, a list and some code.");
     await page.waitForSelector(".meta");
+    chatOfStates = page.url();
   },
   async settings(page) {
     await STATES.welcome(page);
@@ -103,7 +107,7 @@ const STATES = {
   },
   async drawer(page) {
     await STATES.answered(page);
-    if (await page.locator("#menu").isVisible()) await page.locator("#menu").click();
+    await page.keyboard.press("Control+k");
   },
 };
 const PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
@@ -140,6 +144,8 @@ const STEPS = {
     const { page, seen } = await open({ viewport: SIZES.desktop });
     await page.goto(gateway);
     await page.waitForFunction(() => document.activeElement.id === "question");
+    const firstPaint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0]?.startTime);
+    const bytes = await page.evaluate(() => performance.getEntries().reduce((sum, { encodedBodySize = 0 }) => sum + encodedBodySize, 0));
     await page.keyboard.type("Count first.");
     await page.keyboard.press("Shift+Enter");
     await page.keyboard.type("#sim words=4000 rate=20");
@@ -163,7 +169,15 @@ const STEPS = {
     await page.keyboard.type("Count again.");
     await page.keyboard.press("Shift+Enter");
     await page.keyboard.type("#sim words=5000 rate=400");
+    await page.evaluate(() => {
+      const asked = performance.now();
+      globalThis.firstToken = new Promise((resolve) => {
+        const look = (_, observer) => document.querySelector(".answer .text")?.textContent && (observer.disconnect(), resolve(performance.now() - asked));
+        new MutationObserver(look).observe(document.querySelector("#turns"), { childList: true, characterData: true, subtree: true });
+      });
+    });
     await page.keyboard.press("Enter");
+    const firstToken = await page.evaluate(() => globalThis.firstToken);
     await page.waitForSelector(".meta", { timeout: 90_000 });
     // The thread's time, which other processes of a busy machine do not lengthen.
     const { traceEvents } = JSON.parse(await browser.stopTracing());
@@ -171,7 +185,7 @@ const STEPS = {
     const tasks = traceEvents.filter(({ ph, pid, tid }) => ph === "X" && main.has(`${pid} ${tid}`));
     const longTasks = tasks.map(({ tdur = 0 }) => Math.round(tdur / 1000)).filter((ms) => ms > 50);
     const longest = Math.max(...tasks.map(({ tdur = 0 }) => tdur / 1000));
-    return { text: (await text(page)).trim(), longTasks, longest, tasks: tasks.length, ...seen };
+    return { text: (await text(page)).trim(), longTasks, longest, tasks: tasks.length, firstPaint, firstToken, bytes, ...seen };
   },
 
   /** Drops a picture and pastes a PDF with a question; what is too large or no such file is refused before it is sent. */
@@ -208,25 +222,74 @@ const STEPS = {
     return { text: (await text(page)).trim(), answers: await page.locator(".answer").count(), ...seen };
   },
 
-  /** Returns what the page says when the budget is spent, the log is full, and a key is revoked in mid-answer. */
-  async refusals(full, locked, key) {
+  /** Returns what the page says when the budget is spent, the log is full, and a key is revoked; then gives it `other`. */
+  async refusals(full, chat, revoked, other) {
     const { page } = await open({ viewport: SIZES.desktop });
     const said = [];
+    const enter = async (key) => {
+      await page.locator("#login[open] #key").fill(key);
+      await page.keyboard.press("Enter");
+      await page.waitForFunction(() => !document.querySelector("#login").open);
+    };
     for (const url of [gateway, full]) {
       await page.goto(url);
+      await enter(revoked);
       await ask(page, "Hello?");
       await page.waitForSelector("#notice:visible");
       said.push([await page.locator("#notice").textContent(), await page.getByLabel("Question").inputValue()]);
     }
-    await page.goto(locked);
-    await page.locator("#key").fill(key);
-    await page.keyboard.press("Enter");
-    await page.waitForFunction(() => !document.querySelector("#login").open);
-    await ask(page, "Count.\n#sim words=3000 rate=20");
-    await longer(page, 40);
+    await page.goto(chat);
+    await enter(revoked);
     await page.waitForSelector("#login[open]");
-    said.push([await page.locator("#refusal").textContent(), ""]);
-    return { said };
+    said.push([await page.locator("#refusal").textContent(), await page.getByLabel("Question").inputValue()]);
+    await enter(other);
+    await page.waitForSelector(".meta");
+    return { said, text: (await text(page)).trim() };
+  },
+
+  /** Shows one chat in two tabs; shares a running answer with a browser without a key; branches and deletes the chat. */
+  async together(key) {
+    const { context, page, seen } = await open({ viewport: SIZES.desktop });
+    await context.grantPermissions(["clipboard-read", "clipboard-write"]);
+    const enter = async (tab) => {
+      await tab.goto(gateway);
+      await tab.locator("#login[open] #key").fill(key);
+      await tab.keyboard.press("Enter");
+      await tab.waitForFunction(() => !document.querySelector("#login").open);
+    };
+    const other = await context.newPage();
+    await enter(page);
+    await enter(other);
+    await ask(page, "Count.\n#sim words=150 rate=25");
+    await longer(page, 80);
+    await other.getByRole("link", { name: "Count." }).click();
+    await longer(other, 80);
+    await press(page, "Share");
+    await page.waitForSelector("#notice:visible");
+    const link = await page.evaluate(() => navigator.clipboard.readText());
+    const { page: reader, seen: seenByReader } = await open({ viewport: SIZES.phone });
+    const paths = new Set();
+    reader.on("request", (request) => request.url().includes("/v1/") && paths.add(request.url().replace(/.*[/]v1[/](\w+)[/][^/]+[/](\w+).*/, "$1 $2")));
+    await reader.goto(link);
+    for (const tab of [page, other, reader]) await tab.waitForSelector(".meta");
+    const texts = await Promise.all([page, other, reader].map(async (tab) => (await text(tab)).trim()));
+    const forReader = { buttons: await reader.locator("button:visible").allTextContents(), paths: [...paths] };
+    await page.locator(".question").hover();
+    await press(page, "Edit");
+    await ask(page, "Count again.\n#sim words=3 rate=0");
+    const branch = (tab, label) => tab.waitForFunction((label) => document.querySelector(".branches").textContent.includes(label) && document.querySelector(".meta"), label);
+    await branch(page, "2 / 2");
+    await press(page, "Try again");
+    await branch(page, "3 / 3");
+    await branch(other, "3 / 3");
+    await page.getByRole("button", { name: "Earlier branch" }).click();
+    await page.getByRole("button", { name: "Earlier branch" }).click();
+    const first = (await text(page)).trim();
+    await page.locator("#sessions .current").hover();
+    await press(page, "Delete Count.");
+    await page.locator("#asking-yes").click();
+    for (const tab of [page, other]) await tab.waitForFunction(() => !document.querySelector("#sessions .chat"));
+    return { texts, forReader, first, ...seen, complaintsOfReader: seenByReader.complaints };
   },
 
   /** Opens a long chat without a title, and reads its earlier turns. */
@@ -260,12 +323,14 @@ const STEPS = {
       const context = await browser.newContext({ viewport: SIZES.desktop });
       const page = await context.newPage();
       await begin(page);
+      await page.evaluate(axe);
       for (const colorScheme of ["light", "dark"]) {
         for (const [size, viewport] of Object.entries(SIZES)) {
           await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
           await page.setViewportSize(viewport);
           await page.screenshot({ path: `${folder}/${state}-${colorScheme}-${size}.png` });
-          await page.evaluate(axe);
+          // Each colour and each size once; the pictures are of all four.
+          if ((colorScheme === "light") !== (size === "desktop")) continue;
           const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
           for (const { id, nodes } of found.violations) violations.push(`${state} ${colorScheme} ${size}: ${id}: ${nodes[0].target} ${nodes[0].failureSummary}`);
         }
@@ -286,6 +351,7 @@ const STEPS = {
     await longer(page, 200);
     await context.setOffline(true);
     await marked(page, "reconnecting");
+    const lost = await page.locator(".lost-line").last().textContent();
     const before = (await text(page)).length;
     await context.setOffline(false);
     await marked(page, "caught up");
@@ -293,7 +359,7 @@ const STEPS = {
     await page.waitForSelector(".meta");
     const answers = await page.locator(".answer").count();
     const heard = await page.locator("[aria-live], [role=status], [role=alert]").allTextContents();
-    return { text: (await text(page)).trim(), answers, title: await page.title(), isReadWordByWord: heard.some((one) => one.includes("w000001")), ...seen };
+    return { text: (await text(page)).trim(), answers, lost, title: await page.title(), isReadWordByWord: heard.some((one) => one.includes("w000001")), ...seen };
   },
 
   /** Breaks an answer in every way that the demo offers, at the address `gateway` with the token of `up`. */
@@ -366,6 +432,7 @@ const STEPS = {
       await page.waitForSelector(".meta");
       const found = await page.evaluate(() => ({
         text: document.querySelector(".answer .text").textContent,
+        folded: [...document.querySelectorAll(".answer details")].map((one) => [one.firstChild.textContent, one.lastChild.textContent, one.open]),
         made: [...document.querySelectorAll(".answer .text *")].map((one) => one.localName),
         links: [...document.querySelectorAll(".answer .text a")].map((one) => [one.protocol, one.target, one.rel]),
         attributes: [...new Set([...document.querySelectorAll(".answer .text *")].flatMap((one) => one.getAttributeNames()))],
@@ -375,7 +442,10 @@ const STEPS = {
         background: getComputedStyle(document.body).backgroundColor,
       }));
       await page.screenshot({ path: `${folder}/page-${colorScheme}-${size}.png` });
-      shown.push({ size, colorScheme, withoutKey, ...found, ...seen });
+      await page.getByText("Earlier turns").click();
+      await page.waitForFunction(() => document.querySelectorAll(".meta").length === 2);
+      const longLine = await page.locator(".answer .text").first().textContent();
+      shown.push({ size, colorScheme, withoutKey, longLine, ...found, ...seen });
       await context.close();
     }
     return { pages: shown };

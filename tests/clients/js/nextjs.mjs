@@ -1,52 +1,42 @@
-// The routes of examples/nextjs with useChat's class, in a copy of the example with its node_modules: `nextjs.mjs MESSAGE`.
-// Next calls the routes with the web's Request and Response, as this does. The stream is cut once. Prints one line.
-import { Chat } from "@ai-sdk/react";
-import { build } from "esbuild";
-import { createElement } from "react";
-import { renderToString } from "react-dom/server";
-import { TailraceChatTransport } from "./ai-sdk.js";
-import { GET, POST } from "./app/api/chat/[[...path]]/route.js";
-import { POST as login } from "./app/login/route.js";
+// The app of examples/nextjs in Chromium: `nextjs.mjs URL MESSAGE`. A user logs in, asks, and reloads in mid-answer.
+// Prints one line with what the page shows, and the statuses of a request without a login, by the user, and by another user.
+import { chromium } from "playwright-core";
 
-const [message] = process.argv.slice(2);
-const origin = "http://app.invalid";
+const [url, message] = process.argv.slice(2);
+const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
+const statuses = [];
 
-/** Returns the cookie of a user. */
-async function cookieOf(user) {
-  const response = await login(new Request(`${origin}/login`, { method: "POST", body: new URLSearchParams({ user }) }));
-  return response.headers.get("set-cookie").split(";")[0];
+/** Opens the app as a user. */
+async function open(user) {
+  const page = await (await browser.newContext()).newPage();
+  page.on("pageerror", (error) => console.error(error));
+  const note = async () => statuses.push(await page.evaluate(async () => (await fetch("/api/chat/my-chat/messages")).status));
+  await page.goto(url);
+  if (!statuses.length) await note();
+  await page.fill("[name=user]", user);
+  await Promise.all([page.waitForResponse((response) => response.url().endsWith("/login")), page.click("text=Log in")]);
+  await page.waitForSelector("[name=message]");
+  return { page, note };
 }
 
-/** A browser's fetch, at the origin of the app. The first stream breaks off. */
-function fetchAs(cookie, cuts) {
-  return async (address, init = {}) => {
-    const request = new Request(new URL(address, origin), { ...init, headers: { ...init.headers, ...(cookie && { cookie }) } });
-    const response = await (request.method === "POST" ? POST : GET)(request);
-    if (cuts.length === 0 || !response.body) return response;
-    let rest = cuts.pop();
-    const cut = new TransformStream({
-      transform(chunk, controller) {
-        controller.enqueue(chunk.subarray(0, rest));
-        rest -= chunk.length;
-        if (rest <= 0) controller.error(new TypeError("cut"));
-      },
-    });
-    return new Response(response.body.pipeThrough(cut), response);
-  };
-}
-
-const cuts = [2000];
-const ada = await cookieOf("ada");
-const transport = new TailraceChatTransport({ api: "/api/chat", fetch: fetchAs(ada, cuts) });
-const chat = new Chat({ id: "my-chat", transport });
-await chat.sendMessage({ text: message });
-const { parts } = chat.messages.at(-1);
-const statusFor = async (cookie) => (await fetchAs(cookie, [])("/api/chat/my-chat/messages")).status;
-const statuses = [await statusFor(ada), await statusFor(await cookieOf("eve")), await statusFor("")];
-
-await build({ entryPoints: ["app/page.jsx"], bundle: true, packages: "external", format: "esm", jsx: "automatic", outfile: "page.mjs" });
-const { default: Page } = await import(`${process.cwd()}/page.mjs`);
-const rendered = renderToString(createElement(Page));
-
-const text = parts.flatMap((part) => (part.type === "text" ? [part.text] : [])).join("");
-console.log(JSON.stringify({ text, error: chat.error?.message ?? null, cuts, statuses, isRendered: rendered.includes("Send") }));
+const { page, note } = await open("ada");
+await page.fill("[name=message]", message);
+await page.click("text=Send");
+const shown = () => page.locator("p").allTextContents();
+const until = (chars, status) =>
+  page.waitForFunction(
+    ([chars, status]) => document.querySelector("p:nth-of-type(2) span")?.textContent.length > chars && document.querySelector("small").textContent === status,
+    [chars, status],
+  );
+await until(80, "streaming");
+await page.reload();
+await until(80, "ready");
+const whole = await shown();
+await note();
+const { note: noteOther } = await open("eve");
+await noteOther();
+// The chat is loaded, though no answer runs.
+await page.reload();
+await page.waitForSelector("p");
+console.log(JSON.stringify({ shown: whole, loaded: await shown(), statuses }));
+await browser.close();

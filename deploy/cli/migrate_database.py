@@ -1,0 +1,45 @@
+"""`tailrace migrate-database`: copies the history from SQLite to PostgreSQL, or back."""
+
+import argparse
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from tailrace.persistence.copy_database import TableCopy, copy_database
+from tailrace.persistence.database import display, is_url, open_database
+from tailrace.proto.errors import SettingsInvalid
+
+DESCRIPTION = "Copy the history from one database into an empty one, and compare both."
+EXAMPLES = """\
+A database is the path of a SQLite file, or a postgresql:// URL. Stop persistence first; afterwards start it with the
+new database in TAILRACE_DATABASE. The old one is not changed. An incomplete copy leaves no rows.
+
+example:
+  tailrace migrate-database .tailrace/tailrace.db "$URL"
+"""
+BUSY_TIMEOUT_S = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="FROM", help="the database to copy")
+    parser.add_argument("target", metavar="TO", help="the database to write, which must be new or empty")
+
+
+def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+    if not is_url(given.source) and not Path(given.source).is_file():
+        raise SettingsInvalid(f"{given.source} does not exist: name the database to copy")
+    copied = asyncio.run(_copy(given.source, given.target))
+    for table in copied:
+        print(f"{table.table:<15} {table.rows:>12,} rows  {table.digest[:16]}")
+    print(f"{display(given.source)} and {display(given.target)} contain the same")
+    return 0
+
+
+async def _copy(source: str, target: str) -> list[TableCopy]:
+    async with AsyncExitStack() as stack:
+        opened = []
+        for where in (source, target):
+            opened.append(await open_database(where, busy_timeout_s=BUSY_TIMEOUT_S))
+            stack.push_async_callback(opened[-1].close)
+        return await copy_database(*opened)

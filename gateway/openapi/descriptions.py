@@ -1,0 +1,127 @@
+"""The descriptions and examples of the properties in the OpenAPI document.
+
+A description is the docstring below the field. That of a parameter that Claude does not support comes from the table of
+its protocol (gateway/clients/openai/unsupported.py). The source is parsed, so this module runs only in `make schema`.
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Collection, Iterable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+from msgspec import inspect as types
+
+from tailrace.gateway.clients.openai import chat_parameters, responses_parameters
+from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
+from tailrace.gateway.clients.openai.responses_request import ResponseRequest
+from tailrace.gateway.clients.openai.unsupported import Unsupported
+from tailrace.gateway.openapi.examples import EXAMPLES, WHOLE
+
+Json = dict[str, Any]
+UNSUPPORTED: dict[type, Iterable[Unsupported]] = {
+    ChatCompletionRequest: chat_parameters.UNSUPPORTED,
+    ResponseRequest: responses_parameters.UNSUPPORTED,
+}
+
+
+def describe(components: Json, kinds: Collection[Any]) -> None:
+    """Adds descriptions and examples to the properties of `components`, the schemas of `kinds` and of their fields."""
+    for struct in _structs(types.multi_type_info(kinds)):
+        # Two Structs of one name have their modules in the names of their schemas.
+        name = struct.__name__ if struct.__name__ in components else f"{struct.__module__}.{struct.__name__}"
+        meanings, whole = _meanings(struct), WHOLE.get(struct.__name__, {})
+        if whole:
+            components[name]["examples"] = [whole]
+        for field, schema in components[name].get("properties", {}).items():
+            if meaning := _constant(schema) or meanings.get(field):
+                schema["description"] = meaning
+            if field in whole:
+                known = [whole[field]]
+            else:
+                known = [EXAMPLES[key] for key in (f"{struct.__name__}.{field}", field) if key in EXAMPLES]
+                if names := _enumerated_values(schema):
+                    known = [value for value in known if value in names]
+            found = known[0] if known else example_of(schema)
+            if known or found is not None:
+                schema["examples"] = [found]
+
+
+def example_of(schema: Json, components: Json | None = None) -> Any:
+    """Returns a value that fits `schema`; None if only a named schema could give one, and `components` is not given."""
+    match schema:
+        case {"examples": [first, *_]}:
+            return first
+        case {"const": value}:
+            return value
+        case {"enum": [*values]}:
+            return next((value for value in values if value is not None), None)
+        case {"$ref": str(ref)} if components is not None:
+            return example_of(components[ref.rpartition("/")[2]], components)
+        case {"anyOf": [*kinds]}:
+            return next((value for kind in kinds if (value := example_of(kind, components)) is not None), None)
+        case {"default": value} if value not in (None, [], {}):
+            return value
+        case {"type": "boolean"}:
+            return True
+        case {"type": "array", "items": dict(items)} if (item := example_of(items, components)) is not None:
+            return [item]
+        case {"properties": dict(properties)} if components is not None:
+            found = {name: example_of(one, components) for name, one in properties.items()}
+            return {name: value for name, value in found.items() if value is not None or name in schema["required"]}
+        case _:
+            return None
+
+
+def _enumerated_values(schema: Json) -> list[Any]:
+    """Returns the values that `schema` enumerates, if it does."""
+    kinds = (schema, *schema.get("anyOf", ()))
+    return [value for one in kinds for value in one.get("enum", [one["const"]] if "const" in one else [])]
+
+
+def _constant(schema: Json) -> str:
+    match schema:
+        case {"enum": [value]} | {"const": value}:
+            return f"Always `{value}`."
+        case _:
+            return ""
+
+
+def _meanings(struct: type) -> dict[str, str]:
+    """Returns the docstrings of a Struct's fields, and of those that it inherits, by their names in JSON."""
+    named = {one.name: one.encode_name for one in msgspec.structs.fields(struct)}
+    found = {
+        row.name: f"{'Refused' if row.is_refused else 'Ignored'}: {row.reason}." for row in UNSUPPORTED.get(struct, ())
+    }
+    for parent in reversed(struct.__mro__):
+        if issubclass(parent, msgspec.Struct) and parent is not msgspec.Struct:
+            found |= dict(_docstrings(parent))
+    return {named[field]: meaning for field, meaning in found.items() if field in named}
+
+
+def _docstrings(struct: type) -> Iterator[tuple[str, str]]:
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(struct))).body
+    statements = getattr(definition, "body", [])
+    for field, following in pairwise(statements):
+        match field, following:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                yield name, inspect.cleandoc(text).replace("\n", " ")
+
+
+def _structs(found: Iterable[Any]) -> list[type]:
+    """Returns the Structs of the given types and of all fields below them."""
+    seen: dict[type, None] = {}
+    waiting = list(found)
+    while waiting:
+        match waiting.pop():
+            case types.StructType(cls=struct, fields=fields) if struct not in seen:
+                seen[struct] = None
+                waiting += [field.type for field in fields]
+            case types.StructType():
+                pass
+            case types.Type() as kind:
+                parts = [getattr(kind, name) for name in kind.__struct_fields__]
+                waiting += [one for part in parts for one in (part if isinstance(part, tuple) else (part,))]
+    return list(seen)

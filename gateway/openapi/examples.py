@@ -1,0 +1,244 @@
+"""The examples of the OpenAPI document.
+
+A property has the example of its name, or of `STRUCT.FIELD` where the name alone has several meanings. A property
+without a row has one that its schema gives, such as the first value of an enumeration. The example of a JSON response
+is made of its properties' examples. That of a request is in BODIES, and that of some Structs in WHOLE, because not all
+fields go together.
+"""
+
+from typing import Any
+
+Json = dict[str, Any]
+
+TURN, PARENT = "0197fd3a-1b2c-7d3e-9f40-5162738495a6", "0197fd39-0a1b-7c2d-8e3f-405162738495"
+SESSION, BATCH = "support-4711", "0197fd3b-5c6d-7e8f-90a1-b2c3d4e5f607"
+KEY_ID = "key_a38f6be3543f0e21"
+MODEL, KEY, TIME, UNIX_S = "claude-sonnet-5-5", "web", "2026-11-22T11:20:00Z", 1795346400
+QUESTION, ANSWER = "Why is the sky blue?", "Air scatters blue light more than red light."
+MESSAGES = [{"role": "user", "content": QUESTION}]
+TURN_PATH, BATCH_PATH = f"/v1/turns/{TURN}", f"/v1/turn-batches/{BATCH}"
+SCHEMA = {"type": "object", "properties": {"colour": {"type": "string"}}, "required": ["colour"]}
+TOOL_CALL, FILE = "toolu_01", "file-0197fd3c-7d8e-7f90-a1b2-c3d4e5f60718"
+TICKET = "trt_WyJhY21l…"
+IMAGE = "https://example.com/sky.png"
+
+EXAMPLES: Json = {
+    "KeyBody.id": KEY_ID, "CreatedKey.id": KEY_ID, "CreatedKey.key": "tr_Rw8H…", "KeyBody.created_at": UNIX_S,
+    "CreatedKey.created_at": UNIX_S, "expires_at": None, "revoked_at": None, "KeyBody.name": "web shop",
+    "CreatedKey.name": "web shop", "NewKeyBody.name": "web shop", "KeyBody.limits": None, "CreatedKey.limits": None,
+    "expires_in_s": 7776000, "scopes": ["read", "write"], "NewKeyBody.limits": {"requests": 600},
+    "LimitsBody.limits": {"requests": 600, "usd_month": 500}, "TenantBody.limits": {"requests": 600},
+    "grace_s": 3600, "Limits.requests": 600,
+    "Limits.tokens": 100000, "burst": 10, "running": 5,
+    "streams": 100, "usd_day": 50.0, "usd_month": 500.0, "bytes_day": 1000000000,
+    "accepted_at": TIME, "access_token": "tra_WyJrZXlf…",
+    "active_claude_sessions": 2, "active_sessions": 2, "active_turns": 2,
+    "aliases": ["claude-sonnet-5-5-latest"], "annotations": [], "api_version": "2023-06-01",
+    "arguments": '{"city": "Oslo"}', "asked_at": TIME, "at": TIME, "attempt": 1, "audio": None,
+    "AttemptStep.events": 12, "Timeline.attempts": [], "backend": "anthropic", "background": True, "batch": BATCH,
+    "begin_by": UNIX_S, "betas": ["context-1m-2025-08-07"], "blobs": 0, "by": "day", "cache": "5m",
+    "cache_control": {"type": "ephemeral"}, "cache_creation_input_tokens": 0, "cache_read": 0.1,
+    "cache_read_input_tokens": 0, "cache_write_1h": 4.0, "cache_write_5m": 2.5, "call_id": "call_1",
+    "cancelled": [TURN], "capabilities": {"image_input": {"supported": True}}, "claude_sessions": [SESSION],
+    "claude_version": "2.1.0", "closed_at": TIME, "code": "request_invalid", "connected": {"nats": True},
+    "content": QUESTION, "AssistantMessage.content": ANSWER,
+    "context": "auto", "context_tokens": 1000000,
+    "conversation": SESSION, "cost_usd": 0.0021, "created": UNIX_S, "created_at": TIME, "critical": 10.0,
+    "cursor": 42, "custom_id": "row-1", "delivered": "A reader was sent the whole turn.",
+    "description": "What the team asks about support", "detail": "auto", "dialect": "tailrace",
+    "display_name": "Claude Sonnet 5.5", "done": 9, "Supports.effort": ["low", "medium", "high"],
+    "effort": "medium", "encrypted_content": "EqQB…", "ended_at": TIME, "endpoints": {"/v1/turns": ["GET", "POST"]},
+    "entries": 14, "Failure.code": "backend_failed", "errorText": "The tool did not answer.",
+    "MadeTicket.events": f"{TURN_PATH}/events?ticket={TICKET}", "every_s": 15.0, "expires_in": 600, "failed": 1,
+    "file_data": "data:application/pdf;base64,JVBERi0…", "file_id": FILE, "file_url": "https://example.com/a.pdf",
+    "filename": "report.pdf", "files": 0, "first_id": MODEL, "first_token_at": TIME,
+    "from": "2026-11-01", "to": "2026-11-30", "function_call": "auto", "gateways": 2, "generator": "generator-1",
+    "health": "/health", "id": SESSION, "ModelCard.id": MODEL, "ModelSheet.id": MODEL,
+    "ToolCall.id": "call_1", "ProjectBody.id": "support", "NewProjectBody.id": "support", "Deleted.id": TURN,
+    "UIMessageParam.id": "msg-1", "Erased.id": "user-7", "idempotency_key": "order-7", "image_url": IMAGE,
+    "include": [], "index": 0, "input": QUESTION, "UIPart.input": {"city": "Oslo"}, "UsdPrices.input": 2.0,
+    "LongPromptPrices.input": 6.0, "input_file_id": FILE, "input_tokens": 12,
+    "instructions": "Answer in one sentence.", "job_id": TURN,
+    "key": KEY, "last_event_at": TIME, "last_id": MODEL, "last_used": TIME, "length": 3, "life_s": 3600,
+    "line": "sonnet", "links": {"turn": TURN_PATH, "events": f"{TURN_PATH}/events"}, "log_entries": 28,
+    "max_completion_tokens": 1024, "max_cost": 0.05, "max_input_tokens": 1000000, "max_output_tokens": 1024,
+    "max_tokens": 1024, "mediaType": "image/png", "message": QUESTION, "Problem.message": "The body is not valid JSON.",
+    "Failure.message": "The model's API did not answer.", "messageId": "msg-1", "message_batch": f"msgbatch_{BATCH}",
+    "message_count": 24, "metadata": {"team": "search"}, "mode": "auto", "model": MODEL, "models_in_use": [MODEL],
+    "name": "get_weather", "Line.name": "p50", "Directory.name": "Tailrace", "Prompt.name": "summary",
+    "Filled.name": "summary", "ProjectBody.name": "Support", "NewProjectBody.name": "Support", "next": "MTc5NTM0NjQwMA",
+    "of": 10, "on_disconnect": "grace:30", "opened_at": TIME,
+    "options": {"thinking": {"type": "adaptive"}}, "outcome": "completed",
+    "output": "12 °C", "UsdPrices.output": 10.0, "LongPromptPrices.output": 22.5, "output_tokens": 10,
+    "over_tokens": 200000, "owned_by": "anthropic", "page": 1, "parallel": 8, "param": "messages",
+    "parameters": SCHEMA, "params": {"message": QUESTION},
+    "MessageBatchInput.params": {"model": MODEL, "max_tokens": 1024, "messages": MESSAGES}, "parent": PARENT,
+    "parsed": {"colour": "blue"}, "parsed_arguments": {"city": "Oslo"}, "path": "support", "pauses": [],
+    "per_page": 50, "previous_response_id": f"resp_{PARENT}", "problems": [], "project": "support",
+    "project_id": "support", "projects": 0, "prompt": QUESTION,
+    "Params.prompt": {"name": "summary", "variables": {"text": QUESTION}},
+    "NewTurn.prompt": {"name": "summary", "variables": {"text": QUESTION}}, "prompt_cache_breakpoint": True,
+    "providerMetadata": {"anthropic": {}}, "queue_position": 0, "readers": [], "reasoning_content": "Light scatters.",
+    "refusal": "I cannot help with that.", "remembered_since": TIME, "replaces": ["claude-3-5-sonnet-20241022"],
+    "retires": "2027-09-29", "retires_at": "2027-09-29T00:00:00Z", "retry_after_s": 5.0, "runbook": "docs/RUNBOOK.md",
+    "safety_identifier": "user-7", "schema": SCHEMA, "seconds": 1.2, "section": "slow-first-token", "sent": 14,
+    "session": SESSION, "session_id": SESSION, "SessionList.sessions": [], "sessions": 3, "skipped_entries": 0,
+    "state": "output-available", "stop": ["END"], "stop_reason": "end_turn",
+    "StartedJob.stream": f"/api/stream/{TURN}", "summary": "auto", "InputItem.summary": [],
+    "system": "Answer in one sentence.", "system_prompt": "Answer in one sentence.", "temperature": 0.2,
+    "tenant": "acme", "text": ANSWER, "ResponseRequest.text": {"format": {"type": "text"}},
+    "thinking": {"type": "adaptive"}, "Supports.thinking": ["adaptive", "between_tools"],
+    "ticket": TICKET, "times": [float(UNIX_S)], "timestamp": TIME, "title": "The colour of the sky",
+    "toolCallId": TOOL_CALL, "toolName": "get_weather", "tool_call_id": "call_1",
+    "tools": [{"name": "get_weather", "input_schema": SCHEMA}],
+    "ChatCompletionRequest.tools": [{"type": "function", "function": {"name": "get_weather", "parameters": SCHEMA}}],
+    "ResponseRequest.tools": [{"type": "function", "name": "get_weather", "parameters": SCHEMA}],
+    "Supports.tools": True,
+    "Supports.forced_tools": False, "Supports.sampling": False, "Supports.prefill": False,
+    "top_p": 0.9, "total_cost": 0.0021, "total_items": 3, "total_messages": 24,
+    "total_pages": 1,
+    "total_tokens": 264, "turn": TURN, "turns": 12, "Branch.turns": [TURN], "TurnPage.turns": [], "type": "text",
+    "WebhookPayload.type": "turn.completed", "Problem.type": "invalid_request_error", "InputItem.type": "message",
+    "unit": "s", "until": UNIX_S + 3600, "updated_at": TIME,
+    "url": IMAGE, "usd_per_million_tokens_of_a_long_prompt": None, "user": "user-7", "values": [0.4],
+    "variables": {"text": QUESTION}, "Prompt.variables": ["text"], "verbosity": "medium", "version": "1.4.0",
+    "warning": 2.0, "webhook": "https://example.com/hooks/tailrace", "window_s": 60.0, "written": 42,
+    "context_management": [], "functions": [], "image": {}, "logit_bias": {}, "logprobs": False,
+    "max_tool_calls": 4, "modalities": ["text"], "moderation": None, "n": 1, "presence_penalty": 0,
+    "frequency_penalty": 0, "prediction": None, "prompt_cache_key": "support", "prompt_cache_options": {},
+    "prompt_cache_retention": "24h", "access_programs": {}, "seed": 7, "service_tier": "auto", "store": True,
+    "top_logprobs": 0, "truncation": "disabled", "web_search_options": None, "output_expires_after": None,
+    "ResponseRequest.prompt": None, "ResponseRequest.stream_options": {"include_obfuscation": False},
+    "ModelSheet.lifecycle": "active", "ImagePart.image_url": {"url": IMAGE}, "deprecated_at": None,
+}  # fmt: skip
+
+CHAT = {"model": MODEL, "messages": MESSAGES, "stream": True}
+BATCH_OPTIONS: Json = {"parallel": 8, "metadata": {"team": "search"}}
+BODIES: dict[str, Json] = {
+    "AIChatRequest": {"messages": MESSAGES},
+    "ChatCompletionRequest": CHAT,
+    "ChatRequest": {"message": QUESTION},
+    "ChatStreamRequest": {"message": QUESTION},
+    "CountTokensRequest": {"model": MODEL, "messages": MESSAGES},
+    "MessagesRequest": {"model": MODEL, "max_tokens": 1024, "messages": MESSAGES, "stream": True},
+    "NewBatch": {"requests": [{"custom_id": "row-1", "params": {"message": QUESTION}}], **BATCH_OPTIONS},
+    "NewFileBatch": {"input_file_id": FILE, "endpoint": "/v1/chat/completions", "completion_window": "24h"},
+    "NewMessageBatch": {
+        "requests": [{"custom_id": "row-1", "params": {"model": MODEL, "max_tokens": 1024, "messages": MESSAGES}}]
+    },
+    "LimitsBody": {"limits": {"requests": 600, "usd_month": 500}},
+    "NewKeyBody": {"tenant": "acme", "name": "web shop", "scopes": ["read", "write"], "expires_in_s": 7776000},
+    "RotateBody": {"grace_s": 3600},
+    "NewProjectBody": {"name": "Support", "id": "support"},
+    "NewSessionBody": {"id": SESSION, "title": "The colour of the sky"},
+    "NewTicket": {"is_shared": True, "life_s": 3600},
+    "NewTurn": {"message": QUESTION, "session": SESSION, "create_session": True, "max_cost": 0.05},
+    "RenameBody": {"title": "The colour of the sky"},
+    "ResponseRequest": {"model": MODEL, "input": QUESTION, "stream": True},
+    "StartJobRequest": {"prompt": QUESTION},
+    "UIChatRequest": {
+        "id": SESSION,
+        "messages": [{"id": "msg-1", "role": "user", "parts": [{"type": "text", "text": QUESTION}]}],
+    },
+}
+
+# Responses that are not JSON, by media type.
+STREAMS = {"application/x-ndjson": f'{{"custom_id":"row-1","turn":"{TURN}"}}\n', "text/plain": ANSWER}
+EVENT = f'data: {{"type":"delta","text":"{ANSWER}"}}\nid: 42\n\n'
+# One event of an event stream, by the tag of the operation; `EVENT` of the others.
+EVENTS = {
+    "openai": 'data: {"object":"chat.completion.chunk",'
+    f'"choices":[{{"index":0,"delta":{{"content":"{ANSWER}"}}}}]}}\n\n',
+    "anthropic": 'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
+    f'"delta":{{"type":"text_delta","text":"{ANSWER}"}}}}\nid: 42\n\n',
+    "ai-sdk": f'data: {{"type":"text-delta","id":"1","delta":"{ANSWER}"}}\n\n',
+}
+
+STORED_FILE: Json = {"id": FILE, "object": "file", "filename": "report.pdf", "bytes": 8120, "created_at": UNIX_S}
+FILE_BATCH: Json = {"id": f"batch_{BATCH}", "object": "batch", "status": "in_progress", "input_file_id": FILE}
+MESSAGE_BATCH: Json = {"id": f"msgbatch_{BATCH}", "type": "message_batch", "processing_status": "in_progress"}
+RESPONSE: Json = {"id": f"resp_{TURN}", "object": "response", "status": "completed", "model": MODEL}
+# Structs whose fields have examples that go together.
+WHOLE: dict[str, Json] = {
+    "TurnRecord": {
+        "turn": TURN, "session": SESSION, "parent": PARENT, "model": MODEL, "outcome": "completed", "input": MESSAGES,
+        "content": [{"type": "text", "text": ANSWER}], "text": ANSWER, "stop_reason": "end_turn", "stop_sequence": None,
+        "envelope": {}, "schema_valid": None, "error": None,
+        "usage": {
+            "input_tokens": 12, "output_tokens": 10, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0
+        },
+        "usage_is_estimated": False, "cost_usd": 0.000124, "attempts": 1, "metadata": {"team": "search"},
+        "project": "support", "user": "user-7", "asked_at": "2026-11-22T11:20:00Z",
+        "first_token_at": "2026-11-22T11:20:00.6Z", "ended_at": "2026-11-22T11:20:02.4Z", "cursor": 42,
+        "first_token_s": 0.6, "duration_s": 2.4,
+    },
+    "AuditEntry": {
+        "at": TIME, "action": "key.create", "by": "key_5d0c1e9f7a3b2846", "address": "203.0.113.7", "tenant": "acme",
+        "target": KEY_ID, "before": None,
+        "after": {
+            "id": KEY_ID, "tenant": "acme", "scopes": ["read", "write"], "created_at": UNIX_S, "name": "web shop"
+        },
+        "error": None,
+    },
+}  # fmt: skip
+# The JSON responses of routes without a Struct, by path; `METHOD PATH` where the methods differ.
+RESPONSES: dict[str, Any] = {
+    "/v1/files": {"object": "list", "data": [STORED_FILE], "has_more": False},
+    "POST /v1/files": STORED_FILE,
+    "/v1/files/{file_id}": STORED_FILE,
+    "DELETE /v1/files/{file_id}": {"id": FILE, "object": "file", "deleted": True},
+    "/v1/batches": {"object": "list", "data": [FILE_BATCH], "has_more": False},
+    "POST /v1/batches": FILE_BATCH,
+    "/v1/batches/{file_batch}": FILE_BATCH,
+    "/v1/batches/{file_batch}/cancel": {**FILE_BATCH, "status": "cancelled"},
+    "/v1/messages/batches": {"data": [MESSAGE_BATCH], "has_more": False},
+    "POST /v1/messages/batches": MESSAGE_BATCH,
+    "/v1/messages/batches/{message_batch}": MESSAGE_BATCH,
+    "DELETE /v1/messages/batches/{message_batch}": {"id": MESSAGE_BATCH["id"], "type": "message_batch_deleted"},
+    "/v1/messages/batches/{message_batch}/cancel": {**MESSAGE_BATCH, "processing_status": "ended"},
+    "/v1/chat/completions": {
+        "object": "chat.completion",
+        "model": MODEL,
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": ANSWER}}],
+    },
+    "/v1/responses": RESPONSE,
+    "/v1/responses/{response}": RESPONSE,
+    "DELETE /v1/responses/{response}": {"id": RESPONSE["id"], "object": "response", "deleted": True},
+    "/v1/responses/{response}/cancel": {**RESPONSE, "status": "cancelled"},
+    "/v1/responses/{response}/input_items": {"object": "list", "data": [], "has_more": False},
+    "/v1/messages": {
+        "id": f"msg_{TURN}",
+        "type": "message",
+        "role": "assistant",
+        "model": MODEL,
+        "content": [{"type": "text", "text": ANSWER}],
+        "stop_reason": "end_turn",
+        "usage": {"input_tokens": 12, "output_tokens": 10},
+    },
+    "/api/chat/{chat}/messages": [{"id": "msg-1", "role": "user", "parts": [{"type": "text", "text": QUESTION}]}],
+    "/healthz": {"ok": True},
+    "/readyz": {"ok": True, "nats": {"ok": True}},
+    "/openapi.json": {"openapi": "3.1.1"},
+}
+
+IN_PATH: dict[str, tuple[str, str]] = {
+    "turn": ("The id of the turn.", TURN),
+    "session": ("The name of the session.", SESSION),
+    "project": ("The id of the project.", "support"),
+    "batch": ("The id of the batch.", BATCH),
+    "file_batch": ("The id of the batch, as `POST /v1/batches` returns it.", FILE_BATCH["id"]),
+    "message_batch": ("The id of the batch, as `POST /v1/messages/batches` returns it.", MESSAGE_BATCH["id"]),
+    "sha256": (
+        "The SHA-256 of the string, in hexadecimal.",
+        "9f86d081884c7d659a2feaa0c55ad015" + "a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    ),
+    "file_id": ("The id of the file.", FILE),
+    "response": ("The id of the response.", RESPONSE["id"]),
+    "job_id": ("The id of the job.", TURN),
+    "chat": ("The id of the chat, which is its session.", SESSION),
+    "model": ("The id of the model, or an alias.", MODEL),
+    "name": ("The name of the template.", "summary"),
+    "key_id": ("The id of the key, as the list shows it.", "key_a38f6be3543f0e21"),
+    "tenant": ("The name of the tenant.", "acme"),
+    "file": ("The name of the file.", "page.js"),
+}

@@ -1,0 +1,275 @@
+"""Routes for operators: keys, limits and usage of all tenants, and the audit log. They need the scope `admin`."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.limits.limiter import Admission, Limiter
+from tailrace.gateway.limits.quotas import Owner, effective_limits, owner_name
+from tailrace.gateway.resources.paging import Page, page_of
+from tailrace.gateway.resources.usage import usage_response
+from tailrace.proto.api_key import TENANT_SCOPES, ApiKey, Scope
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import CURSOR, Seq, Tenant, is_token
+from tailrace.proto.limits import Limits
+from tailrace.proto.nats.administration import Administration, without_hash
+from tailrace.proto.nats.audit_log import Actor, AuditEntry
+
+# Requests of one credential to these routes in a minute, at all gateways together.
+REQUESTS_MAX = 120
+LIFE_S_MAX = 10 * 366 * 86400
+GRACE_S_MAX = 30 * 86400
+
+Life = Annotated[int, Meta(ge=1, le=LIFE_S_MAX)]
+Grace = Annotated[int, Meta(ge=0, le=GRACE_S_MAX)]
+Name = Annotated[str, Meta(max_length=100)]
+
+
+class NewKeyBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/admin/keys`."""
+
+    tenant: str
+    """The tenant of the key's turns."""
+    name: Name = ""
+    """What the key is for."""
+    scopes: Annotated[list[Scope], Meta(min_length=1)] | None = None
+    """The rights of the key; `read`, `write` and `manage` if they are left out."""
+    limits: dict[str, float] | None = None
+    """The limits of the key, by the names in docs/LIMITS.md."""
+    expires_in_s: Life | None = None
+    """The lifetime in seconds; null: the key is valid until it is revoked."""
+
+
+class RotateBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/admin/keys/{key_id}/rotate`."""
+
+    grace_s: Grace = 0
+    """How many seconds the old key stays valid."""
+
+
+class LimitsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `PUT /v1/admin/tenants/{tenant}/limits`."""
+
+    limits: dict[str, float]
+    """All limits of the tenant's own, by the names in docs/LIMITS.md. Those of the settings apply for the others."""
+
+
+class KeyBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A key, without its secret. Times are Unix seconds."""
+
+    id: str
+    """The id of the key, which is not secret."""
+    tenant: Tenant
+    """The tenant of the key's turns."""
+    name: str = ""
+    """What the key is for."""
+    scopes: list[str]
+    """The rights of the key."""
+    created_at: int
+    """When the key was created."""
+    expires_at: int | None = None
+    """When the key expires; null: it does not."""
+    revoked_at: int | None = None
+    """When the key was revoked; null: it was not."""
+    limits: dict[str, float] | None = None
+    """The limits of the key; null: those of the settings."""
+
+
+class CreatedKey(KeyBody, frozen=True, kw_only=True):
+    """A new key. This response is the only one that contains its secret."""
+
+    key: str
+    """The key itself."""
+
+
+class KeyList(Page[KeyBody], frozen=True, kw_only=True):
+    """Keys, oldest first, including revoked ones."""
+
+
+class TenantBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant and its limits."""
+
+    tenant: Tenant
+    """The name of the tenant."""
+    limits: dict[str, float]
+    """The tenant's own limits."""
+    effective: Limits
+    """The limits that apply: the tenant's own, and those of the settings for the others."""
+
+
+class TenantList(Page[TenantBody], frozen=True, kw_only=True):
+    """The tenants that have a key, or limits of their own, by name."""
+
+
+class AuditList(Page[AuditEntry], frozen=True, kw_only=True):
+    """Changes by operators, newest first."""
+
+
+async def list_keys(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+    """`GET /v1/admin/keys`: the keys of all tenants, oldest first, including revoked ones.
+
+    Secrets are not stored, so none is shown. `tenant` selects one tenant.
+    """
+    await _admit(request, limiter)
+    tenant = request.query_params.get("tenant")
+    keys = [_key(key) for key in await administration.list_keys() if tenant in (None, key.tenant)]
+    return json_response(KeyList(**_page(request, keys, "id")))
+
+
+async def create_key(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+    """`POST /v1/admin/keys`: creates a key. 201; the response is the only one that contains the secret.
+
+    A key with the scope `admin` can do everything on this installation, so give it a lifetime.
+    """
+    actor = await _admit(request, limiter)
+    new, _ = await request.read(NewKeyBody)
+    if not new.name.isprintable():
+        raise Refused("request_invalid", "`name` has a control character: leave it out", param="name")
+    made, _ = await administration.create_key(
+        actor, _tenant(new.tenant), new.name, new.scopes or TENANT_SCOPES, new.limits, new.expires_in_s
+    )
+    return _created(made.record, made.secret)
+
+
+async def revoke_key(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+    """`DELETE /v1/admin/keys/{key_id}`: revokes a key, for good. Its open streams end within a second.
+
+    The last key with the scope `admin` is refused: `tailrace keys revoke` revokes it.
+    """
+    actor = await _admit(request, limiter)
+    revoked = await administration.revoke_key(actor, request.path_params["key_id"], may_be_last=False)
+    if revoked is None:
+        raise _unknown_key()
+    return json_response(_key(revoked.record))
+
+
+async def rotate_key(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+    """`POST /v1/admin/keys/{key_id}/rotate`: replaces a key by a new one with the same rights. 201 with its secret.
+
+    The old key ends at once, or after `grace_s` seconds, in which clients can change to the new one.
+    """
+    actor = await _admit(request, limiter)
+    body, _ = await request.read(RotateBody)
+    made = await administration.rotate_key(actor, request.path_params["key_id"], body.grace_s)
+    if made is None:
+        raise _unknown_key()
+    return _created(made.record, made.secret)
+
+
+async def list_tenants(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+    """`GET /v1/admin/tenants`: the tenants that have a key, or limits of their own, by name.
+
+    A tenant that only a JWT names is not listed, but can be read and limited by its name.
+    """
+    await _admit(request, limiter)
+    limits = await administration.tenant_limits()
+    names = sorted({key.tenant for key in await administration.list_keys()} | set(limits))
+    tenants = [_tenant_body(name, limits.get(name, {}), limiter) for name in names]
+    return json_response(TenantList(**_page(request, tenants, "tenant")))
+
+
+async def get_limits(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+    """`GET /v1/admin/tenants/{tenant}/limits`: the tenant's own limits, and those that apply.
+
+    docs/LIMITS.md explains them. `usd_day` and `usd_month` are its budgets.
+    """
+    await _admit(request, limiter)
+    tenant = _tenant(request.path_params["tenant"])
+    own = (await administration.tenant_limits()).get(tenant, {})
+    return json_response(_tenant_body(tenant, own, limiter))
+
+
+async def put_limits(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+    """`PUT /v1/admin/tenants/{tenant}/limits`: replaces the tenant's own limits, at all gateways within a second.
+
+    With `{"limits": {}}` those of the settings apply. Turns that run are not stopped.
+    """
+    actor = await _admit(request, limiter)
+    tenant = _tenant(request.path_params["tenant"])
+    body, _ = await request.read(LimitsBody)
+    await administration.set_tenant_limits(actor, tenant, body.limits)
+    return json_response(_tenant_body(tenant, body.limits, limiter))
+
+
+async def get_usage(request: ApiRequest, limiter: Limiter, history: HistoryClient) -> Response:
+    """`GET /v1/admin/tenants/{tenant}/usage`: what `/v1/usage` shows, for any tenant.
+
+    It contains sums, and the names of users, sessions and projects if `by` asks for them, but no text.
+    """
+    await _admit(request, limiter)
+    return await usage_response(request, history, _tenant(request.path_params["tenant"]))
+
+
+async def get_audit(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
+    """`GET /v1/admin/audit`: the changes that operators have made, newest first, in pages.
+
+    Also those of the command line. No process of Tailrace can change or delete an entry.
+    """
+    await _admit(request, limiter)
+    after, limit = page_of(request)
+    if after is not None and CURSOR.fullmatch(after) is None:
+        raise Refused("cursor_invalid", "`after` must be the `next` of the previous page", param="after")
+    found, older = await administration.audit.page(None if after is None else Seq(int(after)), limit)
+    return json_response(AuditList(data=found, has_more=older is not None, next=None if older is None else str(older)))
+
+
+async def _admit(request: ApiRequest, limiter: Limiter) -> Actor:
+    """Counts the request, and returns who sends it. Raises Refused."""
+    principal = request.principal
+    owner = Owner(principal.tenant, owner_name("admin_", principal), Limits(requests=REQUESTS_MAX))
+    await Admission(limiter, principal.tenant, [owner]).count_request()
+    return Actor(principal.key or "", request.client.host if request.client is not None else "")
+
+
+def _tenant(name: str) -> Tenant:
+    if not is_token(name):
+        raise Refused("request_invalid", f"`tenant`: {name[:64]!r} is not 1 to 64 of a-z 0-9 _ -", param="tenant")
+    return Tenant(name)
+
+
+def _unknown_key() -> Refused:
+    return Refused("key_not_found", "no valid key has this id: see GET /v1/admin/keys")
+
+
+def _tenant_body(tenant: Tenant, own: dict[str, float], limiter: Limiter) -> TenantBody:
+    return TenantBody(tenant=tenant, limits=own, effective=effective_limits(own, limiter.tenant_defaults))
+
+
+def _key(record: ApiKey) -> KeyBody:
+    return msgspec.convert(without_hash(record), KeyBody)
+
+
+def _created(record: ApiKey, secret: str) -> Response:
+    created = CreatedKey(**msgspec.structs.asdict(_key(record)), key=secret)
+    return json_response(created, status=201, headers={"location": f"/v1/admin/keys/{record.id}"})
+
+
+def _page(request: ApiRequest, items: list[Any], name: str) -> dict[str, Any]:
+    """Returns the fields of the requested page of `items`; its cursor is their field `name`."""
+    after, limit = page_of(request)
+    if after is not None:
+        names = [getattr(item, name) for item in items]
+        if after not in names:
+            raise Refused("cursor_invalid", "`after` must be the `next` of the previous page", param="after")
+        items = items[names.index(after) + 1 :]
+    more = items[limit:]
+    return {"data": items[:limit], "has_more": bool(more), "next": getattr(items[limit - 1], name) if more else None}
+
+
+ROUTES = [
+    Route("/v1/admin/keys", list_keys, methods=["GET"]),
+    Route("/v1/admin/keys", create_key, methods=["POST"]),
+    Route("/v1/admin/keys/{key_id}", revoke_key, methods=["DELETE"]),
+    Route("/v1/admin/keys/{key_id}/rotate", rotate_key, methods=["POST"]),
+    Route("/v1/admin/tenants", list_tenants, methods=["GET"]),
+    Route("/v1/admin/tenants/{tenant}/limits", get_limits, methods=["GET"]),
+    Route("/v1/admin/tenants/{tenant}/limits", put_limits, methods=["PUT"]),
+    Route("/v1/admin/tenants/{tenant}/usage", get_usage, methods=["GET"]),
+    Route("/v1/admin/audit", get_audit, methods=["GET"]),
+]

@@ -1,0 +1,169 @@
+"""Circuit breakers: a generator remembers for some seconds that a backend is down; new turns do not call it.
+
+A breaker opens when the calls of this process to its backend have failed for FAILING_S seconds, those of TURNS_MIN
+turns at least, and none has begun an answer. While it is open, a new turn begins with another backend of its list. If
+all of them are down, the turn fails at once. Every OPEN_S seconds, one new turn of each tenant calls the backend
+nevertheless (half-open). An answer to any call closes the breaker. A turn that was begun earlier goes on: its calls
+are still repeated.
+
+The content of a request can make a backend fail. Therefore an open breaker affects only tenants whose own turns have
+failed since the last answer, and the error of a turn has no text of the backend, which may quote another request.
+
+No library: purgatory 3.0 counts failures without their time, and lets every call through while it is half-open.
+"""
+
+import math
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import msgspec
+import structlog
+
+from tailrace.generators import metrics
+from tailrace.generators.backends import Backend, Call
+from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.backends.observed import ObservedBackend
+from tailrace.generators.failover import BackendOrder, BackendOrders
+from tailrace.proto.errors import CODES, BackendError
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import is_child_id
+from tailrace.proto.subjects import TurnKey
+
+logger = structlog.get_logger()
+
+# About the time in which the calls of one attempt are repeated. A short interruption opens no breaker.
+FAILING_S = 5.0
+TURNS_MIN = 5
+OPEN_S = 5.0
+# Bounds the memory. The turns of further tenants call the backend.
+TENANTS_MAX = 10_000
+# A rate limit, a refused key and a refused request are answers: the backend is not down.
+DOWN_CODES = frozenset({"backend_overloaded", "backend_unreachable", "backend_failed", "backend_stalled"})
+
+
+class Breaker:
+    """What this process knows about one backend since its last answer."""
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name = name
+        self._clock = clock
+        self._turns: set[tuple[str, str]] = set()
+        """Tenant and id of turns whose calls have failed, TURNS_MIN at most."""
+        self._failing_since = 0.0
+        self._probe_at: dict[str, float] = {}
+        """The tenants whose turns have failed, and when the next new turn of each calls the backend nevertheless."""
+        self._is_open = False
+        self._code = ""
+        metrics.BACKEND_DOWN.labels(name).set(0)
+
+    def is_down(self, tenant: str) -> bool:
+        """Whether a new turn of the tenant is not to call the backend."""
+        return self._is_open and self._clock() < self._probe_at.get(tenant, 0.0)
+
+    def begin_probe(self, tenant: str) -> bool:
+        """Returns whether a turn that calls the backend now is a probe. The next one is due after OPEN_S seconds."""
+        if not self._is_open or tenant not in self._probe_at or self.is_down(tenant):
+            return False
+        self._probe_at[tenant] = self._clock() + OPEN_S
+        return True
+
+    def note_answer(self) -> None:
+        if self._is_open:
+            logger.info("backend answers again", backend=self._name)
+            metrics.BACKEND_DOWN.labels(self._name).set(0)
+        self._is_open = False
+        self._turns.clear()
+        self._probe_at.clear()
+
+    def note_failure(self, tenant: str, turn: str, error: BackendError) -> None:
+        """Notes a call that failed before its first event."""
+        if error.code not in DOWN_CODES:
+            self.note_answer()
+            return
+        now = self._clock()
+        if not self._turns:
+            self._failing_since = now
+        if len(self._turns) < TURNS_MIN:
+            self._turns.add((tenant, turn))
+        # Turns that were begun before the breaker opened, and those of batches, do not postpone a probe.
+        if not self._is_open if tenant in self._probe_at else len(self._probe_at) < TENANTS_MAX:
+            self._probe_at[tenant] = now + OPEN_S
+        self._code = error.code
+        if not self._is_open and len(self._turns) >= TURNS_MIN and now - self._failing_since >= FAILING_S:
+            logger.warning("backend is down", backend=self._name, code=error.code)
+            metrics.BACKEND_DOWN.labels(self._name).set(1)
+            self._is_open = True
+
+    def build_error(self, tenant: str) -> BackendError:
+        """Returns the error of a turn that does not call the backend because it is down."""
+        wait_s = math.ceil(max(1.0, self._probe_at[tenant] - self._clock()))
+        message = f"{self._name} is down: {CODES[self._code].meaning}"
+        return BackendError(self._code, message, retry_after_s=float(wait_s))
+
+
+class WatchedBackend(ObservedBackend):
+    """A backend that tells its breaker how each call begins."""
+
+    def __init__(self, name: str, backend: Backend, breaker: Breaker) -> None:
+        super().__init__(name, backend)
+        self._breaker = breaker
+
+    def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
+        return self._watch(call.tenant, call.turn, self._backend.answer(call))
+
+    async def _watch(
+        self, tenant: str, turn: str, answer: AsyncGenerator[ModelEvent, None]
+    ) -> AsyncGenerator[ModelEvent, None]:
+        has_begun = False
+        try:
+            async with aclosing(answer):
+                async for event in answer:
+                    if not has_begun:
+                        has_begun = True
+                        self._breaker.note_answer()
+                    yield event
+        except BackendError as error:
+            if not has_begun:
+                self._breaker.note_failure(tenant, turn, error)
+            raise
+
+
+class CircuitBreakers:
+    """The breakers of all backends, and `orders` without the backends that are down."""
+
+    def __init__(self, orders: BackendOrders, clock: Callable[[], float] = time.monotonic) -> None:
+        self._orders = orders
+        self._breakers = {name: Breaker(name, clock) for name in orders.backends}
+
+    def watch(self, name: str, backend: Backend) -> Backend:
+        return WatchedBackend(name, backend, self._breakers[name])
+
+    async def prepare(self, key: TurnKey, turn: Turn) -> Turn:
+        """Returns `turn`. Raises BackendError if no generator has begun it and all of its backends are down.
+
+        The turns of a batch are not refused: thousands of them would fail within seconds.
+        """
+        request = turn.request
+        if request is None or turn.attempt or turn.end is not None:
+            return turn
+        if request.parent is not None and is_child_id(key.turn, request.parent):
+            return turn
+        breakers = [self._breakers[source.backend] for source in self._orders.order_for(request.model).sources]
+        if all(breaker.is_down(key.tenant) for breaker in breakers):
+            raise breakers[0].build_error(key.tenant)
+        return turn
+
+    def begin_call(self, tenant: str, model: str, last: str = "") -> BackendOrder:
+        """Like BackendOrders.order_for, for a call that follows. A new turn has the backends that are down last.
+
+        If a probe of the first one is due, the turn is the probe: with other backends after it, it makes one call.
+        """
+        order = self._orders.order_for(model, last)
+        if last:
+            return order
+        down = [source for source in order.sources if self._breakers[source.backend].is_down(tenant)]
+        first, *others = [*(source for source in order.sources if source not in down), *down]
+        if self._breakers[first.backend].begin_probe(tenant):
+            first = msgspec.structs.replace(first, is_single=bool(others))
+        return BackendOrder((first, *others), order.untried)

@@ -1,0 +1,109 @@
+"""Copy of a whole database into an empty one, also from SQLite to PostgreSQL and back (PROTOCOL R94)."""
+
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tailrace.persistence.database import TABLES, Database
+from tailrace.persistence.migrations import NEWEST
+from tailrace.proto.errors import StoreRefused
+
+PAGE_ROWS = 500
+# A trigger fills it as `sessions` are inserted.
+DERIVED = "session_counts"
+
+Read = Callable[[str, Mapping[str, Any]], Awaitable[list[dict[str, Any]]]]
+
+
+class TableCopy(NamedTuple):
+    """The content of a table: the digest is the SHA-256 of its rows in the order of the primary key."""
+
+    table: str
+    rows: int
+    digest: str
+
+
+async def copy_database(source: Database, target: Database) -> list[TableCopy]:
+    """Copies all rows in one transaction, and returns what both databases contain.
+
+    Raises StoreRefused, and then changes no row of the target, if it is not empty, if both do not contain the same
+    afterwards, or if the source was written meanwhile.
+    """
+    if source.version != NEWEST:
+        raise StoreRefused(
+            f"the database to copy has schema version {source.version}, and this version of Tailrace has {NEWEST}: "
+            "start persistence with it once, and stop it"
+        )
+    await target.migrate()
+    async with target.transaction() as writer:
+        for table in TABLES:
+            if table != "reached" and await writer.read(f"SELECT 1 AS found FROM {table} LIMIT 1", {}):  # noqa: S608  # a table of ours
+                raise StoreRefused(f"the database to copy to has rows in {table}: name an empty one")
+        await writer.execute("DELETE FROM reached", {})
+        copied: list[TableCopy] = []
+        for table in TABLES:
+            content = Content(table)
+            async for page in _pages(source.read, table):
+                content.add(page)
+                if table != DERIVED:
+                    await writer.executemany(_insert(table, page[0]), page)
+            copied.append(content.summary())
+        for expected in copied:
+            stored = await content_of(writer.read, expected.table)
+            if stored != expected:
+                raise StoreRefused(
+                    f"the copy of {expected.table} differs: {expected.rows} rows were read, {stored.rows} are stored"
+                )
+            if await content_of(source.read, expected.table) != expected:
+                raise StoreRefused(f"{expected.table} has changed while it was copied: stop persistence first")
+    return copied
+
+
+async def content_of(read: Read, table: str) -> TableCopy:
+    """Reads a whole table."""
+    content = Content(table)
+    async for page in _pages(read, table):
+        content.add(page)
+    return content.summary()
+
+
+class Content:
+    """What was read of a table."""
+
+    def __init__(self, table: str) -> None:
+        self._table = table
+        self._rows = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        self._rows += len(rows)
+        for row in rows:
+            self._digest.update(msgspec.json.encode(sorted(row.items())) + b"\n")
+
+    def summary(self) -> TableCopy:
+        return TableCopy(self._table, self._rows, self._digest.hexdigest())
+
+
+async def _pages(read: Read, table: str) -> AsyncIterator[list[dict[str, Any]]]:
+    """Yields the rows of a table in the order of its primary key, some at a time."""
+    names = TABLES[table]
+    order = ", ".join(names)
+    after = f"WHERE ({order}) > ({', '.join(f':{name}' for name in names)})"
+    last: dict[str, Any] | None = None
+    while True:
+        where = after if last is not None else ""
+        statement = f"SELECT * FROM {table} {where} ORDER BY {order} LIMIT :limit"  # noqa: S608  # columns of ours
+        page = await read(statement, {"limit": PAGE_ROWS} | (last or {}))
+        if page:
+            yield page
+        if len(page) < PAGE_ROWS:
+            return
+        last = {name: page[-1][name] for name in names}
+
+
+def _insert(table: str, row: Mapping[str, Any]) -> str:
+    """Returns the statement that inserts such a row. The type of a value follows from its name."""
+    columns = ", ".join(f'"{name}"' for name in row)
+    return f"INSERT INTO {table} ({columns}) VALUES ({', '.join(f':{name}' for name in row)})"  # noqa: S608  # columns of ours

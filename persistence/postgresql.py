@@ -1,0 +1,349 @@
+"""The database on a PostgreSQL server: a pool of connections, and the mapping of PostgreSQL's errors.
+
+Several processes may use one database. Each transaction that writes takes one lock first, which its end releases: so
+the statements are as safe from each other as in SQLite, which has one writer.
+
+PostgreSQL's texts cannot contain the character NUL. It is stored as "\\x01" and "0", and "\\x01" as "\\x01" and "1":
+the order of texts stays.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
+from typing import Any, Self
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from tailrace.persistence import metrics
+from tailrace.persistence.database import TABLES, display
+from tailrace.persistence.migrations import migrations, require_known_version
+from tailrace.persistence.sql import DatabaseKind, statements
+from tailrace.proto.errors import SettingsInvalid, StoreBusy, StoreError, StoreRefused, StoreUnwritable
+
+# The oldest version that the tests run with.
+SERVER_VERSION_MIN = 15
+CONNECTIONS_MAX = 8
+CONNECT_TIMEOUT_S = 10.0
+# No statement of ours takes as long. Without a limit, a query would wait for ever for a server that has disappeared.
+STATEMENT_TIMEOUT_S = 60.0
+# The server ends a transaction whose process is frozen or unreachable, so that other processes can write.
+FROZEN_S_MAX = 15
+# The server releases the lock of a machine that is gone after about 15 seconds. Its holder, if it is still there, has
+# noticed that before: it asks every LOCK_CHECK_S, and waits as long for an answer.
+KEEPALIVE = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
+LOCK_CHECK_S = 4.0
+LOCK_TRY_S = 0.5
+TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended($1::text, 0))"
+MIGRATION_TIMEOUT_S = 24 * 3600.0
+# Any number that other programs in the same database do not use.
+WRITER_LOCK = 0x7461696C72616365
+STATEMENTS = statements("postgresql")
+VERSION_TABLE = "tailrace_version"
+SET_VERSION = """
+CREATE TABLE IF NOT EXISTS tailrace_version (version BIGINT NOT NULL);
+DELETE FROM tailrace_version;
+INSERT INTO tailrace_version VALUES ({});
+"""
+
+PARAMETER = re.compile(r"(?<!:):([a-z]\w*)")
+# The names of values and columns that are integers. All others are texts.
+INTEGERS = {
+    "attempts", "bytes", "cost_is_unknown", "cost_nusd", "cursor", "day", "depth_max", "first", "fits", "is_estimated",
+    "last", "limit", "messages", "now", "offset", "seq", "sign", "since", "text_chars", "turns", "unused_since",
+}  # fmt: skip
+
+# Beginnings of SQLSTATE codes and our classes; the first that matches counts. An error that is not listed (a statement
+# or table that is wrong for every row) is a bug and ends the process.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+ERRORS: dict[str, type[StoreError]] = {
+    "08": StoreBusy,  # connection lost
+    "25006": StoreBusy,  # read-only: a standby, during a failover
+    "25P03": StoreBusy,  # idle in a transaction for too long
+    "40": StoreBusy,  # deadlock, rollback
+    "53300": StoreBusy,  # too many connections
+    "55P03": StoreBusy,  # lock timeout
+    "57": StoreBusy,  # shutdown, restart, cancelled
+    "22": StoreRefused,  # value out of range
+    "23": StoreRefused,  # constraint
+    "54": StoreRefused,  # too large for an index
+    "28": StoreUnwritable,  # password
+    "3D": StoreUnwritable,  # no such database
+    "42501": StoreUnwritable,  # rights
+    "53": StoreUnwritable,  # disk full, out of memory
+    "58": StoreUnwritable,  # I/O error
+    "XX": StoreUnwritable,  # damaged
+}
+
+
+class PostgreSQLTransaction:
+    """A transaction of one connection."""
+
+    def __init__(self, connection: PoolConnectionProxy) -> None:
+        self._connection = connection
+
+    async def execute(self, statement: str, values: Mapping[str, Any]) -> int:
+        text, names = positional(statement)
+        status = await self._connection.execute(text, *(values[name] for name in names))
+        return int(status.rpartition(" ")[2])
+
+    async def executemany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        text, names = positional(statement)
+        await self._connection.executemany(text, [[row[name] for name in names] for row in rows])
+
+    async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        text, names = positional(statement)
+        return [dict(row) for row in await self._connection.fetch(text, *(values[name] for name in names))]
+
+
+class PostgreSQL:
+    """A pool of connections to a database."""
+
+    system: DatabaseKind = "postgresql"
+    statements = STATEMENTS
+
+    def __init__(self, pool: asyncpg.Pool, url: str, options: Mapping[str, Any], version: int) -> None:
+        self._pool = pool
+        self._url = url
+        self._options = options
+        self.version = version
+        self._writing = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, url: str, *, busy_timeout_s: float) -> Self:
+        """Connects, and checks the server and the tables. Changes nothing.
+
+        Raises SettingsInvalid for a server or tables that cannot be used, StoreTooNew, and StoreUnwritable or StoreBusy
+        if the server cannot be reached.
+        """
+        options: dict[str, Any] = {
+            "timeout": CONNECT_TIMEOUT_S,
+            "command_timeout": STATEMENT_TIMEOUT_S,
+            "server_settings": {
+                "application_name": "tailrace",
+                "lock_timeout": f"{max(1, round(busy_timeout_s * 1000))}ms",
+                "idle_in_transaction_session_timeout": f"{FROZEN_S_MAX}s",
+                **KEEPALIVE,
+            },
+        }
+        try:
+            pool = asyncpg.create_pool(url, min_size=0, max_size=CONNECTIONS_MAX, init=_prepare, reset=_keep, **options)
+            with _errors(url):
+                await pool
+                try:
+                    async with pool.acquire() as connection:
+                        version = await _check(connection, display(url))
+                except BaseException:
+                    await pool.close()
+                    raise
+        except (asyncpg.InterfaceError, ValueError) as error:
+            # Their messages may contain parts of the URL, such as the password.
+            raise SettingsInvalid(
+                f"TAILRACE_DATABASE: {display(url)} is not a valid URL ({type(error).__name__}); expected "
+                "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded"
+            ) from None
+        return cls(pool, url, options, version)
+
+    async def close(self) -> None:
+        try:
+            await asyncio.wait_for(self._pool.close(), CONNECT_TIMEOUT_S)
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self._pool.terminate()
+
+    async def migrate(self) -> None:
+        for step in migrations("postgresql", after=self.version):
+            async with self._transaction() as connection:
+                # Another process may have run it while this one waited for the lock.
+                self.version = await _version(connection)
+                if self.version < step.number:
+                    await connection.execute(step.sql, timeout=MIGRATION_TIMEOUT_S)
+                    await connection.execute(SET_VERSION.format(step.number))
+            self.version = max(self.version, step.number)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[PostgreSQLTransaction]:
+        async with self._transaction() as connection:
+            yield PostgreSQLTransaction(connection)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[PoolConnectionProxy]:
+        # Waiting here, a task of this process holds no connection.
+        async with self._writing:
+            with _errors(self._url):
+                async with self._pool.acquire() as connection:
+                    # A role's default may be an isolation whose snapshot is older than the lock.
+                    async with connection.transaction(isolation="read_committed"):
+                        await connection.execute(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
+                        begun_at = time.monotonic()
+                        yield connection
+                    metrics.TRANSACTION_S.observe(time.monotonic() - begun_at)
+
+    async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        text, names = positional(statement)
+        with _errors(self._url):
+            return [dict(row) for row in await self._pool.fetch(text, *(values[name] for name in names))]
+
+    @asynccontextmanager
+    async def lock(self, name: str) -> AsyncIterator[None]:
+        with _errors(self._url):
+            # Its end releases the lock, also when this process is killed. Not of the pool: others may hold all of it.
+            connection = await asyncpg.connect(self._url, **self._options)
+        try:
+            with _errors(self._url):
+                # Waits for any time, as with SQLite; `lock_timeout` would end a statement that waits.
+                while not await connection.fetchval(TRY_LOCK, name):  # noqa: ASYNC110  # of the server
+                    await asyncio.sleep(LOCK_TRY_S)
+            async with self._while_connected(connection):
+                yield
+        finally:
+            connection.terminate()
+
+    @asynccontextmanager
+    async def _while_connected(self, connection: asyncpg.Connection) -> AsyncIterator[None]:
+        """Ends the block with StoreBusy when the server does not answer on `connection`."""
+
+        limit = asyncio.timeout(None)
+
+        def end_block(*_: object) -> None:
+            if not limit.expired():
+                limit.reschedule(0)
+
+        async def watch() -> None:
+            try:
+                while True:
+                    await asyncio.sleep(LOCK_CHECK_S)
+                    await connection.execute("SELECT 1", timeout=LOCK_CHECK_S)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                end_block()
+
+        try:
+            async with limit:
+                connection.add_termination_listener(end_block)
+                watching = asyncio.create_task(watch())
+                try:
+                    yield
+                finally:
+                    watching.cancel()
+                    connection.remove_termination_listener(end_block)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise StoreBusy(f"the database {display(self._url)}: the connection of a lock was lost") from error
+
+    async def erase_journal(self) -> None:
+        """Does nothing: the server removes deleted rows by itself (autovacuum), and recycles its journal."""
+
+    def note_deletion(self) -> None:
+        """Does nothing, see `erase_journal`."""
+
+    def raise_if_damaged(self) -> None:
+        """Does nothing: a damaged database is repaired on the server."""
+
+
+@lru_cache(maxsize=1000)
+def positional(statement: str) -> tuple[str, tuple[str, ...]]:
+    """Returns a statement with `$1` in place of the first named value and so on, with their types, and the names."""
+    names = tuple(dict.fromkeys(PARAMETER.findall(statement)))
+
+    def numbered(found: re.Match[str]) -> str:
+        name = found[1]
+        is_integer = name in INTEGERS or name.endswith(("_at", "_tokens"))
+        return f"${names.index(name) + 1}::{'bigint' if is_integer else 'text'}"
+
+    return PARAMETER.sub(numbered, statement), names
+
+
+def to_stored(text: str) -> str:
+    if "\0" in text or "\1" in text:
+        return text.replace("\1", "\1" + "1").replace("\0", "\1" + "0")
+    return text
+
+
+def from_stored(text: str) -> str:
+    if "\1" in text:
+        return text.replace("\1" + "0", "\0").replace("\1" + "1", "\1")
+    return text
+
+
+async def _prepare(connection: asyncpg.Connection) -> None:
+    """Prepares a new connection of the pool."""
+    await connection.set_type_codec("text", schema="pg_catalog", encoder=to_stored, decoder=from_stored)
+    # A sum of integers.
+    await connection.set_type_codec("numeric", schema="pg_catalog", encoder=str, decoder=int)
+    # An acknowledged entry is never delivered again: its commit must be on the disk. Stricter values stay.
+    await connection.execute(
+        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+    )
+
+
+async def _keep(_: object) -> None:
+    """Keeps what `_prepare` has set: asyncpg would reset it after each use, which takes a request of its own."""
+
+
+async def _check(connection: PoolConnectionProxy, name: str) -> int:
+    """Returns the version of the schema. Raises SettingsInvalid and StoreTooNew."""
+    server = connection.get_server_version()
+    if server.major < SERVER_VERSION_MIN:
+        raise SettingsInvalid(
+            f"TAILRACE_DATABASE: the server of {name} is PostgreSQL {server.major}.{server.minor}; Tailrace needs "
+            f"{SERVER_VERSION_MIN} or newer: upgrade the server"
+        )
+    facts = await connection.fetchrow(
+        "SELECT current_setting('server_encoding') AS encoding, current_schema() AS schema, "
+        "pg_is_in_recovery() AS is_standby"
+    )
+    assert facts is not None  # noqa: S101  # a SELECT without FROM
+    if facts["encoding"] != "UTF8":
+        raise SettingsInvalid(
+            f"TAILRACE_DATABASE: {name} has the encoding {facts['encoding']}; create it with ENCODING 'UTF8'"
+        )
+    if facts["schema"] is None:
+        raise SettingsInvalid(f"TAILRACE_DATABASE: no schema of the search_path of {name} exists: create one")
+    if facts["is_standby"]:
+        raise SettingsInvalid(f"TAILRACE_DATABASE: {name} is a standby, which cannot be written: name its primary")
+    found = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
+    ours = {row["tablename"] for row in found} & {*TABLES, VERSION_TABLE}
+    version = await _version(connection)
+    require_known_version(name, version)
+    missing = {*TABLES, VERSION_TABLE} - ours
+    if (ours and missing) or (ours and not version):
+        what = f"has no table {min(missing)}" if missing else f"has no row in {VERSION_TABLE}"
+        raise SettingsInvalid(
+            f"TAILRACE_DATABASE: {name} has the table {min(ours)} and {what}: restore a whole backup, or name an empty "
+            "database or schema"
+        )
+    return version
+
+
+async def _version(connection: PoolConnectionProxy) -> int:
+    """Returns the version of the schema; 0 without tables. Not of a table in another schema of the search_path."""
+    found = await connection.fetchval(
+        "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = $1", VERSION_TABLE
+    )
+    return int((found and await connection.fetchval("SELECT max(version) FROM tailrace_version")) or 0)
+
+
+@contextmanager
+def _errors(url: str) -> Iterator[None]:
+    """Maps errors of asyncpg and the network to StoreError. Their messages contain no stored values."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        state = str(getattr(error, "sqlstate", ""))
+        kind = next((kind for begin, kind in ERRORS.items() if state.startswith(begin)), None)
+        if kind is None:
+            raise
+        # Only the first line: the details of a constraint are the row.
+        why = type(error).__name__ if kind is StoreRefused else str(error).partition("\n")[0]
+        raise kind(f"the database {display(url)}: {why} ({state})") from (None if kind is StoreRefused else error)
+    except (asyncpg.DataError, UnicodeEncodeError) as error:
+        raise StoreRefused(f"the database cannot hold a value ({type(error).__name__})") from None
+    except asyncpg.InterfaceError as error:
+        # The connection or the pool was closed.
+        raise StoreBusy(f"the database {display(url)}: {error}") from error
+    except (OSError, TimeoutError) as error:
+        why = str(error) or "no answer in time"
+        raise StoreBusy(f"the database {display(url)} cannot be reached: {why}") from error

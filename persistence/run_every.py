@@ -1,0 +1,21 @@
+"""run_every: repeats the work of a background task while the log and the database can be used."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from tailrace.proto.errors import LogError, Refused, StoreBusy, StoreUnwritable
+from tailrace.proto.runtime.race import is_set_within
+
+logger = structlog.get_logger()
+
+
+async def run_every(interval_s: float, work: Callable[[], Awaitable[None]], what: str, stop: asyncio.Event) -> None:
+    """Runs `work`, which `what` names in the log, at once and after each interval, until `stop` is set."""
+    while not stop.is_set():
+        try:
+            await work()
+        except (LogError, Refused, StoreBusy, StoreUnwritable) as error:
+            logger.debug("background work is delayed", work=what, why=str(error))
+        await is_set_within(stop, interval_s)

@@ -1,0 +1,298 @@
+"""The database as a SQLite file: a connection for writing and one for reading, and the mapping of SQLite's errors.
+
+`synchronous=FULL`: an entry that the recorder acknowledges is never delivered again, and the log keeps it for a day
+only. So a commit must be on the disk when it returns; WAL's usual NORMAL may lose the last commits in a power cut. One
+transaction a batch means one fsync a batch. Reads continue during a write, also during a write of another program.
+
+`secure_delete=ON`: SQLite overwrites what is deleted with zeros. `erase_journal` removes it from the journal, too.
+"""
+
+import asyncio
+import errno
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any, Self
+from weakref import WeakValueDictionary
+
+import aiosqlite
+
+from tailrace.persistence import metrics
+from tailrace.persistence.migrations import migrations, require_known_version
+from tailrace.persistence.sql import DatabaseKind, statements
+from tailrace.proto.errors import (
+    SettingsInvalid,
+    StoreBusy,
+    StoreCorrupt,
+    StoreError,
+    StoreRefused,
+    StoreUnwritable,
+)
+
+# SQLite's error names and our classes; longer names (SQLITE_IOERR_WRITE) match by their first two words. An error that
+# is not listed (SQLITE_ERROR: a statement or table that is wrong for every row) is a bug and ends the process.
+ERRORS: dict[str, type[StoreError]] = {
+    "SQLITE_BUSY": StoreBusy,
+    "SQLITE_LOCKED": StoreBusy,
+    "SQLITE_PROTOCOL": StoreBusy,
+    "SQLITE_FULL": StoreUnwritable,
+    "SQLITE_IOERR": StoreUnwritable,
+    "SQLITE_READONLY": StoreUnwritable,
+    "SQLITE_CANTOPEN": StoreUnwritable,
+    "SQLITE_PERM": StoreUnwritable,
+    "SQLITE_NOMEM": StoreUnwritable,
+    "SQLITE_CONSTRAINT": StoreRefused,
+    "SQLITE_MISMATCH": StoreRefused,
+    "SQLITE_TOOBIG": StoreRefused,
+    "SQLITE_CORRUPT": StoreCorrupt,
+    "SQLITE_NOTADB": StoreCorrupt,
+}
+
+
+STATEMENTS = statements("sqlite")
+
+
+class SQLiteTransaction:
+    """A transaction of the connection for writing."""
+
+    def __init__(self, writer: aiosqlite.Connection) -> None:
+        self._writer = writer
+
+    async def execute(self, statement: str, values: Mapping[str, Any]) -> int:
+        return (await self._writer.execute(statement, values)).rowcount
+
+    async def executemany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        await self._writer.executemany(statement, rows)
+
+    async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        cursor = await self._writer.execute(statement, values)
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
+
+
+class SQLite:
+    """An open database file, used by one process."""
+
+    system: DatabaseKind = "sqlite"
+    statements = STATEMENTS
+
+    def __init__(
+        self, path: Path, file: int, writer: aiosqlite.Connection, reader: aiosqlite.Connection, version: int
+    ) -> None:
+        self._path = path
+        # A descriptor of the file, whose path may later lead to another file or none. It is closed last: closing any
+        # descriptor of a file releases all locks that the process has on it, also SQLite's.
+        self._file = file
+        self._writer = writer
+        self._reader = reader
+        self.version = version
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._writing = asyncio.Lock()
+        self._damage: StoreCorrupt | None = None
+        # Also after a start: the process may have been killed between a deletion and its checkpoint.
+        self._has_deleted = True
+        self._bytes_seen = os.fstat(file).st_size
+
+    @classmethod
+    async def open(cls, path: Path, *, busy_timeout_s: float) -> Self:
+        """Opens the file, and creates an empty one if there is none. Call `migrate` before any other method.
+
+        Raises StoreTooNew if a newer version of Tailrace has migrated it, and SettingsInvalid for a directory.
+        """
+        if path.is_dir():  # noqa: ASYNC240  # at the start
+            raise SettingsInvalid(f"TAILRACE_DATABASE: {str(path)!r} is a directory; set it to a file")
+        with _errors():
+            file = _create(path)
+            try:
+                # Fails here for a file that cannot be opened: aiosqlite would leave a thread that calls a closed loop.
+                sqlite3.connect(path).close()
+                writer = await aiosqlite.connect(path, timeout=busy_timeout_s, isolation_level=None)
+            except BaseException:
+                os.close(file)
+                raise
+            try:
+                await writer.execute("PRAGMA journal_mode = WAL")
+                await writer.execute("PRAGMA synchronous = FULL")
+                await writer.execute("PRAGMA foreign_keys = ON")
+                await writer.execute("PRAGMA secure_delete = ON")
+                ((version,),) = await writer.execute_fetchall("PRAGMA user_version")
+                require_known_version(str(path), version)
+                reader = await aiosqlite.connect(path, timeout=busy_timeout_s, isolation_level=None)
+            except BaseException:
+                await writer.close()
+                os.close(file)
+                raise
+            reader.row_factory = sqlite3.Row
+        return cls(path, file, writer, reader, version)
+
+    async def close(self) -> None:
+        with _errors():
+            await self._reader.close()
+            await self._writer.close()
+        os.close(self._file)
+
+    async def migrate(self) -> None:
+        for step in migrations("sqlite", after=self.version):
+            with _errors():
+                try:
+                    await self._writer.executescript(
+                        f"BEGIN IMMEDIATE; {step.sql}; PRAGMA user_version = {step.number}; COMMIT;"
+                    )
+                finally:
+                    await self._writer.rollback()
+            self.version = step.number
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[SQLiteTransaction]:
+        # A task that writes on the shared connection would become part of another's transaction.
+        async with self._writing:
+            with _errors():
+                self._check_file()
+                try:
+                    begun_at = time.monotonic()
+                    await self._writer.execute("BEGIN IMMEDIATE")
+                    yield SQLiteTransaction(self._writer)
+                    await self._writer.execute("COMMIT")
+                    metrics.TRANSACTION_S.observe(time.monotonic() - begun_at)
+                finally:
+                    # Does nothing after a commit. A cancelled task must not leave a transaction open.
+                    await self._writer.rollback()
+                self._check_file()
+
+    async def erase_journal(self) -> None:
+        """Empties the journal (the WAL file) if something was deleted since the last time.
+
+        Does nothing while another program, such as a backup, or another query reads the database: call it again.
+        """
+        if not self._has_deleted:
+            return
+        async with self._writing:
+            with _errors():
+                self._check_file()
+                ((wait_ms,),) = await self._writer.execute_fetchall("PRAGMA busy_timeout")
+                await self._writer.execute_fetchall("PRAGMA busy_timeout = 0")
+                try:
+                    ((is_busy, *_),) = await self._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+                finally:
+                    await self._writer.execute_fetchall(f"PRAGMA busy_timeout = {wait_ms}")
+                self._has_deleted = bool(is_busy)
+
+    def note_deletion(self) -> None:
+        self._has_deleted = True
+
+    @asynccontextmanager
+    async def lock(self, name: str) -> AsyncIterator[None]:
+        held = self._locks.setdefault(name, asyncio.Lock())
+        async with held:
+            yield
+
+    async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        try:
+            with _errors():
+                return [dict(row) for row in await self._reader.execute_fetchall(statement, values)]
+        except StoreCorrupt as error:
+            self._damage = error
+            raise
+
+    def raise_if_damaged(self) -> None:
+        """Raises StoreCorrupt if the file is not whole, or if any read has found a damaged page."""
+        if self._damage is not None:
+            raise StoreCorrupt(str(self._damage)) from self._damage
+        with suppress(OSError):
+            self._check_file()
+
+    def _check_file(self) -> None:
+        """Raises StoreCorrupt if the file was deleted, replaced or truncated, and OSError while its directory is away.
+
+        SQLite notices none of them: it continues to write to a deleted file, and serves a truncated one from its caches
+        and the journal. The file never shrinks by itself, because no statement of ours vacuums it. A checkpoint may
+        make a truncated file as long as it was, without most of its pages: call this before each, too.
+        """
+        ours = os.fstat(self._file)
+        if ours.st_nlink and not self._path.parent.exists():
+            # The directory was moved, or its disk was unmounted: it may come back with the file.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path.parent))
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            found = None
+        if found is None or not os.path.samestat(ours, found):
+            raise StoreCorrupt(f"the database {self._path} was deleted or replaced while it was open")
+        if ours.st_size < self._bytes_seen:
+            raise StoreCorrupt(f"the database {self._path} was truncated while it was open")
+        self._bytes_seen = ours.st_size
+
+
+def back_up(path: Path, copy: Path) -> int:
+    """Copies a database, with what is in its journal only, to a new private file. Returns its schema version.
+
+    Other programs may read and write it meanwhile. Raises StoreError, also if the copy is damaged.
+    """
+    with _errors():
+        os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        source = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        target = sqlite3.connect(copy)
+        with closing(source), closing(target):
+            source.backup(target)
+            target.execute("PRAGMA journal_mode = DELETE")
+            if target.execute("PRAGMA integrity_check").fetchone() != ("ok",):
+                raise StoreCorrupt(f"the database {path} is damaged: see docs/RUNBOOK.md")
+            ((version,),) = target.execute("PRAGMA user_version")
+    return int(version)
+
+
+def move_aside(path: Path) -> Path | None:
+    """Renames a damaged database and its journal to the first free `.damaged-N`; returns that path.
+
+    None if there was only a journal. No process may have it open. The new database is made from the log; older turns
+    can be recovered by hand from the renamed file.
+    """
+    aside = next(free for n in count(1) if not (free := Path(f"{path}.damaged-{n}")).exists())
+    for suffix in ("-wal", "-shm", ""):
+        if (part := Path(f"{path}{suffix}")).exists():
+            part.rename(f"{aside}{suffix}")
+    return aside if aside.exists() else None
+
+
+def require_known_schema(path: Path) -> None:
+    """Raises StoreTooNew if a newer version of Tailrace has migrated the database. Changes nothing.
+
+    Raises another StoreError if the file cannot be read. A missing file is not an error.
+    """
+    if not path.exists():
+        return
+    with _errors(), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        ((version,),) = database.execute("PRAGMA user_version")
+    require_known_version(str(path), version)
+
+
+def _create(path: Path) -> int:
+    """Creates the file if there is none. Returns a descriptor of it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Conversations are private: readable by the owner only. SQLite gives the journal the same mode.
+    return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Maps errors of SQLite, sqlite3, aiosqlite and the file system to StoreError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "")
+        kind = ERRORS.get("_".join(name.split("_")[:2]))
+        if kind is None:
+            raise
+        raise kind(f"the database: {error} ({name})") from error
+    except (OverflowError, UnicodeEncodeError) as error:
+        # sqlite3 cannot bind the value. The message does not contain it: it may be a part of a conversation.
+        raise StoreRefused(f"the database cannot hold a value ({type(error).__name__})") from error
+    except ValueError as error:
+        # aiosqlite's error for a closed connection: a query that arrived while the process stops.
+        raise StoreBusy(f"the database: {error}") from error
+    except OSError as error:
+        raise StoreUnwritable(f"the database: {os.strerror(error.errno or 0)}") from error

@@ -1,0 +1,159 @@
+"""Turns with `store: false`: the sums of their usage are kept, and their entries are erased (PROTOCOL R109)."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import structlog
+
+from tailrace.persistence import metrics
+from tailrace.persistence.rows import TurnRow, blobs_of, build_row
+from tailrace.persistence.run_every import run_every
+from tailrace.persistence.store import Store
+from tailrace.proto.errors import LogError, StoreError, StoreRefused, TurnUnknown
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Seq, TurnId
+from tailrace.proto.nats import Tombstones, TurnLog
+from tailrace.proto.nats.tombstones import Unstored
+from tailrace.proto.resources import DeleteResource, TurnToDelete
+from tailrace.proto.subjects import TurnKey
+
+logger = structlog.get_logger()
+
+INTERVAL_S = 1.0
+# Erasing a turn mostly waits for the log.
+ERASED_AT_ONCE = 8
+# A later pass finds the others.
+DUE_MAX = 10_000
+KEPT_LABELS = ("model", "key")
+
+
+class UnstoredTurns:
+    """Counts and erases turns with `store: false`. A turn can be read for `grace_s` seconds after its end."""
+
+    def __init__(self, log: TurnLog, tombstones: Tombstones, store: Store, grace_s: float) -> None:
+        self._log = log
+        self._tombstones = tombstones
+        self._store = store
+        self._grace = timedelta(seconds=grace_s)
+        self._after = Seq(0)
+        self._due: dict[Seq, Unstored] = {}
+
+    async def divert(self, key: TurnKey, turn: Turn) -> bool:
+        """Takes a turn with `store: false`: returns whether it is one. Raises LogUnavailable, StoreError."""
+        if turn.request is None or turn.request.store:
+            return False
+        await self._count(key, turn)
+        return True
+
+    async def _count(self, key: TurnKey, turn: Turn) -> None:
+        """Adds an ended turn to the sums of usage, and notes that it is to be erased.
+
+        May be repeated after a kill at any point. The row exists without content until the tombstone of its run does,
+        so that each run is counted once: a repeated Idempotency-Key runs an erased turn again. Raises LogUnavailable,
+        StoreError.
+        """
+        if turn.end is None or turn.request is None:
+            return
+        run = run_of(turn)
+        if await self._tombstones.find(key) != run:
+            try:
+                await self._store.record([without_content(build_row(key, turn))])
+            except StoreRefused as error:
+                metrics.LEFT_OUT.inc()
+                logger.error("turn cannot be recorded", turn=key.turn, why=str(error))  # noqa: TRY400  # the reason is known
+            await self._tombstones.put([key], run)
+        await self._store.delete(key.tenant, DeleteResource("session", turn.request.session, (TurnId(key.turn),)))
+        await self._tombstones.note_unstored(key, run)
+
+    async def to_delete(self, key: TurnKey) -> TurnToDelete | None:
+        """Returns the turn if the log has it with `store: false`; running until it is counted.
+
+        Releases the blobs of one that is not running. Raises LogUnavailable, StoreError.
+        """
+        try:
+            turn = await self._log.turn(key)
+        except TurnUnknown:
+            return None
+        if turn.request is None or turn.request.store:
+            return None
+        is_running = await self._tombstones.find(key) != run_of(turn)
+        if not is_running:
+            await self._release_blobs(key, turn)
+        return TurnToDelete(key.turn, is_running, is_unstored=True)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Erases the turns whose time is over, until `stop` is set."""
+        await run_every(INTERVAL_S, self._erase_due, "the erasure of turns that are not stored", stop)
+
+    async def _find_due(self) -> None:
+        """Reads further notes, in the order of their ends. After a restart it reads all, of which most are erased."""
+        while len(self._due) < DUE_MAX and (found := await self._tombstones.next_unstored(self._after)) is not None:
+            if found.noted_at + self._grace > datetime.now(UTC):
+                break
+            self._due[found.seq] = found
+            self._after = found.seq
+        metrics.UNSTORED_DUE.set(len(self._due))
+
+    async def _erase_due(self) -> None:
+        """Erases the turns that are due, several at once. Those that cannot be erased stay due."""
+        await self._find_due()
+        slots = asyncio.Semaphore(ERASED_AT_ONCE)
+        failed: list[str] = []
+
+        async def erase(note: Unstored) -> None:
+            async with slots:
+                try:
+                    await self._erase(note)
+                except (LogError, StoreError) as error:
+                    failed.append(f"{note.key.turn}: {error}")
+                    return
+            del self._due[note.seq]
+            metrics.UNSTORED_DUE.set(len(self._due))
+
+        await asyncio.gather(*map(erase, self._due.values()))
+        if failed:
+            logger.warning("turns that are not stored cannot be erased: retried", turns=len(failed), why=failed[0])
+
+    async def _erase(self, note: Unstored) -> None:
+        try:
+            turn = await self._log.turn(note.key)
+        except TurnUnknown:
+            return
+        # Another run has a note of its own. A part of an erased turn has no request.
+        if turn.request is not None and note.run not in (b"", run_of(turn)):
+            return
+        # First the blobs: after the erasure they are unknown.
+        await self._release_blobs(note.key, turn)
+        await self._log.erase(note.key)
+        logger.info("turn erased", turn=note.key.turn)
+
+    async def _release_blobs(self, key: TurnKey, turn: Turn) -> None:
+        if (blobs := blobs_of(turn)) != "[]":
+            await self._store.release_blobs(key.tenant, blobs)
+
+
+def run_of(turn: Turn) -> bytes:
+    """Returns what tells a run of a turn from another one: when its request was stored."""
+    return b"" if turn.asked_at is None else turn.asked_at.isoformat().encode()
+
+
+def without_content(row: TurnRow) -> TurnRow:
+    """Returns the row with nothing but what sums of usage need."""
+    labels = msgspec.json.decode(row.labels)
+    return msgspec.structs.replace(
+        row,
+        project=None,
+        input="[]",
+        content="[]",
+        text="",
+        stop_sequence=None,
+        envelope="{}",
+        error=None,
+        metadata="{}",
+        text_chars=None,
+        text_sha256=None,
+        blobs="[]",
+        user=None,
+        labels=msgspec.json.encode({name: labels[name] for name in KEPT_LABELS if name in labels}).decode(),
+    )

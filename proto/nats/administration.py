@@ -1,0 +1,222 @@
+"""Changes of keys and of tenants' limits by operators, each with an entry in the audit log.
+
+The command line and the gateway's routes both use it.
+"""
+
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tailrace.proto.api_key import ADMIN_SCOPE, KEY_ID, ApiKey, NewKey, Scope, new_key
+from tailrace.proto.errors import LogUnavailable, Refused, TailraceError
+from tailrace.proto.ids import Tenant
+from tailrace.proto.limits import parse_limits
+from tailrace.proto.nats.api_keys import ApiKeyStore
+from tailrace.proto.nats.audit_log import Action, Actor, AuditEntry, AuditLog
+from tailrace.proto.nats.connection import Connection
+
+# A key that ends before leaves no time to create another one.
+LASTING_S = 24 * 3600
+
+
+class Revocation(NamedTuple):
+    """A revoked key. `is_last`: no valid key is left."""
+
+    record: ApiKey
+    was_revoked_before: bool
+    is_last: bool
+
+
+class Administration:
+    """Operators' commands. Every change raises LogUnavailable, and is not made, if the audit log cannot store it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._keys = ApiKeyStore(connection)
+        self.audit = AuditLog(connection)
+
+    async def list_keys(self) -> list[ApiKey]:
+        """Returns all keys, oldest first, including revoked ones."""
+        return sorted(await self._keys.list_keys(), key=lambda key: (key.created_at, key.id))
+
+    async def create_key(
+        self,
+        actor: Actor,
+        tenant: Tenant,
+        name: str,
+        scopes: Iterable[Scope],
+        limits: Mapping[str, float] | None = None,
+        life_s: int | None = None,
+    ) -> tuple[NewKey, bool]:
+        """Creates a key; returns it, and whether it is the first key. From the first key on, all requests need one.
+
+        Without `life_s` it does not expire. Raises Refused for limits that are not valid.
+        """
+        if limits:
+            _check(limits)
+        is_first = not await self._keys.list_keys()
+        now = int(time.time())
+        made = new_key(
+            tenant,
+            now=now,
+            name=name,
+            scopes=scopes,
+            limits=dict(limits) if limits else None,
+            expires_at=None if life_s is None else now + life_s,
+        )
+        async with self._record_change(
+            actor, "key.create", made.record.tenant, made.record.id, None, without_hash(made.record)
+        ):
+            await self._keys.create(made.record)
+        return made, is_first
+
+    async def revoke_key(self, actor: Actor, key_id: str, *, may_be_last: bool) -> Revocation | None:
+        """Revokes a key. None: there is no such key. Raises Refused for the last key with the scope `admin`.
+
+        `may_be_last`: such a key is revoked, too, because the caller can create another one without a key.
+        """
+        if (record := await self._find(key_id)) is None:
+            return None
+        now = int(time.time())
+        keys = await self._keys.list_keys()
+        is_last = not any(key.id != key_id and key.is_good(now) for key in keys)
+        if record.revoked_at is not None:
+            return Revocation(record, was_revoked_before=True, is_last=is_last)
+        must_leave_admin = ADMIN_SCOPE in record.scopes and record.is_good(now) and not may_be_last
+        if must_leave_admin and not _leaves_admin(keys, key_id, now):
+            raise _last_admin_key(key_id)
+        after = msgspec.structs.replace(record, revoked_at=now)
+        async with self._record_change(
+            actor, "key.revoke", record.tenant, key_id, without_hash(record), without_hash(after)
+        ):
+            # Again, because other admin keys may be revoked at the same time.
+            if must_leave_admin and not await self._keys.begin_ending(
+                key_id, lambda found: _leaves_admin(found, key_id, now)
+            ):
+                raise _last_admin_key(key_id)
+            revoked = await self._keys.revoke(key_id, now)
+        return revoked and Revocation(*revoked, is_last=is_last)
+
+    async def rotate_key(self, actor: Actor, key_id: str, grace_s: int = 0) -> NewKey | None:
+        """Replaces a valid key by a new one like it. The old one is valid for `grace_s` more. None: there is none.
+
+        Raises Refused for a key that another rotation replaces or has replaced.
+
+        The new key is stored first, and counts as another admin key only when the old one names it. So the old key
+        stays valid, and can be rotated again, if this process ends in between. The old one names one new key: of
+        rotations at the same time, one stores its name, and the others revoke the keys that they have made.
+        """
+        now = int(time.time())
+        if (old := await self._find(key_id)) is None or not old.is_good(now):
+            return None
+        if old.replaced_by is not None:
+            raise _key_replaced(key_id)
+        made = new_key(
+            old.tenant,
+            now=now,
+            name=old.name,
+            scopes=(),
+            limits=old.limits,
+            expires_at=None if old.expires_at is None else now + old.expires_at - old.created_at,
+        )
+        # As they are stored: a newer version may have scopes that this one does not know.
+        record = msgspec.structs.replace(made.record, scopes=old.scopes, replaces=key_id)
+        async with self._record_change(
+            actor, "key.rotate", old.tenant, key_id, without_hash(old), without_hash(record)
+        ):
+            await self._keys.create(record)
+            if not await self._keys.replace(key_id, record.id, now, grace_s):
+                await self._keys.revoke(record.id, now)
+                raise _key_replaced(key_id)
+        return NewKey(made.secret, record)
+
+    async def tenant_limits(self) -> dict[Tenant, dict[str, float]]:
+        """Returns the limits that tenants have of their own."""
+        return await self._keys.list_limits()
+
+    async def set_tenant_limits(self, actor: Actor, tenant: Tenant, limits: Mapping[str, float]) -> None:
+        """Replaces the tenant's own limits; without any, those of the settings apply. Raises Refused."""
+        _check(limits)
+        before = (await self._keys.list_limits()).get(tenant)
+        async with self._record_change(actor, "limits.set", tenant, tenant, before, dict(limits)):
+            await self._keys.set_limits(tenant, dict(limits))
+
+    async def _find(self, key_id: str) -> ApiKey | None:
+        return await self._keys.get(key_id) if KEY_ID.fullmatch(key_id) else None
+
+    @asynccontextmanager
+    async def _record_change(
+        self,
+        actor: Actor,
+        action: Action,
+        tenant: Tenant,
+        target: str,
+        before: dict[str, Any] | None,
+        after: dict[str, Any] | None,
+    ) -> AsyncIterator[None]:
+        """Stores the entry, and then runs the block, which makes the change. A failure is stored as well."""
+        entry = AuditEntry(
+            at=datetime.now(UTC),
+            action=action,
+            by=actor.by,
+            address=actor.address,
+            tenant=tenant,
+            target=target,
+            before=before,
+            after=after,
+        )
+        await self.audit.append(entry)
+        try:
+            yield
+        except TailraceError as error:
+            with suppress(LogUnavailable):
+                await self.audit.append(msgspec.structs.replace(entry, at=datetime.now(UTC), error=str(error)))
+            raise
+
+
+def _leaves_admin(keys: Iterable[ApiKey], key_id: str, now: int) -> bool:
+    """Returns whether an admin key is left without this one.
+
+    Not one that ends within a day, is being replaced, or was made by a rotation that is not complete.
+    """
+    by_id = {key.id: key for key in keys}
+
+    def is_made(key: ApiKey) -> bool:
+        old = by_id.get(key.replaces or "")
+        return old is None or old.replaced_by == key.id
+
+    return any(
+        ADMIN_SCOPE in key.scopes and key.is_good(now + LASTING_S) and key.replaced_by is None and is_made(key)
+        for key in by_id.values()
+        if key.id != key_id
+    )
+
+
+def _last_admin_key(key_id: str) -> Refused:
+    return Refused(
+        "last_admin_key",
+        f"{key_id} is the last key with the scope `{ADMIN_SCOPE}` that is valid for another day: create or rotate one "
+        "first, or revoke it with `tailrace keys revoke`",
+    )
+
+
+def _key_replaced(key_id: str) -> Refused:
+    return Refused("key_replaced", f"{key_id} has ended, or is being replaced by another key: rotate that key")
+
+
+def _check(limits: Mapping[str, float]) -> None:
+    """Raises Refused for limits that are unknown or out of range."""
+    try:
+        parse_limits(limits)
+    except ValueError as error:
+        raise Refused("request_invalid", f"`limits`: {error}", param="limits") from error
+
+
+def without_hash(record: ApiKey) -> dict[str, Any]:
+    """Returns what operators see of a key: all but its hash, which no client needs."""
+    shown: dict[str, Any] = msgspec.to_builtins(record)
+    del shown["sha256"]
+    return shown

@@ -1,0 +1,87 @@
+"""The audit log of operators: each change of keys and limits, in a stream that nats-server never deletes from."""
+
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import nats.errors
+
+from tailrace.proto import subjects
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import Seq, Tenant
+from tailrace.proto.nats import pub_ack
+from tailrace.proto.nats.connection import Connection, raise_if_cancelled
+from tailrace.proto.nats.direct_get import DirectReader
+from tailrace.proto.subjects import AUDIT, EVERY_AUDIT
+
+TIMEOUT_S = 5.0
+Action = Literal["key.create", "key.revoke", "key.rotate", "limits.set"]
+
+
+class Actor(NamedTuple):
+    """Who makes a change: the id of the credential, or `command line`; and the address, or the name of the machine."""
+
+    by: str
+    address: str
+
+
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A change by an operator. It is stored before the change; a second entry with `error` says that it failed."""
+
+    at: datetime
+    """When the change was requested."""
+    action: Action
+    """What was changed."""
+    by: str
+    """The id of the credential, or `command line`."""
+    address: str
+    """The address of the client, or the name of the machine."""
+    tenant: Tenant
+    """The tenant whose key or limits were changed."""
+    target: str
+    """The id of the key, or the name of the tenant."""
+    before: dict[str, Any] | None = None
+    """The record before the change, without secrets; null: there was none."""
+    after: dict[str, Any] | None = None
+    """The record after the change, without secrets; null: there is none."""
+    error: str | None = None
+    """Why the change failed; null: it was made, or a later entry says that it failed."""
+
+
+class AuditLog:
+    """The entries, in the order of the changes."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._reader = DirectReader(connection, AUDIT)
+
+    async def append(self, entry: AuditEntry) -> None:
+        """Stores an entry. Raises LogUnavailable: then the change must not be made."""
+        subject = subjects.audit(entry.action.replace(".", "_"))
+        reply = await self._connection.request(subject, msgspec.json.encode(entry), timeout_s=TIMEOUT_S)
+        if (error := pub_ack.decode(reply.data).error) is not None:
+            raise LogUnavailable(f"the audit log stores nothing: {error.description}")
+
+    async def page(self, before: Seq | None, limit: int) -> tuple[list[AuditEntry], Seq | None]:
+        """Returns up to `limit` entries before the sequence `before`, newest first, and the `before` of the next page.
+
+        Raises LogUnavailable.
+        """
+        try:
+            state = (await self._connection.jetstream.stream_info(AUDIT)).state
+        except nats.errors.Error as error:
+            raise LogUnavailable(f"the audit log cannot be read ({type(error).__name__}): retry") from error
+        finally:
+            raise_if_cancelled()
+        last = min(state.last_seq, before - 1) if before is not None else state.last_seq
+        # Nothing is deleted, so the sequences have no gaps.
+        first, seq, found = max(last - limit + 1, 1), 0, list[AuditEntry]()
+        while first <= last and seq < last:
+            messages, is_last = await self._reader.page(EVERY_AUDIT, Seq(max(first, seq + 1)))
+            for message in messages:
+                seq = int((message.headers or {})["Nats-Sequence"])
+                if seq <= last:
+                    found.append(msgspec.json.decode(message.data, type=AuditEntry))
+            if is_last:
+                break
+        return found[::-1], Seq(first) if first > 1 else None

@@ -1,0 +1,39 @@
+// The modules of the package on an edge runtime: `edge.mjs URL KEY EXAMPLE`, in a folder with the package in node_modules.
+// The app asks through the proxy route of EXAMPLE, whose first response is cut. Prints one line.
+import { EdgeVM } from "@edge-runtime/vm";
+import { build } from "esbuild";
+
+const [url, key, example] = process.argv.slice(2);
+
+/** What runs there. Bundled, as it is deployed: an edge runtime has no modules of Node, and no `process`. */
+const APP = `
+  import { ask } from "tailrace";
+  import { proxy } from ${JSON.stringify(example)};
+  const route = proxy({ base: "/api", url: URL_OF_GATEWAY, key: KEY, mayUse: () => true });
+  const cursors = [];
+  async function cutOnce(address, init) {
+    const request = new Request(address, init);
+    cursors.push(request.headers.get("last-event-id"));
+    const response = await route(request);
+    if (cursors.length > 1) return response;
+    let rest = 900;
+    const cut = new TransformStream({
+      transform(chunk, controller) {
+        controller.enqueue(chunk.subarray(0, rest));
+        rest -= chunk.length;
+        if (rest <= 0) controller.error(new TypeError("cut"));
+      },
+    });
+    return new Response(response.body.pipeThrough(cut), { headers: response.headers });
+  }
+  globalThis.seen = (async () => {
+    const { text, turn } = await ask("#sim words=60 rate=100", { url: "https://app.invalid/api", fetch: cutOnce }).done;
+    return { text, turn, resumed: [cursors.length, cursors[1]?.length > 0], node: [typeof process, typeof Buffer] };
+  })();
+`;
+const define = { URL_OF_GATEWAY: JSON.stringify(url), KEY: JSON.stringify(key) };
+const stdin = { contents: APP, resolveDir: process.cwd() };
+const { outputFiles } = await build({ stdin, define, bundle: true, write: false, format: "iife", platform: "neutral" });
+const edge = new EdgeVM();
+edge.evaluate(outputFiles[0].text);
+console.log(JSON.stringify(await edge.evaluate("globalThis.seen")));

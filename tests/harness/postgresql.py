@@ -1,0 +1,130 @@
+"""A PostgreSQL server on a free port, from Debian's package `postgresql`, in a temporary folder.
+
+PostgreSQL refuses to run as root: then the server runs as the user that the package made.
+"""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, Self
+
+import asyncpg
+import pytest
+
+from tailrace.deploy.local import ports
+from tests.harness.until import until
+
+USER = "tailrace"
+# Its characters have to be percent-encoded in a URL: no message may contain it.
+PASSWORD, IN_URL = "s3cret/pass@word", "s3cret%2Fpass%40word"
+# Faster than the defaults. A server that is killed loses nothing: the system goes on.
+OPTIONS = ("fsync=off", "listen_addresses=127.0.0.1", "max_connections=200", "shared_buffers=64MB")
+START_S_MAX = 60.0
+
+
+def programs() -> Path:
+    """Returns the folder of the server's programs. Skips the test if there is none, or no user to run it as."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
+    here = shutil.which("initdb")
+    if not found and here is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
+    if os.geteuid() == 0 and not any(one.pw_name == "postgres" for one in pwd.getpwall()):
+        pytest.skip("PostgreSQL does not run as root, and there is no user `postgres`")
+    return (found[-1] if found else Path(str(here))).parent
+
+
+class PostgreSQLServer:
+    """`async with PostgreSQLServer() as server:` starts an empty server; leaving the context kills it.
+
+    Its locale sorts texts in another way than SQLite.
+    """
+
+    def __init__(self, *options: str) -> None:
+        self._options = (*OPTIONS, *options)
+        self._programs = programs()
+        self._as: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+        self._folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
+        self._numbers = count(1)
+        (self.port,) = ports.find_free(1)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._initialise()
+        await self.start()
+        return self
+
+    def _initialise(self) -> None:
+        password = self._folder / "password"
+        password.write_text(PASSWORD)
+        if self._as:
+            Path(tempfile.gettempdir()).chmod(0o711)
+            for path in (self._folder, password):
+                shutil.chown(path, **self._as)
+        options = ["--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US", "--no-sync"]
+        access = [f"--username={USER}", "--auth=scram-sha-256", f"--pwfile={password}"]
+        command = [str(self._programs / "initdb"), f"--pgdata={self._folder / 'data'}", *options, *access]
+        subprocess.run(command, check=True, capture_output=True, cwd="/", **self._as)
+
+    async def __aexit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def start(self) -> None:
+        """Starts it on its port; returns when it answers."""
+        self._spawn()
+
+        async def answers() -> bool:
+            try:
+                await (await asyncpg.connect(self.url("postgres"))).close()
+            except (OSError, asyncpg.PostgresError):
+                return False
+            return True
+
+        await until(answers, START_S_MAX)
+
+    def _spawn(self) -> None:
+        given = [
+            f"-c{option}" for option in (*self._options, f"port={self.port}", f"unix_socket_directories={self._folder}")
+        ]
+        with (self._folder / "output").open("ab") as output:
+            self._process = subprocess.Popen(
+                [self._programs / "postgres", f"-D{self._folder / 'data'}", *given], stdout=output, stderr=output,
+                cwd="/", start_new_session=True, **self._as,
+            )  # fmt: skip
+
+    def kill(self, number: signal.Signals = signal.SIGQUIT) -> None:
+        """Stops it at once (`pg_ctl stop -m immediate`), and waits until it has stopped."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait()
+            self._process = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    def url(self, database: str) -> str:
+        return f"postgresql://{USER}:{IN_URL}@127.0.0.1:{self.port}/{database}"
+
+    async def new_database(self, options: str = "") -> str:
+        """Creates an empty database; returns its URL."""
+        name = f"test_{next(self._numbers)}"
+        async with self.connected("postgres") as connection:
+            await connection.execute(f"CREATE DATABASE {name} {options}")
+        return self.url(name)
+
+    @asynccontextmanager
+    async def connected(self, database: str) -> AsyncIterator[Any]:
+        """A connection to a database: its name or its URL."""
+        connection = await asyncpg.connect(database if "://" in database else self.url(database))
+        try:
+            yield connection
+        finally:
+            await connection.close()

@@ -1,0 +1,254 @@
+"""The routes for operators: the scope that they need, what they change, and the audit log."""
+
+import asyncio
+import re
+import time
+from pathlib import Path
+
+import httpx2
+import nats.js.errors
+import pytest
+from nats.js.api import DiscardPolicy
+
+from tailrace.deploy.cli.keys import create
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.resources import admin
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection
+from tailrace.proto.nats.api_keys import ApiKeyStore
+from tailrace.proto.subjects import AUDIT
+from tests.harness.processes import CHECKOUT
+from tests.harness.until import until
+from tests.integration.conftest import Gateway, NewGateway
+
+CHANGES: tuple[tuple[str, str, dict[str, object]], ...] = (
+    ("POST", "/v1/admin/keys", {"tenant": "acme"}),
+    ("POST", "/v1/admin/keys/{}/rotate", {}),
+    ("DELETE", "/v1/admin/keys/{}", {}),
+    ("PUT", "/v1/admin/tenants/acme/limits", {"limits": {}}),
+)
+TURN = {"message": "#sim words=1 rate=0"}
+
+
+@pytest.fixture
+async def gateway(own_server: NatsServer, new_gateway: NewGateway) -> Gateway:
+    """A gateway whose client has an admin key."""
+    made, _ = await create(own_server.url, Tenant("operators"), "panel", ["admin"])
+    gateway = await new_gateway(own_server.url)
+    gateway.client.headers["authorization"] = f"Bearer {made.secret}"
+    return gateway
+
+
+async def new_key(gateway: Gateway, **given: object) -> dict[str, str]:
+    answer = await gateway.client.post("/v1/admin/keys", json={"tenant": "acme", **given})
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+async def status(gateway: Gateway, key: str, path: str = "/v1/models/capabilities") -> int:
+    return (await gateway.client.get(path, headers={"authorization": f"Bearer {key}"})).status_code
+
+
+async def audit(gateway: Gateway, query: str = "") -> list[dict[str, object]]:
+    return list((await gateway.client.get(f"/v1/admin/audit{query}")).json()["data"])
+
+
+async def test_a_gateway_without_keys_lets_nobody_create_the_first_one(
+    own_server: NatsServer, new_gateway: NewGateway
+) -> None:
+    """It would close the gateway to all others."""
+    gateway = await new_gateway(own_server.url, api_keys="")
+    answer = await gateway.client.post("/v1/admin/keys", json={"tenant": "acme"}, headers={"authorization": ""})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "scope_missing")
+
+
+@pytest.mark.rule("R107")
+async def test_a_key_is_created_rotated_and_revoked_with_entries_in_the_audit_log(
+    gateway: Gateway, own_server: NatsServer, new_gateway: NewGateway, own_connection: Connection
+) -> None:
+    """At all gateways. A key without the scope is refused, and no entry contains a secret."""
+    other = await new_gateway(own_server.url)
+    first = await new_key(gateway, name="shop", scopes=["read"], limits={"requests": 9}, expires_in_s=900)
+    await until(lambda: _is(other, first["key"], 200))
+    assert await status(gateway, first["key"], "/v1/admin/keys") == 403
+    bearer = {"authorization": f"Bearer {first['key']}"}
+    for method, path, body in CHANGES:
+        answer = await gateway.client.request(method, path.format(first["id"]), json=body, headers=bearer)
+        assert answer.status_code == 403
+    rotated = (await gateway.client.post(f"/v1/admin/keys/{first['id']}/rotate", json={"grace_s": 600})).json()
+    kept = ("tenant", "name", "scopes", "limits")
+    assert {name: rotated[name] for name in kept} == {name: first[name] for name in kept}
+    await until(lambda: _is(other, rotated["key"], 200))
+    assert await status(other, first["key"]) == 200
+    assert (await gateway.client.delete(f"/v1/admin/keys/{rotated['id']}")).json()["revoked_at"] is not None
+    await until(lambda: _is(other, rotated["key"], 401))
+    for path in (f"/v1/admin/keys/{rotated['id']}/rotate", "/v1/admin/keys/key_0000000000000000/rotate"):
+        assert (await gateway.client.post(path, json={})).json()["error"]["code"] == "key_not_found"
+    shown = (await gateway.client.get("/v1/admin/keys?tenant=acme&limit=1")).json()
+    assert (shown["data"][0]["id"], shown["next"]) == (first["id"], first["id"])
+    assert shown["data"][0]["expires_at"] <= time.time() + 600
+    rest = (await gateway.client.get(f"/v1/admin/keys?tenant=acme&after={first['id']}")).json()
+    assert ([key["id"] for key in rest["data"]], rest["has_more"]) == ([rotated["id"]], False)
+
+    entries = await audit(gateway)
+    assert [(entry["action"], entry["target"]) for entry in entries[:3]] == [
+        ("key.revoke", rotated["id"]),
+        ("key.rotate", first["id"]),
+        ("key.create", first["id"]),
+    ]
+    assert [entry["by"] for entry in entries[2:]] == [entries[0]["by"], "command line"]
+    assert entries[0]["address"] == "127.0.0.1"
+    text = str(entries)
+    assert not [secret for secret in ("sha256", first["key"], rotated["key"]) if secret in text]
+    page = (await gateway.client.get("/v1/admin/audit?limit=3")).json()
+    assert await audit(gateway, f"?after={page['next']}") == entries[3:]
+    for attack in (own_connection.jetstream.purge_stream(AUDIT), own_connection.jetstream.delete_msg(AUDIT, 1)):
+        with pytest.raises(nats.js.errors.APIError):
+            await attack
+
+
+async def _is(gateway: Gateway, key: str, expected: int) -> bool:
+    return await status(gateway, key) == expected
+
+
+@pytest.mark.rule("R107")
+async def test_the_last_admin_key_is_rotated_but_not_revoked(gateway: Gateway) -> None:
+    """Otherwise no client could change anything."""
+    (mine,) = (await gateway.client.get("/v1/admin/keys")).json()["data"]
+    refused = await gateway.client.delete(f"/v1/admin/keys/{mine['id']}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "last_admin_key")
+    rotated = (await gateway.client.post(f"/v1/admin/keys/{mine['id']}/rotate", json={})).json()
+    await until(lambda: _is_admin(gateway, rotated["key"]))
+    assert (await gateway.client.get("/v1/admin/keys")).status_code == 401
+
+
+@pytest.mark.rule("R107")
+async def test_nothing_is_changed_without_an_entry_and_a_failed_change_has_two(
+    gateway: Gateway, own_connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jetstream = own_connection.jetstream
+    key = await new_key(gateway)
+    before = (await gateway.client.get("/v1/admin/keys")).json()
+
+    async def fail(*_: object) -> None:
+        raise LogUnavailable("the bucket is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ApiKeyStore, "create", fail)
+        assert (await gateway.client.post("/v1/admin/keys", json={"tenant": "acme"})).status_code == 503
+    failed, begun, *_ = await audit(gateway)
+    assert (failed["target"], failed["error"], begun.get("error")) == (begun["target"], "the bucket is full", None)
+    stored = (await jetstream.stream_info(AUDIT)).config
+    await jetstream.update_stream(stored.evolve(max_msgs=2, discard=DiscardPolicy.NEW))
+    for method, path, body in CHANGES:
+        refused = await gateway.client.request(method, path.format(key["id"]), json=body)
+        assert refused.status_code == 503, path
+    assert (await gateway.client.get("/v1/admin/keys")).json() == before
+
+
+@pytest.mark.rule("R107")
+async def test_two_admin_keys_that_revoke_each_other_at_once_do_not_both_end(gateway: Gateway) -> None:
+    (mine,) = (await gateway.client.get("/v1/admin/keys")).json()["data"]
+    other = await new_key(gateway, tenant="operators", scopes=["admin", "admin"])
+    assert list(other["scopes"]) == ["admin"]
+    await until(lambda: _is_admin(gateway, other["key"]))
+    answers = await asyncio.gather(
+        gateway.client.delete(f"/v1/admin/keys/{other['id']}"),
+        gateway.client.delete(f"/v1/admin/keys/{mine['id']}", headers={"authorization": f"Bearer {other['key']}"}),
+    )
+    assert sorted(answer.status_code for answer in answers) == [200, 409]
+
+
+@pytest.mark.rule("R107")
+async def test_an_admin_key_that_ends_within_a_day_does_not_let_the_last_one_be_revoked(gateway: Gateway) -> None:
+    """Neither one with a lifetime, nor one in the grace of its rotation."""
+    (mine,) = (await gateway.client.get("/v1/admin/keys")).json()["data"]
+    await new_key(gateway, tenant="operators", scopes=["admin"], expires_in_s=3600)
+    rotated = (await gateway.client.post(f"/v1/admin/keys/{mine['id']}/rotate", json={"grace_s": 2592000})).json()
+    refused = await gateway.client.delete(f"/v1/admin/keys/{rotated['id']}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "last_admin_key")
+
+
+@pytest.mark.rule("R107")
+async def test_rotations_of_a_key_at_once_create_one_key(gateway: Gateway) -> None:
+    """Also in its grace, with the lifetime of the old one."""
+    old = await new_key(gateway, expires_in_s=900)
+    path = f"/v1/admin/keys/{old['id']}/rotate"
+    answers = [
+        *await asyncio.gather(*(gateway.client.post(path, json={"grace_s": 60}) for _ in range(6))),
+        await gateway.client.post(path, json={"grace_s": 60}),
+    ]
+    (made,) = [answer.json() for answer in answers if answer.status_code == 201]
+    codes = [answer.json()["error"]["code"] for answer in answers if answer.status_code == 409]
+    assert codes == ["key_replaced"] * 6
+    keys = (await gateway.client.get("/v1/admin/keys?tenant=acme")).json()["data"]
+    assert {key["id"] for key in keys if key["revoked_at"] is None} == {old["id"], made["id"]}
+    assert made["expires_at"] - made["created_at"] == 900
+
+
+async def _is_admin(gateway: Gateway, key: str) -> bool:
+    return await status(gateway, key, "/v1/admin/keys") == 200
+
+
+@pytest.mark.rule("R108")
+async def test_limits_of_a_tenant_apply_at_every_gateway_until_they_are_removed(
+    gateway: Gateway, own_server: NatsServer, new_gateway: NewGateway
+) -> None:
+    """Those of the settings apply for the limits that the tenant does not have."""
+    other = await new_gateway(own_server.url, limits_tenant="usd_day=7")
+    key = (await new_key(gateway))["key"]
+    path = "/v1/admin/tenants/acme/limits"
+    for wrong in ({"requests": -1}, {"request": 1}):
+        refused = await gateway.client.put(path, json={"limits": wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "limits")
+    assert (await gateway.client.put("/v1/admin/tenants/a.b/limits", json={"limits": {}})).status_code == 400
+
+    async def post() -> httpx2.Response:
+        return await other.client.post("/v1/turns", json=TURN, headers={"authorization": f"Bearer {key}"})
+
+    await until(lambda: _is(other, key, 200))
+    assert (await gateway.client.put(path, json={"limits": {"requests": 1}})).json()["effective"] == {"requests": 1}
+
+    async def is_limited() -> bool:
+        return (await post()).status_code == 429
+
+    await until(is_limited)
+    await gateway.client.put(path, json={"limits": {}})
+
+    async def is_accepted() -> bool:
+        return (await post()).status_code == 202
+
+    await until(is_accepted)
+    assert (await gateway.client.get(path)).json() == {"tenant": "acme", "limits": {}, "effective": {}}
+    names = [one["tenant"] for one in (await gateway.client.get("/v1/admin/tenants")).json()["data"]]
+    assert names == ["acme", "operators"]
+    changes = [(one.get("before"), one.get("after")) for one in await audit(gateway) if one["action"] == "limits.set"]
+    assert changes == [({"requests": 1.0}, {}), (None, {"requests": 1.0})]
+
+
+async def test_a_credential_has_so_many_requests_a_minute(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least one of seven is refused, also if the minute ends in between."""
+    monkeypatch.setattr(admin, "REQUESTS_MAX", 3)
+    answers = [await gateway.client.get("/v1/admin/tenants") for _ in range(7)]
+    assert answers[0].status_code == 200
+    limited = [answer for answer in answers if answer.status_code != 200]
+    assert limited
+    assert {answer.json()["error"]["code"] for answer in limited} == {"rate_limited"}
+
+
+async def test_the_commands_of_the_page_work(gateway: Gateway) -> None:
+    """Each `curl` of docs/ADMIN.md, in order."""
+    blocks = re.findall(r"```sh\n(.*?)```", (Path(CHECKOUT) / "docs/ADMIN.md").read_text(), re.DOTALL)
+    admin = gateway.client.headers["authorization"].removeprefix("Bearer ")
+    variables = {"URL": gateway.url, "ADMIN": admin, "KEY_ID": (await new_key(gateway))["id"]}
+    # No persistence runs here, which usage needs.
+    script = "set -eu\n" + "\n".join(
+        block.replace("curl -s ", "curl -sf --noproxy '*' ") for block in blocks if "usage" not in block
+    )
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-c", script, env={"PATH": "/usr/bin:/bin", **variables}, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    assert output.decode().count('"key":"tr_') == 2

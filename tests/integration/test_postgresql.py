@@ -1,0 +1,164 @@
+"""Persistence with PostgreSQL, as processes: faults of the server and of a recorder, and what is refused."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from signal import SIGKILL
+
+import pytest
+import pytest_asyncio
+
+from tailrace.deploy.cli.main import main
+from tailrace.persistence.__main__ import preflight
+from tailrace.persistence.database import display
+from tailrace.persistence.settings import Settings
+from tailrace.persistence.store import Store
+from tailrace.proto.errors import SettingsInvalid, TailraceError
+from tests.checker.invariants import judge, not_held
+from tests.checker.recorded_system import RecordedSystem
+from tests.checker.run import load
+from tests.checker.verdicts import Bounds
+from tests.harness.postgresql import IN_URL, PASSWORD, PostgreSQLServer
+
+# What this run does not do.
+UNUSED = ("I6 readers", "I7 idempotency", "I8 cancellation", "I12 resources", "I13 isolation")
+
+
+@pytest_asyncio.fixture
+async def own_postgresql() -> AsyncIterator[PostgreSQLServer]:
+    """A server that the test may kill."""
+    async with PostgreSQLServer() as server:
+        yield server
+
+
+@pytest.mark.rule("R93")
+@pytest.mark.timeout(180)
+async def test_no_turn_is_lost_or_recorded_twice_when_the_server_and_a_recorder_are_killed(
+    own_postgresql: PostgreSQLServer, tmp_path: Path
+) -> None:
+    """Two recorders write while the server is restarted at once, twice, and while one of them is killed."""
+    url = await own_postgresql.new_database()
+    async with RecordedSystem(tmp_path, database_url=url) as system:
+        await system.start()
+        second = await system.new_persistence("persistence-2")
+        await second.start()
+        client = system.client("client")
+        posted = 0
+
+        async def post(count: int) -> None:
+            nonlocal posted
+            for _ in range(count):
+                posted += 1
+                key = await client.post(f"#sim words=3 rate=0 tag=p{posted}x")
+                assert key is not None
+                await client.get(key)
+
+        for fault in ("nothing", "restart", "kill", "restart"):
+            posting = asyncio.create_task(post(40))
+            await asyncio.sleep(0)
+            if fault == "restart":
+                own_postgresql.kill()
+                await own_postgresql.start()
+            if fault == "kill":
+                await second.stop(SIGKILL)
+            await posting
+        await second.start()
+        await system.settled()
+        (day,) = (await system.clients[0].get("/v1/usage?by=day")).json()["data"]
+        await system.collect()
+        printed = [process.printed.read_text() for process in (system.persistence, second)]
+    assert not_held(judge(load(tmp_path), Bounds(end_s=0)), UNUSED) == {}
+    assert (day["turns"], posted) == (160, 160)
+    assert not any(secret in text for secret in (PASSWORD, IN_URL) for text in printed)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "change", "says"),
+    [
+        ("", ("127.0.0.1", "127.0.0.2"), "cannot be reached: "),
+        ("", (IN_URL, "wrong"), "password authentication failed"),
+        ("", ("/test_", "/nothing_"), 'database "nothing_'),
+        ("", (f"{IN_URL}@", f"{PASSWORD}@"), "is not a valid URL"),
+        ("", ("postgresql:", "mysql:"), "mysql:// is not supported"),
+        ("CREATE TABLE turns ()", ("", ""), "has the table turns and has no table blob_releases"),
+        ("DROP TABLE labels", ("", ""), "has no table labels: restore a whole backup"),
+        ("DELETE FROM tailrace_version", ("", ""), "has no row in tailrace_version"),
+        ("UPDATE tailrace_version SET version = 999", ("", ""), "has schema version 999"),
+        ("ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C' LOCALE_PROVIDER libc TEMPLATE template0", ("", ""), "LATIN1"),
+    ],
+)
+async def test_a_database_that_cannot_be_used_is_refused_before_it_is_changed(
+    postgresql: PostgreSQLServer, prepare: str, change: tuple[str, str], says: str
+) -> None:
+    """With one sentence without the password."""
+    url = await postgresql.new_database(prepare if prepare.startswith("ENCODING") else "")
+    if prepare and not prepare.startswith("ENCODING"):
+        if "CREATE" not in prepare:
+            store = await Store.open(url, busy_timeout_s=1)
+            await store.migrate()
+            await store.close()
+        async with postgresql.connected(url) as connection:
+            await connection.execute(prepare)
+    before = await tables(postgresql, url)
+    with pytest.raises(TailraceError) as refused:
+        await preflight(Settings(database=url.replace(*change)))
+    message = str(refused.value)
+    assert says in message
+    assert "\n" not in message
+    assert not any(secret in message for secret in (PASSWORD, IN_URL, "pass@word", "wrong@"))
+    assert await tables(postgresql, url) == before
+
+
+async def tables(postgresql: PostgreSQLServer, url: str) -> list[str]:
+    async with postgresql.connected(url) as connection:
+        found = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
+    return [row["tablename"] for row in found]
+
+
+async def test_an_older_server_is_refused(postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailrace.persistence.postgresql.SERVER_VERSION_MIN", 99)
+    with pytest.raises(
+        SettingsInvalid, match=r"is PostgreSQL \d+\.\d+; Tailrace needs 99 or newer: upgrade the server"
+    ):
+        await preflight(Settings(database=await postgresql.new_database()))
+
+
+async def test_the_command_copies_a_history_and_shows_no_password(
+    postgresql: PostgreSQLServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, url = tmp_path / "tailrace.db", await postgresql.new_database()
+    store = await Store.open(path, busy_timeout_s=1)
+    await store.migrate()
+    await store.close()
+    assert await asyncio.to_thread(main, ["migrate-database", str(path), url]) == 0
+    assert await asyncio.to_thread(main, ["migrate-database", str(tmp_path / "none.db"), url]) == 2
+    printed = capsys.readouterr()
+    shown = f"postgresql://tailrace@127.0.0.1:{postgresql.port}"
+    assert re.search(
+        rf"turns +0 rows  [0-9a-f]{{16}}\n(?s:.*){path} and {shown}/test_\d+ contain the same\n$", printed.out
+    )
+    assert "none.db does not exist" in printed.err
+    assert IN_URL not in printed.out + printed.err
+
+
+async def test_a_backup_names_the_program_for_postgresql(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TAILRACE_DATABASE", f"postgresql://tailrace:{IN_URL}@db/tailrace")
+    assert main(["backup", str(tmp_path / "backup.tar"), "--data", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith("back it up with pg_dump (docs/BACKUP.md)\n")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p@h:5432/d?sslmode=require", "postgresql://u@h:5432/d"),
+        ("postgres://h/d", "postgresql://h/d"),
+        ("postgresql://u:s3cret/x@y?z#@h/d", "postgresql://u@h/d"),
+        ("postgresql://h/d?user=u&password=s3cr@t", "postgresql://…"),
+        ("tailrace.db", "tailrace.db"),
+    ],
+)
+def test_the_name_of_a_database_in_messages_has_no_password(url: str, shown: str) -> None:
+    assert display(url) == shown
