@@ -16,6 +16,7 @@ from tailrace.proto.nats import Tombstones
 from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.records import GetSession, GetTurn, SessionRecord
 from tailrace.proto.resources import (
+    ChangeSession,
     CreateProject,
     CreateSession,
     DeletedRows,
@@ -23,7 +24,6 @@ from tailrace.proto.resources import (
     GetProject,
     ProjectRecord,
     Remaining,
-    RenameSession,
 )
 from tailrace.proto.subjects import TurnKey
 
@@ -52,7 +52,7 @@ class Commands:
         return dict(
             [
                 handler(CreateSession, self.new_session, catch_up),
-                handler(RenameSession, self.rename_session, catch_up),
+                handler(ChangeSession, self.change_session, catch_up),
                 handler(CreateProject, self.new_project, catch_up),
                 handler(DeleteResource, partial(self.delete, catch_up), catch_up),
             ]
@@ -63,8 +63,8 @@ class Commands:
             raise Refused("session_exists", "a session with this name exists already: choose another name")
         return await self._queries.session(tenant, GetSession(new.session))
 
-    async def rename_session(self, tenant: Tenant, new: RenameSession) -> SessionRecord:
-        await self._store.rename_session(tenant, new.session, new.title)
+    async def change_session(self, tenant: Tenant, new: ChangeSession) -> SessionRecord:
+        await self._store.change_session(tenant, new)
         return await self._queries.session(tenant, GetSession(new.session))
 
     async def new_project(self, tenant: Tenant, new: CreateProject) -> ProjectRecord:

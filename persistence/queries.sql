@@ -254,9 +254,17 @@ INSERT INTO sessions (tenant, session, title, model, system, project, created_at
 VALUES (:tenant, :session, :title, :model, :system, :project, :asked_at, :asked_at)
 ON CONFLICT (tenant, session) DO NOTHING
 
--- name: rename_session
+-- name: set_session_title
 -- Changes a title. The time of the last use stays, so that lists keep their order.
-UPDATE sessions SET title = :title WHERE tenant = :tenant AND session = :session
+UPDATE sessions SET title = :value WHERE tenant = :tenant AND session = :session
+
+-- name: set_session_model
+-- Changes the model of turns that name none.
+UPDATE sessions SET model = :value WHERE tenant = :tenant AND session = :session
+
+-- name: set_session_system
+-- Changes the system prompt of turns that have none.
+UPDATE sessions SET system = :value WHERE tenant = :tenant AND session = :session
 
 -- name: create_project
 -- Creates a project with a name; changes nothing if the id is in use.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import msgspec
+from msgspec import UNSET
 
 from tailrace.persistence.database import Database, open_database
 from tailrace.persistence.migrations import REPLAY_BELOW_VERSION
@@ -31,6 +32,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, TurnPosition, TurnRecord
 from tailrace.proto.resources import (
     Branch,
+    ChangeSession,
     CreateProject,
     CreateSession,
     DeletedRows,
@@ -184,7 +186,7 @@ class Store:
             "session": new.session,
             "title": new.title,
             "model": new.model,
-            "system": msgspec.json.encode(new.system_prompt).decode() if new.system_prompt is not None else None,
+            "system": _encode_system(new.system_prompt),
             "project": new.project_id,
             "asked_at": micros(at),
         }
@@ -193,9 +195,17 @@ class Store:
             await writer.execute(self._sql["put_project"], columns)
             return made > 0
 
-    async def rename_session(self, tenant: Tenant, session: str, title: str | None) -> None:
+    async def change_session(self, tenant: Tenant, change: ChangeSession) -> None:
+        """Changes a session, except what is unset."""
         async with self._database.transaction() as writer:
-            await writer.execute(self._sql["rename_session"], {"tenant": tenant, "session": session, "title": title})
+            for column, value in (
+                ("title", change.title),
+                ("model", change.model),
+                ("system", UNSET if change.system_prompt is UNSET else _encode_system(change.system_prompt)),
+            ):
+                if value is not UNSET:
+                    row = {"tenant": tenant, "session": change.session, "value": value}
+                    await writer.execute(self._sql[f"set_session_{column}"], row)
 
     async def new_project(self, tenant: Tenant, new: CreateProject, at: datetime) -> bool:
         """Inserts a project. Returns False, and changes nothing, if the id is in use."""
@@ -455,6 +465,10 @@ class Store:
 
     async def _read(self, statement: str, **values: Any) -> list[dict[str, Any]]:
         return await self._database.read(self._sql[statement], values)
+
+
+def _encode_system(system: str | list[dict[str, Any]] | None) -> str | None:
+    return msgspec.json.encode(system).decode() if system is not None else None
 
 
 def _names_of(what: DeleteResource, *, is_gone: bool) -> list[tuple[str, str, str]]:

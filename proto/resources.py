@@ -7,6 +7,7 @@ from datetime import date, datetime
 from typing import Any, ClassVar, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from tailrace.proto.entries import Outcome
 from tailrace.proto.ids import SessionId, TurnId
@@ -187,12 +188,15 @@ class CreateSession(Query[SessionRecord], frozen=True):
     project_id: str | None = None
 
 
-class RenameSession(Query[SessionRecord], frozen=True):
-    """Sets a session's title; None removes it. Refused: session_not_found."""
+class ChangeSession(Query[SessionRecord], frozen=True):
+    """Changes a session, except what is unset; None removes a value. Refused: session_not_found."""
 
+    # Older gateways, which changed only the title, ask by this name.
     query: ClassVar[str] = "rename_session"
     session: str
-    title: str | None
+    title: str | UnsetType | None = UNSET
+    model: str | UnsetType | None = UNSET
+    system_prompt: str | list[dict[str, Any]] | UnsetType | None = UNSET
 
 
 class CreateProject(Query[ProjectRecord], frozen=True):

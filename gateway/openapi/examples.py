@@ -133,7 +133,7 @@ BODIES: dict[str, Json] = {
     "NewSessionBody": {"id": SESSION, "title": "The colour of the sky"},
     "NewTicket": {"is_shared": True, "life_s": 3600},
     "NewTurn": {"message": QUESTION, "session": SESSION, "create_session": True, "max_cost": 0.05},
-    "RenameBody": {"title": "The colour of the sky"},
+    "ChangeBody": {"title": "The colour of the sky"},
     "ResponseRequest": {"model": MODEL, "input": QUESTION, "stream": True},
     "StartJobRequest": {"prompt": QUESTION},
     "UIChatRequest": {

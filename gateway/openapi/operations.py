@@ -51,7 +51,7 @@ from tailrace.gateway.resources.login import LoggedIn
 from tailrace.gateway.resources.projects import NewProjectBody, ProjectBody, ProjectList
 from tailrace.gateway.resources.prompts import PromptList
 from tailrace.gateway.resources.running import CancelledSession, TurnList
-from tailrace.gateway.resources.sessions import BranchList, NewSessionBody, RenameBody, SessionList, SessionStats
+from tailrace.gateway.resources.sessions import BranchList, ChangeBody, NewSessionBody, SessionList, SessionStats
 from tailrace.gateway.resources.tickets import MadeTicket, NewTicket
 from tailrace.gateway.resources.usage import UsageList
 from tailrace.gateway.streaming.pacing import PACE
@@ -305,7 +305,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/sessions"): Operation("sessions", NewSessionBody, SessionRecord),
     ("GET", "/v1/sessions/stats"): Operation("sessions", response=SessionStats),
     ("GET", "/v1/sessions/{session}"): Operation("sessions", response=SessionRecord),
-    ("PATCH", "/v1/sessions/{session}"): Operation("sessions", RenameBody, SessionRecord),
+    ("PATCH", "/v1/sessions/{session}"): Operation("sessions", ChangeBody, SessionRecord),
     ("DELETE", "/v1/sessions/{session}"): Operation("sessions", response=Deleted),
     ("POST", "/v1/sessions/{session}/cancel"): Operation("sessions", response=CancelledSession),
     ("GET", "/v1/sessions/{session}/turns"): Operation("sessions", response=TurnPage, parameters=("turn_order", *PAGE)),

@@ -65,10 +65,16 @@ const isBusy = () => [...chat.turns.values()].some((turn) => turn.isRunning);
 
 /** Draws what `work` draws, and stays at the end of the page if the reader was there. */
 function keepAtEnd(work) {
-  const isAtEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 90;
+  const wasAtEnd = isAtEnd();
   work();
-  if (isAtEnd) scroll.scrollTop = scroll.scrollHeight;
+  if (wasAtEnd) scroll.scrollTop = scroll.scrollHeight;
+  else drawToEnd();
 }
+
+const isAtEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 90;
+const drawToEnd = () => (byId("to-end").hidden = isAtEnd());
+scroll.addEventListener("scroll", drawToEnd, { passive: true });
+byId("to-end").addEventListener("click", () => (scroll.scrollTop = scroll.scrollHeight));
 
 // One chat.
 
@@ -144,12 +150,15 @@ function drawChat() {
   for (const turn of path) turn.drawBranches(childrenOf(turn.record.parent));
   const more = element("button", { type: "button", className: "plain earlier", textContent: "Earlier turns" });
   more.addEventListener("click", readEarlier);
+  // A chat without turns has no end to go to, and a new one begins there.
+  requestAnimationFrame(drawToEnd);
   byId("turns").replaceChildren(...(chat.earlier && path[0]?.record.parent ? [more] : []), ...path.map((turn) => turn.root));
   byId("welcome").hidden = Boolean(chat.id);
   byId("title").textContent = chat.title || "New chat";
   document.title = chat.title ? `${chat.title} \u2013 Tailrace` : "Tailrace";
-  const names = [chat.model || models[0]?.id || "Model", ...(chat.system ? ["system prompt"] : [])];
-  byId("setup").textContent = names.join(" \u00b7 ");
+  const model = models.find(({ id }) => id === chat.model) ?? (chat.model ? { id: chat.model } : models[0]);
+  const names = [model?.display_name ?? model?.id ?? "Model", ...(chat.system ? ["system prompt"] : [])];
+  byId("setup").firstChild.textContent = names.join(" \u00b7 ");
   drawSend();
 }
 
@@ -249,6 +258,8 @@ async function submit(messages, parent, asked) {
   notify("");
   const isFirst = !chat.id;
   const { model, system } = chat;
+  // Without a prompt, the session's own would apply.
+  const own = { ...(model && { model }), ...((system || !isFirst) && { system }) };
   if (isFirst) {
     chat.id = randomName();
     chat.title = titleFrom(asked) || "Files";
@@ -269,7 +280,7 @@ async function submit(messages, parent, asked) {
   }
   if (chat !== asking) return;
   const place = isFirst ? { create_session: true } : { parent };
-  const body = { messages, session: chat.id, ...place, ...(model && { model }), ...(system && { system }) };
+  const body = { messages, session: chat.id, ...place, ...own };
   const idempotencyKey = randomName();
   follow(turn, (options) => ask(body, { ...options, idempotencyKey }));
 }
@@ -327,7 +338,7 @@ async function whole(value) {
 function openShared(given) {
   acts.isReadOnly = true;
   document.body.classList.add("shared");
-  for (const id of ["side", "composer", "welcome", "setup", "menu"]) byId(id).hidden = true;
+  for (const id of ["side", "composer", "welcome", "setup", "menu", "new-narrow"]) byId(id).hidden = true;
   byId("title").textContent = "A shared answer";
   const record = { turn: given.get("shared"), parent: null, input: [], content: [], outcome: "running", cursor: "" };
   const turn = addTurn(record);
@@ -446,6 +457,8 @@ byId("leave").addEventListener("click", () => byId("settings").close());
 onSubmit(byId("settings"), () => {
   Object.assign(chat, { model: byId("model").value, system: byId("system").value.trim() });
   drawChat();
+  // The session keeps them for the next visit; each question of this page names them.
+  if (chat.turns.size) change(() => request(`/v1/sessions/${encodeURIComponent(chat.id)}`, { method: "PATCH", body: { model: chat.model, system_prompt: chat.system || null } }));
 });
 
 // The list of chats.
@@ -575,11 +588,13 @@ function drawer(isOpen) {
 }
 byId("menu").addEventListener("click", () => drawer(true));
 byId("shade").addEventListener("click", () => drawer(false));
-byId("new").addEventListener("click", () => {
-  if (location.hash) location.hash = "";
-  else question.focus();
-  drawer(false);
-});
+for (const id of ["new", "new-narrow"]) {
+  byId(id).addEventListener("click", () => {
+    if (location.hash) location.hash = "";
+    else question.focus();
+    drawer(false);
+  });
+}
 document.addEventListener("keydown", (event) => {
   const isCommand = event.ctrlKey || event.metaKey;
   if (event.key === "Escape") drawer(false);

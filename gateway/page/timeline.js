@@ -42,7 +42,7 @@ function draw() {
   const tries = attempts.length ? [`${attempts.length} attempt${attempts.length > 1 ? "s" : ""}`] : [];
   const chat = element("a", { href: `/#${encodeURIComponent(session ?? "")}`, textContent: "its chat" });
   const words = [model, new Date(accepted_at).toLocaleString(), ...tries, ...figures].filter(Boolean).join(" \u00b7 ");
-  byId("about").replaceChildren(`${words} \u00b7 `, chat, " \u00b7 ", element("span", { textContent: turn }));
+  byId("about").replaceChildren(`${words} \u00b7 `, chat,  element("br"), element("span", { textContent: turn }));
   drawLanes();
   drawSteps();
   byId("position").max = length();

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -26,7 +27,7 @@ from tailrace.proto.records import (
     ListSessionTurns,
     SessionRecord,
 )
-from tailrace.proto.resources import Branch, CreateSession, GetStats, ListBranches, RenameSession, UsageRecord
+from tailrace.proto.resources import Branch, ChangeSession, CreateSession, GetStats, ListBranches, UsageRecord
 from tailrace.proto.subjects import TurnKey
 
 TITLE_CHARS_MAX = 500
@@ -49,11 +50,15 @@ class NewSessionBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The project of the session."""
 
 
-class RenameBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `PATCH /v1/sessions/{session}`."""
+class ChangeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `PATCH /v1/sessions/{session}`. A field that is left out does not change; null removes its value."""
 
-    title: str | None
-    """The new title; null removes it."""
+    title: str | UnsetType | None = UNSET
+    """The title of the session."""
+    model: str | UnsetType | None = UNSET
+    """The model of turns that name none."""
+    system_prompt: str | list[dict[str, Any]] | UnsetType | None = UNSET
+    """The system prompt of turns that have none."""
 
 
 class SessionList(NumberedPage[SessionRecord], frozen=True, kw_only=True):
@@ -124,6 +129,8 @@ async def post(request: ApiRequest, history: HistoryClient, catalogue: Catalogue
     """
     tenant = request.tenant
     new, _ = await request.read(NewSessionBody)
+    check_session("id", new.id)
+    check_name("project_id", new.project_id)
     _check(new, await catalogue.offer(tenant))
     session = CreateSession(new.id or new_id(), new.title, new.model, new.system_prompt, new.project_id)
     made = await history.ask(tenant, session)
@@ -137,15 +144,15 @@ async def session(request: ApiRequest, history: HistoryClient) -> Response:
     return json_response(await history.ask(tenant, question))
 
 
-async def patch(request: ApiRequest, history: HistoryClient) -> Response:
-    """`PATCH /v1/sessions/{session}`: changes the title.
+async def patch(request: ApiRequest, history: HistoryClient, catalogue: Catalogue) -> Response:
+    """`PATCH /v1/sessions/{session}`: changes the title, and the defaults of its next turns.
 
-    Null removes the title.
+    A field that is left out does not change; null removes its value.
     """
     tenant = request.tenant
-    title = (await request.read(RenameBody))[0].title
-    check_text("title", title, TITLE_CHARS_MAX)
-    question = RenameSession(request.path_params["session"], title)
+    new, _ = await request.read(ChangeBody)
+    _check(new, await catalogue.offer(tenant))
+    question = ChangeSession(request.path_params["session"], new.title, new.model, new.system_prompt)
     return json_response(await history.ask(tenant, question))
 
 
@@ -215,13 +222,14 @@ def check_text(field: str, text: str | None, chars_max: int) -> None:
         raise Refused("request_invalid", f"`{field}` must have from 1 to {chars_max} characters.")
 
 
-def _check(new: NewSessionBody, offer: Offer) -> None:
+def _check(new: NewSessionBody | ChangeBody, offer: Offer) -> None:
     """Checks what the types do not. Raises Refused."""
-    check_session("id", new.id)
-    check_name("project_id", new.project_id)
-    check_text("title", new.title, TITLE_CHARS_MAX)
-    if new.model is not None:
+    if new.title is not UNSET:
+        check_text("title", new.title, TITLE_CHARS_MAX)
+    if isinstance(new.model, str):
         offer.model(new.model)
+    if new.system_prompt is UNSET:
+        return
     if is_deeper(new.system_prompt, BODY_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
     require_unclaimed(new.system_prompt)

@@ -30,6 +30,7 @@ from tailrace.proto.records import (
     ListTurnsSince,
 )
 from tailrace.proto.resources import (
+    ChangeSession,
     CreateProject,
     CreateSession,
     DeleteResource,
@@ -38,7 +39,6 @@ from tailrace.proto.resources import (
     GetUsage,
     ListBranches,
     ListProjects,
-    RenameSession,
 )
 from tailrace.proto.subjects import (
     AUDIT,
@@ -111,7 +111,7 @@ PERSISTENCE_QUERIES = tuple(
             GetUsage,
             GetStats,
             CreateSession,
-            RenameSession,
+            ChangeSession,
             CreateProject,
             DeleteResource,
             CreateFile,

@@ -68,43 +68,55 @@ HOSTILE_BLOCKS: list[events.Event] = [
 LONG_LINE = "<b>" + "long line " * 100_000
 
 
-@pytest.mark.timeout(120)
-async def test_an_answer_is_shown_once_over_a_reload_a_lost_network_and_another_gateway(
+@pytest.mark.timeout(180)
+async def test_an_answer_is_shown_once_over_a_reload_20_s_offline_a_sleep_and_another_gateway(
     open_gateway: Gateway, new_gateway: NewGateway, system: System, browser: str
 ) -> None:
-    """The first gateway is gone in the middle of the answer; a second one serves the same address."""
+    """The first gateway is gone while the browser sleeps in the middle of the answer; a second one has its address.
+
+    While one page is offline, another one changes the model and the system prompt: the next turn uses them.
+    """
     other = await new_gateway(system.nats_url, api_keys="")
 
     async with Proxy("browser > gateway", open_gateway.port) as proxy:
-        line = f"Count.\n#sim words={WORDS} rate=20"
+        line = f"Count.\n#sim words={WORDS} rate=9"
         url = f"http://127.0.0.1:{proxy.port}"
         showing = asyncio.create_task(
-            node.run("chat-page.mjs", "interrupted", url, line, deadline_s=90, CHROMIUM=browser)
+            node.run("chat-page.mjs", "interrupted", url, line, deadline_s=150, CHROMIUM=browser)
         )
 
-        async def is_written() -> bool:
-            running = (await other.client.get("/v1/turns?status=running")).json()["data"]
-            if not running:
-                return False
-            return len((await other.client.get(f"/v1/turns/{running[-1]['turn']}")).json()["text"]) > 8 * 275
 
-        await until(is_written, 60)
+        async def is_asleep() -> bool:
+            return showing.done() or (await other.client.get("/v1/sessions/asleep")).is_success
+
+        await until(is_asleep, 120)
         proxy.fail("cut")
         proxy._to = other.port
         await open_gateway.stop()
         proxy.mend()
+        await other.client.post("/v1/sessions", json={"id": "awake"})
         (seen,) = await showing
     assert seen == {
         "text": words(WORDS),
         "answers": 1,
         "lost": LOST,
+        "chosen": {
+            "asked": [
+                ["claude-haiku-5-5", "Be brief."],
+                ["claude-opus-5-5", "Be kind and honest."],
+                ["claude-sonnet-5-5", ""],
+            ],
+            # The second number: words of the prompt, of the question and of the chat before.
+            "figures": [["claude-haiku-5-5", "6"], ["claude-opus-5-5", "13"], ["claude-sonnet-5-5", "14"]],
+            "setup": "Claude Opus 5.5 \N{MIDDLE DOT} system prompt",
+        },
         "title": "Count. \N{EN DASH} Tailrace",
         "isReadWordByWord": False,
         "complaints": [],
         "elsewhere": [],
     }
-    [newest] = (await other.client.get("/v1/sessions?limit=1")).json()["data"]
-    assert (newest["title"], newest["turns"]) == ("Count.", 1)
+    sessions = (await other.client.get("/v1/sessions")).json()["data"]
+    assert {one["title"]: one["turns"] for one in sessions} == {"Count.": 1, "Who?": 3, None: 0}
 
 
 @pytest.mark.rule("S8")

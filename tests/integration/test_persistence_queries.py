@@ -33,12 +33,12 @@ from tailrace.proto.records import (
     record_from_fold,
 )
 from tailrace.proto.resources import (
+    ChangeSession,
     DeleteResource,
     GetProject,
     GetUsage,
     ListBranches,
     ListProjects,
-    RenameSession,
 )
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests.harness.persistence_in_loop import Persistence
@@ -147,7 +147,7 @@ UNKNOWN: dict[str, tuple[Any, str]] = {
     "project": (GetProject("none"), "project_not_found"),
     "projects": (ListProjects(after="invented"), "cursor_invalid"),
     "usage": (GetUsage("day", date(2026, 1, 1), date(2026, 1, 2), after="invented"), "cursor_invalid"),
-    "rename_session": (RenameSession("none", "a title"), "session_not_found"),
+    "rename_session": (ChangeSession("none", "a title"), "session_not_found"),
     "delete": (DeleteResource("session", "none"), "session_not_found"),
 }
 

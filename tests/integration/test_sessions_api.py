@@ -74,7 +74,13 @@ async def test_lists_have_pages_and_a_session_has_the_totals_of_its_turns(gatewa
     for title in ("Rivers \U0001f30a", "Lakes", None):
         renamed = await gateway.client.patch(path, json={"title": title})
         assert (renamed.status_code, renamed.json()) == (200, {**record, "title": title})
+    # Defaults of the next turns. A field that is left out, as `title` here, does not change.
+    for defaults in ({"model": "claude-haiku-5-5", "system_prompt": "Be brief."}, {"system_prompt": None}):
+        changed = await gateway.client.patch(path, json=defaults)
+        assert changed.json() == (record := {**record, "title": None, **defaults})
     assert [one["id"] for one in (await get(gateway, "/v1/sessions"))["data"]] == sessions[::-1]
+    following = (await post_until_ended(gateway, session=session))["turn"]
+    assert (await get(gateway, f"/v1/turns/{following}"))["model"] == "claude-haiku-5-5"
 
 
 @pytest.mark.rule("R72")
@@ -215,6 +221,9 @@ async def test_an_invalid_session_is_refused(shared_gateway: Gateway, body: dict
     answer = await shared_gateway.client.post("/v1/sessions", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
     assert word in answer.json()["error"]["message"]
+    if word not in ("id", "project_id"):
+        changed = await shared_gateway.client.patch("/v1/sessions/any", json=body)
+        assert (changed.status_code, word in changed.json()["error"]["message"]) == (400, True)
 
 
 @on_shared_loop

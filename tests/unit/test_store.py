@@ -30,7 +30,7 @@ from tailrace.proto.errors import StoreBusy, StoreCorrupt, StoreRefused, StoreTo
 from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, record_from_fold
-from tailrace.proto.resources import CreateSession, DeleteResource, Kind, TurnToDelete
+from tailrace.proto.resources import ChangeSession, CreateSession, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 from tests.harness.postgresql import PostgreSQLServer
@@ -448,7 +448,7 @@ async def test_turns_of_another_tenant_are_not_found(store: Store) -> None:
     for kind, name in named:
         assert await store.turns_to_delete(THEIRS, DeleteResource(kind, name, (TurnId("turn-1"),))) == []
         await store.delete(THEIRS, DeleteResource(kind, name, (TurnId("turn-1"),)))
-    await store.rename_session(THEIRS, "session-1", "theirs")
+    await store.change_session(THEIRS, ChangeSession("session-1", "theirs", "theirs", "theirs"))
     assert (await session_of(store, "session-1")).title is None
     assert await store.turn(key("turn-1")) is not None
 
@@ -649,7 +649,7 @@ async def test_both_databases_answer_the_same_after_any_changes(
         )  # fmt: skip
         await both("put_file", OURS, file)
         await both("new_session", OURS, CreateSession(name("session"), project_id=name("project")), NOON)
-        await both("rename_session", OURS, name("session"), "title")
+        await both("change_session", OURS, ChangeSession(name("session"), "title", None, "system"))
         await both("delete_file", OURS, name("file"))
     await both("record", [row(number) for number in range(50, 100)], Seq(999))
     await both("fail_expired", Seq(300), LOST_FAILURE)

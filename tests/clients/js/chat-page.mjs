@@ -1,5 +1,6 @@
 // The page at / in Chromium: `chat-page.mjs STEPS GATEWAY …`. Prints one line with what it showed.
 import { existsSync, readFileSync } from "node:fs";
+import { setTimeout } from "node:timers/promises";
 import { chromium } from "playwright-core";
 
 const [steps, gateway, ...given] = process.argv.slice(2);
@@ -111,6 +112,57 @@ const STATES = {
   },
 };
 const PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+
+const OFFLINE_MS = 20_000;
+
+/** Stops the browser as a laptop that sleeps does, says so with a session `asleep`, and goes on when there is one `awake`. */
+async function sleep() {
+  const { processInfo } = await (await browser.newBrowserCDPSession()).send("SystemInfo.getProcessInfo");
+  const signal = (name) => processInfo.forEach(({ id }) => process.kill(id, name));
+  signal("SIGSTOP");
+  const headers = { "content-type": "application/json" };
+  await fetch(`${gateway}/v1/sessions`, { method: "POST", headers, body: '{"id": "asleep"}' });
+  const isAwake = () => fetch(`${gateway}/v1/sessions/awake`).then(({ ok }) => ok, () => false);
+  while (!(await isAwake())) await setTimeout(100);
+  signal("SIGCONT");
+}
+
+/** Asks with another model and a system prompt, and then with others, also after a reload. Returns what was asked with. */
+async function choose() {
+  const { context, page } = await open({ viewport: SIZES.desktop });
+  const asked = [];
+  page.on("request", (request) => {
+    if (request.method() !== "POST" || !request.url().endsWith("/v1/turns")) return;
+    const { model, system } = request.postDataJSON();
+    asked.push([model, system]);
+  });
+  const answered = async (count) => {
+    await ask(page, "Who?\n#sim words=1 rate=0");
+    await page.waitForFunction((count) => document.querySelectorAll(".meta").length === count, count);
+  };
+  const set = async (name, prompt) => {
+    await page.locator("#setup").click();
+    await page.getByLabel("Model").selectOption({ label: name });
+    await page.getByLabel("System prompt").fill(prompt);
+    await press(page, "Use from now on");
+  };
+  await page.goto(gateway);
+  await page.waitForFunction(() => document.querySelectorAll("#model option").length > 1);
+  await set("Claude Haiku 5.5", "Be brief.");
+  await answered(1);
+  const changed = page.waitForResponse((response) => response.request().method() === "PATCH");
+  await set("Claude Opus 5.5", "Be kind and honest.");
+  await changed;
+  await page.reload();
+  await page.waitForSelector(".meta");
+  await answered(2);
+  const setup = await page.locator("#setup").textContent();
+  await set("Claude Sonnet 5.5", "");
+  await answered(3);
+  const figures = await page.locator(".meta").evaluateAll((all) => all.map((one) => [one.title.split(". ")[1].split(",")[0], one.textContent.split(" ")[0]]));
+  await context.close();
+  return { asked, figures, setup };
+}
 
 /** Presses Tab until the focused element is named `name`. */
 async function tabTo(page, name) {
@@ -307,6 +359,9 @@ const STEPS = {
     }
     await page.waitForFunction(() => document.querySelector("#title").textContent.startsWith("Question"));
     const link = await page.locator("#sessions .current a").textContent();
+    await page.locator("#scroll").evaluate((one) => (one.scrollTop = 0));
+    await press(page, "Go to the end");
+    await page.waitForFunction(() => document.querySelector("#to-end").hidden);
     return { counts, title: await page.locator("#title").textContent(), link, first: await page.locator(".said").first().textContent(), ...seen };
   },
 
@@ -340,7 +395,7 @@ const STEPS = {
     return { violations };
   },
 
-  /** Asks; reloads; is offline for a moment; then waits for the end, whatever happens to the gateway. */
+  /** Asks; reloads; is offline for `OFFLINE_MS`; sleeps while the gateway is replaced; waits for the end. */
   async interrupted(line) {
     const { context, page, seen } = await open({ viewport: SIZES.desktop });
     await page.goto(gateway);
@@ -349,17 +404,21 @@ const STEPS = {
     await longer(page, 80);
     await page.reload();
     await longer(page, 200);
+    const online = setTimeout(OFFLINE_MS);
     await context.setOffline(true);
     await marked(page, "reconnecting");
     const lost = await page.locator(".lost-line").last().textContent();
     const before = (await text(page)).length;
+    const chosen = await choose();
+    await online;
     await context.setOffline(false);
     await marked(page, "caught up");
     await longer(page, before);
-    await page.waitForSelector(".meta");
+    await sleep();
+    await page.waitForSelector(".meta", { timeout: 90_000 });
     const answers = await page.locator(".answer").count();
     const heard = await page.locator("[aria-live], [role=status], [role=alert]").allTextContents();
-    return { text: (await text(page)).trim(), answers, lost, title: await page.title(), isReadWordByWord: heard.some((one) => one.includes("w000001")), ...seen };
+    return { text: (await text(page)).trim(), answers, lost, chosen, title: await page.title(), isReadWordByWord: heard.some((one) => one.includes("w000001")), ...seen };
   },
 
   /** Breaks an answer in every way that the demo offers, at the address `gateway` with the token of `up`. */
