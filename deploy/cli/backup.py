@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from tailrace.deploy.cli.arguments import add_data
+from tailrace.deploy.cli.arguments import add_data, add_json
+from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local import backup, data_dir
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.persistence.database import is_url
@@ -20,6 +21,7 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the file to write, which must not exist")
+    add_json(parser)
     add_data(parser, "data directory")
 
 
@@ -29,5 +31,6 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     backup.require_state(given.data)
     with data_dir.lock(given.data):
         manifest = backup.write(given.data, given.file)
-    print(f"{given.file}: {len(manifest.files)} files, {sum(file.bytes for file in manifest.files):,} bytes")
+    files, size = len(manifest.files), sum(file.bytes for file in manifest.files)
+    print_result(given, f"{given.file}: {files} files, {size:,} bytes", file=given.file, files=files, bytes=size)
     return 0

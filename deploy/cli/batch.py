@@ -17,7 +17,7 @@ import msgspec
 
 from tailrace.client import TailraceError, TurnEvent
 from tailrace.client.events import Done, Failed, Progress
-from tailrace.deploy.cli.arguments import add_connection, add_number
+from tailrace.deploy.cli.arguments import add_connection, add_json, add_number
 from tailrace.deploy.cli.connection import connect
 from tailrace.proto import errors
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, metavar="FILE", help="file for the answers (default: standard output)")
     add_number(parser, "--parallel", 8, "concurrent inputs", 1, 64)
     add("--via", choices=get_args(Via), default="messages", help="message_batches: half the price, within a day")
+    add_json(parser, "print the progress as lines of JSON on the standard error; the answers are always JSON")
     add_connection(parser)
 
 
@@ -74,11 +75,16 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
         except TailraceError as error:
             error.args = (in_file(str(error), given.file, numbers),)
             raise
-        sys.stderr.write(f"batch {batch}: it continues if you stop this command; run it again for the results\n")
+        if not given.json:
+            sys.stderr.write(f"batch {batch}: it continues if you stop this command; run it again for the results\n")
         bar = Bar(sys.stderr)
         for event in client.resume(batch):
-            bar.show(event)
-        bar.close()
+            if given.json:
+                print(msgspec.json.encode(event).decode(), file=sys.stderr, flush=True)
+            else:
+                bar.show(event)
+        if not given.json:
+            bar.close()
         try:
             return 0 if _save(client.results(batch), given.output) else EXIT_ERROR
         except OSError as error:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+import msgspec
+
 from tailrace.client import Client, TailraceError
 from tailrace.deploy.cli import display
 from tailrace.deploy.cli.answers import fields_of, report
-from tailrace.deploy.cli.arguments import add_question
+from tailrace.deploy.cli.arguments import add_json, add_question
 from tailrace.deploy.cli.connection import connect, describe
 from tailrace.deploy.local.terminal_text import printable
 
@@ -26,6 +28,7 @@ PROMPT = "> "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser, "print each answer as a line of JSON when it is complete")
     add_question(parser)
 
 
@@ -33,7 +36,7 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Asks one question for each line of the input, in one session. Ctrl-C during an answer cancels its turn."""
     with suppress(ImportError):
         import readline  # noqa: F401, PLC0415  # makes `input` edit lines and keep a history
-    fields, screen = fields_of(given), display.new_display()
+    fields, screen = fields_of(given), display.new_display(is_json=given.json)
 
     def retry(error: TailraceError, tries: int) -> None:
         screen.retry(error, tries)
@@ -46,16 +49,16 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
                 return 0
             if not question:
                 continue
-            screen = display.new_display()
+            screen = display.new_display(is_json=given.json)
             try:
-                fields["session"] = answer_one(client, question, screen, fields)
+                fields["session"] = answer_one(client, question, screen, fields, is_json=given.json)
             except TailraceError as error:
                 if not sys.stdin.isatty():
                     raise
                 print(printable(describe(error, client.url)), file=sys.stderr)
 
 
-def answer_one(client: Client, question: str, screen: display.Display, fields: dict[str, Any]) -> str:
+def answer_one(client: Client, question: str, screen: display.Display, fields: dict[str, Any], *, is_json: bool) -> str:
     """Asks a question, shows the answer, and returns the session. Ctrl-C cancels the turn. Raises TailraceError."""
     answer = client.ask(question, on_state=screen.state, **fields)
     try:
@@ -68,6 +71,8 @@ def answer_one(client: Client, question: str, screen: display.Display, fields: d
     if end is None:
         print("stopped", file=sys.stderr)
     else:
+        if is_json:
+            print(msgspec.json.encode(end).decode(), flush=True)
         report(end)
     session: str = answer.session or client.turn(answer.turn)["session"]
     return session

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from tailrace.deploy.cli.arguments import add_connection
+from tailrace.deploy.cli.arguments import add_connection, add_json
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.local.terminal_text import printable
 
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--user", metavar="NAME", help="erase the turns and sessions of this user")
     what.add_argument("--tenant", metavar="NAME", help="erase everything of this tenant, which the key belongs to")
+    add_json(parser, "print the report in one line")
     add_connection(parser)
 
 
@@ -33,5 +34,6 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
             report = client.request("DELETE", "/v1/users", params={"user": given.user})
         else:
             report = client.request("DELETE", "/v1/tenant", params={"confirm": given.tenant})
-    print(printable(msgspec.json.format(msgspec.json.encode(report), indent=2).decode()))
+    encoded = msgspec.json.encode(report)
+    print(printable((encoded if given.json else msgspec.json.format(encoded, indent=2)).decode()))
     return 0

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from tailrace.deploy.cli.arguments import add_json
+from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local import config_file
 from tailrace.deploy.local.configuration import NAME
 from tailrace.proto.exit_status import EXIT_ERROR
@@ -22,6 +24,7 @@ your user's settings. It also reads a file called .env beside it, for secrets: o
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
     parser.add_argument("file", type=Path, nargs="?", default=Path(NAME), metavar="FILE", help="default: %(default)s")
 
 
@@ -33,5 +36,6 @@ def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
     except OSError as error:
         print(f"tailrace: cannot write {given.file}: {error.strerror}; name another file", file=sys.stderr)
         return EXIT_ERROR
-    print(f"{given.file} lists every setting with its default, except secrets. Change it, then run `tailrace up`.")
+    text = f"{given.file} lists every setting with its default, except secrets. Change it, then run `tailrace up`."
+    print_result(given, text, file=given.file)
     return 0

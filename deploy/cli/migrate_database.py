@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from tailrace.deploy.cli.arguments import add_json
+from tailrace.deploy.cli.result import print_result
 from tailrace.persistence.copy_database import TableCopy, copy_database
 from tailrace.persistence.database import display, is_url, open_database
 from tailrace.proto.errors import SettingsInvalid
@@ -22,6 +24,7 @@ BUSY_TIMEOUT_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
     parser.add_argument("source", metavar="FROM", help="the database to copy")
     parser.add_argument("target", metavar="TO", help="the database to write, which must be new or empty")
 
@@ -30,9 +33,9 @@ def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
     if not is_url(given.source) and not Path(given.source).is_file():
         raise SettingsInvalid(f"{given.source} does not exist: name the database to copy")
     copied = asyncio.run(_copy(given.source, given.target))
-    for table in copied:
-        print(f"{table.table:<15} {table.rows:>12,} rows  {table.digest[:16]}")
-    print(f"{display(given.source)} and {display(given.target)} contain the same")
+    lines = [f"{table.table:<15} {table.rows:>12,} rows  {table.digest[:16]}" for table in copied]
+    lines.append(f"{display(given.source)} and {display(given.target)} contain the same")
+    print_result(given, "\n".join(lines), tables=[table._asdict() for table in copied])
     return 0
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from tailrace.deploy.cli.arguments import add_json
+from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.monitoring import RUNBOOK_URL
 from tailrace.proto.exit_status import EXIT_ERROR
 
@@ -23,6 +25,7 @@ docs/RUNBOOK.md says how to install them.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
     parser.add_argument("--runbook", type=url, required=True, metavar="URL", help="address of your copy of the runbook")
 
@@ -42,7 +45,7 @@ def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
     except FileExistsError:
         print(f"tailrace: {given.folder} exists already: name a new folder", file=sys.stderr)
         return EXIT_ERROR
-    print(*written, sep="\n")
+    print_result(given, "\n".join(map(str, written)), files=written)
     return 0
 
 

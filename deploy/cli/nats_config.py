@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tailrace.deploy.cli.arguments import add_number
+from tailrace.deploy.cli.arguments import add_json, add_number
+from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.nats_server import GIB, LAME_DUCK, PAYLOAD_BYTES_MAX, accounts, render
 from tailrace.proto.exit_status import EXIT_ERROR, EXIT_USAGE
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the log (default: %(default)s)",
     )
+    add_json(parser)
     add_number(parser, "--gib", 10, "storage a server, GiB", 1, 65536, "size")
 
 
@@ -64,7 +66,7 @@ def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
     except OSError as error:
         print(f"tailrace: cannot make {given.folder} ({error.strerror}): name a new folder", file=sys.stderr)
         return EXIT_ERROR
-    print(*written, sep="\n")
+    print_result(given, "\n".join(map(str, written)), files=written)
     if given.tls is None and not all(server.is_loopback for server in given.server):
         print("warning: without --tls, passwords and answers cross the network in plain text", file=sys.stderr)
     return 0

@@ -1,10 +1,12 @@
 """`tailrace restart`: restarts the processes of a running `tailrace up` on the installed version."""
 
 import argparse
+import sys
 import time
 from collections.abc import Mapping
 
-from tailrace.deploy.cli.arguments import add_data
+from tailrace.deploy.cli.arguments import add_data, add_json
+from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local import rolling_restart
 
 DESCRIPTION = "Restart the processes of a running `up` one after the other, on the version that is installed."
@@ -19,11 +21,19 @@ those with which `up` was started. `up` itself, nats-server and the simulated Cl
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser, "print JSON, in one line, when all processes run again; the progress is on the standard error")
     add_data(parser)
 
 
 def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
-    started = time.monotonic()
-    rolling_restart.restart(given.data, lambda name: print(f"restarting {name}", flush=True))
-    print(f"all processes run again, after {time.monotonic() - started:.1f} s")
+    started, restarted = time.monotonic(), list[str]()
+
+    def show(name: str) -> None:
+        restarted.append(name)
+        print(f"restarting {name}", file=sys.stderr if given.json else sys.stdout, flush=True)
+
+    rolling_restart.restart(given.data, show)
+    seconds = time.monotonic() - started
+    text = f"all processes run again, after {seconds:.1f} s"
+    print_result(given, text, restarted=restarted, seconds=round(seconds, 1))
     return 0

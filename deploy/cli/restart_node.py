@@ -4,7 +4,8 @@ import argparse
 import asyncio
 from collections.abc import Mapping
 
-from tailrace.deploy.cli.arguments import add_data
+from tailrace.deploy.cli.arguments import add_data, add_json
+from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local import nats_cluster, restart_node
 
 DESCRIPTION = "Restart one nats-server of a running `up --cluster`, and wait until it has caught up."
@@ -18,10 +19,11 @@ of nats-server that is installed then. To upgrade all three, restart one after t
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("node", choices=nats_cluster.names(), metavar="NAME", help=", ".join(nats_cluster.names()))
+    add_json(parser)
     add_data(parser)
 
 
 def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
     asyncio.run(restart_node.restart(given.data, given.node))
-    print(f"{given.node} runs again and has caught up")
+    print_result(given, f"{given.node} runs again and has caught up", node=given.node)
     return 0

@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from tailrace.deploy.cli.arguments import add_data
+from tailrace.deploy.cli.arguments import add_data, add_json
+from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local import backup
 
 DESCRIPTION = "Restore a data directory from a file of `tailrace backup`. The whole file is checked first."
@@ -20,6 +21,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the file to restore")
     parser.add_argument("--check", action="store_true", help="check the file and change nothing")
+    add_json(parser)
     add_data(parser, "data directory", finds_running=False)
 
 
@@ -28,5 +30,14 @@ def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
     if not given.check:
         backup.restore(given.file, given.data)
     what = "is whole" if given.check else f"is restored in {given.data}"
-    print(f"{given.file} {what}: made {manifest.made_at} by Tailrace {manifest.tailrace}, {len(manifest.files)} files")
+    made_at, version, files = manifest.made_at, manifest.tailrace, len(manifest.files)
+    print_result(
+        given,
+        f"{given.file} {what}: made {made_at} by Tailrace {version}, {files} files",
+        file=given.file,
+        data=None if given.check else given.data,
+        made_at=made_at,
+        tailrace=version,
+        files=files,
+    )
     return 0

@@ -5,7 +5,8 @@ import asyncio
 import time
 from collections.abc import Mapping
 
-from tailrace.deploy.cli.arguments import add_number
+from tailrace.deploy.cli.arguments import add_json, add_number
+from tailrace.deploy.cli.result import print_result
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import streams
 from tailrace.proto.nats.connection import Connection
@@ -23,6 +24,7 @@ RETRY_S = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
     add_number(parser, "--replicas", 1, "copies of the log", 1, 5)
     add_number(parser, "--gib", 10, "storage a server, GiB", 1, 65536, "size")
 
@@ -31,7 +33,8 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     url = environ.get("TAILRACE_NATS_URL", "nats://127.0.0.1:4222")
     created = asyncio.run(apply(url, file_bytes_max=given.gib * GIB, replicas=given.replicas))
     existed = len(streams.EVERY_STREAM) + len(streams.CONSUMERS) - created
-    print(f"{created} streams, buckets and consumers created; {existed} existed and were not changed")
+    text = f"{created} streams, buckets and consumers created; {existed} existed and were not changed"
+    print_result(given, text, created=created, existed=existed)
     return 0
 
 

@@ -3,7 +3,8 @@
 import argparse
 from collections.abc import Mapping
 
-from tailrace.deploy.cli.arguments import add_tenant
+from tailrace.deploy.cli.arguments import add_json, add_tenant
+from tailrace.deploy.cli.result import print_result
 from tailrace.persistence.webhooks import signature
 from tailrace.proto.errors import SettingsInvalid
 
@@ -17,6 +18,7 @@ derived from TAILRACE_WEBHOOK_KEY and the tenant's name.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
     add_tenant(parser)
 
 
@@ -24,5 +26,6 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     signing = signature.parse_keys(environ.get("TAILRACE_WEBHOOK_KEY", ""))
     if not signing:
         raise SettingsInvalid("TAILRACE_WEBHOOK_KEY is not set: set it to the key that persistence uses")
-    print(signature.format_secret(signature.derive_secret(signing[0], given.tenant)))
+    secret = signature.format_secret(signature.derive_secret(signing[0], given.tenant))
+    print_result(given, secret, tenant=given.tenant, secret=secret)
     return 0

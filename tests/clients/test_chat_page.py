@@ -85,7 +85,6 @@ async def test_an_answer_is_shown_once_over_a_reload_20_s_offline_a_sleep_and_an
             node.run("chat-page.mjs", "interrupted", url, line, deadline_s=150, CHROMIUM=browser)
         )
 
-
         async def is_asleep() -> bool:
             return showing.done() or (await other.client.get("/v1/sessions/asleep")).is_success
 

@@ -183,9 +183,12 @@ async def test_a_conversation_is_asked_listed_and_exported(commands: Commands, t
     )
     assert (end["text"], end["session"], end["outcome"]) == (words(4), name, "completed")
     assert (await commands.run("ask", "--continue", "#sim words=5")).printed == f"{words(5)}\n"
+    again = await commands.run("chat", "--session", name, "--json", given="#sim words=6\n#sim words=7\n")
+    ends = [msgspec.json.decode(line) for line in again.printed.splitlines()]
+    assert [(end["text"], end["session"]) for end in ends] == [(words(count), name) for count in (6, 7)]
     turns = msgspec.json.decode((await commands.run("turns", "--session", name, "--json")).printed)
-    assert [turn["text"] for turn in turns] == [words(count) for count in (2, 3, 4, 5)]
-    assert [turn["turn"] in (await commands.run("turns", "--session", name)).printed for turn in turns] == [True] * 4
+    assert [turn["text"] for turn in turns] == [words(count) for count in range(2, 8)]
+    assert [turn["turn"] in (await commands.run("turns", "--session", name)).printed for turn in turns] == [True] * 6
     assert (await commands.run("turns")).printed == "no turn is running\n"
     assert (await commands.run("export", name, "--output", "it.md")).status == 0
     assert (tmp_path / "it.md").read_text().count("## claude-haiku-5-5") == 2

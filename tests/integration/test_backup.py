@@ -121,8 +121,11 @@ async def test_a_restored_up_has_its_turns_keys_and_log(tmp_path: Path, capsys: 
         key = capsys.readouterr().out.split()[0]
         up.process.send_signal(signal.SIGTERM)
         up.process.wait()
-    assert main(["backup", str(tmp_path / "all.tar"), "--data", str(first / "data")]) == 0
-    assert main(["restore", str(tmp_path / "all.tar"), "--data", str(second / "data")]) == 0
+    capsys.readouterr()
+    assert main(["backup", str(tmp_path / "all.tar"), "--json", "--data", str(first / "data")]) == 0
+    assert main(["restore", str(tmp_path / "all.tar"), "--json", "--data", str(second / "data")]) == 0
+    made, restored = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (made["files"], restored["data"]) == (restored["files"], str(second / "data"))
     with running(second, *LEAN) as up, httpx2.Client(base_url=await up.ready()) as client:
         assert "Authorization: Bearer YOUR-KEY" in up.said("  curl ")
         assert client.get(turn["links"]["self"]).status_code == 401

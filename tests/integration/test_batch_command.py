@@ -30,7 +30,7 @@ class Command:
         self._arguments = (sys.executable, "-m", "tailrace", "batch", "--url", gateway.url, *arguments)
         self._environ = {"PYTHONPATH": str(CHECKOUT), "TAILRACE_KEY": key, "NO_PROXY": "127.0.0.1"}
 
-    async def start(self, until_printed: str = "batch ") -> None:
+    async def start(self, until_printed: str = "batch") -> None:
         with self._output.open("wb") as output:
             self.process = await spawn(self._arguments, self._environ, output.fileno())
         await until(lambda: until_printed in self.printed or self.process.returncode is not None, 20)
@@ -100,8 +100,11 @@ async def test_a_response_that_breaks_off_is_requested_again(
     accepted = await gateway.client.post("/v1/turn-batches", content=body, headers=headers)
     size = sum(len(name) + len(value) + 4 for name, value in accepted.headers.raw) + len(accepted.content)
     async with Cutting(gateway.port, [Cut(size - 30, how)]) as proxy:
-        status, printed = await run(command("--url", proxy.url, file))
+        status, printed = await run(command("--url", proxy.url, file, "--json"))
         assert (status, proxy.left) == (0, []), printed
+    # The last line of the progress, and the answer.
+    events = [msgspec.json.decode(line) for line in printed.splitlines() if line.startswith("{")]
+    assert [event["outcome"] for event in events[-2:]] == ["completed"] * 2
 
 
 async def test_ctrl_c_ends_it_without_a_traceback(command: RunCommand, tmp_path: Path) -> None:

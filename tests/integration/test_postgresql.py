@@ -132,7 +132,7 @@ async def test_the_command_copies_a_history_and_shows_no_password(
     await store.migrate()
     await store.close()
     assert await asyncio.to_thread(main, ["migrate-database", str(path), url]) == 0
-    assert await asyncio.to_thread(main, ["migrate-database", str(tmp_path / "none.db"), url]) == 2
+    assert await asyncio.to_thread(main, ["migrate-database", str(tmp_path / "none.db"), url, "--json"]) == 2
     printed = capsys.readouterr()
     shown = f"postgresql://tailrace@127.0.0.1:{postgresql.port}"
     assert re.search(

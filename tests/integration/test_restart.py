@@ -1,6 +1,7 @@
 """`tailrace restart`: a running `up` is restarted on the installed version under load."""
 
 import asyncio
+import json
 import os
 import re
 import sqlite3
@@ -44,7 +45,7 @@ async def read_to_end(client: httpx2.AsyncClient, turn: str) -> list[Connected]:
 
 
 async def start_restart(up: Up) -> asyncio.subprocess.Process:
-    command = [sys.executable, "-m", "tailrace", "restart", "--data", str(up.folder)]
+    command = [sys.executable, "-m", "tailrace", "restart", "--json", "--data", str(up.folder)]
     return await asyncio.create_subprocess_exec(*command, cwd=CHECKOUT, env=os.environ, stdout=-1, stderr=-2)
 
 
@@ -85,10 +86,12 @@ async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Pat
             await read_to_end(client, parent)
             await begin(RUNNING)
             restarting = []
+            last = b""
 
             async def follow(printed: asyncio.StreamReader) -> None:
-                async for line in printed:
-                    restarting.extend(re.findall(r"restarting (\S+)", line.decode()))
+                nonlocal last
+                async for last in printed:
+                    restarting.extend(re.findall(r"restarting (\S+)", last.decode()))
                     if restarting[-1:] == ["generator-spare"] and len(turns) == TURNS:
                         await begin(ENDLESS)
 
@@ -108,6 +111,7 @@ async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Pat
                 "gateway-1",
                 "gateway-spare",
             ]
+            assert json.loads(last)["restarted"] == restarting
             for turn in turns[TURNS:]:
                 assert (await client.post(f"/v1/turns/{turn}/cancel")).json()["outcome"] == "cancelled"
             connections = await asyncio.gather(*readers)

@@ -5,11 +5,13 @@ import hashlib
 import json
 import os
 import re
+import select
 import shlex
 import signal
 import socket
 import sqlite3
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -53,8 +55,38 @@ if "tailrace.persistence" in sys.orig_argv:
 """
 
 
+def assert_on_a_terminal(command: list[str], folder: Path, environ: dict[str, str], turn: str) -> None:
+    """The screen is overwritten in place, in as many lines as the terminal has, and Ctrl-C gives back the old one."""
+    terminal, its = os.openpty()
+    termios.tcsetwinsize(its, (40, 120))
+    watching = Popen(command, cwd=folder, env=environ, stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    shown = b""
+    try:
+        while not (second := re.search(rb"\x1b\[H.*\x1b\[J\x1b\[H(.*)\x1b\[J", shown, re.DOTALL)):
+            assert select.select([terminal], [], [], 30)[0], shown
+            shown += os.read(terminal, 10_000)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(30) == 128 + signal.SIGINT
+        shown += os.read(terminal, 10_000)
+    finally:
+        watching.kill()
+        watching.wait()
+        os.close(terminal)
+    lines = second[1].decode().split("\x1b[K\r\n")
+    [row] = [line for line in lines if turn in line]
+    assert len(lines) < 40
+    assert re.search(r"1 running, [1-9][0-9]* tokens a second", second[1].decode())
+    assert int(row.split()[3]) > 0
+    assert max(map(len, lines)) <= 120
+    assert (shown.startswith(b"\x1b[?1049h"), b"\x1b[?1049l" in shown) == (True, True)
+
+
 def assert_watched(up: Up, url: str, folder: Path) -> None:
-    """`tailrace top` in another folder finds it: once into a pipe, and as lines of JSON, the second with a rate."""
+    """`tailrace top` in another folder finds it: once into a pipe, as lines of JSON, and on a terminal until Ctrl-C.
+
+    Each second sample has a rate.
+    """
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("TAILRACE_")}
     own = {"PYTHONPATH": str(CHECKOUT), "NO_PROXY": "127.0.0.1", "XDG_DATA_HOME": str(folder)}
     environ = inherited | own | {"XDG_STATE_HOME": str(up.folder.with_name("state"))}
@@ -71,6 +103,7 @@ def assert_watched(up: Up, url: str, folder: Path) -> None:
         finally:
             watching.kill()
             watching.communicate()
+        assert_on_a_terminal(command, folder, environ, answer.turn)
         answer.cancel()
     assert (first["tokens_s"], second["running"]) == (None, 1)
     assert second["tokens_s"] > 0

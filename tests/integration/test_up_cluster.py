@@ -29,7 +29,7 @@ MOVE_S_MAX = 120.0
 
 
 async def restart(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tailrace", "restart-node", name, "--data", str(folder)]
+    command = [sys.executable, "-m", "tailrace", "restart-node", name, "--json", "--data", str(folder)]
     return await asyncio.to_thread(
         subprocess.run, command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=90
     )

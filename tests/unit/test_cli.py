@@ -1,5 +1,6 @@
 """Arguments and messages of the `tailrace` command."""
 
+import argparse
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from tailrace.client import Client
 from tailrace.deploy.cli.arguments import turn_id
 from tailrace.deploy.cli.ask import read_question
 from tailrace.deploy.cli.connection import find_url
-from tailrace.deploy.cli.main import all_parsers, main, parser
+from tailrace.deploy.cli.main import all_parsers, main, parser, parser_of_all
 from tailrace.deploy.local import nats_server, running, status_file
 from tailrace.deploy.local.options import default_data_dir
 from tailrace.deploy.local.ports import find_free
@@ -77,6 +78,42 @@ def test_an_invalid_argument_prints_one_sentence_and_exits_with_status_2(
     assert (stopped.value.code, said.count("\n")) == (2, 1)
     assert sentence in said
     assert "--help" in said
+
+
+def test_every_command_with_a_result_prints_it_as_json() -> None:
+    """`up` runs until it is stopped, and `completion` prints a script. Each subcommand of a command has it."""
+    without = {
+        one.prog.removeprefix("tailrace ")
+        for one in all_parsers(parser_of_all())
+        if "--json" not in one._option_string_actions
+        and not any(isinstance(action, argparse._SubParsersAction) for action in one._actions)
+    }
+    assert without == {"up", "completion"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "result"),
+    [
+        (["init", "new"], {"file": "new"}),
+        (["webhook-secret", "--tenant", "acme"], {"tenant": "acme", "secret": r"whsec_[\w+/=]{44}"}),
+        (["nats-config", "new", "--server", "localhost"], {"files": r"\['new/nats-1.conf', .*'new/admin.env'.*\]"}),
+        (["monitoring", "new", "--runbook", "http://r"], {"files": r"\['new/.*\.json'.*\]"}),
+    ],
+)
+def test_a_result_is_one_line_of_json(
+    arguments: list[str],
+    result: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TAILRACE_WEBHOOK_KEY", "0123456789abcdef" * 4)
+    assert main([*arguments, "--json"]) == 0
+    printed = capsys.readouterr().out
+    found = msgspec.json.decode(printed)
+    assert (printed.count("\n"), list(found)) == (1, list(result))
+    assert [name for name, text in result.items() if not re.fullmatch(text, str(found[name]))] == []
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

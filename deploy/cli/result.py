@@ -1,0 +1,10 @@
+"""The result of a command: a text, or with `--json` a line of JSON."""
+
+import argparse
+
+import msgspec
+
+
+def print_result(given: argparse.Namespace, text: str, **fields: object) -> None:
+    """Prints `text`, or with `--json` the fields as one line of JSON."""
+    print(msgspec.json.encode(fields, enc_hook=str).decode() if given.json else text)
