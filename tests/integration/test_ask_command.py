@@ -8,7 +8,7 @@ import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from pathlib import Path
 from signal import SIGINT, SIGKILL
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgspec
 import pytest
@@ -25,6 +25,7 @@ from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 
 SLOW = "#sim words=200 rate=100"
@@ -104,36 +105,55 @@ async def test_an_interrupted_answer_goes_on_and_is_resumed(commands: Commands, 
     assert (await commands.run("tail", f"msg_{turn}", "--after", lines[-1]["cursor"])).printed == ""
 
 
-async def test_a_chat_on_a_terminal_shows_markdown_and_ctrl_c_ends_a_turn(commands: Commands, gateway: Gateway) -> None:
-    """The block that grows is drawn again, and the last drawing has each word once, before the line about its cost."""
-    terminal, its = os.openpty()
-    chatting = await commands.start("chat", stdin=its, stdout=its, stderr=its, TERM="xterm-256color", COLUMNS="100")
-    os.close(its)
-    shown = b""
+class ChatOnTerminal:
+    """`async with`: `tailrace chat` on a terminal of its own. Its end is Ctrl-D, with exit status 0."""
 
-    async def until_shown(text: bytes) -> bytes:
+    def __init__(self, commands: Commands, **environ: str) -> None:
+        self._commands = commands
+        self._environ = {"COLUMNS": "100"} | environ
+        self._shown = b""
+
+    async def __aenter__(self) -> Self:
+        self._terminal, its = os.openpty()
+        self.process = await self._commands.start("chat", stdin=its, stdout=its, stderr=its, **self._environ)
+        os.close(its)
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                await self._type(b"\x04")
+                assert await asyncio.wait_for(self.process.wait(), WAIT_S_MAX) == 0
+        finally:
+            os.close(self._terminal)
+
+    async def until_shown(self, text: bytes) -> bytes:
         """Returns what the terminal shows before `text`, since the last call."""
-        nonlocal shown
-        while text not in shown:
-            shown += await asyncio.wait_for(asyncio.to_thread(os.read, terminal, 10_000), WAIT_S_MAX)
-        before, _, shown = shown.partition(text)
+        while text not in self._shown:
+            self._shown += await asyncio.wait_for(asyncio.to_thread(os.read, self._terminal, 10_000), WAIT_S_MAX)
+        before, _, self._shown = self._shown.partition(text)
         return before
 
-    await until_shown(b"> ")
-    os.write(terminal, b"#sim words=4000 rate=50\n")
-    await until_shown(b"w000012")
-    chatting.send_signal(SIGINT)
-    await until_shown(b"stopped")
-    await until_shown(b"> ")
-    os.write(terminal, b"#sim words=30 rate=100\n")
-    drawn = await until_shown(b" tokens in")
+    async def type_line(self, line: bytes) -> None:
+        await self._type(line + b"\n")
+
+    async def _type(self, keys: bytes) -> None:
+        # Before the prompt the terminal is not in readline's mode, which loses keys and makes another of Ctrl-D.
+        await self.until_shown(b"> ")
+        os.write(self._terminal, keys)
+
+
+async def test_a_chat_on_a_terminal_shows_markdown_and_ctrl_c_ends_a_turn(commands: Commands, gateway: Gateway) -> None:
+    """The block that grows is drawn again, and the last drawing has each word once, before the line about its cost."""
+    async with ChatOnTerminal(commands, TERM="xterm-256color") as chat:
+        await chat.type_line(b"#sim words=4000 rate=50")
+        await chat.until_shown(b"w000012")
+        chat.process.send_signal(SIGINT)
+        await chat.until_shown(b"stopped")
+        await chat.type_line(b"#sim words=30 rate=100")
+        drawn = await chat.until_shown(b" tokens in")
     plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", drawn[drawn.rindex(b"\x1b[?25h") :]).decode()
     assert re.findall(r"w\d{6}", plain) == words(30).split()
-    # Before the prompt the terminal is not in readline's mode, which would make another key of Ctrl-D.
-    await until_shown(b"> ")
-    os.write(terminal, b"\x04")
-    assert await asyncio.wait_for(chatting.wait(), WAIT_S_MAX) == 0
-    os.close(terminal)
     [session] = (await gateway.client.get("/v1/sessions")).json()["data"]
     turns = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
     assert [turn["outcome"] for turn in turns] == ["cancelled", "completed"]
@@ -151,6 +171,11 @@ async def test_a_spent_budget_a_full_log_and_a_revoked_key_are_one_sentence_each
     other = await new_gateway(own_server.url)
     writer = Writer(own_log, TurnKey(tenant, TurnId(new_id())))
     await writer.open("The first part")
+
+    async def is_full() -> bool:
+        return "of the log's bytes are used" in (await full.client.get("/readyz")).text
+
+    await until(is_full)
     refused = await Commands(full.url, tmp_path).run("ask", "Hi.")
     assert (refused.status, refused.complained.count("\n")) == (1, 1)
     assert "the server's storage is nearly full" in refused.complained
@@ -160,16 +185,9 @@ async def test_a_spent_budget_a_full_log_and_a_revoked_key_are_one_sentence_each
     await keys.revoke(key.record.id, int(time.time()))
     _, complained = await asyncio.wait_for(reading.communicate(), WAIT_S_MAX)
     assert (reading.returncode, complained.decode().splitlines()[-1].count("set the key in TAILRACE_KEY")) == (1, 1)
-    terminal, its = os.openpty()
-    chatting = await Commands(spent.url, tmp_path).start("chat", stdin=its, stdout=its, stderr=its, COLUMNS="100")
-    os.close(its)
-    shown = b""
-    os.write(terminal, b"Hi.\n")
-    while not shown.partition(b"The budget of this tenant")[2].endswith(b"> "):
-        shown += await asyncio.wait_for(asyncio.to_thread(os.read, terminal, 10_000), WAIT_S_MAX)
-    os.write(terminal, b"\x04")
-    assert await asyncio.wait_for(chatting.wait(), WAIT_S_MAX) == 0
-    os.close(terminal)
+    async with ChatOnTerminal(Commands(spent.url, tmp_path)) as chat:
+        await chat.type_line(b"Hi.")
+        await chat.until_shown(b"The budget of this tenant")
 
 
 async def test_a_conversation_is_asked_listed_and_exported(commands: Commands, tmp_path: Path) -> None:
