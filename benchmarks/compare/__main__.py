@@ -21,7 +21,6 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
 import uvloop
 
 from benchmarks.compare import attached_readers, report
@@ -36,7 +35,7 @@ IDLE_S = 3.0
 WORDS = 60
 WARM_WORDS = 20
 # The arms whose streams can be resumed.
-RESUMABLE = ("resumable-stream", "tailrace", "tailrace-always")
+RESUMABLE = ("resumable-stream", "nchan", "tailrace", "tailrace-always")
 
 
 async def measure_idle(arms: list[Arm]) -> dict[str, dict[str, float]]:
@@ -54,7 +53,7 @@ async def measure_idle(arms: list[Arm]) -> dict[str, dict[str, float]]:
 async def measure(arm: Arm, turns: int, words: int, rate: int, idle: dict[str, float]) -> Sample:
     """Reads `turns` answers at once. Raises `RuntimeError` if a word is missing, repeated or out of order."""
     began, before = time.monotonic(), arm.cpu_s()
-    found = await read_many(arm.port, arm.path, turns, words, rate)
+    found = await read_many(arm, turns, words, rate)
     took = time.monotonic() - began
     await asyncio.sleep(SETTLE_S)
     after, whole = arm.cpu_s(), time.monotonic() - began
@@ -96,7 +95,12 @@ async def run(options: argparse.Namespace) -> Result:
             load = Load(turns, rate, words, {arm.name: [] for arm in arms})
             for _ in range(options.repeats):
                 for arm in random.sample(arms, len(arms)):
-                    load.samples[arm.name].append(await measure(arm, turns, words, rate, idle[arm.name]))
+                    if arm.name in load.unfinished:
+                        continue
+                    try:
+                        load.samples[arm.name].append(await measure(arm, turns, words, rate, idle[arm.name]))
+                    except TimeoutError:
+                        load.unfinished.append(arm.name)
             load.load_average = os.getloadavg()[0]
             result.loads.append(load)
             print(report.table(load), flush=True)
@@ -131,8 +135,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
     result = uvloop.run(run(options))
     if options.write and not options.quick:
-        report.RESULT.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-        report.write_page(result)
+        report.write(result)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tailrace.deploy.local.ports import find_free
 from tests.clients.node import NODE
 from tests.harness.otlp_receiver import otlp_receiver
 
@@ -21,19 +23,24 @@ ROOT = HERE.parents[1]
 SERVERS = HERE / "servers"
 VENV = ROOT / ".venv-bench"
 PYTHON = VENV / "bin/python"
+NCHAN = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
 START_S = 60
 # All readers come from one address, of which the default is 1,000 streams.
 STREAM_LIMITS = {"TAILRACE_STREAMS_ADDRESS_MAX": "5000"}
+# Prices are not fetched from the network, and requests need no key.
+LITELLM = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
 _ROLES = {"nats-server": "NATS", "gateway": "gateway", "generators": "generator", "persistence": "persistence"}
 
 
 class Arm(NamedTuple):
-    """A running system: the port and path for POSTs, and its processes by role."""
+    """A running system: its processes by role, and how it is asked."""
 
     name: str
     port: int
     path: str
     processes: dict[str, list[int]]
+    body: Callable[[str], dict[str, object]] = lambda question: {"message": question}
+    method: str = "POST"
 
     def cpu_s(self) -> dict[str, float]:
         """Returns the CPU time of each role in seconds."""
@@ -118,14 +125,67 @@ def resumable(model: str) -> Iterator[Arm]:
     if server is None:
         raise Missing("redis-server is not on the PATH")
     with tempfile.TemporaryDirectory() as data:
-        socket = Path(data, "redis.sock")
-        starting = process(server, "--port", "0", "--unixsocket", socket, "--save", "", "--dir", data)
+        path = Path(data, "redis.sock")
+        starting = process(server, "--port", "0", "--unixsocket", path, "--save", "", "--dir", data)
         with starting as redis:
-            env = {**_model(model), "REDIS_URL": f"unix://{socket}"}
-            while not socket.exists():
+            env = {**_model(model), "REDIS_URL": f"unix://{path}"}
+            while not path.exists():
                 time.sleep(0.05)
             with process(NODE, "resumable.mjs", env=env, cwd=SERVERS) as node:
                 yield Arm("resumable-stream", port_of(node), "/chat", {"server": [node.pid], "Redis": [redis.pid]})
+
+
+@contextlib.contextmanager
+def nchan(model: str) -> Iterator[Arm]:
+    if not NCHAN.exists():
+        raise Missing("nchan is not installed (Debian: apt install libnginx-mod-nchan)")
+    (port,) = find_free(1)
+    options = ("--port", "0", "--backlog", "2048")
+    env = _model(model) | {"NCHAN_URL": f"http://127.0.0.1:{port}"}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        process(PYTHON, "-m", "uvicorn", "nchan_app:app", *options, env=env, cwd=SERVERS) as app,
+    ):
+        config = (SERVERS / "nchan.conf").read_text()
+        given = {"MODULES": NCHAN.parent, "FOLDER": folder, "PORT": port}
+        given["APP"] = port_of(app, r"running on http://127\.0\.0\.1:(\d+)")
+        for name, value in given.items():
+            config = re.sub(rf"\b{name}\b", str(value), config)
+        path = Path(folder, "nginx.conf")
+        path.write_text(config)
+        with process("nginx", "-p", folder, "-c", path) as nginx:
+            wait_until_listening(port)
+            roles = {"server": [app.pid], "nginx": [nginx.pid, *_children(nginx.pid)]}
+            # nchan refuses a POST that is redirected to a subscriber.
+            yield Arm("nchan", port, "/chat", roles, method="GET")
+
+
+@contextlib.contextmanager
+def litellm(model: str) -> Iterator[Arm]:
+    (port,) = find_free(1)
+    options = ("--config", SERVERS / "litellm.yaml", "--host", "127.0.0.1", "--port", str(port))
+    env = _model(model) | LITELLM
+    with process(VENV / "bin/litellm", *options, env=env) as started:
+        wait_until_listening(port)
+        yield Arm("litellm", port, "/v1/chat/completions", {"server": [started.pid]}, _chat_completion)
+
+
+def _chat_completion(question: str) -> dict[str, object]:
+    return {"model": "claude-sonnet-5-5", "stream": True, "messages": [{"role": "user", "content": question}]}
+
+
+def wait_until_listening(port: int) -> None:
+    """Raises `Missing` if no process accepts connections at `port` within START_S."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError as error:
+            if time.monotonic() > deadline:
+                raise Missing(f"no process listens on port {port}") from error
+            time.sleep(0.05)
+        else:
+            return
 
 
 def tailrace(
@@ -140,7 +200,7 @@ def tailrace(
             command = (sys.executable, "-m", "tailrace", "up", "--port", "0", "--data", data, "--generators", "1")
             with process(*command, *options, env=env, cwd=checkout) as up:
                 port = port_of(up, r"^ready http://127\.0\.0\.1:(\d+)")
-                yield Arm(name, port, "/v1/turns", _children(up.pid))
+                yield Arm(name, port, "/v1/turns", _roles(up.pid))
 
     return run
 
@@ -153,18 +213,22 @@ def tailrace_with_traces(model: str) -> Iterator[Arm]:
             yield arm
 
 
-def _children(parent: int) -> dict[str, list[int]]:
+def _roles(parent: int) -> dict[str, list[int]]:
     """Returns the processes that `tailrace up` has started, by role."""
     found: dict[str, list[int]] = {role: [] for role in _ROLES.values()}
-    for status in Path("/proc").glob("[0-9]*/stat"):
+    for pid in _children(parent):
         with contextlib.suppress(OSError):
-            if int(status.read_text().rpartition(") ")[2].split()[1]) != parent:
-                continue
-            words = (status.parent / "cmdline").read_text().replace("/", " ").replace(".", " ").split("\0")
+            words = Path(f"/proc/{pid}/cmdline").read_text().replace("/", " ").replace(".", " ").split("\0")
             role = next((_ROLES[one] for text in words for one in text.split() if one in _ROLES), None)
             if role is not None:
-                found[role].append(int(status.parent.name))
+                found[role].append(pid)
     return found
+
+
+def _children(parent: int) -> list[int]:
+    """Returns the processes that a process has started."""
+    threads = Path(f"/proc/{parent}/task").glob("*/children")
+    return [int(pid) for thread in threads for pid in thread.read_text().split()]
 
 
 ARMS = {
@@ -173,7 +237,10 @@ ARMS = {
     "tutorial": _uvicorn("tutorial", "tutorial"),
     "sse-starlette": _uvicorn("sse-starlette", "sse_starlette_app"),
     "resumable-stream": resumable,
+    "nchan": nchan,
+    "litellm": litellm,
     "tailrace": tailrace("tailrace", "--sync", "default"),
     "tailrace-always": tailrace("tailrace-always", "--sync", "always"),
+    "tailrace-cluster": tailrace("tailrace-cluster", "--cluster", "--sync", "default"),
     "tailrace-traced": tailrace_with_traces,
 }

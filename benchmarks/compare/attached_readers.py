@@ -108,14 +108,14 @@ class Readers:
         self._connecting = asyncio.Semaphore(CONNECTING_MAX)
 
     async def begin(self, words: int, rate: int, wait_s: int = 0) -> str:
-        """Begins a turn; returns the path at which it is read. `resumable-stream` keeps it as its first reader."""
-        prompt = {"message": f"#bench words={words} rate={rate} wait={wait_s}"}
-        first = await self._connect("POST", self._arm.path, json.dumps(prompt).encode())
+        """Begins a turn; returns the path at which it is read. Only Tailrace begins one without a first reader."""
+        question = self._arm.body(f"#bench words={words} rate={rate} wait={wait_s}")
+        first = await self._connect(self._arm.method, self._arm.path, json.dumps(question).encode())
         await first.has_begun
         head = first.head.partition(b"\r\n\r\n")[0].decode().lower()
         names = dict(line.split(": ", 1) for line in head.split("\r\n")[1:])
-        if "x-stream-id" in names:
-            return f"{self._arm.path}/{names['x-stream-id']}"
+        if "stream-path" in names:
+            return names["stream-path"]
         return f"{self._arm.path}/{names['tailrace-turn']}/events"
 
     async def attach(self, path: str) -> Attached:
@@ -140,7 +140,7 @@ class Readers:
 
     async def _connect(self, method: str, path: str, body: bytes = b"") -> Attached:
         length = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
-        accept = "Accept: application/json" if body else "Accept: text/event-stream"
+        accept = "Accept: application/json" if method == "POST" else "Accept: text/event-stream"
         request = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{accept}\r\n{length}\r\n".encode() + body
         loop = asyncio.get_running_loop()
         _, reader = await loop.create_connection(lambda: Attached(request), "127.0.0.1", self._arm.port)

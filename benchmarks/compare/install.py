@@ -1,4 +1,4 @@
-"""Installs the systems that Tailrace is compared with: a venv, npm packages, and Redis from Debian.
+"""Installs the systems that Tailrace is compared with: a venv, npm packages, and Redis and nchan from Debian.
 
 `make bench` runs it. It prints what it cannot install, and the benchmark leaves that arm out.
 """
@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.compare.arms import ROOT, SERVERS, VENV
+from benchmarks.compare.arms import NCHAN, ROOT, SERVERS, VENV
 from tests.clients.install import install
 from tests.clients.node import NODE, NPM
 
@@ -20,8 +20,11 @@ STAMP = VENV / "installed"
 
 def main() -> None:
     """Installs what is missing or out of date."""
-    if shutil.which("redis-server") is None and not install(["redis-server"]):
-        print("redis-server cannot be installed without root and apt-get: install it yourself, or go without its arm.")
+    programs = {"redis-server": shutil.which("redis-server") is not None, "libnginx-mod-nchan": NCHAN.exists()}
+    missing = [name for name, is_installed in programs.items() if not is_installed]
+    if missing and not install(missing):
+        names = " and ".join(missing)
+        print(f"Cannot install {names} without root and apt-get: install them yourself, or go without their arms.")
     sources = (LOCK, SERVERS / "package-lock.json")
     if STAMP.exists() and all(STAMP.stat().st_mtime > source.stat().st_mtime for source in sources):
         return

@@ -10,6 +10,8 @@ import re
 import time
 from typing import NamedTuple
 
+from benchmarks.compare.arms import Arm
+
 WORD = re.compile(rb"w(\d{6})-(\d{16}) ")
 TIMEOUT_S = 60
 
@@ -44,12 +46,12 @@ class Words:
 
 
 class Reader(asyncio.Protocol):
-    """Sends one POST and reads its answer. The result of `done` has the delays of its words."""
+    """Sends one request and reads its answer. The result of `done` has the delays of its words."""
 
-    def __init__(self, path: str, body: dict[str, object], words: int) -> None:
-        content = json.dumps(body).encode()
+    def __init__(self, arm: Arm, words: int, rate: int) -> None:
+        content = json.dumps(arm.body(f"#bench words={words} rate={rate}")).encode()
         self._request = (
-            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            f"{arm.method} {arm.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             f"Accept: text/event-stream\r\nContent-Length: {len(content)}\r\n\r\n"
         ).encode() + content
         self._count = words
@@ -83,20 +85,19 @@ class Reader(asyncio.Protocol):
             self._transport.close()
 
 
-async def read(port: int, path: str, words: int, rate: int) -> Answer:
+async def read(arm: Arm, words: int, rate: int) -> Answer:
     """Asks for one answer and reads it. Raises `RuntimeError` unless each word comes once and in order."""
     loop = asyncio.get_running_loop()
-    body: dict[str, object] = {"message": f"#bench words={words} rate={rate}"}
-    _, reader = await loop.create_connection(lambda: Reader(path, body, words), "127.0.0.1", port)
+    _, reader = await loop.create_connection(lambda: Reader(arm, words, rate), "127.0.0.1", arm.port)
     async with asyncio.timeout(TIMEOUT_S):
         return await reader.done
 
 
-async def read_many(port: int, path: str, turns: int, words: int, rate: int) -> list[Answer]:
+async def read_many(arm: Arm, turns: int, words: int, rate: int) -> list[Answer]:
     """Reads `turns` answers at once. Spreads their starts over the time between two deltas."""
 
     async def one(index: int) -> Answer:
         await asyncio.sleep(index / turns / (rate or 1000))
-        return await read(port, path, words, rate)
+        return await read(arm, words, rate)
 
     return await asyncio.gather(*map(one, range(turns)))

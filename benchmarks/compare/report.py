@@ -6,12 +6,19 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.compare import attached_readers
+from benchmarks.compare import attached_readers, plot
 from benchmarks.compare.attached_readers import Streams
+from benchmarks.compare.readers import TIMEOUT_S
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "BENCHMARKS.md"
 RESULT = DOCS / "benchmarks.json"
+IMAGES = DOCS / "images"
+# The name of each plot, its title, its unit, and the field of a sample.
+PLOTS = (
+    ("cpu", "CPU a delta, all processes", "µs", "sum_us"),
+    ("delay", "Delay of a delta, median", "ms", "p50_ms"),
+)
 TABLES = re.compile(r"(<!-- written by make bench -->\n).*(\n<!-- end -->)", re.DOTALL)
 
 
@@ -40,6 +47,8 @@ class Load(msgspec.Struct):
     words: int
     samples: dict[str, list[Sample]]
     load_average: float = 0.0
+    unfinished: list[str] = []
+    """The arms that did not finish within `readers.TIMEOUT_S`."""
 
     @property
     def title(self) -> str:
@@ -67,6 +76,9 @@ def table(load: Load) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, samples in load.samples.items():
+        if name in load.unfinished:
+            lines.append(f"| {name} | not finished in {TIMEOUT_S} s | | | | | | |")
+            continue
         p50, p99, first, cpu = (_median(samples, key) for key in ("p50_ms", "p99_ms", "first_ms", "sum_us"))
         sums = [sample.sum_us for sample in samples]
         roles = ", ".join(
@@ -80,14 +92,25 @@ def table(load: Load) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _medians(load: Load, key: str) -> dict[str, float]:
+    """Returns the median of a figure for each arm that has finished."""
+    return {name: _median(samples, key) for name, samples in load.samples.items() if name not in load.unfinished}
+
+
 def _median(samples: list[Sample], key: str) -> float:
     return float(statistics.median(getattr(sample, key) for sample in samples))
 
 
-def write_page(result: Result) -> None:
-    """Replaces the tables of docs/BENCHMARKS.md."""
-    repeats = min(len(samples) for load in result.loads for samples in load.samples.values())
+def write(result: Result) -> None:
+    """Writes docs/benchmarks.json, the plots, and the tables of docs/BENCHMARKS.md."""
+    RESULT.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    images = []
+    for name, title, unit, value in PLOTS:
+        images.append(f"![{title}](images/benchmark-{name}.svg)\n")
+        rows = {load.title: _medians(load, value) for load in result.loads}
+        (IMAGES / f"benchmark-{name}.svg").write_text(plot.bars(title, unit, rows))
+    repeats = max(len(samples) for load in result.loads for samples in load.samples.values())
     head = f"Measured on {result.at}, {result.cores} cores, medians of {repeats} repeats in changing order.\n"
     streams = f"**Readers that attach to a running turn**\n\n{attached_readers.table(result.streams)}"
-    tables = "\n".join([head, *map(table, result.loads), streams])
+    tables = "\n".join([head, *images, *map(table, result.loads), streams])
     PAGE.write_text(TABLES.sub(lambda found: f"{found[1]}\n{tables}{found[2]}", PAGE.read_text()))

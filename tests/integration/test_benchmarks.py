@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from contextlib import ExitStack
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -10,6 +11,7 @@ from benchmarks.compare import attached_readers
 from benchmarks.compare.__main__ import measure
 from benchmarks.compare.arms import Arm, floor, port_of, process
 from benchmarks.compare.attached_readers import Streams, readers_of
+from benchmarks.compare.plot import bars
 from benchmarks.compare.readers import read
 from benchmarks.compare.report import Load, table
 
@@ -23,6 +25,17 @@ async def test_an_arm_is_measured_and_its_row_has_its_cpu_beside_that_of_tuned()
     assert 0 < sample.p50_ms <= sample.p99_ms
     assert "| floor |" in table(Load(2, 50, 5, {"floor": [sample], "tuned": [sample]}))
     assert "| 1.00 |" in table(Load(2, 50, 5, {"floor": [sample], "tuned": [sample]}))
+    unfinished = table(Load(2, 50, 5, {"floor": [sample], "litellm": []}, unfinished=["litellm"]))
+    assert "| litellm | not finished in 60 s |" in unfinished
+
+
+def test_a_chart_has_a_bar_for_each_arm_and_colours_those_of_tailrace() -> None:
+    chart = bars("CPU", "µs", {"a load": {"floor": 1.5, "tailrace": 1560.0}})
+    rows = ET.fromstring(chart).findall("{http://www.w3.org/2000/svg}rect")  # our own
+    assert [row.get("class") for row in rows] == [None, "own"]
+    assert float(rows[0].get("width", 0)) < float(rows[1].get("width", 0))
+    assert "1.50 µs" in chart
+    assert "1,560 µs" in chart
 
 
 @pytest.mark.parametrize(
@@ -38,7 +51,7 @@ async def test_an_answer_that_is_not_whole_and_in_order_ends_the_run(numbers: tu
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         with pytest.raises(RuntimeError, match=says):
-            await read(server.sockets[0].getsockname()[1], "/chat", words=2, rate=0)
+            await read(Arm("one", server.sockets[0].getsockname()[1], "/chat", {}), words=2, rate=0)
 
 
 async def test_a_reader_of_a_running_turn_fails_at_a_repeated_word() -> None:

@@ -35,7 +35,7 @@ async function respond(request, response) {
     let body = "";
     for await (const part of request) body += part;
     const id = randomUUID();
-    response.setHeader("x-stream-id", id);
+    response.setHeader("stream-path", `/chat/${id}`);
     stream = await streams.createNewResumableStream(id, () => answer(JSON.parse(body).message));
   } else {
     const skip = Number(url.searchParams.get("skip") ?? 0);

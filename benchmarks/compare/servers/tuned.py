@@ -5,7 +5,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 import anthropic
@@ -36,6 +36,16 @@ decoder, encoder = msgspec.json.Decoder(Event), msgspec.json.Encoder()
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
+async def delta_texts(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[str]]:
+    """Yields the texts of the deltas in each chunk of the model's stream that has any."""
+    rest = b""
+    async for data in chunks:
+        *lines, rest = (rest + data).split(b"\n")
+        events = [decoder.decode(line[6:]) for line in lines if line.startswith(b"data: ")]
+        if texts := [event.delta.text for event in events if event.type == "content_block_delta"]:
+            yield texts
+
+
 async def app(scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[Any]], send: Send) -> None:
     if scope["type"] != "http":
         with contextlib.suppress(asyncio.CancelledError):
@@ -56,14 +66,7 @@ async def app(scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[A
         stream=True,
         messages=[{"role": "user", "content": question.message}],
     ) as response:
-        rest = b""
-        async for data in response.http_response.aiter_raw():
-            *lines, rest = (rest + data).split(b"\n")
-            frames = [
-                b"data: %b\n\n" % encoder.encode(Out(event.delta.text))
-                for line in lines
-                if line.startswith(b"data: ") and (event := decoder.decode(line[6:])).type == "content_block_delta"
-            ]
-            if frames:
-                await send({"type": "http.response.body", "body": b"".join(frames), "more_body": True})
+        async for texts in delta_texts(response.http_response.aiter_raw()):
+            frames = b"".join([b"data: %b\n\n" % encoder.encode(Out(text)) for text in texts])
+            await send({"type": "http.response.body", "body": frames, "more_body": True})
     await send({"type": "http.response.body", "body": b'data: {"type":"done"}\n\n', "more_body": False})
