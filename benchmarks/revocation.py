@@ -78,7 +78,7 @@ async def revoke_by_hand(key_id: str, nats_url: str) -> None:
 
 
 async def read(url: str, turn: TurnKey, key: NewKey, opened: asyncio.Queue[None]) -> float:
-    """When the stream was closed."""
+    """Returns when the stream was closed. tailrace.AsyncClient would resume it."""
     headers = {"authorization": f"Bearer {key.secret}"}
     async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=60, trust_env=False) as client:
         while True:

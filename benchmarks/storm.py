@@ -66,7 +66,10 @@ class Seen(msgspec.Struct, kw_only=True):
 
 
 class Reader(asyncio.Protocol):
-    """One connection: the status, and the ids of the events that came."""
+    """One connection: the status, and the ids of the events that came.
+
+    Not tailrace.AsyncClient: readers share the machine with the gateway, and must cost less than it does.
+    """
 
     def __init__(self, path: str, cursor: Seq, last: Seq) -> None:
         self._asking = f"GET {path} HTTP/1.1\r\nhost: localhost\r\nlast-event-id: {cursor}\r\n\r\n".encode()

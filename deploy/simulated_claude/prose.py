@@ -22,6 +22,11 @@ SNIPPETS = (
     'text = "".join(delta for delta in deltas)\nassert text == whole_answer',
     "async for entry in follow(turn, after=cursor):\n    print(entry)",
 )
+TABLE = """\
+| what fails | what the reader sees |
+|---|---|
+| the browser | the answer so far, and then the rest |
+| the server | nothing: another one continues |"""
 CLOSINGS = (
     "If you tell me more about your case, I can be more specific.",
     "That is the core of it; the rest is detail.",
@@ -32,13 +37,15 @@ DELTA = re.compile(r"\s*\S+|\s+\Z")
 
 
 def markdown(question: str) -> str:
-    """Returns about 100 words: a heading, an opening, a list and some code."""
+    """Returns about 100 words: a heading, an opening, a list, a table if the question names one, and some code."""
     seed = hashlib.sha256(question.encode(errors="replace")).digest()
     first, second, third = (POINTS[(seed[0] + step) % len(POINTS)] for step in (0, 1, 2))
+    table = f"{TABLE}\n\n" if "table" in question.lower() else ""
     return (
         f"## {topic(question)}\n\n"
         f"{pick(OPENINGS, seed[1])} I am a simulated Claude, so take the form and not the substance.\n\n"
         f"- {first}\n- {second}\n- {third}\n\n"
+        f"{table}"
         f"In code, the heart of it is small:\n\n"
         f"```python\n{pick(SNIPPETS, seed[2])}\n```\n\n"
         f"{pick(CLOSINGS, seed[3])}"

@@ -74,6 +74,7 @@ function keepAtEnd(work) {
 const isAtEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 90;
 const drawToEnd = () => (byId("to-end").hidden = isAtEnd());
 scroll.addEventListener("scroll", drawToEnd, { passive: true });
+new ResizeObserver(drawToEnd).observe(scroll);
 byId("to-end").addEventListener("click", () => (scroll.scrollTop = scroll.scrollHeight));
 
 // One chat.

@@ -17,6 +17,7 @@ from tests.clients.node import chromium
 from tests.harness.generator_in_loop import shorten_lease, working
 from tests.harness.killable_generator import killed_after
 from tests.harness.persistence_in_loop import Persistence
+from tests.harness.processes import CHECKOUT
 from tests.harness.system import System
 from tests.integration.conftest import (
     Gateway,
@@ -48,6 +49,14 @@ def browser() -> str:
     if found is None:
         pytest.skip("there is no `chromium` here")
     return found
+
+
+@pytest.fixture
+def pictures() -> Path:
+    """Returns the folder of the pictures that tests take of pages, which is kept."""
+    folder = CHECKOUT / "dist/pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture

@@ -121,7 +121,13 @@ async def test_an_answer_is_shown_once_over_a_reload_20_s_offline_a_sleep_and_an
 @pytest.mark.rule("S8")
 @pytest.mark.timeout(120)
 async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_nothing_without_a_key(
-    own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant, browser: str, tmp_path: Path
+    own_server: NatsServer,
+    own_log: TurnLog,
+    new_gateway: NewGateway,
+    tenant: Tenant,
+    browser: str,
+    tmp_path: Path,
+    pictures: Path,
 ) -> None:
     """Markup of an answer neither runs nor loads; the policy is obeyed. Light on a desktop, dark on a phone."""
     async with Persistence(own_server.url, tmp_path / "tailrace.db"):
@@ -136,7 +142,7 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
         await writer.begin(*HOSTILE.splitlines(keepends=True))
         await writer.hear(*HOSTILE_BLOCKS)
         await writer.end()
-        steps = "hostile", gateway.url, "hostile", tmp_path, KEY
+        steps = "hostile", gateway.url, "hostile", pictures, KEY
         (seen,) = await node.run("chat-page.mjs", *steps, deadline_s=90, CHROMIUM=browser)
     for page in seen["pages"]:
         assert (page["complaints"], page["elsewhere"], page["ran"], page["isWide"]) == ([], [], None, False)
@@ -153,13 +159,13 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
 
 @pytest.mark.timeout(180)
 async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_shown_once(
-    browser: str, tmp_path: Path
+    browser: str, tmp_path: Path, pictures: Path
 ) -> None:
     """Under `tailrace up`, at the address that it prints: the token leaves the address, and no kill needs a manual."""
     with running(tmp_path, "--port", "0") as up:
         url = await up.ready()
         token = up.said("  Open this page:").partition("#demo=")[2]
-        (seen,) = await node.run("chat-page.mjs", "demo", url, token, tmp_path, deadline_s=120, CHROMIUM=browser)
+        (seen,) = await node.run("chat-page.mjs", "demo", url, token, pictures, deadline_s=120, CHROMIUM=browser)
     assert seen["text"] == words(300)
     timeline = seen["timeline"]
     assert (timeline["whole"], timeline["isPart"], timeline["isBack"]) == (words(300), True, True)
@@ -181,11 +187,11 @@ async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_
 
 @pytest.mark.timeout(280)
 async def test_each_state_of_the_pages_has_no_violation_of_axe(
-    open_gateway: Gateway, new_gateway: NewGateway, system: System, browser: str, tmp_path: Path
+    open_gateway: Gateway, new_gateway: NewGateway, system: System, browser: str, pictures: Path
 ) -> None:
-    """A picture of each, light and dark, on a desktop and a phone, is kept in the folder of the test."""
+    """A picture of each, light and dark, on a desktop and a phone, is kept in dist/pictures."""
     locked = await new_gateway(system.nats_url)
-    steps = "states", open_gateway.url, locked.url, tmp_path
+    steps = "states", open_gateway.url, locked.url, pictures
     (seen,) = await node.run("chat-page.mjs", *steps, deadline_s=260, CHROMIUM=browser)
     if seen.get("isMissing"):
         pytest.skip("axe-core is not installed: run `make clients`")

@@ -79,30 +79,35 @@ async def test_an_example_prints_the_answer_once_over_cut_connections(
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
-    ("example", "calls_before_kill"),
-    [("anthropic_agent.py", 0), ("anthropic_agent.py", 1), ("langgraph_agent.py", 1), ("openai_agents_agent.py", 1)],
+    ("example", "kills"),
+    [("anthropic_agent.py", (0, 1)), ("langgraph_agent.py", (1,)), ("openai_agents_agent.py", (1,))],
 )
 async def test_an_agent_that_is_killed_in_mid_call_attaches_to_its_turn(
-    gateway: Gateway, tmp_path: Path, example: str, calls_before_kill: int
+    gateway: Gateway, tmp_path: Path, example: str, kills: tuple[int, ...]
 ) -> None:
-    """In its first call, or in the call after the tool. It executes the tool once, and asks the model twice in all."""
+    """In its first call, and in the call after the tool. It executes the tool once, and asks the model twice in all.
+
+    `kills`: how many calls have ended at each kill.
+    """
     task = '#sim words=60 rate=30 tool=measure_depth json={"river":"Rhine"}'
     python = sys.executable if example == "anthropic_agent.py" else OLDER_SDKS
     agent = (python, str(EXAMPLES / "agents" / example), "run-1", task)
-    killed = await start(gateway.url, tmp_path, *agent)
-    assert killed.stderr is not None
-    shown = b""
-    while shown.count(b"w000009") <= calls_before_kill:
-        shown += await asyncio.wait_for(killed.stderr.read(1000), WAIT_S_MAX)
-    assert shown.count(b"w000059") == calls_before_kill, "the call ended before the kill"
-    killed.send_signal(SIGKILL)
-    shown += (await killed.communicate())[1]
+    measured = 0
+    for ended in kills:
+        killed = await start(gateway.url, tmp_path, *agent)
+        assert killed.stderr is not None
+        shown = b""
+        while shown.count(b"w000009") <= ended:
+            shown += await asyncio.wait_for(killed.stderr.read(1000), WAIT_S_MAX)
+        assert shown.count(b"w000059") == ended, "the call ended before the kill"
+        killed.send_signal(SIGKILL)
+        measured += (shown + (await killed.communicate())[1]).count(b"measuring the depth of the Rhine")
     again = await start(gateway.url, tmp_path, *agent)
-    answer, shown_again = await asyncio.wait_for(again.communicate(), WAIT_S_MAX)
-    assert answer.decode() == f"{words(60)}\n", shown_again
-    assert (shown + shown_again).count(b"measuring the depth of the Rhine") == 1
+    answer, shown = await asyncio.wait_for(again.communicate(), WAIT_S_MAX)
+    assert answer.decode() == f"{words(60)}\n", shown
+    assert measured + shown.count(b"measuring the depth of the Rhine") == 1
     assert await turns_paid(gateway) == 2
-    if calls_before_kill == 0:
+    if example == "anthropic_agent.py":
         # Another run is paid for.
         await printed(await start(gateway.url, tmp_path, *agent[:2], "run-2", task))
         assert await turns_paid(gateway) == 4

@@ -106,6 +106,25 @@ const STATES = {
     await page.getByRole("link", { name: "Timeline" }).click();
     await page.waitForSelector("#steps tbody tr");
   },
+  /** A question that is edited, after an answer with thinking and a tool call. */
+  async editing(page) {
+    await page.goto(`${gateway}/`);
+    await ask(page, 'What is this?\n#sim words=30 thinking=20 tool=look json={"at":"river"} rate=0');
+    await page.waitForSelector(".meta");
+    for (const summary of await page.locator("summary").all()) await summary.click();
+    await page.locator(".question").hover();
+    await press(page, "Edit");
+  },
+  async shared(page) {
+    await STATES.answered(page);
+    const turn = (await page.getByRole("link", { name: "Timeline" }).getAttribute("href")).split("/").at(-1);
+    const body = '{"is_shared": true, "life_s": 600}';
+    const init = { method: "POST", headers: { "content-type": "application/json" }, body };
+    const { ticket } = await (await fetch(`${gateway}/v1/turns/${turn}/tickets`, init)).json();
+    await page.goto("about:blank");
+    await page.goto(`${gateway}/#${new URLSearchParams({ shared: turn, ticket })}`);
+    await page.waitForSelector(".answer .acts button");
+  },
   async drawer(page) {
     await STATES.answered(page);
     await page.keyboard.press("Control+k");
@@ -459,7 +478,7 @@ const STEPS = {
     const second = await page.locator(".other .mark").textContent();
     const answer = (await text(page)).trim();
     await page.getByRole("link", { name: "Timeline" }).click();
-    const timeline = await replayed(page, (name) => page.screenshot({ path: `${folder}/turn-${name}.png`, fullPage: true }));
+    const timeline = await replayed(page, (name) => page.screenshot({ path: `${folder}/timeline-${name}.png`, fullPage: true }));
     return {
       withoutToken,
       address: address.replace(gateway, ""),
@@ -500,7 +519,7 @@ const STEPS = {
         isWide: document.documentElement.scrollWidth > innerWidth,
         background: getComputedStyle(document.body).backgroundColor,
       }));
-      await page.screenshot({ path: `${folder}/page-${colorScheme}-${size}.png` });
+      await page.screenshot({ path: `${folder}/hostile-${colorScheme}-${size}.png` });
       await page.getByText("Earlier turns").click();
       await page.waitForFunction(() => document.querySelectorAll(".meta").length === 2);
       const longLine = await page.locator(".answer .text").first().textContent();
