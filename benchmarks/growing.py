@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from signal import SIGTERM
 
@@ -30,6 +30,7 @@ from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.generator_in_loop import stats
+from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.processes import Process
 from tests.harness.readers import ENDS, frames, history, reader
 from tests.harness.sse_parser import EventStream, Sent
@@ -274,13 +275,18 @@ async def main() -> int:
     parser.add_argument("--rate", type=int, default=2, help="words a second")
     parser.add_argument("--generators", type=int, default=8)
     parser.add_argument("--gateways", type=int, default=4)
+    parser.add_argument("--postgresql", action="store_true", help="the database is a PostgreSQL server")
     given = parser.parse_args()
     # A busy machine starts a process slowly.
     processes.START_S_MAX = DRAINED_S_MAX
     line = f"words={given.seconds * given.rate} rate={given.rate}"
     with tempfile.TemporaryDirectory() as folder:
-        async with System(Path(folder), sync="default", settings=SETTINGS, launch=Process) as system:
-            growing = ScalingRun(system, given.turns, line, over_s=given.seconds)
+        async with AsyncExitStack() as stack:
+            url = ""
+            if given.postgresql:
+                url = await (await stack.enter_async_context(PostgreSQLServer())).new_database()
+            system = System(Path(folder), sync="default", settings=SETTINGS, launch=Process, database_url=url)
+            growing = ScalingRun(await stack.enter_async_context(system), given.turns, line, over_s=given.seconds)
             await growing.run(given.generators, given.gateways)
             extra = await growing.extra_calls()
     print(TABLE, *map(describe, growing.phases), sep="\n")

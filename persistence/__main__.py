@@ -19,6 +19,7 @@ from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.resource_queries import ResourceQueries
 from tailrace.persistence.retention import Retention
+from tailrace.persistence.run_every import run_every
 from tailrace.persistence.settings import Settings
 from tailrace.persistence.store import Store
 from tailrace.persistence.unstored import UnstoredTurns
@@ -34,6 +35,9 @@ from tailrace.proto.subjects import PERSISTENCE, WEBHOOKS
 from tailrace.proto.version import VERSION
 
 logger = structlog.get_logger()
+
+# A process of an older version may record turns after the migration.
+SEARCH_OLDER_S = 60.0
 
 
 async def preflight(settings: Settings) -> None:
@@ -114,6 +118,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
             _sending_webhooks(settings, connection, turns, store, stop),
             _beside(blobs.run, stop),
             _beside(unstored.run, stop),
+            _beside(partial(_search_older, store), stop),
             _beside(Retention(store, deliveries.first, settings.history_days).run, stop),
         ):
             await recorder.run(answered)
@@ -170,6 +175,16 @@ async def _sending_webhooks(
                 sending.cancel()
             with suppress(asyncio.CancelledError):
                 await sending
+
+
+async def _search_older(store: Store, stop: asyncio.Event) -> None:
+    """Makes turns of older versions searchable."""
+
+    async def search_all() -> None:
+        while await store.search_older():
+            pass
+
+    await run_every(SEARCH_OLDER_S, search_all, "the search of older turns", stop)
 
 
 @asynccontextmanager

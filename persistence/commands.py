@@ -24,6 +24,7 @@ from tailrace.proto.resources import (
     GetProject,
     ProjectRecord,
     Remaining,
+    TurnToDelete,
 )
 from tailrace.proto.subjects import TurnKey
 
@@ -88,6 +89,8 @@ class Commands:
             if what.kind == "turn" and (one := await self._unstored.to_delete(TurnKey(tenant, TurnId(what.name)))):
                 return Remaining([one])
             await self._require_exists(tenant, what)
+        if unstored := await self._unstored_of(tenant, what):
+            return Remaining(unstored)
         remaining = await self._store.turns_to_delete(tenant, what)
         if what.kind in ("turn", "user") and not {one.turn for one in remaining} <= set(what.purged):
             # A new follow-up: the rows of its ancestors are needed to find it.
@@ -98,6 +101,12 @@ class Commands:
             rows += DeletedRows(files=await self._delete_files(tenant))
         rows += DeletedRows(blobs=await self._blobs.collect(tenant))
         return Remaining(await self._store.turns_to_delete(tenant, what), rows)
+
+    async def _unstored_of(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
+        """Returns turns with `store: false` that an erasure includes."""
+        if what.kind not in ("user", "tenant"):
+            return []
+        return await self._unstored.of_user(tenant, what.name if what.kind == "user" else None)
 
     async def _delete_files(self, tenant: Tenant) -> int:
         """Deletes the uploaded files of a tenant and returns their number."""

@@ -3,6 +3,7 @@
 A value of a statement is an integer, a text or None. A statement names its values as `:name`, for both databases.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -22,11 +23,16 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "totals": ("tenant", "dimension", "key", "day"),
     "blob_uses": ("tenant", "sha256", "turn"),
     "blob_releases": ("tenant", "sha256"),
+    "searched": ("number",),
+    "unsearched": ("tenant", "turn"),
+    "unstored": ("tenant", "turn"),
     "files": ("tenant", "file"),
     "reached": ("seq",),
     "session_counts": ("tenant", "project"),
 }
 URL_SCHEMES = ("postgresql", "postgres")
+# What may be meant as a URL: `mysql://host`, `postgres:/host`, `postgresql:host`. `a:b.db` is a file.
+URL = re.compile(r"([a-z][a-z0-9+.-]+):(/+)|(postg[a-z]*):", re.IGNORECASE)
 
 
 class Transaction(Protocol):
@@ -105,12 +111,18 @@ def describe_aside(where: Path | str) -> str:
 
 
 def is_url(where: Path | str) -> bool:
-    """Returns whether a database is named by a URL. Raises SettingsInvalid for a URL of another kind."""
-    scheme, is_split, _ = str(where).partition("://")
-    if isinstance(where, Path) or not is_split:
+    """Returns whether a database is named by a URL. Raises SettingsInvalid for another kind, or a mistyped one.
+
+    Otherwise that would be the name of a new file, and all turns would go there.
+    """
+    found = None if isinstance(where, Path) else URL.match(where)
+    if found is None:
         return False
-    if scheme not in URL_SCHEMES:
-        raise SettingsInvalid(f"TAILRACE_DATABASE: {scheme}:// is not supported; expected a path or postgresql://")
+    if found[1] not in URL_SCHEMES or not found[2].startswith("//"):
+        raise SettingsInvalid(
+            f"TAILRACE_DATABASE: {found[0]} is not supported; expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE "
+            "or the path of a file, with ./ before a name that contains a colon"
+        )
     return True
 
 

@@ -49,11 +49,13 @@ DELETE FROM tailrace_version;
 INSERT INTO tailrace_version VALUES ({});
 """
 
-PARAMETER = re.compile(r"(?<!:):([a-z]\w*)")
+PARAMETER = re.compile(r"(?<!:):([a-z]\w*)(::json)?")
+ESCAPE = re.compile(r"\\(?:u000([01])|.)")
 # The names of values and columns that are integers. All others are texts.
 INTEGERS = {
     "attempts", "bytes", "cost_is_unknown", "cost_nusd", "cursor", "day", "depth_max", "first", "fits", "is_estimated",
-    "last", "limit", "messages", "now", "offset", "seq", "sign", "since", "text_chars", "turns", "unused_since",
+    "last", "limit", "messages", "now", "number", "offset", "seq", "sign", "since", "text_chars", "turns",
+    "unused_since",
 }  # fmt: skip
 
 # Beginnings of SQLSTATE codes and our classes; the first that matches counts. An error that is not listed (a statement
@@ -246,12 +248,12 @@ class PostgreSQL:
 @lru_cache(maxsize=1000)
 def positional(statement: str) -> tuple[str, tuple[str, ...]]:
     """Returns a statement with `$1` in place of the first named value and so on, with their types, and the names."""
-    names = tuple(dict.fromkeys(PARAMETER.findall(statement)))
+    names = tuple(dict.fromkeys(found[1] for found in PARAMETER.finditer(statement)))
 
     def numbered(found: re.Match[str]) -> str:
         name = found[1]
-        is_integer = name in INTEGERS or name.endswith(("_at", "_tokens"))
-        return f"${names.index(name) + 1}::{'bigint' if is_integer else 'text'}"
+        is_integer = name in INTEGERS or name.endswith(("_at", "_number", "_tokens"))
+        return f"${names.index(name) + 1}{found[2] or ('::bigint' if is_integer else '::text')}"
 
     return PARAMETER.sub(numbered, statement), names
 
@@ -260,6 +262,11 @@ def to_stored(text: str) -> str:
     if "\0" in text or "\1" in text:
         return text.replace("\1", "\1" + "1").replace("\0", "\1" + "0")
     return text
+
+
+def json_to_stored(json: str) -> str:
+    """The same for a JSON text, whose texts the server unescapes."""
+    return ESCAPE.sub(lambda found: f"\\u0001{found[1]}" if found[1] else found[0], json) if "\\u000" in json else json
 
 
 def from_stored(text: str) -> str:
@@ -271,6 +278,7 @@ def from_stored(text: str) -> str:
 async def _prepare(connection: asyncpg.Connection) -> None:
     """Prepares a new connection of the pool."""
     await connection.set_type_codec("text", schema="pg_catalog", encoder=to_stored, decoder=from_stored)
+    await connection.set_type_codec("json", schema="pg_catalog", encoder=json_to_stored, decoder=from_stored)
     # A sum of integers.
     await connection.set_type_codec("numeric", schema="pg_catalog", encoder=str, decoder=int)
     # An acknowledged entry is never delivered again: its commit must be on the disk. Stricter values stay.

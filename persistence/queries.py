@@ -8,6 +8,7 @@ from tailrace.persistence.paging import NEWEST, PageCursor
 from tailrace.persistence.rows import micros
 from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of
 from tailrace.persistence.store import BRANCH_TURNS_MAX, Store
+from tailrace.persistence.words import hash_words
 from tailrace.proto import conversation
 from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.ids import SessionId, Tenant, TurnId
@@ -33,6 +34,8 @@ from tailrace.proto.records import (
 )
 from tailrace.proto.subjects import TurnKey
 
+# Of a search. The rest is not searched for.
+TEXT_CHARS_MAX = 1000
 TOO_MANY = (
     "this conversation has more than {most} turns, which is the limit: "
     "start a new session, or continue from an earlier turn (`parent`)"
@@ -106,9 +109,11 @@ class Queries:
         limit = paging.clamp_limit(ask.limit)
         latest = NEWEST if ask.last is None else PageCursor(micros(_midnight(ask.last) + timedelta(days=1)), "")
         start = None if ask.first is None else _midnight(ask.first)
-        found = await self._store.turns(
-            tenant, ask.labels, start, min(paging.start(ask.after, NEWEST), latest), limit + 1
-        )
+        words = "" if ask.text is None else hash_words(tenant, [ask.text[:TEXT_CHARS_MAX]])
+        if ask.text is not None and not words:
+            raise Refused("request_invalid", "`q` contains no word: write one or more words to search for")
+        before = min(paging.start(ask.after, NEWEST), latest)
+        found = await self._store.turns(tenant, ask.labels, start, before, limit + 1, words)
         return TurnPage(*page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def running(self, tenant: Tenant, ask: ListRunning) -> TurnPage:

@@ -219,6 +219,47 @@ WHERE sessions.tenant = :tenant AND sessions.session = :session AND sessions.pro
 GROUP BY usage.tenant, moved.key, moved.value, usage.asked_at / 86400000000
 {add_to_totals}
 
+-- name: put_words
+-- Stores the words of a turn if its row is that of the same fold. Its number is free: numbers of one microsecond follow
+-- one another. Runs after put_turn, in its transaction.
+INSERT INTO searched (number, tenant, turn, words)
+SELECT coalesce(
+    (SELECT max(number) + 1 FROM searched
+        WHERE number >= turns.asked_at * 1024 AND number < turns.asked_at * 1024 + 1024),
+    turns.asked_at * 1024
+), tenant, turn, :words
+FROM turns WHERE tenant = :tenant AND turn = :turn AND cursor = :cursor AND :words <> ''
+ON CONFLICT (tenant, turn) DO UPDATE SET words = excluded.words WHERE searched.words <> excluded.words
+
+-- name: delete_words
+-- Deletes the words of a turn.
+DELETE FROM searched WHERE tenant = :tenant AND turn = :turn
+
+-- name: unsearched
+-- Some turns whose words are not stored yet, of all tenants.
+SELECT tenant, turn FROM unsearched LIMIT :limit
+
+-- name: forget_unsearched
+-- The words of a turn are stored.
+DELETE FROM unsearched WHERE tenant = :tenant AND turn = :turn
+
+-- name: put_unstored
+-- Notes a turn with `store: false`, so that an erasure of its user finds it.
+INSERT INTO unstored (tenant, turn, user_hash) VALUES (:tenant, :turn, :user_hash)
+ON CONFLICT (tenant, turn) DO NOTHING
+
+-- name: user_unstored
+-- Some turns of a user with `store: false`.
+SELECT turn FROM unstored WHERE tenant = :tenant AND user_hash = :user_hash LIMIT :limit
+
+-- name: tenant_unstored
+-- Some turns of a tenant with `store: false`.
+SELECT turn FROM unstored WHERE tenant = :tenant AND turn >= '' LIMIT :limit
+
+-- name: forget_unstored
+-- A turn with `store: false` is erased.
+DELETE FROM unstored WHERE tenant = :tenant AND turn = :turn
+
 -- name: put_blob_uses
 -- Stores which blobs a turn refers to. A turn's request never changes, and neither does this.
 INSERT INTO blob_uses (tenant, sha256, turn) SELECT :tenant, value, :turn FROM {texts}(:blobs{as_json}) WHERE true
@@ -528,6 +569,47 @@ WHERE label.tenant = :tenant AND label.name = :name AND label.value = :value
         )
     )
 ORDER BY label.asked_at DESC, label.turn DESC LIMIT :limit
+
+-- fragment: page_of_words
+-- Whether a row of `searched` is before a cursor, and its turn has all labels of the JSON object `others`.
+searched.tenant = :tenant AND searched.number >= :from_number AND searched.number < coalesce(
+        (SELECT number FROM searched WHERE tenant = :tenant AND turn = :before), :before_number
+    )
+    AND NOT EXISTS (
+        SELECT 1 FROM {fields}(:others{as_json}) AS other WHERE NOT EXISTS (
+            SELECT 1 FROM labels
+            WHERE tenant = :tenant AND labels.turn = searched.turn AND name = other.key AND labels.value = other.value
+        )
+    )
+
+-- fragment: found (sqlite)
+-- A page of the turns with all words of :words, from their index, which is in the order of `number`.
+SELECT searched.number, searched.turn FROM search CROSS JOIN searched ON searched.number = search.rowid
+WHERE search MATCH :words AND search.rowid >= :from_number AND search.rowid < :before_number + 1024 AND {page_of_words}
+ORDER BY search.rowid DESC LIMIT :limit
+
+-- fragment: found (postgresql)
+-- The same. The index of words is not in the order of `number`: if it finds many, the newest turns are read until the
+-- page is full. The planner does not know which words are frequent.
+WITH few AS MATERIALIZED (
+    SELECT number, turn, tenant FROM searched WHERE tailrace_words(words) @> string_to_array(:words, ' ') LIMIT 5000
+)
+(
+    SELECT number, turn FROM few AS searched WHERE (SELECT count(*) FROM few) < 5000 AND {page_of_words}
+    ORDER BY number DESC LIMIT :limit
+) UNION ALL (
+    SELECT number, turn FROM searched WHERE (SELECT count(*) FROM few) = 5000
+        AND tailrace_words(words) @> string_to_array(:words, ' ') AND {page_of_words}
+    ORDER BY number DESC LIMIT :limit
+)
+
+-- name: found_turns
+-- The turns with all words of :words and all labels of the JSON object `others`, before a cursor, newest first.
+WITH found AS ({found})
+SELECT turns.*, usage.* FROM found
+{join} turns ON turns.tenant = :tenant AND turns.turn = found.turn
+{join} usage ON usage.tenant = :tenant AND usage.session = turns.session AND usage.turn = turns.turn
+ORDER BY found.number DESC
 
 -- name: last_turn
 -- The newest turn of a session.

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from tailrace.persistence.words import words_of
 from tailrace.proto.batch_records import BatchCounts, StoredBatch, counts_of
 from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import Failure, Message
@@ -37,7 +38,7 @@ class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     """The columns of `turns`, `usage` and `sessions.project`: times in microseconds since 1970, structs as JSON.
 
     `blobs` is a JSON list of the SHA-256 of the blobs that the turn refers to, one row each of `blob_uses`. `labels` is
-    a JSON object of what the turn is found by, one row each of `labels`.
+    a JSON object of what the turn is found by, one row each of `labels`; `words` are those of the full text search.
     """
 
     tenant: str
@@ -76,6 +77,7 @@ class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     batch: str | None
     user: str | None
     labels: str
+    words: str
 
 
 def build_row(key: TurnKey, turn: Turn) -> TurnRow:
@@ -116,6 +118,7 @@ def build_row(key: TurnKey, turn: Turn) -> TurnRow:
         batch=_json(counts) if counts else None,
         user=found.user,
         labels=_json(labels_of(found, turn.request.by if turn.request else None)),
+        words=words_of(key.tenant, found),
     )
 
 

@@ -1,5 +1,6 @@
 """The typed operations on the database: records in and out. The statements are in queries.sql."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import date, datetime
@@ -11,7 +12,7 @@ from msgspec import UNSET
 
 from tailrace.persistence.database import Database, open_database
 from tailrace.persistence.migrations import REPLAY_BELOW_VERSION
-from tailrace.persistence.paging import PageCursor
+from tailrace.persistence.paging import END_OF_TIME, PageCursor
 from tailrace.persistence.rows import (
     EPOCH,
     TurnRow,
@@ -25,6 +26,7 @@ from tailrace.persistence.rows import (
     turn_record,
     usage_record,
 )
+from tailrace.persistence.words import words_of
 from tailrace.proto.batch_records import Api, StoredBatch
 from tailrace.proto.entries import Failure
 from tailrace.proto.files import FileRecord, ListFiles
@@ -47,6 +49,10 @@ from tailrace.proto.subjects import TurnKey
 BRANCH_TURNS_MAX = 10_000
 DELETE_TURNS_MAX = 1_000
 RELEASED_MAX = 200
+UNSEARCHED_MAX = 200
+# Of each microsecond, see the statement `put_words`; and the last one that it has a number for.
+NUMBERS = 1024
+LAST_AT = END_OF_TIME // NUMBERS
 BUSY_SESSIONS_MAX = 1_000
 # Greater than every id of a file.
 LAST_NAME = "\U0010ffff"
@@ -66,6 +72,7 @@ DELETE_TURN = (
     ("uncount_deleted", -1),
     ("delete_empty_totals", 0),
     ("delete_labels", 0),
+    ("delete_words", 0),
     ("delete_usage", 0),
 )
 # Statements that delete what has no turns left, in this order, each with the table that it deletes from.
@@ -149,6 +156,7 @@ class Store:
             await writer.execute(self._sql["count_usage"], {"listed": turns, "sign": -1})
             await writer.executemany(self._sql["put_usage"], columns)
             await writer.execute(self._sql["count_usage"], {"listed": turns, "sign": 1})
+            await writer.executemany(self._sql["put_words"], columns)
             await writer.executemany(self._sql["put_blob_uses"], columns)
             await writer.execute(self._sql["set_recorded_upto"], {"seq": reached})
 
@@ -261,6 +269,41 @@ class Store:
             await writer.executemany(
                 self._sql["forget_released_blob"], [{"tenant": tenant, "sha256": sha256} for sha256 in blobs]
             )
+
+    async def search_older(self) -> int:
+        """Stores the words of some turns that an older version has recorded; returns the number of turns."""
+        left = await self._read("unsearched", limit=UNSEARCHED_MAX)
+        columns: list[dict[str, Any]] = []
+        for row in left:
+            found = await self.turn(TurnKey(row["tenant"], row["turn"]))
+            if found is not None:
+                columns.append({**row, "cursor": found.cursor, "words": words_of(row["tenant"], found)})
+        async with self._database.transaction() as writer:
+            await writer.executemany(self._sql["put_words"], columns)
+            await writer.executemany(self._sql["forget_unsearched"], left)
+        return len(left)
+
+    async def put_unstored(self, key: TurnKey, user: str | None) -> None:
+        """Notes a turn with `store: false`, with a hash of its user."""
+        columns = {"tenant": key.tenant, "turn": key.turn, "user_hash": _user_hash(key.tenant, user)}
+        async with self._database.transaction() as writer:
+            await writer.execute(self._sql["put_unstored"], columns)
+
+    async def unstored(self, tenant: Tenant, user: str | None) -> list[TurnId]:
+        """Returns noted turns of a user, of all users if it is None, at most `DELETE_TURNS_MAX`."""
+        if user is None:
+            rows = await self._read("tenant_unstored", tenant=tenant, limit=DELETE_TURNS_MAX)
+        else:
+            user_hash = _user_hash(tenant, user)
+            rows = await self._read("user_unstored", tenant=tenant, user_hash=user_hash, limit=DELETE_TURNS_MAX)
+        return [row["turn"] for row in rows]
+
+    async def forget_unstored(self, tenant: Tenant, turns: Sequence[str]) -> None:
+        """Removes the notes of turns that are erased."""
+        async with self._database.transaction() as writer:
+            rows = [{"tenant": tenant, "turn": turn} for turn in turns]
+            await writer.executemany(self._sql["forget_unstored"], rows)
+            self._database.note_deletion()
 
     async def put_file(self, tenant: Tenant, record: FileRecord) -> None:
         """Inserts a file, and its reference to its blob."""
@@ -380,11 +423,25 @@ class Store:
         return [turn_record(row) for row in rows]
 
     async def turns(
-        self, tenant: Tenant, labels: Mapping[str, str], start: datetime | None, before: PageCursor, limit: int
+        self,
+        tenant: Tenant,
+        labels: Mapping[str, str],
+        start: datetime | None,
+        before: PageCursor,
+        limit: int,
+        words: str = "",
     ) -> list[TurnRecord]:
-        """Returns turns with all of `labels`, from `start` on and before `before`, newest first."""
+        """Returns turns with all of `labels`, from `start` on and before `before`, newest first.
+
+        `words`: only those with all of these words, see `hash_words`.
+        """
         page: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
         page["from_at"] = micros(start) if start is not None else 0
+        if words:
+            numbers = {f"{name}_number": min(page[f"{name}_at"], LAST_AT) * NUMBERS for name in ("from", "before")}
+            others = msgspec.json.encode(labels).decode()
+            rows = await self._read("found_turns", tenant=tenant, words=words, others=others, **page, **numbers)
+            return [turn_record(row) for row in rows]
         if not labels:
             return [turn_record(row) for row in await self._read("turns", tenant=tenant, **page)]
         # The label with the fewest turns should be looked up: metadata, then user and key, then the model.
@@ -469,6 +526,12 @@ class Store:
 
 def _encode_system(system: str | list[dict[str, Any]] | None) -> str | None:
     return msgspec.json.encode(system).decode() if system is not None else None
+
+
+def _user_hash(tenant: Tenant, user: str | None) -> str:
+    if user is None:
+        return ""
+    return hashlib.sha256(f"{tenant}\0{user}".encode(errors="surrogatepass")).hexdigest()
 
 
 def _names_of(what: DeleteResource, *, is_gone: bool) -> list[tuple[str, str, str]]:

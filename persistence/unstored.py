@@ -12,7 +12,7 @@ from tailrace.persistence.run_every import run_every
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogError, StoreError, StoreRefused, TurnUnknown
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Seq, TurnId
+from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats import Tombstones, TurnLog
 from tailrace.proto.nats.tombstones import Unstored
 from tailrace.proto.resources import DeleteResource, TurnToDelete
@@ -47,13 +47,17 @@ class UnstoredTurns:
         return True
 
     async def _count(self, key: TurnKey, turn: Turn) -> None:
-        """Adds an ended turn to the sums of usage, and notes that it is to be erased.
+        """Notes the turn and its user. Adds an ended one to the sums of usage, and notes that it is to be erased.
 
         May be repeated after a kill at any point. The row exists without content until the tombstone of its run does,
         so that each run is counted once: a repeated Idempotency-Key runs an erased turn again. Raises LogUnavailable,
         StoreError.
         """
-        if turn.end is None or turn.request is None:
+        if turn.request is None:
+            return
+        # First: a deletion that comes later finds the turn by its user.
+        await self._store.put_unstored(key, turn.request.user)
+        if turn.end is None:
             return
         run = run_of(turn)
         if await self._tombstones.find(key) != run:
@@ -81,6 +85,14 @@ class UnstoredTurns:
         if not is_running:
             await self._release_blobs(key, turn)
         return TurnToDelete(key.turn, is_running, is_unstored=True)
+
+    async def of_user(self, tenant: Tenant, user: str | None) -> list[TurnToDelete]:
+        """Returns turns of a user that the log has with `store: false`, of all users if it is None; see `to_delete`."""
+        noted = await self._store.unstored(tenant, user)
+        found = [await self.to_delete(TurnKey(tenant, turn)) for turn in noted]
+        if gone := [turn for turn, one in zip(noted, found, strict=True) if one is None]:
+            await self._store.forget_unstored(tenant, gone)
+        return [one for one in found if one is not None]
 
     async def run(self, stop: asyncio.Event) -> None:
         """Erases the turns whose time is over, until `stop` is set."""
@@ -119,6 +131,7 @@ class UnstoredTurns:
         try:
             turn = await self._log.turn(note.key)
         except TurnUnknown:
+            await self._store.forget_unstored(note.key.tenant, [note.key.turn])
             return
         # Another run has a note of its own. A part of an erased turn has no request.
         if turn.request is not None and note.run not in (b"", run_of(turn)):
@@ -126,6 +139,7 @@ class UnstoredTurns:
         # First the blobs: after the erasure they are unknown.
         await self._release_blobs(note.key, turn)
         await self._log.erase(note.key)
+        await self._store.forget_unstored(note.key.tenant, [note.key.turn])
         logger.info("turn erased", turn=note.key.turn)
 
     async def _release_blobs(self, key: TurnKey, turn: Turn) -> None:
@@ -155,5 +169,6 @@ def without_content(row: TurnRow) -> TurnRow:
         text_sha256=None,
         blobs="[]",
         user=None,
+        words="",
         labels=msgspec.json.encode({name: labels[name] for name in KEPT_LABELS if name in labels}).decode(),
     )

@@ -239,11 +239,13 @@ class ListSessionTurns(Query[TurnPage], frozen=True):
 class ListTurns(Query[TurnPage], frozen=True):
     """A page of the turns that have all `labels`, newest first, of the days `first` to `last`. Refused: cursor_invalid.
 
-    Labels are `model`, `key`, `user`, and `metadata.NAME`.
+    Labels are `model`, `key`, `user`, and `metadata.NAME`. With `text` only those that contain all of its words;
+    Refused: request_invalid for a text without a word.
     """
 
     query: ClassVar[str] = "turns"
     labels: dict[str, str] = {}
+    text: str | None = None
     first: date | None = None
     last: date | None = None
     after: str | None = None

@@ -137,6 +137,7 @@ PARAMETERS: dict[str, Json] = {
     "of_project": _query("project_id", "Only items of this project."),
     "of_session": _query("session", "Only items of this session."),
     "status": _query("status", "Only running turns, oldest first.", enum=["running"]),
+    "q": _query("q", "Only turns whose question and answer contain all of these words."),
     "of_user": _query("user", "Only items of this user."),
     "of_model": _query("model", "Only turns of this model."),
     "of_key": _query("key", "Only turns of the API key with this name."),
@@ -199,7 +200,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "turns", NewTurn, Accepted, 202, parameters=("key", "dialect", "pace", *RESUMING), statuses=STREAMED
     ),
     ("GET", "/v1/turns"): Operation(
-        "turns", response=TurnList, parameters=("status", "of_session", *OF_LABEL, "from", "to", *PAGE)
+        "turns", response=TurnList, parameters=("status", "of_session", "q", *OF_LABEL, "from", "to", *PAGE)
     ),
     ("GET", "/v1/turns/{turn}"): Operation("turns", response=TurnRecord),
     ("DELETE", "/v1/turns/{turn}"): Operation("turns", response=Deleted),

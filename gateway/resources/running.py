@@ -38,9 +38,10 @@ class CancelledSession(msgspec.Struct, frozen=True):
 
 
 async def get_turns(request: ApiRequest, history: HistoryClient, reader: TurnReader) -> Response:
-    """`GET /v1/turns`: turns by user, model, key, metadata and day, newest first; `status=running`: those that run.
+    """`GET /v1/turns`: turns by words, user, model, key, metadata and day, newest first; with `status`: running ones.
 
-    Conditions are combined: a turn must fulfil all of them.
+    Conditions are combined: a turn must fulfil all of them. `q` finds turns whose question and answer contain all of
+    its words.
     """
     tenant, (after, limit) = request.tenant, page_of(request)
     question = _question(request, after, limit)
@@ -59,10 +60,10 @@ def _question(request: ApiRequest, after: str | None, limit: int) -> ListRunning
     if (status := query.get("status")) is None:
         if "session" in query:
             raise Refused("request_invalid", "the turns of a session are listed at /v1/sessions/{session}/turns")
-        return ListTurns(labels, first, last, after, limit)
+        return ListTurns(labels, query.get("q"), first, last, after, limit)
     if status != "running":
         raise Refused("request_invalid", "`status` must be `running`; leave it out for all turns", param="status")
-    if labels or first or last:
+    if labels or first or last or "q" in query:
         raise Refused("request_invalid", "`status=running` can be combined with `session` only: leave the others out")
     return ListRunning(query.get("session"), after, limit)
 

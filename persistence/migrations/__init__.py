@@ -1,6 +1,7 @@
 """Schema migrations: NNNN_name.sql files, numbered from 0001 without gaps. `Database.migrate` runs them.
 
-PostgreSQL begins with NNNN_name.postgresql.sql, which makes the tables of all SQLite's migrations up to that number.
+PostgreSQL begins with the first NNNN_name.postgresql.sql, which makes the tables of all SQLite's migrations up to that
+number. Later ones with this ending take the place of the NNNN_name.sql beside them.
 The statements of a released migration never change; a correction is a new migration.
 """
 
@@ -25,12 +26,15 @@ class Migration(NamedTuple):
 def migrations(system: DatabaseKind = "sqlite", after: int = 0) -> list[Migration]:
     """Returns the migrations of a database in order, without those up to the number `after`."""
     found = {step.name: step for step in files(__name__).iterdir() if step.name.endswith(".sql")}
-    (first,) = (name for name in found if name.endswith(".postgresql.sql"))
-    if system == "sqlite":
-        del found[first]
-    names = sorted(name for name in found if system == "sqlite" or name == first or name[:4] > first[:4])
-    steps = [Migration(int(name[:4]), name, found[name].read_text(encoding="utf-8")) for name in names]
-    return [step for step in steps if step.number > after]
+    own = {int(name[:4]): name for name in sorted(found) if name.endswith(".postgresql.sql")}
+    names = {int(name[:4]): name for name in sorted(found) if name not in own.values()}
+    if system == "postgresql":
+        names = {number: own.get(number, name) for number, name in names.items() if number >= min(own)}
+    return [
+        Migration(number, name, found[name].read_text(encoding="utf-8"))
+        for number, name in names.items()
+        if number > after
+    ]
 
 
 NEWEST = migrations()[-1].number

@@ -162,8 +162,13 @@ async def test_a_turn_that_is_not_stored_leaves_only_sums(
 
 
 @pytest.mark.rule("R109")
-async def test_a_turn_that_is_not_stored_can_be_deleted_and_run_again(gateway: Gateway, tmp_path: Path) -> None:
-    """While it runs, and after its end. The same Idempotency-Key then runs it again, and each run is counted."""
+async def test_a_turn_that_is_not_stored_can_be_deleted_and_run_again(
+    gateway: Gateway, tmp_path: Path, tenant: str
+) -> None:
+    """While it runs, and after its end. The same Idempotency-Key then runs it again, and each run is counted.
+
+    An erasure of its user or of its tenant includes it, too.
+    """
     body = {"message": f"#sim words=2000 rate=50 tag={MARK}", "store": False}
     key = {"idempotency-key": MARK}
     turns = []
@@ -178,9 +183,21 @@ async def test_a_turn_that_is_not_stored_can_be_deleted_and_run_again(gateway: G
     assert (await gateway.client.delete(f"/v1/turns/{ended['turn']}")).json()["turns"] == 1
     for gone in (ended["turn"], turns[0]):
         assert (await gateway.client.delete(f"/v1/turns/{gone}")).status_code == 404
+    await answered(gateway, MARK, store=False)
+    running = [
+        (await gateway.client.post("/v1/turns", json=body | named)).json()["links"]["self"]
+        for named in ({"user": MARK}, {"user": "other"}, {})
+    ]
+    erased = (await gateway.client.delete(f"/v1/users?user={MARK}")).json()
+    assert (erased["turns"], erased["rows"]["turns"]) == (2, 0)
+    assert erased["log_entries"] > 4
+    assert [(await gateway.client.get(path)).status_code for path in running] == [404, 200, 200]
+    assert (await gateway.client.delete(f"/v1/users?user={MARK}")).json()["turns"] == 0
+    assert (await gateway.client.delete(f"/v1/tenant?confirm={tenant}")).json()["turns"] == 2
+    assert {(await gateway.client.get(path)).status_code for path in running} == {404}
 
     async def is_gone() -> bool:
         return files_with(MARK, tmp_path) == {}
 
     await until(is_gone)
-    assert sum(day["turns"] for day in await read(gateway, "/v1/usage")) == 3
+    assert sum(day["turns"] for day in await read(gateway, "/v1/usage")) == 7

@@ -42,7 +42,9 @@ SELECT turns.*, usage.*, sessions.project, (
     SELECT json_group_object(name, value) FROM (
         SELECT name, value FROM labels WHERE tenant = turns.tenant AND turn = turns.turn ORDER BY name
     )
-) AS labels
+) AS labels, coalesce(
+    (SELECT words FROM searched WHERE searched.tenant = turns.tenant AND searched.turn = turns.turn), ''
+) AS words
 FROM turns
 JOIN usage USING (tenant, session, turn) JOIN sessions USING (tenant, session) ORDER BY turn
 """

@@ -1,6 +1,7 @@
 """Persistence with PostgreSQL, as processes: faults of the server and of a recorder, and what is refused."""
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -114,6 +115,34 @@ async def tables(postgresql: PostgreSQLServer, url: str) -> list[str]:
     async with postgresql.connected(url) as connection:
         found = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
     return [row["tablename"] for row in found]
+
+
+@pytest.mark.parametrize(
+    ("url", "begins"),
+    [
+        (f"postgres:/u:{PASSWORD}@h/d", "postgres:/"),
+        (f"postgresql:/u:{PASSWORD}@h/d", "postgresql:/"),
+        (f"postgresql:u:{PASSWORD}@h/d", "postgresql:"),
+        (f"postgre://u:{PASSWORD}@h/d", "postgre://"),
+        (f"postgresql+asyncpg://u:{PASSWORD}@h/d", "postgresql+asyncpg://"),
+        (f"Postgresql://u:{PASSWORD}@h/d", "Postgresql://"),
+        (f"mysql://u:{PASSWORD}@h/d", "mysql://"),
+        ("sqlite:///tailrace.db", "sqlite:///"),
+        ("file:/tailrace.db", "file:/"),
+    ],
+)
+async def test_a_mistyped_url_is_not_taken_for_the_name_of_a_file(
+    url: str, begins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Persistence and the commands refuse it with its beginning only, and write nothing."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsInvalid) as refused:
+        await preflight(Settings(database=url))
+    assert str(refused.value).startswith(f"TAILRACE_DATABASE: {begins} is not supported; expected postgresql://USER")
+    assert await asyncio.to_thread(main, ["migrate-database", url, "new.db"]) == 2
+    assert PASSWORD not in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []  # noqa: PTH208  # in a test
+    await preflight(Settings(database="a:b.db"))
 
 
 async def test_an_older_server_is_refused(postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of
 from tailrace.persistence.sql import load, statements
 from tailrace.persistence.sqlite import STATEMENTS, move_aside
 from tailrace.persistence.store import Store
+from tailrace.persistence.words import hash_words
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreBusy, StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
 from tailrace.proto.files import FileRecord, ListFiles
@@ -43,7 +44,9 @@ BY_INDEX = re.compile(
     r"SEARCH \w+ USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant=\? AND |"
     r"SEARCH sessions USING (COVERING )?INDEX sessions_by_age \(updated_at<\?\)$|"
     r"SEARCH files USING COVERING INDEX files_expiring \(expires_at<\?\)$|"
-    r"SCAN (turns USING INDEX turns_running|blob_releases|reached)$"
+    r"SEARCH searched USING (COVERING INDEX \w+|INTEGER PRIMARY KEY) \(rowid[>=]|"
+    r"SCAN search VIRTUAL TABLE INDEX \d+:M1><$|"
+    r"SCAN (turns USING INDEX turns_running|blob_releases|reached|unsearched)$"
 )
 # As the first version wrote them.
 SESSION_1 = "INSERT INTO sessions VALUES (:tenant, :session, :asked_at, :ended_at)"
@@ -59,9 +62,34 @@ INSERT INTO usage VALUES (
     :is_estimated, :cost_nusd
 )
 """
+# Of texts: NUL and the escape for it, both parts of a pair of surrogates, quotes, what sorts last, and a long text.
+HOSTILE = (
+    "\0",
+    "\1",
+    "\x010",
+    "\x011",
+    "\x7f",
+    "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"),
+    "'",
+    '"',
+    "\\",
+    "%",
+    "_",
+    "\n",
+    "\u2028",
+    "\ufeff",
+    "\uffff",
+    "\U0010ffff",
+    "e\u0301",
+    "é",
+    "ß",
+    "İ",
+    "x" * 3000,
+)
 # None are steps over a table: what was found already, a parameter's list, and the one row of a VALUES.
 FOUND = (
     "SCAN branch",
+    "SCAN found",
     "SCAN page",
     "SCAN CONSTANT ROW",
     *(f"{step} days" for step in ("SCAN", "SEARCH")),
@@ -407,7 +435,7 @@ async def test_usage_is_grouped_by_utc_day(store: Store) -> None:
     assert await store.usage(THEIRS, "day", NOON.date(), midnight.date(), "", 9) == []
 
 
-async def test_a_database_of_the_first_version_has_totals_after_the_migration(path: Path) -> None:
+async def test_a_database_of_the_first_version_has_totals_and_is_searchable_after_the_migration(path: Path) -> None:
     path.parent.mkdir()
     made = build_row(key("turn-1"), completed_turn("Light").turn)
     # SQLite cuts both names of the metadata at NUL, to the same label.
@@ -421,6 +449,8 @@ async def test_a_database_of_the_first_version_has_totals_after_the_migration(pa
     (told,) = await store.usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
     assert (told.key, told.turns, told.message_count, told.total_tokens) == (made.model, 1, 2, 11)
     assert (await session_of(store, "session-1")).message_count == made.messages
+    assert [await store.search_older() for _ in range(2)] == [1, 0]
+    assert [one.turn for one in await store.turns(OURS, {}, None, NEWEST, 9, hash_words(OURS, ["light"]))] == ["turn-1"]
     await store.close()
 
 
@@ -483,6 +513,8 @@ FROM generate_series(1, 19000) AS n;
 INSERT INTO usage SELECT tenant, session, turn, 1, 1, 1, 1, 0, 1, 1, 'm', asked_at, 'k' FROM turns;
 INSERT INTO labels SELECT tenant, turn, name, 'v' || asked_at / 20, asked_at
 FROM turns CROSS JOIN (VALUES ('user'), ('metadata.a'), ('model')) AS made (name);
+INSERT INTO searched SELECT asked_at * 1024, tenant, turn, 'w' || asked_at || ' w' || asked_at % 900 || ' w' FROM turns;
+INSERT INTO unstored SELECT 'ours', turn, 'u' || asked_at FROM turns;
 INSERT INTO totals SELECT 'ours', 'user', 'u' || n, n % 300, 1, 1, 1, 1, 1, 1, 1, 1 FROM generate_series(1, 19000) AS n;
 INSERT INTO blob_uses SELECT tenant, 'b' || asked_at, turn FROM turns;
 INSERT INTO files SELECT 'ours', 'f' || n, 'b', 1, 'f', 'm', 'p', 1, n FROM generate_series(1, 9000) AS n;
@@ -493,7 +525,7 @@ VALUES = {
     "tenant": "ours", "session": "s7", "turn": "t61", "parent": "t60", "project": "p7", "user": "u7", "name": "user",
     "dimension": "user", "key": "u7", "value": "v7", "file": "f7", "sha256": "b61", "listed": '[["ours", "s7", "t61"]]',
     "labels": "{}", "blobs": "[]", "others": '{"model": "v7"}', "last_name": "u8", "of": None,
-    "since": 1990, "limit": 1000,
+    "since": 1990, "limit": 1000, "words": "w61 w", "user_hash": "u7", "before_number": 9**18,
 }  # fmt: skip
 
 
@@ -509,6 +541,8 @@ async def test_each_statement_uses_an_index_of_postgresql(postgresql: PostgreSQL
         for kind in ("seqscan", "bitmapscan", "hashjoin", "mergejoin"):
             await connection.execute(f"SET enable_{kind} = off")
         for name, statement in database.statements.items():
+            # An index of words gives only bitmaps.
+            await connection.execute(f"SET enable_bitmapscan = {'on' if name == 'found_turns' else 'off'}")
             text, names = positional(statement)
             values = [VALUES.get(one, 1 if f"${number}::bigint" in text else "") for number, one in enumerate(names, 1)]
             plan = await connection.fetchval(f"EXPLAIN (FORMAT json) {text}", *values)
@@ -528,9 +562,11 @@ def scans(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def is_by_index(name: str, scan: dict[str, Any]) -> bool:
-    if scan["Relation Name"] in ("reached", "blob_releases") or scan.get("Index Name") == "turns_running":
+    if scan["Relation Name"] in ("reached", "blob_releases", "unsearched") or scan.get("Index Name") == "turns_running":
         return True
-    condition = scan.get("Index Cond", "")
+    condition = scan.get("Index Cond", "") or scan.get("Recheck Cond", "")
+    if "tailrace_words" in condition or "number >=" in condition:
+        return True
     across_tenants = scan.get("Index Name") in ("sessions_by_age", "files_expiring")
     return " AND " in condition or (bool(condition) and (name in NUMBERED or across_tenants))
 
@@ -557,7 +593,7 @@ async def test_both_databases_have_the_same_tables(file_store: Store, postgresql
             "SELECT indexname::text AS name, indexdef AS made FROM pg_indexes WHERE tablename = :table",
             {"table": table},
         )
-        made = {row["name"]: row["made"].partition("USING btree ")[2] for row in theirs}
+        made = {row["name"]: row["made"].partition("USING btree ")[2] for row in theirs if "gin" not in row["made"]}
         assert made.pop(f"{table}_pkey", "").replace('"', "") == (f"({', '.join(keys)})" if keys else "")
         assert {name: int(" WHERE " in text) for name, text in made.items()} == named
         for name, text in made.items():
@@ -605,7 +641,7 @@ async def test_both_databases_answer_the_same_after_any_changes(
 ) -> None:
     """Turns, sessions, projects, files and batches are written and deleted; every query returns the same, in order."""
     stores = [file_store, await opened(await postgresql.new_database())]
-    chance = random.Random(19)
+    chance = random.Random(25)
     cursors = chance.sample(range(1000), 1000)
 
     async def both(method: str, *given: object, **named: object) -> Any:
@@ -617,15 +653,29 @@ async def test_both_databases_answer_the_same_after_any_changes(
     def name(kind: str) -> str:
         return f"{chance.choice(('', 'A', 'Ä'))}{kind}{chance.randrange(3)}"
 
+    def text() -> str:
+        """Any text that JSON can carry to a gateway."""
+        return "".join(chance.choice(HOSTILE) for _ in range(chance.randrange(9)))
+
+    def label() -> str:
+        # See `labels_of`.
+        return text().replace("\0", "")
+
     def row(number: int) -> TurnRow:
         ended = completed_turn("Li\0ght", step=chance.randrange(9)).turn
         made = build_row(key(f"turn-{number}"), ended) if chance.random() < 0.5 else running_row(f"turn-{number}")
-        user, team = name("user"), name("team")
+        user, labels = (
+            name("user"),
+            {"model": made.model, "metadata.team": name("team"), f"metadata.{label()}": label()},
+        )
         return msgspec.structs.replace(
             made,
             session=name("session"),
             user=user,
-            labels=msgspec.json.encode({"model": made.model, "user": user, "metadata.team": team}).decode(),
+            text=text(),
+            stop_sequence=text(),
+            labels=msgspec.json.encode(labels | {"user": user}).decode(),
+            words=hash_words(OURS, [chance.choice(("a b", "b c", "c"))]) if chance.random() < 0.9 else "",
             parent=f"turn-{number - 1}" if chance.random() < 0.5 else None,
             project=name("project") if chance.random() < 0.5 else None,
             blobs=f'["{name("blob")}"]',
@@ -649,14 +699,16 @@ async def test_both_databases_answer_the_same_after_any_changes(
         )  # fmt: skip
         await both("put_file", OURS, file)
         await both("new_session", OURS, CreateSession(name("session"), project_id=name("project")), NOON)
-        await both("change_session", OURS, ChangeSession(name("session"), "title", None, "system"))
+        await both("change_session", OURS, ChangeSession(name("session"), text(), None, "system"))
+        await both("put_unstored", key(f"turn-{number}"), chance.choice((None, text())))
+        await both("forget_unstored", OURS, [f"turn-{number - 2}"])
         await both("delete_file", OURS, name("file"))
     await both("record", [row(number) for number in range(50, 100)], Seq(999))
     await both("fail_expired", Seq(300), LOST_FAILURE)
     for table in KEYS:
         contents = [await table_content(store._database.read, table) for store in stores]
         assert contents[0] == contents[1]
-        assert contents[0].rows
+        assert contents[0].rows or table == "unsearched"
     for by in ("day", "session", "project", "model", "key", "user", "metadata.team"):
         start = ""
         while page := await both("usage", OURS, by, NOON.date(), NOON.date(), start, 2):
@@ -675,6 +727,9 @@ async def test_both_databases_answer_the_same_after_any_changes(
         ("numbered_projects", OURS, 1, 5, NOON),
         ("turns", OURS, {}, None, before, 9),
         ("turns", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9),
+        ("turns", OURS, {}, None, before, 9, hash_words(OURS, ["b"])),
+        ("turns", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9, hash_words(OURS, ["B", "c"])),
+        ("unstored", OURS, None),
         ("session_turns", OURS, middle, OLDEST, 9),
         ("running", OURS, None, OLDEST, 9),
         ("turns_since", OURS, middle, Seq(400)),
@@ -703,7 +758,10 @@ async def test_a_database_is_copied_to_postgresql_and_back(
 ) -> None:
     """Every text, NUL and its escape as well, in the same order; a second copy into the same database is refused."""
     strange = "a\0b\x01c\x010"
-    rows = [running_row(f"turn-{number}", session=f"Session-{number % 3}", project="rivers") for number in range(1200)]
+    rows = [
+        running_row(f"turn-{number}", session=f"Session-{number % 3}", project="rivers", step=number // 9)
+        for number in range(1200)
+    ]
     rows[7] = msgspec.structs.replace(rows[7], text=strange, stop_sequence="\0", user="Ä")
     await store.record(rows, Seq(9))
     other = await opened(await postgresql.new_database())
@@ -745,10 +803,10 @@ async def test_a_database_that_is_written_while_it_is_copied_is_refused(
 
 # The type of a value follows from its name: a new name of an integer belongs to `INTEGERS`.
 TEXTS = {
-    "after", "asked_by", "batch", "before", "blobs", "content", "description", "dimension", "envelope", "error", "file",
-    "filename", "input", "labels", "last_name", "listed", "media_type", "metadata", "model", "name", "of", "others",
-    "outcome", "parent", "project", "purpose", "session", "sha256", "start", "stop_reason", "stop_sequence", "system",
-    "tenant", "text", "text_sha256", "title", "turn", "user", "value",
+    "after", "asked_by", "batch", "before", "content", "description", "dimension", "envelope", "error", "file",
+    "filename", "input", "last_name", "media_type", "metadata", "model", "name", "of", "outcome", "parent", "project",
+    "purpose", "session", "sha256", "start", "stop_reason", "stop_sequence", "system", "tenant", "text", "text_sha256",
+    "title", "turn", "user", "user_hash", "value", "words",
 }  # fmt: skip
 
 
