@@ -1,10 +1,13 @@
-"""The static files of pages, which are part of the package. Browsers ask for them again after each release."""
+"""The static files of pages, which are part of the package. Browsers receive them again after each release."""
 
+import gzip
 from collections.abc import Mapping
 from functools import cache
+from hashlib import sha256
 from importlib.resources import files
 from types import MappingProxyType
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 MEDIA_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
@@ -15,6 +18,24 @@ def page_file(package: str, name: str, headers: Mapping[str, str] = MappingProxy
     """Returns the file `name` of a package. Raises FileNotFoundError."""
     media_type = f"{MEDIA_TYPES[name.rpartition('.')[2]]}; charset=utf-8"
     return Response(_read(package, name), headers={**NO_STORE, **headers}, media_type=media_type)
+
+
+def kept_file(request: Request, package: str, name: str) -> Response:
+    """Returns a script or style sheet, compressed; 304 to a browser that has it. Raises FileNotFoundError."""
+    content, compressed, tag = _read_compressed(package, name)
+    headers = {"cache-control": "no-cache", "etag": tag, "vary": "accept-encoding"}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        content, headers = compressed, headers | {"content-encoding": "gzip"}
+    return Response(content, headers=headers, media_type=f"{MEDIA_TYPES[name.rpartition('.')[2]]}; charset=utf-8")
+
+
+@cache
+def _read_compressed(package: str, name: str) -> tuple[bytes, bytes, str]:
+    """Returns the content, the content compressed, and an ETag, which is weak because both have the same."""
+    content = _read(package, name)
+    return content, gzip.compress(content, mtime=0), f'W/"{sha256(content).hexdigest()[:32]}"'
 
 
 @cache

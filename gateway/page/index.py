@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from tailrace.gateway.http.chat_cookie import cookie_of, format_cookie, new_cookie
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.http.page_file import NO_STORE, page_file
+from tailrace.gateway.http.page_file import NO_STORE, kept_file, page_file
 from tailrace.proto.version import VERSION
 
 NAME = "Tailrace"
@@ -76,7 +76,7 @@ async def file(request: Request) -> Response:
     name = request.path_params["file"]
     if name not in FILES:
         raise HTTPException(404)
-    return page_file("tailrace.gateway.page", name)
+    return kept_file(request, "tailrace.gateway.page", name)
 
 
 def endpoints_of(routes: Iterable[BaseRoute]) -> dict[str, list[str]]:

@@ -333,6 +333,14 @@ async def test_browsers_receive_a_page_without_a_key_and_other_clients_the_route
             (await client.get(f"/page/{name}")).status_code
             for name in ("page.js", "index.py", "page.html", "..%2fapp.py")
         ]
+        script, plain = [
+            await client.get("/page/libraries.js", headers={"accept-encoding": how}) for how in ("gzip, br", "identity")
+        ]
+        known = await client.get("/page/libraries.js", headers={"if-none-match": script.headers["etag"]})
+    assert (script.headers["content-encoding"], script.content) == ("gzip", plain.content)
+    assert "content-encoding" not in plain.headers
+    assert int(script.headers["content-length"]) < len(plain.content) / 2
+    assert (known.status_code, known.content) == (304, b"")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert page.text.startswith("<!doctype html>")
     assert text.text.startswith("Tailrace ")
