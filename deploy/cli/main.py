@@ -47,6 +47,8 @@ GROUPS = {
     "operate": {
         "doctor": "check this machine, NATS, the database and the model key",
         "keys": "create, list, rotate and revoke API keys",
+        "limits": "show and set the limits of tenants",
+        "audit": "show the changes of keys and limits",
         "backup": "write all state into one file",
         "restore": "restore the state from such a file",
         "migrate-database": "copy the history from SQLite to PostgreSQL, or back",

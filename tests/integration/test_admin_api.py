@@ -6,11 +6,13 @@ import time
 from pathlib import Path
 
 import httpx2
+import msgspec
 import nats.js.errors
 import pytest
 from nats.js.api import DiscardPolicy
 
 from tailrace.deploy.cli.keys import create
+from tailrace.deploy.cli.main import main
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.resources import admin
 from tailrace.proto.errors import LogUnavailable
@@ -252,3 +254,28 @@ async def test_the_commands_of_the_page_work(gateway: Gateway) -> None:
     output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
     assert output.decode().count('"key":"tr_') == 2
+
+
+async def test_the_commands_show_and_set_limits_and_show_the_audit_log(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As tables and as JSON."""
+    monkeypatch.setenv("TAILRACE_URL", gateway.url)
+    monkeypatch.setenv("TAILRACE_KEY", gateway.client.headers["authorization"].removeprefix("Bearer "))
+
+    async def printed(*arguments: str) -> str:
+        assert await asyncio.to_thread(main, list(arguments)) == 0
+        return capsys.readouterr().out
+
+    assert "requests=600 usd_month=500" in await printed("limits", "acme", "--set", "requests=600,usd_month=500")
+    (shown,) = msgspec.json.decode(await printed("limits", "acme", "--json"))
+    assert shown["limits"] == {"requests": 600, "usd_month": 500}
+    rows = [line.split()[:2] for line in (await printed("limits")).splitlines()]
+    assert rows == [["TENANT", "OWN"], ["acme", "requests=600"], ["operators", "-"]]
+    assert "requests=600" not in await printed("limits", "acme", "--clear")
+    monkeypatch.setattr("tailrace.deploy.cli.audit.PAGE", 2)
+    entries = msgspec.json.decode(await printed("audit", "--json"))
+    assert [entry["action"] for entry in entries] == ["limits.set", "limits.set", "key.create"]
+    assert entries == await audit(gateway)
+    assert len((await printed("audit", "--last", "2")).splitlines()) == 3
+    assert await asyncio.to_thread(main, ["limits", "--clear"]) == 2
