@@ -23,9 +23,9 @@ from tests.harness.until import until
 
 BIN = Path(sys.executable).parent
 HERE = CHECKOUT / "deploy/container"
-COMPOSE = HERE / "compose.yaml"
+COMPOSE, POSTGRESQL = HERE / "compose.yaml", HERE / "postgresql.yaml"
 USERS = ("ADMIN", "GATEWAY", "GENERATORS", "PERSISTENCE")
-VARIABLES = {f"TAILRACE_{user}_PASSWORD": f"p{user.lower()}" for user in USERS}
+VARIABLES = {f"TAILRACE_{user}_PASSWORD": f"p{user.lower()}" for user in (*USERS, "DATABASE")}
 START_S_MAX = 40.0
 # Programs of images that are not ours, as Debian and PyPI have them.
 PROGRAMS = {"nats": ["nats-server"], "nginx": ["nginx", "-g", "daemon off;"]}
@@ -56,7 +56,7 @@ def mounted(name: str, tmp_path: Path) -> Path:
 def test_the_dockerfile_and_the_compose_file_are_valid() -> None:
     """By hadolint, and by the JSON Schema of the Compose specification."""
     checked(BIN / "hadolint", HERE / "Dockerfile")
-    checked(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE)
+    checked(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE, POSTGRESQL)
 
 
 @needs("promtool")
@@ -85,10 +85,18 @@ def test_grafana_has_the_data_source_and_the_folder_of_the_dashboards(tmp_path: 
     assert (environ["GF_AUTH_DISABLE_LOGIN_FORM"], environ["GF_AUTH_BASIC_ENABLED"]) == ("true", "false")
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_every_setting_of_a_service_exists_and_is_valid(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "files"), [*((name, (COMPOSE,)) for name in MODULES), ("persistence", (COMPOSE, POSTGRESQL))]
+)
+def test_every_setting_of_a_service_exists_and_is_valid(name: str, files: tuple[Path, ...]) -> None:
+    """Two processes of persistence need a database on a server, which is reached by the name of its service."""
     kind = dict(SERVICES)[MODULES[name]]
-    environ = service(COMPOSE, name, VARIABLES)["environment"]
+    services = [service(file, name, VARIABLES) for file in files]
+    environ = {key: value for one in services for key, value in one["environment"].items()}
+    if len(files) > 1:
+        server = service(POSTGRESQL, "postgresql", VARIABLES)["environment"]
+        user, password = server["POSTGRES_USER"], server["POSTGRES_PASSWORD"]
+        assert environ["TAILRACE_DATABASE"] == f"postgresql://{user}:{password}@postgresql:5432/{user}"
     settings.read(kind, environ)
     known = {settings.env_name(field) for field in kind.__struct_fields__}
     assert {variable for variable in environ if not variable.startswith("OTEL_")} <= known

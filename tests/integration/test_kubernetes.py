@@ -22,6 +22,7 @@ from tailrace.deploy.local.nats_server import GIB
 from tailrace.gateway.app import ROUTES
 from tailrace.gateway.http.server import GRACE_S
 from tailrace.generators.settings import Settings as GeneratorSettings
+from tailrace.persistence.database import is_url
 from tailrace.proto.runtime import settings
 from tailrace.proto.service import HEALTH_CHECKS
 from tailrace.proto.version import VERSION
@@ -29,7 +30,7 @@ from tests.harness.processes import CHECKOUT
 
 BIN = Path(sys.executable).parent
 HERE = CHECKOUT / "deploy/kubernetes"
-OVERLAYS = ("small", "three-nats", "production")
+OVERLAYS = ("small", "three-nats", "postgresql", "production")
 VERSIONS = ("1.30", "1.37")
 WORKLOADS = ("Deployment", "StatefulSet", "Job")
 SCALED_OBJECT = {"scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval", "advanced", "triggers"}
@@ -58,11 +59,13 @@ def run(*command: str | Path, cwd: Path | None = None, **environ: str) -> str:
 def commands(overlay: str) -> Iterator[str]:
     """The commands of steps 3 to 5, as the page says for an overlay."""
     blocks = re.findall(r"   ```sh\n(.*?)   ```", (CHECKOUT / "docs/KUBERNETES.md").read_text(), re.DOTALL)
-    certificates, configure, key = (re.sub(r"(?m)^   ", "", block) for block in blocks[1:4])
+    certificates, configure, key, database = (re.sub(r"(?m)^   ", "", block) for block in blocks[1:5])
     yield from (
         [certificates, configure] if overlay == "production" else [configure.replace("--tls /etc/tailrace/tls", "")]
     )
     yield key.replace("…", "sk-test")
+    if overlay == "postgresql":
+        yield database.replace("…", "tailrace:secret@db.internal/tailrace")
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -146,6 +149,10 @@ def check_settings(all_: list[Document], _: Path) -> None:
         assert set(environ) <= {settings.env_name(field) for field in kind.__struct_fields__}
         assert container(workload)["args"] == [f"tailrace.{name}"]
         assert container(workload)["image"] == f"tailrace:{VERSION.split('+')[0]}"
+    # Only a database on a server has several processes, and only a file has a volume.
+    persistence = services(all_)["persistence"]
+    is_file = not is_url(environment(persistence, all_)["TAILRACE_DATABASE"])
+    assert is_file == ("volumeClaimTemplates" in persistence["spec"]) == (persistence["spec"]["replicas"] == 1)
     # A Service named `gateway` would add variables such as GATEWAY_PORT, and one named `tailrace` TAILRACE_PORT.
     assert not any(pod(workload)["enableServiceLinks"] for workload in of(WORKLOADS, all_).values())
 
