@@ -230,7 +230,7 @@ async def test_files_are_dropped_and_pasted_and_others_refused_before_they_are_s
         "notes.exe is not a picture (PNG, JPEG, GIF, WebP) or a PDF.",
         "huge.png does not fit: the files of a question have 20 MB at most.",
     ]
-    assert seen["sentBefore"] == []
+    assert (seen["sentBefore"], seen["isText"]) == ([], True)
     assert seen["kinds"] == ["image/png", "application/pdf", "text"]
     assert (seen["width"], seen["answer"]) == (1, words(5))
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])

@@ -42,7 +42,7 @@ async def test_the_packed_package_reads_through_a_proxy_route_in_node_and_on_an_
 ) -> None:
     """The package of `npm pack`. Only the route knows the key, and it serves the users that the app accepts.
 
-    In Node it also waits as the gateway asks, and renders the hooks on a server.
+    In Node it also waits as the gateway asks, and renders the hooks on a server. TypeScript finds its types.
     """
     packing = [str(node.NODE), str(node.NPM), "pack", "--json", "--pack-destination", str(tmp_path)]
     found = await node.command(packing, {"HOME": tmp_path}, CHECKOUT / "web")
@@ -53,7 +53,7 @@ async def test_the_packed_package_reads_through_a_proxy_route_in_node_and_on_an_
     with tarfile.open(tmp_path / package["filename"]) as archive:
         archive.extractall(modules, filter="data")
     (modules / "package").rename(modules / "tailrace")
-    for name in ("react", "react-dom", "scheduler", "@edge-runtime", "esbuild", "@esbuild"):
+    for name in ("react", "react-dom", "scheduler", "@edge-runtime", "esbuild", "@esbuild", "@types", "csstype"):
         (modules / name).symlink_to(node.MODULES / name)
     example = CHECKOUT / "examples/edge_proxy.js"
 
@@ -63,6 +63,10 @@ async def test_the_packed_package_reads_through_a_proxy_route_in_node_and_on_an_
         seen: dict[str, Any] = msgspec.json.decode(printed)
         return seen
 
+    program = shutil.copy(node.SCRIPTS / "types.tsx", tmp_path)
+    compiler = str(node.MODULES / "typescript/bin/tsc")
+    options = ("--noEmit", "--strict", "--jsx", "react-jsx", "--module", "nodenext", "--target", "es2023")
+    await node.command([str(node.NODE), compiler, *options, str(program)], {}, tmp_path)
     on_edge = await run("edge.mjs", str(example))
     assert on_edge["text"] == words(60) == await stored_text(gateway, on_edge["turn"])
     assert (on_edge["resumed"], on_edge["node"]) == ([2, True], ["undefined"] * 2)

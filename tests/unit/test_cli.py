@@ -1,6 +1,7 @@
 """Arguments and messages of the `tailrace` command."""
 
 import argparse
+import io
 import json
 import os
 import re
@@ -18,8 +19,10 @@ import structlog
 
 from tailrace import __main__ as console_script
 from tailrace.client import Client
+from tailrace.client.events import Progress
 from tailrace.deploy.cli.arguments import turn_id
 from tailrace.deploy.cli.ask import read_question
+from tailrace.deploy.cli.batch import Bar
 from tailrace.deploy.cli.connection import find_url
 from tailrace.deploy.cli.main import all_parsers, main, parser, parser_of_all
 from tailrace.deploy.local import nats_server, running, status_file
@@ -114,6 +117,20 @@ def test_a_result_is_one_line_of_json(
     found = msgspec.json.decode(printed)
     assert (printed.count("\n"), list(found)) == (1, list(result))
     assert [name for name, text in result.items() if not re.fullmatch(text, str(found[name]))] == []
+
+
+def test_the_progress_of_a_batch_is_one_bar_on_a_terminal_and_one_line_elsewhere() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    none, half = f"[{'.' * 30}] 0/2, 0 failed, $0.0000", f"[{'#' * 15}{'.' * 15}] 1/2, 1 failed, $0.5000"
+    for output, written in ((Terminal(), f"\r{none}\x1b[K\r{half}\x1b[K\n"), (io.StringIO(), f"{half}\n")):
+        bar = Bar(output)
+        bar.show(Progress(cursor="1", done=0, failed=0, of=2, cost_usd=0.0))
+        bar.show(Progress(cursor="2", done=0, failed=1, of=2, cost_usd=0.5))
+        bar.close()
+        assert output.getvalue() == written
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -273,15 +273,17 @@ const STEPS = {
     await page.waitForFunction(() => document.querySelector("#notice").textContent.includes("huge"));
     refused.push(await said());
     const sentBefore = [...sent];
-    await give(page, "drop", [{ name: "river.png", type: "image/png", base64: PIXEL }]);
+    const hostile = "<img src=x onerror=globalThis.ran=1>.png";
+    await give(page, "drop", [{ name: hostile, type: "image/png", base64: PIXEL }]);
     await give(page, "paste", [{ name: "river.pdf", type: "application/pdf", base64: pdf }]);
     await page.locator("#files li").nth(1).waitFor();
+    const isText = (await page.locator("#files span").first().textContent()) === hostile && !(await page.evaluate(() => globalThis.ran));
     const asked = page.waitForRequest((request) => request.url() === `${gateway}/v1/turns` && request.method() === "POST");
     await ask(page, "What are these?\n#sim words=5 rate=0");
     const { messages } = (await asked).postDataJSON();
     await page.waitForSelector(".meta");
     const picture = await page.waitForFunction(() => document.querySelector(".question img")?.naturalWidth);
-    return { refused, sentBefore, kinds: messages[0].content.map((block) => block.source?.media_type ?? block.type), width: await picture.jsonValue(), answer: (await text(page)).trim(), ...seen };
+    return { refused, isText, sentBefore, kinds: messages[0].content.map((block) => block.source?.media_type ?? block.type), width: await picture.jsonValue(), answer: (await text(page)).trim(), ...seen };
   },
 
   /** Waits for the end of an answer behind a network that fails. */
