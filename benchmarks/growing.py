@@ -12,28 +12,25 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from signal import SIGTERM
 
-import httpx2
 import msgspec
 import uvloop
 
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId
 from tailrace.proto.nats import Rpc
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
+from tests.harness.event_source import EventSource
 from tests.harness.generator_in_loop import stats
 from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.processes import Process
-from tests.harness.readers import ENDS, frames, history, reader
-from tests.harness.sse_parser import EventStream, Sent
+from tests.harness.readers import history, reader
 from tests.harness.system import Settings, System
 from tests.harness.until import until
 from tests.promises import Connected, judge
@@ -46,7 +43,6 @@ SETTINGS: Settings = {
 DRAINED_S_MAX = 300.0
 RECORDED_S_MAX = 60.0
 QUERY_TIMEOUT_S = 10.0
-RETRY_MS = 500
 TABLE = (
     "| change | time | longest pause of a reader | longest time to the first word "
     "| streams resumed | POSTs | refused |\n"
@@ -79,6 +75,7 @@ class ScalingRun:
         self._turns = turns
         self._line = line
         self._over_s = over_s
+        self._source = EventSource(lambda: system.clients[random.choice(self._rotation)])
         self._rotation: list[int] = []
         """The gateways to which the proxy sends new connections."""
         self._read: list[tuple[TurnKey, tuple[Connected, ...]]] = []
@@ -169,72 +166,35 @@ class ScalingRun:
     async def _ask(self, name: str) -> None:
         """Posts a turn until it is accepted, and reads it to its end."""
         began = time.monotonic()
-        turn = ""
-        while not turn:
-            turn = await self._post(name)
-        key = TurnKey(LOCAL.tenant, TurnId(turn))
-        connections: list[Connected] = []
+        self.phases[-1].posts += 1
+        posted_in, cut_in = self.phases[-1], self.phases[-1]
         last_at: float | None = None
-        cut_in: Phase | None = None
+        is_cut = False
+
+        def note_refused(why: str) -> None:
+            nonlocal posted_in
+            posted_in.refused.append(why)
+            posted_in = self.phases[-1]
+            posted_in.posts += 1
 
         def note_entry() -> None:
-            nonlocal last_at, cut_in
-            now, phase = time.monotonic(), cut_in or self.phases[-1]
-            cut_in = None
+            nonlocal last_at, is_cut
+            now, phase = time.monotonic(), cut_in if is_cut else self.phases[-1]
+            is_cut = False
             if last_at is None:
                 phase.first_s = max(phase.first_s, now - began)
             else:
                 phase.pause_s = max(phase.pause_s, now - last_at)
             last_at = now
 
-        while not connections or connections[-1].over != "ended":
-            cursor = next((one.frames[-1].seq for one in reversed(connections) if one.frames), BEFORE_FIRST)
-            events, is_ended = await self._connect(turn, cursor, note_entry)
-            connections.append(Connected(cursor, tuple(frames(events)), "ended" if is_ended else "cut"))
-            if not is_ended:
-                cut_in = cut_in or self.phases[-1]
-                cut_in.resumed += 1
-                retry_ms = next((event.retry_ms for event in events if event.retry_ms is not None), RETRY_MS)
-                await asyncio.sleep(retry_ms / 1000)
-        self._read.append((key, tuple(connections)))
+        def note_cut() -> None:
+            nonlocal is_cut, cut_in
+            is_cut, cut_in = True, cut_in if is_cut else self.phases[-1]
+            cut_in.resumed += 1
 
-    async def _connect(self, turn: str, cursor: Seq, note_entry: Callable[[], None]) -> tuple[list[Sent], bool]:
-        """Reads one connection to its end; returns its events, and whether they have the turn's end.
-
-        Not with tailrace.AsyncClient, which joins connections: the judge checks the frames of each.
-        """
-        events: list[Sent] = []
-        headers = {"last-event-id": str(cursor)} if cursor else {}
-        with suppress(httpx2.HTTPError):
-            async with self._client().stream("GET", f"/v1/turns/{turn}/events", headers=headers) as response:
-                if response.status_code != 200:
-                    return events, response.status_code == 204
-                stream = EventStream()
-                async for received in response.aiter_raw():
-                    new = stream.feed(received)
-                    events += new
-                    if any(event.id is not None for event in new):
-                        note_entry()
-        return events, bool(events) and events[-1].data.startswith(ENDS)
-
-    async def _post(self, name: str) -> str:
-        phase = self.phases[-1]
-        phase.posts += 1
-        try:
-            headers = {"idempotency-key": f"growing-{name}-{'k' * 16}"}
-            body = {"message": f"{name}\n#sim {self._line}"}
-            response = await self._client().post("/v1/turns", json=body, headers=headers)
-        except httpx2.HTTPError as error:
-            phase.refused.append(repr(error))
-        else:
-            if response.status_code == 202:
-                return str(response.json()["turn"])
-            phase.refused.append(f"{response.status_code} {response.text}")
-        await asyncio.sleep(RETRY_MS / 1000)
-        return ""
-
-    def _client(self) -> httpx2.AsyncClient:
-        return self.system.clients[random.choice(self._rotation)]
+        turn = await self._source.post(f"growing-{name}", f"{name}\n#sim {self._line}", note_refused)
+        connections = await self._source.read(turn, note_entry, note_cut)
+        self._read.append((TurnKey(LOCAL.tenant, turn), connections))
 
     async def _judge(self) -> None:
         await self.system.settled()

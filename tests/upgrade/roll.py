@@ -10,8 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from time import monotonic
 
@@ -20,18 +19,15 @@ import httpx2
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import TailraceError
 from tests.harness import readers
+from tests.harness.event_source import EventSource
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT, Process, simulated_claude
-from tests.harness.sse_parser import EventStream, Sent
-from tests.promises import Frame
 from tests.upgrade.record import QUICK, STREAMS
 
 AT_ONCE = 6
 WORDS, RATE = 60, 30
 # Longer than a turn takes, so that each is caught by an exchange in its beginning, its middle or its end.
 BETWEEN_S = 4.0
-ENDS = (b'{"type":"done"', b'{"type":"error"')
-AGAIN_S = 0.2
 GIVE_UP_S = 60.0
 
 
@@ -43,6 +39,8 @@ class Rolling:
         self.nats_url = nats_url
         self.claude_url = claude_url
         self.parts: dict[str, Process] = {}
+        self.clients: dict[str, httpx2.AsyncClient] = {}
+        """Clients of the gateways by URL."""
         self.asked = self.reconnected = 0
         self.wrong: list[str] = []
         self.is_over = False
@@ -65,6 +63,8 @@ class Rolling:
         if module == "persistence" and was is not None:
             await was.stop()
         await new.start()
+        if module == "gateway":
+            self.clients[new.url] = httpx2.AsyncClient(base_url=new.url, timeout=20, trust_env=False)
         self.parts[module] = new
         if was is not None and not was.is_gone:
             await was.stop()
@@ -86,41 +86,15 @@ class Rolling:
 
     async def ask(self, tag: str) -> None:
         """Posts a turn until it is accepted, and reads it to the end at any gateway."""
-        headers, turn = {"idempotency-key": f"{tag}-{'k' * 22}"}, ""
-        body = {"message": f"#sim words={WORDS} rate={RATE} tag={tag}"}
-        frames: list[Frame] = []
-        while not (frames and frames[-1].sent.partition(b"data: ")[2].startswith(ENDS)):
-            with suppress(httpx2.HTTPError):
-                async with self.client() as client:
-                    if not turn:
-                        answer = await client.post("/v1/turns", json=body, headers=headers)
-                        turn = answer.json()["turn"] if answer.status_code == 202 else ""
-                    if turn:
-                        self.reconnected += bool(frames)
-                        await self.read(client, turn, frames)
-            await asyncio.sleep(AGAIN_S)
+        source = EventSource(lambda: self.clients[self.parts["gateway"].url])
+        turn = await source.post(tag, f"#sim words={WORDS} rate={RATE} tag={tag}")
+        connections = await source.read(turn)
+        found = [frame for connected in connections for frame in connected.frames]
         self.asked += 1
-        story, seqs = readers.story_of(frame.sent for frame in frames), [frame.seq for frame in frames]
+        self.reconnected += len(connections) - 1
+        story, seqs = readers.story_of(frame.sent for frame in found), [frame.seq for frame in found]
         if (story.text, story.outcome) != (words(WORDS, tag), "completed") or seqs != sorted(set(seqs)):
             self.wrong.append(f"{tag}: received {story.outcome}, {story.text!r}")
-
-    async def read(self, client: httpx2.AsyncClient, turn: str, frames: list[Frame]) -> None:
-        """Resumes after `frames` and appends what it receives."""
-        headers = {"last-event-id": str(frames[-1].seq)} if frames else {}
-        stream, events = EventStream(), list[Sent]()
-        try:
-            async with client.stream("GET", f"/v1/turns/{turn}/events", headers=headers) as response:
-                if response.status_code == 200:
-                    async for received in response.aiter_raw():
-                        events += stream.feed(received)
-        finally:
-            frames += readers.frames(events)
-
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[httpx2.AsyncClient]:
-        gateway = self.parts["gateway"]
-        async with httpx2.AsyncClient(base_url=gateway.url, timeout=20, trust_env=False) as client:
-            yield client
 
 
 async def roll(before: Path) -> int:
@@ -147,6 +121,8 @@ async def roll(before: Path) -> int:
             await asyncio.gather(*asking)
             for part in rolling.parts.values():
                 await part.stop()
+            for client in rolling.clients.values():
+                await client.aclose()
     told = f"{rolling.asked} turns in {monotonic() - began:.0f} s, {rolling.reconnected} times taken up again"
     print(f"{told}, {len(rolling.wrong)} wrong")
     print(*rolling.wrong, sep="\n")
