@@ -182,11 +182,12 @@ async function follow(turn, begin) {
   // The input of a tool call is whole in a record only when the call is: such an answer is read from its start.
   const hasCall = turn.record.content.some((block) => block.type === "tool_use");
   let after = hasCall ? "" : turn.cursor;
+  let used = {};
   if (hasCall) turn.show({ ...turn.record, content: [] });
   for (;;) {
     const answer = begin({
       after,
-      headers,
+      headers: () => (used = headers()),
       fetch: (url, init) => watcher.fetch(url, init, turn),
       triesMax: Infinity,
       onEvent(event) {
@@ -215,7 +216,7 @@ async function follow(turn, begin) {
     } catch (error) {
       if (chat !== followed || error.name === "AbortError") return;
       if (error.status === 401) {
-        await signIn(error);
+        await signIn(error, used);
         if (turn.id) [begin, after] = [(options) => resume(turn.id, options), turn.cursor];
         continue;
       }

@@ -20,7 +20,8 @@ export const sentence = ({ code, message }) => SENTENCES[code] ?? message;
 /** Returns the JSON of a response. A missing key is asked for. Throws an error with `status` and `code`. */
 export async function request(path, { method = "GET", body } = {}) {
   for (;;) {
-    const given = body ? { body: JSON.stringify(body), headers: { ...headers(), "content-type": "application/json" } } : { headers: headers() };
+    const key = headers();
+    const given = body ? { body: JSON.stringify(body), headers: { ...key, "content-type": "application/json" } } : { headers: key };
     const response = await fetch(path, { method, cache: "no-store", ...given }).catch(() => {
       throw new Error("The connection is lost: the server cannot be reached.");
     });
@@ -29,20 +30,21 @@ export async function request(path, { method = "GET", body } = {}) {
     const { error } = await response.json().catch(() => ({}));
     const { status } = response;
     if (status !== 401) throw Object.assign(new Error(error?.message ?? `status ${status}`), { status, code: error?.code });
-    await signIn(error);
+    await signIn(error, key);
   }
 }
 
 let signingIn = null;
 
-/** Asks for a key; returns when one was entered. */
-export function signIn(error) {
+/** Asks for a key in the place of the refused one, `used`; returns when one was entered, which may be before. */
+export async function signIn(error, used) {
+  if (headers().authorization !== used.authorization) return;
   signingIn ??= new Promise((resolve) => {
     if (sessionStorage.getItem(KEY) && error) byId("refusal").textContent = sentence(error);
     byId("login").addEventListener("close", () => ((signingIn = null), resolve()), { once: true });
     byId("login").showModal();
   });
-  return signingIn;
+  await signingIn;
 }
 
 /** Closes a dialog when its form is submitted, after `work`. */

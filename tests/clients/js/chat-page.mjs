@@ -501,6 +501,12 @@ const STEPS = {
       const { context, page, seen } = await open({ viewport, colorScheme });
       const statuses = new Set();
       page.on("response", (response) => response.url().includes("/v1/") && statuses.add(response.status()));
+      let release;
+      const held = new Promise((resolve) => (release = resolve));
+      await page.route("**/v1/models", async (route) => {
+        if (route.request().headers().authorization === "Bearer wrong") await held;
+        await route.continue();
+      });
       await page.goto(`${gateway}/#${session}`);
       await page.locator("#key").waitFor();
       const withoutKey = [...statuses];
@@ -510,6 +516,10 @@ const STEPS = {
         if (tried === "wrong") await page.waitForFunction(() => /credential|key/.test(document.querySelector("#refusal").textContent) && document.querySelector("#login").open);
       }
       await page.waitForSelector(".meta");
+      // A refusal of the wrong key that comes late does not ask again.
+      const late = page.waitForResponse((response) => response.url().endsWith("/v1/models") && response.ok());
+      release();
+      await late;
       const found = await page.evaluate(() => ({
         text: document.querySelector(".answer .text").textContent,
         folded: [...document.querySelectorAll(".answer details")].map((one) => [one.firstChild.textContent, one.lastChild.textContent, one.open]),
