@@ -185,7 +185,7 @@ async def test_failure_during_the_stream_is_an_event(gateway: Gateway, sdk: Asyn
 @pytest.mark.proves(DIALECT, "heartbeats before the first event", PYTHON)
 async def test_heartbeats_are_comments(system: System, gateway: Gateway, new_gateway: NewGateway) -> None:
     patient = await new_gateway(system.nats_url, heartbeat_s=0.1)
-    line = {"model": MODEL, "input": "#sim words=3 rate=0 wait=0.6", "stream": True}
+    line = {"model": MODEL, "input": "#sim words=3 rate=0 wait=1.5", "stream": True}
     response = await patient.client.post("/v1/responses", json=line)
     head, *_, rest = response.content.split(b": hb\n")
     assert b"event: response.created" in head

@@ -312,7 +312,7 @@ async def test_a_message_batch_that_was_deleted_at_anthropic_fails_the_batch(
 async def test_a_batch_that_is_too_old_fails_and_keeps_its_answers(
     own: MessageBatchSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "LIFE", timedelta(seconds=0.5))
+    monkeypatch.setattr(batches, "LIFE", timedelta(seconds=2))
     batch = await own.create(QUICK_AND_NEVER)
     async with own.working():
         turn = await own.batch_ended(batch)

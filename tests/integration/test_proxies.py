@@ -220,6 +220,7 @@ async def test_tls_limits_headers_and_logs(proxied: tuple[Proxy, System]) -> Non
     trusted.set_alpn_protocols(["http/1.1"])
     reader, writer = await asyncio.open_connection("localhost", proxy.port, ssl=trusted)
     head = "POST /v1/turns HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\n"
+    head += "content-type: application/json\r\n"
     head += f"content-length: {BODY_BYTES_MAX + 1}\r\n\r\n"
     writer.write(head.encode())
     if b" 413 " not in (first := await reader.readline()):
