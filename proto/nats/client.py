@@ -11,7 +11,6 @@ from nats.aio.client import Client as NatsClient
 from nats.aio.client import Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.aio.transport import TcpTransport
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 NO_RESPONDERS = b"NATS/1.0 503"
@@ -63,14 +62,13 @@ class Client(NatsClient):
 
     def __init__(self) -> None:
         super().__init__()
-        self._ps: MessageParser = MessageParser(self)
+        self._ps = MessageParser(self)
         self._receivers: dict[int, Callable[[Message], None]] = {}
         self._inbox = ""
         self._requests = 0
         self._replies: dict[str, _Reply] = {}
         self._timeouts: asyncio.TimerHandle | None = None
         self._will_write = False
-        self._reports = set[asyncio.Future[None]]()
 
     async def subscribe_directly(self, subject: str, receive: Callable[[Message], None]) -> Subscription:
         """Calls `receive` with each message as it is read, without a queue and a task. It must return at once."""
@@ -166,22 +164,16 @@ class Client(NatsClient):
                 waiting.reply.set_exception(nats.errors.TimeoutError())
         self._timeouts = loop.call_later(CHECK_TIMEOUTS_EVERY_S, self._check_timeouts) if self._replies else None
 
-    async def _read_loop(self) -> None:
-        # Connected, and with TLS if the server wants it: from now on messages need not pass through nats-py's stream.
-        self._ps.read_from(self._transport)  # type: ignore[arg-type]
-        await super()._read_loop()
-
-    def _receive(self, message: "_Parsed") -> bool:
-        """Passes a message to the function of its subscription; returns False if it has none."""
-        receive = self._receivers.get(message.sid)
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        receive = self._receivers.get(sid)
         if receive is None:
-            return False
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
         try:
-            receive(Message(message.subject.decode(), message.data, message.headers))
+            # nats-py passes None for no headers.
+            receive(Message(subject.decode(), data, headers or b""))
         except Exception as error:  # noqa: BLE001  # as in nats-py: an error of a function is reported
-            self._reports.add(report := asyncio.ensure_future(self._error_cb(error)))
-            report.add_done_callback(self._reports.discard)
-        return True
+            await self._error_cb(error)
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         self._receivers.pop(sid, None)
@@ -239,135 +231,35 @@ class TlsClient(Client):
         await super()._process_info(info, initial_connection)
 
 
-class _Parsed(NamedTuple):
-    """A message, in the order of the parameters of nats-py's `_process_msg`."""
-
-    sid: int
-    subject: bytes
-    reply: bytes
-    data: bytes
-    headers: bytes
-
-
 class MessageParser(Parser):
-    """Parses messages without regular expressions. Other lines are parsed by nats-py."""
+    """Parses complete messages without regular expressions, and leaves everything else to nats-py's parser."""
 
-    nc: Client
-
-    def __init__(self, nc: Client) -> None:
-        super().__init__(nc)
-        self._protocol: _DirectProtocol | None = None
-
-    def read_from(self, transport: TcpTransport) -> None:
-        """Parses what the connection's socket delivers, before its stream has it."""
-        self._protocol = _DirectProtocol(self, transport)
-
-    def parse_at_once(self, data: bytes) -> bytes:
-        """Passes on the messages that have a function, up to the first one without. Returns the bytes from there on.
-
-        Keeps an incomplete message.
-        """
+    async def parse(self, data: bytes = b"") -> None:
         buffer, parsed = self.buf, 0
         buffer += data
         try:
-            message, end = self._next(0)
-            while message is not None and self.nc._receive(message):  # noqa: SLF001
-                parsed = end
-                message, end = self._next(parsed)
+            while self.state == AWAITING_CONTROL_LINE and (line_end := buffer.find(LINE_END, parsed)) >= 0:
+                # Not split(), which also splits at other white space. A subject may contain it.
+                words = bytes(buffer[parsed:line_end]).split(b" ")
+                if not words or len(words) not in MESSAGE_WORDS.get(words[0], ()):
+                    break
+                start = line_end + len(LINE_END)
+                end = start + int(words[-1])
+                if len(buffer) < end + len(LINE_END):
+                    return
+                parsed = end + len(LINE_END)
+                has_headers = words[0] == b"HMSG"
+                body = start + int(words[-2]) if has_headers else start
+                reply = words[3] if len(words) == MESSAGE_WORDS[words[0]][1] else b""
+                await self.nc._process_msg(  # noqa: SLF001
+                    int(words[2]), words[1], reply, bytes(buffer[body:end]), bytes(buffer[start:body])
+                )
+        except ValueError as error:
+            raise nats.errors.ProtocolError("nats: malformed message") from error
         finally:
             del buffer[:parsed]
-        if not end:
-            return b""
-        rest = bytes(buffer)
-        buffer.clear()
-        return rest
-
-    async def parse(self, data: bytes = b"") -> None:
-        buffer, protocol = self.buf, self._protocol
-        buffer += data
-        try:
-            while buffer:
-                is_line = self.state == AWAITING_CONTROL_LINE
-                message, end = self._next(0) if is_line else (None, len(buffer))
-                if not end:
-                    return
-                if message is not None:
-                    del buffer[:end]
-                    if not self.nc._receive(message):  # noqa: SLF001
-                        await self.nc._process_msg(*message)  # noqa: SLF001
-                    continue
-                # nats-py's parser: one line, or what follows a line that only it understands.
-                rest = bytes(buffer[end:])
-                del buffer[end:]
-                await super().parse()
-                if buffer:
-                    if is_line:
-                        raise nats.errors.ProtocolError("nats: unknown protocol")
-                    return
-                buffer += rest
-        finally:
-            if protocol is not None:
-                protocol.has_parsed(len(data))
-
-    def _next(self, start: int) -> tuple[_Parsed | None, int]:
-        """Returns (message, end); (None, end of the line) for another operation; (None, 0) if incomplete."""
-        buffer = self.buf
-        line_end = buffer.find(LINE_END, start)
-        if line_end < 0:
-            return None, 0
-        # Not split(), which also splits at other white space. A subject may contain it.
-        words, body = bytes(buffer[start:line_end]).split(b" "), line_end + len(LINE_END)
-        if len(words) not in MESSAGE_WORDS.get(words[0], ()):
-            return None, body
-        has_headers = words[0] == b"HMSG"
-        try:
-            sid, size, headers_size = int(words[2]), int(words[-1]), int(words[-2]) if has_headers else 0
-        except ValueError:
-            return None, body
-        if not 0 <= headers_size <= size:
-            return None, body
-        end, data = body + size, body + headers_size
-        if len(buffer) < end + len(LINE_END):
-            return None, 0
-        reply = words[3] if len(words) == MESSAGE_WORDS[words[0]][1] else b""
-        message = _Parsed(sid, words[1], reply, bytes(buffer[data:end]), bytes(buffer[body:data]))
-        return message, end + len(LINE_END)
-
-
-class _DirectProtocol(asyncio.Protocol):
-    """Stands between a socket and the stream that nats-py reads: the parser has the bytes first.
-
-    Without it, each read of the socket wakes the task that reads the stream, in another iteration of the event loop.
-    """
-
-    def __init__(self, parser: MessageParser, transport: TcpTransport) -> None:
-        socket, stream = transport._io_writer.transport, transport._io_reader  # type: ignore[union-attr]  # noqa: SLF001
-        self._parser = parser
-        self._stream: Any = socket.get_protocol()
-        self._unparsed = len(stream._buffer)  # type: ignore[union-attr]  # noqa: SLF001
-        """How many bytes the stream has received that nats-py has not parsed yet. Later bytes must wait for them."""
-        socket.set_protocol(self)
-
-    def has_parsed(self, size: int) -> None:
-        self._unparsed -= size
-
-    def data_received(self, data: bytes) -> None:
-        must_wait = self._unparsed or self._parser.state != AWAITING_CONTROL_LINE
-        if rest := data if must_wait else self._parser.parse_at_once(data):
-            self._unparsed += len(rest)
-            self._stream.data_received(rest)
-
-    def eof_received(self) -> bool | None:
-        return self._stream.eof_received()  # type: ignore[no-any-return]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stream.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._stream.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._stream.resume_writing()
+        if buffer:
+            await super().parse()
 
 
 class _Reply(NamedTuple):

@@ -2,16 +2,13 @@
 
 import asyncio
 import itertools
-import socket
-from collections.abc import Callable, Collection
 from typing import Any
 
 import nats.errors
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from nats.aio.client import Client as NatsClient
-from nats.aio.transport import TcpTransport
 from nats.protocol.parser import Parser
 
 from tailrace.proto.nats.client import Client, Message, MessageParser
@@ -35,20 +32,12 @@ STREAM = b"".join(
 class Received:
     """A client that notes what its parser calls."""
 
-    def __init__(self, parser: Callable[[Any], Parser], direct: Collection[int] = ()) -> None:
+    def __init__(self, parser: type[Parser]) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.direct = direct
         self.parser = parser(self)
-
-    def _receive(self, message: Any) -> bool:
-        if message.sid in self.direct:
-            self.calls.append(("_process_msg", *(part or b"" for part in message)))
-        return message.sid in self.direct
 
     def __getattr__(self, name: str) -> Any:
         async def note(*arguments: Any) -> None:
-            # What comes meanwhile must not be passed on first.
-            await asyncio.sleep(0)
             self.calls.append((name, *(argument or b"" for argument in arguments)))
 
         return note
@@ -70,47 +59,7 @@ def test_messages_are_those_of_nats_py(cuts: set[int]) -> None:
     assert len(calls) == 8
 
 
-@given(st.sets(st.integers(1, len(STREAM) - 1)), st.sets(st.sampled_from((1, 3, 22))))
-@example(set(), {1, 3, 22})
-@example(set(range(1, len(STREAM))), {1, 22})
-@settings(deadline=None)
-def test_messages_that_pass_the_stream_by_keep_their_place(cuts: set[int], direct: set[int]) -> None:
-    bounds = [0, *sorted(cuts), len(STREAM)]
-    pieces = [STREAM[start:end] for start, end in itertools.pairwise(bounds)]
-    assert asyncio.run(_received_from_a_socket(pieces, direct)) == asyncio.run(Received(Parser).parse([STREAM]))
-
-
-async def _received_from_a_socket(pieces: list[bytes], direct: set[int]) -> list[tuple[Any, ...]]:
-    """Returns the calls of a parser that reads as nats-py's client does, from a socket that delivers the pieces."""
-    client, transport, (ours, theirs) = Received(MessageParser, direct), TcpTransport(), socket.socketpair()  # type: ignore[no-untyped-call]
-    reader, writer = await asyncio.open_connection(sock=ours)
-    transport._io_reader, transport._io_writer = reader, writer
-    assert isinstance(client.parser, MessageParser)
-    # The first piece is in the stream before the parser reads from the socket.
-    theirs.send(pieces[0])
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert reader._buffer == pieces[0]  # type: ignore[attr-defined]
-    client.parser.read_from(transport)
-    reading = asyncio.create_task(_read_until_eof(client.parser, transport))
-    for piece in pieces[1:]:
-        theirs.send(piece)
-        await asyncio.sleep(0)
-    theirs.close()
-    await reading
-    writer.close()
-    return client.calls
-
-
-async def _read_until_eof(parser: Parser, transport: TcpTransport) -> None:
-    while data := await transport.read(32768):
-        await parser.parse(data)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [b"MSG a 1 x\r\n", b"MSG a 1 -15\r\n", b"HMSG a one 12 12\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n", b"MSG\r\n"],
-)
+@pytest.mark.parametrize("line", [b"MSG a 1 x\r\n", b"HMSG a one 12 12\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n", b"MSG\r\n"])
 def test_a_malformed_message_breaks_the_connection(line: bytes) -> None:
     with pytest.raises(nats.errors.ProtocolError):
         asyncio.run(Received(MessageParser).parse([line]))
