@@ -25,7 +25,7 @@ USER = "tailrace"
 # Its characters have to be percent-encoded in a URL: no message may contain it.
 PASSWORD, IN_URL = "s3cret/pass@word", "s3cret%2Fpass%40word"
 # Faster than the defaults. A server that is killed loses nothing: the system goes on.
-OPTIONS = ("fsync=off", "listen_addresses=127.0.0.1", "max_connections=200", "shared_buffers=64MB")
+OPTIONS = ("fsync=off", "wal_retrieve_retry_interval=100ms", "listen_addresses=127.0.0.1", "max_connections=200", "shared_buffers=64MB")
 START_S_MAX = 60.0
 
 
@@ -43,11 +43,13 @@ def programs() -> Path:
 class PostgreSQLServer:
     """`async with PostgreSQLServer() as server:` starts an empty server; leaving the context kills it.
 
-    Its locale sorts texts in another way than SQLite.
+    Its locale sorts texts in another way than SQLite. With `primary`, it is a standby of another server, whose commits
+    from then on wait until both have them.
     """
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, primary: Self | None = None) -> None:
         self._options = (*OPTIONS, *options)
+        self._primary = primary
         self._programs = programs()
         self._as: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
         self._folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
@@ -56,9 +58,30 @@ class PostgreSQLServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     async def __aenter__(self) -> Self:
-        self._initialise()
+        if self._primary is None:
+            self._initialise()
+            await self.start()
+            return self
+        self._copy(self._primary)
         await self.start()
+        async with self._primary.connected("postgres") as connection:
+            await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            await connection.execute("SELECT pg_reload_conf()")
         return self
+
+    def _copy(self, primary: Self) -> None:
+        if self._as:
+            shutil.chown(self._folder, **self._as)
+        command = ["pg_basebackup", f"--pgdata={self._folder / 'data'}", f"--dbname={primary.url('postgres')}"]
+        options = ["--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
+        subprocess.run(
+            [self._programs / command[0], *command[1:], *options], check=True, capture_output=True, cwd="/", **self._as
+        )
+
+    async def promote(self) -> None:
+        """Makes a standby the primary. The other server must not run any more."""
+        async with self.connected("postgres") as connection:
+            assert await connection.fetchval("SELECT pg_promote()")
 
     def _initialise(self) -> None:
         password = self._folder / "password"

@@ -33,14 +33,23 @@ async def own_postgresql() -> AsyncIterator[PostgreSQLServer]:
         yield server
 
 
+def url_of_both(url: str, primary: PostgreSQLServer, standby: PostgreSQLServer) -> str:
+    """Returns the URL as docs/POSTGRESQL.md writes it for several servers, of which one is the primary."""
+    host = f"127.0.0.1:{primary.port}"
+    return f"{url.replace(host, f'{host},127.0.0.1:{standby.port}')}?target_session_attrs=read-write"
+
+
 @pytest.mark.rule("R93")
 @pytest.mark.timeout(180)
 async def test_no_turn_is_lost_or_recorded_twice_when_the_server_and_a_recorder_are_killed(
     own_postgresql: PostgreSQLServer, tmp_path: Path
 ) -> None:
-    """Two recorders write while the server is restarted at once, twice, and while one of them is killed."""
+    """Two recorders write while the server is restarted, one of them is killed, and a standby takes the server over."""
     url = await own_postgresql.new_database()
-    async with RecordedSystem(tmp_path, database_url=url) as system:
+    async with (
+        PostgreSQLServer(primary=own_postgresql) as standby,
+        RecordedSystem(tmp_path, database_url=url_of_both(url, own_postgresql, standby)) as system,
+    ):
         await system.start()
         second = await system.new_persistence("persistence-2")
         await second.start()
@@ -55,7 +64,7 @@ async def test_no_turn_is_lost_or_recorded_twice_when_the_server_and_a_recorder_
                 assert key is not None
                 await client.get(key)
 
-        for fault in ("nothing", "restart", "kill", "restart"):
+        for fault in ("nothing", "restart", "kill", "failover"):
             posting = asyncio.create_task(post(40))
             await asyncio.sleep(0)
             if fault == "restart":
@@ -63,6 +72,9 @@ async def test_no_turn_is_lost_or_recorded_twice_when_the_server_and_a_recorder_
                 await own_postgresql.start()
             if fault == "kill":
                 await second.stop(SIGKILL)
+            if fault == "failover":
+                own_postgresql.kill()
+                await standby.promote()
             await posting
         await second.start()
         await system.settled()
