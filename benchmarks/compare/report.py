@@ -72,21 +72,22 @@ def table(load: Load) -> str:
     lines = [
         f"**{load.title}**, load average {load.load_average:.1f}",
         "",
-        "| | delay p50 | delay p99 | first byte | CPU a delta | range | ratio to `tuned` | by process |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | delay p50 | delay p99 | first byte | deltas/s | CPU a delta | range | ratio to `tuned` | by process |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, samples in load.samples.items():
         if name in load.unfinished:
-            lines.append(f"| {name} | not finished in {TIMEOUT_S} s | | | | | | |")
+            lines.append(f"| {name} | not finished in {TIMEOUT_S} s | | | | | | | |")
             continue
         p50, p99, first, cpu = (_median(samples, key) for key in ("p50_ms", "p99_ms", "first_ms", "sum_us"))
+        reached = load.turns * load.words / _median(samples, "took_s")
         sums = [sample.sum_us for sample in samples]
         roles = ", ".join(
             f"{role} {statistics.median(sample.cpu_us[role] for sample in samples):.0f}" for role in samples[0].cpu_us
         )
         ratio = f"{cpu / _median(beside, 'sum_us'):.2f}" if beside else ""
         lines.append(
-            f"| {name} | {p50:.2f} ms | {p99:.1f} ms | {first:.1f} ms | {cpu:.0f} µs "
+            f"| {name} | {p50:.2f} ms | {p99:.1f} ms | {first:.1f} ms | {reached:,.0f} | {cpu:.0f} µs "
             f"| {min(sums):.0f} to {max(sums):.0f} | {ratio} | {roles} |"
         )
     return "\n".join(lines) + "\n"
