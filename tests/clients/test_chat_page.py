@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 import subprocess
 import sys
 import time
@@ -152,6 +153,7 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
         assert {protocol for protocol, _, _ in page["links"]} <= {"https:", ":"}
         assert "<script>globalThis.ran = 1</script>" in page["text"]
         assert page["coloured"] > 0
+        assert page["isCopied"]
         assert page["folded"] == [["Thinking", HOSTILE, False], ["Tool call: <b>look</b>", HOSTILE_INPUT_SHOWN, False]]
         assert page["longLine"] == LONG_LINE
     assert len({page["background"] for page in seen["pages"]}) == 2
@@ -170,6 +172,8 @@ async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_
     timeline = seen["timeline"]
     assert (timeline["whole"], timeline["isPart"], timeline["isBack"]) == (words(300), True, True)
     assert not timeline["isWide"]
+    slow, original = timeline["paces"]
+    assert 0 < slow < 0.5 < original
     steps = "\n".join(timeline["steps"])
     parts = "Accepted", "Claimed. Attempt 1", "First token", "Takeover: the answer goes on. Attempt 2", "Completed"
     assert [steps.index(one) for one in parts] == sorted(steps.index(one) for one in parts)
@@ -214,6 +218,8 @@ async def test_two_tabs_show_the_same_and_a_shared_answer_is_read_without_a_key(
     """Then the question is edited, asked again, and the chat deleted. The link reads its answer, and nothing else."""
     (seen,) = await node.run("chat-page.mjs", "together", gateway.url, KEY, deadline_s=120, CHROMIUM=browser)
     assert seen["texts"] == [words(150)] * 3
+    assert (seen["copied"].strip(), seen["mark"]) == (words(150), "")
+    assert re.fullmatch(r"\d+ \+ \d+ tokens · \$0\.\d+ · \d+(\.\d)? s", seen["figures"])
     assert seen["forReader"] == {"buttons": ["Copy"], "paths": ["turns events"]}
     assert seen["first"] == words(150)
     assert (seen["complaints"], seen["elsewhere"], seen["complaintsOfReader"]) == ([], [], [])

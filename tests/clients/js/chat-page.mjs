@@ -37,6 +37,20 @@ async function replayed(page, shoot) {
     }
   }
   const isWide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
+  /** Returns how many milliseconds of the turn are replayed in each millisecond, at a speed of the list. */
+  const pace = (speed) =>
+    page.evaluate(async (speed) => {
+      const [play, list, position] = ["play", "speed", "position"].map((id) => document.getElementById(id));
+      list.value = speed;
+      position.value = 0;
+      position.dispatchEvent(new Event("input"));
+      play.click();
+      const began = performance.now();
+      while (performance.now() - began < 400) await new Promise(requestAnimationFrame);
+      play.click();
+      return Number(position.value) / (performance.now() - began);
+    }, speed);
+  const paces = [await pace("0.25"), await pace("1")];
   await page.locator("#speed").selectOption("4");
   await page.locator("#play").focus();
   await page.keyboard.press("Enter");
@@ -46,7 +60,7 @@ async function replayed(page, shoot) {
   await page.keyboard.press("Tab");
   await page.keyboard.press("End");
   const steps = await page.locator("#steps td:last-child").allTextContents();
-  return { whole, isPart: whole.startsWith(paused) && paused.length < whole.length, isBack: (await shown()) === whole, steps, isWide };
+  return { whole, isPart: whole.startsWith(paused) && paused.length < whole.length, isBack: (await shown()) === whole, steps, isWide, paces };
 }
 
 const AXE = new URL("node_modules/axe-core/axe.min.js", import.meta.url);
@@ -335,6 +349,7 @@ const STEPS = {
     await enter(other);
     await ask(page, "Count.\n#sim words=150 rate=25");
     await longer(page, 80);
+    await marked(page, "live");
     await other.getByRole("link", { name: "Count." }).click();
     await longer(other, 80);
     await press(page, "Share");
@@ -346,6 +361,11 @@ const STEPS = {
     await reader.goto(link);
     for (const tab of [page, other, reader]) await tab.waitForSelector(".meta");
     const texts = await Promise.all([page, other, reader].map(async (tab) => (await text(tab)).trim()));
+    await page.locator(".answer").getByRole("button", { name: "Copy", exact: true }).click();
+    await page.locator(".answer").getByRole("button", { name: "Copied" }).waitFor();
+    const copied = await page.evaluate(() => navigator.clipboard.readText());
+    const figures = await page.locator(".meta").textContent();
+    const mark = await page.locator("#mark").textContent();
     const forReader = { buttons: await reader.locator("button:visible").allTextContents(), paths: [...paths] };
     await page.locator(".question").hover();
     await press(page, "Edit");
@@ -362,7 +382,7 @@ const STEPS = {
     await press(page, "Delete Count.");
     await page.locator("#asking-yes").click();
     for (const tab of [page, other]) await tab.waitForFunction(() => !document.querySelector("#sessions .chat"));
-    return { texts, forReader, first, ...seen, complaintsOfReader: seenByReader.complaints };
+    return { texts, copied, figures, mark, forReader, first, ...seen, complaintsOfReader: seenByReader.complaints };
   },
 
   /** Opens a long chat without a title, and reads its earlier turns. */
@@ -499,6 +519,7 @@ const STEPS = {
     for (const [colorScheme, size] of [["light", "desktop"], ["dark", "phone"]]) {
       const viewport = SIZES[size];
       const { context, page, seen } = await open({ viewport, colorScheme });
+      await context.grantPermissions(["clipboard-read", "clipboard-write"]);
       const statuses = new Set();
       page.on("response", (response) => response.url().includes("/v1/") && statuses.add(response.status()));
       let release;
@@ -531,11 +552,14 @@ const STEPS = {
         isWide: document.documentElement.scrollWidth > innerWidth,
         background: getComputedStyle(document.body).backgroundColor,
       }));
+      await page.locator(".code button").first().click();
+      await page.locator(".code button", { hasText: "Copied" }).waitFor();
+      const isCopied = (await page.evaluate(() => navigator.clipboard.readText())) === (await page.locator(".code code").first().textContent());
       await page.screenshot({ path: `${folder}/hostile-${colorScheme}-${size}.png` });
       await page.getByText("Earlier turns").click();
       await page.waitForFunction(() => document.querySelectorAll(".meta").length === 2);
       const longLine = await page.locator(".answer .text").first().textContent();
-      shown.push({ size, colorScheme, withoutKey, longLine, ...found, ...seen });
+      shown.push({ size, colorScheme, withoutKey, longLine, isCopied, ...found, ...seen });
       await context.close();
     }
     return { pages: shown };
