@@ -25,7 +25,13 @@ USER = "tailrace"
 # Its characters have to be percent-encoded in a URL: no message may contain it.
 PASSWORD, IN_URL = "s3cret/pass@word", "s3cret%2Fpass%40word"
 # Faster than the defaults. A server that is killed loses nothing: the system goes on.
-OPTIONS = ("fsync=off", "wal_retrieve_retry_interval=100ms", "listen_addresses=127.0.0.1", "max_connections=200", "shared_buffers=64MB")
+OPTIONS = (
+    "fsync=off",
+    "wal_retrieve_retry_interval=100ms",
+    "listen_addresses=127.0.0.1",
+    "max_connections=200",
+    "shared_buffers=64MB",
+)
 START_S_MAX = 60.0
 
 
