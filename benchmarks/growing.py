@@ -35,7 +35,7 @@ from tests.harness.system import Settings, System
 from tests.harness.until import until
 from tests.promises import Connected, judge
 
-# Longer than a turn: a draining generator makes no further call. One generator holds all turns.
+# A generator may drain for longer than a turn takes, so no model call is repeated. One generator can run all turns.
 SETTINGS: Settings = {
     "generator": {"TAILRACE_GRACE_S": 900, "TAILRACE_CONCURRENCY": 1000, "TAILRACE_TENANT_SHARE": 1},
     "gateway": {"TAILRACE_STREAMS_ADDRESS_MAX": 1000},
@@ -51,7 +51,7 @@ TABLE = (
 
 
 class Phase(msgspec.Struct):
-    """What readers and clients have seen while something was changed."""
+    """A change, and what readers and clients saw during it."""
 
     name: str
     took_s: float = 0.0
@@ -95,25 +95,25 @@ class ScalingRun:
         return (await stats(self.system.claude.url))["calls"] - len(self._read)
 
     async def run(self, generators: int, gateways: int) -> None:
-        """Scales up to so many processes and back to one, and restarts all."""
+        """Scales up to `generators` and `gateways` and back to one each, and then restarts each process."""
         await self.system.start()
         self._rotation = [0]
         async with asyncio.TaskGroup() as group:
             self._phase("one generator, one gateway")
             load = [group.create_task(self._keep_asking(number)) for number in range(self._turns)]
             await until(lambda: len(self._running) == self._turns, DRAINED_S_MAX)
-            await self._turn_over()
+            await self._end_of_turns()
             self._phase(f"generators 1 to {generators}")
             for _ in range(1, generators):
                 await (await self.system.new_generator()).start()
-            await self._turn_over()
+            await self._end_of_turns()
             self._phase(f"generators {generators} to 1")
             await drain(*self.system.generators[1:])
             self._phase(f"gateways 1 to {gateways}")
             for number in range(1, gateways):
                 await (await self.system.new_gateway()).start()
                 self._rotation.append(number)
-            await self._turn_over()
+            await self._end_of_turns()
             self._phase(f"gateways {gateways} to 1")
             for number in range(1, gateways):
                 await self._stop_gateway(number)
@@ -147,8 +147,8 @@ class ScalingRun:
         self._began = now
         self.phases.append(Phase(name))
 
-    async def _turn_over(self) -> None:
-        """Returns when the turns that run now have ended."""
+    async def _end_of_turns(self) -> None:
+        """Waits until the turns that run now have ended."""
         await asyncio.wait(list(self._running.values()))
 
     async def _stop_gateway(self, number: int) -> None:
@@ -231,7 +231,7 @@ def describe(phase: Phase) -> str:
 async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=200)
-    parser.add_argument("--seconds", type=int, default=60, help="of a turn")
+    parser.add_argument("--seconds", type=int, default=60, help="duration of a turn")
     parser.add_argument("--rate", type=int, default=2, help="words a second")
     parser.add_argument("--generators", type=int, default=8)
     parser.add_argument("--gateways", type=int, default=4)

@@ -3,7 +3,7 @@
     python -m benchmarks.recording [--turns 1000]
 
 Writes the turns into a log first. Then starts persistence, and measures until it has acknowledged all of them. Needs
-Debian's package `postgresql`, whose server syncs each commit to the disk.
+Debian's package `postgresql`. Its server runs with `fsync=on`, so each commit is on the disk.
 """
 
 import argparse

@@ -1,15 +1,16 @@
 """Circuit breakers: a generator remembers for some seconds that a backend is down; new turns do not call it.
 
-A breaker opens when the calls of this process to its backend have failed for FAILING_S seconds, those of TURNS_MIN
-turns at least, and none has begun an answer. While it is open, a new turn begins with another backend of its list. If
-all of them are down, the turn fails at once. Every OPEN_S seconds, one new turn of each tenant calls the backend
-nevertheless (half-open). An answer to any call closes the breaker. A turn that was begun earlier goes on: its calls
-are still repeated.
+A breaker opens when all calls of this process to its backend have failed before their answer began, for at least
+FAILING_S seconds and in at least TURNS_MIN turns. While it is open, a new turn begins with another backend of its list.
+If all of them are down, the turn fails at once. Every OPEN_S seconds, one new turn of each tenant calls the backend
+nevertheless, as a probe (half-open). An answer to any call closes the breaker. A turn that was begun earlier goes on:
+its calls are still repeated.
 
 The content of a request can make a backend fail. Therefore an open breaker affects only tenants whose own turns have
-failed since the last answer, and the error of a turn has no text of the backend, which may quote another request.
+failed since the last answer. The error of a turn that fails at once has no text of the backend, because that may quote
+another tenant's request.
 
-No library: purgatory 3.0 counts failures without their time, and lets every call through while it is half-open.
+No library is used: purgatory 3.0 counts failures without their time, and lets every call through while it is half-open.
 """
 
 import math
@@ -32,11 +33,11 @@ from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
-# About the time in which the calls of one attempt are repeated. A short interruption opens no breaker.
+# About as long as one attempt repeats its calls, so that a short interruption opens no breaker.
 FAILING_S = 5.0
 TURNS_MIN = 5
 OPEN_S = 5.0
-# Bounds the memory. The turns of further tenants call the backend.
+# Bounds the memory. Turns of further tenants always call the backend.
 TENANTS_MAX = 10_000
 # A rate limit, a refused key and a refused request are answers: the backend is not down.
 DOWN_CODES = frozenset({"backend_overloaded", "backend_unreachable", "backend_failed", "backend_stalled"})
@@ -52,17 +53,17 @@ class Breaker:
         """Tenant and id of turns whose calls have failed, TURNS_MIN at most."""
         self._failing_since = 0.0
         self._probe_at: dict[str, float] = {}
-        """The tenants whose turns have failed, and when the next new turn of each calls the backend nevertheless."""
+        """For each tenant whose turns have failed, the time from which its next new turn is a probe."""
         self._is_open = False
         self._code = ""
         metrics.BACKEND_DOWN.labels(name).set(0)
 
     def is_down(self, tenant: str) -> bool:
-        """Whether a new turn of the tenant is not to call the backend."""
+        """Whether new turns of the tenant avoid the backend."""
         return self._is_open and self._clock() < self._probe_at.get(tenant, 0.0)
 
     def begin_probe(self, tenant: str) -> bool:
-        """Returns whether a turn that calls the backend now is a probe. The next one is due after OPEN_S seconds."""
+        """Returns whether a call that begins now is a probe. After a probe, the next one is due in OPEN_S seconds."""
         if not self._is_open or tenant not in self._probe_at or self.is_down(tenant):
             return False
         self._probe_at[tenant] = self._clock() + OPEN_S
@@ -130,7 +131,7 @@ class WatchedBackend(ObservedBackend):
 
 
 class CircuitBreakers:
-    """The breakers of all backends, and `orders` without the backends that are down."""
+    """The breakers of all backends. A new turn's order has the backends that are down last."""
 
     def __init__(self, orders: BackendOrders, clock: Callable[[], float] = time.monotonic) -> None:
         self._orders = orders
@@ -155,9 +156,10 @@ class CircuitBreakers:
         return turn
 
     def begin_call(self, tenant: str, model: str, last: str = "") -> BackendOrder:
-        """Like BackendOrders.order_for, for a call that follows. A new turn has the backends that are down last.
+        """Like BackendOrders.order_for, for a call that begins now. A new turn has the backends that are down last.
 
-        If a probe of the first one is due, the turn is the probe: with other backends after it, it makes one call.
+        If a probe of the first backend is due, the turn is the probe. If other backends follow, the probe is one call,
+        without repeats.
         """
         order = self._orders.order_for(model, last)
         if last:

@@ -13,7 +13,7 @@ from tailrace.persistence.batch_queries import BatchQueries
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.catch_up import catch_up
 from tailrace.persistence.commands import Commands
-from tailrace.persistence.database import describe_aside, display, open_database
+from tailrace.persistence.database import display, open_database, set_aside
 from tailrace.persistence.file_queries import FileQueries
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
@@ -36,8 +36,8 @@ from tailrace.proto.version import VERSION
 
 logger = structlog.get_logger()
 
-# A process of an older version may record turns after the migration.
-SEARCH_OLDER_S = 60.0
+# How often turns without stored words are looked for: an older process may record some after the migration.
+INDEX_OLDER_S = 60.0
 
 
 async def preflight(settings: Settings) -> None:
@@ -60,7 +60,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
             await store.close()
     except StoreCorrupt as error:
         raise StoreCorrupt(
-            f"{error}; {describe_aside(settings.database)}. The next start makes a new database from the log, which "
+            f"{error}; {set_aside(settings.database)}. The next start makes a new database from the log, which "
             "keeps recent turns only; restore older turns from a backup (docs/RUNBOOK.md)"
         ) from error
 
@@ -118,7 +118,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
             _sending_webhooks(settings, connection, turns, store, stop),
             _beside(blobs.run, stop),
             _beside(unstored.run, stop),
-            _beside(partial(_search_older, store), stop),
+            _beside(partial(_index_older, store), stop),
             _beside(Retention(store, deliveries.first, settings.history_days).run, stop),
         ):
             await recorder.run(answered)
@@ -133,7 +133,7 @@ async def _sending_webhooks(
 ) -> AsyncIterator[None]:
     """Sends webhooks while the block runs, if a signing key is set. An unexpected error ends the process.
 
-    Of several processes with one database, one sends: it holds the lock `webhooks`.
+    Of several processes with one database, only the one that holds the lock `webhooks` sends.
     """
     if not (keys := signature.parse_keys(settings.webhook_key)):
         yield
@@ -177,21 +177,21 @@ async def _sending_webhooks(
                 await sending
 
 
-async def _search_older(store: Store, stop: asyncio.Event) -> None:
-    """Makes turns of older versions searchable."""
+async def _index_older(store: Store, stop: asyncio.Event) -> None:
+    """Stores the words of turns that older versions have recorded, so that the full text search finds them."""
 
-    async def search_all() -> None:
-        while await store.search_older():
+    async def index_all() -> None:
+        while await store.store_older_words():
             pass
 
-    await run_every(SEARCH_OLDER_S, search_all, "the search of older turns", stop)
+    await run_every(INDEX_OLDER_S, index_all, "the search of older turns", stop)
 
 
 @asynccontextmanager
 async def _beside(
     run: Callable[[asyncio.Event], Coroutine[Any, Any, None]], stop: asyncio.Event
 ) -> AsyncIterator[None]:
-    """Runs `run` while the block runs, and cancels it then. An unexpected error ends the process."""
+    """Runs `run` while the block runs, and cancels it at the end. An unexpected error in it ends the process."""
     running = asyncio.create_task(run(stop))
     running.add_done_callback(lambda _: stop.set())
     try:

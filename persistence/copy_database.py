@@ -17,19 +17,19 @@ DERIVED = "session_counts"
 Read = Callable[[str, Mapping[str, Any]], Awaitable[list[dict[str, Any]]]]
 
 
-class TableCopy(NamedTuple):
-    """The content of a table: the digest is the SHA-256 of its rows in the order of the primary key."""
+class TableDigest(NamedTuple):
+    """A table, its number of rows, and the SHA-256 of its rows in the order of the primary key."""
 
     table: str
     rows: int
     digest: str
 
 
-async def copy_database(source: Database, target: Database) -> list[TableCopy]:
-    """Copies all rows in one transaction, and returns what both databases contain.
+async def copy_database(source: Database, target: Database) -> list[TableDigest]:
+    """Copies all rows in one transaction. Returns the digest of each table, which is the same in both databases.
 
-    Raises StoreRefused, and then changes no row of the target, if it is not empty, if both do not contain the same
-    afterwards, or if the source was written meanwhile.
+    Raises StoreRefused if the target is not empty, if the copy differs from the source, or if the source was changed
+    meanwhile. Then no row of the target changes.
     """
     if source.version != NEWEST:
         raise StoreRefused(
@@ -42,7 +42,7 @@ async def copy_database(source: Database, target: Database) -> list[TableCopy]:
             if table != "reached" and await writer.read(f"SELECT 1 AS found FROM {table} LIMIT 1", {}):  # noqa: S608  # a table of ours
                 raise StoreRefused(f"the database to copy to has rows in {table}: name an empty one")
         await writer.execute("DELETE FROM reached", {})
-        copied: list[TableCopy] = []
+        copied: list[TableDigest] = []
         for table in TABLES:
             content = Content(table)
             async for page in _pages(source.read, table):
@@ -61,8 +61,8 @@ async def copy_database(source: Database, target: Database) -> list[TableCopy]:
     return copied
 
 
-async def content_of(read: Read, table: str) -> TableCopy:
-    """Reads a whole table."""
+async def content_of(read: Read, table: str) -> TableDigest:
+    """Reads a whole table. Returns its digest."""
     content = Content(table)
     async for page in _pages(read, table):
         content.add(page)
@@ -70,7 +70,7 @@ async def content_of(read: Read, table: str) -> TableCopy:
 
 
 class Content:
-    """What was read of a table."""
+    """The number and the digest of the rows of a table that were read."""
 
     def __init__(self, table: str) -> None:
         self._table = table
@@ -82,12 +82,12 @@ class Content:
         for row in rows:
             self._digest.update(msgspec.json.encode(sorted(row.items())) + b"\n")
 
-    def summary(self) -> TableCopy:
-        return TableCopy(self._table, self._rows, self._digest.hexdigest())
+    def summary(self) -> TableDigest:
+        return TableDigest(self._table, self._rows, self._digest.hexdigest())
 
 
 async def _pages(read: Read, table: str) -> AsyncIterator[list[dict[str, Any]]]:
-    """Yields the rows of a table in the order of its primary key, some at a time."""
+    """Yields the rows of a table in the order of its primary key, in pages."""
     names = TABLES[table]
     order = ", ".join(names)
     after = f"WHERE ({order}) > ({', '.join(f':{name}' for name in names)})"
@@ -104,6 +104,6 @@ async def _pages(read: Read, table: str) -> AsyncIterator[list[dict[str, Any]]]:
 
 
 def _insert(table: str, row: Mapping[str, Any]) -> str:
-    """Returns the statement that inserts such a row. The type of a value follows from its name."""
+    """Returns a statement that inserts a row with the columns of `row`. The type of a value follows from its name."""
     columns = ", ".join(f'"{name}"' for name in row)
     return f"INSERT INTO {table} ({columns}) VALUES ({', '.join(f':{name}' for name in row)})"  # noqa: S608  # columns of ours

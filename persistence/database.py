@@ -13,7 +13,7 @@ from tailrace.persistence import sqlite
 from tailrace.persistence.sql import DatabaseKind
 from tailrace.proto.errors import SettingsInvalid
 
-# In an order in which rows can be inserted, each with its primary key. `session_counts` is filled by triggers.
+# The tables and their primary keys, in an order in which rows can be inserted. Triggers fill `session_counts`.
 TABLES: Mapping[str, tuple[str, ...]] = {
     "sessions": ("tenant", "session"),
     "projects": ("tenant", "project"),
@@ -74,17 +74,17 @@ class Database(Protocol):
     def lock(self, name: str) -> AbstractAsyncContextManager[None]:
         """Holds the lock `name` while the block runs: no other process that uses the database holds it, too.
 
-        Waits for any time. Raises StoreBusy when the lock is lost; the block is cancelled then.
+        Waits without a limit. If the lock is lost, cancels the block and raises StoreBusy.
         """
 
     async def erase_journal(self) -> None:
         """Removes what was deleted from the database's journal, as far as that is possible now."""
 
     def note_deletion(self) -> None:
-        """The transaction deletes what users wrote: `erase_journal` has work."""
+        """Notes that the transaction deletes what users wrote: `erase_journal` then has work."""
 
     def raise_if_damaged(self) -> None:
-        """Raises StoreCorrupt if the database is not whole, and must be made again."""
+        """Raises StoreCorrupt if the database is damaged and must be made again."""
 
 
 async def open_database(where: Path | str, *, busy_timeout_s: float) -> Database:
@@ -104,16 +104,16 @@ async def open_database(where: Path | str, *, busy_timeout_s: float) -> Database
     return await sqlite.SQLite.open(Path(where), busy_timeout_s=busy_timeout_s)
 
 
-def describe_aside(where: Path | str) -> str:
-    """Keeps a closed file that is damaged under another name; returns a sentence that says where it is."""
+def set_aside(where: Path | str) -> str:
+    """Renames a closed file that is damaged; returns a clause that says where it is now."""
     aside = sqlite.move_aside(Path(where))
     return "the file does not exist any more" if aside is None else f"it was renamed to {aside}"
 
 
 def is_url(where: Path | str) -> bool:
-    """Returns whether a database is named by a URL. Raises SettingsInvalid for another kind, or a mistyped one.
+    """Returns whether `where` is a URL of PostgreSQL. Raises SettingsInvalid for another or a mistyped URL.
 
-    Otherwise that would be the name of a new file, and all turns would go there.
+    Otherwise it would be taken as the name of a new SQLite file.
     """
     found = None if isinstance(where, Path) else URL.match(where)
     if found is None:
@@ -127,11 +127,11 @@ def is_url(where: Path | str) -> bool:
 
 
 def display(where: Path | str) -> str:
-    """Returns how a database is named in messages: without the password and the options of a URL."""
+    """Returns the name of a database for messages: without the password and the options of a URL."""
     if not is_url(where):
         return str(where)
     rest = str(where).partition("://")[2]
-    # Of the last @: a password may contain one, and / or ?, if it was not encoded.
+    # The last @ counts: a password that was not encoded may contain @, / or ?.
     credentials, at, host = rest.rpartition("@")
     if "password" in rest:
         return "postgresql://…"

@@ -1,10 +1,10 @@
 """The database on a PostgreSQL server: a pool of connections, and the mapping of PostgreSQL's errors.
 
-Several processes may use one database. Each transaction that writes takes one lock first, which its end releases: so
-the statements are as safe from each other as in SQLite, which has one writer.
+Several processes may use one database. Each transaction that writes first takes an advisory lock, which the end of the
+transaction releases. So there is one writer at a time, as in SQLite.
 
-PostgreSQL's texts cannot contain the character NUL. It is stored as "\\x01" and "0", and "\\x01" as "\\x01" and "1":
-the order of texts stays.
+PostgreSQL's texts cannot contain the character NUL. It is stored as the two characters "\\x01" and "0", and "\\x01" is
+stored as "\\x01" and "1". This keeps the order of texts.
 """
 
 import asyncio
@@ -28,12 +28,13 @@ from tailrace.proto.errors import SettingsInvalid, StoreBusy, StoreError, StoreR
 SERVER_VERSION_MIN = 15
 CONNECTIONS_MAX = 8
 CONNECT_TIMEOUT_S = 10.0
-# No statement of ours takes as long. Without a limit, a query would wait for ever for a server that has disappeared.
+# No statement of ours takes this long. Without a limit, a query would wait forever for a server that is gone.
 STATEMENT_TIMEOUT_S = 60.0
 # The server ends a transaction whose process is frozen or unreachable, so that other processes can write.
 FROZEN_S_MAX = 15
-# The server releases the lock of a machine that is gone after about 15 seconds. Its holder, if it is still there, has
-# noticed that before: it asks every LOCK_CHECK_S, and waits as long for an answer.
+# With these, the server closes the connection of an unreachable machine, and so releases its locks, after about 15
+# seconds. A holder of a lock that still runs notices this earlier: every LOCK_CHECK_S it sends a query, and waits as
+# long for the answer.
 KEEPALIVE = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
 LOCK_CHECK_S = 4.0
 LOCK_TRY_S = 0.5
@@ -51,15 +52,15 @@ INSERT INTO tailrace_version VALUES ({});
 
 PARAMETER = re.compile(r"(?<!:):([a-z]\w*)(::json)?")
 ESCAPE = re.compile(r"\\(?:u000([01])|.)")
-# The names of values and columns that are integers. All others are texts.
+# The names of integer values and columns; `positional` adds those with some endings. All others are texts.
 INTEGERS = {
     "attempts", "bytes", "cost_is_unknown", "cost_nusd", "cursor", "day", "depth_max", "first", "fits", "is_estimated",
     "last", "limit", "messages", "now", "number", "offset", "seq", "sign", "since", "text_chars", "turns",
     "unused_since",
 }  # fmt: skip
 
-# Beginnings of SQLSTATE codes and our classes; the first that matches counts. An error that is not listed (a statement
-# or table that is wrong for every row) is a bug and ends the process.
+# Prefixes of SQLSTATE codes, and our classes. The first prefix that matches counts. An error that is not listed (a
+# statement or table that is wrong for every row) is a bug and ends the process.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 ERRORS: dict[str, type[StoreError]] = {
     "08": StoreBusy,  # connection lost
@@ -172,11 +173,11 @@ class PostgreSQL:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[PoolConnectionProxy]:
-        # Waiting here, a task of this process holds no connection.
+        # A task that waits here holds no connection.
         async with self._writing:
             with _errors(self._url):
                 async with self._pool.acquire() as connection:
-                    # A role's default may be an isolation whose snapshot is older than the lock.
+                    # The default isolation of a role may take its snapshot before the lock.
                     async with connection.transaction(isolation="read_committed"):
                         await connection.execute(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
                         begun_at = time.monotonic()
@@ -191,11 +192,12 @@ class PostgreSQL:
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:
         with _errors(self._url):
-            # Its end releases the lock, also when this process is killed. Not of the pool: others may hold all of it.
+            # The end of this connection releases the lock, also when the process is killed. It is not one of the pool,
+            # because other tasks may hold all of those.
             connection = await asyncpg.connect(self._url, **self._options)
         try:
             with _errors(self._url):
-                # Waits for any time, as with SQLite; `lock_timeout` would end a statement that waits.
+                # Waits without a limit, as with SQLite: `lock_timeout` would end a statement that waits.
                 while not await connection.fetchval(TRY_LOCK, name):  # noqa: ASYNC110  # of the server
                     await asyncio.sleep(LOCK_TRY_S)
             async with self._while_connected(connection):
@@ -206,7 +208,6 @@ class PostgreSQL:
     @asynccontextmanager
     async def _while_connected(self, connection: asyncpg.Connection) -> AsyncIterator[None]:
         """Ends the block with StoreBusy when the server does not answer on `connection`."""
-
         limit = asyncio.timeout(None)
 
         def end_block(*_: object) -> None:
@@ -247,7 +248,7 @@ class PostgreSQL:
 
 @lru_cache(maxsize=1000)
 def positional(statement: str) -> tuple[str, tuple[str, ...]]:
-    """Returns a statement with `$1` in place of the first named value and so on, with their types, and the names."""
+    """Returns the statement with `$1::TYPE`, `$2::TYPE` … in place of its named values, and the names in this order."""
     names = tuple(dict.fromkeys(found[1] for found in PARAMETER.finditer(statement)))
 
     def numbered(found: re.Match[str]) -> str:
@@ -265,7 +266,7 @@ def to_stored(text: str) -> str:
 
 
 def json_to_stored(json: str) -> str:
-    """The same for a JSON text, whose texts the server unescapes."""
+    """Like `to_stored`, for JSON: the server decodes its escapes of NUL and U+0001."""
     return ESCAPE.sub(lambda found: f"\\u0001{found[1]}" if found[1] else found[0], json) if "\\u000" in json else json
 
 
@@ -327,7 +328,7 @@ async def _check(connection: PoolConnectionProxy, name: str) -> int:
 
 
 async def _version(connection: PoolConnectionProxy) -> int:
-    """Returns the version of the schema; 0 without tables. Not of a table in another schema of the search_path."""
+    """Returns the version of the schema; 0 without tables. Ignores tables in other schemas of the search_path."""
     found = await connection.fetchval(
         "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = $1", VERSION_TABLE
     )
@@ -344,7 +345,7 @@ def _errors(url: str) -> Iterator[None]:
         kind = next((kind for begin, kind in ERRORS.items() if state.startswith(begin)), None)
         if kind is None:
             raise
-        # Only the first line: the details of a constraint are the row.
+        # No stored values: the first line may have the value that is refused, and the other lines the whole row.
         why = type(error).__name__ if kind is StoreRefused else str(error).partition("\n")[0]
         raise kind(f"the database {display(url)}: {why} ({state})") from (None if kind is StoreRefused else error)
     except (asyncpg.DataError, UnicodeEncodeError) as error:

@@ -34,7 +34,7 @@ from tailrace.proto.records import (
 )
 from tailrace.proto.subjects import TurnKey
 
-# Of a search. The rest is not searched for.
+# Characters of the text of a search that count. The rest is ignored.
 TEXT_CHARS_MAX = 1000
 TOO_MANY = (
     "this conversation has more than {most} turns, which is the limit: "

@@ -1,8 +1,8 @@
 -- All SQL statements of persistence, loaded by sql.py.
 --
--- `-- name: x` begins a statement, `-- fragment: x` a text that statements include as {x}. Those of one database only
--- say so: `-- fragment: x (sqlite)`. All statements name the tenant first, except those for the process itself, and use
--- an index: a test checks the query plans of both databases.
+-- `-- name: x` begins a statement, `-- fragment: x` a text that statements include as {x}. One that is for a single
+-- database names it: `-- fragment: x (sqlite)`. All statements name the tenant first, except those for the process
+-- itself, and use an index: a test checks the query plans of both databases.
 
 -- fragment: join (sqlite)
 -- A join in the order of the text. Without the order SQLite's planner read all turns of the tenant.
@@ -220,8 +220,8 @@ GROUP BY usage.tenant, moved.key, moved.value, usage.asked_at / 86400000000
 {add_to_totals}
 
 -- name: put_words
--- Stores the words of a turn if its row is that of the same fold. Its number is free: numbers of one microsecond follow
--- one another. Runs after put_turn, in its transaction.
+-- Stores the words of a turn, unless its row is that of another fold. `number` is the next free one of the 1024 of the
+-- microsecond `asked_at`. Runs after put_turn, in the same transaction.
 INSERT INTO searched (number, tenant, turn, words)
 SELECT coalesce(
     (SELECT max(number) + 1 FROM searched
@@ -240,7 +240,7 @@ DELETE FROM searched WHERE tenant = :tenant AND turn = :turn
 SELECT tenant, turn FROM unsearched LIMIT :limit
 
 -- name: forget_unsearched
--- The words of a turn are stored.
+-- Removes a turn from `unsearched`, because its words are stored.
 DELETE FROM unsearched WHERE tenant = :tenant AND turn = :turn
 
 -- name: put_unstored
@@ -257,7 +257,7 @@ SELECT turn FROM unstored WHERE tenant = :tenant AND user_hash = :user_hash LIMI
 SELECT turn FROM unstored WHERE tenant = :tenant AND turn >= '' LIMIT :limit
 
 -- name: forget_unstored
--- A turn with `store: false` is erased.
+-- Removes the note of a turn with `store: false`, because it is erased.
 DELETE FROM unstored WHERE tenant = :tenant AND turn = :turn
 
 -- name: put_blob_uses
@@ -589,8 +589,8 @@ WHERE search MATCH :words AND search.rowid >= :from_number AND search.rowid < :b
 ORDER BY search.rowid DESC LIMIT :limit
 
 -- fragment: found (postgresql)
--- The same. The index of words is not in the order of `number`: if it finds many, the newest turns are read until the
--- page is full. The planner does not know which words are frequent.
+-- The same. The index of words is not in the order of `number`. If it finds 5000 rows, the words are frequent, and the
+-- newest turns are read until the page is full. The planner does not know which words are frequent.
 WITH few AS MATERIALIZED (
     SELECT number, turn, tenant FROM searched WHERE tailrace_words(words) @> string_to_array(:words, ' ') LIMIT 5000
 )

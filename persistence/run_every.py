@@ -1,4 +1,4 @@
-"""run_every: repeats the work of a background task while the log and the database can be used."""
+"""run_every: repeats the work of a background task. An unavailable log or database only delays it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,7 +12,7 @@ logger = structlog.get_logger()
 
 
 async def run_every(interval_s: float, work: Callable[[], Awaitable[None]], what: str, stop: asyncio.Event) -> None:
-    """Runs `work`, which `what` names in the log, at once and after each interval, until `stop` is set."""
+    """Runs `work` at once and after each interval, until `stop` is set. Log messages name it `what`."""
     while not stop.is_set():
         try:
             await work()

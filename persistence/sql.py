@@ -4,8 +4,8 @@
     -- The newest turn of a session.
     SELECT turn FROM turns WHERE …
 
-A part that begins with `-- fragment: x` is no statement; `{x}` includes it in the parts below it. A part with the name
-of a database, as in `-- fragment: x (sqlite)`, exists only for that database.
+A part that begins with `-- fragment: x` is not a statement; `{x}` includes it in the parts below it. A part with the
+name of a database, as in `-- fragment: x (sqlite)`, exists only for that database.
 """
 
 import re

@@ -228,7 +228,7 @@ class SQLite:
 
 
 def back_up(path: Path, copy: Path) -> int:
-    """Copies a database, with what is in its journal only, to a new private file. Returns its schema version.
+    """Copies a database, including what only its journal has, to a new private file. Returns its schema version.
 
     Other programs may read and write it meanwhile. Raises StoreError, also if the copy is damaged.
     """

@@ -50,7 +50,7 @@ BRANCH_TURNS_MAX = 10_000
 DELETE_TURNS_MAX = 1_000
 RELEASED_MAX = 200
 UNSEARCHED_MAX = 200
-# Of each microsecond, see the statement `put_words`; and the last one that it has a number for.
+# How many values of `searched.number` each microsecond has (see `put_words`), and the last microsecond that has some.
 NUMBERS = 1024
 LAST_AT = END_OF_TIME // NUMBERS
 BUSY_SESSIONS_MAX = 1_000
@@ -270,7 +270,7 @@ class Store:
                 self._sql["forget_released_blob"], [{"tenant": tenant, "sha256": sha256} for sha256 in blobs]
             )
 
-    async def search_older(self) -> int:
+    async def store_older_words(self) -> int:
         """Stores the words of some turns that an older version has recorded; returns the number of turns."""
         left = await self._read("unsearched", limit=UNSEARCHED_MAX)
         columns: list[dict[str, Any]] = []
@@ -290,7 +290,7 @@ class Store:
             await writer.execute(self._sql["put_unstored"], columns)
 
     async def unstored(self, tenant: Tenant, user: str | None) -> list[TurnId]:
-        """Returns noted turns of a user, of all users if it is None, at most `DELETE_TURNS_MAX`."""
+        """Returns noted turns of a user, or of all users if `user` is None, at most `DELETE_TURNS_MAX`."""
         if user is None:
             rows = await self._read("tenant_unstored", tenant=tenant, limit=DELETE_TURNS_MAX)
         else:
@@ -433,7 +433,7 @@ class Store:
     ) -> list[TurnRecord]:
         """Returns turns with all of `labels`, from `start` on and before `before`, newest first.
 
-        `words`: only those with all of these words, see `hash_words`.
+        `words` selects those with all of these hashed words, see `hash_words`.
         """
         page: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
         page["from_at"] = micros(start) if start is not None else 0

@@ -40,22 +40,25 @@ class UnstoredTurns:
         self._due: dict[Seq, Unstored] = {}
 
     async def divert(self, key: TurnKey, turn: Turn) -> bool:
-        """Takes a turn with `store: false`: returns whether it is one. Raises LogUnavailable, StoreError."""
+        """Counts a turn with `store: false`, and returns True: it must not be recorded. Returns False for other turns.
+
+        Raises LogUnavailable, StoreError.
+        """
         if turn.request is None or turn.request.store:
             return False
         await self._count(key, turn)
         return True
 
     async def _count(self, key: TurnKey, turn: Turn) -> None:
-        """Notes the turn and its user. Adds an ended one to the sums of usage, and notes that it is to be erased.
+        """Notes the turn and its user. Adds an ended turn to the sums of usage, and notes that it is to be erased.
 
-        May be repeated after a kill at any point. The row exists without content until the tombstone of its run does,
-        so that each run is counted once: a repeated Idempotency-Key runs an erased turn again. Raises LogUnavailable,
-        StoreError.
+        It is safe to repeat after a kill at any point. Each run is counted once: its row, without content, stays until
+        the tombstone names the run. A repeated Idempotency-Key runs an erased turn again, which is another run. Raises
+        LogUnavailable, StoreError.
         """
         if turn.request is None:
             return
-        # First: a deletion that comes later finds the turn by its user.
+        # This comes first, so that a deletion which begins later finds the turn by its user.
         await self._store.put_unstored(key, turn.request.user)
         if turn.end is None:
             return
@@ -71,9 +74,10 @@ class UnstoredTurns:
         await self._tombstones.note_unstored(key, run)
 
     async def to_delete(self, key: TurnKey) -> TurnToDelete | None:
-        """Returns the turn if the log has it with `store: false`; running until it is counted.
+        """Returns the turn for a deletion, or None if the log has no such turn with `store: false`.
 
-        Releases the blobs of one that is not running. Raises LogUnavailable, StoreError.
+        It is reported as running until its usage is counted; after that, this releases its blobs. Raises
+        LogUnavailable, StoreError.
         """
         try:
             turn = await self._log.turn(key)
@@ -87,7 +91,7 @@ class UnstoredTurns:
         return TurnToDelete(key.turn, is_running, is_unstored=True)
 
     async def of_user(self, tenant: Tenant, user: str | None) -> list[TurnToDelete]:
-        """Returns turns of a user that the log has with `store: false`, of all users if it is None; see `to_delete`."""
+        """Returns the turns with `store: false` of a user, or of all users if `user` is None, see `to_delete`."""
         noted = await self._store.unstored(tenant, user)
         found = [await self.to_delete(TurnKey(tenant, turn)) for turn in noted]
         if gone := [turn for turn, one in zip(noted, found, strict=True) if one is None]:
@@ -99,7 +103,7 @@ class UnstoredTurns:
         await run_every(INTERVAL_S, self._erase_due, "the erasure of turns that are not stored", stop)
 
     async def _find_due(self) -> None:
-        """Reads further notes, in the order of their ends. After a restart it reads all, of which most are erased."""
+        """Reads further notes, oldest first. After a restart it reads all of them; most of these turns are erased."""
         while len(self._due) < DUE_MAX and (found := await self._tombstones.next_unstored(self._after)) is not None:
             if found.noted_at + self._grace > datetime.now(UTC):
                 break
@@ -133,10 +137,10 @@ class UnstoredTurns:
         except TurnUnknown:
             await self._store.forget_unstored(note.key.tenant, [note.key.turn])
             return
-        # Another run has a note of its own. A part of an erased turn has no request.
+        # Another run of the turn has its own note. A turn without a request was erased in part: the rest follows.
         if turn.request is not None and note.run not in (b"", run_of(turn)):
             return
-        # First the blobs: after the erasure they are unknown.
+        # Blobs come first: after the erasure no entry names them.
         await self._release_blobs(note.key, turn)
         await self._log.erase(note.key)
         await self._store.forget_unstored(note.key.tenant, [note.key.turn])
@@ -148,7 +152,7 @@ class UnstoredTurns:
 
 
 def run_of(turn: Turn) -> bytes:
-    """Returns what tells a run of a turn from another one: when its request was stored."""
+    """Returns the id of a run of a turn: the time at which the log stored its request."""
     return b"" if turn.asked_at is None else turn.asked_at.isoformat().encode()
 
 

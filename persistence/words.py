@@ -1,7 +1,7 @@
 """The words of a turn, as the full text search stores them. Pure.
 
-A stored word is a hash of the tenant and of the word. The indexes of both databases keep parts of what was deleted for
-some time: these are hashes then, and a search reads only the words of its tenant.
+A stored word is a hash of the tenant and the word. So a search finds only words of its own tenant, and the indexes,
+which keep parts of deleted rows for some time, contain only hashes.
 
 A change of this module needs a migration that fills `unsearched` again.
 """
@@ -26,12 +26,12 @@ WORD = re.compile(
 
 
 def words_of(tenant: Tenant, turn: TurnRecord) -> str:
-    """Returns the words of a turn's question and answer, the first `WORDS_MAX`. Long texts that are blobs have none."""
+    """Returns the hashed words of a turn's question and answer. Long texts that are stored as blobs are left out."""
     return hash_words(tenant, [*(text for message in turn.input for text in _texts(message)), turn.text])
 
 
 def hash_words(tenant: Tenant, texts: Iterable[str]) -> str:
-    """Returns the different words of texts, hashed, with a space between two of them. '' without any word."""
+    """Returns the hashes of the different words of `texts`, at most `WORDS_MAX`, separated by spaces."""
     hashed: dict[str, None] = {}
     for text in texts:
         for word in WORD.findall(_folded(text)):
@@ -49,7 +49,7 @@ def _texts(message: Message) -> Iterable[str]:
 
 
 def _folded(text: str) -> str:
-    """Returns a text without differences of case, accents and compatible characters."""
+    """Returns `text` in lower case, without accents, and with compatible characters replaced (NFKD)."""
     if text.isascii():
         return text.lower()
     split = unicodedata.normalize("NFKD", text.casefold())

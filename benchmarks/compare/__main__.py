@@ -69,7 +69,7 @@ async def measure(arm: Arm, turns: int, words: int, rate: int, idle: dict[str, f
 
 
 def start(names: list[str], beside: list[Path], model: str, stack: contextlib.ExitStack) -> list[Arm]:
-    """Starts the arms `names` and the checkouts `beside`. Prints and leaves out each arm that cannot start."""
+    """Starts the arms `names` and the checkouts `beside`. Prints each arm that cannot start, and leaves it out."""
     starts = [(name, ARMS[name]) for name in names]
     starts += [(path.name, tailrace(path.name, "--sync", "default", checkout=path.resolve())) for path in beside]
     arms = []

@@ -25,7 +25,7 @@ VENV = ROOT / ".venv-bench"
 PYTHON = VENV / "bin/python"
 NCHAN = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
 START_S = 60
-# All readers come from one address, of which the default is 1,000 streams.
+# All readers have one address. The default for an address is 1,000 streams.
 STREAM_LIMITS = {"TAILRACE_STREAMS_ADDRESS_MAX": "5000"}
 # Prices are not fetched from the network, and requests need no key.
 LITELLM = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
@@ -33,7 +33,7 @@ _ROLES = {"nats-server": "NATS", "gateway": "gateway", "generators": "generator"
 
 
 class Arm(NamedTuple):
-    """A running system: its processes by role, and how it is asked."""
+    """A running system: its processes by role, and how to send it a question."""
 
     name: str
     port: int

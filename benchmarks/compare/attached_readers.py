@@ -16,8 +16,8 @@ import msgspec
 from benchmarks.compare.arms import Arm
 from benchmarks.compare.readers import Words
 
-# When its readers come, a turn of the herd and of `resume` has so many words, and is silent, so that only the readers
-# are measured.
+# For `resume` and the herds, a turn has this many words when its readers come. It is silent then, so that only the
+# readers are measured.
 TURN_WORDS = 400
 WORDS_PER_S = 100
 SILENT_S = 60
@@ -41,9 +41,9 @@ class Streams(msgspec.Struct):
     resume_s: float
     """The median time in which one reader receives the first `TURN_WORDS` words of a running turn."""
     herd_cold_s: float
-    """The time until `HERD_READERS` readers of `HERD_TURNS` turns have them, of turns that had no reader here yet."""
+    """The time until `HERD_READERS` readers of `HERD_TURNS` turns have these words. The turns had no reader before."""
     herd_warm_s: float
-    """The same again, of turns that had readers."""
+    """The same for turns that have had readers."""
     herd_cpu_us: float
     readers_p50_ms: float
     """The median delay of a word for `FOLLOWERS` readers of one turn."""

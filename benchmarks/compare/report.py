@@ -68,7 +68,7 @@ class Result(msgspec.Struct):
 
 def table(load: Load) -> str:
     """Returns a Markdown table: medians, the range of CPU, and the ratio of each arm's CPU to that of `tuned`."""
-    beside = load.samples.get("tuned")
+    tuned = load.samples.get("tuned")
     lines = [
         f"**{load.title}**, load average {load.load_average:.1f}",
         "",
@@ -85,7 +85,7 @@ def table(load: Load) -> str:
         roles = ", ".join(
             f"{role} {statistics.median(sample.cpu_us[role] for sample in samples):.0f}" for role in samples[0].cpu_us
         )
-        ratio = f"{cpu / _median(beside, 'sum_us'):.2f}" if beside else ""
+        ratio = f"{cpu / _median(tuned, 'sum_us'):.2f}" if tuned else ""
         lines.append(
             f"| {name} | {p50:.2f} ms | {p99:.1f} ms | {first:.1f} ms | {reached:,.0f} | {cpu:.0f} µs "
             f"| {min(sums):.0f} to {max(sums):.0f} | {ratio} | {roles} |"

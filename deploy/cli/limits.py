@@ -17,11 +17,11 @@ EXAMPLES = """\
 examples:
   tailrace limits                                          the limits of all tenants with a key or limits of their own
   tailrace limits acme                                     those of one tenant
-  tailrace limits acme --set requests=600,usd_month=500    replaces all limits of its own
-  tailrace limits acme --clear                             those of the settings apply
+  tailrace limits acme --set requests=600,usd_month=500    replaces all of its own limits
+  tailrace limits acme --clear                             removes its own limits: those of the settings apply
   tailrace limits --json | jq '.[].effective'
 
-The key needs the scope `admin`. The names of the limits: docs/LIMITS.md.
+The key needs the scope `admin`. docs/LIMITS.md has the names of the limits.
 """
 HEADINGS = ("TENANT", "OWN", "EFFECTIVE")
 PAGE = "200"

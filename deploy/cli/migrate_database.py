@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tailrace.deploy.cli.arguments import add_json
 from tailrace.deploy.cli.result import print_result
-from tailrace.persistence.copy_database import TableCopy, copy_database
+from tailrace.persistence.copy_database import TableDigest, copy_database
 from tailrace.persistence.database import display, is_url, open_database
 from tailrace.proto.errors import SettingsInvalid
 
@@ -39,7 +39,7 @@ def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
     return 0
 
 
-async def _copy(source: str, target: str) -> list[TableCopy]:
+async def _copy(source: str, target: str) -> list[TableDigest]:
     async with AsyncExitStack() as stack:
         opened = []
         for where in (source, target):

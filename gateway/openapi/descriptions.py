@@ -1,7 +1,8 @@
 """The descriptions and examples of the properties in the OpenAPI document.
 
-A description is the docstring below the field. That of a parameter that Claude does not support comes from the table of
-its protocol (gateway/clients/openai/unsupported.py). The source is parsed, so this module runs only in `make schema`.
+A description is the docstring below the field. For a parameter that Claude does not support, it comes from the table of
+its protocol, such as gateway/clients/openai/chat_parameters.py. This module parses the source, so only `make schema`
+runs it.
 """
 
 import ast
@@ -50,7 +51,7 @@ def describe(components: Json, kinds: Collection[Any]) -> None:
 
 
 def example_of(schema: Json, components: Json | None = None) -> Any:
-    """Returns a value that fits `schema`; None if only a named schema could give one, and `components` is not given."""
+    """Returns a value that fits `schema`, or None. Named schemas are looked up in `components`, if it is given."""
     match schema:
         case {"examples": [first, *_]}:
             return first
@@ -90,7 +91,7 @@ def _constant(schema: Json) -> str:
 
 
 def _meanings(struct: type) -> dict[str, str]:
-    """Returns the docstrings of a Struct's fields, and of those that it inherits, by their names in JSON."""
+    """Returns the descriptions of a Struct's own and inherited fields, by their names in JSON."""
     named = {one.name: one.encode_name for one in msgspec.structs.fields(struct)}
     found = {
         row.name: f"{'Refused' if row.is_refused else 'Ignored'}: {row.reason}." for row in UNSUPPORTED.get(struct, ())
@@ -110,10 +111,10 @@ def _docstrings(struct: type) -> Iterator[tuple[str, str]]:
                 yield name, inspect.cleandoc(text).replace("\n", " ")
 
 
-def _structs(found: Iterable[Any]) -> list[type]:
+def _structs(kinds: Iterable[Any]) -> list[type]:
     """Returns the Structs of the given types and of all fields below them."""
     seen: dict[type, None] = {}
-    waiting = list(found)
+    waiting = list(kinds)
     while waiting:
         match waiting.pop():
             case types.StructType(cls=struct, fields=fields) if struct not in seen:

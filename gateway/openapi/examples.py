@@ -1,9 +1,9 @@
 """The examples of the OpenAPI document.
 
-A property has the example of its name, or of `STRUCT.FIELD` where the name alone has several meanings. A property
-without a row has one that its schema gives, such as the first value of an enumeration. The example of a JSON response
-is made of its properties' examples. That of a request is in BODIES, and that of some Structs in WHOLE, because not all
-fields go together.
+EXAMPLES has the example of a property under its name, or under `STRUCT.FIELD` where a name has several meanings.
+Without a row there, the schema gives the example, such as the first value of an enumeration. The example of a JSON
+response consists of the examples of its properties. BODIES has whole requests, and WHOLE has whole Structs, where the
+examples of single fields would contradict each other.
 """
 
 from typing import Any
@@ -145,7 +145,7 @@ BODIES: dict[str, Json] = {
 # Responses that are not JSON, by media type.
 STREAMS = {"application/x-ndjson": f'{{"custom_id":"row-1","turn":"{TURN}"}}\n', "text/plain": ANSWER}
 EVENT = f'data: {{"type":"delta","text":"{ANSWER}"}}\nid: 42\n\n'
-# One event of an event stream, by the tag of the operation; `EVENT` of the others.
+# One event of an event stream, by the tag of the operation. Other tags have `EVENT`.
 EVENTS = {
     "openai": 'data: {"object":"chat.completion.chunk",'
     f'"choices":[{{"index":0,"delta":{{"content":"{ANSWER}"}}}}]}}\n\n',
@@ -158,7 +158,7 @@ STORED_FILE: Json = {"id": FILE, "object": "file", "filename": "report.pdf", "by
 FILE_BATCH: Json = {"id": f"batch_{BATCH}", "object": "batch", "status": "in_progress", "input_file_id": FILE}
 MESSAGE_BATCH: Json = {"id": f"msgbatch_{BATCH}", "type": "message_batch", "processing_status": "in_progress"}
 RESPONSE: Json = {"id": f"resp_{TURN}", "object": "response", "status": "completed", "model": MODEL}
-# Structs whose fields have examples that go together.
+# The examples of whole Structs, by name.
 WHOLE: dict[str, Json] = {
     "TurnRecord": {
         "turn": TURN, "session": SESSION, "parent": PARENT, "model": MODEL, "outcome": "completed", "input": MESSAGES,

@@ -96,7 +96,7 @@ def _schema(name: str, schema: Json) -> str:
 
 
 def _example(content: Json) -> str:
-    """Returns the example of a body, if it has one."""
+    """Returns the example of a body as HTML; '' without one."""
     match content:
         case {"example": str(text)}:
             return f"<pre>{escape(text)}</pre>"
@@ -107,7 +107,7 @@ def _example(content: Json) -> str:
 
 
 def _value(schema: Json) -> str:
-    """Returns the example of a property, unless its type shows all values."""
+    """Returns the example of a property as HTML; '' if its type already shows all values."""
     match schema:
         case {"enum": _} | {"const": _} | {"type": "boolean"}:
             return ""

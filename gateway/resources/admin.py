@@ -57,7 +57,7 @@ class LimitsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The body of `PUT /v1/admin/tenants/{tenant}/limits`."""
 
     limits: dict[str, float]
-    """All limits of the tenant's own, by the names in docs/LIMITS.md. Those of the settings apply for the others."""
+    """All of the tenant's own limits, by the names in docs/LIMITS.md. For the others, those of the settings apply."""
 
 
 class KeyBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,7 +100,7 @@ class TenantBody(msgspec.Struct, frozen=True, kw_only=True):
     limits: dict[str, float]
     """The tenant's own limits."""
     effective: Limits
-    """The limits that apply: the tenant's own, and those of the settings for the others."""
+    """The limits that apply: the tenant's own, and for the others those of the settings."""
 
 
 class TenantList(Page[TenantBody], frozen=True, kw_only=True):
@@ -140,7 +140,7 @@ async def create_key(request: ApiRequest, limiter: Limiter, administration: Admi
 async def revoke_key(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
     """`DELETE /v1/admin/keys/{key_id}`: revokes a key, for good. Its open streams end within a second.
 
-    The last key with the scope `admin` is refused: `tailrace keys revoke` revokes it.
+    The last key with the scope `admin` is not revoked (`409`): use `tailrace keys revoke` for it.
     """
     actor = await _admit(request, limiter)
     revoked = await administration.revoke_key(actor, request.path_params["key_id"], may_be_last=False)
@@ -209,7 +209,7 @@ async def get_usage(request: ApiRequest, limiter: Limiter, history: HistoryClien
 async def get_audit(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
     """`GET /v1/admin/audit`: the changes that operators have made, newest first, in pages.
 
-    Also those of the command line. No process of Tailrace can change or delete an entry.
+    Changes from the command line are included. No process of Tailrace can change or delete an entry.
     """
     await _admit(request, limiter)
     after, limit = page_of(request)
@@ -220,7 +220,7 @@ async def get_audit(request: ApiRequest, limiter: Limiter, administration: Admin
 
 
 async def _admit(request: ApiRequest, limiter: Limiter) -> Actor:
-    """Counts the request, and returns who sends it. Raises Refused."""
+    """Counts the request against `REQUESTS_MAX`, and returns its sender. Raises Refused."""
     principal = request.principal
     owner = Owner(principal.tenant, owner_name("admin_", principal), Limits(requests=REQUESTS_MAX))
     await Admission(limiter, principal.tenant, [owner]).count_request()
@@ -251,7 +251,7 @@ def _created(record: ApiKey, secret: str) -> Response:
 
 
 def _page(request: ApiRequest, items: list[Any], name: str) -> dict[str, Any]:
-    """Returns the fields of the requested page of `items`; its cursor is their field `name`."""
+    """Returns the fields of the requested page of `items`. The field `name` of an item is its cursor."""
     after, limit = page_of(request)
     if after is not None:
         names = [getattr(item, name) for item in items]

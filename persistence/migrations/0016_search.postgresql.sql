@@ -9,7 +9,7 @@ CREATE TABLE searched (
 
 CREATE UNIQUE INDEX searched_by_turn ON searched (tenant, turn);
 
--- With the cost that it has: the server may have to decompress the words of each row.
+-- COST 1000 tells the planner what a call really costs: the server may have to decompress the words of a row.
 CREATE FUNCTION tailrace_words(words TEXT) RETURNS TEXT[] LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE COST 1000 AS $$
 BEGIN
     RETURN string_to_array(words, ' ');

@@ -1,7 +1,7 @@
 """Schema migrations: NNNN_name.sql files, numbered from 0001 without gaps. `Database.migrate` runs them.
 
-PostgreSQL begins with the first NNNN_name.postgresql.sql, which makes the tables of all SQLite's migrations up to that
-number. Later ones with this ending take the place of the NNNN_name.sql beside them.
+PostgreSQL begins with the first NNNN_name.postgresql.sql, which creates the tables of all SQLite's migrations up to
+that number. From then on, a file with this ending takes the place of the NNNN_name.sql beside it.
 The statements of a released migration never change; a correction is a new migration.
 """
 

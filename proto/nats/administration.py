@@ -19,7 +19,7 @@ from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.audit_log import Action, Actor, AuditEntry, AuditLog
 from tailrace.proto.nats.connection import Connection
 
-# A key that ends before leaves no time to create another one.
+# A key that ends sooner leaves too little time to create another one.
 LASTING_S = 24 * 3600
 
 
@@ -74,9 +74,10 @@ class Administration:
         return made, is_first
 
     async def revoke_key(self, actor: Actor, key_id: str, *, may_be_last: bool) -> Revocation | None:
-        """Revokes a key. None: there is no such key. Raises Refused for the last key with the scope `admin`.
+        """Revokes a key. Returns None if there is no such key.
 
-        `may_be_last`: such a key is revoked, too, because the caller can create another one without a key.
+        Raises Refused for the last key with the scope `admin`, unless `may_be_last`: the caller needs no key to create
+        another one.
         """
         if (record := await self._find(key_id)) is None:
             return None
@@ -101,13 +102,13 @@ class Administration:
         return revoked and Revocation(*revoked, is_last=is_last)
 
     async def rotate_key(self, actor: Actor, key_id: str, grace_s: int = 0) -> NewKey | None:
-        """Replaces a valid key by a new one like it. The old one is valid for `grace_s` more. None: there is none.
+        """Replaces a valid key by a new one with the same rights. The old key stays valid for `grace_s`.
 
-        Raises Refused for a key that another rotation replaces or has replaced.
+        Returns None if there is no such valid key. Raises Refused for a key that another rotation has replaced.
 
-        The new key is stored first, and counts as another admin key only when the old one names it. So the old key
-        stays valid, and can be rotated again, if this process ends in between. The old one names one new key: of
-        rotations at the same time, one stores its name, and the others revoke the keys that they have made.
+        The new key is stored first, and then its id in the record of the old key. Only from then on does it count as
+        another admin key. So if this process ends in between, the old key stays valid and can be rotated again. Of
+        rotations of one key at the same time, one stores its id, and the others revoke the keys that they have made.
         """
         now = int(time.time())
         if (old := await self._find(key_id)) is None or not old.is_good(now):
@@ -122,7 +123,7 @@ class Administration:
             limits=old.limits,
             expires_at=None if old.expires_at is None else now + old.expires_at - old.created_at,
         )
-        # As they are stored: a newer version may have scopes that this one does not know.
+        # The scopes as they are stored: a newer version may have some that this one does not know.
         record = msgspec.structs.replace(made.record, scopes=old.scopes, replaces=key_id)
         async with self._record_change(
             actor, "key.rotate", old.tenant, key_id, without_hash(old), without_hash(record)
@@ -134,7 +135,7 @@ class Administration:
         return NewKey(made.secret, record)
 
     async def tenant_limits(self) -> dict[Tenant, dict[str, float]]:
-        """Returns the limits that tenants have of their own."""
+        """Returns the tenants' own limits, by tenant."""
         return await self._keys.list_limits()
 
     async def set_tenant_limits(self, actor: Actor, tenant: Tenant, limits: Mapping[str, float]) -> None:
@@ -178,18 +179,19 @@ class Administration:
 
 
 def _leaves_admin(keys: Iterable[ApiKey], key_id: str, now: int) -> bool:
-    """Returns whether an admin key is left without this one.
+    """Returns whether an admin key is left when the key `key_id` is gone.
 
-    Not one that ends within a day, is being replaced, or was made by a rotation that is not complete.
+    Keys that end within a day, are being replaced, or were made by an incomplete rotation do not count.
     """
     by_id = {key.id: key for key in keys}
 
-    def is_made(key: ApiKey) -> bool:
+    def is_complete(key: ApiKey) -> bool:
+        """Returns whether no rotation has made the key, or one that is complete."""
         old = by_id.get(key.replaces or "")
         return old is None or old.replaced_by == key.id
 
     return any(
-        ADMIN_SCOPE in key.scopes and key.is_good(now + LASTING_S) and key.replaced_by is None and is_made(key)
+        ADMIN_SCOPE in key.scopes and key.is_good(now + LASTING_S) and key.replaced_by is None and is_complete(key)
         for key in by_id.values()
         if key.id != key_id
     )

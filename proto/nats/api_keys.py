@@ -86,7 +86,7 @@ class ApiKeyStore:
         return changed and (changed[1], changed[0].revoked_at is not None)
 
     async def replace(self, key_id: str, successor: str, now: int, grace_s: int) -> bool:
-        """Stores that `successor` replaces a key, which is revoked, or expires after `grace_s` unless it does before.
+        """Stores that `successor` replaces a key, which is revoked (`grace_s` 0), or expires in `grace_s` or sooner.
 
         Returns False, and changes nothing, if the key has ended or another key replaces it. Raises LogUnavailable.
         """
@@ -103,11 +103,12 @@ class ApiKeyStore:
         return changed is not None and changed[1].replaced_by == successor
 
     async def begin_ending(self, key_id: str, is_allowed: Callable[[list[ApiKey]], bool]) -> bool:
-        """Stores that a key is about to be revoked, if `is_allowed` of all keys that are not about to be.
+        """Stores that a key is about to be revoked, if `is_allowed` accepts the keys that were not about to be.
 
-        The ids are one record, which each call changes by its revision. So of two keys that are revoked at once, the
-        second call knows of the first, whose key may still be valid. A caller that does not revoke the key then has
-        only taken it out of the count of `is_allowed`: it can be revoked later. Raises LogUnavailable.
+        Returns whether it was stored. The ids of such keys are one record, which each call changes by its revision. So
+        of two keys that are revoked at once, the second call knows of the first, whose key may still be valid. If the
+        caller then does not revoke the key, later calls do not count it any more; it can still be revoked. Raises
+        LogUnavailable.
         """
         for _ in range(READ_TRIES):
             found = await self._bucket.get(ENDING)

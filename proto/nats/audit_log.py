@@ -1,4 +1,4 @@
-"""The audit log of operators: each change of keys and limits, in a stream that nats-server never deletes from."""
+"""The audit log: changes of keys and limits by operators, in a stream from which nats-server never deletes."""
 
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
@@ -41,9 +41,9 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     target: str
     """The id of the key, or the name of the tenant."""
     before: dict[str, Any] | None = None
-    """The record before the change, without secrets; null: there was none."""
+    """The record before the change, without secrets; null: there was none. Of a rotation: the old key."""
     after: dict[str, Any] | None = None
-    """The record after the change, without secrets; null: there is none."""
+    """The record after the change, without secrets; null: there is none. Of a rotation: the new key."""
     error: str | None = None
     """Why the change failed; null: it was made, or a later entry says that it failed."""
 
@@ -56,7 +56,7 @@ class AuditLog:
         self._reader = DirectReader(connection, AUDIT)
 
     async def append(self, entry: AuditEntry) -> None:
-        """Stores an entry. Raises LogUnavailable: then the change must not be made."""
+        """Stores an entry. If this raises LogUnavailable, the change must not be made."""
         subject = subjects.audit(entry.action.replace(".", "_"))
         reply = await self._connection.request(subject, msgspec.json.encode(entry), timeout_s=TIMEOUT_S)
         if (error := pub_ack.decode(reply.data).error) is not None:

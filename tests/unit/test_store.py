@@ -449,7 +449,7 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
     (told,) = await store.usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
     assert (told.key, told.turns, told.message_count, told.total_tokens) == (made.model, 1, 2, 11)
     assert (await session_of(store, "session-1")).message_count == made.messages
-    assert [await store.search_older() for _ in range(2)] == [1, 0]
+    assert [await store.store_older_words() for _ in range(2)] == [1, 0]
     assert [one.turn for one in await store.turns(OURS, {}, None, NEWEST, 9, hash_words(OURS, ["light"]))] == ["turn-1"]
     await store.close()
 

@@ -1,8 +1,8 @@
 """A server whose answers are stored and sent by nchan, a module of nginx: `uvicorn nchan_app:app`.
 
 nginx passes POSTs to it. It publishes each delta through a WebSocket of the turn, and redirects the reader to the
-channel by `X-Accel-Redirect`. A reader that reconnects with Last-Event-ID is resumed by nginx. A call of the model that
-is lost with this process is not repeated.
+channel by `X-Accel-Redirect`. nginx resumes a reader that reconnects with Last-Event-ID. If this process ends, its
+calls of the model are lost and not repeated.
 """
 
 import asyncio

@@ -37,7 +37,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 async def delta_texts(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[str]]:
-    """Yields the texts of the deltas in each chunk of the model's stream that has any."""
+    """Yields the texts of the deltas of each chunk of the model's stream, if it has any."""
     rest = b""
     async for data in chunks:
         *lines, rest = (rest + data).split(b"\n")
