@@ -422,7 +422,7 @@ CODES: dict[str, Code] = {
         409,
         INVALID,
         "The key has ended, or another key replaces it.",
-        "Use or rotate the key that replaces it: see `GET /v1/admin/keys`.",
+        "Use or rotate the key that replaces it: see `replaced_by` in `GET /v1/admin/keys`.",
     ),
     # 410 and not 409: clients repeat a request after a 409 by themselves, and this answer will never exist.
     "turn_cancelled": Code(

@@ -24,7 +24,8 @@ IMAGE = "https://example.com/sky.png"
 
 EXAMPLES: Json = {
     "KeyBody.id": KEY_ID, "CreatedKey.id": KEY_ID, "CreatedKey.key": "tr_Rw8H…", "KeyBody.created_at": UNIX_S,
-    "CreatedKey.created_at": UNIX_S, "expires_at": None, "revoked_at": None, "KeyBody.name": "web shop",
+    "CreatedKey.created_at": UNIX_S, "expires_at": None, "revoked_at": None, "replaced_by": None,
+    "KeyBody.replaces": None, "CreatedKey.replaces": None, "KeyBody.name": "web shop",
     "CreatedKey.name": "web shop", "NewKeyBody.name": "web shop", "KeyBody.limits": None, "CreatedKey.limits": None,
     "expires_in_s": 7776000, "scopes": ["read", "write"], "NewKeyBody.limits": {"requests": 600},
     "LimitsBody.limits": {"requests": 600, "usd_month": 500}, "TenantBody.limits": {"requests": 600},

@@ -67,6 +67,8 @@ export class Demo {
   /** Opens a connection that `Cut my connection` can break, for a reader of `turn`. */
   async #fetch(url, init, turn) {
     if (this.#isCut) throw new TypeError("the connection is cut");
+    // Only a reader's connection has a signal: `Stop` sends a request of its own.
+    if (!init.signal) return fetch(url, init);
     if (turn !== this.#turn) this.#begin(turn);
     const cut = new AbortController();
     this.#cuts.add(cut);

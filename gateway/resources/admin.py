@@ -79,6 +79,10 @@ class KeyBody(msgspec.Struct, frozen=True, kw_only=True):
     """When the key was revoked; null: it was not."""
     limits: dict[str, float] | None = None
     """The limits of the key; null: those of the settings."""
+    replaces: str | None = None
+    """The id of the key for which a rotation has made this one; null: none has."""
+    replaced_by: str | None = None
+    """The id of the key that a rotation has made for this one; null: none has."""
 
 
 class CreatedKey(KeyBody, frozen=True, kw_only=True):

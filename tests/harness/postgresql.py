@@ -46,6 +46,11 @@ def programs() -> Path:
     return (found[-1] if found else Path(str(here))).parent
 
 
+def let_pass(folder: Path) -> None:
+    """Lets other users reach files in `folder`, as the server's user has to."""
+    folder.chmod(folder.stat().st_mode | 0o011)
+
+
 class PostgreSQLServer:
     """`async with PostgreSQLServer() as server:` starts an empty server; leaving the context kills it.
 
@@ -93,7 +98,7 @@ class PostgreSQLServer:
         password = self._folder / "password"
         password.write_text(PASSWORD)
         if self._as:
-            Path(tempfile.gettempdir()).chmod(0o711)
+            let_pass(Path(tempfile.gettempdir()))
             for path in (self._folder, password):
                 shutil.chown(path, **self._as)
         options = ["--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US", "--no-sync"]

@@ -187,6 +187,8 @@ async def test_rotations_of_a_key_at_once_create_one_key(gateway: Gateway) -> No
     keys = (await gateway.client.get("/v1/admin/keys?tenant=acme")).json()["data"]
     assert {key["id"] for key in keys if key["revoked_at"] is None} == {old["id"], made["id"]}
     assert made["expires_at"] - made["created_at"] == 900
+    replaced = {key["id"]: (key["replaces"], key["replaced_by"]) for key in keys if key["revoked_at"] is None}
+    assert replaced == {old["id"]: (None, made["id"]), made["id"]: (old["id"], None)}
 
 
 async def _is_admin(gateway: Gateway, key: str) -> bool:

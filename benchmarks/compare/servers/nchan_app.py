@@ -1,7 +1,7 @@
 """A server whose answers are stored and sent by nchan, a module of nginx: `uvicorn nchan_app:app`.
 
-nginx passes POSTs to it. It publishes each delta through a WebSocket of the turn, and redirects the reader to the
-channel by `X-Accel-Redirect`. nginx resumes a reader that reconnects with Last-Event-ID. If this process ends, its
+nginx passes the questions to it. It publishes each delta through a WebSocket of the turn, and redirects the reader to
+the channel by `X-Accel-Redirect`. nginx resumes a reader that reconnects with Last-Event-ID. If this process ends, its
 calls of the model are lost and not repeated.
 """
 

@@ -499,7 +499,11 @@ const STEPS = {
     const proof = await page.locator(".proof").textContent();
     const second = await page.locator(".other .mark").textContent();
     const answer = (await text(page)).trim();
-    await page.getByRole("link", { name: "Timeline" }).click();
+    await ask(page, "Count.\n#sim words=4000 rate=20");
+    await page.locator(".answer .text", { hasText: "w000005" }).nth(1).waitFor();
+    await press("Stop");
+    await page.waitForSelector(".meta:has-text('stopped')");
+    await page.getByRole("link", { name: "Timeline" }).first().click();
     const timeline = await replayed(page, (name) => page.screenshot({ path: `${folder}/timeline-${name}.png`, fullPage: true }));
     return {
       withoutToken,
