@@ -139,7 +139,7 @@ async def assert_rolling_restart(up: Up, client: httpx2.AsyncClient, connection:
     for name in NAMES:
         done = await restart(up.folder, name)
         assert (done.returncode, done.stderr) == (0, ""), done
-        assert done.stdout == f"{name} runs again and has caught up\n"
+        assert done.stdout == f'{{"node":"{name}"}}\n'
     assert not set(before.values()) & set(pids(up).values())
     assert (await client.get(path)).json()["outcome"] == "running"
     assert await attempt_of(connection, path.rpartition("/")[2]) == 1, "another generator took the turn over"
