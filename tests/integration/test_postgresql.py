@@ -139,6 +139,10 @@ async def tables(postgresql: PostgreSQLServer, url: str) -> list[str]:
         (f"postgresql+asyncpg://u:{PASSWORD}@h/d", "postgresql+asyncpg://"),
         (f"Postgresql://u:{PASSWORD}@h/d", "Postgresql://"),
         (f"mysql://u:{PASSWORD}@h/d", "mysql://"),
+        (f" postgresql://u:{PASSWORD}@h/d", " postgresql:"),
+        (f'"postgresql://u:{PASSWORD}@h/d"', '"postgresql:'),
+        (f"postgresql//u:{PASSWORD}@h/d", "postgresql//"),
+        (f"postgresql ;//u:{PASSWORD}@h/d", "postgresql ;"),
         ("sqlite:///tailrace.db", "sqlite:///"),
         ("file:/tailrace.db", "file:/"),
     ],
@@ -154,7 +158,8 @@ async def test_a_mistyped_url_is_not_taken_for_the_name_of_a_file(
     assert await asyncio.to_thread(main, ["migrate-database", url, "new.db"]) == 2
     assert PASSWORD not in capsys.readouterr().err
     assert os.listdir(tmp_path) == []  # noqa: PTH208  # in a test
-    await preflight(Settings(database="a:b.db"))
+    for file in ("a:b.db", "postgresql.db"):
+        await preflight(Settings(database=file))
 
 
 async def test_an_older_server_is_refused(postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch) -> None:
