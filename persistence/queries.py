@@ -34,8 +34,6 @@ from tailrace.proto.records import (
 )
 from tailrace.proto.subjects import TurnKey
 
-# Characters of the text of a search that count. The rest is ignored.
-TEXT_CHARS_MAX = 1000
 TOO_MANY = (
     "this conversation has more than {most} turns, which is the limit: "
     "start a new session, or continue from an earlier turn (`parent`)"
@@ -109,12 +107,13 @@ class Queries:
         limit = paging.clamp_limit(ask.limit)
         latest = NEWEST if ask.last is None else PageCursor(micros(_midnight(ask.last) + timedelta(days=1)), "")
         start = None if ask.first is None else _midnight(ask.first)
-        words = "" if ask.text is None else hash_words(tenant, [ask.text[:TEXT_CHARS_MAX]])
+        words = hash_words(tenant, [ask.text or ""]).split()
         if ask.text is not None and not words:
-            raise Refused("request_invalid", "`q` contains no word: write one or more words to search for")
+            raise Refused("request_invalid", "`q` contains no word: write one or more words to search for", param="q")
         before = min(paging.start(ask.after, NEWEST), latest)
-        found = await self._store.turns(tenant, ask.labels, start, before, limit + 1, words)
-        return TurnPage(*page_of(found, limit, lambda one: (one.asked_at, one.turn)))
+        found, end = await self._store.turns(tenant, ask.labels, start, before, limit + 1, words)
+        page, following = page_of(found, limit, lambda one: (one.asked_at, one.turn))
+        return TurnPage(page, following or (end and paging.encode(end)))
 
     async def running(self, tenant: Tenant, ask: ListRunning) -> TurnPage:
         limit = paging.clamp_limit(ask.limit)

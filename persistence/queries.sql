@@ -239,6 +239,11 @@ DELETE FROM searched WHERE tenant = :tenant AND turn = :turn
 -- Some turns whose words are not stored yet, of all tenants.
 SELECT tenant, turn FROM unsearched LIMIT :limit
 
+-- name: outdated_words
+-- Some turns whose words another version of words.py has made, of all tenants. In an order that only the index has: the
+-- planner would expect to find many, and read the whole table.
+SELECT tenant, turn FROM searched WHERE substr(words, 1, 2) <> '2 ' ORDER BY tenant, turn LIMIT :limit
+
 -- name: forget_unsearched
 -- Removes a turn from `unsearched`, because its words are stored.
 DELETE FROM unsearched WHERE tenant = :tenant AND turn = :turn
@@ -549,67 +554,97 @@ WHERE tenant = :tenant AND outcome = 'running' AND (:session IS NULL OR session 
   AND (turns.asked_at, turn) > (:after_at, :after)
 ORDER BY turns.asked_at, turn LIMIT :limit
 
+-- fragment: has_labels
+-- Whether a row `one` of a turn has all labels of the JSON object `others`.
+NOT EXISTS (
+        SELECT 1 FROM {fields}(:others{as_json}) AS other WHERE NOT EXISTS (
+            SELECT 1 FROM labels
+            WHERE tenant = :tenant AND labels.turn = one.turn AND name = other.key AND labels.value = other.value
+        )
+    )
+
+-- fragment: contain_words (sqlite)
+-- Whether a row of `searched` has all words of :words. Each is 8 characters long; spaces separate them.
+NOT EXISTS (
+            SELECT 1 FROM json_each('["' || replace(:words, ' ', '","') || '"]') AS word
+            WHERE instr(searched.words, word.value) = 0
+        )
+
+-- fragment: contain_words (postgresql)
+tailrace_words(searched.words) @> string_to_array(:words, ' ')
+
+-- fragment: has_words
+-- Whether a row `one` of a turn has all words of :words, which may be empty.
+(:words = '' OR (
+        SELECT {contain_words} FROM searched WHERE searched.tenant = :tenant AND searched.turn = one.turn
+    ))
+
 -- name: turns
--- The turns before a cursor, newest first.
-SELECT * FROM turns JOIN usage USING (tenant, session, turn)
-WHERE tenant = :tenant AND turns.asked_at >= :from_at AND (turns.asked_at, turn) < (:before_at, :before)
-ORDER BY turns.asked_at DESC, turn DESC LIMIT :limit
+-- The turns with all words of :words and all labels of `others`, from a position on and before a cursor, newest first.
+SELECT one.*, usage.* FROM turns AS one
+{join} usage ON usage.tenant = :tenant AND usage.session = one.session AND usage.turn = one.turn
+WHERE one.tenant = :tenant
+    AND (one.asked_at, one.turn) >= (:from_at, :start) AND (one.asked_at, one.turn) < (:before_at, :before)
+    AND {has_words}
+ORDER BY one.asked_at DESC, one.turn DESC LIMIT :limit
+
+-- name: end_of_turns
+-- The position of the turn that is :offset turns older than the newest one of `turns`; none if there are fewer.
+SELECT asked_at, turn FROM turns
+WHERE tenant = :tenant AND (asked_at, turn) >= (:from_at, :start) AND (asked_at, turn) < (:before_at, :before)
+ORDER BY asked_at DESC, turn DESC LIMIT 1 OFFSET :offset
 
 -- name: labelled_turns
--- The same with a label, and with all labels of the JSON object `others`.
-SELECT turns.*, usage.* FROM labels AS label
-{join} turns ON turns.tenant = :tenant AND turns.turn = label.turn
+-- The same as `turns`, by the index of one label.
+SELECT turns.*, usage.* FROM labels AS one
+{join} turns ON turns.tenant = :tenant AND turns.turn = one.turn
 {join} usage ON usage.tenant = :tenant AND usage.session = turns.session AND usage.turn = turns.turn
-WHERE label.tenant = :tenant AND label.name = :name AND label.value = :value
-    AND label.asked_at >= :from_at AND (label.asked_at, label.turn) < (:before_at, :before)
-    AND NOT EXISTS (
-        SELECT 1 FROM {fields}(:others{as_json}) AS other WHERE NOT EXISTS (
-            SELECT 1 FROM labels
-            WHERE tenant = :tenant AND labels.turn = label.turn AND name = other.key AND labels.value = other.value
-        )
-    )
-ORDER BY label.asked_at DESC, label.turn DESC LIMIT :limit
+WHERE one.tenant = :tenant AND one.name = :name AND one.value = :value
+    AND (one.asked_at, one.turn) >= (:from_at, :start) AND (one.asked_at, one.turn) < (:before_at, :before)
+    AND {has_labels} AND {has_words}
+ORDER BY one.asked_at DESC, one.turn DESC LIMIT :limit
 
--- fragment: page_of_words
--- Whether a row of `searched` is before a cursor, and its turn has all labels of the JSON object `others`.
-searched.tenant = :tenant AND searched.number >= :from_number AND searched.number < coalesce(
-        (SELECT number FROM searched WHERE tenant = :tenant AND turn = :before), :before_number
-    )
-    AND NOT EXISTS (
-        SELECT 1 FROM {fields}(:others{as_json}) AS other WHERE NOT EXISTS (
-            SELECT 1 FROM labels
-            WHERE tenant = :tenant AND labels.turn = searched.turn AND name = other.key AND labels.value = other.value
-        )
-    )
+-- name: end_of_labelled_turns
+-- The same as `end_of_turns`, among the turns with a label.
+SELECT asked_at, turn FROM labels
+WHERE tenant = :tenant AND name = :name AND value = :value
+    AND (asked_at, turn) >= (:from_at, :start) AND (asked_at, turn) < (:before_at, :before)
+ORDER BY asked_at DESC, turn DESC LIMIT 1 OFFSET :offset
 
 -- fragment: found (sqlite)
--- A page of the turns with all words of :words, from their index, which is in the order of `number`.
-SELECT searched.number, searched.turn FROM search CROSS JOIN searched ON searched.number = search.rowid
-WHERE search MATCH :words AND search.rowid >= :from_number AND search.rowid < :before_number + 1024 AND {page_of_words}
-ORDER BY search.rowid DESC LIMIT :limit
+-- The rows with :word and all words of :words, from the index of the first, which is in the order of `number`.
+SELECT number, turn FROM search CROSS JOIN searched ON searched.number = search.rowid
+WHERE search MATCH :word AND search.rowid >= :from_number AND search.rowid <= :before_number
+    AND searched.tenant = :tenant AND (:words = '' OR {contain_words})
 
 -- fragment: found (postgresql)
--- The same. The index of words is not in the order of `number`. If it finds 5000 rows, the words are frequent, and the
--- newest turns are read until the page is full. The planner does not know which words are frequent.
-WITH few AS MATERIALIZED (
-    SELECT number, turn, tenant FROM searched WHERE tailrace_words(words) @> string_to_array(:words, ' ') LIMIT 5000
-)
-(
-    SELECT number, turn FROM few AS searched WHERE (SELECT count(*) FROM few) < 5000 AND {page_of_words}
-    ORDER BY number DESC LIMIT :limit
-) UNION ALL (
-    SELECT number, turn FROM searched WHERE (SELECT count(*) FROM few) = 5000
-        AND tailrace_words(words) @> string_to_array(:words, ' ') AND {page_of_words}
-    ORDER BY number DESC LIMIT :limit
-)
+-- The same. The index of words has no order, so the range is no condition of it.
+SELECT number, turn FROM (
+    SELECT number, turn, tenant FROM searched WHERE {contain_words} LIMIT :offset
+) AS searched
+WHERE tenant = :tenant AND number >= :from_number AND number <= :before_number
+
+-- name: end_of_found_turns (sqlite)
+-- The same as `end_of_turns`, among the turns with the word :word.
+SELECT rowid / 1024 AS asked_at, '' AS turn FROM search
+WHERE search MATCH :word AND rowid >= :from_number AND rowid <= :before_number
+ORDER BY rowid DESC LIMIT 1 OFFSET :offset
+
+-- name: end_of_found_turns (postgresql)
+-- Whether more than :offset turns have all words of :words: a row without a position.
+SELECT 0 AS asked_at, '' AS turn FROM searched WHERE {contain_words} LIMIT 1 OFFSET :offset
 
 -- name: found_turns
--- The turns with all words of :words and all labels of the JSON object `others`, before a cursor, newest first.
-WITH found AS ({found})
-SELECT turns.*, usage.* FROM found
-{join} turns ON turns.tenant = :tenant AND turns.turn = found.turn
+-- The same as `turns`, by the index of words, with all labels of `others`. For words that few turns have: it reads all.
+WITH one AS ({found}), page AS (
+    SELECT number / 1024 AS asked_at, turn FROM one
+    WHERE (number / 1024, turn) >= (:from_at, :start) AND (number / 1024, turn) < (:before_at, :before) AND {has_labels}
+    ORDER BY number / 1024 DESC, turn DESC LIMIT :limit
+)
+SELECT turns.*, usage.* FROM page
+{join} turns ON turns.tenant = :tenant AND turns.turn = page.turn
 {join} usage ON usage.tenant = :tenant AND usage.session = turns.session AND usage.turn = turns.turn
-ORDER BY found.number DESC
+ORDER BY page.asked_at DESC, page.turn DESC
 
 -- name: last_turn
 -- The newest turn of a session.
@@ -742,10 +777,19 @@ WITH page AS (
     {summed}
 
 -- name: user_sessions
--- The sessions of one user before a cursor, newest first, with totals; of one project unless it is null.
+-- The sessions of one user before a cursor, newest first, with totals.
 WITH page AS (
     SELECT * FROM sessions
-    WHERE tenant = :tenant AND "user" = :user AND coalesce(project = :project, true)
+    WHERE tenant = :tenant AND "user" = :user AND (updated_at, session) < (:before_at, :before)
+    ORDER BY updated_at DESC, session DESC LIMIT :limit
+)
+{with_totals}
+
+-- name: project_user_sessions
+-- The same of one user in one project.
+WITH page AS (
+    SELECT * FROM sessions
+    WHERE tenant = :tenant AND project = :project AND "user" = :user
         AND (updated_at, session) < (:before_at, :before)
     ORDER BY updated_at DESC, session DESC LIMIT :limit
 )

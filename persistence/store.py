@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 from msgspec import UNSET
 
 from tailrace.persistence.database import Database, open_database
 from tailrace.persistence.migrations import REPLAY_BELOW_VERSION
-from tailrace.persistence.paging import END_OF_TIME, PageCursor
+from tailrace.persistence.paging import END_OF_TIME, NEWEST, OLDEST, PageCursor
 from tailrace.persistence.rows import (
     EPOCH,
     TurnRow,
@@ -53,6 +53,9 @@ UNSEARCHED_MAX = 200
 # How many values of `searched.number` each microsecond has (see `put_words`), and the last microsecond that has some.
 NUMBERS = 1024
 LAST_AT = END_OF_TIME // NUMBERS
+# The most turns that a search reads for one page, and the most words that it counts.
+SCAN_MAX = 1000
+COUNTED_WORDS_MAX = 20
 BUSY_SESSIONS_MAX = 1_000
 # Greater than every id of a file.
 LAST_NAME = "\U0010ffff"
@@ -85,6 +88,17 @@ DELETE_EMPTY: dict[Kind, tuple[tuple[str, str], ...]] = {
 }
 # Labels that have many turns each. All others have fewer.
 BY_SELECTIVITY = {"user": 1, "key": 2, "model": 3}
+
+
+class Scan(NamedTuple):
+    """A statement that reads a page of turns, and the position of the last of the `SCAN_MAX` turns that it may read.
+
+    `end` is OLDEST if there are fewer.
+    """
+
+    statement: str
+    values: Mapping[str, str]
+    end: PageCursor
 
 
 class Store:
@@ -271,17 +285,22 @@ class Store:
             )
 
     async def store_older_words(self) -> int:
-        """Stores the words of some turns that an older version has recorded; returns the number of turns."""
+        """Stores the words of some turns that another version has recorded; returns the number of turns."""
         left = await self._read("unsearched", limit=UNSEARCHED_MAX)
+        outdated = await self._read("outdated_words", limit=UNSEARCHED_MAX)
         columns: list[dict[str, Any]] = []
-        for row in left:
+        wordless: list[dict[str, Any]] = []
+        for row in [*left, *outdated]:
             found = await self.turn(TurnKey(row["tenant"], row["turn"]))
-            if found is not None:
-                columns.append({**row, "cursor": found.cursor, "words": words_of(row["tenant"], found)})
+            if found is not None and (words := words_of(row["tenant"], found)):
+                columns.append({**row, "cursor": found.cursor, "words": words})
+            else:
+                wordless.append(row)
         async with self._database.transaction() as writer:
+            await writer.executemany(self._sql["delete_words"], wordless)
             await writer.executemany(self._sql["put_words"], columns)
             await writer.executemany(self._sql["forget_unsearched"], left)
-        return len(left)
+        return len(left) + len(outdated)
 
     async def put_unstored(self, key: TurnKey, user: str | None) -> None:
         """Notes a turn with `store: false`, with a hash of its user."""
@@ -387,12 +406,9 @@ class Store:
     ) -> list[SessionRecord]:
         """Returns sessions last used before `before`, most recent first; of one project and one user."""
         page: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
-        if user is not None:
-            rows = await self._read("user_sessions", tenant=tenant, user=user, project=project, **page)
-        elif project is None:
-            rows = await self._read("sessions", tenant=tenant, **page)
-        else:
-            rows = await self._read("project_sessions", tenant=tenant, project=project, **page)
+        of = {"project": project, "user": user}
+        kind = "".join(f"{name}_" for name, value in of.items() if value is not None)
+        rows = await self._read(f"{kind}sessions", tenant=tenant, **of, **page)
         return [session_record(row, since) for row in rows]
 
     async def numbered_sessions(
@@ -429,26 +445,50 @@ class Store:
         start: datetime | None,
         before: PageCursor,
         limit: int,
-        words: str = "",
-    ) -> list[TurnRecord]:
-        """Returns turns with all of `labels`, from `start` on and before `before`, newest first.
+        words: Sequence[str] = (),
+    ) -> tuple[list[TurnRecord], PageCursor | None]:
+        """Returns turns with all of `labels` and hashed `words`, from `start` on and before `before`, newest first.
 
-        `words` selects those with all of these hashed words, see `hash_words`.
+        Also returns the position of the last turn that was read, or None if there are no more turns. It reads at most
+        `SCAN_MAX` turns, by the index of the rarest label or word, so that the cost does not grow with the database.
         """
-        page: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
-        page["from_at"] = micros(start) if start is not None else 0
+        page: dict[str, Any] = {"tenant": tenant, "before_at": before.at, "before": before.name, "start": ""}
+        page |= {"from_at": micros(start) if start is not None else 0, "words": " ".join(words), "limit": limit}
+        best = Scan("turns", {}, OLDEST)
+        if labels or words:
+            best = await self._best_scan(page, labels, words)
+        if best.end != OLDEST:
+            page |= {"from_at": best.end.at, "start": best.end.name}
+        others = {name: value for name, value in labels.items() if name != best.values.get("name")}
+        page |= {**best.values, **_numbers(page), "others": msgspec.json.encode(others).decode(), "offset": SCAN_MAX}
+        rows = await self._read(best.statement, **page)
+        return [turn_record(row) for row in rows], None if best.end == OLDEST else best.end
+
+    async def _best_scan(self, page: Mapping[str, Any], labels: Mapping[str, str], words: Sequence[str]) -> Scan:
+        """Returns the scan that reaches furthest back: that of the rarest label or word."""
+        best = Scan("turns", {}, NEWEST)
+        for name in sorted(labels, key=lambda name: BY_SELECTIVITY.get(name, 0)):
+            best = min(best, await self._scan("labelled_turns", page, name=name, value=labels[name]), key=_end)
+            if best.end == OLDEST:
+                return best
+        if self.system == "sqlite":
+            # By a single word: the index reads on and on for words that few turns have together.
+            for word in words[:COUNTED_WORDS_MAX]:
+                others = " ".join(one for one in words if one != word)
+                scan = await self._scan("found_turns", {**page, **_numbers(page)}, word=word, words=others)
+                best = min(best, scan, key=_end)
+                if best.end == OLDEST:
+                    break
+            return best
         if words:
-            numbers = {f"{name}_number": min(page[f"{name}_at"], LAST_AT) * NUMBERS for name in ("from", "before")}
-            others = msgspec.json.encode(labels).decode()
-            rows = await self._read("found_turns", tenant=tenant, words=words, others=others, **page, **numbers)
-            return [turn_record(row) for row in rows]
-        if not labels:
-            return [turn_record(row) for row in await self._read("turns", tenant=tenant, **page)]
-        # The label with the fewest turns should be looked up: metadata, then user and key, then the model.
-        name = min(labels, key=lambda name: BY_SELECTIVITY.get(name, 0))
-        others = msgspec.json.encode({one: labels[one] for one in labels if one != name}).decode()
-        rows = await self._read("labelled_turns", tenant=tenant, name=name, value=labels[name], others=others, **page)
-        return [turn_record(row) for row in rows]
+            scan = await self._scan("found_turns", page)
+            # The index of frequent words would have to be read as a whole: it has no order.
+            best = scan if scan.end == OLDEST else min(best, await self._scan("turns", page), key=_end)
+        return best
+
+    async def _scan(self, statement: str, page: Mapping[str, Any], **values: str) -> Scan:
+        rows = await self._read(f"end_of_{statement}", **{**page, **values, "offset": SCAN_MAX - 1})
+        return Scan(statement, values, PageCursor(rows[0]["asked_at"], rows[0]["turn"]) if rows else OLDEST)
 
     async def running(self, tenant: Tenant, session: str | None, after: PageCursor, limit: int) -> list[TurnRecord]:
         """Returns running turns after `after`, oldest first; of all sessions if `session` is None."""
@@ -526,6 +566,16 @@ class Store:
 
 def _encode_system(system: str | list[dict[str, Any]] | None) -> str | None:
     return msgspec.json.encode(system).decode() if system is not None else None
+
+
+def _end(scan: Scan) -> PageCursor:
+    return scan.end
+
+
+def _numbers(page: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the first and last `searched.number` of a page's range."""
+    first, last = (min(page[name], LAST_AT) * NUMBERS for name in ("from_at", "before_at"))
+    return {"from_number": first, "before_number": last + NUMBERS - 1}
 
 
 def _user_hash(tenant: Tenant, user: str | None) -> str:

@@ -3,7 +3,8 @@
 A stored word is a hash of the tenant and the word. So a search finds only words of its own tenant, and the indexes,
 which keep parts of deleted rows for some time, contain only hashes.
 
-A change of this module needs a migration that fills `unsearched` again.
+A change of this module needs a new VERSION, and a migration like 0017: then persistence stores the words of all turns
+again. An older version that still runs during an upgrade writes its own version, so its turns are stored again, too.
 """
 
 import base64
@@ -17,6 +18,8 @@ from tailrace.proto.entries import Message
 from tailrace.proto.ids import Tenant
 from tailrace.proto.records import TurnRecord
 
+# The rules of this module. The first word of each row of `searched`; also in the index `searched_older`.
+VERSION = "2"
 WORDS_MAX = 10_000
 HASH_BYTES = 5
 # Chinese and Japanese are written without spaces: each of their characters is a word.
@@ -26,8 +29,12 @@ WORD = re.compile(
 
 
 def words_of(tenant: Tenant, turn: TurnRecord) -> str:
-    """Returns the hashed words of a turn's question and answer. Long texts that are stored as blobs are left out."""
-    return hash_words(tenant, [*(text for message in turn.input for text in _texts(message)), turn.text])
+    """Returns `VERSION` and the hashed words of a turn's question and answer; '' without words.
+
+    Long texts that are stored as blobs are left out.
+    """
+    words = hash_words(tenant, [*(text for message in turn.input for text in _texts(message)), turn.text])
+    return f"{VERSION} {words}" if words else ""
 
 
 def hash_words(tenant: Tenant, texts: Iterable[str]) -> str:
@@ -49,10 +56,11 @@ def _texts(message: Message) -> Iterable[str]:
 
 
 def _folded(text: str) -> str:
-    """Returns `text` in lower case, without accents, and with compatible characters replaced (NFKD)."""
+    """Returns `text` with compatible characters replaced (NFKD), in lower case, and without accents."""
     if text.isascii():
         return text.lower()
-    split = unicodedata.normalize("NFKD", text.casefold())
+    # The case comes second, because ™ becomes TM. A letter in lower case may again have to be split: İ.
+    split = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     return "".join(one for one in split if not unicodedata.combining(one))
 
 

@@ -1,4 +1,4 @@
-"""Refuses query parameters that a route does not have."""
+"""Refuses query parameters that a route does not have, or that are repeated."""
 
 import re
 from collections.abc import Collection
@@ -9,20 +9,30 @@ from tailrace.proto.did_you_mean import suggest
 from tailrace.proto.errors import Refused
 
 NAME_CHARS_MAX = 64
+# Besides those whose names end with `[]`.
+LISTS = ("include",)
 # A field of an object, as OpenAPI's style `deepObject` writes it.
 METADATA = re.compile(r"metadata\[([^\]]{1,64})\]")
 
 
 def require_known(request: Request, known: Collection[str]) -> None:
-    """Raises Refused for a query parameter that is not in `known`. Ignoring it would hide a typing error."""
+    """Raises Refused for a query parameter that is not in `known`. Ignoring it would hide a typing error.
+
+    Also for one that is repeated, because only one value would count, unless it is a list.
+    """
     if not request.scope["query_string"]:
         return
-    for name in request.query_params:
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in dict.fromkeys(names):
         if not _is_known(name, known):
             shown = name[:NAME_CHARS_MAX]
+            if name == "metadata" and name in known:
+                raise Refused("request_invalid", "`metadata` has a field: send `metadata[NAME]=VALUE`", param=name)
             allowed = f"there are {', '.join(sorted(known))}" if known else "there are none"
             message = f"`{shown}` is not a query parameter of this route{suggest(shown, known)}; {allowed}"
             raise Refused("request_invalid", message, param=shown)
+        if names.count(name) > 1 and not name.endswith("[]") and name not in LISTS:
+            raise Refused("request_invalid", f"`{name}` is repeated: send it once", param=name[:NAME_CHARS_MAX])
 
 
 def _is_known(name: str, known: Collection[str]) -> bool:

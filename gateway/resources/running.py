@@ -20,6 +20,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import GetSession, ListRunning, ListTurns, TurnRecord
 from tailrace.proto.subjects import TurnKey
 
+TEXT_CHARS_MAX = 1000
 # Query parameters that select turns by a label of the same name.
 LABELS = ("user", "model", "key")
 
@@ -60,6 +61,11 @@ def _question(request: ApiRequest, after: str | None, limit: int) -> ListRunning
     if (status := query.get("status")) is None:
         if "session" in query:
             raise Refused("request_invalid", "the turns of a session are listed at /v1/sessions/{session}/turns")
+        if len(text := query.get("q", "")) > TEXT_CHARS_MAX:
+            why = (
+                f"`q` has {len(text):,} characters, and at most {TEXT_CHARS_MAX:,} are allowed: search for fewer words"
+            )
+            raise Refused("request_invalid", why, param="q")
         return ListTurns(labels, query.get("q"), first, last, after, limit)
     if status != "running":
         raise Refused("request_invalid", "`status` must be `running`; leave it out for all turns", param="status")

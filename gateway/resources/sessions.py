@@ -17,7 +17,13 @@ from tailrace.gateway.resources.deletion import delete_response
 from tailrace.gateway.resources.paging import NumberedPage, Page, number_of, page_of
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.read_turn import TurnReader
-from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, check_name, check_session, require_unclaimed
+from tailrace.gateway.turns.request_body import (
+    BODY_LEVELS_MAX,
+    check_name,
+    check_session,
+    check_system,
+    require_unclaimed,
+)
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, new_id
@@ -227,12 +233,17 @@ def _check(new: NewSessionBody | ChangeBody, offer: Offer) -> None:
     if new.title is not UNSET:
         check_text("title", new.title, TITLE_CHARS_MAX)
     if isinstance(new.model, str):
+        if not new.model:
+            raise Refused(
+                "request_invalid", "`model` is empty: name a model, or send null for the default", param="model"
+            )
         offer.model(new.model)
     if new.system_prompt is UNSET:
         return
     if is_deeper(new.system_prompt, BODY_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
     require_unclaimed(new.system_prompt)
+    check_system("system_prompt", new.system_prompt)
     if len(msgspec.json.encode(new.system_prompt)) > SYSTEM_BYTES_MAX:
         raise Refused("request_invalid", f"`system_prompt` has more than {SYSTEM_BYTES_MAX} bytes: send it with turns")
 

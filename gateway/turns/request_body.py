@@ -122,6 +122,7 @@ def check(new_turn: NewTurn) -> None:
     if is_deeper([contents, new_turn.system, new_turn.tools, new_turn.options, new_turn.schema], BODY_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
     require_unclaimed([contents, new_turn.system, new_turn.tools])
+    check_system("system", new_turn.system)
     if taken := TOP_LEVEL_FIELDS.intersection(new_turn.options or ()):
         raise Refused("request_invalid", f"`options` cannot hold {', '.join(sorted(taken))}: it has a place of its own")
     if len(new_turn.betas or ()) > BETAS_MAX or not all(BETA.fullmatch(beta) for beta in new_turn.betas or ()):
@@ -170,6 +171,14 @@ def check_user(user: str | None) -> None:
     """Raises Refused for an invalid name of a user."""
     if user is not None and not is_user(user):
         raise Refused("request_invalid", f"`user` is 1 to {USER_CHARS_MAX} printable characters", param="user")
+
+
+def check_system(field: str, system: str | list[dict[str, Any]] | None) -> None:
+    """Raises Refused for a system prompt that is neither a string nor a list of text blocks."""
+    for index, block in enumerate(system if isinstance(system, list) else ()):
+        if block.get("type") != "text" or not isinstance(block.get("text"), str) or not block["text"]:
+            why = 'is no text block; expected {"type": "text", "text": "…"} with a text that is not empty'
+            raise Refused("request_invalid", f"`{field}[{index}]` {why}", param=field)
 
 
 def check_session(field: str, name: str | None) -> None:

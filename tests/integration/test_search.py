@@ -42,14 +42,14 @@ async def test_turns_are_found_by_the_words_of_their_question_and_answer(
     """In pages, newest first, with labels; not those of other tenants, nor what was deleted or is not kept."""
     theirs = await new_gateway(own.server.url, api_keys=api_keys(Tenant("another")))
     rivers = [
-        await answered(gateway, f"Où est le FLEUVE Loire, {name}? {QUICK.format(name)}", user=name)
+        await answered(gateway, f"Où est le FLEUVE Loire, by Tailrace™, {name}? {QUICK.format(name)}", user=name)
         for name in ("ann", "bob", "cay")
     ]
     other = await answered(theirs, f"fleuve Loire {QUICK.format('ann')}")
     await answered(gateway, f"fleuve Loire {QUICK.format('dee')}", store=False)
     in_japanese = await answered(gateway, f"東京の天気は? {QUICK.format('x')}", session="weather", create_session=True)
     newest_first = rivers[::-1]
-    assert await found(gateway, "loire fleuve") == newest_first
+    assert await found(gateway, "tailracetm fleuve") == await found(gateway, "TAILRACE™") == newest_first
     assert await found(gateway, "ou LOIRE", user="bob") == [rivers[1]]
     answer = (await gateway.client.get(f"/v1/turns/{rivers[0]}")).json()["text"]
     assert await found(gateway, answer) == [rivers[0]]

@@ -5,8 +5,8 @@ import os
 import random
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
@@ -23,7 +23,7 @@ from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.postgresql import PostgreSQL, positional
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros
 from tailrace.persistence.sql import load, statements
-from tailrace.persistence.sqlite import STATEMENTS, move_aside
+from tailrace.persistence.sqlite import STATEMENTS, SQLite, move_aside
 from tailrace.persistence.store import Store
 from tailrace.persistence.words import hash_words
 from tailrace.proto.end_entry import LOST_FAILURE
@@ -46,7 +46,7 @@ BY_INDEX = re.compile(
     r"SEARCH files USING COVERING INDEX files_expiring \(expires_at<\?\)$|"
     r"SEARCH searched USING (COVERING INDEX \w+|INTEGER PRIMARY KEY) \(rowid[>=]|"
     r"SCAN search VIRTUAL TABLE INDEX \d+:M1><$|"
-    r"SCAN (turns USING INDEX turns_running|blob_releases|reached|unsearched)$"
+    r"SCAN (turns USING INDEX turns_running|searched USING INDEX searched_older|blob_releases|reached|unsearched)$"
 )
 # As the first version wrote them.
 SESSION_1 = "INSERT INTO sessions VALUES (:tenant, :session, :asked_at, :ended_at)"
@@ -91,10 +91,11 @@ FOUND = (
     "SCAN branch",
     "SCAN found",
     "SCAN page",
+    "SCAN (subquery-1)",
     "SCAN CONSTANT ROW",
     *(f"{step} days" for step in ("SCAN", "SEARCH")),
     "SCAN keys",
-    *(f"SCAN {name} VIRTUAL TABLE INDEX 1:" for name in ("json_each", "field", "moved", "other", "written")),
+    *(f"SCAN {name} VIRTUAL TABLE INDEX 1:" for name in ("json_each", "field", "moved", "other", "word", "written")),
     "SCAN 1 CONSTANT ROW",
 )
 
@@ -450,8 +451,21 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
     assert (told.key, told.turns, told.message_count, told.total_tokens) == (made.model, 1, 2, 11)
     assert (await session_of(store, "session-1")).message_count == made.messages
     assert [await store.store_older_words() for _ in range(2)] == [1, 0]
-    assert [one.turn for one in await store.turns(OURS, {}, None, NEWEST, 9, hash_words(OURS, ["light"]))] == ["turn-1"]
+    found, _ = await store.turns(OURS, {}, None, NEWEST, 9, hash_words(OURS, ["light"]).split())
+    assert [one.turn for one in found] == ["turn-1"]
     await store.close()
+
+
+async def test_words_that_an_older_version_writes_during_an_upgrade_are_stored_again(store: Store) -> None:
+    """Also those that it writes after the migration, over the words of this version."""
+    made = build_row(key("turn-1"), completed_turn("Tailrace™").turn)
+    words = hash_words(OURS, ["tailracetm"]).split()
+    for row in (made, msgspec.structs.replace(made, words=hash_words(OURS, ["older"]))):
+        await store.record([row])
+    assert await store.turns(OURS, {}, None, NEWEST, 9, words) == ([], None)
+    assert [await store.store_older_words() for _ in range(2)] == [1, 0]
+    found, _ = await store.turns(OURS, {}, None, NEWEST, 9, words)
+    assert [one.turn for one in found] == ["turn-1"]
 
 
 def test_metadata_with_a_nul_character_is_no_label() -> None:
@@ -542,7 +556,7 @@ async def test_each_statement_uses_an_index_of_postgresql(postgresql: PostgreSQL
             await connection.execute(f"SET enable_{kind} = off")
         for name, statement in database.statements.items():
             # An index of words gives only bitmaps.
-            await connection.execute(f"SET enable_bitmapscan = {'on' if name == 'found_turns' else 'off'}")
+            await connection.execute(f"SET enable_bitmapscan = {'on' if 'found' in name else 'off'}")
             text, names = positional(statement)
             values = [VALUES.get(one, 1 if f"${number}::bigint" in text else "") for number, one in enumerate(names, 1)]
             plan = await connection.fetchval(f"EXPLAIN (FORMAT json) {text}", *values)
@@ -551,6 +565,96 @@ async def test_each_statement_uses_an_index_of_postgresql(postgresql: PostgreSQL
             wrong += [(name, scan) for scan in found if not is_by_index(name, scan)]
     await store.close()
     assert wrong == []
+
+
+CONDITIONS: tuple[tuple[dict[str, str], str], ...] = (
+    ({}, "all"),
+    ({}, "all old"),
+    ({}, "rare all"),
+    ({}, "even odd"),
+    ({"user": "rare"}, "all"),
+    ({"user": "rare", "model": "m"}, ""),
+    ({"model": "m"}, "rare"),
+    ({"model": "m", "user": "many"}, "even"),
+    ({"metadata.half": "1"}, "even"),
+    ({"metadata.half": "1", "metadata.other": "0"}, ""),
+)
+
+
+async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
+    either_database: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any words with any labels. The pages have all turns that fulfil the conditions, and no others."""
+    monkeypatch.setattr("tailrace.persistence.store.SCAN_MAX", 40)
+    store = await opened(either_database)
+    costs: list[list[int]] = []
+    expected: dict[int, list[str]] = {number: [] for number in range(len(CONDITIONS))}
+    made = 0
+    for total in (200, 3000):
+        rows = []
+        for n in range(made, total):
+            labels = {"model": "m", "user": "rare" if n in (7, 180) else "many", "metadata.half": str(n % 2)}
+            labels["metadata.other"] = str(n % 2)
+            words = f"all {'odd' if n % 2 else 'even'} {'rare' if n in (9, 190) else ''} {'old' if n < 60 else ''}"
+            for number, (named, text) in enumerate(CONDITIONS):
+                if named.items() <= labels.items() and set(text.split()) <= set(words.split()):
+                    expected[number].insert(0, f"t{n}")
+            row = running_row(f"t{n}", step=n, session=f"s{n % 9}")
+            rows.append(msgspec.structs.replace(row, labels=msgspec.json.encode(labels).decode(), words=hashed(words)))
+        await store.record(rows)
+        made = total
+        costs.append([])
+        for named, text in CONDITIONS:
+            async with counted_reads(store) as read:
+                await store.turns(OURS, named, None, NEWEST, 20, hashed(text).split())
+            costs[-1].append(sum(read))
+    for number, (named, text) in enumerate(CONDITIONS):
+        found: list[str] = []
+        before: PageCursor | None = NEWEST
+        while before is not None:
+            page, end = await store.turns(OURS, named, None, before, 200, hashed(text).split())
+            found += [one.turn for one in page]
+            before = PageCursor(micros(page[-1].asked_at), TurnId(page[-1].turn)) if len(page) == 200 else end
+        assert found == expected[number], (named, text)
+    await store.close()
+    small, large = costs
+    assert [(more, less) for more, less in zip(large, small, strict=True) if more > 2 * less] == []
+
+
+def hashed(text: str) -> str:
+    return hash_words(OURS, [text])
+
+
+@asynccontextmanager
+async def counted_reads(store: Store) -> AsyncIterator[list[int]]:
+    """The steps of SQLite's virtual machine, or the rows that PostgreSQL's plans have read, while the block runs."""
+    read: list[int] = []
+    database = store._database
+    if isinstance(database, SQLite):
+        await database._reader.set_progress_handler(lambda: read.append(1), 1)
+        yield read
+        await database._reader.set_progress_handler(lambda: None, 1_000_000)
+        return
+    assert isinstance(database, PostgreSQL)
+    real = database.read
+
+    async def explained(statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        (plan,) = await real(f"EXPLAIN (ANALYZE, FORMAT json) {statement}", values)
+        read.extend(rows_of(msgspec.json.decode(plan["QUERY PLAN"])[0]["Plan"]))
+        return await real(statement, values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "read", explained)
+        yield read
+
+
+def rows_of(step: dict[str, Any]) -> Iterator[int]:
+    """The rows that each step of a plan has read. Not those of an index of words: it has no order."""
+    if step["Node Type"] != "Bitmap Index Scan":
+        each = step["Actual Rows"] + step.get("Rows Removed by Filter", 0)
+        yield round(each * step["Actual Loops"])
+    for part in step.get("Plans", []):
+        yield from rows_of(part)
 
 
 def scans(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -562,7 +666,8 @@ def scans(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def is_by_index(name: str, scan: dict[str, Any]) -> bool:
-    if scan["Relation Name"] in ("reached", "blob_releases", "unsearched") or scan.get("Index Name") == "turns_running":
+    few = scan["Relation Name"] in ("reached", "blob_releases", "unsearched")
+    if few or scan.get("Index Name") in ("turns_running", "searched_older"):
         return True
     condition = scan.get("Index Cond", "") or scan.get("Recheck Cond", "")
     if "tailrace_words" in condition or "number >=" in condition:
@@ -727,8 +832,8 @@ async def test_both_databases_answer_the_same_after_any_changes(
         ("numbered_projects", OURS, 1, 5, NOON),
         ("turns", OURS, {}, None, before, 9),
         ("turns", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9),
-        ("turns", OURS, {}, None, before, 9, hash_words(OURS, ["b"])),
-        ("turns", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9, hash_words(OURS, ["B", "c"])),
+        ("turns", OURS, {}, None, before, 9, hash_words(OURS, ["b"]).split()),
+        ("turns", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9, hash_words(OURS, ["B", "c"]).split()),
         ("unstored", OURS, None),
         ("session_turns", OURS, middle, OLDEST, 9),
         ("running", OURS, None, OLDEST, 9),
