@@ -6,7 +6,6 @@ of other programs affects both alike. No generator runs.
 
 import asyncio
 import hashlib
-import os
 import tempfile
 import time
 from contextlib import AsyncExitStack
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import httpx2
 
+from benchmarks.cpu_time import cpu_s
 from tailrace.deploy.local.nats_server import NatsServer
 from tests.conftest import apply_streams
 from tests.harness import processes
@@ -43,12 +43,12 @@ async def main() -> None:
             gateway = processes.gateway(folder, nats.url, TAILRACE_API_KEYS=keys, **limits)
             gateways[name] = await stack.enter_async_context(gateway)
             await post(client, gateway)
-        used = {name: cpu_ticks(gateway) for name, gateway in gateways.items()}
+        used = {name: cpu_s(gateway.pid) for name, gateway in gateways.items()}
         waited: dict[str, list[float]] = {name: [] for name in gateways}
         for _ in range(POSTS):
             for name, gateway in gateways.items():
                 waited[name].append(await post(client, gateway))
-        cpu = {name: (cpu_ticks(gateway) - used[name]) / os.sysconf("SC_CLK_TCK") for name, gateway in gateways.items()}
+        cpu = {name: cpu_s(gateway.pid) - used[name] for name, gateway in gateways.items()}
     ms = {name: 1000 * sorted(times)[POSTS // 2] for name, times in waited.items()}
     bare = "no limits"
     print(f"{POSTS} POSTs one after another; a median, and CPU of the gateway")
@@ -65,11 +65,6 @@ async def post(client: httpx2.AsyncClient, gateway: Process) -> float:
     answer = await client.post(f"{gateway.url}/v1/turns", json=BODY, headers={"authorization": f"Bearer {KEY}"})
     assert answer.status_code == 202, answer.text
     return time.perf_counter() - begun
-
-
-def cpu_ticks(gateway: Process) -> int:
-    fields = Path(f"/proc/{gateway.pid}/stat").read_text().rpartition(") ")[2].split()
-    return int(fields[11]) + int(fields[12])
 
 
 if __name__ == "__main__":

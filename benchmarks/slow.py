@@ -33,7 +33,8 @@ import httpx2
 import msgspec
 import uvloop
 
-from benchmarks.storm import OTHERS, Others, Reader, cpu, percentile, resident
+from benchmarks.cpu_time import cpu_s
+from benchmarks.storm import OTHERS, Others, Reader, percentile, resident
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.http.http_protocol import HEADERS_TIMEOUT_S
@@ -169,9 +170,9 @@ async def measure(
         tasks += [group.create_task(take(dripping, 1)), group.create_task(take(reading, 2**16))]
         await until(lambda: trickling.open >= 0.9 * beside.trickling, 60)
         await until(lambda: all(has_come(client) > MUCH for client in silent), 60)
-        known, cpu_s = others.got, cpu(gateway.pid)
+        known, before_s = others.got, cpu_s(gateway.pid)
         await until(lambda: others.got >= known + entries * OTHERS, 120)
-        seen.entry_cpu_s.append((cpu(gateway.pid) - cpu_s) * OTHERS / (others.got - known))
+        seen.entry_cpu_s.append((cpu_s(gateway.pid) - before_s) * OTHERS / (others.got - known))
         # A reader may have received the last entry before its writer got the acknowledgement.
         await until(lambda: len(others.late(known)) >= entries * OTHERS)
         seen.late.append(others.late(known))

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import msgspec
 import uvloop
 
+from benchmarks.cpu_time import cpu_s
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id
@@ -135,7 +136,7 @@ async def storm(readers: int, over_s: float, seed: int, folder: Path, **environ:
         await until(lambda: others.got > 100 * OTHERS, 60)
         calm = others.got
         seen.calm = others.late(calm // 2)
-        seen.bytes_before, cpu_s = resident(gateway.pid), cpu(gateway.pid)
+        seen.bytes_before, before_s = resident(gateway.pid), cpu_s(gateway.pid)
         began = time.perf_counter()
         open_: list[Reader] = []
         async with asyncio.TaskGroup() as coming:
@@ -143,7 +144,7 @@ async def storm(readers: int, over_s: float, seed: int, folder: Path, **environ:
                 coming.create_task(come_back(port, chance.choice(turns), chance, over_s, seen, open_))
         seen.took_s = time.perf_counter() - began
         seen.late = others.late(calm)
-        seen.bytes_after, seen.cpu_s = resident(gateway.pid), cpu(gateway.pid) - cpu_s
+        seen.bytes_after, seen.cpu_s = resident(gateway.pid), cpu_s(gateway.pid) - before_s
         watching.cancel()
         for reader in open_:
             reader.transport.close()
@@ -256,11 +257,6 @@ class Others:
     def late(self, known: int = 0) -> list[float]:
         """Seconds from when each entry was said until each reader had it, after the first `known`, in their order."""
         return [at - self._said[one] for one, at in self._arrived[known:] if one in self._said]
-
-
-def cpu(pid: int) -> float:
-    """Seconds that a process has been at work, by its own clock (clock_getcpuclockid): /proc counts hundredths."""
-    return time.clock_gettime(~pid << 3 | 2)
 
 
 def resident(pid: int) -> int:

@@ -127,6 +127,10 @@ def is_url(where: Path | str) -> bool:
     return True
 
 
+# An @ after what looks like an option: in its value, or at the end of a password that was not encoded.
+OPTION_WITH_AT = re.compile(r"\?\w+=.*@", re.DOTALL)
+
+
 def display(where: Path | str) -> str:
     """Returns the name of a database for messages: without the password and the options of a URL."""
     if not is_url(where):
@@ -134,6 +138,6 @@ def display(where: Path | str) -> str:
     rest = str(where).partition("://")[2]
     # The last @ counts: a password that was not encoded may contain @, / or ?.
     credentials, at, host = rest.rpartition("@")
-    if "password" in rest:
+    if "password" in rest or OPTION_WITH_AT.search(rest):
         return "postgresql://…"
     return f"postgresql://{credentials.partition(':')[0]}{at}{host.partition('?')[0]}"

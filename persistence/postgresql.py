@@ -44,11 +44,12 @@ MIGRATION_TIMEOUT_S = 24 * 3600.0
 WRITER_LOCK = 0x7461696C72616365
 STATEMENTS = statements("postgresql")
 VERSION_TABLE = "tailrace_version"
-SET_VERSION = """
-CREATE TABLE IF NOT EXISTS tailrace_version (version BIGINT NOT NULL);
-DELETE FROM tailrace_version;
-INSERT INTO tailrace_version VALUES ({});
-"""
+GET_VERSION = f"SELECT max(version) FROM {VERSION_TABLE}"  # noqa: S608  # a table of ours
+SET_VERSION = f"""
+CREATE TABLE IF NOT EXISTS {VERSION_TABLE} (version BIGINT NOT NULL);
+DELETE FROM {VERSION_TABLE};
+INSERT INTO {VERSION_TABLE} VALUES ({{}});
+"""  # noqa: S608  # a table of ours
 
 PARAMETER = re.compile(r"(?<!:):([a-z]\w*)(::json)?")
 ESCAPE = re.compile(r"\\(?:u000([01])|.)")
@@ -98,8 +99,7 @@ class PostgreSQLTransaction:
         await self._connection.executemany(text, [[row[name] for name in names] for row in rows])
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        text, names = positional(statement)
-        return [dict(row) for row in await self._connection.fetch(text, *(values[name] for name in names))]
+        return await _read(self._connection, statement, values)
 
 
 class PostgreSQL:
@@ -185,9 +185,8 @@ class PostgreSQL:
                     metrics.TRANSACTION_S.observe(time.monotonic() - begun_at)
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        text, names = positional(statement)
         with _errors(self._url):
-            return [dict(row) for row in await self._pool.fetch(text, *(values[name] for name in names))]
+            return await _read(self._pool, statement, values)
 
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:
@@ -257,6 +256,13 @@ def positional(statement: str) -> tuple[str, tuple[str, ...]]:
         return f"${names.index(name) + 1}{found[2] or ('::bigint' if is_integer else '::text')}"
 
     return PARAMETER.sub(numbered, statement), names
+
+
+async def _read(
+    source: PoolConnectionProxy | asyncpg.Pool, statement: str, values: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    text, names = positional(statement)
+    return [dict(row) for row in await source.fetch(text, *(values[name] for name in names))]
 
 
 def to_stored(text: str) -> str:
@@ -332,7 +338,7 @@ async def _version(connection: PoolConnectionProxy) -> int:
     found = await connection.fetchval(
         "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = $1", VERSION_TABLE
     )
-    return int((found and await connection.fetchval("SELECT max(version) FROM tailrace_version")) or 0)
+    return int((found and await connection.fetchval(GET_VERSION)) or 0)
 
 
 @contextmanager

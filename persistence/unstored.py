@@ -100,7 +100,7 @@ class UnstoredTurns:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Erases the turns whose time is over, until `stop` is set."""
-        await run_every(INTERVAL_S, self._erase_due, "the erasure of turns that are not stored", stop)
+        await run_every(INTERVAL_S, self._erase_due, "the erasure of turns with `store: false`", stop)
 
     async def _find_due(self) -> None:
         """Reads further notes, oldest first. After a restart it reads all of them; most of these turns are erased."""
@@ -129,9 +129,11 @@ class UnstoredTurns:
 
         await asyncio.gather(*map(erase, self._due.values()))
         if failed:
-            logger.warning("turns that are not stored cannot be erased: retried", turns=len(failed), why=failed[0])
+            logger.warning("turns with `store: false` cannot be erased: retried", turns=len(failed), why=failed[0])
 
     async def _erase(self, note: Unstored) -> None:
+        # Later entries belong to another run, which a repeated Idempotency-Key begins as soon as this one's are gone.
+        upto = await self._log.newest_seq()
         try:
             turn = await self._log.turn(note.key)
         except TurnUnknown:
@@ -142,8 +144,14 @@ class UnstoredTurns:
             return
         # Blobs come first: after the erasure no entry names them.
         await self._release_blobs(note.key, turn)
-        await self._log.erase(note.key)
+        # Before the erasure, because another run has the same note.
         await self._store.forget_unstored(note.key.tenant, [note.key.turn])
+        try:
+            await self._log.erase(note.key, upto)
+        except LogError:
+            if turn.request is not None:
+                await self._store.put_unstored(note.key, turn.request.user)
+            raise
         logger.info("turn erased", turn=note.key.turn)
 
     async def _release_blobs(self, key: TurnKey, turn: Turn) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.cpu_time import cpu_s
 from tailrace.deploy.local.ports import find_free
 from tests.clients.node import NODE
 from tests.harness.otlp_receiver import otlp_receiver
@@ -44,12 +45,7 @@ class Arm(NamedTuple):
 
     def cpu_s(self) -> dict[str, float]:
         """Returns the CPU time of each role in seconds."""
-        return {role: sum(map(_cpu_s, pids)) for role, pids in self.processes.items()}
-
-
-def _cpu_s(pid: int) -> float:
-    # The id of a process's CPU clock, from ~pid and CPUCLOCK_SCHED (<linux/posix-timers.h>).
-    return time.clock_gettime_ns((~pid << 3) | 2) / 1e9
+        return {role: sum(map(cpu_s, pids)) for role, pids in self.processes.items()}
 
 
 class Missing(Exception):

@@ -73,7 +73,9 @@ class Parser(argparse.ArgumentParser):
         if found := CHOICE.search(message):
             # A similar choice helps more than the whole list.
             message = message.replace(found[2], suggest(found[1], re.split("[', ]+", found[3])) or found[2])
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+        # An argument may contain sequences that control the terminal.
+        shown = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in message)
+        self.exit(2, f"{self.prog}: {shown}; see `{self.prog} --help`\n")
 
 
 class MainParser(Parser):

@@ -218,7 +218,7 @@ async def get_audit(request: ApiRequest, limiter: Limiter, administration: Admin
     await _admit(request, limiter)
     after, limit = page_of(request)
     if after is not None and CURSOR.fullmatch(after) is None:
-        raise Refused("cursor_invalid", "`after` must be the `next` of the previous page", param="after")
+        raise _wrong_cursor()
     found, older = await administration.audit.page(None if after is None else Seq(int(after)), limit)
     return json_response(AuditList(data=found, has_more=older is not None, next=None if older is None else str(older)))
 
@@ -260,10 +260,14 @@ def _page(request: ApiRequest, items: list[Any], name: str) -> dict[str, Any]:
     if after is not None:
         names = [getattr(item, name) for item in items]
         if after not in names:
-            raise Refused("cursor_invalid", "`after` must be the `next` of the previous page", param="after")
+            raise _wrong_cursor()
         items = items[names.index(after) + 1 :]
     more = items[limit:]
     return {"data": items[:limit], "has_more": bool(more), "next": getattr(items[limit - 1], name) if more else None}
+
+
+def _wrong_cursor() -> Refused:
+    return Refused("cursor_invalid", "`after` must be the `next` of the previous page", param="after")
 
 
 ROUTES = [

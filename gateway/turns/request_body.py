@@ -28,7 +28,7 @@ COST_USD_MAX = 1e6
 # The largest `max_tokens` for a model whose limit is unknown.
 MAX_TOKENS = 10_000_000
 # Fields that need the turn to be kept, and that `store: false` excludes.
-KEPT_FIELDS = ("session", "parent", "full_history", "project", "webhook")
+STORED_FIELDS = ("session", "parent", "full_history", "project", "webhook")
 # Names that no session may have: /v1/sessions/stats is another route.
 RESERVED_NAMES = frozenset({"stats"})
 API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -133,7 +133,7 @@ def check(new_turn: NewTurn) -> None:
     if new_turn.api_version is not None and API_VERSION.fullmatch(new_turn.api_version) is None:
         raise Refused("request_invalid", "`api_version` is a date like 2026-10-21: what `anthropic-version` says")
     if not new_turn.store:
-        refuse_fields(new_turn, KEPT_FIELDS)
+        refuse_fields(new_turn, STORED_FIELDS)
     check_name("project", new_turn.project)
     check_user(new_turn.user)
     if new_turn.create_session:
@@ -151,7 +151,7 @@ def check(new_turn: NewTurn) -> None:
 
 
 def refuse_fields(body: msgspec.Struct, names: Iterable[str]) -> None:
-    """Raises Refused if `body`, with `store: false`, has one of the fields `names`, which need the turn to be kept."""
+    """Raises Refused if `body`, with `store: false`, has one of the fields `names`, which need a stored turn."""
     for name in names:
         if getattr(body, name) not in (None, False, msgspec.UNSET):
             raise Refused(

@@ -232,7 +232,7 @@ RIGHTS: Mapping[str, Rights] = {
             f"{API}.STREAM.PURGE.{BODIES}",
             f"$KV.{CLAIMS}.deleted.>",
             f"$KV.{CLAIMS}.unstored.>",
-            # For erasing turns that are not stored.
+            # For erasing turns with `store: false`.
             f"{API}.STREAM.MSG.DELETE.{STREAM}",
             *READ_CONFIG,
             *READ_TURNS,

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import asyncpg
-import pytest
 
 from tailrace.deploy.local import ports
 from tests.harness.until import until
@@ -35,14 +34,18 @@ OPTIONS = (
 START_S_MAX = 60.0
 
 
+class PostgreSQLMissing(Exception):
+    """There is no PostgreSQL server, or no user that it can run as."""
+
+
 def programs() -> Path:
-    """Returns the folder of the server's programs. Skips the test if there is none, or no user to run it as."""
+    """Returns the folder of the server's programs. Raises PostgreSQLMissing."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
     here = shutil.which("initdb")
     if not found and here is None:
-        pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
+        raise PostgreSQLMissing("PostgreSQL is not installed (Debian: apt install postgresql)")
     if os.geteuid() == 0 and not any(one.pw_name == "postgres" for one in pwd.getpwall()):
-        pytest.skip("PostgreSQL does not run as root, and there is no user `postgres`")
+        raise PostgreSQLMissing("PostgreSQL does not run as root, and there is no user `postgres`")
     return (found[-1] if found else Path(str(here))).parent
 
 

@@ -129,7 +129,7 @@ async def test_a_tenant_is_erased_only_with_its_name_and_keeps_sums_without_name
 
 
 @pytest.mark.rule("R109")
-async def test_a_turn_that_is_not_stored_leaves_only_sums(
+async def test_a_turn_with_store_false_leaves_only_sums(
     own: OwnSystem, own_server: NatsServer, own_gateway: Gateway, tmp_path: Path
 ) -> None:
     """It can be read after its end, and then no file has its text. It belongs to no session."""
@@ -162,7 +162,7 @@ async def test_a_turn_that_is_not_stored_leaves_only_sums(
 
 
 @pytest.mark.rule("R109")
-async def test_a_turn_that_is_not_stored_can_be_deleted_and_run_again(
+async def test_a_turn_with_store_false_can_be_deleted_and_run_again(
     gateway: Gateway, tmp_path: Path, tenant: str
 ) -> None:
     """While it runs, and after its end. The same Idempotency-Key then runs it again, and each run is counted.

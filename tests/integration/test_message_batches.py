@@ -479,7 +479,10 @@ async def test_a_batch_is_not_deleted_while_no_generator_can_cancel_it(own: Mess
 async def test_deleting_a_batch_does_not_release_its_reserved_cost(
     own: MessageBatchSystem, new_gateway: NewGateway, tmp_path: Path
 ) -> None:
-    """Anthropic may have answered it. Creating and deleting batches in a loop would otherwise spend without limit."""
+    """Anthropic has answered two inputs. Creating and deleting batches in a loop would otherwise spend without limit.
+
+    The third one is released if Anthropic reports before the deletion that it was cancelled, which costs nothing.
+    """
     gateway = await new_gateway(own.server.url, limits_key="usd_day=5")
     limited = replace(own, gateway=gateway)
     batch = await limited.create(numbered(*inputs(2), *inputs(1, NEVER)))
@@ -488,17 +491,18 @@ async def test_deleting_a_batch_does_not_release_its_reserved_cost(
     assert request.batch is not None
     blob = Blob(request.batch.sha256, request.batch.bytes)
     lines = stored_inputs.split_inputs(await BlobStore(own.connection).read(own.tenant, blob))
-    (hold,) = list(stored_inputs.decode_input(lines[0]).holds or ())
+    holds = [one for line in lines for one in stored_inputs.decode_input(line).holds or ()]
+    hold = holds[0]
     counters = Counters(own.connection)
     held = await counters.add(hold.subject, 0)
-    assert held > 0
+    assert held == sum(one.amount for one in holds)
     async with Persistence(own.server.url, tmp_path / "tailrace.db"), own.working():
         name = await limited.submitted(batch)
         deleted = await limited.delete(batch)
         assert deleted.status_code == 200, deleted.text
         assert (await own.until_over(name)).request_counts.succeeded == 2
         await own.acknowledged()
-    assert await counters.add(hold.subject, 0) == held
+    assert await counters.add(hold.subject, 0) in (held, held - holds[2].amount)
 
 
 @pytest.mark.rule("R36")

@@ -316,7 +316,7 @@ async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
 
 
 @pytest.mark.rule("R109")
-async def test_an_unstored_turn_is_erased_beside_one_that_cannot_be_and_each_of_its_runs_is_counted(
+async def test_a_turn_with_store_false_is_erased_beside_one_that_cannot_be_and_each_of_its_runs_is_counted(
     own_connection: Connection, deliveries: Deliveries, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A repeated Idempotency-Key stores an erased turn again, under the same id; the old note does not erase it."""
@@ -329,10 +329,10 @@ async def test_an_unstored_turn_is_erased_beside_one_that_cannot_be_and_each_of_
             self.looked_at.add(key)
             return await super().turn(key, known)
 
-        async def erase(self, key: TurnKey) -> int:
+        async def erase(self, key: TurnKey, upto: Seq | None = None) -> int:
             if key == self.stuck:
                 raise LogUnavailable("stuck")
-            return await super().erase(key)
+            return await super().erase(key, upto)
 
     monkeypatch.setattr(unstored_module, "INTERVAL_S", 0.05)
     log = StuckLog(own_connection)

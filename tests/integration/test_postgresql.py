@@ -27,7 +27,7 @@ UNUSED = ("I6 readers", "I7 idempotency", "I8 cancellation", "I12 resources", "I
 
 
 @pytest_asyncio.fixture
-async def own_postgresql() -> AsyncIterator[PostgreSQLServer]:
+async def own_postgresql(postgresql: PostgreSQLServer) -> AsyncIterator[PostgreSQLServer]:
     """A server that the test may kill."""
     async with PostgreSQLServer() as server:
         yield server
@@ -203,6 +203,8 @@ async def test_a_backup_names_the_program_for_postgresql(
         ("postgres://h/d", "postgresql://h/d"),
         ("postgresql://u:s3cret/x@y?z#@h/d", "postgresql://u@h/d"),
         ("postgresql://h/d?user=u&password=s3cr@t", "postgresql://…"),
+        ("postgresql://u:p@h/d?application_name=a@b", "postgresql://…"),
+        ("postgresql://u:s3cret?x=y@h/d", "postgresql://…"),
         ("tailrace.db", "tailrace.db"),
     ],
 )

@@ -29,6 +29,23 @@ async def test_a_purged_turn_is_unknown_and_other_turns_are_unchanged(log: TurnL
     assert [stored.seq for stored in await log.replay(other.key)] == [stored.seq for stored in before]
 
 
+@pytest.mark.rule("R109")
+async def test_a_run_that_begins_during_an_erasure_of_the_one_before_is_not_erased(log: TurnLog, key: TurnKey) -> None:
+    async def begin() -> None:
+        writer = Writer(log, key)
+        await writer.open("Light ", "scatters.")
+        await writer.end()
+
+    await begin()
+    upto = await log.newest_seq()
+    await log.purge(key)
+    await begin()
+    entries = await log.replay(key)
+    assert await log.erase(key, upto) == 0
+    assert await log.replay(key) == entries
+    assert await log.erase(key) == len(entries)
+
+
 @pytest.mark.rule("R35")
 async def test_the_writer_of_a_purged_turn_fails_at_once(log: TurnLog, key: TurnKey) -> None:
     """Otherwise it would repeat its append until the timeout, because no other entry follows its last one."""

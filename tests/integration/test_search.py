@@ -39,7 +39,7 @@ async def found(gateway: Gateway, text: str, **query: str) -> list[str]:
 async def test_turns_are_found_by_the_words_of_their_question_and_answer(
     gateway: Gateway, new_gateway: NewGateway, own: OwnSystem
 ) -> None:
-    """In pages, newest first, with labels; not those of other tenants, nor what was deleted or is not kept."""
+    """In pages, newest first, with labels; not those of other tenants, nor what was deleted or has `store: false`."""
     theirs = await new_gateway(own.server.url, api_keys=api_keys(Tenant("another")))
     rivers = [
         await answered(gateway, f"Où est le FLEUVE Loire, by Tailrace™, {name}? {QUICK.format(name)}", user=name)

@@ -59,6 +59,7 @@ def _logging_as_before() -> Iterator[None]:
         (["up", "--gen", "2"], "unrecognized arguments: --gen 2"),
         (["down"], "invalid choice: 'down'"),
         (["statsu"], "invalid choice: 'statsu' (did you mean status?)"),
+        (["\x1b[2J\n"], "invalid choice: '\\x1b[2J\\n'"),
         (["keys", "lisst"], "invalid choice: 'lisst' (did you mean list?)"),
         (["turns", "--sesion", "x"], "unrecognized arguments: --sesion x (did you mean --session?)"),
         (["ask", "--resume", "Hi."], "not allowed with argument"),

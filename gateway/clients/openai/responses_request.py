@@ -20,7 +20,7 @@ from tailrace.proto.ids import is_token
 from tailrace.proto.models import Model
 
 # Fields that need the response to be kept, and that `store: false` excludes.
-KEPT_FIELDS = ("previous_response_id", "conversation", "session_id", "project_id", "background")
+STORED_FIELDS = ("previous_response_id", "conversation", "session_id", "project_id", "background")
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -126,7 +126,7 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
         ignored.append("text.verbosity")
     session, messages = _session(body), messages_of(body.input)
     if body.store is False:
-        refuse_fields(body, KEPT_FIELDS)
+        refuse_fields(body, STORED_FIELDS)
     turn = NewTurn(
         messages=messages,
         system=system_of(body.input, body.instructions),
