@@ -28,6 +28,10 @@ logger = structlog.get_logger()
 
 # Concurrent folds. A fold mostly waits for the log, so more would use memory without being faster.
 FOLDS_MAX = 8
+# The share of the time in which batches are written, at most. When they become slow, because much is to be recorded or
+# the disk is busy, each then has more turns, and a transaction costs about as much for twenty turns as for one.
+WRITING_SHARE = 0.25
+PAUSE_S_MAX = 0.1
 
 
 class Recorder:
@@ -64,15 +68,19 @@ class Recorder:
 
         Raises StoreCorrupt; then no entry of the current batch was acknowledged.
         """
+        loop = asyncio.get_running_loop()
         while not stop.is_set():
             batch = await self._deliveries.next(self._batch_max)
+            began = loop.time()
             if batch:
                 await self._record(batch, stop)
+            pause_s = (loop.time() - began) * (1 / WRITING_SHARE - 1)
             self._store.raise_if_damaged()
             await self._lost_turns.check()
             with suppress(LogUnavailable):
                 backlog = await self._deliveries.backlog()
                 metrics.BACKLOG.set(backlog.waiting + backlog.leased)
+            await _pause(min(pause_s, PAUSE_S_MAX), stop)
 
     def report(self) -> bytes:
         """Returns this process' health as JSON, for readiness checks."""
@@ -93,8 +101,7 @@ class Recorder:
             logger.warning("batch could not be recorded and is retried", entries=len(batch), why=self.failure)
             for delivery in batch:
                 await delivery.release(self._retry_wait_s)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), self._retry_wait_s)
+            await _pause(self._retry_wait_s, stop)
         else:
             if self.failure:
                 logger.info("recording works again")
@@ -181,6 +188,12 @@ class Recorder:
         parent = TurnKey(key.tenant, turn.request.parent)
         # A POST with the same Idempotency-Key may have stored the deleted parent again, under the same id.
         return await self._tombstones.exists(parent) and not await self._log.is_known(parent)
+
+
+async def _pause(seconds: float, stop: asyncio.Event) -> None:
+    """Waits `seconds`, or until `stop` is set."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
 
 
 def _verify_text(key: TurnKey, turn: Turn) -> None:

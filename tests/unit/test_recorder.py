@@ -1,0 +1,107 @@
+"""The recorder's batches: how many transactions it needs for a stream of turns."""
+
+import asyncio
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from tailrace.persistence.recorder import Recorder
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.nats.leases import Backlog
+from tailrace.proto.subjects import TurnKey
+from tests.harness.turn_builder import NOON, completed_turn
+from tests.harness.virtual_time import run
+
+TURNS = 100
+TURN = completed_turn("done").turn
+UNUSED: Any = None
+
+
+class Ended(NamedTuple):
+    """The delivery of a turn's end."""
+
+    key: TurnKey
+    seq: Seq
+    kind: str = "end"
+    at: datetime = NOON
+
+    async def ack(self) -> None: ...
+
+
+class Deliveries:
+    """One turn ends each `every_s`."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self.taken = 0
+        self.all_taken = asyncio.Event()
+
+    async def next(self, most: int) -> list[Ended]:
+        now = asyncio.get_running_loop().time
+        await asyncio.sleep((self.taken + 1) * self._every_s - now())
+        ended = min(round(now() / self._every_s), TURNS) - self.taken
+        first, self.taken = self.taken, self.taken + min(ended, most)
+        if self.taken == TURNS:
+            self.all_taken.set()
+        return [Ended(TurnKey(Tenant("t"), TurnId(f"turn-{n}")), Seq(TURN.tail)) for n in range(first, self.taken)]
+
+    async def keep_renewed(self, _: object) -> None:
+        await asyncio.Event().wait()
+
+    async def backlog(self) -> Backlog:
+        return Backlog(0, 0, Seq(0), Seq(0))
+
+    async def first(self) -> Seq:
+        return Seq(1)
+
+
+class Log:
+    async def turn_upto(self, _: TurnKey, __: Seq) -> Turn:
+        return TURN
+
+
+class Store:
+    """A transaction takes `write_s`."""
+
+    system = "sqlite"
+
+    def __init__(self, write_s: float) -> None:
+        self._write_s = write_s
+        self.transactions = 0
+
+    async def record(self, _: object, __: Seq) -> None:
+        await asyncio.sleep(self._write_s)
+        self.transactions += 1
+
+    def raise_if_damaged(self) -> None: ...
+
+    async def fail_expired(self, *_: object) -> int:
+        return 0
+
+    async def running_turns(self) -> list[TurnKey]:
+        return []
+
+
+async def keep(_: TurnKey, __: Turn) -> bool:
+    """Diverts no turn."""
+    return False
+
+
+def transactions(*, every_s: float, write_s: float) -> int:
+    """Returns the number of transactions in which `TURNS` turns are recorded."""
+
+    async def record() -> int:
+        deliveries: Any = Deliveries(every_s)
+        store: Any = Store(write_s)
+        log: Any = Log()
+        recorder = Recorder(log, UNUSED, deliveries, store, keep, batch_max=TURNS, retry_wait_s=1)
+        await recorder.run(deliveries.all_taken)
+        return int(store.transactions)
+
+    return run(record())
+
+
+def test_slow_transactions_become_fewer() -> None:
+    """Writes take a quarter of the time at most. A turn that ends while nothing is written is recorded at once."""
+    assert transactions(every_s=0.02, write_s=0.001) == TURNS
+    assert transactions(every_s=0.02, write_s=0.01) < TURNS * 0.6
