@@ -64,13 +64,18 @@ class DeltaBuffer:
         self._is_closed = True
         self._changed.set()
 
-    async def next(self) -> ModelEvent | None:
-        """Returns the next event, waiting for it; None after the last one."""
+    async def next(self, join_until: float = 0.0) -> ModelEvent | None:
+        """Returns the next event, waiting for it; None after the last one.
+
+        A delta waits until `join_until`, in the loop's time, for further deltas to join. It does not wait if another
+        event follows or `close` was called.
+        """
         while not self._waiting or (self._hold_opening and not self.has_token.is_set()):
             if self._is_closed:
                 break
             self._changed.clear()
             await self._changed.wait()
+        await self._wait_for_more(join_until)
         if not self._waiting or (self._drop_opening and not self.has_token.is_set()):
             return None
         event = self._waiting.popleft()
@@ -79,6 +84,18 @@ class DeltaBuffer:
             return event
         assert isinstance(event.event, events.BlockDelta)  # noqa: S101  # only deltas are joined
         return msgspec.structs.replace(event, raw=events.encode(event.event))
+
+    async def _wait_for_more(self, until: float) -> None:
+        loop = asyncio.get_running_loop()
+        while loop.time() < until and not self._is_closed and len(self._waiting) == 1:
+            if not isinstance(self._waiting[0].event, events.BlockDelta):
+                return
+            self._changed.clear()
+            timer = loop.call_at(until, self._changed.set)
+            try:
+                await self._changed.wait()
+            finally:
+                timer.cancel()
 
 
 def buffer_of(all_events: Iterable[ModelEvent]) -> DeltaBuffer:

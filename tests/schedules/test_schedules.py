@@ -3,12 +3,15 @@
 import subprocess
 import sys
 from collections import Counter
+from unittest.mock import patch
 
 import pytest
 
+from tailrace.generators import turn_runner
 from tailrace.proto.entries import Attempt
 from tailrace.proto.fold import fold
 from tests.schedules.many import outcomes
+from tests.schedules.model import LONG
 from tests.schedules.mutants import MUTANTS
 from tests.schedules.schedule import Schedule
 
@@ -70,6 +73,29 @@ def test_a_seed_is_one_schedule_in_every_process() -> None:
         for seed in ("1", "2")
     ]
     assert traces[0] == traces[1]
+
+
+def entries_of_a_long_answer(append_s: float) -> int:
+    """The number of stored entries if no fault happens and each append takes `append_s`."""
+    schedule = next(one for one in map(Schedule, range(100)) if one.script.blocks[0].pieces == LONG)
+    server = schedule.server
+    server.is_faultless, schedule.faults.slow_s = True, 0.02
+    with (
+        patch.object(Schedule, "_at"),
+        patch.object(server, "publish", lambda entry, fence: server.apply(entry, fence, append_s)),
+    ):
+        schedule.play()
+    assert fold(server.stored).text == "".join(LONG)
+    return len(server.stored)
+
+
+def test_slow_appends_become_fewer() -> None:
+    """A turn's appends are in flight for a quarter of the time at most: then the others find the log less busy."""
+    fast, slow = entries_of_a_long_answer(0.0001), entries_of_a_long_answer(0.008)
+    with patch.object(turn_runner, "APPENDS_SHARE", 1):
+        fast_at_once, slow_at_once = entries_of_a_long_answer(0.0001), entries_of_a_long_answer(0.008)
+    assert fast == fast_at_once
+    assert slow < slow_at_once
 
 
 def test_every_fault_and_outcome_happens() -> None:

@@ -121,6 +121,38 @@ async def test_events_before_the_close_are_still_returned() -> None:
     assert await buffer.next() is None
 
 
+@pytest.mark.parametrize("end", ["another event", "the close"])
+async def test_a_delta_waits_for_others_until_something_else_follows(end: str) -> None:
+    """Deltas that come before `join_until` are joined, and nothing waits for its sake."""
+    buffer, in_an_hour = DeltaBuffer(), asyncio.get_running_loop().time() + 3600
+    buffer.put(from_event(text("The")))
+    taking = asyncio.create_task(buffer.next(in_an_hour))
+    for piece in (" sky", " is"):
+        await asyncio.sleep(0)
+        buffer.put(from_event(text(piece)))
+    await asyncio.sleep(0.01)
+    assert not taking.done()
+    if end == "the close":
+        buffer.close()
+    else:
+        buffer.put(PING)
+    async with asyncio.timeout(5):
+        taken = await taking
+        assert taken is not None
+        assert taken.event == text("The sky is")
+        if end != "the close":
+            assert await buffer.next(in_an_hour) is PING
+
+
+async def test_a_delta_does_not_wait_beyond_the_given_time() -> None:
+    """A model that pauses does not delay what it has sent."""
+    buffer, loop = DeltaBuffer(), asyncio.get_running_loop()
+    for _ in range(2):
+        buffer.put(from_event(text("a")))
+        async with asyncio.timeout(5):
+            assert await buffer.next(loop.time() + 0.01) == from_event(text("a"))
+
+
 @pytest.mark.rule("R9")
 @given(st.lists(st.tuples(anthropic_events(), st.booleans()), max_size=30))
 async def test_joining_does_not_change_the_fold(put: list[tuple[Event, bool]]) -> None:
