@@ -27,6 +27,8 @@ class ListedModels(msgspec.Struct, frozen=True):
     """The reply to `models`."""
 
     data: list[ListedModel]
+    is_simulated: bool = False
+    """Whether the simulated Claude has answered. Anthropic's list does not have this field."""
 
 
 class TokenCount(msgspec.Struct, frozen=True):

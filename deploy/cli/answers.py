@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tailrace.client import Answer, End
+from tailrace.client import Answer, Client, End, TailraceError
 from tailrace.deploy.cli import display
 from tailrace.deploy.cli.display import Display
 from tailrace.deploy.local.running import read_state, write_state
@@ -14,6 +14,7 @@ from tailrace.proto.errors import SettingsInvalid
 
 # The state file with the id of the last turn that `tailrace ask` of this user started.
 LAST_TURN = "last-turn"
+SIMULATED = "a simulated model answers: no API key is set; to ask Claude, set ANTHROPIC_API_KEY and start `up` again"
 
 
 def follow(start: Callable[[], Answer], screen: Display, *, is_new: bool = False) -> End:
@@ -35,11 +36,27 @@ def follow(start: Callable[[], Answer], screen: Display, *, is_new: bool = False
         screen.close()
 
 
-def report(end: End) -> int:
+def note_simulated(client: Client) -> bool:
+    """Returns whether the simulated Claude answers, and prints it on a terminal. Elsewhere, it does not look."""
+    if not sys.stderr.isatty():
+        return False
+    try:
+        is_simulated = bool(client.request("GET", "/v1/models", params={"limit": "1"}).get("is_simulated"))
+    except TailraceError as error:
+        # A key may not have the scope to read.
+        if error.status is None:
+            raise
+        return False
+    if is_simulated:
+        print(SIMULATED, file=sys.stderr)
+    return is_simulated
+
+
+def report(end: End, *, is_simulated: bool = False) -> int:
     """Prints why a turn failed; on a terminal, tokens and cost of every turn. Returns the exit status."""
     is_complete = end.outcome in ("completed", None)
     if sys.stderr.isatty() or not is_complete:
-        print(display.summary(end), file=sys.stderr)
+        print(display.summary(end, is_simulated=is_simulated), file=sys.stderr)
     return 0 if is_complete else 1
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from tailrace.deploy.cli import display
-from tailrace.deploy.cli.answers import fields_of, follow, last_turn, report
+from tailrace.deploy.cli.answers import fields_of, follow, last_turn, note_simulated, report
 from tailrace.deploy.cli.arguments import add_json, add_question
 from tailrace.deploy.cli.connection import connect
 from tailrace.proto.errors import SettingsInvalid
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     screen = display.new_display(is_json=given.json)
     with connect(given, environ, on_retry=screen.retry) as client:
+        is_simulated = note_simulated(client)
         if given.resume:
             turn = last_turn()
             end = follow(lambda: client.resume(turn, on_state=screen.state), screen)
@@ -61,7 +62,7 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
             end = follow(lambda: client.ask(question, on_state=screen.state, **fields), screen, is_new=True)
     if given.json:
         print(msgspec.json.encode(end).decode())
-    return report(end)
+    return report(end, is_simulated=is_simulated)
 
 
 def read_question(given: str | None) -> str:

@@ -2,15 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from tailrace.client import Client, TailraceError
+from tailrace.client import Client, End, TailraceError
 from tailrace.deploy.cli import display
-from tailrace.deploy.cli.answers import fields_of, report
+from tailrace.deploy.cli.answers import fields_of, note_simulated, report
 from tailrace.deploy.cli.arguments import add_json, add_question
 from tailrace.deploy.cli.connection import connect, describe
 from tailrace.deploy.local.terminal_text import printable
@@ -42,6 +43,7 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
         screen.retry(error, tries)
 
     with connect(given, environ, on_retry=retry) as client:
+        show_end = partial(report, is_simulated=note_simulated(client))
         while True:
             try:
                 question = input(PROMPT if sys.stdin.isatty() else "").strip()
@@ -51,14 +53,22 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
                 continue
             screen = display.new_display(is_json=given.json)
             try:
-                fields["session"] = answer_one(client, question, screen, fields, is_json=given.json)
+                fields["session"] = answer_one(client, question, screen, fields, show_end, is_json=given.json)
             except TailraceError as error:
                 if not sys.stdin.isatty():
                     raise
                 print(printable(describe(error, client.url)), file=sys.stderr)
 
 
-def answer_one(client: Client, question: str, screen: display.Display, fields: dict[str, Any], *, is_json: bool) -> str:
+def answer_one(
+    client: Client,
+    question: str,
+    screen: display.Display,
+    fields: dict[str, Any],
+    show_end: Callable[[End], object],
+    *,
+    is_json: bool,
+) -> str:
     """Asks a question, shows the answer, and returns the session. Ctrl-C cancels the turn. Raises TailraceError."""
     answer = client.ask(question, on_state=screen.state, **fields)
     try:
@@ -73,6 +83,6 @@ def answer_one(client: Client, question: str, screen: display.Display, fields: d
     else:
         if is_json:
             print(msgspec.json.encode(end).decode(), flush=True)
-        report(end)
+        show_end(end)
     session: str = answer.session or client.turn(answer.turn)["session"]
     return session

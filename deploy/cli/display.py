@@ -86,10 +86,11 @@ def show(answer: Answer, display: Display) -> End:
     return answer.done()
 
 
-def summary(end: End) -> str:
+def summary(end: End, *, is_simulated: bool = False) -> str:
     """Returns one line about a turn: its outcome (unless completed), model, tokens, cost and id."""
     about = "about " if end.usage_is_estimated else ""
     cost = f"${end.cost_usd:.6f}" if end.cost_usd is not None else "at an unknown price"
+    cost = f"{cost} simulated" if is_simulated else cost
     tokens = f"{about}{end.usage.input_tokens} tokens in, {end.usage.output_tokens} out, {cost}"
     how = "" if end.outcome == "completed" else end.outcome
     why = end.message and f"{how}: {end.message}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import msgspec
 
 from tailrace.deploy.cli import display
-from tailrace.deploy.cli.answers import follow, report
+from tailrace.deploy.cli.answers import follow, note_simulated, report
 from tailrace.deploy.cli.arguments import add_connection, add_json, add_turn_id
 from tailrace.deploy.cli.connection import connect
 
@@ -28,9 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     screen = display.new_display(is_json=given.json)
     with connect(given, environ, on_retry=screen.retry) as client:
+        is_simulated = note_simulated(client)
         if given.json:
             answer = client.resume(given.id, after=given.after)
             for event in answer:
                 print(msgspec.json.encode(event).decode(), flush=True)
-            return report(answer.done())
-        return report(follow(lambda: client.resume(given.id, after=given.after, on_state=screen.state), screen))
+            return report(answer.done(), is_simulated=is_simulated)
+        end = follow(lambda: client.resume(given.id, after=given.after, on_state=screen.state), screen)
+        return report(end, is_simulated=is_simulated)

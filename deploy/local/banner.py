@@ -13,19 +13,27 @@ TURN = '{"message": "Why is the sky blue?"}'
 def model_banner(environ: Mapping[str, str]) -> str:
     """Returns which model answers and whether it costs money."""
     if is_simulated(environ):
-        return "ANTHROPIC_API_KEY is not set: a simulated Claude answers, free of charge"
+        return "simulated Claude, free of charge; for real answers, set ANTHROPIC_API_KEY and start again"
     where = read(Settings, environ).anthropic_base_url
     if environ.get("CLAUDE_CODE_OAUTH_TOKEN") and not environ.get("ANTHROPIC_API_KEY"):
-        return "CLAUDE_CODE_OAUTH_TOKEN is set: Claude Code answers with your login"
-    return f"ANTHROPIC_API_KEY is set: Claude at {where} answers, and each turn costs money"
+        return "Claude Code with your login, because CLAUDE_CODE_OAUTH_TOKEN is set"
+    return f"Claude at {where}, because ANTHROPIC_API_KEY is set: each turn costs money"
 
 
 def render_banner(
-    rows: Sequence[Sequence[str]], url: str, data_dir: str, *, page: str, needs_key: bool, warning: str = ""
+    rows: Sequence[Sequence[str]],
+    url: str,
+    data_dir: str,
+    *,
+    page: str,
+    model: str,
+    needs_key: bool,
+    warning: str = "",
 ) -> str:
     """Returns the text that is shown when the system is ready. A row is a process: name, pid, addresses.
 
-    `page` is the address of the page with chats, whose fragment may be the token of the demo.
+    `page` is the address of the page with chats, whose fragment may be the token of the demo. `model` says which
+    model answers.
     """
     key = "-H 'Authorization: Bearer YOUR-KEY' " if needs_key else ""
     shown = f"\n  Warning:         {warning}" if warning else ""
@@ -33,6 +41,7 @@ def render_banner(
 {table(rows)}
 
   Open this page:  {page}
+  Model:           {model}
   Data directory:  {data_dir}
   API reference:   {url}/docs
   Operations:      {url}/ops

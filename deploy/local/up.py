@@ -142,7 +142,6 @@ async def start_and_watch(
     plan = make_plan(options, environ, listening, nats_urls, demo)
     for warning in check_environment.mistyped(environ):
         console.log(warning)
-    console.log(model_banner(environ))
     log_format = "colour" if console.coloured else "console"
     specs = process_specs(options, plan, {"TAILRACE_LOG_FORMAT": log_format, **environ})
     for spec in specs:
@@ -155,6 +154,7 @@ async def start_and_watch(
             plan.url,
             str(options.data_dir),
             page=f"{plan.url}/#demo={demo.token}" if demo is not None else f"{plan.url}/",
+            model=model_banner(environ),
             needs_key=not authenticator.is_open,
             warning=await generator_detail(plan.host, plan.port),
         )

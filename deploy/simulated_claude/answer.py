@@ -48,11 +48,12 @@ def whole(
     `json_sample`: the text is JSON, that of `json=` or else this one. `forced`: the answer is a call of the tool with
     this name, and the input of `json=` or else this one.
     """
-    text = (
-        prose.deltas(prose.markdown(directive.without(conversation.question)))
-        if directed.words is None
-        else words(directed.tag, directed.words)
-    )
+    if directed.words is not None:
+        text = words(directed.tag, directed.words)
+    elif directed.count is not None:
+        text = numbers(directed.count)
+    else:
+        text = prose.deltas(prose.markdown(directive.without(conversation.question)))
     if json_sample:
         is_wrong = directed.wrong_json and not conversation.is_corrected
         text = JSON_PIECE.findall(directed.wrong_json if is_wrong else directed.input_json or json_sample)
@@ -74,6 +75,11 @@ def tool_call(name: str, tool_input: str) -> Block:
 def words(tag: str, count: int) -> list[str]:
     """Returns `w000000`, ` w000001`, …: `count` words, each but the first with a space before it."""
     return [f"{' ' if number else ''}{tag}{number:06d}" for number in range(count)]
+
+
+def numbers(last: int) -> list[str]:
+    """Returns `1`, `, 2`, `, 3`, …: the numbers from 1 to `last`, each but the first with a comma before it."""
+    return [f"{', ' if number > 1 else ''}{number}" for number in range(1, last + 1)]
 
 
 def rest(answer: Part, partial: str) -> Part | None:

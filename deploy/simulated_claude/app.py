@@ -173,7 +173,9 @@ async def silent(_: Send) -> None:
 async def list_models(http: HttpRequest) -> Response:
     require_key(http.headers)
     cards = [model.card() for model in MODELS]
-    return json({"data": cards, "has_more": False, "first_id": MODELS[0].id, "last_id": MODELS[-1].id})
+    ids = {"first_id": MODELS[0].id, "last_id": MODELS[-1].id}
+    # Anthropic has no such field: Tailrace shows its users that the answers are not Claude's.
+    return json({"data": cards, "has_more": False, **ids, "is_simulated": True})
 
 
 async def show_model(http: HttpRequest) -> Response:

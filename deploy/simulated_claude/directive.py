@@ -35,6 +35,9 @@ A line `#sim …` in the last user message directs the answer:
   fault=KIND@N+  after delta N of the whole answer, and at once in every call that starts there
   retry_after=S  the Retry-After of a 429 (default 1)
 
+Without such a line, a question that begins with `Count to three hundred` is answered with the numbers from 1 to 300:
+up to 10,000, in words or digits; with the word `slowly`, 15 numbers a second. Other questions get 100 words of Markdown.
+
 Without @N a fault happens at @0, before the first delta. Without xM it breaks every call that sends delta N of the
 whole answer, so a continuation that starts at N or later is not broken. GET /_sim/stats returns counters of calls and
 streams. With --show-calls, GET /_sim/calls returns each call with its question, first delta, begin, end and outcome.
@@ -46,6 +49,13 @@ NAME = re.compile(r"\s*([a-z_]+)=")
 FAULT = re.compile(r"([a-z]+|[0-9]+)(?:@(\d{1,7}))?(?:x(\d{1,7})|(\+))?")
 NUMBER = re.compile(r"\d{1,7}(\.\d{1,6})?")
 WORDS_MAX = 1_000_000  # numbered with six digits
+# "Count to three hundred, slowly.": a long answer for people who try the product.
+COUNT = re.compile(r"\s*(?:please\s+)?count\s+(?:up\s+)?(?:from\s+(?:1|one)\s+)?to\s+(.*)", re.IGNORECASE)
+COUNT_MAX = 10_000
+SLOW_RATE = 15.0
+ONES = "a one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+NUMBERS = {name: max(1, number) for number, name in enumerate([*ONES, "seventeen", "eighteen", "nineteen"])}
+NUMBERS |= {name: 10 * ten for ten, name in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
 
 Setting = Literal[
     "words",
@@ -70,6 +80,7 @@ class DirectiveInvalid(ValueError):
 
 class Directive(msgspec.Struct, frozen=True, kw_only=True):
     words: int | None = None  # None: readable Markdown
+    count: int | None = None  # the text is the numbers from 1 to this one
     tag: str = "w"
     rate: float = 50.0
     wait_s: float = 0.0
@@ -85,9 +96,35 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(text: str) -> Directive:
-    """Returns the directive in `text`, or the default. Raises DirectiveInvalid."""
+    """Returns the directive in `text`, or what its plain words ask for, or the default. Raises DirectiveInvalid."""
     line = LINE.search(text)
-    return parse(line[1]) if line else Directive()
+    return parse(line[1]) if line else counting(text)
+
+
+def counting(text: str) -> Directive:
+    """Returns the directive of a question such as `Count to three hundred, slowly.`, or the default."""
+    asked = COUNT.match(text)
+    last = number_at_start(asked[1]) if asked else 0
+    if not 0 < last <= COUNT_MAX:
+        return Directive()
+    return Directive(count=last, rate=SLOW_RATE if "slow" in text.lower() else Directive().rate)
+
+
+def number_at_start(text: str) -> int:
+    """Returns the number with which `text` begins, in digits or in words; 0 if there is none."""
+    if digits := re.match(r"\d{1,3}(?:,\d{3})+|\d{1,7}", text):
+        return int(digits[0].replace(",", ""))
+    total = part = 0
+    for word in re.findall(r"[a-z]+|[^a-z\s-]", text.lower()):
+        if word in NUMBERS:
+            part += NUMBERS[word]
+        elif word == "hundred":
+            part *= 100
+        elif word == "thousand":
+            total, part = total + 1000 * part, 0
+        elif word != "and":
+            break
+    return total + part
 
 
 def without(text: str) -> str:

@@ -65,6 +65,8 @@ class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
     """The id of the first model of this page."""
     last_id: str | None
     """The id of the last model of this page."""
+    is_simulated: bool = False
+    """Whether the simulated Claude answers, because no key is set: its answers are made up, and cost nothing."""
 
 
 class UsdPrices(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,7 +173,9 @@ def build_sheet(model: Model, listed: Listed | None) -> ModelSheet:
     )
 
 
-def build_page(cards: Sequence[ModelCard], *, after_id: str | None, before_id: str | None, limit: int) -> ModelPage:
+def build_page(
+    cards: Sequence[ModelCard], *, after_id: str | None, before_id: str | None, limit: int, is_simulated: bool = False
+) -> ModelPage:
     """Returns the page after or before a model of the list, or the first page. Raises Refused."""
     if after_id is not None and before_id is not None:
         raise Refused("request_invalid", "`after_id` and `before_id` exclude each other: send one of them")
@@ -185,7 +189,7 @@ def build_page(cards: Sequence[ModelCard], *, after_id: str | None, before_id: s
         begin = ids.index(after_id) + 1 if after_id is not None else 0
         found, has_more = cards[begin : begin + limit], begin + limit < len(cards)
     first, last = (found[0].id, found[-1].id) if found else (None, None)
-    return ModelPage(data=list(found), has_more=has_more, first_id=first, last_id=last)
+    return ModelPage(data=list(found), has_more=has_more, first_id=first, last_id=last, is_simulated=is_simulated)
 
 
 def usd_prices(prices: Prices) -> dict[str, float]:

@@ -55,16 +55,17 @@ class Catalogue:
             self._request.cancel()
 
     async def _load(self, tenant: Tenant) -> None:
-        listed = await self._request_list(tenant)
-        self._offer = self._offer._replace(listed=listed)
+        found = await self._request_list(tenant)
+        listed = index_by_id(found.data) if found is not None else None
+        self._offer = self._offer._replace(listed=listed, is_simulated=found is not None and found.is_simulated)
         self._is_loaded = True
         self._fresh_until = asyncio.get_running_loop().time() + (RETRY_S if listed is None else CACHED_S)
 
-    async def _request_list(self, tenant: Tenant) -> Listed | None:
+    async def _request_list(self, tenant: Tenant) -> ListedModels | None:
         """Returns None if no generator answers."""
         try:
             reply = await self._services.request(tenant, MODELS, b"", timeout_s=self._timeout_s, role=GENERATORS)
-            return index_by_id(msgspec.json.decode(reply, type=ListedModels).data)
+            return msgspec.json.decode(reply, type=ListedModels)
         except (TailraceError, *DECODE_ERRORS) as error:
             logger.info("no generator listed the models; offering all models of the table", error=str(error))
             return None

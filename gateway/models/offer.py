@@ -20,10 +20,14 @@ QUOTED_CHARS_MAX = 64
 
 
 class Offer(NamedTuple):
-    """The offered models. `listed`: None until Anthropic has answered. `aliases`: the operator's names for models."""
+    """The offered models. `listed`: None until Anthropic has answered. `aliases`: the operator's names for models.
+
+    `is_simulated`: the simulated Claude has answered in Anthropic's place.
+    """
 
     listed: Listed | None = None
     aliases: Mapping[str, str] = MappingProxyType({})
+    is_simulated: bool = False
 
     @property
     def models(self) -> list[Model]:

@@ -24,7 +24,8 @@ async def models(request: ApiRequest, catalogue: Catalogue) -> Response:
     cards = [build_card(model, offer.listed) for model in offer.models if model.lifecycle in wanted]
     cursors = {name: query.get(name) for name in ("after_id", "before_id")}
     # Without a limit all of them: the openai SDKs do not page this list.
-    return json_response(build_page(cards, limit=limit_of(request, LIMIT_MAX, LIMIT_MAX), **cursors))
+    limit = limit_of(request, LIMIT_MAX, LIMIT_MAX)
+    return json_response(build_page(cards, limit=limit, is_simulated=offer.is_simulated, **cursors))
 
 
 async def model(request: ApiRequest, catalogue: Catalogue) -> Response:

@@ -146,12 +146,14 @@ class ChatOnTerminal:
 async def test_a_chat_on_a_terminal_shows_markdown_and_ctrl_c_ends_a_turn(commands: Commands, gateway: Gateway) -> None:
     """The block that grows is drawn again, and the last drawing has each word once, before the line about its cost."""
     async with ChatOnTerminal(commands, TERM="xterm-256color") as chat:
+        await chat.until_shown(b"a simulated model answers: no API key is set")
         await chat.type_line(b"#sim words=4000 rate=50")
         await chat.until_shown(b"w000012")
         chat.process.send_signal(SIGINT)
         await chat.until_shown(b"stopped")
         await chat.type_line(b"#sim words=30 rate=100")
         drawn = await chat.until_shown(b" tokens in")
+        assert re.fullmatch(rb", 30 out, \$0\.\d+", await chat.until_shown(b" simulated, turn "))
     plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", drawn[drawn.rindex(b"\x1b[?25h") :]).decode()
     assert re.findall(r"w\d{6}", plain) == words(30).split()
     [session] = (await gateway.client.get("/v1/sessions")).json()["data"]

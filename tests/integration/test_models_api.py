@@ -193,18 +193,18 @@ async def test_model_list_outlives_its_generator(
     """The data file's without a generator, Anthropic's soon after one starts, and the same after it has stopped."""
     gateway = await new_gateway(own_server.url)
 
-    async def listed() -> list[str]:
+    async def listed() -> tuple[list[str], bool]:
         answer = (await gateway.client.get("/v1/models")).json()
-        return [model["id"] for model in answer["data"]]
+        return [model["id"] for model in answer["data"]], answer["is_simulated"]
 
-    assert await listed() == list(models())
+    assert await listed() == (list(models()), False)
     async with processes.generator(tmp_path, own_server.url, claude):
 
         async def is_from_anthropic() -> bool:
-            return await listed() == LISTED
+            return await listed() == (LISTED, True)
 
         await until(is_from_anthropic, RETRY_S + 5)
-    assert await listed() == LISTED
+    assert await listed() == (LISTED, True)
 
 
 @on_shared_loop

@@ -6,16 +6,20 @@ from tailrace.deploy.local.banner import model_banner, render_banner
 
 ROWS = [("gateway-1", "12", "http://x", "metrics http://y"), ("generator-1", "-", "", "metrics http://z")]
 
+SIMULATED = "simulated Claude, free of charge; for real answers, set ANTHROPIC_API_KEY and start again"
+PAID = "because ANTHROPIC_API_KEY is set: each turn costs money"
+
 
 def test_the_banner_lists_processes_addresses_and_a_command_to_try() -> None:
     """Names, pids and addresses are in columns; a process that is being restarted has no pid."""
     assert (
-        render_banner(ROWS, "http://x", "/data", page="http://x/#demo=token", needs_key=False)
+        render_banner(ROWS, "http://x", "/data", page="http://x/#demo=token", model="Claude", needs_key=False)
         == """
   gateway-1    12  http://x  metrics http://y
   generator-1  -             metrics http://z
 
   Open this page:  http://x/#demo=token
+  Model:           Claude
   Data directory:  /data
   API reference:   http://x/docs
   Operations:      http://x/ops
@@ -32,31 +36,32 @@ def test_the_banner_lists_processes_addresses_and_a_command_to_try() -> None:
 def test_a_warning_is_a_line_of_the_banner() -> None:
     """For example a model key that is refused."""
     shown = render_banner(
-        ROWS, "http://x", "/data", page="http://x/#demo=token", needs_key=False, warning="the key is refused"
+        ROWS, "http://x", "/data", page="http://x/#demo", model="Claude", needs_key=False, warning="the key is refused"
     )
     assert "  Stop:            Ctrl-C\n  Warning:         the key is refused\n\n  Try it:" in shown
 
 
 def test_the_command_to_try_has_a_placeholder_when_a_key_is_needed() -> None:
     """`up` knows only the hashes of keys."""
-    open_door = render_banner(ROWS, "http://x", "/data", page="http://x/#demo=token", needs_key=False)
-    assert render_banner(ROWS, "http://x", "/data", page="http://x/#demo=token", needs_key=True) == open_door.replace(
-        "/v1/turns ", "/v1/turns -H 'Authorization: Bearer YOUR-KEY' "
+    is_open, needs_key = (
+        render_banner(ROWS, "http://x", "/data", page="http://x/#demo", model="Claude", needs_key=needs_key)
+        for needs_key in (False, True)
     )
+    assert needs_key == is_open.replace("/v1/turns ", "/v1/turns -H 'Authorization: Bearer YOUR-KEY' ")
 
 
 @pytest.mark.parametrize(
     ("environ", "sentence"),
     [
-        ({}, "is not set: a simulated Claude answers, free of charge"),
-        ({"ANTHROPIC_API_KEY": ""}, "is not set: a simulated Claude answers, free of charge"),
-        ({"ANTHROPIC_API_KEY": "k"}, "is set: Claude at https://api.anthropic.com answers, and each turn costs money"),
+        ({}, SIMULATED),
+        ({"ANTHROPIC_API_KEY": ""}, SIMULATED),
+        ({"ANTHROPIC_API_KEY": "k"}, f"Claude at https://api.anthropic.com, {PAID}"),
         (
             {"ANTHROPIC_API_KEY": "k", "ANTHROPIC_BASE_URL": "https://proxy.example"},
-            "is set: Claude at https://proxy.example answers, and each turn costs money",
+            f"Claude at https://proxy.example, {PAID}",
         ),
     ],
 )
 def test_the_model_banner_says_which_model_answers_and_the_cost(environ: dict[str, str], sentence: str) -> None:
     """A key that happens to be in the environment must not lead to an unexpected bill."""
-    assert model_banner(environ) == f"ANTHROPIC_API_KEY {sentence}"
+    assert model_banner(environ) == sentence

@@ -37,6 +37,10 @@ def test_words_are_numbered_and_joined_by_one_space() -> None:
     )
 
 
+def test_a_count_has_each_number_once() -> None:
+    assert text("Count to twelve.") == "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+
+
 @pytest.mark.parametrize(
     ("sequences", "said", "sequence"),
     [
@@ -95,7 +99,7 @@ def test_prose_has_the_topic_in_its_heading() -> None:
     assert text(f"{QUESTION}\n#sim rate=0").startswith("## How do I keep a log that survives its broker?\n")
 
 
-@given(st.sampled_from([QUESTION, "#sim words=30", "#sim words=30 thinking=4 tool=look"]), st.data())
+@given(st.sampled_from([QUESTION, "Count to 99", "#sim words=30", "#sim words=30 thinking=4 tool=look"]), st.data())
 def test_any_partial_answer_and_its_continuation_are_the_whole(question: str, data: st.DataObject) -> None:
     """At any position, after any number of interruptions."""
     everything = whole(conversation(("user", question)), read_directive(question))

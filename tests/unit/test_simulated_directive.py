@@ -54,6 +54,26 @@ def test_an_invalid_directive_line_is_refused(line: str) -> None:
         read(line)
 
 
+@pytest.mark.parametrize(
+    ("question", "count", "rate"),
+    [
+        ("Count to three hundred, slowly.", 300, 15.0),
+        ("count to 300", 300, 50.0),
+        ("Please count from one to two thousand one hundred and twenty-five.", 2125, 50.0),
+        ("Count up to 1,500 slowly", 1500, 15.0),
+        ("Count to a hundred and then stop", 100, 50.0),
+        ("Count to nineteen", 19, 50.0),
+        ("Count to 10001", None, 50.0),
+        ("Count to infinity", None, 50.0),
+        ("Count to " + "hundred " * 9, None, 50.0),
+        ("How do I count to ten?", None, 50.0),
+        ("Count.", None, 50.0),
+    ],
+)
+def test_a_plain_request_to_count_is_understood(question: str, count: int | None, rate: float) -> None:
+    assert read(question) == Directive(count=count, rate=rate)
+
+
 @pytest.mark.parametrize("kind", FAULT_KINDS)
 def test_a_fault_may_have_no_position(kind: str) -> None:
     """`429x2` refuses two calls: the digits of the kind end at the count."""
