@@ -1,6 +1,7 @@
 """`tailrace erase`: erases all data of a user or of the tenant, and prints what was erased."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 
 import msgspec
@@ -8,14 +9,18 @@ import msgspec
 from tailrace.deploy.cli.arguments import add_connection, add_json
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.local.terminal_text import printable
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.exit_status import EXIT_ERROR
 
 DESCRIPTION = "Erase all data of a user, or of the key's tenant, and print a report as JSON. It cannot be undone."
 EXAMPLES = """\
-Turns of others that continue a turn of the user are erased too. Sums of usage stay, without names.
+Turns of others that continue a turn of the user are erased too. Sums of usage stay, without names. On a terminal, the
+command asks before it erases. Elsewhere, for example in a script, it needs --yes.
 
 examples:
   tailrace export --user ann@example.com --output ann.jsonl
   tailrace erase --user ann@example.com
+  tailrace erase --user ann@example.com --yes           without the question
   tailrace erase --tenant acme                          everything of the tenant; it must be the key's own
 """
 
@@ -24,11 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--user", metavar="NAME", help="erase the turns and sessions of this user")
     what.add_argument("--tenant", metavar="NAME", help="erase everything of this tenant, which the key belongs to")
+    parser.add_argument("--yes", action="store_true", help="erase without asking")
     add_json(parser, "print the report in one line")
     add_connection(parser)
 
 
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    what = f"user {given.user}" if given.user is not None else f"tenant {given.tenant}"
+    if not (given.yes or is_confirmed(f"Erase all data of the {printable(what)}? It cannot be undone. [y/N] ")):
+        print("nothing was erased", file=sys.stderr)
+        return EXIT_ERROR
     with connect(given, environ) as client:
         if given.user is not None:
             report = client.request("DELETE", "/v1/users", params={"user": given.user})
@@ -37,3 +47,11 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     encoded = msgspec.json.encode(report)
     print(printable((encoded if given.json else msgspec.json.format(encoded, indent=2)).decode()))
     return 0
+
+
+def is_confirmed(question: str) -> bool:
+    """Asks on the terminal. Raises SettingsInvalid without one."""
+    if not sys.stdin.isatty():
+        raise SettingsInvalid("erased data cannot be restored: add --yes, or run this command on a terminal")
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

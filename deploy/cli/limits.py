@@ -12,13 +12,14 @@ from tailrace.deploy.cli.keys import limits
 from tailrace.deploy.local.terminal_text import table
 from tailrace.proto.errors import SettingsInvalid
 
-DESCRIPTION = "Show or replace the limits of tenants. All gateways apply a change within a second."
+DESCRIPTION = "Show or change the limits of tenants. All gateways apply a change within a second."
 EXAMPLES = """\
 examples:
   tailrace limits                                          the limits of all tenants with a key or limits of their own
   tailrace limits acme                                     those of one tenant
-  tailrace limits acme --set requests=600,usd_month=500    replaces all of its own limits
-  tailrace limits acme --clear                             removes its own limits: those of the settings apply
+  tailrace limits acme --set requests=600,usd_month=500    sets these two; its other limits stay
+  tailrace limits acme --remove usd_month                  removes one: that of the settings applies
+  tailrace limits acme --clear                             removes all of its own limits
   tailrace limits --json | jq '.[].effective'
 
 The key needs the scope `admin`. docs/LIMITS.md has the names of the limits.
@@ -30,19 +31,22 @@ PAGE = "200"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tenant", type=tenant, nargs="?", metavar="TENANT", help="the tenant (default: all)")
     change = parser.add_mutually_exclusive_group()
-    change.add_argument("--set", type=limits, metavar="NAME=NUMBER,…", help="the new limits; others are removed")
-    change.add_argument("--clear", dest="set", action="store_const", const={}, help="remove the tenant's own limits")
+    change.add_argument("--set", type=limits, metavar="NAME=NUMBER,…", help="set these limits; the others stay")
+    change.add_argument("--remove", metavar="NAME,…", help="remove these limits of the tenant; the others stay")
+    change.add_argument("--clear", action="store_true", help="remove all of the tenant's own limits")
     add_json(parser)
     add_connection(parser)
 
 
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    if given.set is not None and given.tenant is None:
-        raise SettingsInvalid("--set and --clear need a TENANT: name the one whose limits change")
+    is_change = given.set is not None or given.remove is not None or given.clear
+    if is_change and given.tenant is None:
+        raise SettingsInvalid("--set, --remove and --clear need a TENANT: name the one whose limits change")
     path, found = f"/v1/admin/tenants/{given.tenant}/limits", list[dict[str, Any]]()
     with connect(given, environ) as client:
-        if given.set is not None:
-            found.append(client.request("PUT", path, {"limits": given.set}))
+        if is_change:
+            own = {} if given.clear else client.request("GET", path)["limits"]
+            found.append(client.request("PUT", path, {"limits": changed(own, given)}))
         elif given.tenant is not None:
             found.append(client.request("GET", path))
         else:
@@ -56,6 +60,15 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     else:
         print(table([HEADINGS, *((one["tenant"], show(one["limits"]), show(one["effective"])) for one in found)]))
     return 0
+
+
+def changed(own: Mapping[str, float], given: argparse.Namespace) -> dict[str, float]:
+    """Returns the tenant's own limits after `--set` or `--remove`."""
+    removed = given.remove.split(",") if given.remove is not None else []
+    for name in removed:
+        if name not in own:
+            raise SettingsInvalid(f"{given.tenant} has no limit {name!r} of its own: it has {show(own)}")
+    return {name: value for name, value in own.items() if name not in removed} | (given.set or {})
 
 
 def show(values: Mapping[str, float | None]) -> str:

@@ -36,7 +36,7 @@ GROUPS = {
         "batch": "run all inputs of a file as one batch",
     },
     "look": {
-        "turns": "list the running turns, or those of a session",
+        "turns": "list the running turns, or search the text of all",
         "turn": "show the steps of one turn, and its readers",
         "sessions": "list the sessions",
         "export": "write a conversation, or all data of a user or a tenant",

@@ -18,6 +18,12 @@ No request is refused, streams resume at another gateway, and each generator fin
 may take as long as the longest turn (TAILRACE_GRACE_S ends it earlier; others then continue the turns). Settings are
 those with which `up` was started. `up` itself, nats-server and the simulated Claude are not restarted.
 """
+# What a process of each role does before it ends.
+WAITS_FOR = {
+    "persistence": "it stores what it has read",
+    "generator": "it finishes its turns, which `tailrace top` shows",
+    "gateway": "its readers resume at another gateway",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
     started, restarted = time.monotonic(), list[str]()
 
-    def show(name: str) -> None:
-        restarted.append(name)
-        print(f"restarting {name}", file=sys.stderr if given.json else sys.stdout, flush=True)
+    def show(name: str, waited_s: float) -> None:
+        what = WAITS_FOR[name.partition("-")[0]]
+        text = f"waiting for {name} for {waited_s:.0f} s: {what}" if waited_s else f"restarting {name} ({what})"
+        print(text, file=sys.stderr if given.json else sys.stdout, flush=True)
+        if not waited_s:
+            restarted.append(name)
 
     rolling_restart.restart(given.data, show)
     seconds = time.monotonic() - started

@@ -87,6 +87,10 @@ def render(found: Timeline) -> str:
     steps += [(pause.at, f"pause of {pause.seconds:.1f} s") for pause in found.pauses]
     for reader in found.readers:
         report, resumed = reader.report, f" after {reader.report.cursor}" if reader.report.cursor else ""
+        if report.ending == "lost" and report.closed_at is not None:
+            text = f"reader lost with its gateway, at {report.written}: {reader.sent} of {found.entries} entries"
+            steps.append((report.closed_at, text))
+            continue
         steps.append((report.opened_at, f"reader {'resumed' if resumed else 'opened'}{resumed} ({report.dialect})"))
         if report.closed_at is not None:
             ending = "reader ended" if report.ending == "ended" else f"reader cut: {report.ending}"

@@ -1,26 +1,34 @@
-"""`tailrace turns`: lists the running turns, or those of a session."""
+"""`tailrace turns`: lists the running turns, those of a session, or those with certain words."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import msgspec
 
+from tailrace.client import Client
 from tailrace.deploy.cli.arguments import add_connection, add_json, add_number
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import Record, excerpt, local_time, print_table, text_of
 
-DESCRIPTION = "List the running turns, or all turns of a session."
+DESCRIPTION = "List the running turns, all turns of a session, or the turns with certain words."
 EXAMPLES = """\
 examples:
   tailrace turns                        the running turns, oldest first
   tailrace turns --session SESSION      all turns of a session
+  tailrace turns --search "loire delta"  turns with both words in their questions and answers, newest first
   tailrace turns --json | jq -r '.[].turn'
+
+A search finds whole words, in any case, in turns that have ended. It does not cover system prompts and files.
 """
+PAGE = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--session", metavar="ID", help="all turns of this session, oldest first")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--session", metavar="ID", help="all turns of this session, oldest first")
+    which.add_argument("--search", metavar="WORDS", help="turns with all of these words, newest first")
     add_number(parser, "--limit", 50, "the maximum number of lines", 1, 100_000)
     add_json(parser)
     add_connection(parser)
@@ -28,13 +36,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with connect(given, environ) as client:
-        found = list(islice(client.turns(given.session), given.limit))
+        turns = client.turns(given.session) if given.search is None else search(client, given.search, given.limit)
+        found = list(islice(turns, given.limit))
     if given.json:
         print(msgspec.json.encode(found).decode())
         return 0
     headings = ("TURN", "OUTCOME", "MODEL", "ASKED", "OUTPUT", "QUESTION")
-    print_table(headings, map(turn_row, found), "no turn is running" if given.session is None else "no turns")
+    is_running = given.session is None and given.search is None
+    print_table(headings, map(turn_row, found), "no turn is running" if is_running else "no turns")
     return 0
+
+
+def search(client: Client, words: str, limit: int) -> Iterator[dict[str, Any]]:
+    """Yields the turns with `words` in pages, newest first."""
+    page: dict[str, Any] = {"next": ""}
+    while page["next"] is not None:
+        after = {"after": page["next"]} if page["next"] else {}
+        page = client.request("GET", "/v1/turns", params={"q": words, "limit": str(min(limit, PAGE)), **after})
+        yield from page["data"]
 
 
 def turn_row(turn: Record) -> Sequence[str]:

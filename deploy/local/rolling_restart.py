@@ -29,6 +29,7 @@ ROLES = ("persistence", "generators", "gateway")
 # SQLite has one writer.
 WITHOUT_SPARE = "persistence"
 POLL_S = 0.1
+REMIND_S = 10.0
 
 
 class LogLine(msgspec.Struct):
@@ -122,8 +123,11 @@ async def check(spec: ProcessSpec) -> None:
         raise UpRefused(f"the installed version cannot be started: {why}")
 
 
-def restart(folder: Path, show: Callable[[str], None]) -> None:
-    """Requests a restart from the `up` in `folder` and waits until it has ended. Raises UpRefused."""
+def restart(folder: Path, show: Callable[[str, float], None]) -> None:
+    """Requests a restart from the `up` in `folder` and waits until it has ended. Raises UpRefused.
+
+    Calls `show` with the name of each process, and again every `REMIND_S` with the seconds that it has waited for it.
+    """
     status = status_file.read(folder)
     # The file stays after `up` was killed, and another process may have its pid by now.
     if status is None or not data_dir.is_locked(folder):
@@ -134,6 +138,7 @@ def restart(folder: Path, show: Callable[[str], None]) -> None:
         raise UpRefused("a restart is running already: wait until it has ended")
     os.kill(status.pid, SIGNAL)
     before, shown = status.restart.ended, ""
+    since = reminded = time.monotonic()
     while True:
         status = status_file.read(folder)
         if status is None or status.restart is None:
@@ -141,8 +146,11 @@ def restart(folder: Path, show: Callable[[str], None]) -> None:
         if status.restart.ended > before:
             break
         if status.restart.now not in ("", shown):
-            shown = status.restart.now
-            show(shown)
+            shown, since, reminded = status.restart.now, time.monotonic(), time.monotonic()
+            show(shown, 0.0)
+        elif shown and time.monotonic() - reminded >= REMIND_S:
+            reminded = time.monotonic()
+            show(shown, reminded - since)
         time.sleep(POLL_S)
     if status.restart.failure:
         raise UpRefused(f"{status.restart.failure}. The processes that were not yet restarted continue")

@@ -36,7 +36,7 @@ A line `#sim …` in the last user message directs the answer:
   retry_after=S  the Retry-After of a 429 (default 1)
 
 Without such a line, a question that begins with `Count to three hundred` is answered with the numbers from 1 to 300:
-up to 10,000, in words or digits; with the word `slowly`, 15 numbers a second. Other questions get 100 words of Markdown.
+up to 10,000, in words or digits; with the word `slowly`, 15 numbers a second. Others get about 100 words of Markdown.
 
 Without @N a fault happens at @0, before the first delta. Without xM it breaks every call that sends delta N of the
 whole answer, so a continuation that starts at N or later is not broken. GET /_sim/stats returns counters of calls and
@@ -53,9 +53,11 @@ WORDS_MAX = 1_000_000  # numbered with six digits
 COUNT = re.compile(r"\s*(?:please\s+)?count\s+(?:up\s+)?(?:from\s+(?:1|one)\s+)?to\s+(.*)", re.IGNORECASE)
 COUNT_MAX = 10_000
 SLOW_RATE = 15.0
-ONES = "a one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
-NUMBERS = {name: max(1, number) for number, name in enumerate([*ONES, "seventeen", "eighteen", "nineteen"])}
-NUMBERS |= {name: 10 * ten for ten, name in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
+TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+ONES = f"a one two three four five six seven eight nine {TEENS}"
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+NUMBERS = {name: max(1, number) for number, name in enumerate(ONES.split())}
+NUMBERS |= {name: 10 * ten for ten, name in enumerate(TENS.split(), 2)}
 
 Setting = Literal[
     "words",

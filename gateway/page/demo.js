@@ -52,7 +52,8 @@ export class Demo {
     const head = element("div", { className: "bar" }, element("h2", { id: "demo-title", textContent: "Break it" }), close);
     const breakers = element("div", { className: "breakers" }, this.cut, this.killGenerator, this.killGateway, this.second);
     const log = element("section", { className: "log" }, element("h3", { textContent: "Event ids" }), this.ids);
-    byId("demo").append(head, element("div", { className: "inside" }, this.hint, this.begin, this.parts, breakers, this.proof, this.other, log));
+    const said = element("div", { className: "said-here" }, this.hint, this.proof);
+    byId("demo").append(head, element("div", { className: "inside" }, said, this.begin, this.parts, breakers, this.other, log));
     this.#draw();
     this.#poll();
   }
@@ -131,7 +132,8 @@ export class Demo {
   }
 
   #line(id, text) {
-    this.ids.prepend(element("li", {}, element("b", { textContent: id }), ` ${text}`));
+    // A line of the list is one event: its line breaks are shown as signs.
+    this.ids.prepend(element("li", {}, element("b", { textContent: id }), ` ${text.replace(/\n/g, "\u21b5")}`));
     while (this.ids.childElementCount > LINES_MAX) this.ids.lastChild.remove();
   }
 
@@ -205,7 +207,8 @@ export class Demo {
       return element("li", { className: `${pid ? "up" : "down"}${isRunning && has[name] ? " used" : ""}` }, element("b", { textContent: name }), state, element("span", { className: "pid", textContent: pid ?? "" }));
     });
     if (this.parts.textContent !== items.map((one) => one.textContent).join("")) this.parts.replaceChildren(...items);
-    this.begin.hidden = isRunning;
+    // Nothing is hidden or inserted while the answer runs: what is to be pressed stays where it is.
+    this.begin.disabled = isRunning;
     this.cut.disabled = !isRunning || this.#isCut;
     this.cut.textContent = this.#isCut ? `Cut for ${CUT_MS / 1000} s` : "Cut my connection";
     const isReady = isRunning && this.#processes.length > 0;

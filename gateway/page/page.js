@@ -11,10 +11,14 @@ const TITLE_CHARS_MAX = 60;
 const TURNS_AT_ONCE = 50;
 const CAUGHT_UP_MS = 2500;
 const SHARED_S = 86_400;
+const SHARED_CHARS_MAX = 500;
+const FOUND_MAX = 50;
+const FOUND_CHARS = 80;
+const TYPING_MS = 250;
 const EXAMPLES = [
   "Explain why rivers meander, with a small table.",
   "Write a Python function that merges two sorted lists, with a test.",
-  "Count to three hundred, slowly.\n#sim words=300 rate=15",
+  "Count to three hundred, slowly.",
 ];
 
 const scroll = byId("scroll");
@@ -72,7 +76,7 @@ function keepAtEnd(work) {
 }
 
 const isAtEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 90;
-const drawToEnd = () => (byId("to-end").hidden = isAtEnd());
+const drawToEnd = () => (byId("to-end").hidden = isAtEnd() || !byId("welcome").hidden);
 scroll.addEventListener("scroll", drawToEnd, { passive: true });
 new ResizeObserver(drawToEnd).observe(scroll);
 byId("to-end").addEventListener("click", () => (scroll.scrollTop = scroll.scrollHeight));
@@ -172,6 +176,7 @@ const runningTurn = () => {
 function drawSend() {
   const isRunning = Boolean(runningTurn());
   byId("send").ariaLabel = isRunning ? "Stop" : "Send";
+  byId("send").title = isRunning ? "Stop (Escape)" : "";
   byId("send").querySelector("use").setAttribute("href", isRunning ? "#i-stop" : "#i-send");
 }
 
@@ -311,8 +316,10 @@ const acts = {
   },
   async share(turn, button) {
     try {
-      const { ticket } = await request(`/v1/turns/${turn.id}/tickets`, { method: "POST", body: { is_shared: true, life_s: SHARED_S } });
-      await copyText(`${location.origin}/#${new URLSearchParams({ shared: turn.id, ticket })}`, button);
+      const { ticket, until } = await request(`/v1/turns/${turn.id}/tickets`, { method: "POST", body: { is_shared: true, life_s: SHARED_S } });
+      // The ticket opens the answer alone: the link brings the question with it.
+      const asked = textOf(turn.record.input).slice(0, SHARED_CHARS_MAX);
+      await copyText(`${location.origin}/#${new URLSearchParams({ shared: turn.id, ticket, until, asked })}`, button);
       notify("A link to this answer is copied. Whoever has it can read the answer for 24 hours, and nothing else.", false);
     } catch (error) {
       notify(error.message);
@@ -341,14 +348,24 @@ function openShared(given) {
   acts.isReadOnly = true;
   document.body.classList.add("shared");
   for (const id of ["side", "composer", "welcome", "setup", "menu", "new-narrow"]) byId(id).hidden = true;
+  byId("menu").before(document.querySelector(".name"));
+  const until = Number(given.get("until"));
   byId("title").textContent = "A shared answer";
-  const record = { turn: given.get("shared"), parent: null, input: [], content: [], outcome: "running", cursor: "" };
+  const endsAt = new Date(1000 * until).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+  const life = until ? [element("p", { className: "quiet", textContent: `This link can be read until ${endsAt}.` })] : [];
+  const input = given.get("asked") ? [{ role: "user", content: given.get("asked") }] : [];
+  const record = { turn: given.get("shared"), parent: null, input, content: [], outcome: "running", cursor: "" };
   const turn = addTurn(record);
+  // Shown when the server has accepted the ticket: a link that is not valid shows no text of its own.
   turn.question.hidden = true;
-  byId("turns").replaceChildren(turn.root);
+  byId("turns").replaceChildren(...life, turn.root);
   const proven = (url, init) => fetch(`${url}?ticket=${encodeURIComponent(given.get("ticket"))}`, init);
   const onState = (state) => turn.mark({ live: "live", reconnecting: "lost" }[state]);
-  const answer = resume(record.turn, { fetch: proven, triesMax: Infinity, onEvent: (event) => turn.take(event), onState });
+  const take = (event) => {
+    turn.question.hidden = !input.length;
+    turn.take(event);
+  };
+  const answer = resume(record.turn, { fetch: proven, triesMax: Infinity, onEvent: take, onState });
   const end = ({ outcome, message, usage, cost_usd }) => {
     Object.assign(record, { outcome: outcome ?? "completed", error: message && { message }, usage, cost_usd });
     turn.draw();
@@ -381,7 +398,6 @@ async function stop(turn) {
 }
 
 question.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") stopEditing();
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   if (!runningTurn()) byId("composer").requestSubmit();
@@ -446,7 +462,11 @@ for (const [name, isOver] of [["dragover", true], ["dragleave", false], ["drop",
 let models = [];
 
 async function readModels() {
-  models = (await request("/v1/models")).data;
+  const { data, is_simulated } = await request("/v1/models");
+  models = data;
+  gateway.isSimulated = is_simulated;
+  byId("simulated").hidden = !is_simulated;
+  for (const turn of chat.turns.values()) turn.drawFoot();
   byId("model").replaceChildren(...models.map(({ id, display_name }) => element("option", { value: id, textContent: display_name ?? id })));
   drawChat();
 }
@@ -473,16 +493,22 @@ async function readChats(isMore = false) {
 }
 
 function drawChats() {
-  const wanted = byId("search").value.trim().toLowerCase();
+  const wanted = wantedNow();
   const today = new Date().toDateString();
   const items = [];
   let group = "";
-  for (const one of chats) {
-    const title = titleOf(one);
-    if (!title.toLowerCase().includes(wanted)) continue;
-    const name = new Date(one.updated_at).toDateString() === today ? "Today" : "Earlier";
+  const titles = chats.map(titleOf);
+  const inText = found.wanted === wanted ? found.texts : new Map();
+  const isNamed = (one) => titleOf(one).toLowerCase().includes(wanted);
+  for (const one of [...chats.filter(isNamed), ...chats.filter((one) => !isNamed(one) && inText.has(one.id))]) {
+    const at = new Date(one.created_at);
+    const when = at.toDateString() === today ? at.toLocaleTimeString([], { timeStyle: "short" }) : at.toLocaleString([], { dateStyle: "short", timeStyle: "short" });
+    const title = titles.indexOf(titleOf(one)) !== titles.lastIndexOf(titleOf(one)) ? `${titleOf(one)} \u00b7 ${when}` : titleOf(one);
+    const day = new Date(one.updated_at).toDateString() === today ? "Today" : "Earlier";
+    const name = isNamed(one) ? day : "In questions and answers";
     if (name !== group) items.push(element("li", {}, element("h2", { textContent: (group = name) })));
-    const link = element("a", { href: `/#${encodeURIComponent(one.id)}`, textContent: title, title });
+    const link = element("a", { href: `/#${encodeURIComponent(one.id)}`, title }, title);
+    if (!isNamed(one)) link.append(element("small", { textContent: inText.get(one.id) }));
     if (one.id === chat.id) link.ariaCurrent = "page";
     const rename = small("Rename", title, () => renameChat(one, title));
     const remove = small("Delete", title, () => deleteChat(one, title));
@@ -568,11 +594,43 @@ async function change(work) {
   }
 }
 
-// A search looks at all chats.
+/** The chats with the words that are searched, in the text of their questions and answers: a part of it, by chat. */
+let found = { wanted: "", texts: new Map() };
+let typing = 0;
+
+// A search looks at the titles of all chats at once, and at their texts when nothing more is typed.
 byId("search").addEventListener("input", async () => {
+  clearTimeout(typing);
+  typing = setTimeout(() => searchTexts().catch(() => {}), TYPING_MS);
   drawChats();
   while (nextChats && byId("search").value) await readChats(true);
 });
+
+const wantedNow = () => byId("search").value.trim().toLowerCase();
+
+/** Looks for the words in the ended turns. Without an answer of the server, the titles are all that is searched. */
+async function searchTexts() {
+  const wanted = wantedNow();
+  if (!wanted) return;
+  const turns = [];
+  // A page may have fewer turns than its limit, or none, although there are more.
+  for (let next = ""; next !== null && turns.length < FOUND_MAX && wanted === wantedNow(); ) {
+    const page = await request(`/v1/turns?${new URLSearchParams({ q: wanted, limit: FOUND_MAX, ...(next && { after: next }) })}`);
+    turns.push(...page.data);
+    ({ next } = page);
+  }
+  const parts = turns.map(({ session, input, text }) => [session, partAround([textOf(input), text], wanted.split(/\s+/)[0])]);
+  // The newest turn of each chat comes first.
+  found = { wanted, texts: new Map(parts.reverse()) };
+  drawChats();
+}
+
+/** Returns some characters of the text that has `word`, or of the first one. */
+function partAround(texts, word) {
+  const text = texts.find((one) => one.toLowerCase().includes(word)) ?? texts[0];
+  const start = Math.max(0, text.toLowerCase().indexOf(word) - FOUND_CHARS / 4);
+  return `${start ? "\u2026" : ""}${text.slice(start, start + FOUND_CHARS).replace(/\s+/g, " ")}`;
+}
 
 // Other tabs, keys, and the drawer of a narrow window.
 
@@ -599,7 +657,7 @@ for (const id of ["new", "new-narrow"]) {
 }
 document.addEventListener("keydown", (event) => {
   const isCommand = event.ctrlKey || event.metaKey;
-  if (event.key === "Escape") drawer(false);
+  if (event.key === "Escape" && !event.isComposing) escape();
   if (isCommand && event.shiftKey && event.key.toLowerCase() === "o") {
     event.preventDefault();
     byId("new").click();
@@ -610,6 +668,15 @@ document.addEventListener("keydown", (event) => {
     byId("search").focus();
   }
 });
+/** Leaves the first of what is open, as Escape does elsewhere; with nothing open, stops the answer. */
+function escape() {
+  if (document.querySelector("dialog[open]")) return;
+  if (document.body.classList.contains("open")) return drawer(false);
+  if (edited) return stopEditing();
+  if (document.activeElement === byId("search") && byId("search").value) return;
+  const running = runningTurn();
+  if (running) stop(running);
+}
 addEventListener("hashchange", () => {
   drawer(false);
   open();
@@ -620,7 +687,7 @@ function randomName() {
 }
 
 for (const example of EXAMPLES) {
-  const button = element("button", { type: "button", textContent: example.split("\n")[0] });
+  const button = element("button", { type: "button", textContent: example });
   button.addEventListener("click", () => submit([{ role: "user", content: example }], null, example));
   byId("examples").append(button);
 }

@@ -5,8 +5,16 @@ const KEY = "tailrace-key";
 
 export const headers = () => (sessionStorage.getItem(KEY) ? { authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {});
 
-/** The process id of the gateway that answered last. Only a gateway of `tailrace up` names it, to this machine. */
-export const gateway = { process: null };
+/** `process`: the process id of the gateway that answered last; only a gateway of `tailrace up` names it, to this machine.
+ * `isSimulated`: whether the simulated Claude answers. */
+export const gateway = { process: null, isSimulated: false };
+
+/** Returns a cost in dollars, and whether it is that of a simulated model. */
+export function costOf(usd) {
+  if ((usd ?? null) === null) return "unknown cost";
+  const shown = `$${usd < 0.01 ? usd.toPrecision(2) : usd.toFixed(2)}`;
+  return gateway.isSimulated ? `${shown} simulated` : shown;
+}
 
 const SENTENCES = {
   log_full: "The server's log is full: it takes no new question until its operator makes room.",

@@ -2,7 +2,8 @@
 import { byId, element } from "./dom.js";
 import { resume } from "./libraries.js";
 import { Markdown } from "./markdown.js";
-import { headers, request } from "./requests.js";
+import { costOf, gateway, headers, request } from "./requests.js";
+import { textOf } from "./turn.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const REFRESH_MS = 2000;
@@ -37,12 +38,12 @@ function draw() {
   const outcome = end?.outcome ?? "running";
   byId("headline").textContent = `${outcome[0].toUpperCase()}${outcome.slice(1)}${end ? ` in ${seconds(since(end.at))}` : ""}`;
   document.title = `${byId("headline").textContent} \u2013 Tailrace`;
-  const cost = end && (end.cost_usd === null ? "unknown cost" : `$${end.cost_usd.toPrecision(2)}`);
-  const figures = end ? [`${count(end.usage.input_tokens ?? 0)} + ${count(end.usage.output_tokens ?? 0)} tokens`, cost] : [];
+  const figures = end ? [`${count(end.usage.input_tokens ?? 0)} + ${count(end.usage.output_tokens ?? 0)} tokens`, costOf(end.cost_usd)] : [];
   const tries = attempts.length ? [`${attempts.length} attempt${attempts.length > 1 ? "s" : ""}`] : [];
   const chat = element("a", { href: `/#${encodeURIComponent(session ?? "")}`, textContent: "its chat" });
   const words = [model, new Date(accepted_at).toLocaleString(), ...tries, ...figures].filter(Boolean).join(" \u00b7 ");
   byId("about").replaceChildren(`${words} \u00b7 `, chat,  element("br"), element("span", { textContent: turn }));
+  document.querySelector(".answer").classList.toggle("live", !end || isPlaying);
   drawLanes();
   drawSteps();
   byId("position").max = length();
@@ -100,7 +101,7 @@ function writeBars() {
 function readerBar({ report, sent }) {
   const till = report.closed_at ? since(report.closed_at) : length();
   const isCut = !["ended", "open"].includes(report.ending);
-  const how = report.cursor ? `resumed after ${report.cursor}` : "from the start";
+  const how = report.ending === "lost" ? "began at a gateway that has ended" : report.cursor ? `resumed after ${report.cursor}` : "from the start";
   return bar(`reader-of ${isCut ? "cut" : ""}`, since(report.opened_at), till, `${how}, ${report.ending}: ${count(sent)} entries`);
 }
 
@@ -114,6 +115,10 @@ function drawSteps() {
   }
   for (const { at, seconds: s } of pauses) steps.push([at, `Pause of ${s.toFixed(1)} s`]);
   for (const { report, sent } of readers) {
+    if (report.ending === "lost") {
+      steps.push([report.closed_at, `A reader lost its gateway, which had sent it ${count(sent)} of ${count(entries)} entries`]);
+      continue;
+    }
     steps.push([report.opened_at, report.cursor ? `A reader resumed after ${report.cursor} (${report.dialect})` : `A reader began (${report.dialect})`]);
     if (report.closed_at) steps.push([report.closed_at, `${report.ending === "ended" ? "A reader received everything" : `A reader was cut (${report.ending})`}: ${count(sent)} of ${count(entries)} entries`]);
   }
@@ -161,6 +166,18 @@ function seek(ms) {
 }
 
 let before = 0;
+let frame = 0;
+
+/** Shows the events that have arrived since the last frame. Their times come with the next timeline. */
+function grow() {
+  frame ||= requestAnimationFrame(() => {
+    frame = 0;
+    const isAtEnd = position >= length();
+    join();
+    if (!isPlaying && isAtEnd) seek(length());
+    byId("text").scrollTop = byId("text").scrollHeight;
+  });
+}
 
 function step(now) {
   if (!isPlaying) return;
@@ -217,11 +234,29 @@ const show = (error) => {
 
 /** Reads the events of the turn, over as many connections as it takes. */
 async function follow() {
-  const answer = resume(turn, { headers, triesMax: Infinity, onEvent: (event) => events.push(event) });
+  const onEvent = (event) => {
+    events.push(event);
+    if (!timeline.end) grow();
+  };
+  const answer = resume(turn, { headers, triesMax: Infinity, onEvent });
   await answer.done;
   join();
   draw();
 }
 
+/** Shows the question, which the events do not have. */
+async function readQuestion() {
+  const { input } = await request(`/v1/turns/${encodeURIComponent(turn)}`);
+  byId("asked").replaceChildren(element("div", { className: "said", textContent: textOf(input) || "A question without text" }));
+  byId("asked").hidden = false;
+}
+
+async function readModel() {
+  gateway.isSimulated = (await request("/v1/models?limit=1")).is_simulated;
+  draw();
+}
+
 // The timeline asks for a key if one is needed.
-read().then(follow).catch(show);
+const first = read();
+first.then(follow).catch(show);
+for (const work of [readQuestion, readModel]) first.then(work).catch(() => {});

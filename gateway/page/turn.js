@@ -1,6 +1,7 @@
 // One turn on the page: the question, the answer as it grows, and what can be done with both.
 import { element } from "./dom.js";
 import { copyText, Markdown } from "./markdown.js";
+import { costOf } from "./requests.js";
 
 // After a frame that took long, the next one waits a multiple of it: the page stays responsive.
 const REST = 3;
@@ -167,7 +168,7 @@ export class Turn {
     if (this.isRunning) return this.foot.replaceChildren(...shown);
     const copy = button("Copy", () => copyText(this.plainText, copy));
     const again = button("Try again", () => acts.again(this));
-    const meta = element("span", { className: "meta", textContent: formatFigures(record), title: explain(record) });
+    const meta = element("span", { className: "meta", textContent: formatFigures(record, acts.isReadOnly), title: explain(record) });
     this.foot.replaceChildren(copy, ...(acts.isReadOnly ? [] : [again]), ...shown, meta);
   }
 }
@@ -212,14 +213,13 @@ function questionOf(input, acts) {
 const count = (number) => number.toLocaleString("en");
 
 /** Returns tokens, cost and time of an ended turn. */
-function formatFigures({ usage, cost_usd, asked_at, ended_at, outcome, stop_reason }) {
+function formatFigures({ usage, cost_usd, asked_at, ended_at, outcome, stop_reason }, isReadOnly) {
   if (!usage) return "";
   const read = ["input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"].reduce((sum, name) => sum + (usage[name] ?? 0), 0);
   const seconds = (new Date(ended_at) - new Date(asked_at)) / 1000;
-  const cost = (cost_usd ?? null) === null ? "unknown cost" : `$${cost_usd < 0.01 ? cost_usd.toPrecision(2) : cost_usd.toFixed(2)}`;
   const time = ended_at ? [`${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`] : [];
   const why = outcome === "cancelled" ? "stopped" : { max_tokens: "cut at the maximum length", refusal: "refused" }[stop_reason];
-  return [...(why ? [why] : []), `${count(read)} + ${count(usage.output_tokens ?? 0)} tokens`, cost, ...time].join(" \u00b7 ");
+  return [...(why ? [why] : []), `${count(read)} + ${count(usage.output_tokens ?? 0)} tokens`, ...(isReadOnly ? [] : [costOf(cost_usd)]), ...time].join(" \u00b7 ");
 }
 
 function explain({ model, attempts, asked_at, first_token_at, usage_is_estimated }) {

@@ -4,7 +4,7 @@
 """
 
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -145,14 +145,14 @@ class Timeline(msgspec.Struct, kw_only=True):
 def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayReaders]) -> Timeline:
     """Returns the timeline of a turn, without `recorded`. Invalid entries are only counted."""
     found = Timeline(turn=key.turn, tenant=key.tenant)
-    chain, seqs, last_at = START, list[Seq](), None
+    chain, times, last_at = START, dict[Seq, datetime](), None
     for one in stored:
         linked = link(chain, one.seq, one.entry)
         if linked is None:
             found.skipped_entries += 1
             continue
         chain = linked
-        seqs.append(one.seq)
+        times[one.seq] = one.at
         paused = one.at - last_at if last_at is not None and found.first_token_at is not None else timedelta()
         if last_at is not None and paused >= timedelta(seconds=PAUSE_S_MIN):
             found.pauses.append(Pause(last_at, round(paused.total_seconds(), 3)))
@@ -160,13 +160,42 @@ def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayRead
         chars = _add(found, one)
         since = one.at - found.accepted_at if found.accepted_at is not None else timedelta()
         found.writes.append(Write(one.seq, round(since / timedelta(milliseconds=1)), chars))
+    seqs = list(times)
     found.entries = len(seqs)
-    reports = sorted((reader for gateway in gateways for reader in gateway.readers), key=lambda one: one.opened_at)
+    known = [reader for gateway in gateways for reader in gateway.readers]
+    if found.accepted_at is not None:
+        known += _lost_readers(known, found.accepted_at, times, [gateway.since for gateway in gateways])
+    reports = sorted(known, key=lambda one: one.opened_at)
     found.readers = [ReaderStep(report=one, sent=bisect_right(seqs, one.written)) for one in reports]
     found.gateways = len(gateways)
     found.remembered_since = max((gateway.since for gateway in gateways), default=None)
     found.delivered = _describe_delivery(found)
     return found
+
+
+def _lost_readers(
+    known: Sequence[ReaderReport], accepted_at: datetime, times: Mapping[Seq, datetime], started: Sequence[datetime]
+) -> list[ReaderReport]:
+    """Returns the streams of gateways that have ended, of which readers remain that resumed elsewhere.
+
+    Such a reader had received an entry that no known stream sent to it, and the entry is older than a gateway. Without
+    the second condition, it may be a page that has read the text so far, and then opens its first stream.
+    """
+    lost = []
+    for reader in known:
+        read_at = times.get(reader.cursor)
+        was_sent = any(
+            other.closed_at is not None
+            and other.closed_at <= reader.opened_at
+            and other.cursor < reader.cursor <= other.written
+            for other in known
+        )
+        if read_at is None or was_sent or not any(accepted_at < one and read_at < one for one in started):
+            continue
+        # When it began is not known; it was read until `read_at` at least.
+        own = {"opened_at": accepted_at, "closed_at": read_at, "cursor": BEFORE_FIRST, "written": reader.cursor}
+        lost.append(msgspec.structs.replace(reader, ending="lost", **own))
+    return lost
 
 
 async def read(

@@ -168,9 +168,10 @@ async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_
         url = await up.ready()
         token = up.said("  Open this page:").partition("#demo=")[2]
         (seen,) = await node.run("chat-page.mjs", "demo", url, token, pictures, deadline_s=120, CHROMIUM=browser)
-    assert seen["text"] == words(300)
+    counted = ", ".join(map(str, range(1, 301)))
+    assert seen["text"] == counted
     timeline = seen["timeline"]
-    assert (timeline["whole"], timeline["isPart"], timeline["isBack"]) == (words(300), True, True)
+    assert (timeline["whole"], timeline["isPart"], timeline["isBack"]) == (counted, True, True)
     assert not timeline["isWide"]
     slow, original = timeline["paces"]
     assert 0 < slow < 0.5 < original
@@ -178,11 +179,12 @@ async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_
     parts = "Accepted", "Claimed. Attempt 1", "First token", "Takeover: the answer goes on. Attempt 2", "Completed"
     assert [steps.index(one) for one in parts] == sorted(steps.index(one) for one in parts)
     assert "A reader resumed after" in steps
+    assert "A reader lost its gateway, which had sent it " in steps
     killed = seen.pop("killed")
     assert len(killed) == 2
     assert {name.partition("-")[0] for name in killed} == {"generator", "gateway"}
     assert seen["proof"] == (
-        "Whole: 2,399 characters, each once, over 1 cut and 2 kills, written in 2 attempts. "
+        f"Whole: {len(counted):,} characters, each once, over 1 cut and 2 kills, written in 2 attempts. "
         "The page has what the log has."
     )
     assert (seen["withoutToken"], seen["address"], seen["second"]) == (2, "/", "has it all")
@@ -210,6 +212,7 @@ async def test_the_page_needs_no_mouse(gateway: Gateway, new_gateway: NewGateway
     figures = {name: seen.pop(name) for name in ("firstPaint", "firstToken", "longTasks", "longest", "tasks", "bytes")}
     sys.stdout.write(f"/: first paint and token, and the CPU time of tasks during 5,000 tokens, in ms: {figures}\n")
     assert seen["text"] == words(5000)
+    assert re.fullmatch(r"Rivers\n.*w000005.*", seen["foundInText"])
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 
@@ -219,8 +222,13 @@ async def test_two_tabs_show_the_same_and_a_shared_answer_is_read_without_a_key(
     (seen,) = await node.run("chat-page.mjs", "together", gateway.url, KEY, deadline_s=120, CHROMIUM=browser)
     assert seen["texts"] == [words(150)] * 3
     assert (seen["copied"].strip(), seen["mark"]) == (words(150), "")
-    assert re.fullmatch(r"\d+ \+ \d+ tokens · \$0\.\d+ · \d+(\.\d)? s", seen["figures"])
-    assert seen["forReader"] == {"buttons": ["Copy"], "paths": ["turns events"]}
+    assert re.fullmatch(r"\d+ \+ \d+ tokens · \$0\.\d+ simulated · \d+(\.\d)? s", seen["figures"])
+    reader = seen["forReader"]
+    assert reader["shown"][:2] == ["Tailrace", "Count.\n#sim words=150 rate=25"]
+    # Without a cost, which is the sharer's.
+    assert re.fullmatch(r"\d+ \+ \d+ tokens", reader["shown"][2])
+    assert re.fullmatch(r"This link can be read until .*\d+:\d\d.*\.", reader["shown"][3])
+    assert (reader["buttons"], reader["paths"]) == (["Copy", "Copy"], ["turns events"])
     assert seen["first"] == words(150)
     assert (seen["complaints"], seen["elsewhere"], seen["complaintsOfReader"]) == ([], [], [])
     assert (await gateway.client.get("/v1/sessions")).json()["data"] == []

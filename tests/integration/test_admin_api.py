@@ -275,12 +275,17 @@ async def test_the_commands_show_and_set_limits_and_show_the_audit_log(
     assert "requests=600 usd_month=500" in await printed("limits", "acme", "--set", "requests=600,usd_month=500")
     (shown,) = msgspec.json.decode(await printed("limits", "acme", "--json"))
     assert shown["limits"] == {"requests": 600, "usd_month": 500}
+    assert "requests=700 usd_month=500" in await printed("limits", "acme", "--set", "requests=700")
+    (shown,) = msgspec.json.decode(await printed("limits", "acme", "--remove", "usd_month", "--json"))
+    assert shown["limits"] == {"requests": 700}
+    assert await asyncio.to_thread(main, ["limits", "acme", "--remove", "usd_month"]) == 2
+    assert "acme has no limit 'usd_month' of its own: it has requests=700" in capsys.readouterr().err
     rows = [line.split()[:2] for line in (await printed("limits")).splitlines()]
-    assert rows == [["TENANT", "OWN"], ["acme", "requests=600"], ["operators", "-"]]
-    assert "requests=600" not in await printed("limits", "acme", "--clear")
+    assert rows == [["TENANT", "OWN"], ["acme", "requests=700"], ["operators", "-"]]
+    assert "requests=700" not in await printed("limits", "acme", "--clear")
     monkeypatch.setattr("tailrace.deploy.cli.audit.PAGE", 2)
     entries = msgspec.json.decode(await printed("audit", "--json"))
-    assert [entry["action"] for entry in entries] == ["limits.set", "limits.set", "key.create"]
+    assert [entry["action"] for entry in entries] == [*["limits.set"] * 4, "key.create"]
     assert entries == await audit(gateway)
     assert len((await printed("audit", "--last", "2")).splitlines()) == 3
     assert await asyncio.to_thread(main, ["limits", "--clear"]) == 2

@@ -210,6 +210,10 @@ async def test_a_conversation_is_asked_listed_and_exported(commands: Commands, t
     assert [turn["text"] for turn in turns] == [words(count) for count in range(2, 8)]
     assert [turn["turn"] in (await commands.run("turns", "--session", name)).printed for turn in turns] == [True] * 6
     assert (await commands.run("turns")).printed == "no turn is running\n"
+    found = msgspec.json.decode((await commands.run("turns", "--search", "W000005 w000001", "--json")).printed)
+    assert [turn["turn"] for turn in found] == [turn["turn"] for turn in turns[:-3:-1]]
+    assert turns[-1]["turn"] in (await commands.run("turns", "--search", "w000006")).printed
+    assert (await commands.run("turns", "--search", "estuary")).printed == "no turns\n"
     assert (await commands.run("export", name, "--output", "it.md")).status == 0
     assert (tmp_path / "it.md").read_text().count("## claude-haiku-5-5") == 2
     exported = msgspec.json.decode((await commands.run("export", name, "--json")).printed)

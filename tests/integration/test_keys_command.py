@@ -1,6 +1,7 @@
 """`tailrace keys` as a process: create, list, revoke, errors, and the gateways that then accept or refuse a key."""
 
 import asyncio
+import re
 import sys
 from asyncio.subprocess import PIPE
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,8 @@ import pytest
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local.nats_server import URL_FILE, NatsServer, url
 from tailrace.proto.errors import SettingsInvalid
+from tests.harness.own_system import OwnSystem
+from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import CHECKOUT
 from tests.harness.until import until
 from tests.harness.up import LEAN, running
@@ -83,6 +86,29 @@ async def test_a_created_key_works_at_every_gateway_until_it_is_revoked(
     assert sorted(one.get("name", "") for one in records) == ["", "web shop"]
     assert not any("sha256" in one for one in records)
     await until(lambda: are(404, shown["key"]))
+
+
+async def test_the_commands_of_the_page_about_a_key_with_a_budget_work(
+    own: OwnSystem, new_gateway: NewGateway, tmp_path: Path
+) -> None:
+    """Each command of docs/BUDGET_KEY.md, in order: the last key has no money for a turn."""
+    page = (Path(CHECKOUT) / "docs/BUDGET_KEY.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    async with own.working(), Persistence(own.server.url, tmp_path / "tailrace.db"):
+        gateway = await new_gateway(own.server.url, api_keys="")
+        environ = {"TAILRACE_NATS_URL": own.server.url, "TAILRACE_URL": gateway.url, "PYTHONPATH": str(CHECKOUT)}
+        environ |= {"XDG_STATE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        script = f'set -eu\ntailrace() {{ {sys.executable} -P -m tailrace "$@" < /dev/null; }}\n' + "\n".join(blocks)
+        process = await asyncio.create_subprocess_exec(
+            "bash", "-c", script, cwd=tmp_path, env=environ, stdout=PIPE, stderr=PIPE
+        )
+        out, err = await asyncio.wait_for(process.communicate(), 90)
+    assert process.returncode == 0, err.decode()
+    assert "## What is a tailrace?" in out.decode()
+    assert "usd_month=50" in out.decode()
+    assert re.search(r"^ +key_\w+ +1 +4 +103 ", out.decode(), re.MULTILINE)
+    assert out.decode().endswith("refused\n")
+    assert "budget" in err.decode().splitlines()[-1]
 
 
 @pytest.mark.parametrize(

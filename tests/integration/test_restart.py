@@ -91,7 +91,7 @@ async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Pat
             async def follow(printed: asyncio.StreamReader) -> None:
                 nonlocal last
                 async for last in printed:
-                    restarting.extend(re.findall(r"restarting (\S+)", last.decode()))
+                    restarting.extend(re.findall(r"restarting (\S+) \(it", last.decode()))
                     if restarting[-1:] == ["generator-spare"] and len(turns) == TURNS:
                         await begin(ENDLESS)
 

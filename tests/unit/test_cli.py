@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 import httpx2
 import msgspec
@@ -25,10 +26,10 @@ from tailrace.deploy.cli.ask import read_question
 from tailrace.deploy.cli.batch import Bar
 from tailrace.deploy.cli.connection import find_url
 from tailrace.deploy.cli.main import all_parsers, main, parser, parser_of_all
-from tailrace.deploy.local import nats_server, running, status_file
+from tailrace.deploy.local import data_dir, nats_server, rolling_restart, running, status_file
 from tailrace.deploy.local.options import default_data_dir
 from tailrace.deploy.local.ports import find_free
-from tailrace.deploy.local.status_file import UpStatus
+from tailrace.deploy.local.status_file import Restart, UpStatus
 from tailrace.persistence.webhooks import signature
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.exit_status import EXIT_ERROR, EXIT_USAGE
@@ -484,3 +485,69 @@ def test_batch_refuses_an_unusable_url_or_proxy(
 def test_a_turn_is_named_by_its_id_in_any_protocol(prefix: str) -> None:
     turn = new_id()
     assert turn_id(f"{prefix}{turn}") == turn
+
+
+def test_restart_says_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [Restart(), *[Restart(now="generator-1")] * 3, Restart(now="gateway-1"), Restart(ended=1)]
+    states = (
+        UpStatus(VERSION, os.getpid(), "http://127.0.0.1:1", datetime.now(UTC), [], [], restart) for restart in steps
+    )
+    signals = list[int]()
+    monkeypatch.setattr(os, "kill", lambda _, number: signals.append(number))
+    monkeypatch.setattr(data_dir, "is_locked", lambda _: True)
+    # Options look for another `up` in other folders.
+    monkeypatch.setattr(status_file, "read", lambda folder: next(states) if folder == tmp_path else None)
+    monkeypatch.setattr(rolling_restart, "POLL_S", 0.0)
+    monkeypatch.setattr(rolling_restart, "REMIND_S", 0.0)
+    assert main(["restart", "--data", str(tmp_path)]) == 0
+    assert signals == [rolling_restart.SIGNAL]
+    finishes = "it finishes its turns, which `tailrace top` shows"
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        f"restarting generator-1 ({finishes})",
+        *[f"waiting for generator-1 for 0 s: {finishes}"] * 2,
+        "restarting gateway-1 (its readers resume at another gateway)",
+    ]
+
+
+def test_erase_asks_on_a_terminal_and_needs_yes_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a confirmation it does not connect."""
+    erase = ["erase", "--user", "ann", "--url", "http://127.0.0.1:1"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("yes\n"))
+    assert main(erase) == EXIT_USAGE
+    assert "add --yes" in capsys.readouterr().err
+    for typed, status in (("\n", EXIT_ERROR), ("no\n", EXIT_ERROR), ("", EXIT_ERROR)):
+        monkeypatch.setattr(sys, "stdin", Typed(typed))
+        assert main(erase) == status
+        question, _, said = capsys.readouterr().err.partition("[y/N] ")
+        assert (question, said) == (
+            "Erase all data of the user ann? It cannot be undone. ",
+            "nothing was erased\n",
+        )
+    monkeypatch.setattr("tailrace.deploy.cli.erase.connect", Erased)
+    monkeypatch.setattr(sys, "stdin", Typed("y\n"))
+    assert main(erase) == 0
+    assert main([*erase, "--yes"]) == 0
+    assert capsys.readouterr().out.count('"turns": 1') == 2
+
+
+class Typed(io.StringIO):
+    """A terminal on which a line is typed."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Erased:
+    """A gateway that erases."""
+
+    def __init__(self, *_: object) -> None: ...
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+    def request(self, *_: object, **__: object) -> dict[str, int]:
+        return {"turns": 1}

@@ -72,6 +72,39 @@ def test_delivery_follows_from_the_entries_that_readers_were_sent(readers: list[
     assert f"delivered  {delivered}" in render(found)
 
 
+@pytest.mark.parametrize(
+    ("started_s", "cursor", "lost"),
+    [
+        (
+            3.5,
+            4,
+            [("lost", 4), ("ended", 8)],
+        ),  # the gateway that had sent entry 4 is not there: another has started since
+        (-9, 4, [("ended", 8)]),  # no gateway has started since: a page that read the text so far, and then the rest
+        (0.5, 4, [("ended", 8)]),  # entry 4 is newer than the gateway
+        (3.5, BEFORE_FIRST, [("ended", 8)]),
+    ],
+)
+def test_a_reader_of_a_killed_gateway_is_concluded_from_the_one_that_resumed(
+    started_s: float, cursor: int, lost: list[tuple[str, int]]
+) -> None:
+    stored = seconds(completed_turn("a").stored, *range(8))
+    at = {name: NOON + timedelta(seconds=s) for name, s in (("opened_at", 4), ("closed_at", 8))}
+    resumed = msgspec.structs.replace(reader("ended", 8, cursor), **at)
+    since = NOON + timedelta(seconds=started_s)
+    found = build(KEY, stored, [GatewayReaders(since - timedelta(hours=1), []), GatewayReaders(since, [resumed])])
+    assert [(one.report.ending, one.sent) for one in found.readers] == lost
+    assert ("reader lost with its gateway, at 4: 4 of 8 entries" in render(found)) == (len(lost) > 1)
+
+
+def test_a_reader_that_resumes_after_a_known_cut_has_lost_no_gateway() -> None:
+    stored = seconds(completed_turn("a").stored, *range(8))
+    cut = reader("disconnected", 4)
+    resumed = msgspec.structs.replace(reader("ended", 8, 4), opened_at=NOON + timedelta(seconds=4))
+    found = build(KEY, stored, [GatewayReaders(NOON + timedelta(seconds=5), [cut, resumed])])
+    assert [one.report.ending for one in found.readers] == ["disconnected", "ended"]
+
+
 def test_delivery_is_unknown_if_no_gateway_remembers_the_streams() -> None:
     """A gateway that has restarted since, or none that answers."""
     stored = completed_turn("a").stored

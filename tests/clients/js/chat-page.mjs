@@ -110,6 +110,37 @@ const STATES = {
     await ask(page, "Count.\n#sim words=2000 rate=20");
     await longer(page, 80);
   },
+  /** The timeline of an answer that is written: the question, and the text as it grows. */
+  async "turn-running"(page) {
+    await STATES.running(page);
+    await page.goto(new URL(await page.getByRole("link", { name: "Timeline" }).getAttribute("href"), page.url()).href);
+    const grown = (word) => page.waitForFunction((word) => document.querySelector("#text").textContent.includes(word), word);
+    await page.locator("#asked", { hasText: "Count." }).waitFor();
+    await grown("w000020");
+    await grown("w000040");
+  },
+  /** Escape ends the answer. Two chats have its question as their title, and the list shows when each began. */
+  async stopped(page) {
+    await STATES.running(page);
+    await page.keyboard.press("Escape");
+    await page.waitForSelector(".meta:has-text('stopped')");
+    await page.waitForFunction(() => [...document.querySelectorAll("#sessions a")].filter(({ title }) => /^Count\. \u00b7 .*\d+:\d\d/.test(title)).length > 1);
+  },
+  async failed(page) {
+    await page.goto(`${gateway}/`);
+    await ask(page, "Count.\n#sim words=40 rate=0 fault=500@25+");
+    await page.waitForSelector(".failure:visible", { timeout: 60_000 });
+  },
+  /** The mark stays, for its picture. */
+  async "caught-up"(page) {
+    await page.addInitScript((shownMs) => {
+      const { setTimeout } = globalThis;
+      globalThis.setTimeout = (work, ms, ...given) => (ms === shownMs ? 0 : setTimeout(work, ms, ...given));
+    }, 2500);
+    await STATES.lost(page);
+    await page.context().setOffline(false);
+    await marked(page, "caught up");
+  },
   async lost(page) {
     await STATES.running(page);
     await page.context().setOffline(true);
@@ -134,9 +165,9 @@ const STATES = {
     const turn = (await page.getByRole("link", { name: "Timeline" }).getAttribute("href")).split("/").at(-1);
     const body = '{"is_shared": true, "life_s": 600}';
     const init = { method: "POST", headers: { "content-type": "application/json" }, body };
-    const { ticket } = await (await fetch(`${gateway}/v1/turns/${turn}/tickets`, init)).json();
+    const { ticket, until } = await (await fetch(`${gateway}/v1/turns/${turn}/tickets`, init)).json();
     await page.goto("about:blank");
-    await page.goto(`${gateway}/#${new URLSearchParams({ shared: turn, ticket })}`);
+    await page.goto(`${gateway}/#${new URLSearchParams({ shared: turn, ticket, until, asked: "Show me a table, a list and some code." })}`);
     await page.waitForSelector(".answer .acts button");
   },
   async drawer(page) {
@@ -248,6 +279,11 @@ const STEPS = {
     await page.keyboard.press("Enter");
     await page.waitForFunction(() => document.querySelector("#title").textContent === "Rivers");
     await page.waitForFunction(() => !document.querySelector("#asking").open);
+    await page.keyboard.press("Control+k");
+    await page.keyboard.press("Control+a");
+    await page.keyboard.type("w000005");
+    await page.waitForFunction(() => document.querySelector("#sessions").innerText.startsWith("In questions and answers\n"));
+    const foundInText = await page.locator("#sessions a", { hasText: "Rivers" }).innerText();
     await page.keyboard.press("Control+Shift+o");
     await page.waitForFunction(() => document.activeElement.id === "question" && !location.hash);
     await browser.startTracing(page, { categories: ["toplevel"] });
@@ -270,7 +306,7 @@ const STEPS = {
     const tasks = traceEvents.filter(({ ph, pid, tid }) => ph === "X" && main.has(`${pid} ${tid}`));
     const longTasks = tasks.map(({ tdur = 0 }) => Math.round(tdur / 1000)).filter((ms) => ms > 50);
     const longest = Math.max(...tasks.map(({ tdur = 0 }) => tdur / 1000));
-    return { text: (await text(page)).trim(), longTasks, longest, tasks: tasks.length, firstPaint, firstToken, bytes, ...seen };
+    return { text: (await text(page)).trim(), foundInText, longTasks, longest, tasks: tasks.length, firstPaint, firstToken, bytes, ...seen };
   },
 
   /** Drops a picture and pastes a PDF with a question; what is too large or no such file is refused before it is sent. */
@@ -366,7 +402,8 @@ const STEPS = {
     const copied = await page.evaluate(() => navigator.clipboard.readText());
     const figures = await page.locator(".meta").textContent();
     const mark = await page.locator("#mark").textContent();
-    const forReader = { buttons: await reader.locator("button:visible").allTextContents(), paths: [...paths] };
+    const shown = await Promise.all([".name", ".said", ".meta", "#turns > .quiet"].map((name) => reader.locator(name).innerText()));
+    const forReader = { shown, buttons: await reader.locator("button:visible").allTextContents(), paths: [...paths] };
     await page.locator(".question").hover();
     await press(page, "Edit");
     await ask(page, "Count again.\n#sim words=3 rate=0");
@@ -500,7 +537,7 @@ const STEPS = {
     const second = await page.locator(".other .mark").textContent();
     const answer = (await text(page)).trim();
     await ask(page, "Count.\n#sim words=4000 rate=20");
-    await page.locator(".answer .text", { hasText: "w000005" }).nth(1).waitFor();
+    await page.locator(".answer .text", { hasText: "w000005" }).waitFor();
     await press("Stop");
     await page.waitForSelector(".meta:has-text('stopped')");
     await page.getByRole("link", { name: "Timeline" }).first().click();
