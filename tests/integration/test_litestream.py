@@ -1,4 +1,4 @@
-"""The configuration for Litestream: the database is destroyed, and restored from a folder."""
+"""The configuration for Litestream: the database is destroyed, and restored from a folder or from S3."""
 
 import asyncio
 import os
@@ -9,7 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
+from tailrace.deploy.local import ports
 from tailrace.persistence.rows import build_row
 from tailrace.persistence.store import Store
 from tailrace.proto.ids import Tenant, TurnId
@@ -18,8 +20,11 @@ from tests.harness.processes import CHECKOUT
 from tests.harness.turn_builder import completed_turn
 from tests.harness.until import until
 
-CONFIG = f"{CHECKOUT}/deploy/litestream/litestream.yml"
-LITESTREAM = shutil.which("litestream", path=f"{CHECKOUT}/.venv/bin:{os.environ['PATH']}") or ""
+CONFIG = CHECKOUT / "deploy/litestream/litestream.yml"
+PROGRAMS = f"{CHECKOUT}/.venv/bin:{os.environ['PATH']}"
+LITESTREAM, RCLONE = (shutil.which(name, path=PROGRAMS) or "" for name in ("litestream", "rclone"))
+FOLDER = "      type: file\n      path: ${TAILRACE_REPLICA}\n"
+KEY, SECRET = "tailrace", "a-secret-of-the-tests"
 TURNS = [TurnKey(Tenant("ours"), TurnId(f"turn-{number}")) for number in range(3)]
 
 pytestmark = pytest.mark.skipif(not LITESTREAM, reason="NO LITESTREAM: install the development tools")
@@ -41,10 +46,52 @@ def destroy(database: Path) -> None:
         path.unlink()
 
 
-async def test_a_destroyed_database_is_restored_from_the_folder(tmp_path: Path) -> None:
+@asynccontextmanager
+async def serving_s3(folder: Path) -> AsyncIterator[str]:
+    """Serves the folders in `folder` as buckets; returns the address."""
+    (port,) = ports.find_free(1)
+    command = (RCLONE, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", str(folder))
+    environ = {"RCLONE_CONFIG": os.devnull, "PATH": os.environ["PATH"]}
+    server = await asyncio.create_subprocess_exec(*command, env=environ, stdout=DEVNULL, stderr=DEVNULL)
+
+    async def accepts() -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    try:
+        await until(accepts)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        await server.wait()
+
+
+@pytest_asyncio.fixture(params=["folder", "s3"])
+async def config(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Path]:
+    if request.param == "folder":
+        yield CONFIG
+        return
+    if not RCLONE:
+        pytest.skip("NO RCLONE: install the development tools")
+    (tmp_path / "buckets/backup").mkdir(parents=True)
+    async with serving_s3(tmp_path / "buckets") as url:
+        changed = tmp_path / "litestream.yml"
+        text = CONFIG.read_text()
+        assert FOLDER in text
+        changed.write_text(text.replace(FOLDER, f"      url: s3://backup/tailrace\n      endpoint: {url}\n"))
+        yield changed
+    assert list((tmp_path / "buckets/backup/tailrace").rglob("*.ltx"))
+
+
+async def test_a_destroyed_database_is_restored_from_a_folder_or_a_bucket(config: Path, tmp_path: Path) -> None:
     """With what was written while Litestream ran."""
     database, replica = tmp_path / "tailrace.db", tmp_path / "replica"
     environ = {"TAILRACE_DATABASE": str(database), "TAILRACE_REPLICA": str(replica), "PATH": os.environ["PATH"]}
+    environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
 
     async def litestream(*arguments: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(LITESTREAM, *arguments, env=environ, stdout=DEVNULL, stderr=DEVNULL)
@@ -52,7 +99,7 @@ async def test_a_destroyed_database_is_restored_from_the_folder(tmp_path: Path) 
     async def restored_turns() -> list[str]:
         copy = tmp_path / "copy.db"
         copy.unlink(missing_ok=True)
-        status = await (await litestream("restore", "-config", CONFIG, "-o", str(copy), str(database))).wait()
+        status = await (await litestream("restore", "-config", str(config), "-o", str(copy), str(database))).wait()
         if status != 0:
             return []
         async with opened(copy) as store:
@@ -64,7 +111,7 @@ async def test_a_destroyed_database_is_restored_from_the_folder(tmp_path: Path) 
 
     async with opened(database) as store:
         await store.record([build_row(TURNS[0], completed_turn("Rivers flow.").turn)])
-        running = await litestream("replicate", "-config", CONFIG)
+        running = await litestream("replicate", "-config", str(config))
         try:
             for key in TURNS[1:]:
                 await store.record([build_row(key, completed_turn("Rivers flow.").turn)])
@@ -73,6 +120,6 @@ async def test_a_destroyed_database_is_restored_from_the_folder(tmp_path: Path) 
             running.terminate()
             await running.wait()
     destroy(database)
-    assert await (await litestream("restore", "-config", CONFIG, str(database))).wait() == 0
+    assert await (await litestream("restore", "-config", str(config), str(database))).wait() == 0
     async with opened(database) as store:
         assert [turn.turn for key in TURNS if (turn := await store.turn(key))] == [key.turn for key in TURNS]

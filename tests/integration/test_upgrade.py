@@ -26,9 +26,10 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness import turn_builder
 from tests.harness.generator_in_loop import ended, words, working
 from tests.harness.persistence_in_loop import Persistence
+from tests.harness.processes import CHECKOUT, ForkedProcess
 from tests.harness.sse_parser import turns_own
 from tests.integration.conftest import Gateway, NewGateway
-from tests.upgrade import recording
+from tests.upgrade import recording, roll
 
 OURS = Tenant("local")
 # Streams that have changed since that version, as the changelog says.
@@ -40,6 +41,17 @@ TIMES = ("asked_at", "ended_at")
 # The dialect `delta` had other words for errors, and no code.
 ERROR_WORD = re.compile(rb'(?<="type":"error",)"error":"\w+",("code":"\w+",)?')
 TIME_FIELD = re.compile(rb'"(created|created_at|completed_at|asked_at|ended_at)":("[^"]*"|[0-9.]+)')
+
+
+@pytest.mark.rule("F29")
+async def test_each_process_is_replaced_while_turns_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By this version, as `make roll` replaces another one. Each turn is received whole, once, with its end."""
+    monkeypatch.setattr(roll, "AT_ONCE", 2)
+    monkeypatch.setattr(roll, "WORDS", 15)
+    done = await roll.roll(CHECKOUT, tmp_path, ForkedProcess)
+    assert done.wrong == []
+    assert done.asked > 7 * roll.AT_ONCE
+
 
 every_recording = pytest.mark.parametrize("name", recording.names())
 

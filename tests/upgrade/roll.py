@@ -22,19 +22,19 @@ from tests.harness import readers
 from tests.harness.event_source import EventSource
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT, Process, simulated_claude
+from tests.harness.until import until
 from tests.upgrade.record import QUICK, STREAMS
 
 AT_ONCE = 6
 WORDS, RATE = 60, 30
-# Longer than a turn takes, so that each is caught by an exchange in its beginning, its middle or its end.
-BETWEEN_S = 4.0
 GIVE_UP_S = 60.0
 
 
 class Rolling:
     """The running processes of either version, and the results of the turns."""
 
-    def __init__(self, folder: Path, nats_url: str, claude_url: str) -> None:
+    def __init__(self, process: type[Process], folder: Path, nats_url: str, claude_url: str) -> None:
+        self.process = process
         self.folder = folder
         self.nats_url = nats_url
         self.claude_url = claude_url
@@ -54,7 +54,7 @@ class Rolling:
         else:
             # An older version does not take a newer one's file.
             environ |= {"TAILRACE_DATABASE": self.folder / f"{checkout.name}.db"}
-        return Process(module, self.folder, **environ)
+        return self.process(module, self.folder, **environ)
 
     async def exchange(self, module: str, checkout: Path) -> None:
         """Starts a process of the other version, and stops the old one."""
@@ -68,6 +68,11 @@ class Rolling:
         self.parts[module] = new
         if was is not None and not was.is_gone:
             await was.stop()
+
+    async def go_on(self) -> None:
+        """Waits until more turns have ended than run at once: each exchange catches other turns than the one before."""
+        enough = self.asked + len(self.wrong) + AT_ONCE + 1
+        await until(lambda: self.asked + len(self.wrong) >= enough, GIVE_UP_S)
 
     def streams(self, checkout: Path) -> None:
         command = [sys.executable, "-c", STREAMS, self.nats_url]
@@ -97,42 +102,45 @@ class Rolling:
             self.wrong.append(f"{tag}: received {story.outcome}, {story.text!r}")
 
 
-async def roll(before: Path) -> int:
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        # `python -m` looks into the folder that it is started in before it looks into PYTHONPATH.
-        os.chdir(folder)
-        async with AsyncExitStack() as stack:
-            server = await stack.enter_async_context(NatsServer(folder))
-            claude = await stack.enter_async_context(simulated_claude(folder))
-            rolling = Rolling(folder, server.url, claude.url)
-            rolling.streams(before)
-            for module in ("persistence", "generators", "gateway"):
-                await rolling.exchange(module, before)
-            began = monotonic()
-            asking = [asyncio.create_task(rolling.keep_asking(number)) for number in range(AT_ONCE)]
-            await asyncio.sleep(BETWEEN_S)
-            rolling.streams(CHECKOUT)
-            upwards = [(module, CHECKOUT) for module in ("persistence", "generators", "gateway")]
-            for module, checkout in (*upwards, *((module, before) for module, _ in reversed(upwards))):
-                await rolling.exchange(module, checkout)
-                await asyncio.sleep(BETWEEN_S)
-            rolling.is_over = True
-            await asyncio.gather(*asking)
-            for part in rolling.parts.values():
-                await part.stop()
-            for client in rolling.clients.values():
-                await client.aclose()
-    told = f"{rolling.asked} turns in {monotonic() - began:.0f} s, {rolling.reconnected} times taken up again"
-    print(f"{told}, {len(rolling.wrong)} wrong")
-    print(*rolling.wrong, sep="\n")
-    return 1 if rolling.wrong else 0
+async def roll(before: Path, folder: Path, process: type[Process] = Process) -> Rolling:
+    """Returns the results. `folder` is for the data of the processes."""
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(NatsServer(folder))
+        claude = await stack.enter_async_context(simulated_claude(folder))
+        rolling = Rolling(process, folder, server.url, claude.url)
+        rolling.streams(before)
+        for module in ("persistence", "generators", "gateway"):
+            await rolling.exchange(module, before)
+        asking = [asyncio.create_task(rolling.keep_asking(number)) for number in range(AT_ONCE)]
+        await rolling.go_on()
+        rolling.streams(CHECKOUT)
+        upwards = [(module, CHECKOUT) for module in ("persistence", "generators", "gateway")]
+        for module, checkout in (*upwards, *((module, before) for module, _ in reversed(upwards))):
+            await rolling.exchange(module, checkout)
+            await rolling.go_on()
+        rolling.is_over = True
+        await asyncio.gather(*asking)
+        for part in rolling.parts.values():
+            await part.stop()
+        for client in rolling.clients.values():
+            await client.aclose()
+    return rolling
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.upgrade.roll", description="Upgrade, and go back.")
     parser.add_argument("checkout", type=Path, help="of the version before")
-    return asyncio.run(roll(parser.parse_args().checkout.resolve()))
+    before, began = parser.parse_args().checkout.resolve(), monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        # `python -m` looks into the folder that it is started in before it looks into PYTHONPATH.
+        os.chdir(folder)
+        done = asyncio.run(roll(before, Path(folder)))
+    print(
+        f"{done.asked} turns in {monotonic() - began:.0f} s, {done.reconnected} times taken up again, "
+        f"{len(done.wrong)} wrong"
+    )
+    print(*done.wrong, sep="\n")
+    return 1 if done.wrong else 0
 
 
 if __name__ == "__main__":
