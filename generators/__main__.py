@@ -64,8 +64,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
     async with open_backends(settings) as (orders, backends):
         claude = find_anthropic_api(backends)
         breakers = CircuitBreakers(orders)
-        watched = {backend: breakers.watch(backend, backends[backend]) for backend in backends}
-        caller = ModelCaller(observe_backends(watched), breakers.begin_call, retry, blobs)
+        caller = ModelCaller(observe_backends(backends), breakers, retry, blobs)
         planner = Planner(settings.attempts_max, [cut_at_cost])
         runner = TurnRunner(
             log,

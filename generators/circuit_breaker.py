@@ -15,16 +15,13 @@ No library is used: purgatory 3.0 counts failures without their time, and lets e
 
 import math
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 
 import msgspec
 import structlog
 
 from tailrace.generators import metrics
-from tailrace.generators.backends import Backend, Call
-from tailrace.generators.backends.model_event import ModelEvent
-from tailrace.generators.backends.observed import ObservedBackend
+from tailrace.generators.backends import Call
 from tailrace.generators.failover import BackendOrder, BackendOrders
 from tailrace.proto.errors import CODES, BackendError
 from tailrace.proto.fold import Turn
@@ -103,33 +100,6 @@ class Breaker:
         return BackendError(self._code, message, retry_after_s=float(wait_s))
 
 
-class WatchedBackend(ObservedBackend):
-    """A backend that tells its breaker how each call begins."""
-
-    def __init__(self, name: str, backend: Backend, breaker: Breaker) -> None:
-        super().__init__(name, backend)
-        self._breaker = breaker
-
-    def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
-        return self._watch(call.tenant, call.turn, self._backend.answer(call))
-
-    async def _watch(
-        self, tenant: str, turn: str, answer: AsyncGenerator[ModelEvent, None]
-    ) -> AsyncGenerator[ModelEvent, None]:
-        has_begun = False
-        try:
-            async with aclosing(answer):
-                async for event in answer:
-                    if not has_begun:
-                        has_begun = True
-                        self._breaker.note_answer()
-                    yield event
-        except BackendError as error:
-            if not has_begun:
-                self._breaker.note_failure(tenant, turn, error)
-            raise
-
-
 class CircuitBreakers:
     """The breakers of all backends. A new turn's order has the backends that are down last."""
 
@@ -137,8 +107,13 @@ class CircuitBreakers:
         self._orders = orders
         self._breakers = {name: Breaker(name, clock) for name in orders.backends}
 
-    def watch(self, name: str, backend: Backend) -> Backend:
-        return WatchedBackend(name, backend, self._breakers[name])
+    def note_begin(self, backend: str, call: Call, error: BackendError | None) -> None:
+        """Notes how a call of `backend` began: with its first event, or with `error`."""
+        breaker = self._breakers[backend]
+        if error is None:
+            breaker.note_answer()
+        else:
+            breaker.note_failure(call.tenant, call.turn, error)
 
     async def prepare(self, key: TurnKey, turn: Turn) -> Turn:
         """Returns `turn`. Raises BackendError if no generator has begun it and all of its backends are down.

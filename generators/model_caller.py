@@ -1,13 +1,15 @@
 """Makes model calls: chooses backend and model name, loads blobs into the call, repeats a call that fails early."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 
 import msgspec
 
 from tailrace.generators import metrics
 from tailrace.generators.backends import Backend, Call
 from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.circuit_breaker import CircuitBreakers
 from tailrace.generators.failover import BackendOrder
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.retry import Retry
@@ -15,25 +17,23 @@ from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Turn
 from tailrace.proto.subjects import TurnKey
 
-# Chooses the backends of a call that follows: for a tenant and a model, beginning with the backend of the turn's last
-# attempt.
-BeginCall = Callable[[str, str, str], BackendOrder]
-
 
 class ModelCaller:
     """The backends of this process and how they are called. Shared by all turns."""
 
-    def __init__(self, backends: Mapping[str, Backend], begin_call: BeginCall, retry: Retry, blobs: BlobLoader) -> None:
-        """`backends` by name: all that `begin_call` names."""
+    def __init__(
+        self, backends: Mapping[str, Backend], breakers: CircuitBreakers, retry: Retry, blobs: BlobLoader
+    ) -> None:
+        """`backends` by name: all that `breakers` names."""
         self.backends = backends
-        self.begin_call = begin_call
+        self.breakers = breakers
         self.retry = retry
         self.blobs = blobs
 
     def route(self, key: TurnKey, turn: Turn) -> "Route":
         """Returns the route of the turn's next call. It begins with the backend of the last attempt."""
         assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
-        return Route(self, self.begin_call(key.tenant, turn.request.model, turn.backend))
+        return Route(self, self.breakers.begin_call(key.tenant, turn.request.model, turn.backend))
 
 
 class Route:
@@ -64,7 +64,8 @@ class Route:
             retry = msgspec.structs.replace(retry, tries_max=1)
         async with self._caller.blobs.load(key.tenant, call) as whole:
             is_large = whole is not call
-            first, rest = await retry.begin(backend, msgspec.structs.replace(whole, is_large=is_large))
+            note = partial(self._caller.breakers.note_begin, self.backend)
+            first, rest = await retry.begin(backend, msgspec.structs.replace(whole, is_large=is_large), note)
             # Nothing keeps the long strings while the answer is read.
             del whole
         async with aclosing(rest):

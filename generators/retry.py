@@ -8,7 +8,7 @@ the turn continues from its log; then this module only says how long to wait bef
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 import stamina
@@ -21,6 +21,8 @@ from tailrace.proto.errors import CODES, BackendError
 
 logger = structlog.get_logger()
 
+NoteBegin = Callable[[Call, BackendError | None], None]
+
 # Repeated calls are counted and logged here, with their codes.
 stamina.instrumentation.set_on_retry_hooks([])
 
@@ -32,8 +34,13 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     wait_s: float
     wait_max_s: float
 
-    async def begin(self, backend: Backend, call: Call) -> tuple[ModelEvent, AsyncGenerator[ModelEvent, None]]:
-        """Calls until an answer begins; returns its first event and the rest. Raises the last BackendError."""
+    async def begin(
+        self, backend: Backend, call: Call, note: NoteBegin
+    ) -> tuple[ModelEvent, AsyncGenerator[ModelEvent, None]]:
+        """Calls until an answer begins; returns its first event and the rest. Raises the last BackendError.
+
+        `note` is called with each call, and with its error if it fails before its first event.
+        """
         tries = itertools.count(1)
 
         def next_delay(error: Exception) -> bool | float:
@@ -49,7 +56,13 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
             with one:
                 # An async generator that raises has ended, so its connection is closed.
                 answer = backend.answer(call)
-                return await anext(answer), answer
+                try:
+                    first = await anext(answer)
+                except BackendError as error:
+                    note(call, error)
+                    raise
+                note(call, None)
+                return first, answer
         raise AssertionError("the last try returns or raises")
 
     async def pause(self, failures: int, error: BackendError) -> None:

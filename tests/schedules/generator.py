@@ -99,8 +99,8 @@ class Generator:
         log = self.new_log(process)
         settlement = Settlement(UNUSED, UNUSED)
         hedging = Hedging(log, SimulatedHedgeRpc(self), settlement, name=self.name, after_s=HEDGE_AFTER_S)
-        begin_call = CircuitBreakers(ORDERS).begin_call
-        caller = ModelCaller(dict.fromkeys(ORDERS.backends, backend), begin_call, RETRY, BlobLoader(UNUSED, UNUSED))
+        breakers = CircuitBreakers(ORDERS)
+        caller = ModelCaller(dict.fromkeys(ORDERS.backends, backend), breakers, RETRY, BlobLoader(UNUSED, UNUSED))
         runner = TurnRunner(
             log,
             caller,

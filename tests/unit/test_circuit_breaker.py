@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -9,6 +10,7 @@ from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import ModelEvent, from_event
 from tailrace.generators.circuit_breaker import DOWN_CODES, FAILING_S, OPEN_S, TURNS_MIN, CircuitBreakers
 from tailrace.generators.failover import FAILOVER_CODES, BackendOrders, Source
+from tailrace.generators.retry import Retry
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
 from tailrace.proto.events import BlockStop
@@ -17,6 +19,7 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import MODEL, Handwritten
 
 TENANT, OTHER = Tenant("tenant"), Tenant("other")
+ONE_TRY = Retry(tries_max=1, wait_s=0, wait_max_s=0)
 SECRET = "internal error near: my prompt"
 
 
@@ -27,7 +30,6 @@ class Scripted:
         self.now = 0.0
         self.code: str | None = None
         self.breakers = CircuitBreakers(BackendOrders(tuple(map(Source, names))), lambda: self.now)
-        self._watched = {name: self.breakers.watch(name, self) for name in names}
 
     def model_id(self, model: str) -> str:
         return model
@@ -44,8 +46,7 @@ class Scripted:
         self.code = code
         call = Call(model="m", max_tokens=1, messages=[Message("user", "x")], tenant=tenant, turn=turn or new_id())
         with suppress(BackendError):
-            async for _ in self._watched[name].answer(call):
-                pass
+            await ONE_TRY.begin(self, call, partial(self.breakers.note_begin, name))
 
     async def fail(
         self, name: str, turns: int = TURNS_MIN, over_s: float = FAILING_S, code: str = "", turn: str = ""
