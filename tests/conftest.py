@@ -23,7 +23,7 @@ from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, streams
 from tailrace.proto.runtime import sandbox
 from tailrace.proto.subjects import TurnKey
-from tests.harness.fast_stop import hurry
+from tests.harness.fast_stop import hurry, write_authority
 from tests.harness.postgresql import PostgreSQLMissing, PostgreSQLServer
 
 # The streams must fit into the store of a test server, which is 1 GiB (NatsServer's default).
@@ -73,6 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(patched.undo)
         patched.setenv("TMPDIR", folder.name)
         patched.setattr(tempfile, "tempdir", folder.name)
+        patched.setenv("SSL_CERT_FILE", str(write_authority(Path(folder.name))))
 
 
 @pytest.hookimpl(trylast=True)

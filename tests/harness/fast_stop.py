@@ -1,12 +1,19 @@
-"""Patches waiting times of this process: of a gateway's stop, and of queries without a process that answers them.
+"""Patches waiting times and the loading of certificates in this process.
 
-A gateway skips no step of a stop. Many tests have no persistence; queries would wait 4 s for it to be restarted.
+Waiting times: of a gateway's stop, which skips no step, and of queries without a process that answers them. Many tests
+have no persistence; queries would wait 4 s for it to be restarted.
+
+Certificates: an HTTP client reads the 144 authorities of the system, which takes longer than a request. Tests connect
+to loopback addresses only, with certificates of their own.
 """
 
 import asyncio
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import certifi
+import httpcore2
 import uvicorn.server
 
 from tailrace.gateway.http import server
@@ -33,3 +40,14 @@ def hurry() -> None:
     uvicorn.server.asyncio = Asyncio("asyncio")  # type: ignore[attr-defined]
     server.ARRIVAL_S = LOOK_EVERY_S
     rpc.RESTART_S_MAX = RESTART_S_MAX
+    trust_environ = httpcore2.default_ssl_context
+    # Clients with `trust_env=False` read SSL_CERT_FILE too.
+    httpcore2.default_ssl_context = lambda **_: trust_environ()
+
+
+def write_authority(folder: Path) -> Path:
+    """Writes one certificate authority for SSL_CERT_FILE, which processes inherit; returns the file."""
+    end = "-----END CERTIFICATE-----\n"
+    path = folder / "authority.pem"
+    path.write_text(certifi.contents().partition(end)[0] + end)
+    return path

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import msgspec
 import pytest
-from kubernetes_validate import utils as kubernetes  # type: ignore[import-untyped]
 
 from tailrace.deploy.cli.nats_config import PORT, TO_CLUSTER, TO_MONITORING
 from tailrace.deploy.local.check_environment import SERVICES
@@ -41,12 +41,16 @@ LAME_DUCK_S = 31
 Document = dict[str, Any]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def read_schemas_once() -> Iterator[None]:
-    """The validator reads all definitions again for each object, which takes three seconds of CPU an overlay."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kubernetes, "schema_contents", cache(kubernetes.schema_contents))
-        yield
+@cache
+def load_validator() -> ModuleType:
+    """Returns kubernetes_validate, which here reads its definitions once: each time takes seconds of CPU.
+
+    Importing its grammars takes two seconds, which only the worker that runs these tests spends.
+    """
+    from kubernetes_validate import utils  # type: ignore[import-untyped]
+
+    utils.schema_contents = cache(utils.schema_contents)
+    return cast(ModuleType, utils)
 
 
 def run(*command: str | Path, cwd: Path | None = None, **environ: str) -> str:
@@ -135,7 +139,7 @@ def check_fields(all_: list[Document], _: Path) -> None:
     ]
     for version, one in product(VERSIONS, [*all_, *behaviours]):
         if one["kind"] != "ScaledObject":
-            kubernetes.validate(one, version, strict=True)
+            load_validator().validate(one, version, strict=True)
     for name, one in scaled.items():
         assert set(one["spec"]) == SCALED_OBJECT
         assert "replicas" not in of(("Deployment",), all_)[name]["spec"]
