@@ -1,7 +1,7 @@
 """Time to first token beside a tenant with many turns: `python -m benchmarks.fair_queue --tenants 10`.
 
 Starts `tailrace up` with its default settings. One tenant submits `--turns` turns of `--seconds` seconds at once. Then
-`--tenants` other tenants submit turns of one word, and wait for their first byte. The same is measured before, without
+`--tenants` other tenants submit turns of one word, and wait for it. The same is measured before, without
 the many turns.
 """
 
@@ -17,7 +17,9 @@ from statistics import median
 
 import httpx2
 
+from benchmarks.large_bodies import token
 from benchmarks.storm import percentile
+from tailrace import AsyncClient
 from tests.harness.up import running
 
 # Turns of the other tenants together, if they are few.
@@ -83,29 +85,15 @@ async def submit(client: httpx2.AsyncClient, turns: int, seconds: int) -> int:
 
 
 async def measure(client: httpx2.AsyncClient, tenants: list[str], spread_s: float) -> list[float]:
-    """Returns the seconds until the first byte of each turn. The tenants begin one after the other."""
+    """Returns the seconds until the first word of each turn. The tenants begin one after the other."""
     each = -(-TURNS_MIN // len(tenants))
 
     async def ask(number: int, tenant: str) -> list[float]:
         await asyncio.sleep(spread_s * number / len(tenants))
-        return [await first_byte(client, tenant) for _ in range(each)]
+        asking = AsyncClient(str(client.base_url), key_of(tenant), tries_max=0, http=client)
+        return [await token(asking) for _ in range(each)]
 
     return sorted(chain.from_iterable(await asyncio.gather(*(ask(*one) for one in enumerate(tenants)))))
-
-
-async def first_byte(client: httpx2.AsyncClient, tenant: str) -> float:
-    begun = time.perf_counter()
-    async with client.stream(
-        "POST",
-        "/v1/turns?dialect=text",
-        json={"message": "#sim words=1 rate=0"},
-        headers=headers_of(tenant) | {"accept": "text/event-stream"},
-    ) as answer:
-        assert answer.status_code == 200, await answer.aread()
-        async for received in answer.aiter_bytes():
-            if received:
-                return time.perf_counter() - begun
-    raise AssertionError("the turn ended without a word")
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ async def tokens(client: AsyncClient, until: Awaitable[object]) -> list[float]:
 
 
 async def token(client: AsyncClient) -> float:
+    """Returns the seconds until the first word of a new turn."""
     begun = time.perf_counter()
     async with await client.ask("#sim words=1 rate=0") as answer:
         async for event in answer:

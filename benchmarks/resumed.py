@@ -31,7 +31,10 @@ RETRY = re.compile(rb"retry: (\d+)\n")
 
 
 class Resuming(Reader):
-    """One connection, which says when its first entry came, and how long it is to wait when it is gone."""
+    """One connection, which says when its first entry came, and how long it is to wait when it is gone.
+
+    tailrace.AsyncClient chooses its waits itself; here those are measured that the gateway asks for.
+    """
 
     def __init__(self, path: str, cursor: Seq) -> None:
         super().__init__(path, cursor, Seq(2**62))

@@ -233,6 +233,7 @@ async def streams(log: TurnLog, port: int, count: int) -> list[Reader]:
 
 
 def ask(port: int, turn: TurnKey, cursor: Seq = BEFORE_FIRST) -> socket.socket:
+    """Requests a turn and reads nothing, which no client does: the socket has a small buffer, and is read by hand."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
     client.connect(("127.0.0.1", port))

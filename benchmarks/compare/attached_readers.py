@@ -55,7 +55,7 @@ class Streams(msgspec.Struct):
 
 
 class Attached(asyncio.Protocol):
-    """One reader of a running turn. `reached(n)` waits for its first n words."""
+    """One reader of a running turn. `reached(n)` waits for its first n words. Not a client: see readers.Reader."""
 
     def __init__(self, request: bytes) -> None:
         self._request = request
