@@ -27,11 +27,10 @@ from tests.harness.up import CHECKOUT, Up, running
 from tests.promises import Connected, judge, no_gap, no_repeat, one_end
 
 # Longer than the start of the first processes: each generator is restarted while they run.
-RUNNING = "#sim words=300 rate=20"
+RUNNING = "#sim words=600 rate=40"
 # They run until they are cancelled: each gateway is restarted while they run.
-ENDLESS = "#sim words=30000 rate=20"
+ENDLESS = "#sim words=30000 rate=40"
 TURNS = 6
-POST_EVERY_S = 0.1
 
 
 async def read_to_end(client: httpx2.AsyncClient, turn: str) -> list[Connected]:
@@ -101,7 +100,7 @@ async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Pat
             following = asyncio.create_task(follow(process.stdout))
             while not following.done():
                 await post()
-                await asyncio.sleep(POST_EVERY_S)
+                await asyncio.sleep(0.02)
             await following
             assert await process.wait() == 0
             assert restarting == [
