@@ -14,7 +14,7 @@ from tailrace.proto.errors import SettingsInvalid
 
 # The state file with the id of the last turn that `tailrace ask` of this user started.
 LAST_TURN = "last-turn"
-SIMULATED = "a simulated model answers: no API key is set; to ask Claude, set ANTHROPIC_API_KEY and start `up` again"
+SIMULATED = "simulated model: no API key is set (ANTHROPIC_API_KEY)"
 
 
 def follow(start: Callable[[], Answer], screen: Display, *, is_new: bool = False) -> End:
@@ -29,8 +29,9 @@ def follow(start: Callable[[], Answer], screen: Display, *, is_new: bool = False
     except KeyboardInterrupt:
         if turn:
             screen.close()
-            hint = f"the turn goes on: `tailrace tail {turn}` reads it, `tailrace cancel {turn}` ends it"
-            print(printable(hint), file=sys.stderr)
+            print("the turn goes on", file=sys.stderr)
+            print(printable(f"  to read it: tailrace tail {turn}"), file=sys.stderr)
+            print(printable(f"  to end it:  tailrace cancel {turn}"), file=sys.stderr)
         raise
     finally:
         screen.close()

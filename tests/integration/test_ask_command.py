@@ -146,7 +146,7 @@ class ChatOnTerminal:
 async def test_a_chat_on_a_terminal_shows_markdown_and_ctrl_c_ends_a_turn(commands: Commands, gateway: Gateway) -> None:
     """The block that grows is drawn again, and the last drawing has each word once, before the line about its cost."""
     async with ChatOnTerminal(commands, TERM="xterm-256color") as chat:
-        await chat.until_shown(b"a simulated model answers: no API key is set")
+        await chat.until_shown(b"simulated model: no API key is set")
         await chat.type_line(b"#sim words=4000 rate=50")
         await chat.until_shown(b"w000012")
         chat.process.send_signal(SIGINT)
