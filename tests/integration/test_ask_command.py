@@ -97,7 +97,7 @@ async def test_an_interrupted_answer_goes_on_and_is_resumed(commands: Commands, 
     asking.send_signal(SIGINT)
     _, complained = await asyncio.wait_for(asking.communicate(), WAIT_S_MAX)
     assert asking.returncode == 128 + SIGINT
-    turn = complained.decode().partition("tailrace tail ")[2].partition("`")[0]
+    turn = complained.decode().partition("tailrace tail ")[2].partition("\n")[0]
     assert "Traceback" not in complained.decode()
     assert (await commands.run("ask", "--resume")).printed == f"{words(200)}\n"
     lines = [msgspec.json.decode(line) for line in (await commands.run("tail", turn, "--json")).printed.splitlines()]
