@@ -1,7 +1,7 @@
 """Time to first token beside a tenant with many turns: `python -m benchmarks.fair_queue --tenants 10`.
 
 Starts `tailrace up` with its default settings. One tenant submits `--turns` turns of `--seconds` seconds at once. Then
-`--tenants` other tenants submit turns of one word, and wait for it. The same is measured before, without
+`--tenants` other tenants submit turns of one word, and wait for this word. The same is measured before, without
 the many turns.
 """
 
@@ -17,7 +17,7 @@ from statistics import median
 
 import httpx2
 
-from benchmarks.large_bodies import token
+from benchmarks.large_bodies import first_word_s
 from benchmarks.storm import percentile
 from tailrace import AsyncClient
 from tests.harness.up import running
@@ -91,7 +91,7 @@ async def measure(client: httpx2.AsyncClient, tenants: list[str], spread_s: floa
     async def ask(number: int, tenant: str) -> list[float]:
         await asyncio.sleep(spread_s * number / len(tenants))
         asking = AsyncClient(str(client.base_url), key_of(tenant), tries_max=0, http=client)
-        return [await token(asking) for _ in range(each)]
+        return [await first_word_s(asking) for _ in range(each)]
 
     return sorted(chain.from_iterable(await asyncio.gather(*(ask(*one) for one in enumerate(tenants)))))
 

@@ -75,12 +75,12 @@ async def tokens(client: AsyncClient, until: Awaitable[object]) -> list[float]:
     async with asyncio.TaskGroup() as group:
         tasks = []
         while not done.done():
-            tasks.append(group.create_task(token(client)))
+            tasks.append(group.create_task(first_word_s(client)))
             await asyncio.sleep(EVERY_S)
     return [task.result() for task in tasks]
 
 
-async def token(client: AsyncClient) -> float:
+async def first_word_s(client: AsyncClient) -> float:
     """Returns the seconds until the first word of a new turn."""
     begun = time.perf_counter()
     async with await client.ask("#sim words=1 rate=0") as answer:

@@ -31,9 +31,9 @@ RETRY = re.compile(rb"retry: (\d+)\n")
 
 
 class Resuming(Reader):
-    """One connection, which says when its first entry came, and how long it is to wait when it is gone.
+    """One connection. Records when its first entry came, and how long to wait before the next connection.
 
-    tailrace.AsyncClient chooses its waits itself; here those are measured that the gateway asks for.
+    Not tailrace.AsyncClient, which chooses its waits itself: this measures the waits in the gateway's `retry:` lines.
     """
 
     def __init__(self, path: str, cursor: Seq) -> None:

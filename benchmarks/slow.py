@@ -233,7 +233,7 @@ async def streams(log: TurnLog, port: int, count: int) -> list[Reader]:
 
 
 def ask(port: int, turn: TurnKey, cursor: Seq = BEFORE_FIRST) -> socket.socket:
-    """Requests a turn and reads nothing, which no client does: the socket has a small buffer, and is read by hand."""
+    """Requests a turn over a socket with a small buffer, and reads nothing. No client library can do that."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
     client.connect(("127.0.0.1", port))

@@ -108,7 +108,7 @@ class CircuitBreakers:
         self._breakers = {name: Breaker(name, clock) for name in orders.backends}
 
     def note_begin(self, backend: str, call: Call, error: BackendError | None) -> None:
-        """Notes how a call of `backend` began: with its first event, or with `error`."""
+        """Notes that a call of `backend` has returned its first event, or with `error` that it failed before."""
         breaker = self._breakers[backend]
         if error is None:
             breaker.note_answer()

@@ -67,8 +67,8 @@ class DeltaBuffer:
     async def next(self, join_until: float = 0.0) -> ModelEvent | None:
         """Returns the next event, waiting for it; None after the last one.
 
-        A delta waits until `join_until`, in the loop's time, for further deltas to join. It does not wait if another
-        event follows or `close` was called.
+        A delta waits until `join_until`, in the loop's time, and further deltas are joined to it. The wait ends early
+        when an event that cannot be joined follows, or at `close`.
         """
         while not self._waiting or (self._hold_opening and not self.has_token.is_set()):
             if self._is_closed:

@@ -21,6 +21,7 @@ from tailrace.proto.errors import CODES, BackendError
 
 logger = structlog.get_logger()
 
+# Receives how each call begins: with its first event (None), or with an error.
 NoteBegin = Callable[[Call, BackendError | None], None]
 
 # Repeated calls are counted and logged here, with their codes.
@@ -39,7 +40,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     ) -> tuple[ModelEvent, AsyncGenerator[ModelEvent, None]]:
         """Calls until an answer begins; returns its first event and the rest. Raises the last BackendError.
 
-        `note` is called with each call, and with its error if it fails before its first event.
+        Calls `note` for each call: with None at its first event, or with the error if it fails before.
         """
         tries = itertools.count(1)
 

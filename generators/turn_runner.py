@@ -36,9 +36,9 @@ from tailrace.proto.subjects import TurnKey
 logger = structlog.get_logger()
 
 FULL_WAIT_S = 1.0
-# The share of the time in which a turn's appends of deltas are in flight, at most. When appends become slow, because
-# the disk or a process is busy, each then has more deltas, so there are fewer and they become faster again. An append
-# on an idle machine takes 1 ms, and deltas come every 20 to 50 ms: they do not wait.
+# After an append, a delta waits until the append has taken this share of the time, at most JOIN_S_MAX. So slow appends,
+# of a busy disk or process, become fewer, each with more deltas. On an idle machine no delta waits: an append takes
+# 1 ms, and deltas come every 20 to 50 ms.
 APPENDS_SHARE = 0.25
 JOIN_S_MAX = 0.05
 # The supervisor kills a process some seconds after its grace period.
@@ -355,7 +355,7 @@ class TurnRunner:
             chain = await append_when_not_full(self._log.append, key, folding.chain, entry)
             stored_at = time.monotonic()
             metrics.APPEND_S.observe(stored_at - passed_at)
-            # The first delta never waits.
+            # A delta after another event does not wait.
             join_until = 0.0
             if type(event.event) is events.BlockDelta:
                 join_until = began + min((loop.time() - began) / APPENDS_SHARE, JOIN_S_MAX)

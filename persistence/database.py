@@ -127,7 +127,7 @@ def is_url(where: Path | str) -> bool:
     return True
 
 
-# An @ after what looks like an option: in its value, or at the end of a password that was not encoded.
+# An @ after the start of an option: part of its value, or the end of a password that contains `?`.
 OPTION_WITH_AT = re.compile(r"\?\w+=.*@", re.DOTALL)
 
 

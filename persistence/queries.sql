@@ -240,8 +240,8 @@ DELETE FROM searched WHERE tenant = :tenant AND turn = :turn
 SELECT tenant, turn FROM unsearched LIMIT :limit
 
 -- name: outdated_words
--- Some turns whose words another version of words.py has made, of all tenants. In an order that only the index has: the
--- planner would expect to find many, and read the whole table.
+-- Some turns whose words another version of words.py has made, of all tenants. The order makes the planner use the
+-- partial index. Without it, the planner expects many such turns, and reads the whole table.
 SELECT tenant, turn FROM searched WHERE substr(words, 1, 2) <> '2 ' ORDER BY tenant, turn LIMIT :limit
 
 -- name: forget_unsearched
@@ -580,7 +580,7 @@ tailrace_words(searched.words) @> string_to_array(:words, ' ')
     ))
 
 -- name: turns
--- The turns with all words of :words and all labels of `others`, from a position on and before a cursor, newest first.
+-- The turns with all words of :words, from a position on and before a cursor, newest first. It checks no labels.
 SELECT one.*, usage.* FROM turns AS one
 {join} usage ON usage.tenant = :tenant AND usage.session = one.session AND usage.turn = one.turn
 WHERE one.tenant = :tenant
@@ -618,7 +618,7 @@ WHERE search MATCH :word AND search.rowid >= :from_number AND search.rowid <= :b
     AND searched.tenant = :tenant AND (:words = '' OR {contain_words})
 
 -- fragment: found (postgresql)
--- The same. The index of words has no order, so the range is no condition of it.
+-- The same. The index of words has no order, so it cannot be limited to the range. At most :offset rows are read.
 SELECT number, turn FROM (
     SELECT number, turn, tenant FROM searched WHERE {contain_words} LIMIT :offset
 ) AS searched
@@ -635,7 +635,7 @@ ORDER BY rowid DESC LIMIT 1 OFFSET :offset
 SELECT 0 AS asked_at, '' AS turn FROM searched WHERE {contain_words} LIMIT 1 OFFSET :offset
 
 -- name: found_turns
--- The same as `turns`, by the index of words, with all labels of `others`. For words that few turns have: it reads all.
+-- The same as `turns`, by the index of words, with all labels of `others`. For rare words: it reads all of their turns.
 WITH one AS ({found}), page AS (
     SELECT number / 1024 AS asked_at, turn FROM one
     WHERE (number / 1024, turn) >= (:from_at, :start) AND (number / 1024, turn) < (:before_at, :before) AND {has_labels}
@@ -786,7 +786,7 @@ WITH page AS (
 {with_totals}
 
 -- name: project_user_sessions
--- The same of one user in one project.
+-- The same, of one user in one project.
 WITH page AS (
     SELECT * FROM sessions
     WHERE tenant = :tenant AND project = :project AND "user" = :user

@@ -28,8 +28,8 @@ logger = structlog.get_logger()
 
 # Concurrent folds. A fold mostly waits for the log, so more would use memory without being faster.
 FOLDS_MAX = 8
-# The share of the time in which batches are written, at most. When they become slow, because much is to be recorded or
-# the disk is busy, each then has more turns, and a transaction costs about as much for twenty turns as for one.
+# After a batch, the recorder waits until the batch has taken this share of the time, at most PAUSE_S_MAX. So slow
+# batches become fewer, each with more turns: a transaction costs about as much for twenty turns as for one.
 WRITING_SHARE = 0.25
 PAUSE_S_MAX = 0.1
 

@@ -53,7 +53,7 @@ UNSEARCHED_MAX = 200
 # How many values of `searched.number` each microsecond has (see `put_words`), and the last microsecond that has some.
 NUMBERS = 1024
 LAST_AT = END_OF_TIME // NUMBERS
-# The most turns that a search reads for one page, and the most words that it counts.
+# The most turns that are read for one page, and the most words of a search whose turns are counted to find the rarest.
 SCAN_MAX = 1000
 COUNTED_WORDS_MAX = 20
 BUSY_SESSIONS_MAX = 1_000
@@ -91,9 +91,9 @@ BY_SELECTIVITY = {"user": 1, "key": 2, "model": 3}
 
 
 class Scan(NamedTuple):
-    """A statement that reads a page of turns, and the position of the last of the `SCAN_MAX` turns that it may read.
+    """A statement that reads a page of turns by one index, with the label or word of this index.
 
-    `end` is OLDEST if there are fewer.
+    `end`: the position of the last of the `SCAN_MAX` turns that it may read; OLDEST if there are fewer.
     """
 
     statement: str
@@ -450,7 +450,7 @@ class Store:
         """Returns turns with all of `labels` and hashed `words`, from `start` on and before `before`, newest first.
 
         Also returns the position of the last turn that was read, or None if there are no more turns. It reads at most
-        `SCAN_MAX` turns, by the index of the rarest label or word, so that the cost does not grow with the database.
+        `SCAN_MAX` turns, by the index of the rarest label or word: the cost does not grow with the database.
         """
         page: dict[str, Any] = {"tenant": tenant, "before_at": before.at, "before": before.name, "start": ""}
         page |= {"from_at": micros(start) if start is not None else 0, "words": " ".join(words), "limit": limit}
@@ -465,14 +465,14 @@ class Store:
         return [turn_record(row) for row in rows], None if best.end == OLDEST else best.end
 
     async def _best_scan(self, page: Mapping[str, Any], labels: Mapping[str, str], words: Sequence[str]) -> Scan:
-        """Returns the scan that reaches furthest back: that of the rarest label or word."""
+        """Returns the scan whose `end` is the oldest: that of the rarest label or word."""
         best = Scan("turns", {}, NEWEST)
         for name in sorted(labels, key=lambda name: BY_SELECTIVITY.get(name, 0)):
             best = min(best, await self._scan("labelled_turns", page, name=name, value=labels[name]), key=_end)
             if best.end == OLDEST:
                 return best
         if self.system == "sqlite":
-            # By a single word: the index reads on and on for words that few turns have together.
+            # One word each: for several, the index reads until it finds a row that has all of them.
             for word in words[:COUNTED_WORDS_MAX]:
                 others = " ".join(one for one in words if one != word)
                 scan = await self._scan("found_turns", {**page, **_numbers(page)}, word=word, words=others)
@@ -482,7 +482,7 @@ class Store:
             return best
         if words:
             scan = await self._scan("found_turns", page)
-            # The index of frequent words would have to be read as a whole: it has no order.
+            # The index has no order: of frequent words, all turns would have to be read.
             best = scan if scan.end == OLDEST else min(best, await self._scan("turns", page), key=_end)
         return best
 

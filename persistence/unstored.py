@@ -132,7 +132,7 @@ class UnstoredTurns:
             logger.warning("turns with `store: false` cannot be erased: retried", turns=len(failed), why=failed[0])
 
     async def _erase(self, note: Unstored) -> None:
-        # Later entries belong to another run, which a repeated Idempotency-Key begins as soon as this one's are gone.
+        # A repeated Idempotency-Key begins another run when the entries of this one are gone. Its entries are later.
         upto = await self._log.newest_seq()
         try:
             turn = await self._log.turn(note.key)
@@ -144,7 +144,7 @@ class UnstoredTurns:
             return
         # Blobs come first: after the erasure no entry names them.
         await self._release_blobs(note.key, turn)
-        # Before the erasure, because another run has the same note.
+        # Before the erasure: another run may begin during it, and stores the same row.
         await self._store.forget_unstored(note.key.tenant, [note.key.turn])
         try:
             await self._log.erase(note.key, upto)

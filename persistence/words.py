@@ -3,8 +3,8 @@
 A stored word is a hash of the tenant and the word. So a search finds only words of its own tenant, and the indexes,
 which keep parts of deleted rows for some time, contain only hashes.
 
-A change of this module needs a new VERSION, and a migration like 0017: then persistence stores the words of all turns
-again. An older version that still runs during an upgrade writes its own version, so its turns are stored again, too.
+A change of this module needs a new VERSION, here and in `outdated_words`, and a migration like 0017. Then persistence
+stores the words of all turns again, also of those that an older version still records during an upgrade.
 """
 
 import base64
@@ -18,7 +18,7 @@ from tailrace.proto.entries import Message
 from tailrace.proto.ids import Tenant
 from tailrace.proto.records import TurnRecord
 
-# The rules of this module. The first word of each row of `searched`; also in the index `searched_older`.
+# The version of this module's rules, and the first word of each row of `searched`.
 VERSION = "2"
 WORDS_MAX = 10_000
 HASH_BYTES = 5
@@ -59,7 +59,7 @@ def _folded(text: str) -> str:
     """Returns `text` with compatible characters replaced (NFKD), in lower case, and without accents."""
     if text.isascii():
         return text.lower()
-    # The case comes second, because ™ becomes TM. A letter in lower case may again have to be split: İ.
+    # NFKD comes first, because it makes TM of ™, and again after `casefold`, which makes i and a dot of İ.
     split = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     return "".join(one for one in split if not unicodedata.combining(one))
 

@@ -13,7 +13,7 @@ Ending = Literal["open", "ended", "disconnected", "aged", "draining", "expired",
 `ended`: the reader was sent all of the turn. All others are cuts: `disconnected` by the client, `aged` at
 TAILRACE_STREAM_LIFE_S, `draining` by a gateway that stops, `expired` with its credential, `broken` because the turn
 could not be followed further, or at a restart that the client's format cannot show, `failed` by an error. `lost`: its
-gateway has ended and remembers nothing; a timeline concludes it from a reader that resumed elsewhere.
+gateway has ended, and its report with it; a timeline infers the stream from the one that resumed it.
 """
 
 

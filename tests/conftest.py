@@ -23,7 +23,7 @@ from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, streams
 from tailrace.proto.runtime import sandbox
 from tailrace.proto.subjects import TurnKey
-from tests.harness.fast_stop import hurry, write_authority
+from tests.harness.patches import patch_process, write_authority
 from tests.harness.postgresql import PostgreSQLMissing, PostgreSQLServer
 
 # The streams must fit into the store of a test server, which is 1 GiB (NatsServer's default).
@@ -54,7 +54,7 @@ structlog.configure = configure_uncached  # type: ignore[assignment]
 console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
 structlog.configure(processors=[*structlog.get_config()["processors"][:-1], console])
 
-hurry()
+patch_process()
 
 
 def pytest_configure(config: pytest.Config) -> None:

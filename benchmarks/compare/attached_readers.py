@@ -55,7 +55,10 @@ class Streams(msgspec.Struct):
 
 
 class Attached(asyncio.Protocol):
-    """One reader of a running turn. `reached(n)` waits for its first n words. Not a client: see readers.Reader."""
+    """One reader of a running turn. `reached(n)` waits for its first n words.
+
+    Not tailrace.AsyncClient, for the reason in readers.Reader.
+    """
 
     def __init__(self, request: bytes) -> None:
         self._request = request

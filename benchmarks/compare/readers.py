@@ -48,7 +48,7 @@ class Words:
 class Reader(asyncio.Protocol):
     """Sends one request and reads its answer. The result of `done` has the delays of its words.
 
-    Not tailrace.AsyncClient: all systems are read by the same program, which costs less CPU than they do.
+    Not tailrace.AsyncClient: the same program reads the answers of all systems, and it needs less CPU than they do.
     """
 
     def __init__(self, arm: Arm, words: int, rate: int) -> None:

@@ -37,14 +37,14 @@ def follow(start: Callable[[], Answer], screen: Display, *, is_new: bool = False
         screen.close()
 
 
-def note_simulated(client: Client) -> bool:
-    """Returns whether the simulated Claude answers, and prints it on a terminal. Elsewhere, it does not look."""
+def warn_if_simulated(client: Client) -> bool:
+    """Prints a line if the simulated Claude answers, and returns whether it does. False without a terminal."""
     if not sys.stderr.isatty():
         return False
     try:
         is_simulated = bool(client.request("GET", "/v1/models", params={"limit": "1"}).get("is_simulated"))
     except TailraceError as error:
-        # A key may not have the scope to read.
+        # The key may lack the scope `read`.
         if error.status is None:
             raise
         return False

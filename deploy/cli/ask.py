@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from tailrace.deploy.cli import display
-from tailrace.deploy.cli.answers import fields_of, follow, last_turn, note_simulated, report
+from tailrace.deploy.cli.answers import fields_of, follow, last_turn, report, warn_if_simulated
 from tailrace.deploy.cli.arguments import add_json, add_question
 from tailrace.deploy.cli.connection import connect
 from tailrace.proto.errors import SettingsInvalid
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     screen = display.new_display(is_json=given.json)
     with connect(given, environ, on_retry=screen.retry) as client:
-        is_simulated = note_simulated(client)
+        is_simulated = warn_if_simulated(client)
         if given.resume:
             turn = last_turn()
             end = follow(lambda: client.resume(turn, on_state=screen.state), screen)

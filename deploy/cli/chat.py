@@ -11,7 +11,7 @@ import msgspec
 
 from tailrace.client import Client, End, TailraceError
 from tailrace.deploy.cli import display
-from tailrace.deploy.cli.answers import fields_of, note_simulated, report
+from tailrace.deploy.cli.answers import fields_of, report, warn_if_simulated
 from tailrace.deploy.cli.arguments import add_json, add_question
 from tailrace.deploy.cli.connection import connect, describe
 from tailrace.deploy.local.terminal_text import printable
@@ -43,7 +43,7 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
         screen.retry(error, tries)
 
     with connect(given, environ, on_retry=retry) as client:
-        show_end = partial(report, is_simulated=note_simulated(client))
+        show_end = partial(report, is_simulated=warn_if_simulated(client))
         while True:
             try:
                 question = input(PROMPT if sys.stdin.isatty() else "").strip()

@@ -50,7 +50,7 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def is_confirmed(question: str) -> bool:
-    """Asks on the terminal. Raises SettingsInvalid without one."""
+    """Asks `question` on the terminal, and returns whether the answer is yes. Raises SettingsInvalid without one."""
     if not sys.stdin.isatty():
         raise SettingsInvalid("erased data cannot be restored: add --yes, or run this command on a terminal")
     print(question, end="", file=sys.stderr, flush=True)

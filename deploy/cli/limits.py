@@ -17,8 +17,8 @@ EXAMPLES = """\
 examples:
   tailrace limits                                          the limits of all tenants with a key or limits of their own
   tailrace limits acme                                     those of one tenant
-  tailrace limits acme --set requests=600,usd_month=500    sets these two; its other limits stay
-  tailrace limits acme --remove usd_month                  removes one: that of the settings applies
+  tailrace limits acme --set requests=600,usd_month=500    sets these two; the others stay
+  tailrace limits acme --remove usd_month                  removes one; TAILRACE_LIMITS_TENANT applies
   tailrace limits acme --clear                             removes all of its own limits
   tailrace limits --json | jq '.[].effective'
 
@@ -41,12 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     is_change = given.set is not None or given.remove is not None or given.clear
     if is_change and given.tenant is None:
-        raise SettingsInvalid("--set, --remove and --clear need a TENANT: name the one whose limits change")
+        raise SettingsInvalid("--set, --remove and --clear need a TENANT: add the name of the tenant to change")
     path, found = f"/v1/admin/tenants/{given.tenant}/limits", list[dict[str, Any]]()
     with connect(given, environ) as client:
         if is_change:
             own = {} if given.clear else client.request("GET", path)["limits"]
-            found.append(client.request("PUT", path, {"limits": changed(own, given)}))
+            found.append(client.request("PUT", path, {"limits": apply_change(own, given)}))
         elif given.tenant is not None:
             found.append(client.request("GET", path))
         else:
@@ -62,7 +62,7 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def changed(own: Mapping[str, float], given: argparse.Namespace) -> dict[str, float]:
+def apply_change(own: Mapping[str, float], given: argparse.Namespace) -> dict[str, float]:
     """Returns the tenant's own limits after `--set` or `--remove`."""
     removed = given.remove.split(",") if given.remove is not None else []
     for name in removed:

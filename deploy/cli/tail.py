@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import msgspec
 
 from tailrace.deploy.cli import display
-from tailrace.deploy.cli.answers import follow, note_simulated, report
+from tailrace.deploy.cli.answers import follow, report, warn_if_simulated
 from tailrace.deploy.cli.arguments import add_connection, add_json, add_turn_id
 from tailrace.deploy.cli.connection import connect
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     screen = display.new_display(is_json=given.json)
     with connect(given, environ, on_retry=screen.retry) as client:
-        is_simulated = note_simulated(client)
+        is_simulated = warn_if_simulated(client)
         if given.json:
             answer = client.resume(given.id, after=given.after)
             for event in answer:

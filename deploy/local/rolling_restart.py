@@ -126,7 +126,7 @@ async def check(spec: ProcessSpec) -> None:
 def restart(folder: Path, show: Callable[[str, float], None]) -> None:
     """Requests a restart from the `up` in `folder` and waits until it has ended. Raises UpRefused.
 
-    Calls `show` with the name of each process, and again every `REMIND_S` with the seconds that it has waited for it.
+    Calls `show` with the name of each process and 0; then every `REMIND_S` with the name and the seconds waited so far.
     """
     status = status_file.read(folder)
     # The file stays after `up` was killed, and another process may have its pid by now.

@@ -78,7 +78,7 @@ def words(tag: str, count: int) -> list[str]:
 
 
 def numbers(last: int) -> list[str]:
-    """Returns `1`, `, 2`, `, 3`, …: the numbers from 1 to `last`, each but the first with a comma before it."""
+    """Returns the deltas `1`, `, 2`, `, 3`, … up to `last`."""
     return [f"{', ' if number > 1 else ''}{number}" for number in range(1, last + 1)]
 
 

@@ -174,7 +174,7 @@ async def list_models(http: HttpRequest) -> Response:
     require_key(http.headers)
     cards = [model.card() for model in MODELS]
     ids = {"first_id": MODELS[0].id, "last_id": MODELS[-1].id}
-    # Anthropic has no such field: Tailrace shows its users that the answers are not Claude's.
+    # Anthropic has no field `is_simulated`. With it, Tailrace shows its users that the answers are not Claude's.
     return json({"data": cards, "has_more": False, **ids, "is_simulated": True})
 
 

@@ -35,8 +35,9 @@ A line `#sim …` in the last user message directs the answer:
   fault=KIND@N+  after delta N of the whole answer, and at once in every call that starts there
   retry_after=S  the Retry-After of a 429 (default 1)
 
-Without such a line, a question that begins with `Count to three hundred` is answered with the numbers from 1 to 300:
-up to 10,000, in words or digits; with the word `slowly`, 15 numbers a second. Others get about 100 words of Markdown.
+Without such a line, a question that begins with `Count to N` is answered with the numbers from 1 to N. N is at most
+10,000, in digits or in words. If the question contains `slowly`, the rate is 15 numbers a second. Any other question
+is answered with about 100 words of Markdown.
 
 Without @N a fault happens at @0, before the first delta. Without xM it breaks every call that sends delta N of the
 whole answer, so a continuation that starts at N or later is not broken. GET /_sim/stats returns counters of calls and
@@ -53,6 +54,7 @@ WORDS_MAX = 1_000_000  # numbered with six digits
 COUNT = re.compile(r"\s*(?:please\s+)?count\s+(?:up\s+)?(?:from\s+(?:1|one)\s+)?to\s+(.*)", re.IGNORECASE)
 COUNT_MAX = 10_000
 SLOW_RATE = 15.0
+# Each word has its value as its index, except `a`, which means 1.
 TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
 ONES = f"a one two three four five six seven eight nine {TEENS}"
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
@@ -98,12 +100,12 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(text: str) -> Directive:
-    """Returns the directive in `text`, or what its plain words ask for, or the default. Raises DirectiveInvalid."""
+    """Returns the directive of the line `#sim`, or of `Count to N`, or the default. Raises DirectiveInvalid."""
     line = LINE.search(text)
-    return parse(line[1]) if line else counting(text)
+    return parse(line[1]) if line else parse_count(text)
 
 
-def counting(text: str) -> Directive:
+def parse_count(text: str) -> Directive:
     """Returns the directive of a question such as `Count to three hundred, slowly.`, or the default."""
     asked = COUNT.match(text)
     last = number_at_start(asked[1]) if asked else 0

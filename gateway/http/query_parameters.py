@@ -9,16 +9,16 @@ from tailrace.proto.did_you_mean import suggest
 from tailrace.proto.errors import Refused
 
 NAME_CHARS_MAX = 64
-# Besides those whose names end with `[]`.
+# Parameters that may be repeated, besides those whose names end with `[]`.
 LISTS = ("include",)
 # A field of an object, as OpenAPI's style `deepObject` writes it.
 METADATA = re.compile(r"metadata\[([^\]]{1,64})\]")
 
 
 def require_known(request: Request, known: Collection[str]) -> None:
-    """Raises Refused for a query parameter that is not in `known`. Ignoring it would hide a typing error.
+    """Raises Refused for a query parameter that is not in `known`, or that is repeated and no list.
 
-    Also for one that is repeated, because only one value would count, unless it is a list.
+    To ignore an unknown parameter would hide a typing error. Of a repeated one, only one value would count.
     """
     if not request.scope["query_string"]:
         return
@@ -27,7 +27,9 @@ def require_known(request: Request, known: Collection[str]) -> None:
         if not _is_known(name, known):
             shown = name[:NAME_CHARS_MAX]
             if name == "metadata" and name in known:
-                raise Refused("request_invalid", "`metadata` has a field: send `metadata[NAME]=VALUE`", param=name)
+                raise Refused(
+                    "request_invalid", "`metadata` lacks the name of a field: send `metadata[NAME]=VALUE`", param=name
+                )
             allowed = f"there are {', '.join(sorted(known))}" if known else "there are none"
             message = f"`{shown}` is not a query parameter of this route{suggest(shown, known)}; {allowed}"
             raise Refused("request_invalid", message, param=shown)

@@ -66,7 +66,7 @@ class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
     last_id: str | None
     """The id of the last model of this page."""
     is_simulated: bool = False
-    """Whether the simulated Claude answers, because no key is set: its answers are made up, and cost nothing."""
+    """Whether the simulated Claude answers, because no model key is set: its answers are invented and cost nothing."""
 
 
 class UsdPrices(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ QUOTED_CHARS_MAX = 64
 class Offer(NamedTuple):
     """The offered models. `listed`: None until Anthropic has answered. `aliases`: the operator's names for models.
 
-    `is_simulated`: the simulated Claude has answered in Anthropic's place.
+    `is_simulated`: `listed` is from the simulated Claude, not from Anthropic.
     """
 
     listed: Listed | None = None

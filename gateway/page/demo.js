@@ -132,7 +132,7 @@ export class Demo {
   }
 
   #line(id, text) {
-    // A line of the list is one event: its line breaks are shown as signs.
+    // Each event is one line of the list, so its line breaks are shown as \u21b5.
     this.ids.prepend(element("li", {}, element("b", { textContent: id }), ` ${text.replace(/\n/g, "\u21b5")}`));
     while (this.ids.childElementCount > LINES_MAX) this.ids.lastChild.remove();
   }
@@ -207,7 +207,7 @@ export class Demo {
       return element("li", { className: `${pid ? "up" : "down"}${isRunning && has[name] ? " used" : ""}` }, element("b", { textContent: name }), state, element("span", { className: "pid", textContent: pid ?? "" }));
     });
     if (this.parts.textContent !== items.map((one) => one.textContent).join("")) this.parts.replaceChildren(...items);
-    // Nothing is hidden or inserted while the answer runs: what is to be pressed stays where it is.
+    // While the answer runs, nothing is hidden or inserted, so that no button moves.
     this.begin.disabled = isRunning;
     this.cut.disabled = !isRunning || this.#isCut;
     this.cut.textContent = this.#isCut ? `Cut for ${CUT_MS / 1000} s` : "Cut my connection";

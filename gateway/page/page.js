@@ -317,7 +317,7 @@ const acts = {
   async share(turn, button) {
     try {
       const { ticket, until } = await request(`/v1/turns/${turn.id}/tickets`, { method: "POST", body: { is_shared: true, life_s: SHARED_S } });
-      // The ticket opens the answer alone: the link brings the question with it.
+      // The ticket gives access to the answer only, so the link contains the question.
       const asked = textOf(turn.record.input).slice(0, SHARED_CHARS_MAX);
       await copyText(`${location.origin}/#${new URLSearchParams({ shared: turn.id, ticket, until, asked })}`, button);
       notify("A link to this answer is copied. Whoever has it can read the answer for 24 hours, and nothing else.", false);
@@ -356,7 +356,7 @@ function openShared(given) {
   const input = given.get("asked") ? [{ role: "user", content: given.get("asked") }] : [];
   const record = { turn: given.get("shared"), parent: null, input, content: [], outcome: "running", cursor: "" };
   const turn = addTurn(record);
-  // Shown when the server has accepted the ticket: a link that is not valid shows no text of its own.
+  // It is shown when the first event arrives: without a valid ticket, the page shows no text of the link.
   turn.question.hidden = true;
   byId("turns").replaceChildren(...life, turn.root);
   const proven = (url, init) => fetch(`${url}?ticket=${encodeURIComponent(given.get("ticket"))}`, init);
@@ -594,11 +594,11 @@ async function change(work) {
   }
 }
 
-/** The chats with the words that are searched, in the text of their questions and answers: a part of it, by chat. */
+/** The result of the last search of texts: `texts` has an excerpt by chat id, for each chat that contains `wanted`. */
 let found = { wanted: "", texts: new Map() };
 let typing = 0;
 
-// A search looks at the titles of all chats at once, and at their texts when nothing more is typed.
+// Titles are searched at each keystroke, texts when the user stops typing.
 byId("search").addEventListener("input", async () => {
   clearTimeout(typing);
   typing = setTimeout(() => searchTexts().catch(() => {}), TYPING_MS);
@@ -608,7 +608,7 @@ byId("search").addEventListener("input", async () => {
 
 const wantedNow = () => byId("search").value.trim().toLowerCase();
 
-/** Looks for the words in the ended turns. Without an answer of the server, the titles are all that is searched. */
+/** Searches the texts of ended turns. If the request fails, the list shows the matching titles only. */
 async function searchTexts() {
   const wanted = wantedNow();
   if (!wanted) return;
@@ -619,14 +619,14 @@ async function searchTexts() {
     turns.push(...page.data);
     ({ next } = page);
   }
-  const parts = turns.map(({ session, input, text }) => [session, partAround([textOf(input), text], wanted.split(/\s+/)[0])]);
+  const parts = turns.map(({ session, input, text }) => [session, excerptOf([textOf(input), text], wanted.split(/\s+/)[0])]);
   // The newest turn of each chat comes first.
   found = { wanted, texts: new Map(parts.reverse()) };
   drawChats();
 }
 
-/** Returns some characters of the text that has `word`, or of the first one. */
-function partAround(texts, word) {
+/** Returns an excerpt of the first text that contains `word`, or of the first text. */
+function excerptOf(texts, word) {
   const text = texts.find((one) => one.toLowerCase().includes(word)) ?? texts[0];
   const start = Math.max(0, text.toLowerCase().indexOf(word) - FOUND_CHARS / 4);
   return `${start ? "\u2026" : ""}${text.slice(start, start + FOUND_CHARS).replace(/\s+/g, " ")}`;
@@ -657,7 +657,7 @@ for (const id of ["new", "new-narrow"]) {
 }
 document.addEventListener("keydown", (event) => {
   const isCommand = event.ctrlKey || event.metaKey;
-  if (event.key === "Escape" && !event.isComposing) escape();
+  if (event.key === "Escape" && !event.isComposing) onEscape();
   if (isCommand && event.shiftKey && event.key.toLowerCase() === "o") {
     event.preventDefault();
     byId("new").click();
@@ -668,8 +668,8 @@ document.addEventListener("keydown", (event) => {
     byId("search").focus();
   }
 });
-/** Leaves the first of what is open, as Escape does elsewhere; with nothing open, stops the answer. */
-function escape() {
+/** Closes the drawer, or ends editing, or leaves a filled search field as it is; else stops the running answer. */
+function onEscape() {
   if (document.querySelector("dialog[open]")) return;
   if (document.body.classList.contains("open")) return drawer(false);
   if (edited) return stopEditing();

@@ -9,7 +9,7 @@ export const headers = () => (sessionStorage.getItem(KEY) ? { authorization: `Be
  * `isSimulated`: whether the simulated Claude answers. */
 export const gateway = { process: null, isSimulated: false };
 
-/** Returns a cost in dollars, and whether it is that of a simulated model. */
+/** Returns a cost in dollars as text, with `simulated` after it if the simulated Claude answers. */
 export function costOf(usd) {
   if ((usd ?? null) === null) return "unknown cost";
   const shown = `$${usd < 0.01 ? usd.toPrecision(2) : usd.toFixed(2)}`;

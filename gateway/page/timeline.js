@@ -168,7 +168,7 @@ function seek(ms) {
 let before = 0;
 let frame = 0;
 
-/** Shows the events that have arrived since the last frame. Their times come with the next timeline. */
+/** Shows the events that have arrived since the last frame. The next request of the timeline returns their times. */
 function grow() {
   frame ||= requestAnimationFrame(() => {
     frame = 0;
@@ -244,7 +244,7 @@ async function follow() {
   draw();
 }
 
-/** Shows the question, which the events do not have. */
+/** Requests and shows the question, which is not among the events. */
 async function readQuestion() {
   const { input } = await request(`/v1/turns/${encodeURIComponent(turn)}`);
   byId("asked").replaceChildren(element("div", { className: "said", textContent: textOf(input) || "A question without text" }));

@@ -27,7 +27,7 @@ TOP_LEVEL_FIELDS = frozenset({"model", "messages", "max_tokens", "system", "tool
 COST_USD_MAX = 1e6
 # The largest `max_tokens` for a model whose limit is unknown.
 MAX_TOKENS = 10_000_000
-# Fields that need the turn to be kept, and that `store: false` excludes.
+# Fields that need a stored turn. `store: false` excludes them.
 STORED_FIELDS = ("session", "parent", "full_history", "project", "webhook")
 # Names that no session may have: /v1/sessions/stats is another route.
 RESERVED_NAMES = frozenset({"stats"})
@@ -124,7 +124,7 @@ def check(new_turn: NewTurn) -> None:
     require_unclaimed([contents, new_turn.system, new_turn.tools])
     check_system("system", new_turn.system)
     if taken := TOP_LEVEL_FIELDS.intersection(new_turn.options or ()):
-        raise Refused("request_invalid", f"`options` cannot hold {', '.join(sorted(taken))}: it has a place of its own")
+        raise Refused("request_invalid", f"top-level fields, not options: {', '.join(sorted(taken))}")
     if len(new_turn.betas or ()) > BETAS_MAX or not all(BETA.fullmatch(beta) for beta in new_turn.betas or ()):
         raise Refused(
             "request_invalid",
@@ -177,7 +177,7 @@ def check_system(field: str, system: str | list[dict[str, Any]] | None) -> None:
     """Raises Refused for a system prompt that is neither a string nor a list of text blocks."""
     for index, block in enumerate(system if isinstance(system, list) else ()):
         if block.get("type") != "text" or not isinstance(block.get("text"), str) or not block["text"]:
-            why = 'is no text block; expected {"type": "text", "text": "…"} with a text that is not empty'
+            why = 'is not a text block: send {"type": "text", "text": "…"}, whose text is not empty'
             raise Refused("request_invalid", f"`{field}[{index}]` {why}", param=field)
 
 

@@ -176,10 +176,10 @@ def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayRead
 def _lost_readers(
     known: Sequence[ReaderReport], accepted_at: datetime, times: Mapping[Seq, datetime], started: Sequence[datetime]
 ) -> list[ReaderReport]:
-    """Returns the streams of gateways that have ended, of which readers remain that resumed elsewhere.
+    """Returns the streams that were lost with their gateways, inferred from the streams that resumed them.
 
-    Such a reader had received an entry that no known stream sent to it, and the entry is older than a gateway. Without
-    the second condition, it may be a page that has read the text so far, and then opens its first stream.
+    A stream resumed a lost one if no known stream sent the entry of its cursor, and if a gateway has started after this
+    entry. Without the second condition, it may be the first stream of a page that has read the text so far.
     """
     lost = []
     for reader in known:
@@ -192,7 +192,7 @@ def _lost_readers(
         )
         if read_at is None or was_sent or not any(accepted_at < one and read_at < one for one in started):
             continue
-        # When it began is not known; it was read until `read_at` at least.
+        # The times are estimates: it opened after `accepted_at`, and closed after `read_at`.
         own = {"opened_at": accepted_at, "closed_at": read_at, "cursor": BEFORE_FIRST, "written": reader.cursor}
         lost.append(msgspec.structs.replace(reader, ending="lost", **own))
     return lost

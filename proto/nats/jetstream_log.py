@@ -100,8 +100,8 @@ class JetStreamLog:
     async def erase(self, key: TurnKey, upto: Seq | None = None) -> int:
         """Overwrites the entries of a turn in nats-server's files and removes them. Returns their number.
 
-        With `upto` only those up to that sequence.
-        A purge leaves the bytes in the files until the block is rewritten; a deletion by sequence does not.
+        With `upto` only those up to that sequence. A purge leaves the bytes in the files until the block is rewritten;
+        a deletion by sequence does not.
         Raises LogUnavailable; some entries may then be gone.
         """
         erased, after, slots = 0, BEFORE_FIRST, asyncio.Semaphore(ERASED_AT_ONCE)

@@ -225,7 +225,7 @@ async def test_two_tabs_show_the_same_and_a_shared_answer_is_read_without_a_key(
     assert re.fullmatch(r"\d+ \+ \d+ tokens · \$0\.\d+ simulated · \d+(\.\d)? s", seen["figures"])
     reader = seen["forReader"]
     assert reader["shown"][:2] == ["Tailrace", "Count.\n#sim words=150 rate=25"]
-    # Without a cost, which is the sharer's.
+    # Without the cost, which concerns only the sender of the link.
     assert re.fullmatch(r"\d+ \+ \d+ tokens", reader["shown"][2])
     assert re.fullmatch(r"This link can be read until .*\d+:\d\d.*\.", reader["shown"][3])
     assert (reader["buttons"], reader["paths"]) == (["Copy", "Copy"], ["turns events"])

@@ -92,7 +92,7 @@ async def test_an_unknown_query_parameter_is_refused_with_the_known_ones(
         return
     error = answer.json()["error"]
     assert (answer.status_code, error["message"]) == (400, error_of(answer)[2])
-    # Anthropic's envelope has no place for the name.
+    # Anthropic's error body has no field `param`.
     assert error.get("param", param) == param
     assert hint in error_of(answer)[2]
 
@@ -133,7 +133,7 @@ REQUESTS: dict[str, tuple[object, str]] = {
         {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": ""}]},
         "messages[1].content",
     ),
-    "system is an image": (HI | {"system": [{"type": "image"}]}, "`system[0]` is no text block"),
+    "system is an image": (HI | {"system": [{"type": "image"}]}, "`system[0]` is not a text block"),
     "no user message": ({"messages": [{"role": "assistant", "content": "a"}]}, "messages"),
     "long name": (HI | {"x" * 100_000: 1}, "xxx"),
     "deep tool": (HI | {"tools": [{"a": json.loads(nested(60))}]}, "levels deep"),

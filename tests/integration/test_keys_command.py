@@ -88,10 +88,10 @@ async def test_a_created_key_works_at_every_gateway_until_it_is_revoked(
     await until(lambda: are(404, shown["key"]))
 
 
-async def test_the_commands_of_the_page_about_a_key_with_a_budget_work(
+async def test_each_command_of_the_budget_key_page_works(
     own: OwnSystem, new_gateway: NewGateway, tmp_path: Path
 ) -> None:
-    """Each command of docs/BUDGET_KEY.md, in order: the last key has no money for a turn."""
+    """The commands of docs/BUDGET_KEY.md, in order. The budget of the last key is too small for a turn."""
     page = (Path(CHECKOUT) / "docs/BUDGET_KEY.md").read_text()
     blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     async with own.working(), Persistence(own.server.url, tmp_path / "tailrace.db"):

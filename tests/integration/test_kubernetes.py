@@ -43,9 +43,9 @@ Document = dict[str, Any]
 
 @cache
 def load_validator() -> ModuleType:
-    """Returns kubernetes_validate, which here reads its definitions once: each time takes seconds of CPU.
+    """Returns kubernetes_validate, patched to read its definitions once: each reading takes seconds of CPU.
 
-    Importing its grammars takes two seconds, which only the worker that runs these tests spends.
+    Imported here, because the import takes two seconds, and only one worker runs these tests.
     """
     from kubernetes_validate import utils  # type: ignore[import-untyped]
 

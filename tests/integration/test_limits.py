@@ -535,7 +535,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 
 
 ALLOWED = 20
-# A client that is refused with 503 posts again after this long; more often takes only CPU time.
+# The seconds after which a client that is refused with 503 posts again. A shorter wait would only use more CPU.
 AGAIN_S = 0.05
 # The limit, the stream of its counters, and whether the leader of that stream is killed or steps down.
 CLUSTER_RACES = [(f"requests=1, burst={ALLOWED}", LIMITS, False), (f"running={ALLOWED}", SLOTS, True)]

@@ -91,7 +91,7 @@ async def test_max_cost_is_not_an_option(gateway: Gateway) -> None:
     """Options are sent to the model, which does not know the field."""
     refused = await gateway.client.post("/v1/turns", json={"message": "hi", "options": {"max_cost": 1}})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
-    assert "place of its own" in refused.json()["error"]["message"]
+    assert "top-level fields, not options" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("max_cost", [0, -1, 1e9, "1", True])

@@ -483,7 +483,7 @@ async def test_deleting_a_batch_does_not_release_its_reserved_cost(
     is_deleted, stop = asyncio.Event(), message_batches.MessageBatchSubmitter.stop
 
     async def stop_when_deleted(*given: Any) -> bool:
-        # Before the deletion, it would write the answers, and what they cost would be counted instead.
+        # A stop before the deletion would write the answers, and their cost would replace the reservation.
         await is_deleted.wait()
         return await stop(*given)
 

@@ -316,7 +316,7 @@ async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
 
 
 @pytest.mark.rule("R109")
-async def test_a_turn_with_store_false_is_erased_beside_one_that_cannot_be_and_each_of_its_runs_is_counted(
+async def test_a_turn_with_store_false_is_erased_although_another_cannot_be_and_each_run_is_counted(
     own_connection: Connection, deliveries: Deliveries, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A repeated Idempotency-Key stores an erased turn again, under the same id; the old note does not erase it."""

@@ -30,7 +30,7 @@ async def test_a_purged_turn_is_unknown_and_other_turns_are_unchanged(log: TurnL
 
 
 @pytest.mark.rule("R109")
-async def test_a_run_that_begins_during_an_erasure_of_the_one_before_is_not_erased(log: TurnLog, key: TurnKey) -> None:
+async def test_an_erasure_with_upto_spares_the_run_that_begins_after_it(log: TurnLog, key: TurnKey) -> None:
     async def begin() -> None:
         writer = Writer(log, key)
         await writer.open("Light ", "scatters.")

@@ -209,8 +209,8 @@ WRONG_SESSIONS: list[tuple[dict[str, object], str]] = [
     ({"project_id": "a b"}, "project_id"),
     ({"system_prompt": "x" * 200_000}, "system_prompt"),
     ({"system_prompt": 7}, "system_prompt"),
-    ({"system_prompt": [{"type": "image"}]}, "`system_prompt[0]` is no text block"),
-    ({"system_prompt": [{"type": "text", "text": ""}]}, "`system_prompt[0]` is no text block"),
+    ({"system_prompt": [{"type": "image"}]}, "`system_prompt[0]` is not a text block"),
+    ({"system_prompt": [{"type": "text", "text": ""}]}, "`system_prompt[0]` is not a text block"),
     ({"model": ""}, "`model` is empty"),
     # References to one large blob would become as many copies of it in each call of its turns.
     ({"system_prompt": REFERENCES}, "The key `tailrace:blob` is reserved"),

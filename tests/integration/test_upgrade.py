@@ -45,7 +45,7 @@ TIME_FIELD = re.compile(rb'"(created|created_at|completed_at|asked_at|ended_at)"
 
 @pytest.mark.rule("F29")
 async def test_each_process_is_replaced_while_turns_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By this version, as `make roll` replaces another one. Each turn is received whole, once, with its end."""
+    """Like `make roll`, but from this version to itself. Each turn is received whole, once, with its end."""
     monkeypatch.setattr(roll, "AT_ONCE", 2)
     monkeypatch.setattr(roll, "WORDS", 15)
     done = await roll.roll(CHECKOUT, tmp_path, ForkedProcess)

@@ -76,7 +76,7 @@ def test_a_seed_is_one_schedule_in_every_process() -> None:
 
 
 def entries_of_a_long_answer(append_s: float) -> int:
-    """The number of stored entries if no fault happens and each append takes `append_s`."""
+    """Returns the number of stored entries of a schedule without faults in which each append takes `append_s`."""
     schedule = next(one for one in map(Schedule, range(100)) if one.script.blocks[0].pieces == LONG)
     server = schedule.server
     server.is_faultless, schedule.faults.slow_s = True, 0.02
@@ -90,7 +90,7 @@ def entries_of_a_long_answer(append_s: float) -> int:
 
 
 def test_slow_appends_become_fewer() -> None:
-    """A turn's appends are in flight for a quarter of the time at most: then the others find the log less busy."""
+    """Deltas wait after a slow append, and not after a fast one."""
     fast, slow = entries_of_a_long_answer(0.0001), entries_of_a_long_answer(0.008)
     with patch.object(turn_runner, "APPENDS_SHARE", 1):
         fast_at_once, slow_at_once = entries_of_a_long_answer(0.0001), entries_of_a_long_answer(0.008)

@@ -535,14 +535,14 @@ def test_erase_asks_on_a_terminal_and_needs_yes_elsewhere(
 
 
 class Typed(io.StringIO):
-    """A terminal on which a line is typed."""
+    """A standard input that is a terminal, with a typed line."""
 
     def isatty(self) -> bool:
         return True
 
 
 class Erased:
-    """A gateway that erases."""
+    """A client of a gateway that erases one turn."""
 
     def __init__(self, *_: object) -> None: ...
     def __enter__(self) -> Self:

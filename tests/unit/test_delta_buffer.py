@@ -123,7 +123,7 @@ async def test_events_before_the_close_are_still_returned() -> None:
 
 @pytest.mark.parametrize("end", ["another event", "the close"])
 async def test_a_delta_waits_for_others_until_something_else_follows(end: str) -> None:
-    """Deltas that come before `join_until` are joined, and nothing waits for its sake."""
+    """Deltas that come before `join_until` are joined. Another event, or the close, ends the wait."""
     buffer, in_an_hour = DeltaBuffer(), asyncio.get_running_loop().time() + 3600
     buffer.put(from_event(text("The")))
     taking = asyncio.create_task(buffer.next(in_an_hour))

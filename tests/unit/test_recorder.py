@@ -1,4 +1,4 @@
-"""The recorder's batches: how many transactions it needs for a stream of turns."""
+"""How many transactions the recorder needs for a stream of turns."""
 
 import asyncio
 from datetime import datetime
@@ -102,6 +102,6 @@ def transactions(*, every_s: float, write_s: float) -> int:
 
 
 def test_slow_transactions_become_fewer() -> None:
-    """Writes take a quarter of the time at most. A turn that ends while nothing is written is recorded at once."""
+    """After a fast transaction the next turn is recorded at once; after a slow one, several are recorded together."""
     assert transactions(every_s=0.02, write_s=0.001) == TURNS
     assert transactions(every_s=0.02, write_s=0.01) < TURNS * 0.6

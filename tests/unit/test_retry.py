@@ -87,7 +87,7 @@ def test_a_retry_after_above_the_cap_ends_the_retries() -> None:
     assert RETRY.next_delay_s(error, tries=1, chance=0.0) is None
 
 
-def unnoted(_: Call, __: Exception | None) -> None: ...
+def ignore_begin(_: Call, __: Exception | None) -> None: ...
 
 
 async def test_a_call_is_repeated_until_its_first_event() -> None:
@@ -105,7 +105,7 @@ async def test_a_call_is_repeated_until_its_first_event() -> None:
 async def test_a_failure_after_the_first_event_is_not_repeated() -> None:
     """What readers have seen is continued by the next attempt, from the log."""
     backend = Scripted([FIRST, OVERLOADED], [FIRST])
-    first, rest = await AT_ONCE.begin(backend, CALL, unnoted)
+    first, rest = await AT_ONCE.begin(backend, CALL, ignore_begin)
     assert first == FIRST
     with pytest.raises(BackendError):
         await anext(rest)
@@ -119,7 +119,7 @@ async def test_the_last_error_is_raised(error: Exception, calls: int) -> None:
     """After the last try, or at once if another call cannot help."""
     backend = Scripted([error], [error], [error], [error])
     with pytest.raises(type(error)) as raised:
-        await AT_ONCE.begin(backend, CALL, unnoted)
+        await AT_ONCE.begin(backend, CALL, ignore_begin)
     assert (raised.value, backend.begun) == (error, calls)
 
 
@@ -129,7 +129,7 @@ async def test_the_last_error_is_raised(error: Exception, calls: int) -> None:
 async def test_a_cancelled_wait_ends_at_once(retry: Retry, calls: list[list[ModelEvent | Exception]]) -> None:
     """A cancelled turn makes no further call, whether it waits for the model or for its next try."""
     backend = Scripted(*calls)
-    waiting = asyncio.create_task(retry.begin(backend, CALL, unnoted))
+    waiting = asyncio.create_task(retry.begin(backend, CALL, ignore_begin))
     async with asyncio.timeout(1):
         await backend.is_called.wait()
         waiting.cancel()

@@ -70,7 +70,7 @@ def test_an_invalid_directive_line_is_refused(line: str) -> None:
         ("Count.", None, 50.0),
     ],
 )
-def test_a_plain_request_to_count_is_understood(question: str, count: int | None, rate: float) -> None:
+def test_a_question_to_count_sets_count_and_rate(question: str, count: int | None, rate: float) -> None:
     assert read(question) == Directive(count=count, rate=rate)
 
 

@@ -584,7 +584,7 @@ CONDITIONS: tuple[tuple[dict[str, str], str], ...] = (
 async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
     either_database: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any words with any labels. The pages have all turns that fulfil the conditions, and no others."""
+    """For words with labels, rare and frequent. The pages together have all turns that fulfil the conditions."""
     monkeypatch.setattr("tailrace.persistence.store.SCAN_MAX", 40)
     store = await opened(either_database)
     costs: list[list[int]] = []
@@ -627,7 +627,7 @@ def hashed(text: str) -> str:
 
 @asynccontextmanager
 async def counted_reads(store: Store) -> AsyncIterator[list[int]]:
-    """The steps of SQLite's virtual machine, or the rows that PostgreSQL's plans have read, while the block runs."""
+    """Yields a list: an item for each step of SQLite's virtual machine, or the rows that PostgreSQL's plans read."""
     read: list[int] = []
     database = store._database
     if isinstance(database, SQLite):

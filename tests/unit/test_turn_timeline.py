@@ -79,13 +79,13 @@ def test_delivery_follows_from_the_entries_that_readers_were_sent(readers: list[
             3.5,
             4,
             [("lost", 4), ("ended", 8)],
-        ),  # the gateway that had sent entry 4 is not there: another has started since
-        (-9, 4, [("ended", 8)]),  # no gateway has started since: a page that read the text so far, and then the rest
+        ),  # no known gateway has sent entry 4, and a gateway has started since
+        (-9, 4, [("ended", 8)]),  # no gateway has started since: a page read the text so far, then the rest
         (0.5, 4, [("ended", 8)]),  # entry 4 is newer than the gateway
         (3.5, BEFORE_FIRST, [("ended", 8)]),
     ],
 )
-def test_a_reader_of_a_killed_gateway_is_concluded_from_the_one_that_resumed(
+def test_a_reader_of_a_killed_gateway_is_inferred_from_the_one_that_resumed(
     started_s: float, cursor: int, lost: list[tuple[str, int]]
 ) -> None:
     stored = seconds(completed_turn("a").stored, *range(8))

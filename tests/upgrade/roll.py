@@ -69,8 +69,8 @@ class Rolling:
         if was is not None and not was.is_gone:
             await was.stop()
 
-    async def go_on(self) -> None:
-        """Waits until more turns have ended than run at once: each exchange catches other turns than the one before."""
+    async def wait_for_turns(self) -> None:
+        """Waits until more turns have ended than run at once, so that each exchange interrupts other turns."""
         enough = self.asked + len(self.wrong) + AT_ONCE + 1
         await until(lambda: self.asked + len(self.wrong) >= enough, GIVE_UP_S)
 
@@ -112,12 +112,12 @@ async def roll(before: Path, folder: Path, process: type[Process] = Process) -> 
         for module in ("persistence", "generators", "gateway"):
             await rolling.exchange(module, before)
         asking = [asyncio.create_task(rolling.keep_asking(number)) for number in range(AT_ONCE)]
-        await rolling.go_on()
+        await rolling.wait_for_turns()
         rolling.streams(CHECKOUT)
         upwards = [(module, CHECKOUT) for module in ("persistence", "generators", "gateway")]
         for module, checkout in (*upwards, *((module, before) for module, _ in reversed(upwards))):
             await rolling.exchange(module, checkout)
-            await rolling.go_on()
+            await rolling.wait_for_turns()
         rolling.is_over = True
         await asyncio.gather(*asking)
         for part in rolling.parts.values():
@@ -136,7 +136,7 @@ def main() -> int:
         os.chdir(folder)
         done = asyncio.run(roll(before, Path(folder)))
     print(
-        f"{done.asked} turns in {monotonic() - began:.0f} s, {done.reconnected} times taken up again, "
+        f"{done.asked} turns in {monotonic() - began:.0f} s, {done.reconnected} resumed connections, "
         f"{len(done.wrong)} wrong"
     )
     print(*done.wrong, sep="\n")

@@ -19,7 +19,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import is_token
 from tailrace.proto.models import Model
 
-# Fields that need the response to be kept, and that `store: false` excludes.
+# Fields that need a stored response. `store: false` excludes them.
 STORED_FIELDS = ("previous_response_id", "conversation", "session_id", "project_id", "background")
 
 

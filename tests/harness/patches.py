@@ -1,10 +1,10 @@
-"""Patches waiting times and the loading of certificates in this process.
+"""Patches of the tests' process: shorter waiting times, and no loading of the system's certificate authorities.
 
-Waiting times: of a gateway's stop, which skips no step, and of queries without a process that answers them. Many tests
-have no persistence; queries would wait 4 s for it to be restarted.
+A gateway's stop waits less, and skips no step. A query that no process answers waits less: many tests have no
+persistence, and queries would wait 4 s for its restart.
 
-Certificates: an HTTP client reads the 144 authorities of the system, which takes longer than a request. Tests connect
-to loopback addresses only, with certificates of their own.
+An HTTP client reads the 144 certificate authorities of the system, which takes longer than a request. Tests connect to
+loopback addresses only, with certificates of their own.
 """
 
 import asyncio
@@ -35,14 +35,14 @@ class Asyncio(ModuleType):
         await asyncio.sleep(min(delay, LOOK_EVERY_S))
 
 
-def hurry() -> None:
+def patch_process() -> None:
     """Patches all servers and clients of queries of this process."""
     uvicorn.server.asyncio = Asyncio("asyncio")  # type: ignore[attr-defined]
     server.ARRIVAL_S = LOOK_EVERY_S
     rpc.RESTART_S_MAX = RESTART_S_MAX
-    trust_environ = httpcore2.default_ssl_context
+    original = httpcore2.default_ssl_context
     # Clients with `trust_env=False` read SSL_CERT_FILE too.
-    httpcore2.default_ssl_context = lambda **_: trust_environ()
+    httpcore2.default_ssl_context = lambda **_: original()
 
 
 def write_authority(folder: Path) -> Path:
