@@ -480,11 +480,10 @@ class Store:
                 if best.end == OLDEST:
                     break
             return best
-        if words:
-            scan = await self._scan("found_turns", page)
-            # The index has no order: of frequent words, all turns would have to be read.
-            best = scan if scan.end == OLDEST else min(best, await self._scan("turns", page), key=_end)
-        return best
+        if words and (scan := await self._scan("found_turns", page)).end == OLDEST:
+            return scan
+        # The index of words has no order: of frequent words, all turns would have to be read. `turns` checks no labels.
+        return best if labels else await self._scan("turns", page)
 
     async def _scan(self, statement: str, page: Mapping[str, Any], **values: str) -> Scan:
         rows = await self._read(f"end_of_{statement}", **{**page, **values, "offset": SCAN_MAX - 1})

@@ -64,7 +64,7 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def apply_change(own: Mapping[str, float], given: argparse.Namespace) -> dict[str, float]:
     """Returns the tenant's own limits after `--set` or `--remove`."""
-    removed = given.remove.split(",") if given.remove is not None else []
+    removed = [name.strip() for name in given.remove.split(",")] if given.remove is not None else []
     for name in removed:
         if name not in own:
             raise SettingsInvalid(f"{given.tenant} has no limit {name!r} of its own: it has {show(own)}")

@@ -1,6 +1,7 @@
 """Refuses query parameters that a route does not have, or that are repeated."""
 
 import re
+from collections import Counter
 from collections.abc import Collection
 
 from starlette.requests import Request
@@ -22,8 +23,8 @@ def require_known(request: Request, known: Collection[str]) -> None:
     """
     if not request.scope["query_string"]:
         return
-    names = [name for name, _ in request.query_params.multi_items()]
-    for name in dict.fromkeys(names):
+    names = Counter(name for name, _ in request.query_params.multi_items())
+    for name, times in names.items():
         if not _is_known(name, known):
             shown = name[:NAME_CHARS_MAX]
             if name == "metadata" and name in known:
@@ -33,7 +34,7 @@ def require_known(request: Request, known: Collection[str]) -> None:
             allowed = f"there are {', '.join(sorted(known))}" if known else "there are none"
             message = f"`{shown}` is not a query parameter of this route{suggest(shown, known)}; {allowed}"
             raise Refused("request_invalid", message, param=shown)
-        if names.count(name) > 1 and not name.endswith("[]") and name not in LISTS:
+        if times > 1 and not name.endswith("[]") and name not in LISTS:
             raise Refused("request_invalid", f"`{name}` is repeated: send it once", param=name[:NAME_CHARS_MAX])
 
 

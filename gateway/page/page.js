@@ -14,6 +14,8 @@ const SHARED_S = 86_400;
 const SHARED_CHARS_MAX = 500;
 const FOUND_MAX = 50;
 const FOUND_CHARS = 80;
+// A page of rare combinations of frequent words may have no turn.
+const PAGES_MAX = 20;
 const TYPING_MS = 250;
 const EXAMPLES = [
   "Explain why rivers meander, with a small table.",
@@ -352,13 +354,14 @@ function openShared(given) {
   const until = Number(given.get("until"));
   byId("title").textContent = "A shared answer";
   const endsAt = new Date(1000 * until).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-  const life = until ? [element("p", { className: "quiet", textContent: `This link can be read until ${endsAt}.` })] : [];
+  const about = [until && `This link can be read until ${endsAt}.`, given.get("asked") && "Its sender quotes the question."];
+  const life = element("p", { className: "quiet", textContent: about.filter(Boolean).join(" ") });
   const input = given.get("asked") ? [{ role: "user", content: given.get("asked") }] : [];
   const record = { turn: given.get("shared"), parent: null, input, content: [], outcome: "running", cursor: "" };
   const turn = addTurn(record);
   // It is shown when the first event arrives: without a valid ticket, the page shows no text of the link.
   turn.question.hidden = true;
-  byId("turns").replaceChildren(...life, turn.root);
+  byId("turns").replaceChildren(life, turn.root);
   const proven = (url, init) => fetch(`${url}?ticket=${encodeURIComponent(given.get("ticket"))}`, init);
   const onState = (state) => turn.mark({ live: "live", reconnecting: "lost" }[state]);
   const take = (event) => {
@@ -614,8 +617,10 @@ async function searchTexts() {
   if (!wanted) return;
   const turns = [];
   // A page may have fewer turns than its limit, or none, although there are more.
-  for (let next = ""; next !== null && turns.length < FOUND_MAX && wanted === wantedNow(); ) {
+  for (let pages = 0, next = ""; next !== null && turns.length < FOUND_MAX && pages < PAGES_MAX; pages++) {
     const page = await request(`/v1/turns?${new URLSearchParams({ q: wanted, limit: FOUND_MAX, ...(next && { after: next }) })}`);
+    // Another search has begun.
+    if (wanted !== wantedNow()) return;
     turns.push(...page.data);
     ({ next } = page);
   }

@@ -276,7 +276,7 @@ async def test_the_commands_show_and_set_limits_and_show_the_audit_log(
     (shown,) = msgspec.json.decode(await printed("limits", "acme", "--json"))
     assert shown["limits"] == {"requests": 600, "usd_month": 500}
     assert "requests=700 usd_month=500" in await printed("limits", "acme", "--set", "requests=700")
-    (shown,) = msgspec.json.decode(await printed("limits", "acme", "--remove", "usd_month", "--json"))
+    (shown,) = msgspec.json.decode(await printed("limits", "acme", "--remove", " usd_month", "--json"))
     assert shown["limits"] == {"requests": 700}
     assert await asyncio.to_thread(main, ["limits", "acme", "--remove", "usd_month"]) == 2
     assert "acme has no limit 'usd_month' of its own: it has requests=700" in capsys.readouterr().err
