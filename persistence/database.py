@@ -72,6 +72,9 @@ class Database(Protocol):
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns the rows of a query."""
 
+    async def search(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Like `read`, for a query that may take long: `read` does not wait for it, and a cancellation ends it."""
+
     def lock(self, name: str) -> AbstractAsyncContextManager[None]:
         """Holds the lock `name` while the block runs: no other process that uses the database holds it, too.
 

@@ -188,6 +188,9 @@ class PostgreSQL:
         with _errors(self._url):
             return await _read(self._pool, statement, values)
 
+    # Queries run beside each other, and asyncpg ends one that is cancelled.
+    search = read
+
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:
         with _errors(self._url):

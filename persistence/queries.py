@@ -34,6 +34,8 @@ from tailrace.proto.records import (
 )
 from tailrace.proto.subjects import TurnKey
 
+# The different words of a search.
+WORDS_MAX = 50
 TOO_MANY = (
     "this conversation has more than {most} turns, which is the limit: "
     "start a new session, or continue from an earlier turn (`parent`)"
@@ -110,6 +112,9 @@ class Queries:
         words = hash_words(tenant, [ask.text or ""]).split()
         if ask.text is not None and not words:
             raise Refused("request_invalid", "`q` contains no word: write one or more words to search for", param="q")
+        if len(words) > WORDS_MAX:
+            why = f"`q` has {len(words)} different words, and at most {WORDS_MAX} are allowed: search for fewer words"
+            raise Refused("request_invalid", why, param="q")
         before = min(paging.start(ask.after, NEWEST), latest)
         found, end = await self._store.turns(tenant, ask.labels, start, before, limit + 1, words)
         page, following = page_of(found, limit, lambda one: (one.asked_at, one.turn))

@@ -74,7 +74,9 @@ class Recorder:
             began = loop.time()
             if batch:
                 await self._record(batch, stop)
-            pause_s = (loop.time() - began) * (1 / WRITING_SHARE - 1)
+            # After a full batch a pause could not make the next one larger.
+            is_full = len(batch) == self._batch_max
+            pause_s = 0.0 if is_full else (loop.time() - began) * (1 / WRITING_SHARE - 1)
             self._store.raise_if_damaged()
             await self._lost_turns.check()
             with suppress(LogUnavailable):

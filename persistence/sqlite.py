@@ -1,4 +1,4 @@
-"""The database as a SQLite file: a connection for writing and one for reading, and the mapping of SQLite's errors.
+"""The database as a SQLite file: connections for writing, reading and searching, and the mapping of SQLite's errors.
 
 `synchronous=FULL`: an entry that the recorder acknowledges is never delivered again, and the log keeps it for a day
 only. So a commit must be on the disk when it returns; WAL's usual NORMAL may lose the last commits in a power cut. One
@@ -81,7 +81,13 @@ class SQLite:
     statements = STATEMENTS
 
     def __init__(
-        self, path: Path, file: int, writer: aiosqlite.Connection, reader: aiosqlite.Connection, version: int
+        self,
+        path: Path,
+        file: int,
+        writer: aiosqlite.Connection,
+        reader: aiosqlite.Connection,
+        searcher: aiosqlite.Connection,
+        version: int,
     ) -> None:
         self._path = path
         # A descriptor of the file, whose path may later lead to another file or none. It is closed last: closing any
@@ -89,6 +95,9 @@ class SQLite:
         self._file = file
         self._writer = writer
         self._reader = reader
+        # For queries that may take long.
+        self._searcher = searcher
+        self._searching = asyncio.Lock()
         self.version = version
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._writing = asyncio.Lock()
@@ -122,15 +131,17 @@ class SQLite:
                 ((version,),) = await writer.execute_fetchall("PRAGMA user_version")
                 require_known_version(str(path), version)
                 reader = await aiosqlite.connect(path, timeout=busy_timeout_s, isolation_level=None)
+                searcher = await aiosqlite.connect(path, timeout=busy_timeout_s, isolation_level=None)
             except BaseException:
                 await writer.close()
                 os.close(file)
                 raise
-            reader.row_factory = sqlite3.Row
-        return cls(path, file, writer, reader, version)
+            reader.row_factory = searcher.row_factory = sqlite3.Row
+        return cls(path, file, writer, reader, searcher, version)
 
     async def close(self) -> None:
         with _errors():
+            await self._searcher.close()
             await self._reader.close()
             await self._writer.close()
         os.close(self._file)
@@ -197,6 +208,20 @@ class SQLite:
         except StoreCorrupt as error:
             self._damage = error
             raise
+
+    async def search(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        async with self._searching:
+            searching = asyncio.ensure_future(self._searcher.execute_fetchall(statement, values))
+            try:
+                await asyncio.wait({searching})
+            finally:
+                # After a cancellation, the connection's thread goes on until it is interrupted.
+                if not searching.done():
+                    await self._searcher.interrupt()
+                    await asyncio.wait({searching})
+                    searching.exception()
+            with _errors():
+                return [dict(row) for row in await searching]
 
     def raise_if_damaged(self) -> None:
         """Raises StoreCorrupt if the file is not whole, or if any read has found a damaged page."""

@@ -1,8 +1,9 @@
 """The typed operations on the database: records in and out. The statements are in queries.sql."""
 
+import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -29,6 +30,7 @@ from tailrace.persistence.rows import (
 from tailrace.persistence.words import words_of
 from tailrace.proto.batch_records import Api, StoredBatch
 from tailrace.proto.entries import Failure
+from tailrace.proto.errors import StoreBusy
 from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, TurnPosition, TurnRecord
@@ -44,6 +46,7 @@ from tailrace.proto.resources import (
     TurnToDelete,
     UsageRecord,
 )
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import TurnKey
 
 BRANCH_TURNS_MAX = 10_000
@@ -53,9 +56,9 @@ UNSEARCHED_MAX = 200
 # How many values of `searched.number` each microsecond has (see `put_words`), and the last microsecond that has some.
 NUMBERS = 1024
 LAST_AT = END_OF_TIME // NUMBERS
-# The most turns that are read for one page, and the most words of a search whose turns are counted to find the rarest.
+# The most turns that a search reads for one page. Each is compared with each word of the search.
 SCAN_MAX = 1000
-COUNTED_WORDS_MAX = 20
+SEARCH_S_MAX = 2.0
 BUSY_SESSIONS_MAX = 1_000
 # Greater than every id of a file.
 LAST_NAME = "\U0010ffff"
@@ -110,6 +113,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._sql = database.statements
+        self._searches = FairSemaphore(1)
         self.system = database.system
 
     @classmethod
@@ -450,8 +454,25 @@ class Store:
         """Returns turns with all of `labels` and hashed `words`, from `start` on and before `before`, newest first.
 
         Also returns the position of the last turn that was read, or None if there are no more turns. It reads at most
-        `SCAN_MAX` turns, by the index of the rarest label or word: the cost does not grow with the database.
+        `SCAN_MAX` turns, by the index of the rarest label or word: the cost does not grow with the database. Searches
+        for words run one at a time, those of each tenant in turn. Raises StoreBusy for one of over SEARCH_S_MAX.
         """
+        async with self._searches.reserve(tenant=tenant) if words else nullcontext():
+            try:
+                async with asyncio.timeout(SEARCH_S_MAX if words else None):
+                    return await self._turns(tenant, labels, start, before, limit, words)
+            except TimeoutError as error:
+                raise StoreBusy("the search takes too long: search for fewer or rarer words") from error
+
+    async def _turns(
+        self,
+        tenant: Tenant,
+        labels: Mapping[str, str],
+        start: datetime | None,
+        before: PageCursor,
+        limit: int,
+        words: Sequence[str],
+    ) -> tuple[list[TurnRecord], PageCursor | None]:
         page: dict[str, Any] = {"tenant": tenant, "before_at": before.at, "before": before.name, "start": ""}
         page |= {"from_at": micros(start) if start is not None else 0, "words": " ".join(words), "limit": limit}
         best = Scan("turns", {}, OLDEST)
@@ -461,7 +482,8 @@ class Store:
             page |= {"from_at": best.end.at, "start": best.end.name}
         others = {name: value for name, value in labels.items() if name != best.values.get("name")}
         page |= {**best.values, **_numbers(page), "others": msgspec.json.encode(others).decode(), "offset": SCAN_MAX}
-        rows = await self._read(best.statement, **page)
+        read = self._database.search if words else self._database.read
+        rows = await read(self._sql[best.statement], page)
         return [turn_record(row) for row in rows], None if best.end == OLDEST else best.end
 
     async def _best_scan(self, page: Mapping[str, Any], labels: Mapping[str, str], words: Sequence[str]) -> Scan:
@@ -473,7 +495,7 @@ class Store:
                 return best
         if self.system == "sqlite":
             # One word each: for several, the index reads until it finds a row that has all of them.
-            for word in words[:COUNTED_WORDS_MAX]:
+            for word in words:
                 others = " ".join(one for one in words if one != word)
                 scan = await self._scan("found_turns", {**page, **_numbers(page)}, word=word, words=others)
                 best = min(best, scan, key=_end)

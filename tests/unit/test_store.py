@@ -581,6 +581,33 @@ CONDITIONS: tuple[tuple[dict[str, str], str], ...] = (
 )
 
 
+ENDLESS = {
+    "sqlite": "WITH RECURSIVE endless(n) AS (SELECT 1 UNION ALL SELECT 1 FROM endless) SELECT count(*) FROM endless",
+    "postgresql": "SELECT pg_sleep(3600)",
+}
+
+
+async def test_a_search_that_takes_long_is_ended_and_delays_no_other_query(
+    either_database: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(either_database)
+    await store.record([build_row(key("turn-1"), completed_turn("Light").turn)])
+    words = hash_words(OURS, ["light"]).split()
+    statements = store._sql
+    monkeypatch.setattr(store, "_sql", {**statements, "found_turns": ENDLESS[store.system]})
+    searching = asyncio.create_task(store.turns(OURS, {}, None, NEWEST, 9, words))
+    async with asyncio.timeout(30):
+        await asyncio.sleep(0.1)
+        assert await store.turn(key("turn-1")) is not None
+        assert not searching.done()
+        with pytest.raises(StoreBusy, match="search for fewer"):
+            await searching
+    monkeypatch.setattr(store, "_sql", statements)
+    found, _ = await store.turns(OURS, {}, None, NEWEST, 9, words)
+    assert [one.turn for one in found] == ["turn-1"]
+    await store.close()
+
+
 async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
     either_database: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
