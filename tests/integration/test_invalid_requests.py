@@ -81,9 +81,9 @@ async def test_a_number_that_is_too_large_is_refused_in_an_unknown_field(shared_
         ("POST", "/v1/chat/completions?pace=1&pace=2", "pace", "repeated: send it once"),
         (
             "GET",
-            f"/v1/turns?q={'%20'.join(map(str, range(21)))}",
+            f"/v1/turns?q={'%20'.join(map(str, range(51)))}",
             "q",
-            "has 21 different words, and at most 20 are allowed",
+            "has 51 different words, and at most 50 are allowed",
         ),
         ("GET", f"/v1/turns?q={'word%20' * 201}", "q", "has 1,005 characters, and at most 1,000 are allowed"),
     ],

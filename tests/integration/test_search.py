@@ -52,7 +52,7 @@ async def test_turns_are_found_by_the_words_of_their_question_and_answer(
     assert await found(gateway, "tailracetm fleuve") == await found(gateway, "TAILRACE™") == newest_first
     assert await found(gateway, "ou LOIRE", user="bob") == [rivers[1]]
     answer = (await gateway.client.get(f"/v1/turns/{rivers[0]}")).json()["text"]
-    assert await found(gateway, answer) == [rivers[0]]
+    assert await found(gateway, " ".join(answer.split()[:30])) == [rivers[0]]
     assert await found(gateway, "天気") == [in_japanese]
     assert await found(theirs, "Loire") == [other]
     for nothing in ("Loire Rhine", "Loir", '"Loire" -zzz', "loire OR zzz"):
