@@ -66,6 +66,9 @@ GROUPS = {
 # argparse's message for an invalid choice. Groups: the value, the list of choices with brackets, the choices.
 CHOICE = re.compile(r"invalid choice: '([^']*)'( \(choose from (.*)\))")
 
+# Python puts surrogates in the place of bytes that are not UTF-8.
+SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -125,9 +128,16 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns its exit status: 0 done, 1 refused or failed, 2 invalid argument or setting."""
+    if sys.stdin is None:
+        # The standard input is closed: read an empty one.
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115  # open until the process ends
     try:
         configured = configuration.load(config_path(argv), os.environ)
-        given = parser(configured.options).parse_args(argv)
+        commands = parser(configured.options)
+        for argument in sys.argv[1:] if argv is None else argv:
+            if SURROGATE.search(argument):
+                commands.error(f"the argument {argument!r} is not UTF-8")
+        given = commands.parse_args(argv)
         configure_logging()
         status: int = given.command(given, configured.environ)
     except TailraceError as error:

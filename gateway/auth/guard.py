@@ -38,7 +38,7 @@ def guard(route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies
             if need not in principal.scopes:
                 raise Refused(
                     "scope_missing",
-                    f"This credential lacks the scope `{need}`. Use one that has it (tailrace keys create).",
+                    f"This needs a key with the scope `{need}`: tailrace keys create --tenant NAME --scope {need}",
                 )
         authenticated = ApiRequest(request.scope, request.receive, principal, bodies)
         try:

@@ -14,12 +14,11 @@ const count = (number) => number.toLocaleString("en");
 
 /** The panel. `watcher`: the functions that page.js calls, `begin()` starts a long answer. */
 export class Demo {
-  /** The turn that is followed, its last event's cursor, the generator that writes it, the gateway that streams it.
+  /** The turn that is followed, its last event's cursor, the generator that writes it.
    * A generator's id is the name of its process with a suffix, which is new at each start. */
   #turn = null;
   #cursor = "";
   #generator = null;
-  #gateway = null;
   #processes = [];
   #cuts = new Set();
   #isCut = false;
@@ -30,11 +29,13 @@ export class Demo {
 
   constructor(watcher, tokenName, begin) {
     this.token = () => sessionStorage.getItem(tokenName) ?? "";
+    this.openName = `${tokenName}-open`;
     Object.assign(watcher, {
       fetch: (url, init, turn) => this.#fetch(url, init, turn),
       event: (turn, event) => this.#event(turn, event),
       state: (turn, state) => state === "reconnecting" && turn === this.#turn && this.#note("the connection is lost", "bad"),
       ended: (turn, shown) => this.#ended(turn, shown),
+      shown: (turn) => this.#follow(turn),
     });
     document.head.append(element("link", { rel: "stylesheet", href: "/page/demo.css" }));
     this.begin = button("Start a long answer", begin, "main");
@@ -61,6 +62,8 @@ export class Demo {
   show(isShown) {
     byId("demo").hidden = !isShown;
     byId("demo-open").hidden = isShown;
+    if (isShown) sessionStorage.setItem(this.openName, "1");
+    else sessionStorage.removeItem(this.openName);
   }
 
   // The connection of this page.
@@ -70,12 +73,11 @@ export class Demo {
     if (this.#isCut) throw new TypeError("the connection is cut");
     // Only a reader's connection has a signal: `Stop` sends a request of its own.
     if (!init.signal) return fetch(url, init);
-    if (turn !== this.#turn) this.#begin(turn);
     const cut = new AbortController();
     this.#cuts.add(cut);
     const response = await fetch(url, { ...init, signal: AbortSignal.any([init.signal, cut.signal]) });
-    this.#gateway = response.headers.get("tailrace-process");
-    if (this.#cursor) this.#note(`goes on after ${this.#cursor}`, "good");
+    turn.gateway = response.headers.get("tailrace-process");
+    if (turn === this.#turn && this.#cursor) this.#note(`goes on after ${this.#cursor}`, "good");
     this.#draw();
     return response;
   }
@@ -96,12 +98,16 @@ export class Demo {
 
   // The answer.
 
-  #begin(turn) {
+  /** Follows the last turn of the shown chat while it runs, and keeps its result until another one is shown. */
+  #follow(shown) {
+    const turn = shown === this.#turn || shown?.isRunning ? shown : null;
+    if (turn === this.#turn) return;
     this.#closeSecond();
     Object.assign(this.#broken, { cuts: 0, kills: 0 });
     [this.#turn, this.#cursor, this.#generator] = [turn, "", null];
     this.ids.replaceChildren();
     this.proof.hidden = true;
+    this.#draw();
   }
 
   #event(turn, event) {
@@ -194,7 +200,7 @@ export class Demo {
 
   #gatewayName() {
     const all = this.#processes.filter(({ role }) => role === "gateway");
-    return (all.find(({ pid }) => String(pid) === this.#gateway) ?? (all.length === 1 ? all[0] : null))?.name;
+    return (all.find(({ pid }) => String(pid) === this.#turn?.gateway) ?? (all.length === 1 ? all[0] : null))?.name;
   }
 
   #draw() {

@@ -17,6 +17,8 @@ const FOUND_CHARS = 80;
 // A page of rare combinations of frequent words may have no turn.
 const PAGES_MAX = 20;
 const TYPING_MS = 250;
+const NOTICE_MS = 6000;
+const WAIT = "Wait for the answer, or stop it (Escape).";
 const EXAMPLES = [
   "Explain why rivers meander, with a small table.",
   "Write a Python function that merges two sorted lists, with a test.",
@@ -36,7 +38,7 @@ let files = [];
 let edited = null;
 
 /** What else watches the answers of the chat: the demo, if there is one. */
-const watcher = { fetch: (url, init) => fetch(url, init), event() {}, state() {}, ended() {} };
+const watcher = { fetch: (url, init) => fetch(url, init), event() {}, state() {}, ended() {}, shown() {} };
 
 function emptyChat() {
   return { id: null, title: "", earlier: null, turns: new Map(), leaf: null, model: "", system: "", answers: new Set() };
@@ -44,11 +46,19 @@ function emptyChat() {
 
 // Words to the reader.
 
+let noticed = 0;
+
+/** Shows a notice. One that reports no failure ends by itself, by a click, or with Escape. */
 function notify(text, isBad = true) {
+  clearTimeout(noticed);
+  if (!isBad) noticed = setTimeout(() => notify(""), NOTICE_MS);
+  byId("notice").role = isBad ? "alert" : "status";
   byId("notice").textContent = text;
   byId("notice").classList.toggle("bad", isBad);
   byId("notice").hidden = !text;
 }
+
+byId("notice").addEventListener("click", () => byId("notice").classList.contains("bad") || notify(""));
 
 /** Speaks to a screen reader. The answer itself is not a live region: it would be read word by word. */
 const speak = (text) => (byId("spoken").textContent = text);
@@ -177,6 +187,7 @@ const runningTurn = () => {
 
 function drawSend() {
   const isRunning = Boolean(runningTurn());
+  watcher.shown(chat.turns.get(chat.leaf) ?? null);
   byId("send").ariaLabel = isRunning ? "Stop" : "Send";
   byId("send").title = isRunning ? "Stop (Escape)" : "";
   byId("send").querySelector("use").setAttribute("href", isRunning ? "#i-stop" : "#i-send");
@@ -320,9 +331,10 @@ const acts = {
     try {
       const { ticket, until } = await request(`/v1/turns/${turn.id}/tickets`, { method: "POST", body: { is_shared: true, life_s: SHARED_S } });
       // The ticket gives access to the answer only, so the link contains the question.
-      const asked = textOf(turn.record.input).slice(0, SHARED_CHARS_MAX);
+      const asked = shorten(textOf(turn.record.input), SHARED_CHARS_MAX);
       await copyText(`${location.origin}/#${new URLSearchParams({ shared: turn.id, ticket, until, asked })}`, button);
-      notify("A link to this answer is copied. Whoever has it can read the answer for 24 hours, and nothing else.", false);
+      const question = `the question (up to ${SHARED_CHARS_MAX} characters)`;
+      notify(`A link is copied. It contains ${question}, and gives access to the answer for 24 hours, and to nothing else.`, false);
     } catch (error) {
       notify(error.message);
     }
@@ -345,18 +357,24 @@ async function whole(value) {
   return response.text();
 }
 
+/** Returns `text` with at most `max` characters, the last one an ellipsis if some are missing. Splits no surrogate pair. */
+function shorten(text, max) {
+  return text.length > max ? `${text.slice(0, max - 1).replace(/[\ud800-\udbff]$/, "")}\u2026` : text;
+}
+
 /** Shows one answer that somebody has shared: it can be read, and nothing else. */
 function openShared(given) {
   acts.isReadOnly = true;
   document.body.classList.add("shared");
-  for (const id of ["side", "composer", "welcome", "setup", "menu", "new-narrow"]) byId(id).hidden = true;
+  for (const id of ["side", "composer", "welcome", "setup", "menu", "new-narrow", "demo", "demo-open"]) byId(id).hidden = true;
   byId("menu").before(document.querySelector(".name"));
   const until = Number(given.get("until"));
   byId("title").textContent = "A shared answer";
   const endsAt = new Date(1000 * until).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-  const about = [until && `This link can be read until ${endsAt}.`, given.get("asked") && "Its sender quotes the question."];
+  const asked = shorten(given.get("asked") ?? "", SHARED_CHARS_MAX);
+  const about = [until && `This link can be read until ${endsAt}.`, asked && "Its sender quotes the question."];
   const life = element("p", { className: "quiet", textContent: about.filter(Boolean).join(" ") });
-  const input = given.get("asked") ? [{ role: "user", content: given.get("asked") }] : [];
+  const input = asked ? [{ role: "user", content: asked }] : [];
   const record = { turn: given.get("shared"), parent: null, input, content: [], outcome: "running", cursor: "" };
   const turn = addTurn(record);
   // It is shown when the first event arrives: without a valid ticket, the page shows no text of the link.
@@ -397,6 +415,7 @@ byId("composer").addEventListener("submit", (event) => {
 
 async function stop(turn) {
   speak("Stopping.");
+  if (byId("notice").textContent === WAIT) notify("");
   await turn.stream?.cancel().catch((error) => notify(error.message));
 }
 
@@ -404,6 +423,7 @@ question.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   if (!runningTurn()) byId("composer").requestSubmit();
+  else if (question.value.trim()) notify(WAIT, false);
 });
 
 function stopEditing() {
@@ -506,11 +526,13 @@ function drawChats() {
   for (const one of [...chats.filter(isNamed), ...chats.filter((one) => !isNamed(one) && inText.has(one.id))]) {
     const at = new Date(one.created_at);
     const when = at.toDateString() === today ? at.toLocaleTimeString([], { timeStyle: "short" }) : at.toLocaleString([], { dateStyle: "short", timeStyle: "short" });
-    const title = titles.indexOf(titleOf(one)) !== titles.lastIndexOf(titleOf(one)) ? `${titleOf(one)} \u00b7 ${when}` : titleOf(one);
+    const isTwice = titles.indexOf(titleOf(one)) !== titles.lastIndexOf(titleOf(one));
+    const title = isTwice ? `${titleOf(one)} \u00b7 ${when}` : titleOf(one);
     const day = new Date(one.updated_at).toDateString() === today ? "Today" : "Earlier";
     const name = isNamed(one) ? day : "In questions and answers";
     if (name !== group) items.push(element("li", {}, element("h2", { textContent: (group = name) })));
-    const link = element("a", { href: `/#${encodeURIComponent(one.id)}`, title }, title);
+    const link = element("a", { href: `/#${encodeURIComponent(one.id)}`, title }, element("span", { textContent: titleOf(one) }));
+    if (isTwice) link.append(element("time", { textContent: `\u00a0\u00b7 ${when}` }));
     if (!isNamed(one)) link.append(element("small", { textContent: inText.get(one.id) }));
     if (one.id === chat.id) link.ariaCurrent = "page";
     const rename = small("Rename", title, () => renameChat(one, title));
@@ -521,6 +543,10 @@ function drawChats() {
     const more = element("button", { type: "button", className: "plain", textContent: "More chats" });
     more.addEventListener("click", () => readChats(true));
     items.push(element("li", {}, more));
+  }
+  if (wanted && found.wanted === wanted) {
+    const line = found.isFailed ? "Questions and answers could not be searched." : "No chats found. Whole words are searched.";
+    if (found.isFailed || !items.length) items.push(element("li", { className: "quiet", textContent: line }));
   }
   byId("sessions").replaceChildren(...items);
 }
@@ -604,7 +630,12 @@ let typing = 0;
 // Titles are searched at each keystroke, texts when the user stops typing.
 byId("search").addEventListener("input", async () => {
   clearTimeout(typing);
-  typing = setTimeout(() => searchTexts().catch(() => {}), TYPING_MS);
+  const wanted = wantedNow();
+  const fail = () => {
+    found = { wanted, texts: new Map(), isFailed: true };
+    drawChats();
+  };
+  typing = setTimeout(() => searchTexts().catch(fail), TYPING_MS);
   drawChats();
   while (nextChats && byId("search").value) await readChats(true);
 });
@@ -679,6 +710,8 @@ function onEscape() {
   if (document.body.classList.contains("open")) return drawer(false);
   if (edited) return stopEditing();
   if (document.activeElement === byId("search") && byId("search").value) return;
+  const notice = byId("notice");
+  if (!notice.hidden && !notice.classList.contains("bad") && notice.textContent !== WAIT) return notify("");
   const running = runningTurn();
   if (running) stop(running);
 }
@@ -710,13 +743,21 @@ function takeDemoToken() {
 
 async function startDemo() {
   const { Demo } = await import("./demo.js");
-  watcher.demo ??= new Demo(watcher, DEMO, () => submit([{ role: "user", content: EXAMPLES.at(-1) }], chat.leaf, EXAMPLES.at(-1)));
+  if (!watcher.demo) {
+    watcher.demo = new Demo(watcher, DEMO, () => submit([{ role: "user", content: EXAMPLES.at(-1) }], chat.leaf, EXAMPLES.at(-1)));
+    const running = runningTurn();
+    drawSend();
+    // The demo can cut only a connection that was opened through it.
+    if (running?.id) running.stream.close();
+    if (running?.id) follow(running, (options) => resume(running.id, options));
+  }
   watcher.demo.show(true);
 }
 byId("demo-open").addEventListener("click", startDemo);
 
 open();
 if (!acts.isReadOnly) {
+  if (sessionStorage.getItem(`${DEMO}-open`)) startDemo();
   const read = readChats().then(() => (byId("demo-open").hidden = !gateway.process || !byId("demo").hidden));
   read.catch((error) => notify(error.message));
   readModels().catch(() => {});

@@ -50,6 +50,7 @@ export async function signIn(error, used) {
   signingIn ??= new Promise((resolve) => {
     if (sessionStorage.getItem(KEY) && error) byId("refusal").textContent = sentence(error);
     byId("login").addEventListener("close", () => ((signingIn = null), resolve()), { once: true });
+    if (byId("forget")) byId("forget").hidden = true;
     byId("login").showModal();
   });
   await signingIn;

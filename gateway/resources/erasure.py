@@ -56,7 +56,7 @@ async def delete_tenant(request: ApiRequest, deleter: Deleter) -> Response:
     if request.query_params.get("confirm") != tenant:
         raise Refused(
             "request_invalid",
-            "this erases everything of the tenant: send its name as `confirm`, which `tailrace keys list` shows",
+            f"your key belongs to the tenant {tenant}: to erase everything of this tenant, repeat its name",
             param="confirm",
         )
     return await _erase(deleter, tenant, "tenant", tenant)

@@ -63,6 +63,7 @@ async def test_a_gateway_without_keys_lets_nobody_create_the_first_one(
     gateway = await new_gateway(own_server.url, api_keys="")
     answer = await gateway.client.post("/v1/admin/keys", json={"tenant": "acme"}, headers={"authorization": ""})
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "scope_missing")
+    assert "--scope admin" in answer.json()["error"]["message"]
 
 
 @pytest.mark.rule("R107")

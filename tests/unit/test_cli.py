@@ -62,6 +62,7 @@ def _logging_as_before() -> Iterator[None]:
         (["statsu"], "invalid choice: 'statsu' (did you mean status?)"),
         (["\x1b[2J\n"], "invalid choice: '\\x1b[2J\\n'"),
         (["keys", "lisst"], "invalid choice: 'lisst' (did you mean list?)"),
+        (["turns", "--search", "\udcff"], "the argument '\\udcff' is not UTF-8"),
         (["turns", "--sesion", "x"], "unrecognized arguments: --sesion x (did you mean --session?)"),
         (["ask", "--resume", "Hi."], "not allowed with argument"),
         (["restart-node", "nats-4"], "invalid choice: 'nats-4'"),
@@ -518,6 +519,10 @@ def test_erase_asks_on_a_terminal_and_needs_yes_elsewhere(
     erase = ["erase", "--user", "ann", "--url", "http://127.0.0.1:1"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("yes\n"))
     assert main(erase) == EXIT_USAGE
+    assert "add --yes" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(erase) == EXIT_USAGE
+    sys.stdin.close()
     assert "add --yes" in capsys.readouterr().err
     for typed, status in (("\n", EXIT_ERROR), ("no\n", EXIT_ERROR), ("", EXIT_ERROR)):
         monkeypatch.setattr(sys, "stdin", Typed(typed))
