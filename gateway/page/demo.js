@@ -104,7 +104,7 @@ export class Demo {
     if (turn === this.#turn) return;
     this.#closeSecond();
     Object.assign(this.#broken, { cuts: 0, kills: 0 });
-    [this.#turn, this.#cursor, this.#generator] = [turn, "", null];
+    [this.#turn, this.#cursor, this.#generator] = [turn, turn?.cursor ?? "", null];
     this.ids.replaceChildren();
     this.proof.hidden = true;
     this.#draw();

@@ -267,6 +267,11 @@ const STEPS = {
     await page.keyboard.type("#sim words=4000 rate=20");
     await page.keyboard.press("Enter");
     await longer(page, 80);
+    await page.keyboard.type("Next?");
+    await page.keyboard.press("Enter");
+    await page.waitForSelector("#notice:has-text('Wait for the answer')");
+    await page.keyboard.press("Control+a");
+    await page.keyboard.press("Delete");
     await tabTo(page, "Stop");
     await page.keyboard.press("Enter");
     await page.waitForSelector(".meta:has-text('stopped')");
@@ -284,6 +289,13 @@ const STEPS = {
     await page.keyboard.type("w000005");
     await page.waitForFunction(() => document.querySelector("#sessions").innerText.startsWith("In questions and answers\n"));
     const foundInText = await page.locator("#sessions a", { hasText: "Rivers" }).innerText();
+    await page.keyboard.press("Control+a");
+    await page.keyboard.type("nowhere");
+    await page.waitForSelector("#sessions:has-text('No chats found.')");
+    await page.route("**/v1/turns?*", (route) => route.fulfill({ status: 503, json: { error: { message: "busy" } } }));
+    await page.keyboard.type("else");
+    await page.waitForSelector("#sessions:has-text('could not be searched')");
+    await page.unroute("**/v1/turns?*");
     await page.keyboard.press("Control+Shift+o");
     await page.waitForFunction(() => document.activeElement.id === "question" && !location.hash);
     await browser.startTracing(page, { categories: ["toplevel"] });
@@ -391,6 +403,9 @@ const STEPS = {
     await press(page, "Share");
     await page.waitForSelector("#notice:visible");
     const link = await page.evaluate(() => navigator.clipboard.readText());
+    // It hides the notice, and does not stop the answer.
+    await page.keyboard.press("Escape");
+    await page.waitForSelector("#notice", { state: "hidden" });
     const { page: reader, seen: seenByReader } = await open({ viewport: SIZES.phone });
     const paths = new Set();
     reader.on("request", (request) => request.url().includes("/v1/") && paths.add(request.url().replace(/.*[/]v1[/](\w+)[/][^/]+[/](\w+).*/, "$1 $2")));
@@ -538,6 +553,22 @@ const STEPS = {
     const answer = (await text(page)).trim();
     await ask(page, "Count.\n#sim words=4000 rate=20");
     await page.locator(".answer .text", { hasText: "w000005" }).waitFor();
+    // The panel is open after a reload, follows the shown chat, and finds an answer that runs when it is opened.
+    const button = (name, disabled) => page.getByRole("button", { name, exact: true, disabled }).waitFor();
+    await page.reload();
+    await button("Cut my connection", false);
+    await page.locator(".ids b").first().waitFor();
+    await page.locator("#new").click();
+    await button("Cut my connection", true);
+    await button("Start a long answer", false);
+    await page.goBack();
+    await press("Close");
+    await page.reload();
+    await page.locator(".answer .text", { hasText: "w000005" }).waitFor();
+    await press("Demo");
+    await press("Cut my connection");
+    await marked(page, "reconnecting");
+    await page.waitForSelector(".ids .good:has-text('goes on after')");
     await press("Stop");
     await page.waitForSelector(".meta:has-text('stopped')");
     await page.getByRole("link", { name: "Timeline" }).first().click();
