@@ -122,7 +122,7 @@ async def test_a_prefill_is_continued_also_after_an_interruption(gateway: Gatewa
             },
             "must not end with a message of the assistant if a schema is requested",
         ),
-        ({"betas": ["x"]}, "`options` cannot hold betas"),
+        ({"betas": ["x"]}, "top-level fields, not options: betas"),
         ({"max_tokens": 10**7}, "`max_tokens` must be from 1 to 128000"),
     ],
 )

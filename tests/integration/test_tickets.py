@@ -243,8 +243,9 @@ async def test_without_keys_a_ticket_is_still_verified(
     assert [(await gateway.client.get(ticket["events"])).status_code for _ in range(2)] == [200, 401]
     now, shared = int(time.time()), (await local.create(is_shared=True))["ticket"]
     over = local.sign(begin_by=now - 5, until=now - 5)
-    for query in ("ticket=forged", f"ticket={over}", f"ticket={shared}&ticket={shared}", "ticket="):
+    for query in ("ticket=forged", f"ticket={over}", "ticket="):
         assert refused(await gateway.client.get(f"{local.events}?{query}")), query
+    assert (await gateway.client.get(f"{local.events}?ticket={shared}&ticket={shared}")).status_code == 400
     assert refused(foreign)
 
 
