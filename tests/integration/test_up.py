@@ -346,7 +346,9 @@ async def test_a_system_at_work_shows_no_secret_and_no_process_survives_a_kill(t
             shown["printed"] = up.text + (up.folder / "nats.log").read_text()
             assert "simulated-claude" not in up.pids()
             assert "'Authorization: Bearer YOUR-KEY'" in up.said("  curl ")
-            assert f"Claude at {claude.url}, because ANTHROPIC_API_KEY is set: each turn costs money" in up.said("  Model:")
+            assert f"Claude at {claude.url}, because ANTHROPIC_API_KEY is set: each turn costs money" in up.said(
+                "  Model:"
+            )
             pids = up.tree()
             up.process.kill()
             await until(lambda: not any(map(is_alive, pids)))
