@@ -36,11 +36,11 @@ from tailrace.proto.subjects import TurnKey
 logger = structlog.get_logger()
 
 FULL_WAIT_S = 1.0
-# After an append, a delta waits until the append has taken this share of the time, at most JOIN_S_MAX. So slow appends,
-# of a busy disk or process, become fewer, each with more deltas. On an idle machine no delta waits: an append takes
-# 1 ms, and deltas come every 20 to 50 ms.
-APPENDS_SHARE = 0.25
-JOIN_S_MAX = 0.05
+# After an append that took this long, the next delta waits for others until JOIN_S after that append began. So slow
+# appends, of a busy disk or process, become fewer, each with more deltas. On an idle machine an append takes 1 ms, and
+# 7 ms with an fsync for each.
+SLOW_APPEND_S = 0.02
+JOIN_S = 0.05
 # The supervisor kills a process some seconds after its grace period.
 HANDOVER_S_MAX = 1.0
 LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
@@ -358,7 +358,8 @@ class TurnRunner:
             # A delta after another event does not wait.
             join_until = 0.0
             if type(event.event) is events.BlockDelta:
-                join_until = began + min((loop.time() - began) / APPENDS_SHARE, JOIN_S_MAX)
+                if loop.time() - began >= SLOW_APPEND_S:
+                    join_until = began + JOIN_S
                 metrics.DELTA_STORED_S.observe(stored_at - put_at)
             folding.add(as_stored(chain, entry), event.event)
 

@@ -91,9 +91,9 @@ def entries_of_a_long_answer(append_s: float) -> int:
 
 def test_slow_appends_become_fewer() -> None:
     """Deltas wait after a slow append, and not after a fast one."""
-    fast, slow = entries_of_a_long_answer(0.0001), entries_of_a_long_answer(0.008)
-    with patch.object(turn_runner, "APPENDS_SHARE", 1):
-        fast_at_once, slow_at_once = entries_of_a_long_answer(0.0001), entries_of_a_long_answer(0.008)
+    fast, slow = entries_of_a_long_answer(0.0001), entries_of_a_long_answer(0.025)
+    with patch.object(turn_runner, "JOIN_S", 0):
+        fast_at_once, slow_at_once = entries_of_a_long_answer(0.0001), entries_of_a_long_answer(0.025)
     assert fast == fast_at_once
     assert slow < slow_at_once
 
