@@ -31,7 +31,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "session_counts": ("tenant", "project"),
 }
 URL_SCHEMES = ("postgresql", "postgres")
-# What may be meant as a URL: `mysql://host`, `postgres:/host`, `"postgresql:host`, `postgresql//host`. `a:b.db` and
+# URLs, also mistyped ones: `mysql://host`, `postgres:/host`, `"postgresql:host`, `postgresql//host`. `a:b.db` and
 # `postgresql/a.db` are files.
 URL = re.compile(r"""([a-z][a-z0-9+.-]+):(/+)|[\s"']*postg[a-z]*(?:\s*[:;]|//)""", re.IGNORECASE)
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -457,34 +457,34 @@ class Store:
         `SCAN_MAX` turns, by the index of the rarest label or word: the cost does not grow with the database. Searches
         for words run one at a time, those of each tenant in turn. Raises StoreBusy for one of over SEARCH_S_MAX.
         """
-        async with self._searches.reserve(tenant=tenant) if words else nullcontext():
+        async with self._search_slot(tenant) if words else nullcontext():
+            page: dict[str, Any] = {"tenant": tenant, "before_at": before.at, "before": before.name, "start": ""}
+            page |= {"from_at": micros(start) if start is not None else 0, "words": " ".join(words), "limit": limit}
+            best = Scan("turns", {}, OLDEST)
+            if labels or words:
+                best = await self._best_scan(page, labels, words)
+            if best.end != OLDEST:
+                page |= {"from_at": best.end.at, "start": best.end.name}
+            others = {name: value for name, value in labels.items() if name != best.values.get("name")}
+            page |= {
+                **best.values,
+                **_numbers(page),
+                "others": msgspec.json.encode(others).decode(),
+                "offset": SCAN_MAX,
+            }
+            read = self._database.search if words else self._database.read
+            rows = await read(self._sql[best.statement], page)
+            return [turn_record(row) for row in rows], None if best.end == OLDEST else best.end
+
+    @asynccontextmanager
+    async def _search_slot(self, tenant: Tenant) -> AsyncIterator[None]:
+        """Runs the block when no other search runs, for at most SEARCH_S_MAX. Raises StoreBusy if it takes longer."""
+        async with self._searches.reserve(tenant=tenant):
             try:
-                async with asyncio.timeout(SEARCH_S_MAX if words else None):
-                    return await self._turns(tenant, labels, start, before, limit, words)
+                async with asyncio.timeout(SEARCH_S_MAX):
+                    yield
             except TimeoutError as error:
                 raise StoreBusy("the search takes too long: search for fewer or rarer words") from error
-
-    async def _turns(
-        self,
-        tenant: Tenant,
-        labels: Mapping[str, str],
-        start: datetime | None,
-        before: PageCursor,
-        limit: int,
-        words: Sequence[str],
-    ) -> tuple[list[TurnRecord], PageCursor | None]:
-        page: dict[str, Any] = {"tenant": tenant, "before_at": before.at, "before": before.name, "start": ""}
-        page |= {"from_at": micros(start) if start is not None else 0, "words": " ".join(words), "limit": limit}
-        best = Scan("turns", {}, OLDEST)
-        if labels or words:
-            best = await self._best_scan(page, labels, words)
-        if best.end != OLDEST:
-            page |= {"from_at": best.end.at, "start": best.end.name}
-        others = {name: value for name, value in labels.items() if name != best.values.get("name")}
-        page |= {**best.values, **_numbers(page), "others": msgspec.json.encode(others).decode(), "offset": SCAN_MAX}
-        read = self._database.search if words else self._database.read
-        rows = await read(self._sql[best.statement], page)
-        return [turn_record(row) for row in rows], None if best.end == OLDEST else best.end
 
     async def _best_scan(self, page: Mapping[str, Any], labels: Mapping[str, str], words: Sequence[str]) -> Scan:
         """Returns the scan whose `end` is the oldest: that of the rarest label or word."""

@@ -18,7 +18,7 @@ No request is refused, streams resume at another gateway, and each generator fin
 may take as long as the longest turn (TAILRACE_GRACE_S ends it earlier; others then continue the turns). Settings are
 those with which `up` was started. `up` itself, nats-server and the simulated Claude are not restarted.
 """
-# What a process does before it ends, by role.
+# The work that a process of each role completes before it ends.
 WAITS_FOR = {
     "persistence": "it stores what it has read",
     "generator": "it finishes its turns, which `tailrace top` shows",
