@@ -75,7 +75,7 @@ class ScalingRun:
         self._turns = turns
         self._line = line
         self._over_s = over_s
-        self._source = EventSource(lambda: system.clients[random.choice(self._rotation)])
+        self._source = EventSource(lambda: [system.clients[number] for number in self._rotation])
         self._rotation: list[int] = []
         """The gateways to which the proxy sends new connections."""
         self._read: list[tuple[TurnKey, tuple[Connected, ...]]] = []

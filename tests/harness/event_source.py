@@ -1,7 +1,8 @@
 """EventSource: posts a turn until it is accepted, and reads it to its end, over as many connections as it takes."""
 
 import asyncio
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,18 +21,22 @@ def ignore(*_: object) -> None:
 
 
 class EventSource:
-    """A client of gateways that come and go. `gateway` returns the HTTP client of the next request."""
+    """A client of gateways that come and go. `gateways` returns the HTTP clients of those that take new requests."""
 
-    def __init__(self, gateway: Callable[[], httpx2.AsyncClient]) -> None:
-        self._gateway = gateway
+    def __init__(self, gateways: Callable[[], Sequence[httpx2.AsyncClient]]) -> None:
+        self._gateways = gateways
 
     async def post(self, key: str, message: str, on_refused: Callable[[str], None] = ignore) -> TurnId:
         """Returns the turn when it is accepted; before, calls `on_refused` with the reason of each failure."""
         while True:
+            gateway = random.choice(self._gateways())
             try:
                 headers = {"idempotency-key": f"{key}-{'k' * 16}"}
-                response = await self._gateway().post("/v1/turns", json={"message": message}, headers=headers)
+                response = await gateway.post("/v1/turns", json={"message": message}, headers=headers)
             except httpx2.HTTPError as error:
+                if isinstance(error, httpx2.ConnectError) and gateway not in self._gateways():
+                    # It left the rotation after it was chosen. A proxy, too, sends the request to another gateway.
+                    continue
                 on_refused(repr(error))
             else:
                 if response.status_code == 202:
@@ -59,7 +64,9 @@ class EventSource:
         events: list[Sent] = []
         headers = {"last-event-id": str(cursor)} if cursor else {}
         with suppress(httpx2.HTTPError):
-            async with self._gateway().stream("GET", f"/v1/turns/{turn}/events", headers=headers) as response:
+            async with random.choice(self._gateways()).stream(
+                "GET", f"/v1/turns/{turn}/events", headers=headers
+            ) as response:
                 if response.status_code != 200:
                     return events, response.status_code == 204
                 stream = EventStream()

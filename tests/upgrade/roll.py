@@ -91,7 +91,7 @@ class Rolling:
 
     async def ask(self, tag: str) -> None:
         """Posts a turn until it is accepted, and reads it to the end at any gateway."""
-        source = EventSource(lambda: self.clients[self.parts["gateway"].url])
+        source = EventSource(lambda: [self.clients[self.parts["gateway"].url]])
         turn = await source.post(tag, f"#sim words={WORDS} rate={RATE} tag={tag}")
         connections = await source.read(turn)
         found = [frame for connected in connections for frame in connected.frames]
