@@ -240,11 +240,15 @@ class Client:
 
     def turns(self, session: str | None = None) -> Iterator[dict[str, Any]]:
         """Yields the turns of a session, oldest first; without one, the running turns. Raises TailraceError."""
-        return drive_all(self._core.items(*turns_of(session)))
+        return self.items(*turns_of(session))
 
     def sessions(self) -> Iterator[dict[str, Any]]:
         """Yields the sessions, newest first. Raises TailraceError."""
-        return drive_all(self._core.items("/v1/sessions", {}))
+        return self.items("/v1/sessions")
+
+    def items(self, path: str, params: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
+        """Yields the items of any list of docs/API.md, and requests its pages as needed. Raises TailraceError."""
+        return drive_all(self._core.items(path, params or {}))
 
     def results(self, batch: str) -> Iterator[dict[str, Any]]:
         """Yields the results of a batch that has ended, in the order of its inputs. Raises TailraceError."""
@@ -320,10 +324,13 @@ class AsyncClient:
         return found
 
     def turns(self, session: str | None = None) -> AsyncIterator[dict[str, Any]]:
-        return self._core.items(*turns_of(session))
+        return self.items(*turns_of(session))
 
     def sessions(self) -> AsyncIterator[dict[str, Any]]:
-        return self._core.items("/v1/sessions", {})
+        return self.items("/v1/sessions")
+
+    def items(self, path: str, params: Mapping[str, str] | None = None) -> AsyncIterator[dict[str, Any]]:
+        return self._core.items(path, params or {})
 
     def results(self, batch: str) -> AsyncIterator[dict[str, Any]]:
         return self._core.results(batch)

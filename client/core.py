@@ -207,11 +207,14 @@ class Core:
         after: dict[str, str] = {}
         while True:
             page = await self.request("GET", path, params={**params, **after})
-            for item in page["data"] if "data" in page else page["turns"]:
+            # The turns of a session are in `turns`. A list of files has no `next`: its last item is the cursor.
+            found = page["data"] if "data" in page else page["turns"]
+            for item in found:
                 yield item
-            if page["next"] is None:
+            cursor = page["next"] if "next" in page else page["has_more"] and found[-1]["id"]
+            if not cursor:
                 return
-            after = {"after": page["next"]}
+            after = {"after": cursor}
 
     async def results(self, batch: str) -> AsyncIterator[dict[str, Any]]:
         """Yields the results of a batch once each, and requests those after the last one if the connection is lost."""

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
+from itertools import islice
 
 import msgspec
 
@@ -30,12 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    found, after = list[dict[str, Any]](), ""
     with connect(given, environ) as client:
-        while after is not None and len(found) < given.last:
-            params = {"limit": str(min(PAGE, given.last - len(found)))} | ({"after": after} if after else {})
-            page = client.request("GET", "/v1/admin/audit", params=params)
-            found, after = found + page["data"], page["next"]
+        newest = client.items("/v1/admin/audit", {"limit": str(min(given.last, PAGE))})
+        found = list(islice(newest, given.last))
     if given.json:
         print(msgspec.json.encode(found).decode())
     else:

@@ -1,7 +1,6 @@
 """All data of a user or a tenant, as JSON lines."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
@@ -24,16 +23,5 @@ def export_lines(client: Client, user: str | None) -> Iterator[str]:
     for kind, path, has_user in LISTS:
         if has_user or user is None:
             given = {"user": user} if user is not None else {}
-            for item in items(client, path, given):
+            for item in client.items(path, given):
                 yield msgspec.json.encode({"type": kind, **item}).decode()
-
-
-def items(client: Client, path: str, params: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """Yields the items of a list, page by page. Files name the next page by the last item."""
-    after: dict[str, str] = {}
-    while True:
-        page = client.request("GET", path, params={**params, **after})
-        yield from page["data"]
-        if not page["has_more"]:
-            return
-        after = {"after": page["next"] if "next" in page else page["data"][-1]["id"]}

@@ -50,11 +50,7 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
         elif given.tenant is not None:
             found.append(client.request("GET", path))
         else:
-            page = {"next": ""}
-            while page["next"] is not None:
-                params = {"limit": PAGE} | ({"after": page["next"]} if page["next"] else {})
-                page = client.request("GET", "/v1/admin/tenants", params=params)
-                found += page["data"]
+            found += client.items("/v1/admin/tenants", {"limit": PAGE})
     if given.json:
         print(msgspec.json.encode(found).decode())
     else:

@@ -36,8 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with connect(given, environ) as client:
-        turns = client.turns(given.session) if given.search is None else search(client, given.search, given.limit)
-        found = list(islice(turns, given.limit))
+        found = list(islice(find_turns(client, given), given.limit))
     if given.json:
         print(msgspec.json.encode(found).decode())
         return 0
@@ -47,13 +46,11 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def search(client: Client, words: str, limit: int) -> Iterator[dict[str, Any]]:
-    """Yields the turns with `words` in pages, newest first."""
-    page: dict[str, Any] = {"next": ""}
-    while page["next"] is not None:
-        after = {"after": page["next"]} if page["next"] else {}
-        page = client.request("GET", "/v1/turns", params={"q": words, "limit": str(min(limit, PAGE)), **after})
-        yield from page["data"]
+def find_turns(client: Client, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yields the turns that contain the words of `--search`; without it, those of the session or the running turns."""
+    if given.search is None:
+        return client.turns(given.session)
+    return client.items("/v1/turns", {"q": given.search, "limit": str(min(given.limit, PAGE))})
 
 
 def turn_row(turn: Record) -> Sequence[str]:

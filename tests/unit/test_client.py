@@ -151,10 +151,16 @@ def test_a_failed_turn_has_its_code_and_a_reset_discards_the_text() -> None:
 
 
 def test_lists_are_read_page_by_page() -> None:
-    pages = [{"data": [{"id": 1}], "next": "a b"}, {"data": [{"id": 2}], "next": None}]
-    server = Server(*(httpx2.Response(200, json=page) for page in pages))
+    """A page names the cursor of the next one in `next`; a page of files, by the id of its last item."""
+    named = [{"data": [{"id": 1}], "next": "a b"}, {"data": [{"id": 2}], "next": None}]
+    files = [{"data": [{"id": "f1"}], "has_more": True}, {"data": [{"id": "f2"}], "has_more": False}]
+    server = Server(*(httpx2.Response(200, json=page) for page in [*named, *files]))
     assert list(server.client().sessions()) == [{"id": 1}, {"id": 2}]
-    assert [str(one.url) for one in server.requests][1] == "http://gateway/v1/sessions?after=a+b"
+    assert list(server.client().items("/v1/files", {"limit": "1"})) == [{"id": "f1"}, {"id": "f2"}]
+    assert [str(one.url) for one in server.requests][1::2] == [
+        "http://gateway/v1/sessions?after=a+b",
+        "http://gateway/v1/files?limit=1&after=f1",
+    ]
 
 
 @pytest.mark.parametrize("cut", [b'{"index":1,"text":"\xe2\x80', b""], ids=["within a line", "before a line"])
