@@ -12,7 +12,7 @@ from tailrace.deploy.cli.arguments import add_data, add_json, add_turn_id, tenan
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import printable
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.gateway.turns.timeline import Timeline, read
+from tailrace.gateway.turns.timeline import EndStep, Step, Timeline, read
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, Rpc, TurnLog
@@ -73,57 +73,28 @@ async def fetch(url: str, turn: TurnId, tenant: Tenant | None) -> Timeline:
 
 def render(found: Timeline) -> str:
     """Returns the timeline as text: one line for each step, with the local time and the seconds since acceptance."""
-    start = found.accepted_at
-    steps: list[tuple[datetime, str]] = []
-    if start is not None:
-        queue = f", position {found.queue_position} in the queue" if found.queue_position else ""
-        steps.append((start, f"accepted{queue}"))
-    for one in found.attempts:
-        hedge = ", a hedge" if one.is_hedge else ""
-        steps.append((one.at, f"attempt {one.attempt}: {one.mode}, {one.backend}, by {one.generator}{hedge}"))
-        if one.first_token_at is not None:
-            first = "first token" if one.first_token_at == found.first_token_at else "next token"
-            steps.append((one.first_token_at, first))
-    steps += [(pause.at, f"pause of {pause.seconds:.1f} s") for pause in found.pauses]
-    for reader in found.readers:
-        report, resumed = reader.report, f" after {reader.report.cursor}" if reader.report.cursor else ""
-        if report.ending == "lost" and report.closed_at is not None:
-            text = f"reader lost with its gateway, at {report.written}: {reader.sent} of {found.entries} entries"
-            steps.append((report.closed_at, text))
-            continue
-        steps.append((report.opened_at, f"reader {'resumed' if resumed else 'opened'}{resumed} ({report.dialect})"))
-        if report.closed_at is not None:
-            ending = "reader ended" if report.ending == "ended" else f"reader cut: {report.ending}"
-            text = f"{ending}, at {report.written}: {reader.sent} of {found.entries} entries"
-            steps.append((report.closed_at, text))
-    if found.end is not None:
-        steps.append((found.end.at, _end(found)))
-    steps.sort(key=lambda step: step[0])
     recorded = {True: "yes", False: "not yet", None: "unknown: persistence does not answer"}[found.recorded]
     lines = [
         f"turn       {found.turn}",
         f"tenant     {found.tenant}",
         *([f"session    {found.session}", f"model      {found.model}"] if found.session else []),
         "",
-        *(_line(at, start, text) for at, text in steps),
+        *(_line(step, found.accepted_at) for step in found.steps),
         "",
         f"recorded   {recorded}",
+        *([f"used       {_usage(found.end)}"] if found.end is not None else []),
         *([f"skipped    {found.skipped_entries} entries of a fork"] if found.skipped_entries else []),
         f"delivered  {found.delivered}",
     ]
     return "\n".join(lines)
 
 
-def _end(found: Timeline) -> str:
-    assert found.end is not None  # noqa: S101
-    end = found.end
+def _usage(end: EndStep) -> str:
     about = "about " if end.usage_is_estimated else ""
     cost = f"{end.cost_usd:.6f} $" if end.cost_usd is not None else "at an unknown price"
-    tokens = f"{about}{end.usage.input_tokens} tokens in, {end.usage.output_tokens} out, {cost}"
-    why = end.code or end.stop_reason
-    return f"{end.outcome}{f' ({why})' if why else ''}: {tokens}"
+    return f"{about}{end.usage.input_tokens} tokens in, {end.usage.output_tokens} out, {cost}"
 
 
-def _line(at: datetime, start: datetime | None, text: str) -> str:
-    since = f"{(at - start).total_seconds():+10.3f}" if start is not None else " " * 10
-    return f"{at.astimezone():%H:%M:%S}.{at.microsecond // 1000:03d} {since}  {text}"
+def _line(step: Step, start: datetime | None) -> str:
+    since = f"{(step.at - start).total_seconds():+10.3f}" if start is not None else " " * 10
+    return f"{step.at.astimezone():%H:%M:%S}.{step.at.microsecond // 1000:03d} {since}  {step.text}"

@@ -106,25 +106,7 @@ function readerBar({ report, sent }) {
 }
 
 function drawSteps() {
-  const { accepted_at, queue_position, attempts, first_token_at, pauses, readers, end, entries } = timeline;
-  const steps = [[accepted_at, `Accepted${queue_position ? `, number ${queue_position} in the queue` : ""}`]];
-  for (const one of attempts) {
-    const what = one.attempt === 1 ? "Claimed" : { continue: "Takeover: the answer goes on", restart: "Takeover: the answer begins anew" }[one.mode] ?? "A new attempt";
-    steps.push([one.at, `${what}. Attempt ${one.attempt} by ${one.generator}, ${one.backend}${one.is_hedge ? ", a hedge" : ""}`]);
-    if (one.first_token_at) steps.push([one.first_token_at, one.first_token_at === first_token_at ? "First token" : "Next token"]);
-  }
-  for (const { at, seconds: s } of pauses) steps.push([at, `Pause of ${s.toFixed(1)} s`]);
-  for (const { report, sent } of readers) {
-    if (report.ending === "lost") {
-      steps.push([report.closed_at, `A reader lost its gateway, which had sent it ${count(sent)} of ${count(entries)} entries`]);
-      continue;
-    }
-    steps.push([report.opened_at, report.cursor ? `A reader resumed after ${report.cursor} (${report.dialect})` : `A reader began (${report.dialect})`]);
-    if (report.closed_at) steps.push([report.closed_at, `${report.ending === "ended" ? "A reader received everything" : `A reader was cut (${report.ending})`}: ${count(sent)} of ${count(entries)} entries`]);
-  }
-  if (end) steps.push([end.at, `${end.outcome[0].toUpperCase()}${end.outcome.slice(1)}${end.code ?? end.stop_reason ? ` (${end.code ?? end.stop_reason})` : ""}`]);
-  steps.sort(([one], [other]) => new Date(one) - new Date(other));
-  const rows = steps.map(([at, text]) => element("tr", {}, element("td", { textContent: (since(at) / 1000).toFixed(3) }), element("td", { textContent: text })));
+  const rows = timeline.steps.map(({ at, text }) => element("tr", {}, element("td", { textContent: (since(at) / 1000).toFixed(3) }), element("td", { textContent: text })));
   byId("steps").tBodies[0].replaceChildren(...rows);
   const recorded = { true: "It is in the database.", false: "It is not yet in the database." }[timeline.recorded] ?? "";
   byId("delivered").textContent = `Delivery: ${timeline.delivered}. ${recorded}`;

@@ -96,6 +96,15 @@ class ReaderStep(msgspec.Struct, frozen=True, kw_only=True):
     """The number of entries up to the last one that was written to it."""
 
 
+class Step(msgspec.Struct, frozen=True):
+    """A step of the turn, as a line of text."""
+
+    at: datetime
+    """When it happened."""
+    text: str
+    """What happened."""
+
+
 class Timeline(msgspec.Struct, kw_only=True):
     """The steps of a turn, and its readers.
 
@@ -140,6 +149,8 @@ class Timeline(msgspec.Struct, kw_only=True):
     """The streams of the turn."""
     delivered: str = ""
     """Whether a reader was sent the whole turn, in one sentence."""
+    steps: list[Step] = []
+    """The attempts, pauses, readers and end as lines of text, in the order of time."""
 
 
 def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayReaders]) -> Timeline:
@@ -164,33 +175,35 @@ def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayRead
     found.entries = len(seqs)
     known = [reader for gateway in gateways for reader in gateway.readers]
     if found.accepted_at is not None:
-        known += _lost_readers(known, found.accepted_at, times, [gateway.since for gateway in gateways])
+        newest_start = max((gateway.since for gateway in gateways), default=found.accepted_at)
+        known += _lost_readers(known, found.accepted_at, times, newest_start)
     reports = sorted(known, key=lambda one: one.opened_at)
     found.readers = [ReaderStep(report=one, sent=bisect_right(seqs, one.written)) for one in reports]
     found.gateways = len(gateways)
     found.remembered_since = max((gateway.since for gateway in gateways), default=None)
-    found.delivered = _describe_delivery(found)
+    found.delivered, found.steps = _describe_delivery(found), _describe_steps(found)
     return found
 
 
 def _lost_readers(
-    known: Sequence[ReaderReport], accepted_at: datetime, times: Mapping[Seq, datetime], started: Sequence[datetime]
+    known: Sequence[ReaderReport], accepted_at: datetime, times: Mapping[Seq, datetime], newest_start: datetime
 ) -> list[ReaderReport]:
     """Returns the streams that were lost with their gateways, inferred from the streams that resumed them.
 
     A stream resumed a lost one if no known stream sent the entry of its cursor, and if a gateway has started after this
     entry. Without the second condition, it may be the first stream of a page that has read the text so far.
     """
+    # For each cursor, when the first stream that sent its entry was closed.
+    sent_at, cursors = dict[Seq, datetime](), sorted({reader.cursor for reader in known})
+    for at, cursor, written in sorted((one.closed_at, one.cursor, one.written) for one in known if one.closed_at):
+        sent = slice(bisect_right(cursors, cursor), bisect_right(cursors, written))
+        sent_at.update(dict.fromkeys(cursors[sent], at))
+        del cursors[sent]
     lost = []
     for reader in known:
         read_at = times.get(reader.cursor)
-        was_sent = any(
-            other.closed_at is not None
-            and other.closed_at <= reader.opened_at
-            and other.cursor < reader.cursor <= other.written
-            for other in known
-        )
-        if read_at is None or was_sent or not any(accepted_at < one and read_at < one for one in started):
+        was_sent = reader.cursor in sent_at and sent_at[reader.cursor] <= reader.opened_at
+        if read_at is None or was_sent or read_at >= newest_start:
             continue
         # The times are estimates: it opened after `accepted_at`, and closed after `read_at`.
         own = {"opened_at": accepted_at, "closed_at": read_at, "cursor": BEFORE_FIRST, "written": reader.cursor}
@@ -228,6 +241,7 @@ async def read(
         found.first_token_at = record.first_token_at
         if record.ended_at is not None and record.outcome != "running":
             found.end = _end_step(record.ended_at, record.outcome, record)
+        found.steps = _describe_steps(found)
     return found
 
 
@@ -305,3 +319,42 @@ def _describe_delivery(found: Timeline) -> str:
     return (
         f"unknown: the gateways remember streams since {found.remembered_since.astimezone():%Y-%m-%d %H:%M:%S %Z} only"
     )
+
+
+# The first words of a later attempt, by its mode.
+LATER_ATTEMPTS: Mapping[Mode, str] = {
+    "fresh": "A new attempt",
+    "continue": "Takeover: the answer goes on",
+    "restart": "Takeover: the answer begins anew",
+}
+
+
+def _describe_steps(found: Timeline) -> list[Step]:
+    """Returns the steps of the turn, in the order of time."""
+    steps = [Step(pause.at, f"Pause of {pause.seconds:.1f} s") for pause in found.pauses]
+    if found.accepted_at is not None:
+        queue = f", number {found.queue_position} in the queue" if found.queue_position else ""
+        steps.append(Step(found.accepted_at, f"Accepted{queue}"))
+    for one in found.attempts:
+        what = "Claimed" if one.attempt == 1 else LATER_ATTEMPTS[one.mode]
+        hedge = ", a hedge" if one.is_hedge else ""
+        steps.append(Step(one.at, f"{what}. Attempt {one.attempt} by {one.generator}, {one.backend}{hedge}"))
+        if one.first_token_at is not None:
+            is_first = one.first_token_at == found.first_token_at
+            steps.append(Step(one.first_token_at, "First token" if is_first else "Next token"))
+    for reader in found.readers:
+        report, sent = reader.report, f"{reader.sent:,} of {found.entries:,} entries"
+        if report.ending == "lost":
+            steps.append(
+                Step(report.closed_at or report.opened_at, f"A reader lost its gateway, which had sent {sent}")
+            )
+            continue
+        how = f"resumed after {report.cursor}" if report.cursor else "began"
+        steps.append(Step(report.opened_at, f"A reader {how} ({report.dialect})"))
+        if report.closed_at is not None:
+            ending = "received everything" if report.ending == "ended" else f"was cut ({report.ending})"
+            steps.append(Step(report.closed_at, f"A reader {ending}, up to {report.written}: {sent}"))
+    if (end := found.end) is not None:
+        why = end.code or end.stop_reason
+        steps.append(Step(end.at, f"{end.outcome.capitalize()}{f' ({why})' if why else ''}"))
+    return sorted(steps, key=lambda step: step.at)

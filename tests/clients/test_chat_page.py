@@ -179,7 +179,7 @@ async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_
     parts = "Accepted", "Claimed. Attempt 1", "First token", "Takeover: the answer goes on. Attempt 2", "Completed"
     assert [steps.index(one) for one in parts] == sorted(steps.index(one) for one in parts)
     assert "A reader resumed after" in steps
-    assert "A reader lost its gateway, which had sent it " in steps
+    assert "A reader lost its gateway, which had sent " in steps
     killed = seen.pop("killed")
     assert len(killed) == 2
     assert {name.partition("-")[0] for name in killed} == {"generator", "gateway"}

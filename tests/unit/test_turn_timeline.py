@@ -1,5 +1,6 @@
 """The timeline of `tailrace turn`: its steps, and whether a reader was sent the whole turn."""
 
+import random
 from datetime import timedelta
 
 import msgspec
@@ -50,7 +51,7 @@ def test_a_takeover_is_two_attempts_and_a_pause() -> None:
     assert found.end is not None
     assert found.end.outcome == "cancelled"
     text = render(found) + msgspec.json.encode(found).decode()
-    assert "+1.000  first token" in text
+    assert "+1.000  First token" in text
     assert not any(word in text for word in ("secret", "word", "blue"))
 
 
@@ -94,7 +95,7 @@ def test_a_reader_of_a_killed_gateway_is_inferred_from_the_one_that_resumed(
     since = NOON + timedelta(seconds=started_s)
     found = build(KEY, stored, [GatewayReaders(since - timedelta(hours=1), []), GatewayReaders(since, [resumed])])
     assert [(one.report.ending, one.sent) for one in found.readers] == lost
-    assert ("reader lost with its gateway, at 4: 4 of 8 entries" in render(found)) == (len(lost) > 1)
+    assert ("A reader lost its gateway, which had sent 4 of 8 entries" in render(found)) == (len(lost) > 1)
 
 
 def test_a_reader_that_resumes_after_a_known_cut_has_lost_no_gateway() -> None:
@@ -103,6 +104,31 @@ def test_a_reader_that_resumes_after_a_known_cut_has_lost_no_gateway() -> None:
     resumed = msgspec.structs.replace(reader("ended", 8, 4), opened_at=NOON + timedelta(seconds=4))
     found = build(KEY, stored, [GatewayReaders(NOON + timedelta(seconds=5), [cut, resumed])])
     assert [one.report.ending for one in found.readers] == ["disconnected", "ended"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lost_readers_are_those_whose_cursor_no_closed_stream_has_sent(seed: int) -> None:
+    """A stream sends the entries after its cursor, up to the last one that was written to it."""
+    draw = random.Random(seed)
+    known = []
+    for _ in range(40):
+        cursor, opened = draw.randrange(8), draw.randrange(20)
+        written = draw.randrange(cursor, 9)
+        times = {"opened_at": NOON + timedelta(seconds=opened), "closed_at": NOON + timedelta(seconds=opened + 3)}
+        known.append(msgspec.structs.replace(reader(draw.choice(["disconnected", "open"]), written, cursor), **times))
+    known = [one if one.ending != "open" else msgspec.structs.replace(one, closed_at=None) for one in known]
+    expected = [
+        one.cursor
+        for one in known
+        if one.cursor
+        and not any(
+            other.closed_at and other.closed_at <= one.opened_at and other.cursor < one.cursor <= other.written
+            for other in known
+        )
+    ]
+    stored = seconds(completed_turn("a").stored, *range(8))
+    found = build(KEY, stored, [GatewayReaders(NOON + timedelta(hours=1), known)])
+    assert sorted(one.report.written for one in found.readers if one.report.ending == "lost") == sorted(expected)
 
 
 def test_delivery_is_unknown_if_no_gateway_remembers_the_streams() -> None:
