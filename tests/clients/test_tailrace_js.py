@@ -63,6 +63,7 @@ async def test_the_packed_package_reads_through_a_proxy_route_in_node_and_on_an_
         seen: dict[str, Any] = msgspec.json.decode(printed)
         return seen
 
+    shutil.copy(node.SCRIPTS / "cut-once.mjs", tmp_path)
     program = shutil.copy(node.SCRIPTS / "types.tsx", tmp_path)
     compiler = str(node.MODULES / "typescript/bin/tsc")
     options = ("--noEmit", "--strict", "--jsx", "react-jsx", "--module", "nodenext", "--target", "es2023")

@@ -8,26 +8,12 @@ const [url, key, example] = process.argv.slice(2);
 /** What runs there. Bundled, as it is deployed: an edge runtime has no modules of Node, and no `process`. */
 const APP = `
   import { ask } from "tailrace";
+  import { cutOnce } from "./cut-once.mjs";
   import { proxy } from ${JSON.stringify(example)};
   const route = proxy({ base: "/api", url: URL_OF_GATEWAY, key: KEY, mayUse: () => true });
   const cursors = [];
-  async function cutOnce(address, init) {
-    const request = new Request(address, init);
-    cursors.push(request.headers.get("last-event-id"));
-    const response = await route(request);
-    if (cursors.length > 1) return response;
-    let rest = 900;
-    const cut = new TransformStream({
-      transform(chunk, controller) {
-        controller.enqueue(chunk.subarray(0, rest));
-        rest -= chunk.length;
-        if (rest <= 0) controller.error(new TypeError("cut"));
-      },
-    });
-    return new Response(response.body.pipeThrough(cut), { headers: response.headers });
-  }
   globalThis.seen = (async () => {
-    const { text, turn } = await ask("#sim words=60 rate=100", { url: "https://app.invalid/api", fetch: cutOnce }).done;
+    const { text, turn } = await ask("#sim words=60 rate=100", { url: "https://app.invalid/api", fetch: cutOnce(route, cursors) }).done;
     return { text, turn, resumed: [cursors.length, cursors[1]?.length > 0], node: [typeof process, typeof Buffer] };
   })();
 `;

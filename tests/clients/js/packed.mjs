@@ -3,6 +3,7 @@ import { createElement } from "react";
 import { renderToString } from "react-dom/server";
 import { ask, TailraceError } from "tailrace";
 import { useSession, useSSE, useTurn } from "tailrace/react";
+import { cutOnce } from "./cut-once.mjs";
 
 const [url, key, example] = process.argv.slice(2);
 const { proxy } = await import(example);
@@ -12,25 +13,7 @@ const base = "/api/tailrace";
 const isAda = async (request) => request.headers.get("cookie") === "user=ada" && (request.method === "GET" || (await request.json()).message !== "");
 const route = proxy({ base, url, key, mayUse: isAda });
 const cursors = [];
-const asking = (cookie) => ({
-  url: `http://app.invalid${base}`,
-  headers: { cookie },
-  async fetch(address, { signal, ...init }) {
-    const request = new Request(address, init);
-    cursors.push(request.headers.get("last-event-id"));
-    const response = await route(request);
-    if (cursors.length > 1) return response;
-    let rest = 900;
-    const cut = new TransformStream({
-      transform(chunk, controller) {
-        controller.enqueue(chunk.subarray(0, rest));
-        rest -= chunk.length;
-        if (rest <= 0) controller.error(new TypeError("cut"));
-      },
-    });
-    return new Response(response.body.pipeThrough(cut), response);
-  },
-});
+const asking = (cookie) => ({ url: `http://app.invalid${base}`, headers: { cookie }, fetch: cutOnce(route, cursors) });
 const { text, turn } = await ask("#sim words=60 rate=100", asking("user=ada")).done;
 const [first, second] = cursors;
 const refused = await ask("x", asking("user=eve")).done.catch((error) => [error instanceof TailraceError, error.status]);
