@@ -8,18 +8,17 @@ calls of the model are lost and not repeated.
 import asyncio
 import os
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import aiohttp
 import anthropic
 import msgspec
-from tuned import Out, Question, delta_texts
+from tuned import Out, Receive, Send, delta_texts, read_question
 
 client = anthropic.AsyncAnthropic(http_client=anthropic.DefaultAioHttpClient(), max_retries=0)
 encoder = msgspec.json.Encoder()
 running: set[asyncio.Task[None]] = set()
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 async def publish(session: aiohttp.ClientSession, channel: str, question: str) -> None:
@@ -36,7 +35,7 @@ async def publish(session: aiohttp.ClientSession, channel: str, question: str) -
         await socket.send_str('{"type":"done"}')
 
 
-async def app(scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[Any]], send: Send) -> None:
+async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         while (message := await receive())["type"] != "lifespan.shutdown":
             scope["state"]["session"] = aiohttp.ClientSession()
@@ -44,14 +43,9 @@ async def app(scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[A
         await scope["state"]["session"].close()
         await send({"type": "lifespan.shutdown.complete"})
         return
-    body = b""
-    while (message := await receive())["type"] == "http.request":
-        body += message["body"]
-        if not message.get("more_body"):
-            break
-    question = msgspec.json.decode(body, type=Question)
+    question = await read_question(receive)
     channel = secrets.token_hex(16)
-    task = asyncio.create_task(publish(scope["state"]["session"], channel, question.message))
+    task = asyncio.create_task(publish(scope["state"]["session"], channel, question))
     running.add(task)
     task.add_done_callback(running.discard)
     headers = [(b"x-accel-redirect", b"/subscribe/" + channel.encode())]

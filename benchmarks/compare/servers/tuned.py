@@ -33,6 +33,7 @@ class Question(msgspec.Struct):
 
 
 decoder, encoder = msgspec.json.Decoder(Event), msgspec.json.Encoder()
+Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
@@ -46,25 +47,30 @@ async def delta_texts(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[str]]:
             yield texts
 
 
-async def app(scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[Any]], send: Send) -> None:
+async def read_question(receive: Receive) -> str:
+    """Returns the message in the body of a request."""
+    body = b""
+    while (message := await receive())["type"] == "http.request":
+        body += message["body"]
+        if not message.get("more_body"):
+            break
+    return msgspec.json.decode(body, type=Question).message
+
+
+async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         with contextlib.suppress(asyncio.CancelledError):
             while (message := await receive())["type"] != "lifespan.shutdown":
                 await send({"type": f"{message['type']}.complete"})
             await send({"type": "lifespan.shutdown.complete"})
         return
-    body = b""
-    while (message := await receive())["type"] == "http.request":
-        body += message["body"]
-        if not message.get("more_body"):
-            break
-    question = msgspec.json.decode(body, type=Question)
+    question = await read_question(receive)
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
     async with client.messages.with_streaming_response.create(
         model="claude-sonnet-5-5",
         max_tokens=4096,
         stream=True,
-        messages=[{"role": "user", "content": question.message}],
+        messages=[{"role": "user", "content": question}],
     ) as response:
         async for texts in delta_texts(response.http_response.aiter_raw()):
             frames = b"".join([b"data: %b\n\n" % encoder.encode(Out(text)) for text in texts])
