@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.deploy.local.terminal_text import printable, table
+from tailrace.deploy.local.terminal_text import one_line, table
 
 EXCERPT_CHARS = 48
 Record = Mapping[str, Any]
@@ -34,7 +34,7 @@ def block_text(block: Record) -> str:
 
 
 def excerpt(text: str) -> str:
-    line = " ".join(printable(text.replace("\n", " ")).split())
+    line = " ".join(one_line(text).split())
     return line if len(line) <= EXCERPT_CHARS else f"{line[: EXCERPT_CHARS - 1]}…"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tailrace.deploy.local import configuration
-from tailrace.deploy.local.terminal_text import printable
+from tailrace.deploy.local.terminal_text import one_line, printable
 from tailrace.proto.did_you_mean import suggest
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.exit_status import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE
@@ -77,8 +77,7 @@ class Parser(argparse.ArgumentParser):
             # A similar choice helps more than the whole list.
             message = message.replace(found[2], suggest(found[1], re.split("[', ]+", found[3])) or found[2])
         # An argument may contain sequences that control the terminal.
-        shown = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in message)
-        self.exit(2, f"{self.prog}: {shown}; see `{self.prog} --help`\n")
+        self.exit(2, f"{self.prog}: {one_line(message)}; see `{self.prog} --help`\n")
 
 
 class MainParser(Parser):

@@ -13,8 +13,13 @@ def printable(text: str) -> str:
     return CONTROL.sub("", text)
 
 
+def one_line(text: str) -> str:
+    """Returns `text` as one line: printable, with spaces in the place of line breaks and tabs."""
+    return printable(text).replace("\n", " ").replace("\t", " ")
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Returns `rows` with aligned columns, indented by two spaces, one line each."""
-    shown = [[printable(cell).replace("\n", " ").replace("\t", " ") for cell in row] for row in rows]
+    shown = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip_longest(*shown, fillvalue="")]
     return "\n".join("  ".join(["", *map(str.ljust, row, widths)]).rstrip() for row in shown)
