@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from tailrace.proto import base64url
-from tailrace.proto.errors import Refused
+from tailrace.proto.errors import cursor_invalid
 
 LIMIT_MAX = 200
 # SQLite's greatest integer, later than every stored time.
@@ -35,9 +35,7 @@ def decode(text: str) -> PageCursor:
             return cursor
     except ValueError:
         pass
-    raise Refused(
-        "cursor_invalid", "the cursor is not a `next` of this list: send `next` unchanged, or leave the cursor out"
-    )
+    raise cursor_invalid()
 
 
 def start(after: str | None, default: PageCursor) -> PageCursor:

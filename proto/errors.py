@@ -68,6 +68,13 @@ def not_found(noun: Literal["turn", "batch", "project", "file"]) -> Refused:
     return Refused(f"{noun}_not_found", f"no {noun} has this id")
 
 
+def cursor_invalid() -> Refused:
+    """Returns the refusal of an `after` that is not the `next` of a page of the list."""
+    return Refused(
+        "cursor_invalid", "`after` is not a `next` of this list: send `next` unchanged, or leave `after` out"
+    )
+
+
 class SandboxFailed(TailraceError):
     """The subprocess that evaluates a client's schema or template was too slow or crashed. The message says which."""
 

@@ -15,7 +15,7 @@ from tailrace.gateway.limits.quotas import Owner, effective_limits, owner_name
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.resources.usage import usage_response
 from tailrace.proto.api_key import TENANT_SCOPES, ApiKey, Scope
-from tailrace.proto.errors import Refused
+from tailrace.proto.errors import Refused, cursor_invalid
 from tailrace.proto.ids import CURSOR, Seq, Tenant, is_token
 from tailrace.proto.limits import Limits
 from tailrace.proto.nats.administration import Administration, without_hash
@@ -218,7 +218,7 @@ async def get_audit(request: ApiRequest, limiter: Limiter, administration: Admin
     await _admit(request, limiter)
     after, limit = page_of(request)
     if after is not None and CURSOR.fullmatch(after) is None:
-        raise _wrong_cursor()
+        raise cursor_invalid()
     found, older = await administration.audit.page(None if after is None else Seq(int(after)), limit)
     return json_response(AuditList(data=found, has_more=older is not None, next=None if older is None else str(older)))
 
@@ -260,14 +260,10 @@ def _page(request: ApiRequest, items: list[Any], name: str) -> dict[str, Any]:
     if after is not None:
         names = [getattr(item, name) for item in items]
         if after not in names:
-            raise _wrong_cursor()
+            raise cursor_invalid()
         items = items[names.index(after) + 1 :]
     more = items[limit:]
     return {"data": items[:limit], "has_more": bool(more), "next": getattr(items[limit - 1], name) if more else None}
-
-
-def _wrong_cursor() -> Refused:
-    return Refused("cursor_invalid", "`after` must be the `next` of the previous page", param="after")
 
 
 ROUTES = [
