@@ -1,7 +1,6 @@
 """The body of `POST /v1/turns`, its validation, and the request entry that is built from it. Stores nothing."""
 
 import re
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -27,8 +26,6 @@ TOP_LEVEL_FIELDS = frozenset({"model", "messages", "max_tokens", "system", "tool
 COST_USD_MAX = 1e6
 # The largest `max_tokens` for a model whose limit is unknown.
 MAX_TOKENS = 10_000_000
-# Fields that need a stored turn. `store: false` excludes them.
-STORED_FIELDS = ("session", "parent", "full_history", "project", "webhook")
 # Names that no session may have: /v1/sessions/stats is another route.
 RESERVED_NAMES = frozenset({"stats"})
 API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -133,7 +130,7 @@ def check(new_turn: NewTurn) -> None:
     if new_turn.api_version is not None and API_VERSION.fullmatch(new_turn.api_version) is None:
         raise Refused("request_invalid", "`api_version` is a date like 2026-10-21: what `anthropic-version` says")
     if not new_turn.store:
-        refuse_fields(new_turn, STORED_FIELDS)
+        refuse_fields(new_turn, "session", "parent", "full_history", "project", "webhook")
     check_name("project", new_turn.project)
     check_user(new_turn.user)
     if new_turn.create_session:
@@ -150,7 +147,7 @@ def check(new_turn: NewTurn) -> None:
         raise Refused("request_invalid", "`on_disconnect` must be `continue`, `cancel` or `grace:SECONDS`")
 
 
-def refuse_fields(body: msgspec.Struct, names: Iterable[str]) -> None:
+def refuse_fields(body: msgspec.Struct, *names: str) -> None:
     """Raises Refused if `body`, with `store: false`, has one of the fields `names`, which need a stored turn."""
     for name in names:
         if getattr(body, name) not in (None, False, msgspec.UNSET):

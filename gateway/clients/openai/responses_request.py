@@ -19,9 +19,6 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import is_token
 from tailrace.proto.models import Model
 
-# Fields that need a stored response. `store: false` excludes them.
-STORED_FIELDS = ("previous_response_id", "conversation", "session_id", "project_id", "background")
-
 
 class Tool(msgspec.Struct, frozen=True):
     """A function. OpenAI's built-in tools have other types and are refused."""
@@ -126,7 +123,7 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
         ignored.append("text.verbosity")
     session, messages = _session(body), messages_of(body.input)
     if body.store is False:
-        refuse_fields(body, STORED_FIELDS)
+        refuse_fields(body, "previous_response_id", "conversation", "session_id", "project_id", "background")
     turn = NewTurn(
         messages=messages,
         system=system_of(body.input, body.instructions),
