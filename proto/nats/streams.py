@@ -88,91 +88,51 @@ INCREMENTS_KEPT = 128
 SLOTS_KEPT_S = 7 * 24 * 3600.0
 
 
-def turns_stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
-    return StreamConfig(
-        name=STREAM,
-        description="Tailrace: one log a turn",
-        subjects=[EVERY_TURN],
-        storage=StorageType.FILE,
-        retention=RetentionPolicy.LIMITS,
-        # A full log refuses new turns instead of dropping old entries.
-        discard=DiscardPolicy.NEW,
-        max_bytes=bytes_max,
-        max_age=retention_s,
-        allow_direct=True,
-        republish=RePublish(src=EVERY_TURN, dest=EVERY_LIVE),
-        num_replicas=replicas,
-        metadata={"tailrace_schema": SCHEMA},
-    )
-
-
-def bodies_stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
-    return StreamConfig(
-        name=BODIES,
-        description="Tailrace: what is too long for the log",
-        subjects=[EVERY_BLOB],
-        storage=StorageType.FILE,
-        retention=RetentionPolicy.LIMITS,
-        discard=DiscardPolicy.NEW,
-        max_bytes=bytes_max,
-        max_age=retention_s,
-        # A blob that is stored again replaces itself.
-        max_msgs_per_subject=1,
-        allow_direct=True,
-        num_replicas=replicas,
-        metadata={"tailrace_schema": SCHEMA},
-    )
-
-
-def counter_stream(name: str, subjects: str, kept_s: float, remembered_s: float, replicas: int) -> StreamConfig:
-    """Returns the configuration of a stream of counters. The last message of a subject holds the counter's value."""
+def durable_stream(name: str, description: str, subjects: str, replicas: int, **options: Any) -> StreamConfig:
+    """Returns the configuration of a stream of this version: on disk, readable from every replica, with `options`."""
     return StreamConfig(
         name=name,
-        description="Tailrace: what was used",
+        description=f"Tailrace: {description}",
         subjects=[subjects],
         storage=StorageType.FILE,
         retention=RetentionPolicy.LIMITS,
-        max_age=kept_s,
-        max_msgs_per_subject=INCREMENTS_KEPT,
-        # How long a repeated increment with the same name is recognised.
-        duplicate_window=remembered_s,
-        allow_msg_counter=True,
         allow_direct=True,
         num_replicas=replicas,
         metadata={"tailrace_schema": SCHEMA},
+        **options,
     )
+
+
+def turns_stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
+    republish = RePublish(src=EVERY_TURN, dest=EVERY_LIVE)
+    # A full log refuses new turns instead of dropping old entries.
+    options = {"discard": DiscardPolicy.NEW, "max_bytes": bytes_max, "max_age": retention_s, "republish": republish}
+    return durable_stream(STREAM, "one log a turn", EVERY_TURN, replicas, **options)
+
+
+def bodies_stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
+    # A blob that is stored again replaces itself.
+    options = {"discard": DiscardPolicy.NEW, "max_bytes": bytes_max, "max_age": retention_s, "max_msgs_per_subject": 1}
+    return durable_stream(BODIES, "what is too long for the log", EVERY_BLOB, replicas, **options)
+
+
+def counter_stream(name: str, subjects: str, kept_s: float, remembered_s: float, replicas: int) -> StreamConfig:
+    """Returns the configuration of a stream of counters. The last message of a subject holds the counter's value.
+
+    A repeated increment with the same name is recognised for `remembered_s`.
+    """
+    options = {"max_age": kept_s, "max_msgs_per_subject": INCREMENTS_KEPT, "duplicate_window": remembered_s}
+    return durable_stream(name, "what was used", subjects, replicas, allow_msg_counter=True, **options)
 
 
 def slots_stream(replicas: int) -> StreamConfig:
-    return StreamConfig(
-        name=SLOTS,
-        description="Tailrace: places that are held",
-        subjects=[EVERY_SLOT],
-        storage=StorageType.FILE,
-        retention=RetentionPolicy.LIMITS,
-        max_age=SLOTS_KEPT_S,
-        max_msgs_per_subject=1,
-        allow_msg_ttl=True,
-        allow_direct=True,
-        num_replicas=replicas,
-        metadata={"tailrace_schema": SCHEMA},
-    )
+    options = {"max_age": SLOTS_KEPT_S, "max_msgs_per_subject": 1, "allow_msg_ttl": True}
+    return durable_stream(SLOTS, "places that are held", EVERY_SLOT, replicas, **options)
 
 
 def audit_stream(replicas: int) -> StreamConfig:
     """Returns the configuration of the audit log. No client can delete from it, and nothing expires."""
-    return StreamConfig(
-        name=AUDIT,
-        description="Tailrace: changes by operators",
-        subjects=[EVERY_AUDIT],
-        storage=StorageType.FILE,
-        retention=RetentionPolicy.LIMITS,
-        deny_delete=True,
-        deny_purge=True,
-        allow_direct=True,
-        num_replicas=replicas,
-        metadata={"tailrace_schema": SCHEMA},
-    )
+    return durable_stream(AUDIT, "changes by operators", EVERY_AUDIT, replicas, deny_delete=True, deny_purge=True)
 
 
 def limit_streams(replicas: int) -> list[StreamConfig]:
@@ -224,32 +184,25 @@ def bucket(
 
 def consumers() -> list[ConsumerConfig]:
     return [
-        ConsumerConfig(
-            durable_name=GENERATORS,
-            filter_subjects=[EVERY_REQUEST],
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=GENERATOR_ACK_WAIT_S,
-            # With a limit, the consumer would stop delivering silently. Attempts are counted in the log instead.
-            max_deliver=-1,
-            max_ack_pending=-1,
-        ),
-        ConsumerConfig(
-            durable_name=PERSISTENCE,
-            filter_subjects=[EVERY_REQUEST, EVERY_END],
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=PERSISTENCE_ACK_WAIT_S,
-            max_deliver=-1,
-            max_ack_pending=-1,
-        ),
-        ConsumerConfig(
-            durable_name=WEBHOOKS,
-            filter_subjects=[EVERY_END],
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=WEBHOOKS_ACK_WAIT_S,
-            max_deliver=-1,
-            max_ack_pending=-1,
-        ),
+        durable_consumer(GENERATORS, [EVERY_REQUEST], GENERATOR_ACK_WAIT_S),
+        durable_consumer(PERSISTENCE, [EVERY_REQUEST, EVERY_END], PERSISTENCE_ACK_WAIT_S),
+        durable_consumer(WEBHOOKS, [EVERY_END], WEBHOOKS_ACK_WAIT_S),
     ]
+
+
+def durable_consumer(name: str, subjects: list[str], ack_wait_s: float) -> ConsumerConfig:
+    """Returns the configuration of a durable consumer of the log, without limits.
+
+    With a limit, it would stop delivering silently. Attempts are counted in the log instead.
+    """
+    return ConsumerConfig(
+        durable_name=name,
+        filter_subjects=subjects,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=ack_wait_s,
+        max_deliver=-1,
+        max_ack_pending=-1,
+    )
 
 
 class SetupState(NamedTuple):
