@@ -58,7 +58,7 @@ async def main(count: int, parallel: int) -> int:
         key = TurnKey(TENANT, TurnId(batch["batch"]))
 
         async def has_told(share: float) -> bool:
-            told = (await log.turn(key)).progress
+            told = (await log.read_turn(key)).progress
             return told is not None and told.done + told.failed >= share * count
 
         killed = []
@@ -82,7 +82,7 @@ async def main(count: int, parallel: int) -> int:
         ]
         asked = [await _asked(log, TurnKey(TENANT, child_id(key.turn, number))) for number in range(count)]
         told = [one.done + one.failed for one in await _progress(log, key)]
-        turn = await log.turn(key)
+        turn = await log.read_turn(key)
         calls = (await stats(claude.url))["calls"]
     print(f"{count} inputs, {parallel} at once, accepted in {accepted_s:.2f} s; killed: {', '.join(killed)}")
     print(f"turns asked exactly once: {asked.count(1)}; answers whole and in order: {right.count(True)}")
@@ -94,12 +94,12 @@ async def main(count: int, parallel: int) -> int:
 
 
 async def _asked(log: TurnLog, key: TurnKey) -> int:
-    return sum(isinstance(stored.entry, Request) for stored in await log.replay(key))
+    return sum(isinstance(stored.entry, Request) for stored in await log.read_entries(key))
 
 
 async def _progress(log: TurnLog, key: TurnKey) -> list[Progress]:
     found, last = [], BEFORE_FIRST
-    while page := await log.replay(key, last):
+    while page := await log.read_entries(key, last):
         found += [stored.entry for stored in page if isinstance(stored.entry, Progress)]
         last = page[-1].seq
     return found

@@ -57,7 +57,7 @@ async def lost_acknowledgements(server: NatsServer, log: TurnLog, tenant: Tenant
             await connection.close()
     finally:
         jetstream_log.PUBLISH_TIMEOUT_S = wait_s
-    found = [(await log.turn(key), said) for key, said in written]
+    found = [(await log.read_turn(key), said) for key, said in written]
     return sum((turn.text.strip(), turn.skipped, turn.outcome) != (words(said), 0, "completed") for turn, said in found)
 
 

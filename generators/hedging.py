@@ -157,7 +157,7 @@ async def run_hedge(
 
     Returns None when the turn is the other generator's. Raises what TurnRunner.run raises.
     """
-    turn = await log.turn_upto(hedge.key, hedge.late)
+    turn = await log.read_turn_upto(hedge.key, hedge.late)
     if turn.chain.last != hedge.late or turn.chain.is_ended or turn.request is None:
         raise FenceLost(f"the attempt at {hedge.late} of {hedge.turn} is not the last entry any more")
     if orders.order_for(turn.request.model, turn.backend).current.backend in WITH_SIDE_EFFECTS:

@@ -35,7 +35,7 @@ class QueuedTurns:
         base = request
         while base.is_queued and base.parent is not None:
             parent = TurnKey(key.tenant, base.parent)
-            if not await self._log.has_end(parent) and await self._log.is_known(parent):
+            if not await self._log.has_end(parent) and await self._log.has_turn(parent):
                 # Two short reads come first, because each delivery of a waiting turn repeats them.
                 return None
             record, base = await self._read(parent)
@@ -49,7 +49,7 @@ class QueuedTurns:
     async def _read(self, key: TurnKey) -> tuple[TurnRecord, Request]:
         """Returns a turn and its request. Raises BackendError if the log does not have it."""
         try:
-            turn = await self._log.turn(key)
+            turn = await self._log.read_turn(key)
             record = record_from_fold(key, turn)
         except TurnUnknown as error:
             raise BackendError("parent_not_found", GONE) from error

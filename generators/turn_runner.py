@@ -144,12 +144,12 @@ class TurnRunner:
             try:
                 return await self.run_from(key, known, deadline_s, lease)
             except FenceLost:
-                turn = await self._log.turn(key)
+                turn = await self._log.read_turn(key)
                 if turn.attempt:
                     raise
                 # It was stopped before its first attempt.
         else:
-            turn = await self._log.turn(key)
+            turn = await self._log.read_turn(key)
         metrics.SKIPPED.inc(turn.skipped)
         return await self.run_from(key, turn, deadline_s, lease)
 
@@ -379,7 +379,7 @@ class TurnRunner:
 
     async def _raise_when_ended(self, key: TurnKey, ends: LiveFeed | None) -> None:
         """Stops the attempt with TurnEnded when another process ends the turn, even while the model sends nothing."""
-        raise TurnEnded(key, await (self._log.next_end(key, ends) if ends else self._log.until_ended(key)))
+        raise TurnEnded(key, await (self._log.wait_for_next_end(key, ends) if ends else self._log.wait_for_end(key)))
 
     async def _append_attempt(self, key: TurnKey, folding: Folding, attempt: Attempt) -> None:
         chain = await append_when_not_full(self._log.append, key, folding.chain, attempt)

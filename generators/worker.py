@@ -263,7 +263,7 @@ class Worker:
     async def _check_end(self, key: TurnKey) -> bool:
         """Reads a turn that another writer has taken and calls `on_ended`; returns whether the turn has ended."""
         try:
-            turn = await self._log.turn(key)
+            turn = await self._log.read_turn(key)
             await self._on_ended(key, turn)
         except LogError:
             return False

@@ -69,7 +69,7 @@ class LostTurnFinder:
 
         async def is_known(key: TurnKey) -> bool:
             async with slots:
-                return await self._log.is_known(key)
+                return await self._log.has_turn(key)
 
         known = await asyncio.gather(*(is_known(key) for key in checked))
         lost = [key for key, is_in_log in zip(checked, known, strict=True) if not is_in_log]

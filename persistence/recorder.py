@@ -152,7 +152,7 @@ class Recorder:
         """
         try:
             async with self._fold_slots:
-                turn = await self._log.turn_upto(key, last)
+                turn = await self._log.read_turn_upto(key, last)
                 if has_request and await self._is_orphan(key, turn):
                     # Release its blobs first; after the purge they are unknown.
                     await self._store.release_blobs(key.tenant, blobs_of(turn))
@@ -189,7 +189,7 @@ class Recorder:
             return False
         parent = TurnKey(key.tenant, turn.request.parent)
         # A POST with the same Idempotency-Key may have stored the deleted parent again, under the same id.
-        return await self._tombstones.exists(parent) and not await self._log.is_known(parent)
+        return await self._tombstones.exists(parent) and not await self._log.has_turn(parent)
 
 
 async def _pause(seconds: float, stop: asyncio.Event) -> None:

@@ -80,7 +80,7 @@ class UnstoredTurns:
         LogUnavailable, StoreError.
         """
         try:
-            turn = await self._log.turn(key)
+            turn = await self._log.read_turn(key)
         except TurnUnknown:
             return None
         if turn.request is None or turn.request.store:
@@ -135,7 +135,7 @@ class UnstoredTurns:
         # A repeated Idempotency-Key begins another run when the entries of this one are gone. Its entries are later.
         upto = await self._log.newest_seq()
         try:
-            turn = await self._log.turn(note.key)
+            turn = await self._log.read_turn(note.key)
         except TurnUnknown:
             await self._store.forget_unstored(note.key.tenant, [note.key.turn])
             return

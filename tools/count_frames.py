@@ -104,7 +104,7 @@ class Client:
         return TurnId(turn)
 
     async def _read(self, log: TurnLog, key: TurnKey) -> None:
-        chain = Chain((await log.replay(key))[0].seq)
+        chain = Chain((await log.read_entries(key))[0].seq)
         attempt = entries.Attempt(prev=chain.last, attempt=1, generator="generator", backend="claude", mode="fresh")
         chain = await log.append(key, chain, attempt)
         chain = await log.append(key, chain, _event(chain, events.BlockStart(0, {"type": "text", "text": ""})))

@@ -244,7 +244,7 @@ class Admission:
         if await log.has_end(key):
             return True
         age = datetime.fromtimestamp(self._limiter.now(), UTC) - slot.at
-        return age > STORED_WITHIN and not await log.is_known(key)
+        return age > STORED_WITHIN and not await log.has_turn(key)
 
 
 def quota_error(quota: Quota, amount: int, held: int, now: float) -> Refused:

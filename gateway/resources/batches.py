@@ -262,13 +262,13 @@ async def _turn(log: TurnLog, key: TurnKey, *, is_over: bool) -> Turn | None:
     then ends the running turns; waits for that, at most END_WAIT_S.
     """
     try:
-        turn = await log.turn(key)
+        turn = await log.read_turn(key)
         if turn.end is not None or not is_over:
             return turn
         with suppress(TimeoutError):
             async with asyncio.timeout(END_WAIT_S):
-                await log.until_ended(key)
-        return await log.turn(key, turn)
+                await log.wait_for_end(key)
+        return await log.read_turn(key, turn)
     except TurnUnknown:
         return None
 
@@ -342,7 +342,7 @@ async def batch_of(
 async def find_batch(key: TurnKey, log: TurnLog, history: HistoryClient) -> tuple[TurnKey, StoredBatch, Turn | None]:
     """Returns the batch, and its turn if the log still has it. Raises Refused if there is no such batch."""
     try:
-        turn = await log.turn(key)
+        turn = await log.read_turn(key)
     except TurnUnknown:
         return key, close_record(await history.ask(key.tenant, GetBatch(key.turn))), None
     try:
@@ -366,7 +366,7 @@ async def refresh(log: TurnLog, key: TurnKey, stored: StoredBatch) -> StoredBatc
     if stored.outcome != "running":
         return stored
     try:
-        return stored_batch(key, await log.turn(key))
+        return stored_batch(key, await log.read_turn(key))
     except TurnUnknown:
         return close_record(stored)
 

@@ -257,7 +257,7 @@ class EventStream(StreamedResponse):
     async def _send_record(self, start: Start, send: Send) -> None:
         """Sends the turn from the database after TurnUnknown or CursorUnknown. Raises CursorUnknown, Refused."""
         try:
-            await self._streams.log.turn(start.key)
+            await self._streams.log.read_turn(start.key)
         except TurnUnknown:
             record = await self._streams.history.past(start.key)
         else:

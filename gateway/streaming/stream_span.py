@@ -24,7 +24,7 @@ async def turn_traceparent(log: TurnLog, feed: TurnFeed) -> str | None:
     if feed.after == BEFORE_FIRST and feed.entries and isinstance(feed.entries[0].entry, Request):
         return feed.entries[0].entry.traceparent
     try:
-        request = (await log.turn(feed.key)).request
+        request = (await log.read_turn(feed.key)).request
     except LogError:
         return None
     return request.traceparent if request is not None else None

@@ -51,7 +51,7 @@ def _key(canonical: bytes) -> str:
 
 async def _has_failed(log: TurnLog, key: TurnKey) -> bool:
     try:
-        turn = await log.turn(key)
+        turn = await log.read_turn(key)
     except TurnUnknown:
         return False
     return turn.end is not None and turn.end.outcome != "completed"

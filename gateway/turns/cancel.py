@@ -28,14 +28,14 @@ async def cancel(log: TurnLog, key: TurnKey) -> Turn:
 
 
 async def _append_end(log: TurnLog, key: TurnKey) -> Turn:
-    turn, was_appended = await log.read_turn(key), False
+    turn, was_appended = await log.read_turn_direct(key), False
     while turn.end is None:
         # The fence is lost to a writer that has meanwhile appended more of the answer, or its end.
         with suppress(FenceLost):
             await log.append(key, turn.chain, build_end(turn, "cancelled"), timeout_s=CANCEL_TIMEOUT_S)
             was_appended = True
         # The end is read from the log and not built here, so that every answer has the same end time.
-        turn = await log.read_turn(key, turn)
+        turn = await log.read_turn_direct(key, turn)
     if was_appended:
         metrics.CANCELLED.inc()
         logger.info("turn cancelled", **end_fields(key, turn))

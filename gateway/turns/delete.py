@@ -128,7 +128,7 @@ class Deleter:
     async def _cancel_batch(self, key: TurnKey) -> None:
         """Cancels a batch before its turns: it would submit new ones during the deletion."""
         try:
-            turn = await self._log.turn(key)
+            turn = await self._log.read_turn(key)
             if turn.request is not None and turn.request.batch is not None:
                 await cancel(self._log, key)
         except TurnUnknown:
@@ -137,7 +137,7 @@ class Deleter:
     async def _settle(self, key: TurnKey) -> None:
         """Settles the reservations of a turn that has just ended, once, in case its generator has died."""
         try:
-            turn = await self._log.turn(key)
+            turn = await self._log.read_turn(key)
         except TurnUnknown:
             return
         is_fresh = turn.ended_at is not None and datetime.now(UTC) - turn.ended_at < SETTLED_WITHIN
@@ -161,7 +161,7 @@ class Deleter:
 
         async def look(number: int) -> None:
             child = batch.child_key(key, number)
-            if not await self._log.is_known(child):
+            if not await self._log.has_turn(child):
                 await give_back(self._tombstones, self._counters, child, lines[number])
 
         for first in range(0, len(lines), LOOKED_AT_ONCE):

@@ -71,7 +71,7 @@ class DisconnectPolicy:
 
     async def _wait_s(self, key: TurnKey) -> float | None:
         """The turn's grace period. Its request may be large, so it is not kept during the wait."""
-        first = await self._log.replay(key, BEFORE_FIRST, limit=1)
+        first = await self._log.read_entries(key, BEFORE_FIRST, limit=1)
         return grace_s(first[0].entry.on_disconnect) if first and isinstance(first[0].entry, Request) else None
 
 

@@ -17,7 +17,7 @@ class TurnReader:
     async def read(self, key: TurnKey) -> TurnRecord:
         """Returns the turn as far as it is stored. Raises Refused (`turn_not_found`) and LogUnavailable."""
         try:
-            return record_from_fold(key, await self._log.turn(key))
+            return record_from_fold(key, await self._log.read_turn(key))
         except TurnUnknown:
             return await self._history.past(key)
 
@@ -26,6 +26,6 @@ class TurnReader:
         if record.outcome != "running":
             return record
         try:
-            return record_from_fold(key, await self._log.turn(key))
+            return record_from_fold(key, await self._log.read_turn(key))
         except TurnUnknown:
             return close_record(record)

@@ -169,7 +169,7 @@ class TurnSubmitter:
         if self._draining.is_set():
             raise draining_error()
         tenant = submission.principal.tenant
-        key = await self._log.turn_at(tenant, cursor) if cursor != BEFORE_FIRST else None
+        key = await self._log.find_turn_at(tenant, cursor) if cursor != BEFORE_FIRST else None
         repeated = await self._load(key) if key is not None else None
         if repeated is None:
             raise cursor_mismatch(f"{cursor} is not an event id of an answer of yours, or its answer has left the log")
@@ -212,7 +212,7 @@ class TurnSubmitter:
     async def _load(self, key: TurnKey) -> StoredTurn | None:
         """Returns the turn of an earlier POST if it is stored."""
         try:
-            turn = await self._log.turn(key)
+            turn = await self._log.read_turn(key)
         except TurnUnknown:
             return None
         if turn.request is None:

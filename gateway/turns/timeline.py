@@ -220,7 +220,7 @@ async def read(
     Raises TurnUnknown, Refused, LogUnavailable.
     """
     stored: list[Stored] = []
-    while page := await log.replay(key, stored[-1].seq if stored else BEFORE_FIRST):
+    while page := await log.read_entries(key, stored[-1].seq if stored else BEFORE_FIRST):
         stored += page
     record, recorded = None, None
     try:

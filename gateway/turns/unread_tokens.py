@@ -55,7 +55,7 @@ class UnreadTokens:
             while not await is_set_within(self._draining, wait_s):
                 wait_s, has_readers = LOOK_EVERY_S, self._fan_out.has_readers(key)
                 if not has_readers:
-                    if await self._log.has_end(key) or not await self._log.is_known(key):
+                    if await self._log.has_end(key) or not await self._log.has_turn(key):
                         break
                     has_readers = await self._services.has_readers(key, timeout_s=PRESENCE_TIMEOUT_S)
                 times.append(datetime.now(UTC))
@@ -71,7 +71,7 @@ class UnreadTokens:
         """
         deltas = unread = tokens = 0
         after = BEFORE_FIRST
-        while page := await self._log.replay(key, after):
+        while page := await self._log.read_entries(key, after):
             after = page[-1].seq
             for stored in page:
                 if isinstance(stored.entry, End):

@@ -135,7 +135,7 @@ class MessageBatchSubmitter:
                 await self.cancel(name)
                 await self._until_ended(name)
                 # Nothing is written for a batch that was deleted.
-                if not await self._log.is_known(key):
+                if not await self._log.has_turn(key):
                     return False
                 await self._write_all(key, turn, name, lines, tally, is_over=True)
         except (TimeoutError, BackendError) as error:
@@ -233,7 +233,7 @@ class MessageBatchSubmitter:
         return bodies, headers
 
     async def _require_own(self, key: TurnKey, attempt: int) -> None:
-        turn = await self._log.turn(key)
+        turn = await self._log.read_turn(key)
         if turn.end is not None or turn.attempt > attempt:
             raise FenceLost(f"{key.turn} has another runner, or has ended")
 
@@ -343,7 +343,7 @@ class MessageBatchSubmitter:
 
     async def _end_of(self, child: TurnKey) -> End | None:
         try:
-            return (await self._log.turn(child)).end
+            return (await self._log.read_turn(child)).end
         except TurnUnknown:
             return None
 

@@ -114,7 +114,7 @@ class BatchRunner:
 
         Raises FenceLost when another process has the batch, LogUnavailable, TurnUnknown.
         """
-        turn = await self._log.turn(key)
+        turn = await self._log.read_turn(key)
         assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
         spec = turn.request.batch
         assert spec is not None  # noqa: S101  # the delivery is a batch's
@@ -134,7 +134,7 @@ class BatchRunner:
                 turn = await self._run_inputs(key, turn, spec, inputs, tally)
             except FenceLost:
                 # Cancelled or taken over. If this read misses the end, the batch is delivered once more.
-                turn = await self._log.turn(key, turn)
+                turn = await self._log.read_turn(key, turn)
                 await self._cancel_orphan(key, turn, tally)
                 if turn.end is None:
                     raise
@@ -151,7 +151,7 @@ class BatchRunner:
         if self._submitter is None or mine is None:
             return
         current = turn.progress.message_batch if turn.progress is not None else None
-        if current not in (None, mine) or (turn.end is None and not await self._log.is_known(key)):
+        if current not in (None, mine) or (turn.end is None and not await self._log.has_turn(key)):
             with suppress(BackendError):
                 await self._submitter.cancel(mine)
 
@@ -184,14 +184,14 @@ class BatchRunner:
                 watching.cancel()
         except TimeoutError:
             failure = Failure("deadline_exceeded", "the batch was not finished in time")
-            return await self._end(key, await self._log.turn(key, turn), "failed", failure)
+            return await self._end(key, await self._log.read_turn(key, turn), "failed", failure)
         except ExceptionGroup as several:
             # All tasks fail for the same reason: the batch is not this runner's any more.
             first = several.exceptions[0]
             if not isinstance(first, BackendError):
                 raise first from several
             failure = Failure(first.code, first.message, first.retry_after_s)
-            return await self._end(key, await self._log.turn(key, turn), "failed", failure)
+            return await self._end(key, await self._log.read_turn(key, turn), "failed", failure)
         return await self._end(key, msgspec.structs.replace(turn, chain=chain), "completed")
 
     async def _run_some(
@@ -230,13 +230,13 @@ class BatchRunner:
         `traceparent` is that of the batch's request.
         """
         # Subscribed before the turn is submitted, so that an immediate end is noticed.
-        waiting = asyncio.create_task(self._log.until_ended(child))
+        waiting = asyncio.create_task(self._log.wait_for_end(child))
         await asyncio.sleep(0)
         try:
             await self._submit(key, child, line, traceparent)
             turn = EMPTY_TURN
             while True:
-                turn = await self._log.turn(child, turn)
+                turn = await self._log.read_turn(child, turn)
                 if turn.end is not None:
                     return turn.end
                 if waiting.done():
@@ -266,7 +266,7 @@ class BatchRunner:
             raise
 
     async def _require_known(self, child: TurnKey) -> None:
-        if not await self._log.is_known(child):
+        if not await self._log.has_turn(child):
             raise TurnUnknown(f"the log has no turn {child.turn}")
 
     async def _append_progress(self, key: TurnKey, chain: Chain, tally: "BatchTally") -> Chain:
@@ -279,7 +279,7 @@ class BatchRunner:
         return chain
 
     async def _raise_when_ended(self, key: TurnKey) -> None:
-        raise TurnEnded(key, await self._log.until_ended(key))
+        raise TurnEnded(key, await self._log.wait_for_end(key))
 
     async def _end(self, key: TurnKey, turn: Turn, outcome: Outcome, error: Failure | None = None) -> Turn:
         end = build_end(turn, outcome, error)
@@ -300,11 +300,11 @@ class BatchRunner:
     async def _stop(self, child: TurnKey, line: bytes, *, is_written: bool) -> None:
         """Cancels a running turn, whose generator then settles its limits; or releases those of one not submitted."""
         try:
-            turn = await self._log.turn(child)
+            turn = await self._log.read_turn(child)
             while turn.end is None:
                 with suppress(FenceLost):
                     await self._log.append(child, turn.chain, build_end(turn, "cancelled"))
-                turn = await self._log.turn(child, turn)
+                turn = await self._log.read_turn(child, turn)
         except TurnUnknown:
             if is_written:
                 await give_back(self._tombstones, self._counters, child, line)

@@ -164,7 +164,7 @@ class WebhookSender:
             ended_at, retry_after_s = None, None
             try:
                 async with self._connections[key.tenant]:
-                    turn = await self._log.turn_upto(key, seq)
+                    turn = await self._log.read_turn_upto(key, seq)
                     if turn.chain.last != seq:
                         # A fork's `end`. The turn's valid one is delivered separately.
                         return
@@ -203,11 +203,11 @@ class WebhookSender:
 
     async def _request(self, key: TurnKey) -> Request | None:
         """Returns the turn's request, or None if the turn was deleted. Reads only the first entry if possible."""
-        for stored in await self._log.replay(key, limit=1):
+        for stored in await self._log.read_entries(key, limit=1):
             if isinstance(stored.entry, Request):
                 return stored.entry
         with suppress(TurnUnknown):
-            return (await self._log.turn(key)).request
+            return (await self._log.read_turn(key)).request
         return None
 
     async def _ack(self, seq: Seq) -> None:

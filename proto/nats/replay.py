@@ -29,8 +29,8 @@ STALE_MAX_S = 5.0
 WOKEN_WAIT_S = 0.1
 
 
-async def read_turn(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
-    """Folds onto `known` all entries after it that the answering server has; it may be behind.
+async def read_turn_direct(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+    """Folds onto `known` all entries after it that the answering replica has (direct gets); it may be behind.
 
     Raises TurnUnknown when the log has no such turn, LogUnavailable.
     """
@@ -54,15 +54,15 @@ async def read_turn(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -
 
 async def read_turn_upto(server: LogServer, key: TurnKey, seq: Seq) -> Turn:
     """Folds the turn, including the entry at `seq`, which is known to be stored. Raises TurnUnknown, LogUnavailable."""
-    return await _read_on(server, key, await read_turn(server, key), seq)
+    return await _read_on(server, key, await read_turn_direct(server, key), seq)
 
 
-async def read_current_turn(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+async def read_turn(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
     """Folds onto `known` all entries that were stored at the time of the call (PROTOCOL R72).
 
     Raises TurnUnknown when the log has no such turn, LogUnavailable. An ended turn is read without a leader.
     """
-    turn = await read_turn(server, key, known)
+    turn = await read_turn_direct(server, key, known)
     if turn.end is not None:
         # Nothing follows an end.
         return turn
@@ -78,7 +78,7 @@ async def _read_on(server: LogServer, key: TurnKey, turn: Turn, seq: Seq) -> Tur
         if _now() >= deadline:
             raise LogUnavailable(f"{key.turn} has an entry at {seq} that cannot be read yet: try again")
         await asyncio.sleep(STALE_WAIT_S)
-        turn = await read_turn(server, key, turn)
+        turn = await read_turn_direct(server, key, turn)
     return turn
 
 

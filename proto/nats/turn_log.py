@@ -16,7 +16,7 @@ from tailrace.proto.nats.append import append
 from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.jetstream_log import JetStreamLog
 from tailrace.proto.nats.log_server import BATCH, LiveFeed
-from tailrace.proto.nats.replay import ask_twice, read_current_turn, read_turn, read_turn_upto, require_turn
+from tailrace.proto.nats.replay import ask_twice, read_turn, read_turn_direct, read_turn_upto, require_turn
 from tailrace.proto.subjects import TurnKey
 
 APPEND_TIMEOUT_S = 30.0
@@ -34,27 +34,27 @@ class TurnLog(JetStreamLog):
         """
         return await append(self, key, chain, entry, timeout_s=timeout_s)
 
-    async def replay(self, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = BATCH) -> list[Stored]:
-        """Returns the stored entries of a turn after `after`, oldest first, valid or not, at most `limit`.
+    async def read_entries(self, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = BATCH) -> list[Stored]:
+        """Returns the stored entries of a turn after `after`, at most `limit`, oldest first, valid or not (direct get).
 
         An empty list does not mean that the turn has ended or is unknown: only an End entry says the former, and one
         read never proves the latter. Raises LogUnavailable.
         """
         return (await self.read(key, after, limit)).entries
 
-    async def turn(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+    async def read_turn(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
         """Folds onto `known` all entries that were stored at the time of the call (PROTOCOL R72).
 
         Raises TurnUnknown when the log has no such turn, LogUnavailable. A running turn can only be read while the
         stream has a leader.
         """
-        return await read_current_turn(self, key, known)
-
-    async def read_turn(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
-        """Folds onto `known` the entries that one server has; it may be behind. Raises TurnUnknown, LogUnavailable."""
         return await read_turn(self, key, known)
 
-    async def turn_upto(self, key: TurnKey, seq: Seq) -> Turn:
+    async def read_turn_direct(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+        """Like `read_turn`, with direct gets only: any replica answers, and may lack the newest entries."""
+        return await read_turn_direct(self, key, known)
+
+    async def read_turn_upto(self, key: TurnKey, seq: Seq) -> Turn:
         """Folds the turn, including the entry at `seq`, which is known to be stored (PROTOCOL R14).
 
         Raises TurnUnknown, LogUnavailable when no server can read it.
@@ -92,7 +92,7 @@ class TurnLog(JetStreamLog):
                 if valid := await follower.next():
                     receive(valid)
 
-    async def is_known(self, key: TurnKey) -> bool:
+    async def has_turn(self, key: TurnKey) -> bool:
         """Returns whether the turn's `request` is stored now. Raises LogUnavailable."""
         try:
             await require_turn(self, key)
@@ -100,12 +100,12 @@ class TurnLog(JetStreamLog):
             return False
         return True
 
-    async def turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
+    async def find_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
         """Returns the turn of the tenant's entry at `seq`, or None if the tenant has no entry there.
 
         None only when the stream's leader has said so twice. Raises LogUnavailable.
         """
-        return await ask_twice(lambda: self.find_turn_at(tenant, seq))
+        return await ask_twice(lambda: self.ask_turn_at(tenant, seq))
 
     async def has_end(self, key: TurnKey) -> bool:
         """Returns whether the turn's `end` is stored now: False also after a purge, or beyond the retention.
@@ -114,17 +114,17 @@ class TurnLog(JetStreamLog):
         """
         return await self.last_seq(key, "end") != BEFORE_FIRST
 
-    async def until_ended(self, key: TurnKey) -> datetime:
+    async def wait_for_end(self, key: TurnKey) -> datetime:
         """Waits until the live feed shows an `end` of the turn, or the log holds a valid one; returns its time.
 
         For a writer that must stop although it appends nothing. The log is read at the start, whenever the feed may
         have missed an entry, and every REREAD_S seconds.
         """
         async with self.subscribe(key, "end") as ends:
-            return await self._ended_at(key) or await self.next_end(key, ends)
+            return await self._ended_at(key) or await self.wait_for_next_end(key, ends)
 
-    async def next_end(self, key: TurnKey, ends: LiveFeed) -> datetime:
-        """Like `until_ended`, with an open subscription to the turn's ends; does not read the log at the start."""
+    async def wait_for_next_end(self, key: TurnKey, ends: LiveFeed) -> datetime:
+        """Like `wait_for_end`, with an open subscription to the turn's ends; does not read the log at the start."""
         while True:
             if live := await ends.next(REREAD_S):
                 return live[-1].at
@@ -134,5 +134,5 @@ class TurnLog(JetStreamLog):
     async def _ended_at(self, key: TurnKey) -> datetime | None:
         """Returns the time of the turn's valid end; None if the log has none now, or cannot be read."""
         with suppress(LogError):
-            return (await self.turn(key)).ended_at if await self.has_end(key) else None
+            return (await self.read_turn(key)).ended_at if await self.has_end(key) else None
         return None

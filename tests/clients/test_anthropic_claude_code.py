@@ -157,7 +157,7 @@ async def test_session_with_a_tool_is_one_conversation(
     (result,) = second["input"]
     assert result["content"][0]["content"] == "tail\nrace"
     # The model receives the messages of the request: those of the session have old cache marks.
-    request = (await system_log.turn(TurnKey(tenant, TurnId(second["turn"])))).request
+    request = (await system_log.read_turn(TurnKey(tenant, TurnId(second["turn"])))).request
     assert request is not None
     asked = (await last_request(claude))["body"]
     assert asked["messages"] == msgspec.to_builtins(request.messages)

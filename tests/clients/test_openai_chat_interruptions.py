@@ -58,7 +58,7 @@ async def test_heartbeats_in_silence(nats_url: str, log: TurnLog, tenant: Tenant
         async with gateway.client.stream("GET", f"/v1/turns/{turn}/events?dialect=openai-chat") as raw:
             received = raw.aiter_raw()
             assert await anext(received) == b": hb\n"
-            writer.chain = (await log.turn(writer.key)).chain
+            writer.chain = (await log.read_turn(writer.key)).chain
             await writer.begin("half ")
             while await anext(received) != b": hb\n":
                 pass

@@ -115,7 +115,7 @@ async def test_failure_is_an_error_event(
     events = lines_of(page, f"{lone_gateway.url}/chat/stream", {"message": "hi"})
     turn = (await anext(events))["turn"]
     writer = Writer(log, TurnKey(tenant, TurnId(turn)))
-    writer.chain = (await log.turn(writer.key)).chain
+    writer.chain = (await log.read_turn(writer.key)).chain
     await writer.begin("half")
     await writer.end("failed", failure)
     delta, error = [event async for event in events]

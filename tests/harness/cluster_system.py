@@ -157,7 +157,7 @@ class ClusterSystem(System):
         assert found is not None
         reader = readers.reader("listener", listener.key, listener.connected)
         history = await readers.history(self.log, listener.key, reader, records={listener.key: found})
-        return await self.log.turn(listener.key), judge(history)
+        return await self.log.read_turn(listener.key), judge(history)
 
 
 @asynccontextmanager

@@ -68,11 +68,11 @@ async def ended(log: TurnLog, key: TurnKey) -> Turn:
     async with asyncio.timeout(END_S_MAX):
         async for _ in log.follow(key):
             pass
-    return await log.turn(key)
+    return await log.read_turn(key)
 
 
 async def attempts(log: TurnLog, key: TurnKey) -> list[Attempt]:
-    return [stored.entry for stored in await log.replay(key) if isinstance(stored.entry, Attempt)]
+    return [stored.entry for stored in await log.read_entries(key) if isinstance(stored.entry, Attempt)]
 
 
 async def modes(log: TurnLog, key: TurnKey) -> list[str]:

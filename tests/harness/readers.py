@@ -115,7 +115,7 @@ def reader(name: str, key: TurnKey, *connections: Connected, dialect: str = "tai
 async def whole(log: TurnLog, key: TurnKey) -> tuple[Stored, ...]:
     """Returns all stored entries of a turn, valid or not."""
     stored: list[Stored] = []
-    while more := await log.replay(key, stored[-1].seq if stored else BEFORE_FIRST):
+    while more := await log.read_entries(key, stored[-1].seq if stored else BEFORE_FIRST):
         stored += more
     return tuple(stored)
 

@@ -198,7 +198,7 @@ class System:
 
     async def generator_of(self, key: TurnKey) -> tuple[str, Process]:
         """Returns the generator of the turn's last attempt: its name in the log, and its process."""
-        name = (await self.log.turn(key)).generator
+        name = (await self.log.read_turn(key)).generator
         return name, self.processes[f"generator-{name.rpartition('-')[0].removeprefix('g')}"]
 
     # What a test waits for.
@@ -208,7 +208,7 @@ class System:
 
         async def turn() -> Turn | None:
             with suppress(LogUnavailable):
-                found = await self.log.turn(key)
+                found = await self.log.read_turn(key)
                 return found if found.end is not None else None
             return None
 

@@ -61,4 +61,4 @@ class Writer:
     async def end(self, outcome: Outcome = "completed", error: Failure | None = None) -> Seq:
         if outcome == "completed":
             await self.hear(*turn_builder.closing(5))
-        return await self.store(build_end(await self.log.turn(self.key), outcome, error))
+        return await self.store(build_end(await self.log.read_turn(self.key), outcome, error))

@@ -59,7 +59,7 @@ class BatchSystem(OwnSystem):
         return children(self.tenant, batch)
 
     async def turn(self, batch: dict[str, Any]) -> Turn:
-        return await self.log.turn(key_of(self.tenant, batch))
+        return await self.log.read_turn(key_of(self.tenant, batch))
 
     async def batch_ended(self, batch: dict[str, Any]) -> Turn:
         """Returns the batch's turn when it has ended."""
@@ -67,7 +67,7 @@ class BatchSystem(OwnSystem):
 
     async def money(self, key: TurnKey) -> Reservation:
         """Returns the money that is reserved for a turn."""
-        stored = (await self.log.turn(key)).request
+        stored = (await self.log.read_turn(key)).request
         assert stored is not None
         return next(hold for hold in stored.holds or () if hold.unit == "nusd")
 
@@ -146,7 +146,7 @@ async def test_after_killing_every_process_no_input_runs_twice(own: BatchSystem,
         await asyncio.gather(*(stack.enter_async_context(generator) for generator in generators))
 
         async def has_done(done: int) -> bool:
-            progress = (await log.turn(key)).progress
+            progress = (await log.read_turn(key)).progress
             return progress is not None and progress.done + progress.failed >= done
 
         await until(lambda: has_done(10), 30)
@@ -180,7 +180,7 @@ async def test_a_live_turn_does_not_wait_behind_a_batch(own: BatchSystem) -> Non
             message = f"#sim {FAST} tag=live{number}"
             turn = (await own.gateway.client.post("/v1/turns", json={"message": message})).json()["turn"]
             assert (await own.ended(TurnKey(own.tenant, turn))).text == words(2, f"live{number}")
-        begun = [await own.log.is_known(child) for child in own.turns(batch)[:70]]
+        begun = [await own.log.has_turn(child) for child in own.turns(batch)[:70]]
         assert begun.count(True) == 2
         assert (await own.turn(batch)).progress is None
 
@@ -210,8 +210,8 @@ async def test_a_batch_that_is_cancelled_without_a_generator_leaves_nothing_runn
     await own.gateway.client.post(batch["links"]["cancel"])
     async with own.working():
         await own.acknowledged()
-    known = [child for child in own.turns(batch) if await own.log.is_known(child)]
-    assert {(await own.log.turn(child)).outcome for child in known} == {"cancelled"}
+    known = [child for child in own.turns(batch) if await own.log.has_turn(child)]
+    assert {(await own.log.read_turn(child)).outcome for child in known} == {"cancelled"}
     assert (await stats(own.claude))["streams_open"] == 0
 
 
@@ -233,7 +233,7 @@ async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(lim
         assert await counters.add(held.subject, 0) == 3 * held.amount > 0
         await limited.gateway.client.post(batch["links"]["cancel"])
         await limited.acknowledged()
-    ends = [(await limited.log.turn(key)).end for key in limited.turns(batch)[:2]]
+    ends = [(await limited.log.read_turn(key)).end for key in limited.turns(batch)[:2]]
     used = sum(end.cost_nano_usd for end in ends if end is not None)
     assert await counters.add(held.subject, 0) == used < held.amount
     assert (await limited.gateway.client.post("/v1/turns", json=another)).status_code == 202
@@ -247,14 +247,14 @@ async def test_a_deleted_batch_returns_its_reservations_without_a_generator(
     first = limited.turns(batch)[0]
     # The first turn has ended by then, and is not settled.
     assert await limited.kill_generator_after(11)
-    end = (await limited.log.turn(first)).end
+    end = (await limited.log.read_turn(first)).end
     assert end is not None
     subject, counters = (await limited.money(first)).subject, Counters(limited.connection)
     assert await counters.add(subject, 0) > end.cost_nano_usd > 0
     async with processes.persistence(tmp_path, limited.server.url):
         gone = await limited.gateway.client.delete(f"/v1/turns/{batch['batch']}")
     assert gone.status_code == 200, gone.text
-    assert not await limited.log.is_known(first)
+    assert not await limited.log.has_turn(first)
     assert await counters.add(subject, 0) == end.cost_nano_usd
     # Both of its slots are free.
     stored = (await limited.turn(await post_batch(limited.gateway, inputs(2), parallel=2))).request
@@ -268,7 +268,7 @@ async def test_a_reservation_is_returned_or_settled_once(limited: BatchSystem, t
     batch = await post_batch(limited.gateway, inputs(30, "words=2 rate=0 wait=0.2"), parallel=2)
     first = limited.turns(batch)[0]
     async with processes.persistence(tmp_path, limited.server.url), limited.working():
-        await until(lambda: limited.log.is_known(first))
+        await until(lambda: limited.log.has_turn(first))
         end = (await limited.ended(first)).end
         assert end is not None
         subject = (await limited.money(first)).subject
@@ -417,14 +417,14 @@ async def test_deleted_turns_of_a_running_batch_stay_deleted(
 ) -> None:
     batch = await post_batch(gateway, inputs(30, "words=2 rate=0 wait=0.5"), parallel=2)
     first, *others = children(tenant, batch)
-    await until(lambda: system_log.is_known(first))
+    await until(lambda: system_log.has_turn(first))
     await ended(system_log, first)
     assert (await gateway.client.delete(f"/v1/turns/{first.turn}")).status_code == 200
-    assert not await system_log.is_known(first)
+    assert not await system_log.has_turn(first)
     gone = await gateway.client.delete(f"/v1/turns/{batch['batch']}")
     assert gone.status_code == 200, gone.text
     for key in (key_of(tenant, batch), first, *others):
-        assert not await system_log.is_known(key)
+        assert not await system_log.has_turn(key)
         assert (await gateway.client.get(f"/v1/turns/{key.turn}")).status_code == 404
     assert (await gateway.client.get(batch["links"]["self"])).status_code == 404
 
@@ -435,12 +435,12 @@ async def test_a_takeover_does_not_run_deleted_inputs(own: BatchSystem) -> None:
     batch = await post_batch(own.gateway, inputs(4), parallel=1)
     first = own.turns(batch)[0]
     assert await own.kill_generator_after(12)
-    assert (await own.log.turn(first)).end is not None
+    assert (await own.log.read_turn(first)).end is not None
     await own.log.purge(first)
     await Tombstones(own.connection).put([first])
     async with own.working():
         progress = (await own.batch_ended(batch)).progress
-    assert not await own.log.is_known(first)
+    assert not await own.log.has_turn(first)
     assert progress is not None
     assert (progress.done, progress.failed) == (3, 1)
 

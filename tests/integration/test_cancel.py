@@ -89,7 +89,7 @@ class CancelSystem(OwnSystem):
         return len(stored) >= count or isinstance(stored[-1].entry, End)
 
     async def has_words(self, key: TurnKey, count: int) -> bool:
-        return len((await self.log.turn(key)).text.split()) >= count
+        return len((await self.log.read_turn(key)).text.split()) >= count
 
     async def _record(self, key: TurnKey) -> TurnRecord | None:
         # Persistence refuses while it is behind, or NATS has just come back.
@@ -109,7 +109,7 @@ class CancelSystem(OwnSystem):
         assert connected.over == "ended"
         shown = (await self.gateways[1].client.get(f"/v1/turns/{key.turn}")).json()
         assert [(answer.status_code, answer.json()) for answer in answers] == [(200, shown)] * len(answers)
-        return await self.log.turn(key)
+        return await self.log.read_turn(key)
 
 
 @pytest.fixture

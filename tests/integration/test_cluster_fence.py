@@ -66,7 +66,7 @@ class Contest:
         while rounds > 0 or not stop.is_set():
             rounds -= 1
             chain = await self.round(chain, [says(chain, f" {name}{chain.last}") for name in "ab"])
-        turn = await log.turn(self.key)
+        turn = await log.read_turn(self.key)
         await self.round(chain, [build_end(turn, "completed"), build_end(turn, "cancelled")])
 
     async def round(self, chain: Chain, rivals: list[Entry]) -> Chain:
@@ -119,7 +119,7 @@ async def test_exactly_one_of_two_writers_wins_each_position(
             await cluster.step_down()
         stop.set()
     for contest in contests:
-        turns = [await TurnLog(connection).turn(contest.key) for connection in connections]
+        turns = [await TurnLog(connection).read_turn(contest.key) for connection in connections]
         assert all(turn == turns[0] for turn in turns)
         async with aclosing(TurnLog(connections[2]).follow(contest.key)) as follower:
             stored = [one async for some in follower for one in some]

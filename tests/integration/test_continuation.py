@@ -33,7 +33,7 @@ async def test_repeated_words_at_a_continuation_are_removed(
     history = await readers.history(own.log, key, readers.reader("reader", key, received))
     assert (turn.text, turn.outcome, turn.attempt) == (words(40), "completed", 3)
     assert history.readers[0].received == Story(words(40), turn.usage, "completed")
-    entries = [stored.entry for stored in await own.log.replay(key)]
+    entries = [stored.entry for stored in await own.log.read_entries(key)]
     left_out = [entry.left_out for entry in entries if isinstance(entry, Event) and entry.left_out]
     assert left_out == [len(words(5))] * 2
     assert repetitions() == before + 2
@@ -46,7 +46,7 @@ async def test_the_time_limit_of_a_turn_includes_the_time_of_killed_generators(o
     key = await own.ask("words=500 rate=20")
     # More than half a second of the answer, one word an entry.
     assert await own.killed_after(16)
-    interrupted = await own.log.turn(key)
+    interrupted = await own.log.read_turn(key)
     assert interrupted.worked_s >= 0.5
     calls = await own.calls()
     async with own.working(deadline_s=0.5):

@@ -47,7 +47,7 @@ class Sessions:
                     break
 
     async def request(self, turn: TurnId) -> Request:
-        request = (await self._log.turn(TurnKey(self._tenant, turn))).request
+        request = (await self._log.read_turn(TurnKey(self._tenant, turn))).request
         assert request is not None
         return request
 
@@ -183,10 +183,10 @@ async def test_a_turn_that_fails_before_its_first_event_has_an_http_status(
     writer = Writer(log, TurnKey(tenant, claim.turn))
 
     async def is_stored() -> bool:
-        return bool(await log.replay(writer.key))
+        return bool(await log.read_entries(writer.key))
 
     await until(is_stored)
-    writer.chain = (await log.turn(writer.key)).chain
+    writer.chain = (await log.read_turn(writer.key)).chain
     await writer.end("failed", failure)
     answer = await waiting
     error = answer.json()["error"]

@@ -265,7 +265,7 @@ async def no_generator(loaded: Loaded) -> AsyncGenerator[None]:
     await writer.ask()
     await writer.begin("Light scatters.")
     await writer.hear(*turn_builder.closing(5))
-    end = build_end(await writer.log.turn(writer.key), "completed")
+    end = build_end(await writer.log.read_turn(writer.key), "completed")
     await writer.store(msgspec.structs.replace(end, text_sha256="0" * 64))
     async with loaded.again(1, lambda: loaded.post("words=2 rate=0")):
         yield

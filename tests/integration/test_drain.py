@@ -107,7 +107,7 @@ async def test_a_turn_that_was_stored_before_the_drain_is_answered_with_200(
     async with in_process(nats_url, connection, tenant, draining, accept="text/event-stream") as client:
         answer = await client.post("/v1/turns", json={"message": "hi"})
     assert answer.status_code == 200
-    assert (await log.turn(TurnKey(tenant, TurnId(answer.headers["tailrace-turn"])))).request is not None
+    assert (await log.read_turn(TurnKey(tenant, TurnId(answer.headers["tailrace-turn"])))).request is not None
 
 
 @pytest.mark.parametrize("is_stalled", [False, True], ids=["idle connection", "stalled reader"])

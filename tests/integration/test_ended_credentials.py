@@ -218,11 +218,11 @@ async def test_a_stream_ends_when_its_jwt_or_access_token_expires_and_resumes_wi
         await stream.until(TEXT.encode())
     for rest in await asyncio.gather(*(stream.rest() for stream in streams)):
         assert rest.endswith(LAST_CHUNK)
-    last = {"last-event-id": str((await own_log.turn(turn)).chain.last)}
+    last = {"last-event-id": str((await own_log.read_turn(turn)).chain.last)}
     assert (await gateway.client.get(events(turn), headers=bearer(access) | last)).status_code == 401
     assert await statuses(gateway, requests) == [401, 401]
     writer = Writer(own_log, turn)
-    writer.chain = (await own_log.turn(turn)).chain
+    writer.chain = (await own_log.read_turn(turn)).chain
     await writer.say("the rest")
     await writer.end()
     following = signer.sign(Access(key=api_key.record.id, until=until_s + 60))
@@ -269,7 +269,7 @@ async def test_on_disconnect_cancel_applies_when_the_credential_ends(
     await stream.rest()
 
     async def is_cancelled() -> bool:
-        return (await own_log.turn(key)).outcome == "cancelled"
+        return (await own_log.read_turn(key)).outcome == "cancelled"
 
     await until(is_cancelled)
 

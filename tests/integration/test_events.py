@@ -102,7 +102,7 @@ async def test_fifty_readers_and_every_dialect_get_one_story(
     seen = await asyncio.gather(*(read(gateway.client, key.turn) for _ in range(50)))
     await verify(system_log, key, [reader(f"{number}", key, one) for number, one in enumerate(seen)])
     assert {one.frames for one in seen} == {seen[0].frames}
-    folded = await system_log.turn(key)
+    folded = await system_log.read_turn(key)
     assert story_of(frame.sent for frame in seen[0].frames) == Story(folded.text, folded.usage, "completed")
     record = (await gateway.client.get(f"/v1/turns/{key.turn}")).json()
     text = (await gateway.client.get(url_of(key, "text"))).text
@@ -192,7 +192,7 @@ async def test_heartbeats_fill_silence_and_have_no_id(
     if heartbeat:
         events = EventStream().feed(received)
         ids = [event.id for event in events if event.id is not None]
-        assert set(ids) <= {one.seq for one in await log.replay(writer.key)}
+        assert set(ids) <= {one.seq for one in await log.read_entries(writer.key)}
         assert all(first < second for first, second in pairwise(ids))
         # Of several events of one entry only the last has the id.
         assert {event.event for event in events if event.id is None} <= {"ping", "message_delta"}

@@ -79,7 +79,7 @@ async def test_a_reader_gets_heartbeats_while_a_generator_waits_to_retry(
             events = [event async for received in response.aiter_raw() for event in stream.feed(received)]
     assert len(stream.comments) > 5
     assert any('"delta"' in event.data for event in events)
-    assert ((await own.log.turn(key)).text, await own.calls()) == (words(9), 2)
+    assert ((await own.log.read_turn(key)).text, await own.calls()) == (words(9), 2)
 
 
 @pytest.mark.rule("F23")
@@ -105,7 +105,7 @@ async def test_a_request_that_kills_its_generators_fails_after_attempts_max(own:
     for number in range(1, 4):
         other = await own.ask(f"words=3 rate=0 tag=x{number}")
         assert await killed_by("poison", own.server.url, own.claude)
-        assert (await own.log.turn(other)).outcome == "completed"
+        assert (await own.log.read_turn(other)).outcome == "completed"
         assert len(await own.attempts(key)) == number
 
     def failures() -> float:

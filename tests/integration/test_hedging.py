@@ -142,7 +142,7 @@ async def test_a_hedge_overtakes_a_late_first_token(
             return await own.aborted() == 1
 
         await until(is_closed)
-        running = await own.log.turn(key)
+        running = await own.log.read_turn(key)
         assert (running.end, running.hedges) == (None, 1)
         turn = await own.settled(key)
         seen = readers.reader("reader", key, await reading)
@@ -328,7 +328,7 @@ async def test_a_frozen_loser_that_wakes_up_writes_and_acknowledges_nothing(pair
     freeze(first)
 
     async def is_overtaken() -> bool:
-        return (await pair.own.log.turn(key)).hedges == 1
+        return (await pair.own.log.read_turn(key)).hedges == 1
 
     await until(is_overtaken)
     first.signal(SIGCONT)
@@ -375,7 +375,7 @@ class LateTurn:
         await self.append(turn_builder.attempt(self.chain))
 
     async def is_unchanged(self) -> bool:
-        return (await self.log.turn(self.key)).chain == self.chain
+        return (await self.log.read_turn(self.key)).chain == self.chain
 
 
 @pytest.fixture
@@ -384,7 +384,7 @@ async def late_turn(own_connection: Connection, own_log: TurnLog) -> LateTurn:
     await shorten_lease(own_connection, 60)
     key = await ask(own_log, f"words=5 rate=0 {FIRST_CALL_SILENT}")
     (delivery,) = await until((await Deliveries.open(own_connection, GENERATORS)).next)
-    chain = (await own_log.turn(key)).chain
+    chain = (await own_log.read_turn(key)).chain
     chain = await own_log.append(key, chain, turn_builder.attempt(chain))
     return LateTurn(own_log, key, chain, delivery.lease)
 

@@ -152,7 +152,7 @@ async def test_a_takeover_sends_the_image_again(
     key = TurnKey(tenant, TurnId((await own_gateway.client.post("/v1/turns", json=body)).json()["turn"]))
 
     async def has_begun() -> bool:
-        return len((await own_log.turn(key)).text) > 100
+        return len((await own_log.read_turn(key)).text) > 100
 
     async with processes.generator(tmp_path, own_server.url, claude) as first:
         await until(has_begun)

@@ -60,7 +60,7 @@ async def test_an_acknowledged_request_is_not_delivered_again(
     key = await ask(log, tenant)
     delivery = await one(deliveries)
     assert (delivery.key, delivery.kind, delivery.times) == (key, "request", 1)
-    assert (delivery.seq, delivery.ack_wait_s) == ((await log.turn(key)).tail, ACK_WAIT_S)
+    assert (delivery.seq, delivery.ack_wait_s) == ((await log.read_turn(key)).tail, ACK_WAIT_S)
     assert (await deliveries.backlog()).leased == 1
     await delivery.ack()
     await until(deliveries.is_drained)
@@ -131,9 +131,9 @@ async def test_an_acknowledgement_of_an_old_holder_ends_the_lease_of_the_new_one
 async def test_persistence_gets_requests_and_ends_only(connection: Connection, log: TurnLog, tenant: Tenant) -> None:
     recorder = await Deliveries.open(connection, PERSISTENCE)
     key = await ask(log, tenant)
-    turn = await log.turn(key)
+    turn = await log.read_turn(key)
     chain = await log.append(key, turn.chain, attempt(turn.chain))
-    await log.append(key, chain, build_end(await log.turn(key), "failed"))
+    await log.append(key, chain, build_end(await log.read_turn(key), "failed"))
     delivered: list[Delivery] = []
     while len(delivered) < 2:
         delivered += await recorder.next(most=10)

@@ -105,7 +105,7 @@ async def spent_nano_usd(connection: Connection, tenant: Tenant) -> int:
 
 
 async def money_reservation(log: TurnLog, key: TurnKey) -> Reservation:
-    stored = (await log.turn(key)).request
+    stored = (await log.read_turn(key)).request
     assert stored is not None
     return next(hold for hold in stored.holds or () if hold.unit == "nusd")
 
@@ -293,7 +293,9 @@ async def test_a_takeover_is_settled_once_with_the_usage_of_both_calls(
     assert turn.end is not None
     assert (turn.outcome, turn.attempt) == ("completed", 2)
     stored = [
-        events.decode(one.entry.event) for one in await own.log.replay(key) if isinstance(one.entry, entries.Event)
+        events.decode(one.entry.event)
+        for one in await own.log.read_entries(key)
+        if isinstance(one.entry, entries.Event)
     ]
     prompts = [one.message.usage.input_tokens or 0 for one in stored if isinstance(one, events.MessageStart)]
     assert (len(prompts), turn.end.usage.input_tokens) == (2, sum(prompts))
@@ -364,7 +366,7 @@ async def test_a_deleted_turn_is_settled_without_a_generator_unless_it_is_old(
         for key in (old, None):
             settled = key or await post()
             await gateway.client.post(f"/v1/turns/{settled.turn}/cancel")
-            await Settlement(counters, Slots(own_connection)).settle(settled, await own_log.turn(settled))
+            await Settlement(counters, Slots(own_connection)).settle(settled, await own_log.read_turn(settled))
         assert await counters.add(subject, 0) == 0
         await own_server.stop()
         await own_server.start()

@@ -66,7 +66,7 @@ class MessageBatchSystem(OwnSystem):
         """Returns Anthropic's id of the batch once the log has it."""
 
         async def message_batch() -> str | None:
-            progress = (await self.log.turn(key_of(self.tenant, batch))).progress
+            progress = (await self.log.read_turn(key_of(self.tenant, batch))).progress
             return progress.message_batch if progress is not None else None
 
         return await until(message_batch) or ""
@@ -155,16 +155,16 @@ FOREIGN: Any = {
 
 async def assert_answered_once(own: MessageBatchSystem, batch: Batch) -> None:
     """Every input has exactly one turn with one attempt, and its result."""
-    turn = await own.log.turn(key_of(own.tenant, batch))
+    turn = await own.log.read_turn(key_of(own.tenant, batch))
     assert (turn.outcome, turn.skipped) == ("completed", 0)
     assert turn.progress is not None
     assert (turn.progress.done, turn.progress.failed) == (batch["of"], 0)
     lines = await results(own.gateway, batch)
     assert [line["text"] for line in lines] == [words(2, f"b{number}x") for number in range(batch["of"])]
     for child in children(own.tenant, batch):
-        stored = [type(one.entry) for one in await own.log.replay(child)]
+        stored = [type(one.entry) for one in await own.log.read_entries(child)]
         assert (stored.count(Request), stored.count(Attempt)) == (1, 1)
-        assert (await own.log.turn(child)).usage.output_tokens == 2
+        assert (await own.log.read_turn(child)).usage.output_tokens == 2
 
 
 @pytest.mark.rule("R67")
@@ -187,7 +187,7 @@ async def test_a_batch_costs_half_the_price(own: MessageBatchSystem) -> None:
     assert record["message_batch"].startswith("msgbatch_")
     assert record["cost_usd"] == pytest.approx(sum(line["cost_usd"] for line in lines))
     for child in children(own.tenant, cheap):
-        turn = await own.log.turn(child)
+        turn = await own.log.read_turn(child)
         assert (turn.outcome, turn.skipped, turn.attempt, turn.backend) == ("completed", 0, 1, "message_batches")
         stream = await own.gateway.client.get(f"/v1/turns/{child.turn}/events?dialect=text")
         assert stream.text == turn.text
@@ -269,7 +269,7 @@ async def test_a_message_batch_of_another_program_is_not_adopted(own: MessageBat
     async with own.working():
 
         async def is_taken_over() -> bool:
-            return (await own.log.turn(key_of(own.tenant, batch))).attempt == 2
+            return (await own.log.read_turn(key_of(own.tenant, batch))).attempt == 2
 
         await until(is_taken_over)
         assert await own.paid() == (1, 0)
@@ -328,14 +328,14 @@ async def test_limits_are_reserved_and_settled_at_half_the_price(
     gateway = await new_gateway(own.server.url, limits_key="usd_day=5, running=2")
     limited = replace(own, gateway=gateway)
     batch = await limited.create(QUICK_AND_NEVER, parallel=8)
-    request = (await own.log.turn(key_of(own.tenant, batch))).request
+    request = (await own.log.read_turn(key_of(own.tenant, batch))).request
     assert request is not None
     assert [hold.unit for hold in request.holds or ()] == ["slot"]
     async with own.working():
         await limited.submitted(batch)
         await gateway.client.post(batch["links"]["cancel"])
         await own.acknowledged()
-    answered = await own.log.turn(children(own.tenant, batch)[0])
+    answered = await own.log.read_turn(children(own.tenant, batch)[0])
     assert answered.request is not None
     assert answered.end is not None
     held = next(hold for hold in answered.request.holds or () if hold.unit == "nusd")
@@ -467,11 +467,11 @@ async def test_a_batch_is_not_deleted_while_no_generator_can_cancel_it(own: Mess
         name = await own.submitted(batch)
         refused = await own.delete(batch)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "generators_unavailable")
-        assert await own.log.is_known(key)
+        assert await own.log.has_turn(key)
         async with own.working():
             deleted = await own.delete(batch)
     assert deleted.status_code == 200, deleted.text
-    assert not await own.log.is_known(key)
+    assert not await own.log.has_turn(key)
     assert (await own.api.messages.batches.retrieve(name)).cancel_initiated_at is not None
 
 
@@ -491,7 +491,7 @@ async def test_deleting_a_batch_does_not_release_its_reserved_cost(
     gateway = await new_gateway(own.server.url, limits_key="usd_day=5")
     limited = replace(own, gateway=gateway)
     batch = await limited.create(numbered(*inputs(2), *inputs(1, NEVER)))
-    request = (await own.log.turn(key_of(own.tenant, batch))).request
+    request = (await own.log.read_turn(key_of(own.tenant, batch))).request
     assert request is not None
     assert request.batch is not None
     blob = Blob(request.batch.sha256, request.batch.bytes)
@@ -539,12 +539,12 @@ async def test_a_deleted_turn_of_a_batch_is_not_written_again(own: MessageBatchS
     (child,) = children(own.tenant, batch)
     # The attempt, the id, and the eight entries of the only turn.
     await own.batch_killed_after(10)
-    assert (await own.log.turn(child)).outcome == "completed"
+    assert (await own.log.read_turn(child)).outcome == "completed"
     await own.log.purge(child)
     await Tombstones(own.connection).put([child])
     async with own.working():
         turn = await own.batch_ended(batch)
-    assert not await own.log.is_known(child)
+    assert not await own.log.has_turn(child)
     assert turn.progress is not None
     assert (turn.outcome, turn.progress.done, turn.progress.failed) == ("completed", 0, 1)
 

@@ -93,7 +93,7 @@ async def test_request_after_a_cancelled_turn_is_a_new_turn(
             assert b"the turn was cancelled" in await answer.aread()
     assert len(set(turns)) == TURNS_MAX
     assert turns[-1] == turns[-2]
-    request = (await system_log.turn(TurnKey(tenant, TurnId(turns[0])))).request
+    request = (await system_log.read_turn(TurnKey(tenant, TurnId(turns[0])))).request
     assert request is not None
     assert request.on_disconnect == "grace:60"
 

@@ -273,7 +273,7 @@ async def test_a_gateway_does_not_accept_a_key_or_an_end_that_another_gateway_fo
     await ApiKeyStore(gateway).watch(receive)
     writer = Writer(TurnLog(root), key)
     await writer.ask()
-    forged_end = build_end(await writer.log.turn(key), "cancelled")
+    forged_end = build_end(await writer.log.read_turn(key), "cancelled")
     async with aclosing(TurnLog(gateway).follow(key)) as entries:
         await anext(entries)
         await forger.subscribe("readers.acme.x", reply)

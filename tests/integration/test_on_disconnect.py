@@ -140,4 +140,4 @@ async def test_a_draining_gateway_does_not_wait_for_a_grace_period(
     await read(gateway.client, key.turn, most=1)
     await until_unread(log, key)
     await asyncio.wait_for(gateway.stop(), 2)
-    assert (await log.turn(key)).end is None
+    assert (await log.read_turn(key)).end is None

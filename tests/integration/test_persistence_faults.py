@@ -328,7 +328,7 @@ async def assert_complete(nats_url: str, database: Path, log: TurnLog, keys: lis
     async with Persistence(nats_url, database) as persistence:
         for key in keys:
             record = await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)
-            assert record == record_from_fold(key, await log.turn(key))
+            assert record == record_from_fold(key, await log.read_turn(key))
 
 
 @pytest.mark.rule("R27")

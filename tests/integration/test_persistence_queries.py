@@ -101,7 +101,7 @@ async def test_a_query_sees_every_entry_that_was_acknowledged_before(
             await writer.begin("Light")
             await writer.end()
             record = await persistence.ask(OURS, "turn", query, TurnRecord)
-            assert record == record_from_fold(writer.key, await own_log.turn(writer.key))
+            assert record == record_from_fold(writer.key, await own_log.read_turn(writer.key))
     finally:
         for task in writing:
             task.cancel()
@@ -211,7 +211,7 @@ async def test_the_context_of_a_follow_up_is_its_branch(persistence: Persistence
 
     running = await ask(own_log, session=SESSION, parent=root.turn)
     last = await persistence.ask(OURS, "last", GetLastTurn(SESSION), TurnRecord)
-    assert last == record_from_fold(running.key, await own_log.turn(running.key))
+    assert last == record_from_fold(running.key, await own_log.read_turn(running.key))
     for query in (GetContext(session=SESSION), GetContext(parent=running.key.turn)):
         assert await refusal(persistence, OURS, "context", query) == "session_busy"
     assert (await context(parent=root.turn)).parent == root.turn

@@ -85,7 +85,7 @@ def rows(database: Path) -> list[TurnRow]:
 
 async def folds(log: TurnLog, keys: Sequence[TurnKey]) -> list[TurnRow]:
     """Returns the rows that the log implies."""
-    return [build_row(key, await log.turn(key)) for key in sorted(keys)]
+    return [build_row(key, await log.read_turn(key)) for key in sorted(keys)]
 
 
 def recorder(log: TurnLog, deliveries: Deliveries, store: Store, batch_max: int = 100) -> Recorder:
@@ -257,10 +257,10 @@ async def test_a_turn_that_the_process_has_no_memory_for_is_recorded_later(
     failures = [MemoryError]
 
     class LogWithoutMemory(TurnLog):
-        async def turn_upto(self, key: TurnKey, reached: Seq) -> Turn:
+        async def read_turn_upto(self, key: TurnKey, reached: Seq) -> Turn:
             if failures:
                 raise failures.pop()
-            return await super().turn_upto(key, reached)
+            return await super().read_turn_upto(key, reached)
 
     assert await record(LogWithoutMemory(own_connection), deliveries, database) == await folds(own_log, [key])
 
@@ -293,19 +293,19 @@ async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
     purged, unfoldable = await write(own_log, "purged"), await write(own_log, "unfoldable")
     for writer, wrong in ((mismatch, {"text_chars": 4}), (expensive, {"cost_nano_usd": 2**63})):
         await writer.open("Light")
-        end = build_end(await own_log.turn(writer.key), "completed")
+        end = build_end(await own_log.read_turn(writer.key), "completed")
         await writer.store(msgspec.structs.replace(end, **wrong))
     unstored = new_writer(own_log)
     await unstored.ask(store=False)
     await unstored.begin("Light")
-    end = build_end(await own_log.turn(unstored.key), "completed")
+    end = build_end(await own_log.read_turn(unstored.key), "completed")
     await unstored.store(msgspec.structs.replace(end, cost_nano_usd=2**63))
     good = await write(own_log, "scatters")
     await own_connection.jetstream.purge_stream(STREAM, subject=subjects.entry(purged, "request"))
 
     class BrokenLog(TurnLog):
-        async def turn_upto(self, key: TurnKey, reached: Seq) -> Turn:
-            return await super().turn_upto(key, reached) if key != unfoldable else 1 / 0  # type: ignore[return-value]
+        async def read_turn_upto(self, key: TurnKey, reached: Seq) -> Turn:
+            return await super().read_turn_upto(key, reached) if key != unfoldable else 1 / 0  # type: ignore[return-value]
 
     found = await record(BrokenLog(own_connection), deliveries, database)
     assert found == await folds(own_log, [mismatch.key, good])
@@ -325,9 +325,9 @@ async def test_a_turn_with_store_false_is_erased_although_another_cannot_be_and_
         stuck: TurnKey | None = None
         looked_at: ClassVar[set[TurnKey]] = set()
 
-        async def turn(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+        async def read_turn(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
             self.looked_at.add(key)
-            return await super().turn(key, known)
+            return await super().read_turn(key, known)
 
         async def erase(self, key: TurnKey, upto: Seq | None = None) -> int:
             if key == self.stuck:
@@ -357,7 +357,7 @@ async def test_a_turn_with_store_false_is_erased_although_another_cannot_be_and_
         return REGISTRY.get_sample_value("tailrace_persistence_unstored_due")
 
     async def is_erased() -> bool:
-        return due() == 1 and not await log.is_known(erased)
+        return due() == 1 and not await log.has_turn(erased)
 
     async with opened(database) as store:
         for key in (stuck, erased):
@@ -375,7 +375,7 @@ async def test_a_turn_with_store_false_is_erased_although_another_cannot_be_and_
                 await until(is_erased)
                 log.stuck = None
                 await until(lambda: due() == 0)
-        assert not await log.is_known(stuck)
+        assert not await log.has_turn(stuck)
         today = datetime.now(UTC).date()
         usage = await store.usage(OURS, "day", today - timedelta(days=1), today, "", 9)
     assert sum(day.turns for day in usage) == 3

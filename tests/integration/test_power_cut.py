@@ -81,7 +81,7 @@ async def lost(url: str, entries: Sequence[tuple[TurnKey, Seq]]) -> int:
 
         try:
             await until(is_back, BACK_S_MAX)
-            there = {(key, stored.seq) for key in {key for key, _ in entries} for stored in await log.replay(key)}
+            there = {(key, stored.seq) for key in {key for key, _ in entries} for stored in await log.read_entries(key)}
         except (AssertionError, LogError):
             there = set()
         return len(set(entries) - there)

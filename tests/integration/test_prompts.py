@@ -40,7 +40,7 @@ async def test_a_turn_stores_the_rendered_prompt(prompting: Gateway, system_log:
     await read(prompting.client, turn)
     answer = (await prompting.client.get(f"/v1/turns/{turn}")).json()
     assert answer["text"] == "w000000 w000001 w000002"
-    folded = await system_log.turn(TurnKey(tenant, turn))
+    folded = await system_log.read_turn(TurnKey(tenant, turn))
     assert folded.request is not None
     assert folded.request.system == "Be brief."
     assert folded.request.messages[0].content == "#sim words=3 rate=0"
@@ -87,7 +87,7 @@ async def test_a_batch_stores_the_rendered_prompt_of_each_input(
     await ended(system_log, TurnKey(tenant, batch["batch"]))
     lines = [msgspec.json.decode(line) for line in (await prompting.client.get(batch["links"]["results"])).iter_lines()]
     assert [line["text"] for line in lines] == [words(n) for n in range(1, 4)]
-    first = (await system_log.turn(TurnKey(tenant, lines[0]["turn"]))).request
+    first = (await system_log.read_turn(TurnKey(tenant, lines[0]["turn"]))).request
     assert first is not None
     assert (first.system, first.messages[0].content) == ("Be brief.", "#sim words=1 rate=0")
 

@@ -192,7 +192,7 @@ async def test_readers_resume_through_the_proxy_while_both_gateways_are_restarte
     finally:
         for reader in readers:
             reader.cancel()
-    assert (await system.log.turn(TurnKey(Tenant("local"), TurnId(turn)))).end is not None
+    assert (await system.log.read_turn(TurnKey(Tenant("local"), TurnId(turn)))).end is not None
 
 
 async def have_readers(system: System, count: int) -> bool:

@@ -20,13 +20,13 @@ async def test_a_purged_turn_is_unknown_and_other_turns_are_unchanged(log: TurnL
     for writer in (purged, other):
         await writer.open("Light ", "scatters.")
         await writer.end()
-    before = await log.replay(other.key)
+    before = await log.read_entries(other.key)
     for _ in range(2):
         await log.purge(key)
-        assert await log.replay(key) == []
+        assert await log.read_entries(key) == []
         with pytest.raises(TurnUnknown):
-            await log.turn(key)
-    assert [stored.seq for stored in await log.replay(other.key)] == [stored.seq for stored in before]
+            await log.read_turn(key)
+    assert [stored.seq for stored in await log.read_entries(other.key)] == [stored.seq for stored in before]
 
 
 @pytest.mark.rule("R109")
@@ -40,9 +40,9 @@ async def test_an_erasure_with_upto_spares_the_run_that_begins_after_it(log: Tur
     upto = await log.newest_seq()
     await log.purge(key)
     await begin()
-    entries = await log.replay(key)
+    entries = await log.read_entries(key)
     assert await log.erase(key, upto) == 0
-    assert await log.replay(key) == entries
+    assert await log.read_entries(key) == entries
     assert await log.erase(key) == len(entries)
 
 
@@ -55,7 +55,7 @@ async def test_the_writer_of_a_purged_turn_fails_at_once(log: TurnLog, key: Turn
     async with asyncio.timeout(2):
         with pytest.raises(TurnUnknown):
             await log.append(key, writer.chain, says(writer.chain, " scatters."))
-    assert await log.replay(key) == []
+    assert await log.read_entries(key) == []
 
 
 @pytest.mark.rule("R35")
@@ -108,7 +108,7 @@ async def test_the_generator_of_a_purged_turn_closes_its_call(own: OwnSystem) ->
         await own.open_streams(0)
         assert await own.calls() == 1
         await own.acknowledged()
-    assert await own.log.replay(key) == []
+    assert await own.log.read_entries(key) == []
 
 
 async def test_without_a_server_nothing_is_purged(own: OwnSystem, key: TurnKey) -> None:
@@ -136,9 +136,9 @@ async def test_a_tombstone_is_neither_a_claim_nor_an_entry(connection: Connectio
     """It shares a bucket with claims and the id with entries."""
     await Tombstones(connection).put([key])
     assert await Claims(connection).find(key.tenant, f"deleted.{key.tenant}.{key.turn}") is None
-    assert await log.replay(key) == []
+    assert await log.read_entries(key) == []
     await Writer(log, key).ask()
-    assert len(await log.replay(key)) == 1
+    assert len(await log.read_entries(key)) == 1
 
 
 async def test_a_thousand_tombstones_are_put_at_once(connection: Connection, tenant: Tenant) -> None:

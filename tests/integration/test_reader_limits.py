@@ -241,7 +241,7 @@ async def test_a_reader_whose_stream_was_closed_for_its_age_has_not_left(
     await writer.begin("a")
 
     async def is_cancelled() -> bool:
-        return (await writer.log.turn(writer.key)).outcome == "cancelled"
+        return (await writer.log.read_turn(writer.key)).outcome == "cancelled"
 
     first = await read(gateway.client, writer.key.turn)
     with pytest.raises(AssertionError, match="not within"):

@@ -149,7 +149,7 @@ async def test_turns_use_the_model_and_system_prompt_of_their_session(
         {"parent": None},
     ):
         turn = (await post_until_ended(gateway, session="rivers", **given))["turn"]
-        request = (await system_log.turn(TurnKey(tenant, turn))).request
+        request = (await system_log.read_turn(TurnKey(tenant, turn))).request
         assert request is not None
         found.append((request.model, request.system, request.parent is None))
     inherited = (own["model"], own["system_prompt"])

@@ -63,10 +63,10 @@ async def test_a_turn_whose_generator_is_killed_is_finished(own: OwnSystem, line
         async with asyncio.timeout(10):
             seen = await following
         await own.acknowledged()
-        turn = await own.log.turn(key)
+        turn = await own.log.read_turn(key)
         whole = await own.answer(line)
     assert fold(seen) == turn
-    assert [stored.seq for stored in seen] == [stored.seq for stored in await own.log.replay(key)]
+    assert [stored.seq for stored in seen] == [stored.seq for stored in await own.log.read_entries(key)]
     assert (turn.attempt, whole.attempt, await own.calls()) == (2, 1, 3)
     assert (turn.outcome, turn.stop, turn.blocks) == (whole.outcome, whole.stop, whole.blocks)
 
@@ -110,7 +110,7 @@ async def test_another_generator_continues_the_turns_of_a_frozen_and_of_a_killed
         """Returns the generator of a turn in the middle of its answer."""
 
         async def begun() -> Turn | None:
-            turn = await own.log.turn(key)
+            turn = await own.log.read_turn(key)
             return turn if len(turn.text) >= 100 else None
 
         turn = await until(begun)
@@ -130,7 +130,7 @@ async def test_another_generator_continues_the_turns_of_a_frozen_and_of_a_killed
     await own.open_streams(1)
     backlog = await (await Deliveries.open(own.connection, GENERATORS)).backlog()
     assert backlog.leased == 1
-    assert (await own.log.turn(key)).end is None
+    assert (await own.log.read_turn(key)).end is None
     turn = await own.ended(key)
     assert (turn.text, turn.outcome, turn.attempt, turn.skipped) == (words(150), "completed", 2, 0)
     assert frozen.said("turn ended") == []

@@ -57,7 +57,7 @@ async def test_a_turn_is_one_trace_from_the_request_to_the_row(tmp_path: Path, r
         await process.stop(SIGKILL)
         await read(other, key.turn, cursor)
         await system.settled()
-        turn = await system.log.turn(key)
+        turn = await system.log.read_turn(key)
 
         names = ("POST /v1/turns", "stream", "resume stream", "attempt continue", "chat", "record turn")
 

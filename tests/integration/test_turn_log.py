@@ -92,7 +92,7 @@ def comparable(stored: list[Stored]) -> list[tuple[Any, ...]]:
 
 
 async def logged(log: TurnLog, key: TurnKey, after: Seq = BEFORE_FIRST) -> list[tuple[Any, ...]]:
-    return comparable(await log.replay(key, after))
+    return comparable(await log.read_entries(key, after))
 
 
 def gaps_filled() -> float:
@@ -120,12 +120,12 @@ async def test_entries_are_read_back_in_order_and_each_carried_its_fence(
     """The fence is the turn's last sequence, on `turns.{tenant}.{turn}.>`."""
     await writer.open("The sky", " is blue.")
     await writer.end()
-    key, stored = writer.key, await log.replay(writer.key)
+    key, stored = writer.key, await log.read_entries(writer.key)
     assert [kind_of(one.entry) for one in stored] == ["request", "attempt", *["event"] * 6, "end"]
     assert stored[0].entry == request()
     turn = fold(stored)
     assert (turn.text, turn.chain, turn.skipped) == ("The sky is blue.", writer.chain, 0)
-    assert turn == await log.turn(key)
+    assert turn == await log.read_turn(key)
     for one in stored:
         message = await connection.jetstream.get_msg(STREAM, seq=one.seq, direct=True)
         assert message.headers is not None
@@ -159,7 +159,7 @@ async def test_an_entry_that_is_stored_already_is_not_stored_twice(nats_url: str
     await other.close()
     with pytest.raises(FenceLost):
         await log.append(key, START, request(max_tokens=1))
-    assert len(await log.replay(key)) == 1
+    assert len(await log.read_entries(key)) == 1
 
 
 @pytest.mark.rule("F14")
@@ -187,7 +187,7 @@ async def test_an_entry_may_fill_the_servers_limit_to_the_byte(
     await writer.say("x" * text_bytes)
     await writer.end()
     await follower.finish()
-    assert (await log.turn(writer.key)).text == follower.text == "x" * text_bytes
+    assert (await log.read_turn(writer.key)).text == follower.text == "x" * text_bytes
 
 
 @pytest.mark.rule("F15")
@@ -205,8 +205,8 @@ async def test_a_full_log_refuses_appends_and_serves_its_readers(tmp_path: Path,
         follower = await follow(log, key)
         with pytest.raises(LogFull):
             await new.say("y" * 50_000)
-        assert (await log.turn(key)).text == follower.text == "The sky"
-        assert (await log.turn(old.key)).outcome == "completed"
+        assert (await log.read_turn(key)).text == follower.text == "The sky"
+        assert (await log.read_turn(old.key)).outcome == "completed"
         await connection.jetstream.purge_stream(STREAM, subject=subjects.entries(old.key))
         await new.say("y" * 50_000)
         await until(lambda: follower.text == "The sky" + "y" * 50_000)
@@ -223,12 +223,12 @@ async def test_a_log_of_many_pages_is_read_whole(log: TurnLog, writer: Writer, f
     await writer.open(*words)
     await writer.end()
     key = writer.key
-    page = await log.replay(key)
-    assert len(page) == len(await log.replay(key, page[-1].seq)) == BATCH
-    assert len(await log.replay(key, page[0].seq, limit=3)) == 3
-    turn = await log.turn(key)
+    page = await log.read_entries(key)
+    assert len(page) == len(await log.read_entries(key, page[-1].seq)) == BATCH
+    assert len(await log.read_entries(key, page[0].seq, limit=3)) == 3
+    turn = await log.read_turn(key)
     assert turn.text == "".join(words)
-    assert turn == await log.turn(key, fold(page))
+    assert turn == await log.read_turn(key, fold(page))
     follower = await follow(log, key)
     await follower.finish()
     assert (follower.text, follower.lists) == (turn.text, 1)
@@ -238,13 +238,13 @@ async def test_a_log_of_many_pages_is_read_whole(log: TurnLog, writer: Writer, f
 async def test_a_turn_with_an_unreadable_request_is_unknown(
     connection: Connection, log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for one in (log.turn(key), anext(log.follow(key))):
+    for one in (log.read_turn(key), anext(log.follow(key))):
         with pytest.raises(TurnUnknown):
             await one
     monkeypatch.setattr("tailrace.proto.nats.replay.READ_TIMEOUT_S", 0.1)
     await store_unfenced(connection, key, "request", b"junk")
     with pytest.raises(TurnUnknown):
-        await log.turn(key)
+        await log.read_turn(key)
 
 
 @pytest.mark.rule("R72")
@@ -268,7 +268,7 @@ async def test_a_follower_starts_after_any_entry_of_its_turn_and_after_no_other(
     await other.ask()
     await writer.open("The", " sky", " is", " blue.")
     await writer.end()
-    whole = await log.replay(writer.key)
+    whole = await log.read_entries(writer.key)
     for number, stored in enumerate(whole, 1):
         follower = await follow(log, writer.key, stored.seq)
         assert await follower.finish() == comparable(whole[number:])
@@ -348,10 +348,10 @@ async def test_a_writer_is_notified_of_the_end_of_its_turn(log: TurnLog, writer:
     await writer.open()
     if is_before:
         await writer.end("cancelled")
-    watching = asyncio.create_task(log.until_ended(writer.key))
+    watching = asyncio.create_task(log.wait_for_end(writer.key))
     if not is_before:
         # The subscription is sent before this request on the same connection.
-        await log.turn(writer.key)
+        await log.read_turn(writer.key)
         assert not watching.done()
         await writer.end("cancelled")
     await asyncio.wait_for(watching, 2)
@@ -366,7 +366,7 @@ async def test_the_leader_counts_the_entries_of_one_turn(connection: Connection,
     await store_unfenced(connection, writer.key, "end", b"junk")
     assert (await log.count(writer.key)).entries == count.entries + 1
     # The request is the first entry that expires.
-    request = (await log.replay(writer.key, limit=1))[0].seq
+    request = (await log.read_entries(writer.key, limit=1))[0].seq
     await connection.jetstream.delete_msg(STREAM, request)
     assert (await log.count(writer.key)).entries == 0
 
@@ -381,12 +381,12 @@ async def test_readers_skip_a_fork_and_the_turn_continues(
     """The chain decides which entry is valid; the fence counts both."""
     await writer.open("The sky")
     early = await follow(log, writer.key)
-    before = (await log.replay(writer.key))[-2].seq
+    before = (await log.read_entries(writer.key))[-2].seq
     await store_unfenced(connection, writer.key, "event", entries.encode(says(Chain(before, 1), " FORK")))
     await store_unfenced(connection, writer.key, "end", b"junk")
     await writer.say(" is blue.")
     await writer.end()
-    turn = await log.turn(writer.key)
+    turn = await log.read_turn(writer.key)
     assert (turn.text, turn.skipped, turn.chain) == ("The sky is blue.", 2, writer.chain)
     late, middle = await follow(log, writer.key), await follow(log, writer.key, before)
     whole = await early.finish()
@@ -421,14 +421,14 @@ async def test_a_fork_with_its_own_end_ends_nothing(
     assert isinstance(follower.task.exception(), CursorUnknown)
     with pytest.raises(FenceLost, match="another writer"):
         await log.append(key, fork, says(fork, "never"), timeout_s=2)
-    end = msgspec.structs.replace(build_end(await log.turn(key), "completed"), prev=fork.last)
+    end = msgspec.structs.replace(build_end(await log.read_turn(key), "completed"), prev=fork.last)
     await store_unfenced(connection, key, "end", entries.encode(end))
     with pytest.raises(FenceLost, match="belongs to a fork"):
         await log.append(key, fork, end)
     with pytest.raises(CursorUnknown):
         await anext(log.follow(key, fork.last))
-    assert (await log.turn(key)).outcome == "running"
-    watching = asyncio.create_task(log.until_ended(key))
+    assert (await log.read_turn(key)).outcome == "running"
+    watching = asyncio.create_task(log.wait_for_end(key))
     await until(lambda: len(looks) > 3)
     assert (looks[0], watching.done()) == (True, False)
     await writer.hear(*closing(1))
@@ -459,7 +459,7 @@ async def test_the_log_survives_the_death_of_the_server(
         with pytest.raises(LogUnavailable):
             await own_log.append(another(key), START, request(), timeout_s=0.5)
         with pytest.raises(LogUnavailable):
-            await own_log.turn(key)
+            await own_log.read_turn(key)
         with pytest.raises(LogUnavailable):
             await anext(own_log.follow(key, chain.last))
     await own_server.start()
@@ -485,5 +485,5 @@ async def test_an_append_that_was_given_up_may_be_stored_later_and_once(
     finally:
         own_server.signal(SIGCONT)
     after = await own_log.append(key, own_writer.chain, entry)
-    turn = await own_log.turn(key)
+    turn = await own_log.read_turn(key)
     assert (turn.text, turn.chain, turn.skipped) == ("once", after, 0)

@@ -44,13 +44,13 @@ async def error(gateway: Gateway, headers: Any = None, **body: object) -> tuple[
 
 
 async def request_of(log: TurnLog, tenant: Tenant, accepted: dict[str, Any]) -> Request:
-    stored = (await log.replay(TurnKey(tenant, accepted["turn"])))[0].entry
+    stored = (await log.read_entries(TurnKey(tenant, accepted["turn"])))[0].entry
     assert isinstance(stored, Request)
     return stored
 
 
 async def ends(log: TurnLog, key: TurnKey) -> int:
-    return [type(stored.entry) for stored in await log.replay(key)].count(End)
+    return [type(stored.entry) for stored in await log.read_entries(key)].count(End)
 
 
 # POST
@@ -173,7 +173,7 @@ async def test_posts_with_one_key_are_one_turn(
     answers += [await lone_gateway.client.post("/v1/turns", json=BODY, headers=ONCE)]
     assert Counter((answer.status_code, answer.content) for answer in answers) == {(202, answers[0].content): 51}
     turn = answers[0].json()["turn"]
-    assert len(await log.replay(TurnKey(tenant, turn))) == 1
+    assert len(await log.read_entries(TurnKey(tenant, turn))) == 1
     assert await error(lone_gateway, ONCE, message="other") == (422, "idempotency_key_reused")
     theirs = await other_tenant.client.post("/v1/turns", json={"message": new_id()}, headers={"idempotency-key": turn})
     ours = await lone_gateway.client.post("/v1/turns", json=BODY, headers={"idempotency-key": turn})
@@ -223,7 +223,7 @@ async def test_repeats_of_a_claim_without_a_turn_store_it_once(
     answers = await asyncio.gather(*posts)
     assert Counter((answer.status_code, answer.content) for answer in answers) == {(202, answers[0].content): 20}
     assert answers[0].json()["turn"] == claim.turn
-    assert len(await log.replay(TurnKey(tenant, claim.turn))) == 1
+    assert len(await log.read_entries(TurnKey(tenant, claim.turn))) == 1
 
 
 async def test_a_repeat_in_a_session_returns_the_turn_that_makes_the_session_busy(
@@ -310,7 +310,7 @@ async def test_concurrent_cancels_append_one_end(lone_gateway: Gateway, log: Tur
         key = TurnKey(tenant, accepted["turn"])
         if is_taken:
             writer = Writer(log, key)
-            writer.chain = (await log.turn(key)).chain
+            writer.chain = (await log.read_turn(key)).chain
             await writer.begin("a")
         answers = await asyncio.gather(*(lone_gateway.client.post(accepted["links"]["cancel"]) for _ in range(10)))
         record = answers[0].json()
@@ -336,4 +336,4 @@ async def test_a_turn_that_is_written_at_full_speed_can_be_cancelled(
     with pytest.raises(FenceLost):
         await writing
     assert cancelled["outcome"] == "cancelled"
-    assert (await log.turn(key)).text == cancelled["text"]
+    assert (await log.read_turn(key)).text == cancelled["text"]

@@ -41,7 +41,7 @@ async def events(client: httpx2.AsyncClient, path: str) -> str:
 
 
 async def attempt_of(connection: Connection, turn: str) -> int:
-    return (await TurnLog(connection).turn(TurnKey(LOCAL.tenant, TurnId(turn)))).attempt
+    return (await TurnLog(connection).read_turn(TurnKey(LOCAL.tenant, TurnId(turn)))).attempt
 
 
 def pids(up: Up) -> dict[str, int]:

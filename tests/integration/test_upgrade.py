@@ -210,7 +210,7 @@ async def test_a_turn_that_a_newer_version_had_begun_is_completed(
     for dialect in recording.read(recording.names()[-1]).told[0].streams:
         answer = (await stream_of(gateway, key.turn, dialect)).decode()
         assert "newer000008" in answer, dialect
-    stored = await own_log.replay(key)
+    stored = await own_log.read_entries(key)
     assert [type(one.entry).__name__ for one in stored][:3] == ["Request", "Attempt", "Unknown"]
 
 

@@ -134,7 +134,7 @@ async def test_an_ended_turn_is_posted_once_with_signature_and_record(own: OwnSy
     for tenant, one in ((OURS, got), (THEIRS, default.got[0])):
         secret = signature.format_secret(signature.derive_secret(KEY.encode(), tenant))
         assert Webhook(secret).verify(one.body, dict(one.headers)) == one.told
-    assert msgspec.convert(got.told["data"], TurnRecord) == record_from_fold(key, await own.log.turn(key))
+    assert msgspec.convert(got.told["data"], TurnRecord) == record_from_fold(key, await own.log.read_turn(key))
     assert got.told["type"] == "turn.completed"
     assert got.told["links"] == {"self": f"/v1/turns/{key.turn}"}
     assert got.headers["content-type"] == "application/json"
@@ -321,7 +321,7 @@ async def test_the_end_of_a_fork_is_not_posted(own: OwnSystem, receiver: Receive
     async with own.persistence():
         await writer.ask(webhook=receiver.url)
         await writer.begin("Light")
-        fork = msgspec.structs.replace(build_end(await own.log.turn(writer.key), "cancelled"), prev=Seq(1))
+        fork = msgspec.structs.replace(build_end(await own.log.read_turn(writer.key), "cancelled"), prev=Seq(1))
         await own.connection.jetstream.publish(subjects.entry(writer.key, "end"), entries.encode(fork))
         await own.drained()
         assert receiver.got == []
@@ -460,7 +460,7 @@ async def test_turns_that_cannot_be_read_are_posted_later_in_order(
 ) -> None:
     """The log delivers an end and then does not answer: the end and all later ones are returned to the queue."""
     monkeypatch.setattr(sender, "LOG_WAIT_S", 0.01)
-    read = TurnLog.replay
+    read = TurnLog.read_entries
     failed: list[TurnKey] = []
 
     async def fail_at_times(log: TurnLog, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = 512) -> list[Stored]:
@@ -470,7 +470,7 @@ async def test_turns_that_cannot_be_read_are_posted_later_in_order(
         return await read(log, key, after, limit)
 
     keys = await own.write_session(receiver.url, 4)
-    monkeypatch.setattr(TurnLog, "replay", fail_at_times)
+    monkeypatch.setattr(TurnLog, "read_entries", fail_at_times)
     async with own.persistence():
         await own.drained()
     assert failed == keys[:3]
@@ -537,7 +537,7 @@ async def test_a_turn_is_submitted_with_a_webhook(
         answer = await gateway.client.post("/v1/turns", json={"message": "Why?", "webhook": url})
         assert answer.status_code == 202, answer.text
         key = TurnKey(tenant, TurnId(answer.json()["turn"]))
-        request = (await log.turn(key)).request
+        request = (await log.read_turn(key)).request
         assert request is not None
         assert request.webhook == url
         assert url not in (await gateway.client.get(f"/v1/turns/{key.turn}")).text

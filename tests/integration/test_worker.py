@@ -252,7 +252,7 @@ async def test_after_the_grace_period_another_generator_continues_at_once(own: O
             turn = await ended(own.log, key)
     assert (turn.text, turn.outcome) == (words(80), "completed")
     assert await modes(own.log, key) == ["fresh", "continue"]
-    entries = await own.log.replay(key)
+    entries = await own.log.read_entries(key)
     [second] = [stored for stored in entries if isinstance(stored.entry, Attempt) and stored.entry.attempt == 2]
     before = next(stored for stored in entries if stored.seq == second.entry.prev)
     assert (second.at - before.at).total_seconds() < 1.5

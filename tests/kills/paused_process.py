@@ -52,7 +52,7 @@ class Gate:
 def patch(gate: Gate, role: str) -> None:
     """Patches the methods at which this process pauses."""
     read_turn, take_turn, append, ack, take = (
-        TurnLog.turn,
+        TurnLog.read_turn,
         Delivery.take_turn,
         TurnLog.append,
         Delivery.ack,
@@ -108,7 +108,7 @@ def patch(gate: Gate, role: str) -> None:
             await until(lambda: gate.openings, PAUSED_S_MAX)
         return await take(self, most)
 
-    TurnLog.turn = paused_turn  # type: ignore[method-assign]
+    TurnLog.read_turn = paused_turn  # type: ignore[method-assign]
     Delivery.take_turn = taken_turn  # type: ignore[method-assign]
     TurnLog.append = paused_append  # type: ignore[method-assign]
     Delivery.ack = paused_ack  # type: ignore[method-assign]

@@ -90,7 +90,7 @@ class Looker:
     async def _look(self) -> None:
         seen = max([self._seen, *(stored.seq for stored in self._reader.received)])
         try:
-            last = (await self._log.turn(self._key)).chain.last
+            last = (await self._log.read_turn(self._key)).chain.last
         except LogUnavailable:
             return
         except TurnUnknown:

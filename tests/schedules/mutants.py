@@ -21,7 +21,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.follower import Follower
 from tailrace.proto.nats.log_server import LogServer, Page
-from tailrace.proto.nats.replay import read_turn
+from tailrace.proto.nats.replay import read_turn_direct
 from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
 from tailrace.proto.subjects import TurnKey
 from tests.schedules.generator import GeneratorLog
@@ -30,7 +30,7 @@ from tests.schedules.server import Answer, SimulatedServer
 
 Patches = list[Any]
 
-_add_live, _append, _turn = FeedJoin.add_live, GeneratorLog.append, TurnLog.turn
+_add_live, _append, _turn = FeedJoin.add_live, GeneratorLog.append, TurnLog.read_turn
 
 # All modules that follow the chain, but not the judge, which keeps the rule.
 LINKS = (
@@ -166,20 +166,20 @@ def acknowledgement_rule() -> Patches:
 def reading_as_far_as_told() -> Patches:
     """Persistence folds what a single read returns."""
 
-    async def turn_upto(self: TurnLog, key: TurnKey, _: Seq) -> Turn:
-        return await read_turn(self, key)
+    async def read_turn_upto(self: TurnLog, key: TurnKey, _: Seq) -> Turn:
+        return await read_turn_direct(self, key)
 
-    return [patch.object(TurnLog, "turn_upto", turn_upto)]
+    return [patch.object(TurnLog, "read_turn_upto", read_turn_upto)]
 
 
 def reading_before_planning() -> Patches:
     """A generator plans by what a single read returns."""
-    return [patch.object(TurnLog, "turn", _reading_once_in("generator"))]
+    return [patch.object(TurnLog, "read_turn", _reading_once_in("generator"))]
 
 
 def looking_at_the_leader() -> Patches:
     """A client that gets the turn receives what a single read returns."""
-    return [patch.object(TurnLog, "turn", _reading_once_in("looker"))]
+    return [patch.object(TurnLog, "read_turn", _reading_once_in("looker"))]
 
 
 def asking_twice() -> Patches:
@@ -206,7 +206,7 @@ def hedge_fence() -> Patches:
         self: GeneratorLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = APPEND_TIMEOUT_S
     ) -> Chain:
         if isinstance(entry, Attempt) and entry.is_hedge:
-            chain = (await read_turn(self, key)).chain
+            chain = (await read_turn_direct(self, key)).chain
             if chain.is_ended:
                 raise FenceLost("the turn has ended")
             entry = msgspec.structs.replace(entry, prev=chain.last)
@@ -227,7 +227,7 @@ def race_loser() -> Patches:
             except FenceLost:
                 if not self.server.faults.is_hedged or not isinstance(entry, Event):
                     raise
-                chain = (await read_turn(self, key)).chain
+                chain = (await read_turn_direct(self, key)).chain
                 if chain.is_ended:
                     raise
                 entry = msgspec.structs.replace(entry, prev=chain.last, attempt=chain.attempt)
@@ -279,12 +279,12 @@ def _returns(value: Any) -> Callable[..., Awaitable[Any]]:
 
 
 def _reading_once_in(role: str) -> Callable[..., Awaitable[Turn]]:
-    """A `TurnLog.turn` that is content with a single read in the processes whose name begins with `role`."""
+    """A `TurnLog.read_turn` that is content with a single read in the processes whose name begins with `role`."""
 
-    async def turn(self: TurnLog, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+    async def read_turn(self: TurnLog, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
         process = PROCESS.get()
         if process is not None and process.name.startswith(role):
-            return await read_turn(self, key, known)
+            return await read_turn_direct(self, key, known)
         return await _turn(self, key, known)
 
-    return turn
+    return read_turn

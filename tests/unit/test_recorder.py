@@ -56,7 +56,7 @@ class Deliveries:
 
 
 class Log:
-    async def turn_upto(self, _: TurnKey, __: Seq) -> Turn:
+    async def read_turn_upto(self, _: TurnKey, __: Seq) -> Turn:
         return TURN
 
 

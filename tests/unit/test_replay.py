@@ -17,9 +17,9 @@ from tailrace.proto.nats.replay import (
     WOKEN_WAIT_S,
     is_stored_chain,
     is_valid,
-    read_current_turn,
     read_from,
     read_turn,
+    read_turn_direct,
     read_turn_upto,
     read_valid,
     require_turn,
@@ -64,7 +64,7 @@ def test_a_turn_that_is_stored_and_cannot_be_read_is_not_unknown() -> None:
     """A generator would otherwise acknowledge a turn that then never ends."""
     server = ScriptedServer(read=[NOTHING], last_request=[Seq(1)])
     with pytest.raises(LogUnavailable, match=r"^turn-1 is stored but cannot be read yet: try again$"):
-        run(read_turn(server, KEY))
+        run(read_turn_direct(server, KEY))
     assert READ_TIMEOUT_S <= server.requests[-1].at_s < READ_TIMEOUT_S + 2 * STALE_WAIT_S
 
 
@@ -74,7 +74,7 @@ def test_a_running_turn_is_read_as_far_as_the_leader_has_it() -> None:
     log = open_log()
     behind = [page(*log.stored[:2]), *100 * [NOTHING]]
     server = ScriptedServer(read=[*behind, page(*log.stored[2:])], last_seq=[log.stored[-1].seq])
-    assert run(read_current_turn(server, KEY)) == fold(log.stored)
+    assert run(read_turn(server, KEY)) == fold(log.stored)
     assert server.names == ["read", "last_seq", *101 * ["read"]]
 
 
@@ -84,7 +84,7 @@ def test_a_running_turn_that_cannot_be_read_so_far_is_unavailable() -> None:
     log = open_log()
     server = ScriptedServer(read=[page(*log.stored[:2]), NOTHING], last_seq=[log.stored[-1].seq])
     with pytest.raises(LogUnavailable, match=r"^turn-1 has an entry at \d+ that cannot be read yet: try again$"):
-        run(read_current_turn(server, KEY))
+        run(read_turn(server, KEY))
     assert STALE_MAX_S <= server.requests[-1].at_s + STALE_WAIT_S < STALE_MAX_S + 3 * STALE_WAIT_S
 
 
@@ -94,7 +94,7 @@ def test_an_ended_turn_is_read_without_a_leader() -> None:
     log = open_log()
     log.end()
     server = ScriptedServer(read=[page(*log.stored)], last_seq=[LogUnavailable("no leader")])
-    assert run(read_current_turn(server, KEY)) == fold(log.stored)
+    assert run(read_turn(server, KEY)) == fold(log.stored)
 
 
 @pytest.mark.rule("R72")
@@ -102,7 +102,7 @@ def test_a_turn_that_the_leader_does_not_have_any_more_is_unknown() -> None:
     """It was deleted, and the server that was read is behind."""
     server = ScriptedServer(read=[page(*open_log().stored)], last_seq=[BEFORE_FIRST], last_request=[BEFORE_FIRST])
     with pytest.raises(TurnUnknown):
-        run(read_current_turn(server, KEY))
+        run(read_turn(server, KEY))
 
 
 @pytest.mark.rule("R15")
@@ -181,7 +181,7 @@ def test_a_turn_whose_request_was_removed_from_the_log_is_unknown() -> None:
     log = open_log()
     server = ScriptedServer(read=[page(*log.stored[1:]), NOTHING], last_request=[Seq(1)])
     with pytest.raises(TurnUnknown, match=r"^turn-1 has no request in the log that can be read$"):
-        run(read_turn(server, KEY))
+        run(read_turn_direct(server, KEY))
 
 
 @pytest.mark.rule("R16")

@@ -36,12 +36,12 @@ class Memory:
             raise self.error
         self.stored[key] = entry
 
-    async def turn(self, key: TurnKey) -> object:
+    async def read_turn(self, key: TurnKey) -> object:
         if key not in self.stored:
             raise TurnUnknown(key.turn)
         return SimpleNamespace(request=self.stored[key])
 
-    async def turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
+    async def find_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
         """Each turn has one entry; the sequences count the turns."""
         key = list(self.stored)[seq - 1] if seq <= len(self.stored) else None
         return key if key is not None and key.tenant == tenant else None

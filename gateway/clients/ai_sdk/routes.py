@@ -171,7 +171,7 @@ def chunks_in(events: sse.Events) -> int:
 
 async def is_logged(log: TurnLog, key: TurnKey) -> bool:
     try:
-        await log.turn(key)
+        await log.read_turn(key)
     except TurnUnknown:
         return False
     return True

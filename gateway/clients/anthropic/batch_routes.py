@@ -95,7 +95,7 @@ async def post(
     submission = submission_of(request, raw)
     key, _ = await submitter.store(submission, partial(_build, new=new, builder=builder, headers=_headers(request)))
     headers = {"location": f"/v1/messages/batches/{PREFIX}{key.turn}", "tailrace-turn": key.turn}
-    return json_response(_render(stored_batch(key, await log.turn(key))), headers=headers)
+    return json_response(_render(stored_batch(key, await log.read_turn(key))), headers=headers)
 
 
 def _check_names(new: NewMessageBatch) -> None:

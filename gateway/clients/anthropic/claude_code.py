@@ -50,7 +50,7 @@ async def idempotency_key(log: TurnLog, claims: Claims, tenant: Tenant, new_turn
 
 async def _has_no_answer(log: TurnLog, key: TurnKey) -> bool:
     try:
-        turn = await log.turn(key)
+        turn = await log.read_turn(key)
     except TurnUnknown:
         # The gateway that claimed the key died before it stored the request: the claim can still be used.
         return False

@@ -120,7 +120,7 @@ class SessionStream(StreamedResponse):
         since, *listed = self._cursor.split(".")
         self._since = Seq(int(since))
         for request, last in (pair.split("-") for pair in listed):
-            key = await self._streams.log.turn_at(self._tenant, Seq(int(request)))
+            key = await self._streams.log.find_turn_at(self._tenant, Seq(int(request)))
             # None: the turn was deleted and has no more events, or it has left the log and `_follow_new` finds it.
             if key is not None:
                 self._positions[key.turn] = Position(Seq(int(request)), Seq(int(last)))

@@ -96,7 +96,7 @@ async def post(
     submission = submission_of(request, raw)
     build = partial(_build, new=new, history=history, builder=builder, bodies=bodies, blob_store=blob_store)
     key, _ = await submitter.store(submission, build)
-    stored = stored_batch(key, await log.turn(key))
+    stored = stored_batch(key, await log.read_turn(key))
     headers = {"location": f"/v1/batches/{PREFIX}{key.turn}", "tailrace-turn": key.turn}
     return json_response(await _render(stored, blob_store, key), headers=headers)
 
