@@ -4,6 +4,7 @@ import asyncio
 import gc
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from tailrace.gateway.app import Gateway, app, overflow_app
 from tailrace.gateway.auth.api_keys import ApiKeyCache
@@ -133,6 +134,18 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
         gateway.streams.fan_out.close()
 
 
+class Storage(NamedTuple):
+    """The services for large data, and for the share of the log and the blob store that a tenant may fill."""
+
+    blobs: BlobStore
+    request_blobs: RequestBlobs
+    bodies: BodyReader
+    uploaded_files: UploadedFiles
+    fullness: LogFullness
+    log_share: StorageShare
+    blob_share: StorageShare
+
+
 def build(
     settings: Settings,
     connection: Connection,
@@ -143,94 +156,43 @@ def build(
     signature: TokenSigner,
     prompts: Prompts | None = None,
 ) -> Gateway:
-    log, rpc = TurnLog(connection), Rpc(connection)
+    """Returns the services of a gateway. Each is made from those before it."""
+    log, rpc, claims = TurnLog(connection), Rpc(connection), Claims(connection)
     authenticator = authenticator or Authenticator(settings, ApiKeyCache())
-    prompts = prompts or Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
-    tickets = Tickets(signature, UsedTickets(connection), authenticator.find_key)
-    logins = Logins(signature, StoredLogins(connection), authenticator.find_key)
-    authenticator.add_verifier(logins)
-    authenticator.sources += [tickets.source, logins.source]
-    fan_out = FanOut(log, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
+    tickets, logins = add_signed_tokens(authenticator, signature, connection)
     limits = limiter(settings, connection, log, authenticator.api_keys)
-    reader_limits = ReaderLimits(
-        total=min(settings.streams_max, fd_limit.streams_max()),
-        of_tenant=settings.streams_tenant_max,
-        of_address=settings.streams_address_max,
-    )
-    blob_store, blob_pins, claims = BlobStore(connection), BlobPins(connection), Claims(connection)
-    log_fullness = LogFullness(connection, settings.full_at, Path(settings.disk) if settings.disk else None)
-    share = settings.tenant_log_share
-    log_share = StorageShare(LOG, limits.counters, lambda: log_fullness.log, share)
-    blob_share = StorageShare(BLOBS, limits.counters, lambda: log_fullness.blobs, share)
-    request_blobs = RequestBlobs(blob_store, blob_pins, blob_share, settings.body_bytes_max)
     history = HistoryClient(rpc, settings.query_timeout_s)
+    fan_out = FanOut(log, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
+    slots, past = StreamSlots(limits, ReaderCounts(reader_limits(settings))), ReaderHistory(settings.log_streams)
+    left = DisconnectPolicy(log, rpc, fan_out, group, draining).left
+    streams = StreamContext(settings, connection, log, history, fan_out, authenticator, slots, past, draining, left)
+    storage = build_storage(settings, connection, history, limits)
+    deleter = Deleter(connection, log, storage.blobs, history, rpc, limits, settings.query_timeout_s)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
-    schema_checker = SchemaChecker(wait_s=CHECK_WAIT_S)
-    large_bodies = LargeBodies(bytes_max=settings.large_bytes_max, timeout_s=settings.large_timeout_s)
-    uploaded_files = UploadedFiles(history, blob_store, large_bodies, settings.body_bytes_max)
-    deleter = Deleter(connection, log, blob_store, history, rpc, limits, settings.query_timeout_s)
-    turn_queue = TurnQueue(connection, rpc, settings.queue_max)
-    limit_steps, share_steps, queue_steps = (
-        limit_features(limits),
-        log_share_features(log_share),
-        queue_features(turn_queue),
-    )
-    features = SubmitFeatures(
-        prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims)),
-        admit=(queue_steps.admit, share_steps.admit, limit_steps.admit, uploaded_files.feature()),
-        amend=(
-            queue_steps.amend,
-            schema_feature(schema_checker),
-            limit_steps.reserve,
-            request_blobs.feature(),
-            trace_feature(),
-        ),
-        stored=(
-            share_steps.stored,
-            deleted_parent_feature(log, history, deleter),
-            UnreadTokens(log, rpc, fan_out, group, draining).feature(),
-        ),
-    )
+    prompts, schemas = prompts or Prompts(settings.prompts, wait_s=CHECK_WAIT_S), SchemaChecker(wait_s=CHECK_WAIT_S)
+    queue, health = TurnQueue(connection, rpc, settings.queue_max), LogHealth(connection)
+    unread = UnreadTokens(log, rpc, fan_out, group, draining)
+    features = submit_features(streams, storage, limits, claims, prompts, schemas, queue, deleter, unread)
     submitter = TurnSubmitter(
-        log, claims, Conversations(log, history), catalogue, settings, log_fullness, draining, features
+        log, claims, Conversations(log, history), catalogue, settings, storage.fullness, draining, features
     )
-    stream_slots = StreamSlots(limits, ReaderCounts(reader_limits))
-    disconnects = DisconnectPolicy(log, rpc, fan_out, group, draining)
-    streams = StreamContext(
-        settings,
-        connection,
-        log,
-        history,
-        fan_out,
-        authenticator,
-        stream_slots,
-        ReaderHistory(settings.log_streams),
-        draining,
-        disconnects.left,
-    )
-    log_health = LogHealth(connection)
     return Gateway(
         settings=settings,
         rpc=rpc,
         log=log,
         history=history,
         claims=claims,
-        blob_store=blob_store,
-        request_blobs=request_blobs,
+        blob_store=storage.blobs,
+        request_blobs=storage.request_blobs,
         limiter=limits,
-        log_fullness=log_fullness,
-        storage_shares=(log_share, blob_share),
-        log_health=log_health,
-        turn_queue=turn_queue,
+        log_fullness=storage.fullness,
+        storage_shares=(storage.log_share, storage.blob_share),
+        log_health=health,
+        turn_queue=queue,
         authenticator=authenticator,
         tickets=tickets,
         logins=logins,
-        bodies=BodyReader(
-            large_bodies,
-            bytes_max=settings.body_bytes_max,
-            timeout_s=settings.body_timeout_s,
-            rate_min=settings.body_rate_min,
-        ),
+        bodies=storage.bodies,
         catalogue=catalogue,
         prompts=prompts,
         streams=streams,
@@ -239,26 +201,72 @@ def build(
         submitter=submitter,
         responder=Responder(submitter, streams),
         deleter=deleter,
-        uploaded_files=uploaded_files,
+        uploaded_files=storage.uploaded_files,
         batch_builder=BatchBuilder(
-            connection, catalogue, prompts, schema_checker, limits, request_blobs, uploaded_files, settings
+            connection, catalogue, prompts, schemas, limits, storage.request_blobs, storage.uploaded_files, settings
         ),
-        health_checks=HealthChecks(connection, rpc, log_health, log_fullness, draining),
+        health_checks=HealthChecks(connection, rpc, health, storage.fullness, draining),
         ops=Ops(settings),
         administration=Administration(connection),
     )
 
 
+def add_signed_tokens(
+    authenticator: Authenticator, signature: TokenSigner, connection: Connection
+) -> tuple[Tickets, Logins]:
+    """Makes `authenticator` accept tickets and access tokens."""
+    tickets = Tickets(signature, UsedTickets(connection), authenticator.find_key)
+    logins = Logins(signature, StoredLogins(connection), authenticator.find_key)
+    authenticator.add_verifier(logins)
+    authenticator.sources += [tickets.source, logins.source]
+    return tickets, logins
+
+
 def limiter(settings: Settings, connection: Connection, turns: TurnLog, keys: ApiKeyCache) -> Limiter:
     of_keys, tenant_defaults = common_limits(settings)
-    return Limiter(
-        Counters(connection),
-        Slots(connection),
-        turns,
-        of_keys,
-        tenant_defaults,
-        is_hedged=settings.hedge_after_s > 0,
-        own_limits_of=keys.limits_of,
+    own, is_hedged = keys.limits_of, settings.hedge_after_s > 0
+    counters, slots = Counters(connection), Slots(connection)
+    return Limiter(counters, slots, turns, of_keys, tenant_defaults, is_hedged=is_hedged, own_limits_of=own)
+
+
+def reader_limits(settings: Settings) -> ReaderLimits:
+    total = min(settings.streams_max, fd_limit.streams_max())
+    return ReaderLimits(total, of_tenant=settings.streams_tenant_max, of_address=settings.streams_address_max)
+
+
+def build_storage(settings: Settings, connection: Connection, history: HistoryClient, limits: Limiter) -> Storage:
+    fullness = LogFullness(connection, settings.full_at, Path(settings.disk) if settings.disk else None)
+    log_share = StorageShare(LOG, limits.counters, lambda: fullness.log, settings.tenant_log_share)
+    blob_share = StorageShare(BLOBS, limits.counters, lambda: fullness.blobs, settings.tenant_log_share)
+    blobs, most = BlobStore(connection), settings.body_bytes_max
+    request_blobs = RequestBlobs(blobs, BlobPins(connection), blob_share, most)
+    large_bodies = LargeBodies(bytes_max=settings.large_bytes_max, timeout_s=settings.large_timeout_s)
+    files = UploadedFiles(history, blobs, large_bodies, most)
+    bodies = BodyReader(
+        large_bodies, bytes_max=most, timeout_s=settings.body_timeout_s, rate_min=settings.body_rate_min
+    )
+    return Storage(blobs, request_blobs, bodies, files, fullness, log_share, blob_share)
+
+
+def submit_features(
+    streams: StreamContext,
+    storage: Storage,
+    limits: Limiter,
+    claims: Claims,
+    prompts: Prompts,
+    schemas: SchemaChecker,
+    queue: TurnQueue,
+    deleter: Deleter,
+    unread: UnreadTokens,
+) -> SubmitFeatures:
+    """Returns the optional steps of a submission, at each of its moments in the order in which they run."""
+    limit, share, queued = limit_features(limits), log_share_features(storage.log_share), queue_features(queue)
+    blobs, parent = storage.request_blobs.feature(), deleted_parent_feature(streams.log, streams.history, deleter)
+    return SubmitFeatures(
+        prepare=(webhook_feature(streams.settings), prompts.feature(), auto_idempotency_feature(streams.log, claims)),
+        admit=(queued.admit, share.admit, limit.admit, storage.uploaded_files.feature()),
+        amend=(queued.amend, schema_feature(schemas), limit.reserve, blobs, trace_feature()),
+        stored=(share.stored, parent, unread.feature()),
     )
 
 
