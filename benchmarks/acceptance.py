@@ -60,7 +60,7 @@ async def main() -> None:
 
 
 async def post(client: httpx2.AsyncClient, gateway: Process) -> float:
-    """How long it took, in seconds."""
+    """Creates a turn; returns the seconds until it was accepted."""
     begun = time.perf_counter()
     answer = await client.post(f"{gateway.url}/v1/turns", json=BODY, headers={"authorization": f"Bearer {KEY}"})
     assert answer.status_code == 202, answer.text

@@ -38,7 +38,7 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 async def measure_acceptance(system: ClusterSystem) -> tuple[float, float]:
-    """How long it took until a POST was accepted, and the slowest answer on the way."""
+    """Returns the seconds until a POST was accepted, and those of the slowest response until then."""
     began, slowest_s = monotonic(), 0.0
     while monotonic() < began + POST_S_MAX:
         posted, key = await system.post("words=3 rate=0")

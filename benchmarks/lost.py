@@ -38,7 +38,7 @@ async def main() -> None:
 
 
 async def lost_acknowledgements(server: NatsServer, log: TurnLog, tenant: Tenant, *, count: int) -> int:
-    """How many turns are not as they were written, once that many acknowledgements were lost; 0 is good."""
+    """Loses `count` acknowledgements; returns the number of turns whose log differs from what was written (0: good)."""
     wait_s, jetstream_log.PUBLISH_TIMEOUT_S = jetstream_log.PUBLISH_TIMEOUT_S, WAIT_S
     try:
         async with Losing(server.url, share=0.5) as losing:

@@ -59,7 +59,7 @@ AT_ONCE = 50
 
 
 class Beside(msgspec.Struct, kw_only=True, frozen=True):
-    """How many of each kind there are."""
+    """The number of slow clients and readers of each kind."""
 
     silent: int = 0
     dripping: int = 0
@@ -73,7 +73,7 @@ class Beside(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Seen(msgspec.Struct, kw_only=True):
-    """What the twenty felt beside some, and what those cost: a figure for each round."""
+    """The delays of the twenty readers beside slow clients, and the cost of those: a figure for each round."""
 
     late: list[list[float]] = []
     """Seconds that they waited for each entry."""

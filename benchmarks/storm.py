@@ -46,7 +46,7 @@ WRITTEN_EVERY_S = 0.02
 
 
 class Seen(msgspec.Struct, kw_only=True):
-    """What a storm came to. Times in seconds."""
+    """The measurements of a storm. Times are in seconds."""
 
     caught_up: list[float] = []
     """Of each reader, from its first try until it had its turn's last entry."""
@@ -251,7 +251,7 @@ class Others:
 
     @property
     def got(self) -> int:
-        """How many entries have come, to all of them together."""
+        """The number of entries that all readers together have received."""
         return len(self._arrived)
 
     def late(self, known: int = 0) -> list[float]:

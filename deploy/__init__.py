@@ -1,1 +1,4 @@
-"""How the processes are started, kept alive and stopped; nothing imports this package."""
+"""The command line, the supervisor of local processes, the simulated Claude, and files for deployments.
+
+No other package imports this one.
+"""

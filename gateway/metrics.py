@@ -1,4 +1,4 @@
-"""What a gateway counts. Labels come from fixed sets: never a tenant, a turn, a path or a model that a client named."""
+"""Prometheus metrics of a gateway. Label values are fixed sets: never a tenant, turn, path or name from a client."""
 
 from typing import Literal, get_args
 
@@ -12,7 +12,7 @@ DELTA_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75
 ENTRIES_BUCKETS = (1, 5, 10, 50, 100, 500, 1000, 5000)
 
 StreamEnd = Literal["whole", "failed", "cut", "aged", "left"]
-"""How a stream ended.
+"""The end of a stream.
 
 `whole`: the end of the turn was written. `failed`: it was, and the turn had failed. `cut`: the gateway closed the
 stream before. `aged`: it did so for the stream's age, and the reader resumes. `left`: the reader closed it.

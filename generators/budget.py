@@ -22,7 +22,7 @@ class UsageMeter:
 
     @property
     def usage(self) -> CallUsage:
-        """What the model has reported so far, plus an estimate for the text since then."""
+        """The usage that the model has reported, plus an estimate for the text since then."""
         return estimate_usage(self._usage, self._chars)
 
     def add(self, event: ModelEvent) -> None:

@@ -41,7 +41,7 @@ DOWN_CODES = frozenset({"backend_overloaded", "backend_unreachable", "backend_fa
 
 
 class Breaker:
-    """What this process knows about one backend since its last answer."""
+    """The circuit breaker of one backend, in this process."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name

@@ -1,5 +1,6 @@
-"""Decides whether and when a failed model call is repeated: exponential back-off with jitter. The SDKs' retries are
-off.
+"""Decides whether and when a failed model call is repeated: exponential back-off with jitter.
+
+The retries of the SDKs are switched off.
 
 A call that fails before its first event is repeated within one attempt. After the first event the attempt is over and
 the turn continues from its log; then this module only says how long to wait before the next attempt.

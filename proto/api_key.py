@@ -90,5 +90,5 @@ def scopes_of(names: Iterable[str]) -> frozenset[Scope]:
 
 
 def hash_key(key: bytes) -> str:
-    """What a key is found by: of the whole of it, so that equal beginnings mean nothing."""
+    """Returns the SHA-256 of a key in hexadecimal digits, under which its record is found."""
     return hashlib.sha256(key).hexdigest()

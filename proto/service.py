@@ -76,7 +76,7 @@ class ModelSettings(ProcessSettings, frozen=True, kw_only=True):
 
 
 class Health:
-    """What this process reports at the port of its metrics. Set by the event loop, read by another thread."""
+    """The health that this process reports at the port of its metrics. Set by the event loop, read by another thread."""
 
     def __init__(self) -> None:
         self.is_ready = False

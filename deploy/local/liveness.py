@@ -18,7 +18,7 @@ BEAT = re.compile(r"^tailrace_event_loop_seconds ([0-9.e+]+)$", re.MULTILINE)
 
 
 class Liveness:
-    """When each process was last seen working; counted from its first answer, because a start may take long."""
+    """The last time at which each process answered; from its first answer on, because a start may take long."""
 
     def __init__(self, checks: Mapping[str, HealthCheck], supervisor: Supervisor) -> None:
         self._checks = checks

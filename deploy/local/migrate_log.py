@@ -72,7 +72,7 @@ class RaftGroup(NamedTuple):
 
 
 class ServerState(NamedTuple):
-    """What one server reports about itself; `groups` is None for a single server."""
+    """The state that one server reports of itself; `groups` is None for a single server."""
 
     streams: Mapping[str, StreamState]
     groups: Mapping[str, RaftGroup] | None

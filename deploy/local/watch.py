@@ -1,4 +1,4 @@
-"""What `up` looks after while the system runs: full disks, processes that hang, and the setup of NATS."""
+"""The checks that `up` makes while the system runs: full disks, processes that hang, and the setup of NATS."""
 
 import asyncio
 from collections.abc import Sequence

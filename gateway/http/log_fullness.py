@@ -1,4 +1,4 @@
-"""How full the log and its disk are. New turns are refused before they are, so that running ones can store their end.
+"""The fill level of the log and of its disk. A part is kept free, so that running turns can store their end.
 
 nats-server knows only its own limit. On one machine it shares the disk with the database and its journal, with the
 blobs, and with programs that Tailrace does not know.
@@ -40,7 +40,7 @@ class LogFullness:
 
     @property
     def detail(self) -> str:
-        """Why new turns are refused; empty if they are not."""
+        """The reason for which new turns are refused; empty if they are accepted."""
         return (
             f"{self.log.ratio:.0%} of the log's bytes are used" if self.log.ratio >= self._full_at else self._shortage
         )

@@ -1,4 +1,4 @@
-"""Whether the log accepts entries: probed periodically, so that health checks need not wait."""
+"""The health of the log: a periodic write probe, whose last result health checks read without waiting."""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ class LogHealth:
 
     @property
     def detail(self) -> str:
-        """Why new turns cannot be stored; empty if they can."""
+        """The reason for which new turns cannot be stored; empty if they can."""
         silent_s = time.monotonic() - self._stored_at
         if silent_s < SILENT_S_MAX:
             return ""

@@ -1,4 +1,4 @@
-"""When a rejected client should retry, and what an EventSource receives.
+"""Rejections that are temporary: `Retry-After`, and for an EventSource a stream that makes it reconnect later.
 
 To an EventSource every status but 200 is final: one that resumes while the gateway is busy, or the log is unavailable
 for a second, would lose the rest of its turn. It is recognised by its `Last-Event-ID` and receives a stream that sets

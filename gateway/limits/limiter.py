@@ -38,7 +38,7 @@ PERIOD = {"usd_day": "day", "usd_month": "month"}
 
 
 class Standing(NamedTuple):
-    """What remains of a quota, for the rate-limit headers."""
+    """The rest of a quota, for the rate-limit headers."""
 
     quota: Quota
     remaining: int

@@ -99,7 +99,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ModelSheet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What Tailrace knows about a model. Unknown values are left out."""
+    """The limits, features and prices of a model. Unknown values are left out."""
 
     id: str
     """The id of the model."""

@@ -75,7 +75,7 @@ Json = dict[str, Any]
 
 
 class Operation(NamedTuple):
-    """What the document has about a route besides its path and docstring."""
+    """A route in the document: all except its path and its docstring."""
 
     tag: str
     body: Any = None

@@ -64,10 +64,10 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a batch runs. `parallel`: how many of its turns run at once."""
+    """Options of a batch. `parallel`: the number of its turns that run at the same time."""
 
     parallel: Annotated[int, Meta(ge=1, le=PARALLEL_MAX)] = 8
-    """How many turns of the batch run at once."""
+    """The number of turns of the batch that run at the same time."""
     via: Via = "messages"
     """`message_batches`: Anthropic's Message Batches answer it, within a day and for half the price."""
     metadata: Annotated[dict[MetadataName, MetadataValue], Meta(max_length=16)] | None = None

@@ -27,7 +27,7 @@ RETRY_AFTER = {"retry-after": str(RETRY_AFTER_S)}
 
 
 class Report(msgspec.Struct):
-    """Whether a part works, and what is wrong if it does not."""
+    """The health of a part: whether it works, and what is wrong if it does not."""
 
     ok: bool
     detail: str = ""

@@ -12,7 +12,7 @@ from tailrace.proto.subjects import TurnKey
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """What a client receives for an entry: server-sent events, or plain text, or nothing.
+    """The output for one entry: server-sent events, plain text, or nothing.
 
     A stream can count, skip and prefix the events; all readers of a dialect share the bytes.
     """
@@ -33,7 +33,7 @@ SILENT = Frame()
 
 
 class Dialect(NamedTuple):
-    """How a turn is rendered for one kind of client. Every dialect can be resumed after any entry."""
+    """The rendering of turns for one kind of client. Every dialect can be resumed after any entry."""
 
     name: str
     start: Callable[[TurnKey], Any]

@@ -42,7 +42,7 @@ AFTER_LOST = Seq(2**53 - 1)
 
 
 class Start(NamedTuple):
-    """Where a stream starts: after the first `seen` events of the turn, or, if `seen` is None, after the cursor.
+    """The start of a stream: after the first `seen` events of the turn, or, if `seen` is None, after the cursor.
 
     `headers` are added to the response.
     """

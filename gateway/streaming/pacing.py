@@ -13,7 +13,7 @@ PACE = re.compile(r"[1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9]")
 
 
 class Pace:
-    """When each entry is due: as long after the reader's first entry as it was written after that."""
+    """Computes when each entry is due: with the same distance to the reader's first entry as when both were written."""
 
     def __init__(self, speed: float) -> None:
         """`speed`: a multiple of the speed at which the turn was written."""
@@ -21,14 +21,14 @@ class Pace:
         self._began: tuple[float, datetime] | None = None
 
     def due_in_s(self, stored: Stored, now: float) -> float:
-        """Seconds until `stored` is due, 0 or less when it is. `now` is the loop's time."""
+        """Returns the seconds until `stored` is due; 0 or less: it is due. `now` is the loop's time."""
         if self._began is None:
             self._began = (now, stored.at)
         began, first = self._began
         return began + (stored.at - first).total_seconds() / self._speed - now
 
     def due(self, entries: Sequence[Stored], position: int, most: int, now: float) -> int:
-        """How many of `entries` from `position` on are due, up to `most`."""
+        """Returns how many of `entries` from `position` on are due, at most `most`."""
         until = min(position + most, len(entries))
         return next((n for n in range(position, until) if self.due_in_s(entries[n], now) > 0), until) - position
 

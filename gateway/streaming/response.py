@@ -15,15 +15,14 @@ Cause = Literal["done", "disconnected", "draining", "expired", "timeout"]
 
 
 class Ending(NamedTuple, Generic[T]):
-    """Why some work is over, and its result if it was done."""
+    """The cause for which some work is over, and its result if it was completed."""
 
     cause: Cause
     result: T | None = None
 
 
 class Interruptions:
-    """What may end a response before its work is done: the client disconnects, the gateway drains, or the credential
-    expires.
+    """Ends a response early when the client disconnects, the gateway drains, or the credential expires.
 
     Used as a context. It listens until it is left.
     """

@@ -37,9 +37,9 @@ _limits_decoder = msgspec.json.Decoder(dict[str, float])
 
 
 class RecordChange(NamedTuple):
-    """What is stored under the name `id` at `seq`: a key, or the limits of a tenant.
+    """A change of the record `id` at `seq`: a key, or the limits of a tenant.
 
-    Neither: it was deleted, or cannot be decoded.
+    Without both, the record was deleted, or cannot be decoded.
     """
 
     seq: Seq

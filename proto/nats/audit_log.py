@@ -19,7 +19,7 @@ Action = Literal["key.create", "key.revoke", "key.rotate", "limits.set"]
 
 
 class Actor(NamedTuple):
-    """Who makes a change: the id of the credential, or `command line`; and the address, or the name of the machine."""
+    """The author of a change: the id of the credential, or `command line`; and the address, or the machine's name."""
 
     by: str
     address: str

@@ -1,4 +1,4 @@
-"""The configuration of Tailrace's five streams, four KV buckets and three consumers in NATS.
+"""The configuration of Tailrace's six streams, four KV buckets and three consumers in NATS.
 
 `apply` creates what is missing, `check` raises if something differs. Neither changes what exists: `update_stream` with
 an older configuration silently turns features off, so a change is an explicit migration.

@@ -1,4 +1,4 @@
-"""The one-use tickets that have been used, in the bucket CLAIMS, which keeps them as long as claims."""
+"""Used tickets, in the bucket CLAIMS: each ticket can be used once."""
 
 import secrets
 

@@ -35,7 +35,7 @@ UNSTORED = "the results of a batch are made from its stored turns: leave `store:
 
 
 class LineError(msgspec.Struct, frozen=True):
-    """Why a line is no request, in the format of OpenAI's `errors`."""
+    """The error of a line that is not a valid request, in the format of OpenAI's `errors`."""
 
     code: str
     message: str
