@@ -90,10 +90,10 @@ class Seen(msgspec.Struct, kw_only=True):
         """The median of the rounds' percentiles."""
         return median(percentile(late, percent) for late in self.late)
 
-    def told(self) -> str:
+    def describe(self) -> str:
         waited = *(self.waited_s(percent) for percent in (50, 99)), max(map(max, self.late)), median(self.entry_cpu_s)
-        told = "median {:.2f}, p99 {:.2f}, most {:.0f} ms; {:.2f} ms of CPU time an entry"
-        return told.format(*(1000 * seconds for seconds in waited))
+        form = "median {:.2f}, p99 {:.2f}, most {:.0f} ms; {:.2f} ms of CPU time an entry"
+        return form.format(*(1000 * seconds for seconds in waited))
 
 
 class Trickling:
@@ -144,7 +144,7 @@ async def measured(folder: Path, kinds: Sequence[Beside], entries: int, rounds: 
         others = Others(log, port, LONG)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         watching = group.create_task(others.watch())
-        await until(lambda: others.got > OTHERS * len(LONG), 60)
+        await until(lambda: others.received > OTHERS * len(LONG), 60)
         seen = [Seen() for _ in kinds]
         for _ in range(rounds):
             for beside, one in zip(kinds, seen, strict=True):
@@ -170,9 +170,9 @@ async def measure(
         tasks += [group.create_task(take(dripping, 1)), group.create_task(take(reading, 2**16))]
         await until(lambda: trickling.open >= 0.9 * beside.trickling, 60)
         await until(lambda: all(has_come(client) > MUCH for client in silent), 60)
-        known, before_s = others.got, cpu_s(gateway.pid)
-        await until(lambda: others.got >= known + entries * OTHERS, 120)
-        seen.entry_cpu_s.append((cpu_s(gateway.pid) - before_s) * OTHERS / (others.got - known))
+        known, before_s = others.received, cpu_s(gateway.pid)
+        await until(lambda: others.received >= known + entries * OTHERS, 120)
+        seen.entry_cpu_s.append((cpu_s(gateway.pid) - before_s) * OTHERS / (others.received - known))
         # A reader may have received the last entry before its writer got the acknowledgement.
         await until(lambda: len(others.late(known)) >= entries * OTHERS)
         seen.late.append(others.late(known))
@@ -192,8 +192,8 @@ async def is_alone(url: str) -> bool:
 
 async def metric(url: str, name: str) -> int:
     async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
-        told = (await client.get("/metrics")).text
-    return sum(map(int, re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\d+)", told, re.MULTILINE)))
+        metrics = (await client.get("/metrics")).text
+    return sum(map(int, re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\d+)", metrics, re.MULTILINE)))
 
 
 async def come(
@@ -263,7 +263,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seen = dict(zip(kinds, await measured(Path(folder), list(kinds.values()), entries, rounds), strict=True))
     for name, one in seen.items():
-        print(f"{name}: {one.told()}")
+        print(f"{name}: {one.describe()}")
     alone, them, *reading = seen.values()
     for name, one in zip(("alone", "beside readers"), (alone, *reading), strict=False):
         waited = (them.waited_s(percent) / one.waited_s(percent) for percent in (50, 99))

@@ -133,8 +133,8 @@ async def storm(readers: int, over_s: float, seed: int, folder: Path, **environ:
         group = await stack.enter_async_context(asyncio.TaskGroup())
         others = Others(log, port)
         watching = group.create_task(others.watch())
-        await until(lambda: others.got > 100 * OTHERS, 60)
-        calm = others.got
+        await until(lambda: others.received > 100 * OTHERS, 60)
+        calm = others.received
         seen.calm = others.late(calm // 2)
         seen.bytes_before, before_s = resident(gateway.pid), cpu_s(gateway.pid)
         began = time.perf_counter()
@@ -250,7 +250,7 @@ class Others:
         return self._writer.chain.last
 
     @property
-    def got(self) -> int:
+    def received(self) -> int:
         """The number of entries that all readers together have received."""
         return len(self._arrived)
 

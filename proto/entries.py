@@ -163,7 +163,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The error of a failed turn: a code of proto.errors.CODES, a message, and the delay after which a retry may help."""
+    """The error of a failed turn: a code of proto.errors.CODES, a message, and the delay after which to retry."""
 
     code: str
     """The code of the error, from docs/ERRORS.md."""

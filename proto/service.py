@@ -76,7 +76,7 @@ class ModelSettings(ProcessSettings, frozen=True, kw_only=True):
 
 
 class Health:
-    """The health that this process reports at the port of its metrics. Set by the event loop, read by another thread."""
+    """The health of this process, as the port of its metrics reports it. Set by the event loop, read by a thread."""
 
     def __init__(self) -> None:
         self.is_ready = False

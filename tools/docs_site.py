@@ -27,7 +27,7 @@ INDENT = " " * 4
 SECTION = re.compile(r"^## (.+)$|^\| \[([^\]]+)\]\(([^)]+)\)", re.MULTILINE)
 
 
-def found() -> dict[Path, Path]:
+def find_pages() -> dict[Path, Path]:
     """Returns the files of the site: their paths in it, and where they are."""
     return {path.relative_to(ROOT): path for pattern in PAGES for path in sorted(ROOT.glob(pattern))}
 
@@ -74,14 +74,14 @@ def navigation(index: str) -> str:
     rows = ["nav:", "  - All pages: docs/README.md"]
     for section, title, target in SECTION.findall(index):
         rows.append(f"  - {section}:" if section else f"      - {title}: {os.path.normpath(Path('docs') / target)}")
-    rows += ["  - Decision records:", *(f"      - {path}" for path in found() if path.parent.name == "adr")]
+    rows += ["  - Decision records:", *(f"      - {path}" for path in find_pages() if path.parent.name == "adr")]
     # docs/README.md also lists a JSON file.
     return "\n".join(row for row in rows if row.endswith((":", ".md"))) + "\n"
 
 
 def write_pages(folder: Path, repository: str) -> None:
     """Writes the pages and MkDocs' configuration into a new folder."""
-    files = found()
+    files = find_pages()
     for path, source in files.items():
         target = folder / "pages" / path
         target.parent.mkdir(parents=True, exist_ok=True)

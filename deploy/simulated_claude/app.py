@@ -115,7 +115,7 @@ async def create_batch(http: HttpRequest) -> Response:
     remember(http, body)
     if not is_answered:
         return Written(silent, headers("application/json"))
-    return json(batch.told(str(http.base_url)))
+    return json(batch.describe(str(http.base_url)))
 
 
 async def list_batches(http: HttpRequest) -> Response:
@@ -125,19 +125,19 @@ async def list_batches(http: HttpRequest) -> Response:
     page, has_more = http.app.state.batches.page(
         int(limit) if limit.isdecimal() else 0, query.get("after_id"), query.get("before_id")
     )
-    told = [batch.told(str(http.base_url)) for batch in page]
+    shown = [batch.describe(str(http.base_url)) for batch in page]
     ends = {"first_id": page[0].id if page else None, "last_id": page[-1].id if page else None}
-    return json({"data": told, "has_more": has_more, **ends})
+    return json({"data": shown, "has_more": has_more, **ends})
 
 
 async def show_batch(http: HttpRequest) -> Response:
-    return json(batch_of(http).told(str(http.base_url)))
+    return json(batch_of(http).describe(str(http.base_url)))
 
 
 async def cancel_batch(http: HttpRequest) -> Response:
     batch = batch_of(http)
     batch.cancel()
-    return json(batch.told(str(http.base_url)))
+    return json(batch.describe(str(http.base_url)))
 
 
 async def delete_batch(http: HttpRequest) -> Response:

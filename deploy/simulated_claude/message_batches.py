@@ -86,7 +86,7 @@ class MessageBatch:
             self._timer.cancel()
             self._end("expired")
 
-    def told(self, url: str) -> dict[str, Any]:
+    def describe(self, url: str) -> dict[str, Any]:
         """Returns the API's object for the batch; `url` is this server's base URL."""
         counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
         for result in self.results:

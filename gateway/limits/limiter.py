@@ -231,7 +231,7 @@ class Admission:
 
     async def _free_ended(self, owner: Owner) -> bool:
         """Frees slots of turns that have ended or were never stored; returns whether there was one."""
-        held = await self._limiter.slots.held(owner.tenant, owner.name, "running")
+        held = await self._limiter.slots.list_held(owner.tenant, owner.name, "running")
         over = await asyncio.gather(*(self._is_over(slot) for slot in held[:CHECKED_SLOTS_MAX]))
         ended = [slot for slot, is_over in zip(held, over, strict=False) if is_over]
         for slot in ended:

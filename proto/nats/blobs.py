@@ -209,24 +209,24 @@ class BlobStore:
     async def _last(self, tenant: Tenant, sha256: str) -> Mark.Message | None:
         """Returns the blob's last mark from the stream's leader, which never lags behind its acknowledgements."""
 
-        def shown(reply: Message) -> Mark | None:
+        def read_mark(reply: Message) -> Mark | None:
             error = pub_ack.decode(reply.data).error
             if error is None:
                 return _mark.decode(reply.data)
             return Mark() if error.err_code == pub_ack.NOT_FOUND else None
 
         query = msgspec.json.encode({"last_by_subj": subjects.blob(tenant, sha256)})
-        return (await self._ask(f"$JS.API.STREAM.MSG.GET.{BODIES}", query, shown)).message
+        return (await self._ask(f"$JS.API.STREAM.MSG.GET.{BODIES}", query, read_mark)).message
 
     async def _chunk(self, tenant: Tenant, sha256: str, number: int) -> bytes:
         """Reads one chunk. Any follower may answer and lag behind the mark, so a missing chunk is read again."""
 
-        def held(reply: Message) -> bytes:
+        def read_data(reply: Message) -> bytes:
             return b"" if "Status" in (reply.headers or {}) else reply.data
 
         started = asyncio.get_running_loop().time()
         subject = subjects.chunk(tenant, sha256, number)
-        while not (chunk := await self._ask(f"$JS.API.DIRECT.GET.{BODIES}.{subject}", b"", held)):
+        while not (chunk := await self._ask(f"$JS.API.DIRECT.GET.{BODIES}.{subject}", b"", read_data)):
             is_doomed = (await self._marked(tenant, sha256)).size.is_doomed
             waited_s = asyncio.get_running_loop().time() - started
             if is_doomed and waited_s >= BEHIND_MAX_S:

@@ -49,7 +49,7 @@ class Slots:
         self._connection = connection
         self._reader = DirectReader(connection, SLOTS)
 
-    async def held(self, tenant: Tenant, owner: str, what: str) -> list[HeldSlot]:
+    async def list_held(self, tenant: Tenant, owner: str, what: str) -> list[HeldSlot]:
         """Returns the held slots; the result may be a moment old. Raises LogUnavailable."""
         found: list[HeldSlot] = []
         while True:
@@ -72,7 +72,7 @@ class Slots:
         With `life_s`, the server releases the slot after so many seconds unless it is renewed.
         """
         for _ in range(TRIES):
-            held = await self.held(tenant, owner, what)
+            held = await self.list_held(tenant, owner, what)
             taken = {slot.subject.rpartition(".")[2] for slot in held}
             free = [number for number in range(most) if str(number) not in taken]
             if not free or len(taken) >= most:

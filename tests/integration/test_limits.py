@@ -155,7 +155,7 @@ async def test_a_batch_frees_the_slot_of_its_key_if_its_tenant_has_none(connecti
     slots = Slots(connection)
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), Limits(running=3), Limits(running=2))
     _, holds, running = await limiter.admission(Principal(tenant)).reserve_batch(TurnId(new_id()), [ZERO] * 3, 3)
-    held = [await slots.held(tenant, owner.name, "running") for owner in limiter.owners(Principal(tenant))]
+    held = [await slots.list_held(tenant, owner.name, "running") for owner in limiter.owners(Principal(tenant))]
     assert (running, len(holds), [len(each) for each in held]) == (2, 4, [2, 2])
 
 
@@ -518,10 +518,10 @@ async def test_stream_slots_of_a_killed_gateway_expire(
         async with client.stream("GET", f"{killed.url}{path}") as stream:
             assert stream.status_code == 200
             slots = Slots(own_connection)
-            (first,) = await slots.held(tenant, owner.name, "streams")
+            (first,) = await slots.list_held(tenant, owner.name, "streams")
 
             async def is_renewed() -> bool:
-                held = await slots.held(tenant, owner.name, "streams")
+                held = await slots.list_held(tenant, owner.name, "streams")
                 return bool(held) and held[0].seq > first.seq
 
             await until(is_renewed)

@@ -38,7 +38,7 @@ async def test_concurrent_clients_acquire_each_slot_once(
     acquired = await asyncio.gather(*(clients[n % 2].acquire(tenant, "k", "running", 9, f"h{n}") for n in range(60)))
     found = [slot for slot in acquired if slot is not None]
     assert len({slot.subject for slot in found}) == len(found) == 9
-    held = await clients[0].held(tenant, "k", "running")
+    held = await clients[0].list_held(tenant, "k", "running")
     assert {slot.subject for slot in held} == {slot.subject for slot in found}
 
 
@@ -52,7 +52,7 @@ async def test_a_slot_is_released_by_its_own_acquisition_only(connection: Connec
     await slots.release(first.seq)
     assert await slots.acquire(tenant, "k", "running", 1, "second") is not None
     await slots.release(first.seq)
-    assert [slot.holder for slot in await slots.held(tenant, "k", "running")] == ["second"]
+    assert [slot.holder for slot in await slots.list_held(tenant, "k", "running")] == ["second"]
 
 
 @pytest.mark.rule("R37")
@@ -66,7 +66,7 @@ async def test_a_slot_with_a_lifetime_expires_unless_it_is_renewed(connection: C
     assert await slots.renew(slot, "reader", 1) is None
 
     async def is_free() -> bool:
-        return not await slots.held(tenant, "k", "streams")
+        return not await slots.list_held(tenant, "k", "streams")
 
     await until(is_free)
     assert await slots.renew(renewed, "reader", 1) is None
@@ -168,7 +168,7 @@ async def test_a_stream_that_ends_during_a_renewal_releases_all_its_slots(
 
     async def are_free() -> bool:
         owners = [owner.name for owner in limiter.owners(principal)]
-        return not any([await slots.held(tenant, owner, stream_slots.STREAMS) for owner in owners])
+        return not any([await slots.list_held(tenant, owner, stream_slots.STREAMS) for owner in owners])
 
     await until(are_free, stream_slots.SLOT_LIFE_S / 3)
     renewing.cancel()

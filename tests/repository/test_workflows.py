@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tests.harness.processes import CHECKOUT
-from tools.docs_site import found, indent_items, navigation, to_repository
+from tools.docs_site import find_pages, indent_items, navigation, to_repository
 
 BIN = Path(sys.executable).parent
 GITHUB = CHECKOUT / ".github"
@@ -49,7 +49,7 @@ def test_actions_are_pinned_and_nothing_is_permitted_by_default(path: Path) -> N
 def test_the_navigation_of_the_site_has_every_page() -> None:
     index = (CHECKOUT / "docs/README.md").read_text()
     named = set(re.findall(r"(\S+\.md)$", navigation(index), re.MULTILINE))
-    assert named == {str(path) for path in found() if path.suffix == ".md"}
+    assert named == {str(path) for path in find_pages() if path.suffix == ".md"}
 
 
 def test_the_content_of_list_items_is_indented_by_four_columns() -> None:
@@ -68,4 +68,4 @@ def test_the_content_of_list_items_is_indented_by_four_columns() -> None:
     ],
 )
 def test_links_to_source_files_lead_to_the_repository(link: str, repository: str, replaced: str) -> None:
-    assert to_repository(link, Path("docs/README.md"), set(found()), repository) == replaced
+    assert to_repository(link, Path("docs/README.md"), set(find_pages()), repository) == replaced

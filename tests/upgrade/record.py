@@ -80,7 +80,7 @@ class Recorder:
             for name, body in ASKED.items():
                 if name == "taken_over":
                     await stack.enter_async_context(self.generator())
-                turn = await asked(client, body | {"session": session})
+                turn = await post_turn(client, body | {"session": session})
                 session = session or turn["session"]
                 if name in ("cancelled", "taken_over"):
                     await begun(client, turn["turn"])
@@ -103,12 +103,12 @@ class Recorder:
         refused = (await client.get(f"/v1/turns/{turn}/events?dialect=none")).json()
         sentence = refused["error"]["message"] if isinstance(refused["error"], dict) else str(refused["message"])
         for dialect in sentence.rpartition("there are ")[2].split(", "):
-            streams[dialect] = await told(client, turn, dialect)
+            streams[dialect] = await read_stream(client, turn, dialect)
         record = (await client.get(f"/v1/turns/{turn}")).json()
         self.told.append(Told(name=name, turn=turn, record=record, streams=streams))
 
 
-async def asked(client: httpx2.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
+async def post_turn(client: httpx2.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
     given = {name: what for name, what in body.items() if what is not None}
     answer = await client.post("/v1/turns", json=given)
     assert answer.status_code == 202, answer.text
@@ -126,7 +126,7 @@ async def begun(client: httpx2.AsyncClient, turn: str) -> None:
                 return
 
 
-async def told(client: httpx2.AsyncClient, turn: str, dialect: str) -> str:
+async def read_stream(client: httpx2.AsyncClient, turn: str, dialect: str) -> str:
     """Returns the whole stream of a turn, or what came before the connection broke."""
     received = b""
     try:
