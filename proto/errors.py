@@ -238,7 +238,7 @@ CODES: dict[str, Code] = {
     "price_unknown": Code(
         400,
         INVALID,
-        "The price of the model is unknown, so that a `max_cost` or a budget could not be kept.",
+        "The price of the model is unknown, so `max_cost` or a budget cannot be enforced.",
         "Choose a model whose price GET /v1/models/capabilities lists, or add its price to TAILRACE_MODELS_FILE.",
     ),
     "schema_invalid": Code(
@@ -422,7 +422,7 @@ CODES: dict[str, Code] = {
     "last_admin_key": Code(
         409,
         INVALID,
-        "It is the last key with the scope `admin` that is valid for another day.",
+        "No other key with the scope `admin` is valid for another day.",
         "Create or rotate a key with this scope first.",
     ),
     "key_replaced": Code(
@@ -472,14 +472,14 @@ CODES: dict[str, Code] = {
     "too_many_turns": Code(
         429,
         RATE_LIMIT,
-        "As many turns of the key or tenant are running as its limit allows.",
+        "The key or tenant has reached its limit of running turns.",
         "Wait for a turn to end, then retry.",
         is_retryable=True,
     ),
     "too_many_streams": Code(
         429,
         RATE_LIMIT,
-        "As many streams of the key, tenant or client address are open as the limit allows.",
+        "The key, tenant or client address has reached its limit of open streams.",
         "Close a stream, then retry.",
         is_retryable=True,
     ),
@@ -526,7 +526,7 @@ CODES: dict[str, Code] = {
     "queue_full": Code(
         503,
         OVERLOADED,
-        "As many turns of the tenant wait for a generator as TAILRACE_QUEUE_MAX allows.",
+        "The tenant has reached its limit of turns that wait for a generator (TAILRACE_QUEUE_MAX).",
         "Retry after Retry-After. Operator: add generators, or raise TAILRACE_CONCURRENCY.",
         is_retryable=True,
     ),
@@ -629,7 +629,7 @@ CODES: dict[str, Code] = {
     "attempts_exhausted": Code(
         500,
         API,
-        "As many attempts as are allowed, in a row, have added nothing to the answer.",
+        "The last attempts, as many in a row as are allowed, have added nothing to the answer.",
         "POST the turn again.",
     ),
     "deadline_exceeded": Code(
