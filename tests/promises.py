@@ -75,7 +75,7 @@ class Reader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened, as far as it was recorded."""
+    """The recorded operations of a run, and the log after it."""
 
     posted: dict[TurnKey, bool] = {}
     """Whether each turn that was posted was acknowledged."""

@@ -21,7 +21,7 @@ def summary(operation: Recorded) -> tuple[object, ...]:
     return operation.process, operation.number, operation.outcome, operation.returned is not None
 
 
-def test_an_operation_has_its_outcome_both_times_and_what_was_reported(tmp_path: Path) -> None:
+def test_an_operation_is_recorded_before_it_begins_and_with_its_outcome(tmp_path: Path) -> None:
     """An operation that reports nothing, or raises, is `info`. Its first line is written before it begins."""
     recorder = Recorder(tmp_path / HISTORY, "reader")
     with recorder.recording(GET) as recording:

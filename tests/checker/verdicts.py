@@ -8,7 +8,7 @@ from tests.promises import Verdict
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """How long things may take in a run, and how much they may grow."""
+    """The limits of a run: the longest times, and the largest growth."""
 
     end_s: float = 60.0
     """From the last fault until every turn has its end. 0: the run has waited long enough."""

@@ -79,7 +79,7 @@ async def results(claude: str) -> list[dict[str, Any]]:
     return [block for content in blocks for block in content if block["type"] == "tool_result"]
 
 
-async def test_its_answer_is_one_message(claude: str, tmp_path: Path) -> None:
+async def test_claude_codes_answer_is_one_message(claude: str, tmp_path: Path) -> None:
     events = await answer(opened(claude, tmp_path), asking("words=30 rate=0", system="Be brief."))
     assert text(events) == words(30)
     assert [events[0]["type"], events[-1]["type"]] == ["message_start", "message_delta"]
@@ -89,7 +89,7 @@ async def test_its_answer_is_one_message(claude: str, tmp_path: Path) -> None:
     assert "Be brief." in json.dumps(asked["system"])
 
 
-async def test_it_works_in_its_projects_folder(claude: str, tmp_path: Path) -> None:
+async def test_claude_code_works_in_the_folder_of_the_project(claude: str, tmp_path: Path) -> None:
     """It reads files there; the tool result goes to its model only."""
     folder = tmp_path / "projects/acme/shop"
     folder.mkdir(parents=True)
@@ -103,7 +103,7 @@ async def test_it_works_in_its_projects_folder(claude: str, tmp_path: Path) -> N
 
 @pytest.mark.rule("S18")
 @pytest.mark.parametrize("way", ["absolute", "upwards", "by a link"])
-async def test_it_cannot_read_outside_its_folder(claude: str, tmp_path: Path, way: str) -> None:
+async def test_claude_code_cannot_read_outside_its_folder(claude: str, tmp_path: Path, way: str) -> None:
     """Also not through a link in the folder; the model receives the refusal."""
     folder = tmp_path / "projects/acme/shop"
     folder.mkdir(parents=True)
@@ -122,7 +122,7 @@ async def test_it_cannot_read_outside_its_folder(claude: str, tmp_path: Path, wa
 
 
 @pytest.mark.rule("S18")
-async def test_nothing_that_lies_in_its_folder_opens_another(claude: str, tmp_path: Path) -> None:
+async def test_no_file_in_the_project_opens_another_folder(claude: str, tmp_path: Path) -> None:
     """Its settings, hooks, servers and notes, which the model may have written, and a file that is only named."""
     folder, other = tmp_path / "projects/acme/shop", tmp_path / "projects/acme/other"
     (folder / ".claude").mkdir(parents=True)
@@ -147,7 +147,7 @@ async def test_nothing_that_lies_in_its_folder_opens_another(claude: str, tmp_pa
 
 
 @pytest.mark.rule("S18")
-async def test_what_is_said_is_no_command_to_it(claude: str, tmp_path: Path) -> None:
+async def test_a_message_is_never_a_command_to_claude_code(claude: str, tmp_path: Path) -> None:
     """A message like `/model` would choose a model that costs more; it is sent as text."""
     command = "/model claude-opus-5-5"
     events = await answer(opened(claude, tmp_path), asking("", messages=[Message("user", command)]))
@@ -166,7 +166,7 @@ async def test_what_is_said_is_no_command_to_it(claude: str, tmp_path: Path) -> 
         ("Read", "Write", {"file_path": "made.txt", "content": "x"}),
     ],
 )
-async def test_what_is_not_on_the_list_is_refused(
+async def test_a_tool_that_is_not_on_the_list_is_refused(
     claude: str, tmp_path: Path, tools: str, tool: str, fields: dict[str, str]
 ) -> None:
     """Without a user there is no prompt for permission."""
@@ -177,7 +177,7 @@ async def test_what_is_not_on_the_list_is_refused(
     assert list((tmp_path / "projects/acme/shop").iterdir()) == []
 
 
-async def test_it_is_told_nothing_of_our_environment(
+async def test_claude_code_receives_no_secret_of_our_environment(
     claude: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys of Tailrace or of a cloud are not in its environment."""
@@ -221,7 +221,7 @@ async def test_a_folder_that_is_a_link_is_not_worked_in(claude: str, tmp_path: P
         ("words=x", "backend_refused_request"),
     ],
 )
-async def test_its_failures_have_their_codes(claude: str, tmp_path: Path, line: str, code: str) -> None:
+async def test_failures_of_claude_code_have_their_codes(claude: str, tmp_path: Path, line: str, code: str) -> None:
     """Each makes one call: the generator repeats calls, the backend does not."""
     with pytest.raises(BackendError) as failure:
         await answer(opened(claude, tmp_path), asking(line))
@@ -229,7 +229,7 @@ async def test_its_failures_have_their_codes(claude: str, tmp_path: Path, line: 
     assert (await stats(claude))["calls"] <= 1
 
 
-async def test_its_silence_has_an_end(claude: str, tmp_path: Path) -> None:
+async def test_a_silent_claude_code_is_stopped(claude: str, tmp_path: Path) -> None:
     with pytest.raises(BackendError) as failure:
         await answer(opened(claude, tmp_path, stall_timeout_s=4.0), asking("words=9 rate=0 fault=stall@3"))
     assert failure.value.code == "backend_stalled"
@@ -239,7 +239,9 @@ async def test_its_silence_has_an_end(claude: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "more", [{"tools": [{"name": "look", "input_schema": {}}]}, {"options": {"stop_sequences": ["x"], "metadata": {}}}]
 )
-async def test_what_it_would_pass_over_is_refused(claude: str, tmp_path: Path, more: dict[str, Any]) -> None:
+async def test_fields_that_claude_code_would_ignore_are_refused(
+    claude: str, tmp_path: Path, more: dict[str, Any]
+) -> None:
     """Tools of the client, and fields that the CLI has no option for."""
     with pytest.raises(BackendError, match=r"does not support (tools|stop_sequences)$") as failure:
         await answer(opened(claude, tmp_path), asking("words=1", **more))
@@ -262,7 +264,7 @@ def is_running(mark: str) -> bool:
 
 
 @pytest.mark.rule("S3")
-async def test_nothing_that_was_said_is_an_argument(claude: str, tmp_path: Path) -> None:
+async def test_no_prompt_and_no_key_is_a_command_line_argument(claude: str, tmp_path: Path) -> None:
     """Other users of a machine can read arguments: they contain neither prompt nor key."""
     call = asking("words=200 rate=20\nmy-secret-question", system="my-secret-system")
     told = opened(claude, tmp_path).answer(call)
@@ -274,7 +276,7 @@ async def test_nothing_that_was_said_is_an_argument(claude: str, tmp_path: Path)
         assert secret not in " ".join(ours)
 
 
-async def test_it_ends_with_its_call_and_so_do_its_children(claude: str, tmp_path: Path) -> None:
+async def test_claude_code_and_its_children_end_with_the_call(claude: str, tmp_path: Path) -> None:
     """Also a child in another process group, and one that ignores SIGTERM."""
     mark = f"86{os.getpid()}"
     script = f"setsid sh -c 'trap \"\" TERM; sleep {mark}.5' & sleep {mark}"
@@ -368,7 +370,7 @@ def test_no_text_begins_as_a_command_does() -> None:
         assert not any(block["text"].startswith("/") for block in said)
 
 
-def test_a_conversation_is_told_before_its_last_message() -> None:
+def test_earlier_messages_are_a_text_before_the_last_message() -> None:
     """The CLI accepts user messages only; pictures of earlier ones are not repeated."""
     picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
     messages = [
@@ -388,7 +390,7 @@ def test_a_conversation_is_told_before_its_last_message() -> None:
     assert "interrupted" in partial[-1]["text"]
 
 
-def test_its_program_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_program_of_claude_code_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the setting, on the path, or where its installer puts it; otherwise the process does not start."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -103,7 +103,7 @@ async def test_a_good_request_is_answered(attacked: Process) -> None:
 
 @pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.timeout(120 + COUNT)
-async def test_what_nobody_would_send_breaks_nothing(attacked: Process) -> None:
+async def test_malformed_bytes_break_nothing(attacked: Process) -> None:
     """Request smuggling, floods, and mutated requests with a printed seed."""
     print(f"FUZZ_SEED={SEED} FUZZ_BYTES={COUNT}")
     made = [*handmade(KEY).values(), *handmade("nobodys").values(), *mutated(good(KEY), SEED, COUNT)]

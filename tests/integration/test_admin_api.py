@@ -56,7 +56,7 @@ async def audit(gateway: Gateway, query: str = "") -> list[dict[str, object]]:
     return list((await gateway.client.get(f"/v1/admin/audit{query}")).json()["data"])
 
 
-async def test_a_gateway_without_keys_lets_nobody_create_the_first_one(
+async def test_a_gateway_without_keys_refuses_to_create_the_first_one(
     own_server: NatsServer, new_gateway: NewGateway
 ) -> None:
     """It would close the gateway to all others."""

@@ -142,7 +142,7 @@ async def test_the_row_of_a_turn_is_its_fold(own_log: TurnLog, deliveries: Deliv
 
 
 @pytest.mark.rule("R93")
-async def test_what_another_process_records_during_a_start_is_no_restored_database(
+async def test_rows_of_another_process_during_a_start_do_not_look_like_a_restored_database(
     own_log: TurnLog, deliveries: Deliveries, database: Path
 ) -> None:
     """It would make the process that starts record the whole log again."""

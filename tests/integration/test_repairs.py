@@ -47,7 +47,9 @@ time.sleep(60)
 
 
 @pytest.mark.timeout(120)
-async def test_up_repairs_what_is_deleted_and_waits_for_what_is_away(tmp_path: Path) -> None:
+async def test_up_recreates_deleted_parts_of_nats_and_a_truncated_database_and_waits_for_its_directory(
+    tmp_path: Path,
+) -> None:
     """Turns complete after each fault, and the turns of before are still there unless both copies are gone."""
     with running(tmp_path, *LEAN) as up:
         async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=30) as client:

@@ -57,7 +57,7 @@ async def copy(source: Connection, target: Connection) -> None:
     await stream_copy.copy_streams(source, target, replicas=1, bytes_max=BYTES_MAX)
 
 
-async def test_a_copy_has_what_the_log_has(ends: tuple[Connection, Connection]) -> None:
+async def test_a_copy_has_every_stream_with_its_sequences_and_consumers(ends: tuple[Connection, Connection]) -> None:
     """Every stream, with its sequences, gaps and consumers."""
     source, target = ends
     await copy(source, target)
@@ -80,7 +80,7 @@ async def test_a_log_of_many_chunks_is_copied_byte_for_byte(ends: tuple[Connecti
         assert (await target.jetstream.get_last_msg(STREAM, f"turns.t.{number}.event")).data == payloads[number]
 
 
-async def test_what_a_copy_that_broke_off_has_left_is_no_copy(ends: tuple[Connection, Connection]) -> None:
+async def test_the_rest_of_an_interrupted_copy_is_refused_as_a_target(ends: tuple[Connection, Connection]) -> None:
     """An interrupted restore leaves an empty stream with that name: it is refused."""
     source, target = ends
     await apply(target, bytes_max=BYTES_MAX)
@@ -89,7 +89,7 @@ async def test_what_a_copy_that_broke_off_has_left_is_no_copy(ends: tuple[Connec
         await copy(source, target)
 
 
-async def test_a_copy_that_broke_off_is_made_anew_without_what_it_has_left(
+async def test_an_interrupted_copy_is_repeated_from_the_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its servers are removed with it: a server that has lost a stream in the middle may never recover it."""

@@ -288,7 +288,7 @@ async def test_killed_processes_are_replaced_and_a_second_ctrl_c_stops_at_once(t
         assert [pid for pid in pids if is_alive(pid)] == []
 
 
-async def test_it_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
+async def test_up_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
     with running(tmp_path, *LEAN) as up:
         await until(lambda: up.said("nats-server"), START_S_MAX)
         pids = up.tree()

@@ -53,7 +53,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Worn(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of the turns."""
+    """The results of the turns."""
 
     turns: list[Turn]
     whole: int

@@ -172,7 +172,7 @@ class BatchSchedule:
 
     @property
     def calls(self) -> int:
-        """How many calls of the model were made."""
+        """The number of model calls."""
         return sum(generator.calls for generator in self.generators)
 
     @property

@@ -88,7 +88,7 @@ class Generator:
 
     @property
     def calls(self) -> int:
-        """How many calls of the model it has made."""
+        """The number of its model calls."""
         return sum(backend.calls for backend in self._backends)
 
     def _open(self) -> None:

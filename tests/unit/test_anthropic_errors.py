@@ -218,7 +218,7 @@ def test_the_tables_have_only_existing_codes() -> None:
     assert {*CODES_BY_STATUS.values(), *CODES_BY_TYPE.values()} <= set(CODES)
 
 
-def test_what_the_api_says_about_the_servers_key_is_logged_and_not_shown() -> None:
+def test_the_apis_error_about_the_operators_key_is_logged_and_not_shown() -> None:
     """Tenants see the error of a turn: it must not name the operator's key, account or organisation."""
     secret = "invalid x-api-key sk-ant-…abcd of organisation acme"
     body = {"type": "error", "error": {"type": "authentication_error", "message": secret}}

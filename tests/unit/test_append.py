@@ -44,7 +44,7 @@ def test_a_refusal_without_a_rival_asks_the_leader_whether_the_turn_exists() -> 
     assert server.requests[-1].arguments == (ENTRY, CHAIN.last)
 
 
-def test_without_a_leader_the_leader_is_not_asked() -> None:
+def test_an_append_without_a_leader_sends_the_leader_no_request() -> None:
     """The question would wait two seconds for its time-out, while another server may become the leader."""
     server = ScriptedServer(publish=[NO_ANSWER, STORED], read=[NOTHING])
     appended(server)

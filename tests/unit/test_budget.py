@@ -132,7 +132,7 @@ def test_a_taken_over_turn_at_its_cost_limit_makes_no_call() -> None:
         assert isinstance(plan(cheaper, 5, cut_at_cost(cheaper)), MakeAttempt)
 
 
-def test_an_answer_is_not_asked_for_again_when_its_money_is_over_budget() -> None:
+def test_an_answer_over_budget_is_not_repeated_for_its_schema() -> None:
     """It does not fit its schema, and says so."""
     whole: list[events.Event] = [START, events.MessageDelta(events.StopReason("end_turn"))]
     turn, over = turn_with(*whole), turn_with(*whole, max_cost_nano_usd=INPUT)

@@ -89,7 +89,7 @@ def test_a_post_without_a_clear_answer_is_repeated_with_its_key_and_the_rest_is_
         (stream(b"data: {\n\n"), "an event that cannot be read", None),
     ],
 )
-def test_what_a_later_try_cannot_repair_is_an_error_at_once(
+def test_a_permanent_error_is_raised_without_a_retry(
     response: httpx2.Response, message: str, status: int | None, waits: list[float]
 ) -> None:
     server = Server(response)

@@ -31,7 +31,7 @@ PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
 
 
 def answer_to(call: Call) -> list[events.Event]:
-    """What the model answers; raises Refusal for what the API would refuse."""
+    """Returns the model's answer; raises Refusal for a call that the API would refuse."""
     body = {name: field for name, field in msgspec.to_builtins(call).items() if field is not None}
     asked = understand(decode(msgspec.json.encode(body)))
     frames = [frame for frame, _ in simulated.frames(reply(asked, 1))]
@@ -40,7 +40,7 @@ def answer_to(call: Call) -> list[events.Event]:
 
 
 def stored_prefixes(whole: list[events.Event]) -> Iterator[list[events.Event]]:
-    """What may have been stored of an answer: up to each event, and up to each character within a delta."""
+    """Returns each beginning of an answer that may be stored: up to each event, and to each character of a delta."""
     for number, event in enumerate(whole):
         yield whole[: number + 1]
         if isinstance(event, BlockDelta) and isinstance(event.delta, TextDelta):

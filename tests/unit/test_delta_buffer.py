@@ -42,7 +42,7 @@ async def drain(buffer: DeltaBuffer) -> list[ModelEvent]:
 
 
 async def through(*what: Event) -> list[Event | events.UnknownEvent]:
-    """What comes out when all of `what` has to wait."""
+    """Returns the entries of the buffer after all of `what` had to wait."""
     buffer = DeltaBuffer()
     for one in what:
         buffer.put(from_event(one))

@@ -54,7 +54,7 @@ class MemoryLog:
 
 
 class Client:
-    """What is given to the response, and what it has sent."""
+    """The client of a response: its messages to the response, and those that the response has sent."""
 
     def __init__(self, log: MemoryLog, group: asyncio.TaskGroup, settings: Settings) -> None:
         self.draining, self.expired, self.left = asyncio.Event(), asyncio.Event(), list[float]()

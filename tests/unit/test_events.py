@@ -135,7 +135,7 @@ def test_deltas_of_one_block_and_kind_join(a: str, b: str, i: int, j: int) -> No
 
 @pytest.mark.rule("R9")
 @given(anthropic_events(), anthropic_events())
-def test_nothing_else_joins(first: events.Event, second: events.Event) -> None:
+def test_only_deltas_of_one_kind_in_one_block_are_joined(first: events.Event, second: events.Event) -> None:
     """Different kinds, signatures, citations and everything that is no delta stay as they came."""
     is_joinable = (
         isinstance(first, BlockDelta)

@@ -122,7 +122,7 @@ def test_an_end_proves_its_text_usage_and_cost() -> None:
     assert end.stop_reason == "end_turn"
 
 
-def test_an_end_keeps_what_the_message_says_of_itself() -> None:
+def test_the_record_keeps_the_fields_of_a_message_that_it_does_not_know() -> None:
     """Also what is newer than this version; of the attempt that counts, its latest words, and nothing that is null."""
     log = Handwritten()
     log.ask()
@@ -216,7 +216,7 @@ BLOCKS: list[tuple[dict[str, Any], list[events.Delta], dict[str, Any]]] = [
 
 @pytest.mark.rule("R25")
 @pytest.mark.parametrize(("start", "deltas", "whole"), BLOCKS)
-def test_a_block_is_what_the_api_would_have_given_unstreamed(
+def test_a_folded_block_equals_the_block_of_a_response_without_a_stream(
     start: dict[str, Any], deltas: list[events.Delta], whole: dict[str, Any]
 ) -> None:
     """Text with citations, thinking with its signature, a tool's input as JSON, and what we do not know as it came."""
@@ -309,7 +309,7 @@ def respoken(valid: list[Stored], spoken: list[EventEntry | events.Event]) -> Tu
 
 @pytest.mark.rule("R25")
 @given(logs())
-def test_the_text_is_what_the_text_blocks_said_since_the_last_beginning(log: MadeUp) -> None:
+def test_the_text_joins_the_text_blocks_since_the_last_restart(log: MadeUp) -> None:
     """A second, plainer way to the same text: one list of strings, from the valid entries alone."""
     texts: list[list[str]] = []
     types: list[str] = []

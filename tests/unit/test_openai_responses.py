@@ -65,7 +65,7 @@ def events_of(stored: list[Stored]) -> Told:
 
 
 def after_last_restart(stored: list[Stored]) -> list[Stored]:
-    """What a new reader begins with: after the last restart."""
+    """Returns the entries with which a new reader begins: those after the last restart."""
     is_restart = [isinstance(one.entry, Attempt) and one.entry.mode == "restart" for one in stored]
     return stored[len(stored) - is_restart[::-1].index(True) :] if True in is_restart else stored
 
@@ -156,7 +156,7 @@ def strangers(model: object, path: str = "") -> list[str]:
 
 
 def read(sent: Told) -> ResponseStreamState[Any]:
-    """What the SDK's accumulator makes of it; it fails on what is out of order."""
+    """Returns the response that the SDK's accumulator builds; it fails if events are out of order."""
     state: ResponseStreamState[Any] = ResponseStreamState(input_tools=omit, text_format=omit)
     for event in sent:
         if event["type"] != "error":

@@ -9,7 +9,7 @@ from tailrace.proto.subjects import EVERY_LIVE, GENERATORS, PERSISTENCE
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether there is a subject that both mean."""
+    """Returns whether a subject matches both patterns."""
     a, b = one.split("."), other.split(".")
     for x, y in zip(a, b, strict=False):
         if ">" in (x, y):

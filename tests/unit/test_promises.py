@@ -164,7 +164,7 @@ def test_a_good_history_is_green() -> None:
 
 
 @pytest.mark.parametrize("broken", BREAKS)
-def test_a_history_broken_in_one_place_is_not_green(broken: str) -> None:
+def test_a_history_that_breaks_one_promise_is_not_green(broken: str) -> None:
     """Each promise says no, or unknown, to the one thing that breaks it; and the worst answer wins."""
     promise, answer, break_it = BREAKS[broken]
     verdict = promise(break_it(good()))

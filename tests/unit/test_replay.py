@@ -45,7 +45,7 @@ def open_log() -> Handwritten:
 
 
 @pytest.mark.rule("R14")
-def test_a_turn_that_one_answer_denies_is_asked_for_again() -> None:
+def test_a_turn_is_looked_up_again_after_one_reply_without_it() -> None:
     """A frozen former leader that wakes up answers as if it led: its denial is no proof."""
     server = ScriptedServer(last_request=[BEFORE_FIRST, Seq(1)])
     run(require_turn(server, KEY))
@@ -53,7 +53,7 @@ def test_a_turn_that_one_answer_denies_is_asked_for_again() -> None:
 
 
 @pytest.mark.rule("R14")
-def test_a_turn_that_two_answers_deny_is_unknown() -> None:
+def test_a_turn_is_unknown_after_two_replies_without_it() -> None:
     """A request for a turn that does not exist fails."""
     with pytest.raises(TurnUnknown, match=r"^the log has no turn turn-1$"):
         run(require_turn(ScriptedServer(last_request=[BEFORE_FIRST]), KEY))

@@ -43,7 +43,7 @@ def test_queries_health_and_presence_have_their_subjects() -> None:
 
 @pytest.mark.rule("R3")
 @pytest.mark.parametrize("token", ["*", ">", "a.b", "", "A", "a b", "x" * 65])
-def test_no_subject_is_built_from_what_is_no_token(token: str) -> None:
+def test_no_subject_is_built_from_an_invalid_token(token: str) -> None:
     """The server takes a wildcard in a publish and reads everything with it: it must never get there."""
     bad_tenant, bad_turn = TurnKey(Tenant(token), KEY.turn), TurnKey(KEY.tenant, TurnId(token))
     for key in (bad_tenant, bad_turn):
