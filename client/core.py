@@ -290,7 +290,7 @@ class Reading:
         self._is_closed = False
 
     async def start(self) -> None:
-        """Connects. Raises TailraceError if the turn is refused, or the gateway does not answer."""
+        """Connects to the gateway. Raises TailraceError if the turn is refused, or the gateway does not answer."""
         while self._response is None and self.end is None:
             try:
                 await self._connect()

@@ -88,7 +88,7 @@ def cut_at_cost(turn: Turn) -> str | None:
 
 
 def is_over_budget(turn: Turn) -> bool:
-    """Whether the turn has reached its cost limit, so that no further call is made for it."""
+    """Returns whether the turn has reached its cost limit, so that no further call is made for it."""
     if turn.request is None or turn.request.max_cost_nano_usd is None:
         return False
     return (sum_costs(turn.request.model, turn.calls) or 0) >= turn.request.max_cost_nano_usd

@@ -56,7 +56,7 @@ class Breaker:
         metrics.BACKEND_DOWN.labels(name).set(0)
 
     def is_down(self, tenant: str) -> bool:
-        """Whether new turns of the tenant avoid the backend."""
+        """Returns whether new turns of the tenant avoid the backend."""
         return self._is_open and self._clock() < self._probe_at.get(tenant, 0.0)
 
     def begin_probe(self, tenant: str) -> bool:

@@ -64,7 +64,7 @@ def build_continuation_call(request: Request, turn: Turn) -> Call:
 
 
 def supports_prefill(name: str) -> bool:
-    """Whether the model accepts a partial answer as the last message."""
+    """Returns whether the model accepts a partial answer as the last message."""
     model = find_model(name)
     return model is not None and model.supports.prefill is True
 

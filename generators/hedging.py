@@ -36,12 +36,12 @@ def plan_hedge(turn: Turn) -> MakeAttempt:
 
 
 def may_hedge(attempt: int, backend: str) -> bool:
-    """Whether another call may run beside this attempt: only beside a turn's first one, so that it has one hedge."""
+    """Returns whether a second call may run beside this attempt: only beside a turn's first one."""
     return attempt == 1 and backend not in WITH_SIDE_EFFECTS
 
 
 def is_from(entry: Entry, attempt: int, generator: str) -> bool:
-    """Whether `entry`, the first after a late attempt, comes from the call that `generator` makes as `attempt`."""
+    """Returns whether `entry`, the first after a late attempt, is of the call that `generator` makes as `attempt`."""
     match entry:
         case Attempt(generator=name):
             return name == generator
@@ -176,7 +176,7 @@ class HedgeTaker:
         self._orders = orders
 
     def has_free_slot(self) -> bool:
-        """Whether a hedge can start. One slot is always left for the queue."""
+        """Returns whether a hedge can start. One slot is always left for the queue."""
         return self._worker.free_slots > 1
 
     def start_hedge(self, hedge: Hedge) -> bool:

@@ -150,7 +150,7 @@ def tokens_left(turn: Turn) -> int:
 
 
 def can_continue(blocks: tuple[Block, ...]) -> bool:
-    """Whether a model can continue after `blocks`: only text can be continued in the middle.
+    """Returns whether a model can continue after `blocks`: only text can be continued in the middle.
 
     The API refuses half a tool call, half a thought, and a complete tool call without its result. A complete call that
     the backend has executed is not sent.

@@ -52,7 +52,7 @@ def _mark_last(content: str | list[Block], mark: Block) -> str | list[Block]:
 
 
 def has_cache_marks(call: Call) -> bool:
-    """Whether the client has set a mark."""
+    """Returns whether the client has set a mark."""
     if "cache_control" in (call.options or {}):
         return True
     contents = [call.system, *(message.content for message in call.messages)]

@@ -65,5 +65,5 @@ def tail(text: str) -> str:
 
 
 def begins_word(text: str, position: int) -> bool:
-    """Whether `position` is not inside a word."""
+    """Returns whether `position` is not inside a word."""
     return not position or not (text[position - 1].isalnum() and text[position].isalnum())

@@ -154,7 +154,7 @@ def _close(native: Schema, described: Schema) -> Schema | None:
 
 
 def _is_finite(schema: Schema) -> bool:
-    """Whether all references lead to definitions in the schema, without a cycle."""
+    """Returns whether all references lead to definitions in the schema, without a cycle."""
     named = {
         f"#/{section}/{name}": inner
         for section in ("$defs", "definitions")

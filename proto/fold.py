@@ -145,7 +145,7 @@ def text_proof(text: str) -> tuple[int, str]:
 
 
 def is_executed_tool(block: Mapping[str, Any]) -> bool:
-    """Whether this content block is a tool call that a backend has executed itself, as Claude Code does.
+    """Returns whether this content block is a tool call that a backend has executed itself, as Claude Code does.
 
     Clients see it, and no model gets it: its result is not in the answer.
     """

@@ -117,7 +117,7 @@ def _by_replaced_name() -> dict[str, Model]:
 
 
 def is_built_in(model: Model) -> bool:
-    """Whether the row is Tailrace's own, and not from the operator's file."""
+    """Returns whether the row is Tailrace's own, and not from the operator's file."""
     return _built_in().get(model.id) == model
 
 

@@ -83,7 +83,7 @@ class Health:
         self.beat_at = time.monotonic()
 
     def is_alive(self) -> bool:
-        """Whether the event loop runs."""
+        """Returns whether the event loop runs."""
         return time.monotonic() - self.beat_at < BEAT_LATE_S
 
 

@@ -231,7 +231,7 @@ async def _count(nats_url: str) -> dict[str, Functions]:
 
 
 def _until_append(functions: Functions) -> Functions:
-    """The functions of a POST before the log takes over."""
+    """Returns the functions of a POST before the log takes over."""
     names = [function.co_name for function in functions]
     return functions[: names.index("append") + 1]
 

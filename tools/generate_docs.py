@@ -159,7 +159,7 @@ def table_rows(rows: list[tuple[str, str]]) -> list[str]:
 
 
 def accounts_configuration() -> str:
-    """The `accounts` of a NATS of one's own: those of `tailrace up`, with passwords from environment variables."""
+    """Returns the `accounts` for your own NATS: those of `tailrace up`, with passwords from environment variables."""
     head = f"# {WRITTEN_BY} Include it in the `accounts` of nats-server's configuration: docs/RUNBOOK.md says how.\n"
     accounts = nats_server.accounts({user: f"$TAILRACE_{user.upper()}_PASSWORD" for user in RIGHTS})
     blocks = [f'"{name}": {{\n{one_a_line(account)}\n}}' for name, account in accounts.items()]

@@ -86,7 +86,7 @@ class Server(NamedTuple):
         return is_loopback(self.host.strip("[]"))
 
     def listen(self, port: int) -> str:
-        """All addresses of the machine, whose own name may be known to others only; loopback stays loopback."""
+        """Returns all addresses of the machine, whose own name may be known to others only; loopback stays loopback."""
         return f"{self.host if self.is_loopback else EVERY_ADDRESS}:{port}"
 
 

@@ -37,12 +37,12 @@ async def restart_stuck_server(specs: Sequence[ServerSpec], supervisor: Supervis
 
 
 def is_stuck(health: Response) -> bool:
-    """Whether a write has failed; the server then tries no other. A server that is starting may report the same."""
+    """Returns whether a write has failed; the server then tries no other. A starting server may report the same."""
     return health.status == 503 and any(sign in health.body for sign in SIGNS)
 
 
 async def has_started(spec: ServerSpec) -> bool:
-    """Whether the server accepts clients, which it does after it has read its store."""
+    """Returns whether the server accepts clients, which it does after it has read its store."""
     with suppress(TimeoutError):
         async with asyncio.timeout(INFO_S_MAX):
             await wait_started(spec.port)

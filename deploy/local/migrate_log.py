@@ -100,7 +100,7 @@ def existing_specs(options: Options, data_dir: Path) -> list[ServerSpec]:
 
 
 def has_one_account(store: Path) -> bool:
-    """Whether all streams of a server are in the global account, as versions without accounts stored them.
+    """Returns whether all streams of a server are in the global account, as versions without accounts stored them.
 
     Raises UpRefused if there are streams in the log's own account as well: an older version was started again, did not
     find the log and made a new one. Only the operator knows which of them to keep.
@@ -248,7 +248,7 @@ async def _wait_until_equal(
 
 
 def are_settled(servers: Sequence[ServerState]) -> bool:
-    """Whether each server has applied all that was committed, and all have the same state."""
+    """Returns whether each server has applied all that was committed, and all have the same state."""
     groups = [state.groups for state in servers if state.groups is not None]
     for state in servers:
         # One group for the cluster's metadata, one a stream and one a consumer.

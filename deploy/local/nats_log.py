@@ -24,7 +24,7 @@ EXPECTED = re.compile(
 
 
 def is_shown(line: str) -> bool:
-    """Whether to show a line: the server is ready, an unexpected warning or error, or another format."""
+    """Returns whether to show a line: the server is ready, an unexpected warning or error, or another format."""
     found = LINE.fullmatch(line)
     if found is None:
         return True  # a rejected setting, a panic

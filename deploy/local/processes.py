@@ -59,7 +59,7 @@ ALL_BACKENDS = ("ANTHROPIC_", "CLAUDE_CODE_", *OTHER_BACKENDS)
 
 
 def is_simulated(environ: Mapping[str, str]) -> bool:
-    """Whether the simulated Claude is needed: a backend calls Anthropic's API and there is no key."""
+    """Returns whether the simulated Claude is needed: a backend calls Anthropic's API and there is no key."""
     # With a login, Claude Code alone needs no key.
     name = r"\bclaude" if environ.get("CLAUDE_CODE_OAUTH_TOKEN") else r"\bclaude(_code)?"
     calls_claude = re.search(rf"{name}\s*(,|;|:|$)", environ.get("TAILRACE_BACKENDS", "claude"))

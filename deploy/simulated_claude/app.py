@@ -167,7 +167,7 @@ async def expire_batches(http: HttpRequest) -> Response:
 
 
 async def silent(_: Send) -> None:
-    """A response that is dropped before its body."""
+    """Sends no body, because the response is dropped before it."""
 
 
 async def list_models(http: HttpRequest) -> Response:

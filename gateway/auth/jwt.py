@@ -68,7 +68,7 @@ class JwtVerifier:
                 )
 
     def __bool__(self) -> bool:
-        """Whether JWTs are accepted."""
+        """Returns whether JWTs are accepted."""
         return self._secret is not None or self._keys is not None
 
     async def verify(self, token: bytes, _: Request) -> Principal | None:

@@ -61,7 +61,7 @@ class AdmissionQueue:
 
 
 async def refuse_connection(scope: Scope, receive: Receive, send: Send) -> None:
-    """ASGI application of the connections above the limit: rejects each request and closes the connection."""
+    """The ASGI application for connections above the limit: rejects each request and closes the connection."""
     await _refusal(CONNECTIONS_REACHED, scope, {"connection": "close"})(scope, receive, send)
 
 

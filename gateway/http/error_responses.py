@@ -59,7 +59,7 @@ def response(
     headers: Mapping[str, str] | None = None,
     scope: Scope | None = None,
 ) -> Response:
-    """The error `code` of proto.errors.CODES, in the envelope.
+    """Returns the error `code` of proto.errors.CODES, in the envelope.
 
     A resuming EventSource in `scope` receives a reconnection delay instead, if the code is retryable.
     """
@@ -81,7 +81,7 @@ def response(
 
 
 def of(error: Refused | LogError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
-    """The response for `error`, with further `headers`."""
+    """Returns the response for `error`, with further `headers`."""
     if isinstance(error, Refused):
         return response(
             error.code,

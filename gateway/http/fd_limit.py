@@ -29,22 +29,22 @@ def raise_limit(streams_wanted: int) -> None:
 
 
 def backlog() -> int:
-    """The length of the kernel's queue of connections that were not accepted yet."""
+    """Returns the length of the kernel's queue of connections that were not accepted yet."""
     return min(BACKLOG_MAX, _limit() // 8)
 
 
 def excess_max() -> int:
-    """The limit of connections above `connections_max` whose request is read, so that it is refused with a response."""
+    """Returns the limit of connections above `connections_max` whose requests are read and refused with a response."""
     return min(EXCESS_MAX, _limit() // 8)
 
 
 def connections_max() -> int:
-    """The limit of open connections."""
+    """Returns the limit of open connections."""
     return max(_limit() - RESERVED - backlog() - excess_max(), 1)
 
 
 def streams_max() -> int:
-    """The limit of open streams."""
+    """Returns the limit of open streams."""
     return max(int(connections_max() * STREAMS_SHARE), 1)
 
 

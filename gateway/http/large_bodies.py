@@ -84,4 +84,6 @@ class LargeBodies:
         try:
             yield
         except TimeoutError as error:
-            raise Refused("server_busy", "too many large requests are being read: send it again") from error
+            raise Refused(
+                "server_busy", "the memory for large requests is in use: repeat the request after Retry-After"
+            ) from error

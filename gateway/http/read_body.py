@@ -111,7 +111,7 @@ class BodyReader:
 
 
 def declared_bytes(headers: Headers) -> int | None:
-    """The value of Content-Length; None for a chunked body."""
+    """Returns the value of Content-Length; None for a chunked body."""
     digits = headers.get("content-length", "")
     # The HTTP parser rejects more than 2⁶⁴, but allows leading zeros, and int() takes at most 4,300 digits.
     return int(digits.lstrip("0") or "0") if digits.isdecimal() else None
@@ -123,7 +123,7 @@ def decode(body: bytes, kind: type[B], strings: Mapping[str, str] | None = None)
     `strings` are those that long_strings.py has cut out of the body.
     """
     if values_in(body) > VALUES_MAX:
-        raise Refused("body_too_large", f"the body has more than {VALUES_MAX} JSON values")
+        raise Refused("body_too_large", f"the body has more than {VALUES_MAX} JSON values: send fewer")
     with _refuse_invalid(kind):
         if not strings:
             return msgspec.json.decode(body, type=kind)

@@ -19,12 +19,12 @@ SPREAD_S = 1.0
 
 
 def retry_delay_s() -> float:
-    """A random delay, so that clients that are rejected together do not return together."""
+    """Returns a random delay, so that clients that are rejected together do not return together."""
     return random.randint(RETRY_S_MIN, RETRY_S_MAX)  # noqa: S311  # no secret
 
 
 def is_resuming_reader(scope: Scope) -> bool:
-    """Whether the request is that of an EventSource that resumes after the last id that it has received."""
+    """Returns whether the request is that of an EventSource that resumes after the last id that it has received."""
     headers = Headers(scope=scope)
     is_reader = scope["method"] == "GET" and sse.MEDIA_TYPE in headers.get("accept", "")
     return is_reader and bool(headers.get("last-event-id"))

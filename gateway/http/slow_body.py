@@ -24,7 +24,7 @@ class MinimumRate:
         self._missing = WINDOW_S * rate_min
 
     async def next(self, pieces: AsyncIterator[bytes]) -> bytes | None:
-        """The next of `pieces`; None after the last. Raises Refused when the body arrives too slowly."""
+        """Returns the next of `pieces`; None after the last. Raises Refused when the body arrives too slowly."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         try:

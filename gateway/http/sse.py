@@ -35,12 +35,12 @@ Events = tuple[Event, ...]
 
 
 def frame(data: bytes, *, seq: int | None = None, event: bytes | None = None) -> Events:
-    """One event, as a tuple, so that several can be joined. A name that is not in EVENT_NAME's form is left out."""
+    """Returns a tuple with one event, so that several can be joined. A name not in EVENT_NAME's form is left out."""
     return (Event(data, seq, event if event is not None and EVENT_NAME.fullmatch(event) else None),)
 
 
 def encode(events: Events, id_prefix: bytes = b"") -> bytes:
-    """The bytes of `events`, with `id_prefix` before each id.
+    """Returns the bytes of `events`, with `id_prefix` before each id.
 
     The id is the last field. By the specification it counts when the event is complete, but fetch-event-source uses it
     as soon as it has read the line: cut between id and data, it resumed after an event that it had never dispatched.
@@ -57,5 +57,5 @@ def encode(events: Events, id_prefix: bytes = b"") -> bytes:
 
 
 def retry(wait_ms: int) -> bytes:
-    """The field that sets a client's reconnection delay. It precedes an event: alone, some clients dispatch it."""
+    """Returns the field that sets a client's reconnection delay. Send it before an event: some clients dispatch it."""
     return b"retry: %d\n" % wait_ms

@@ -26,7 +26,7 @@ def wrong_field(problem: str) -> str | None:
 
 
 def allowed_names(kind: type, problem: str) -> list[str]:
-    """The fields for msgspec's "unknown field", the values for its "invalid enum value", otherwise an empty list."""
+    """Returns the fields for msgspec's "unknown field", the values for its "invalid enum value", otherwise nothing."""
     path = PATH.search(problem[-PATH_CHARS_MAX:])
     found = [inspect.type_info(kind)]
     for step in STEP.findall(path[1] if path else ""):
@@ -53,7 +53,7 @@ def _children(one: inspect.Type, step: str) -> Iterator[inspect.Type]:
 
 
 def _without_unions(found: Iterable[inspect.Type]) -> Iterator[inspect.Type]:
-    """Each of `found`; a union is replaced by its members."""
+    """Yields each of `found`; a union is replaced by its members."""
     for one in found:
         if isinstance(one, inspect.UnionType):
             yield from one.types

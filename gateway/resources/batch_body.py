@@ -159,7 +159,7 @@ class BatchBuilder:
             except Refused as refusal:
                 raise _at(index, refusal) from refusal
             except EntryTooLarge as error:
-                raise Refused("body_too_large", f"`requests[{index}]` is too long to be stored") from error
+                raise Refused("body_too_large", f"`requests[{index}]` is too long to be stored: shorten it") from error
             lines.append(line)
         content = batch.encode_inputs(lines) + b"".join(line + b"\n" for line in refused)
         # In a thread, as in store_blobs.py.

@@ -34,7 +34,7 @@ class Pace:
 
 
 def pace_of(request: Request) -> Pace | None:
-    """The value of `?pace=`, where 1 is the original speed; None means at once. Raises Refused."""
+    """Returns the value of `?pace=`, where 1 is the original speed; None means at once. Raises Refused."""
     text = request.query_params.get("pace")
     if text is None:
         return None

@@ -94,7 +94,7 @@ class StreamedResponse:
 
 
 def body(data: bytes, *, more: bool) -> Message:
-    """A part of a response's body; the last one unless there is `more`."""
+    """Returns a part of a response's body; the last one unless there is `more`."""
     return {"type": "http.response.body", "body": data, "more_body": more}
 
 

@@ -171,7 +171,7 @@ def _has_files(submission: Submission) -> bool:
 
 
 def has_files(contents: Sequence[object]) -> bool:
-    """Whether one of these contents of messages refers to a file, or has a `container_upload`."""
+    """Returns whether one of these contents of messages refers to a file, or has a `container_upload`."""
     for content in contents:
         for block in content if isinstance(content, list) else ():
             match block:

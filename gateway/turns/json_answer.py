@@ -44,7 +44,7 @@ class JsonAnswer(StreamedResponse):
         await Response(self._render(record), 200, self._headers, "application/json")(scope, receive, send)
 
     async def _wait(self, receive: Receive) -> TurnRecord | None:
-        """The turn's record once it has ended; None when the client disconnected first. Raises Refused, LogError."""
+        """Returns the turn's record after its end; None if the client disconnected first. Raises Refused, LogError."""
         streams = self._access.streams
         async with streams.fan_out.subscribe(self._key, BEFORE_FIRST) as feed:
             with self._access.watch() as expired:
@@ -82,4 +82,6 @@ def require_completed(record: TurnRecord) -> None:
                 f"turn {record.turn} was cancelled: GET /v1/turns/{record.turn} has the answer so far",
             )
         case _:
-            raise Refused("internal", f"turn {record.turn} has an incomplete answer")
+            raise Refused(
+                "internal", f"turn {record.turn} has an incomplete answer: GET /v1/turns/{record.turn} has its text"
+            )

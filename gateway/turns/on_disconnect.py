@@ -36,7 +36,7 @@ class DisconnectPolicy:
         self._waiting: dict[TurnKey, asyncio.Task[None]] = {}
 
     def left(self, key: TurnKey, back_within_s: float = 0.0) -> None:
-        """A reader of a running turn has disconnected. The wait for the turn starts again.
+        """Notes that a reader of a running turn has disconnected. The wait for the turn starts again.
 
         `back_within_s`: the gateway closed its stream, and it has so many seconds to reconnect.
         """
@@ -70,7 +70,7 @@ class DisconnectPolicy:
             logger.warning("turn continues without readers", turn=key.turn, error=str(error))
 
     async def _wait_s(self, key: TurnKey) -> float | None:
-        """The turn's grace period. Its request may be large, so it is not kept during the wait."""
+        """Returns the turn's grace period. Its request may be large, so it is not kept during the wait."""
         first = await self._log.read_entries(key, BEFORE_FIRST, limit=1)
         return grace_s(first[0].entry.on_disconnect) if first and isinstance(first[0].entry, Request) else None
 

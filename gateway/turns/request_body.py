@@ -182,7 +182,7 @@ def check_session(field: str, name: str | None) -> None:
     """As `check_name`, for the name of a new session, which must not be a route's."""
     check_name(field, name)
     if name in RESERVED_NAMES:
-        raise Refused("request_invalid", f"`{field}`: /v1/sessions/{name} is a route: call the session otherwise")
+        raise Refused("request_invalid", f"`{field}`: /v1/sessions/{name} is a route: choose another name")
 
 
 def require_unclaimed(body: object) -> None:

@@ -86,7 +86,7 @@ class Responder:
 
 
 def names_of(key: TurnKey, entry: entries.Request) -> dict[str, str]:
-    """The response headers that name a turn, its session and its project."""
+    """Returns the response headers that name a turn, its session and its project."""
     return {
         "x-session-id": entry.session,
         # The SDKs of Anthropic and OpenAI show these in errors.

@@ -69,7 +69,7 @@ def has(attribute: str) -> Callable[[Submission], bool]:
 
 
 def always(_: Submission) -> bool:
-    """The `needs` of a feature that runs for every submission."""
+    """Returns True: the `needs` of a feature that runs for every submission."""
     return True
 
 

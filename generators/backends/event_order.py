@@ -97,7 +97,7 @@ def require_empty(raw: msgspec.Raw) -> None:
 
 
 def is_too_deep(raw: msgspec.Raw) -> bool:
-    """Whether an event nests so deep that no reader could decode its entry, which is one level more (PROTOCOL R7)."""
+    """Returns whether an event nests too deep for readers: its entry adds one level (PROTOCOL R7)."""
     try:
         return is_deeper(msgspec.json.decode(raw), LEVELS_MAX - 1)
     except DECODE_ERRORS:

@@ -104,7 +104,7 @@ def refuse_unsupported(call: Call) -> None:
 
 
 def has_url(content: object) -> bool:
-    """Whether `content` refers to something by URL, in Anthropic's format or in OpenAI's."""
+    """Returns whether `content` refers to something by URL, in Anthropic's format or in OpenAI's."""
     match content:
         case {"type": "tool_use"}:
             return False

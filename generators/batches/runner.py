@@ -257,7 +257,7 @@ class BatchRunner:
             await append_when_not_full(self._append_shielded, child, START, request)
 
     async def _append_shielded(self, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
-        """Appends. A cancelled append may be stored, and stopping the batch has to find it: so it is waited for."""
+        """Appends an entry. It may be stored although the task is cancelled, so the stop of a batch waits for it."""
         appending = asyncio.create_task(self._log.append(key, chain, entry))
         try:
             return await asyncio.shield(appending)
@@ -311,7 +311,7 @@ class BatchRunner:
 
 
 def is_message_batch(turn: Turn) -> bool:
-    """Whether Anthropic's Message Batches answer the batch."""
+    """Returns whether Anthropic's Message Batches answer the batch."""
     return turn.request is not None and turn.request.via == "message_batches"
 
 

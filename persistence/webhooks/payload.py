@@ -38,5 +38,5 @@ def wait_s(attempts: int, first_s: float, retry_after_s: float | None, chance: f
 
 
 def is_expired(ended_at: datetime | None, now: datetime, give_up_s: float) -> bool:
-    """Whether a webhook is too old for another attempt. False while the end's time is unknown."""
+    """Returns whether a webhook is too old for another attempt. False while the end's time is unknown."""
     return ended_at is not None and now - ended_at > timedelta(seconds=give_up_s)
