@@ -112,7 +112,7 @@ async def test_a_silent_tenant_blocks_no_other_tenant() -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert bodies.large_bodies.free == MEMORY_BYTES - 3 * BODY_BYTES_MAX
-        with pytest.raises(Refused, match="send it again"):
+        with pytest.raises(Refused, match="repeat the request after Retry-After"):
             await post("a", is_silent=False)
         await post("b", is_silent=False)
         rest.set()
