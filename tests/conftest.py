@@ -9,13 +9,15 @@ import gc
 import multiprocessing.util
 import os
 import tempfile
-from collections.abc import AsyncIterator, Generator, Iterator
+from asyncio import AbstractEventLoop
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 import structlog
+import uvloop
 from hypothesis import HealthCheck, settings
 
 from tailrace.deploy.local.nats_server import NatsServer
@@ -55,6 +57,9 @@ console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=struct
 structlog.configure(processors=[*structlog.get_config()["processors"][:-1], console])
 
 patch_process()
+
+# Until all tests are collected: a sixth of that time would be collections that find nothing.
+gc.disable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -97,9 +102,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = ordered + [item for together in long.values() for item in together]
 
 
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], AbstractEventLoop]]:
+    """Tests run on the event loop of the processes. It also needs an eighth less CPU time than asyncio's."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
 def pytest_collection_finish() -> None:
     """Excludes what is loaded by now from garbage collections: a worker has a million objects, and keeps them."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -56,6 +56,9 @@ class Sandbox:
                     output, _ = await process.communicate(data)
             except TimeoutError as error:
                 raise SandboxFailed(f"it takes more than {timeout_s:.0f} s") from error
+            except RuntimeError as error:
+                # uvloop's, where asyncio has BrokenPipeError, which `communicate` ignores.
+                raise SandboxFailed("the subprocess ended before it read its input") from error
             finally:
                 if process.returncode is None:
                     process.kill()

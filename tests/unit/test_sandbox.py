@@ -3,6 +3,7 @@
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,11 +87,27 @@ async def test_the_script_has_an_empty_environment(tmp_path: Path, monkeypatch: 
     assert str(Path.cwd()) not in output.replace(f"{Path.cwd()}/.venv", "")
 
 
+async def test_a_subprocess_that_ended_before_it_read_its_input_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = asyncio.create_subprocess_exec
+
+    async def create_late(*command: Any, **given: Any) -> asyncio.subprocess.Process:
+        process = await create(*command, **given)
+        await process.wait()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", create_late)
+    with pytest.raises(SandboxFailed, match="ended before it read its input"):
+        await program(tmp_path, "sys.exit(0)").run(b"{}", LONG_S, "acme")
+
+
 @pytest.mark.parametrize(("tenants", "most"), [(8, PROCESSES_MAX), (1, PROCESSES_TENANT_MAX)])
 async def test_subprocesses_are_limited_in_all_and_per_tenant(tmp_path: Path, tenants: int, most: int) -> None:
     """More runs wait for a free subprocess."""
     sandbox = program(
         tmp_path,
+        "sys.stdin.read()",
         f"mine = {str(tmp_path)!r} + '/running-' + str(os.getpid())",
         "open(mine, 'w').close()",
         "time.sleep(0.05)",
