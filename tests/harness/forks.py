@@ -20,6 +20,7 @@ from tailrace.deploy.local.spawn import LIBC, PR_SET_PDEATHSIG
 from tailrace.proto.runtime.fast_histogram import FastHistogram
 
 FORKS = multiprocessing.get_context("forkserver")
+FORKING_UP = "tests.harness.forking_up"
 PROCESSES = ("gateway", "generators", "persistence", "deploy.simulated_claude")
 FORKS.set_forkserver_preload(
     [
@@ -27,6 +28,7 @@ FORKS.set_forkserver_preload(
         "tests.harness.killable_generator",
         "tests.checker.recorded_process",
         "tests.kills.paused_process",
+        FORKING_UP,
     ]
 )
 
@@ -44,21 +46,26 @@ class Fork:
     def returncode(self) -> int | None:
         return self._process.exitcode
 
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Waits until it has ended; returns its status, None after `timeout` seconds."""
+        self._process.join(timeout)
+        return self.returncode
+
 
 async def fork(module: str, arguments: Sequence[str], environ: Mapping[str, str], output: Path) -> Fork:
+    """Like `start_fork`, in a thread: the first start waits until the server has imported everything."""
+    return await asyncio.to_thread(start_fork, module, arguments, environ, output)
+
+
+def start_fork(module: str, arguments: Sequence[str], environ: Mapping[str, str], output: Path) -> Fork:
     """Runs `python -m module` in a session of its own, with its output appended to a file.
 
     It is killed when this process dies.
     """
     process = FORKS.Process(target=_become, args=(module, list(arguments), dict(environ), output), daemon=True)
-    # The first start waits until the server has imported everything.
-    await asyncio.to_thread(_start, process)
-    return Fork(process)
-
-
-def _start(process: multiprocessing.process.BaseProcess) -> None:
     with _lock:
         process.start()
+    return Fork(process)
 
 
 def _become(module: str, arguments: Sequence[str], environ: Mapping[str, str], output: Path) -> None:
@@ -70,13 +77,19 @@ def _become(module: str, arguments: Sequence[str], environ: Mapping[str, str], o
             os.dup2(printed.fileno(), number)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(write_through=True)  # type: ignore[union-attr]
+    run(module, arguments, environ)
+
+
+def run(module: str, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
+    """Runs a module as `__main__` in this process, which is a fork."""
     os.environ.clear()
     os.environ.update(environ)
     sys.argv = [module, *arguments]
     # runpy warns if a module that it runs was imported.
     for name in [name for name in sys.modules if name.startswith("tailrace.") and name.endswith(".__main__")]:
         del sys.modules[name]
-    _forget_metrics({module, *arguments})
+    if module != FORKING_UP:
+        _forget_metrics({module, *arguments})
     # The imported modules stay: a collection of garbage need not visit them.
     gc.freeze()
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -5,10 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from signal import SIGKILL, Signals
 
+from tests.harness.forks import FORKING_UP, start_fork
 from tests.harness.until import until
 
 CHECKOUT = Path(__file__).parents[2]
@@ -19,20 +21,52 @@ STOP_S_MAX = 20.0
 LEAN = ("--port", "0", "--generators", "1")
 
 
-class Up:
-    """One `tailrace up` on a free port, and its output."""
+class ForkedUp:
+    """A `tailrace up` that is a fork, as are its processes; with the methods of Popen that tests use."""
 
-    def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
+    def __init__(self, arguments: Sequence[str], environ: Mapping[str, str], printed: Path) -> None:
+        self._fork = start_fork(FORKING_UP, arguments, environ, printed)
+        self.pid = self._fork.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._fork.returncode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        return self._fork.wait(timeout)
+
+    def send_signal(self, number: Signals) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(SIGKILL)
+
+
+class Up:
+    """One `tailrace up` on a free port, and its output.
+
+    A test of its start, or of what its processes are, starts it as `is_real`: with new processes of Python.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, is_real: bool = False, **environ: str) -> None:
         self.folder = folder / "data"
         self.printed = folder / "up.txt"
         self.command = [sys.executable, "-m", "tailrace", "up", "--data", str(self.folder), *arguments]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ANTHROPIC_")}
         # Commands of the user who runs the tests do not find this `up`.
         inherited["XDG_STATE_HOME"] = str(folder / "state")
-        with self.printed.open("wb") as printed:
-            self.process = subprocess.Popen(
-                self.command, cwd=CHECKOUT, env=inherited | environ, stdout=printed, stderr=printed
-            )
+        self.printed.write_bytes(b"")
+        self.process: subprocess.Popen[bytes] | ForkedUp
+        if is_real:
+            with self.printed.open("wb") as printed:
+                self.process = subprocess.Popen(
+                    self.command, cwd=CHECKOUT, env=inherited | environ, stdout=printed, stderr=printed
+                )
+        else:
+            self.process = ForkedUp(self.command[3:], inherited | environ, self.printed)
 
     @property
     def text(self) -> str:
@@ -104,8 +138,8 @@ def is_alive(pid: int) -> bool:
 
 
 @contextmanager
-def running(folder: Path, *arguments: str, **environ: str) -> Iterator[Up]:
-    up = Up(folder, *arguments, **environ)
+def running(folder: Path, *arguments: str, is_real: bool = False, **environ: str) -> Iterator[Up]:
+    up = Up(folder, *arguments, is_real=is_real, **environ)
     try:
         yield up
     finally:

@@ -64,7 +64,7 @@ async def refuses_a_newer_database(up: Up) -> None:
 @pytest.mark.timeout(180)
 async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Path) -> None:
     """Turns run on while each process is restarted; readers resume. A database of a newer version is refused."""
-    with running(tmp_path, "--port", "0") as up:
+    with running(tmp_path, "--port", "0", is_real=True) as up:
         url = await up.ready()
         before = up.pids()
         statuses: list[int] = []

@@ -130,7 +130,7 @@ def up(tmp_path: Path) -> Iterator[Up]:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(LATE_GENERATOR)
     environ = {"PYTHONPATH": str(folder), "BEGUN": str(folder / "begun"), "GOMEMLIMIT": "1GiB"}
-    with running(folder, "--port", "0", "--gateways", "2", **environ) as up:
+    with running(folder, "--port", "0", "--gateways", "2", is_real=True, **environ) as up:
         yield up
 
 
@@ -236,7 +236,7 @@ def test_a_start_that_cannot_succeed_is_refused_in_one_line(
 async def test_a_setting_that_only_a_process_refuses_ends_up(tmp_path: Path) -> None:
     """The process prints what is wrong, and `up` prints which process it was: status 1."""
     (tmp_path / "sitecustomize.py").write_text(STRICT_PERSISTENCE)
-    with running(tmp_path, *LEAN, PYTHONPATH=str(tmp_path)) as up:
+    with running(tmp_path, *LEAN, is_real=True, PYTHONPATH=str(tmp_path)) as up:
         assert up.process.wait(timeout=STOP_S_MAX) == 1
         assert [line for line in up.lines if "TAILRACE_DATABASE: not here" in line]
         assert up.lines[-1] == "tailrace: persistence reports an invalid setting: see its lines above"
@@ -248,7 +248,7 @@ async def test_killed_processes_are_replaced_and_a_second_ctrl_c_stops_at_once(t
     While `up` stops, connections are refused: no process would accept them. A webhook is sent and signed.
     """
     environ = {"TAILRACE_WEBHOOK_KEY": "k" * 32, "TAILRACE_WEBHOOK_PRIVATE_HOSTS": "127.0.0.1"}
-    with running(tmp_path, *LEAN, **environ) as up:
+    with running(tmp_path, *LEAN, is_real=True, **environ) as up:
         url = await up.ready()
         address = urlsplit(url)
         async with Receiver() as receiver, httpx2.AsyncClient(base_url=url, trust_env=False) as client:
@@ -289,7 +289,7 @@ async def test_killed_processes_are_replaced_and_a_second_ctrl_c_stops_at_once(t
 
 
 async def test_up_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
-    with running(tmp_path, *LEAN) as up:
+    with running(tmp_path, *LEAN, is_real=True) as up:
         await until(lambda: up.said("nats-server"), START_S_MAX)
         pids = up.tree()
         up.process.send_signal(signal.SIGTERM)
@@ -331,7 +331,7 @@ async def test_a_system_at_work_shows_no_secret_and_no_process_survives_a_kill(t
     jwt = jwts.token().decode()
     shown: dict[str, str] = {}
     async with processes.simulated_claude(tmp_path) as claude:
-        with running(tmp_path, *LEAN, ANTHROPIC_BASE_URL=claude.url, **environ) as up:
+        with running(tmp_path, *LEAN, is_real=True, ANTHROPIC_BASE_URL=claude.url, **environ) as up:
             url = await up.ready()
             async with httpx2.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
                 secrets = CANARIES | await run_turn(client, {"x-api-key": key}, shown)

@@ -163,7 +163,7 @@ async def assert_restart_refused(up: Up) -> None:
 @pytest.mark.timeout(400)
 async def test_a_cluster_survives_kills_restarts_and_a_stop(tmp_path: Path) -> None:
     """From its start to its stop in order, and the next start, which moves the log to one server, with every turn."""
-    with running(tmp_path, "--port", "0", "--cluster", "--gateways", "2") as up:
+    with running(tmp_path, "--port", "0", "--cluster", "--gateways", "2", is_real=True) as up:
         async with open_client(await up.ready()) as client:
             assert_started(up)
             connection = await Connection.open(nats_server.url(up.folder, {}), "test")

@@ -1,0 +1,71 @@
+"""`tailrace up` whose Python processes are forks of it: none of them imports for seconds.
+
+A fork has the standard output, the session, the sockets and the parent of the process that `up` starts otherwise.
+"""
+
+import asyncio
+import contextvars
+import os
+import signal
+import sys
+import traceback
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from tailrace.deploy.cli.main import main
+from tailrace.deploy.local import supervisor
+from tailrace.deploy.local.spawn import LIBC, PR_SET_PDEATHSIG
+from tailrace.deploy.local.spawn import spawn as spawn_program
+from tests.harness import forks
+
+
+async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int, fds: Sequence[int] = ()) -> Process:
+    """Like the product's `spawn`; a Python module is run by the child process before it would execute Python."""
+    if command[:2] != (sys.executable, "-m"):
+        return await spawn_program(command, environ, output, fds)
+    _, _, module, *arguments = command
+
+    def run() -> None:
+        if LIBC is not None:
+            LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        # No context variable of `up`, as in a new process.
+        contextvars.Context().run(_become, module, arguments, environ, fds)
+
+    return await asyncio.create_subprocess_exec(
+        *command,
+        stdin=DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=tuple(fds),
+        start_new_session=True,
+        preexec_fn=run,
+    )
+
+
+def _become(module: str, arguments: Sequence[str], environ: Mapping[str, str], fds: Sequence[int]) -> NoReturn:
+    """Runs the module and exits: the objects of `up` stay referenced, so none of them closes a descriptor of a fork."""
+    status = 1
+    try:
+        asyncio._set_running_loop(None)
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        first = 3
+        for kept in [*sorted(fds), os.sysconf("SC_OPEN_MAX")]:
+            os.closerange(first, kept)
+            first = kept + 1
+        forks.run(module, arguments, environ)
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except BaseException:  # noqa: BLE001  # as Python does at the end of a program
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    vars(supervisor)["spawn"] = spawn
+    sys.exit(main())
