@@ -1,4 +1,7 @@
-"""Forced tool calls and JSON mode of SDKs and frameworks, with the default model, which has neither."""
+"""Forced tool calls and JSON mode of SDKs and frameworks, with the default model, which has neither.
+
+The tests import the frameworks: that takes seconds, which each worker would need before its first test.
+"""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -8,11 +11,7 @@ import openai
 import pydantic
 import pytest
 from anthropic import AsyncAnthropic
-from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI
-from pydantic_ai import Agent
-from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
-from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests.clients.conftest import Takeover
 from tests.clients.openai_chat import sdk_of, user_message
@@ -116,6 +115,8 @@ async def test_a_takeover_restarts_a_forced_tool_call(takeover: Takeover) -> Non
 async def test_langchain_parses_structured_output(
     gateway: Gateway, connections: httpx2.AsyncClient, method: Any, *, is_responses: bool
 ) -> None:
+    from langchain_openai import ChatOpenAI
+
     model = ChatOpenAI(
         model=MODEL,
         base_url=f"{gateway.url}/v1",
@@ -129,11 +130,15 @@ async def test_langchain_parses_structured_output(
 
 
 @pytest.mark.proves("openai-chat", "forced tool calls", "pydantic-ai")
-@pytest.mark.parametrize("kind", [OpenAIChatModel, OpenAIResponsesModel])
-async def test_pydantic_ai_parses_its_output_type(gateway: Gateway, connections: httpx2.AsyncClient, kind: Any) -> None:
+@pytest.mark.parametrize("kind", ["OpenAIChatModel", "OpenAIResponsesModel"])
+async def test_pydantic_ai_parses_its_output_type(gateway: Gateway, connections: httpx2.AsyncClient, kind: str) -> None:
     """`output_type` is a forced call of one function, streamed or not; a union is one of several."""
-    model = kind(MODEL, provider=OpenAIProvider(base_url=f"{gateway.url}/v1", api_key=KEY, http_client=connections))
-    agent = Agent(model, output_type=River)
+    from pydantic_ai import Agent
+    from pydantic_ai.models import openai as models
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    provider = OpenAIProvider(base_url=f"{gateway.url}/v1", api_key=KEY, http_client=connections)
+    agent = Agent(getattr(models, kind)(MODEL, provider=provider), output_type=River)
     assert (await agent.run(ANSWERED)).output == RHINE
     async with agent.run_stream(ANSWERED) as stream:
         assert await stream.get_output() == RHINE

@@ -1,16 +1,13 @@
-"""LangChain and pydantic-ai with /v1/chat/completions and /v1/responses: smoke tests."""
+"""LangChain and pydantic-ai with /v1/chat/completions and /v1/responses: smoke tests.
+
+The tests import the frameworks: that takes seconds, which each worker would need before its first test.
+"""
 
 from typing import Any
 
 import httpx2
 import pydantic
 import pytest
-from langchain_core.messages import HumanMessage
-from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
-from pydantic_ai import Agent
-from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
-from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests.clients.structured_answer import ANSWERED, RHINE, River
 from tests.harness.generator_in_loop import words
@@ -26,6 +23,10 @@ ALL = "stream with tools and structured output"
 @pytest.mark.parametrize("options", [{"stream_usage": True}, {"use_responses_api": True}], ids=["chat", "responses"])
 async def test_langchain(gateway: Gateway, connections: httpx2.AsyncClient, options: dict[str, Any]) -> None:
     """Streams with usage, sends a tool result with the conversation, and reads an answer that fits a schema."""
+    from langchain_core.messages import HumanMessage
+    from langchain_core.tools import tool
+    from langchain_openai import ChatOpenAI
+
     key = pydantic.SecretStr(KEY)
     url = f"{gateway.url}/v1"
     model = ChatOpenAI(model=MODEL, base_url=url, api_key=key, max_retries=0, http_async_client=connections, **options)
@@ -48,11 +49,15 @@ async def test_langchain(gateway: Gateway, connections: httpx2.AsyncClient, opti
 
 @pytest.mark.proves("openai-chat", "stream with tools", "pydantic-ai")
 @pytest.mark.proves("openai-responses", "stream with tools", "pydantic-ai")
-@pytest.mark.parametrize("model", [OpenAIChatModel, OpenAIResponsesModel])
-async def test_pydantic_ai(gateway: Gateway, connections: httpx2.AsyncClient, model: Any) -> None:
+@pytest.mark.parametrize("model", ["OpenAIChatModel", "OpenAIResponsesModel"])
+async def test_pydantic_ai(gateway: Gateway, connections: httpx2.AsyncClient, model: str) -> None:
     """An agent with a tool in a conversation, streamed."""
+    from pydantic_ai import Agent
+    from pydantic_ai.models import openai as models
+    from pydantic_ai.providers.openai import OpenAIProvider
+
     provider = OpenAIProvider(base_url=f"{gateway.url}/v1", api_key=KEY, http_client=connections)
-    agent = Agent(model(MODEL, provider=provider), instructions="Be brief.")
+    agent = Agent(getattr(models, model)(MODEL, provider=provider), instructions="Be brief.")
     asked: list[str] = []
 
     @agent.tool_plain

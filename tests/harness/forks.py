@@ -12,7 +12,9 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
+from typing import NamedTuple
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
@@ -31,6 +33,8 @@ FORKS.set_forkserver_preload(
         FORKING_UP,
     ]
 )
+
+COMMAND_S_MAX = 30.0
 
 _lock = Lock()
 
@@ -52,28 +56,52 @@ class Fork:
         return self.returncode
 
 
+class Ran(NamedTuple):
+    """The exit status of a command, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+async def run_command(*arguments: str, **environ: str) -> Ran:
+    """Runs the command `tailrace` with these arguments and no other environment, until it ends."""
+
+    def run() -> Ran:
+        with TemporaryDirectory() as folder:
+            out, err = Path(folder, "out"), Path(folder, "err")
+            status = start_fork("tailrace", arguments, environ, out, err).wait(COMMAND_S_MAX)
+            assert status is not None, f"{arguments} did not end: {err.read_text()}"
+            return Ran(status, out.read_text(), err.read_text())
+
+    return await asyncio.to_thread(run)
+
+
 async def fork(module: str, arguments: Sequence[str], environ: Mapping[str, str], output: Path) -> Fork:
     """Like `start_fork`, in a thread: the first start waits until the server has imported everything."""
     return await asyncio.to_thread(start_fork, module, arguments, environ, output)
 
 
-def start_fork(module: str, arguments: Sequence[str], environ: Mapping[str, str], output: Path) -> Fork:
-    """Runs `python -m module` in a session of its own, with its output appended to a file.
+def start_fork(
+    module: str, arguments: Sequence[str], environ: Mapping[str, str], output: Path, errors: Path | None = None
+) -> Fork:
+    """Runs `python -m module` in a session of its own, with its output appended to one file or two.
 
     It is killed when this process dies.
     """
-    process = FORKS.Process(target=_become, args=(module, list(arguments), dict(environ), output), daemon=True)
+    given = (module, list(arguments), dict(environ), (output, errors or output))
+    process = FORKS.Process(target=_become, args=given, daemon=True)
     with _lock:
         process.start()
     return Fork(process)
 
 
-def _become(module: str, arguments: Sequence[str], environ: Mapping[str, str], output: Path) -> None:
+def _become(module: str, arguments: Sequence[str], environ: Mapping[str, str], outputs: tuple[Path, Path]) -> None:
     os.setsid()
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    with output.open("ab") as printed:
-        for number in (1, 2):
+    for number, output in enumerate(outputs, 1):
+        with output.open("ab") as printed:
             os.dup2(printed.fileno(), number)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(write_through=True)  # type: ignore[union-attr]

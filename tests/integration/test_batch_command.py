@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from signal import SIGINT, SIGKILL
@@ -12,11 +11,11 @@ import msgspec
 import pytest
 
 from tailrace.deploy.cli.batch import body_of
-from tailrace.deploy.local.spawn import spawn
 from tailrace.proto.ids import new_id
 from tests.harness.cutting_proxy import Cut, Cutting
+from tests.harness.forks import fork
 from tests.harness.generator_in_loop import words
-from tests.harness.processes import CHECKOUT, Process
+from tests.harness.processes import Process
 from tests.harness.system import System
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway
@@ -27,23 +26,23 @@ class Command:
 
     def __init__(self, gateway: Gateway, folder: Path, *arguments: str, key: str = KEY) -> None:
         self._output = folder / f"output-{os.urandom(4).hex()}.txt"
-        self._arguments = (sys.executable, "-m", "tailrace", "batch", "--url", gateway.url, *arguments)
-        self._environ = {"PYTHONPATH": str(CHECKOUT), "TAILRACE_KEY": key, "NO_PROXY": "127.0.0.1"}
+        self._arguments = ("batch", "--url", gateway.url, *arguments)
+        self._environ = {"TAILRACE_KEY": key, "NO_PROXY": "127.0.0.1"}
 
     async def start(self, until_printed: str = "batch") -> None:
-        with self._output.open("wb") as output:
-            self.process = await spawn(self._arguments, self._environ, output.fileno())
+        self._output.touch()
+        self.process = await fork("tailrace", self._arguments, self._environ, self._output)
         await until(lambda: until_printed in self.printed or self.process.returncode is not None, 20)
 
     @property
     def printed(self) -> str:
         return self._output.read_text()
 
-    async def status(self) -> int:
-        return await asyncio.wait_for(self.process.wait(), 40)
+    async def status(self) -> int | None:
+        return await asyncio.to_thread(self.process.wait, 40)
 
-    async def interrupted(self) -> int:
-        self.process.send_signal(SIGINT)
+    async def interrupted(self) -> int | None:
+        os.kill(self.process.pid, SIGINT)
         return await self.status()
 
 
@@ -55,7 +54,7 @@ def command(gateway: Gateway, tmp_path: Path) -> RunCommand:
     return lambda *arguments, key=KEY: Command(gateway, tmp_path, *map(str, arguments), key=key)
 
 
-async def run(command: Command) -> tuple[int, str]:
+async def run(command: Command) -> tuple[int | None, str]:
     """Returns the exit status and what the command printed."""
     await command.start()
     return await command.status(), command.printed
@@ -78,7 +77,7 @@ async def test_results_are_written_in_the_order_of_the_file(command: RunCommand,
     file, output = write(tmp_path / "in.jsonl", 40, "words=2 rate=20"), tmp_path / "out.jsonl"
     first = command(file, "--output", output)
     await first.start()
-    first.process.send_signal(SIGKILL)
+    os.kill(first.process.pid, SIGKILL)
     await first.status()
     assert not output.exists()
     status, printed = await run(command(file, "--output", output))

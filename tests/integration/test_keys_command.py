@@ -6,7 +6,6 @@ import sys
 from asyncio.subprocess import PIPE
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 import httpx2
 import msgspec
@@ -15,6 +14,7 @@ import pytest
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local.nats_server import URL_FILE, NatsServer, url
 from tailrace.proto.errors import SettingsInvalid
+from tests.harness.forks import Ran, run_command
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import CHECKOUT
@@ -26,19 +26,8 @@ from tests.integration.conftest import NewGateway
 PATH = "/v1/blobs/none"
 
 
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-async def keys(*arguments: str, nats_url: str = "") -> Result:
-    environ = {"TAILRACE_NATS_URL": nats_url} if nats_url else {}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tailrace", "keys", *arguments, cwd=CHECKOUT, env=environ, stdout=PIPE, stderr=PIPE
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 30)
-    return Result(process.returncode or 0, out.decode(), err.decode())
+async def keys(*arguments: str, nats_url: str = "") -> Ran:
+    return await run_command("keys", *arguments, **({"TAILRACE_NATS_URL": nats_url} if nats_url else {}))
 
 
 async def test_a_created_key_works_at_every_gateway_until_it_is_revoked(

@@ -1,9 +1,6 @@
 """Usage by day, model, project, session and API key: over HTTP and on the command line."""
 
-import asyncio
 import hashlib
-import sys
-from asyncio.subprocess import PIPE
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +8,8 @@ import msgspec
 import pytest
 
 from tailrace.proto.ids import Tenant
-from tests.harness.processes import CHECKOUT, Process
+from tests.harness.forks import run_command
+from tests.harness.processes import Process
 from tests.harness.requests import pages, post_until_ended
 from tests.harness.system import System
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, on_shared_loop
@@ -116,15 +114,9 @@ async def test_usage_by_key_and_session_over_http_and_as_a_table(
     assert by_session == {of_key[0]["session"]: len(of_key) for of_key in turns.values()}
 
     async def table(*arguments: str) -> list[list[str]]:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tailrace", "usage", "--tenant", tenant, *arguments),
-            cwd=CHECKOUT,
-            env={"TAILRACE_NATS_URL": system.nats_url},
-            stdout=PIPE,
-        )
-        out, _ = await asyncio.wait_for(process.communicate(), 30)
-        assert process.returncode == 0
-        return [line.split() for line in out.decode().splitlines()]
+        ran = await run_command("usage", "--tenant", tenant, *arguments, TAILRACE_NATS_URL=system.nats_url)
+        assert ran.status == 0
+        return [line.split() for line in ran.out.splitlines()]
 
     headings, *rows, total = await table("--by", "key")
     assert headings[:2] == ["KEY", "TURNS"]
