@@ -114,8 +114,9 @@ def run(module: str, arguments: Sequence[str], environ: Mapping[str, str]) -> No
     os.environ.update(environ)
     sys.argv = [module, *arguments]
     # runpy warns if a module that it runs was imported.
-    for name in [name for name in sys.modules if name.startswith("tailrace.") and name.endswith(".__main__")]:
-        del sys.modules[name]
+    ran = [name for name in sys.modules if name.startswith("tailrace.") and name.endswith(".__main__")]
+    for name in [*ran, FORKING_UP]:
+        sys.modules.pop(name, None)
     if module != FORKING_UP:
         _forget_metrics({module, *arguments})
     # The imported modules stay: a collection of garbage need not visit them.
