@@ -130,8 +130,9 @@ class Connection:
     async def close(self) -> None:
         """Closes the connection, within CLOSE_TIMEOUT_S."""
         self._is_closing = True
-        # nats-py flushes first, also while disconnected, and then fails an assertion.
-        with suppress(OSError, AssertionError):
+        # nats-py flushes first, also while disconnected, and then fails an assertion. uvloop raises RuntimeError for a
+        # closed socket.
+        with suppress(OSError, AssertionError, RuntimeError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self.client.close()
         self.client.abort()
