@@ -17,8 +17,8 @@ from tailrace.generators.repetition import RepetitionFilter
 from tailrace.generators.stop_sequences import StopSequences
 from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.proto import events
-from tailrace.proto.entries import Message, Mode, Request
-from tailrace.proto.fold import Block, Turn, content, is_executed_tool
+from tailrace.proto.entries import Block, Message, Mode, Request
+from tailrace.proto.fold import Turn, content, is_executed_tool
 from tailrace.proto.forced_tools import forced_functions
 from tailrace.proto.models import find_model
 

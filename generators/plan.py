@@ -9,8 +9,8 @@ import msgspec
 
 from tailrace.generators.backends.model_event import ModelEvent, from_event, stop_message
 from tailrace.proto import events
-from tailrace.proto.entries import Failure, Mode
-from tailrace.proto.fold import Block, Turn, is_executed_tool
+from tailrace.proto.entries import Block, Failure, Mode
+from tailrace.proto.fold import Turn, is_executed_tool
 from tailrace.proto.forced_tools import answer_schema, forced_functions
 
 

@@ -16,7 +16,7 @@ from tailrace.generators.fair_share import FairShare
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.proto.end_entry import end_fields
 from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
-from tailrace.proto.fold import Turn
+from tailrace.proto.fold import Turn, fold
 from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
@@ -214,7 +214,7 @@ class Worker:
 
     async def _run_turn(self, key: TurnKey) -> Turn | None:
         held = self._held[key]
-        turn = await self._runner.run(key, self._deadline_s, held.lease, held.take_turn())
+        turn = await self._runner.run(key, self._deadline_s, held.lease, fold(held.take_entry()))
         if turn.end is None:
             # Another process is about to store the answer, or the turn cannot begin yet. `on_ended` is called when the
             # turn is delivered again.

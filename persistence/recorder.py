@@ -131,12 +131,10 @@ class Recorder:
         return rows
 
     async def _fold(self, batch: Sequence[Delivery]) -> list[TurnRow]:
-        last_seqs: dict[TurnKey, Seq] = {}
-        for delivery in batch:
-            last_seqs[delivery.key] = max(delivery.seq, last_seqs.get(delivery.key, delivery.seq))
+        last = {delivery.key: delivery for delivery in sorted(batch, key=lambda delivery: delivery.seq)}
         requested = {delivery.key for delivery in batch if delivery.kind == "request"}
         folded = await asyncio.gather(
-            *(self._fold_turn(key, seq, has_request=key in requested) for key, seq in last_seqs.items()),
+            *(self._fold_turn(key, delivery, has_request=key in requested) for key, delivery in last.items()),
             return_exceptions=True,
         )
         for failed in folded:
@@ -144,15 +142,15 @@ class Recorder:
                 raise failed
         return [row for row in folded if isinstance(row, TurnRow)]
 
-    async def _fold_turn(self, key: TurnKey, last: Seq, *, has_request: bool) -> TurnRow | None:
-        """Returns the row of a turn, folded at least up to `last`; None if it cannot be recorded.
+    async def _fold_turn(self, key: TurnKey, last: Delivery, *, has_request: bool) -> TurnRow | None:
+        """Returns the row of a turn, folded at least up to the entry `last`; None if it cannot be recorded.
 
         Purges an orphan (see `_is_orphan`) and returns None. An error of one turn does not stop the batch's others.
         `has_request`: the batch contains the turn's request.
         """
         try:
             async with self._fold_slots:
-                turn = await self._log.read_turn_upto(key, last)
+                turn = await self._read_turn(last)
                 if has_request and await self._is_orphan(key, turn):
                     # Release its blobs first; after the purge they are unknown.
                     await self._store.release_blobs(key.tenant, blobs_of(turn))
@@ -178,6 +176,12 @@ class Recorder:
             return None
         _verify_text(key, turn)
         return row
+
+    async def _read_turn(self, last: Delivery) -> Turn:
+        """Folds the turn at least up to the entry `last`."""
+        if last.kind == "end" and (entry := last.take_entry()):
+            return await self._log.read_ended_turn(last.key, entry[0])
+        return await self._log.read_turn_upto(last.key, last.seq)
 
     async def _is_orphan(self, key: TurnKey, turn: Turn) -> bool:
         """Returns whether the turn continues a deleted one, whose text is part of its request (ADR 15).

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from tailrace.proto.entries import End, Failure, Outcome
 from tailrace.proto.fold import Turn, text_proof
 from tailrace.proto.models import sum_costs
@@ -13,9 +15,15 @@ from tailrace.proto.subjects import TurnKey
 LOST_FAILURE = Failure("internal", "the turn left the log before it ended")
 
 
+# A longer answer, of more than about 8,000 tokens, is not repeated in its `end` (PROTOCOL R110).
+BLOCKS_BYTES_MAX = 32 * 1024
+
+
 def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, schema_valid: bool | None = None) -> End:
     """Returns the `end` entry that follows the last entry of `turn`. Usage and cost are counted for every outcome."""
     text_chars, text_sha256 = text_proof(turn.text)
+    is_long = len(msgspec.json.encode(turn.blocks)) > BLOCKS_BYTES_MAX
+    length = turn.chain.length
     cost_nano_usd = sum_costs(turn.request.model, turn.calls) if turn.request is not None else 0
     return End(
         prev=turn.chain.last,
@@ -32,6 +40,8 @@ def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, sch
         error=error,
         text_chars=text_chars,
         text_sha256=text_sha256,
+        blocks=None if is_long else turn.blocks,
+        length=None if length is None else length + 1,
     )
 
 

@@ -173,8 +173,23 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     """Seconds after which a retry may help."""
 
 
+class Block(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One content block of the answer. `text` joins its deltas: text, thinking, or the JSON of a tool's input."""
+
+    type: str
+    start: dict[str, Any]
+    """The `content_block` of its content_block_start."""
+    text: str = ""
+    signature: str = ""
+    citations: tuple[dict[str, Any], ...] = ()
+    is_closed: bool = False
+
+
 class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The last entry. The count and hash of the text let a reader, the log and the database be compared."""
+    """The last entry, which repeats the answer.
+
+    The count and hash of the text let a reader, the log and the database be compared.
+    """
 
     prev: Seq
     attempt: int
@@ -195,6 +210,10 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     text_chars: int
     """Unicode code points in the answer's text blocks."""
     text_sha256: str
+    blocks: tuple[Block, ...] | None = None
+    """The content blocks of the fold (PROTOCOL R110). None for a long answer, and in the `end` of an older version."""
+    length: int | None = None
+    """The number of valid entries of the turn, with this one; None if the writer does not know it."""
 
     @property
     def cost_usd(self) -> float | None:

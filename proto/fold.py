@@ -15,24 +15,12 @@ from tailrace.proto import events
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
-from tailrace.proto.entries import Attempt, End, Event, Failure, Mode, Outcome, Progress, Request, Stored
+from tailrace.proto.entries import Attempt, Block, End, Event, Failure, Mode, Outcome, Progress, Request, Stored
 from tailrace.proto.usage import CallUsage, Usage, estimate_usage
 
 # A tool's input is nested in five levels of the next turn's request: entry, messages, message, content, block (R7).
 INPUT_LEVELS_MAX = LEVELS_MAX - 5
 NO_TIME = timedelta()
-
-
-class Block(msgspec.Struct, frozen=True):
-    """One content block of the answer. `text` joins its deltas: text, thinking, or the JSON of a tool's input."""
-
-    type: str
-    start: dict[str, Any]
-    """The `content_block` of its content_block_start."""
-    text: str = ""
-    signature: str = ""
-    citations: tuple[dict[str, Any], ...] = ()
-    is_closed: bool = False
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +124,28 @@ def fold(entries: Iterable[Stored], turn: Turn = EMPTY_TURN) -> Turn:
     for stored in entries:
         folding.add(stored)
     return folding.build()
+
+
+def fold_ends(first: Turn, end: Stored) -> Turn | None:
+    """Returns what a record needs of an ended turn, from the fold of its first entries and its `end`.
+
+    None if they are not enough, so that all entries must be folded. The caller has checked that all entries of the turn
+    are valid (PROTOCOL R110). The fields about attempts and calls are those of `first`.
+    """
+    entry = end.entry
+    if not isinstance(entry, End) or entry.blocks is None:
+        return None
+    if first.request is None or first.request.batch or first.first_token_at is None:
+        return None
+    return msgspec.structs.replace(
+        first,
+        chain=Chain(end.seq, entry.attempt, is_ended=True, length=entry.length),
+        tail=end.seq,
+        blocks=entry.blocks,
+        end=entry,
+        ended_at=end.at,
+        last_entry_at=end.at,
+    )
 
 
 def text_proof(text: str) -> tuple[int, str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol, Self
 
 import nats.errors
@@ -17,7 +17,6 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.batch import part_of_batch
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
-from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
 from tailrace.proto.subjects import STREAM, TurnKey
@@ -31,6 +30,8 @@ AWAY_WAIT_S = 0.25
 # Renewals per `ack_wait`: two of them may be lost (PROTOCOL R18).
 RENEWALS = 3
 KEPT_BYTES_MAX = 64 * 1024
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SHORT_REPLY_TOKENS = 9
 
 
 class Delivery:
@@ -43,7 +44,7 @@ class Delivery:
         self.lease = message.reply
         """The reply subject: any process that knows it can renew and acknowledge."""
         self.seq = Seq(message.metadata.sequence.stream)
-        self.at = message.metadata.timestamp
+        self.at = stored_at(message.reply)
         """When the entry was stored, by the server's clock."""
         self.times = int(message.metadata.num_delivered or 1)
         part = part_of_batch(self.key.turn, message.data)
@@ -52,19 +53,14 @@ class Delivery:
         self.is_child = part == "child"
         """Whether the entry is the request of a batch's child turn."""
         # A larger request, of up to 8 MiB, would stay in memory as long as the lease. It is read from the log.
-        is_kept = self.kind == "request" and self.times == 1 and len(message.data) <= KEPT_BYTES_MAX
-        self._request = message.data if is_kept else None
+        is_kept = self.times == 1 and len(message.data) <= KEPT_BYTES_MAX
+        self._payload = message.data if is_kept else None
         message.data = b""
 
-    def take_turn(self) -> Turn:
-        """Returns the turn as it was when its request was stored, for its first delivery; otherwise EMPTY_TURN.
-
-        The log may hold more of it by now. Returns it once, to free its memory.
-        """
-        payload, self._request = self._request, None
-        if payload is None:
-            return EMPTY_TURN
-        return fold([Stored(self.seq, self.at, entries.decode(self.kind, payload))])
+    def take_entry(self) -> list[Stored]:
+        """Returns the entry once, to free its memory; an empty list if it is large or was delivered before."""
+        payload, self._payload = self._payload, None
+        return [] if payload is None else [Stored(self.seq, self.at, entries.decode(self.kind, payload))]
 
     async def renew(self) -> None:
         """Renews the lease. A failed renewal is only logged: the fence shows who owns the turn."""
@@ -86,6 +82,18 @@ class Delivery:
             await self._message.nak(delay=delay_s or None)
         except nats.errors.Error as error:
             logger.debug("lease not given up, will expire", turn=self.key.turn, error=type(error).__name__)
+
+
+def stored_at(reply: str) -> datetime:
+    """Returns the time in the reply subject of a delivery, in whole microseconds, as a read of the entry returns it.
+
+    nats-py's `metadata.timestamp` passes a float of seconds, and may be a microsecond later.
+    """
+    tokens = reply.split(".")
+    # $JS.ACK.{stream}.{consumer}.{times}.{seq}.{consumer seq}.{ns}.{pending}; with a domain and an account after ACK in
+    # the longer form (ADR-15 of nats-architecture-and-design).
+    nanoseconds = int(tokens[7 if len(tokens) == SHORT_REPLY_TOKENS else 9])
+    return EPOCH + timedelta(microseconds=nanoseconds // 1000)
 
 
 class Lease(Protocol):

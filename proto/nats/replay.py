@@ -14,7 +14,7 @@ from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
-from tailrace.proto.fold import EMPTY_TURN, Turn, fold
+from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_ends
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.log_server import LogServer, Page
 from tailrace.proto.subjects import TurnKey
@@ -25,6 +25,8 @@ READ_TIMEOUT_S = 5.0
 # The measured lag of a follower's read after an acknowledgement was at most 3.4 ms.
 STALE_WAIT_S = 0.01
 STALE_MAX_S = 5.0
+# They have the request and, normally, the first delta: request, attempt, start of the message and of its first block.
+FIRST_ENTRIES = 6
 # A former leader that wakes up answers as if it still led; 11 ms were measured.
 WOKEN_WAIT_S = 0.1
 
@@ -55,6 +57,21 @@ async def read_turn_direct(server: LogServer, key: TurnKey, known: Turn = EMPTY_
 async def read_turn_upto(server: LogServer, key: TurnKey, seq: Seq) -> Turn:
     """Folds the turn, including the entry at `seq`, which is known to be stored. Raises TurnUnknown, LogUnavailable."""
     return await _read_on(server, key, await read_turn_direct(server, key), seq)
+
+
+async def read_ended_turn(server: LogServer, key: TurnKey, end: Stored) -> Turn:
+    """Folds what a record needs of the turn that `end` has ended: its first entries and `end` (PROTOCOL R110).
+
+    Folds all entries if these are not enough. Raises TurnUnknown, LogUnavailable.
+    """
+    length = end.entry.length if isinstance(end.entry, entries.End) else None
+    with suppress(LogUnavailable):
+        if length is not None and await _has_entries(server, key, length, end.seq):
+            page = await server.read(key, BEFORE_FIRST, FIRST_ENTRIES)
+            turn = fold_ends(fold(page.entries), end)
+            if turn is not None:
+                return turn
+    return await read_turn_upto(server, key, end.seq)
 
 
 async def read_turn(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
@@ -115,10 +132,15 @@ async def is_stored_chain(server: LogServer, key: TurnKey, chain: Chain, start: 
     """
     if chain.length is not None:
         with suppress(LogUnavailable):
-            count = await server.count(key)
-            if count.upto >= chain.last and count.entries == chain.length:
+            if await _has_entries(server, key, chain.length, chain.last):
                 return True
     return await is_valid(server, key, chain.last, start)
+
+
+async def _has_entries(server: LogServer, key: TurnKey, length: int, last: Seq) -> bool:
+    """Returns whether the leader says that the log has `length` entries of the turn, and has reached `last`."""
+    count = await server.count(key)
+    return count.upto >= last and count.entries == length
 
 
 async def is_valid(server: LogServer, key: TurnKey, seq: Seq, start: Chain) -> bool:

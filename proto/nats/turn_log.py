@@ -16,7 +16,14 @@ from tailrace.proto.nats.append import append
 from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.jetstream_log import JetStreamLog
 from tailrace.proto.nats.log_server import BATCH, LiveFeed
-from tailrace.proto.nats.replay import ask_twice, read_turn, read_turn_direct, read_turn_upto, require_turn
+from tailrace.proto.nats.replay import (
+    ask_twice,
+    read_ended_turn,
+    read_turn,
+    read_turn_direct,
+    read_turn_upto,
+    require_turn,
+)
 from tailrace.proto.subjects import TurnKey
 
 APPEND_TIMEOUT_S = 30.0
@@ -60,6 +67,10 @@ class TurnLog(JetStreamLog):
         Raises TurnUnknown, LogUnavailable when no server can read it.
         """
         return await read_turn_upto(self, key, seq)
+
+    async def read_ended_turn(self, key: TurnKey, end: Stored) -> Turn:
+        """Folds what a record needs of the turn that `end` has ended (PROTOCOL R110). Raises as `read_turn_upto`."""
+        return await read_ended_turn(self, key, end)
 
     async def follow(self, key: TurnKey, after: Seq = BEFORE_FIRST) -> AsyncGenerator[list[Stored], None]:
         """Yields the valid entries of a turn after `after`, in order, each once, as they are stored, up to its end.

@@ -13,6 +13,7 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, streams
+from tailrace.proto.nats.leases import stored_at
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests.conftest import BYTES_MAX
 from tests.harness.turn_builder import attempt, request
@@ -60,13 +61,21 @@ async def test_an_acknowledged_request_is_not_delivered_again(
     key = await ask(log, tenant)
     delivery = await one(deliveries)
     assert (delivery.key, delivery.kind, delivery.times) == (key, "request", 1)
-    assert (delivery.seq, delivery.ack_wait_s) == ((await log.read_turn(key)).tail, ACK_WAIT_S)
+    stored = await log.read_turn(key)
+    assert (delivery.seq, delivery.at, delivery.ack_wait_s) == (stored.tail, stored.asked_at, ACK_WAIT_S)
     assert (await deliveries.backlog()).leased == 1
     await delivery.ack()
     await until(deliveries.is_drained)
     # A process that is stopped must not wait longer for deliveries.
     async with asyncio.timeout(0.9):
         assert await deliveries.next() == []
+
+
+@pytest.mark.parametrize("reply", ["{}.1.7.3.{}.0", "hub.ACCHASH.{}.1.7.3.{}.0", "hub.ACCHASH.{}.1.7.3.{}.0.random"])
+def test_the_time_of_a_delivery_is_in_whole_microseconds(reply: str) -> None:
+    """A float of seconds would make it 656,815 microseconds. Reads of the log cut off the nanoseconds."""
+    at = stored_at("$JS.ACK." + reply.format("TURNS.generators", "1795388462656814999"))
+    assert at.isoformat() == "2026-11-22T23:01:02.656814+00:00"
 
 
 @pytest.mark.rule("R18")

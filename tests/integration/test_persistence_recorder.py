@@ -21,6 +21,7 @@ from tailrace.persistence.store import Store
 from tailrace.persistence.unstored import UnstoredTurns
 from tailrace.proto import subjects
 from tailrace.proto.end_entry import build_end
+from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
@@ -306,6 +307,9 @@ async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
     class BrokenLog(TurnLog):
         async def read_turn_upto(self, key: TurnKey, reached: Seq) -> Turn:
             return await super().read_turn_upto(key, reached) if key != unfoldable else 1 / 0  # type: ignore[return-value]
+
+        async def read_ended_turn(self, key: TurnKey, end: Stored) -> Turn:
+            return await super().read_ended_turn(key, end) if key != unfoldable else 1 / 0  # type: ignore[return-value]
 
     found = await record(BrokenLog(own_connection), deliveries, database)
     assert found == await folds(own_log, [mismatch.key, good])

@@ -16,8 +16,8 @@ import structlog
 
 from tailrace.generators import delta_buffer
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Entry, Request
-from tailrace.proto.fold import EMPTY_TURN, Turn
+from tailrace.proto.entries import Entry, Request, Stored
+from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import TurnId
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.subjects import TurnKey
@@ -51,9 +51,9 @@ class Gate:
 
 def patch(gate: Gate, role: str) -> None:
     """Patches the methods at which this process pauses."""
-    read_turn, take_turn, append, ack, take = (
+    read_turn, take_entry, append, ack, take = (
         TurnLog.read_turn,
-        Delivery.take_turn,
+        Delivery.take_entry,
         TurnLog.append,
         Delivery.ack,
         Deliveries.next,
@@ -77,10 +77,10 @@ def patch(gate: Gate, role: str) -> None:
             pauses_at_request.discard(key)
             await gate.pause(key.turn)
 
-    def taken_turn(self: Delivery) -> Turn:
-        turn = take_turn(self)
-        find_pause(self.key, turn)
-        return turn
+    def taken_entry(self: Delivery) -> list[Stored]:
+        taken = take_entry(self)
+        find_pause(self.key, fold(taken))
+        return taken
 
     async def paused_turn(self: TurnLog, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
         turn = await read_turn(self, key, known)
@@ -109,7 +109,7 @@ def patch(gate: Gate, role: str) -> None:
         return await take(self, most)
 
     TurnLog.read_turn = paused_turn  # type: ignore[method-assign]
-    Delivery.take_turn = taken_turn  # type: ignore[method-assign]
+    Delivery.take_entry = taken_entry  # type: ignore[method-assign]
     TurnLog.append = paused_append  # type: ignore[method-assign]
     Delivery.ack = paused_ack  # type: ignore[method-assign]
     Deliveries.next = waiting_next  # type: ignore[method-assign]

@@ -135,7 +135,7 @@ class SimulatedDelivery(Delivery):
         self.times = message.times
         self.is_batch = getattr(message.stored.entry, "batch", None) is not None
         self.is_child = False
-        self._request = encode(message.stored.entry) if self.kind == "request" and self.times == 1 else None
+        self._payload = encode(message.stored.entry) if self.times == 1 else None
 
     async def renew(self) -> None:
         if not self._process.is_dead:

@@ -16,12 +16,12 @@ from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.entries import Attempt, End, Entry, Event, Stored
 from tailrace.proto.errors import CursorUnknown, FenceLost, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
-from tailrace.proto.fold import EMPTY_TURN, Turn
+from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_ends
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.follower import Follower
 from tailrace.proto.nats.log_server import LogServer, Page
-from tailrace.proto.nats.replay import read_turn_direct
+from tailrace.proto.nats.replay import FIRST_ENTRIES, read_turn_direct
 from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
 from tailrace.proto.subjects import TurnKey
 from tests.schedules.generator import GeneratorLog
@@ -169,7 +169,23 @@ def reading_as_far_as_told() -> Patches:
     async def read_turn_upto(self: TurnLog, key: TurnKey, _: Seq) -> Turn:
         return await read_turn_direct(self, key)
 
-    return [patch.object(TurnLog, "read_turn_upto", read_turn_upto)]
+    async def read_direct(server: LogServer, key: TurnKey, _: Seq) -> Turn:
+        return await read_turn_direct(server, key)
+
+    return [
+        patch.object(TurnLog, "read_turn_upto", read_turn_upto),
+        patch("tailrace.proto.nats.replay.read_turn_upto", read_direct),
+    ]
+
+
+def counting_before_recording() -> Patches:
+    """Persistence records an ended turn from its first entries and its end, whatever else the log has."""
+
+    async def read_ended_turn(self: TurnLog, key: TurnKey, end: Stored) -> Turn:
+        page = await self.read(key, BEFORE_FIRST, FIRST_ENTRIES)
+        return fold_ends(fold(page.entries), end) or await self.read_turn_upto(key, end.seq)
+
+    return [patch.object(TurnLog, "read_ended_turn", read_ended_turn)]
 
 
 def reading_before_planning() -> Patches:
@@ -252,6 +268,7 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         cursor_rule,
         acknowledgement_rule,
         reading_as_far_as_told,
+        counting_before_recording,
         reading_before_planning,
         looking_at_the_leader,
         asking_twice,

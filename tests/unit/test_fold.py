@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tailrace.proto import events
 from tailrace.proto.chain import START, link
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import End, Failure, Request, Stored
+from tailrace.proto.entries import Block, End, Failure, Request, Stored
 from tailrace.proto.entries import Event as EventEntry
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, TextDelta, UsageSoFar
-from tailrace.proto.fold import EMPTY_TURN, Block, Turn, content, fold, text_proof
+from tailrace.proto.fold import EMPTY_TURN, Turn, content, fold, text_proof
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey

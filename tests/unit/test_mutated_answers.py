@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import read_event
 from tailrace.generators.backends.sse_decoder import SseDecoder
-from tailrace.proto.entries import Event
+from tailrace.proto.entries import Block, Event
 from tailrace.proto.errors import BackendError
-from tailrace.proto.fold import Block, fold
+from tailrace.proto.fold import fold
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import SAYS

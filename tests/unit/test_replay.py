@@ -1,8 +1,11 @@
 """Reads of a turn although a single read may be behind: what is requested, and what is believed."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
+from tailrace.persistence.rows import build_row
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Stored, kind_of
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
@@ -11,12 +14,14 @@ from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.log_server import Count
 from tailrace.proto.nats.replay import (
+    FIRST_ENTRIES,
     READ_TIMEOUT_S,
     STALE_MAX_S,
     STALE_WAIT_S,
     WOKEN_WAIT_S,
     is_stored_chain,
     is_valid,
+    read_ended_turn,
     read_from,
     read_turn,
     read_turn_direct,
@@ -25,7 +30,7 @@ from tailrace.proto.nats.replay import (
     require_turn,
 )
 from tests.harness.scripted_log import KEY, NOTHING, ScriptedServer, page
-from tests.harness.turn_builder import NOON, Handwritten, opening, says
+from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening, says
 from tests.harness.virtual_time import run
 
 CURSOR = Seq(7)
@@ -162,6 +167,48 @@ def test_a_reader_without_a_cursor_starts_before_the_first_entry() -> None:
     server = ScriptedServer(read=[page(AT_CURSOR)])
     assert run(read_from(server, KEY, BEFORE_FIRST)) == (START, page(AT_CURSOR))
     assert server.requests[0].arguments[0] == BEFORE_FIRST
+
+
+ENDED = completed_turn("Light ", "scatters.", *("." * 20))
+END = ENDED.stored[-1]
+ALL = Count(len(ENDED.stored), END.seq)
+
+
+@pytest.mark.rule("R110")
+def test_an_ended_turn_is_recorded_from_its_first_entries_and_its_end() -> None:
+    """The database then has what a fold of all entries has, and the log is asked for six entries."""
+    server = ScriptedServer(count=[ALL], read=[page(*ENDED.stored[:FIRST_ENTRIES], is_last=False)])
+    turn = run(read_ended_turn(server, KEY, END))
+    assert build_row(KEY, turn) == build_row(KEY, ENDED.turn)
+    assert [(request.name, *request.arguments) for request in server.requests] == [
+        ("count",),
+        ("read", BEFORE_FIRST, FIRST_ENTRIES),
+    ]
+
+
+@pytest.mark.rule("R110")
+@pytest.mark.parametrize(
+    ("count", "changed", "first"),
+    [
+        pytest.param(Count(ALL.entries + 1, END.seq), {}, FIRST_ENTRIES, id="the log has an entry that is not valid"),
+        pytest.param(Count(0, END.seq), {}, FIRST_ENTRIES, id="some entries have expired"),
+        pytest.param(Count(ALL.entries, Seq(END.seq - 1)), {}, FIRST_ENTRIES, id="the leader was frozen"),
+        pytest.param(LogUnavailable("no leader"), {}, FIRST_ENTRIES, id="no leader answers"),
+        pytest.param(ALL, {"length": None}, FIRST_ENTRIES, id="the writer does not know the length"),
+        pytest.param(ALL, {"blocks": None}, FIRST_ENTRIES, id="the answer is long, or its writer is older"),
+        pytest.param(ALL, {}, 2, id="the first token comes later"),
+        pytest.param(ALL, {}, 0, id="the server that was read is behind"),
+    ],
+)
+def test_all_entries_are_folded_when_the_first_ones_and_the_end_are_not_enough(
+    count: Count | LogUnavailable, changed: dict[str, Any], first: int
+) -> None:
+    end = msgspec.structs.replace(END, entry=msgspec.structs.replace(END.entry, **changed))
+    log = [*ENDED.stored[:-1], end]
+    whole = page(*log)
+    reads = [page(*log[:first], is_last=False), whole] if count == ALL and not changed else [whole]
+    server = ScriptedServer(count=[count], read=reads if "blocks" not in changed else [page(*log[:6]), whole])
+    assert run(read_ended_turn(server, KEY, end)) == fold(log)
 
 
 @pytest.mark.rule("R14")

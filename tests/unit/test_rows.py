@@ -8,13 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.persistence.rows import build_row, micros, moment, turn_record
-from tailrace.proto.entries import Failure
+from tailrace.proto.end_entry import BLOCKS_BYTES_MAX, build_end
+from tailrace.proto.entries import End, Failure, Stored, encode
 from tailrace.proto.errors import TurnUnknown
-from tailrace.proto.fold import EMPTY_TURN, text_proof
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.fold import EMPTY_TURN, fold, fold_ends, text_proof
+from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
-from tests.harness.turn_builder import Handwritten, completed_turn, opening
+from tests.harness.strategies import MadeUp, logs
+from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening
 
 KEY = TurnKey(Tenant("tenant-1"), TurnId("turn-1"))
 
@@ -49,6 +51,26 @@ def test_a_record_is_equal_from_a_row_and_from_a_fold(log: Handwritten) -> None:
     """Database and log give the same record (promise 4)."""
     columns = msgspec.structs.asdict(build_row(KEY, log.turn))
     assert turn_record(columns) == record_from_fold(KEY, log.turn)
+
+
+@pytest.mark.rule("R110")
+@given(logs(has_forks=False, entries_max=12), st.integers(1, 16))
+def test_a_row_is_equal_from_the_first_entries_and_the_end(log: MadeUp, first: int) -> None:
+    """An end repeats all that a row needs of the entries between, or says that it does not."""
+    entries = [one for one in log.valid if not isinstance(one.entry, End)]
+    turn = fold(entries)
+    end = Stored(Seq(turn.tail + 1), NOON, build_end(turn, "completed"))
+    short = fold_ends(fold(entries[:first]), end)
+    assert short is not None or fold(entries[:first]).first_token_at is None
+    if short is not None:
+        assert build_row(KEY, short) == build_row(KEY, fold([*entries, end]))
+
+
+def test_a_long_answer_is_not_repeated_in_its_end() -> None:
+    log = completed_turn("long " * BLOCKS_BYTES_MAX)
+    assert isinstance(end := log.stored[-1].entry, End)
+    assert end.blocks is None
+    assert len(encode(end)) < 1024
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from tailrace.gateway.clients.openai.responses_input import items_of
 from tailrace.gateway.clients.openai.responses_object import response_of
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming.dialect import Dialect
-from tailrace.proto.entries import Message
-from tailrace.proto.fold import Block, content
+from tailrace.proto.entries import Block, Message
+from tailrace.proto.fold import content
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey

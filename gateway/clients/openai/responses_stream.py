@@ -27,8 +27,8 @@ from tailrace.gateway.clients.openai.responses_output_item import Events, OpenIt
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
-from tailrace.proto.entries import Attempt, End, Event, Failure, Request, Stored
-from tailrace.proto.fold import Block, Turn
+from tailrace.proto.entries import Attempt, Block, End, Event, Failure, Request, Stored
+from tailrace.proto.fold import Turn
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
