@@ -1,6 +1,6 @@
 """Builds the `end` entry of a turn from its fold, and the fields of its log line, for generators and gateways."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -14,24 +14,28 @@ from tailrace.proto.subjects import TurnKey
 # The failure of a turn whose request has expired in the log before an end was stored: no generator can run it.
 LOST_FAILURE = Failure("internal", "the turn left the log before it ended")
 
-
 # A longer answer, of more than about 8,000 tokens, is not repeated in its `end` (PROTOCOL R110).
 BLOCKS_BYTES_MAX = 32 * 1024
+# A model's other fields add up over the events of an answer. An `end` that is larger than NATS' `max_payload`, of at
+# least 1 MB, could not be stored, and the turn would never end.
+ENVELOPE_BYTES_MAX = 256 * 1024
+STOP_BYTES_MAX = 128 * 1024
+
+V = TypeVar("V")
 
 
 def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, schema_valid: bool | None = None) -> End:
     """Returns the `end` entry that follows the last entry of `turn`. Usage and cost are counted for every outcome."""
     text_chars, text_sha256 = text_proof(turn.text)
-    is_long = len(msgspec.json.encode(turn.blocks)) > BLOCKS_BYTES_MAX
     length = turn.chain.length
     cost_nano_usd = sum_costs(turn.request.model, turn.calls) if turn.request is not None else 0
     return End(
         prev=turn.chain.last,
         attempt=turn.attempt,
         outcome=outcome,
-        stop_reason=turn.stop.stop_reason,
-        stop_sequence=turn.stop.stop_sequence,
-        envelope=turn.envelope or None,
+        stop_reason=_unless_long(turn.stop.stop_reason, STOP_BYTES_MAX),
+        stop_sequence=_unless_long(turn.stop.stop_sequence, STOP_BYTES_MAX),
+        envelope=_unless_long(turn.envelope or None, ENVELOPE_BYTES_MAX),
         usage=turn.usage,
         usage_is_estimated=turn.is_usage_estimated,
         cost_nano_usd=cost_nano_usd or 0,
@@ -40,9 +44,13 @@ def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, sch
         error=error,
         text_chars=text_chars,
         text_sha256=text_sha256,
-        blocks=None if is_long else turn.blocks,
+        blocks=_unless_long(turn.blocks, BLOCKS_BYTES_MAX),
         length=None if length is None else length + 1,
     )
+
+
+def _unless_long(value: V, bytes_max: int) -> V | None:
+    return value if len(msgspec.json.encode(value)) <= bytes_max else None
 
 
 def end_fields(key: TurnKey, turn: Turn) -> dict[str, Any]:

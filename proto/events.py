@@ -35,12 +35,12 @@ class MessageHead(msgspec.Struct, frozen=True):
             raise ValueError(f"token counts must be from 0 to {COUNT_MAX}")
 
 
-def require_shallow(value: dict[str, Any]) -> None:
-    """Raises ValueError if `value`, with the entry, event and delta around it, exceeds LEVELS_MAX.
+def require_shallow(value: dict[str, Any], around: int) -> None:
+    """Raises ValueError if `value`, with the levels `around` it in the turn's `end`, exceeds LEVELS_MAX.
 
-    A deeper value could be decoded but not encoded again.
+    A deeper value could be decoded but not encoded again. An `end` has more levels around it than the event.
     """
-    if is_deeper(value, LEVELS_MAX - 3):
+    if is_deeper(value, LEVELS_MAX - around):
         raise ValueError(f"nested more than {LEVELS_MAX} levels deep")
 
 
@@ -53,7 +53,7 @@ class BlockStart(msgspec.Struct, frozen=True, tag="content_block_start"):
     content_block: dict[str, Any]
 
     def __post_init__(self) -> None:
-        require_shallow(self.content_block)
+        require_shallow(self.content_block, around=3)
 
 
 class TextDelta(msgspec.Struct, frozen=True, tag="text_delta"):
@@ -76,7 +76,7 @@ class CitationsDelta(msgspec.Struct, frozen=True, tag="citations_delta"):
     citation: dict[str, Any]
 
     def __post_init__(self) -> None:
-        require_shallow(self.citation)
+        require_shallow(self.citation, around=4)
 
 
 Delta = TextDelta | ThinkingDelta | SignatureDelta | InputJsonDelta | CitationsDelta

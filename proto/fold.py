@@ -137,6 +137,9 @@ def fold_ends(first: Turn, end: Stored) -> Turn | None:
         return None
     if first.request is None or first.request.batch or first.first_token_at is None:
         return None
+    if first.tail > end.seq:
+        # Of another run: the turn was deleted, and a repeated Idempotency-Key has stored it again.
+        return None
     return msgspec.structs.replace(
         first,
         chain=Chain(end.seq, entry.attempt, is_ended=True, length=entry.length),

@@ -80,10 +80,10 @@ DOCUMENTED: dict[str, tuple[bytes, events.Event | UnknownEvent]] = {
         b'{"type":"content_block_start","index":0,"content_block":{"a":' + b"[" * 61 + b"]" * 61 + b"}}",
         UnknownEvent(),
     ),
-    "a citation of more than 64 levels": (
+    "a citation of more than 64 levels in its `end`": (
         b'{"type":"content_block_delta","index":0,"delta":{"type":"citations_delta","citation":{"a":'
-        + b"[" * 61
-        + b"]" * 61
+        + b"[" * 60
+        + b"]" * 60
         + b"}}}",
         UnknownEvent(),
     ),

@@ -211,6 +211,20 @@ def test_all_entries_are_folded_when_the_first_ones_and_the_end_are_not_enough(
     assert run(read_ended_turn(server, KEY, end)) == fold(log)
 
 
+@pytest.mark.rule("R110")
+def test_the_end_of_a_deleted_turn_does_not_end_another_run_of_it() -> None:
+    """A process that was frozen has the old `end`. The new run has as many entries as the old one had."""
+    moved = [msgspec.structs.replace(stored, seq=Seq(stored.seq + END.seq)) for stored in ENDED.stored[:-1]]
+    prevs = [BEFORE_FIRST, *(stored.seq for stored in moved)]
+    entries = [msgspec.structs.replace(one.entry, prev=prev) for one, prev in zip(moved, prevs, strict=False)]
+    again = [msgspec.structs.replace(one, entry=entry) for one, entry in zip(moved, entries, strict=True)]
+    server = ScriptedServer(
+        count=[Count(ALL.entries, again[-1].seq)],
+        read=[page(*again[:FIRST_ENTRIES], is_last=False), page(*again)],
+    )
+    assert run(read_ended_turn(server, KEY, END)) == fold(again)
+
+
 @pytest.mark.rule("R14")
 def test_a_turn_is_read_in_pages_up_to_an_entry_that_is_stored() -> None:
     """A server that is behind is read again from the last entry that it had."""

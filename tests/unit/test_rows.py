@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 from tailrace.persistence.rows import build_row, micros, moment, turn_record
 from tailrace.proto.end_entry import BLOCKS_BYTES_MAX, build_end
-from tailrace.proto.entries import End, Failure, Stored, encode
+from tailrace.proto.entries import End, Event, Failure, Stored, encode
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, fold, fold_ends, text_proof
 from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.nats.streams import PAYLOAD_BYTES_MIN
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.strategies import MadeUp, logs
-from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening
+from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening, raw
 
 KEY = TurnKey(Tenant("tenant-1"), TurnId("turn-1"))
 
@@ -64,6 +65,22 @@ def test_a_row_is_equal_from_the_first_entries_and_the_end(log: MadeUp, first: i
     assert short is not None or fold(entries[:first]).first_token_at is None
     if short is not None:
         assert build_row(KEY, short) == build_row(KEY, fold([*entries, end]))
+
+
+@pytest.mark.rule("R5")
+def test_an_end_has_space_in_the_smallest_payload_whatever_the_model_sends() -> None:
+    """Fields of many events add up. A turn whose `end` cannot be stored would never end, not even cancelled."""
+    log = Handwritten()
+    log.ask()
+    log.take()
+    log.hear(*opening())
+    log.say("Blue." * 6000)
+    for number in range(3):
+        long = {f"field_{number}": "x" * 900_000}
+        delta = {"stop_reason": "y" * 900_000, "stop_sequence": "z" * 900_000, **long}
+        sent = {"type": "message_delta", "delta": delta, "usage": {"output_tokens": 1, **long}, **long}
+        log.store(Event(prev=log.chain.last, attempt=log.chain.attempt, event=raw(sent)))
+    assert len(encode(build_end(log.turn, "cancelled"))) < PAYLOAD_BYTES_MIN
 
 
 def test_a_long_answer_is_not_repeated_in_its_end() -> None:
