@@ -19,7 +19,7 @@ from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
-from tailrace.proto.subjects import STREAM, TurnKey
+from tailrace.proto.subjects import STREAM, WEBHOOKS, TurnKey
 
 logger = structlog.get_logger()
 
@@ -52,13 +52,18 @@ class Delivery:
         """Whether the entry is the request of a batch (PROTOCOL R63)."""
         self.is_child = part == "child"
         """Whether the entry is the request of a batch's child turn."""
-        # A larger request, of up to 8 MiB, would stay in memory as long as the lease. It is read from the log.
-        is_kept = self.times == 1 and len(message.data) <= KEPT_BYTES_MAX
+        # A larger request, of up to 8 MiB, would stay in memory as long as the lease. It is read from the log. Webhooks
+        # need no entries, and hold thousands of leases for hours while a receiver is down.
+        is_needed = message.metadata.consumer != WEBHOOKS
+        is_kept = is_needed and self.times == 1 and len(message.data) <= KEPT_BYTES_MAX
         self._payload = message.data if is_kept else None
         message.data = b""
 
     def take_entry(self) -> list[Stored]:
-        """Returns the entry once, to free its memory; an empty list if it is large or was delivered before."""
+        """Returns the entry once, to free its memory; an empty list if it is large or was delivered before.
+
+        Always an empty list for the consumer of webhooks.
+        """
         payload, self._payload = self._payload, None
         return [] if payload is None else [Stored(self.seq, self.at, entries.decode(self.kind, payload))]
 

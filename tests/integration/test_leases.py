@@ -14,7 +14,7 @@ from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, streams
 from tailrace.proto.nats.leases import stored_at
-from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE, WEBHOOKS, TurnKey
 from tests.conftest import BYTES_MAX
 from tests.harness.turn_builder import attempt, request
 from tests.harness.until import until
@@ -147,6 +147,8 @@ async def test_persistence_gets_requests_and_ends_only(connection: Connection, l
     while len(delivered) < 2:
         delivered += await recorder.next(most=10)
     assert [(delivery.key, delivery.kind) for delivery in delivered] == [(key, "request"), (key, "end")]
+    (of_webhook,) = await (await Deliveries.open(connection, WEBHOOKS)).next(most=10)
+    assert [len(delivery.take_entry()) for delivery in [*delivered, of_webhook]] == [1, 1, 0]
     backlog = await recorder.backlog()
     assert (backlog.waiting, backlog.leased) == (0, 2)
     for delivery in delivered:
