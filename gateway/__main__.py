@@ -110,7 +110,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     await prompts.load()
     async with asyncio.TaskGroup() as group:
         signer = TokenSigner(await signing_secret(connection))
-        gateway = build(settings, connection, group, draining, authenticator, signature=signer, prompts=prompts)
+        gateway = build(settings, connection, group, draining, authenticator, signer=signer, prompts=prompts)
         await gateway.rpc.announce_readers(gateway.streams.fan_out.has_readers, gateway.streams.readers.encoded)
         await gateway.rpc.serve_readers(gateway.streams.readers.encoded)
         background = [
@@ -135,7 +135,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
 
 
 class Storage(NamedTuple):
-    """The services for large data, and for the share of the log and the blob store that a tenant may fill."""
+    """The services that read and store large data, and those that limit what each tenant stores."""
 
     blobs: BlobStore
     request_blobs: RequestBlobs
@@ -153,26 +153,33 @@ def build(
     draining: asyncio.Event,
     authenticator: Authenticator | None = None,
     *,
-    signature: TokenSigner,
+    signer: TokenSigner,
     prompts: Prompts | None = None,
 ) -> Gateway:
     """Returns the services of a gateway. Each is made from those before it."""
-    log, rpc, claims = TurnLog(connection), Rpc(connection), Claims(connection)
+    log = TurnLog(connection)
+    rpc = Rpc(connection)
+    claims = Claims(connection)
     authenticator = authenticator or Authenticator(settings, ApiKeyCache())
-    tickets, logins = add_signed_tokens(authenticator, signature, connection)
-    limits = limiter(settings, connection, log, authenticator.api_keys)
+    tickets, logins = add_signed_tokens(authenticator, signer, connection)
+    limiter = build_limiter(settings, connection, log, authenticator.api_keys)
     history = HistoryClient(rpc, settings.query_timeout_s)
     fan_out = FanOut(log, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
-    slots, past = StreamSlots(limits, ReaderCounts(reader_limits(settings))), ReaderHistory(settings.log_streams)
-    left = DisconnectPolicy(log, rpc, fan_out, group, draining).left
-    streams = StreamContext(settings, connection, log, history, fan_out, authenticator, slots, past, draining, left)
-    storage = build_storage(settings, connection, history, limits)
-    deleter = Deleter(connection, log, storage.blobs, history, rpc, limits, settings.query_timeout_s)
+    slots = StreamSlots(limiter, ReaderCounts(reader_limits(settings)))
+    readers = ReaderHistory(settings.log_streams)
+    reader_left = DisconnectPolicy(log, rpc, fan_out, group, draining).left
+    streams = StreamContext(
+        settings, connection, log, history, fan_out, authenticator, slots, readers, draining, reader_left
+    )
+    storage = build_storage(settings, connection, history, limiter)
+    deleter = Deleter(connection, log, storage.blobs, history, rpc, limiter, settings.query_timeout_s)
     catalogue = Catalogue(rpc, group, settings.query_timeout_s, parse_aliases(settings.model_aliases))
-    prompts, schemas = prompts or Prompts(settings.prompts, wait_s=CHECK_WAIT_S), SchemaChecker(wait_s=CHECK_WAIT_S)
-    queue, health = TurnQueue(connection, rpc, settings.queue_max), LogHealth(connection)
+    prompts = prompts or Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
+    schemas = SchemaChecker(wait_s=CHECK_WAIT_S)
+    queue = TurnQueue(connection, rpc, settings.queue_max)
+    health = LogHealth(connection)
     unread = UnreadTokens(log, rpc, fan_out, group, draining)
-    features = submit_features(streams, storage, limits, claims, prompts, schemas, queue, deleter, unread)
+    features = submit_features(streams, storage, limiter, claims, prompts, schemas, queue, deleter, unread)
     submitter = TurnSubmitter(
         log, claims, Conversations(log, history), catalogue, settings, storage.fullness, draining, features
     )
@@ -184,7 +191,7 @@ def build(
         claims=claims,
         blob_store=storage.blobs,
         request_blobs=storage.request_blobs,
-        limiter=limits,
+        limiter=limiter,
         log_fullness=storage.fullness,
         storage_shares=(storage.log_share, storage.blob_share),
         log_health=health,
@@ -203,7 +210,7 @@ def build(
         deleter=deleter,
         uploaded_files=storage.uploaded_files,
         batch_builder=BatchBuilder(
-            connection, catalogue, prompts, schemas, limits, storage.request_blobs, storage.uploaded_files, settings
+            connection, catalogue, prompts, schemas, limiter, storage.request_blobs, storage.uploaded_files, settings
         ),
         health_checks=HealthChecks(connection, rpc, health, storage.fullness, draining),
         ops=Ops(settings),
@@ -212,21 +219,27 @@ def build(
 
 
 def add_signed_tokens(
-    authenticator: Authenticator, signature: TokenSigner, connection: Connection
+    authenticator: Authenticator, signer: TokenSigner, connection: Connection
 ) -> tuple[Tickets, Logins]:
     """Makes `authenticator` accept tickets and access tokens."""
-    tickets = Tickets(signature, UsedTickets(connection), authenticator.find_key)
-    logins = Logins(signature, StoredLogins(connection), authenticator.find_key)
+    tickets = Tickets(signer, UsedTickets(connection), authenticator.find_key)
+    logins = Logins(signer, StoredLogins(connection), authenticator.find_key)
     authenticator.add_verifier(logins)
     authenticator.sources += [tickets.source, logins.source]
     return tickets, logins
 
 
-def limiter(settings: Settings, connection: Connection, turns: TurnLog, keys: ApiKeyCache) -> Limiter:
+def build_limiter(settings: Settings, connection: Connection, log: TurnLog, keys: ApiKeyCache) -> Limiter:
     of_keys, tenant_defaults = common_limits(settings)
-    own, is_hedged = keys.limits_of, settings.hedge_after_s > 0
-    counters, slots = Counters(connection), Slots(connection)
-    return Limiter(counters, slots, turns, of_keys, tenant_defaults, is_hedged=is_hedged, own_limits_of=own)
+    return Limiter(
+        Counters(connection),
+        Slots(connection),
+        log,
+        of_keys,
+        tenant_defaults,
+        is_hedged=settings.hedge_after_s > 0,
+        own_limits_of=keys.limits_of,
+    )
 
 
 def reader_limits(settings: Settings) -> ReaderLimits:
@@ -234,16 +247,17 @@ def reader_limits(settings: Settings) -> ReaderLimits:
     return ReaderLimits(total, of_tenant=settings.streams_tenant_max, of_address=settings.streams_address_max)
 
 
-def build_storage(settings: Settings, connection: Connection, history: HistoryClient, limits: Limiter) -> Storage:
+def build_storage(settings: Settings, connection: Connection, history: HistoryClient, limiter: Limiter) -> Storage:
+    bytes_max = settings.body_bytes_max
     fullness = LogFullness(connection, settings.full_at, Path(settings.disk) if settings.disk else None)
-    log_share = StorageShare(LOG, limits.counters, lambda: fullness.log, settings.tenant_log_share)
-    blob_share = StorageShare(BLOBS, limits.counters, lambda: fullness.blobs, settings.tenant_log_share)
-    blobs, most = BlobStore(connection), settings.body_bytes_max
-    request_blobs = RequestBlobs(blobs, BlobPins(connection), blob_share, most)
+    log_share = StorageShare(LOG, limiter.counters, lambda: fullness.log, settings.tenant_log_share)
+    blob_share = StorageShare(BLOBS, limiter.counters, lambda: fullness.blobs, settings.tenant_log_share)
+    blobs = BlobStore(connection)
+    request_blobs = RequestBlobs(blobs, BlobPins(connection), blob_share, bytes_max)
     large_bodies = LargeBodies(bytes_max=settings.large_bytes_max, timeout_s=settings.large_timeout_s)
-    files = UploadedFiles(history, blobs, large_bodies, most)
+    files = UploadedFiles(history, blobs, large_bodies, bytes_max)
     bodies = BodyReader(
-        large_bodies, bytes_max=most, timeout_s=settings.body_timeout_s, rate_min=settings.body_rate_min
+        large_bodies, bytes_max=bytes_max, timeout_s=settings.body_timeout_s, rate_min=settings.body_rate_min
     )
     return Storage(blobs, request_blobs, bodies, files, fullness, log_share, blob_share)
 
@@ -251,7 +265,7 @@ def build_storage(settings: Settings, connection: Connection, history: HistoryCl
 def submit_features(
     streams: StreamContext,
     storage: Storage,
-    limits: Limiter,
+    limiter: Limiter,
     claims: Claims,
     prompts: Prompts,
     schemas: SchemaChecker,
@@ -259,13 +273,16 @@ def submit_features(
     deleter: Deleter,
     unread: UnreadTokens,
 ) -> SubmitFeatures:
-    """Returns the optional steps of a submission, at each of its moments in the order in which they run."""
-    limit, share, queued = limit_features(limits), log_share_features(storage.log_share), queue_features(queue)
-    blobs, parent = storage.request_blobs.feature(), deleted_parent_feature(streams.log, streams.history, deleter)
+    """Returns the features of a submission. Those of each step run in this order."""
+    limits = limit_features(limiter)
+    share = log_share_features(storage.log_share)
+    queued = queue_features(queue)
+    blobs = storage.request_blobs.feature()
+    parent = deleted_parent_feature(streams.log, streams.history, deleter)
     return SubmitFeatures(
         prepare=(webhook_feature(streams.settings), prompts.feature(), auto_idempotency_feature(streams.log, claims)),
-        admit=(queued.admit, share.admit, limit.admit, storage.uploaded_files.feature()),
-        amend=(queued.amend, schema_feature(schemas), limit.reserve, blobs, trace_feature()),
+        admit=(queued.admit, share.admit, limits.admit, storage.uploaded_files.feature()),
+        amend=(queued.amend, schema_feature(schemas), limits.reserve, blobs, trace_feature()),
         stored=(share.stored, parent, unread.feature()),
     )
 

@@ -101,7 +101,7 @@ async def routes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rout
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         async with asyncio.TaskGroup() as group:
             authenticator = Authenticator(settings, cache)
-            gateway = build(settings, connection, group, draining, authenticator, signature=TokenSigner(b"s" * 32))
+            gateway = build(settings, connection, group, draining, authenticator, signer=TokenSigner(b"s" * 32))
             serving = group.create_task(
                 server.serve(app(gateway), overflow_app(gateway), listening, stop, asyncio.Event())
             )

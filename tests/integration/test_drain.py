@@ -60,7 +60,7 @@ async def in_process(
     """A client of a gateway without sockets."""
     async with asyncio.TaskGroup() as group:
         settings = Settings(nats_url=nats_url, api_keys=api_keys(tenant), linger_s=0)
-        gateway = build(settings, connection, group, draining, signature=TokenSigner(b"secret"))
+        gateway = build(settings, connection, group, draining, signer=TokenSigner(b"secret"))
         transport = httpx2.ASGITransport(app=app(gateway))
         async with httpx2.AsyncClient(
             transport=transport, base_url="http://x", headers={"x-api-key": KEY, **headers}
