@@ -22,13 +22,13 @@ from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 
 # A reader hardly notices a shorter pause. A takeover takes about two seconds.
-PAUSE_S_MIN = 1.0
+PAUSE_MIN = timedelta(seconds=1)
 
 _decode_readers = msgspec.json.Decoder(GatewayReaders).decode
 
 
 class AttemptStep(msgspec.Struct, kw_only=True):
-    """An attempt. `events` counts its stored events."""
+    """An attempt."""
 
     attempt: int
     """The number of the attempt, from 1."""
@@ -51,7 +51,7 @@ class AttemptStep(msgspec.Struct, kw_only=True):
 
 
 class Pause(msgspec.Struct, frozen=True):
-    """A time of at least `PAUSE_S_MIN` seconds after the first token in which nothing was stored."""
+    """A time of at least one second after the first token in which nothing was stored."""
 
     at: datetime
     """When the pause began."""
@@ -71,6 +71,8 @@ class Write(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EndStep(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of the turn."""
+
     at: datetime
     """When the end was stored."""
     outcome: Outcome
@@ -88,7 +90,7 @@ class EndStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReaderStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A stream of the turn. `sent` counts the entries up to the last one that was written to it."""
+    """A stream of the turn."""
 
     report: ReaderReport
     """The stream that a gateway served."""
@@ -106,12 +108,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Timeline(msgspec.Struct, kw_only=True):
-    """The steps of a turn, and its readers.
-
-    `recorded`: whether the database has the turn with its end; None if persistence did not answer.
-
-    `remembered_since`: the gateways know all streams from this time on; None if no gateway answered.
-    """
+    """The steps of a turn, and its readers."""
 
     turn: TurnId
     """The id of the turn."""
@@ -124,7 +121,7 @@ class Timeline(msgspec.Struct, kw_only=True):
     accepted_at: datetime | None = None
     """When the request was stored."""
     queue_position: int | None = None
-    """The number of turns that waited before this one."""
+    """The estimated position in the queue when the turn was accepted, from 1; null if a generator was free."""
     attempts: list[AttemptStep] = []
     """The attempts, in order."""
     first_token_at: datetime | None = None
@@ -140,17 +137,17 @@ class Timeline(msgspec.Struct, kw_only=True):
     skipped_entries: int = 0
     """The number of entries that a fork has made invalid."""
     recorded: bool | None = None
-    """Whether the database has the turn."""
+    """Whether the database has the turn with its end; null if persistence did not answer."""
     gateways: int = 0
     """The number of gateways that have answered."""
     remembered_since: datetime | None = None
-    """The time since which all gateways remember their readers."""
+    """The time since which all gateways remember their readers; null if no gateway answered."""
     readers: list[ReaderStep] = []
     """The streams of the turn."""
     delivered: str = ""
     """Whether a reader was sent the whole turn, in one sentence."""
     steps: list[Step] = []
-    """The attempts, pauses, readers and end as lines of text, in the order of time."""
+    """The acceptance, attempts, pauses, readers and end as lines of text, in the order of time."""
 
 
 def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayReaders]) -> Timeline:
@@ -164,23 +161,21 @@ def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayRead
             continue
         chain = linked
         times[one.seq] = one.at
-        paused = one.at - last_at if last_at is not None and found.first_token_at is not None else timedelta()
-        if last_at is not None and paused >= timedelta(seconds=PAUSE_S_MIN):
-            found.pauses.append(Pause(last_at, round(paused.total_seconds(), 3)))
+        if last_at is not None and found.first_token_at is not None and one.at - last_at >= PAUSE_MIN:
+            found.pauses.append(Pause(last_at, round((one.at - last_at).total_seconds(), 3)))
         last_at = one.at
         chars = _add(found, one)
         since = one.at - found.accepted_at if found.accepted_at is not None else timedelta()
         found.writes.append(Write(one.seq, round(since / timedelta(milliseconds=1)), chars))
     seqs = list(times)
     found.entries = len(seqs)
-    known = [reader for gateway in gateways for reader in gateway.readers]
-    if found.accepted_at is not None:
-        newest_start = max((gateway.since for gateway in gateways), default=found.accepted_at)
-        known += _lost_readers(known, found.accepted_at, times, newest_start)
-    reports = sorted(known, key=lambda one: one.opened_at)
-    found.readers = [ReaderStep(report=one, sent=bisect_right(seqs, one.written)) for one in reports]
     found.gateways = len(gateways)
     found.remembered_since = max((gateway.since for gateway in gateways), default=None)
+    reports = [reader for gateway in gateways for reader in gateway.readers]
+    if found.accepted_at is not None and found.remembered_since is not None:
+        reports += _lost_readers(reports, found.accepted_at, times, found.remembered_since)
+    reports.sort(key=lambda report: report.opened_at)
+    found.readers = [ReaderStep(report=report, sent=bisect_right(seqs, report.written)) for report in reports]
     found.delivered, found.steps = _describe_delivery(found), _describe_steps(found)
     return found
 
@@ -190,24 +185,28 @@ def _lost_readers(
 ) -> list[ReaderReport]:
     """Returns the streams that were lost with their gateways, inferred from the streams that resumed them.
 
-    A stream resumed a lost one if no known stream sent the entry of its cursor, and if a gateway has started after this
-    entry. Without the second condition, it may be the first stream of a page that has read the text so far.
+    A stream has resumed a lost one if a gateway has started after the entry of its cursor was stored, and if no stream
+    that was closed before had sent this entry. If no gateway has started since, it may be the first stream of a client
+    that had read the text so far without a stream.
     """
-    # For each cursor, when the first stream that sent its entry was closed.
-    sent_at, cursors = dict[Seq, datetime](), sorted({reader.cursor for reader in known})
-    for at, cursor, written in sorted((one.closed_at, one.cursor, one.written) for one in known if one.closed_at):
+    # By cursor: the time at which a stream that had sent its entry was closed first.
+    sent_at: dict[Seq, datetime] = {}
+    cursors = sorted({reader.cursor for reader in known})
+    for closed_at, cursor, written in sorted(
+        (one.closed_at, one.cursor, one.written) for one in known if one.closed_at
+    ):
         sent = slice(bisect_right(cursors, cursor), bisect_right(cursors, written))
-        sent_at.update(dict.fromkeys(cursors[sent], at))
+        sent_at.update(dict.fromkeys(cursors[sent], closed_at))
         del cursors[sent]
     lost = []
     for reader in known:
-        read_at = times.get(reader.cursor)
+        stored_at = times.get(reader.cursor)
         was_sent = reader.cursor in sent_at and sent_at[reader.cursor] <= reader.opened_at
-        if read_at is None or was_sent or read_at >= newest_start:
+        if stored_at is None or was_sent or stored_at >= newest_start:
             continue
-        # The times are estimates: it opened after `accepted_at`, and closed after `read_at`.
-        own = {"opened_at": accepted_at, "closed_at": read_at, "cursor": BEFORE_FIRST, "written": reader.cursor}
-        lost.append(msgspec.structs.replace(reader, ending="lost", **own))
+        # The times are estimates: the lost stream opened after `accepted_at`, and closed after `stored_at`.
+        fields = {"opened_at": accepted_at, "closed_at": stored_at, "cursor": BEFORE_FIRST, "written": reader.cursor}
+        lost.append(msgspec.structs.replace(reader, ending="lost", **fields))
     return lost
 
 
@@ -321,7 +320,7 @@ def _describe_delivery(found: Timeline) -> str:
     )
 
 
-# The first words of a later attempt, by its mode.
+# The text of an attempt after the first one begins with these words, by its mode.
 LATER_ATTEMPTS: Mapping[Mode, str] = {
     "fresh": "A new attempt",
     "continue": "Takeover: the answer goes on",
