@@ -67,11 +67,11 @@ class LostTurnFinder:
         checked = self._unchecked[:CHECKED_MAX]
         slots = asyncio.Semaphore(CONCURRENCY)
 
-        async def is_known(key: TurnKey) -> bool:
+        async def has_turn(key: TurnKey) -> bool:
             async with slots:
                 return await self._log.has_turn(key)
 
-        known = await asyncio.gather(*(is_known(key) for key in checked))
+        known = await asyncio.gather(*(has_turn(key) for key in checked))
         lost = [key for key, is_in_log in zip(checked, known, strict=True) if not is_in_log]
         if lost:
             await self._store.fail_turns(lost, LOST_FAILURE)

@@ -27,7 +27,6 @@ V = TypeVar("V")
 def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, schema_valid: bool | None = None) -> End:
     """Returns the `end` entry that follows the last entry of `turn`. Usage and cost are counted for every outcome."""
     text_chars, text_sha256 = text_proof(turn.text)
-    length = turn.chain.length
     cost_nano_usd = sum_costs(turn.request.model, turn.calls) if turn.request is not None else 0
     return End(
         prev=turn.chain.last,
@@ -45,7 +44,7 @@ def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, sch
         text_chars=text_chars,
         text_sha256=text_sha256,
         blocks=_unless_long(turn.blocks, BLOCKS_BYTES_MAX),
-        length=None if length is None else length + 1,
+        length=None if turn.chain.length is None else turn.chain.length + 1,
     )
 
 

@@ -629,7 +629,7 @@ CODES: dict[str, Code] = {
     "attempts_exhausted": Code(
         500,
         API,
-        "The last attempts, as many in a row as are allowed, have added nothing to the answer.",
+        "The turn has reached its limit of consecutive attempts that add nothing to the answer.",
         "POST the turn again.",
     ),
     "deadline_exceeded": Code(

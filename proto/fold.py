@@ -126,11 +126,11 @@ def fold(entries: Iterable[Stored], turn: Turn = EMPTY_TURN) -> Turn:
     return folding.build()
 
 
-def fold_ends(first: Turn, end: Stored) -> Turn | None:
-    """Returns what a record needs of an ended turn, from the fold of its first entries and its `end`.
+def fold_first_and_end(first: Turn, end: Stored) -> Turn | None:
+    """Returns the fold of an ended turn as far as a record needs it. `first` is the fold of its first entries.
 
-    None if they are not enough, so that all entries must be folded. The caller has checked that all entries of the turn
-    are valid (PROTOCOL R110). The fields about attempts and calls are those of `first`.
+    None if all entries must be folded. The caller has checked that all entries of the turn are valid (PROTOCOL R110).
+    The fields about attempts and calls stay those of `first`: a record does not need them.
     """
     entry = end.entry
     if not isinstance(entry, End) or entry.blocks is None:

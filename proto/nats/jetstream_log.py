@@ -72,7 +72,7 @@ class JetStreamLog:
         found = await self._find({"seq": seq, "next_by_subj": subjects.entries(key)})
         return found is not None and found.seq == seq
 
-    async def ask_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
+    async def ask_for_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
         """Asks the stream's leader for the turn of the tenant's entry at `seq`; None when the tenant has none there.
 
         As wrong as `last_seq` may be. Raises LogUnavailable.

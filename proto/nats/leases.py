@@ -31,7 +31,6 @@ AWAY_WAIT_S = 0.25
 RENEWALS = 3
 KEPT_BYTES_MAX = 64 * 1024
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-SHORT_REPLY_TOKENS = 9
 
 
 class Delivery:
@@ -52,7 +51,7 @@ class Delivery:
         """Whether the entry is the request of a batch (PROTOCOL R63)."""
         self.is_child = part == "child"
         """Whether the entry is the request of a batch's child turn."""
-        # A larger request, of up to 8 MiB, would stay in memory as long as the lease. It is read from the log. Webhooks
+        # A larger entry, of up to 8 MiB, would stay in memory as long as the lease. It is read from the log. Webhooks
         # need no entries, and hold thousands of leases for hours while a receiver is down.
         is_needed = message.metadata.consumer != WEBHOOKS
         is_kept = is_needed and self.times == 1 and len(message.data) <= KEPT_BYTES_MAX
@@ -60,9 +59,9 @@ class Delivery:
         message.data = b""
 
     def take_entry(self) -> list[Stored]:
-        """Returns the entry once, to free its memory; an empty list if it is large or was delivered before.
+        """Returns the entry, and frees its memory.
 
-        Always an empty list for the consumer of webhooks.
+        An empty list if it was taken, is large, was delivered before, or is for webhooks: read it from the log.
         """
         payload, self._payload = self._payload, None
         return [] if payload is None else [Stored(self.seq, self.at, entries.decode(self.kind, payload))]
@@ -90,14 +89,14 @@ class Delivery:
 
 
 def stored_at(reply: str) -> datetime:
-    """Returns the time in the reply subject of a delivery, in whole microseconds, as a read of the entry returns it.
+    """Returns the time in the reply subject of a delivery, without its nanoseconds, as reads of the entry return it.
 
-    nats-py's `metadata.timestamp` passes a float of seconds, and may be a microsecond later.
+    `metadata.timestamp` of nats-py is computed with floats, and may be a microsecond later.
     """
     tokens = reply.split(".")
-    # $JS.ACK.{stream}.{consumer}.{times}.{seq}.{consumer seq}.{ns}.{pending}; with a domain and an account after ACK in
-    # the longer form (ADR-15 of nats-architecture-and-design).
-    nanoseconds = int(tokens[7 if len(tokens) == SHORT_REPLY_TOKENS else 9])
+    # $JS.ACK.{stream}.{consumer}.{times}.{seq}.{consumer seq}.{ns}.{pending} has 9 tokens. The newer form has a domain
+    # and an account after ACK (ADR-15 of nats-architecture-and-design).
+    nanoseconds = int(tokens[7 if len(tokens) == 9 else 9])
     return EPOCH + timedelta(microseconds=nanoseconds // 1000)
 
 

@@ -14,7 +14,7 @@ from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
-from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_ends
+from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_first_and_end
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.log_server import LogServer, Page
 from tailrace.proto.subjects import TurnKey
@@ -25,16 +25,16 @@ READ_TIMEOUT_S = 5.0
 # The measured lag of a follower's read after an acknowledgement was at most 3.4 ms.
 STALE_WAIT_S = 0.01
 STALE_MAX_S = 5.0
-# They have the request and, normally, the first delta: request, attempt, start of the message and of its first block.
+# Normally these are enough: request, attempt, message_start, content_block_start and the first delta are five.
 FIRST_ENTRIES = 6
 # A former leader that wakes up answers as if it still led; 11 ms were measured.
 WOKEN_WAIT_S = 0.1
 
 
 async def read_turn_direct(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
-    """Folds onto `known` all entries after it that the answering replica has (direct gets); it may be behind.
+    """Folds onto `known` the entries after it that any one replica has (direct gets). The replica may be behind.
 
-    Raises TurnUnknown when the log has no such turn, LogUnavailable.
+    Raises TurnUnknown when the log has no such turn, LogUnavailable. Asks the leader only if no request is found.
     """
     turn = known
     deadline = _now() + READ_TIMEOUT_S
@@ -60,15 +60,15 @@ async def read_turn_upto(server: LogServer, key: TurnKey, seq: Seq) -> Turn:
 
 
 async def read_ended_turn(server: LogServer, key: TurnKey, end: Stored) -> Turn:
-    """Folds what a record needs of the turn that `end` has ended: its first entries and `end` (PROTOCOL R110).
+    """Folds an ended turn as far as a record needs it: from its first entries and its `end` if these are enough.
 
-    Folds all entries if these are not enough. Raises TurnUnknown, LogUnavailable.
+    Otherwise from all entries (PROTOCOL R110). Raises TurnUnknown, LogUnavailable.
     """
     length = end.entry.length if isinstance(end.entry, entries.End) else None
     with suppress(LogUnavailable):
         if length is not None and await _has_entries(server, key, length, end.seq):
             page = await server.read(key, BEFORE_FIRST, FIRST_ENTRIES)
-            turn = fold_ends(fold(page.entries), end)
+            turn = fold_first_and_end(fold(page.entries), end)
             if turn is not None:
                 return turn
     return await read_turn_upto(server, key, end.seq)

@@ -88,12 +88,12 @@ INCREMENTS_KEPT = 128
 SLOTS_KEPT_S = 7 * 24 * 3600.0
 
 
-def durable_stream(name: str, description: str, subjects: str, replicas: int, **options: Any) -> StreamConfig:
-    """Returns the configuration of a stream of this version: on disk, readable from every replica, with `options`."""
+def stream_config(name: str, description: str, subject: str, replicas: int, **options: Any) -> StreamConfig:
+    """Returns the configuration of a stream on disk with direct gets, so that every replica answers reads."""
     return StreamConfig(
         name=name,
         description=f"Tailrace: {description}",
-        subjects=[subjects],
+        subjects=[subject],
         storage=StorageType.FILE,
         retention=RetentionPolicy.LIMITS,
         allow_direct=True,
@@ -107,32 +107,32 @@ def turns_stream(replicas: int, bytes_max: int, retention_s: float) -> StreamCon
     republish = RePublish(src=EVERY_TURN, dest=EVERY_LIVE)
     # A full log refuses new turns instead of dropping old entries.
     options = {"discard": DiscardPolicy.NEW, "max_bytes": bytes_max, "max_age": retention_s, "republish": republish}
-    return durable_stream(STREAM, "one log a turn", EVERY_TURN, replicas, **options)
+    return stream_config(STREAM, "one log a turn", EVERY_TURN, replicas, **options)
 
 
 def bodies_stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
     # A blob that is stored again replaces itself.
     options = {"discard": DiscardPolicy.NEW, "max_bytes": bytes_max, "max_age": retention_s, "max_msgs_per_subject": 1}
-    return durable_stream(BODIES, "what is too long for the log", EVERY_BLOB, replicas, **options)
+    return stream_config(BODIES, "what is too long for the log", EVERY_BLOB, replicas, **options)
 
 
-def counter_stream(name: str, subjects: str, kept_s: float, remembered_s: float, replicas: int) -> StreamConfig:
+def counter_stream(name: str, subject: str, kept_s: float, remembered_s: float, replicas: int) -> StreamConfig:
     """Returns the configuration of a stream of counters. The last message of a subject holds the counter's value.
 
     A repeated increment with the same name is recognised for `remembered_s`.
     """
     options = {"max_age": kept_s, "max_msgs_per_subject": INCREMENTS_KEPT, "duplicate_window": remembered_s}
-    return durable_stream(name, "what was used", subjects, replicas, allow_msg_counter=True, **options)
+    return stream_config(name, "what was used", subject, replicas, allow_msg_counter=True, **options)
 
 
 def slots_stream(replicas: int) -> StreamConfig:
     options = {"max_age": SLOTS_KEPT_S, "max_msgs_per_subject": 1, "allow_msg_ttl": True}
-    return durable_stream(SLOTS, "places that are held", EVERY_SLOT, replicas, **options)
+    return stream_config(SLOTS, "places that are held", EVERY_SLOT, replicas, **options)
 
 
 def audit_stream(replicas: int) -> StreamConfig:
     """Returns the configuration of the audit log. No client can delete from it, and nothing expires."""
-    return durable_stream(AUDIT, "changes by operators", EVERY_AUDIT, replicas, deny_delete=True, deny_purge=True)
+    return stream_config(AUDIT, "changes by operators", EVERY_AUDIT, replicas, deny_delete=True, deny_purge=True)
 
 
 def limit_streams(replicas: int) -> list[StreamConfig]:
@@ -184,16 +184,16 @@ def bucket(
 
 def consumers() -> list[ConsumerConfig]:
     return [
-        durable_consumer(GENERATORS, [EVERY_REQUEST], GENERATOR_ACK_WAIT_S),
-        durable_consumer(PERSISTENCE, [EVERY_REQUEST, EVERY_END], PERSISTENCE_ACK_WAIT_S),
-        durable_consumer(WEBHOOKS, [EVERY_END], WEBHOOKS_ACK_WAIT_S),
+        consumer_config(GENERATORS, [EVERY_REQUEST], GENERATOR_ACK_WAIT_S),
+        consumer_config(PERSISTENCE, [EVERY_REQUEST, EVERY_END], PERSISTENCE_ACK_WAIT_S),
+        consumer_config(WEBHOOKS, [EVERY_END], WEBHOOKS_ACK_WAIT_S),
     ]
 
 
-def durable_consumer(name: str, subjects: list[str], ack_wait_s: float) -> ConsumerConfig:
-    """Returns the configuration of a durable consumer of the log, without limits.
+def consumer_config(name: str, subjects: list[str], ack_wait_s: float) -> ConsumerConfig:
+    """Returns the configuration of a durable consumer of the log, which delivers an entry any number of times.
 
-    With a limit, it would stop delivering silently. Attempts are counted in the log instead.
+    With a limit, nats-server would stop delivering an entry without a message. Attempts are counted in the log instead.
     """
     return ConsumerConfig(
         durable_name=name,

@@ -58,7 +58,7 @@ class TurnLog(JetStreamLog):
         return await read_turn(self, key, known)
 
     async def read_turn_direct(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
-        """Like `read_turn`, with direct gets only: any replica answers, and may lack the newest entries."""
+        """Like `read_turn`, but from any one replica, which may lack the newest entries."""
         return await read_turn_direct(self, key, known)
 
     async def read_turn_upto(self, key: TurnKey, seq: Seq) -> Turn:
@@ -69,7 +69,7 @@ class TurnLog(JetStreamLog):
         return await read_turn_upto(self, key, seq)
 
     async def read_ended_turn(self, key: TurnKey, end: Stored) -> Turn:
-        """Folds what a record needs of the turn that `end` has ended (PROTOCOL R110). Raises as `read_turn_upto`."""
+        """Folds the turn up to `end` as far as a record needs it (PROTOCOL R110). Raises as `read_turn_upto`."""
         return await read_ended_turn(self, key, end)
 
     async def follow(self, key: TurnKey, after: Seq = BEFORE_FIRST) -> AsyncGenerator[list[Stored], None]:
@@ -116,7 +116,7 @@ class TurnLog(JetStreamLog):
 
         None only when the stream's leader has said so twice. Raises LogUnavailable.
         """
-        return await ask_twice(lambda: self.ask_turn_at(tenant, seq))
+        return await ask_twice(lambda: self.ask_for_turn_at(tenant, seq))
 
     async def has_end(self, key: TurnKey) -> bool:
         """Returns whether the turn's `end` is stored now: False also after a purge, or beyond the retention.

@@ -57,7 +57,7 @@ class Sandbox:
             except TimeoutError as error:
                 raise SandboxFailed(f"it takes more than {timeout_s:.0f} s") from error
             except RuntimeError as error:
-                # uvloop's, where asyncio has BrokenPipeError, which `communicate` ignores.
+                # uvloop raises RuntimeError where asyncio raises BrokenPipeError, which `communicate` ignores.
                 raise SandboxFailed("the subprocess ended before it read its input") from error
             finally:
                 if process.returncode is None:

@@ -16,7 +16,7 @@ from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.entries import Attempt, End, Entry, Event, Stored
 from tailrace.proto.errors import CursorUnknown, FenceLost, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
-from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_ends
+from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_first_and_end
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.follower import Follower
@@ -30,7 +30,7 @@ from tests.schedules.server import Answer, SimulatedServer
 
 Patches = list[Any]
 
-_add_live, _append, _turn = FeedJoin.add_live, GeneratorLog.append, TurnLog.read_turn
+_add_live, _append, _read_turn = FeedJoin.add_live, GeneratorLog.append, TurnLog.read_turn
 
 # All modules that follow the chain, but not the judge, which keeps the rule.
 LINKS = (
@@ -183,7 +183,7 @@ def counting_before_recording() -> Patches:
 
     async def read_ended_turn(self: TurnLog, key: TurnKey, end: Stored) -> Turn:
         page = await self.read(key, BEFORE_FIRST, FIRST_ENTRIES)
-        return fold_ends(fold(page.entries), end) or await self.read_turn_upto(key, end.seq)
+        return fold_first_and_end(fold(page.entries), end) or await self.read_turn_upto(key, end.seq)
 
     return [patch.object(TurnLog, "read_ended_turn", read_ended_turn)]
 
@@ -302,6 +302,6 @@ def _reading_once_in(role: str) -> Callable[..., Awaitable[Turn]]:
         process = PROCESS.get()
         if process is not None and process.name.startswith(role):
             return await read_turn_direct(self, key, known)
-        return await _turn(self, key, known)
+        return await _read_turn(self, key, known)
 
     return read_turn

@@ -205,9 +205,9 @@ def test_all_entries_are_folded_when_the_first_ones_and_the_end_are_not_enough(
 ) -> None:
     end = msgspec.structs.replace(END, entry=msgspec.structs.replace(END.entry, **changed))
     log = [*ENDED.stored[:-1], end]
-    whole = page(*log)
-    reads = [page(*log[:first], is_last=False), whole] if count == ALL and not changed else [whole]
-    server = ScriptedServer(count=[count], read=reads if "blocks" not in changed else [page(*log[:6]), whole])
+    has_read_first = count == ALL and "length" not in changed
+    first_page = [page(*log[:first], is_last=False)] if has_read_first else []
+    server = ScriptedServer(count=[count], read=[*first_page, page(*log)])
     assert run(read_ended_turn(server, KEY, end)) == fold(log)
 
 
