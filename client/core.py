@@ -207,12 +207,15 @@ class Core:
         after: dict[str, str] = {}
         while True:
             page = await self.request("GET", path, params={**params, **after})
-            # The turns of a session are in `turns`. A list of files has no `next`: its last item is the cursor.
+            # The list of a session's turns has `turns` instead of `data`.
             found = page["data"] if "data" in page else page["turns"]
             for item in found:
                 yield item
-            cursor = page["next"] if "next" in page else page["has_more"] and found[-1]["id"]
-            if not cursor:
+            cursor = page.get("next")
+            if "next" not in page and page["has_more"]:
+                # A list of files: the id of an item is the cursor after it.
+                cursor = found[-1]["id"]
+            if cursor is None:
                 return
             after = {"after": cursor}
 
