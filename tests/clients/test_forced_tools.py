@@ -1,6 +1,6 @@
 """Forced tool calls and JSON mode of SDKs and frameworks, with the default model, which has neither.
 
-The tests import the frameworks: that takes seconds, which each worker would need before its first test.
+Each test imports its framework itself: at the top, each worker would import all of them, for seconds.
 """
 
 from collections.abc import AsyncIterator

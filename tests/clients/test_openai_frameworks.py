@@ -1,6 +1,6 @@
 """LangChain and pydantic-ai with /v1/chat/completions and /v1/responses: smoke tests.
 
-The tests import the frameworks: that takes seconds, which each worker would need before its first test.
+Each test imports its framework itself: at the top, each worker would import all of them, for seconds.
 """
 
 from typing import Any

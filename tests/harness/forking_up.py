@@ -1,6 +1,6 @@
-"""`tailrace up` whose Python processes are forks of it: none of them imports for seconds.
+"""`tailrace up` with forks of itself as its Python processes, which need no seconds for imports.
 
-A fork has the standard output, the session, the sockets and the parent of the process that `up` starts otherwise.
+A fork has the same standard output, sockets and parent as the process that `up` would start, and a session of its own.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from tests.harness import forks
 
 
 async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int, fds: Sequence[int] = ()) -> Process:
-    """Like the product's `spawn`; a Python module is run by the child process before it would execute Python."""
+    """Like the product's `spawn`, but the forked child runs a Python module itself and never executes a new Python."""
     if command[:2] != (sys.executable, "-m"):
         return await spawn_program(command, environ, output, fds)
     _, _, module, *arguments = command
@@ -29,8 +29,8 @@ async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int,
     def run() -> None:
         if LIBC is not None:
             LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        # No context variable of `up`, as in a new process.
-        contextvars.Context().run(_become, module, arguments, environ, fds)
+        # An empty context, as in a new process.
+        contextvars.Context().run(_run_and_exit, module, arguments, environ, fds)
 
     return await asyncio.create_subprocess_exec(
         *command,
@@ -43,8 +43,8 @@ async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int,
     )
 
 
-def _become(module: str, arguments: Sequence[str], environ: Mapping[str, str], fds: Sequence[int]) -> NoReturn:
-    """Runs the module and exits: the objects of `up` stay referenced, so none of them closes a descriptor of a fork."""
+def _run_and_exit(module: str, arguments: Sequence[str], environ: Mapping[str, str], fds: Sequence[int]) -> NoReturn:
+    """Runs the module and exits. It never returns, so no object of `up` is freed and then closes a descriptor."""
     status = 1
     try:
         asyncio._set_running_loop(None)
@@ -52,6 +52,7 @@ def _become(module: str, arguments: Sequence[str], environ: Mapping[str, str], f
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Close the descriptors of `up`, except the standard streams and `fds`.
         first = 3
         for kept in [*sorted(fds), os.sysconf("SC_OPEN_MAX")]:
             os.closerange(first, kept)
@@ -59,8 +60,8 @@ def _become(module: str, arguments: Sequence[str], environ: Mapping[str, str], f
         forks.run(module, arguments, environ)
         status = 0
     except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
-    except BaseException:  # noqa: BLE001  # as Python does at the end of a program
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:  # noqa: BLE001  # Python, too, prints the traceback and exits with 1
         traceback.print_exc()
     finally:
         os._exit(status)

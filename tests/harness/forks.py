@@ -1,4 +1,4 @@
-"""Processes that are forks of one server, which has imported the product: they start within milliseconds.
+"""Processes as forks of one server process that has imported the product: they start within milliseconds.
 
 The imports of a generator take 1.6 s of CPU, most of it for Anthropic's SDK.
 """
@@ -40,7 +40,7 @@ _lock = Lock()
 
 
 class Fork:
-    """A running fork, with the attributes of asyncio's Process that are used here."""
+    """A running fork, with the attributes of asyncio's Process that tests use."""
 
     def __init__(self, process: multiprocessing.process.BaseProcess) -> None:
         self._process = process
@@ -51,52 +51,53 @@ class Fork:
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Waits until it has ended; returns its status, None after `timeout` seconds."""
+        """Waits until the fork has ended; returns its exit status, or None after `timeout` seconds."""
         self._process.join(timeout)
         return self.returncode
 
 
-class Ran(NamedTuple):
-    """The exit status of a command, and what it printed."""
+class CommandResult(NamedTuple):
+    """The exit status of a command, and its output."""
 
     status: int
     out: str
     err: str
 
 
-async def run_command(*arguments: str, **environ: str) -> Ran:
-    """Runs the command `tailrace` with these arguments and no other environment, until it ends."""
+async def run_command(*arguments: str, **environ: str) -> CommandResult:
+    """Runs the command `tailrace` until it ends. `environ` is its whole environment."""
 
-    def run() -> Ran:
+    def run() -> CommandResult:
         with TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
             status = start_fork("tailrace", arguments, environ, out, err).wait(COMMAND_S_MAX)
             assert status is not None, f"{arguments} did not end: {err.read_text()}"
-            return Ran(status, out.read_text(), err.read_text())
+            return CommandResult(status, out.read_text(), err.read_text())
 
     return await asyncio.to_thread(run)
 
 
 async def fork(module: str, arguments: Sequence[str], environ: Mapping[str, str], output: Path) -> Fork:
-    """Like `start_fork`, in a thread: the first start waits until the server has imported everything."""
+    """Like `start_fork`, in a thread: the first call waits until the server process has imported the product."""
     return await asyncio.to_thread(start_fork, module, arguments, environ, output)
 
 
 def start_fork(
     module: str, arguments: Sequence[str], environ: Mapping[str, str], output: Path, errors: Path | None = None
 ) -> Fork:
-    """Runs `python -m module` in a session of its own, with its output appended to one file or two.
+    """Runs a module as `python -m` does, in a new session.
 
-    It is killed when this process dies.
+    Appends its standard output to `output` and its standard error to `errors`, or to `output` as well. The fork is
+    killed when its parent, the server process, ends, and that ends with this process.
     """
     given = (module, list(arguments), dict(environ), (output, errors or output))
-    process = FORKS.Process(target=_become, args=given, daemon=True)
+    process = FORKS.Process(target=_start, args=given, daemon=True)
     with _lock:
         process.start()
     return Fork(process)
 
 
-def _become(module: str, arguments: Sequence[str], environ: Mapping[str, str], outputs: tuple[Path, Path]) -> None:
+def _start(module: str, arguments: Sequence[str], environ: Mapping[str, str], outputs: tuple[Path, Path]) -> None:
     os.setsid()
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -109,28 +110,29 @@ def _become(module: str, arguments: Sequence[str], environ: Mapping[str, str], o
 
 
 def run(module: str, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
-    """Runs a module as `__main__` in this process, which is a fork."""
+    """Runs a module as `__main__` in this fork."""
     os.environ.clear()
     os.environ.update(environ)
     sys.argv = [module, *arguments]
-    # runpy warns if a module that it runs was imported.
-    ran = [name for name in sys.modules if name.startswith("tailrace.") and name.endswith(".__main__")]
-    for name in [*ran, FORKING_UP]:
+    # runpy warns if the module that it runs was imported before.
+    programs = [name for name in sys.modules if name.startswith("tailrace.") and name.endswith(".__main__")]
+    for name in [*programs, FORKING_UP]:
         sys.modules.pop(name, None)
+    # The forks of `up` need the metrics of all parts.
     if module != FORKING_UP:
         _forget_metrics({module, *arguments})
-    # The imported modules stay: a collection of garbage need not visit them.
+    # The imported modules are never freed: garbage collections need not visit them.
     gc.freeze()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _forget_metrics(running: set[str]) -> None:
-    """Leaves out the metrics of other parts, which a process of its own would not have imported.
+def _forget_metrics(names: set[str]) -> None:
+    """Unregisters the metrics of the parts that are not in `names`, because a new process would not import them.
 
-    A recorded process has the name of its part as an argument.
+    `names` are the module and its arguments: a recorded process has the name of its part as an argument.
     """
     for part in ("gateway", "generators", "persistence"):
-        if not running & {f"tailrace.{part}", part}:
+        if not names & {f"tailrace.{part}", part}:
             for one in vars(sys.modules[f"tailrace.{part}.metrics"]).values():
                 if isinstance(one, Counter | Gauge | Histogram | FastHistogram):
                     REGISTRY.unregister(one)

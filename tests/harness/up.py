@@ -14,15 +14,15 @@ from tests.harness.forks import FORKING_UP, start_fork
 from tests.harness.until import until
 
 CHECKOUT = Path(__file__).parents[2]
-# Longer than `up` waits itself: what it then says is what a failure shows.
+# Longer than the time-outs of `up`, so that a failure shows its error message.
 START_S_MAX = 40.0
 STOP_S_MAX = 20.0
-# A generator takes as much to start as all else together.
+# Without forks, a generator takes as long to start as all other processes together.
 LEAN = ("--port", "0", "--generators", "1")
 
 
 class ForkedUp:
-    """A `tailrace up` that is a fork, as are its processes; with the methods of Popen that tests use."""
+    """A `tailrace up` that is a fork, as its Python processes are. It has the methods of Popen that tests use."""
 
     def __init__(self, arguments: Sequence[str], environ: Mapping[str, str], printed: Path) -> None:
         self._fork = start_fork(FORKING_UP, arguments, environ, printed)
@@ -48,7 +48,7 @@ class ForkedUp:
 class Up:
     """One `tailrace up` on a free port, and its output.
 
-    A test of its start, or of what its processes are, starts it as `is_real`: with new processes of Python.
+    With `is_real`, `up` and its processes are new Python processes instead of forks, for tests of starts and processes.
     """
 
     def __init__(self, folder: Path, *arguments: str, is_real: bool = False, **environ: str) -> None:
@@ -100,7 +100,7 @@ class Up:
 
     def end(self) -> None:
         if self.process.poll() is None:
-            self.process.kill()  # its children go with it, as a test below holds
+            self.process.kill()  # the kernel then kills its children
         self.process.wait()
 
 

@@ -144,8 +144,8 @@ async def new_gateway(tenant: Tenant) -> AsyncIterator[NewGateway]:
     yield make
     for gateway in made:
         await gateway.stop()
-    # It has a series for each route and status. Each gateway samples them when it starts: those of a thousand tests
-    # before took it longer than all else.
+    # This metric has a series for each route and status, and each gateway samples all of them when it starts. Series
+    # of earlier tests would take longer than the rest of the start.
     metrics.REQUEST_S.clear()
 
 

@@ -14,7 +14,7 @@ import pytest
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local.nats_server import URL_FILE, NatsServer, url
 from tailrace.proto.errors import SettingsInvalid
-from tests.harness.forks import Ran, run_command
+from tests.harness.forks import CommandResult, run_command
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import CHECKOUT
@@ -26,7 +26,7 @@ from tests.integration.conftest import NewGateway
 PATH = "/v1/blobs/none"
 
 
-async def keys(*arguments: str, nats_url: str = "") -> Ran:
+async def keys(*arguments: str, nats_url: str = "") -> CommandResult:
     return await run_command("keys", *arguments, **({"TAILRACE_NATS_URL": nats_url} if nats_url else {}))
 
 

@@ -77,10 +77,10 @@ def patch(gate: Gate, role: str) -> None:
             pauses_at_request.discard(key)
             await gate.pause(key.turn)
 
-    def taken_entry(self: Delivery) -> list[Stored]:
-        taken = take_entry(self)
-        find_pause(self.key, fold(taken))
-        return taken
+    def paused_take_entry(self: Delivery) -> list[Stored]:
+        entry = take_entry(self)
+        find_pause(self.key, fold(entry))
+        return entry
 
     async def paused_turn(self: TurnLog, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
         turn = await read_turn(self, key, known)
@@ -109,7 +109,7 @@ def patch(gate: Gate, role: str) -> None:
         return await take(self, most)
 
     TurnLog.read_turn = paused_turn  # type: ignore[method-assign]
-    Delivery.take_entry = taken_entry  # type: ignore[method-assign]
+    Delivery.take_entry = paused_take_entry  # type: ignore[method-assign]
     TurnLog.append = paused_append  # type: ignore[method-assign]
     Delivery.ack = paused_ack  # type: ignore[method-assign]
     Deliveries.next = waiting_next  # type: ignore[method-assign]
