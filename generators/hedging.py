@@ -41,7 +41,7 @@ def may_hedge(attempt: int, backend: str) -> bool:
 
 
 def is_from(entry: Entry, attempt: int, generator: str) -> bool:
-    """Returns whether `entry`, the first after a late attempt, is of the call that `generator` makes as `attempt`."""
+    """Returns whether `entry`, the first after a late attempt, is from the call of `generator` as `attempt`."""
     match entry:
         case Attempt(generator=name):
             return name == generator

@@ -86,7 +86,10 @@ class Server(NamedTuple):
         return is_loopback(self.host.strip("[]"))
 
     def listen(self, port: int) -> str:
-        """Returns all addresses of the machine, whose own name may be known to others only; loopback stays loopback."""
+        """Returns the address to listen on: a loopback host itself, otherwise all addresses of the machine.
+
+        The machine itself may be unable to resolve `host`.
+        """
         return f"{self.host if self.is_loopback else EVERY_ADDRESS}:{port}"
 
 

@@ -57,5 +57,8 @@ def encode(events: Events, id_prefix: bytes = b"") -> bytes:
 
 
 def retry(wait_ms: int) -> bytes:
-    """Returns the field that sets a client's reconnection delay. Send it before an event: some clients dispatch it."""
+    """Returns the field that sets a client's reconnection delay.
+
+    Within a stream an event must follow, because some clients dispatch a block that has this field alone.
+    """
     return b"retry: %d\n" % wait_ms

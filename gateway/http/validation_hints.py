@@ -26,7 +26,7 @@ def wrong_field(problem: str) -> str | None:
 
 
 def allowed_names(kind: type, problem: str) -> list[str]:
-    """Returns the fields for msgspec's "unknown field", the values for its "invalid enum value", otherwise nothing."""
+    """Returns the fields for msgspec's "unknown field", the values for its "invalid enum value", otherwise []."""
     path = PATH.search(problem[-PATH_CHARS_MAX:])
     found = [inspect.type_info(kind)]
     for step in STEP.findall(path[1] if path else ""):

@@ -13,7 +13,7 @@ PACE = re.compile(r"[1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9]")
 
 
 class Pace:
-    """Computes when each entry is due: with the same distance to the reader's first entry as when both were written."""
+    """The schedule of a replay: the intervals between entries are those of the log, divided by the speed."""
 
     def __init__(self, speed: float) -> None:
         """`speed`: a multiple of the speed at which the turn was written."""
