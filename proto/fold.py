@@ -138,7 +138,7 @@ def fold_first_and_end(first: Turn, end: Stored) -> Turn | None:
     if first.request is None or first.request.batch or first.first_token_at is None:
         return None
     if first.tail > end.seq:
-        # Of another run: the turn was deleted, and a repeated Idempotency-Key has stored it again.
+        # `first` is another run: the turn was deleted, and a repeated Idempotency-Key has stored it again.
         return None
     return msgspec.structs.replace(
         first,
