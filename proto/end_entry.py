@@ -27,6 +27,7 @@ V = TypeVar("V")
 def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, schema_valid: bool | None = None) -> End:
     """Returns the `end` entry that follows the last entry of `turn`. Usage and cost are counted for every outcome."""
     text_chars, text_sha256 = text_proof(turn.text)
+    blocks, length = _unless_long(turn.blocks, BLOCKS_BYTES_MAX), turn.chain.length
     cost_nano_usd = sum_costs(turn.request.model, turn.calls) if turn.request is not None else 0
     return End(
         prev=turn.chain.last,
@@ -43,8 +44,8 @@ def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, sch
         error=error,
         text_chars=text_chars,
         text_sha256=text_sha256,
-        blocks=_unless_long(turn.blocks, BLOCKS_BYTES_MAX),
-        length=None if turn.chain.length is None else turn.chain.length + 1,
+        blocks=blocks,
+        length=None if blocks is None or length is None else length + 1,
     )
 
 

@@ -213,7 +213,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     blocks: tuple[Block, ...] | None = None
     """The content blocks of the fold (PROTOCOL R110). None for a long answer, and in the `end` of an older version."""
     length: int | None = None
-    """The number of valid entries of the turn, with this one; None if the writer does not know it."""
+    """The number of valid entries of the turn, with this one; None without `blocks`, or if the writer does not know."""
 
     @property
     def cost_usd(self) -> float | None:

@@ -63,7 +63,8 @@ async def test_sigterm_ends_all_processes_and_removes_the_directory(tmp_path: Pa
     pids = await two_pids(process.stdout)
     assert all(map(is_there, pids))
     process.send_signal(SIGTERM)
-    await process.wait()
+    # To the end of its output: uvloop cannot close a loop whose pipe has just been hung up.
+    await process.communicate()
     assert [pid for pid in pids if is_there(pid)] == []
     assert not folder.exists()
 
@@ -78,7 +79,7 @@ async def test_a_killed_parent_leaves_no_process_and_no_directory(tmp_path: Path
     pids = await two_pids(process.stdout)
     assert all(map(is_there, pids))
     process.send_signal(SIGKILL)
-    await process.wait()
+    await process.communicate()
     await until(lambda: not any(map(is_there, pids)), 10)
     await until(lambda: not folder.exists(), 10)
 

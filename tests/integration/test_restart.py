@@ -46,7 +46,7 @@ async def read_to_end(client: httpx2.AsyncClient, turn: str) -> list[Connected]:
 
 async def start_restart(up: Up) -> asyncio.subprocess.Process:
     command = [sys.executable, "-m", "tailrace", "restart", "--json", "--data", str(up.folder)]
-    return await asyncio.create_subprocess_exec(*command, cwd=CHECKOUT, env=os.environ, stdout=-1, stderr=-2)
+    return await asyncio.create_subprocess_exec(*command, cwd=CHECKOUT, env=dict(os.environ), stdout=-1, stderr=-2)
 
 
 async def refuses_a_newer_database(up: Up) -> None:
