@@ -82,6 +82,11 @@ async def test_up_recreates_deleted_parts_of_nats_and_a_truncated_database_and_w
 
             running_turn = (await client.post("/v1/turns", json={"message": "#sim words=600 rate=20"})).json()["turn"]
             events = f"/v1/turns/{running_turn}/events"
+
+            async def is_listed() -> bool:
+                listed = await client.get("/v1/turns?limit=1")
+                return [one["turn"] for one in listed.json()["data"]] == [running_turn]
+
             received = b""
             with suppress(httpx2.RemoteProtocolError):
                 async with client.stream("GET", events) as response:
@@ -89,6 +94,8 @@ async def test_up_recreates_deleted_parts_of_nats_and_a_truncated_database_and_w
                         is_first_delta = b'"delta"' in piece and b'"delta"' not in received
                         received += piece
                         if is_first_delta:
+                            # A turn that is in neither log nor database is unknown.
+                            await until(is_listed, 20)
                             await purge_log(up.folder)
             cursor = re.findall(rb"^id: (\d+)$", received, re.MULTILINE)[-1].decode()
 
