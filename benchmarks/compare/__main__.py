@@ -88,11 +88,14 @@ async def run(options: argparse.Namespace) -> Result:
         arms = start(options.arms, options.beside, f"http://127.0.0.1:{port_of(model)}", stack)
         for turns, rate in (tuple(map(int, one.split("x"))) for one in options.load.split(",")):
             words = options.seconds * rate or WORDS
+            load = Load(turns, rate, words, {arm.name: [] for arm in arms})
             for arm in arms:
                 # Fills connection pools and caches. This sample is discarded.
-                await measure(arm, turns, WARM_WORDS, rate, dict.fromkeys(arm.processes, 0.0))
+                try:
+                    await measure(arm, turns, WARM_WORDS, rate, dict.fromkeys(arm.processes, 0.0))
+                except TimeoutError:
+                    load.unfinished.append(arm.name)
             idle = await measure_idle(arms)
-            load = Load(turns, rate, words, {arm.name: [] for arm in arms})
             for _ in range(options.repeats):
                 for arm in random.sample(arms, len(arms)):
                     if arm.name in load.unfinished:
