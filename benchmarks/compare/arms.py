@@ -26,8 +26,13 @@ VENV = ROOT / ".venv-bench"
 PYTHON = VENV / "bin/python"
 NCHAN = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
 START_S = 60
-# All readers have one address. The default for an address is 1,000 streams.
-STREAM_LIMITS = {"TAILRACE_STREAMS_ADDRESS_MAX": "5000"}
+# All turns run at once and are one tenant's, and all readers have one address. By default a generator runs 72 turns of
+# one tenant, and an address may have 1,000 streams.
+LIMITS = {
+    "TAILRACE_CONCURRENCY": "1000",
+    "TAILRACE_TENANT_SHARE": "1",
+    "TAILRACE_STREAMS_ADDRESS_MAX": "5000",
+}
 # Prices are not fetched from the network, and requests need no key.
 LITELLM = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
 _ROLES = {"nats-server": "NATS", "gateway": "gateway", "generators": "generator", "persistence": "persistence"}
@@ -191,7 +196,7 @@ def tailrace(
 
     @contextlib.contextmanager
     def run(model: str) -> Iterator[Arm]:
-        env = _model(model) | STREAM_LIMITS | (environ or {})
+        env = _model(model) | LIMITS | (environ or {})
         with tempfile.TemporaryDirectory() as data:
             command = (sys.executable, "-m", "tailrace", "up", "--port", "0", "--data", data, "--generators", "1")
             with process(*command, *options, env=env, cwd=checkout) as up:
