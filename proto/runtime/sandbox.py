@@ -53,12 +53,9 @@ class Sandbox:
                 raise SandboxFailed(f"the subprocess could not be started: {error}") from error
             try:
                 async with asyncio.timeout(timeout_s):
-                    output, _ = await process.communicate(data)
+                    output = await _communicate(process, data)
             except TimeoutError as error:
                 raise SandboxFailed(f"it takes more than {timeout_s:.0f} s") from error
-            except RuntimeError as error:
-                # uvloop raises RuntimeError where asyncio raises BrokenPipeError, which `communicate` ignores.
-                raise SandboxFailed("the subprocess ended before it read its input") from error
             finally:
                 if process.returncode is None:
                     process.kill()
@@ -67,6 +64,8 @@ class Sandbox:
             raise SandboxFailed(f"it takes more than {CPU_S_MAX} s of CPU time")
         if process.returncode:
             raise SandboxFailed(f"the subprocess failed with status {process.returncode}")
+        if output is None:
+            raise SandboxFailed("the subprocess ended before it read its input")
         return output
 
     @asynccontextmanager
@@ -81,3 +80,13 @@ class Sandbox:
             except TimeoutError as error:
                 raise SandboxBusy(f"no subprocess was free within {self._wait_s:g} s") from error
             yield
+
+
+async def _communicate(process: asyncio.subprocess.Process, data: bytes) -> bytes | None:
+    """Returns the output for the input `data`; None for a process that has ended before it read its input."""
+    try:
+        return (await process.communicate(data))[0]
+    except RuntimeError:
+        # uvloop raises RuntimeError where asyncio raises BrokenPipeError, which `communicate` ignores.
+        await process.wait()
+        return None
