@@ -26,7 +26,8 @@ def new_prompt(number: int, chance: random.Random, failures: Sequence[str] = ())
     on_interrupt: OnInterrupt = "continue"
     if failures and number % FAILING_OF == 0:
         kind = failures[number // FAILING_OF % len(failures)]
-        more = f" fault={kind}@{MODEL[kind]}x1"
+        # The generator may be killed before the first call has failed.
+        more = f" fault={kind}@{MODEL[kind]}x2"
     elif chance.random() < 0.2:
         # An interruption loses this answer, so it must be short enough to complete between two kills.
         count, rate = chance.randint(5, 20), 80
