@@ -8,6 +8,7 @@ import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 # Loaded before any fork: the code between fork and exec should do as little as possible.
@@ -22,15 +23,6 @@ async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int,
     process that hangs would stay, and everything that the log acknowledged is safe. On macOS there is no such call, and
     a supervisor that is killed by SIGKILL leaves its children running: stop them by the pids that it printed.
     """
-    parent = os.getpid()
-
-    def die_with_parent() -> None:
-        if LIBC is not None:
-            LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-            # If the parent died before that call, the kernel sends no signal.
-            if os.getppid() != parent:
-                os._exit(1)
-
     return await asyncio.create_subprocess_exec(
         *command,
         env=dict(environ),
@@ -39,8 +31,17 @@ async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int,
         stderr=output,
         pass_fds=tuple(fds),
         start_new_session=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=partial(die_with, os.getpid()),
     )
+
+
+def die_with(parent: int) -> None:
+    """Makes the kernel kill this process when its parent, the process `parent`, dies. Does nothing on macOS."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        # If the parent died before that call, the kernel sends no signal.
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def signal_group(process: Process, number: signal.Signals) -> None:

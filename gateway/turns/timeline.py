@@ -102,9 +102,9 @@ class Step(msgspec.Struct, frozen=True):
     """A step of the turn, as a line of text."""
 
     at: datetime
-    """When it happened."""
+    """The time of the event."""
     text: str
-    """What happened."""
+    """The event in words, as the page and `tailrace turn` show it."""
 
 
 class Timeline(msgspec.Struct, kw_only=True):

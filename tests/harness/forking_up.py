@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local import supervisor
-from tailrace.deploy.local.spawn import LIBC, PR_SET_PDEATHSIG
+from tailrace.deploy.local.spawn import die_with
 from tailrace.deploy.local.spawn import spawn as spawn_program
 from tests.harness import forks
 
@@ -25,10 +25,10 @@ async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int,
     if command[:2] != (sys.executable, "-m"):
         return await spawn_program(command, environ, output, fds)
     _, _, module, *arguments = command
+    parent = os.getpid()
 
     def run() -> None:
-        if LIBC is not None:
-            LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        die_with(parent)
         # An empty context, as in a new process.
         contextvars.Context().run(_run_and_exit, module, arguments, environ, fds)
 

@@ -8,7 +8,6 @@ import gc
 import multiprocessing
 import os
 import runpy
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
-from tailrace.deploy.local.spawn import LIBC, PR_SET_PDEATHSIG
+from tailrace.deploy.local.spawn import die_with
 from tailrace.proto.runtime.fast_histogram import FastHistogram
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -99,8 +98,7 @@ def start_fork(
 
 def _start(module: str, arguments: Sequence[str], environ: Mapping[str, str], outputs: tuple[Path, Path]) -> None:
     os.setsid()
-    if LIBC is not None:
-        LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    die_with(os.getppid())
     for number, output in enumerate(outputs, 1):
         with output.open("ab") as printed:
             os.dup2(printed.fileno(), number)
