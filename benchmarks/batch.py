@@ -24,7 +24,7 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.conftest import apply_streams
 from tests.harness import processes
-from tests.harness.generator_in_loop import stats, words
+from tests.harness.generator_in_loop import read_stats, words
 from tests.harness.until import until
 
 TENANT = Tenant("local")
@@ -83,7 +83,7 @@ async def main(count: int, parallel: int) -> int:
         asked = [await _asked(log, TurnKey(TENANT, child_id(key.turn, number))) for number in range(count)]
         told = [one.done + one.failed for one in await _progress(log, key)]
         turn = await log.read_turn(key)
-        calls = (await stats(claude.url))["calls"]
+        calls = (await read_stats(claude.url))["calls"]
     print(f"{count} inputs, {parallel} at once, accepted in {accepted_s:.2f} s; killed: {', '.join(killed)}")
     print(f"turns asked exactly once: {asked.count(1)}; answers whole and in order: {right.count(True)}")
     print(f"calls to the model: {calls}; attempts at the batch: {turn.attempt}; entries of progress: {len(told)}")

@@ -15,7 +15,7 @@ from time import monotonic
 import msgspec
 
 from tests.harness.cluster_faults import FAULTS, Fault
-from tests.harness.cluster_system import ClusterSystem, started
+from tests.harness.cluster_system import ClusterSystem, running_cluster
 
 TURNS = 4
 WORDS = {"number": 300, "rate": 20}
@@ -45,14 +45,14 @@ async def measure_acceptance(system: ClusterSystem) -> tuple[float, float]:
         slowest_s = max(slowest_s, posted.took_s)
         if key is not None:
             accepted_s = monotonic() - began
-            await system.ended(key)
+            await system.wait_for_end(key)
             return accepted_s, slowest_s
         await asyncio.sleep(AGAIN_S)
     return POST_S_MAX, slowest_s
 
 
 async def measured(system: ClusterSystem, fault: Fault) -> Measured:
-    await system.healed()
+    await system.wait_until_healed()
     attempts, calls = await system.attempts(), await system.calls()
     async with system.streaming(TURNS, **WORDS) as listeners:
         before = monotonic()
@@ -61,7 +61,7 @@ async def measured(system: ClusterSystem, fault: Fault) -> Measured:
         since = monotonic() if fault.__name__ == "kill_all" else before
         posting = asyncio.create_task(measure_acceptance(system))
     accepted_s, slowest_s = await posting
-    await system.healed()
+    await system.wait_until_healed()
     broken = ""
     for listener in listeners:
         turn, verdict = await system.verdict(listener)
@@ -84,7 +84,7 @@ async def main(times: int, names: list[str]) -> int:
         if names and fault.__name__ not in names:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            async with started(Path(folder)) as system:
+            async with running_cluster(Path(folder)) as system:
                 seen = [await measured(system, fault) for _ in range(times)]
         silences, posts = [one.silence_s for one in seen], [one.accepted_s for one in seen]
         attempts, calls = sum(one.attempts for one in seen), sum(one.calls for one in seen)

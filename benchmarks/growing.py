@@ -27,10 +27,10 @@ from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.event_source import EventSource
-from tests.harness.generator_in_loop import stats
+from tests.harness.generator_in_loop import read_stats
 from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.processes import Process
-from tests.harness.readers import history, reader
+from tests.harness.readers import build_reader, read_history
 from tests.harness.system import Settings, System
 from tests.harness.until import until
 from tests.promises import Connected, judge
@@ -92,7 +92,7 @@ class ScalingRun:
         return [why for phase in self.phases for why in phase.refused]
 
     async def extra_calls(self) -> int:
-        return (await stats(self.system.claude.url))["calls"] - len(self._read)
+        return (await read_stats(self.system.claude.url))["calls"] - len(self._read)
 
     async def run(self, generators: int, gateways: int) -> None:
         """Scales up to `generators` and `gateways` and back to one each, and then restarts each process."""
@@ -197,7 +197,7 @@ class ScalingRun:
         self._read.append((TurnKey(LOCAL.tenant, turn), connections))
 
     async def _judge(self) -> None:
-        await self.system.settled()
+        await self.system.wait_until_settled()
         client = HistoryClient(Rpc(self.system.connection), QUERY_TIMEOUT_S)
         for number, (key, connections) in enumerate(self._read):
 
@@ -208,8 +208,8 @@ class ScalingRun:
 
             found = await until(record, RECORDED_S_MAX)
             assert found is not None
-            one = reader(f"reader {number}", key, *connections)
-            verdict = judge(await history(self.system.log, key, one, records={key: found}))
+            one = build_reader(f"reader {number}", key, *connections)
+            verdict = judge(await read_history(self.system.log, key, one, records={key: found}))
             if not verdict.is_green:
                 self.broken.append(verdict.evidence)
 

@@ -17,7 +17,7 @@ from tailrace.proto.entries import Event
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.conftest import apply_streams
-from tests.harness.generator_in_loop import ask, stats, working
+from tests.harness.generator_in_loop import append_request, read_stats, running_generator
 
 PAIRS = 6
 HEDGE_AFTER_S = 0.5
@@ -26,7 +26,7 @@ STALL_TIMEOUT_S = 5.0
 
 async def first_text_s(log: TurnLog, line: str) -> float:
     begun = asyncio.get_running_loop().time()
-    key = await ask(log, line)
+    key = await append_request(log, line)
     await first_text(log, key)
     return asyncio.get_running_loop().time() - begun
 
@@ -46,17 +46,17 @@ async def measured(folder: Path, hedge_after_s: float) -> None:
         given = {"hedge_after_s": hedge_after_s, "stall_timeout_s": STALL_TIMEOUT_S}
         connection = await Connection.open(server.url, "bench")
         log = TurnLog(connection)
-        async with working(server.url, claude, **given), working(server.url, claude, **given):
+        async with running_generator(server.url, claude, **given), running_generator(server.url, claude, **given):
             # The first calls of a process are slower than all others.
             await asyncio.gather(*(first_text_s(log, f"words=1 rate=0 tag=warm{number}") for number in range(4)))
-            before = (await stats(claude))["calls"]
+            before = (await read_stats(claude))["calls"]
             late, prompt = [], []
             for number in range(PAIRS):
                 both = (f"words=9 rate=0 tag=a{number} fault=stall@0x1", f"words=9 rate=0 tag=b{number}")
                 took = await asyncio.gather(*(first_text_s(log, line) for line in both))
                 late.append(took[0])
                 prompt.append(took[1])
-            calls = (await stats(claude))["calls"] - before
+            calls = (await read_stats(claude))["calls"] - before
         await connection.close()
     name = f"hedged after {hedge_after_s:g} s" if hedge_after_s else f"not hedged, {STALL_TIMEOUT_S:g} s until broken"
     print(

@@ -15,7 +15,7 @@ from tailrace.proto.nats import Connection, TurnLog, jetstream_log
 from tailrace.proto.subjects import TurnKey
 from tests.conftest import apply_streams
 from tests.harness.generator_in_loop import words
-from tests.harness.lossy_link import Losing
+from tests.harness.lossy_link import LossyLink
 from tests.harness.turn_writer import Writer
 
 COUNT = 1000
@@ -41,14 +41,14 @@ async def lost_acknowledgements(server: NatsServer, log: TurnLog, tenant: Tenant
     """Loses `count` acknowledgements; returns the number of turns whose log differs from what was written (0: good)."""
     wait_s, jetstream_log.PUBLISH_TIMEOUT_S = jetstream_log.PUBLISH_TIMEOUT_S, WAIT_S
     try:
-        async with Losing(server.url, share=0.5) as losing:
+        async with LossyLink(server.url, share=0.5) as losing:
             connection = await Connection.open(losing.url, "losing")
 
             async def write() -> tuple[TurnKey, int]:
                 writer, said = Writer(TurnLog(connection), TurnKey(tenant, TurnId(new_id()))), 0
                 await writer.open()
                 while losing.lost < count:
-                    await writer.say(words(said + 1).split()[said] + " ")
+                    await writer.store_texts(words(said + 1).split()[said] + " ")
                     said += 1
                 await writer.end()
                 return writer.key, said

@@ -34,7 +34,9 @@ async def write(system: System, turns: int) -> None:
     async def write_some() -> None:
         for number in numbers:
             writer = Writer(system.log, TurnKey(Tenant(f"tenant-{number % 10}"), TurnId(new_id())))
-            await writer.ask(session=SessionId(f"session-{number // TURNS_OF_SESSION}"), metadata={"team": "a"})
+            await writer.store_request(
+                session=SessionId(f"session-{number // TURNS_OF_SESSION}"), metadata={"team": "a"}
+            )
             await writer.begin(*["Light scatters. "] * DELTAS)
             await writer.end()
 

@@ -103,7 +103,7 @@ async def write(log: TurnLog, turn: TurnKey) -> None:
     writer = Writer(log, turn)
     await writer.open()
     while True:
-        await writer.say("word ")
+        await writer.store_texts("word ")
         await asyncio.sleep(WRITTEN_EVERY_S)
 
 

@@ -16,7 +16,7 @@ from tailrace.deploy.simulated_claude.server import serving
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.nats import Connection, TurnLog
 from tests.conftest import apply_streams
-from tests.harness.generator_in_loop import ask, open_streams, working
+from tests.harness.generator_in_loop import append_request, running_generator, wait_for_open_streams
 
 RUNS = 60
 LINES = ("words=9000 rate=50", "words=9 rate=0 fault=stall@3")
@@ -27,7 +27,7 @@ async def main() -> None:
         async with NatsServer(Path(folder), sync="always") as nats, serving() as claude:
             await apply_streams(nats.url)
             connection = await Connection.open(nats.url, "bench")
-            async with working(nats.url, claude, stall_timeout_s=60):
+            async with running_generator(nats.url, claude, stall_timeout_s=60):
                 times = sorted([await run(TurnLog(connection), claude, number) for number in range(RUNS)])
             await connection.close()
     p50, p99 = times[len(times) // 2], times[len(times) * 99 // 100]
@@ -36,8 +36,8 @@ async def main() -> None:
 
 async def run(log: TurnLog, claude: str, number: int) -> float:
     """In milliseconds."""
-    key = await ask(log, f"{LINES[number % len(LINES)]} tag=x{number}")
-    await open_streams(claude, 1)
+    key = await append_request(log, f"{LINES[number % len(LINES)]} tag=x{number}")
+    await wait_for_open_streams(claude, 1)
     async with httpx2.AsyncClient(base_url=claude, trust_env=False) as client:
         begun = time.perf_counter()
         await cancel(log, key)

@@ -30,7 +30,7 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.conftest import apply_streams
 from tests.harness import processes
-from tests.harness.readers import rendered, whole
+from tests.harness.readers import read_all_entries, render_frames
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 
@@ -201,9 +201,9 @@ async def running(log: TurnLog) -> Running:
     key = TurnKey(LOCAL.tenant, TurnId(new_id()))
     writer = Writer(log, key)
     await writer.open()
-    await writer.say(*(f"word {n} " for n in range(ENTRIES)))
-    stored = await whole(log, key)
-    return Running(key, [one.seq for one in stored], [frame.seq for frame in rendered(key, stored)])
+    await writer.store_texts(*(f"word {n} " for n in range(ENTRIES)))
+    stored = await read_all_entries(log, key)
+    return Running(key, [one.seq for one in stored], [frame.seq for frame in render_frames(key, stored)])
 
 
 class Others:
@@ -237,7 +237,7 @@ class Others:
         try:
             while True:
                 before = time.perf_counter()
-                await self._writer.say("word ")
+                await self._writer.store_texts("word ")
                 self._said[self._writer.chain.last] = before
                 await asyncio.sleep(WRITTEN_EVERY_S)
         finally:

@@ -126,10 +126,10 @@ PROMISES: tuple[Promise, ...] = (no_gap, no_repeat, one_end, one_story, nothing_
 
 def judge(history: History, promises: Sequence[Promise] = PROMISES) -> Verdict:
     """Returns the worst verdict; its evidence begins with the name of the promise."""
-    return worst([_named(promise, promise(history)) for promise in promises])
+    return worst([_with_name(promise, promise(history)) for promise in promises])
 
 
-def _named(promise: Promise, verdict: Verdict) -> Verdict:
+def _with_name(promise: Promise, verdict: Verdict) -> Verdict:
     return verdict._replace(evidence=f"{promise.__name__}: {verdict.evidence}")
 
 
@@ -200,10 +200,10 @@ def _stories(history: History, key: TurnKey) -> Verdict:
     if turn.usage != turn.end.usage:
         return Verdict(False, f"{key.turn}: the end says {turn.end.usage}, the log adds up to {turn.usage}")
     readers = [reader for reader in history.readers if reader.key == key]
-    return worst([same_row(history, key, turn), *(same_told(history, reader, turn) for reader in readers)])
+    return worst([compare_row(history, key, turn), *(compare_reader(history, reader, turn) for reader in readers)])
 
 
-def same_row(history: History, key: TurnKey, turn: Turn) -> Verdict:
+def compare_row(history: History, key: TurnKey, turn: Turn) -> Verdict:
     """Compares the row in SQLite with the fold."""
     if history.records is None or key not in history.records:
         return Verdict(None, f"{key.turn}: its row was not read")
@@ -217,7 +217,7 @@ def same_row(history: History, key: TurnKey, turn: Turn) -> Verdict:
     return KEPT
 
 
-def same_told(history: History, reader: Reader, turn: Turn) -> Verdict:
+def compare_reader(history: History, reader: Reader, turn: Turn) -> Verdict:
     """Compares a reader's frames and content with the fold."""
     whole = dict(history.rendered.get((reader.key, reader.dialect), ()))
     for frame in reader.frames:

@@ -19,7 +19,7 @@ from tests.chaos.load import Load
 from tests.chaos.system import ChaosSystem, Memory, Size
 from tests.checker.overload import overload
 from tests.checker.resources import Counts
-from tests.harness.generator_in_loop import stats
+from tests.harness.generator_in_loop import read_stats
 
 PROGRESS_EVERY_S = 10.0
 # Longer than the default stall timeout of a model, plus a repeated call.
@@ -63,7 +63,7 @@ async def run_campaign(campaign: Campaign, folder: Path) -> Observed:
         await system.start(generators=size.generators, gateways=size.gateways)
         await system.warm_up()
         await run_beside_overload(system)
-        await system.settled(ENDED_S_MAX)
+        await system.wait_until_settled(ENDED_S_MAX)
         before, memory = await system.count(), system.memory()
         began = monotonic()
         failures = [name.removeprefix("model-") for name in campaign.of("prompt")]
@@ -114,17 +114,17 @@ async def run_beside_overload(system: ChaosSystem) -> None:
 async def settle(system: ChaosSystem, observed: Observed, before: Counts) -> None:
     """Waits until the system is idle and healthy, counts its resources, and collects the run."""
     try:
-        await system.settled(ENDED_S_MAX)
-        await system.healed(ENDED_S_MAX)
+        await system.wait_until_settled(ENDED_S_MAX)
+        await system.wait_until_healed(ENDED_S_MAX)
         await system.warm_up()
-        await system.settled(ENDED_S_MAX)
+        await system.wait_until_settled(ENDED_S_MAX)
         await system.count_again(before)
     except (AssertionError, LogUnavailable) as error:
         observed.problems.append(f"the system does not settle: {error}")
     await system.collect()
-    facts = [fact for process in system.processes.values() for fact in process.facts]
+    facts = [fact for process in system.processes.values() for fact in process.log_lines]
     observed.errors.update(fact["event"] for fact in facts if fact["level"] == "error")
-    observed.mismatches = (await stats(system.claude.url))["continuations_mismatched"]
+    observed.mismatches = (await read_stats(system.claude.url))["continuations_mismatched"]
 
 
 async def report_progress(began: float, load: Load, injector: Injector) -> None:

@@ -64,11 +64,11 @@ class Context(NamedTuple):
     async def choose(self, role: Role) -> str:
         """Returns the name of a running process; of generators, of one that is calling its model."""
         if role == "generator":
-            names = [one.source for one in await _in_use(self.system.connections["model"])]
+            names = [one.source for one in await _wait_for_open(self.system.connections["model"])]
         else:
             names = [name for name in self.system.processes if name.startswith(role)]
         name = self.random.choice(names)
-        await self.system.restarted(self.system.processes[name])
+        await self.system.wait_for_restart(self.system.processes[name])
         return name
 
 
@@ -94,7 +94,7 @@ async def signal_process(number: Signals, role: Role, context: Context) -> Effec
     pid = process.pid
     process.signal(number)
     await until(lambda: process.pid != pid, HEALED_S_MAX)
-    await context.system.restarted(process)
+    await context.system.wait_for_restart(process)
     return Effect(log_name, 1)
 
 
@@ -126,7 +126,7 @@ async def signal_server(number: Signals, context: Context) -> Effect:
         await context.wait(lambda: 1)
     finally:
         await _start(server)
-    await context.system.healed(HEALED_S_MAX)
+    await context.system.wait_until_healed(HEALED_S_MAX)
     return Effect(server.spec.name, 1, context.concurrent_turns)
 
 
@@ -137,7 +137,7 @@ async def freeze_server(context: Context) -> Effect:
         count = await context.wait(lambda: _is_frozen(server.pid), max(context.duration_s, 3.0))
     finally:
         server.signal(SIGCONT)
-    await context.system.healed(HEALED_S_MAX)
+    await context.system.wait_until_healed(HEALED_S_MAX)
     return Effect(server.spec.name, count, context.concurrent_turns)
 
 
@@ -172,7 +172,7 @@ async def fill_server_disk(context: Context) -> Effect:
         except TimeoutError:
             await server.stop(SIGKILL)
         await _start(server)
-    await context.system.healed(HEALED_S_MAX)
+    await context.system.wait_until_healed(HEALED_S_MAX)
     return Effect(server.spec.name, count, context.concurrent_turns)
 
 
@@ -195,7 +195,7 @@ async def _start(server: NatsServer) -> None:
 
 
 async def fail_connection(target: Target, failure: Failure, context: Context) -> Effect:
-    one = context.random.choice(await _in_use(context.system.connections[target]))
+    one = context.random.choice(await _wait_for_open(context.system.connections[target]))
     failing = _routes(context, one) if target == "route" else [one]
 
     def count() -> int:
@@ -210,13 +210,13 @@ async def fail_connection(target: Target, failure: Failure, context: Context) ->
         for connection in failing:
             connection.proxy.mend()
     if target in ("nats-server", "route"):
-        await context.system.healed(HEALED_S_MAX)
+        await context.system.wait_until_healed(HEALED_S_MAX)
     may_interrupt = target == "route" or one.source.startswith("generator-")
     turns = context.concurrent_turns
     return Effect(one.proxy.name, affected, turns * may_interrupt, turns * (target == "model"))
 
 
-async def _in_use(connections: Sequence[Connection]) -> list[Connection]:
+async def _wait_for_open(connections: Sequence[Connection]) -> list[Connection]:
     """Waits until some of them have an open connection, and returns those: a fault of another has no effect."""
 
     def in_use() -> list[Connection]:
@@ -270,7 +270,7 @@ async def corrupt_database(context: Context) -> Effect:
         file.write(NOISE)
     system.persistence.signal(SIGKILL)
     count = await context.wait(lambda: _damaged_files(system) - before)
-    await system.restarted(system.persistence)
+    await system.wait_for_restart(system.persistence)
     # The damaged files of an hour would fill the disk.
     for damaged in system.database.parent.glob("*.damaged-*"):
         damaged.unlink()
@@ -279,7 +279,7 @@ async def corrupt_database(context: Context) -> Effect:
 
 async def _freeze_idle(system: ChaosSystem) -> None:
     """Freezes persistence after a checkpoint. It may have written again in between."""
-    await system.restarted(system.persistence)
+    await system.wait_for_restart(system.persistence)
     await _checkpoint(system)
     freeze(system.persistence)
 
@@ -287,11 +287,11 @@ async def _freeze_idle(system: ChaosSystem) -> None:
 async def remove_database(context: Context) -> Effect:
     """Deletes the open file; persistence ends, and starts with a new one."""
     system = context.system
-    await system.restarted(system.persistence)
+    await system.wait_for_restart(system.persistence)
     pid = system.persistence.pid
     _remove(system)
     count = await context.wait(lambda: int(system.persistence.pid != pid))
-    await system.restarted(system.persistence)
+    await system.wait_for_restart(system.persistence)
     return Effect("database", count)
 
 
@@ -382,7 +382,7 @@ for _model in MODEL:
     KINDS[f"model-{_model}"] = Kind("prompt", "calls failed", None)
 
 
-def missing(kind: Kind, servers: int, *, has_compiler: bool) -> str:
+def why_impossible(kind: Kind, servers: int, *, has_compiler: bool) -> str:
     """Returns why the fault is not possible here, or nothing."""
     if kind.needs == "servers" and servers == 1:
         return "there is one nats-server"

@@ -32,13 +32,13 @@ class Delay(NamedTuple):
     takeovers: int
 
 
-def longest_of_all(run: Run) -> Pause:
+def longest_pause(run: Run) -> Pause:
     """Returns the longest time in which no append was acknowledged."""
     stored = sorted(one.returned for one in run.of(Append) if one.outcome == "ok" and one.returned is not None)
     return _longest(run, [(before, after, "all turns") for before, after in pairwise(stored)])
 
 
-def longest_of_one(run: Run) -> Pause:
+def longest_turn_pause(run: Run) -> Pause:
     """Returns the longest time between two entries of one turn."""
     gaps = []
     for key, turn in run.turns.items():

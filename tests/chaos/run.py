@@ -27,7 +27,7 @@ from tailrace.proto.entries import Attempt
 from tailrace.proto.subjects import TurnKey
 from tests.chaos import pauses
 from tests.chaos.campaign import Campaign, Observed, run_campaign
-from tests.chaos.faults import KINDS, missing
+from tests.chaos.faults import KINDS, why_impossible
 from tests.chaos.system import LOG_BYTES, LOG_BYTES_A_MINUTE, Size
 from tests.checker import expected_answer, invariants
 from tests.checker.history import Read
@@ -45,7 +45,7 @@ def main() -> int:
     run = load(folder)
     verdicts = judge(campaign, observed, run)
     print(*report(campaign, observed, run), *invariants.report(verdicts), sep="\n")
-    if not invariants.not_held(verdicts):
+    if not invariants.find_failed(verdicts):
         shutil.rmtree(folder)
         return 0
     print(f"seed {campaign.seed}: the run is kept in {folder} (python -m tests.checker {folder})")
@@ -97,17 +97,17 @@ def parse_arguments() -> Campaign:
     return Campaign(
         seed=given.seed,
         minutes=given.minutes,
-        faults=possible(wanted, size),
+        faults=select_possible(wanted, size),
         size=size,
         concurrent_turns=given.concurrent_turns,
     )
 
 
-def possible(wanted: list[str], size: Size) -> list[str]:
+def select_possible(wanted: list[str], size: Size) -> list[str]:
     """Returns the faults that this machine allows, and prints the others."""
     kept = []
     for name in wanted:
-        why = missing(KINDS[name], size.servers, has_compiler=shutil.which("cc") is not None)
+        why = why_impossible(KINDS[name], size.servers, has_compiler=shutil.which("cc") is not None)
         if why:
             print(f"SKIPPED: {name}, because {why}.")
         else:
@@ -176,8 +176,8 @@ def report(campaign: Campaign, observed: Observed, run: Run) -> Iterator[str]:
     delays = list(pauses.takeover_delays(run))
     yield summary("after one takeover", [delay.s for delay in delays if delay.takeovers == 1])
     yield summary("after several takeovers", [delay.s for delay in delays if delay.takeovers > 1])
-    yield f"longest pause: {pauses.longest_of_all(run)}"
-    yield f"longest pause: {pauses.longest_of_one(run)}"
+    yield f"longest pause: {pauses.longest_pause(run)}"
+    yield f"longest pause: {pauses.longest_turn_pause(run)}"
     before, after = observed.memory
     for name in before:
         is_same = before[name].pid == after[name].pid

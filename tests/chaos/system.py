@@ -126,13 +126,13 @@ class ChaosSystem(RecordedSystem):
 
         self._stack.push_async_callback(stop)
 
-    async def restarted(self, process: Process) -> None:
+    async def wait_for_restart(self, process: Process) -> None:
         """Waits until the process is ready again."""
         await until(lambda: not process.is_gone and bool(process.url), RESTART_S_MAX)
 
     def log_name(self, name: str) -> str:
         """Returns the name of a generator in the log; other processes are not in it."""
-        ready = self.processes[name].said("ready") if name.startswith("generator-") else []
+        ready = self.processes[name].find_lines("ready") if name.startswith("generator-") else []
         return str(ready[-1]["generator"]) if ready else name
 
     async def warm_up(self) -> None:

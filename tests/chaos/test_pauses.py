@@ -20,6 +20,6 @@ def test_the_longest_pause_has_its_duration_its_turn_and_the_faults() -> None:
         Fault(process="n", number=3, kind="cut-log", invoked=last + ns(51), returned=last + ns(52)),
     ]
     seen = Run(operations=[*run.operations, lost, late, *faults], log=run.log, rows=run.rows, final=run.final)
-    assert pauses.longest_of_all(seen) == (50.0, "all turns", ("kill-node",))
-    assert pauses.longest_of_one(seen) == (2.0, "answered", ("cut-client",))
-    assert str(pauses.longest_of_one(Run())) == "0.0 s of no turn, during no fault"
+    assert pauses.longest_pause(seen) == (50.0, "all turns", ("kill-node",))
+    assert pauses.longest_turn_pause(seen) == (2.0, "answered", ("cut-client",))
+    assert str(pauses.longest_turn_pause(Run())) == "0.0 s of no turn, during no fault"

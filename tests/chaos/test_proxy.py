@@ -20,25 +20,25 @@ SILENCE_S = 0.2
 async def proxy() -> AsyncIterator[Proxy]:
     """A proxy of an echo server."""
 
-    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while piece := await reader.read(1000):
                 writer.write(piece)
         writer.close()
 
-    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve_echo, "127.0.0.1", 0)
     async with Proxy("echo", server.sockets[0].getsockname()[1]) as proxy:
         yield proxy
     await stop(server)
 
 
-async def connected(proxy: Proxy) -> Peer:
+async def connect(proxy: Proxy) -> Peer:
     peer = await asyncio.open_connection("127.0.0.1", proxy.port)
-    assert await echo_of(peer, b"hello") == b"hello"
+    assert await receive_echo(peer, b"hello") == b"hello"
     return peer
 
 
-async def echo_of(peer: Peer, what: bytes, within_s: float = 5.0) -> bytes:
+async def receive_echo(peer: Peer, what: bytes, within_s: float = 5.0) -> bytes:
     """Returns the echo, or nothing after `within_s`."""
     reader, writer = peer
     writer.write(what)
@@ -49,7 +49,7 @@ async def echo_of(peer: Peer, what: bytes, within_s: float = 5.0) -> bytes:
 
 
 async def test_cut_resets_open_and_new_connections(proxy: Proxy) -> None:
-    reader, writer = await connected(proxy)
+    reader, writer = await connect(proxy)
     proxy.fail("cut")
     with pytest.raises(ConnectionResetError):
         await reader.read(1)
@@ -60,30 +60,30 @@ async def test_cut_resets_open_and_new_connections(proxy: Proxy) -> None:
     writer.close()
     assert proxy.affected == {"cut": 2}
     proxy.mend()
-    _, writer = await connected(proxy)
+    _, writer = await connect(proxy)
     writer.close()
     await until(lambda: not proxy.open_connections)
 
 
 @pytest.mark.parametrize("failure", ["delay", "throttle"])
 async def test_delay_and_throttle_lose_no_byte(proxy: Proxy, failure: Failure) -> None:
-    peer = await connected(proxy)
+    peer = await connect(proxy)
     proxy.fail(failure)
-    assert await echo_of(peer, b"x" * 300, 0.01) == b""
-    assert await echo_of(peer, b"") == b""
+    assert await receive_echo(peer, b"x" * 300, 0.01) == b""
+    assert await receive_echo(peer, b"") == b""
     assert await peer[0].readexactly(300) == b"x" * 300
     assert proxy.affected == {failure: 600}
     proxy.mend()
-    assert await echo_of(peer, b"again") == b"again"
+    assert await receive_echo(peer, b"again") == b"again"
     peer[1].close()
 
 
 async def test_blackhole_delivers_its_bytes_after_it_is_mended(proxy: Proxy) -> None:
-    peer = await connected(proxy)
+    peer = await connect(proxy)
     proxy.fail("blackhole")
-    assert await echo_of(peer, b"there?", SILENCE_S) == b""
+    assert await receive_echo(peer, b"there?", SILENCE_S) == b""
     newcomer = await asyncio.open_connection("127.0.0.1", proxy.port)
-    assert await echo_of(newcomer, b"me too", SILENCE_S) == b""
+    assert await receive_echo(newcomer, b"me too", SILENCE_S) == b""
     proxy.mend()
     assert await peer[0].readexactly(6) == b"there?"
     assert await newcomer[0].readexactly(6) == b"me too"
@@ -93,13 +93,13 @@ async def test_blackhole_delivers_its_bytes_after_it_is_mended(proxy: Proxy) -> 
 
 
 async def test_deaf_resets_the_connections_that_lost_bytes_when_it_is_mended(proxy: Proxy) -> None:
-    peer, quiet = await connected(proxy), await connected(proxy)
+    peer, quiet = await connect(proxy), await connect(proxy)
     proxy.fail("deaf")
-    assert await echo_of(peer, b"there?", SILENCE_S) == b""
+    assert await receive_echo(peer, b"there?", SILENCE_S) == b""
     assert proxy.affected == {"deaf": 6}
     proxy.mend()
     with pytest.raises(ConnectionResetError):
         await peer[0].read(1)
-    assert await echo_of(quiet, b"here") == b"here"
+    assert await receive_echo(quiet, b"here") == b"here"
     for _, writer in (peer, quiet):
         writer.close()

@@ -42,7 +42,7 @@ def _reader_problems(run: Run, key: TurnKey, reader: Reader) -> Iterator[Verdict
                 yield violation(f"{reader.name} received {frame.seq} of {key.turn}, {why}", position.message)
             return
     one = msgspec.structs.replace(run.history(key), readers=(reader,))
-    story = promises.same_told(one, reader, run.folds[key])
+    story = promises.compare_reader(one, reader, run.folds[key])
     for verdict in (promises.no_repeat(one), promises.no_gap(one), story):
         if verdict.holds is not True:
             yield verdict
@@ -106,16 +106,18 @@ def visibility(run: Run, _: Bounds) -> Verdict:
         if is_request and operation.key is not None and operation.key not in run.deleted:
             sessions[operation.process, operation.key].append(operation)
     several = [session for session in sessions.values() if len(session) > 1]
-    return combine(len(several), "clients with several requests", (bad for one in several for bad in _vanished(one)))
+    return combine(
+        len(several), "clients with several requests", (bad for one in several for bad in _visibility_problems(one))
+    )
 
 
-def _vanished(session: Sequence[Recorded]) -> Iterator[Verdict]:
+def _visibility_problems(session: Sequence[Recorded]) -> Iterator[Verdict]:
     """Yields the problems of one client with one turn; `session` is in the order of `invoked`."""
     by_return = sorted((one for one in session if one.returned is not None), key=lambda one: one.returned or 0)
     position, seen, seen_in = 0, Seq(-1), None
     for operation in session:
         while position < len(by_return) and (by_return[position].returned or 0) <= operation.invoked:
-            if (reached := _seen(by_return[position])) > seen:
+            if (reached := _last_seen(by_return[position])) > seen:
                 seen, seen_in = reached, by_return[position]
             position += 1
         if seen_in is None or not isinstance(operation, Get | Read | Cancel):
@@ -129,7 +131,7 @@ def _vanished(session: Sequence[Recorded]) -> Iterator[Verdict]:
             yield violation(f"{name} was refused a cursor that it had received", seen_in, operation)
 
 
-def _seen(operation: Recorded) -> Seq:
+def _last_seen(operation: Recorded) -> Seq:
     """The last entry that the operation has shown; 0 if only that the turn exists, -1 if nothing."""
     if operation.outcome != "ok":
         return operation.frames[-1].seq if isinstance(operation, Read) and operation.frames else Seq(-1)

@@ -53,12 +53,12 @@ async def _log(connection: Connection) -> list[LogMessage]:
     reads, log = DirectReader(connection), list[LogMessage]()
     while True:
         page = await reads.page(EVERY_TURN, Seq(log[-1].seq + 1 if log else 1))
-        log += map(_logged, page.messages)
+        log += map(_log_message, page.messages)
         if page.is_last:
             return [one for one in log if subjects.parse(one.subject)[1] != PROBE]
 
 
-def _logged(message: Message) -> LogMessage:
+def _log_message(message: Message) -> LogMessage:
     headers = message.headers
     fence = headers.get(FENCE)
     try:

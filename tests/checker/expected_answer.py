@@ -13,7 +13,7 @@ KINDS = ("text", "thinking", "tool_use")
 CUT_SHORT = ("max_tokens", "max_cost", "stop_sequence")
 
 
-def answer_of(request: Request) -> dict[str, str] | None:
+def expected_answer(request: Request) -> dict[str, str] | None:
     """Returns the whole answer, joined by kind of block; None if it does not depend on the request's text alone."""
     if request.batch is not None or schema_of(request.options) is not None or not request.messages:
         return None
@@ -28,7 +28,7 @@ def answer_of(request: Request) -> dict[str, str] | None:
     return {kind: "".join(block.content for block in blocks if block.kind == kind) for kind in KINDS}
 
 
-def joined(turn: Turn) -> dict[str, str]:
+def join_answer(turn: Turn) -> dict[str, str]:
     """Returns the answer in the log, joined in the same way."""
     return {kind: "".join(block.text for block in turn.blocks if block.type == kind) for kind in KINDS}
 

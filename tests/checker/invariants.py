@@ -50,7 +50,7 @@ def report(verdicts: Mapping[str, Verdict]) -> Iterator[str]:
             yield f"{'':8}{type(one).__name__} {msgspec.json.encode(one).decode()[:SHOWN_CHARS]}"
 
 
-def not_held(verdicts: Mapping[str, Verdict], unknown: Iterable[str] = ()) -> dict[str, Verdict]:
+def find_failed(verdicts: Mapping[str, Verdict], unknown: Iterable[str] = ()) -> dict[str, Verdict]:
     """Returns the verdicts that are not green. Those named in `unknown` may be unknown: the run cannot show them."""
     allowed = set(unknown)
     assert allowed <= set(INVARIANTS), allowed - set(INVARIANTS)

@@ -106,7 +106,7 @@ def text(run: Run, _: Bounds) -> Verdict:
     expected = {
         key: answer
         for key, turn in run.folds.items()
-        if turn.request is not None and (answer := expected_answer.answer_of(turn.request)) is not None
+        if turn.request is not None and (answer := expected_answer.expected_answer(turn.request)) is not None
     }
     return combine(len(expected), "answers", _text_problems(run, expected))
 
@@ -114,7 +114,7 @@ def text(run: Run, _: Bounds) -> Verdict:
 def _text_problems(run: Run, expected: dict[TurnKey, dict[str, str]]) -> Iterator[Verdict]:
     for key, answer in expected.items():
         turn = run.folds[key]
-        for kind, found in expected_answer.joined(turn).items():
+        for kind, found in expected_answer.join_answer(turn).items():
             if problem := _difference(answer[kind], found, is_whole=expected_answer.is_whole(turn)):
                 yield violation(f"{key.turn} ({turn.outcome}), {kind}: {problem}")
     responses: list[Get | Read] = [*run.of(Get), *run.of(Read)]

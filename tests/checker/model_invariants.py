@@ -130,6 +130,6 @@ def _deadline(run: Run, since: int, bound_s: float) -> float:
     """Returns `since` plus `bound_s`, extended by the faults meanwhile: they stop the clock."""
     bound = bound_s * NS_PER_S
     deadline = since + bound
-    while (later := run.healed(deadline) + bound) > deadline:
+    while (later := run.healed_at(deadline) + bound) > deadline:
         deadline = later
     return deadline

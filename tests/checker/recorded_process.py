@@ -1,7 +1,7 @@
 """Records a process: `python -m tests.checker.recorded_process HISTORY MODULE [ARGUMENT…]`.
 
-Wraps the three methods with which a process changes stored state: append, acknowledge, commit. `recorded(module,
-folder)` launches it.
+Wraps the three methods with which a process changes stored state: append, acknowledge, commit.
+`recorded_process(module, folder)` launches it.
 """
 
 import os
@@ -69,7 +69,7 @@ def record(recorder: Recorder) -> None:
     Store.record = recorded_commit  # type: ignore[method-assign]
 
 
-def recorded(module: str, folder: Path, **environ: object) -> Process:
+def recorded_process(module: str, folder: Path, **environ: object) -> Process:
     """Returns a process of `module` that writes its operations into the history in `folder`."""
     # A library that is loaded before the interpreter, as the clock of the chaos runs, needs a new one.
     launched = Process if "LD_PRELOAD" in environ else ForkedProcess

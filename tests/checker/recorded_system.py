@@ -22,7 +22,7 @@ from tailrace.proto.ids import Tenant, new_id
 from tests.checker.collect import collect
 from tests.checker.history import HISTORY, Recorder, ResourceCount
 from tests.checker.recorded_client import Client
-from tests.checker.recorded_process import recorded
+from tests.checker.recorded_process import recorded_process
 from tests.checker.resources import Counts, count_resources, has_no_more
 from tests.harness.system import SETTLED_S_MAX, System
 from tests.harness.until import until
@@ -40,7 +40,7 @@ class RecordedSystem(System):
     """Records all appends, acknowledgements and commits of its processes, and the operations of its clients."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
-        super().__init__(folder, **{"launch": recorded, **options})
+        super().__init__(folder, **{"launch": recorded_process, **options})
         self._recorded_clients: dict[Tenant, list[httpx2.AsyncClient]] = {}
 
     async def __aenter__(self) -> Self:

@@ -122,7 +122,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             found.setdefault(type(operation), []).append(operation)
         return found
 
-    def healed(self, by: float) -> float:
+    def healed_at(self, by: float) -> float:
         """Returns when the last fault that had begun by then was over; 0 without one."""
         begun = bisect_right(self._faults, (by, inf))
         return self._faults[begun - 1][1] if begun else 0.0
@@ -193,7 +193,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         known = self._rendered
         if (key, dialect) not in known:
             stored = self.turns[key].stored if key in self.turns else []
-            known[key, dialect] = readers.rendered(key, stored, dialect)
+            known[key, dialect] = readers.render_frames(key, stored, dialect)
         return known[key, dialect]
 
     @cached_property

@@ -32,7 +32,7 @@ from tests.checker.history import (
 from tests.checker.run import EPOCH, NS_PER_S, Backlog, FinalState, LogMessage, Row, Run
 from tests.harness import readers
 from tests.harness.generator_in_loop import words
-from tests.harness.turn_builder import NOON, Handwritten, closing, opening, request
+from tests.harness.turn_builder import NOON, Handwritten, closing_events, opening_events, request
 
 TENANT = Tenant("local")
 ANSWERED = TurnKey(TENANT, TurnId("answered"))
@@ -42,7 +42,7 @@ QUESTIONS = {ANSWERED: "#sim words=4 tag=a", CANCELLED: "#sim words=9 tag=c"}
 
 def run() -> Run:
     """Returns the run. A sequence is its time in seconds: entry 7 was stored at 7 s of both clocks."""
-    answered, cancelled = _answered(), _cancelled()
+    answered, cancelled = _answered_turn(), _cancelled_turn()
     log = _log({ANSWERED: answered, CANCELLED: cancelled})
     rows = [
         Row(TENANT, record_from_fold(key, fold(stored)))
@@ -51,27 +51,27 @@ def run() -> Run:
     return Run(operations=_operations(log, answered), log=log, rows=rows, final=_final_state(log))
 
 
-def _answered() -> list[Stored]:
+def _answered_turn() -> list[Stored]:
     """Entries at each second sequence from 2 to 22."""
     log = Handwritten(step=2)
-    log.ask(messages=[Message("user", QUESTIONS[ANSWERED])])
-    log.take()
-    log.hear(*opening())
-    log.say(*_pieces("a", 4))
-    log.hear(*closing(4))
+    log.store_request(messages=[Message("user", QUESTIONS[ANSWERED])])
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts(*_pieces("a", 4))
+    log.store_events(*closing_events(4))
     log.end()
     return log.stored
 
 
-def _cancelled() -> list[Stored]:
+def _cancelled_turn() -> list[Stored]:
     """Entries at each second sequence from 21 to 35."""
     log = Handwritten(step=2)
     before = Stored(Seq(19), NOON, entries.Unreadable())
     log.stored.append(before)
-    log.ask(messages=[Message("user", QUESTIONS[CANCELLED])])
-    log.take()
-    log.hear(*opening())
-    log.say(*_pieces("c", 9)[:3])
+    log.store_request(messages=[Message("user", QUESTIONS[CANCELLED])])
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts(*_pieces("c", 9)[:3])
     log.end("cancelled")
     log.stored.remove(before)
     return log.stored
@@ -111,28 +111,28 @@ def call_key(key: TurnKey) -> str:
 
 
 def _operations(log: list[LogMessage], answered: list[Stored]) -> list[Operation]:
-    frames = readers.rendered(ANSWERED, answered)
+    frames = readers.render_frames(ANSWERED, answered)
     end, last = answered[-1].seq, log[-1].seq
     operations: list[Operation] = [
-        _returned("clock", 0, 0, ClockReading(wall=(NOON - EPOCH) // timedelta(microseconds=1) * 1000)),
-        _counted(0),
-        _posted("client", 1, ANSWERED, "key"),
-        _posted("client", 3, ANSWERED, "key"),
-        _returned(
+        _operation("clock", 0, 0, ClockReading(wall=(NOON - EPOCH) // timedelta(microseconds=1) * 1000)),
+        _resource_count(0),
+        _post_operation("client", 1, ANSWERED, "key"),
+        _post_operation("client", 3, ANSWERED, "key"),
+        _operation(
             "client", 4, 4.5, Post(tenant=TENANT, idempotency_key="key", body_sha256="other", status=422), "fail"
         ),
-        _posted("client", 20, CANCELLED, None),
-        _read("reader", 6, ANSWERED, Read(frames=frames[:3], over="cut")),
-        _returned("reader", 9, 9.5, _of(ANSWERED, Get(cursor=frames[2].seq, status=200))),
-        _read("reader", 12, ANSWERED, Read(cursor=frames[2].seq, frames=frames[3:], over="ended")),
-        _read("text reader", 12, ANSWERED, Read(dialect="text", text=words(4, "a"), over="ended")),
-        _returned("client", 34.5, 35.5, _of(CANCELLED, Cancel(status=200))),
-        _returned("overloader", 50, 60, Overload(tenant=Tenant("overloader"))),
-        _posted("other", 55, ANSWERED, "key"),
+        _post_operation("client", 20, CANCELLED, None),
+        _read_operation("reader", 6, ANSWERED, Read(frames=frames[:3], over="cut")),
+        _operation("reader", 9, 9.5, _of(ANSWERED, Get(cursor=frames[2].seq, status=200))),
+        _read_operation("reader", 12, ANSWERED, Read(cursor=frames[2].seq, frames=frames[3:], over="ended")),
+        _read_operation("text reader", 12, ANSWERED, Read(dialect="text", text=words(4, "a"), over="ended")),
+        _operation("client", 34.5, 35.5, _of(CANCELLED, Cancel(status=200))),
+        _operation("overloader", 50, 60, Overload(tenant=Tenant("overloader"))),
+        _post_operation("other", 55, ANSWERED, "key"),
         *_appends(log),
-        *_persisted(end, ANSWERED),
-        *_persisted(last, CANCELLED),
-        _counted(last + 50),
+        *_persistence_operations(end, ANSWERED),
+        *_persistence_operations(last, CANCELLED),
+        _resource_count(last + 50),
     ]
     numbered = [msgspec.structs.replace(one, number=number) for number, one in enumerate(operations)]
     return sorted(numbered, key=lambda one: one.invoked)
@@ -146,40 +146,40 @@ def _appends(log: list[LogMessage]) -> list[Operation]:
         is_of_gateway = kind == "request" or (kind == "end" and key == CANCELLED)
         append = Append(kind=kind, prev=Seq(one.fence or 0), sha256=digest(one.bytes), seq=one.seq)
         operations.append(
-            _returned("gateway" if is_of_gateway else "g1", one.seq - 0.1, one.seq + 0.1, _of(key, append))
+            _operation("gateway" if is_of_gateway else "g1", one.seq - 0.1, one.seq + 0.1, _of(key, append))
         )
     return operations
 
 
-def _persisted(end: Seq, key: TurnKey) -> list[Operation]:
+def _persistence_operations(end: Seq, key: TurnKey) -> list[Operation]:
     """The commit one second after the turn's end, and the acknowledgements."""
     request_seq = Seq(2 if key == ANSWERED else 21)
     return [
-        _returned("persistence", end + 1, end + 1.1, Commit(rows={f"{key.tenant} {key.turn}": end})),
-        _returned("persistence", end + 1.2, end + 1.3, _of(key, Ack(consumer=PERSISTENCE, seq=request_seq))),
-        _returned("persistence", end + 1.4, end + 1.5, _of(key, Ack(consumer=PERSISTENCE, seq=end))),
-        _returned("g1", end + 0.3, end + 0.4, _of(key, Ack(consumer=GENERATORS, seq=request_seq))),
+        _operation("persistence", end + 1, end + 1.1, Commit(rows={f"{key.tenant} {key.turn}": end})),
+        _operation("persistence", end + 1.2, end + 1.3, _of(key, Ack(consumer=PERSISTENCE, seq=request_seq))),
+        _operation("persistence", end + 1.4, end + 1.5, _of(key, Ack(consumer=PERSISTENCE, seq=end))),
+        _operation("g1", end + 0.3, end + 0.4, _of(key, Ack(consumer=GENERATORS, seq=request_seq))),
     ]
 
 
-def _counted(at: float) -> Any:
-    return _returned("resources", at, at, ResourceCount(subject="gateway", counts={"fds": 20, "rss_bytes": 10**8}))
+def _resource_count(at: float) -> Any:
+    return _operation("resources", at, at, ResourceCount(subject="gateway", counts={"fds": 20, "rss_bytes": 10**8}))
 
 
-def _posted(process: str, at: float, key: TurnKey, idempotency_key: str | None) -> Any:
+def _post_operation(process: str, at: float, key: TurnKey, idempotency_key: str | None) -> Any:
     post = Post(question=QUESTIONS[key], body_sha256="body", idempotency_key=idempotency_key, status=202)
-    return _returned(process, at, at + 1.5, _of(key, post))
+    return _operation(process, at, at + 1.5, _of(key, post))
 
 
-def _read(process: str, at: float, key: TurnKey, read: Read) -> Any:
-    return _returned(process, at, at + 2, _of(key, msgspec.structs.replace(read, status=200)))
+def _read_operation(process: str, at: float, key: TurnKey, read: Read) -> Any:
+    return _operation(process, at, at + 2, _of(key, msgspec.structs.replace(read, status=200)))
 
 
 def _of(key: TurnKey, operation: Any) -> Any:
     return msgspec.structs.replace(operation, tenant=key.tenant, turn=key.turn)
 
 
-def _returned(process: str, invoked_s: float, returned_s: float, operation: Any, outcome: Outcome = "ok") -> Any:
+def _operation(process: str, invoked_s: float, returned_s: float, operation: Any, outcome: Outcome = "ok") -> Any:
     assert isinstance(operation, Recorded)
     return msgspec.structs.replace(
         operation, process=process, invoked=ns(invoked_s), returned=ns(returned_s), outcome=outcome

@@ -29,7 +29,7 @@ from tests.checker.history import (
     Recorded,
     ResourceCount,
 )
-from tests.checker.invariants import INVARIANTS, judge, not_held, report
+from tests.checker.invariants import INVARIANTS, find_failed, judge, report
 from tests.checker.run import Backlog, LogMessage, Run
 from tests.checker.sample_run import ANSWERED, CANCELLED, TENANT, ns
 from tests.checker.verdicts import Bounds
@@ -49,7 +49,7 @@ def copy(run: Run, **given: Any) -> Run:
     return Run(**{name: getattr(run, name) for name in Run.__struct_fields__} | given)
 
 
-def all_of(*changes: Change) -> Change:
+def apply_all(*changes: Change) -> Change:
     def apply(run: Run) -> Run:
         for change in changes:
             run = change(run)
@@ -61,7 +61,7 @@ def all_of(*changes: Change) -> Change:
 # Changes of operations.
 
 
-def each(kind: type[Recorded], change: Callable[[Any], Recorded | None], when: Callable[[Any], Any]) -> Change:
+def change_each(kind: type[Recorded], change: Callable[[Any], Recorded | None], when: Callable[[Any], Any]) -> Change:
     def apply(run: Run) -> Run:
         changed = [change(one) if isinstance(one, kind) and when(one) else one for one in run.operations]
         return copy(run, operations=[one for one in changed if one is not None])
@@ -70,18 +70,18 @@ def each(kind: type[Recorded], change: Callable[[Any], Recorded | None], when: C
 
 
 def edit(kind: type[Recorded], when: Callable[[Any], Any] = bool, **given: Any) -> Change:
-    return each(kind, lambda one: replace(one, **given), when)
+    return change_each(kind, lambda one: replace(one, **given), when)
 
 
 def drop(kind: type[Recorded], when: Callable[[Any], Any] = bool) -> Change:
-    return each(kind, lambda _: None, when)
+    return change_each(kind, lambda _: None, when)
 
 
-def at(seq: int) -> Callable[[Any], bool]:
+def has_seq(seq: int) -> Callable[[Any], bool]:
     return lambda one: bool(one.seq == seq)
 
 
-def by(process: str) -> Callable[[Any], bool]:
+def is_by(process: str) -> Callable[[Any], bool]:
     return lambda one: bool(one.process == process)
 
 
@@ -89,36 +89,36 @@ def resumes(read: Read) -> bool:
     return read.cursor > 0
 
 
-def frames(change: Callable[[tuple[Frame, ...]], tuple[Frame, ...]]) -> Change:
+def change_frames(change: Callable[[tuple[Frame, ...]], tuple[Frame, ...]]) -> Change:
     """Changes what the reader's second connection received."""
-    return each(
-        Read, lambda read: replace(read, frames=change(read.frames)), lambda one: by("reader")(one) and one.cursor
+    return change_each(
+        Read, lambda read: replace(read, frames=change(read.frames)), lambda one: is_by("reader")(one) and one.cursor
     )
 
 
-def extra(operation: Any, process: str, at_s: float, **given: Any) -> Change:
+def add_operation(operation: Any, process: str, at_s: float, **given: Any) -> Change:
     known = {"process": process, "number": 999, "invoked": ns(at_s), "returned": ns(at_s + 1), "outcome": "ok"}
     operation = replace(operation, **known | given)
     return lambda run: copy(run, operations=sorted([*run.operations, operation], key=lambda one: one.invoked))
 
 
-def fault(at_s: float, **given: Any) -> Change:
-    return extra(Fault(**given), "injector", at_s)
+def add_fault(at_s: float, **given: Any) -> Change:
+    return add_operation(Fault(**given), "injector", at_s)
 
 
 # Changes of the log.
 
 
-def log(change: Callable[[Log], Log]) -> Change:
+def change_log(change: Callable[[Log], Log]) -> Change:
     return lambda run: copy(run, log=sorted(change(run.log), key=lambda one: one.seq))
 
 
-def entry(seq: int, **given: Any) -> Change:
-    return log(lambda entries: [replace(one, **given) if one.seq == seq else one for one in entries])
+def change_entry(seq: int, **given: Any) -> Change:
+    return change_log(lambda entries: [replace(one, **given) if one.seq == seq else one for one in entries])
 
 
-def without(seq: int) -> Change:
-    return log(lambda entries: [one for one in entries if one.seq != seq])
+def remove_entries(seq: int) -> Change:
+    return change_log(lambda entries: [one for one in entries if one.seq != seq])
 
 
 def rewrite(old: str, new: str, *seqs: int) -> Callable[[Log], Log]:
@@ -128,7 +128,7 @@ def rewrite(old: str, new: str, *seqs: int) -> Callable[[Log], Log]:
     ]
 
 
-def fork(seq: int, prev: int) -> Change:
+def add_fork(seq: int, prev: int) -> Change:
     """Adds an entry by a generator that lost its turn."""
     delta = b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":" late"}}'
     message = LogMessage(
@@ -139,10 +139,10 @@ def fork(seq: int, prev: int) -> Change:
         fence_subject=subjects.entries(ANSWERED),
         payload=entries.encode(Event(prev=Seq(prev), attempt=1, event=msgspec.Raw(delta))).decode(),
     )
-    return log(lambda entries: [*entries, message])
+    return change_log(lambda entries: [*entries, message])
 
 
-def takeover(written: Log, *, is_hedge: bool = False) -> Log:
+def add_takeover(written: Log, *, is_hedge: bool = False) -> Log:
     """Another generator continues at 15, between the third word and the fourth."""
     attempt = Attempt(
         prev=Seq(14), attempt=2, generator="generator-2", backend="claude", mode="continue", is_hedge=is_hedge
@@ -160,228 +160,249 @@ def takeover(written: Log, *, is_hedge: bool = False) -> Log:
     return sorted([*later, message], key=lambda one: one.seq)
 
 
-def two_takeovers(written: Log) -> Log:
+def add_two_takeovers(written: Log) -> Log:
     """A third generator continues at 16, before the second has written an event."""
     third = Attempt(prev=Seq(15), attempt=3, generator="generator-3", backend="claude", mode="continue")
     given: Any = {"subject": subjects.entry(ANSWERED, "attempt"), "payload": entries.encode(third).decode()}
-    return [replace(one, **given) if one.seq == 16 else one for one in takeover(written)]
+    return [replace(one, **given) if one.seq == 16 else one for one in add_takeover(written)]
 
 
-def reported_as_failed(seq: int) -> Change:
+def report_append_as_failed(seq: int) -> Change:
     """The append at `seq` failed for its writer. Later appends were not recorded."""
 
     def apply(run: Run) -> Run:
         position = run.positions[Seq(seq)]
         append = Append(tenant=TENANT, turn=ANSWERED.turn, kind=position.kind, sha256=position.sha256)
-        return extra(append, "generator-2", 15, outcome="fail")(drop(Append, lambda one: one.seq >= seq)(run))
+        return add_operation(append, "generator-2", 15, outcome="fail")(drop(Append, lambda one: one.seq >= seq)(run))
 
     return apply
 
 
-def without_last_word(written: Log) -> Log:
+def remove_last_word(written: Log) -> Log:
     """Removes the last word, and links the entries around it."""
     shorter = rewrite('"prev":16', '"prev":14', 18)([one for one in written if one.seq != FOURTH_WORD])
     return [replace(one, fence=14) if one.seq == 18 else one for one in shorter]
 
 
-def same_question(outcome: str, idempotency_key: str) -> Change:
+def repeat_question(outcome: str, idempotency_key: str) -> Change:
     """Gives the cancelled turn the question of the answered one, with a POST that has an idempotency key."""
     question = sample_run.QUESTIONS[ANSWERED]
     post = Post(tenant=TENANT, question=question, body_sha256="body", idempotency_key=idempotency_key)
-    return all_of(log(rewrite(sample_run.QUESTIONS[CANCELLED], question)), extra(post, "client", 20, outcome=outcome))
+    return apply_all(
+        change_log(rewrite(sample_run.QUESTIONS[CANCELLED], question)),
+        add_operation(post, "client", 20, outcome=outcome),
+    )
 
 
 # Changes of the final state.
 
 
-def final(**given: Any) -> Change:
+def change_final_state(**given: Any) -> Change:
     return lambda run: copy(run, final=replace(run.final, **given))
 
 
-def cluster(change: Change) -> Change:
-    return all_of(final(servers=3), change)
+def change_cluster(change: Change) -> Change:
+    return apply_all(change_final_state(servers=3), change)
 
 
-def calls(change: Callable[[list[Any]], list[Any]], **given: Any) -> Change:
+def change_calls(change: Callable[[list[Any]], list[Any]], **given: Any) -> Change:
     def apply(run: Run) -> Run:
         assert run.final.account is not None
-        return final(account=replace(run.final.account, calls=change(run.final.account.calls), **given))(run)
+        return change_final_state(account=replace(run.final.account, calls=change(run.final.account.calls), **given))(
+            run
+        )
 
     return apply
 
 
-def call(number: int, **given: Any) -> Change:
-    return calls(lambda some: [replace(one, **given) if one.number == number else one for one in some])
+def change_call(number: int, **given: Any) -> Change:
+    return change_calls(lambda some: [replace(one, **given) if one.number == number else one for one in some])
 
 
-def extra_call(**given: Any) -> Change:
+def add_call(**given: Any) -> Change:
     """Adds a call with the question of the first one."""
-    return calls(lambda some: [*some, replace(some[0], number=3, begun=ns(10), closed=ns(12), **given)])
+    return change_calls(lambda some: [*some, replace(some[0], number=3, begun=ns(10), closed=ns(12), **given)])
 
 
-def rows(change: Callable[[list[Any]], list[Any]]) -> Change:
+def change_rows(change: Callable[[list[Any]], list[Any]]) -> Change:
     return lambda run: copy(run, rows=change(run.rows or []))
 
 
-def row(**given: Any) -> Change:
+def change_row(**given: Any) -> Change:
     """Changes the row of the answered turn."""
-    return rows(lambda some: [replace(some[0], record=replace(some[0].record, **given)), *some[1:]])
+    return change_rows(lambda some: [replace(some[0], record=replace(some[0].record, **given)), *some[1:]])
 
 
-def resources(at_s: float, counts: dict[str, int], pid: int = 0) -> Change:
-    return extra(ResourceCount(subject="gateway", pid=pid, counts=counts), "resources", at_s)
+def add_resources(at_s: float, counts: dict[str, int], pid: int = 0) -> Change:
+    return add_operation(ResourceCount(subject="gateway", pid=pid, counts=counts), "resources", at_s)
 
 
 NOT_STORED = Append(tenant=TENANT, turn=ANSWERED.turn, kind="event", sha256="1")
-POST_WITHOUT_LOG = extra(Post(tenant=TENANT, turn=TurnId("unknown"), status=202), "client", 10)
-LATE_END = entry(END, at=NOON + timedelta(seconds=120))
-ABORTED = extra_call(over="aborted")
+POST_WITHOUT_LOG = add_operation(Post(tenant=TENANT, turn=TurnId("unknown"), status=202), "client", 10)
+LATE_END = change_entry(END, at=NOON + timedelta(seconds=120))
+ABORTED = add_call(over="aborted")
 MIB_100, MIB_200 = 10**8, 2 * 10**8
 OTHER_TENANT = Post(tenant=Tenant("b"), turn=TurnId("bs"), idempotency_key="key", body_sha256="2", status=202)
-LATE_CALL = call(2, closed=ns(39))
-FREEZE = fault(37, kind="freeze", interrupts=1)
-FORK_FRAME = frames(lambda some: (Frame(Seq(13), b"x"), *some))
+LATE_CALL = change_call(2, closed=ns(39))
+FREEZE = add_fault(37, kind="freeze", interrupts=1)
+FORK_FRAME = change_frames(lambda some: (Frame(Seq(13), b"x"), *some))
 CASES: dict[str, list[Case]] = {
     "I1 order": [
-        ("an entry without a fence", False, entry(THIRD_WORD, fence=None)),
-        ("a fence of another subject", False, entry(THIRD_WORD, fence_subject="turns.x.y.event")),
-        ("an entry stored against its fence", False, entry(THIRD_WORD, fence=10)),
-        ("a fork on one server", False, fork(13, 10)),
-        ("a fork on three servers", True, cluster(fork(13, 10))),
-        ("an entry without a fence on three servers", False, cluster(entry(THIRD_WORD, fence=None))),
-        ("a lost entry", False, without(THIRD_WORD)),
-        ("an entry before the request", False, cluster(fork(1, 0))),
-        ("no request", False, cluster(without(REQUEST))),
-        ("sequences out of order", False, cluster(lambda run: copy(run, log=[run.log[1], run.log[0], *run.log[2:]]))),
-        ("an entry that is not UTF-8", False, entry(THIRD_WORD, payload="", junk=b"\xff")),
-        ("an empty log", None, log(lambda _: [])),
+        ("an entry without a fence", False, change_entry(THIRD_WORD, fence=None)),
+        ("a fence of another subject", False, change_entry(THIRD_WORD, fence_subject="turns.x.y.event")),
+        ("an entry stored against its fence", False, change_entry(THIRD_WORD, fence=10)),
+        ("a fork on one server", False, add_fork(13, 10)),
+        ("a fork on three servers", True, change_cluster(add_fork(13, 10))),
+        ("an entry without a fence on three servers", False, change_cluster(change_entry(THIRD_WORD, fence=None))),
+        ("a lost entry", False, remove_entries(THIRD_WORD)),
+        ("an entry before the request", False, change_cluster(add_fork(1, 0))),
+        ("no request", False, change_cluster(remove_entries(REQUEST))),
+        (
+            "sequences out of order",
+            False,
+            change_cluster(lambda run: copy(run, log=[run.log[1], run.log[0], *run.log[2:]])),
+        ),
+        ("an entry that is not UTF-8", False, change_entry(THIRD_WORD, payload="", junk=b"\xff")),
+        ("an empty log", None, change_log(lambda _: [])),
     ],
     "I2 one end": [
-        ("no end", False, without(END)),
-        ("no end, collected too early", None, all_of(without(END), final(collected=ns(61)))),
-        ("no end, collected soon after a fault", None, all_of(without(END), fault(100))),
+        ("no end", False, remove_entries(END)),
+        ("no end, collected too early", None, apply_all(remove_entries(END), change_final_state(collected=ns(61)))),
+        ("no end, collected soon after a fault", None, apply_all(remove_entries(END), add_fault(100))),
         ("a late end", False, LATE_END),
-        ("a late end beside a fault", True, all_of(LATE_END, fault(80), final(collected=ns(500)))),
-        ("a fork after the end", True, cluster(fork(24, 20))),
-        ("a valid entry after the end", False, fork(24, 22)),
+        ("a late end beside a fault", True, apply_all(LATE_END, add_fault(80), change_final_state(collected=ns(500)))),
+        ("a fork after the end", True, change_cluster(add_fork(24, 20))),
+        ("a valid entry after the end", False, add_fork(24, 22)),
         ("an acknowledged turn that is not stored", False, POST_WITHOUT_LOG),
     ],
     "I3 attempts": [
-        ("a missing attempt number", False, log(rewrite('"attempt":1', '"attempt":2', *range(4, 24, 2)))),
-        ("events of an unknown attempt", False, log(rewrite('"attempt":1', '"attempt":7', 20, 22))),
-        ("two processes in one attempt", False, edit(Append, at(THIRD_WORD), process="g2")),
-        ("no turns", None, log(lambda _: [])),
+        ("a missing attempt number", False, change_log(rewrite('"attempt":1', '"attempt":2', *range(4, 24, 2)))),
+        ("events of an unknown attempt", False, change_log(rewrite('"attempt":1', '"attempt":7', 20, 22))),
+        ("two processes in one attempt", False, edit(Append, has_seq(THIRD_WORD), process="g2")),
+        ("no turns", None, change_log(lambda _: [])),
     ],
     "I4 no loss": [
-        ("an acknowledged append that is not stored", False, without(THIRD_WORD)),
-        ("an acknowledged append with other bytes", False, edit(Append, at(THIRD_WORD), sha256="0")),
-        ("a failed append that is stored", False, edit(Append, at(THIRD_WORD), outcome="fail")),
-        ("a failed attempt that is stored", False, all_of(log(takeover), reported_as_failed(15))),
-        ("a failed attempt that was superseded", True, all_of(log(two_takeovers), reported_as_failed(15))),
-        ("an unclear append that is stored", True, edit(Append, at(THIRD_WORD), outcome="info", seq=0)),
-        ("an unclear append that is not stored", True, extra(NOT_STORED, "g2", 15, outcome="info")),
-        ("a failed append that is not stored", True, extra(NOT_STORED, "g2", 15, outcome="fail")),
-        ("an append that is stored twice", False, log(lambda some: [*some, replace(some[5], seq=Seq(13))])),
+        ("an acknowledged append that is not stored", False, remove_entries(THIRD_WORD)),
+        ("an acknowledged append with other bytes", False, edit(Append, has_seq(THIRD_WORD), sha256="0")),
+        ("a failed append that is stored", False, edit(Append, has_seq(THIRD_WORD), outcome="fail")),
+        ("a failed attempt that is stored", False, apply_all(change_log(add_takeover), report_append_as_failed(15))),
+        (
+            "a failed attempt that was superseded",
+            True,
+            apply_all(change_log(add_two_takeovers), report_append_as_failed(15)),
+        ),
+        ("an unclear append that is stored", True, edit(Append, has_seq(THIRD_WORD), outcome="info", seq=0)),
+        ("an unclear append that is not stored", True, add_operation(NOT_STORED, "g2", 15, outcome="info")),
+        ("a failed append that is not stored", True, add_operation(NOT_STORED, "g2", 15, outcome="fail")),
+        ("an append that is stored twice", False, change_log(lambda some: [*some, replace(some[5], seq=Seq(13))])),
         ("an acknowledged POST that is not stored", False, POST_WITHOUT_LOG),
-        ("a POST stored with another question", False, edit(Post, by("other"), question="Why?")),
-        ("a POST answered without a turn", False, edit(Post, by("other"), turn=None)),
-        ("no appends", None, all_of(drop(Append), drop(Post))),
+        ("a POST stored with another question", False, edit(Post, is_by("other"), question="Why?")),
+        ("a POST answered without a turn", False, edit(Post, is_by("other"), turn=None)),
+        ("no appends", None, apply_all(drop(Append), drop(Post))),
     ],
     "I5 text": [
-        ("another word", False, log(rewrite("a000001", "a000007"))),
-        ("an incomplete text", False, log(without_last_word)),
+        ("another word", False, change_log(rewrite("a000001", "a000007"))),
+        ("an incomplete text", False, change_log(remove_last_word)),
         ("a GET with another text", False, edit(Get, text="b000000")),
         ("a GET with the end and an incomplete text", False, edit(Get, text="a000000", cursor=Seq(END))),
-        ("a text reader with another text", False, edit(Read, by("text reader"), text="b000000")),
-        ("a text reader with the end and half the text", False, edit(Read, by("text reader"), text="a000000")),
-        ("a disconnected text reader", True, edit(Read, by("text reader"), text="a000000", over="cut")),
-        ("no answers", None, log(lambda _: [])),
+        ("a text reader with another text", False, edit(Read, is_by("text reader"), text="b000000")),
+        ("a text reader with the end and half the text", False, edit(Read, is_by("text reader"), text="a000000")),
+        ("a disconnected text reader", True, edit(Read, is_by("text reader"), text="a000000", over="cut")),
+        ("no answers", None, change_log(lambda _: [])),
     ],
     "I6 readers": [
-        ("a missing frame", False, frames(lambda some: some[1:])),
-        ("a repeated frame", False, frames(lambda some: (some[0], *some))),
-        ("two frames swapped", False, frames(lambda some: (some[1], some[0], *some[2:]))),
-        ("other bytes", False, frames(lambda some: (Frame(some[0].seq, b"x"), *some[1:]))),
-        ("a frame of another turn", False, frames(lambda some: (Frame(Seq(29), b"x"), *some))),
-        ("a frame of no entry", False, frames(lambda some: (*some, Frame(Seq(999), b"x")))),
-        ("a frame of a fork", False, all_of(cluster(fork(13, 10)), FORK_FRAME)),
-        ("a fork that no reader received", True, cluster(fork(13, 10))),
+        ("a missing frame", False, change_frames(lambda some: some[1:])),
+        ("a repeated frame", False, change_frames(lambda some: (some[0], *some))),
+        ("two frames swapped", False, change_frames(lambda some: (some[1], some[0], *some[2:]))),
+        ("other bytes", False, change_frames(lambda some: (Frame(some[0].seq, b"x"), *some[1:]))),
+        ("a frame of another turn", False, change_frames(lambda some: (Frame(Seq(29), b"x"), *some))),
+        ("a frame of no entry", False, change_frames(lambda some: (*some, Frame(Seq(999), b"x")))),
+        ("a frame of a fork", False, apply_all(change_cluster(add_fork(13, 10)), FORK_FRAME)),
+        ("a fork that no reader received", True, change_cluster(add_fork(13, 10))),
         ("a reader that did not reconnect", None, drop(Read, resumes)),
-        ("a reader of an unknown turn", None, log(lambda _: [])),
+        ("a reader of an unknown turn", None, change_log(lambda _: [])),
     ],
     "I7 idempotency": [
-        ("one key, two turns", False, edit(Post, by("other"), turn=TurnId("another"))),
-        ("two keys, one turn", False, edit(Post, by("other"), idempotency_key="2")),
-        ("another body accepted", False, edit(Post, by("other"), body_sha256="2")),
-        ("the same body refused", False, edit(Post, by("other"), status=422, outcome="fail", turn=None)),
-        ("one turn for POSTs with and without a key", False, edit(Post, by("other"), idempotency_key=None)),
-        ("an unanswered POST that made a second turn", False, same_question("info", "key")),
+        ("one key, two turns", False, edit(Post, is_by("other"), turn=TurnId("another"))),
+        ("two keys, one turn", False, edit(Post, is_by("other"), idempotency_key="2")),
+        ("another body accepted", False, edit(Post, is_by("other"), body_sha256="2")),
+        ("the same body refused", False, edit(Post, is_by("other"), status=422, outcome="fail", turn=None)),
+        ("one turn for POSTs with and without a key", False, edit(Post, is_by("other"), idempotency_key=None)),
+        ("an unanswered POST that made a second turn", False, repeat_question("info", "key")),
         (
             "the same question with two keys",
             True,
-            all_of(
-                same_question("ok", "another key"),
+            apply_all(
+                repeat_question("ok", "another key"),
                 drop(Post, lambda one: one.question == sample_run.QUESTIONS[CANCELLED]),
             ),
         ),
-        ("the same key of two tenants", True, extra(OTHER_TENANT, "b", 10)),
+        ("the same key of two tenants", True, add_operation(OTHER_TENANT, "b", 10)),
         ("no keys", None, edit(Post, idempotency_key=None, outcome="info")),
     ],
     "I8 cancellation": [
-        ("a cancelled turn without an end", False, without(CANCELLED_END)),
+        ("a cancelled turn without an end", False, remove_entries(CANCELLED_END)),
         ("a call that ran on", False, LATE_CALL),
-        ("a call that is still open", False, call(2, closed=None)),
-        ("a call that ran on while its generator was frozen", True, all_of(LATE_CALL, FREEZE)),
-        ("a call that ran on after its generator continued", False, all_of(call(2, closed=ns(41)), FREEZE)),
-        ("calls not recorded", None, final(account=None)),
+        ("a call that is still open", False, change_call(2, closed=None)),
+        ("a call that ran on while its generator was frozen", True, apply_all(LATE_CALL, FREEZE)),
+        ("a call that ran on after its generator continued", False, apply_all(change_call(2, closed=ns(41)), FREEZE)),
+        ("calls not recorded", None, change_final_state(account=None)),
         ("no cancellations", None, drop(Cancel)),
     ],
     "I9 cost": [
-        ("a surplus call", False, extra_call(over="whole")),
-        ("a call after a refusal", True, extra_call(over="529", deltas=0)),
-        ("a call whose response was lost", True, all_of(ABORTED, fault(10, kind="cut", calls=1))),
-        ("more surplus calls than lost responses", False, all_of(ABORTED, ABORTED, fault(10, kind="cut", calls=1))),
-        ("a call of no turn", False, extra_call(key="unknown")),
-        ("a call before the request", False, call(1, begun=ns(1.8))),
-        ("a call after the end", False, call(1, begun=ns(25))),
-        ("an unexplained attempt", False, log(takeover)),
-        ("an attempt after an interruption", True, all_of(log(takeover), fault(10, interrupts=1), ABORTED)),
+        ("a surplus call", False, add_call(over="whole")),
+        ("a call after a refusal", True, add_call(over="529", deltas=0)),
+        ("a call whose response was lost", True, apply_all(ABORTED, add_fault(10, kind="cut", calls=1))),
+        (
+            "more surplus calls than lost responses",
+            False,
+            apply_all(ABORTED, ABORTED, add_fault(10, kind="cut", calls=1)),
+        ),
+        ("a call of no turn", False, add_call(key="unknown")),
+        ("a call before the request", False, change_call(1, begun=ns(1.8))),
+        ("a call after the end", False, change_call(1, begun=ns(25))),
+        ("an unexplained attempt", False, change_log(add_takeover)),
+        (
+            "an attempt after an interruption",
+            True,
+            apply_all(change_log(add_takeover), add_fault(10, interrupts=1), ABORTED),
+        ),
         (
             "an attempt after its generator was killed",
             True,
-            all_of(log(takeover), fault(10, target="generator-1"), ABORTED),
+            apply_all(change_log(add_takeover), add_fault(10, target="generator-1"), ABORTED),
         ),
         (
             "an attempt after another generator was killed",
             False,
-            all_of(log(takeover), fault(10, target="generator-2"), ABORTED),
+            apply_all(change_log(add_takeover), add_fault(10, target="generator-2"), ABORTED),
         ),
-        ("an attempt after a failure of the model", True, all_of(log(takeover), extra_call(over="cut"))),
-        ("an incomplete list of calls", None, calls(list, forgotten=1)),
+        ("an attempt after a failure of the model", True, apply_all(change_log(add_takeover), add_call(over="cut"))),
+        ("an incomplete list of calls", None, change_calls(list, forgotten=1)),
         ("no clock reading", None, drop(ClockReading)),
     ],
     "I10 rows": [
-        ("a row with another text", False, row(text="other")),
-        ("a row with another usage", False, row(cost_usd=1.0)),
-        ("a row that is still running", False, row(outcome="running")),
-        ("no row", False, rows(lambda some: some[1:])),
-        ("two rows", False, rows(lambda some: [*some, some[0]])),
+        ("a row with another text", False, change_row(text="other")),
+        ("a row with another usage", False, change_row(cost_usd=1.0)),
+        ("a row that is still running", False, change_row(outcome="running")),
+        ("no row", False, change_rows(lambda some: some[1:])),
+        ("two rows", False, change_rows(lambda some: [*some, some[0]])),
         (
             "an acknowledgement before the commit",
             False,
-            edit(Ack, lambda one: at(END)(one) and by("persistence")(one), invoked=ns(22.5)),
+            edit(Ack, lambda one: has_seq(END)(one) and is_by("persistence")(one), invoked=ns(22.5)),
         ),
         (
             "an acknowledgement without a commit",
             False,
             edit(Commit, lambda one: f"{TENANT} {ANSWERED.turn}" in one.rows, outcome="info"),
         ),
-        ("a backlog", False, final(backlogs={GENERATORS: Backlog(0, 0), PERSISTENCE: Backlog(0, 1)})),
-        ("backlog not recorded", None, final(backlogs=None)),
+        ("a backlog", False, change_final_state(backlogs={GENERATORS: Backlog(0, 0), PERSISTENCE: Backlog(0, 1)})),
+        ("backlog not recorded", None, change_final_state(backlogs=None)),
         (
             "a row of an unknown turn",
             False,
-            log(lambda some: [one for one in some if subjects.parse(one.subject)[0] != ANSWERED]),
+            change_log(lambda some: [one for one in some if subjects.parse(one.subject)[0] != ANSWERED]),
         ),
         ("rows not recorded", None, lambda run: copy(run, rows=None)),
     ],
@@ -394,39 +415,39 @@ CASES: dict[str, list[Case]] = {
         (
             "deleted turns",
             None,
-            all_of(
+            apply_all(
                 edit(Get, status=404, outcome="fail", cursor=Seq(0)),
-                extra(Delete(tenant=TENANT, turn=ANSWERED.turn), "client", 8),
-                extra(Delete(tenant=TENANT, turn=CANCELLED.turn), "client", 8, number=1000),
+                add_operation(Delete(tenant=TENANT, turn=ANSWERED.turn), "client", 8),
+                add_operation(Delete(tenant=TENANT, turn=CANCELLED.turn), "client", 8, number=1000),
             ),
         ),
         ("no requests", None, lambda run: copy(run, operations=[])),
     ],
     "I12 resources": [
         ("one more open file", False, edit(ResourceCount, lambda one: one.invoked, counts={"fds": 21})),
-        ("a new resource", False, resources(3600, {"fds": 20, "rss_bytes": MIB_100, "consumers": 1})),
-        ("growing memory", False, resources(3600, {"fds": 20, "rss_bytes": MIB_200})),
-        ("growing memory after a restart", True, resources(3600, {"fds": 20, "rss_bytes": MIB_200}, pid=2)),
-        ("growing memory in a short run", True, resources(90, {"fds": 20, "rss_bytes": MIB_200})),
+        ("a new resource", False, add_resources(3600, {"fds": 20, "rss_bytes": MIB_100, "consumers": 1})),
+        ("growing memory", False, add_resources(3600, {"fds": 20, "rss_bytes": MIB_200})),
+        ("growing memory after a restart", True, add_resources(3600, {"fds": 20, "rss_bytes": MIB_200}, pid=2)),
+        ("growing memory in a short run", True, add_resources(90, {"fds": 20, "rss_bytes": MIB_200})),
         ("one count", None, drop(ResourceCount, lambda one: one.invoked)),
     ],
     "I13 isolation": [
-        ("another tenant's POST fails", False, edit(Post, by("other"), status=429, outcome="fail", turn=None)),
+        ("another tenant's POST fails", False, edit(Post, is_by("other"), status=429, outcome="fail", turn=None)),
         (
             "another tenant's reader fails",
             False,
-            extra(Read(tenant=TENANT, turn=ANSWERED.turn, status=503), "reader", 56, outcome="fail"),
+            add_operation(Read(tenant=TENANT, turn=ANSWERED.turn, status=503), "reader", 56, outcome="fail"),
         ),
         (
             "the overloading tenant is refused",
             True,
-            extra(Post(tenant=Tenant("overloader"), status=429), "overloader", 56, outcome="fail"),
+            add_operation(Post(tenant=Tenant("overloader"), status=429), "overloader", 56, outcome="fail"),
         ),
         ("no overload", None, drop(Overload)),
     ],
     "I14 leases": [
         ("an acknowledgement before the end", False, edit(Ack, lambda one: one.consumer == GENERATORS, invoked=ns(21))),
-        ("an acknowledgement without an end", False, without(END)),
+        ("an acknowledgement without an end", False, remove_entries(END)),
         ("no clock reading", None, drop(ClockReading)),
         ("no acknowledgements", None, drop(Ack)),
     ],
@@ -437,9 +458,9 @@ def test_a_correct_run_holds_every_invariant() -> None:
     """Including a probe (PROTOCOL R68) that a killed process left: it has no fence and needs no end."""
     run = sample_run.run()
     probe = LogMessage(seq=Seq(run.log[-1].seq + 1), at=NOON, subject=subjects.probe(TurnId("probe")), payload="{}")
-    for correct in (run, log(lambda entries: [*entries, probe])(run)):
+    for correct in (run, change_log(lambda entries: [*entries, probe])(run)):
         verdicts = judge(correct)
-        assert not_held(verdicts) == {}
+        assert find_failed(verdicts) == {}
         assert "\n".join(report(verdicts)).count("holds") == len(INVARIANTS)
 
 
@@ -464,18 +485,20 @@ def test_each_invariant_has_a_case_that_violates_it_and_one_that_cannot_show_it(
 
 def test_the_cost_bound_allows_one_more_call_where_generators_hedge() -> None:
     """PROTOCOL R51: also for a hedge without the first token, which is not in the log."""
-    won = all_of(log(lambda entries: takeover(entries, is_hedge=True)), extra_call(over="aborted"))
-    for hedged in (won, extra_call(over="aborted")):
+    won = apply_all(change_log(lambda entries: add_takeover(entries, is_hedge=True)), add_call(over="aborted"))
+    for hedged in (won, add_call(over="aborted")):
         run = hedged(sample_run.run())
         assert INVARIANTS["I9 cost"](run, Bounds(hedges=1)).holds is True
         assert INVARIANTS["I9 cost"](run, Bounds()).holds is False
-    twice = all_of(won, call(2, key=sample_run.call_key(ANSWERED)))
+    twice = apply_all(won, change_call(2, key=sample_run.call_key(ANSWERED)))
     assert INVARIANTS["I9 cost"](twice(sample_run.run()), Bounds(hedges=1)).holds is False
 
 
 def test_the_loss_of_any_entry_violates_an_invariant() -> None:
     for message in sample_run.run().log:
-        assert False in {verdict.holds for verdict in judge(without(message.seq)(sample_run.run())).values()}, message
+        assert False in {verdict.holds for verdict in judge(remove_entries(message.seq)(sample_run.run())).values()}, (
+            message
+        )
 
 
 @given(logs())
@@ -494,4 +517,4 @@ def test_an_invalid_entry_violates_the_order_on_one_server_and_not_on_three(writ
     ]
     run = Run(log=messages)
     assert INVARIANTS["I1 order"](run, Bounds()).holds is (len(written.valid) == len(written.stored))
-    assert INVARIANTS["I1 order"](final(servers=3)(run), Bounds()).holds is True
+    assert INVARIANTS["I1 order"](change_final_state(servers=3)(run), Bounds()).holds is True

@@ -7,7 +7,7 @@ import pytest
 
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.checker.history import Ack, Append, Commit, Post
-from tests.checker.invariants import judge, not_held
+from tests.checker.invariants import find_failed, judge
 from tests.checker.overload import overload
 from tests.checker.recorded_system import OVERLOADER, RecordedSystem, tenant_keys
 from tests.checker.run import load
@@ -41,11 +41,11 @@ async def test_a_run_without_faults_holds_every_invariant(tmp_path: Path) -> Non
         await system.start(gateways=2)
         async with overload(system, "#sim words=1 tag=an"):
             await use(system, "a")
-        await system.settled()
+        await system.wait_until_settled()
         before = await system.count()
         async with overload(system, "#sim words=1 tag=bn"):
             await use(system, "b")
-        await system.settled()
+        await system.wait_until_settled()
         await system.count_again(before)
         await system.collect()
     run = load(tmp_path)
@@ -54,7 +54,7 @@ async def test_a_run_without_faults_holds_every_invariant(tmp_path: Path) -> Non
     committed = {name for commit in run.of(Commit) for name in commit.rows}
     assert committed == {f"{key.tenant} {key.turn}" for key in run.turns}
     assert {post.status for post in run.of(Post) if post.tenant == OVERLOADER} >= {202, 429}
-    assert not_held(judge(run, Bounds(end_s=0))) == {}
+    assert find_failed(judge(run, Bounds(end_s=0))) == {}
 
 
 @pytest.mark.timeout(90)
@@ -66,7 +66,7 @@ async def test_hedges_violate_only_the_cost_bound_without_hedges(tmp_path: Path)
         reader = system.client("reader")
         keys = [await reader.post(f"#sim words=9 rate=0 {why} tag=h{n}x") for n, why in enumerate(late * 3)]
         await asyncio.gather(*(reader.read_to_end(key) for key in keys if key is not None))
-        await system.settled()
+        await system.wait_until_settled()
         await system.collect()
     run = load(tmp_path)
     assert sum(turn.hedges for turn in run.folds.values()) >= len(keys) / 2

@@ -81,7 +81,7 @@ def _row_problems(run: Run) -> Iterator[Verdict]:
         if key in run.deleted or turn.request is None:
             continue
         history = run.history(key)
-        verdicts = [promises.nothing_forgotten(history), promises.same_row(history, key, turn)]
+        verdicts = [promises.nothing_forgotten(history), promises.compare_row(history, key, turn)]
         if turn.end is not None:
             yield from (verdict for verdict in verdicts if verdict.holds is not True)
     for row in run.rows:

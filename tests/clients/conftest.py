@@ -14,8 +14,8 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.proto.nats import Connection
 from tests.clients.node import chromium
-from tests.harness.generator_in_loop import shorten_lease, working
-from tests.harness.killable_generator import killed_after
+from tests.harness.generator_in_loop import running_generator, shorten_lease
+from tests.harness.killable_generator import run_and_kill_after
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import CHECKOUT
 from tests.harness.system import System
@@ -72,7 +72,7 @@ async def connections() -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
-async def stored_text(gateway: Gateway, turn: str) -> str:
+async def read_stored_text(gateway: Gateway, turn: str) -> str:
     """Returns the text of a completed turn, which is the same in the log and in SQLite."""
     record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
     assert record["outcome"] == "completed", record
@@ -92,12 +92,12 @@ class Takeover:
         self._claude_url = claude_url
 
     @asynccontextmanager
-    async def killed_after(self, entries: int) -> AsyncIterator[None]:
+    async def run_and_kill_after(self, entries: int) -> AsyncIterator[None]:
         """Runs the posted turn in a generator that is killed after so many entries; then another generator
         continues.
         """
-        assert await killed_after(entries, self._nats_url, self._claude_url), "its generator outlived the turn"
-        async with working(self._nats_url, self._claude_url):
+        assert await run_and_kill_after(entries, self._nats_url, self._claude_url), "its generator outlived the turn"
+        async with running_generator(self._nats_url, self._claude_url):
             yield
 
 

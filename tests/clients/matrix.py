@@ -23,7 +23,7 @@ from openai import AsyncOpenAI
 import tailrace
 from tailrace.proto.ids import new_id
 from tests.clients import node
-from tests.clients.openai_chat import read_until_cut, resumed, whole_entries
+from tests.clients.openai_chat import complete_entries, read_until_cut, resume_turn
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import story_of
 from tests.integration.conftest import KEY
@@ -115,8 +115,8 @@ async def chat_python(url: str, line: str) -> Answer:
         )
         turn = stream.response.headers["tailrace-turn"]
         while not await read_until_cut(stream, chunks):
-            chunks, cursor = whole_entries(chunks)
-            stream = await resumed(sdk, turn, cursor)
+            chunks, cursor = complete_entries(chunks)
+            stream = await resume_turn(sdk, turn, cursor)
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["stop"]
     return Answer(turn, "".join(chunk.choices[0].delta.content or "" for chunk in chunks))
 
@@ -130,18 +130,18 @@ async def chat_node(url: str, line: str) -> Answer:
 async def responses_python(url: str, line: str) -> Answer:
     events: list[Any] = []
 
-    async def keep(stream: AsyncIterable[Any]) -> None:
+    async def collect_events(stream: AsyncIterable[Any]) -> None:
         with suppress(openai.APIConnectionError, httpx2.TransportError):
             async for event in stream:
                 events.append(event)  # noqa: PERF401  # `extend` keeps nothing of a stream that breaks.
 
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as sdk:
-        await keep(await sdk.responses.create(model=MODEL, input=line, stream=True))
+        await collect_events(await sdk.responses.create(model=MODEL, input=line, stream=True))
         response = events[0].response.id
         while events[-1].type != "response.completed":
             last = events[-1].sequence_number
             with suppress(openai.APIConnectionError, httpx2.TransportError):
-                await keep(await sdk.responses.retrieve(response, stream=True, starting_after=last))
+                await collect_events(await sdk.responses.retrieve(response, stream=True, starting_after=last))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     return Answer(response.removeprefix("resp_"), text)
@@ -238,24 +238,24 @@ async def tailrace_asyncio(url: str, line: str) -> Answer:
     return Answer(answer.turn, text)
 
 
-def hook(component: str, dialect: str) -> Read:
+def hook_reader(component: str, dialect: str) -> Read:
     """Returns a hook of web/react.js in Chromium, in StrictMode."""
 
     async def read(url: str, line: str) -> Answer:
         if component != "LastEvent":
-            seen = await hooks("session" if component == "Session" else "read", url, component=component, line=line)
+            seen = await run_hooks("session" if component == "Session" else "read", url, component=component, line=line)
             end = seen["turns"][0] if component == "Session" else seen["end"]
             assert (seen["error"], end["outcome"], seen["texts"]) == (None, "completed", [end["text"]])
             return Answer(end["turn"], end["text"])
         turn = await post(url, line)
-        seen = await hooks("read", url, component=component, stream=f"/v1/turns/{turn}/events?dialect={dialect}")
+        seen = await run_hooks("read", url, component=component, stream=f"/v1/turns/{turn}/events?dialect={dialect}")
         assert (seen["error"], seen["isConnected"], seen["data"]["status"]) == (None, False, "completed")
         return Answer(turn, seen["data"]["text"])
 
     return read
 
 
-async def hooks(what: str, url: str, *, key: str = KEY, **given: object) -> dict[str, Any]:
+async def run_hooks(what: str, url: str, *, key: str = KEY, **given: object) -> dict[str, Any]:
     """Returns what a component of `js/hooks.jsx` shows."""
     if (browser := node.chromium()) is None:
         pytest.skip("there is no `chromium` here")
@@ -350,8 +350,8 @@ CLIENTS = (
         Cuts(3, 700, 1100),
         "replays from the start after cuts",
     ),
-    Client("useTurn (Chromium)", "JavaScript", "tailrace", hook("Turn", "tailrace"), ANYWHERE),
-    Client("useSession (Chromium)", "JavaScript", "tailrace", hook("Session", "tailrace"), ANYWHERE),
-    Client("useSSE (Chromium)", "JavaScript", "state", hook("LastEvent", "state"), Cuts(2, 900, 1400)),
-    Client("useSSE (Chromium)", "JavaScript", "job", hook("LastEvent", "job"), SHORT_EVENTS),
+    Client("useTurn (Chromium)", "JavaScript", "tailrace", hook_reader("Turn", "tailrace"), ANYWHERE),
+    Client("useSession (Chromium)", "JavaScript", "tailrace", hook_reader("Session", "tailrace"), ANYWHERE),
+    Client("useSSE (Chromium)", "JavaScript", "state", hook_reader("LastEvent", "state"), Cuts(2, 900, 1400)),
+    Client("useSSE (Chromium)", "JavaScript", "job", hook_reader("LastEvent", "job"), SHORT_EVENTS),
 )

@@ -47,13 +47,13 @@ async def read_until_cut(chunks: AsyncIterable[ChatCompletionChunk], got: list[C
     return True
 
 
-def whole_entries(got: list[ChatCompletionChunk]) -> tuple[list[ChatCompletionChunk], int]:
+def complete_entries(got: list[ChatCompletionChunk]) -> tuple[list[ChatCompletionChunk], int]:
     """Returns the chunks of complete entries, and the cursor after them."""
     last = max((n for n, chunk in enumerate(got) if cursor_of(chunk) is not None), default=-1)
     return got[: last + 1], cursor_of(got[last]) or 0 if got else 0
 
 
-async def resumed(sdk: AsyncOpenAI, turn: str, cursor: int = 0) -> AsyncStream[ChatCompletionChunk]:
+async def resume_turn(sdk: AsyncOpenAI, turn: str, cursor: int = 0) -> AsyncStream[ChatCompletionChunk]:
     """Resumes the turn after the cursor, at a route that the SDK has no method for."""
     return await sdk.get(
         f"/turns/{turn}/events",

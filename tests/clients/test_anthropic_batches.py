@@ -32,7 +32,7 @@ def message(name: str, line: str, **more: Any) -> Any:
     return {"custom_id": name, "params": params}
 
 
-async def ended(sdk: AsyncAnthropic, made: MessageBatch) -> MessageBatch:
+async def wait_for_end(sdk: AsyncAnthropic, made: MessageBatch) -> MessageBatch:
     async def is_over() -> bool:
         return (await sdk.messages.batches.retrieve(made.id)).processing_status == "ended"
 
@@ -61,7 +61,7 @@ async def test_a_batch_of_messages(gateway: Gateway, sdk: AsyncAnthropic, system
     assert made.request_counts.to_dict() | {"processing": 5} == dict.fromkeys(
         ("canceled", "errored", "expired", "succeeded"), 0
     ) | {"processing": 5}
-    batch = await ended(sdk, made)
+    batch = await wait_for_end(sdk, made)
     assert batch.request_counts.to_dict() == {
         "canceled": 0,
         "errored": 3,
@@ -122,7 +122,7 @@ async def test_a_cancelled_batch(sdk: AsyncAnthropic) -> None:
         with pytest.raises(anthropic.BadRequestError, match="still processed"):
             await early
     await sdk.messages.batches.cancel(made.id)
-    batch = await ended(sdk, made)
+    batch = await wait_for_end(sdk, made)
     assert (batch.request_counts.canceled, batch.cancel_initiated_at) == (2, batch.ended_at)
     assert {one.type for one in (await results(sdk, made)).values()} == {"canceled"}
 

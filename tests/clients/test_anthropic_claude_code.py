@@ -14,10 +14,10 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
-from tests.clients.conftest import Takeover, stored_text
+from tests.clients.conftest import Takeover, read_stored_text
 from tests.harness import processes
-from tests.harness.cutting_proxy import Cutting, seeded
-from tests.harness.generator_in_loop import last_request, stats, words
+from tests.harness.cutting_proxy import Cutting, random_cuts
+from tests.harness.generator_in_loop import read_last_request, read_stats, words
 from tests.harness.system import System
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, api_keys
@@ -65,7 +65,7 @@ async def claude_p(url: str, home: Path, prompt: str, *args: str) -> Run:
 
 
 async def calls(claude: str) -> int:
-    return (await stats(claude))["calls"]
+    return (await read_stats(claude))["calls"]
 
 
 @pytest.mark.proves("anthropic", "hides interruptions of the model call", "Claude Code")
@@ -74,18 +74,18 @@ async def test_interruption_of_the_model_call_is_hidden(gateway: Gateway, claude
     before = await calls(claude)
     run = await claude_p(gateway.url, home, f"{LINE} fault=cut@20x1")
     assert (run.result, run.retries, len(run.turns)) == (TEXT, 0, 1)
-    assert await stored_text(gateway, run.turns[0]) == TEXT
+    assert await read_stored_text(gateway, run.turns[0]) == TEXT
     assert await calls(claude) - before == 2
 
 
 @pytest.mark.proves("anthropic", "resumes after cuts", "Claude Code")
 async def test_repeated_request_after_a_cut_gets_the_same_turn(gateway: Gateway, claude: str, home: Path) -> None:
     before = await calls(claude)
-    async with Cutting(gateway.port, seeded(3, 2, bytes_max=6000, bytes_min=HELLO_BYTES_MAX)) as proxy:
+    async with Cutting(gateway.port, random_cuts(3, 2, bytes_max=6000, bytes_min=HELLO_BYTES_MAX)) as proxy:
         run = await claude_p(proxy.url, home, LINE)
         assert proxy.left == []
     assert (run.result, run.retries, set(run.turns)) == (TEXT, 2, set(run.turns[:1]))
-    assert await stored_text(gateway, run.turns[0]) == TEXT
+    assert await read_stored_text(gateway, run.turns[0]) == TEXT
     assert await calls(claude) - before == 1
 
 
@@ -97,7 +97,7 @@ async def test_restarted_answer_is_streamed_from_its_start(gateway: Gateway, cla
     # So slowly that its first events are sent before the cut.
     run = await claude_p(gateway.url, home, "#sim words=40 rate=10 thinking=9 fault=cut@5x1")
     assert (run.result, run.retries, len(run.turns), len(set(run.turns))) == (TEXT, 1, 2, 1)
-    assert await stored_text(gateway, run.turns[0]) == TEXT
+    assert await read_stored_text(gateway, run.turns[0]) == TEXT
     assert await calls(claude) - before == 2
 
 
@@ -112,10 +112,10 @@ async def test_request_after_a_failed_turn_is_a_new_turn(gateway: Gateway, claud
 @pytest.mark.proves("anthropic", "generator killed during the answer", "Claude Code")
 async def test_killed_generator_is_hidden(takeover: Takeover, home: Path) -> None:
     running = asyncio.create_task(claude_p(takeover.gateway.url, home, SLOW))
-    async with takeover.killed_after(20):
+    async with takeover.run_and_kill_after(20):
         run = await running
     assert (run.result, run.retries, len(run.turns)) == (TEXT, 0, 1)
-    assert await stored_text(takeover.gateway, run.turns[0]) == TEXT
+    assert await read_stored_text(takeover.gateway, run.turns[0]) == TEXT
 
 
 @pytest.mark.proves("anthropic", "resumes when its gateway is killed", "Claude Code")
@@ -125,7 +125,7 @@ async def test_next_gateway_has_the_turn_of_a_killed_one(
     """It repeats its request at the new gateway; there is one call of the model."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    before = await stats(claude)
+    before = await read_stats(claude)
     settings = {"TAILRACE_PORT": port, "TAILRACE_API_KEYS": api_keys(tenant)}
     async with processes.gateway(system.folder, system.nats_url, **settings) as mortal:
         running = asyncio.create_task(claude_p(mortal.url, home, "#sim words=40 rate=40"))
@@ -134,12 +134,12 @@ async def test_next_gateway_has_the_turn_of_a_killed_one(
         await mortal.start()
         run = await running
     assert (run.result, len(run.turns), len(set(run.turns))) == (TEXT, 2, 1)
-    assert await stored_text(gateway, run.turns[0]) == TEXT
+    assert await read_stored_text(gateway, run.turns[0]) == TEXT
     assert await calls(claude) - before["calls"] == 1
 
 
 async def has_said(claude: str, tokens: int) -> bool:
-    return (await stats(claude))["output_tokens"] >= tokens
+    return (await read_stats(claude))["output_tokens"] >= tokens
 
 
 @pytest.mark.proves("anthropic", "tools", "Claude Code")
@@ -159,7 +159,7 @@ async def test_session_with_a_tool_is_one_conversation(
     # The model receives the messages of the request: those of the session have old cache marks.
     request = (await system_log.read_turn(TurnKey(tenant, TurnId(second["turn"])))).request
     assert request is not None
-    asked = (await last_request(claude))["body"]
+    asked = (await read_last_request(claude))["body"]
     assert asked["messages"] == msgspec.to_builtins(request.messages)
     assert json.dumps(asked).count('"cache_control"') <= 4
     assert (request.history, request.on_disconnect, len(asked["tools"]) > 5) == (3, "grace:60", True)

@@ -7,7 +7,7 @@ import pytest
 from anthropic.types import Message
 
 from tests.clients import node
-from tests.clients.conftest import stored_text
+from tests.clients.conftest import read_stored_text
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.integration.conftest import KEY, Gateway, NewGateway
@@ -37,7 +37,7 @@ async def test_stream_adds_up_to_the_json_message(gateway: Gateway) -> None:
         run_client(gateway.url, "stream", line), run_client(gateway.url, "whole", line)
     )
     message = Message.model_validate(stream["message"])
-    assert stream["text"] == TEXT == await stored_text(gateway, turn_of(stream["message"]))
+    assert stream["text"] == TEXT == await read_stored_text(gateway, turn_of(stream["message"]))
     assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
     assert stream["message"]["content"][2]["input"] == {"query": 'a "b" 🌊'}
     same = {"id": "msg", "stop_details": None, "parsed_output": None}

@@ -10,10 +10,10 @@ import pytest
 from anthropic import AsyncAnthropic
 from anthropic.types import Message
 
-from tests.clients.conftest import stored_text
-from tests.harness.cutting_proxy import Cutting, seeded
+from tests.clients.conftest import read_stored_text
+from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.displayed_text import SAYS
-from tests.harness.generator_in_loop import last_request, words
+from tests.harness.generator_in_loop import read_last_request, words
 from tests.harness.sse_parser import parse
 from tests.harness.system import System
 from tests.harness.until import until
@@ -43,7 +43,7 @@ def question(line: str, **more: Any) -> dict[str, Any]:
     return {"model": MODEL, "max_tokens": 500, "messages": [{"role": "user", "content": line}], **more}
 
 
-async def streamed(sdk: AsyncAnthropic, line: str) -> Message:
+async def stream_message(sdk: AsyncAnthropic, line: str) -> Message:
     async with sdk.messages.stream(**question(line)) as stream:
         return await stream.get_final_message()
 
@@ -64,7 +64,7 @@ class Broken(NamedTuple):
     error: Exception
 
 
-async def broken(sdk: AsyncAnthropic, line: str) -> Broken:
+async def read_broken_stream(sdk: AsyncAnthropic, line: str) -> Broken:
     shown = ""
     async with sdk.messages.stream(**question(line)) as stream:
         try:
@@ -83,17 +83,17 @@ async def broken(sdk: AsyncAnthropic, line: str) -> Broken:
 async def test_stream_adds_up_to_the_json_message(gateway: Gateway, sdk: AsyncAnthropic) -> None:
     """Thinking with its signature, text with citations, a tool's input, usage."""
     line = f'{LINE} thinking=3 cites=2 tool=look json={{"query":"a \\"b\\" 🌊"}}'
-    whole, stream = await sdk.messages.create(**question(line)), await streamed(sdk, line)
+    whole, stream = await sdk.messages.create(**question(line)), await stream_message(sdk, line)
     shown = Message.model_validate(whole.to_dict())
     assert [block.type for block in shown.content] == ["thinking", "text", "tool_use"]
     assert [cited["cited_text"] for cited in blocks(shown)[1]["citations"]] == ["000000000.", "000000001."]
     assert shown.content[-1].to_dict()["input"] == {"query": 'a "b" 🌊'}
     assert (shown.stop_reason, shown.usage.output_tokens > 40, text_of(shown)) == ("tool_use", True, TEXT)
-    assert plain(stream) == plain(whole)
-    assert [await stored_text(gateway, turn_of(one)) for one in (whole, stream)] == [TEXT, TEXT]
+    assert without_additions(stream) == without_additions(whole)
+    assert [await read_stored_text(gateway, turn_of(one)) for one in (whole, stream)] == [TEXT, TEXT]
 
 
-def plain(message: Message) -> dict[str, Any]:
+def without_additions(message: Message) -> dict[str, Any]:
     """Removes the turn and the fields that the SDK adds."""
     content = [{name: it for name, it in block.items() if name != "parsed_output"} for block in blocks(message)]
     told = message.to_dict(mode="json") | {"id": "msg", "content": content}
@@ -125,7 +125,7 @@ async def test_conversation_with_a_tool_is_one_session(gateway: Gateway, sdk: As
         (turn_of(first), None, [{"role": "user", "content": [block | mark]}]),
         (turn_of(second), turn_of(first), [result]),
     ]
-    last = (await last_request(claude))["body"]
+    last = (await read_last_request(claude))["body"]
     assert (last["messages"], last["tools"], last["thinking"]) == ([*told, result], tools, {"type": "adaptive"})
 
 
@@ -162,7 +162,7 @@ async def test_both_key_headers_and_versions_are_accepted(
     async with httpx2.AsyncClient(base_url=gateway.url, headers=headers, trust_env=False) as client:
         answer = await client.post("/v1/messages?beta=true", json=question("#sim words=1 rate=0"))
     assert (answer.status_code, Message.model_validate(answer.json()).stop_reason) == (200, "end_turn")
-    assert (await last_request(claude))["version"] == headers["anthropic-version"]
+    assert (await read_last_request(claude))["version"] == headers["anthropic-version"]
     assert answer.headers["request-id"] == answer.headers["tailrace-turn"] == answer.json()["id"].removeprefix("msg_")
 
 
@@ -203,7 +203,7 @@ async def test_failure_before_the_first_event_has_a_status(
 @pytest.mark.proves("anthropic", "errors during the stream", "anthropic (Python)")
 async def test_failure_during_the_stream_is_raised_with_its_type(gateway: Gateway, sdk: AsyncAnthropic) -> None:
     """The text so far stays in the client and in the history."""
-    shown = await broken(sdk, "#sim words=99 rate=0 fault=500@4+")
+    shown = await read_broken_stream(sdk, "#sim words=99 rate=0 fault=500@4+")
     record = (await gateway.client.get(f"/v1/turns/{shown.turn}")).json()
     assert (record["outcome"], record["text"]) == ("failed", shown.text)
     assert shown.text
@@ -222,21 +222,21 @@ async def test_pings_before_the_first_event_and_between_events(
     assert kinds.index("ping") < kinds.index("content_block_delta")
     assert kinds.count("ping") >= 3
     async with sdk_of(beating.url) as sdk:
-        assert text_of(await streamed(sdk, "#sim words=3 rate=4 wait=0.5")) == words(3)
+        assert text_of(await stream_message(sdk, "#sim words=3 rate=4 wait=0.5")) == words(3)
 
 
 @pytest.mark.proves("anthropic", "resumes after cuts", "anthropic (Python)")
 @pytest.mark.parametrize("dialect", sorted(SAYS))
 async def test_cut_stream_is_resumed_in_any_dialect(gateway: Gateway, dialect: str) -> None:
     """The message's id is the turn's id."""
-    cuts = seeded(sorted(SAYS).index(dialect), 1, bytes_min=AFTER_FIRST_WORD, bytes_max=4500)
+    cuts = random_cuts(sorted(SAYS).index(dialect), 1, bytes_min=AFTER_FIRST_WORD, bytes_max=4500)
     async with Cutting(gateway.port, cuts) as proxy, sdk_of(proxy.url) as sdk:
-        shown = await broken(sdk, LINE)
+        shown = await read_broken_stream(sdk, LINE)
         assert proxy.left == []
     again = (await gateway.client.get(f"/v1/turns/{shown.turn}/events?dialect={dialect}")).content
     assert "" < shown.text < TEXT
     assert TEXT.startswith(shown.text)
-    assert SAYS[dialect](again) == TEXT == await stored_text(gateway, shown.turn)
+    assert SAYS[dialect](again) == TEXT == await read_stored_text(gateway, shown.turn)
 
 
 @pytest.mark.proves("anthropic", "cancel", "anthropic (Python)")
@@ -244,8 +244,8 @@ async def test_cancelled_turn_is_an_error_and_keeps_its_text(gateway: Gateway, s
     """As one JSON body it has a status that the SDK does not retry."""
     line = "#sim words=400 rate=20"
     whole = asyncio.create_task(sdk.messages.create(**question(line)))
-    streaming = asyncio.create_task(broken(sdk, line))
-    for turn in await until(lambda: running(gateway, 2)):
+    streaming = asyncio.create_task(read_broken_stream(sdk, line))
+    for turn in await until(lambda: list_running_turns(gateway, 2)):
         await gateway.client.post(f"/v1/turns/{turn}/cancel")
     with pytest.raises(anthropic.APIStatusError, match="cancelled") as raised:
         await whole
@@ -255,7 +255,7 @@ async def test_cancelled_turn_is_an_error_and_keeps_its_text(gateway: Gateway, s
     assert "cancelled" in str(shown.error)
 
 
-async def running(gateway: Gateway, count: int) -> list[str]:
+async def list_running_turns(gateway: Gateway, count: int) -> list[str]:
     """Returns the turns with some text when there are `count` of them."""
     sessions = (await gateway.client.get("/v1/sessions")).json()["sessions"]
     pages = [(await gateway.client.get(f"/v1/sessions/{one['session']}/turns")).json()["turns"] for one in sessions]

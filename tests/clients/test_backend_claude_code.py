@@ -23,7 +23,16 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.schema import with_schema
 from tests.clients import node
 from tests.harness import processes
-from tests.harness.generator_in_loop import ask, attempts, ended, last_request, open_streams, stats, words, working
+from tests.harness.generator_in_loop import (
+    append_request,
+    read_attempts,
+    read_last_request,
+    read_stats,
+    running_generator,
+    wait_for_end,
+    wait_for_open_streams,
+    words,
+)
 from tests.harness.until import until
 
 BINARY = node.MODULES / "@anthropic-ai/claude-code-linux-x64/claude"
@@ -41,7 +50,7 @@ async def claude() -> AsyncIterator[str]:
         yield url
 
 
-def opened(claude: str, root: Path, **given: Any) -> ClaudeCode:
+def new_backend(claude: str, root: Path, **given: Any) -> ClaudeCode:
     settings: dict[str, Any] = {
         "anthropic_base_url": claude,
         "anthropic_api_key": "sk-secret-key",
@@ -54,15 +63,15 @@ def opened(claude: str, root: Path, **given: Any) -> ClaudeCode:
     return backend
 
 
-def asking(line: str, **more: Any) -> Call:
+def build_call(line: str, **more: Any) -> Call:
     messages = [Message("user", f"#sim {line}")]
     call = Call(model="claude-sonnet-5-5", max_tokens=1000, messages=messages, tenant="acme", project="shop")
     return msgspec.structs.replace(call, **more)
 
 
-def using(tool: str, **fields: str) -> Call:
+def tool_question(tool: str, **fields: str) -> Call:
     """A question whose answer begins with a call of this tool."""
-    return asking(f"words=2 rate=0 tool={tool} json={json.dumps(fields, separators=(',', ':'))}")
+    return build_call(f"words=2 rate=0 tool={tool} json={json.dumps(fields, separators=(',', ':'))}")
 
 
 async def answer(backend: ClaudeCode, call: Call) -> list[dict[str, Any]]:
@@ -75,16 +84,18 @@ def text(events: list[dict[str, Any]]) -> str:
 
 async def results(claude: str) -> list[dict[str, Any]]:
     """The tool results that the model has received."""
-    blocks = [m["content"] for m in (await last_request(claude))["body"]["messages"] if isinstance(m["content"], list)]
+    blocks = [
+        m["content"] for m in (await read_last_request(claude))["body"]["messages"] if isinstance(m["content"], list)
+    ]
     return [block for content in blocks for block in content if block["type"] == "tool_result"]
 
 
 async def test_claude_codes_answer_is_one_message(claude: str, tmp_path: Path) -> None:
-    events = await answer(opened(claude, tmp_path), asking("words=30 rate=0", system="Be brief."))
+    events = await answer(new_backend(claude, tmp_path), build_call("words=30 rate=0", system="Be brief."))
     assert text(events) == words(30)
     assert [events[0]["type"], events[-1]["type"]] == ["message_start", "message_delta"]
     assert events[-1]["usage"]["output_tokens"] == 30
-    asked = (await last_request(claude))["body"]
+    asked = (await read_last_request(claude))["body"]
     assert asked["model"] == "claude-sonnet-5-5"
     assert "Be brief." in json.dumps(asked["system"])
 
@@ -94,11 +105,11 @@ async def test_claude_code_works_in_the_folder_of_the_project(claude: str, tmp_p
     folder = tmp_path / "projects/acme/shop"
     folder.mkdir(parents=True)
     (folder / "note.txt").write_text("the tailrace is dry")
-    events = await answer(opened(claude, tmp_path), using("Read", file_path=str(folder / "note.txt")))
+    events = await answer(new_backend(claude, tmp_path), tool_question("Read", file_path=str(folder / "note.txt")))
     (result,) = await results(claude)
     assert "the tailrace is dry" in json.dumps(result)
     assert "dry" not in json.dumps(events)
-    assert (text(events), (await stats(claude))["calls"]) == (words(2) * 2, 2)
+    assert (text(events), (await read_stats(claude))["calls"]) == (words(2) * 2, 2)
 
 
 @pytest.mark.rule("S18")
@@ -115,10 +126,10 @@ async def test_claude_code_cannot_read_outside_its_folder(claude: str, tmp_path:
         "upwards": f"{folder}/../other/secret.txt",
         "by a link": f"{folder}/link/secret.txt",
     }
-    await answer(opened(claude, tmp_path), using("Read", file_path=paths[way]))
+    await answer(new_backend(claude, tmp_path), tool_question("Read", file_path=paths[way]))
     (result,) = await results(claude)
     assert result["is_error"] is True
-    assert "neighbour" not in json.dumps((await last_request(claude))["body"])
+    assert "neighbour" not in json.dumps((await read_last_request(claude))["body"])
 
 
 @pytest.mark.rule("S18")
@@ -136,13 +147,13 @@ async def test_no_file_in_the_project_opens_another_folder(claude: str, tmp_path
     (folder / ".claude/settings.json").write_text(json.dumps(settings))
     server = {"command": "touch", "args": [f"{other}/served"]}
     (folder / ".mcp.json").write_text(json.dumps({"mcpServers": {"x": server}}))
-    call = using("Write", file_path=f"{folder}/link/new.txt", content="x")
+    call = tool_question("Write", file_path=f"{folder}/link/new.txt", content="x")
     named = f"\n--add-dir {other}\nlook at @{other}/secret.txt, @../other/secret.txt and @link/secret.txt"
     call = msgspec.structs.replace(call, messages=[Message("user", f"{call.messages[0].content}{named}")])
-    await answer(opened(claude, tmp_path, claude_code_tools="Read, Write, Edit"), call)
+    await answer(new_backend(claude, tmp_path, claude_code_tools="Read, Write, Edit"), call)
     (result,) = await results(claude)
     assert result["is_error"] is True
-    assert "neighbour" not in json.dumps((await last_request(claude))["body"])
+    assert "neighbour" not in json.dumps((await read_last_request(claude))["body"])
     assert [path.name for path in other.iterdir()] == ["secret.txt"]
 
 
@@ -150,9 +161,9 @@ async def test_no_file_in_the_project_opens_another_folder(claude: str, tmp_path
 async def test_a_message_is_never_a_command_to_claude_code(claude: str, tmp_path: Path) -> None:
     """A message like `/model` would choose a model that costs more; it is sent as text."""
     command = "/model claude-opus-5-5"
-    events = await answer(opened(claude, tmp_path), asking("", messages=[Message("user", command)]))
-    asked = (await last_request(claude))["body"]
-    assert (asked["model"], (await stats(claude))["calls"]) == ("claude-sonnet-5-5", 1)
+    events = await answer(new_backend(claude, tmp_path), build_call("", messages=[Message("user", command)]))
+    asked = (await read_last_request(claude))["body"]
+    assert (asked["model"], (await read_stats(claude))["calls"]) == ("claude-sonnet-5-5", 1)
     assert command in json.dumps(asked["messages"])
     assert text(events)
 
@@ -170,7 +181,7 @@ async def test_a_tool_that_is_not_on_the_list_is_refused(
     claude: str, tmp_path: Path, tools: str, tool: str, fields: dict[str, str]
 ) -> None:
     """Without a user there is no prompt for permission."""
-    await answer(opened(claude, tmp_path, claude_code_tools=tools), using(tool, **fields))
+    await answer(new_backend(claude, tmp_path, claude_code_tools=tools), tool_question(tool, **fields))
     (result,) = await results(claude)
     assert result["is_error"] is True
     assert "hello" not in json.dumps(result)
@@ -182,8 +193,8 @@ async def test_claude_code_receives_no_secret_of_our_environment(
 ) -> None:
     """Keys of Tailrace or of a cloud are not in its environment."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret-of-aws")
-    backend = opened(claude, tmp_path, claude_code_tools="Bash(env)")
-    await answer(backend, using("Bash", command="env", description="x"))
+    backend = new_backend(claude, tmp_path, claude_code_tools="Bash(env)")
+    await answer(backend, tool_question("Bash", command="env", description="x"))
     (result,) = await results(claude)
     told = json.dumps(result)
     assert "PATH=" in told
@@ -198,7 +209,7 @@ def folders(root: Path) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("project", ["..", "../../other", "/etc", "a/b", "Ünï", "x" * 300, ".", "a\x00b"])
 async def test_a_projects_name_never_leads_out_of_the_root(claude: str, tmp_path: Path, project: str) -> None:
     """The folder of any project name is one level below its tenant's."""
-    await answer(opened(claude, tmp_path), asking("words=1 rate=0", project=project))
+    await answer(new_backend(claude, tmp_path), build_call("words=1 rate=0", project=project))
     assert sorted(len(made) for made in folders(tmp_path)) == [1, 2, 3]
 
 
@@ -207,8 +218,8 @@ async def test_a_folder_that_is_a_link_is_not_worked_in(claude: str, tmp_path: P
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "projects/acme/shop").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BackendError, match="is a link to another folder"):
-        await answer(opened(claude, tmp_path), asking("words=1 rate=0"))
-    assert (await stats(claude))["calls"] == 0
+        await answer(new_backend(claude, tmp_path), build_call("words=1 rate=0"))
+    assert (await read_stats(claude))["calls"] == 0
 
 
 @pytest.mark.parametrize(
@@ -224,16 +235,16 @@ async def test_a_folder_that_is_a_link_is_not_worked_in(claude: str, tmp_path: P
 async def test_failures_of_claude_code_have_their_codes(claude: str, tmp_path: Path, line: str, code: str) -> None:
     """Each makes one call: the generator repeats calls, the backend does not."""
     with pytest.raises(BackendError) as failure:
-        await answer(opened(claude, tmp_path), asking(line))
+        await answer(new_backend(claude, tmp_path), build_call(line))
     assert failure.value.code == code
-    assert (await stats(claude))["calls"] <= 1
+    assert (await read_stats(claude))["calls"] <= 1
 
 
 async def test_a_silent_claude_code_is_stopped(claude: str, tmp_path: Path) -> None:
     with pytest.raises(BackendError) as failure:
-        await answer(opened(claude, tmp_path, stall_timeout_s=4.0), asking("words=9 rate=0 fault=stall@3"))
+        await answer(new_backend(claude, tmp_path, stall_timeout_s=4.0), build_call("words=9 rate=0 fault=stall@3"))
     assert failure.value.code == "backend_stalled"
-    await open_streams(claude, 0)
+    await wait_for_open_streams(claude, 0)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +255,7 @@ async def test_fields_that_claude_code_would_ignore_are_refused(
 ) -> None:
     """Tools of the client, and fields that the CLI has no option for."""
     with pytest.raises(BackendError, match=r"does not support (tools|stop_sequences)$") as failure:
-        await answer(opened(claude, tmp_path), asking("words=1", **more))
+        await answer(new_backend(claude, tmp_path), build_call("words=1", **more))
     assert failure.value.code == "backend_refused_request"
 
 
@@ -266,8 +277,8 @@ def is_running(mark: str) -> bool:
 @pytest.mark.rule("S3")
 async def test_no_prompt_and_no_key_is_a_command_line_argument(claude: str, tmp_path: Path) -> None:
     """Other users of a machine can read arguments: they contain neither prompt nor key."""
-    call = asking("words=200 rate=20\nmy-secret-question", system="my-secret-system")
-    told = opened(claude, tmp_path).answer(call)
+    call = build_call("words=200 rate=20\nmy-secret-question", system="my-secret-system")
+    told = new_backend(claude, tmp_path).answer(call)
     await anext(told)
     ours = [line for line in command_lines() if str(BINARY.resolve()) in line]
     await told.aclose()
@@ -280,8 +291,8 @@ async def test_claude_code_and_its_children_end_with_the_call(claude: str, tmp_p
     """Also a child in another process group, and one that ignores SIGTERM."""
     mark = f"86{os.getpid()}"
     script = f"setsid sh -c 'trap \"\" TERM; sleep {mark}.5' & sleep {mark}"
-    backend = opened(claude, tmp_path, claude_code_tools="Bash")
-    told = asyncio.create_task(answer(backend, using("Bash", command=script, description="x")))
+    backend = new_backend(claude, tmp_path, claude_code_tools="Bash")
+    told = asyncio.create_task(answer(backend, tool_question("Bash", command=script, description="x")))
     await until(lambda: is_running(f"sleep {mark}.5") and is_running(f"sleep {mark}"), MANY_TRIES_S)
     told.cancel()
     await asyncio.wait([told])
@@ -304,7 +315,7 @@ async def test_a_generator_that_is_killed_takes_it_along(
     }
     fields = json.dumps({"command": f"sh -c 'sleep {mark}'", "description": "x"}, separators=(",", ":"))
     async with processes.generator(tmp_path, own_server.url, claude, **settings) as generator:
-        await ask(own_log, f"words=2 rate=0 tool=Bash json={fields}")
+        await append_request(own_log, f"words=2 rate=0 tool=Bash json={fields}")
         await until(lambda: is_running(f"sleep {mark}"), MANY_TRIES_S)
         assert any(temporary.iterdir())
         await generator.stop(SIGKILL)
@@ -325,14 +336,14 @@ async def test_an_answer_with_a_schema_is_asked_for_in_its_prompt(
         "claude_code_root": tmp_path / "projects",
         "stall_timeout_s": STALL_TIMEOUT_S,
     }
-    async with working(own_server.url, claude, **given):
+    async with running_generator(own_server.url, claude, **given):
         # The simulated Claude also answers a conversation in JSON with this text.
         line = f'rate=0 json={{"query":"tailrace"}}{wrong}'
-        turn = await ended(own_log, await ask(own_log, line, options=with_schema(None, schema)))
+        turn = await wait_for_end(own_log, await append_request(own_log, line, options=with_schema(None, schema)))
     assert turn.end is not None
     assert (turn.text, turn.outcome, turn.end.schema_valid) == ('{"query":"tailrace"}', "completed", True)
     assert (turn.attempt, turn.rejected) == ((2, '{"km":1}') if wrong else (1, ""))
-    asked = (await last_request(claude))["body"]
+    asked = (await read_last_request(claude))["body"]
     assert "output_config" not in asked or "format" not in asked["output_config"]
     for told in ("JSON Schema", '\\"required\\":[\\"query\\"]', "uses of your tools"):
         assert told in json.dumps(asked["system"])
@@ -349,12 +360,12 @@ async def test_when_it_breaks_in_mid_sentence_claude_itself_goes_on(
         "claude_code_root": tmp_path / "projects",
         "stall_timeout_s": STALL_TIMEOUT_S,
     }
-    async with working(own_server.url, claude, **given):
-        key = await ask(own_log, "words=60 rate=50 fault=error@20")
-        turn = await ended(own_log, key)
+    async with running_generator(own_server.url, claude, **given):
+        key = await append_request(own_log, "words=60 rate=50 fault=error@20")
+        turn = await wait_for_end(own_log, key)
     assert (turn.text, turn.outcome) == (words(60), "completed")
     assert len(turn.blocks) == 1
-    asked = [(attempt.backend, attempt.mode) for attempt in await attempts(own_log, key)]
+    asked = [(attempt.backend, attempt.mode) for attempt in await read_attempts(own_log, key)]
     assert asked == [("claude_code", "fresh"), ("claude", "continue")]
 
 
@@ -365,7 +376,7 @@ def test_no_text_begins_as_a_command_does() -> None:
         [Message("user", blocks)],
         [Message("user", "/x"), Message("assistant", "/y"), Message("user", blocks)],
     ):
-        said = build_prompt(asking("", messages=messages))["message"]["content"]
+        said = build_prompt(build_call("", messages=messages))["message"]["content"]
         assert [block["text"] for block in said[-3:]] == [" /compact", "a/b", " /etc/hosts"]
         assert not any(block["text"].startswith("/") for block in said)
 
@@ -378,14 +389,14 @@ def test_earlier_messages_are_a_text_before_the_last_message() -> None:
         Message("assistant", "A cat."),
         Message("user", [picture, {"type": "text", "text": "And this?"}]),
     ]
-    asked = build_prompt(asking("", messages=messages))["message"]
+    asked = build_prompt(build_call("", messages=messages))["message"]
     earlier, *last = asked["content"]
     assert asked["role"] == "user"
     assert last == messages[-1].content
     assert "What is it?" in earlier["text"]
     assert "A cat." in earlier["text"]
     assert "AAAA" not in earlier["text"]
-    partial = build_prompt(asking("", messages=[*messages, Message("assistant", "A d")]))["message"]["content"]
+    partial = build_prompt(build_call("", messages=[*messages, Message("assistant", "A d")]))["message"]["content"]
     assert "A d" in partial[0]["text"]
     assert "interrupted" in partial[-1]["text"]
 
@@ -408,8 +419,8 @@ def test_the_program_of_claude_code_is_found(tmp_path: Path, monkeypatch: pytest
 async def test_the_operators_login_answers_without_a_key(claude: str, tmp_path: Path) -> None:
     """Without a key Claude Code refuses to start a call. Its tool calls are marked as executed."""
     login = {"anthropic_api_key": "", "claude_code_oauth_token": "sk-ant-oat01-secret"}
-    backend = opened(claude, tmp_path, claude_code_tools="Bash(ls:*)", **login)
-    events = await answer(backend, using("Bash", command="ls -1", description="x"))
+    backend = new_backend(claude, tmp_path, claude_code_tools="Bash(ls:*)", **login)
+    events = await answer(backend, tool_question("Bash", command="ls -1", description="x"))
     blocks = [event["content_block"] for event in events if event["type"] == "content_block_start"]
     assert [(block["type"], block.get("name")) for block in blocks] == [
         ("text", None),

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.clients import node
-from tests.clients.conftest import stored_text
-from tests.harness.cutting_proxy import Cutting, seeded
+from tests.clients.conftest import read_stored_text
+from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.integration.conftest import KEY, Gateway, NewGateway
@@ -39,12 +39,12 @@ async def test_event_source_with_a_ticket_resumes_after_cuts(listing: Gateway, b
     """From another origin and without a key. Afterwards the ticket is used."""
     turn = (await listing.client.post("/v1/turns", json={"message": LINE})).json()["turn"]
     ticket = (await listing.client.post(f"/v1/turns/{turn}/tickets", json={})).json()
-    async with Cutting(listing.port, seeded(11, 3, bytes_max=1700, bytes_min=AFTER_FIRST_ID)) as proxy:
+    async with Cutting(listing.port, random_cuts(11, 3, bytes_max=1700, bytes_min=AFTER_FIRST_ID)) as proxy:
         first, again = await node.run("browser-auth.mjs", "ticket", proxy.url, OURS, ticket["events"], CHROMIUM=browser)
     assert (first["text"], first["outcome"], proxy.left) == (TEXT, "completed", [])
     assert first["opened"] == 4
     assert again == {"refused": "it gave up: error"}
-    assert await stored_text(listing, turn) == TEXT
+    assert await read_stored_text(listing, turn) == TEXT
 
 
 async def test_login_cookie_is_not_readable_by_scripts(gateway: Gateway, browser: str) -> None:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.clients import node
-from tests.clients.conftest import Takeover, stored_text
-from tests.harness.cutting_proxy import Cutting, seeded
+from tests.clients.conftest import Takeover, read_stored_text
+from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import Gateway
 
@@ -53,7 +53,7 @@ async def test_clients_in_a_browser_resume_after_cuts(open_gateway: Gateway, bro
     async with AsyncExitStack() as stack:
         proxies = [
             await stack.enter_async_context(
-                Cutting(open_gateway.port, seeded(seed, count, bytes_max=most, bytes_min=IN_BODY), whole=whole)
+                Cutting(open_gateway.port, random_cuts(seed, count, bytes_max=most, bytes_min=IN_BODY), whole=whole)
             )
             for seed, count, most, whole in (
                 (5, 3, 1100, b""),
@@ -71,7 +71,7 @@ async def test_clients_in_a_browser_resume_after_cuts(open_gateway: Gateway, bro
         )
     assert [(one.text, one.outcome) for one in shown] == [(TEXT, "completed")] * 4
     assert [proxy.left for proxy in proxies] == [[]] * 4
-    assert await stored_text(open_gateway, turn) == TEXT
+    assert await read_stored_text(open_gateway, turn) == TEXT
 
 
 @pytest.mark.proves("tailrace", "generator killed during the answer", "EventSource (Chromium)")
@@ -81,10 +81,10 @@ async def test_clients_in_a_browser_continue_when_the_generator_is_killed(takeov
     turn = await post(gateway)
     url = stream(gateway.url, turn)
     reading = asyncio.create_task(with_browser(browser, "EventSource", url, "fetch-event-source", url))
-    async with takeover.killed_after(8):
+    async with takeover.run_and_kill_after(8):
         shown = await reading
     record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
     assert shown == [Shown(TEXT, "completed", 1)] * 2
-    assert await stored_text(gateway, turn) == TEXT
+    assert await read_stored_text(gateway, turn) == TEXT
     # On a busy machine the second generator may lose its lease, too.
     assert record["attempts"] >= 2

@@ -38,7 +38,7 @@ async def writer(log: TurnLog) -> Writer:
 
 
 @asynccontextmanager
-async def taking_the_place(gateway: Gateway, path: str) -> AsyncIterator[None]:
+async def competing_reader(gateway: Gateway, path: str) -> AsyncIterator[None]:
     """Another reader takes the slot as soon as it is free."""
     while True:
         async with gateway.client.stream("GET", path) as response:
@@ -66,8 +66,8 @@ async def test_refused_event_source_reconnects(small: Gateway, writer: Writer, b
         await until(lambda: proxy.connections)
         before = refusals()
         while proxy.left:
-            await writer.say("b" * 50)
-        async with taking_the_place(small, path):
+            await writer.store_texts("b" * 50)
+        async with competing_reader(small, path):
             await one_refusal_after(before + 1)
         await writer.end()
         (shown,) = await showing
@@ -83,7 +83,7 @@ async def test_refused_first_connection_is_retried_by_the_documented_code(
     function = re.search(r"```js\n(function read.*?)```", (CHECKOUT / "docs/API.md").read_text(), re.DOTALL)
     assert function is not None
     before = refusals()
-    async with taking_the_place(small, path):
+    async with competing_reader(small, path):
         showing = asyncio.create_task(node.run("browser-refusals.mjs", small.url, path, function[1], CHROMIUM=browser))
         await one_refusal_after(before)
     await writer.end()
@@ -94,7 +94,7 @@ async def test_refused_first_connection_is_retried_by_the_documented_code(
 async def test_other_clients_get_the_status(small: Gateway, writer: Writer) -> None:
     """`fetch` and httpx send no Last-Event-ID and accept any type: 503 with Retry-After."""
     path = f"/v1/turns/{writer.key.turn}/events"
-    async with taking_the_place(small, path), httpx2.AsyncClient(base_url=small.url, trust_env=False) as client:
+    async with competing_reader(small, path), httpx2.AsyncClient(base_url=small.url, trust_env=False) as client:
         for headers in ({"accept": "text/event-stream"}, {"last-event-id": "1"}):
             told = await client.get(path, headers=headers)
             assert (told.status_code, "retry-after" in told.headers) == (503, True)

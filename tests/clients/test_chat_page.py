@@ -136,12 +136,12 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
         session = {"id": "hostile", "title": HOSTILE[:200], "system_prompt": HOSTILE}
         (await gateway.client.post("/v1/sessions", json=session)).raise_for_status()
         first, writer = (Writer(own_log, TurnKey(tenant, TurnId(new_id()))) for _ in range(2))
-        await first.ask(session=SessionId("hostile"))
+        await first.store_request(session=SessionId("hostile"))
         await first.begin(LONG_LINE)
         await first.end()
-        await writer.ask(session=SessionId("hostile"), parent=first.key.turn)
+        await writer.store_request(session=SessionId("hostile"), parent=first.key.turn)
         await writer.begin(*HOSTILE.splitlines(keepends=True))
-        await writer.hear(*HOSTILE_BLOCKS)
+        await writer.store_events(*HOSTILE_BLOCKS)
         await writer.end()
         steps = "hostile", gateway.url, "hostile", pictures, KEY
         (seen,) = await node.run("chat-page.mjs", *steps, deadline_s=90, CHROMIUM=browser)
@@ -166,7 +166,7 @@ async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_
     """Under `tailrace up`, at the address that it prints: the token leaves the address, and no kill needs a manual."""
     with running(tmp_path, "--port", "0") as up:
         url = await up.ready()
-        token = up.said("  Open this page:").partition("#demo=")[2]
+        token = up.find_line("  Open this page:").partition("#demo=")[2]
         (seen,) = await node.run("chat-page.mjs", "demo", url, token, pictures, deadline_s=120, CHROMIUM=browser)
     counted = ", ".join(map(str, range(1, 301)))
     assert seen["text"] == counted
@@ -291,7 +291,7 @@ async def test_a_refusal_is_one_sentence_that_keeps_the_question_and_another_key
         full = await new_gateway(own_server.url, full_at=1e-9)
         other = await new_gateway(own_server.url)
         writer = Writer(own_log, TurnKey(tenant, TurnId(new_id())))
-        await writer.ask(session=SessionId("s"))
+        await writer.store_request(session=SessionId("s"))
         await writer.begin("The first part")
         url = f"{other.url}/#s"
         showing = asyncio.create_task(
@@ -304,7 +304,7 @@ async def test_a_refusal_is_one_sentence_that_keeps_the_question_and_another_key
 
         await until(is_read, 40)
         await keys.revoke(key.record.id, int(time.time()))
-        await writer.say(" and the second.")
+        await writer.store_texts(" and the second.")
         await writer.end()
         (seen,) = await showing
     assert seen["said"] == [
@@ -326,7 +326,7 @@ async def test_a_long_chat_is_read_in_pages_and_named_after_its_first_question(
         for number in range(1, 122):
             writer = Writer(own_log, TurnKey(Tenant("local"), TurnId(new_id())))
             message = Message(role="user", content=f"Question {number}\nand more")
-            await writer.ask(session=SessionId("long"), parent=parent, messages=[message])
+            await writer.store_request(session=SessionId("long"), parent=parent, messages=[message])
             await writer.begin("a")
             await writer.end()
             parent = writer.key.turn

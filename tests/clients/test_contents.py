@@ -58,17 +58,17 @@ NASTY = [
 SSE = sorted(name for name, dialect in DIALECTS.items() if dialect.media_type == MEDIA_TYPE)
 
 
-def leaves(value: Any) -> Iterator[str]:
+def strings_in(value: Any) -> Iterator[str]:
     """Returns every string in a JSON value."""
     match value:
         case str():
             yield value
         case list():
             for each in value:
-                yield from leaves(each)
+                yield from strings_in(each)
         case dict():
             for each in value.values():
-                yield from leaves(each)
+                yield from strings_in(each)
 
 
 async def write_turn(log: TurnLog) -> TurnKey:
@@ -76,7 +76,7 @@ async def write_turn(log: TurnLog) -> TurnKey:
     key = TurnKey(LOCAL.tenant, TurnId(new_id()))
     writer = Writer(log, key)
     await writer.open(*NASTY)
-    await writer.hear(
+    await writer.store_events(
         events.BlockStop(0),
         events.BlockStart(1, {"type": "thinking", "thinking": ""}),
         *(events.BlockDelta(1, events.ThinkingDelta(text)) for text in NASTY),
@@ -90,7 +90,7 @@ async def write_turn(log: TurnLog) -> TurnKey:
     return key
 
 
-async def failed(log: TurnLog) -> TurnKey:
+async def write_failed_turn(log: TurnLog) -> TurnKey:
     """Writes a turn whose error has the content."""
     key = TurnKey(LOCAL.tenant, TurnId(new_id()))
     writer = Writer(log, key)
@@ -99,11 +99,11 @@ async def failed(log: TurnLog) -> TurnKey:
     return key
 
 
-def strict(body: bytes) -> list[list[str]]:
+def decode_strictly(body: bytes) -> list[list[str]]:
     return [[event.event or "message", event.data] for event in parse(body)]
 
 
-def by_httpx_sse(body: bytes) -> list[list[str]]:
+def decode_with_httpx_sse(body: bytes) -> list[list[str]]:
     response = httpx.Response(200, headers={"content-type": MEDIA_TYPE}, content=body)
     return [[event.event, event.data] for event in EventSource(response).iter_sse()]
 
@@ -125,12 +125,12 @@ async def test_three_parsers_agree_on_any_content(
 ) -> None:
     """In every dialect that is an event stream: the same names, and the exact text."""
     gateway = await new_gateway(nats_url, api_keys="")
-    whole, broken = await write_turn(log), await failed(log)
+    whole, broken = await write_turn(log), await write_failed_turn(log)
     asked = [(dialect, key) for dialect in SSE for key in (whole, broken)]
     urls = [f"{gateway.url}/v1/turns/{key.turn}/events?dialect={dialect}" for dialect, key in asked]
     bodies = [await body_of(gateway.client, url) for url in urls]
-    ours = [strict(body) for body in bodies]
-    assert [by_httpx_sse(body) for body in bodies] == ours
+    ours = [decode_strictly(body) for body in bodies]
+    assert [decode_with_httpx_sse(body) for body in bodies] == ours
     names = sorted({name for stream in ours for name, _ in stream})
     assert all(EVENT_NAME.fullmatch(name.encode()) for name in names)
     shown = await node.run("contents.mjs", ",".join(names), *urls, CHROMIUM=browser)
@@ -139,7 +139,7 @@ async def test_three_parsers_agree_on_any_content(
         if dialect == "html":
             said = {unescape(data) for _, data in stream}
         else:
-            said = {leaf for _, data in stream if data != "[DONE]" for leaf in leaves(json.loads(data))}
+            said = {leaf for _, data in stream if data != "[DONE]" for leaf in strings_in(json.loads(data))}
         if key == whole and dialect == "state":
             assert "".join(NASTY) in said
         elif key == whole:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.harness.cutting_proxy import Cut, Cutting, seeded
+from tests.harness.cutting_proxy import Cut, Cutting, random_cuts
 
 SENT = bytes(range(256)) * 1000
 
@@ -24,7 +24,7 @@ async def port() -> AsyncIterator[int]:
     server.close()
 
 
-async def received(proxy: Cutting) -> tuple[bytes, str]:
+async def receive(proxy: Cutting) -> tuple[bytes, str]:
     """Returns what one connection received, and how it ended."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     writer.write(b"go\n")
@@ -42,7 +42,7 @@ async def received(proxy: Cutting) -> tuple[bytes, str]:
 async def test_each_cut_breaks_one_connection_at_its_byte(port: int) -> None:
     cuts = [Cut(0, "fin"), Cut(1000, "rst"), Cut(100_000, "fin"), Cut(7, "rst")]
     async with Cutting(port, cuts) as proxy:
-        seen = [await received(proxy) for _ in range(5)]
+        seen = [await receive(proxy) for _ in range(5)]
     assert seen == [(SENT[: cut.after_bytes], cut.how) for cut in cuts] + [(SENT, "fin")]
     assert (proxy.left, proxy.connections) == ([], 5)
 
@@ -50,17 +50,17 @@ async def test_each_cut_breaks_one_connection_at_its_byte(port: int) -> None:
 async def test_unused_cut_is_reported(port: int) -> None:
     cut = Cut(len(SENT))
     async with Cutting(port, [cut]) as proxy:
-        assert await received(proxy) == (SENT, "fin")
+        assert await receive(proxy) == (SENT, "fin")
     assert proxy.left == [cut]
 
 
 @pytest.mark.parametrize(("place", "cut_at"), [(255, 255), (256, 258), (257, 258), (258, 258), (259, 259)])
 async def test_protected_bytes_are_not_cut(port: int, place: int, cut_at: int) -> None:
     async with Cutting(port, [Cut(place)], whole=b"\xff\x00\x01") as proxy:
-        assert await received(proxy) == (SENT[:cut_at], "rst")
+        assert await receive(proxy) == (SENT[:cut_at], "rst")
 
 
 def test_seed_gives_the_same_cuts() -> None:
-    assert seeded(7, 9, bytes_max=500, bytes_min=100) == seeded(7, 9, bytes_max=500, bytes_min=100)
-    assert seeded(7, 9, bytes_max=500) != seeded(8, 9, bytes_max=500)
-    assert all(100 <= cut.after_bytes <= 500 for cut in seeded(7, 99, bytes_max=500, bytes_min=100))
+    assert random_cuts(7, 9, bytes_max=500, bytes_min=100) == random_cuts(7, 9, bytes_max=500, bytes_min=100)
+    assert random_cuts(7, 9, bytes_max=500) != random_cuts(8, 9, bytes_max=500)
+    assert all(100 <= cut.after_bytes <= 500 for cut in random_cuts(7, 99, bytes_max=500, bytes_min=100))

@@ -20,7 +20,7 @@ import pytest
 
 from tailrace.deploy.local.ports import find_free
 from tests.clients import node
-from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
 from tests.harness.system import System
@@ -42,7 +42,7 @@ async def start(url: str, folder: Path, *command: str, **own: str) -> Process:
     )
 
 
-async def printed(process: Process) -> str:
+async def read_printed(process: Process) -> str:
     output, complained = await asyncio.wait_for(process.communicate(), WAIT_S_MAX)
     assert process.returncode == 0, complained
     return output.decode()
@@ -54,7 +54,7 @@ def text_of_events(lines: str) -> str:
     return "".join(event["text"] for event in events if event["type"] == "delta")
 
 
-async def turns_paid(gateway: Gateway) -> int:
+async def count_turns(gateway: Gateway) -> int:
     [usage] = (await gateway.client.get("/v1/usage")).json()["data"]
     turns: int = usage["turns"]
     return turns
@@ -65,16 +65,18 @@ async def test_an_example_prints_the_answer_once_over_cut_connections(
     gateway: Gateway, tmp_path: Path, example: str
 ) -> None:
     line = "#sim words=200 rate=120"
-    async with Cutting(gateway.port, seeded(5, 4, bytes_max=1800)) as proxy:
+    async with Cutting(gateway.port, random_cuts(5, 4, bytes_max=1800)) as proxy:
         if example == "ask.py":
             program = await start(proxy.url, tmp_path, sys.executable, str(EXAMPLES / example), line)
-            text = await printed(program)
+            text = await read_printed(program)
         else:
             body = msgspec.json.encode({"message": line}).decode()
-            text = text_of_events(await printed(await start(proxy.url, tmp_path, "sh", str(EXAMPLES / example), body)))
+            text = text_of_events(
+                await read_printed(await start(proxy.url, tmp_path, "sh", str(EXAMPLES / example), body))
+            )
         assert proxy.left == []
     assert text == words(200)
-    assert await turns_paid(gateway) == 1
+    assert await count_turns(gateway) == 1
 
 
 @pytest.mark.timeout(180)
@@ -106,11 +108,11 @@ async def test_an_agent_that_is_killed_in_mid_call_attaches_to_its_turn(
     answer, shown = await asyncio.wait_for(again.communicate(), WAIT_S_MAX)
     assert answer.decode() == f"{words(60)}\n", shown
     assert measured + shown.count(b"measuring the depth of the Rhine") == 1
-    assert await turns_paid(gateway) == 2
+    assert await count_turns(gateway) == 2
     if example == "anthropic_agent.py":
         # Another run is paid for.
-        await printed(await start(gateway.url, tmp_path, *agent[:2], "run-2", task))
-        assert await turns_paid(gateway) == 4
+        await read_printed(await start(gateway.url, tmp_path, *agent[:2], "run-2", task))
+        assert await count_turns(gateway) == 4
 
 
 def copy_of(example: str, tmp_path: Path, *modules: str) -> Path:
@@ -124,7 +126,7 @@ def copy_of(example: str, tmp_path: Path, *modules: str) -> Path:
 
 
 @asynccontextmanager
-async def serving(port: int, url: str, folder: Path, *command: str, **own: str) -> AsyncIterator[Process]:
+async def running_server(port: int, url: str, folder: Path, *command: str, **own: str) -> AsyncIterator[Process]:
     """Starts a server, waits until it answers, and kills it and its children at the end."""
     process = await start(url, folder, *command, PORT=str(port), **own)
     try:
@@ -156,26 +158,26 @@ class Page:
         )
         self._environ = os.environ | {"CHROMIUM": browser}
 
-    async def asked(self) -> None:
+    async def ask(self) -> None:
         """Returns in the middle of the answer."""
         self._process = await asyncio.create_subprocess_exec(
             *self._command, env=self._environ, cwd=node.SCRIPTS, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
         )
         assert self._process.stdout is not None
-        assert await asyncio.wait_for(self._process.stdout.readline(), WAIT_S_MAX), await printed(self._process)
+        assert await asyncio.wait_for(self._process.stdout.readline(), WAIT_S_MAX), await read_printed(self._process)
 
-    async def shown(self) -> tuple[str, str]:
+    async def displayed(self) -> tuple[str, str]:
         """Returns the text and the outcome at the end."""
-        text, outcome = msgspec.json.decode(await printed(self._process))
+        text, outcome = msgspec.json.decode(await read_printed(self._process))
         return text, outcome
 
 
 async def test_the_page_with_eventsource(open_gateway: Gateway, browser: str) -> None:
-    async with Cutting(open_gateway.port, seeded(3, count=3, bytes_max=1400, bytes_min=900)) as proxy:
+    async with Cutting(open_gateway.port, random_cuts(3, count=3, bytes_max=1400, bytes_min=900)) as proxy:
         line = "#sim words=200 rate=120"
         page = Page(f"{proxy.url}/eventsource.html", line, browser, str(EXAMPLES / "eventsource.html"))
-        await page.asked()
-        assert await page.shown() == (words(200), "completed")
+        await page.ask()
+        assert await page.displayed() == (words(200), "completed")
         assert proxy.left == []
 
 
@@ -188,14 +190,14 @@ async def test_the_page_with_use_turn_on_vites_server(gateway: Gateway, browser:
     (port,) = find_free(1)
     vite = (str(node.NODE), "node_modules/vite/bin/vite.js", "--host", "127.0.0.1", "--port", str(port), "--strictPort")
     async with (
-        Cutting(gateway.port, seeded(3, count=3, bytes_max=1400, bytes_min=900)) as proxy,
-        serving(port, proxy.url, folder, *vite),
+        Cutting(gateway.port, random_cuts(3, count=3, bytes_max=1400, bytes_min=900)) as proxy,
+        running_server(port, proxy.url, folder, *vite),
     ):
         page = Page(f"http://127.0.0.1:{port}/", "#sim words=200 rate=120", browser)
-        await page.asked()
-        assert await page.shown() == (words(200), "completed")
+        await page.ask()
+        assert await page.displayed() == (words(200), "completed")
         assert proxy.left == []
-    assert await turns_paid(gateway) == 1
+    assert await count_turns(gateway) == 1
 
 
 @pytest.mark.timeout(180)
@@ -210,19 +212,19 @@ async def test_a_backend_that_is_killed_in_mid_answer_goes_on_with_it(
         folder, command = copy_of(example, tmp_path), [str(node.NODE), "server.js"]
     url = f"http://127.0.0.1:{port}"
     page = Page(url, "#sim words=300 rate=60", browser)
-    async with serving(port, gateway.url, folder, *command) as killed:
-        await page.asked()
+    async with running_server(port, gateway.url, folder, *command) as killed:
+        await page.ask()
         killed.send_signal(SIGKILL)
         await killed.communicate()
-    async with serving(port, gateway.url, folder, *command):
-        assert await page.shown() == (words(300), "completed")
+    async with running_server(port, gateway.url, folder, *command):
+        assert await page.displayed() == (words(300), "completed")
         [session] = (await gateway.client.get("/v1/sessions")).json()["data"]
         [turn] = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
         async with httpx2.AsyncClient(base_url=url) as client:
             for user, status in ((("ada", "lovelace"), 200), (("eve", "moneypenny"), 404), (("eve", "lovelace"), 401)):
                 assert (await client.get(f"/v1/turns/{turn['turn']}/events", auth=user)).status_code == status
             assert (await client.post("/v1/turns", json={"message": "Hi."})).status_code == 401
-    assert await turns_paid(gateway) == 1
+    assert await count_turns(gateway) == 1
 
 
 @pytest.mark.timeout(240)
@@ -240,8 +242,8 @@ async def test_the_app_on_nextjs_shows_a_whole_answer_to_its_user_only(
     next_dev = (str(node.NODE), "node_modules/next/dist/bin/next", "dev", "--port", str(port))
     own = {"TAILRACE_JWT_SECRET": secret, "NEXT_TELEMETRY_DISABLED": "1"}
     async with (
-        Cutting(of_users.port, seeded(3, count=2, bytes_max=6000, bytes_min=4000)) as proxy,
-        serving(port, proxy.url, folder, *next_dev, **own),
+        Cutting(of_users.port, random_cuts(3, count=2, bytes_max=6000, bytes_min=4000)) as proxy,
+        running_server(port, proxy.url, folder, *next_dev, **own),
     ):
         line = "#sim words=200 rate=60"
         steps = f"http://localhost:{port}/", line

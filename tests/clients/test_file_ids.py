@@ -23,16 +23,16 @@ MODEL = "claude-haiku-5-5"
 ASKED = "#sim words=1 rate=0"
 
 
-def encoded(content: bytes) -> str:
+def encode(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-DOCUMENT = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": encoded(PDF)}}
-IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": encoded(PNG)}}
+DOCUMENT = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": encode(PDF)}}
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": encode(PNG)}}
 TEXT = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "größe"}}
 
 
-async def stored(gateway: Gateway, turn: str) -> list[dict[str, Any]]:
+async def read_stored_blocks(gateway: Gateway, turn: str) -> list[dict[str, Any]]:
     """Returns the blocks of the turn's message besides its text."""
     found = (await gateway.client.get(f"/v1/turns/{turn}")).json()
     return [block for block in found["input"][-1]["content"] if block["type"] != "text"]
@@ -65,8 +65,8 @@ async def test_openai_file_ids(gateway: Gateway, persistence: Process, generator
         await sdk.files.delete(pdf.id)
         await sdk.files.delete(png.id)
     document = {"title": "a.pdf", **DOCUMENT}
-    assert await stored(gateway, chat.id.removeprefix("chatcmpl-")) == [document]
-    assert await stored(gateway, response.id.removeprefix("resp_")) == [IMAGE, document]
+    assert await read_stored_blocks(gateway, chat.id.removeprefix("chatcmpl-")) == [document]
+    assert await read_stored_blocks(gateway, response.id.removeprefix("resp_")) == [IMAGE, document]
 
 
 @pytest.mark.proves(DIALECT, FEATURE, "anthropic (Python)")
@@ -99,8 +99,8 @@ async def test_anthropic_file_ids(gateway: Gateway, persistence: Process, genera
         with pytest.raises(anthropic.NotFoundError, match="no file has the id 'file_011': upload it"):
             await sdk.beta.messages.create(**unknown)
     document = {**TEXT, "title": "of mine"}
-    assert await stored(gateway, answer.id.removeprefix("msg_")) == [document]
-    (stored_result,) = await stored(gateway, later.id.removeprefix("msg_"))
+    assert await read_stored_blocks(gateway, answer.id.removeprefix("msg_")) == [document]
+    (stored_result,) = await read_stored_blocks(gateway, later.id.removeprefix("msg_"))
     assert stored_result["content"] == [document]
 
 

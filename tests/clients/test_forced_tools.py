@@ -100,7 +100,7 @@ async def test_a_takeover_restarts_a_forced_tool_call(takeover: Takeover) -> Non
     slow = ANSWERED.replace("rate=0", "rate=20")
     body = {"message": slow, "model": MODEL, "tools": [TOOL], "options": {"tool_choice": {"type": "any"}}}
     turn = (await takeover.gateway.client.post("/v1/turns", json=body)).json()["turn"]
-    async with takeover.killed_after(4):
+    async with takeover.run_and_kill_after(4):
         content = (await takeover.gateway.client.get(f"/v1/turns/{turn}/events")).text
         record = (await takeover.gateway.client.get(f"/v1/turns/{turn}")).json()
     assert (record["outcome"], record["attempts"], record["schema_valid"]) == ("completed", 2, True)

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from tests.clients.conftest import Takeover, stored_text
+from tests.clients.conftest import Takeover, read_stored_text
 from tests.clients.matrix import CLIENTS, Client
-from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import Gateway
 
@@ -21,11 +21,11 @@ each_client = pytest.mark.parametrize("client", CLIENTS, ids=[client.id for clie
 
 @each_client
 async def test_a_client_shows_the_text_once_after_cuts(gateway: Gateway, client: Client) -> None:
-    cuts = seeded(CLIENTS.index(client), client.cuts.connections, client.cuts.bytes_max, client.cuts.bytes_min)
+    cuts = random_cuts(CLIENTS.index(client), client.cuts.connections, client.cuts.bytes_max, client.cuts.bytes_min)
     async with Cutting(gateway.port, cuts, whole=client.cuts.whole) as proxy:
         answer = await client.read(proxy.url, LINE)
         assert proxy.left == []
-    assert answer.text == words(WORDS) == await stored_text(gateway, answer.turn)
+    assert answer.text == words(WORDS) == await read_stored_text(gateway, answer.turn)
     # A client that repeats its POST pays for one turn.
     [usage] = (await gateway.client.get("/v1/usage")).json()["data"]
     assert usage["turns"] == 1
@@ -34,8 +34,8 @@ async def test_a_client_shows_the_text_once_after_cuts(gateway: Gateway, client:
 @each_client
 async def test_a_client_shows_the_text_once_when_the_generator_is_killed(takeover: Takeover, client: Client) -> None:
     reading = asyncio.create_task(client.read(takeover.gateway.url, SLOW))
-    async with takeover.killed_after(ENTRIES_BEFORE_KILL):
+    async with takeover.run_and_kill_after(ENTRIES_BEFORE_KILL):
         answer = await reading
     record = (await takeover.gateway.client.get(f"/v1/turns/{answer.turn}")).json()
-    assert answer.text == words(SLOW_WORDS) == await stored_text(takeover.gateway, answer.turn)
+    assert answer.text == words(SLOW_WORDS) == await read_stored_text(takeover.gateway, answer.turn)
     assert record["attempts"] == 2

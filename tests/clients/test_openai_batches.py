@@ -46,7 +46,7 @@ async def create(sdk: AsyncOpenAI, lines: list[Any], endpoint: Any = CHAT, **mor
     return await sdk.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h", **more)
 
 
-async def ended(sdk: AsyncOpenAI, batch: Batch) -> Batch:
+async def wait_for_end(sdk: AsyncOpenAI, batch: Batch) -> Batch:
     async def is_over() -> bool:
         return (await sdk.batches.retrieve(batch.id)).status not in ("validating", "in_progress")
 
@@ -79,7 +79,7 @@ async def test_a_batch_of_chat_completions(
         metadata={"of": "a client"},
     )
     assert (made.object, made.endpoint, made.metadata, made.errors) == ("batch", CHAT, {"of": "a client"}, None)
-    batch = await ended(sdk, made)
+    batch = await wait_for_end(sdk, made)
     assert batch.status == "completed", batch
     assert batch.request_counts is not None
     assert batch.request_counts.to_dict() == {"total": 5, "completed": 2, "failed": 3}
@@ -116,7 +116,7 @@ async def test_a_batch_of_responses(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     mine = [await create(sdk, [line], RESPONSES) for _ in range(3)]
     other = {"requests": [{"custom_id": "one", "params": {"message": "#sim words=1 rate=0"}}]}
     turn_batch = (await gateway.client.post("/v1/turn-batches", json=other)).json()["batch"]
-    (output,) = await lines(sdk, (await ended(sdk, mine[0])).output_file_id)
+    (output,) = await lines(sdk, (await wait_for_end(sdk, mine[0])).output_file_id)
     body = output["response"]["body"]
     assert (body["object"], body["metadata"]) == ("response", {"of": "a line"})
     assert body["output"][0]["content"][0]["text"] == words(3)
@@ -143,7 +143,7 @@ async def test_files_and_batches_in_javascript(gateway: Gateway, sdk: AsyncOpenA
 async def test_a_cancelled_batch_lists_what_did_not_run(sdk: AsyncOpenAI) -> None:
     made = await create(sdk, [chat(str(n), "#sim words=500 rate=5") for n in range(2)], extra_body={"parallel": 1})
     await sdk.batches.cancel(made.id)
-    batch = await ended(sdk, made)
+    batch = await wait_for_end(sdk, made)
     assert (batch.status, batch.output_file_id) == ("cancelled", None)
     errors = await lines(sdk, batch.error_file_id)
     assert [(one["custom_id"], one["error"]["code"]) for one in errors] == [
@@ -155,7 +155,7 @@ async def test_a_cancelled_batch_lists_what_did_not_run(sdk: AsyncOpenAI) -> Non
 async def test_an_invalid_file_fails_the_batch(sdk: AsyncOpenAI) -> None:
     """No line runs; `errors` names the lines."""
     made = await create(sdk, [chat("one", "#sim words=1 rate=0"), b"{no json}\n", chat("one", "again")])
-    batch = await ended(sdk, made)
+    batch = await wait_for_end(sdk, made)
     assert batch.errors is not None
     assert batch.errors.data is not None
     assert batch.status == "failed"
@@ -167,7 +167,7 @@ async def test_an_invalid_file_fails_the_batch(sdk: AsyncOpenAI) -> None:
 
 
 async def test_a_batch_whose_every_line_is_refused_completes(sdk: AsyncOpenAI) -> None:
-    batch = await ended(sdk, await create(sdk, [chat("one", "hi", n=2)]))
+    batch = await wait_for_end(sdk, await create(sdk, [chat("one", "hi", n=2)]))
     assert batch.request_counts is not None
     assert (batch.status, batch.request_counts.failed, batch.output_file_id) == ("completed", 1, None)
     assert [one["custom_id"] for one in await lines(sdk, batch.error_file_id)] == ["one"]
@@ -176,7 +176,7 @@ async def test_a_batch_whose_every_line_is_refused_completes(sdk: AsyncOpenAI) -
 async def test_a_line_that_stores_no_turn_is_refused(sdk: AsyncOpenAI) -> None:
     """Its result is made from the turn, which would be erased while the batch runs."""
     given = [request(str(store), RESPONSES, input="#sim words=1 rate=0", store=store) for store in (False, True)]
-    batch = await ended(sdk, await create(sdk, given, RESPONSES))
+    batch = await wait_for_end(sdk, await create(sdk, given, RESPONSES))
     (error,) = await lines(sdk, batch.error_file_id)
     assert (error["custom_id"], error["response"]["status_code"]) == ("False", 400)
     assert error["response"]["body"]["error"]["param"] == "store"

@@ -19,14 +19,14 @@ from tests.clients.openai_chat import (
     MODEL,
     SLOW,
     TEXT,
+    complete_entries,
     cursor_of,
     read_until_cut,
-    resumed,
+    resume_turn,
     sdk_of,
     text_of,
     turn_of,
     user_message,
-    whole_entries,
 )
 from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.displayed_text import SAYS
@@ -62,7 +62,7 @@ async def test_heartbeats_in_silence(nats_url: str, log: TurnLog, tenant: Tenant
             await writer.begin("half ")
             while await anext(received) != b": hb\n":
                 pass
-        await writer.say("an answer")
+        await writer.store_texts("an answer")
         await writer.end()
         assert text_of([chunk async for chunk in stream]) == "half an answer"
 
@@ -82,8 +82,8 @@ async def test_stream_of_a_draining_gateway_is_not_complete(
         await until(lambda: text_of(got))
         leaving.stopping.set()
         assert not await reading
-        got, cursor = whole_entries(got)
-        assert await read_until_cut(await resumed(other, turn_of(got[0].id), cursor), got)
+        got, cursor = complete_entries(got)
+        assert await read_until_cut(await resume_turn(other, turn_of(got[0].id), cursor), got)
     assert text_of(got) == TEXT
 
 
@@ -96,11 +96,11 @@ async def test_partial_tool_call_is_not_mixed_with_the_new_answer(takeover: Take
     got: list[ChatCompletionChunk] = []
     async with sdk_of(takeover.gateway.url) as sdk:
         stream = asyncio.create_task(sdk.chat.completions.create(model=MODEL, messages=user_message(line), stream=True))
-        async with takeover.killed_after(12):
+        async with takeover.run_and_kill_after(12):
             with pytest.raises(openai.APIError, match="starts again") as raised:
                 await read_until_cut(await stream, got)
             turn = turn_of(got[0].id)
-            chunks = [chunk async for chunk in await resumed(sdk, turn)]
+            chunks = [chunk async for chunk in await resume_turn(sdk, turn)]
     assert raised.value.code == "backend_broken"
     assert raised.value.message.endswith(f"/v1/turns/{turn}/events?dialect=openai-chat")
     calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
@@ -115,7 +115,7 @@ async def test_answer_is_read_after_the_log_has_dropped_it(
     line = "#sim words=5 thinking=2 rate=0 tool=look"
     made = await sdk.chat.completions.create(model=MODEL, messages=user_message(line))
     await forget(gateway, system_log, TurnKey(tenant, TurnId(turn_of(made.id))))
-    chunks = [chunk async for chunk in await resumed(sdk, turn_of(made.id))]
+    chunks = [chunk async for chunk in await resume_turn(sdk, turn_of(made.id))]
     assert {(chunk.id, chunk.created, chunk.model) for chunk in chunks} == {(made.id, made.created, made.model)}
     assert (text_of(chunks), chunks[-1].choices[0].finish_reason) == (words(5), "tool_calls")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.clients import node
-from tests.clients.conftest import stored_text
+from tests.clients.conftest import read_stored_text
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway
 
@@ -17,7 +17,7 @@ async def test_the_sdk_for_javascript_reads_answers_tools_and_errors(gateway: Ga
     whole, streamed, tools, refused, failed = await node.run("openai-chat.mjs", KEY, gateway.url)
     for shown in (whole, streamed):
         turn = shown.pop("id").removeprefix("chatcmpl-")
-        assert shown.pop("text") == words(5) == await stored_text(gateway, turn)
+        assert shown.pop("text") == words(5) == await read_stored_text(gateway, turn)
     assert (whole, streamed) == ({"usage": 5}, {"usage": 5})
     assert tools == {"text": words(2), "ran": ["the sky"], "roles": ["user", "assistant", "tool", "assistant"]}
     assert refused == {"error": "InternalServerError", "status": 529, "code": "backend_overloaded"}

@@ -9,10 +9,10 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionChunk
 
-from tests.clients.conftest import stored_text
+from tests.clients.conftest import read_stored_text
 from tests.clients.openai_chat import LINE, MODEL, TEXT, read_until_cut, sdk_of, text_of, turn_of, user_message
 from tests.clients.structured_answer import ANSWERED, RHINE, River
-from tests.harness.generator_in_loop import last_request, words
+from tests.harness.generator_in_loop import read_last_request, words
 from tests.integration.conftest import KEY, Gateway
 
 LOOK: Any = {
@@ -37,7 +37,7 @@ async def test_completion_as_json(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     assert made.usage is not None
     assert (made.usage.completion_tokens, made.usage.total_tokens) == (40, 40 + made.usage.prompt_tokens)
     turn = turn_of(made.id)
-    assert await stored_text(gateway, turn) == TEXT
+    assert await read_stored_text(gateway, turn) == TEXT
     record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
     names = ("tailrace-turn", "x-request-id", "x-session-id", "tailrace-ignored")
     assert [raw.headers[name] for name in names] == [turn, turn, record["session"], "temperature"]
@@ -49,7 +49,7 @@ async def test_completion_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     stream = await sdk.chat.completions.create(model=MODEL, messages=user_message(LINE), stream=True)
     chunks = [chunk async for chunk in stream]
     deltas = [chunk.choices[0].delta for chunk in chunks]
-    assert text_of(chunks) == TEXT == await stored_text(gateway, turn_of(chunks[0].id))
+    assert text_of(chunks) == TEXT == await read_stored_text(gateway, turn_of(chunks[0].id))
     assert [delta.role for delta in deltas] == ["assistant"] + [None] * (len(deltas) - 1)
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
     assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
@@ -69,7 +69,7 @@ async def test_completion_streams_without_asyncio(gateway: Gateway) -> None:
             )
 
     *chunks, last = await asyncio.to_thread(read)
-    assert text_of(chunks) == TEXT == await stored_text(gateway, turn_of(last.id))
+    assert text_of(chunks) == TEXT == await read_stored_text(gateway, turn_of(last.id))
     assert (last.choices, last.usage and last.usage.completion_tokens) == ([], 40)
 
 
@@ -106,7 +106,7 @@ async def test_tool_call_and_result(gateway: Gateway, claude: str, sdk: AsyncOpe
     ]
     made = await sdk.chat.completions.create(model=MODEL, messages=answered, tools=[LOOK], parallel_tool_calls=False)
     assert (made.choices[0].message.content, made.choices[0].finish_reason) == (words(2), "stop")
-    body = (await last_request(claude))["body"]
+    body = (await read_last_request(claude))["body"]
     assert body["messages"][1:] == [
         {
             "role": "assistant",
@@ -145,7 +145,7 @@ async def test_image_reaches_the_model(claude: str, sdk: AsyncOpenAI) -> None:
         {"role": "developer", "content": "In English."},
     ]
     await sdk.chat.completions.create(model=MODEL, messages=messages)
-    body = (await last_request(claude))["body"]
+    body = (await read_last_request(claude))["body"]
     assert body["system"] == [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "In English."}]
     source = {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
     content = [{"type": "text", "text": LINE}, {"type": "image", "source": source}]
@@ -157,20 +157,20 @@ async def test_image_reaches_the_model(claude: str, sdk: AsyncOpenAI) -> None:
 async def test_error_before_the_first_event_has_a_status(sdk: AsyncOpenAI, *, is_streamed: bool) -> None:
     """The SDK raises the exception of the status, with our code."""
 
-    async def refused(line: str = LINE, **given: Any) -> tuple[type[Exception], str | None]:
+    async def read_refusal(line: str = LINE, **given: Any) -> tuple[type[Exception], str | None]:
         with pytest.raises(openai.APIStatusError) as raised:
             await sdk.chat.completions.create(
                 **{"model": MODEL, "messages": user_message(line), "stream": is_streamed, **given}
             )
         return type(raised.value), raised.value.code
 
-    assert await refused("#sim fault=429@0 retry_after=0") == (openai.RateLimitError, "backend_rate_limited")
-    assert await refused("#sim fault=529@0") == (openai.InternalServerError, "backend_overloaded")
-    assert await refused("#sim nonsense") == (openai.BadRequestError, "backend_refused_request")
-    assert await refused(model="gpt-4o") == (openai.BadRequestError, "model_unknown")
-    assert await refused(n=2) == (openai.BadRequestError, "request_invalid")
+    assert await read_refusal("#sim fault=429@0 retry_after=0") == (openai.RateLimitError, "backend_rate_limited")
+    assert await read_refusal("#sim fault=529@0") == (openai.InternalServerError, "backend_overloaded")
+    assert await read_refusal("#sim nonsense") == (openai.BadRequestError, "backend_refused_request")
+    assert await read_refusal(model="gpt-4o") == (openai.BadRequestError, "model_unknown")
+    assert await read_refusal(n=2) == (openai.BadRequestError, "request_invalid")
     unknown_key = {"authorization": "Bearer unknown"}
-    assert await refused(extra_headers=unknown_key) == (openai.AuthenticationError, "credential_invalid")
+    assert await read_refusal(extra_headers=unknown_key) == (openai.AuthenticationError, "credential_invalid")
 
 
 @pytest.mark.proves("openai-chat", "errors during the stream", "openai (Python)")
@@ -191,7 +191,7 @@ async def test_session_adds_the_stored_history(gateway: Gateway, claude: str, sd
 
     async def say(*messages: Any, **given: Any) -> tuple[str, list[Any]]:
         made = await sdk.chat.completions.create(model=MODEL, messages=list(messages), **given)
-        return turn_of(made.id), (await last_request(claude))["body"]["messages"]
+        return turn_of(made.id), (await read_last_request(claude))["body"]["messages"]
 
     one, two, three = ({"role": "user", "content": f"#sim words={n} rate=0"} for n in (1, 2, 3))
     answer, second = ({"role": "assistant", "content": words(n)} for n in (1, 2))
@@ -221,7 +221,7 @@ async def test_session_adds_stored_thinking(claude: str, sdk: AsyncOpenAI) -> No
     (call,) = said.tool_calls or []
     messages += [said, {"role": "tool", "tool_call_id": call.id, "content": "Stars."}]
     await sdk.chat.completions.create(model=MODEL, messages=messages, tools=[LOOK], extra_body=given)
-    _, answer, result = (await last_request(claude))["body"]["messages"]
+    _, answer, result = (await read_last_request(claude))["body"]["messages"]
     thoughts, *others = answer["content"]
     assert (thoughts["thinking"], thoughts["signature"][:3]) == (words(3, "t"), "sim")
     assert [block["type"] for block in others] == ["text", "tool_use"]

@@ -9,7 +9,7 @@ from openai import AsyncOpenAI
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.clients.openai_chat import MODEL, cursor_of, resumed, sdk_of, turn_of, user_message
+from tests.clients.openai_chat import MODEL, cursor_of, resume_turn, sdk_of, turn_of, user_message
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.integration.conftest import Gateway, NewGateway, forget
@@ -42,17 +42,17 @@ async def test_chat_completion_annotates_web_pages(
     for message in (whole.choices[0].message, final.choices[0].message):
         assert message.to_dict()["annotations"] == cited
     turn = turn_of(whole.id)
-    told = [chunk async for chunk in await resumed(sdk, turn)]
+    told = [chunk async for chunk in await resume_turn(sdk, turn)]
     assert [chunk.choices for chunk in told] == [chunk.choices for chunk in chunks]
     for number, chunk in enumerate(told):
         if (cursor := cursor_of(chunk)) is not None and chunk is not told[-1]:
-            rest = [one.to_dict() async for one in await resumed(sdk, turn, cursor)]
+            rest = [one.to_dict() async for one in await resume_turn(sdk, turn, cursor)]
             assert rest == [one.to_dict() for one in told[number + 1 :]]
             assert [delta["annotations"] for one in rest if "annotations" in (delta := delta_of(one))] == [cited]
     await forget(gateway, system_log, TurnKey(tenant, TurnId(turn)))
     # The first gateway may have the turn in memory.
     async with sdk_of((await new_gateway(system.nats_url)).url) as later:
-        kept = [one.to_dict() async for one in await resumed(later, turn)]
+        kept = [one.to_dict() async for one in await resume_turn(later, turn)]
     assert [delta["annotations"] for one in kept if "annotations" in (delta := delta_of(one))] == [cited]
 
 

@@ -11,10 +11,10 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
-from tests.clients.conftest import stored_text
+from tests.clients.conftest import read_stored_text
 from tests.harness import processes
-from tests.harness.cutting_proxy import Cutting, seeded
-from tests.harness.generator_in_loop import stats, words
+from tests.harness.cutting_proxy import Cutting, random_cuts
+from tests.harness.generator_in_loop import read_stats, words
 from tests.harness.system import System
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, forget
@@ -32,14 +32,14 @@ DIALECT = "openai-responses"
 @pytest.mark.proves(DIALECT, "cancel", NODE)
 async def test_the_sdk_for_javascript_reads_answers_tools_and_errors(gateway: Gateway) -> None:
     """In one process: a JSON body, a stream, a tool, an error, a cut accumulator, a cancelled background response."""
-    async with Cutting(gateway.port, seeded(5, 1, bytes_min=2800, bytes_max=4500)) as proxy:
+    async with Cutting(gateway.port, random_cuts(5, 1, bytes_min=2800, bytes_max=4500)) as proxy:
         whole, streamed, tools, refused, cut, accumulated, cancelled = await node.run(
             "openai-responses.mjs", KEY, gateway.url, proxy.url
         )
         assert proxy.left == []
     for shown, text in ((whole, words(5)), (streamed, words(5)), (accumulated, words(120))):
         turn = shown.pop("id").removeprefix("resp_")
-        assert shown.pop("text") == text == await stored_text(gateway, turn)
+        assert shown.pop("text") == text == await read_stored_text(gateway, turn)
     assert (whole, streamed) == ({"usage": 5}, {"end": "response.completed"})
     assert tools == {
         "items": ["reasoning", "message", "function_call"],
@@ -65,10 +65,10 @@ async def test_stream_continues_after_its_gateway_was_killed(
     """The gateway starts again at its address; the SDK reconnects and resumes."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    before = (await stats(claude))["output_tokens"]
+    before = (await read_stats(claude))["output_tokens"]
 
     async def has_output() -> bool:
-        return (await stats(claude))["output_tokens"] >= before + 20
+        return (await read_stats(claude))["output_tokens"] >= before + 20
 
     settings = {"TAILRACE_PORT": port, "TAILRACE_API_KEYS": api_keys(tenant)}
     async with processes.gateway(system.folder, system.nats_url, **settings) as killed:
@@ -78,7 +78,7 @@ async def test_stream_continues_after_its_gateway_was_killed(
         await killed.start()
         shown = await asking
     turn = shown.pop("id").removeprefix("resp_")
-    assert shown.pop("text") == words(120) == await stored_text(gateway, turn)
+    assert shown.pop("text") == words(120) == await read_stored_text(gateway, turn)
     assert (shown.pop("breaks") >= 1, shown) == (True, {"isNumbered": True})
 
 

@@ -13,12 +13,12 @@ from tailrace.proto.entries import Failure
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.clients.conftest import Takeover, stored_text
+from tests.clients.conftest import Takeover, read_stored_text
 from tests.clients.openai_chat import sdk_of
 from tests.clients.structured_answer import ANSWERED, RHINE, River
-from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.displayed_text import SAYS
-from tests.harness.generator_in_loop import last_request, words
+from tests.harness.generator_in_loop import read_last_request, words
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
@@ -57,7 +57,7 @@ def numbers(events: list[Any]) -> list[int]:
     return [event.sequence_number for event in events]
 
 
-async def kept(stream: AsyncIterable[Any], events: list[Any]) -> None:
+async def keep_events(stream: AsyncIterable[Any], events: list[Any]) -> None:
     """Appends events, also those before the connection breaks."""
     async for event in stream:
         events.append(event)  # noqa: PERF401  # `extend` keeps nothing of a stream that breaks
@@ -76,7 +76,7 @@ async def test_response_as_json(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     assert made.usage is not None
     assert (made.usage.output_tokens, made.usage.total_tokens) == (40, 40 + made.usage.input_tokens)
     turn = turn_of(made.id)
-    assert await stored_text(gateway, turn) == TEXT
+    assert await read_stored_text(gateway, turn) == TEXT
     record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
     names = ("tailrace-turn", "x-request-id", "x-session-id", "tailrace-ignored")
     assert [raw.headers[name] for name in names] == [turn, turn, record["session"], "temperature"]
@@ -87,11 +87,11 @@ async def test_response_as_json(gateway: Gateway, sdk: AsyncOpenAI) -> None:
 async def test_response_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """The raw events, and the SDK's accumulator, which checks their order."""
     events: list[Any] = []
-    await kept(await sdk.responses.create(model=MODEL, input=LINE, stream=True), events)
+    await keep_events(await sdk.responses.create(model=MODEL, input=LINE, stream=True), events)
     assert numbers(events) == list(range(len(events)))
     assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
     assert events[0].type == "response.created"
-    assert text_of(events) == TEXT == await stored_text(gateway, turn_of(events[0].response.id))
+    assert text_of(events) == TEXT == await read_stored_text(gateway, turn_of(events[0].response.id))
     async with sdk.responses.stream(model=MODEL, input=LINE) as stream:
         assert (await stream.get_final_response()).output_text == TEXT
 
@@ -126,11 +126,11 @@ async def test_tool_call_and_result(claude: str, sdk: AsyncOpenAI) -> None:
     after = await sdk.responses.create(model=MODEL, previous_response_id=made.id, input=[output], tools=[LOOK])
     assert after.output_text == words(2)
     assert after.previous_response_id == made.id
-    known = (await last_request(claude))["body"]["messages"]
+    known = (await read_last_request(claude))["body"]["messages"]
     everything: list[Any] = [{"role": "user", "content": line}, *[item.to_dict() for item in made.output], output]
     resent = await sdk.responses.create(model=MODEL, input=everything, tools=[LOOK])
     assert resent.output_text == words(2)
-    told_again = (await last_request(claude))["body"]["messages"]
+    told_again = (await read_last_request(claude))["body"]["messages"]
     assert told_again == known
     assert [block["type"] for block in known[1]["content"]] == ["thinking", "text", "tool_use"]
     assert known[1]["content"][0]["signature"].startswith("sim")
@@ -172,7 +172,7 @@ async def test_failure_during_the_stream_is_an_event(gateway: Gateway, sdk: Asyn
     stream = await sdk.responses.create(
         model=MODEL, input="#sim words=9 rate=0 fault=error@5", stream=True, extra_body=asked
     )
-    await kept(stream, events)
+    await keep_events(stream, events)
     end = events[-1]
     assert end.type == "response.failed"
     assert (text_of(events), end.response.output_text) == (words(5), words(5))
@@ -205,35 +205,35 @@ async def test_stream_of_a_draining_gateway_is_not_complete(
     events: list[Any] = []
     async with sdk_of(leaving.url) as sdk:
         stream = await sdk.responses.create(model=MODEL, input="#sim words=120 rate=100", stream=True)
-        reading = asyncio.create_task(kept(stream, events))
+        reading = asyncio.create_task(keep_events(stream, events))
         await until(lambda: bool(text_of(events)))
         leaving.stopping.set()
         with pytest.raises(CUT):
             await reading
     async with sdk_of(gateway.url) as sdk:
         response, last = events[0].response.id, events[-1].sequence_number
-        await kept(await sdk.responses.retrieve(response, stream=True, starting_after=last), events)
+        await keep_events(await sdk.responses.retrieve(response, stream=True, starting_after=last), events)
     assert numbers(events) == list(range(len(events)))
-    assert text_of(events) == words(120) == await stored_text(gateway, turn_of(response))
+    assert text_of(events) == words(120) == await read_stored_text(gateway, turn_of(response))
 
 
 @pytest.mark.proves(DIALECT, "resumes with the SDK's accumulator", PYTHON)
 async def test_sdks_accumulator_resumes(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """`.stream(response_id=, starting_after=)` reads all events and shows the new ones."""
     shown: list[Any] = []
-    cuts = seeded(3, 1, bytes_min=3200, bytes_max=4500)
+    cuts = random_cuts(3, 1, bytes_min=3200, bytes_max=4500)
     async with Cutting(gateway.port, cuts) as proxy, sdk_of(proxy.url) as cut:
         with pytest.raises(CUT):
             async with cut.responses.stream(model=MODEL, input=SLOW) as stream:
-                await kept(stream, shown)
+                await keep_events(stream, shown)
         assert proxy.left == []
     response = shown[0].response.id
     last = shown[-1].sequence_number
     async with sdk.responses.stream(response_id=response, starting_after=last) as stream:
-        await kept(stream, shown)
+        await keep_events(stream, shown)
         final = await stream.get_final_response()
     assert numbers(shown) == list(range(len(shown)))
-    assert text_of(shown) == final.output_text == TEXT == await stored_text(gateway, turn_of(response))
+    assert text_of(shown) == final.output_text == TEXT == await read_stored_text(gateway, turn_of(response))
 
 
 @pytest.mark.proves(DIALECT, "restart of the answer", PYTHON)
@@ -244,17 +244,17 @@ async def test_restarted_answer_is_not_mixed_with_the_old_one(takeover: Takeover
         # Attempt, message_start and block start come before the thinking.
         line = "#sim words=5 rate=20 thinking=20"
         reading = asyncio.create_task(sdk.responses.create(model=MODEL, input=line, stream=True))
-        async with takeover.killed_after(8):
+        async with takeover.run_and_kill_after(8):
             with pytest.raises(CUT):
-                await kept(await reading, events)
+                await keep_events(await reading, events)
             assert (events[0].type, events[-1].type) == ("response.created", "error")
             response = events[0].response.id
             again: list[Any] = []
-            await kept(await sdk.responses.retrieve(response, stream=True), again)
+            await keep_events(await sdk.responses.retrieve(response, stream=True), again)
             beyond = events[-1].sequence_number
             further: list[Any] = []
-            await kept(await sdk.responses.retrieve(response, stream=True, starting_after=beyond), further)
-    assert text_of(again) == words(5) == await stored_text(takeover.gateway, turn_of(response))
+            await keep_events(await sdk.responses.retrieve(response, stream=True, starting_after=beyond), further)
+    assert text_of(again) == words(5) == await read_stored_text(takeover.gateway, turn_of(response))
     assert again[0].type == "response.created"
     assert [event.to_dict() for event in again] == [event.to_dict() for event in further]
     assert numbers([*events, *again]) == list(range(len(events) + len(again)))
@@ -265,7 +265,7 @@ async def test_response_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI) -> None
     """Its readers receive the end, and the text stays."""
     events: list[Any] = []
     stream = await sdk.responses.create(model=MODEL, input="#sim words=900 rate=50", stream=True)
-    reading = asyncio.create_task(kept(stream, events))
+    reading = asyncio.create_task(keep_events(stream, events))
     await until(lambda: bool(text_of(events)))
     assert events[0].type == "response.created"
     cancelled = await sdk.responses.cancel(events[0].response.id)
@@ -284,12 +284,12 @@ async def test_background_response(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     queued = await sdk.responses.create(model=MODEL, input=SLOW, background=True)
     assert queued.status in ("queued", "in_progress")
     events: list[Any] = []
-    await kept(await sdk.responses.retrieve(queued.id, stream=True), events)
+    await keep_events(await sdk.responses.retrieve(queued.id, stream=True), events)
     await until(lambda: is_ended(sdk, queued.id))
     assert (await sdk.responses.retrieve(queued.id)).output_text == TEXT
-    assert text_of(events) == TEXT == await stored_text(gateway, turn_of(queued.id))
+    assert text_of(events) == TEXT == await read_stored_text(gateway, turn_of(queued.id))
     events.clear()
-    await kept(await sdk.responses.create(model=MODEL, input=SLOW, background=True, stream=True), events)
+    await keep_events(await sdk.responses.create(model=MODEL, input=SLOW, background=True, stream=True), events)
     assert (events[0].type, text_of(events), events[-1].type) == ("response.created", TEXT, "response.completed")
 
 
@@ -312,9 +312,9 @@ async def test_snapshot_for_a_late_reader(lone_gateway: Gateway, log: TurnLog, t
         response = f"resp_{writer.key.turn}"
         joining = await sdk.responses.retrieve(response, stream=True, extra_query={"snapshot": "1"})
         watching = await sdk.responses.retrieve(response, stream=True)
-        reading = asyncio.gather(kept(joining, late), kept(watching, early))
+        reading = asyncio.gather(keep_events(joining, late), keep_events(watching, early))
         await until(lambda: text_of(late) == text_of(early) == "abcdefgh")
-        await writer.say("i", "j")
+        await writer.store_texts("i", "j")
         await writer.end()
         await reading
         async with sdk.responses.stream(response_id=response) as stream:
@@ -353,7 +353,7 @@ async def test_response_is_read_after_the_log_has_dropped_it(
         assert (await later.responses.retrieve(made.id)).to_dict() == made.to_dict()
         async with later.responses.stream(response_id=made.id) as stream:
             final = await stream.get_final_response()
-        await kept(await later.responses.retrieve(made.id, stream=True, starting_after=6), events)
+        await keep_events(await later.responses.retrieve(made.id, stream=True, starting_after=6), events)
     assert [item.to_dict()["id"] for item in final.output] == [item.to_dict()["id"] for item in made.output]
     assert final.output_text == made.output_text == words(9)
     assert numbers(events) == list(range(7, 7 + len(events)))
@@ -369,7 +369,7 @@ async def test_response_continues_a_response_or_a_conversation(gateway: Gateway,
     third = await sdk.responses.create(model=MODEL, input="#sim words=3 rate=0", previous_response_id=first.id)
     assert second.conversation == third.conversation == first.conversation
     assert (second.previous_response_id, third.previous_response_id) == (first.id, first.id)
-    asked = (await last_request(claude))["body"]
+    asked = (await read_last_request(claude))["body"]
     assert [message["role"] for message in asked["messages"]] == ["user", "assistant", "user"]
     assert "system" not in asked
     with pytest.raises(openai.NotFoundError):
@@ -386,12 +386,12 @@ async def test_input_items_are_listed(sdk: AsyncOpenAI) -> None:
     texts = ["one", "two", "three", "#sim words=1 rate=0"]
     made = await sdk.responses.create(model=MODEL, input=[{"role": "user", "content": text} for text in texts])
 
-    async def listed(**given: Any) -> list[str]:
+    async def list_items(**given: Any) -> list[str]:
         found: list[Any] = [item async for item in sdk.responses.input_items.list(made.id, **given)]
         return [item.content[0].text for item in found]
 
-    assert await listed() == texts[::-1]
-    assert await listed(order="asc", limit=1) == texts
+    assert await list_items() == texts[::-1]
+    assert await list_items(order="asc", limit=1) == texts
 
 
 @pytest.mark.proves(DIALECT, "delete", PYTHON)

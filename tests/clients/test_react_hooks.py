@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.clients.conftest import stored_text
-from tests.clients.matrix import hooks
+from tests.clients.conftest import read_stored_text
+from tests.clients.matrix import run_hooks
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import Gateway
 
@@ -23,7 +23,7 @@ async def test_a_turn_is_resumed_after_a_reload_and_goes_on_without_its_componen
     open_gateway: Gateway, browser: str
 ) -> None:
     before = await turns_of(open_gateway)
-    seen = await hooks("turn", open_gateway.url, key="", component="Turn", line=LONG)
+    seen = await run_hooks("turn", open_gateway.url, key="", component="Turn", line=LONG)
     for one in (seen["first"], seen["again"], seen["stopped"]):
         assert TEXT.startswith(one["text"])
         assert (one["turn"], one["texts"], one["end"], one["error"]) == (
@@ -48,7 +48,7 @@ async def test_a_session_is_shown_in_two_tabs_over_one_connection_each(open_gate
     given = {"component": "Session", "session": "holiday-plans"}
     line, following = "#sim words=100 rate=25", "#sim words=20 rate=50"
     before = await turns_of(open_gateway)
-    seen = await hooks("tabs", open_gateway.url, key="", line=line, next=following, **given)
+    seen = await run_hooks("tabs", open_gateway.url, key="", line=line, next=following, **given)
     assert seen["turn"] == seen["same"]
     assert (seen["refused"], seen["error"]["status"], seen["error"]["code"]) == (None, 409, "session_busy")
     assert seen["streams"] == ["/v1/sessions/holiday-plans/events"]
@@ -56,5 +56,5 @@ async def test_a_session_is_shown_in_two_tabs_over_one_connection_each(open_gate
         assert (tab["state"], tab["error"], tab["texts"]) == ("live", None, [words(100), words(20)])
         assert [turn["input"][0]["content"] for turn in tab["turns"]] == [line, following]
         assert tab["turns"][0]["turn"] == seen["turn"]
-    assert await stored_text(open_gateway, seen["turn"]) == words(100)
+    assert await read_stored_text(open_gateway, seen["turn"]) == words(100)
     assert await turns_of(open_gateway) == before + 2

@@ -45,7 +45,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def fuzzed(system: System, generator: Process, persistence: Process) -> AsyncIterator[str]:
+async def fuzzed_gateway(system: System, generator: Process, persistence: Process) -> AsyncIterator[str]:
     """A gateway process: Schemathesis blocks its thread. Answers are short."""
     del generator, persistence
     keys = api_keys(Tenant("schemathesis"))
@@ -55,7 +55,7 @@ async def fuzzed(system: System, generator: Process, persistence: Process) -> As
 
 
 @pytest.mark.parametrize(("label", "mode"), ASKED)
-def test_no_request_is_a_server_error(fuzzed: str, label: str, mode: GenerationMode) -> None:
+def test_no_request_is_a_server_error(fuzzed_gateway: str, label: str, mode: GenerationMode) -> None:
     """With bodies that fit the document and bodies that do not."""
     operation = OPERATIONS[label]
 
@@ -69,7 +69,7 @@ def test_no_request_is_a_server_error(fuzzed: str, label: str, mode: GenerationM
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
-        response = case.call(base_url=fuzzed, headers={"authorization": f"Bearer {KEY}"}, timeout=20)
+        response = case.call(base_url=fuzzed_gateway, headers={"authorization": f"Bearer {KEY}"}, timeout=20)
         case.validate_response(response, checks=CHECKS)
         if response.status_code >= 400:
             problem_of(response.content)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.clients import node
-from tests.clients.conftest import stored_text
+from tests.clients.conftest import read_stored_text
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
 from tests.integration.conftest import KEY, Gateway
@@ -69,10 +69,10 @@ async def test_the_packed_package_reads_through_a_proxy_route_in_node_and_on_an_
     options = ("--noEmit", "--strict", "--jsx", "react-jsx", "--module", "nodenext", "--target", "es2023")
     await node.command([str(node.NODE), compiler, *options, str(program)], {}, tmp_path)
     on_edge = await run("edge.mjs", str(example))
-    assert on_edge["text"] == words(60) == await stored_text(gateway, on_edge["turn"])
+    assert on_edge["text"] == words(60) == await read_stored_text(gateway, on_edge["turn"])
     assert (on_edge["resumed"], on_edge["node"]) == ([2, True], ["undefined"] * 2)
     seen = await run("packed.mjs", example.as_uri())
-    assert seen["text"] == words(60) == await stored_text(gateway, seen.pop("turn"))
+    assert seen["text"] == words(60) == await read_stored_text(gateway, seen.pop("turn"))
     assert seen == {
         "text": words(60),
         "resumed": [None, True],

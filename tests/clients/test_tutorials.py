@@ -15,9 +15,9 @@ from tailrace.proto.entries import Failure
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.clients.conftest import stored_text
+from tests.clients.conftest import read_stored_text
 from tests.clients.matrix import post_with
-from tests.harness.cutting_proxy import Cutting, seeded
+from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import words
 from tests.harness.refusals import problem_of
 from tests.harness.sse_parser import parse
@@ -54,7 +54,7 @@ async def test_chat_stream_loop_shows_the_answer(gateway: Gateway, page: httpx.A
     turn, *events = [event async for event in lines_of(page, f"{gateway.url}/chat/stream", body)]
     assert {event["type"] for event in events[:-1]} == {"delta"}
     assert events[-1] == {"type": "done", "cursor": events[-1]["cursor"]}
-    assert "".join(event["text"] for event in events[:-1]) == TEXT == await stored_text(gateway, turn["turn"])
+    assert "".join(event["text"] for event in events[:-1]) == TEXT == await read_stored_text(gateway, turn["turn"])
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ async def test_a_loop_that_splits_at_blank_lines_reads_past_heartbeats(
     quick = await new_gateway(system.nats_url, heartbeat_s=0.02)
     shown = await post_with("posts.mjs", "loop", f"{quick.url}{path}", body, dialect)
     assert shown["others"] > 1
-    assert shown["text"] == words(4) == await stored_text(quick, shown["turn"])
+    assert shown["text"] == words(4) == await read_stored_text(quick, shown["turn"])
 
 
 async def test_a_client_that_accepts_server_sent_events_receives_ids(gateway: Gateway, page: httpx.AsyncClient) -> None:
@@ -137,7 +137,7 @@ async def test_conversation_of_the_cookie_outlives_the_gateway(
     asked = (await page.get(f"{claude}/_sim/last")).json()["body"]["messages"]
     assert [message["content"] for message in asked] == [f"one\n{LINE}", TEXT, f"two\n{LINE}"]
     assert first.headers["x-session-id"] == second.headers["x-session-id"]
-    assert await stored_text(later, second.headers["tailrace-turn"]) == TEXT
+    assert await read_stored_text(later, second.headers["tailrace-turn"]) == TEXT
 
 
 @pytest.mark.parametrize("cookie", ["", "short", "a" * 33, "../../etc", "claude-code:1234567890123456789"])
@@ -232,7 +232,7 @@ async def test_ai_chat_loop_shows_the_answer(gateway: Gateway, page: httpx.Async
     }
     turn, *events = [event async for event in lines_of(page, f"{gateway.url}/ai/chat", body)]
     assert {tuple(event) for event in events} == {("content", "cursor")}
-    assert "".join(event["content"] for event in events) == TEXT == await stored_text(gateway, turn["turn"])
+    assert "".join(event["content"] for event in events) == TEXT == await read_stored_text(gateway, turn["turn"])
     asked = (await page.get(f"{claude}/_sim/last")).json()["body"]
     assert (asked["model"], asked["system"], len(asked["messages"])) == ("claude-haiku-5-5", "Be brief.", 3)
 
@@ -244,7 +244,7 @@ async def test_job_resumes_after_cuts_and_completes_with_the_result(gateway: Gat
     job = started.json()["job_id"]
     assert (started.status_code, started.headers["location"]) == (202, f"/api/stream/{job}")
     sent, last = b"", "0"
-    async with Cutting(gateway.port, seeded(11, count=3, bytes_max=1700)) as proxy:
+    async with Cutting(gateway.port, random_cuts(11, count=3, bytes_max=1700)) as proxy:
         while b"event: complete" not in sent:
             with suppress(httpx.TransportError):
                 url = f"{proxy.url}/api/stream/{job}"
@@ -257,7 +257,7 @@ async def test_job_resumes_after_cuts_and_completes_with_the_result(gateway: Gat
     named = [piece for piece in pieces if "type" in piece]
     assert "".join(piece.get("text", "") for piece in named) == TEXT
     assert (named[-1]["type"], named[-1]["status"], named[-1]["result"]) == ("complete", "completed", TEXT)
-    assert await stored_text(gateway, job) == TEXT
+    assert await read_stored_text(gateway, job) == TEXT
 
 
 async def test_unnamed_events_of_a_job_are_its_states(gateway: Gateway, page: httpx.AsyncClient) -> None:

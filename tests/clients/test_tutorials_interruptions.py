@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.clients.conftest import Takeover, stored_text
+from tests.clients.conftest import Takeover, read_stored_text
 from tests.harness.displayed_text import SAYS
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY
@@ -35,7 +35,7 @@ async def test_killed_generator_is_hidden(takeover: Takeover, page: httpx.AsyncC
     """None of the pages can resume: the open stream continues. A job is read to its end."""
     url = takeover.gateway.url
 
-    async def shown(dialect: str) -> tuple[str, str]:
+    async def read_page(dialect: str) -> tuple[str, str]:
         path, body = PAGES[dialect]
         answer = await page.post(f"{url}{path}", json=body)
         return answer.headers["tailrace-turn"], SAYS[dialect](answer.content)
@@ -44,9 +44,9 @@ async def test_killed_generator_is_hidden(takeover: Takeover, page: httpx.AsyncC
         started = (await page.post(f"{url}/api/start-job", json={"prompt": LINE})).json()["job_id"]
         return started, SAYS["job"]((await page.get(f"{url}/api/stream/{started}")).content)
 
-    pages = [asyncio.create_task(shown(dialect)) for dialect in PAGES]
+    pages = [asyncio.create_task(read_page(dialect)) for dialect in PAGES]
     pages.append(asyncio.create_task(job()))
-    async with takeover.killed_after(10):
+    async with takeover.run_and_kill_after(10):
         seen = await asyncio.gather(*pages)
     assert [text for _, text in seen] == [TEXT] * 4
-    assert [await stored_text(takeover.gateway, turn) for turn, _ in seen] == [TEXT] * 4
+    assert [await read_stored_text(takeover.gateway, turn) for turn, _ in seen] == [TEXT] * 4

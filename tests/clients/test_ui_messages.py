@@ -15,7 +15,7 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
-from tests.harness.turn_builder import Handwritten, opening
+from tests.harness.turn_builder import Handwritten, opening_events
 
 ALICE = Tenant("alice")
 OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")
@@ -33,13 +33,15 @@ class Block(NamedTuple):
 
 def log_of(outcome: Any, *blocks: Block) -> Handwritten:
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(opening()[0])
+    log.store_request()
+    log.store_attempt()
+    log.store_events(opening_events()[0])
     for index, block in enumerate(blocks):
-        log.hear(events.BlockStart(index, block.start), *(events.BlockDelta(index, delta) for delta in block.deltas))
+        log.store_events(
+            events.BlockStart(index, block.start), *(events.BlockDelta(index, delta) for delta in block.deltas)
+        )
         if block.is_closed:
-            log.hear(events.BlockStop(index))
+            log.store_events(events.BlockStop(index))
     log.end(outcome, OVERLOADED if outcome == "failed" else None)
     return log
 
@@ -66,7 +68,7 @@ LOGS = {
 }
 
 
-def streamed(log: Handwritten, turn: str = "t1") -> list[dict[str, Any]]:
+def render_stream(log: Handwritten, turn: str = "t1") -> list[dict[str, Any]]:
     state, data = UI.start(TurnKey(ALICE, TurnId(turn))), b""
     for stored in log.stored:
         frame, state = UI.render(state, stored)
@@ -75,21 +77,21 @@ def streamed(log: Handwritten, turn: str = "t1") -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def recorded(log: Handwritten, turn: str = "t1") -> TurnRecord:
+def render_record(log: Handwritten, turn: str = "t1") -> TurnRecord:
     return record_from_fold(TurnKey(ALICE, TurnId(turn)), log.turn)
 
 
-def plain(value: object) -> Any:
+def to_plain_json(value: object) -> Any:
     return json.loads(msgspec.json.encode(value))
 
 
 @pytest.mark.proves("ui", "read from the history", "ai (Node)")
 async def test_history_equals_the_clients_messages() -> None:
     """Every kind of part and of end, from the log and from the database."""
-    live = [streamed(log) for log in LOGS.values()]
-    late = [plain(record_chunks(recorded(log))) for log in LOGS.values()]
+    live = [render_stream(log) for log in LOGS.values()]
+    late = [to_plain_json(record_chunks(render_record(log))) for log in LOGS.values()]
     seen = await node.run("messages.mjs", json.dumps(live + late))
-    kept = [plain(message.build_messages([recorded(log)])[1]) for log in LOGS.values()]
+    kept = [to_plain_json(message.build_messages([render_record(log)])[1]) for log in LOGS.values()]
     assert dict(zip(LOGS, seen[: len(LOGS)], strict=True)) == dict(zip(LOGS, kept, strict=True))
     assert dict(zip(LOGS, seen[len(LOGS) :], strict=True)) == dict(zip(LOGS, kept, strict=True))
 
@@ -97,13 +99,15 @@ async def test_history_equals_the_clients_messages() -> None:
 @pytest.mark.proves("ui", "answer continues after a tool result", "ai (Node)")
 async def test_message_of_two_turns_is_one_in_the_history() -> None:
     """The tool result is in the call, and the rest is a step of its own."""
-    call = recorded(LOGS["a call"])
+    call = render_record(LOGS["a call"])
     result = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": '{"found":1}'}]}
     rest = log_of("completed", TEXT)
     after = msgspec.structs.replace(
-        recorded(rest, "t2"), parent="t1", metadata={"ui_message": "msg_t1"}, input=[Message("user", [result])]
+        render_record(rest, "t2"), parent="t1", metadata={"ui_message": "msg_t1"}, input=[Message("user", [result])]
     )
     output = {"type": "tool-output-available", "toolCallId": "c1", "output": {"found": 1}}
-    (seen,) = await node.run("messages.mjs", json.dumps([plain([*record_chunks(call), output, *record_chunks(after)])]))
+    (seen,) = await node.run(
+        "messages.mjs", json.dumps([to_plain_json([*record_chunks(call), output, *record_chunks(after)])])
+    )
     _, kept = message.build_messages([call, after])
-    assert plain(kept) == seen
+    assert to_plain_json(kept) == seen

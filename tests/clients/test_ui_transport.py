@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.conftest import stored_text
+from tests.clients.conftest import read_stored_text
 from tests.clients.matrix import chat_with
 from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.generator_in_loop import words
@@ -35,7 +35,7 @@ async def test_a_lost_question_is_asked_once_and_a_reloaded_page_shows_the_answe
         seen = await chat_with(version, proxy.url, given, history_port=gateway.port)
         assert proxy.left == []
     assert (seen["status"], seen["errors"], seen["count"]) == ("ready", [], 2)
-    assert seen["text"] == words(100) == await stored_text(gateway, seen["turn"])
+    assert seen["text"] == words(100) == await read_stored_text(gateway, seen["turn"])
     (turn,) = await turns(gateway, chat)
     assert (turn["turn"], turn["attempts"]) == (seen["turn"], 1)
 
@@ -48,7 +48,7 @@ async def test_a_restarted_answer_is_shown_once(gateway: Gateway, version: str) 
     given = {"id": f"anew-{version}", "text": text, "body": {"on_interrupt": "restart"}}
     seen = await chat_with(version, gateway.url, given)
     assert (seen["status"], seen["errors"]) == ("ready", [] if version == "7" else ["AnswerRestarted"])
-    assert seen["text"] == words(30) == await stored_text(gateway, seen["turn"])
+    assert seen["text"] == words(30) == await read_stored_text(gateway, seen["turn"])
     assert len(await turns(gateway, f"anew-{version}")) == 1
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.clients import node
-from tests.clients.conftest import Takeover, stored_text
-from tests.harness.cutting_proxy import Cutting, seeded
+from tests.clients.conftest import Takeover, read_stored_text
+from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.integration.conftest import Gateway, NewGateway
@@ -22,7 +22,7 @@ TEXT = words(100)
 Json = dict[str, Any]
 
 
-async def done(browser: str, *cases: tuple[str, str, Json]) -> list[Json]:
+async def shown_cases(browser: str, *cases: tuple[str, str, Json]) -> list[Json]:
     """Runs the cases, each in a chat of its own; returns what the pages show at the end."""
     arguments = [
         text for what, url, given in cases for text in (what, url, json.dumps({"id": f"chat-{what}", **given}))
@@ -55,16 +55,16 @@ def without_ids(messages: list[Json]) -> list[Json]:
 async def test_page_shows_the_whole_answer_after_cuts_and_reloads(open_gateway: Gateway, browser: str) -> None:
     """Reloaded, in two tabs, without a page, stopped, cut: nothing is missing or repeated."""
     url, given = open_gateway.url, {"texts": [LONG], "chars": 80, "whole": len(TEXT), "reloads": [(80, 1), (160, 2)]}
-    async with Cutting(open_gateway.port, seeded(5, count=3, bytes_max=6200, bytes_min=3200)) as proxy:
+    async with Cutting(open_gateway.port, random_cuts(5, count=3, bytes_max=6200, bytes_min=3200)) as proxy:
         doings = ("reload", "tabs", "leave")
         stop = given | {"texts": [STOPPED]}
-        reloaded, tabs, left, stopped, resumed = await done(
+        reloaded, tabs, left, stopped, resumed = await shown_cases(
             browser, *((what, url, given) for what in doings), ("stop", url, stop), ("resume", proxy.url, given)
         )
     for seen in (reloaded, tabs["first"], tabs["second"], left, resumed):
         assert seen["texts"] == [["user", LONG], ["assistant", TEXT]]
         assert (seen["status"], seen["error"]) == ("ready", None)
-        assert await stored_text(open_gateway, turn_of(seen)) == TEXT
+        assert await read_stored_text(open_gateway, turn_of(seen)) == TEXT
     assert turn_of(tabs["first"]) == turn_of(tabs["second"])
     assert resumed["lost"] == 3
     assert proxy.left == []
@@ -99,7 +99,7 @@ async def test_chat_shows_what_the_model_generates(
     url = open_gateway.url
     # The answer to the tool result begins after the 320 characters of the first answer.
     amid = {"id": "amid", "texts": ["#sim words=40 rate=25 tool=look"], "reloads": [(360, 1), (400, 2)], "whole": 638}
-    reloaded, refused, broken, anew, tool, asked, again = await done(
+    reloaded, refused, broken, anew, tool, asked, again = await shown_cases(
         browser,
         ("reload", url, amid),
         ("ask", url, {"id": "refused", "texts": ["#sim fault=529"], "status": "error"}),
@@ -160,9 +160,9 @@ async def check_tool(gateway: Gateway, seen: Json) -> None:
 
 @pytest.mark.proves("ui", "generator killed during the answer", "useChat (Chromium)")
 async def test_killed_generator_is_hidden(takeover: Takeover, browser: str) -> None:
-    asking = asyncio.create_task(done(browser, ("ask", takeover.gateway.url, {"texts": [QUICK]})))
-    async with takeover.killed_after(20):
+    asking = asyncio.create_task(shown_cases(browser, ("ask", takeover.gateway.url, {"texts": [QUICK]})))
+    async with takeover.run_and_kill_after(20):
         (seen,) = await asking
     record = (await takeover.gateway.client.get(f"/v1/turns/{turn_of(seen)}")).json()
     assert (seen["status"], seen["texts"]) == ("ready", [["user", QUICK], ["assistant", TEXT]])
-    assert (await stored_text(takeover.gateway, turn_of(seen)), record["attempts"]) == (TEXT, 2)
+    assert (await read_stored_text(takeover.gateway, turn_of(seen)), record["attempts"]) == (TEXT, 2)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.clients import node
-from tests.clients.conftest import stored_text
-from tests.harness.cutting_proxy import Cutting, seeded
+from tests.clients.conftest import read_stored_text
+from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.harness.until import until
@@ -42,7 +42,7 @@ def kinds(one: Json) -> list[str]:
 @pytest.mark.proves("ui", "resumes after cuts", CLIENT)
 async def test_transport_resumes_after_cuts(gateway: Gateway) -> None:
     """With the run's id and the number of chunks, which are the same for every read."""
-    async with Cutting(gateway.port, seeded(11, count=4, bytes_max=2200, bytes_min=1100)) as proxy:
+    async with Cutting(gateway.port, random_cuts(11, count=4, bytes_max=2200, bytes_min=1100)) as proxy:
         (one,) = await run_cases((proxy.url, question(LONG)))
         assert proxy.left == []
     whole = await run_cases((gateway.url, {"run": one["run"], "startIndex": 0}))
@@ -50,7 +50,7 @@ async def test_transport_resumes_after_cuts(gateway: Gateway) -> None:
     assert one["chunks"] == whole[0]["chunks"]
     assert one["asked"][0] == "POST "
     assert len(one["asked"]) == 5
-    assert await stored_text(gateway, one["run"]) == TEXT
+    assert await read_stored_text(gateway, one["run"]) == TEXT
 
 
 @pytest.mark.proves("ui", "resumes from the end", CLIENT)
@@ -73,8 +73,8 @@ async def test_negative_index_counts_from_the_end(gateway: Gateway) -> None:
     assert all_["chunks"] == beyond["chunks"] == asked["chunks"]
     # Still running when Node has started.
     asking = asyncio.create_task(run_cases((gateway.url, question("#sim words=300 rate=60", session_id="chat-tail"))))
-    await until(lambda: is_told(gateway, "chat-tail"))
-    async with Cutting(gateway.port, seeded(12, count=1, bytes_max=1700, bytes_min=1100)) as proxy:
+    await until(lambda: has_answer_begun(gateway, "chat-tail"))
+    async with Cutting(gateway.port, random_cuts(12, count=1, bytes_max=1700, bytes_min=1100)) as proxy:
         (late,) = await run_cases((proxy.url, {"run": "chat-tail", "startIndex": -4}))
         assert proxy.left == []
     (first,) = await asking
@@ -83,7 +83,7 @@ async def test_negative_index_counts_from_the_end(gateway: Gateway) -> None:
     assert "Dropping orphan" in late["warned"][0]
 
 
-async def is_told(gateway: Gateway, chat: str) -> bool:
+async def has_answer_begun(gateway: Gateway, chat: str) -> bool:
     """Whether the answer has begun, by the name of the chat."""
     answer = await gateway.client.get(f"/api/chat/{chat}/messages")
     return answer.status_code == 200
@@ -131,7 +131,7 @@ async def test_heartbeats_are_not_counted(system: System, gateway: Gateway, new_
 async def test_stopped_run_ends_for_the_transport(gateway: Gateway) -> None:
     """`abort` alone does not end it."""
     asking = asyncio.create_task(run_cases((gateway.url, question(LONG, session_id="chat-stopped"))))
-    await until(lambda: is_told(gateway, "chat-stopped"))
+    await until(lambda: has_answer_begun(gateway, "chat-stopped"))
     stopped = (await gateway.client.post("/api/chat/chat-stopped/stop")).json()
     (one,) = await asking
     assert kinds(one)[-3:] == ["finish-step", "abort", "finish"]

@@ -11,7 +11,7 @@ TURN = "01930000-0000-7000-8000-000000000000"
 BODY = b'{"message": "#sim words=1 rate=0"}'
 
 
-def good(key: str) -> list[bytes]:
+def well_formed_requests(key: str) -> list[bytes]:
     """Well-formed requests, one for each way in which the gateway reads one."""
     head = f"host: localhost\r\nauthorization: Bearer {key}\r\n"
     json = "content-type: application/json\r\n"
@@ -33,7 +33,7 @@ def good(key: str) -> list[bytes]:
     ]
 
 
-def handmade(key: str) -> dict[str, bytes]:
+def malformed_requests(key: str) -> dict[str, bytes]:
     """Malformed requests that were written by hand."""
     head = f"host: localhost\r\nx-api-key: {key}\r\n".encode()
     post = b"POST /v1/turns HTTP/1.1\r\n" + head + b"content-type: application/json\r\n"
@@ -118,7 +118,7 @@ def handmade(key: str) -> dict[str, bytes]:
     }
 
 
-def mutated(samples: list[bytes], seed: int, count: int) -> Iterator[bytes]:
+def mutate_requests(samples: list[bytes], seed: int, count: int) -> Iterator[bytes]:
     """Returns `count` requests that are cut, repeated, joined, or have bytes changed, removed or inserted, by a
     seed.
     """

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from tailrace.gateway.http import http_protocol, slow_body
 from tailrace.proto.ids import Tenant
-from tests.fuzz.bytes import good, handmade, mutated
+from tests.fuzz.bytes import malformed_requests, mutate_requests, well_formed_requests
 from tests.harness import processes
 from tests.harness.processes import Process
 from tests.harness.system import System
@@ -31,7 +31,7 @@ DEADLINE_S = http_protocol.HEADERS_TIMEOUT_S + slow_body.WINDOW_S + 15
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def attacked(system: System, generator: Process, persistence: Process) -> AsyncIterator[Process]:
+async def attacked_gateway(system: System, generator: Process, persistence: Process) -> AsyncIterator[Process]:
     """A gateway process, whose heartbeats keep a stream from looking idle."""
     del generator, persistence
     given = {"TAILRACE_API_KEYS": api_keys(Tenant("fuzzed")), "TAILRACE_STREAM_LIFE_S": 2}
@@ -78,33 +78,37 @@ async def attack(process: Process, requests: list[bytes]) -> None:
     healthy.
     """
     port, room = int(process.url.rpartition(":")[2]), asyncio.Semaphore(AT_ONCE)
-    before = len(process.said("request broke"))
+    before = len(process.find_lines("request broke"))
 
-    async def one(sent: bytes) -> str:
+    async def send_and_check(sent: bytes) -> str:
         async with room:
             found = await statuses(port, sent)
         wrong = [status for status in found if status >= 500 and status not in ALLOWED]
         return f"{wrong} for {sent[:1000]!r}" if wrong else ""
 
-    answers = await asyncio.gather(*(one(sent) for sent in requests))
+    answers = await asyncio.gather(*(send_and_check(sent) for sent in requests))
     assert [answer for answer in answers if answer] == []
-    assert process.said("request broke")[before:] == []
+    assert process.find_lines("request broke")[before:] == []
     assert await is_alive(process)
 
 
 @pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.timeout(120)
-async def test_a_good_request_is_answered(attacked: Process) -> None:
+async def test_a_good_request_is_answered(attacked_gateway: Process) -> None:
     """The mutated requests begin with accepted ones."""
-    port = int(attacked.url.rpartition(":")[2])
-    found = await asyncio.gather(*(statuses(port, sent) for sent in good(KEY)))
+    port = int(attacked_gateway.url.rpartition(":")[2])
+    found = await asyncio.gather(*(statuses(port, sent) for sent in well_formed_requests(KEY)))
     assert found == [[200], [404], [200], [202], [100, 200], [202], [405], [200]]
 
 
 @pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.timeout(120 + COUNT)
-async def test_malformed_bytes_break_nothing(attacked: Process) -> None:
+async def test_malformed_bytes_break_nothing(attacked_gateway: Process) -> None:
     """Request smuggling, floods, and mutated requests with a printed seed."""
     print(f"FUZZ_SEED={SEED} FUZZ_BYTES={COUNT}")
-    made = [*handmade(KEY).values(), *handmade("nobodys").values(), *mutated(good(KEY), SEED, COUNT)]
-    await attack(attacked, made)
+    made = [
+        *malformed_requests(KEY).values(),
+        *malformed_requests("nobodys").values(),
+        *mutate_requests(well_formed_requests(KEY), SEED, COUNT),
+    ]
+    await attack(attacked_gateway, made)

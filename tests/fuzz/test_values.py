@@ -52,7 +52,7 @@ POSTS = [(path, row.body) for (method, path), row in ROWS.items() if method == "
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def attacked(system: System, generator: Process, persistence: Process) -> AsyncIterator[str]:
+async def attacked_gateway(system: System, generator: Process, persistence: Process) -> AsyncIterator[str]:
     """A gateway process: Hypothesis blocks its thread. Streams are short."""
     del generator, persistence
     keys = api_keys(Tenant("fuzzed-values"))
@@ -92,32 +92,37 @@ def ask_all(where: str, asked: list[Asked]) -> None:
 @seed(SEED)
 @few
 @given(turn=TEXTS, after=TEXTS, dialect=TEXTS)
-def test_no_id_and_no_cursor_breaks_anything(attacked: str, turn: str, after: str, dialect: str) -> None:
+def test_no_id_and_no_cursor_breaks_anything(attacked_gateway: str, turn: str, after: str, dialect: str) -> None:
     """In the path, the query, and `Last-Event-ID`."""
     query = f"?after={quote(after)}&dialect={quote(dialect)}&pace={quote(after)}&limit={quote(after)}"
     names = dict.fromkeys(path_parameters("", "", ""), quote(turn, safe=""))
     paths = [path.format(**names) + query for (method, path), row in ROWS.items() if method == "GET" and row.names]
-    ask_all(attacked, [Asked("GET", path, {}) for path in paths])
-    ask(attacked, Asked("GET", f"/v1/turns/{TURN}/events", {"last-event-id": after.encode("ascii", "ignore").strip()}))
+    ask_all(attacked_gateway, [Asked("GET", path, {}) for path in paths])
+    ask(
+        attacked_gateway,
+        Asked("GET", f"/v1/turns/{TURN}/events", {"last-event-id": after.encode("ascii", "ignore").strip()}),
+    )
 
 
 @seed(SEED)
 @settings(few, max_examples=CASES // 4)
 @given(headers=st.fixed_dictionaries(dict.fromkeys(NAMES, VALUES), optional=dict.fromkeys(GATES, VALUES)))
-def test_no_header_breaks_anything(attacked: str, headers: dict[str, bytes]) -> None:
+def test_no_header_breaks_anything(attacked_gateway: str, headers: dict[str, bytes]) -> None:
     """Any bytes that HTTP allows, on every route."""
     names = path_parameters(TURN, "x", "x")
     asked = []
     for (method, path), row in ROWS.items():
         body = None if row.body is None else msgspec.json.encode(row.body)
         asked.append(Asked(method, path.format(**names) + row.query, headers, body))
-    ask_all(attacked, asked)
+    ask_all(attacked_gateway, asked)
 
 
 @seed(SEED)
 @few
 @given(chance=st.randoms(use_true_random=False), which=st.sampled_from(POSTS))
-def test_no_body_breaks_anything(attacked: str, chance: random.Random, which: tuple[str, dict[str, object]]) -> None:
+def test_no_body_breaks_anything(
+    attacked_gateway: str, chance: random.Random, which: tuple[str, dict[str, object]]
+) -> None:
     """Valid JSON with a few bytes changed, removed or repeated."""
     path, body = which
     made = bytearray(msgspec.json.encode(body))
@@ -132,4 +137,4 @@ def test_no_body_breaks_anything(attacked: str, chance: random.Random, which: tu
                 made[at:at] = chance.choice(WORDS)
             case _:
                 made[at:at] = made[at : at + 30]
-    ask(attacked, Asked("POST", path.format(**path_parameters(TURN, "x", "x")), {}, bytes(made)))
+    ask(attacked_gateway, Asked("POST", path.format(**path_parameters(TURN, "x", "x")), {}, bytes(made)))

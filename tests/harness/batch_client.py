@@ -17,7 +17,7 @@ async def post_batch(gateway: Gateway, requests: list[dict[str, Any]], **given: 
     return told
 
 
-async def results(gateway: Gateway, batch: dict[str, Any], after: str = "") -> list[dict[str, Any]]:
+async def read_results(gateway: Gateway, batch: dict[str, Any], after: str = "") -> list[dict[str, Any]]:
     """Returns the lines of the results; `after` is a query such as `?after=17`."""
     answer = await gateway.client.get(batch["links"]["results"] + after)
     assert answer.status_code == 200, answer.text
@@ -28,6 +28,6 @@ def key_of(tenant: Tenant, batch: dict[str, Any]) -> TurnKey:
     return TurnKey(tenant, TurnId(batch["batch"]))
 
 
-def children(tenant: Tenant, batch: dict[str, Any]) -> list[TurnKey]:
+def input_keys(tenant: Tenant, batch: dict[str, Any]) -> list[TurnKey]:
     """Returns the turns of the inputs, in order."""
     return [TurnKey(tenant, child_id(TurnId(batch["batch"]), number)) for number in range(batch["of"])]

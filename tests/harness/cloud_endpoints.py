@@ -30,7 +30,7 @@ VERTEX = re.compile(
 FAULT = re.compile(rb" fault=[^ \\\"]+")
 
 
-class Asked(msgspec.Struct, frozen=True):
+class ReceivedRequest(msgspec.Struct, frozen=True):
     """A request as the endpoint received it."""
 
     path: str
@@ -38,13 +38,13 @@ class Asked(msgspec.Struct, frozen=True):
     body: dict[str, Any]
 
 
-class Doors:
+class CloudEndpoints:
     """An ASGI app that checks each request and forwards it to `behind`. `is_kind` removes `fault=` directives."""
 
     def __init__(self, behind: ASGIApp, *, is_kind: bool) -> None:
         self._behind = behind
         self._is_kind = is_kind
-        self.asked: list[Asked] = []
+        self.asked: list[ReceivedRequest] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -56,16 +56,16 @@ class Doors:
         if path == "/token":
             await JSONResponse({"access_token": GOOGLE_TOKEN, "expires_in": 3600})(scope, receive, send)
             return
-        self.asked.append(Asked(path, dict(request.headers), msgspec.json.decode(raw)))
-        body = through_bedrock(request, raw) if path.startswith("/anthropic/") else through_vertex(request, raw)
+        self.asked.append(ReceivedRequest(path, dict(request.headers), msgspec.json.decode(raw)))
+        body = translate_bedrock(request, raw) if path.startswith("/anthropic/") else translate_vertex(request, raw)
         if body is None:
             refusal = {"error": {"code": 403, "message": "Permission denied", "status": "PERMISSION_DENIED"}}
             await JSONResponse(refusal, status_code=403)(scope, receive, send)
             return
         said = msgspec.json.encode(body)
-        await self._let_through(scope, receive, send, FAULT.sub(b"", said) if self._is_kind else said)
+        await self._forward(scope, receive, send, FAULT.sub(b"", said) if self._is_kind else said)
 
-    async def _let_through(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+    async def _forward(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         others = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
         headers = [*others, (b"content-length", str(len(body)).encode())]
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -77,7 +77,7 @@ class Doors:
         await self._behind(inside, receive_changed, send)
 
 
-def through_bedrock(request: Request, raw: bytes) -> dict[str, Any] | None:
+def translate_bedrock(request: Request, raw: bytes) -> dict[str, Any] | None:
     """Returns the body for Anthropic's API, or None if AWS would refuse the request."""
     if request.url.path != "/anthropic/v1/messages" or not is_signed(request, raw):
         return None
@@ -104,7 +104,7 @@ def is_signed(request: Request, raw: bytes) -> bool:
     return wanted == found[2]
 
 
-def through_vertex(request: Request, raw: bytes) -> dict[str, Any] | None:
+def translate_vertex(request: Request, raw: bytes) -> dict[str, Any] | None:
     """Returns the body for Anthropic's API, or None if Google would refuse the request."""
     body: dict[str, Any] = msgspec.json.decode(raw)
     found = VERTEX.fullmatch(request.url.path)
@@ -118,14 +118,14 @@ class Cloud(msgspec.Struct, frozen=True):
     """A running endpoint: its URL, the requests it received, and the environment of a client."""
 
     url: str
-    asked: list[Asked]
+    asked: list[ReceivedRequest]
     environ: Mapping[str, str]
 
 
 @asynccontextmanager
-async def cloud(folder: Path, *, is_kind: bool = False) -> AsyncIterator[Cloud]:
+async def running_cloud(folder: Path, *, is_kind: bool = False) -> AsyncIterator[Cloud]:
     server = Guest("127.0.0.1", 0)
-    doors = Doors(server.config.app, is_kind=is_kind)  # type: ignore[arg-type]
+    doors = CloudEndpoints(server.config.app, is_kind=is_kind)  # type: ignore[arg-type]
     server.config.app = doors
     async with running(server) as url:
         yield Cloud(url, doors.asked, environ(url, folder))

@@ -21,7 +21,7 @@ from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tests.harness import readers
-from tests.harness.generator_in_loop import stats, words
+from tests.harness.generator_in_loop import read_stats, words
 from tests.harness.nats_cluster import Cluster
 from tests.harness.sse_parser import EventStream, Sent
 from tests.harness.system import HEALED_S_MAX, System
@@ -140,7 +140,7 @@ class ClusterSystem(System):
         return count
 
     async def calls(self) -> int:
-        return (await stats(self.claude.url))["calls"]
+        return (await read_stats(self.claude.url))["calls"]
 
     async def verdict(self, listener: Listener) -> tuple[Turn, Verdict]:
         """Returns the turn in the log, and the verdict on the five promises."""
@@ -155,13 +155,13 @@ class ClusterSystem(System):
 
         found = await until(record, HEALED_S_MAX)
         assert found is not None
-        reader = readers.reader("listener", listener.key, listener.connected)
-        history = await readers.history(self.log, listener.key, reader, records={listener.key: found})
+        reader = readers.build_reader("listener", listener.key, listener.connected)
+        history = await readers.read_history(self.log, listener.key, reader, records={listener.key: found})
         return await self.log.read_turn(listener.key), judge(history)
 
 
 @asynccontextmanager
-async def started(folder: Path) -> AsyncIterator[ClusterSystem]:
+async def running_cluster(folder: Path) -> AsyncIterator[ClusterSystem]:
     """Starts two gateways and two generators on three servers."""
     async with ClusterSystem(folder) as system:
         await system.start(generators=2, gateways=2)

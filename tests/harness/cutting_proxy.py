@@ -28,7 +28,7 @@ class Cut(NamedTuple):
     how: Literal["fin", "rst"] = "rst"
 
 
-def seeded(seed: int, count: int, bytes_max: int, bytes_min: int = 0) -> list[Cut]:
+def random_cuts(seed: int, count: int, bytes_max: int, bytes_min: int = 0) -> list[Cut]:
     """Returns cuts at random positions; the same seed gives the same cuts."""
     random = Random(seed)
     return [Cut(random.randint(bytes_min, bytes_max), random.choice(("fin", "rst"))) for _ in range(count)]
@@ -65,11 +65,11 @@ class Cutting:
 
     def _accept(self, reader: StreamReader, client: StreamWriter) -> None:
         self.connections += 1
-        task = asyncio.create_task(self._carry(reader, client))
+        task = asyncio.create_task(self._forward(reader, client))
         self._carrying[task] = client
         task.add_done_callback(self._carrying.pop)
 
-    async def _carry(self, reader: StreamReader, client: StreamWriter) -> None:
+    async def _forward(self, reader: StreamReader, client: StreamWriter) -> None:
         """Forwards until one side closes or the connection is cut; then closes both sides."""
         try:
             back, server = await asyncio.open_connection("127.0.0.1", self._to)
@@ -94,7 +94,7 @@ class Cutting:
             while received := await back.read(BYTES_AT_ONCE):
                 if self.left and passed <= self.left[0].after_bytes < passed + len(received):
                     cut = self.left.pop(0)
-                    client.write(received[: self._place(received, cut.after_bytes - passed)])
+                    client.write(received[: self._find_position(received, cut.after_bytes - passed)])
                     await client.drain()
                     _break(client, cut.how)
                     return
@@ -102,7 +102,7 @@ class Cutting:
                 await client.drain()
                 passed += len(received)
 
-    def _place(self, received: bytes, place: int) -> int:
+    def _find_position(self, received: bytes, place: int) -> int:
         """Returns the position of a cut wanted at `place`, behind an occurrence of `whole` around it."""
         begin = received.find(self._whole, max(place - len(self._whole) + 1, 0))
         return begin + len(self._whole) if 0 <= begin < place else place

@@ -62,7 +62,7 @@ class Disk:
 
 
 @contextmanager
-def disk(folder: Path, there: Path, size: int = 256 * MIB) -> Iterator[Disk]:
+def mounted_disk(folder: Path, there: Path, size: int = 256 * MIB) -> Iterator[Disk]:
     """Mounts a file system at `there`, with its file in `folder`."""
     image = folder / f"{there.name}.image"
     _make(image, size)

@@ -37,7 +37,7 @@ class Between:
 
 
 @asynccontextmanager
-async def breaking(claude_url: str, spoil: Break, times: int = 1) -> AsyncIterator[Between]:
+async def faulty_claude(claude_url: str, spoil: Break, times: int = 1) -> AsyncIterator[Between]:
     """Corrupts the first `times` answers of the Claude at `claude_url`."""
     between = Between()
 

@@ -29,7 +29,7 @@ STALL_TIMEOUT_S = 90.0
 
 
 @asynccontextmanager
-async def working(nats_url: str, claude_url: str, **given: Any) -> AsyncIterator[Stop]:
+async def running_generator(nats_url: str, claude_url: str, **given: Any) -> AsyncIterator[Stop]:
     """Runs a generator like its process, with short waits between calls. Yields the event that acts as SIGTERM.
 
     Cancels the generator at the end of the context.
@@ -56,14 +56,14 @@ async def working(nats_url: str, claude_url: str, **given: Any) -> AsyncIterator
             serving.result()
 
 
-async def ask(log: TurnLog, line: str, tenant: Tenant = Tenant("tenant"), **given: Any) -> TurnKey:  # noqa: B008
+async def append_request(log: TurnLog, line: str, tenant: Tenant = Tenant("tenant"), **given: Any) -> TurnKey:  # noqa: B008
     """Appends the request of a turn with that `#sim` line; returns its key."""
     key = TurnKey(tenant, TurnId(new_id()))
     await log.append(key, START, request(messages=[Message("user", f"#sim {line}")], **given))
     return key
 
 
-async def ended(log: TurnLog, key: TurnKey) -> Turn:
+async def wait_for_end(log: TurnLog, key: TurnKey) -> Turn:
     """Waits for the turn's end; returns its fold."""
     async with asyncio.timeout(END_S_MAX):
         async for _ in log.follow(key):
@@ -71,12 +71,12 @@ async def ended(log: TurnLog, key: TurnKey) -> Turn:
     return await log.read_turn(key)
 
 
-async def attempts(log: TurnLog, key: TurnKey) -> list[Attempt]:
+async def read_attempts(log: TurnLog, key: TurnKey) -> list[Attempt]:
     return [stored.entry for stored in await log.read_entries(key) if isinstance(stored.entry, Attempt)]
 
 
-async def modes(log: TurnLog, key: TurnKey) -> list[str]:
-    return [attempt.mode for attempt in await attempts(log, key)]
+async def read_modes(log: TurnLog, key: TurnKey) -> list[str]:
+    return [attempt.mode for attempt in await read_attempts(log, key)]
 
 
 async def is_acknowledged(connection: Connection) -> bool:
@@ -93,30 +93,30 @@ async def shorten_lease(connection: Connection, ack_wait_s: float, durable: str 
     await jetstream.add_consumer(STREAM, shorter)
 
 
-async def stats(url: str) -> dict[str, int]:
+async def read_stats(url: str) -> dict[str, int]:
     async with httpx2.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
         counted: dict[str, int] = (await client.get("/_sim/stats")).json()
         return counted
 
 
-async def last_request(url: str) -> dict[str, Any]:
+async def read_last_request(url: str) -> dict[str, Any]:
     """Returns the last request to the simulated Claude: its `body` and `version`."""
     async with httpx2.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
         request: dict[str, Any] = (await client.get("/_sim/last")).json()
         return request
 
 
-async def account(url: str) -> AccountReport:
+async def read_calls(url: str) -> AccountReport:
     """Returns all calls of the simulated Claude, with their request and how they ended."""
     async with httpx2.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
         return msgspec.json.decode((await client.get("/_sim/calls")).content, type=AccountReport)
 
 
-async def open_streams(url: str, count: int) -> None:
+async def wait_for_open_streams(url: str, count: int) -> None:
     """Returns when the simulated Claude has that many open streams."""
 
     async def are_open() -> bool:
-        return (await stats(url))["streams_open"] == count
+        return (await read_stats(url))["streams_open"] == count
 
     await until(are_open)
 

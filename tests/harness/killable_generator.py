@@ -22,7 +22,7 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.service import Stop
 from tailrace.proto.subjects import GENERATORS, TurnKey
 from tests.harness.forks import FORKS
-from tests.harness.generator_in_loop import working
+from tests.harness.generator_in_loop import running_generator
 from tests.harness.processes import as_user
 from tests.harness.until import until
 
@@ -30,7 +30,7 @@ LIFE_S_MAX = 20.0
 POLL_S = 0.02
 
 
-async def killed_after(
+async def run_and_kill_after(
     appends: int,
     nats_url: str,
     claude_url: str,
@@ -45,7 +45,7 @@ async def killed_after(
     return await _run(run_until_killed, nats_url, claude_url, appends, is_batch=is_batch, is_before=is_before)
 
 
-async def killed_by(word: str, nats_url: str, claude_url: str) -> bool:
+async def run_and_kill_at_call(word: str, nats_url: str, claude_url: str) -> bool:
     """Runs a generator that ends another turn first, and is killed when it calls the model with this word.
 
     Returns False if it did not make such a call.
@@ -122,7 +122,7 @@ def run_until_called(word: str, nats_url: str, claude_url: str) -> None:
 
 
 async def _work(nats_url: str, claude_url: str) -> None:
-    async with working(nats_url, claude_url):
+    async with running_generator(nats_url, claude_url):
         await asyncio.sleep(LIFE_S_MAX)
 
 

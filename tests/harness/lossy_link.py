@@ -15,7 +15,7 @@ PIECE_BYTES = 65536
 ACKNOWLEDGED = b'{"stream":"TURNS"'
 
 
-class Losing:
+class LossyLink:
     """`async with Losing(server.url, share=0.5) as losing:` loses this share of the messages with `what`."""
 
     def __init__(self, url: str, *, share: float, what: bytes = ACKNOWLEDGED, seed: int = 7) -> None:
@@ -28,7 +28,7 @@ class Losing:
 
     async def __aenter__(self) -> Self:
         self._carrying: set[asyncio.Task[None]] = set()
-        self._server = await asyncio.start_server(self._joined, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.url = f"{self._before}:{self._server.sockets[0].getsockname()[1]}"
         return self
 
@@ -38,14 +38,14 @@ class Losing:
             task.cancel()
         await asyncio.gather(*self._carrying, return_exceptions=True)
 
-    def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._carry(reader, writer))
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._connect(reader, writer))
         self._carrying.add(task)
         task.add_done_callback(self._carrying.discard)
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self._to)
-        ways = [asyncio.create_task(way) for way in (self._say(reader, back), self._hear(there, writer))]
+        ways = [asyncio.create_task(way) for way in (self._forward(reader, back), self._forward_frames(there, writer))]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -55,12 +55,12 @@ class Losing:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
 
-    async def _say(self, from_: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+    async def _forward(self, from_: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
         while piece := await from_.read(PIECE_BYTES):
             to.write(piece)
             await to.drain()
 
-    async def _hear(self, from_: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+    async def _forward_frames(self, from_: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
         """Reads frames of the NATS protocol: a line, and after MSG and HMSG as many bytes as the line says."""
         with suppress(asyncio.IncompleteReadError):
             while True:

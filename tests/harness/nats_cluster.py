@@ -48,7 +48,7 @@ class Cluster:
             self.connection = await Connection.open(self.url, "test-cluster")
             starting.push_async_callback(self.connection.close)
             # The servers answer requests before they have elected a leader.
-            await until(lambda: _applied(self.connection, self._bytes_max), START_S_MAX)
+            await until(lambda: _apply_streams(self.connection, self._bytes_max), START_S_MAX)
             self._running = starting.pop_all()
         return self
 
@@ -96,7 +96,7 @@ class Cluster:
         return None
 
 
-async def _applied(connection: Connection, bytes_max: int) -> bool:
+async def _apply_streams(connection: Connection, bytes_max: int) -> bool:
     try:
         await streams.apply(connection, replicas=NODES, bytes_max=bytes_max)
     except LogUnavailable:

@@ -43,7 +43,7 @@ class Persistence:
         serves, asks = self.connections
         self.services = Rpc(asks)
         self.running = asyncio.create_task(serve(self.settings, serves, self.stop))
-        await until(self.is_begun)
+        await until(self.has_started)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -52,7 +52,7 @@ class Persistence:
         for connection in self.connections:
             await connection.close()
 
-    async def is_begun(self) -> bool:
+    async def has_started(self) -> bool:
         return self.running.done() or await self.services.health(PERSISTENCE, timeout_s=0.2) is not None
 
     async def ask(self, tenant: Tenant, name: str, question: object, answer: type[T]) -> T:

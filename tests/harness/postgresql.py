@@ -49,7 +49,7 @@ def programs() -> Path:
     return (found[-1] if found else Path(str(here))).parent
 
 
-def let_pass(folder: Path) -> None:
+def allow_other_users(folder: Path) -> None:
     """Lets other users reach files in `folder`, as the server's user has to."""
     folder.chmod(folder.stat().st_mode | 0o011)
 
@@ -101,7 +101,7 @@ class PostgreSQLServer:
         password = self._folder / "password"
         password.write_text(PASSWORD)
         if self._as:
-            let_pass(Path(tempfile.gettempdir()))
+            allow_other_users(Path(tempfile.gettempdir()))
             for path in (self._folder, password):
                 shutil.chown(path, **self._as)
         options = ["--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US", "--no-sync"]

@@ -60,7 +60,7 @@ class Process:
         self._begin = self.printed.stat().st_size
         self._process = await self._launch()
         await until(lambda: self.is_gone or self._ready, START_S_MAX)
-        assert not self.is_gone, self._said
+        assert not self.is_gone, self._output
 
     async def _launch(self) -> asyncio.subprocess.Process | Fork:
         with self.printed.open("ab") as printed:
@@ -91,23 +91,23 @@ class Process:
         return self._ready
 
     @property
-    def facts(self) -> list[dict[str, Any]]:
+    def log_lines(self) -> list[dict[str, Any]]:
         """Its log lines, of all its starts."""
         lines = [line for line in self.printed.read_bytes().splitlines() if line.startswith(b"{")]
         return [msgspec.json.decode(line) for line in lines]
 
-    def said(self, event: str) -> list[dict[str, Any]]:
+    def find_lines(self, event: str) -> list[dict[str, Any]]:
         """Its log lines with this event."""
-        return [fact for fact in self.facts if fact["event"] == event]
+        return [fact for fact in self.log_lines if fact["event"] == event]
 
     @property
-    def _said(self) -> str:
+    def _output(self) -> str:
         return self.printed.read_bytes()[self._begin :].decode()
 
     @property
     def _ready(self) -> str:
         """The address in the line that says that it is ready, or the line itself."""
-        found = re.search(r'^(\{.*"event": ?"ready".*|simulated Claude .*)$', self._said, re.MULTILINE)
+        found = re.search(r'^(\{.*"event": ?"ready".*|simulated Claude .*)$', self._output, re.MULTILINE)
         address = re.search(r"http://[0-9.:]+", found[1]) if found else None
         return address[0] if address else found[1] if found else ""
 

@@ -27,7 +27,7 @@ Series = tuple[str, ...]
 """The values of a series' labels, in the order of the labels' names."""
 
 
-def quicken(rules: str) -> str:
+def shorten_windows(rules: str) -> str:
     """Returns rules whose windows and waits are at least 60 times shorter. A window has at least five scrapes."""
     rules = re.sub(r"\[(\d+)([mhd])\]", lambda found: f"[{int(found[1]) * WINDOW_S[found[2]]}s]", rules)
     return re.sub(r'for: "(\d+)([smh])"', lambda found: f'for: "{hold_s(int(found[1]), found[2])}s"', rules)
@@ -48,7 +48,7 @@ class Prometheus:
 
     async def __aenter__(self) -> Self:
         self._folder.mkdir()
-        (self._folder / "rules.yml").write_text(quicken(RULES.read_text()))
+        (self._folder / "rules.yml").write_text(shorten_windows(RULES.read_text()))
         scraped = [
             {"targets": [f"127.0.0.1:{port}" for port in found], "labels": {"part": part}}
             for part, found in self.targets.items()

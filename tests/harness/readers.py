@@ -69,7 +69,7 @@ def frames(events: Iterable[Sent]) -> list[Frame]:
     return found
 
 
-def rendered(key: TurnKey, stored: Iterable[Stored], dialect: str = "tailrace") -> tuple[Frame, ...]:
+def render_frames(key: TurnKey, stored: Iterable[Stored], dialect: str = "tailrace") -> tuple[Frame, ...]:
     """Returns the frames that an uninterrupted reader receives."""
     render = DIALECTS[dialect].render
     state, chain, found = DIALECTS[dialect].start(key), START, []
@@ -87,7 +87,7 @@ def rendered(key: TurnKey, stored: Iterable[Stored], dialect: str = "tailrace") 
 def story_of(sent: Iterable[bytes]) -> Story:
     """Returns the story that a client of the dialect `tailrace` builds: it adds deltas and clears them at a reset."""
     text, usage, outcome = "", None, "running"
-    for event in map(data, sent):
+    for event in map(decode_data, sent):
         match event["type"]:
             case "delta":
                 text += event["text"]
@@ -100,19 +100,19 @@ def story_of(sent: Iterable[bytes]) -> Story:
     return Story(text, msgspec.convert(usage, Usage | None), outcome)  # type: ignore[arg-type]
 
 
-def data(sent: bytes) -> dict[str, Any]:
+def decode_data(sent: bytes) -> dict[str, Any]:
     """Returns the JSON of a frame with one event."""
     found: dict[str, Any] = msgspec.json.decode(sent.partition(b"data: ")[2].partition(b"\n")[0])
     return found
 
 
-def reader(name: str, key: TurnKey, *connections: Connected, dialect: str = "tailrace") -> Reader:
+def build_reader(name: str, key: TurnKey, *connections: Connected, dialect: str = "tailrace") -> Reader:
     sent = [frame.sent for connected in connections for frame in connected.frames]
     story = story_of(sent) if dialect == "tailrace" else None
     return Reader(name=name, key=key, dialect=dialect, connections=connections, received=story)
 
 
-async def whole(log: TurnLog, key: TurnKey) -> tuple[Stored, ...]:
+async def read_all_entries(log: TurnLog, key: TurnKey) -> tuple[Stored, ...]:
     """Returns all stored entries of a turn, valid or not."""
     stored: list[Stored] = []
     while more := await log.read_entries(key, stored[-1].seq if stored else BEFORE_FIRST):
@@ -120,12 +120,12 @@ async def whole(log: TurnLog, key: TurnKey) -> tuple[Stored, ...]:
     return tuple(stored)
 
 
-async def history(
+async def read_history(
     log: TurnLog, key: TurnKey, *readers: Reader, records: dict[TurnKey, TurnRecord] | None = None
 ) -> History:
     """Returns the history of one acknowledged turn."""
-    stored = await whole(log, key)
-    seen = {(key, one.dialect): rendered(key, stored, one.dialect) for one in readers}
+    stored = await read_all_entries(log, key)
+    seen = {(key, one.dialect): render_frames(key, stored, one.dialect) for one in readers}
     return History(posted={key: True}, readers=readers, log={key: stored}, rendered=seen, records=records)
 
 

@@ -59,7 +59,7 @@ def parse(body: bytes) -> list[Sent]:
     return events
 
 
-def turns_own(body: bytes) -> bytes:
+def without_retry(body: bytes) -> bytes:
     """Returns the body without its `retry` fields, which belong to the connection."""
     return RETRY.sub(b"", body)
 
@@ -77,7 +77,7 @@ def _sent(raw: bytes) -> Sent:
         fields[name] = value
     assert "data" in fields, f"an event without data: {raw!r}"
     return Sent(
-        turns_own(raw),
+        without_retry(raw),
         fields["data"],
         int(fields["id"]) if "id" in fields else None,
         fields.get("event", ""),

@@ -98,7 +98,7 @@ def an_end(chain: Chain) -> End:
 def logs(draw: st.DrawFn, *, has_forks: bool = True, entries_max: int = 20) -> MadeUp:
     """A log of any length, ended or not, between entries of other turns."""
     log = Handwritten(step=draw(st.integers(1, 3)))
-    valid = [log.ask()]
+    valid = [log.store_request()]
     for _ in range(draw(st.integers(0, entries_max))):
         if has_forks and draw(st.integers(0, 3)) == 0:
             log.store(draw(invalid_entries(log.chain, Seq(log.stored[-1].seq + log.step))))

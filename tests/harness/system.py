@@ -203,7 +203,7 @@ class System:
 
     # What a test waits for.
 
-    async def ended(self, key: TurnKey) -> Turn:
+    async def wait_for_end(self, key: TurnKey) -> Turn:
         """Waits until the log has the turn's end; returns the turn."""
 
         async def turn() -> Turn | None:
@@ -216,7 +216,7 @@ class System:
         assert found is not None
         return found
 
-    async def settled(self, within_s: float = SETTLED_S_MAX) -> None:
+    async def wait_until_settled(self, within_s: float = SETTLED_S_MAX) -> None:
         """Waits until generators and persistence have acknowledged every turn.
 
         Fails when persistence acknowledges nothing for `within_s`. All of it may take longer: without its database it
@@ -242,7 +242,7 @@ class System:
             else:
                 return
 
-    async def healed(self, within_s: float = HEALED_S_MAX) -> None:
+    async def wait_until_healed(self, within_s: float = HEALED_S_MAX) -> None:
         """Starts nats-servers that have stopped, continues frozen ones, and waits until all replicas are current."""
         for server in self.servers:
             if server.process.returncode is not None:

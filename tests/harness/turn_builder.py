@@ -35,16 +35,16 @@ def event(chain: Chain, what: events.Event, *, is_hidden: bool = False) -> entri
     return entries.Event(prev=chain.last, attempt=chain.attempt, event=events.encode(what), is_hidden=is_hidden)
 
 
-def says(chain: Chain, text: str, index: int = 0) -> entries.Event:
+def text_delta(chain: Chain, text: str, index: int = 0) -> entries.Event:
     return event(chain, events.BlockDelta(index, events.TextDelta(text)))
 
 
-def opening(input_tokens: int = 10) -> list[events.Event]:
+def opening_events(input_tokens: int = 10) -> list[events.Event]:
     head = events.MessageHead("msg_1", MODEL, CallUsage(input_tokens=input_tokens))
     return [events.MessageStart(head), events.BlockStart(0, {"type": "text", "text": ""})]
 
 
-def closing(output_tokens: int) -> list[events.Event]:
+def closing_events(output_tokens: int) -> list[events.Event]:
     usage = events.UsageSoFar(output_tokens=output_tokens)
     return [events.BlockStop(0), events.MessageDelta(events.StopReason("end_turn"), usage)]
 
@@ -68,19 +68,19 @@ class Handwritten:
         self.chain = link(self.chain, seq, entry) or self.chain
         return self.stored[-1]
 
-    def ask(self, **given: Any) -> Stored:
+    def store_request(self, **given: Any) -> Stored:
         return self.store(request(**given))
 
-    def take(self, mode: Mode = "fresh") -> Stored:
+    def store_attempt(self, mode: Mode = "fresh") -> Stored:
         return self.store(attempt(self.chain, mode))
 
-    def hear(self, *what: events.Event, is_hidden: bool = False) -> None:
+    def store_events(self, *what: events.Event, is_hidden: bool = False) -> None:
         for one in what:
             self.store(event(self.chain, one, is_hidden=is_hidden))
 
-    def say(self, *texts: str, index: int = 0) -> None:
+    def store_texts(self, *texts: str, index: int = 0) -> None:
         for text in texts:
-            self.store(says(self.chain, text, index))
+            self.store(text_delta(self.chain, text, index))
 
     def end(self, outcome: Outcome = "completed", error: Failure | None = None) -> Stored:
         return self.store(build_end(self.turn, outcome, error))
@@ -89,11 +89,11 @@ class Handwritten:
 def completed_turn(*texts: str, step: int = 1) -> Handwritten:
     """Returns a completed turn that wrote `texts` in one attempt."""
     log = Handwritten(step)
-    log.ask()
-    log.take()
-    log.hear(*opening())
-    log.say(*texts)
-    log.hear(*closing(len(texts)))
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts(*texts)
+    log.store_events(*closing_events(len(texts)))
     log.end()
     return log
 

@@ -34,7 +34,7 @@ class Writer:
         self.chain = await self.log.append(self.key, self.chain, entry)
         return self.chain.last
 
-    async def ask(self, **given: object) -> Seq:
+    async def store_request(self, **given: object) -> Seq:
         return await self.store(turn_builder.request(**given))
 
     async def begin(self, *texts: str, mode: Mode = "fresh") -> None:
@@ -42,23 +42,23 @@ class Writer:
         await self.store(turn_builder.attempt(self.chain, mode))
         start = turn_builder.raw({"type": "message_start", "message": MESSAGE})
         await self.store(entries.Event(prev=self.chain.last, attempt=self.chain.attempt, event=start))
-        await self.hear(events.BlockStart(0, {"type": "text", "text": ""}))
-        await self.say(*texts)
+        await self.store_events(events.BlockStart(0, {"type": "text", "text": ""}))
+        await self.store_texts(*texts)
 
-    async def hear(self, *what: events.Event) -> None:
+    async def store_events(self, *what: events.Event) -> None:
         for one in what:
             await self.store(turn_builder.event(self.chain, one))
 
-    async def say(self, *texts: str) -> None:
+    async def store_texts(self, *texts: str) -> None:
         for text in texts:
-            await self.store(turn_builder.says(self.chain, text))
+            await self.store(turn_builder.text_delta(self.chain, text))
 
     async def open(self, *texts: str) -> None:
         """Writes a request and an attempt without an end."""
-        await self.ask()
+        await self.store_request()
         await self.begin(*texts)
 
     async def end(self, outcome: Outcome = "completed", error: Failure | None = None) -> Seq:
         if outcome == "completed":
-            await self.hear(*turn_builder.closing(5))
+            await self.store_events(*turn_builder.closing_events(5))
         return await self.store(build_end(await self.log.read_turn(self.key), outcome, error))

@@ -78,11 +78,11 @@ class Up:
 
     async def ready(self, deadline_s: float = START_S_MAX) -> str:
         """Waits until it is ready; returns its URL."""
-        await until(lambda: self.process.poll() is not None or self.said("ready http://"), deadline_s)
+        await until(lambda: self.process.poll() is not None or self.find_line("ready http://"), deadline_s)
         assert self.process.poll() is None, "\n".join(self.lines)
-        return self.said("ready http://").removeprefix("ready ")
+        return self.find_line("ready http://").removeprefix("ready ")
 
-    def said(self, beginning: str) -> str:
+    def find_line(self, beginning: str) -> str:
         return next((line for line in self.lines if line.startswith(beginning)), "")
 
     def pids(self) -> dict[str, int]:
@@ -92,7 +92,7 @@ class Up:
 
     def tree(self) -> list[int]:
         """Returns the pids of all of its descendants."""
-        return [int(pid) for pid in below(self.process.pid)]
+        return [int(pid) for pid in descendants(self.process.pid)]
 
     def listening(self) -> dict[str, list[str]]:
         """Returns the listening addresses of each of its processes, as the kernel reports them."""
@@ -104,12 +104,12 @@ class Up:
         self.process.wait()
 
 
-def below(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
         return []
-    return [found for child in map(int, children) for found in (child, *below(child))]
+    return [found for child in map(int, children) for found in (child, *descendants(child))]
 
 
 def addresses(pid: int) -> list[str]:
@@ -146,7 +146,7 @@ def running(folder: Path, *arguments: str, is_real: bool = False, **environ: str
         up.end()
 
 
-def refused(*arguments: str, **environ: str) -> tuple[int, str]:
+def run_refused_up(*arguments: str, **environ: str) -> tuple[int, str]:
     """Returns status and message of an `up` that fails to start."""
     command = [sys.executable, "-m", "tailrace", "up", *arguments]
     env = os.environ | environ

@@ -11,14 +11,14 @@ from aiohttp import web
 from aiohttp.web import Request, Response, StreamResponse
 
 
-class Got(NamedTuple):
+class ReceivedWebhook(NamedTuple):
     """One POST."""
 
     headers: Mapping[str, str]
     body: bytes
 
     @property
-    def told(self) -> dict[str, Any]:
+    def decoded(self) -> dict[str, Any]:
         decoded: dict[str, Any] = msgspec.json.decode(self.body)
         return decoded
 
@@ -27,17 +27,17 @@ class Got(NamedTuple):
         return self.headers["webhook-id"]
 
 
-Answer = Callable[[Got, Request], Awaitable[StreamResponse]]
+Answer = Callable[[ReceivedWebhook, Request], Awaitable[StreamResponse]]
 
 
-def status(number: int, **headers: str) -> Answer:
-    async def answer(_: Got, __: Request) -> Response:
+def answer_with(number: int, **headers: str) -> Answer:
+    async def answer(_: ReceivedWebhook, __: Request) -> Response:
         return Response(status=number, headers=headers)
 
     return answer
 
 
-async def hang(_: Got, request: Request) -> Response:
+async def hang(_: ReceivedWebhook, request: Request) -> Response:
     """Sends no response until the client disconnects."""
     await asyncio.Event().wait()
     raise AssertionError
@@ -47,9 +47,9 @@ class Receiver:
     """`async with Receiver() as receiver:` accepts all POSTs. `answers` are the responses to the next ones."""
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        self.got: list[Got] = []
+        self.got: list[ReceivedWebhook] = []
         self.answers: list[Answer] = []
-        self.answer: Answer = status(204)
+        self.answer: Answer = answer_with(204)
         self._context = context
 
     async def __aenter__(self) -> Self:
@@ -76,7 +76,7 @@ class Receiver:
         return [got.turn for got in self.got]
 
     async def _take(self, request: Request) -> StreamResponse:
-        got = Got(request.headers, await request.read())
+        got = ReceivedWebhook(request.headers, await request.read())
         self.got.append(got)
         answer = self.answers.pop(0) if self.answers else self.answer
         return await answer(got, request)

@@ -73,7 +73,7 @@ async def test_a_key_is_created_rotated_and_revoked_with_entries_in_the_audit_lo
     """At all gateways. A key without the scope is refused, and no entry contains a secret."""
     other = await new_gateway(own_server.url)
     first = await new_key(gateway, name="shop", scopes=["read"], limits={"requests": 9}, expires_in_s=900)
-    await until(lambda: _is(other, first["key"], 200))
+    await until(lambda: has_limits(other, first["key"], 200))
     assert await status(gateway, first["key"], "/v1/admin/keys") == 403
     bearer = {"authorization": f"Bearer {first['key']}"}
     for method, path, body in CHANGES:
@@ -82,10 +82,10 @@ async def test_a_key_is_created_rotated_and_revoked_with_entries_in_the_audit_lo
     rotated = (await gateway.client.post(f"/v1/admin/keys/{first['id']}/rotate", json={"grace_s": 600})).json()
     kept = ("tenant", "name", "scopes", "limits")
     assert {name: rotated[name] for name in kept} == {name: first[name] for name in kept}
-    await until(lambda: _is(other, rotated["key"], 200))
+    await until(lambda: has_limits(other, rotated["key"], 200))
     assert await status(other, first["key"]) == 200
     assert (await gateway.client.delete(f"/v1/admin/keys/{rotated['id']}")).json()["revoked_at"] is not None
-    await until(lambda: _is(other, rotated["key"], 401))
+    await until(lambda: has_limits(other, rotated["key"], 401))
     for path in (f"/v1/admin/keys/{rotated['id']}/rotate", "/v1/admin/keys/key_0000000000000000/rotate"):
         assert (await gateway.client.post(path, json={})).json()["error"]["code"] == "key_not_found"
     # Keys of the same second are in the order of their ids.
@@ -114,7 +114,7 @@ async def test_a_key_is_created_rotated_and_revoked_with_entries_in_the_audit_lo
             await attack
 
 
-async def _is(gateway: Gateway, key: str, expected: int) -> bool:
+async def has_limits(gateway: Gateway, key: str, expected: int) -> bool:
     return await status(gateway, key) == expected
 
 
@@ -215,7 +215,7 @@ async def test_limits_of_a_tenant_apply_at_every_gateway_until_they_are_removed(
     async def post() -> httpx2.Response:
         return await other.client.post("/v1/turns", json=TURN, headers={"authorization": f"Bearer {key}"})
 
-    await until(lambda: _is(other, key, 200))
+    await until(lambda: has_limits(other, key, 200))
     assert (await gateway.client.put(path, json={"limits": {"requests": 1}})).json()["effective"] == {"requests": 1}
 
     async def is_limited() -> bool:
@@ -269,24 +269,24 @@ async def test_the_commands_show_and_set_limits_and_show_the_audit_log(
     monkeypatch.setenv("TAILRACE_URL", gateway.url)
     monkeypatch.setenv("TAILRACE_KEY", gateway.client.headers["authorization"].removeprefix("Bearer "))
 
-    async def printed(*arguments: str) -> str:
+    async def read_printed(*arguments: str) -> str:
         assert await asyncio.to_thread(main, list(arguments)) == 0
         return capsys.readouterr().out
 
-    assert "requests=600 usd_month=500" in await printed("limits", "acme", "--set", "requests=600,usd_month=500")
-    (shown,) = msgspec.json.decode(await printed("limits", "acme", "--json"))
+    assert "requests=600 usd_month=500" in await read_printed("limits", "acme", "--set", "requests=600,usd_month=500")
+    (shown,) = msgspec.json.decode(await read_printed("limits", "acme", "--json"))
     assert shown["limits"] == {"requests": 600, "usd_month": 500}
-    assert "requests=700 usd_month=500" in await printed("limits", "acme", "--set", "requests=700")
-    (shown,) = msgspec.json.decode(await printed("limits", "acme", "--remove", " usd_month", "--json"))
+    assert "requests=700 usd_month=500" in await read_printed("limits", "acme", "--set", "requests=700")
+    (shown,) = msgspec.json.decode(await read_printed("limits", "acme", "--remove", " usd_month", "--json"))
     assert shown["limits"] == {"requests": 700}
     assert await asyncio.to_thread(main, ["limits", "acme", "--remove", "usd_month"]) == 2
     assert "acme has no limit 'usd_month' of its own: it has requests=700" in capsys.readouterr().err
-    rows = [line.split()[:2] for line in (await printed("limits")).splitlines()]
+    rows = [line.split()[:2] for line in (await read_printed("limits")).splitlines()]
     assert rows == [["TENANT", "OWN"], ["acme", "requests=700"], ["operators", "-"]]
-    assert "requests=700" not in await printed("limits", "acme", "--clear")
+    assert "requests=700" not in await read_printed("limits", "acme", "--clear")
     monkeypatch.setattr("tailrace.deploy.cli.audit.PAGE", 2)
-    entries = msgspec.json.decode(await printed("audit", "--json"))
+    entries = msgspec.json.decode(await read_printed("audit", "--json"))
     assert [entry["action"] for entry in entries] == [*["limits.set"] * 4, "key.create"]
     assert entries == await audit(gateway)
-    assert len((await printed("audit", "--last", "2")).splitlines()) == 3
+    assert len((await read_printed("audit", "--last", "2")).splitlines()) == 3
     assert await asyncio.to_thread(main, ["limits", "--clear"]) == 2

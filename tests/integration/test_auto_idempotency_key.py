@@ -11,7 +11,7 @@ from tailrace.gateway.turns import auto_idempotency
 from tailrace.proto.ids import new_id
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import read
-from tests.harness.sse_parser import EventStream, Sent, turns_own
+from tests.harness.sse_parser import EventStream, Sent, without_retry
 from tests.harness.system import System
 from tests.integration.conftest import Gateway, NewGateway
 
@@ -118,7 +118,7 @@ async def test_a_paced_stream_has_the_same_bytes(gateway: Gateway, dialect: str)
     at_once, paced = [
         await gateway.client.get(f"/v1/turns/{turn}/events?dialect={dialect}{pace}") for pace in ("", "&pace=20")
     ]
-    assert turns_own(paced.content) == turns_own(at_once.content)
+    assert without_retry(paced.content) == without_retry(at_once.content)
 
 
 async def test_a_paced_stream_sends_heartbeats_until_the_next_entry_is_due(
@@ -138,8 +138,8 @@ async def test_a_paced_stream_sends_heartbeats_until_the_next_entry_is_due(
     assert events[-1].id is not None
     whole = await read(gateway.client, turn)
     rest = await gateway.client.get(f"/v1/turns/{turn}/events?pace=999", headers={"last-event-id": str(events[-1].id)})
-    received = b"".join(event.raw for event in events) + turns_own(rest.content)
-    assert received == turns_own(b"".join(frame.sent for frame in whole.frames))
+    received = b"".join(event.raw for event in events) + without_retry(rest.content)
+    assert received == without_retry(b"".join(frame.sent for frame in whole.frames))
 
 
 async def test_a_paced_stream_of_a_running_turn_is_live(gateway: Gateway) -> None:

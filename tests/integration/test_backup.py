@@ -127,7 +127,7 @@ async def test_a_restored_up_has_its_turns_keys_and_log(tmp_path: Path, capsys: 
     made, restored = map(json.loads, capsys.readouterr().out.splitlines())
     assert (made["files"], restored["data"]) == (restored["files"], str(second / "data"))
     with running(second, *LEAN) as up, httpx2.Client(base_url=await up.ready()) as client:
-        assert "Authorization: Bearer YOUR-KEY" in up.said("  curl ")
+        assert "Authorization: Bearer YOUR-KEY" in up.find_line("  curl ")
         assert client.get(turn["links"]["self"]).status_code == 401
         client.headers["authorization"] = f"Bearer {key}"
         # Each stream begins with another wait before a reconnect.

@@ -23,8 +23,8 @@ from tailrace.proto.ids import Tenant, child_id, new_id
 from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog, fullness
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tests.harness import processes, readers
-from tests.harness.batch_client import children, key_of, post_batch, results
-from tests.harness.generator_in_loop import ended, stats, words
+from tests.harness.batch_client import input_keys, key_of, post_batch, read_results
+from tests.harness.generator_in_loop import read_stats, wait_for_end, words
 from tests.harness.own_system import OwnSystem
 from tests.harness.system import System
 from tests.harness.until import until
@@ -34,14 +34,14 @@ LEASE_S = 0.2
 FAST, SILENT = "words=2 rate=0", "words=2 wait=3600"
 
 
-def inputs(count: int, line: str = FAST, tag: str = "b") -> list[dict[str, Any]]:
+def build_inputs(count: int, line: str = FAST, tag: str = "b") -> list[dict[str, Any]]:
     return [
         {"custom_id": f"c{number}", "params": {"message": f"#sim {line} tag={tag}{number}x"}} for number in range(count)
     ]
 
 
-def texts(count: int) -> list[str]:
-    """Returns the answers to `inputs(count)`."""
+def expected_texts(count: int) -> list[str]:
+    """Returns the answers to `build_inputs(count)`."""
     return [words(2, f"b{number}x") for number in range(count)]
 
 
@@ -53,17 +53,17 @@ class BatchSystem(OwnSystem):
     tenant: Tenant
 
     async def kill_generator_after(self, appends: int) -> bool:
-        return await self.killed_after(appends, is_batch=True)
+        return await self.run_and_kill_after(appends, is_batch=True)
 
     def turns(self, batch: dict[str, Any]) -> list[TurnKey]:
-        return children(self.tenant, batch)
+        return input_keys(self.tenant, batch)
 
     async def turn(self, batch: dict[str, Any]) -> Turn:
         return await self.log.read_turn(key_of(self.tenant, batch))
 
     async def batch_ended(self, batch: dict[str, Any]) -> Turn:
         """Returns the batch's turn when it has ended."""
-        return await self.ended(key_of(self.tenant, batch))
+        return await self.wait_for_end(key_of(self.tenant, batch))
 
     async def money(self, key: TurnKey) -> Reservation:
         """Returns the money that is reserved for a turn."""
@@ -76,17 +76,19 @@ class BatchSystem(OwnSystem):
         count = batch["of"]
         turn = await self.turn(batch)
         assert (turn.outcome, turn.skipped) == ("completed", 0)
-        stored = await readers.whole(self.log, key_of(self.tenant, batch))
+        stored = await readers.read_all_entries(self.log, key_of(self.tenant, batch))
         progress = [one.entry for one in stored if isinstance(one.entry, Progress)]
         counts = [one.done + one.failed for one in progress]
         assert counts == sorted(set(counts))
         assert (progress[-1].done, progress[-1].failed, progress[-1].of) == (count, 0, count)
-        lines = await results(self.gateway, batch)
+        lines = await read_results(self.gateway, batch)
         assert [line["index"] for line in lines] == list(range(count))
         assert [line["custom_id"] for line in lines] == [f"c{number}" for number in range(count)]
-        assert [line["text"] for line in lines] == texts(count)
+        assert [line["text"] for line in lines] == expected_texts(count)
         for child in self.turns(batch):
-            requests = [one.entry for one in await readers.whole(self.log, child) if isinstance(one.entry, Request)]
+            requests = [
+                one.entry for one in await readers.read_all_entries(self.log, child) if isinstance(one.entry, Request)
+            ]
             assert [(one.parent, one.session) for one in requests] == [(batch["batch"], batch["session"])]
 
 
@@ -104,27 +106,27 @@ async def limited(own: BatchSystem, new_gateway: NewGateway) -> BatchSystem:
 
 @pytest.mark.rule("R63")
 async def test_a_batch_is_a_turn_whose_inputs_are_turns(own: BatchSystem) -> None:
-    batch = await post_batch(own.gateway, inputs(20), metadata={"for": "test"})
-    async with own.working():
+    batch = await post_batch(own.gateway, build_inputs(20), metadata={"for": "test"})
+    async with own.running_generator():
         await own.batch_ended(batch)
-        await own.acknowledged()
+        await own.wait_until_acknowledged()
     await own.verify(batch)
     assert await own.calls() == 20
     client = own.gateway.client
     record = (await client.get(batch["links"]["self"])).json()
     assert (record["outcome"], record["done"], record["failed"], record["of"]) == ("completed", 20, 0, 20)
-    cost_usd = sum(line["cost_usd"] for line in await results(own.gateway, batch))
+    cost_usd = sum(line["cost_usd"] for line in await read_results(own.gateway, batch))
     assert record["cost_usd"] == pytest.approx(cost_usd)
     assert record["metadata"] == {"for": "test"}
     # The batch itself has no usage: a sum over all turns counts each answer once.
     itself = (await client.get(f"/v1/turns/{batch['batch']}")).json()
     assert (itself["cost_usd"], itself["usage"].get("output_tokens", 0)) == (0, 0)
     whole = await readers.read(client, batch["batch"])
-    kinds = [readers.data(frame.sent)["type"] for frame in whole.frames]
+    kinds = [readers.decode_data(frame.sent)["type"] for frame in whole.frames]
     assert kinds == ["start", *["progress"] * (len(kinds) - 2), "done"]
     for number, frame in enumerate(whole.frames):
         assert (await readers.read(client, batch["batch"], frame.seq)).frames == whole.frames[number + 1 :]
-    assert [line["index"] for line in await results(own.gateway, batch, "?after=17")] == [18, 19]
+    assert [line["index"] for line in await read_results(own.gateway, batch, "?after=17")] == [18, 19]
 
 
 @pytest.mark.rule("R63")
@@ -140,7 +142,9 @@ async def test_after_killing_every_process_no_input_runs_twice(own: BatchSystem,
         client = await stack.enter_async_context(
             httpx2.AsyncClient(base_url=gateway.url, headers=headers, timeout=20, trust_env=False)
         )
-        batch = (await client.post("/v1/turn-batches", json={"requests": inputs(count, "words=2 rate=40")})).json()
+        batch = (
+            await client.post("/v1/turn-batches", json={"requests": build_inputs(count, "words=2 rate=40")})
+        ).json()
         key = key_of(own.tenant, batch)
         generators = [processes.generator(tmp_path, own.server.url, own.claude) for _ in range(2)]
         await asyncio.gather(*(stack.enter_async_context(generator) for generator in generators))
@@ -161,10 +165,10 @@ async def test_after_killing_every_process_no_input_runs_twice(own: BatchSystem,
         await own.server.start()
         await gateway.start()
         await until(lambda: has_done(count), 60)
-        await ended(log, key)
+        await wait_for_end(log, key)
         client.base_url = httpx2.URL(gateway.url)
         seen = await readers.read(client, batch["batch"])
-    progress = [one.entry for one in await readers.whole(log, key) if isinstance(one.entry, Progress)]
+    progress = [one.entry for one in await readers.read_all_entries(log, key) if isinstance(one.entry, Progress)]
     assert len(seen.frames) == len(progress) + 2
     await own.gateway.answers()
     await own.verify(batch)
@@ -173,13 +177,13 @@ async def test_after_killing_every_process_no_input_runs_twice(own: BatchSystem,
 @pytest.mark.rule("R63")
 async def test_a_live_turn_does_not_wait_behind_a_batch(own: BatchSystem) -> None:
     """A batch gets at most half of a generator's slots."""
-    batch = await post_batch(own.gateway, inputs(1000, SILENT), parallel=64)
-    async with own.working(concurrency=4):
-        await own.open_streams(2)
+    batch = await post_batch(own.gateway, build_inputs(1000, SILENT), parallel=64)
+    async with own.running_generator(concurrency=4):
+        await own.wait_for_open_streams(2)
         for number in range(6):
             message = f"#sim {FAST} tag=live{number}"
             turn = (await own.gateway.client.post("/v1/turns", json={"message": message})).json()["turn"]
-            assert (await own.ended(TurnKey(own.tenant, turn))).text == words(2, f"live{number}")
+            assert (await own.wait_for_end(TurnKey(own.tenant, turn))).text == words(2, f"live{number}")
         begun = [await own.log.has_turn(child) for child in own.turns(batch)[:70]]
         assert begun.count(True) == 2
         assert (await own.turn(batch)).progress is None
@@ -187,14 +191,14 @@ async def test_a_live_turn_does_not_wait_behind_a_batch(own: BatchSystem) -> Non
 
 @pytest.mark.rule("R64")
 async def test_cancelling_stops_running_turns_and_starts_no_more(own: BatchSystem) -> None:
-    batch = await post_batch(own.gateway, inputs(50, SILENT), parallel=3)
-    async with own.working():
-        await own.open_streams(3)
+    batch = await post_batch(own.gateway, build_inputs(50, SILENT), parallel=3)
+    async with own.running_generator():
+        await own.wait_for_open_streams(3)
         record = (await own.gateway.client.post(batch["links"]["cancel"])).json()
         assert record["outcome"] == "cancelled"
-        await own.acknowledged()
+        await own.wait_until_acknowledged()
         assert await own.calls() == 3
-    lines = await results(own.gateway, batch)
+    lines = await read_results(own.gateway, batch)
     assert [line["custom_id"] for line in lines] == [f"c{number}" for number in range(50)]
     assert {line["outcome"] for line in lines} == {"cancelled"}
     assert sum(line["turn"] is not None for line in lines) == 3
@@ -204,21 +208,21 @@ async def test_cancelling_stops_running_turns_and_starts_no_more(own: BatchSyste
 async def test_a_batch_that_is_cancelled_without_a_generator_leaves_nothing_running(own: BatchSystem) -> None:
     """The next generator finds the running turns by their ids and cancels them."""
     await own.shorten_lease(LEASE_S)
-    batch = await post_batch(own.gateway, inputs(6, SILENT), parallel=3)
+    batch = await post_batch(own.gateway, build_inputs(6, SILENT), parallel=3)
     # The entries are the batch's attempt and the first turn's request.
     assert await own.kill_generator_after(2)
     await own.gateway.client.post(batch["links"]["cancel"])
-    async with own.working():
-        await own.acknowledged()
+    async with own.running_generator():
+        await own.wait_until_acknowledged()
     known = [child for child in own.turns(batch) if await own.log.has_turn(child)]
     assert {(await own.log.read_turn(child)).outcome for child in known} == {"cancelled"}
-    assert (await stats(own.claude))["streams_open"] == 0
+    assert (await read_stats(own.claude))["streams_open"] == 0
 
 
 @pytest.mark.rule("R65")
 async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(limited: BatchSystem) -> None:
     """The limit of running turns bounds `parallel`; the reservations of inputs that never ran are returned."""
-    batch = await post_batch(limited.gateway, inputs(3, SILENT))
+    batch = await post_batch(limited.gateway, build_inputs(3, SILENT))
     stored = (await limited.turn(batch)).request
     assert stored is not None
     assert stored.batch is not None
@@ -227,12 +231,12 @@ async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(lim
     refused = await limited.gateway.client.post("/v1/turns", json=another)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_turns")
     counters = Counters(limited.connection)
-    async with limited.working():
-        await limited.open_streams(2)
+    async with limited.running_generator():
+        await limited.wait_for_open_streams(2)
         held = await limited.money(limited.turns(batch)[0])
         assert await counters.add(held.subject, 0) == 3 * held.amount > 0
         await limited.gateway.client.post(batch["links"]["cancel"])
-        await limited.acknowledged()
+        await limited.wait_until_acknowledged()
     ends = [(await limited.log.read_turn(key)).end for key in limited.turns(batch)[:2]]
     used = sum(end.cost_nano_usd for end in ends if end is not None)
     assert await counters.add(held.subject, 0) == used < held.amount
@@ -243,7 +247,7 @@ async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(lim
 async def test_a_deleted_batch_returns_its_reservations_without_a_generator(
     limited: BatchSystem, tmp_path: Path
 ) -> None:
-    batch = await post_batch(limited.gateway, inputs(4), parallel=1)
+    batch = await post_batch(limited.gateway, build_inputs(4), parallel=1)
     first = limited.turns(batch)[0]
     # The first turn has ended by then, and is not settled.
     assert await limited.kill_generator_after(11)
@@ -257,7 +261,7 @@ async def test_a_deleted_batch_returns_its_reservations_without_a_generator(
     assert not await limited.log.has_turn(first)
     assert await counters.add(subject, 0) == end.cost_nano_usd
     # Both of its slots are free.
-    stored = (await limited.turn(await post_batch(limited.gateway, inputs(2), parallel=2))).request
+    stored = (await limited.turn(await post_batch(limited.gateway, build_inputs(2), parallel=2))).request
     assert stored is not None
     assert [hold.unit for hold in stored.holds or ()] == ["slot", "slot"]
 
@@ -265,16 +269,16 @@ async def test_a_deleted_batch_returns_its_reservations_without_a_generator(
 @pytest.mark.rule("R65")
 async def test_a_reservation_is_returned_or_settled_once(limited: BatchSystem, tmp_path: Path) -> None:
     """The batch is deleted while it runs: the gateway and the generator both return reservations."""
-    batch = await post_batch(limited.gateway, inputs(30, "words=2 rate=0 wait=0.2"), parallel=2)
+    batch = await post_batch(limited.gateway, build_inputs(30, "words=2 rate=0 wait=0.2"), parallel=2)
     first = limited.turns(batch)[0]
-    async with processes.persistence(tmp_path, limited.server.url), limited.working():
+    async with processes.persistence(tmp_path, limited.server.url), limited.running_generator():
         await until(lambda: limited.log.has_turn(first))
-        end = (await limited.ended(first)).end
+        end = (await limited.wait_for_end(first)).end
         assert end is not None
         subject = (await limited.money(first)).subject
         gone = await limited.gateway.client.delete(f"/v1/turns/{batch['batch']}")
         assert gone.status_code == 200, gone.text
-        await limited.acknowledged()
+        await limited.wait_until_acknowledged()
     counted = await Counters(limited.connection).add(subject, 0)
     assert 0 < counted <= await limited.calls() * end.cost_nano_usd
 
@@ -286,13 +290,13 @@ def one_input(**params: object) -> list[dict[str, Any]]:
 # The requests, the error code, and whether the message names the invalid request.
 INVALID: dict[str, tuple[list[dict[str, Any]], str, bool]] = {
     "no input": ([], "request_invalid", False),
-    "repeated custom_id": ([*inputs(1), *inputs(1)], "request_invalid", True),
+    "repeated custom_id": ([*build_inputs(1), *build_inputs(1)], "request_invalid", True),
     "slash in custom_id": ([{"custom_id": "a/b", "params": {"message": "hi"}}], "request_invalid", True),
     "no message": ([{"custom_id": "a", "params": {}}], "request_invalid", True),
     "unknown model": (one_input(model="none"), "model_unknown", True),
     "session": (one_input(session="mine"), "request_invalid", False),
     "invalid schema": (one_input(schema={"type": 7}), "schema_invalid", True),
-    "too many": (inputs(10_001), "request_invalid", False),
+    "too many": (build_inputs(10_001), "request_invalid", False),
 }
 
 
@@ -307,7 +311,9 @@ async def test_a_batch_with_an_invalid_request_is_refused(lone_gateway: Gateway,
 async def test_the_same_idempotency_key_is_the_same_batch(lone_gateway: Gateway) -> None:
     async def post(count: int, key: str = "the-batch") -> dict[str, Any]:
         headers = {"idempotency-key": key}
-        answer = await lone_gateway.client.post("/v1/turn-batches", json={"requests": inputs(count)}, headers=headers)
+        answer = await lone_gateway.client.post(
+            "/v1/turn-batches", json={"requests": build_inputs(count)}, headers=headers
+        )
         return dict(answer.json())
 
     assert await post(2) == await post(2)
@@ -324,7 +330,7 @@ async def test_a_turn_is_not_found_as_a_batch(gateway: Gateway) -> None:
     assert found.json()["error"]["code"] == "batch_not_found"
 
 
-async def listed(gateway: Gateway, limit: int = 50) -> list[dict[str, Any]]:
+async def list_batches(gateway: Gateway, limit: int = 50) -> list[dict[str, Any]]:
     """Returns all batches, page by page."""
     found: list[dict[str, Any]] = []
     after = ""
@@ -342,22 +348,22 @@ async def test_batches_are_listed_newest_first(gateway: Gateway, system_log: Tur
     """A running batch has its progress; turns are not listed."""
     await gateway.client.post("/v1/turns", json={"message": "#sim words=1 rate=0"})
     for number in range(3):
-        batch = await post_batch(gateway, inputs(2, tag=f"l{number}b"), metadata={"n": f"{number}"})
-        await ended(system_log, key_of(tenant, batch))
+        batch = await post_batch(gateway, build_inputs(2, tag=f"l{number}b"), metadata={"n": f"{number}"})
+        await wait_for_end(system_log, key_of(tenant, batch))
     silent = {"custom_id": "late", "params": {"message": f"#sim {SILENT}"}}
-    slow = await post_batch(gateway, [*inputs(1, tag="l3b"), silent])
+    slow = await post_batch(gateway, [*build_inputs(1, tag="l3b"), silent])
 
     async def is_half_done() -> bool:
         return bool((await gateway.client.get(slow["links"]["self"])).json()["done"] == 1)
 
     await until(is_half_done)
-    first, *rest = await listed(gateway, limit=2)
+    first, *rest = await list_batches(gateway, limit=2)
     assert (first["batch"], first["outcome"], first["done"]) == (slow["batch"], "running", 1)
     assert [one["metadata"] for one in rest] == [{"n": "2"}, {"n": "1"}, {"n": "0"}]
     for one in [first, *rest]:
         assert one == (await gateway.client.get(one["links"]["self"])).json()
     await gateway.client.post(slow["links"]["cancel"])
-    assert (await listed(gateway))[0]["outcome"] == "cancelled"
+    assert (await list_batches(gateway))[0]["outcome"] == "cancelled"
     assert (await gateway.client.get("/v1/turn-batches?after=x")).json()["error"]["code"] == "cursor_invalid"
 
 
@@ -374,37 +380,37 @@ async def test_a_batch_that_has_left_the_log_comes_from_the_database(
         posted = await other.client.post(links["cancel"])
         for answer in (posted, await other.client.get(links["self"]), await other.client.get(links["results"])):
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "batch_not_found")
-        assert await listed(other) == []
+        assert await list_batches(other) == []
 
     try:
-        batch = await post_batch(gateway, inputs(70))
+        batch = await post_batch(gateway, build_inputs(70))
         key = key_of(tenant, batch)
-        await ended(system_log, key)
-        record, lines = (await gateway.client.get(batch["links"]["self"])).json(), await results(gateway, batch)
+        await wait_for_end(system_log, key)
+        record, lines = (await gateway.client.get(batch["links"]["self"])).json(), await read_results(gateway, batch)
         await another_tenant_finds_nothing()
-        for one in [key, *children(tenant, batch)]:
+        for one in [key, *input_keys(tenant, batch)]:
             await forget(gateway, system_log, one)
         await another_tenant_finds_nothing()
     finally:
         await other.stop()
     assert (await gateway.client.get(batch["links"]["self"])).json() == record
-    assert await results(gateway, batch) == lines
-    assert [line["index"] for line in await results(gateway, batch, "?after=66")] == [67, 68, 69]
+    assert await read_results(gateway, batch) == lines
+    assert [line["index"] for line in await read_results(gateway, batch, "?after=66")] == [67, 68, 69]
     assert (await gateway.client.post(batch["links"]["cancel"])).json() == record
-    assert (await listed(gateway))[0] == record
+    assert (await list_batches(gateway))[0] == record
     assert '"type":"done"' in (await gateway.client.get(batch["links"]["events"])).text
 
 
 async def test_a_batch_that_leaves_the_log_unfinished_has_failed(own: BatchSystem, tmp_path: Path) -> None:
     async with processes.persistence(tmp_path, own.server.url):
-        batch = await post_batch(own.gateway, inputs(2))
-        await listed(own.gateway)
+        batch = await post_batch(own.gateway, build_inputs(2))
+        await list_batches(own.gateway)
         key = key_of(own.tenant, batch)
         await own.connection.jetstream.purge_stream(STREAM, subject=subjects.entries(key))
         record = (await own.gateway.client.get(batch["links"]["self"])).json()
         assert (record["outcome"], record["error"]["code"]) == ("failed", "internal")
-        assert [one["outcome"] for one in await listed(own.gateway)] == ["failed"]
-        lines = await results(own.gateway, batch)
+        assert [one["outcome"] for one in await list_batches(own.gateway)] == ["failed"]
+        lines = await read_results(own.gateway, batch)
     assert [(line["index"], line["turn"], line["outcome"]) for line in lines] == [
         (0, None, "cancelled"),
         (1, None, "cancelled"),
@@ -415,10 +421,10 @@ async def test_a_batch_that_leaves_the_log_unfinished_has_failed(own: BatchSyste
 async def test_deleted_turns_of_a_running_batch_stay_deleted(
     gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
-    batch = await post_batch(gateway, inputs(30, "words=2 rate=0 wait=0.5"), parallel=2)
-    first, *others = children(tenant, batch)
+    batch = await post_batch(gateway, build_inputs(30, "words=2 rate=0 wait=0.5"), parallel=2)
+    first, *others = input_keys(tenant, batch)
     await until(lambda: system_log.has_turn(first))
-    await ended(system_log, first)
+    await wait_for_end(system_log, first)
     assert (await gateway.client.delete(f"/v1/turns/{first.turn}")).status_code == 200
     assert not await system_log.has_turn(first)
     gone = await gateway.client.delete(f"/v1/turns/{batch['batch']}")
@@ -432,13 +438,13 @@ async def test_deleted_turns_of_a_running_batch_stay_deleted(
 async def test_a_takeover_does_not_run_deleted_inputs(own: BatchSystem) -> None:
     """The fence of a purged request is that of a new turn: only the tombstone keeps it from being stored again."""
     await own.shorten_lease(LEASE_S)
-    batch = await post_batch(own.gateway, inputs(4), parallel=1)
+    batch = await post_batch(own.gateway, build_inputs(4), parallel=1)
     first = own.turns(batch)[0]
     assert await own.kill_generator_after(12)
     assert (await own.log.read_turn(first)).end is not None
     await own.log.purge(first)
     await Tombstones(own.connection).put([first])
-    async with own.working():
+    async with own.running_generator():
         progress = (await own.batch_ended(batch)).progress
     assert not await own.log.has_turn(first)
     assert progress is not None
@@ -448,30 +454,30 @@ async def test_a_takeover_does_not_run_deleted_inputs(own: BatchSystem) -> None:
 @pytest.mark.rule("R64")
 async def test_a_batch_above_its_time_limit_fails(own: BatchSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "LIFE", timedelta(seconds=1))
-    batch = await post_batch(own.gateway, inputs(5, SILENT), parallel=2)
-    async with own.working():
+    batch = await post_batch(own.gateway, build_inputs(5, SILENT), parallel=2)
+    async with own.running_generator():
         turn = await own.batch_ended(batch)
-        await own.acknowledged()
+        await own.wait_until_acknowledged()
     assert turn.error is not None
     assert (turn.outcome, turn.error.code) == ("failed", "deadline_exceeded")
-    assert {line["outcome"] for line in await results(own.gateway, batch)} == {"cancelled"}
+    assert {line["outcome"] for line in await read_results(own.gateway, batch)} == {"cancelled"}
 
 
 async def test_a_batch_with_expired_inputs_fails(own: BatchSystem) -> None:
-    batch = await post_batch(own.gateway, inputs(5))
+    batch = await post_batch(own.gateway, build_inputs(5))
     await own.connection.jetstream.purge_stream(BODIES)
-    async with own.working():
+    async with own.running_generator():
         turn = await own.batch_ended(batch)
     assert turn.error is not None
     assert (turn.outcome, turn.error.code) == ("failed", "blob_expired")
 
 
 async def test_more_batches_than_a_generator_runs_at_once_all_end(own: BatchSystem) -> None:
-    submitted = [await post_batch(own.gateway, inputs(3, tag=f"q{number}b")) for number in range(BATCHES_MAX + 2)]
-    async with own.working(concurrency=1):
+    submitted = [await post_batch(own.gateway, build_inputs(3, tag=f"q{number}b")) for number in range(BATCHES_MAX + 2)]
+    async with own.running_generator(concurrency=1):
         for batch in submitted:
             assert (await own.batch_ended(batch)).outcome == "completed"
-        await own.acknowledged()
+        await own.wait_until_acknowledged()
     assert await own.calls() == 3 * len(submitted)
 
 
@@ -481,26 +487,26 @@ async def test_a_batch_is_acknowledged_after_its_turns_have_ended(
 ) -> None:
     """A runner that lost the fence has not checked its turns: the batch is delivered again, although it has ended."""
     await own.shorten_lease(LEASE_S)
-    await post_batch(own.gateway, inputs(3))
+    await post_batch(own.gateway, build_inputs(3))
     run, runs = BatchRunner.run, list[TurnKey]()
 
-    async def cancelled_once(runner: BatchRunner, key: TurnKey) -> Turn:
+    async def cancel_once(runner: BatchRunner, key: TurnKey) -> Turn:
         runs.append(key)
         if len(runs) == 1:
             await cancel(own.log, key)
             raise FenceLost("cancelled")
         return await run(runner, key)
 
-    monkeypatch.setattr(BatchRunner, "run", cancelled_once)
-    async with own.working():
-        await own.acknowledged()
+    monkeypatch.setattr(BatchRunner, "run", cancel_once)
+    async with own.running_generator():
+        await own.wait_until_acknowledged()
     assert len(runs) == 2
 
 
 async def test_a_stopping_generator_does_not_wait_for_a_full_log(
     own: BatchSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = await post_batch(own.gateway, inputs(1))
+    batch = await post_batch(own.gateway, build_inputs(1))
     append, is_full = TurnLog.append, asyncio.Event()
 
     async def append_to_batch_only(log: TurnLog, key: TurnKey, *given: Any, **named: Any) -> Chain:

@@ -30,8 +30,8 @@ from tests.harness.turn_builder import request
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, forget
-from tests.integration.test_persistence_recorder import folds, rows
-from tests.upgrade.recording import as_of
+from tests.integration.test_persistence_recorder import expected_rows, rows
+from tests.upgrade.recording import downgrade
 
 Step = tuple[type, str]
 
@@ -62,14 +62,14 @@ def reference(text: str) -> list[dict[str, Any]]:
     return [{"type": "text", "text": {"tailrace:blob": name(text), "bytes": len(text)}}]
 
 
-def showing(picture: str) -> list[dict[str, Any]]:
+def picture_messages(picture: str) -> list[dict[str, Any]]:
     source = {"type": "base64", "media_type": "image/png", "data": picture}
     return [{"role": "user", "content": [{"type": "image", "source": source}, SHOW]}]
 
 
-async def show(gateway: Gateway, picture: str, **given: Any) -> dict[str, Any]:
+async def post_picture(gateway: Gateway, picture: str, **given: Any) -> dict[str, Any]:
     """Posts a turn about a picture and waits for its end; the model has received the picture."""
-    turn = await post_until_ended(gateway, message=None, messages=showing(picture), **given)
+    turn = await post_until_ended(gateway, message=None, messages=picture_messages(picture), **given)
     assert (await gateway.client.get(turn["links"]["self"])).json()["text"] == name(picture)
     return turn
 
@@ -131,29 +131,29 @@ class BlobSystem(OwnSystem):
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Persistence]:
-        async with self.working(), self.persistence() as persistence:
+        async with self.running_generator(), self.persistence() as persistence:
             yield persistence
 
     async def show(self, picture: str) -> dict[str, Any]:
-        async with self.working():
-            return await show(self.gateway, picture)
+        async with self.running_generator():
+            return await post_picture(self.gateway, picture)
 
     async def post(self, picture: str) -> dict[str, Any]:
         """Posts a turn, which waits for a generator."""
-        answer = await self.gateway.client.post("/v1/turns", json={"messages": showing(picture)})
+        answer = await self.gateway.client.post("/v1/turns", json={"messages": picture_messages(picture)})
         accepted: dict[str, Any] = answer.json()
         return accepted
 
     async def ended_turn(self, turn: str) -> Turn:
         """Runs a generator until the turn has ended."""
-        async with self.working():
-            return await self.ended(TurnKey(self.tenant, TurnId(turn)))
+        async with self.running_generator():
+            return await self.wait_for_end(TurnKey(self.tenant, TurnId(turn)))
 
     async def write(self, text: str) -> dict[str, Any]:
         """Stores a blob and a completed turn that refers to it."""
         await BlobStore(self.connection).put(self.tenant, {name(text): text.encode()})
         writer = Writer(self.log, TurnKey(self.tenant, TurnId(new_id())))
-        await writer.ask(messages=[Message("user", reference(text))])
+        await writer.store_request(messages=[Message("user", reference(text))])
         await writer.begin("Light")
         await writer.end()
         return {"turn": writer.key.turn}
@@ -171,7 +171,7 @@ async def test_a_blob_is_deleted_with_the_last_turn_that_refers_to_it(
     """After the response to DELETE no gateway returns it. Another tenant's blob of the same name stays."""
     other, blobs = Tenant(f"tenant-{new_id()}"), BlobStore(system_log._connection)
     await blobs.put(other, {name(picture): picture.encode()})
-    first, second = await show(gateway, picture), await show(gateway, picture)
+    first, second = await post_picture(gateway, picture), await post_picture(gateway, picture)
     follow_up = await post_until_ended(gateway, message="And?", session=second["session"])
     for turn in (first, follow_up):
         assert await delete(gateway, turn) == 200
@@ -180,7 +180,7 @@ async def test_a_blob_is_deleted_with_the_last_turn_that_refers_to_it(
     assert [await is_there(one, picture) for one in (gateway, second_gateway)] == [False, False]
     assert await stored_blobs(system_log._connection, tenant) == []
     assert await delete(gateway, second) == 404
-    await show(gateway, picture)
+    await post_picture(gateway, picture)
     assert await blobs.size(other, name(picture)) == len(picture)
 
 
@@ -206,7 +206,7 @@ async def test_a_waiting_turn_and_the_inputs_of_a_batch_keep_their_blobs(
     async with own.persistence():
         first = await own.show(picture)
         if is_batch:
-            body = {"requests": [{"custom_id": "c", "params": {"messages": showing(picture)}}]}
+            body = {"requests": [{"custom_id": "c", "params": {"messages": picture_messages(picture)}}]}
             batch = (await own.gateway.client.post("/v1/turn-batches", json=body)).json()["batch"]
             waiting = child_id(TurnId(batch), 0)
         else:
@@ -226,14 +226,14 @@ async def test_a_deletion_at_any_step_of_a_post_keeps_its_blob(
     gateway: Gateway, system_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, step: Step
 ) -> None:
     """The only other turn that refers to it is deleted."""
-    first = await show(gateway, picture)
+    first = await post_picture(gateway, picture)
 
     async def deletion() -> None:
         assert await delete(gateway, first) == 200
 
     with monkeypatch.context() as patched:
         call_before(step, deletion, patched)
-        second = await show(gateway, picture)
+        second = await post_picture(gateway, picture)
     assert await delete(gateway, first) == 404
     assert await is_there(gateway, picture)
     assert await pins(system_log._connection, tenant) == []
@@ -246,7 +246,7 @@ async def test_a_prompt_that_is_counted_keeps_its_blob_until_then(
 ) -> None:
     """No turn refers to it: only the pin keeps it."""
     document = b64encode(os.urandom(6_300_000)).decode()
-    first = await show(gateway, document)
+    first = await post_picture(gateway, document)
     store = count_tokens.store_long_strings
 
     async def store_and_delete(*arguments: Any) -> dict[str, Any]:
@@ -255,7 +255,7 @@ async def test_a_prompt_that_is_counted_keeps_its_blob_until_then(
         return fields
 
     monkeypatch.setattr(count_tokens, "store_long_strings", store_and_delete)
-    body = {"model": "claude-sonnet-5-5", "messages": showing(document)}
+    body = {"model": "claude-sonnet-5-5", "messages": picture_messages(document)}
     answer = await gateway.client.post("/v1/messages/count_tokens", json=body)
     assert answer.status_code == 200, answer.text
     await until_empty(system_log._connection, tenant)
@@ -366,7 +366,7 @@ async def test_the_blob_of_a_post_that_fails_is_deleted_by_itself(
     gateway: Gateway, system_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The POST had pinned the picture while its only turn was deleted."""
-    first = await show(gateway, picture)
+    first = await post_picture(gateway, picture)
 
     async def fail(*_: object, **__: object) -> None:
         assert await delete(gateway, first) == 200
@@ -375,7 +375,7 @@ async def test_the_blob_of_a_post_that_fails_is_deleted_by_itself(
 
     with monkeypatch.context() as patched:
         patched.setattr(TurnLog, "append", fail)
-        answer = await gateway.client.post("/v1/turns", json={"messages": showing(picture)})
+        answer = await gateway.client.post("/v1/turns", json={"messages": picture_messages(picture)})
     assert answer.status_code == 503
     await until_empty(system_log._connection, tenant)
     assert await pins(system_log._connection, tenant) == []
@@ -394,7 +394,7 @@ async def test_a_deletion_that_fails_at_any_step_is_completed_after_a_restart(
         with monkeypatch.context() as patched:
             calls = 0
 
-            def failing(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+            def fail_after(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
                 async def step(self: Any, *given: Any) -> Any:
                     nonlocal calls
                     calls += 1
@@ -405,7 +405,7 @@ async def test_a_deletion_that_fails_at_any_step_is_completed_after_a_restart(
                 return step
 
             for owner, method in steps:
-                patched.setattr(owner, method, failing(getattr(owner, method)))
+                patched.setattr(owner, method, fail_after(getattr(owner, method)))
             async with own.persistence():
                 status = await delete(own.gateway, turn)
                 assert (status, await delete(own.gateway, turn)) in ((200, 404), (503, 503))
@@ -422,7 +422,7 @@ async def test_a_deletion_that_fails_at_any_step_is_completed_after_a_restart(
 async def test_without_persistence_nothing_is_deleted(own: BlobSystem, picture: str) -> None:
     """The response is 503; once persistence is back, the same DELETE succeeds."""
     async with own.running():
-        turn = await show(own.gateway, picture)
+        turn = await post_picture(own.gateway, picture)
     assert await delete(own.gateway, turn) == 503
     assert await is_there(own.gateway, picture)
     async with own.running():
@@ -451,13 +451,13 @@ async def test_a_database_of_an_older_version_learns_the_references(own: BlobSys
     """From its rows, and from the log, which also has the system prompts."""
     rules = new_id() * 4000
     async with own.running() as persistence:
-        old, new = await show(own.gateway, picture), await show(own.gateway, picture, system=rules)
+        old, new = await post_picture(own.gateway, picture), await post_picture(own.gateway, picture, system=rules)
         await persistence.ask(own.tenant, "turn", GetTurn(TurnId(new["turn"])), TurnRecord)
         await forget(own.gateway, own.log, TurnKey(own.tenant, TurnId(old["turn"])))
-    earlier = as_of(5, own.database)
+    earlier = downgrade(5, own.database)
     async with Persistence(own.server.url, earlier) as persistence:
         await persistence.ask(own.tenant, "turn", GetTurn(TurnId(new["turn"])), TurnRecord)
-        (row,) = await folds(own.log, [TurnKey(own.tenant, TurnId(new["turn"]))])
+        (row,) = await expected_rows(own.log, [TurnKey(own.tenant, TurnId(new["turn"]))])
         assert [row.blobs for row in rows(earlier)] == [f'["{name(picture)}"]', row.blobs]
         assert await delete(own.gateway, new) == 200
         assert [await is_there(own.gateway, text) for text in (picture, rules)] == [True, False]

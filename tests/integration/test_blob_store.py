@@ -40,7 +40,7 @@ async def store(connection: Connection, tenant: Tenant) -> BlobStore:
 
 
 @pytest.fixture
-async def short_lived(tmp_path: Path) -> AsyncIterator[Connection]:
+async def short_lived_bucket(tmp_path: Path) -> AsyncIterator[Connection]:
     """A server where a blob lives for `LIFE_S`, and that holds 4 MB of blobs."""
     async with NatsServer(tmp_path) as server:
         connection = await Connection.open(server.url, "test")
@@ -50,8 +50,8 @@ async def short_lived(tmp_path: Path) -> AsyncIterator[Connection]:
 
 
 @pytest.fixture
-async def short_lived_store(short_lived: Connection, tenant: Tenant) -> BlobStore:
-    store = BlobStore(short_lived)
+async def short_lived_store(short_lived_bucket: Connection, tenant: Tenant) -> BlobStore:
+    store = BlobStore(short_lived_bucket)
     await store.put(tenant, CONTENTS)
     return store
 
@@ -120,35 +120,37 @@ async def test_a_young_blob_is_not_stored_again(store: BlobStore, connection: Co
 @pytest.mark.rule("R34")
 @both_ways
 async def test_a_blob_past_half_its_life_is_stored_again(
-    short_lived: Connection, tenant: Tenant, is_sent: bool
+    short_lived_bucket: Connection, tenant: Tenant, is_sent: bool
 ) -> None:
-    store, now = BlobStore(short_lived), asyncio.get_running_loop().time
+    store, now = BlobStore(short_lived_bucket), asyncio.get_running_loop().time
     began = now()
     await store.put(tenant, CONTENTS)
-    first = await mark_seq(short_lived, tenant)
+    first = await mark_seq(short_lived_bucket, tenant)
 
     async def is_new() -> bool:
         await (store.put(tenant, CONTENTS) if is_sent else store.renew(tenant, [BLOB]))
-        return await mark_seq(short_lived, tenant) > first
+        return await mark_seq(short_lived_bucket, tenant) > first
 
     await until(is_new)
     assert now() - began >= LIFE_S / 2
-    for name in await subjects_of(short_lived, tenant):
-        assert ((await short_lived.jetstream.get_last_msg(BODIES, name)).seq or 0) > first
+    for name in await subjects_of(short_lived_bucket, tenant):
+        assert ((await short_lived_bucket.jetstream.get_last_msg(BODIES, name)).seq or 0) > first
     assert await store.read(tenant, BLOB) == CONTENT
 
 
-async def test_an_unused_blob_expires(short_lived: Connection, short_lived_store: BlobStore, tenant: Tenant) -> None:
-    config = (await short_lived.jetstream.stream_info(BODIES)).config
-    await short_lived.jetstream.update_stream(config.evolve(max_age=0.2, duplicate_window=0.2))
+async def test_an_unused_blob_expires(
+    short_lived_bucket: Connection, short_lived_store: BlobStore, tenant: Tenant
+) -> None:
+    config = (await short_lived_bucket.jetstream.stream_info(BODIES)).config
+    await short_lived_bucket.jetstream.update_stream(config.evolve(max_age=0.2, duplicate_window=0.2))
 
     async def is_gone() -> bool:
-        return await mark_seq(short_lived, tenant) == 0
+        return await mark_seq(short_lived_bucket, tenant) == 0
 
     await until(is_gone)
     with pytest.raises(BlobUnknown):
         await short_lived_store.read(tenant, BLOB)
-    await short_lived.jetstream.update_stream(config)
+    await short_lived_bucket.jetstream.update_stream(config)
     await short_lived_store.put(tenant, CONTENTS)
     assert await short_lived_store.read(tenant, BLOB) == CONTENT
 
@@ -202,7 +204,7 @@ async def test_a_changed_chunk_is_refused(store: BlobStore, connection: Connecti
 
 
 async def test_a_full_store_refuses_a_new_blob_and_can_be_emptied(
-    short_lived: Connection, short_lived_store: BlobStore, tenant: Tenant
+    short_lived_bucket: Connection, short_lived_store: BlobStore, tenant: Tenant
 ) -> None:
     """Existing blobs stay; marking one as deleted must fit although its mark becomes longer."""
     other = os.urandom(4_000_000)
@@ -213,9 +215,11 @@ async def test_a_full_store_refuses_a_new_blob_and_can_be_emptied(
     for size in (100_000, 1_000, 10, 1):
         with suppress(nats.js.errors.APIError):
             for number in range(100):
-                await short_lived.jetstream.publish(subjects.chunk(Tenant("other"), f"x{size}", number), b"x" * size)
+                await short_lived_bucket.jetstream.publish(
+                    subjects.chunk(Tenant("other"), f"x{size}", number), b"x" * size
+                )
     await short_lived_store.purge(tenant, BLOB.sha256, await mark_deleted(short_lived_store, tenant))
-    assert await mark_seq(short_lived, tenant) == 0
+    assert await mark_seq(short_lived_bucket, tenant) == 0
 
 
 async def test_an_unreachable_store_fails_in_bounded_time_and_recovers(

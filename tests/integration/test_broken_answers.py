@@ -17,8 +17,8 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.streams import PAYLOAD_BYTES_MIN
 from tests.conftest import apply_streams
-from tests.harness.faulty_upstream import HEAD, Break, Broken, breaking
-from tests.harness.generator_in_loop import ask, ended, words, working
+from tests.harness.faulty_upstream import HEAD, Break, Broken, faulty_claude
+from tests.harness.generator_in_loop import append_request, running_generator, wait_for_end, words
 
 WORDS = 12
 OVERLOADED = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n'
@@ -29,7 +29,7 @@ def kind(event: bytes) -> str:
     return str(json.loads(data.removeprefix(b"data:"))["type"])
 
 
-def half(events: list[bytes]) -> list[bytes]:
+def first_half(events: list[bytes]) -> list[bytes]:
     """Returns the events up to the middle of the text."""
     return events[: len(events) // 2]
 
@@ -38,48 +38,50 @@ def broken_answer(events: list[bytes], *, is_reset: bool = False) -> Broken:
     return Broken(HEAD + b"".join(events), is_reset)
 
 
-def without(events: list[bytes], left_out: str) -> list[bytes]:
+def remove_events(events: list[bytes], left_out: str) -> list[bytes]:
     return [event for event in events if kind(event) != left_out]
 
 
-def twice(events: list[bytes], repeated: str) -> list[bytes]:
+def repeat_events(events: list[bytes], repeated: str) -> list[bytes]:
     return [copy for event in events for copy in [event] * (1 + (kind(event) == repeated))]
 
 
-def only(events: list[bytes], wanted: str) -> list[bytes]:
+def select_events(events: list[bytes], wanted: str) -> list[bytes]:
     return [event for event in events if kind(event) == wanted]
 
 
 # Faults after the first words.
 PARTIAL: dict[str, Break] = {
-    "reset": lambda events: broken_answer(half(events), is_reset=True),
-    "end within the text": lambda events: broken_answer(half(events)),
-    "end within an event": lambda events: broken_answer([*half(events), events[len(events) // 2][:30]]),
+    "reset": lambda events: broken_answer(first_half(events), is_reset=True),
+    "end within the text": lambda events: broken_answer(first_half(events)),
+    "end within an event": lambda events: broken_answer([*first_half(events), events[len(events) // 2][:30]]),
     "end before message_delta": lambda events: broken_answer(
         list(takewhile(lambda one: kind(one) != "message_delta", events))
     ),
     "not JSON": lambda events: broken_answer(
-        [*half(events), b'event: content_block_delta\ndata: {"type":"content_\n\n']
+        [*first_half(events), b'event: content_block_delta\ndata: {"type":"content_\n\n']
     ),
-    "error": lambda events: broken_answer([*half(events), OVERLOADED]),
-    "message_stop within the text": lambda events: broken_answer([*half(events), *only(events, "message_stop")]),
-    "message_stop within a block": lambda events: broken_answer(without(events, "content_block_stop")),
-    "message_stop without message_delta": lambda events: broken_answer(without(events, "message_delta")),
-    "message_start twice": lambda events: broken_answer([*half(events), events[0], *events[len(events) // 2 :]]),
-    "content_block_start twice": lambda events: broken_answer(twice(events, "content_block_start")),
-    "content_block_stop twice": lambda events: broken_answer(twice(events, "content_block_stop")),
+    "error": lambda events: broken_answer([*first_half(events), OVERLOADED]),
+    "message_stop within the text": lambda events: broken_answer(
+        [*first_half(events), *select_events(events, "message_stop")]
+    ),
+    "message_stop within a block": lambda events: broken_answer(remove_events(events, "content_block_stop")),
+    "message_stop without message_delta": lambda events: broken_answer(remove_events(events, "message_delta")),
+    "message_start twice": lambda events: broken_answer([*first_half(events), events[0], *events[len(events) // 2 :]]),
+    "content_block_start twice": lambda events: broken_answer(repeat_events(events, "content_block_start")),
+    "content_block_stop twice": lambda events: broken_answer(repeat_events(events, "content_block_stop")),
 }
 # Answers without a valid first event: the call is repeated in the same attempt.
 EMPTY: dict[str, Break] = {
     "empty": lambda _: Broken(HEAD),
     "no message_start": lambda events: broken_answer(events[1:]),
-    "delta without a block": lambda events: broken_answer(without(events, "content_block_start")),
-    "only message_stop": lambda events: broken_answer(only(events, "message_stop")),
+    "delta without a block": lambda events: broken_answer(remove_events(events, "content_block_start")),
+    "only message_stop": lambda events: broken_answer(select_events(events, "message_stop")),
     "HTML": lambda _: Broken(HEAD.replace(b"text/event-stream", b"text/html") + b"<html>Please log in</html>"),
 }
 WHOLE: dict[str, Break] = {
-    "message_stop twice": lambda events: broken_answer(twice(events, "message_stop")),
-    "events after message_stop": lambda events: broken_answer([*events, *half(events)]),
+    "message_stop twice": lambda events: broken_answer(repeat_events(events, "message_stop")),
+    "events after message_stop": lambda events: broken_answer([*events, *first_half(events)]),
     "reset after message_stop": lambda events: broken_answer(events, is_reset=True),
 }
 
@@ -98,10 +100,10 @@ async def run(server: NatsServer, claude: str, fault: Break, times: int = 1) -> 
     connection = await Connection.open(server.url, "test")
     log = TurnLog(connection)
     async with (
-        breaking(claude, fault, times=times) as proxy,
-        working(server.url, proxy.url, stall_timeout_s=5, attempts_max=2),
+        faulty_claude(claude, fault, times=times) as proxy,
+        running_generator(server.url, proxy.url, stall_timeout_s=5, attempts_max=2),
     ):
-        turn = await ended(log, await ask(log, f"words={WORDS} rate=0"))
+        turn = await wait_for_end(log, await append_request(log, f"words={WORDS} rate=0"))
     await connection.close()
     return turn, proxy.calls
 
@@ -132,7 +134,7 @@ async def test_a_turn_whose_answers_are_all_incomplete_fails(server: NatsServer,
 async def test_an_event_above_the_limit_fails_at_once(server: NatsServer, own_claude: str) -> None:
     """Another call would be paid for, and would bring the same event."""
     large = b'data: {"type":"newer","x":"' + b"x" * EVENT_BYTES_MAX + b'"}\n\n'
-    turn, calls = await run(server, own_claude, lambda events: broken_answer([*half(events), large]), times=99)
+    turn, calls = await run(server, own_claude, lambda events: broken_answer([*first_half(events), large]), times=99)
     assert turn.error is not None
     assert (turn.outcome, turn.error.code, calls) == ("failed", "backend_event_too_large", 1)
 
@@ -147,7 +149,9 @@ async def test_an_event_above_the_nats_servers_limit_fails_at_once(
         with capture_logs() as logged:
             await apply_streams(server.url)
         assert any("set it to 8MB" in line["event"] for line in logged)
-        turn, calls = await run(server, own_claude, lambda events: broken_answer([*half(events), large]), times=99)
+        turn, calls = await run(
+            server, own_claude, lambda events: broken_answer([*first_half(events), large]), times=99
+        )
     assert turn.error is not None
     assert (turn.outcome, turn.error.code, calls) == ("failed", "entry_too_large", 1)
     assert words(WORDS).startswith(turn.text)
@@ -166,7 +170,7 @@ UNREADABLE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def unreadable(case: str) -> Break:
+def spoil_delta(case: str) -> Break:
     """Changes the delta in the middle of an answer into one that cannot be read."""
 
     def change(events: list[bytes]) -> Broken:
@@ -184,9 +188,9 @@ def unreadable(case: str) -> Break:
 @pytest.mark.parametrize("case", UNREADABLE)
 async def test_a_delta_that_cannot_be_read_is_not_left_out(server: NatsServer, own_claude: str, case: str) -> None:
     """The model is called again; if that never helps, the turn fails with a code of its own."""
-    turn, calls = await run(server, own_claude, unreadable(case))
+    turn, calls = await run(server, own_claude, spoil_delta(case))
     assert (turn.outcome, turn.text, calls) == ("completed", words(WORDS), 2)
-    turn, _ = await run(server, own_claude, unreadable(case), times=99)
+    turn, _ = await run(server, own_claude, spoil_delta(case), times=99)
     assert turn.error is not None
     assert (turn.outcome, turn.error.code) == ("failed", "backend_unreadable")
     assert words(WORDS).startswith(turn.text)
@@ -194,7 +198,9 @@ async def test_a_delta_that_cannot_be_read_is_not_left_out(server: NatsServer, o
 
 async def test_an_answer_without_message_stop_is_complete(server: NatsServer, own_claude: str) -> None:
     """`message_delta` has the stop reason."""
-    turn, calls = await run(server, own_claude, lambda events: broken_answer(without(events, "message_stop")), times=99)
+    turn, calls = await run(
+        server, own_claude, lambda events: broken_answer(remove_events(events, "message_stop")), times=99
+    )
     assert (turn.text, turn.outcome, turn.stop.stop_reason) == (words(WORDS), "completed", "end_turn")
     assert calls <= 2
 

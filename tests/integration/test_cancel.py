@@ -26,7 +26,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests.harness import readers
-from tests.harness.generator_in_loop import account, shorten_lease, words
+from tests.harness.generator_in_loop import read_calls, shorten_lease, words
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.proxy import Proxy
@@ -56,7 +56,7 @@ class CancelSystem(OwnSystem):
 
     async def begin(self, line: str) -> TurnKey:
         """Appends the request of a turn of the gateways' tenant."""
-        return await self.ask(line, self.tenant)
+        return await self.append_request(line, self.tenant)
 
     def read(self, key: TurnKey) -> asyncio.Task[Connected]:
         """Reads the turn at the first gateway, to its end."""
@@ -76,16 +76,16 @@ class CancelSystem(OwnSystem):
 
     async def calls_of(self, tag: str) -> list[Call]:
         """Returns the calls of the turn with that tag."""
-        return [call for call in (await account(self.claude)).calls if f"tag={tag} " in f"{call.question} "]
+        return [call for call in (await read_calls(self.claude)).calls if f"tag={tag} " in f"{call.question} "]
 
     async def all_settled(self) -> None:
         """Waits until no call is open and all turns are acknowledged."""
-        await self.open_streams(0)
-        await self.acknowledged()
+        await self.wait_for_open_streams(0)
+        await self.wait_until_acknowledged()
 
     async def has_stored(self, key: TurnKey, count: int) -> bool:
         """Whether the turn has that many entries, or has ended before, because deltas were joined."""
-        stored = await readers.whole(self.log, key)
+        stored = await readers.read_all_entries(self.log, key)
         return len(stored) >= count or isinstance(stored[-1].entry, End)
 
     async def has_words(self, key: TurnKey, count: int) -> bool:
@@ -99,12 +99,12 @@ class CancelSystem(OwnSystem):
 
     async def assert_one_end(self, key: TurnKey, connected: Connected, answers: Sequence[httpx2.Response]) -> Turn:
         """Returns the turn. The log, its reader, SQLite and every answer to a cancel agree on one end."""
-        stored = await readers.whole(self.log, key)
+        stored = await readers.read_all_entries(self.log, key)
         assert [one.seq for one in stored if isinstance(one.entry, End)] == [stored[-1].seq]
         record = await until(lambda: self._record(key))
         assert record is not None
-        reader = readers.reader("there", key, connected)
-        verdict = judge(await readers.history(self.log, key, reader, records={key: record}))
+        reader = readers.build_reader("there", key, connected)
+        verdict = judge(await readers.read_history(self.log, key, reader, records={key: record}))
         assert verdict.is_green, verdict.evidence
         assert connected.over == "ended"
         shown = (await self.gateways[1].client.get(f"/v1/turns/{key.turn}")).json()
@@ -166,7 +166,7 @@ async def test_a_turn_can_be_cancelled_before_each_of_its_entries(own: CancelSys
     }
     reading = {count: own.read(key) for count, key in keys.items()}
     hold.before = {key: count for count, key in keys.items() if count != last_delta}
-    async with own.working():
+    async with own.running_generator():
         await until(lambda: len(hold.held) == len(hold.before), HELD_S_MAX)
         # The model is silent after its last delta, so the generator appends nothing that could be held.
         await until(lambda: own.has_stored(keys[last_delta], last_delta))
@@ -179,7 +179,7 @@ async def test_a_turn_can_be_cancelled_before_each_of_its_entries(own: CancelSys
         repeats = {count: [await own.cancel(key, number) for number in (0, 1)] for count, key in keys.items()}
         for count, key in keys.items():
             turn = await own.assert_one_end(key, await reading[count], [*cancels[count], *repeats[count]])
-            assert entry_names(await readers.whole(own.log, key), TOGETHER) == [*ENTRIES[:count], "end"]
+            assert entry_names(await readers.read_all_entries(own.log, key), TOGETHER) == [*ENTRIES[:count], "end"]
             assert turn.end is not None
             assert turn.end.outcome == "cancelled"
             is_begun, is_counted = count > ENTRIES.index("message_start"), "message_delta" in ENTRIES[:count]
@@ -200,13 +200,13 @@ async def test_a_turn_that_is_cancelled_before_it_begins_is_never_sent_to_the_mo
     early = await own.begin("words=2 tag=early")
     reading = {early: own.read(early)}
     answers = {early: [await own.cancel(early), await own.cancel(early, 1)]}
-    async with own.working(concurrency=1):
+    async with own.running_generator(concurrency=1):
         running = await own.begin("words=2 tag=running fault=stall@1")
-        await own.open_streams(1)
+        await own.wait_for_open_streams(1)
         queued, next_ = await own.begin("words=2 tag=queued"), await own.begin("words=2 tag=next")
         reading |= {key: own.read(key) for key in (running, queued)}
         answers |= {key: [await own.cancel(key, 1)] for key in (queued, running)}
-        assert (await own.ended(next_)).text == words(2, "next")
+        assert (await own.wait_for_end(next_)).text == words(2, "next")
         await own.all_settled()
     for key, reader in reading.items():
         turn = await own.assert_one_end(key, await reader, answers[key])
@@ -230,7 +230,7 @@ async def test_a_cancel_that_races_with_the_natural_end_has_one_of_two_outcomes(
         answers = list(await asyncio.gather(own.cancel(key), own.cancel(key, 1)))
         return key, await reader, answers
 
-    async with own.working(concurrency=RACES):
+    async with own.running_generator(concurrency=RACES):
         races = await asyncio.gather(*map(race, range(RACES)))
         await own.all_settled()
     turns = [await own.assert_one_end(*one) for one in races]
@@ -267,11 +267,11 @@ async def test_a_cancel_between_attempt_and_call_closes_the_call(own: CancelSyst
     """The end is stored before the generator subscribes to it, and the model is silent."""
     key = await own.begin("words=9")
     hold.after[key] = 1
-    async with silent_model() as (url, calls), own.working(claude_url=url):
+    async with silent_model() as (url, calls), own.running_generator(claude_url=url):
         await until(lambda: key in hold.held)
         assert (await own.cancel(key)).json()["outcome"] == "cancelled"
         hold.gate.set()
-        await own.acknowledged()
+        await own.wait_until_acknowledged()
         # The generator may have begun the call before it noticed the end.
         await until(lambda: all(reader.at_eof() for reader in calls))
 
@@ -284,7 +284,7 @@ async def test_a_cancel_between_attempt_and_call_closes_the_call(own: CancelSyst
 )
 async def test_a_generator_that_was_disconnected_during_a_cancel_closes_the_call(own: CancelSystem) -> None:
     """It missed the end, and its model is silent: after the reconnect it reads the log."""
-    async with Proxy.in_front_of(own.server.url) as proxy, own.working(nats_url=proxy.url_of(own.server.url)):
+    async with Proxy.in_front_of(own.server.url) as proxy, own.running_generator(nats_url=proxy.url_of(own.server.url)):
         key = await own.begin("words=9 fault=stall@3 tag=silent")
         reader = own.read(key)
         await until(lambda: own.has_words(key, 3))
@@ -304,11 +304,11 @@ async def test_turns_are_cancelled_before_during_and_after_a_restart_of_nats_ser
     """A client that received 200 finds the end in the log; one that received 503 repeats the cancel."""
     # Persistence gets the entries that it had leased when the server was killed once more after this lease.
     await shorten_lease(own.connection, 0.5, PERSISTENCE)
-    async with own.working():
+    async with own.running_generator():
         lines = ("words=9 fault=stall@3 tag=k{}", "words=9000 rate=40 tag=k{}")
         keys = [await own.begin(lines[number % 2].format(number)) for number in range(9)]
         reading = [own.read(key) for key in keys]
-        await own.open_streams(len(keys))
+        await own.wait_for_open_streams(len(keys))
         for key in keys:
             await until(lambda key=key: own.has_words(key, 3))  # type: ignore[misc]
         cancels = [asyncio.create_task(own.cancel_patiently(key)) for key in keys[:3]]

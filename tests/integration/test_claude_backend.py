@@ -16,12 +16,12 @@ from tailrace.generators.backends.api_errors import KEY_REFUSED
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
-from tests.harness.generator_in_loop import stats
+from tests.harness.generator_in_loop import read_stats
 from tests.harness.until import until
 
 
 @asynccontextmanager
-async def claude_at(url: str, api_key: str = "sk-secret-key") -> AsyncIterator[AnthropicApi]:
+async def running_backend(url: str, api_key: str = "sk-secret-key") -> AsyncIterator[AnthropicApi]:
     claude = AnthropicApi(api_key, url, connect_timeout_s=0.6, stall_timeout_s=0.8)
     try:
         yield claude
@@ -50,7 +50,7 @@ async def count(claude: AnthropicApi) -> bytes:
 
 async def until_stats(url: str, **expected: int) -> None:
     async def are_equal() -> bool:
-        return (await stats(url)).items() >= expected.items()
+        return (await read_stats(url)).items() >= expected.items()
 
     await until(are_equal, 2)
 
@@ -58,7 +58,7 @@ async def until_stats(url: str, **expected: int) -> None:
 @pytest.mark.rule("R6")
 async def test_an_answer_is_its_raw_events_without_ping_and_message_stop(own_claude: str) -> None:
     tools = [{"name": "look", "input_schema": {"type": "object"}}]
-    async with claude_at(own_claude) as claude:
+    async with running_backend(own_claude) as claude:
         events = await answer(claude, call("#sim words=3 rate=0 tool=look", system="Be brief.", tools=tools))
     block = ["content_block_start", "content_block_stop"]
     types = [event["type"] for event in events if event["type"] != "content_block_delta"]
@@ -93,7 +93,7 @@ async def test_a_failure_is_a_backend_error_after_the_events_before_it(
 ) -> None:
     """It contains neither the key nor the text."""
     received: list[ModelEvent] = []
-    async with claude_at(own_claude) as claude:
+    async with running_backend(own_claude) as claude:
         with pytest.raises(BackendError) as failure:
             await collect(claude.answer(call(f"#sim words=9 rate=0 {line}")), received)
     assert (failure.value.code, len(received)) == (code, events)
@@ -112,7 +112,7 @@ async def test_a_failure_is_a_backend_error_after_the_events_before_it(
 async def test_a_refusal_has_the_message_of_the_api(
     own_claude: str, fields: dict[str, Any], key: str, code: str
 ) -> None:
-    async with claude_at(own_claude, key) as claude:
+    async with running_backend(own_claude, key) as claude:
         with pytest.raises(BackendError, match=r"claude-unknown|max_tokens") as failure:
             await answer(claude, call(**fields))
     assert failure.value.code == code
@@ -120,7 +120,7 @@ async def test_a_refusal_has_the_message_of_the_api(
 
 async def test_a_refused_key_is_named_without_the_message_of_the_api(own_claude: str) -> None:
     """Tenants see the error, and the API's message is about the operator's account."""
-    async with claude_at(own_claude, "bad-key") as claude:
+    async with running_backend(own_claude, "bad-key") as claude:
         with pytest.raises(BackendError) as failure:
             await answer(claude, call(""))
     assert (failure.value.code, failure.value.message) == ("backend_refused_key", KEY_REFUSED)
@@ -129,7 +129,7 @@ async def test_a_refused_key_is_named_without_the_message_of_the_api(own_claude:
 @pytest.mark.timeout(10)
 async def test_a_model_that_only_pings_is_stalled(own_claude: str) -> None:
     """The pings keep the connection from being silent; they are no progress of the answer."""
-    async with claude_at(own_claude) as claude:
+    async with running_backend(own_claude) as claude:
         claude.pings_timeout_s = 0.3
         received: list[ModelEvent] = []
         with pytest.raises(BackendError, match="only pings") as failure:
@@ -220,7 +220,7 @@ NOT_THE_API: list[tuple[Callable[[AnthropicApi], Awaitable[object]], bytes, str]
 async def test_a_server_that_is_not_the_api_has_an_error_code(
     request_: Callable[[AnthropicApi], Awaitable[object]], reply: bytes, code: str
 ) -> None:
-    async with server(reply) as (url, _), claude_at(url) as claude:
+    async with server(reply) as (url, _), running_backend(url) as claude:
         with pytest.raises(BackendError) as failure:
             await request_(claude)
     assert failure.value.code == code
@@ -228,7 +228,7 @@ async def test_a_server_that_is_not_the_api_has_an_error_code(
 
 
 async def test_a_web_page_instead_of_an_answer_is_named() -> None:
-    async with server(HTML) as (url, _), claude_at(url) as claude:
+    async with server(HTML) as (url, _), running_backend(url) as claude:
         with pytest.raises(BackendError, match="answered with text/html, not with events"):
             await answer(claude, call())
 
@@ -245,7 +245,7 @@ async def test_encoding_a_call_of_a_million_values_does_not_block_the_loop() -> 
             await asyncio.sleep(0)
             pauses.append(now() - before)
 
-    async with server(b"") as (url, _), claude_at(url) as claude:
+    async with server(b"") as (url, _), running_backend(url) as claude:
         measuring = asyncio.create_task(measure())
         await asyncio.sleep(0)
         with pytest.raises(BackendError):
@@ -255,7 +255,7 @@ async def test_encoding_a_call_of_a_million_values_does_not_block_the_loop() -> 
 
 
 async def test_a_probe_lists_the_models_of_the_key_and_makes_no_call(own_claude: str) -> None:
-    async with claude_at(own_claude) as claude:
+    async with running_backend(own_claude) as claude:
         models = (await claude.models()).data
     assert len({model.id for model in models}) == len(models) > 10
     (sonnet,) = [model for model in models if model.id == "claude-sonnet-4-5-20250929"]
@@ -269,7 +269,7 @@ async def test_a_probe_lists_the_models_of_the_key_and_makes_no_call(own_claude:
     ("key", "path", "code"), [("bad-key", "", "backend_refused_key"), ("sk", "/v9", "backend_refused_request")]
 )
 async def test_a_probe_finds_a_wrong_key_and_a_wrong_url(own_claude: str, key: str, path: str, code: str) -> None:
-    async with claude_at(own_claude + path, key) as claude:
+    async with running_backend(own_claude + path, key) as claude:
         with pytest.raises(BackendError) as failure:
             await claude.models()
     assert failure.value.code == code
@@ -277,7 +277,10 @@ async def test_a_probe_finds_a_wrong_key_and_a_wrong_url(own_claude: str, key: s
 
 async def test_a_count_of_tokens_sends_body_and_betas_unchanged(own_claude: str) -> None:
     body = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "one two"}], "telepathy": [1]}
-    async with claude_at(own_claude) as claude, httpx2.AsyncClient(base_url=own_claude, trust_env=False) as client:
+    async with (
+        running_backend(own_claude) as claude,
+        httpx2.AsyncClient(base_url=own_claude, trust_env=False) as client,
+    ):
         assert await claude.count_tokens(msgspec.json.encode(body), "one-2026-01-01,two") == b'{"input_tokens":2}'
         last = (await client.get("/_sim/last")).json()
         assert last == {"body": body, "betas": "one-2026-01-01,two", "version": "2026-10-21"}
@@ -289,7 +292,7 @@ async def test_a_count_of_tokens_sends_body_and_betas_unchanged(own_claude: str)
 @pytest.mark.parametrize("line", ["words=9 fault=stall@2", "words=9000 rate=50", "words=60000 rate=0"])
 async def test_closing_the_iterator_closes_the_connection(own_claude: str, line: str) -> None:
     """Whether the stream is silent, busy or blocked by back-pressure."""
-    async with claude_at(own_claude) as claude:
+    async with running_backend(own_claude) as claude:
         async with aclosing(claude.answer(call(f"#sim {line}", max_tokens=1_000_000))) as events:
             await anext(events)
             await until_stats(own_claude, streams_open=1)
@@ -303,7 +306,7 @@ async def test_a_connection_is_reused_after_a_whole_answer() -> None:
     events = b'data: %b\n\ndata: %b\n\ndata: {"type":"message_stop"}\n\n' % (start, stop)
     whole = SSE + b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(events), events)
     is_read = asyncio.Event()
-    async with server(whole, is_read, b"0\r\n\r\n") as (url, connections), claude_at(url) as claude:
+    async with server(whole, is_read, b"0\r\n\r\n") as (url, connections), running_backend(url) as claude:
         for _ in range(3):
             async for event in claude.answer(call()):
                 assert bytes(event.raw) in (start, stop)
@@ -317,5 +320,5 @@ async def test_a_compressed_answer_is_read() -> None:
     stop = b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{}}\n\n'
     body = gzip.compress(events.replace(b'data: {"type":"message_stop"', stop + b'data: {"type":"message_stop"'))
     reply = SSE + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
-    async with server(reply) as (url, _), claude_at(url) as claude:
+    async with server(reply) as (url, _), running_backend(url) as claude:
         assert [event["type"] for event in await answer(claude, call())] == ["message_start", "message_delta"]

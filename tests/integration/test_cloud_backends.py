@@ -16,8 +16,8 @@ from tailrace.generators.backends.vertex import Vertex
 from tailrace.generators.settings import Settings
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid
-from tests.harness.cloud_endpoints import AWS_KEY, Cloud, cloud
-from tests.harness.generator_in_loop import stats, words
+from tests.harness.cloud_endpoints import AWS_KEY, Cloud, running_cloud
+from tests.harness.generator_in_loop import read_stats, words
 
 SETTINGS = Settings(connect_timeout_s=1, stall_timeout_s=4)
 each_cloud = pytest.mark.parametrize("backend", ["bedrock", "vertex"], indirect=True)
@@ -31,14 +31,14 @@ async def clouds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     # The SDK keeps the AWS session of the process, with the credentials of the test before.
     _get_session.cache_clear()  # type: ignore[attr-defined]
-    async with cloud(tmp_path) as clouds:
+    async with running_cloud(tmp_path) as clouds:
         for name, value in clouds.environ.items():
             monkeypatch.setenv(name, value)
         yield clouds
 
 
 @asynccontextmanager
-async def opened(name: str) -> AsyncIterator[Backend]:
+async def new_backend(name: str) -> AsyncIterator[Backend]:
     backend = open_backend(name, SETTINGS)
     yield backend
     await backend.close()
@@ -46,7 +46,7 @@ async def opened(name: str) -> AsyncIterator[Backend]:
 
 @pytest.fixture
 async def backend(clouds: Cloud, request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
-    async with opened(request.param) as backend:
+    async with new_backend(request.param) as backend:
         yield backend
 
 
@@ -67,7 +67,7 @@ async def test_an_answer_is_the_events_of_the_api(backend: Backend, clouds: Clou
     events = [msgspec.json.decode(one) for one in raw]
     assert "".join(e["delta"]["text"] for e in events if e["type"] == "content_block_delta") == words(3)
     assert (events[0]["type"], events[-1]["type"]) == ("message_start", "message_delta")
-    assert (await stats(clouds.url))["calls"] == 1
+    assert (await read_stats(clouds.url))["calls"] == 1
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ async def test_wrong_credentials_are_a_refused_key(
     clouds: Cloud, monkeypatch: pytest.MonkeyPatch, name: str, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    async with opened(name) as backend:
+    async with new_backend(name) as backend:
         failure = await failure_of(backend, call_of(backend, "words=1"))
     assert failure.code == "backend_refused_key"
     for secret in ("another-secret", AWS_KEY, "/nowhere"):
@@ -146,7 +146,7 @@ async def test_wrong_credentials_are_a_refused_key(
 async def test_an_unavailable_token_endpoint_is_a_refused_key(clouds: Cloud, tmp_path: Path) -> None:
     account = tmp_path / "account.json"
     account.write_bytes(account.read_bytes().replace(b"/token", b"/_sim/none"))
-    async with opened("vertex") as backend:
+    async with new_backend("vertex") as backend:
         assert (await failure_of(backend, call_of(backend, "words=1"))).code == "backend_refused_key"
 
 

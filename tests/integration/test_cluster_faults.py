@@ -20,9 +20,9 @@ from tailrace.proto.nats import Connection, streams
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests.harness import readers
 from tests.harness.cluster_faults import FAULTS, Fault, kill_leader
-from tests.harness.cluster_system import HEARTBEAT_S, RESPONSE_S_MAX, ClusterSystem, Listener, Posted, started
+from tests.harness.cluster_system import HEARTBEAT_S, RESPONSE_S_MAX, ClusterSystem, Listener, Posted, running_cluster
 from tests.harness.freeze import freeze
-from tests.harness.generator_in_loop import open_streams, words
+from tests.harness.generator_in_loop import wait_for_open_streams, words
 from tests.harness.until import until
 
 TURNS = 4
@@ -40,16 +40,16 @@ pytestmark = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ClusterSystem]:
-    async with started(tmp_path_factory.mktemp("cluster")) as system:
+    async with running_cluster(tmp_path_factory.mktemp("cluster")) as system:
         yield system
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def system(shared: ClusterSystem) -> AsyncIterator[ClusterSystem]:
     """With three servers that are well, before each test."""
-    await shared.healed()
+    await shared.wait_until_healed()
     yield shared
-    await shared.healed()
+    await shared.wait_until_healed()
 
 
 async def post_until(system: ClusterSystem, deadline: float) -> tuple[list[Posted], TurnKey]:
@@ -87,7 +87,7 @@ async def test_running_turns_are_completed_after_a_fault_of_a_server(system: Clu
             await until(partial(has_continued, listener, count + 2), deadline_s)
         posts, key = await posting
     assert {(post.status, post.code, post.retry_after) for post in posts[:-1]} <= {(503, "log_unavailable", "2")}
-    await system.healed()
+    await system.wait_until_healed()
     turns = []
     for listener in listeners:
         turn, verdict = await system.verdict(listener)
@@ -97,7 +97,7 @@ async def test_running_turns_are_completed_after_a_fault_of_a_server(system: Clu
         assert listener.connected.over == "ended"
         assert listener.data_pause_s(began) < 5 * HEARTBEAT_S
         turns.append(turn)
-    turns.append(await system.ended(key))
+    turns.append(await system.wait_for_end(key))
     assert (turns[-1].text, turns[-1].outcome) == (words(3), "completed")
     attempts, paid = await system.attempts() - attempts, await system.calls() - calls
     silence_s = max(listener.delta_pause_s(began) for listener in listeners)
@@ -115,8 +115,8 @@ async def test_turns_are_cancelled_while_the_log_has_no_leader(system: ClusterSy
         first = asyncio.create_task(cancel(system, listeners[0].key))
         await kill_leader(system)
         cancelled = await asyncio.gather(first, *(cancel(system, listener.key) for listener in listeners[1:]))
-        await open_streams(system.claude.url, 0)
-    await system.healed()
+        await wait_for_open_streams(system.claude.url, 0)
+    await system.wait_until_healed()
     print(f"\n{[len(answers) for answers in cancelled]} answers")
     for listener, answers in zip(listeners, cancelled, strict=True):
         turn, verdict = await system.verdict(listener)
@@ -171,7 +171,7 @@ async def test_without_a_majority_stored_turns_are_readable_and_new_ones_are_503
         resumed = await readers.read(system.clients[0], old.turn, whole.frames[2].seq)
         assert resumed.frames == whole.frames[3:]
         assert (await client.get(f"/v1/turns/{old.turn}")).json()["text"] == words(40)
-        await system.healed()
+        await system.wait_until_healed()
     for listener in listeners:
         turn, verdict = await system.verdict(listener)
         assert verdict.is_green, verdict.evidence

@@ -24,7 +24,7 @@ from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.subjects import TurnKey
 from tests.harness.nats_cluster import Cluster
-from tests.harness.turn_builder import NOON, attempt, event, opening, request, says
+from tests.harness.turn_builder import NOON, attempt, event, opening_events, request, text_delta
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -61,11 +61,11 @@ class Contest:
         log = self.logs[0]
         chain = await log.append(self.key, START, request())
         chain = await log.append(self.key, chain, attempt(chain))
-        for one in opening():
+        for one in opening_events():
             chain = await log.append(self.key, chain, event(chain, one))
         while rounds > 0 or not stop.is_set():
             rounds -= 1
-            chain = await self.round(chain, [says(chain, f" {name}{chain.last}") for name in "ab"])
+            chain = await self.round(chain, [text_delta(chain, f" {name}{chain.last}") for name in "ab"])
         turn = await log.read_turn(self.key)
         await self.round(chain, [build_end(turn, "completed"), build_end(turn, "cancelled")])
 

@@ -164,13 +164,13 @@ async def test_a_connection_that_has_no_memory_for_a_message_is_replaced(
     restored = asyncio.Event()
     connection.on_reconnected(restored.set)
     for owner, name in ((Parser, "parse"), (NatsClient, "_send_ping")):
-        monkeypatch.setattr(owner, name, fails_once(getattr(owner, name)))
+        monkeypatch.setattr(owner, name, fail_once(getattr(owner, name)))
     await asyncio.wait_for(restored.wait(), 20)
     await check(connection)
     await connection.close()
 
 
-def fails_once(call: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+def fail_once(call: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     failures = [MemoryError]
 
     async def called(*arguments: object) -> None:

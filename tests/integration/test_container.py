@@ -34,16 +34,16 @@ HOSTS = {"gateway-1": "127.0.0.2", "gateway-2": "127.0.0.3"}
 MODULES = {"gateway-1": "gateway", "gateway-2": "gateway", "generators": "generators", "persistence": "persistence"}
 
 
-def checked(*command: str | Path, cwd: Path | None = None) -> None:
+def run_check(*command: str | Path, cwd: Path | None = None) -> None:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def needs(program: str) -> pytest.MarkDecorator:
+def require_program(program: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not on the PATH")
 
 
-def mounted(name: str, tmp_path: Path) -> Path:
+def mount_files(name: str, tmp_path: Path) -> Path:
     """A folder with the files of a service at their paths in its container."""
     for volume in service(COMPOSE, name, VARIABLES)["volumes"]:
         source, target, *_ = volume.split(":")
@@ -55,24 +55,26 @@ def mounted(name: str, tmp_path: Path) -> Path:
 
 def test_the_dockerfile_and_the_compose_file_are_valid() -> None:
     """By hadolint, and by the JSON Schema of the Compose specification."""
-    checked(BIN / "hadolint", HERE / "Dockerfile")
-    checked(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE, POSTGRESQL)
+    run_check(BIN / "hadolint", HERE / "Dockerfile")
+    run_check(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE, POSTGRESQL)
 
 
-@needs("promtool")
+@require_program("promtool")
 def test_prometheus_accepts_its_files(tmp_path: Path) -> None:
-    checked("promtool", "check", "config", "prometheus.yml", cwd=mounted("prometheus", tmp_path) / "etc/prometheus")
+    run_check(
+        "promtool", "check", "config", "prometheus.yml", cwd=mount_files("prometheus", tmp_path) / "etc/prometheus"
+    )
 
 
-@needs("amtool")
+@require_program("amtool")
 def test_alertmanager_accepts_its_file(tmp_path: Path) -> None:
-    folder = mounted("alertmanager", tmp_path) / "etc/alertmanager"
-    checked("amtool", "check-config", folder / "alertmanager.yml")
+    folder = mount_files("alertmanager", tmp_path) / "etc/alertmanager"
+    run_check("amtool", "check-config", folder / "alertmanager.yml")
 
 
 def test_grafana_has_the_data_source_and_the_folder_of_the_dashboards(tmp_path: Path) -> None:
     """Grafana itself is in no registry that the tests use."""
-    root = mounted("grafana", tmp_path)
+    root = mount_files("grafana", tmp_path)
     provisioning = root / "etc/grafana/provisioning"
     (source,) = msgspec.yaml.decode((provisioning / "datasources/tailrace.yml").read_bytes())["datasources"]
     assert source["url"] == "http://prometheus:9090"
@@ -190,7 +192,7 @@ class Running:
 
 
 @needs_namespaces
-@needs("nginx")
+@require_program("nginx")
 @pytest.mark.timeout(400)
 async def test_the_image_answers_a_turn_behind_nginx_read_only_and_as_another_user(
     host: Host, context: Path, installed: dict[str, str], tmp_path: Path

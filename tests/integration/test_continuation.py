@@ -26,11 +26,11 @@ async def test_repeated_words_at_a_continuation_are_removed(
 ) -> None:
     """The model repeats five words at each of two continuations."""
     before = repetitions()
-    async with own.working():
-        key = await own.ask("words=40 rate=0 repeat=5 fault=cut@17x2", tenant=tenant, model=model)
+    async with own.running_generator():
+        key = await own.append_request("words=40 rate=0 repeat=5 fault=cut@17x2", tenant=tenant, model=model)
         received = await readers.read(own_gateway.client, key.turn)
-        turn = await own.ended(key)
-    history = await readers.history(own.log, key, readers.reader("reader", key, received))
+        turn = await own.wait_for_end(key)
+    history = await readers.read_history(own.log, key, readers.build_reader("reader", key, received))
     assert (turn.text, turn.outcome, turn.attempt) == (words(40), "completed", 3)
     assert history.readers[0].received == Story(words(40), turn.usage, "completed")
     entries = [stored.entry for stored in await own.log.read_entries(key)]
@@ -43,17 +43,17 @@ async def test_repeated_words_at_a_continuation_are_removed(
 async def test_the_time_limit_of_a_turn_includes_the_time_of_killed_generators(own: OwnSystem) -> None:
     """It is computed from the times in the log. The next generator makes no call."""
     await own.shorten_lease(0.2)
-    key = await own.ask("words=500 rate=20")
+    key = await own.append_request("words=500 rate=20")
     # More than half a second of the answer, one word an entry.
-    assert await own.killed_after(16)
+    assert await own.run_and_kill_after(16)
     interrupted = await own.log.read_turn(key)
     assert interrupted.worked_s >= 0.5
     calls = await own.calls()
-    async with own.working(deadline_s=0.5):
-        turn = await own.ended(key)
-        await own.acknowledged()
+    async with own.running_generator(deadline_s=0.5):
+        turn = await own.wait_for_end(key)
+        await own.wait_until_acknowledged()
     assert turn.error is not None
     assert (turn.outcome, turn.error.code, turn.text) == ("failed", "deadline_exceeded", interrupted.text)
     assert await own.modes(key) == ["fresh"]
     assert await own.calls() == calls
-    await own.open_streams(0)
+    await own.wait_for_open_streams(0)

@@ -35,7 +35,7 @@ class Sessions:
     async def record(self, turn: TurnId) -> dict[str, Any]:
         return dict((await self.gateway.client.get(f"/v1/turns/{turn}")).json())
 
-    async def ended(self, turn: TurnId) -> dict[str, Any]:
+    async def wait_for_end(self, turn: TurnId) -> dict[str, Any]:
         await self.gateway.client.get(f"/v1/turns/{turn}/events")
         return await self.record(turn)
 
@@ -67,7 +67,7 @@ async def test_a_client_may_name_a_new_session(sessions: Sessions) -> None:
     unknown = await sessions.gateway.client.post("/v1/turns", json={"message": SHORT, "session": name})
     assert unknown.status_code == 404
     first = await sessions.post(session=name, create_session=True)
-    assert (await sessions.ended(first))["session"] == name
+    assert (await sessions.wait_for_end(first))["session"] == name
     second = await sessions.request(await sessions.post(session=name, create_session=True))
     assert (second.session, second.parent, second.history) == (name, first, 2)
 
@@ -77,11 +77,11 @@ async def test_a_full_history_continues_where_it_agrees_with_the_session(session
     whole = {"session": SessionId(new_id()), "create_session": True, "full_history": True}
     messages = [{"role": "user", "content": f"{SHORT} tag=a"}]
     first = await sessions.post(None, messages=messages, **whole)
-    messages += [{"role": "assistant", "content": (await sessions.ended(first))["text"]}]
+    messages += [{"role": "assistant", "content": (await sessions.wait_for_end(first))["text"]}]
     for tag in "bc":
         next_message = {"role": "user", "content": f"{SHORT} tag={tag}"}
         turn = await sessions.post(None, messages=[*messages, next_message], **whole)
-        await sessions.ended(turn)
+        await sessions.wait_for_end(turn)
         request = await sessions.request(turn)
         assert (request.parent, request.history, len(request.messages)) == (first, 2, 3)
 
@@ -92,7 +92,7 @@ async def test_interrupt_cancels_the_running_turn_of_a_busy_session(sessions: Se
     running = await sessions.post(LONG, session=name, create_session=True)
     await sessions.first_delta(running)
     following = await sessions.request(await sessions.post(session=name, on_busy="interrupt"))
-    interrupted = await sessions.ended(running)
+    interrupted = await sessions.wait_for_end(running)
     assert interrupted["outcome"] == "cancelled"
     assert following.parent == running
     assert [message.content for message in following.messages] == [LONG, interrupted["text"], SHORT]
@@ -113,7 +113,7 @@ async def test_queued_turns_follow_the_busy_turn_of_a_session(sessions: Sessions
     await sessions.cancel(queued[0])
     assert [(await sessions.record(turn))["attempts"] for turn in queued] == [0, 0]
     await sessions.cancel(running)
-    answer = (await sessions.ended(queued[1]))["text"]
+    answer = (await sessions.wait_for_end(queued[1]))["text"]
     said = (await sessions.record(running))["text"]
     following = await sessions.request(await sessions.post(session=name))
     assert [message.content for message in following.messages] == [LONG, said, SHORT, answer, SHORT]
@@ -125,7 +125,7 @@ async def test_interrupt_also_cancels_the_turn_that_a_cancelled_turn_waited_for(
     await sessions.cancel(await sessions.post(session=name, on_busy="queue"))
     following = await sessions.post(session=name, on_busy="interrupt")
     assert (await sessions.record(running))["outcome"] == "cancelled"
-    assert (await sessions.ended(following))["outcome"] == "completed"
+    assert (await sessions.wait_for_end(following))["outcome"] == "completed"
     whole = {"messages": HI["messages"], "session": name, "full_history": True, "on_busy": "queue"}
     refused = await sessions.gateway.client.post("/v1/turns", json=whole)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
@@ -144,7 +144,7 @@ async def test_branch_follows_the_turn_before_the_running_one(sessions: Sessions
     """Both run. A branch of the first turn of a session has no parent."""
     name = new_id()
     first = await sessions.post(session=name, create_session=True)
-    await sessions.ended(first)
+    await sessions.wait_for_end(first)
     running = await sessions.post(LONG, session=name)
     branches = [
         await sessions.post(session=name, on_busy="branch"),

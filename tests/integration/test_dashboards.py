@@ -38,7 +38,7 @@ from tests.harness.prometheus import Prometheus, Series, needs_prometheus
 from tests.harness.system import Settings, System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.harness.webhook_receiver import Receiver, status
+from tests.harness.webhook_receiver import Receiver, answer_with
 
 pytestmark = [needs_prometheus, pytest.mark.timeout(600)]
 
@@ -173,7 +173,7 @@ async def broken_answers(loaded: Loaded) -> AsyncGenerator[None]:
 async def webhooks_answered(loaded: Loaded, code: int, every_s: float) -> AsyncGenerator[None]:
     """Posts a turn with a webhook every so often. The receiver answers with this status."""
     async with Receiver() as receiver:
-        receiver.answer = status(code)
+        receiver.answer = answer_with(code)
         async with loaded.again(every_s, lambda: loaded.post("words=2 rate=0", webhook=receiver.url)):
             yield
 
@@ -262,9 +262,9 @@ async def no_generator(loaded: Loaded) -> AsyncGenerator[None]:
     for generator in loaded.system.generators:
         await generator.stop(SIGKILL)
     writer = Writer(loaded.system.log, TurnKey(TENANT, TurnId(new_id())))
-    await writer.ask()
+    await writer.store_request()
     await writer.begin("Light scatters.")
-    await writer.hear(*turn_builder.closing(5))
+    await writer.store_events(*turn_builder.closing_events(5))
     end = build_end(await writer.log.read_turn(writer.key), "completed")
     await writer.store(msgspec.structs.replace(end, text_sha256="0" * 64))
     async with loaded.again(1, lambda: loaded.post("words=2 rate=0")):
@@ -436,7 +436,7 @@ async def test_every_panel_has_values_and_every_alert_fires_for_its_fault(tmp_pa
         async with AsyncExitStack() as lasting:
             for fault in LASTING:
                 await lasting.enter_async_context(fault.cause(loaded))
-            missing = [asyncio.create_task(unseen(loaded, fault, LASTING_S_MAX)) for fault in LASTING]
+            missing = [asyncio.create_task(find_unseen(loaded, fault, LASTING_S_MAX)) for fault in LASTING]
             for together in ROUNDS:
                 problems += await run(loaded, together)
             for one in missing:
@@ -444,10 +444,10 @@ async def test_every_panel_has_values_and_every_alert_fires_for_its_fault(tmp_pa
         for panel in panels():
             for expr in (query.expression.promql("10m") for query in panel.queries):
                 values = await prometheus.query(expr)
-                sys.stdout.write(f"{panel.title}: {expr}\n{shown(values)}\n")
+                sys.stdout.write(f"{panel.title}: {expr}\n{format_values(values)}\n")
                 if not values:
                     problems.append(f"{panel.title} is empty: {expr}")
-        assert problems + await differences(system.clients[0], system.clients[-1]) == []
+        assert problems + await find_differences(system.clients[0], system.clients[-1]) == []
 
 
 async def run(loaded: Loaded, together: Sequence[Fault]) -> list[str]:
@@ -457,18 +457,18 @@ async def run(loaded: Loaded, together: Sequence[Fault]) -> list[str]:
         for fault in together:
             await causes.enter_async_context(fault.cause(loaded))
         # At once: a rate of the first fault is over when the last one has fired its alerts.
-        found = await asyncio.gather(*(unseen(loaded, fault) for fault in together))
+        found = await asyncio.gather(*(find_unseen(loaded, fault) for fault in together))
     names = ", ".join(fault.cause.__name__ for fault in together)
     sys.stdout.write(f"{names}: {time.monotonic() - begun_at:.0f} s\n")
     return [problem for problems in found for problem in problems]
 
 
-def shown(values: Mapping[Series, float]) -> str:
+def format_values(values: Mapping[Series, float]) -> str:
     """Returns each series with its value, on lines of their own."""
     return "\n".join(f"  {' '.join(series) or '-'}: {value:.4g}" for series, value in sorted(values.items()))
 
 
-async def differences(sampling: httpx2.AsyncClient, asking: httpx2.AsyncClient) -> list[str]:
+async def find_differences(sampling: httpx2.AsyncClient, asking: httpx2.AsyncClient) -> list[str]:
     """Returns the panels of `/ops` whose history never has the values of Prometheus, if there are too many.
 
     Rates of the first minute are left out: Prometheus divides by its whole window.
@@ -563,7 +563,7 @@ async def all_have_values(loaded: Loaded, titles: set[str]) -> bool:
     return all([await loaded.values(panel) for panel in panels() if panel.title in titles])
 
 
-async def unseen(loaded: Loaded, fault: Fault, within_s: float = FIRES_S_MAX) -> list[str]:
+async def find_unseen(loaded: Loaded, fault: Fault, within_s: float = FIRES_S_MAX) -> list[str]:
     """Waits until the alerts of a fault have fired and its panels have moved; returns those that have not."""
     alerts, titles = set(fault.alerts), set(fault.panels)
 

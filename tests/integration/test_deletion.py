@@ -20,7 +20,7 @@ from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.resources import DeletedRows, DeleteResource, Remaining
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
-from tests.harness.generator_in_loop import account
+from tests.harness.generator_in_loop import read_calls
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import Process
 from tests.harness.requests import post_until_ended
@@ -54,7 +54,7 @@ async def has_left_log(connection: Connection, turn: str = "*", tenant: str = "*
 
 async def write(log: TurnLog, tenant: Tenant, *, is_ended: bool = True, **request: Any) -> TurnKey:
     writer = Writer(log, TurnKey(tenant, TurnId(new_id())))
-    await writer.ask(session=SESSION, **request)
+    await writer.store_request(session=SESSION, **request)
     await writer.begin("Light")
     if is_ended:
         await writer.end()
@@ -79,7 +79,7 @@ async def test_deleting_a_session_cancels_its_running_turn(
     session, message = first["session"], f"{ENDLESS} tag=gone"
 
     async def is_call(state: str) -> bool:
-        return [call.over for call in (await account(claude)).calls if call.question == message] == [state]
+        return [call.over for call in (await read_calls(claude)).calls if call.question == message] == [state]
 
     last = await post(gateway, message=message, session=session)
     await until(lambda: is_call("open"))
@@ -92,7 +92,7 @@ async def test_deleting_a_session_cancels_its_running_turn(
         assert await status(gateway, turn["links"]["self"]) == 404
     assert await status(gateway, f"/v1/sessions/{session}") == 404
     assert (await gateway.client.get("/v1/sessions")).json()["data"] == []
-    assert persistence.said("turn was deleted from the log before it was recorded") == []
+    assert persistence.find_lines("turn was deleted from the log before it was recorded") == []
 
 
 async def test_a_reader_of_a_deleted_turn_gets_the_end_of_a_cancelled_one(gateway: Gateway) -> None:
@@ -321,7 +321,7 @@ async def test_a_turn_stored_between_the_last_check_and_the_last_row_is_deleted(
 
     async def delete(self: Store, tenant: Tenant, what: DeleteResource) -> DeletedRows:
         late.append(TurnKey(tenant, TurnId(new_id())))
-        await Writer(own_log, late[0]).ask(session=SESSION, parent=root.turn)
+        await Writer(own_log, late[0]).store_request(session=SESSION, parent=root.turn)
         await until(lambda: has_left_log(own_log._connection, late[0].turn))
         return await store_delete(self, tenant, what)
 
@@ -368,7 +368,7 @@ async def test_a_follow_up_of_an_unknown_turn_or_of_one_that_was_posted_again_is
     unknown, deleted = TurnKey(tenant, TurnId(new_id())), await write(own_log, tenant)
     assert (await own_gateway.client.delete(f"/v1/turns/{deleted.turn}")).status_code == 200
     again = Writer(own_log, deleted)
-    await again.ask(session=SESSION)
+    await again.store_request(session=SESSION)
     await again.begin("Light")
     await again.end()
     for root in (unknown, deleted):

@@ -36,7 +36,7 @@ for page, code in json.load(sys.stdin):
 """
 
 
-async def printed(blocks: list[tuple[str, str]], url: str) -> list[str]:
+async def run_examples(blocks: list[tuple[str, str]], url: str) -> list[str]:
     """Returns what each example prints. A traceback names its page."""
     examples = [
         (page, code.replace("http://localhost:8000", url).replace("my-secret-key", KEY)) for page, code in blocks
@@ -65,7 +65,7 @@ async def test_each_python_example_prints_the_whole_answer(gateway: Gateway) -> 
     """Examples that resume print each word once."""
     assert [page for page, block in BLOCKS if QUESTION not in block] == []
     answer = await text_of(gateway)
-    outputs = await printed(BLOCKS, gateway.url)
+    outputs = await run_examples(BLOCKS, gateway.url)
     assert [(page, output) for (page, _), output in zip(BLOCKS, outputs, strict=True) if output != answer] == []
 
 
@@ -73,6 +73,6 @@ async def test_example_of_anthropics_sdk_survives_cuts(gateway: Gateway) -> None
     """It creates one turn and repeats the POST until the answer is complete."""
     [example] = [(page, block) for page, block in BLOCKS if page == "API.md" and "import anthropic" in block]
     async with Cutting(gateway.port, [Cut(1500), Cut(2500, "fin")]) as proxy:
-        assert await printed([example], proxy.url) == [await text_of(gateway)]
+        assert await run_examples([example], proxy.url) == [await text_of(gateway)]
     assert proxy.left == []
     assert len((await gateway.client.get("/v1/sessions")).json()["data"]) == 2

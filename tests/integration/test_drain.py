@@ -18,7 +18,7 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
-from tests.harness.readers import history, is_read, read, reader
+from tests.harness.readers import build_reader, is_read, read, read_history
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
@@ -47,8 +47,8 @@ async def test_readers_continue_at_another_gateway_after_sigterm(
         await until(lambda: draining.is_gone)
         assert await draining.stop() == 0
     rest = await asyncio.gather(*(read(gateway.client, key.turn, one.frames[-1].seq) for one in first))
-    readers = [reader(f"{n}", key, *pair) for n, pair in enumerate(zip(first, rest, strict=True))]
-    verdict = judge(await history(system_log, key, *readers), (no_gap, no_repeat, one_end))
+    readers = [build_reader(f"{n}", key, *pair) for n, pair in enumerate(zip(first, rest, strict=True))]
+    verdict = judge(await read_history(system_log, key, *readers), (no_gap, no_repeat, one_end))
     assert verdict.is_green, verdict.evidence
     assert ({one.over for one in first}, {one.over for one in rest}) == ({"cut"}, {"ended"})
 
@@ -125,5 +125,5 @@ async def test_idle_connections_and_stalled_readers_do_not_delay_the_stop(
             stalled.sendall(head.encode())
             await until(lambda: is_read(log, key))
             for _ in range(80):
-                await writer.say("a" * 100_000)
+                await writer.store_texts("a" * 100_000)
         await asyncio.wait_for(gateway.stop(), 2)

@@ -112,7 +112,7 @@ class Stream:
         self._writer.close()
 
 
-async def exchange(gateway: Gateway, turn: TurnKey, key: NewKey) -> dict[str, tuple[str, dict[str, str]]]:
+async def build_requests(gateway: Gateway, turn: TurnKey, key: NewKey) -> dict[str, tuple[str, dict[str, str]]]:
     """Returns path and headers of the turn's events by an access token and by tickets made with the key."""
     login = await gateway.client.post("/v1/login", headers=bearer(key.secret))
     single, shared = [
@@ -159,7 +159,7 @@ async def test_a_revocation_reaches_every_gateway_and_only_its_key(
     """Also access tokens, tickets and the cookie of a login that another gateway has made with the key."""
     other = await store(keys, turn.tenant)
     gateways = [gateway, *[await new_gateway(own_server.url, api_keys="", heartbeat_s=0.2) for _ in range(2)]]
-    requests = [(events(turn), bearer(api_key.secret)), *(await exchange(gateway, turn, api_key)).values()]
+    requests = [(events(turn), bearer(api_key.secret)), *(await build_requests(gateway, turn, api_key)).values()]
     login = await gateway.client.post("/v1/login", headers=bearer(api_key.secret))
     cookie = {"cookie": login.headers["set-cookie"].partition(";")[0]}
     streams = [Stream(gateways[number % 3], *request) for number, request in enumerate(requests)]
@@ -191,7 +191,7 @@ async def test_an_expired_key_ends_its_streams_tickets_and_logins(
         return await statuses(gateway, [("/v1/blobs/none", bearer(short.secret))]) == [404]
 
     await until(is_known)
-    requests = [(events(turn), bearer(short.secret)), *(await exchange(gateway, turn, short)).values()]
+    requests = [(events(turn), bearer(short.secret)), *(await build_requests(gateway, turn, short)).values()]
     streams = [Stream(gateway, *request) for request in requests]
     for stream in streams:
         await stream.until(TEXT.encode())
@@ -223,7 +223,7 @@ async def test_a_stream_ends_when_its_jwt_or_access_token_expires_and_resumes_wi
     assert await statuses(gateway, requests) == [401, 401]
     writer = Writer(own_log, turn)
     writer.chain = (await own_log.read_turn(turn)).chain
-    await writer.say("the rest")
+    await writer.store_texts("the rest")
     await writer.end()
     following = signer.sign(Access(key=api_key.record.id, until=until_s + 60))
     resumed = await gateway.client.get(events(turn), headers=bearer(following) | last)

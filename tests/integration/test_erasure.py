@@ -25,7 +25,7 @@ async def gateway(
     own: OwnSystem, own_server: NatsServer, own_gateway: Gateway, tmp_path: Path
 ) -> AsyncIterator[Gateway]:
     """A gateway with a generator and persistence, whose files are all in `tmp_path`."""
-    async with own.working(), Persistence(own_server.url, tmp_path / "tailrace.db"):
+    async with own.running_generator(), Persistence(own_server.url, tmp_path / "tailrace.db"):
         yield own_gateway
 
 
@@ -38,7 +38,7 @@ def files_with(text: str, folder: Path) -> dict[str, int]:
     return found
 
 
-async def answered(gateway: Gateway, user: str, **given: object) -> dict[str, Any]:
+async def post_answered_turn(gateway: Gateway, user: str, **given: object) -> dict[str, Any]:
     """Returns a turn whose question and answer contain the user's name."""
     body = {"message": f"#sim words=20 rate=0 tag={user}", "user": user, "metadata": {"mail": f"{user}@x"}, **given}
     links = (await gateway.client.post("/v1/turns", json=body)).json()["links"]
@@ -46,7 +46,7 @@ async def answered(gateway: Gateway, user: str, **given: object) -> dict[str, An
     return dict((await gateway.client.get(links["self"])).json())
 
 
-def exported_lines(gateway: Gateway, user: str | None) -> list[dict[str, Any]]:
+def export_user_lines(gateway: Gateway, user: str | None) -> list[dict[str, Any]]:
     with Client(gateway.url, KEY) as client:
         return [json.loads(line) for line in export_lines(client, user)]
 
@@ -66,12 +66,12 @@ async def test_no_file_has_the_text_of_an_erased_user(
     A user of the same name in another tenant is another user.
     """
     theirs = await new_gateway(own_server.url, api_keys=api_keys(Tenant("another")))
-    first = await answered(gateway, MARK, session=f"{MARK}-1", create_session=True)
+    first = await post_answered_turn(gateway, MARK, session=f"{MARK}-1", create_session=True)
     await gateway.client.patch(f"/v1/sessions/{MARK}-1", json={"title": f"{MARK} on rivers"})
-    follow_up = await answered(gateway, "someone", session=f"{MARK}-1")
-    kept = await answered(gateway, "bob")
+    follow_up = await post_answered_turn(gateway, "someone", session=f"{MARK}-1")
+    kept = await post_answered_turn(gateway, "bob")
     assert {"tailrace.db-wal"} < set(files_with(MARK, tmp_path))
-    exported = await asyncio.to_thread(exported_lines, gateway, MARK)
+    exported = await asyncio.to_thread(export_user_lines, gateway, MARK)
     assert [(line["type"], line["user"]) for line in exported] == [("session", MARK), ("turn", MARK)]
     by_day = await read(gateway, "/v1/usage")
     assert (await gateway.client.delete("/v1/users?user=other")).json()["turns"] == 0
@@ -104,11 +104,11 @@ async def test_a_tenant_is_erased_only_with_its_name_and_keeps_sums_without_name
     gateway: Gateway, tmp_path: Path, tenant: str
 ) -> None:
     for user in (f"{MARK}-a", f"{MARK}-b"):
-        await answered(gateway, user, project=f"{MARK}-project")
+        await post_answered_turn(gateway, user, project=f"{MARK}-project")
     file = {"file": ("notes.txt", MARK.encode(), "text/plain")}
     assert (await gateway.client.post("/v1/files", files=file, data={"purpose": "user_data"})).status_code == 200
     await gateway.client.post("/v1/sessions", json={"title": MARK})
-    types = [line["type"] for line in await asyncio.to_thread(exported_lines, gateway, None)]
+    types = [line["type"] for line in await asyncio.to_thread(export_user_lines, gateway, None)]
     assert types == ["project", "file", *["session"] * 3, *["turn"] * 2]
     for confirm in ("", "?confirm=", "?confirm=other"):
         refused = await gateway.client.delete(f"/v1/tenant{confirm}")
@@ -134,8 +134,8 @@ async def test_a_turn_with_store_false_leaves_only_sums(
     own: OwnSystem, own_server: NatsServer, own_gateway: Gateway, tmp_path: Path
 ) -> None:
     """It can be read after its end, and then no file has its text. It belongs to no session."""
-    async with own.working(), Persistence(own_server.url, tmp_path / "tailrace.db", unstored_s=3.0):
-        turn = await answered(own_gateway, MARK, store=False)
+    async with own.running_generator(), Persistence(own_server.url, tmp_path / "tailrace.db", unstored_s=3.0):
+        turn = await post_answered_turn(own_gateway, MARK, store=False)
         body = {"model": "claude-sonnet-5-5", "input": f"#sim words=9 rate=0 tag={MARK}", "store": False}
         response = (await own_gateway.client.post("/v1/responses", json=body)).json()
         assert MARK in turn["text"]
@@ -180,11 +180,11 @@ async def test_a_turn_with_store_false_can_be_deleted_and_run_again(
         assert (deleted.status_code, deleted.json()["turns"]) == (200, 1)
         assert (await gateway.client.get(started["links"]["self"])).status_code == 404
     assert turns[0] == turns[1]
-    ended = await answered(gateway, MARK, store=False)
+    ended = await post_answered_turn(gateway, MARK, store=False)
     assert (await gateway.client.delete(f"/v1/turns/{ended['turn']}")).json()["turns"] == 1
     for gone in (ended["turn"], turns[0]):
         assert (await gateway.client.delete(f"/v1/turns/{gone}")).status_code == 404
-    await answered(gateway, MARK, store=False)
+    await post_answered_turn(gateway, MARK, store=False)
     running = [
         (await gateway.client.post("/v1/turns", json=body | named)).json()["links"]["self"]
         for named in ({"user": MARK}, {"user": "other"}, {})

@@ -18,8 +18,8 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.generator_in_loop import words
-from tests.harness.readers import data, history, is_read, read, reader, story_of
-from tests.harness.sse_parser import EventStream, parse, turns_own
+from tests.harness.readers import build_reader, decode_data, is_read, read, read_history, story_of
+from tests.harness.sse_parser import EventStream, parse, without_retry
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
@@ -62,7 +62,7 @@ def blocks(message: ParsedMessage[None]) -> list[dict[str, Any]]:
 
 
 async def verify(log: TurnLog, key: TurnKey, readers: list[Reader]) -> None:
-    verdict = judge(await history(log, key, *readers), (no_gap, no_repeat, one_end))
+    verdict = judge(await read_history(log, key, *readers), (no_gap, no_repeat, one_end))
     assert verdict.is_green, verdict.evidence
 
 
@@ -71,12 +71,12 @@ async def test_a_reader_of_an_ended_turn_resumes_after_any_entry_at_any_gateway(
 ) -> None:
     key = await post(gateway, tenant, "#sim words=12 rate=100 thinking=2 tool=look")
     whole = await read(gateway.client, key.turn)
-    readers = [reader("whole", key, whole)]
+    readers = [build_reader("whole", key, whole)]
     for cut in range(1, len(whole.frames)):
         first = await read(gateway.client, key.turn, most=cut)
         for other in (gateway, second_gateway):
             rest = await read(other.client, key.turn, first.frames[-1].seq)
-            readers.append(reader(f"cut after {cut}", key, first, rest))
+            readers.append(build_reader(f"cut after {cut}", key, first, rest))
     await verify(system_log, key, readers)
     assert len(readers) > 20
 
@@ -90,7 +90,7 @@ async def test_readers_of_a_running_turn_resume_after_any_entry_at_another_gatew
     async def cut_after(cut: int) -> Reader:
         first = await read(gateway.client, key.turn, most=cut)
         rest = await read(second_gateway.client, key.turn, first.frames[-1].seq)
-        return reader(f"cut after {cut}", key, first, rest)
+        return build_reader(f"cut after {cut}", key, first, rest)
 
     await verify(system_log, key, await asyncio.gather(*map(cut_after, range(1, 31))))
 
@@ -100,7 +100,7 @@ async def test_fifty_readers_and_every_dialect_get_one_story(
 ) -> None:
     key = await post(gateway, tenant, "#sim words=200 rate=0 thinking=3 tool=look")
     seen = await asyncio.gather(*(read(gateway.client, key.turn) for _ in range(50)))
-    await verify(system_log, key, [reader(f"{number}", key, one) for number, one in enumerate(seen)])
+    await verify(system_log, key, [build_reader(f"{number}", key, one) for number, one in enumerate(seen)])
     assert {one.frames for one in seen} == {seen[0].frames}
     folded = await system_log.read_turn(key)
     assert story_of(frame.sent for frame in seen[0].frames) == Story(folded.text, folded.usage, "completed")
@@ -177,7 +177,7 @@ async def test_heartbeats_fill_silence_and_have_no_id(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, writer: Writer, dialect: str, heartbeat: bytes
 ) -> None:
     gateway, without = await new_gateway(nats_url, heartbeat_s=0.02), await new_gateway(nats_url)
-    await writer.ask()
+    await writer.store_request()
     url = url_of(writer.key, dialect)
     async with gateway.client.stream("GET", url) as response:
         body = response.aiter_raw()
@@ -187,8 +187,8 @@ async def test_heartbeats_fill_silence_and_have_no_id(
         await writer.begin("a")
         await writer.end()
         received += b"".join([piece async for piece in body])
-    undisturbed = turns_own((await without.client.get(url)).content)
-    assert turns_own(received.replace(heartbeat, b"") if heartbeat else received) == undisturbed
+    undisturbed = without_retry((await without.client.get(url)).content)
+    assert without_retry(received.replace(heartbeat, b"") if heartbeat else received) == undisturbed
     if heartbeat:
         events = EventStream().feed(received)
         ids = [event.id for event in events if event.id is not None]
@@ -213,7 +213,7 @@ async def test_a_restart_is_a_reset_for_a_reader_of_tailrace(
     await until(lambda: is_read(log, writer.key))
     await restart(writer)
     received = await reading
-    types = [data(frame.sent)["type"] for frame in received.frames]
+    types = [decode_data(frame.sent)["type"] for frame in received.frames]
     assert types == ["start", "delta", "delta", "reset", "delta", "done"]
     assert text_of(received) == "c"
 
@@ -237,10 +237,10 @@ async def test_a_restart_breaks_off_the_anthropic_dialect(lone_gateway: Gateway,
     await until(lambda: is_read(log, writer.key))
     await restart(writer)
     broken = await reading
-    assert (broken.over, data(broken.frames[-1].sent)) == ("cut", {"type": "ping"})
+    assert (broken.over, decode_data(broken.frames[-1].sent)) == ("cut", {"type": "ping"})
     assert blocks(await message_of(lone_gateway, writer.key)) == [{"type": "text", "text": "c"}]
     rest = await read(lone_gateway.client, writer.key.turn, broken.frames[-1].seq, dialect="anthropic")
-    assert (data(rest.frames[0].sent)["type"], rest.over) == ("message_start", "ended")
+    assert (decode_data(rest.frames[0].sent)["type"], rest.over) == ("message_start", "ended")
 
 
 async def test_a_failed_turn_breaks_plain_text_off_after_the_client_could_read_the_error(
@@ -288,7 +288,7 @@ async def test_a_reader_that_reads_nothing_does_not_delay_others_and_gets_everyt
     await until(lambda: is_read(log, writer.key))
     text = "".join(f"{number:099999} " for number in range(80))
     for start in range(0, len(text), 100_000):
-        await writer.say(text[start : start + 100_000])
+        await writer.store_texts(text[start : start + 100_000])
     await writer.end()
     for other in others:
         assert text_of(await other) == "a" + text
@@ -314,10 +314,10 @@ async def test_a_turn_that_has_left_the_log_comes_from_the_database(
     for cursor in (0, *(frame.seq for frame in before.frames[:-1])):
         answer = await later.client.get(url_of(key), headers={"last-event-id": str(cursor)})
         events = parse(answer.content)
-        assert [data(event.raw)["type"] for event in events] == ["reset", "delta", "done"]
+        assert [decode_data(event.raw)["type"] for event in events] == ["reset", "delta", "done"]
         assert [event.id for event in events] == [None, None, end.seq]
         assert story_of(event.raw for event in events) == story_of(frame.sent for frame in before.frames)
-        assert data(events[-1].raw) == data(end.sent)
+        assert decode_data(events[-1].raw) == decode_data(end.sent)
     assert await read(later.client, key.turn, end.seq) == Connected(end.seq, (), "ended")
     beyond = await later.client.get(url_of(key), params={"after": end.seq + 1})
     assert (beyond.status_code, beyond.json()["error"]["code"]) == (400, "cursor_invalid")
@@ -338,5 +338,5 @@ async def test_a_turn_whose_first_entries_have_left_the_log_resumes_at_a_later_c
     rest = await read(later.client, key.turn, before.frames[2].seq)
     assert rest.frames == before.frames[3:]
     events = parse((await later.client.get(url_of(key))).content)
-    assert [data(event.raw)["type"] for event in events] == ["reset", "delta", "done"]
+    assert [decode_data(event.raw)["type"] for event in events] == ["reset", "delta", "done"]
     assert story_of(event.raw for event in events) == story_of(frame.sent for frame in before.frames)

@@ -9,9 +9,9 @@ from prometheus_client import REGISTRY
 
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
-from tests.harness.faulty_upstream import HEAD, Break, Broken, breaking
+from tests.harness.faulty_upstream import HEAD, Break, Broken, faulty_claude
 from tests.harness.generator_in_loop import words
-from tests.harness.killable_generator import killed_by
+from tests.harness.killable_generator import run_and_kill_at_call
 from tests.harness.own_system import OwnSystem
 from tests.harness.sse_parser import EventStream
 from tests.integration.conftest import NewGateway
@@ -30,7 +30,7 @@ def error_code(turn: Turn) -> str:
 
 
 @contextmanager
-def unreachable() -> Iterator[str]:
+def unreachable_server() -> Iterator[str]:
     """The URL of a port that drops connections, as a firewall does: its backlog is full."""
     with closing(socket.socket()) as listening, closing(socket.socket()) as first, closing(socket.socket()) as second:
         listening.bind(("127.0.0.1", 0))
@@ -43,15 +43,15 @@ def unreachable() -> Iterator[str]:
 
 @pytest.mark.rule("F20")
 async def test_a_model_that_accepts_no_connection_fails_the_turn_after_the_connect_timeouts(own: OwnSystem) -> None:
-    with unreachable() as url:
-        async with own.working(claude_url=url, connect_timeout_s=0.2, call_tries_max=2):
+    with unreachable_server() as url:
+        async with own.running_generator(claude_url=url, connect_timeout_s=0.2, call_tries_max=2):
             turn = await own.answer("words=9")
     assert (error_code(turn), turn.attempt) == ("backend_unreachable", 1)
 
 
 @pytest.mark.rule("F20")
 async def test_retries_of_an_overloaded_model_end_at_the_deadline_of_the_turn(own: OwnSystem) -> None:
-    async with own.working(call_tries_max=9999, call_wait_max_s=0.05, deadline_s=1.5):
+    async with own.running_generator(call_tries_max=9999, call_wait_max_s=0.05, deadline_s=1.5):
         turn = await own.answer("words=9 fault=529")
     assert (error_code(turn), turn.attempt, turn.text) == ("deadline_exceeded", 1, "")
     assert await own.calls() > 2
@@ -59,7 +59,7 @@ async def test_retries_of_an_overloaded_model_end_at_the_deadline_of_the_turn(ow
 
 @pytest.mark.rule("F20")
 async def test_a_retry_after_of_an_hour_is_passed_on_at_once(own: OwnSystem) -> None:
-    async with own.working():
+    async with own.running_generator():
         turn = await own.answer("words=9 fault=429 retry_after=3600")
     assert error_code(turn) == "backend_rate_limited"
     assert turn.error is not None
@@ -73,8 +73,8 @@ async def test_a_reader_gets_heartbeats_while_a_generator_waits_to_retry(
 ) -> None:
     gateway = await new_gateway(own.server.url, heartbeat_s=0.05)
     stream = EventStream()
-    async with own.working():
-        key = await own.ask("words=9 rate=0 fault=429x1 retry_after=1", tenant)
+    async with own.running_generator():
+        key = await own.append_request("words=9 rate=0 fault=429x1 retry_after=1", tenant)
         async with gateway.client.stream("GET", f"/v1/turns/{key.turn}/events") as response:
             events = [event async for received in response.aiter_raw() for event in stream.feed(received)]
     assert len(stream.comments) > 5
@@ -87,11 +87,11 @@ async def test_an_answer_with_any_stop_reason_is_complete(own: OwnSystem) -> Non
     """Also with one that a later API may introduce. There is one call."""
     for reason in ("refusal", "model_context_window_exceeded", "max_tokens", "of_tomorrow"):
         async with (
-            breaking(own.claude, stop_reason(reason.encode())) as proxy,
-            own.working(claude_url=proxy.url),
+            faulty_claude(own.claude, stop_reason(reason.encode())) as proxy,
+            own.running_generator(claude_url=proxy.url),
         ):
             turn = await own.answer("words=9 rate=0")
-            await own.acknowledged()
+            await own.wait_until_acknowledged()
         assert turn.end is not None
         assert (turn.outcome, turn.end.stop_reason, turn.text, proxy.calls) == ("completed", reason, words(9), 1)
 
@@ -101,10 +101,10 @@ async def test_an_answer_with_any_stop_reason_is_complete(own: OwnSystem) -> Non
 async def test_a_request_that_kills_its_generators_fails_after_attempts_max(own: OwnSystem) -> None:
     """Other turns are answered meanwhile, and the failure is counted."""
     await own.shorten_lease(LEASE_S)
-    key = await own.ask("words=9 tag=poison")
+    key = await own.append_request("words=9 tag=poison")
     for number in range(1, 4):
-        other = await own.ask(f"words=3 rate=0 tag=x{number}")
-        assert await killed_by("poison", own.server.url, own.claude)
+        other = await own.append_request(f"words=3 rate=0 tag=x{number}")
+        assert await run_and_kill_at_call("poison", own.server.url, own.claude)
         assert (await own.log.read_turn(other)).outcome == "completed"
         assert len(await own.attempts(key)) == number
 
@@ -113,7 +113,7 @@ async def test_a_request_that_kills_its_generators_fails_after_attempts_max(own:
         return REGISTRY.get_sample_value(name, labels) or 0
 
     before = failures()
-    async with own.working(attempts_max=3):
-        turn = await own.ended(key)
-        await own.acknowledged()
+    async with own.running_generator(attempts_max=3):
+        turn = await own.wait_for_end(key)
+        await own.wait_until_acknowledged()
     assert (error_code(turn), turn.attempt, failures()) == ("attempts_exhausted", 3, before + 1)

@@ -16,8 +16,8 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.harness.cloud_endpoints import Cloud, cloud
-from tests.harness.generator_in_loop import attempts, stats, words
+from tests.harness.cloud_endpoints import Cloud, running_cloud
+from tests.harness.generator_in_loop import read_attempts, read_stats, words
 from tests.harness.own_system import OwnSystem
 
 BOTH = "claude, bedrock"
@@ -30,7 +30,7 @@ async def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     """The simulated Claude behind an endpoint of Bedrock."""
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     _get_session.cache_clear()  # type: ignore[attr-defined]
-    async with cloud(tmp_path, is_kind=True) as second:
+    async with running_cloud(tmp_path, is_kind=True) as second:
         for name, value in second.environ.items():
             monkeypatch.setenv(name, value)
         yield second
@@ -38,14 +38,14 @@ async def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 async def attempts_of(log: TurnLog, key: TurnKey) -> list[tuple[str, str]]:
     """Returns backend and mode of each attempt."""
-    return [(attempt.backend, attempt.mode) for attempt in await attempts(log, key)]
+    return [(attempt.backend, attempt.mode) for attempt in await read_attempts(log, key)]
 
 
 async def run(own: OwnSystem, line: str, **settings: Any) -> tuple[Turn, list[tuple[str, str]]]:
     """Returns the turn of a request, and its attempts."""
-    async with own.working(**{"backends": BOTH} | settings):
-        key = await own.ask(line)
-        return await own.ended(key), await attempts_of(own.log, key)
+    async with own.running_generator(**{"backends": BOTH} | settings):
+        key = await own.append_request(line)
+        return await own.wait_for_end(key), await attempts_of(own.log, key)
 
 
 @pytest.mark.rule("R50")
@@ -58,7 +58,7 @@ async def test_the_next_backend_continues_after_a_fault_within_the_answer(
     assert (turn.text, turn.outcome, turn.attempt) == (words(90), "completed", 2)
     assert [(block.type, block.is_closed) for block in turn.blocks] == [("text", True)]
     assert modes == CONTINUED
-    counted = await stats(second.url)
+    counted = await read_stats(second.url)
     assert (await own.calls(), counted["calls"]) == (1, 1)
     assert (counted["continuations"], counted["continuations_mismatched"]) == (1, 0)
 
@@ -72,7 +72,7 @@ async def test_the_next_backend_answers_when_the_first_one_refuses(
     """The calls of the first attempt are used up, unless it would have to wait for an hour."""
     turn, modes = await run(own, f"words=20 rate=0 {line}", call_tries_max=3)
     assert (turn.text, turn.outcome, modes) == (words(20), "completed", ANSWERED)
-    assert (await own.calls(), (await stats(second.url))["calls"]) == (calls, 1)
+    assert (await own.calls(), (await read_stats(second.url))["calls"]) == (calls, 1)
 
 
 @pytest.mark.rule("R101")
@@ -87,13 +87,13 @@ async def test_a_backend_that_is_down_is_not_called_by_the_next_turn(
     monkeypatch.setattr("tailrace.generators.circuit_breaker.FAILING_S", 0.0)
     monkeypatch.setattr("tailrace.generators.circuit_breaker.TURNS_MIN", 1)
     [port] = ports.find_free(1)
-    async with own.working(backends=backends, anthropic_base_url=f"http://127.0.0.1:{port}"):
-        keys = [await own.ask("words=3 rate=0")]
-        turns = [await own.ended(keys[0])]
-        keys.append(await own.ask("words=4 rate=0"))
-        turns.append(await own.ended(keys[1]))
-        keys.append(await own.ask("words=5 rate=0", Tenant("other")))
-        turns.append(await own.ended(keys[2]))
+    async with own.running_generator(backends=backends, anthropic_base_url=f"http://127.0.0.1:{port}"):
+        keys = [await own.append_request("words=3 rate=0")]
+        turns = [await own.wait_for_end(keys[0])]
+        keys.append(await own.append_request("words=4 rate=0"))
+        turns.append(await own.wait_for_end(keys[1]))
+        keys.append(await own.append_request("words=5 rate=0", Tenant("other")))
+        turns.append(await own.wait_for_end(keys[2]))
         tried = [await attempts_of(own.log, key) for key in keys]
     if backends == BOTH:
         assert [turn.text for turn in turns] == [words(3), words(4), words(5)]
@@ -117,12 +117,12 @@ async def test_attempts_are_limited_over_all_backends(
     own: OwnSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No call stores a token, so that no attempt moves the answer forward."""
-    async with cloud(tmp_path) as faulty:
+    async with running_cloud(tmp_path) as faulty:
         for name, value in faulty.environ.items():
             monkeypatch.setenv(name, value)
         _get_session.cache_clear()  # type: ignore[attr-defined]
         turn, modes = await run(own, "words=90 rate=0 fault=cut@0x9", attempts_max=4)
-        calls = await own.calls() + (await stats(faulty.url))["calls"]
+        calls = await own.calls() + (await read_stats(faulty.url))["calls"]
     assert turn.error is not None
     assert (turn.outcome, turn.error.code, turn.attempt, calls) == ("failed", "attempts_exhausted", 4, 4)
     assert turn.text == ""
@@ -131,9 +131,9 @@ async def test_attempts_are_limited_over_all_backends(
 
 async def test_a_model_may_have_its_own_list_of_backends(own: OwnSystem, second: Cloud) -> None:
     lists = "claude; claude-haiku-5-5 = bedrock:eu.anthropic.claude-haiku-5-5"
-    async with own.working(backends=lists):
+    async with own.running_generator(backends=lists):
         for model, backend in (("claude-haiku-5-5", "bedrock"), ("claude-sonnet-5-5", "claude")):
-            key = await own.ask("words=3 rate=0", model=model)
-            assert (await own.ended(key)).text == words(3)
+            key = await own.append_request("words=3 rate=0", model=model)
+            assert (await own.wait_for_end(key)).text == words(3)
             assert await attempts_of(own.log, key) == [(backend, "fresh")]
     assert [asked.body["model"] for asked in second.asked] == ["eu.anthropic.claude-haiku-5-5"]

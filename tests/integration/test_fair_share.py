@@ -15,7 +15,14 @@ from tailrace.proto.ids import Tenant, TurnId, child_id, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.subjects import GENERATORS, TurnKey
-from tests.harness.generator_in_loop import ask, ended, is_acknowledged, open_streams, words, working
+from tests.harness.generator_in_loop import (
+    append_request,
+    is_acknowledged,
+    running_generator,
+    wait_for_end,
+    wait_for_open_streams,
+    words,
+)
 from tests.harness.turn_builder import NOON, request
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
@@ -33,12 +40,12 @@ async def test_a_quiet_tenants_turn_starts_while_another_tenant_has_many_waiting
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
 ) -> None:
     """With four slots and the default share, three run turns of the loud tenant. Its last turns start after it."""
-    async with working(own_server.url, claude, concurrency=4):
-        slow = [await ask(own_log, "words=20 rate=10", LOUD) for _ in range(8)]
-        await open_streams(claude, 3)
-        short = await ended(own_log, await ask(own_log, "words=1 rate=0", QUIET))
+    async with running_generator(own_server.url, claude, concurrency=4):
+        slow = [await append_request(own_log, "words=20 rate=10", LOUD) for _ in range(8)]
+        await wait_for_open_streams(claude, 3)
+        short = await wait_for_end(own_log, await append_request(own_log, "words=1 rate=0", QUIET))
         assert short.text == words(1)
-        turns = await asyncio.gather(*(ended(own_log, key) for key in slow))
+        turns = await asyncio.gather(*(wait_for_end(own_log, key) for key in slow))
         assert [turn.text for turn in turns] == [words(20)] * len(slow)
         assert {turn.attempt for turn in turns} == {1}
         assert short.first_token_at is not None
@@ -52,26 +59,26 @@ async def test_a_post_that_waits_says_its_position_and_a_full_queue_refuses_it(
     gateway, full = [await new_gateway(own_server.url, queue_max=most) for most in (1000, 1)]
     answers: list[httpx2.Response] = []
 
-    async def answer(gateway: Gateway) -> httpx2.Response:
+    async def post(gateway: Gateway) -> httpx2.Response:
         answers.append(await gateway.client.post("/v1/turns", json={"message": "#sim words=9000 rate=5"}))
         return answers[-1]
 
-    async def told() -> httpx2.Response | None:
-        told = await answer(gateway)
-        return told if "tailrace-queue-position" in told.headers else None
+    async def post_waiting() -> httpx2.Response | None:
+        response = await post(gateway)
+        return response if "tailrace-queue-position" in response.headers else None
 
-    async def refused() -> httpx2.Response | None:
-        refused = await answer(full)
-        return refused if refused.status_code == 503 else None
+    async def post_refused() -> httpx2.Response | None:
+        response = await post(full)
+        return response if response.status_code == 503 else None
 
-    async with working(own_server.url, claude, concurrency=1):
-        waiting = await until(told)
+    async with running_generator(own_server.url, claude, concurrency=1):
+        waiting = await until(post_waiting)
         assert waiting is not None
         async with gateway.client.stream("GET", waiting.json()["links"]["events"]) as events:
             start = await anext(line async for line in events.aiter_lines() if line.startswith("data: "))
         position = json.loads(start.removeprefix("data: "))["queue_position"]
         assert position == int(waiting.headers["tailrace-queue-position"]) > 0
-        error = await until(refused)
+        error = await until(post_refused)
         assert error is not None
         assert (error.json()["error"]["code"], int(error.headers["retry-after"])) == ("queue_full", 10)
         backlog = await consumer_backlog(own_connection, GENERATORS)
@@ -87,9 +94,9 @@ async def test_a_single_turn_starts_before_the_waiting_turns_of_a_batch(
     for key in children:
         asked = request(messages=[Message("user", "#sim words=20 rate=10")], parent=batch)
         await own_log.append(key, START, asked)
-    single = await ask(own_log, "words=1 rate=0", LOUD)
-    async with working(own_server.url, claude, concurrency=2, tenant_share=0.5):
-        turns = {key: await ended(own_log, key) for key in (*children, single)}
+    single = await append_request(own_log, "words=1 rate=0", LOUD)
+    async with running_generator(own_server.url, claude, concurrency=2, tenant_share=0.5):
+        turns = {key: await wait_for_end(own_log, key) for key in (*children, single)}
     assert {turn.outcome for turn in turns.values()} == {"completed"}
     order = sorted(turns, key=lambda key: turns[key].ended_at or NOON)
     assert order.index(single) == 1
@@ -98,9 +105,9 @@ async def test_a_single_turn_starts_before_the_waiting_turns_of_a_batch(
 async def test_a_stopping_generator_gives_waiting_turns_to_another_one(
     own_server: NatsServer, own_log: TurnLog, claude: str
 ) -> None:
-    async with working(own_server.url, claude, concurrency=1, grace_s=0.1):
-        keys = [await ask(own_log, "words=30 rate=20", LOUD) for _ in range(3)]
-        await open_streams(claude, 1)
-    async with working(own_server.url, claude, concurrency=4):
+    async with running_generator(own_server.url, claude, concurrency=1, grace_s=0.1):
+        keys = [await append_request(own_log, "words=30 rate=20", LOUD) for _ in range(3)]
+        await wait_for_open_streams(claude, 1)
+    async with running_generator(own_server.url, claude, concurrency=4):
         for key in keys:
-            assert (await ended(own_log, key)).text == words(30)
+            assert (await wait_for_end(own_log, key)).text == words(30)

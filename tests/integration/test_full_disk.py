@@ -49,12 +49,12 @@ async def test_a_full_disk_is_reported_and_recovers_when_there_is_space(tmp_path
             assert (await client.get(path)).text == words(20)
             fill(there)
 
-            async def posted() -> tuple[int, str]:
+            async def try_post() -> tuple[int, str]:
                 answer = await client.post("/v1/turns", json={"message": "#sim words=3 rate=0"})
                 return answer.status_code, answer.json().get("error", {}).get("code", "")
 
             # Turns that fit into the last block of a file are still stored.
-            refused = await until(lambda: is_refused(posted()), 30)
+            refused = await until(lambda: is_refused(try_post()), 30)
             assert refused in ((503, "log_unavailable"), (503, "log_full"))
 
             async def is_reported() -> bool:

@@ -18,7 +18,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.version import VERSION
 from tests.harness import processes
-from tests.harness.generator_in_loop import working
+from tests.harness.generator_in_loop import running_generator
 from tests.harness.readers import is_read, read
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
@@ -130,7 +130,7 @@ async def test_health_counts_waiting_and_running_turns(
     body = {"message": "#sim words=100000 rate=20"}
     accepted = (await own_gateway.client.post("/v1/turns", json=body)).json()
     waiting = await active()
-    async with working(own_server.url, own_claude):
+    async with running_generator(own_server.url, own_claude):
         await read(own_gateway.client, accepted["turn"], most=4)
         running = await active()
         await own_gateway.client.post(accepted["links"]["cancel"])
@@ -159,13 +159,13 @@ async def test_open_streams_are_a_metric(lone_gateway: Gateway, log: TurnLog, ke
     reading = [asyncio.create_task(read(lone_gateway.client, key.turn)) for _ in range(3)]
     await until(lambda: is_read(log, key))
 
-    async def are(count: float) -> bool:
+    async def has_count(count: float) -> bool:
         return await metric(lone_gateway, name) == before + count
 
-    await until(lambda: are(3))
+    await until(lambda: has_count(3))
     await writer.end()
     await asyncio.gather(*reading)
-    await until(lambda: are(0))
+    await until(lambda: has_count(0))
 
 
 async def test_refusals_are_a_metric(lone_gateway: Gateway) -> None:

@@ -35,14 +35,14 @@ from tailrace.proto.usage import CallUsage, Usage
 from tests.harness import readers, turn_builder
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import (
-    ask,
-    attempts,
+    append_request,
     is_acknowledged,
-    open_streams,
+    read_attempts,
+    read_stats,
+    running_generator,
     shorten_lease,
-    stats,
+    wait_for_open_streams,
     words,
-    working,
 )
 from tests.harness.own_system import OwnSystem
 from tests.harness.processes import Process, as_user, generator
@@ -74,12 +74,12 @@ class HedgingSystem(OwnSystem):
     @asynccontextmanager
     async def two_generators(self, **settings: Any) -> AsyncIterator[None]:
         settings = HEDGING | settings
-        async with self.working(**settings), self.working(**settings):
+        async with self.running_generator(**settings), self.running_generator(**settings):
             await offering(self.server.url, 2)
             yield
 
     async def aborted(self) -> int:
-        return (await stats(self.claude))["streams_aborted"]
+        return (await read_stats(self.claude))["streams_aborted"]
 
     async def called(self, count: int) -> None:
         """Waits until the simulated Claude has been called that often."""
@@ -118,7 +118,7 @@ async def offering(nats_url: str, count: int) -> None:
 
 async def first_generator(log: TurnLog, key: TurnKey) -> str:
     """Returns the name of the generator that made the turn's first attempt."""
-    made = await until(lambda: attempts(log, key))
+    made = await until(lambda: read_attempts(log, key))
     return made[0].generator.rpartition("-")[0]
 
 
@@ -135,7 +135,7 @@ async def test_a_hedge_overtakes_a_late_first_token(
         await counters.add(hold.subject, hold.amount)
     gateway = await new_gateway(own.server.url)
     async with own.two_generators():
-        key = await own.ask(f"words=80 rate=40 {FIRST_CALL_SILENT}", tenant=tenant, holds=holds)
+        key = await own.append_request(f"words=80 rate=40 {FIRST_CALL_SILENT}", tenant=tenant, holds=holds)
         reading = asyncio.create_task(readers.read(gateway.client, key.turn))
 
         async def is_closed() -> bool:
@@ -144,15 +144,15 @@ async def test_a_hedge_overtakes_a_late_first_token(
         await until(is_closed)
         running = await own.log.read_turn(key)
         assert (running.end, running.hedges) == (None, 1)
-        turn = await own.settled(key)
-        seen = readers.reader("reader", key, await reading)
+        turn = await own.wait_until_settled(key)
+        seen = readers.build_reader("reader", key, await reading)
     assert (turn.text, turn.outcome, turn.skipped, turn.hedges) == (words(80), "completed", 0, 1)
     first, second = await own.attempts(key)
     assert (first.is_hedge, second.is_hedge, second.attempt, second.mode) == (False, True, 2, "fresh")
     assert first.generator != second.generator
     assert (await own.calls(), await own.aborted(), hedges("won")) == (2, 1, won + 1)
     assert seen.received == Story(words(80), turn.usage, "completed")
-    assert judge(await readers.history(own.log, key, seen), (no_gap, no_repeat, one_end)).is_green
+    assert judge(await readers.read_history(own.log, key, seen), (no_gap, no_repeat, one_end)).is_green
     assert turn.end is not None
     prompt_tokens, answer_tokens = turn.end.usage.input_tokens, turn.end.usage.output_tokens
     assert (prompt_tokens > 0, answer_tokens) == (True, 80)
@@ -181,7 +181,7 @@ async def test_the_usage_of_a_loser_is_added_once(connection: Connection, tenant
 async def test_a_late_first_token_that_is_stored_first_closes_the_hedge(own: HedgingSystem) -> None:
     lost = hedges("lost")
     async with own.two_generators(hedge_after_s=0.4):
-        turn = await own.settled(await own.ask("words=30 rate=40 wait=1"))
+        turn = await own.wait_until_settled(await own.append_request("words=30 rate=40 wait=1"))
     assert (turn.text, turn.outcome, turn.attempt, turn.hedges) == (words(30), "completed", 1, 0)
     assert (await own.calls(), await own.aborted(), hedges("lost")) == (2, 1, lost + 1)
 
@@ -189,7 +189,7 @@ async def test_a_late_first_token_that_is_stored_first_closes_the_hedge(own: Hed
 async def test_a_first_token_in_time_is_not_hedged(own: HedgingSystem) -> None:
     """The whole answer may take longer than the limit of the first token."""
     async with own.two_generators(hedge_after_s=1):
-        turn = await own.ended(await own.ask("words=60 rate=40"))
+        turn = await own.wait_for_end(await own.append_request("words=60 rate=40"))
     assert (turn.text, turn.attempt, await own.calls()) == (words(60), 1, 1)
 
 
@@ -197,15 +197,15 @@ async def test_hedging_is_off_by_default(own: HedgingSystem) -> None:
     """A generator that hedges finds no other among those that do not."""
     declined = hedges("declined")
     url, claude = own.server.url, own.claude
-    async with working(url, claude), working(url, claude):
-        turn = await own.ended(await own.ask("words=3 rate=0 wait=0.2"))
+    async with running_generator(url, claude), running_generator(url, claude):
+        turn = await own.wait_for_end(await own.append_request("words=3 rate=0 wait=0.2"))
     assert (turn.text, await own.calls(), hedges("declined")) == (words(3), 1, declined)
-    async with working(url, claude, **HEDGING):
-        key = await own.ask("words=4 rate=0 wait=2.5")
-        await open_streams(claude, 1)
-        async with working(url, claude):
+    async with running_generator(url, claude, **HEDGING):
+        key = await own.append_request("words=4 rate=0 wait=2.5")
+        await wait_for_open_streams(claude, 1)
+        async with running_generator(url, claude):
             await until(lambda: hedges("declined") == declined + 1)
-            turn = await own.ended(key)
+            turn = await own.wait_for_end(key)
     assert (turn.text, turn.attempt, await own.calls()) == (words(4), 1, 2)
 
 
@@ -213,8 +213,8 @@ async def test_a_generator_keeps_its_last_slot_for_the_queue(own: HedgingSystem)
     declined = hedges("declined")
     # Each generator has one turn, and one free slot, before the first turn is late.
     async with own.two_generators(concurrency=2, hedge_after_s=1):
-        keys = [await own.ask(f"words=3 rate=0 wait=3 tag=x{number}") for number in range(2)]
-        turns = [await own.ended(key) for key in keys]
+        keys = [await own.append_request(f"words=3 rate=0 wait=3 tag=x{number}") for number in range(2)]
+        turns = [await own.wait_for_end(key) for key in keys]
     assert [turn.text for turn in turns] == [words(3, f"x{number}") for number in range(2)]
     assert [turn.attempt for turn in turns] == [1, 1]
     assert (await own.calls(), hedges("declined")) == (2, declined + 2)
@@ -232,20 +232,20 @@ async def test_a_hedge_that_fails_is_not_repeated_and_leaves_the_turn(
         urls = {name: await claudes[name].enter_async_context(serving()) for name in claudes}
         async with AsyncExitStack() as generators:
             for name, url in urls.items():
-                await generators.enter_async_context(working(own.server.url, url, **HEDGING, generator=name))
+                await generators.enter_async_context(running_generator(own.server.url, url, **HEDGING, generator=name))
             await offering(own.server.url, 2)
-            key = await own.ask("words=20 rate=40 wait=3" + (" fault=529x1" if fault == "refused" else ""))
+            key = await own.append_request("words=20 rate=40 wait=3" + (" fault=529x1" if fault == "refused" else ""))
             first = await first_generator(own.log, key)
             (second,) = claudes.keys() - {first}
             if fault == "lost":
                 for url in urls.values():
-                    await open_streams(url, 1)
+                    await wait_for_open_streams(url, 1)
                 await claudes[second].aclose()
             await until(lambda: hedges("failed") == failed + 1)
-            turn = await own.settled(key)
-            assert (await stats(urls[first]))["calls"] == calls_of_first
+            turn = await own.wait_until_settled(key)
+            assert (await read_stats(urls[first]))["calls"] == calls_of_first
             if fault == "refused":
-                assert (await stats(urls[second]))["calls"] == 1
+                assert (await read_stats(urls[second]))["calls"] == 1
     assert (turn.text, turn.outcome, turn.attempt) == (words(20), "completed", 1)
 
 
@@ -253,9 +253,9 @@ async def test_a_first_attempt_that_breaks_is_followed_by_its_own_next_attempt(o
     """The hedge has no token yet: it is closed, and there is no second hedge."""
     # Both calls stall; the one that was made first is noticed first.
     async with own.two_generators(hedge_after_s=0.5, stall_timeout_s=1):
-        key = await own.ask(f"words=20 rate=0 {BOTH_CALLS_SILENT}")
-        turn = await own.settled(key)
-        await own.open_streams(0)
+        key = await own.append_request(f"words=20 rate=0 {BOTH_CALLS_SILENT}")
+        turn = await own.wait_until_settled(key)
+        await own.wait_for_open_streams(0)
     made = await own.attempts(key)
     assert [(attempt.attempt, attempt.is_hedge) for attempt in made] == [(1, False), (2, False)]
     assert len({attempt.generator for attempt in made}) == 1
@@ -264,21 +264,21 @@ async def test_a_first_attempt_that_breaks_is_followed_by_its_own_next_attempt(o
 
 async def test_cancelling_closes_both_calls(own: HedgingSystem) -> None:
     async with own.two_generators():
-        key = await own.ask(f"words=20 rate=0 {BOTH_CALLS_SILENT}")
-        await own.open_streams(2)
+        key = await own.append_request(f"words=20 rate=0 {BOTH_CALLS_SILENT}")
+        await own.wait_for_open_streams(2)
         await cancel(own.log, key)
-        await own.open_streams(0)
-        turn = await own.settled(key)
+        await own.wait_for_open_streams(0)
+        turn = await own.wait_until_settled(key)
     assert (turn.outcome, turn.attempt, await own.aborted()) == ("cancelled", 1, 2)
 
 
 async def test_a_hedged_turn_ends_once_after_a_restart_of_the_log(own: HedgingSystem) -> None:
     async with own.two_generators():
-        key = await own.ask("words=20 rate=20 wait=2")
+        key = await own.append_request("words=20 rate=20 wait=2")
         await own.called(2)
         await own.server.stop(SIGKILL)
         await own.server.start()
-        turn = await own.settled(key)
+        turn = await own.wait_until_settled(key)
     assert (turn.text, turn.outcome, turn.skipped, turn.attempt <= 2) == (words(20), "completed", 0, True)
     assert await own.calls() == 2
 
@@ -291,7 +291,7 @@ class Pair(NamedTuple):
 
     async def start_turn(self, line: str) -> tuple[TurnKey, Process, Process]:
         """Returns a turn for which both have called the model, the process of the first attempt, and the other."""
-        key = await ask(self.own.log, line)
+        key = await append_request(self.own.log, line)
         await self.own.called(2)
         first = await first_generator(self.own.log, key)
         (second,) = self.processes.keys() - {first}
@@ -317,7 +317,7 @@ async def test_when_one_of_both_is_killed_the_other_finishes_the_turn(pair: Pair
     """It keeps the lease alone, for longer than the lease lasts: there is no third call."""
     key, first, second = await pair.start_turn("words=20 rate=40 wait=3")
     await (first if killed == "first" else second).stop(SIGKILL)
-    turn = await pair.own.settled(key)
+    turn = await pair.own.wait_until_settled(key)
     is_hedge = int(killed == "first")
     assert (turn.text, turn.outcome) == (words(20), "completed")
     assert (turn.attempt, turn.hedges, await pair.own.calls()) == (1 + is_hedge, is_hedge, 2)
@@ -332,12 +332,12 @@ async def test_a_frozen_loser_that_wakes_up_writes_and_acknowledges_nothing(pair
 
     await until(is_overtaken)
     first.signal(SIGCONT)
-    await until(lambda: first.said("turn taken by another writer"), 5)
-    await open_streams(pair.own.claude, 1)
+    await until(lambda: first.find_lines("turn taken by another writer"), 5)
+    await wait_for_open_streams(pair.own.claude, 1)
     assert not await is_acknowledged(pair.own.connection)
-    turn = await pair.own.settled(key)
+    turn = await pair.own.wait_until_settled(key)
     assert (turn.text, turn.outcome, turn.attempt, turn.skipped) == (words(200), "completed", 2, 0)
-    assert first.said("turn ended") == []
+    assert first.find_lines("turn ended") == []
     assert await pair.own.calls() == 2
 
 
@@ -369,7 +369,7 @@ class LateTurn:
         self.chain = await self.log.append(self.key, self.chain, entry)
 
     async def first_token(self) -> None:
-        await self.append(turn_builder.event(self.chain, turn_builder.opening()[0]))
+        await self.append(turn_builder.event(self.chain, turn_builder.opening_events()[0]))
 
     async def another_attempt(self) -> None:
         await self.append(turn_builder.attempt(self.chain))
@@ -382,7 +382,7 @@ class LateTurn:
 async def late_turn(own_connection: Connection, own_log: TurnLog) -> LateTurn:
     # The test does not renew the lease, and no generator may take the turn over.
     await shorten_lease(own_connection, 60)
-    key = await ask(own_log, f"words=5 rate=0 {FIRST_CALL_SILENT}")
+    key = await append_request(own_log, f"words=5 rate=0 {FIRST_CALL_SILENT}")
     (delivery,) = await until((await Deliveries.open(own_connection, GENERATORS)).next)
     chain = (await own_log.read_turn(key)).chain
     chain = await own_log.append(key, chain, turn_builder.attempt(chain))
@@ -394,12 +394,12 @@ async def late_turn(own_connection: Connection, own_log: TurnLog) -> LateTurn:
 async def test_a_hedge_is_closed_by_any_other_entry(
     own: HedgingSystem, rpc: HedgeRpc, late_turn: LateTurn, entry: Any
 ) -> None:
-    async with own.working(**HEDGING):
+    async with own.running_generator(**HEDGING):
         await offering(own.server.url, 1)
         assert await rpc.request(late_turn.hedge)
-        await own.open_streams(1)
+        await own.wait_for_open_streams(1)
         await entry(late_turn)
-        await own.open_streams(0)
+        await own.wait_for_open_streams(0)
         assert await late_turn.is_unchanged()
         assert await own.aborted() == 1
 
@@ -409,7 +409,7 @@ async def test_a_turn_that_has_its_first_token_is_not_hedged(
 ) -> None:
     await late_turn.first_token()
     lost = fences_lost()
-    async with own.working(**HEDGING):
+    async with own.running_generator(**HEDGING):
         await offering(own.server.url, 1)
         assert await rpc.request(late_turn.hedge)
         await until(lambda: fences_lost() == lost + 1)
@@ -420,7 +420,7 @@ async def test_a_turn_that_has_its_first_token_is_not_hedged(
 async def test_a_generator_declines_a_second_hedge_of_a_turn_and_every_hedge_while_it_drains(
     own: HedgingSystem, gateway_connection: Connection, rpc: HedgeRpc, late_turn: LateTurn
 ) -> None:
-    async with own.working(**HEDGING, grace_s=30) as stop:
+    async with own.running_generator(**HEDGING, grace_s=30) as stop:
         await offering(own.server.url, 1)
         assert await rpc.request(late_turn.hedge)
         await own.called(1)
@@ -484,7 +484,7 @@ async def test_a_hedge_is_offered_to_one_other_generator_with_a_free_slot(own_se
 async def test_a_shared_lease_is_renewed_and_acknowledged_by_either_generator(own: HedgingSystem) -> None:
     await own.shorten_lease(1)
     deliveries = await Deliveries.open(own.connection, GENERATORS)
-    key = await own.ask("words=1")
+    key = await own.append_request("words=1")
     (delivery,) = await until(deliveries.next)
     connection = await Connection.open(own.server.url, "other")
     elsewhere = await Deliveries.open(connection, GENERATORS)
@@ -495,7 +495,7 @@ async def test_a_shared_lease_is_renewed_and_acknowledged_by_either_generator(ow
         # `next` waits for half of the lease.
         assert await deliveries.next() == []
     await shared.ack()
-    await own.acknowledged()
+    await own.wait_until_acknowledged()
     another_consumer = delivery.lease.replace(GENERATORS, "webhooks")
     for invalid in ("", "anywhere", another_consumer, delivery.lease.replace("TURNS", "T")):
         with pytest.raises(LogUnavailable):

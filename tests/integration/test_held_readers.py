@@ -20,7 +20,7 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.freeze import freeze
 from tests.harness.processes import Process
-from tests.harness.readers import frames, history, read, reader, story_of
+from tests.harness.readers import build_reader, frames, read, read_history, story_of
 from tests.harness.sse_parser import EventStream, Sent, parse
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
@@ -30,13 +30,13 @@ from tests.integration.test_drain import in_process
 from tests.promises import Connected, judge, no_gap, no_repeat, one_end
 
 
-def held() -> float:
+def count_held_readers() -> float:
     """Returns the number of readers that the gateways of this process hold."""
     return REGISTRY.get_sample_value("tailrace_gateway_streams_held") or 0.0
 
 
 @asynccontextmanager
-async def waiting(gateway: Gateway, url: str, headers: dict[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
+async def held_response(gateway: Gateway, url: str, headers: dict[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
     """The body of a held response, after three heartbeats and nothing else."""
     async with gateway.client.stream("GET", url, headers=headers) as response:
         assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream")
@@ -48,8 +48,8 @@ async def waiting(gateway: Gateway, url: str, headers: dict[str, str]) -> AsyncI
         yield body
 
 
-def resuming(gateway: Gateway, turn: str, cursor: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-    return waiting(gateway, f"/v1/turns/{turn}/events", {"last-event-id": str(cursor)})
+def resuming_request(gateway: Gateway, turn: str, cursor: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    return held_response(gateway, f"/v1/turns/{turn}/events", {"last-event-id": str(cursor)})
 
 
 class Counted(NamedTuple):
@@ -81,14 +81,14 @@ async def first_events(gateway: Gateway, url: str, most: int) -> list[str]:
     return [event.data for event in seen[:most]]
 
 
-async def rest(body: AsyncIterator[bytes]) -> bytes:
+async def read_rest(body: AsyncIterator[bytes]) -> bytes:
     """Returns everything up to a clean end, without heartbeats."""
     return b"".join([piece async for piece in body]).replace(HEARTBEAT, b"")
 
 
-async def broken_off(body: AsyncIterator[bytes]) -> None:
+async def read_until_broken(body: AsyncIterator[bytes]) -> None:
     with pytest.raises(httpx2.RemoteProtocolError, match="without sending complete message body"):
-        await rest(body)
+        await read_rest(body)
 
 
 Recover = Callable[[], Awaitable[object]]
@@ -137,17 +137,19 @@ async def test_a_held_reader_gets_its_rest_in_the_same_response(
     first = await read((await new_gateway(own_server.url)).client, key.turn, most=2)
     cursor = first.frames[-1].seq
     recover = await outage(own_server)
-    async with resuming(fragile, key.turn, cursor) as body:
-        assert held() == 1
+    async with resuming_request(fragile, key.turn, cursor) as body:
+        assert count_held_readers() == 1
         await recover()
-        await writer.say("c")
+        await writer.store_texts("c")
         await writer.end()
-        events = parse(await rest(body))
+        events = parse(await read_rest(body))
     second = Connected(cursor, tuple(frames(events)), "ended")
-    verdict = judge(await history(writer.log, key, reader("held", key, first, second)), (no_gap, no_repeat, one_end))
+    verdict = judge(
+        await read_history(writer.log, key, build_reader("held", key, first, second)), (no_gap, no_repeat, one_end)
+    )
     assert verdict.is_green, verdict.evidence
     assert story_of(frame.sent for frame in (*first.frames, *second.frames)).text == "abc"
-    assert held() == 0
+    assert count_held_readers() == 0
 
 
 @each_protocol
@@ -164,11 +166,11 @@ async def test_a_held_reader_that_counts_events_gets_its_rest(
     elsewhere = await new_gateway(own_server.url)
     before = await first_events(elsewhere, counted.whole.format(turn=turn), 4)
     recover = await outage(own_server)
-    async with waiting(fragile, counted.url(turn, 4), {}) as body:
+    async with held_response(fragile, counted.url(turn, 4), {}) as body:
         await recover()
-        await writer.say("c")
+        await writer.store_texts("c")
         await writer.end()
-        after = [event.data for event in parse(await rest(body))]
+        after = [event.data for event in parse(await read_rest(body))]
     assert before + after == await first_events(elsewhere, counted.whole.format(turn=turn), len(before + after))
     assert "completed" in after[-1] or after[-1] == "[DONE]"
 
@@ -179,9 +181,9 @@ async def test_a_held_response_without_an_event_ends_and_the_next_request_has_th
 ) -> None:
     cursor = await writer.end() + (status == 400)
     await own_server.stop(SIGKILL)
-    async with resuming(fragile, writer.key.turn, cursor) as body:
+    async with resuming_request(fragile, writer.key.turn, cursor) as body:
         await own_server.start()
-        assert await rest(body) == b""
+        assert await read_rest(body) == b""
     url = f"/v1/turns/{writer.key.turn}/events"
     assert (await fragile.client.get(url, headers={"last-event-id": str(cursor)})).status_code == status
 
@@ -191,9 +193,9 @@ async def test_a_held_response_whose_event_does_not_exist_breaks_off_and_the_nex
 ) -> None:
     await writer.end()
     await own_server.stop(SIGKILL)
-    async with waiting(fragile, RUN.url(writer.key.turn, 999), {}) as body:
+    async with held_response(fragile, RUN.url(writer.key.turn, 999), {}) as body:
         await own_server.start()
-        await broken_off(body)
+        await read_until_broken(body)
     again = await fragile.client.get(RUN.url(writer.key.turn, 999))
     assert (again.status_code, again.json()["error"]["code"]) == (400, "cursor_invalid")
 
@@ -202,9 +204,9 @@ async def test_a_held_reader_that_disconnects_is_released_before_the_log_is_back
     own_server: NatsServer, fragile: Gateway, writer: Writer
 ) -> None:
     await own_server.stop(SIGKILL)
-    async with resuming(fragile, writer.key.turn, writer.chain.last):
-        assert held() == 1
-    await until(lambda: held() == 0)
+    async with resuming_request(fragile, writer.key.turn, writer.chain.last):
+        assert count_held_readers() == 1
+    await until(lambda: count_held_readers() == 0)
 
 
 async def test_a_draining_gateway_ends_held_responses_and_breaks_off_those_with_a_final_event(
@@ -214,15 +216,15 @@ async def test_a_draining_gateway_ends_held_responses_and_breaks_off_those_with_
     turn = writer.key.turn
     await own_server.stop(SIGKILL)
     async with (
-        resuming(fragile, turn, writer.chain.last) as body,
-        waiting(fragile, RESPONSE.url(turn, 2), {}) as response,
-        waiting(fragile, RUN.url(turn, 2), {}) as run,
+        resuming_request(fragile, turn, writer.chain.last) as body,
+        held_response(fragile, RESPONSE.url(turn, 2), {}) as response,
+        held_response(fragile, RUN.url(turn, 2), {}) as run,
     ):
         fragile.stopping.set()
         async with asyncio.timeout(2):
-            assert await rest(body) == b""
-            await broken_off(response)
-            await broken_off(run)
+            assert await read_rest(body) == b""
+            await read_until_broken(response)
+            await read_until_broken(run)
 
 
 async def test_a_draining_gateway_sends_a_resuming_reader_away_with_a_clean_end(
@@ -269,14 +271,18 @@ async def test_a_reader_of_a_turn_that_has_left_the_log_is_held_while_persistenc
     later = await new_gateway(system.nats_url, heartbeat_s=0.05, query_timeout_s=0.2)
     freeze(persistence)
     try:
-        held = waiting(later, RUN.url(turn, 2), {}) if is_counted else resuming(later, turn, before.frames[0].seq)
+        held = (
+            held_response(later, RUN.url(turn, 2), {})
+            if is_counted
+            else resuming_request(later, turn, before.frames[0].seq)
+        )
         async with held as body:
             # Longer than several queries wait.
             heartbeats = 0
             while heartbeats < 15:
                 heartbeats += (await anext(body)).count(HEARTBEAT)
             persistence.signal(SIGCONT)
-            events = parse(await rest(body))
+            events = parse(await read_rest(body))
     finally:
         persistence.signal(SIGCONT)
     if is_counted:

@@ -13,7 +13,7 @@ UNKNOWN = path_parameters("0", "0", "0")
 PATHS = [(method, path.format(**UNKNOWN)) for method, path in ROWS]
 
 
-async def refused(gateway: Gateway, host: str, **headers: str) -> set[tuple[int, str]]:
+async def read_refusals(gateway: Gateway, host: str, **headers: str) -> set[tuple[int, str]]:
     """Returns status and error code of every route for this Host header."""
     answers = set()
     for method, path in PATHS:
@@ -31,10 +31,10 @@ async def test_host_not_allowed_is_403_on_every_route(
     """Prevents DNS rebinding, which would make an attacker's page same-origin with this server."""
     gateway = await new_gateway(nats_url, **given)
     for host in ("evil.example", "localhost.evil.example", "a/health?x=", ""):
-        assert await refused(gateway, host) == {(403, "host_refused")}, host
+        assert await read_refusals(gateway, host) == {(403, "host_refused")}, host
     # Anybody can send these headers; they are ignored.
-    assert await refused(gateway, "evil.example", **{"x-forwarded-host": "localhost"}) == {(403, "host_refused")}
-    assert await refused(gateway, "evil.example", forwarded="host=localhost") == {(403, "host_refused")}
+    assert await read_refusals(gateway, "evil.example", **{"x-forwarded-host": "localhost"}) == {(403, "host_refused")}
+    assert await read_refusals(gateway, "evil.example", forwarded="host=localhost") == {(403, "host_refused")}
 
 
 async def test_request_without_host_is_403_and_says_so(nats_url: str, new_gateway: NewGateway) -> None:

@@ -37,7 +37,7 @@ def keys(own_connection: Connection) -> ApiKeyStore:
     return ApiKeyStore(own_connection)
 
 
-async def loaded(keys: ApiKeyStore) -> ApiKeyCache:
+async def load_cache(keys: ApiKeyStore) -> ApiKeyCache:
     """Returns a cache of the keys that does not follow changes."""
     cache = ApiKeyCache()
     await cache.load(keys)
@@ -45,7 +45,7 @@ async def loaded(keys: ApiKeyStore) -> ApiKeyCache:
 
 
 @asynccontextmanager
-async def following(cache: ApiKeyCache, keys: ApiKeyStore, connection: Connection) -> AsyncIterator[ApiKeyCache]:
+async def followed_cache(cache: ApiKeyCache, keys: ApiKeyStore, connection: Connection) -> AsyncIterator[ApiKeyCache]:
     task = asyncio.create_task(cache.follow(keys, connection))
     try:
         yield cache
@@ -58,7 +58,7 @@ async def following(cache: ApiKeyCache, keys: ApiKeyStore, connection: Connectio
 @pytest.fixture
 async def cache(keys: ApiKeyStore, own_connection: Connection) -> AsyncIterator[ApiKeyCache]:
     """A cache that follows changes, as in a gateway."""
-    async with following(await loaded(keys), keys, own_connection) as cache:
+    async with followed_cache(await load_cache(keys), keys, own_connection) as cache:
         yield cache
 
 
@@ -107,7 +107,7 @@ async def test_load_reads_several_pages_of_keys_and_revocations(keys: ApiKeyStor
     made = [make_key(Tenant(f"tenant-{number}")) for number in range(600)]
     await asyncio.gather(*(keys.create(key.record) for key in made))
     await keys.revoke(made[7].record.id, 1)
-    cache = await loaded(keys)
+    cache = await load_cache(keys)
     for number, key in enumerate(made):
         principal = await verify(cache, key)
         assert (principal.tenant if principal else None) == (None if number == 7 else f"tenant-{number}")
@@ -137,7 +137,7 @@ async def test_polling_finds_what_the_live_feed_missed(own_connection: Connectio
     """The bucket republishes nothing here."""
     await own_connection.jetstream.delete_key_value(KEYS)
     await own_connection.jetstream.create_key_value(KeyValueConfig(bucket=KEYS, direct=True))
-    async with following(await loaded(keys), keys, own_connection) as cache:
+    async with followed_cache(await load_cache(keys), keys, own_connection) as cache:
         key = await create(cache, keys)
         await keys.revoke(key.record.id, 1)
         await until(lambda: cache.is_ended(key.record.id))
@@ -190,7 +190,7 @@ async def test_unreadable_records_are_ignored(keys: ApiKeyStore, own_connection:
     key, moved = make_key(), make_key()
     await bucket.put("key_00000000000000ff", msgspec.json.encode(moved.record))
     await keys.create(key.record)
-    cache = await loaded(keys)
+    cache = await load_cache(keys)
     assert await verify(cache, key) is not None
     assert await verify(cache, moved) is None
 
@@ -202,7 +202,7 @@ async def test_unknown_scopes_are_ignored_and_ask_is_write(
     """Older versions stored `write` as `ask`."""
     key = make_key()
     await keys.create(msgspec.structs.replace(key.record, scopes=stored))
-    principal = await verify(await loaded(keys), key)
+    principal = await verify(await load_cache(keys), key)
     assert principal is not None
     assert principal.scopes == granted
 
@@ -237,7 +237,7 @@ async def test_failed_polls_keep_the_polling_interval(
     """A poll that fails at once and is repeated at once would starve the loop."""
     position, failed = ApiKeyStore.position, 0
 
-    async def counted(store: ApiKeyStore) -> KeyPosition:
+    async def count_reads(store: ApiKeyStore) -> KeyPosition:
         nonlocal failed
         try:
             return await position(store)
@@ -246,7 +246,7 @@ async def test_failed_polls_keep_the_polling_interval(
             assert failed < 50
             raise
 
-    monkeypatch.setattr(ApiKeyStore, "position", counted)
+    monkeypatch.setattr(ApiKeyStore, "position", count_reads)
     async with without_jetstream(own_server):
         await until(lambda: failed > 0)
     since = failed

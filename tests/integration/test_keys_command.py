@@ -42,12 +42,12 @@ async def test_a_created_key_works_at_every_gateway_until_it_is_revoked(
     assert "the first key" in made.err
     assert secret not in made.err
 
-    async def are(status: int, secret: str = secret) -> bool:
+    async def has_status(status: int, secret: str = secret) -> bool:
         headers = {"authorization": f"Bearer {secret}" if secret else ""}
         return {(await gateway.client.get(PATH, headers=headers)).status_code for gateway in gateways} == {status}
 
-    await until(lambda: are(404))
-    assert await are(401, "")
+    await until(lambda: has_status(404))
+    assert await has_status(401, "")
     listed = await keys("list", nats_url=nats_url)
     row = next(line for line in listed.out.splitlines() if key_id in line)
     assert row.split()[:3] == [key_id, "acme", "manage,read,write"]
@@ -58,8 +58,8 @@ async def test_a_created_key_works_at_every_gateway_until_it_is_revoked(
     assert revoked.err == "No valid key is left, and every request needs one: run `tailrace keys create`.\n"
     again = await keys("revoke", key_id, nats_url=nats_url)
     assert (again.status, again.out.startswith(f"{key_id} of acme was revoked already, 20")) == (0, True)
-    await until(lambda: are(401))
-    assert await are(401, "")
+    await until(lambda: has_status(401))
+    assert await has_status(401, "")
     arguments = ("create", "--tenant", "acme", "--scope", "read", "--expires", "90d", "--json")
     second = await keys(*arguments, nats_url=nats_url)
     shown = msgspec.json.decode(second.out)
@@ -74,7 +74,7 @@ async def test_a_created_key_works_at_every_gateway_until_it_is_revoked(
     records = msgspec.json.decode((await keys("list", "--json", nats_url=nats_url)).out)
     assert sorted(one.get("name", "") for one in records) == ["", "web shop"]
     assert not any("sha256" in one for one in records)
-    await until(lambda: are(404, shown["key"]))
+    await until(lambda: has_status(404, shown["key"]))
 
 
 async def test_each_command_of_the_budget_key_page_works(
@@ -83,7 +83,7 @@ async def test_each_command_of_the_budget_key_page_works(
     """The commands of docs/BUDGET_KEY.md, in order. The budget of the last key is too small for a turn."""
     page = (Path(CHECKOUT) / "docs/BUDGET_KEY.md").read_text()
     blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
-    async with own.working(), Persistence(own.server.url, tmp_path / "tailrace.db"):
+    async with own.running_generator(), Persistence(own.server.url, tmp_path / "tailrace.db"):
         gateway = await new_gateway(own.server.url, api_keys="")
         environ = {"TAILRACE_NATS_URL": own.server.url, "TAILRACE_URL": gateway.url, "PYTHONPATH": str(CHECKOUT)}
         environ |= {"XDG_STATE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
@@ -177,7 +177,7 @@ async def test_up_is_open_on_loopback_until_the_first_key(tmp_path: Path) -> Non
         await until(lambda: refused.process.poll() is not None, 25)
         assert refused.process.returncode == 2
         assert "TAILRACE_HOST: 0.0.0.0 is reachable from other machines" in refused.printed.read_text()
-        assert refused.said("ready") == ""
+        assert refused.find_line("ready") == ""
     with running(tmp_path, *LEAN) as up:
         async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False) as client:
             assert (await client.get(PATH)).status_code == 404

@@ -87,7 +87,7 @@ def documents(text: str) -> list[Document]:
     return [msgspec.yaml.decode(part) for part in text.split("\n---\n")]
 
 
-def of(kinds: tuple[str, ...], all_: list[Document]) -> dict[str, Document]:
+def of_kinds(kinds: tuple[str, ...], all_: list[Document]) -> dict[str, Document]:
     return {one["metadata"]["name"]: one for one in all_ if one["kind"] in kinds}
 
 
@@ -101,7 +101,7 @@ def container(workload: Document) -> Document:
 
 
 def secrets(all_: list[Document]) -> dict[str, dict[str, str]]:
-    found = of(("Secret",), all_)
+    found = of_kinds(("Secret",), all_)
     return {
         name: {key: base64.b64decode(text).decode() for key, text in one["data"].items()} for name, one in found.items()
     }
@@ -116,13 +116,13 @@ def environment(workload: Document, all_: list[Document]) -> dict[str, str]:
 
 def services(all_: list[Document]) -> dict[str, Document]:
     """The workloads that run a process with settings, by the name of its module."""
-    workloads = of(WORKLOADS, all_)
+    workloads = of_kinds(WORKLOADS, all_)
     return {name: workloads[name] for name, _ in SERVICES}
 
 
 def check_fields(all_: list[Document], _: Path) -> None:
     """All fields, against the schemas of Kubernetes. KEDA makes an autoscaler of each ScaledObject."""
-    scaled = of(("ScaledObject",), all_)
+    scaled = of_kinds(("ScaledObject",), all_)
     behaviours = [
         {
             "apiVersion": "autoscaling/v2",
@@ -142,7 +142,7 @@ def check_fields(all_: list[Document], _: Path) -> None:
             load_validator().validate(one, version, strict=True)
     for name, one in scaled.items():
         assert set(one["spec"]) == SCALED_OBJECT
-        assert "replicas" not in of(("Deployment",), all_)[name]["spec"]
+        assert "replicas" not in of_kinds(("Deployment",), all_)[name]["spec"]
 
 
 def check_settings(all_: list[Document], _: Path) -> None:
@@ -158,7 +158,7 @@ def check_settings(all_: list[Document], _: Path) -> None:
     is_file = not is_url(environment(persistence, all_)["TAILRACE_DATABASE"])
     assert is_file == ("volumeClaimTemplates" in persistence["spec"]) == (persistence["spec"]["replicas"] == 1)
     # A Service named `gateway` would add variables such as GATEWAY_PORT, and one named `tailrace` TAILRACE_PORT.
-    assert not any(pod(workload)["enableServiceLinks"] for workload in of(WORKLOADS, all_).values())
+    assert not any(pod(workload)["enableServiceLinks"] for workload in of_kinds(WORKLOADS, all_).values())
 
 
 def check_probes(all_: list[Document], _: Path) -> None:
@@ -170,14 +170,14 @@ def check_probes(all_: list[Document], _: Path) -> None:
         assert ports.get("http", 8000) == 8000
         for probe in (found["readinessProbe"]["httpGet"], found["livenessProbe"]["httpGet"]):
             assert probe["path"] in (routes if probe["port"] == "http" else set(HEALTH_CHECKS)), f"{name}: {probe}"
-    nats = container(of(WORKLOADS, all_)["nats"])
+    nats = container(of_kinds(WORKLOADS, all_)["nats"])
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert f"http://127.0.0.1:{PORT + TO_MONITORING}/healthz" in nats[kind]["exec"]["command"][-1]
 
 
 def check_nats(all_: list[Document], tmp_path: Path) -> None:
     """Each pod has a configuration that nats-server accepts. Processes and servers know the servers by their pods."""
-    stateful, job = of(("StatefulSet",), all_)["nats"], of(("Job",), all_)["streams"]
+    stateful, job = of_kinds(("StatefulSet",), all_)["nats"], of_kinds(("Job",), all_)["streams"]
     first, count = stateful["spec"]["ordinals"]["start"], stateful["spec"]["replicas"]
     names = [f"nats-{number}" for number in range(first, first + count)]
     volumes = {one["name"]: one.get("secret", {}).get("secretName") for one in pod(stateful)["volumes"]}
@@ -211,7 +211,7 @@ def check_nats(all_: list[Document], tmp_path: Path) -> None:
 
 def check_grace(all_: list[Document], _: Path) -> None:
     """Each process has more time to stop than its drain takes. A generator's turns can run to their end."""
-    workloads = of(WORKLOADS, all_)
+    workloads = of_kinds(WORKLOADS, all_)
     generators = settings.read(GeneratorSettings, environment(workloads["generators"], all_))
     assert generators.grace_s >= generators.deadline_s
     assert pod(workloads["generators"])["terminationGracePeriodSeconds"] > generators.grace_s + MARGIN_S

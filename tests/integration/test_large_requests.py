@@ -26,7 +26,7 @@ from tailrace.proto.nats import BlobStore, Connection, TurnLog, streams
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tests.harness import processes, turn_builder
-from tests.harness.generator_in_loop import ended, words, working
+from tests.harness.generator_in_loop import running_generator, wait_for_end, words
 from tests.harness.raw_http import RawConnection
 from tests.harness.requests import run_turn
 from tests.harness.system import System
@@ -121,8 +121,8 @@ async def test_a_turn_whose_image_has_expired_fails_without_a_retry(
     data = random_base64(MB)
     accepted = (await own_gateway.client.post("/v1/turns", json=with_image(data))).json()
     await expire(own_server.url, tenant, data)
-    async with working(own_server.url, claude):
-        turn = await ended(own_log, TurnKey(tenant, TurnId(accepted["turn"])))
+    async with running_generator(own_server.url, claude):
+        turn = await wait_for_end(own_log, TurnKey(tenant, TurnId(accepted["turn"])))
     assert (turn.outcome, turn.attempt) == ("failed", 1)
     assert turn.error is not None
     assert turn.error.code == "blob_expired"
@@ -158,7 +158,7 @@ async def test_a_takeover_sends_the_image_again(
         await until(has_begun)
         await first.stop(SIGKILL)
     async with processes.generator(tmp_path, own_server.url, claude):
-        turn = await ended(own_log, key)
+        turn = await wait_for_end(own_log, key)
     assert (turn.outcome, turn.attempt, turn.text) == ("completed", 2, f"{sha256(data)} {words(60)}")
 
 
@@ -236,7 +236,7 @@ LARGE = {"message": "x" * 600_000}
 
 
 @asynccontextmanager
-async def half_a_body(gateway: Gateway, size: int) -> AsyncIterator[RawConnection]:
+async def client_in_mid_body(gateway: Gateway, size: int) -> AsyncIterator[RawConnection]:
     """A client that has sent half of a large body."""
     async with RawConnection.open(gateway.port) as raw:
         head = f"POST /v1/turns HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
@@ -248,7 +248,7 @@ async def half_a_body(gateway: Gateway, size: int) -> AsyncIterator[RawConnectio
 async def test_large_bodies_wait_for_memory_and_then_get_503(nats_url: str, new_gateway: NewGateway) -> None:
     """Small bodies pass; a client that disconnects frees its memory."""
     gateway = await new_gateway(nats_url, large_bytes_max=MB, large_timeout_s=0.3)
-    async with half_a_body(gateway, MB) as raw:
+    async with client_in_mid_body(gateway, MB) as raw:
 
         async def refused() -> httpx2.Response | None:
             answer = await gateway.client.post("/v1/turns", json=LARGE)
@@ -267,7 +267,7 @@ async def test_a_silent_sender_loses_its_memory_and_gets_408(
 ) -> None:
     monkeypatch.setattr(slow_body, "WINDOW_S", 0.5)
     gateway = await new_gateway(nats_url, large_bytes_max=MB, large_timeout_s=10)
-    async with half_a_body(gateway, MB) as raw:
+    async with client_in_mid_body(gateway, MB) as raw:
         assert (await gateway.client.post("/v1/turns", json=LARGE)).status_code == 202
         answer = await raw.answer()
     assert (answer.status_code, answer.json()["error"]["code"]) == (408, "body_timeout")
@@ -288,7 +288,7 @@ async def test_a_chunked_body_reserves_the_largest_size(nats_url: str, new_gatew
     async def is_refused() -> bool:
         return await status(300_000) == 503
 
-    async with half_a_body(gateway, 600_000) as raw:
+    async with client_in_mid_body(gateway, 600_000) as raw:
         await until(is_refused)
         assert await status(1000) == 202
         raw.writer.transport.abort()

@@ -30,7 +30,7 @@ from tailrace.proto.limits import UNLIMITED, Limits
 from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement, give_back
 from tailrace.proto.subjects import LIMITS, SLOTS, TurnKey
-from tests.harness.generator_in_loop import ended
+from tests.harness.generator_in_loop import wait_for_end
 from tests.harness.nats_cluster import Cluster
 from tests.harness.own_system import OwnSystem
 from tests.harness.processes import Process
@@ -82,7 +82,7 @@ def code(answer: httpx2.Response) -> str:
     return str(answer.json()["error"]["code"])
 
 
-def as_key(gateway: Gateway, key: str) -> httpx2.AsyncClient:
+def with_key(gateway: Gateway, key: str) -> httpx2.AsyncClient:
     client = gateway.new_client()
     client.headers["authorization"] = f"Bearer {key}"
     return client
@@ -182,7 +182,7 @@ async def test_keys_and_tenants_have_separate_counters(nats_url: str, new_gatewa
     keys = f"{api_keys(tenant)}, {tenant}:{digest(OTHER_KEY)}, tenant-{new_id()}:{digest(THIRD_KEY)}"
     gateway = await new_gateway(nats_url, limits_key="running=2", limits_tenant="running=3", api_keys=keys)
     assert [(await gateway.client.post("/v1/turns", json=SLOW)).status_code for _ in range(3)] == [202, 202, 429]
-    async with as_key(gateway, OTHER_KEY) as same_tenant, as_key(gateway, THIRD_KEY) as other_tenant:
+    async with with_key(gateway, OTHER_KEY) as same_tenant, with_key(gateway, THIRD_KEY) as other_tenant:
         answers = [await same_tenant.post("/v1/turns", json=SLOW) for _ in range(2)]
         assert [answer.status_code for answer in answers] == [202, 429]
         assert "This tenant" in answers[1].json()["error"]["message"]
@@ -197,7 +197,7 @@ async def test_limits_in_a_key_record_replace_the_common_ones(
 ) -> None:
     made, _ = await create(nats_url, tenant, "", SCOPES, {"running": 2})
     gateway = await new_gateway(nats_url, limits_key="running=1, requests=1, burst=3")
-    async with as_key(gateway, made.secret) as client:
+    async with with_key(gateway, made.secret) as client:
         answers = [await client.post("/v1/turns", json=SLOW) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [202, 202, 429]
         await client.post(answers[0].json()["links"]["cancel"])
@@ -260,7 +260,7 @@ async def test_each_turn_is_settled_once_with_its_real_usage(
     for _ in range(4):
         accepted = (await gateway.client.post("/v1/turns", json=QUICK | {"max_tokens": 3000})).json()
         key = TurnKey(tenant, accepted["turn"])
-        turn = await ended(system_log, key)
+        turn = await wait_for_end(system_log, key)
         assert turn.request is not None
         assert turn.end is not None
         cost += turn.end.cost_nano_usd
@@ -287,9 +287,9 @@ async def test_a_takeover_is_settled_once_with_the_usage_of_both_calls(
     # Slow enough that a busy machine does not join its last delta and its end into the eighth entry.
     body = QUICK | {"message": "#sim words=40 rate=40"}
     key = TurnKey(tenant, (await gateway.client.post("/v1/turns", json=body)).json()["turn"])
-    assert await own.killed_after(8)
-    async with own.working():
-        turn = await own.settled(key)
+    assert await own.run_and_kill_after(8)
+    async with own.running_generator():
+        turn = await own.wait_until_settled(key)
     assert turn.end is not None
     assert (turn.outcome, turn.attempt) == ("completed", 2)
     stored = [
@@ -555,7 +555,7 @@ async def test_limits_hold_while_the_counters_change_their_leader(
     await window_with(45, 60 * ALLOWED)
     deadline = time.monotonic() + 40
 
-    async def post_six(client: httpx2.AsyncClient) -> list[int]:
+    async def post_six_turns(client: httpx2.AsyncClient) -> list[int]:
         """Posts six turns, each until it is admitted or refused; returns all statuses."""
         seen: list[int] = []
         for _ in range(6):
@@ -567,7 +567,7 @@ async def test_limits_hold_while_the_counters_change_their_leader(
         return seen
 
     leader = await cluster.leader(stream)
-    posting = [asyncio.create_task(post_six(gateways[number % GATEWAYS].client)) for number in range(CLIENTS)]
+    posting = [asyncio.create_task(post_six_turns(gateways[number % GATEWAYS].client)) for number in range(CLIENTS)]
     await (leader.stop(SIGKILL) if is_killed else cluster.step_down(stream))
     assert not all(task.done() for task in posting), "the posts ended before the fault"
     counted = Counter(status for seen in await asyncio.gather(*posting) for status in seen)

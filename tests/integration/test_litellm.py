@@ -27,7 +27,7 @@ from tailrace.proto.models import Model
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
-from tests.harness.generator_in_loop import ask, attempts, ended, words
+from tests.harness.generator_in_loop import append_request, read_attempts, wait_for_end, words
 from tests.harness.processes import CHECKOUT, Process
 from tests.harness.turn_builder import request
 from tests.integration.conftest import KEY, Gateway
@@ -63,9 +63,11 @@ async def test_an_answer_is_converted_to_events_of_anthropic(
     """Text, tool calls, finish reasons, usage, and the refusal of an invalid request."""
     tools = [{"name": "look", "description": "x", "input_schema": {"type": "object", "properties": {}}}]
     async with generator(tmp_path, own_server.url, gateway.url):
-        plain = await ended(own_log, await ask(own_log, "words=30 rate=0", system="Be brief."))
-        tool = await ended(own_log, await ask(own_log, 'words=2 rate=0 tool=look json={"at":1}', tools=tools))
-        bad = await ended(own_log, await ask(own_log, "words=x"))
+        plain = await wait_for_end(own_log, await append_request(own_log, "words=30 rate=0", system="Be brief."))
+        tool = await wait_for_end(
+            own_log, await append_request(own_log, 'words=2 rate=0 tool=look json={"at":1}', tools=tools)
+        )
+        bad = await wait_for_end(own_log, await append_request(own_log, "words=x"))
     assert (plain.text, plain.outcome, plain.stop.stop_reason) == (words(30), "completed", "end_turn")
     assert plain.usage.output_tokens == 30
     assert [block.type for block in tool.blocks] == ["text", "tool_use"]
@@ -119,9 +121,9 @@ async def test_claude_continues_after_a_fault_of_the_provider(
     seen: dict[str, tuple[Turn, list[tuple[str, str]]]] = {}
     async with generator(tmp_path, own_server.url, faulty, **given):
         for how in ("eof", "cut", "error", "stall", "429"):
-            key = await ask(own_log, f"words=60 rate=0\nhow: {how} {os.getpid()}")
-            turn = await ended(own_log, key)
-            seen[how] = (turn, [(attempt.backend, attempt.mode) for attempt in await attempts(own_log, key)])
+            key = await append_request(own_log, f"words=60 rate=0\nhow: {how} {os.getpid()}")
+            turn = await wait_for_end(own_log, key)
+            seen[how] = (turn, [(attempt.backend, attempt.mode) for attempt in await read_attempts(own_log, key)])
     for how, (turn, asked) in seen.items():
         mode = "fresh" if how == "429" else "continue"
         assert (turn.text, turn.outcome) == (words(60), "completed"), how
@@ -132,7 +134,7 @@ async def test_an_option_that_litellm_would_ignore_is_refused(
     own_server: NatsServer, own_log: TurnLog, faulty: str, tmp_path: Path
 ) -> None:
     async with generator(tmp_path, own_server.url, faulty):
-        turn = await ended(own_log, await ask(own_log, "words=1", options={"container": "x"}))
+        turn = await wait_for_end(own_log, await append_request(own_log, "words=1", options={"container": "x"}))
     assert turn.error is not None
     assert turn.error.code == "backend_refused_request"
     assert "container" in turn.error.message
@@ -151,7 +153,7 @@ async def test_an_image_url_is_not_passed_to_litellm(
         for block in (picture, in_result, in_other_words):
             key = TurnKey(Tenant("tenant"), TurnId(new_id()))
             await own_log.append(key, START, request(messages=[Message("user", [block])]))
-            turn = await ended(own_log, key)
+            turn = await wait_for_end(own_log, key)
             assert turn.error is not None
             assert turn.error.code == "backend_refused_request"
             assert "by its URL" in turn.error.message

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not LITESTREAM, reason="NO LITESTREAM: install t
 
 
 @asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[Store]:
+async def open_store(path: Path) -> AsyncIterator[Store]:
     store = await Store.open(path, busy_timeout_s=5)
     try:
         await store.migrate()
@@ -47,7 +47,7 @@ def destroy(database: Path) -> None:
 
 
 @asynccontextmanager
-async def serving_s3(folder: Path) -> AsyncIterator[str]:
+async def running_s3_server(folder: Path) -> AsyncIterator[str]:
     """Serves the folders in `folder` as buckets; returns the address."""
     (port,) = ports.find_free(1)
     command = (RCLONE, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", str(folder))
@@ -78,7 +78,7 @@ async def config(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     if not RCLONE:
         pytest.skip("NO RCLONE: install the development tools")
     (tmp_path / "buckets/backup").mkdir(parents=True)
-    async with serving_s3(tmp_path / "buckets") as url:
+    async with running_s3_server(tmp_path / "buckets") as url:
         changed = tmp_path / "litestream.yml"
         text = CONFIG.read_text()
         assert FOLDER in text
@@ -102,14 +102,14 @@ async def test_a_destroyed_database_is_restored_from_a_folder_or_a_bucket(config
         status = await (await litestream("restore", "-config", str(config), "-o", str(copy), str(database))).wait()
         if status != 0:
             return []
-        async with opened(copy) as store:
+        async with open_store(copy) as store:
             found = [await store.turn(key) for key in TURNS]
         return [turn.text for turn in found if turn is not None]
 
     async def has_all() -> bool:
         return await restored_turns() == ["Rivers flow."] * len(TURNS)
 
-    async with opened(database) as store:
+    async with open_store(database) as store:
         await store.record([build_row(TURNS[0], completed_turn("Rivers flow.").turn)])
         running = await litestream("replicate", "-config", str(config))
         try:
@@ -121,5 +121,5 @@ async def test_a_destroyed_database_is_restored_from_a_folder_or_a_bucket(config
             await running.wait()
     destroy(database)
     assert await (await litestream("restore", "-config", str(config), str(database))).wait() == 0
-    async with opened(database) as store:
+    async with open_store(database) as store:
         assert [turn.turn for key in TURNS if (turn := await store.turn(key))] == [key.turn for key in TURNS]

@@ -99,7 +99,7 @@ async def test_a_reader_gets_heartbeats_and_then_the_rest_on_one_connection(
         for _ in range(5):
             received += await anext(body)
         await own_server.start()
-        await writer.say("b")
+        await writer.store_texts("b")
         await writer.end()
         received += b"".join([piece async for piece in body])
     assert received.count(b": hb\n") >= 3
@@ -121,7 +121,7 @@ async def test_a_full_log_refuses_new_turns_and_lets_running_ones_end(
         await writer.open("a")
         await filler.open()
         while await fullness(connection) < 0.9:
-            await filler.say("a" * 10_000)
+            await filler.store_texts("a" * 10_000)
 
         async def refused() -> httpx2.Response | None:
             answer = await gateway.client.post("/v1/turns", json=HI)
@@ -129,7 +129,7 @@ async def test_a_full_log_refuses_new_turns_and_lets_running_ones_end(
 
         answer = await until(refused)
         assert answer is not None
-        await writer.say("b")
+        await writer.store_texts("b")
         await writer.end()
         ended = await read(gateway.client, key.turn)
         ready = (await gateway.client.get("/readyz")).json()

@@ -60,7 +60,7 @@ class Run(NamedTuple):
     def lines(self, name: str, turn: str) -> list[tuple[str, dict[str, Any]]]:
         """Returns event and fields of a process's lines about a turn."""
         common = {"turn", "tenant", "session", "role", "level", "timestamp", "event"}
-        lines = [fact for fact in self.processes[name].facts if fact.get("turn") == turn]
+        lines = [fact for fact in self.processes[name].log_lines if fact.get("turn") == turn]
         return [(fact["event"], {k: v for k, v in fact.items() if k not in common}) for fact in lines]
 
     def leaks(self, texts: dict[str, bytes]) -> list[tuple[str, str]]:
@@ -90,9 +90,9 @@ async def run(own_server: NatsServer, tmp_path: Path, tenant: Tenant) -> AsyncIt
         completed = (await client.post("/v1/turns", json=BODY, headers=headers)).json()["turn"]
         assert CANARIES["answer"] in (await client.get(f"/v1/turns/{completed}/events")).text
         cancelled = (await client.post("/v1/turns", json={"message": "#sim words=5 wait=60"})).json()["turn"]
-        await until(lambda: [fact for fact in started["generators"].said("attempt") if fact["turn"] == cancelled])
+        await until(lambda: [fact for fact in started["generators"].find_lines("attempt") if fact["turn"] == cancelled])
         await client.post(f"/v1/turns/{cancelled}/cancel")
-        await until(lambda: len(started["persistence"].said("turn recorded")) >= 2)
+        await until(lambda: len(started["persistence"].find_lines("turn recorded")) >= 2)
         secrets = CANARIES | {"password of NATS": own_server.spec.passwords[ROOT_USER]}
         yield Run(completed, cancelled, started, tmp_path, secrets)
 
@@ -162,7 +162,7 @@ async def test_a_turn_is_logged_as_recorded_once(
         deliveries = await Deliveries.open(own_log._connection, PERSISTENCE)
         await until(deliveries.is_drained)
         await persistence.stop()
-        assert len(persistence.said("turn recorded")) == 1
+        assert len(persistence.find_lines("turn recorded")) == 1
 
 
 # `make fuzz` sends ten times as many.

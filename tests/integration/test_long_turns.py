@@ -39,7 +39,7 @@ async def test_a_long_turn_is_rendered_in_pieces(
 
     frames = fanout.TurnFeed.frames
 
-    def counted(self: fanout.TurnFeed, dialect: Dialect, *bounds: int) -> list[Frame]:
+    def count_renderings(self: fanout.TurnFeed, dialect: Dialect, *bounds: int) -> list[Frame]:
         def render(state: Any, stored: Stored) -> tuple[Frame, Any]:
             rendered[turns] += 1
             return dialect.render(state, stored)
@@ -52,7 +52,7 @@ async def test_a_long_turn_is_rendered_in_pieces(
             turns += 1
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(fanout.TurnFeed, "frames", counted)
+    monkeypatch.setattr(fanout.TurnFeed, "frames", count_renderings)
     counting = asyncio.create_task(count())
     answer = await lone_gateway.client.get(path.format(turn=key.turn, last=last))
     counting.cancel()

@@ -49,7 +49,7 @@ def new_writer(log: TurnLog, tenant: Tenant) -> Writer:
 async def lost(own_gateway: Gateway, own_log: TurnLog, tenant: Tenant, persistence_in_loop: Persistence) -> TurnKey:
     """A turn with a text that has left the log before its end."""
     writer = new_writer(own_log, tenant)
-    await writer.ask(session=SESSION)
+    await writer.store_request(session=SESSION)
     await writer.begin("Light ")
     await forget(own_gateway, own_log, writer.key)
     return writer.key
@@ -105,7 +105,7 @@ async def test_a_reader_that_has_only_the_request_of_a_lost_turn_learns_of_its_f
 ) -> None:
     """The database has recorded the same entry: its sequence is the reader's cursor. A 204 would look like the end."""
     writer = new_writer(own_log, tenant)
-    await writer.ask()
+    await writer.store_request()
     await forget(own_gateway, own_log, writer.key)
     received = await read(own_gateway.client, writer.key.turn, writer.chain.last)
     assert LOST_FAILURE.message in str(received.frames)
@@ -137,8 +137,8 @@ async def test_a_turn_in_the_log_is_not_lost(
 ) -> None:
     """Older entries of the log have left it."""
     old, running = new_writer(own_log, tenant), new_writer(own_log, tenant)
-    await old.ask(session=SessionId("session-2"))
-    await running.ask(session=SESSION)
+    await old.store_request(session=SessionId("session-2"))
+    await running.store_request(session=SESSION)
     await running.begin("Light")
     await forget(own_gateway, own_log, old.key)
 
@@ -170,12 +170,12 @@ async def test_a_database_restored_beside_a_new_log_has_no_old_running_turns(
     """The sequences of the old turns may be those of new ones."""
     restored, known, *others = [new_writer(own_log, tenant) for _ in range(9)]
     for writer in (*others, restored):
-        await writer.ask(session=SessionId(f"of-{writer.key.turn}"))
+        await writer.store_request(session=SessionId(f"of-{writer.key.turn}"))
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as before:
         assert await outcome(before, restored.key) == "running"
     await own_connection.jetstream.delete_stream(STREAM)
     await apply_streams(own_server.url)
-    await known.ask(session=SESSION)
+    await known.store_request(session=SESSION)
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as after:
         await until_lost(after, restored.key)
         assert await outcome(after, known.key) == "running"
@@ -208,7 +208,7 @@ async def test_no_turn_is_lost_while_the_log_is_unreachable(
     """The server disappears between two answers: here the consumer of another, empty server still answers."""
     keys = [TurnKey(tenant, TurnId(new_id())) for _ in range(3)]
     for key in keys:
-        await Writer(own_log, key).ask()
+        await Writer(own_log, key).store_request()
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as before:
         assert await outcome(before, keys[-1]) == "running"
     async with AsyncExitStack() as stack:
@@ -250,7 +250,7 @@ async def test_readers_of_old_turns_get_no_entries_of_a_new_log(
     await own_connection.jetstream.delete_stream(STREAM)
     await apply_streams(own_server.url)
     await new.open("New")
-    await new.say(*[" words"] * 9)
+    await new.store_texts(*[" words"] * 9)
     await new.end()
     later = await new_gateway(own_server.url)
     for one in (gateway, later):

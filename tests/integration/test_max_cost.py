@@ -37,10 +37,10 @@ async def test_a_tiny_max_cost_stops_the_first_call(gateway: Gateway) -> None:
 
 async def test_the_call_is_closed_at_max_cost(own: OwnSystem) -> None:
     """The model would have gone on for an hour."""
-    async with own.working():
-        key = await own.ask("words=9000 rate=100", max_cost_nano_usd=NANO_USD)
-        turn = await own.ended(key)
-        await own.open_streams(0)
+    async with own.running_generator():
+        key = await own.append_request("words=9000 rate=100", max_cost_nano_usd=NANO_USD)
+        turn = await own.wait_for_end(key)
+        await own.wait_for_open_streams(0)
     assert (turn.outcome, turn.stop.stop_reason, turn.attempt) == ("completed", "max_cost", 1)
     assert await own.calls() == 1
     assert turn.end is not None

@@ -29,8 +29,8 @@ from tailrace.proto.nats import BlobStore, Counters, Rpc, Tombstones, fullness
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import GENERATORS
 from tests.harness import batch_client
-from tests.harness.batch_client import children, key_of, results
-from tests.harness.generator_in_loop import stats, words
+from tests.harness.batch_client import input_keys, key_of, read_results
+from tests.harness.generator_in_loop import read_stats, words
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.until import until
@@ -56,11 +56,11 @@ class MessageBatchSystem(OwnSystem):
 
     async def batch_ended(self, batch: Batch) -> Turn:
         """Returns the batch's turn when it has ended."""
-        return await self.ended(key_of(self.tenant, batch))
+        return await self.wait_for_end(key_of(self.tenant, batch))
 
     async def batch_killed_after(self, appends: int, *, is_before: bool = False) -> None:
         """Runs the batch in a generator that is killed after its nth append, or right before it."""
-        assert await self.killed_after(appends, is_batch=True, is_before=is_before)
+        assert await self.run_and_kill_after(appends, is_batch=True, is_before=is_before)
 
     async def submitted(self, batch: Batch) -> str:
         """Returns Anthropic's id of the batch once the log has it."""
@@ -82,11 +82,11 @@ class MessageBatchSystem(OwnSystem):
 
     async def outcomes(self, batch: Batch) -> list[tuple[str, bool]]:
         """Returns the outcome of each input, and whether it has a turn."""
-        return [(line["outcome"], line["turn"] is not None) for line in await results(self.gateway, batch)]
+        return [(line["outcome"], line["turn"] is not None) for line in await read_results(self.gateway, batch)]
 
     async def paid(self) -> tuple[int, int]:
         """Returns the numbers of message batches and of calls that the simulated Claude has answered."""
-        counted = await stats(self.claude)
+        counted = await read_stats(self.claude)
         return counted["batches"], counted["calls"]
 
     async def delete(self, batch: Batch) -> httpx2.Response:
@@ -159,9 +159,9 @@ async def assert_answered_once(own: MessageBatchSystem, batch: Batch) -> None:
     assert (turn.outcome, turn.skipped) == ("completed", 0)
     assert turn.progress is not None
     assert (turn.progress.done, turn.progress.failed) == (batch["of"], 0)
-    lines = await results(own.gateway, batch)
+    lines = await read_results(own.gateway, batch)
     assert [line["text"] for line in lines] == [words(2, f"b{number}x") for number in range(batch["of"])]
-    for child in children(own.tenant, batch):
+    for child in input_keys(own.tenant, batch):
         stored = [type(one.entry) for one in await own.log.read_entries(child)]
         assert (stored.count(Request), stored.count(Attempt)) == (1, 1)
         assert (await own.log.read_turn(child)).usage.output_tokens == 2
@@ -172,12 +172,12 @@ async def test_a_batch_costs_half_the_price(own: MessageBatchSystem) -> None:
     """Otherwise it is like any batch: turns with ordinary logs and streams, progress, results and cost."""
     response = await own.gateway.client.post("/v1/turn-batches", json={"requests": inputs(20)})
     dear, cheap = response.json(), await own.create(inputs(20), metadata={"for": "test"})
-    async with own.working():
+    async with own.running_generator():
         for batch in (dear, cheap):
             assert (await own.batch_ended(batch)).outcome == "completed"
-        await own.acknowledged()
+        await own.wait_until_acknowledged()
     assert await own.paid() == (1, 40)
-    lines, dear_lines = await results(own.gateway, cheap), await results(own.gateway, dear)
+    lines, dear_lines = await read_results(own.gateway, cheap), await read_results(own.gateway, dear)
     assert [line["text"] for line in lines] == [words(2, f"b{number}x") for number in range(20)]
     assert [line["custom_id"] for line in lines] == [f"c{number}" for number in range(20)]
     assert [line["usage"] for line in lines] == [line["usage"] for line in dear_lines]
@@ -186,7 +186,7 @@ async def test_a_batch_costs_half_the_price(own: MessageBatchSystem) -> None:
     assert (record["outcome"], record["done"], record["of"], record["via"]) == ("completed", 20, 20, "message_batches")
     assert record["message_batch"].startswith("msgbatch_")
     assert record["cost_usd"] == pytest.approx(sum(line["cost_usd"] for line in lines))
-    for child in children(own.tenant, cheap):
+    for child in input_keys(own.tenant, cheap):
         turn = await own.log.read_turn(child)
         assert (turn.outcome, turn.skipped, turn.attempt, turn.backend) == ("completed", 0, 1, "message_batches")
         stream = await own.gateway.client.get(f"/v1/turns/{child.turn}/events?dialect=text")
@@ -197,11 +197,11 @@ async def test_a_batch_costs_half_the_price(own: MessageBatchSystem) -> None:
 async def test_a_cancelled_batch_keeps_the_answers_it_has(own: MessageBatchSystem) -> None:
     """They are paid for. An input that was not answered has no turn."""
     batch = await own.create(numbered(*inputs(2), *inputs(3, NEVER, tag="late")))
-    async with own.working():
+    async with own.running_generator():
         name = await own.submitted(batch)
         record = (await own.gateway.client.post(batch["links"]["cancel"])).json()
         assert (record["outcome"], record["message_batch"]) == ("cancelled", name)
-        await own.acknowledged()
+        await own.wait_until_acknowledged()
     assert (await own.api.messages.batches.retrieve(name)).request_counts.canceled == 3
     assert await own.outcomes(batch) == [("completed", True)] * 2 + [("cancelled", False)] * 3
     assert await own.paid() == (1, 2)
@@ -218,8 +218,8 @@ async def test_a_batch_cancelled_while_its_generator_is_dead_does_not_run_on(
     await own.batch_killed_after(2, is_before=not is_id_stored)
     (made,) = [one async for one in own.api.messages.batches.list()]
     await own.gateway.client.post(batch["links"]["cancel"])
-    async with own.working():
-        await own.acknowledged()
+    async with own.running_generator():
+        await own.wait_until_acknowledged()
     assert [one.id async for one in own.api.messages.batches.list()] == [made.id]
     assert (await own.api.messages.batches.retrieve(made.id)).processing_status == "ended"
     assert [has_turn for _, has_turn in await own.outcomes(batch)] == [not is_id_stored] * 2
@@ -230,7 +230,7 @@ async def test_each_result_is_the_end_of_its_turn(own: MessageBatchSystem) -> No
     """Answered, failed, refused, expired, or cancelled in Anthropic's console: each with its error code."""
     requests = numbered(*inputs(1), *inputs(1, "words=2 fault=500"), *inputs(1, "bad"), *inputs(1, NEVER))
     late, stopped = await own.create(requests), await own.create(requests)
-    async with own.working():
+    async with own.running_generator():
         await own.api.messages.batches.cancel(await own.submitted(stopped))
         assert (await own.batch_ended(stopped)).outcome == "completed"
         await own.submitted(late)
@@ -238,7 +238,7 @@ async def test_each_result_is_the_end_of_its_turn(own: MessageBatchSystem) -> No
             await client.post("/_sim/expire")
         assert (await own.batch_ended(late)).outcome == "completed"
     for batch, last in ((late, ("failed", "deadline_exceeded")), (stopped, ("cancelled", None))):
-        lines = await results(own.gateway, batch)
+        lines = await read_results(own.gateway, batch)
         ends = [(line["outcome"], line["error"] and line["error"]["code"]) for line in lines]
         assert ends == [("completed", None), ("failed", "backend_failed"), ("failed", "backend_refused_request"), last]
         record = (await own.gateway.client.get(batch["links"]["self"])).json()
@@ -250,7 +250,7 @@ async def test_each_result_is_the_end_of_its_turn(own: MessageBatchSystem) -> No
 async def test_a_failed_creation_is_repeated_and_creates_one_message_batch(own: MessageBatchSystem, fault: str) -> None:
     """A refused one is repeated; one that may have succeeded is looked for first."""
     batch = await own.create(inputs(3, f"words=2 rate=0 fault={fault}x1"))
-    async with own.working():
+    async with own.running_generator():
         assert (await own.batch_ended(batch)).outcome == "completed"
     await assert_answered_once(own, batch)
     assert await own.paid() == (1, 3)
@@ -266,7 +266,7 @@ async def test_a_message_batch_of_another_program_is_not_adopted(own: MessageBat
     foreign = await own.api.messages.batches.create(
         requests=[{"custom_id": name, "params": FOREIGN} for name in ("their-1", "their-2")]
     )
-    async with own.working():
+    async with own.running_generator():
 
         async def is_taken_over() -> bool:
             return (await own.log.read_turn(key_of(own.tenant, batch))).attempt == 2
@@ -281,9 +281,9 @@ async def test_a_message_batch_of_another_program_is_not_adopted(own: MessageBat
 
 async def test_a_refused_api_key_fails_the_batch(own: MessageBatchSystem) -> None:
     batch = await own.create(inputs(2))
-    async with own.working(anthropic_api_key="bad-key"):
+    async with own.running_generator(anthropic_api_key="bad-key"):
         turn = await own.batch_ended(batch)
-        await own.acknowledged()
+        await own.wait_until_acknowledged()
     assert failure(turn) == "backend_refused_key"
     assert await own.outcomes(batch) == [("cancelled", False)] * 2
 
@@ -301,7 +301,7 @@ async def test_a_message_batch_that_was_deleted_at_anthropic_fails_the_batch(
     monkeypatch.setattr(message_batches, "LOOK_S", 0.5)
     monkeypatch.setattr(message_batches, "LOOK_MAX_S", 0.5)
     batch = await own.create(inputs(2, "words=2 wait=0.1"))
-    async with own.working():
+    async with own.running_generator():
         name = await own.submitted(batch)
         await own.until_over(name)
         await own.api.messages.batches.delete(name)
@@ -314,9 +314,9 @@ async def test_a_batch_that_is_too_old_fails_and_keeps_its_answers(
 ) -> None:
     monkeypatch.setattr(batches, "LIFE", timedelta(seconds=2))
     batch = await own.create(QUICK_AND_NEVER)
-    async with own.working():
+    async with own.running_generator():
         turn = await own.batch_ended(batch)
-        await own.acknowledged()
+        await own.wait_until_acknowledged()
     assert failure(turn) == "deadline_exceeded"
     assert await own.outcomes(batch) == [("completed", True), ("cancelled", False)]
 
@@ -331,11 +331,11 @@ async def test_limits_are_reserved_and_settled_at_half_the_price(
     request = (await own.log.read_turn(key_of(own.tenant, batch))).request
     assert request is not None
     assert [hold.unit for hold in request.holds or ()] == ["slot"]
-    async with own.working():
+    async with own.running_generator():
         await limited.submitted(batch)
         await gateway.client.post(batch["links"]["cancel"])
-        await own.acknowledged()
-    answered = await own.log.read_turn(children(own.tenant, batch)[0])
+        await own.wait_until_acknowledged()
+    answered = await own.log.read_turn(input_keys(own.tenant, batch)[0])
     assert answered.request is not None
     assert answered.end is not None
     held = next(hold for hold in answered.request.holds or () if hold.unit == "nusd")
@@ -371,16 +371,16 @@ async def test_each_input_is_sent_as_a_turn_would_be(own: MessageBatchSystem) ->
             *({"params": {**params, "message": f'#sim json={{"n":{n}}}', "schema": schema}} for n in (1, 5)),
         )
     )
-    async with own.working():
+    async with own.running_generator():
         await own.batch_ended(batch)
         async with httpx2.AsyncClient(base_url=own.claude, trust_env=False) as client:
             last = (await client.get("/_sim/last")).json()
     sent = last["body"]["requests"]
-    assert [one["custom_id"] for one in sent] == [child.turn for child in children(own.tenant, batch)]
+    assert [one["custom_id"] for one in sent] == [child.turn for child in input_keys(own.tenant, batch)]
     assert sent[0]["params"]["system"] == [{"type": "text", "text": long, "cache_control": mark}]
     assert "stream" not in sent[0]["params"]
     assert last["betas"] == "a-beta"
-    lines = await results(own.gateway, batch)
+    lines = await read_results(own.gateway, batch)
     assert lines[0]["text"] == words(1)
     assert [(line["outcome"], line["schema_valid"]) for line in lines[1:]] == [
         ("completed", False),
@@ -413,7 +413,7 @@ async def test_a_generator_that_creates_a_second_message_batch_cancels_it(
     frozen = FrozenApi(own.api)
     running = asyncio.create_task(own.runner(frozen).run(key_of(own.tenant, batch)))
     await frozen.is_frozen.wait()
-    async with own.working():
+    async with own.running_generator():
         name = await own.submitted(batch)
         if is_ended:
             await own.batch_ended(batch)
@@ -451,7 +451,7 @@ async def test_results_that_break_off_are_read_again(own: MessageBatchSystem) ->
     api = ForgetfulApi(own.api)
     turn = await own.runner(api).run(key_of(own.tenant, batch))
     assert (turn.outcome, api.reads) == ("completed", 2)
-    lines = await results(own.gateway, batch)
+    lines = await read_results(own.gateway, batch)
     # The simulated API returns the last input first.
     assert [line["outcome"] for line in lines] == ["failed", *["completed"] * 39]
     assert lines[0]["error"]["code"] == "backend_broken"
@@ -468,7 +468,7 @@ async def test_a_batch_is_not_deleted_while_no_generator_can_cancel_it(own: Mess
         refused = await own.delete(batch)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "generators_unavailable")
         assert await own.log.has_turn(key)
-        async with own.working():
+        async with own.running_generator():
             deleted = await own.delete(batch)
     assert deleted.status_code == 200, deleted.text
     assert not await own.log.has_turn(key)
@@ -501,13 +501,13 @@ async def test_deleting_a_batch_does_not_release_its_reserved_cost(
     counters = Counters(own.connection)
     held = await counters.add(hold.subject, 0)
     assert held == sum(one.amount for one in holds)
-    async with Persistence(own.server.url, tmp_path / "tailrace.db"), own.working():
+    async with Persistence(own.server.url, tmp_path / "tailrace.db"), own.running_generator():
         name = await limited.submitted(batch)
         deleted = await limited.delete(batch)
         assert deleted.status_code == 200, deleted.text
         is_deleted.set()
         assert (await own.until_over(name)).request_counts.succeeded == 2
-        await own.acknowledged()
+        await own.wait_until_acknowledged()
     assert await counters.add(hold.subject, 0) == held
 
 
@@ -524,7 +524,7 @@ async def test_a_generator_cancels_a_message_batch_on_request(own: MessageBatchS
             return answer == b""
         return False
 
-    async with own.working():
+    async with own.running_generator():
         await until(lambda: is_answered(made.id))
         assert (await own.api.messages.batches.retrieve(made.id)).cancel_initiated_at is not None
         assert await is_answered("msgbatch_none")
@@ -536,13 +536,13 @@ async def test_a_deleted_turn_of_a_batch_is_not_written_again(own: MessageBatchS
     """A generator that takes the batch over reads all results once more."""
     await own.shorten_lease(LEASE_S)
     batch = await own.create(inputs(1))
-    (child,) = children(own.tenant, batch)
+    (child,) = input_keys(own.tenant, batch)
     # The attempt, the id, and the eight entries of the only turn.
     await own.batch_killed_after(10)
     assert (await own.log.read_turn(child)).outcome == "completed"
     await own.log.purge(child)
     await Tombstones(own.connection).put([child])
-    async with own.working():
+    async with own.running_generator():
         turn = await own.batch_ended(batch)
     assert not await own.log.has_turn(child)
     assert turn.progress is not None
@@ -558,6 +558,6 @@ async def test_waiting_batches_of_one_tenant_do_not_delay_another_tenant(
     tenant = Tenant("another")
     gateway = await new_gateway(own.server.url, api_keys=api_keys(tenant))
     other = replace(own, gateway=gateway, tenant=tenant)
-    async with own.working():
+    async with own.running_generator():
         batch = await other.create(inputs(1))
         assert (await other.batch_ended(batch)).outcome == "completed"

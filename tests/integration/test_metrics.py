@@ -82,7 +82,7 @@ async def test_waiting_times_of_readers_are_measured(tmp_path: Path) -> None:
         running = (await client.post("/v1/turns", json={"message": "#sim words=1000 rate=20"})).json()["turn"]
         await read(client, running, most=5)
         assert (await client.post(f"/v1/turns/{running}/cancel")).is_success
-        await system.settled()
+        await system.wait_until_settled()
 
         survivor = of_generators[1 - system.generators.index(process)]
         for port, names in ((of_gateway, GATEWAY), (survivor, GENERATOR), (of_persistence, PERSISTENCE)):
@@ -97,15 +97,15 @@ async def test_tokens_are_counted_that_were_generated_without_a_reader(
     for pause in ("FIRST_LOOK_S", "LOOK_EVERY_S"):
         monkeypatch.setattr(unread_tokens, pause, 0.2)
 
-    def counts() -> dict[str, float]:
+    def read_token_counts() -> dict[str, float]:
         """Returns the tokens by model that the gateways of this process have counted, also those of other tests."""
         samples = next(iter(UNREAD_TOKENS.collect())).samples
         return {sample.labels["model"]: sample.value for sample in samples if sample.name.endswith("_total")}
 
-    before = counts()
+    before = read_token_counts()
 
-    def counted(model: str) -> float:
-        return counts().get(model, 0.0) - before.get(model, 0.0)
+    def count_tokens(model: str) -> float:
+        return read_token_counts().get(model, 0.0) - before.get(model, 0.0)
 
     async def run(model: str, most: int | None) -> tuple[str, float]:
         """Runs a turn of which `most` frames are read. Returns its model, and the tokens that it generated."""
@@ -123,7 +123,7 @@ async def test_tokens_are_counted_that_were_generated_without_a_reader(
     (read_whole, _), (left, some), (unread, every) = await asyncio.gather(
         run("claude-opus-5-5", None), run("claude-haiku-5-5", 10), run("claude-sonnet-5-5", 0)
     )
-    await until(lambda: counted(left) and counted(unread))
-    assert counted(unread) == every
-    assert 0 < counted(left) < some
-    assert counted(read_whole) == 0
+    await until(lambda: count_tokens(left) and count_tokens(unread))
+    assert count_tokens(unread) == every
+    assert 0 < count_tokens(left) < some
+    assert count_tokens(read_whole) == 0

@@ -52,7 +52,7 @@ async def store(options: Options) -> None:
     assert all(account_dir(spec.store, GLOBAL_ACCOUNT).exists() for spec in specs)
 
 
-async def found(options: Options) -> tuple[int, int, int]:
+async def read_log_state(options: Options) -> tuple[int, int, int]:
     """Returns the number of entries, the number of waiting ones, and the acknowledged sequence."""
     (spec,) = migrate_log.server_specs(options, options.data_dir)
     async with NatsServer(spec.directory, spec=spec) as server:
@@ -71,7 +71,7 @@ async def test_the_log_of_one_server_is_moved_to_its_account(tmp_path: Path) -> 
     for _ in range(2):
         await migrate_log.migrate(options, Console(out, width=2, coloured=False))
     assert out.getvalue() == "up | the log was moved to a NATS account of its own\n"
-    assert await found(options) == (2, 1, 1)
+    assert await read_log_state(options) == (2, 1, 1)
 
 
 async def test_the_log_of_a_cluster_is_moved_by_a_start_without_cluster(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ async def test_the_log_of_a_cluster_is_moved_by_a_start_without_cluster(tmp_path
     await migrate_log.migrate(one, Console(io.StringIO(), width=2, coloured=False))
     (spec,) = migrate_log.server_specs(one, tmp_path)
     assert account_dir(spec.store, LOG).exists()
-    assert await found(one) == (2, 1, 1)
+    assert await read_log_state(one) == (2, 1, 1)
 
 
 @pytest.mark.parametrize("cluster", [False, True], ids=["one", "three"])

@@ -122,14 +122,14 @@ async def connections(url: str) -> AsyncIterator[Open]:
 
 
 @pytest.fixture
-async def opened(nats_url: str) -> AsyncIterator[Open]:
+async def open_as(nats_url: str) -> AsyncIterator[Open]:
     """Opens connections to the shared nats-server."""
     async with connections(nats_url) as open_:
         yield open_
 
 
 @pytest.fixture
-async def own_opened(own_server: nats_server.NatsServer) -> AsyncIterator[Open]:
+async def open_own_as(own_server: nats_server.NatsServer) -> AsyncIterator[Open]:
     """Opens connections to the test's own nats-server."""
     async with connections(own_server.url) as open_:
         yield open_
@@ -142,8 +142,8 @@ def denials(lines: list[EventDict]) -> list[str]:
 
 @pytest.mark.rule("S2")
 @pytest.mark.parametrize("user", RIGHTS)
-async def test_a_denied_subject_is_logged_as_an_error_each_time(opened: Open, user: str) -> None:
-    connection = await opened(user)
+async def test_a_denied_subject_is_logged_as_an_error_each_time(open_as: Open, user: str) -> None:
+    connection = await open_as(user)
     published = [*(f"turns.local.x.{kind}" for kind in KINDS if kind not in WRITES.get(user, ())), *DENIED[user]]
 
     async def receive(_: Msg) -> None: ...
@@ -176,12 +176,12 @@ TARGETS = (
 
 
 @pytest.mark.parametrize("user", STORES)
-async def test_a_reply_subject_reaches_nothing_that_the_role_may_not_publish(own_opened: Open, user: str) -> None:
+async def test_a_reply_subject_reaches_nothing_that_the_role_may_not_publish(open_own_as: Open, user: str) -> None:
     """nats-server sends a reply to any subject that a request names. Accounts of their own keep it inside of the role.
 
     The same request of the root user, in the account of the log, succeeds at the end.
     """
-    role, root = await own_opened(user), await own_opened(ROOT_USER)
+    role, root = await open_own_as(user), await open_own_as(ROOT_USER)
     await forge(role, STORES[user], [target for target in TARGETS if not may_publish(user, target)])
     await until_read(role, STORES[user])
     assert await messages(root, subjects.KEYS_STREAM) == 0
@@ -244,9 +244,9 @@ async def stream_names(connection: Connection) -> set[str | None]:
     return {info.config.name for info in await connection.jetstream.streams_info()}
 
 
-async def test_a_rollup_header_does_not_replace_a_bucket(own_opened: Open) -> None:
+async def test_a_rollup_header_does_not_replace_a_bucket(open_own_as: Open) -> None:
     """Persistence stores tombstones in the bucket of the claims, and must not delete the claims."""
-    role, root = await own_opened(PERSISTENCE), await own_opened(ROOT_USER)
+    role, root = await open_own_as(PERSISTENCE), await open_own_as(ROOT_USER)
     await root.jetstream.publish(f"$KV.{subjects.CLAIMS}.a_key", b"{}")
     for rollup in ("all", "sub"):
         with pytest.raises(nats.js.errors.APIError, match="rollup not permitted"):
@@ -257,10 +257,10 @@ async def test_a_rollup_header_does_not_replace_a_bucket(own_opened: Open) -> No
 
 
 async def test_a_gateway_does_not_accept_a_key_or_an_end_that_another_gateway_forges(
-    own_opened: Open, key: TurnKey
+    open_own_as: Open, key: TurnKey
 ) -> None:
     """It has both sent as replies to the subjects of the live feeds. The true ones arrive at the end."""
-    forger, gateway, root = await own_opened(GATEWAY), await own_opened(GATEWAY), await own_opened(ROOT_USER)
+    forger, gateway, root = await open_own_as(GATEWAY), await open_own_as(GATEWAY), await open_own_as(ROOT_USER)
     record = ApiKey(id="key_x", sha256="0" * 64, tenant=key.tenant, scopes=["admin"], created_at=0)
     changes: list[RecordChange] = []
 
@@ -272,7 +272,7 @@ async def test_a_gateway_does_not_accept_a_key_or_an_end_that_another_gateway_fo
 
     await ApiKeyStore(gateway).watch(receive)
     writer = Writer(TurnLog(root), key)
-    await writer.ask()
+    await writer.store_request()
     forged_end = build_end(await writer.log.read_turn(key), "cancelled")
     async with aclosing(TurnLog(gateway).follow(key)) as entries:
         await anext(entries)
@@ -296,9 +296,9 @@ async def test_a_gateway_does_not_accept_a_key_or_an_end_that_another_gateway_fo
         assert [entry.seq for entry in await anext(entries)] == [end]
 
 
-async def test_a_reply_after_a_reconnect_is_refused_and_the_next_request_is_answered(opened: Open) -> None:
+async def test_a_reply_after_a_reconnect_is_refused_and_the_next_request_is_answered(open_as: Open) -> None:
     """The right to reply ends with the connection that received the request. That is not an error."""
-    responder, requester = await opened(GENERATORS), await opened(GATEWAY)
+    responder, requester = await open_as(GENERATORS), await open_as(GATEWAY)
     received: list[Msg] = []
 
     async def receive(message: Msg) -> None:

@@ -26,7 +26,7 @@ async def record(gateway: Gateway, turn: str) -> dict[str, Any]:
     return dict((await gateway.client.get(f"/v1/turns/{turn}")).json())
 
 
-async def ends_as(gateway: Gateway, turn: str, outcome: str) -> int:
+async def wait_for_outcome(gateway: Gateway, turn: str, outcome: str) -> int:
     """Waits for the outcome; returns the number of words of the answer."""
 
     async def has_ended() -> bool:
@@ -48,7 +48,7 @@ async def until_unread(log: TurnLog, key: TurnKey) -> None:
 async def test_a_turn_continues_without_readers_by_default(gateway: Gateway) -> None:
     answer = await gateway.client.post("/v1/turns", json={"message": "#sim words=30 rate=100"})
     await read(gateway.client, answer.json()["turn"], most=3)
-    assert await ends_as(gateway, answer.json()["turn"], "completed") == 30
+    assert await wait_for_outcome(gateway, answer.json()["turn"], "completed") == 30
 
 
 async def test_cancel_applies_when_the_last_reader_of_all_gateways_disconnects(
@@ -59,7 +59,7 @@ async def test_cancel_applies_when_the_last_reader_of_all_gateways_disconnects(
     await asyncio.gather(*(read(gateway.client, turn, most=most) for most in (3, 12)))
     assert (await record(gateway, turn))["outcome"] == "running"
     await elsewhere
-    assert 50 <= await ends_as(gateway, turn, "cancelled") < 200
+    assert 50 <= await wait_for_outcome(gateway, turn, "cancelled") < 200
 
 
 async def test_the_stream_of_a_post_is_a_reader(gateway: Gateway) -> None:
@@ -67,11 +67,11 @@ async def test_the_stream_of_a_post_is_a_reader(gateway: Gateway) -> None:
     async with gateway.client.stream("POST", "/v1/turns", json=CANCEL, headers=headers) as response:
         turn = response.headers["tailrace-turn"]
         await anext(response.aiter_raw())
-    await ends_as(gateway, turn, "cancelled")
+    await wait_for_outcome(gateway, turn, "cancelled")
 
 
 async def test_a_head_request_is_not_a_reader(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
-    await Writer(log, key).ask(on_disconnect="cancel")
+    await Writer(log, key).store_request(on_disconnect="cancel")
     reader, writer = await asyncio.open_connection("127.0.0.1", lone_gateway.port)
     head = f"HEAD /v1/turns/{key.turn}/events HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\nconnection: close\r\n\r\n"
     writer.write(head.encode())
@@ -86,18 +86,18 @@ async def test_a_reader_that_reconnects_within_the_grace_period_keeps_the_turn(g
     cursor = 0
     while (received := await read(gateway.client, turn, cursor, most=20)).over != "ended":
         cursor = received.frames[-1].seq
-    assert await ends_as(gateway, turn, "completed") == 60
+    assert await wait_for_outcome(gateway, turn, "completed") == 60
 
 
 async def test_each_disconnect_begins_a_new_grace_period(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
-    await Writer(log, key).ask(on_disconnect="grace:1")
+    await Writer(log, key).store_request(on_disconnect="grace:1")
     disconnected_at, now = 0.0, asyncio.get_running_loop().time
     for _ in range(4):
         await read(lone_gateway.client, key.turn, most=1)
         disconnected_at = now()
         # Less than the grace period; together more.
         await asyncio.sleep(0.4)
-    await ends_as(lone_gateway, key.turn, "cancelled")
+    await wait_for_outcome(lone_gateway, key.turn, "cancelled")
     assert now() - disconnected_at >= 1
 
 
@@ -114,7 +114,7 @@ async def test_a_gateway_that_replies_late_is_asked_again_for_its_readers(
     another = await Connection.open(as_user(nats_url, GATEWAY), "test-another")
     await another.subscribe(subjects.presence(key), reply_to_the_second)
     await another.client.flush()
-    await Writer(log, key).ask(on_disconnect="cancel")
+    await Writer(log, key).store_request(on_disconnect="cancel")
     await read(lone_gateway.client, key.turn, most=1)
     await until(lambda: len(requests) == 2)
     assert (await record(lone_gateway, key.turn))["outcome"] == "running"
@@ -124,7 +124,7 @@ async def test_a_gateway_that_replies_late_is_asked_again_for_its_readers(
 async def test_an_unknown_policy_in_the_log_is_ignored(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
     """A newer version may have stored it."""
     writer = Writer(log, key)
-    await writer.ask(on_disconnect="grace:soon")
+    await writer.store_request(on_disconnect="grace:soon")
     await read(lone_gateway.client, key.turn, most=1)
     await until_unread(log, key)
     assert (await record(lone_gateway, key.turn))["outcome"] == "running"
@@ -136,7 +136,7 @@ async def test_a_draining_gateway_does_not_wait_for_a_grace_period(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey
 ) -> None:
     gateway = await new_gateway(nats_url)
-    await Writer(log, key).ask(on_disconnect="grace:600")
+    await Writer(log, key).store_request(on_disconnect="grace:600")
     await read(gateway.client, key.turn, most=1)
     await until_unread(log, key)
     await asyncio.wait_for(gateway.stop(), 2)

@@ -28,14 +28,14 @@ from tailrace.proto.records import GetTurn, ListSessions, SessionPage, SessionRe
 from tailrace.proto.resources import CreateProject, CreateSession, GetProject, ProjectRecord
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.conftest import apply_streams
-from tests.harness.generator_in_loop import words, working
+from tests.harness.generator_in_loop import running_generator, words
 from tests.harness.persistence_in_loop import QUICK, Persistence
 from tests.harness.processes import as_user
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import NewGateway
-from tests.integration.test_persistence_recorder import folds, rows, write
-from tests.upgrade.recording import as_of
+from tests.integration.test_persistence_recorder import expected_rows, rows, write
+from tests.upgrade.recording import downgrade
 
 Fault = Callable[[Path], Any]
 
@@ -126,7 +126,7 @@ class OwnSystem(NamedTuple):
         """Returns the sequence up to which persistence has acknowledged everything."""
         return (await self.deliveries.backlog()).floor
 
-    async def drained(self) -> None:
+    async def wait_until_drained(self) -> None:
         await until(self.deliveries.is_drained, HEAL_S_MAX)
 
 
@@ -141,12 +141,12 @@ async def own(
 ) -> AsyncIterator[OwnSystem]:
     gateway = await new_gateway(own_server.url)
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
-    async with working(own_server.url, own_claude):
+    async with running_generator(own_server.url, own_claude):
         yield OwnSystem(own_server.url, own_log, gateway.client, deliveries, tenant)
 
 
 @contextmanager
-def locked(database: Path) -> Iterator[None]:
+def locked_database(database: Path) -> Iterator[None]:
     """Another program holds a lock, as a backup may."""
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -155,7 +155,7 @@ def locked(database: Path) -> Iterator[None]:
 
 
 @contextmanager
-def full(database: Path) -> Iterator[None]:
+def full_disk(database: Path) -> Iterator[None]:
     filler = database.with_name("filler")
     with filler.open("wb", buffering=0) as filling, suppress(OSError):
         while True:
@@ -178,7 +178,7 @@ def content(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-def empty(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(b"")
 
 
@@ -206,7 +206,9 @@ def delete_folder(database: Path) -> None:
 
 
 @pytest.mark.rule("F17")
-@pytest.mark.parametrize(("fault", "why"), [(locked, "SQLITE_BUSY"), (full, "SQLITE_FULL")], ids=["locked", "full"])
+@pytest.mark.parametrize(
+    ("fault", "why"), [(locked_database, "SQLITE_BUSY"), (full_disk, "SQLITE_FULL")], ids=["locked", "full"]
+)
 async def test_while_the_database_cannot_be_written_turns_are_answered_and_not_acknowledged(
     own: OwnSystem, disk: Path, fault: Fault, why: str
 ) -> None:
@@ -214,7 +216,7 @@ async def test_while_the_database_cannot_be_written_turns_are_answered_and_not_a
     database = disk / "tailrace.db"
     async with own.persistence(database):
         keys = [await own.answer("before")]
-        await own.drained()
+        await own.wait_until_drained()
         floor = await own.floor()
         with fault(database):
             keys += await own.answer_three()
@@ -224,11 +226,11 @@ async def test_while_the_database_cannot_be_written_turns_are_answered_and_not_a
 
             await until(is_reported)
             assert await own.floor() == floor
-        await own.drained()
+        await own.wait_until_drained()
         await until(own.is_ready)
         keys.append(await own.answer("after"))
-        await own.drained()
-    assert rows(database) == await folds(own.log, keys)
+        await own.wait_until_drained()
+    assert rows(database) == await expected_rows(own.log, keys)
 
 
 @pytest.mark.rule("F17")
@@ -237,7 +239,7 @@ async def test_a_start_on_a_read_only_disk_is_repeated_until_it_succeeds(own: Ow
     database = disk / "tailrace.db"
     async with own.persistence(database):
         keys = [await own.answer("before")]
-        await own.drained()
+        await own.wait_until_drained()
     inode, floor = database.stat().st_ino, await own.floor()
 
     def remount(mode: str) -> None:
@@ -251,10 +253,10 @@ async def test_a_start_on_a_read_only_disk_is_repeated_until_it_succeeds(own: Ow
         assert await own.trouble()
         assert await own.floor() == floor
         remount("rw")
-        await own.drained()
+        await own.wait_until_drained()
         await until(own.is_ready)
     assert database.stat().st_ino == inode
-    assert rows(database) == await folds(own.log, keys)
+    assert rows(database) == await expected_rows(own.log, keys)
 
 
 @pytest.mark.rule("F17")
@@ -269,13 +271,13 @@ async def test_a_damaged_or_deleted_database_is_rebuilt_from_the_log(
 
     async def is_complete() -> bool:
         with suppress(sqlite3.Error):
-            return rows(database) == await folds(own.log, keys)
+            return rows(database) == await expected_rows(own.log, keys)
         return False
 
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(own.persistence(database))
         keys = [await own.answer(f"before{number}x") for number in range(2)]
-        await own.drained()
+        await own.wait_until_drained()
         if fault in (damage_all, damage_rows):
             await stack.pop_all().aclose()
             fault(database)
@@ -285,7 +287,7 @@ async def test_a_damaged_or_deleted_database_is_rebuilt_from_the_log(
         keys += await own.answer_three()
         await until(is_complete, HEAL_S_MAX)
         await until(own.is_ready, HEAL_S_MAX)
-    assert rows(database) == await folds(own.log, keys)
+    assert rows(database) == await expected_rows(own.log, keys)
     assert bool(content(Path(f"{database}.damaged-1"))) == (fault != delete_folder)
 
 
@@ -294,7 +296,7 @@ async def test_damage_that_only_a_query_finds_is_repaired(own: OwnSystem, databa
     """No write reads the damaged page: a client that requests the history gets a 503, and later the history."""
     async with own.persistence(database):
         await own.answer("before")
-        await own.drained()
+        await own.wait_until_drained()
         await until(own.is_ready)
     with closing(sqlite3.connect(database)) as other:
         query = "SELECT rootpage FROM sqlite_schema WHERE name = 'sessions_by_update'"
@@ -338,18 +340,18 @@ async def test_the_log_is_replayed_for_new_and_older_databases_only(
     """Not for a current one: also not while a turn is running, nor when the log has expired."""
     url = own_server.url
     running = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
-    first = await running.ask()
+    first = await running.store_request()
     assert await replay_reasons(url, database) == ["new database"]
     assert await replay_reasons(url, database) == []
     # A process that was killed right after it had created the file.
-    empty(database)
+    truncate(database)
     assert await replay_reasons(url, database) == ["new database"]
     await running.begin(*["and "] * 9)
     assert await replay_reasons(url, database) == []
     await own_connection.jetstream.purge_stream(STREAM)
     assert (await (await Deliveries.open(own_connection, PERSISTENCE)).backlog()).floor > first
     assert await replay_reasons(url, database) == []
-    assert await replay_reasons(url, as_of(1, database)) == ["older database"]
+    assert await replay_reasons(url, downgrade(1, database)) == ["older database"]
 
 
 @pytest.mark.rule("F17")
@@ -401,7 +403,7 @@ async def test_a_rebuilt_database_has_sessions_and_projects_without_their_titles
         await persistence.ask(OURS, "new_project", CreateProject("rivers", "Rivers"), ProjectRecord)
         await persistence.ask(OURS, "new_session", CreateSession("session-1", "The Rhine"), SessionRecord)
         await persistence.ask(OURS, "new_session", CreateSession("session-2", "The Elbe"), SessionRecord)
-        await writer.ask(project="rivers")
+        await writer.store_request(project="rivers")
         project = await persistence.ask(OURS, "project", GetProject("rivers"), ProjectRecord)
         assert (project.name, project.turns) == ("Rivers", 1)
     delete(database)

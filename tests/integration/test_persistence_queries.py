@@ -69,7 +69,7 @@ async def write(log: TurnLog, *texts: str, **given: Any) -> TurnKey:
 async def ask(log: TurnLog, **given: Any) -> Writer:
     """Writes the request of a turn."""
     writer = Writer(log, TurnKey(OURS, TurnId(new_id())))
-    await writer.ask(**given)
+    await writer.store_request(**given)
     return writer
 
 

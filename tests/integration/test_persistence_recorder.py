@@ -84,7 +84,7 @@ def rows(database: Path) -> list[TurnRow]:
     return [TurnRow(**{name: one[name] for name in TurnRow.__struct_fields__}) for one in found]
 
 
-async def folds(log: TurnLog, keys: Sequence[TurnKey]) -> list[TurnRow]:
+async def expected_rows(log: TurnLog, keys: Sequence[TurnKey]) -> list[TurnRow]:
     """Returns the rows that the log implies."""
     return [build_row(key, await log.read_turn(key)) for key in sorted(keys)]
 
@@ -96,7 +96,7 @@ def recorder(log: TurnLog, deliveries: Deliveries, store: Store, batch_max: int 
 
 
 @asynccontextmanager
-async def recording(
+async def running_recorder(
     log: TurnLog, deliveries: Deliveries, store: Store, batch_max: int = 100
 ) -> AsyncIterator[Recorder]:
     """Runs a recorder during the block; raises its error."""
@@ -111,7 +111,7 @@ async def recording(
 
 
 @asynccontextmanager
-async def opened(database: Path, kind: type[Store] = Store) -> AsyncIterator[Store]:
+async def open_store(database: Path, kind: type[Store] = Store) -> AsyncIterator[Store]:
     store = await kind.open(database, busy_timeout_s=0.05)
     await store.migrate()
     try:
@@ -122,7 +122,7 @@ async def opened(database: Path, kind: type[Store] = Store) -> AsyncIterator[Sto
 
 async def record(log: TurnLog, deliveries: Deliveries, database: Path, batch_max: int = 100) -> list[TurnRow]:
     """Records all turns of the log; returns all rows."""
-    async with opened(database) as store, recording(log, deliveries, store, batch_max):
+    async with open_store(database) as store, running_recorder(log, deliveries, store, batch_max):
         await until(deliveries.is_drained)
     return rows(database)
 
@@ -137,9 +137,9 @@ async def test_the_row_of_a_turn_is_its_fold(own_log: TurnLog, deliveries: Deliv
     cancelled, running = new_writer(own_log), new_writer(own_log)
     await cancelled.open("Light")
     await cancelled.end("cancelled")
-    await running.ask()
+    await running.store_request()
     found = await record(own_log, deliveries, database, batch_max=3)
-    assert found == await folds(own_log, [*keys, cancelled.key, running.key])
+    assert found == await expected_rows(own_log, [*keys, cancelled.key, running.key])
 
 
 @pytest.mark.rule("R93")
@@ -150,7 +150,7 @@ async def test_rows_of_another_process_during_a_start_do_not_look_like_a_restore
     await write(own_log, "Light ")
 
     async def read_before_another_records() -> Seq:
-        async with opened(database) as store:
+        async with open_store(database) as store:
             before = await store.recorded_upto()
         await record(own_log, deliveries, database)
         return before
@@ -201,15 +201,15 @@ async def test_a_recorder_killed_at_any_acknowledgement_records_each_turn_once(
 
     with monkeypatch.context() as patched:
         patched.setattr(Delivery, "ack", ack_some)
-        async with opened(database, StuckBefore if acknowledged is None else Store) as store:
+        async with open_store(database, StuckBefore if acknowledged is None else Store) as store:
             killed = asyncio.create_task(recorder(own_log, deliveries, store, 9).run(asyncio.Event()))
             await until(store.is_reached.is_set if isinstance(store, StuckBefore) else is_reached.is_set)
             killed.cancel()
             await asyncio.wait([killed])
     await own_log._connection.client.flush()
     assert (await deliveries.backlog()).leased == 4 - (acknowledged or 0)
-    assert rows(database) == ([] if acknowledged is None else await folds(own_log, keys))
-    assert await record(own_log, deliveries, database) == await folds(own_log, keys)
+    assert rows(database) == ([] if acknowledged is None else await expected_rows(own_log, keys))
+    assert await record(own_log, deliveries, database) == await expected_rows(own_log, keys)
 
 
 async def test_repeated_kills_lose_no_turn(
@@ -225,7 +225,7 @@ async def test_repeated_kills_lose_no_turn(
             await process.stop(SIGKILL)
             await process.start()
         await until(deliveries.is_drained, deadline_s=20)
-    assert rows(database) == await folds(own_log, keys)
+    assert rows(database) == await expected_rows(own_log, keys)
 
 
 @pytest.mark.parametrize(
@@ -240,15 +240,15 @@ async def test_while_the_database_cannot_be_written_turns_stay_in_the_log(
 ) -> None:
     """A turn that is not on the disk is not acknowledged (fault F17)."""
     keys = [await write(own_log, "Light " * 10_000)]
-    async with opened(database) as store:
+    async with open_store(database) as store:
         await store._database._writer.execute_fetchall(breaks)  # type: ignore[attr-defined]
-        async with recording(own_log, deliveries, store) as one:
+        async with running_recorder(own_log, deliveries, store) as one:
             assert why in await until(lambda: one.failure)
             assert (await deliveries.backlog()).floor == 0
             await store._database._writer.execute_fetchall(mends)  # type: ignore[attr-defined]
             await until(deliveries.is_drained)
             await until(lambda: not one.failure)
-    assert rows(database) == await folds(own_log, keys)
+    assert rows(database) == await expected_rows(own_log, keys)
 
 
 async def test_a_turn_that_the_process_has_no_memory_for_is_recorded_later(
@@ -263,7 +263,7 @@ async def test_a_turn_that_the_process_has_no_memory_for_is_recorded_later(
                 raise failures.pop()
             return await super().read_turn_upto(key, reached)
 
-    assert await record(LogWithoutMemory(own_connection), deliveries, database) == await folds(own_log, [key])
+    assert await record(LogWithoutMemory(own_connection), deliveries, database) == await expected_rows(own_log, [key])
 
 
 async def test_leases_are_renewed_during_a_slow_commit(
@@ -271,7 +271,7 @@ async def test_leases_are_renewed_during_a_slow_commit(
 ) -> None:
     """Otherwise the log would deliver every entry twice."""
     await write(own_log, "Light")
-    async with opened(database, StuckStore) as store, recording(own_log, deliveries, store):
+    async with open_store(database, StuckStore) as store, running_recorder(own_log, deliveries, store):
         assert isinstance(store, StuckStore)
         await until(store.is_reached.is_set)
         # Each call waits for half a second: together more than twice a lease.
@@ -297,7 +297,7 @@ async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
         end = build_end(await own_log.read_turn(writer.key), "completed")
         await writer.store(msgspec.structs.replace(end, **wrong))
     unstored = new_writer(own_log)
-    await unstored.ask(store=False)
+    await unstored.store_request(store=False)
     await unstored.begin("Light")
     end = build_end(await own_log.read_turn(unstored.key), "completed")
     await unstored.store(msgspec.structs.replace(end, cost_nano_usd=2**63))
@@ -312,7 +312,7 @@ async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
             return await super().read_ended_turn(key, end) if key != unfoldable else 1 / 0  # type: ignore[return-value]
 
     found = await record(BrokenLog(own_connection), deliveries, database)
-    assert found == await folds(own_log, [mismatch.key, good])
+    assert found == await expected_rows(own_log, [mismatch.key, good])
     (row,) = [one for one in found if one.turn == mismatch.key.turn]
     assert (row.text, row.text_chars) == ("Light", 4)
     assert count("proof_mismatches") - before["proof_mismatches"] == 1
@@ -345,12 +345,12 @@ async def test_a_turn_with_store_false_is_erased_although_another_cannot_be_and_
 
     async def start(key: TurnKey) -> Writer:
         writer = Writer(log, key)
-        await writer.ask(store=False)
+        await writer.store_request(store=False)
         await writer.begin("Light")
         return writer
 
     @asynccontextmanager
-    async def erasing(store: Store) -> AsyncIterator[None]:
+    async def running_erasure(store: Store) -> AsyncIterator[None]:
         stop = asyncio.Event()
         running = asyncio.create_task(UnstoredTurns(log, Tombstones(own_connection), store, grace_s=0).run(stop))
         yield
@@ -363,17 +363,17 @@ async def test_a_turn_with_store_false_is_erased_although_another_cannot_be_and_
     async def is_erased() -> bool:
         return due() == 1 and not await log.has_turn(erased)
 
-    async with opened(database) as store:
+    async with open_store(database) as store:
         for key in (stuck, erased):
             await (await start(key)).end()
-        async with recording(log, deliveries, store):
+        async with running_recorder(log, deliveries, store):
             await until(deliveries.is_drained)
-            async with erasing(store):
+            async with running_erasure(store):
                 await until(is_erased)
             again = await start(erased)
             log.looked_at.clear()
             # A restart finds the old note.
-            async with erasing(store):
+            async with running_erasure(store):
                 await until(lambda: erased in log.looked_at)
                 await again.end()
                 await until(is_erased)
@@ -401,5 +401,5 @@ async def test_a_fold_from_a_lagging_replica_is_not_recorded_as_the_end(
             lagging_reads += 1
             return Page(page.entries[:1], is_last=True)
 
-    assert await record(LaggingLog(own_connection), deliveries, database) == await folds(own_log, [key])
+    assert await record(LaggingLog(own_connection), deliveries, database) == await expected_rows(own_log, [key])
     assert lagging_reads

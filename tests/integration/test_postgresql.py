@@ -16,7 +16,7 @@ from tailrace.persistence.database import display
 from tailrace.persistence.settings import Settings
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import SettingsInvalid, TailraceError
-from tests.checker.invariants import judge, not_held
+from tests.checker.invariants import find_failed, judge
 from tests.checker.recorded_system import RecordedSystem
 from tests.checker.run import load
 from tests.checker.verdicts import Bounds
@@ -77,11 +77,11 @@ async def test_no_turn_is_lost_or_recorded_twice_when_the_server_and_a_recorder_
                 await standby.promote()
             await posting
         await second.start()
-        await system.settled()
+        await system.wait_until_settled()
         (day,) = (await system.clients[0].get("/v1/usage?by=day")).json()["data"]
         await system.collect()
         printed = [process.printed.read_text() for process in (system.persistence, second)]
-    assert not_held(judge(load(tmp_path), Bounds(end_s=0)), UNUSED) == {}
+    assert find_failed(judge(load(tmp_path), Bounds(end_s=0)), UNUSED) == {}
     assert (day["turns"], posted) == (160, 160)
     assert not any(secret in text for secret in (PASSWORD, IN_URL) for text in printed)
 

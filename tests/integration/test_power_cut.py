@@ -20,7 +20,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.conftest import apply_streams
-from tests.harness.disk import Disk, disk, needs_mount
+from tests.harness.disk import Disk, mounted_disk, needs_mount
 from tests.harness.freeze import freeze
 from tests.harness.nats_cluster import Cluster
 from tests.harness.turn_writer import Writer
@@ -40,22 +40,22 @@ pytestmark = [
 ]
 
 
-async def acknowledged(log: TurnLog) -> list[tuple[TurnKey, Seq]]:
+async def write_acknowledged(log: TurnLog) -> list[tuple[TurnKey, Seq]]:
     """Writes turns; returns all acknowledged entries."""
 
     async def write() -> list[tuple[TurnKey, Seq]]:
         writer = Writer(log, TurnKey(Tenant("t"), TurnId(new_id())))
-        stored = [await writer.ask()]
+        stored = [await writer.store_request()]
         await writer.begin()
         for number in range(ENTRIES):
-            await writer.say(f" {number}")
+            await writer.store_texts(f" {number}")
             stored.append(writer.chain.last)
         return [(writer.key, seq) for seq in stored]
 
     return [entry for of_turn in await asyncio.gather(*(write() for _ in range(TURNS))) for entry in of_turn]
 
 
-async def cut(nodes: Sequence[NatsServer], disks: Sequence[Disk]) -> None:
+async def cut_power(nodes: Sequence[NatsServer], disks: Sequence[Disk]) -> None:
     """Cuts the power of all servers at one moment, and starts them again."""
     for node in nodes:
         freeze(node)
@@ -67,7 +67,7 @@ async def cut(nodes: Sequence[NatsServer], disks: Sequence[Disk]) -> None:
     await asyncio.gather(*(node.start() for node in nodes))
 
 
-async def lost(url: str, entries: Sequence[tuple[TurnKey, Seq]]) -> int:
+async def count_lost(url: str, entries: Sequence[tuple[TurnKey, Seq]]) -> int:
     """Returns how many of the entries are missing; all of them if the log does not exist any more."""
     connection = await Connection.open(url, "test")
     try:
@@ -92,7 +92,7 @@ async def lost(url: str, entries: Sequence[tuple[TurnKey, Seq]]) -> int:
 async def acknowledged_entries(url: str) -> list[tuple[TurnKey, Seq]]:
     connection = await Connection.open(url, "test")
     try:
-        return await acknowledged(TurnLog(connection))
+        return await write_acknowledged(TurnLog(connection))
     finally:
         await connection.close()
 
@@ -103,13 +103,13 @@ async def test_acknowledged_entries_of_one_server_survive_a_power_cut(tmp_path: 
     there = tmp_path / "disk"
     there.mkdir()
     async with AsyncExitStack() as stack:
-        own = stack.enter_context(disk(tmp_path, there))
+        own = stack.enter_context(mounted_disk(tmp_path, there))
         server = await stack.enter_async_context(NatsServer(there, sync="always"))
         await apply_streams(server.url)
         own.flush()
         entries = await acknowledged_entries(server.url)
-        await cut([server], [own])
-        assert await lost(server.url, entries) == 0
+        await cut_power([server], [own])
+        assert await count_lost(server.url, entries) == 0
 
 
 @pytest.mark.rule("F11")
@@ -118,11 +118,11 @@ async def test_acknowledged_entries_of_three_servers_survive_a_power_cut_of_all(
     """With NATS's default, which syncs every two minutes, three copies in page caches are lost together."""
     cluster = Cluster(tmp_path, sync=sync)
     async with AsyncExitStack() as stack:
-        disks = [stack.enter_context(disk(tmp_path, node.spec.directory)) for node in cluster.nodes]
+        disks = [stack.enter_context(mounted_disk(tmp_path, node.spec.directory)) for node in cluster.nodes]
         await stack.enter_async_context(cluster)
         for one in disks:
             one.flush()
         entries = await acknowledged_entries(cluster.url)
-        await cut(cluster.nodes, disks)
-        lost_count = await lost(cluster.url, entries)
+        await cut_power(cluster.nodes, disks)
+        lost_count = await count_lost(cluster.url, entries)
     assert (lost_count > 0) is (sync == "default")

@@ -36,7 +36,7 @@ def events_of(connected: Connected) -> list[dict[str, Any]]:
     return data(b"".join(frame.sent for frame in connected.frames))
 
 
-def cached(turn: dict[str, Any]) -> tuple[int, int]:
+def cached_tokens(turn: dict[str, Any]) -> tuple[int, int]:
     written, read_ = (turn["usage"].get(name, 0) for name in USAGE)
     return written, read_
 
@@ -47,12 +47,12 @@ async def test_the_next_turn_reads_what_the_first_has_cached(gateway: Gateway, c
     system = long_system()
     seen, first = await post_and_read(gateway, system=system, cache=cache)
     reported = [event for event in events_of(seen) if event["type"] == "usage"]
-    written, read_ = cached(first)
+    written, read_ = cached_tokens(first)
     assert (written > WORDS, read_) == (True, 0)
     assert [event["cache_creation_input_tokens"] for event in reported] == [written]
     assert [event["type"] for event in events_of(seen)][:3] == ["start", "usage", "delta"]
     _, second = await post_and_read(gateway, system=system, cache=cache, session=first["session"])
-    assert cached(second)[1] == written
+    assert cached_tokens(second)[1] == written
     assert second["cost_usd"] < first["cost_usd"] / 5
 
 
@@ -60,8 +60,8 @@ async def test_the_operator_can_enable_the_cache_for_all_turns(
     system: System, generator: object, persistence: object, new_gateway: NewGateway
 ) -> None:
     caching = await new_gateway(system.nats_url, cache="5m")
-    assert cached((await post_and_read(caching, system=long_system()))[1])[0] > WORDS
-    assert cached((await post_and_read(caching, system=long_system(), cache="off"))[1]) == (0, 0)
+    assert cached_tokens((await post_and_read(caching, system=long_system()))[1])[0] > WORDS
+    assert cached_tokens((await post_and_read(caching, system=long_system(), cache="off"))[1]) == (0, 0)
 
 
 async def test_another_cache_lifetime_is_refused(gateway: Gateway) -> None:
@@ -72,9 +72,9 @@ async def test_another_cache_lifetime_is_refused(gateway: Gateway) -> None:
 @pytest.mark.rule("R61")
 async def test_a_takeover_reads_what_the_first_call_has_cached(own: OwnSystem) -> None:
     """The second call pays for little more than the partial answer."""
-    async with own.working():
-        key = await own.ask("words=9 rate=0 fault=cut@4x1", system=long_system(), cache="5m")
-        turn = await own.ended(key)
+    async with own.running_generator():
+        key = await own.append_request("words=9 rate=0 fault=cut@4x1", system=long_system(), cache="5m")
+        turn = await own.wait_for_end(key)
     assert await own.modes(key) == ["fresh", "continue"]
     first, second = [call for call in turn.calls if call != CallUsage()]
     assert (first.cache_creation_input_tokens > WORDS, first.cache_read_input_tokens) == (True, 0)
@@ -87,25 +87,25 @@ async def test_usage_counts_cached_tokens(gateway: Gateway, tenant: str) -> None
     system = long_system()
     turns = [(await post_and_read(gateway, system=system, cache="5m"))[1] for _ in range(2)]
     (total,) = (await gateway.client.get("/v1/usage?by=model")).json()["data"]
-    assert cached(total) == tuple(sum(counts) for counts in zip(*map(cached, turns), strict=True))
-    assert cached(total)[1] > WORDS
+    assert cached_tokens(total) == tuple(sum(counts) for counts in zip(*map(cached_tokens, turns), strict=True))
+    assert cached_tokens(total)[1] > WORDS
 
 
 async def test_metrics_count_cached_tokens(own: OwnSystem) -> None:
     import prometheus_client
 
-    def counted() -> list[float]:
+    def counted_tokens() -> list[float]:
         name = "tailrace_generator_usage_tokens_total"
         return [
             prometheus_client.REGISTRY.get_sample_value(name, {"kind": kind, "model": MODEL}) or 0 for kind in USAGE
         ]
 
-    before = counted()
-    async with own.working():
+    before = counted_tokens()
+    async with own.running_generator():
         turn = await own.answer("words=1 rate=0", system=long_system(), cache="5m")
         again = await own.answer("words=1 rate=0", system=turn.request.system, cache="5m")  # type: ignore[union-attr]
         usages = (turn.usage, again.usage)
         reported = [sum(getattr(usage, kind) for usage in usages) for kind in USAGE]
         # They are counted after the end is stored.
-        await until(lambda: [after - was for after, was in zip(counted(), before, strict=True)] == reported)
+        await until(lambda: [after - was for after, was in zip(counted_tokens(), before, strict=True)] == reported)
     assert all(reported)

@@ -8,7 +8,7 @@ import pytest
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.harness.generator_in_loop import ended, words
+from tests.harness.generator_in_loop import wait_for_end, words
 from tests.harness.readers import read
 from tests.harness.system import System
 from tests.integration.conftest import Gateway, NewGateway
@@ -19,7 +19,7 @@ SOURCE = """{# Says a few words. #}
 
 
 @pytest.fixture
-async def prompting(
+async def prompt_gateway(
     tmp_path: Path, system: System, generator: object, persistence: object, new_gateway: NewGateway
 ) -> Gateway:
     """A gateway with one prompt template."""
@@ -29,16 +29,16 @@ async def prompting(
     return await new_gateway(system.nats_url, prompts=str(folder))
 
 
-async def test_a_turn_stores_the_rendered_prompt(prompting: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
+async def test_a_turn_stores_the_rendered_prompt(prompt_gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
     """A repeated POST with the same idempotency key is the same turn."""
     body = {"prompt": {"name": "words", "variables": {"n": 3}}}
     posts = [
-        await prompting.client.post("/v1/turns", json=body, headers={"idempotency-key": "three"}) for _ in range(2)
+        await prompt_gateway.client.post("/v1/turns", json=body, headers={"idempotency-key": "three"}) for _ in range(2)
     ]
     assert [post.status_code for post in posts] == [202, 202]
     (turn,) = {post.json()["turn"] for post in posts}
-    await read(prompting.client, turn)
-    answer = (await prompting.client.get(f"/v1/turns/{turn}")).json()
+    await read(prompt_gateway.client, turn)
+    answer = (await prompt_gateway.client.get(f"/v1/turns/{turn}")).json()
     assert answer["text"] == "w000000 w000001 w000002"
     folded = await system_log.read_turn(TurnKey(tenant, turn))
     assert folded.request is not None
@@ -46,18 +46,18 @@ async def test_a_turn_stores_the_rendered_prompt(prompting: Gateway, system_log:
     assert folded.request.messages[0].content == "#sim words=3 rate=0"
 
 
-async def test_prompts_are_listed_without_their_text(prompting: Gateway) -> None:
-    listed = (await prompting.client.get("/v1/prompts")).json()
+async def test_prompts_are_listed_without_their_text(prompt_gateway: Gateway) -> None:
+    listed = (await prompt_gateway.client.get("/v1/prompts")).json()
     expected = {"name": "words", "description": "Says a few words.", "variables": ["n"], "makes": ["system", "message"]}
     assert listed == {"object": "list", "data": [expected]}
-    assert (await prompting.client.get("/v1/prompts/words")).json() == expected
+    assert (await prompt_gateway.client.get("/v1/prompts/words")).json() == expected
 
 
 @pytest.mark.parametrize("name", ["none", "..", "..%2fwords", "%2e%2e%2fwords", "words.j2", "wOrds", "words%00"])
-async def test_an_unknown_prompt_name_is_404(prompting: Gateway, name: str) -> None:
-    answer = await prompting.client.get(f"/v1/prompts/{name}")
+async def test_an_unknown_prompt_name_is_404(prompt_gateway: Gateway, name: str) -> None:
+    answer = await prompt_gateway.client.get(f"/v1/prompts/{name}")
     assert answer.status_code == 404
-    posted = await prompting.client.post("/v1/turns", json={"prompt": {"name": name, "variables": {"n": 1}}})
+    posted = await prompt_gateway.client.post("/v1/turns", json={"prompt": {"name": name, "variables": {"n": 1}}})
     assert (posted.status_code, posted.json()["error"]["code"]) == (404, "prompt_not_found")
 
 
@@ -71,21 +71,23 @@ async def test_an_unknown_prompt_name_is_404(prompting: Gateway, name: str) -> N
         ({"prompt": "words"}, "request_invalid"),
     ],
 )
-async def test_wrong_variables_or_fields_are_400(prompting: Gateway, body: dict[str, object], code: str) -> None:
+async def test_wrong_variables_or_fields_are_400(prompt_gateway: Gateway, body: dict[str, object], code: str) -> None:
     """No turn is created."""
-    answer = await prompting.client.post("/v1/turns", json=body)
+    answer = await prompt_gateway.client.post("/v1/turns", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
 
 
 async def test_a_batch_stores_the_rendered_prompt_of_each_input(
-    prompting: Gateway, system_log: TurnLog, tenant: Tenant
+    prompt_gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     requests = [
         {"custom_id": f"c{n}", "params": {"prompt": {"name": "words", "variables": {"n": n}}}} for n in range(1, 4)
     ]
-    batch = (await prompting.client.post("/v1/turn-batches", json={"requests": requests})).json()
-    await ended(system_log, TurnKey(tenant, batch["batch"]))
-    lines = [msgspec.json.decode(line) for line in (await prompting.client.get(batch["links"]["results"])).iter_lines()]
+    batch = (await prompt_gateway.client.post("/v1/turn-batches", json={"requests": requests})).json()
+    await wait_for_end(system_log, TurnKey(tenant, batch["batch"]))
+    lines = [
+        msgspec.json.decode(line) for line in (await prompt_gateway.client.get(batch["links"]["results"])).iter_lines()
+    ]
     assert [line["text"] for line in lines] == [words(n) for n in range(1, 4)]
     first = (await system_log.read_turn(TurnKey(tenant, lines[0]["turn"]))).request
     assert first is not None
@@ -100,11 +102,13 @@ async def test_a_batch_stores_the_rendered_prompt_of_each_input(
         ({"prompt": {"name": "words", "variables": {"n": 1}}, "message": "Hi"}, "request_invalid"),
     ],
 )
-async def test_an_error_in_a_batch_names_the_input(prompting: Gateway, params: dict[str, object], code: str) -> None:
+async def test_an_error_in_a_batch_names_the_input(
+    prompt_gateway: Gateway, params: dict[str, object], code: str
+) -> None:
     """No batch is created."""
     good = {"prompt": {"name": "words", "variables": {"n": 1}}}
     requests = [{"custom_id": "good", "params": good}, {"custom_id": "bad", "params": params}]
-    error = (await prompting.client.post("/v1/turn-batches", json={"requests": requests})).json()["error"]
+    error = (await prompt_gateway.client.post("/v1/turn-batches", json={"requests": requests})).json()["error"]
     assert (error["code"], error["message"].startswith("`requests[1]`")) == (code, True), error
 
 

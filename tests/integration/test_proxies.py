@@ -124,7 +124,7 @@ async def proxied_system(tmp_path_factory: pytest.TempPathFactory) -> AsyncItera
 
 
 @pytest_asyncio.fixture(params=PROGRAMS, loop_scope="module")
-async def proxied(
+async def proxied_client(
     request: pytest.FixtureRequest, proxied_system: System, tmp_path: Path
 ) -> AsyncIterator[tuple[Proxy, System]]:
     proxy, process = proxy_of(request.param, proxied_system, tmp_path)
@@ -145,7 +145,7 @@ async def answers(client: httpx2.AsyncClient) -> bool:
         return False
 
 
-async def cancelled(client: httpx2.AsyncClient, turn: str) -> bool:
+async def wait_for_cancellation(client: httpx2.AsyncClient, turn: str) -> bool:
     # 502 while the proxy believes that both gateways are down.
     return (await client.post(f"/v1/turns/{turn}/cancel")).status_code < 300
 
@@ -170,10 +170,10 @@ async def follow(client: httpx2.AsyncClient, turn: str) -> list[Frame]:
 
 
 async def test_readers_resume_through_the_proxy_while_both_gateways_are_restarted(
-    proxied: tuple[Proxy, System],
+    proxied_client: tuple[Proxy, System],
 ) -> None:
     """One is killed, the other drains. Each reader has every entry once, and the first ones before the answer ends."""
-    proxy, system = proxied
+    proxy, system = proxied_client
     created = await proxy.client.post("/v1/turns", json={"message": "#sim words=100000 rate=40"})
     turn = created.json()["turn"]
     assert (await read(proxy.client, turn, most=3)).over == "left"
@@ -185,7 +185,7 @@ async def test_readers_resume_through_the_proxy_while_both_gateways_are_restarte
             await gateway.stop(signal)
             await until(lambda other=other: is_count(other, 2), START_S_MAX)  # type: ignore[misc]
             await gateway.start()
-        await until(lambda: cancelled(proxy.client, turn), START_S_MAX)
+        await until(lambda: wait_for_cancellation(proxy.client, turn), START_S_MAX)
         whole = await read(system.clients[0], turn)
         for reader in readers:
             assert await reader == list(whole.frames)
@@ -204,9 +204,9 @@ async def is_count(client: httpx2.AsyncClient, count: int) -> bool:
 
 
 # Hundreds of streams over TLS, and a body of 32 MB.
-async def test_tls_limits_headers_and_logs(proxied: tuple[Proxy, System]) -> None:
+async def test_tls_limits_headers_and_logs(proxied_client: tuple[Proxy, System]) -> None:
     """HTTP/2, a redirect to TLS, 413 for a large body; a client cannot choose its address; tickets are not logged."""
-    proxy, _ = proxied
+    proxy, _ = proxied_client
     trusted = ssl.create_default_context()
     trusted.check_hostname, trusted.verify_mode = False, ssl.CERT_NONE
     trusted.set_alpn_protocols(["h2"])

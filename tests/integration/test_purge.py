@@ -9,7 +9,7 @@ from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Claims, Connection, Tombstones, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.own_system import OwnSystem
-from tests.harness.turn_builder import says
+from tests.harness.turn_builder import text_delta
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 
@@ -54,7 +54,7 @@ async def test_the_writer_of_a_purged_turn_fails_at_once(log: TurnLog, key: Turn
     await log.purge(key)
     async with asyncio.timeout(2):
         with pytest.raises(TurnUnknown):
-            await log.append(key, writer.chain, says(writer.chain, " scatters."))
+            await log.append(key, writer.chain, text_delta(writer.chain, " scatters."))
     assert await log.read_entries(key) == []
 
 
@@ -93,7 +93,7 @@ async def test_the_follower_of_a_silent_turn_continues(
     assert await anext(follower)
     following = asyncio.ensure_future(anext(follower))
     await until(lambda: looks > 2)
-    await writer.say(" scatters.")
+    await writer.store_texts(" scatters.")
     assert len(await following) == 1
     await follower.aclose()
 
@@ -101,13 +101,13 @@ async def test_the_follower_of_a_silent_turn_continues(
 @pytest.mark.rule("R35")
 async def test_the_generator_of_a_purged_turn_closes_its_call(own: OwnSystem) -> None:
     """Its next append is refused, and no entry is stored again."""
-    async with own.working():
-        key = await own.ask("words=100000 rate=200")
-        await own.open_streams(1)
+    async with own.running_generator():
+        key = await own.append_request("words=100000 rate=200")
+        await own.wait_for_open_streams(1)
         await own.log.purge(key)
-        await own.open_streams(0)
+        await own.wait_for_open_streams(0)
         assert await own.calls() == 1
-        await own.acknowledged()
+        await own.wait_until_acknowledged()
     assert await own.log.read_entries(key) == []
 
 
@@ -137,7 +137,7 @@ async def test_a_tombstone_is_neither_a_claim_nor_an_entry(connection: Connectio
     await Tombstones(connection).put([key])
     assert await Claims(connection).find(key.tenant, f"deleted.{key.tenant}.{key.turn}") is None
     assert await log.read_entries(key) == []
-    await Writer(log, key).ask()
+    await Writer(log, key).store_request()
     assert len(await log.read_entries(key)) == 1
 
 

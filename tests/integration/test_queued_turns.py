@@ -3,7 +3,7 @@
 import pytest
 
 from tailrace.proto.ids import SessionId, TurnId
-from tests.harness.generator_in_loop import last_request, words
+from tests.harness.generator_in_loop import read_last_request, words
 from tests.harness.own_system import OwnSystem
 
 
@@ -11,20 +11,20 @@ from tests.harness.own_system import OwnSystem
 async def test_queued_turns_run_in_order_with_the_conversation_although_their_generators_stop(own: OwnSystem) -> None:
     """Only the log has them: each generator that starts takes the next one."""
     given = {"session": SessionId("s")}
-    first = await own.ask("words=80 rate=40 tag=a", **given)
-    second = await own.ask("words=80 rate=40 tag=b", parent=first.turn, is_queued=True, **given)
-    third = await own.ask("words=1 rate=0 tag=c", parent=second.turn, is_queued=True, **given)
-    async with own.working(grace_s=0.0):
-        await own.open_streams(1)
+    first = await own.append_request("words=80 rate=40 tag=a", **given)
+    second = await own.append_request("words=80 rate=40 tag=b", parent=first.turn, is_queued=True, **given)
+    third = await own.append_request("words=1 rate=0 tag=c", parent=second.turn, is_queued=True, **given)
+    async with own.running_generator(grace_s=0.0):
+        await own.wait_for_open_streams(1)
     assert await own.attempts(second) == []
-    async with own.working(grace_s=0.0):
-        await own.ended(first)
-        await own.open_streams(1)
+    async with own.running_generator(grace_s=0.0):
+        await own.wait_for_end(first)
+        await own.wait_for_open_streams(1)
     assert await own.attempts(third) == []
-    async with own.working():
-        ends = [await own.ended(key) for key in (first, second, third)]
+    async with own.running_generator():
+        ends = [await own.wait_for_end(key) for key in (first, second, third)]
     assert [turn.text for turn in ends] == [words(80, "a"), words(80, "b"), words(1, "c")]
-    contents = [message["content"] for message in (await last_request(own.claude))["body"]["messages"]]
+    contents = [message["content"] for message in (await read_last_request(own.claude))["body"]["messages"]]
     assert contents == [
         "#sim words=80 rate=40 tag=a",
         words(80, "a"),
@@ -37,7 +37,7 @@ async def test_queued_turns_run_in_order_with_the_conversation_although_their_ge
 @pytest.mark.rule("R79")
 async def test_a_queued_turn_fails_if_the_turn_before_it_is_gone(own: OwnSystem) -> None:
     """An answer without the conversation would look like one."""
-    async with own.working():
+    async with own.running_generator():
         turn = await own.answer("words=1", session=SessionId("s"), parent=TurnId("gone"), is_queued=True)
     assert (turn.outcome, turn.error.code if turn.error else None) == ("failed", "parent_not_found")
     assert await own.calls() == 0

@@ -13,13 +13,13 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.http import fd_limit
 from tailrace.gateway.streaming import event_stream
-from tailrace.gateway.turns import on_disconnect
+from tailrace.gateway.turns import reader_presence
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import TurnKey
 from tests.harness.processes import Process, as_user
-from tests.harness.readers import history, read, reader
+from tests.harness.readers import build_reader, read, read_history
 from tests.harness.sse_parser import parse
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
@@ -219,14 +219,14 @@ async def test_a_stream_is_closed_at_its_maximum_age_and_resumes(
     await writer.open("a")
     connections = [await read(gateway.client, writer.key.turn, dialect=dialect)]
     for word in ("b", "c"):
-        await writer.say(word)
+        await writer.store_texts(word)
         cursor = connections[-1].frames[-1].seq
         connections.append(await read(gateway.client, writer.key.turn, cursor, dialect=dialect))
     await writer.end()
     connections.append(await read(gateway.client, writer.key.turn, connections[-1].frames[-1].seq, dialect=dialect))
     assert [one.over for one in connections] == ["cut", "cut", "cut", "ended"]
-    aged = reader("aged", writer.key, *connections, dialect=dialect)
-    verdict = judge(await history(writer.log, writer.key, aged), (no_gap, no_repeat, one_end))
+    aged = build_reader("aged", writer.key, *connections, dialect=dialect)
+    verdict = judge(await read_history(writer.log, writer.key, aged), (no_gap, no_repeat, one_end))
     assert verdict.is_green, verdict.evidence
 
 
@@ -235,9 +235,9 @@ async def test_a_reader_whose_stream_was_closed_for_its_age_has_not_left(
 ) -> None:
     """A turn with on_disconnect=cancel runs on if the reader reconnects in time, and is cancelled otherwise."""
     monkeypatch.setattr(event_stream, "BACK_WITHIN_S", 1.5)
-    monkeypatch.setattr(on_disconnect, "PRESENCE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(reader_presence, "PRESENCE_TIMEOUT_S", 0.01)
     gateway = await start(stream_life_s=0.2)
-    await writer.ask(on_disconnect="cancel")
+    await writer.store_request(on_disconnect="cancel")
     await writer.begin("a")
 
     async def is_cancelled() -> bool:
@@ -246,7 +246,7 @@ async def test_a_reader_whose_stream_was_closed_for_its_age_has_not_left(
     first = await read(gateway.client, writer.key.turn)
     with pytest.raises(AssertionError, match="not within"):
         await until(is_cancelled, 0.5)
-    await writer.say("b")
+    await writer.store_texts("b")
     back = await read(gateway.client, writer.key.turn, first.frames[-1].seq)
     assert [one.over for one in (first, back)] == ["cut", "cut"]
     await until(is_cancelled)

@@ -13,7 +13,7 @@ from tailrace.deploy.local.readiness import HealthCheck, Response, http_get, wai
 
 
 @asynccontextmanager
-async def answering(*answers: bytes) -> AsyncIterator[int]:
+async def answering_server(*answers: bytes) -> AsyncIterator[int]:
     """Serves `answers` one after the other, and then the last one always. Yields the port."""
     left = list(answers)
 
@@ -33,7 +33,7 @@ def http(status: int, body: str) -> bytes:
 
 async def test_up_waits_until_the_gateway_answers_200() -> None:
     """Silence, garbage and 503 mean that it is not ready yet."""
-    async with answering(b"", b"hello\r\n\r\n", http(503, "{}"), http(200, "{}")) as port:
+    async with answering_server(b"", b"hello\r\n\r\n", http(503, "{}"), http(200, "{}")) as port:
         await wait_ready("127.0.0.1", port, {})
         assert await http_get("127.0.0.1", port) == Response(200, "{}")
 
@@ -41,7 +41,7 @@ async def test_up_waits_until_the_gateway_answers_200() -> None:
 async def test_the_timeout_message_has_the_gateways_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer names the process that is missing."""
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
-    async with answering(http(503, '{"persistence":"no answer"}')) as port:
+    async with answering_server(http(503, '{"persistence":"no answer"}')) as port:
         with pytest.raises(UpRefused) as refusal:
             await wait_ready("127.0.0.1", port, {})
     assert str(refusal.value) == 'not ready after 0.3 s: the gateway answers {"persistence":"no answer"}'
@@ -50,7 +50,7 @@ async def test_the_timeout_message_has_the_gateways_answer(monkeypatch: pytest.M
 async def test_up_waits_until_each_process_is_ready() -> None:
     """A gateway answers 200 as soon as one generator is ready, so the second one has its own check."""
     waiting, done = http(200, "tailrace_ready 0.0\n"), http(200, "tailrace_ready 1.0\n")
-    async with answering(waiting, waiting, done) as process, answering(http(200, "{}")) as port:
+    async with answering_server(waiting, waiting, done) as process, answering_server(http(200, "{}")) as port:
         question = HealthCheck(process, "/metrics", "tailrace_ready 1.0")
         await wait_ready("127.0.0.1", port, {"generator-2": question})
         assert await http_get("127.0.0.1", process) == Response(200, "tailrace_ready 1.0")
@@ -58,7 +58,10 @@ async def test_up_waits_until_each_process_is_ready() -> None:
 
 async def test_a_process_that_is_not_ready_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
-    async with answering(http(200, "tailrace_ready 0.0\n")) as process, answering(http(200, "{}")) as port:
+    async with (
+        answering_server(http(200, "tailrace_ready 0.0\n")) as process,
+        answering_server(http(200, "{}")) as port,
+    ):
         with pytest.raises(UpRefused) as refusal:
             await wait_ready("127.0.0.1", port, {"generator-2": HealthCheck(process, "/metrics", "tailrace_ready 1.0")})
     assert str(refusal.value) == "not ready after 0.3 s: generator-2 did not become ready; see the lines above"
@@ -73,5 +76,5 @@ async def test_a_gateway_that_does_not_answer_is_reported(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 x y\r\n\r\n", b"SSH-2.0-OpenSSH\r\n", b""])
 async def test_another_protocol_on_the_port_is_not_ready(answer: bytes) -> None:
-    async with answering(answer) as port:
+    async with answering_server(answer) as port:
         assert await http_get("127.0.0.1", port) == Response(0, "")

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.harness.sse_parser import parse, turns_own
+from tests.harness.sse_parser import parse, without_retry
 from tests.harness.up import CHECKOUT, LEAN, running
 
 README_URL = "http://127.0.0.1:8000"
@@ -62,4 +62,4 @@ async def test_shell_session_resumes_the_answer_without_gap_or_repeat(tmp_path: 
     # An event that curl received only in part does not count: the next response sends it again.
     complete = first[: first.rfind(b"\n\n") + 2]
     assert 0 < len(complete) < len(whole)
-    assert parse(turns_own(complete)) + parse(turns_own(rest)) == parse(turns_own(whole))
+    assert parse(without_retry(complete)) + parse(without_retry(rest)) == parse(without_retry(whole))

@@ -32,7 +32,7 @@ from tests.harness.disk import MIB, needs_mount, small_disk
 from tests.harness.generator_in_loop import words
 from tests.harness.turn_builder import request
 from tests.harness.until import until
-from tests.harness.up import LEAN, refused, running
+from tests.harness.up import LEAN, run_refused_up, running
 
 # Answers one request and then reads no other, as a process whose event loop is blocked.
 ANSWERS_ONCE = """
@@ -99,11 +99,11 @@ async def test_up_recreates_deleted_parts_of_nats_and_a_truncated_database_and_w
                             await purge_log(up.folder)
             cursor = re.findall(rb"^id: (\d+)$", received, re.MULTILINE)[-1].decode()
 
-            async def is_told() -> bool:
+            async def is_failure_streamed() -> bool:
                 again = await client.get(events, headers={"last-event-id": cursor})
                 return again.status_code == 200 and LOST_FAILURE.message in again.text
 
-            await until(is_told, 20)
+            await until(is_failure_streamed, 20)
 
             away = up.folder.with_name("away")
             up.folder.rename(away)
@@ -144,7 +144,7 @@ async def test_a_missing_consumer_is_reported_by_readyz_and_by_a_metric(
         await until(detail, 20)
         assert await detail() == "NATS lacks the consumer generators: run `tailrace streams`"
         assert "\ntailrace_nats_missing 1.0\n" in (await client.get(f"http://127.0.0.1:{port}/metrics")).text
-        assert gateway.said("NATS lacks what Tailrace needs: run `tailrace streams`")
+        assert gateway.find_lines("NATS lacks what Tailrace needs: run `tailrace streams`")
 
 
 async def test_each_deleted_part_of_the_setup_is_made_again(
@@ -267,7 +267,7 @@ def test_a_full_disk_at_the_start_is_one_sentence(tmp_path: Path) -> None:
                     junk.write(b"x" * 4096)
             except OSError:
                 pass
-        status, error = refused("--data", str(data), "--port", "0")
+        status, error = run_refused_up("--data", str(data), "--port", "0")
     assert status == 1
     assert "No space left on device" in error
     assert len(error.splitlines()) == 1

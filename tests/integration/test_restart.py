@@ -22,7 +22,7 @@ from tailrace.deploy.local.status_file import FILE, Restart, UpStatus
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.harness.readers import history, read, reader
+from tests.harness.readers import build_reader, read, read_history
 from tests.harness.up import CHECKOUT, Up, running
 from tests.promises import Connected, judge, no_gap, no_repeat, one_end
 
@@ -129,7 +129,7 @@ async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Pat
             log = TurnLog(connection)
             for number, turn in enumerate(turns):
                 key = TurnKey(Tenant("local"), TurnId(turn))
-                told = await history(log, key, reader(str(number), key, *connections[number]))
+                told = await read_history(log, key, build_reader(str(number), key, *connections[number]))
                 verdict = judge(told, (no_gap, no_repeat, one_end))
                 assert verdict.is_green, verdict.evidence
         finally:

@@ -22,7 +22,7 @@ OURS = Tenant("ours")
 
 async def write(log: TurnLog, session: str) -> TurnKey:
     writer = Writer(log, TurnKey(OURS, TurnId(new_id())))
-    await writer.ask(session=SessionId(session))
+    await writer.store_request(session=SessionId(session))
     await writer.begin("Light")
     await writer.end()
     return writer.key

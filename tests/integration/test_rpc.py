@@ -38,18 +38,18 @@ def name() -> str:
     return f"query-{new_id()}"
 
 
-def answering(outcome: Callable[[Tenant, bytes], bytes]) -> Handler:
+def answer_with(outcome: Callable[[Tenant, bytes], bytes]) -> Handler:
     async def answer(tenant: Tenant, question: bytes) -> bytes:
         return outcome(tenant, question)
 
     return answer
 
 
-def failing(error: Exception) -> Handler:
+def fail_with(error: Exception) -> Handler:
     def fail(_: Tenant, __: bytes) -> bytes:
         raise error
 
-    return answering(fail)
+    return answer_with(fail)
 
 
 async def serve(connection: Connection, name: str, answer: Handler, role: str = PERSISTENCE) -> None:
@@ -60,7 +60,7 @@ async def test_serve_returns_when_the_server_has_the_subscriptions(
     nats_server: NatsServer, connection: Connection, name: str
 ) -> None:
     """A process is ready then: its first query is not refused. The look blocks the event loop, which sends nothing."""
-    await serve(connection, name, answering(lambda _, question: question))
+    await serve(connection, name, answer_with(lambda _, question: question))
     connections = f"http://127.0.0.1:{nats_server.spec.monitor_port}/connz?subs=1"
     assert subjects.every_query(name) in httpx2.get(connections, trust_env=False).text
 
@@ -68,7 +68,7 @@ async def test_serve_returns_when_the_server_has_the_subscriptions(
 @pytest.mark.rule("R28")
 async def test_a_reply_returns_to_its_requester(services: Rpc, other: Connection, tenant: Tenant, name: str) -> None:
     """The tenant comes from the subject; request and reply are bytes that pass unchanged."""
-    await serve(other, name, answering(lambda who, what: who.encode() + b" sent " + what))
+    await serve(other, name, answer_with(lambda who, what: who.encode() + b" sent " + what))
     answer = await services.request(tenant, name, b'{"turn":"1"}', timeout_s=TIMEOUT_S)
     assert answer == f'{tenant} sent {{"turn":"1"}}'.encode()
 
@@ -88,7 +88,7 @@ async def test_a_refusal_has_a_code_and_a_message(
     services: Rpc, other: Connection, tenant: Tenant, name: str, error: Exception, code: str, message: str
 ) -> None:
     """Internal errors get a message without details."""
-    await serve(other, name, failing(error))
+    await serve(other, name, fail_with(error))
     with pytest.raises(Refused) as refused:
         await services.request(tenant, name, b"", timeout_s=TIMEOUT_S)
     assert (refused.value.code, refused.value.message) == (code, message)
@@ -98,7 +98,7 @@ async def test_a_refusal_has_a_code_and_a_message(
 async def test_a_refusal_has_the_time_after_which_to_retry(
     services: Rpc, other: Connection, tenant: Tenant, name: str
 ) -> None:
-    await serve(other, name, failing(Refused("backend_rate_limited", "slow down", retry_after_s=7.5)), GENERATORS)
+    await serve(other, name, fail_with(Refused("backend_rate_limited", "slow down", retry_after_s=7.5)), GENERATORS)
     with pytest.raises(Refused) as refused:
         await services.request(tenant, name, b"", timeout_s=TIMEOUT_S, role=GENERATORS)
     assert (refused.value.code, refused.value.retry_after_s) == ("backend_rate_limited", 7.5)
@@ -121,7 +121,7 @@ async def test_an_unavailable_role_is_named_in_the_error_code(
         with pytest.raises(Refused) as refused:
             await services.request(tenant, name, b"", timeout_s=TIMEOUT_S, role=GENERATORS)
         assert (refused.value.code, refused.value.retry_after_s) == ("generators_unavailable", 2)
-        await serve(other, name, failing(StoreBusy("locked")), GENERATORS)
+        await serve(other, name, fail_with(StoreBusy("locked")), GENERATORS)
 
 
 @pytest.mark.rule("R28")

@@ -18,11 +18,11 @@ HOSTILE = ("a\0b", "\1", "\x010", "\x011", "\x7f", "'; --", '"', "\\u0000", "\\"
 
 @pytest_asyncio.fixture
 async def gateway(own: OwnSystem, own_gateway: Gateway, either_database: Path | str) -> AsyncIterator[Gateway]:
-    async with own.working(), Persistence(own.server.url, either_database):
+    async with own.running_generator(), Persistence(own.server.url, either_database):
         yield own_gateway
 
 
-async def answered(gateway: Gateway, message: str, **given: object) -> str:
+async def post_answered_turn(gateway: Gateway, message: str, **given: object) -> str:
     """Returns the id of a turn that has ended."""
     posted = await gateway.client.post("/v1/turns", json={"message": message, **given})
     assert posted.status_code == 202, posted.text
@@ -30,7 +30,7 @@ async def answered(gateway: Gateway, message: str, **given: object) -> str:
     return str(posted.json()["turn"])
 
 
-async def found(gateway: Gateway, text: str, **query: str) -> list[str]:
+async def search_turns(gateway: Gateway, text: str, **query: str) -> list[str]:
     answer = await gateway.client.get("/v1/turns", params={"q": text, **query})
     assert answer.status_code == 200, answer.text
     return [turn["turn"] for turn in answer.json()["data"]]
@@ -42,24 +42,28 @@ async def test_turns_are_found_by_the_words_of_their_question_and_answer(
     """In pages, newest first, with labels; not those of other tenants, nor what was deleted or has `store: false`."""
     theirs = await new_gateway(own.server.url, api_keys=api_keys(Tenant("another")))
     rivers = [
-        await answered(gateway, f"Où est le FLEUVE Loire, by Tailrace™, {name}? {QUICK.format(name)}", user=name)
+        await post_answered_turn(
+            gateway, f"Où est le FLEUVE Loire, by Tailrace™, {name}? {QUICK.format(name)}", user=name
+        )
         for name in ("ann", "bob", "cay")
     ]
-    other = await answered(theirs, f"fleuve Loire {QUICK.format('ann')}")
-    await answered(gateway, f"fleuve Loire {QUICK.format('dee')}", store=False)
-    in_japanese = await answered(gateway, f"東京の天気は? {QUICK.format('x')}", session="weather", create_session=True)
+    other = await post_answered_turn(theirs, f"fleuve Loire {QUICK.format('ann')}")
+    await post_answered_turn(gateway, f"fleuve Loire {QUICK.format('dee')}", store=False)
+    in_japanese = await post_answered_turn(
+        gateway, f"東京の天気は? {QUICK.format('x')}", session="weather", create_session=True
+    )
     newest_first = rivers[::-1]
-    assert await found(gateway, "tailracetm fleuve") == await found(gateway, "TAILRACE™") == newest_first
-    assert await found(gateway, "ou LOIRE", user="bob") == [rivers[1]]
+    assert await search_turns(gateway, "tailracetm fleuve") == await search_turns(gateway, "TAILRACE™") == newest_first
+    assert await search_turns(gateway, "ou LOIRE", user="bob") == [rivers[1]]
     answer = (await gateway.client.get(f"/v1/turns/{rivers[0]}")).json()["text"]
-    assert await found(gateway, " ".join(answer.split()[:30])) == [rivers[0]]
-    assert await found(gateway, "天気") == [in_japanese]
-    assert await found(theirs, "Loire") == [other]
+    assert await search_turns(gateway, " ".join(answer.split()[:30])) == [rivers[0]]
+    assert await search_turns(gateway, "天気") == [in_japanese]
+    assert await search_turns(theirs, "Loire") == [other]
     for nothing in ("Loire Rhine", "Loir", '"Loire" -zzz', "loire OR zzz"):
-        assert (nothing, await found(gateway, nothing)) == (nothing, [])
-    assert await found(gateway, "(loire*)") == newest_first
-    assert await found(gateway, "Loire", to="2020-01-01") == []
-    assert await found(gateway, "Loire", **{"from": "2020-01-01"}) == newest_first
+        assert (nothing, await search_turns(gateway, nothing)) == (nothing, [])
+    assert await search_turns(gateway, "(loire*)") == newest_first
+    assert await search_turns(gateway, "Loire", to="2020-01-01") == []
+    assert await search_turns(gateway, "Loire", **{"from": "2020-01-01"}) == newest_first
     pages, after = list[str](), dict[str, str]()
     while True:
         page = (await gateway.client.get("/v1/turns", params={"q": "loire", "limit": 1, **after})).json()
@@ -73,14 +77,16 @@ async def test_turns_are_found_by_the_words_of_their_question_and_answer(
         assert refused.status_code == 400, refused.text
     assert (await gateway.client.delete(f"/v1/turns/{rivers[2]}")).status_code == 200
     assert (await gateway.client.delete("/v1/users?user=bob")).json()["turns"] == 1
-    assert await found(gateway, "Loire") == [rivers[0]]
+    assert await search_turns(gateway, "Loire") == [rivers[0]]
 
 
 async def test_hostile_text_is_stored_and_listed_as_it_was_sent(gateway: Gateway) -> None:
     """In questions, metadata, titles of sessions and names of files. Both databases accept and refuse the same."""
     turns = {}
     for text in HOSTILE:
-        turns[await answered(gateway, QUICK.format("x") + text, metadata={"m": text, f"n{text}"[:64]: "v"})] = text
+        turns[
+            await post_answered_turn(gateway, QUICK.format("x") + text, metadata={"m": text, f"n{text}"[:64]: "v"})
+        ] = text
     for turn in (await gateway.client.get("/v1/turns")).json()["data"]:
         text = turns.pop(turn["turn"])
         assert turn["metadata"] == {"m": text, f"n{text}"[:64]: "v"}

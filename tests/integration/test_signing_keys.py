@@ -153,13 +153,13 @@ async def test_a_stalling_issuer_is_given_up_after_the_timeout(
     async def silent(writer: asyncio.StreamWriter) -> None:
         await over.wait()
 
-    async def dripping(writer: asyncio.StreamWriter) -> None:
+    async def drip(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
         while not over.is_set():
             writer.write(b" ")
             await asyncio.sleep(0.01)
 
-    for answer in (silent, dripping):
+    for answer in (silent, drip):
         issuer.answer = answer
         await asyncio.wait_for(keys.read(), 10)
         assert await keys.find("ec") is not None

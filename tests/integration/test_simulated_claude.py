@@ -58,21 +58,21 @@ async def deltas(client: httpx2.AsyncClient, line: str) -> list[str]:
 async def until_stats(client: httpx2.AsyncClient, **expected: int) -> dict[str, Any]:
     """Waits until the statistics have these values; returns all of them."""
 
-    async def found() -> dict[str, Any] | None:
+    async def are_reached() -> dict[str, Any] | None:
         stats: dict[str, Any] = (await client.get("/_sim/stats")).json()
         return stats if {name: stats[name] for name in expected} == expected else None
 
-    return await until(found) or {}
+    return await until(are_reached) or {}
 
 
 async def until_calls(client: httpx2.AsyncClient, is_done: Callable[[Call], bool]) -> AccountReport:
     """Waits until all calls fulfil a condition; returns the account."""
 
-    async def found() -> AccountReport | None:
+    async def are_reached() -> AccountReport | None:
         report = msgspec.json.decode((await client.get("/_sim/calls")).content, type=AccountReport)
         return report if all(map(is_done, report.calls)) else None
 
-    report = await until(found)
+    report = await until(are_reached)
     assert report is not None
     return report
 

@@ -27,7 +27,7 @@ def request(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\n\r\n".encode()
 
 
-def stalled(port: int, path: str) -> socket.socket:
+def open_stalled(port: int, path: str) -> socket.socket:
     """Opens a connection that sends a request and does not read; its receive buffer is small."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
@@ -36,7 +36,7 @@ def stalled(port: int, path: str) -> socket.socket:
     return client
 
 
-def vanish(client: socket.socket) -> None:
+def drop_packets(client: socket.socket) -> None:
     """Makes the kernel drop all packets of a connection: no acknowledgement, no FIN, no reset."""
 
     class Instruction(ctypes.Structure):
@@ -60,12 +60,12 @@ async def test_a_connection_that_does_not_read_is_closed(
     writer, other = Writer(log, key), TurnKey(key.tenant, TurnId(new_id()))
     await writer.open("a")
     await Writer(log, other).open("a")
-    silent = stalled(lone_gateway.port, f"/v1/turns/{key.turn}/events")
-    quiet = stalled(lone_gateway.port, f"/v1/turns/{other.turn}/events")
+    silent = open_stalled(lone_gateway.port, f"/v1/turns/{key.turn}/events")
+    quiet = open_stalled(lone_gateway.port, f"/v1/turns/{other.turn}/events")
     await until(lambda: is_read(log, key))
     await until(lambda: is_read(log, other))
     for _ in range(80):
-        await writer.say("a" * 100_000)
+        await writer.store_texts("a" * 100_000)
 
     async def is_gone() -> bool:
         return not await is_read(log, key)
@@ -94,11 +94,11 @@ async def test_a_connection_that_has_vanished_is_closed(
     gateway = await new_gateway(nats_url, heartbeat_s=0.1)
     await Writer(log, key).open("a")
     open_before, descriptors_before = open_streams(), descriptors()
-    clients = [stalled(gateway.port, path.format(turn=key.turn)) for _ in range(20)]
+    clients = [open_stalled(gateway.port, path.format(turn=key.turn)) for _ in range(20)]
     await until(lambda: open_streams() == open_before + 20)
     for client in clients:
         await asyncio.to_thread(client.recv, 65536)
-        vanish(client)
+        drop_packets(client)
     await until(lambda: open_streams() == open_before)
 
     async def is_gone() -> bool:

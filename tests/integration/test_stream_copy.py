@@ -22,7 +22,7 @@ from tailrace.proto.subjects import STREAM
 BYTES_MAX = 64 * 1024**2
 
 
-async def filled(url: str) -> None:
+async def fill_stream(url: str) -> None:
     """Stores three entries and removes the second."""
     connection = await Connection.open(url, "test")
     await apply(connection, bytes_max=BYTES_MAX)
@@ -43,12 +43,12 @@ async def ends(tmp_path: Path) -> AsyncIterator[tuple[Connection, Connection]]:
             server_urls.append(server.url)
             connections.append(await Connection.open(server.url, "test"))
             stack.push_async_callback(connections[-1].close)
-        await filled(server_urls[0])
+        await fill_stream(server_urls[0])
         source, target = connections
         yield source, target
 
 
-async def held(connection: Connection) -> dict[str | None, tuple[int | None, ...]]:
+async def read_held(connection: Connection) -> dict[str | None, tuple[int | None, ...]]:
     found = {info.config.name: info.state for info in await connection.jetstream.streams_info()}
     return {name: (at.messages, at.last_seq, at.consumer_count) for name, at in found.items()}
 
@@ -61,8 +61,8 @@ async def test_a_copy_has_every_stream_with_its_sequences_and_consumers(ends: tu
     """Every stream, with its sequences, gaps and consumers."""
     source, target = ends
     await copy(source, target)
-    first = await held(target)
-    assert first == await held(source)
+    first = await read_held(target)
+    assert first == await read_held(source)
     assert set(first) == set(EVERY_STREAM)
     assert first[STREAM] == (2, 3, 3)
 
@@ -75,7 +75,7 @@ async def test_a_log_of_many_chunks_is_copied_byte_for_byte(ends: tuple[Connecti
         await source.jetstream.publish(f"turns.t.{number}.event", payload)
     await source.jetstream.delete_msg(STREAM, 6)
     await copy(source, target)
-    assert await held(target) == await held(source)
+    assert await read_held(target) == await read_held(source)
     for number in (0, 1, len(payloads) - 1):
         assert (await target.jetstream.get_last_msg(STREAM, f"turns.t.{number}.event")).data == payloads[number]
 
@@ -84,7 +84,7 @@ async def test_the_rest_of_an_interrupted_copy_is_refused_as_a_target(ends: tupl
     """An interrupted restore leaves an empty stream with that name: it is refused."""
     source, target = ends
     await apply(target, bytes_max=BYTES_MAX)
-    assert (await held(target))[STREAM] == (0, 0, 3)
+    assert (await read_held(target))[STREAM] == (0, 0, 3)
     with pytest.raises(LogUnavailable, match="already in use"):
         await copy(source, target)
 
@@ -96,18 +96,18 @@ async def test_an_interrupted_copy_is_repeated_from_the_beginning(
     options, out, really_copy = Options(data_dir=tmp_path), io.StringIO(), stream_copy.copy_streams
     (old,) = migrate_log.server_specs(options, tmp_path)
     async with NatsServer(tmp_path, spec=old) as server:
-        await filled(server.url)
+        await fill_stream(server.url)
         await server.stop(SIGTERM)
 
-    async def broken_off(_: Connection, target: Connection, **__: int) -> None:
+    async def break_off(_: Connection, target: Connection, **__: int) -> None:
         monkeypatch.setattr(stream_copy, "copy_streams", really_copy)
         await apply(target, bytes_max=BYTES_MAX)
         raise LogUnavailable("one stream of nine")
 
-    monkeypatch.setattr(stream_copy, "copy_streams", broken_off)
+    monkeypatch.setattr(stream_copy, "copy_streams", break_off)
     await migrate_log.copy([old], options, tmp_path / "moving", Console(out, width=2, coloured=False))
     assert out.getvalue() == "up | copying the log again: one stream of nine\n"
     async with NatsServer(tmp_path / "moving") as server:
         connection = await Connection.open(server.url, "test")
-        assert (await held(connection))[STREAM] == (2, 3, 3)
+        assert (await read_held(connection))[STREAM] == (2, 3, 3)
         await connection.close()

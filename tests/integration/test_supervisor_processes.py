@@ -55,7 +55,7 @@ class Watch:
 
 
 @asynccontextmanager
-async def watched() -> AsyncIterator[Watch]:
+async def watched_supervisor() -> AsyncIterator[Watch]:
     out = io.StringIO()
     async with TaskGroup() as tasks:
         supervisor = Supervisor(tasks, Console(out, width=4, coloured=False))
@@ -68,7 +68,7 @@ async def watched() -> AsyncIterator[Watch]:
 @pytest.mark.rule("F30")
 async def test_a_child_that_ends_is_restarted_with_a_growing_delay() -> None:
     """One line has its name, its status and the delay; another its new pid."""
-    async with watched() as watch:
+    async with watched_supervisor() as watch:
         watch.start("a", "import os; print('pid', os.getpid()); raise SystemExit(3)")
         await until(lambda: len(watch.lines()) >= 8)
         first, second, third = watch.pids()[:3]
@@ -87,7 +87,7 @@ async def test_a_child_that_ends_is_restarted_with_a_growing_delay() -> None:
 async def test_a_child_that_ran_for_a_while_is_restarted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often it has ended: the delay is for a child that ends at its start."""
     monkeypatch.setattr("tailrace.deploy.local.supervisor.LIFE_S_MIN", 0.2)
-    async with watched() as watch:
+    async with watched_supervisor() as watch:
         watch.start("a", "import time; time.sleep(0.3); raise SystemExit(3)")
         await until(lambda: len([line for line in watch.lines() if "next start" in line]) >= 3)
         delays = [line.rpartition("; ")[2] for line in watch.lines() if "next start" in line]
@@ -96,7 +96,7 @@ async def test_a_child_that_ran_for_a_while_is_restarted_at_once(monkeypatch: py
 
 async def test_a_start_that_fails_is_repeated() -> None:
     """The machine may have no free process for a moment."""
-    async with watched() as watch:
+    async with watched_supervisor() as watch:
         watch.supervisor.start(ProcessSpec("a", "a", ("/nowhere/at/all",), {}))
         await until(lambda: len(watch.lines()) >= 4)
         assert "a cannot be started: [Errno 2]" in watch.lines()[2]
@@ -105,7 +105,7 @@ async def test_a_start_that_fails_is_repeated() -> None:
 
 async def test_status_2_is_reported_as_a_fatal_configuration() -> None:
     """A restart would not help, so `up` ends without waiting for its timeout."""
-    async with watched() as watch:
+    async with watched_supervisor() as watch:
         watch.start("a", "raise SystemExit(1)")
         watch.start("b", "raise SystemExit(2)")
         assert await asyncio.wait_for(watch.supervisor.fatal_config, timeout=10) == "b"
@@ -113,7 +113,7 @@ async def test_status_2_is_reported_as_a_fatal_configuration() -> None:
 
 async def test_children_stop_one_role_after_the_other() -> None:
     """All of a role have ended before the next role gets SIGTERM, so no process loses a server that it needs."""
-    async with watched() as watch:
+    async with watched_supervisor() as watch:
         watch.start("log", POLITE)
         watch.start("gen1", POLITE, role="gen")
         watch.start("gen2", POLITE, role="gen")
@@ -131,7 +131,7 @@ async def test_children_stop_one_role_after_the_other() -> None:
 
 
 async def test_a_child_that_ignores_sigterm_is_killed_after_its_grace_period() -> None:
-    async with watched() as watch:
+    async with watched_supervisor() as watch:
         watch.start("a", STUBBORN, grace_s=0.1)
         await until(watch.pids)
     assert watch.lines()[1:] == ["up   | a did not stop within 3.1 s", "up   | a stopped, but was killed by SIGKILL"]
@@ -139,7 +139,7 @@ async def test_a_child_that_ignores_sigterm_is_killed_after_its_grace_period() -
 
 async def test_kill_ends_all_children_at_once() -> None:
     """Without grace period and order."""
-    async with watched() as watch:
+    async with watched_supervisor() as watch:
         watch.start("a", STUBBORN, grace_s=100)
         watch.start("b", STUBBORN, grace_s=100)
         pids = await until(lambda: watch.pids() if len(watch.pids()) == 2 else [])
@@ -149,7 +149,7 @@ async def test_kill_ends_all_children_at_once() -> None:
 
 async def test_child_processes_of_a_child_end_with_it() -> None:
     """They do not delay its restart."""
-    async with watched() as watch:
+    async with watched_supervisor() as watch:
         watch.start("a", PARENT)
         [grandchild] = await until(watch.pids)
         await until(lambda: not is_alive(grandchild))
@@ -157,7 +157,7 @@ async def test_child_processes_of_a_child_end_with_it() -> None:
 
 
 async def test_a_child_that_waits_for_its_restart_is_not_started_after_a_stop() -> None:
-    async with watched() as watch:
+    async with watched_supervisor() as watch:
         watch.start("a", "raise SystemExit(3)")
         await until(lambda: watch.lines()[-1:] == ["up   | a exited with status 3; next start in 0.8 s"])
         began = len(watch.lines())
@@ -165,7 +165,7 @@ async def test_a_child_that_waits_for_its_restart_is_not_started_after_a_stop() 
 
 
 async def test_nothing_is_started_after_the_stop() -> None:
-    async with watched() as watch:
+    async with watched_supervisor() as watch:
         await watch.supervisor.stop()
         watch.start("late", POLITE)
         assert watch.supervisor.children == {}
@@ -173,7 +173,7 @@ async def test_nothing_is_started_after_the_stop() -> None:
 
 async def test_a_child_has_its_own_session_and_no_input() -> None:
     """The terminal sends Ctrl-C to the supervisor only, which knows the order."""
-    async with watched() as watch:
+    async with watched_supervisor() as watch:
         watch.start("a", "import os, sys; print(os.getsid(0) == os.getpid(), repr(sys.stdin.read()))")
         await until(watch.lines)
         assert watch.lines()[0] == "a    | True ''"

@@ -16,7 +16,7 @@ from tailrace.proto.subjects import GENERATORS, TurnKey
 from tests.harness import readers
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import (
-    stats,
+    read_stats,
     words,
 )
 from tests.harness.own_system import OwnSystem
@@ -56,13 +56,13 @@ async def test_a_turn_whose_generator_is_killed_is_finished(own: OwnSystem, line
     The simulator kills a generator after each entry (tests/schedules).
     """
     await own.shorten_lease(LEASE_S)
-    key = await own.ask(line)
+    key = await own.append_request(line)
     following = asyncio.create_task(follow(own.log, key))
-    assert await own.killed_after(killed)
-    async with own.working():
+    assert await own.run_and_kill_after(killed)
+    async with own.running_generator():
         async with asyncio.timeout(10):
             seen = await following
-        await own.acknowledged()
+        await own.wait_until_acknowledged()
         turn = await own.log.read_turn(key)
         whole = await own.answer(line)
     assert fold(seen) == turn
@@ -75,11 +75,11 @@ async def test_a_turn_whose_generator_is_killed_is_finished(own: OwnSystem, line
 async def test_a_turn_that_moves_forward_outlives_more_generators_than_it_has_attempts(own: OwnSystem) -> None:
     """Each of them stores a word or two of the answer."""
     await own.shorten_lease(LEASE_S)
-    key = await own.ask("words=50 rate=200")
+    key = await own.append_request("words=50 rate=200")
     for _ in range(4):
-        assert await own.killed_after(5)
-    async with own.working(attempts_max=2):
-        turn = await own.ended(key)
+        assert await own.run_and_kill_after(5)
+    async with own.running_generator(attempts_max=2):
+        turn = await own.wait_for_end(key)
     assert (turn.outcome, turn.text, turn.attempt) == ("completed", words(50), 5)
 
 
@@ -120,30 +120,30 @@ async def test_another_generator_continues_the_turns_of_a_frozen_and_of_a_killed
     async def is_taken_over() -> bool:
         return len(await own.attempts(key)) == 2
 
-    key = await own.ask("words=150 rate=40")
+    key = await own.append_request("words=150 rate=40")
     frozen = await holder(key)
     freeze(frozen)
     await until(is_taken_over)
-    await own.open_streams(2)
+    await own.wait_for_open_streams(2)
     frozen.signal(SIGCONT)
-    await until(lambda: frozen.said("turn taken by another writer"), 5)
-    await own.open_streams(1)
+    await until(lambda: frozen.find_lines("turn taken by another writer"), 5)
+    await own.wait_for_open_streams(1)
     backlog = await (await Deliveries.open(own.connection, GENERATORS)).backlog()
     assert backlog.leased == 1
     assert (await own.log.read_turn(key)).end is None
-    turn = await own.ended(key)
+    turn = await own.wait_for_end(key)
     assert (turn.text, turn.outcome, turn.attempt, turn.skipped) == (words(150), "completed", 2, 0)
-    assert frozen.said("turn ended") == []
-    counted = await stats(own.claude)
+    assert frozen.find_lines("turn ended") == []
+    counted = await read_stats(own.claude)
     assert (counted["calls"], counted["streams_aborted"]) == (2, 1)
-    await own.acknowledged()
+    await own.wait_until_acknowledged()
 
     gateway = await new_gateway(own.server.url)
-    key = await own.ask("words=120 rate=60", tenant=tenant)
+    key = await own.append_request("words=120 rate=60", tenant=tenant)
     reader = asyncio.create_task(readers.read(gateway.client, key.turn))
     await (await holder(key)).stop(SIGKILL)
-    turn = await own.ended(key)
-    history = await readers.history(own.log, key, readers.reader("there", key, await reader))
+    turn = await own.wait_for_end(key)
+    history = await readers.read_history(own.log, key, readers.build_reader("there", key, await reader))
     assert (turn.text, turn.outcome, turn.attempt) == (words(120), "completed", 2)
     assert [(block.type, block.is_closed) for block in turn.blocks] == [("text", True)]
     assert history.readers[0].received == Story(words(120), turn.usage, "completed")

@@ -19,7 +19,7 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.refusals import problem_of
 from tests.harness.route_table import ROWS, path_parameters
-from tests.harness.sse_parser import turns_own
+from tests.harness.sse_parser import without_retry
 from tests.harness.turn_writer import Writer
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 
@@ -74,7 +74,7 @@ async def create(gateway: Gateway, turn: TurnId, **body: object) -> dict[str, An
     return ticket
 
 
-def refused(answer: httpx2.Response) -> bool:
+def read_refusal(answer: httpx2.Response) -> bool:
     return (answer.status_code, problem_of(answer.content).code) == (401, "credential_invalid")
 
 
@@ -89,9 +89,9 @@ async def test_a_single_use_ticket_opens_the_whole_stream_once(turn: Turn) -> No
     first, second = await turn.keyless.get(path), await turn.keyless.get(path)
     assert first.status_code == 200
     without_proof = re.sub(rb"^id: [^.\n]+\.", b"id: ", first.content, flags=re.MULTILINE)
-    assert turns_own(without_proof) == turns_own(own.content)
-    assert refused(second)
-    assert refused(await turn.keyless.get(f"{path}&after={ID.findall(own.text)[0]}"))
+    assert without_retry(without_proof) == without_retry(own.content)
+    assert read_refusal(second)
+    assert read_refusal(await turn.keyless.get(f"{path}&after={ID.findall(own.text)[0]}"))
     assert 0 < ticket["begin_by"] - time.time() <= 60
 
 
@@ -122,11 +122,11 @@ async def test_a_stream_resumes_with_the_proof_in_its_last_id_only(
     async with httpx2.AsyncClient(timeout=20, trust_env=False) as client:
         last = await read_until("Elbe", lone_gateway.url + link["events"])
         foreign = (await read_until("Danube", lone_gateway.url + other["events"])).partition(".")[0]
-        await writer.say(TEXTS[2])
+        await writer.store_texts(TEXTS[2])
         await writer.end()
         url, (proof, _, seq) = elsewhere.url + link["events"], last.partition(".")
         for stolen in (seq, "0", f".{seq}", f"{foreign}.{seq}", f"{'A' * 22}.{seq}", proof, f"{proof[:-1]}.{seq}", "ü"):
-            assert refused(await client.get(url, headers=[(b"last-event-id", stolen.encode())])), stolen
+            assert read_refusal(await client.get(url, headers=[(b"last-event-id", stolen.encode())])), stolen
         resumed = await client.get(url, headers={"last-event-id": last})
         again = await client.get(url, headers={"last-event-id": ID.findall(resumed.text)[-1]})
     assert [word in resumed.text for word in ("Danube", "Elbe", "Rhine")] == [False, False, True]
@@ -155,13 +155,13 @@ async def test_a_ticket_is_refused_on_other_routes_and_methods(turn: Turn, log: 
     for (method, path), row in ROWS.items():
         if not row.is_public and (method, path) != ("GET", "/v1/turns/{turn}/events"):
             answer = await keyless.request(method, f"{path.format(**names)}?ticket={ticket}", json=row.body)
-            assert refused(answer), (method, path)
+            assert read_refusal(answer), (method, path)
     for headers in ({"authorization": f"Bearer {ticket}"}, {"x-api-key": ticket}, {"cookie": f"ticket={ticket}"}):
-        assert refused(await keyless.get(events, headers=headers))
+        assert read_refusal(await keyless.get(events, headers=headers))
     for beside in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}, {"authorization": "Bearer x"}):
-        assert refused(await keyless.get(f"{events}?ticket={ticket}", headers=beside))
+        assert read_refusal(await keyless.get(f"{events}?ticket={ticket}", headers=beside))
     for query in (f"ticket={ticket}&ticket={ticket}", f"ticket={ticket[:-1]}x", f"Ticket={ticket}"):
-        assert refused(await keyless.get(f"{events}?{query}"))
+        assert read_refusal(await keyless.get(f"{events}?{query}"))
     other = TurnKey(turn.key.tenant, TurnId(new_id()))
     await Writer(log, other).open("Oder")
     foreign = await keyless.get(f"/v1/turns/{other.turn}/events?ticket={ticket}")
@@ -182,7 +182,7 @@ async def test_a_ticket_expires(turn: Turn) -> None:
     assert whole.status_code == 200
     for token, status in ((late, 200), (over, 401), (shared, 401)):
         url = f"{turn.events}?ticket={token}"
-        assert refused(await turn.keyless.get(url))
+        assert read_refusal(await turn.keyless.get(url))
         resume = {"last-event-id": f"{turn.signer.proof(token)}.{ID.findall(whole.text)[0]}"}
         assert (await turn.keyless.get(url, headers=resume)).status_code == status
 
@@ -195,7 +195,7 @@ async def test_a_ticket_ends_with_its_key(turn: Turn, nats_url: str, new_gateway
     for keys in (f"other:{'0' * 64}", api_keys(Tenant("other"))):
         gateway = await new_gateway(nats_url, api_keys=keys)
         async with httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as client:
-            assert refused(await client.get(path))
+            assert read_refusal(await client.get(path))
 
 
 @pytest.mark.rule("S4")
@@ -208,7 +208,7 @@ async def test_a_shared_ticket_serves_many_readers_until_it_expires(turn: Turn) 
     assert 7190 < ticket["until"] - time.time() <= 7200
     own = await turn.own_stream()
     for _ in range(3):
-        assert turns_own((await turn.keyless.get(ticket["events"])).content) == turns_own(own.content)
+        assert without_retry((await turn.keyless.get(ticket["events"])).content) == without_retry(own.content)
     ids = ID.findall(own.text)
     resumed = await turn.keyless.get(ticket["events"], headers={"last-event-id": ids[0]})
     assert ID.findall(resumed.text) == ids[1:]
@@ -244,9 +244,9 @@ async def test_without_keys_a_ticket_is_still_verified(
     now, shared = int(time.time()), (await local.create(is_shared=True))["ticket"]
     over = local.sign(begin_by=now - 5, until=now - 5)
     for query in ("ticket=forged", f"ticket={over}", "ticket="):
-        assert refused(await gateway.client.get(f"{local.events}?{query}")), query
+        assert read_refusal(await gateway.client.get(f"{local.events}?{query}")), query
     assert (await gateway.client.get(f"{local.events}?ticket={shared}&ticket={shared}")).status_code == 400
-    assert refused(foreign)
+    assert read_refusal(foreign)
 
 
 @pytest.mark.rule("S4")

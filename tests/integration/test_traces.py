@@ -11,7 +11,7 @@ import pytest
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.runtime import tracing
 from tailrace.proto.subjects import TurnKey
-from tests.harness.cloud_endpoints import cloud
+from tests.harness.cloud_endpoints import running_cloud
 from tests.harness.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_receiver
 from tests.harness.processes import CHECKOUT
 from tests.harness.readers import read
@@ -56,7 +56,7 @@ async def test_a_turn_is_one_trace_from_the_request_to_the_row(tmp_path: Path, r
         _, process = await system.generator_of(key)
         await process.stop(SIGKILL)
         await read(other, key.turn, cursor)
-        await system.settled()
+        await system.wait_until_settled()
         turn = await system.log.read_turn(key)
 
         names = ("POST /v1/turns", "stream", "resume stream", "attempt continue", "chat", "record turn")
@@ -67,15 +67,20 @@ async def test_a_turn_is_one_trace_from_the_request_to_the_row(tmp_path: Path, r
         await until(has_all)
         spans = receiver.of(trace)
 
-        def named(name: str) -> ReceivedSpan:
+        def span_names(name: str) -> ReceivedSpan:
             return next(span for span in spans if span.name.startswith(name))
 
-        root, attempt, chat = named("POST /v1/turns"), named("attempt continue"), named("chat")
+        root, attempt, chat = span_names("POST /v1/turns"), span_names("attempt continue"), span_names("chat")
         assert root.parent == client_span
         assert root.attributes["http.response.status_code"] == 202
         assert {span.parent for span in spans} <= {client_span, root.id, attempt.id}
         assert (attempt.parent, chat.parent) == (root.id, attempt.id)
-        assert named("stream").parent == named("resume stream").parent == named("record turn").parent == root.id
+        assert (
+            span_names("stream").parent
+            == span_names("resume stream").parent
+            == span_names("record turn").parent
+            == root.id
+        )
         # The killed generator sent nothing: the link leads to the span whose id its entry holds.
         assert len(attempt.links) == 1
         assert attempt.links[0] not in {span.id for span in spans}
@@ -87,7 +92,7 @@ async def test_a_turn_is_one_trace_from_the_request_to_the_row(tmp_path: Path, r
         assert b"fox" not in receiver.raw
         accept = {"accept": "application/openmetrics-text"}
         assert f'# {{trace_id="{trace}"}}' in (await one.get("/metrics", headers=accept)).text
-        accepted = next(fact for gateway in system.gateways for fact in gateway.said("turn accepted"))
+        accepted = next(fact for gateway in system.gateways for fact in gateway.find_lines("turn accepted"))
         assert (accepted["trace_id"], accepted["span_id"]) == (trace, root.id)
         # The dashboard "One turn" and its data sources use these fields of log lines and attributes of spans.
         dashboard = (MONITORING / "dashboards/tailrace-turn.json").read_text()
@@ -105,7 +110,7 @@ async def test_a_hedge_a_failover_and_the_inputs_of_a_batch_are_linked_spans(
 ) -> None:
     """Attempts of a turn are in its trace, linked to the attempt before. An input has a trace linked to its batch."""
     settings: Settings = {"generator": {"TAILRACE_BACKENDS": "claude, bedrock", "TAILRACE_HEDGE_AFTER_S": 2}}
-    async with cloud(tmp_path, is_kind=True) as second, TracedSystem(tmp_path, settings=settings) as system:
+    async with running_cloud(tmp_path, is_kind=True) as second, TracedSystem(tmp_path, settings=settings) as system:
         system.endpoint, system.variables = receiver.url, second.environ
         await system.start(generators=2)
         (client,) = system.clients
@@ -122,7 +127,7 @@ async def test_a_hedge_a_failover_and_the_inputs_of_a_batch_are_linked_spans(
         inputs = [{"custom_id": tag, "params": {"message": f"#sim words=2 tag={tag}"}} for tag in ("ax", "bx")]
         batch = await post("/v1/turn-batches", {"requests": inputs})
         unsampled = await post("/v1/turn-batches", {"requests": inputs[:1]}, is_sampled=False)
-        await system.settled()
+        await system.wait_until_settled()
 
         def attempts(trace: str) -> list[ReceivedSpan]:
             found = [span for span in receiver.of(trace) if span.name.startswith("attempt")]
@@ -161,7 +166,7 @@ async def test_hostile_trace_headers_begin_a_new_trace_and_a_broken_collector_co
             for hostile in (f"00-{'0' * 32}-{'1' * 16}-01", f"00-{'A' * 32}-{'1' * 16}-01", "x" * 5000, "00-1-1-1"):
                 headers = {"traceparent": hostile, "tracestate": "a=" + "b" * 5000, "baggage": "c=d"}
                 posted = await client.post("/v1/turns", json={"message": "#sim words=2"}, headers=headers)
-                turn = await system.ended(TurnKey(Tenant("local"), TurnId(posted.json()["turn"])))
+                turn = await system.wait_for_end(TurnKey(Tenant("local"), TurnId(posted.json()["turn"])))
                 assert turn.request is not None
                 stored = turn.request.traceparent
                 assert stored is not None

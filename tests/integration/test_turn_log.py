@@ -25,9 +25,9 @@ from tailrace.proto.nats.jetstream_log import FENCE, FENCE_SUBJECT
 from tailrace.proto.nats.log_server import BATCH
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.harness.freeze import freeze
-from tests.harness.lossy_link import Losing
+from tests.harness.lossy_link import LossyLink
 from tests.harness.proxy import Proxy
-from tests.harness.turn_builder import closing, request, says
+from tests.harness.turn_builder import closing_events, request, text_delta
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 
@@ -91,11 +91,11 @@ def comparable(stored: list[Stored]) -> list[tuple[Any, ...]]:
     return [(one.seq, one.at, entries.encode(one.entry)) for one in stored]
 
 
-async def logged(log: TurnLog, key: TurnKey, after: Seq = BEFORE_FIRST) -> list[tuple[Any, ...]]:
+async def read_log(log: TurnLog, key: TurnKey, after: Seq = BEFORE_FIRST) -> list[tuple[Any, ...]]:
     return comparable(await log.read_entries(key, after))
 
 
-def gaps_filled() -> float:
+def count_filled_gaps() -> float:
     return REGISTRY.get_sample_value("tailrace_feed_gaps_filled_total") or 0.0
 
 
@@ -105,7 +105,7 @@ async def store_unfenced(connection: Connection, key: TurnKey, kind: str, payloa
     return Seq(ack.seq)
 
 
-def another(key: TurnKey) -> TurnKey:
+def another_turn(key: TurnKey) -> TurnKey:
     return TurnKey(key.tenant, TurnId(new_id()))
 
 
@@ -139,14 +139,14 @@ async def test_the_slower_of_two_writers_is_refused(log: TurnLog, writer: Writer
     await writer.open()
     follower = await follow(log, writer.key)
     before = writer.chain
-    await writer.say("faster")
+    await writer.store_texts("faster")
     with pytest.raises(FenceLost):
-        await log.append(writer.key, before, says(before, "slower"))
+        await log.append(writer.key, before, text_delta(before, "slower"))
     before = writer.chain
     await writer.end("cancelled")
     with pytest.raises(FenceLost):
-        await log.append(writer.key, before, says(before, "too late"))
-    assert await follower.finish() == await logged(log, writer.key)
+        await log.append(writer.key, before, text_delta(before, "too late"))
+    assert await follower.finish() == await read_log(log, writer.key)
     assert follower.text == "faster"
 
 
@@ -180,11 +180,11 @@ async def test_an_entry_may_fill_the_servers_limit_to_the_byte(
     follower = await follow(log, writer.key)
     headers = {FENCE: str(writer.chain.last), FENCE_SUBJECT: subjects.entries(writer.key)}
     headers_bytes = len("NATS/1.0\r\n\r\n") + sum(len(f"{name}: {value}\r\n") for name, value in headers.items())
-    text_bytes = connection.client.max_payload - headers_bytes - len(entries.encode(says(writer.chain, "")))
+    text_bytes = connection.client.max_payload - headers_bytes - len(entries.encode(text_delta(writer.chain, "")))
     with pytest.raises(EntryTooLarge):
-        await writer.say("x" * (text_bytes + 1))
+        await writer.store_texts("x" * (text_bytes + 1))
     assert connection.is_up
-    await writer.say("x" * text_bytes)
+    await writer.store_texts("x" * text_bytes)
     await writer.end()
     await follower.finish()
     assert (await log.read_turn(writer.key)).text == follower.text == "x" * text_bytes
@@ -198,17 +198,17 @@ async def test_a_full_log_refuses_appends_and_serves_its_readers(tmp_path: Path,
         connection = await Connection.open(server.url, "small")
         await streams.apply(connection, bytes_max=100_000)
         log = TurnLog(connection)
-        old, new = Writer(log, another(key)), Writer(log, key)
+        old, new = Writer(log, another_turn(key)), Writer(log, key)
         await old.open("x" * 50_000)
         await old.end()
         await new.open("The sky")
         follower = await follow(log, key)
         with pytest.raises(LogFull):
-            await new.say("y" * 50_000)
+            await new.store_texts("y" * 50_000)
         assert (await log.read_turn(key)).text == follower.text == "The sky"
         assert (await log.read_turn(old.key)).outcome == "completed"
         await connection.jetstream.purge_stream(STREAM, subject=subjects.entries(old.key))
-        await new.say("y" * 50_000)
+        await new.store_texts("y" * 50_000)
         await until(lambda: follower.text == "The sky" + "y" * 50_000)
         await connection.close()
 
@@ -250,12 +250,12 @@ async def test_a_turn_with_an_unreadable_request_is_unknown(
 @pytest.mark.rule("R72")
 async def test_the_leader_knows_the_last_sequence_of_a_turn(log: TurnLog, writer: Writer) -> None:
     """Whatever kind the entry has, and whatever other turns have stored since."""
-    other = Writer(log, another(writer.key))
-    for write in (writer.ask, lambda: writer.begin("Light"), writer.end):
+    other = Writer(log, another_turn(writer.key))
+    for write in (writer.store_request, lambda: writer.begin("Light"), writer.end):
         await write()
-        await (other.say("more") if other.chain.last else other.open())
+        await (other.store_texts("more") if other.chain.last else other.open())
         assert await log.last_seq(writer.key) == writer.chain.last
-    assert await log.last_seq(another(writer.key)) == BEFORE_FIRST
+    assert await log.last_seq(another_turn(writer.key)) == BEFORE_FIRST
 
 
 @pytest.mark.rule("F31")
@@ -264,8 +264,8 @@ async def test_a_follower_starts_after_any_entry_of_its_turn_and_after_no_other(
     log: TurnLog, writer: Writer, follow: Any
 ) -> None:
     """Refused: a cursor of another turn, one in the future, and any cursor of an unknown turn."""
-    other = Writer(log, another(writer.key))
-    await other.ask()
+    other = Writer(log, another_turn(writer.key))
+    await other.store_request()
     await writer.open("The", " sky", " is", " blue.")
     await writer.end()
     whole = await log.read_entries(writer.key)
@@ -275,7 +275,7 @@ async def test_a_follower_starts_after_any_entry_of_its_turn_and_after_no_other(
     for key, cursor in (
         (writer.key, other.chain.last),
         (writer.key, Seq(writer.chain.last + 1_000_000)),
-        (another(writer.key), writer.chain.last),
+        (another_turn(writer.key), writer.chain.last),
     ):
         with pytest.raises(CursorUnknown):
             await anext(log.follow(key, cursor))
@@ -293,11 +293,11 @@ async def test_followers_that_join_at_any_time_receive_what_the_log_holds(
     first = await follow(log, writer.key)
     followers = [first]
     for number in range(15):
-        await writer.say(f" {number}")
+        await writer.store_texts(f" {number}")
         followers.append(await follow(log, writer.key))
     await until(lambda: first.text.endswith(" 14"))
     await writer.end()
-    whole = await logged(log, writer.key)
+    whole = await read_log(log, writer.key)
     for follower in followers:
         assert await follower.finish() == whole
     assert first.lists > 1
@@ -317,15 +317,15 @@ async def test_a_follower_reads_from_the_log_what_its_feed_has_lost(
     monkeypatch.setattr(REREAD_S, 60 if fault == "disconnected" else 0.3)
     async with (
         Proxy.in_front_of(own_server.url) as proxy,
-        Losing(proxy.url_of(own_server.url), share=0, what=b"MSG live.") as losing,
+        LossyLink(proxy.url_of(own_server.url), share=0, what=b"MSG live.") as losing,
     ):
         connection = await Connection.open(losing.url, "reader")
         await own_writer.open("The")
         follower = await follow(TurnLog(connection), own_writer.key)
-        gaps = gaps_filled()
+        gaps = count_filled_gaps()
         if fault == "disconnected":
             proxy.fail("cut")
-            await own_writer.say(" sky")
+            await own_writer.store_texts(" sky")
             await until(lambda: not connection.is_up)
             proxy.mend()
             await until(lambda: follower.text == "The sky")
@@ -335,9 +335,9 @@ async def test_a_follower_reads_from_the_log_what_its_feed_has_lost(
             await own_writer.end()
             # The events that close the message, and the end.
             await until(lambda: losing.lost == 3)
-        assert await follower.finish() == await logged(own_writer.log, own_writer.key)
+        assert await follower.finish() == await read_log(own_writer.log, own_writer.key)
         assert connection.client.stats["reconnects"] == (fault == "disconnected")
-        assert gaps_filled() > gaps
+        assert count_filled_gaps() > gaps
         await connection.close()
 
 
@@ -382,9 +382,9 @@ async def test_readers_skip_a_fork_and_the_turn_continues(
     await writer.open("The sky")
     early = await follow(log, writer.key)
     before = (await log.read_entries(writer.key))[-2].seq
-    await store_unfenced(connection, writer.key, "event", entries.encode(says(Chain(before, 1), " FORK")))
+    await store_unfenced(connection, writer.key, "event", entries.encode(text_delta(Chain(before, 1), " FORK")))
     await store_unfenced(connection, writer.key, "end", b"junk")
-    await writer.say(" is blue.")
+    await writer.store_texts(" is blue.")
     await writer.end()
     turn = await log.read_turn(writer.key)
     assert (turn.text, turn.skipped, turn.chain) == ("The sky is blue.", 2, writer.chain)
@@ -412,15 +412,15 @@ async def test_a_fork_with_its_own_end_ends_nothing(
     monkeypatch.setattr("tailrace.proto.nats.turn_log.REREAD_S", 0.01)
     await writer.open()
     key, start = writer.key, writer.chain
-    await writer.say("valid")
-    fork = Chain(await store_unfenced(connection, key, "event", entries.encode(says(start, "rival"))), 1)
+    await writer.store_texts("valid")
+    fork = Chain(await store_unfenced(connection, key, "event", entries.encode(text_delta(start, "rival"))), 1)
     follower = await follow(log, key, fork.last)
     # The follower skips the next valid entry, and that shows the fork.
-    await writer.say(" and more")
+    await writer.store_texts(" and more")
     await until(follower.task.done)
     assert isinstance(follower.task.exception(), CursorUnknown)
     with pytest.raises(FenceLost, match="another writer"):
-        await log.append(key, fork, says(fork, "never"), timeout_s=2)
+        await log.append(key, fork, text_delta(fork, "never"), timeout_s=2)
     end = msgspec.structs.replace(build_end(await log.read_turn(key), "completed"), prev=fork.last)
     await store_unfenced(connection, key, "end", entries.encode(end))
     with pytest.raises(FenceLost, match="belongs to a fork"):
@@ -431,7 +431,7 @@ async def test_a_fork_with_its_own_end_ends_nothing(
     watching = asyncio.create_task(log.wait_for_end(key))
     await until(lambda: len(looks) > 3)
     assert (looks[0], watching.done()) == (True, False)
-    await writer.hear(*closing(1))
+    await writer.store_events(*closing_events(1))
     await writer.end("cancelled")
     await until(watching.done)
 
@@ -452,21 +452,21 @@ async def test_the_log_survives_the_death_of_the_server(
     leaving = own_log.follow(key)
     await anext(leaving)
     await own_server.stop(SIGKILL)
-    appending = asyncio.create_task(own_writer.say(" is"))
+    appending = asyncio.create_task(own_writer.store_texts(" is"))
     await until(lambda: not own_connection.is_up)
     async with asyncio.timeout(12):
         await leaving.aclose()
         with pytest.raises(LogUnavailable):
-            await own_log.append(another(key), START, request(), timeout_s=0.5)
+            await own_log.append(another_turn(key), START, request(), timeout_s=0.5)
         with pytest.raises(LogUnavailable):
             await own_log.read_turn(key)
         with pytest.raises(LogUnavailable):
             await anext(own_log.follow(key, chain.last))
     await own_server.start()
     await appending
-    await own_writer.say(" blue.")
+    await own_writer.store_texts(" blue.")
     await own_writer.end()
-    assert await follower.finish() == await logged(own_log, key)
+    assert await follower.finish() == await read_log(own_log, key)
     assert follower.text == "The sky is blue."
 
 
@@ -477,7 +477,7 @@ async def test_an_append_that_was_given_up_may_be_stored_later_and_once(
     """LogUnavailable means that the outcome is unclear: a frozen server stores the entry when it continues."""
     monkeypatch.setattr(jetstream_log, "PUBLISH_TIMEOUT_S", 0.3)
     await own_writer.open()
-    key, entry = own_writer.key, says(own_writer.chain, "once")
+    key, entry = own_writer.key, text_delta(own_writer.chain, "once")
     freeze(own_server)
     try:
         with pytest.raises(LogUnavailable):

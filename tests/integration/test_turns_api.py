@@ -23,9 +23,9 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import words
-from tests.harness.lossy_link import Losing
+from tests.harness.lossy_link import LossyLink
 from tests.harness.processes import Process, as_user
-from tests.harness.readers import data, read, story_of
+from tests.harness.readers import decode_data, read, story_of
 from tests.harness.requests import post, post_until_ended
 from tests.harness.sse_parser import parse
 from tests.harness.system import System
@@ -108,7 +108,7 @@ async def test_a_post_that_accepts_a_stream_is_answered_with_it(gateway: Gateway
     answer = await gateway.client.post("/v1/turns", json=body, headers=headers)
     events, turn = parse(answer.content), answer.headers["tailrace-turn"]
     assert (answer.status_code, answer.headers["location"]) == (200, f"/v1/turns/{turn}")
-    assert data(events[0].raw)["turn"] == turn
+    assert decode_data(events[0].raw)["turn"] == turn
     assert story_of(event.raw for event in events).text == words(5)
     assert (await gateway.client.post("/v1/turns?dialect=text", json=body, headers=headers)).text == words(5)
 
@@ -192,7 +192,7 @@ async def test_a_gateway_that_is_killed_before_it_answers_has_stored_the_request
         return info.state.subjects or {}
 
     async with (
-        Losing(own_server.url, share=1) as losing,
+        LossyLink(own_server.url, share=1) as losing,
         processes.gateway(tmp_path, losing.url, TAILRACE_API_KEYS=api_keys(tenant)) as killed,
         httpx2.AsyncClient(base_url=killed.url, trust_env=False) as client,
     ):
@@ -249,7 +249,7 @@ async def test_a_repeat_in_a_session_returns_the_turn_that_makes_the_session_bus
         await asyncio.wait_for(is_queried.wait(), 5)
         owner = Writer(system_log, TurnKey(tenant, claim.turn))
         messages = [Message("user", "#sim words=1 wait=5")]
-        await owner.ask(messages=messages, session=SessionId(first["session"]), parent=first["turn"])
+        await owner.store_request(messages=messages, session=SessionId(first["session"]), parent=first["turn"])
     finally:
         persistence.signal(SIGCONT)
     answer = await repeat
@@ -329,7 +329,7 @@ async def test_a_turn_that_is_written_at_full_speed_can_be_cancelled(
 
     async def write_on() -> None:
         while True:
-            await writer.say("a")
+            await writer.store_texts("a")
 
     writing = asyncio.create_task(write_on())
     cancelled = (await lone_gateway.client.post(f"/v1/turns/{key.turn}/cancel")).json()

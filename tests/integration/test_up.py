@@ -32,7 +32,7 @@ from tailrace.proto.nats.permissions import RIGHTS
 from tailrace.proto.version import VERSION
 from tests.harness import jwts, processes
 from tests.harness.until import until
-from tests.harness.up import CHECKOUT, LEAN, START_S_MAX, STOP_S_MAX, Up, is_alive, refused, running
+from tests.harness.up import CHECKOUT, LEAN, START_S_MAX, STOP_S_MAX, Up, is_alive, run_refused_up, running
 from tests.harness.webhook_receiver import Receiver
 
 KEY = "sk-ant-canary-of-the-real-key"
@@ -150,9 +150,9 @@ async def test_ready_is_printed_when_every_process_is_ready(up: Up, tmp_path: Pa
     assert list(up.pids()) == names
     assert sorted(up.pids().values()) == sorted(up.tree())
     assert "GOMEMLIMIT=1GiB" in environ_of(up.pids()["nats-server"])
-    assert "simulated Claude, free of charge" in up.said("  Model:")
+    assert "simulated Claude, free of charge" in up.find_line("  Model:")
 
-    words = shlex.split(up.said("  curl "))
+    words = shlex.split(up.find_line("  curl "))
     assert words[:3] == ["curl", "-N", f"{url}/v1/turns"]
     headers = dict(words[at + 1].split(": ") for at, word in enumerate(words) if word == "-H")
     found = up.listening()
@@ -182,10 +182,10 @@ async def test_ready_is_printed_when_every_process_is_ready(up: Up, tmp_path: Pa
     assert [path for path in up.folder.rglob("*") if path.stat().st_mode & 0o077] == []
 
     before, other, port = up.tree(), tmp_path / "other", url.rpartition(":")[2]
-    status, message = refused("--port", "0", "--data", str(up.folder))
+    status, message = run_refused_up("--port", "0", "--data", str(up.folder))
     assert (status, message.count("\n"), "--data" in message) == (1, 1, True)
     assert f"in use by another `tailrace up` (pid {up.process.pid})" in message
-    status, message = refused("--port", port, "--data", str(other))
+    status, message = run_refused_up("--port", port, "--data", str(other))
     assert (status, message.count("\n"), "--port" in message) == (1, 1, True)
     assert f"port {port} on 127.0.0.1 is in use" in message
     assert sorted(path.name for path in other.iterdir()) == ["lock"]
@@ -226,7 +226,7 @@ def test_a_start_that_cannot_succeed_is_refused_in_one_line(
     (tmp_path / "newer").mkdir()
     with closing(sqlite3.connect(tmp_path / "newer/tailrace.db")) as database:
         database.execute("PRAGMA user_version = 999")
-    found = refused(*options[:-1], str(tmp_path / options[-1]), **environ)
+    found = run_refused_up(*options[:-1], str(tmp_path / options[-1]), **environ)
     assert (found[0], found[1].count("\n")) == (status, 1)
     assert message in found[1]
     assert status == 1 or not (tmp_path / "data").exists()
@@ -290,7 +290,7 @@ async def test_killed_processes_are_replaced_and_a_second_ctrl_c_stops_at_once(t
 
 async def test_up_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
     with running(tmp_path, *LEAN, is_real=True) as up:
-        await until(lambda: up.said("nats-server"), START_S_MAX)
+        await until(lambda: up.find_line("nats-server"), START_S_MAX)
         pids = up.tree()
         up.process.send_signal(signal.SIGTERM)
         assert up.process.wait(timeout=STOP_S_MAX) == 0
@@ -345,8 +345,8 @@ async def test_a_system_at_work_shows_no_secret_and_no_process_survives_a_kill(t
             shown |= {f"arguments of {pid}": arguments(pid) for pid in (up.process.pid, *up.tree())}
             shown["printed"] = up.text + (up.folder / "nats.log").read_text()
             assert "simulated-claude" not in up.pids()
-            assert "'Authorization: Bearer YOUR-KEY'" in up.said("  curl ")
-            assert f"Claude at {claude.url}, because ANTHROPIC_API_KEY is set: each turn costs money" in up.said(
+            assert "'Authorization: Bearer YOUR-KEY'" in up.find_line("  curl ")
+            assert f"Claude at {claude.url}, because ANTHROPIC_API_KEY is set: each turn costs money" in up.find_line(
                 "  Model:"
             )
             pids = up.tree()

@@ -68,7 +68,7 @@ async def post(client: httpx2.AsyncClient, line: str) -> str:
     return f"/v1/turns/{(await client.post('/v1/turns', json={'message': f'#sim {line}'})).json()['turn']}"
 
 
-def assert_started(up: Up) -> None:
+def check_started(up: Up) -> None:
     """The output and the files of a started cluster: one line per server, random passwords, synced writes."""
     assert list(up.pids()) == [
         *NAMES, "persistence", "simulated-claude", "generator-1", "generator-2", "gateway-1", "gateway-2",
@@ -165,7 +165,7 @@ async def test_a_cluster_survives_kills_restarts_and_a_stop(tmp_path: Path) -> N
     """From its start to its stop in order, and the next start, which moves the log to one server, with every turn."""
     with running(tmp_path, "--port", "0", "--cluster", "--gateways", "2", is_real=True) as up:
         async with open_client(await up.ready()) as client:
-            assert_started(up)
+            check_started(up)
             connection = await Connection.open(nats_server.url(up.folder, {}), "test")
             await assert_three_copies(connection)
             await assert_survives_a_kill(up, client, connection)

@@ -24,10 +24,10 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness import turn_builder
-from tests.harness.generator_in_loop import ended, words, working
+from tests.harness.generator_in_loop import running_generator, wait_for_end, words
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import CHECKOUT, ForkedProcess
-from tests.harness.sse_parser import turns_own
+from tests.harness.sse_parser import without_retry
 from tests.integration.conftest import Gateway, NewGateway
 from tests.upgrade import recording, roll
 
@@ -80,8 +80,8 @@ def assert_same(now: dict[str, Any], was: dict[str, Any], *without: str) -> None
     }
 
 
-def timeless(stream: bytes) -> bytes:
-    return TIME_FIELD.sub(rb'"\1":0', ERROR_WORD.sub(b"", turns_own(stream)))
+def without_times(stream: bytes) -> bytes:
+    return TIME_FIELD.sub(rb'"\1":0', ERROR_WORD.sub(b"", without_retry(stream)))
 
 
 @every_recording
@@ -91,7 +91,7 @@ def test_recorded_entries_have_the_same_bytes_and_records(name: str) -> None:
     After an unclear append a writer compares the bytes of entries, also when the other version has stored one.
     """
     recorded = recording.read(name)
-    for was in recorded.told:
+    for was in recorded.received:
         turn = fold(recorded.log(was.turn))
         assert turn.skipped == 0
         assert_same(builtins_of(record_from_fold(recorded.key(was.turn), turn)), was.record)
@@ -109,11 +109,11 @@ async def test_recorded_turns_have_the_same_streams_in_every_dialect(
     recorded = recording.read(name)
     await recorded.store(own_connection)
     gateway = await new_gateway(own_server.url)
-    for was in recorded.told:
+    for was in recorded.received:
         for dialect, stream in was.streams.items():
             answer = await stream_of(gateway, was.turn, dialect)
             if dialect not in {CHANGED_DIALECT, *CHANGED_STREAMS.get((name, was.name), ())}:
-                assert timeless(answer) == timeless(stream.encode()), (was.name, dialect)
+                assert without_times(answer) == without_times(stream.encode()), (was.name, dialect)
 
 
 @every_recording
@@ -124,7 +124,7 @@ async def test_a_new_database_gets_the_same_records_from_a_recorded_log(
     recorded = recording.read(name)
     await recorded.store(own_connection)
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
-        for was in recorded.told:
+        for was in recorded.received:
             row = await persistence.ask(OURS, "turn", GetTurn(TurnId(was.turn)), TurnRecord)
             assert_same(builtins_of(row), was.record, *TIMES)
 
@@ -136,7 +136,7 @@ async def test_a_recorded_database_has_the_same_records_after_its_migration(
     """Also of turns that the log does not have any more."""
     recorded = recording.read(name)
     async with Persistence(own_server.url, recording.database(name, tmp_path / "tailrace.db")) as persistence:
-        for was in recorded.told:
+        for was in recorded.received:
             row = await persistence.ask(OURS, "turn", GetTurn(TurnId(was.turn)), TurnRecord)
             assert_same(builtins_of(row), was.record)
 
@@ -145,12 +145,12 @@ async def test_a_recorded_database_has_the_same_records_after_its_migration(
 async def test_a_database_of_every_schema_version_is_migrated_with_its_rows(tmp_path: Path, version: int) -> None:
     """Fields that the version did not store are missing."""
     recorded = recording.read(recording.names()[-1])
-    path = recording.as_of(version, recording.database(recorded.name, tmp_path / "tailrace.db"))
+    path = recording.downgrade(version, recording.database(recorded.name, tmp_path / "tailrace.db"))
     unknown = {name for name, since in {"envelope": 3, "schema_valid": 4}.items() if version < since}
     store = await Store.open(path, busy_timeout_s=0.05)
     try:
         await store.migrate()
-        for was in recorded.told:
+        for was in recorded.received:
             found = await store.turn(TurnKey(OURS, TurnId(was.turn)))
             assert found is not None
             assert_same(builtins_of(found), was.record, *unknown)
@@ -172,8 +172,8 @@ async def test_a_turn_that_an_older_version_had_begun_is_completed(
     was = recorded.of("taken_over")
     last = [one.seq for one in recorded.entries if was.turn in one.subject and one.subject.endswith(kind)]
     await recorded.store(own_connection, upto=last[0] if kind != "event" else last[4])
-    async with working(own_server.url, own_claude):
-        turn = await ended(own_log, TurnKey(OURS, TurnId(was.turn)))
+    async with running_generator(own_server.url, own_claude):
+        turn = await wait_for_end(own_log, TurnKey(OURS, TurnId(was.turn)))
     assert (turn.outcome, turn.text, turn.skipped) == ("completed", was.record["text"], 0)
 
 
@@ -190,31 +190,31 @@ async def test_a_turn_that_a_newer_version_had_begun_is_completed(
     """Unknown fields, kinds of entries and events stay in the log and are ignored."""
     key = TurnKey(OURS, TurnId(new_id()))
     question = turn_builder.request(messages=[entries.Message("user", "#sim words=9 rate=0 tag=newer")])
-    last = await newer(own_connection, key, "request", entries.encode(question))
+    last = await store_newer(own_connection, key, "request", entries.encode(question))
     attempt = {"prev": last, "attempt": 1, "generator": "of-tomorrow", "backend": "newer", "mode": "fresh"}
-    last = await newer(own_connection, key, "attempt", msgspec.json.encode(attempt))
-    last = await newer(own_connection, key, "weather", msgspec.json.encode({"prev": last, "attempt": 1}))
-    raws = [*map(msgspec.json.encode, turn_builder.opening()), b'{"type":"mood_delta","mood":"fair"}']
+    last = await store_newer(own_connection, key, "attempt", msgspec.json.encode(attempt))
+    last = await store_newer(own_connection, key, "weather", msgspec.json.encode({"prev": last, "attempt": 1}))
+    raws = [*map(msgspec.json.encode, turn_builder.opening_events()), b'{"type":"mood_delta","mood":"fair"}']
     for raw in (*raws, b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"newer000000 "}}'):
         event = Event(prev=last, attempt=1, event=msgspec.Raw(raw))
-        last = await newer(own_connection, key, "event", entries.encode(event))
+        last = await store_newer(own_connection, key, "event", entries.encode(event))
     gateway = await new_gateway(own_server.url)
     async with (
-        working(own_server.url, own_claude),
+        running_generator(own_server.url, own_claude),
         Persistence(own_server.url, tmp_path / "tailrace.db") as persistence,
     ):
-        turn = await ended(own_log, key)
+        turn = await wait_for_end(own_log, key)
         row = await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)
     assert (turn.outcome, turn.text, turn.attempt, turn.skipped) == ("completed", words(9, "newer"), 2, 0)
     assert row == record_from_fold(key, turn)
-    for dialect in recording.read(recording.names()[-1]).told[0].streams:
+    for dialect in recording.read(recording.names()[-1]).received[0].streams:
         answer = (await stream_of(gateway, key.turn, dialect)).decode()
         assert "newer000008" in answer, dialect
     stored = await own_log.read_entries(key)
     assert [type(one.entry).__name__ for one in stored][:3] == ["Request", "Attempt", "Unknown"]
 
 
-async def newer(connection: Connection, key: TurnKey, kind: str, payload: bytes) -> Seq:
+async def store_newer(connection: Connection, key: TurnKey, kind: str, payload: bytes) -> Seq:
     """Stores an entry with an unknown field."""
     payload = payload[:-1] + b',"of_tomorrow":{"a":[1]}}'
     return Seq((await connection.jetstream.publish(f"turns.{key.tenant}.{key.turn}.{kind}", payload)).seq)

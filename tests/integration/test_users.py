@@ -25,7 +25,7 @@ NAMING_ANN: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-async def listed(gateway: Gateway, path: str, **query: str) -> list[dict[str, Any]]:
+async def list_users(gateway: Gateway, path: str, **query: str) -> list[dict[str, Any]]:
     answer = await gateway.client.get(path, params=query)
     assert answer.status_code == 200, answer.text
     found: list[dict[str, Any]] = answer.json()["data"]
@@ -39,23 +39,25 @@ async def test_turns_and_sessions_are_listed_and_summed_by_user(gateway: Gateway
         answer = await gateway.client.post(path, json=body)
         assert answer.status_code in (200, 202), answer.text
     await gateway.client.post("/v1/turns", json={"message": QUICK, "session": "of-nobody", "create_session": True})
-    found = await listed(gateway, "/v1/turns", user="ann")
+    found = await list_users(gateway, "/v1/turns", user="ann")
     assert [turn["user"] for turn in found] == ["ann"] * len(NAMING_ANN)
     assert found == sorted(found, key=lambda turn: turn["asked_at"], reverse=True)
-    assert [turn["user"] for turn in await listed(gateway, "/v1/sessions", user="ann")] == ["ann"] * len(NAMING_ANN)
-    first, rest = [await listed(gateway, "/v1/turns", user="ann", model=model) for model in (MODEL, found[-1]["model"])]
+    assert [turn["user"] for turn in await list_users(gateway, "/v1/sessions", user="ann")] == ["ann"] * len(NAMING_ANN)
+    first, rest = [
+        await list_users(gateway, "/v1/turns", user="ann", model=model) for model in (MODEL, found[-1]["model"])
+    ]
     assert len(first) + len(rest) == len(NAMING_ANN)
-    assert [turn["metadata"] for turn in await listed(gateway, "/v1/turns", **{"metadata[team]": "search"})] == [
+    assert [turn["metadata"] for turn in await list_users(gateway, "/v1/turns", **{"metadata[team]": "search"})] == [
         {"team": "search"}
     ]
-    assert len(await listed(gateway, "/v1/turns")) == len(NAMING_ANN) + 1
-    assert await listed(gateway, "/v1/turns", user="ann", to="2020-01-01") == []
-    by_user = {one["key"]: one["turns"] for one in await listed(gateway, "/v1/usage", by="user")}
+    assert len(await list_users(gateway, "/v1/turns")) == len(NAMING_ANN) + 1
+    assert await list_users(gateway, "/v1/turns", user="ann", to="2020-01-01") == []
+    by_user = {one["key"]: one["turns"] for one in await list_users(gateway, "/v1/usage", by="user")}
     assert by_user == {None: 1, "ann": len(NAMING_ANN)}
-    assert [one["turns"] for one in await listed(gateway, "/v1/usage", by="user", key="ann")] == [len(NAMING_ANN)]
-    assert [one["key"] for one in await listed(gateway, "/v1/usage", by="metadata.team")] == ["search"]
+    assert [one["turns"] for one in await list_users(gateway, "/v1/usage", by="user", key="ann")] == [len(NAMING_ANN)]
+    assert [one["key"] for one in await list_users(gateway, "/v1/usage", by="metadata.team")] == ["search"]
     for path in ("/v1/turns", "/v1/sessions"):
-        assert await listed(second_tenant, path, user="ann") == []
+        assert await list_users(second_tenant, path, user="ann") == []
 
 
 @pytest.fixture
@@ -78,9 +80,9 @@ async def test_the_user_of_a_jwt_cannot_be_changed_by_a_body(
     for path, body in NAMING_ANN:
         await gateway.client.post(path, json=body)
     user = "eve@example.com" if claim == "email" else "ann"
-    assert {turn["user"] for turn in await listed(gateway, "/v1/turns")} == {user}
+    assert {turn["user"] for turn in await list_users(gateway, "/v1/turns")} == {user}
     gateway.client.headers["authorization"] = f"Bearer {KEY}"
-    assert [turn["user"] for turn in await listed(gateway, "/v1/turns", user=user)] == [user] * len(NAMING_ANN)
+    assert [turn["user"] for turn in await list_users(gateway, "/v1/turns", user=user)] == [user] * len(NAMING_ANN)
 
 
 @pytest.mark.parametrize(

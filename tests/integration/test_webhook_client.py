@@ -16,7 +16,7 @@ from aiohttp.web import Request, Response, StreamResponse
 from tailrace.persistence.webhooks.http import WebhookClient
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
 from tests.harness.stop_server import stop
-from tests.harness.webhook_receiver import Got, Receiver, hang, status
+from tests.harness.webhook_receiver import ReceivedWebhook, Receiver, answer_with, hang
 from tests.unit.test_ssrf import NO_URL, NOT_HTTPS, NOT_PUBLIC
 
 LOOPBACK = frozenset({"127.0.0.1"})
@@ -84,14 +84,14 @@ def webhooks(private: frozenset[str] = LOOPBACK, names: Names | None = None, tim
 
 
 @asynccontextmanager
-async def answering(raw: bytes) -> AsyncIterator[str]:
+async def answering_server(raw: bytes) -> AsyncIterator[str]:
     """A server that sends `raw` to each connection and closes it. Yields its URL."""
 
-    async def joined(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer_connection(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(raw)
         writer.close()
 
-    server = await asyncio.start_server(joined, "127.0.0.1", 0)
+    server = await asyncio.start_server(answer_connection, "127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
     finally:
@@ -99,7 +99,7 @@ async def answering(raw: bytes) -> AsyncIterator[str]:
 
 
 async def test_a_post_sends_headers_and_body_and_returns_the_status(receiver: Receiver) -> None:
-    receiver.answer = status(503, **{"retry-after": "7"})
+    receiver.answer = answer_with(503, **{"retry-after": "7"})
     async with webhooks() as client:
         assert await client.post(receiver.url, HEADERS, b'{"a":1}') == (503, 7.0)
     (got,) = receiver.got
@@ -145,7 +145,7 @@ async def test_a_host_is_resolved_once_for_each_call(receiver: Receiver) -> None
 
 async def test_cookies_are_not_kept_and_proxies_not_used(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     """A receiver's cookie is not sent to another; a proxy would connect to unchecked addresses."""
-    receiver.answer = status(204, **{"set-cookie": "a=b; Path=/"})
+    receiver.answer = answer_with(204, **{"set-cookie": "a=b; Path=/"})
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "")
     async with webhooks() as client:
@@ -158,7 +158,7 @@ async def test_an_endless_response_is_not_read(receiver: Receiver) -> None:
     """Only its status counts; the connection is closed."""
     is_left = asyncio.Event()
 
-    async def endless(_: Got, request: Request) -> StreamResponse:
+    async def endless(_: ReceivedWebhook, request: Request) -> StreamResponse:
         response = StreamResponse()
         await response.prepare(request)
         try:
@@ -176,7 +176,7 @@ async def test_an_endless_response_is_not_read(receiver: Receiver) -> None:
 async def test_a_compressed_response_is_not_unpacked(receiver: Receiver) -> None:
     """A decompression bomb has a status like any other response."""
 
-    async def bomb(_: Got, __: Request) -> Response:
+    async def bomb(_: ReceivedWebhook, __: Request) -> Response:
         return Response(body=gzip.compress(bytes(50_000_000)), headers={"content-encoding": "gzip"})
 
     receiver.answer = bomb
@@ -204,13 +204,13 @@ async def test_a_receiver_that_does_not_answer_times_out(receiver: Receiver) -> 
     ids=["nothing", "garbage", "another protocol", "a header of 1 MB", "no status", "half a line"],
 )
 async def test_an_invalid_response_is_a_failure(raw: bytes) -> None:
-    async with answering(raw) as url, webhooks(timeout_s=2) as client:
+    async with answering_server(raw) as url, webhooks(timeout_s=2) as client:
         with pytest.raises(WebhookFailed):
             await client.post(url, HEADERS, b"{}")
 
 
 async def test_a_refused_connection_is_a_failure() -> None:
-    async with answering(b"") as url:
+    async with answering_server(b"") as url:
         pass
     async with webhooks() as client:
         with pytest.raises(WebhookFailed):

@@ -36,7 +36,7 @@ from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.processes import Process
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.harness.webhook_receiver import Got, Receiver, hang, status
+from tests.harness.webhook_receiver import ReceivedWebhook, Receiver, answer_with, hang
 from tests.integration.conftest import NewGateway
 from tests.unit.test_ssrf import LOW_PORT, NO_PORT, NO_URL, NOT_HTTPS, NOT_PUBLIC
 
@@ -78,7 +78,7 @@ class OwnSystem(NamedTuple):
     ) -> TurnKey:
         """Writes a completed turn; in a session of its own if none is given."""
         writer = Writer(self.log, TurnKey(tenant, TurnId(new_id())))
-        await writer.ask(webhook=webhook, session=SessionId(session or new_id()), store=store)
+        await writer.store_request(webhook=webhook, session=SessionId(session or new_id()), store=store)
         await writer.begin(text)
         await writer.end()
         return writer.key
@@ -86,7 +86,7 @@ class OwnSystem(NamedTuple):
     async def write_session(self, webhook: str, count: int) -> list[TurnKey]:
         return [await self.write(webhook, session="one") for _ in range(count)]
 
-    async def drained(self) -> None:
+    async def wait_until_drained(self) -> None:
         """Waits until no webhook is waiting or being delivered."""
         await until(self.ends.is_drained, 20)
 
@@ -106,7 +106,7 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield receiver
 
 
-def given_up(reason: str) -> float:
+def count_given_up(reason: str) -> float:
     return REGISTRY.get_sample_value("tailrace_persistence_webhooks_given_up_total", {"reason": reason}) or 0.0
 
 
@@ -127,16 +127,16 @@ async def test_an_ended_turn_is_posted_once_with_signature_and_record(own: OwnSy
         # It leaves nothing behind, also not there.
         await own.write(None, tenant=THEIRS, store=False)
         named = await own.write(receiver.url, tenant=THEIRS)
-        await own.drained()
+        await own.wait_until_drained()
     assert sorted(receiver.turns) == sorted(turns([key, named]))
     assert default.turns == [theirs.turn]
     (got,) = [got for got in receiver.got if got.turn == key.turn]
     for tenant, one in ((OURS, got), (THEIRS, default.got[0])):
         secret = signature.format_secret(signature.derive_secret(KEY.encode(), tenant))
-        assert Webhook(secret).verify(one.body, dict(one.headers)) == one.told
-    assert msgspec.convert(got.told["data"], TurnRecord) == record_from_fold(key, await own.log.read_turn(key))
-    assert got.told["type"] == "turn.completed"
-    assert got.told["links"] == {"self": f"/v1/turns/{key.turn}"}
+        assert Webhook(secret).verify(one.body, dict(one.headers)) == one.decoded
+    assert msgspec.convert(got.decoded["data"], TurnRecord) == record_from_fold(key, await own.log.read_turn(key))
+    assert got.decoded["type"] == "turn.completed"
+    assert got.decoded["links"] == {"self": f"/v1/turns/{key.turn}"}
     assert got.headers["content-type"] == "application/json"
 
 
@@ -153,7 +153,7 @@ async def test_without_a_key_ends_wait_in_the_log_and_a_first_key_delivers_them(
         assert REGISTRY.get_sample_value("tailrace_persistence_webhooks_waiting") == before
     assert receiver.turns == []
     async with own.persistence():
-        await own.drained()
+        await own.wait_until_drained()
     assert receiver.turns == turns([kept])
 
 
@@ -173,21 +173,21 @@ async def test_a_failed_delivery_is_retried_with_the_same_id_and_body(own: OwnSy
         port = private.sockets[0].getsockname()[1]
         locations = [f"http://127.0.0.1:{port}/", f"//127.0.0.1:{port}/", f"http://localhost:{port}/latest/meta-data/"]
         receiver.answers = [
-            *map(status, (500, 429, 404, 503)),
+            *map(answer_with, (500, 429, 404, 503)),
             hang,
-            status(302, location=receiver.url),
-            *(status(number, location=locations[number % 3]) for number in (301, 302, 303, 307, 308)),
+            answer_with(302, location=receiver.url),
+            *(answer_with(number, location=locations[number % 3]) for number in (301, 302, 303, 307, 308)),
         ]
         async with own.persistence(webhook_timeout_s=0.2, webhook_wait_s=0.001):
             key = await own.write(receiver.url)
-            await own.drained()
+            await own.wait_until_drained()
     assert receiver.turns == [key.turn] * 12
     assert len({got.body for got in receiver.got}) == 1
     assert connections == []
 
 
 async def test_retry_after_is_respected_if_it_is_longer_than_the_back_off(own: OwnSystem, receiver: Receiver) -> None:
-    receiver.answer = status(429, **{"retry-after": "120"})
+    receiver.answer = answer_with(429, **{"retry-after": "120"})
     with capture_logs() as lines:
         async with own.persistence():
             await own.write(receiver.url)
@@ -201,7 +201,7 @@ async def test_a_webhook_is_given_up_and_its_session_continues(
     own: OwnSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     """At 410, after webhook_give_up_s seconds, for an address that is not allowed any more, at an internal error."""
-    render, before = payload.render, given_up(reason)
+    render, before = payload.render, count_given_up(reason)
 
     def render_fails_once(record: TurnRecord) -> bytes:
         monkeypatch.setattr(payload, "render", render)
@@ -209,18 +209,18 @@ async def test_a_webhook_is_given_up_and_its_session_continues(
 
     first_url = receiver.url
     if reason == "gone":
-        receiver.answers = [status(410)]
+        receiver.answers = [answer_with(410)]
     elif reason == "expired":
-        receiver.answers = [status(500)]
+        receiver.answers = [answer_with(500)]
     elif reason == "refused":
         first_url = f"http://127.0.0.2:{receiver.port}/"
     else:
         monkeypatch.setattr(payload, "render", render_fails_once)
     keys = [await own.write(first_url, session="one"), await own.write(receiver.url, session="one")]
     async with own.persistence(webhook_give_up_s=0.001 if reason == "expired" else 60.0):
-        await own.drained()
+        await own.wait_until_drained()
     assert receiver.turns == turns(keys if reason in ("gone", "expired") else keys[1:])
-    assert given_up(reason) == before + 1
+    assert count_given_up(reason) == before + 1
 
 
 @pytest.mark.rule("R45")
@@ -230,7 +230,7 @@ async def test_webhooks_of_a_session_are_in_order_and_delay_no_other_session(
     """The second one waits while the first one is retried."""
     may_succeed = asyncio.Event()
 
-    async def fail_first(got: Got, _: Request) -> Response:
+    async def fail_first(got: ReceivedWebhook, _: Request) -> Response:
         return Response(status=204 if may_succeed.is_set() or got.turn != first.turn else 500)
 
     receiver.answer = fail_first
@@ -242,7 +242,7 @@ async def test_webhooks_of_a_session_are_in_order_and_delay_no_other_session(
         await until(lambda: set(turns(others)) <= set(receiver.turns) and receiver.turns.count(first.turn) > 3)
         assert second.turn not in receiver.turns
         may_succeed.set()
-        await own.drained()
+        await own.wait_until_drained()
     of_session = [turn for turn in receiver.turns if turn in (first.turn, second.turn)]
     assert of_session == [first.turn] * (len(of_session) - 1) + [second.turn]
 
@@ -252,8 +252,8 @@ async def test_a_tenant_whose_receiver_is_down_leaves_capacity_to_others(
 ) -> None:
     """Webhooks beyond its share are given up; the waiting ones are delivered when its receiver is back."""
     monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 2)
-    before = given_up("tenant_limit")
-    receiver.answer = status(500)
+    before = count_given_up("tenant_limit")
+    receiver.answer = answer_with(500)
     async with Receiver() as other, own.persistence():
         waiting = [await own.write(receiver.url) for _ in range(2)]
         await until(lambda: len(set(receiver.turns)) == 2)
@@ -261,12 +261,12 @@ async def test_a_tenant_whose_receiver_is_down_leaves_capacity_to_others(
         theirs = await own.write(other.url, tenant=THEIRS)
         await until(lambda: other.got)
         assert other.turns == [theirs.turn]
-        assert given_up("tenant_limit") == before + 1
-        receiver.answer = status(204)
-        await own.drained()
+        assert count_given_up("tenant_limit") == before + 1
+        receiver.answer = answer_with(204)
+        await own.wait_until_drained()
         # The share is free again.
         waiting += [await own.write(receiver.url) for _ in range(2)]
-        await own.drained()
+        await own.wait_until_drained()
     assert set(receiver.turns) == set(turns(waiting))
 
 
@@ -275,13 +275,13 @@ async def test_at_the_limit_of_waiting_webhooks_others_stay_in_the_log(
 ) -> None:
     """They are delivered when earlier ones are done."""
     monkeypatch.setattr(sender, "WAITING_MAX", 2)
-    receiver.answer = status(500)
+    receiver.answer = answer_with(500)
     keys = [await own.write(receiver.url) for _ in range(5)]
     async with own.persistence():
         await until(lambda: len(receiver.got) > 4)
         assert set(receiver.turns) == set(turns(keys[:2]))
-        receiver.answer = status(204)
-        await own.drained()
+        receiver.answer = answer_with(204)
+        await own.wait_until_drained()
     assert set(receiver.turns) == set(turns(keys))
 
 
@@ -300,7 +300,7 @@ async def test_a_slow_receiver_delays_only_its_own_tenant(own: OwnSystem, receiv
 @pytest.mark.rule("R45")
 async def test_a_deleted_turn_is_not_posted(own: OwnSystem, receiver: Receiver) -> None:
     """Neither at the first attempt nor at a retry; the session's other turns are."""
-    receiver.answer = status(500)
+    receiver.answer = answer_with(500)
     deleted = await own.write(receiver.url)
     await own.log.purge(deleted)
     async with own.persistence():
@@ -309,8 +309,8 @@ async def test_a_deleted_turn_is_not_posted(own: OwnSystem, receiver: Receiver) 
         (second,) = await own.write_session(receiver.url, 1)
         await own.log.purge(first)
         await until(lambda: second.turn in receiver.turns)
-        receiver.answer = status(204)
-        await own.drained()
+        receiver.answer = answer_with(204)
+        await own.wait_until_drained()
     assert deleted.turn not in receiver.turns
 
 
@@ -319,15 +319,15 @@ async def test_the_end_of_a_fork_is_not_posted(own: OwnSystem, receiver: Receive
     """PROTOCOL R11: it is skipped, and the turn's valid end is posted once."""
     writer = Writer(own.log, TurnKey(OURS, TurnId(new_id())))
     async with own.persistence():
-        await writer.ask(webhook=receiver.url)
+        await writer.store_request(webhook=receiver.url)
         await writer.begin("Light")
         fork = msgspec.structs.replace(build_end(await own.log.read_turn(writer.key), "cancelled"), prev=Seq(1))
         await own.connection.jetstream.publish(subjects.entry(writer.key, "end"), entries.encode(fork))
-        await own.drained()
+        await own.wait_until_drained()
         assert receiver.got == []
         await writer.end()
-        await own.drained()
-    assert [(got.turn, got.told["type"]) for got in receiver.got] == [(writer.key.turn, "turn.completed")]
+        await own.wait_until_drained()
+    assert [(got.turn, got.decoded["type"]) for got in receiver.got] == [(writer.key.turn, "turn.completed")]
 
 
 async def test_without_a_signing_key_webhooks_wait_in_the_log(own: OwnSystem, receiver: Receiver) -> None:
@@ -336,7 +336,7 @@ async def test_without_a_signing_key_webhooks_wait_in_the_log(own: OwnSystem, re
         await until((await Deliveries.open(own.connection, PERSISTENCE)).is_drained)
         assert not await own.ends.is_drained()
     async with own.persistence():
-        await own.drained()
+        await own.wait_until_drained()
     assert receiver.turns == [key.turn]
 
 
@@ -383,20 +383,20 @@ async def test_killed_and_stopped_processes_deliver_each_session_in_order(own: O
         return receiver.turns[-1:] == [key.turn]
 
     await own.shorten_lease()
-    receiver.answers, receiver.answer = [status(204)], hang
+    receiver.answers, receiver.answer = [answer_with(204)], hang
     keys = await own.write_session(receiver.url, 3)
     async with own.process() as process:
         for number, signal in enumerate((SIGKILL, SIGTERM), 1):
             await until(functools.partial(is_last, keys[number]), 20)
             await process.stop(signal)
             keys += await own.write_session(receiver.url, 1)
-            receiver.answers = [status(204)]
+            receiver.answers = [answer_with(204)]
             await process.start()
         await until(functools.partial(is_last, keys[3]), 20)
         await process.stop(SIGKILL)
-        receiver.answer = status(204)
+        receiver.answer = answer_with(204)
         await process.start()
-        await own.drained()
+        await own.wait_until_drained()
     interrupted = keys[1:4]
     sent = [key.turn for key in keys for _ in range(2 if key in interrupted else 1)]
     assert receiver.turns == sent
@@ -409,7 +409,7 @@ async def test_of_two_processes_with_one_database_only_one_sends(
     """When the sender loses its lock, the next holder sends the other webhooks, in order."""
     url = await postgresql.new_database()
     await own.shorten_lease()
-    receiver.answer = status(500)
+    receiver.answer = answer_with(500)
 
     async def lock_holders() -> list[int]:
         async with postgresql.connected(url) as admin:
@@ -434,8 +434,8 @@ async def test_of_two_processes_with_one_database_only_one_sends(
         async with postgresql.connected(url) as admin:
             await admin.execute("SELECT pg_terminate_backend($1)", holder)
         await until(is_handed_over)
-        receiver.answer = status(204)
-        await own.drained()
+        receiver.answer = answer_with(204)
+        await own.wait_until_drained()
     of_session = receiver.turns
     assert list(dict.fromkeys(of_session)) == turns(keys)
     assert of_session[-5:] == turns(keys[1:])
@@ -443,12 +443,12 @@ async def test_of_two_processes_with_one_database_only_one_sends(
 
 async def test_webhooks_continue_after_a_restart_of_nats_server(own: OwnSystem, receiver: Receiver) -> None:
     """Leases are stored on its disk."""
-    receiver.answer = status(500)
+    receiver.answer = answer_with(500)
     async with own.persistence():
         keys = await own.write_session(receiver.url, 2)
         await until(lambda: receiver.got)
         await own.server.stop(SIGKILL)
-        receiver.answer = status(204)
+        receiver.answer = answer_with(204)
         await own.server.start()
         await until(lambda: keys[1].turn in receiver.turns, 20)
     # The killed server may have lost an acknowledgement, so a turn may be posted again.
@@ -472,7 +472,7 @@ async def test_turns_that_cannot_be_read_are_posted_later_in_order(
     keys = await own.write_session(receiver.url, 4)
     monkeypatch.setattr(TurnLog, "read_entries", fail_at_times)
     async with own.persistence():
-        await own.drained()
+        await own.wait_until_drained()
     assert failed == keys[:3]
     assert receiver.turns == turns(keys)
 
@@ -485,7 +485,7 @@ async def test_a_webhook_whose_lease_expired_is_not_posted_twice_at_once(
     ack, take = Delivery.ack, Deliveries.next
     taken: list[Delivery] = []
 
-    async def answer_late(_: Got, __: Request) -> Response:
+    async def answer_late(_: ReceivedWebhook, __: Request) -> Response:
         await until(lambda: len(taken) >= 3)
         return Response(status=204)
 
@@ -506,21 +506,21 @@ async def test_a_webhook_whose_lease_expired_is_not_posted_twice_at_once(
     receiver.answer = answer_late
     async with own.persistence():
         key = await own.write(receiver.url)
-        await own.drained()
+        await own.wait_until_drained()
         await until(lambda: REGISTRY.get_sample_value("tailrace_persistence_webhooks_waiting") == 0)
     assert receiver.turns == [key.turn]
 
 
 async def test_urls_of_receivers_are_not_logged(own: OwnSystem, receiver: Receiver) -> None:
     canary, text = "canary-of-a-url", "canary of a text"
-    receiver.answers = [status(500), status(204), status(410)]
+    receiver.answers = [answer_with(500), answer_with(204), answer_with(410)]
     urls = [f"{receiver.url}?token={canary}"] * 2 + [f"http://127.0.0.2/{canary}", f"http://127.0.0.1:1/{canary}"]
     async with own.process(TAILRACE_WEBHOOK_GIVE_UP_S=0.5) as process:
         for url in urls:
             await own.write(url, text=text)
-        await own.drained()
+        await own.wait_until_drained()
         printed = process.printed.read_text()
-    assert [len(process.said(event)) for event in ("webhook delivered", "webhook given up")] == [1, 3]
+    assert [len(process.find_lines(event)) for event in ("webhook delivered", "webhook given up")] == [1, 3]
     assert "canary" not in printed
     assert KEY not in printed
 

@@ -23,13 +23,13 @@ from tailrace.proto.entries import Attempt
 from tailrace.proto.nats import Deliveries
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests.harness.generator_in_loop import (
-    attempts,
-    ended,
     is_acknowledged,
-    modes,
-    open_streams,
+    read_attempts,
+    read_modes,
+    read_stats,
     shorten_lease,
-    stats,
+    wait_for_end,
+    wait_for_open_streams,
     words,
 )
 from tests.harness.own_system import OwnSystem
@@ -44,22 +44,22 @@ pytestmark = pytest.mark.filterwarnings("ignore:The model 'claude-sonnet-4-5' is
 @pytest.mark.rule("R17")
 async def test_a_turn_is_acknowledged_after_its_end_and_not_before(own: OwnSystem) -> None:
     """If its generator dies meanwhile, another one gets it."""
-    async with own.working():
+    async with own.running_generator():
         turn = await own.answer("words=50 rate=0")
         assert (turn.text, turn.outcome, turn.attempt, turn.stop.stop_reason) == (words(50), "completed", 1, "end_turn")
         assert (turn.usage.output_tokens, await own.calls()) == (50, 1)
-        await own.acknowledged()
-        key = await own.ask("words=3 rate=0 fault=stall@1")
-        await open_streams(own.claude, 1)
+        await own.wait_until_acknowledged()
+        key = await own.append_request("words=3 rate=0 fault=stall@1")
+        await wait_for_open_streams(own.claude, 1)
         assert not await is_acknowledged(own.connection)
         await cancel(own.log, key)
-        await own.acknowledged()
+        await own.wait_until_acknowledged()
 
 
 async def test_the_lease_of_a_running_turn_is_renewed(own: OwnSystem) -> None:
     """Another idle generator does not get the turn."""
     await shorten_lease(own.connection, 0.5)
-    async with own.working(), own.working():
+    async with own.running_generator(), own.running_generator():
         turn = await own.answer("words=60 rate=50")
     assert (turn.text, turn.attempt, await own.calls()) == (words(60), 1, 1)
 
@@ -67,13 +67,13 @@ async def test_the_lease_of_a_running_turn_is_renewed(own: OwnSystem) -> None:
 async def test_a_turn_delivered_again_to_its_own_generator_continues(own: OwnSystem) -> None:
     """A generator that was frozen longer than its lease gets the turn again: the same attempt goes on."""
     await shorten_lease(own.connection, 0.3)
-    async with own.working():
-        key = await own.ask("words=40 rate=40")
-        await open_streams(own.claude, 1)
+    async with own.running_generator():
+        key = await own.append_request("words=40 rate=40")
+        await wait_for_open_streams(own.claude, 1)
         # The fault: nothing in this process runs for that long.
         time.sleep(0.7)  # noqa: ASYNC251
-        turn = await ended(own.log, key)
-        await own.acknowledged()
+        turn = await wait_for_end(own.log, key)
+        await own.wait_until_acknowledged()
     assert (turn.text, turn.attempt, await own.calls()) == (words(40), 1, 1)
     info = await own.connection.jetstream.consumer_info(STREAM, GENERATORS)
     assert info.delivered is not None
@@ -83,34 +83,34 @@ async def test_a_turn_delivered_again_to_its_own_generator_continues(own: OwnSys
 @pytest.mark.rule("R100")
 async def test_a_draining_generator_finishes_its_turns_until_a_second_signal(own: OwnSystem) -> None:
     """It takes no new turn; another generator takes the queue, and what is handed over."""
-    async with own.working(grace_s=600) as stop:
-        key = await own.ask("words=4000 rate=50")
-        await open_streams(own.claude, 1)
+    async with own.running_generator(grace_s=600) as stop:
+        key = await own.append_request("words=4000 rate=50")
+        await wait_for_open_streams(own.claude, 1)
         stop.signal()
-        async with own.working():
+        async with own.running_generator():
             assert (await own.answer("words=3 rate=0")).attempt == 1
-            assert await modes(own.log, key) == ["fresh"]
+            assert await read_modes(own.log, key) == ["fresh"]
             stop.signal()
             await until(lambda: was_continued(own, key))
             await cancel(own.log, key)
 
 
 async def was_continued(own: OwnSystem, key: TurnKey) -> bool:
-    return await modes(own.log, key) == ["fresh", "continue"]
+    return await read_modes(own.log, key) == ["fresh", "continue"]
 
 
 @pytest.mark.rule("R18")
 async def test_a_worker_takes_no_more_than_its_concurrency(own: OwnSystem) -> None:
     """A request in the queue can go to another generator; one in a busy process waits for its lease."""
     deliveries = await Deliveries.open(own.connection, GENERATORS)
-    async with own.working(concurrency=2, tenant_share=1):
-        keys = [await own.ask(f"words=3 rate=0 tag=x{number} fault=stall@1") for number in range(5)]
-        await open_streams(own.claude, 2)
+    async with own.running_generator(concurrency=2, tenant_share=1):
+        keys = [await own.append_request(f"words=3 rate=0 tag=x{number} fault=stall@1") for number in range(5)]
+        await wait_for_open_streams(own.claude, 2)
         backlog = await deliveries.backlog()
         assert (backlog.leased, backlog.waiting) == (2, 3)
         for number, key in enumerate(keys):
             await cancel(own.log, key)
-            await open_streams(own.claude, min(2, len(keys) - number - 1))
+            await wait_for_open_streams(own.claude, min(2, len(keys) - number - 1))
     assert await own.calls() == 5
 
 
@@ -181,18 +181,18 @@ CASES = {
 async def test_a_failing_call_is_repeated_continued_or_fails_the_turn(own: OwnSystem, name: str) -> None:
     """Before its first event it is repeated, after it the next attempt continues it, up to the limits."""
     case = CASES[name]
-    async with own.working(**case.settings or {}):
-        key = await own.ask(case.line, **case.request or {})
-        turn = await ended(own.log, key)
-        await own.acknowledged()
+    async with own.running_generator(**case.settings or {}):
+        key = await own.append_request(case.line, **case.request or {})
+        turn = await wait_for_end(own.log, key)
+        await own.wait_until_acknowledged()
     assert turn.outcome == ("failed" if case.error else "completed")
     assert (turn.error.code if turn.error else None) == case.error
-    assert (turn.text, tuple(await modes(own.log, key)), len(turn.blocks)) == (
+    assert (turn.text, tuple(await read_modes(own.log, key)), len(turn.blocks)) == (
         case.text,
         case.modes,
         bool(case.text),
     )
-    counted = await stats(own.claude)
+    counted = await read_stats(own.claude)
     # The simulated Claude does not count calls that cost nothing.
     assert (counted["calls"], counted["continuations_mismatched"]) == (case.calls, 0)
     assert counted["continuations"] == case.modes.count("continue")
@@ -201,40 +201,40 @@ async def test_a_failing_call_is_repeated_continued_or_fails_the_turn(own: OwnSy
 async def test_an_unreachable_model_is_called_again(own: OwnSystem) -> None:
     """Connection refused until a server listens: still the first attempt."""
     [port] = find_free(1)
-    async with own.working(claude_url=f"http://127.0.0.1:{port}", call_tries_max=99, call_wait_max_s=0.1):
-        key = await own.ask("words=9 rate=0")
-        await until(lambda: attempts(own.log, key))
+    async with own.running_generator(claude_url=f"http://127.0.0.1:{port}", call_tries_max=99, call_wait_max_s=0.1):
+        key = await own.append_request("words=9 rate=0")
+        await until(lambda: read_attempts(own.log, key))
         async with serving(port=port):
-            turn = await ended(own.log, key)
+            turn = await wait_for_end(own.log, key)
     assert (turn.text, turn.outcome, turn.attempt) == (words(9), "completed", 1)
 
 
 async def test_a_turn_fails_at_its_deadline_and_keeps_its_text(own: OwnSystem) -> None:
     """The call is closed, and no generator takes the turn again."""
-    async with own.working(deadline_s=0.5):
+    async with own.running_generator(deadline_s=0.5):
         turn = await own.answer("words=900 rate=40")
-        await open_streams(own.claude, 0)
-        await own.acknowledged()
+        await wait_for_open_streams(own.claude, 0)
+        await own.wait_until_acknowledged()
     assert turn.error is not None
     assert (turn.outcome, turn.error.code, turn.attempt) == ("failed", "deadline_exceeded", 1)
     assert turn.text
     assert words(900).startswith(turn.text)
-    assert (await stats(own.claude))["streams_aborted"] == 1
+    assert (await read_stats(own.claude))["streams_aborted"] == 1
 
 
 @pytest.mark.rule("F4")
 @pytest.mark.parametrize("concurrency", [1, 8])
 async def test_at_sigterm_a_running_turn_may_finish_and_no_turn_begins(own: OwnSystem, concurrency: int) -> None:
     """A request that a last pull still delivers goes to another generator."""
-    async with own.working(concurrency=concurrency, grace_s=10) as stop:
-        running = await own.ask("words=60 rate=80")
-        await open_streams(own.claude, 1)
+    async with own.running_generator(concurrency=concurrency, grace_s=10) as stop:
+        running = await own.append_request("words=60 rate=80")
+        await wait_for_open_streams(own.claude, 1)
         stop.set()
-        late = await own.ask("words=3")
-        finished = await ended(own.log, running)
-        assert await attempts(own.log, late) == []
-        async with own.working():
-            answered = await ended(own.log, late)
+        late = await own.append_request("words=3")
+        finished = await wait_for_end(own.log, running)
+        assert await read_attempts(own.log, late) == []
+        async with own.running_generator():
+            answered = await wait_for_end(own.log, late)
     assert (finished.text, finished.attempt) == (words(60), 1)
     assert (answered.text, answered.attempt) == (words(3), 1)
     assert answered.generator != finished.generator
@@ -244,14 +244,14 @@ async def test_at_sigterm_a_running_turn_may_finish_and_no_turn_begins(own: OwnS
 @pytest.mark.parametrize("concurrency", [1, 8])
 async def test_after_the_grace_period_another_generator_continues_at_once(own: OwnSystem, concurrency: int) -> None:
     """It does not wait for the lease, also when all slots were taken."""
-    async with own.working(grace_s=0.1, concurrency=concurrency) as stop:
-        key = await own.ask("words=80 rate=80")
-        await open_streams(own.claude, 1)
-        async with own.working():
+    async with own.running_generator(grace_s=0.1, concurrency=concurrency) as stop:
+        key = await own.append_request("words=80 rate=80")
+        await wait_for_open_streams(own.claude, 1)
+        async with own.running_generator():
             stop.set()
-            turn = await ended(own.log, key)
+            turn = await wait_for_end(own.log, key)
     assert (turn.text, turn.outcome) == (words(80), "completed")
-    assert await modes(own.log, key) == ["fresh", "continue"]
+    assert await read_modes(own.log, key) == ["fresh", "continue"]
     entries = await own.log.read_entries(key)
     [second] = [stored for stored in entries if isinstance(stored.entry, Attempt) and stored.entry.attempt == 2]
     before = next(stored for stored in entries if stored.seq == second.entry.prev)
@@ -262,11 +262,11 @@ async def test_after_the_grace_period_another_generator_continues_at_once(own: O
 @pytest.mark.rule("F10")
 async def test_a_turn_survives_a_restart_of_nats_server(own: OwnSystem) -> None:
     """Its events wait during the restart, and the answer continues."""
-    async with own.working():
-        key = await own.ask("words=60 rate=60")
+    async with own.running_generator():
+        key = await own.append_request("words=60 rate=60")
         # A follower waits for the log to come back; a new one would be refused.
-        ending = asyncio.create_task(ended(own.log, key))
-        await open_streams(own.claude, 1)
+        ending = asyncio.create_task(wait_for_end(own.log, key))
+        await wait_for_open_streams(own.claude, 1)
         await own.server.stop(SIGKILL)
         await own.server.start()
         turn = await ending
@@ -278,14 +278,14 @@ async def test_a_turn_survives_a_restart_of_nats_server(own: OwnSystem) -> None:
 async def test_a_turn_that_raises_in_every_generator_ends(own: OwnSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts with an internal error count, so the turn fails after the last one; the generator continues."""
 
-    async def broken(_: AnthropicApi, call: Call) -> AsyncGenerator[ModelEvent, None]:
+    async def break_off(_: AnthropicApi, call: Call) -> AsyncGenerator[ModelEvent, None]:
         raise ZeroDivisionError(call.model)
         yield ModelEvent(events.UnknownEvent(), msgspec.Raw())
 
     with monkeypatch.context() as patched:
-        patched.setattr(AnthropicApi, "answer", broken)
-        async with own.working(attempts_max=2):
-            turn = await own.settled(await own.ask("words=3"))
+        patched.setattr(AnthropicApi, "answer", break_off)
+        async with own.running_generator(attempts_max=2):
+            turn = await own.wait_until_settled(await own.append_request("words=3"))
             patched.undo()
             assert (await own.answer("words=2 rate=0")).outcome == "completed"
     assert turn.error is not None

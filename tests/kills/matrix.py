@@ -99,7 +99,7 @@ async def run(
         await system.collect()
     found = load(folder)
     matrix.hits += hits(found, turns)
-    matrix.broken[process] = invariants.not_held(invariants.judge(found, BOUNDS), UNKNOWN)
+    matrix.broken[process] = invariants.find_failed(invariants.judge(found, BOUNDS), UNKNOWN)
     if process == "generator":
         matrix.takeover_s += pauses_s(found, turns, is_delta=True)
     if process == "gateway":

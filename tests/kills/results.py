@@ -9,7 +9,7 @@ from tailrace.proto.entries import Attempt
 from tailrace.proto.ids import Seq
 from tests.checker.history import Read
 from tests.checker.run import NS_PER_S, Run
-from tests.harness.readers import rendered
+from tests.harness.readers import render_frames
 from tests.kills.cell import UNACKNOWLEDGED, Cell, entry_names
 from tests.kills.dialect_reader import Reader
 from tests.kills.round import Turn
@@ -65,7 +65,7 @@ def _reader_problem(run: Run, reader: Reader) -> str:
     restarts = [one.seq for one in stored if isinstance(one.entry, Attempt) and one.entry.mode == "restart"]
     drops_restarted = restarts and not dialect.can_reset and dialect.name != KEEPS_RESTARTS
     since = restarts[-1] if drops_restarted else Seq(0)
-    expected = b"".join(frame.sent for frame in rendered(reader.key, stored, dialect.name) if frame.seq > since)
+    expected = b"".join(frame.sent for frame in render_frames(reader.key, stored, dialect.name) if frame.seq > since)
     if not reader.is_whole:
         return f"did not receive the end over {reader.connections} connections"
     if reader.kept != expected:

@@ -75,7 +75,7 @@ async def run_round(
                 task.cancel()
             await asyncio.gather(*reading, return_exceptions=True)
         with suppress(AssertionError):
-            await system.settled(ENDED_S_MAX)
+            await system.wait_until_settled(ENDED_S_MAX)
         for one in (*waiting, *pausing):
             await one.stop(SIGTERM)
         if system.gateways[0].is_gone:
@@ -98,14 +98,14 @@ async def read(turn: Turn) -> None:
 
 
 def paused_turns(generators: Sequence[Process]) -> set[str]:
-    return {fact["turn"] for generator in generators for fact in generator.said("paused")}
+    return {fact["turn"] for generator in generators for fact in generator.find_lines("paused")}
 
 
 async def note_tail(system: RecordedSystem, turn: Turn) -> None:
     """Records the turn's last entry once all of its readers have received it."""
     stored = await system.log.read_entries(turn.key, limit=4096)
     turn.tail, turn.entry = stored[-1].seq, entry_names(stored, turn.cell.kind)[-1]
-    frames = {dialect: readers.rendered(turn.key, stored, dialect) for dialect in DIALECTS}
+    frames = {dialect: readers.render_frames(turn.key, stored, dialect) for dialect in DIALECTS}
     expected = {dialect: b"".join(frame.sent for frame in some) for dialect, some in frames.items()}
     await until(lambda: turn.client.seen == frames["tailrace"][-1].seq, ENDED_S_MAX)
     await until(lambda: all(reader.kept == expected[reader.dialect] for reader in turn.readers), ENDED_S_MAX)
@@ -120,7 +120,7 @@ async def kill(
             for generator in pausing:
                 paused = paused_turns([generator])
                 victims = [turn for turn in turns if turn.key.turn in paused]
-                kill_one(system, generator.said("ready")[-1]["generator"], generator, victims)
+                kill_one(system, generator.find_lines("ready")[-1]["generator"], generator, victims)
         case "gateway":
             kill_one(system, name, system.gateways[0], turns)
         case "persistence":

@@ -29,7 +29,7 @@ from tailrace.proto.entries import Attempt, Event, Stored
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.nats import Connection, TurnLog, streams
 from tailrace.proto.subjects import GENERATORS, TurnKey
-from tests.harness.generator_in_loop import account, ask, words
+from tests.harness.generator_in_loop import append_request, read_calls, words
 from tests.harness.processes import CHECKOUT, START_S_MAX, as_user
 from tests.harness.until import until
 
@@ -52,7 +52,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return int(self.seconds * RATE)
 
 
-class Worn(msgspec.Struct, frozen=True, kw_only=True):
+class WearResult(msgspec.Struct, frozen=True, kw_only=True):
     """The results of the turns."""
 
     turns: list[Turn]
@@ -74,7 +74,7 @@ class Worn(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-async def wear(plan: Plan, folder: Path) -> Worn:
+async def wear(plan: Plan, folder: Path) -> WearResult:
     """Runs `plan` in a system of its own, without a gateway: the log is written and read here."""
     async with NatsServer(folder) as server, serving() as claude:
         admin = await Connection.open(server.url, "wear")
@@ -117,7 +117,7 @@ def _note_ready(ready: list[str], name: str, line: str) -> bool:
     return True
 
 
-async def _wear(plan: Plan, log: TurnLog, supervisor: Supervisor, ready: list[str], claude: str) -> Worn:
+async def _wear(plan: Plan, log: TurnLog, supervisor: Supervisor, ready: list[str], claude: str) -> WearResult:
     line = f"words={plan.words} rate={RATE}"
     loop = asyncio.get_running_loop()
     stop_at = loop.time() + plan.kill_for_s
@@ -125,26 +125,26 @@ async def _wear(plan: Plan, log: TurnLog, supervisor: Supervisor, ready: list[st
 
     async def run() -> None:
         while True:
-            key = await ask(log, line, max_tokens=10 * plan.words)
+            key = await append_request(log, line, max_tokens=10 * plan.words)
             ended.append(await _follow(log, key, plan.seconds + plan.kill_for_s + LATE_S_MAX))
             if not plan.is_endless or loop.time() >= stop_at:
                 return
 
     async with asyncio.TaskGroup() as group:
         killing = group.create_task(_kill(supervisor, ready, plan.kill_every_s, stop_at))
-        telling = group.create_task(_tell(ended))
+        telling = group.create_task(_report_progress(ended))
         async with asyncio.TaskGroup() as running:
             for _ in range(plan.turns):
                 running.create_task(run())
         telling.cancel()
     turns = [turn for turn, _ in ended]
     text = words(plan.words)
-    return Worn(
+    return WearResult(
         turns=turns,
         whole=sum(turn.outcome == "completed" and turn.text == text for turn in turns),
         kills=killing.result(),
         attempts=sum(turn.attempt for turn in turns),
-        calls=len((await account(claude)).calls),
+        calls=len((await read_calls(claude)).calls),
         pause_s=max((_longest_pause_s(stored) for _, stored in ended), default=0.0),
     )
 
@@ -170,7 +170,7 @@ async def _kill(supervisor: Supervisor, ready: list[str], every_s: float, stop_a
     return kills
 
 
-async def _tell(ended: Sequence[tuple[Turn, list[Stored]]]) -> None:
+async def _report_progress(ended: Sequence[tuple[Turn, list[Stored]]]) -> None:
     """Prints what came of the turns so far, every minute."""
     for minute in itertools.count(1):
         await asyncio.sleep(60)

@@ -10,14 +10,14 @@ import pytest
 CHECKOUT = Path(__file__).parents[2]
 
 
-def required(extra: str | None = None) -> set[str]:
+def required_packages(extra: str | None = None) -> set[str]:
     """The names of the packages that pyproject.toml asks for, with those of an extra."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
     return {re.split(r"[\[=<>~ ]", line)[0] for line in wanted}
 
 
-def locked(lock: str) -> set[str]:
+def locked_packages(lock: str) -> set[str]:
     """The names of the packages that a lock file pins with hashes."""
     pinned = re.findall(
         r"^([a-z0-9-]+)(?:\[[a-z]+\])?==.* \\\n    --hash=sha256:", (CHECKOUT / lock).read_text(), re.MULTILINE
@@ -32,20 +32,20 @@ def test_every_dependency_is_documented() -> None:
     rows = re.findall(r"^\| ([^|]*) \|", "".join(tables), re.MULTILINE)
     bundled = set(json.loads((CHECKOUT / "web/package.json").read_text())["devDependencies"])
     documented = {name for row in rows for name in re.sub(r"\(.*\)", "", row).replace(",", "").split()}
-    assert documented == required("dev") | bundled
+    assert documented == required_packages("dev") | bundled
 
 
 @pytest.mark.rule("S17")
 def test_every_dependency_is_locked_with_its_hashes() -> None:
     """`make run` and `make test` install only packages whose hashes are known."""
-    assert required() - locked("requirements.lock") == set()
-    assert required("dev") - locked("requirements-dev.lock") == set()
-    assert required("otlp") - locked("requirements-container.lock") == set()
+    assert required_packages() - locked_packages("requirements.lock") == set()
+    assert required_packages("dev") - locked_packages("requirements-dev.lock") == set()
+    assert required_packages("otlp") - locked_packages("requirements-container.lock") == set()
 
 
 def test_the_product_installs_no_development_tool() -> None:
     """`make run` installs what the product needs, and no client library, test runner or linter."""
-    assert locked("requirements.lock") & (required("dev") - required()) == set()
+    assert locked_packages("requirements.lock") & (required_packages("dev") - required_packages()) == set()
 
 
 @pytest.mark.parametrize(

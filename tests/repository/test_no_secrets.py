@@ -35,7 +35,7 @@ SAMPLES = {
 }
 
 
-def tracked() -> list[str]:
+def tracked_files() -> list[str]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, check=True)
     return [name for name in listed.stdout.decode().split("\0") if (CHECKOUT / name).is_file()]
 
@@ -48,7 +48,7 @@ def secrets(text: str) -> list[str]:
 @pytest.mark.skipif(not (CHECKOUT / ".git").exists(), reason="not a git checkout")
 def test_no_tracked_file_contains_a_secret() -> None:
     """Keys, tokens, passwords, and files that usually contain them."""
-    names = tracked()
+    names = tracked_files()
     found = {name: secrets((CHECKOUT / name).read_text(errors="replace")) for name in names}
     assert {name: forms for name, forms in found.items() if forms} == {}
     assert [name for name in names if BAD_NAMES.search(name)] == []

@@ -47,13 +47,13 @@ class SimulatedConsumer:
 
     def watch(self, server: SimulatedServer, key: TurnKey) -> None:
         """Delivers the entries of the turn `key`, whose log is on `server`."""
-        server.watches.append(partial(self._stored, key))
+        server.watches.append(partial(self._queue, key))
 
     @property
     def is_done(self) -> bool:
         return all(message.is_done for message in self.messages)
 
-    def _stored(self, key: TurnKey, stored: Stored) -> None:
+    def _queue(self, key: TurnKey, stored: Stored) -> None:
         if self._is_wanted(stored):
             message = Message(key, stored)
             self.messages.append(message)

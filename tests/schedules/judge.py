@@ -25,10 +25,10 @@ class _History(History, frozen=True, kw_only=True):
 def judge(schedule: Schedule) -> Verdict:
     """Returns the worst verdict; its evidence begins with the seed."""
     stored = schedule.server.stored
-    turn, valid = fold(stored), valid_of(stored)
+    turn, valid = fold(stored), select_valid(stored)
     history = _History(
         posted={KEY: True},
-        readers=tuple(_reader(reader, turn, valid) for reader in schedule.readers),
+        readers=tuple(_build_reader(reader, turn, valid) for reader in schedule.readers),
         log={KEY: tuple(stored)},
         rendered={(KEY, "entries"): tuple(Frame(one.seq, b"") for one in valid)},
         records={KEY: record} if (record := schedule.recorder.record) is not None else {},
@@ -36,22 +36,22 @@ def judge(schedule: Schedule) -> Verdict:
     )
     verdict = worst(
         [
-            _failed(schedule),
-            _ended(schedule),
+            _check_exceptions(schedule),
+            _check_termination(schedule),
             judge_promises(history),
-            _right_text(schedule, turn),
-            _persistent(turn, valid),
-            _acknowledged(schedule, {one.seq for one in valid}),
-            _paid(schedule),
-            _shown_once(valid),
-            *(_refused(reader, valid) for reader in schedule.readers),
-            _seen(schedule),
+            _check_text(schedule, turn),
+            _check_attempts(turn, valid),
+            _check_acknowledgements(schedule, {one.seq for one in valid}),
+            _check_calls(schedule),
+            _check_repeats(valid),
+            *(_check_refusals(reader, valid) for reader in schedule.readers),
+            _check_visibility(schedule),
         ]
     )
     return verdict._replace(evidence=f"seed {schedule.seed}: {verdict.evidence}")
 
 
-def valid_of(stored: list[Stored]) -> list[Stored]:
+def select_valid(stored: list[Stored]) -> list[Stored]:
     chain, valid = START, list[Stored]()
     for one in stored:
         if (there := link(chain, one.seq, one.entry)) is not None:
@@ -60,7 +60,7 @@ def valid_of(stored: list[Stored]) -> list[Stored]:
     return valid
 
 
-def _reader(reader: simulated.Reader, turn: Turn, valid: list[Stored]) -> Reader:
+def _build_reader(reader: simulated.Reader, turn: Turn, valid: list[Stored]) -> Reader:
     is_whole = len(reader.received) == len(valid) and all(a is b for a, b in zip(reader.received, valid, strict=True))
     read = turn if is_whole else fold(reader.received)
     return Reader(
@@ -72,19 +72,19 @@ def _reader(reader: simulated.Reader, turn: Turn, valid: list[Stored]) -> Reader
     )
 
 
-def _failed(schedule: Schedule) -> Verdict:
+def _check_exceptions(schedule: Schedule) -> Verdict:
     """The product has logged no unexpected exception."""
     return Verdict(False, f"{schedule.failures[0]!r} was logged") if schedule.failures else KEPT
 
 
-def _ended(schedule: Schedule) -> Verdict:
+def _check_termination(schedule: Schedule) -> Verdict:
     """All processes are done in bounded time."""
     if schedule.is_over:
         return KEPT
     return Verdict(False, f"it is not over after {schedule.world.handled} happenings")
 
 
-def _right_text(schedule: Schedule, turn: Turn) -> Verdict:
+def _check_text(schedule: Schedule, turn: Turn) -> Verdict:
     """A completed answer is the model's whole answer, any other is its beginning."""
     if turn.end is None:
         return Verdict(None, "the turn has not ended")
@@ -98,7 +98,7 @@ def _right_text(schedule: Schedule, turn: Turn) -> Verdict:
     return KEPT
 
 
-def _persistent(turn: Turn, valid: list[Stored]) -> Verdict:
+def _check_attempts(turn: Turn, valid: list[Stored]) -> Verdict:
     """A turn fails for its attempts only after as many in a row, by default, that have stored no event of an answer."""
     if turn.error is None or turn.error.code != "attempts_exhausted":
         return KEPT
@@ -116,7 +116,7 @@ def _persistent(turn: Turn, valid: list[Stored]) -> Verdict:
     return KEPT if is_kept else Verdict(False, f"given up after {fruitless} attempts in a row that stored nothing")
 
 
-def _acknowledged(schedule: Schedule, valid: set[Seq]) -> Verdict:
+def _check_acknowledgements(schedule: Schedule, valid: set[Seq]) -> Verdict:
     """An acknowledged append is valid, and a request is acknowledged after the end."""
     if schedule.too_early:
         return Verdict(False, schedule.too_early[0])
@@ -131,7 +131,7 @@ def _acknowledged(schedule: Schedule, valid: set[Seq]) -> Verdict:
     return KEPT
 
 
-def _paid(schedule: Schedule) -> Verdict:
+def _check_calls(schedule: Schedule) -> Verdict:
     """Each call has an attempt, or is a hedge; and each first attempt has at most one hedge."""
     attempts = [one.entry for one in schedule.server.stored if isinstance(one.entry, Attempt)]
     calls = sum(generator.calls for generator in schedule.generators)
@@ -143,7 +143,7 @@ def _paid(schedule: Schedule) -> Verdict:
     return KEPT if hedges <= late else Verdict(False, f"{hedges} hedges of {late} first attempts")
 
 
-def _shown_once(valid: list[Stored]) -> Verdict:
+def _check_repeats(valid: list[Stored]) -> Verdict:
     """Only a restart may repeat what readers have received: a fresh attempt follows no visible event."""
     is_shown = False
     for stored in valid:
@@ -159,7 +159,7 @@ def _shown_once(valid: list[Stored]) -> Verdict:
     return KEPT
 
 
-def _refused(reader: simulated.Reader, valid: list[Stored]) -> Verdict:
+def _check_refusals(reader: simulated.Reader, valid: list[Stored]) -> Verdict:
     """No reader is refused a turn or a cursor that is valid."""
     if reader.refused:
         return Verdict(False, f"{reader.name}: {reader.refused[0]}")
@@ -169,7 +169,7 @@ def _refused(reader: simulated.Reader, valid: list[Stored]) -> Verdict:
     return KEPT
 
 
-def _seen(schedule: Schedule) -> Verdict:
+def _check_visibility(schedule: Schedule) -> Verdict:
     """Entries that a client has seen do not disappear from later answers."""
     if schedule.faults.may_fork or schedule.faults.wakings:
         # Entries of a fork may disappear. A former leader that wakes up answers from its past for a moment.

@@ -47,11 +47,11 @@ def outcomes_in_processes(processes: int, first: int, after: int, rule: str | No
     """Returns the outcomes of the seeds from `first` to before `after`, in order, played by `processes` processes."""
     chunks = [range(begin, min(begin + CHUNK, after)) for begin in range(first, after, CHUNK)]
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        for chunk in pool.map(partial(_listed, rule=rule), chunks):
+        for chunk in pool.map(partial(_list_outcomes, rule=rule), chunks):
             yield from chunk
 
 
-def _listed(seeds: range, rule: str | None) -> list[Outcome]:
+def _list_outcomes(seeds: range, rule: str | None) -> list[Outcome]:
     return list(outcomes(seeds, rule))
 
 

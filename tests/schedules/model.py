@@ -72,7 +72,7 @@ def question(script: Script, on_interrupt: str) -> Request:
     return request(on_interrupt=on_interrupt, options=FORMAT if script.wrong else None)
 
 
-async def misfit(_judge: object, _schema: object, text: str, _tenant: object) -> str | None:
+async def find_mismatch(_judge: object, _schema: object, text: str, _tenant: object) -> str | None:
     """Replaces SchemaChecker.find_mismatch, which starts a process."""
     return None if text.startswith("[") else MISFIT
 

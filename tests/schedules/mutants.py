@@ -43,41 +43,41 @@ LINKS = (
 def fence() -> Patches:
     """The server stores entries whatever their fence."""
 
-    def unfenced(self: SimulatedServer, entry: Entry, _: Seq, wait_s: float) -> Answer:
+    def store_unfenced(self: SimulatedServer, entry: Entry, _: Seq, wait_s: float) -> Answer:
         return wait_s, self.store(entry)
 
-    return [patch.object(SimulatedServer, "apply", unfenced)]
+    return [patch.object(SimulatedServer, "apply", store_unfenced)]
 
 
 def prev() -> Patches:
     """An entry is valid whatever its predecessor."""
 
-    def loose(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
+    def accept_any_predecessor(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
         return link(Chain(entry.prev, chain.attempt, chain.is_ended), seq, entry)
 
-    return [patch(name, loose) for name in LINKS]
+    return [patch(name, accept_any_predecessor) for name in LINKS]
 
 
 def epoch() -> Patches:
     """An entry of an attempt that is over is valid."""
 
-    def ageless(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
+    def accept_any_attempt(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
         there = link(Chain(chain.last, -1, chain.is_ended), seq, entry)
         return there and Chain(there.last, max(there.attempt, chain.attempt), there.is_ended)
 
-    return [patch(name, ageless) for name in LINKS]
+    return [patch(name, accept_any_attempt) for name in LINKS]
 
 
 def end_is_last() -> Patches:
     """Entries after an end are valid, and an ended turn is continued."""
 
-    def endless(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
+    def accept_after_end(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
         return link(Chain(chain.last, chain.attempt), seq, entry)
 
     def plan_again(turn: Turn, attempts_max: int, cut: str | None = None) -> Plan:
         return plan(msgspec.structs.replace(turn, end=None), attempts_max, cut)
 
-    return [*(patch(name, endless) for name in LINKS), patch("tailrace.generators.planner.plan", plan_again)]
+    return [*(patch(name, accept_after_end) for name in LINKS), patch("tailrace.generators.planner.plan", plan_again)]
 
 
 def tail_rule() -> Patches:
@@ -94,12 +94,14 @@ def tail_rule() -> Patches:
 
 def end_check() -> Patches:
     """A writer believes that its end is valid because it was acknowledged."""
-    return [patch("tailrace.proto.nats.append.is_stored_chain", _returns(True))]
+    return [patch("tailrace.proto.nats.append.is_stored_chain", _always_return(True))]
 
 
 def reader_end_check() -> Patches:
     """A follower never compares with the log what the feed has shown."""
-    return [patch(f"tailrace.proto.nats.follower.{name}", _returns(True)) for name in ("is_valid", "is_stored_chain")]
+    return [
+        patch(f"tailrace.proto.nats.follower.{name}", _always_return(True)) for name in ("is_valid", "is_stored_chain")
+    ]
 
 
 def reader_early_end() -> Patches:
@@ -138,7 +140,7 @@ def reader_gap() -> Patches:
 
 def reader_reread() -> Patches:
     """A follower does not read the log when the feed is silent."""
-    return [patch("tailrace.proto.nats.follower.Follower._read_page", _returns([]))]
+    return [patch("tailrace.proto.nats.follower.Follower._read_page", _always_return([]))]
 
 
 def cursor_rule() -> Patches:
@@ -160,10 +162,10 @@ def cursor_rule() -> Patches:
 
 def acknowledgement_rule() -> Patches:
     """A generator that has lost the fence acknowledges the turn's request."""
-    return [patch("tailrace.generators.worker.Worker._check_end", _returns(True))]
+    return [patch("tailrace.generators.worker.Worker._check_end", _always_return(True))]
 
 
-def reading_as_far_as_told() -> Patches:
+def recorder_waits_for_entry() -> Patches:
     """Persistence folds what a single read returns."""
 
     async def read_turn_upto(self: TurnLog, key: TurnKey, _: Seq) -> Turn:
@@ -178,7 +180,7 @@ def reading_as_far_as_told() -> Patches:
     ]
 
 
-def counting_before_recording() -> Patches:
+def recorder_counts_entries() -> Patches:
     """Persistence records an ended turn from its first entries and its end, whatever else the log has."""
 
     async def read_ended_turn(self: TurnLog, key: TurnKey, end: Stored) -> Turn:
@@ -188,17 +190,17 @@ def counting_before_recording() -> Patches:
     return [patch.object(TurnLog, "read_ended_turn", read_ended_turn)]
 
 
-def reading_before_planning() -> Patches:
+def planner_reads_twice() -> Patches:
     """A generator plans by what a single read returns."""
-    return [patch.object(TurnLog, "read_turn", _reading_once_in("generator"))]
+    return [patch.object(TurnLog, "read_turn", _read_once_in("generator"))]
 
 
-def looking_at_the_leader() -> Patches:
+def get_reads_leader() -> Patches:
     """A client that gets the turn receives what a single read returns."""
-    return [patch.object(TurnLog, "read_turn", _reading_once_in("looker"))]
+    return [patch.object(TurnLog, "read_turn", _read_once_in("looker"))]
 
 
-def asking_twice() -> Patches:
+def absence_read_twice() -> Patches:
     """One answer of a leader is enough to say that a turn does not exist."""
 
     async def require_turn(server: LogServer, key: TurnKey) -> None:
@@ -248,7 +250,7 @@ def race_loser() -> Patches:
                     raise
                 entry = msgspec.structs.replace(entry, prev=chain.last, attempt=chain.attempt)
 
-    return [patch.object(GeneratorLog, "append", append), patch.object(Hedging, "require_first", _returns(None))]
+    return [patch.object(GeneratorLog, "append", append), patch.object(Hedging, "require_first", _always_return(None))]
 
 
 MUTANTS: dict[str, Callable[[], Patches]] = {
@@ -267,11 +269,11 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         reader_reread,
         cursor_rule,
         acknowledgement_rule,
-        reading_as_far_as_told,
-        counting_before_recording,
-        reading_before_planning,
-        looking_at_the_leader,
-        asking_twice,
+        recorder_waits_for_entry,
+        recorder_counts_entries,
+        planner_reads_twice,
+        get_reads_leader,
+        absence_read_twice,
         continuation,
         hedge_fence,
         race_loser,
@@ -288,14 +290,14 @@ def without(name: str) -> Iterator[None]:
         yield
 
 
-def _returns(value: Any) -> Callable[..., Awaitable[Any]]:
+def _always_return(value: Any) -> Callable[..., Awaitable[Any]]:
     async def instead(*_: Any, **__: Any) -> Any:
         return value
 
     return instead
 
 
-def _reading_once_in(role: str) -> Callable[..., Awaitable[Turn]]:
+def _read_once_in(role: str) -> Callable[..., Awaitable[Turn]]:
     """A `TurnLog.read_turn` that is content with a single read in the processes whose name begins with `role`."""
 
     async def read_turn(self: TurnLog, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:

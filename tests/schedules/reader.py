@@ -10,7 +10,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.subjects import TurnKey
 from tests.promises import Connected, Frame
 from tests.schedules.process import Process
-from tests.schedules.server import SimulatedLog, SimulatedServer, shown
+from tests.schedules.server import SimulatedLog, SimulatedServer, describe
 
 RETRY_S_MAX = 0.5
 
@@ -80,7 +80,7 @@ class Reader:
             if is_over is not None:
                 return
             if entries and self.process.world.trace is not None:
-                self.process.world.record(self.name, f"receives {' '.join(shown(one.seq) for one in entries)}")
+                self.process.world.record(self.name, f"receives {' '.join(describe(one.seq) for one in entries)}")
             for stored in entries:
                 self._frames.append(Frame(stored.seq, b""))
                 self.received.append(stored)

@@ -92,7 +92,7 @@ class Schedule:
             self._at([moment], partial(canceller.cancel_after, SOON_S))
         # The jitter of the product's retries comes from here.
         random.seed(self.seed)
-        with patch.object(SchemaChecker, "find_mismatch", model.misfit), only_failures() as self.failures:
+        with patch.object(SchemaChecker, "find_mismatch", model.find_mismatch), only_failures() as self.failures:
             self.is_over = world.run_while(self._is_running, HANDLES_MAX)
             self._end()
 

@@ -99,7 +99,7 @@ class SimulatedServer:
         self.tail = seq
         self.has_end |= isinstance(entry, End)
         if self.world.trace is not None:
-            self.world.record("server", f"stores {seq}: {shown(entry)}")
+            self.world.record("server", f"stores {seq}: {describe(entry)}")
         for watch in self.watches:
             watch(stored)
         self._republish(stored)
@@ -317,20 +317,20 @@ class SimulatedLog(TurnLog):
         wait_s, result = answer
         world = self._process.world
         if world.trace is not None:
-            world.record(self._process.name, f"{what} {shown(argument)} -> {shown(result)}, in {wait_s:.4f} s")
+            world.record(self._process.name, f"{what} {describe(argument)} -> {describe(result)}, in {wait_s:.4f} s")
         await world.wait(wait_s)
         if isinstance(result, Exception):
             raise result
         return result
 
 
-def shown(what: object) -> str:
+def describe(what: object) -> str:
     """Describes an argument, an answer or an entry in one line of the trace."""
     match what:
         case Page(stored, is_last):
             return f"[{' '.join(str(one.seq) for one in stored)}]{'' if is_last else ' and more'}"
         case (fence, entry):
-            return f"behind {fence}: {shown(entry)}"
+            return f"behind {fence}: {describe(entry)}"
         case BaseException():
             return f"{type(what).__name__}({what})"
         case Request():

@@ -24,14 +24,14 @@ FIRST_SEEN = {
     "reader_end_check": 47,
     "reader_early_end": 1166,
     "cursor_rule": 139,
-    "reading_before_planning": 36,
-    "looking_at_the_leader": 393,
+    "planner_reads_twice": 36,
+    "get_reads_leader": 393,
     "hedge_fence": 1264,
 }
 SEEDS_FOR_A_MUTANT = 8_000
 
 
-def played(seed: int, *, is_traced: bool = False) -> Schedule:
+def play(seed: int, *, is_traced: bool = False) -> Schedule:
     schedule = Schedule(seed, is_traced=is_traced)
     schedule.play()
     return schedule
@@ -59,10 +59,10 @@ def test_without_a_rule_some_schedule_breaks_a_promise(rule: str) -> None:
 
 def test_a_seed_is_one_schedule() -> None:
     """The same seed has the same trace, so that a red one can be replayed."""
-    first, second = (played(9, is_traced=True) for _ in range(2))
+    first, second = (play(9, is_traced=True) for _ in range(2))
     assert first.world.trace
     assert first.world.trace == second.world.trace
-    assert first.world.trace != played(10, is_traced=True).world.trace
+    assert first.world.trace != play(10, is_traced=True).world.trace
 
 
 def test_a_seed_is_one_schedule_in_every_process() -> None:
@@ -102,7 +102,7 @@ def test_every_fault_and_outcome_happens() -> None:
     """A fault that never happens proves nothing, nor does a turn that is never taken over."""
     happened: Counter[str] = Counter()
     for seed in range(400):
-        schedule = played(seed)
+        schedule = play(seed)
         turn = fold(schedule.server.stored)
         assert turn.end is not None
         happened.update(schedule.server.happened)

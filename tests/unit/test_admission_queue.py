@@ -13,7 +13,7 @@ from tailrace.gateway.http.error_responses import Envelope
 from tailrace.gateway.http.retry_later import RETRY_S_MAX, RETRY_S_MIN
 
 
-def asking(path: str = "/v1/turns") -> Scope:
+def build_request(path: str = "/v1/turns") -> Scope:
     return {"type": "http", "method": "GET", "path": path, "headers": []}
 
 
@@ -37,7 +37,7 @@ async def test_waiting_requests_begin_in_order_with_streams_between_them() -> No
             await asyncio.sleep(0)
 
     crowd = AdmissionQueue(app, frozenset())
-    await asyncio.gather(stream(), *(crowd(asking(str(n)), receive, send) for n in range(100)))
+    await asyncio.gather(stream(), *(crowd(build_request(str(n)), receive, send) for n in range(100)))
     assert [one for one in happened if one != "delta"] == list(range(100))
     runs = "".join("d" if one == "delta" else "r" for one in happened).strip("d").split("d")
     assert max(map(len, runs)) <= STARTED_PER_TURN
@@ -50,13 +50,13 @@ async def test_a_single_request_does_not_wait() -> None:
         begun.append(scope["path"])
 
     crowd = AdmissionQueue(app, frozenset())
-    waiting = [asyncio.ensure_future(crowd(asking(f"/{n}"), receive, send)) for n in range(20)]
+    waiting = [asyncio.ensure_future(crowd(build_request(f"/{n}"), receive, send)) for n in range(20)]
     await asyncio.sleep(0)
     waiting[15].cancel()
     await asyncio.wait(waiting)
     assert len(begun) == 19
     async with asyncio.timeout(1):
-        await crowd(asking("/alone"), receive, send)
+        await crowd(build_request("/alone"), receive, send)
     assert begun[-1] == "/alone"
 
 
@@ -75,11 +75,11 @@ async def test_a_request_that_would_wait_too_long_is_refused_but_a_health_check_
         sent.append(message)
 
     crowd = AdmissionQueue(app, frozenset({"/healthz"}))
-    first = asyncio.ensure_future(crowd(asking("/first"), receive, send))
+    first = asyncio.ensure_future(crowd(build_request("/first"), receive, send))
     await asyncio.sleep(0)
     for _ in range(50):
-        await crowd(asking("/late"), receive, note)
-    await crowd(asking("/healthz"), receive, note)
+        await crowd(build_request("/late"), receive, note)
+    await crowd(build_request("/healthz"), receive, note)
     await first
     assert begun == ["/healthz", "/first"]
     starts, bodies = sent[::2], sent[1::2]

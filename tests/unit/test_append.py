@@ -11,17 +11,17 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.append import append
 from tailrace.proto.nats.log_server import Count, PublishUnclear
 from tests.harness.scripted_log import KEY, NOTHING, ScriptedServer, page
-from tests.harness.turn_builder import NOON, Handwritten, opening, says
+from tests.harness.turn_builder import NOON, Handwritten, opening_events, text_delta
 from tests.harness.virtual_time import run
 
 CHAIN = Chain(Seq(7), 1)
-ENTRY = says(CHAIN, "a")
+ENTRY = text_delta(CHAIN, "a")
 STORED = Seq(8)
 REFUSED = PublishUnclear("10071")
 NO_ANSWER = PublishUnclear("no answer", is_answered=False)
 
 
-def appended(server: ScriptedServer, entry: Entry = ENTRY) -> Chain:
+def append_entry(server: ScriptedServer, entry: Entry = ENTRY) -> Chain:
     return run(append(server, KEY, CHAIN, entry, timeout_s=30))
 
 
@@ -32,14 +32,14 @@ def attempt_of(backend: str, generator: str) -> Attempt:
 def test_an_acknowledged_entry_costs_one_request() -> None:
     """The fence of the first publish is the chain's last sequence."""
     server = ScriptedServer(publish=[STORED])
-    assert appended(server) == Chain(STORED, 1)
+    assert append_entry(server) == Chain(STORED, 1)
     assert [request.arguments for request in server.requests] == [(ENTRY, CHAIN.last)]
 
 
 def test_a_refusal_without_a_rival_asks_the_leader_whether_the_turn_exists() -> None:
     """Appends to a purged turn are refused for ever, and no entry says why."""
     server = ScriptedServer(publish=[REFUSED, STORED], read=[NOTHING], last_request=[Seq(1)])
-    appended(server)
+    append_entry(server)
     assert server.names == ["publish", "read", "last_request", "publish"]
     assert server.requests[-1].arguments == (ENTRY, CHAIN.last)
 
@@ -47,14 +47,14 @@ def test_a_refusal_without_a_rival_asks_the_leader_whether_the_turn_exists() -> 
 def test_an_append_without_a_leader_sends_the_leader_no_request() -> None:
     """The question would wait two seconds for its time-out, while another server may become the leader."""
     server = ScriptedServer(publish=[NO_ANSWER, STORED], read=[NOTHING])
-    appended(server)
+    append_entry(server)
     assert server.names == ["publish", "read", "publish"]
 
 
 def test_without_a_leader_publishes_become_rarer_up_to_two_a_second() -> None:
     """A thousand turns that publish twenty times a second would keep the servers from electing a leader."""
     server = ScriptedServer(publish=[*6 * [NO_ANSWER], STORED], read=[NOTHING])
-    appended(server)
+    append_entry(server)
     waits = [round(after - before, 3) for before, after in pairwise(server.times("publish"))]
     assert waits == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
 
@@ -64,19 +64,19 @@ def test_without_a_leader_publishes_become_rarer_up_to_two_a_second() -> None:
 def test_a_stored_attempt_with_followers_is_an_earlier_one_of_this_process(*, is_last: bool) -> None:
     """A generator that planned from an old read must not make its call a second time."""
     attempt = attempt_of("anthropic", "g-1")
-    there, following = Stored(STORED, NOON, attempt), Stored(Seq(9), NOON, says(Chain(STORED, 2), "a"))
+    there, following = Stored(STORED, NOON, attempt), Stored(Seq(9), NOON, text_delta(Chain(STORED, 2), "a"))
     tail = page(there, following) if is_last else page(there, is_last=False)
     with pytest.raises(FenceLost):
-        appended(ScriptedServer(publish=[REFUSED], read=[tail]), attempt)
+        append_entry(ScriptedServer(publish=[REFUSED], read=[tail]), attempt)
 
 
 @pytest.mark.rule("R13")
 def test_a_stored_attempt_of_a_message_batch_counts_as_appended() -> None:
     """A generator that takes a message batch over writes its answers again from the first entry on."""
     attempt = attempt_of(MESSAGE_BATCHES, "msgbatch_1")
-    there, following = Stored(STORED, NOON, attempt), Stored(Seq(9), NOON, says(Chain(STORED, 2), "a"))
+    there, following = Stored(STORED, NOON, attempt), Stored(Seq(9), NOON, text_delta(Chain(STORED, 2), "a"))
     server = ScriptedServer(publish=[REFUSED], read=[page(there, following)])
-    assert appended(server, attempt) == Chain(STORED, 2)
+    assert append_entry(server, attempt) == Chain(STORED, 2)
 
 
 def test_an_entry_that_does_not_continue_the_chain_is_a_programming_error() -> None:
@@ -86,20 +86,20 @@ def test_an_entry_that_does_not_continue_the_chain_is_a_programming_error() -> N
 
 @pytest.mark.rule("R12")
 def test_an_entry_of_another_writer_after_the_chain_loses_the_fence() -> None:
-    rival = Stored(STORED, NOON, says(CHAIN, "b"))
+    rival = Stored(STORED, NOON, text_delta(CHAIN, "b"))
     with pytest.raises(FenceLost, match=r"^another writer has continued turn-1 after 7$"):
-        appended(ScriptedServer(publish=[REFUSED], read=[page(rival)]))
+        append_entry(ScriptedServer(publish=[REFUSED], read=[page(rival)]))
 
 
 @pytest.mark.rule("R12")
 def test_the_next_publish_is_fenced_after_entries_that_do_not_continue_the_chain() -> None:
     """A late entry of a fork: readers skip it, but the server's fence counts it. `CHAIN` itself is valid."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*opening())
-    last, entry = log.chain, says(log.chain, "a")
-    late = Stored(Seq(last.last + 1), NOON, says(Chain(Seq(1)), "late"))
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events())
+    last, entry = log.chain, text_delta(log.chain, "a")
+    late = Stored(Seq(last.last + 1), NOON, text_delta(Chain(Seq(1)), "late"))
     following = Seq(last.last + 2)
     server = ScriptedServer(publish=[REFUSED, following], read=[page(late), page(*log.stored, late)])
     assert run(append(server, KEY, last, entry, timeout_s=30)).last == following
@@ -110,35 +110,35 @@ def test_the_next_publish_is_fenced_after_entries_that_do_not_continue_the_chain
 def test_a_chain_that_belongs_to_a_fork_loses_the_fence() -> None:
     """Another writer has stored a valid entry in place of the chain's last one."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*opening())
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events())
     fork = Chain(Seq(log.chain.last + 1), log.chain.attempt)
-    late = Stored(Seq(fork.last + 1), NOON, says(Chain(Seq(1)), "late"))
+    late = Stored(Seq(fork.last + 1), NOON, text_delta(Chain(Seq(1)), "late"))
     server = ScriptedServer(publish=[REFUSED], read=[page(late), page(*log.stored, late)])
     with pytest.raises(
         FenceLost, match=f"^another writer of turn-1 has stored a valid entry instead of .* {fork.last}$"
     ):
-        run(append(server, KEY, fork, says(fork, "a"), timeout_s=30))
+        run(append(server, KEY, fork, text_delta(fork, "a"), timeout_s=30))
 
 
 def test_an_append_to_a_purged_turn_fails() -> None:
     with pytest.raises(TurnUnknown):
-        appended(ScriptedServer(publish=[REFUSED], read=[NOTHING], last_request=[BEFORE_FIRST]))
+        append_entry(ScriptedServer(publish=[REFUSED], read=[NOTHING], last_request=[BEFORE_FIRST]))
 
 
 def test_a_full_log_is_reported_after_one_look_at_the_tail() -> None:
     """The entry may be stored, if an earlier acknowledgement was lost."""
     with pytest.raises(LogFull, match=r"^full$"):
-        appended(ScriptedServer(publish=[LogFull("full")], read=[NOTHING], last_request=[Seq(1)]))
+        append_entry(ScriptedServer(publish=[LogFull("full")], read=[NOTHING], last_request=[Seq(1)]))
     stored = Stored(STORED, NOON, ENTRY)
-    assert appended(ScriptedServer(publish=[LogFull("full")], read=[page(stored)])) == Chain(STORED, 1)
+    assert append_entry(ScriptedServer(publish=[LogFull("full")], read=[page(stored)])) == Chain(STORED, 1)
 
 
 def test_an_entry_whose_outcome_stays_unclear_is_unavailable_after_the_timeout() -> None:
     server = ScriptedServer(publish=[NO_ANSWER], read=[LogUnavailable("no leader")])
     with pytest.raises(LogUnavailable, match=r"^an entry of turn-1 could not be stored in time: no leader$"):
-        appended(server)
+        append_entry(server)
     assert 30 <= server.requests[-1].at_s < 31
 
 
@@ -146,14 +146,14 @@ def test_an_entry_whose_outcome_stays_unclear_is_unavailable_after_the_timeout()
 def test_an_end_of_a_fork_is_not_the_end_of_the_turn() -> None:
     """After a change of leader, a stored end may belong to a fork."""
     log = Handwritten()
-    log.ask()
-    log.take()
+    log.store_request()
+    log.store_attempt()
     before = log.chain
     log.end("cancelled")
     end = log.stored[-1].entry
     valid = ScriptedServer(publish=[log.chain.last], count=[Count(3, log.chain.last)])
     assert run(append(valid, KEY, before, end, timeout_s=30)) == log.chain
-    rival = Stored(log.stored[-1].seq, NOON, says(before, "a"))
+    rival = Stored(log.stored[-1].seq, NOON, text_delta(before, "a"))
     late = Stored(Seq(rival.seq + 1), NOON, end)
     server = ScriptedServer(publish=[late.seq], count=[Count(4, late.seq)], read=[page(*log.stored[:-1], rival, late)])
     with pytest.raises(FenceLost, match=f"the end at {late.seq} belongs to a fork$"):

@@ -19,7 +19,7 @@ HASH = hashlib.sha256(b"secret").hexdigest()
 OTHER_HASH = hashlib.sha256(b"other").hexdigest()
 
 
-def asking(*headers: tuple[bytes, bytes]) -> Request:
+def build_request(*headers: tuple[bytes, bytes]) -> Request:
     return Request({"type": "http", "method": "GET", "headers": list(headers)})
 
 
@@ -31,8 +31,8 @@ async def test_a_configured_key_gives_its_tenant() -> None:
     """The setting may hold spaces and a trailing comma."""
     keys = build(api_keys=f"alice:{HASH}, bob:{OTHER_HASH},")
     alice, bob = Principal(Tenant("alice"), f"env_{HASH[:12]}"), Principal(Tenant("bob"), f"env_{OTHER_HASH[:12]}")
-    assert await keys.authenticate(asking((b"x-api-key", b"secret"))) == alice
-    assert await keys.authenticate(asking((b"authorization", b"bearer other"))) == bob
+    assert await keys.authenticate(build_request((b"x-api-key", b"secret"))) == alice
+    assert await keys.authenticate(build_request((b"authorization", b"bearer other"))) == bob
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ async def test_a_configured_key_gives_its_tenant() -> None:
 async def test_a_wrong_credential_is_refused(headers: list[tuple[bytes, bytes]]) -> None:
     """A hash is not a key, and a proxy might choose another one of two credentials."""
     with pytest.raises(Refused) as refused:
-        await build(api_keys=f"alice:{HASH}").authenticate(asking(*headers))
+        await build(api_keys=f"alice:{HASH}").authenticate(build_request(*headers))
     assert refused.value.code == "credential_invalid"
 
 
 async def test_without_credentials_every_request_is_the_tenant_local() -> None:
-    assert await build().authenticate(asking((b"host", b"localhost:8000"))) == LOCAL
+    assert await build().authenticate(build_request((b"host", b"localhost:8000"))) == LOCAL
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.1", "::", "", "box.example", "127.0.0.1.example"])
@@ -71,7 +71,7 @@ def test_beyond_loopback_a_credential_or_allow_anonymous_is_needed(host: str) ->
     for closed in (
         build(host=host, api_keys=f"alice:{HASH}"),
         build(host=host, jwt_secret="s" * 32, jwt_issuer="me", jwt_audience="you"),
-        used(build(host=host)),
+        with_revoked_key(build(host=host)),
     ):
         closed.require_credentials()
         assert not closed.is_open
@@ -92,10 +92,10 @@ def test_loopback_is_open_until_a_credential_exists(host: str, allow_anonymous: 
     assert not build(host=host, allow_anonymous=allow_anonymous, api_keys=f"alice:{HASH}").is_open
     tokens = {"jwt_secret": "s" * 32, "jwt_issuer": "me", "jwt_audience": "you"}
     assert not build(host=host, allow_anonymous=allow_anonymous, **tokens).is_open
-    assert not used(open_to_all).is_open
+    assert not with_revoked_key(open_to_all).is_open
 
 
-def used(a_door: Authenticator) -> Authenticator:
+def with_revoked_key(a_door: Authenticator) -> Authenticator:
     """A key was created and revoked again."""
     key = new_key(Tenant("alice"), now=1, scopes=SCOPES).record
     revoked = msgspec.structs.replace(key, revoked_at=2)
@@ -150,7 +150,7 @@ async def test_an_exchanged_credential_ends_with_its_key_or_at_its_time(caller: 
     """The check is the same for every verifier."""
     keys = build(api_keys=f"bob:{OTHER_HASH}")
     keys.add_verifier(Exchanged(caller))
-    asked = asking((b"authorization", b"Bearer whatever"))
+    asked = build_request((b"authorization", b"Bearer whatever"))
     if is_good:
         assert await keys.authenticate(asked) == caller
     else:

@@ -64,14 +64,14 @@ def in_blocks(asked: Request) -> Request:
     return msgspec.structs.replace(asked, messages=messages, system=block(asked.system))
 
 
-def leaves(value: Any) -> list[str]:
+def strings_in(value: Any) -> list[str]:
     match value:
         case str():
             return [value]
         case list():
-            return [leaf for one in value for leaf in leaves(one)]
+            return [leaf for one in value for leaf in strings_in(one)]
         case dict():
-            return [leaf for one in value.values() for leaf in leaves(one)]
+            return [leaf for one in value.values() for leaf in strings_in(one)]
         case _:
             return []
 
@@ -91,7 +91,7 @@ def test_a_lifted_request_has_no_long_text(asked: Request) -> None:
     """Each blob is named by the hash of its content and is referred to; lifting again changes nothing."""
     entry, lifted = lift(asked)
     everything = [[message.content for message in entry.messages], entry.system, entry.tools]
-    assert max((len(leaf.encode()) for leaf in leaves(everything)), default=0) <= INLINE_BYTES_MAX
+    assert max((len(leaf.encode()) for leaf in strings_in(everything)), default=0) <= INLINE_BYTES_MAX
     blobs = {Blob(hashlib.sha256(content).hexdigest(), len(content)) for content in lifted.values()}
     assert set(references(entry)) == blobs
     assert set(lifted) == {blob.sha256 for blob in blobs}

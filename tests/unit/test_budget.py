@@ -32,10 +32,10 @@ INPUT = 100 * 2000
 
 def turn_with(*said: events.Event, max_cost_nano_usd: int | None = None, takes: int = 1) -> Turn:
     log = Handwritten()
-    log.ask(max_cost_nano_usd=max_cost_nano_usd)
+    log.store_request(max_cost_nano_usd=max_cost_nano_usd)
     for _ in range(takes):
-        log.take()
-    log.hear(*said)
+        log.store_attempt()
+    log.store_events(*said)
     return log.turn
 
 
@@ -59,9 +59,9 @@ def test_the_meter_never_counts_less_than_the_fold(log: MadeUp) -> None:
 def test_the_meter_equals_the_fold_after_each_event() -> None:
     """So a generator and one that takes over agree when the limit is reached."""
     log = Handwritten()
-    log.ask(max_cost_nano_usd=DOLLAR)
+    log.store_request(max_cost_nano_usd=DOLLAR)
     for _ in range(2):
-        log.take()
+        log.store_attempt()
         request = log.turn.request
         assert request is not None
         meter = CostMeter(request, log.turn)
@@ -77,7 +77,7 @@ def test_the_meter_equals_the_fold_after_each_event() -> None:
             BlockDelta(2, InputJsonDelta("}")),
         ]
         for event in said:
-            log.hear(event)
+            log.store_events(event)
             meter.add(from_event(event))
             assert meter.cost_nano_usd == build_end(log.turn, "completed").cost_nano_usd > 0
 
@@ -87,12 +87,12 @@ def test_the_meter_equals_the_fold_after_each_event() -> None:
 def test_an_answer_at_its_cost_limit_is_completed(chars: int, is_closed: bool) -> None:
     """105 characters are 30 tokens at 10,000 nano-dollars each, plus the prompt."""
     turn = turn_with(START, BlockStart(0, {"type": "text", "text": ""}), BlockDelta(0, TextDelta("x" * chars)))
-    turn = msgspec.structs.replace(turn, request=limited(turn, INPUT + 30 * 10_000))
+    turn = msgspec.structs.replace(turn, request=fold_with_max_cost(turn, INPUT + 30 * 10_000))
     assert isinstance(plan(turn, 5, cut_at_cost(turn)), AppendEvents) is is_closed
     assert is_over_budget(turn) is is_closed
 
 
-def limited(turn: Turn, max_cost_nano_usd: int) -> Request:
+def fold_with_max_cost(turn: Turn, max_cost_nano_usd: int) -> Request:
     assert turn.request is not None
     return msgspec.structs.replace(turn.request, max_cost_nano_usd=max_cost_nano_usd)
 
@@ -109,12 +109,12 @@ def test_closing_events_complete_the_message() -> None:
     ]
     turn = turn_with(*said, max_cost_nano_usd=1)
     log = Handwritten()
-    log.ask(max_cost_nano_usd=1)
-    log.take()
-    log.hear(*said)
+    log.store_request(max_cost_nano_usd=1)
+    log.store_attempt()
+    log.store_events(*said)
     for event in closing_events(turn, "max_cost"):
         assert not isinstance(event.event, events.UnknownEvent)
-        log.hear(event.event)
+        log.store_events(event.event)
     assert all(block.is_closed for block in log.turn.blocks)
     assert log.turn.stop.stop_reason == "max_cost"
     assert plan(log.turn, 5) == Complete()
@@ -153,9 +153,9 @@ def test_without_a_price_or_a_limit_nothing_is_over_budget() -> None:
 def test_text_that_is_left_out_is_counted() -> None:
     """A continuation's thoughts and repeated text are not stored, but charged."""
     log = Handwritten()
-    log.ask(max_cost_nano_usd=DOLLAR)
-    log.take()
-    log.hear(START, BlockStart(0, {"type": "text"}))
+    log.store_request(max_cost_nano_usd=DOLLAR)
+    log.store_attempt()
+    log.store_events(START, BlockStart(0, {"type": "text"}))
     assert log.turn.request is not None
     meter = CostMeter(log.turn.request, log.turn)
     piece = BlockDelta(0, TextDelta("1234567"))
@@ -168,8 +168,8 @@ def test_text_that_is_left_out_is_counted() -> None:
 def test_limit_cost_closes_the_call_after_the_event_that_reaches_the_limit() -> None:
     """The event itself is stored. A turn without a limit gets the plain sink; a turn at its limit gets none."""
     log = Handwritten()
-    log.ask(max_cost_nano_usd=INPUT + 1)
-    log.take()
+    log.store_request(max_cost_nano_usd=INPUT + 1)
+    log.store_attempt()
     passed: list[ModelEvent] = []
     assert log.turn.request is not None
     sink = limit_cost(passed.append, log.turn.request, log.turn)
@@ -177,8 +177,8 @@ def test_limit_cost_closes_the_call_after_the_event_that_reaches_the_limit() -> 
     with pytest.raises(CloseCall):
         sink(from_event(BlockStart(0, {"type": "text", "text": "The sky"})))
     assert len(passed) == 2
-    log.hear(START)
-    log.take()
+    log.store_events(START)
+    log.store_attempt()
     unlimited = msgspec.structs.replace(log.turn.request, max_cost_nano_usd=None)
     plain = passed.append
     assert limit_cost(plain, unlimited, log.turn) is plain

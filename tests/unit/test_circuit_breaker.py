@@ -74,7 +74,7 @@ class Scripted:
 
 def new_turn(**given: object) -> Handwritten:
     turn = Handwritten()
-    turn.ask(**given)
+    turn.store_request(**given)
     return turn
 
 
@@ -127,7 +127,7 @@ async def test_a_new_turn_fails_at_once_if_all_its_backends_are_down() -> None:
     assert (refused.code, refused.retry_after_s) == ("backend_unreachable", OPEN_S)
     assert refused.message == "claude is down: No connection to the model provider."
     begun = new_turn()
-    begun.take()
+    begun.store_attempt()
     assert await one.refusal(begun) is None
     parent = TurnId(new_id())
     assert await one.refusal(new_turn(parent=parent), turn_id=child_id(parent, 0)) is None

@@ -254,12 +254,12 @@ def test_addresses_in_files_of_another_user_are_not_used(
     assert (find_url(None, {}, running.find_data_dir()), nats_server.url(data, {})) == ("http://other", "nats://other")
     fstat = os.fstat
 
-    def foreign(descriptor: int) -> os.stat_result:
+    def stat_as_foreign(descriptor: int) -> os.stat_result:
         found = fstat(descriptor)
         return os.stat_result((*found[:4], 12345, *found[5:])) if is_foreign(found.st_mode) else found
 
     with monkeypatch.context() as patched:
-        patched.setattr("os.fstat", foreign)
+        patched.setattr("os.fstat", stat_as_foreign)
         assert status_file.read(data) is None
         assert find_url(None, {}, running.find_data_dir()) is None
         with pytest.raises(SettingsInvalid, match=r"nats\.url is not used \(it belongs to another user\): choose"):

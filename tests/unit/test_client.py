@@ -45,7 +45,7 @@ def stream(*events: bytes) -> httpx2.Response:
     return httpx2.Response(200, headers=SSE, content=b"".join(events))
 
 
-def refused(status: int, code: str = "rate_limited", **headers: str) -> httpx2.Response:
+def refusal_response(status: int, code: str = "rate_limited", **headers: str) -> httpx2.Response:
     sent = {name.replace("_", "-"): text for name, text in headers.items()}
     return httpx2.Response(status, headers=sent, json={"error": {"code": code, "message": "too many"}})
 
@@ -54,7 +54,7 @@ def test_a_post_without_a_clear_answer_is_repeated_with_its_key_and_the_rest_is_
     server = Server(
         httpx2.ReadError("cut"),
         httpx2.Response(502, content=b"<html>"),
-        refused(429, retry_after="7"),
+        refusal_response(429, retry_after="7"),
         stream(b"retry: 3000\n\n", START, DELTA, DELTA[:-1]),
         stream(b"retry: 3000\n\n"),
         stream(LATER, DONE),
@@ -81,9 +81,9 @@ def test_a_post_without_a_clear_answer_is_repeated_with_its_key_and_the_rest_is_
 @pytest.mark.parametrize(
     ("response", "message", "status"),
     [
-        (refused(401), "too many", 401),
-        (refused(429, retry_after="31"), "too many", 429),
-        (refused(503, code="log_full"), "too many", 503),
+        (refusal_response(401), "too many", 401),
+        (refusal_response(429, retry_after="31"), "too many", 429),
+        (refusal_response(503, code="log_full"), "too many", 503),
         (httpx2.Response(500, content=b"<html>"), "the gateway answered with status 500", 500),
         (stream(b'data: {"type":"delta"}\n\n'), "an event that cannot be read", None),
         (stream(b"data: {\n\n"), "an event that cannot be read", None),

@@ -51,20 +51,20 @@ def stored_prefixes(whole: list[events.Event]) -> Iterator[list[events.Event]]:
 def log_with(asked: Request, heard: list[events.Event]) -> Handwritten:
     log = Handwritten()
     log.store(asked)
-    log.take()
-    log.hear(*heard)
+    log.store_attempt()
+    log.store_events(*heard)
     return log
 
 
-def go_on(log: Handwritten, asked: Request, answer: list[events.Event] | None = None) -> None:
+def continue_log(log: Handwritten, asked: Request, answer: list[events.Event] | None = None) -> None:
     """A second attempt continues the log with what the model says then, or with `answer`."""
     continuation = map_continuation(asked, log.turn)
     answer = answer_to(build_continuation_call(asked, log.turn)) if answer is None else answer
-    log.take("continue")
-    place(log, continuation, answer)
+    log.store_attempt("continue")
+    place_events(log, continuation, answer)
 
 
-def place(log: Handwritten, continuation: Continuation, answer: list[events.Event]) -> None:
+def place_events(log: Handwritten, continuation: Continuation, answer: list[events.Event]) -> None:
     for event in answer:
         for one in continuation.map(from_event(event)):
             prev, attempt = log.chain.last, log.chain.attempt
@@ -85,7 +85,7 @@ def test_a_continued_answer_equals_the_uninterrupted_one(model: str, line: str) 
     for heard in broken:
         log = log_with(asked, heard)
         used = log.turn.usage
-        go_on(log, asked)
+        continue_log(log, asked)
         assert (log.turn.blocks, log.turn.stop) == (uninterrupted.blocks, uninterrupted.stop), heard[-1]
         assert log.turn.usage == used + log.turn.usage_call
         assert log.turn.usage_call.input_tokens > 0
@@ -97,7 +97,7 @@ def test_readers_see_one_message_start() -> None:
     asked = request(messages=[Message("user", "#sim words=3")])
     log = log_with(asked, answer_to(build_call(asked))[:3])
     first = log.turn
-    go_on(log, asked)
+    continue_log(log, asked)
     openings = [
         stored.entry.is_hidden
         for stored in log.stored
@@ -117,8 +117,8 @@ def test_a_continuation_may_break_off_too() -> None:
         once = log_with(asked, heard)
         for again in stored_prefixes(answer_to(build_continuation_call(asked, once.turn))[:-2]):
             log = log_with(asked, heard)
-            go_on(log, asked, again)
-            go_on(log, asked)
+            continue_log(log, asked, again)
+            continue_log(log, asked)
             assert [(b.text, b.is_closed) for b in log.turn.blocks] == [("w000000 w000001", True)]
 
 
@@ -164,7 +164,7 @@ def test_blocks_of_a_continuation_are_numbered_on_and_all_closed(case: str, mode
     stored, further, expected = PLACED[case]
     asked = request(model=model)
     log = log_with(asked, [opening(), *stored])
-    go_on(log, asked, [opening(), *further, STOP])
+    continue_log(log, asked, [opening(), *further, STOP])
     assert [(block.type, block.text) for block in log.turn.blocks] == expected
     assert all(block.is_closed for block in log.turn.blocks)
     assert log.turn.stop.stop_reason == "end_turn"
@@ -180,7 +180,7 @@ def test_thinking_of_a_continuation_is_left_out() -> None:
         BlockStop(0),
     ]
     log = log_with(request(), [opening(), *thought, *text_block(1, "one ")[:-1]])
-    go_on(log, request(), [opening(), *thought, *text_block(1, "two"), STOP])
+    continue_log(log, request(), [opening(), *thought, *text_block(1, "two"), STOP])
     assert [(block.type, block.text) for block in log.turn.blocks] == [("thinking", "hm"), ("text", "one two")]
 
 
@@ -201,7 +201,7 @@ def test_white_space_at_the_end_of_a_prefill_is_stored_once(stored: str, answer:
     asked = request(model=PREFILLED)
     log = log_with(asked, [opening(), *text_block(0, stored)[:-1]])
     assert build_continuation_call(asked, log.turn).messages[-1] == Message("assistant", stored.rstrip())
-    go_on(log, asked, [opening(), *text_block(0, *answer), STOP])
+    continue_log(log, asked, [opening(), *text_block(0, *answer), STOP])
     assert log.turn.text == text
 
 
@@ -211,7 +211,7 @@ def test_white_space_alone_is_not_prefilled_and_stored_once(model: str) -> None:
     asked = request(model=model)
     log = log_with(asked, [opening(), *text_block(0, "\n\n")[:-1]])
     assert build_continuation_call(asked, log.turn) == build_call(asked)
-    go_on(log, asked, [opening(), *text_block(0, "\n\n", "one"), STOP])
+    continue_log(log, asked, [opening(), *text_block(0, "\n\n", "one"), STOP])
     assert log.turn.text == "\n\none"
 
 
@@ -229,7 +229,7 @@ def test_a_broken_answer_to_a_prefill_of_the_client_is_continued(beginning: str 
         log = log_with(asked, heard)
         if log.turn.stop.stop_reason is None:
             assert [one.role for one in build_continuation_call(asked, log.turn).messages] == ["user", "assistant"]
-            go_on(log, asked)
+            continue_log(log, asked)
         assert log.turn.text == "00001 w000002 w000003"
 
 
@@ -284,7 +284,7 @@ def test_repeated_text_is_left_out(model: str) -> None:
         if log_with(asked, heard).turn.blocks[-1].is_closed:
             continue
         log = log_with(asked, heard)
-        go_on(log, asked)
+        continue_log(log, asked)
         assert log.turn.blocks == uninterrupted.blocks, heard[-1]
         left_out += sum(stored.entry.left_out > 0 for stored in log.stored if isinstance(stored.entry, Event))
     assert left_out >= 10
@@ -300,7 +300,9 @@ def test_left_out_text_counts_for_the_usage() -> None:
         BlockStop(0),
     ]
     log = log_with(request(), [opening(), *text_block(0, stored)[:-1]])
-    go_on(log, request(), [opening(), *thoughts, *text_block(1, "because short waves are scattered", " more")[:-1]])
+    continue_log(
+        log, request(), [opening(), *thoughts, *text_block(1, "because short waves are scattered", " more")[:-1]]
+    )
     assert log.turn.text == stored + " more"
     assert log.turn.calls[-1].output_tokens == -(-(70 + 33 + 5) * 2 // 7)
     assert log.turn.is_usage_estimated
@@ -314,6 +316,6 @@ def test_held_text_comes_before_the_next_event() -> None:
     for following in (cited, BlockStop(0)):
         log = log_with(request(), [opening(), *text_block(0, stored)[:-1]])
         start, piece, _ = text_block(0, "because short")
-        go_on(log, request(), [opening(), start, piece, following])
+        continue_log(log, request(), [opening(), start, piece, following])
         assert log.turn.text == stored + "because short"
         assert isinstance(events.decode(log.stored[-1].entry.event), type(following))  # type: ignore[union-attr]

@@ -26,7 +26,7 @@ CONTEXT = Context(SESSION, TurnId("t2"), HELD, system="Be brief.", model="claude
 NEW = Message("user", "q3")
 
 
-def at(parent: str | None, before: list[Message], new: list[Message]) -> Position:
+def build_position(parent: str | None, before: list[Message], new: list[Message]) -> Position:
     return Position(
         session=SESSION,
         parent=TurnId(parent) if parent else None,
@@ -52,11 +52,11 @@ HISTORIES: dict[str, tuple[list[Message], str | None, int]] = {
 def test_a_history_follows_the_last_common_turn(case: str) -> None:
     """Messages that the session holds are not stored again. The first one that differs begins a branch."""
     told, parent, count = HISTORIES[case]
-    assert match_history(CONTEXT, told) == at(parent, told[:count], told[count:])
+    assert match_history(CONTEXT, told) == build_position(parent, told[:count], told[count:])
 
 
 def test_a_new_message_follows_the_branch() -> None:
-    assert position_after(CONTEXT, [NEW]) == at("t2", HELD, [NEW])
+    assert position_after(CONTEXT, [NEW]) == build_position("t2", HELD, [NEW])
 
 
 def test_a_long_text_is_the_same_whether_it_was_lifted_or_not() -> None:
@@ -65,25 +65,27 @@ def test_a_long_text_is_the_same_whether_it_was_lifted_or_not() -> None:
     held, _ = lift(request(messages=[Message("user", long), *HELD[1:]]))
     context = msgspec.structs.replace(CONTEXT, messages=held.messages)
     for content in (long, [{"type": "text", "text": long}]):
-        assert match_history(context, [Message("user", content), *HELD[1:], NEW]) == at("t2", held.messages, [NEW])
+        assert match_history(context, [Message("user", content), *HELD[1:], NEW]) == build_position(
+            "t2", held.messages, [NEW]
+        )
     changed = [Message("user", other), *HELD[1:], NEW]
-    assert match_history(context, changed) == at(None, [], changed)
+    assert match_history(context, changed) == build_position(None, [], changed)
 
 
 @pytest.mark.parametrize("size", [10, 70_000], ids=["in the entry", "lifted"])
 def test_another_image_with_the_same_text_is_another_question(size: int) -> None:
     """Otherwise the model would get the image that the client has replaced."""
 
-    def showing(data: str) -> list[Message]:
+    def picture_message(data: str) -> list[Message]:
         block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
         return [Message("user", [block, {"type": "text", "text": "what is this?"}]), *HELD[1:]]
 
-    held, _ = lift(request(messages=showing("x" * size)))
+    held, _ = lift(request(messages=picture_message("x" * size)))
     context = msgspec.structs.replace(CONTEXT, messages=held.messages)
-    told = [*showing("x" * size), NEW]
-    assert match_history(context, told) == at("t2", held.messages, [NEW])
-    changed = [*showing("y" * size), NEW]
-    assert match_history(context, changed) == at(None, [], changed)
+    told = [*picture_message("x" * size), NEW]
+    assert match_history(context, told) == build_position("t2", held.messages, [NEW])
+    changed = [*picture_message("y" * size), NEW]
+    assert match_history(context, changed) == build_position(None, [], changed)
 
 
 def test_the_sessions_messages_replace_the_clients() -> None:

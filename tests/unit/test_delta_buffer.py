@@ -41,7 +41,7 @@ async def drain(buffer: DeltaBuffer) -> list[ModelEvent]:
     return left
 
 
-async def through(*what: Event) -> list[Event | events.UnknownEvent]:
+async def pass_through(*what: Event) -> list[Event | events.UnknownEvent]:
     """Returns the entries of the buffer after all of `what` had to wait."""
     buffer = DeltaBuffer()
     for one in what:
@@ -52,11 +52,11 @@ async def through(*what: Event) -> list[Event | events.UnknownEvent]:
 
 async def test_waiting_deltas_of_one_block_are_joined() -> None:
     """A slow log gets fewer and larger entries."""
-    assert await through(text("The"), text(" sky"), text(" is")) == [text("The sky is")]
+    assert await pass_through(text("The"), text(" sky"), text(" is")) == [text("The sky is")]
     thoughts = [BlockDelta(0, ThinkingDelta(piece)) for piece in ("hm", "m")]
-    assert await through(*thoughts) == [BlockDelta(0, ThinkingDelta("hmm"))]
+    assert await pass_through(*thoughts) == [BlockDelta(0, ThinkingDelta("hmm"))]
     inputs = [BlockDelta(1, InputJsonDelta(piece)) for piece in ('{"a"', ":1}")]
-    assert await through(*inputs) == [BlockDelta(1, InputJsonDelta('{"a":1}'))]
+    assert await pass_through(*inputs) == [BlockDelta(1, InputJsonDelta('{"a":1}'))]
 
 
 async def test_other_events_are_not_joined() -> None:
@@ -71,7 +71,7 @@ async def test_other_events_are_not_joined() -> None:
         BlockStart(2, {"type": "text"}),
         text("f", index=2),
     ]
-    assert await through(*apart) == apart
+    assert await pass_through(*apart) == apart
 
 
 async def test_an_event_that_was_not_joined_keeps_its_bytes() -> None:
@@ -86,7 +86,7 @@ async def test_an_event_that_was_not_joined_keeps_its_bytes() -> None:
 async def test_joined_deltas_stay_below_the_limit() -> None:
     """An entry must fit in a message and in a slow reader's buffer."""
     pieces = [f"{number:06d}" for number in range(6000)]
-    joined = await through(*map(text, pieces))
+    joined = await pass_through(*map(text, pieces))
     said = [
         event.delta.text for event in joined if isinstance(event, BlockDelta) and isinstance(event.delta, TextDelta)
     ]
@@ -97,7 +97,7 @@ async def test_joined_deltas_stay_below_the_limit() -> None:
 
 async def test_a_delta_above_the_limit_is_not_split() -> None:
     large = text("x" * 2 * JOINED_BYTES_MAX)
-    assert await through(text("a"), large, text("b")) == [text("a"), large, text("b")]
+    assert await pass_through(text("a"), large, text("b")) == [text("a"), large, text("b")]
 
 
 async def test_next_wakes_up_at_an_event_and_at_the_close() -> None:
@@ -171,9 +171,9 @@ async def test_joining_does_not_change_the_fold(put: list[tuple[Event, bool]]) -
 
 def fold_of(answer: list[Event]) -> Turn:
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*answer)
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*answer)
     # Joining may change the number and times of the entries.
     return msgspec.structs.replace(log.turn, chain=Chain(), tail=Seq(0), last_entry_at=None, worked=timedelta(0))
 
@@ -182,7 +182,7 @@ PING = ModelEvent(events.UnknownEvent(), raw({"type": "ping"}), "ping")
 OPENING: list[Event] = [MessageStart(MessageHead("msg_1")), BlockStart(0, {"type": "text"})]
 
 
-def held(*what: Event) -> DeltaBuffer:
+def held_bytes(*what: Event) -> DeltaBuffer:
     buffer = DeltaBuffer(hold_opening=True)
     for one in what:
         buffer.put(from_event(one))
@@ -192,7 +192,7 @@ def held(*what: Event) -> DeltaBuffer:
 @pytest.mark.rule("R51")
 async def test_a_held_opening_waits_for_the_first_token() -> None:
     """Stored without a token, the opening would win a race with no answer."""
-    buffer = held(*OPENING)
+    buffer = held_bytes(*OPENING)
     taking = asyncio.create_task(buffer.next())
     for _ in range(3):
         await asyncio.sleep(0)
@@ -207,7 +207,7 @@ async def test_a_held_opening_waits_for_the_first_token() -> None:
 
 async def test_a_held_opening_without_a_token_is_returned_at_the_close() -> None:
     """Its usage is stored. `has_token` stays unset."""
-    buffer = held(*OPENING)
+    buffer = held_bytes(*OPENING)
     buffer.close()
     assert [events.decode(event.raw) for event in await drain(buffer)] == OPENING
     assert not buffer.has_token.is_set()
@@ -216,7 +216,7 @@ async def test_a_held_opening_without_a_token_is_returned_at_the_close() -> None
 async def test_a_stop_reason_counts_as_a_token() -> None:
     """A message that ends at once is an answer."""
     stop = events.MessageDelta(events.StopReason("end_turn"))
-    buffer = held(OPENING[0], stop)
+    buffer = held_bytes(OPENING[0], stop)
     buffer.close()
     assert [events.decode(event.raw) for event in await drain(buffer)] == [OPENING[0], stop]
     assert buffer.has_token.is_set()

@@ -18,9 +18,9 @@ from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import SAYS
-from tests.harness.readers import data, rendered, story_of
+from tests.harness.readers import decode_data, render_frames, story_of
 from tests.harness.sse_parser import parse
-from tests.harness.turn_builder import NOON, Handwritten, closing, junk, opening, raw
+from tests.harness.turn_builder import NOON, Handwritten, closing_events, junk, opening_events, raw
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -35,7 +35,7 @@ def frame(dialect: str, entry: Entry) -> Frame:
     return made
 
 
-def ended(log: Handwritten) -> Entry:
+def with_end(log: Handwritten) -> Entry:
     return log.stored[-1].entry
 
 
@@ -43,19 +43,19 @@ def an_event(what: object) -> entries.Event:
     return entries.Event(prev=Seq(1), attempt=1, event=raw(what))
 
 
-def failing() -> Handwritten:
+def failing_turn() -> Handwritten:
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*opening())
-    log.say("half")
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts("half")
     log.end("failed", OVERLOADED)
     return log
 
 
 START = Handwritten()
-START.ask()
-START.take()
+START.store_request()
+START.store_attempt()
 
 
 @pytest.mark.rule("S5")
@@ -89,20 +89,20 @@ def test_undecodable_json_does_not_break_a_stream(newer: bytes) -> None:
 def turns(draw: st.DrawFn) -> Handwritten:
     """A turn as generators write it: some attempts, each continuing or beginning anew, and perhaps an end."""
     log = Handwritten(step=draw(st.integers(1, 3)))
-    log.ask()
+    log.store_request()
     for number in range(draw(st.integers(1, 3))):
         mode: Mode = draw(LATER_MODES) if number else "fresh"
-        log.take(mode)
-        start, block = opening()
-        log.hear(start, is_hidden=mode == "continue")
+        log.store_attempt(mode)
+        start, block = opening_events()
+        log.store_events(start, is_hidden=mode == "continue")
         if mode != "continue":
-            log.hear(block)
-        log.say(*draw(st.lists(TEXTS, max_size=4)))
+            log.store_events(block)
+        log.store_texts(*draw(st.lists(TEXTS, max_size=4)))
         if draw(st.booleans()):
             log.store(junk())
     outcome = draw(OUTCOMES)
     if outcome == "completed":
-        log.hear(*closing(3))
+        log.store_events(*closing_events(3))
     if outcome is not None:
         log.end(outcome, OVERLOADED if outcome == "failed" else None)
     return log
@@ -119,7 +119,7 @@ def test_streamed_text_equals_the_folds_text(log: Handwritten) -> None:
     """Promise 4, in every dialect. After the last restart, where a dialect cannot reset."""
     last = max((one.seq for one in log.stored if is_restart(one)), default=0)
     for name, dialect in DIALECTS.items():
-        seen = [one.sent for one in rendered(KEY, log.stored, name) if dialect.can_reset or one.seq > last]
+        seen = [one.sent for one in render_frames(KEY, log.stored, name) if dialect.can_reset or one.seq > last]
         assert SAYS[name](b"".join(seen)) == log.turn.text, name
 
 
@@ -127,12 +127,12 @@ def test_streamed_text_equals_the_folds_text(log: Handwritten) -> None:
 def test_html_is_escaped_and_its_line_breaks_end_no_data_line() -> None:
     text = '<img src=x onerror="alert(1)">&amp; \'\r\nid: 9\n'
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*opening())
-    log.say(text)
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts(text)
     log.end("failed", Failure("backend_overloaded", "<b>overloaded"))
-    sent = parse(b"".join(one.sent for one in rendered(KEY, log.stored, "html")))
+    sent = parse(b"".join(one.sent for one in render_frames(KEY, log.stored, "html")))
     assert [(event.event, event.data) for event in sent] == [
         ("delta", "&lt;img src=x onerror=&quot;alert(1)&quot;&gt;&amp;amp; &#x27;&#13;&#10;id: 9&#10;"),
         ("failed", "&lt;b&gt;overloaded"),
@@ -143,19 +143,19 @@ def test_html_is_escaped_and_its_line_breaks_end_no_data_line() -> None:
 def test_states_of_a_long_answer_are_few() -> None:
     """An event repeats the text: a few a second, and all of them a limited multiple of the text."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*opening())
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events())
     for _ in range(2000):
-        log.say("ten chars ")
+        log.store_texts("ten chars ")
     log.end()
     quick = [replace(stored, at=NOON + timedelta(milliseconds=10 * stored.seq)) for stored in log.stored]
-    sent = [one.sent for one in rendered(KEY, quick, "state") if one.sent]
+    sent = [one.sent for one in render_frames(KEY, quick, "state") if one.sent]
     seconds = 2000 / 100
     assert seconds < len(sent) < 4 * seconds + 5
     assert sum(map(len, sent)) < 34 * len(log.turn.text) + 200 * len(sent)
     slow = [replace(stored, at=NOON + timedelta(seconds=stored.seq)) for stored in log.stored]
-    assert sum(len(one.sent) for one in rendered(KEY, slow, "state")) < 34 * len(log.turn.text) + 200 * 2000
+    assert sum(len(one.sent) for one in render_frames(KEY, slow, "state")) < 34 * len(log.turn.text) + 200 * 2000
 
 
 @given(log=turns())
@@ -163,7 +163,9 @@ def test_text_from_the_database_equals_the_folds_text(log: Handwritten) -> None:
     """The dialect `job` has it only for completed and cancelled turns."""
     for name, dialect in DIALECTS.items():
         has_text = name != "job" or log.turn.outcome in ("completed", "cancelled")
-        assert SAYS[name](dialect.render_record(archived(log), 0).data) == (log.turn.text if has_text else ""), name
+        assert SAYS[name](dialect.render_record(render_archived(log), 0).data) == (log.turn.text if has_text else ""), (
+            name
+        )
 
 
 def is_restart(stored: Stored) -> bool:
@@ -174,7 +176,7 @@ def is_restart(stored: Stored) -> bool:
 def test_stateless_dialect_resumes_after_any_entry(log: Handwritten, made: st.DataObject) -> None:
     """The frames after a cursor are those of the uncut stream."""
     dialect = made.draw(st.sampled_from(sorted(name for name, one in DIALECTS.items() if not one.is_stateful)))
-    whole = rendered(KEY, log.stored, dialect)
+    whole = render_frames(KEY, log.stored, dialect)
     cut = made.draw(st.integers(0, len(whole)))
     cursor = whole[cut - 1].seq if cut else 0
     rest = [frame_of(dialect, one) for one in log.stored if one.seq > cursor and not is_junk(one)]
@@ -190,19 +192,19 @@ def is_junk(stored: Stored) -> bool:
     return isinstance(stored.entry, entries.Unreadable)
 
 
-def archived(log: Handwritten) -> TurnRecord:
+def render_archived(log: Handwritten) -> TurnRecord:
     return record_from_fold(KEY, log.turn)
 
 
 @given(turns().filter(lambda log: log.chain.is_ended))
 def test_turn_from_the_database_equals_the_turn_from_the_log(log: Handwritten) -> None:
     """Promise 4: text, usage, outcome, length and hash; the end has the same id."""
-    sent = parse(TAILRACE.render_record(archived(log), 0).data)
-    live = rendered(KEY, log.stored)
+    sent = parse(TAILRACE.render_record(render_archived(log), 0).data)
+    live = render_frames(KEY, log.stored)
     assert story_of(one.raw for one in sent) == story_of(one.sent for one in live)
-    assert data(sent[-1].raw) == data(live[-1].sent)
+    assert decode_data(sent[-1].raw) == decode_data(live[-1].sent)
     assert [one.id for one in sent if one.id is not None] == [live[-1].seq]
-    assert data(sent[0].raw) == {"type": "reset"}
+    assert decode_data(sent[0].raw) == {"type": "reset"}
 
 
 @pytest.mark.parametrize(
@@ -215,11 +217,11 @@ def test_turn_from_the_database_equals_the_turn_from_the_log(log: Handwritten) -
 def test_further_stop_reasons(stop_reason: str, chat: str, responses: str, ui: str) -> None:
     """tests/golden has the others."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*opening(), events.BlockStop(0), events.MessageDelta(events.StopReason(stop_reason)))
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events(), events.BlockStop(0), events.MessageDelta(events.StopReason(stop_reason)))
     log.end()
-    rendered_as = {name: DIALECTS[name].render_record(archived(log), 0).data for name in DIALECTS}
+    rendered_as = {name: DIALECTS[name].render_record(render_archived(log), 0).data for name in DIALECTS}
     assert f'"finish_reason":"{chat}"'.encode() in rendered_as["openai-chat"]
     assert f"event: {responses}\n".encode() in rendered_as["openai-responses"]
     assert f'"finishReason":"{ui}"'.encode() in rendered_as["ui"]

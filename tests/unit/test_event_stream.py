@@ -137,7 +137,7 @@ async def client(log: MemoryLog, **given: Any) -> AsyncIterator[Client]:
         made.fan_out.close()
 
 
-def running() -> list[Stored]:
+def running_turn() -> list[Stored]:
     return completed_turn("a", "b").stored[:-3]
 
 
@@ -171,7 +171,7 @@ async def test_each_interruption_ends_the_stream_of_a_running_turn(
     cause: str, left: list[float], *, is_complete: bool, is_first_word_awaited: bool
 ) -> None:
     """A client that disconnects, or whose credential expires, leaves the turn; one of a draining gateway returns."""
-    async with client(MemoryLog(running())) as one:
+    async with client(MemoryLog(running_turn())) as one:
         streaming = asyncio.create_task(one.run(is_first_word_awaited=is_first_word_awaited))
         await until(lambda: b'"b"' in one.body)
         getattr(one, cause).set()
@@ -182,7 +182,7 @@ async def test_each_interruption_ends_the_stream_of_a_running_turn(
 
 async def test_an_old_stream_is_closed_and_its_reader_may_return() -> None:
     """The on_disconnect policy waits for the client to reconnect."""
-    async with client(MemoryLog(running()), stream_life_s=0.1) as one:
+    async with client(MemoryLog(running_turn()), stream_life_s=0.1) as one:
         await one.run()
     assert (one.left, one.is_complete) == ([15.0], True)
     assert [reader.ending for reader in one.readers] == ["aged"]
@@ -190,7 +190,7 @@ async def test_an_old_stream_is_closed_and_its_reader_may_return() -> None:
 
 async def test_an_interrupted_body_is_truncated_where_the_dialect_has_no_end() -> None:
     """Bare text that stops must not look like a short answer."""
-    async with client(MemoryLog(running())) as one:
+    async with client(MemoryLog(running_turn())) as one:
         streaming = asyncio.create_task(one.run(DIALECTS["text"]))
         await until(lambda: b"ab" in one.body)
         one.draining.set()
@@ -201,7 +201,7 @@ async def test_an_interrupted_body_is_truncated_where_the_dialect_has_no_end() -
 async def test_a_turn_that_fails_before_its_first_word_has_an_http_status() -> None:
     """Many clients do not look for an error inside of a stream."""
     log = Handwritten()
-    log.ask()
+    log.store_request()
     log.end("failed", Failure("backend_overloaded", "Claude is overloaded"))
     async with client(MemoryLog(log.stored)) as one:
         await one.run(is_first_word_awaited=True)
@@ -246,7 +246,7 @@ async def test_a_resuming_reader_waits_while_the_log_is_unavailable() -> None:
 @pytest.mark.parametrize("cause", ["disconnected", "draining", "expired"])
 async def test_each_interruption_ends_the_wait_for_the_log(cause: str) -> None:
     """A clean end after a heartbeat, so that the client reconnects and receives the error."""
-    log = MemoryLog(running())
+    log = MemoryLog(running_turn())
     log.error = LogUnavailable("away")
     async with client(log) as one:
         streaming = asyncio.create_task(one.run(cursor=log.stored[0].seq, waits_for_log=True))
@@ -273,7 +273,7 @@ async def test_a_position_that_is_looked_up_names_its_turn_and_skips_what_was_se
 
 async def test_a_head_request_has_headers_alone() -> None:
     """Whether the turn runs or has ended."""
-    for stored in (running(), completed_turn("a").stored):
+    for stored in (running_turn(), completed_turn("a").stored):
         async with client(MemoryLog(stored)) as one:
             await one.run(method="HEAD")
         assert (one.status, one.body, one.is_complete) == (200, b"", True)

@@ -114,7 +114,7 @@ class Wrong(NamedTuple):
     says: str
 
 
-async def checked(role: str, environ: dict[str, str]) -> Any:
+async def check_settings(role: str, environ: dict[str, str]) -> Any:
     """Reads and checks the settings as `--check` does before it connects."""
     settings: Any = read(dict(SERVICES)[role], environ)
     parse_servers(settings.nats_url)
@@ -144,7 +144,7 @@ async def test_an_invalid_setting_is_refused_with_its_name_and_valid_values(wron
     """One line, without internal paths."""
     environ = {"ANTHROPIC_API_KEY": "sk-test", "TAILRACE_DATABASE": str(tmp_path / "x.db")}
     with pytest.raises(SettingsInvalid) as refused:
-        await checked(wrong.role, environ | BESIDES.get(wrong.name, {}) | {wrong.name: wrong.text})
+        await check_settings(wrong.role, environ | BESIDES.get(wrong.name, {}) | {wrong.name: wrong.text})
     message = str(refused.value)
     assert message.startswith((f"{wrong.name}: ", f"{wrong.name} "))
     assert wrong.says in message
@@ -171,5 +171,5 @@ async def test_valid_settings_are_accepted(tmp_path: Path) -> None:
         **{f"TAILRACE_{name.upper()}": text for name, text in jwts.settings().items()},
     }
     for role, _ in SERVICES:
-        settings = await checked(role, good)
+        settings = await check_settings(role, good)
         assert len(parse_servers(settings.nats_url)) == 4

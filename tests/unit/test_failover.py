@@ -12,7 +12,7 @@ PASSING = [code for code in FAILOVER_CODES if CODES[code].is_retryable]
 BAD_REQUEST = "backend_refused_request"
 
 
-def failed(rota: BackendOrder, *codes: str, has_begun: bool) -> list[str] | None:
+def backends_after(rota: BackendOrder, *codes: str, has_begun: bool) -> list[str] | None:
     """Returns the backends that are left after those failures, the next one first; None if none is left."""
     left: BackendOrder | None = rota
     for code in codes:
@@ -30,13 +30,13 @@ def test_failover_codes_are_all_codes_of_backends_but_one() -> None:
 def test_before_an_answer_each_backend_gets_one_attempt(code: str) -> None:
     """All calls of an attempt have failed: the backend is not called again, and the last failure is final."""
     rota = TWO.order_for("claude-sonnet-5-5")
-    assert failed(rota, code, has_begun=False) == ["b"]
-    assert failed(rota, code, code, has_begun=False) is None
+    assert backends_after(rota, code, has_begun=False) == ["b"]
+    assert backends_after(rota, code, code, has_begun=False) is None
 
 
 def test_a_refused_request_before_an_answer_fails_the_turn() -> None:
     """Other backends would refuse it too."""
-    assert failed(TWO.order_for("m"), BAD_REQUEST, has_begun=False) is None
+    assert backends_after(TWO.order_for("m"), BAD_REQUEST, has_begun=False) is None
 
 
 @pytest.mark.parametrize(
@@ -45,24 +45,24 @@ def test_a_refused_request_before_an_answer_fails_the_turn() -> None:
 @pytest.mark.parametrize("has_begun", [True, False])
 def test_errors_of_the_turn_are_not_failed_over(code: str, has_begun: bool) -> None:
     """A deadline, for example, is over for every backend."""
-    assert failed(TWO.order_for("m"), code, has_begun=has_begun) is None
+    assert backends_after(TWO.order_for("m"), code, has_begun=has_begun) is None
 
 
 @pytest.mark.parametrize("code", sorted(PASSING))
 def test_within_an_answer_backends_alternate(code: str) -> None:
     """Until the attempts are used up."""
     rota = TWO.order_for("m")
-    assert failed(rota, code, has_begun=True) == ["b", "a"]
-    assert failed(rota, code, code, has_begun=True) == ["a", "b"]
+    assert backends_after(rota, code, has_begun=True) == ["b", "a"]
+    assert backends_after(rota, code, code, has_begun=True) == ["a", "b"]
 
 
 @pytest.mark.parametrize("code", ["backend_refused_key", BAD_REQUEST])
 def test_a_second_backend_with_a_wrong_key_takes_no_attempt_from_the_first(code: str) -> None:
     """It is left out after its failure."""
     rota = TWO.order_for("m")
-    assert failed(rota, "backend_broken", code, has_begun=True) == ["a"]
-    assert failed(rota, "backend_broken", code, "backend_broken", has_begun=True) == ["a"]
-    assert failed(rota, "backend_broken", code, code, has_begun=True) is None
+    assert backends_after(rota, "backend_broken", code, has_begun=True) == ["a"]
+    assert backends_after(rota, "backend_broken", code, "backend_broken", has_begun=True) == ["a"]
+    assert backends_after(rota, "backend_broken", code, code, has_begun=True) is None
 
 
 def test_only_a_backend_that_failed_before_is_waited_for() -> None:

@@ -15,7 +15,7 @@ from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnU
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.harness.turn_builder import Handwritten, completed_turn, opening
+from tests.harness.turn_builder import Handwritten, completed_turn, opening_events
 from tests.harness.until import until
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
@@ -63,15 +63,15 @@ def fan_out_of(log: ScriptedLog, group: asyncio.TaskGroup, linger_s: float = 10.
     return FanOut(cast("TurnLog", log), group, linger_s=linger_s, heartbeat_s=60.0)
 
 
-def restarted() -> list[Stored]:
+def restarted_entries() -> list[Stored]:
     log = completed_turn("old")
     log.stored.pop()
     again = Handwritten()
     for one in log.stored:
         again.store(one.entry)
-    again.take("restart")
-    again.hear(*opening())
-    again.say("new")
+    again.store_attempt("restart")
+    again.store_events(*opening_events())
+    again.store_texts("new")
     return again.stored
 
 
@@ -107,7 +107,7 @@ async def test_a_reader_starts_after_its_cursor() -> None:
 
 async def test_a_new_reader_starts_after_the_last_restart_where_the_dialect_cannot_reset() -> None:
     """Plain text has the new answer alone; tailrace sends the old one and a reset."""
-    stored = restarted()
+    stored = restarted_entries()
     live = feed_of(stored)
     start = live.start(BEFORE_FIRST, TEXT)
     assert b"".join(frame.data for frame in live.frames(TEXT, start, 100)) == b"new"
@@ -243,7 +243,7 @@ async def test_a_wrong_cursor_fails_only_its_own_reader() -> None:
             async with fan_out.subscribe(KEY, cursor) as live:
                 return live
 
-        wrong = group.create_task(refused(connect(Seq(999))))
+        wrong = group.create_task(is_refused(connect(Seq(999))))
         await until(lambda: log.followers)
         good = [group.create_task(connect(BEFORE_FIRST)) for _ in range(2)]
         await asyncio.sleep(0)
@@ -256,7 +256,7 @@ async def test_a_wrong_cursor_fails_only_its_own_reader() -> None:
     assert log.after == [Seq(999), BEFORE_FIRST]
 
 
-async def refused(connecting: Awaitable[TurnFeed]) -> None:
+async def is_refused(connecting: Awaitable[TurnFeed]) -> None:
     with pytest.raises(CursorUnknown):
         await connecting
 

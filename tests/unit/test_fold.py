@@ -19,18 +19,27 @@ from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import CallUsage, Usage
 from tests.harness.strategies import MadeUp, logs
-from tests.harness.turn_builder import Handwritten, attempt, closing, completed_turn, junk, opening, raw, says
+from tests.harness.turn_builder import (
+    Handwritten,
+    attempt,
+    closing_events,
+    completed_turn,
+    junk,
+    opening_events,
+    raw,
+    text_delta,
+)
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 
 
-def started(*texts: str) -> Handwritten:
+def started_turn(*texts: str) -> Handwritten:
     """A turn whose first attempt said `texts` and is not finished."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*opening())
-    log.say(*texts)
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts(*texts)
     return log
 
 
@@ -56,11 +65,11 @@ def test_an_empty_log_is_a_running_turn_without_a_request() -> None:
 @pytest.mark.rule("R20")
 def test_a_continuation_goes_on_in_the_block_that_was_open() -> None:
     """Its deltas carry that block's index, its hidden message_start counts, its usage is added to the first call's."""
-    log = started("The sk")
-    log.take("continue")
-    log.hear(events.MessageStart(events.MessageHead("msg_2", "m", CallUsage(input_tokens=14))), is_hidden=True)
-    log.say("y is blue.")
-    log.hear(*closing(output_tokens=5))
+    log = started_turn("The sk")
+    log.store_attempt("continue")
+    log.store_events(events.MessageStart(events.MessageHead("msg_2", "m", CallUsage(input_tokens=14))), is_hidden=True)
+    log.store_texts("y is blue.")
+    log.store_events(*closing_events(output_tokens=5))
     turn = log.turn
     assert turn.text == "The sky is blue."
     assert len(turn.blocks) == 1
@@ -72,9 +81,9 @@ def test_a_continuation_goes_on_in_the_block_that_was_open() -> None:
 
 @pytest.mark.rule("R21")
 def test_a_restart_drops_the_blocks_so_far_and_keeps_what_they_cost() -> None:
-    log = started("The sk")
-    log.take("restart")
-    log.hear(*opening(), BlockDelta(0, TextDelta("Blue.")), *closing(output_tokens=1))
+    log = started_turn("The sk")
+    log.store_attempt("restart")
+    log.store_events(*opening_events(), BlockDelta(0, TextDelta("Blue.")), *closing_events(output_tokens=1))
     turn = log.turn
     assert (turn.text, turn.mode) == ("Blue.", "restart")
     assert turn.usage == Usage(input_tokens=20, output_tokens=2 + 1)
@@ -83,28 +92,28 @@ def test_a_restart_drops_the_blocks_so_far_and_keeps_what_they_cost() -> None:
 @pytest.mark.rule("R60")
 def test_a_misfit_keeps_what_was_rejected() -> None:
     """The next call names it, also if another generator makes that call."""
-    log = started("The sk", "y")
-    log.hear(*closing(output_tokens=2))
+    log = started_turn("The sk", "y")
+    log.store_events(*closing_events(output_tokens=2))
     log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="no JSON"))
-    log.hear(*opening())
-    log.say("{")
-    log.take("restart")
+    log.store_events(*opening_events())
+    log.store_texts("{")
+    log.store_attempt("restart")
     assert (log.turn.text, log.turn.misfit, log.turn.rejected) == ("", "no JSON", "The sky")
 
 
 @pytest.mark.rule("R19")
 def test_an_old_attempt_that_writes_on_is_skipped() -> None:
-    log = started("The sk")
+    log = started_turn("The sk")
     late = log.chain
-    log.take("continue")
-    log.store(says(late, "LATE"))
-    log.say("y")
+    log.store_attempt("continue")
+    log.store(text_delta(late, "LATE"))
+    log.store_texts("y")
     assert (log.turn.text, log.turn.skipped) == ("The sky", 1)
 
 
 @pytest.mark.rule("R22")
 def test_a_cancelled_turn_keeps_its_text() -> None:
-    log = started("The sk")
+    log = started_turn("The sk")
     log.end("cancelled")
     assert (log.turn.text, log.turn.outcome, log.turn.error) == ("The sk", "cancelled", None)
 
@@ -125,13 +134,13 @@ def test_an_end_proves_its_text_usage_and_cost() -> None:
 def test_the_record_keeps_the_fields_of_a_message_that_it_does_not_know() -> None:
     """Also what is newer than this version; of the attempt that counts, its latest words, and nothing that is null."""
     log = Handwritten()
-    log.ask()
+    log.store_request()
     for tier, edits in (("batch", [1]), ("standard", [])):
-        log.take("restart")
-        _, block = opening()
+        log.store_attempt("restart")
+        _, block = opening_events()
         usage = {"input_tokens": 10, "output_tokens": 1, "service_tier": tier, "inference_geo": "eu"}
         log.store(event_entry(log, {"type": "message_start", "message": {"id": "m", "model": "c", "usage": usage}}))
-        log.hear(block)
+        log.store_events(block)
         stop = {"stop_reason": "stop_sequence", "stop_sequence": "END", "stop_details": None}
         delta = stop | {"container": {"id": "c1"}}
         usage = {"output_tokens": 2, "inference_geo": "us", "server_tool_use": {"web_search_requests": 1}}
@@ -158,10 +167,10 @@ def event_entry(log: Handwritten, what: object) -> EventEntry:
 def test_each_call_is_priced_by_its_own_prompt() -> None:
     """Two calls of 60,000 tokens are no long prompt, though they are 120,000 together."""
     log = Handwritten()
-    log.ask(model="claude-haiku-5-5")
+    log.store_request(model="claude-haiku-5-5")
     for mode in ("fresh", "restart"):
-        log.take(mode)
-        log.hear(*opening(input_tokens=60_000), *closing(output_tokens=1))
+        log.store_attempt(mode)
+        log.store_events(*opening_events(input_tokens=60_000), *closing_events(output_tokens=1))
     assert log.turn.usage == Usage(120_000, 2)
     assert build_end(log.turn, "completed").cost_nano_usd == 2 * (60_000 * 100 + 500)
 
@@ -177,7 +186,7 @@ def test_a_proof_is_a_count_and_a_hash() -> None:
 def test_a_failed_turn_says_why() -> None:
     """The code and the sentence of its `end`; a model without a price costs nothing rather than failing."""
     log = Handwritten()
-    log.ask(model="claude-unheard-of")
+    log.store_request(model="claude-unheard-of")
     log.end("failed", Failure("model_unknown", "no such model"))
     assert log.turn.error == Failure("model_unknown", "no such model")
     assert build_end(log.turn, "failed").cost_nano_usd == 0
@@ -221,9 +230,9 @@ def test_a_folded_block_equals_the_block_of_a_response_without_a_stream(
 ) -> None:
     """Text with citations, thinking with its signature, a tool's input as JSON, and what we do not know as it came."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(BlockStart(0, start), *(BlockDelta(0, delta) for delta in deltas))
+    log.store_request()
+    log.store_attempt()
+    log.store_events(BlockStart(0, start), *(BlockDelta(0, delta) for delta in deltas))
     assert [content(block) for block in log.turn.blocks] == [whole]
 
 
@@ -232,10 +241,10 @@ def test_a_folded_block_equals_the_block_of_a_response_without_a_stream(
 def test_an_input_that_is_nested_too_deeply_is_left_empty(levels: int) -> None:
     """Deltas carry it as text, so its levels were not counted before; the next turn's request must contain it."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(BlockStart(0, {"type": "tool_use", "id": "t", "name": "n", "input": {}}))
-    log.hear(BlockDelta(0, events.InputJsonDelta("[" * levels + "]" * levels)))
+    log.store_request()
+    log.store_attempt()
+    log.store_events(BlockStart(0, {"type": "tool_use", "id": "t", "name": "n", "input": {}}))
+    log.store_events(BlockDelta(0, events.InputJsonDelta("[" * levels + "]" * levels)))
     assert [content(block)["input"] for block in log.turn.blocks] == [{}]
 
 
@@ -285,8 +294,8 @@ def test_splitting_deltas_changes_nothing(log: MadeUp, data: st.DataObject) -> N
                 spoken += [BlockDelta(index, TextDelta(text[:at])), BlockDelta(index, TextDelta(text[at:]))]
             case _:
                 spoken.append(event)
-    assert without_position(respoken(log.valid, spoken)) == without_position(
-        respoken(log.valid, list(answers(log.valid)))
+    assert without_position(fold_of_one_attempt(log.valid, spoken)) == without_position(
+        fold_of_one_attempt(log.valid, list(answers(log.valid)))
     )
 
 
@@ -294,16 +303,16 @@ def answers(valid: list[Stored]) -> list[EventEntry]:
     return [stored.entry for stored in valid if isinstance(stored.entry, EventEntry)]
 
 
-def respoken(valid: list[Stored], spoken: list[EventEntry | events.Event]) -> Turn:
+def fold_of_one_attempt(valid: list[Stored], spoken: list[EventEntry | events.Event]) -> Turn:
     """The fold of one attempt that said all of `spoken`."""
     log = Handwritten()
     log.store(valid[0].entry)
-    log.take()
+    log.store_attempt()
     for one in spoken:
         if isinstance(one, EventEntry):
             log.store(msgspec.structs.replace(one, prev=log.chain.last, attempt=log.chain.attempt))
         else:
-            log.hear(one)
+            log.store_events(one)
     return log.turn
 
 
@@ -335,11 +344,13 @@ def test_the_text_joins_the_text_blocks_since_the_last_restart(log: MadeUp) -> N
 def test_usage_is_the_sum_of_each_calls_last_word(calls: list[tuple[int, list[int]]]) -> None:
     """Within a call the counts are cumulative; over calls they are summed, whatever the mode was."""
     log = Handwritten()
-    log.ask()
+    log.store_request()
     for number, (input_tokens, outputs) in enumerate(calls):
-        log.take("continue" if number % 2 else "restart")
-        log.hear(events.MessageStart(events.MessageHead(usage=CallUsage(input_tokens))), is_hidden=number > 0)
-        log.hear(*(events.MessageDelta(events.StopReason(), UsageSoFar(output_tokens=count)) for count in outputs))
+        log.store_attempt("continue" if number % 2 else "restart")
+        log.store_events(events.MessageStart(events.MessageHead(usage=CallUsage(input_tokens))), is_hidden=number > 0)
+        log.store_events(
+            *(events.MessageDelta(events.StopReason(), UsageSoFar(output_tokens=count)) for count in outputs)
+        )
     assert log.turn.usage == Usage(
         sum(input_tokens for input_tokens, _ in calls), sum(outputs[-1] for _, outputs in calls if outputs)
     )
@@ -349,17 +360,17 @@ def test_usage_is_the_sum_of_each_calls_last_word(calls: list[tuple[int, list[in
 def test_usage_of_a_broken_call_is_estimated() -> None:
     """Its text was paid for: two tokens for seven characters, until the model reports its own count."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*opening(input_tokens=10))
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events(input_tokens=10))
     assert (log.turn.usage, log.turn.is_usage_estimated) == (Usage(10), False)
-    log.say("seven c", "harrs.")
+    log.store_texts("seven c", "harrs.")
     assert (log.turn.usage, log.turn.is_usage_estimated) == (Usage(10, 4), True)
-    log.take("continue")
-    log.hear(*opening(input_tokens=20)[:1], is_hidden=True)
-    log.say("x" * 70)
+    log.store_attempt("continue")
+    log.store_events(*opening_events(input_tokens=20)[:1], is_hidden=True)
+    log.store_texts("x" * 70)
     assert log.turn.usage == Usage(30, 24)
-    log.hear(*closing(output_tokens=5))
+    log.store_events(*closing_events(output_tokens=5))
     log.end()
     assert (log.turn.usage, log.turn.is_usage_estimated) == (Usage(30, 9), True)
     assert log.turn.end is not None
@@ -370,17 +381,17 @@ def test_usage_of_a_broken_call_is_estimated() -> None:
 def test_an_estimate_never_lowers_the_reported_usage() -> None:
     """Thoughts that are not shown are counted, too."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(events.MessageStart(events.MessageHead(usage=CallUsage(10, 50))), opening()[1])
-    log.say("short")
+    log.store_request()
+    log.store_attempt()
+    log.store_events(events.MessageStart(events.MessageHead(usage=CallUsage(10, 50))), opening_events()[1])
+    log.store_texts("short")
     assert log.turn.usage == Usage(10, 50)
 
 
 @pytest.mark.rule("R25")
 def test_deltas_and_stops_without_a_block_are_passed_over() -> None:
-    log = started("A")
-    log.hear(BlockDelta(7, TextDelta("x")), BlockDelta(-1, TextDelta("y")), BlockStop(7), BlockStop(-1))
+    log = started_turn("A")
+    log.store_events(BlockDelta(7, TextDelta("x")), BlockDelta(-1, TextDelta("y")), BlockStop(7), BlockStop(-1))
     assert log.turn.text == "A"
     assert not log.turn.blocks[0].is_closed
 
@@ -394,9 +405,9 @@ def test_a_delta_that_does_not_fit_its_block_is_passed_over(
     start: dict[str, Any], whole: dict[str, Any], delta: events.Delta
 ) -> None:
     """A tool's block holds no text, and what was not said is not counted either."""
-    log = started("A")
+    log = started_turn("A")
     before = log.turn
-    log.hear(BlockStart(1, start), BlockDelta(1, delta), BlockDelta(0, events.ThinkingDelta("x")))
+    log.store_events(BlockStart(1, start), BlockDelta(1, delta), BlockDelta(0, events.ThinkingDelta("x")))
     assert [content(block) for block in log.turn.blocks] == [{"type": "text", "text": "A"}, whole]
     assert log.turn.unreported_chars == before.unreported_chars
 
@@ -404,7 +415,7 @@ def test_a_delta_that_does_not_fit_its_block_is_passed_over(
 @pytest.mark.rule("R11")
 def test_a_fence_names_the_last_stored_entry_valid_or_not() -> None:
     """`tail` is what the server counts; the chain's last is what the next entry has to name."""
-    log = started("A")
+    log = started_turn("A")
     last = log.chain.last
     log.store(junk())
     assert (log.turn.tail, log.turn.chain.last) == (last + 1, last)
@@ -415,21 +426,21 @@ def test_a_fence_names_the_last_stored_entry_valid_or_not() -> None:
 def test_working_time_is_the_time_of_attempts() -> None:
     """Without the time in the queue, between attempts, and of forks."""
     log = Handwritten(step=10)
-    log.ask()
-    log.take()
-    log.hear(*opening())
-    log.say("a", "b")
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts("a", "b")
     assert log.turn.worked_s == 40
-    log.take("continue")
+    log.store_attempt("continue")
     assert log.turn.worked_s == 40
-    log.say("c")
+    log.store_texts("c")
     log.store(junk())
     assert log.turn.worked_s == 50
-    log.hear(*closing(3))
+    log.store_events(*closing_events(3))
     log.end()
     assert log.turn.worked_s == 90
     cancelled = Handwritten(step=10)
-    cancelled.ask()
+    cancelled.store_request()
     cancelled.end("cancelled")
     assert cancelled.turn.worked_s == 0
 
@@ -438,13 +449,13 @@ def test_working_time_is_the_time_of_attempts() -> None:
 def test_text_that_a_continuation_leaves_out_counts_until_the_model_reports_usage() -> None:
     """Repeated words and hidden thoughts were generated, too (PROTOCOL R70)."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*opening())
-    log.take("continue")
-    log.hear(*opening()[:1], is_hidden=True)
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_attempt("continue")
+    log.store_events(*opening_events()[:1], is_hidden=True)
     piece = events.encode(events.BlockDelta(0, events.TextDelta("abcd")))
     log.store(EventEntry(prev=log.chain.last, attempt=log.chain.attempt, event=piece, left_out=31))
     assert (log.turn.text, log.turn.unreported_chars, log.turn.calls[-1].output_tokens) == ("abcd", 35, 10)
-    log.hear(*closing(12))
+    log.store_events(*closing_events(12))
     assert (log.turn.calls[-1].output_tokens, log.turn.is_usage_estimated) == (12, False)

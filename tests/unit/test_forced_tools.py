@@ -36,7 +36,7 @@ ARGUMENTS = '{"day": "Mo", "a": {"b": ["}", " }"]}}'
 NAMED = f'{{ "name": "look" , "arguments": {ARGUMENTS} }}\n'
 
 
-def functions(**given: Any) -> list[str]:
+def function_tools(**given: Any) -> list[str]:
     return list(forced_functions(request(**{"tools": TOOLS} | given)))
 
 
@@ -59,7 +59,7 @@ def functions(**given: Any) -> list[str]:
 )
 def test_forced_calls_that_the_model_refuses(given_fields: dict[str, Any], names: list[str]) -> None:
     """All other calls are left to the model."""
-    assert functions(**given_fields) == names
+    assert function_tools(**given_fields) == names
 
 
 def test_a_forced_call_is_requested_as_structured_output() -> None:
@@ -123,11 +123,11 @@ def log_of(choice: dict[str, Any], answer: list[ModelEvent]) -> Handwritten:
     """Returns the log of a turn whose model answered so."""
     log = Handwritten()
     options = {"tool_choice": choice}
-    log.ask(tools=TOOLS, options=options)
-    log.take()
+    log.store_request(tools=TOOLS, options=options)
+    log.store_attempt()
     mapper = CallMapper(forced_functions(request(tools=TOOLS, options=options)))
     for event in answer:
-        log.hear(*(one.event for one in mapper.map(event) if not isinstance(one.event, events.UnknownEvent)))
+        log.store_events(*(one.event for one in mapper.map(event) if not isinstance(one.event, events.UnknownEvent)))
     return log
 
 

@@ -9,13 +9,13 @@ from tailrace.proto.entries import End, Stored
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.ids import Seq
 from tests.harness.strategies import MadeUp, logs
-from tests.harness.turn_builder import completed_turn, says
+from tests.harness.turn_builder import completed_turn, text_delta
 
 LOG = completed_turn("The", " sky", " is", " blue.", step=10).stored
 FIRST, SECOND, THIRD, FOURTH = LOG[:4]
 
 
-def at(position: int) -> FeedJoin:
+def join_after(position: int) -> FeedJoin:
     """A join that has read the first `position` entries of LOG."""
     join = FeedJoin()
     assert join.add_read(LOG[:position]) == LOG[:position]
@@ -25,7 +25,7 @@ def at(position: int) -> FeedJoin:
 @pytest.mark.rule("R16")
 def test_an_entry_that_continues_the_chain_is_accepted_from_the_feed() -> None:
     """The log need not be read."""
-    join = at(2)
+    join = join_after(2)
     assert join.add_live(THIRD)
     assert join.add_live(FOURTH)
     assert not join.has_gap
@@ -34,7 +34,7 @@ def test_an_entry_that_continues_the_chain_is_accepted_from_the_feed() -> None:
 @pytest.mark.rule("R16")
 def test_an_entry_with_a_later_predecessor_proves_a_gap() -> None:
     """The log must be read until it reaches at least there; a read that is behind does not close the gap."""
-    join = at(1)
+    join = join_after(1)
     assert not join.add_live(FOURTH)
     assert join.has_gap
     assert join.add_read([SECOND]) == [SECOND]
@@ -46,8 +46,8 @@ def test_an_entry_with_a_later_predecessor_proves_a_gap() -> None:
 @pytest.mark.rule("R16")
 def test_a_gap_is_closed_by_the_log_and_not_by_early_entries() -> None:
     """An early entry may belong to a fork, and its rival may be the entry that was missed."""
-    join = at(3)
-    rival = says(Chain(FOURTH.seq, 1), "rival")
+    join = join_after(3)
+    rival = text_delta(Chain(FOURTH.seq, 1), "rival")
     forked = Stored(Seq(LOG[4].seq + 5), LOG[4].at, rival)
     assert not join.add_live(forked)
     assert join.add_read([FOURTH]) == [FOURTH]
@@ -59,8 +59,8 @@ def test_a_gap_is_closed_by_the_log_and_not_by_early_entries() -> None:
 @pytest.mark.rule("R16")
 def test_a_fork_in_the_feed_is_skipped_and_counted() -> None:
     """It continues an entry that the chain has passed."""
-    join = at(3)
-    fork = Stored(Seq(35), FOURTH.at, says(Chain(SECOND.seq, 1), "fork"))
+    join = join_after(3)
+    fork = Stored(Seq(35), FOURTH.at, text_delta(Chain(SECOND.seq, 1), "fork"))
     assert not join.add_live(fork)
     assert (join.has_gap, join.skipped) == (False, 1)
     assert join.add_live(FOURTH)
@@ -69,9 +69,9 @@ def test_a_fork_in_the_feed_is_skipped_and_counted() -> None:
 @pytest.mark.rule("R16")
 def test_no_entry_is_accepted_after_the_end() -> None:
     """Whatever the feed shows of an ended turn."""
-    join = at(len(LOG))
+    join = join_after(len(LOG))
     end = LOG[-1]
-    late = Stored(Seq(end.seq + 1), end.at, says(join.chain, "late"))
+    late = Stored(Seq(end.seq + 1), end.at, text_delta(join.chain, "late"))
     assert isinstance(end.entry, End)
     assert not join.add_live(late)
     assert not join.has_gap

@@ -150,7 +150,7 @@ def with_claim(name: str, value: str) -> bytes:
     return hs256('{"alg":"HS256"}', json.dumps(others)[:-1] + f', "{name}": {value}}}')
 
 
-def by_public_key(header: str) -> dict[str, bytes]:
+def signed_by_public_key(header: str) -> dict[str, bytes]:
     """Returns tokens signed by HS256 with the public keys as secret (CVE-2015-9235)."""
     payload = json.dumps(claims())
     known = {"pem": jwts.pem(RSA_KEY), "jwk": json.dumps(jwts.public("rsa", RSA_KEY)).encode()}
@@ -158,17 +158,17 @@ def by_public_key(header: str) -> dict[str, bytes]:
     return {f"{header} by {name}": hs256(header, payload, secret) for name, secret in known.items()}
 
 
-def forged() -> dict[str, bytes]:
+def forged_tokens() -> dict[str, bytes]:
     """Returns forged tokens by their fault."""
     elsewhere = "http://127.0.0.1:9/keys"
     own = {"jwk": jwts.public("ec", OTHER_EC), "x5c": ["AAAA"]}
     urls = {"jku": elsewhere, "x5u": elsewhere, "kid": elsewhere, "iss": elsewhere}
     return {
         **WRONG,
-        **by_public_key('{"alg":"HS256"}'),
-        **by_public_key('{"alg":"HS256","kid":"rsa"}'),
-        **by_public_key('{"alg":"RS256","alg":"HS256","kid":"rsa"}'),
-        **by_public_key('{"alg":"HS256","alg":"RS256","kid":"rsa"}'),
+        **signed_by_public_key('{"alg":"HS256"}'),
+        **signed_by_public_key('{"alg":"HS256","kid":"rsa"}'),
+        **signed_by_public_key('{"alg":"RS256","alg":"HS256","kid":"rsa"}'),
+        **signed_by_public_key('{"alg":"HS256","alg":"RS256","kid":"rsa"}'),
         **{
             f"alg {alg}": by_hand({"alg": alg}, claims(), b"x")
             for alg in ("none", "NONE", "nOnE", "", " none", "HS256 ")
@@ -214,7 +214,7 @@ async def test_a_forged_token_is_refused(keys_file: str, secret: str) -> None:
     seen = verifier(jwt_secret=secret, jwt_keys=keys_file)
     for good in (token(RSA_KEY, "RS256", {"kid": "rsa"}), token(EC_KEY, "ES256", {"kid": "ec"})):
         assert await seen.verify(good, ASKING) is not None
-    tokens = forged()
+    tokens = forged_tokens()
     assert len(tokens) > 100
     assert [name for name, text in tokens.items() if await seen.verify(text, ASKING) is not None] == []
 

@@ -13,7 +13,7 @@ from tests.harness.processes import CHECKOUT
 LINE = "structlog.get_logger().info('turn ended', outcome='completed', code=None, cursor='', attempt=2, turn='t1')"
 
 
-def logged(form: LogFormat) -> str:
+def log_line(form: LogFormat) -> str:
     script = (
         "import structlog\nfrom tailrace.proto.runtime.logging_setup import configure\n"
         f"configure('gateway', {form!r})\n{LINE}"
@@ -24,7 +24,7 @@ def logged(form: LogFormat) -> str:
 
 
 def test_a_json_line_begins_with_the_turn_and_has_no_empty_field() -> None:
-    line = logged("json")
+    line = log_line("json")
     fields = list(json.loads(line))
     assert fields[:2] == ["turn", "attempt"]
     assert set(fields) == {"turn", "attempt", "outcome", "role", "event", "level", "timestamp"}
@@ -33,7 +33,7 @@ def test_a_json_line_begins_with_the_turn_and_has_no_empty_field() -> None:
 @pytest.mark.parametrize(("form", "is_coloured"), [("console", False), ("colour", True)])
 def test_a_line_on_a_terminal_has_local_time_with_milliseconds(form: LogFormat, *, is_coloured: bool) -> None:
     """Colours are in the format `colour` only."""
-    line = logged(form)
+    line = log_line(form)
     assert ("\x1b[" in line) == is_coloured
     plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
     assert re.fullmatch(

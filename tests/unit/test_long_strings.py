@@ -25,14 +25,14 @@ def short_pieces() -> Any:
         yield
 
 
-def decoded(raw: bytes) -> object:
+def decode(raw: bytes) -> object:
     try:
         return msgspec.json.decode(raw)
     except DECODE_ERRORS:
         return DECODE_ERRORS
 
 
-async def decoded_in_steps(raw: bytes) -> object:
+async def decode_in_steps(raw: bytes) -> object:
     try:
         rest, strings = await long_strings.cut(raw)
         return long_strings.put_back(msgspec.json.decode(rest), strings)
@@ -46,7 +46,7 @@ async def test_decoding_in_steps_equals_msgspecs(value: object, is_ascii: bool, 
     raw = json.dumps(value, ensure_ascii=is_ascii).encode()
     where %= len(raw)
     for each in (raw, raw[:where] + mutation + raw[where:], raw[:where]):
-        assert await decoded_in_steps(each) == decoded(each)
+        assert await decode_in_steps(each) == decode(each)
 
 
 @given(VALUES, TEXT)

@@ -24,7 +24,7 @@ def message(*blocks: dict[str, Any], **more: Any) -> dict[str, Any]:
     return told | {"stop_reason": "end_turn", "stop_sequence": None, "usage": USAGE} | more
 
 
-def folded(events: list[msgspec.Raw]) -> Turn:
+def fold_events(events: list[msgspec.Raw]) -> Turn:
     """The turn whose log they are."""
     stored = [
         Stored(Seq(1), NOON, request()),
@@ -53,7 +53,7 @@ BLOCKS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_folded_block_equals_the_original(block: dict[str, Any]) -> None:
     """Whatever events it was split into."""
-    assert [content(one) for one in folded(to_events(message(block))).blocks] == [block]
+    assert [content(one) for one in fold_events(to_events(message(block))).blocks] == [block]
 
 
 @pytest.mark.rule("R67")
@@ -66,7 +66,7 @@ def test_the_events_of_any_message_follow_the_grammar(blocks: list[dict[str, Any
         event = read_event(bytes(raw))
         assert event is not None
         order.check(event)
-    turn = folded(events)
+    turn = fold_events(events)
     assert [content(one) for one in turn.blocks] == blocks
     assert all(one.is_closed for one in turn.blocks)
     assert (turn.stop.stop_reason, turn.stop.stop_sequence) == ("stop_sequence", "END")
@@ -78,7 +78,7 @@ def test_the_events_of_any_message_follow_the_grammar(blocks: list[dict[str, Any
 def test_further_fields_of_a_message_are_kept() -> None:
     """In the events in which a stream would have them."""
     told = message(container={"id": "c"}, context_management={"applied_edits": []}, stop_details={"type": "refusal"})
-    envelope = folded(to_events(told)).envelope
+    envelope = fold_events(to_events(told)).envelope
     assert envelope["delta"] == {"container": {"id": "c"}, "stop_details": {"type": "refusal"}}
     assert envelope["context_management"] == {"applied_edits": []}
 

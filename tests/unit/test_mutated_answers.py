@@ -18,7 +18,7 @@ from tailrace.proto.fold import fold
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import SAYS
-from tests.harness.readers import rendered
+from tests.harness.readers import render_frames
 from tests.harness.turn_builder import Handwritten, attempt
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
@@ -46,7 +46,7 @@ BLOCKS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
 ]
 
 
-def recorded() -> Iterator[dict[str, Any]]:
+def recorded_answers() -> Iterator[dict[str, Any]]:
     yield {"type": "message_start", "message": HEAD}
     for index, (block, deltas) in enumerate(BLOCKS):
         yield {"type": "content_block_start", "index": index, "content_block": block}
@@ -61,13 +61,13 @@ def recorded() -> Iterator[dict[str, Any]]:
     yield {"type": "message_stop"}
 
 
-RECORDED = [json.dumps(event, ensure_ascii=False).encode() for event in recorded()]
+RECORDED = [json.dumps(event, ensure_ascii=False).encode() for event in recorded_answers()]
 
 
 def answer(stream: list[bytes]) -> tuple[Block, ...]:
     """Returns the blocks that the product stores of a stream of these events. Raises BackendError."""
     decoder, order, log = SseDecoder(), EventOrder(), Handwritten()
-    log.ask()
+    log.store_request()
     log.store(attempt(log.chain))
     for data in decoder.decode(b"".join(b"data: " + data + b"\n\n" for data in stream)):
         event = read_event(data)
@@ -79,7 +79,7 @@ def answer(stream: list[bytes]) -> tuple[Block, ...]:
             assert turn.stop.stop_reason is not None
             for name, says in SAYS.items():
                 # Readers of all dialects get the same text, in valid UTF-8.
-                sent = b"".join(frame.sent for frame in rendered(KEY, log.stored, name))
+                sent = b"".join(frame.sent for frame in render_frames(KEY, log.stored, name))
                 assert says(sent) == turn.text, (name, sent.decode())
             return turn.blocks
         raw = bytes(event.raw)
@@ -102,7 +102,7 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 @st.composite
-def mutated(draw: st.DrawFn) -> list[bytes]:
+def mutated_answers(draw: st.DrawFn) -> list[bytes]:
     """A recording in which one value of one event is missing or of another type."""
     number = draw(st.integers(0, len(RECORDED) - 1))
     event = json.loads(RECORDED[number])
@@ -124,7 +124,7 @@ def texts(blocks: tuple[Block, ...]) -> list[tuple[str, str, str, tuple[Any, ...
 
 
 @pytest.mark.rule("R6")
-@given(mutated())
+@given(mutated_answers())
 def test_a_value_that_is_missing_or_of_another_type_never_shortens_an_answer(stream: list[bytes]) -> None:
     """It breaks the answer, or has no part in it. The content of a citation is the client's to read."""
     try:

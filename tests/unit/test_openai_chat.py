@@ -18,10 +18,10 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.citations import CITATIONS
-from tests.harness.readers import rendered
+from tests.harness.readers import render_frames
 from tests.harness.sse_parser import parse
 from tests.harness.strategies import MadeUp, logs
-from tests.harness.turn_builder import MODEL, NOON, Handwritten, opening
+from tests.harness.turn_builder import MODEL, NOON, Handwritten, opening_events
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 CHAT, COUNTED = "openai-chat", "openai-chat-usage"
@@ -67,20 +67,20 @@ def text(index: int, *texts: str, citations: Sequence[dict[str, Any]] = ()) -> l
 
 def open_log() -> Handwritten:
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(opening()[0])
+    log.store_request()
+    log.store_attempt()
+    log.store_events(opening_events()[0])
     return log
 
 
 def end_log(log: Handwritten, stop_reason: str = "end_turn") -> Handwritten:
-    log.hear(events.MessageDelta(events.StopReason(stop_reason), events.UsageSoFar(output_tokens=3)))
+    log.store_events(events.MessageDelta(events.StopReason(stop_reason), events.UsageSoFar(output_tokens=3)))
     log.end()
     return log
 
 
 def chunks(log: Handwritten, dialect: str = CHAT) -> list[dict[str, Any]]:
-    sent = b"".join(frame.sent for frame in rendered(KEY, log.stored, dialect))
+    sent = b"".join(frame.sent for frame in render_frames(KEY, log.stored, dialect))
     return [json.loads(event.data) for event in parse(sent) if event.data != "[DONE]"]
 
 
@@ -89,15 +89,15 @@ def deltas(log: Handwritten) -> list[dict[str, Any]]:
 
 
 def is_done(log: Handwritten) -> bool:
-    return any(frame.sent.endswith(b"data: [DONE]\n\n") for frame in rendered(KEY, log.stored, CHAT))
+    return any(frame.sent.endswith(b"data: [DONE]\n\n") for frame in render_frames(KEY, log.stored, CHAT))
 
 
 def test_restart_is_an_error_and_new_readers_get_the_new_answer() -> None:
     """The role and the indices start again."""
     log = open_log()
-    log.hear(*tool(0, '{"q":1}'))
-    restart = log.take("restart")
-    log.hear(opening()[0], *tool(0))
+    log.store_events(*tool(0, '{"q":1}'))
+    restart = log.store_attempt("restart")
+    log.store_events(opening_events()[0], *tool(0))
     frames, state = [], DIALECTS[CHAT].start(KEY)
     for one in log.stored:
         frame, state = DIALECTS[CHAT].render(state, one)
@@ -121,18 +121,18 @@ def turns(draw: st.DrawFn) -> Handwritten:
         match draw(st.sampled_from(["text", "thinking", "tool"])):
             case "text":
                 cited = draw(st.lists(st.sampled_from(CITATIONS), max_size=3))
-                log.hear(*text(index, *draw(st.lists(TEXTS, min_size=1, max_size=3)), citations=cited))
+                log.store_events(*text(index, *draw(st.lists(TEXTS, min_size=1, max_size=3)), citations=cited))
             case "thinking":
-                log.hear(*thinking(index, *draw(st.lists(TEXTS, min_size=1, max_size=3))))
+                log.store_events(*thinking(index, *draw(st.lists(TEXTS, min_size=1, max_size=3))))
             case _:
-                log.hear(*tool(index, *draw(INPUTS)))
+                log.store_events(*tool(index, *draw(INPUTS)))
         if draw(st.integers(0, 3)) == 0:
-            log.take("continue")
-            log.hear(opening()[0], is_hidden=True)
+            log.store_attempt("continue")
+            log.store_events(opening_events()[0], is_hidden=True)
     return end_log(log) if draw(st.booleans()) else log
 
 
-def put_together(message: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
+def merge_delta(message: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
     """Concatenates strings, and tool calls by index, as clients of the protocol do."""
     for call in delta.get("tool_calls", ()):
         calls = message.setdefault("tool_calls", [])
@@ -149,7 +149,7 @@ def put_together(message: dict[str, Any], delta: dict[str, Any]) -> dict[str, An
     return message
 
 
-def same(message: dict[str, Any]) -> dict[str, Any]:
+def normalized(message: dict[str, Any]) -> dict[str, Any]:
     """Compares arguments by value: deltas may contain white space."""
     calls = [{**one, "function": json.loads(one["function"]["arguments"])} for one in message.get("tool_calls", ())]
     return {"content": message.get("content") or "", "thoughts": message.get("reasoning_content"), "calls": calls}
@@ -160,11 +160,11 @@ def test_stream_database_and_completion_have_the_same_message(log: Handwritten) 
     """Promise 4, with tool calls and thinking."""
     told = record_from_fold(KEY, log.turn)
     kept = [json.loads(event.data) for event in parse(DIALECTS[CHAT].render_record(told, 0).data) if "{" in event.data]
-    streamed: dict[str, Any] = reduce(put_together, deltas(log), {})
-    archived: dict[str, Any] = reduce(put_together, (one["choices"][0]["delta"] for one in kept if "id" in one), {})
+    streamed: dict[str, Any] = reduce(merge_delta, deltas(log), {})
+    archived: dict[str, Any] = reduce(merge_delta, (one["choices"][0]["delta"] for one in kept if "id" in one), {})
     completion = json.loads(render_completion(told))
     message = completion["choices"][0]["message"]
-    assert same(streamed) == same(archived) == same(message)
+    assert normalized(streamed) == normalized(archived) == normalized(message)
     if log.chain.is_ended:
         assert streamed.get("annotations") == archived.get("annotations") == message.get("annotations")
     heads = {(one["id"], one["created"], one["model"]) for one in (*chunks(log), *kept, completion) if "id" in one}
@@ -191,7 +191,7 @@ def test_any_log_is_rendered_as_data_lines_with_cursors(log: MadeUp) -> None:
     turn = fold(log.stored)
     restarts = {one.seq for one in log.stored if isinstance(one.entry, Attempt)}
     for dialect in (CHAT, COUNTED):
-        frames = rendered(KEY, log.stored, dialect)
+        frames = render_frames(KEY, log.stored, dialect)
         for frame in frames:
             sent = parse(frame.sent)
             assert {(event.id, event.event, event.retry_ms) for event in sent} == {(None, "", None)}

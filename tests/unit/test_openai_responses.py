@@ -26,7 +26,7 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness.citations import CITATIONS
 from tests.harness.sse_parser import parse
 from tests.harness.strategies import TEXTS
-from tests.harness.turn_builder import Handwritten, completed_turn, opening
+from tests.harness.turn_builder import Handwritten, completed_turn, opening_events
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 DIALECT = DIALECTS["openai-responses"]
@@ -70,7 +70,7 @@ def after_last_restart(stored: list[Stored]) -> list[Stored]:
     return stored[len(stored) - is_restart[::-1].index(True) :] if True in is_restart else stored
 
 
-def seen_anew(log: Handwritten) -> Told:
+def render_for_new_reader(log: Handwritten) -> Told:
     """The events that a new reader is sent."""
     skipped = len(log.stored) - len(after_last_restart(log.stored))
     return data(b"".join(frame.data for frame in frames(log.stored)[skipped:]))
@@ -86,44 +86,44 @@ def begin(log: Handwritten, index: int, kind: str) -> None:
         "nameless": {"type": "tool_use", "input": {}},
         "redacted_thinking": {"type": "redacted_thinking", "data": "c2VjcmV0"},
     }
-    log.hear(events.BlockStart(index, starts.get(kind, {"type": kind})))
+    log.store_events(events.BlockStart(index, starts.get(kind, {"type": kind})))
 
 
 def say(log: Handwritten, index: int, kind: str, *texts: str) -> None:
     for text in texts:
         match kind:
             case "text" | "begun text" | "cited text":
-                log.hear(events.BlockDelta(index, events.TextDelta(text)))
-                log.hear(events.BlockDelta(index, events.ThinkingDelta("of another kind")))
+                log.store_events(events.BlockDelta(index, events.TextDelta(text)))
+                log.store_events(events.BlockDelta(index, events.ThinkingDelta("of another kind")))
             case "thinking":
-                log.hear(events.BlockDelta(index, events.ThinkingDelta(text)))
+                log.store_events(events.BlockDelta(index, events.ThinkingDelta(text)))
             case "tool_use" | "nameless":
-                log.hear(events.BlockDelta(index, events.InputJsonDelta(text)))
+                log.store_events(events.BlockDelta(index, events.InputJsonDelta(text)))
 
 
 def block(log: Handwritten, index: int, kind: str, *texts: str) -> None:
     begin(log, index, kind)
     say(log, index, kind, *texts)
     if kind == "thinking":
-        log.hear(events.BlockDelta(index, events.SignatureDelta("c2ln")))
+        log.store_events(events.BlockDelta(index, events.SignatureDelta("c2ln")))
     if kind == "cited text":
-        log.hear(*(events.BlockDelta(index, events.CitationsDelta(citation)) for citation in CITATIONS))
-    log.hear(events.BlockStop(index))
+        log.store_events(*(events.BlockDelta(index, events.CitationsDelta(citation)) for citation in CITATIONS))
+    log.store_events(events.BlockStop(index))
 
 
 @st.composite
 def answers(draw: st.DrawFn) -> Handwritten:
     """A turn with blocks of all kinds, in some attempts, the last block of each perhaps broken off."""
     log = Handwritten()
-    log.ask(metadata={"a": "b"})
+    log.store_request(metadata={"a": "b"})
     for number in range(draw(st.integers(0, 3))):
         if not number:
-            log.take("fresh")
+            log.store_attempt("fresh")
         else:
-            log.take("restart" if log.turn.blocks else draw(LATER))
+            log.store_attempt("restart" if log.turn.blocks else draw(LATER))
         if not draw(st.booleans()):
             continue
-        log.hear(opening()[0])
+        log.store_events(opening_events()[0])
         for index in range(draw(st.integers(0, 3))):
             kind = draw(KINDS)
             texts = ['{"a"', ": 1}"] if kind == "tool_use" else draw(st.lists(TEXTS, max_size=3))
@@ -136,21 +136,23 @@ def answers(draw: st.DrawFn) -> Handwritten:
     if outcome is not None:
         if outcome == "completed":
             closed = len(log.turn.blocks) - 1
-            log.hear(*([events.BlockStop(closed)] if log.turn.blocks and not log.turn.blocks[-1].is_closed else []))
-            log.hear(events.MessageDelta(events.StopReason(draw(st.sampled_from(["end_turn", "max_tokens"])))))
+            log.store_events(
+                *([events.BlockStop(closed)] if log.turn.blocks and not log.turn.blocks[-1].is_closed else [])
+            )
+            log.store_events(events.MessageDelta(events.StopReason(draw(st.sampled_from(["end_turn", "max_tokens"])))))
         log.end(outcome, OVERLOADED if outcome == "failed" else None)
     return log
 
 
-def strangers(model: object, path: str = "") -> list[str]:
+def unknown_fields(model: object, path: str = "") -> list[str]:
     """The fields that the SDK's types do not have, however deep."""
     match model:
         case BaseModel():
             extra = [f"{path}.{name}" for name in model.model_extra or {}]
-            inner = [strangers(getattr(model, name), f"{path}.{name}") for name in type(model).model_fields]
+            inner = [unknown_fields(getattr(model, name), f"{path}.{name}") for name in type(model).model_fields]
             return [*extra, *itertools.chain.from_iterable(inner)]
         case list():
-            return [name for one in model for name in strangers(one, path)]
+            return [name for one in model for name in unknown_fields(one, path)]
         case _:
             return []
 
@@ -172,7 +174,7 @@ def test_every_event_matches_the_sdks_types(log: Handwritten) -> None:
         *whole,
         *data(sse.encode(render_snapshot(KEY, log.turn, len(events_of(log.stored))))),
     ]:
-        assert strangers(EVENTS.validate_python(event, strict=True)) == []
+        assert unknown_fields(EVENTS.validate_python(event, strict=True)) == []
 
 
 @given(answers())
@@ -198,7 +200,7 @@ def test_starting_after_skips_exactly_the_received_events(log: Handwritten, made
 @given(answers())
 def test_sdk_accumulates_the_stream_of_a_new_reader(log: Handwritten) -> None:
     """From the log and from the database: the fold's text, and a complete response if the turn is."""
-    live = seen_anew(log)
+    live = render_for_new_reader(log)
     for sent in (live, data(DIALECT.render_record(record_from_fold(KEY, log.turn), 0).data)) if live else ():
         whole = read(sent)._completed_response
         text = "".join(event["delta"] for event in sent if event["type"] == "response.output_text.delta")
@@ -228,9 +230,9 @@ def test_snapshot_joins_the_stream(log: Handwritten, made: st.DataObject) -> Non
 def test_snapshot_has_one_delta_for_each_block() -> None:
     """Including the text that the block began with."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(opening()[0])
+    log.store_request()
+    log.store_attempt()
+    log.store_events(opening_events()[0])
     begin(log, 0, "begun text")
     say(log, 0, "text", " many", " words")
     sent = data(sse.encode(render_snapshot(KEY, log.turn, 20)))
@@ -283,31 +285,31 @@ def test_numbers_from_the_database_are_not_lower_than_from_the_log(texts: list[s
 def test_restart_is_an_error_a_break_and_a_new_response() -> None:
     """Text of two answers is never mixed; the error says what to do."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*opening())
-    log.say("old")
-    log.take("restart")
-    log.hear(*opening())
-    log.say("new")
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts("old")
+    log.store_attempt("restart")
+    log.store_events(*opening_events())
+    log.store_texts("new")
     restart = next(
         n for n, one in enumerate(log.stored) if isinstance(one.entry, Attempt) and one.entry.mode != "fresh"
     )
     told_at = frames(log.stored)[restart]
     (error,) = data(told_at.data)
     assert (error["type"], told_at.is_break, "from its beginning" in error["message"]) == ("error", True, True)
-    assert [event["type"] for event in seen_anew(log)][:2] == ["response.created", "response.in_progress"]
-    assert seen_anew(log)[0]["sequence_number"] == error["sequence_number"] + 1
+    assert [event["type"] for event in render_for_new_reader(log)][:2] == ["response.created", "response.in_progress"]
+    assert render_for_new_reader(log)[0]["sequence_number"] == error["sequence_number"] + 1
     assert render_snapshot(KEY, fold(log.stored[: restart + 1]), error["sequence_number"] + 1) == ()
 
 
 def test_open_block_is_closed_by_the_next() -> None:
     """Every item that was added is done, or the SDK refuses the response."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*opening())
-    log.say("a")
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts("a")
     block(log, 1, "text", "b")
     log.end()
     assert [item["content"][0]["text"] for item in events_of(log.stored)[-1]["response"]["output"]] == ["a", "b"]
@@ -315,12 +317,12 @@ def test_open_block_is_closed_by_the_next() -> None:
 
 def test_turn_without_an_attempt_is_queued() -> None:
     log = Handwritten()
-    log.ask()
-    assert response_of(looked(log))["status"] == "queued"
+    log.store_request()
+    assert response_of(build_record(log))["status"] == "queued"
     assert data(sse.encode(render_snapshot(KEY, log.turn, 1))) == events_of(log.stored)
-    log.take()
-    assert response_of(looked(log))["status"] == "in_progress"
+    log.store_attempt()
+    assert response_of(build_record(log))["status"] == "in_progress"
 
 
-def looked(log: Handwritten) -> TurnRecord:
+def build_record(log: Handwritten) -> TurnRecord:
     return record_from_fold(KEY, log.turn)

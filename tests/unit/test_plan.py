@@ -45,22 +45,22 @@ SCHEMA = {"type": "string"}
 STOPPED = events.MessageDelta(events.StopReason("end_turn"))
 
 
-def opened(type_: str, index: int = 0) -> list[events.Event]:
+def block_start(type_: str, index: int = 0) -> list[events.Event]:
     delta = InputJsonDelta('{"a') if type_ == "tool_use" else TextDelta("some")
     return [BlockStart(index, {"type": type_}), BlockDelta(index, delta)]
 
 
-def closed(type_: str, index: int = 0) -> list[events.Event]:
-    return [*opened(type_, index), BlockStop(index)]
+def block_stop(type_: str, index: int = 0) -> list[events.Event]:
+    return [*block_start(type_, index), BlockStop(index)]
 
 
 def log_with(heard: Sequence[events.Event], on_interrupt: OnInterrupt = "continue", attempts: int = 1) -> Handwritten:
     """A turn whose last attempt has heard this much."""
     log = Handwritten()
-    log.ask(on_interrupt=on_interrupt)
+    log.store_request(on_interrupt=on_interrupt)
     for _ in range(attempts):
-        log.take()
-    log.hear(*heard)
+        log.store_attempt()
+    log.store_events(*heard)
     return log
 
 
@@ -79,12 +79,12 @@ def test_an_opening_alone_is_continued_with_any_policy(policy: OnInterrupt) -> N
 @pytest.mark.parametrize(
     "heard",
     [
-        opened("text"),
-        closed("text"),
-        [*closed("text"), *opened("text", 1)],
-        closed("thinking"),
-        closed("redacted_thinking"),
-        [*closed("thinking"), *opened("text", 1)],
+        block_start("text"),
+        block_stop("text"),
+        [*block_stop("text"), *block_start("text", 1)],
+        block_stop("thinking"),
+        block_stop("redacted_thinking"),
+        [*block_stop("thinking"), *block_start("text", 1)],
         [BlockStart(0, {"type": "text"})],
     ],
 )
@@ -96,13 +96,13 @@ def test_text_and_complete_thinking_are_continued(heard: list[events.Event]) -> 
 @pytest.mark.parametrize(
     "heard",
     [
-        opened("thinking"),
-        opened("tool_use"),
-        closed("tool_use"),
-        [*closed("text"), *opened("tool_use", 1)],
-        [*closed("text"), *closed("tool_use", 1), *opened("text", 2)],
-        [*opened("text"), *opened("text", 1)],
-        closed("newer"),
+        block_start("thinking"),
+        block_start("tool_use"),
+        block_stop("tool_use"),
+        [*block_stop("text"), *block_start("tool_use", 1)],
+        [*block_stop("text"), *block_stop("tool_use", 1), *block_start("text", 2)],
+        [*block_start("text"), *block_start("text", 1)],
+        block_stop("newer"),
     ],
 )
 def test_blocks_that_cannot_be_continued_restart_the_answer(heard: list[events.Event]) -> None:
@@ -111,7 +111,7 @@ def test_blocks_that_cannot_be_continued_restart_the_answer(heard: list[events.E
 
 
 @pytest.mark.rule("R19")
-@pytest.mark.parametrize("heard", [opened("text"), opened("tool_use"), closed("thinking")])
+@pytest.mark.parametrize("heard", [block_start("text"), block_start("tool_use"), block_stop("thinking")])
 def test_on_interrupt_restart_and_fail_are_obeyed(heard: list[events.Event]) -> None:
     """`restart` also takes back text that could be continued; `fail` keeps it and ends the turn."""
     assert plan(log_with([START, *heard], "restart").turn, 5) == MakeAttempt(2, "restart")
@@ -121,16 +121,16 @@ def test_on_interrupt_restart_and_fail_are_obeyed(heard: list[events.Event]) -> 
 
 
 @pytest.mark.rule("R73")
-@pytest.mark.parametrize("heard", [[], [START], [START, *opened("text")], [START, *opened("tool_use")]])
+@pytest.mark.parametrize("heard", [[], [START], [START, *block_start("text")], [START, *block_start("tool_use")]])
 @pytest.mark.parametrize("policy", ["continue", "restart"])
 def test_attempts_that_store_nothing_new_are_limited(heard: list[events.Event], policy: OnInterrupt) -> None:
     """A turn that breaks every generator ends after `attempts_max` attempts without progress."""
     log = log_with(heard, policy)
     has_moved = len(heard) > 1
     for _ in range(2 if has_moved else 1):
-        log.take()
+        log.store_attempt()
     assert isinstance(plan(log.turn, 3), MakeAttempt)
-    log.take()
+    log.store_attempt()
     failed = plan(log.turn, 3)
     assert isinstance(failed, Fail)
     assert failed.failure.code == "attempts_exhausted"
@@ -139,12 +139,12 @@ def test_attempts_that_store_nothing_new_are_limited(heard: list[events.Event], 
 @pytest.mark.rule("R73")
 def test_an_attempt_that_moves_the_answer_forward_starts_the_count_again() -> None:
     """A long answer survives any number of generator deaths."""
-    log = log_with([START, *opened("text")])
+    log = log_with([START, *block_start("text")])
     for _ in range(20):
-        log.take("continue")
-        log.hear(START, is_hidden=True)
-        log.take("continue")
-        log.say("more")
+        log.store_attempt("continue")
+        log.store_events(START, is_hidden=True)
+        log.store_attempt("continue")
+        log.store_texts("more")
         assert log.turn.fruitless == 0
         assert plan(log.turn, 2) == MakeAttempt(log.turn.attempt + 1, "continue")
 
@@ -152,12 +152,12 @@ def test_an_attempt_that_moves_the_answer_forward_starts_the_count_again() -> No
 @pytest.mark.rule("R73")
 def test_a_restarted_answer_moves_forward_only_beyond_the_furthest_before() -> None:
     """Otherwise a turn that restarts at each death would be paid for without end."""
-    log = log_with([START, *opened("tool_use"), BlockDelta(0, InputJsonDelta(": 1"))], "restart")
+    log = log_with([START, *block_start("tool_use"), BlockDelta(0, InputJsonDelta(": 1"))], "restart")
     for count in (1, 2, 3):
-        log.take("restart")
-        log.hear(START, *opened("tool_use"))
+        log.store_attempt("restart")
+        log.store_events(START, *block_start("tool_use"))
         assert log.turn.fruitless == count
-    log.hear(BlockDelta(0, InputJsonDelta(": 1")), BlockDelta(0, InputJsonDelta("}")))
+    log.store_events(BlockDelta(0, InputJsonDelta(": 1")), BlockDelta(0, InputJsonDelta("}")))
     assert log.turn.fruitless == 0
 
 
@@ -168,7 +168,7 @@ def test_an_attempt_that_was_handed_over_does_not_count() -> None:
     for _ in range(9):
         log.store(event_entry(log.chain))
         assert log.turn.fruitless == 0
-        log.take()
+        log.store_attempt()
     assert log.turn.fruitless == 1
     log.store(event_entry(log.chain))
     assert log.turn.fruitless == 0
@@ -178,23 +178,23 @@ def event_entry(chain: Chain) -> Event:
     return Event(prev=chain.last, attempt=chain.attempt, event=events.HANDOVER, is_hidden=True)
 
 
-def limited(*calls: int, max_tokens: int) -> Turn:
+def limited_turn(*calls: int, max_tokens: int) -> Turn:
     """A turn whose calls have each written that many output tokens, and broke off."""
     log = Handwritten()
-    log.ask(max_tokens=max_tokens)
+    log.store_request(max_tokens=max_tokens)
     for number, tokens in enumerate(calls):
-        log.take("continue" if number else "fresh")
-        log.hear(START, is_hidden=number > 0)
+        log.store_attempt("continue" if number else "fresh")
+        log.store_events(START, is_hidden=number > 0)
         if not number:
-            log.hear(BlockStart(0, {"type": "text", "text": ""}))
-        log.say("x" * (tokens * 7 // 2))
+            log.store_events(BlockStart(0, {"type": "text", "text": ""}))
+        log.store_texts("x" * (tokens * 7 // 2))
     return log.turn
 
 
 @pytest.mark.rule("R74")
 def test_a_continuing_call_asks_for_the_tokens_that_are_left() -> None:
     """What broken calls wrote is estimated: two tokens for seven characters."""
-    turn = limited(100, 200, max_tokens=1000)
+    turn = limited_turn(100, 200, max_tokens=1000)
     call, _ = prepare_call(turn, "continue")
     assert call.max_tokens == 700
     call, _ = prepare_call(turn, "restart")
@@ -204,13 +204,13 @@ def test_a_continuing_call_asks_for_the_tokens_that_are_left() -> None:
 @pytest.mark.rule("R74")
 def test_an_answer_with_all_its_tokens_is_completed() -> None:
     """Also without attempts left: the answer has reached its limit, it did not fail."""
-    action = plan(limited(600, 400, max_tokens=1000), 1)
+    action = plan(limited_turn(600, 400, max_tokens=1000), 1)
     assert isinstance(action, AppendEvents)
     assert [bytes(event.raw) for event in action.events] == [
         b'{"type":"content_block_stop","index":0}',
         b'{"type":"message_delta","delta":{"stop_reason":"max_tokens","stop_sequence":null},"usage":{}}',
     ]
-    assert isinstance(plan(limited(600, 398, max_tokens=1000), 1), MakeAttempt)
+    assert isinstance(plan(limited_turn(600, 398, max_tokens=1000), 1), MakeAttempt)
 
 
 @pytest.mark.rule("R74")
@@ -236,31 +236,31 @@ def test_the_budget_for_thinking_fits_in_the_tokens_that_are_left(budget: int, t
 @pytest.mark.parametrize("type_", ["text", "thinking", "tool_use"])
 def test_a_complete_answer_only_needs_its_end(policy: OnInterrupt, type_: str) -> None:
     """After a kill between the last event and the end: no call, also without attempts left."""
-    log = log_with([START, *closed(type_), STOPPED], policy)
+    log = log_with([START, *block_stop(type_), STOPPED], policy)
     assert [plan(log.turn, attempts_max) for attempts_max in (1, 5)] == [Complete(), Complete()]
 
 
-def shaped(heard: Sequence[events.Event], attempts: int = 1, misfit: str | None = None) -> Turn:
+def schema_turn(heard: Sequence[events.Event], attempts: int = 1, misfit: str | None = None) -> Turn:
     """Returns a turn with a schema, and with these events since the attempt that named its `misfit`."""
     log = Handwritten()
-    log.ask(options=with_schema(None, SCHEMA))
+    log.store_request(options=with_schema(None, SCHEMA))
     for _ in range(attempts):
-        log.take()
+        log.store_attempt()
     if misfit is not None:
         log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit=misfit))
-    log.hear(*heard)
+    log.store_events(*heard)
     return log.turn
 
 
 @pytest.mark.rule("R60")
 def test_an_answer_with_a_schema_is_checked_and_corrected_once() -> None:
     """A generator that takes over counts the corrections in the log."""
-    first = shaped([START, *closed("text"), STOPPED])
+    first = schema_turn([START, *block_stop("text"), STOPPED])
     assert plan(first, 5) == CheckSchema(SCHEMA, "some")
     assert plan_after_check(first, None, 5) == Complete(schema_valid=True)
     # A complete answer has moved forward, so the last attempt may be corrected, too.
     assert [plan_after_check(first, "no", most) for most in (1, 5)] == [MakeAttempt(2, "restart", "no")] * 2
-    second = shaped([START, *closed("text"), STOPPED], misfit="no")
+    second = schema_turn([START, *block_stop("text"), STOPPED], misfit="no")
     assert plan(second, 5) == CheckSchema(SCHEMA, "some")
     assert plan_after_check(second, "no again", 5) == Complete(schema_valid=False)
 
@@ -269,7 +269,7 @@ def test_an_answer_with_a_schema_is_checked_and_corrected_once() -> None:
 def test_an_answer_cut_by_a_limit_is_not_corrected(stop_reason: str) -> None:
     """It is checked all the same."""
     stopped = events.MessageDelta(events.StopReason(stop_reason))
-    turn = shaped([START, *closed("text"), stopped])
+    turn = schema_turn([START, *block_stop("text"), stopped])
     assert plan(turn, 5) == CheckSchema(SCHEMA, "some")
     assert plan_after_check(turn, "no", 5) == Complete(schema_valid=False)
 
@@ -277,7 +277,7 @@ def test_an_answer_cut_by_a_limit_is_not_corrected(stop_reason: str) -> None:
 @pytest.mark.parametrize("stop_reason", ["tool_use", "pause_turn"])
 def test_an_unfinished_answer_is_not_checked(stop_reason: str) -> None:
     """A tool result comes first."""
-    turn = shaped([START, *closed("text"), events.MessageDelta(events.StopReason(stop_reason))])
+    turn = schema_turn([START, *block_stop("text"), events.MessageDelta(events.StopReason(stop_reason))])
     assert plan(turn, 5) == Complete()
 
 
@@ -285,20 +285,20 @@ def test_an_unfinished_answer_is_not_checked(stop_reason: str) -> None:
 def test_json_is_restarted_and_not_continued(misfit: str | None) -> None:
     """Without any block, continuing takes nothing back."""
     attempts = 2 if misfit is None else 3
-    assert plan(shaped([START, *opened("text")], misfit=misfit), 5) == MakeAttempt(attempts, "restart")
-    assert plan(shaped([START], misfit=misfit), 5) == MakeAttempt(attempts, "continue")
-    assert plan(shaped([], misfit=misfit), 5) == MakeAttempt(attempts, "fresh")
+    assert plan(schema_turn([START, *block_start("text")], misfit=misfit), 5) == MakeAttempt(attempts, "restart")
+    assert plan(schema_turn([START], misfit=misfit), 5) == MakeAttempt(attempts, "continue")
+    assert plan(schema_turn([], misfit=misfit), 5) == MakeAttempt(attempts, "fresh")
 
 
 @pytest.mark.parametrize("mode", ["fresh", "continue", "restart"])
 def test_every_attempt_after_a_misfit_gets_the_correction_prompt(mode: Mode) -> None:
     """The request, the rejected answer and the reason, in any generator."""
     log = Handwritten()
-    log.ask(options=with_schema(None, SCHEMA))
-    log.take()
-    log.hear(START, *closed("text"), STOPPED)
+    log.store_request(options=with_schema(None, SCHEMA))
+    log.store_attempt()
+    log.store_events(START, *block_stop("text"), STOPPED)
     log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="no"))
-    log.hear(START)
+    log.store_events(START)
     assert log.turn.request is not None
     call, _ = prepare_call(log.turn, mode)
     question, said, why = call.messages
@@ -307,7 +307,7 @@ def test_every_attempt_after_a_misfit_gets_the_correction_prompt(mode: Mode) -> 
 
 
 @pytest.mark.parametrize("outcome", ["completed", "cancelled", "failed"])
-@pytest.mark.parametrize("heard", [[], [START, *opened("text")], [START, *closed("text"), STOPPED]])
+@pytest.mark.parametrize("heard", [[], [START, *block_start("text")], [START, *block_stop("text"), STOPPED]])
 def test_an_ended_turn_is_acknowledged(heard: list[events.Event], outcome: Outcome) -> None:
     log = log_with(heard, attempts=5)
     log.end(outcome)
@@ -344,7 +344,7 @@ def check(turn: Turn, attempts_max: int) -> None:
 def test_a_turn_of_a_message_batch_is_left_to_the_batch() -> None:
     """Once it has its end it is acknowledged."""
     handed = Handwritten()
-    handed.ask(via="message_batches")
+    handed.store_request(via="message_batches")
     assert plan(handed.turn, 5) == Leave()
     handed.end("cancelled")
     assert plan(handed.turn, 5) == Acknowledge()
@@ -357,12 +357,12 @@ def test_a_hedge_is_the_next_attempt_and_does_not_count() -> None:
     go = plan_hedge(log.turn)
     assert go == MakeAttempt(2, "fresh", is_second=True)
     log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True))
-    log.hear(START, *opened("text"))
+    log.store_events(START, *block_start("text"))
     assert log.turn.hedges == 1
     assert plan(log.turn, 2) == MakeAttempt(3, "continue")
     late = log_with([])
     late.store(msgspec.structs.replace(attempt(late.chain), is_hedge=True))
     assert late.turn.fruitless == 1
-    late.take()
+    late.store_attempt()
     reason = "the answer broke off: 2 attempts in a row brought nothing new, the most allowed"
     assert plan(late.turn, 2) == Fail(Failure("attempts_exhausted", reason))

@@ -12,7 +12,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
-from tests.harness.turn_builder import NOON, completed_turn, says
+from tests.harness.turn_builder import NOON, completed_turn, text_delta
 from tests.promises import (
     Connected,
     Frame,
@@ -37,7 +37,7 @@ TOLD = Story("The sky is blue.", Usage(input_tokens=10, output_tokens=4), "compl
 Break = Callable[[History], History]
 
 
-def good() -> History:
+def good_history() -> History:
     """One turn; one reader that was cut after 50 and came back, one that came late with a cursor and left early."""
     cut = Connected(Seq(0), WHOLE[:3], "cut")
     back = Connected(Seq(50), WHOLE[3:], "ended")
@@ -85,13 +85,13 @@ def with_row(**given: Any) -> Break:
     return broken
 
 
-def without(**given: Any) -> Break:
+def without_entries(**given: Any) -> Break:
     return lambda history: msgspec.structs.replace(history, **given)
 
 
 END = LOG.stored[-1]
 SECOND_END = Stored(Seq(END.seq + 10), NOON, msgspec.structs.replace(END.entry, prev=END.seq))
-FORK = Stored(Seq(END.seq + 10), NOON, says(LOG.chain, "late"))
+FORK = Stored(Seq(END.seq + 10), NOON, text_delta(LOG.chain, "late"))
 OLD_FORK = Stored(Seq(55), NOON, msgspec.structs.replace(LOG.stored[5].entry, prev=Seq(30)))
 NEVER_SEEN = Frame(Seq(999), b"")
 
@@ -110,8 +110,8 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
         None,
         with_reader(connections=(Connected(Seq(0), WHOLE[:3], "cut"),)),
     ),
-    "a dialect that was not rendered": (no_gap, None, without(rendered={})),
-    "no readers": (no_gap, None, without(readers=())),
+    "a dialect that was not rendered": (no_gap, None, without_entries(rendered={})),
+    "no readers": (no_gap, None, without_entries(readers=())),
     "a frame doubled": (no_repeat, False, with_frames(lambda frames: (frames[0], *frames))),
     "a frame from before the cursor": (no_repeat, False, with_frames(lambda frames: (WHOLE[2], *frames))),
     "a reader that never connected": (no_repeat, None, with_reader(connections=())),
@@ -119,10 +119,10 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
     "a second end": (one_end, False, with_log(lambda log: (*log, SECOND_END))),
     "an event after the end": (one_end, False, with_log(lambda log: (*log, FORK))),
     "a frame after the end": (one_end, False, with_frames(lambda frames: (*frames, NEVER_SEEN))),
-    "no turns": (one_end, None, without(posted={})),
+    "no turns": (one_end, None, without_entries(posted={})),
     "a row with another text": (one_story, False, with_row(text="The sky is green.")),
     "a row with another cost": (one_story, False, with_row(cost_usd=1.0)),
-    "a row that was not read": (one_story, None, without(records=None)),
+    "a row that was not read": (one_story, None, without_entries(records=None)),
     "a reader with another text": (
         one_story,
         False,
@@ -141,9 +141,9 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
     "a turn that is still running": (one_story, None, with_log(lambda log: log[:-1])),
     "an acknowledged turn that is not in the log": (nothing_forgotten, False, with_log(lambda log: log[:0])),
     "an acknowledged turn without an end": (nothing_forgotten, False, with_log(lambda log: log[:-1])),
-    "an ended turn without a row": (nothing_forgotten, False, without(records={})),
+    "an ended turn without a row": (nothing_forgotten, False, without_entries(records={})),
     "an ended turn that is running in its row": (nothing_forgotten, False, with_row(outcome="running")),
-    "rows that were not read": (nothing_forgotten, None, without(records=None)),
+    "rows that were not read": (nothing_forgotten, None, without_entries(records=None)),
 }
 
 
@@ -160,17 +160,17 @@ def _other_end(log: tuple[Stored, ...], **given: Any) -> tuple[Stored, ...]:
 
 def test_a_good_history_is_green() -> None:
     """All five promises hold for a turn that was read over a cut connection and stored in SQLite."""
-    assert judge(good()).is_green
+    assert judge(good_history()).is_green
 
 
 @pytest.mark.parametrize("broken", BREAKS)
 def test_a_history_that_breaks_one_promise_is_not_green(broken: str) -> None:
     """Each promise says no, or unknown, to the one thing that breaks it; and the worst answer wins."""
     promise, answer, break_it = BREAKS[broken]
-    verdict = promise(break_it(good()))
+    verdict = promise(break_it(good_history()))
     assert verdict.holds is answer, verdict
     assert verdict.evidence
-    assert not judge(break_it(good())).is_green
+    assert not judge(break_it(good_history())).is_green
 
 
 def test_an_empty_history_is_unknown() -> None:
@@ -180,7 +180,7 @@ def test_an_empty_history_is_unknown() -> None:
 
 def test_a_skipped_fork_breaks_no_promise() -> None:
     """An entry that names an earlier predecessor is stored and is not part of the story."""
-    forked = with_log(lambda log: (*log[:5], OLD_FORK, *log[5:]))(good())
+    forked = with_log(lambda log: (*log[:5], OLD_FORK, *log[5:]))(good_history())
     assert forked.fold(KEY).skipped == 1
     # `records` was folded without the fork; a skipped entry changes nothing that a row holds.
     assert judge(forked).is_green
@@ -189,19 +189,19 @@ def test_a_skipped_fork_breaks_no_promise() -> None:
 def test_a_continued_fork_breaks_no_promise() -> None:
     """Its writer was acknowledged and continued, also past the turn's end."""
     end = LOG.stored[-1]
-    late = Stored(Seq(end.seq + 10), NOON, says(Chain(OLD_FORK.seq, 1), "further"))
-    later = Stored(Seq(late.seq + 10), NOON, says(Chain(late.seq, 1), "and further"))
-    assert judge(with_log(lambda log: (*log[:5], OLD_FORK, *log[5:], late, later))(good())).is_green
+    late = Stored(Seq(end.seq + 10), NOON, text_delta(Chain(OLD_FORK.seq, 1), "further"))
+    later = Stored(Seq(late.seq + 10), NOON, text_delta(Chain(late.seq, 1), "and further"))
+    assert judge(with_log(lambda log: (*log[:5], OLD_FORK, *log[5:], late, later))(good_history())).is_green
 
 
 def test_a_turn_that_was_never_acknowledged_owes_nothing() -> None:
     """A POST without a response may have stored nothing."""
-    refused = without(posted={KEY: True, TurnKey(Tenant("t"), TurnId("lost")): False})(good())
+    refused = without_entries(posted={KEY: True, TurnKey(Tenant("t"), TurnId("lost")): False})(good_history())
     assert judge(refused).is_green
 
 
 def test_false_is_worse_than_unknown() -> None:
-    unknown_and_false = with_row(text="other")(with_reader(received=None)(good()))
+    unknown_and_false = with_row(text="other")(with_reader(received=None)(good_history()))
     verdict = judge(unknown_and_false)
     assert verdict.holds is False
     assert verdict.evidence.startswith("one_story: turn-1: text is 'other' in SQLite")
@@ -209,5 +209,7 @@ def test_false_is_worse_than_unknown() -> None:
 
 def test_a_running_turn_has_a_prefix_that_is_no_gap() -> None:
     """Before the end, what a cut reader has seen only has to be a beginning."""
-    running = with_log(lambda log: log[:-1])(with_reader(connections=(Connected(Seq(0), WHOLE[:3], "cut"),))(good()))
+    running = with_log(lambda log: log[:-1])(
+        with_reader(connections=(Connected(Seq(0), WHOLE[:3], "cut"),))(good_history())
+    )
     assert no_gap(running).is_green

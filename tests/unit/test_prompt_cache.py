@@ -12,7 +12,7 @@ from tailrace.generators.prompt_cache import add_cache_marks
 from tailrace.proto.entries import CacheFor, Message, Mode
 from tailrace.proto.events import BlockDelta, MessageHead, MessageStart, TextDelta
 from tailrace.proto.usage import CallUsage
-from tests.harness.turn_builder import Handwritten, closing, opening, request
+from tests.harness.turn_builder import Handwritten, closing_events, opening_events, request
 
 FIVE: dict[str, Any] = {"cache_control": {"type": "ephemeral"}}
 HOUR: dict[str, Any] = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
@@ -107,10 +107,10 @@ def test_auto_marks_only_long_prompts() -> None:
 def test_a_continuation_has_the_marks_of_the_first_call(model: str, mode: Mode) -> None:
     """Otherwise the second call would write the cache again."""
     log = Handwritten()
-    log.ask(model=model, messages=TURNS, history=2, system="S", cache="5m")
-    log.take()
-    log.hear(*opening())
-    log.say("half")
+    log.store_request(model=model, messages=TURNS, history=2, system="S", cache="5m")
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts("half")
     assert log.turn.request is not None
     first = build_call(log.turn.request)
     second, _ = prepare_call(log.turn, mode)
@@ -125,12 +125,12 @@ def test_caching_for_an_hour_costs_more() -> None:
     costs = {}
     for cache in ("5m", "1h"):
         log = Handwritten()
-        log.ask(cache=cache)
-        log.take()
+        log.store_request(cache=cache)
+        log.store_attempt()
         kept = {"ephemeral_1h_input_tokens": 1000 if cache == "1h" else 0}
         usage = CallUsage(cache_creation_input_tokens=1000, cache_read_input_tokens=10, cache_creation=kept)
-        log.hear(MessageStart(MessageHead("msg_1", "m", usage)), *opening()[1:])
-        log.hear(BlockDelta(0, TextDelta("x")), *closing(1))
+        log.store_events(MessageStart(MessageHead("msg_1", "m", usage)), *opening_events()[1:])
+        log.store_events(BlockDelta(0, TextDelta("x")), *closing_events(1))
         log.end()
         assert log.turn.end is not None
         costs[cache] = log.turn.end.cost_nano_usd

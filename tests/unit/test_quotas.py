@@ -17,7 +17,7 @@ LIMITS = Limits(requests=60, burst=10, tokens=1000, usd_day=2.5, usd_month=50, b
 WHATS: list[What] = ["requests", "tokens", "usd_day", "usd_month", "bytes_day"]
 
 
-def at(text: str) -> float:
+def parse_time(text: str) -> float:
     return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
 
 
@@ -35,12 +35,12 @@ ROWS: list[tuple[What, str, int, str]] = [
 def test_a_quota_names_the_counter_of_its_window(what: What, subject: str, most: int, renews: str) -> None:
     """Gateways agree on the counter if their clocks agree."""
     owner = Owner(ACME, TENANT, LIMITS)
-    found = quota_of(owner, what, at("2026-12-05T23:59:35"))
+    found = quota_of(owner, what, parse_time("2026-12-05T23:59:35"))
     assert found is not None
     if what in ("requests", "tokens"):
         window_ms = round(found.window_s * 1000)
-        subject = f"limits.acme.tenant.{what}.{window_ms}-{int(at('2026-12-05T23:59:35')) * 1000 // window_ms}"
-    assert (found.subject, found.most, found.renews_at) == (subject, most, at(renews))
+        subject = f"limits.acme.tenant.{what}.{window_ms}-{int(parse_time('2026-12-05T23:59:35')) * 1000 // window_ms}"
+    assert (found.subject, found.most, found.renews_at) == (subject, most, parse_time(renews))
     assert quota_of(Owner(ACME, TENANT, UNLIMITED), what, 0.0) is None
 
 

@@ -9,15 +9,15 @@ from tailrace.gateway.limits.rate_headers import duration, rate_headers
 NOW = 1_765_000_000.0
 
 
-def standing(what: What, most: int, remaining: int, renews_in_s: float, window_s: float = 60.0) -> Standing:
+def build_standing(what: What, most: int, remaining: int, renews_in_s: float, window_s: float = 60.0) -> Standing:
     return Standing(Quota(what, "key", "a.b", most, window_s, NOW + renews_in_s), remaining)
 
 
 STANDINGS = [
-    standing("requests", 60, 50, 12.5),
-    standing("requests", 100, 9, 30.25),
-    standing("tokens", 1000, 0, 0.0115),
-    standing("usd_day", 5, 1, 9999),
+    build_standing("requests", 60, 50, 12.5),
+    build_standing("requests", 100, 9, 30.25),
+    build_standing("tokens", 1000, 0, 0.0115),
+    build_standing("usd_day", 5, 1, 9999),
 ]
 
 
@@ -56,7 +56,7 @@ def test_other_routes_have_the_ietf_headers() -> None:
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/v1/turns"])
 def test_without_a_limit_there_are_no_headers(path: str) -> None:
     """Nor for budgets, which no client reads."""
-    assert rate_headers(path, [standing("usd_month", 5, 1, 9999)], NOW) == {}
+    assert rate_headers(path, [build_standing("usd_month", 5, 1, 9999)], NOW) == {}
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Told(msgspec.Struct):
     text: str
 
 
-def sending(*pieces: bytes, headers: tuple[tuple[bytes, bytes], ...] = (PLAIN,), is_cut: bool = False) -> Request:
+def body_request(*pieces: bytes, headers: tuple[tuple[bytes, bytes], ...] = (PLAIN,), is_cut: bool = False) -> Request:
     """A request whose body comes in `pieces`; cut, the client goes away after them."""
     messages: list[dict[str, Any]] = [
         {"type": "http.request", "body": piece, "more_body": is_cut or number < len(pieces)}
@@ -58,16 +58,16 @@ async def read(request: Request, bytes_max: int = 10) -> bytes:
 
 async def test_a_body_in_pieces_is_read_whole() -> None:
     """Up to exactly the limit."""
-    assert await read(sending(b"01234", b"", b"56789")) == b"0123456789"
+    assert await read(body_request(b"01234", b"", b"56789")) == b"0123456789"
 
 
 @pytest.mark.parametrize(
     ("request_", "code"),
     [
-        (sending(b"0123456789", b"a"), "body_too_large"),
-        (sending(b"", headers=(PLAIN, (b"content-length", b"11"))), "body_too_large"),
-        (sending(b"", headers=(PLAIN, (b"content-length", b"9" * 30))), "body_too_large"),
-        (sending(b"{", is_cut=True), "request_invalid"),
+        (body_request(b"0123456789", b"a"), "body_too_large"),
+        (body_request(b"", headers=(PLAIN, (b"content-length", b"11"))), "body_too_large"),
+        (body_request(b"", headers=(PLAIN, (b"content-length", b"9" * 30))), "body_too_large"),
+        (body_request(b"{", is_cut=True), "request_invalid"),
     ],
     ids=range(4),
 )
@@ -97,7 +97,9 @@ async def test_an_unacceptable_body_is_refused_with_its_code(request_: Request, 
 async def test_only_uncompressed_json_is_read(type_: str | None, encoding: str | None, is_read: bool) -> None:
     """Browsers send forms across origins without a preflight; compressed bodies can be bombs."""
     given = {b"content-type": type_, b"content-encoding": encoding}
-    request = sending(b"{}", headers=tuple((name, text.encode()) for name, text in given.items() if text is not None))
+    request = body_request(
+        b"{}", headers=tuple((name, text.encode()) for name, text in given.items() if text is not None)
+    )
     if is_read:
         assert await read(request) == b"{}"
     else:
@@ -235,12 +237,12 @@ JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-def values(value: Any) -> int:
+def count_values(value: Any) -> int:
     """Those in its lists and objects, an empty one as if it held one: what `values_in` tells of its JSON."""
     match value:
         case list() | dict():
             inside = list(value.values()) if isinstance(value, dict) else value
-            return max(len(inside), 1) + sum(map(values, inside))
+            return max(len(inside), 1) + sum(map(count_values, inside))
         case _:
             return 0
 
@@ -249,7 +251,7 @@ def values(value: Any) -> int:
 def test_values_are_counted_without_the_content_of_strings(value: Any) -> None:
     """Also with more marks in strings than the limit."""
     marks = '[{,"\\' * read_body.VALUES_MAX
-    assert read_body.values_in(msgspec.json.encode([value, marks])) == values([value, marks])
+    assert read_body.values_in(msgspec.json.encode([value, marks])) == count_values([value, marks])
 
 
 @pytest.mark.parametrize("raw", [b"[]", b"{}", b"0", b'""', b'{"":0}', b'{"":""}', b'"\\\\"', b'"\\",["'], ids=range(8))

@@ -12,7 +12,7 @@ STORED = "The sky is blue because short waves are scattered more than long on"
 VERSE = "Never let anybody tell you that the sea is calm today."
 
 
-def filtered(stored: str, *pieces: str) -> tuple[str, int]:
+def filter_text(stored: str, *pieces: str) -> tuple[str, int]:
     """Returns the filtered text, and the number of characters that were left out."""
     seam, text, left_out = RepetitionFilter(stored), "", 0
     for piece in pieces:
@@ -31,12 +31,12 @@ def cut(text: str, size: int) -> Sequence[str]:
 def test_the_repeated_end_is_left_out(words: int, size: int) -> None:
     """For any length of the repetition and any pieces; half a word is continued in the middle."""
     again = " ".join(STORED.split()[-words:])
-    assert filtered(STORED, *cut(again + "es, and so we see it.", size)) == ("es, and so we see it.", len(again))
+    assert filter_text(STORED, *cut(again + "es, and so we see it.", size)) == ("es, and so we see it.", len(again))
 
 
 def test_a_call_that_only_repeats_adds_nothing() -> None:
     """The answer was complete but for its stop: the model repeats its last sentence and stops."""
-    assert filtered(STORED, "waves are scattered more ", "than long on") == ("", 34 + 3)
+    assert filter_text(STORED, "waves are scattered more ", "than long on") == ("", 34 + 3)
 
 
 @pytest.mark.rule("R70")
@@ -61,7 +61,7 @@ def test_a_call_that_only_repeats_adds_nothing() -> None:
 @pytest.mark.parametrize("size", [1, 5, 1000])
 def test_uncertain_repetitions_are_kept(stored: str, text: str, size: int) -> None:
     """Nothing is left out by guess."""
-    assert filtered(stored, *cut(text, size)) == (text, 0)
+    assert filter_text(stored, *cut(text, size)) == (text, 0)
 
 
 def test_text_is_held_only_while_it_may_be_a_repetition() -> None:
@@ -82,9 +82,9 @@ TEXTS = st.text(alphabet="ab \n", max_size=80) | st.text(alphabet="abcdefghij ",
 def test_only_the_stored_end_is_left_out(stored: str, new: str, again: int, size: int) -> None:
     """For any two texts in any pieces, at least REPEATED_MIN characters."""
     text = stored[len(stored) - min(again, len(stored)) :] + new
-    rest, left_out = filtered(stored, *cut(text, size))
+    rest, left_out = filter_text(stored, *cut(text, size))
     assert text[left_out:] == rest
-    assert (rest, left_out) == filtered(stored, text)
+    assert (rest, left_out) == filter_text(stored, text)
     assert stored.endswith(text[:left_out])
     if left_out:
         assert len("".join(text[:left_out].split())) >= REPEATED_MIN

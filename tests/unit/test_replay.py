@@ -30,22 +30,22 @@ from tailrace.proto.nats.replay import (
     require_turn,
 )
 from tests.harness.scripted_log import KEY, NOTHING, ScriptedServer, page
-from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening, says
+from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening_events, text_delta
 from tests.harness.virtual_time import run
 
 CURSOR = Seq(7)
 BEFORE = Chain(Seq(6), 1)
-AT_CURSOR = Stored(CURSOR, NOON, says(BEFORE, "a"))
-AFTER_CURSOR = Stored(Seq(8), NOON, says(BEFORE, "a"))
+AT_CURSOR = Stored(CURSOR, NOON, text_delta(BEFORE, "a"))
+AFTER_CURSOR = Stored(Seq(8), NOON, text_delta(BEFORE, "a"))
 
 
 def open_log() -> Handwritten:
     """A turn whose answer has begun."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*opening())
-    log.say("Hi")
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts("Hi")
     return log
 
 
@@ -282,7 +282,7 @@ def test_the_first_read_waits_for_the_request_of_a_stored_turn() -> None:
 @pytest.mark.rule("R14")
 def test_an_entry_is_valid_if_the_chain_reaches_it() -> None:
     log = open_log()
-    rival = Stored(Seq(log.stored[-1].seq + 1), NOON, says(BEFORE, "a"))
+    rival = Stored(Seq(log.stored[-1].seq + 1), NOON, text_delta(BEFORE, "a"))
     for seq, expected in [(log.stored[-1].seq, True), (rival.seq, False)]:
         server = ScriptedServer(read=[page(*log.stored, rival)])
         assert run(is_valid(server, KEY, seq, START)) is expected

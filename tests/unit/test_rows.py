@@ -17,37 +17,37 @@ from tailrace.proto.nats.streams import PAYLOAD_BYTES_MIN
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.strategies import MadeUp, logs
-from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening, raw
+from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening_events, raw
 
 KEY = TurnKey(Tenant("tenant-1"), TurnId("turn-1"))
 
 
-def failed() -> Handwritten:
+def failed_row() -> Handwritten:
     log = Handwritten()
-    log.ask(parent=TurnId("turn-0"), metadata={"user": "é"})
-    log.take()
-    log.hear(*opening())
-    log.say("half \0 \U0001f600")
+    log.store_request(parent=TurnId("turn-0"), metadata={"user": "é"})
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts("half \0 \U0001f600")
     log.end("failed", Failure("backend_failed", "it broke"))
     return log
 
 
-def running() -> Handwritten:
+def running_row() -> Handwritten:
     log = Handwritten()
-    log.ask()
+    log.store_request()
     return log
 
 
-def unpriced() -> Handwritten:
+def unpriced_row() -> Handwritten:
     log = Handwritten()
-    log.ask(model="claude-tomorrow-1")
-    log.take()
-    log.hear(*opening(input_tokens=10))
+    log.store_request(model="claude-tomorrow-1")
+    log.store_attempt()
+    log.store_events(*opening_events(input_tokens=10))
     log.end()
     return log
 
 
-@pytest.mark.parametrize("log", [completed_turn("Light ", "scatters."), failed(), running(), unpriced()])
+@pytest.mark.parametrize("log", [completed_turn("Light ", "scatters."), failed_row(), running_row(), unpriced_row()])
 def test_a_record_is_equal_from_a_row_and_from_a_fold(log: Handwritten) -> None:
     """Database and log give the same record (promise 4)."""
     columns = msgspec.structs.asdict(build_row(KEY, log.turn))
@@ -71,10 +71,10 @@ def test_a_row_is_equal_from_the_first_entries_and_the_end(log: MadeUp, first: i
 def test_an_end_has_space_in_the_smallest_payload_whatever_the_model_sends() -> None:
     """Fields of many events add up. A turn whose `end` cannot be stored would never end, not even cancelled."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*opening())
-    log.say("Blue." * 6000)
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts("Blue." * 6000)
     for number in range(3):
         long = {f"field_{number}": "x" * 900_000}
         delta = {"stop_reason": "y" * 900_000, "stop_sequence": "z" * 900_000, **long}
@@ -98,7 +98,7 @@ def test_a_record_has_the_seconds_since_its_request(
     first_token_s: float | None, ended_s: float | None, durations: tuple[float | None, float | None]
 ) -> None:
     """Of a clock that was set back, 0."""
-    record = record_from_fold(KEY, running().turn)
+    record = record_from_fold(KEY, running_row().turn)
     first, end = [None if one is None else record.asked_at + timedelta(seconds=one) for one in (first_token_s, ended_s)]
     record = msgspec.structs.replace(record, first_token_at=first, ended_at=end)
     assert (record.first_token_s, record.duration_s) == durations
@@ -109,9 +109,9 @@ def test_a_record_has_the_seconds_since_its_request(
 def test_the_cost_of_a_model_without_a_price_is_null() -> None:
     """It is not 0: the calls were paid for. A turn without a call cost nothing."""
     uncalled = Handwritten()
-    uncalled.ask(model="claude-tomorrow-1")
+    uncalled.store_request(model="claude-tomorrow-1")
     uncalled.end("cancelled")
-    found = [record_from_fold(KEY, log.turn).cost_usd for log in (unpriced(), uncalled)]
+    found = [record_from_fold(KEY, log.turn).cost_usd for log in (unpriced_row(), uncalled)]
     assert found == [None, 0]
 
 

@@ -14,10 +14,10 @@ def events_for(line: str, *, call: int = 1, max_tokens: int = 100) -> list[tuple
     request = Request(model="claude-sonnet-5-5", max_tokens=max_tokens, messages=[Message("user", line)])
     sent = b"".join(frame for frame, _ in frames(reply(understand(request), call)))
     events = [event.split("\n") for event in sent.decode().removesuffix("\n\n").split("\n\n")]
-    return [(name.removeprefix("event: "), loose(data.removeprefix("data: "))) for name, data in events]
+    return [(name.removeprefix("event: "), decode_loosely(data.removeprefix("data: "))) for name, data in events]
 
 
-def loose(data: str) -> Any:
+def decode_loosely(data: str) -> Any:
     try:
         return msgspec.json.decode(data)
     except msgspec.DecodeError:

@@ -7,7 +7,7 @@ from tailrace.deploy.simulated_claude.fault import Break, Fault, first_break
 DELTAS = 400
 
 
-def interruptions(fault: Fault) -> list[int]:
+def interruption_points(fault: Fault) -> list[int]:
     """Where in the whole answer a turn is interrupted that is continued each time."""
     start = 0
     places: list[int] = []
@@ -34,7 +34,7 @@ def interruptions(fault: Fault) -> list[int]:
 )
 def test_a_continued_turn_is_interrupted_at_its_faults(fault: Fault, places: list[int]) -> None:
     """Without xM a fault is a position in the whole answer; with xM it breaks M calls, each after its own deltas."""
-    assert interruptions(fault) == places
+    assert interruption_points(fault) == places
 
 
 def test_a_fault_before_the_first_delta_breaks_every_fresh_call() -> None:

@@ -15,11 +15,11 @@ GOOD: dict[str, Any] = {"model": "claude-sonnet-5-5", "max_tokens": 10, "message
 OLD = {"model": "claude-sonnet-4-5"}
 
 
-def prefilled(text: str) -> dict[str, Any]:
+def prefilled_request(text: str) -> dict[str, Any]:
     return {"messages": [ASK, {"role": "assistant", "content": text}]}
 
 
-def formatted(schema: dict[str, Any]) -> dict[str, Any]:
+def schema_request(schema: dict[str, Any]) -> dict[str, Any]:
     return {"format": {"type": "json_schema", "schema": schema}}
 
 
@@ -56,14 +56,14 @@ def type_of_refusal(request: dict[str, Any]) -> str | None:
         (OLD | {"tool_choice": {"type": "any"}}, None),
         (OLD | {"tool_choice": {"type": "any"}, "thinking": {"type": "enabled"}}, "invalid_request_error"),
         ({"model": "claude-haiku-5-5", "tool_choice": {"type": "tool", "name": "look"}}, None),
-        ({"output_config": formatted({"type": "object", "additionalProperties": False})}, None),
-        ({"output_config": formatted({"type": "object"})}, "invalid_request_error"),
-        ({"output_config": formatted({"anyOf": [{"type": "object"}]})}, "invalid_request_error"),
+        ({"output_config": schema_request({"type": "object", "additionalProperties": False})}, None),
+        ({"output_config": schema_request({"type": "object"})}, "invalid_request_error"),
+        ({"output_config": schema_request({"anyOf": [{"type": "object"}]})}, "invalid_request_error"),
         ({"output_config": {"format": {"type": "json_object"}}}, "invalid_request_error"),
         ({"output_config": {"effort": "low"}}, None),
-        (prefilled("w0"), "invalid_request_error"),
-        (OLD | prefilled("w0"), None),
-        (OLD | prefilled("w0 "), "invalid_request_error"),
+        (prefilled_request("w0"), "invalid_request_error"),
+        (OLD | prefilled_request("w0"), None),
+        (OLD | prefilled_request("w0 "), "invalid_request_error"),
         ({"messages": [ASK, {"role": "user", "content": [{"type": "image", "source": {}}]}]}, None),
     ],
 )

@@ -9,7 +9,7 @@ from tailrace.generators.continuation import prepare_call
 from tailrace.generators.plan import Complete, plan
 from tailrace.generators.stop_sequences import StopSequences
 from tailrace.proto import events
-from tests.harness.turn_builder import Handwritten, opening
+from tests.harness.turn_builder import Handwritten, opening_events
 
 ALPHABET = st.text("abX", max_size=8)
 
@@ -47,22 +47,22 @@ def test_a_sequence_is_found_exactly_if_it_lies_across_the_seam(
 def test_a_stop_sequence_across_a_takeover_ends_the_answer() -> None:
     """The first generator stored "EN"; the text of the second begins with "D"."""
     log = Handwritten()
-    log.ask(options={"stop_sequences": ["END"]})
-    log.take()
-    log.hear(*opening())
-    log.say("The EN")
-    log.take("continue")
+    log.store_request(options={"stop_sequences": ["END"]})
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts("The EN")
+    log.store_attempt("continue")
     _, continuation = prepare_call(log.turn, "continue")
     assert continuation is not None
     passed: list[ModelEvent] = []
     sink = continuation.wrap(passed.append)
-    for event in opening():
+    for event in opening_events():
         sink(from_event(event))
     with pytest.raises(CloseCall):
         sink(from_event(events.BlockDelta(0, events.TextDelta("D of it"))))
     for one in passed:
         assert not isinstance(one.event, events.UnknownEvent)
-        log.hear(one.event, is_hidden=one.is_hidden)
+        log.store_events(one.event, is_hidden=one.is_hidden)
     assert log.turn.text == "The EN"
     assert (log.turn.stop.stop_reason, log.turn.stop.stop_sequence) == ("stop_sequence", "END")
     assert plan(log.turn, 5) == Complete()

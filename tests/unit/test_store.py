@@ -107,19 +107,19 @@ def path(tmp_path: Path) -> Path:
 
 @pytest_asyncio.fixture
 async def file_store(path: Path) -> AsyncIterator[Store]:
-    store = await opened(path)
+    store = await open_store(path)
     yield store
     await store.close()
 
 
 @pytest_asyncio.fixture
 async def store(either_database: Path | str) -> AsyncIterator[Store]:
-    store = await opened(either_database)
+    store = await open_store(either_database)
     yield store
     await store.close()
 
 
-async def opened(where: Path | str) -> Store:
+async def open_store(where: Path | str) -> Store:
     store = await Store.open(where, busy_timeout_s=0.05)
     await store.migrate()
     return store
@@ -134,7 +134,7 @@ def running_row(
 ) -> TurnRow:
     """The row of a turn that is running; `step` is also the second at which it was asked."""
     log = Handwritten(step)
-    log.ask(session=SessionId(session), parent=parent, **given)
+    log.store_request(session=SessionId(session), parent=parent, **given)
     return build_row(key(turn), log.turn)
 
 
@@ -388,7 +388,7 @@ async def test_totals_are_the_sums_of_the_turns_after_any_changes(store: Store) 
             await store.delete(OURS, DeleteResource("session", gone.session, (TurnId(turn),)))
             continue
         log, given = Handwritten(1), {"metadata": {"team": chance.choice("ab")}, "user": chance.choice(["ann", None])}
-        log.ask(session=SessionId(f"session-{chance.randrange(4)}"), **given)
+        log.store_request(session=SessionId(f"session-{chance.randrange(4)}"), **given)
         row = kept.get(turn) or build_row(key(turn), log.turn)
         spent = {"cursor": row.cursor + step, "input_tokens": step, "cost_nusd": step}
         named = {"project": chance.choice([None, "rivers"])}
@@ -446,7 +446,7 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
         for statement in (SESSION_1, TURN_1, USAGE_1):
             database.execute(statement, row)
         database.commit()
-    store = await opened(path)
+    store = await open_store(path)
     (told,) = await store.usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
     assert (told.key, told.turns, told.message_count, told.total_tokens) == (made.model, 1, 2, 11)
     assert (await session_of(store, "session-1")).message_count == made.messages
@@ -545,7 +545,7 @@ VALUES = {
 
 async def test_each_statement_uses_an_index_of_postgresql(postgresql: PostgreSQLServer) -> None:
     """Each scan of a table has a condition on an index, with a column after the tenant unless it is `NUMBERED`."""
-    store = await opened(await postgresql.new_database())
+    store = await open_store(await postgresql.new_database())
     database = store._database
     assert isinstance(database, PostgreSQL)
     wrong: list[object] = []
@@ -590,7 +590,7 @@ ENDLESS = {
 async def test_a_search_that_takes_long_is_ended_and_delays_no_other_query(
     either_database: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = await opened(either_database)
+    store = await open_store(either_database)
     await store.record([build_row(key("turn-1"), completed_turn("Light").turn)])
     words = hash_words(OURS, ["light"]).split()
     statements = store._sql
@@ -613,7 +613,7 @@ async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
 ) -> None:
     """For words with labels, rare and frequent. The pages together have all turns that fulfil the conditions."""
     monkeypatch.setattr("tailrace.persistence.store.SCAN_MAX", 40)
-    store = await opened(either_database)
+    store = await open_store(either_database)
     costs: list[list[int]] = []
     expected: dict[int, list[str]] = {number: [] for number in range(len(CONDITIONS))}
     made = 0
@@ -627,19 +627,21 @@ async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
                 if named.items() <= labels.items() and set(text.split()) <= set(words.split()):
                     expected[number].insert(0, f"t{n}")
             row = running_row(f"t{n}", step=n, session=f"s{n % 9}")
-            rows.append(msgspec.structs.replace(row, labels=msgspec.json.encode(labels).decode(), words=hashed(words)))
+            rows.append(
+                msgspec.structs.replace(row, labels=msgspec.json.encode(labels).decode(), words=hash_text(words))
+            )
         await store.record(rows)
         made = total
         costs.append([])
         for named, text in CONDITIONS:
-            async with counted_reads(store) as read:
-                await store.turns(OURS, named, None, NEWEST, 20, hashed(text).split())
+            async with counting_reads(store) as read:
+                await store.turns(OURS, named, None, NEWEST, 20, hash_text(text).split())
             costs[-1].append(sum(read))
     for number, (named, text) in enumerate(CONDITIONS):
         found: list[str] = []
         before: PageCursor | None = NEWEST
         while before is not None:
-            page, end = await store.turns(OURS, named, None, before, 200, hashed(text).split())
+            page, end = await store.turns(OURS, named, None, before, 200, hash_text(text).split())
             found += [one.turn for one in page]
             before = PageCursor(micros(page[-1].asked_at), TurnId(page[-1].turn)) if len(page) == 200 else end
         assert found == expected[number], (named, text)
@@ -648,12 +650,12 @@ async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
     assert [(more, less) for more, less in zip(large, small, strict=True) if more > 2 * less] == []
 
 
-def hashed(text: str) -> str:
+def hash_text(text: str) -> str:
     return hash_words(OURS, [text])
 
 
 @asynccontextmanager
-async def counted_reads(store: Store) -> AsyncIterator[list[int]]:
+async def counting_reads(store: Store) -> AsyncIterator[list[int]]:
     """Yields a list: an item for each step of SQLite's virtual machine, or the rows that PostgreSQL's plans read."""
     read: list[int] = []
     database = store._database
@@ -665,13 +667,13 @@ async def counted_reads(store: Store) -> AsyncIterator[list[int]]:
     assert isinstance(database, PostgreSQL)
     real = database.read
 
-    async def explained(statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    async def explain(statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         (plan,) = await real(f"EXPLAIN (ANALYZE, FORMAT json) {statement}", values)
         read.extend(rows_of(msgspec.json.decode(plan["QUERY PLAN"])[0]["Plan"]))
         return await real(statement, values)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(database, "read", explained)
+        patch.setattr(database, "read", explain)
         yield read
 
 
@@ -705,7 +707,7 @@ def is_by_index(name: str, scan: dict[str, Any]) -> bool:
 
 async def test_both_databases_have_the_same_tables(file_store: Store, postgresql: PostgreSQLServer) -> None:
     """The columns in the same order, which of them may be NULL, the primary keys, and the indexes."""
-    store = await opened(await postgresql.new_database())
+    store = await open_store(await postgresql.new_database())
     for table, primary_key in KEYS.items():
         columns = await file_store._database.read(f"SELECT * FROM pragma_table_info('{table}')", {})
         indexes = await file_store._database.read(f"SELECT * FROM pragma_index_list('{table}')", {})
@@ -739,7 +741,7 @@ async def test_both_databases_have_the_same_tables(file_store: Store, postgresql
 async def test_two_processes_write_one_after_the_other_and_count_each_turn_once(postgresql: PostgreSQLServer) -> None:
     """They write the same totals: without the lock of writers, they would deadlock or lose counts."""
     url = await postgresql.new_database()
-    one, other = await opened(url), await opened(url)
+    one, other = await open_store(url), await open_store(url)
     rows = [build_row(key(turn), completed_turn("Light").turn) for turn in ("turn-1", "turn-2")]
     async with one._database.transaction():
         with pytest.raises(StoreBusy, match="lock timeout"):
@@ -757,7 +759,7 @@ async def test_two_processes_write_one_after_the_other_and_count_each_turn_once(
 async def test_a_lock_is_held_by_one_process(postgresql: PostgreSQLServer) -> None:
     """Until its block ends, or its process. Others wait for it, for longer than for the lock of a transaction."""
     url = await postgresql.new_database()
-    one, other = await opened(url), await opened(url)
+    one, other = await open_store(url), await open_store(url)
     async with one.lock("a"), other.lock("b"):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1), other.lock("a"):
@@ -772,11 +774,11 @@ async def test_both_databases_answer_the_same_after_any_changes(
     file_store: Store, postgresql: PostgreSQLServer
 ) -> None:
     """Turns, sessions, projects, files and batches are written and deleted; every query returns the same, in order."""
-    stores = [file_store, await opened(await postgresql.new_database())]
+    stores = [file_store, await open_store(await postgresql.new_database())]
     chance = random.Random(25)
     cursors = chance.sample(range(1000), 1000)
 
-    async def both(method: str, *given: object, **named: object) -> Any:
+    async def call_both(method: str, *given: object, **named: object) -> Any:
         """Returns what both stores answer."""
         answers = [await getattr(store, method)(*given, **named) for store in stores]
         assert answers[0] == answers[1], (method, given)
@@ -817,36 +819,36 @@ async def test_both_databases_answer_the_same_after_any_changes(
 
     for number in range(120):
         rows = [row(chance.randrange(50)) for _ in range(3)]
-        await both("record", rows, Seq(number))
+        await call_both("record", rows, Seq(number))
         if number % 4 == 0:
             kind = chance.choice(get_args(Kind))
             what = DeleteResource(kind, rows[0].turn if kind == "turn" else name(kind))
             if kind != "tenant" or chance.random() < 0.3:
-                turns = await both("turns_to_delete", OURS, what)
+                turns = await call_both("turns_to_delete", OURS, what)
                 purged = tuple(one.turn for one in turns)
-                await both("delete", OURS, msgspec.structs.replace(what, purged=purged))
+                await call_both("delete", OURS, msgspec.structs.replace(what, purged=purged))
         file = FileRecord(
             file=name("file"), sha256="a", bytes=number, filename="x", media_type="y", purpose=name("purpose"),
             created_at=NOON, expires_at=chance.choice((None, NOON + timedelta(seconds=number))),
         )  # fmt: skip
-        await both("put_file", OURS, file)
-        await both("new_session", OURS, CreateSession(name("session"), project_id=name("project")), NOON)
-        await both("change_session", OURS, ChangeSession(name("session"), text(), None, "system"))
-        await both("put_unstored", key(f"turn-{number}"), chance.choice((None, text())))
-        await both("forget_unstored", OURS, [f"turn-{number - 2}"])
-        await both("delete_file", OURS, name("file"))
-    await both("record", [row(number) for number in range(50, 100)], Seq(999))
-    await both("fail_expired", Seq(300), LOST_FAILURE)
+        await call_both("put_file", OURS, file)
+        await call_both("new_session", OURS, CreateSession(name("session"), project_id=name("project")), NOON)
+        await call_both("change_session", OURS, ChangeSession(name("session"), text(), None, "system"))
+        await call_both("put_unstored", key(f"turn-{number}"), chance.choice((None, text())))
+        await call_both("forget_unstored", OURS, [f"turn-{number - 2}"])
+        await call_both("delete_file", OURS, name("file"))
+    await call_both("record", [row(number) for number in range(50, 100)], Seq(999))
+    await call_both("fail_expired", Seq(300), LOST_FAILURE)
     for table in KEYS:
         contents = [await table_content(store._database.read, table) for store in stores]
         assert contents[0] == contents[1]
         assert contents[0].rows or table == "unsearched"
     for by in ("day", "session", "project", "model", "key", "user", "metadata.team"):
         start = ""
-        while page := await both("usage", OURS, by, NOON.date(), NOON.date(), start, 2):
+        while page := await call_both("usage", OURS, by, NOON.date(), NOON.date(), start, 2):
             start = f"{page[-1].key or ''}\0"
     before, middle = PageCursor(micros(NOON + timedelta(seconds=900)), "turn-2"), "session2"
-    sessions = await both("sessions", OURS, None, NEWEST, 99, NOON)
+    sessions = await call_both("sessions", OURS, None, NEWEST, 99, NOON)
     project = next(one.project_id for one in sessions if one.project_id)
     queries: list[tuple[Any, ...]] = [
         ("sessions", OURS, None, before, 5, NOON),
@@ -878,9 +880,9 @@ async def test_both_databases_answer_the_same_after_any_changes(
         ("busy_sessions", OURS),
         ("recorded_upto",),
     ]
-    empty = [query for query in queries if not await both(*query)]
+    empty = [query for query in queries if not await call_both(*query)]
     assert not empty, empty
-    assert await both("session_turns", OURS, middle, NEWEST, 9, is_newest_first=True)
+    assert await call_both("session_turns", OURS, middle, NEWEST, 9, is_newest_first=True)
     await stores[1].close()
 
 
@@ -896,10 +898,10 @@ async def test_a_database_is_copied_to_postgresql_and_back(
     ]
     rows[7] = msgspec.structs.replace(rows[7], text=strange, stop_sequence="\0", user="Ä")
     await store.record(rows, Seq(9))
-    other = await opened(await postgresql.new_database())
+    other = await open_store(await postgresql.new_database())
     copied = await copy_database(store._database, other._database)
     assert {table.table: table.rows for table in copied}["turns"] == 1200
-    back = await opened(path.with_name("back.db"))
+    back = await open_store(path.with_name("back.db"))
     assert await copy_database(other._database, back._database) == copied
     assert await content_of(back) == await content_of(store)
     found = await back.turn(key("turn-7"))
@@ -917,7 +919,7 @@ async def test_a_database_that_is_written_while_it_is_copied_is_refused(
 ) -> None:
     """The copy has no rows then."""
     await file_store.record([running_row("turn-1")])
-    target, add = await opened(path.with_name("target.db")), Content.add
+    target, add = await open_store(path.with_name("target.db")), Content.add
 
     def read_and_change(self: Content, rows: list[dict[str, object]]) -> None:
         add(self, rows)
@@ -1015,7 +1017,7 @@ async def test_a_directory_that_is_a_file_is_unwritable(tmp_path: Path) -> None:
 
 async def test_a_damaged_database_is_renamed_and_kept(path: Path) -> None:
     for _ in range(2):
-        await (await opened(path)).close()
+        await (await open_store(path)).close()
         write(Path(f"{path}-wal"), b"")
         move_aside(path)
     assert sorted(file.name for file in path.parent.iterdir()) == [

@@ -39,7 +39,7 @@ def blocks(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     return st.tuples(kinds, fields).map(lambda both: both[0] | both[1])
 
 
-def archived(dialect: Dialect, told: TurnRecord) -> str:
+def render_archived(dialect: Dialect, told: TurnRecord) -> str:
     return dialect.render_record(told, 0).data.decode()
 
 
@@ -64,32 +64,32 @@ VIEWS: dict[str, Callable[[TurnRecord], object]] = {
     "input_items": lambda told: items_of(told.turn, told.input),
     "response": response_of,
     "ui messages": lambda told: message.build_messages([told, told]),
-    **{name: partial(archived, dialect) for name, dialect in DIALECTS.items()},
+    **{name: partial(render_archived, dialect) for name, dialect in DIALECTS.items()},
     **{f"{name}, whole": whole for name, whole in WHOLE.items()},
 }
 
 
-def answering(*blocks: dict[str, Any]) -> TurnRecord:
+def answering_record(*blocks: dict[str, Any]) -> TurnRecord:
     return msgspec.structs.replace(RECORD, content=[content(Block(block["type"], block)) for block in blocks])
 
 
-def holding(*blocks: dict[str, Any]) -> TurnRecord:
+def record_with(*blocks: dict[str, Any]) -> TurnRecord:
     said = [Message("user", [*blocks]), Message("assistant", [*blocks])]
     return msgspec.structs.replace(RECORD, input=said)
 
 
 @given(told=RECORDS)
-@example(told=holding({"type": "image", "source": "x"}))
-@example(told=holding({"type": "document", "source": {"type": "base64", "media_type": 5, "data": []}, "title": 5}))
-@example(told=holding({"type": "tool_result", "tool_use_id": "c1", "content": 5}))
-@example(told=holding({"type": "tool_result", "tool_use_id": {}, "content": ["x", 5]}))
-@example(told=holding({"type": "text", "text": None}))
-@example(told=holding({"type": "text", "text": "a", "citations": 5}))
-@example(told=holding({"type": "text", "text": "a", "citations": ["x", {}]}))
-@example(told=holding({"type": "tool_use", "id": [], "name": 5, "input": {}}))
-@example(told=answering({"type": "tool_use"}))
-@example(told=answering({"type": "tool_use", "id": "c1"}, {"type": "tool_use", "name": "n"}))
-@example(told=answering({"type": "tool_use", "id": [], "name": 5}))
+@example(told=record_with({"type": "image", "source": "x"}))
+@example(told=record_with({"type": "document", "source": {"type": "base64", "media_type": 5, "data": []}, "title": 5}))
+@example(told=record_with({"type": "tool_result", "tool_use_id": "c1", "content": 5}))
+@example(told=record_with({"type": "tool_result", "tool_use_id": {}, "content": ["x", 5]}))
+@example(told=record_with({"type": "text", "text": None}))
+@example(told=record_with({"type": "text", "text": "a", "citations": 5}))
+@example(told=record_with({"type": "text", "text": "a", "citations": ["x", {}]}))
+@example(told=record_with({"type": "tool_use", "id": [], "name": 5, "input": {}}))
+@example(told=answering_record({"type": "tool_use"}))
+@example(told=answering_record({"type": "tool_use", "id": "c1"}, {"type": "tool_use", "name": "n"}))
+@example(told=answering_record({"type": "tool_use", "id": [], "name": 5}))
 def test_every_renderer_accepts_any_stored_content(told: TurnRecord) -> None:
     """Stored content never changes, so an exception would make the turn unreadable forever."""
     for name, view in VIEWS.items():

@@ -11,7 +11,7 @@ from tailrace.gateway.turns.timeline import build
 from tailrace.proto.entries import Stored
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
-from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening
+from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening_events
 from tests.unit.test_fanout import KEY
 
 
@@ -32,12 +32,12 @@ def reader(ending: Ending, written: int, cursor: int = BEFORE_FIRST) -> ReaderRe
 
 def test_a_takeover_is_two_attempts_and_a_pause() -> None:
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(*opening())
-    log.say("secret")
-    log.take("continue")
-    log.say("word")
+    log.store_request()
+    log.store_attempt()
+    log.store_events(*opening_events())
+    log.store_texts("secret")
+    log.store_attempt("continue")
+    log.store_texts("word")
     log.end("cancelled")
     stored = seconds(log.stored, 0, 0.5, 0.6, 0.6, 1, 3.5, 3.6, 4)
     found = build(KEY, stored, [])

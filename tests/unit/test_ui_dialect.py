@@ -18,7 +18,7 @@ from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import ui as said
 from tests.harness.sse_parser import parse
-from tests.harness.turn_builder import Handwritten, opening
+from tests.harness.turn_builder import Handwritten, opening_events
 from tests.unit.test_dialects import turns
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
@@ -43,16 +43,16 @@ def chunks(data: bytes) -> list[Chunk]:
 def log_with(*events_: events.Event) -> Handwritten:
     """A turn that has begun and said that."""
     log = Handwritten()
-    log.ask()
-    log.take()
-    log.hear(opening()[0], *events_)
+    log.store_request()
+    log.store_attempt()
+    log.store_events(opening_events()[0], *events_)
     return log
 
 
 def test_end_after_a_restart_closes_no_old_part() -> None:
     """The client has discarded the part; an end for an unknown part breaks its stream."""
     log = log_with(events.BlockStart(0, {"type": "text", "text": "half"}))
-    log.take("restart")
+    log.store_attempt("restart")
     log.end("cancelled")
     ending = [chunk["type"] for chunk in chunks(bytes_of(log))[5:]]
     assert ending == ["reset-step", "finish-step", "abort", "finish"]
@@ -66,9 +66,9 @@ def answering_a_tool() -> Handwritten:
         Message("user", [{"type": "tool_result", "tool_use_id": "c1", "content": "found"}]),
     ]
     log = Handwritten()
-    log.ask(messages=told, history=2, metadata={"ui_message": "msg_turn-0"})
-    log.take()
-    log.hear(*opening())
+    log.store_request(messages=told, history=2, metadata={"ui_message": "msg_turn-0"})
+    log.store_attempt()
+    log.store_events(*opening_events())
     return log
 
 

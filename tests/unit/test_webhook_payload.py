@@ -36,7 +36,7 @@ def test_a_webhook_has_the_turns_record_and_the_same_bytes_each_time() -> None:
 def test_the_type_of_a_webhook_is_the_turns_outcome(outcome: Outcome) -> None:
     """Receivers can select by type."""
     log = Handwritten()
-    log.ask()
+    log.store_request()
     log.end(outcome)
     assert msgspec.json.decode(payload.render(record_from_fold(KEY, log.turn)))["type"] == f"turn.{outcome}"
 

@@ -20,7 +20,7 @@ import nats
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tests.harness.processes import CHECKOUT, Process, simulated_claude
-from tests.upgrade.recording import FOLDER, Entry, Told, write
+from tests.upgrade.recording import FOLDER, Entry, Received, write
 
 TOOLS = [{"name": "look", "description": "Looks.", "input_schema": {"type": "object"}}]
 # What a turn of each kind is asked with. How it is cut, cancelled and taken over says `Recorder`.
@@ -58,7 +58,7 @@ class Recorder:
         self.folder = folder
         self.environ = {"PYTHONPATH": checkout, "TAILRACE_NATS_URL": nats_url}
         self.claude_url = claude_url
-        self.told: list[Told] = []
+        self.received: list[Received] = []
 
     def part(self, module: str, **environ: object) -> Process:
         return Process(module, self.folder, **self.environ, **environ)
@@ -83,21 +83,21 @@ class Recorder:
                 turn = await post_turn(client, body | {"session": session})
                 session = session or turn["session"]
                 if name in ("cancelled", "taken_over"):
-                    await begun(client, turn["turn"])
+                    await wait_for_words(client, turn["turn"])
                 if name == "cancelled":
                     await client.post(f"/v1/turns/{turn['turn']}/cancel")
                 if name == "taken_over":
                     await first.stop()
-                await self.hear(client, name, turn["turn"])
+                await self.read_stream_to_end(client, name, turn["turn"])
                 # A turn that was not completed is no turn to go on from.
                 session = session if name in ("text", "thinking") else None
             answer = await client.post("/v1/turn-batches", json=BATCH)
             if answer.is_success:
-                await self.hear(client, "batch", answer.json()["batch"])
+                await self.read_stream_to_end(client, "batch", answer.json()["batch"])
             # It answers when it has all of them.
             (await client.get("/v1/sessions")).raise_for_status()
 
-    async def hear(self, client: httpx2.AsyncClient, name: str, turn: str) -> None:
+    async def read_stream_to_end(self, client: httpx2.AsyncClient, name: str, turn: str) -> None:
         streams: dict[str, str] = {}
         await client.get(f"/v1/turns/{turn}/events")
         refused = (await client.get(f"/v1/turns/{turn}/events?dialect=none")).json()
@@ -105,7 +105,7 @@ class Recorder:
         for dialect in sentence.rpartition("there are ")[2].split(", "):
             streams[dialect] = await read_stream(client, turn, dialect)
         record = (await client.get(f"/v1/turns/{turn}")).json()
-        self.told.append(Told(name=name, turn=turn, record=record, streams=streams))
+        self.received.append(Received(name=name, turn=turn, record=record, streams=streams))
 
 
 async def post_turn(client: httpx2.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ async def post_turn(client: httpx2.AsyncClient, body: dict[str, Any]) -> dict[st
     return accepted
 
 
-async def begun(client: httpx2.AsyncClient, turn: str) -> None:
+async def wait_for_words(client: httpx2.AsyncClient, turn: str) -> None:
     """Waits until the stream has some words of the answer."""
     async with client.stream("GET", f"/v1/turns/{turn}/events") as response:
         deltas = 0
@@ -138,7 +138,7 @@ async def read_stream(client: httpx2.AsyncClient, turn: str, dialect: str) -> st
     return received.decode()
 
 
-async def stored(nats_url: str) -> list[Entry]:
+async def read_messages(nats_url: str) -> list[Entry]:
     """Returns all messages of the stream TURNS."""
     connection = await nats.connect(nats_url)
     try:
@@ -168,7 +168,7 @@ async def record(name: str, checkout: Path) -> None:
             subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(checkout)})  # noqa: ASYNC221
             recorder = Recorder(checkout, folder, server.url, claude.url)
             await recorder.play()
-            write(name, await stored(server.url), recorder.told)
+            write(name, await read_messages(server.url), recorder.received)
         with closing(sqlite3.connect(folder / "tailrace.db")) as database:
             ((version,),) = database.execute("PRAGMA user_version")
             lines = [*database.iterdump(), f"PRAGMA user_version = {version};"]

@@ -30,7 +30,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, tag="entry"):
     payload: str
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True, tag="told"):
+class Received(msgspec.Struct, frozen=True, kw_only=True, tag="told"):
     """The record of a turn, and its stream in every dialect of that version."""
 
     name: str
@@ -42,10 +42,10 @@ class Told(msgspec.Struct, frozen=True, kw_only=True, tag="told"):
 class Recording(NamedTuple):
     name: str
     entries: list[Entry]
-    told: list[Told]
+    received: list[Received]
 
-    def of(self, name: str) -> Told:
-        return next(told for told in self.told if told.name == name)
+    def of(self, name: str) -> Received:
+        return next(turn for turn in self.received if turn.name == name)
 
     def key(self, turn: str) -> TurnKey:
         return next(key for one in self.entries for key, _ in [subjects.parse(one.subject)] if key.turn == turn)
@@ -72,18 +72,18 @@ class Recording(NamedTuple):
             assert seq == one.seq
 
 
-_line = msgspec.json.Decoder(Entry | Told)
+_line = msgspec.json.Decoder(Entry | Received)
 
 
-def write(name: str, stored: Sequence[Entry], told: Sequence[Told]) -> None:
-    lines = [msgspec.json.encode(one) for one in (*stored, *told)]
+def write(name: str, stored: Sequence[Entry], received: Sequence[Received]) -> None:
+    lines = [msgspec.json.encode(one) for one in (*stored, *received)]
     (FOLDER / f"{name}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
 
 
 def read(name: str) -> Recording:
     lines = [_line.decode(line) for line in (FOLDER / f"{name}.jsonl").read_bytes().splitlines()]
     return Recording(
-        name, [one for one in lines if isinstance(one, Entry)], [one for one in lines if isinstance(one, Told)]
+        name, [one for one in lines if isinstance(one, Entry)], [one for one in lines if isinstance(one, Received)]
     )
 
 
@@ -99,7 +99,7 @@ def database(name: str, path: Path) -> Path:
     return path
 
 
-def as_of(version: int, written: Path) -> Path:
+def downgrade(version: int, written: Path) -> Path:
     """Returns what an earlier version would have written into its database instead of `written`."""
     earlier = written.with_name(f"version-{version}.db")
     with closing(sqlite3.connect(earlier)) as made:
