@@ -45,6 +45,7 @@ from tailrace.gateway.turns.inline_files import UploadedFiles
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
 from tailrace.gateway.turns.queue_position import queue_features
 from tailrace.gateway.turns.read_turn import TurnReader
+from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.store_trace import trace_feature
@@ -167,9 +168,10 @@ def build(
     fan_out = FanOut(log, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
     slots = StreamSlots(limiter, ReaderCounts(reader_limits(settings)))
     readers = ReaderHistory(settings.log_streams)
-    reader_left = DisconnectPolicy(log, rpc, fan_out, group, draining).left
+    presence = ReaderPresence(log, rpc, fan_out, group, draining)
+    on_left = DisconnectPolicy(presence).left
     streams = StreamContext(
-        settings, connection, log, history, fan_out, authenticator, slots, readers, draining, reader_left
+        settings, connection, log, history, fan_out, authenticator, slots, readers, draining, on_left
     )
     storage = build_storage(settings, connection, history, limiter)
     deleter = Deleter(connection, log, storage.blobs, history, rpc, limiter, settings.query_timeout_s)
@@ -178,7 +180,7 @@ def build(
     schemas = SchemaChecker(wait_s=CHECK_WAIT_S)
     queue = TurnQueue(connection, rpc, settings.queue_max)
     health = LogHealth(connection)
-    unread = UnreadTokens(log, rpc, fan_out, group, draining)
+    unread = UnreadTokens(presence)
     features = submit_features(streams, storage, limiter, claims, prompts, schemas, queue, deleter, unread)
     submitter = TurnSubmitter(
         log, claims, Conversations(log, history), catalogue, settings, storage.fullness, draining, features

@@ -5,34 +5,25 @@ import re
 
 import structlog
 
-from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.turns.cancel import cancel
+from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import TailraceError
 from tailrace.proto.ids import BEFORE_FIRST
-from tailrace.proto.nats import Rpc, TurnLog
 from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
-# How long gateways, this one included, may take to answer that they have readers of the turn.
-PRESENCE_TIMEOUT_S = 0.3
 PRESENCE_TRIES = 3
 GRACE = re.compile(r"grace:([0-9]{1,5})")
 
 
 class DisconnectPolicy:
-    """Waits in `group` for readers to return to the turns that they have left."""
+    """Waits for readers to return to the turns that they have left."""
 
-    def __init__(
-        self, log: TurnLog, services: Rpc, fan_out: FanOut, group: asyncio.TaskGroup, draining: asyncio.Event
-    ) -> None:
-        self._log = log
-        self._services = services
-        self._fan_out = fan_out
-        self._group = group
-        self._draining = draining
+    def __init__(self, presence: ReaderPresence) -> None:
+        self._presence = presence
         self._waiting: dict[TurnKey, asyncio.Task[None]] = {}
 
     def left(self, key: TurnKey, back_within_s: float = 0.0) -> None:
@@ -40,11 +31,11 @@ class DisconnectPolicy:
 
         `back_within_s`: the gateway closed its stream, and it has so many seconds to reconnect.
         """
-        if self._fan_out.has_readers(key):
+        if self._presence.has_readers_here(key):
             return
         if (before := self._waiting.pop(key, None)) is not None:
             before.cancel()
-        following = self._waiting[key] = self._group.create_task(self._follow_up(key, back_within_s))
+        following = self._waiting[key] = self._presence.group.create_task(self._follow_up(key, back_within_s))
         following.add_done_callback(lambda done: self._forget(key, done))
 
     def _forget(self, key: TurnKey, done: asyncio.Task[None]) -> None:
@@ -56,22 +47,22 @@ class DisconnectPolicy:
             wait_s = await self._wait_s(key)
             if wait_s is None:
                 return
-            if await is_set_within(self._draining, max(wait_s, back_within_s)):
+            if await is_set_within(self._presence.draining, max(wait_s, back_within_s)):
                 # Its readers reconnect to other gateways, so this one cannot decide.
                 logger.info("turn continues without readers", turn=key.turn)
                 return
             # No answer means no readers, but only after several tries: a gateway may be busy with a large body.
             for _ in range(PRESENCE_TRIES):
-                if await self._services.has_readers(key, timeout_s=PRESENCE_TIMEOUT_S):
+                if await self._presence.has_readers_anywhere(key):
                     return
             logger.info("turn has no readers", turn=key.turn)
-            await cancel(self._log, key)
+            await cancel(self._presence.log, key)
         except TailraceError as error:
             logger.warning("turn continues without readers", turn=key.turn, error=str(error))
 
     async def _wait_s(self, key: TurnKey) -> float | None:
         """Returns the turn's grace period. Its request may be large, so it is not kept during the wait."""
-        first = await self._log.read_entries(key, BEFORE_FIRST, limit=1)
+        first = await self._presence.log.read_entries(key, BEFORE_FIRST, limit=1)
         return grace_s(first[0].entry.on_disconnect) if first and isinstance(first[0].entry, Request) else None
 
 

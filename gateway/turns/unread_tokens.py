@@ -1,25 +1,22 @@
 """Counts the tokens that turns generated while no reader was connected to any gateway.
 
-The gateway that accepted a turn looks every few seconds whether the turn has readers. It asks other gateways only if it
-has none itself. The stored times of the deltas then tell the share that was stored without readers.
+The gateway that accepted a turn checks every few seconds whether the turn has readers. It asks other gateways only if
+it has none itself. From the times at which the deltas were stored, it then computes the share without readers.
 """
 
-import asyncio
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
 from tailrace.gateway import metrics
-from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.streaming.stream_timings import is_delta
-from tailrace.gateway.turns.on_disconnect import PRESENCE_TIMEOUT_S
+from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto.entries import End
 from tailrace.proto.errors import LogError
 from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.models import model_label
-from tailrace.proto.nats import Rpc, TurnLog
 from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import TurnKey
 
@@ -29,22 +26,16 @@ LOOK_EVERY_S = 5.0
 
 
 class UnreadTokens:
-    """Follows the accepted turns in `group`, those of batches excepted, until they end or the gateway drains."""
+    """Follows the accepted turns, those of batches excepted, until they end or the gateway drains."""
 
-    def __init__(
-        self, log: TurnLog, services: Rpc, fan_out: FanOut, group: asyncio.TaskGroup, draining: asyncio.Event
-    ) -> None:
-        self._log = log
-        self._services = services
-        self._fan_out = fan_out
-        self._group = group
-        self._draining = draining
+    def __init__(self, presence: ReaderPresence) -> None:
+        self._presence = presence
 
     def feature(self) -> Feature[Submission]:
         """Returns the step that begins to watch a stored turn. A batch has no answer of its own."""
 
         async def begin(submission: Submission) -> None:
-            self._group.create_task(self._watch(submission.turn, submission.entry.model))
+            self._presence.group.create_task(self._watch(submission.turn, submission.entry.model))
 
         return Feature(lambda submission: submission.entry.batch is None, begin)
 
@@ -52,12 +43,12 @@ class UnreadTokens:
         """Looks for readers until the turn has ended or left the log; then counts. Without the log, nothing counts."""
         times, is_unread, wait_s = list[datetime](), list[bool](), FIRST_LOOK_S
         with suppress(LogError):
-            while not await is_set_within(self._draining, wait_s):
-                wait_s, has_readers = LOOK_EVERY_S, self._fan_out.has_readers(key)
+            while not await is_set_within(self._presence.draining, wait_s):
+                wait_s, has_readers = LOOK_EVERY_S, self._presence.has_readers_here(key)
                 if not has_readers:
-                    if await self._log.has_end(key) or not await self._log.has_turn(key):
+                    if await self._presence.log.has_end(key) or not await self._presence.log.has_turn(key):
                         break
-                    has_readers = await self._services.has_readers(key, timeout_s=PRESENCE_TIMEOUT_S)
+                    has_readers = await self._presence.has_readers_anywhere(key)
                 times.append(datetime.now(UTC))
                 is_unread.append(not has_readers)
             if any(is_unread):
@@ -71,7 +62,7 @@ class UnreadTokens:
         """
         deltas = unread = tokens = 0
         after = BEFORE_FIRST
-        while page := await self._log.read_entries(key, after):
+        while page := await self._presence.log.read_entries(key, after):
             after = page[-1].seq
             for stored in page:
                 if isinstance(stored.entry, End):

@@ -1,0 +1,32 @@
+"""Whether a running turn has readers, at this gateway or at any other."""
+
+import asyncio
+from typing import NamedTuple
+
+from tailrace.gateway.streaming.fanout import FanOut
+from tailrace.proto.nats import Rpc, TurnLog
+from tailrace.proto.subjects import TurnKey
+
+# How long gateways, this one included, may take to answer that they have readers of the turn.
+PRESENCE_TIMEOUT_S = 0.3
+
+
+class ReaderPresence(NamedTuple):
+    """What the tasks in `group` need that look for readers of running turns, until `draining` is set."""
+
+    log: TurnLog
+    rpc: Rpc
+    fan_out: FanOut
+    group: asyncio.TaskGroup
+    draining: asyncio.Event
+
+    def has_readers_here(self, key: TurnKey) -> bool:
+        """Returns whether this gateway has readers of the turn."""
+        return self.fan_out.has_readers(key)
+
+    async def has_readers_anywhere(self, key: TurnKey) -> bool:
+        """Returns whether a gateway answers within PRESENCE_TIMEOUT_S that it has readers of the turn.
+
+        False may also mean that a gateway with readers was too busy to answer.
+        """
+        return await self.rpc.has_readers(key, timeout_s=PRESENCE_TIMEOUT_S)
