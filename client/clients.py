@@ -307,6 +307,7 @@ class AsyncClient:
         on_state: OnState | None = None,
         **fields: Any,
     ) -> AsyncAnswer:
+        """Starts a turn and returns its answer; `fields` are added to the body. Raises TailraceError for a refusal."""
         reading = Reading(self._core, on_state, Post(question, fields, idempotency_key), None, "")
         await reading.start()
         return AsyncAnswer(reading)
@@ -344,6 +345,7 @@ class AsyncClient:
         params: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> Any:
+        """Sends a request and returns its JSON. Repeats a POST only with an `idempotency_key`. Raises TailraceError."""
         return await self._core.request(method, path, body, params, idempotency_key)
 
     async def close(self) -> None:

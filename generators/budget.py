@@ -26,6 +26,7 @@ class UsageMeter:
         return estimate_usage(self._usage, self._chars)
 
     def add(self, event: ModelEvent) -> None:
+        """Counts an event: the usage that it reports, or the characters of its text."""
         self._chars += event.left_out
         match event.event:
             case events.BlockDelta(

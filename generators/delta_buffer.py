@@ -42,6 +42,7 @@ class DeltaBuffer:
         """With `hold_opening`: set once an event other than the opening was put."""
 
     def put(self, event: ModelEvent) -> None:
+        """Adds an event. Joins it to the last waiting one if both are deltas of one block, up to JOINED_BYTES_MAX."""
         size = len(event.raw)
         if self._hold_opening and not isinstance(event.event, OPENING):
             self.has_token.set()

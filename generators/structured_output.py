@@ -71,6 +71,7 @@ def move_schema_to_prompt(call: Call) -> Call:
 
 
 def append_to_system(system: str | list[dict[str, Any]] | None, text: str) -> str | list[dict[str, Any]]:
+    """Returns a system prompt with `text` after it, in the form that `system` has: a text, or a list of blocks."""
     match system:
         case None | "":
             return text

@@ -101,6 +101,7 @@ class Worker:
         """The version of Claude Code for the health report, if this generator runs it."""
 
     async def run(self, stop: asyncio.Event, now: asyncio.Event | None = None) -> None:
+        """Runs turns until `stop` is set; then finishes them until the grace period is over or `now` is set."""
         async with asyncio.TaskGroup() as group:
             self._group = group
             renewing = group.create_task(self._deliveries.keep_renewed(self._held.values))

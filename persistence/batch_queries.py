@@ -38,12 +38,14 @@ class BatchQueries:
         )
 
     async def batch(self, tenant: Tenant, ask: GetBatch) -> StoredBatch:
+        """Returns a batch. Raises Refused if the tenant has no such batch."""
         found = await self._store.batch(TurnKey(tenant, ask.batch))
         if found is None:
             raise not_found("batch")
         return found
 
     async def batches(self, tenant: Tenant, ask: ListBatches) -> BatchPage:
+        """Returns a page of batches, newest first: after a cursor, or before or after a batch."""
         limit = paging.clamp_limit(ask.limit)
         if ask.before_batch is not None:
             after = await self._position(tenant, ask.before_batch)

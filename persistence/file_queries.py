@@ -37,6 +37,7 @@ class FileQueries:
         return new.record
 
     async def file(self, tenant: Tenant, ask: GetFile) -> FileRecord:
+        """Returns an uploaded file that has not expired. Raises Refused if the tenant has none with this id."""
         found = await self._store.file(tenant, ask.file, datetime.now(UTC))
         if found is None:
             raise not_found("file")

@@ -90,6 +90,7 @@ class PostgreSQLTransaction:
         self._connection = connection
 
     async def execute(self, statement: str, values: Mapping[str, Any]) -> int:
+        """Runs a statement with named parameters; returns the number of rows that it changed."""
         text, names = positional(statement)
         status = await self._connection.execute(text, *(values[name] for name in names))
         return int(status.rpartition(" ")[2])
@@ -193,6 +194,10 @@ class PostgreSQL:
 
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:
+        """Holds the named lock of the database during the block, over all processes. Waits without a limit.
+
+        Raises StoreBusy when the server does not answer any more.
+        """
         with _errors(self._url):
             # The end of this connection releases the lock, also when the process is killed. It is not one of the pool,
             # because other tasks may hold all of those.

@@ -72,18 +72,21 @@ class Queries:
         return datetime.now(UTC) - self._idle
 
     async def turn(self, tenant: Tenant, ask: GetTurn) -> TurnRecord:
+        """Returns a turn. Raises Refused if the tenant has no such turn."""
         found = await self._store.turn(TurnKey(tenant, ask.turn))
         if found is None:
             raise not_found("turn")
         return found
 
     async def session(self, tenant: Tenant, ask: GetSession) -> SessionRecord:
+        """Returns a session with its totals. Raises Refused if the tenant has no such session."""
         found = await self._store.session(tenant, ask.session, self.since)
         if found is None:
             raise no_session()
         return found
 
     async def sessions(self, tenant: Tenant, ask: ListSessions) -> SessionPage:
+        """Returns a page of sessions, last used first: a numbered page, with the total, if `offset` is set."""
         limit, total = paging.clamp_limit(ask.limit), None
         if ask.offset is not None:
             offset = paging.clamp_offset(ask.offset)
@@ -96,6 +99,7 @@ class Queries:
         return SessionPage(*page_of(found, limit, lambda one: (one.updated_at, one.session)), total)
 
     async def session_turns(self, tenant: Tenant, ask: ListSessionTurns) -> TurnPage:
+        """Returns a page of the turns of a session. Raises Refused if the session does not exist."""
         limit = paging.clamp_limit(ask.limit)
         after = paging.start(ask.after, paging.NEWEST if ask.is_newest_first else paging.OLDEST)
         found = await self._store.session_turns(
@@ -106,6 +110,11 @@ class Queries:
         return TurnPage(*page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def turns(self, tenant: Tenant, ask: ListTurns) -> TurnPage:
+        """Returns a page of turns, newest first, which match all labels and words.
+
+        The page may be short or empty although more pages follow. Raises Refused for a search text without words, or
+        with more than WORDS_MAX different ones.
+        """
         limit = paging.clamp_limit(ask.limit)
         latest = NEWEST if ask.last is None else PageCursor(micros(_midnight(ask.last) + timedelta(days=1)), "")
         start = None if ask.first is None else _midnight(ask.first)
@@ -121,6 +130,7 @@ class Queries:
         return TurnPage(page, following or (end and paging.encode(end)))
 
     async def running(self, tenant: Tenant, ask: ListRunning) -> TurnPage:
+        """Returns a page of the running turns of the tenant or of one session, oldest first."""
         limit = paging.clamp_limit(ask.limit)
         after = paging.start(ask.after, paging.OLDEST)
         found = await self._store.running(tenant, ask.session, after, limit + 1)
@@ -130,6 +140,7 @@ class Queries:
         return TurnPositions(await self._store.turns_since(tenant, ask.session, ask.since))
 
     async def ancestry(self, tenant: Tenant, ask: GetAncestry) -> Ancestry:
+        """Returns a turn and those before it, newest first, as many as fit into a message. Raises Refused."""
         limit = paging.clamp_limit(ask.limit)
         branch = await self._store.branch(TurnKey(tenant, ask.turn), limit)
         if not branch:
@@ -138,12 +149,17 @@ class Queries:
         return Ancestry(page, page[-1].parent if len(page) < len(branch) else None)
 
     async def last(self, tenant: Tenant, ask: GetLastTurn) -> TurnRecord:
+        """Returns the newest turn of a session. Raises Refused if the session has no turn."""
         last = await self._store.last_turn(tenant, ask.session)
         if last is None:
             raise no_session()
         return await self.turn(tenant, GetTurn(last))
 
     async def context(self, tenant: Tenant, ask: GetContext) -> Context:
+        """Returns the conversation that a new turn continues: that of `parent`, or of the session's newest turn.
+
+        Raises Refused if the parent or the session does not exist, unless `begin` allows a new session.
+        """
         if ask.parent is not None:
             return await self._after(tenant, ask.session, TurnId(ask.parent))
         if ask.session is None:

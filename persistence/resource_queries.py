@@ -45,6 +45,7 @@ class ResourceQueries:
         )
 
     async def project(self, tenant: Tenant, ask: GetProject) -> ProjectRecord:
+        """Returns a project with its totals. Raises Refused if the tenant has no such project."""
         found = await self._store.project(tenant, ask.project, self._queries.since)
         if found is None:
             raise not_found("project")

@@ -159,6 +159,10 @@ class SQLite:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[SQLiteTransaction]:
+        """Yields the only write transaction. Commits after the block; rolls back after an error or a cancellation.
+
+        Raises a StoreError, also if the file was replaced or is damaged.
+        """
         # A task that writes on the shared connection would become part of another's transaction.
         async with self._writing:
             with _errors():
@@ -197,11 +201,13 @@ class SQLite:
 
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:
+        """Holds the named lock during the block, within this process: only one process uses the file."""
         held = self._locks.setdefault(name, asyncio.Lock())
         async with held:
             yield
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Returns the rows of a query. Raises StoreError; after StoreCorrupt, `raise_if_damaged` raises it again."""
         try:
             with _errors():
                 return [dict(row) for row in await self._reader.execute_fetchall(statement, values)]
@@ -210,6 +216,7 @@ class SQLite:
             raise
 
     async def search(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Returns the rows of a long query. One runs at a time, on its own connection; a cancellation interrupts it."""
         async with self._searching:
             searching = asyncio.ensure_future(self._searcher.execute_fetchall(statement, values))
             try:

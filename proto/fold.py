@@ -287,6 +287,7 @@ class Folding:
                 pass
 
     def add_event(self, event: events.Event | events.UnknownEvent) -> None:
+        """Applies an event to the blocks, the stop reason and the usage. Ignores deltas of a wrong type."""
         match event:
             case events.MessageStart(message):
                 self.usage_call, self.unreported_chars = message.usage, 0
@@ -315,6 +316,7 @@ class Folding:
         self.envelope = self.envelope | more | ({"usage": usage} if usage else {})
 
     def text(self, block_type: str = "text") -> str:
+        """Returns the joined text of all blocks of one type."""
         return "".join(piece for open_ in self.blocks if open_.block.type == block_type for piece in open_.pieces)
 
     def close_call(self) -> None:
@@ -324,6 +326,7 @@ class Folding:
         self.usage_call, self.unreported_chars = CallUsage(), 0
 
     def add_delta(self, block: _OpenBlock, delta: events.Delta) -> None:
+        """Adds a delta to a block, and its characters to those whose usage the model has not reported yet."""
         match delta:
             case events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece):
                 block.pieces.append(piece)
@@ -335,6 +338,7 @@ class Folding:
                 block.citations.append(citation)
 
     def build(self) -> Turn:
+        """Returns the turn after all entries that were added."""
         return msgspec.structs.replace(
             self.was,
             chain=self.chain,

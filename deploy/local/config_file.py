@@ -99,6 +99,7 @@ def text_of(path: Path, name: str, value: object) -> str:
 
 
 def check_value(path: Path, variable: str, text: str) -> None:
+    """Raises SettingsInvalid, with the path and the name in the file, if a process would refuse the value."""
     for _, kind in SERVICES:
         try:
             settings.read(kind, {variable: text})
@@ -108,6 +109,7 @@ def check_value(path: Path, variable: str, text: str) -> None:
 
 
 def option_of(path: Path, name: str, value: object, fields: set[str]) -> object:
+    """Returns the value of an option of `[up]`, converted to the type of the option. Raises SettingsInvalid."""
     if name in fields:
         raise SettingsInvalid(f"{path}: {name} is a setting, not an option of [{UP}]: move it above the line [{UP}]")
     if name not in OPTIONS:

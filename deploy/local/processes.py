@@ -118,6 +118,7 @@ def spare(spec: ProcessSpec, port: int) -> ProcessSpec:
 
 
 def services(options: Options, plan: Plan, backend_settings: Mapping[str, str], webhook_key: str) -> list[Service]:
+    """Returns the services of `up` in the order in which they start: persistence, generators, gateways."""
     database = str(options.data_dir / "tailrace.db")
     persistence = {"TAILRACE_DATABASE": database, WEBHOOK_KEY: webhook_key}
     gateway = {

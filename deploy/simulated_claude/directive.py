@@ -137,6 +137,7 @@ def without(text: str) -> str:
 
 
 def parse(line: str) -> Directive:
+    """Returns the directive of a `#sim` line. Raises DirectiveInvalid, with what was expected at which place."""
     given: dict[str, object] = {}
     faults: list[Fault] = []
     at = 0
@@ -153,6 +154,7 @@ def parse(line: str) -> Directive:
 
 
 def value_at(line: str, start: int, *, is_json: bool) -> tuple[str, int]:
+    """Returns the value that begins at `start`, and the position after it. Raises DirectiveInvalid for bad JSON."""
     if not is_json:
         value = line[start:].split(maxsplit=1)[0] if line[start : start + 1].strip() else ""
         return value, start + len(value)
@@ -174,6 +176,7 @@ def is_object(text: str) -> bool:
 
 
 def setting(name: str, value: str) -> dict[str, object]:
+    """Returns the field of the directive that a `NAME=VALUE` sets. Raises DirectiveInvalid for a value out of range."""
     if name in ("json", "wrong"):
         return {"input_json" if name == "json" else "wrong_json": value}
     if name in ("tag", "tool"):
@@ -190,6 +193,7 @@ def setting(name: str, value: str) -> dict[str, object]:
 
 
 def fault(value: str) -> Fault:
+    """Returns the fault of a `fault=KIND@NxM`. Raises DirectiveInvalid."""
     found = FAULT.fullmatch(value)
     if found is None or found[1] not in FAULT_KINDS:
         raise DirectiveInvalid(f"#sim: fault= wants KIND@NxM with KIND of {' '.join(FAULT_KINDS)}, got {value!r}")

@@ -56,6 +56,10 @@ def first_break(faults: Sequence[Fault], start: int, deltas: int, call: int) -> 
 
 
 def deltas_before(fault: Fault, start: int, call: int) -> int | None:
+    """Returns how many deltas of this call come before the fault; None if the call has no fault.
+
+    `start` is the number of deltas that earlier calls have sent, `call` the number of the call from 1.
+    """
     if fault.calls is not None:
         return fault.after if call <= fault.calls else None
     if fault.lasts:

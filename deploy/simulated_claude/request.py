@@ -139,6 +139,7 @@ def require_max_tokens(request: Request) -> None:
 
 
 def refuse_messages(messages: list[Message]) -> None:
+    """Raises Refusal for messages that Anthropic's API refuses: none, a wrong first role, or empty content."""
     if not messages:
         raise Refusal(INVALID, "messages: at least one message is required")
     if messages[0].role != "user":

@@ -17,6 +17,7 @@ def sample(schema: Any) -> str:
 
 
 def value(schema: Any, root: Any, levels: int) -> Any:
+    """Returns a value that fits the schema, at most `levels` deep. `root` resolves references."""
     if not isinstance(schema, dict) or levels == 0:
         return TEXT
     kind = schema.get("type", "object" if "properties" in schema else "string")

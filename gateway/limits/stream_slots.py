@@ -132,6 +132,7 @@ class StreamSlots:
                 await self._limiter.slots.release(slot.seq)
 
     async def renew(self, permit: StreamPermit) -> None:
+        """Renews the slots of a stream for SLOT_LIFE_S seconds. Changes nothing while NATS is unreachable."""
         with suppress(LogError):
             for slot in tuple(permit.slots):
                 newer = await self._limiter.slots.renew(slot, permit.holder, SLOT_LIFE_S)

@@ -133,6 +133,7 @@ class ModelSheets(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build_card(model: Model, listed: Listed | None) -> ModelCard:
+    """Returns a model as `GET /v1/models` lists it. Limits that Anthropic lists replace those of our table."""
     info = (listed or {}).get(model.id) or ListedModel(id=model.id)
     created_at = info.created_at or midnight(model.released or UNKNOWN_DAY)
     return ModelCard(
@@ -151,6 +152,7 @@ def build_card(model: Model, listed: Listed | None) -> ModelCard:
 
 
 def build_sheet(model: Model, listed: Listed | None) -> ModelSheet:
+    """Returns limits, capabilities and prices of a model, in dollars per million tokens. Unknown values are None."""
     info = (listed or {}).get(model.id) or ListedModel(id=model.id)
     long = model.long_prompt
     return ModelSheet(

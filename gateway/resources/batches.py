@@ -308,6 +308,7 @@ def custom_id_of(turn: TurnRecord) -> str:
 
 
 def result(ended: EndedInput) -> BatchResult:
+    """Returns the result line of an input. It has no `turn` if the input never ran."""
     turn = ended.turn
     if turn is None:
         return BatchResult(index=ended.number, custom_id=ended.custom_id)
@@ -372,6 +373,7 @@ async def refresh(log: TurnLog, key: TurnKey, stored: StoredBatch) -> StoredBatc
 
 
 def batch_record(stored: StoredBatch) -> BatchRecord:
+    """Returns a stored batch as the API shows it, with its cost in dollars."""
     counts = stored.counts
     return BatchRecord(
         batch=stored.batch,

@@ -96,6 +96,7 @@ class EventStream(StreamedResponse):
         self._pace = pace
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the response to its end. Waits for the log first if the client resumes in a dialect that allows it."""
         async with (
             self._access.open() as expired,
             Interruptions(receive, self._streams.draining, expired) as interruptions,

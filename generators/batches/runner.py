@@ -72,6 +72,7 @@ class BatchLane:
         self._running.remove(tenant)
 
     async def run(self, key: TurnKey) -> Turn | None:
+        """Runs a batch to its end and returns its turn, or None if another generator has taken the batch over."""
         try:
             return await self._runner.run(key)
         except FenceLost as lost:

@@ -235,6 +235,7 @@ class MessageParser(Parser):
     """Parses complete messages without regular expressions, and leaves everything else to nats-py's parser."""
 
     async def parse(self, data: bytes = b"") -> None:
+        """Passes each complete message in the buffer to the client. Raises ProtocolError for a malformed message."""
         buffer, parsed = self.buf, 0
         buffer += data
         try:

@@ -40,6 +40,7 @@ class JetStreamLog:
         self._reads = DirectReader(connection)
 
     async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
+        """Appends an entry and returns its sequence. Raises LogFull, and PublishUnclear if the entry may be stored."""
         turn = subjects.entries(key)
         try:
             reply = await self._connection.request(
@@ -123,6 +124,7 @@ class JetStreamLog:
 
     @asynccontextmanager
     async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:
+        """Yields the live feed of a turn, for all kinds of entries or one. A lost connection resets the feed."""
         feed, turn = LiveFeed(), subjects.entries(key)
 
         def add(message: Message) -> None:

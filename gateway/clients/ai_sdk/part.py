@@ -33,6 +33,7 @@ class OpenPart(msgspec.Struct, frozen=True):
 
 
 def open_part(index: int, block: dict[str, Any]) -> tuple[list[Chunk], OpenPart]:
+    """Returns the chunks that begin a part of the message, and the part. A block of unknown type has no chunks."""
     part = OpenPart(str(index), block)
     match block:
         case {"type": "text"}:

@@ -178,6 +178,7 @@ async def is_logged(log: TurnLog, key: TurnKey) -> bool:
 
 
 def start_index(request: ApiRequest) -> int | None:
+    """Returns the query parameter `startIndex`, which may be negative; None without it. Raises Refused."""
     text = request.query_params.get("startIndex")
     if text is None:
         return None

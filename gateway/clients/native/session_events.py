@@ -88,6 +88,10 @@ class SessionStream(StreamedResponse):
         self._is_silent = True
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events of all running and new turns.
+
+        Ends when the client disconnects, the gateway drains, the credential expires or the stream is too old.
+        """
         async with (
             self._access.open() as expired,
             Interruptions(receive, self._streams.draining, expired) as interruptions,

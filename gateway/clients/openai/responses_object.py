@@ -111,6 +111,7 @@ def response_of(record: TurnRecord) -> dict[str, Any]:
 
 
 def status_of(outcome: str, stop_reason: str | None, *, has_attempt: bool = True) -> Status:
+    """Returns the status of a response in OpenAI's terms. A running turn without an attempt is `queued`."""
     match outcome:
         case "running":
             return "in_progress" if has_attempt else "queued"
