@@ -75,6 +75,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             prepare=[QueuedTurns(log).prepare, breakers.prepare],
             observe=attempt_span,
             races=races,
+            delta_interval_s=settings.delta_interval_s,
         )
         worker = Worker(
             log,

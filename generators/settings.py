@@ -78,6 +78,15 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         int,
         Meta(ge=1, description="memory for pictures, documents and long texts until their answers begin; further wait"),
     ] = 512 * 1024 * 1024
+    delta_interval_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="shortest time between two stored deltas of a turn; deltas that arrive meanwhile become one "
+            "event, which saves CPU time (docs/SIZING.md); 0: each delta is stored at once",
+        ),
+    ] = 0.0
     attempts_max: Annotated[
         int, Meta(ge=1, description="attempts at one turn, in a row, that add nothing to its answer; then it fails")
     ] = 5

@@ -120,8 +120,12 @@ class TurnRunner:
         prepare: Sequence[PrepareTurn] = (),
         observe: ObserveAttempt = not_observed,
         races: Races | None = None,
+        delta_interval_s: float = 0.0,
     ) -> None:
-        """`name` identifies this process in the log. Without `races` each attempt makes the only call."""
+        """`name` identifies this process in the log. Without `races` each attempt makes the only call.
+
+        `delta_interval_s` is the shortest time between the appends of two deltas.
+        """
         self._log = log
         self._model_caller = model_caller
         self._planner = planner
@@ -130,6 +134,7 @@ class TurnRunner:
         self._prepare = prepare
         self._observe = observe
         self._races = races
+        self._delta_interval_s = delta_interval_s
 
     async def run(self, key: TurnKey, deadline_s: float, lease: str = "", known: Turn = EMPTY_TURN) -> Turn:
         """Runs a turn until its log holds an `end`; returns the fold.
@@ -358,8 +363,8 @@ class TurnRunner:
             # A delta after another event does not wait.
             join_until = 0.0
             if type(event.event) is events.BlockDelta:
-                if loop.time() - began >= SLOW_APPEND_S:
-                    join_until = began + JOIN_S
+                join_s = JOIN_S if loop.time() - began >= SLOW_APPEND_S else 0.0
+                join_until = began + max(join_s, self._delta_interval_s)
                 metrics.DELTA_STORED_S.observe(stored_at - put_at)
             folding.add(as_stored(chain, entry), event.event)
 

@@ -108,6 +108,7 @@ class Generator:
             name=self.name,
             sinks=[limit_cost, write_forced_call],
             races=hedging if self._server.faults.is_hedged else None,
+            delta_interval_s=DEFAULTS.delta_interval_s,
         )
         self.worker = Worker(
             log,

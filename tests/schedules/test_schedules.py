@@ -1,15 +1,23 @@
 """Schedules by seed: `make schedules ARGS='--seed 7 --trace'` shows what happens in one."""
 
+import asyncio
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Awaitable
+from itertools import pairwise
+from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
 
 from tailrace.generators import turn_runner
-from tailrace.proto.entries import Attempt
+from tailrace.generators.settings import Settings
+from tailrace.proto import events
+from tailrace.proto.entries import Attempt, Entry, Event
 from tailrace.proto.fold import fold
+from tailrace.proto.ids import Seq
+from tests.schedules import generator
 from tests.schedules.many import outcomes
 from tests.schedules.model import LONG
 from tests.schedules.mutants import MUTANTS
@@ -75,27 +83,52 @@ def test_a_seed_is_one_schedule_in_every_process() -> None:
     assert traces[0] == traces[1]
 
 
-def entries_of_a_long_answer(append_s: float) -> int:
-    """Returns the number of stored entries of a schedule without faults in which each append takes `append_s`."""
+class Published(NamedTuple):
+    """An entry, and when its append began, in the simulated time."""
+
+    at: float
+    entry: Entry
+
+
+def long_answer(append_s: float) -> list[Published]:
+    """Returns the entries of a schedule without faults in which each append takes `append_s`."""
     schedule = next(one for one in map(Schedule, range(100)) if one.script.blocks[0].pieces == LONG)
-    server = schedule.server
+    server, published = schedule.server, list[Published]()
     server.is_faultless, schedule.faults.slow_s = True, 0.02
-    with (
-        patch.object(Schedule, "_at"),
-        patch.object(server, "publish", lambda entry, fence: server.apply(entry, fence, append_s)),
-    ):
+
+    def publish(entry: Entry, fence: Seq) -> Awaitable[Seq]:
+        published.append(Published(asyncio.get_running_loop().time(), entry))
+        return server.apply(entry, fence, append_s)
+
+    with patch.object(Schedule, "_at"), patch.object(server, "publish", publish):
         schedule.play()
     assert fold(server.stored).text == "".join(LONG)
-    return len(server.stored)
+    return published
 
 
 def test_slow_appends_become_fewer() -> None:
     """Deltas wait after a slow append, and not after a fast one."""
-    fast, slow = entries_of_a_long_answer(0.0001), entries_of_a_long_answer(0.025)
+    fast, slow = len(long_answer(0.0001)), len(long_answer(0.025))
     with patch.object(turn_runner, "JOIN_S", 0):
-        fast_at_once, slow_at_once = entries_of_a_long_answer(0.0001), entries_of_a_long_answer(0.025)
+        fast_at_once, slow_at_once = len(long_answer(0.0001)), len(long_answer(0.025))
     assert fast == fast_at_once
     assert slow < slow_at_once
+
+
+def test_the_first_delta_is_stored_at_once_and_the_next_after_the_interval() -> None:
+    """TAILRACE_DELTA_INTERVAL_S. The end of the text waits for nothing."""
+    interval_s = 0.04
+    with patch.object(generator, "DEFAULTS", Settings(delta_interval_s=interval_s)):
+        published = long_answer(append_s=0.0001)
+    first, *others, _ = (index for index, one in enumerate(published) if is_delta(one.entry))
+    waits_s = [after.at - before.at for before, after in pairwise(published)]
+    assert waits_s[first - 1] < interval_s
+    assert len(others) > 2
+    assert [waits_s[index - 1] for index in others] == [pytest.approx(interval_s)] * len(others)
+
+
+def is_delta(entry: Entry) -> bool:
+    return isinstance(entry, Event) and isinstance(events.decode(entry.event), events.BlockDelta)
 
 
 def test_every_fault_and_outcome_happens() -> None:
