@@ -66,9 +66,9 @@ async def test_the_lease_of_a_running_turn_is_renewed(own: OwnSystem) -> None:
 
 async def test_deltas_within_the_interval_become_one_entry(own: OwnSystem) -> None:
     """TAILRACE_DELTA_INTERVAL_S: the log and the readers have fewer events, and the same text."""
-    async with own.working(delta_interval_s=1.0):
-        key = await own.ask("words=40 rate=100")
-        assert (await own.ended(key)).text == words(40)
+    async with own.running_generator(delta_interval_s=1.0):
+        key = await own.append_request("words=40 rate=100")
+        assert (await own.wait_for_end(key)).text == words(40)
     stored = await own.log.read_entries(key)
     assert len(stored) < 20
 

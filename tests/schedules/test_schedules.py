@@ -4,7 +4,6 @@ import asyncio
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Awaitable
 from itertools import pairwise
 from typing import NamedTuple
 from unittest.mock import patch
@@ -22,6 +21,7 @@ from tests.schedules.many import outcomes
 from tests.schedules.model import LONG
 from tests.schedules.mutants import MUTANTS
 from tests.schedules.schedule import Schedule
+from tests.schedules.server import Answer
 
 # `make schedules` plays 20,000.
 SEEDS, CHUNKS = 1_000, 2
@@ -96,7 +96,7 @@ def long_answer(append_s: float) -> list[Published]:
     server, published = schedule.server, list[Published]()
     server.is_faultless, schedule.faults.slow_s = True, 0.02
 
-    def publish(entry: Entry, fence: Seq) -> Awaitable[Seq]:
+    def publish(entry: Entry, fence: Seq) -> Answer:
         published.append(Published(asyncio.get_running_loop().time(), entry))
         return server.apply(entry, fence, append_s)
 
