@@ -31,11 +31,11 @@ from tailrace.generators.backends.message_batches_api import (
 from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.message_events import to_events
 from tailrace.generators.continuation import build_call
+from tailrace.generators.event_writer import append_when_not_full
 from tailrace.generators.forced_tools import map_forced_call
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.plan import schema_check
 from tailrace.generators.planner import CHECK_WAIT_S
-from tailrace.generators.turn_runner import append_when_not_full
 from tailrace.proto import batch
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import build_end

@@ -14,11 +14,12 @@ import msgspec
 import structlog
 
 from tailrace.generators import metrics
+from tailrace.generators.attempt_runner import TurnEnded
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.message_batches import MessageBatchSubmitter
+from tailrace.generators.event_writer import append_when_not_full, as_stored
 from tailrace.generators.load_blobs import BlobLoader
-from tailrace.generators.turn_runner import TurnEnded, append_when_not_full, as_stored
 from tailrace.proto import batch
 from tailrace.proto.blobs import Blob
 from tailrace.proto.chain import START, Chain

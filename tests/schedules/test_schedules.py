@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import pytest
 
-from tailrace.generators import turn_runner
+from tailrace.generators import event_writer
 from tailrace.generators.settings import Settings
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Entry, Event
@@ -109,7 +109,7 @@ def long_answer(append_s: float) -> list[Published]:
 def test_slow_appends_become_fewer() -> None:
     """Deltas wait after a slow append, and not after a fast one."""
     fast, slow = len(long_answer(0.0001)), len(long_answer(0.025))
-    with patch.object(turn_runner, "JOIN_S", 0):
+    with patch.object(event_writer, "JOIN_S", 0):
         fast_at_once, slow_at_once = len(long_answer(0.0001)), len(long_answer(0.025))
     assert fast == fast_at_once
     assert slow < slow_at_once

@@ -1,0 +1,247 @@
+"""AttemptRunner: makes one attempt at a turn. It calls the model and appends its events.
+
+Optional features plug in: the sinks inspect events, the races run a second call.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+import structlog
+
+from tailrace.generators import metrics
+from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
+from tailrace.generators.continuation import Continuation, prepare_call
+from tailrace.generators.delta_buffer import DeltaBuffer
+from tailrace.generators.event_writer import EventWriter
+from tailrace.generators.model_caller import Route
+from tailrace.generators.plan import MakeAttempt
+from tailrace.proto import events
+from tailrace.proto.entries import Attempt, Event, Request
+from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost
+from tailrace.proto.fold import Folding, Turn
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats.log_server import LiveFeed
+from tailrace.proto.runtime.clock import age_s
+from tailrace.proto.subjects import TurnKey
+
+logger = structlog.get_logger()
+
+# The supervisor kills a process some seconds after its grace period.
+HANDOVER_S_MAX = 1.0
+LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
+
+
+OpenAnswer = AbstractAsyncContextManager[tuple[ModelEvent, AsyncIterator[ModelEvent]]]
+WrapSink = Callable[[Sink, Request, Turn], Sink]
+"""Wraps the sink of an attempt in one that inspects its events. May raise CloseCall, so that no call is made."""
+
+
+class TurnEnded(FenceLost):
+    """Another process has ended the turn `key`, at the time `at` of the log."""
+
+    def __init__(self, key: TurnKey, at: datetime) -> None:
+        super().__init__(f"{key.turn} was ended by another process")
+        self.at = at
+
+
+class Race(Protocol):
+    """The hooks of an attempt during which another call may run for the same turn."""
+
+    buffer: DeltaBuffer
+
+    def wrap(self, sink: Sink) -> Sink: ...
+
+    async def watch(self) -> None:
+        """Runs beside the call. Raises FenceLost when the other call has the turn."""
+        ...
+
+    async def finish(self, *, has_stored: bool, error: Exception | None) -> None:
+        """Is called once, after the attempt, with the error that stopped it.
+
+        `has_stored`: the call has stored an event; for a second call, its Attempt entry is sufficient.
+        """
+        ...
+
+
+class Races(Protocol):
+    """Decides which attempts may be raced: whether a second call may run beside the first one."""
+
+    def race(self, key: TurnKey, turn: Turn, action: MakeAttempt, lease: str) -> Race: ...
+
+
+class NoRace:
+    """The Race of an attempt whose call is the only one."""
+
+    def __init__(self) -> None:
+        self.buffer = DeltaBuffer()
+
+    def wrap(self, sink: Sink) -> Sink:
+        return sink
+
+    async def watch(self) -> None: ...
+
+    async def finish(self, *, has_stored: bool, error: Exception | None) -> None: ...
+
+
+class PlannedAttempt(NamedTuple):
+    """An attempt that is about to be made."""
+
+    key: TurnKey
+    turn: Turn
+    """The fold before the attempt."""
+    action: MakeAttempt
+    route: Route
+    deadline: float
+    """When the model's call is closed, in the loop's time."""
+    lease: str
+    """The lease of the turn, for a process that makes a second call."""
+
+
+class AttemptRunner:
+    """Makes attempts. Holds no state of any turn."""
+
+    def __init__(
+        self,
+        log: TurnLog,
+        writer: EventWriter,
+        *,
+        name: str,
+        sinks: Sequence[WrapSink] = (),
+        races: Races | None = None,
+    ) -> None:
+        """`name` identifies this process in the log. Without `races` each attempt makes the only call."""
+        self._log = log
+        self._writer = writer
+        self._name = name
+        self._sinks = sinks
+        self._races = races
+
+    async def run(self, planned: PlannedAttempt, traceparent: str | None) -> tuple[Turn, BackendError | None]:
+        """Returns the fold after an attempt, and the error that broke the answer off, if any.
+
+        A second call without a token leaves the turn as it is. `traceparent` is stored in the attempt's entry. Raises
+        FenceLost when another writer has the turn, and LogUnavailable.
+        """
+        key, turn, action, route, *_ = planned
+        logger.info("attempt", mode=action.mode, backend=route.backend, is_hedge=action.is_second)
+        attempt = Attempt(
+            prev=turn.chain.last,
+            attempt=action.attempt,
+            generator=self._name,
+            backend=route.backend,
+            mode=action.mode,
+            misfit=action.misfit,
+            is_hedge=action.is_second,
+            traceparent=traceparent,
+        )
+        folding = Folding(turn)
+        if action.is_second:
+            return await self._call(planned, folding, pending_attempt=attempt)
+        # Subscribe before the append: its fence shows that no end came earlier, and the feed shows later ones.
+        async with self._log.subscribe(key, "end") as ends:
+            # Append before anything that may raise: an attempt that breaks its generator must count against the limit.
+            await self._writer.append_attempt(key, folding, attempt)
+            return await self._call(planned._replace(turn=folding.build()), folding, ends=ends)
+
+    async def _call(
+        self,
+        planned: PlannedAttempt,
+        folding: Folding,
+        *,
+        ends: LiveFeed | None = None,
+        pending_attempt: Attempt | None = None,
+    ) -> tuple[Turn, BackendError | None]:
+        """Calls the model and appends its events; returns as `run` does.
+
+        `ends` has every end that was stored after `planned.turn`; without it the log is read. `pending_attempt` is
+        appended before the first event, or not at all.
+        """
+        key, turn, action, route, _, lease = planned
+        race = self._races.race(key, turn, action, lease) if self._races else NoRace()
+        call, continuation = prepare_call(turn, action.mode)
+        try:
+            async with asyncio.TaskGroup() as group:
+                watchers = [group.create_task(self._raise_when_ended(key, ends)), group.create_task(race.watch())]
+                sink = race.wrap(race.buffer.put)
+                opened = route.open(call, key, is_single=action.is_second)
+                reading = group.create_task(self._read_model(planned, opened, sink, race.buffer, continuation))
+                await group.create_task(self._writer.write(key, folding, race.buffer, pending_attempt))
+                error = await reading
+                for task in watchers:
+                    task.cancel()
+        except asyncio.CancelledError:
+            if folding.chain.attempt == action.attempt:
+                await self._hand_over(key, folding.build())
+            raise
+        except ExceptionGroup as several:
+            # The first failure has cancelled the other tasks: FenceLost when another writer has the turn, but also
+            # LogUnavailable, or EntryTooLarge when the server's `max_payload` is small.
+            cause = several.exceptions[0]
+            if isinstance(cause, TurnEnded):
+                metrics.STOP_S.observe(age_s(cause.at))
+            await race.finish(has_stored=folding.chain != turn.chain, error=cause)
+            if not isinstance(cause, EntryTooLarge):
+                raise cause from several
+            # Another call would be paid for, and would bring the same event.
+            return folding.build(), BackendError("entry_too_large", f"an event of the answer cannot be stored: {cause}")
+        await race.finish(has_stored=folding.chain != turn.chain, error=None)
+        if continuation is not None and continuation.repeated:
+            logger.info("repetition left out", chars=continuation.repeated)
+            metrics.REPETITIONS.inc()
+        if error is not None:
+            logger.warning("attempt broke off", backend=route.backend, code=error.code)
+            metrics.BACKEND_FAILURES.labels(error.code).inc()
+        return folding.build(), error
+
+    async def _read_model(
+        self,
+        planned: PlannedAttempt,
+        opened: OpenAnswer,
+        sink: Sink,
+        buffer: DeltaBuffer,
+        continuation: Continuation | None,
+    ) -> BackendError | None:
+        """Puts the model's events into `sink`; returns the error that broke the answer off, if any."""
+        turn = planned.turn
+        assert turn.request is not None  # noqa: S101
+        try:
+            for wrap in self._sinks:
+                sink = wrap(sink, turn.request, turn)
+            if continuation is not None:
+                sink = continuation.wrap(sink)
+            # The deadline limits the model's call and never interrupts an append: a writer that does not know whether
+            # its entry is stored would be refused at its next append, by its own entry.
+            async with asyncio.timeout_at(planned.deadline), opened as (first, rest):
+                sink(first)
+                async for event in rest:
+                    sink(event)
+        except CloseCall:
+            return None
+        except TimeoutError:
+            return LATE
+        except BackendError as error:
+            return error
+        finally:
+            buffer.close()
+        return None
+
+    async def _hand_over(self, key: TurnKey, turn: Turn) -> None:
+        """Stores that this process gives the turn back, so that an attempt without any event yet does not count."""
+        if turn.chain.is_ended or not turn.fruitless:
+            return
+        entry = Event(prev=turn.chain.last, attempt=turn.attempt, event=events.HANDOVER, is_hidden=True)
+        # A task of its own: this one is cancelled, which each call of nats-py notices.
+        appending = asyncio.create_task(self._log.append(key, turn.chain, entry))
+        await asyncio.wait({appending}, timeout=HANDOVER_S_MAX)
+        if not appending.done():
+            appending.cancel()
+        elif not appending.cancelled() and (error := appending.exception()) is not None:
+            # An append that was under way may have been stored, or another writer has the turn.
+            logger.info("turn given back without a mark", turn=key.turn, why=str(error))
+
+    async def _raise_when_ended(self, key: TurnKey, ends: LiveFeed | None) -> None:
+        """Stops the attempt with TurnEnded when another process ends the turn, even while the model sends nothing."""
+        raise TurnEnded(key, await (self._log.wait_for_next_end(key, ends) if ends else self._log.wait_for_end(key)))
