@@ -13,7 +13,7 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import serving
 from tailrace.proto.nats import Connection
-from tests.clients.node import chromium
+from tests.clients.browsers import find_browser
 from tests.harness.generator_in_loop import running_generator, shorten_lease
 from tests.harness.killable_generator import run_and_kill_after
 from tests.harness.persistence_in_loop import Persistence
@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def browser() -> str:
     """Returns the path of Chromium, which a script receives as `CHROMIUM`."""
-    found = chromium()
+    found = find_browser()
     if found is None:
         pytest.skip("there is no `chromium` here")
     return found

@@ -23,6 +23,7 @@ from openai import AsyncOpenAI
 import tailrace
 from tailrace.proto.ids import new_id
 from tests.clients import node
+from tests.clients.browsers import find_browser
 from tests.clients.openai_chat import complete_entries, read_until_cut, resume_turn
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import story_of
@@ -257,7 +258,7 @@ def hook_reader(component: str, dialect: str) -> Read:
 
 async def run_hooks(what: str, url: str, *, key: str = KEY, **given: object) -> dict[str, Any]:
     """Returns what a component of `js/hooks.jsx` shows."""
-    if (browser := node.chromium()) is None:
+    if (browser := find_browser()) is None:
         pytest.skip("there is no `chromium` here")
     props = msgspec.json.encode({"key": key, "session": new_id(), **given}).decode()
     (seen,) = await node.run("hooks.mjs", what, url, props, CHROMIUM=browser)
@@ -266,7 +267,7 @@ async def run_hooks(what: str, url: str, *, key: str = KEY, **given: object) -> 
 
 async def post_with(script: str, client: str, url: str, body: object, dialect: str) -> dict[str, Any]:
     """Runs a client of `js/post-clients.mjs`, in Node or in Chromium; returns what it showed."""
-    environ: dict[str, Any] = {} if (browser := node.chromium()) is None else {"CHROMIUM": browser}
+    environ: dict[str, Any] = {} if (browser := find_browser()) is None else {"CHROMIUM": browser}
     if not environ and script == "browser-posts.mjs":
         pytest.skip("there is no `chromium` here")
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}

@@ -31,6 +31,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import streams
 from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
 from tests.clients import node
+from tests.clients.browsers import find_browser
 from tests.harness import turn_builder
 from tests.harness.freeze import freeze
 from tests.harness.processes import Process, as_user
@@ -541,12 +542,12 @@ async def use_everything(loaded: Loaded, folder: Path) -> list[str]:
         for panel in panels():
             if (worst := await loaded.worst(panel)) is not None:
                 loaded.healthy[panel.title] = worst
-        if node.chromium() is None:
+        if find_browser() is None:
             return []
         seen_at = time.time()
         await until(lambda: has_sampled_since(loaded.client, seen_at), FIRES_S_MAX, LOOK_EVERY_S)
         url = str(loaded.client.base_url).rstrip("/")
-        pages = await node.run("ops.mjs", url, folder, deadline_s=BROWSER_S_MAX, CHROMIUM=node.chromium())
+        pages = await node.run("ops.mjs", url, folder, deadline_s=BROWSER_S_MAX, CHROMIUM=find_browser())
         assert [page["complaints"] for page in pages] == [[], []]
         return [
             f"/ops: {title} is empty" for title in loaded.healthy for page in pages if page["panels"][title] == NO_VALUE
