@@ -195,7 +195,7 @@ async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_
 async def test_each_state_of_the_pages_has_no_violation_of_axe(
     open_gateway: Gateway, new_gateway: NewGateway, system: System, browser: str, pictures: Path
 ) -> None:
-    """A picture of each, light and dark, on a desktop and a phone, is kept in dist/pictures."""
+    """A picture of each, light on a desktop and dark on a phone, is kept in dist/pictures."""
     locked = await new_gateway(system.nats_url)
     steps = "states", open_gateway.url, locked.url, pictures
     (seen,) = await node.run("chat-page.mjs", *steps, deadline_s=260, CHROMIUM=browser)

@@ -5,6 +5,8 @@ import { chromium } from "playwright-core";
 
 const [steps, gateway, ...given] = process.argv.slice(2);
 const SIZES = { desktop: { width: 1280, height: 860 }, phone: { width: 390, height: 844 } };
+// Each colour scheme and each size once.
+const LOOKS = [["light", "desktop"], ["dark", "phone"]];
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
 
 /** Opens a page that notes what a policy forbids, what fails, and what is requested elsewhere. */
@@ -29,12 +31,10 @@ async function replayed(page, shoot) {
   await page.locator("#steps tbody tr").first().waitFor();
   await page.waitForFunction(() => document.querySelector("#text").textContent.length > 0);
   const whole = await shown();
-  for (const colorScheme of ["light", "dark"]) {
-    for (const [size, viewport] of Object.entries(SIZES)) {
-      await page.emulateMedia({ colorScheme });
-      await page.setViewportSize(viewport);
-      await shoot(`${colorScheme}-${size}`);
-    }
+  for (const [colorScheme, size] of LOOKS) {
+    await page.emulateMedia({ colorScheme });
+    await page.setViewportSize(SIZES[size]);
+    await shoot(`${colorScheme}-${size}`);
   }
   const isWide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
   /** Returns how many milliseconds of the turn are replayed in each millisecond, at a speed of the list. */
@@ -458,7 +458,7 @@ const STEPS = {
     return { counts, title: await page.locator("#title").textContent(), link, first: await page.locator(".said").first().textContent(), ...seen };
   },
 
-  /** Brings about each state, in each size and colour scheme; looks at it with axe, and takes a picture. */
+  /** Brings about each state; looks at it with axe, and takes a picture, in each look. */
   async states(locked, folder) {
     if (!existsSync(AXE)) return { isMissing: true };
     const axe = readFileSync(AXE, "utf8");
@@ -472,16 +472,12 @@ const STEPS = {
       const page = await context.newPage();
       await begin(page);
       await page.evaluate(axe);
-      for (const colorScheme of ["light", "dark"]) {
-        for (const [size, viewport] of Object.entries(SIZES)) {
-          await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
-          await page.setViewportSize(viewport);
-          await page.screenshot({ path: `${folder}/${state}-${colorScheme}-${size}.png` });
-          // Each colour and each size once; the pictures are of all four.
-          if ((colorScheme === "light") !== (size === "desktop")) continue;
-          const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
-          for (const { id, nodes } of found.violations) violations.push(`${state} ${colorScheme} ${size}: ${id}: ${nodes[0].target} ${nodes[0].failureSummary}`);
-        }
+      for (const [colorScheme, size] of LOOKS) {
+        await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
+        await page.setViewportSize(SIZES[size]);
+        await page.screenshot({ path: `${folder}/${state}-${colorScheme}-${size}.png` });
+        const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
+        for (const { id, nodes } of found.violations) violations.push(`${state} ${colorScheme} ${size}: ${id}: ${nodes[0].target} ${nodes[0].failureSummary}`);
       }
       await context.close();
     }
@@ -585,10 +581,10 @@ const STEPS = {
     };
   },
 
-  /** Shows a session in each size and colour scheme, after a key, and looks for what an answer must not change. */
+  /** Shows a session in each look, after a key, and looks for what an answer must not change. */
   async hostile(session, folder, key) {
     const shown = [];
-    for (const [colorScheme, size] of [["light", "desktop"], ["dark", "phone"]]) {
+    for (const [colorScheme, size] of LOOKS) {
       const viewport = SIZES[size];
       const { context, page, seen } = await open({ viewport, colorScheme });
       await context.grantPermissions(["clipboard-read", "clipboard-write"]);
