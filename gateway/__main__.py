@@ -112,8 +112,8 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     async with asyncio.TaskGroup() as group:
         signer = TokenSigner(await signing_secret(connection))
         gateway = build(settings, connection, group, draining, authenticator, signer=signer, prompts=prompts)
-        await gateway.rpc.announce_readers(gateway.streams.fan_out.has_readers, gateway.streams.readers.encoded)
-        await gateway.rpc.serve_readers(gateway.streams.readers.encoded)
+        await gateway.rpc.announce_readers(gateway.streams.fan_out.has_readers, gateway.streams.readers.encode_readers)
+        await gateway.rpc.serve_readers(gateway.streams.readers.encode_readers)
         background = [
             group.create_task(gateway.log_fullness.watch()),
             *(group.create_task(share.flush_periodically()) for share in gateway.storage_shares),
@@ -169,7 +169,7 @@ def build(
     slots = StreamSlots(limiter, ReaderCounts(reader_limits(settings)))
     readers = ReaderHistory(settings.log_streams)
     presence = ReaderPresence(log, rpc, fan_out, group, draining)
-    on_left = DisconnectPolicy(presence).left
+    on_left = DisconnectPolicy(presence).note_disconnect
     streams = StreamContext(
         settings, connection, log, history, fan_out, authenticator, slots, readers, draining, on_left
     )

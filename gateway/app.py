@@ -158,16 +158,16 @@ def app(gateway: Gateway) -> Starlette:
     starlette = Starlette(
         routes=[serve(route) for route in ROUTES],
         middleware=[
-            *_outermost(gateway),
+            *_build_outermost_middleware(gateway),
             Middleware(AdmissionQueue, urgent=health.PATHS | overview.PATHS),
             # The last handler of Starlette stands outside of CORS.
-            Middleware(ExceptionMiddleware, handlers={Exception: error_responses.unexpected}),
+            Middleware(ExceptionMiddleware, handlers={Exception: error_responses.handle_unexpected_error}),
         ],
         exception_handlers={
-            Refused: error_responses.refused,
-            LogError: error_responses.refused,
-            HTTPException: error_responses.http_error,
-            Exception: error_responses.unexpected,
+            Refused: error_responses.handle_refusal,
+            LogError: error_responses.handle_refusal,
+            HTTPException: error_responses.handle_http_error,
+            Exception: error_responses.handle_unexpected_error,
         },
     )
     # A redirect would repeat the body to an address that is made from the Host header.
@@ -177,10 +177,10 @@ def app(gateway: Gateway) -> Starlette:
 
 def overflow_app(gateway: Gateway) -> Starlette:
     """Returns the application for connections above the limit, which rejects every request."""
-    return Starlette(routes=[Mount("", refuse_connection)], middleware=_outermost(gateway))
+    return Starlette(routes=[Mount("", refuse_connection)], middleware=_build_outermost_middleware(gateway))
 
 
-def _outermost(gateway: Gateway) -> list[Middleware]:
+def _build_outermost_middleware(gateway: Gateway) -> list[Middleware]:
     """Returns the outermost middleware. CORS lets an EventSource of another origin read why it is rejected."""
     return [
         Middleware(RefusalEvents, renderers=REFUSAL_EVENTS),
@@ -194,11 +194,11 @@ def with_known_query(route: Route, endpoint: Endpoint) -> Endpoint:
     """Returns `endpoint` behind a check of the query parameters, which raises Refused for an unknown one."""
     known = {method: query_parameters(method, route.path) for method in route.methods or ()}
 
-    async def checked(request: ApiRequest) -> ASGIApp:
+    async def check_and_call(request: ApiRequest) -> ASGIApp:
         require_known(request, known[request.method])
         return await endpoint(request)
 
-    return checked
+    return check_and_call
 
 
 def bind(endpoint: Any, services: dict[type, Any]) -> Endpoint:

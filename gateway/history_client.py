@@ -27,7 +27,7 @@ class HistoryClient:
         reply = await self._services.request(tenant, question.query, body, timeout_s=self._timeout_s)
         return msgspec.json.decode(reply, type=answer_type(type(question)))
 
-    async def past(self, key: TurnKey) -> TurnRecord:
+    async def read_past_turn(self, key: TurnKey) -> TurnRecord:
         """Returns a turn that has left the log."""
         return close_record(await self.ask(key.tenant, GetTurn(key.turn)))
 

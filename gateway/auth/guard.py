@@ -28,7 +28,7 @@ def guard(route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies
     """
     needs = {method: need_of(method, route.path) for method in route.methods or ()}
 
-    async def guarded(request: Request) -> ASGIApp:
+    async def authenticate_and_call(request: Request) -> ASGIApp:
         began_at = time.monotonic()
         need, principal = needs[request.method], None
         if need != "public":
@@ -50,7 +50,7 @@ def guard(route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies
         headers = [headers_of(route.path) for headers_of in authenticated.response_headers]
         return finish(response, request, route.path, headers, began_at)
 
-    return Route(route.path, guarded, methods=sorted(needs), name=route.name)
+    return Route(route.path, authenticate_and_call, methods=sorted(needs), name=route.name)
 
 
 def finish(

@@ -115,7 +115,7 @@ class JwtVerifier:
         return Principal(
             tenant_of_claim(str(owner)),
             key=f"jwt_{hashlib.sha256(subject.encode(errors='replace')).hexdigest()[:ID_CHARS]}",
-            scopes=_granted(claims.get(self._scopes_claim)) if self._scopes_claim else TENANT_SCOPES,
+            scopes=_parse_scopes(claims.get(self._scopes_claim)) if self._scopes_claim else TENANT_SCOPES,
             until=float(min(int(claims["exp"]) + LEEWAY_S, UNTIL_MAX)),
             user=None if user is None else str(user),
         )
@@ -132,7 +132,7 @@ def tenant_of_claim(value: str) -> Tenant:
     return Tenant(f"{HASH_PREFIX}{sha256[:HASH_CHARS]}")
 
 
-def _granted(claim: object) -> frozenset[Scope]:
+def _parse_scopes(claim: object) -> frozenset[Scope]:
     """Returns the scopes that a claim grants. Never `admin`: logins use that word for rights in their own app."""
     return scopes_of(scopes_in(claim)) - {ADMIN_SCOPE}
 

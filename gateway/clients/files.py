@@ -82,20 +82,20 @@ async def post(
         expires_at=None if life is None else now + life,
     )
     if (idempotency_key := idempotency_key_of(request)) is not None:
-        record, is_stored = await _claimed(record, idempotency_key, request.tenant, claims, history)
+        record, is_stored = await _claim(record, idempotency_key, request.tenant, claims, history)
         if is_stored:
             return json_response(_render(record, is_anthropic=is_anthropic))
     # Not a turn: the pin holds until the file's record refers to the blob.
     key = TurnKey(request.tenant, TurnId(record.file))
-    async with request_blobs.pins_of(key):
-        async with limiter.counted(request.principal) as admission:
+    async with request_blobs.hold_pins(key):
+        async with limiter.open_admission(request.principal) as admission:
             await admission.count_request()
             await request_blobs.put(key, {sha256: file.content}, {sha256}, admission, is_renewed=True)
         await history.ask(request.tenant, CreateFile(record))
     return json_response(_render(record, is_anthropic=is_anthropic))
 
 
-async def _claimed(
+async def _claim(
     record: FileRecord, idempotency_key: str, tenant: Tenant, claims: Claims, history: HistoryClient
 ) -> tuple[FileRecord, bool]:
     """Claims the key. Returns its file, and whether that is stored. Raises Refused if another file used the key."""

@@ -94,12 +94,12 @@ def of(error: Refused | LogError, scope: Scope, headers: Mapping[str, str] | Non
     return response(error.code, str(error), headers=headers, scope=scope)
 
 
-async def refused(request: Request, error: Exception) -> Response:
+async def handle_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused | LogError)  # noqa: S101
     return of(error, request.scope)
 
 
-async def http_error(request: Request, error: Exception) -> Response:
+async def handle_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     code, message = BY_STATUS.get(error.status_code, ("request_invalid", "the request cannot be answered"))
     if error.status_code == HTTPStatus.NOT_FOUND and (advice := advice_for(request.url.path)) is not None:
@@ -107,7 +107,7 @@ async def http_error(request: Request, error: Exception) -> Response:
     return response(code, message, headers=dict(error.headers or {}))
 
 
-async def unexpected(_: Request, error: Exception) -> Response:
+async def handle_unexpected_error(_: Request, error: Exception) -> Response:
     # The stack of a thread is memory, too.
     if isinstance(error, MemoryError) or str(error) == "can't start new thread":
         logger.error("no memory for a request")

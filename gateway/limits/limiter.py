@@ -91,7 +91,7 @@ class Limiter:
         return Admission(self, principal.tenant, self.owners(principal))
 
     @asynccontextmanager
-    async def counted(self, principal: Principal) -> AsyncIterator["Admission"]:
+    async def open_admission(self, principal: Principal) -> AsyncIterator["Admission"]:
         """Yields the admission of a request that stores no turn. A failure of the block releases its counts."""
         admission = self.admission(principal)
         try:
@@ -262,18 +262,18 @@ def quota_error(quota: Quota, amount: int, held: int, now: float) -> Refused:
         # Not a 429: a retry can never succeed.
         return Refused(
             "request_invalid",
-            f"This request needs {_format_amount(amount, quota)}, and this {quota.noun} may use {_most(quota)}. "
-            "Send a smaller request, for example with a smaller `max_tokens`.",
+            f"This request needs {_format_amount(amount, quota)}, and this {quota.noun} may use "
+            f"{_format_limit(quota)}. Send a smaller request, for example with a smaller `max_tokens`.",
         )
     return Refused(
         "rate_limited",
-        f"This {quota.noun} may use {_most(quota)}: "
+        f"This {quota.noun} may use {_format_limit(quota)}: "
         f"{max(0, quota.most - held)} left until {at}, and this request needs {amount}. Retry then.",
         retry_after_s=max(0.001, quota.renews_at - now),
     )
 
 
-def _most(quota: Quota) -> str:
+def _format_limit(quota: Quota) -> str:
     """Formats the limit as it was set: by the minute too, where `burst` makes the window shorter."""
     most = _format_amount(quota.most, quota)
     if quota.what == "bytes_day":

@@ -68,7 +68,7 @@ class StreamPermit:
         await self._all.release(self)
 
     @asynccontextmanager
-    async def reserved(self) -> AsyncIterator[None]:
+    async def reserve(self) -> AsyncIterator[None]:
         """Reserves the stream before its turn is submitted; releases it if that fails. Raises Refused."""
         try:
             self.enter()

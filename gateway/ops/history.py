@@ -79,7 +79,7 @@ class History:
         points = min(self._growths[growth].points, len(self._times))
         if points == 1:
             return {}, 0.0
-        return self._growths[growth].grown(), self._times[-1] - self._times[-points]
+        return self._growths[growth].compute_growth(), self._times[-1] - self._times[-points]
 
     def _read(self, target: "_Target", labels: Mapping[str, str], text: str) -> None:
         for line in text.split("\n"):
@@ -158,5 +158,5 @@ class _Totals:
         for group, total in self._now.items():
             self._kept[group].append(total)
 
-    def grown(self) -> Values:
+    def compute_growth(self) -> Values:
         return {group: kept[-1] - kept[0] for group, kept in self._kept.items()}

@@ -94,7 +94,7 @@ def _of_consumers(gauge: str, where: str = "") -> tuple[Query]:
     return (Query(Gauge(gauge, ("consumer_name",), where, "max"), "{{consumer_name}}"),)
 
 
-def _slower(histogram: str, limit: str) -> Expression:
+def _slow_share(histogram: str, limit: str) -> Expression:
     """Returns the share of the observations above a bucket's limit, in an hour."""
     every = Growth(f"{histogram}_count", window_s=HOUR_S)
     return (every - Growth(f"{histogram}_bucket", where=f'le="{limit}"', window_s=HOUR_S)) / every
@@ -198,7 +198,7 @@ WHAT_USERS_FEEL = Dashboard(
             Threshold(6, 14.4),
             "service-levels",
             (
-                Query(100 * _slower("tailrace_gateway_first_token_seconds", "5.0"), "first_token"),
+                Query(100 * _slow_share("tailrace_gateway_first_token_seconds", "5.0"), "first_token"),
                 Query(
                     1000
                     * (
@@ -207,7 +207,7 @@ WHAT_USERS_FEEL = Dashboard(
                     ),
                     "whole_stream",
                 ),
-                Query(100 * _slower("tailrace_gateway_resume_seconds", "0.5"), "resume"),
+                Query(100 * _slow_share("tailrace_gateway_resume_seconds", "0.5"), "resume"),
             ),
         ),
         Panel(

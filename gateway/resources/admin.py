@@ -138,7 +138,7 @@ async def create_key(request: ApiRequest, limiter: Limiter, administration: Admi
     made, _ = await administration.create_key(
         actor, _tenant(new.tenant), new.name, new.scopes or TENANT_SCOPES, new.limits, new.expires_in_s
     )
-    return _created(made.record, made.secret)
+    return _render_created(made.record, made.secret)
 
 
 async def revoke_key(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
@@ -163,7 +163,7 @@ async def rotate_key(request: ApiRequest, limiter: Limiter, administration: Admi
     made = await administration.rotate_key(actor, request.path_params["key_id"], body.grace_s)
     if made is None:
         raise _unknown_key()
-    return _created(made.record, made.secret)
+    return _render_created(made.record, made.secret)
 
 
 async def list_tenants(request: ApiRequest, limiter: Limiter, administration: Administration) -> Response:
@@ -249,7 +249,7 @@ def _key(record: ApiKey) -> KeyBody:
     return msgspec.convert(without_hash(record), KeyBody)
 
 
-def _created(record: ApiKey, secret: str) -> Response:
+def _render_created(record: ApiKey, secret: str) -> Response:
     created = CreatedKey(**msgspec.structs.asdict(_key(record)), key=secret)
     return json_response(created, status=201, headers={"location": f"/v1/admin/keys/{record.id}"})
 

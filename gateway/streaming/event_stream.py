@@ -129,12 +129,12 @@ class EventStream(StreamedResponse):
                 return
             await self.begin(send, 200)
             with metrics.HELD.track_inprogress():
-                if (await interruptions.run(self._until_available(send))).cause == "disconnected":
+                if (await interruptions.run(self._wait_until_available(send))).cause == "disconnected":
                     return
         await self.begin(send, 200)
         await send(body(self._dialect.heartbeat, more=not self._dialect.is_self_delimited))
 
-    async def _until_available(self, send: Send) -> None:
+    async def _wait_until_available(self, send: Send) -> None:
         """Sends heartbeats until `_wait_for_log` returns."""
         available = asyncio.create_task(self._wait_for_log())
         try:
@@ -172,7 +172,7 @@ class EventStream(StreamedResponse):
                 traceparent = await turn_traceparent(self._streams.log, feed)
                 with (
                     stream_span(start.key, self._dialect.name, self._cursor, traceparent),
-                    self._streams.readers.stream(feed, self._dialect.name, self._cursor) as reader,
+                    self._streams.readers.record_stream(feed, self._dialect.name, self._cursor) as reader,
                 ):
                     back_within_s = await self._serve(feed, start, reader, interruptions, send)
         except (TurnUnknown, CursorUnknown):
@@ -243,9 +243,11 @@ class EventStream(StreamedResponse):
 
     def _writer(self, send: Send, feed: TurnFeed | None = None, reader: Reader | None = None) -> FrameWriter:
         """Returns the writer of a response to `send`. A stream of `feed` is measured, unless it is paced."""
-        observers = [] if reader is None else [reader.wrote]
+        observers = [] if reader is None else [reader.note_write]
         if feed is not None and self._pace is None:
-            observers.append(StreamTimings(feed, self._dialect.name, self._cursor, self._access.requested_at).wrote)
+            observers.append(
+                StreamTimings(feed, self._dialect.name, self._cursor, self._access.requested_at).note_write
+            )
         return FrameWriter(
             send,
             self._dialect,
@@ -260,7 +262,7 @@ class EventStream(StreamedResponse):
         try:
             await self._streams.log.read_turn(start.key)
         except TurnUnknown:
-            record = await self._streams.history.past(start.key)
+            record = await self._streams.history.read_past_turn(start.key)
         else:
             raise CursorUnknown("the cursor is not an `id:` of this turn: send back the last one that you received")
         if record.error == LOST_FAILURE:
@@ -310,4 +312,4 @@ async def _wait_for_answer(feed: TurnFeed) -> None:
                 case Event(is_hidden=False) | End():
                     return
         position = len(feed.entries)
-        await feed.changed(position)
+        await feed.wait_for_change(position)

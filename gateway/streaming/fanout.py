@@ -45,7 +45,7 @@ class TurnFeed:
         self._woken_at = self._loop.time()
         self._silence = self._loop.call_later(heartbeat_s, self._wake_after_silence)
         self._waiting: list[asyncio.Future[None]] = []
-        """The readers that wait in `changed`."""
+        """The readers that wait in `wait_for_change`."""
         self._rendered: dict[str, _Rendered] = {}
 
     def add(self, entries: list[Stored]) -> None:
@@ -58,7 +58,10 @@ class TurnFeed:
         self._wake()
 
     def fail(self, error: LogError) -> None:
-        """Marks the feed as broken: the turn cannot be followed further. From now on `caught_up` raises `error`."""
+        """Marks the feed as broken: the turn cannot be followed further.
+
+        From now on, `wait_until_caught_up` raises `error`.
+        """
         self._error = error
         self.is_broken = True
 
@@ -68,7 +71,7 @@ class TurnFeed:
         self._wake()
         self._silence.cancel()
 
-    async def caught_up(self) -> None:
+    async def wait_until_caught_up(self) -> None:
         """Waits until the feed has all entries that were stored when it began.
 
         Raises TurnUnknown, CursorUnknown, LogUnavailable.
@@ -109,7 +112,7 @@ class TurnFeed:
                 return frames[: max(index, 1)]
         return frames
 
-    async def changed(self, position: int) -> bool:
+    async def wait_for_change(self, position: int) -> bool:
         """Waits until there are more than `position` entries, or no more will come; returns False after a silence.
 
         The readers share one timer: timers for each reader and entry took a tenth of the time of a delta.
@@ -227,8 +230,8 @@ class FanOut:
         async with self.subscribe(feed.key, cursor):
             pass
         while not feed.can_start_at(cursor):
-            await feed.caught_up()
-            await feed.changed(len(feed.entries))
+            await feed.wait_until_caught_up()
+            await feed.wait_for_change(len(feed.entries))
 
     async def _add_reader(self, feed: TurnFeed) -> TurnFeed:
         feed.readers += 1
@@ -236,7 +239,7 @@ class FanOut:
         if (timer := self._dropping.pop(feed, None)) is not None:
             timer.cancel()
         try:
-            await feed.caught_up()
+            await feed.wait_until_caught_up()
         except BaseException:
             self._remove_reader(feed)
             raise

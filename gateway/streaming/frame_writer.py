@@ -72,7 +72,7 @@ class FrameWriter:
         most, now = FRAMES_MAX, asyncio.get_running_loop().time
         while True:
             if self._pace is not None:
-                most = self._pace.due(feed.entries, position, FRAMES_MAX, now())
+                most = self._pace.count_due(feed.entries, position, FRAMES_MAX, now())
             frames = feed.frames(self._dialect, position, most, PIECE_BYTES_MAX)
             start, position = position, position + len(frames)
             if to_skip:
@@ -86,7 +86,7 @@ class FrameWriter:
             elif feed.is_broken or feed.is_ended:
                 return feed.is_ended
             else:
-                is_news = await feed.changed(position)
+                is_news = await feed.wait_for_change(position)
             if not is_news and self._dialect.heartbeat:
                 await self._send(body(self._dialect.heartbeat, more=True))
 

@@ -27,7 +27,7 @@ class Pace:
         began, first = self._began
         return began + (stored.at - first).total_seconds() / self._speed - now
 
-    def due(self, entries: Sequence[Stored], position: int, most: int, now: float) -> int:
+    def count_due(self, entries: Sequence[Stored], position: int, most: int, now: float) -> int:
         """Returns how many of `entries` from `position` on are due, at most `most`."""
         until = min(position + most, len(entries))
         return next((n for n in range(position, until) if self.due_in_s(entries[n], now) > 0), until) - position

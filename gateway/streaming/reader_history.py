@@ -39,7 +39,7 @@ class Reader:
         request = feed.entries[0].entry if feed.entries else None
         self.request = {"session": request.session, "model": request.model} if isinstance(request, Request) else {}
 
-    def wrote(self, entries: Sequence[Stored], start: int, end: int) -> None:
+    def note_write(self, entries: Sequence[Stored], start: int, end: int) -> None:
         """Notes a write of the entries from index `start` to `end`, the end not included."""
         if start < end:
             self.written = entries[end - 1].seq
@@ -72,7 +72,7 @@ class ReaderHistory:
         self._started_at = datetime.now(UTC)
 
     @contextmanager
-    def stream(self, feed: TurnFeed, dialect: str, cursor: Seq) -> Iterator[Reader]:
+    def record_stream(self, feed: TurnFeed, dialect: str, cursor: Seq) -> Iterator[Reader]:
         """Adds a stream that is open until the context is left."""
         reader = Reader(feed, dialect, cursor)
         self._readers.append(reader)
@@ -106,6 +106,6 @@ class ReaderHistory:
         readers = [reader.report() for reader in self._readers if reader.key == key]
         return GatewayReaders(since, readers[-READERS_MAX:])
 
-    def encoded(self, key: TurnKey) -> bytes:
+    def encode_readers(self, key: TurnKey) -> bytes:
         """Returns `readers` as JSON."""
         return msgspec.json.encode(self.readers(key))

@@ -35,7 +35,7 @@ class Interruptions:
         self._watching: dict[asyncio.Task[Any], Cause] = {}
 
     async def __aenter__(self) -> Self:
-        self._watching[asyncio.create_task(_disconnected(self._receive))] = "disconnected"
+        self._watching[asyncio.create_task(_wait_for_disconnect(self._receive))] = "disconnected"
         if self._draining is not None:
             self._watching[asyncio.create_task(self._draining.wait())] = "draining"
         self._watching[asyncio.create_task(self._expired.wait())] = "expired"
@@ -98,7 +98,7 @@ def body(data: bytes, *, more: bool) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": more}
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     """Returns when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -27,7 +27,7 @@ class StreamTimings:
         elif not any(map(is_delta, feed.entries)):
             self._first_token = metrics.FIRST_TOKEN_S.labels(dialect)
 
-    def wrote(self, entries: Sequence[Stored], start: int, end: int) -> None:
+    def note_write(self, entries: Sequence[Stored], start: int, end: int) -> None:
         """Measures a write of the entries from index `start` to `end`, the end not included."""
         if start == end:
             return

@@ -22,7 +22,7 @@ def log_share_features(share: StorageShare) -> LogShareFeatures:
     async def admit(submission: Submission) -> None:
         share.check(submission.principal.tenant, len(submission.raw))
 
-    async def stored(submission: Submission) -> None:
+    async def count_stored(submission: Submission) -> None:
         share.add(submission.principal.tenant, max(len(submission.raw), submission.entry_bytes))
 
-    return LogShareFeatures(Feature(always, admit), Feature(always, stored))
+    return LogShareFeatures(Feature(always, admit), Feature(always, count_stored))

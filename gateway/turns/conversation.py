@@ -38,7 +38,7 @@ class Conversations:
                 question = GetContext(session, None if parent is msgspec.UNSET else parent, new_turn.create_session)
                 context = await self._context(tenant, question, new_turn)
                 if isinstance(context, TurnRecord):
-                    return await self._queued_after(tenant, context, new)
+                    return await self._build_queued_position(tenant, context, new)
                 if not new_turn.full_history:
                     return position_after(context, new)
                 # In a thread: long texts are compared by their hashes.
@@ -55,7 +55,7 @@ class Conversations:
             raise
         return Context(found.session, None, [], system=found.system_prompt, model=found.model, project=found.project_id)
 
-    async def _queued_after(self, tenant: Tenant, running: TurnRecord, new: list[Message]) -> Position:
+    async def _build_queued_position(self, tenant: Tenant, running: TurnRecord, new: list[Message]) -> Position:
         """Returns the position after a turn whose answer a generator will add (PROTOCOL R79)."""
         beginning = await self._beginning(tenant, running.session, may_create=False)
         return msgspec.structs.replace(position_after(beginning, new), parent=running.turn, is_queued=True)
@@ -68,7 +68,7 @@ class Conversations:
             except Refused as refused:
                 if refused.code != "session_busy" or new_turn.on_busy == "reject":
                     raise
-                newest, running = await self._running(tenant, question)
+                newest, running = await self._find_running(tenant, question)
             if new_turn.on_busy == "queue":
                 return newest
             if new_turn.on_busy == "interrupt":
@@ -85,7 +85,7 @@ class Conversations:
             # The database has it as running, but its log is gone, and with it the end.
             raise Refused("session_busy", "the turn to continue from has no end: name another `parent`") from error
 
-    async def _running(self, tenant: Tenant, question: GetContext) -> tuple[TurnRecord, TurnRecord]:
+    async def _find_running(self, tenant: Tenant, question: GetContext) -> tuple[TurnRecord, TurnRecord]:
         """Returns the turn that the new one would continue, and the running turn of its branch.
 
         They differ if a queued turn was cancelled while the turn before it still runs.

@@ -49,7 +49,7 @@ class JsonAnswer(StreamedResponse):
         async with streams.fan_out.subscribe(self._key, BEFORE_FIRST) as feed:
             with self._access.watch() as expired:
                 async with Interruptions(receive, streams.draining, expired) as interruptions:
-                    ending = await interruptions.run(_until_ended(feed))
+                    ending = await interruptions.run(_wait_until_ended(feed))
             if feed.is_ended:
                 return record_from_fold(self._key, fold(feed.entries))
             match ending.cause:
@@ -63,10 +63,10 @@ class JsonAnswer(StreamedResponse):
                     raise LogUnavailable(NOT_COMPLETE.format(turn=self._key.turn))
 
 
-async def _until_ended(feed: TurnFeed) -> None:
+async def _wait_until_ended(feed: TurnFeed) -> None:
     """Returns when no more entries will come."""
     while not (feed.is_ended or feed.is_broken):
-        await feed.changed(len(feed.entries))
+        await feed.wait_for_change(len(feed.entries))
 
 
 def require_completed(record: TurnRecord) -> None:

@@ -19,7 +19,7 @@ class TurnReader:
         try:
             return record_from_fold(key, await self._log.read_turn(key))
         except TurnUnknown:
-            return await self._history.past(key)
+            return await self._history.read_past_turn(key)
 
     async def refresh(self, key: TurnKey, record: TurnRecord) -> TurnRecord:
         """Returns the turn as the log has it if it is running: the database only knows its request and its end."""

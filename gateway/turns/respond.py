@@ -40,7 +40,7 @@ class Responder:
     ) -> tuple[StreamAccess, TurnKey, entries.Request]:
         """Reserves a stream, then submits `new_turn`. Returns the access for an EventStream, too."""
         access = StreamAccess(self._streams, request)
-        async with access.permit.reserved():
+        async with access.permit.reserve():
             key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key)
         return access, key, entry
 

@@ -54,9 +54,9 @@ class RequestBlobs:
 
     async def pin_until_over(self, submission: Submission) -> None:
         """Releases the pins of `put` and `lift` when the submission is over."""
-        await submission.cleanup.enter_async_context(self.pins_of(submission.turn))
+        await submission.cleanup.enter_async_context(self.hold_pins(submission.turn))
 
-    def pins_of(self, key: TurnKey) -> AbstractAsyncContextManager[None]:
+    def hold_pins(self, key: TurnKey) -> AbstractAsyncContextManager[None]:
         """Releases the pins of `put` for `key` after the block, unless it raises LogUnavailable."""
         return self._pins.release_after(key.tenant, key.turn)
 

@@ -183,7 +183,7 @@ async def test_a_request_that_stores_nothing_gives_its_counts_back(
     limiter = Limiter(Counters(connection), Slots(connection), TurnLog(connection), one, one)
 
     async def fail() -> None:
-        async with limiter.counted(Principal(tenant)) as admission:
+        async with limiter.open_admission(Principal(tenant)) as admission:
             await admission.count_stored_bytes(6)
             raise error
 

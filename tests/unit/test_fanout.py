@@ -78,7 +78,7 @@ def restarted_entries() -> list[Stored]:
 async def test_a_reader_that_a_silence_woke_sees_an_entry_that_came_since() -> None:
     """The loop may run both before the reader, which was once broken off then."""
     feed = feed_of(heartbeat_s=0)
-    changed = asyncio.create_task(feed.changed(0))
+    changed = asyncio.create_task(feed.wait_for_change(0))
     await asyncio.sleep(0)
     # The silence wakes the reader in the loop's next turn, and then the entry comes; the reader runs in the one after.
     asyncio.get_running_loop().call_soon(feed.add, completed_turn("a").stored)
@@ -88,11 +88,11 @@ async def test_a_reader_that_a_silence_woke_sees_an_entry_that_came_since() -> N
 async def test_waiting_readers_are_woken_after_each_silence() -> None:
     """Each of them then sends a heartbeat; a reader that leaves does not wake the others."""
     feed = feed_of(heartbeat_s=0.01)
-    leaving, staying = (asyncio.create_task(feed.changed(0)) for _ in range(2))
+    leaving, staying = (asyncio.create_task(feed.wait_for_change(0)) for _ in range(2))
     await asyncio.sleep(0)
     leaving.cancel()
     assert not await staying
-    assert not await feed.changed(0)
+    assert not await feed.wait_for_change(0)
 
 
 async def test_a_reader_starts_after_its_cursor() -> None:
@@ -151,12 +151,12 @@ async def test_waiting_readers_are_woken_by_entries_and_by_an_error() -> None:
     stored, feed = completed_turn("a").stored, feed_of()
     feed.add(stored[:2])
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        assert await feed.changed(1)
-        waiting = [group.create_task(feed.changed(2)) for _ in range(3)]
+        assert await feed.wait_for_change(1)
+        waiting = [group.create_task(feed.wait_for_change(2)) for _ in range(3)]
         await asyncio.sleep(0)
         feed.add(stored[2:3])
         assert await asyncio.gather(*waiting) == [True] * 3
-        waiting = [group.create_task(feed.changed(3)) for _ in range(3)]
+        waiting = [group.create_task(feed.wait_for_change(3)) for _ in range(3)]
         await asyncio.sleep(0)
         feed.fail(LogUnavailable("away"))
         feed.close()
@@ -169,7 +169,7 @@ async def test_nothing_is_waited_for_after_the_end() -> None:
     feed = feed_of(stored)
     assert feed.is_ended
     async with asyncio.timeout(5):
-        assert await feed.changed(len(stored))
+        assert await feed.wait_for_change(len(stored))
 
 
 async def test_a_cursor_at_the_end_is_at_the_end() -> None:

@@ -46,7 +46,7 @@ def build(caller: Principal | None) -> Authenticator:
 
 async def status(path: str, url: str, caller: Principal | None, method: str = "GET") -> int:
     route = guard(Route(path, answer, methods=["GET", "POST"]), answer, build(caller), cast("Any", None))
-    app = Starlette(routes=[route], exception_handlers={Refused: error_responses.refused})
+    app = Starlette(routes=[route], exception_handlers={Refused: error_responses.handle_refusal})
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         return (await client.request(method, url, headers={"content-type": "application/json"})).status_code
 

@@ -168,7 +168,7 @@ async def test_a_large_body_is_refused_while_the_process_cannot_allocate_it(monk
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")], ids=repr)
 async def test_a_request_without_memory_is_refused_and_may_be_repeated(error: Exception) -> None:
-    refused = await error_responses.unexpected(large_request(), error)
+    refused = await error_responses.handle_unexpected_error(large_request(), error)
     assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
     assert b'"server_busy"' in refused.body
 

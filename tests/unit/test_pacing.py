@@ -16,21 +16,21 @@ def test_entries_have_the_distances_in_which_they_were_written(speed: float, due
     """The first entry of a reader is due at once, wherever it begins."""
     for first in (0, 2):
         pace = Pace(speed)
-        assert [pace.due(STORED[first:], 0, 99, 100.0 + second) for second in range(3)] == due
+        assert [pace.count_due(STORED[first:], 0, 99, 100.0 + second) for second in range(3)] == due
 
 
 def test_due_entries_are_limited_by_the_request_and_the_log() -> None:
     """A reader takes them in pages."""
     pace = Pace(1000)
-    assert pace.due(STORED, 0, 99, 0.0) == 1
-    assert pace.due(STORED, 1, 2, 9.0) == 2
-    assert pace.due(STORED, 3, 99, 9.0) == len(STORED) - 3
-    assert pace.due(STORED, len(STORED), 99, 9.0) == 0
+    assert pace.count_due(STORED, 0, 99, 0.0) == 1
+    assert pace.count_due(STORED, 1, 2, 9.0) == 2
+    assert pace.count_due(STORED, 3, 99, 9.0) == len(STORED) - 3
+    assert pace.count_due(STORED, len(STORED), 99, 9.0) == 0
 
 
 def test_an_entry_that_has_just_been_written_is_due() -> None:
     pace = Pace(1)
-    pace.due(STORED, 0, 1, 0.0)
+    pace.count_due(STORED, 0, 1, 0.0)
     assert pace.due_in_s(STORED[3], 2.0) == 1.0
     assert pace.due_in_s(STORED[3], 60.0) <= 0
 

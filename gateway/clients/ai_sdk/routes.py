@@ -160,7 +160,7 @@ async def count_chunks(streams: StreamContext, key: TurnKey, dialect: Dialect) -
             frames = live.frames(dialect, 0, len(live.entries))
             return sum(chunks_in(frame.events) for frame in frames), live.is_ended
     except TurnUnknown:
-        record = await streams.history.past(key)
+        record = await streams.history.read_past_turn(key)
         return chunks_in(dialect.render_record(record, 0).events), True
 
 

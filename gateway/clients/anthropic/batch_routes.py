@@ -256,15 +256,15 @@ def result_line(ended: EndedInput, stored: StoredBatch) -> dict[str, Any]:
         failure = stored.error or LOST if turn is None else failure_of(turn)
         if failure.code == EXPIRED_FAILURE:
             return {"custom_id": ended.custom_id, "result": {"type": "expired"}}
-        return _errored(ended.custom_id, error_type(failure), failure, None if turn is None else turn.turn)
+        return _render_error(ended.custom_id, error_type(failure), failure, None if turn is None else turn.turn)
     return {"custom_id": ended.custom_id, "result": result}
 
 
 def _refused_line(custom_id: str, refused: Refused) -> dict[str, Any]:
-    return _errored(custom_id, CODES[refused.code].type, refused, None)
+    return _render_error(custom_id, CODES[refused.code].type, refused, None)
 
 
-def _errored(custom_id: str, kind: str, error: Failure | Refused, turn: TurnId | None) -> dict[str, Any]:
+def _render_error(custom_id: str, kind: str, error: Failure | Refused, turn: TurnId | None) -> dict[str, Any]:
     problem = {"type": kind, "message": error.message, "code": error.code}
     response = {"type": "error", "error": problem, "request_id": turn}
     return {"custom_id": custom_id, "result": {"type": "errored", "error": response}}

@@ -76,7 +76,7 @@ async def post_count_tokens(
             {"role": one.role, "content": await reader.inline_content(one.content)}
             for one in read_body.convert(messages, list[MessageParam])
         ]
-    async with request_blobs.pins_of(key):
+    async with request_blobs.hold_pins(key):
         if is_large:
             fields |= await store_long_strings(request_blobs, key, fields, limiter, request.principal)
             # Passing a large body on may take as long as receiving it.
@@ -105,7 +105,7 @@ async def store_long_strings(
     short, lifted = await asyncio.to_thread(
         blobs.lift, PromptFields(list(prompt.messages), prompt.system, prompt.tools)
     )
-    async with limiter.counted(principal) as admission:
+    async with limiter.open_admission(principal) as admission:
         await request_blobs.put(key, lifted, set(lifted), admission)
     return dict(msgspec.to_builtins(short))
 

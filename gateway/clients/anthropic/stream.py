@@ -48,10 +48,12 @@ def render_record(record: TurnRecord, _: int) -> Frame:
         for event in _block(index, block):
             rendered += _sse(event)
     if record.outcome == "completed":
-        rendered += _completed(record.stop_reason, record.stop_sequence, record.usage, record.envelope, record.cursor)
+        rendered += _render_completed(
+            record.stop_reason, record.stop_sequence, record.usage, record.envelope, record.cursor
+        )
     else:
         failure = record.error or (CANCELLED if record.outcome == "cancelled" else LOST)
-        rendered += _error(failure, record.cursor)
+        rendered += _render_error(failure, record.cursor)
     return Frame(rendered)
 
 
@@ -84,19 +86,21 @@ def message_of(record: TurnRecord) -> dict[str, Any]:
 def _render(turn: TurnId, stored: Stored) -> Frame:
     match stored.entry:
         case Event(event=raw, is_hidden=False):
-            return _event(turn, bytes(raw), stored.seq)
+            return _render_event(turn, bytes(raw), stored.seq)
         case Attempt(mode="restart"):
             # With an id, so that a client that resumes continues after the break.
             return Frame(_sse(PING, stored.seq), is_break=True)
         case End(outcome="completed") as end:
-            return Frame(_completed(end.stop_reason, end.stop_sequence, end.usage, end.envelope or {}, stored.seq))
+            return Frame(
+                _render_completed(end.stop_reason, end.stop_sequence, end.usage, end.envelope or {}, stored.seq)
+            )
         case End(error=error):
-            return Frame(_error(error or CANCELLED, stored.seq))
+            return Frame(_render_error(error or CANCELLED, stored.seq))
         case _:
             return SILENT
 
 
-def _event(turn: TurnId, raw: bytes, seq: int) -> Frame:
+def _render_event(turn: TurnId, raw: bytes, seq: int) -> Frame:
     try:
         kind = _type.decode(raw).type
     except DECODE_ERRORS:
@@ -122,7 +126,7 @@ def _start(turn: TurnId, raw: bytes) -> bytes:
     return _encode(start | {"message": msgspec.Raw(_encode(named))})
 
 
-def _completed(
+def _render_completed(
     stop_reason: str | None, stop_sequence: str | None, usage: Usage, envelope: dict[str, Any], seq: int
 ) -> sse.Events:
     delta = {"stop_reason": _stop_reason(stop_reason), "stop_sequence": stop_sequence, **envelope.get("delta", {})}
@@ -137,7 +141,7 @@ def _stop_reason(stop_reason: str | None) -> str | None:
     return "max_tokens" if stop_reason == "max_cost" else stop_reason
 
 
-def _error(failure: Failure, seq: int) -> sse.Events:
+def _render_error(failure: Failure, seq: int) -> sse.Events:
     return _sse({"type": "error", "error": {"type": error_type(failure), "message": failure.message}}, seq)
 
 

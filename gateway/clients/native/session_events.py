@@ -140,7 +140,7 @@ class SessionStream(StreamedResponse):
         loop = asyncio.get_running_loop()
         heartbeat_at = loop.time() + heartbeat_s
         while not any(task.done() and task.exception() is not None for task in self._following.values()):
-            await _first_of(news, self._following.values(), max(0, heartbeat_at - loop.time()))
+            await _wait_for_first(news, self._following.values(), max(0, heartbeat_at - loop.time()))
             was_full = len(self._following) >= FOLLOWED_MAX
             for turn in [turn for turn, task in self._following.items() if task.done() and task.exception() is None]:
                 del self._following[turn]
@@ -202,7 +202,7 @@ class SessionStream(StreamedResponse):
             await self._write_turn(send, key, BEFORE_FIRST)
         except TurnUnknown:
             with suppress(Refused):
-                record = await self._streams.history.past(key)
+                record = await self._streams.history.read_past_turn(key)
                 position = Position(BEFORE_FIRST, record.cursor, is_ended=True)
                 await self._write(send, key, [(TAILRACE.render_record(record, 0), position)])
         self._finished.add(turn)
@@ -214,14 +214,14 @@ class SessionStream(StreamedResponse):
             index = feed.start(cursor, TAILRACE)
             known = self._positions.get(key.turn)
             request = known.request if known is not None else feed.seqs[0]
-            with self._streams.readers.stream(feed, "session", cursor) as reader:
+            with self._streams.readers.record_stream(feed, "session", cursor) as reader:
                 while True:
                     frames = feed.frames(TAILRACE, index, FRAMES_MAX, PIECE_BYTES_MAX)
                     begin, index = index, index + len(frames)
                     seqs = feed.seqs[begin:index]
                     positions = [Position(request, seq) for seq in seqs]
                     await self._write(send, key, list(zip(frames, positions, strict=True)))
-                    reader.wrote(feed.entries, begin, index)
+                    reader.note_write(feed.entries, begin, index)
                     if index == len(feed.entries) and feed.is_ended:
                         reader.close("done", is_complete=True)
                         return
@@ -229,9 +229,9 @@ class SessionStream(StreamedResponse):
                         # Lets other tasks run between the pieces of a long replay.
                         await asyncio.sleep(0)
                     elif feed.is_broken:
-                        await feed.caught_up()
+                        await feed.wait_until_caught_up()
                     else:
-                        await feed.changed(index)
+                        await feed.wait_for_change(index)
 
     async def _write(self, send: Send, key: TurnKey, frames: Sequence[tuple[Frame, Position]]) -> None:
         async with self._writing:
@@ -263,7 +263,7 @@ class SessionStream(StreamedResponse):
         await asyncio.gather(*self._following.values(), return_exceptions=True)
 
 
-async def _first_of(news: asyncio.Event, tasks: Iterable[asyncio.Task[None]], timeout_s: float) -> None:
+async def _wait_for_first(news: asyncio.Event, tasks: Iterable[asyncio.Task[None]], timeout_s: float) -> None:
     """Waits until `news` is set or one of `tasks` ends, at most `timeout_s`."""
     waiting = asyncio.create_task(news.wait())
     try:

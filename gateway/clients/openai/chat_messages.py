@@ -171,7 +171,7 @@ def unknown_fields(messages: Sequence[ChatMessage], raw: bytes) -> list[str]:
         return []
     sent = zip(messages, msgspec.json.decode(raw, type=_Sent).messages, strict=True)
     answers = [msgspec.json.decode(fields) for one, fields in sent if isinstance(one, AssistantMessage)]
-    return plain_names(name for answer in answers for name in _unknown(answer, AssistantMessage, "messages"))
+    return plain_names(name for answer in answers for name in _find_unknown(answer, AssistantMessage, "messages"))
 
 
 class _Sent(msgspec.Struct, frozen=True):
@@ -186,7 +186,7 @@ INNER: dict[str, dict[str | None, type[msgspec.Struct]]] = {
 """The type of an object inside of a message, by its path and its own `type`."""
 
 
-def _unknown(fields: dict[str, Any], kind: type[msgspec.Struct], path: str) -> Iterator[str]:
+def _find_unknown(fields: dict[str, Any], kind: type[msgspec.Struct], path: str) -> Iterator[str]:
     """Yields the paths of the fields that `kind` does not have, also in the objects inside."""
     known = {*kind.__struct_fields__, kind.__struct_config__.tag_field}
     for name, value in fields.items():
@@ -196,7 +196,7 @@ def _unknown(fields: dict[str, Any], kind: type[msgspec.Struct], path: str) -> I
         elif inner in INNER:
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, dict):
-                    yield from _unknown(one, INNER[inner][one.get("type")], inner)
+                    yield from _find_unknown(one, INNER[inner][one.get("type")], inner)
 
 
 def _message(message: ChatMessage, where: str) -> Message:

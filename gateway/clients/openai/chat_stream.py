@@ -59,14 +59,14 @@ def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
             return SILENT, msgspec.structs.replace(state, head=Head(state.head.turn, model, stored.at))
         case Attempt(mode="restart"):
             failure = Failure("backend_broken", RESTARTED.format(turn=state.head.turn))
-            return Frame(_error(failure), is_break=True), StreamState(state.head, state.include_usage)
+            return Frame(_render_error(failure), is_break=True), StreamState(state.head, state.include_usage)
         case Event(event=raw, is_hidden=False):
             delta, state = _delta(state, events.decode(raw))
-            return (Frame(_chunk(state, delta, stored.seq)) if delta else SILENT), state
+            return (Frame(_render_chunk(state, delta, stored.seq)) if delta else SILENT), state
         case End(outcome="completed") as end:
-            return Frame(_completed(state, end.stop_reason, end.usage, stored.seq)), state
+            return Frame(_render_completed(state, end.stop_reason, end.usage, stored.seq)), state
         case End(error=failure):
-            return Frame(_error(failure or CANCELLED)), state
+            return Frame(_render_error(failure or CANCELLED)), state
         case _:
             return SILENT, state
 
@@ -78,10 +78,10 @@ def render_record(record: TurnRecord, _: int, *, include_usage: bool) -> Frame:
     deltas: list[Delta] = [{"role": "assistant", "content": ""}]
     deltas += [{name: message[name]} for name in ("reasoning_content", "content") if message.get(name)]
     deltas += [{"tool_calls": calls}] if calls else []
-    answer = tuple(event for delta in deltas for event in _chunk(state, delta))
+    answer = tuple(event for delta in deltas for event in _render_chunk(state, delta))
     if record.outcome == "completed":
-        return Frame(answer + _completed(state, record.stop_reason, record.usage, record.cursor))
-    return Frame(answer + _error(failure_of(record)))
+        return Frame(answer + _render_completed(state, record.stop_reason, record.usage, record.cursor))
+    return Frame(answer + _render_error(failure_of(record)))
 
 
 def _delta(state: StreamState, event: events.Event | events.UnknownEvent) -> tuple[Delta | None, StreamState]:
@@ -125,17 +125,17 @@ def _arguments(state: StreamState, block: int, arguments: str) -> Delta:
     return {"tool_calls": [{"index": state.tools.index(block), "function": {"arguments": arguments}}]}
 
 
-def _completed(state: StreamState, stop_reason: str | None, usage: Usage, seq: int) -> sse.Events:
+def _render_completed(state: StreamState, stop_reason: str | None, usage: Usage, seq: int) -> sse.Events:
     finish = finish_reason(stop_reason)
     # In one chunk, as OpenAI does: its SDKs cannot concatenate lists without an index.
-    annotations = _chunk(state, {"annotations": state.annotations}) if state.annotations else ()
+    annotations = _render_chunk(state, {"annotations": state.annotations}) if state.annotations else ()
     if not state.include_usage:
-        return annotations + _chunk(state, {}, seq, finish) + DONE
+        return annotations + _render_chunk(state, {}, seq, finish) + DONE
     usage_chunk = {**state.head.fields("chat.completion.chunk"), "choices": [], "usage": usage_of(usage), "cursor": seq}
-    return annotations + _chunk(state, {}, None, finish) + sse.frame(_encode(usage_chunk)) + DONE
+    return annotations + _render_chunk(state, {}, None, finish) + sse.frame(_encode(usage_chunk)) + DONE
 
 
-def _chunk(state: StreamState, delta: Delta, seq: int | None = None, finish: str | None = None) -> sse.Events:
+def _render_chunk(state: StreamState, delta: Delta, seq: int | None = None, finish: str | None = None) -> sse.Events:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
     chunk = {**state.head.fields("chat.completion.chunk"), "choices": [choice]}
     if state.include_usage:
@@ -145,7 +145,7 @@ def _chunk(state: StreamState, delta: Delta, seq: int | None = None, finish: str
     return sse.frame(_encode(chunk))
 
 
-def _error(failure: Failure) -> sse.Events:
+def _render_error(failure: Failure) -> sse.Events:
     error = {"message": failure.message, "type": error_type(failure), "param": None, "code": failure.code}
     return sse.frame(_encode({"error": error}))
 

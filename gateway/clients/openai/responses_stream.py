@@ -59,17 +59,17 @@ def start(key: TurnKey) -> StreamState:
 def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
     match stored.entry:
         case Request() as request:
-            return _frame(*_queued(replace(state, head=head_of(state.head.turn, request, stored.at))))
+            return _render_frame(*_render_queued(replace(state, head=head_of(state.head.turn, request, stored.at))))
         case Attempt(mode="restart"):
             error = {"type": "error", "code": "server_error", "message": RESTARTED, "param": None}
-            frame, restarted = _frame(StreamState(state.head, state.number), [error])
+            frame, restarted = _render_frame(StreamState(state.head, state.number), [error])
             return Frame(frame.events, is_break=True), restarted
         case Attempt():
-            return _frame(*_in_progress(state))
+            return _render_frame(*_render_in_progress(state))
         case Event(event=raw, is_hidden=False):
-            return _frame(*_event(state, events.decode(raw)))
+            return _render_frame(*_render_event(state, events.decode(raw)))
         case End(outcome=outcome) as end:
-            return _frame(*_ended(state, outcome, end.stop_reason, end.usage, end.error, stored.at))
+            return _render_frame(*_render_ended(state, outcome, end.stop_reason, end.usage, end.error, stored.at))
         case _:
             return SILENT, state
 
@@ -81,15 +81,15 @@ def render_record(record: TurnRecord, seen: int) -> Frame:
     by its length in characters: the numbers are then never lower than in the log, and a client that drops events by
     number keeps the end.
     """
-    state, rendered = _blocks(StreamState(head_of_record(record)), map(_whole_block, record.content))
+    state, rendered = _render_blocks(StreamState(head_of_record(record)), map(_whole_block, record.content))
     outcome = "failed" if record.outcome == "running" else record.outcome
-    _, ending = _ended(state, outcome, record.stop_reason, record.usage, record.error, record.ended_at)
+    _, ending = _render_ended(state, outcome, record.stop_reason, record.usage, record.error, record.ended_at)
     rendered += ending
     if seen:
         rendered = [event for event in rendered if event["type"].endswith(".done")] + rendered[-1:]
-        return Frame(_numbered(rendered, count(seen)))
+        return Frame(_encode_events(rendered, count(seen)))
     lengths = (max(1, len(event.get("delta", ""))) for event in rendered)
-    return Frame(_numbered(rendered, accumulate(lengths, initial=0)))
+    return Frame(_encode_events(rendered, accumulate(lengths, initial=0)))
 
 
 def render_snapshot(key: TurnKey, turn: Turn, number: int) -> sse.Events:
@@ -103,19 +103,19 @@ def render_snapshot(key: TurnKey, turn: Turn, number: int) -> sse.Events:
     if turn.end is None and turn.message is None and turn.mode == "restart":
         # After a restart nothing is rendered until the new answer begins.
         return ()
-    state, rendered = _blocks(state, turn.blocks) if turn.attempt else _queued(state)
+    state, rendered = _render_blocks(state, turn.blocks) if turn.attempt else _render_queued(state)
     if turn.end is not None:
         end = turn.end
-        state, ending = _ended(state, end.outcome, end.stop_reason, end.usage, end.error, turn.ended_at)
+        state, ending = _render_ended(state, end.outcome, end.stop_reason, end.usage, end.error, turn.ended_at)
         rendered += ending
-    return _numbered(rendered, count(number - len(rendered)))
+    return _encode_events(rendered, count(number - len(rendered)))
 
 
-def _event(state: StreamState, event: events.Event | events.UnknownEvent) -> tuple[StreamState, Events]:
+def _render_event(state: StreamState, event: events.Event | events.UnknownEvent) -> tuple[StreamState, Events]:
     """Renders one event of the model, after the events that must precede it."""
     if isinstance(event, events.UnknownEvent | events.MessageDelta):
         return state, []
-    state, opening = _in_progress(state)
+    state, opening = _render_in_progress(state)
     match event:
         case events.BlockStart(index, block):
             state, closing = _close(state, "completed")
@@ -131,12 +131,12 @@ def _event(state: StreamState, event: events.Event | events.UnknownEvent) -> tup
             return state, opening
 
 
-def _blocks(state: StreamState, blocks: Iterable[Block]) -> tuple[StreamState, Events]:
+def _render_blocks(state: StreamState, blocks: Iterable[Block]) -> tuple[StreamState, Events]:
     """Renders an answer, or what there is of it, with one delta for each block."""
-    state, rendered = _in_progress(state)
+    state, rendered = _render_in_progress(state)
     for index, block in enumerate(blocks):
         for event in _events_of(index, block):
-            state, more = _event(state, event)
+            state, more = _render_event(state, event)
             rendered += more
     return state, rendered
 
@@ -174,12 +174,12 @@ def _whole_block(content: dict[str, Any]) -> Block:
             return Block(kind, content, is_closed=True)
 
 
-def _queued(state: StreamState) -> tuple[StreamState, Events]:
+def _render_queued(state: StreamState) -> tuple[StreamState, Events]:
     queued = build_response(state.head, "queued", [])
     return replace(state, is_created=True), [_lifecycle("response.created", queued)]
 
 
-def _in_progress(state: StreamState) -> tuple[StreamState, Events]:
+def _render_in_progress(state: StreamState) -> tuple[StreamState, Events]:
     """Returns the events before the first item, if they were not rendered yet."""
     if state.is_in_progress:
         return state, []
@@ -197,7 +197,7 @@ def _close(state: StreamState, status: str) -> tuple[StreamState, Events]:
     return replace(state, open=None, items=items), closing
 
 
-def _ended(
+def _render_ended(
     state: StreamState,
     outcome: str,
     stop_reason: str | None,
@@ -207,7 +207,7 @@ def _ended(
 ) -> tuple[StreamState, Events]:
     """Returns the last events: the open item is closed, and the whole response follows."""
     status = status_of(outcome, stop_reason)
-    state, opening = (state, []) if state.is_created else _queued(state)
+    state, opening = (state, []) if state.is_created else _render_queued(state)
     state, closing = _close(state, "completed" if outcome == "completed" else "incomplete")
     response = build_response(
         state.head,
@@ -225,12 +225,12 @@ def _lifecycle(kind: str, response: dict[str, Any]) -> dict[str, Any]:
     return {"type": kind, "response": response}
 
 
-def _frame(state: StreamState, rendered: Events) -> tuple[Frame, StreamState]:
-    frame = Frame(_numbered(rendered, count(state.number))) if rendered else SILENT
+def _render_frame(state: StreamState, rendered: Events) -> tuple[Frame, StreamState]:
+    frame = Frame(_encode_events(rendered, count(state.number))) if rendered else SILENT
     return frame, replace(state, number=state.number + len(rendered))
 
 
-def _numbered(rendered: Events, numbers: Iterable[int]) -> sse.Events:
+def _encode_events(rendered: Events, numbers: Iterable[int]) -> sse.Events:
     return tuple(
         sse.Event(_encode({**event, "sequence_number": number}), name=event["type"].encode())
         for event, number in zip(rendered, numbers, strict=False)

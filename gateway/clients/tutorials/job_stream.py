@@ -27,10 +27,10 @@ _encode = msgspec.json.Encoder().encode
 
 def render(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
     unnamed, following = state_stream.render(state, stored)
-    return _join(_named(following, stored), unnamed), following
+    return _join(_render_named(following, stored), unnamed), following
 
 
-def _named(state: JobState, stored: Stored) -> Frame:
+def _render_named(state: JobState, stored: Stored) -> Frame:
     """Returns the named event of an entry. `state` includes the entry."""
     match stored.entry:
         case Request():

@@ -63,7 +63,7 @@ def render(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
         case Request():
             return _frame(state, {"status": "queued"}, stored.seq), state
         case Attempt(mode="restart"):
-            return _running(JobState(state.job), stored)
+            return _render_running(JobState(state.job), stored)
         case Progress(done=done, failed=failed, of=of):
             state = state._replace(inputs=100 * (done + failed) // max(of, 1))
         case End() as end:
@@ -74,7 +74,7 @@ def render(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
             if not text:
                 return SILENT, state
             state = state._replace(answer=state.answer.plus(text), chars=state.chars + len(text))
-    return _running(state, stored) if state.is_due(stored.at) else (SILENT, state)
+    return _render_running(state, stored) if state.is_due(stored.at) else (SILENT, state)
 
 
 def render_record(record: TurnRecord, _: int) -> Frame:
@@ -92,7 +92,7 @@ def end_fields(outcome: Outcome, text: str, usage: Usage, error: Failure | None)
     return {"status": outcome, "result": text, "usage": usage}
 
 
-def _running(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
+def _render_running(state: JobState, stored: Stored) -> tuple[Frame, JobState]:
     sent = state._replace(sent_chars=state.chars, sent_at=stored.at)
     return _frame(sent, {"status": "running"}, stored.seq), sent
 
