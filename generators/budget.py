@@ -72,7 +72,7 @@ def limit_cost(sink: Sink, request: Request, turn: Turn) -> Sink:
         return sink
     meter = CostMeter(request, turn)
 
-    def limited(event: ModelEvent) -> None:
+    def limit_event(event: ModelEvent) -> None:
         sink(event)
         meter.add(event)
         if meter.is_exceeded:
@@ -80,7 +80,7 @@ def limit_cost(sink: Sink, request: Request, turn: Turn) -> Sink:
 
     if meter.is_exceeded:
         raise CloseCall
-    return limited
+    return limit_event
 
 
 def cut_at_cost(turn: Turn) -> str | None:

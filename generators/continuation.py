@@ -142,13 +142,13 @@ class Continuation:
         It raises CloseCall after a stop sequence whose beginning was stored before the call.
         """
 
-        def mapped(event: ModelEvent) -> None:
+        def map_event(event: ModelEvent) -> None:
             for one in self.map(event):
                 sink(one)
             if self._stop_sequences.found is not None:
                 raise CloseCall
 
-        return mapped
+        return map_event
 
     def map(self, event: ModelEvent) -> list[ModelEvent]:
         """Returns what an event of the new call becomes in the log: usually one event, sometimes none or two."""

@@ -60,7 +60,7 @@ class FairShare:
             return key
         return None
 
-    def waiting(self) -> dict[Tenant, int]:
+    def count_waiting(self) -> dict[Tenant, int]:
         """Returns the tenants whose next turn would wait although a slot is free, and how many of their turns wait."""
         counts = {tenant: 0 for tenant in self._running if not self.may_start(tenant)} if self.free > 0 else {}
         return counts | {tenant: len(single) + len(children) for tenant, (single, children) in self._waiting.items()}
@@ -74,10 +74,10 @@ class FairShare:
         self._waiting.clear()
         return keys
 
-    def started(self, tenant: Tenant) -> None:
+    def note_start(self, tenant: Tenant) -> None:
         self._running[tenant] += 1
 
-    def ended(self, tenant: Tenant) -> None:
+    def note_end(self, tenant: Tenant) -> None:
         self._running[tenant] -= 1
         if not self._running[tenant]:
             del self._running[tenant]

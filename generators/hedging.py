@@ -123,11 +123,11 @@ class Race:
     def wrap(self, sink: Sink) -> Sink:
         """Returns `sink` with a meter of the usage, which a lost call does not store."""
 
-        def metered(event: ModelEvent) -> None:
+        def meter_event(event: ModelEvent) -> None:
             sink(event)
             self._meter.add(event)
 
-        return metered
+        return meter_event
 
     async def watch(self) -> None:
         """Raises FenceLost when the other call was first. Both calls learn of it from the log alone."""

@@ -25,7 +25,7 @@ class RepetitionFilter:
         if not self._is_active:
             return text, 0
         self._held += text
-        repeated = self._repeated()
+        repeated = self._count_repeated()
         if repeated or not self._may_be_repeated():
             return self.flush()[repeated:], repeated
         return "", 0
@@ -35,7 +35,7 @@ class RepetitionFilter:
         held, self._held, self._is_active = self._held, "", False
         return held
 
-    def _repeated(self) -> int:
+    def _count_repeated(self) -> int:
         found = self._held.find(self._tail)
         if found < 0:
             return 0

@@ -31,7 +31,7 @@ ObserveAttempt = Callable[[TurnKey, Turn, MakeAttempt], AbstractContextManager[s
 """Returns the context in which an attempt runs. It yields the `traceparent` that its entry stores, or None."""
 
 
-def not_observed(_key: TurnKey, _turn: Turn, _action: MakeAttempt) -> AbstractContextManager[None]:
+def observe_nothing(_key: TurnKey, _turn: Turn, _action: MakeAttempt) -> AbstractContextManager[None]:
     return nullcontext()
 
 
@@ -47,7 +47,7 @@ class TurnRunner:
         name: str,
         sinks: Sequence[WrapSink] = (),
         prepare: Sequence[PrepareTurn] = (),
-        observe: ObserveAttempt = not_observed,
+        observe: ObserveAttempt = observe_nothing,
         races: Races | None = None,
         delta_interval_s: float = 0.0,
     ) -> None:

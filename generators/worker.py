@@ -134,7 +134,7 @@ class Worker:
                 ok=True,
                 held=len(self._held),
                 free=self._slots.free,
-                waiting=self._slots.waiting(),
+                waiting=self._slots.count_waiting(),
                 detail=self.detail,
                 oldest_waiting_s=age_s(oldest) if oldest is not None else 0.0,
                 claude_version=self.claude_version,
@@ -197,12 +197,12 @@ class Worker:
         return True
 
     def _start_turn(self, key: TurnKey, job: Job) -> None:
-        self._slots.started(key.tenant)
+        self._slots.note_start(key.tenant)
         self._create_task(key, job, self._turns).add_done_callback(lambda _: self._free_slot(key.tenant))
 
     def _free_slot(self, tenant: Tenant) -> None:
         """Frees the slot of an ended turn, and starts waiting turns that may start now."""
-        self._slots.ended(tenant)
+        self._slots.note_end(tenant)
         while not self._is_draining and (key := self._slots.next()) is not None:
             self._start_turn(key, partial(self._run_turn, key))
 

@@ -73,7 +73,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
         await deliveries.reset()
         logger.info("replaying the log from its beginning", why="new database" if store.is_new else "older database")
     await store.migrate()
-    if not await deliveries.may_have_ended_at(store.recorded_upto):
+    if not await deliveries.may_have_ended_at(store.read_recorded_upto):
         await deliveries.reset()
         await store.reset_recorded_upto()
         logger.info("replaying the log from its beginning", why="restored database")
@@ -115,11 +115,11 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     answering = asyncio.create_task(answer_until_stop())
     try:
         async with (
-            _sending_webhooks(settings, connection, turns, store, stop),
-            _beside(blobs.run, stop),
-            _beside(unstored.run, stop),
-            _beside(partial(_index_older, store), stop),
-            _beside(Retention(store, deliveries.first, settings.history_days).run, stop),
+            _send_webhooks(settings, connection, turns, store, stop),
+            _run_beside(blobs.run, stop),
+            _run_beside(unstored.run, stop),
+            _run_beside(partial(_index_older, store), stop),
+            _run_beside(Retention(store, deliveries.first, settings.history_days).run, stop),
         ):
             await recorder.run(answered)
     finally:
@@ -128,7 +128,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
 
 
 @asynccontextmanager
-async def _sending_webhooks(
+async def _send_webhooks(
     settings: Settings, connection: Connection, turns: TurnLog, store: Store, stop: asyncio.Event
 ) -> AsyncIterator[None]:
     """Sends webhooks while the block runs, if a signing key is set. An unexpected error ends the process.
@@ -188,7 +188,7 @@ async def _index_older(store: Store, stop: asyncio.Event) -> None:
 
 
 @asynccontextmanager
-async def _beside(
+async def _run_beside(
     run: Callable[[asyncio.Event], Coroutine[Any, Any, None]], stop: asyncio.Event
 ) -> AsyncIterator[None]:
     """Runs `run` while the block runs, and cancels it at the end. An unexpected error in it ends the process."""

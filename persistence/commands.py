@@ -108,7 +108,7 @@ class Commands:
         """Returns turns with `store: false` that an erasure includes."""
         if what.kind not in ("user", "tenant"):
             return []
-        return await self._unstored.of_user(tenant, what.name if what.kind == "user" else None)
+        return await self._unstored.list_of_user(tenant, what.name if what.kind == "user" else None)
 
     async def _delete_files(self, tenant: Tenant) -> int:
         """Deletes the uploaded files of a tenant and returns their number."""

@@ -53,7 +53,7 @@ INSERT INTO {VERSION_TABLE} VALUES ({{}});
 
 PARAMETER = re.compile(r"(?<!:):([a-z]\w*)(::json)?")
 ESCAPE = re.compile(r"\\(?:u000([01])|.)")
-# The names of integer values and columns; `positional` adds those with some endings. All others are texts.
+# The names of integer values and columns; `to_positional` adds those with some endings. All others are texts.
 INTEGERS = {
     "attempts", "bytes", "cost_is_unknown", "cost_nusd", "cursor", "day", "depth_max", "first", "fits", "is_estimated",
     "last", "limit", "messages", "now", "number", "offset", "seq", "sign", "since", "text_chars", "turns",
@@ -91,12 +91,12 @@ class PostgreSQLTransaction:
 
     async def execute(self, statement: str, values: Mapping[str, Any]) -> int:
         """Runs a statement with named parameters; returns the number of rows that it changed."""
-        text, names = positional(statement)
+        text, names = to_positional(statement)
         status = await self._connection.execute(text, *(values[name] for name in names))
         return int(status.rpartition(" ")[2])
 
     async def executemany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        text, names = positional(statement)
+        text, names = to_positional(statement)
         await self._connection.executemany(text, [[row[name] for name in names] for row in rows])
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -135,7 +135,7 @@ class PostgreSQL:
         }
         try:
             pool = asyncpg.create_pool(url, min_size=0, max_size=CONNECTIONS_MAX, init=_prepare, reset=_keep, **options)
-            with _errors(url):
+            with _map_errors(url):
                 await pool
                 try:
                     async with pool.acquire() as connection:
@@ -176,7 +176,7 @@ class PostgreSQL:
     async def _transaction(self) -> AsyncIterator[PoolConnectionProxy]:
         # A task that waits here holds no connection.
         async with self._writing:
-            with _errors(self._url):
+            with _map_errors(self._url):
                 async with self._pool.acquire() as connection:
                     # The default isolation of a role may take its snapshot before the lock.
                     async with connection.transaction(isolation="read_committed"):
@@ -186,7 +186,7 @@ class PostgreSQL:
                     metrics.TRANSACTION_S.observe(time.monotonic() - begun_at)
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        with _errors(self._url):
+        with _map_errors(self._url):
             return await _read(self._pool, statement, values)
 
     # Queries run beside each other, and asyncpg ends one that is cancelled.
@@ -198,22 +198,22 @@ class PostgreSQL:
 
         Raises StoreBusy when the server does not answer any more.
         """
-        with _errors(self._url):
+        with _map_errors(self._url):
             # The end of this connection releases the lock, also when the process is killed. It is not one of the pool,
             # because other tasks may hold all of those.
             connection = await asyncpg.connect(self._url, **self._options)
         try:
-            with _errors(self._url):
+            with _map_errors(self._url):
                 # Waits without a limit, as with SQLite: `lock_timeout` would end a statement that waits.
                 while not await connection.fetchval(TRY_LOCK, name):  # noqa: ASYNC110  # of the server
                     await asyncio.sleep(LOCK_TRY_S)
-            async with self._while_connected(connection):
+            async with self._watch_connection(connection):
                 yield
         finally:
             connection.terminate()
 
     @asynccontextmanager
-    async def _while_connected(self, connection: asyncpg.Connection) -> AsyncIterator[None]:
+    async def _watch_connection(self, connection: asyncpg.Connection) -> AsyncIterator[None]:
         """Ends the block with StoreBusy when the server does not answer on `connection`."""
         limit = asyncio.timeout(None)
 
@@ -254,22 +254,22 @@ class PostgreSQL:
 
 
 @lru_cache(maxsize=1000)
-def positional(statement: str) -> tuple[str, tuple[str, ...]]:
+def to_positional(statement: str) -> tuple[str, tuple[str, ...]]:
     """Returns the statement with `$1::TYPE`, `$2::TYPE` … in place of its named values, and the names in this order."""
     names = tuple(dict.fromkeys(found[1] for found in PARAMETER.finditer(statement)))
 
-    def numbered(found: re.Match[str]) -> str:
+    def number_parameter(found: re.Match[str]) -> str:
         name = found[1]
         is_integer = name in INTEGERS or name.endswith(("_at", "_number", "_tokens"))
         return f"${names.index(name) + 1}{found[2] or ('::bigint' if is_integer else '::text')}"
 
-    return PARAMETER.sub(numbered, statement), names
+    return PARAMETER.sub(number_parameter, statement), names
 
 
 async def _read(
     source: PoolConnectionProxy | asyncpg.Pool, statement: str, values: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    text, names = positional(statement)
+    text, names = to_positional(statement)
     return [dict(row) for row in await source.fetch(text, *(values[name] for name in names))]
 
 
@@ -350,7 +350,7 @@ async def _version(connection: PoolConnectionProxy) -> int:
 
 
 @contextmanager
-def _errors(url: str) -> Iterator[None]:
+def _map_errors(url: str) -> Iterator[None]:
     """Maps errors of asyncpg and the network to StoreError. Their messages contain no stored values."""
     try:
         yield

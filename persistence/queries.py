@@ -58,7 +58,7 @@ class Queries:
                 handler(ListSessions, self.sessions, catch_up),
                 handler(ListSessionTurns, self.session_turns, catch_up),
                 handler(ListTurns, self.turns, catch_up),
-                handler(ListRunning, self.running, catch_up),
+                handler(ListRunning, self.list_running, catch_up),
                 handler(ListTurnsSince, self.turns_since, catch_up),
                 handler(GetAncestry, self.ancestry, catch_up),
                 handler(GetContext, self.context, catch_up),
@@ -129,11 +129,11 @@ class Queries:
         page, following = page_of(found, limit, lambda one: (one.asked_at, one.turn))
         return TurnPage(page, following or (end and paging.encode(end)))
 
-    async def running(self, tenant: Tenant, ask: ListRunning) -> TurnPage:
+    async def list_running(self, tenant: Tenant, ask: ListRunning) -> TurnPage:
         """Returns a page of the running turns of the tenant or of one session, oldest first."""
         limit = paging.clamp_limit(ask.limit)
         after = paging.start(ask.after, paging.OLDEST)
-        found = await self._store.running(tenant, ask.session, after, limit + 1)
+        found = await self._store.list_running(tenant, ask.session, after, limit + 1)
         return TurnPage(*page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def turns_since(self, tenant: Tenant, ask: ListTurnsSince) -> TurnPositions:

@@ -91,7 +91,7 @@ class Recorder:
     async def _record(self, batch: Sequence[Delivery], stop: asyncio.Event) -> None:
         try:
             with metrics.BATCH_S.time():
-                async with _leased(self._deliveries, batch):
+                async with _renew_leases(self._deliveries, batch):
                     rows = await self._write(await self._fold(batch), max(delivery.seq for delivery in batch))
                     self._spans.end()
                 for delivery in batch:
@@ -218,7 +218,7 @@ def _verify_text(key: TurnKey, turn: Turn) -> None:
 
 
 @asynccontextmanager
-async def _leased(deliveries: Deliveries, batch: Sequence[Delivery]) -> AsyncIterator[None]:
+async def _renew_leases(deliveries: Deliveries, batch: Sequence[Delivery]) -> AsyncIterator[None]:
     """Renews the leases while the block runs, so that a slow commit does not cause a second delivery."""
     renewing = asyncio.create_task(deliveries.keep_renewed(lambda: batch))
     try:

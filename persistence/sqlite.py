@@ -114,7 +114,7 @@ class SQLite:
         """
         if path.is_dir():  # noqa: ASYNC240  # at the start
             raise SettingsInvalid(f"TAILRACE_DATABASE: {str(path)!r} is a directory; set it to a file")
-        with _errors():
+        with _map_errors():
             file = _create(path)
             try:
                 # Fails here for a file that cannot be opened: aiosqlite would leave a thread that calls a closed loop.
@@ -140,7 +140,7 @@ class SQLite:
         return cls(path, file, writer, reader, searcher, version)
 
     async def close(self) -> None:
-        with _errors():
+        with _map_errors():
             await self._searcher.close()
             await self._reader.close()
             await self._writer.close()
@@ -148,7 +148,7 @@ class SQLite:
 
     async def migrate(self) -> None:
         for step in migrations("sqlite", after=self.version):
-            with _errors():
+            with _map_errors():
                 try:
                     await self._writer.executescript(
                         f"BEGIN IMMEDIATE; {step.sql}; PRAGMA user_version = {step.number}; COMMIT;"
@@ -165,7 +165,7 @@ class SQLite:
         """
         # A task that writes on the shared connection would become part of another's transaction.
         async with self._writing:
-            with _errors():
+            with _map_errors():
                 self._check_file()
                 try:
                     begun_at = time.monotonic()
@@ -186,7 +186,7 @@ class SQLite:
         if not self._has_deleted:
             return
         async with self._writing:
-            with _errors():
+            with _map_errors():
                 self._check_file()
                 ((wait_ms,),) = await self._writer.execute_fetchall("PRAGMA busy_timeout")
                 await self._writer.execute_fetchall("PRAGMA busy_timeout = 0")
@@ -209,7 +209,7 @@ class SQLite:
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns the rows of a query. Raises StoreError; after StoreCorrupt, `raise_if_damaged` raises it again."""
         try:
-            with _errors():
+            with _map_errors():
                 return [dict(row) for row in await self._reader.execute_fetchall(statement, values)]
         except StoreCorrupt as error:
             self._damage = error
@@ -227,7 +227,7 @@ class SQLite:
                     await self._searcher.interrupt()
                     await asyncio.wait({searching})
                     searching.exception()
-            with _errors():
+            with _map_errors():
                 return [dict(row) for row in await searching]
 
     def raise_if_damaged(self) -> None:
@@ -264,7 +264,7 @@ def back_up(path: Path, copy: Path) -> int:
 
     Other programs may read and write it meanwhile. Raises StoreError, also if the copy is damaged.
     """
-    with _errors():
+    with _map_errors():
         os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         source = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         target = sqlite3.connect(copy)
@@ -297,7 +297,7 @@ def require_known_schema(path: Path) -> None:
     """
     if not path.exists():
         return
-    with _errors(), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+    with _map_errors(), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         ((version,),) = database.execute("PRAGMA user_version")
     require_known_version(str(path), version)
 
@@ -310,7 +310,7 @@ def _create(path: Path) -> int:
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
+def _map_errors() -> Iterator[None]:
     """Maps errors of SQLite, sqlite3, aiosqlite and the file system to StoreError."""
     try:
         yield

@@ -178,12 +178,12 @@ class Store:
             await writer.executemany(self._sql["put_blob_uses"], columns)
             await writer.execute(self._sql["set_recorded_upto"], {"seq": reached})
 
-    async def recorded_upto(self) -> Seq:
+    async def read_recorded_upto(self) -> Seq:
         """Returns the sequence of the last recorded entry of the log."""
         return Seq((await self._read("recorded_upto"))[0]["seq"])
 
     async def reset_recorded_upto(self) -> None:
-        """Resets `recorded_upto`, before the whole log is recorded again."""
+        """Resets what `read_recorded_upto` returns, before the whole log is recorded again."""
         async with self._database.transaction() as writer:
             await writer.execute(self._sql["reset_recorded_upto"], {})
 
@@ -312,7 +312,7 @@ class Store:
         async with self._database.transaction() as writer:
             await writer.execute(self._sql["put_unstored"], columns)
 
-    async def unstored(self, tenant: Tenant, user: str | None) -> list[TurnId]:
+    async def list_unstored(self, tenant: Tenant, user: str | None) -> list[TurnId]:
         """Returns noted turns of a user, or of all users if `user` is None, at most `DELETE_TURNS_MAX`."""
         if user is None:
             rows = await self._read("tenant_unstored", tenant=tenant, limit=DELETE_TURNS_MAX)
@@ -511,7 +511,9 @@ class Store:
         rows = await self._read(f"end_of_{statement}", **{**page, **values, "offset": SCAN_MAX - 1})
         return Scan(statement, values, PageCursor(rows[0]["asked_at"], rows[0]["turn"]) if rows else OLDEST)
 
-    async def running(self, tenant: Tenant, session: str | None, after: PageCursor, limit: int) -> list[TurnRecord]:
+    async def list_running(
+        self, tenant: Tenant, session: str | None, after: PageCursor, limit: int
+    ) -> list[TurnRecord]:
         """Returns running turns after `after`, oldest first; of all sessions if `session` is None."""
         rows = await self._read(
             "running", tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit

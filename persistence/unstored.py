@@ -90,9 +90,9 @@ class UnstoredTurns:
             await self._release_blobs(key, turn)
         return TurnToDelete(key.turn, is_running, is_unstored=True)
 
-    async def of_user(self, tenant: Tenant, user: str | None) -> list[TurnToDelete]:
+    async def list_of_user(self, tenant: Tenant, user: str | None) -> list[TurnToDelete]:
         """Returns the turns with `store: false` of a user, or of all users if `user` is None, see `to_delete`."""
-        noted = await self._store.unstored(tenant, user)
+        noted = await self._store.list_unstored(tenant, user)
         found = [await self.to_delete(TurnKey(tenant, turn)) for turn in noted]
         if gone := [turn for turn, one in zip(noted, found, strict=True) if one is None]:
             await self._store.forget_unstored(tenant, gone)

@@ -41,7 +41,7 @@ def hash_words(tenant: Tenant, texts: Iterable[str]) -> str:
     """Returns the hashes of the different words of `texts`, at most `WORDS_MAX`, separated by spaces."""
     hashed: dict[str, None] = {}
     for text in texts:
-        for word in WORD.findall(_folded(text)):
+        for word in WORD.findall(_normalize(text)):
             if len(hashed) == WORDS_MAX:
                 break
             hashed[_hash(tenant, word)] = None
@@ -55,7 +55,7 @@ def _texts(message: Message) -> Iterable[str]:
     return [text for text in found if isinstance(text, str)]
 
 
-def _folded(text: str) -> str:
+def _normalize(text: str) -> str:
     """Returns `text` with compatible characters replaced (NFKD), in lower case, and without accents."""
     if text.isascii():
         return text.lower()

@@ -56,12 +56,12 @@ def lift(prompt: P) -> tuple[P, dict[str, bytes]]:
         lifted[sha256] = content
         return reference(Blob(sha256, len(content)))
 
-    return _mapped(prompt, leaf, reference), lifted
+    return _map_prompt(prompt, leaf, reference), lifted
 
 
 def resolve(prompt: P, texts: Mapping[str, str]) -> P:
     """Returns `prompt` with the strings in place of their references. `texts` must have all of them, by SHA-256."""
-    return _mapped(prompt, lambda text: text, lambda blob: texts[blob.sha256])
+    return _map_prompt(prompt, lambda text: text, lambda blob: texts[blob.sha256])
 
 
 def references(prompt: Prompt) -> list[Blob]:
@@ -128,7 +128,7 @@ def _encode(text: str) -> tuple[bytes, str]:
     return b"".join(pieces), digest.hexdigest()
 
 
-def _mapped(prompt: P, leaf: Callable[[str], object], refer: Callable[[Blob], object]) -> P:
+def _map_prompt(prompt: P, leaf: Callable[[str], object], refer: Callable[[Blob], object]) -> P:
     """Returns `prompt` with `leaf` applied to each string and `refer` to each reference."""
     changed: P = msgspec.structs.replace(  # type: ignore[type-var]  # a protocol cannot say that it is a Struct
         prompt,
@@ -140,8 +140,8 @@ def _mapped(prompt: P, leaf: Callable[[str], object], refer: Callable[[Blob], ob
 
 
 def _map(value: Any, leaf: Callable[[str], object], refer: Callable[[Blob], object]) -> Any:
-    # Not a function within `_mapped` that calls itself: that is a reference cycle, which would keep the contents of the
-    # blobs until a full garbage collection.
+    # Not a function within `_map_prompt` that calls itself: that is a reference cycle, which would keep the contents of
+    # the blobs until a full garbage collection.
     match value:
         case str():
             return leaf(value)

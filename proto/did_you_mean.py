@@ -8,7 +8,7 @@ NAME_CHARS_MAX = 100
 SIMILARITY_MIN = 0.6
 
 
-def closest(name: str, known: Collection[str], similarity_min: float = SIMILARITY_MIN) -> str | None:
+def find_closest(name: str, known: Collection[str], similarity_min: float = SIMILARITY_MIN) -> str | None:
     """Returns the most similar of `known`, or None if none is similar."""
     found = get_close_matches(name[:NAME_CHARS_MAX], sorted(known), 1, similarity_min)
     return found[0] if found else None
@@ -20,5 +20,5 @@ def suggest(name: str, known: Collection[str], prefix: str = "") -> str:
     Names are compared without their common `prefix`, which would make all of them similar.
     """
     bare = {each.removeprefix(prefix): each for each in known}
-    found = closest(name.removeprefix(prefix), bare)
+    found = find_closest(name.removeprefix(prefix), bare)
     return "" if found is None else f" (did you mean {bare[found]}?)"

@@ -27,15 +27,15 @@ V = TypeVar("V")
 def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, schema_valid: bool | None = None) -> End:
     """Returns the `end` entry that follows the last entry of `turn`. Usage and cost are counted for every outcome."""
     text_chars, text_sha256 = text_proof(turn.text)
-    blocks, length = _unless_long(turn.blocks, BLOCKS_BYTES_MAX), turn.chain.length
+    blocks, length = _drop_if_long(turn.blocks, BLOCKS_BYTES_MAX), turn.chain.length
     cost_nano_usd = sum_costs(turn.request.model, turn.calls) if turn.request is not None else 0
     return End(
         prev=turn.chain.last,
         attempt=turn.attempt,
         outcome=outcome,
-        stop_reason=_unless_long(turn.stop.stop_reason, STOP_BYTES_MAX),
-        stop_sequence=_unless_long(turn.stop.stop_sequence, STOP_BYTES_MAX),
-        envelope=_unless_long(turn.envelope or None, ENVELOPE_BYTES_MAX),
+        stop_reason=_drop_if_long(turn.stop.stop_reason, STOP_BYTES_MAX),
+        stop_sequence=_drop_if_long(turn.stop.stop_sequence, STOP_BYTES_MAX),
+        envelope=_drop_if_long(turn.envelope or None, ENVELOPE_BYTES_MAX),
         usage=turn.usage,
         usage_is_estimated=turn.is_usage_estimated,
         cost_nano_usd=cost_nano_usd or 0,
@@ -49,7 +49,7 @@ def build_end(turn: Turn, outcome: Outcome, error: Failure | None = None, *, sch
     )
 
 
-def _unless_long(value: V, bytes_max: int) -> V | None:
+def _drop_if_long(value: V, bytes_max: int) -> V | None:
     return value if len(msgspec.json.encode(value)) <= bytes_max else None
 
 

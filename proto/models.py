@@ -97,11 +97,11 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 @cache
 def models() -> dict[str, Model]:
     """Returns all models by id, the default model first."""
-    return dict(_built_in())
+    return dict(_load_built_in())
 
 
 @cache
-def _built_in() -> dict[str, Model]:
+def _load_built_in() -> dict[str, Model]:
     text = files("tailrace.proto").joinpath("models.json").read_bytes()
     return {model.id: model for model in msgspec.json.decode(text, type=list[Model])}
 
@@ -118,7 +118,7 @@ def _by_replaced_name() -> dict[str, Model]:
 
 def is_built_in(model: Model) -> bool:
     """Returns whether the row is Tailrace's own, and not from the operator's file."""
-    return _built_in().get(model.id) == model
+    return _load_built_in().get(model.id) == model
 
 
 def find_model(name: str) -> Model | None:

@@ -124,7 +124,7 @@ def mark_ready(**facts: object) -> None:
     HEALTH.is_ready = True
 
 
-async def no_probe(_: object) -> None:
+async def skip_probe(_: object) -> None:
     """The probe of processes that need only the log."""
 
 
@@ -134,7 +134,7 @@ def main(
     settings_type: type[S],
     preflight: Preflight[S],
     serve: Serve[S],
-    probe: Probe[S] = no_probe,
+    probe: Probe[S] = skip_probe,
 ) -> int:
     """Runs a process until SIGTERM or SIGINT and returns its exit status.
 
@@ -182,7 +182,7 @@ def _terminal_defaults() -> dict[str, str]:
 
 
 async def _check(role: str, settings: S, preflight: Preflight[S], probe: Probe[S]) -> None:
-    async with _connected(role, settings, preflight):
+    async with _connect(role, settings, preflight):
         await probe(settings)
 
 
@@ -196,14 +196,14 @@ def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 
 async def _run(role: str, settings: S, preflight: Preflight[S], serve: Serve[S]) -> None:
     asyncio.get_running_loop().set_exception_handler(log_loop_error)
-    async with _connected(role, settings, preflight) as connection:
+    async with _connect(role, settings, preflight) as connection:
         if settings.metrics_port:
             metrics_server.serve(settings.metrics_host, settings.metrics_port, HEALTH_CHECKS)
-        await _until_stopped(settings, connection, serve)
+        await _run_until_stopped(settings, connection, serve)
 
 
 @asynccontextmanager
-async def _connected(role: str, settings: S, preflight: Preflight[S]) -> AsyncIterator[Connection]:
+async def _connect(role: str, settings: S, preflight: Preflight[S]) -> AsyncIterator[Connection]:
     await preflight(settings)
     connection = await Connection.open(settings.nats_url, f"tailrace-{role}", role)
     try:
@@ -213,7 +213,7 @@ async def _connected(role: str, settings: S, preflight: Preflight[S]) -> AsyncIt
         await connection.close()
 
 
-async def _until_stopped(settings: S, connection: Connection, serve: Serve[S]) -> None:
+async def _run_until_stopped(settings: S, connection: Connection, serve: Serve[S]) -> None:
     stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.signal)

@@ -10,7 +10,7 @@ from tailrace.gateway import startup_checks
 from tailrace.generators.backends.registry import require_known
 from tailrace.generators.failover import parse_backends
 from tailrace.persistence.webhooks import sender
-from tailrace.proto.did_you_mean import closest, suggest
+from tailrace.proto.did_you_mean import find_closest, suggest
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.models import extend_models
 from tailrace.proto.runtime import settings
@@ -70,5 +70,5 @@ def mistyped(environ: Mapping[str, str]) -> list[str]:
     return [
         f"{name} is set but has no meaning: did you mean {found}?"
         for name in sorted(environ)
-        if name not in SDK_NAMES and (found := closest(name.upper(), SDK_NAMES, SIMILARITY_MIN))
+        if name not in SDK_NAMES and (found := find_closest(name.upper(), SDK_NAMES, SIMILARITY_MIN))
     ]

@@ -59,7 +59,7 @@ class ClaudeCode:
         call = ask_schema_in_prompt(call)
         refuse_unsupported(call)
         output, order = ClaudeCodeOutput(), EventOrder()
-        async with self._running(call) as process:
+        async with self._run_process(call) as process:
             while not output.is_over:
                 for event in output.read(await self._read_line(process, output)):
                     order.check(event)
@@ -99,7 +99,7 @@ class ClaudeCode:
         return line
 
     @asynccontextmanager
-    async def _running(self, call: Call) -> AsyncGenerator[Process, None]:
+    async def _run_process(self, call: Call) -> AsyncGenerator[Process, None]:
         """Starts the process and sends it the prompt; ends it with the context."""
         with tempfile.TemporaryDirectory(prefix="tailrace-claude-code-") as made:
             home = Path(made)

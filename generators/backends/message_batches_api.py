@@ -125,7 +125,7 @@ class MessageBatchesApi:
             if error.code != "backend_refused_request":
                 raise
 
-    async def made_since(self, since: datetime) -> list[MessageBatch]:
+    async def list_since(self, since: datetime) -> list[MessageBatch]:
         """Returns the message batches created since then, newest first."""
         made: list[MessageBatch] = []
         after = ""

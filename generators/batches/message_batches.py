@@ -114,7 +114,7 @@ class MessageBatchSubmitter:
         if name is None:
             name = await self._create(key, turn, attempt, lines, tally)
         tally.set_message_batch(name)
-        await self._until_ended(name)
+        await self._wait_until_ended(name)
         await self._write_all(key, turn, name, lines, tally, is_over=False)
 
     async def stop(self, key: TurnKey, turn: Turn, lines: Sequence[bytes], tally: Tally) -> bool:
@@ -133,7 +133,7 @@ class MessageBatchSubmitter:
                 if name is None:
                     return True
                 await self.cancel(name)
-                await self._until_ended(name)
+                await self._wait_until_ended(name)
                 # Nothing is written for a batch that was deleted.
                 if not await self._log.has_turn(key):
                     return False
@@ -145,7 +145,7 @@ class MessageBatchSubmitter:
 
     async def cancel(self, name: str) -> None:
         """Cancels a message batch. Raises BackendError."""
-        await self._retrying(lambda: self._api.cancel(name))
+        await self._call_with_retries(lambda: self._api.cancel(name))
 
     async def _find_created(self, key: TurnKey, turn: Turn, count: int) -> str | None:
         """Finds the message batch that an earlier runner created without storing its id; None if there is none.
@@ -158,7 +158,7 @@ class MessageBatchSubmitter:
         others: set[str] = set()
         for tries in itertools.count():
             is_settled = datetime.now(UTC) >= last
-            made = await self._retrying(lambda: self._api.made_since(first))
+            made = await self._call_with_retries(lambda: self._api.list_since(first))
             candidates = [
                 one for one in made if one.requests == count and one.created_at <= last + SKEW and one.id not in others
             ]
@@ -179,7 +179,7 @@ class MessageBatchSubmitter:
                 return line is not None and line.custom_id in ours
 
         try:
-            return await self._retrying(look)
+            return await self._call_with_retries(look)
         except BackendError:
             # Deleted at Anthropic meanwhile, which this system never does: not this batch.
             return False
@@ -237,9 +237,9 @@ class MessageBatchSubmitter:
         if turn.end is not None or turn.attempt > attempt:
             raise FenceLost(f"{key.turn} has another runner, or has ended")
 
-    async def _until_ended(self, name: str) -> None:
+    async def _wait_until_ended(self, name: str) -> None:
         for tries in itertools.count():
-            if (await self._retrying(lambda: self._api.retrieve(name))).has_ended:
+            if (await self._call_with_retries(lambda: self._api.retrieve(name))).has_ended:
                 return
             await asyncio.sleep(wait_s(tries))
 
@@ -273,7 +273,7 @@ class MessageBatchSubmitter:
                         await write_some(some)
             await write_some(some)
 
-        await self._retrying(read)
+        await self._call_with_retries(read)
         if not is_over:
             for custom_id in tuple(left):
                 await write(custom_id, NO_RESULT)
@@ -347,7 +347,7 @@ class MessageBatchSubmitter:
         except TurnUnknown:
             return None
 
-    async def _retrying(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _call_with_retries(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeats `call` until it succeeds, because its result is charged. Raises BackendError if it is refused."""
         for tries in itertools.count():
             try:

@@ -107,7 +107,7 @@ class BlobStore:
         So a conversation that continues keeps its pictures.
         """
         for blob in blobs:
-            if await self._ends_soon(await self._marked(tenant, blob.sha256)):
+            if await self._ends_soon(await self._require_mark(tenant, blob.sha256)):
                 await self.put(tenant, {blob.sha256: await self.read(tenant, blob)})
 
     async def mark_deleted(self, tenant: Tenant, sha256: str) -> Seq | None:
@@ -139,7 +139,7 @@ class BlobStore:
 
     async def size(self, tenant: Tenant, sha256: str) -> int:
         """Returns the blob's length in bytes. Raises BlobUnknown."""
-        return (await self._marked(tenant, sha256)).size.bytes
+        return (await self._require_mark(tenant, sha256)).size.bytes
 
     async def read(self, tenant: Tenant, blob: Blob) -> bytes:
         """Returns the whole blob. Raises BlobUnknown."""
@@ -179,7 +179,7 @@ class BlobStore:
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> Seq:
         """Publishes until it is stored: storing twice is harmless. Returns 0 if the fence is refused."""
 
-        def stored(reply: Message) -> Seq | None:
+        def read_ack(reply: Message) -> Seq | None:
             answer = pub_ack.decode(reply.data)
             if answer.error is None:
                 return answer.seq
@@ -187,17 +187,17 @@ class BlobStore:
                 raise LogFull(FULL)
             return BEFORE_FIRST if headers is not None and answer.error.err_code in pub_ack.FENCE_CODES else None
 
-        return await self._ask(subject, payload, stored, headers)
+        return await self._ask(subject, payload, read_ack, headers)
 
     async def _purge(self, subject: str, upto: Seq) -> None:
         query = msgspec.json.encode({"filter": subject, "seq": upto + 1})
 
-        def purged(reply: Message) -> bool | None:
+        def read_success(reply: Message) -> bool | None:
             return True if pub_ack.decode(reply.data).error is None else None
 
-        await self._ask(f"$JS.API.STREAM.PURGE.{BODIES}", query, purged)
+        await self._ask(f"$JS.API.STREAM.PURGE.{BODIES}", query, read_success)
 
-    async def _marked(self, tenant: Tenant, sha256: str) -> Mark.Message:
+    async def _require_mark(self, tenant: Tenant, sha256: str) -> Mark.Message:
         """Returns the blob's mark. Raises BlobUnknown after two reads without one."""
         for wait_s in (WOKEN_WAIT_S, 0.0):
             marked = await self._last(tenant, sha256)
@@ -227,7 +227,7 @@ class BlobStore:
         started = asyncio.get_running_loop().time()
         subject = subjects.chunk(tenant, sha256, number)
         while not (chunk := await self._ask(f"$JS.API.DIRECT.GET.{BODIES}.{subject}", b"", read_data)):
-            is_doomed = (await self._marked(tenant, sha256)).size.is_doomed
+            is_doomed = (await self._require_mark(tenant, sha256)).size.is_doomed
             waited_s = asyncio.get_running_loop().time() - started
             if is_doomed and waited_s >= BEHIND_MAX_S:
                 raise BlobUnknown(UNKNOWN)

@@ -107,7 +107,7 @@ class Connection:
         except (nats.errors.Error, OSError, TimeoutError) as error:
             why = str(connection.client.last_error)
             await connection.close()
-            raise LogUnavailable(_not_connected(url, why)) from error
+            raise LogUnavailable(_explain_failure(url, why)) from error
         # One of several servers may have refused the user before another accepted it.
         connection.is_refused = False
         return connection
@@ -159,13 +159,13 @@ class Connection:
 
     async def subscribe(self, subject: str, on_message: Callable[[Msg], Awaitable[None]]) -> Subscription:
         """Calls `on_message` for each message, in order, in a task. The subscription survives reconnects."""
-        return await self._subscribed(self.client.subscribe(subject, cb=on_message))
+        return await self._await_subscription(self.client.subscribe(subject, cb=on_message))
 
     async def subscribe_directly(self, subject: str, receive: Callable[[Message], None]) -> Subscription:
         """Like `subscribe`, for a function that returns at once: it is called as each message is read."""
-        return await self._subscribed(self.client.subscribe_directly(subject, receive))
+        return await self._await_subscription(self.client.subscribe_directly(subject, receive))
 
-    async def _subscribed(self, subscribing: Awaitable[Subscription]) -> Subscription:
+    async def _await_subscription(self, subscribing: Awaitable[Subscription]) -> Subscription:
         try:
             subscription = await subscribing
         except nats.errors.Error as error:
@@ -273,7 +273,7 @@ def _is_server(address: str) -> bool:
         return False
 
 
-def _not_connected(url: str, why: str) -> str:
+def _explain_failure(url: str, why: str) -> str:
     """Returns the error message for a failed connection to `url`, without its password."""
     where = ", ".join(address.rpartition("://")[2].rpartition("@")[2].partition("?")[0] for address in url.split(","))
     if "Authorization" in why:

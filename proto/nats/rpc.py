@@ -101,7 +101,7 @@ class Rpc:
         )
         running: set[asyncio.Task[None]] = set()
         for query, handler in handlers.items():
-            endpoint = _concurrent(_endpoint(handler, role), role, running)
+            endpoint = _run_concurrently(_endpoint(handler, role), role, running)
             config = EndpointConfig(name=query, subject=subjects.every_query(query), handler=endpoint)
             await service.add_endpoint(config)
         await self._connection.flush()
@@ -202,7 +202,7 @@ async def _refuse(request: Request, refused: Refused) -> None:
     await request.respond_error(refused.code, in_ascii, refused.message.encode(), again)
 
 
-def _concurrent(endpoint: Endpoint, role: str, running: set[asyncio.Task[None]]) -> Endpoint:
+def _run_concurrently(endpoint: Endpoint, role: str, running: set[asyncio.Task[None]]) -> Endpoint:
     """Runs each request in a task: nats-py calls an endpoint for one request at a time."""
 
     async def handle(request: Request) -> None:

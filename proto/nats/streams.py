@@ -404,7 +404,7 @@ OWNED_BY_CONSUMER = ("filter_subjects", "ack_policy", "max_deliver")
 
 
 def _differences(wanted: Any, found: Any, owned: tuple[str, ...]) -> list[str]:
-    def same(name: str) -> bool:
+    def is_same(name: str) -> bool:
         ours, theirs = getattr(wanted, name), getattr(found, name)
         # nats-server reports a single filter in the older field `filter_subject`.
         if name == "filter_subjects" and not theirs:
@@ -414,7 +414,7 @@ def _differences(wanted: Any, found: Any, owned: tuple[str, ...]) -> list[str]:
             theirs = {key: (theirs or {}).get(key) for key in ours}
         return bool(ours is None or ours == theirs)
 
-    return [f"{name} is {getattr(found, name)!r}, not {getattr(wanted, name)!r}" for name in owned if not same(name)]
+    return [f"{name} is {getattr(found, name)!r}, not {getattr(wanted, name)!r}" for name in owned if not is_same(name)]
 
 
 async def _create_stream(jetstream: JetStreamContext, config: StreamConfig) -> bool:

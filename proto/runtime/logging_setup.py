@@ -39,7 +39,7 @@ def configure(role: str, form: LogFormat, level: str = "info") -> None:
             exception_formatter=structlog.dev.plain_traceback,
         )
     )
-    rendered = [structlog.processors.format_exc_info, last] if form == "json" else [_printable, last]
+    rendered = [structlog.processors.format_exc_info, last] if form == "json" else [_escape_controls, last]
     structlog.configure(
         processors=[*shared, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
@@ -83,7 +83,7 @@ def _order_fields(_: object, __: str, event: structlog.typing.EventDict) -> stru
     return {name: value for name, value in ordered.items() if value is not None and value != ""}
 
 
-def _printable(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _escape_controls(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Escapes control characters of foreign texts, so that they cannot break lines or control the terminal."""
     return {
         name: value.encode("unicode_escape").decode() if isinstance(value, str) and not value.isprintable() else value

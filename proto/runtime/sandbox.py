@@ -39,7 +39,7 @@ class Sandbox:
 
         Raises SandboxBusy if no subprocess was free within `wait_s`.
         """
-        async with self._slot(tenant):
+        async with self._acquire_slot(tenant):
             try:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
@@ -69,7 +69,7 @@ class Sandbox:
         return output
 
     @asynccontextmanager
-    async def _slot(self, tenant: str) -> AsyncIterator[None]:
+    async def _acquire_slot(self, tenant: str) -> AsyncIterator[None]:
         share = self._shares.setdefault(tenant, asyncio.Semaphore(PROCESSES_TENANT_MAX))
         async with AsyncExitStack() as held:
             try:

@@ -151,7 +151,7 @@ async def test_rows_of_another_process_during_a_start_do_not_look_like_a_restore
 
     async def read_before_another_records() -> Seq:
         async with open_store(database) as store:
-            before = await store.recorded_upto()
+            before = await store.read_recorded_upto()
         await record(own_log, deliveries, database)
         return before
 

@@ -78,7 +78,7 @@ class SimulatedMessageBatches(MessageBatchesApi):
         await self._request()
         return next(self._shown(made, ids) for made, ids in self._made if made.id == name)
 
-    async def made_since(self, since: datetime) -> list[MessageBatch]:
+    async def list_since(self, since: datetime) -> list[MessageBatch]:
         await self._request()
         return [self._shown(made, ids) for made, ids in reversed(self._made) if made.created_at >= since]
 

@@ -15,7 +15,7 @@ def fill(share: FairShare, tenant: Tenant) -> int:
     """Starts turns of a tenant until no more may start; returns how many did."""
     count = 0
     while share.may_start(tenant):
-        share.started(tenant)
+        share.note_start(tenant)
         count += 1
     return count
 
@@ -33,33 +33,33 @@ def test_each_tenant_gets_a_share_of_what_the_others_leave_free(slots: int, shar
 def test_an_ended_turn_starts_the_waiting_tenant_that_was_served_longest_ago() -> None:
     share = FairShare(3, 1.0)
     for tenant in (A, A, A):
-        share.started(tenant)
+        share.note_start(tenant)
     turns = [TurnKey(tenant, TurnId(str(number))) for number, tenant in enumerate((A, A, B, C))]
     for key in turns:
         assert share.wait(key)
     assert share.next() is None
     order = []
     for _ in range(4):
-        share.ended(A)
+        share.note_end(A)
         started = share.next()
         assert started is not None
         order.append(started.tenant)
-        share.started(A)
+        share.note_start(A)
     assert order == [A, B, C, A]
     assert not share.clear()
 
 
 def test_turns_of_a_batch_wait_until_no_other_turn_of_their_tenant_waits() -> None:
     share = FairShare(2, 0.5)
-    share.started(A)
-    assert share.waiting() == {A: 0}
+    share.note_start(A)
+    assert share.count_waiting() == {A: 0}
     child, single = TurnKey(A, TurnId("child")), TurnKey(A, TurnId("single"))
     assert share.wait(child, is_child=True)
     assert share.wait(single)
-    assert share.waiting() == {A: 2}
-    share.ended(A)
+    assert share.count_waiting() == {A: 2}
+    share.note_end(A)
     assert [share.next(), share.next()] == [single, child]
-    assert share.waiting() == {}
+    assert share.count_waiting() == {}
 
 
 def test_too_many_waiting_turns_of_a_tenant_are_given_back() -> None:
@@ -79,10 +79,10 @@ def test_slots_are_never_exceeded_and_no_tenant_starves(
     slots_of, running = FairShare(slots, share), {A: 0, B: 0, C: 0}
     for tenant, is_start in steps:
         if is_start and slots_of.may_start(tenant):
-            slots_of.started(tenant)
+            slots_of.note_start(tenant)
             running[tenant] += 1
         elif not is_start and running[tenant]:
-            slots_of.ended(tenant)
+            slots_of.note_end(tenant)
             running[tenant] -= 1
         assert slots_of.free == slots - sum(running.values()) >= 0
         for one, count in running.items():

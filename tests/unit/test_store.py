@@ -20,7 +20,7 @@ from tailrace.persistence.copy_database import content_of as table_content
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
-from tailrace.persistence.postgresql import PostgreSQL, positional
+from tailrace.persistence.postgresql import PostgreSQL, to_positional
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros
 from tailrace.persistence.sql import load, statements
 from tailrace.persistence.sqlite import STATEMENTS, SQLite, move_aside
@@ -557,7 +557,7 @@ async def test_each_statement_uses_an_index_of_postgresql(postgresql: PostgreSQL
         for name, statement in database.statements.items():
             # An index of words gives only bitmaps.
             await connection.execute(f"SET enable_bitmapscan = {'on' if 'found' in name else 'off'}")
-            text, names = positional(statement)
+            text, names = to_positional(statement)
             values = [VALUES.get(one, 1 if f"${number}::bigint" in text else "") for number, one in enumerate(names, 1)]
             plan = await connection.fetchval(f"EXPLAIN (FORMAT json) {text}", *values)
             found = list(scans(msgspec.json.decode(plan)[0]["Plan"]))
@@ -863,9 +863,9 @@ async def test_both_databases_answer_the_same_after_any_changes(
         ("turns", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9),
         ("turns", OURS, {}, None, before, 9, hash_words(OURS, ["b"]).split()),
         ("turns", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9, hash_words(OURS, ["B", "c"]).split()),
-        ("unstored", OURS, None),
+        ("list_unstored", OURS, None),
         ("session_turns", OURS, middle, OLDEST, 9),
-        ("running", OURS, None, OLDEST, 9),
+        ("list_running", OURS, None, OLDEST, 9),
         ("turns_since", OURS, middle, Seq(400)),
         ("leaves", OURS, middle, NEWEST, 9),
         ("branch", key("turn-77")),
@@ -878,7 +878,7 @@ async def test_both_databases_answer_the_same_after_any_changes(
         ("released_blobs", OURS),
         ("active_usage", OURS, NOON - timedelta(days=1)),
         ("busy_sessions", OURS),
-        ("recorded_upto",),
+        ("read_recorded_upto",),
     ]
     empty = [query for query in queries if not await call_both(*query)]
     assert not empty, empty
@@ -948,7 +948,7 @@ def test_each_value_of_a_statement_has_a_known_type() -> None:
     text = {
         name
         for statement in statements("postgresql").values()
-        for sql, names in [positional(statement)]
+        for sql, names in [to_positional(statement)]
         for number, name in enumerate(names, 1)
         if f"${number}::text" in sql
     }
