@@ -11,7 +11,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.simulated_claude.server import serving
+from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.proto import events
 from tailrace.proto.entries import Event
 from tailrace.proto.nats import Connection, TurnLog
@@ -41,7 +41,7 @@ async def first_text(log: TurnLog, key: TurnKey) -> None:
 
 
 async def measured(folder: Path, hedge_after_s: float) -> None:
-    async with NatsServer(folder) as server, serving() as claude:
+    async with NatsServer(folder) as server, run_simulated_claude() as claude:
         await apply_streams(server.url)
         given = {"hedge_after_s": hedge_after_s, "stall_timeout_s": STALL_TIMEOUT_S}
         connection = await Connection.open(server.url, "bench")

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.simulated_claude.server import serving
+from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.nats import Connection, TurnLog
 from tests.conftest import apply_streams
@@ -24,7 +24,7 @@ LINES = ("words=9000 rate=50", "words=9 rate=0 fault=stall@3")
 
 async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        async with NatsServer(Path(folder), sync="always") as nats, serving() as claude:
+        async with NatsServer(Path(folder), sync="always") as nats, run_simulated_claude() as claude:
             await apply_streams(nats.url)
             connection = await Connection.open(nats.url, "bench")
             async with running_generator(nats.url, claude, stall_timeout_s=60):

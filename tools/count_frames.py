@@ -19,7 +19,7 @@ from types import CodeType, FrameType
 import msgspec
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.simulated_claude.server import serving as serving_claude
+from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.gateway.__main__ import serve
 from tailrace.gateway.settings import Settings
 from tailrace.generators.__main__ import serve as serve_generator
@@ -150,7 +150,7 @@ class Model:
         self.deltas: list[Functions] = []
 
     async def run(self, on_url: Callable[[str], object]) -> None:
-        async with serving_claude() as url:
+        async with run_simulated_claude() as url:
             on_url(url)
             connection = await Connection.open(self._nats_url, "count-frames-model")
             try:

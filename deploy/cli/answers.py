@@ -9,7 +9,7 @@ from tailrace.client import Answer, Client, End, TailraceError
 from tailrace.deploy.cli import display
 from tailrace.deploy.cli.display import Display
 from tailrace.deploy.local.running import read_state, write_state
-from tailrace.deploy.local.terminal_text import printable
+from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.proto.errors import SettingsInvalid
 
 # The state file with the id of the last turn that `tailrace ask` of this user started.
@@ -30,8 +30,8 @@ def follow(start: Callable[[], Answer], screen: Display, *, is_new: bool = False
         if turn:
             screen.close()
             print("the turn goes on", file=sys.stderr)
-            print(printable(f"  to read it: tailrace tail {turn}"), file=sys.stderr)
-            print(printable(f"  to end it:  tailrace cancel {turn}"), file=sys.stderr)
+            print(make_printable(f"  to read it: tailrace tail {turn}"), file=sys.stderr)
+            print(make_printable(f"  to end it:  tailrace cancel {turn}"), file=sys.stderr)
         raise
     finally:
         screen.close()

@@ -14,7 +14,7 @@ from tailrace.deploy.cli import display
 from tailrace.deploy.cli.answers import fields_of, report, warn_if_simulated
 from tailrace.deploy.cli.arguments import add_json, add_question
 from tailrace.deploy.cli.connection import connect, describe
-from tailrace.deploy.local.terminal_text import printable
+from tailrace.deploy.local.terminal_text import make_printable
 
 DESCRIPTION = "Ask one question after the other in one session."
 EXAMPLES = """\
@@ -57,7 +57,7 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
             except TailraceError as error:
                 if not sys.stdin.isatty():
                     raise
-                print(printable(describe(error, client.url)), file=sys.stderr)
+                print(make_printable(describe(error, client.url)), file=sys.stderr)
 
 
 def answer_one(

@@ -11,7 +11,7 @@ from typing import Any
 from tailrace import client
 from tailrace.client import Client
 from tailrace.deploy.local import status_file
-from tailrace.deploy.local.terminal_text import printable
+from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 
 PROBE_S = 5.0
@@ -78,4 +78,4 @@ def report_retry(error: client.TailraceError, tries: int) -> None:
     if tries == 1:
         # Overwrites a progress bar.
         start = "\r\x1b[K" if sys.stderr.isatty() else ""
-        print(f"{start}{printable(str(error))}; trying again", file=sys.stderr, flush=True)
+        print(f"{start}{make_printable(str(error))}; trying again", file=sys.stderr, flush=True)

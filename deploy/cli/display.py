@@ -6,7 +6,7 @@ from typing import Protocol, TextIO
 from tailrace.client import Answer, End, TailraceError
 from tailrace.client.core import State
 from tailrace.deploy.cli.connection import report_retry
-from tailrace.deploy.local.terminal_text import printable
+from tailrace.deploy.local.terminal_text import make_printable
 
 AGAIN = "The answer starts again:"
 
@@ -94,4 +94,4 @@ def summary(end: End, *, is_simulated: bool = False) -> str:
     tokens = f"{about}{end.usage.input_tokens} tokens in, {end.usage.output_tokens} out, {cost}"
     how = "" if end.outcome == "completed" else end.outcome
     why = end.message and f"{how}: {end.message}"
-    return printable(", ".join(filter(None, [why or how, end.model, tokens, f"turn {end.turn}"])))
+    return make_printable(", ".join(filter(None, [why or how, end.model, tokens, f"turn {end.turn}"])))

@@ -92,7 +92,7 @@ async def _settings(environ: Mapping[str, str]) -> Finding:
         await check_environment.check(given)
     except SettingsInvalid as error:
         return Finding("Settings", "error", str(error), "correct the variable: docs/SETTINGS.md")
-    if mistyped := check_environment.mistyped(environ):
+    if mistyped := check_environment.find_mistyped(environ):
         return Finding("Settings", "warning", "; ".join(mistyped), "correct the name of the variable")
     return Finding("Settings", "ok", "all TAILRACE_… variables are valid")
 

@@ -8,7 +8,7 @@ import msgspec
 
 from tailrace.deploy.cli.arguments import add_connection, add_json
 from tailrace.deploy.cli.connection import connect
-from tailrace.deploy.local.terminal_text import printable
+from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.exit_status import EXIT_ERROR
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     what = f"user {given.user}" if given.user is not None else f"tenant {given.tenant}"
-    if not (given.yes or is_confirmed(f"Erase all data of the {printable(what)}? It cannot be undone. [y/N] ")):
+    if not (given.yes or is_confirmed(f"Erase all data of the {make_printable(what)}? It cannot be undone. [y/N] ")):
         print("nothing was erased", file=sys.stderr)
         return EXIT_ERROR
     with connect(given, environ) as client:
@@ -45,7 +45,7 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
         else:
             report = client.request("DELETE", "/v1/tenant", params={"confirm": given.tenant})
     encoded = msgspec.json.encode(report)
-    print(printable((encoded if given.json else msgspec.json.format(encoded, indent=2)).decode()))
+    print(make_printable((encoded if given.json else msgspec.json.format(encoded, indent=2)).decode()))
     return 0
 
 

@@ -15,7 +15,7 @@ from tailrace.deploy.cli.arguments import add_connection, add_json
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import Record, text_of
 from tailrace.deploy.cli.export_data import export_lines
-from tailrace.deploy.local.terminal_text import printable
+from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.proto.errors import SettingsInvalid
 
 DESCRIPTION = "Write a conversation as Markdown or JSON, or all data of a user or a tenant as JSON lines."
@@ -55,7 +55,7 @@ def write(output: Path | None, lines: Iterable[str]) -> None:
     """Writes lines to a new file, or to standard output. Raises SettingsInvalid."""
     if output is None:
         for line in lines:
-            print(printable(line) if sys.stdout.isatty() else line)
+            print(make_printable(line) if sys.stdout.isatty() else line)
         return
     try:
         with open(output, "x", encoding="utf-8", opener=open_private) as file:

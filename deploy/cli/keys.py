@@ -134,7 +134,7 @@ async def run_list(url: str, given: argparse.Namespace) -> int:
 
 
 async def run_rotate(url: str, given: argparse.Namespace) -> int:
-    async with opened(url) as administration:
+    async with open_administration(url) as administration:
         made = await administration.rotate_key(actor(), given.id, given.grace)
     if made is None:
         return report_unknown_key(given.id)
@@ -178,19 +178,19 @@ async def create(
 
     Without `life_s` it does not expire. Raises LogMisconfigured if the bucket is missing, LogUnavailable.
     """
-    async with opened(url) as administration:
+    async with open_administration(url) as administration:
         return await administration.create_key(actor(), tenant, name, scopes, limits, life_s)
 
 
 async def list_all(url: str) -> list[ApiKey]:
     """Returns all keys, oldest first, including revoked ones."""
-    async with opened(url) as administration:
+    async with open_administration(url) as administration:
         return await administration.list_keys()
 
 
 async def revoke(url: str, key_id: str) -> Revocation | None:
     """Revokes a key, also the last one. None if no key has this id."""
-    async with opened(url) as administration:
+    async with open_administration(url) as administration:
         return await administration.revoke_key(actor(), key_id, may_be_last=True)
 
 
@@ -220,7 +220,7 @@ def day(time_s: int | None) -> str:
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Administration]:
+async def open_administration(url: str) -> AsyncIterator[Administration]:
     connection = await Connection.open(url, "tailrace-keys", ADMIN)
     try:
         await check(connection)

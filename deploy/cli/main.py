@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tailrace.deploy.local import configuration
-from tailrace.deploy.local.terminal_text import one_line, printable
+from tailrace.deploy.local.terminal_text import make_printable, one_line
 from tailrace.proto.did_you_mean import suggest
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.exit_status import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         configure_logging()
         status: int = given.command(given, configured.environ)
     except TailraceError as error:
-        print(f"tailrace: {printable(str(error))}", file=sys.stderr)
+        print(f"tailrace: {make_printable(str(error))}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, SettingsInvalid) else EXIT_ERROR
     except BrokenPipeError:
         # The program that reads the output has ended, as in `tailrace turns | head -1`. Python would print an error.

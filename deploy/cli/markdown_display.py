@@ -14,7 +14,7 @@ from rich.text import Text
 from tailrace.client import TailraceError
 from tailrace.client.core import State
 from tailrace.deploy.cli.display import AGAIN
-from tailrace.deploy.local.terminal_text import printable
+from tailrace.deploy.local.terminal_text import make_printable
 
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 REFRESHES_PER_S = 12
@@ -34,7 +34,7 @@ class MarkdownDisplay:
         self._live: Live | None = None
 
     def add(self, text: str) -> None:
-        self._text += printable(text)
+        self._text += make_printable(text)
         finished, self._text = split_blocks(self._text)
         if finished:
             self._stop()
@@ -52,7 +52,7 @@ class MarkdownDisplay:
             self._draw()
 
     def retry(self, error: TailraceError, tries: int) -> None:  # noqa: ARG002  # as in Display
-        self._waiting = printable(f"{error}; trying again")
+        self._waiting = make_printable(f"{error}; trying again")
         self._draw()
 
     def close(self) -> None:

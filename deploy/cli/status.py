@@ -15,7 +15,7 @@ from tailrace.deploy.local import nats_server, status_file
 from tailrace.deploy.local.console import Problem
 from tailrace.deploy.local.readiness import passes
 from tailrace.deploy.local.status_file import ProcessEntry
-from tailrace.deploy.local.terminal_text import printable, table
+from tailrace.deploy.local.terminal_text import make_printable, table
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.exit_status import EXIT_ERROR
 from tailrace.proto.generator_health import GeneratorHealth
@@ -186,7 +186,7 @@ def render(status: Status) -> str:
     if status.problems:
         rows = [(f"{one.at.astimezone():%m-%d %H:%M:%S}", one.name, one.text) for one in status.problems]
         parts.append("Last problems\n" + table(rows))
-    return printable("\n\n".join(parts))
+    return make_printable("\n\n".join(parts))
 
 
 def _render_nats(nats: NatsStatus) -> str:

@@ -18,7 +18,7 @@ from tailrace.deploy.cli import status
 from tailrace.deploy.cli.arguments import add_connection, add_json
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import excerpt, text_of
-from tailrace.deploy.local.terminal_text import printable, table
+from tailrace.deploy.local.terminal_text import make_printable, table
 from tailrace.proto.errors import SettingsInvalid
 
 DESCRIPTION = "Watch processes, the queue, tokens a second and the slowest running turns."
@@ -102,7 +102,7 @@ def running_turn(turn: Mapping[str, Any]) -> RunningTurn:
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints samples until Ctrl-C on a terminal and with --json; otherwise prints one."""
     is_screen = sys.stdout.isatty() and not given.json
-    with connect(given, environ) as client, alternate_screen() if is_screen else nullcontext():
+    with connect(given, environ) as client, open_alternate_screen() if is_screen else nullcontext():
         sampler = Sampler(client, given, environ)
         while True:
             found = sampler.sample()
@@ -133,7 +133,7 @@ def render(screen: Screen) -> str:
             for one in screen.slowest
         ]
         parts.append(table([("SLOWEST TURNS", "SECONDS", "FIRST TOKEN", "OUTPUT", "MODEL", "QUESTION"), *rows]))
-    return printable("\n\n".join(parts))
+    return make_printable("\n\n".join(parts))
 
 
 def draw(text: str) -> None:
@@ -145,7 +145,7 @@ def draw(text: str) -> None:
 
 
 @contextmanager
-def alternate_screen() -> Iterator[None]:
+def open_alternate_screen() -> Iterator[None]:
     """Switches the terminal to its alternate screen without a cursor, and back at the end."""
     sys.stdout.write("\x1b[?1049h\x1b[?25l")
     try:

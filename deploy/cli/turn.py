@@ -10,7 +10,7 @@ import msgspec
 
 from tailrace.deploy.cli.arguments import add_data, add_json, add_turn_id, tenant
 from tailrace.deploy.local import nats_server
-from tailrace.deploy.local.terminal_text import printable
+from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.timeline import EndStep, Step, Timeline, read
 from tailrace.proto.errors import TurnUnknown
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     found = asyncio.run(fetch(nats_server.url(given.data, environ), given.id, given.tenant))
-    print(msgspec.json.encode(found).decode() if given.json else printable(render(found)))
+    print(msgspec.json.encode(found).decode() if given.json else make_printable(render(found)))
     return 0
 
 

@@ -65,7 +65,7 @@ def gateway_settings(options: Options, environ: Mapping[str, str], nats_url: str
     )
 
 
-def mistyped(environ: Mapping[str, str]) -> list[str]:
+def find_mistyped(environ: Mapping[str, str]) -> list[str]:
     """Returns a warning for each variable whose name is nearly one of `SDK_NAMES`."""
     return [
         f"{name} is set but has no meaning: did you mean {found}?"

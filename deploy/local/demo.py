@@ -60,7 +60,7 @@ class Demo:
 
 
 @asynccontextmanager
-async def serving(supervisor: Supervisor) -> AsyncIterator[Demo]:
+async def serve_demo(supervisor: Supervisor) -> AsyncIterator[Demo]:
     """Answers the gateways until the context is left."""
     # Not in the data directory: the path of a socket has 107 bytes at most.
     with TemporaryDirectory(prefix="tailrace-") as folder:

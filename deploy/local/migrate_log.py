@@ -117,7 +117,7 @@ def has_one_account(store: Path) -> bool:
 async def migrate(options: Options, console: Console) -> None:
     """Converts an existing log to one server or a cluster, as `options` say. Raises UpRefused, LogUnavailable."""
     _rename_account(options.data_dir, console)
-    other = _other(options)
+    other = _other_options(options)
     old, new = store_of(other, options.data_dir), store_of(options, options.data_dir)
     # `existing_specs` would create the directory.
     if (
@@ -160,7 +160,7 @@ def _rename_account(data_dir: Path, console: Console) -> None:
         console.log("the log was moved to a NATS account of its own")
 
 
-def _other(options: Options) -> Options:
+def _other_options(options: Options) -> Options:
     return Options(data_dir=options.data_dir, cluster=not options.cluster, sync=options.sync)
 
 

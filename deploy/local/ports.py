@@ -53,7 +53,7 @@ def find_free(count: int) -> list[int]:
         return ports
 
 
-def consecutive(first: int, count: int) -> list[int]:
+def find_consecutive(first: int, count: int) -> list[int]:
     """Returns `count` loopback ports from `first` on. Raises UpRefused if one is in use or is not a port number."""
     for number in range(first, first + count):
         try:

@@ -108,7 +108,7 @@ def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> l
     return [persistence, *simulated, *rest]
 
 
-def spare(spec: ProcessSpec, port: int) -> ProcessSpec:
+def build_spare(spec: ProcessSpec, port: int) -> ProcessSpec:
     """Returns a further process of the role of `spec`, with its metrics on `port`. It is not started again."""
     name = f"{spec.name.rpartition('-')[0]}-spare"
     environ = {**spec.environ, "TAILRACE_METRICS_PORT": str(port), "TAILRACE_GENERATOR": name}

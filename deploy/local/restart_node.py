@@ -46,7 +46,7 @@ async def restart(data_dir: Path, name: str) -> None:
             ) from error
     connection = await Connection.open(url, "tailrace-node")
     try:
-        if missing := await _behind(connection):
+        if missing := await _find_lagging(connection):
             raise UpRefused(f"{', '.join(sorted(missing))} has not caught up with {name}: try again in a moment")
         pid = pid_file.read_text(encoding="utf-8")
         os.kill(int(pid), SIGUSR2)
@@ -66,7 +66,7 @@ async def restart(data_dir: Path, name: str) -> None:
         await connection.close()
 
 
-async def _behind(connection: Connection) -> set[str]:
+async def _find_lagging(connection: Connection) -> set[str]:
     """Returns the servers that are behind.
 
     Repeats the check while a stream has no leader, as shortly after a restart, and up to `CHECKS` times, because a copy

@@ -17,7 +17,7 @@ import msgspec
 
 from tailrace.deploy.local import data_dir, ports, status_file
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.deploy.local.processes import spare
+from tailrace.deploy.local.processes import build_spare
 from tailrace.deploy.local.readiness import READY_S_MAX, passes
 from tailrace.deploy.local.status_file import Restart, StatusFile
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
@@ -66,7 +66,7 @@ class RollingRestart:
             await self._restart(specs[0])
             return
         [port] = ports.find_free(1)
-        further = spare(specs[0], port)
+        further = build_spare(specs[0], port)
         self._supervisor.start(further)
         try:
             await self._wait_ready(further)

@@ -14,7 +14,7 @@ FILE = "running"
 
 def record(data_dir: Path) -> None:
     """Adds a directory to the user's list, and removes directories without a running `up`."""
-    others = [one for one in _recorded() if one != data_dir and status_file.read(one) is not None]
+    others = [one for one in _read_recorded() if one != data_dir and status_file.read(one) is not None]
     write_state(FILE, "".join(f"{one}\n" for one in [*others, data_dir]))
 
 
@@ -24,7 +24,7 @@ def find_data_dir() -> Path:
     If no `up` runs, returns the directory that `up` would use.
     """
     default = default_data_dir()
-    candidates = (default, *reversed(_recorded()))
+    candidates = (default, *reversed(_read_recorded()))
     return next((one for one in candidates if status_file.read(one) is not None), default)
 
 
@@ -48,5 +48,5 @@ def _state_dir() -> Path:
     return user_state_path("tailrace", appauthor=False)
 
 
-def _recorded() -> list[Path]:
+def _read_recorded() -> list[Path]:
     return [Path(line) for line in read_state(FILE).splitlines()]

@@ -8,14 +8,14 @@ from itertools import zip_longest
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def printable(text: str) -> str:
+def make_printable(text: str) -> str:
     """Returns `text` without characters that control a terminal."""
     return CONTROL.sub("", text)
 
 
 def one_line(text: str) -> str:
     """Returns `text` as one line: printable, with spaces in the place of line breaks and tabs."""
-    return printable(text).replace("\n", " ").replace("\t", " ")
+    return make_printable(text).replace("\n", " ").replace("\t", " ")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

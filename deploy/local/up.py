@@ -22,7 +22,7 @@ from tailrace.deploy.local.backup import DATABASE
 from tailrace.deploy.local.banner import model_banner, render_banner
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.data_dir import write_private
-from tailrace.deploy.local.demo import Demo, serving
+from tailrace.deploy.local.demo import Demo, serve_demo
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_log import FILE, NatsLogFile
 from tailrace.deploy.local.nats_server import ServerSpec
@@ -93,7 +93,7 @@ async def up(options: Options, environ: Mapping[str, str], listener: socket.sock
     console = Console(sys.stdout, width=NAME_WIDTH, coloured=is_coloured(sys.stdout, environ))
     async with TaskGroup() as tasks, AsyncExitStack() as stack:
         supervisor = Supervisor(tasks, console)
-        demo = await stack.enter_async_context(serving(supervisor)) if is_loopback(options.host) else None
+        demo = await stack.enter_async_context(serve_demo(supervisor)) if is_loopback(options.host) else None
         watching = asyncio.create_task(start_and_watch(options, environ, listener, supervisor, demo))
         try:
             stop_requested = await run_until(handle_signals(supervisor).wait(), watching, supervisor.fatal_config)
@@ -140,7 +140,7 @@ async def start_and_watch(
     nats_urls = await start_nats(options, environ, servers, supervisor)
     authenticator = await load_authenticator(check_environment.gateway_settings(options, environ, nats_urls[GATEWAY]))
     plan = make_plan(options, environ, listening, nats_urls, demo)
-    for warning in check_environment.mistyped(environ):
+    for warning in check_environment.find_mistyped(environ):
         console.log(warning)
     log_format = "colour" if console.coloured else "console"
     specs = process_specs(options, plan, {"TAILRACE_LOG_FORMAT": log_format, **environ})
@@ -211,7 +211,7 @@ def make_plan(
     """Chooses the ports of the other processes. Called when nats-server has bound its own, so none is given twice."""
     claude_port, *metrics_ports = ports.find_free(2 + options.generators + options.gateways)
     if first := settings.read(ProcessSettings, environ).metrics_port:
-        metrics_ports = ports.consecutive(first, len(metrics_ports))
+        metrics_ports = ports.find_consecutive(first, len(metrics_ports))
     return Plan(
         nats_urls=nats_urls,
         host=ports.loopback_of(options.host),

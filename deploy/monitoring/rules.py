@@ -45,7 +45,7 @@ class ServiceLevel(NamedTuple):
     action: str
 
 
-def _slower(histogram: str, limit: str) -> tuple[str, str]:
+def _slow_rates(histogram: str, limit: str) -> tuple[str, str]:
     """Returns the rates of the observations above a bucket's limit, and of all."""
     every = f"sum(rate({histogram}_count[WINDOW]))"
     return f'{every} - sum(rate({histogram}_bucket{{le="{limit}"}}[WINDOW]))', every
@@ -56,7 +56,7 @@ SERVICE_LEVELS = (
         "first_token",
         "99 % of first tokens are written within 5 s",
         0.01,
-        *_slower("tailrace_gateway_first_token_seconds", "5.0"),
+        *_slow_rates("tailrace_gateway_first_token_seconds", "5.0"),
         "FirstTokensLate",
         "Find the slow part on the dashboards: the queue, the model, or the log.",
     ),
@@ -73,7 +73,7 @@ SERVICE_LEVELS = (
         "resume",
         "99 % of readers that resume receive bytes within 0.5 s",
         0.01,
-        *_slower("tailrace_gateway_resume_seconds", "0.5"),
+        *_slow_rates("tailrace_gateway_resume_seconds", "0.5"),
         "ResumesLate",
         "Check the CPU of the gateways, and that the log answers.",
     ),
@@ -81,11 +81,11 @@ SERVICE_LEVELS = (
 
 
 def _burns(level: ServiceLevel, severity: Severity) -> str:
-    def above(window: str, factor: float) -> str:
+    def compare(window: str, factor: float) -> str:
         return f'tailrace:slo_bad:ratio_rate{window}{{slo="{level.name}"}} > {factor * level.budget:.4g}'
 
     return " or ".join(
-        f"({above(long, factor)} and {above(short, factor)})" for long, short, factor in BURN_RATES[severity]
+        f"({compare(long, factor)} and {compare(short, factor)})" for long, short, factor in BURN_RATES[severity]
     )
 
 

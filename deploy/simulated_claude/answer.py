@@ -40,7 +40,7 @@ class Part(msgspec.Struct, frozen=True):
         return sum(len(block.deltas) for block in self.blocks)
 
 
-def whole(
+def build_answer(
     conversation: Conversation, directed: Directive, *, json_sample: str = "", forced: tuple[str, str] | None = None
 ) -> Part:
     """Returns the complete answer. A tool of `tool=` is not called again after its result.
@@ -88,7 +88,7 @@ def rest(answer: Part, partial: str) -> Part | None:
     text = next((block for block in answer.blocks if block.kind == "text"), Block("text", ()))
     if not text.content.startswith(partial):
         return None
-    done, left = after(text.deltas, len(partial))
+    done, left = split_after(text.deltas, len(partial))
     tools = (block for block in answer.blocks if block.kind == "tool_use")
     blocks = (*([msgspec.structs.replace(text, deltas=left)] if left else []), *tools)
     return Part(blocks, thinking + done, stop_sequence=answer.stop_sequence)
@@ -105,13 +105,13 @@ def with_repeated(part: Part, partial: str, words: int) -> Part:
     return msgspec.structs.replace(part, blocks=(msgspec.structs.replace(text, deltas=deltas), *others))
 
 
-def stopped(part: Part, sequences: Sequence[str]) -> Part:
+def cut_at_stop_sequence(part: Part, sequences: Sequence[str]) -> Part:
     """Returns `part` up to the first of the stop `sequences` in its text, without the sequence."""
     for number, block in enumerate(part.blocks):
         found = [(at, one) for one in sequences if (at := block.content.find(one)) >= 0]
         if block.kind == "text" and found:
             at, sequence = min(found)
-            done, _ = after(block.deltas, at)
+            done, _ = split_after(block.deltas, at)
             said = (*block.deltas[:done], block.deltas[done][: at - length(block, done)])
             blocks = (*part.blocks[:number], *([Block("text", tuple(filter(None, said)))] if at else []))
             return Part(blocks, part.start, stop_sequence=sequence)
@@ -123,7 +123,7 @@ def length(block: Block, deltas: int) -> int:
     return sum(len(delta) for delta in block.deltas[:deltas])
 
 
-def after(deltas: tuple[str, ...], length: int) -> tuple[int, tuple[str, ...]]:
+def split_after(deltas: tuple[str, ...], length: int) -> tuple[int, tuple[str, ...]]:
     """Returns how many deltas the first `length` characters fill, and the rest; a split delta leaves its remainder."""
     for number, delta in enumerate(deltas):
         if length < len(delta):
@@ -132,7 +132,7 @@ def after(deltas: tuple[str, ...], length: int) -> tuple[int, tuple[str, ...]]:
     return len(deltas), ()
 
 
-def at_most(part: Part, max_tokens: int) -> Part:
+def limit_tokens(part: Part, max_tokens: int) -> Part:
     """Returns `part` with at most `max_tokens` deltas: a word counts as a token."""
     if part.deltas <= max_tokens:
         return part

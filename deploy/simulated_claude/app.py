@@ -60,7 +60,7 @@ def app(*, shows_calls: bool = False) -> Starlette:
             *recorded,
             Route("/_sim/expire", expire_batches, methods=["POST"]),
         ],
-        exception_handlers={Refusal: refused, HTTPException: unrouted},
+        exception_handlers={Refusal: handle_refusal, HTTPException: handle_not_found},
         # A page in a browser on this machine must not reach it under a host name of its own (DNS rebinding).
         # The third is its name in deploy/container/compose.yaml, which no page's host can have.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "simulated-claude"])],
@@ -114,7 +114,7 @@ async def create_batch(http: HttpRequest) -> Response:
     batch, is_answered = http.app.state.batches.create(body)
     remember(http, body)
     if not is_answered:
-        return Written(silent, headers("application/json"))
+        return Written(send_nothing, headers("application/json"))
     return json(batch.describe(str(http.base_url)))
 
 
@@ -156,7 +156,7 @@ async def batch_results(http: HttpRequest) -> Response:
 
 def batch_of(http: HttpRequest) -> MessageBatch:
     require_key(http.headers)
-    found: MessageBatch = http.app.state.batches.named(http.path_params["id"])
+    found: MessageBatch = http.app.state.batches.get(http.path_params["id"])
     return found
 
 
@@ -166,7 +166,7 @@ async def expire_batches(http: HttpRequest) -> Response:
     return json({})
 
 
-async def silent(_: Send) -> None:
+async def send_nothing(_: Send) -> None:
     """Sends no body, because the response is dropped before it."""
 
 
@@ -231,12 +231,12 @@ def require_key(given: Mapping[str, str]) -> None:
         raise Refusal("authentication_error", "invalid x-api-key")
 
 
-async def refused(_: HttpRequest, refusal: Exception) -> Response:
+async def handle_refusal(_: HttpRequest, refusal: Exception) -> Response:
     assert isinstance(refusal, Refusal)  # noqa: S101 - Starlette's type is wider than its promise
     return error(refusal)
 
 
-async def unrouted(_: HttpRequest, missing: Exception) -> Response:
+async def handle_not_found(_: HttpRequest, missing: Exception) -> Response:
     return error(Refusal("not_found_error", f"Not found: {missing}"))
 
 

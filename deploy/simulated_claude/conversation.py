@@ -30,7 +30,7 @@ class Conversation(msgspec.Struct, frozen=True, dict=True):
 
         The middle of a very long one is left out, so that it delays no other answer.
         """
-        asked = (asked_in(message) for message in reversed(self.messages) if message.role == "user")
+        asked = (extract_text(message) for message in reversed(self.messages) if message.role == "user")
         text = next((text for text in asked if text and not (text.isspace() or text.startswith(MISFIT))), "")
         return text if len(text) <= 2 * QUESTION_CHARS else f"{text[:QUESTION_CHARS]}\n{text[-QUESTION_CHARS:]}"
 
@@ -58,7 +58,7 @@ class Conversation(msgspec.Struct, frozen=True, dict=True):
         return hashlib.sha256(msgspec.json.encode(spoken)).hexdigest()[:40]
 
 
-def asked_in(message: Message) -> str:
+def extract_text(message: Message) -> str:
     """Returns the text of a message, without blocks that are only a reminder."""
     if isinstance(message.content, str):
         return message.content

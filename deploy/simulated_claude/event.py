@@ -31,14 +31,14 @@ def frames(reply: Reply) -> Iterator[Frame]:
     if reply.breaks is None:
         yield from blocks
     else:
-        yield from broken(blocks, reply.breaks)
+        yield from apply_break(blocks, reply.breaks)
         if reply.breaks.kind != "garbage":
             return
     yield message_delta(reply), False
     yield MESSAGE_STOP, False
 
 
-def broken(blocks: Iterator[Frame], breaks: Break) -> Iterator[Frame]:
+def apply_break(blocks: Iterator[Frame], breaks: Break) -> Iterator[Frame]:
     left = breaks.after
     while left:
         frame = next(blocks)
@@ -96,12 +96,12 @@ def message_delta(reply: Reply) -> bytes:
             "type": "message_delta",
             "delta": {"stop_reason": reply.stop_reason, "stop_sequence": reply.part.stop_sequence},
             "usage": usage(reply, reply.part.deltas),
-            **managed(reply),
+            **context_management(reply),
         }
     )
 
 
-def managed(reply: Reply) -> dict[str, object]:
+def context_management(reply: Reply) -> dict[str, object]:
     """Returns the report for a request with `context_management`: nothing was cleared."""
     return {"context_management": {"applied_edits": []}} if reply.is_managed else {}
 
@@ -110,7 +110,7 @@ def message(reply: Reply) -> bytes:
     """Returns the body of a response without streaming."""
     content = [content_block(block) for block in reply.part.blocks]
     whole = shell(reply, content, stop_reason=reply.stop_reason, output_tokens=reply.part.deltas)
-    return msgspec.json.encode({**whole, "stop_sequence": reply.part.stop_sequence, **managed(reply)})
+    return msgspec.json.encode({**whole, "stop_sequence": reply.part.stop_sequence, **context_management(reply)})
 
 
 def content_block(block: Block) -> dict[str, object]:

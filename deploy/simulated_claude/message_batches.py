@@ -56,16 +56,16 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class MessageBatch:
-    """One batch. `processed` returns the result of a request; called once for each."""
+    """One batch. `process` returns the result of a request; called once for each."""
 
-    def __init__(self, number: int, requests: list[Request], processed: Callable[[Request], Result]) -> None:
+    def __init__(self, number: int, requests: list[Request], process: Callable[[Request], Result]) -> None:
         self.id = f"msgbatch_sim{number:012d}"
         self.created_at = datetime.now(UTC)
         self.cancelled_at: datetime | None = None
         self.ended_at: datetime | None = None
         self.results: list[Result] = []
         self._requests = requests
-        self._processed = processed
+        self._process = process
         loop = asyncio.get_running_loop()
         self._began = loop.time()
         self._times_s = [time_of(request) for request in requests]
@@ -110,7 +110,7 @@ class MessageBatch:
         # A timer may fire a moment early (uvloop's have whole milliseconds), so its own end does not read the clock.
         had_s = asyncio.get_running_loop().time() - self._began if rest else math.inf
         self.results = [
-            Result(request.custom_id, rest) if rest and time_s > had_s else self._processed(request)
+            Result(request.custom_id, rest) if rest and time_s > had_s else self._process(request)
             for request, time_s in zip(self._requests, self._times_s, strict=True)
         ]
         self.results.reverse()
@@ -133,11 +133,11 @@ class MessageBatches:
             raise refused
         self._made += 1
         self._stats.batches += 1
-        batch = MessageBatch(self._made, requests, self._processed)
+        batch = MessageBatch(self._made, requests, self._process)
         self._batches[batch.id] = batch
         return batch, not is_cut
 
-    def named(self, name: str) -> MessageBatch:
+    def get(self, name: str) -> MessageBatch:
         """Raises Refusal."""
         if name not in self._batches:
             raise Refusal("not_found_error", f"Batch {name} not found")
@@ -145,7 +145,7 @@ class MessageBatches:
 
     def delete(self, name: str) -> None:
         """Raises Refusal."""
-        if self.named(name).ended_at is None:
+        if self.get(name).ended_at is None:
             raise Refusal(INVALID, f"Batch {name} cannot be deleted while it is in progress")
         del self._batches[name]
 
@@ -159,16 +159,16 @@ class MessageBatches:
             raise Refusal(INVALID, f"limit: must be from 1 to {LIMIT_MAX}")
         found = list(reversed(self._batches.values()))
         if after is not None:
-            found = found[found.index(self.named(after)) + 1 :]
+            found = found[found.index(self.get(after)) + 1 :]
         elif before is not None:
-            found = found[: found.index(self.named(before))]
+            found = found[: found.index(self.get(before))]
             return found[-limit:], len(found) > limit
         return found[:limit], len(found) > limit
 
     def _fault(self, first: Request) -> tuple[Refusal | None, bool]:
         """Returns the refusal of a creation (429, 529), and whether to drop the response (cut)."""
         try:
-            asked = asked_of(first)
+            asked = understand_request(first)
         except Refusal:
             return None, False
         for fault in asked.directed.faults:
@@ -182,14 +182,14 @@ class MessageBatches:
                 return Refusal(ERROR_TYPES[fault.kind], event.error_message(fault.kind), {"retry-after": "0"}), False
         return None, False
 
-    def _processed(self, request: Request) -> Result:
+    def _process(self, request: Request) -> Result:
         try:
-            asked = asked_of(request)
+            asked = understand_request(request)
         except Refusal as refusal:
-            return errored(request, refusal.type, refusal.message)
+            return build_error(request, refusal.type, refusal.message)
         for fault in asked.directed.faults:
             if fault.kind in ("500", "error"):
-                return errored(request, ERROR_TYPES[fault.kind], event.error_message(fault.kind))
+                return build_error(request, ERROR_TYPES[fault.kind], event.error_message(fault.kind))
         answered: Reply = reply(asked, self._stats.next_call(asked.conversation.key))
         answered = msgspec.structs.replace(answered, breaks=None, service_tier="batch")
         self._stats.output_tokens += answered.part.deltas
@@ -214,7 +214,7 @@ def read(body: bytes) -> list[Request]:
     return requests
 
 
-def asked_of(request: Request) -> Asked:
+def understand_request(request: Request) -> Asked:
     """Parses a request of a batch. Raises Refusal."""
     message = decode(bytes(request.params))
     require_max_tokens(message)
@@ -226,12 +226,12 @@ def asked_of(request: Request) -> Asked:
 def time_of(request: Request) -> float:
     """Returns the seconds that the answer takes without streaming."""
     try:
-        asked = asked_of(request)
+        asked = understand_request(request)
     except Refusal:
         return 0.0
     rate = asked.directed.rate
     return asked.directed.wait_s + (reply(asked, 1).part.deltas / rate if rate else 0.0)
 
 
-def errored(request: Request, kind: str, message: str) -> Result:
+def build_error(request: Request, kind: str, message: str) -> Result:
     return Result(request.custom_id, "errored", {"error": msgspec.Raw(error_body(kind, message, "req_simbatch"))})

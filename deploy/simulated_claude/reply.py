@@ -52,14 +52,14 @@ def understand(request: Request) -> Asked:
 def reply(asked: Asked, call: int, cached: Cached = NOTHING) -> Reply:
     """Returns the reply to call number `call` (from 1) of this turn; `cached` are the tokens of the prompt cache."""
     request, talk, directed = asked.request, asked.conversation, asked.directed
-    all_of_it = answer.stopped(
-        answer.whole(talk, directed, json_sample=json_sample(request), forced=forced_call(request)),
+    all_of_it = answer.cut_at_stop_sequence(
+        answer.build_answer(talk, directed, json_sample=json_sample(request), forced=forced_call(request)),
         request.stop_sequences,
     )
     remainder = answer.rest(all_of_it, talk.partial) if talk.partial else all_of_it
     if talk.partial and remainder is not None:
         remainder = answer.with_repeated(remainder, talk.partial, directed.repeat)
-    part = answer.at_most(all_of_it if remainder is None else remainder, request.max_tokens)
+    part = answer.limit_tokens(all_of_it if remainder is None else remainder, request.max_tokens)
     return Reply(
         message_id="msg_sim" + hashlib.sha256(f"{talk.key}{call}".encode()).hexdigest()[:20],
         model=request.model,

@@ -39,15 +39,15 @@ class Guest(Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+async def run_simulated_claude(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
     """Runs a simulated Claude, which shows its calls, in this event loop until the block ends; yields its URL."""
-    async with running(Guest(host, port, shows_calls=True)) as url:
+    async with run_guest(Guest(host, port, shows_calls=True)) as url:
         yield url
 
 
 @contextlib.asynccontextmanager
-async def running(server: Guest) -> AsyncIterator[str]:
-    """Like `serving`, for an existing server."""
+async def run_guest(server: Guest) -> AsyncIterator[str]:
+    """Like `run_simulated_claude`, for an existing server."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve([server.socket]))
         try:

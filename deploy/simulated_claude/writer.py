@@ -34,7 +34,7 @@ class Written(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await self.writer(send)
 
-        leaving = asyncio.create_task(left(receive))
+        leaving = asyncio.create_task(wait_for_disconnect(receive))
         try:
             writing = await run_until(write(), leaving)
         finally:
@@ -44,7 +44,7 @@ class Written(Response):
             writing.result()
 
 
-async def left(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -24,7 +24,7 @@ def expected_answer(request: Request) -> dict[str, str] | None:
         return None
     if directed.files:
         return None
-    blocks = answer.whole(read, directed).blocks
+    blocks = answer.build_answer(read, directed).blocks
     return {kind: "".join(block.content for block in blocks if block.kind == kind) for kind in KINDS}
 
 

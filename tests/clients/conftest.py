@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.simulated_claude.server import serving
+from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.proto.nats import Connection
 from tests.clients.browsers import find_browser
 from tests.harness.generator_in_loop import running_generator, shorten_lease
@@ -106,5 +106,5 @@ async def takeover(own_server: NatsServer, new_gateway: NewGateway, tmp_path: Pa
     connection = await Connection.open(own_server.url, "test")
     await shorten_lease(connection, LEASE_S)
     await connection.close()
-    async with serving() as claude_url, Persistence(own_server.url, tmp_path / "tailrace.db"):
+    async with run_simulated_claude() as claude_url, Persistence(own_server.url, tmp_path / "tailrace.db"):
         yield Takeover(await new_gateway(own_server.url, api_keys=""), own_server.url, claude_url)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.simulated_claude.server import serving
+from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.claude_code import ClaudeCode, build_prompt, find
 from tailrace.generators.backends.registry import open_backend
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture
 async def claude() -> AsyncIterator[str]:
     """The URL of a simulated Claude of this test."""
-    async with serving() as url:
+    async with run_simulated_claude() as url:
         yield url
 
 

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tailrace.deploy.simulated_claude.server import Guest, running
+from tailrace.deploy.simulated_claude.server import Guest, run_guest
 
 AWS_KEY, AWS_SECRET, AWS_REGION = "AKIDTESTTESTTESTTEST", "a-secret-of-nobody", "eu-central-1"
 GOOGLE_PROJECT, GOOGLE_REGION, GOOGLE_TOKEN = "project-of-nobody", "europe-west1", "ya29.of-nobody"
@@ -127,7 +127,7 @@ async def running_cloud(folder: Path, *, is_kind: bool = False) -> AsyncIterator
     server = Guest("127.0.0.1", 0)
     doors = CloudEndpoints(server.config.app, is_kind=is_kind)  # type: ignore[arg-type]
     server.config.app = doors
-    async with running(server) as url:
+    async with run_guest(server) as url:
         yield Cloud(url, doors.asked, environ(url, folder))
 
 

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.simulated_claude.server import serving
+from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.gateway import metrics
 from tailrace.gateway.__main__ import serve
 from tailrace.gateway.settings import Settings
@@ -173,7 +173,7 @@ async def own_gateway(own_server: NatsServer, new_gateway: NewGateway) -> Gatewa
 @pytest.fixture
 async def own_claude() -> AsyncIterator[str]:
     """The URL of a new simulated Claude of this test."""
-    async with serving() as url:
+    async with run_simulated_claude() as url:
         yield url
 
 

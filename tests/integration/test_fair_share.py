@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.simulated_claude.server import serving
+from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Message
 from tailrace.proto.ids import Tenant, TurnId, child_id, new_id
@@ -32,7 +32,7 @@ LOUD, QUIET = Tenant("loud"), Tenant("quiet")
 
 @pytest.fixture
 async def claude() -> AsyncIterator[str]:
-    async with serving() as url:
+    async with run_simulated_claude() as url:
         yield url
 
 

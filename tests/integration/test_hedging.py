@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from prometheus_client import REGISTRY
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.simulated_claude.server import serving
+from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.failover import parse_backends
 from tailrace.generators.hedging import run_hedge
@@ -229,7 +229,7 @@ async def test_a_hedge_that_fails_is_not_repeated_and_leaves_the_turn(
     failed = hedges("failed")
     async with AsyncExitStack() as stack:
         claudes = {name: await stack.enter_async_context(AsyncExitStack()) for name in ("one", "two")}
-        urls = {name: await claudes[name].enter_async_context(serving()) for name in claudes}
+        urls = {name: await claudes[name].enter_async_context(run_simulated_claude()) for name in claudes}
         async with AsyncExitStack() as generators:
             for name, url in urls.items():
                 await generators.enter_async_context(running_generator(own.server.url, url, **HEDGING, generator=name))

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.simulated_claude.server import Guest, running
+from tailrace.deploy.simulated_claude.server import Guest, run_guest
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Message
 from tailrace.proto.fold import Turn
@@ -105,7 +105,7 @@ async def broken(request: Request) -> Response:
 async def faulty() -> AsyncIterator[str]:
     server = Guest("127.0.0.1", 0)
     server.config.app = Starlette(routes=[Route("/v1/chat/completions", broken, methods=["POST"])])
-    async with running(server) as url:
+    async with run_guest(server) as url:
         yield url
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local import ports
-from tailrace.deploy.simulated_claude.server import serving
+from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tests.harness.processes import CHECKOUT
 from tests.harness.until import until
 
@@ -86,7 +86,7 @@ async def test_the_ten_steps_set_up_three_servers_with_tls(
     one, two, three = (f"127.0.0.1:{port}" for port in free_servers())
     (gateway_port,) = ports.find_free(1)
     gateway = f"http://127.0.0.1:{gateway_port}"
-    async with serving() as claude:
+    async with run_simulated_claude() as claude:
         shell = Shell(
             tmp_path,
             {

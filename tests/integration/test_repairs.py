@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from tailrace.deploy.local import liveness, ports
-from tailrace.deploy.local.check_environment import mistyped
+from tailrace.deploy.local.check_environment import find_mistyped
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.liveness import Liveness, is_working
 from tailrace.deploy.local.nats_server import NatsServer
@@ -277,7 +277,7 @@ def test_a_mistyped_variable_of_the_model_gets_a_warning() -> None:
     environ = dict.fromkeys(
         ["ANTHROPIC_APIKEY", "ANTHROPIC_API_KEY", "ANTHROPIC_MODEL", "PATH", "ANTROPIC_API_KEY"], "x"
     )
-    assert mistyped(environ) == [
+    assert find_mistyped(environ) == [
         "ANTHROPIC_APIKEY is set but has no meaning: did you mean ANTHROPIC_API_KEY?",
         "ANTROPIC_API_KEY is set but has no meaning: did you mean ANTHROPIC_API_KEY?",
     ]

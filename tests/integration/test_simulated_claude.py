@@ -17,7 +17,7 @@ import pytest
 
 from tailrace.deploy.simulated_claude.account import Account, AccountReport, Call
 from tailrace.deploy.simulated_claude.message_batches import MessageBatch, Request, Result
-from tailrace.deploy.simulated_claude.server import Guest, running, serving
+from tailrace.deploy.simulated_claude.server import Guest, run_guest, run_simulated_claude
 from tests.harness.generator_in_loop import words
 from tests.harness.until import until
 
@@ -333,13 +333,13 @@ def test_a_timer_that_fires_early_cancels_no_request(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("host", ["rebound.example", "rebound.example:80"])
 async def test_a_request_for_another_host_is_refused(host: str) -> None:
-    async with serving() as url, httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+    async with run_simulated_claude() as url, httpx2.AsyncClient(base_url=url, trust_env=False) as client:
         assert (await client.get("/_sim/stats", headers={"host": host})).status_code == 400
         assert (await client.get("/_sim/stats")).status_code == 200
 
 
 async def test_calls_are_recorded_and_shown_only_if_asked_for() -> None:
     """They contain the last line of each question."""
-    async with running(Guest("127.0.0.1", 0)) as url, httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+    async with run_guest(Guest("127.0.0.1", 0)) as url, httpx2.AsyncClient(base_url=url, trust_env=False) as client:
         for path in ("/_sim/calls", "/_sim/last"):
             assert (await client.get(path)).status_code == 404

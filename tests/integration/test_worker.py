@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.ports import find_free
-from tailrace.deploy.simulated_claude.server import serving
+from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import AnthropicApi
@@ -213,7 +213,7 @@ async def test_an_unreachable_model_is_called_again(own: OwnSystem) -> None:
     async with own.running_generator(claude_url=f"http://127.0.0.1:{port}", call_tries_max=99, call_wait_max_s=0.1):
         key = await own.append_request("words=9 rate=0")
         await until(lambda: read_attempts(own.log, key))
-        async with serving(port=port):
+        async with run_simulated_claude(port=port):
             turn = await wait_for_end(own.log, key)
     assert (turn.text, turn.outcome, turn.attempt) == (words(9), "completed", 1)
 

@@ -24,7 +24,7 @@ from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.spawn import signal_group
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
-from tailrace.deploy.simulated_claude.server import serving
+from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.proto.entries import Attempt, Event, Stored
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.nats import Connection, TurnLog, streams
@@ -76,7 +76,7 @@ class WearResult(msgspec.Struct, frozen=True, kw_only=True):
 
 async def wear(plan: Plan, folder: Path) -> WearResult:
     """Runs `plan` in a system of its own, without a gateway: the log is written and read here."""
-    async with NatsServer(folder) as server, serving() as claude:
+    async with NatsServer(folder) as server, run_simulated_claude() as claude:
         admin = await Connection.open(server.url, "wear")
         await streams.apply(admin, bytes_max=BYTES_MAX)
         log = TurnLog(admin)

@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from tailrace.deploy.local.console import Console
-from tailrace.deploy.local.demo import Demo, serving
+from tailrace.deploy.local.demo import Demo, serve_demo
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.gateway.page.demo import PATH, demo_middleware
 from tests.harness.until import until
@@ -65,7 +65,7 @@ async def parts() -> AsyncIterator[Parts]:
         for name, role in (("generator-1", "generators"), ("nats-server", "nats-server")):
             supervisor.start(ProcessSpec(name=name, role=role, command=SLEEP, environ={}))
         await until(lambda: all(child.pid for child in supervisor.children.values()))
-        async with serving(supervisor) as demo:
+        async with serve_demo(supervisor) as demo:
             yield Parts(supervisor, demo)
         await supervisor.stop()
 

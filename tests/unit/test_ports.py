@@ -8,7 +8,7 @@ import pytest
 from tailrace.deploy.local import ports
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.options import Options
-from tailrace.deploy.local.ports import consecutive, find_free
+from tailrace.deploy.local.ports import find_consecutive, find_free
 from tailrace.deploy.local.up import Listening, make_plan
 
 
@@ -28,9 +28,9 @@ def test_a_metrics_port_that_is_not_free_is_refused_before_the_start() -> None:
         other.listen()
         taken = other.getsockname()[1]
         with pytest.raises(UpRefused, match=f"TAILRACE_METRICS_PORT={taken}: .* {taken} is not free"):
-            consecutive(taken, 1)
+            find_consecutive(taken, 1)
     with pytest.raises(UpRefused, match="65536 is not free"):
-        consecutive(65536, 1)
+        find_consecutive(65536, 1)
 
 
 def test_free_ports_are_below_those_of_outgoing_connections() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.deploy.simulated_claude.answer import Block, Part, at_most, rest, stopped, whole
+from tailrace.deploy.simulated_claude.answer import Block, Part, build_answer, cut_at_stop_sequence, limit_tokens, rest
 from tailrace.deploy.simulated_claude.conversation import INTERRUPTED, Conversation, read
 from tailrace.deploy.simulated_claude.directive import Directive
 from tailrace.deploy.simulated_claude.directive import read as read_directive
@@ -22,7 +22,7 @@ def conversation(*messages: tuple[str, Any]) -> Conversation:
 
 
 def text(question: str) -> str:
-    part = whole(conversation(("user", question)), read_directive(question))
+    part = build_answer(conversation(("user", question)), read_directive(question))
     return next(block.content for block in part.blocks if block.kind == "text")
 
 
@@ -30,7 +30,7 @@ def test_words_are_numbered_and_joined_by_one_space() -> None:
     """A test knows the whole text byte for byte."""
     assert text("#sim words=3") == "w000000 w000001 w000002"
     assert text("#sim words=2 tag=turn-7") == "turn-7000000 turn-7000001"
-    assert whole(conversation(("user", "x")), Directive(words=3)).blocks[0].deltas == (
+    assert build_answer(conversation(("user", "x")), Directive(words=3)).blocks[0].deltas == (
         "w000000",
         " w000001",
         " w000002",
@@ -54,21 +54,21 @@ def test_a_count_has_each_number_once() -> None:
 def test_an_answer_ends_before_a_stop_sequence(sequences: list[str], said: str, sequence: str | None) -> None:
     """At any position in a delta; nothing is sent after it, not even a tool call."""
     directed = read_directive("#sim words=3 tool=look")
-    part = stopped(whole(conversation(("user", "x")), directed), sequences)
+    part = cut_at_stop_sequence(build_answer(conversation(("user", "x")), directed), sequences)
     text = "".join(block.content for block in part.blocks if block.kind == "text")
     assert (text, part.stop_sequence) == (said, sequence)
     assert any(block.kind == "tool_use" for block in part.blocks) == (sequence is None)
 
 
 def test_a_continuation_ends_at_the_same_stop_sequence() -> None:
-    part = stopped(whole(conversation(("user", "x")), read_directive("#sim words=3")), ["w000002"])
+    part = cut_at_stop_sequence(build_answer(conversation(("user", "x")), read_directive("#sim words=3")), ["w000002"])
     assert rest(part, "w000000") == Part((Block("text", (" w000001", " ")),), 1, stop_sequence="w000002")
 
 
 def test_with_a_schema_the_text_is_the_directed_json() -> None:
     """In pieces, as it streams."""
     directed = read_directive('#sim words=3 json={"a":[1,2,3,4]}')
-    (block,) = whole(conversation(("user", "x")), directed, json_sample="{}").blocks
+    (block,) = build_answer(conversation(("user", "x")), directed, json_sample="{}").blocks
     assert (block.kind, block.content, len(block.deltas)) == ("text", '{"a":[1,2,3,4]}', 2)
 
 
@@ -77,9 +77,9 @@ def test_files_are_proved_by_their_hash() -> None:
     files = [{"type": kind, "source": {"type": "base64", "data": kind}} for kind in ("image", "document")]
     address = {"type": "search_result", "source": "https://example.org"}
     asked = conversation(("user", files[:1]), ("assistant", "a"), ("user", [*files[1:], address]))
-    (block,) = whole(asked, read_directive("#sim words=2 files=1")).blocks
+    (block,) = build_answer(asked, read_directive("#sim words=2 files=1")).blocks
     assert block.content == f"{hashlib.sha256(b'imagedocument').hexdigest()} w000000 w000001"
-    (alone,) = whole(asked, read_directive("#sim words=0 files=1")).blocks
+    (alone,) = build_answer(asked, read_directive("#sim words=0 files=1")).blocks
     assert alone.content == hashlib.sha256(b"imagedocument").hexdigest()
 
 
@@ -102,7 +102,7 @@ def test_prose_has_the_topic_in_its_heading() -> None:
 @given(st.sampled_from([QUESTION, "Count to 99", "#sim words=30", "#sim words=30 thinking=4 tool=look"]), st.data())
 def test_any_partial_answer_and_its_continuation_are_the_whole(question: str, data: st.DataObject) -> None:
     """At any position, after any number of interruptions."""
-    everything = whole(conversation(("user", question)), read_directive(question))
+    everything = build_answer(conversation(("user", question)), read_directive(question))
     expected = text(question)
     received = ""
     for place in sorted(data.draw(st.lists(st.integers(1, len(expected)), max_size=4))):
@@ -117,16 +117,16 @@ def test_any_partial_answer_and_its_continuation_are_the_whole(question: str, da
 
 
 def test_a_partial_answer_that_is_no_prefix_has_no_rest() -> None:
-    everything = whole(conversation(("user", "x")), Directive(words=3))
+    everything = build_answer(conversation(("user", "x")), Directive(words=3))
     assert rest(everything, "w000001") is None
 
 
 def test_max_tokens_cuts_the_answer_short() -> None:
     """A word is a token: three words are three tokens, and three tokens are enough for them."""
-    everything = whole(conversation(("user", "x")), Directive(words=3, thinking=2, tool="look"))
-    short = at_most(everything, 4)
+    everything = build_answer(conversation(("user", "x")), Directive(words=3, thinking=2, tool="look"))
+    short = limit_tokens(everything, 4)
     assert ([b.content for b in short.blocks], short.is_cut_short) == (["t000000 t000001", "w000000 w000001"], True)
-    assert at_most(everything, everything.deltas) == everything
+    assert limit_tokens(everything, everything.deltas) == everything
 
 
 def test_a_tool_is_not_called_again_after_its_result() -> None:
@@ -140,7 +140,7 @@ def test_a_tool_is_not_called_again_after_its_result() -> None:
         ("user", [{"type": "tool_result", "tool_use_id": "t", "content": "42"}]),
     )
     assert talk.question == "#sim words=1 tool=look"
-    assert [block.kind for block in whole(talk, read_directive(talk.question)).blocks] == ["text"]
+    assert [block.kind for block in build_answer(talk, read_directive(talk.question)).blocks] == ["text"]
 
 
 REMINDER = {"type": "text", "text": "<system-reminder>\nToday is Friday.\n</system-reminder>\n"}
