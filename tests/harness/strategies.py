@@ -95,7 +95,7 @@ def an_end(chain: Chain) -> End:
 
 
 @st.composite
-def logs(draw: st.DrawFn, *, has_forks: bool = True, entries_max: int = 20) -> MadeUp:
+def logs(draw: st.DrawFn, *, has_forks: bool = True, entries_max: int = 10) -> MadeUp:
     """A log of any length, ended or not, between entries of other turns."""
     log = Handwritten(step=draw(st.integers(1, 3)))
     valid = [log.store_request()]
