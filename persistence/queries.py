@@ -161,12 +161,12 @@ class Queries:
         Raises Refused if the parent or the session does not exist, unless `begin` allows a new session.
         """
         if ask.parent is not None:
-            return await self._after(tenant, ask.session, TurnId(ask.parent))
+            return await self._read_context_after(tenant, ask.session, TurnId(ask.parent))
         if ask.session is None:
             raise Refused("request_invalid", "`session` or `parent` is required: the conversation to continue")
         last = await self._store.last_turn(tenant, ask.session)
         if last is not None:
-            return await self._after(tenant, ask.session, last)
+            return await self._read_context_after(tenant, ask.session, last)
         found = await self._store.session(tenant, ask.session, self.since)
         if found is not None:
             return _context(found, None, [])
@@ -174,7 +174,7 @@ class Queries:
             return Context(SessionId(ask.session), None, [])
         raise no_session()
 
-    async def _after(self, tenant: Tenant, session: str | None, parent: TurnId) -> Context:
+    async def _read_context_after(self, tenant: Tenant, session: str | None, parent: TurnId) -> Context:
         """Returns the context of a turn that continues `parent`, which must belong to `session` unless that is None."""
         branch = await self._store.branch(TurnKey(tenant, parent), BRANCH_TURNS_MAX)
         if not branch or session not in (None, branch[-1].session):

@@ -73,7 +73,7 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
         try:
             batch = client.request("POST", "/v1/turn-batches", msgspec.Raw(body), idempotency_key=key)["batch"]
         except TailraceError as error:
-            error.args = (in_file(str(error), given.file, numbers),)
+            error.args = (replace_references(str(error), given.file, numbers),)
             raise
         if not given.json:
             sys.stderr.write(f"batch {batch}: it continues if you stop this command; run it again for the results\n")
@@ -140,7 +140,7 @@ def body_of(file: Path, parallel: int, via: Via) -> tuple[bytes, list[int]]:
     return msgspec.json.encode(body), numbers
 
 
-def in_file(message: str, file: Path, numbers: Sequence[int]) -> str:
+def replace_references(message: str, file: Path, numbers: Sequence[int]) -> str:
     """Replaces the gateway's references to inputs in `message` by the file's line numbers."""
 
     def line(found: re.Match[str]) -> str:

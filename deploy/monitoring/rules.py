@@ -80,7 +80,7 @@ SERVICE_LEVELS = (
 )
 
 
-def _burns(level: ServiceLevel, severity: Severity) -> str:
+def _burn_condition(level: ServiceLevel, severity: Severity) -> str:
     def compare(window: str, factor: float) -> str:
         return f'tailrace:slo_bad:ratio_rate{window}{{slo="{level.name}"}} > {factor * level.budget:.4g}'
 
@@ -93,7 +93,7 @@ ALERTS = (
     *(
         Alert(
             level.alert,
-            _burns(level, severity),
+            _burn_condition(level, severity),
             "2m" if severity == "page" else "15m",
             severity,
             f"Service level missed too often: {level.promise}",

@@ -45,7 +45,7 @@ def guard(route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies
             async with authenticated.until_answered:
                 response = await endpoint(authenticated)
         except (Refused, LogError) as error:
-            response = error_responses.of(error, request.scope)
+            response = error_responses.render_error(error, request.scope)
         # Each is called now, when the endpoint is done: the response may begin much later.
         headers = [headers_of(route.path) for headers_of in authenticated.response_headers]
         return finish(response, request, route.path, headers, began_at)

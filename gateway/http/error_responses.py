@@ -80,7 +80,7 @@ def response(
     return Response(msgspec.json.encode(envelope), row.status, extra, JSON)
 
 
-def of(error: Refused | LogError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
+def render_error(error: Refused | LogError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
     """Returns the response for `error`, with further `headers`."""
     if isinstance(error, Refused):
         return response(
@@ -96,7 +96,7 @@ def of(error: Refused | LogError, scope: Scope, headers: Mapping[str, str] | Non
 
 async def handle_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused | LogError)  # noqa: S101
-    return of(error, request.scope)
+    return render_error(error, request.scope)
 
 
 async def handle_http_error(request: Request, error: Exception) -> Response:

@@ -155,7 +155,9 @@ class ClientConnection(HttpToolsProtocol):
         self.expect_100_continue &= not is_old
         super().on_headers_complete()
         if self.cycle is not None and "path" in self.scope:
-            self.cycle.default_headers = security_headers.of_path(self.scope["path"], self.cycle.default_headers)
+            self.cycle.default_headers = security_headers.add_page_policy(
+                self.scope["path"], self.cycle.default_headers
+            )
         self._body_left = declared_bytes(Headers(raw=self.headers)) or 0
         if not self.pipeline:
             self._answered = self.cycle

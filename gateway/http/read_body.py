@@ -122,7 +122,7 @@ def decode(body: bytes, kind: type[B], strings: Mapping[str, str] | None = None)
 
     `strings` are those that long_strings.py has cut out of the body.
     """
-    if values_in(body) > VALUES_MAX:
+    if count_values(body) > VALUES_MAX:
         raise Refused("body_too_large", f"the body has more than {VALUES_MAX} JSON values: send fewer")
     with _refuse_invalid(kind):
         if not strings:
@@ -172,12 +172,12 @@ def _not_json() -> Refused:
     return Refused("json_invalid", "the body is not valid JSON (RFC 8259), or is nested too deeply")
 
 
-def values_in(raw: bytes) -> int:
+def count_values(raw: bytes) -> int:
     """Counts the values in the lists and objects of a JSON text; an empty one counts as one value.
 
     Far above VALUES_MAX it returns the number of strings. After a syntax error the count may be wrong.
     """
-    count = _marks(raw)
+    count = _count_marks(raw)
     if count <= VALUES_MAX:
         return count
     # A long text may contain many marks: those inside of strings do not count.
@@ -185,9 +185,9 @@ def values_in(raw: bytes) -> int:
     if (quotes := bare.count(b'"')) > 4 * VALUES_MAX:
         # A value with its name has at most two strings. So many strings are not even split.
         return quotes // 2
-    return _marks(b"".join(bare.split(b'"')[::2]))
+    return _count_marks(b"".join(bare.split(b'"')[::2]))
 
 
-def _marks(raw: bytes) -> int:
+def _count_marks(raw: bytes) -> int:
     # An opening bracket stands for the first value of its list or object, a comma for each further one.
     return raw.count(b"[") + raw.count(b"{") + raw.count(b",")

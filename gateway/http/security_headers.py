@@ -26,7 +26,7 @@ PAGE_POLICIES = {
 }
 
 
-def of_path(path: str, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def add_page_policy(path: str, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Returns `headers` with the policy of the page at `path`. A browser obeys all policies of a response at once."""
     policy = PAGE_POLICIES.get(TURN_PAGES if path.startswith(TURN_PAGES) else path)
     if policy is None:

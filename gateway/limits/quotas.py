@@ -69,11 +69,11 @@ def quota_of(owner: Owner, what: What, now: float) -> Quota | None:
         case "tokens":
             return _rate_quota(owner, what, token_rate(limits), now)
         case "usd_day" if limits.usd_day is not None:
-            return _daily(owner, what, round(limits.usd_day * NANO_USD_PER_USD), now)
+            return _daily_quota(owner, what, round(limits.usd_day * NANO_USD_PER_USD), now)
         case "usd_month" if limits.usd_month is not None:
-            return _monthly(owner, what, round(limits.usd_month * NANO_USD_PER_USD), now)
+            return _monthly_quota(owner, what, round(limits.usd_month * NANO_USD_PER_USD), now)
         case "bytes_day" if limits.bytes_day is not None:
-            return _daily(owner, what, limits.bytes_day, now)
+            return _daily_quota(owner, what, limits.bytes_day, now)
         case _:
             return None
 
@@ -88,13 +88,13 @@ def _rate_quota(owner: Owner, what: What, rate: Rate | None, now: float) -> Quot
     return Quota(what, owner.noun, subject, rate.most, window_ms / 1000, (number + 1) * window_ms / 1000)
 
 
-def _daily(owner: Owner, what: What, most: int, now: float) -> Quota:
+def _daily_quota(owner: Owner, what: What, most: int, now: float) -> Quota:
     midnight = _midnight(now)
     subject = subjects.budget(owner.tenant, owner.name, what, f"{midnight:%Y-%m-%d}")
     return Quota(what, owner.noun, subject, most, DAY_S, (midnight + timedelta(days=1)).timestamp())
 
 
-def _monthly(owner: Owner, what: What, most: int, now: float) -> Quota:
+def _monthly_quota(owner: Owner, what: What, most: int, now: float) -> Quota:
     first = _midnight(now).replace(day=1)
     after = (first + timedelta(days=32)).replace(day=1)
     subject = subjects.budget(owner.tenant, owner.name, what, f"{first:%Y-%m}")

@@ -42,7 +42,7 @@ class QueueState(NamedTuple):
     undelivered_s: float = 0.0
     """The age of the oldest turn that no generator has fetched; 0 if there is none."""
 
-    def ahead(self, tenant: Tenant) -> int | None:
+    def count_ahead(self, tenant: Tenant) -> int | None:
         """Returns how many turns at most are ahead of the next turn of `tenant`.
 
         None if it can start at once, or if no generator has answered in time.
@@ -84,13 +84,13 @@ class TurnQueue:
 
     def check(self, tenant: Tenant) -> None:
         """Raises Refused if too many turns of the tenant wait."""
-        if (self._ahead(tenant) or 0) >= self._most:
+        if (self._count_ahead(tenant) or 0) >= self._most:
             message = f"more than {self._most} turns of this tenant wait for a generator: retry later"
             raise Refused("queue_full", message, retry_after_s=RETRY_AFTER_S)
 
     def join(self, tenant: Tenant) -> int | None:
         """Counts a new turn of `tenant` and returns its estimated position, from 1; None if it can start at once."""
-        ahead = self._ahead(tenant)
+        ahead = self._count_ahead(tenant)
         self._submitted[tenant] += 1
         self._has_submission.set()
         return None if ahead is None else ahead + 1
@@ -106,8 +106,8 @@ class TurnQueue:
             await self._refresh()
             await asyncio.sleep(REFRESH_EVERY_S)
 
-    def _ahead(self, tenant: Tenant) -> int | None:
-        ahead = self._state.ahead(tenant) if self._state is not None else None
+    def _count_ahead(self, tenant: Tenant) -> int | None:
+        ahead = self._state.count_ahead(tenant) if self._state is not None else None
         return None if ahead is None else ahead + self._submitted[tenant]
 
     async def _refresh(self) -> None:

@@ -115,7 +115,7 @@ def _operation(route: Route, method: str, row: Operation, schema_of: dict[Any, J
     if more.strip():
         operation["description"] = re.sub(r"\n +", "\n", more.strip())
     names = re.findall(r"{(\w+)}", route.path)
-    parameters = [_in_path(name) for name in names] + [PARAMETERS[name] for name in row.parameters]
+    parameters = [_path_parameter(name) for name in names] + [PARAMETERS[name] for name in row.parameters]
     if parameters:
         operation["parameters"] = parameters
     if row.body is not None:
@@ -174,7 +174,7 @@ def _webhook(schema: Json) -> Json:
     }
 
 
-def _in_path(name: str) -> Json:
+def _path_parameter(name: str) -> Json:
     meaning, value = IN_PATH[name]
     schema = {"type": "string", "minLength": 1}
     return {"name": name, "in": "path", "required": True, "description": meaning, "schema": schema, "example": value}

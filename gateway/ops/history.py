@@ -93,7 +93,7 @@ class History:
                 # A target may be another server, whose text is not in this format: skip the line.
                 continue
             if found:
-                grown = target.grow(name, value)
+                grown = target.measure_growth(name, value)
                 for selection, group in found:
                     if isinstance(selection, Growth):
                         self._growths[selection].add(group, grown)
@@ -127,7 +127,7 @@ class _Target:
         self.is_known = False
         self._last: dict[str, float] = {}
 
-    def grow(self, name: str, value: float) -> float:
+    def measure_growth(self, name: str, value: float) -> float:
         """Returns the growth of a counter since the last sample. A counter that is lower than before was reset to 0.
 
         A new series of a known target is counted from 0. (Prometheus leaves out the first events of a series.)

@@ -126,7 +126,7 @@ class BatchBuilder:
                         raise Refused("body_too_large", TOO_MUCH.format(most=self._settings.body_bytes_max))
                 await inputs.add(one.custom_id, NewTurn(**msgspec.structs.asdict(params)))
             except Refused as refused:
-                raise _at(index, refused) from refused
+                raise _locate(index, refused) from refused
         return await self.store(submission, inputs, new)
 
     async def checker(self, submission: Submission, via: Via) -> "InputChecker":
@@ -157,7 +157,7 @@ class BatchBuilder:
                 line, _ = await self._blobs.lift(submission, msgspec.structs.replace(request, holds=holds or None))
                 self._connection.check_size(entries.encode(line), ADDED)
             except Refused as refusal:
-                raise _at(index, refusal) from refusal
+                raise _locate(index, refusal) from refusal
             except EntryTooLarge as error:
                 raise Refused("body_too_large", f"`requests[{index}]` is too long to be stored: shorten it") from error
             lines.append(line)
@@ -290,7 +290,7 @@ def require_alike(params: Params, first: Params) -> None:
         raise Refused("request_invalid", "`betas` and `api_version` are the same for all inputs of a message batch")
 
 
-def _at(index: int, refused: Refused) -> Refused:
+def _locate(index: int, refused: Refused) -> Refused:
     where = f"requests[{index}]"
     param = where if refused.param is None else f"{where}.{refused.param}"
     return Refused(refused.code, f"`{where}`: {refused.message}", param=param, retry_after_s=refused.retry_after_s)

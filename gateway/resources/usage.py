@@ -42,7 +42,7 @@ async def usage_response(request: Request, history: HistoryClient, tenant: Tenan
     """Returns the usage of a tenant for the query of `request`. Raises Refused."""
     after, limit = page_of(request)
     first, last = days_of(request, datetime.now(UTC).date())
-    question = GetUsage(_by(request), first, last, after, limit, request.query_params.get("key"))
+    question = GetUsage(_parse_by(request), first, last, after, limit, request.query_params.get("key"))
     found = await history.ask(tenant, question)
     return json_response(
         UsageList(
@@ -79,7 +79,7 @@ def day_of(request: Request, field: str) -> date | None:
     return day
 
 
-def _by(request: Request) -> str:
+def _parse_by(request: Request) -> str:
     given = request.query_params.get("by", "day")
     if given in USAGE_BY or (given.startswith("metadata.") and given != "metadata."):
         return given

@@ -80,7 +80,7 @@ class StreamedResponse:
         except (Refused, LogError) as error:
             if self.is_begun:
                 raise
-            await error_responses.of(error, scope, self._error_headers)(scope, receive, send)
+            await error_responses.render_error(error, scope, self._error_headers)(scope, receive, send)
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise NotImplementedError

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 
-from tailrace.gateway.http.read_body import VALUES_MAX, values_in
+from tailrace.gateway.http.read_body import VALUES_MAX, count_values
 from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.turns.submission import Feature, Submission, always
@@ -109,6 +109,6 @@ class RequestBlobs:
 def _lift(request: entries.Request) -> tuple[entries.Request, dict[str, bytes], int]:
     entry, lifted = blobs.lift(request)
     encoded = entries.encode(entry)
-    if values_in(encoded) > VALUES_MAX:
+    if count_values(encoded) > VALUES_MAX:
         raise Refused("body_too_large", TOO_MANY.format(most=VALUES_MAX))
     return entry, lifted, len(encoded)

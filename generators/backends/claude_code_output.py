@@ -90,12 +90,12 @@ class ClaudeCodeOutput:
             case events.BlockStart(index, block) if block.get("type") in SHOWN_BLOCKS:
                 self._targets[index] = self._next
                 self._next += 1
-                return [*self._stops(), from_event(events.BlockStart(self._next - 1, block))]
+                return [*self._flush_stops(), from_event(events.BlockStart(self._next - 1, block))]
             case events.BlockStart(index, {"type": "tool_use", "id": str(call), "name": str(name)}):
                 told = {"type": "server_tool_use", "id": call, "name": name, "input": {}, "executed_by": "claude_code"}
                 self._targets[index] = self._next
                 self._next += 1
-                return [*self._stops(), from_event(events.BlockStart(self._next - 1, told))]
+                return [*self._flush_stops(), from_event(events.BlockStart(self._next - 1, told))]
             case events.BlockDelta(index, delta) if index in self._targets:
                 return [from_event(events.BlockDelta(self._targets[index], delta))]
             case events.BlockStop(index) if index in self._targets:
@@ -104,12 +104,12 @@ class ClaudeCodeOutput:
                 self._usage += usage.merge_into(self._usage_call)
                 self._stop, self._is_complete = _decode_fields(raw)["delta"], True
                 self.awaits_model = False
-                return self._stops()
+                return self._flush_stops()
             case events.UnknownEvent() if read is not None and read.index in self._targets:
                 raise BackendError("backend_unreadable", "the model sent a delta of an unknown type")
         return []
 
-    def _stops(self) -> list[ModelEvent]:
+    def _flush_stops(self) -> list[ModelEvent]:
         stops, self._held_stops = self._held_stops, []
         return [from_event(events.BlockStop(index)) for index in stops]
 

@@ -52,7 +52,7 @@ class MeasuredBackend(ObservedBackend):
     ) -> AsyncGenerator[ModelEvent, None]:
         # Bedrock and LiteLLM put the provider before the name of the model, with a dot or a slash.
         label = model_label(PREFIX.sub("", model))
-        deltas = DELTA_S.of(label)
+        deltas = DELTA_S.get_series(label)
         begun_at, last_at, error_type = time.monotonic(), 0.0, ""
         try:
             async with aclosing(answer):

@@ -47,10 +47,10 @@ class FastHistogram(Collector):
         self._bounds = tuple(buckets)
         self._series: dict[str, Series] = {}
         if not label:
-            self.of("")
+            self.get_series("")
         registry.register(self)
 
-    def of(self, value: str) -> Series:
+    def get_series(self, value: str) -> Series:
         """Returns the series for the label value `value`, which must come from a fixed set."""
         series = self._series.get(value)
         if series is None:

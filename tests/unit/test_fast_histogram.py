@@ -26,7 +26,7 @@ def test_its_samples_are_those_of_the_librarys_histogram(label: str) -> None:
     fast = FastHistogram("wait_seconds", "a wait", buckets=BUCKETS, label=label, registry=fast_registry)
     library = Histogram("wait_seconds", "a wait", [label] if label else [], buckets=BUCKETS, registry=library_registry)
     for value in VALUES:
-        fast.of("claude" if label else "").observe(value)
+        fast.get_series("claude" if label else "").observe(value)
         (library.labels("claude") if label else library).observe(value)
     found, expected = samples(fast_registry), samples(library_registry)
     # The library writes every bound as a float, and ours as it was given.

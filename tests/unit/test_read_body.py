@@ -237,12 +237,12 @@ JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-def count_values(value: Any) -> int:
-    """Those in its lists and objects, an empty one as if it held one: what `values_in` tells of its JSON."""
+def count_decoded_values(value: Any) -> int:
+    """Counts as `read_body.count_values` does, in decoded JSON."""
     match value:
         case list() | dict():
             inside = list(value.values()) if isinstance(value, dict) else value
-            return max(len(inside), 1) + sum(map(count_values, inside))
+            return max(len(inside), 1) + sum(map(count_decoded_values, inside))
         case _:
             return 0
 
@@ -251,7 +251,7 @@ def count_values(value: Any) -> int:
 def test_values_are_counted_without_the_content_of_strings(value: Any) -> None:
     """Also with more marks in strings than the limit."""
     marks = '[{,"\\' * read_body.VALUES_MAX
-    assert read_body.values_in(msgspec.json.encode([value, marks])) == count_values([value, marks])
+    assert read_body.count_values(msgspec.json.encode([value, marks])) == count_decoded_values([value, marks])
 
 
 @pytest.mark.parametrize("raw", [b"[]", b"{}", b"0", b'""', b'{"":0}', b'{"":""}', b'"\\\\"', b'"\\",["'], ids=range(8))

@@ -30,7 +30,7 @@ def state(*generators: tuple[int, int, dict[Tenant, int]], undelivered: int = 0,
     ids=["free", "another-waits", "share-used", "waiting", "one-free", "given-back", "full", "none-runs", "unknown"],
 )
 def test_turns_ahead_of_a_tenants_next_turn(queue: QueueState, ahead: int | None) -> None:
-    assert queue.ahead(A) == ahead
+    assert queue.count_ahead(A) == ahead
 
 
 def test_the_oldest_waiting_turn_and_the_orphaned_ones_of_all_generators() -> None:

@@ -158,13 +158,13 @@ async def count_chunks(streams: StreamContext, key: TurnKey, dialect: Dialect) -
     try:
         async with streams.fan_out.subscribe(key, BEFORE_FIRST, from_start=True) as live:
             frames = live.frames(dialect, 0, len(live.entries))
-            return sum(chunks_in(frame.events) for frame in frames), live.is_ended
+            return sum(count_data_events(frame.events) for frame in frames), live.is_ended
     except TurnUnknown:
         record = await streams.history.read_past_turn(key)
-        return chunks_in(dialect.render_record(record, 0).events), True
+        return count_data_events(dialect.render_record(record, 0).events), True
 
 
-def chunks_in(events: sse.Events) -> int:
+def count_data_events(events: sse.Events) -> int:
     """Counts the chunks as the workflow transport does, without `[DONE]`."""
     return sum(event.data != DONE for event in events)
 
