@@ -62,6 +62,7 @@ from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.logins import Logins as StoredLogins
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.nats.used_tickets import UsedTickets
+from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.json_schema import SchemaChecker
 
 # How long the check of a schema, or the rendering of a prompt, waits for a free subprocess.
@@ -96,7 +97,7 @@ async def load_authenticator(settings: Settings) -> Authenticator:
 
 async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
     """Serves HTTP until `stop` is set. Open streams are closed shortly afterwards."""
-    draining = asyncio.Event()
+    draining = Flag()
     gc.set_threshold(*GARBAGE_AFTER)
     keys, key_cache = ApiKeyStore(connection), ApiKeyCache()
     await key_cache.load(keys)
@@ -151,7 +152,7 @@ def build(
     settings: Settings,
     connection: Connection,
     group: asyncio.TaskGroup,
-    draining: asyncio.Event,
+    draining: Flag,
     authenticator: Authenticator | None = None,
     *,
     signer: TokenSigner,

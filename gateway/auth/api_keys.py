@@ -19,6 +19,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Tenant
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore, RecordChange
+from tailrace.proto.runtime.flag import Flag
 
 POLL_INTERVAL_S = 1.0
 
@@ -31,7 +32,7 @@ class ApiKeyCache:
         self._last = BEFORE_FIRST
         self._changes: dict[str, RecordChange] = {}
         self._principals: dict[str, Principal] = {}
-        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._watchers: dict[str, set[Flag]] = {}
         self._limits: dict[Tenant, dict[str, float]] = {}
         self.is_used = False
         """Whether the bucket has ever held a key, revoked or not: from then on every request needs a credential."""
@@ -60,9 +61,9 @@ class ApiKeyCache:
         return change is None or not _is_good(change.record)
 
     @contextmanager
-    def watch(self, key_id: str | None) -> Iterator[asyncio.Event]:
-        """Yields an event that is set when the key is revoked, or reaches an expiry that was set after this call."""
-        ended = asyncio.Event()
+    def watch(self, key_id: str | None) -> Iterator[Flag]:
+        """Yields a flag that is set when the key is revoked, or reaches an expiry that was set after this call."""
+        ended = Flag()
         if self.is_ended(key_id):
             ended.set()
         # Ids of other credentials are unbounded and cannot be revoked: do not keep a set for each.

@@ -23,6 +23,7 @@ from tailrace.proto.api_key import ADMIN_SCOPE, SCOPES
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Tenant
 from tailrace.proto.ip_address import is_loopback
+from tailrace.proto.runtime.flag import Flag
 
 # The principal of every request where no credential is needed.
 # Without `admin`: the first key closes the gateway to clients without one, so only the command line creates it.
@@ -117,8 +118,8 @@ class Authenticator:
         return principal
 
     @contextmanager
-    def watch(self, principal: Principal) -> Iterator[asyncio.Event]:
-        """Yields an event that is set when the credential of `principal` expires or its API key is revoked."""
+    def watch(self, principal: Principal) -> Iterator[Flag]:
+        """Yields a flag that is set when the credential of `principal` expires or its API key is revoked."""
         key = self.find_key(principal.key) if principal.key is not None else None
         # A credential that was exchanged for a key ends at its own time or at the key's, whichever is first.
         ends = [each.until for each in (principal, key) if each is not None and each.until is not None]

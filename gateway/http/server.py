@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http import fd_limit, security_headers
 from tailrace.gateway.http.http_protocol import ClientConnection
+from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.race import run_until
 
 # Streams close within milliseconds; this is for POST requests in progress.
@@ -51,7 +52,7 @@ async def serve(
     overflow: ASGIApp,
     listening: socket.socket,
     stop: asyncio.Event,
-    draining: asyncio.Event,
+    draining: Flag,
     proxies: Sequence[str] = (),
 ) -> None:
     """Serves `app` until `stop` is set, and `overflow` to connections above the limit.

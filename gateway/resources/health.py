@@ -18,6 +18,7 @@ from tailrace.gateway.http.log_health import LogHealth
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.leases import consumer_backlog
+from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tailrace.proto.version import VERSION
 
@@ -67,7 +68,7 @@ class HealthChecks:
         rpc: Rpc,
         log_health: LogHealth,
         log_fullness: LogFullness,
-        draining: asyncio.Event,
+        draining: Flag,
     ) -> None:
         self._connection = connection
         self._rpc = rpc

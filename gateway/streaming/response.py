@@ -8,6 +8,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway.http import error_responses
 from tailrace.proto.errors import LogError, Refused
+from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.race import run_until
 
 T = TypeVar("T")
@@ -27,37 +28,44 @@ class Interruptions:
     Used as a context. It listens until it is left.
     """
 
-    def __init__(self, receive: Receive, draining: asyncio.Event | None, expired: asyncio.Event) -> None:
+    def __init__(self, receive: Receive, draining: Flag | None, expired: Flag) -> None:
         """`draining` is None for a response that a draining gateway completes."""
         self._receive = receive
-        self._draining = draining
-        self._expired = expired
-        self._watching: dict[asyncio.Task[Any], Cause] = {}
+        self._flags: list[tuple[Cause, Flag]] = [("expired", expired)]
+        if draining is not None:
+            self._flags.insert(0, ("draining", draining))
 
     async def __aenter__(self) -> Self:
-        self._watching[asyncio.create_task(_wait_for_disconnect(self._receive))] = "disconnected"
-        if self._draining is not None:
-            self._watching[asyncio.create_task(self._draining.wait())] = "draining"
-        self._watching[asyncio.create_task(self._expired.wait())] = "expired"
+        self._leaving = asyncio.create_task(_wait_for_disconnect(self._receive))
+        self._interrupted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        for _, flag in self._flags:
+            flag.on_set(self._interrupt)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for watching in self._watching:
-            watching.cancel()
-        await asyncio.wait(self._watching)
+        for _cause, flag in self._flags:
+            flag.forget(self._interrupt)
+        self._leaving.cancel()
+        await asyncio.wait((self._leaving,))
 
     @property
     def is_over(self) -> bool:
         """Whether the gateway drains or the credential has expired, so that nothing new should begin."""
-        return (self._draining is not None and self._draining.is_set()) or self._expired.is_set()
+        return any(flag.is_set() for _, flag in self._flags)
 
     async def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> Ending[T]:
         """Runs `work` until it is done, an interruption comes, or `timeout_s` is over. Raises what `work` raises."""
-        working = await run_until(work, *self._watching, timeout_s=timeout_s)
+        working = await run_until(work, self._leaving, self._interrupted, timeout_s=timeout_s)
         if not working.cancelled():
             return Ending("done", working.result())
-        # In the order in which they are watched: of a client that is gone nothing else matters.
-        return Ending(next((cause for task, cause in self._watching.items() if task.done()), "timeout"))
+        # Of a client that is gone nothing else matters.
+        if self._leaving.done():
+            return Ending("disconnected")
+        return Ending(next((cause for cause, flag in self._flags if flag.is_set()), "timeout"))
+
+    def _interrupt(self) -> None:
+        if not self._interrupted.done():
+            self._interrupted.set_result(None)
 
 
 class StreamedResponse:

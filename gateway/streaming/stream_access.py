@@ -4,13 +4,13 @@ The features are the limits on readers and streams, credentials that expire or a
 on_disconnect policy. The responses themselves name none of them.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
 
 
@@ -35,13 +35,13 @@ class StreamAccess:
         address = request.client.host if request.client is not None else ""
         self.permit = streams.slots.permit(request.principal, address)
 
-    def watch(self) -> AbstractContextManager[asyncio.Event]:
-        """Yields an event that is set when the credential has expired or was revoked."""
+    def watch(self) -> AbstractContextManager[Flag]:
+        """Yields a flag that is set when the credential has expired or was revoked."""
         return self.streams.authenticator.watch(self.permit.principal)
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[asyncio.Event]:
-        """Counts the reader until the context is left. Yields the event of `watch`. Raises Refused above a limit."""
+    async def open(self) -> AsyncIterator[Flag]:
+        """Counts the reader until the context is left. Yields the flag of `watch`. Raises Refused above a limit."""
         try:
             self.permit.enter()
             with self.watch() as expired:

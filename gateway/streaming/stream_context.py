@@ -1,6 +1,5 @@
 """The services that all streamed responses of a gateway use."""
 
-import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.streaming.reader_history import ReaderHistory
 from tailrace.proto.errors import Refused
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
 
 
@@ -26,7 +26,7 @@ class StreamContext(NamedTuple):
     authenticator: Authenticator
     slots: StreamSlots
     readers: ReaderHistory
-    draining: asyncio.Event
+    draining: Flag
     on_left: Callable[[TurnKey, float], None]
     """Called when the client of a running turn has disconnected, with the seconds that it has to reconnect."""
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.proto.nats import Rpc, TurnLog
+from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
 
 # How long gateways, this one included, may take to answer that they have readers of the turn.
@@ -18,7 +19,7 @@ class ReaderPresence(NamedTuple):
     rpc: Rpc
     fan_out: FanOut
     group: asyncio.TaskGroup
-    draining: asyncio.Event
+    draining: Flag
 
     def has_readers_here(self, key: TurnKey) -> bool:
         """Returns whether this gateway has readers of the turn."""

@@ -36,6 +36,7 @@ from tailrace.proto.errors import (
 )
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id, parse_cursor
 from tailrace.proto.nats import Claim, Claims, TurnLog
+from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -68,7 +69,7 @@ class TurnSubmitter:
         catalogue: Catalogue,
         settings: Settings,
         fullness: LogFullness,
-        draining: asyncio.Event,
+        draining: Flag,
         features: SubmitFeatures,
     ) -> None:
         self._log = log

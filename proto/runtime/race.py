@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from tailrace.proto.runtime.flag import Flag
+
 T = TypeVar("T")
 
 
@@ -25,7 +27,7 @@ async def run_until(
     return working
 
 
-async def is_set_within(event: asyncio.Event, timeout_s: float) -> bool:
+async def is_set_within(event: asyncio.Event | Flag, timeout_s: float) -> bool:
     """Waits until `event` is set, at most `timeout_s` seconds; returns whether it is."""
     try:
         async with asyncio.timeout(timeout_s):

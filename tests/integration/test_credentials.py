@@ -23,6 +23,7 @@ from tailrace.proto.api_key import SCOPES, NewKey, Scope, new_key
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore
+from tailrace.proto.runtime.flag import Flag
 from tests.conftest import apply_streams
 from tests.harness import jwts
 from tests.harness.refusals import problem_of
@@ -95,16 +96,14 @@ async def routes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rout
             {**jwts.settings(), "api_keys": api_keys(TENANT), "jwt_scopes_claim": "scope", "query_timeout_s": 0.05},
             Settings,
         )
-        draining, stop = asyncio.Event(), asyncio.Event()
+        draining, stop = Flag(), asyncio.Event()
         draining.set()
         listening = server.listen("127.0.0.1", 0, 0)
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         async with asyncio.TaskGroup() as group:
             authenticator = Authenticator(settings, cache)
             gateway = build(settings, connection, group, draining, authenticator, signer=TokenSigner(b"s" * 32))
-            serving = group.create_task(
-                server.serve(app(gateway), overflow_app(gateway), listening, stop, asyncio.Event())
-            )
+            serving = group.create_task(server.serve(app(gateway), overflow_app(gateway), listening, stop, Flag()))
             async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=20) as client:
                 yield Routes(client, keys, revoked)
             stop.set()

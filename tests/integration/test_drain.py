@@ -16,6 +16,7 @@ from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.settings import Settings
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.readers import build_reader, is_read, read, read_history
@@ -55,7 +56,7 @@ async def test_readers_continue_at_another_gateway_after_sigterm(
 
 @asynccontextmanager
 async def in_process(
-    nats_url: str, connection: Connection, tenant: Tenant, draining: asyncio.Event, **headers: str
+    nats_url: str, connection: Connection, tenant: Tenant, draining: Flag, **headers: str
 ) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of a gateway without sockets."""
     async with asyncio.TaskGroup() as group:
@@ -73,7 +74,7 @@ async def test_a_draining_gateway_refuses_new_turns_and_streams(
 ) -> None:
     """With 503 and Retry-After. A turn can still be looked up and cancelled."""
     await Writer(log, key).open("a")
-    draining = asyncio.Event()
+    draining = Flag()
     async with in_process(nats_url, connection, tenant, draining) as client:
         draining.set()
         refused = [
@@ -93,7 +94,7 @@ async def test_a_turn_that_was_stored_before_the_drain_is_answered_with_200(
     nats_url: str, connection: Connection, tenant: Tenant, log: TurnLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a refusal the client would post it again and pay twice."""
-    draining = asyncio.Event()
+    draining = Flag()
 
     class DrainingLog(TurnLog):
         """The turn log, whose first append begins the drain."""

@@ -17,6 +17,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.http.sse import HEARTBEAT
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
 from tests.harness.freeze import freeze
 from tests.harness.processes import Process
@@ -233,7 +234,7 @@ async def test_a_draining_gateway_sends_a_resuming_reader_away_with_a_clean_end(
     """New readers and clients that handle a 503 get 503."""
     writer = Writer(log, key)
     await writer.open("a")
-    draining = asyncio.Event()
+    draining = Flag()
     draining.set()
     url, after = f"/v1/turns/{key.turn}/events", {"last-event-id": str(writer.chain.last)}
     async with in_process(nats_url, connection, tenant, draining) as client:

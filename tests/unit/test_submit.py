@@ -1,6 +1,5 @@
 """Turn submission against a log and claims in memory: features, repeated POSTs and refusals."""
 
-import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from tailrace.proto import entries
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Claim, StreamSize
+from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
 
 HELLO = NewTurn(message="hello")
@@ -59,7 +59,7 @@ class Memory:
 def submitter(
     memory: Memory, features: SubmitFeatures | None = None, *, is_full: bool = False, is_draining: bool = False
 ) -> TurnSubmitter:
-    draining = asyncio.Event()
+    draining = Flag()
     if is_draining:
         draining.set()
     service = cast("Any", memory)
