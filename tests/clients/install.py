@@ -17,6 +17,7 @@ WEB = ROOT / "web"
 # Each program with its package. `promtool` is part of `prometheus`, `amtool` of `prometheus-alertmanager`.
 PROGRAMS = {
     "chromium": "chromium",
+    "chromium-headless-shell": "chromium-headless-shell",
     "prometheus": "prometheus",
     "prometheus-alertmanager": "prometheus-alertmanager",
     "nginx": "nginx",

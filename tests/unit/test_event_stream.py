@@ -26,6 +26,7 @@ from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.reader_report import GatewayReaders, ReaderReport
+from tailrace.proto.runtime.flag import Flag
 from tests.harness.sse_parser import parse
 from tests.harness.turn_builder import Handwritten, completed_turn
 from tests.harness.until import until
@@ -57,7 +58,7 @@ class Client:
     """The client of a response: its messages to the response, and those that the response has sent."""
 
     def __init__(self, log: MemoryLog, group: asyncio.TaskGroup, settings: Settings) -> None:
-        self.draining, self.expired, self.left = asyncio.Event(), asyncio.Event(), list[float]()
+        self.draining, self.expired, self.left = Flag(), Flag(), list[float]()
         self.disconnected = asyncio.Event()
         self.sent: list[Message] = []
         self.slots = StreamSlots(cast("Any", SimpleNamespace(owners=lambda _: ())), ReaderCounts(ReaderLimits(1, 1, 1)))
@@ -117,10 +118,10 @@ class Client:
 
 
 class _Watch:
-    def __init__(self, expired: asyncio.Event) -> None:
+    def __init__(self, expired: Flag) -> None:
         self._expired = expired
 
-    def __enter__(self) -> asyncio.Event:
+    def __enter__(self) -> Flag:
         return self._expired
 
     def __exit__(self, *_: object) -> None: ...
