@@ -13,7 +13,7 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.proto.nats import Connection
-from tests.clients.browsers import find_browser
+from tests.clients.node import find_browser
 from tests.harness.generator_in_loop import running_generator, shorten_lease
 from tests.harness.killable_generator import run_and_kill_after
 from tests.harness.persistence_in_loop import Persistence

@@ -17,7 +17,6 @@ WEB = ROOT / "web"
 # Each program with its package. `promtool` is part of `prometheus`, `amtool` of `prometheus-alertmanager`.
 PROGRAMS = {
     "chromium": "chromium",
-    "chromium-headless-shell": "chromium-headless-shell",
     "prometheus": "prometheus",
     "prometheus-alertmanager": "prometheus-alertmanager",
     "nginx": "nginx",
@@ -25,6 +24,8 @@ PROGRAMS = {
     # Debian's command for clusters: the programs of the server are not on the path.
     "pg_ctlcluster": "postgresql",
 }
+# Used instead of Chromium where it is installed (`node.find_browser`). Not every distribution has it.
+HEADLESS_SHELL = "chromium-headless-shell"
 DAEMONS = ("prometheus", "prometheus-alertmanager", "nginx", "haproxy", "postgresql")
 
 
@@ -37,6 +38,8 @@ def main() -> None:
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing and not install([PROGRAMS[program] for program in missing]):
         print(f"{', '.join(missing)} cannot be installed here (it takes root and apt-get): their tests are skipped.")
+    elif shutil.which(HEADLESS_SHELL) is None:
+        install([HEADLESS_SHELL])
 
 
 def install_python_clients() -> None:

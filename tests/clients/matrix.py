@@ -23,7 +23,7 @@ from openai import AsyncOpenAI
 import tailrace
 from tailrace.proto.ids import new_id
 from tests.clients import node
-from tests.clients.browsers import find_browser
+from tests.clients.node import find_browser
 from tests.clients.openai_chat import complete_entries, read_until_cut, resume_turn
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import story_of

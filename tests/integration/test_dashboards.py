@@ -31,7 +31,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import streams
 from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
 from tests.clients import node
-from tests.clients.browsers import find_browser
+from tests.clients.node import find_browser
 from tests.harness import turn_builder
 from tests.harness.freeze import freeze
 from tests.harness.processes import Process, as_user
