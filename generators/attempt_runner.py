@@ -91,11 +91,11 @@ class PlannedAttempt(NamedTuple):
 
     key: TurnKey
     turn: Turn
-    """The fold before the attempt."""
+    """The fold before the attempt; during a first call, the fold with the entry of the attempt."""
     action: MakeAttempt
     route: Route
     deadline: float
-    """When the model's call is closed, in the loop's time."""
+    """The time at which the model's call is closed, by the loop's clock."""
     lease: str
     """The lease of the turn, for a process that makes a second call."""
 

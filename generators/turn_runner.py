@@ -2,7 +2,7 @@
 
 One append of a turn is in flight at a time. A runner whose append is refused stops: another writer has the turn, or the
 turn has ended. Optional features plug in: the planner and its cuts decide the next action, the routes choose a backend,
-`observe` surrounds an attempt; attempt_runner.py has those of an attempt.
+`observe` surrounds an attempt. The features of an attempt plug in at AttemptRunner.
 """
 
 import asyncio

@@ -96,7 +96,7 @@ class EventStream(StreamedResponse):
         self._pace = pace
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response to its end. Waits for the log first if the client resumes in a dialect that allows it."""
+        """Sends the response to its end. With `waits_for_log`, sends heartbeats while the log is unavailable."""
         async with (
             self._access.open() as expired,
             Interruptions(receive, self._streams.draining, expired) as interruptions,

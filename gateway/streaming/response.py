@@ -25,7 +25,7 @@ class Ending(NamedTuple, Generic[T]):
 class Interruptions:
     """Ends a response early when the client disconnects, the gateway drains, or the credential expires.
 
-    Used as a context. It listens until it is left.
+    A context manager: it watches for these interruptions until the block is left.
     """
 
     def __init__(self, receive: Receive, draining: Flag | None, expired: Flag) -> None:
@@ -58,7 +58,7 @@ class Interruptions:
         working = await run_until(work, self._leaving, self._interrupted, timeout_s=timeout_s)
         if not working.cancelled():
             return Ending("done", working.result())
-        # Of a client that is gone nothing else matters.
+        # A disconnect comes first: nothing can be sent to the client, whatever else has happened.
         if self._leaving.done():
             return Ending("disconnected")
         return Ending(next((cause for cause, flag in self._flags if flag.is_set()), "timeout"))

@@ -13,7 +13,7 @@ PRESENCE_TIMEOUT_S = 0.3
 
 
 class ReaderPresence(NamedTuple):
-    """What the tasks in `group` need that look for readers of running turns, until `draining` is set."""
+    """Shared by the tasks that look for readers of running turns: they run in `group` until `draining` is set."""
 
     log: TurnLog
     rpc: Rpc

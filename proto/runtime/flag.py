@@ -1,4 +1,4 @@
-"""Flag: is set once, and then calls what was registered."""
+"""Flag: an event that is set once and calls registered functions, without a task for each."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from typing import Literal
 
 
 class Flag:
-    """Like an asyncio.Event that is never cleared, but watching it needs no task, and forgetting it no search.
+    """Like an asyncio.Event that is never cleared. A function can be registered, and removed in constant time.
 
-    A gateway has a watcher for each open stream: a task and an Event for each took 3 kB.
+    A gateway watches two flags for each open stream. With tasks that waited for events, this took 3 kB a stream.
     """
 
     __slots__ = ("_calls", "_is_set")
@@ -21,7 +21,7 @@ class Flag:
         return self._is_set
 
     def set(self) -> None:
-        """Sets the flag and makes the registered calls, once."""
+        """Sets the flag and calls each registered function once."""
         self._is_set = True
         calls, self._calls = self._calls, {}
         for call in calls:
@@ -35,7 +35,7 @@ class Flag:
             self._calls[call] = None
 
     def forget(self, call: Callable[[], None]) -> None:
-        """Undoes `on_set`. Does nothing if the call was made."""
+        """Removes a function that `on_set` has registered. Does nothing if it was called already."""
         self._calls.pop(call, None)
 
     async def wait(self) -> Literal[True]:
