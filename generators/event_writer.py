@@ -33,7 +33,7 @@ class EventWriter:
     """Appends entries. An append is never cancelled by the deadline of a model call."""
 
     def __init__(self, log: TurnLog, delta_interval_s: float = 0.0) -> None:
-        """`delta_interval_s` is the shortest time between the appends of two deltas of a turn."""
+        """`delta_interval_s` is the time after an append of a delta in which the next deltas wait for others."""
         self._log = log
         self._delta_interval_s = delta_interval_s
 
@@ -56,10 +56,10 @@ class EventWriter:
                 is_hidden=event.is_hidden,
                 left_out=event.left_out,
             )
-            began, put_at, passed_at = loop.time(), buffer.put_at, time.monotonic()
+            began, put_at, append_began_at = loop.time(), buffer.put_at, time.monotonic()
             chain = await append_when_not_full(self._log.append, key, folding.chain, entry)
             stored_at = time.monotonic()
-            metrics.APPEND_S.observe(stored_at - passed_at)
+            metrics.APPEND_S.observe(stored_at - append_began_at)
             # A delta after another event does not wait.
             join_until = 0.0
             if type(event.event) is events.BlockDelta:

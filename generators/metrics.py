@@ -98,7 +98,9 @@ STOP_S = Histogram(
     "Time from a cancellation in the log until the call to the model is closed",
     buckets=WAIT_BUCKETS_S,
 )
-JOINED = Counter("tailrace_generator_deltas_joined_total", "Deltas that waited for the log and were joined to another")
+JOINED = Counter(
+    "tailrace_generator_deltas_joined_total", "Deltas that were joined to an earlier one that was still waiting"
+)
 SKIPPED = Counter("tailrace_generator_skipped_entries_total", "Stored entries that were not valid: forks; 0 is normal")
 
 # For Prometheus, a series that appears with its first event has not grown. So create those of alerts at 0.

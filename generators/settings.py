@@ -83,7 +83,7 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=1,
-            description="shortest time between two stored deltas of a turn; deltas that arrive meanwhile become one "
+            description="time after a stored delta in which further deltas of its content block wait and become one "
             "event, which saves CPU time (docs/SIZING.md); 0: each delta is stored at once",
         ),
     ] = 0.0

@@ -53,7 +53,7 @@ class TurnRunner:
     ) -> None:
         """`name` identifies this process in the log. Without `races` each attempt makes the only call.
 
-        `delta_interval_s` is the shortest time between the appends of two deltas.
+        `delta_interval_s` is the time after an append of a delta in which the next deltas wait for others.
         """
         self._log = log
         self._model_caller = model_caller

@@ -36,17 +36,17 @@ class Interruptions:
             self._flags.insert(0, ("draining", draining))
 
     async def __aenter__(self) -> Self:
-        self._leaving = asyncio.create_task(_wait_for_disconnect(self._receive))
+        self._disconnecting = asyncio.create_task(_wait_for_disconnect(self._receive))
         self._interrupted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for _, flag in self._flags:
-            flag.on_set(self._interrupt)
+            flag.add_callback(self._interrupt)
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        for _cause, flag in self._flags:
-            flag.forget(self._interrupt)
-        self._leaving.cancel()
-        await asyncio.wait((self._leaving,))
+    async def __aexit__(self, *_exception: object) -> None:
+        for _, flag in self._flags:
+            flag.remove_callback(self._interrupt)
+        self._disconnecting.cancel()
+        await asyncio.wait((self._disconnecting,))
 
     @property
     def is_over(self) -> bool:
@@ -55,11 +55,11 @@ class Interruptions:
 
     async def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> Ending[T]:
         """Runs `work` until it is done, an interruption comes, or `timeout_s` is over. Raises what `work` raises."""
-        working = await run_until(work, self._leaving, self._interrupted, timeout_s=timeout_s)
+        working = await run_until(work, self._disconnecting, self._interrupted, timeout_s=timeout_s)
         if not working.cancelled():
             return Ending("done", working.result())
         # A disconnect comes first: nothing can be sent to the client, whatever else has happened.
-        if self._leaving.done():
+        if self._disconnecting.done():
             return Ending("disconnected")
         return Ending(next((cause for cause, flag in self._flags if flag.is_set()), "timeout"))
 

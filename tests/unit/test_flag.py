@@ -7,14 +7,14 @@ from tailrace.proto.runtime.flag import Flag
 
 def test_calls_are_made_once_when_the_flag_is_set() -> None:
     flag, calls = Flag(), list[str]()
-    flag.on_set(lambda: calls.append("before"))
+    flag.add_callback(lambda: calls.append("before"))
     assert not flag.is_set()
     assert not calls
     flag.set()
     flag.set()
     assert flag.is_set()
     assert calls == ["before"]
-    flag.on_set(lambda: calls.append("after"))
+    flag.add_callback(lambda: calls.append("after"))
     assert calls == ["before", "after"]
 
 
@@ -24,9 +24,9 @@ def test_a_call_that_was_forgotten_is_not_made() -> None:
     def call() -> None:
         calls.append("called")
 
-    flag.on_set(call)
-    flag.forget(call)
-    flag.forget(call)
+    flag.add_callback(call)
+    flag.remove_callback(call)
+    flag.remove_callback(call)
     flag.set()
     assert not calls
 
