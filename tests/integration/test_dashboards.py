@@ -318,7 +318,7 @@ async def unread_streams(loaded: Loaded) -> AsyncGenerator[None]:
             await loop.sock_sendall(raw, request.encode())
             await asyncio.sleep(UNREAD_TIMEOUT_S + 10)
 
-    async with loaded.again(4, connect):
+    async with loaded.again(2, connect):
         yield
 
 
@@ -521,15 +521,15 @@ async def use_everything(loaded: Loaded, folder: Path) -> list[str]:
         await loaded.client.post(f"/v1/turns/{key.turn}/cancel")
 
     async def resume() -> None:
-        key = await loaded.post("words=10 rate=20")
+        key = await loaded.post("words=30 rate=50")
         await loaded.read(key, cursor=await loaded.read(key, most=5))
 
     async def is_quiet() -> bool:
         return not await loaded.prometheus.firing()
 
     async with (
-        loaded.again(0.3, lambda: loaded.answer("words=10 rate=20")),
-        loaded.again(0.5, lambda: loaded.answer("words=10 rate=20", "anthropic")),
+        loaded.again(0.3, lambda: loaded.answer("words=30 rate=50")),
+        loaded.again(0.5, lambda: loaded.answer("words=30 rate=50", "anthropic")),
         loaded.again(0.5, resume),
         loaded.again(1, cancel),
     ):
