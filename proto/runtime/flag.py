@@ -8,7 +8,7 @@ from typing import Literal
 class Flag:
     """Like an asyncio.Event that is never cleared. A function can be registered, and removed in constant time.
 
-    A gateway watches two flags for each open stream. With tasks that wait for events, this takes 2 kB more for each stream.
+    A gateway watches two flags for each open stream. With tasks that wait for events, each takes 2 kB more.
     """
 
     __slots__ = ("_callbacks", "_is_set")
