@@ -8,7 +8,7 @@ import msgspec
 from tailrace.proto.entries import OnInterrupt
 from tests.chaos.faults import MODEL
 
-# One of so many prompts asks for a failure. Even the short run must reach each of the nine failures.
+# The first prompts ask for each failure once, because a short run has few prompts. After them, one of so many does.
 FAILING_OF = 2
 
 
@@ -24,8 +24,8 @@ def new_prompt(number: int, chance: random.Random, failures: Sequence[str] = ())
     count, rate, more = chance.randint(20, 120), chance.choice((20, 40, 80)), ""
     model = chance.choice(("claude-sonnet-5-5", "claude-haiku-5-5", "claude-sonnet-4-5"))
     on_interrupt: OnInterrupt = "continue"
-    if failures and number % FAILING_OF == 0:
-        kind = failures[number // FAILING_OF % len(failures)]
+    if failures and (number < len(failures) or number % FAILING_OF == 0):
+        kind = failures[number % len(failures)]
         # The generator may be killed before the first call has failed.
         more = f" fault={kind}@{MODEL[kind]}x2"
     elif chance.random() < 0.2:
