@@ -10,10 +10,10 @@ from unittest.mock import patch
 
 import pytest
 
+from tailrace.gateway.streaming.stream_timings import is_delta
 from tailrace.generators import event_writer
 from tailrace.generators.settings import Settings
-from tailrace.proto import events
-from tailrace.proto.entries import Attempt, Entry, Event
+from tailrace.proto.entries import Attempt, Entry, Stored
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq
 from tests.schedules import generator
@@ -87,10 +87,10 @@ def test_a_seed_is_one_schedule_in_every_process() -> None:
 
 
 class Published(NamedTuple):
-    """An entry, and when its append began, in the simulated time."""
+    """A stored entry, and when its append began, in the simulated time."""
 
     at: float
-    entry: Entry
+    stored: Stored
 
 
 def long_answer(append_s: float) -> list[Published]:
@@ -100,8 +100,9 @@ def long_answer(append_s: float) -> list[Published]:
     server.is_faultless, schedule.faults.slow_s = True, 0.02
 
     def publish(entry: Entry, fence: Seq) -> Answer:
-        published.append(Published(asyncio.get_running_loop().time(), entry))
-        return server.apply(entry, fence, append_s)
+        answer = server.apply(entry, fence, append_s)
+        published.append(Published(asyncio.get_running_loop().time(), server.stored[-1]))
+        return answer
 
     with patch.object(Schedule, "_at"), patch.object(server, "publish", publish):
         schedule.play()
@@ -123,15 +124,11 @@ def test_the_first_delta_is_stored_at_once_and_the_next_after_the_interval() -> 
     interval_s = 0.04
     with patch.object(generator, "DEFAULTS", Settings(delta_interval_s=interval_s)):
         published = long_answer(append_s=0.0001)
-    first, *others, _ = (index for index, one in enumerate(published) if is_delta(one.entry))
+    first, *others, _ = (index for index, one in enumerate(published) if is_delta(one.stored))
     waits_s = [after.at - before.at for before, after in pairwise(published)]
     assert waits_s[first - 1] < interval_s
     assert len(others) > 2
     assert [waits_s[index - 1] for index in others] == [pytest.approx(interval_s)] * len(others)
-
-
-def is_delta(entry: Entry) -> bool:
-    return isinstance(entry, Event) and isinstance(events.decode(entry.event), events.BlockDelta)
 
 
 def test_every_fault_and_outcome_happens() -> None:
