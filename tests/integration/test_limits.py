@@ -193,10 +193,10 @@ async def test_keys_and_tenants_have_separate_counters(nats_url: str, new_gatewa
 
 
 async def test_limits_in_a_key_record_replace_the_common_ones(
-    nats_url: str, new_gateway: NewGateway, tenant: Tenant
+    own_server: NatsServer, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
-    made, _ = await create(nats_url, tenant, "", SCOPES, {"running": 2})
-    gateway = await new_gateway(nats_url, limits_key="running=1, requests=1, burst=3")
+    made, _ = await create(own_server.url, tenant, "", SCOPES, {"running": 2})
+    gateway = await new_gateway(own_server.url, limits_key="running=1, requests=1, burst=3")
     async with with_key(gateway, made.secret) as client:
         answers = [await client.post("/v1/turns", json=SLOW) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [202, 202, 429]
