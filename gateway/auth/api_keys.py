@@ -7,8 +7,7 @@ stay valid; after a reconnect the gateway loads the whole bucket again.
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 
 from starlette.requests import Request
@@ -60,19 +59,23 @@ class ApiKeyCache:
         change = self._changes.get(key_id)
         return change is None or not _is_good(change.record)
 
-    @contextmanager
-    def watch(self, key_id: str | None) -> Iterator[Flag]:
-        """Yields a flag that is set when the key is revoked, or reaches an expiry that was set after this call."""
+    def watch(self, key_id: str | None) -> Flag:
+        """Returns a flag that is set when the key is revoked, or reaches an expiry that was set after this call.
+
+        `unwatch` must follow.
+        """
         ended = Flag()
         if self.is_ended(key_id):
             ended.set()
         # Ids of other credentials are unbounded and cannot be revoked: do not keep a set for each.
-        watchers = self._watchers.setdefault(key_id, set()) if key_id in self._changes else set()
-        watchers.add(ended)
-        try:
-            yield ended
-        finally:
-            watchers.discard(ended)
+        if key_id in self._changes:
+            self._watchers.setdefault(key_id, set()).add(ended)
+        return ended
+
+    def unwatch(self, key_id: str | None, ended: Flag) -> None:
+        """Forgets a flag of `watch`."""
+        if key_id in self._watchers:
+            self._watchers[key_id].discard(ended)
 
     async def load(self, keys: ApiKeyStore) -> None:
         """Loads the whole bucket and drops keys that it no longer holds. Raises LogUnavailable."""

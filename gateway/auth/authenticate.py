@@ -123,16 +123,16 @@ class Authenticator:
         key = self.find_key(principal.key) if principal.key is not None else None
         # A credential that was exchanged for a key ends at its own time or at the key's, whichever is first.
         ends = [each.until for each in (principal, key) if each is not None and each.until is not None]
-        with self.api_keys.watch(principal.key) as ended:
-            timer = None
-            if ends:
-                # Measured by the loop's clock from here on, so that a jump of the wall clock ends no stream.
-                timer = asyncio.get_running_loop().call_later(max(0.0, min(ends) - time.time()), ended.set)
-            try:
-                yield ended
-            finally:
-                if timer is not None:
-                    timer.cancel()
+        ended, timer = self.api_keys.watch(principal.key), None
+        if ends:
+            # Measured by the loop's clock from here on, so that a jump of the wall clock ends no stream.
+            timer = asyncio.get_running_loop().call_later(max(0.0, min(ends) - time.time()), ended.set)
+        try:
+            yield ended
+        finally:
+            self.api_keys.unwatch(principal.key, ended)
+            if timer is not None:
+                timer.cancel()
 
 
 def credential_invalid() -> Refused:

@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http import fd_limit, security_headers
+from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.http.http_protocol import ClientConnection
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.race import run_until
@@ -61,7 +62,7 @@ async def serve(
     ends the streams. The X-Forwarded headers of `proxies` are trusted.
     """
     config = uvicorn.Config(
-        close_connections(app, stop),
+        send_deferred(close_connections(app, stop)),
         # httptools rejects what h11 accepts: CL with TE, folded headers
         http=partial(  # type: ignore[arg-type]  # annotated as a class
             ClientConnection, overflow=overflow, excess_max=fd_limit.excess_max()

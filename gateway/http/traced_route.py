@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.http.response_start import on_response_start
 from tailrace.proto.runtime import tracing
 
@@ -41,7 +42,8 @@ def trace_route(route: Route) -> Route:
             if message["status"] >= SERVER_ERROR:
                 tracing.fail(span, str(message["status"]))
 
-        observed = on_response_start(response, start)
+        # The span lasts until the response is complete, so a deferred response is sent within it.
+        observed = send_deferred(on_response_start(response, start))
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):

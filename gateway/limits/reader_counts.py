@@ -6,8 +6,7 @@ over all gateways is in stream_slots.py.
 
 import ipaddress
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tailrace.gateway.http.retry_later import retry_delay_s
@@ -16,6 +15,10 @@ from tailrace.proto.ids import Tenant
 
 # The owner of an IPv6 address has a whole /64.
 IPV6_PREFIX_BITS = 64
+
+Group = tuple[str, str]
+"""Readers that are counted together: "tenant" or "address", and its name."""
+Groups = Sequence[Group]
 
 
 class ReaderLimits(NamedTuple):
@@ -27,36 +30,40 @@ class ReaderLimits(NamedTuple):
 
 
 class ReaderCounts:
-    """Counts open readers: `with counts.count(tenant, address):` for as long as a reader is connected."""
+    """Counts open readers: `add` when one comes, `remove` when it has left."""
 
     def __init__(self, limits: ReaderLimits) -> None:
         self._limits = limits
         self._total = 0
-        self._by: Counter[tuple[str, str]] = Counter()
+        self._by: Counter[Group] = Counter()
 
-    @contextmanager
-    def count(self, tenant: Tenant, address: str | None) -> Iterator[None]:
-        """Counts one reader, for `address` too unless it is None. Raises Refused above a limit."""
-        limits, kinds = self._limits, [("tenant", str(tenant))]
+    def add(self, tenant: Tenant, address: str | None) -> Groups:
+        """Counts one reader, for `address` too unless it is None. Returns what `remove` needs.
+
+        Raises Refused above a limit.
+        """
+        limits, groups = self._limits, [("tenant", str(tenant))]
         if address is not None:
-            kinds.append(("address", owner_of(address)))
+            groups.append(("address", owner_of(address)))
         if self._total >= limits.total:
             message = f"This gateway has {limits.total} open streams, its limit; retry."
             raise Refused("server_busy", message, retry_after_s=retry_delay_s())
-        for kind, most, noun in zip(kinds, limits[1:], ("This tenant", "This address"), strict=False):
-            if self._by[kind] >= most:
+        for group, most, noun in zip(groups, limits[1:], ("This tenant", "This address"), strict=False):
+            if self._by[group] >= most:
                 message = f"{noun} has {most} open streams at this gateway, its limit; close one."
                 raise Refused("too_many_streams", message, retry_after_s=retry_delay_s())
         self._total += 1
-        self._by.update(kinds)
-        try:
-            yield
-        finally:
-            self._total -= 1
-            self._by.subtract(kinds)
-            for kind in kinds:
-                if not self._by[kind]:
-                    del self._by[kind]
+        for group in groups:
+            self._by[group] += 1
+        return groups
+
+    def remove(self, groups: Groups) -> None:
+        """Ends the count of one reader, with the result of its `add`."""
+        self._total -= 1
+        for group in groups:
+            self._by[group] -= 1
+            if not self._by[group]:
+                del self._by[group]
 
 
 def owner_of(address: str) -> str:

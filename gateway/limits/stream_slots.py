@@ -5,14 +5,14 @@ NATS is unreachable streams are not counted: what they deliver is paid for. read
 """
 
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.quotas import Owner
-from tailrace.gateway.limits.reader_counts import ReaderCounts
+from tailrace.gateway.limits.reader_counts import Groups, ReaderCounts
 from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import new_id
 from tailrace.proto.nats.leases import keep_renewed
@@ -39,17 +39,15 @@ class StreamPermit:
         self.slots: list[Slot] = []
         self._all = slots
         self._address = address
-        self._counted: ExitStack | None = None
+        self._counted: Groups | None = None
         self._is_acquired = False
 
     def enter(self) -> None:
         """Counts the reader in this gateway. Raises Refused above a limit."""
         if self._counted is None:
-            counted = ExitStack()
             # A proxy has one address for all its users. A credential says whose reader it is, so its tenant is counted.
             address = self._address if self.principal.key is None else None
-            counted.enter_context(self._all.readers.count(self.principal.tenant, address))
-            self._counted = counted
+            self._counted = self._all.readers.add(self.principal.tenant, address)
 
     async def acquire(self) -> None:
         """Acquires the slots over all gateways. Raises Refused if all are taken."""
@@ -64,7 +62,7 @@ class StreamPermit:
         self._is_acquired = False
         counted, self._counted = self._counted, None
         if counted is not None:
-            counted.close()
+            self._all.readers.remove(counted)
         await self._all.release(self)
 
     @asynccontextmanager

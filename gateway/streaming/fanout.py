@@ -15,7 +15,7 @@ from typing import Any
 
 from tailrace.gateway import metrics
 from tailrace.gateway.streaming.dialect import Dialect, Frame
-from tailrace.proto.entries import Attempt, End, Stored
+from tailrace.proto.entries import Attempt, End, Request, Stored
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
@@ -184,6 +184,12 @@ class FanOut:
     def has_readers(self, key: TurnKey) -> bool:
         """Returns whether the turn has readers in this process."""
         return key in self._readers
+
+    def request_of(self, key: TurnKey) -> Request | None:
+        """Returns the request of a turn that this process follows from its beginning; otherwise None."""
+        feed = self._feeds.get(key)
+        first = feed.entries[0].entry if feed is not None and feed.entries else None
+        return first if isinstance(first, Request) else None
 
     def close(self) -> None:
         """Stops following all turns."""

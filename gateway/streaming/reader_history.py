@@ -2,10 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, Self
 
 import msgspec
 import structlog
@@ -25,9 +24,11 @@ READERS_MAX = 1000
 
 
 class Reader:
-    """One stream of a turn."""
+    """One stream of a turn, which is open until the context is left."""
 
-    def __init__(self, feed: TurnFeed, dialect: str, cursor: Seq) -> None:
+    def __init__(self, feed: TurnFeed, dialect: str, cursor: Seq, log: Callable[..., None]) -> None:
+        """`log` writes a log line."""
+        self._log = log
         self.key = feed.key
         self.dialect = dialect
         self.cursor = cursor
@@ -38,6 +39,27 @@ class Reader:
         self.started = time.monotonic()
         request = feed.entries[0].entry if feed.entries else None
         self.request = {"session": request.session, "model": request.model} if isinstance(request, Request) else {}
+
+    def __enter__(self) -> Self:
+        resumed = self.cursor != BEFORE_FIRST
+        self._write_line("stream resumed" if resumed else "stream opened", cursor=self.cursor if resumed else None)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.closed_at = datetime.now(UTC)
+        if self.ending == "open":
+            self.ending = "failed"
+        is_ended = self.ending == "ended"
+        self._write_line(
+            "stream ended" if is_ended else "stream cut",
+            cause=None if is_ended else self.ending,
+            cursor=self.written,
+            duration_s=round(time.monotonic() - self.started, 3),
+        )
+
+    def _write_line(self, event: str, **fields: object) -> None:
+        names = {"turn": self.key.turn, "tenant": self.key.tenant, **self.request, "dialect": self.dialect}
+        self._log(event, **names, **fields)
 
     def note_write(self, entries: Sequence[Stored], start: int, end: int) -> None:
         """Notes a write of the entries from index `start` to `end`, the end not included."""
@@ -71,33 +93,11 @@ class ReaderHistory:
         self._readers: deque[Reader] = deque(maxlen=STREAMS_KEPT)
         self._started_at = datetime.now(UTC)
 
-    @contextmanager
-    def record_stream(self, feed: TurnFeed, dialect: str, cursor: Seq) -> Iterator[Reader]:
+    def record_stream(self, feed: TurnFeed, dialect: str, cursor: Seq) -> Reader:
         """Adds a stream that is open until the context is left."""
-        reader = Reader(feed, dialect, cursor)
+        reader = Reader(feed, dialect, cursor, self._log)
         self._readers.append(reader)
-        names = {"turn": reader.key.turn, "tenant": reader.key.tenant, **reader.request}
-        resumed = cursor != BEFORE_FIRST
-        self._log(
-            "stream resumed" if resumed else "stream opened",
-            **names,
-            dialect=dialect,
-            cursor=cursor if resumed else None,
-        )
-        try:
-            yield reader
-        finally:
-            reader.closed_at = datetime.now(UTC)
-            if reader.ending == "open":
-                reader.ending = "failed"
-            self._log(
-                "stream ended" if reader.ending == "ended" else "stream cut",
-                **names,
-                dialect=dialect,
-                cause=None if reader.ending == "ended" else reader.ending,
-                cursor=reader.written,
-                duration_s=round(time.monotonic() - reader.started, 3),
-            )
+        return reader
 
     def readers(self, key: TurnKey) -> GatewayReaders:
         """Returns the last `READERS_MAX` streams of a turn."""

@@ -1,15 +1,15 @@
 """The base of all responses that are written while they are made, and the race that can end one early."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping
-from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
+from collections.abc import Awaitable, Mapping
+from typing import Generic, Literal, NamedTuple, Self, TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway.http import error_responses
+from tailrace.gateway.http.deferred_response import defer
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.runtime.flag import Flag
-from tailrace.proto.runtime.race import run_until
 
 T = TypeVar("T")
 Cause = Literal["done", "disconnected", "draining", "expired", "timeout"]
@@ -31,13 +31,15 @@ class Interruptions:
     def __init__(self, receive: Receive, draining: Flag | None, expired: Flag) -> None:
         """`draining` is None for a response that a draining gateway completes."""
         self._receive = receive
+        self._limit: asyncio.Timeout | None = None
+        """The time limit of the work that runs. An interruption sets it to now."""
         self._flags: list[tuple[Cause, Flag]] = [("expired", expired)]
         if draining is not None:
             self._flags.insert(0, ("draining", draining))
 
     async def __aenter__(self) -> Self:
         self._disconnecting = asyncio.create_task(_wait_for_disconnect(self._receive))
-        self._interrupted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._disconnecting.add_done_callback(self._interrupt)
         for _, flag in self._flags:
             flag.add_callback(self._interrupt)
         return self
@@ -53,19 +55,27 @@ class Interruptions:
         """Whether the gateway drains or the credential has expired, so that nothing new should begin."""
         return any(flag.is_set() for _, flag in self._flags)
 
-    async def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> Ending[T]:
+    async def run(self, work: Awaitable[T], timeout_s: float | None = None) -> Ending[T]:
         """Runs `work` until it is done, an interruption comes, or `timeout_s` is over. Raises what `work` raises."""
-        working = await run_until(work, self._disconnecting, self._interrupted, timeout_s=timeout_s)
-        if not working.cancelled():
-            return Ending("done", working.result())
+        try:
+            async with asyncio.timeout(timeout_s) as limit:
+                self._limit = limit
+                if self._disconnecting.done() or self.is_over:
+                    self._interrupt()
+                return Ending("done", await work)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        finally:
+            self._limit = None
         # A disconnect comes first: nothing can be sent to the client, whatever else has happened.
         if self._disconnecting.done():
             return Ending("disconnected")
         return Ending(next((cause for cause, flag in self._flags if flag.is_set()), "timeout"))
 
-    def _interrupt(self) -> None:
-        if not self._interrupted.done():
-            self._interrupted.set_result(None)
+    def _interrupt(self, _: object = None) -> None:
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time())
 
 
 class StreamedResponse:
@@ -83,6 +93,9 @@ class StreamedResponse:
             self._error_headers.update(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await defer(self._respond_or_refuse, scope, receive, send)
+
+    async def _respond_or_refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self.respond(scope, receive, send)
         except (Refused, LogError) as error:

@@ -1,7 +1,6 @@
 """The span of a stream: a part of the turn's trace, from its first to its last byte, linked to its own request."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 from opentelemetry.trace import Span
 
@@ -12,6 +11,8 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime import tracing
 from tailrace.proto.subjects import TurnKey
+
+NO_SPAN = nullcontext()
 
 
 async def turn_traceparent(log: TurnLog, feed: TurnFeed) -> str | None:
@@ -30,16 +31,15 @@ async def turn_traceparent(log: TurnLog, feed: TurnFeed) -> str | None:
     return request.traceparent if request is not None else None
 
 
-@contextmanager
-def stream_span(key: TurnKey, dialect: str, cursor: Seq, traceparent: str | None) -> Iterator[Span | None]:
-    """Runs a stream in a span of the turn's trace. Yields None while traces are off."""
+def stream_span(
+    key: TurnKey, dialect: str, cursor: Seq, traceparent: str | None
+) -> AbstractContextManager[Span | None]:
+    """Returns the context in which a stream runs: a span of the turn's trace, or None while traces are off."""
     if not tracing.is_on():
-        yield None
-        return
-    with tracing.span(
+        return NO_SPAN
+    return tracing.span(
         "resume stream" if cursor else "stream",
         traceparent=traceparent,
         linked=tracing.traceparent(),
         attributes={"tailrace.turn": key.turn, "tailrace.dialect": dialect, "tailrace.cursor": cursor},
-    ) as span:
-        yield span
+    )

@@ -35,6 +35,9 @@ class DisconnectPolicy:
             return
         if (before := self._waiting.pop(key, None)) is not None:
             before.cancel()
+        request = self._presence.fan_out.request_of(key)
+        if request is not None and grace_s(request.on_disconnect) is None:
+            return
         following = self._waiting[key] = self._presence.group.create_task(self._follow_up(key, back_within_s))
         following.add_done_callback(lambda done: self._forget(key, done))
 

@@ -13,6 +13,7 @@ import pytest
 from tailrace.gateway.__main__ import build
 from tailrace.gateway.app import app
 from tailrace.gateway.auth.signed_tokens import TokenSigner
+from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.settings import Settings
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
@@ -62,7 +63,7 @@ async def in_process(
     async with asyncio.TaskGroup() as group:
         settings = Settings(nats_url=nats_url, api_keys=api_keys(tenant), linger_s=0)
         gateway = build(settings, connection, group, draining, signer=TokenSigner(b"secret"))
-        transport = httpx2.ASGITransport(app=app(gateway))
+        transport = httpx2.ASGITransport(app=send_deferred(app(gateway)))
         async with httpx2.AsyncClient(
             transport=transport, base_url="http://x", headers={"x-api-key": KEY, **headers}
         ) as client:

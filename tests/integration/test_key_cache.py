@@ -97,9 +97,9 @@ async def test_a_stored_record_does_not_contain_the_secret(keys: ApiKeyStore, ow
 @pytest.mark.rule("R38")
 async def test_a_watched_key_ends_at_the_expiry_that_a_rotation_has_set(cache: ApiKeyCache, keys: ApiKeyStore) -> None:
     key = await create(cache, keys)
-    with cache.watch(key.record.id) as ended:
-        assert await keys.replace(key.record.id, "key_0000000000000000", int(time.time()), 1)
-        await asyncio.wait_for(ended.wait(), 5)
+    ended = cache.watch(key.record.id)
+    assert await keys.replace(key.record.id, "key_0000000000000000", int(time.time()), 1)
+    await asyncio.wait_for(ended.wait(), 5)
 
 
 @pytest.mark.rule("R38")
@@ -121,15 +121,15 @@ async def test_a_new_key_and_its_revocation_arrive_by_the_live_feed(cache: ApiKe
     await keys.create(key.record)
     principal = await until(lambda: verify(cache, key))
     assert principal == Principal(ALICE, key.record.id, frozenset({"read"}), limits={"requests_per_minute": 3.0})
-    with cache.watch(key.record.id) as ended:
-        assert not ended.is_set()
-        assert not cache.is_ended(key.record.id)
-        await keys.revoke(key.record.id, 9)
-        await asyncio.wait_for(ended.wait(), 5)
+    ended = cache.watch(key.record.id)
+    assert not ended.is_set()
+    assert not cache.is_ended(key.record.id)
+    await keys.revoke(key.record.id, 9)
+    await asyncio.wait_for(ended.wait(), 5)
     assert cache.is_ended(key.record.id)
     assert await verify(cache, key) is None
-    with cache.watch(key.record.id) as ended:
-        assert ended.is_set()
+    ended = cache.watch(key.record.id)
+    assert ended.is_set()
 
 
 @pytest.mark.rule("R38")
@@ -171,11 +171,11 @@ async def test_keys_of_a_deleted_bucket_or_record_end(
     await bucket.delete(first.record.id)
     await until(lambda: cache.is_ended(first.record.id))
     assert await verify(cache, first) is None
-    with cache.watch(old.record.id) as ended:
-        await own_connection.jetstream.delete_key_value(KEYS)
-        await apply_streams(own_server.url)
-        young = await create(cache, keys)
-        await asyncio.wait_for(ended.wait(), 5)
+    ended = cache.watch(old.record.id)
+    await own_connection.jetstream.delete_key_value(KEYS)
+    await apply_streams(own_server.url)
+    young = await create(cache, keys)
+    await asyncio.wait_for(ended.wait(), 5)
     assert await verify(cache, old) is None
     assert await verify(cache, young) is not None
     assert cache.is_used

@@ -10,6 +10,7 @@ from starlette.types import Message
 
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import LOCAL, Authenticator
+from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.settings import Settings
@@ -41,6 +42,6 @@ async def test_an_error_in_the_middle_truncates_the_body(why: Exception) -> None
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    await Download(StreamAccess(streams, request), pieces(), {})(scope, receive, send)
+    await send_deferred(Download(StreamAccess(streams, request), pieces(), {}))(scope, receive, send)
     assert [message.get("body") for message in sent] == [None, b"half"]
     assert sent[-1]["more_body"]

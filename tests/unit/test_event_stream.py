@@ -13,6 +13,7 @@ from starlette.types import Message
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.gateway.settings import Settings
@@ -114,7 +115,7 @@ class Client:
         stream = EventStream(access, cast("Start", start), dialect, **given)
         scope = {"type": "http", "method": method, "path": "/", "headers": []}
         async with asyncio.timeout(5):
-            await stream(scope, self.receive, self.send)
+            await send_deferred(stream)(scope, self.receive, self.send)
 
 
 class _Watch:

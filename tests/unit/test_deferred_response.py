@@ -1,0 +1,100 @@
+"""A deferred response is sent when the layers around its endpoint have returned."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tailrace.gateway.http.deferred_response import defer, send_deferred
+from tailrace.gateway.http.error_responses import response as error_response
+
+Respond = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Layer:
+    """Middleware that notes the messages that pass it, and adds a header."""
+
+    def __init__(self, app: ASGIApp, seen: list[str]) -> None:
+        self._app = app
+        self._seen = seen
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_noted(message: Message) -> None:
+            self._seen.append(message["type"].removeprefix("http.response."))
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-layer", b"1")]
+            await send(message)
+
+        await self._app(scope, receive, send_noted)
+        self._seen.append("returned")
+
+
+def client(respond: Respond, seen: list[str]) -> TestClient:
+    """Returns a client of an application whose only route defers `respond`."""
+
+    async def deferred(scope: Scope, receive: Receive, send: Send) -> None:
+        await defer(respond, scope, receive, send)
+
+    async def endpoint(_: object) -> ASGIApp:
+        return deferred
+
+    app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(Layer, seen=seen)])
+    return TestClient(send_deferred(app), raise_server_exceptions=False)
+
+
+async def begin(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+def test_the_layers_return_first_and_see_only_how_a_success_begins() -> None:
+    seen: list[str] = []
+
+    async def respond(_scope: Scope, _receive: Receive, send: Send) -> None:
+        seen.append("sending")
+        await begin(send)
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await send({"type": "http.response.body", "body": b"b"})
+
+    answer = client(respond, seen).get("/")
+    assert (answer.status_code, answer.text, answer.headers["x-layer"]) == (200, "ab", "1")
+    assert seen == ["tailrace.response.deferred", "returned", "sending", "start"]
+
+
+def test_the_layers_see_an_error_whole() -> None:
+    """Some write its body anew."""
+    seen: list[str] = []
+    answer = client(error_response("turn_not_found", "no such turn"), seen).get("/")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "turn_not_found")
+    assert seen == ["tailrace.response.deferred", "returned", "start", "body"]
+
+
+def test_an_unexpected_error_before_the_beginning_is_an_error_500() -> None:
+    async def respond(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise KeyError("x")
+
+    answer = client(respond, []).get("/")
+    assert (answer.status_code, answer.json()["error"]["code"], answer.headers["x-layer"]) == (500, "internal", "1")
+
+
+def test_an_unexpected_error_after_the_beginning_cuts_the_body_and_is_logged_by_the_server() -> None:
+    async def respond(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await begin(send)
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        TestClient(client(respond, []).app).get("/")
+
+
+def test_a_response_that_is_not_deferred_passes_the_layers() -> None:
+    seen: list[str] = []
+
+    async def endpoint(_: object) -> ASGIApp:
+        return error_response("turn_not_found", "no such turn")
+
+    app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(Layer, seen=seen)])
+    assert TestClient(send_deferred(app)).get("/").status_code == 404
+    assert seen == ["start", "body", "returned"]

@@ -1,0 +1,81 @@
+"""What ends a response early: a disconnect, a drain, an expired credential, a time limit."""
+
+import asyncio
+
+import pytest
+from starlette.types import Message
+
+from tailrace.gateway.streaming.response import Cause, Interruptions
+from tailrace.proto.runtime.flag import Flag
+
+
+class Client:
+    """The receiving side of a request."""
+
+    def __init__(self) -> None:
+        self.has_left = asyncio.Event()
+
+    async def receive(self) -> Message:
+        await self.has_left.wait()
+        return {"type": "http.disconnect"}
+
+
+async def end_after(client: Client, draining: Flag, expired: Flag, cause: Cause) -> None:
+    """Lets one interruption come, a moment later."""
+    await asyncio.sleep(0.01)
+    {"disconnected": client.has_left.set, "draining": draining.set, "expired": expired.set}[cause]()
+
+
+@pytest.mark.parametrize("cause", ["disconnected", "draining", "expired"])
+async def test_an_interruption_cancels_the_work_and_is_its_cause(cause: Cause) -> None:
+    client, draining, expired = Client(), Flag(), Flag()
+    is_cancelled = False
+
+    async def work() -> None:
+        nonlocal is_cancelled
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            is_cancelled = True
+            raise
+
+    async with Interruptions(client.receive, draining, expired) as interruptions, asyncio.TaskGroup() as group:
+        group.create_task(end_after(client, draining, expired, cause))
+        assert (await interruptions.run(work(), 30)).cause == cause
+        assert is_cancelled
+        # An interruption that came before ends further work, which has run to its first wait.
+        assert (await interruptions.run(work())).cause == cause
+
+
+async def test_a_disconnect_is_the_cause_even_if_the_gateway_drains_as_well() -> None:
+    client, draining = Client(), Flag()
+    async with Interruptions(client.receive, draining, Flag()) as interruptions:
+        client.has_left.set()
+        await asyncio.sleep(0.01)
+        draining.set()
+        assert (await interruptions.run(asyncio.sleep(30))).cause == "disconnected"
+
+
+async def test_the_result_the_time_limit_and_the_errors_of_the_work_are_told_apart() -> None:
+    """Also a TimeoutError of the work itself, which is not the time limit of the response."""
+
+    async def fail() -> None:
+        raise TimeoutError("of the work")
+
+    async with Interruptions(Client().receive, Flag(), Flag()) as interruptions:
+        assert await interruptions.run(asyncio.sleep(0, "result"), 30) == ("done", "result")
+        assert (await interruptions.run(asyncio.sleep(30), 0.01)).cause == "timeout"
+        with pytest.raises(TimeoutError, match="of the work"):
+            await interruptions.run(fail(), 30)
+
+
+async def test_cancelling_the_response_is_no_interruption() -> None:
+    async def respond() -> None:
+        async with Interruptions(Client().receive, Flag(), Flag()) as interruptions:
+            await interruptions.run(asyncio.sleep(30), 30)
+
+    responding = asyncio.create_task(respond())
+    await asyncio.sleep(0.01)
+    responding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await responding
