@@ -57,13 +57,13 @@ async def main(count: int, parallel: int) -> int:
         accepted_s = time.monotonic() - began
         key = TurnKey(TENANT, TurnId(batch["batch"]))
 
-        async def has_told(share: float) -> bool:
-            told = (await log.read_turn(key)).progress
-            return told is not None and told.done + told.failed >= share * count
+        async def shows_progress(share: float) -> bool:
+            progress = (await log.read_turn(key)).progress
+            return progress is not None and progress.done + progress.failed >= share * count
 
         killed = []
         for share, name in ((0.1, "generator 1"), (0.3, "generator 2"), (0.5, "gateway"), (0.6, "NATS"), (0.8, "both")):
-            await until(lambda share=share: has_told(share), WAIT_S_MAX)  # type: ignore[misc]
+            await until(lambda share=share: shows_progress(share), WAIT_S_MAX)  # type: ignore[misc]
             victims = {"generator 1": generators[:1], "generator 2": generators[1:], "both": generators}.get(name, [])
             for victim in (*victims, *([gateway] if name == "gateway" else [])):
                 await victim.stop(SIGKILL)
@@ -72,7 +72,7 @@ async def main(count: int, parallel: int) -> int:
                 await nats.stop(SIGKILL)
                 await nats.start()
             killed.append(name)
-        await until(lambda: has_told(1), WAIT_S_MAX)
+        await until(lambda: shows_progress(1), WAIT_S_MAX)
         whole_s = time.monotonic() - began
         answer = await client.get(gateway.url + batch["links"]["results"])
         lines: list[dict[str, Any]] = [msgspec.json.decode(line) for line in answer.content.splitlines()]
@@ -80,20 +80,20 @@ async def main(count: int, parallel: int) -> int:
             line["text"] == words(3, f"n{number}x") and line["custom_id"] == f"c{number}"
             for number, line in enumerate(lines)
         ]
-        asked = [await _asked(log, TurnKey(TENANT, child_id(key.turn, number))) for number in range(count)]
-        told = [one.done + one.failed for one in await _progress(log, key)]
+        call_counts = [await _count_calls(log, TurnKey(TENANT, child_id(key.turn, number))) for number in range(count)]
+        done = [one.done + one.failed for one in await _progress(log, key)]
         turn = await log.read_turn(key)
         calls = (await read_stats(claude.url))["calls"]
     print(f"{count} inputs, {parallel} at once, accepted in {accepted_s:.2f} s; killed: {', '.join(killed)}")
-    print(f"turns asked exactly once: {asked.count(1)}; answers whole and in order: {right.count(True)}")
-    print(f"calls to the model: {calls}; attempts at the batch: {turn.attempt}; entries of progress: {len(told)}")
+    print(f"turns asked exactly once: {call_counts.count(1)}; answers whole and in order: {right.count(True)}")
+    print(f"calls to the model: {calls}; attempts at the batch: {turn.attempt}; entries of progress: {len(done)}")
     print(f"all ended after {whole_s:.1f} s")
-    is_right = asked.count(1) == right.count(True) == len(lines) == count and told == sorted(set(told))
+    is_right = call_counts.count(1) == right.count(True) == len(lines) == count and done == sorted(set(done))
     print("all of it as it should be" if is_right else "NOT as it should be")
     return 0 if is_right else 1
 
 
-async def _asked(log: TurnLog, key: TurnKey) -> int:
+async def _count_calls(log: TurnLog, key: TurnKey) -> int:
     return sum(isinstance(stored.entry, Request) for stored in await log.read_entries(key))
 
 

@@ -45,20 +45,22 @@ async def lost_acknowledgements(server: NatsServer, log: TurnLog, tenant: Tenant
             connection = await Connection.open(losing.url, "losing")
 
             async def write() -> tuple[TurnKey, int]:
-                writer, said = Writer(TurnLog(connection), TurnKey(tenant, TurnId(new_id()))), 0
+                writer, appended = Writer(TurnLog(connection), TurnKey(tenant, TurnId(new_id()))), 0
                 await writer.open()
                 while losing.lost < count:
-                    await writer.store_texts(words(said + 1).split()[said] + " ")
-                    said += 1
+                    await writer.store_texts(words(appended + 1).split()[appended] + " ")
+                    appended += 1
                 await writer.end()
-                return writer.key, said
+                return writer.key, appended
 
             written = await asyncio.gather(*(write() for _ in range(WRITERS)))
             await connection.close()
     finally:
         jetstream_log.PUBLISH_TIMEOUT_S = wait_s
-    found = [(await log.read_turn(key), said) for key, said in written]
-    return sum((turn.text.strip(), turn.skipped, turn.outcome) != (words(said), 0, "completed") for turn, said in found)
+    found = [(await log.read_turn(key), total) for key, total in written]
+    return sum(
+        (turn.text.strip(), turn.skipped, turn.outcome) != (words(total), 0, "completed") for turn, total in found
+    )
 
 
 if __name__ == "__main__":

@@ -255,10 +255,10 @@ async def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--entries", type=int, default=100, help="at which the twenty are measured, each time")
     parser.add_argument("--rounds", type=int, default=10)
-    asked = vars(parser.parse_args())
-    entries, rounds = asked.pop("entries"), asked.pop("rounds")
-    kinds = {"alone": Beside(), f"beside {asked}": Beside(**asked)}
-    if readers := asked["silent"] + asked["dripping"]:
+    options = vars(parser.parse_args())
+    entries, rounds = options.pop("entries"), options.pop("rounds")
+    kinds = {"alone": Beside(), f"beside {options}": Beside(**options)}
+    if readers := options["silent"] + options["dripping"]:
         kinds[f"beside {readers} who read"] = Beside(reading=readers)
     with tempfile.TemporaryDirectory() as folder:
         seen = dict(zip(kinds, await measured(Path(folder), list(kinds.values()), entries, rounds), strict=True))

@@ -273,15 +273,17 @@ async def main() -> None:
     parser.add_argument("--readers", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=5.0, help="within which they come")
     parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        seen = await storm(asked.readers, asked.seconds, asked.seed, Path(folder))
-    print(f"{asked.readers} readers within {asked.seconds:.0f} s; answered {dict(seen.statuses)}, broken {seen.broken}")
+        seen = await storm(options.readers, options.seconds, options.seed, Path(folder))
+    print(
+        f"{options.readers} readers within {options.seconds:.0f} s; status {dict(seen.statuses)}, broken {seen.broken}"
+    )
     print(
         f"all caught up after {seen.took_s:.1f} s; each: {describe_latencies(seen.caught_up)}; wrong: {len(seen.wrong)}"
     )
     print(f"others wait, before: {describe_latencies(seen.calm)}; meanwhile: {describe_latencies(seen.late)}")
-    each = (seen.bytes_after - seen.bytes_before) / asked.readers / 1000
+    each = (seen.bytes_after - seen.bytes_before) / options.readers / 1000
     print(f"gateway: {seen.cpu_s:.1f} s at work, {seen.bytes_after / 1e6:.0f} MB, {each:.0f} kB for each reader")
 
 

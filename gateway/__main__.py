@@ -170,9 +170,9 @@ def build(
     slots = StreamSlots(limiter, ReaderCounts(reader_limits(settings)))
     readers = ReaderHistory(settings.log_streams)
     presence = ReaderPresence(log, rpc, fan_out, group, draining)
-    on_left = DisconnectPolicy(presence).note_disconnect
+    on_disconnect = DisconnectPolicy(presence).report_disconnect
     streams = StreamContext(
-        settings, connection, log, history, fan_out, authenticator, slots, readers, draining, on_left
+        settings, connection, log, history, fan_out, authenticator, slots, readers, draining, on_disconnect
     )
     storage = build_storage(settings, connection, history, limiter)
     deleter = Deleter(connection, log, storage.blobs, history, rpc, limiter, settings.query_timeout_s)
@@ -181,8 +181,15 @@ def build(
     schemas = SchemaChecker(wait_s=CHECK_WAIT_S)
     queue = TurnQueue(connection, rpc, settings.queue_max)
     health = LogHealth(connection)
-    unread = UnreadTokens(presence)
-    features = submit_features(streams, storage, limiter, claims, prompts, schemas, queue, deleter, unread)
+    limits, share, queued = limit_features(limiter), log_share_features(storage.log_share), queue_features(queue)
+    parent = deleted_parent_feature(log, history, deleter)
+    # The features of each step run in this order.
+    features = SubmitFeatures(
+        prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims)),
+        admit=(queued.admit, share.admit, limits.admit, storage.uploaded_files.feature()),
+        amend=(queued.amend, schema_feature(schemas), limits.reserve, storage.request_blobs.feature(), trace_feature()),
+        stored=(share.stored, parent, UnreadTokens(presence).feature()),
+    )
     submitter = TurnSubmitter(
         log, claims, Conversations(log, history), catalogue, settings, storage.fullness, draining, features
     )
@@ -263,31 +270,6 @@ def build_storage(settings: Settings, connection: Connection, history: HistoryCl
         large_bodies, bytes_max=bytes_max, timeout_s=settings.body_timeout_s, rate_min=settings.body_rate_min
     )
     return Storage(blobs, request_blobs, bodies, files, fullness, log_share, blob_share)
-
-
-def submit_features(
-    streams: StreamContext,
-    storage: Storage,
-    limiter: Limiter,
-    claims: Claims,
-    prompts: Prompts,
-    schemas: SchemaChecker,
-    queue: TurnQueue,
-    deleter: Deleter,
-    unread: UnreadTokens,
-) -> SubmitFeatures:
-    """Returns the features of a submission. Those of each step run in this order."""
-    limits = limit_features(limiter)
-    share = log_share_features(storage.log_share)
-    queued = queue_features(queue)
-    blobs = storage.request_blobs.feature()
-    parent = deleted_parent_feature(streams.log, streams.history, deleter)
-    return SubmitFeatures(
-        prepare=(webhook_feature(streams.settings), prompts.feature(), auto_idempotency_feature(streams.log, claims)),
-        admit=(queued.admit, share.admit, limits.admit, storage.uploaded_files.feature()),
-        amend=(queued.amend, schema_feature(schemas), limits.reserve, blobs, trace_feature()),
-        stored=(share.stored, parent, unread.feature()),
-    )
 
 
 if __name__ == "__main__":

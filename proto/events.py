@@ -179,14 +179,14 @@ def envelope(raw: bytes | msgspec.Raw) -> dict[str, Any]:
         return {}
     match fields:
         case {"type": "message_start", "message": {"usage": dict(usage)}}:
-            extra = {"usage": _without(usage, Usage.__struct_fields__)}
+            extra = {"usage": _drop_fields(usage, Usage.__struct_fields__)}
         case {"type": "message_delta", "delta": dict(delta), "usage": dict(usage), **rest}:
-            extra = _without(rest, ()) | {
-                "delta": _without(delta, StopReason.__struct_fields__),
-                "usage": _without(usage, Usage.__struct_fields__),
+            extra = _drop_fields(rest, ()) | {
+                "delta": _drop_fields(delta, StopReason.__struct_fields__),
+                "usage": _drop_fields(usage, Usage.__struct_fields__),
             }
     return {} if is_deeper(extra, LEVELS_MAX - 3) else {name: value for name, value in extra.items() if value != {}}
 
 
-def _without(fields: dict[Any, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def _drop_fields(fields: dict[Any, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in names and value is not None}

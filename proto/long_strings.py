@@ -28,7 +28,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(str).decode
 
 
-async def cut(raw: bytes) -> tuple[bytes, dict[str, str]]:
+async def replace_long_strings(raw: bytes) -> tuple[bytes, dict[str, str]]:
     """Returns `raw`, a JSON text, with a name in place of each long string, and the strings by name.
 
     `put_back` replaces the names in decoded values. Raises a DecodeError or UnicodeError for a long string that is not
@@ -86,7 +86,7 @@ def put_back(value: Any, strings: Mapping[str, str]) -> Any:
 async def encode(value: Any) -> list[bytes]:
     """Returns `value`, which may contain Structs, as pieces of JSON."""
     token, strings = secrets.token_hex(16), list[str]()
-    rest = _encode(_without(msgspec.to_builtins(value, builtin_types=(msgspec.Raw,)), token, strings))
+    rest = _encode(_replace_strings(msgspec.to_builtins(value, builtin_types=(msgspec.Raw,)), token, strings))
     pieces: list[bytes] = []
     for number, part in enumerate(re.split(rb"%b-([0-9]+)" % token.encode(), rest)):
         if number % 2 == 0:
@@ -123,16 +123,19 @@ async def _read_string(raw: bytes, start: int) -> tuple[str, int]:
     return "".join(pieces), start
 
 
-def _without(value: Any, token: str, strings: list[str]) -> Any:
+def _replace_strings(value: Any, token: str, strings: list[str]) -> Any:
     """Returns `value` with a name in place of each long string, which is added to `strings`."""
     match value:
         case str() if len(value) > LONG_BYTES:
             strings.append(value)
             return f"{token}-{len(strings) - 1}"
         case list() | tuple():
-            return [_without(one, token, strings) for one in value]
+            return [_replace_strings(one, token, strings) for one in value]
         case dict():
-            return {_without(name, token, strings): _without(one, token, strings) for name, one in value.items()}
+            return {
+                _replace_strings(name, token, strings): _replace_strings(one, token, strings)
+                for name, one in value.items()
+            }
         case _:
             return value
 

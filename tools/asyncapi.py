@@ -106,10 +106,10 @@ def render_example(dialect: Dialect) -> Iterator[tuple[str, Any]]:
         for event in frame.data.decode().split("\n\n"):
             fields = dict(line.split(": ", 1) for line in event.splitlines())
             if "data" in fields:
-                yield _named(fields)
+                yield _parse_event(fields)
 
 
-def _named(fields: dict[str, str]) -> tuple[str, Any]:
+def _parse_event(fields: dict[str, str]) -> tuple[str, Any]:
     try:
         payload = json.loads(fields["data"])
     except json.JSONDecodeError:

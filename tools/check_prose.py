@@ -63,12 +63,12 @@ def main(names: list[str]) -> int:
     """Prints the hits in the files `names`, or in all files; returns the exit status."""
     found = [hit for name in names or tracked_files() for hit in hits(name)]
     for hit in found:
-        say(f'{hit.path}:{hit.line}: "{hit.phrase}": {hit.advice}')
-    say(f"prose: {len(found)} banned phrases")
+        write_line(f'{hit.path}:{hit.line}: "{hit.phrase}": {hit.advice}')
+    write_line(f"prose: {len(found)} banned phrases")
     return 1 if found else 0
 
 
-def say(line: str) -> None:
+def write_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 

@@ -243,7 +243,7 @@ class Command:
             self._film.above.write(text)
             self._film.take()
 
-    async def ended(self) -> None:
+    async def wait_for_end(self) -> None:
         await asyncio.wait_for(self.process.wait(), DEADLINE_S)
         await self._reading
         self._film.take(is_forced=True)
@@ -267,7 +267,7 @@ async def record(url: str, environ: dict[str, str], data: Path) -> Film:
     await film.type(film.above, f'tailrace ask "{QUESTION}"')
     await asking.run("ask", QUESTION, given=f"#sim rate={WORDS_PER_S}\n".encode())
     async with AsyncClient(url) as client:
-        turn = await running(client)
+        turn = await find_running_turn(client)
         timeline = await output(environ, "turn", turn, "--json", "--data", str(data))
         generator = json.loads(timeline)["attempts"][-1]["generator"].rpartition("-")[0]
         await grown(client, turn, 8)
@@ -277,13 +277,13 @@ async def record(url: str, environ: dict[str, str], data: Path) -> Film:
         await grown(client, turn, 12)
         film.below.clear()
         asking.process.send_signal(SIGINT)
-        await asking.ended()
+        await asking.wait_for_end()
         await asyncio.sleep(READ_S)
         film.above.clear()
         resuming = Command(film, environ, replaced)
         await film.type(film.above, "tailrace ask --resume")
         await resuming.run("ask", "--resume")
-        await resuming.ended()
+        await resuming.wait_for_end()
         found = await client.turn(turn)
     if (found["outcome"], found["text"]) != ("completed", markdown(QUESTION)):
         raise SystemExit(f"the answer is not complete: {found}")
@@ -293,7 +293,7 @@ async def record(url: str, environ: dict[str, str], data: Path) -> Film:
     return film
 
 
-async def running(client: AsyncClient) -> str:
+async def find_running_turn(client: AsyncClient) -> str:
     """Returns the turn that runs, when it has begun."""
     async with asyncio.timeout(DEADLINE_S):
         while not (found := [one async for one in client.turns() if one["text"]]):  # noqa: ASYNC110  # another process writes

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.compare.arms import NCHAN, ROOT, SERVERS, VENV
-from tests.clients.install import install
+from tests.clients.install import install, update_package_lists
 from tests.clients.node import NODE, NPM
 
 LOCK = ROOT / "requirements-bench.lock"
@@ -22,7 +22,7 @@ def main() -> None:
     """Installs what is missing or out of date."""
     programs = {"redis-server": shutil.which("redis-server") is not None, "libnginx-mod-nchan": NCHAN.exists()}
     missing = [name for name, is_installed in programs.items() if not is_installed]
-    if missing and not install(missing):
+    if missing and not (update_package_lists() and install(missing)):
         names = " and ".join(missing)
         print(f"Cannot install {names} without root and apt-get: install them yourself, or go without their arms.")
     sources = (LOCK, SERVERS / "package-lock.json")

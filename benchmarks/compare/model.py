@@ -81,13 +81,13 @@ class Model(asyncio.Protocol):
             self._answer(body)
 
     def _answer(self, body: bytes) -> None:
-        asked = PROMPT.findall(body)
-        if not asked:
+        prompts = PROMPT.findall(body)
+        if not prompts:
             content = b'{"data":[],"has_more":false}'
             head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
             self._transport.write(head % len(content) + content)
             return
-        words, rate, wait_s = (int(number or 0) for number in asked[-1])
+        words, rate, wait_s = (int(number or 0) for number in prompts[-1])
         self._transport.write(BEGIN)
         loop = asyncio.get_running_loop()
         if rate:

@@ -61,8 +61,8 @@ def report(end: End, *, is_simulated: bool = False) -> int:
     return 0 if is_complete else 1
 
 
-def fields_of(given: argparse.Namespace) -> dict[str, Any]:
-    named = {"model": given.model, "system": given.system, "session": given.session, "max_tokens": given.max_tokens}
+def fields_of(args: argparse.Namespace) -> dict[str, Any]:
+    named = {"model": args.model, "system": args.system, "session": args.session, "max_tokens": args.max_tokens}
     return {name: value for name, value in named.items() if value is not None}
 
 

@@ -48,31 +48,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_question(parser)
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    screen = display.new_display(is_json=given.json)
-    with connect(given, environ, on_retry=screen.retry) as client:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    screen = display.new_display(is_json=args.json)
+    with connect(args, environ, on_retry=screen.retry) as client:
         is_simulated = warn_if_simulated(client)
-        if given.resume:
+        if args.resume:
             turn = last_turn()
             end = follow(lambda: client.resume(turn, on_state=screen.state), screen)
         else:
-            question, fields = read_question(given.question), fields_of(given)
-            if given.go_on:
+            question, fields = read_question(args.question), fields_of(args)
+            if args.go_on:
                 fields["session"] = client.turn(last_turn())["session"]
             end = follow(lambda: client.ask(question, on_state=screen.state, **fields), screen, is_new=True)
-    if given.json:
+    if args.json:
         print(msgspec.json.encode(end).decode())
     return report(end, is_simulated=is_simulated)
 
 
-def read_question(given: str | None) -> str:
+def read_question(argument: str | None) -> str:
     """Returns the text of the standard input, unless that is a terminal, and then the question of the command line."""
-    if sys.stdin.isatty() and given in (None, "-"):
+    if sys.stdin.isatty() and argument in (None, "-"):
         raise SettingsInvalid(
             'there is no question: write `tailrace ask "Why is the sky blue?"`, or pipe a question into it'
         )
-    asked = "" if given in (None, "-") else given
-    question = "\n\n".join(filter(None, [read_piped(is_optional=bool(asked)), asked]))
+    typed = "" if argument in (None, "-") else argument
+    question = "\n\n".join(filter(None, [read_piped(is_optional=bool(typed)), typed]))
     if not question:
         raise SettingsInvalid("the question is empty: write it after `tailrace ask`, or pipe a question into it")
     return question

@@ -29,11 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_connection(parser)
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    with connect(given, environ) as client:
-        newest = client.items("/v1/admin/audit", {"limit": str(min(given.last, PAGE))})
-        found = list(islice(newest, given.last))
-    if given.json:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    with connect(args, environ) as client:
+        newest = client.items("/v1/admin/audit", {"limit": str(min(args.last, PAGE))})
+        found = list(islice(newest, args.last))
+    if args.json:
         print(msgspec.json.encode(found).decode())
     else:
         fields = ("at", "action", "target", "tenant", "by", "address", "error")

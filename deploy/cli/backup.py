@@ -25,12 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "data directory")
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if is_url(environ.get("TAILRACE_DATABASE", "")):
         raise UpRefused("TAILRACE_DATABASE names a PostgreSQL server: back it up with pg_dump (docs/BACKUP.md)")
-    backup.require_state(given.data)
-    with data_dir.lock(given.data):
-        manifest = backup.write(given.data, given.file)
+    backup.require_state(args.data)
+    with data_dir.lock(args.data):
+        manifest = backup.write(args.data, args.file)
     files, size = len(manifest.files), sum(file.bytes for file in manifest.files)
-    print_result(given, f"{given.file}: {files} files, {size:,} bytes", file=given.file, files=files, bytes=size)
+    print_result(args, f"{args.file}: {files} files, {size:,} bytes", file=args.file, files=files, bytes=size)
     return 0

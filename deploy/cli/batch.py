@@ -60,33 +60,33 @@ class Unwritable(errors.TailraceError):
     """The answers cannot be written: a full disk, a closed pipe."""
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Runs the batch. Returns exit status 1 if an input was not answered.
 
     Raises SettingsInvalid, Unwritable, client.TailraceError.
     """
-    with connect(given, environ, silence_s=SILENCE_S) as client:
-        body, numbers = body_of(given.file, given.parallel, given.via)
-        if given.output is not None:
-            require_writable(given.output)
+    with connect(args, environ, silence_s=SILENCE_S) as client:
+        body, numbers = body_of(args.file, args.parallel, args.via)
+        if args.output is not None:
+            require_writable(args.output)
         key = f"batch-{hashlib.sha256(body).hexdigest()}"
         try:
             batch = client.request("POST", "/v1/turn-batches", msgspec.Raw(body), idempotency_key=key)["batch"]
         except TailraceError as error:
-            error.args = (replace_references(str(error), given.file, numbers),)
+            error.args = (replace_references(str(error), args.file, numbers),)
             raise
-        if not given.json:
+        if not args.json:
             sys.stderr.write(f"batch {batch}: it continues if you stop this command; run it again for the results\n")
         bar = Bar(sys.stderr)
         for event in client.resume(batch):
-            if given.json:
+            if args.json:
                 print(msgspec.json.encode(event).decode(), file=sys.stderr, flush=True)
             else:
                 bar.show(event)
-        if not given.json:
+        if not args.json:
             bar.close()
         try:
-            return 0 if _save(client.results(batch), given.output) else EXIT_ERROR
+            return 0 if _save(client.results(batch), args.output) else EXIT_ERROR
         except OSError as error:
             raise Unwritable(f"the answers cannot be written: {error.strerror}. Run the command again") from error
 

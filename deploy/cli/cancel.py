@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_connection(parser)
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    with connect(given, environ) as client:
-        found = client.cancel(given.id)
-    print(msgspec.json.encode(found).decode() if given.json else make_printable(f"{found['turn']}: {found['outcome']}"))
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    with connect(args, environ) as client:
+        found = client.cancel(args.id)
+    print(msgspec.json.encode(found).decode() if args.json else make_printable(f"{found['turn']}: {found['outcome']}"))
     return 0

@@ -33,16 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_question(parser)
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Asks one question for each line of the input, in one session. Ctrl-C during an answer cancels its turn."""
     with suppress(ImportError):
         import readline  # noqa: F401, PLC0415  # makes `input` edit lines and keep a history
-    fields, screen = fields_of(given), display.new_display(is_json=given.json)
+    fields, screen = fields_of(args), display.new_display(is_json=args.json)
 
     def retry(error: TailraceError, tries: int) -> None:
         screen.retry(error, tries)
 
-    with connect(given, environ, on_retry=retry) as client:
+    with connect(args, environ, on_retry=retry) as client:
         show_end = partial(report, is_simulated=warn_if_simulated(client))
         while True:
             try:
@@ -51,9 +51,9 @@ def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
                 return 0
             if not question:
                 continue
-            screen = display.new_display(is_json=given.json)
+            screen = display.new_display(is_json=args.json)
             try:
-                fields["session"] = answer_one(client, question, screen, fields, show_end, is_json=given.json)
+                fields["session"] = answer_one(client, question, screen, fields, show_end, is_json=args.json)
             except TailraceError as error:
                 if not sys.stdin.isatty():
                     raise

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
 
 
-def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
-    print(script(parser_of_all(), given.shell))
+def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    print(script(parser_of_all(), args.shell))
     return 0
 
 

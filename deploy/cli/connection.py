@@ -22,21 +22,21 @@ class GatewayFailed(TailraceError):
     """A gateway cannot be reached, or has refused a request."""
 
 
-def find_url(given: str | None, environ: Mapping[str, str], data_dir: Path) -> str | None:
+def find_url(url: str | None, environ: Mapping[str, str], data_dir: Path) -> str | None:
     """Returns the address of `--url`, TAILRACE_URL or the running `up`; None if none of them is set."""
-    if given or environ.get("TAILRACE_URL"):
-        return given or environ["TAILRACE_URL"]
+    if url or environ.get("TAILRACE_URL"):
+        return url or environ["TAILRACE_URL"]
     up = status_file.read(data_dir)
     return up.url if up is not None else None
 
 
 @contextmanager
-def connect(given: argparse.Namespace, environ: Mapping[str, str], **options: Any) -> Iterator[Client]:
+def connect(args: argparse.Namespace, environ: Mapping[str, str], **options: Any) -> Iterator[Client]:
     """Yields a client of the gateway.
 
     Raises SettingsInvalid for an unusable address or proxy, GatewayFailed for an error of the client within the block.
     """
-    url, key = find_url(given.url, environ, given.data), given.key or environ.get("TAILRACE_KEY")
+    url, key = find_url(args.url, environ, args.data), args.key or environ.get("TAILRACE_KEY")
     try:
         if url is None:
             require_gateway()

@@ -55,10 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    options = Options(host=given.host, port=given.port, data_dir=given.data)
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    options = Options(host=args.host, port=args.port, data_dir=args.data)
     findings = asyncio.run(examine(options, environ))
-    print(msgspec.json.encode(findings).decode() if given.json else render(findings))
+    print(msgspec.json.encode(findings).decode() if args.json else render(findings))
     return EXIT_ERROR if any(one.level == "error" for one in findings) else 0
 
 
@@ -87,9 +87,9 @@ async def examine(options: Options, environ: Mapping[str, str]) -> list[Finding]
 
 async def _settings(environ: Mapping[str, str]) -> Finding:
     # Only `up` refuses these variables. Processes that are started one by one need them.
-    given = {name: text for name, text in environ.items() if name not in check_environment.CHOSEN}
+    inherited = {name: text for name, text in environ.items() if name not in check_environment.CHOSEN}
     try:
-        await check_environment.check(given)
+        await check_environment.check(inherited)
     except SettingsInvalid as error:
         return Finding("Settings", "error", str(error), "correct the variable: docs/SETTINGS.md")
     if mistyped := check_environment.find_mistyped(environ):
@@ -103,7 +103,7 @@ def _port(options: Options) -> Finding:
     try:
         ports.listen(options.host, options.port).close()
     except UpRefused as error:
-        return Finding("Port", "error", *_split(error))
+        return Finding("Port", "error", *_split_message(error))
     return Finding("Port", "ok", f"{options.port} on {options.host} is free")
 
 
@@ -169,7 +169,7 @@ async def _nats_setup(url: str, user: str | None) -> Finding:
         finally:
             await connection.close()
     except TailraceError as error:
-        return Finding("NATS", "error", *_split(error))
+        return Finding("NATS", "error", *_split_message(error))
     return Finding("NATS", "ok", f"{version} runs, with all streams, consumers and buckets as this version needs them")
 
 
@@ -204,7 +204,7 @@ async def _clock(url: str) -> Finding:
     return Finding("Clock", "ok", f"agrees with that of {url}")
 
 
-def _split(error: TailraceError) -> tuple[str, str]:
+def _split_message(error: TailraceError) -> tuple[str, str]:
     """Returns the two parts of a message `what is wrong: what to do`."""
     what, _, action = str(error).rpartition(": ")
     return (what, action) if what else (action, "see docs/RUNBOOK.md")

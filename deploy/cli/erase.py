@@ -34,18 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_connection(parser)
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    what = f"user {given.user}" if given.user is not None else f"tenant {given.tenant}"
-    if not (given.yes or is_confirmed(f"Erase all data of the {make_printable(what)}? It cannot be undone. [y/N] ")):
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    what = f"user {args.user}" if args.user is not None else f"tenant {args.tenant}"
+    if not (args.yes or is_confirmed(f"Erase all data of the {make_printable(what)}? It cannot be undone. [y/N] ")):
         print("nothing was erased", file=sys.stderr)
         return EXIT_ERROR
-    with connect(given, environ) as client:
-        if given.user is not None:
-            report = client.request("DELETE", "/v1/users", params={"user": given.user})
+    with connect(args, environ) as client:
+        if args.user is not None:
+            report = client.request("DELETE", "/v1/users", params={"user": args.user})
         else:
-            report = client.request("DELETE", "/v1/tenant", params={"confirm": given.tenant})
+            report = client.request("DELETE", "/v1/tenant", params={"confirm": args.tenant})
     encoded = msgspec.json.encode(report)
-    print(make_printable((encoded if given.json else msgspec.json.format(encoded, indent=2)).decode()))
+    print(make_printable((encoded if args.json else msgspec.json.format(encoded, indent=2)).decode()))
     return 0
 
 

@@ -40,14 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_connection(parser)
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    with connect(given, environ) as client:
-        if given.id is None:
-            write(given.output, export_lines(client, given.user))
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    with connect(args, environ) as client:
+        if args.id is None:
+            write(args.output, export_lines(client, args.user))
             return 0
-        found = conversation(client, given.id)
-    text = msgspec.json.format(msgspec.json.encode(found), indent=2).decode() if given.json else markdown(found)
-    write(given.output, [text])
+        found = conversation(client, args.id)
+    text = msgspec.json.format(msgspec.json.encode(found), indent=2).decode() if args.json else markdown(found)
+    write(args.output, [text])
     return 0
 
 

@@ -22,6 +22,6 @@ def export_lines(client: Client, user: str | None) -> Iterator[str]:
     """
     for kind, path, has_user in LISTS:
         if has_user or user is None:
-            given = {"user": user} if user is not None else {}
-            for item in client.items(path, given):
+            parameters = {"user": user} if user is not None else {}
+            for item in client.items(path, parameters):
                 yield msgspec.json.encode({"type": kind, **item}).decode()

@@ -28,14 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, nargs="?", default=Path(NAME), metavar="FILE", help="default: %(default)s")
 
 
-def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     try:
-        with given.file.open("x", encoding="utf-8") as file:
-            given.file.chmod(0o600)
+        with args.file.open("x", encoding="utf-8") as file:
+            args.file.chmod(0o600)
             file.write(config_file.example())
     except OSError as error:
-        print(f"tailrace: cannot write {given.file}: {error.strerror}; name another file", file=sys.stderr)
+        print(f"tailrace: cannot write {args.file}: {error.strerror}; name another file", file=sys.stderr)
         return EXIT_ERROR
-    text = f"{given.file} lists every setting with its default, except secrets. Change it, then run `tailrace up`."
-    print_result(given, text, file=given.file)
+    text = f"{args.file} lists every setting with its default, except secrets. Change it, then run `tailrace up`."
+    print_result(args, text, file=args.file)
     return 0

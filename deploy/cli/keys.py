@@ -95,11 +95,11 @@ def life(text: str) -> int:
 
 def limits(text: str) -> dict[str, float]:
     try:
-        given: dict[str, float] = msgspec.to_builtins(parse_limits_setting("--limits", text))
+        values: dict[str, float] = msgspec.to_builtins(parse_limits_setting("--limits", text))
     except SettingsInvalid as error:
         # argparse names the option itself.
         raise argparse.ArgumentTypeError(str(error).removeprefix("--limits: ")) from error
-    return given
+    return values
 
 
 def key_name(text: str) -> str:
@@ -109,17 +109,17 @@ def key_name(text: str) -> str:
     return text
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    url = nats_server.url(given.data, environ)
-    status: int = asyncio.run(given.action(url, given))
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    url = nats_server.url(args.data, environ)
+    status: int = asyncio.run(args.action(url, args))
     return status
 
 
-async def run_create(url: str, given: argparse.Namespace) -> int:
-    scopes = given.scope or TENANT_SCOPES
-    made, is_first = await create(url, given.tenant, given.name, scopes, given.limits, given.expires)
+async def run_create(url: str, args: argparse.Namespace) -> int:
+    scopes = args.scope or TENANT_SCOPES
+    made, is_first = await create(url, args.tenant, args.name, scopes, args.limits, args.expires)
     print(f"{made.record.id} of {made.record.tenant} was created; the key is shown only once:", file=sys.stderr)
-    show(made, given)
+    show(made, args)
     if made.record.expires_at is not None:
         print(f"It expires at {day(made.record.expires_at)} UTC.", file=sys.stderr)
     if is_first:
@@ -127,26 +127,26 @@ async def run_create(url: str, given: argparse.Namespace) -> int:
     return 0
 
 
-async def run_list(url: str, given: argparse.Namespace) -> int:
+async def run_list(url: str, args: argparse.Namespace) -> int:
     keys = await list_all(url)
-    print(render_json(keys) if given.json else render(keys))
+    print(render_json(keys) if args.json else render(keys))
     return 0
 
 
-async def run_rotate(url: str, given: argparse.Namespace) -> int:
+async def run_rotate(url: str, args: argparse.Namespace) -> int:
     async with open_administration(url) as administration:
-        made = await administration.rotate_key(actor(), given.id, given.grace)
+        made = await administration.rotate_key(actor(), args.id, args.grace)
     if made is None:
-        return report_unknown_key(given.id)
-    ends = "is revoked" if not given.grace else f"is valid until {day(int(time.time()) + given.grace)} UTC"
-    print(f"{made.record.id} replaces {given.id}, which {ends}; the key is shown only once:", file=sys.stderr)
-    show(made, given)
+        return report_unknown_key(args.id)
+    ends = "is revoked" if not args.grace else f"is valid until {day(int(time.time()) + args.grace)} UTC"
+    print(f"{made.record.id} replaces {args.id}, which {ends}; the key is shown only once:", file=sys.stderr)
+    show(made, args)
     return 0
 
 
-def show(made: NewKey, given: argparse.Namespace) -> None:
+def show(made: NewKey, args: argparse.Namespace) -> None:
     """Prints a new key; with `--json`, its record with the field `key`."""
-    print(msgspec.json.encode(without_hash(made.record) | {"key": made.secret}).decode() if given.json else made.secret)
+    print(msgspec.json.encode(without_hash(made.record) | {"key": made.secret}).decode() if args.json else made.secret)
 
 
 def report_unknown_key(key_id: str) -> int:
@@ -154,13 +154,13 @@ def report_unknown_key(key_id: str) -> int:
     return EXIT_ERROR
 
 
-async def run_revoke(url: str, given: argparse.Namespace) -> int:
-    revoked = await revoke(url, given.id)
+async def run_revoke(url: str, args: argparse.Namespace) -> int:
+    revoked = await revoke(url, args.id)
     if revoked is None:
-        return report_unknown_key(given.id)
+        return report_unknown_key(args.id)
     key, was_before, is_last = revoked
     how = f"was revoked already, {day(key.revoked_at)}" if was_before else "is revoked"
-    print(msgspec.json.encode(without_hash(key)).decode() if given.json else f"{key.id} of {key.tenant} {how}")
+    print(msgspec.json.encode(without_hash(key)).decode() if args.json else f"{key.id} of {key.tenant} {how}")
     if is_last:
         print("No valid key is left, and every request needs one: run `tailrace keys create`.", file=sys.stderr)
     return 0

@@ -38,33 +38,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_connection(parser)
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    is_change = given.set is not None or given.remove is not None or given.clear
-    if is_change and given.tenant is None:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    is_change = args.set is not None or args.remove is not None or args.clear
+    if is_change and args.tenant is None:
         raise SettingsInvalid("--set, --remove and --clear need a TENANT: add the name of the tenant to change")
-    path, found = f"/v1/admin/tenants/{given.tenant}/limits", list[dict[str, Any]]()
-    with connect(given, environ) as client:
+    path, found = f"/v1/admin/tenants/{args.tenant}/limits", list[dict[str, Any]]()
+    with connect(args, environ) as client:
         if is_change:
-            own = {} if given.clear else client.request("GET", path)["limits"]
-            found.append(client.request("PUT", path, {"limits": apply_change(own, given)}))
-        elif given.tenant is not None:
+            own = {} if args.clear else client.request("GET", path)["limits"]
+            found.append(client.request("PUT", path, {"limits": apply_change(own, args)}))
+        elif args.tenant is not None:
             found.append(client.request("GET", path))
         else:
             found += client.items("/v1/admin/tenants", {"limit": PAGE})
-    if given.json:
+    if args.json:
         print(msgspec.json.encode(found).decode())
     else:
         print(table([HEADINGS, *((one["tenant"], show(one["limits"]), show(one["effective"])) for one in found)]))
     return 0
 
 
-def apply_change(own: Mapping[str, float], given: argparse.Namespace) -> dict[str, float]:
+def apply_change(own: Mapping[str, float], args: argparse.Namespace) -> dict[str, float]:
     """Returns the tenant's own limits after `--set` or `--remove`."""
-    removed = [name.strip() for name in given.remove.split(",")] if given.remove is not None else []
+    removed = [name.strip() for name in args.remove.split(",")] if args.remove is not None else []
     for name in removed:
         if name not in own:
-            raise SettingsInvalid(f"{given.tenant} has no limit {name!r} of its own: it has {show(own)}")
-    return {name: value for name, value in own.items() if name not in removed} | (given.set or {})
+            raise SettingsInvalid(f"{args.tenant} has no limit {name!r} of its own: it has {show(own)}")
+    return {name: value for name, value in own.items() if name not in removed} | (args.set or {})
 
 
 def show(values: Mapping[str, float | None]) -> str:

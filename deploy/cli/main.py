@@ -136,9 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for argument in sys.argv[1:] if argv is None else argv:
             if SURROGATE.search(argument):
                 commands.error(f"the argument {argument!r} is not UTF-8")
-        given = commands.parse_args(argv)
+        args = commands.parse_args(argv)
         configure_logging()
-        status: int = given.command(given, configured.environ)
+        status: int = args.command(args, configured.environ)
     except TailraceError as error:
         print(f"tailrace: {make_printable(str(error))}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, SettingsInvalid) else EXIT_ERROR

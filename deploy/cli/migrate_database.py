@@ -29,13 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="TO", help="the database to write, which must be new or empty")
 
 
-def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
-    if not is_url(given.source) and not Path(given.source).is_file():
-        raise SettingsInvalid(f"{given.source} does not exist: name the database to copy")
-    copied = asyncio.run(_copy(given.source, given.target))
+def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    if not is_url(args.source) and not Path(args.source).is_file():
+        raise SettingsInvalid(f"{args.source} does not exist: name the database to copy")
+    copied = asyncio.run(_copy(args.source, args.target))
     lines = [f"{table.table:<15} {table.rows:>12,} rows  {table.digest[:16]}" for table in copied]
-    lines.append(f"{display(given.source)} and {display(given.target)} contain the same")
-    print_result(given, "\n".join(lines), tables=[table._asdict() for table in copied])
+    lines.append(f"{display(args.source)} and {display(args.target)} contain the same")
+    print_result(args, "\n".join(lines), tables=[table._asdict() for table in copied])
     return 0
 
 

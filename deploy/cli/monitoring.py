@@ -39,13 +39,13 @@ def url(text: str) -> str:
     return text
 
 
-def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     try:
-        written = write(given.folder, given.runbook)
+        written = write(args.folder, args.runbook)
     except FileExistsError:
-        print(f"tailrace: {given.folder} exists already: name a new folder", file=sys.stderr)
+        print(f"tailrace: {args.folder} exists already: name a new folder", file=sys.stderr)
         return EXIT_ERROR
-    print_result(given, "\n".join(map(str, written)), files=written)
+    print_result(args, "\n".join(map(str, written)), files=written)
     return 0
 
 

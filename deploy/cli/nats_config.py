@@ -57,17 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--gib", 10, "storage a server, GiB", 1, 65536, "size")
 
 
-def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
-    if len(given.server) not in (1, 3) or len(set(given.server)) < len(given.server):
+def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    if len(args.server) not in (1, 3) or len(set(args.server)) < len(args.server):
         print("tailrace: name one server, or three different ones", file=sys.stderr)
         return EXIT_USAGE
     try:
-        written = write(given.folder, given.server, given.tls, given.store, given.gib)
+        written = write(args.folder, args.server, args.tls, args.store, args.gib)
     except OSError as error:
-        print(f"tailrace: cannot make {given.folder} ({error.strerror}): name a new folder", file=sys.stderr)
+        print(f"tailrace: cannot make {args.folder} ({error.strerror}): name a new folder", file=sys.stderr)
         return EXIT_ERROR
-    print_result(given, "\n".join(map(str, written)), files=written)
-    if given.tls is None and not all(server.is_loopback for server in given.server):
+    print_result(args, "\n".join(map(str, written)), files=written)
+    if args.tls is None and not all(server.is_loopback for server in args.server):
         print("warning: without --tls, passwords and answers cross the network in plain text", file=sys.stderr)
     return 0
 

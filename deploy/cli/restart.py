@@ -31,18 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
 
 
-def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
+def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     started, restarted = time.monotonic(), list[str]()
 
     def show(name: str, waited_s: float) -> None:
         what = WAITS_FOR[name.partition("-")[0]]
         text = f"waiting for {name} for {waited_s:.0f} s: {what}" if waited_s else f"restarting {name} ({what})"
-        print(text, file=sys.stderr if given.json else sys.stdout, flush=True)
+        print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
         if not waited_s:
             restarted.append(name)
 
-    rolling_restart.restart(given.data, show)
+    rolling_restart.restart(args.data, show)
     seconds = time.monotonic() - started
     text = f"all processes run again, after {seconds:.1f} s"
-    print_result(given, text, restarted=restarted, seconds=round(seconds, 1))
+    print_result(args, text, restarted=restarted, seconds=round(seconds, 1))
     return 0

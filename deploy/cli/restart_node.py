@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
 
 
-def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
-    asyncio.run(restart_node.restart(given.data, given.node))
-    print_result(given, f"{given.node} runs again and has caught up", node=given.node)
+def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    asyncio.run(restart_node.restart(args.data, args.node))
+    print_result(args, f"{args.node} runs again and has caught up", node=args.node)
     return 0

@@ -25,17 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "data directory", finds_running=False)
 
 
-def run(given: argparse.Namespace, _: Mapping[str, str]) -> int:
-    manifest = backup.check(given.file)
-    if not given.check:
-        backup.restore(given.file, given.data)
-    what = "is whole" if given.check else f"is restored in {given.data}"
+def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    manifest = backup.check(args.file)
+    if not args.check:
+        backup.restore(args.file, args.data)
+    what = "is whole" if args.check else f"is restored in {args.data}"
     made_at, version, files = manifest.made_at, manifest.tailrace, len(manifest.files)
     print_result(
-        given,
-        f"{given.file} {what}: made {made_at} by Tailrace {version}, {files} files",
-        file=given.file,
-        data=None if given.check else given.data,
+        args,
+        f"{args.file} {what}: made {made_at} by Tailrace {version}, {files} files",
+        file=args.file,
+        data=None if args.check else args.data,
         made_at=made_at,
         tailrace=version,
         files=files,

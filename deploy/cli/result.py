@@ -5,6 +5,6 @@ import argparse
 import msgspec
 
 
-def print_result(given: argparse.Namespace, text: str, **fields: object) -> None:
+def print_result(args: argparse.Namespace, text: str, **fields: object) -> None:
     """Prints `text`, or with `--json` the fields as one line of JSON."""
-    print(msgspec.json.encode(fields, enc_hook=str).decode() if given.json else text)
+    print(msgspec.json.encode(fields, enc_hook=str).decode() if args.json else text)

@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_connection(parser)
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    with connect(given, environ) as client:
-        found = list(islice(client.sessions(), given.limit))
-    if given.json:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    with connect(args, environ) as client:
+        found = list(islice(client.sessions(), args.limit))
+    if args.json:
         print(msgspec.json.encode(found).decode())
         return 0
     headings = ("SESSION", "TURNS", "TOKENS", "COST $", "LAST USED", "TITLE")

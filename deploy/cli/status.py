@@ -22,7 +22,7 @@ from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.nats import Connection, Rpc, stream_size
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.permissions import ADMIN
-from tailrace.proto.nats.streams import survey
+from tailrace.proto.nats.streams import read_setup_state
 from tailrace.proto.subjects import BODIES, GENERATORS, PERSISTENCE, STREAM
 from tailrace.proto.version import VERSION
 
@@ -48,14 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     while True:
-        found = asyncio.run(fetch(given.data, environ))
-        text = msgspec.json.encode(found).decode() if given.json else render(found)
+        found = asyncio.run(fetch(args.data, environ))
+        text = msgspec.json.encode(found).decode() if args.json else render(found)
         # On a terminal, each output replaces the one before.
-        clear = "\x1b[H\x1b[2J" if given.watch and not given.json and sys.stdout.isatty() else ""
+        clear = "\x1b[H\x1b[2J" if args.watch and not args.json and sys.stdout.isatty() else ""
         print(clear + text, flush=True)
-        if not given.watch:
+        if not args.watch:
             return 0 if found.ok else EXIT_ERROR
         time.sleep(WATCH_EVERY_S)
 
@@ -142,7 +142,7 @@ async def _nats(url: str) -> NatsStatus:
     connection = await Connection.open(url, "tailrace-status", ADMIN)
     try:
         rpc = Rpc(connection)
-        missing = (await survey(connection)).missing
+        missing = (await read_setup_state(connection)).missing
         generators, persistence = await asyncio.gather(
             rpc.every_health(GENERATORS, wait_s=WAIT_S), rpc.every_health(PERSISTENCE, wait_s=WAIT_S)
         )

@@ -29,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--gib", 10, "storage a server, GiB", 1, 65536, "size")
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     url = environ.get("TAILRACE_NATS_URL", "nats://127.0.0.1:4222")
-    created = asyncio.run(apply(url, file_bytes_max=given.gib * GIB, replicas=given.replicas))
+    created = asyncio.run(apply(url, file_bytes_max=args.gib * GIB, replicas=args.replicas))
     existed = len(streams.EVERY_STREAM) + len(streams.CONSUMERS) - created
     text = f"{created} streams, buckets and consumers created; {existed} existed and were not changed"
-    print_result(given, text, created=created, existed=existed)
+    print_result(args, text, created=created, existed=existed)
     return 0
 
 

@@ -25,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_connection(parser)
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    screen = display.new_display(is_json=given.json)
-    with connect(given, environ, on_retry=screen.retry) as client:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    screen = display.new_display(is_json=args.json)
+    with connect(args, environ, on_retry=screen.retry) as client:
         is_simulated = warn_if_simulated(client)
-        if given.json:
-            answer = client.resume(given.id, after=given.after)
+        if args.json:
+            answer = client.resume(args.id, after=args.after)
             for event in answer:
                 print(msgspec.json.encode(event).decode(), flush=True)
             return report(answer.done(), is_simulated=is_simulated)
-        end = follow(lambda: client.resume(given.id, after=given.after, on_state=screen.state), screen)
+        end = follow(lambda: client.resume(args.id, after=args.after, on_state=screen.state), screen)
         return report(end, is_simulated=is_simulated)

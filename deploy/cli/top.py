@@ -64,17 +64,17 @@ class Screen(msgspec.Struct, frozen=True, kw_only=True):
 class Sampler:
     """Reads the gateway and the local `up`, and computes the tokens a second since the last sample."""
 
-    def __init__(self, client: Client, given: argparse.Namespace, environ: Mapping[str, str]) -> None:
+    def __init__(self, client: Client, args: argparse.Namespace, environ: Mapping[str, str]) -> None:
         self._client = client
-        self._given = given
+        self._args = args
         self._environ = environ
         self._before: tuple[float, int] | None = None
 
     def sample(self) -> Screen:
         """Raises client.TailraceError."""
-        is_local = not (self._given.url or self._environ.get("TAILRACE_URL"))
+        is_local = not (self._args.url or self._environ.get("TAILRACE_URL"))
         try:
-            system = asyncio.run(status.fetch(self._given.data, self._environ)) if is_local else None
+            system = asyncio.run(status.fetch(self._args.data, self._environ)) if is_local else None
         except SettingsInvalid:
             system = None
         turns = list(islice(self._client.turns(), TURNS_READ_MAX))
@@ -99,14 +99,14 @@ def running_turn(turn: Mapping[str, Any]) -> RunningTurn:
     return RunningTurn(turn["turn"], age_s, turn["first_token_s"], tokens, turn["model"], excerpt(question))
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints samples until Ctrl-C on a terminal and with --json; otherwise prints one."""
-    is_screen = sys.stdout.isatty() and not given.json
-    with connect(given, environ) as client, open_alternate_screen() if is_screen else nullcontext():
-        sampler = Sampler(client, given, environ)
+    is_screen = sys.stdout.isatty() and not args.json
+    with connect(args, environ) as client, open_alternate_screen() if is_screen else nullcontext():
+        sampler = Sampler(client, args, environ)
         while True:
             found = sampler.sample()
-            if given.json:
+            if args.json:
                 print(msgspec.json.encode(found).decode(), flush=True)
             elif is_screen:
                 draw(render(found))

@@ -48,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    found = asyncio.run(fetch(nats_server.url(given.data, environ), given.id, given.tenant))
-    print(msgspec.json.encode(found).decode() if given.json else make_printable(render(found)))
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    found = asyncio.run(fetch(nats_server.url(args.data, environ), args.id, args.tenant))
+    print(msgspec.json.encode(found).decode() if args.json else make_printable(render(found)))
     return 0
 
 

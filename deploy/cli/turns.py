@@ -34,23 +34,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_connection(parser)
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    with connect(given, environ) as client:
-        found = list(islice(find_turns(client, given), given.limit))
-    if given.json:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    with connect(args, environ) as client:
+        found = list(islice(find_turns(client, args), args.limit))
+    if args.json:
         print(msgspec.json.encode(found).decode())
         return 0
     headings = ("TURN", "OUTCOME", "MODEL", "ASKED", "OUTPUT", "QUESTION")
-    is_running = given.session is None and given.search is None
+    is_running = args.session is None and args.search is None
     print_table(headings, map(turn_row, found), "no turn is running" if is_running else "no turns")
     return 0
 
 
-def find_turns(client: Client, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def find_turns(client: Client, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yields the turns that contain the words of `--search`; without it, those of the session or the running turns."""
-    if given.search is None:
-        return client.turns(given.session)
-    return client.items("/v1/turns", {"q": given.search, "limit": str(min(given.limit, PAGE))})
+    if args.search is None:
+        return client.turns(args.session)
+    return client.items("/v1/turns", {"q": args.search, "limit": str(min(args.limit, PAGE))})
 
 
 def turn_row(turn: Record) -> Sequence[str]:

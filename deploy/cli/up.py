@@ -43,14 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     options = Options(
-        host=given.host,
-        port=given.port,
-        data_dir=given.data.resolve(),
-        generators=given.generators,
-        gateways=given.gateways,
-        cluster=given.cluster,
-        sync=given.sync,
+        host=args.host,
+        port=args.port,
+        data_dir=args.data.resolve(),
+        generators=args.generators,
+        gateways=args.gateways,
+        cluster=args.cluster,
+        sync=args.sync,
     )
     return up.run(options, environ)

@@ -56,13 +56,13 @@ def day(text: str) -> date:
         raise argparse.ArgumentTypeError(f"{text!r} is not a day such as 2026-01-31") from error
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    first = given.first or given.last - timedelta(days=DAYS - 1)
-    if first > given.last:
-        raise SettingsInvalid(f"--from {first} is after --to {given.last}: exchange them")
-    url = nats_server.url(given.data, environ)
-    records = asyncio.run(fetch(url, given.tenant, given.by, first, given.last))
-    print(msgspec.json.encode(records).decode() if given.json else render(given.by, records))
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    first = args.first or args.last - timedelta(days=DAYS - 1)
+    if first > args.last:
+        raise SettingsInvalid(f"--from {first} is after --to {args.last}: exchange them")
+    url = nats_server.url(args.data, environ)
+    records = asyncio.run(fetch(url, args.tenant, args.by, first, args.last))
+    print(msgspec.json.encode(records).decode() if args.json else render(args.by, records))
     return 0
 
 

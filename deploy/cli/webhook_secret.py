@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tenant(parser)
 
 
-def run(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     signing = signature.parse_keys(environ.get("TAILRACE_WEBHOOK_KEY", ""))
     if not signing:
         raise SettingsInvalid("TAILRACE_WEBHOOK_KEY is not set: set it to the key that persistence uses")
-    secret = signature.format_secret(signature.derive_secret(signing[0], given.tenant))
-    print_result(given, secret, tenant=given.tenant, secret=secret)
+    secret = signature.format_secret(signature.derive_secret(signing[0], args.tenant))
+    print_result(args, secret, tenant=args.tenant, secret=secret)
     return 0

@@ -53,8 +53,8 @@ def merge(path: Path | None, environ: Mapping[str, str]) -> Configuration:
     texts, options = read(path) if path is not None else ({}, {})
     beside = read_dotenv(path.with_name(".env")) if path is not None else {}
     merged = {**texts, **beside, **environ}
-    given = settings.read(GatewaySettings, {name: merged[name] for name in ADDRESS.values() if merged.get(name)})
-    address = {key: getattr(given, key) for key, name in ADDRESS.items() if merged.get(name)}
+    configured = settings.read(GatewaySettings, {name: merged[name] for name in ADDRESS.values() if merged.get(name)})
+    address = {key: getattr(configured, key) for key, name in ADDRESS.items() if merged.get(name)}
     return Configuration(merged, {**address, **options})
 
 

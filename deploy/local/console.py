@@ -25,7 +25,7 @@ PROBLEM_CHARS_MAX = 300
 COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
 
 
-def split(text: bytes) -> tuple[list[str], bytes]:
+def split_lines(text: bytes) -> tuple[list[str], bytes]:
     """Returns the complete lines of `text`, without empty ones, and the incomplete rest."""
     *lines, rest = text.split(b"\n")
     if len(rest) > LINE_BYTES_MAX:
@@ -83,7 +83,7 @@ class Console:
         rest = b""
         try:
             while text := await reader.read(LINE_BYTES_MAX):
-                lines, rest = split(rest + text)
+                lines, rest = split_lines(rest + text)
                 for line in filter(is_shown, lines):
                     self.log(line, name)
         finally:

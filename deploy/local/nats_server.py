@@ -199,9 +199,9 @@ def url(data_dir: Path, environ: Mapping[str, str]) -> str:
 
     Raises SettingsInvalid if there is neither, or if the directory belongs to another user.
     """
-    given = environ.get("TAILRACE_NATS_URL")
-    if given:
-        return given
+    configured = environ.get("TAILRACE_NATS_URL")
+    if configured:
+        return configured
     try:
         return read_own(data_dir, URL_FILE).decode().strip()
     except PermissionError as error:

@@ -30,13 +30,13 @@ class SetupRepair:
         try:
             if self._connection is None or self._connection.closed.is_set():
                 self._connection = await Connection.open(self._url, "tailrace-up", ADMIN)
-            found = await streams.survey(self._connection)
+            found = await streams.read_setup_state(self._connection)
             if found.missing:
                 self._console.log(f"NATS lacks {', '.join(found.missing)}: creating it again")
                 await streams.apply(
                     self._connection, replicas=self._replicas, bytes_max=self._bytes_max, after=self._known
                 )
-                found = await streams.survey(self._connection)
+                found = await streams.read_setup_state(self._connection)
             self._known = found
         except LogError as error:
             if self._connection is not None and self._connection.is_up:

@@ -53,7 +53,7 @@ def build_answer(
     elif directed.count is not None:
         text = numbers(directed.count)
     else:
-        text = prose.deltas(prose.markdown(directive.without(conversation.question)))
+        text = prose.deltas(prose.markdown(directive.remove_directives(conversation.question)))
     if json_sample:
         is_wrong = directed.wrong_json and not conversation.is_corrected
         text = JSON_PIECE.findall(directed.wrong_json if is_wrong else directed.input_json or json_sample)
@@ -82,7 +82,7 @@ def numbers(last: int) -> list[str]:
     return [f"{', ' if number > 1 else ''}{number}" for number in range(1, last + 1)]
 
 
-def rest(answer: Part, partial: str) -> Part | None:
+def find_remainder(answer: Part, partial: str) -> Part | None:
     """Returns what follows `partial`, without thinking; None if the answer does not start with it."""
     thinking = sum(len(block.deltas) for block in answer.blocks if block.kind == "thinking")
     text = next((block for block in answer.blocks if block.kind == "text"), Block("text", ()))

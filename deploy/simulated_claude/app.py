@@ -22,10 +22,10 @@ from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Break
 from tailrace.deploy.simulated_claude.message_batches import LIMIT, MessageBatch, MessageBatches
 from tailrace.deploy.simulated_claude.model import MODELS
 from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
-from tailrace.deploy.simulated_claude.reply import Asked, reply, understand
+from tailrace.deploy.simulated_claude.reply import ParsedRequest, parse, reply
 from tailrace.deploy.simulated_claude.request import Request, decode, find_model, require_max_tokens
 from tailrace.deploy.simulated_claude.stats import Stats
-from tailrace.deploy.simulated_claude.writer import MessageWriter, StreamWriter, Written
+from tailrace.deploy.simulated_claude.writer import MessageWriter, StreamedAnswer, StreamWriter
 
 BODY_BYTES_MAX = 32 * 2**20  # Anthropic's limit for a Messages request
 BATCH_BYTES_MAX = 256 * 2**20
@@ -76,30 +76,30 @@ def app(*, shows_calls: bool = False) -> Starlette:
 async def create_message(http: HttpRequest) -> Response:
     request = await read(http)
     require_max_tokens(request)
-    asked = understand(request)
+    parsed = parse(request)
     stats: Stats = http.app.state.stats
     cached = http.app.state.cache.take(await http.body())
-    answered = reply(asked, stats.next_call(asked.conversation.key), cached)
-    stats.continuations += bool(asked.conversation.partial)
+    answered = reply(parsed, stats.next_call(parsed.conversation.key), cached)
+    stats.continuations += bool(parsed.conversation.partial)
     stats.continuations_mismatched += answered.is_mismatched
     account: Account = http.app.state.account
-    call = account.begin(asked.conversation.key, asked.conversation.question, answered.part.start)
-    if answered.breaks and (instead := response_instead(asked, answered.breaks)):
+    call = account.begin(parsed.conversation.key, parsed.conversation.question, answered.part.start)
+    if answered.breaks and (instead := response_instead(parsed, answered.breaks)):
         stats.by_fault[answered.breaks.kind] += 1
         call.close(answered.breaks.kind)
         return instead
     if request.stream:
-        return Written(StreamWriter(answered, asked.directed, stats, call), headers("text/event-stream"))
-    return Written(MessageWriter(answered, asked.directed, stats, call), headers("application/json"))
+        return StreamedAnswer(StreamWriter(answered, parsed.directed, stats, call), headers("text/event-stream"))
+    return StreamedAnswer(MessageWriter(answered, parsed.directed, stats, call), headers("application/json"))
 
 
-def response_instead(asked: Asked, breaks: Break) -> Response | None:
+def response_instead(parsed: ParsedRequest, breaks: Break) -> Response | None:
     """Returns the response of a fault before the answer, or None. Without a stream every status fault is one."""
-    if not (breaks.is_http or (breaks.kind in ERROR_TYPES and not asked.request.stream)):
+    if not (breaks.is_http or (breaks.kind in ERROR_TYPES and not parsed.request.stream)):
         return None
     if breaks.kind == "html":
         return HTMLResponse(PAGE)
-    more = {"retry-after": f"{asked.directed.retry_after_s:g}"} if breaks.kind == "429" else {}
+    more = {"retry-after": f"{parsed.directed.retry_after_s:g}"} if breaks.kind == "429" else {}
     return error(Refusal(ERROR_TYPES[breaks.kind], event.error_message(breaks.kind), more))
 
 
@@ -114,7 +114,7 @@ async def create_batch(http: HttpRequest) -> Response:
     batch, is_answered = http.app.state.batches.create(body)
     remember(http, body)
     if not is_answered:
-        return Written(send_nothing, headers("application/json"))
+        return StreamedAnswer(send_nothing, headers("application/json"))
     return json(batch.describe(str(http.base_url)))
 
 
@@ -222,9 +222,9 @@ def require_short(http: HttpRequest, most: int) -> None:
         raise Refusal("request_too_large", "Request exceeds the maximum size")
 
 
-def require_key(given: Mapping[str, str]) -> None:
+def require_key(headers: Mapping[str, str]) -> None:
     """Accepts any key except `REFUSED_KEY`; current clients send a bearer token, older ones x-api-key."""
-    key = given.get("x-api-key") or given.get("authorization", "").removeprefix("Bearer ").strip()
+    key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
     if not key:
         raise Refusal("authentication_error", "x-api-key header is required")
     if key == REFUSED_KEY:

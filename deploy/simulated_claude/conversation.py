@@ -30,8 +30,8 @@ class Conversation(msgspec.Struct, frozen=True, dict=True):
 
         The middle of a very long one is left out, so that it delays no other answer.
         """
-        asked = (extract_text(message) for message in reversed(self.messages) if message.role == "user")
-        text = next((text for text in asked if text and not (text.isspace() or text.startswith(MISFIT))), "")
+        questions = (extract_text(message) for message in reversed(self.messages) if message.role == "user")
+        text = next((text for text in questions if text and not (text.isspace() or text.startswith(MISFIT))), "")
         return text if len(text) <= 2 * QUESTION_CHARS else f"{text[:QUESTION_CHARS]}\n{text[-QUESTION_CHARS:]}"
 
     @property

@@ -107,8 +107,8 @@ def read(text: str) -> Directive:
 
 def parse_count(text: str) -> Directive:
     """Returns the directive of a question such as `Count to three hundred, slowly.`, or the default."""
-    asked = COUNT.match(text)
-    last = number_at_start(asked[1]) if asked else 0
+    found = COUNT.match(text)
+    last = number_at_start(found[1]) if found else 0
     if not 0 < last <= COUNT_MAX:
         return Directive()
     return Directive(count=last, rate=SLOW_RATE if "slow" in text.lower() else Directive().rate)
@@ -131,14 +131,14 @@ def number_at_start(text: str) -> int:
     return total + part
 
 
-def without(text: str) -> str:
+def remove_directives(text: str) -> str:
     """Returns `text` without its directive lines."""
     return LINE.sub("", text).strip()
 
 
 def parse(line: str) -> Directive:
     """Returns the directive of a `#sim` line. Raises DirectiveInvalid, with what was expected at which place."""
-    given: dict[str, object] = {}
+    fields: dict[str, object] = {}
     faults: list[Fault] = []
     at = 0
     while line[at:].strip():
@@ -149,8 +149,8 @@ def parse(line: str) -> Directive:
         if name[1] == "fault":
             faults.append(fault(value))
         else:
-            given |= setting(name[1], value)
-    return msgspec.convert({**given, "faults": faults}, Directive)
+            fields |= setting(name[1], value)
+    return msgspec.convert({**fields, "faults": faults}, Directive)
 
 
 def value_at(line: str, start: int, *, is_json: bool) -> tuple[str, int]:

@@ -16,7 +16,7 @@ import msgspec
 from tailrace.deploy.simulated_claude import event
 from tailrace.deploy.simulated_claude.fault import ERROR_TYPES
 from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
-from tailrace.deploy.simulated_claude.reply import Asked, Reply, reply, understand
+from tailrace.deploy.simulated_claude.reply import ParsedRequest, Reply, parse, reply
 from tailrace.deploy.simulated_claude.request import INVALID, decode, require_max_tokens
 from tailrace.deploy.simulated_claude.stats import Stats
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -49,10 +49,10 @@ class Result(msgspec.Struct, frozen=True):
 
     custom_id: str
     kind: Kind
-    told: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
 
     def line(self) -> bytes:
-        return msgspec.json.encode({"custom_id": self.custom_id, "result": {"type": self.kind, **self.told}}) + b"\n"
+        return msgspec.json.encode({"custom_id": self.custom_id, "result": {"type": self.kind, **self.fields}}) + b"\n"
 
 
 class MessageBatch:
@@ -168,12 +168,12 @@ class MessageBatches:
     def _fault(self, first: Request) -> tuple[Refusal | None, bool]:
         """Returns the refusal of a creation (429, 529), and whether to drop the response (cut)."""
         try:
-            asked = understand_request(first)
+            parsed = parse_request(first)
         except Refusal:
             return None, False
-        for fault in asked.directed.faults:
+        for fault in parsed.directed.faults:
             if fault.kind in ("429", "529", "cut"):
-                key = f"{fault.kind} {asked.conversation.key}"
+                key = f"{fault.kind} {parsed.conversation.key}"
                 self._stats.creations[key] += 1
                 if fault.calls is not None and self._stats.creations[key] > fault.calls:
                     continue
@@ -184,13 +184,13 @@ class MessageBatches:
 
     def _process(self, request: Request) -> Result:
         try:
-            asked = understand_request(request)
+            parsed = parse_request(request)
         except Refusal as refusal:
             return build_error(request, refusal.type, refusal.message)
-        for fault in asked.directed.faults:
+        for fault in parsed.directed.faults:
             if fault.kind in ("500", "error"):
                 return build_error(request, ERROR_TYPES[fault.kind], event.error_message(fault.kind))
-        answered: Reply = reply(asked, self._stats.next_call(asked.conversation.key))
+        answered: Reply = reply(parsed, self._stats.next_call(parsed.conversation.key))
         answered = msgspec.structs.replace(answered, breaks=None, service_tier="batch")
         self._stats.output_tokens += answered.part.deltas
         return Result(request.custom_id, "succeeded", {"message": msgspec.Raw(event.message(answered))})
@@ -214,23 +214,23 @@ def read(body: bytes) -> list[Request]:
     return requests
 
 
-def understand_request(request: Request) -> Asked:
+def parse_request(request: Request) -> ParsedRequest:
     """Parses a request of a batch. Raises Refusal."""
     message = decode(bytes(request.params))
     require_max_tokens(message)
     if message.stream:
         raise Refusal(INVALID, "stream: is not supported in a batch")
-    return understand(message)
+    return parse(message)
 
 
 def time_of(request: Request) -> float:
     """Returns the seconds that the answer takes without streaming."""
     try:
-        asked = understand_request(request)
+        parsed = parse_request(request)
     except Refusal:
         return 0.0
-    rate = asked.directed.rate
-    return asked.directed.wait_s + (reply(asked, 1).part.deltas / rate if rate else 0.0)
+    rate = parsed.directed.rate
+    return parsed.directed.wait_s + (reply(parsed, 1).part.deltas / rate if rate else 0.0)
 
 
 def build_error(request: Request, kind: str, message: str) -> Result:

@@ -19,7 +19,7 @@ NOTHING = Cached()
 IN_THE_PROMPT = "fits this JSON Schema"
 
 
-class Asked(msgspec.Struct, frozen=True):
+class ParsedRequest(msgspec.Struct, frozen=True):
     """A parsed request."""
 
     request: Request
@@ -40,23 +40,23 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     is_mismatched: bool  # the partial answer is not a prefix of this answer, which is sent from its beginning
 
 
-def understand(request: Request) -> Asked:
+def parse(request: Request) -> ParsedRequest:
     """Parses conversation and directive. Raises Refusal for an invalid `#sim` line."""
     talk = conversation.read(request.messages)
     try:
-        return Asked(request, talk, directive.read(talk.question))
+        return ParsedRequest(request, talk, directive.read(talk.question))
     except DirectiveInvalid as error:
         raise Refusal("invalid_request_error", str(error)) from error
 
 
-def reply(asked: Asked, call: int, cached: Cached = NOTHING) -> Reply:
+def reply(parsed: ParsedRequest, call: int, cached: Cached = NOTHING) -> Reply:
     """Returns the reply to call number `call` (from 1) of this turn; `cached` are the tokens of the prompt cache."""
-    request, talk, directed = asked.request, asked.conversation, asked.directed
+    request, talk, directed = parsed.request, parsed.conversation, parsed.directed
     all_of_it = answer.cut_at_stop_sequence(
         answer.build_answer(talk, directed, json_sample=json_sample(request), forced=forced_call(request)),
         request.stop_sequences,
     )
-    remainder = answer.rest(all_of_it, talk.partial) if talk.partial else all_of_it
+    remainder = answer.find_remainder(all_of_it, talk.partial) if talk.partial else all_of_it
     if talk.partial and remainder is not None:
         remainder = answer.with_repeated(remainder, talk.partial, directed.repeat)
     part = answer.limit_tokens(all_of_it if remainder is None else remainder, request.max_tokens)

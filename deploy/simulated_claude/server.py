@@ -30,7 +30,7 @@ class Server(uvicorn.Server):
         return f"http://{host}:{port}"
 
 
-class Guest(Server):
+class EmbeddedServer(Server):
     """A server in another program's event loop, which does not handle signals."""
 
     @contextlib.contextmanager
@@ -41,12 +41,12 @@ class Guest(Server):
 @contextlib.asynccontextmanager
 async def run_simulated_claude(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
     """Runs a simulated Claude, which shows its calls, in this event loop until the block ends; yields its URL."""
-    async with run_guest(Guest(host, port, shows_calls=True)) as url:
+    async with run_embedded(EmbeddedServer(host, port, shows_calls=True)) as url:
         yield url
 
 
 @contextlib.asynccontextmanager
-async def run_guest(server: Guest) -> AsyncIterator[str]:
+async def run_embedded(server: EmbeddedServer) -> AsyncIterator[str]:
     """Like `run_simulated_claude`, for an existing server."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve([server.socket]))

@@ -132,8 +132,8 @@ class Tickets:
 
     def _has_proof(self, token: bytes, request: Request) -> bool:
         proof, dot, _ = request.headers.get("last-event-id", "").rpartition(".")
-        given, expected = proof.encode("latin-1", "replace"), self._signer.proof(token.decode("latin-1")).encode()
-        return bool(dot) and hmac.compare_digest(given, expected)
+        actual, expected = proof.encode("latin-1", "replace"), self._signer.proof(token.decode("latin-1")).encode()
+        return bool(dot) and hmac.compare_digest(actual, expected)
 
 
 def strip_proof(last_event_id: str, ticket: Ticket | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 Members = list[tuple[str, Any]]
 
 
-class _Found(Exception):  # ends the parsing
+class _DuplicateFound(Exception):  # ends the parsing
     """An object has a key twice."""
 
 
@@ -24,7 +24,7 @@ class _Duplicate:
 
 def _check(members: Members) -> None:
     if len(dict(members)) != len(members):
-        raise _Found
+        raise _DuplicateFound
 
 
 def _mark(members: Members) -> dict[str, Any] | _Duplicate:
@@ -50,7 +50,7 @@ def find_duplicate(body: bytes) -> str | None:
     text = body.decode(errors="replace")
     try:
         _checker.decode(text)
-    except _Found:
+    except _DuplicateFound:
         return _path(_marker.decode(text), "")
     return None
 

@@ -41,7 +41,9 @@ async def parse_form(body: bytes, headers: Headers) -> Form:
     # Only the boundary: the parser would look up any `charset` as a codec, and Python keeps each name for ever. Names
     # of fields are UTF-8 (RFC 7578, section 5.1).
     headers = Headers({"content-type": f'multipart/form-data; boundary="{_boundary(headers)}"'})
-    parser = MultiPartParser(headers, _pieces(body), max_files=1, max_fields=FIELDS_MAX, max_part_size=FIELD_BYTES_MAX)
+    parser = MultiPartParser(
+        headers, _split_body(body), max_files=1, max_fields=FIELDS_MAX, max_part_size=FIELD_BYTES_MAX
+    )
     # The memory for the body is reserved: nothing goes to the disk.
     parser.spool_max_size = len(body) + 1
     try:
@@ -72,7 +74,7 @@ def _boundary(headers: Headers) -> str:
     return boundary
 
 
-async def _pieces(body: bytes) -> AsyncGenerator[bytes, None]:
+async def _split_body(body: bytes) -> AsyncGenerator[bytes, None]:
     """Yields the body in pieces, between which the event loop serves other requests."""
     for start in range(0, len(body), PIECE_BYTES):
         yield body[start : start + PIECE_BYTES]

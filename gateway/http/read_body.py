@@ -99,7 +99,7 @@ class BodyReader:
             return value
         async with self.large_bodies.decoding:
             try:
-                rest, strings = await long_strings.cut(body)
+                rest, strings = await long_strings.replace_long_strings(body)
             except DECODE_ERRORS as error:
                 raise _not_json() from error
             value = decode(rest, kind, strings)

@@ -55,7 +55,7 @@ EXAMPLES: Json = {
     "filename": "report.pdf", "files": 0, "first_id": MODEL, "first_token_at": TIME,
     "from": "2026-11-01", "to": "2026-11-30", "function_call": "auto", "gateways": 2, "generator": "generator-1",
     "health": "/health", "id": SESSION, "ModelCard.id": MODEL, "ModelSheet.id": MODEL,
-    "ToolCall.id": "call_1", "ProjectBody.id": "support", "NewProjectBody.id": "support", "Deleted.id": TURN,
+    "ToolCall.id": "call_1", "ProjectBody.id": "support", "NewProjectBody.id": "support", "DeletedObject.id": TURN,
     "UIMessageParam.id": "msg-1", "Erased.id": "user-7", "idempotency_key": "order-7", "image_url": IMAGE,
     "include": [], "index": 0, "input": QUESTION, "UIPart.input": {"city": "Oslo"}, "UsdPrices.input": 2.0,
     "LongPromptPrices.input": 6.0, "input_file_id": FILE, "input_tokens": 12,

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tailrace.gateway.clients.ai_sdk.request import UIChatRequest
-from tailrace.gateway.clients.ai_sdk.routes import Stopped
+from tailrace.gateway.clients.ai_sdk.routes import StoppedTurn
 from tailrace.gateway.clients.anthropic.batch_routes import NewMessageBatch
 from tailrace.gateway.clients.anthropic.count_tokens import CountTokensRequest
 from tailrace.gateway.clients.anthropic.request import MessagesRequest
-from tailrace.gateway.clients.native.routes import Accepted
+from tailrace.gateway.clients.native.routes import AcceptedTurn
 from tailrace.gateway.clients.native.session_events import CURSOR_TEXT
 from tailrace.gateway.clients.openai.batch_routes import NewFileBatch
 from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest
@@ -44,7 +44,7 @@ from tailrace.gateway.resources.admin import (
 )
 from tailrace.gateway.resources.batch_body import NewBatch
 from tailrace.gateway.resources.batches import AcceptedBatch, BatchList, BatchRecord
-from tailrace.gateway.resources.deletion import Deleted
+from tailrace.gateway.resources.deletion import DeletedObject
 from tailrace.gateway.resources.erasure import Erased
 from tailrace.gateway.resources.health import Health
 from tailrace.gateway.resources.login import LoggedIn
@@ -197,13 +197,13 @@ STREAMED = {200: "The stream, with `Accept: text/event-stream`."}
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/turns"): Operation(
-        "turns", NewTurn, Accepted, 202, parameters=("key", "dialect", "pace", *RESUMING), statuses=STREAMED
+        "turns", NewTurn, AcceptedTurn, 202, parameters=("key", "dialect", "pace", *RESUMING), statuses=STREAMED
     ),
     ("GET", "/v1/turns"): Operation(
         "turns", response=TurnList, parameters=("status", "of_session", "q", *OF_LABEL, "from", "to", *PAGE)
     ),
     ("GET", "/v1/turns/{turn}"): Operation("turns", response=TurnRecord),
-    ("DELETE", "/v1/turns/{turn}"): Operation("turns", response=Deleted),
+    ("DELETE", "/v1/turns/{turn}"): Operation("turns", response=DeletedObject),
     ("GET", "/v1/turns/{turn}/events"): Operation("turns", streams=SSE, parameters=(*READING, "ticket"), statuses=GONE),
     ("GET", "/v1/turns/{turn}/timeline"): Operation("turns", response=Timeline),
     ("POST", "/v1/turns/{turn}/cancel"): Operation("turns", response=TurnRecord),
@@ -298,7 +298,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/api/chat/{chat}/stream"): Operation(
         "ai-sdk", streams=SSE, parameters=("start_index", "replay"), statuses=GONE, reference=AI_SDK
     ),
-    ("POST", "/api/chat/{chat}/stop"): Operation("ai-sdk", response=Stopped),
+    ("POST", "/api/chat/{chat}/stop"): Operation("ai-sdk", response=StoppedTurn),
     ("GET", "/api/chat/{chat}/messages"): Operation("ai-sdk", response=list, reference=AI_SDK),
     ("GET", "/v1/sessions"): Operation(
         "sessions", response=SessionList, parameters=(*NUMBERED, "of_project", "of_user")
@@ -307,7 +307,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/sessions/stats"): Operation("sessions", response=SessionStats),
     ("GET", "/v1/sessions/{session}"): Operation("sessions", response=SessionRecord),
     ("PATCH", "/v1/sessions/{session}"): Operation("sessions", ChangeBody, SessionRecord),
-    ("DELETE", "/v1/sessions/{session}"): Operation("sessions", response=Deleted),
+    ("DELETE", "/v1/sessions/{session}"): Operation("sessions", response=DeletedObject),
     ("POST", "/v1/sessions/{session}/cancel"): Operation("sessions", response=CancelledSession),
     ("GET", "/v1/sessions/{session}/turns"): Operation("sessions", response=TurnPage, parameters=("turn_order", *PAGE)),
     ("GET", "/v1/sessions/{session}/events"): Operation(
@@ -317,7 +317,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/projects"): Operation("projects", response=ProjectList, parameters=NUMBERED),
     ("POST", "/v1/projects"): Operation("projects", NewProjectBody, ProjectBody),
     ("GET", "/v1/projects/{project}"): Operation("projects", response=ProjectBody),
-    ("DELETE", "/v1/projects/{project}"): Operation("projects", response=Deleted),
+    ("DELETE", "/v1/projects/{project}"): Operation("projects", response=DeletedObject),
     ("GET", "/v1/usage"): Operation(
         "projects", response=UsageList, parameters=("by", "usage_key", "from", "to", *PAGE)
     ),

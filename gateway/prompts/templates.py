@@ -51,7 +51,7 @@ class _Description(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class Rendered(msgspec.Struct, frozen=True, kw_only=True):
+class RenderedTemplate(msgspec.Struct, frozen=True, kw_only=True):
     """The fields that a template makes with its variables."""
 
     system: str | None = None
@@ -154,13 +154,13 @@ class Prompts:
                 param="system",
             )
 
-    async def _texts(self, wanted: Sequence[Filled], tenant: Tenant) -> list["Rendered | Refused"]:
+    async def _texts(self, wanted: Sequence[Filled], tenant: Tenant) -> list["RenderedTemplate | Refused"]:
         """Renders templates in one subprocess. Raises Refused if none was free in time."""
         names = list(dict.fromkeys(prompt.name for prompt in wanted))
         sources = [self._find(name)[1] for name in names]
         inputs = [(names.index(prompt.name), prompt.variables) for prompt in wanted]
         try:
-            rendered = await self._run(sources, inputs, Rendered, tenant)
+            rendered = await self._run(sources, inputs, RenderedTemplate, tenant)
         except SandboxBusy as error:
             raise Refused("server_busy", f"The prompt `{names[0]}` was not rendered: {error}. Retry.") from error
         except SandboxFailed as error:
@@ -183,7 +183,7 @@ class Prompts:
         return msgspec.json.decode(await self._child.run(task, RENDER_S_MAX, tenant), type=list[kind])  # type: ignore[valid-type]
 
 
-def apply(params: P, text: Rendered) -> P:
+def apply(params: P, text: RenderedTemplate) -> P:
     """Returns `params` with the rendered fields in place of `prompt`."""
     fields = {name: value for name in ("system", "message") if (value := getattr(text, name)) is not None}
     return msgspec.structs.replace(params, prompt=None, **fields)

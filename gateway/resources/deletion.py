@@ -20,7 +20,7 @@ Deletion = Literal["turn.deleted", "session.deleted", "project.deleted"]
 OBJECTS: dict[Kind, Deletion] = {"turn": "turn.deleted", "session": "session.deleted", "project": "project.deleted"}
 
 
-class Deleted(msgspec.Struct, frozen=True, kw_only=True):
+class DeletedObject(msgspec.Struct, frozen=True, kw_only=True):
     """The deleted object, in the format of OpenAI's API; `turns`: how many turns were deleted."""
 
     id: str
@@ -53,7 +53,7 @@ async def delete_response(deleter: Deleter, tenant: Tenant, kind: Kind, name: st
     turns = await deleter.delete(tenant, kind, name)
     logger.info("deleted", kind=kind, turns=turns)
     return json_response(
-        Deleted(
+        DeletedObject(
             id=name,
             object=OBJECTS[kind],
             turns=turns,

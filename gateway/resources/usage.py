@@ -80,9 +80,9 @@ def day_of(request: Request, field: str) -> date | None:
 
 
 def _parse_by(request: Request) -> str:
-    given = request.query_params.get("by", "day")
-    if given in USAGE_BY or (given.startswith("metadata.") and given != "metadata."):
-        return given
+    grouping = request.query_params.get("by", "day")
+    if grouping in USAGE_BY or (grouping.startswith("metadata.") and grouping != "metadata."):
+        return grouping
     raise Refused("request_invalid", f"`by` must be one of {', '.join(USAGE_BY)}, or `metadata.NAME`")
 
 

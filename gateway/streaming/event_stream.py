@@ -179,7 +179,7 @@ class EventStream(StreamedResponse):
             await self._send_record(start, send)
             return
         if back_within_s is not None:
-            self._access.report_left(start.key, back_within_s)
+            self._access.report_disconnect(start.key, back_within_s)
 
     async def _serve(
         self, feed: TurnFeed, start: Start, reader: Reader, interruptions: Interruptions, send: Send

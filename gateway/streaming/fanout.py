@@ -46,7 +46,7 @@ class TurnFeed:
         self._silence = self._loop.call_later(heartbeat_s, self._wake_after_silence)
         self._waiting: list[asyncio.Future[None]] = []
         """The readers that wait in `wait_for_change`."""
-        self._rendered: dict[str, _Rendered] = {}
+        self._rendered: dict[str, _DialectFrames] = {}
 
     def add(self, entries: list[Stored]) -> None:
         """Adds the next entries. After the first call, maybe without entries, the feed has all that were stored."""
@@ -99,7 +99,7 @@ class TurnFeed:
         """
         rendered = self._rendered.get(dialect.name)
         if rendered is None:
-            rendered = self._rendered[dialect.name] = _Rendered([], dialect.start(self.key))
+            rendered = self._rendered[dialect.name] = _DialectFrames([], dialect.start(self.key))
         end = min(start + most, len(self.entries))
         for stored in self.entries[len(rendered.frames) : end]:
             frame, rendered.state = dialect.render(rendered.state, stored)
@@ -144,7 +144,7 @@ class TurnFeed:
 
 
 @dataclass
-class _Rendered:
+class _DialectFrames:
     """The frames of a turn in one dialect so far, and the dialect's state after them."""
 
     frames: list[Frame]

@@ -49,6 +49,6 @@ class StreamAccess:
         finally:
             await self.permit.release()
 
-    def report_left(self, key: TurnKey, back_within_s: float) -> None:
+    def report_disconnect(self, key: TurnKey, back_within_s: float) -> None:
         """Reports that the client of a running turn has disconnected and has `back_within_s` seconds to reconnect."""
-        self.streams.on_left(key, back_within_s)
+        self.streams.on_disconnect(key, back_within_s)

@@ -27,7 +27,7 @@ class StreamContext(NamedTuple):
     slots: StreamSlots
     readers: ReaderHistory
     draining: Flag
-    on_left: Callable[[TurnKey, float], None]
+    on_disconnect: Callable[[TurnKey, float], None]
     """Called when the client of a running turn has disconnected, with the seconds that it has to reconnect."""
 
     def refuse_when_draining(self) -> None:

@@ -38,7 +38,7 @@ class JsonAnswer(StreamedResponse):
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = await self._wait(receive)
         if record is None:
-            self._access.report_left(self._key, 0.0)
+            self._access.report_disconnect(self._key, 0.0)
             return
         require_completed(record)
         await Response(self._render(record), 200, self._headers, "application/json")(scope, receive, send)

@@ -26,7 +26,7 @@ class DisconnectPolicy:
         self._presence = presence
         self._waiting: dict[TurnKey, asyncio.Task[None]] = {}
 
-    def note_disconnect(self, key: TurnKey, back_within_s: float = 0.0) -> None:
+    def report_disconnect(self, key: TurnKey, back_within_s: float = 0.0) -> None:
         """Notes that a reader of a running turn has disconnected. The wait for the turn starts again.
 
         `back_within_s`: the gateway closed its stream, and it has so many seconds to reconnect.

@@ -92,10 +92,10 @@ class ClaudeCodeOutput:
                 self._next += 1
                 return [*self._flush_stops(), from_event(events.BlockStart(self._next - 1, block))]
             case events.BlockStart(index, {"type": "tool_use", "id": str(call), "name": str(name)}):
-                told = {"type": "server_tool_use", "id": call, "name": name, "input": {}, "executed_by": "claude_code"}
+                shown = {"type": "server_tool_use", "id": call, "name": name, "input": {}, "executed_by": "claude_code"}
                 self._targets[index] = self._next
                 self._next += 1
-                return [*self._flush_stops(), from_event(events.BlockStart(self._next - 1, told))]
+                return [*self._flush_stops(), from_event(events.BlockStart(self._next - 1, shown))]
             case events.BlockDelta(index, delta) if index in self._targets:
                 return [from_event(events.BlockDelta(self._targets[index], delta))]
             case events.BlockStop(index) if index in self._targets:

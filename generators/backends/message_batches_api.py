@@ -72,11 +72,11 @@ class Canceled(msgspec.Struct, frozen=True, tag="canceled"):
     pass
 
 
-class Expired(msgspec.Struct, frozen=True, tag="expired"):
+class ExpiredResult(msgspec.Struct, frozen=True, tag="expired"):
     pass
 
 
-Result = Succeeded | Errored | Canceled | Expired
+Result = Succeeded | Errored | Canceled | ExpiredResult
 
 
 class Line(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ from tailrace.generators.backends.anthropic_api import encode_body
 from tailrace.generators.backends.message_batches_api import (
     Canceled,
     Errored,
-    Expired,
+    ExpiredResult,
     MessageBatch,
     MessageBatchesApi,
     Result,
@@ -267,7 +267,7 @@ class MessageBatchSubmitter:
             some: dict[str, Result] = {}
             async with aclosing(self._api.results(name)) as results:
                 async for line in results:
-                    if line.custom_id in left and not (is_over and isinstance(line.result, Canceled | Expired)):
+                    if line.custom_id in left and not (is_over and isinstance(line.result, Canceled | ExpiredResult)):
                         some[line.custom_id] = line.result
                     if len(some) == WRITTEN_AT_ONCE:
                         await write_some(some)
@@ -325,7 +325,7 @@ class MessageBatchSubmitter:
                 return "failed", Failure(errored.failure.code, errored.failure.message)
             case Canceled():
                 return "cancelled", None
-            case Expired():
+            case ExpiredResult():
                 return "failed", TOO_LATE
             case Failure():
                 return "failed", result

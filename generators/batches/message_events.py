@@ -53,16 +53,16 @@ def block_events(block: Any) -> Iterator[dict[str, Any]]:
         case {"type": "text", "text": str(text), **rest}:
             cited: list[Any] = rest.get("citations") or []  # type: ignore[assignment]
             start = block | {"text": ""} | ({"citations": []} if cited else {})
-            deltas = [{"type": "text_delta", "text": piece} for piece in pieces(text)]
+            deltas = [{"type": "text_delta", "text": piece} for piece in split_text(text)]
             deltas += [{"type": "citations_delta", "citation": citation} for citation in cited]
         case {"type": "thinking", "thinking": str(text), **rest}:
             start = block | {"thinking": "", "signature": ""}
-            deltas = [{"type": "thinking_delta", "thinking": piece} for piece in pieces(text)]
+            deltas = [{"type": "thinking_delta", "thinking": piece} for piece in split_text(text)]
             deltas.append({"type": "signature_delta", "signature": str(rest.get("signature", ""))})
         case {"type": "tool_use" | "server_tool_use", "input": given}:
             start = block | {"input": {}}
             events = msgspec.json.encode(given).decode()
-            deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces(events)]
+            deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in split_text(events)]
         case {"type": "text" | "thinking" | "tool_use" | "server_tool_use" as kind}:
             raise BackendError("backend_unreadable", f"the model's answer has a {kind} block that cannot be read")
         case {"type": str()}:
@@ -75,5 +75,5 @@ def block_events(block: Any) -> Iterator[dict[str, Any]]:
     yield {"type": "content_block_stop"}
 
 
-def pieces(text: str) -> list[str]:
+def split_text(text: str) -> list[str]:
     return [text[start : start + PIECE_CHARS] for start in range(0, len(text), PIECE_CHARS)]

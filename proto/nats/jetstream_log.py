@@ -151,11 +151,11 @@ class JetStreamLog:
         None: any session may have new turns, because messages may be missing. Raises LogUnavailable on entry.
         """
 
-        def tell(message: Message) -> None:
+        def decode_session(message: Message) -> None:
             with suppress(*DECODE_ERRORS):
                 call(_session.decode(message.data).session)
 
-        subscription = await self._connection.subscribe_directly(subjects.live_requests(tenant), tell)
+        subscription = await self._connection.subscribe_directly(subjects.live_requests(tenant), decode_session)
         forget = self._connection.on_reconnected(lambda: call(None))
         try:
             yield
@@ -163,7 +163,7 @@ class JetStreamLog:
             forget()
             await self._connection.unsubscribe(subscription)
 
-    async def _find(self, query: dict[str, object]) -> "_Found.Message | None":
+    async def _find(self, query: dict[str, object]) -> "_StoredMessage.Message | None":
         """Asks the stream's leader for one message; returns its subject and sequence, or None when there is none."""
         reply = await self._connection.request(
             f"$JS.API.STREAM.MSG.GET.{STREAM}", msgspec.json.encode(query), timeout_s=PUBLISH_TIMEOUT_S
@@ -183,7 +183,7 @@ class _Session(msgspec.Struct):
 _session = msgspec.json.Decoder(_Session)
 
 
-class _Found(msgspec.Struct):
+class _StoredMessage(msgspec.Struct):
     """The answer of `$JS.API.STREAM.MSG.GET`."""
 
     class Message(msgspec.Struct):
@@ -204,7 +204,7 @@ class _Info(msgspec.Struct):
     state: State = State()
 
 
-_found, _info = msgspec.json.Decoder(_Found), msgspec.json.Decoder(_Info)
+_found, _info = msgspec.json.Decoder(_StoredMessage), msgspec.json.Decoder(_Info)
 
 
 def _decode(message: Message, turn: str) -> Stored | None:

@@ -27,7 +27,7 @@ async def watch(connection: Connection) -> None:
     while True:
         await asyncio.sleep(CHECK_EVERY_S)
         try:
-            found = (await streams.survey(connection)).missing
+            found = (await streams.read_setup_state(connection)).missing
         except LogUnavailable as error:
             logger.debug("NATS setup unknown", error=str(error))
             continue

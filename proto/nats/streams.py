@@ -216,7 +216,7 @@ class SetupState(NamedTuple):
     """For each consumer: all entries up to this one are acknowledged."""
 
 
-async def survey(connection: Connection) -> SetupState:
+async def read_setup_state(connection: Connection) -> SetupState:
     """Looks at every stream, bucket and consumer. Raises LogUnavailable."""
     jetstream = connection.jetstream
     found, last, floors = [], BEFORE_FIRST, {}
@@ -279,7 +279,7 @@ async def apply(
                 consumer.deliver_policy, consumer.opt_start_seq = DeliverPolicy.BY_START_SEQUENCE, floor + 1
             created += await _create_consumer(jetstream, consumer)
     except nats.errors.Error as error:
-        raise LogUnavailable(f"the streams cannot be set up: {_why(error)}") from error
+        raise LogUnavailable(f"the streams cannot be set up: {_explain(error)}") from error
     await check(connection)
     return created
 
@@ -311,7 +311,7 @@ async def check(connection: Connection) -> None:
             "If the log is older than the NATS accounts, see docs/RUNBOOK.md, Users of NATS"
         ) from error
     except nats.errors.Error as error:
-        raise LogUnavailable(f"the streams cannot be checked: {_why(error)}") from error
+        raise LogUnavailable(f"the streams cannot be checked: {_explain(error)}") from error
     if differing:
         raise LogMisconfigured(f"NATS is set up for another version: {'; '.join(differing)}. See docs/RUNBOOK.md")
 
@@ -329,7 +329,7 @@ def _check_payload(bytes_max: int) -> None:
     )
 
 
-def _why(error: nats.errors.Error) -> str:
+def _explain(error: nats.errors.Error) -> str:
     if isinstance(error, nats.js.errors.ServiceUnavailableError) and error.code is None:
         return "this NATS server has no JetStream: add `jetstream { store_dir: … }` to its configuration"
     return str(error)

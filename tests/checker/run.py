@@ -183,8 +183,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             sent = [frame.sent for connected in connections for frame in connected.frames]
             # A reader that starts at a cursor has received the entries before it elsewhere.
             before = [frame.sent for frame in self.rendered(key, dialect) if frame.seq <= connections[0].cursor]
-            told = _decode([*before, *sent]) if dialect == "tailrace" else None
-            reader = Reader(name=process, key=key, dialect=dialect, connections=connections, received=told)
+            frames = _decode([*before, *sent]) if dialect == "tailrace" else None
+            reader = Reader(name=process, key=key, dialect=dialect, connections=connections, received=frames)
             readers.setdefault(key, []).append(reader)
         return readers
 

@@ -1,6 +1,6 @@
 """Fixtures of the client tests: those of the integration tests, gateways without API keys, and killed generators.
 
-A test compares what a client shows with the text of the log and of SQLite, which `told` returns.
+A test compares what a client shows with the text of the log and of SQLite, which `read_stored_text` returns.
 """
 
 from collections.abc import AsyncIterator

@@ -36,9 +36,11 @@ def main() -> None:
         subprocess.run([NODE, NPM, "ci"], cwd=folder, env=os.environ | {"PATH": path}, check=True)
     install_python_clients()
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    if missing and not install([PROGRAMS[program] for program in missing]):
+    is_headless_missing = shutil.which(HEADLESS_SHELL) is None
+    can_install = (missing or is_headless_missing) and update_package_lists()
+    if missing and not (can_install and install([PROGRAMS[program] for program in missing])):
         print(f"{', '.join(missing)} cannot be installed here (it takes root and apt-get): their tests are skipped.")
-    elif shutil.which(HEADLESS_SHELL) is None:
+    elif can_install and is_headless_missing:
         install([HEADLESS_SHELL])
 
 
@@ -53,16 +55,18 @@ def install_python_clients() -> None:
     )
 
 
-def install(packages: list[str]) -> bool:
-    """Installs Debian packages, which needs root; returns whether it has. Their services do not stay running."""
+def update_package_lists() -> bool:
+    """Returns whether packages can be installed now: with root and apt-get, whose lists were downloaded."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return False
+    return subprocess.run(["apt-get", "update", "--quiet"], check=False).returncode == 0
+
+
+def install(packages: list[str]) -> bool:
+    """Installs Debian packages, which needs root; returns whether it has. Their services do not stay running."""
     environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    commands = (
-        ["apt-get", "update", "--quiet"],
-        ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *packages],
-    )
-    is_done = all(subprocess.run(command, env=environ, check=False).returncode == 0 for command in commands)
+    command = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *packages]
+    is_done = subprocess.run(command, env=environ, check=False).returncode == 0
     services = [package for package in packages if package in DAEMONS]
     if is_done and services and shutil.which("systemctl") is not None:
         # The tests start their own, on free ports.

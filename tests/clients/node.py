@@ -65,9 +65,9 @@ async def command(
     finally:
         _kill(process)
     printed, complained = await talking
-    said = f"{argv[1:]} said:\n{printed.decode()}{complained.decode()}"
-    assert done, f"not done in {deadline_s} s; {said}"
-    assert process.returncode == 0, f"status {process.returncode}; {said}"
+    output = f"{argv[1:]} said:\n{printed.decode()}{complained.decode()}"
+    assert done, f"not done in {deadline_s} s; {output}"
+    assert process.returncode == 0, f"status {process.returncode}; {output}"
     return printed.decode()
 
 

@@ -37,20 +37,20 @@ def text_of(chunks: list[ChatCompletionChunk]) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
-async def read_until_cut(chunks: AsyncIterable[ChatCompletionChunk], got: list[ChatCompletionChunk]) -> bool:
+async def read_until_cut(chunks: AsyncIterable[ChatCompletionChunk], received: list[ChatCompletionChunk]) -> bool:
     """Appends chunks to `got`; returns whether the stream ended, rather than the connection."""
     try:
         async for chunk in chunks:
-            got.append(chunk)  # noqa: PERF401
+            received.append(chunk)  # noqa: PERF401
     except openai.APIConnectionError:
         return False
     return True
 
 
-def complete_entries(got: list[ChatCompletionChunk]) -> tuple[list[ChatCompletionChunk], int]:
+def complete_entries(received: list[ChatCompletionChunk]) -> tuple[list[ChatCompletionChunk], int]:
     """Returns the chunks of complete entries, and the cursor after them."""
-    last = max((n for n, chunk in enumerate(got) if cursor_of(chunk) is not None), default=-1)
-    return got[: last + 1], cursor_of(got[last]) or 0 if got else 0
+    last = max((n for n, chunk in enumerate(received) if cursor_of(chunk) is not None), default=-1)
+    return received[: last + 1], cursor_of(received[last]) or 0 if received else 0
 
 
 async def resume_turn(sdk: AsyncOpenAI, turn: str, cursor: int = 0) -> AsyncStream[ChatCompletionChunk]:

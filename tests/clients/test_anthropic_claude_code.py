@@ -159,8 +159,8 @@ async def test_session_with_a_tool_is_one_conversation(
     # The model receives the messages of the request: those of the session have old cache marks.
     request = (await system_log.read_turn(TurnKey(tenant, TurnId(second["turn"])))).request
     assert request is not None
-    asked = (await read_last_request(claude))["body"]
-    assert asked["messages"] == msgspec.to_builtins(request.messages)
-    assert json.dumps(asked).count('"cache_control"') <= 4
-    assert (request.history, request.on_disconnect, len(asked["tools"]) > 5) == (3, "grace:60", True)
+    model_request = (await read_last_request(claude))["body"]
+    assert model_request["messages"] == msgspec.to_builtins(request.messages)
+    assert json.dumps(model_request).count('"cache_control"') <= 4
+    assert (request.history, request.on_disconnect, len(model_request["tools"]) > 5) == (3, "grace:60", True)
     assert "claude-code-20250219" in (request.betas or [])

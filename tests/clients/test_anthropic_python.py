@@ -96,8 +96,8 @@ async def test_stream_adds_up_to_the_json_message(gateway: Gateway, sdk: AsyncAn
 def without_additions(message: Message) -> dict[str, Any]:
     """Removes the turn and the fields that the SDK adds."""
     content = [{name: it for name, it in block.items() if name != "parsed_output"} for block in blocks(message)]
-    told = message.to_dict(mode="json") | {"id": "msg", "content": content}
-    return {name: it for name, it in told.items() if it is not None}
+    fields = message.to_dict(mode="json") | {"id": "msg", "content": content}
+    return {name: it for name, it in fields.items() if it is not None}
 
 
 def blocks(message: Message) -> list[dict[str, Any]]:
@@ -117,23 +117,23 @@ async def test_conversation_with_a_tool_is_one_session(gateway: Gateway, sdk: As
     call = first.content[-1]
     assert call.type == "tool_use"
     # The cache mark is on the last message only: the API allows four marks.
-    told: list[Any] = [{"role": "user", "content": [block]}, {"role": "assistant", "content": blocks(first)}]
+    messages: list[Any] = [{"role": "user", "content": [block]}, {"role": "assistant", "content": blocks(first)}]
     result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "found"} | mark]}
-    second = await sdk.messages.create(**question("") | more | {"messages": [*told, result]})
+    second = await sdk.messages.create(**question("") | more | {"messages": [*messages, result]})
     turns = (await gateway.client.get("/v1/sessions/test:conversation/turns")).json()["turns"]
     assert [(turn["turn"], turn["parent"], turn["input"]) for turn in turns] == [
         (turn_of(first), None, [{"role": "user", "content": [block | mark]}]),
         (turn_of(second), turn_of(first), [result]),
     ]
     last = (await read_last_request(claude))["body"]
-    assert (last["messages"], last["tools"], last["thinking"]) == ([*told, result], tools, {"type": "adaptive"})
+    assert (last["messages"], last["tools"], last["thinking"]) == ([*messages, result], tools, {"type": "adaptive"})
 
 
 async def test_fields_of_the_message_are_passed_on(gateway: Gateway, sdk: AsyncAnthropic) -> None:
     """The stop reason and fields that the SDK does not know, in the stream, the JSON body and the history."""
-    asked = question(LINE, stop_sequences=["w000005"], extra_body={"context_management": {"edits": []}})
-    whole = await sdk.messages.create(**asked)
-    *_, delta, _ = [event async for event in await sdk.messages.create(**asked, stream=True)]
+    body = question(LINE, stop_sequences=["w000005"], extra_body={"context_management": {"edits": []}})
+    whole = await sdk.messages.create(**body)
+    *_, delta, _ = [event async for event in await sdk.messages.create(**body, stream=True)]
     assert delta.type == "message_delta"
     assert (whole.stop_reason, whole.stop_sequence, text_of(whole)) == ("stop_sequence", "w000005", f"{words(5)} ")
     assert (delta.delta.stop_reason, delta.delta.stop_sequence) == ("stop_sequence", "w000005")

@@ -95,9 +95,9 @@ async def test_claude_codes_answer_is_one_message(claude: str, tmp_path: Path) -
     assert text(events) == words(30)
     assert [events[0]["type"], events[-1]["type"]] == ["message_start", "message_delta"]
     assert events[-1]["usage"]["output_tokens"] == 30
-    asked = (await read_last_request(claude))["body"]
-    assert asked["model"] == "claude-sonnet-5-5"
-    assert "Be brief." in json.dumps(asked["system"])
+    model_request = (await read_last_request(claude))["body"]
+    assert model_request["model"] == "claude-sonnet-5-5"
+    assert "Be brief." in json.dumps(model_request["system"])
 
 
 async def test_claude_code_works_in_the_folder_of_the_project(claude: str, tmp_path: Path) -> None:
@@ -162,9 +162,9 @@ async def test_a_message_is_never_a_command_to_claude_code(claude: str, tmp_path
     """A message like `/model` would choose a model that costs more; it is sent as text."""
     command = "/model claude-opus-5-5"
     events = await answer(new_backend(claude, tmp_path), build_call("", messages=[Message("user", command)]))
-    asked = (await read_last_request(claude))["body"]
-    assert (asked["model"], (await read_stats(claude))["calls"]) == ("claude-sonnet-5-5", 1)
-    assert command in json.dumps(asked["messages"])
+    model_request = (await read_last_request(claude))["body"]
+    assert (model_request["model"], (await read_stats(claude))["calls"]) == ("claude-sonnet-5-5", 1)
+    assert command in json.dumps(model_request["messages"])
     assert text(events)
 
 
@@ -196,10 +196,10 @@ async def test_claude_code_receives_no_secret_of_our_environment(
     backend = new_backend(claude, tmp_path, claude_code_tools="Bash(env)")
     await answer(backend, tool_question("Bash", command="env", description="x"))
     (result,) = await results(claude)
-    told = json.dumps(result)
-    assert "PATH=" in told
+    printed = json.dumps(result)
+    assert "PATH=" in printed
     for secret in ("the-secret-of-aws", "sk-secret-key"):
-        assert secret not in told
+        assert secret not in printed
 
 
 def folders(root: Path) -> list[tuple[str, ...]]:
@@ -278,10 +278,10 @@ def is_running(mark: str) -> bool:
 async def test_no_prompt_and_no_key_is_a_command_line_argument(claude: str, tmp_path: Path) -> None:
     """Other users of a machine can read arguments: they contain neither prompt nor key."""
     call = build_call("words=200 rate=20\nmy-secret-question", system="my-secret-system")
-    told = new_backend(claude, tmp_path).answer(call)
-    await anext(told)
+    answer = new_backend(claude, tmp_path).answer(call)
+    await anext(answer)
     ours = [line for line in command_lines() if str(BINARY.resolve()) in line]
-    await told.aclose()
+    await answer.aclose()
     assert ours
     for secret in ("my-secret", "sk-secret-key"):
         assert secret not in " ".join(ours)
@@ -292,11 +292,11 @@ async def test_claude_code_and_its_children_end_with_the_call(claude: str, tmp_p
     mark = f"86{os.getpid()}"
     script = f"setsid sh -c 'trap \"\" TERM; sleep {mark}.5' & sleep {mark}"
     backend = new_backend(claude, tmp_path, claude_code_tools="Bash")
-    told = asyncio.create_task(answer(backend, tool_question("Bash", command=script, description="x")))
+    answering = asyncio.create_task(answer(backend, tool_question("Bash", command=script, description="x")))
     await until(lambda: is_running(f"sleep {mark}.5") and is_running(f"sleep {mark}"), MANY_TRIES_S)
-    told.cancel()
-    await asyncio.wait([told])
-    assert told.cancelled()
+    answering.cancel()
+    await asyncio.wait([answering])
+    assert answering.cancelled()
     assert not is_running(mark)
 
 
@@ -343,11 +343,11 @@ async def test_an_answer_with_a_schema_is_asked_for_in_its_prompt(
     assert turn.end is not None
     assert (turn.text, turn.outcome, turn.end.schema_valid) == ('{"query":"tailrace"}', "completed", True)
     assert (turn.attempt, turn.rejected) == ((2, '{"km":1}') if wrong else (1, ""))
-    asked = (await read_last_request(claude))["body"]
-    assert "output_config" not in asked or "format" not in asked["output_config"]
-    for told in ("JSON Schema", '\\"required\\":[\\"query\\"]', "uses of your tools"):
-        assert told in json.dumps(asked["system"])
-    assert ("does not fit" in json.dumps(asked["messages"])) == bool(wrong)
+    model_request = (await read_last_request(claude))["body"]
+    assert "output_config" not in model_request or "format" not in model_request["output_config"]
+    for part in ("JSON Schema", '\\"required\\":[\\"query\\"]', "uses of your tools"):
+        assert part in json.dumps(model_request["system"])
+    assert ("does not fit" in json.dumps(model_request["messages"])) == bool(wrong)
 
 
 async def test_when_it_breaks_in_mid_sentence_claude_itself_goes_on(
@@ -365,8 +365,8 @@ async def test_when_it_breaks_in_mid_sentence_claude_itself_goes_on(
         turn = await wait_for_end(own_log, key)
     assert (turn.text, turn.outcome) == (words(60), "completed")
     assert len(turn.blocks) == 1
-    asked = [(attempt.backend, attempt.mode) for attempt in await read_attempts(own_log, key)]
-    assert asked == [("claude_code", "fresh"), ("claude", "continue")]
+    attempts = [(attempt.backend, attempt.mode) for attempt in await read_attempts(own_log, key)]
+    assert attempts == [("claude_code", "fresh"), ("claude", "continue")]
 
 
 def test_no_text_begins_as_a_command_does() -> None:
@@ -376,9 +376,9 @@ def test_no_text_begins_as_a_command_does() -> None:
         [Message("user", blocks)],
         [Message("user", "/x"), Message("assistant", "/y"), Message("user", blocks)],
     ):
-        said = build_prompt(build_call("", messages=messages))["message"]["content"]
-        assert [block["text"] for block in said[-3:]] == [" /compact", "a/b", " /etc/hosts"]
-        assert not any(block["text"].startswith("/") for block in said)
+        prompt = build_prompt(build_call("", messages=messages))["message"]["content"]
+        assert [block["text"] for block in prompt[-3:]] == [" /compact", "a/b", " /etc/hosts"]
+        assert not any(block["text"].startswith("/") for block in prompt)
 
 
 def test_earlier_messages_are_a_text_before_the_last_message() -> None:
@@ -389,9 +389,9 @@ def test_earlier_messages_are_a_text_before_the_last_message() -> None:
         Message("assistant", "A cat."),
         Message("user", [picture, {"type": "text", "text": "And this?"}]),
     ]
-    asked = build_prompt(build_call("", messages=messages))["message"]
-    earlier, *last = asked["content"]
-    assert asked["role"] == "user"
+    prompt = build_prompt(build_call("", messages=messages))["message"]
+    earlier, *last = prompt["content"]
+    assert prompt["role"] == "user"
     assert last == messages[-1].content
     assert "What is it?" in earlier["text"]
     assert "A cat." in earlier["text"]

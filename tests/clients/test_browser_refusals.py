@@ -96,5 +96,5 @@ async def test_other_clients_get_the_status(small: Gateway, writer: Writer) -> N
     path = f"/v1/turns/{writer.key.turn}/events"
     async with competing_reader(small, path), httpx2.AsyncClient(base_url=small.url, trust_env=False) as client:
         for headers in ({"accept": "text/event-stream"}, {"last-event-id": "1"}):
-            told = await client.get(path, headers=headers)
-            assert (told.status_code, "retry-after" in told.headers) == (503, True)
+            response = await client.get(path, headers=headers)
+            assert (response.status_code, "retry-after" in response.headers) == (503, True)

@@ -126,8 +126,8 @@ async def test_three_parsers_agree_on_any_content(
     """In every dialect that is an event stream: the same names, and the exact text."""
     gateway = await new_gateway(nats_url, api_keys="")
     whole, broken = await write_turn(log), await write_failed_turn(log)
-    asked = [(dialect, key) for dialect in SSE for key in (whole, broken)]
-    urls = [f"{gateway.url}/v1/turns/{key.turn}/events?dialect={dialect}" for dialect, key in asked]
+    streams = [(dialect, key) for dialect in SSE for key in (whole, broken)]
+    urls = [f"{gateway.url}/v1/turns/{key.turn}/events?dialect={dialect}" for dialect, key in streams]
     bodies = [await body_of(gateway.client, url) for url in urls]
     ours = [decode_strictly(body) for body in bodies]
     assert [decode_with_httpx_sse(body) for body in bodies] == ours
@@ -135,14 +135,14 @@ async def test_three_parsers_agree_on_any_content(
     assert all(EVENT_NAME.fullmatch(name.encode()) for name in names)
     shown = await node.run("contents.mjs", ",".join(names), *urls, CHROMIUM=browser)
     assert [one["events"] for one in shown] == ours
-    for (dialect, key), stream in zip(asked, ours, strict=True):
+    for (dialect, key), stream in zip(streams, ours, strict=True):
         if dialect == "html":
-            said = {unescape(data) for _, data in stream}
+            contents = {unescape(data) for _, data in stream}
         else:
-            said = {leaf for _, data in stream if data != "[DONE]" for leaf in strings_in(json.loads(data))}
+            contents = {leaf for _, data in stream if data != "[DONE]" for leaf in strings_in(json.loads(data))}
         if key == whole and dialect == "state":
-            assert "".join(NASTY) in said
+            assert "".join(NASTY) in contents
         elif key == whole:
-            assert [text for text in NASTY if text not in said] == [], dialect
+            assert [text for text in NASTY if text not in contents] == [], dialect
         elif dialect == "tailrace":
-            assert "".join(NASTY) in said
+            assert "".join(NASTY) in contents

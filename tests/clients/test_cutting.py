@@ -28,15 +28,15 @@ async def receive(proxy: Cutting) -> tuple[bytes, str]:
     """Returns what one connection received, and how it ended."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     writer.write(b"go\n")
-    got = b""
+    received = b""
     try:
         while some := await reader.read(4096):
-            got += some
+            received += some
     except ConnectionResetError:
-        return got, "rst"
+        return received, "rst"
     finally:
         writer.close()
-    return got, "fin"
+    return received, "fin"
 
 
 async def test_each_cut_breaks_one_connection_at_its_byte(port: int) -> None:

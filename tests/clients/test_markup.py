@@ -24,15 +24,15 @@ RUN = "console.log('ran')"
 @pytest.fixture
 async def called() -> AsyncIterator[tuple[str, list[bytes]]]:
     """The URL of another server, and the requests that it received."""
-    heard: list[bytes] = []
+    requests: list[bytes] = []
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heard.append(await reader.readline())
+        requests.append(await reader.readline())
         writer.close()
 
     server = await asyncio.start_server(take, "127.0.0.1", 0)
     async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heard
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", requests
 
 
 def markup(elsewhere: str) -> str:
@@ -54,18 +54,18 @@ async def test_markup_is_shown_as_text(open_gateway: Gateway, browser: str, call
     """FAULTS S8: every route and dialect, with errors, opened as a link. The first page interprets it, which is
     detected.
     """
-    elsewhere, heard = called
-    said = markup(elsewhere)
-    turn, session, project = await write_markup(open_gateway, said)
+    elsewhere, requests = called
+    text = markup(elsewhere)
+    turn, session, project = await write_markup(open_gateway, text)
     names = path_parameters(turn, session, project)
     shown_routes = [(path, row) for (method, path), row in ROWS.items() if method == "GET" and not row.is_endless]
     paths = [path.format(**names) + row.query for path, row in shown_routes]
     paths += [f"/v1/turns/{turn}/events?dialect={dialect}" for dialect in DIALECTS]
-    paths += [f"/v1/turns/{said}", f"/v1/turns/{turn}/events?dialect={said}", f"/{said}"]
-    obeyed, *shown = await node.run("navigate.mjs", open_gateway.url, said, *paths, CHROMIUM=browser)
+    paths += [f"/v1/turns/{text}", f"/v1/turns/{turn}/events?dialect={text}", f"/{text}"]
+    obeyed, *shown = await node.run("navigate.mjs", open_gateway.url, text, *paths, CHROMIUM=browser)
     assert obeyed["ran"] >= 3
     assert obeyed["elsewhere"] >= 3
-    assert len(heard) >= 3
+    assert len(requests) >= 3
     assert [one for one in shown if one["ran"] or one["elsewhere"]] == []
     pages = [one for one in shown if one["headers"] is not None]
     # The script of /ops makes no markup of values; that of / shows titles, and makes markup of sanitised Markdown only.
@@ -88,19 +88,19 @@ async def test_markup_is_shown_as_text(open_gateway: Gateway, browser: str, call
     }
 
 
-async def write_markup(gateway: Gateway, said: str) -> tuple[str, str, str]:
+async def write_markup(gateway: Gateway, text: str) -> tuple[str, str, str]:
     """Writes a turn, a session and a project with the markup in every field."""
-    project = (await gateway.client.post("/v1/projects", json={"name": said[:100], "description": said})).json()["id"]
-    made = {"title": said, "system_prompt": said, "project_id": project}
+    project = (await gateway.client.post("/v1/projects", json={"name": text[:100], "description": text})).json()["id"]
+    made = {"title": text, "system_prompt": text, "project_id": project}
     session = (await gateway.client.post("/v1/sessions", json=made)).json()["id"]
-    answer = msgspec.json.encode({"a": said}).decode()
+    answer = msgspec.json.encode({"a": text}).decode()
     body: dict[str, Any] = {
-        "message": f"{said}\n#sim json={answer}",
+        "message": f"{text}\n#sim json={answer}",
         "session": session,
-        "metadata": {"note": said},
+        "metadata": {"note": text},
         "schema": {"type": "object"},
     }
-    asked = (await gateway.client.post("/v1/turns", json=body)).json()
-    stream = await gateway.client.get(f"{asked['links']['events']}?dialect=text")
-    assert msgspec.json.decode(stream.content) == {"a": said}
-    return asked["turn"], session, project
+    turn = (await gateway.client.post("/v1/turns", json=body)).json()
+    stream = await gateway.client.get(f"{turn['links']['events']}?dialect=text")
+    assert msgspec.json.decode(stream.content) == {"a": text}
+    return turn["turn"], session, project

@@ -74,17 +74,17 @@ async def test_stream_of_a_draining_gateway_is_not_complete(
     """The SDK takes a clean end for a complete answer, so the gateway breaks the connection; another one has the
     rest.
     """
-    got: list[ChatCompletionChunk] = []
+    received: list[ChatCompletionChunk] = []
     leaving = await new_gateway(system.nats_url)
     async with sdk_of(leaving.url) as sdk, sdk_of(gateway.url) as other:
         stream = await sdk.chat.completions.create(model=MODEL, messages=user_message(SLOWER), stream=True)
-        reading = asyncio.create_task(read_until_cut(stream, got))
-        await until(lambda: text_of(got))
+        reading = asyncio.create_task(read_until_cut(stream, received))
+        await until(lambda: text_of(received))
         leaving.stopping.set()
         assert not await reading
-        got, cursor = complete_entries(got)
-        assert await read_until_cut(await resume_turn(other, turn_of(got[0].id), cursor), got)
-    assert text_of(got) == TEXT
+        received, cursor = complete_entries(received)
+        assert await read_until_cut(await resume_turn(other, turn_of(received[0].id), cursor), received)
+    assert text_of(received) == TEXT
 
 
 @pytest.mark.proves("openai-chat", "restart of the answer", "openai (Python)")
@@ -93,13 +93,13 @@ async def test_partial_tool_call_is_not_mixed_with_the_new_answer(takeover: Take
     whole answer.
     """
     line = '#sim words=2 rate=100 tool=look json={"query":"' + "the sky " * 20 + '"}'
-    got: list[ChatCompletionChunk] = []
+    received: list[ChatCompletionChunk] = []
     async with sdk_of(takeover.gateway.url) as sdk:
         stream = asyncio.create_task(sdk.chat.completions.create(model=MODEL, messages=user_message(line), stream=True))
         async with takeover.run_and_kill_after(12):
             with pytest.raises(openai.APIError, match="starts again") as raised:
-                await read_until_cut(await stream, got)
-            turn = turn_of(got[0].id)
+                await read_until_cut(await stream, received)
+            turn = turn_of(received[0].id)
             chunks = [chunk async for chunk in await resume_turn(sdk, turn)]
     assert raised.value.code == "backend_broken"
     assert raised.value.message.endswith(f"/v1/turns/{turn}/events?dialect=openai-chat")
@@ -172,12 +172,12 @@ async def test_retry_with_an_idempotency_key_gets_the_same_turn(gateway: Gateway
 async def test_answer_is_resumed_in_another_dialect(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """A cursor is valid in all dialects."""
     stream = await sdk.chat.completions.create(model=MODEL, messages=user_message(SLOW), stream=True)
-    got: list[ChatCompletionChunk] = []
+    received: list[ChatCompletionChunk] = []
     async for chunk in stream:
-        got.append(chunk)
-        if len(text_of(got)) > 40:
+        received.append(chunk)
+        if len(text_of(received)) > 40:
             break
     for dialect in ("tailrace", "anthropic", "text", "openai-chat-usage"):
-        url = f"/v1/turns/{turn_of(got[0].id)}/events?dialect={dialect}&after={cursor_of(got[-1])}"
+        url = f"/v1/turns/{turn_of(received[0].id)}/events?dialect={dialect}&after={cursor_of(received[-1])}"
         rest = (await gateway.client.get(url)).content
-        assert text_of(got) + SAYS[dialect](rest) == TEXT
+        assert text_of(received) + SAYS[dialect](rest) == TEXT

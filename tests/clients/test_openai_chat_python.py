@@ -217,9 +217,9 @@ async def test_session_adds_stored_thinking(claude: str, sdk: AsyncOpenAI) -> No
     given = {"session_id": "thoughtful"}
     messages: list[Any] = user_message(line)
     made = await sdk.chat.completions.create(model=MODEL, messages=messages, tools=[LOOK], extra_body=given)
-    said = made.choices[0].message
-    (call,) = said.tool_calls or []
-    messages += [said, {"role": "tool", "tool_call_id": call.id, "content": "Stars."}]
+    message = made.choices[0].message
+    (call,) = message.tool_calls or []
+    messages += [message, {"role": "tool", "tool_call_id": call.id, "content": "Stars."}]
     await sdk.chat.completions.create(model=MODEL, messages=messages, tools=[LOOK], extra_body=given)
     _, answer, result = (await read_last_request(claude))["body"]["messages"]
     thoughts, *others = answer["content"]

@@ -42,12 +42,12 @@ async def test_chat_completion_annotates_web_pages(
     for message in (whole.choices[0].message, final.choices[0].message):
         assert message.to_dict()["annotations"] == cited
     turn = turn_of(whole.id)
-    told = [chunk async for chunk in await resume_turn(sdk, turn)]
-    assert [chunk.choices for chunk in told] == [chunk.choices for chunk in chunks]
-    for number, chunk in enumerate(told):
-        if (cursor := cursor_of(chunk)) is not None and chunk is not told[-1]:
+    resumed = [chunk async for chunk in await resume_turn(sdk, turn)]
+    assert [chunk.choices for chunk in resumed] == [chunk.choices for chunk in chunks]
+    for number, chunk in enumerate(resumed):
+        if (cursor := cursor_of(chunk)) is not None and chunk is not resumed[-1]:
             rest = [one.to_dict() async for one in await resume_turn(sdk, turn, cursor)]
-            assert rest == [one.to_dict() for one in told[number + 1 :]]
+            assert rest == [one.to_dict() for one in resumed[number + 1 :]]
             assert [delta["annotations"] for one in rest if "annotations" in (delta := delta_of(one))] == [cited]
     await forget(gateway, system_log, TurnKey(tenant, TurnId(turn)))
     # The first gateway may have the turn in memory.

@@ -58,15 +58,15 @@ async def test_pydantic_ai(gateway: Gateway, connections: httpx2.AsyncClient, mo
 
     provider = OpenAIProvider(base_url=f"{gateway.url}/v1", api_key=KEY, http_client=connections)
     agent = Agent(getattr(models, model)(MODEL, provider=provider), instructions="Be brief.")
-    asked: list[str] = []
+    calls: list[str] = []
 
     @agent.tool_plain
     def look(query: str) -> str:
-        asked.append(query)
+        calls.append(query)
         return "Stars."
 
     ran = await agent.run(LOOKING)
-    assert (ran.output, asked) == (words(2), ["the sky"])
+    assert (ran.output, calls) == (words(2), ["the sky"])
     async with agent.run_stream("#sim words=5 rate=0") as stream:
         assert "".join([piece async for piece in stream.stream_text(delta=True, debounce_by=None)]) == words(5)
         assert await stream.get_output() == words(5)

@@ -168,9 +168,9 @@ async def test_failure_before_the_first_event_has_a_status(sdk: AsyncOpenAI, *, 
 async def test_failure_during_the_stream_is_an_event(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """`response.failed` with OpenAI's code; the same when it is retrieved."""
     events: list[Any] = []
-    asked = {"on_interrupt": "fail"}
+    extension = {"on_interrupt": "fail"}
     stream = await sdk.responses.create(
-        model=MODEL, input="#sim words=9 rate=0 fault=error@5", stream=True, extra_body=asked
+        model=MODEL, input="#sim words=9 rate=0 fault=error@5", stream=True, extra_body=extension
     )
     await keep_events(stream, events)
     end = events[-1]
@@ -369,9 +369,9 @@ async def test_response_continues_a_response_or_a_conversation(gateway: Gateway,
     third = await sdk.responses.create(model=MODEL, input="#sim words=3 rate=0", previous_response_id=first.id)
     assert second.conversation == third.conversation == first.conversation
     assert (second.previous_response_id, third.previous_response_id) == (first.id, first.id)
-    asked = (await read_last_request(claude))["body"]
-    assert [message["role"] for message in asked["messages"]] == ["user", "assistant", "user"]
-    assert "system" not in asked
+    model_request = (await read_last_request(claude))["body"]
+    assert [message["role"] for message in model_request["messages"]] == ["user", "assistant", "user"]
+    assert "system" not in model_request
     with pytest.raises(openai.NotFoundError):
         await sdk.responses.create(model=MODEL, input="hi", previous_response_id=f"resp_{new_id()}")
     running = await sdk.responses.create(model=MODEL, input="#sim words=900 rate=50", background=True)
@@ -406,16 +406,16 @@ async def test_deleted_response_is_not_found(sdk: AsyncOpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "message"),
     [
         ("stream=maybe", "`stream`"),
         ("stream=true&starting_after=-1", "cursor"),
         ("stream=true&starting_after=1&snapshot=1", "without"),
     ],
 )
-async def test_invalid_query_is_refused(sdk: AsyncOpenAI, query: str, said: str) -> None:
+async def test_invalid_query_is_refused(sdk: AsyncOpenAI, query: str, message: str) -> None:
     made = await sdk.responses.create(model=MODEL, input="#sim words=1 rate=0")
-    with pytest.raises(openai.BadRequestError, match=said):
+    with pytest.raises(openai.BadRequestError, match=message):
         await sdk.get(f"/responses/{made.id}?{query}", cast_to=object)
     for wrong in (
         "limit=0",

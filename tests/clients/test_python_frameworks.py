@@ -26,11 +26,11 @@ DEADLINE_S = 100.0
 pytestmark = pytest.mark.timeout(120)
 
 
-async def answers(url: str, framework: str, *asked: str) -> list[str]:
+async def answers(url: str, framework: str, *arguments: str) -> list[str]:
     """Returns what the framework has made of each answer. `asked`: pairs of a mode and a question."""
     assert PYTHON.exists(), "the clients in Python are not installed: run `make clients`"
     # LlamaIndex looks for a home directory.
-    command = [str(PYTHON), str(SCRIPT), url, KEY, framework, *asked]
+    command = [str(PYTHON), str(SCRIPT), url, KEY, framework, *arguments]
     printed = await node.command(command, {"HOME": PYTHON.parent}, CHECKOUT, DEADLINE_S)
     return [json.loads(line) for line in printed.splitlines()]
 
@@ -38,8 +38,8 @@ async def answers(url: str, framework: str, *asked: str) -> list[str]:
 @pytest.mark.proves("openai-chat", "forced tool calls and JSON mode", "instructor")
 async def test_instructor_over_openais_protocol(gateway: Gateway) -> None:
     """`TOOLS` is its default, and forces a call."""
-    asked = [given for mode in ("TOOLS", "JSON", "JSON_SCHEMA") for given in (mode, ANSWERED)]
-    rivers = await answers(gateway.url, "instructor-openai", *asked)
+    arguments = [given for mode in ("TOOLS", "JSON", "JSON_SCHEMA") for given in (mode, ANSWERED)]
+    rivers = await answers(gateway.url, "instructor-openai", *arguments)
     assert list(map(json.loads, rivers)) == [RHINE.model_dump()] * 3
 
 
@@ -53,8 +53,8 @@ async def test_instructor_over_anthropics_protocol(gateway: Gateway) -> None:
 async def test_llama_index(system: System, gateway: Gateway, new_gateway: NewGateway) -> None:
     """It accepts only OpenAI's names of models, so the operator has defined an alias."""
     named = await new_gateway(system.nats_url, model_aliases="gpt-4o=claude-sonnet-5-5")
-    asked = ["structured", ANSWERED, "stream", SAYS_40, "complete", SAYS_40]
-    river, *texts = await answers(named.url, "llama-index", *asked)
+    arguments = ["structured", ANSWERED, "stream", SAYS_40, "complete", SAYS_40]
+    river, *texts = await answers(named.url, "llama-index", *arguments)
     assert json.loads(river) == RHINE.model_dump()
     assert texts == [words(40)] * 2
 

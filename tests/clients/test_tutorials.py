@@ -134,8 +134,8 @@ async def test_conversation_of_the_cookie_outlives_the_gateway(
     await gateway.stop()
     later = await new_gateway(system.nats_url)
     second = await page.post(f"{later.url}/chat", json={"message": f"two\n{LINE}"})
-    asked = (await page.get(f"{claude}/_sim/last")).json()["body"]["messages"]
-    assert [message["content"] for message in asked] == [f"one\n{LINE}", TEXT, f"two\n{LINE}"]
+    messages = (await page.get(f"{claude}/_sim/last")).json()["body"]["messages"]
+    assert [message["content"] for message in messages] == [f"one\n{LINE}", TEXT, f"two\n{LINE}"]
     assert first.headers["x-session-id"] == second.headers["x-session-id"]
     assert await read_stored_text(later, second.headers["tailrace-turn"]) == TEXT
 
@@ -144,20 +144,20 @@ async def test_conversation_of_the_cookie_outlives_the_gateway(
 async def test_unknown_cookie_starts_a_conversation(gateway: Gateway, page: httpx.AsyncClient, cookie: str) -> None:
     """A made-up cookie opens no conversation and names none."""
     line = {"message": "#sim words=1 rate=0"}
-    said = await page.post(f"{gateway.url}/chat", json=line, headers={"cookie": f"tailrace_chat={cookie}"})
-    name = said.headers["set-cookie"].removeprefix("tailrace_chat=").partition(";")[0]
-    assert said.status_code == 200
+    response = await page.post(f"{gateway.url}/chat", json=line, headers={"cookie": f"tailrace_chat={cookie}"})
+    name = response.headers["set-cookie"].removeprefix("tailrace_chat=").partition(";")[0]
+    assert response.status_code == 200
     assert len(name) == 32
     assert cookie != name
-    assert said.headers["x-session-id"] == f"chat:{hashlib.sha256(name.encode()).hexdigest()}"
+    assert response.headers["x-session-id"] == f"chat:{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 async def test_cookie_is_not_in_sessions_or_headers(gateway: Gateway, page: httpx.AsyncClient) -> None:
     """It is HttpOnly: a client with the tenant's key cannot read it from sessions or headers."""
-    said = await page.post(f"{gateway.url}/chat", json={"message": "#sim words=1 rate=0"})
+    response = await page.post(f"{gateway.url}/chat", json={"message": "#sim words=1 rate=0"})
     listed = await page.get(f"{gateway.url}/v1/sessions")
-    assert said.headers["x-session-id"] in listed.text
-    assert page.cookies["tailrace_chat"] not in f"{listed.text} {said.headers['x-session-id']}"
+    assert response.headers["x-session-id"] in listed.text
+    assert page.cookies["tailrace_chat"] not in f"{listed.text} {response.headers['x-session-id']}"
 
 
 async def test_idempotency_key_belongs_to_one_conversation(gateway: Gateway, page: httpx.AsyncClient) -> None:
@@ -178,10 +178,10 @@ async def test_repeated_first_post_is_one_turn_with_one_cookie(
     """A page that lost the answer and its cookie receives both again, at any gateway."""
     key = {"idempotency-key": str(uuid4())}
 
-    async def ask(gateway: Gateway, said: str, **headers: str) -> httpx.Response:
+    async def ask(gateway: Gateway, message: str, **headers: str) -> httpx.Response:
         # A client without a cookie jar: `headers` has its cookies.
         async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, trust_env=False) as page:
-            return await page.post(f"{gateway.url}/chat", json={"message": said}, headers=headers)
+            return await page.post(f"{gateway.url}/chat", json={"message": message}, headers=headers)
 
     line = "#sim words=1 rate=0"
     elsewhere = await new_gateway(system.nats_url)
@@ -195,8 +195,8 @@ async def test_repeated_first_post_is_one_turn_with_one_cookie(
     following = await ask(gateway, f"two\n{line}", cookie=again.headers["set-cookie"].partition(";")[0])
     assert following.headers["x-session-id"] == first.headers["x-session-id"]
     async with httpx.AsyncClient(trust_env=False) as asking:
-        asked = (await asking.get(f"{claude}/_sim/last")).json()["body"]["messages"]
-    assert [message["content"] for message in asked] == [line, first.text, f"two\n{line}"]
+        messages = (await asking.get(f"{claude}/_sim/last")).json()["body"]["messages"]
+    assert [message["content"] for message in messages] == [line, first.text, f"two\n{line}"]
     other = await ask(gateway, f"{line} tag=x", **key)
     assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
 
@@ -233,8 +233,12 @@ async def test_ai_chat_loop_shows_the_answer(gateway: Gateway, page: httpx.Async
     turn, *events = [event async for event in lines_of(page, f"{gateway.url}/ai/chat", body)]
     assert {tuple(event) for event in events} == {("content", "cursor")}
     assert "".join(event["content"] for event in events) == TEXT == await read_stored_text(gateway, turn["turn"])
-    asked = (await page.get(f"{claude}/_sim/last")).json()["body"]
-    assert (asked["model"], asked["system"], len(asked["messages"])) == ("claude-haiku-5-5", "Be brief.", 3)
+    model_request = (await page.get(f"{claude}/_sim/last")).json()["body"]
+    assert (model_request["model"], model_request["system"], len(model_request["messages"])) == (
+        "claude-haiku-5-5",
+        "Be brief.",
+        3,
+    )
 
 
 @pytest.mark.proves("job", "resumes after cuts", "httpx-sse")

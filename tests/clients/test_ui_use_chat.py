@@ -99,7 +99,7 @@ async def test_chat_shows_what_the_model_generates(
     url = open_gateway.url
     # The answer to the tool result begins after the 320 characters of the first answer.
     amid = {"id": "amid", "texts": ["#sim words=40 rate=25 tool=look"], "reloads": [(360, 1), (400, 2)], "whole": 638}
-    reloaded, refused, broken, anew, tool, asked, again = await shown_cases(
+    reloaded, refused, broken, anew, tool, asking, again = await shown_cases(
         browser,
         ("reload", url, amid),
         ("ask", url, {"id": "refused", "texts": ["#sim fault=529"], "status": "error"}),
@@ -123,7 +123,7 @@ async def test_chat_shows_what_the_model_generates(
     assert reloaded["texts"][1:] == [["assistant", words(40) * 2]]
     (call,) = [part for part in reloaded["messages"][1]["parts"] if part["type"] == "tool-look"]
     assert (call["state"], call["output"]) == ("output-available", {"seen": {"query": "tailrace"}})
-    assert [text for _, text in asked["texts"]] == [
+    assert [text for _, text in asking["texts"]] == [
         "#sim words=2 rate=0 wait=0.5",
         words(2),
         "#sim words=3 rate=0",
@@ -135,7 +135,7 @@ async def test_chat_shows_what_the_model_generates(
         ("broken", broken),
         ("anew", anew),
         ("tool", tool),
-        ("asked", asked),
+        ("asked", asking),
         ("again", again["second"]),
     ):
         assert without_ids(await history(open_gateway, chat)) == without_ids(seen["messages"])

@@ -59,18 +59,18 @@ async def test_negative_index_counts_from_the_end(gateway: Gateway) -> None:
 
     The transport itself drops deltas of a part that began before.
     """
-    (asked,) = await run_cases((gateway.url, question("#sim words=20 rate=0")))
-    count = len(asked["chunks"])
-    answer = await gateway.client.get(f"/api/chat/{asked['run']}/stream?startIndex=-3")
+    (shown,) = await run_cases((gateway.url, question("#sim words=20 rate=0")))
+    count = len(shown["chunks"])
+    answer = await gateway.client.get(f"/api/chat/{shown['run']}/stream?startIndex=-3")
     assert answer.headers["x-workflow-stream-tail-index"] == str(count - 1)
-    assert answer.headers["x-workflow-run-id"] == asked["run"]
+    assert answer.headers["x-workflow-run-id"] == shown["run"]
     last, all_, beyond = await run_cases(
-        (gateway.url, {"run": asked["run"], "startIndex": -2}),
-        (gateway.url, {"run": asked["run"], "startIndex": -count}),
-        (gateway.url, {"run": asked["run"], "startIndex": -count - 50}),
+        (gateway.url, {"run": shown["run"], "startIndex": -2}),
+        (gateway.url, {"run": shown["run"], "startIndex": -count}),
+        (gateway.url, {"run": shown["run"], "startIndex": -count - 50}),
     )
-    assert last["chunks"] == asked["chunks"][-2:]
-    assert all_["chunks"] == beyond["chunks"] == asked["chunks"]
+    assert last["chunks"] == shown["chunks"][-2:]
+    assert all_["chunks"] == beyond["chunks"] == shown["chunks"]
     # Still running when Node has started.
     asking = asyncio.create_task(run_cases((gateway.url, question("#sim words=300 rate=60", session_id="chat-tail"))))
     await until(lambda: has_answer_begun(gateway, "chat-tail"))
@@ -120,8 +120,8 @@ async def test_transport_ends_with_every_outcome(gateway: Gateway) -> None:
 @pytest.mark.proves("ui", "heartbeats before the first event", CLIENT)
 async def test_heartbeats_are_not_counted(system: System, gateway: Gateway, new_gateway: NewGateway) -> None:
     beating = await new_gateway(system.nats_url, heartbeat_s=0.1)
-    asked = question("#sim words=3 rate=0 wait=1")
-    sent, (one,) = await asyncio.gather(beating.client.post("/api/chat", json=asked), run_cases((beating.url, asked)))
+    prompt = question("#sim words=3 rate=0 wait=1")
+    sent, (one,) = await asyncio.gather(beating.client.post("/api/chat", json=prompt), run_cases((beating.url, prompt)))
     assert sent.content.count(b": hb\n") > 3
     (late,) = await run_cases((gateway.url, {"run": one["run"], "startIndex": 3}))
     assert (text_of(one), late["chunks"]) == (words(3), one["chunks"][3:])

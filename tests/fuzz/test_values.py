@@ -61,31 +61,31 @@ async def attacked_gateway(system: System, generator: Process, persistence: Proc
         yield process.url.removeprefix("http://")
 
 
-class Asked(NamedTuple):
+class Case(NamedTuple):
     method: str
     path: str
     headers: dict[str, bytes]
     body: bytes | None = None
 
 
-def ask(where: str, asked: Asked) -> None:
+def ask(where: str, case: Case) -> None:
     """Fails for a 5xx, for no response, and for a refusal without an error."""
     connection = http.client.HTTPConnection(where, timeout=20)
     try:
-        said = {"authorization": f"Bearer {KEY}".encode(), "content-type": b"application/json", **asked.headers}
-        connection.request(asked.method, asked.path, asked.body, said)
+        headers = {"authorization": f"Bearer {KEY}".encode(), "content-type": b"application/json", **case.headers}
+        connection.request(case.method, case.path, case.body, headers)
         answer = connection.getresponse()
-        assert answer.status < 500, (asked, answer.read())
+        assert answer.status < 500, (case, answer.read())
         if answer.status >= 400:
             problem_of(answer.read())
     finally:
         connection.close()
 
 
-def ask_all(where: str, asked: list[Asked]) -> None:
+def ask_all(where: str, cases: list[Case]) -> None:
     """Sends several requests at once, because a stream lasts for its full time."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for _ in pool.map(lambda one: ask(where, one), asked):
+        for _ in pool.map(lambda one: ask(where, one), cases):
             pass
 
 
@@ -97,10 +97,10 @@ def test_no_id_and_no_cursor_breaks_anything(attacked_gateway: str, turn: str, a
     query = f"?after={quote(after)}&dialect={quote(dialect)}&pace={quote(after)}&limit={quote(after)}"
     names = dict.fromkeys(path_parameters("", "", ""), quote(turn, safe=""))
     paths = [path.format(**names) + query for (method, path), row in ROWS.items() if method == "GET" and row.names]
-    ask_all(attacked_gateway, [Asked("GET", path, {}) for path in paths])
+    ask_all(attacked_gateway, [Case("GET", path, {}) for path in paths])
     ask(
         attacked_gateway,
-        Asked("GET", f"/v1/turns/{TURN}/events", {"last-event-id": after.encode("ascii", "ignore").strip()}),
+        Case("GET", f"/v1/turns/{TURN}/events", {"last-event-id": after.encode("ascii", "ignore").strip()}),
     )
 
 
@@ -110,11 +110,11 @@ def test_no_id_and_no_cursor_breaks_anything(attacked_gateway: str, turn: str, a
 def test_no_header_breaks_anything(attacked_gateway: str, headers: dict[str, bytes]) -> None:
     """Any bytes that HTTP allows, on every route."""
     names = path_parameters(TURN, "x", "x")
-    asked = []
+    cases = []
     for (method, path), row in ROWS.items():
         body = None if row.body is None else msgspec.json.encode(row.body)
-        asked.append(Asked(method, path.format(**names) + row.query, headers, body))
-    ask_all(attacked_gateway, asked)
+        cases.append(Case(method, path.format(**names) + row.query, headers, body))
+    ask_all(attacked_gateway, cases)
 
 
 @seed(SEED)
@@ -137,4 +137,4 @@ def test_no_body_breaks_anything(
                 made[at:at] = chance.choice(WORDS)
             case _:
                 made[at:at] = made[at : at + 30]
-    ask(attacked_gateway, Asked("POST", path.format(**path_parameters(TURN, "x", "x")), {}, bytes(made)))
+    ask(attacked_gateway, Case("POST", path.format(**path_parameters(TURN, "x", "x")), {}, bytes(made)))

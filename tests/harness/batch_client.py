@@ -13,8 +13,8 @@ async def post_batch(gateway: Gateway, requests: list[dict[str, Any]], **given: 
     """Creates a batch of `requests`; returns the response's JSON."""
     answer = await gateway.client.post("/v1/turn-batches", json={"requests": requests, **given})
     assert answer.status_code == 202, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    batch: dict[str, Any] = answer.json()
+    return batch
 
 
 async def read_results(gateway: Gateway, batch: dict[str, Any], after: str = "") -> list[dict[str, Any]]:

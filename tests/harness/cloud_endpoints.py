@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tailrace.deploy.simulated_claude.server import Guest, run_guest
+from tailrace.deploy.simulated_claude.server import EmbeddedServer, run_embedded
 
 AWS_KEY, AWS_SECRET, AWS_REGION = "AKIDTESTTESTTESTTEST", "a-secret-of-nobody", "eu-central-1"
 GOOGLE_PROJECT, GOOGLE_REGION, GOOGLE_TOKEN = "project-of-nobody", "europe-west1", "ya29.of-nobody"
@@ -44,7 +44,7 @@ class CloudEndpoints:
     def __init__(self, behind: ASGIApp, *, is_kind: bool) -> None:
         self._behind = behind
         self._is_kind = is_kind
-        self.asked: list[ReceivedRequest] = []
+        self.received: list[ReceivedRequest] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -56,14 +56,14 @@ class CloudEndpoints:
         if path == "/token":
             await JSONResponse({"access_token": GOOGLE_TOKEN, "expires_in": 3600})(scope, receive, send)
             return
-        self.asked.append(ReceivedRequest(path, dict(request.headers), msgspec.json.decode(raw)))
+        self.received.append(ReceivedRequest(path, dict(request.headers), msgspec.json.decode(raw)))
         body = translate_bedrock(request, raw) if path.startswith("/anthropic/") else translate_vertex(request, raw)
         if body is None:
             refusal = {"error": {"code": 403, "message": "Permission denied", "status": "PERMISSION_DENIED"}}
             await JSONResponse(refusal, status_code=403)(scope, receive, send)
             return
-        said = msgspec.json.encode(body)
-        await self._forward(scope, receive, send, FAULT.sub(b"", said) if self._is_kind else said)
+        forwarded = msgspec.json.encode(body)
+        await self._forward(scope, receive, send, FAULT.sub(b"", forwarded) if self._is_kind else forwarded)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         others = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
@@ -96,11 +96,13 @@ def is_signed(request: Request, raw: bytes) -> bool:
     if found is None:
         return False
     signed = {name: request.headers[name] for name in found[1].split(";")}
-    asked = botocore.awsrequest.AWSRequest(method="POST", url=str(request.url), headers=signed, data=raw)
-    asked.context["timestamp"] = request.headers["x-amz-date"]
+    signed_request = botocore.awsrequest.AWSRequest(method="POST", url=str(request.url), headers=signed, data=raw)
+    signed_request.context["timestamp"] = request.headers["x-amz-date"]
     credentials = botocore.credentials.Credentials(AWS_KEY, AWS_SECRET)
     signer = botocore.auth.SigV4Auth(credentials, "bedrock-mantle", AWS_REGION)
-    wanted: str = signer.signature(signer.string_to_sign(asked, signer.canonical_request(asked)), asked)
+    wanted: str = signer.signature(
+        signer.string_to_sign(signed_request, signer.canonical_request(signed_request)), signed_request
+    )
     return wanted == found[2]
 
 
@@ -118,17 +120,17 @@ class Cloud(msgspec.Struct, frozen=True):
     """A running endpoint: its URL, the requests it received, and the environment of a client."""
 
     url: str
-    asked: list[ReceivedRequest]
+    received: list[ReceivedRequest]
     environ: Mapping[str, str]
 
 
 @asynccontextmanager
 async def running_cloud(folder: Path, *, is_kind: bool = False) -> AsyncIterator[Cloud]:
-    server = Guest("127.0.0.1", 0)
-    doors = CloudEndpoints(server.config.app, is_kind=is_kind)  # type: ignore[arg-type]
-    server.config.app = doors
-    async with run_guest(server) as url:
-        yield Cloud(url, doors.asked, environ(url, folder))
+    server = EmbeddedServer("127.0.0.1", 0)
+    endpoints = CloudEndpoints(server.config.app, is_kind=is_kind)  # type: ignore[arg-type]
+    server.config.app = endpoints
+    async with run_embedded(server) as url:
+        yield Cloud(url, endpoints.received, environ(url, folder))
 
 
 def environ(url: str, folder: Path) -> dict[str, str]:

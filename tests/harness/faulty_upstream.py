@@ -53,8 +53,8 @@ async def faulty_claude(claude_url: str, spoil: Break, times: int = 1) -> AsyncI
             async with httpx2.AsyncClient(base_url=claude_url, trust_env=False) as client:
                 kept = {name: value for name, value in headers.items() if name not in HOP_BY_HOP}
                 answer = await client.request(method, path, content=body, headers=kept)
-            told = [event + b"\n\n" for event in answer.content.split(b"\n\n") if event]
-            broken = spoil(told) if is_spoiled else Broken(HEAD + answer.content)
+            frames = [event + b"\n\n" for event in answer.content.split(b"\n\n") if event]
+            broken = spoil(frames) if is_spoiled else Broken(HEAD + answer.content)
             if broken.is_reset:
                 told_by = writer.get_extra_info("socket")
                 told_by.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)

@@ -26,8 +26,8 @@ def settings(**given: object) -> dict[str, Any]:
 def claims(**given: object) -> dict[str, Any]:
     """Returns claims as Supabase issues them; None removes a claim."""
     now = int(time.time())
-    told = {"iss": ISSUER, "aud": AUDIENCE, "sub": SUBJECT, "exp": now + 3600, "iat": now, "role": "authenticated"}
-    return {name: value for name, value in {**told, **given}.items() if value is not None}
+    fields = {"iss": ISSUER, "aud": AUDIENCE, "sub": SUBJECT, "exp": now + 3600, "iat": now, "role": "authenticated"}
+    return {name: value for name, value in {**fields, **given}.items() if value is not None}
 
 
 def token(key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, Any] | None = None, **given: object) -> bytes:
@@ -52,7 +52,7 @@ def public(name: str, key: Any) -> dict[str, Any]:
 
 def pem(key: Any) -> bytes:
     """Returns a public key as PEM: an attacker may use it as an HMAC secret."""
-    told: bytes = key.public_key().public_bytes(
+    encoded: bytes = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    return told
+    return encoded

@@ -66,8 +66,8 @@ class LossyLink:
             while True:
                 frame = await from_.readuntil(b"\r\n")
                 if frame.startswith((b"MSG ", b"HMSG ")):
-                    told = await from_.readexactly(int(frame.split()[-1]) + 2)
-                    frame += told
+                    payload = await from_.readexactly(int(frame.split()[-1]) + 2)
+                    frame += payload
                     if self._what in frame and self._chance.random() < self.share:
                         self.lost += 1
                         continue

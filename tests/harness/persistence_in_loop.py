@@ -56,9 +56,9 @@ class Persistence:
         return self.running.done() or await self.services.health(PERSISTENCE, timeout_s=0.2) is not None
 
     async def ask(self, tenant: Tenant, name: str, question: object, answer: type[T]) -> T:
-        told = await self.services.request(tenant, name, msgspec.json.encode(question), timeout_s=ASK_TIMEOUT_S)
-        return msgspec.json.decode(told, type=answer)
+        reply = await self.services.request(tenant, name, msgspec.json.encode(question), timeout_s=ASK_TIMEOUT_S)
+        return msgspec.json.decode(reply, type=answer)
 
     async def health(self) -> Health:
-        told = await self.services.health(PERSISTENCE, timeout_s=ASK_TIMEOUT_S)
-        return msgspec.json.decode(told or b"", type=Health)
+        reply = await self.services.health(PERSISTENCE, timeout_s=ASK_TIMEOUT_S)
+        return msgspec.json.decode(reply or b"", type=Health)

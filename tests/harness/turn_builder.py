@@ -18,13 +18,13 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def request(**given: Any) -> Request:
-    asked: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "model": MODEL,
         "max_tokens": 1000,
         "messages": [Message("user", "Why is the sky blue?")],
         "session": SessionId("session-1"),
     }
-    return Request(**asked | given)
+    return Request(**fields | given)
 
 
 def attempt(chain: Chain, mode: Mode = "fresh", generator: str = "generator-1") -> Attempt:

@@ -28,8 +28,8 @@ async def until(
     loop = asyncio.get_running_loop()
     began = loop.time()
     while True:
-        asked = condition()
-        seen: T = await asked if isawaitable(asked) else asked
+        result = condition()
+        seen: T = await result if isawaitable(result) else result
         if seen:
             return seen
         waited = loop.time() - began

@@ -47,7 +47,7 @@ class Receiver:
     """`async with Receiver() as receiver:` accepts all POSTs. `answers` are the responses to the next ones."""
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        self.got: list[ReceivedWebhook] = []
+        self.received: list[ReceivedWebhook] = []
         self.answers: list[Answer] = []
         self.answer: Answer = answer_with(204)
         self._context = context
@@ -73,10 +73,10 @@ class Receiver:
     @property
     def turns(self) -> list[str]:
         """The turns of the POSTs, in order."""
-        return [got.turn for got in self.got]
+        return [webhook.turn for webhook in self.received]
 
     async def _take(self, request: Request) -> StreamResponse:
-        got = ReceivedWebhook(request.headers, await request.read())
-        self.got.append(got)
+        webhook = ReceivedWebhook(request.headers, await request.read())
+        self.received.append(webhook)
         answer = self.answers.pop(0) if self.answers else self.answer
-        return await answer(got, request)
+        return await answer(webhook, request)

@@ -95,7 +95,7 @@ async def test_a_request_equals_that_of_the_sdk(backend: Backend, clouds: Cloud)
             pass
     async for _ in backend.answer(call):
         pass
-    theirs, ours = clouds.asked
+    theirs, ours = clouds.received
     assert (ours.path, ours.body) == (theirs.path, theirs.body)
     for header in ("anthropic-version", "content-type"):
         assert ours.headers.get(header) == theirs.headers.get(header)

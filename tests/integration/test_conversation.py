@@ -114,9 +114,9 @@ async def test_queued_turns_follow_the_busy_turn_of_a_session(sessions: Sessions
     assert [(await sessions.record(turn))["attempts"] for turn in queued] == [0, 0]
     await sessions.cancel(running)
     answer = (await sessions.wait_for_end(queued[1]))["text"]
-    said = (await sessions.record(running))["text"]
+    text = (await sessions.record(running))["text"]
     following = await sessions.request(await sessions.post(session=name))
-    assert [message.content for message in following.messages] == [LONG, said, SHORT, answer, SHORT]
+    assert [message.content for message in following.messages] == [LONG, text, SHORT, answer, SHORT]
 
 
 async def test_interrupt_also_cancels_the_turn_that_a_cancelled_turn_waited_for(sessions: Sessions) -> None:

@@ -92,14 +92,14 @@ async def test_without_a_generator_counting_is_unavailable(lone_gateway: Gateway
 async def test_prompt_of_30_mb_is_counted(gateway: Gateway, tenant: Tenant, system_log: TurnLog, claude: str) -> None:
     """As large as a turn's may be: images and long texts reach the API as blobs."""
     data = base64.b64encode(os.urandom(22_000_000)).decode()
-    said = "six " * 20_000
+    text = "six " * 20_000
     source = {"type": "base64", "media_type": "image/png", "data": data}
-    content = [{"type": "image", "source": source}, {"type": "text", "text": said}]
-    asked = {**ASKED, "messages": [{"role": "user", "content": content}], "thinking": {"type": "adaptive"}}
-    answer = await gateway.client.post("/v1/messages/count_tokens", json=asked)
+    content = [{"type": "image", "source": source}, {"type": "text", "text": text}]
+    body = {**ASKED, "messages": [{"role": "user", "content": content}], "thinking": {"type": "adaptive"}}
+    answer = await gateway.client.post("/v1/messages/count_tokens", json=body)
     assert (answer.status_code, answer.json()["input_tokens"] >= 20_000) == (200, True), answer.text
     async with httpx2.AsyncClient(trust_env=False) as asking:
-        assert (await asking.get(f"{claude}/_sim/last")).json()["body"] == asked
+        assert (await asking.get(f"{claude}/_sim/last")).json()["body"] == body
     bodies = await system_log._connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.*")
     assert len(bodies.state.subjects or {}) == 2
 
@@ -133,8 +133,8 @@ async def test_long_prompt_with_invalid_content_is_refused(gateway: Gateway, con
 async def test_reference_in_a_short_prompt_is_passed_on(gateway: Gateway) -> None:
     """It is not replaced, and the API validates it."""
     content = [{"type": "text", "text": {"tailrace:blob": "a" * 64, "bytes": 70_000}}]
-    asked = {**ASKED, "messages": [{"role": "user", "content": content}]}
-    answer = await gateway.client.post("/v1/messages/count_tokens", json=asked)
+    body = {**ASKED, "messages": [{"role": "user", "content": content}]}
+    answer = await gateway.client.post("/v1/messages/count_tokens", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "backend_refused_request")
 
 

@@ -109,7 +109,7 @@ async def test_a_backend_that_is_down_is_not_called_by_the_next_turn(
 async def test_an_invalid_request_is_not_sent_to_the_next_backend(own: OwnSystem, second: Cloud) -> None:
     turn, modes = await run(own, "words=x")
     assert turn.error is not None
-    assert (turn.error.code, modes, second.asked) == ("backend_refused_request", [("claude", "fresh")], [])
+    assert (turn.error.code, modes, second.received) == ("backend_refused_request", [("claude", "fresh")], [])
 
 
 @pytest.mark.rule("R50")
@@ -136,4 +136,4 @@ async def test_a_model_may_have_its_own_list_of_backends(own: OwnSystem, second:
             key = await own.append_request("words=3 rate=0", model=model)
             assert (await own.wait_for_end(key)).text == words(3)
             assert await attempts_of(own.log, key) == [(backend, "fresh")]
-    assert [asked.body["model"] for asked in second.asked] == ["eu.anthropic.claude-haiku-5-5"]
+    assert [model_request.body["model"] for model_request in second.received] == ["eu.anthropic.claude-haiku-5-5"]

@@ -92,8 +92,8 @@ async def test_a_single_turn_starts_before_the_waiting_turns_of_a_batch(
     batch = TurnId(new_id())
     children = [TurnKey(LOUD, child_id(batch, number)) for number in range(3)]
     for key in children:
-        asked = request(messages=[Message("user", "#sim words=20 rate=10")], parent=batch)
-        await own_log.append(key, START, asked)
+        turn_request = request(messages=[Message("user", "#sim words=20 rate=10")], parent=batch)
+        await own_log.append(key, START, turn_request)
     single = await append_request(own_log, "words=1 rate=0", LOUD)
     async with running_generator(own_server.url, claude, concurrency=2, tenant_share=0.5):
         turns = {key: await wait_for_end(own_log, key) for key in (*children, single)}

@@ -73,8 +73,8 @@ async def test_a_full_disk_is_reported_and_recovers_when_there_is_space(tmp_path
             again = (await client.post("/v1/turns", json={"message": "#sim words=5 rate=0 tag=n"})).json()
             assert (await client.get(f"/v1/turns/{again['turn']}/events?dialect=text")).text == words(5, "n")
             assert (await client.get(path)).text == words(20)
-        said = re.findall(r"^up +\| nats-server stopped storing after a failed write; ", up.text, re.MULTILINE)
-        assert len(said) == 1
+        reports = re.findall(r"^up +\| nats-server stopped storing after a failed write; ", up.text, re.MULTILINE)
+        assert len(reports) == 1
 
 
 async def is_refused(posting: object) -> tuple[int, str] | None:

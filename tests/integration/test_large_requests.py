@@ -214,8 +214,8 @@ async def test_a_conversation_has_the_limits_of_a_body(
     """A repeated image is stored once, and is in the call twice."""
     gateway = await new_gateway(system.nats_url, **settings)
     session = (await run_turn(gateway, **body))["session"]
-    status, code, said = await refusal(gateway, {**body, "session": session})
-    assert (status, code, message in said) == (413, "body_too_large", True)
+    status, code, reason = await refusal(gateway, {**body, "session": session})
+    assert (status, code, message in reason) == (413, "body_too_large", True)
     assert (await run_turn(gateway, **{**body, "session": session, "parent": None}))["outcome"] == "completed"
 
 

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.simulated_claude.server import Guest, run_guest
+from tailrace.deploy.simulated_claude.server import EmbeddedServer, run_embedded
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Message
 from tailrace.proto.fold import Turn
@@ -78,24 +78,24 @@ async def test_an_answer_is_converted_to_events_of_anthropic(
 
 def chunk(content: str, finish: str | None = None) -> str:
     choice = {"index": 0, "delta": {"content": content}, "finish_reason": finish}
-    said = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
-    return f"data: {json.dumps(said)}\n\n"
+    fields = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+    return f"data: {json.dumps(fields)}\n\n"
 
 
 async def broken(request: Request) -> Response:
     """A provider that fails after 20 words as the message says."""
-    asked = (await request.body()).decode()
-    if "how: 429" in asked:
+    body = (await request.body()).decode()
+    if "how: 429" in body:
         return JSONResponse({"error": {"message": "slow"}}, 429, headers={"retry-after": "7"})
 
     async def said() -> AsyncIterator[str]:
         for number, word in enumerate(words(20).split()):
             yield chunk(f"{' ' if number else ''}{word}")
-        if "how: cut" in asked:
+        if "how: cut" in body:
             raise ConnectionResetError
-        if "how: error" in asked:
+        if "how: error" in body:
             yield 'data: {"error": {"message": "boom", "type": "server_error"}}\n\n'
-        if "how: stall" in asked:
+        if "how: stall" in body:
             await asyncio.Event().wait()
 
     return StreamingResponse(said(), media_type="text/event-stream")
@@ -103,9 +103,9 @@ async def broken(request: Request) -> Response:
 
 @pytest.fixture
 async def faulty() -> AsyncIterator[str]:
-    server = Guest("127.0.0.1", 0)
+    server = EmbeddedServer("127.0.0.1", 0)
     server.config.app = Starlette(routes=[Route("/v1/chat/completions", broken, methods=["POST"])])
-    async with run_guest(server) as url:
+    async with run_embedded(server) as url:
         yield url
 
 
@@ -124,10 +124,10 @@ async def test_claude_continues_after_a_fault_of_the_provider(
             key = await append_request(own_log, f"words=60 rate=0\nhow: {how} {os.getpid()}")
             turn = await wait_for_end(own_log, key)
             seen[how] = (turn, [(attempt.backend, attempt.mode) for attempt in await read_attempts(own_log, key)])
-    for how, (turn, asked) in seen.items():
+    for how, (turn, attempts) in seen.items():
         mode = "fresh" if how == "429" else "continue"
         assert (turn.text, turn.outcome) == (words(60), "completed"), how
-        assert asked == [("litellm", "fresh"), ("claude", mode)], how
+        assert attempts == [("litellm", "fresh"), ("claude", mode)], how
 
 
 async def test_an_option_that_litellm_would_ignore_is_refused(

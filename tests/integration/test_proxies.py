@@ -160,12 +160,12 @@ async def follow(client: httpx2.AsyncClient, turn: str) -> list[Frame]:
     frames: list[Frame] = []
     while True:
         try:
-            got = await read(client, turn, frames[-1].seq if frames else BEFORE_FIRST)
+            received = await read(client, turn, frames[-1].seq if frames else BEFORE_FIRST)
         except (AssertionError, httpx2.TransportError):
             await asyncio.sleep(0.1)  # 502 or no connection: a client waits for `retry`
             continue
-        frames += got.frames
-        if got.over == "ended":
+        frames += received.frames
+        if received.over == "ended":
             return frames
 
 

@@ -25,7 +25,7 @@ from tailrace.proto.chain import START
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
-from tailrace.proto.nats.streams import CONSUMERS, EVERY_STREAM, survey
+from tailrace.proto.nats.streams import CONSUMERS, EVERY_STREAM, read_setup_state
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
 from tests.harness import processes
 from tests.harness.disk import MIB, needs_mount, small_disk
@@ -170,9 +170,9 @@ async def test_each_deleted_part_of_the_setup_is_made_again(
         last = (await own_connection.jetstream.stream_info(STREAM)).state.last_seq
         for name in EVERY_STREAM:
             await own_connection.jetstream.delete_stream(name)
-        assert len((await survey(own_connection)).missing) == len(EVERY_STREAM) + len(CONSUMERS)
+        assert len((await read_setup_state(own_connection)).missing) == len(EVERY_STREAM) + len(CONSUMERS)
         await repair.check()
-        assert (await survey(own_connection)).missing == []
+        assert (await read_setup_state(own_connection)).missing == []
         assert (await own_log.append(keys[0], START, request())).last > last
     finally:
         await repair.close()

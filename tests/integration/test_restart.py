@@ -131,8 +131,8 @@ async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Pat
             log = TurnLog(connection)
             for number, turn in enumerate(turns):
                 key = TurnKey(Tenant("local"), TurnId(turn))
-                told = await read_history(log, key, build_reader(str(number), key, *connections[number]))
-                verdict = judge(told, (no_gap, no_repeat, one_end))
+                history = await read_history(log, key, build_reader(str(number), key, *connections[number]))
+                verdict = judge(history, (no_gap, no_repeat, one_end))
                 assert verdict.is_green, verdict.evidence
         finally:
             await connection.close()

@@ -24,14 +24,14 @@ class Issuer:
     """A server of key sets with a settable answer; one request per connection. `asked` has all requests."""
 
     def __init__(self) -> None:
-        self.asked: list[bytes] = []
+        self.received: list[bytes] = []
         self.answer: Answer = nothing
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[str]:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
-                self.asked.append(await reader.readuntil(b"\r\n\r\n"))
+                self.received.append(await reader.readuntil(b"\r\n\r\n"))
                 await self.answer(writer)
             finally:
                 writer.close()
@@ -76,8 +76,8 @@ async def test_keys_are_read_once(issuer: Issuer, url: str) -> None:
     assert len(found) == len([key for key in found if key])
     for _ in range(1000):
         assert await keys.find("rsa") is not None
-    assert len(issuer.asked) == 1
-    assert issuer.asked[0].startswith(b"GET /.well-known/jwks.json HTTP/1.1\r\n")
+    assert len(issuer.received) == 1
+    assert issuer.received[0].startswith(b"GET /.well-known/jwks.json HTTP/1.1\r\n")
 
 
 async def test_an_unknown_kid_causes_one_read_per_cooldown(issuer: Issuer, url: str) -> None:
@@ -89,10 +89,10 @@ async def test_an_unknown_kid_causes_one_read_per_cooldown(issuer: Issuer, url: 
     assert await keys.find("new") is not None
     assert await keys.find("old") is None
     patient = JwksCache(url)
-    before = len(issuer.asked)
+    before = len(issuer.received)
     for number in range(200):
         assert await patient.find(f"../../{number}' OR 1=1") is None
-    assert len(issuer.asked) == before + 1
+    assert len(issuer.received) == before + 1
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ async def test_a_redirect_is_not_followed(issuer: Issuer, url: str) -> None:
                 issuer.tell(b"", status, f"location: {location}")
                 keys = JwksCache(url)
                 assert await keys.find("ec") is None
-    assert elsewhere.asked == []
+    assert elsewhere.received == []
 
 
 async def test_a_stalling_issuer_is_given_up_after_the_timeout(
@@ -189,5 +189,5 @@ async def test_a_token_causes_no_fetch_of_its_own_urls(issuer: Issuer, url: str)
         for header in ("jku", "x5u"):
             signed = jwts.token(OTHER_KEY, "ES256", {header: other, "kid": "x"}, iss=other)
             assert await verifier.verify(signed, asking) is None
-    assert elsewhere.asked == []
-    assert len(issuer.asked) == 1
+    assert elsewhere.received == []
+    assert len(issuer.received) == 1

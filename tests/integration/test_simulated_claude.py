@@ -17,7 +17,7 @@ import pytest
 
 from tailrace.deploy.simulated_claude.account import Account, AccountReport, Call
 from tailrace.deploy.simulated_claude.message_batches import MessageBatch, Request, Result
-from tailrace.deploy.simulated_claude.server import Guest, run_guest, run_simulated_claude
+from tailrace.deploy.simulated_claude.server import EmbeddedServer, run_embedded, run_simulated_claude
 from tests.harness.generator_in_loop import words
 from tests.harness.until import until
 
@@ -340,6 +340,9 @@ async def test_a_request_for_another_host_is_refused(host: str) -> None:
 
 async def test_calls_are_recorded_and_shown_only_if_asked_for() -> None:
     """They contain the last line of each question."""
-    async with run_guest(Guest("127.0.0.1", 0)) as url, httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+    async with (
+        run_embedded(EmbeddedServer("127.0.0.1", 0)) as url,
+        httpx2.AsyncClient(base_url=url, trust_env=False) as client,
+    ):
         for path in ("/_sim/calls", "/_sim/last"):
             assert (await client.get(path)).status_code == 404

@@ -254,9 +254,9 @@ async def test_killed_processes_are_replaced_and_a_second_ctrl_c_stops_at_once(t
         async with Receiver() as receiver, httpx2.AsyncClient(base_url=url, trust_env=False) as client:
             body = {"message": "#sim words=5 rate=0", "webhook": receiver.url}
             turn = (await client.post("/v1/turns", json=body)).json()["turn"]
-            (got,) = await until(lambda: receiver.got)
+            (webhook,) = await until(lambda: receiver.received)
             record = (await client.get(f"/v1/turns/{turn}")).json()
-        assert Webhook(webhook_secret(environ)).verify(got.body, dict(got.headers))["data"] == record
+        assert Webhook(webhook_secret(environ)).verify(webhook.body, dict(webhook.headers))["data"] == record
         assert record["text"] == "w000000 w000001 w000002 w000003 w000004"
 
         others = set(up.tree()) - {up.pids()["generator-1"]}

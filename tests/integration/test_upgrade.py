@@ -50,7 +50,7 @@ async def test_each_process_is_replaced_while_turns_run(tmp_path: Path, monkeypa
     monkeypatch.setattr(roll, "WORDS", 15)
     done = await roll.roll(CHECKOUT, tmp_path, ForkedProcess)
     assert done.wrong == []
-    assert done.asked > 7 * roll.AT_ONCE
+    assert done.turns_ended > 7 * roll.AT_ONCE
 
 
 every_recording = pytest.mark.parametrize("name", recording.names())

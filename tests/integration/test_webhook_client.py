@@ -29,7 +29,7 @@ class Names(AbstractResolver):
 
     def __init__(self, *addresses: str) -> None:
         self.addresses = addresses
-        self.asked: list[str] = []
+        self.looked_up: list[str] = []
 
     async def resolve(
         self,
@@ -37,7 +37,7 @@ class Names(AbstractResolver):
         port: int = 0,
         family: socket.AddressFamily = socket.AF_INET,  # noqa: ARG002  # as aiohttp calls it
     ) -> list[ResolveResult]:
-        self.asked.append(host)
+        self.looked_up.append(host)
         if not self.addresses:
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         return [
@@ -102,11 +102,11 @@ async def test_a_post_sends_headers_and_body_and_returns_the_status(receiver: Re
     receiver.answer = answer_with(503, **{"retry-after": "7"})
     async with webhooks() as client:
         assert await client.post(receiver.url, HEADERS, b'{"a":1}') == (503, 7.0)
-    (got,) = receiver.got
-    assert got.body == b'{"a":1}'
-    assert got.headers["webhook-id"] == "turn-1"
-    assert got.headers["content-type"] == "application/json"
-    assert got.headers["user-agent"].startswith("tailrace/")
+    (webhook,) = receiver.received
+    assert webhook.body == b'{"a":1}'
+    assert webhook.headers["webhook-id"] == "turn-1"
+    assert webhook.headers["content-type"] == "application/json"
+    assert webhook.headers["user-agent"].startswith("tailrace/")
 
 
 @pytest.mark.parametrize("url", [*NO_URL, *NOT_HTTPS, *NOT_PUBLIC])
@@ -116,7 +116,7 @@ async def test_a_forbidden_url_is_refused_without_a_dns_lookup(url: str) -> None
     async with webhooks(frozenset(), names) as client:
         with pytest.raises(WebhookRefused):
             await client.post(url, HEADERS, b"{}")
-    assert names.asked == []
+    assert names.looked_up == []
 
 
 @pytest.mark.rule("S10")
@@ -127,8 +127,8 @@ async def test_a_host_that_resolves_to_a_private_address_is_not_connected(receiv
     async with webhooks(LOOPBACK, names) as client:
         with pytest.raises(WebhookRefused, match="not public"):
             await client.post(f"https://hooks.test:{receiver.port}/", HEADERS, b"{}")
-    assert names.asked == ["hooks.test"]
-    assert receiver.got == []
+    assert names.looked_up == ["hooks.test"]
+    assert receiver.received == []
 
 
 async def test_a_host_is_resolved_once_for_each_call(receiver: Receiver) -> None:
@@ -137,7 +137,7 @@ async def test_a_host_is_resolved_once_for_each_call(receiver: Receiver) -> None
     async with webhooks(NAMED, names) as client:
         for times in (1, 2):
             assert await client.post(f"http://hooks.test:{receiver.port}/", HEADERS, b"{}") == (204, None)
-            assert len(names.asked) == times
+            assert len(names.looked_up) == times
         names.addresses = ()
         with pytest.raises(WebhookFailed):
             await client.post(f"http://hooks.test:{receiver.port}/", HEADERS, b"{}")
@@ -151,7 +151,7 @@ async def test_cookies_are_not_kept_and_proxies_not_used(receiver: Receiver, mon
     async with webhooks() as client:
         for _ in range(2):
             await client.post(receiver.url, HEADERS, b"{}")
-    assert ["cookie" in got.headers for got in receiver.got] == [False, False]
+    assert ["cookie" in webhook.headers for webhook in receiver.received] == [False, False]
 
 
 async def test_an_endless_response_is_not_read(receiver: Receiver) -> None:
@@ -236,4 +236,4 @@ async def test_an_invalid_certificate_gets_no_body(
     async with Receiver(tls(certificate)) as receiver, webhooks(frozenset({host}), Names("127.0.0.1")) as client:
         with pytest.raises(WebhookFailed, match="Certificate"):
             await client.post(f"https://{host}:{receiver.port}/", HEADERS, b"{}")
-        assert receiver.got == []
+        assert receiver.received == []

@@ -130,14 +130,18 @@ async def test_an_ended_turn_is_posted_once_with_signature_and_record(own: OwnSy
         await own.wait_until_drained()
     assert sorted(receiver.turns) == sorted(turns([key, named]))
     assert default.turns == [theirs.turn]
-    (got,) = [got for got in receiver.got if got.turn == key.turn]
-    for tenant, one in ((OURS, got), (THEIRS, default.got[0])):
+    (received_webhook,) = [
+        received_webhook for received_webhook in receiver.received if received_webhook.turn == key.turn
+    ]
+    for tenant, one in ((OURS, received_webhook), (THEIRS, default.received[0])):
         secret = signature.format_secret(signature.derive_secret(KEY.encode(), tenant))
         assert Webhook(secret).verify(one.body, dict(one.headers)) == one.decoded
-    assert msgspec.convert(got.decoded["data"], TurnRecord) == record_from_fold(key, await own.log.read_turn(key))
-    assert got.decoded["type"] == "turn.completed"
-    assert got.decoded["links"] == {"self": f"/v1/turns/{key.turn}"}
-    assert got.headers["content-type"] == "application/json"
+    assert msgspec.convert(received_webhook.decoded["data"], TurnRecord) == record_from_fold(
+        key, await own.log.read_turn(key)
+    )
+    assert received_webhook.decoded["type"] == "turn.completed"
+    assert received_webhook.decoded["links"] == {"self": f"/v1/turns/{key.turn}"}
+    assert received_webhook.headers["content-type"] == "application/json"
 
 
 async def test_without_a_key_ends_wait_in_the_log_and_a_first_key_delivers_them(
@@ -182,7 +186,7 @@ async def test_a_failed_delivery_is_retried_with_the_same_id_and_body(own: OwnSy
             key = await own.write(receiver.url)
             await own.wait_until_drained()
     assert receiver.turns == [key.turn] * 12
-    assert len({got.body for got in receiver.got}) == 1
+    assert len({received_webhook.body for received_webhook in receiver.received}) == 1
     assert connections == []
 
 
@@ -230,8 +234,8 @@ async def test_webhooks_of_a_session_are_in_order_and_delay_no_other_session(
     """The second one waits while the first one is retried."""
     may_succeed = asyncio.Event()
 
-    async def fail_first(got: ReceivedWebhook, _: Request) -> Response:
-        return Response(status=204 if may_succeed.is_set() or got.turn != first.turn else 500)
+    async def fail_first(received_webhook: ReceivedWebhook, _: Request) -> Response:
+        return Response(status=204 if may_succeed.is_set() or received_webhook.turn != first.turn else 500)
 
     receiver.answer = fail_first
     async with own.persistence():
@@ -259,7 +263,7 @@ async def test_a_tenant_whose_receiver_is_down_leaves_capacity_to_others(
         await until(lambda: len(set(receiver.turns)) == 2)
         await own.write(receiver.url)
         theirs = await own.write(other.url, tenant=THEIRS)
-        await until(lambda: other.got)
+        await until(lambda: other.received)
         assert other.turns == [theirs.turn]
         assert count_given_up("tenant_limit") == before + 1
         receiver.answer = answer_with(204)
@@ -278,7 +282,7 @@ async def test_at_the_limit_of_waiting_webhooks_others_stay_in_the_log(
     receiver.answer = answer_with(500)
     keys = [await own.write(receiver.url) for _ in range(5)]
     async with own.persistence():
-        await until(lambda: len(receiver.got) > 4)
+        await until(lambda: len(receiver.received) > 4)
         assert set(receiver.turns) == set(turns(keys[:2]))
         receiver.answer = answer_with(204)
         await own.wait_until_drained()
@@ -291,10 +295,10 @@ async def test_a_slow_receiver_delays_only_its_own_tenant(own: OwnSystem, receiv
     async with Receiver() as other, own.persistence(webhook_timeout_s=60.0):
         for _ in range(sender.CONNECTIONS + 3):
             await own.write(receiver.url)
-        await until(lambda: len(receiver.got) == sender.CONNECTIONS)
+        await until(lambda: len(receiver.received) == sender.CONNECTIONS)
         await own.write(other.url, tenant=THEIRS)
-        await until(lambda: other.got)
-        assert len(receiver.got) == sender.CONNECTIONS
+        await until(lambda: other.received)
+        assert len(receiver.received) == sender.CONNECTIONS
 
 
 @pytest.mark.rule("R45")
@@ -324,10 +328,12 @@ async def test_the_end_of_a_fork_is_not_posted(own: OwnSystem, receiver: Receive
         fork = msgspec.structs.replace(build_end(await own.log.read_turn(writer.key), "cancelled"), prev=Seq(1))
         await own.connection.jetstream.publish(subjects.entry(writer.key, "end"), entries.encode(fork))
         await own.wait_until_drained()
-        assert receiver.got == []
+        assert receiver.received == []
         await writer.end()
         await own.wait_until_drained()
-    assert [(got.turn, got.decoded["type"]) for got in receiver.got] == [(writer.key.turn, "turn.completed")]
+    assert [(received_webhook.turn, received_webhook.decoded["type"]) for received_webhook in receiver.received] == [
+        (writer.key.turn, "turn.completed")
+    ]
 
 
 async def test_without_a_signing_key_webhooks_wait_in_the_log(own: OwnSystem, receiver: Receiver) -> None:
@@ -352,7 +358,7 @@ async def test_a_stopped_process_returns_its_entries_at_once_in_order(own: OwnSy
 
     async with own.persistence():
         keys = await own.write_session(receiver.url, 3)
-        await until(lambda: receiver.got)
+        await until(lambda: receiver.received)
         await until(are_leased)
     returned: list[Delivery] = []
     async with asyncio.timeout(streams.WEBHOOKS_ACK_WAIT_S / 2):
@@ -366,7 +372,7 @@ async def test_the_leases_of_waiting_webhooks_are_renewed(own: OwnSystem, receiv
     receiver.answer = hang
     async with own.persistence():
         await own.write_session(receiver.url, 2)
-        await until(lambda: receiver.got)
+        await until(lambda: receiver.received)
         other = await Deliveries.open(own.connection, WEBHOOKS)
         # Each call waits for half a second: two and a half leases.
         assert [await other.next(2) for _ in range(3)] == [[], [], []]
@@ -427,7 +433,7 @@ async def test_of_two_processes_with_one_database_only_one_sends(
         keys = []
         for number in range(6):
             keys += await own.write_session(receiver.url, 1)
-            await until(lambda: len(receiver.got) > number)  # noqa: B023
+            await until(lambda: len(receiver.received) > number)  # noqa: B023
         assert set(receiver.turns) == {keys[0].turn}
         await until(lock_holders)
         (holder,) = await lock_holders()
@@ -446,7 +452,7 @@ async def test_webhooks_continue_after_a_restart_of_nats_server(own: OwnSystem, 
     receiver.answer = answer_with(500)
     async with own.persistence():
         keys = await own.write_session(receiver.url, 2)
-        await until(lambda: receiver.got)
+        await until(lambda: receiver.received)
         await own.server.stop(SIGKILL)
         receiver.answer = answer_with(204)
         await own.server.start()

@@ -87,10 +87,10 @@ def test_an_installed_tailrace_answers_a_turn_and_keeps_its_data_in_the_users_di
         url = next(line.split()[-1] for line in up.stdout if line.strip().startswith("ready http"))
         program = "import sys; from tailrace import Client; print(Client(sys.argv[1]).ask(sys.argv[2]).done().text)"
         asking = [sys.executable, "-c", program, url, "Hi.\n#sim words=3"]
-        asked = subprocess.run(
+        answered = subprocess.run(
             asking, cwd=tmp_path, env=installed, capture_output=True, text=True, check=False, timeout=20
         )
-        assert asked.stdout == f"{words(3)}\n", asked.stderr
+        assert answered.stdout == f"{words(3)}\n", answered.stderr
         assert (tmp_path / "data/tailrace/tailrace.db").exists()
         status = [sys.executable, "-m", "tailrace", "status", "--json"]
         shown = subprocess.run(

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from tests.schedules.generator import CONCURRENCY, RETRY
 from tests.schedules.judge import judge
 from tests.schedules.many import outcomes_in_processes
-from tests.schedules.mutants import MUTANTS, without
+from tests.schedules.mutants import MUTANTS, disable
 from tests.schedules.schedule import Schedule
 
 SETTINGS = (
@@ -66,7 +66,7 @@ def main() -> int:
 def play_one(seed: int, rule: str | None, *, is_traced: bool) -> int:
     """Plays one seed and prints its trace and verdict; returns the exit status."""
     schedule = Schedule(seed, is_traced=is_traced)
-    with without(rule) if rule else nullcontext():
+    with disable(rule) if rule else nullcontext():
         schedule.play()
     verdict = judge(schedule)
     print(*(schedule.world.trace or ()), verdict.evidence if not verdict.is_green else "green", sep="\n")

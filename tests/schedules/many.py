@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from typing import NamedTuple
 
 from tests.schedules.judge import judge
-from tests.schedules.mutants import without
+from tests.schedules.mutants import disable
 from tests.schedules.schedule import Schedule
 
 # The objects of a schedule refer to each other, so that only the collector frees them. Its memory holds so many.
@@ -34,7 +34,7 @@ def outcomes(seeds: Iterable[int], rule: str | None = None) -> Iterator[Outcome]
     with _few_collections():
         for played, seed in enumerate(seeds, 1):
             schedule = Schedule(seed)
-            with without(rule) if rule else nullcontext():
+            with disable(rule) if rule else nullcontext():
                 schedule.play()
             verdict = judge(schedule)
             evidence = "" if verdict.is_green else verdict.evidence

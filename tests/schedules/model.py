@@ -79,18 +79,20 @@ async def find_mismatch(_judge: object, _schema: object, text: str, _tenant: obj
 
 def answer_to(script: Script, call: Call) -> tuple[bytes, ...]:
     """Returns the events with which the model answers `call`: the whole answer, or the rest of what it has said."""
-    said = [message for message in call.messages if message.role == "assistant" and isinstance(message.content, list)]
+    partial = [
+        message for message in call.messages if message.role == "assistant" and isinstance(message.content, list)
+    ]
     answer = script.answer(is_corrected=any(MISFIT in str(message.content) for message in call.messages))
-    if not said:
+    if not partial:
         return _events(answer)
-    blocks: list[dict[str, Any]] = said[-1].content  # type: ignore[assignment]
-    told = "".join(block["text"] for block in blocks if block["type"] == "text")
+    blocks: list[dict[str, Any]] = partial[-1].content  # type: ignore[assignment]
+    text = "".join(block["text"] for block in blocks if block["type"] == "text")
     tools = sum(block["type"] == "tool_use" for block in blocks)
     rest = list[Part]()
     for part in answer:
         if part.type == "text":
-            left = part.text[len(told) :]
-            told = told[len(part.text) :]
+            left = part.text[len(text) :]
+            text = text[len(part.text) :]
             if left:
                 # Its deltas are cut at other places than the first time.
                 rest.append(Part("text", (left[:1], left[1:]) if len(left) > 1 else (left,)))
@@ -106,14 +108,14 @@ def answer_to(script: Script, call: Call) -> tuple[bytes, ...]:
 @lru_cache
 def _events(blocks: tuple[Part, ...]) -> tuple[bytes, ...]:
     head = events.MessageHead("msg_1", MODEL, CallUsage(input_tokens=10))
-    said: list[events.Event] = [events.MessageStart(head)]
+    answer: list[events.Event] = [events.MessageStart(head)]
     for index, block in enumerate(blocks):
-        said.append(events.BlockStart(index, {"type": block.type}))
-        said += [events.BlockDelta(index, DELTAS[block.type](piece)) for piece in block.pieces]
-        said.append(events.BlockStop(index))
+        answer.append(events.BlockStart(index, {"type": block.type}))
+        answer += [events.BlockDelta(index, DELTAS[block.type](piece)) for piece in block.pieces]
+        answer.append(events.BlockStop(index))
     why = "tool_use" if blocks and blocks[-1].type == "tool_use" else "end_turn"
-    said.append(events.MessageDelta(events.StopReason(why), events.UsageSoFar(output_tokens=len(said))))
-    return tuple(msgspec.json.encode(one) for one in said)
+    answer.append(events.MessageDelta(events.StopReason(why), events.UsageSoFar(output_tokens=len(answer))))
+    return tuple(msgspec.json.encode(one) for one in answer)
 
 
 class SimulatedBackend:

@@ -49,7 +49,7 @@ def fence() -> Patches:
     return [patch.object(SimulatedServer, "apply", store_unfenced)]
 
 
-def prev() -> Patches:
+def predecessor() -> Patches:
     """An entry is valid whatever its predecessor."""
 
     def accept_any_predecessor(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
@@ -58,7 +58,7 @@ def prev() -> Patches:
     return [patch(name, accept_any_predecessor) for name in LINKS]
 
 
-def epoch() -> Patches:
+def attempt_number() -> Patches:
     """An entry of an attempt that is over is valid."""
 
     def accept_any_attempt(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
@@ -68,7 +68,7 @@ def epoch() -> Patches:
     return [patch(name, accept_any_attempt) for name in LINKS]
 
 
-def end_is_last() -> Patches:
+def last_end() -> Patches:
     """Entries after an end are valid, and an ended turn is continued."""
 
     def accept_after_end(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
@@ -80,7 +80,7 @@ def end_is_last() -> Patches:
     return [*(patch(name, accept_after_end) for name in LINKS), patch("tailrace.generators.planner.plan", plan_again)]
 
 
-def tail_rule() -> Patches:
+def tail_read() -> Patches:
     """After an unclear outcome the entry is published again without a look whether it is stored."""
 
     async def read_tail(
@@ -104,7 +104,7 @@ def reader_end_check() -> Patches:
     ]
 
 
-def reader_early_end() -> Patches:
+def reader_end_wait() -> Patches:
     """A follower passes on an end of the feed as it arrives, without a comparison with the log."""
 
     def accept(self: Follower, stored: Stored) -> bool:
@@ -116,7 +116,7 @@ def reader_early_end() -> Patches:
     return [patch.object(Follower, "_accept", accept)]
 
 
-def reader_repeats() -> Patches:
+def reader_repeat_check() -> Patches:
     """A follower yields entries from the feed that it has yielded before."""
 
     def add_live(self: FeedJoin, stored: Stored) -> bool:
@@ -125,7 +125,7 @@ def reader_repeats() -> Patches:
     return [patch.object(FeedJoin, "add_live", add_live)]
 
 
-def reader_gap() -> Patches:
+def reader_gap_check() -> Patches:
     """A follower accepts an entry from the feed although others are missing before it."""
 
     def add_live(self: FeedJoin, stored: Stored) -> bool:
@@ -143,7 +143,7 @@ def reader_reread() -> Patches:
     return [patch("tailrace.proto.nats.follower.Follower._read_page", _always_return([]))]
 
 
-def cursor_rule() -> Patches:
+def cursor_retry() -> Patches:
     """A cursor that three reads do not find is refused."""
 
     async def read_from(server: LogServer, key: TurnKey, cursor: Seq) -> tuple[Chain, Page]:
@@ -160,12 +160,12 @@ def cursor_rule() -> Patches:
     return [patch("tailrace.proto.nats.follower.read_from", read_from)]
 
 
-def acknowledgement_rule() -> Patches:
+def acknowledgement_check() -> Patches:
     """A generator that has lost the fence acknowledges the turn's request."""
     return [patch("tailrace.generators.worker.Worker._check_end", _always_return(True))]
 
 
-def recorder_waits_for_entry() -> Patches:
+def recorder_entry_wait() -> Patches:
     """Persistence folds what a single read returns."""
 
     async def read_turn_upto(self: TurnLog, key: TurnKey, _: Seq) -> Turn:
@@ -180,7 +180,7 @@ def recorder_waits_for_entry() -> Patches:
     ]
 
 
-def recorder_counts_entries() -> Patches:
+def recorder_entry_count() -> Patches:
     """Persistence records an ended turn from its first entries and its end, whatever else the log has."""
 
     async def read_ended_turn(self: TurnLog, key: TurnKey, end: Stored) -> Turn:
@@ -190,17 +190,17 @@ def recorder_counts_entries() -> Patches:
     return [patch.object(TurnLog, "read_ended_turn", read_ended_turn)]
 
 
-def planner_reads_twice() -> Patches:
+def planner_second_read() -> Patches:
     """A generator plans by what a single read returns."""
     return [patch.object(TurnLog, "read_turn", _read_once_in("generator"))]
 
 
-def get_reads_leader() -> Patches:
+def get_second_read() -> Patches:
     """A client that gets the turn receives what a single read returns."""
     return [patch.object(TurnLog, "read_turn", _read_once_in("looker"))]
 
 
-def absence_read_twice() -> Patches:
+def absence_second_read() -> Patches:
     """One answer of a leader is enough to say that a turn does not exist."""
 
     async def require_turn(server: LogServer, key: TurnKey) -> None:
@@ -212,7 +212,7 @@ def absence_read_twice() -> Patches:
     ]
 
 
-def continuation() -> Patches:
+def continuation_mapping() -> Patches:
     """The events of a continuing call are stored as they come."""
     return [patch("tailrace.generators.continuation.map_continuation", lambda *_: None)]
 
@@ -233,7 +233,7 @@ def hedge_fence() -> Patches:
     return [patch.object(GeneratorLog, "append", append)]
 
 
-def race_loser() -> Patches:
+def race_check() -> Patches:
     """The call whose token was not the first is stored behind the other one's."""
 
     async def append(
@@ -257,32 +257,32 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
     made.__name__: made
     for made in (
         fence,
-        prev,
-        epoch,
-        end_is_last,
-        tail_rule,
+        predecessor,
+        attempt_number,
+        last_end,
+        tail_read,
         end_check,
         reader_end_check,
-        reader_early_end,
-        reader_repeats,
-        reader_gap,
+        reader_end_wait,
+        reader_repeat_check,
+        reader_gap_check,
         reader_reread,
-        cursor_rule,
-        acknowledgement_rule,
-        recorder_waits_for_entry,
-        recorder_counts_entries,
-        planner_reads_twice,
-        get_reads_leader,
-        absence_read_twice,
-        continuation,
+        cursor_retry,
+        acknowledgement_check,
+        recorder_entry_wait,
+        recorder_entry_count,
+        planner_second_read,
+        get_second_read,
+        absence_second_read,
+        continuation_mapping,
         hedge_fence,
-        race_loser,
+        race_check,
     )
 }
 
 
 @contextmanager
-def without(name: str) -> Iterator[None]:
+def disable(name: str) -> Iterator[None]:
     """Removes the rule `name` while the block runs."""
     with ExitStack() as stack:
         for changed in MUTANTS[name]():

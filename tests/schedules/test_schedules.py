@@ -30,13 +30,13 @@ SEEDS, CHUNKS = 1_000, 2
 FIRST_SEEN = {
     "end_check": 945,
     "reader_end_check": 529,
-    "reader_early_end": 1101,
-    "cursor_rule": 154,
-    "recorder_waits_for_entry": 36,
-    "recorder_counts_entries": 603,
-    "planner_reads_twice": 139,
-    "get_reads_leader": 393,
-    "absence_read_twice": 412,
+    "reader_end_wait": 1101,
+    "cursor_retry": 154,
+    "recorder_entry_wait": 36,
+    "recorder_entry_count": 603,
+    "planner_second_read": 139,
+    "get_second_read": 393,
+    "absence_second_read": 412,
     "hedge_fence": 381,
 }
 SEEDS_FOR_A_MUTANT = 8_000

@@ -150,9 +150,9 @@ async def test_an_exchanged_credential_ends_with_its_key_or_at_its_time(caller: 
     """The check is the same for every verifier."""
     keys = build(api_keys=f"bob:{OTHER_HASH}")
     keys.add_verifier(Exchanged(caller))
-    asked = build_request((b"authorization", b"Bearer whatever"))
+    api_request = build_request((b"authorization", b"Bearer whatever"))
     if is_good:
-        assert await keys.authenticate(asked) == caller
+        assert await keys.authenticate(api_request) == caller
     else:
         with pytest.raises(Refused, match="Send one valid key"):
-            await keys.authenticate(asked)
+            await keys.authenticate(api_request)

@@ -86,21 +86,21 @@ def test_an_entry_of_progress_is_these_bytes() -> None:
 @given(st.lists(st.sampled_from([END, FAILED, None]), min_size=1, max_size=12), st.data())
 def test_progress_only_grows_across_holders(ends: list[End | None], data: Any) -> None:
     """Each holder counts from the beginning and sends no number twice; the last one reaches the total."""
-    told: list[Progress] = []
+    reports: list[Progress] = []
     for is_last in (False, False, True):
-        tally = BatchTally(told[-1] if told else None, len(ends))
+        tally = BatchTally(reports[-1] if reports else None, len(ends))
         upto = len(ends) if is_last else data.draw(st.integers(0, len(ends)))
         for end in ends[:upto]:
             tally.add(end)
             if data.draw(st.booleans()) and (next_progress := tally.next_progress(Chain(Seq(5), 1))) is not None:
-                told.append(next_progress)
+                reports.append(next_progress)
     if (next_progress := tally.next_progress(Chain(Seq(5), 1))) is not None:
-        told.append(next_progress)
+        reports.append(next_progress)
     assert tally.is_complete
-    counts = [one.done + one.failed for one in told]
+    counts = [one.done + one.failed for one in reports]
     assert counts == sorted(set(counts))
-    assert (told[-1].done, told[-1].of, counts[-1]) == (ends.count(END), len(ends), len(ends))
-    assert told[-1].cost_nano_usd == 5 * ends.count(END) + 2 * ends.count(FAILED)
+    assert (reports[-1].done, reports[-1].of, counts[-1]) == (ends.count(END), len(ends), len(ends))
+    assert reports[-1].cost_nano_usd == 5 * ends.count(END) + 2 * ends.count(FAILED)
 
 
 @pytest.mark.rule("R64")
@@ -129,13 +129,13 @@ def test_progress_names_the_message_batch_from_its_creation_on() -> None:
     assert not tally.is_unclear
     tally.set_message_batch("msgbatch_1")
     taken = Chain(Seq(2), 1)
-    told = tally.next_progress(taken)
-    assert told == Progress(prev=Seq(2), attempt=1, done=0, failed=0, of=2, message_batch="msgbatch_1")
+    report = tally.next_progress(taken)
+    assert report == Progress(prev=Seq(2), attempt=1, done=0, failed=0, of=2, message_batch="msgbatch_1")
     assert tally.next_progress(taken) is None
     tally.add(None)
     assert (more := tally.next_progress(taken)) is not None
     assert (more.failed, more.message_batch) == (1, "msgbatch_1")
-    again = BatchTally(told, 2, was_begun=True)
+    again = BatchTally(report, 2, was_begun=True)
     assert (again.message_batch, again.is_unclear, again.next_progress(taken)) == ("msgbatch_1", False, None)
     # The previous holder may have died right after it had created it.
     assert BatchTally(None, 2, was_begun=True).is_unclear

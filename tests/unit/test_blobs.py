@@ -53,15 +53,15 @@ REQUESTS = st.builds(
 )
 
 
-def in_blocks(asked: Request) -> Request:
+def in_blocks(turn_request: Request) -> Request:
     """The same to the API: a long text that stands alone, as a block."""
 
     def block(content: Any) -> Any:
         is_long = isinstance(content, str) and len(content.encode()) > INLINE_BYTES_MAX
         return [{"type": "text", "text": content}] if is_long else content
 
-    messages = [Message(message.role, block(message.content)) for message in asked.messages]
-    return msgspec.structs.replace(asked, messages=messages, system=block(asked.system))
+    messages = [Message(message.role, block(message.content)) for message in turn_request.messages]
+    return msgspec.structs.replace(turn_request, messages=messages, system=block(turn_request.system))
 
 
 def strings_in(value: Any) -> list[str]:
@@ -78,18 +78,18 @@ def strings_in(value: Any) -> list[str]:
 
 @pytest.mark.rule("R33")
 @given(REQUESTS)
-def test_a_resolved_request_equals_the_original(asked: Request) -> None:
+def test_a_resolved_request_equals_the_original(turn_request: Request) -> None:
     """The model gets the request that the client sent."""
-    entry, lifted = lift(asked)
+    entry, lifted = lift(turn_request)
     texts = {sha256: content.decode() for sha256, content in lifted.items()}
-    assert resolve(build_call(entry), texts) == build_call(in_blocks(asked))
+    assert resolve(build_call(entry), texts) == build_call(in_blocks(turn_request))
 
 
 @pytest.mark.rule("R33")
 @given(REQUESTS)
-def test_a_lifted_request_has_no_long_text(asked: Request) -> None:
+def test_a_lifted_request_has_no_long_text(turn_request: Request) -> None:
     """Each blob is named by the hash of its content and is referred to; lifting again changes nothing."""
-    entry, lifted = lift(asked)
+    entry, lifted = lift(turn_request)
     everything = [[message.content for message in entry.messages], entry.system, entry.tools]
     assert max((len(leaf.encode()) for leaf in strings_in(everything)), default=0) <= INLINE_BYTES_MAX
     blobs = {Blob(hashlib.sha256(content).hexdigest(), len(content)) for content in lifted.values()}
@@ -101,12 +101,12 @@ def test_a_lifted_request_has_no_long_text(asked: Request) -> None:
 @pytest.mark.rule("R33")
 def test_a_reference_is_exactly_this() -> None:
     """A picture, a long text that stands alone, a system prompt and a tool, byte for byte as they are stored."""
-    asked = request(
+    turn_request = request(
         messages=[Message("user", LONG), Message("assistant", "short"), Message("user", [PICTURE])],
         system=LONG,
         tools=[{"name": "look", "description": LONG}],
     )
-    entry, lifted = lift(asked)
+    entry, lifted = lift(turn_request)
     assert lifted == {SHA256: LONG.encode()}
     text = {"type": "text", "text": REFERENCE}
     assert entry == request(
@@ -122,9 +122,9 @@ def test_a_reference_is_exactly_this() -> None:
 
 
 @given(REQUESTS)
-def test_a_request_lists_all_blobs_that_it_needs(asked: Request) -> None:
+def test_a_request_lists_all_blobs_that_it_needs(turn_request: Request) -> None:
     """A batch needs the blob of its inputs, and the blobs that these need."""
-    entry, lifted = lift(asked)
+    entry, lifted = lift(turn_request)
     assert blobs.blobs_needed(entry) == set(lifted)
     batch = Batch("a" * 64, 1, 1, 1, ["b" * 64])
     assert blobs.blobs_needed(msgspec.structs.replace(entry, batch=batch)) == {"a" * 64, "b" * 64, *lifted}
@@ -156,9 +156,9 @@ def test_the_same_picture_twice_is_one_blob() -> None:
 )
 def test_an_object_similar_to_a_reference_is_not_a_reference(value: dict[str, Any]) -> None:
     """A model may write it into a tool's input; it stays as it is."""
-    asked = request(messages=[Message("user", [{"type": "tool_use", "input": value}])])
+    turn_request = request(messages=[Message("user", [{"type": "tool_use", "input": value}])])
     assert blobs.parse_reference(value) is None
-    assert (references(asked), resolve(asked, {})) == ([], asked)
+    assert (references(turn_request), resolve(turn_request, {})) == ([], turn_request)
 
 
 def test_the_reserved_key_is_found_at_any_depth() -> None:

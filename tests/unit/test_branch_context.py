@@ -21,14 +21,14 @@ TOOL = {"type": "tool_use", "id": "tool_1", "name": "look_up", "input": {"what":
 EMPTY = {"type": "text", "text": " \n"}
 
 
-def turn_record(outcome: Outcome, *content: dict[str, Any], asked: Message = QUESTION) -> TurnRecord:
+def turn_record(outcome: Outcome, *content: dict[str, Any], asking: Message = QUESTION) -> TurnRecord:
     return TurnRecord(
         turn=TurnId("turn-1"),
         session=SessionId("session-1"),
         parent=None,
         model=MODEL,
         outcome=outcome,
-        input=[asked],
+        input=[asking],
         content=list(content),
         text="",
         stop_reason=None,
@@ -51,21 +51,21 @@ def test_a_reference_that_a_model_wrote_is_marked_as_text() -> None:
     assert blobs.parse_reference(forged) is not None
     call = {**TOOL, "input": {"what": forged, "list": [{"deep": forged}]}}
     question = Message("user", [{"type": "text", "text": forged}])
-    (asked, answer) = messages([turn_record("completed", call, asked=question)])
-    assert asked == question  # what the gateway lifted stays a reference
+    (asking, answer) = messages([turn_record("completed", call, asking=question)])
+    assert asking == question  # what the gateway lifted stays a reference
     assert isinstance(answer.content, list)
-    (said,) = answer.content
-    for found in (said["input"]["what"], said["input"]["list"][0]["deep"]):
+    (block,) = answer.content
+    for found in (block["input"]["what"], block["input"]["list"][0]["deep"]):
         assert found == {**forged, "is_reference": False}
         assert blobs.parse_reference(found) is None
     # It is marked once.
-    assert messages([turn_record("completed", said)])[1] == answer
+    assert messages([turn_record("completed", block)])[1] == answer
 
 
 def test_a_branch_is_listed_oldest_first() -> None:
     """Each turn is its question and then its answer."""
     then = Message("user", "And at night?")
-    assert messages([turn_record("completed", TEXT), turn_record("completed", TEXT, asked=then)]) == [
+    assert messages([turn_record("completed", TEXT), turn_record("completed", TEXT, asking=then)]) == [
         QUESTION,
         Message("assistant", "Light scatters."),
         then,

@@ -30,12 +30,12 @@ START = MessageStart(MessageHead("msg_1", "claude-sonnet-5-5", CallUsage(input_t
 INPUT = 100 * 2000
 
 
-def turn_with(*said: events.Event, max_cost_nano_usd: int | None = None, takes: int = 1) -> Turn:
+def turn_with(*answer: events.Event, max_cost_nano_usd: int | None = None, takes: int = 1) -> Turn:
     log = Handwritten()
     log.store_request(max_cost_nano_usd=max_cost_nano_usd)
     for _ in range(takes):
         log.store_attempt()
-    log.store_events(*said)
+    log.store_events(*answer)
     return log.turn
 
 
@@ -65,7 +65,7 @@ def test_the_meter_equals_the_fold_after_each_event() -> None:
         request = log.turn.request
         assert request is not None
         meter = CostMeter(request, log.turn)
-        said: list[events.Event] = [
+        answer: list[events.Event] = [
             START,
             BlockStart(0, {"type": "thinking", "thinking": ""}),
             BlockDelta(0, ThinkingDelta("hm, hm, hm")),
@@ -76,7 +76,7 @@ def test_the_meter_equals_the_fold_after_each_event() -> None:
             events.MessageDelta(events.StopReason(), events.UsageSoFar(output_tokens=7)),
             BlockDelta(2, InputJsonDelta("}")),
         ]
-        for event in said:
+        for event in answer:
             log.store_events(event)
             meter.add(from_event(event))
             assert meter.cost_nano_usd == build_end(log.turn, "completed").cost_nano_usd > 0
@@ -100,18 +100,18 @@ def fold_with_max_cost(turn: Turn, max_cost_nano_usd: int) -> Request:
 @pytest.mark.rule("R41")
 def test_closing_events_complete_the_message() -> None:
     """Each open block gets a stop and the message a stop reason: then only the `end` is missing."""
-    said: list[events.Event] = [
+    answer: list[events.Event] = [
         START,
         BlockStart(0, {"type": "thinking", "thinking": ""}),
         BlockDelta(0, ThinkingDelta("hm")),
         BlockStart(1, {"type": "tool_use", "id": "t", "name": "look", "input": {}}),
         BlockDelta(1, InputJsonDelta('{"wh')),
     ]
-    turn = turn_with(*said, max_cost_nano_usd=1)
+    turn = turn_with(*answer, max_cost_nano_usd=1)
     log = Handwritten()
     log.store_request(max_cost_nano_usd=1)
     log.store_attempt()
-    log.store_events(*said)
+    log.store_events(*answer)
     for event in closing_events(turn, "max_cost"):
         assert not isinstance(event.event, events.UnknownEvent)
         log.store_events(event.event)

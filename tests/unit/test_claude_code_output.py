@@ -22,8 +22,8 @@ def begin(input_tokens: int = 5) -> dict[str, Any]:
 def block(index: int, kind: str, *deltas: dict[str, Any]) -> list[dict[str, Any]]:
     tool = {"id": "toolu_1", "name": "Bash", "input": {}} if kind == "tool_use" else {"text": ""}
     start = event("content_block_start", index=index, content_block={"type": kind, **tool})
-    said = [event("content_block_delta", index=index, delta=delta) for delta in deltas]
-    return [start, *said, event("content_block_stop", index=index)]
+    lines = [event("content_block_delta", index=index, delta=delta) for delta in deltas]
+    return [start, *lines, event("content_block_stop", index=index)]
 
 
 def text(index: int, words: str) -> list[dict[str, Any]]:

@@ -80,10 +80,10 @@ def test_an_invalid_argument_prints_one_sentence_and_exits_with_status_2(
     """The sentence says what is wrong and names `--help`; no page of usage."""
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
-    said = capsys.readouterr().err
-    assert (stopped.value.code, said.count("\n")) == (2, 1)
-    assert sentence in said
-    assert "--help" in said
+    printed = capsys.readouterr().err
+    assert (stopped.value.code, printed.count("\n")) == (2, 1)
+    assert sentence in printed
+    assert "--help" in printed
 
 
 def test_every_command_with_a_result_prints_it_as_json() -> None:
@@ -154,8 +154,8 @@ def test_an_unreachable_nats_prints_one_sentence_on_standard_error(
     """Programs read standard output, so errors and library logs must not be there."""
     monkeypatch.setenv("TAILRACE_NATS_URL", f"nats://127.0.0.1:{find_free(1)[0]}")
     assert main(["keys", "list"]) == EXIT_ERROR
-    said = capfd.readouterr()
-    assert (said.out, said.err.count("\n")) == ("", 1)
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
 
 
 def test_ctrl_c_during_the_imports_is_silent(
@@ -175,21 +175,21 @@ def test_ctrl_c_during_the_imports_is_silent(
 def test_the_help_lists_each_command_once_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    said = capsys.readouterr().out
-    found = re.findall(r"^  ([a-z-]+)  +[a-z]", said, re.MULTILINE)
+    printed = capsys.readouterr().out
+    found = re.findall(r"^  ([a-z-]+)  +[a-z]", printed, re.MULTILINE)
     assert found == [each.prog.removeprefix("tailrace ") for each in all_parsers(parser())[1:]]
-    assert re.findall(r"^(.*):$", said, re.MULTILINE) == ["run", "ask", "look", "operate", "set up"]
+    assert re.findall(r"^(.*):$", printed, re.MULTILINE) == ["run", "ask", "look", "operate", "set up"]
 
 
 def test_help_of_up_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     """For a second system, and for the real Claude."""
     with pytest.raises(SystemExit) as stopped:
         main(["up", "--help"])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert stopped.value.code == 0
-    assert "examples:\n  tailrace up " in said
-    assert "--data try --port 8001" in said
-    assert "ANTHROPIC_API_KEY=… tailrace up" in said
+    assert "examples:\n  tailrace up " in printed
+    assert "--data try --port 8001" in printed
+    assert "ANTHROPIC_API_KEY=… tailrace up" in printed
 
 
 def test_the_defaults_are_loopback_and_sync_always() -> None:
@@ -448,9 +448,9 @@ def test_webhook_secret_without_a_valid_key_is_an_error(
     """A secret of an empty key would be known to all."""
     monkeypatch.setenv("TAILRACE_WEBHOOK_KEY", key)
     assert main(["webhook-secret"]) == 2
-    told = capsys.readouterr()
-    assert sentence in told.err
-    assert told.out == ""
+    printed = capsys.readouterr()
+    assert sentence in printed.err
+    assert printed.out == ""
 
 
 def test_webhook_secret_of_an_invalid_tenant_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -527,8 +527,8 @@ def test_erase_asks_on_a_terminal_and_needs_yes_elsewhere(
     for typed, status in (("\n", EXIT_ERROR), ("no\n", EXIT_ERROR), ("", EXIT_ERROR)):
         monkeypatch.setattr(sys, "stdin", Typed(typed))
         assert main(erase) == status
-        question, _, said = capsys.readouterr().err.partition("[y/N] ")
-        assert (question, said) == (
+        question, _, printed = capsys.readouterr().err.partition("[y/N] ")
+        assert (question, printed) == (
             "Erase all data of the user ann? It cannot be undone. ",
             "nothing was erased\n",
         )

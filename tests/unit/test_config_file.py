@@ -87,10 +87,10 @@ def test_a_wrong_file_is_refused_with_one_sentence(
     """Before the command starts, with exit status 2 and the name of the file."""
     write(text, "other.toml")
     assert main(["keys", "list", "--config", "other.toml"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("tailrace: other.toml")
-    assert sentence in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("tailrace: other.toml")
+    assert sentence in printed
+    assert printed.count("\n") == 1
 
 
 def test_other_unusable_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.deploy.local.console import LINE_BYTES_MAX, Console, split
+from tailrace.deploy.local.console import LINE_BYTES_MAX, Console, split_lines
 from tailrace.proto.runtime.logging_setup import is_coloured
 
 
@@ -22,12 +22,12 @@ from tailrace.proto.runtime.logging_setup import is_coloured
 )
 def test_text_is_split_into_complete_lines_and_a_rest(text: bytes, lines: list[str], rest: bytes) -> None:
     """A complete line is printed without its line break; empty lines are left out."""
-    assert split(text) == (lines, rest)
+    assert split_lines(text) == (lines, rest)
 
 
 def test_a_line_without_an_end_is_printed_in_pieces() -> None:
     """It must not fill the supervisor's memory."""
-    assert split(b"x" * (LINE_BYTES_MAX + 1)) == (["x" * (LINE_BYTES_MAX + 1)], b"")
+    assert split_lines(b"x" * (LINE_BYTES_MAX + 1)) == (["x" * (LINE_BYTES_MAX + 1)], b"")
 
 
 @given(st.lists(st.binary(max_size=40).map(lambda text: text.replace(b"\n", b"") + b"\n")), st.integers(1, 7))
@@ -36,9 +36,9 @@ def test_lines_do_not_depend_on_the_chunks_of_the_pipe(lines: list[bytes], size:
     text = b"".join(lines)
     seen, rest = [], b""
     for start in range(0, len(text), size):
-        whole, rest = split(rest + text[start : start + size])
+        whole, rest = split_lines(rest + text[start : start + size])
         seen += whole
-    assert (seen, rest) == split(text)
+    assert (seen, rest) == split_lines(text)
 
 
 def test_each_line_begins_with_its_process_name_in_a_column() -> None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.simulated_claude import event as simulated
-from tailrace.deploy.simulated_claude.reply import reply, understand
+from tailrace.deploy.simulated_claude.reply import parse, reply
 from tailrace.deploy.simulated_claude.request import decode
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import from_event
@@ -33,8 +33,8 @@ PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
 def answer_to(call: Call) -> list[events.Event]:
     """Returns the model's answer; raises Refusal for a call that the API would refuse."""
     body = {name: field for name, field in msgspec.to_builtins(call).items() if field is not None}
-    asked = understand(decode(msgspec.json.encode(body)))
-    frames = [frame for frame, _ in simulated.frames(reply(asked, 1))]
+    parsed = parse(decode(msgspec.json.encode(body)))
+    frames = [frame for frame, _ in simulated.frames(reply(parsed, 1))]
     decoded = [events.decode(frame.partition(b"data: ")[2].strip()) for frame in frames]
     return [event for event in decoded if not isinstance(event, events.UnknownEvent)]
 
@@ -48,18 +48,18 @@ def stored_prefixes(whole: list[events.Event]) -> Iterator[list[events.Event]]:
                 yield [*whole[:number], BlockDelta(event.index, TextDelta(event.delta.text[:length]))]
 
 
-def log_with(asked: Request, heard: list[events.Event]) -> Handwritten:
+def log_with(turn_request: Request, prefix: list[events.Event]) -> Handwritten:
     log = Handwritten()
-    log.store(asked)
+    log.store(turn_request)
     log.store_attempt()
-    log.store_events(*heard)
+    log.store_events(*prefix)
     return log
 
 
-def continue_log(log: Handwritten, asked: Request, answer: list[events.Event] | None = None) -> None:
+def continue_log(log: Handwritten, turn_request: Request, answer: list[events.Event] | None = None) -> None:
     """A second attempt continues the log with what the model says then, or with `answer`."""
-    continuation = map_continuation(asked, log.turn)
-    answer = answer_to(build_continuation_call(asked, log.turn)) if answer is None else answer
+    continuation = map_continuation(turn_request, log.turn)
+    answer = answer_to(build_continuation_call(turn_request, log.turn)) if answer is None else answer
     log.store_attempt("continue")
     place_events(log, continuation, answer)
 
@@ -77,16 +77,18 @@ def place_events(log: Handwritten, continuation: Continuation, answer: list[even
 @pytest.mark.parametrize("line", ["words=4 rate=0", "words=3 thinking=2", "words=3 tool=look", "words=1", "thinking=2"])
 def test_a_continued_answer_equals_the_uninterrupted_one(model: str, line: str) -> None:
     """At every event and inside every word; of a long text, at 100 positions. The usage is that of both calls."""
-    asked = request(model=model, messages=[Message("user", f"#sim {line}")])
-    whole = answer_to(build_call(asked))
-    uninterrupted = log_with(asked, whole).turn
-    broken = [heard for heard in stored_prefixes(whole[:-1]) if can_continue(log_with(asked, heard).turn.blocks)]
+    turn_request = request(model=model, messages=[Message("user", f"#sim {line}")])
+    whole = answer_to(build_call(turn_request))
+    uninterrupted = log_with(turn_request, whole).turn
+    broken = [
+        prefix for prefix in stored_prefixes(whole[:-1]) if can_continue(log_with(turn_request, prefix).turn.blocks)
+    ]
     assert len(broken) > 3
-    for heard in broken[:: 1 + len(broken) // 100]:
-        log = log_with(asked, heard)
+    for prefix in broken[:: 1 + len(broken) // 100]:
+        log = log_with(turn_request, prefix)
         used = log.turn.usage
-        continue_log(log, asked)
-        assert (log.turn.blocks, log.turn.stop) == (uninterrupted.blocks, uninterrupted.stop), heard[-1]
+        continue_log(log, turn_request)
+        assert (log.turn.blocks, log.turn.stop) == (uninterrupted.blocks, uninterrupted.stop), prefix[-1]
         assert log.turn.usage == used + log.turn.usage_call
         assert log.turn.usage_call.input_tokens > 0
 
@@ -94,10 +96,10 @@ def test_a_continued_answer_equals_the_uninterrupted_one(model: str, line: str) 
 @pytest.mark.rule("R20")
 def test_readers_see_one_message_start() -> None:
     """The second call's `message_start` counts for the usage and is hidden."""
-    asked = request(messages=[Message("user", "#sim words=3")])
-    log = log_with(asked, answer_to(build_call(asked))[:3])
+    turn_request = request(messages=[Message("user", "#sim words=3")])
+    log = log_with(turn_request, answer_to(build_call(turn_request))[:3])
     first = log.turn
-    continue_log(log, asked)
+    continue_log(log, turn_request)
     openings = [
         stored.entry.is_hidden
         for stored in log.stored
@@ -111,14 +113,14 @@ def test_readers_see_one_message_start() -> None:
 
 def test_a_continuation_may_break_off_too() -> None:
     """Broken off twice, at any two positions, it is the same text in one block."""
-    asked = request(messages=[Message("user", "#sim words=2")])
-    whole = answer_to(build_call(asked))
-    for heard in stored_prefixes(whole[:-2]):
-        once = log_with(asked, heard)
-        for again in stored_prefixes(answer_to(build_continuation_call(asked, once.turn))[:-2]):
-            log = log_with(asked, heard)
-            continue_log(log, asked, again)
-            continue_log(log, asked)
+    turn_request = request(messages=[Message("user", "#sim words=2")])
+    whole = answer_to(build_call(turn_request))
+    for prefix in stored_prefixes(whole[:-2]):
+        once = log_with(turn_request, prefix)
+        for again in stored_prefixes(answer_to(build_continuation_call(turn_request, once.turn))[:-2]):
+            log = log_with(turn_request, prefix)
+            continue_log(log, turn_request, again)
+            continue_log(log, turn_request)
             assert [(b.text, b.is_closed) for b in log.turn.blocks] == [("w000000 w000001", True)]
 
 
@@ -162,9 +164,9 @@ PLACED: dict[str, tuple[list[events.Event], list[events.Event], list[tuple[str, 
 @pytest.mark.parametrize("case", PLACED)
 def test_blocks_of_a_continuation_are_numbered_on_and_all_closed(case: str, model: str) -> None:
     stored, further, expected = PLACED[case]
-    asked = request(model=model)
-    log = log_with(asked, [opening(), *stored])
-    continue_log(log, asked, [opening(), *further, STOP])
+    turn_request = request(model=model)
+    log = log_with(turn_request, [opening(), *stored])
+    continue_log(log, turn_request, [opening(), *further, STOP])
     assert [(block.type, block.text) for block in log.turn.blocks] == expected
     assert all(block.is_closed for block in log.turn.blocks)
     assert log.turn.stop.stop_reason == "end_turn"
@@ -198,20 +200,20 @@ def test_thinking_of_a_continuation_is_left_out() -> None:
 )
 def test_white_space_at_the_end_of_a_prefill_is_stored_once(stored: str, answer: list[str], text: str) -> None:
     """The API refuses a prefill that ends in white space, so the model may repeat it."""
-    asked = request(model=PREFILLED)
-    log = log_with(asked, [opening(), *text_block(0, stored)[:-1]])
-    assert build_continuation_call(asked, log.turn).messages[-1] == Message("assistant", stored.rstrip())
-    continue_log(log, asked, [opening(), *text_block(0, *answer), STOP])
+    turn_request = request(model=PREFILLED)
+    log = log_with(turn_request, [opening(), *text_block(0, stored)[:-1]])
+    assert build_continuation_call(turn_request, log.turn).messages[-1] == Message("assistant", stored.rstrip())
+    continue_log(log, turn_request, [opening(), *text_block(0, *answer), STOP])
     assert log.turn.text == text
 
 
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
 def test_white_space_alone_is_not_prefilled_and_stored_once(model: str) -> None:
     """The API refuses a message of white space: the call starts again."""
-    asked = request(model=model)
-    log = log_with(asked, [opening(), *text_block(0, "\n\n")[:-1]])
-    assert build_continuation_call(asked, log.turn) == build_call(asked)
-    continue_log(log, asked, [opening(), *text_block(0, "\n\n", "one"), STOP])
+    turn_request = request(model=model)
+    log = log_with(turn_request, [opening(), *text_block(0, "\n\n")[:-1]])
+    assert build_continuation_call(turn_request, log.turn) == build_call(turn_request)
+    continue_log(log, turn_request, [opening(), *text_block(0, "\n\n", "one"), STOP])
     assert log.turn.text == "\n\none"
 
 
@@ -221,15 +223,18 @@ def test_white_space_alone_is_not_prefilled_and_stored_once(model: str) -> None:
 )
 def test_a_broken_answer_to_a_prefill_of_the_client_is_continued(beginning: str | list[dict[str, str]]) -> None:
     """The API receives one message of the assistant: the client's beginning, and what is stored."""
-    asked = request(
+    turn_request = request(
         model=PREFILLED,
         messages=[Message("user", "#sim words=4"), Message("assistant", beginning)],
     )
-    for heard in stored_prefixes(answer_to(build_call(asked))):
-        log = log_with(asked, heard)
+    for prefix in stored_prefixes(answer_to(build_call(turn_request))):
+        log = log_with(turn_request, prefix)
         if log.turn.stop.stop_reason is None:
-            assert [one.role for one in build_continuation_call(asked, log.turn).messages] == ["user", "assistant"]
-            continue_log(log, asked)
+            assert [one.role for one in build_continuation_call(turn_request, log.turn).messages] == [
+                "user",
+                "assistant",
+            ]
+            continue_log(log, turn_request)
         assert log.turn.text == "00001 w000002 w000003"
 
 
@@ -262,9 +267,9 @@ def test_an_empty_block_is_not_sent() -> None:
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
 def test_other_fields_of_the_request_stay_the_same(model: str) -> None:
     """Model, limit, system prompt and tools."""
-    asked = request(model=model, max_tokens=7, system="Be brief.", tools=[{"name": "look"}])
-    call = build_continuation_call(asked, log_with(asked, [opening(), *text_block(0, "one")]).turn)
-    assert msgspec.structs.replace(call, messages=list(asked.messages)) == build_call(asked)
+    turn_request = request(model=model, max_tokens=7, system="Be brief.", tools=[{"name": "look"}])
+    call = build_continuation_call(turn_request, log_with(turn_request, [opening(), *text_block(0, "one")]).turn)
+    assert msgspec.structs.replace(call, messages=list(turn_request.messages)) == build_call(turn_request)
 
 
 REPEATING = "words=12 repeat=5"
@@ -274,18 +279,20 @@ REPEATING = "words=12 repeat=5"
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
 def test_repeated_text_is_left_out(model: str) -> None:
     """At every event and inside every word, if there is enough of it to be certain."""
-    asked = request(model=model, messages=[Message("user", f"#sim {REPEATING}")])
-    whole = answer_to(build_call(asked))
-    uninterrupted = log_with(asked, whole).turn
-    sewn = [heard for heard in stored_prefixes(whole[:-1]) if len(log_with(asked, heard).turn.text.split()) > 5]
+    turn_request = request(model=model, messages=[Message("user", f"#sim {REPEATING}")])
+    whole = answer_to(build_call(turn_request))
+    uninterrupted = log_with(turn_request, whole).turn
+    sewn = [
+        prefix for prefix in stored_prefixes(whole[:-1]) if len(log_with(turn_request, prefix).turn.text.split()) > 5
+    ]
     assert len(sewn) > 40
     left_out = 0
-    for heard in sewn:
-        if log_with(asked, heard).turn.blocks[-1].is_closed:
+    for prefix in sewn:
+        if log_with(turn_request, prefix).turn.blocks[-1].is_closed:
             continue
-        log = log_with(asked, heard)
-        continue_log(log, asked)
-        assert log.turn.blocks == uninterrupted.blocks, heard[-1]
+        log = log_with(turn_request, prefix)
+        continue_log(log, turn_request)
+        assert log.turn.blocks == uninterrupted.blocks, prefix[-1]
         left_out += sum(stored.entry.left_out > 0 for stored in log.stored if isinstance(stored.entry, Event))
     assert left_out >= 10
 

@@ -51,8 +51,8 @@ HISTORIES: dict[str, tuple[list[Message], str | None, int]] = {
 @pytest.mark.parametrize("case", HISTORIES)
 def test_a_history_follows_the_last_common_turn(case: str) -> None:
     """Messages that the session holds are not stored again. The first one that differs begins a branch."""
-    told, parent, count = HISTORIES[case]
-    assert match_history(CONTEXT, told) == build_position(parent, told[:count], told[count:])
+    messages, parent, count = HISTORIES[case]
+    assert match_history(CONTEXT, messages) == build_position(parent, messages[:count], messages[count:])
 
 
 def test_a_new_message_follows_the_branch() -> None:
@@ -82,8 +82,8 @@ def test_another_image_with_the_same_text_is_another_question(size: int) -> None
 
     held, _ = lift(request(messages=picture_message("x" * size)))
     context = msgspec.structs.replace(CONTEXT, messages=held.messages)
-    told = [*picture_message("x" * size), NEW]
-    assert match_history(context, told) == build_position("t2", held.messages, [NEW])
+    messages = [*picture_message("x" * size), NEW]
+    assert match_history(context, messages) == build_position("t2", held.messages, [NEW])
     changed = [*picture_message("y" * size), NEW]
     assert match_history(context, changed) == build_position(None, [], changed)
 
@@ -100,8 +100,8 @@ def test_a_verbatim_history_is_sent_to_the_model_unchanged() -> None:
     """Its cache_control marks move with each turn, and the session's system prompt is not added."""
     marked = {"type": "text", "text": "q1", "cache_control": {"type": "ephemeral"}}
     context = Context(SESSION, TurnId("t1"), [Message("user", [marked]), HELD[1]], system="Be brief.", turns=TURNS[:1])
-    told = [*HELD[:2], NEW]
-    assert verbatim_position(match_history(context, told), told) == Position(
+    messages = [*HELD[:2], NEW]
+    assert verbatim_position(match_history(context, messages), messages) == Position(
         session=SESSION, parent=TurnId("t1"), before=HELD[:2], new=[NEW]
     )
 
@@ -120,23 +120,23 @@ MESSAGES = st.lists(st.builds(Message, st.sampled_from(["user", "assistant"]), s
 
 
 @given(MESSAGES, MESSAGES)
-def test_the_common_prefix_is_the_longest(held: list[Message], told: list[Message]) -> None:
+def test_the_common_prefix_is_the_longest(held: list[Message], messages: list[Message]) -> None:
     """The first messages after it differ, if both have one."""
-    count = common_prefix(held, told)
-    assert held[:count] == told[:count]
-    assert min(len(held), len(told)) == count or held[count] != told[count]
+    count = common_prefix(held, messages)
+    assert held[:count] == messages[:count]
+    assert min(len(held), len(messages)) == count or held[count] != messages[count]
 
 
 @given(MESSAGES, MESSAGES, st.data())
 def test_the_position_of_a_turn_does_not_change_its_conversation(
-    held: list[Message], told: list[Message], data: st.DataObject
+    held: list[Message], messages: list[Message], data: st.DataObject
 ) -> None:
     """The model gets the client's messages, wherever the turn is added."""
     ends = sorted(data.draw(st.sets(st.integers(1, len(held)))) if held else [])
     context = Context(SESSION, None, held, turns=[(TurnId(f"t{end}"), end) for end in ends])
-    place = match_history(context, told)
-    assert [*place.before, *place.new] == told
-    assert place.new or not told
-    word_for_word = verbatim_position(place, told)
-    assert [*word_for_word.before, *word_for_word.new] == told
+    place = match_history(context, messages)
+    assert [*place.before, *place.new] == messages
+    assert place.new or not messages
+    word_for_word = verbatim_position(place, messages)
+    assert [*word_for_word.before, *word_for_word.new] == messages
     assert len(word_for_word.new) == len(place.new)

@@ -19,9 +19,11 @@ LIFTED = {"type": "text", "text": BLOB}
 
 def test_text_counts_3_5_characters_a_token_and_the_answer_max_tokens() -> None:
     assert len(TEXT) == 49
-    asked = request(messages=[Message("user", TEXT), Message("user", [{"type": "text", "text": TEXT}])], max_tokens=100)
+    turn_request = request(
+        messages=[Message("user", TEXT), Message("user", [{"type": "text", "text": TEXT}])], max_tokens=100
+    )
     # The words of the block count, too: 14 + 14 + 4.
-    assert estimate_request(asked).tokens == 132
+    assert estimate_request(turn_request).tokens == 132
     with_system = request(messages=[Message("user", TEXT)], system=TEXT, tools=[{TEXT: TEXT}], max_tokens=100)
     assert estimate_request(with_system).tokens == 156
 
@@ -30,9 +32,9 @@ def test_text_counts_3_5_characters_a_token_and_the_answer_max_tokens() -> None:
 def test_numbers_and_empty_lists_count_too(value: object) -> None:
     """A thousand concurrent turns with a tool of 10,000 numbers must reserve what they cost."""
     tool = {"name": "t", "input_schema": {"enum": [value] * 10_000}}
-    told = len(msgspec.json.encode(value)) + 1 if value not in ("", []) else 1
+    size = len(msgspec.json.encode(value)) + 1 if value not in ("", []) else 1
     held = estimate_request(request(messages=[Message("user", "hi")], tools=[tool], max_tokens=1)).tokens
-    assert held >= told * 10_000 * 2 // 7
+    assert held >= size * 10_000 * 2 // 7
 
 
 @pytest.mark.parametrize("block", [PICTURE, LIFTED_PICTURE])
@@ -62,8 +64,8 @@ def test_a_document_counts_by_its_pages(source: dict[str, object], pages: int) -
 def test_a_prompt_counts_at_most_the_context_window() -> None:
     """The model refuses a longer one, which costs nothing."""
     document = {"type": "document", "source": {"type": "url", "url": "https://example.com/long.pdf"}}
-    asked = request(model="claude-sonnet-5-5", messages=[Message("user", [document] * 9)], max_tokens=5)
-    assert estimate_request(asked).tokens == 1_000_005
+    turn_request = request(model="claude-sonnet-5-5", messages=[Message("user", [document] * 9)], max_tokens=5)
+    assert estimate_request(turn_request).tokens == 1_000_005
 
 
 MARKED = [{"type": "text", "text": TEXT, "cache_control": {"type": "ephemeral"}}]
@@ -95,18 +97,18 @@ def test_an_answer_with_a_schema_counts_twice() -> None:
     """The second call has the first answer in its prompt; a message batch makes no second call."""
     schema = {"type": "object", "properties": {TEXT: {"type": "string"}}}
     wanted = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
-    asked = request(messages=[Message("user", TEXT)], max_tokens=100, options=wanted)
+    turn_request = request(messages=[Message("user", TEXT)], max_tokens=100, options=wanted)
     once = 14 + -(-len("typeobjectproperties" + TEXT + "typestring") * 2 // 7)
-    assert estimate_request(asked).tokens == (once + 100) + (once + 100 + SCHEMA_RETRY_TOKENS + 100)
-    assert estimate_request(asked).nano_usd == (2 * once + 100 + SCHEMA_RETRY_TOKENS) * 2000 + 200 * 10_000
+    assert estimate_request(turn_request).tokens == (once + 100) + (once + 100 + SCHEMA_RETRY_TOKENS + 100)
+    assert estimate_request(turn_request).nano_usd == (2 * once + 100 + SCHEMA_RETRY_TOKENS) * 2000 + 200 * 10_000
     batched = request(messages=[Message("user", TEXT)], max_tokens=100, options=wanted, via="message_batches")
     assert estimate_request(batched).tokens == once + 100
 
 
 def test_a_hedged_call_counts_both_prompts() -> None:
     """The slower call ends at its first token; turns of a batch are not hedged."""
-    asked = request(messages=[Message("user", TEXT)], max_tokens=100, cache="1h", max_cost_nano_usd=1)
-    alone, hedged = estimate_request(asked), estimate_request(asked, is_hedged=True)
+    turn_request = request(messages=[Message("user", TEXT)], max_tokens=100, cache="1h", max_cost_nano_usd=1)
+    alone, hedged = estimate_request(turn_request), estimate_request(turn_request, is_hedged=True)
     assert (hedged.tokens, hedged.nano_usd) == (alone.tokens + 14 + 1, (alone.nano_usd or 0) + 14 * 4000 + 10_000)
     batched = request(messages=[Message("user", TEXT)], max_tokens=100, via="message_batches")
     assert estimate_request(batched, is_hedged=True) == estimate_request(batched)
@@ -127,8 +129,8 @@ def test_fast_mode_counts_at_its_multiple() -> None:
 
 def test_the_cost_uses_the_models_prices_up_to_max_cost() -> None:
     """Sonnet 5.5: 2 and 10 dollars a million tokens; the cost of a model without a price is unknown."""
-    asked = request(messages=[Message("user", TEXT)], max_tokens=100)
-    assert estimate_request(asked).nano_usd == 14 * 2000 + 100 * 10_000
+    turn_request = request(messages=[Message("user", TEXT)], max_tokens=100)
+    assert estimate_request(turn_request).nano_usd == 14 * 2000 + 100 * 10_000
     cut = request(messages=[Message("user", TEXT)], max_tokens=100, max_cost_nano_usd=50_000)
     assert estimate_request(cut).nano_usd == 50_000
     assert estimate_request(request(model="nobody", max_tokens=100)).nano_usd is None
@@ -136,4 +138,4 @@ def test_the_cost_uses_the_models_prices_up_to_max_cost() -> None:
     cut = request(messages=[Message("user", TEXT)], max_tokens=100, max_cost_nano_usd=5)
     assert estimate_request(cut).nano_usd == 14 * 2000
     halved = estimate_request(request(messages=[Message("user", TEXT)], max_tokens=100, via="message_batches"))
-    assert (halved.nano_usd, halved.tokens) == ((14 * 2000 + 100 * 10_000) // 2, estimate_request(asked).tokens)
+    assert (halved.nano_usd, halved.tokens) == ((14 * 2000 + 100 * 10_000) // 2, estimate_request(turn_request).tokens)

@@ -87,11 +87,11 @@ async def test_joined_deltas_stay_below_the_limit() -> None:
     """An entry must fit in a message and in a slow reader's buffer."""
     pieces = [f"{number:06d}" for number in range(6000)]
     joined = await pass_through(*map(text, pieces))
-    said = [
+    deltas = [
         event.delta.text for event in joined if isinstance(event, BlockDelta) and isinstance(event.delta, TextDelta)
     ]
-    assert "".join(said) == "".join(pieces)
-    assert max(map(len, said)) < JOINED_BYTES_MAX
+    assert "".join(deltas) == "".join(pieces)
+    assert max(map(len, deltas)) < JOINED_BYTES_MAX
     assert len(joined) < len(pieces) / 100
 
 

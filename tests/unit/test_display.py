@@ -67,8 +67,8 @@ def test_one_blank_line_is_between_the_blocks_of_an_answer() -> None:
 
 def test_the_newest_branch_of_a_conversation_is_exported() -> None:
     def turn(name: str, parent: str | None, question: object, answer: object, outcome: str = "completed") -> Any:
-        asked = [{"role": "user", "content": question}]
-        shape = {"input": asked, "content": answer, "model": "opus", "outcome": outcome}
+        question_input = [{"role": "user", "content": question}]
+        shape = {"input": question_input, "content": answer, "model": "opus", "outcome": outcome}
         return {"turn": name, "parent": parent, **shape}
 
     picture = [{"type": "image", "source": {}}, {"type": "text", "text": "What is it?"}]

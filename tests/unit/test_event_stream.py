@@ -59,7 +59,7 @@ class Client:
     """The client of a response: its messages to the response, and those that the response has sent."""
 
     def __init__(self, log: MemoryLog, group: asyncio.TaskGroup, settings: Settings) -> None:
-        self.draining, self.expired, self.left = Flag(), Flag(), list[float]()
+        self.draining, self.expired, self.disconnects = Flag(), Flag(), list[float]()
         self.disconnected = asyncio.Event()
         self.sent: list[Message] = []
         self.slots = StreamSlots(cast("Any", SimpleNamespace(owners=lambda _: ())), ReaderCounts(ReaderLimits(1, 1, 1)))
@@ -70,7 +70,7 @@ class Client:
             draining=self.draining,
             connection=SimpleNamespace(is_up=True),
             fan_out=self.fan_out,
-            on_left=lambda _, back_within_s: self.left.append(back_within_s),
+            on_disconnect=lambda _, back_within_s: self.disconnects.append(back_within_s),
             log=log,
             slots=self.slots,
             readers=ReaderHistory(),
@@ -148,7 +148,7 @@ async def test_a_stream_of_an_ended_turn_is_complete() -> None:
     stored = completed_turn("a", "b").stored
     async with client(MemoryLog(stored)) as one:
         await one.run()
-    assert (one.status, one.is_complete, one.left) == (200, True, [])
+    assert (one.status, one.is_complete, one.disconnects) == (200, True, [])
     (reader,) = one.readers
     assert (reader.ending, reader.cursor, reader.written) == ("ended", BEFORE_FIRST, stored[-1].seq)
     ids = [event.id for event in parse(one.body) if event.id is not None]
@@ -165,12 +165,12 @@ async def test_a_cursor_at_the_end_is_answered_with_204() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cause", "left", "is_complete"),
+    ("cause", "disconnects", "is_complete"),
     [("disconnected", [0.0], False), ("draining", [], True), ("expired", [0.0], True)],
 )
 @pytest.mark.parametrize("is_first_word_awaited", [False, True])
 async def test_each_interruption_ends_the_stream_of_a_running_turn(
-    cause: str, left: list[float], *, is_complete: bool, is_first_word_awaited: bool
+    cause: str, disconnects: list[float], *, is_complete: bool, is_first_word_awaited: bool
 ) -> None:
     """A client that disconnects, or whose credential expires, leaves the turn; one of a draining gateway returns."""
     async with client(MemoryLog(running_turn())) as one:
@@ -178,7 +178,7 @@ async def test_each_interruption_ends_the_stream_of_a_running_turn(
         await until(lambda: b'"b"' in one.body)
         getattr(one, cause).set()
         await streaming
-    assert (one.status, one.left, one.is_complete) == (200, left, is_complete)
+    assert (one.status, one.disconnects, one.is_complete) == (200, disconnects, is_complete)
     assert [reader.ending for reader in one.readers] == [cause]
 
 
@@ -186,7 +186,7 @@ async def test_an_old_stream_is_closed_and_its_reader_may_return() -> None:
     """The on_disconnect policy waits for the client to reconnect."""
     async with client(MemoryLog(running_turn()), stream_life_s=0.1) as one:
         await one.run()
-    assert (one.left, one.is_complete) == ([15.0], True)
+    assert (one.disconnects, one.is_complete) == ([15.0], True)
     assert [reader.ending for reader in one.readers] == ["aged"]
 
 
@@ -208,7 +208,7 @@ async def test_a_turn_that_fails_before_its_first_word_has_an_http_status() -> N
     async with client(MemoryLog(log.stored)) as one:
         await one.run(is_first_word_awaited=True)
     assert one.status >= 400
-    assert not one.left
+    assert not one.disconnects
 
 
 async def test_a_ticket_prefixes_each_id_and_is_used_before_the_200() -> None:

@@ -149,9 +149,9 @@ def test_the_record_keeps_the_fields_of_a_message_that_it_does_not_know() -> Non
             event_entry(log, {"type": "message_delta", "delta": delta, "usage": usage, "context_management": managed})
         )
     log.end()
-    told = record_from_fold(KEY, log.turn)
-    assert (told.stop_reason, told.stop_sequence) == ("stop_sequence", "END")
-    assert told.envelope == {
+    record = record_from_fold(KEY, log.turn)
+    assert (record.stop_reason, record.stop_sequence) == ("stop_sequence", "END")
+    assert record.envelope == {
         "delta": {"container": {"id": "c1"}},
         "usage": {"service_tier": "standard", "inference_geo": "us", "server_tool_use": {"web_search_requests": 1}},
         "context_management": {"applied_edits": []},
@@ -335,8 +335,8 @@ def test_the_text_joins_the_text_blocks_since_the_last_restart(log: MadeUp) -> N
                 pass
             case _ if getattr(stored.entry, "mode", "continue") != "continue":
                 types, texts = [], []
-    said = "".join("".join(pieces) for type_, pieces in zip(types, texts, strict=True) if type_ == "text")
-    assert fold(log.stored).text == said
+    text = "".join("".join(pieces) for type_, pieces in zip(types, texts, strict=True) if type_ == "text")
+    assert fold(log.stored).text == text
 
 
 @pytest.mark.rule("R23")

@@ -221,10 +221,10 @@ def test_a_call_that_breaks_off_is_restarted() -> None:
 
 def test_a_result_of_a_message_batch_is_mapped_alike() -> None:
     """By every generator to the same bytes."""
-    asked = request(tools=TOOLS, options={"tool_choice": ONE})
+    turn_request = request(tools=TOOLS, options={"tool_choice": ONE})
     answer = [one.raw for one in model_answer([ARGUMENTS])]
-    mapped = map_forced_call(answer, asked)
-    assert mapped == map_forced_call(answer, asked)
+    mapped = map_forced_call(answer, turn_request)
+    assert mapped == map_forced_call(answer, turn_request)
     assert b'"toolu_1"' in bytes(mapped[4])
     stop = msgspec.json.decode(mapped[-1])
     assert stop == msgspec.json.decode(answer[-1]) | {"delta": {"stop_reason": "tool_use"}}

@@ -81,8 +81,8 @@ def test_no_entry_is_accepted_after_the_end() -> None:
 @given(logs(has_forks=False), st.data())
 def test_any_feed_and_any_reads_give_the_log_exactly(log: MadeUp, data: st.DataObject) -> None:
     """Drops, delays, repeats, reordering and reads that are behind: each entry once, in order, all of them."""
-    told, join = follow(log, data)
-    assert told == log.valid
+    received, join = follow(log, data)
+    assert received == log.valid
     assert join.skipped == 0
 
 
@@ -90,8 +90,8 @@ def test_any_feed_and_any_reads_give_the_log_exactly(log: MadeUp, data: st.DataO
 @given(logs(), st.data())
 def test_a_join_returns_the_log_or_its_last_entry_is_not_valid(log: MadeUp, data: st.DataObject) -> None:
     """A fork whose rival the feed has lost may be returned; one read of the log shows that, also without followers."""
-    told, join = follow(log, data)
-    if told != log.valid:
+    received, join = follow(log, data)
+    if received != log.valid:
         assert join.chain.last not in [stored.seq for stored in log.valid]
 
 
@@ -99,13 +99,13 @@ def test_a_join_returns_the_log_or_its_last_entry_is_not_valid(log: MadeUp, data
 @given(logs(), st.data())
 def test_reads_alone_give_the_log_exactly(log: MadeUp, data: st.DataObject) -> None:
     """Without a feed, in any number of pages and stale reads: forks and junk are skipped."""
-    join, told = FeedJoin(), list[Stored]()
+    join, received = FeedJoin(), list[Stored]()
     while join.read_upto < log.stored[-1].seq:
         after = [stored for stored in log.stored if stored.seq > join.read_upto]
         if data.draw(st.booleans()):
-            told += join.add_read([])
-        told += join.add_read(after[: data.draw(st.integers(1, len(after)))])
-    assert told == log.valid
+            received += join.add_read([])
+        received += join.add_read(after[: data.draw(st.integers(1, len(after)))])
+    assert received == log.valid
     assert join.skipped == len(log.stored) - len(log.valid)
 
 
@@ -116,24 +116,24 @@ def test_any_cursor_is_followed_from_there(log: MadeUp, data: st.DataObject) -> 
     position = data.draw(st.integers(1, len(log.valid)))
     last = log.valid[position - 1]
     chain = Chain(last.seq, getattr(last.entry, "attempt", 0), isinstance(last.entry, End))
-    told, _ = follow(log, data, chain)
-    assert told == log.valid[position:]
+    received, _ = follow(log, data, chain)
+    assert received == log.valid[position:]
 
 
 def follow(log: MadeUp, data: st.DataObject, chain: Chain = START) -> tuple[list[Stored], FeedJoin]:
     """Runs a join over `log` under a schedule that hypothesis draws, and at last reads the whole log."""
-    join, told = FeedJoin(chain), list[Stored]()
+    join, received = FeedJoin(chain), list[Stored]()
     # The feed: every entry any number of times, in any order, and none before it was stored.
     hints = data.draw(st.lists(st.sampled_from(log.stored), max_size=2 * len(log.stored)))
     stored_upto = Seq(0)
     for hint in hints:
         stored_upto = max(stored_upto, hint.seq, data.draw(st.sampled_from(log.stored)).seq)
         if join.add_live(hint):
-            told.append(hint)
+            received.append(hint)
         if join.has_gap:
             # A read may be behind by any number of entries, and is asked again while it is.
             there = [stored for stored in log.stored if join.read_upto < stored.seq <= stored_upto]
-            told += join.add_read(there[: data.draw(st.integers(0, len(there)))])
-    told += join.add_read([stored for stored in log.stored if stored.seq > join.read_upto])
+            received += join.add_read(there[: data.draw(st.integers(0, len(there)))])
+    received += join.add_read([stored for stored in log.stored if stored.seq > join.read_upto])
     assert not join.has_gap
-    return told, join
+    return received, join

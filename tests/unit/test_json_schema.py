@@ -33,7 +33,7 @@ SLOW_TO_READ = doubling(40) | {"unevaluatedProperties": False}
 
 @pytest.mark.rule("R60")
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "mismatch"),
     [
         ('{"name":"Rhein","km":1230}', None),
         (' {"name":"Rhein","km":1230}\n', None),
@@ -48,10 +48,10 @@ SLOW_TO_READ = doubling(40) | {"unevaluatedProperties": False}
         ("", "it is not JSON"),
     ],
 )
-async def test_find_mismatch_says_why_a_text_is_invalid(text: str, said: str | None) -> None:
+async def test_find_mismatch_says_why_a_text_is_invalid(text: str, mismatch: str | None) -> None:
     """The whole text must be JSON, without surrounding prose."""
     misfit = await SchemaChecker(wait_s=LONG_S).find_mismatch(RIVER, text, ACME)
-    assert misfit is None if said is None else misfit is not None and said in misfit
+    assert misfit is None if mismatch is None else misfit is not None and mismatch in misfit
 
 
 async def test_a_mismatch_message_is_short() -> None:
@@ -98,14 +98,14 @@ async def test_older_drafts_are_accepted(name: str) -> None:
 @pytest.mark.rule("S10")
 async def test_references_are_not_fetched() -> None:
     """A server at the reference's address receives no connection."""
-    heard = asyncio.Event()
-    server = await asyncio.start_server(lambda *_: heard.set(), "127.0.0.1", 0)
+    connected = asyncio.Event()
+    server = await asyncio.start_server(lambda *_: connected.set(), "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
         for schema in ({"$ref": f"http://127.0.0.1:{port}/x"}, {"$schema": f"http://127.0.0.1:{port}/x"}):
             with pytest.raises(Refused):
                 await SchemaChecker(wait_s=LONG_S).check_schema(schema, ACME)
-    assert not heard.is_set()
+    assert not connected.is_set()
 
 
 @pytest.mark.usefixtures("one_cpu_second")

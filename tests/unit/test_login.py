@@ -31,6 +31,6 @@ def test_only_the_last_refresh_token_is_valid(generation: int, after_s: float, j
 
 def test_the_cookie_is_host_only_http_only_and_same_site() -> None:
     """With `__Host-` browsers refuse it unless it is Secure, for `/`, and without a Domain."""
-    said = format_cookie("trr_x", 60).split("; ")
-    assert said[0] == "__Host-tailrace_login=trr_x"
-    assert set(said[1:]) == {"Path=/", "Max-Age=60", "Secure", "HttpOnly", "SameSite=Strict"}
+    parts = format_cookie("trr_x", 60).split("; ")
+    assert parts[0] == "__Host-tailrace_login=trr_x"
+    assert set(parts[1:]) == {"Path=/", "Max-Age=60", "Secure", "HttpOnly", "SameSite=Strict"}

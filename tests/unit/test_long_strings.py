@@ -34,7 +34,7 @@ def decode(raw: bytes) -> object:
 
 async def decode_in_steps(raw: bytes) -> object:
     try:
-        rest, strings = await long_strings.cut(raw)
+        rest, strings = await long_strings.replace_long_strings(raw)
         return long_strings.put_back(msgspec.json.decode(rest), strings)
     except DECODE_ERRORS:
         return DECODE_ERRORS

@@ -20,8 +20,8 @@ USAGE = {"input_tokens": 7, "output_tokens": 11, "service_tier": "batch", "serve
 
 
 def message(*blocks: dict[str, Any], **more: Any) -> dict[str, Any]:
-    told = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": list(blocks)}
-    return told | {"stop_reason": "end_turn", "stop_sequence": None, "usage": USAGE} | more
+    fields = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": list(blocks)}
+    return fields | {"stop_reason": "end_turn", "stop_sequence": None, "usage": USAGE} | more
 
 
 def fold_events(events: list[msgspec.Raw]) -> Turn:
@@ -77,8 +77,8 @@ def test_the_events_of_any_message_follow_the_grammar(blocks: list[dict[str, Any
 
 def test_further_fields_of_a_message_are_kept() -> None:
     """In the events in which a stream would have them."""
-    told = message(container={"id": "c"}, context_management={"applied_edits": []}, stop_details={"type": "refusal"})
-    envelope = fold_events(to_events(told)).envelope
+    answer = message(container={"id": "c"}, context_management={"applied_edits": []}, stop_details={"type": "refusal"})
+    envelope = fold_events(to_events(answer)).envelope
     assert envelope["delta"] == {"container": {"id": "c"}, "stop_details": {"type": "refusal"}}
     assert envelope["context_management"] == {"applied_edits": []}
 

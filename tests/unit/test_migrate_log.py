@@ -47,16 +47,16 @@ def test_streams_are_parsed_from_jsz() -> None:
     state = {"messages": 3, "last_seq": 9, "first_seq": 2, "consumer_count": 1}
     empty = {"messages": 0, "last_seq": 9, "first_seq": 10, "consumer_count": 0}
     details = [{"name": "TURNS", "state": state}, {"name": "SLOTS", "state": empty}]
-    told = {"account_details": [{"name": "$G", "stream_detail": details}]}
-    assert migrate_log.parse_streams(told) == {"TURNS": StreamState(3, 2, 9, 1), "SLOTS": StreamState(0, 0, 9, 0)}
+    jsz = {"account_details": [{"name": "$G", "stream_detail": details}]}
+    assert migrate_log.parse_streams(jsz) == {"TURNS": StreamState(3, 2, 9, 1), "SLOTS": StreamState(0, 0, 9, 0)}
     assert migrate_log.parse_streams({}) == {}
 
 
 def test_raft_groups_are_parsed_from_raftz() -> None:
     """As in `/raftz?acc=$G`; a group may have no leader."""
     group = {"pindex": 4, "committed": 3, "applied": 2, "state": "FOLLOWER"}
-    told = {"$G": {"S-1": group | {"leader": "x"}, "C-1": group}}
-    assert migrate_log.parse_groups(told) == {"S-1": RaftGroup("x", 4, 3, 2), "C-1": RaftGroup("", 4, 3, 2)}
+    raftz = {"$G": {"S-1": group | {"leader": "x"}, "C-1": group}}
+    assert migrate_log.parse_groups(raftz) == {"S-1": RaftGroup("x", 4, 3, 2), "C-1": RaftGroup("", 4, 3, 2)}
 
 
 DONE = RaftGroup("x", 4, 4, 4)

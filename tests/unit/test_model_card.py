@@ -20,8 +20,8 @@ IDS = [one.id for one in CARDS]
 SONNET = models()["claude-sonnet-4-5"]
 
 
-def capabilities(**told: object) -> msgspec.Raw:
-    return msgspec.Raw(msgspec.json.encode(told))
+def capabilities(**fields: object) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(fields))
 
 
 def ids(found: ModelPage) -> list[str]:
@@ -84,16 +84,16 @@ def test_list_without_known_models_excludes_none(names: list[str]) -> None:
 def test_anthropics_values_take_precedence_over_the_data_file() -> None:
     """Limits, date and capabilities; name and prices are from the file."""
     flags = capabilities(pdf_input={"supported": False})
-    told = ListedModel(
+    offered = ListedModel(
         id="claude-sonnet-4-5-20250929",
         created_at=datetime(2025, 9, 30, tzinfo=UTC),
         max_input_tokens=1_000_000,
         max_tokens=1_000,
         capabilities=flags,
     )
-    listed = index_by_id([told])
+    listed = index_by_id([offered])
     shown, sheeted = build_card(SONNET, listed), build_sheet(SONNET, listed)
-    assert (shown.created_at, shown.created) == (told.created_at, 1_759_190_400)
+    assert (shown.created_at, shown.created) == (offered.created_at, 1_759_190_400)
     assert (shown.max_input_tokens, shown.max_tokens, shown.capabilities) == (1_000_000, 1_000, flags)
     assert (sheeted.limits.context_tokens, sheeted.limits.output_tokens) == (1_000_000, 1_000)
     assert sheeted.supports == msgspec.structs.replace(SONNET.supports, pdf=False)
@@ -103,22 +103,22 @@ def test_anthropics_values_take_precedence_over_the_data_file() -> None:
 def test_capabilities_update_only_what_they_contain() -> None:
     """Absent and unknown capabilities change nothing."""
     known_before = Supports(vision=True, tools=True, prefill=True, effort=("low",))
-    told = capabilities(
+    listed = capabilities(
         image_input={"supported": False},
         structured_outputs={"supported": True},
         thinking={"supported": True, "types": {"adaptive": {"supported": True}, "enabled": {"supported": False}}},
         effort={"supported": True, "low": {"supported": True}, "max": {"supported": True}},
         telepathy={"supported": True},
     )
-    assert update_supports(known_before, told) == Supports(
+    assert update_supports(known_before, listed) == Supports(
         vision=False, tools=True, prefill=True, structured_outputs=True, thinking=("adaptive",), effort=("low", "max")
     )
 
 
-@pytest.mark.parametrize("told", [b"null", b"{}", b"[]", b'{"image_input": true}', b"{"])
-def test_invalid_capabilities_are_ignored(told: bytes) -> None:
+@pytest.mark.parametrize("listed", [b"null", b"{}", b"[]", b'{"image_input": true}', b"{"])
+def test_invalid_capabilities_are_ignored(listed: bytes) -> None:
     """A changed format must not turn the model list into an error."""
-    assert update_supports(Supports(vision=True), told) == Supports(vision=True)
+    assert update_supports(Supports(vision=True), listed) == Supports(vision=True)
 
 
 def test_unknown_release_date_is_the_epoch() -> None:

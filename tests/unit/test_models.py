@@ -139,7 +139,7 @@ def test_a_long_prompt_has_the_higher_price_for_the_whole_call() -> None:
 
 @pytest.mark.rule("R23")
 @pytest.mark.parametrize(
-    ("told", "nano_usd"),
+    ("usage", "nano_usd"),
     [
         ({}, 1000 * 5000 + 10 * 4000),
         ({"cache_creation": {"ephemeral_5m_input_tokens": 600, "ephemeral_1h_input_tokens": 400}}, 6_240_000),
@@ -152,9 +152,9 @@ def test_a_long_prompt_has_the_higher_price_for_the_whole_call() -> None:
         ({"cache_creation": {"ephemeral_1h_input_tokens": -5}}, 5_040_000),
     ],
 )
-def test_the_cost_depends_on_cache_tier_and_speed(told: dict[str, Any], nano_usd: int) -> None:
+def test_the_cost_depends_on_cache_tier_and_speed(usage: dict[str, Any], nano_usd: int) -> None:
     """Opus 5.5: a one-hour cache write costs more, a batch half, fast mode twice."""
-    call = CallUsage(input_tokens=10, cache_creation_input_tokens=1000, **told)
+    call = CallUsage(input_tokens=10, cache_creation_input_tokens=1000, **usage)
     assert cost_nano_usd(models()["claude-opus-5-5"], call) == nano_usd
 
 

@@ -131,8 +131,8 @@ def test_a_value_that_is_missing_or_of_another_type_never_shortens_an_answer(str
         blocks = answer(stream)
     except BackendError:
         return
-    told = [(kind, text, signature, len(citations)) for kind, text, signature, citations in texts(blocks)]
-    assert told == [(kind, text, signature, len(citations)) for kind, text, signature, citations in texts(WHOLE)]
+    found = [(kind, text, signature, len(citations)) for kind, text, signature, citations in texts(blocks)]
+    assert found == [(kind, text, signature, len(citations)) for kind, text, signature, citations in texts(WHOLE)]
 
 
 @pytest.mark.rule("R6")

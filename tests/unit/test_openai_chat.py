@@ -61,8 +61,8 @@ def thinking(index: int, *texts: str) -> list[events.Event]:
 def text(index: int, *texts: str, citations: Sequence[dict[str, Any]] = ()) -> list[events.Event]:
     deltas: list[events.Delta] = [events.TextDelta(text) for text in texts]
     deltas += [events.CitationsDelta(citation) for citation in citations]
-    said = [events.BlockDelta(index, delta) for delta in deltas]
-    return [start(index, {"type": "text", "text": ""}), *said, events.BlockStop(index)]
+    answer = [events.BlockDelta(index, delta) for delta in deltas]
+    return [start(index, {"type": "text", "text": ""}), *answer, events.BlockStop(index)]
 
 
 def open_log() -> Handwritten:
@@ -158,11 +158,13 @@ def normalized(message: dict[str, Any]) -> dict[str, Any]:
 @given(turns())
 def test_stream_database_and_completion_have_the_same_message(log: Handwritten) -> None:
     """Promise 4, with tool calls and thinking."""
-    told = record_from_fold(KEY, log.turn)
-    kept = [json.loads(event.data) for event in parse(DIALECTS[CHAT].render_record(told, 0).data) if "{" in event.data]
+    record = record_from_fold(KEY, log.turn)
+    kept = [
+        json.loads(event.data) for event in parse(DIALECTS[CHAT].render_record(record, 0).data) if "{" in event.data
+    ]
     streamed: dict[str, Any] = reduce(merge_delta, deltas(log), {})
     archived: dict[str, Any] = reduce(merge_delta, (one["choices"][0]["delta"] for one in kept if "id" in one), {})
-    completion = json.loads(render_completion(told))
+    completion = json.loads(render_completion(record))
     message = completion["choices"][0]["message"]
     assert normalized(streamed) == normalized(archived) == normalized(message)
     if log.chain.is_ended:

@@ -38,7 +38,7 @@ KINDS = st.sampled_from(
 LATER: st.SearchStrategy[Mode] = st.sampled_from(["fresh", "restart"])
 OUTCOMES: st.SearchStrategy[Outcome | None] = st.sampled_from(["completed", "cancelled", "failed", None])
 
-Told = list[dict[str, Any]]
+Data = list[dict[str, Any]]
 
 
 def frames(stored: list[Stored]) -> list[Frame]:
@@ -50,7 +50,7 @@ def frames(stored: list[Stored]) -> list[Frame]:
     return found
 
 
-def data(sent: bytes) -> Told:
+def data(sent: bytes) -> Data:
     """The events, each under its own name and without an id or a `retry:`, which some clients fail on."""
     found = []
     for event in parse(sent):
@@ -60,7 +60,7 @@ def data(sent: bytes) -> Told:
     return found
 
 
-def events_of(stored: list[Stored]) -> Told:
+def events_of(stored: list[Stored]) -> Data:
     return data(b"".join(frame.data for frame in frames(stored)))
 
 
@@ -70,7 +70,7 @@ def after_last_restart(stored: list[Stored]) -> list[Stored]:
     return stored[len(stored) - is_restart[::-1].index(True) :] if True in is_restart else stored
 
 
-def render_for_new_reader(log: Handwritten) -> Told:
+def render_for_new_reader(log: Handwritten) -> Data:
     """The events that a new reader is sent."""
     skipped = len(log.stored) - len(after_last_restart(log.stored))
     return data(b"".join(frame.data for frame in frames(log.stored)[skipped:]))
@@ -157,7 +157,7 @@ def unknown_fields(model: object, path: str = "") -> list[str]:
             return []
 
 
-def read(sent: Told) -> ResponseStreamState[Any]:
+def read(sent: Data) -> ResponseStreamState[Any]:
     """Returns the response that the SDK's accumulator builds; it fails if events are out of order."""
     state: ResponseStreamState[Any] = ResponseStreamState(input_tools=omit, text_format=omit)
     for event in sent:

@@ -47,8 +47,8 @@ def references(part: object) -> list[str]:
 
 def test_document_has_exactly_the_routes() -> None:
     assert set(OPERATIONS) == set(METHODS)
-    told = {(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods}
-    assert told == set(METHODS)
+    documented = {(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods}
+    assert documented == set(METHODS)
 
 
 def test_operation_ids_are_unique() -> None:
@@ -153,8 +153,8 @@ def test_operation_and_page_name_the_scope_of_the_route() -> None:
         named = {scope for one in operation["security"] for scopes in one.values() for scope in scopes}
         assert named == ({need} if need != "public" else set()), (method, path)
         shown = page.partition(f'<details id="{operation["operationId"]}">')[2].partition("</details>")[0]
-        said = "Needs no key." if need == "public" else f"Needs the scope <code>{need}</code>."
-        assert said in shown, (method, path)
+        sentence = "Needs no key." if need == "public" else f"Needs the scope <code>{need}</code>."
+        assert sentence in shown, (method, path)
 
 
 def test_every_ref_resolves() -> None:

@@ -34,6 +34,6 @@ def test_a_time_outside_of_sqlites_integers_is_refused(place: PageCursor) -> Non
         decode(encode(place))
 
 
-@pytest.mark.parametrize(("asked", "given"), [(-1, 1), (0, 1), (1, 1), (200, 200), (201, 200)])
-def test_the_limit_of_a_page_is_clamped(asked: int, given: int) -> None:
-    assert clamp_limit(asked) == given
+@pytest.mark.parametrize(("requested", "limit"), [(-1, 1), (0, 1), (1, 1), (200, 200), (201, 200)])
+def test_the_limit_of_a_page_is_clamped(requested: int, limit: int) -> None:
+    assert clamp_limit(requested) == limit

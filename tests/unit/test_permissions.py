@@ -22,8 +22,8 @@ def overlap(one: str, other: str) -> bool:
 @pytest.mark.parametrize("user", RIGHTS)
 def test_no_request_has_two_routes(user: str) -> None:
     """It would be answered, or an entry stored, twice. Discovery works in both accounts with services."""
-    asked = [way for way in imports_of(user) if way.subject != "$SRV.>"]
-    assert [pair for pair in permutations(asked, 2) if overlap(pair[0].subject, pair[1].subject)] == []
+    imported = [way for way in imports_of(user) if way.subject != "$SRV.>"]
+    assert [pair for pair in permutations(imported, 2) if overlap(pair[0].subject, pair[1].subject)] == []
 
 
 def test_each_role_has_an_account() -> None:

@@ -54,13 +54,13 @@ def block_stop(type_: str, index: int = 0) -> list[events.Event]:
     return [*block_start(type_, index), BlockStop(index)]
 
 
-def log_with(heard: Sequence[events.Event], on_interrupt: OnInterrupt = "continue", attempts: int = 1) -> Handwritten:
+def log_with(prefix: Sequence[events.Event], on_interrupt: OnInterrupt = "continue", attempts: int = 1) -> Handwritten:
     """A turn whose last attempt has heard this much."""
     log = Handwritten()
     log.store_request(on_interrupt=on_interrupt)
     for _ in range(attempts):
         log.store_attempt()
-    log.store_events(*heard)
+    log.store_events(*prefix)
     return log
 
 
@@ -77,7 +77,7 @@ def test_an_opening_alone_is_continued_with_any_policy(policy: OnInterrupt) -> N
 
 
 @pytest.mark.parametrize(
-    "heard",
+    "prefix",
     [
         block_start("text"),
         block_stop("text"),
@@ -88,13 +88,13 @@ def test_an_opening_alone_is_continued_with_any_policy(policy: OnInterrupt) -> N
         [BlockStart(0, {"type": "text"})],
     ],
 )
-def test_text_and_complete_thinking_are_continued(heard: list[events.Event]) -> None:
+def test_text_and_complete_thinking_are_continued(prefix: list[events.Event]) -> None:
     """A model can continue text in the middle of a word."""
-    assert plan(log_with([START, *heard]).turn, 5) == MakeAttempt(2, "continue")
+    assert plan(log_with([START, *prefix]).turn, 5) == MakeAttempt(2, "continue")
 
 
 @pytest.mark.parametrize(
-    "heard",
+    "prefix",
     [
         block_start("thinking"),
         block_start("tool_use"),
@@ -105,28 +105,28 @@ def test_text_and_complete_thinking_are_continued(heard: list[events.Event]) -> 
         block_stop("newer"),
     ],
 )
-def test_blocks_that_cannot_be_continued_restart_the_answer(heard: list[events.Event]) -> None:
+def test_blocks_that_cannot_be_continued_restart_the_answer(prefix: list[events.Event]) -> None:
     """Half a thought, half a tool call, a complete one without its result, and unknown blocks."""
-    assert plan(log_with([START, *heard]).turn, 5) == MakeAttempt(2, "restart")
+    assert plan(log_with([START, *prefix]).turn, 5) == MakeAttempt(2, "restart")
 
 
 @pytest.mark.rule("R19")
-@pytest.mark.parametrize("heard", [block_start("text"), block_start("tool_use"), block_stop("thinking")])
-def test_on_interrupt_restart_and_fail_are_obeyed(heard: list[events.Event]) -> None:
+@pytest.mark.parametrize("prefix", [block_start("text"), block_start("tool_use"), block_stop("thinking")])
+def test_on_interrupt_restart_and_fail_are_obeyed(prefix: list[events.Event]) -> None:
     """`restart` also takes back text that could be continued; `fail` keeps it and ends the turn."""
-    assert plan(log_with([START, *heard], "restart").turn, 5) == MakeAttempt(2, "restart")
-    failed = plan(log_with([START, *heard], "fail").turn, 5)
+    assert plan(log_with([START, *prefix], "restart").turn, 5) == MakeAttempt(2, "restart")
+    failed = plan(log_with([START, *prefix], "fail").turn, 5)
     assert isinstance(failed, Fail)
     assert failed.failure.code == "interrupted"
 
 
 @pytest.mark.rule("R73")
-@pytest.mark.parametrize("heard", [[], [START], [START, *block_start("text")], [START, *block_start("tool_use")]])
+@pytest.mark.parametrize("prefix", [[], [START], [START, *block_start("text")], [START, *block_start("tool_use")]])
 @pytest.mark.parametrize("policy", ["continue", "restart"])
-def test_attempts_that_store_nothing_new_are_limited(heard: list[events.Event], policy: OnInterrupt) -> None:
+def test_attempts_that_store_nothing_new_are_limited(prefix: list[events.Event], policy: OnInterrupt) -> None:
     """A turn that breaks every generator ends after `attempts_max` attempts without progress."""
-    log = log_with(heard, policy)
-    has_moved = len(heard) > 1
+    log = log_with(prefix, policy)
+    has_moved = len(prefix) > 1
     for _ in range(2 if has_moved else 1):
         log.store_attempt()
     assert isinstance(plan(log.turn, 3), MakeAttempt)
@@ -240,7 +240,7 @@ def test_a_complete_answer_only_needs_its_end(policy: OnInterrupt, type_: str) -
     assert [plan(log.turn, attempts_max) for attempts_max in (1, 5)] == [Complete(), Complete()]
 
 
-def schema_turn(heard: Sequence[events.Event], attempts: int = 1, misfit: str | None = None) -> Turn:
+def schema_turn(prefix: Sequence[events.Event], attempts: int = 1, misfit: str | None = None) -> Turn:
     """Returns a turn with a schema, and with these events since the attempt that named its `misfit`."""
     log = Handwritten()
     log.store_request(options=with_schema(None, SCHEMA))
@@ -248,7 +248,7 @@ def schema_turn(heard: Sequence[events.Event], attempts: int = 1, misfit: str | 
         log.store_attempt()
     if misfit is not None:
         log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit=misfit))
-    log.store_events(*heard)
+    log.store_events(*prefix)
     return log.turn
 
 
@@ -301,15 +301,15 @@ def test_every_attempt_after_a_misfit_gets_the_correction_prompt(mode: Mode) -> 
     log.store_events(START)
     assert log.turn.request is not None
     call, _ = prepare_call(log.turn, mode)
-    question, said, why = call.messages
-    assert (question.role, said.role, said.content, why.role) == ("user", "assistant", "some", "user")
+    question, answer, why = call.messages
+    assert (question.role, answer.role, answer.content, why.role) == ("user", "assistant", "some", "user")
     assert "no" in str(why.content)
 
 
 @pytest.mark.parametrize("outcome", ["completed", "cancelled", "failed"])
-@pytest.mark.parametrize("heard", [[], [START, *block_start("text")], [START, *block_stop("text"), STOPPED]])
-def test_an_ended_turn_is_acknowledged(heard: list[events.Event], outcome: Outcome) -> None:
-    log = log_with(heard, attempts=5)
+@pytest.mark.parametrize("prefix", [[], [START, *block_start("text")], [START, *block_stop("text"), STOPPED]])
+def test_an_ended_turn_is_acknowledged(prefix: list[events.Event], outcome: Outcome) -> None:
+    log = log_with(prefix, attempts=5)
     log.end(outcome)
     assert plan(log.turn, 5) == Acknowledge()
 

@@ -25,8 +25,8 @@ def call(**given: Any) -> Call:
     return Call(model="m", max_tokens=1, **{"messages": TURNS} | given)
 
 
-def text(said: str, **more: Any) -> dict[str, Any]:
-    return {"type": "text", "text": said, **more}
+def text(value: str, **more: Any) -> dict[str, Any]:
+    return {"type": "text", "text": value, **more}
 
 
 @pytest.mark.rule("R61")
@@ -138,10 +138,10 @@ def test_caching_for_an_hour_costs_more() -> None:
 
 
 def body(*messages: str, mark: bool = True, **more: Any) -> bytes:
-    told: list[dict[str, Any]] = [{"role": "user", "content": [text(said)]} for said in messages]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": [text(message)]} for message in messages]
     if mark:
-        told[-1]["content"][-1] |= FIVE
-    return msgspec.json.encode({"messages": told, **more})
+        turns[-1]["content"][-1] |= FIVE
+    return msgspec.json.encode({"messages": turns, **more})
 
 
 def test_the_simulated_claude_caches_marked_long_prompts() -> None:

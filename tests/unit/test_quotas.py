@@ -76,7 +76,7 @@ def test_owners_are_the_key_and_then_its_tenant() -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "limits", "said"),
+    ("what", "limits", "message"),
     [
         ("requests", Limits(requests=2, burst=1), "This key may use 1 request in 30 s (2 a minute): 0 left until "),
         ("requests", Limits(requests=2), "This key may use 2 requests a minute: 0 left until "),
@@ -88,8 +88,8 @@ def test_owners_are_the_key_and_then_its_tenant() -> None:
         ),
     ],
 )
-def test_the_error_names_the_limit_as_it_was_set(what: What, limits: Limits, said: str) -> None:
+def test_the_error_names_the_limit_as_it_was_set(what: What, limits: Limits, message: str) -> None:
     """A shorter window, which `burst` makes, is given with the rate by the minute."""
     limited = quota_of(Owner(ACME, "k_1", limits), what, 0.0)
     assert limited is not None
-    assert quota_error(limited, 1, limited.most, 0.0).message.startswith(said)
+    assert quota_error(limited, 1, limited.most, 0.0).message.startswith(message)

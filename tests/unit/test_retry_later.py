@@ -31,10 +31,10 @@ def test_a_resuming_event_source_is_recognised_by_its_headers(
     method: str, headers: dict[str, str], *, is_back: bool
 ) -> None:
     """Other clients and new readers get the status."""
-    asked = scope(method, headers)
-    assert is_resuming_reader(asked) is is_back
-    told = error_responses.response("server_busy", "come again", retry_after_s=RETRY_S_MAX, scope=asked)
-    assert told.status_code == (200 if is_back else 503)
+    request_scope = scope(method, headers)
+    assert is_resuming_reader(request_scope) is is_back
+    response = error_responses.response("server_busy", "come again", retry_after_s=RETRY_S_MAX, scope=request_scope)
+    assert response.status_code == (200 if is_back else 503)
 
 
 @pytest.mark.parametrize("code", ["credential_invalid", "turn_not_found", "cursor_invalid", "budget_exceeded"])
@@ -45,8 +45,8 @@ def test_an_error_that_a_retry_cannot_repair_is_sent_to_an_event_source(code: st
 
 def test_reconnection_delays_differ() -> None:
     """And there is no event: some clients take a blank line for one."""
-    told = [bytes(RetryLater(3.0).body) for _ in range(50)]
-    assert {body.count(b"\n") for body in told} == {1}
-    waits = {int(body.removeprefix(b"retry: ")) for body in told}
+    bodies = [bytes(RetryLater(3.0).body) for _ in range(50)]
+    assert {body.count(b"\n") for body in bodies} == {1}
+    waits = {int(body.removeprefix(b"retry: ")) for body in bodies}
     assert len(waits) > 10
     assert 3000 <= min(waits) <= max(waits) <= 4000

@@ -71,8 +71,8 @@ def test_arbitrary_bytes_raise_no_error(token: bytes) -> None:
 
 def test_a_token_with_unknown_fields_is_not_valid() -> None:
     """Its signature is right, but another release made it."""
-    said = b"trt_" + base64.urlsafe_b64encode(msgspec.json.encode(["t", 5])).rstrip(b"=")
-    assert OURS.read(said + b"." + OURS._mac(said).encode(), Ticket) is None
+    payload = b"trt_" + base64.urlsafe_b64encode(msgspec.json.encode(["t", 5])).rstrip(b"=")
+    assert OURS.read(payload + b"." + OURS._mac(payload).encode(), Ticket) is None
 
 
 @pytest.mark.rule("R39")

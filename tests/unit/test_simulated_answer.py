@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.deploy.simulated_claude.answer import Block, Part, build_answer, cut_at_stop_sequence, limit_tokens, rest
+from tailrace.deploy.simulated_claude.answer import (
+    Block,
+    Part,
+    build_answer,
+    cut_at_stop_sequence,
+    find_remainder,
+    limit_tokens,
+)
 from tailrace.deploy.simulated_claude.conversation import INTERRUPTED, Conversation, read
 from tailrace.deploy.simulated_claude.directive import Directive
 from tailrace.deploy.simulated_claude.directive import read as read_directive
@@ -42,7 +49,7 @@ def test_a_count_has_each_number_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sequences", "said", "sequence"),
+    ("sequences", "expected", "sequence"),
     [
         (["w000002"], "w000000 w000001 ", "w000002"),
         (["0002", " w000001"], "w000000", " w000001"),
@@ -51,18 +58,18 @@ def test_a_count_has_each_number_once() -> None:
         ([], "w000000 w000001 w000002", None),
     ],
 )
-def test_an_answer_ends_before_a_stop_sequence(sequences: list[str], said: str, sequence: str | None) -> None:
+def test_an_answer_ends_before_a_stop_sequence(sequences: list[str], expected: str, sequence: str | None) -> None:
     """At any position in a delta; nothing is sent after it, not even a tool call."""
     directed = read_directive("#sim words=3 tool=look")
     part = cut_at_stop_sequence(build_answer(conversation(("user", "x")), directed), sequences)
     text = "".join(block.content for block in part.blocks if block.kind == "text")
-    assert (text, part.stop_sequence) == (said, sequence)
+    assert (text, part.stop_sequence) == (expected, sequence)
     assert any(block.kind == "tool_use" for block in part.blocks) == (sequence is None)
 
 
 def test_a_continuation_ends_at_the_same_stop_sequence() -> None:
     part = cut_at_stop_sequence(build_answer(conversation(("user", "x")), read_directive("#sim words=3")), ["w000002"])
-    assert rest(part, "w000000") == Part((Block("text", (" w000001", " ")),), 1, stop_sequence="w000002")
+    assert find_remainder(part, "w000000") == Part((Block("text", (" w000001", " ")),), 1, stop_sequence="w000002")
 
 
 def test_with_a_schema_the_text_is_the_directed_json() -> None:
@@ -76,10 +83,10 @@ def test_files_are_proved_by_their_hash() -> None:
     """All of them, in the order of the conversation, before the text; a search result's `source` is an address."""
     files = [{"type": kind, "source": {"type": "base64", "data": kind}} for kind in ("image", "document")]
     address = {"type": "search_result", "source": "https://example.org"}
-    asked = conversation(("user", files[:1]), ("assistant", "a"), ("user", [*files[1:], address]))
-    (block,) = build_answer(asked, read_directive("#sim words=2 files=1")).blocks
+    talk = conversation(("user", files[:1]), ("assistant", "a"), ("user", [*files[1:], address]))
+    (block,) = build_answer(talk, read_directive("#sim words=2 files=1")).blocks
     assert block.content == f"{hashlib.sha256(b'imagedocument').hexdigest()} w000000 w000001"
-    (alone,) = build_answer(asked, read_directive("#sim words=0 files=1")).blocks
+    (alone,) = build_answer(talk, read_directive("#sim words=0 files=1")).blocks
     assert alone.content == hashlib.sha256(b"imagedocument").hexdigest()
 
 
@@ -106,10 +113,10 @@ def test_any_partial_answer_and_its_continuation_are_the_whole(question: str, da
     expected = text(question)
     received = ""
     for place in sorted(data.draw(st.lists(st.integers(1, len(expected)), max_size=4))):
-        left = rest(everything, received)
+        left = find_remainder(everything, received)
         assert left is not None
         received += "".join(b.content for b in left.blocks if b.kind == "text")[: place - len(received)]
-    left = rest(everything, received)
+    left = find_remainder(everything, received)
     assert left is not None
     assert received + "".join(block.content for block in left.blocks if block.kind == "text") == expected
     assert [block.kind for block in left.blocks if block.kind != "text"] == (["tool_use"] if "tool" in question else [])
@@ -118,7 +125,7 @@ def test_any_partial_answer_and_its_continuation_are_the_whole(question: str, da
 
 def test_a_partial_answer_that_is_no_prefix_has_no_rest() -> None:
     everything = build_answer(conversation(("user", "x")), Directive(words=3))
-    assert rest(everything, "w000001") is None
+    assert find_remainder(everything, "w000001") is None
 
 
 def test_max_tokens_cuts_the_answer_short() -> None:
@@ -166,8 +173,8 @@ def test_a_reminder_of_claude_code_is_not_the_question(messages: list[tuple[str,
 
 def test_a_question_about_reminders_is_a_question() -> None:
     """Only blocks that are nothing but a reminder are left out."""
-    asked = f"What is a {REMINDER['text']}?"
-    assert conversation(("user", [{"type": "text", "text": asked}])).question == asked
+    question = f"What is a {REMINDER['text']}?"
+    assert conversation(("user", [{"type": "text", "text": question}])).question == question
 
 
 PARTIAL = [{"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "text", "text": "w0000"}]

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from tailrace.deploy.simulated_claude.directive import Directive, DirectiveInvalid, Setting, read, without
+from tailrace.deploy.simulated_claude.directive import Directive, DirectiveInvalid, Setting, read, remove_directives
 from tailrace.deploy.simulated_claude.fault import FAULT_KINDS, Fault
 from tools.generate_docs import simulated_page
 
@@ -81,7 +81,7 @@ def test_a_fault_may_have_no_position(kind: str) -> None:
 
 
 def test_the_topic_is_the_question_without_its_directive() -> None:
-    assert without("What is a log?\n#sim words=3\n") == "What is a log?"
+    assert remove_directives("What is a log?\n#sim words=3\n") == "What is a log?"
 
 
 @pytest.mark.parametrize("word", [*(f"{name}=" for name in get_args(Setting)), *FAULT_KINDS])

@@ -74,9 +74,9 @@ def test_an_invalid_request_is_refused_as_by_the_api(change: dict[str, Any], typ
 
 def test_models_without_forced_tools_are_those_of_the_product_data() -> None:
     """Generators do not send them such requests."""
-    said = {name: model.supports.forced_tools for name, model in models().items() if name in BY_NAME}
-    assert [name for name, is_taken in said.items() if is_taken is False] == [
-        name for name in said if not BY_NAME[name].takes_forced_tools
+    supports = {name: model.supports.forced_tools for name, model in models().items() if name in BY_NAME}
+    assert [name for name, is_taken in supports.items() if is_taken is False] == [
+        name for name in supports if not BY_NAME[name].takes_forced_tools
     ]
 
 

@@ -198,11 +198,11 @@ async def test_a_running_turn_that_has_left_the_log_is_failed(store: Store) -> N
     first = Seq(ended.chain.last + 1)
     assert await store.fail_expired(first, LOST_FAILURE) == 2
     for lost in (key("turn-1"), theirs):
-        told = await store.turn(lost)
-        assert told is not None
-        assert (told.outcome, told.error, told.ended_at) == ("failed", LOST_FAILURE, None)
+        record = await store.turn(lost)
+        assert record is not None
+        assert (record.outcome, record.error, record.ended_at) == ("failed", LOST_FAILURE, None)
     kept = [await store.turn(key(turn)) for turn in ("turn-2", "turn-3")]
-    assert [told.outcome for told in kept if told] == ["completed", "running"]
+    assert [record.outcome for record in kept if record] == ["completed", "running"]
     assert await store.busy_sessions(OURS) == ["session-1"]
     assert await store.fail_expired(first, LOST_FAILURE) == 0
 
@@ -327,10 +327,10 @@ async def test_follow_ups_are_listed_before_their_parents(store: Store, monkeypa
     """A deletion in pages can continue from the named turn."""
     parents = {"root": None, "left": "root", "right": "root", "leaf": "right", "alone": None}
     await store.record([running_row(turn, parent=parent) for turn, parent in parents.items()])
-    told = [doomed.turn for doomed in await store.turns_to_delete(OURS, DeleteResource("turn", "root"))]
-    assert (told[0], sorted(told[1:3]), told[3:]) == ("leaf", ["left", "right"], ["root"])
+    turns = [doomed.turn for doomed in await store.turns_to_delete(OURS, DeleteResource("turn", "root"))]
+    assert (turns[0], sorted(turns[1:3]), turns[3:]) == ("leaf", ["left", "right"], ["root"])
     monkeypatch.setattr("tailrace.persistence.store.DELETE_TURNS_MAX", 3)
-    assert [doomed.turn for doomed in await store.turns_to_delete(OURS, DeleteResource("turn", "root"))] == told[:3]
+    assert [doomed.turn for doomed in await store.turns_to_delete(OURS, DeleteResource("turn", "root"))] == turns[:3]
 
 
 async def test_a_session_is_active_until_it_is_idle_for_long_enough(store: Store) -> None:
@@ -408,11 +408,11 @@ async def test_totals_are_the_sums_of_the_turns_after_any_changes(store: Store) 
             count = expected.setdefault(names.get(by), [0, 0])
             count[0] += 1
             count[1] += row.input_tokens
-        told = {one.key: [one.turns, one.usage.input_tokens] for one in found}
+        totals = {one.key: [one.turns, one.usage.input_tokens] for one in found}
         if by in ("session", "metadata.team"):
-            assert {name: count for name, count in told.items() if name is not None} == expected, by
+            assert {name: count for name, count in totals.items() if name is not None} == expected, by
         else:
-            assert all(told[name][0] >= count[0] for name, count in expected.items()), by
+            assert all(totals[name][0] >= count[0] for name, count in expected.items()), by
     deleted = sum(one.turns for one in await store.usage(OURS, "session", NOON.date(), NOON.date(), "", 1))
     (day,) = await store.usage(OURS, "day", NOON.date(), NOON.date(), "", 9)
     assert (deleted > 5, day.turns) == (True, deleted + len(kept))
@@ -427,8 +427,8 @@ async def test_usage_is_grouped_by_utc_day(store: Store) -> None:
     )
 
     async def days(first: datetime, last: datetime, after: str = "") -> list[tuple[str | None, int]]:
-        told = await store.usage(OURS, "day", first.date(), (last - MICROSECOND).date(), after, 9)
-        return [(one.key, one.total_tokens) for one in told]
+        totals = await store.usage(OURS, "day", first.date(), (last - MICROSECOND).date(), after, 9)
+        return [(one.key, one.total_tokens) for one in totals]
 
     assert await days(midnight - timedelta(days=1), midnight) == [("2026-01-01", 7)]
     assert await days(midnight, midnight + timedelta(days=1)) == [("2026-01-02", 7)]
@@ -447,8 +447,8 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
             database.execute(statement, row)
         database.commit()
     store = await open_store(path)
-    (told,) = await store.usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
-    assert (told.key, told.turns, told.message_count, told.total_tokens) == (made.model, 1, 2, 11)
+    (total,) = await store.usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
+    assert (total.key, total.turns, total.message_count, total.total_tokens) == (made.model, 1, 2, 11)
     assert (await session_of(store, "session-1")).message_count == made.messages
     assert [await store.store_older_words() for _ in range(2)] == [1, 0]
     found, _ = await store.turns(OURS, {}, None, NEWEST, 9, hash_words(OURS, ["light"]).split())

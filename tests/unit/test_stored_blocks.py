@@ -39,8 +39,8 @@ def blocks(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     return st.tuples(kinds, fields).map(lambda both: both[0] | both[1])
 
 
-def render_archived(dialect: Dialect, told: TurnRecord) -> str:
-    return dialect.render_record(told, 0).data.decode()
+def render_archived(dialect: Dialect, record: TurnRecord) -> str:
+    return dialect.render_record(record, 0).data.decode()
 
 
 BLOCKS = blocks(JSON | blocks(JSON) | st.lists(JSON | blocks(JSON), max_size=2))
@@ -54,16 +54,16 @@ ANSWERS = st.builds(
     NAMED,
 )
 RECORDS = st.builds(
-    lambda said, told, outcome: msgspec.structs.replace(RECORD, input=said, content=told, outcome=outcome),
+    lambda messages, record, outcome: msgspec.structs.replace(RECORD, input=messages, content=record, outcome=outcome),
     MESSAGES,
     st.lists(ANSWERS, max_size=4),
     st.sampled_from(["completed", "failed", "running"]),
 )
 WHOLE = {name: dialect.render_json for name, dialect in DIALECTS.items() if dialect.render_json is not None}
 VIEWS: dict[str, Callable[[TurnRecord], object]] = {
-    "input_items": lambda told: items_of(told.turn, told.input),
+    "input_items": lambda record: items_of(record.turn, record.input),
     "response": response_of,
-    "ui messages": lambda told: message.build_messages([told, told]),
+    "ui messages": lambda record: message.build_messages([record, record]),
     **{name: partial(render_archived, dialect) for name, dialect in DIALECTS.items()},
     **{f"{name}, whole": whole for name, whole in WHOLE.items()},
 }
@@ -74,23 +74,25 @@ def answering_record(*blocks: dict[str, Any]) -> TurnRecord:
 
 
 def record_with(*blocks: dict[str, Any]) -> TurnRecord:
-    said = [Message("user", [*blocks]), Message("assistant", [*blocks])]
-    return msgspec.structs.replace(RECORD, input=said)
+    messages = [Message("user", [*blocks]), Message("assistant", [*blocks])]
+    return msgspec.structs.replace(RECORD, input=messages)
 
 
-@given(told=RECORDS)
-@example(told=record_with({"type": "image", "source": "x"}))
-@example(told=record_with({"type": "document", "source": {"type": "base64", "media_type": 5, "data": []}, "title": 5}))
-@example(told=record_with({"type": "tool_result", "tool_use_id": "c1", "content": 5}))
-@example(told=record_with({"type": "tool_result", "tool_use_id": {}, "content": ["x", 5]}))
-@example(told=record_with({"type": "text", "text": None}))
-@example(told=record_with({"type": "text", "text": "a", "citations": 5}))
-@example(told=record_with({"type": "text", "text": "a", "citations": ["x", {}]}))
-@example(told=record_with({"type": "tool_use", "id": [], "name": 5, "input": {}}))
-@example(told=answering_record({"type": "tool_use"}))
-@example(told=answering_record({"type": "tool_use", "id": "c1"}, {"type": "tool_use", "name": "n"}))
-@example(told=answering_record({"type": "tool_use", "id": [], "name": 5}))
-def test_every_renderer_accepts_any_stored_content(told: TurnRecord) -> None:
+@given(record=RECORDS)
+@example(record=record_with({"type": "image", "source": "x"}))
+@example(
+    record=record_with({"type": "document", "source": {"type": "base64", "media_type": 5, "data": []}, "title": 5})
+)
+@example(record=record_with({"type": "tool_result", "tool_use_id": "c1", "content": 5}))
+@example(record=record_with({"type": "tool_result", "tool_use_id": {}, "content": ["x", 5]}))
+@example(record=record_with({"type": "text", "text": None}))
+@example(record=record_with({"type": "text", "text": "a", "citations": 5}))
+@example(record=record_with({"type": "text", "text": "a", "citations": ["x", {}]}))
+@example(record=record_with({"type": "tool_use", "id": [], "name": 5, "input": {}}))
+@example(record=answering_record({"type": "tool_use"}))
+@example(record=answering_record({"type": "tool_use", "id": "c1"}, {"type": "tool_use", "name": "n"}))
+@example(record=answering_record({"type": "tool_use", "id": [], "name": 5}))
+def test_every_renderer_accepts_any_stored_content(record: TurnRecord) -> None:
     """Stored content never changes, so an exception would make the turn unreadable forever."""
     for name, view in VIEWS.items():
-        assert msgspec.json.encode(view(told)), name
+        assert msgspec.json.encode(view(record)), name

@@ -18,7 +18,7 @@ NAMED = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}}
 
 
 @pytest.mark.parametrize(
-    ("schema", "said"),
+    ("schema", "converted"),
     [
         (CLOSED, CLOSED),
         (OPEN, CLOSED),
@@ -34,9 +34,9 @@ NAMED = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}}
         ({"$schema": "http://json-schema.org/draft-07/schema#", "type": "string"}, {"type": "string"}),
     ],
 )
-def test_a_schema_is_converted_for_structured_outputs(schema: dict[str, Any], said: dict[str, Any]) -> None:
+def test_a_schema_is_converted_for_structured_outputs(schema: dict[str, Any], converted: dict[str, Any]) -> None:
     """Narrower, or with rules moved into the description that only the check enforces; the API accepts it."""
-    assert to_native(schema) == said
+    assert to_native(schema) == converted
     refuse_schema(to_native(schema))
 
 
@@ -88,10 +88,10 @@ def test_another_model_gets_the_schema_in_its_prompt(system: Any) -> None:
     options = with_schema({"output_config": {"effort": "low"}}, OPEN)
     call = build_call(request(model="claude-fable-5-2", options=options, system=system))
     assert call.options == {"output_config": {"effort": "low"}}
-    told = str(call.system)
-    assert "JSON Schema" in told
-    assert '"required":["n"]' in told
-    assert ("Be brief." in told) == (system is not None)
+    prompt = str(call.system)
+    assert "JSON Schema" in prompt
+    assert '"required":["n"]' in prompt
+    assert ("Be brief." in prompt) == (system is not None)
 
 
 def test_the_beta_output_format_is_passed_on_unchanged() -> None:

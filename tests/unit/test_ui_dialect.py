@@ -60,13 +60,13 @@ def test_end_after_a_restart_closes_no_old_part() -> None:
 
 def answering_a_tool() -> Handwritten:
     """A turn that goes on after a tool's result, in the message that called it."""
-    told = [
+    messages = [
         Message("user", "q"),
         Message("assistant", [{"type": "thinking", "thinking": "hm", "signature": "s"}, {**CALL, "input": {"q": 1}}]),
         Message("user", [{"type": "tool_result", "tool_use_id": "c1", "content": "found"}]),
     ]
     log = Handwritten()
-    log.store_request(messages=told, history=2, metadata={"ui_message": "msg_turn-0"})
+    log.store_request(messages=messages, history=2, metadata={"ui_message": "msg_turn-0"})
     log.store_attempt()
     log.store_events(*opening_events())
     return log
@@ -109,10 +109,10 @@ def test_chunk_counts_are_stable(log: Handwritten, count: int) -> None:
 @given(turns().filter(lambda log: log.chain.is_ended), st.integers(0, 60))
 def test_resume_from_the_database_starts_with_a_reset(log: Handwritten, seen: int) -> None:
     """The database has no deltas: after the opening the answer is sent again after a reset."""
-    told = record_from_fold(KEY, log.turn)
-    whole, rest = (chunks(UI.render_record(told, count).data) for count in (0, seen))
+    record = record_from_fold(KEY, log.turn)
+    whole, rest = (chunks(UI.render_record(record, count).data) for count in (0, seen))
     assert rest == (whole[seen:] if seen <= 3 else [{"type": "reset-step"}, *whole[3:]])
-    assert said(UI.render_record(told, seen).data) == told.text
+    assert said(UI.render_record(record, seen).data) == record.text
 
 
 def record_of(log: Handwritten, turn: str = "turn-1", **given: Any) -> TurnRecord:
@@ -127,9 +127,9 @@ def test_history_with_many_tool_calls_takes_linear_time() -> None:
         results = [
             {"type": "tool_result", "tool_use_id": f"c{number}", "content": f"r{number}"} for number in range(count)
         ]
-        told = record_of(log_with(), input=[Message("assistant", calls), Message("user", results)])
+        record = record_of(log_with(), input=[Message("assistant", calls), Message("user", results)])
         began = time.process_time()
-        (whole,) = message.build_messages([told])
+        (whole,) = message.build_messages([record])
         took_s = time.process_time() - began
         assert [part["output"] for part in whole.parts] == [f"r{number}" for number in range(count)]
         return took_s

@@ -21,13 +21,13 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 def test_a_webhook_has_the_turns_record_and_the_same_bytes_each_time() -> None:
     """A receiver that gets it twice gets equal bytes."""
     turn = completed_turn("Light ", "scatters.").turn
-    told = record_from_fold(KEY, turn)
-    body = payload.render(told)
+    record = record_from_fold(KEY, turn)
+    body = payload.render(record)
     assert body == payload.render(record_from_fold(KEY, turn))
     assert msgspec.json.decode(body) == {
         "type": "turn.completed",
         "timestamp": msgspec.to_builtins(turn.ended_at),
-        "data": msgspec.to_builtins(told),
+        "data": msgspec.to_builtins(record),
         "links": {"self": "/v1/turns/turn-1"},
     }
 

@@ -41,7 +41,7 @@ class Rolling:
         self.parts: dict[str, Process] = {}
         self.clients: dict[str, httpx2.AsyncClient] = {}
         """Clients of the gateways by URL."""
-        self.asked = self.reconnected = 0
+        self.turns_ended = self.reconnected = 0
         self.wrong: list[str] = []
         self.is_over = False
 
@@ -71,8 +71,8 @@ class Rolling:
 
     async def wait_for_turns(self) -> None:
         """Waits until more turns have ended than run at once, so that each exchange interrupts other turns."""
-        enough = self.asked + len(self.wrong) + AT_ONCE + 1
-        await until(lambda: self.asked + len(self.wrong) >= enough, GIVE_UP_S)
+        enough = self.turns_ended + len(self.wrong) + AT_ONCE + 1
+        await until(lambda: self.turns_ended + len(self.wrong) >= enough, GIVE_UP_S)
 
     def streams(self, checkout: Path) -> None:
         command = [sys.executable, "-c", STREAMS, self.nats_url]
@@ -95,7 +95,7 @@ class Rolling:
         turn = await source.post(tag, f"#sim words={WORDS} rate={RATE} tag={tag}")
         connections = await source.read(turn)
         found = [frame for connected in connections for frame in connected.frames]
-        self.asked += 1
+        self.turns_ended += 1
         self.reconnected += len(connections) - 1
         story, seqs = readers.story_of(frame.sent for frame in found), [frame.seq for frame in found]
         if (story.text, story.outcome) != (words(WORDS, tag), "completed") or seqs != sorted(set(seqs)):
@@ -136,7 +136,7 @@ def main() -> int:
         os.chdir(folder)
         done = asyncio.run(roll(before, Path(folder)))
     print(
-        f"{done.asked} turns in {monotonic() - began:.0f} s, {done.reconnected} resumed connections, "
+        f"{done.turns_ended} turns in {monotonic() - began:.0f} s, {done.reconnected} resumed connections, "
         f"{len(done.wrong)} wrong"
     )
     print(*done.wrong, sep="\n")

@@ -90,7 +90,7 @@ def close_part(part: OpenPart) -> list[Chunk]:
 
 def block_chunks(index: int, content: dict[str, Any]) -> list[Chunk]:
     """Returns the chunks of a whole block, with one delta."""
-    start, deltas = _split(content)
+    start, deltas = _split_block(content)
     chunks, part = open_part(index, start)
     for delta in deltas:
         more, part = add_delta(part, delta)
@@ -151,7 +151,7 @@ def _metadata(**fields: object) -> dict[str, Any]:
     return {"providerMetadata": {"anthropic": fields}}
 
 
-def _split(content: dict[str, Any]) -> tuple[dict[str, Any], list[events.Delta]]:
+def _split_block(content: dict[str, Any]) -> tuple[dict[str, Any], list[events.Delta]]:
     """Returns a whole block as its `content_block_start` would have it, and its deltas."""
     match content:
         case {"type": "text", "text": str(text)}:

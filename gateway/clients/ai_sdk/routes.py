@@ -40,7 +40,7 @@ LATE_S = 10.0
 START_INDEX = re.compile(r"-?[0-9]{1,9}")
 
 
-class Stopped(msgspec.Struct, frozen=True):
+class StoppedTurn(msgspec.Struct, frozen=True):
     """The stopped turn and its outcome."""
 
     turn: TurnId
@@ -95,7 +95,7 @@ async def post_stop(request: ApiRequest, log: TurnLog, history: HistoryClient, t
         outcome = (await cancel(log, key)).outcome
     except TurnUnknown:
         outcome = (await turns.read(key)).outcome
-    return json_response(Stopped(key.turn, outcome))
+    return json_response(StoppedTurn(key.turn, outcome))
 
 
 async def get_messages(

@@ -30,7 +30,7 @@ from tailrace.proto.subjects import TurnKey
 FIELDS = {"session_not_found": "session", "parent_not_found": "parent"}
 
 
-class Accepted(msgspec.Struct, frozen=True):
+class AcceptedTurn(msgspec.Struct, frozen=True):
     """A new turn, stored in the log, and the paths for reading and cancelling it."""
 
     turn: TurnId
@@ -66,7 +66,7 @@ async def _answer(
     key, entry = await responder.submit(request, new_turn, raw)
     path = f"/v1/turns/{key.turn}"
     links = {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"}
-    body = Accepted(turn=key.turn, session=entry.session, links=links)
+    body = AcceptedTurn(turn=key.turn, session=entry.session, links=links)
     return json_response(body, status=202, headers={"location": path, "tailrace-turn": key.turn})
 
 

@@ -114,7 +114,7 @@ class SessionStream(StreamedResponse):
                 await send(body(b"", more=False))
             for turn in running if cause in ("disconnected", "timeout", "expired") else ():
                 back_within_s = BACK_WITHIN_S if cause == "timeout" else 0.0
-                self._access.report_left(TurnKey(self._tenant, turn), back_within_s)
+                self._access.report_disconnect(TurnKey(self._tenant, turn), back_within_s)
 
     async def _read_cursor(self) -> None:
         """Finds the turns that the cursor lists. Without a cursor, the stream begins with the turns that run now."""

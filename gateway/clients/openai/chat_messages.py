@@ -169,12 +169,12 @@ def unknown_fields(messages: Sequence[ChatMessage], raw: bytes) -> list[str]:
     """Returns the unknown fields of the assistant's messages in the body `raw`, for example `messages.content.id`."""
     if not any(isinstance(one, AssistantMessage) for one in messages):
         return []
-    sent = zip(messages, msgspec.json.decode(raw, type=_Sent).messages, strict=True)
+    sent = zip(messages, msgspec.json.decode(raw, type=_RawMessages).messages, strict=True)
     answers = [msgspec.json.decode(fields) for one, fields in sent if isinstance(one, AssistantMessage)]
     return plain_names(name for answer in answers for name in _find_unknown(answer, AssistantMessage, "messages"))
 
 
-class _Sent(msgspec.Struct, frozen=True):
+class _RawMessages(msgspec.Struct, frozen=True):
     messages: list[msgspec.Raw]
 
 

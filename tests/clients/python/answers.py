@@ -77,8 +77,8 @@ FRAMEWORKS: dict[str, Callable[[str, str, str, str], str]] = {
 }
 
 if __name__ == "__main__":
-    url, key, framework, *asked = sys.argv[1:]
-    for mode, question in zip(asked[::2], asked[1::2], strict=True):
+    url, key, framework, *questions = sys.argv[1:]
+    for mode, question in zip(questions[::2], questions[1::2], strict=True):
         # Libraries print, too.
         with redirect_stdout(sys.stderr):
             answer = FRAMEWORKS[framework](url, key, mode, question)
