@@ -113,6 +113,7 @@ async def test_a_new_reader_starts_after_the_last_restart_where_the_dialect_cann
     assert b"".join(frame.data for frame in live.frames(TEXT, start, 100)) == b"new"
     assert live.start(BEFORE_FIRST, TAILRACE) == 0
     assert live.start(stored[3].seq, TEXT) == 4
+    assert feed_of(completed_turn("a").stored).start(BEFORE_FIRST, TEXT) == 0
 
 
 async def test_a_turn_is_rendered_once_in_each_dialect() -> None:
@@ -206,6 +207,7 @@ async def test_readers_of_one_turn_share_one_follower() -> None:
             await sending
             async with fan_out.subscribe(KEY, stored[1].seq) as second:
                 assert (second is first, first.readers, fan_out.has_readers(KEY)) == (True, 2, True)
+            assert (first.readers, fan_out.has_readers(KEY)) == (1, True)
         assert (first.readers, fan_out.has_readers(KEY)) == (0, False)
         async with fan_out.subscribe(KEY, stored[2].seq) as again:
             assert again is first
@@ -322,3 +324,45 @@ async def test_an_unknown_turn_leaves_no_feed() -> None:
             async with fan_out.subscribe(KEY, BEFORE_FIRST):
                 pass
         await until(lambda: not fan_out._feeds and not fan_out._following and not fan_out._dropping)
+
+
+async def test_a_reader_from_the_start_waits_for_its_cursor() -> None:
+    """Dialects that render the answer from its beginning read the shared feed, also if it is behind the client."""
+    stored, log = completed_turn("a", "b").stored, ScriptedLog()
+    async with asyncio.TaskGroup() as group:
+        fan_out = fan_out_of(log, group)
+
+        async def connect() -> tuple[TurnFeed, int]:
+            async with fan_out.subscribe(KEY, stored[4].seq, from_start=True) as feed:
+                return feed, len(feed.entries)
+
+        connecting = group.create_task(connect())
+        await log.send(stored[:4])
+        # The log is asked whether the cursor exists; its answer alone does not bring the feed forward.
+        await until(lambda: len(log.followers) == 2)
+        await log.send(stored[5:])
+        await until(lambda: not fan_out._following or len(fan_out._dropping) == 1)
+        assert not connecting.done()
+        await log.send(stored[4:], number=0)
+        feed, count = await connecting
+        assert (feed.after, count) == (BEFORE_FIRST, len(stored))
+        fan_out.close()
+    assert log.after == [BEFORE_FIRST, stored[4].seq]
+
+
+async def test_a_reader_from_the_start_with_an_unknown_cursor_is_refused() -> None:
+    stored, log = completed_turn("a").stored, ScriptedLog()
+    async with asyncio.TaskGroup() as group:
+        fan_out = fan_out_of(log, group)
+
+        async def connect() -> TurnFeed:
+            async with fan_out.subscribe(KEY, Seq(999), from_start=True) as feed:
+                return feed
+
+        refused = group.create_task(is_refused(connect()))
+        await log.send(stored[:4])
+        await until(lambda: len(log.followers) == 2)
+        await log.send(CursorUnknown("?"))
+        await refused
+        assert not fan_out.has_readers(KEY)
+        fan_out.close()

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tailrace.proto import events
 from tailrace.proto.chain import START, link
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import Block, End, Failure, Request, Stored
+from tailrace.proto.entries import Block, End, Failure, Progress, Request, Stored
 from tailrace.proto.entries import Event as EventEntry
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, TextDelta, UsageSoFar
-from tailrace.proto.fold import EMPTY_TURN, Turn, content, fold, text_proof
+from tailrace.proto.fold import EMPTY_TURN, Turn, content, fold, fold_first_and_end, is_executed_tool, text_proof
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
@@ -218,6 +218,17 @@ BLOCKS: list[tuple[dict[str, Any], list[events.Delta], dict[str, Any]]] = [
         {"type": "tool_use", "id": "t", "name": "n", "input": {}},
         [events.InputJsonDelta('{"a":')],
         {"type": "tool_use", "id": "t", "name": "n", "input": {}},
+    ),
+    (
+        {"type": "tool_use", "id": "t", "name": "n", "input": {"a": 1}},
+        [],
+        {"type": "tool_use", "id": "t", "name": "n", "input": {"a": 1}},
+    ),
+    ({"type": "tool_use", "id": "t", "name": "n"}, [], {"type": "tool_use", "id": "t", "name": "n", "input": {}}),
+    (
+        {"type": "server_tool_use", "id": "t", "name": "n", "input": {}},
+        [events.InputJsonDelta('{"a":1}')],
+        {"type": "server_tool_use", "id": "t", "name": "n", "input": {"a": 1}},
     ),
     ({"type": "redacted_thinking", "data": "x"}, [], {"type": "redacted_thinking", "data": "x"}),
 ]
@@ -459,3 +470,77 @@ def test_text_that_a_continuation_leaves_out_counts_until_the_model_reports_usag
     assert (log.turn.text, log.turn.unreported_chars, log.turn.calls[-1].output_tokens) == ("abcd", 35, 10)
     log.store_events(*closing_events(12))
     assert (log.turn.calls[-1].output_tokens, log.turn.is_usage_estimated) == (12, False)
+
+
+@pytest.mark.rule("R110")
+def test_the_first_entries_and_the_end_give_the_record_of_all_entries() -> None:
+    """The recorder does not read the deltas of an ended turn."""
+    log = completed_turn("The sky", " is", " blue.")
+    end, whole = log.stored[-1], log.turn
+    first = fold(log.stored[:5])
+    assert first.first_token_at is not None
+    found = fold_first_and_end(first, end)
+    assert found is not None
+    assert record_from_fold(KEY, found) == record_from_fold(KEY, whole)
+    assert (found.chain, found.tail, found.last_entry_at) == (whole.chain, whole.tail, whole.last_entry_at)
+    assert fold_first_and_end(whole, end) == whole
+
+
+@pytest.mark.parametrize(
+    ("block", "is_executed"),
+    [
+        ({"type": "server_tool_use", "executed_by": "claude_code"}, True),
+        ({"type": "server_tool_use"}, False),
+        ({"type": "tool_use", "executed_by": "claude_code"}, False),
+        ({}, False),
+    ],
+)
+def test_an_executed_tool_is_a_server_tool_that_names_its_executor(block: dict[str, str], is_executed: bool) -> None:
+    assert is_executed_tool(block) is is_executed
+
+
+def test_the_newest_progress_is_that_of_the_batch() -> None:
+    log = started_turn()
+    for done in (1, 2):
+        progress = Progress(prev=log.chain.last, attempt=1, done=done, failed=0, of=2)
+        log.store(progress)
+    assert log.turn.progress == progress
+
+
+@pytest.mark.rule("R60")
+def test_a_misfit_keeps_the_arguments_of_a_rejected_call() -> None:
+    """An answer that is only a tool call has no text."""
+    log = Handwritten()
+    log.store_request()
+    log.store_attempt()
+    log.store_events(BlockStart(0, {"type": "tool_use", "id": "t", "name": "n", "input": {}}))
+    log.store_events(BlockDelta(0, events.InputJsonDelta('{"a"')), BlockDelta(0, events.InputJsonDelta(":1}")))
+    log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="no JSON"))
+    assert log.turn.rejected == '{"a":1}'
+
+
+def test_an_attempt_names_its_trace_and_hedges_are_counted() -> None:
+    log = started_turn()
+    for traceparent in ("00-a-b-01", "00-c-d-01"):
+        log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True, traceparent=traceparent))
+    assert (log.turn.hedges, log.turn.attempt_traceparent) == (2, "00-c-d-01")
+
+
+@pytest.mark.parametrize("split", range(2, 9))
+def test_an_answer_has_moved_forward_with_each_character_and_each_closed_block(split: int) -> None:
+    """A second stop of a block is no progress; neither is the number of entries that one fold reads."""
+    log = Handwritten()
+    log.store_request()
+    log.store_attempt()
+    log.store_events(BlockStart(0, {"type": "text", "text": "ab"}), BlockDelta(0, TextDelta("c")), BlockStop(0))
+    log.store_events(BlockStop(0), BlockStart(1, {"type": "text", "text": ""}), BlockDelta(1, TextDelta("de")))
+    turn = fold(log.stored[split:], fold(log.stored[:split]))
+    assert (turn.furthest, turn.fruitless) == (6, 0)
+
+
+def test_usage_stays_estimated_when_a_later_call_reports_its_own() -> None:
+    log = started_turn("a")
+    log.store_attempt("continue")
+    log.store_events(events.MessageDelta(events.StopReason("end_turn"), UsageSoFar(output_tokens=3)))
+    log.store_attempt("continue")
+    assert log.turn.is_usage_estimated

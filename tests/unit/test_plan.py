@@ -21,6 +21,7 @@ from tailrace.generators.plan import (
     can_continue,
     plan,
     plan_after_check,
+    tokens_left,
 )
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
@@ -34,7 +35,7 @@ from tailrace.proto.events import (
     MessageStart,
     TextDelta,
 )
-from tailrace.proto.fold import Turn, fold
+from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.schema import with_schema
 from tests.harness.strategies import MadeUp, logs
 from tests.harness.turn_builder import Handwritten, attempt
@@ -118,6 +119,7 @@ def test_on_interrupt_restart_and_fail_are_obeyed(prefix: list[events.Event]) ->
     failed = plan(log_with([START, *prefix], "fail").turn, 5)
     assert isinstance(failed, Fail)
     assert failed.failure.code == "interrupted"
+    assert failed.failure.message == "the answer broke off, and the request has on_interrupt: fail"
 
 
 @pytest.mark.rule("R73")
@@ -210,7 +212,8 @@ def test_an_answer_with_all_its_tokens_is_completed() -> None:
         b'{"type":"content_block_stop","index":0}',
         b'{"type":"message_delta","delta":{"stop_reason":"max_tokens","stop_sequence":null},"usage":{}}',
     ]
-    assert isinstance(plan(limited_turn(600, 398, max_tokens=1000), 1), MakeAttempt)
+    assert isinstance(plan(limited_turn(600, 399, max_tokens=1000), 1), MakeAttempt)
+    assert tokens_left(EMPTY_TURN) == 0
 
 
 @pytest.mark.rule("R74")
