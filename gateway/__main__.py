@@ -73,6 +73,7 @@ GARBAGE_AFTER = (10_000, 10, 20)
 
 
 async def preflight(settings: Settings) -> None:
+    """Checks the settings before the process connects to NATS. Raises SettingsInvalid."""
     await check(settings)
     check_address(settings)
 
@@ -253,6 +254,7 @@ def build_limiter(settings: Settings, connection: Connection, log: TurnLog, keys
 
 
 def reader_limits(settings: Settings) -> ReaderLimits:
+    """Returns the limits of open streams: the setting, or less if the process may open fewer sockets."""
     total = min(settings.streams_max, fd_limit.streams_max())
     return ReaderLimits(total, of_tenant=settings.streams_tenant_max, of_address=settings.streams_address_max)
 

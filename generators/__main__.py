@@ -43,6 +43,7 @@ from tailrace.proto.version import VERSION
 
 
 async def preflight(settings: Settings) -> None:
+    """Checks models, tenants and backends before the process connects to NATS. Raises SettingsInvalid."""
     extend_models(settings.models_file)
     parse_tenants(settings.metrics_tenants)
     async with open_backends(settings):

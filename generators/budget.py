@@ -62,6 +62,7 @@ class CostMeter(UsageMeter):
 
     @property
     def is_exceeded(self) -> bool:
+        """Whether the turn's cost has reached its `max_cost`. False without a limit."""
         return self._limit_nano_usd is not None and self.cost_nano_usd >= self._limit_nano_usd
 
 

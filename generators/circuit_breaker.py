@@ -67,6 +67,7 @@ class Breaker:
         return True
 
     def note_answer(self) -> None:
+        """Closes the breaker: the backend has answered. Forgets the failures before."""
         if self._is_open:
             logger.info("backend answers again", backend=self._name)
             metrics.BACKEND_DOWN.labels(self._name).set(0)

@@ -29,6 +29,7 @@ class FairShare:
 
     @property
     def free(self) -> int:
+        """The number of free slots of this process."""
         return self._slots - self._running.total()
 
     def may_start(self, tenant: Tenant) -> bool:
@@ -78,6 +79,7 @@ class FairShare:
         self._running[tenant] += 1
 
     def note_end(self, tenant: Tenant) -> None:
+        """Gives back the slot that `note_start` took for a turn of the tenant."""
         self._running[tenant] -= 1
         if not self._running[tenant]:
             del self._running[tenant]

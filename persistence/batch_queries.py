@@ -63,6 +63,7 @@ class BatchQueries:
         return paging.PageCursor(micros(found.asked_at), found.batch)
 
     async def turns(self, tenant: Tenant, ask: ListBatchTurns) -> BatchTurns:
+        """Returns the batch's turns from number `first` on, as many as fit in one message, and the next number."""
         first, limit = max(0, ask.first), paging.clamp_limit(ask.limit)
         turns: list[NumberedTurn] = []
         for number in range(first, first + limit):

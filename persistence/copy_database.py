@@ -83,6 +83,7 @@ class Content:
             self._digest.update(msgspec.json.encode(sorted(row.items())) + b"\n")
 
     def summary(self) -> TableDigest:
+        """Returns the number of the rows and their hash, to compare a copy with its source."""
         return TableDigest(self._table, self._rows, self._digest.hexdigest())
 
 

@@ -33,6 +33,7 @@ class FileQueries:
         )
 
     async def create(self, tenant: Tenant, new: CreateFile) -> FileRecord:
+        """Stores the record of an uploaded file. Its content is stored already."""
         await self._store.put_file(tenant, new.record)
         return new.record
 
@@ -44,12 +45,14 @@ class FileQueries:
         return found
 
     async def files(self, tenant: Tenant, ask: ListFiles) -> FilePage:
+        """Returns a page of files, as many as fit in one message; files that have expired are left out."""
         limit = max(1, min(ask.limit, LIMIT_MAX))
         found = await self._store.files(tenant, ask, limit + 1, datetime.now(UTC))
         page = fit_in_message(found[:limit])
         return FilePage(page, has_more=len(page) < len(found))
 
     async def delete(self, tenant: Tenant, ask: DeleteFile) -> FileRecord:
+        """Deletes the file's record, and its content once no request has it. Raises Refused if it does not exist."""
         found = await self.file(tenant, GetFile(ask.file))
         await self._store.delete_file(tenant, ask.file)
         await self._blobs.collect(tenant)

@@ -44,8 +44,10 @@ def start(after: str | None, default: PageCursor) -> PageCursor:
 
 
 def clamp_offset(offset: int) -> int:
+    """Returns `offset` within the range of SQL's integers."""
     return max(0, min(offset, END_OF_TIME))
 
 
 def clamp_limit(limit: int) -> int:
+    """Returns `limit` as a number from 1 to LIMIT_MAX."""
     return max(1, min(limit, LIMIT_MAX))

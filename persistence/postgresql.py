@@ -274,6 +274,7 @@ async def _read(
 
 
 def to_stored(text: str) -> str:
+    """Returns `text` with NUL escaped, which PostgreSQL does not store. `from_stored` reverts it."""
     if "\0" in text or "\1" in text:
         return text.replace("\1", "\1" + "1").replace("\0", "\1" + "0")
     return text
@@ -285,6 +286,7 @@ def json_to_stored(json: str) -> str:
 
 
 def from_stored(text: str) -> str:
+    """Returns the text that `to_stored` has escaped."""
     if "\1" in text:
         return text.replace("\1" + "0", "\0").replace("\1" + "1", "\1")
     return text

@@ -52,6 +52,7 @@ class ResourceQueries:
         return found
 
     async def projects(self, tenant: Tenant, ask: ListProjects) -> ProjectPage:
+        """Returns a page of projects: by number with `offset`, else by cursor, the newest first."""
         limit, total = paging.clamp_limit(ask.limit), None
         if ask.offset is not None:
             offset = paging.clamp_offset(ask.offset)
@@ -62,6 +63,7 @@ class ResourceQueries:
         return ProjectPage(*page_of(found, limit, lambda one: (one.created_at, one.id)), total)
 
     async def branches(self, tenant: Tenant, ask: ListBranches) -> BranchPage:
+        """Returns a page of branches, the newest first. Raises Refused if the session does not exist."""
         limit = paging.clamp_limit(ask.limit)
         before = paging.start(ask.after, paging.NEWEST)
         found = await self._store.leaves(tenant, ask.session, before, limit + 1)
@@ -71,6 +73,7 @@ class ResourceQueries:
         return BranchPage(*page_of(branches, limit, lambda one: (one.asked_at, one.turn)))
 
     async def usage(self, tenant: Tenant, ask: GetUsage) -> UsagePage:
+        """Returns a page of totals by day, model or metadata, or the total of `ask.key` alone."""
         limit = paging.clamp_limit(ask.limit)
         # The text with a NUL added is the next one after a text.
         start = f"{paging.decode(ask.after).name}\0" if ask.after is not None else ask.key or ""
@@ -81,6 +84,7 @@ class ResourceQueries:
         return UsagePage(found[:limit], paging.encode(PageCursor(0, found[limit - 1].key or "")) if more else None)
 
     async def stats(self, tenant: Tenant, _: GetStats) -> Stats:
+        """Returns how many sessions were active lately, their usage by model, and how many are busy."""
         since = self._queries.since
         return Stats(
             active_sessions=await self._store.active_sessions(tenant, since),

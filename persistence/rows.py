@@ -228,6 +228,7 @@ def usage_record(row: Mapping[str, Any]) -> UsageRecord:
 
 
 def branch_of(leaf: Mapping[str, Any], turns: list[TurnId]) -> Branch:
+    """Returns the branch that ends with the row `leaf`. `turns` are its turns in order."""
     return Branch(
         turn=leaf["turn"],
         outcome=leaf["outcome"],
@@ -238,10 +239,12 @@ def branch_of(leaf: Mapping[str, Any], turns: list[TurnId]) -> Branch:
 
 
 def micros(at: datetime) -> int:
+    """Returns Unix time in microseconds, as the database stores times."""
     return (at - EPOCH) // MICROSECOND
 
 
 def moment(micros: int) -> datetime:
+    """Returns the time that the database stores as `micros`."""
     return EPOCH + micros * MICROSECOND
 
 

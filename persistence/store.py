@@ -336,6 +336,7 @@ class Store:
             await writer.execute(self._sql["put_file_use"], columns)
 
     async def file(self, tenant: Tenant, file: str, now: datetime) -> FileRecord | None:
+        """Returns the file, or None if it does not exist or has expired by `now`."""
         rows = await self._read("file", tenant=tenant, file=file, now=micros(now))
         return file_record(rows[0]) if rows else None
 
@@ -376,6 +377,7 @@ class Store:
         return [TurnToDelete(row["turn"], is_running=row["outcome"] == "running") for row in rows]
 
     async def turn(self, key: TurnKey) -> TurnRecord | None:
+        """Returns the record of the turn, or None if it was never recorded or is deleted."""
         rows = await self._read("turn", tenant=key.tenant, turn=key.turn)
         return turn_record(rows[0]) if rows else None
 
@@ -396,6 +398,7 @@ class Store:
         return [batch_record(row) for row in await self._read("newer_batches", tenant=tenant, **page)]
 
     async def session(self, tenant: Tenant, session: str, since: datetime) -> SessionRecord | None:
+        """Returns the session, or None. It is active if it was used after `since`."""
         rows = await self._read("session", tenant=tenant, session=session)
         return session_record(rows[0], since) if rows else None
 

@@ -4,6 +4,7 @@ import base64
 
 
 def encode(content: bytes) -> str:
+    """Returns base64url of `content`, without the padding `=`."""
     return base64.urlsafe_b64encode(content).decode().rstrip("=")
 
 

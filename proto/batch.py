@@ -33,6 +33,7 @@ _encode = msgspec.json.Encoder().encode_lines
 
 
 def encode_inputs(requests: Iterable[Request]) -> bytes:
+    """Returns the requests as JSON lines, which `split_inputs` takes apart."""
     return _encode(list(requests))
 
 
@@ -58,6 +59,7 @@ def child_request(batch: TurnKey, line: bytes) -> Request:
 
 
 def custom_id(request: Request) -> str:
+    """Returns the client's name of the input; '' if it gave none."""
     return (request.metadata or {}).get(CUSTOM_ID, "")
 
 

@@ -89,6 +89,7 @@ def has_reserved_key(value: object) -> bool:
 
 
 def reference(blob: Blob) -> dict[str, Any]:
+    """Returns the content that stands in the request for the text or file of `blob`."""
     return {REFERENCE_KEY: blob.sha256, "bytes": blob.bytes}
 
 
@@ -109,6 +110,7 @@ def comparison_key(text: str | Mapping[str, Any]) -> str:
 
 
 def is_long(text: str) -> bool:
+    """Returns whether `text` has more than INLINE_BYTES_MAX bytes in UTF-8, and is therefore stored as a blob."""
     # A character has one to four bytes in UTF-8, so that most texts need not be encoded.
     if len(text) > INLINE_BYTES_MAX:
         return True

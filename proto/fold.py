@@ -81,10 +81,12 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def worked_s(self) -> float:
+        """Seconds between the entries of attempts. The time before each attempt does not count."""
         return self.worked.total_seconds()
 
     @property
     def text(self) -> str:
+        """The joined text of the text blocks since the last restart."""
         return "".join(block.text for block in self.blocks if block.type == "text")
 
     @property
@@ -104,6 +106,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_usage_estimated(self) -> bool:
+        """Whether `usage` contains output that the model has not reported (PROTOCOL R23)."""
         return self.was_estimated or self.unreported_chars > 0
 
     @property

@@ -53,6 +53,7 @@ def _uuid7(milliseconds: int, random: int) -> str:
 
 
 def is_token(text: str) -> bool:
+    """Returns whether `text` can be a part of a NATS subject: 1 to 64 of the characters a-z, 0-9, `_` and `-`."""
     return TOKEN.fullmatch(text) is not None
 
 

@@ -66,6 +66,7 @@ def request_rate(limits: Limits) -> Rate | None:
 
 
 def token_rate(limits: Limits) -> Rate | None:
+    """Returns the limit of tokens in a minute, or None if there is none."""
     return Rate(limits.tokens, MINUTE_S) if limits.tokens is not None else None
 
 

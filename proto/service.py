@@ -108,6 +108,7 @@ class Stop(asyncio.Event):
         """Whether to hand over what still runs, at once."""
 
     def signal(self) -> None:
+        """Handles SIGTERM or SIGINT: the first sets this event, the second also sets `now`."""
         if self.is_set():
             self.now.set()
         self.set()

@@ -116,6 +116,7 @@ def slot(tenant: Tenant, owner: str, what: str, number: int) -> str:
 
 
 def slots(tenant: Tenant, owner: str, what: str) -> str:
+    """Returns the filter for all slots of one kind that the owner holds."""
     return f"slots.{_token(tenant)}.{_token(owner)}.{_token(what)}.*"
 
 
@@ -150,10 +151,12 @@ def blob_pin(tenant: Tenant, holder: str, sha256: str) -> str:
 
 
 def blob_pins_by(tenant: Tenant, holder: str) -> str:
+    """Returns the filter for all pins of one holder, such as a turn."""
     return f"$KV.{CLAIMS}.held.{_token(tenant)}.{_token(holder)}.*"
 
 
 def blob_pins_of(tenant: Tenant, sha256: str) -> str:
+    """Returns the filter for all pins of one blob, by any holder."""
     return f"$KV.{CLAIMS}.held.{_token(tenant)}.*.{_token(sha256)}"
 
 
@@ -162,6 +165,7 @@ def query(tenant: Tenant, name: str) -> str:
 
 
 def every_query(name: str) -> str:
+    """Returns the filter for one kind of query from every tenant."""
     return f"queries.*.{_token(name)}"
 
 

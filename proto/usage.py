@@ -22,6 +22,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def counts(self) -> tuple[int, ...]:
+        """The four counts of tokens, in the order of the fields."""
         return (
             self.input_tokens,
             self.output_tokens,
@@ -51,6 +52,7 @@ class CallUsage(Usage, frozen=True, omit_defaults=True):
 
     @property
     def cache_creation_1h_input_tokens(self) -> int:
+        """Tokens written to the one-hour cache, which cost more; 0 if the model has not reported them."""
         tokens = self.cache_creation.get("ephemeral_1h_input_tokens") if isinstance(self.cache_creation, dict) else None
         return min(max(tokens, 0), self.cache_creation_input_tokens) if isinstance(tokens, int) else 0
 

@@ -10,9 +10,11 @@ class GrowingText(NamedTuple):
     before: "GrowingText | None" = None
 
     def plus(self, delta: str) -> "GrowingText":
+        """Returns the text with `delta` added. Takes constant time: the deltas before it are shared, not copied."""
         return GrowingText(delta, self)
 
     def text(self) -> str:
+        """Returns the whole text. Takes time in proportion to its deltas."""
         deltas: list[str] = []
         node: GrowingText | None = self
         while node is not None:

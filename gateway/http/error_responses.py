@@ -95,11 +95,13 @@ def render_error(error: Refused | LogError, scope: Scope, headers: Mapping[str, 
 
 
 async def handle_refusal(request: Request, error: Exception) -> Response:
+    """Returns the response for an error that the product raises, with its code's status."""
     assert isinstance(error, Refused | LogError)  # noqa: S101
     return render_error(error, request.scope)
 
 
 async def handle_http_error(request: Request, error: Exception) -> Response:
+    """Returns the response for an error of Starlette's router, such as an unknown path."""
     assert isinstance(error, HTTPException)  # noqa: S101
     code, message = BY_STATUS.get(error.status_code, ("request_invalid", "the request cannot be answered"))
     if error.status_code == HTTPStatus.NOT_FOUND and (advice := advice_for(request.url.path)) is not None:
@@ -108,6 +110,7 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
 
 
 async def handle_unexpected_error(_: Request, error: Exception) -> Response:
+    """Logs an error that no code expects; returns 503 if memory is short, else 500."""
     # The stack of a thread is memory, too.
     if isinstance(error, MemoryError) or str(error) == "can't start new thread":
         logger.error("no memory for a request")

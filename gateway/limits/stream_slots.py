@@ -59,6 +59,7 @@ class StreamPermit:
         await self._all.renew(self)
 
     async def release(self) -> None:
+        """Stops counting the reader and releases its slots. May be called twice."""
         self._is_acquired = False
         counted, self._counted = self._counted, None
         if counted is not None:

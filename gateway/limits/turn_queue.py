@@ -66,6 +66,7 @@ class QueueState(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
+        """Whether no turn waits: all are delivered, and each generator has a free slot."""
         return not (self.undelivered or any(one.waiting or one.free <= 0 for one in self.generators))
 
 

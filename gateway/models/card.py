@@ -195,6 +195,7 @@ def build_page(
 
 
 def usd_prices(prices: Prices) -> dict[str, float]:
+    """Returns the prices in US dollars for a million tokens."""
     return {
         "input": prices.input_nano_usd / NANO_USD_PER_USD_A_MILLION,
         "output": prices.output_nano_usd / NANO_USD_PER_USD_A_MILLION,

@@ -22,7 +22,7 @@ from tailrace.gateway.openapi.operations import OPERATIONS, PARAMETERS, Operatio
 from tailrace.proto.errors import CODES
 from tailrace.proto.records import WebhookPayload
 
-VERSION = "3.1.1"
+OPENAPI_VERSION = "3.1.1"
 REF = "#/components/schemas/{name}"
 EVENT_STREAM = "text/event-stream"
 ABOUT = (
@@ -85,7 +85,7 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
             row = OPERATIONS[method, route.path]
             paths.setdefault(route.path, {})[method.lower()] = _operation(route, method, row, schema_of, components)
     return {
-        "openapi": VERSION,
+        "openapi": OPENAPI_VERSION,
         "info": {"title": "Tailrace", "version": version, "description": ABOUT, "license": {"name": "Apache-2.0"}},
         "paths": paths,
         "webhooks": {"turn": {"post": _webhook(schema_of[WebhookPayload])}},

@@ -76,6 +76,7 @@ class History:
         return self._gauges[gauge]
 
     def read_growth(self, growth: Growth) -> tuple[Values, float]:
+        """Returns how much the counters have grown in the window, and the seconds that the window covers."""
         points = min(self._growths[growth].points, len(self._times))
         if points == 1:
             return {}, 0.0

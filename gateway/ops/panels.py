@@ -65,6 +65,7 @@ def rate(counter: str, by: str) -> Query:
 
 
 def total_rate(counter: str, legend: str) -> Query:
+    """Returns the query for the increase of a counter per second, over all its labels."""
     return Query(Growth(counter), legend)
 
 
@@ -86,6 +87,7 @@ def quantile_by(histogram: str, share: float, by: str) -> tuple[Query]:
 
 
 def increase(counter: str, hours: int, legend: str) -> Query:
+    """Returns the query for the increase of a counter in the last `hours`."""
     return Query(Growth(counter, window_s=hours * HOUR_S, is_increase=True), legend)
 
 

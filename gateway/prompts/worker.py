@@ -22,6 +22,10 @@ BLOCKS = ("system", "message")
 
 
 def main() -> None:
+    """Renders or describes the templates on standard input, and prints the results as JSON.
+
+    The first argument is the limit of CPU time in seconds. The process is killed above it.
+    """
     # The soft limit raises a signal that names the reason; the hard one, a second later, cannot be caught.
     cpu_s = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))

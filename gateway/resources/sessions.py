@@ -224,6 +224,7 @@ async def stats(request: ApiRequest, history: HistoryClient) -> Response:
 
 
 def check_text(field: str, text: str | None, chars_max: int) -> None:
+    """Raises Refused if `text` is empty or longer than `chars_max`. None is valid."""
     if text is not None and not 1 <= len(text) <= chars_max:
         raise Refused("request_invalid", f"`{field}` must have from 1 to {chars_max} characters.")
 

@@ -48,6 +48,7 @@ class ErrorEvent(msgspec.Struct, frozen=True):
 
 
 def error_from_reason(reason: Reason) -> BackendError:
+    """Returns the error for an `error` object of Anthropic's API; `backend_failed` for an unknown type."""
     return api_error(CODES_BY_TYPE.get(reason.type, "backend_failed"), reason.message or "the model failed")
 
 

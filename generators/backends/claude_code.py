@@ -243,6 +243,7 @@ def ask_schema_in_prompt(call: Call) -> Call:
 
 
 def without_media(message: Message) -> Message:
+    """Returns the message with a mark in place of each image and document: its block has only a type."""
     if isinstance(message.content, str):
         return message
     content = [{"type": b["type"]} if b.get("type") in ("image", "document") else b for b in message.content]
@@ -250,6 +251,7 @@ def without_media(message: Message) -> Message:
 
 
 def text_of(system: str | list[dict[str, Any]]) -> str:
+    """Returns the text of a system prompt. Its blocks are separated by an empty line."""
     return system if isinstance(system, str) else "\n\n".join(str(block.get("text", "")) for block in system)
 
 

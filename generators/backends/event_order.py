@@ -74,6 +74,7 @@ class EventOrder:
 
 
 def unreadable(what: str) -> BackendError:
+    """Returns the error for an event of the model that is wrong or in the wrong place."""
     return BackendError("backend_unreadable", f"the model sent {what}")
 
 

@@ -59,6 +59,7 @@ def find(name: str) -> dict[str, Any] | None:
 
 
 def is_chat_model_of(provider: str, info: Mapping[str, Any]) -> bool:
+    """Returns whether `info`, LiteLLM's row of a model, is of a chat model of `provider`."""
     return info.get("litellm_provider") == provider and info.get("mode") == "chat"
 
 

@@ -40,6 +40,7 @@ class MessageBatch(msgspec.Struct, frozen=True):
 
     @property
     def requests(self) -> int:
+        """The number of requests in the batch, in any state."""
         return sum(self.request_counts.values())
 
     @property
@@ -65,6 +66,7 @@ class Errored(msgspec.Struct, frozen=True, tag="errored"):
 
     @property
     def failure(self) -> BackendError:
+        """The error with which the request's turn ends."""
         return error_from_reason(self.error.error)
 
 
@@ -115,6 +117,7 @@ class MessageBatchesApi:
         return await _decode_response(sent, _batch)
 
     async def retrieve(self, name: str) -> MessageBatch:
+        """Returns the batch's state. Raises BackendError."""
         return await _decode_response(self._client.get(f"{PATH}/{name}", cast_to=httpx2.Response), _batch)
 
     async def cancel(self, name: str) -> None:

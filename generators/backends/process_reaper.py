@@ -31,6 +31,7 @@ def command(words: Sequence[str], passed: int, folder: Path) -> list[str]:
 
 
 def main(parent: int, passed: int, folder: str, words: Sequence[str]) -> int:
+    """Runs the program and returns its exit status. Deletes `folder` after it."""
     try:
         return run(parent, passed, words)
     finally:
@@ -85,6 +86,7 @@ def kill_orphans() -> None:
 
 
 def children() -> list[int]:
+    """Returns the pids of this process's children; none where Linux's `/proc` is missing."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as listed:  # noqa: PTH123
             return [int(pid) for pid in listed.read().split()]
@@ -93,6 +95,7 @@ def children() -> list[int]:
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:
+    """Sends a signal to the process group of `pid`, if it still exists."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 

@@ -76,4 +76,5 @@ def block_events(block: Any) -> Iterator[dict[str, Any]]:
 
 
 def split_text(text: str) -> list[str]:
+    """Returns `text` in parts of PIECE_CHARS characters, so that no delta is too long for an entry."""
     return [text[start : start + PIECE_CHARS] for start in range(0, len(text), PIECE_CHARS)]

@@ -335,6 +335,7 @@ class BatchTally:
 
     @property
     def is_complete(self) -> bool:
+        """Whether all turns of the batch have ended, and the log has a progress entry that says so."""
         return self._stored == self._of == self._done + self._failed
 
     def add(self, end: End | None) -> None:

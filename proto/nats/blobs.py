@@ -43,7 +43,6 @@ TIMEOUT_S = 10.0
 
 UNKNOWN = "the blob does not exist or has expired: send its content again"
 CONTENDED = "a picture, document or long text is being stored and deleted at the same time: retry"
-EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 FULL = "the storage for pictures, documents and long texts is full: wait until some expire, or raise BODIES' limit"
 
 
@@ -174,7 +173,7 @@ class BlobStore:
     async def _mark(self, tenant: Tenant, sha256: str, size: Size, seen: Seq) -> Seq | None:
         """Stores a mark. Returns its sequence, or None if `seen` is not the last mark; that may be this very one."""
         payload = msgspec.json.encode(size)
-        return await self._publish(subjects.blob(tenant, sha256), payload, {EXPECTED: str(seen)}) or None
+        return await self._publish(subjects.blob(tenant, sha256), payload, {pub_ack.FENCE: str(seen)}) or None
 
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> Seq:
         """Publishes until it is stored: storing twice is harmless. Returns 0 if the fence is refused."""

@@ -114,6 +114,7 @@ class Connection:
 
     @property
     def is_up(self) -> bool:
+        """Whether nats-server is connected now. While it is not, the client reconnects."""
         return self.client.is_connected
 
     @property
@@ -125,6 +126,7 @@ class Connection:
 
     @property
     def jetstream(self) -> JetStreamContext:
+        """nats-py's JetStream client. Its requests time out after 2 seconds."""
         return self.client.jetstream(timeout=2)
 
     async def close(self) -> None:

@@ -72,6 +72,7 @@ class Follower:
 
     @property
     def is_ended(self) -> bool:
+        """Whether the follower has accepted the turn's `end`: no entry comes after it."""
         return self._join.chain.is_ended
 
     async def first(self) -> list[Stored]:

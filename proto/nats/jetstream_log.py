@@ -22,7 +22,6 @@ from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.log_server import BATCH, Count, LiveFeed, Page, PublishUnclear
 from tailrace.proto.subjects import STREAM, TurnKey
 
-FENCE = "Nats-Expected-Last-Subject-Sequence"
 FENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 
 PUBLISH_TIMEOUT_S = 2.0
@@ -47,7 +46,7 @@ class JetStreamLog:
                 f"{turn[:-1]}{entries.KINDS[type(entry)]}",
                 entries.encode(entry),
                 timeout_s=PUBLISH_TIMEOUT_S,
-                headers={FENCE: str(fence), FENCE_SUBJECT: turn},
+                headers={pub_ack.FENCE: str(fence), FENCE_SUBJECT: turn},
             )
         except LogUnavailable as error:
             raise PublishUnclear(str(error), is_answered=False) from error

@@ -1,9 +1,11 @@
-"""Ack: JetStream's answer to a publish, and the error codes of nats-server that matter here."""
+"""The fence of a publish, JetStream's answer to it, and the error codes of nats-server that matter here."""
 
 import msgspec
 
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 
+# The sequence that the last message of the subject must have (expected last subject sequence); 0: there is none.
+FENCE = "Nats-Expected-Last-Subject-Sequence"
 # 10077: the stream's limit is reached; 10023 and 10047: the store's.
 FULL_CODES = (10077, 10023, 10047)
 # 10071: the fence did not match; 10164: an earlier write is not settled yet.

@@ -23,6 +23,7 @@ REDELIVERED = Gauge(
 
 
 def observe_stream(info: StreamInfo) -> None:
+    """Sets the metrics of the stream's size. BYTES_MAX is 0 if the stream has no limit."""
     name = info.config.name
     MESSAGES.labels(name).set(info.state.messages)
     BYTES.labels(name).set(info.state.bytes)
@@ -30,6 +31,7 @@ def observe_stream(info: StreamInfo) -> None:
 
 
 def observe_consumer(info: ConsumerInfo) -> None:
+    """Sets the metrics of the consumer's backlog and its unacknowledged and repeated deliveries."""
     labels = info.stream_name, info.name
     PENDING.labels(*labels).set(info.num_pending or 0)
     ACK_PENDING.labels(*labels).set(info.num_ack_pending or 0)

@@ -21,7 +21,6 @@ from tailrace.proto.subjects import SLOTS
 TIMEOUT_S = 2.0
 # A process that loses a race tries another random slot. So many lost races in a row do not happen.
 TRIES = 200
-EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 LIFE = "Nats-TTL"
 
 
@@ -94,7 +93,7 @@ class Slots:
         await self._connection.request(f"$JS.API.STREAM.MSG.DELETE.{SLOTS}", query, timeout_s=TIMEOUT_S)
 
     async def _put(self, subject: str, holder: str, expected: Seq, life_s: int | None) -> Seq | None:
-        headers = {EXPECTED: str(expected), **({LIFE: f"{life_s}s"} if life_s is not None else {})}
+        headers = {pub_ack.FENCE: str(expected), **({LIFE: f"{life_s}s"} if life_s is not None else {})}
         reply = await self._connection.request(subject, holder.encode(), timeout_s=TIMEOUT_S, headers=headers)
         stored = pub_ack.decode(reply.data)
         if stored.error is None:

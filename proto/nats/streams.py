@@ -104,16 +104,18 @@ def stream_config(name: str, description: str, subject: str, replicas: int, **op
 
 
 def turns_stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
+    """Returns the configuration of the log. Each entry is published again for the followers of its turn."""
     republish = RePublish(src=EVERY_TURN, dest=EVERY_LIVE)
     # A full log refuses new turns instead of dropping old entries.
     options = {"discard": DiscardPolicy.NEW, "max_bytes": bytes_max, "max_age": retention_s, "republish": republish}
-    return stream_config(STREAM, "one log a turn", EVERY_TURN, replicas, **options)
+    return stream_config(STREAM, "the log of each turn", EVERY_TURN, replicas, **options)
 
 
 def bodies_stream(replicas: int, bytes_max: int, retention_s: float) -> StreamConfig:
+    """Returns the configuration of the stream of blobs, which keeps the newest message of each subject."""
     # A blob that is stored again replaces itself.
     options = {"discard": DiscardPolicy.NEW, "max_bytes": bytes_max, "max_age": retention_s, "max_msgs_per_subject": 1}
-    return stream_config(BODIES, "what is too long for the log", EVERY_BLOB, replicas, **options)
+    return stream_config(BODIES, "blobs", EVERY_BLOB, replicas, **options)
 
 
 def counter_stream(name: str, subject: str, kept_s: float, remembered_s: float, replicas: int) -> StreamConfig:
@@ -122,12 +124,13 @@ def counter_stream(name: str, subject: str, kept_s: float, remembered_s: float, 
     A repeated increment with the same name is recognised for `remembered_s`.
     """
     options = {"max_age": kept_s, "max_msgs_per_subject": INCREMENTS_KEPT, "duplicate_window": remembered_s}
-    return stream_config(name, "what was used", subject, replicas, allow_msg_counter=True, **options)
+    return stream_config(name, "counters", subject, replicas, allow_msg_counter=True, **options)
 
 
 def slots_stream(replicas: int) -> StreamConfig:
+    """Returns the configuration of the stream of slots, which keeps one message for each slot that is held."""
     options = {"max_age": SLOTS_KEPT_S, "max_msgs_per_subject": 1, "allow_msg_ttl": True}
-    return stream_config(SLOTS, "places that are held", EVERY_SLOT, replicas, **options)
+    return stream_config(SLOTS, "slots", EVERY_SLOT, replicas, **options)
 
 
 def audit_stream(replicas: int) -> StreamConfig:
@@ -145,6 +148,7 @@ def limit_streams(replicas: int) -> list[StreamConfig]:
 
 
 def buckets(replicas: int, retention_s: float) -> list[StreamConfig]:
+    """Returns the configurations of the KV buckets. Claims are kept for `retention_s`, as long as turns."""
     return [
         # A claim must not outlive the turn that it points to.
         bucket(CLAIMS, replicas, retention_s),
@@ -183,6 +187,7 @@ def bucket(
 
 
 def consumers() -> list[ConsumerConfig]:
+    """Returns the configurations of the durable consumers: what each role leases, and for how long."""
     return [
         consumer_config(GENERATORS, [EVERY_REQUEST], GENERATOR_ACK_WAIT_S),
         consumer_config(PERSISTENCE, [EVERY_REQUEST, EVERY_END], PERSISTENCE_ACK_WAIT_S),

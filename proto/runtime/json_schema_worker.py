@@ -17,6 +17,10 @@ ERROR_CHARS_MAX = 300
 
 
 def main() -> None:
+    """Reads the schema's size, the schema and the text from standard input, and prints the verdict as JSON.
+
+    The first argument is the limit of CPU time in seconds. The process is killed above it.
+    """
     # The soft limit kills with SIGXCPU, which tells the reason; the hard limit a second later cannot be ignored.
     cpu_s = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
@@ -47,6 +51,7 @@ def verdict(schema: Any, text: bytes) -> dict[str, str]:
 
 
 def describe(error: jsonschema_rs.ValidationError) -> str:
+    """Returns where in the text the error is, and what is wrong: at most ERROR_CHARS_MAX characters."""
     where = "".join(f"[{json.dumps(step)}]" for step in error.instance_path)
     return f"{where or 'the whole'}: {error.message}"[:ERROR_CHARS_MAX]
 

@@ -52,6 +52,7 @@ def describe_values(kind: object) -> str:
 
 
 def convert(kind: type[S], given: Mapping[str, str]) -> S:
+    """Returns the texts of environment variables as settings. Raises msgspec.ValidationError."""
     return msgspec.convert(given, type=kind, strict=False, dec_hook=from_text)
 
 
@@ -63,6 +64,7 @@ def from_text(kind: type, text: str) -> object:
 
 
 def env_name(field: str) -> str:
+    """Returns the environment variable of a setting: `TAILRACE_…`, or the name that other programs use."""
     return STANDARD_NAMES.get(field, PREFIX + field.upper())
 
 

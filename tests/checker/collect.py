@@ -15,8 +15,9 @@ from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.direct_get import DirectReader
-from tailrace.proto.nats.jetstream_log import FENCE, FENCE_SUBJECT
+from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT
 from tailrace.proto.nats.leases import consumer_backlog
+from tailrace.proto.nats.pub_ack import FENCE
 from tailrace.proto.subjects import EVERY_TURN, GENERATORS, PERSISTENCE
 from tests.checker.history import HISTORY, Recorder
 from tests.checker.run import Backlog, FinalState, LogMessage, Row, save

@@ -21,8 +21,9 @@ from tailrace.proto.errors import CursorUnknown, EntryTooLarge, FenceLost, LogFu
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, jetstream_log, streams
-from tailrace.proto.nats.jetstream_log import FENCE, FENCE_SUBJECT
+from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT
 from tailrace.proto.nats.log_server import BATCH
+from tailrace.proto.nats.pub_ack import FENCE
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.harness.freeze import freeze
 from tests.harness.lossy_link import LossyLink

@@ -31,6 +31,7 @@ class UIMessage(msgspec.Struct, omit_defaults=True):
 
 
 def build_messages(turns: Iterable[TurnRecord]) -> list[UIMessage]:
+    """Returns the turns of a conversation as UI messages. Tool results become parts of the message with their call."""
     built: list[UIMessage] = []
     # The parts of tool calls by id: a conversation may hold twenty thousand.
     calls: dict[str, Part] = {}

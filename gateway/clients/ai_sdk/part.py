@@ -73,6 +73,7 @@ def add_delta(part: OpenPart, delta: events.Delta) -> tuple[list[Chunk], OpenPar
 
 
 def close_part(part: OpenPart) -> list[Chunk]:
+    """Returns the chunks that end `part`; none for a part that needs no end."""
     match part.block:
         case {"type": "text"}:
             return [{"type": "text-end", "id": part.id}]

@@ -170,6 +170,7 @@ def count_data_events(events: sse.Events) -> int:
 
 
 async def is_logged(log: TurnLog, key: TurnKey) -> bool:
+    """Returns whether the log still has the turn. Raises LogUnavailable."""
     try:
         await log.read_turn(key)
     except TurnUnknown:

@@ -68,6 +68,7 @@ def message_of(record: TurnRecord) -> dict[str, Any]:
 
 
 def finish_reason(stop_reason: str | None) -> str:
+    """Returns OpenAI's word for Anthropic's stop reason; `stop` for those that it does not have."""
     return FINISH.get(stop_reason or "", "stop")
 
 

@@ -188,6 +188,7 @@ def function_call_item(turn: str, index: int, status: str, call: str, name: str,
 
 
 def error_object(failure: Failure) -> dict[str, Any]:
+    """Returns the failure as OpenAI's error; `server_error` for codes that OpenAI does not have."""
     return {
         "code": ERROR_CODES.get(failure.code, "server_error"),
         "message": failure.message,

@@ -46,6 +46,7 @@ class JobState(NamedTuple):
 
     @property
     def progress(self) -> int:
+        """Percent for a progress bar: of the batch, or an estimate that grows with the text and stays below 100."""
         return 100 * self.chars // (self.chars + HALF_CHARS) if self.inputs is None else self.inputs
 
     def is_due(self, at: datetime) -> bool:
