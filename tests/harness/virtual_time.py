@@ -1,4 +1,8 @@
-"""VirtualLoop: an asyncio event loop on virtual time. It never waits; time jumps to the next timer."""
+"""VirtualLoop: an asyncio event loop on virtual time. It never waits; time jumps to the next timer.
+
+Not looptime or async-solipsism: they change the clock of asyncio's own loop. This loop can also hold back the callbacks
+of one simulated process (`postpone`), and it iterates sets of tasks in the same order in each run.
+"""
 
 import asyncio
 from collections import deque

@@ -126,7 +126,7 @@ def test_closing_events_complete_the_message() -> None:
 def test_a_taken_over_turn_at_its_cost_limit_makes_no_call() -> None:
     """Also without attempts left: the answer was cut, it did not fail."""
     turn = turn_with(START, BlockStart(0, {"type": "text", "text": ""}), max_cost_nano_usd=INPUT)
-    assert isinstance(plan(turn, 5, cut_at_cost(turn)), AppendEvents)
+    assert plan(turn, 5, cut_at_cost(turn)) == AppendEvents(closing_events(turn, "max_cost"))
     assert isinstance(plan(turn, 1, cut_at_cost(turn)), AppendEvents)
     for cheaper in (turn_with(START, max_cost_nano_usd=INPUT + 1), turn_with(max_cost_nano_usd=1)):
         assert isinstance(plan(cheaper, 5, cut_at_cost(cheaper)), MakeAttempt)

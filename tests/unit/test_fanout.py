@@ -142,7 +142,8 @@ async def test_frames_are_bounded_by_their_bytes() -> None:
 
     sized = Dialect("sized", lambda _: None, render, lambda _, __: Frame(), can_reset=True)
     feed = feed_of(completed_turn("a", "b").stored)
-    assert len(feed.frames(sized, 0, 100, 70)) == 2
+    assert len(feed.frames(sized, 0, 100, 70)) == len(feed.frames(sized, 0, 100, 60)) == 2
+    assert len(feed.frames(sized, 0, 2, 60)) == 2
     assert len(feed.frames(sized, 0, 100, 20)) == 1
     assert feed.frames(sized, len(feed.entries), 100, 20) == []
 
@@ -272,6 +273,37 @@ async def test_a_turn_is_dropped_after_its_last_reader_and_the_linger() -> None:
         async with fan_out.subscribe(KEY, BEFORE_FIRST):
             pass
         await until(lambda: not fan_out._feeds and not fan_out._following and not fan_out._dropping)
+
+
+async def test_a_reader_that_returns_within_the_linger_keeps_the_feed() -> None:
+    """The timer of the reader before it drops nothing."""
+    stored, log = completed_turn("a").stored, ScriptedLog()
+    async with asyncio.TaskGroup() as group:
+        fan_out = fan_out_of(log, group, 0.05)
+        group.create_task(log.send(stored[:4]))
+        async with fan_out.subscribe(KEY, BEFORE_FIRST):
+            pass
+        async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
+            dropped = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.1, dropped.set)
+            await dropped.wait()
+            await log.send(stored[4:])
+            await until(lambda: len(feed.entries) == len(stored))
+        fan_out.close()
+    assert log.after == [BEFORE_FIRST]
+
+
+async def test_a_feed_that_broke_does_not_linger() -> None:
+    """Its readers reconnect at once, and no new reader can use it."""
+    stored, log = completed_turn("a").stored, ScriptedLog()
+    async with asyncio.TaskGroup() as group:
+        fan_out = fan_out_of(log, group, linger_s=60.0)
+        group.create_task(log.send(stored[:4]))
+        async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
+            await log.send(LogUnavailable("?"))
+            await until(lambda: feed.is_broken)
+        await until(lambda: not fan_out._dropping)
+        assert not fan_out._following
 
 
 async def test_a_deleted_turn_is_not_sent_to_new_readers() -> None:

@@ -176,6 +176,22 @@ def test_an_attempt_that_was_handed_over_does_not_count() -> None:
     assert log.turn.fruitless == 0
 
 
+@pytest.mark.rule("R73")
+def test_a_handover_takes_back_one_attempt_and_other_hidden_events_none() -> None:
+    log = log_with([], attempts=3)
+    log.store_events(START, is_hidden=True)
+    assert log.turn.fruitless == 3
+    log.store(event_entry(log.chain))
+    assert log.turn.fruitless == 2
+
+
+@pytest.mark.rule("R73")
+def test_a_corrected_answer_is_counted_from_its_beginning() -> None:
+    """It may be shorter than the rejected one."""
+    turn = schema_turn([START, BlockStart(0, {"type": "text", "text": ""}), BlockDelta(0, TextDelta("1"))], misfit="no")
+    assert (turn.furthest, turn.fruitless) == (1, 0)
+
+
 def event_entry(chain: Chain) -> Event:
     return Event(prev=chain.last, attempt=chain.attempt, event=events.HANDOVER, is_hidden=True)
 
