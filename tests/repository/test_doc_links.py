@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-SKIPPED = {"dist", "node_modules", ".tailrace", ".git"}
+SKIPPED = {"dist", "mutants", "node_modules", ".tailrace", ".git"}
 
 
 def pages() -> Iterator[Path]:
