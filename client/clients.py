@@ -97,14 +97,17 @@ class AnswerState:
 
     @property
     def turn(self) -> str:
+        """The id of the turn; '' until the gateway has sent it."""
         return self._reading.turn or ""
 
     @property
     def session(self) -> str | None:
+        """The session of the turn; None until the gateway has sent it."""
         return self._reading.session
 
     @property
     def model(self) -> str | None:
+        """The model of the answer; None until the gateway has sent it."""
         return self._reading.model
 
     @property
@@ -114,10 +117,12 @@ class AnswerState:
 
     @property
     def state(self) -> State:
+        """The state of the connection. `on_state` is called with each new one."""
         return self._reading.state
 
     @property
     def cursor(self) -> str:
+        """The cursor of the last event that was read, or that reading began after; for `resume(turn, after=…)`."""
         return self._reading.cursor
 
 
@@ -267,6 +272,7 @@ class Client:
         return drive(self._core.request(method, path, body, params, idempotency_key))
 
     def close(self) -> None:
+        """Closes the connections. A client that was passed as `http` stays open."""
         if self._is_own:
             self._http.close()
 
@@ -313,27 +319,34 @@ class AsyncClient:
         return AsyncAnswer(reading)
 
     async def resume(self, turn: str, *, after: str = "", on_state: OnState | None = None) -> AsyncAnswer:
+        """Reads a turn from its start, or after the `cursor` of an event. Raises TailraceError."""
         reading = Reading(self._core, on_state, None, turn, after)
         await reading.start()
         return AsyncAnswer(reading)
 
     async def cancel(self, turn: str) -> dict[str, Any]:
+        """Ends a turn, and returns it. Raises TailraceError."""
         return await self._core.cancel(turn)
 
     async def turn(self, turn: str) -> dict[str, Any]:
+        """Returns a turn as `GET /v1/turns/{turn}` does. Raises TailraceError."""
         found: dict[str, Any] = await self._core.request("GET", f"/v1/turns/{path_segment(turn)}")
         return found
 
     def turns(self, session: str | None = None) -> AsyncIterator[dict[str, Any]]:
+        """Yields the turns of a session, oldest first; without one, the running turns. Raises TailraceError."""
         return self.items(*turns_of(session))
 
     def sessions(self) -> AsyncIterator[dict[str, Any]]:
+        """Yields the sessions, newest first. Raises TailraceError."""
         return self.items("/v1/sessions")
 
     def items(self, path: str, params: Mapping[str, str] | None = None) -> AsyncIterator[dict[str, Any]]:
+        """Yields the items of any list of docs/API.md, and requests its pages as needed. Raises TailraceError."""
         return self._core.items(path, params or {})
 
     def results(self, batch: str) -> AsyncIterator[dict[str, Any]]:
+        """Yields the results of a batch that has ended, in the order of its inputs. Raises TailraceError."""
         return self._core.results(batch)
 
     async def request(
@@ -349,6 +362,7 @@ class AsyncClient:
         return await self._core.request(method, path, body, params, idempotency_key)
 
     async def close(self) -> None:
+        """Closes the connections. A client that was passed as `http` stays open."""
         if self._is_own:
             await self._http.aclose()
 

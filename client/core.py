@@ -328,6 +328,7 @@ class Reading:
         self._become("ended")
 
     async def cancel(self) -> dict[str, Any]:
+        """Ends the turn, and returns it. Raises TailraceError, also if the turn's id is not known yet."""
         if self.turn is None:
             raise TailraceError("the turn has not started")
         return await self._core.cancel(self.turn)
@@ -436,6 +437,7 @@ def require_url(text: str) -> None:
 
 
 def is_header_value(text: str) -> bool:
+    """Returns whether `text` can be sent as an HTTP header: printable ASCII without spaces at its ends."""
     return text.isascii() and text.isprintable() and text == text.strip()
 
 

@@ -62,6 +62,7 @@ def report(end: End, *, is_simulated: bool = False) -> int:
 
 
 def fields_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the fields of `POST /v1/turns` that the command line names."""
     named = {"model": args.model, "system": args.system, "session": args.session, "max_tokens": args.max_tokens}
     return {name: value for name, value in named.items() if value is not None}
 

@@ -62,6 +62,8 @@ def add_question(parser: argparse.ArgumentParser) -> None:
 
 
 def number(noun: str, lowest: int, highest: int) -> Callable[[str], int]:
+    """Returns an argparse type: an integer from `lowest` to `highest`, which `noun` names in the error."""
+
     def parse(text: str) -> int:
         if text.isascii() and text.isdigit() and len(text) <= len(str(highest)) and lowest <= int(text) <= highest:
             return int(text)
@@ -71,6 +73,7 @@ def number(noun: str, lowest: int, highest: int) -> Callable[[str], int]:
 
 
 def tenant(text: str) -> Tenant:
+    """argparse type: the name of a tenant."""
     if not is_token(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a tenant: use 1 to 64 characters of a-z 0-9 _ -")
     return Tenant(text)

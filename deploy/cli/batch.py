@@ -176,6 +176,7 @@ class Bar:
 
 
 def line_of(progress: Progress) -> str:
+    """Returns the progress of a batch as one line with a bar."""
     done, failed, of = progress.done, progress.failed, progress.of
     full = BAR_CHARS * (done + failed) // of
     bar = "#" * full + "." * (BAR_CHARS - full)

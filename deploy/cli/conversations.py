@@ -34,11 +34,13 @@ def block_text(block: Record) -> str:
 
 
 def excerpt(text: str) -> str:
+    """Returns the beginning of `text` in one line of at most EXCERPT_CHARS characters."""
     line = " ".join(one_line(text).split())
     return line if len(line) <= EXCERPT_CHARS else f"{line[: EXCERPT_CHARS - 1]}…"
 
 
 def local_time(text: str) -> str:
+    """Returns an ISO time in the time zone of this machine."""
     return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M:%S}"
 
 

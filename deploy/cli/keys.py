@@ -94,6 +94,7 @@ def life(text: str) -> int:
 
 
 def limits(text: str) -> dict[str, float]:
+    """argparse type: limits as `name=number`, separated by commas."""
     try:
         values: dict[str, float] = msgspec.to_builtins(parse_limits_setting("--limits", text))
     except SettingsInvalid as error:
@@ -103,6 +104,7 @@ def limits(text: str) -> dict[str, float]:
 
 
 def key_name(text: str) -> str:
+    """argparse type: a description, printable and not too long."""
     # Names are printed on terminals: no control characters.
     if not text.isprintable() or len(text) > NAME_CHARS_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is not a name: at most {NAME_CHARS_MAX} printable characters")
@@ -216,11 +218,13 @@ def render_json(keys: Sequence[ApiKey]) -> str:
 
 
 def day(time_s: int | None) -> str:
+    """Returns the time in UTC, to the minute; `-` for None."""
     return "-" if time_s is None else datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 @asynccontextmanager
 async def open_administration(url: str) -> AsyncIterator[Administration]:
+    """Connects with the rights of an operator. Raises LogUnavailable, and LogMisconfigured without the streams."""
     connection = await Connection.open(url, "tailrace-keys", ADMIN)
     try:
         await check(connection)

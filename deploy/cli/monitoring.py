@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def url(text: str) -> str:
+    """argparse type: an http or https URL without quotes, spaces and angle brackets."""
     # Quotes and the like would end a string in the files.
     if not re.fullmatch(r"""https?://[^\s"'\\<>]+""", text):
         raise argparse.ArgumentTypeError(

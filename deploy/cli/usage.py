@@ -44,12 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def dimension(text: str) -> str:
+    """argparse type: what the totals are grouped by."""
     if text not in USAGE_BY and not text.startswith("metadata."):
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(USAGE_BY)}, metadata.NAME")
     return text
 
 
 def day(text: str) -> date:
+    """argparse type: a date such as 2026-01-31."""
     try:
         return date.fromisoformat(text)
     except ValueError as error:

@@ -68,6 +68,7 @@ class RaftGroup(NamedTuple):
 
     @property
     def is_settled(self) -> bool:
+        """Whether the group has a leader, and this server has applied all that was committed."""
         return self.leader != "" and self.last == self.committed == self.applied
 
 
@@ -88,6 +89,7 @@ def server_specs(options: Options, data_dir: Path) -> list[ServerSpec]:
 
 
 def store_of(options: Options, data_dir: Path) -> Path:
+    """Returns the directory of nats-server's data: of the cluster, or of the single server."""
     return data_dir / (nats_cluster.DIRECTORY if options.cluster else nats_server.STORE)
 
 

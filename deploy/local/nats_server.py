@@ -90,6 +90,7 @@ class ServerSpec(msgspec.Struct, frozen=True):
         return GLOBAL_ACCOUNT if self.has_one_account else LOG
 
     def url(self, user: str) -> str:
+        """Returns the URL with the user's password. Do not print it."""
         return f"nats://{user}:{self.passwords[user]}@127.0.0.1:{self.port}"
 
 
@@ -100,6 +101,7 @@ def new_spec(directory: Path, *, sync: Sync, file_bytes_max: int) -> ServerSpec:
 
 
 def new_passwords() -> dict[str, str]:
+    """Returns a random password for each NATS user."""
     return {user: secrets.token_hex(16) for user in RIGHTS}
 
 

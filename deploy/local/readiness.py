@@ -87,5 +87,6 @@ class _Ready(msgspec.Struct):
 
 
 async def passes(check: HealthCheck) -> bool:
+    """Returns whether the process says that it is ready."""
     response = await http_get("127.0.0.1", check.port, check.path)
     return response.status == 200 and check.ready in response.body
