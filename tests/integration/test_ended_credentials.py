@@ -289,29 +289,35 @@ async def test_a_held_reader_ends_when_its_token_expires(
 LONG_BYTES = 24 * 1024**2
 
 
-@pytest.fixture
-async def downloads(
-    gateway: Gateway, api_key: NewKey, own_connection: Connection, own_log: TurnLog, tenant: Tenant
-) -> dict[str, str]:
-    """Paths of a blob and of results that are longer than all buffers on the way."""
+async def store_blob(connection: Connection, tenant: Tenant) -> str:
+    """Returns the path of a blob that is longer than all buffers on the way."""
     content = b"x" * LONG_BYTES
     sha256 = hashlib.sha256(content).hexdigest()
-    await BlobStore(own_connection).put(tenant, {sha256: content})
+    await BlobStore(connection).put(tenant, {sha256: content})
+    return f"/v1/blobs/{sha256}"
+
+
+async def store_results(gateway: Gateway, log: TurnLog, tenant: Tenant, secret: str) -> str:
+    """Returns the path of results that are as long."""
     body = {"requests": [{"custom_id": f"n{number}", "params": {"message": "hi"}} for number in range(96)]}
-    created = (await gateway.client.post("/v1/turn-batches", json=body, headers=bearer(api_key.secret))).json()
+    created = (await gateway.client.post("/v1/turn-batches", json=body, headers=bearer(secret))).json()
     for number in range(96):
-        writer = Writer(own_log, batch.child_key(TurnKey(tenant, TurnId(created["batch"])), number))
+        writer = Writer(log, batch.child_key(TurnKey(tenant, TurnId(created["batch"])), number))
         await writer.open("y" * (LONG_BYTES // 96))
         await writer.end()
-    return {"blob": f"/v1/blobs/{sha256}", "results": created["links"]["results"]}
+    path: str = created["links"]["results"]
+    return path
 
 
 @pytest.mark.parametrize(("what", "how"), [("blob", "revoked"), ("results", "expired")])
 async def test_a_download_breaks_off_when_its_credential_ends(
-    gateway: Gateway, keys: ApiKeyStore, api_key: NewKey, downloads: dict[str, str], tenant: Tenant, what: str, how: str
+    gateway: Gateway, keys: ApiKeyStore, api_key: NewKey, own_log: TurnLog, tenant: Tenant, what: str, how: str
 ) -> None:
     """Without a last chunk, so that the client does not take it for complete."""
-    path = downloads[what]
+    if what == "blob":
+        path = await store_blob(own_log._connection, tenant)
+    else:
+        path = await store_results(gateway, own_log, tenant, api_key.secret)
     headers = bearer(api_key.secret if how == "revoked" else short_jwt(tenant, 3))
     slow = Stream(gateway, path, headers, is_slow=True)
     assert b" 200 " in await slow.until(b"\r\n\r\n")

@@ -7,7 +7,7 @@ const [url, message, file] = process.argv.slice(2);
 
 const args = ["--no-sandbox", "--disable-features=LocalNetworkAccessChecks"];
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args });
-const context = await browser.newContext({ httpCredentials: { username: "ada", password: "lovelace" } });
+const context = await browser.newContext({ httpCredentials: { username: "ada", password: "lovelace" }, viewport: { width: 400, height: 200 } });
 const page = await context.newPage();
 page.on("pageerror", (error) => console.error(error));
 if (file) await page.route(url, async (route) => route.fulfill({ contentType: "text/html", body: await readFile(file) }));

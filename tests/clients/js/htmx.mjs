@@ -6,7 +6,7 @@ const [url, message] = process.argv.slice(2);
 
 const args = ["--no-sandbox", "--disable-features=LocalNetworkAccessChecks"];
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args });
-const page = await browser.newPage();
+const page = await browser.newPage({ viewport: { width: 400, height: 200 } });
 page.on("pageerror", (error) => console.error(error));
 await page.route(`${url}/htmx.html?server=`, async (route) =>
   route.fulfill({ contentType: "text/html", body: await readFile("../../../examples/htmx.html") }),

@@ -6,7 +6,7 @@ const [url, message] = process.argv.slice(2);
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
 const statuses = [];
 
-const page = await (await browser.newContext()).newPage();
+const page = await (await browser.newContext({ viewport: { width: 400, height: 200 } })).newPage();
 page.on("pageerror", (error) => console.error(error));
 const note = async () => statuses.push(await page.evaluate(async () => (await fetch("/api/chat/my-chat/messages")).status));
 await page.goto(url);
