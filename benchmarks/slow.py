@@ -163,9 +163,9 @@ async def measure(
     trickling, tasks = Trickling(port, beside.trickling), []
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         tasks.append(group.create_task(trickling.go_on()))
-        silent = await come(stack, port, others.key, beside.silent)
-        dripping = await come(stack, port, others.key, beside.dripping)
-        reading = await come(stack, port, others.key, beside.reading, others.last)
+        silent = await connect_readers(stack, port, others.key, beside.silent)
+        dripping = await connect_readers(stack, port, others.key, beside.dripping)
+        reading = await connect_readers(stack, port, others.key, beside.reading, others.last)
         running = await streams(log, port, beside.streams)
         tasks += [group.create_task(take(dripping, 1)), group.create_task(take(reading, 2**16))]
         await until(lambda: trickling.open >= 0.9 * beside.trickling, 60)
@@ -196,7 +196,7 @@ async def metric(url: str, name: str) -> int:
     return sum(map(int, re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\d+)", metrics, re.MULTILINE)))
 
 
-async def come(
+async def connect_readers(
     stack: AsyncExitStack, port: int, turn: TurnKey, count: int, cursor: Seq = BEFORE_FIRST
 ) -> list[socket.socket]:
     """Opens `count` connections that requested a turn after `cursor` and have read nothing yet."""

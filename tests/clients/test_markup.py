@@ -22,7 +22,7 @@ RUN = "console.log('ran')"
 
 
 @pytest.fixture
-async def called() -> AsyncIterator[tuple[str, list[bytes]]]:
+async def other_server() -> AsyncIterator[tuple[str, list[bytes]]]:
     """The URL of another server, and the requests that it received."""
     requests: list[bytes] = []
 
@@ -50,11 +50,13 @@ def markup(elsewhere: str) -> str:
 
 
 @pytest.mark.rule("S8")
-async def test_markup_is_shown_as_text(open_gateway: Gateway, browser: str, called: tuple[str, list[bytes]]) -> None:
+async def test_markup_is_shown_as_text(
+    open_gateway: Gateway, browser: str, other_server: tuple[str, list[bytes]]
+) -> None:
     """FAULTS S8: every route and dialect, with errors, opened as a link. The first page interprets it, which is
     detected.
     """
-    elsewhere, requests = called
+    elsewhere, requests = other_server
     text = markup(elsewhere)
     turn, session, project = await write_markup(open_gateway, text)
     names = path_parameters(turn, session, project)

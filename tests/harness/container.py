@@ -86,12 +86,12 @@ class Host:
                 os.killpg(process.pid, SIGKILL)
             process.wait(STOP_S_MAX)
 
-    def inside(self, *, network: bool) -> list[str]:
+    def command_prefix(self, *, network: bool) -> list[str]:
         return ["nsenter", "--target", str(self._holder.pid), "--mount", *(["--net"] if network else [])]
 
     def sh(self, script: str, *arguments: object, network: bool = False) -> None:
         """Runs a script of sh in the namespaces. Without `network`, it has the machine's."""
-        command = [*self.inside(network=network), "sh", "-euc", script, "sh", *map(str, arguments)]
+        command = [*self.command_prefix(network=network), "sh", "-euc", script, "sh", *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=STEP_S_MAX)
         assert done.returncode == 0, f"{script} {arguments}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
 
@@ -197,7 +197,7 @@ class Host:
         script = "; ".join(mounts) + '; shift; exec "$@"'
         process = subprocess.Popen(
             [
-                *self.inside(network=True),
+                *self.command_prefix(network=True),
                 *("unshare", "--mount", "--propagation", "private", "sh", "-euc", script, "sh", str(image.root)),
                 *("setpriv", "--no-new-privs", *self._chroot(image, {**image.environ, **environ}), *command),
             ],

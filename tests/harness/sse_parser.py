@@ -48,7 +48,7 @@ class EventStream:
         if not found:
             return None
         self.rest = rest
-        return _sent(lines + found)
+        return _parse_frame(lines + found)
 
 
 def parse(body: bytes) -> list[Sent]:
@@ -64,7 +64,7 @@ def without_retry(body: bytes) -> bytes:
     return RETRY.sub(b"", body)
 
 
-def _sent(raw: bytes) -> Sent:
+def _parse_frame(raw: bytes) -> Sent:
     fields: dict[str, str] = {}
     for line in raw.removesuffix(b"\n\n").split(b"\n"):
         found = LINE.fullmatch(line)

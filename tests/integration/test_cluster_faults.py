@@ -39,17 +39,17 @@ pytestmark = [
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ClusterSystem]:
+async def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ClusterSystem]:
     async with running_cluster(tmp_path_factory.mktemp("cluster")) as system:
         yield system
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def system(shared: ClusterSystem) -> AsyncIterator[ClusterSystem]:
+async def system(shared_cluster: ClusterSystem) -> AsyncIterator[ClusterSystem]:
     """With three servers that are well, before each test."""
-    await shared.wait_until_healed()
-    yield shared
-    await shared.wait_until_healed()
+    await shared_cluster.wait_until_healed()
+    yield shared_cluster
+    await shared_cluster.wait_until_healed()
 
 
 async def post_until(system: ClusterSystem, deadline: float) -> tuple[list[Posted], TurnKey]:

@@ -173,12 +173,12 @@ async def test_a_connection_that_has_no_memory_for_a_message_is_replaced(
 def fail_once(call: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     failures = [MemoryError]
 
-    async def called(*arguments: object) -> None:
+    async def fail_first(*arguments: object) -> None:
         if failures:
             raise failures.pop()
         await call(*arguments)
 
-    return called
+    return fail_first
 
 
 async def test_a_cancellation_that_nats_py_swallows_takes_effect_at_the_next_call(connection: Connection) -> None:

@@ -181,7 +181,7 @@ class Running:
     def client(self, code: str) -> str:
         """Runs Python in the containers' network; returns its output, or an empty text if it failed."""
         head = "import urllib.request as u\nu.install_opener(u.build_opener(u.ProxyHandler({})))\n"
-        command = [*self._host.inside(network=True), sys.executable, "-c", head + code]
+        command = [*self._host.command_prefix(network=True), sys.executable, "-c", head + code]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
 
     def user(self, name: str) -> int:

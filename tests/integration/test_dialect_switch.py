@@ -54,7 +54,7 @@ async def begin(gateway: Gateway, turn: str, dialect: str, cursors: int) -> Begi
         return await receive(response, dialect, cursors)
 
 
-async def rest(gateway: Gateway, turn: str, cursor: int, dialect: str) -> str:
+async def read_rest(gateway: Gateway, turn: str, cursor: int, dialect: str) -> str:
     headers = {"last-event-id": str(cursor)}
     response = await gateway.client.get(f"/v1/turns/{turn}/events?dialect={dialect}", headers=headers)
     assert response.status_code == 200, response.text
@@ -64,7 +64,7 @@ async def rest(gateway: Gateway, turn: str, cursor: int, dialect: str) -> str:
 async def verify(gateway: Gateway, turn: str, beginning: Beginning) -> None:
     """Resumes in every dialect: both parts together are the text."""
     assert 0 < len(beginning.text) < len(TEXT)
-    rests = await asyncio.gather(*(rest(gateway, turn, beginning.cursor, dialect) for dialect in DIALECTS))
+    rests = await asyncio.gather(*(read_rest(gateway, turn, beginning.cursor, dialect) for dialect in DIALECTS))
     missing = TEXT.removeprefix(beginning.text)
     assert dict(zip(DIALECTS, rests, strict=True)) == {
         dialect: TEXT if dialect in WITH_WHOLE_TEXT else missing for dialect in DIALECTS

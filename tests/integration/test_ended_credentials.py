@@ -98,7 +98,7 @@ class Stream:
     async def next(self, expected: bytes) -> bytes:
         return await asyncio.wait_for(self._reader.readuntil(expected), 10)
 
-    async def rest(self) -> bytes:
+    async def read_rest(self) -> bytes:
         received = b""
         try:
             async with asyncio.timeout(20):
@@ -140,7 +140,7 @@ async def test_a_revocation_ends_the_streams_of_every_dialect(
     stream = Stream(gateway, events(turn, dialect), headers)
     assert b" 200 " in await stream.until(b"\r\n\r\n")
     await keys.revoke(api_key.record.id, 1)
-    rest = await stream.rest()
+    rest = await stream.read_rest()
     assert rest.endswith(LAST_CHUNK) == DIALECTS[dialect].is_self_delimited
     assert b"done" not in rest
     requests = [(events(turn, dialect), headers), (events(turn, dialect), {**headers, "last-event-id": "1"})]
@@ -168,7 +168,7 @@ async def test_a_revocation_reaches_every_gateway_and_only_its_key(
     for stream in (*streams, *others):
         await stream.until(TEXT.encode())
     await keys.revoke(api_key.record.id, 1)
-    for rest in await asyncio.gather(*(stream.rest() for stream in streams)):
+    for rest in await asyncio.gather(*(stream.read_rest() for stream in streams)):
         assert rest.endswith(LAST_CHUNK)
     for stream in others:
         assert await stream.next(b": hb\n")
@@ -195,7 +195,7 @@ async def test_an_expired_key_ends_its_streams_tickets_and_logins(
     streams = [Stream(gateway, *request) for request in requests]
     for stream in streams:
         await stream.until(TEXT.encode())
-    for rest in await asyncio.gather(*(stream.rest() for stream in streams)):
+    for rest in await asyncio.gather(*(stream.read_rest() for stream in streams)):
         assert rest.endswith(LAST_CHUNK)
         assert b'"done"' not in rest
     requests.append((events(turn), bearer("tr_unknown")))
@@ -216,7 +216,7 @@ async def test_a_stream_ends_when_its_jwt_or_access_token_expires_and_resumes_wi
     streams = [Stream(gateway, *request) for request in requests]
     for stream in streams:
         await stream.until(TEXT.encode())
-    for rest in await asyncio.gather(*(stream.rest() for stream in streams)):
+    for rest in await asyncio.gather(*(stream.read_rest() for stream in streams)):
         assert rest.endswith(LAST_CHUNK)
     last = {"last-event-id": str((await own_log.read_turn(turn)).chain.last)}
     assert (await gateway.client.get(events(turn), headers=bearer(access) | last)).status_code == 401
@@ -266,7 +266,7 @@ async def test_on_disconnect_cancel_applies_when_the_credential_ends(
     stream = Stream(gateway, events(key), headers)
     await stream.until(b"\r\n\r\n")
     await keys.revoke(api_key.record.id, 1)
-    await stream.rest()
+    await stream.read_rest()
 
     async def is_cancelled() -> bool:
         return (await own_log.read_turn(key)).outcome == "cancelled"
@@ -282,7 +282,7 @@ async def test_a_held_reader_ends_when_its_token_expires(
     headers = bearer(short_jwt(turn.tenant, 4)) | {"last-event-id": "1"}
     stream = Stream(gateway, events(turn), headers)
     await stream.until(b": hb\n")
-    assert (await stream.rest()).endswith(LAST_CHUNK)
+    assert (await stream.read_rest()).endswith(LAST_CHUNK)
     await own_server.start()
 
 
@@ -328,7 +328,7 @@ async def test_a_download_breaks_off_when_its_credential_ends(
         return (await gateway.client.head(path, headers=headers)).status_code == 401
 
     await until(is_refused)
-    cut = await slow.rest()
+    cut = await slow.read_rest()
     assert len(cut) < LONG_BYTES
     assert not cut.endswith(LAST_CHUNK)
     whole = await gateway.client.get(path, headers=bearer(jwts.token(sub=tenant).decode()))

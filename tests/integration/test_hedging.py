@@ -81,7 +81,7 @@ class HedgingSystem(OwnSystem):
     async def aborted(self) -> int:
         return (await read_stats(self.claude))["streams_aborted"]
 
-    async def called(self, count: int) -> None:
+    async def wait_for_calls(self, count: int) -> None:
         """Waits until the simulated Claude has been called that often."""
 
         async def is_called() -> bool:
@@ -275,7 +275,7 @@ async def test_cancelling_closes_both_calls(own: HedgingSystem) -> None:
 async def test_a_hedged_turn_ends_once_after_a_restart_of_the_log(own: HedgingSystem) -> None:
     async with own.two_generators():
         key = await own.append_request("words=20 rate=20 wait=2")
-        await own.called(2)
+        await own.wait_for_calls(2)
         await own.server.stop(SIGKILL)
         await own.server.start()
         turn = await own.wait_until_settled(key)
@@ -292,7 +292,7 @@ class Pair(NamedTuple):
     async def start_turn(self, line: str) -> tuple[TurnKey, Process, Process]:
         """Returns a turn for which both have called the model, the process of the first attempt, and the other."""
         key = await append_request(self.own.log, line)
-        await self.own.called(2)
+        await self.own.wait_for_calls(2)
         first = await first_generator(self.own.log, key)
         (second,) = self.processes.keys() - {first}
         return key, self.processes[first], self.processes[second]
@@ -423,7 +423,7 @@ async def test_a_generator_declines_a_second_hedge_of_a_turn_and_every_hedge_whi
     async with own.running_generator(**HEDGING, grace_s=30) as stop:
         await offering(own.server.url, 1)
         assert await rpc.request(late_turn.hedge)
-        await own.called(1)
+        await own.wait_for_calls(1)
         assert not await rpc.request(late_turn.hedge)
         stop.set()
 

@@ -82,13 +82,13 @@ def chunk(content: str, finish: str | None = None) -> str:
     return f"data: {json.dumps(fields)}\n\n"
 
 
-async def broken(request: Request) -> Response:
+async def answer_with_fault(request: Request) -> Response:
     """A provider that fails after 20 words as the message says."""
     body = (await request.body()).decode()
     if "how: 429" in body:
         return JSONResponse({"error": {"message": "slow"}}, 429, headers={"retry-after": "7"})
 
-    async def said() -> AsyncIterator[str]:
+    async def write_words() -> AsyncIterator[str]:
         for number, word in enumerate(words(20).split()):
             yield chunk(f"{' ' if number else ''}{word}")
         if "how: cut" in body:
@@ -98,13 +98,13 @@ async def broken(request: Request) -> Response:
         if "how: stall" in body:
             await asyncio.Event().wait()
 
-    return StreamingResponse(said(), media_type="text/event-stream")
+    return StreamingResponse(write_words(), media_type="text/event-stream")
 
 
 @pytest.fixture
 async def faulty() -> AsyncIterator[str]:
     server = EmbeddedServer("127.0.0.1", 0)
-    server.config.app = Starlette(routes=[Route("/v1/chat/completions", broken, methods=["POST"])])
+    server.config.app = Starlette(routes=[Route("/v1/chat/completions", answer_with_fault, methods=["POST"])])
     async with run_embedded(server) as url:
         yield url
 

@@ -84,7 +84,7 @@ class MessageBatchSystem(OwnSystem):
         """Returns the outcome of each input, and whether it has a turn."""
         return [(line["outcome"], line["turn"] is not None) for line in await read_results(self.gateway, batch)]
 
-    async def paid(self) -> tuple[int, int]:
+    async def count_answered(self) -> tuple[int, int]:
         """Returns the numbers of message batches and of calls that the simulated Claude has answered."""
         counted = await read_stats(self.claude)
         return counted["batches"], counted["calls"]
@@ -176,7 +176,7 @@ async def test_a_batch_costs_half_the_price(own: MessageBatchSystem) -> None:
         for batch in (dear, cheap):
             assert (await own.batch_ended(batch)).outcome == "completed"
         await own.wait_until_acknowledged()
-    assert await own.paid() == (1, 40)
+    assert await own.count_answered() == (1, 40)
     lines, dear_lines = await read_results(own.gateway, cheap), await read_results(own.gateway, dear)
     assert [line["text"] for line in lines] == [words(2, f"b{number}x") for number in range(20)]
     assert [line["custom_id"] for line in lines] == [f"c{number}" for number in range(20)]
@@ -204,7 +204,7 @@ async def test_a_cancelled_batch_keeps_the_answers_it_has(own: MessageBatchSyste
         await own.wait_until_acknowledged()
     assert (await own.api.messages.batches.retrieve(name)).request_counts.canceled == 3
     assert await own.outcomes(batch) == [("completed", True)] * 2 + [("cancelled", False)] * 3
-    assert await own.paid() == (1, 2)
+    assert await own.count_answered() == (1, 2)
 
 
 @pytest.mark.rule("R67")
@@ -253,7 +253,7 @@ async def test_a_failed_creation_is_repeated_and_creates_one_message_batch(own: 
     async with own.running_generator():
         assert (await own.batch_ended(batch)).outcome == "completed"
     await assert_answered_once(own, batch)
-    assert await own.paid() == (1, 3)
+    assert await own.count_answered() == (1, 3)
 
 
 @pytest.mark.rule("R67")
@@ -272,11 +272,11 @@ async def test_a_message_batch_of_another_program_is_not_adopted(own: MessageBat
             return (await own.log.read_turn(key_of(own.tenant, batch))).attempt == 2
 
         await until(is_taken_over)
-        assert await own.paid() == (1, 0)
+        assert await own.count_answered() == (1, 0)
         await own.api.messages.batches.cancel(foreign.id)
         assert (await own.batch_ended(batch)).outcome == "completed"
     await assert_answered_once(own, batch)
-    assert await own.paid() == (2, 2)
+    assert await own.count_answered() == (2, 2)
 
 
 async def test_a_refused_api_key_fails_the_batch(own: MessageBatchSystem) -> None:
@@ -386,7 +386,7 @@ async def test_each_input_is_sent_as_a_turn_would_be(own: MessageBatchSystem) ->
         ("completed", False),
         ("completed", True),
     ]
-    assert await own.paid() == (1, 3)
+    assert await own.count_answered() == (1, 3)
 
 
 class FrozenApi(MessageBatchesApi):
@@ -427,7 +427,7 @@ async def test_a_generator_that_creates_a_second_message_batch_cancels_it(
         await own.batch_ended(batch)
         assert (await own.until_over(second)).request_counts.canceled == 2
     await assert_answered_once(own, batch)
-    assert (await own.paid())[1] == 2
+    assert (await own.count_answered())[1] == 2
 
 
 class ForgetfulApi(MessageBatchesApi):

@@ -357,11 +357,11 @@ async def test_a_turn_with_store_false_is_erased_although_another_cannot_be_and_
         stop.set()
         await running
 
-    def due() -> float | None:
+    def read_due_metric() -> float | None:
         return REGISTRY.get_sample_value("tailrace_persistence_unstored_due")
 
     async def is_erased() -> bool:
-        return due() == 1 and not await log.has_turn(erased)
+        return read_due_metric() == 1 and not await log.has_turn(erased)
 
     async with open_store(database) as store:
         for key in (stuck, erased):
@@ -378,7 +378,7 @@ async def test_a_turn_with_store_false_is_erased_although_another_cannot_be_and_
                 await again.end()
                 await until(is_erased)
                 log.stuck = None
-                await until(lambda: due() == 0)
+                await until(lambda: read_due_metric() == 0)
         assert not await log.has_turn(stuck)
         today = datetime.now(UTC).date()
         usage = await store.usage(OURS, "day", today - timedelta(days=1), today, "", 9)

@@ -24,7 +24,7 @@ TOKEN = "the-token-of-nats"
 
 
 @pytest.fixture
-def unused() -> Iterator[str]:
+def unused_address() -> Iterator[str]:
     """Host and port at which no process listens."""
     with closing(socket.socket()) as bound:
         bound.bind(("127.0.0.1", 0))
@@ -59,12 +59,12 @@ async def on_a_terminal(role: str, *arguments: str, **environ: str) -> tuple[int
         os.close(its)
 
 
-async def test_a_process_without_nats_ends_with_one_line(unused: str) -> None:
+async def test_a_process_without_nats_ends_with_one_line(unused_address: str) -> None:
     """The line has the address and what to do, without the token."""
-    where = f"nats://{TOKEN}@{unused}"
+    where = f"nats://{TOKEN}@{unused_address}"
     status, shown = await on_a_terminal("gateway", TAILRACE_NATS_URL=where)
     assert (status, shown.count("\n")) == (1, 1)
-    assert f"no NATS server answers at {unused}: start one, or set TAILRACE_NATS_URL" in shown
+    assert f"no NATS server answers at {unused_address}: start one, or set TAILRACE_NATS_URL" in shown
     assert TOKEN not in shown
     assert "{" not in shown
 
@@ -107,10 +107,10 @@ async def test_an_invalid_setting_is_refused_at_start_and_by_check(
 
 @pytest.mark.parametrize("fault", ["", "an unreachable address", "a refused key"])
 async def test_a_check_of_a_generator_calls_the_model(
-    system: System, claude: str, unused: str, tmp_path: Path, fault: str
+    system: System, claude: str, unused_address: str, tmp_path: Path, fault: str
 ) -> None:
     """The message has the address, the error and its code; it does not contain the key."""
-    url = f"http://{unused}" if fault == "an unreachable address" else claude
+    url = f"http://{unused_address}" if fault == "an unreachable address" else claude
     key = "bad-key" if fault == "a refused key" else "sk-test"
     environ = {"TAILRACE_NATS_URL": system.nats_url, "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": key}
     printed = tmp_path / "printed.txt"

@@ -21,11 +21,11 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 class Issuer:
-    """A server of key sets with a settable answer; one request per connection. `asked` has all requests."""
+    """A server of key sets with a settable answer; one request per connection. `received` has all requests."""
 
     def __init__(self) -> None:
         self.received: list[bytes] = []
-        self.answer: Answer = nothing
+        self.answer: Answer = close_at_once
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[str]:
@@ -40,7 +40,7 @@ class Issuer:
         async with server:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/.well-known/jwks.json"
 
-    def tell(self, body: bytes, status: str = "200 OK", *headers: str) -> None:
+    def set_response(self, body: bytes, status: str = "200 OK", *headers: str) -> None:
         head = "\r\n".join(
             [f"HTTP/1.1 {status}", f"content-length: {len(body)}", "connection: close", *headers, "", ""]
         )
@@ -52,7 +52,7 @@ class Issuer:
         self.answer = answer
 
 
-async def nothing(writer: asyncio.StreamWriter) -> None:
+async def close_at_once(writer: asyncio.StreamWriter) -> None:
     """Closes the connection without an answer."""
 
 
@@ -69,7 +69,7 @@ async def url(issuer: Issuer) -> AsyncIterator[str]:
 
 async def test_keys_are_read_once(issuer: Issuer, url: str) -> None:
     """Fifty concurrent tokens with a new key cause one request; a thousand later ones cause none."""
-    issuer.tell(jwts.key_set(rsa=RSA_KEY, ec=EC_KEY))
+    issuer.set_response(jwts.key_set(rsa=RSA_KEY, ec=EC_KEY))
     keys = JwksCache(url)
     found = await asyncio.gather(*(keys.find("ec") for _ in range(50)))
     assert {key.algorithm for key in found if key} == {"ES256"}
@@ -82,10 +82,10 @@ async def test_keys_are_read_once(issuer: Issuer, url: str) -> None:
 
 async def test_an_unknown_kid_causes_one_read_per_cooldown(issuer: Issuer, url: str) -> None:
     """The first token with a new key shows a rotation; invented key ids cause no further requests."""
-    issuer.tell(jwts.key_set(old=EC_KEY))
+    issuer.set_response(jwts.key_set(old=EC_KEY))
     keys = JwksCache(url, cooldown_s=0)
     assert await keys.find("old") is not None
-    issuer.tell(jwts.key_set(new=OTHER_KEY))
+    issuer.set_response(jwts.key_set(new=OTHER_KEY))
     assert await keys.find("new") is not None
     assert await keys.find("old") is None
     patient = JwksCache(url)
@@ -116,13 +116,13 @@ async def test_an_invalid_answer_keeps_the_known_keys(
     issuer: Issuer, url: str, body: bytes, status: str, headers: tuple[str, ...]
 ) -> None:
     """A broken issuer locks no client out."""
-    issuer.tell(jwts.key_set(ec=EC_KEY))
+    issuer.set_response(jwts.key_set(ec=EC_KEY))
     keys = JwksCache(url, cooldown_s=0)
     await keys.read()
-    issuer.tell(body, status, *headers)
+    issuer.set_response(body, status, *headers)
     await keys.read()
     assert await keys.find("ec") is not None
-    issuer.answer = nothing
+    issuer.answer = close_at_once
     await keys.read()
     assert await keys.find("ec") is not None
 
@@ -130,11 +130,11 @@ async def test_an_invalid_answer_keeps_the_known_keys(
 async def test_a_redirect_is_not_followed(issuer: Issuer, url: str) -> None:
     """Only the settings have the address of the keys."""
     elsewhere = Issuer()
-    elsewhere.tell(jwts.key_set(ec=OTHER_KEY))
+    elsewhere.set_response(jwts.key_set(ec=OTHER_KEY))
     async with elsewhere.running() as other:
         for status in ("301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"):
             for location in (other, "file:///etc/passwd", "ftp://127.0.0.1/"):
-                issuer.tell(b"", status, f"location: {location}")
+                issuer.set_response(b"", status, f"location: {location}")
                 keys = JwksCache(url)
                 assert await keys.find("ec") is None
     assert elsewhere.received == []
@@ -144,7 +144,7 @@ async def test_a_stalling_issuer_is_given_up_after_the_timeout(
     issuer: Issuer, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A silent one, and one that sends a byte now and then; the known keys stay valid."""
-    issuer.tell(jwts.key_set(ec=EC_KEY))
+    issuer.set_response(jwts.key_set(ec=EC_KEY))
     keys = JwksCache(url)
     await keys.read()
     monkeypatch.setattr("tailrace.gateway.auth.jwks.TIMEOUT_S", 0.3)
@@ -182,7 +182,7 @@ async def test_keys_from_a_file_are_refreshed(tmp_path: Path) -> None:
 async def test_a_token_causes_no_fetch_of_its_own_urls(issuer: Issuer, url: str) -> None:
     """`jku`, `x5u`, an issuer that is a URL: requests go only to the address in the settings."""
     elsewhere = Issuer()
-    issuer.tell(jwts.key_set(ec=EC_KEY))
+    issuer.set_response(jwts.key_set(ec=EC_KEY))
     verifier = JwtVerifier(Settings(**jwts.settings(jwt_keys=url)))
     asking = Request({"type": "http", "method": "GET", "headers": []})
     async with elsewhere.running() as other:

@@ -109,11 +109,11 @@ async def test_another_generator_continues_the_turns_of_a_frozen_and_of_a_killed
     async def holder(key: TurnKey) -> Process:
         """Returns the generator of a turn in the middle of its answer."""
 
-        async def begun() -> Turn | None:
+        async def find_begun_turn() -> Turn | None:
             turn = await own.log.read_turn(key)
             return turn if len(turn.text) >= 100 else None
 
-        turn = await until(begun)
+        turn = await until(find_begun_turn)
         assert turn is not None
         return generators[turn.generator.rpartition("-")[0]]
 

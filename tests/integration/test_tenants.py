@@ -163,17 +163,17 @@ async def test_beyond_loopback_a_gateway_without_keys_does_not_start(
         "TAILRACE_NATS_URL": own_server.url,
     }
 
-    async def started(*arguments: str) -> tuple[int, str]:
+    async def run_process(*arguments: str) -> tuple[int, str]:
         printed = tmp_path / "printed.txt"
         with printed.open("wb") as output:
             process = await spawn((sys.executable, "-m", "tailrace.gateway", *arguments), environ, output.fileno())
         return await asyncio.wait_for(process.wait(), 20), printed.read_text()
 
     for arguments in ((), ("--check",)):
-        status, sentence = await started(*arguments)
+        status, sentence = await run_process(*arguments)
         assert status == 2
         assert sentence.startswith("gateway: TAILRACE_HOST: 0.0.0.0 is reachable from other machines")
         assert "tailrace keys create" in sentence
         assert "ready" not in sentence
     await ApiKeyStore(own_connection).create(new_key(Tenant("alice"), now=1, scopes=SCOPES).record)
-    assert (await started("--check"))[0] == 0
+    assert (await run_process("--check"))[0] == 0

@@ -187,7 +187,7 @@ async def test_a_gateway_that_is_killed_before_it_answers_has_stored_the_request
 ) -> None:
     """A repeated POST with the same key returns that turn (fault F6)."""
 
-    async def stored() -> dict[str, int]:
+    async def count_stored() -> dict[str, int]:
         info = await own_connection.jetstream.stream_info(subjects.STREAM, subjects_filter=f"turns.{tenant}.>")
         return info.state.subjects or {}
 
@@ -198,7 +198,7 @@ async def test_a_gateway_that_is_killed_before_it_answers_has_stored_the_request
     ):
         headers = ONCE | {"authorization": f"Bearer {KEY}"}
         posting = asyncio.create_task(client.post("/v1/turns", json=BODY, headers=headers))
-        await until(stored)
+        await until(count_stored)
         await killed.stop(SIGKILL)
         with pytest.raises(httpx2.HTTPError):
             await posting
@@ -206,7 +206,7 @@ async def test_a_gateway_that_is_killed_before_it_answers_has_stored_the_request
     answers = [await gateway.client.post("/v1/turns", json=BODY, headers=ONCE) for _ in range(2)]
     assert {answer.status_code for answer in answers} == {202}
     [turn] = {answer.json()["turn"] for answer in answers}
-    assert await stored() == {f"turns.{tenant}.{turn}.request": 1}
+    assert await count_stored() == {f"turns.{tenant}.{turn}.request": 1}
 
 
 @pytest.mark.rule("R26")
@@ -284,11 +284,11 @@ async def test_a_record_is_the_same_from_the_log_and_from_the_database(
     accepted = await post(gateway, message="#sim words=40 rate=60", metadata={"a": "b"})
     path = accepted["links"]["self"]
 
-    async def begun() -> dict[str, Any] | None:
+    async def find_begun_turn() -> dict[str, Any] | None:
         record: dict[str, Any] = (await gateway.client.get(path)).json()
         return record if record["text"] else None
 
-    running = await until(begun)
+    running = await until(find_begun_turn)
     assert running is not None
     rest = await read(gateway.client, accepted["turn"], running["cursor"])
     ended = (await gateway.client.get(path)).json()

@@ -81,11 +81,11 @@ def _dialects(hits: Sequence[Hit]) -> Iterator[str]:
     yield f"| dialect | {' | '.join(f'{process} killed' for process in PROCESSES)} |"
     yield "|---" * (len(PROCESSES) + 1) + "|"
     for dialect in DIALECTS:
-        cells = (_received([hit for hit in hits if hit.process == process], dialect) for process in PROCESSES)
+        cells = (_render_received([hit for hit in hits if hit.process == process], dialect) for process in PROCESSES)
         yield f"| `{dialect}` | {' | '.join(cells)} |"
 
 
-def _received(hits: Sequence[Hit], dialect: str) -> str:
+def _render_received(hits: Sequence[Hit], dialect: str) -> str:
     received = [hit for hit in hits if dialect in hit.dialects]
     if not received:
         return "-"

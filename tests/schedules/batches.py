@@ -72,15 +72,15 @@ class SimulatedMessageBatches(MessageBatchesApi):
         made = MessageBatch(f"msgbatch_{len(self._made)}", now(self._process.world), "in_progress", {})
         self._made.append((made, list(requests)))
         await self._request()
-        return self._shown(made, list(requests))
+        return self._show(made, list(requests))
 
     async def retrieve(self, name: str) -> MessageBatch:
         await self._request()
-        return next(self._shown(made, ids) for made, ids in self._made if made.id == name)
+        return next(self._show(made, ids) for made, ids in self._made if made.id == name)
 
     async def list_since(self, since: datetime) -> list[MessageBatch]:
         await self._request()
-        return [self._shown(made, ids) for made, ids in reversed(self._made) if made.created_at >= since]
+        return [self._show(made, ids) for made, ids in reversed(self._made) if made.created_at >= since]
 
     async def results(self, name: str) -> AsyncGenerator[Line, None]:
         await self._request()
@@ -90,7 +90,7 @@ class SimulatedMessageBatches(MessageBatchesApi):
         for custom_id in next(reversed(ids) for made, ids in self._made if made.id == name):
             yield Line(custom_id, Succeeded(message))
 
-    def _shown(self, made: MessageBatch, ids: list[str]) -> MessageBatch:
+    def _show(self, made: MessageBatch, ids: list[str]) -> MessageBatch:
         has_ended = now(self._process.world) >= made.created_at + timedelta(seconds=ANSWERED_S)
         kind = "succeeded" if has_ended else "processing"
         return MessageBatch(made.id, made.created_at, "ended" if has_ended else "in_progress", {kind: len(ids)})

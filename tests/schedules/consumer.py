@@ -57,7 +57,7 @@ class SimulatedConsumer:
         if self._is_wanted(stored):
             message = Message(key, stored)
             self.messages.append(message)
-            self.world.after(DELIVERY_S, self._offer, message)
+            self.world.call_after(DELIVERY_S, self._offer, message)
 
     def lose_leases(self) -> None:
         """Delivers all messages again, as after a time without a leader in which renewals were lost."""
@@ -65,7 +65,7 @@ class SimulatedConsumer:
             self._offer(message)
 
     def offer_after(self, wait_s: float, message: Message) -> None:
-        self.world.after(wait_s, self._offer, message)
+        self.world.call_after(wait_s, self._offer, message)
 
     def _offer(self, message: Message) -> None:
         if not message.is_done:
@@ -84,7 +84,7 @@ class SimulatedConsumer:
         elif waiting and self._pulls:
             # All that ask are frozen: one of them is served when it is thawed.
             thawed_s = min(process.frozen_until_s for process, _ in self._pulls)
-            self.world.after(thawed_s - self.world.time(), self._deliver)
+            self.world.call_after(thawed_s - self.world.time(), self._deliver)
 
     def _lease(self, process: Process, messages: Sequence[Message]) -> None:
         for message in messages:
@@ -92,7 +92,7 @@ class SimulatedConsumer:
             message.times += 1
             self.world.record("consumer", f"delivers {message.stored.seq} to {process.name}")
             self.renew(message)
-            self.world.after(ACK_WAIT_S, self._expire, message, message.times)
+            self.world.call_after(ACK_WAIT_S, self._expire, message, message.times)
 
     def renew(self, message: Message) -> None:
         message.lease_until_s = self.world.time() + ACK_WAIT_S
@@ -101,7 +101,7 @@ class SimulatedConsumer:
         if message.is_done or message.times != times:
             return
         if message.lease_until_s > self.world.time():
-            self.world.after(message.lease_until_s - self.world.time(), self._expire, message, times)
+            self.world.call_after(message.lease_until_s - self.world.time(), self._expire, message, times)
         else:
             self._offer(message)
 

@@ -145,7 +145,7 @@ class Generator:
         self._server.happened.append("drain")
         self._stop.set()
         process = self.process
-        self._server.world.after(
+        self._server.world.call_after(
             DRAIN_S, lambda: self._replace() if self.process is process and not process.is_dead else None
         )
 
@@ -153,7 +153,7 @@ class Generator:
         self.process.kill()
         self.name += "'"
         self._open()
-        self._server.world.after(RESTART_S, self.start)
+        self._server.world.call_after(RESTART_S, self.start)
 
     @property
     def is_busy(self) -> bool:

@@ -126,12 +126,12 @@ class SimulatedServer:
             return PUBLISH_TIMEOUT_S, PublishUnclear("acknowledgement lost", is_answered=False)
         if (u := u - faults.late) < 0:
             self.happened.append("late write")
-            world.after(world.chance() * LATE_MAX_S, self._apply_late, entry, fence)
+            world.call_after(world.chance() * LATE_MAX_S, self._apply_late, entry, fence)
             return PUBLISH_TIMEOUT_S, PublishUnclear("late", is_answered=False)
         if (u := u - faults.unsettled) < 0:
             self.happened.append("unsettled")
             if world.chance() < 0.5:
-                world.after(world.chance() * 0.1, self._apply_late, entry, fence)
+                world.call_after(world.chance() * 0.1, self._apply_late, entry, fence)
             return soon_s, PublishUnclear("10164")
         if u < faults.full:
             self.happened.append("full")
@@ -240,10 +240,10 @@ class SimulatedServer:
                 self.happened.append("dropped hint")
                 continue
             wait_s = 0.0005 + (world.chance() * 0.01 if faults.reordered else 0)
-            world.after(wait_s, feed.add, stored)
+            world.call_after(wait_s, feed.add, stored)
             if 1 - faults.repeated < u < 1:
                 self.happened.append("repeated hint")
-                world.after(wait_s + world.chance() * 0.1, feed.add, stored)
+                world.call_after(wait_s + world.chance() * 0.1, feed.add, stored)
 
 
 class _Subscription:

@@ -39,14 +39,14 @@ class World(VirtualLoop):
         if self.trace is not None:
             self.trace.append(f"{self.time():9.4f}  {name:10} {what}")
 
-    def after(self, wait_s: float, call: Callable[..., Any], *args: Any) -> None:
+    def call_after(self, wait_s: float, call: Callable[..., Any], *args: Any) -> None:
         """Calls `call` in `wait_s` seconds, on behalf of no process."""
         self.call_at(self.time() + wait_s, call, *args, context=self._context)
 
     async def wait(self, wait_s: float) -> None:
         """Waits exactly `wait_s` seconds."""
         over = self.create_future()
-        self.after(wait_s, _finish, over)
+        self.call_after(wait_s, _finish, over)
         await over
 
     def call_later(
