@@ -22,10 +22,10 @@ from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Break
 from tailrace.deploy.simulated_claude.message_batches import LIMIT, MessageBatch, MessageBatches
 from tailrace.deploy.simulated_claude.model import MODELS
 from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
-from tailrace.deploy.simulated_claude.reply import ParsedRequest, parse, reply
+from tailrace.deploy.simulated_claude.reply import ParsedRequest, parse_message, reply
 from tailrace.deploy.simulated_claude.request import Request, decode, find_model, require_max_tokens
 from tailrace.deploy.simulated_claude.stats import Stats
-from tailrace.deploy.simulated_claude.writer import MessageWriter, StreamedAnswer, StreamWriter
+from tailrace.deploy.simulated_claude.writer import MessageWriter, StreamWriter, WriterResponse
 
 BODY_BYTES_MAX = 32 * 2**20  # Anthropic's limit for a Messages request
 BATCH_BYTES_MAX = 256 * 2**20
@@ -76,7 +76,7 @@ def app(*, shows_calls: bool = False) -> Starlette:
 async def create_message(http: HttpRequest) -> Response:
     request = await read(http)
     require_max_tokens(request)
-    parsed = parse(request)
+    parsed = parse_message(request)
     stats: Stats = http.app.state.stats
     cached = http.app.state.cache.take(await http.body())
     answered = reply(parsed, stats.next_call(parsed.conversation.key), cached)
@@ -89,8 +89,8 @@ async def create_message(http: HttpRequest) -> Response:
         call.close(answered.breaks.kind)
         return instead
     if request.stream:
-        return StreamedAnswer(StreamWriter(answered, parsed.directed, stats, call), headers("text/event-stream"))
-    return StreamedAnswer(MessageWriter(answered, parsed.directed, stats, call), headers("application/json"))
+        return WriterResponse(StreamWriter(answered, parsed.directed, stats, call), headers("text/event-stream"))
+    return WriterResponse(MessageWriter(answered, parsed.directed, stats, call), headers("application/json"))
 
 
 def response_instead(parsed: ParsedRequest, breaks: Break) -> Response | None:
@@ -114,7 +114,7 @@ async def create_batch(http: HttpRequest) -> Response:
     batch, is_answered = http.app.state.batches.create(body)
     remember(http, body)
     if not is_answered:
-        return StreamedAnswer(send_nothing, headers("application/json"))
+        return WriterResponse(send_nothing, headers("application/json"))
     return json(batch.describe(str(http.base_url)))
 
 
@@ -222,9 +222,9 @@ def require_short(http: HttpRequest, most: int) -> None:
         raise Refusal("request_too_large", "Request exceeds the maximum size")
 
 
-def require_key(headers: Mapping[str, str]) -> None:
-    """Accepts any key except `REFUSED_KEY`; current clients send a bearer token, older ones x-api-key."""
-    key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+def require_key(sent: Mapping[str, str]) -> None:
+    """Accepts headers with any key but `REFUSED_KEY`; current clients send a bearer token, older ones x-api-key."""
+    key = sent.get("x-api-key") or sent.get("authorization", "").removeprefix("Bearer ").strip()
     if not key:
         raise Refusal("authentication_error", "x-api-key header is required")
     if key == REFUSED_KEY:

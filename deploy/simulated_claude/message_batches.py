@@ -16,7 +16,7 @@ import msgspec
 from tailrace.deploy.simulated_claude import event
 from tailrace.deploy.simulated_claude.fault import ERROR_TYPES
 from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
-from tailrace.deploy.simulated_claude.reply import ParsedRequest, Reply, parse, reply
+from tailrace.deploy.simulated_claude.reply import ParsedRequest, Reply, parse_message, reply
 from tailrace.deploy.simulated_claude.request import INVALID, decode, require_max_tokens
 from tailrace.deploy.simulated_claude.stats import Stats
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -220,7 +220,7 @@ def parse_request(request: Request) -> ParsedRequest:
     require_max_tokens(message)
     if message.stream:
         raise Refusal(INVALID, "stream: is not supported in a batch")
-    return parse(message)
+    return parse_message(message)
 
 
 def time_of(request: Request) -> float:

@@ -40,8 +40,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     is_mismatched: bool  # the partial answer is not a prefix of this answer, which is sent from its beginning
 
 
-def parse(request: Request) -> ParsedRequest:
-    """Parses conversation and directive. Raises Refusal for an invalid `#sim` line."""
+def parse_message(request: Request) -> ParsedRequest:
+    """Parses the conversation and the directive of a Messages request. Raises Refusal for an invalid `#sim` line."""
     talk = conversation.read(request.messages)
     try:
         return ParsedRequest(request, talk, directive.read(talk.question))

@@ -18,7 +18,7 @@ CHUNK_BYTES = 32_768  # at rate=0 this many bytes are written at once
 Writer = Callable[[Send], Awaitable[None]]
 
 
-class StreamedAnswer(Response):
+class WriterResponse(Response):
     """A 200 response whose body `writer` sends. When the client disconnects, the writer is cancelled at once.
 
     If a writer returns before the last part, uvicorn drops the connection without the chunked terminator.

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.simulated_claude import event as simulated
-from tailrace.deploy.simulated_claude.reply import parse, reply
+from tailrace.deploy.simulated_claude.reply import parse_message, reply
 from tailrace.deploy.simulated_claude.request import decode
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import from_event
@@ -33,7 +33,7 @@ PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
 def answer_to(call: Call) -> list[events.Event]:
     """Returns the model's answer; raises Refusal for a call that the API would refuse."""
     body = {name: field for name, field in msgspec.to_builtins(call).items() if field is not None}
-    parsed = parse(decode(msgspec.json.encode(body)))
+    parsed = parse_message(decode(msgspec.json.encode(body)))
     frames = [frame for frame, _ in simulated.frames(reply(parsed, 1))]
     decoded = [events.decode(frame.partition(b"data: ")[2].strip()) for frame in frames]
     return [event for event in decoded if not isinstance(event, events.UnknownEvent)]

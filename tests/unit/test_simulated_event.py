@@ -6,13 +6,13 @@ import msgspec
 import pytest
 
 from tailrace.deploy.simulated_claude.event import frames, message
-from tailrace.deploy.simulated_claude.reply import parse, reply
+from tailrace.deploy.simulated_claude.reply import parse_message, reply
 from tailrace.deploy.simulated_claude.request import Message, Request
 
 
 def events_for(line: str, *, call: int = 1, max_tokens: int = 100) -> list[tuple[str, Any]]:
     request = Request(model="claude-sonnet-5-5", max_tokens=max_tokens, messages=[Message("user", line)])
-    sent = b"".join(frame for frame, _ in frames(reply(parse(request), call)))
+    sent = b"".join(frame for frame, _ in frames(reply(parse_message(request), call)))
     events = [event.split("\n") for event in sent.decode().removesuffix("\n\n").split("\n\n")]
     return [(name.removeprefix("event: "), decode_loosely(data.removeprefix("data: "))) for name, data in events]
 
@@ -101,7 +101,7 @@ def test_a_continuation_of_a_complete_answer_has_no_blocks() -> None:
 
 def test_a_message_is_equal_to_its_stream() -> None:
     request = Request(model="claude-sonnet-5-5", max_tokens=5, messages=[Message("user", "#sim words=9 thinking=2")])
-    whole = msgspec.json.decode(message(reply(parse(request), 1)))
+    whole = msgspec.json.decode(message(reply(parse_message(request), 1)))
     assert [block.get("text") or block["thinking"] for block in whole["content"]] == [
         "t000000 t000001",
         "w000000 w000001 w000002",
