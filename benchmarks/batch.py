@@ -80,20 +80,22 @@ async def main(count: int, parallel: int) -> int:
             line["text"] == words(3, f"n{number}x") and line["custom_id"] == f"c{number}"
             for number, line in enumerate(lines)
         ]
-        call_counts = [await _count_calls(log, TurnKey(TENANT, child_id(key.turn, number))) for number in range(count)]
+        request_counts = [
+            await _count_requests(log, TurnKey(TENANT, child_id(key.turn, number))) for number in range(count)
+        ]
         done = [one.done + one.failed for one in await _progress(log, key)]
         turn = await log.read_turn(key)
         calls = (await read_stats(claude.url))["calls"]
     print(f"{count} inputs, {parallel} at once, accepted in {accepted_s:.2f} s; killed: {', '.join(killed)}")
-    print(f"turns asked exactly once: {call_counts.count(1)}; answers whole and in order: {right.count(True)}")
+    print(f"turns with exactly one request: {request_counts.count(1)}; answers whole and in order: {right.count(True)}")
     print(f"calls to the model: {calls}; attempts at the batch: {turn.attempt}; entries of progress: {len(done)}")
     print(f"all ended after {whole_s:.1f} s")
-    is_right = call_counts.count(1) == right.count(True) == len(lines) == count and done == sorted(set(done))
+    is_right = request_counts.count(1) == right.count(True) == len(lines) == count and done == sorted(set(done))
     print("all of it as it should be" if is_right else "NOT as it should be")
     return 0 if is_right else 1
 
 
-async def _count_calls(log: TurnLog, key: TurnKey) -> int:
+async def _count_requests(log: TurnLog, key: TurnKey) -> int:
     return sum(isinstance(stored.entry, Request) for stored in await log.read_entries(key))
 
 

@@ -84,7 +84,7 @@ async def read(url: str, turn: TurnKey, key: NewKey, opened: asyncio.Queue[None]
         while True:
             async with client.stream("GET", f"/v1/turns/{turn.turn}/events") as answer:
                 if answer.status_code == 401:
-                    # The gateway has not heard of the key yet.
+                    # The gateway has not received the key yet.
                     await asyncio.sleep(0.01)
                     continue
                 opened.put_nowait(None)

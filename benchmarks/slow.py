@@ -156,7 +156,7 @@ async def measured(folder: Path, kinds: Sequence[Beside], entries: int, rounds: 
 async def measure(
     seen: Seen, beside: Beside, entries: int, gateway: processes.Process, log: TurnLog, others: Others
 ) -> None:
-    """One round: they come, so many entries are said beside them, and they go."""
+    """One round: the readers connect, so many entries are stored beside them, and the readers disconnect."""
     port = int(gateway.url.rpartition(":")[2])
     await until(lambda: is_alone(gateway.url), 60)
     before, looks = resident(gateway.pid), await metric(gateway.url, LOOKS)
@@ -259,7 +259,7 @@ async def main() -> None:
     entries, rounds = options.pop("entries"), options.pop("rounds")
     kinds = {"alone": Beside(), f"beside {options}": Beside(**options)}
     if readers := options["silent"] + options["dripping"]:
-        kinds[f"beside {readers} who read"] = Beside(reading=readers)
+        kinds[f"beside {readers} fast readers"] = Beside(reading=readers)
     with tempfile.TemporaryDirectory() as folder:
         seen = dict(zip(kinds, await measured(Path(folder), list(kinds.values()), entries, rounds), strict=True))
     for name, one in seen.items():

@@ -210,12 +210,12 @@ class Others:
     """Readers of a turn that is being written all the time, and how late each gets each entry."""
 
     def __init__(self, log: TurnLog, port: int, past: Sequence[str] = ()) -> None:
-        """`past`: what the turn has said before they come."""
+        """`past`: the texts that the turn has stored before the readers connect."""
         self.key = TurnKey(LOCAL.tenant, TurnId(new_id()))
         self._writer = Writer(log, self.key)
         self._port = port
         self._past = past
-        self._said: dict[int, float] = {}
+        self._stored_at: dict[int, float] = {}
         self._arrived: list[tuple[int, float]] = []
 
     async def watch(self) -> None:
@@ -238,7 +238,7 @@ class Others:
             while True:
                 before = time.perf_counter()
                 await self._writer.store_texts("word ")
-                self._said[self._writer.chain.last] = before
+                self._stored_at[self._writer.chain.last] = before
                 await asyncio.sleep(WRITTEN_EVERY_S)
         finally:
             for other in others:
@@ -246,7 +246,7 @@ class Others:
 
     @property
     def last(self) -> Seq:
-        """The entry that was said last."""
+        """The entry that was stored last."""
         return self._writer.chain.last
 
     @property
@@ -255,8 +255,11 @@ class Others:
         return len(self._arrived)
 
     def late(self, known: int = 0) -> list[float]:
-        """Seconds from when each entry was said until each reader had it, after the first `known`, in their order."""
-        return [at - self._said[one] for one, at in self._arrived[known:] if one in self._said]
+        """Returns the delays in seconds of the entries that readers received, without the first `known`, in order.
+
+        A delay is the time from the append of an entry until a reader has it.
+        """
+        return [at - self._stored_at[one] for one, at in self._arrived[known:] if one in self._stored_at]
 
 
 def resident(pid: int) -> int:

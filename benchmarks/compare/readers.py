@@ -79,8 +79,8 @@ class Reader(asyncio.Protocol):
             self._transport.close()
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        count, rest = len(self._words.delays), self._words.rest[:200]
-        self._fail(RuntimeError(f"the answer ended after {count} of {self._count} words: {rest!r}"))
+        received, rest = len(self._words.delays), self._words.rest[:200]
+        self._fail(RuntimeError(f"the answer ended after {received} of {self._count} words: {rest!r}"))
 
     def _fail(self, error: RuntimeError) -> None:
         if not self.done.done():

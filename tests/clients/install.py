@@ -36,11 +36,13 @@ def main() -> None:
         subprocess.run([NODE, NPM, "ci"], cwd=folder, env=os.environ | {"PATH": path}, check=True)
     install_python_clients()
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    is_headless_missing = shutil.which(HEADLESS_SHELL) is None
-    can_install = (missing or is_headless_missing) and update_package_lists()
-    if missing and not (can_install and install([PROGRAMS[program] for program in missing])):
+    has_headless = shutil.which(HEADLESS_SHELL) is not None
+    if has_headless and not missing:
+        return
+    is_updated = update_package_lists()
+    if missing and not (is_updated and install([PROGRAMS[program] for program in missing])):
         print(f"{', '.join(missing)} cannot be installed here (it takes root and apt-get): their tests are skipped.")
-    elif can_install and is_headless_missing:
+    elif is_updated and not has_headless:
         install([HEADLESS_SHELL])
 
 
@@ -56,7 +58,7 @@ def install_python_clients() -> None:
 
 
 def update_package_lists() -> bool:
-    """Returns whether packages can be installed now: with root and apt-get, whose lists were downloaded."""
+    """Downloads apt-get's lists of packages, which needs root; returns whether it has."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return False
     return subprocess.run(["apt-get", "update", "--quiet"], check=False).returncode == 0

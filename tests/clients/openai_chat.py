@@ -38,7 +38,7 @@ def text_of(chunks: list[ChatCompletionChunk]) -> str:
 
 
 async def read_until_cut(chunks: AsyncIterable[ChatCompletionChunk], received: list[ChatCompletionChunk]) -> bool:
-    """Appends chunks to `got`; returns whether the stream ended, rather than the connection."""
+    """Appends chunks to `received`; returns whether the stream ended, rather than the connection."""
     try:
         async for chunk in chunks:
             received.append(chunk)  # noqa: PERF401

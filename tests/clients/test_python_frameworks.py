@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 async def answers(url: str, framework: str, *arguments: str) -> list[str]:
-    """Returns what the framework has made of each answer. `asked`: pairs of a mode and a question."""
+    """Returns what the framework has made of each answer. `arguments`: pairs of a mode and a question."""
     assert PYTHON.exists(), "the clients in Python are not installed: run `make clients`"
     # LlamaIndex looks for a home directory.
     command = [str(PYTHON), str(SCRIPT), url, KEY, framework, *arguments]

@@ -130,18 +130,14 @@ async def test_an_ended_turn_is_posted_once_with_signature_and_record(own: OwnSy
         await own.wait_until_drained()
     assert sorted(receiver.turns) == sorted(turns([key, named]))
     assert default.turns == [theirs.turn]
-    (received_webhook,) = [
-        received_webhook for received_webhook in receiver.received if received_webhook.turn == key.turn
-    ]
-    for tenant, one in ((OURS, received_webhook), (THEIRS, default.received[0])):
+    (webhook,) = [webhook for webhook in receiver.received if webhook.turn == key.turn]
+    for tenant, one in ((OURS, webhook), (THEIRS, default.received[0])):
         secret = signature.format_secret(signature.derive_secret(KEY.encode(), tenant))
         assert Webhook(secret).verify(one.body, dict(one.headers)) == one.decoded
-    assert msgspec.convert(received_webhook.decoded["data"], TurnRecord) == record_from_fold(
-        key, await own.log.read_turn(key)
-    )
-    assert received_webhook.decoded["type"] == "turn.completed"
-    assert received_webhook.decoded["links"] == {"self": f"/v1/turns/{key.turn}"}
-    assert received_webhook.headers["content-type"] == "application/json"
+    assert msgspec.convert(webhook.decoded["data"], TurnRecord) == record_from_fold(key, await own.log.read_turn(key))
+    assert webhook.decoded["type"] == "turn.completed"
+    assert webhook.decoded["links"] == {"self": f"/v1/turns/{key.turn}"}
+    assert webhook.headers["content-type"] == "application/json"
 
 
 async def test_without_a_key_ends_wait_in_the_log_and_a_first_key_delivers_them(
@@ -186,7 +182,7 @@ async def test_a_failed_delivery_is_retried_with_the_same_id_and_body(own: OwnSy
             key = await own.write(receiver.url)
             await own.wait_until_drained()
     assert receiver.turns == [key.turn] * 12
-    assert len({received_webhook.body for received_webhook in receiver.received}) == 1
+    assert len({webhook.body for webhook in receiver.received}) == 1
     assert connections == []
 
 
@@ -234,8 +230,8 @@ async def test_webhooks_of_a_session_are_in_order_and_delay_no_other_session(
     """The second one waits while the first one is retried."""
     may_succeed = asyncio.Event()
 
-    async def fail_first(received_webhook: ReceivedWebhook, _: Request) -> Response:
-        return Response(status=204 if may_succeed.is_set() or received_webhook.turn != first.turn else 500)
+    async def fail_first(webhook: ReceivedWebhook, _: Request) -> Response:
+        return Response(status=204 if may_succeed.is_set() or webhook.turn != first.turn else 500)
 
     receiver.answer = fail_first
     async with own.persistence():
@@ -331,7 +327,7 @@ async def test_the_end_of_a_fork_is_not_posted(own: OwnSystem, receiver: Receive
         assert receiver.received == []
         await writer.end()
         await own.wait_until_drained()
-    assert [(received_webhook.turn, received_webhook.decoded["type"]) for received_webhook in receiver.received] == [
+    assert [(webhook.turn, webhook.decoded["type"]) for webhook in receiver.received] == [
         (writer.key.turn, "turn.completed")
     ]
 

@@ -163,9 +163,9 @@ def _check_refusals(reader: simulated.Reader, valid: list[Stored]) -> Verdict:
     """No reader is refused a turn or a cursor that is valid."""
     if reader.refused:
         return Verdict(False, f"{reader.name}: {reader.refused[0]}")
-    for reason in reader.broken:
-        if all(any(one is other for other in valid) for one in reason):
-            return Verdict(False, f"{reader.name} was refused after {[one.seq for one in reason]}, which is all valid")
+    for read in reader.broken:
+        if all(any(one is other for other in valid) for one in read):
+            return Verdict(False, f"{reader.name} was refused after {[one.seq for one in read]}, which is all valid")
     return KEPT
 
 

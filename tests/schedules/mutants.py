@@ -283,7 +283,7 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
 
 @contextmanager
 def disable(name: str) -> Iterator[None]:
-    """Removes the rule `name` while the block runs."""
+    """Disables the rule `name` while the block runs."""
     with ExitStack() as stack:
         for changed in MUTANTS[name]():
             stack.enter_context(changed)

@@ -65,7 +65,7 @@ def test_the_layers_return_first_and_see_only_how_a_success_begins() -> None:
 
 
 def test_the_layers_see_an_error_whole() -> None:
-    """Some write its body anew."""
+    """A layer may replace the body of an error."""
     seen: list[str] = []
     answer = client(error_response("turn_not_found", "no such turn"), seen).get("/")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "turn_not_found")

@@ -34,7 +34,7 @@ KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 
 
 def started_turn(*texts: str) -> Handwritten:
-    """A turn whose first attempt said `texts` and is not finished."""
+    """A turn whose first attempt has stored `texts` and is not finished."""
     log = Handwritten()
     log.store_request()
     log.store_attempt()
@@ -315,7 +315,7 @@ def answers(valid: list[Stored]) -> list[EventEntry]:
 
 
 def fold_of_one_attempt(valid: list[Stored], spoken: list[EventEntry | events.Event]) -> Turn:
-    """The fold of one attempt that said all of `spoken`."""
+    """The fold of one attempt that stored all of `spoken`."""
     log = Handwritten()
     log.store(valid[0].entry)
     log.store_attempt()

@@ -21,7 +21,7 @@ class Client:
 
 
 async def end_after(client: Client, draining: Flag, expired: Flag, cause: Cause) -> None:
-    """Lets one interruption come, a moment later."""
+    """Causes one interruption after 10 ms."""
     await asyncio.sleep(0.01)
     {"disconnected": client.has_left.set, "draining": draining.set, "expired": expired.set}[cause]()
 
@@ -43,7 +43,7 @@ async def test_an_interruption_cancels_the_work_and_is_its_cause(cause: Cause) -
         group.create_task(end_after(client, draining, expired, cause))
         assert (await interruptions.run(work(), 30)).cause == cause
         assert is_cancelled
-        # An interruption that came before ends further work, which has run to its first wait.
+        # Work that starts after the interruption is cancelled at its first `await` that waits.
         assert (await interruptions.run(work())).cause == cause
 
 

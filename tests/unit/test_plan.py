@@ -56,7 +56,7 @@ def block_stop(type_: str, index: int = 0) -> list[events.Event]:
 
 
 def log_with(prefix: Sequence[events.Event], on_interrupt: OnInterrupt = "continue", attempts: int = 1) -> Handwritten:
-    """A turn whose last attempt has heard this much."""
+    """Returns the log of a turn whose last attempt has stored the events `prefix`."""
     log = Handwritten()
     log.store_request(on_interrupt=on_interrupt)
     for _ in range(attempts):

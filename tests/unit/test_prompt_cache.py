@@ -138,10 +138,10 @@ def test_caching_for_an_hour_costs_more() -> None:
 
 
 def body(*messages: str, mark: bool = True, **more: Any) -> bytes:
-    turns: list[dict[str, Any]] = [{"role": "user", "content": [text(message)]} for message in messages]
+    built: list[dict[str, Any]] = [{"role": "user", "content": [text(message)]} for message in messages]
     if mark:
-        turns[-1]["content"][-1] |= FIVE
-    return msgspec.json.encode({"messages": turns, **more})
+        built[-1]["content"][-1] |= FIVE
+    return msgspec.json.encode({"messages": built, **more})
 
 
 def test_the_simulated_claude_caches_marked_long_prompts() -> None:

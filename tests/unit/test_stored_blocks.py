@@ -54,7 +54,7 @@ ANSWERS = st.builds(
     NAMED,
 )
 RECORDS = st.builds(
-    lambda messages, record, outcome: msgspec.structs.replace(RECORD, input=messages, content=record, outcome=outcome),
+    lambda messages, answer, outcome: msgspec.structs.replace(RECORD, input=messages, content=answer, outcome=outcome),
     MESSAGES,
     st.lists(ANSWERS, max_size=4),
     st.sampled_from(["completed", "failed", "running"]),

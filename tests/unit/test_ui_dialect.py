@@ -16,7 +16,7 @@ from tailrace.proto.entries import Failure, Message
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
-from tests.harness.displayed_text import ui as said
+from tests.harness.displayed_text import ui as displayed_text
 from tests.harness.sse_parser import parse
 from tests.harness.turn_builder import Handwritten, opening_events
 from tests.unit.test_dialects import turns
@@ -41,7 +41,7 @@ def chunks(data: bytes) -> list[Chunk]:
 
 
 def log_with(*events_: events.Event) -> Handwritten:
-    """A turn that has begun and said that."""
+    """A turn that has begun and stored these events."""
     log = Handwritten()
     log.store_request()
     log.store_attempt()
@@ -112,7 +112,7 @@ def test_resume_from_the_database_starts_with_a_reset(log: Handwritten, seen: in
     record = record_from_fold(KEY, log.turn)
     whole, rest = (chunks(UI.render_record(record, count).data) for count in (0, seen))
     assert rest == (whole[seen:] if seen <= 3 else [{"type": "reset-step"}, *whole[3:]])
-    assert said(UI.render_record(record, seen).data) == record.text
+    assert displayed_text(UI.render_record(record, seen).data) == record.text
 
 
 def record_of(log: Handwritten, turn: str = "turn-1", **given: Any) -> TurnRecord:

@@ -4,7 +4,7 @@ import { setTimeout } from "node:timers/promises";
 import { chromium } from "playwright-core";
 
 const [steps, gateway, ...given] = process.argv.slice(2);
-// `small` has a desktop's layout. Chromium draws each frame of an answer with the CPU: that takes a third of the time.
+// `small` has the layout of a desktop. Chromium draws each frame with the CPU, in a third of the time for `desktop`.
 const SIZES = { desktop: { width: 1280, height: 860 }, phone: { width: 390, height: 844 }, small: { width: 900, height: 400 } };
 // Each colour scheme and each size once.
 const LOOKS = [["light", "desktop"], ["dark", "phone"]];

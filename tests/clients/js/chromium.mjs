@@ -17,7 +17,7 @@ export async function browse(entry, work) {
   const args = ["--no-sandbox", "--disable-features=LocalNetworkAccessChecks"];
   const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args });
   const open = async (origin) => {
-    // Each frame of an answer is drawn with the CPU, and nobody looks at it.
+    // Small, because Chromium draws each frame of an answer with the CPU.
     const page = await browser.newPage({ viewport: { width: 400, height: 200 } });
     page.on("pageerror", (error) => console.error(error));
     await page.route(`${origin}/client.html`, (route) =>
