@@ -122,7 +122,7 @@ class AnswerState:
 
     @property
     def cursor(self) -> str:
-        """The cursor of the last event that was read, or that reading began after; for `resume(turn, after=…)`."""
+        """The cursor of the last event that was read, at first the `after` of `resume`. `resume` continues after it."""
         return self._reading.cursor
 
 

@@ -171,7 +171,7 @@ def build(
     slots = StreamSlots(limiter, ReaderCounts(reader_limits(settings)))
     readers = ReaderHistory(settings.log_streams)
     presence = ReaderPresence(log, rpc, fan_out, group, draining)
-    on_disconnect = DisconnectPolicy(presence).report_disconnect
+    on_disconnect = DisconnectPolicy(presence).handle_disconnect
     streams = StreamContext(
         settings, connection, log, history, fan_out, authenticator, slots, readers, draining, on_disconnect
     )

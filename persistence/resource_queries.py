@@ -73,7 +73,7 @@ class ResourceQueries:
         return BranchPage(*page_of(branches, limit, lambda one: (one.asked_at, one.turn)))
 
     async def usage(self, tenant: Tenant, ask: GetUsage) -> UsagePage:
-        """Returns a page of totals by day, model or metadata, or the total of `ask.key` alone."""
+        """Returns a page of totals, one for each value of `ask.by`; with `ask.key`, the total of this value alone."""
         limit = paging.clamp_limit(ask.limit)
         # The text with a NUL added is the next one after a text.
         start = f"{paging.decode(ask.after).name}\0" if ask.after is not None else ask.key or ""
@@ -84,7 +84,7 @@ class ResourceQueries:
         return UsagePage(found[:limit], paging.encode(PageCursor(0, found[limit - 1].key or "")) if more else None)
 
     async def stats(self, tenant: Tenant, _: GetStats) -> Stats:
-        """Returns how many sessions were active lately, their usage by model, and how many are busy."""
+        """Returns the number of active sessions, their usage by model, and the sessions that have a running turn."""
         since = self._queries.since
         return Stats(
             active_sessions=await self._store.active_sessions(tenant, since),

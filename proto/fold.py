@@ -81,7 +81,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def worked_s(self) -> float:
-        """Seconds between the entries of attempts. The time before each attempt does not count."""
+        """Seconds between the entries since the first attempt, without the time before each further `attempt`."""
         return self.worked.total_seconds()
 
     @property

@@ -62,7 +62,7 @@ def add_question(parser: argparse.ArgumentParser) -> None:
 
 
 def number(noun: str, lowest: int, highest: int) -> Callable[[str], int]:
-    """Returns an argparse type: an integer from `lowest` to `highest`, which `noun` names in the error."""
+    """Returns an argparse type: an integer from `lowest` to `highest`. Its error calls it a `noun`."""
 
     def parse(text: str) -> int:
         if text.isascii() and text.isdigit() and len(text) <= len(str(highest)) and lowest <= int(text) <= highest:

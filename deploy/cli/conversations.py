@@ -40,7 +40,7 @@ def excerpt(text: str) -> str:
 
 
 def local_time(text: str) -> str:
-    """Returns an ISO time in the time zone of this machine."""
+    """Returns an ISO 8601 time as `2026-01-31 12:00:00`, in the time zone of this machine."""
     return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M:%S}"
 
 

@@ -104,7 +104,7 @@ def limits(text: str) -> dict[str, float]:
 
 
 def key_name(text: str) -> str:
-    """argparse type: a description, printable and not too long."""
+    """argparse type: the description of a key, printable, at most NAME_CHARS_MAX characters."""
     # Names are printed on terminals: no control characters.
     if not text.isprintable() or len(text) > NAME_CHARS_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is not a name: at most {NAME_CHARS_MAX} printable characters")
@@ -224,7 +224,7 @@ def day(time_s: int | None) -> str:
 
 @asynccontextmanager
 async def open_administration(url: str) -> AsyncIterator[Administration]:
-    """Connects with the rights of an operator. Raises LogUnavailable, and LogMisconfigured without the streams."""
+    """Yields the Administration with the rights of an operator. Raises LogUnavailable and LogMisconfigured."""
     connection = await Connection.open(url, "tailrace-keys", ADMIN)
     try:
         await check(connection)

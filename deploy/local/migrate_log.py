@@ -68,7 +68,7 @@ class RaftGroup(NamedTuple):
 
     @property
     def is_settled(self) -> bool:
-        """Whether the group has a leader, and this server has applied all that was committed."""
+        """Whether the group has a leader, and this server has committed and applied its whole log."""
         return self.leader != "" and self.last == self.committed == self.applied
 
 

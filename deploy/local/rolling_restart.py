@@ -48,7 +48,7 @@ class RollingRestart:
         self.requested = asyncio.Event()
 
     async def run(self) -> None:
-        """Restarts the processes one after another each time it is requested, until it is cancelled."""
+        """Restarts the processes one after another each time that `requested` is set, until it is cancelled."""
         while True:
             await self.requested.wait()
             failure = ""

@@ -90,7 +90,7 @@ def refuse_newer_database(database: Path) -> None:
 
 
 async def up(options: Options, environ: Mapping[str, str], listener: socket.socket) -> int:
-    """Runs all processes until a signal; returns the exit status: 0 after a signal. Raises UpRefused."""
+    """Runs all processes until a signal; returns the exit status. Raises UpRefused if they cannot run."""
     console = Console(sys.stdout, width=NAME_WIDTH, coloured=is_coloured(sys.stdout, environ))
     async with TaskGroup() as tasks, AsyncExitStack() as stack:
         supervisor = Supervisor(tasks, console)

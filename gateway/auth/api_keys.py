@@ -62,7 +62,7 @@ class ApiKeyCache:
     def watch(self, key_id: str | None) -> Flag:
         """Returns a flag that is set when the key is revoked, or reaches an expiry that was set after this call.
 
-        `unwatch` must follow.
+        The caller passes the flag to `unwatch` when it no longer needs it.
         """
         ended = Flag()
         if self.is_ended(key_id):
@@ -73,7 +73,7 @@ class ApiKeyCache:
         return ended
 
     def unwatch(self, key_id: str | None, ended: Flag) -> None:
-        """Forgets a flag of `watch`."""
+        """Releases a flag that `watch` has returned."""
         if key_id in self._watchers:
             self._watchers[key_id].discard(ended)
 

@@ -95,7 +95,7 @@ def render_error(error: Refused | LogError, scope: Scope, headers: Mapping[str, 
 
 
 async def handle_refusal(request: Request, error: Exception) -> Response:
-    """Returns the response for an error that the product raises, with its code's status."""
+    """Returns the response for a Refused or LogError, with its code's status."""
     assert isinstance(error, Refused | LogError)  # noqa: S101
     return render_error(error, request.scope)
 
@@ -110,7 +110,7 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
 
 
 async def handle_unexpected_error(_: Request, error: Exception) -> Response:
-    """Logs an error that no code expects; returns 503 if memory is short, else 500."""
+    """Logs an error that is not handled anywhere else, and returns 503 for a lack of memory, otherwise 500."""
     # The stack of a thread is memory, too.
     if isinstance(error, MemoryError) or str(error) == "can't start new thread":
         logger.error("no memory for a request")

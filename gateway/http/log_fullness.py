@@ -51,7 +51,7 @@ class LogFullness:
             raise LogFull("the server's storage is nearly full, and the rest is kept for running turns: retry later")
 
     async def watch(self) -> None:
-        """Reads the fill level of the log's streams and the disk, again and again, until it is cancelled."""
+        """Measures the streams and the disk every `LOOK_EVERY_S` seconds, until it is cancelled."""
         while True:
             self._shortage = disk_shortage(self._directory) if self._directory is not None else ""
             try:

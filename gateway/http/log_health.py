@@ -33,7 +33,7 @@ class LogHealth:
         return f"nothing has been stored for {silent_s:.0f} s"
 
     async def watch(self) -> None:
-        """Writes a probe to the log, again and again, until it is cancelled, and keeps when one was last stored."""
+        """Stores a probe in NATS and waits `TRY_EVERY_S` seconds, in a loop, until it is cancelled."""
         while True:
             try:
                 await self._probe.run()

@@ -30,7 +30,7 @@ class ReaderLimits(NamedTuple):
 
 
 class ReaderCounts:
-    """Counts open readers: `add` when one comes, `remove` when it has left."""
+    """Counts open readers: `add` when one connects, `remove` when it has disconnected."""
 
     def __init__(self, limits: ReaderLimits) -> None:
         self._limits = limits
@@ -58,7 +58,7 @@ class ReaderCounts:
         return groups
 
     def remove(self, groups: Groups) -> None:
-        """Ends the count of one reader, with the result of its `add`."""
+        """Stops counting one reader. `groups` is the result of its `add`."""
         self._total -= 1
         for group in groups:
             self._by[group] -= 1

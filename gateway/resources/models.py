@@ -47,7 +47,7 @@ async def capabilities(request: ApiRequest, catalogue: Catalogue) -> Response:
 
 
 def lifecycles_of(request: Request) -> list[str]:
-    """Returns the lifecycles that the query asks for; without one, all but retired models. Raises Refused."""
+    """Returns the lifecycles in the query; without any, all but `retired`. Raises Refused for an unknown one."""
     wanted = request.query_params.getlist("lifecycle[]") or ["active", "deprecated"]
     if not set(wanted) <= set(LIFECYCLES):
         raise Refused("request_invalid", f"`lifecycle[]` must be one of {', '.join(LIFECYCLES)}")

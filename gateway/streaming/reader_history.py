@@ -24,10 +24,10 @@ READERS_MAX = 1000
 
 
 class Reader:
-    """One stream of a turn, which is open until the context is left."""
+    """One stream of a turn: a context manager, which logs when the stream opens and when it ends."""
 
     def __init__(self, feed: TurnFeed, dialect: str, cursor: Seq, log: Callable[..., None]) -> None:
-        """`log` writes a log line."""
+        """`log` writes a log line, such as `logger.info`."""
         self._log = log
         self.key = feed.key
         self.dialect = dialect
@@ -94,7 +94,7 @@ class ReaderHistory:
         self._started_at = datetime.now(UTC)
 
     def record_stream(self, feed: TurnFeed, dialect: str, cursor: Seq) -> Reader:
-        """Adds a stream that is open until the context is left."""
+        """Adds a stream, and returns it. It is open until its context is left."""
         reader = Reader(feed, dialect, cursor, self._log)
         self._readers.append(reader)
         return reader

@@ -26,10 +26,10 @@ class DisconnectPolicy:
         self._presence = presence
         self._waiting: dict[TurnKey, asyncio.Task[None]] = {}
 
-    def report_disconnect(self, key: TurnKey, back_within_s: float = 0.0) -> None:
-        """Notes that a reader of a running turn has disconnected. The wait for the turn starts again.
+    def handle_disconnect(self, key: TurnKey, back_within_s: float = 0.0) -> None:
+        """Applies the policy after a reader of a running turn has disconnected. A wait that runs starts again.
 
-        `back_within_s`: the gateway closed its stream, and it has so many seconds to reconnect.
+        `back_within_s`: the gateway closed the stream, and the reader has so many seconds to reconnect.
         """
         if self._presence.has_readers_here(key):
             return

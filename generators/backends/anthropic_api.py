@@ -183,7 +183,7 @@ def backend(settings: Settings) -> AnthropicApi:
 
 
 def timeout(connect_timeout_s: float, stall_timeout_s: float) -> httpx2.Timeout:
-    """Returns HTTPX's timeouts. `stall_timeout_s` is the longest silence between two reads of an answer."""
+    """Returns the timeouts of a request. `stall_timeout_s` is the longest silence between two reads of its answer."""
     return httpx2.Timeout(
         connect=connect_timeout_s, read=stall_timeout_s, write=WRITE_TIMEOUT_S, pool=connect_timeout_s
     )

@@ -243,7 +243,7 @@ def ask_schema_in_prompt(call: Call) -> Call:
 
 
 def without_media(message: Message) -> Message:
-    """Returns the message with a mark in place of each image and document: its block has only a type."""
+    """Returns the message with only the type of each image and document, without its content."""
     if isinstance(message.content, str):
         return message
     content = [{"type": b["type"]} if b.get("type") in ("image", "document") else b for b in message.content]

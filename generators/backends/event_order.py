@@ -74,7 +74,7 @@ class EventOrder:
 
 
 def unreadable(what: str) -> BackendError:
-    """Returns the error for an event of the model that is wrong or in the wrong place."""
+    """Returns the error for an event that the model should not have sent, which `what` names."""
     return BackendError("backend_unreadable", f"the model sent {what}")
 
 

@@ -61,8 +61,8 @@ def block_events(block: Any) -> Iterator[dict[str, Any]]:
             deltas.append({"type": "signature_delta", "signature": str(rest.get("signature", ""))})
         case {"type": "tool_use" | "server_tool_use", "input": given}:
             start = block | {"input": {}}
-            events = msgspec.json.encode(given).decode()
-            deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in split_text(events)]
+            arguments = msgspec.json.encode(given).decode()
+            deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in split_text(arguments)]
         case {"type": "text" | "thinking" | "tool_use" | "server_tool_use" as kind}:
             raise BackendError("backend_unreadable", f"the model's answer has a {kind} block that cannot be read")
         case {"type": str()}:

@@ -114,7 +114,7 @@ class Connection:
 
     @property
     def is_up(self) -> bool:
-        """Whether nats-server is connected now. While it is not, the client reconnects."""
+        """Whether the client is connected to a nats-server now. While it is not, it tries to reconnect."""
         return self.client.is_connected
 
     @property

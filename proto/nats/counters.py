@@ -14,14 +14,14 @@ INCREMENT = "Nats-Incr"
 MESSAGE_ID = "Nats-Msg-Id"
 
 
-class _Addition(msgspec.Struct):
+class _AddResponse(msgspec.Struct):
     val: int | None = None
     duplicate: bool = False
     error: dict[str, object] | None = None
 
 
 # The server sends the value as a string, because it may exceed JSON's numbers.
-_decode = msgspec.json.Decoder(_Addition, strict=False).decode
+_decode = msgspec.json.Decoder(_AddResponse, strict=False).decode
 
 
 class Counters:
@@ -44,7 +44,7 @@ class Counters:
         """
         await self._add(subject, {INCREMENT: f"{amount:+d}", MESSAGE_ID: f"{name}:{subject}"})
 
-    async def _add(self, subject: str, headers: dict[str, str]) -> _Addition:
+    async def _add(self, subject: str, headers: dict[str, str]) -> _AddResponse:
         reply = await self._connection.request(subject, b"", timeout_s=ADD_TIMEOUT_S, headers=headers)
         added = _decode(reply.data)
         if added.error is not None:

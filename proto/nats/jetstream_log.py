@@ -150,11 +150,11 @@ class JetStreamLog:
         None: any session may have new turns, because messages may be missing. Raises LogUnavailable on entry.
         """
 
-        def decode_session(message: Message) -> None:
+        def notify(message: Message) -> None:
             with suppress(*DECODE_ERRORS):
                 call(_session.decode(message.data).session)
 
-        subscription = await self._connection.subscribe_directly(subjects.live_requests(tenant), decode_session)
+        subscription = await self._connection.subscribe_directly(subjects.live_requests(tenant), notify)
         forget = self._connection.on_reconnected(lambda: call(None))
         try:
             yield
@@ -162,12 +162,12 @@ class JetStreamLog:
             forget()
             await self._connection.unsubscribe(subscription)
 
-    async def _find(self, query: dict[str, object]) -> "_StoredMessage.Message | None":
+    async def _find(self, query: dict[str, object]) -> "_GetResponse.Message | None":
         """Asks the stream's leader for one message; returns its subject and sequence, or None when there is none."""
         reply = await self._connection.request(
             f"$JS.API.STREAM.MSG.GET.{STREAM}", msgspec.json.encode(query), timeout_s=PUBLISH_TIMEOUT_S
         )
-        found = _found.decode(reply.data)
+        found = _get_response.decode(reply.data)
         if found.error is not None and found.error.err_code != pub_ack.NOT_FOUND:
             raise LogUnavailable(f"the log's leader does not answer: {found.error.description}")
         return found.message
@@ -182,7 +182,7 @@ class _Session(msgspec.Struct):
 _session = msgspec.json.Decoder(_Session)
 
 
-class _StoredMessage(msgspec.Struct):
+class _GetResponse(msgspec.Struct):
     """The answer of `$JS.API.STREAM.MSG.GET`."""
 
     class Message(msgspec.Struct):
@@ -203,7 +203,7 @@ class _Info(msgspec.Struct):
     state: State = State()
 
 
-_found, _info = msgspec.json.Decoder(_StoredMessage), msgspec.json.Decoder(_Info)
+_get_response, _info = msgspec.json.Decoder(_GetResponse), msgspec.json.Decoder(_Info)
 
 
 def _decode(message: Message, turn: str) -> Stored | None:

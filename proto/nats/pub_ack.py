@@ -4,7 +4,7 @@ import msgspec
 
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 
-# The sequence that the last message of the subject must have (expected last subject sequence); 0: there is none.
+# The header with the sequence that the last message of the subject must have; 0: the subject has no message.
 FENCE = "Nats-Expected-Last-Subject-Sequence"
 # 10077: the stream's limit is reached; 10023 and 10047: the store's.
 FULL_CODES = (10077, 10023, 10047)

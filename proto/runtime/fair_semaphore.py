@@ -20,7 +20,7 @@ class FairSemaphore:
 
     @asynccontextmanager
     async def reserve(self, size: int = 1, *, tenant: str = "") -> AsyncIterator[None]:
-        """Holds `size` units, at most all there are, until the context is left. Waits while too few are free."""
+        """Holds `size` units, or all if there are fewer, until the context is left. Waits while too few are free."""
         size = min(size, self._units)
         await self._acquire(size, tenant)
         try:

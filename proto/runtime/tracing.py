@@ -124,7 +124,7 @@ def exemplar(traceparent: str | None = None) -> dict[str, str] | None:
 
 
 def format_context(context: trace.SpanContext) -> str | None:
-    """Returns the `traceparent` of the span (W3C Trace Context), or None if the context is not valid."""
+    """Returns `context` as a `traceparent` (W3C Trace Context), or None if it is not valid."""
     if not context.is_valid:
         return None
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & trace.TraceFlags.SAMPLED:02x}"
@@ -137,7 +137,7 @@ def parse(value: str | None) -> Context | None:
 
 
 def span_context(value: str | None) -> trace.SpanContext | None:
-    """Returns the span that `value`, a `traceparent`, names; None without a valid one."""
+    """Returns the span context in `value`, a `traceparent`; None without a valid one."""
     if not value:
         return None
     found = trace.get_current_span(_propagator.extract({"traceparent": value}, Context())).get_span_context()

@@ -111,7 +111,7 @@ async def store_long_strings(
 
 
 def betas_of(request: ApiRequest) -> str:
-    """Returns the values of all `anthropic-beta` headers, joined by commas. Raises Refused for other characters."""
+    """Returns all `anthropic-beta` headers, joined by commas. Raises Refused if too long or not ASCII."""
     betas = ",".join(request.headers.getlist("anthropic-beta"))
     if BETAS.fullmatch(betas) is None:
         raise Refused("request_invalid", "anthropic-beta must be a list of names in visible ASCII characters")

@@ -68,7 +68,7 @@ def message_of(record: TurnRecord) -> dict[str, Any]:
 
 
 def finish_reason(stop_reason: str | None) -> str:
-    """Returns OpenAI's word for Anthropic's stop reason; `stop` for those that it does not have."""
+    """Returns OpenAI's finish reason for a stop reason of Anthropic; `stop` for one that OpenAI does not have."""
     return FINISH.get(stop_reason or "", "stop")
 
 

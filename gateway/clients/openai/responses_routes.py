@@ -145,7 +145,7 @@ async def get_input_items(request: ApiRequest, turns: TurnReader) -> Response:
 
 
 def flag(request: ApiRequest, name: str) -> bool:
-    """Returns a query parameter that is `true` or `false`. Raises Refused for another value."""
+    """Returns whether a query parameter is true; False without it. Raises Refused for another value."""
     value = request.query_params.get(name)
     if value not in TRUE:
         raise Refused("request_invalid", f"`{name}` must be `true` or `false`")
