@@ -4,20 +4,26 @@ An open stream would otherwise hold their frames, and each of its writes would p
 see how the response begins, and an error whole. The body of a success goes directly to the server.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http import error_responses
+from tailrace.proto.errors import LogError, Refused
 
 # The type of a message that no server knows. The layers pass it on: they only look at the types of ASGI.
 DEFERRED = "tailrace.response.deferred"
 
 
-async def defer(response: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Hands `response` over to the `send_deferred` around the layers, and returns before it is sent."""
+async def defer(
+    response: ASGIApp, scope: Scope, receive: Receive, send: Send, error_headers: Mapping[str, str]
+) -> None:
+    """Hands `response` over to the `send_deferred` around the layers, and returns before it is sent.
+
+    What `response` raises before its body is a response with a status of its own, and has the `error_headers`.
+    """
     # A reference in a list, so that the layers' `send` is released when the response has begun.
     layers = [send]
 
@@ -35,7 +41,10 @@ async def defer(response: ASGIApp, scope: Scope, receive: Receive, send: Send) -
         except Exception as error:
             if not layers:
                 raise
-            failure = await error_responses.handle_unexpected_error(Request(scope), error)
+            if isinstance(error, Refused | LogError):
+                failure = error_responses.render_error(error, scope, error_headers)
+            else:
+                failure = await error_responses.handle_unexpected_error(Request(scope), error)
             await failure(scope, receive, send_either)
 
     await send({"type": DEFERRED, "respond": respond})

@@ -6,9 +6,7 @@ from typing import Generic, Literal, NamedTuple, Self, TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
-from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.deferred_response import defer
-from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.runtime.flag import Flag
 
 T = TypeVar("T")
@@ -93,15 +91,7 @@ class StreamedResponse:
             self._error_headers.update(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await defer(self._respond_or_refuse, scope, receive, send)
-
-    async def _respond_or_refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self.respond(scope, receive, send)
-        except (Refused, LogError) as error:
-            if self.is_begun:
-                raise
-            await error_responses.render_error(error, scope, self._error_headers)(scope, receive, send)
+        await defer(self.respond, scope, receive, send, self._error_headers)
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise NotImplementedError

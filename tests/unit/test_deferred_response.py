@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http.deferred_response import defer, send_deferred
 from tailrace.gateway.http.error_responses import response as error_response
+from tailrace.proto.errors import Refused
 
 Respond = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -37,7 +38,7 @@ def client(respond: Respond, seen: list[str]) -> TestClient:
     """Returns a client of an application whose only route defers `respond`."""
 
     async def deferred(scope: Scope, receive: Receive, send: Send) -> None:
-        await defer(respond, scope, receive, send)
+        await defer(respond, scope, receive, send, {"x-turn": "t"})
 
     async def endpoint(_: object) -> ASGIApp:
         return deferred
@@ -70,6 +71,15 @@ def test_the_layers_see_an_error_whole() -> None:
     answer = client(error_response("turn_not_found", "no such turn"), seen).get("/")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "turn_not_found")
     assert seen == ["tailrace.response.deferred", "returned", "start", "body"]
+
+
+def test_a_refusal_before_the_beginning_has_its_status_and_the_headers_of_the_response() -> None:
+    async def respond(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise Refused("turn_not_found", "no such turn")
+
+    answer = client(respond, []).get("/")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "turn_not_found")
+    assert (answer.headers["x-layer"], answer.headers["x-turn"]) == ("1", "t")
 
 
 def test_an_unexpected_error_before_the_beginning_is_an_error_500() -> None:
