@@ -54,11 +54,11 @@ class Page(msgspec.Struct, frozen=True):
     last_id: str | None = None
 
 
-class Succeeded(msgspec.Struct, frozen=True, tag="succeeded"):
+class SucceededResult(msgspec.Struct, frozen=True, tag="succeeded"):
     message: dict[str, Any]
 
 
-class Errored(msgspec.Struct, frozen=True, tag="errored"):
+class ErroredResult(msgspec.Struct, frozen=True, tag="errored"):
     class Response(msgspec.Struct, frozen=True):
         error: Reason = Reason()
 
@@ -70,7 +70,7 @@ class Errored(msgspec.Struct, frozen=True, tag="errored"):
         return error_from_reason(self.error.error)
 
 
-class Canceled(msgspec.Struct, frozen=True, tag="canceled"):
+class CanceledResult(msgspec.Struct, frozen=True, tag="canceled"):
     pass
 
 
@@ -78,7 +78,7 @@ class ExpiredResult(msgspec.Struct, frozen=True, tag="expired"):
     pass
 
 
-Result = Succeeded | Errored | Canceled | ExpiredResult
+Result = SucceededResult | ErroredResult | CanceledResult | ExpiredResult
 
 
 class Line(msgspec.Struct, frozen=True):

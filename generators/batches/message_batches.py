@@ -20,13 +20,13 @@ import structlog
 from tailrace.generators import metrics
 from tailrace.generators.backends.anthropic_api import encode_body
 from tailrace.generators.backends.message_batches_api import (
-    Canceled,
-    Errored,
+    CanceledResult,
+    ErroredResult,
     ExpiredResult,
     MessageBatch,
     MessageBatchesApi,
     Result,
-    Succeeded,
+    SucceededResult,
 )
 from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.message_events import to_events
@@ -267,7 +267,9 @@ class MessageBatchSubmitter:
             some: dict[str, Result] = {}
             async with aclosing(self._api.results(name)) as results:
                 async for line in results:
-                    if line.custom_id in left and not (is_over and isinstance(line.result, Canceled | ExpiredResult)):
+                    if line.custom_id in left and not (
+                        is_over and isinstance(line.result, CanceledResult | ExpiredResult)
+                    ):
                         some[line.custom_id] = line.result
                     if len(some) == WRITTEN_AT_ONCE:
                         await write_some(some)
@@ -312,7 +314,7 @@ class MessageBatchSubmitter:
     ) -> tuple[Outcome, Failure | None]:
         """Appends the events of a result; returns how the turn ends."""
         match result:
-            case Succeeded(message):
+            case SucceededResult(message):
                 try:
                     for event in map_forced_call(to_events(mark_as_batch(message)), request):
                         await writer.append(Event(prev=writer.last, attempt=1, event=event))
@@ -321,9 +323,9 @@ class MessageBatchSubmitter:
                 except EntryTooLarge:
                     return "failed", Failure("backend_broken", "a part of the answer is too long for the log")
                 return "completed", None
-            case Errored() as errored:
+            case ErroredResult() as errored:
                 return "failed", Failure(errored.failure.code, errored.failure.message)
-            case Canceled():
+            case CanceledResult():
                 return "cancelled", None
             case ExpiredResult():
                 return "failed", TOO_LATE

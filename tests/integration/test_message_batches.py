@@ -13,7 +13,7 @@ import httpx2
 import msgspec
 import pytest
 
-from tailrace.generators.backends.message_batches_api import Canceled, Line, MessageBatch, MessageBatchesApi
+from tailrace.generators.backends.message_batches_api import CanceledResult, Line, MessageBatch, MessageBatchesApi
 from tailrace.generators.batches import message_batches
 from tailrace.generators.batches import runner as batches
 from tailrace.generators.batches.runner import BATCHES_MAX, BatchRunner
@@ -441,7 +441,7 @@ class ForgetfulApi(MessageBatchesApi):
         yield lines[0]
         if self.reads == 1:
             raise BackendError("backend_broken", "cut")
-        for line in [Line("unknown", Canceled()), *lines[1:-1]]:
+        for line in [Line("unknown", CanceledResult()), *lines[1:-1]]:
             yield line
 
 

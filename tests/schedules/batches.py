@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
-from tailrace.generators.backends.message_batches_api import Line, MessageBatch, MessageBatchesApi, Succeeded
+from tailrace.generators.backends.message_batches_api import Line, MessageBatch, MessageBatchesApi, SucceededResult
 from tailrace.generators.batches.runner import BatchLane, BatchRunner
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto.batch import child_key, encode_inputs
@@ -88,7 +88,7 @@ class SimulatedMessageBatches(MessageBatchesApi):
         usage = {"input_tokens": 10, "output_tokens": 4}
         message = {"id": "msg_1", "model": MODEL, "content": content, "stop_reason": "end_turn", "usage": usage}
         for custom_id in next(reversed(ids) for made, ids in self._made if made.id == name):
-            yield Line(custom_id, Succeeded(message))
+            yield Line(custom_id, SucceededResult(message))
 
     def _show(self, made: MessageBatch, ids: list[str]) -> MessageBatch:
         has_ended = now(self._process.world) >= made.created_at + timedelta(seconds=ANSWERED_S)
