@@ -278,10 +278,10 @@ def is_running(mark: str) -> bool:
 async def test_no_prompt_and_no_key_is_a_command_line_argument(claude: str, tmp_path: Path) -> None:
     """Other users of a machine can read arguments: they contain neither prompt nor key."""
     call = build_call("words=200 rate=20\nmy-secret-question", system="my-secret-system")
-    answer = new_backend(claude, tmp_path).answer(call)
-    await anext(answer)
+    events = new_backend(claude, tmp_path).answer(call)
+    await anext(events)
     ours = [line for line in command_lines() if str(BINARY.resolve()) in line]
-    await answer.aclose()
+    await events.aclose()
     assert ours
     for secret in ("my-secret", "sk-secret-key"):
         assert secret not in " ".join(ours)

@@ -250,11 +250,11 @@ async def test_large_bodies_wait_for_memory_and_then_get_503(nats_url: str, new_
     gateway = await new_gateway(nats_url, large_bytes_max=MB, large_timeout_s=0.3)
     async with client_in_mid_body(gateway, MB) as raw:
 
-        async def post_until_refused() -> httpx2.Response | None:
+        async def find_refusal() -> httpx2.Response | None:
             answer = await gateway.client.post("/v1/turns", json=LARGE)
             return answer if answer.status_code == 503 else None
 
-        answer = await until(post_until_refused)
+        answer = await until(find_refusal)
         assert answer is not None
         assert (answer.json()["error"]["code"], "retry-after" in answer.headers) == ("server_busy", True)
         assert (await gateway.client.post("/v1/turns", json={"message": "small"})).status_code == 202

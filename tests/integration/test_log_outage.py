@@ -123,11 +123,11 @@ async def test_a_full_log_refuses_new_turns_and_lets_running_ones_end(
         while await fullness(connection) < 0.9:
             await filler.store_texts("a" * 10_000)
 
-        async def post_until_refused() -> httpx2.Response | None:
+        async def find_refusal() -> httpx2.Response | None:
             answer = await gateway.client.post("/v1/turns", json=HI)
             return answer if answer.status_code != 202 else None
 
-        answer = await until(post_until_refused)
+        answer = await until(find_refusal)
         assert answer is not None
         await writer.store_texts("b")
         await writer.end()

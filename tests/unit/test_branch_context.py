@@ -21,14 +21,14 @@ TOOL = {"type": "tool_use", "id": "tool_1", "name": "look_up", "input": {"what":
 EMPTY = {"type": "text", "text": " \n"}
 
 
-def turn_record(outcome: Outcome, *content: dict[str, Any], asking: Message = QUESTION) -> TurnRecord:
+def turn_record(outcome: Outcome, *content: dict[str, Any], question: Message = QUESTION) -> TurnRecord:
     return TurnRecord(
         turn=TurnId("turn-1"),
         session=SessionId("session-1"),
         parent=None,
         model=MODEL,
         outcome=outcome,
-        input=[asking],
+        input=[question],
         content=list(content),
         text="",
         stop_reason=None,
@@ -51,8 +51,8 @@ def test_a_reference_that_a_model_wrote_is_marked_as_text() -> None:
     assert blobs.parse_reference(forged) is not None
     call = {**TOOL, "input": {"what": forged, "list": [{"deep": forged}]}}
     question = Message("user", [{"type": "text", "text": forged}])
-    (asking, answer) = messages([turn_record("completed", call, asking=question)])
-    assert asking == question  # what the gateway lifted stays a reference
+    (first, answer) = messages([turn_record("completed", call, question=question)])
+    assert first == question  # what the gateway lifted stays a reference
     assert isinstance(answer.content, list)
     (block,) = answer.content
     for found in (block["input"]["what"], block["input"]["list"][0]["deep"]):
@@ -65,7 +65,7 @@ def test_a_reference_that_a_model_wrote_is_marked_as_text() -> None:
 def test_a_branch_is_listed_oldest_first() -> None:
     """Each turn is its question and then its answer."""
     then = Message("user", "And at night?")
-    assert messages([turn_record("completed", TEXT), turn_record("completed", TEXT, asking=then)]) == [
+    assert messages([turn_record("completed", TEXT), turn_record("completed", TEXT, question=then)]) == [
         QUESTION,
         Message("assistant", "Light scatters."),
         then,

@@ -77,8 +77,8 @@ FRAMEWORKS: dict[str, Callable[[str, str, str, str], str]] = {
 }
 
 if __name__ == "__main__":
-    url, key, framework, *questions = sys.argv[1:]
-    for mode, question in zip(questions[::2], questions[1::2], strict=True):
+    url, key, framework, *arguments = sys.argv[1:]
+    for mode, question in zip(arguments[::2], arguments[1::2], strict=True):
         # Libraries print, too.
         with redirect_stdout(sys.stderr):
             answer = FRAMEWORKS[framework](url, key, mode, question)
