@@ -125,7 +125,7 @@ async def storm(readers: int, over_s: float, seed: int, folder: Path, **environ:
         turns = [
             turn
             for _ in range(0, TURNS, TOGETHER)
-            for turn in await asyncio.gather(*(running(log) for _ in range(TOGETHER)))
+            for turn in await asyncio.gather(*(create_running_turn(log) for _ in range(TOGETHER)))
         ]
         room = {f"TAILRACE_STREAMS_{name}": readers + OTHERS for name in ("MAX", "TENANT_MAX", "ADDRESS_MAX")}
         gateway = await stack.enter_async_context(processes.gateway(folder, server.url, **room | environ))
@@ -197,7 +197,7 @@ class Running(NamedTuple):
     shown: list[Seq]
 
 
-async def running(log: TurnLog) -> Running:
+async def create_running_turn(log: TurnLog) -> Running:
     key = TurnKey(LOCAL.tenant, TurnId(new_id()))
     writer = Writer(log, key)
     await writer.open()

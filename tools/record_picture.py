@@ -270,11 +270,11 @@ async def record(url: str, environ: dict[str, str], data: Path) -> Film:
         turn = await find_running_turn(client)
         timeline = await output(environ, "turn", turn, "--json", "--data", str(data))
         generator = json.loads(timeline)["attempts"][-1]["generator"].rpartition("-")[0]
-        await grown(client, turn, 8)
+        await wait_for_words(client, turn, 8)
         await kill(film, pid_of("gateway"), "the gateway")
-        await grown(client, turn, 12)
+        await wait_for_words(client, turn, 12)
         await kill(film, pid_of(generator), "the generator that writes this answer")
-        await grown(client, turn, 12)
+        await wait_for_words(client, turn, 12)
         film.below.clear()
         asking.process.send_signal(SIGINT)
         await asking.wait_for_end()
@@ -302,7 +302,7 @@ async def find_running_turn(client: AsyncClient) -> str:
     return turn
 
 
-async def grown(client: AsyncClient, turn: str, words: int) -> None:
+async def wait_for_words(client: AsyncClient, turn: str, words: int) -> None:
     """Returns when the answer has so many words more."""
     before = len((await client.turn(turn))["text"].split())
     async with asyncio.timeout(DEADLINE_S):
