@@ -1,9 +1,9 @@
-"""The cost of an append and of a resume in logs of different sizes: `python -m benchmarks.log_size --entries 3000000`.
+"""The cost of an append and of a read in logs of different sizes: `python -m benchmarks.log_size --entries 3000000`.
 
 One nats-server with `--sync default`. The log is filled with other turns' entries: first to 10,000 entries, then to
-`--entries`. At each size, turns of 400 entries are written, 20 of them at once, so that their entries lie between one
-another's. Then each is read from its beginning, as a gateway does for its first reader. Takes a minute and 1 GB of disk
-for 3 million entries.
+`--entries`. At each size, turns of 400 entries are written, 20 of them at once, so that their entries are interleaved.
+Then each is read from its beginning, as a gateway does for its first reader. Takes a minute and 1 GB of disk for 3
+million entries.
 """
 
 import argparse
@@ -41,7 +41,7 @@ GIB = 1024**3
 
 
 class Cost(NamedTuple):
-    """Microseconds for each entry: the time from call to result, and the CPU time of nats-server."""
+    """Microseconds for each entry, with `TURNS` turns at once: the time, and the CPU time of nats-server."""
 
     took_us: float
     cpu_us: float
@@ -70,7 +70,7 @@ async def has_entries(connection: Connection, count: int) -> bool:
 
 
 async def measure(pid: int, work: Callable[[], Awaitable[object]]) -> Cost:
-    """Runs `work`, which writes or reads `TURNS` turns."""
+    """Runs `work`, which writes or reads `TURNS` turns. Returns its cost; `pid` is nats-server's."""
     began, before = time.monotonic(), cpu_s(pid)
     await work()
     count = TURNS * TURN_ENTRIES / 1e6

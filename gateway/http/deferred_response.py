@@ -1,7 +1,7 @@
 """Deferred responses: a stream is sent when the middleware, the router and the endpoint around it have returned.
 
 An open stream would otherwise hold their frames, and each of its writes would pass their wrappers of `send`. The layers
-see how the response begins, and an error whole. The body of a success goes directly to the server.
+see the start message of a success, and every message of an error. The body of a success goes directly to the server.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,24 +22,28 @@ async def defer(
 ) -> None:
     """Hands `response` over to the `send_deferred` around the layers, and returns before it is sent.
 
-    What `response` raises before its body is a response with a status of its own, and has the `error_headers`.
+    An error before its start message becomes an error response with `error_headers`. A later one is raised.
     """
-    # A reference in a list, so that the layers' `send` is released when the response has begun.
-    layers = [send]
+    # None as soon as a success has begun, so that the layers' `send` is released.
+    through_layers: Send | None = send
+    is_begun = False
 
     async def respond(send_directly: Send) -> None:
         async def send_either(message: Message) -> None:
-            if not layers:
+            nonlocal through_layers, is_begun
+            if through_layers is None:
                 await send_directly(message)
                 return
-            await layers[0](message)
-            if message["type"] == "http.response.start" and message["status"] < HTTPStatus.BAD_REQUEST:
-                layers.clear()
+            await through_layers(message)
+            if message["type"] == "http.response.start":
+                is_begun = True
+                if message["status"] < HTTPStatus.BAD_REQUEST:
+                    through_layers = None
 
         try:
             await response(scope, receive, send_either)
         except Exception as error:
-            if not layers:
+            if is_begun:
                 raise
             if isinstance(error, Refused | LogError):
                 failure = error_responses.render_error(error, scope, error_headers)
@@ -51,19 +55,20 @@ async def defer(
 
 
 def send_deferred(app: ASGIApp) -> ASGIApp:
-    """Returns `app`, which sends a response that was deferred when everything in `app` has returned."""
+    """Returns an application that calls `app`, and sends its deferred response after `app` has returned."""
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-        deferred: list[Callable[[Send], Awaitable[None]]] = []
+        deferred: Callable[[Send], Awaitable[None]] | None = None
 
-        async def send_or_take(message: Message) -> None:
+        async def send_or_keep(message: Message) -> None:
+            nonlocal deferred
             if message["type"] == DEFERRED:
-                deferred.append(message["respond"])
+                deferred = message["respond"]
             else:
                 await send(message)
 
-        await app(scope, receive, send_or_take)
-        if deferred:
-            await deferred.pop()(send)
+        await app(scope, receive, send_or_keep)
+        if deferred is not None:
+            await deferred(send)
 
     return respond

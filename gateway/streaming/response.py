@@ -1,4 +1,4 @@
-"""The base of all responses that are written while they are made, and the race that can end one early."""
+"""The base of all responses that are written while they are made, and the interruptions that end one early."""
 
 import asyncio
 from collections.abc import Awaitable, Mapping
@@ -54,7 +54,10 @@ class Interruptions:
         return any(flag.is_set() for _, flag in self._flags)
 
     async def run(self, work: Awaitable[T], timeout_s: float | None = None) -> Ending[T]:
-        """Runs `work` until it is done, an interruption comes, or `timeout_s` is over. Raises what `work` raises."""
+        """Runs `work` until it is done, an interruption comes, or `timeout_s` is over. Raises what `work` raises.
+
+        Work that begins after an interruption runs to its first wait.
+        """
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 self._limit = limit

@@ -99,6 +99,18 @@ def test_an_unexpected_error_after_the_beginning_cuts_the_body_and_is_logged_by_
         TestClient(client(respond, []).app).get("/")
 
 
+def test_an_error_after_an_error_response_has_begun_is_raised_and_begins_no_second_one() -> None:
+    seen: list[str] = []
+
+    async def respond(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        TestClient(client(respond, seen).app).get("/")
+    assert seen == ["tailrace.response.deferred", "returned", "start"]
+
+
 def test_a_response_that_is_not_deferred_passes_the_layers() -> None:
     seen: list[str] = []
 
