@@ -24,7 +24,7 @@ TEXT = words(40)
 # The headers, the opening events and the first word.
 AFTER_FIRST_WORD = 2200
 LINE = "#sim words=40 rate=200"
-# Slow enough that a busy machine does not join the deltas before the kill into few entries.
+# Slow enough that a busy machine does not join the deltas before the kill or the cut into few entries.
 SLOW = "#sim words=40 rate=60"
 
 
@@ -231,7 +231,7 @@ async def test_cut_stream_is_resumed_in_any_dialect(gateway: Gateway, dialect: s
     """The message's id is the turn's id."""
     cuts = random_cuts(sorted(SAYS).index(dialect), 1, bytes_min=AFTER_FIRST_WORD, bytes_max=4500)
     async with Cutting(gateway.port, cuts) as proxy, sdk_of(proxy.url) as sdk:
-        shown = await read_broken_stream(sdk, LINE)
+        shown = await read_broken_stream(sdk, SLOW)
         assert proxy.left == []
     again = (await gateway.client.get(f"/v1/turns/{shown.turn}/events?dialect={dialect}")).content
     assert "" < shown.text < TEXT

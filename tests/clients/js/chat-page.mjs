@@ -259,7 +259,7 @@ const give = (page, kind, files) =>
 const STEPS = {
   /** Asks, stops, edits the title, searches and begins a new chat with the keyboard alone. Then measures a long answer. */
   async keyboard() {
-    const { page, seen } = await open({ viewport: SIZES.small });
+    const { page, seen } = await open({ viewport: SIZES.desktop });
     await page.goto(gateway);
     await page.waitForFunction(() => document.activeElement.id === "question");
     const firstPaint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0]?.startTime);
