@@ -6,6 +6,7 @@ A test that passes alone is reported as flaky, and the run is green. Exit status
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ def failed_tests() -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
+    # A shell ignores SIGINT in what a script starts in the background, and children inherit that. Tests send SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     FAILED.unlink(missing_ok=True)
     status = pytest(*arguments)
     failed = failed_tests()
