@@ -19,12 +19,13 @@ from typing import NamedTuple
 import uvloop
 
 from benchmarks.cpu_time import cpu_s
-from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.local.nats_server import GIB, NatsServer
 from tailrace.proto import entries, subjects
 from tailrace.proto.chain import START
-from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, streams
 from tailrace.proto.subjects import TurnKey
+from tests.harness.readers import read_all_entries
 from tests.harness.turn_builder import text_delta
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
@@ -37,7 +38,6 @@ FILLED_TURN_ENTRIES = 200
 WORDS = "some words of text "
 # So many entries are published before the server is asked how many it has stored.
 FILLED_AT_ONCE = 20_000
-GIB = 1024**3
 
 
 class Cost(NamedTuple):
@@ -49,13 +49,12 @@ class Cost(NamedTuple):
 
 async def fill(connection: Connection, count: int) -> None:
     """Adds entries of other turns until the log has `count`."""
-    stored, payload, subject = await count_entries(connection), b"", ""
+    stored, payload, subject = await count_entries(connection), entries.encode(text_delta(START, WORDS)), ""
     while stored < count:
         expected = min(stored + FILLED_AT_ONCE, count)
         for index in range(expected - stored):
             if index % FILLED_TURN_ENTRIES == 0:
-                key = TurnKey(Tenant("other"), TurnId(new_id()))
-                payload, subject = entries.encode(text_delta(START, WORDS)), subjects.entry(key, "event")
+                subject = subjects.entry(TurnKey(Tenant("other"), TurnId(new_id())), "event")
             await connection.publish(subject, payload)
         await until(partial(has_entries, connection, expected))
         stored = expected
@@ -86,10 +85,7 @@ async def measure_both(connection: Connection, pid: int) -> tuple[Cost, Cost]:
         await writer.open(*[WORDS] * (TURN_ENTRIES - 4))
 
     async def read(writer: Writer) -> None:
-        after, found = BEFORE_FIRST, 0
-        while page := await log.read_entries(writer.key, after):
-            after, found = page[-1].seq, found + len(page)
-        if found != TURN_ENTRIES:
+        if (found := len(await read_all_entries(log, writer.key))) != TURN_ENTRIES:
             raise RuntimeError(f"{found} of {TURN_ENTRIES} entries were read")
 
     appended = await measure(pid, lambda: asyncio.gather(*map(write, writers)))
