@@ -48,6 +48,12 @@ class TurnFeed:
         """The readers that wait in `wait_for_change`."""
         self._rendered: dict[str, _DialectFrames] = {}
 
+    @property
+    def request(self) -> Request | None:
+        """The turn's request; None as long as the feed has no entries, and in a feed that begins at a cursor."""
+        first = self.entries[0].entry if self.entries else None
+        return first if isinstance(first, Request) else None
+
     def add(self, entries: list[Stored]) -> None:
         """Adds the next entries. After the first call, maybe without entries, the feed has all that were stored."""
         self.entries += entries
@@ -188,8 +194,7 @@ class FanOut:
     def request_of(self, key: TurnKey) -> Request | None:
         """Returns the request of a turn that this process follows from its beginning; otherwise None."""
         feed = self._feeds.get(key)
-        first = feed.entries[0].entry if feed is not None and feed.entries else None
-        return first if isinstance(first, Request) else None
+        return None if feed is None else feed.request
 
     def close(self) -> None:
         """Stops following all turns."""

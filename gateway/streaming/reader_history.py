@@ -11,7 +11,7 @@ import structlog
 
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.response import Cause
-from tailrace.proto.entries import Request, Stored
+from tailrace.proto.entries import Stored
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
 from tailrace.proto.subjects import TurnKey
@@ -37,8 +37,8 @@ class Reader:
         self.closed_at: datetime | None = None
         self.ending: Ending = "open"
         self.started = time.monotonic()
-        request = feed.entries[0].entry if feed.entries else None
-        self.request = {"session": request.session, "model": request.model} if isinstance(request, Request) else {}
+        request = feed.request
+        self.request = {} if request is None else {"session": request.session, "model": request.model}
 
     def __enter__(self) -> Self:
         resumed = self.cursor != BEFORE_FIRST

@@ -5,9 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 from opentelemetry.trace import Span
 
 from tailrace.gateway.streaming.fanout import TurnFeed
-from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogError
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime import tracing
 from tailrace.proto.subjects import TurnKey
@@ -22,8 +21,8 @@ async def turn_traceparent(log: TurnLog, feed: TurnFeed) -> str | None:
     """
     if not tracing.is_on():
         return None
-    if feed.after == BEFORE_FIRST and feed.entries and isinstance(feed.entries[0].entry, Request):
-        return feed.entries[0].entry.traceparent
+    if feed.request is not None:
+        return feed.request.traceparent
     try:
         request = (await log.read_turn(feed.key)).request
     except LogError:

@@ -1,4 +1,4 @@
-"""What ends a response early: a disconnect, a drain, an expired credential, a time limit."""
+"""Interruptions: a disconnect, a drain, an expired credential or a time limit ends a response early."""
 
 import asyncio
 
