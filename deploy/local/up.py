@@ -46,8 +46,6 @@ from tailrace.proto.service import ProcessSettings
 
 NATS_S_MAX = 30.0
 NAME_WIDTH = len("simulated-claude")
-# Settings of Go's runtime, which nats-server inherits.
-GO_RUNTIME = ("GOGC", "GOMAXPROCS", "GOMEMLIMIT")
 
 
 class Listening(NamedTuple):
@@ -183,7 +181,7 @@ async def start_nats(
                 role=nats_server.NAME,
                 command=nats_server.command(server),
                 is_shown=NatsLogFile(server.directory).write,
-                environ={name: environ[name] for name in GO_RUNTIME if name in environ},
+                environ=nats_server.go_runtime(environ),
                 where=(f"127.0.0.1:{server.port}", f"monitoring http://127.0.0.1:{server.monitor_port}"),
             )
         )

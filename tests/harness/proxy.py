@@ -28,7 +28,7 @@ class Proxy:
     def __init__(self, name: str, to: int) -> None:
         self.name = name
         self.affected: Counter[Failure] = Counter()
-        """Bytes by failure; connections of `cut`."""
+        """Bytes by failure, and connections: all of `cut`, new ones of `blackhole`."""
         self._to = to
         self._failure: Failure | None = None
         self._can_pass = asyncio.Event()
@@ -85,8 +85,9 @@ class Proxy:
                 _reset(writer)
 
     def _accept(self, reader: StreamReader, client: StreamWriter) -> None:
+        if self._failure in ("cut", "blackhole"):
+            self.affected[self._failure] += 1
         if self._failure == "cut":
-            self.affected["cut"] += 1
             _reset(client)
             return
         task = asyncio.create_task(self._forward(reader, client))

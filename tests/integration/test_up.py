@@ -27,6 +27,7 @@ from standardwebhooks import Webhook
 from tailrace import Client
 from tailrace.deploy.cli import doctor
 from tailrace.deploy.cli import status as cli_status
+from tailrace.deploy.local.nats_server import go_runtime
 from tailrace.deploy.local.options import Options
 from tailrace.proto.nats.permissions import RIGHTS
 from tailrace.proto.version import VERSION
@@ -149,7 +150,10 @@ async def test_ready_is_printed_when_every_process_is_ready(up: Up, tmp_path: Pa
     names = ["nats-server", "persistence", "simulated-claude", "generator-1", "generator-2", "gateway-1", "gateway-2"]
     assert list(up.pids()) == names
     assert sorted(up.pids().values()) == sorted(up.tree())
-    assert "GOMEMLIMIT=1GiB" in environ_of(up.pids()["nats-server"])
+    runtime = go_runtime({"GOMEMLIMIT": "1GiB"})
+    assert {f"{name}={value}" for name, value in runtime.items()} <= set(
+        environ_of(up.pids()["nats-server"]).split("\0")
+    )
     assert "simulated Claude, free of charge" in up.find_line("  Model:")
 
     words = shlex.split(up.find_line("  curl "))

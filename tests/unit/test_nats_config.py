@@ -8,7 +8,15 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local import nats_cluster
-from tailrace.deploy.local.nats_server import FILE_BYTES_MAX, ROOT_USER, ServerSpec, config, new_spec, storage_limit
+from tailrace.deploy.local.nats_server import (
+    FILE_BYTES_MAX,
+    ROOT_USER,
+    ServerSpec,
+    config,
+    go_runtime,
+    new_spec,
+    storage_limit,
+)
 from tailrace.deploy.local.options import Sync
 from tailrace.proto.nats.permissions import RIGHTS, imports_of
 
@@ -130,3 +138,16 @@ def test_two_servers_share_neither_port_nor_password(tmp_path: Path) -> None:
 def test_the_storage_limit_leaves_a_part_of_the_disk_free(tmp_path: Path) -> None:
     """On a full disk nats-server stops storing without an error; its limit must be reached before."""
     assert 0 < storage_limit(tmp_path / "nats") <= FILE_BYTES_MAX
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, "1"), (2, "1"), (3, "1"), (8, "4")])
+def test_the_server_runs_on_half_of_the_cores_that_the_process_may_use(
+    cores: int, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    assert go_runtime({"HOME": "/root"}) == {"GOMAXPROCS": threads}
+
+
+def test_variables_of_gos_runtime_are_passed_on_to_the_server() -> None:
+    environ = {"GOMAXPROCS": "3", "GOGC": "50", "GOMEMLIMIT": "1GiB"}
+    assert go_runtime(environ | {"HOME": "/root"}) == environ
