@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from tailrace.client.core import path_segment
 from tailrace.deploy.cli.arguments import add_connection, add_json
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import Record, text_of
-from tailrace.deploy.cli.export_data import export_lines
 from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.proto.errors import SettingsInvalid
 
@@ -28,6 +27,13 @@ examples:
   tailrace export --user ann@example.com --output ann.jsonl     the sessions and turns of a user
   tailrace export --all --output tenant.jsonl                   everything of the tenant
 """
+# The lists of a tenant's data, and whether they can be listed by user.
+LISTS = (
+    ("project", "/v1/projects", False),
+    ("file", "/v1/files", False),
+    ("session", "/v1/sessions", True),
+    ("turn", "/v1/turns", True),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +55,18 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     text = msgspec.json.format(msgspec.json.encode(found), indent=2).decode() if args.json else markdown(found)
     write(args.output, [text])
     return 0
+
+
+def export_lines(client: Client, user: str | None) -> Iterator[str]:
+    """Yields a JSON object a line: the sessions and turns of `user`; for None all that the tenant has.
+
+    Raises client.TailraceError.
+    """
+    for kind, path, has_user in LISTS:
+        if has_user or user is None:
+            parameters = {"user": user} if user is not None else {}
+            for item in client.items(path, parameters):
+                yield msgspec.json.encode({"type": kind, **item}).decode()
 
 
 def write(output: Path | None, lines: Iterable[str]) -> None:

@@ -1,17 +1,41 @@
-"""The checks that `up` makes while the system runs: full disks, processes that hang, and the setup of NATS."""
+"""The checks that `up` makes while the system runs, each with its repair.
+
+- A nats-server whose write has failed is restarted: it stores nothing until then, even when the cause (a full disk, a
+  data directory that was away) is gone. While the disk is full it is left running, because it still serves reads.
+- A process that hangs is killed and started again: alive for the kernel, but not doing its work. Each process is asked
+  over HTTP. The metrics of a service are served by a thread of its own, so they also tell when the event loop last ran.
+- Deleted streams, buckets and consumers of NATS are made again. A new consumer continues at the first entry that was
+  not acknowledged. What a deleted stream or bucket contained is lost: turns that were in the log and not in the
+  database end as failed.
+"""
 
 import asyncio
-from collections.abc import Sequence
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from signal import SIGKILL
 
-from tailrace.deploy.local.failed_writes import restart_stuck_server
-from tailrace.deploy.local.liveness import Liveness
-from tailrace.deploy.local.nats_server import ServerSpec
-from tailrace.deploy.local.readiness import HealthCheck
-from tailrace.deploy.local.repair_setup import SetupRepair
+from tailrace.deploy.cli.streams import log_bytes_max
+from tailrace.deploy.local.console import Console
+from tailrace.deploy.local.nats_server import ServerSpec, wait_started
+from tailrace.deploy.local.readiness import HealthCheck, Response, http_get
 from tailrace.deploy.local.status_file import StatusFile
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
+from tailrace.proto.errors import LogError
+from tailrace.proto.nats import Connection, streams
+from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.service import BEAT_LATE_S
 
 INTERVAL_S = 5.0
+# Two of the largest messages.
+FREE_BYTES_MIN = 16 * 1024**2
+# Reported after a failed write by a single server, and by a server of a cluster, which disables JetStream.
+FAILED_WRITE_SIGNS = "write error", "JetStream not enabled"
+INFO_S_MAX = 1.0
+SILENT_S_MAX = BEAT_LATE_S
+BEAT = re.compile(r"^tailrace_event_loop_seconds ([0-9.e+]+)$", re.MULTILINE)
 
 
 async def watch(
@@ -48,3 +72,96 @@ async def watch(
             failure = now
     finally:
         await repair.close()
+
+
+async def restart_stuck_server(specs: Sequence[ServerSpec], supervisor: Supervisor) -> None:
+    """Checks all servers once, and restarts at most one of them. Raises OSError if the disk cannot be read.
+
+    A server of a cluster gets the messages that it missed from the others.
+    """
+    for spec in specs:
+        health = await http_get("127.0.0.1", spec.monitor_port, "/healthz")
+        has_space = shutil.disk_usage(spec.store).free >= FREE_BYTES_MIN
+        if is_stuck(health) and has_space and await has_started(spec):
+            supervisor.console.log(f"{spec.name} stopped storing after a failed write; restarting it")
+            supervisor.restart(spec.name)
+            return
+
+
+def is_stuck(health: Response) -> bool:
+    """Returns whether a write has failed; the server then tries no other. A starting server may report the same."""
+    return health.status == 503 and any(sign in health.body for sign in FAILED_WRITE_SIGNS)
+
+
+async def has_started(spec: ServerSpec) -> bool:
+    """Returns whether the server accepts clients, which it does after it has read its store."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(INFO_S_MAX):
+            await wait_started(spec.port)
+            return True
+    return False
+
+
+class Liveness:
+    """The last time at which each process answered; from its first answer on, because a start may take long."""
+
+    def __init__(self, checks: Mapping[str, HealthCheck], supervisor: Supervisor) -> None:
+        self._checks = checks
+        self._supervisor = supervisor
+        self._seen: dict[tuple[str, int], float] = {}
+
+    async def restart_hanging(self) -> None:
+        """Asks every process once, and kills those that worked before and have not for `SILENT_S_MAX` seconds."""
+        for name, check in self._checks.items():
+            pid = self._supervisor.children[name].pid
+            if pid is None:
+                continue
+            response, now = await http_get("127.0.0.1", check.port, check.path), time.monotonic()
+            if is_working(response, now):
+                self._seen[name, pid] = now
+            elif now - self._seen.get((name, pid), now) > SILENT_S_MAX:
+                self._supervisor.console.log(
+                    f"{name} has not answered for {SILENT_S_MAX:g} s; killing it, pid {pid}, to start it again"
+                )
+                # A process that hangs does not handle SIGTERM. What the log acknowledged is safe.
+                self._supervisor.restart(name, SIGKILL)
+                del self._seen[name, pid]
+
+
+def is_working(response: Response, now: float) -> bool:
+    """Returns whether a process answered at `now` on the monotonic clock, and its event loop ran shortly before."""
+    beat = BEAT.search(response.body)
+    return response.status == 200 and (beat is None or now - float(beat[1]) < SILENT_S_MAX)
+
+
+class SetupRepair:
+    """The checks of one `up`, over a connection of the administrator's user that is opened by the first one."""
+
+    def __init__(self, admin_url: str, console: Console, servers: Sequence[ServerSpec]) -> None:
+        self._url = admin_url
+        self._console = console
+        self._replicas = len(servers)
+        self._bytes_max = log_bytes_max(servers[0].file_bytes_max)
+        self._connection: Connection | None = None
+        self._known = streams.SetupState()
+
+    async def check(self) -> None:
+        """Makes again what is missing. Does nothing while NATS does not answer: the processes report that."""
+        try:
+            if self._connection is None or self._connection.closed.is_set():
+                self._connection = await Connection.open(self._url, "tailrace-up", ADMIN)
+            found = await streams.read_setup_state(self._connection)
+            if found.missing:
+                self._console.log(f"NATS lacks {', '.join(found.missing)}: creating it again")
+                await streams.apply(
+                    self._connection, replicas=self._replicas, bytes_max=self._bytes_max, after=self._known
+                )
+                found = await streams.read_setup_state(self._connection)
+            self._known = found
+        except LogError as error:
+            if self._connection is not None and self._connection.is_up:
+                self._console.log(f"NATS cannot be checked: {error}")
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()

@@ -14,9 +14,9 @@ from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 from typing import Literal, NamedTuple, get_args
 
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.deploy.local.failed_writes import is_stuck
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.readiness import http_get
+from tailrace.deploy.local.watch import is_stuck
 from tailrace.proto.nats.streams import GENERATOR_ACK_WAIT_S
 from tests.chaos.system import ChaosSystem, Connection
 from tests.harness.disk import MIB, can_mount

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tailrace.client import Client
-from tailrace.deploy.cli.export_data import export_lines
+from tailrace.deploy.cli.export import export_lines
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import Tenant
 from tests.harness.own_system import OwnSystem

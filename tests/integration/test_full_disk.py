@@ -6,8 +6,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tailrace.deploy.local.failed_writes import is_stuck
 from tailrace.deploy.local.readiness import Response
+from tailrace.deploy.local.watch import is_stuck
 from tests.harness.disk import MIB, needs_mount, small_disk
 from tests.harness.generator_in_loop import words
 from tests.harness.until import until

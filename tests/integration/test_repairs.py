@@ -13,14 +13,13 @@ from signal import SIGSTOP
 import httpx2
 import pytest
 
-from tailrace.deploy.local import liveness, ports
+from tailrace.deploy.local import ports, watch
 from tailrace.deploy.local.check_environment import find_mistyped
 from tailrace.deploy.local.console import Console
-from tailrace.deploy.local.liveness import Liveness, is_working
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.readiness import HealthCheck, Response
-from tailrace.deploy.local.repair_setup import SetupRepair
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
+from tailrace.deploy.local.watch import Liveness, SetupRepair, is_working
 from tailrace.proto.chain import START
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.ids import Tenant, TurnId, new_id
@@ -187,7 +186,7 @@ async def has_floor(connection: Connection) -> bool:
 async def test_a_process_that_stops_answering_is_killed_and_started_again(
     monkeypatch: pytest.MonkeyPatch, is_stopped: bool
 ) -> None:
-    monkeypatch.setattr(liveness, "SILENT_S_MAX", 0.5)
+    monkeypatch.setattr(watch, "SILENT_S_MAX", 0.5)
     monkeypatch.setattr("tailrace.deploy.local.readiness.RESPONSE_S_MAX", 0.2)
     [port] = ports.find_free(1)
     out = io.StringIO()
