@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import secrets
 import shutil
@@ -29,6 +30,8 @@ FILE_BYTES_MAX = 10 * GIB
 # On a full disk the server stops storing until it is restarted, so its limit must be reached before the disk is full.
 # The database stores every turn a second time, and longer.
 DISK_SHARE_MAX = 0.4
+# Where Linux has the quotas of cgroup v2 (man cgroups).
+CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # Settings of Go's runtime, which nats-server inherits from `up`.
 GO_RUNTIME = ("GOGC", "GOMAXPROCS", "GOMEMLIMIT")
 # The server's default: an acknowledged message is on the disk up to two minutes later.
@@ -240,8 +243,19 @@ def go_runtime(environ: Mapping[str, str]) -> dict[str, str]:
     The other processes need more than half of the cores. With a thread for each core, Go's threads wait for work in
     loops and wake each other: on two cores the server needed a quarter to a third more CPU time for a delta.
     """
+    default = {"GOMAXPROCS": str(max(1, _count_cores() // 2))}
+    return default | {name: environ[name] for name in GO_RUNTIME if name in environ}
+
+
+def _count_cores() -> int:
+    """Returns how many cores this process may use: by its affinity, and by the quota of its container or service."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return {"GOMAXPROCS": str(max(1, cores // 2))} | {name: environ[name] for name in GO_RUNTIME if name in environ}
+    with suppress(OSError, ValueError):
+        group = CGROUP.read_text().rpartition("0::/")[2].strip()
+        # "max 100000" without a quota.
+        quota, period = (CGROUPS / group / "cpu.max").read_text().split()
+        return min(cores, math.ceil(int(quota) / int(period)))
+    return cores
 
 
 def storage_limit(store: Path, servers: int = 1) -> int:

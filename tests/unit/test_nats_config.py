@@ -145,7 +145,25 @@ def test_the_server_runs_on_half_of_the_cores_that_the_process_may_use(
     cores: int, threads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("tailrace.deploy.local.nats_server.CGROUP", Path("/missing"))
     assert go_runtime({"HOME": "/root"}) == {"GOMAXPROCS": threads}
+
+
+@pytest.mark.parametrize(
+    ("group", "quota", "threads"),
+    [("", "400000 100000", "2"), ("system.slice/tailrace.service", "450000 100000", "2"), ("", "max 100000", "8")],
+)
+def test_a_quota_of_the_container_or_service_limits_the_cores(
+    group: str, quota: str, threads: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container has its own root of the cgroups; a service of systemd has a path."""
+    (tmp_path / "cgroup").write_text(f"1:cpu:/old\n0::/{group}\n")
+    (tmp_path / group).mkdir(parents=True, exist_ok=True)
+    (tmp_path / group / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr("tailrace.deploy.local.nats_server.CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr("tailrace.deploy.local.nats_server.CGROUPS", tmp_path)
+    assert go_runtime({}) == {"GOMAXPROCS": threads}
 
 
 def test_variables_of_gos_runtime_are_passed_on_to_the_server() -> None:
