@@ -16,7 +16,6 @@ from starlette.requests import ClientDisconnect, Request
 from tailrace.gateway.http.duplicate_keys import find_duplicate
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.media_type import JSON, media_type
-from tailrace.gateway.http.slow_body import MinimumRate
 from tailrace.gateway.http.validation_hints import allowed_names, wrong_field
 from tailrace.proto import long_strings
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -28,6 +27,8 @@ B = TypeVar("B")
 
 QUOTED_CHARS_MAX = 200
 MEDIUM_BYTES = 64 * 1024
+# A phone that moves between two cells is silent for some seconds.
+WINDOW_S = 15.0
 # Gateway, generators and persistence visit values one by one: a million of them, which fit into 2 MB, would block the
 # event loop, and with it every stream and lease, for seconds. A conversation of 10,000 messages has fewer than this.
 VALUES_MAX = 100_000
@@ -108,6 +109,37 @@ class BodyReader:
 
     def _too_large(self) -> Refused:
         return Refused("body_too_large", f"the body is larger than {self._bytes_max} bytes")
+
+
+class MinimumRate:
+    """The clock of one body. Each `rate_min * WINDOW_S` bytes must arrive within WINDOW_S seconds.
+
+    A client that stops or drips would otherwise hold the memory that is reserved for its body, whatever the limits of
+    size and time. Only the time that is spent waiting for the client counts, not the time that the body waits for
+    memory.
+    """
+
+    def __init__(self, rate_min: int) -> None:
+        """`rate_min`: bytes a second."""
+        self._rate_min = rate_min
+        self._left_s = WINDOW_S
+        self._missing = WINDOW_S * rate_min
+
+    async def next(self, pieces: AsyncIterator[bytes]) -> bytes | None:
+        """Returns the next of `pieces`; None after the last. Raises Refused when the body arrives too slowly."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        try:
+            async with asyncio.timeout(self._left_s):
+                piece = await anext(pieces, None)
+        except TimeoutError as error:
+            message = f"the body arrives too slowly: send {self._rate_min} bytes a second, without a pause"
+            raise Refused("body_timeout", message) from error
+        self._left_s -= loop.time() - began_s
+        self._missing -= len(piece or b"")
+        if self._missing <= 0:
+            self._left_s, self._missing = WINDOW_S, WINDOW_S * self._rate_min
+        return piece
 
 
 def declared_bytes(headers: Headers) -> int | None:

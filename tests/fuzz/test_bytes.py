@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tailrace.gateway.http import http_protocol, slow_body
+from tailrace.gateway.http import http_protocol, read_body
 from tailrace.proto.ids import Tenant
 from tests.fuzz.bytes import malformed_requests, mutate_requests, well_formed_requests
 from tests.harness import processes
@@ -27,7 +27,7 @@ STATUS = re.compile(rb"(?:^|\r\n)HTTP/1\.1 (\d{3}) ")
 # What may be said of a gateway that has no room, and of the turn of a model that is away.
 ALLOWED = {503, 507}
 # Longer than the gateway waits for anything: headers, a body, the next request.
-DEADLINE_S = http_protocol.HEADERS_TIMEOUT_S + slow_body.WINDOW_S + 15
+DEADLINE_S = http_protocol.HEADERS_TIMEOUT_S + read_body.WINDOW_S + 15
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -5,15 +5,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tailrace.gateway.http import slow_body
-from tailrace.gateway.http.slow_body import MinimumRate
+from tailrace.gateway.http import read_body
+from tailrace.gateway.http.read_body import MinimumRate
 from tailrace.proto.errors import Refused
 
 
 @pytest.fixture(autouse=True)
 def short_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """100 bytes a second are 20 bytes in each window."""
-    monkeypatch.setattr(slow_body, "WINDOW_S", 0.2)
+    monkeypatch.setattr(read_body, "WINDOW_S", 0.2)
 
 
 async def pieces(count: int, size: int, every_s: float) -> AsyncIterator[bytes]:
