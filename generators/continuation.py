@@ -10,11 +10,10 @@ import msgspec
 
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, from_event, stop_message
+from tailrace.generators.continuation_filters import RepetitionFilter, StopSequences
 from tailrace.generators.forced_tools import request_forced_call
 from tailrace.generators.plan import tokens_left
 from tailrace.generators.prompt_cache import add_cache_marks
-from tailrace.generators.repetition import RepetitionFilter
-from tailrace.generators.stop_sequences import StopSequences
 from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.proto import events
 from tailrace.proto.entries import Block, Message, Mode, Request

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.repetition import REPEATED_MIN, RepetitionFilter, tail
+from tailrace.generators.continuation_filters import REPEATED_MIN, RepetitionFilter, tail
 
 STORED = "The sky is blue because short waves are scattered more than long on"
 VERSE = "Never let anybody tell you that the sea is calm today."

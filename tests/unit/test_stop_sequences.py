@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, from_event
 from tailrace.generators.continuation import prepare_call
+from tailrace.generators.continuation_filters import StopSequences
 from tailrace.generators.plan import Complete, plan
-from tailrace.generators.stop_sequences import StopSequences
 from tailrace.proto import events
 from tests.harness.turn_builder import Handwritten, opening_events
 
