@@ -20,7 +20,7 @@ from msgspec import Meta
 from tailrace.proto import nats
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TailraceError
 from tailrace.proto.exit_status import EXIT_ERROR, EXIT_USAGE
-from tailrace.proto.nats import Connection, setup_watch
+from tailrace.proto.nats import Connection, setup_state
 from tailrace.proto.runtime import logging_setup as logging
 from tailrace.proto.runtime import metrics_server, tracing
 from tailrace.proto.runtime import settings as environment
@@ -221,7 +221,7 @@ async def _run_until_stopped(settings: S, connection: Connection, serve: Serve[S
     # When NATS closes the connection for good, the process stops, and its supervisor restarts it (ADR 7).
     beside = [
         asyncio.create_task(_set_when_closed(connection, stop)),
-        asyncio.create_task(setup_watch.watch(connection)),
+        asyncio.create_task(setup_state.watch(connection)),
         asyncio.create_task(_beat()),
     ]
     try:

@@ -18,8 +18,7 @@ import tailrace.generators.backends.measured
 import tailrace.generators.metrics
 import tailrace.persistence.metrics
 import tailrace.proto.nats.follower
-import tailrace.proto.nats.setup_metrics
-import tailrace.proto.nats.setup_watch
+import tailrace.proto.nats.setup_state
 import tailrace.proto.service
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.check_environment import SERVICES
@@ -46,8 +45,7 @@ BY_HAND = """\
 METRICS = {
     "Every process": (
         tailrace.proto.service,
-        tailrace.proto.nats.setup_watch,
-        tailrace.proto.nats.setup_metrics,
+        tailrace.proto.nats.setup_state,
         tailrace.proto.nats.follower,
     ),
     "Gateways": (tailrace.gateway.metrics,),

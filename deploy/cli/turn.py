@@ -16,7 +16,6 @@ from tailrace.gateway.turns.timeline import EndStep, Step, Timeline, read
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, Rpc, TurnLog
-from tailrace.proto.nats.find_turn import find_turn
 from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.subjects import TurnKey
 
@@ -61,12 +60,13 @@ async def fetch(url: str, turn: TurnId, tenant: Tenant | None) -> Timeline:
     """
     connection = await Connection.open(url, "tailrace-turn", ADMIN)
     try:
-        key = TurnKey(tenant, turn) if tenant is not None else await find_turn(connection, turn)
+        log = TurnLog(connection)
+        key = TurnKey(tenant, turn) if tenant is not None else await log.find_turn(turn)
         if key is None:
             raise TurnUnknown(f"the log has no turn {turn}: if it is older than the log, name its tenant with --tenant")
         rpc = Rpc(connection)
         ask_gateways = partial(rpc.every_readers, key, wait_s=GATEWAYS_WAIT_S)
-        return await read(TurnLog(connection), HistoryClient(rpc, QUERY_TIMEOUT_S), key, ask_gateways)
+        return await read(log, HistoryClient(rpc, QUERY_TIMEOUT_S), key, ask_gateways)
     finally:
         await connection.close()
 

@@ -26,6 +26,7 @@ from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.proto.errors import LogError
 from tailrace.proto.nats import Connection, streams
 from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.nats.setup_state import read_setup_state
 from tailrace.proto.service import BEAT_LATE_S
 
 INTERVAL_S = 5.0
@@ -150,13 +151,13 @@ class SetupRepair:
         try:
             if self._connection is None or self._connection.closed.is_set():
                 self._connection = await Connection.open(self._url, "tailrace-up", ADMIN)
-            found = await streams.read_setup_state(self._connection)
+            found = await read_setup_state(self._connection)
             if found.missing:
                 self._console.log(f"NATS lacks {', '.join(found.missing)}: creating it again")
                 await streams.apply(
                     self._connection, replicas=self._replicas, bytes_max=self._bytes_max, after=self._known
                 )
-                found = await streams.read_setup_state(self._connection)
+                found = await read_setup_state(self._connection)
             self._known = found
         except LogError as error:
             if self._connection is not None and self._connection.is_up:

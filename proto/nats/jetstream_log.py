@@ -14,7 +14,7 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Entry, Stored
 from tailrace.proto.errors import LogFull, LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
@@ -79,6 +79,14 @@ class JetStreamLog:
         """
         found = await self._find({"seq": seq, "next_by_subj": subjects.entries_of_tenant(tenant)})
         return subjects.parse(found.subject)[0] if found is not None and found.seq == seq else None
+
+    async def find_turn(self, turn: TurnId) -> TurnKey | None:
+        """Asks the stream's leader for the turn with this id, of any tenant; None if the log has none.
+
+        As wrong as `last_seq` may be. Raises LogUnavailable.
+        """
+        found = await self._find({"last_by_subj": subjects.requests(turn)})
+        return subjects.parse(found.subject)[0] if found is not None else None
 
     async def count(self, key: TurnKey) -> Count:
         turn = subjects.entries(key)

@@ -24,7 +24,6 @@ from nats.js.api import (
 
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats import setup_metrics
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
 from tailrace.proto.subjects import (
     AUDIT,
@@ -219,35 +218,6 @@ class SetupState(NamedTuple):
     """The last entry of the log."""
     floors: Mapping[str, Seq] = {}
     """For each consumer: all entries up to this one are acknowledged."""
-
-
-async def read_setup_state(connection: Connection) -> SetupState:
-    """Looks at every stream, bucket and consumer. Raises LogUnavailable."""
-    jetstream = connection.jetstream
-    found, last, floors = [], BEFORE_FIRST, {}
-    try:
-        for stream in EVERY_STREAM:
-            try:
-                info = await jetstream.stream_info(stream)
-            except nats.js.errors.NotFoundError:
-                found.append(f"the bucket {stream[3:]}" if stream.startswith("KV_") else f"the stream {stream}")
-            else:
-                setup_metrics.observe_stream(info)
-                last = Seq(info.state.last_seq) if stream == STREAM else last
-        for durable in CONSUMERS:
-            try:
-                consumer = await jetstream.consumer_info(STREAM, durable)
-            except nats.js.errors.NotFoundError:
-                found.append(f"the consumer {durable}")
-            else:
-                setup_metrics.observe_consumer(consumer)
-                floor = consumer.ack_floor
-                floors[durable] = Seq(floor.stream_seq if floor else BEFORE_FIRST)
-    except nats.errors.Error as error:
-        raise LogUnavailable(f"the streams do not answer ({type(error).__name__}): retry") from error
-    finally:
-        raise_if_cancelled()
-    return SetupState(found, last, floors)
 
 
 async def apply(

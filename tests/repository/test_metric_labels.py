@@ -13,8 +13,7 @@ import tailrace.generators.backends.measured
 import tailrace.generators.metrics
 import tailrace.persistence.metrics
 import tailrace.proto.nats.follower
-import tailrace.proto.nats.setup_metrics
-import tailrace.proto.nats.setup_watch
+import tailrace.proto.nats.setup_state
 import tailrace.proto.service
 from tailrace.gateway.app import ROUTES
 from tailrace.gateway.clients.registry import DIALECTS
@@ -84,8 +83,7 @@ MODULES = (
     tailrace.generators.backends.measured,
     tailrace.persistence.metrics,
     tailrace.proto.nats.follower,
-    tailrace.proto.nats.setup_metrics,
-    tailrace.proto.nats.setup_watch,
+    tailrace.proto.nats.setup_state,
     tailrace.proto.service,
 )
 METRICS = [

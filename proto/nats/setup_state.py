@@ -1,0 +1,105 @@
+"""The state of the NATS setup: which streams, buckets and consumers there are now, their metrics, and the watch.
+
+The watch notices within seconds that one was deleted. Without it nothing would fail: a process that fetches from a
+deleted consumer gets no entries, as when there is no work. Only the administrator's user may create streams and
+consumers: `tailrace up` does, and elsewhere `tailrace streams`. A generator that could create a consumer could have the
+log's entries sent to any subject (ADR 23).
+"""
+
+import asyncio
+
+import nats.errors
+import nats.js.errors
+import structlog
+from nats.js.api import ConsumerInfo, StreamInfo
+from prometheus_client import Gauge
+
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.nats.connection import Connection, raise_if_cancelled
+from tailrace.proto.nats.streams import CONSUMERS, EVERY_STREAM, SetupState
+from tailrace.proto.subjects import STREAM
+
+logger = structlog.get_logger()
+
+CHECK_EVERY_S = 5.0
+MISSING = Gauge(
+    "tailrace_nats_missing", "Streams, buckets and consumers that Tailrace needs and that NATS does not have"
+)
+# The names of the usual exporter (prometheus-nats-exporter). Every process exports what it has seen: use the maximum
+# over all processes.
+OF_STREAM, OF_CONSUMER = ("stream_name",), ("stream_name", "consumer_name")
+MESSAGES = Gauge("jetstream_stream_total_messages", "Messages that a stream holds", OF_STREAM)
+BYTES = Gauge("jetstream_stream_total_bytes", "Bytes that a stream holds", OF_STREAM)
+BYTES_MAX = Gauge("jetstream_stream_limit_bytes", "The byte limit of a stream; 0 for none", OF_STREAM)
+PENDING = Gauge("jetstream_consumer_num_pending", "Entries that a consumer has not delivered yet", OF_CONSUMER)
+ACK_PENDING = Gauge(
+    "jetstream_consumer_num_ack_pending",
+    "Entries that a consumer has delivered and that are not acknowledged yet",
+    OF_CONSUMER,
+)
+REDELIVERED = Gauge(
+    "jetstream_consumer_num_redelivered", "Entries delivered more than once that are not acknowledged yet", OF_CONSUMER
+)
+
+
+async def read_setup_state(connection: Connection) -> SetupState:
+    """Looks at every stream, bucket and consumer, and sets their metrics. Raises LogUnavailable."""
+    jetstream = connection.jetstream
+    found, last, floors = [], BEFORE_FIRST, {}
+    try:
+        for stream in EVERY_STREAM:
+            try:
+                info = await jetstream.stream_info(stream)
+            except nats.js.errors.NotFoundError:
+                found.append(f"the bucket {stream[3:]}" if stream.startswith("KV_") else f"the stream {stream}")
+            else:
+                observe_stream(info)
+                last = Seq(info.state.last_seq) if stream == STREAM else last
+        for durable in CONSUMERS:
+            try:
+                consumer = await jetstream.consumer_info(STREAM, durable)
+            except nats.js.errors.NotFoundError:
+                found.append(f"the consumer {durable}")
+            else:
+                observe_consumer(consumer)
+                floor = consumer.ack_floor
+                floors[durable] = Seq(floor.stream_seq if floor else BEFORE_FIRST)
+    except nats.errors.Error as error:
+        raise LogUnavailable(f"the streams do not answer ({type(error).__name__}): retry") from error
+    finally:
+        raise_if_cancelled()
+    return SetupState(found, last, floors)
+
+
+def observe_stream(info: StreamInfo) -> None:
+    """Sets the metrics of the stream's size. BYTES_MAX is 0 if the stream has no limit."""
+    name = info.config.name
+    MESSAGES.labels(name).set(info.state.messages)
+    BYTES.labels(name).set(info.state.bytes)
+    BYTES_MAX.labels(name).set(max(info.config.max_bytes or 0, 0))
+
+
+def observe_consumer(info: ConsumerInfo) -> None:
+    """Sets the metrics of the consumer's backlog and its unacknowledged and repeated deliveries."""
+    labels = info.stream_name, info.name
+    PENDING.labels(*labels).set(info.num_pending or 0)
+    ACK_PENDING.labels(*labels).set(info.num_ack_pending or 0)
+    REDELIVERED.labels(*labels).set(info.num_redelivered or 0)
+
+
+async def watch(connection: Connection) -> None:
+    """Checks every `CHECK_EVERY_S` seconds, forever; sets `connection.missing`, logs changes and sets the metric."""
+    while True:
+        await asyncio.sleep(CHECK_EVERY_S)
+        try:
+            found = (await read_setup_state(connection)).missing
+        except LogUnavailable as error:
+            logger.debug("NATS setup unknown", error=str(error))
+            continue
+        if found and found != connection.missing:
+            logger.error("NATS lacks what Tailrace needs: run `tailrace streams`", missing=", ".join(found))
+        elif connection.missing and not found:
+            logger.info("NATS has again what Tailrace needs")
+        connection.missing = found
+        MISSING.set(len(found))
