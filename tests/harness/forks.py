@@ -65,15 +65,20 @@ class CommandResult(NamedTuple):
 
 async def run_command(*arguments: str, **environ: str) -> CommandResult:
     """Runs the command `tailrace` until it ends. `environ` is its whole environment."""
+    return await run_module("tailrace", *arguments, **environ)
 
-    def run() -> CommandResult:
+
+async def run_module(module: str, *arguments: str, **environ: str) -> CommandResult:
+    """Runs a module as `python -m` does, until it ends. `environ` is its whole environment."""
+
+    def wait() -> CommandResult:
         with TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
-            status = start_fork("tailrace", arguments, environ, out, err).wait(COMMAND_S_MAX)
-            assert status is not None, f"{arguments} did not end: {err.read_text()}"
+            status = start_fork(module, arguments, environ, out, err).wait(COMMAND_S_MAX)
+            assert status is not None, f"{module} {arguments} did not end: {err.read_text()}"
             return CommandResult(status, out.read_text(), err.read_text())
 
-    return await asyncio.to_thread(run)
+    return await asyncio.to_thread(wait)
 
 
 async def fork(module: str, arguments: Sequence[str], environ: Mapping[str, str], output: Path) -> Fork:

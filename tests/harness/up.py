@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGKILL, Signals
+from tempfile import TemporaryDirectory
 
 from tests.harness.forks import FORKING_UP, start_fork
 from tests.harness.until import until
@@ -146,12 +147,10 @@ def running(folder: Path, *arguments: str, is_real: bool = False, **environ: str
         up.end()
 
 
-def run_refused_up(*arguments: str, **environ: str) -> tuple[int, str]:
-    """Returns status and message of an `up` that fails to start."""
-    command = [sys.executable, "-m", "tailrace", "up", *arguments]
-    env = os.environ | environ
-    done = subprocess.run(
-        command, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=START_S_MAX, check=False
-    )
-    assert done.stdout == ""
-    return done.returncode, done.stderr
+def run_refused_up(*arguments: str, **environ: str) -> tuple[int | None, str]:
+    """Returns status and message of an `up` that fails to start; its status is None if it runs."""
+    with TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        status = start_fork("tailrace", ("up", *arguments), os.environ | environ, out, err).wait(START_S_MAX)
+        assert out.read_text() == ""
+        return status, err.read_text()

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -27,8 +26,9 @@ from tailrace.proto.nats.connection import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
 from tailrace.proto.subjects import PERSISTENCE, STREAM
+from tests.harness.forks import run_module
 from tests.harness.freeze import freeze
-from tests.harness.processes import CHECKOUT, as_user
+from tests.harness.processes import as_user
 from tests.harness.until import until
 from tests.harness.without_jetstream import without_jetstream
 
@@ -51,10 +51,10 @@ async def test_a_nats_server_without_jetstream_is_named(own_server: NatsServer) 
 @pytest.mark.parametrize(
     ("command", "role"),
     [
-        *((("-m", f"tailrace.{role}", "--check"), role) for role in RIGHTS if role != ADMIN),
-        (("-m", "tailrace", "streams"), ADMIN),
-        (("-m", "tailrace", "keys", "list"), ADMIN),
-        (("-m", "tailrace", "usage"), ADMIN),
+        *(((f"tailrace.{role}", "--check"), role) for role in RIGHTS if role != ADMIN),
+        (("tailrace", "streams"), ADMIN),
+        (("tailrace", "keys", "list"), ADMIN),
+        (("tailrace", "usage"), ADMIN),
     ],
     ids=str,
 )
@@ -62,15 +62,10 @@ async def test_a_process_with_the_user_of_another_role_does_not_start(
     nats_url: str, command: tuple[str, ...], role: str
 ) -> None:
     other = next(user for user in RIGHTS if user != role)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *command),
-        cwd=CHECKOUT,
-        env={**os.environ, "ANTHROPIC_API_KEY": "none", "TAILRACE_NATS_URL": as_user(nats_url, other)},
-        stderr=asyncio.subprocess.PIPE,
-    )
-    _, printed = await asyncio.wait_for(process.communicate(), 30)
-    assert process.returncode == 2
-    assert f"has the user {other}, but this process needs nats://{role}:PASSWORD@" in printed.decode()
+    environ = os.environ | {"ANTHROPIC_API_KEY": "none", "TAILRACE_NATS_URL": as_user(nats_url, other)}
+    status, _, printed = await run_module(*command, **environ)
+    assert status == 2
+    assert f"has the user {other}, but this process needs nats://{role}:PASSWORD@" in printed
 
 
 async def test_a_refused_password_is_logged_once(own_server: NatsServer) -> None:

@@ -5,17 +5,15 @@ import os
 import pty
 import resource
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.harness import processes
-from tests.harness.forks import fork
+from tests.harness.forks import fork, run_module
 from tests.harness.system import System
 from tests.harness.until import until
 
@@ -31,28 +29,24 @@ def unused_address() -> Iterator[str]:
         yield f"127.0.0.1:{bound.getsockname()[1]}"
 
 
-async def run(role: str, *arguments: str, stderr: int = subprocess.PIPE, **environ: Any) -> tuple[int, str, str]:
-    """Returns status, standard output and standard error of a process that ends by itself."""
+def environ_of(**environ: str) -> dict[str, str]:
+    """Returns the environment of the tests with these variables, without other settings of Tailrace and its SDK."""
     inherited = {name: text for name, text in os.environ.items() if not name.startswith(("ANTHROPIC_", "TAILRACE_"))}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        f"tailrace.{role}",
-        *arguments,
-        cwd=processes.CHECKOUT,
-        env=inherited | {"NO_PROXY": "127.0.0.1"} | environ,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-    )
-    stdout, stderr_ = await asyncio.wait_for(process.communicate(), processes.START_S_MAX)
-    return process.returncode or 0, stdout.decode(), (stderr_ or b"").decode()
+    return inherited | {"NO_PROXY": "127.0.0.1"} | environ
 
 
 async def on_a_terminal(role: str, *arguments: str, **environ: str) -> tuple[int, str]:
     """Returns the status of a process that ends by itself, and its output on a terminal."""
     ours, its = pty.openpty()
     try:
-        status, _, _ = await run(role, *arguments, stderr=its, **environ)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", f"tailrace.{role}", *arguments),
+            cwd=processes.CHECKOUT,
+            env=environ_of(**environ),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=its,
+        )
+        status = await asyncio.wait_for(process.wait(), processes.START_S_MAX)
         return status, os.read(ours, 65_536).decode()
     finally:
         os.close(ours)
@@ -98,10 +92,11 @@ async def test_an_invalid_setting_is_refused_at_start_and_by_check(
     tmp_path: Path, command: str, environ: dict[str, str], message: str
 ) -> None:
     """One line and status 2; all settings are in test_every_setting.py."""
-    given = {"TAILRACE_DATABASE": str(tmp_path / "x.db"), **environ}
-    status, stdout, stderr = await run(*command.split(), stderr=subprocess.PIPE, **given)
+    role, *arguments = command.split()
+    given = environ_of(**{"TAILRACE_DATABASE": str(tmp_path / "x.db")} | environ)
+    status, stdout, stderr = await run_module(f"tailrace.{role}", *arguments, **given)
     assert (status, stdout, stderr.count("\n")) == (2, "", 1)
-    assert stderr.startswith(f"{command.split(maxsplit=1)[0]}: {message}")
+    assert stderr.startswith(f"{role}: {message}")
     assert "TOKEN@h" not in stderr
 
 
