@@ -36,8 +36,6 @@ release: setup ## build wheel, source archive, image context and lists of packag
 
 clients: $(CLIENTS) ## install the clients that the dialects are tested with; `test` does it too
 
-# The tests start hundreds of processes. Keep compiled bytecode, even if the environment disables it.
-test: export PYTHONDONTWRITEBYTECODE :=
 # Tests wait for half of their time, so each core has two workers. A worker costs 10 s of CPU before its first test.
 test: check $(CLIENTS) ## run `check` and every test
 	$(PYTHON) -m tests.run --numprocesses 4 --dist worksteal --durations 25

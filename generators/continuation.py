@@ -10,7 +10,7 @@ import msgspec
 
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, from_event, stop_message
-from tailrace.generators.continuation_filters import RepetitionFilter, StopSequences
+from tailrace.generators.continuation_filters import RepetitionFilter, StopSequenceFilter
 from tailrace.generators.forced_tools import request_forced_call
 from tailrace.generators.plan import tokens_left
 from tailrace.generators.prompt_cache import add_cache_marks
@@ -118,7 +118,7 @@ class Continuation:
         blocks: tuple[Block, ...],
         repetition: RepetitionFilter,
         pending_space: str,
-        stop_sequences: StopSequences | None = None,
+        stop_sequences: StopSequenceFilter | None = None,
     ) -> None:
         """`blocks` are the stored ones. `pending_space` is white space that is stored but was not in the call."""
         self.repeated = 0
@@ -130,7 +130,7 @@ class Continuation:
         # The new call's block whose text goes into the block that was open.
         self._continued: int | None = None
         self._pending_space = pending_space
-        self._stop_sequences = stop_sequences or StopSequences("", ())
+        self._stop_sequences = stop_sequences or StopSequenceFilter("", ())
         self._left_out = 0
         # From the new call's block index to the stored message's; None: the block is left out.
         self._targets: dict[int, int | None] = {}
@@ -244,5 +244,5 @@ def map_continuation(request: Request, turn: Turn) -> Continuation:
     is_sent_whole = bool(turn.text.strip()) and not supports_prefill(request.model)
     sent = turn.text if is_sent_whole else prefill(turn.text)
     open_text = turn.blocks[-1].text if turn.blocks and not turn.blocks[-1].is_closed else ""
-    stop_sequences = StopSequences(open_text, (request.options or {}).get("stop_sequences"))
+    stop_sequences = StopSequenceFilter(open_text, (request.options or {}).get("stop_sequences"))
     return Continuation(turn.blocks, RepetitionFilter(sent), turn.text[len(sent) :], stop_sequences)

@@ -1,6 +1,7 @@
-"""Filters for the first text of a continuing call, which joins the stored text: repetitions and stop sequences. Pure.
+"""Filters for the text with which a continuing call continues stored text. Pure.
 
-Each holds text back while it cannot decide, and passes all other text on.
+One removes repetitions, the other finds stop sequences. Each holds text back while it cannot decide, and passes all
+other text on.
 """
 
 REPEATED_MIN = 24
@@ -17,7 +18,7 @@ class RepetitionFilter:
 
     def __init__(self, stored: str) -> None:
         self._stored = stored
-        self._tail = tail(stored)
+        self._tail = find_tail(stored)
         # Text that ends a line may be followed by another line like it.
         ends_in_line = bool(self._tail) and not self._tail.rstrip(" ").endswith("\n")
         self._is_active = ends_in_line and stored.find(self._tail) == len(stored) - len(self._tail)
@@ -57,7 +58,7 @@ class RepetitionFilter:
         return False
 
 
-def tail(text: str) -> str:
+def find_tail(text: str) -> str:
     """Returns the end of `text` with REPEATED_MIN characters that are not white space; empty if it has fewer."""
     solid = 0
     for position in range(len(text) - 1, -1, -1):
@@ -72,7 +73,7 @@ def begins_word(text: str, position: int) -> bool:
     return not position or not (text[position - 1].isalnum() and text[position].isalnum())
 
 
-class StopSequences:
+class StopSequenceFilter:
     """Finds a stop sequence whose beginning is stored and whose end the continuing call writes (PROTOCOL R75).
 
     The model's API sees the text of its own call only, so it does not stop at such a sequence.

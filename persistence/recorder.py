@@ -11,17 +11,16 @@ from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import structlog
-from opentelemetry.trace import Span
 
 from tailrace.persistence import metrics
 from tailrace.persistence.lost_turns import LostTurnFinder
+from tailrace.persistence.record_spans import RecordSpans
 from tailrace.persistence.rows import TurnRow, blobs_of, build_row
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
 from tailrace.proto.fold import Turn, text_proof
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
-from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.subjects import TurnKey
 
@@ -195,35 +194,6 @@ class Recorder:
         parent = TurnKey(key.tenant, turn.request.parent)
         # A POST with the same Idempotency-Key may have stored the deleted parent again, under the same id.
         return await self._tombstones.exists(parent) and not await self._log.has_turn(parent)
-
-
-class RecordSpans:
-    """The spans of the turns in the batch that is being recorded, each a part of its turn's trace.
-
-    Does nothing while traces are off.
-    """
-
-    def __init__(self, system: str) -> None:
-        self._system = system
-        self._spans: list[Span] = []
-
-    def start(self, key: TurnKey, turn: Turn) -> None:
-        """Starts the span of a turn whose request was traced."""
-        if not tracing.is_on() or turn.request is None or turn.request.traceparent is None:
-            return
-        span = tracing.start("record turn", traceparent=turn.request.traceparent)
-        span.set_attributes(
-            {"tailrace.turn": key.turn, "tailrace.outcome": turn.outcome, "db.system.name": self._system}
-        )
-        self._spans.append(span)
-
-    def end(self, error_type: str = "") -> None:
-        """Ends the spans of the batch: with its commit, or with an error."""
-        for span in self._spans:
-            if error_type:
-                tracing.fail(span, error_type)
-            span.end()
-        self._spans.clear()
 
 
 async def _pause(seconds: float, stop: asyncio.Event) -> None:

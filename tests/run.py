@@ -24,7 +24,7 @@ def pytest(*arguments: str) -> int:
     """Runs pytest in a new process and returns its exit status. Its files are in memory if there is enough."""
     is_large = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= BYTES_MIN
     environ = os.environ | ({"TMPDIR": str(MEMORY)} if is_large and "TMPDIR" not in os.environ else {})
-    # Bytecode is kept, even if the environment disables it: each worker would compile every test again.
+    # Keep bytecode even if the environment disables it: otherwise each worker compiles every test again.
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, "-m", "pytest", "-o", "tmp_path_retention_policy=failed", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environ, check=False).returncode

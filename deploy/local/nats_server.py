@@ -30,8 +30,8 @@ FILE_BYTES_MAX = 10 * GIB
 # On a full disk the server stops storing until it is restarted, so its limit must be reached before the disk is full.
 # The database stores every turn a second time, and longer.
 DISK_SHARE_MAX = 0.4
-# Where Linux has the quotas of cgroup v2 (man cgroups).
-CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+# The file that names this process's cgroup, and the root of cgroup v2 (man cgroups).
+OWN_CGROUP, CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # Settings of Go's runtime, which nats-server inherits from `up`.
 GO_RUNTIME = ("GOGC", "GOMAXPROCS", "GOMEMLIMIT")
 # The server's default: an acknowledged message is on the disk up to two minutes later.
@@ -237,24 +237,28 @@ def command(spec: ServerSpec) -> tuple[str, ...]:
     return (str(binary), "-c", str(spec.directory / "nats.conf"))
 
 
-def go_runtime(environ: Mapping[str, str]) -> dict[str, str]:
-    """Returns the server's environment variables: those of Go's runtime in `environ`, and a default for its threads.
+def go_runtime(environ: Mapping[str, str], servers: int = 1) -> dict[str, str]:
+    """Returns the environment of each of `servers`: the variables of GO_RUNTIME in `environ`, and a GOMAXPROCS.
 
-    The other processes need more than half of the cores. With a thread for each core, Go's threads wait for work in
-    loops and wake each other: on two cores the server needed a quarter to a third more CPU time for a delta.
+    Its default is half of the cores for all servers together, and at least 1. With a thread for each core, idle threads
+    of Go search for work and wake each other; on two cores, the server then needs a quarter more CPU time for a delta
+    (docs/SIZING.md).
     """
-    default = {"GOMAXPROCS": str(max(1, _count_cores() // 2))}
+    default = {"GOMAXPROCS": str(max(1, _count_cores() // (2 * servers)))}
     return default | {name: environ[name] for name in GO_RUNTIME if name in environ}
 
 
 def _count_cores() -> int:
-    """Returns how many cores this process may use: by its affinity, and by the quota of its container or service."""
+    """Returns how many cores this process may use: by its affinity, and by the quotas of its cgroups (version 2)."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        group = CGROUP.read_text().rpartition("0::/")[2].strip()
-        # "max 100000" without a quota.
-        quota, period = (CGROUPS / group / "cpu.max").read_text().split()
-        return min(cores, math.ceil(int(quota) / int(period)))
+    names = OWN_CGROUP.read_text().splitlines() if OWN_CGROUP.exists() else []
+    group = CGROUP_ROOT / next((name.removeprefix("0::/") for name in names if name.startswith("0::/")), "")
+    # A container, a service or a slice that it belongs to may have the quota.
+    for parent in (group, *group.parents):
+        # There is no file for the root of the machine, and "max 100000" without a quota.
+        with suppress(OSError, ValueError):
+            quota, period = map(int, (parent / "cpu.max").read_text().split())
+            cores = min(cores, math.ceil(quota / period))
     return cores
 
 

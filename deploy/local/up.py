@@ -181,7 +181,7 @@ async def start_nats(
                 role=nats_server.NAME,
                 command=nats_server.command(server),
                 is_shown=NatsLogFile(server.directory).write,
-                environ=nats_server.go_runtime(environ),
+                environ=nats_server.go_runtime(environ, len(servers)),
                 where=(f"127.0.0.1:{server.port}", f"monitoring http://127.0.0.1:{server.monitor_port}"),
             )
         )

@@ -1,9 +1,11 @@
 """The checks that `up` makes while the system runs, each with its repair.
 
-- A nats-server whose write has failed is restarted: it stores nothing until then, even when the cause (a full disk, a
-  data directory that was away) is gone. While the disk is full it is left running, because it still serves reads.
-- A process that hangs is killed and started again: alive for the kernel, but not doing its work. Each process is asked
-  over HTTP. The metrics of a service are served by a thread of its own, so they also tell when the event loop last ran.
+- A nats-server whose write has failed is restarted. Until the restart it stores nothing, even when the cause (a full
+  disk, a data directory that was away) is gone. While the disk is full it is left running, because it still serves
+  reads.
+- A process that hangs (it is alive for the kernel but does not do its work) is killed and started again. Each process
+  is asked over HTTP. The metrics of a service are served by a thread of its own, so they also tell when the event loop
+  last ran.
 - Deleted streams, buckets and consumers of NATS are made again. A new consumer continues at the first entry that was
   not acknowledged. What a deleted stream or bucket contained is lost: turns that were in the log and not in the
   database end as failed.
@@ -30,11 +32,11 @@ from tailrace.proto.nats.setup_state import read_setup_state
 from tailrace.proto.service import BEAT_LATE_S
 
 INTERVAL_S = 5.0
-# Two of the largest messages.
+# Free space for a restart: two of the largest messages.
 FREE_BYTES_MIN = 16 * 1024**2
 # Reported after a failed write by a single server, and by a server of a cluster, which disables JetStream.
 FAILED_WRITE_SIGNS = "write error", "JetStream not enabled"
-INFO_S_MAX = 1.0
+NATS_INFO_S_MAX = 1.0
 SILENT_S_MAX = BEAT_LATE_S
 BEAT = re.compile(r"^tailrace_event_loop_seconds ([0-9.e+]+)$", re.MULTILINE)
 
@@ -90,14 +92,17 @@ async def restart_stuck_server(specs: Sequence[ServerSpec], supervisor: Supervis
 
 
 def is_stuck(health: Response) -> bool:
-    """Returns whether a write has failed; the server then tries no other. A starting server may report the same."""
+    """Returns whether `/healthz` of the monitoring port reports a failed write. The server then tries no other.
+
+    A starting server may report the same.
+    """
     return health.status == 503 and any(sign in health.body for sign in FAILED_WRITE_SIGNS)
 
 
 async def has_started(spec: ServerSpec) -> bool:
     """Returns whether the server accepts clients, which it does after it has read its store."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(INFO_S_MAX):
+        async with asyncio.timeout(NATS_INFO_S_MAX):
             await wait_started(spec.port)
             return True
     return False

@@ -27,8 +27,8 @@ B = TypeVar("B")
 
 QUOTED_CHARS_MAX = 200
 MEDIUM_BYTES = 64 * 1024
-# A phone that moves between two cells is silent for some seconds.
-WINDOW_S = 15.0
+# The minimum rate is measured over this time: a phone that moves between two cells is silent for some seconds.
+RATE_WINDOW_S = 15.0
 # Gateway, generators and persistence visit values one by one: a million of them, which fit into 2 MB, would block the
 # event loop, and with it every stream and lease, for seconds. A conversation of 10,000 messages has fewer than this.
 VALUES_MAX = 100_000
@@ -112,18 +112,18 @@ class BodyReader:
 
 
 class MinimumRate:
-    """The clock of one body. Each `rate_min * WINDOW_S` bytes must arrive within WINDOW_S seconds.
+    """The clock of one body. Each `rate_min * RATE_WINDOW_S` bytes must arrive within RATE_WINDOW_S seconds.
 
-    A client that stops or drips would otherwise hold the memory that is reserved for its body, whatever the limits of
-    size and time. Only the time that is spent waiting for the client counts, not the time that the body waits for
-    memory.
+    A client that stops or drips would otherwise hold the memory that is reserved for its body as long as
+    `body_timeout_s`, which must allow large bodies over slow lines. Only the time that is spent waiting for the client
+    counts, not the time that the body waits for memory.
     """
 
     def __init__(self, rate_min: int) -> None:
         """`rate_min`: bytes a second."""
         self._rate_min = rate_min
-        self._left_s = WINDOW_S
-        self._missing = WINDOW_S * rate_min
+        self._left_s = RATE_WINDOW_S
+        self._missing = RATE_WINDOW_S * rate_min
 
     async def next(self, pieces: AsyncIterator[bytes]) -> bytes | None:
         """Returns the next of `pieces`; None after the last. Raises Refused when the body arrives too slowly."""
@@ -138,7 +138,7 @@ class MinimumRate:
         self._left_s -= loop.time() - began_s
         self._missing -= len(piece or b"")
         if self._missing <= 0:
-            self._left_s, self._missing = WINDOW_S, WINDOW_S * self._rate_min
+            self._left_s, self._missing = RATE_WINDOW_S, RATE_WINDOW_S * self._rate_min
         return piece
 
 

@@ -63,7 +63,7 @@ class Connection:
         self.is_refused = False
         """The server has rejected the user or the password."""
         self.missing: list[str] = []
-        """The streams, buckets and consumers that NATS lacks, as the last check of setup_state.py has found."""
+        """The streams, buckets and consumers that NATS lacks, according to the last check of setup_state.watch."""
 
     @classmethod
     async def open(cls, url: str, name: str, user: str | None = None) -> Self:

@@ -75,15 +75,15 @@ class JetStreamLog:
     async def ask_for_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
         """Asks the stream's leader for the turn of the tenant's entry at `seq`; None when the tenant has none there.
 
-        As wrong as `last_seq` may be. Raises LogUnavailable.
+        None may be wrong: see LogServer.last_seq. Raises LogUnavailable.
         """
         found = await self._find({"seq": seq, "next_by_subj": subjects.entries_of_tenant(tenant)})
         return subjects.parse(found.subject)[0] if found is not None and found.seq == seq else None
 
-    async def find_turn(self, turn: TurnId) -> TurnKey | None:
+    async def ask_for_turn(self, turn: TurnId) -> TurnKey | None:
         """Asks the stream's leader for the turn with this id, of any tenant; None if the log has none.
 
-        As wrong as `last_seq` may be. Raises LogUnavailable.
+        None may be wrong: see LogServer.last_seq. Raises LogUnavailable.
         """
         found = await self._find({"last_by_subj": subjects.requests(turn)})
         return subjects.parse(found.subject)[0] if found is not None else None

@@ -1,7 +1,7 @@
-"""The state of the NATS setup: which streams, buckets and consumers there are now, their metrics, and the watch.
+"""Which streams, buckets and consumers exist in NATS, their metrics, and a periodic check.
 
-The watch notices within seconds that one was deleted. Without it nothing would fail: a process that fetches from a
-deleted consumer gets no entries, as when there is no work. Only the administrator's user may create streams and
+The check notices within seconds that one was deleted. Without it no process would report that: a process that fetches
+from a deleted consumer gets no entries, as when there is no work. Only the administrator's user may create streams and
 consumers: `tailrace up` does, and elsewhere `tailrace streams`. A generator that could create a consumer could have the
 log's entries sent to any subject (ADR 23).
 """
@@ -26,8 +26,8 @@ CHECK_EVERY_S = 5.0
 MISSING = Gauge(
     "tailrace_nats_missing", "Streams, buckets and consumers that Tailrace needs and that NATS does not have"
 )
-# The names of the usual exporter (prometheus-nats-exporter). Every process exports what it has seen: use the maximum
-# over all processes.
+# The names of the usual exporter (prometheus-nats-exporter). Every process exports what it saw at its last check: use
+# the maximum over all processes.
 OF_STREAM, OF_CONSUMER = ("stream_name",), ("stream_name", "consumer_name")
 MESSAGES = Gauge("jetstream_stream_total_messages", "Messages that a stream holds", OF_STREAM)
 BYTES = Gauge("jetstream_stream_total_bytes", "Bytes that a stream holds", OF_STREAM)

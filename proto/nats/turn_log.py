@@ -11,7 +11,7 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Stored
 from tailrace.proto.errors import LogError, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn
-from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
 from tailrace.proto.nats.append import append
 from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.jetstream_log import JetStreamLog
@@ -117,6 +117,13 @@ class TurnLog(JetStreamLog):
         None only when the stream's leader has said so twice. Raises LogUnavailable.
         """
         return await ask_twice(lambda: self.ask_for_turn_at(tenant, seq))
+
+    async def find_turn(self, turn: TurnId) -> TurnKey | None:
+        """Returns the turn with this id, of any tenant; None if the log has none.
+
+        None only when the stream's leader has said so twice. Raises LogUnavailable.
+        """
+        return await ask_twice(lambda: self.ask_for_turn(turn))
 
     async def has_end(self, key: TurnKey) -> bool:
         """Returns whether the turn's `end` is stored now: False also after a purge, or beyond the retention.

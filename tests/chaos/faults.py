@@ -199,7 +199,7 @@ async def fail_connection(target: Target, failure: Failure, context: Context) ->
     failing = _routes(context, one) if target == "route" else [one]
 
     def count() -> int:
-        return sum(connection.proxy.affected[failure] for connection in failing)
+        return sum(connection.proxy.affected[failure] + connection.proxy.held_back for connection in failing)
 
     before = count()
     for connection in failing:

@@ -27,7 +27,7 @@ STATUS = re.compile(rb"(?:^|\r\n)HTTP/1\.1 (\d{3}) ")
 # What may be said of a gateway that has no room, and of the turn of a model that is away.
 ALLOWED = {503, 507}
 # Longer than the gateway waits for anything: headers, a body, the next request.
-DEADLINE_S = http_protocol.HEADERS_TIMEOUT_S + read_body.WINDOW_S + 15
+DEADLINE_S = http_protocol.HEADERS_TIMEOUT_S + read_body.RATE_WINDOW_S + 15
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -28,7 +28,9 @@ class Proxy:
     def __init__(self, name: str, to: int) -> None:
         self.name = name
         self.affected: Counter[Failure] = Counter()
-        """Bytes by failure, and connections: all of `cut`, new ones of `blackhole`."""
+        """Bytes by failure; connections of `cut`."""
+        self.held_back = 0
+        """New connections during a `blackhole`."""
         self._to = to
         self._failure: Failure | None = None
         self._can_pass = asyncio.Event()
@@ -85,11 +87,11 @@ class Proxy:
                 _reset(writer)
 
     def _accept(self, reader: StreamReader, client: StreamWriter) -> None:
-        if self._failure in ("cut", "blackhole"):
-            self.affected[self._failure] += 1
         if self._failure == "cut":
+            self.affected["cut"] += 1
             _reset(client)
             return
+        self.held_back += self._failure == "blackhole"
         task = asyncio.create_task(self._forward(reader, client))
         self._forwarding[task] = [client]
         task.add_done_callback(self._forwarding.pop)

@@ -265,7 +265,7 @@ async def test_large_bodies_wait_for_memory_and_then_get_503(nats_url: str, new_
 async def test_a_silent_sender_loses_its_memory_and_gets_408(
     monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
 ) -> None:
-    monkeypatch.setattr(read_body, "WINDOW_S", 0.5)
+    monkeypatch.setattr(read_body, "RATE_WINDOW_S", 0.5)
     gateway = await new_gateway(nats_url, large_bytes_max=MB, large_timeout_s=10)
     async with client_in_mid_body(gateway, MB) as raw:
         assert (await gateway.client.post("/v1/turns", json=LARGE)).status_code == 202

@@ -140,29 +140,46 @@ def test_the_storage_limit_leaves_a_part_of_the_disk_free(tmp_path: Path) -> Non
     assert 0 < storage_limit(tmp_path / "nats") <= FILE_BYTES_MAX
 
 
-@pytest.mark.parametrize(("cores", "threads"), [(1, "1"), (2, "1"), (3, "1"), (8, "4")])
-def test_the_server_runs_on_half_of_the_cores_that_the_process_may_use(
-    cores: int, threads: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.setattr("tailrace.deploy.local.nats_server.CGROUP", Path("/missing"))
-    assert go_runtime({"HOME": "/root"}) == {"GOMAXPROCS": threads}
+@pytest.fixture
+def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of the cgroups of a process that may use 16 cores, without a quota."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr("tailrace.deploy.local.nats_server.OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr("tailrace.deploy.local.nats_server.CGROUP_ROOT", tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize(
-    ("group", "quota", "threads"),
-    [("", "400000 100000", "2"), ("system.slice/tailrace.service", "450000 100000", "2"), ("", "max 100000", "8")],
+    ("cores", "servers", "threads"), [(1, 1, "1"), (2, 1, "1"), (3, 1, "1"), (8, 1, "4"), (8, 3, "1"), (16, 3, "2")]
 )
-def test_a_quota_of_the_container_or_service_limits_the_cores(
-    group: str, quota: str, threads: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_servers_together_run_on_half_of_the_cores(
+    cores: int, servers: int, threads: str, cgroups: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A container has its own root of the cgroups; a service of systemd has a path."""
-    (tmp_path / "cgroup").write_text(f"1:cpu:/old\n0::/{group}\n")
-    (tmp_path / group).mkdir(parents=True, exist_ok=True)
-    (tmp_path / group / "cpu.max").write_text(f"{quota}\n")
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
-    monkeypatch.setattr("tailrace.deploy.local.nats_server.CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr("tailrace.deploy.local.nats_server.CGROUPS", tmp_path)
+    assert not list(cgroups.iterdir())
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    assert go_runtime({"HOME": "/root"}, servers) == {"GOMAXPROCS": threads}
+
+
+@pytest.mark.parametrize(
+    ("own", "quotas", "threads"),
+    [
+        ("0::/", {"": "400000 100000"}, "2"),
+        ("1:cpu:/old\n0::/", {"": "50000 100000"}, "1"),
+        ("0::/system.slice/tailrace.service", {"system.slice/tailrace.service": "450000 100000"}, "2"),
+        ("0::/system.slice/tailrace.service", {"system.slice": "600000 100000"}, "3"),
+        ("0::/a/b", {"a/b": "max 100000", "a": "400000 100000"}, "2"),
+        ("0::/", {"": "max 100000"}, "8"),
+        ("0::/", {"": "not a quota"}, "8"),
+        ("1:cpu:/old", {"old": "100000 100000"}, "8"),
+    ],
+)
+def test_quotas_of_a_container_a_service_and_its_slice_limit_the_cores(
+    own: str, quotas: dict[str, str], threads: str, cgroups: Path
+) -> None:
+    (cgroups / "own").write_text(f"{own}\n")
+    for group, quota in quotas.items():
+        (cgroups / group).mkdir(parents=True, exist_ok=True)
+        (cgroups / group / "cpu.max").write_text(f"{quota}\n")
     assert go_runtime({}) == {"GOMAXPROCS": threads}
 
 

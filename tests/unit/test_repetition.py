@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.continuation_filters import REPEATED_MIN, RepetitionFilter, tail
+from tailrace.generators.continuation_filters import REPEATED_MIN, RepetitionFilter, find_tail
 
 STORED = "The sky is blue because short waves are scattered more than long on"
 VERSE = "Never let anybody tell you that the sea is calm today."
@@ -88,4 +88,4 @@ def test_only_the_stored_end_is_left_out(stored: str, new: str, again: int, size
     assert stored.endswith(text[:left_out])
     if left_out:
         assert len("".join(text[:left_out].split())) >= REPEATED_MIN
-        assert stored.count(tail(stored)) == 1
+        assert stored.count(find_tail(stored)) == 1

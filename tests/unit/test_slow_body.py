@@ -13,7 +13,7 @@ from tailrace.proto.errors import Refused
 @pytest.fixture(autouse=True)
 def short_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """100 bytes a second are 20 bytes in each window."""
-    monkeypatch.setattr(read_body, "WINDOW_S", 0.2)
+    monkeypatch.setattr(read_body, "RATE_WINDOW_S", 0.2)
 
 
 async def pieces(count: int, size: int, every_s: float) -> AsyncIterator[bytes]:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, from_event
 from tailrace.generators.continuation import prepare_call
-from tailrace.generators.continuation_filters import StopSequences
+from tailrace.generators.continuation_filters import StopSequenceFilter
 from tailrace.generators.plan import Complete, plan
 from tailrace.proto import events
 from tests.harness.turn_builder import Handwritten, opening_events
@@ -22,7 +22,7 @@ def test_a_sequence_is_found_exactly_if_it_lies_across_the_seam(
     stored: str, pieces: list[str], sequences: list[str]
 ) -> None:
     """All other text is passed on, in order, and nothing is passed on twice."""
-    filters = StopSequences(stored, sequences)
+    filters = StopSequenceFilter(stored, sequences)
     passed = ""
     for piece in pieces:
         passed += filters.filter(piece)

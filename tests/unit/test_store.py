@@ -609,7 +609,7 @@ async def test_a_search_that_takes_long_is_ended_and_delays_no_other_query(
 
 
 async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
-    either_database: Path | str, either_server: PostgreSQLServer | None, monkeypatch: pytest.MonkeyPatch
+    either_database: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For words with labels, rare and frequent. The pages together have all turns that fulfil the conditions."""
     monkeypatch.setattr("tailrace.persistence.store.SCAN_MAX", 40)
@@ -630,10 +630,6 @@ async def test_a_search_reads_as_much_in_a_large_database_as_in_a_small_one(
             rows.append(
                 msgspec.structs.replace(row, labels=msgspec.json.encode(labels).decode(), words=hash_text(words))
             )
-        if made and either_server:
-            # As autovacuum does. Without statistics, PostgreSQL's plans for the 2,800 rows take four seconds of CPU.
-            async with either_server.connected(str(either_database)) as connection:
-                await connection.execute("ANALYZE")
         await store.record(rows)
         made = total
         costs.append([])

@@ -197,13 +197,16 @@ def _user_blocks(part: UIPart, number: int) -> list[Block]:
         case "text":
             return [{"type": "text", "text": part.text}] if part.text.strip() else []
         case "file":
-            return [file_block(part.media_type, part.url, part.filename, f"messages[{number}]")]
+            return [build_file_block(part.media_type, part.url, part.filename, f"messages[{number}]")]
         case _:
             return []
 
 
-def file_block(media_type: str, url: str, filename: str | None, where: str) -> Block:
-    """Returns the content block of a file. Raises Refused for a type or URL that the model does not support."""
+def build_file_block(media_type: str, url: str, filename: str | None, where: str) -> Block:
+    """Returns the content block of an image, a PDF or a text.
+
+    Raises Refused for a type or URL that the model does not support.
+    """
     kind = media_type.partition(";")[0].strip().lower()
     block = "image" if kind.partition("/")[0] == "image" else "document"
     title = {"title": filename} if filename and block == "document" else {}

@@ -90,7 +90,7 @@ async def post_stop(request: ApiRequest, log: TurnLog, history: HistoryClient, t
     The message stays in the chat with its text so far.
     """
     tenant, name = request.tenant, request.path_params["chat"]
-    key = await find_turn(log, history, tenant, name)
+    key = await find_turn_or_chat(log, history, tenant, name)
     try:
         outcome = (await cancel(log, key)).outcome
     except TurnUnknown:
@@ -112,7 +112,7 @@ async def get_messages(
 
 async def find_chunk(streams: StreamContext, tenant: Tenant, name: str, index: int, dialect: Dialect) -> Start:
     """Returns the start of a stream from chunk `index` on; negative: from the end. Raises Refused, LogUnavailable."""
-    key = await find_turn(streams.log, streams.history, tenant, name)
+    key = await find_turn_or_chat(streams.log, streams.history, tenant, name)
     count, is_ended = await count_chunks(streams, key, dialect)
     seen = max(0, count + index) if index < 0 else index
     if is_ended and seen >= count:
@@ -121,7 +121,7 @@ async def find_chunk(streams: StreamContext, tenant: Tenant, name: str, index: i
     return Start(key, seen, headers)
 
 
-async def find_turn(log: TurnLog, history: HistoryClient, tenant: Tenant, name: str) -> TurnKey:
+async def find_turn_or_chat(log: TurnLog, history: HistoryClient, tenant: Tenant, name: str) -> TurnKey:
     """Returns the turn with the id `name`, or the newest turn of the chat `name`. Raises Refused."""
     turn = TurnKey(tenant, TurnId(name))
     if is_token(name) and await is_logged(log, turn):
@@ -137,7 +137,7 @@ async def find_turn(log: TurnLog, history: HistoryClient, tenant: Tenant, name: 
 async def find_resumable(streams: StreamContext, turns: TurnReader, tenant: Tenant, name: str) -> TurnKey | None:
     """Returns that turn; None if it is over or there is no such chat, which `useChat` does not treat as an error."""
     try:
-        key = await find_turn(streams.log, streams.history, tenant, name)
+        key = await find_turn_or_chat(streams.log, streams.history, tenant, name)
         return None if is_over(await turns.read(key), datetime.now(UTC)) else key
     except Refused as refused:
         if refused.code != "turn_not_found":
