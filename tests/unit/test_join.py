@@ -57,6 +57,14 @@ def test_a_gap_is_closed_by_the_log_and_not_by_early_entries() -> None:
 
 
 @pytest.mark.rule("R16")
+def test_an_entry_that_was_read_is_not_returned_again() -> None:
+    """A page may begin before the position of the join."""
+    join = join_after(2)
+    assert join.add_read([FIRST, SECOND, THIRD]) == [THIRD]
+    assert (join.chain.last, join.skipped) == (THIRD.seq, 0)
+
+
+@pytest.mark.rule("R16")
 def test_a_fork_in_the_feed_is_skipped_and_counted() -> None:
     """It continues an entry that the chain has passed."""
     join = join_after(3)

@@ -284,6 +284,13 @@ def test_an_answer_with_a_schema_is_checked_and_corrected_once() -> None:
     assert plan_after_check(second, "no again", 5) == Complete(schema_valid=False)
 
 
+def test_an_answer_is_not_corrected_after_the_last_attempt_without_a_new_event() -> None:
+    turn = schema_turn([START, *block_stop("text"), STOPPED])
+    last = msgspec.structs.replace(turn, fruitless=5)
+    assert plan_after_check(last, "no", 6) == MakeAttempt(2, "restart", "no")
+    assert plan_after_check(last, "no", 5) == Complete(schema_valid=False)
+
+
 @pytest.mark.parametrize("stop_reason", ["max_tokens", "refusal", "newer"])
 def test_an_answer_cut_by_a_limit_is_not_corrected(stop_reason: str) -> None:
     """It is checked all the same."""
