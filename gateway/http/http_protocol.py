@@ -1,10 +1,10 @@
 """The HTTP/1.1 protocol of a client connection: uvicorn's, with the limits that it lacks.
 
-Headers are limited in bytes, number and time (bodies in read_body.py). Data after a response is still
-read for a short time, so that the client can read the response. A slow reader holds one buffer; a client that reads
-nothing for UNREAD_TIMEOUT_S is disconnected, and at once while the gateway drains. The kernel detects clients that
-vanish (server.py). uvicorn has no hook for these limits with httptools (docs/DEPENDENCIES.md names its issues). All use
-of its protocol classes is here.
+Headers are limited in bytes, number and time (bodies in read_body.py). Data after a response is still read for a short
+time, so that the client can read the response. A slow reader holds one buffer; a client that reads nothing for
+UNREAD_TIMEOUT_S is disconnected, and at once while the gateway drains. The kernel detects clients that vanish
+(server.py). uvicorn has no hook for these limits with httptools (docs/DEPENDENCIES.md names its issues). All use of its
+protocol classes is here.
 """
 
 import asyncio

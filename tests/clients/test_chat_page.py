@@ -234,7 +234,7 @@ async def test_two_tabs_show_the_same_and_a_shared_answer_is_read_without_a_key(
     assert (reader["buttons"], reader["paths"]) == (["Copy", "Copy"], ["turns events"])
     assert seen["first"] == words(150)
     assert (seen["complaints"], seen["elsewhere"], seen["complaintsOfReader"]) == ([], [], [])
-    assert (await gateway.client.get("/v1/sessions")).json()["data"] == []
+    assert await _list_sessions(gateway) == []
 
 
 @pytest.mark.timeout(180)

@@ -10,7 +10,9 @@ import os
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from signal import SIGKILL
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import NamedTuple
@@ -70,15 +72,22 @@ async def run_command(*arguments: str, **environ: str) -> CommandResult:
 
 async def run_module(module: str, *arguments: str, **environ: str) -> CommandResult:
     """Runs a module as `python -m` does, until it ends. `environ` is its whole environment."""
+    return await asyncio.to_thread(run_to_end, module, arguments, environ)
 
-    def wait() -> CommandResult:
-        with TemporaryDirectory() as folder:
-            out, err = Path(folder, "out"), Path(folder, "err")
-            status = start_fork(module, arguments, environ, out, err).wait(COMMAND_S_MAX)
-            assert status is not None, f"{module} {arguments} did not end: {err.read_text()}"
-            return CommandResult(status, out.read_text(), err.read_text())
 
-    return await asyncio.to_thread(wait)
+def run_to_end(
+    module: str, arguments: Sequence[str], environ: Mapping[str, str], timeout_s: float = COMMAND_S_MAX
+) -> CommandResult:
+    """Like `run_module`, and blocks. A module that does not end in time is killed, and is an AssertionError."""
+    with TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        started = start_fork(module, arguments, environ, out, err)
+        status = started.wait(timeout_s)
+        if status is None:
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, SIGKILL)
+        assert status is not None, f"{module} {arguments} did not end: {err.read_text()}"
+        return CommandResult(status, out.read_text(), err.read_text())
 
 
 async def fork(module: str, arguments: Sequence[str], environ: Mapping[str, str], output: Path) -> Fork:

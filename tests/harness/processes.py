@@ -37,10 +37,7 @@ class Process:
         self.printed = folder / f"{module}-{os.urandom(4).hex()}.txt"
         self._module = module if module.startswith("tests.") else f"tailrace.{module}"
         self._command = [sys.executable, "-m", self._module, *arguments]
-        inherited = {
-            name: text for name, text in os.environ.items() if not name.startswith(("ANTHROPIC_", "TAILRACE_"))
-        }
-        self._environ = inherited | {
+        self._environ = inherited_environ() | {
             "PYTHONPATH": str(CHECKOUT),
             "PYTHONUNBUFFERED": "1",
             "NO_PROXY": "127.0.0.1",
@@ -120,6 +117,11 @@ class ForkedProcess(Process):
 
     async def _launch(self) -> Fork:
         return await fork(self._module, self._command[3:], self._environ, self.printed)
+
+
+def inherited_environ() -> dict[str, str]:
+    """Returns the environment of the tests without settings of Tailrace and of Anthropic's SDK."""
+    return {name: text for name, text in os.environ.items() if not name.startswith(("ANTHROPIC_", "TAILRACE_"))}
 
 
 def as_user(nats_url: str, user: str) -> str:

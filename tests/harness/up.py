@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGKILL, Signals
-from tempfile import TemporaryDirectory
 
-from tests.harness.forks import FORKING_UP, start_fork
+from tests.harness.forks import FORKING_UP, run_to_end, start_fork
 from tests.harness.until import until
 
 CHECKOUT = Path(__file__).parents[2]
@@ -147,10 +146,8 @@ def running(folder: Path, *arguments: str, is_real: bool = False, **environ: str
         up.end()
 
 
-def run_refused_up(*arguments: str, **environ: str) -> tuple[int | None, str]:
-    """Returns status and message of an `up` that fails to start; its status is None if it runs."""
-    with TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        status = start_fork("tailrace", ("up", *arguments), os.environ | environ, out, err).wait(START_S_MAX)
-        assert out.read_text() == ""
-        return status, err.read_text()
+def run_refused_up(*arguments: str, **environ: str) -> tuple[int, str]:
+    """Returns status and message of an `up` that fails to start."""
+    status, out, err = run_to_end("tailrace", ("up", *arguments), os.environ | environ, START_S_MAX)
+    assert out == ""
+    return status, err

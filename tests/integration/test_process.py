@@ -30,9 +30,8 @@ def unused_address() -> Iterator[str]:
 
 
 def environ_of(**environ: str) -> dict[str, str]:
-    """Returns the environment of the tests with these variables, without other settings of Tailrace and its SDK."""
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith(("ANTHROPIC_", "TAILRACE_"))}
-    return inherited | {"NO_PROXY": "127.0.0.1"} | environ
+    """Returns the environment of the tests with these settings only."""
+    return processes.inherited_environ() | {"NO_PROXY": "127.0.0.1"} | environ
 
 
 async def on_a_terminal(role: str, *arguments: str, **environ: str) -> tuple[int, str]:

@@ -1,6 +1,5 @@
 """The wheel: what it contains, and that a Tailrace installed from it answers a turn."""
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.generator_in_loop import words
-from tests.harness.processes import CHECKOUT
+from tests.harness.processes import CHECKOUT, inherited_environ
 
 UV = Path(sys.executable).parent / "uv"
 
@@ -29,8 +28,7 @@ def installed(wheel: Path, tmp_path: Path) -> dict[str, str]:
     target = tmp_path / "site"
     command = [str(UV), "pip", "install", "--quiet", "--offline", "--no-deps", "--python", sys.executable]
     subprocess.run([*command, "--target", str(target), str(wheel)], check=True, timeout=60)
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith(("ANTHROPIC_", "TAILRACE_"))}
-    return inherited | {
+    return inherited_environ() | {
         "PYTHONPATH": str(target),
         "PYTHONSAFEPATH": "1",
         "NO_PROXY": "127.0.0.1",
