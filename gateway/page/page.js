@@ -2,7 +2,7 @@
 import { byId, element } from "./dom.js";
 import { ask, resume } from "./libraries.js";
 import { copyText } from "./markdown.js";
-import { gateway, headers, request, sentence, signIn, onSubmit } from "./requests.js";
+import { gateway, headers, request, sentence, signIn, onSubmit, UNREACHABLE } from "./requests.js";
 import { textOf, Turn } from "./turn.js";
 
 const FILE_BYTES_MAX = 20_000_000;
@@ -233,8 +233,10 @@ async function follow(turn, begin) {
       break;
     } catch (error) {
       if (chat !== followed || error.name === "AbortError") return;
-      if (error.status === 401) {
-        await signIn(error, used);
+      const isRefused = error.status === 401;
+      if (isRefused) await signIn(error, used);
+      // A stream waits until the server can be reached. Then the record is read again.
+      if (isRefused || error.code === UNREACHABLE) {
         if (turn.id) [begin, after] = [(options) => resume(turn.id, options), turn.cursor];
         continue;
       }
@@ -250,6 +252,8 @@ async function follow(turn, begin) {
   if (!isBusy() && byId("mark").textContent !== "caught up") mark(null);
   drawSend();
   drawChats();
+  // The list could perhaps not be read when the turn began.
+  if (!chats.some(({ id }) => id === chat.id)) readChats().catch(() => {});
   tellOtherTabs();
 }
 
@@ -259,7 +263,7 @@ function placeTurn(turn) {
   if (chat.leaf === "") chat.leaf = turn.id;
   turn.drawFoot();
   drawChat();
-  readChats();
+  readChats().catch(() => {});
   tellOtherTabs();
 }
 
@@ -541,7 +545,7 @@ function drawChats() {
   }
   if (nextChats) {
     const more = element("button", { type: "button", className: "plain", textContent: "More chats" });
-    more.addEventListener("click", () => readChats(true));
+    more.addEventListener("click", () => readChats(true).catch((error) => notify(error.message)));
     items.push(element("li", {}, more));
   }
   if (wanted && found.wanted === wanted) {

@@ -2,6 +2,8 @@
 import { byId } from "./dom.js";
 
 const KEY = "tailrace-key";
+/** The code of the error of a request without a response. */
+export const UNREACHABLE = "unreachable";
 
 export const headers = () => (sessionStorage.getItem(KEY) ? { authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {});
 
@@ -25,13 +27,13 @@ const SENTENCES = {
 /** Returns one sentence for a person about an error of a request. */
 export const sentence = ({ code, message }) => SENTENCES[code] ?? message;
 
-/** Returns the JSON of a response. A missing key is asked for. Throws an error with `status` and `code`. */
+/** Returns the JSON of a response. A missing key is asked for. Throws an error with `code`, and with the `status` of the response. */
 export async function request(path, { method = "GET", body } = {}) {
   for (;;) {
     const key = headers();
     const given = body ? { body: JSON.stringify(body), headers: { ...key, "content-type": "application/json" } } : { headers: key };
     const response = await fetch(path, { method, cache: "no-store", ...given }).catch(() => {
-      throw new Error("The connection is lost: the server cannot be reached.");
+      throw Object.assign(new Error("The connection is lost: the server cannot be reached."), { code: UNREACHABLE });
     });
     gateway.process = response.headers.get("tailrace-process") ?? gateway.process;
     if (response.ok) return response.json();

@@ -275,6 +275,14 @@ async def test_an_answer_is_whole_behind_a_network_that_is_slow_frozen_and_cut(
     assert seen == {"text": words(WORDS), "answers": 1, "complaints": [], "elsewhere": []}
 
 
+async def test_a_request_for_the_list_or_the_record_that_is_lost_is_no_failure_of_the_answer(
+    open_gateway: Gateway, browser: str
+) -> None:
+    (seen,) = await node.run("chat-page.mjs", "lost", open_gateway.url, "Count.\n#sim words=9 rate=30", CHROMIUM=browser)
+    assert sorted(seen.pop("lost")) == ["sessions", "turns"]
+    assert seen == {"text": words(9), "failures": [], "complaints": [], "elsewhere": []}
+
+
 async def _list_sessions(gateway: Gateway) -> list[dict[str, Any]]:
     """Returns the newest sessions of the tenant, at most a page of them."""
     sessions: list[dict[str, Any]] = (await gateway.client.get("/v1/sessions")).json()["data"]

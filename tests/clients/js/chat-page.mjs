@@ -359,6 +359,25 @@ const STEPS = {
     return { text: (await text(page)).trim(), answers: await page.locator(".answer").count(), ...seen };
   },
 
+  /** Asks a question while the first request for the list of chats, and the first for the answer's record, is lost. */
+  async lost(line) {
+    const { page, seen } = await open({ viewport: SIZES.small });
+    await page.goto(gateway);
+    await page.waitForFunction(() => document.querySelector("#setup").textContent !== "Model");
+    const lost = [];
+    await page.route(/\/v1\/(sessions\?limit=50|turns\/[^/]+)$/, (route) => {
+      const kind = new URL(route.request().url()).pathname.split("/")[2];
+      if (route.request().method() !== "GET" || lost.includes(kind)) return route.continue();
+      lost.push(kind);
+      return route.abort();
+    });
+    await ask(page, line);
+    await page.waitForSelector(".meta");
+    await page.waitForSelector("#sessions .current");
+    const failures = await page.locator(".failed, #notice:visible").allTextContents();
+    return { text: (await text(page)).trim(), lost, failures, ...seen };
+  },
+
   /** Returns what the page says when the budget is spent, the log is full, and a key is revoked; then gives it `other`. */
   async refusals(full, chat, revoked, other) {
     const { page } = await open({ viewport: SIZES.small });
