@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from tailrace.deploy.cli.arguments import add_json, add_number
 from tailrace.deploy.cli.result import print_result
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.nats import streams
+from tailrace.proto.nats import stream_configs, streams
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.permissions import ADMIN
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     url = environ.get("TAILRACE_NATS_URL", "nats://127.0.0.1:4222")
     created = asyncio.run(apply(url, file_bytes_max=args.gib * GIB, replicas=args.replicas))
-    existed = len(streams.EVERY_STREAM) + len(streams.CONSUMERS) - created
+    existed = len(stream_configs.EVERY_STREAM) + len(stream_configs.CONSUMERS) - created
     text = f"{created} streams, buckets and consumers created; {existed} existed and were not changed"
     print_result(args, text, created=created, existed=existed)
     return 0
@@ -61,4 +61,4 @@ async def apply(url: str, *, file_bytes_max: int, replicas: int = 1, wait_s: flo
 
 def log_bytes_max(file_bytes_max: int) -> int:
     """Returns the size limit of the log, for servers that may store `file_bytes_max` each."""
-    return min(streams.BYTES_MAX, int(LOG_SHARE_MAX * file_bytes_max))
+    return min(stream_configs.BYTES_MAX, int(LOG_SHARE_MAX * file_bytes_max))

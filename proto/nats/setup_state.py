@@ -17,7 +17,8 @@ from prometheus_client import Gauge
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
-from tailrace.proto.nats.streams import CONSUMERS, EVERY_STREAM, SetupState
+from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
+from tailrace.proto.nats.streams import SetupState
 from tailrace.proto.subjects import STREAM
 
 logger = structlog.get_logger()

@@ -10,7 +10,7 @@ import nats.errors
 
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats.connection import Connection
-from tailrace.proto.nats.streams import BODIES_SHARE, EVERY_STREAM
+from tailrace.proto.nats.stream_configs import BODIES_SHARE, EVERY_STREAM
 from tailrace.proto.subjects import BODIES
 
 CHUNK_BYTES = 128 * 1024

@@ -17,7 +17,7 @@ from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.readiness import http_get
 from tailrace.deploy.local.watch import is_stuck
-from tailrace.proto.nats.streams import GENERATOR_ACK_WAIT_S
+from tailrace.proto.nats.stream_configs import GENERATOR_ACK_WAIT_S
 from tests.chaos.system import ChaosSystem, Connection
 from tests.harness.disk import MIB, can_mount
 from tests.harness.freeze import freeze

@@ -16,7 +16,7 @@ from tailrace.proto import subjects
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, LogFull, LogUnavailable
 from tailrace.proto.ids import Seq, Tenant, new_id
-from tailrace.proto.nats import BlobStore, Connection, blobs, streams
+from tailrace.proto.nats import BlobStore, Connection, blobs, stream_configs, streams
 from tailrace.proto.nats.blobs import CHUNK_BYTES
 from tailrace.proto.subjects import BODIES
 from tests.harness.until import until
@@ -44,7 +44,9 @@ async def short_lived_bucket(tmp_path: Path) -> AsyncIterator[Connection]:
     """A server where a blob lives for `LIFE_S`, and that holds 4 MB of blobs."""
     async with NatsServer(tmp_path) as server:
         connection = await Connection.open(server.url, "test")
-        await streams.apply(connection, bytes_max=int(4_000_000 / streams.BODIES_SHARE), bodies_retention_s=LIFE_S)
+        await streams.apply(
+            connection, bytes_max=int(4_000_000 / stream_configs.BODIES_SHARE), bodies_retention_s=LIFE_S
+        )
         yield connection
         await connection.close()
 

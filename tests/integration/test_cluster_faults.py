@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.nats import Connection, streams
+from tailrace.proto.nats import Connection, stream_configs, streams
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
 from tests.harness import readers
 from tests.harness.cluster_faults import FAULTS, Fault, kill_leader
@@ -189,7 +189,7 @@ async def test_a_consumer_without_a_leader_is_reported_as_lagging(system: Cluste
     delivering = (await cluster.connection.jetstream.consumer_info(STREAM, GENERATORS)).cluster
     assert delivering is not None
     node = next(node for node in cluster.nodes if node.spec.name == delivering.leader)
-    for name in streams.EVERY_STREAM:
+    for name in stream_configs.EVERY_STREAM:
         if await cluster.leader(name) is node:
             await cluster.step_down(name)
     other = await Connection.open(next(one.url for one in cluster.nodes if one is not node), "test")

@@ -22,7 +22,7 @@ from tailrace.proto import blobs, subjects
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.nats import BlobStore, Connection, TurnLog, streams
+from tailrace.proto.nats import BlobStore, Connection, TurnLog, stream_configs, streams
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tests.harness import processes, turn_builder
@@ -222,7 +222,7 @@ async def test_a_conversation_has_the_limits_of_a_body(
 async def test_a_full_store_is_503(tmp_path: Path, new_gateway: NewGateway) -> None:
     async with NatsServer(tmp_path) as server:
         connection = await Connection.open(server.url, "test")
-        await streams.apply(connection, bytes_max=int(MB / streams.BODIES_SHARE))
+        await streams.apply(connection, bytes_max=int(MB / stream_configs.BODIES_SHARE))
         await connection.close()
         gateway = await new_gateway(server.url)
         refused = await gateway.client.post("/v1/turns", json=with_image(random_base64(2 * MB)))

@@ -12,7 +12,7 @@ from tailrace.proto.chain import START
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, new_id
-from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, streams
+from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, stream_configs, streams
 from tailrace.proto.nats.leases import stored_at
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, WEBHOOKS, TurnKey
 from tests.conftest import BYTES_MAX
@@ -25,7 +25,7 @@ ACK_WAIT_S = 0.5
 
 @pytest.fixture
 async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NatsServer]:
-    monkeypatch.setattr(streams, "GENERATOR_ACK_WAIT_S", ACK_WAIT_S)
+    monkeypatch.setattr(stream_configs, "GENERATOR_ACK_WAIT_S", ACK_WAIT_S)
     async with NatsServer(tmp_path) as server:
         yield server
 

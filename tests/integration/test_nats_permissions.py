@@ -29,7 +29,7 @@ from tailrace.proto.model_records import MODELS
 from tailrace.proto.nats import Connection, Rpc, TurnLog, check
 from tailrace.proto.nats.api_keys import ApiKeyStore, RecordChange
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
-from tailrace.proto.nats.streams import BUCKETS, EVERY_STREAM
+from tailrace.proto.nats.stream_configs import BUCKETS, EVERY_STREAM
 from tailrace.proto.subjects import AUDIT, GENERATORS, PERSISTENCE, STREAM, TurnKey
 from tests.harness.processes import CHECKOUT, as_user
 from tests.harness.turn_writer import Writer

@@ -25,7 +25,7 @@ from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
-from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, streams
+from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, stream_configs
 from tailrace.proto.nats.log_server import BATCH, Page
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.harness import processes
@@ -59,7 +59,7 @@ def database(tmp_path: Path) -> Path:
 @pytest.fixture
 async def deliveries(own_connection: Connection) -> Deliveries:
     """The consumer of persistence, with short leases."""
-    (config,) = [one for one in streams.consumers() if one.durable_name == PERSISTENCE]
+    (config,) = [one for one in stream_configs.consumers() if one.durable_name == PERSISTENCE]
     await own_connection.jetstream.add_consumer(STREAM, config.evolve(ack_wait=LEASE_S))
     return await Deliveries.open(own_connection, PERSISTENCE)
 

@@ -25,7 +25,7 @@ from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.nats.setup_state import read_setup_state
-from tailrace.proto.nats.streams import CONSUMERS, EVERY_STREAM
+from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
 from tests.harness import processes
 from tests.harness.disk import MIB, needs_mount, small_disk

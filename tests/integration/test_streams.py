@@ -11,7 +11,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RePublish, Ret
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.login import LOGIN_S
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
-from tailrace.proto.nats import Connection, check, fullness, streams
+from tailrace.proto.nats import Connection, check, fullness, stream_configs, streams
 from tailrace.proto.subjects import (
     BODIES,
     BUDGETS,
@@ -98,9 +98,9 @@ async def test_buckets_keep_their_entries_as_long_as_they_are_needed(bare: Conne
 @pytest.mark.rule("R31")
 async def test_an_existing_stream_is_not_changed(bare: Connection) -> None:
     """Sizes and times belong to the operator. Counters of an earlier version, which keep less, are accepted."""
-    for config in streams.limit_streams(1)[:2]:
+    for config in stream_configs.limit_streams(1)[:2]:
         await bare.jetstream.add_stream(config.evolve(max_msgs_per_subject=1))
-    every = len(streams.EVERY_STREAM) + len(CONSUMERS)
+    every = len(stream_configs.EVERY_STREAM) + len(CONSUMERS)
     assert await streams.apply(bare, bytes_max=1_000_000, retention_s=3600) == every - 2
     assert await streams.apply(bare, bytes_max=2_000_000, retention_s=7200) == 0
     config = (await bare.jetstream.stream_info(STREAM)).config
@@ -110,10 +110,10 @@ async def test_an_existing_stream_is_not_changed(bare: Connection) -> None:
 
 WRONG_STREAMS = {
     "allow_msg_counter": StreamConfig(name=LIMITS, subjects=["limits.>"]),
-    "max_msgs_per_subject": streams.bodies_stream(1, BYTES_MAX // 8, 3600).evolve(max_msgs_per_subject=-1),
-    **{name: streams.audit_stream(1).evolve(**{name: False}) for name in ("deny_delete", "deny_purge")},
+    "max_msgs_per_subject": stream_configs.bodies_stream(1, BYTES_MAX // 8, 3600).evolve(max_msgs_per_subject=-1),
+    **{name: stream_configs.audit_stream(1).evolve(**{name: False}) for name in ("deny_delete", "deny_purge")},
     **{
-        setting: streams.turns_stream(1, BYTES_MAX, 3600).evolve(**{setting: value})
+        setting: stream_configs.turns_stream(1, BYTES_MAX, 3600).evolve(**{setting: value})
         for setting, value in {
             "subjects": ["turns.*.*.*", "other"],
             "storage": StorageType.MEMORY,
@@ -139,12 +139,12 @@ async def test_a_stream_with_another_setting_is_refused(bare: Connection, settin
 
 @pytest.mark.rule("R31")
 @pytest.mark.parametrize("setting", WRONG_CONSUMERS)
-@pytest.mark.parametrize("config", streams.consumers(), ids=lambda config: str(config.durable_name))
+@pytest.mark.parametrize("config", stream_configs.consumers(), ids=lambda config: str(config.durable_name))
 async def test_a_consumer_with_another_setting_is_refused(
     bare: Connection, config: ConsumerConfig, setting: str
 ) -> None:
     """A consumer that gives up after five deliveries would lose turns silently."""
-    await bare.jetstream.add_stream(streams.turns_stream(1, BYTES_MAX, 3600))
+    await bare.jetstream.add_stream(stream_configs.turns_stream(1, BYTES_MAX, 3600))
     await bare.jetstream.add_consumer(STREAM, config.evolve(**{setting: WRONG_CONSUMERS[setting]}))
     with pytest.raises(LogMisconfigured, match=setting):
         await streams.apply(bare, bytes_max=BYTES_MAX)

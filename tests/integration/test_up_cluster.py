@@ -17,7 +17,7 @@ from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.ids import TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.permissions import RIGHTS
-from tailrace.proto.nats.streams import EVERY_STREAM, consumers
+from tailrace.proto.nats.stream_configs import EVERY_STREAM, consumers
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.harness.generator_in_loop import words
 from tests.harness.until import until

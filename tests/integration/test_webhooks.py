@@ -26,7 +26,7 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, new_id
-from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, streams
+from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, stream_configs
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
@@ -91,7 +91,7 @@ class OwnSystem(NamedTuple):
         await until(self.ends.is_drained, 20)
 
     async def shorten_lease(self) -> None:
-        (config,) = [one for one in streams.consumers() if one.durable_name == WEBHOOKS]
+        (config,) = [one for one in stream_configs.consumers() if one.durable_name == WEBHOOKS]
         await self.connection.jetstream.add_consumer(STREAM, config.evolve(ack_wait=LEASE_S))
 
 
@@ -357,7 +357,7 @@ async def test_a_stopped_process_returns_its_entries_at_once_in_order(own: OwnSy
         await until(lambda: receiver.received)
         await until(are_leased)
     returned: list[Delivery] = []
-    async with asyncio.timeout(streams.WEBHOOKS_ACK_WAIT_S / 2):
+    async with asyncio.timeout(stream_configs.WEBHOOKS_ACK_WAIT_S / 2):
         while len(returned) < len(keys):
             returned += await own.ends.next(len(keys))
     assert [delivery.key for delivery in returned] == keys

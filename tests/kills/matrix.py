@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from tailrace.gateway.clients.registry import DIALECTS
-from tailrace.proto.nats import streams
+from tailrace.proto.nats import stream_configs
 from tests.checker import invariants
 from tests.checker.recorded_system import RecordedSystem
 from tests.checker.run import load
@@ -50,7 +50,7 @@ class Matrix(msgspec.Struct):
         kills = {(hit.process, hit.kill) for hit in self.hits}
         yield f"{len(kills)} kills, {len(self.hits)} turns hit, {sum(len(hit.dialects) for hit in self.hits)} readers"
         yield statistics_of(
-            "generator killed, next delta", self.takeover_s, f"limit {streams.GENERATOR_ACK_WAIT_S + 2:g} s"
+            "generator killed, next delta", self.takeover_s, f"limit {stream_configs.GENERATOR_ACK_WAIT_S + 2:g} s"
         )
         yield statistics_of("gateway killed, resumed", self.resume_s, "limit 3 s")
 

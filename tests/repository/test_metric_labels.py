@@ -26,7 +26,7 @@ from tailrace.persistence.metrics import GivenUp
 from tailrace.proto.entries import Mode, Outcome
 from tailrace.proto.errors import CODES
 from tailrace.proto.models import models
-from tailrace.proto.nats.streams import CONSUMERS, EVERY_STREAM
+from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
 from tailrace.proto.runtime.fast_histogram import FastHistogram
 from tailrace.proto.usage import Usage
 from tests.harness.processes import CHECKOUT
