@@ -7,7 +7,8 @@ the tables of docs/BENCHMARKS.md. `make bench ARGS=--quick` takes two minutes an
     python -m benchmarks.compare --arms tailrace --beside ../before --load 200x50,100x0
 
 CPU is the CPU time of all processes of an arm, minus the time that they use when idle. Other work on the machine
-changes it less than the delay. Readers check each word: the run stops if an arm loses, repeats or reorders one.
+changes it less than the delay. Readers check each word. The run stops if Tailrace loses, repeats or reorders one;
+another arm that does so is left out of the load.
 """
 
 import argparse
@@ -19,23 +20,29 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import TypeVar
 
 import uvloop
 
 from benchmarks.compare import attached_readers, report
 from benchmarks.compare.arms import ARMS, Arm, Missing, port_of, process, tailrace
-from benchmarks.compare.readers import read_many
+from benchmarks.compare.attached_readers import Streams
+from benchmarks.compare.readers import TIMEOUT_S, read_many
 from benchmarks.compare.report import Load, Result, Sample
 
 # Wait until the ends of all turns are acknowledged and recorded.
 SETTLE_S = 0.5
 IDLE_S = 3.0
+LOADS = "1x50,50x50,200x50,350x50,500x10,100x0"
 # The number of deltas of a turn at full speed.
 WORDS = 60
 WARM_WORDS = 20
 # The arms whose streams can be resumed.
 RESUMABLE = ("resumable-stream", "nchan", "tailrace", "tailrace-always")
+
+T = TypeVar("T")
 
 
 async def measure_idle(arms: list[Arm]) -> dict[str, dict[str, float]]:
@@ -81,40 +88,70 @@ def start(names: list[str], beside: list[Path], model: str, stack: contextlib.Ex
     return arms
 
 
+async def measure_or_leave_out(arm: Arm, measuring: Awaitable[T], left_out: dict[str, str]) -> T | None:
+    """Returns the measurement. If the arm is too slow or broke off an answer, adds the reason to `left_out`.
+
+    Raises `RuntimeError` if it is Tailrace that has lost, repeated or reordered a word.
+    """
+    try:
+        return await measuring
+    except TimeoutError:
+        left_out[arm.name] = f"not finished in {TIMEOUT_S} s"
+    except (RuntimeError, OSError) as error:
+        if arm.is_tailrace:
+            raise
+        left_out[arm.name] = "broke off an answer"
+        print(f"LEFT OUT: {arm.name}: {error}", file=sys.stderr)
+    return None
+
+
+async def measure_load(arms: list[Arm], load: Load, repeats: int) -> None:
+    """Adds `repeats` samples of each arm to `load`, in random order. Drops the samples of an arm that is left out."""
+    for arm in arms:
+        # Fills connection pools and caches. This sample is discarded.
+        no_idle = dict.fromkeys(arm.processes, 0.0)
+        await measure_or_leave_out(arm, measure(arm, load.turns, WARM_WORDS, load.rate, no_idle), load.left_out)
+    idle = await measure_idle(arms)
+    for _ in range(repeats):
+        for arm in random.sample(arms, len(arms)):
+            if arm.name in load.left_out:
+                continue
+            measuring = measure(arm, load.turns, load.words, load.rate, idle[arm.name])
+            if (sample := await measure_or_leave_out(arm, measuring, load.left_out)) is not None:
+                load.samples[arm.name].append(sample)
+    load.load_average = os.getloadavg()[0]
+    for name in load.left_out:
+        load.samples.pop(name, None)
+
+
+async def measure_streams(arms: list[Arm], repeats: int) -> dict[str, list[Streams]]:
+    """Returns the measurements of readers that attach to running turns, without the arms that are left out."""
+    found: dict[str, list[Streams]] = {arm.name: [] for arm in arms}
+    left_out: dict[str, str] = {}
+    for _ in range(repeats):
+        for arm in random.sample(arms, len(arms)):
+            if arm.name in left_out:
+                continue
+            sample = await measure_or_leave_out(arm, attached_readers.measure_streams(arm), left_out)
+            if sample is not None:
+                found[arm.name].append(sample)
+    return {name: samples for name, samples in found.items() if name not in left_out}
+
+
 async def run(options: argparse.Namespace) -> Result:
     result = Result(at=time.strftime("%Y-%m-%d", time.gmtime()), cores=os.cpu_count() or 0)
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(process(sys.executable, "-m", "benchmarks.compare.model"))
         arms = start(options.arms, options.beside, f"http://127.0.0.1:{port_of(model)}", stack)
         for turns, rate in (tuple(map(int, one.split("x"))) for one in options.load.split(",")):
-            words = options.seconds * rate or WORDS
-            load = Load(turns, rate, words, {arm.name: [] for arm in arms})
-            for arm in arms:
-                # Fills connection pools and caches. This sample is discarded.
-                try:
-                    await measure(arm, turns, WARM_WORDS, rate, dict.fromkeys(arm.processes, 0.0))
-                except TimeoutError:
-                    load.unfinished.append(arm.name)
-            idle = await measure_idle(arms)
-            for _ in range(options.repeats):
-                for arm in random.sample(arms, len(arms)):
-                    if arm.name in load.unfinished:
-                        continue
-                    try:
-                        load.samples[arm.name].append(await measure(arm, turns, words, rate, idle[arm.name]))
-                    except TimeoutError:
-                        load.unfinished.append(arm.name)
-            load.load_average = os.getloadavg()[0]
+            load = Load(turns, rate, options.seconds * rate or WORDS, {arm.name: [] for arm in arms})
+            await measure_load(arms, load, options.repeats)
             result.loads.append(load)
             print(report.table(load), flush=True)
         if options.streams:
-            attaching = [
-                arm for arm in arms if arm.name in RESUMABLE or arm.name in {one.name for one in options.beside}
-            ]
-            result.streams = {arm.name: [] for arm in attaching}
-            for _ in range(options.streams):
-                for arm in random.sample(attaching, len(attaching)):
-                    result.streams[arm.name].append(await attached_readers.measure_streams(arm))
+            checkouts = {path.name for path in options.beside}
+            attaching = [arm for arm in arms if arm.name in RESUMABLE or arm.name in checkouts]
+            result.streams = await measure_streams(attaching, options.streams)
             print(attached_readers.table(result.streams), flush=True)
     return result
 
@@ -123,9 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--beside", type=Path, nargs="*", default=[], help="paths of other checkouts of Tailrace")
-    parser.add_argument(
-        "--load", default="50x50,200x50,100x0", help="TURNSxRATE: turns at once, deltas a second (0: at full speed)"
-    )
+    parser.add_argument("--load", default=LOADS, help="TURNSxRATE: turns at once, deltas a second (0: at full speed)")
     parser.add_argument("--seconds", type=int, default=4, help="how long a turn lasts")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--streams", type=int, default=3, metavar="REPEATS", help="readers of running turns; 0: none")

@@ -47,6 +47,7 @@ class Arm(NamedTuple):
     processes: dict[str, list[int]]
     body: Callable[[str], dict[str, object]] = lambda question: {"message": question}
     method: str = "POST"
+    is_tailrace: bool = False
 
     def cpu_s(self) -> dict[str, float]:
         """Returns the CPU time of each role in seconds."""
@@ -201,7 +202,7 @@ def tailrace(
             command = (sys.executable, "-m", "tailrace", "up", "--port", "0", "--data", data, "--generators", "1")
             with process(*command, *options, env=env, cwd=checkout) as up:
                 port = port_of(up, r"^ready http://127\.0\.0\.1:(\d+)")
-                yield Arm(name, port, "/v1/turns", _roles(up.pid))
+                yield Arm(name, port, "/v1/turns", _roles(up.pid), is_tailrace=True)
 
     return run
 

@@ -19,7 +19,11 @@ from benchmarks.compare.readers import Words
 # For `resume` and the herds, a turn has this many words when its readers come. It is silent then, so that only the
 # readers are measured.
 TURN_WORDS = 400
+SHORT_TURN_WORDS = 20
+LONG_TURN_WORDS = 5000
 WORDS_PER_S = 100
+# A turn with more words is written faster, but not so fast that Tailrace joins deltas.
+WRITTEN_S_MAX = 10
 SILENT_S = 60
 HERD_TURNS = 20
 RESUME_REPEATS = 20
@@ -38,8 +42,14 @@ PAGE_BYTES = 4096
 class Streams(msgspec.Struct):
     """The measurements of one arm. Times in seconds, CPU in microseconds of all processes for each word delivered."""
 
+    resume_short_s: float
+    """The median time in which one reader receives the first `SHORT_TURN_WORDS` words of a running turn."""
     resume_s: float
-    """The median time in which one reader receives the first `TURN_WORDS` words of a running turn."""
+    """The same for `TURN_WORDS` words."""
+    resume_long_s: float
+    """The same for `LONG_TURN_WORDS` words."""
+    resume_long_cold_s: float
+    """The same for the first of these readers: in Tailrace, the turn had no reader before."""
     herd_cold_s: float
     """The time until `HERD_READERS` readers of `HERD_TURNS` turns have these words. The turns had no reader before."""
     herd_warm_s: float
@@ -135,10 +145,10 @@ class Readers:
                 return reader
             await asyncio.sleep(RETRY_S)
 
-    async def catch_up(self, path: str) -> None:
-        """Reads the first `TURN_WORDS` words of a turn, and leaves."""
+    async def catch_up(self, path: str, words: int = TURN_WORDS) -> None:
+        """Reads the first `words` words of a turn, and leaves."""
         reader = await self.attach(path)
-        await reader.reached(TURN_WORDS)
+        await reader.reached(words)
         reader.transport.close()
 
     async def _connect(self, method: str, path: str, body: bytes = b"") -> Attached:
@@ -172,18 +182,20 @@ async def time_of(work: Awaitable[object]) -> float:
     return time.monotonic() - began
 
 
-async def begin_turns(readers: Readers, count: int) -> list[str]:
-    """Begins `count` turns, and returns their paths when each has `TURN_WORDS` words."""
-    paths = [await readers.begin(TURN_WORDS, WORDS_PER_S, SILENT_S) for _ in range(count)]
-    await asyncio.sleep(TURN_WORDS / WORDS_PER_S + 0.5)
+async def begin_turns(readers: Readers, count: int, words: int = TURN_WORDS) -> list[str]:
+    """Begins `count` turns, and returns their paths when each has `words` words."""
+    rate = max(WORDS_PER_S, words // WRITTEN_S_MAX)
+    paths = [await readers.begin(words, rate, SILENT_S) for _ in range(count)]
+    await asyncio.sleep(words / rate + 0.5)
     return paths
 
 
-async def measure_resume(arm: Arm) -> float:
+async def measure_resume(arm: Arm, words: int) -> tuple[float, float]:
+    """Returns the time of the first reader of a turn with `words` words, and the median of `RESUME_REPEATS` others."""
     async with readers_of(arm) as readers:
-        [path] = await begin_turns(readers, 1)
-
-        return statistics.median([await time_of(readers.catch_up(path)) for _ in range(RESUME_REPEATS)])
+        [path] = await begin_turns(readers, 1, words)
+        first = await time_of(readers.catch_up(path, words))
+        return first, statistics.median([await time_of(readers.catch_up(path, words)) for _ in range(RESUME_REPEATS)])
 
 
 async def measure_herd(arm: Arm) -> tuple[float, float, float]:
@@ -226,11 +238,14 @@ async def measure_idle_streams(arm: Arm) -> tuple[float, float]:
 
 async def measure_streams(arm: Arm) -> Streams:
     """Runs all measurements, one after the other. Raises RuntimeError for a word that is missing or out of order."""
-    resume_s = await measure_resume(arm)
+    _, short_s = await measure_resume(arm, SHORT_TURN_WORDS)
+    _, resume_s = await measure_resume(arm, TURN_WORDS)
+    long_cold_s, long_s = await measure_resume(arm, LONG_TURN_WORDS)
     cold, warm, herd_cpu_us = await measure_herd(arm)
     p50_ms, readers_cpu_us = await measure_readers(arm)
     idle_kb, idle_open_s = await measure_idle_streams(arm)
-    return Streams(resume_s, cold, warm, herd_cpu_us, p50_ms, readers_cpu_us, idle_kb, idle_open_s)
+    resumed = (short_s, resume_s, long_s, long_cold_s)
+    return Streams(*resumed, cold, warm, herd_cpu_us, p50_ms, readers_cpu_us, idle_kb, idle_open_s)
 
 
 def cpu(arm: Arm) -> float:
@@ -249,7 +264,10 @@ def _pss_kb(rollup: str) -> int:
 
 Column = tuple[str, Callable[[Streams], str]]
 COLUMNS: tuple[Column, ...] = (
-    (f"resume {TURN_WORDS} words", lambda one: f"{one.resume_s * 1e3:.1f} ms"),
+    (f"resume {SHORT_TURN_WORDS} words", lambda one: f"{one.resume_short_s * 1e3:.1f} ms"),
+    (f"{TURN_WORDS} words", lambda one: f"{one.resume_s * 1e3:.1f} ms"),
+    (f"{LONG_TURN_WORDS} words", lambda one: f"{one.resume_long_s * 1e3:.1f} ms"),
+    (f"{LONG_TURN_WORDS} words, first reader", lambda one: f"{one.resume_long_cold_s * 1e3:.1f} ms"),
     (f"{HERD_READERS} readers, first herd", lambda one: f"{one.herd_cold_s:.2f} s"),
     (f"{HERD_READERS} readers, second herd", lambda one: f"{one.herd_warm_s:.2f} s"),
     (f"CPU a word for {HERD_READERS} readers", lambda one: f"{one.herd_cpu_us:.1f} µs"),

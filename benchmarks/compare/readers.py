@@ -1,7 +1,7 @@
 """Readers for benchmarks: send many requests at once from one process, and time and check each word.
 
 A word contains the time at which the model sent it (`benchmarks.compare.model`). A word that is missing, repeated or
-out of order ends the run.
+out of order is an error.
 """
 
 import asyncio
@@ -91,16 +91,25 @@ class Reader(asyncio.Protocol):
 async def read(arm: Arm, words: int, rate: int) -> Answer:
     """Asks for one answer and reads it. Raises `RuntimeError` unless each word comes once and in order."""
     loop = asyncio.get_running_loop()
-    _, reader = await loop.create_connection(lambda: Reader(arm, words, rate), "127.0.0.1", arm.port)
-    async with asyncio.timeout(TIMEOUT_S):
-        return await reader.done
+    transport, reader = await loop.create_connection(lambda: Reader(arm, words, rate), "127.0.0.1", arm.port)
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await reader.done
+    finally:
+        transport.close()
 
 
 async def read_many(arm: Arm, turns: int, words: int, rate: int) -> list[Answer]:
-    """Reads `turns` answers at once. Spreads their starts over the time between two deltas."""
+    """Reads `turns` answers at once. Spreads their starts over the time between two deltas. Raises as `read` does."""
 
     async def one(index: int) -> Answer:
         await asyncio.sleep(index / turns / (rate or 1000))
         return await read(arm, words, rate)
 
-    return await asyncio.gather(*map(one, range(turns)))
+    tasks = [asyncio.ensure_future(one(index)) for index in range(turns)]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        # After an error, the other readers must not disturb the next arm.
+        for task in tasks:
+            task.cancel()

@@ -8,7 +8,6 @@ import msgspec
 
 from benchmarks.compare import attached_readers, plot
 from benchmarks.compare.attached_readers import Streams
-from benchmarks.compare.readers import TIMEOUT_S
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "BENCHMARKS.md"
@@ -47,8 +46,8 @@ class Load(msgspec.Struct):
     words: int
     samples: dict[str, list[Sample]]
     load_average: float = 0.0
-    unfinished: list[str] = []
-    """The arms that did not finish within `readers.TIMEOUT_S`."""
+    left_out: dict[str, str] = {}
+    """The arms that were left out, with the reason. They have no samples."""
 
     @property
     def title(self) -> str:
@@ -76,9 +75,6 @@ def table(load: Load) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, samples in load.samples.items():
-        if name in load.unfinished:
-            lines.append(f"| {name} | not finished in {TIMEOUT_S} s | | | | | | | |")
-            continue
         p50, p99, first, cpu = (_median(samples, key) for key in ("p50_ms", "p99_ms", "first_ms", "sum_us"))
         reached = load.turns * load.words / _median(samples, "took_s")
         sums = [sample.sum_us for sample in samples]
@@ -90,12 +86,13 @@ def table(load: Load) -> str:
             f"| {name} | {p50:.2f} ms | {p99:.1f} ms | {first:.1f} ms | {reached:,.0f} | {cpu:.0f} µs "
             f"| {min(sums):.0f} to {max(sums):.0f} | {ratio} | {roles} |"
         )
+    lines += [f"| {name} | {why} | | | | | | | |" for name, why in load.left_out.items()]
     return "\n".join(lines) + "\n"
 
 
 def _medians(load: Load, key: str) -> dict[str, float]:
-    """Returns the median of a figure for each arm that has finished."""
-    return {name: _median(samples, key) for name, samples in load.samples.items() if name not in load.unfinished}
+    """Returns the median of a figure for each arm."""
+    return {name: _median(samples, key) for name, samples in load.samples.items()}
 
 
 def _median(samples: list[Sample], key: str) -> float:

@@ -278,7 +278,9 @@ async def test_an_answer_is_whole_behind_a_network_that_is_slow_frozen_and_cut(
 async def test_a_request_for_the_list_or_the_record_that_is_lost_is_no_failure_of_the_answer(
     open_gateway: Gateway, browser: str
 ) -> None:
-    (seen,) = await node.run("chat-page.mjs", "lost", open_gateway.url, "Count.\n#sim words=9 rate=30", CHROMIUM=browser)
+    (seen,) = await node.run(
+        "chat-page.mjs", "lost", open_gateway.url, "Count.\n#sim words=9 rate=30", CHROMIUM=browser
+    )
     assert sorted(seen.pop("lost")) == ["sessions", "turns"]
     assert seen == {"text": words(9), "failures": [], "complaints": [], "elsewhere": []}
 
