@@ -143,16 +143,20 @@ async def run(options: argparse.Namespace) -> Result:
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(process(sys.executable, "-m", "benchmarks.compare.model"))
         arms = start(options.arms, options.beside, f"http://127.0.0.1:{port_of(model)}", stack)
+        checkouts = {path.name for path in options.beside}
+        attaching = [arm for arm in arms if options.streams and (arm.name in RESUMABLE or arm.name in checkouts)]
+        for arm in attaching:
+            idle = await measure_or_leave_out(arm, attached_readers.measure_idle_streams(arm), {})
+            if idle is not None:
+                result.idle_streams[arm.name] = idle
         for turns, rate in (tuple(map(int, one.split("x"))) for one in options.load.split(",")):
             load = Load(turns, rate, options.seconds * rate or WORDS, {arm.name: [] for arm in arms})
             await measure_load(arms, load, options.repeats)
             result.loads.append(load)
             print(report.table(load), flush=True)
-        if options.streams:
-            checkouts = {path.name for path in options.beside}
-            attaching = [arm for arm in arms if arm.name in RESUMABLE or arm.name in checkouts]
+        if attaching:
             result.streams = await measure_streams(attaching, options.streams)
-            print(attached_readers.table(result.streams), flush=True)
+            print(attached_readers.table(result.streams, result.idle_streams), flush=True)
     return result
 
 

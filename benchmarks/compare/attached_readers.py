@@ -58,10 +58,15 @@ class Streams(msgspec.Struct):
     readers_p50_ms: float
     """The median delay of a word for `FOLLOWERS` readers of one turn."""
     readers_cpu_us: float
-    idle_kb: float
-    """The memory of an idle stream, in all processes."""
-    idle_open_s: float
-    """The time in which `IDLE_STREAMS` streams are opened."""
+
+
+class IdleStreams(msgspec.Struct):
+    """The cost of `IDLE_STREAMS` streams of one silent turn, for an arm that has served nothing else yet."""
+
+    stream_kb: float
+    """The memory of one stream, in all processes."""
+    open_s: float
+    """The time in which all are opened."""
 
 
 class Attached(asyncio.Protocol):
@@ -225,27 +230,25 @@ async def measure_readers(arm: Arm) -> tuple[float, float]:
         return statistics.median(delays) * 1e3, used / len(delays) * 1e6
 
 
-async def measure_idle_streams(arm: Arm) -> tuple[float, float]:
-    """Returns the memory of an idle stream in kB, and the time to open `IDLE_STREAMS` of them."""
+async def measure_idle_streams(arm: Arm) -> IdleStreams:
+    """Opens `IDLE_STREAMS` streams. A process that has served others before would use the memory that it still has."""
     async with readers_of(arm) as readers:
         path = await readers.begin(1, 1, IDLE_S)
         await readers.attach(path)
         await asyncio.sleep(1)
         before = memory_kb(arm)
         took = await time_of(asyncio.gather(*(readers.attach(path) for _ in range(IDLE_STREAMS))))
-        return (memory_kb(arm) - before) / IDLE_STREAMS, took
+        return IdleStreams((memory_kb(arm) - before) / IDLE_STREAMS, took)
 
 
 async def measure_streams(arm: Arm) -> Streams:
-    """Runs all measurements, one after the other. Raises RuntimeError for a word that is missing or out of order."""
+    """Runs all measurements of `Streams` in turn. Raises RuntimeError for a word that is missing or out of order."""
     _, short_s = await measure_resume(arm, SHORT_TURN_WORDS)
     _, resume_s = await measure_resume(arm, TURN_WORDS)
     long_cold_s, long_s = await measure_resume(arm, LONG_TURN_WORDS)
     cold, warm, herd_cpu_us = await measure_herd(arm)
     p50_ms, readers_cpu_us = await measure_readers(arm)
-    idle_kb, idle_open_s = await measure_idle_streams(arm)
-    resumed = (short_s, resume_s, long_s, long_cold_s)
-    return Streams(*resumed, cold, warm, herd_cpu_us, p50_ms, readers_cpu_us, idle_kb, idle_open_s)
+    return Streams(short_s, resume_s, long_s, long_cold_s, cold, warm, herd_cpu_us, p50_ms, readers_cpu_us)
 
 
 def cpu(arm: Arm) -> float:
@@ -273,17 +276,18 @@ COLUMNS: tuple[Column, ...] = (
     (f"CPU a word for {HERD_READERS} readers", lambda one: f"{one.herd_cpu_us:.1f} µs"),
     (f"{FOLLOWERS} readers of one turn, delay p50", lambda one: f"{one.readers_p50_ms:.0f} ms"),
     (f"CPU a word for {FOLLOWERS} readers", lambda one: f"{one.readers_cpu_us:.1f} µs"),
-    ("idle stream", lambda one: f"{one.idle_kb:.1f} kB"),
-    (f"{IDLE_STREAMS} opened in", lambda one: f"{one.idle_open_s:.1f} s"),
 )
 
 
-def table(streams: dict[str, list[Streams]]) -> str:
-    """Returns a Markdown table of the medians."""
-    lines = ["| | " + " | ".join(name for name, _ in COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+def table(streams: dict[str, list[Streams]], idle: dict[str, IdleStreams]) -> str:
+    """Returns a Markdown table of the medians, and of the idle streams."""
+    names = [*(name for name, _ in COLUMNS), "idle stream", f"{IDLE_STREAMS} opened in"]
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for name, samples in streams.items():
         middle = Streams(
             *(statistics.median(values) for values in zip(*map(msgspec.structs.astuple, samples), strict=True))
         )
-        lines.append(f"| {name} | " + " | ".join(show(middle) for _, show in COLUMNS) + " |")
+        shown = [show(middle) for _, show in COLUMNS]
+        shown += [f"{idle[name].stream_kb:.1f} kB", f"{idle[name].open_s:.1f} s"] if name in idle else ["", ""]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.compare import attached_readers, plot
-from benchmarks.compare.attached_readers import Streams
+from benchmarks.compare.attached_readers import IdleStreams, Streams
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "BENCHMARKS.md"
@@ -52,7 +52,8 @@ class Load(msgspec.Struct):
     @property
     def title(self) -> str:
         speed = f"{self.rate} deltas a second" if self.rate else "at full speed"
-        return f"{self.turns} turns at once, {self.words} deltas each, {speed}"
+        turns = "1 turn of" if self.turns == 1 else f"{self.turns} turns at once, each of"
+        return f"{turns} {self.words} deltas, {speed}"
 
 
 class Result(msgspec.Struct):
@@ -63,6 +64,7 @@ class Result(msgspec.Struct):
     loads: list[Load] = []
     streams: dict[str, list[Streams]] = {}
     """Readers of running turns, by arm."""
+    idle_streams: dict[str, IdleStreams] = {}
 
 
 def table(load: Load) -> str:
@@ -109,6 +111,8 @@ def write(result: Result) -> None:
         (IMAGES / f"benchmark-{name}.svg").write_text(plot.bars(title, unit, rows))
     repeats = max(len(samples) for load in result.loads for samples in load.samples.values())
     head = f"Measured on {result.at}, {result.cores} cores, medians of {repeats} repeats in changing order.\n"
-    streams = f"**Readers that attach to a running turn**\n\n{attached_readers.table(result.streams)}"
+    streams = (
+        f"**Readers that attach to a running turn**\n\n{attached_readers.table(result.streams, result.idle_streams)}"
+    )
     tables = "\n".join([head, *images, *map(table, result.loads), streams])
     PAGE.write_text(TABLES.sub(lambda found: f"{found[1]}\n{tables}{found[2]}", PAGE.read_text()))
