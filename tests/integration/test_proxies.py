@@ -205,7 +205,7 @@ async def is_count(client: httpx2.AsyncClient, count: int) -> bool:
 
 # Hundreds of streams over TLS, and a body of 32 MB.
 async def test_tls_limits_headers_and_logs(proxied_client: tuple[Proxy, System]) -> None:
-    """HTTP/2, a redirect to TLS, 413 for a large body; a client cannot choose its address; tickets are not logged."""
+    """HTTP/2, a redirect to TLS, 413 for a large body, no metrics; no forged address; tickets are not logged."""
     proxy, _ = proxied_client
     trusted = ssl.create_default_context()
     trusted.check_hostname, trusted.verify_mode = False, ssl.CERT_NONE
@@ -231,6 +231,7 @@ async def test_tls_limits_headers_and_logs(proxied_client: tuple[Proxy, System])
             assert b"HTTP/1.1 2" not in await reader.read()
     writer.close()
 
+    assert (await proxy.client.get("/metrics")).status_code == 404
     turn = (await proxy.client.post("/v1/turns", json={"message": "#sim words=100000 rate=10"})).json()["turn"]
     statuses = set()
     streams = []
