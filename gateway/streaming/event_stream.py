@@ -32,7 +32,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.subjects import TurnKey
 
 # The reconnect window after a stream was closed for its age: a client that does not resume within it has left.
-BACK_WITHIN_S = 15.0
+RECONNECT_WINDOW_S = 15.0
 # The pause between two tries of an unavailable log: well below the second after which clients reconnect.
 TRY_LOG_EVERY_S = 0.5
 
@@ -174,12 +174,12 @@ class EventStream(StreamedResponse):
                     stream_span(start.key, self._dialect.name, self._cursor, traceparent),
                     self._streams.readers.record_stream(feed, self._dialect.name, self._cursor) as reader,
                 ):
-                    back_within_s = await self._serve(feed, start, reader, interruptions, send)
+                    reconnect_window_s = await self._serve(feed, start, reader, interruptions, send)
         except (TurnUnknown, CursorUnknown):
             await self._send_record(start, send)
             return
-        if back_within_s is not None:
-            self._access.report_disconnect(start.key, back_within_s)
+        if reconnect_window_s is not None:
+            self._access.report_disconnect(start.key, reconnect_window_s)
 
     async def _serve(
         self, feed: TurnFeed, start: Start, reader: Reader, interruptions: Interruptions, send: Send
@@ -219,7 +219,7 @@ class EventStream(StreamedResponse):
             metrics.BROKEN_OFF.inc()
         if cause == "timeout":
             metrics.AGED.inc()
-            return BACK_WITHIN_S
+            return RECONNECT_WINDOW_S
         # A client whose credential has expired cannot reconnect with it.
         return 0.0 if cause == "expired" else None
 

@@ -213,7 +213,12 @@ class FanOut:
                     raise
                 # The cursor that this feed was created with is unknown. This reader's cursor may be known: try again.
                 continue
-            if feed.is_ended and not await self._is_kept(key):
+            try:
+                is_gone = feed.is_ended and not await self._is_kept(key)
+            except BaseException:
+                self._remove_reader(feed)
+                raise
+            if is_gone:
                 self._forget(feed)
             elif feed.can_start_at(cursor):
                 return feed
@@ -241,6 +246,9 @@ class FanOut:
         async with self.subscribe(feed.key, cursor):
             pass
         while not feed.can_start_at(cursor):
+            # The log had the entry, and the turn has ended without it: it belongs to a fork.
+            if feed.is_ended:
+                raise CursorUnknown("the turn has ended without an entry at this cursor")
             await feed.wait_until_caught_up()
             await feed.wait_for_change(len(feed.entries))
 

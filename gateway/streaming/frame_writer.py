@@ -67,6 +67,7 @@ class FrameWriter:
         if snapshot is not None:
             turn, count, position = await self._fold(feed)
             await self.write([Frame(snapshot(feed.key, turn, count))])
+            self._note_write(feed, 0, position)
         elif position:
             await self._render(feed, position)
         most, now = FRAMES_MAX, asyncio.get_running_loop().time
@@ -79,8 +80,7 @@ class FrameWriter:
                 frames, to_skip = skip_events(frames, to_skip)
             if not await self.write(frames):
                 return False
-            for observe in self._observers:
-                observe(feed.entries, start, position)
+            self._note_write(feed, start, position)
             if position < len(feed.entries):
                 is_news = await self._is_next_due(feed, position)
             elif feed.is_broken or feed.is_ended:
@@ -89,6 +89,10 @@ class FrameWriter:
                 is_news = await feed.wait_for_change(position)
             if not is_news and self._dialect.heartbeat:
                 await self._send(body(self._dialect.heartbeat, more=True))
+
+    def _note_write(self, feed: TurnFeed, start: int, end: int) -> None:
+        for observe in self._observers:
+            observe(feed.entries, start, end)
 
     async def write(self, frames: list[Frame]) -> bool:
         """Writes `frames` up to the first break. Returns False if there was one: the body must then be cut short."""

@@ -49,6 +49,6 @@ class StreamAccess:
         finally:
             await self.permit.release()
 
-    def report_disconnect(self, key: TurnKey, back_within_s: float) -> None:
-        """Reports that the client of a running turn has disconnected and has `back_within_s` seconds to reconnect."""
-        self.streams.on_disconnect(key, back_within_s)
+    def report_disconnect(self, key: TurnKey, reconnect_window_s: float) -> None:
+        """Reports that the client of a running turn has disconnected, and has this many seconds to reconnect."""
+        self.streams.on_disconnect(key, reconnect_window_s)

@@ -26,10 +26,10 @@ class DisconnectPolicy:
         self._presence = presence
         self._waiting: dict[TurnKey, asyncio.Task[None]] = {}
 
-    def handle_disconnect(self, key: TurnKey, back_within_s: float = 0.0) -> None:
+    def handle_disconnect(self, key: TurnKey, reconnect_window_s: float = 0.0) -> None:
         """Applies the policy after a reader of a running turn has disconnected. A wait that runs starts again.
 
-        `back_within_s`: the gateway closed the stream, and the reader has so many seconds to reconnect.
+        `reconnect_window_s`: the gateway closed the stream, and the reader has so many seconds to reconnect.
         """
         if self._presence.has_readers_here(key):
             return
@@ -38,19 +38,19 @@ class DisconnectPolicy:
         request = self._presence.fan_out.request_of(key)
         if request is not None and grace_s(request.on_disconnect) is None:
             return
-        following = self._waiting[key] = self._presence.group.create_task(self._follow_up(key, back_within_s))
+        following = self._waiting[key] = self._presence.group.create_task(self._follow_up(key, reconnect_window_s))
         following.add_done_callback(lambda done: self._forget(key, done))
 
     def _forget(self, key: TurnKey, done: asyncio.Task[None]) -> None:
         if self._waiting.get(key) is done:
             del self._waiting[key]
 
-    async def _follow_up(self, key: TurnKey, back_within_s: float) -> None:
+    async def _follow_up(self, key: TurnKey, reconnect_window_s: float) -> None:
         try:
             wait_s = await self._wait_s(key)
             if wait_s is None:
                 return
-            if await is_set_within(self._presence.draining, max(wait_s, back_within_s)):
+            if await is_set_within(self._presence.draining, max(wait_s, reconnect_window_s)):
                 # Its readers reconnect to other gateways, so this one cannot decide.
                 logger.info("turn continues without readers", turn=key.turn)
                 return

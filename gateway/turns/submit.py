@@ -30,6 +30,7 @@ from tailrace.proto.errors import (
     CursorUnknown,
     EntryTooLarge,
     FenceLost,
+    LogFull,
     LogUnavailable,
     Refused,
     TurnUnknown,
@@ -223,17 +224,21 @@ class TurnSubmitter:
 
     async def _append(self, submission: Submission) -> None:
         """Appends the entry. Raises FenceLost, LogFull, LogUnavailable (the outcome is unclear), Refused."""
+        # Also if this task is cancelled during the append.
+        submission.may_be_stored = True
         try:
             # `append` checks its own timeout between two tries only, and one try may take seconds.
             async with asyncio.timeout(self._accept_timeout_s):
                 await self._log.append(submission.turn, START, submission.entry)
         except (LogUnavailable, TimeoutError) as error:
             # The client does not know the turn's id; the error says how to repeat.
-            submission.may_be_stored = True
             raise LogUnavailable(UNCLEAR) from error
+        except (FenceLost, LogFull):
+            submission.may_be_stored = False
+            raise
         except EntryTooLarge as error:
+            submission.may_be_stored = False
             raise Refused("body_too_large", TOO_LONG) from error
-        submission.may_be_stored = True
 
 
 async def hash_body(raw: bytes) -> str:

@@ -185,9 +185,8 @@ def _lost_readers(
 ) -> list[ReaderReport]:
     """Returns the streams that were lost with their gateways, inferred from the streams that resumed them.
 
-    A stream has resumed a lost one if a gateway has started after the entry of its cursor was stored, and if no stream
-    that was closed before had sent this entry. If no gateway has started since, it may be the first stream of a client
-    that had read the text so far without a stream.
+    A client whose cursor no known earlier stream had sent must have received it from a lost stream. This is inferred
+    only if a gateway has started since the cursor's entry was stored: otherwise it may be the client's first stream.
     """
     # By cursor: the time at which a stream that had sent its entry was closed first.
     sent_at: dict[Seq, datetime] = {}

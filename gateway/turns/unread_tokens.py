@@ -40,7 +40,10 @@ class UnreadTokens:
         return Feature(lambda submission: submission.entry.batch is None, begin)
 
     async def _watch(self, key: TurnKey, model: str) -> None:
-        """Looks for readers until the turn has ended or left the log; then counts. Without the log, nothing counts."""
+        """Looks for readers until the turn has ended or left the log; then counts.
+
+        If the log is unavailable, the turn is not counted.
+        """
         times, is_unread, wait_s = list[datetime](), list[bool](), FIRST_LOOK_S
         with suppress(LogError):
             while not await is_set_within(self._presence.draining, wait_s):

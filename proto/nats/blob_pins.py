@@ -62,11 +62,11 @@ class BlobPins:
     async def release_after(self, tenant: Tenant, holder: str) -> AsyncIterator[None]:
         """Releases the pins of `holder` after the block.
 
-        Not if the block raises LogUnavailable: the request may still be stored, and its pins expire by age.
+        Not if the block raises LogUnavailable or is cancelled: the request may be stored. Its pins expire by age.
         """
         try:
             yield
-        except LogUnavailable:
+        except (LogUnavailable, asyncio.CancelledError):
             self._holders.discard((tenant, holder))
             raise
         except BaseException:

@@ -204,6 +204,8 @@ class Client(NatsClient):
                 self._transport.writelines(pending)
 
     async def _attempt_reconnect(self) -> None:
+        # What was not sent has failed for its caller: it must not be stored when the connection is back.
+        self._pending, self._pending_data_size = [], 0
         self.abort()
         await super()._attempt_reconnect()
 

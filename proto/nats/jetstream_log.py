@@ -117,7 +117,12 @@ class JetStreamLog:
         async def delete(seq: Seq) -> None:
             async with slots:
                 query = msgspec.json.encode({"seq": seq})
-                await self._connection.request(f"$JS.API.STREAM.MSG.DELETE.{STREAM}", query, timeout_s=PURGE_TIMEOUT_S)
+                subject = f"$JS.API.STREAM.MSG.DELETE.{STREAM}"
+                reply = await self._connection.request(subject, query, timeout_s=PURGE_TIMEOUT_S)
+                error = pub_ack.decode(reply.data).error
+            # A repeated deletion finds no entry, and the purge below would hide one that was not overwritten.
+            if error is not None and await self.has_entry(key, seq):
+                raise LogUnavailable(f"an entry of {key.turn} could not be erased: {error.description}")
 
         while entries := (await self.read(key, after, BATCH)).entries:
             entries = [stored for stored in entries if upto is None or stored.seq <= upto]
@@ -149,7 +154,10 @@ class JetStreamLog:
     async def newest_seq(self) -> Seq:
         """Returns the sequence of the newest entry of all turns. Raises LogUnavailable."""
         reply = await self._connection.request(f"$JS.API.STREAM.INFO.{STREAM}", b"", timeout_s=PUBLISH_TIMEOUT_S)
-        return _info.decode(reply.data).state.last_seq
+        info = _info.decode(reply.data)
+        if info.error is not None:
+            raise LogUnavailable(f"the log's newest entry cannot be found: {info.error.description}")
+        return info.state.last_seq
 
     @asynccontextmanager
     async def new_turns(self, tenant: Tenant, call: Callable[[SessionId | None], None]) -> AsyncIterator[None]:
@@ -209,6 +217,7 @@ class _Info(msgspec.Struct):
         subjects: dict[str, int] = {}
 
     state: State = State()
+    error: pub_ack.Ack.Error | None = None
 
 
 _get_response, _info = msgspec.json.Decoder(_GetResponse), msgspec.json.Decoder(_Info)

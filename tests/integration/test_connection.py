@@ -248,6 +248,24 @@ async def test_a_frozen_server_is_left_at_once_and_tried_last(
         await connection.close()
 
 
+async def test_a_request_that_was_not_sent_before_a_disconnect_is_not_sent_after_it(
+    own_server: NatsServer, own_connection: Connection
+) -> None:
+    """Its caller has received an error, perhaps an hour ago."""
+    received: list[bytes] = []
+    other = await Connection.open(own_server.url, "other")
+    await other.subscribe_directly("later", lambda message: received.append(message.data))
+    client = own_connection.client
+    # Requests are written after the current iteration of the event loop, and the disconnect is noticed within it.
+    client._send("later", "", b"lost", None)
+    await client._process_op_err(ConnectionResetError())
+    await until(lambda: client.is_connected)
+    await client.publish("later", b"sent")
+    await until(lambda: received)
+    assert received == [b"sent"]
+    await other.close()
+
+
 async def test_a_connection_to_a_frozen_server_closes_in_bounded_time(own_server: NatsServer) -> None:
     connection = await Connection.open(own_server.url, "test")
     freeze(own_server)

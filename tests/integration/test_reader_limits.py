@@ -234,7 +234,7 @@ async def test_a_reader_whose_stream_was_closed_for_its_age_has_not_left(
     monkeypatch: pytest.MonkeyPatch, start: NewGateway, writer: Writer
 ) -> None:
     """A turn with on_disconnect=cancel runs on if the reader reconnects in time, and is cancelled otherwise."""
-    monkeypatch.setattr(event_stream, "BACK_WITHIN_S", 1.5)
+    monkeypatch.setattr(event_stream, "RECONNECT_WINDOW_S", 1.5)
     monkeypatch.setattr(reader_presence, "PRESENCE_TIMEOUT_S", 0.01)
     gateway = await start(stream_life_s=0.2)
     await writer.store_request(on_disconnect="cancel")

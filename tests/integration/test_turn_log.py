@@ -259,6 +259,31 @@ async def test_the_leader_knows_the_last_sequence_of_a_turn(log: TurnLog, writer
     assert await log.last_seq(another_turn(writer.key)) == BEFORE_FIRST
 
 
+@pytest.mark.rule("R91")
+async def test_an_entry_that_cannot_be_overwritten_is_not_reported_as_erased(
+    own_connection: Connection, own_log: TurnLog, key: TurnKey
+) -> None:
+    """A purge would hide it, and leave its bytes in the file."""
+    writer = Writer(own_log, key)
+    await writer.open("a secret")
+    turns = (await own_connection.jetstream.stream_info(STREAM)).config
+    await own_connection.jetstream.update_stream(turns.evolve(deny_delete=True))
+    with pytest.raises(LogUnavailable, match="could not be erased"):
+        await own_log.erase(key)
+    assert (await own_log.read_turn(key)).text == "a secret"
+
+
+async def test_an_error_of_the_server_is_not_taken_for_an_empty_log(
+    own_connection: Connection, own_log: TurnLog, key: TurnKey
+) -> None:
+    writer = Writer(own_log, key)
+    await writer.open("a")
+    assert await own_log.newest_seq() == writer.chain.last
+    await own_connection.jetstream.delete_stream(STREAM)
+    with pytest.raises(LogUnavailable, match="stream not found"):
+        await own_log.newest_seq()
+
+
 @pytest.mark.rule("F31")
 @pytest.mark.rule("R15")
 async def test_a_follower_starts_after_any_entry_of_its_turn_and_after_no_other(

@@ -70,7 +70,7 @@ class Client:
             draining=self.draining,
             connection=SimpleNamespace(is_up=True),
             fan_out=self.fan_out,
-            on_disconnect=lambda _, back_within_s: self.disconnects.append(back_within_s),
+            on_disconnect=lambda _, reconnect_window_s: self.disconnects.append(reconnect_window_s),
             log=log,
             slots=self.slots,
             readers=ReaderHistory(),

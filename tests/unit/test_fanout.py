@@ -1,15 +1,17 @@
 """The fan-out of a turn to its readers, without a network: where a reader starts, when it waits, when entries go."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
 import pytest
+from starlette.types import Message
 
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.fanout import FanOut, TurnFeed
+from tailrace.gateway.streaming.frame_writer import FrameWriter
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
@@ -30,8 +32,11 @@ class ScriptedLog:
         self.after: list[Seq] = []
         self.is_purged = False
         self.is_away = False
+        self.is_silent = False
 
     async def has_end(self, _: TurnKey) -> bool:
+        if self.is_silent:
+            await asyncio.Event().wait()
         if self.is_away:
             raise LogUnavailable("?")
         return not self.is_purged
@@ -83,6 +88,19 @@ async def test_a_reader_that_a_silence_woke_sees_an_entry_that_came_since() -> N
     # The silence wakes the reader in the loop's next turn, and then the entry comes; the reader runs in the one after.
     asyncio.get_running_loop().call_soon(feed.add, completed_turn("a").stored)
     assert await changed
+
+
+async def test_a_snapshot_counts_as_a_write_of_all_entries_in_it() -> None:
+    feed, written = feed_of(completed_turn("a").stored), list[tuple[int, int]]()
+
+    async def send(_: Message) -> None: ...
+
+    def observe(_: Sequence[Stored], start: int, end: int) -> None:
+        written.append((start, end))
+
+    writer = FrameWriter(send, TAILRACE, heartbeat_s=60.0, observers=[observe])
+    assert await writer.write_turn(feed, 0, snapshot=lambda *_: ())
+    assert written[0] == (0, len(feed.entries))
 
 
 async def test_waiting_readers_are_woken_after_each_silence() -> None:
@@ -339,6 +357,23 @@ async def test_an_ended_turn_is_sent_while_the_log_is_unavailable() -> None:
         fan_out.close()
 
 
+async def test_a_reader_that_leaves_while_the_log_is_asked_is_not_counted() -> None:
+    stored, log = completed_turn("a").stored, ScriptedLog()
+    async with asyncio.TaskGroup() as group:
+        fan_out = fan_out_of(log, group)
+        group.create_task(log.send(stored, None))
+        async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
+            await until(lambda: feed.is_ended)
+        log.is_silent = True
+        leaving = group.create_task(fan_out.subscribe(KEY, BEFORE_FIRST).__aenter__())
+        await until(lambda: fan_out.has_readers(KEY))
+        leaving.cancel()
+        await asyncio.wait((leaving,))
+        assert not fan_out.has_readers(KEY)
+        assert feed in fan_out._dropping
+        fan_out.close()
+
+
 async def send_to_next(log: ScriptedLog, *items: list[Stored] | LogError | None) -> None:
     """Sends to the follower that starts next."""
     count = len(log.followers)
@@ -397,4 +432,24 @@ async def test_a_reader_from_the_start_with_an_unknown_cursor_is_refused() -> No
         await log.send(CursorUnknown("?"))
         await refused
         assert not fan_out.has_readers(KEY)
+        fan_out.close()
+
+
+@pytest.mark.timeout(10, method="thread")
+async def test_a_reader_from_the_start_is_refused_when_its_cursor_belongs_to_a_fork() -> None:
+    """The log still has the entry, and the turn ends without it."""
+    stored, log = completed_turn("a").stored, ScriptedLog()
+    async with asyncio.TaskGroup() as group:
+        fan_out = fan_out_of(log, group)
+
+        async def connect() -> TurnFeed:
+            async with fan_out.subscribe(KEY, Seq(999), from_start=True) as feed:
+                return feed
+
+        refused = group.create_task(is_refused(connect()))
+        await log.send(stored[:4])
+        await until(lambda: len(log.followers) == 2)
+        await log.send([])
+        await log.send(stored[4:], None, number=0)
+        await refused
         fan_out.close()

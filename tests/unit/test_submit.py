@@ -1,5 +1,6 @@
 """Turn submission against a log and claims in memory: features, repeated POSTs and refusals."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ class Memory:
     def __init__(self) -> None:
         self.stored: dict[TurnKey, entries.Request] = {}
         self.claims: dict[str, Claim] = {}
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     async def append(self, key: TurnKey, _: object, entry: entries.Request) -> None:
         if self.error is not None:
@@ -157,13 +158,19 @@ async def test_a_claim_without_a_turn_is_continued_under_its_id() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "may_be_stored"), [(LogUnavailable("away"), True), (TimeoutError(), True), (LogFull("full"), False)]
+    ("error", "may_be_stored"),
+    [
+        (LogUnavailable("away"), True),
+        (TimeoutError(), True),
+        (asyncio.CancelledError(), True),
+        (LogFull("full"), False),
+    ],
 )
-async def test_an_unclear_append_keeps_reservations(error: Exception, *, may_be_stored: bool) -> None:
+async def test_an_unclear_append_keeps_reservations(error: BaseException, *, may_be_stored: bool) -> None:
     """The turn may be stored, and its end settles them. After a clear refusal they are given back."""
     memory, recorder = Memory(), Recorder()
     memory.error = error
-    with pytest.raises((LogUnavailable, LogFull)):
+    with pytest.raises((LogUnavailable, LogFull, asyncio.CancelledError)):
         await submitter(memory, recorder.features()).submit(
             LOCAL, NewTurn(message="hello", webhook="https://hooks.example"), b"{}"
         )
