@@ -28,7 +28,7 @@ from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.proto.errors import LogError
 from tailrace.proto.nats import Connection, streams
 from tailrace.proto.nats.permissions import ADMIN
-from tailrace.proto.nats.setup_state import read_setup_state
+from tailrace.proto.nats.setup_state import SetupState, read_setup_state
 from tailrace.proto.service import BEAT_LATE_S
 
 INTERVAL_S = 5.0
@@ -149,7 +149,7 @@ class SetupRepair:
         self._replicas = len(servers)
         self._bytes_max = log_bytes_max(servers[0].file_bytes_max)
         self._connection: Connection | None = None
-        self._known = streams.SetupState()
+        self._known = SetupState()
 
     async def check(self) -> None:
         """Makes again what is missing. Does nothing while NATS does not answer: the processes report that."""

@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
-import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -20,7 +19,7 @@ from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.nats.client import Message
-from tailrace.proto.nats.connection import Connection, raise_if_cancelled
+from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS, KEYS_STREAM
@@ -176,12 +175,7 @@ class ApiKeyStore:
 
     async def position(self) -> KeyPosition:
         """Returns the bucket's position, from its leader. Raises LogUnavailable."""
-        try:
-            info = await self._connection.jetstream.stream_info(KEYS_STREAM)
-        except nats.errors.Error as error:
-            raise LogUnavailable(f"the API keys cannot be read ({type(error).__name__}): retry") from error
-        finally:
-            raise_if_cancelled()
+        info = await self._connection.stream_info(KEYS_STREAM)
         return KeyPosition(info.created, Seq(info.state.last_seq), info.state.messages)
 
     async def changes_after(self, seq: Seq) -> list[RecordChange]:

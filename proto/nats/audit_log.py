@@ -4,13 +4,12 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import msgspec
-import nats.errors
 
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import pub_ack
-from tailrace.proto.nats.connection import Connection, raise_if_cancelled
+from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.subjects import AUDIT, EVERY_AUDIT
 
@@ -67,12 +66,7 @@ class AuditLog:
 
         Raises LogUnavailable.
         """
-        try:
-            state = (await self._connection.jetstream.stream_info(AUDIT)).state
-        except nats.errors.Error as error:
-            raise LogUnavailable(f"the audit log cannot be read ({type(error).__name__}): retry") from error
-        finally:
-            raise_if_cancelled()
+        state = (await self._connection.stream_info(AUDIT)).state
         last = min(state.last_seq, before - 1) if before is not None else state.last_seq
         # Nothing is deleted, so the sequences have no gaps.
         first, seq, found = max(last - limit + 1, 1), 0, list[AuditEntry]()

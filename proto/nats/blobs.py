@@ -19,7 +19,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import msgspec
-import nats.errors
 
 from tailrace.proto import subjects
 from tailrace.proto.blobs import Blob
@@ -54,7 +53,7 @@ class Size(msgspec.Struct, frozen=True, omit_defaults=True):
 
     bytes: int
     """0 while the blob is stored for the first time: it does not exist yet."""
-    is_doomed: bool = False
+    is_deleted: bool = msgspec.field(default=False, name="is_doomed")
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -118,11 +117,11 @@ class BlobStore:
             marked = await self._last(tenant, sha256)
             if marked is None or not marked.size.bytes:
                 return None
-            if marked.size.is_doomed:
+            if marked.size.is_deleted:
                 return marked.seq
-            doomed = Size(marked.size.bytes, is_doomed=True)
+            deleted = Size(marked.size.bytes, is_deleted=True)
             try:
-                seq = await self._mark(tenant, sha256, doomed, marked.seq)
+                seq = await self._mark(tenant, sha256, deleted, marked.seq)
             except LogFull:
                 # The new mark is longer than the old one, and the stream is full to the byte. Purging goes on, because
                 # it frees space; a request of this moment does not see the mark and fails with `blob_expired`.
@@ -160,7 +159,7 @@ class BlobStore:
             raise LogUnavailable(f"the chunks of blob {blob.sha256} do not have its hash: retry")
 
     async def _ends_soon(self, marked: Mark.Message) -> bool:
-        if marked.size.is_doomed or not marked.size.bytes:
+        if marked.size.is_deleted or not marked.size.bytes:
             return True
         return datetime.now(UTC) - marked.time > await self.lifetime() / 2
 
@@ -226,9 +225,9 @@ class BlobStore:
         started = asyncio.get_running_loop().time()
         subject = subjects.chunk(tenant, sha256, number)
         while not (chunk := await self._ask(f"$JS.API.DIRECT.GET.{BODIES}.{subject}", b"", read_data)):
-            is_doomed = (await self._require_mark(tenant, sha256)).size.is_doomed
+            is_deleted = (await self._require_mark(tenant, sha256)).size.is_deleted
             waited_s = asyncio.get_running_loop().time() - started
-            if is_doomed and waited_s >= BEHIND_MAX_S:
+            if is_deleted and waited_s >= BEHIND_MAX_S:
                 raise BlobUnknown(UNKNOWN)
             if waited_s >= TIMEOUT_S:
                 raise LogUnavailable(f"a chunk of blob {sha256} cannot be read: retry")
@@ -259,10 +258,7 @@ class BlobStore:
     async def lifetime(self) -> timedelta:
         """Returns how long a blob is kept; timedelta.max if blobs never expire."""
         if self._lifetime is None:
-            try:
-                config = (await self._connection.jetstream.stream_info(BODIES)).config
-            except nats.errors.Error as error:
-                raise LogUnavailable(f"the stream {BODIES} does not answer ({type(error).__name__}): retry") from error
+            config = (await self._connection.stream_info(BODIES)).config
             # Without max_age, blobs never expire.
             self._lifetime = timedelta(seconds=config.max_age) if config.max_age else timedelta.max
         return self._lifetime

@@ -18,6 +18,7 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
+from nats.js.api import StreamInfo
 
 from tailrace.proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
 from tailrace.proto.nats.client import Client, Message, TlsClient
@@ -149,6 +150,15 @@ class Connection:
         except nats.errors.Error as error:
             # Clients receive this message, too.
             raise LogUnavailable(f"the log does not answer ({type(error).__name__}): retry") from error
+
+    async def stream_info(self, name: str) -> StreamInfo:
+        """Returns the configuration and the state of a stream, from its leader. Raises LogUnavailable."""
+        try:
+            return await self.jetstream.stream_info(name)
+        except nats.errors.Error as error:
+            raise LogUnavailable(f"the stream {name} does not answer ({type(error).__name__}): retry") from error
+        finally:
+            raise_if_cancelled()
 
     async def publish(self, subject: str, payload: bytes, *, reply: str = "") -> None:
         """Publishes without waiting for a reply. Raises LogUnavailable while disconnected."""

@@ -47,19 +47,19 @@ class _Batch:
     def __init__(self, arrived: asyncio.Event) -> None:
         self.messages: list[Message] = []
         self.last = 0
-        self.has_hole = False
+        self.has_gap = False
         self.status: str | None = None
         self.pending = 0
         self._arrived = arrived
 
     @property
-    def is_whole(self) -> bool:
-        return self.status in ("204", "404") and not self.has_hole
+    def is_complete(self) -> bool:
+        return self.status in ("204", "404") and not self.has_gap
 
     def add(self, message: Message) -> None:
         if sequence := message.header(b"Nats-Sequence"):
             # Each message has the sequence of the one before it in the batch, which shows lost messages.
-            self.has_hole |= int(message.header(b"Nats-Last-Sequence") or 0) != self.last
+            self.has_gap |= int(message.header(b"Nats-Last-Sequence") or 0) != self.last
             self.last = int(sequence)
             self.messages.append(message)
         else:
@@ -119,7 +119,7 @@ class DirectReader:
                         async with asyncio.timeout(timeout_s):
                             await arrived.wait()
                         arrived.clear()
-                        if whole := next((batch for batch in tries.values() if batch.is_whole), None):
+                        if whole := next((batch for batch in tries.values() if batch.is_complete), None):
                             return whole
                 except TimeoutError:
                     continue

@@ -8,10 +8,8 @@ from typing import NamedTuple, Protocol, Self
 import nats.errors
 import nats.js.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import StreamState
 
 from tailrace.proto import entries, subjects
 from tailrace.proto.batch import part_of_batch
@@ -120,15 +118,13 @@ class Deliveries:
 
     def __init__(
         self,
-        client: Client,
-        jetstream: JetStreamContext,
+        connection: Connection,
         durable: str,
         pull: JetStreamContext.PullSubscription,
         filters: Sequence[str],
         ack_wait_s: float,
     ) -> None:
-        self._client = client
-        self._jetstream = jetstream
+        self._connection = connection
         self._durable = durable
         self._pull = pull
         self._filters = filters
@@ -156,7 +152,7 @@ class Deliveries:
             raise LogUnavailable(f"the consumer {durable!r} does not answer: {type(error).__name__}") from error
         # nats-server reports a single filter in the older field `filter_subject`.
         filters = info.config.filter_subjects or [str(info.config.filter_subject)]
-        return cls(connection.client, jetstream, durable, pull, filters, float(info.config.ack_wait or PULL_S))
+        return cls(connection, durable, pull, filters, float(info.config.ack_wait or PULL_S))
 
     async def next(self, most: int = 1) -> list[Delivery]:
         """Returns at most `most` deliveries; waits at most `PULL_S` for the first one.
@@ -181,7 +177,7 @@ class Deliveries:
 
         Raises LogUnavailable if `lease` is not a lease of this consumer.
         """
-        message = Msg(self._client, subject=subjects.entry(key, "request"), reply=lease)
+        message = Msg(self._connection.client, subject=subjects.entry(key, "request"), reply=lease)
         try:
             given = message.metadata
         except nats.errors.Error as error:
@@ -192,7 +188,7 @@ class Deliveries:
 
     async def backlog(self) -> "Backlog":
         """Returns the consumer's backlog. Raises LogUnavailable."""
-        return await _backlog(self._jetstream, self._durable)
+        return await consumer_backlog(self._connection, self._durable)
 
     async def is_drained(self) -> bool:
         """Returns whether every stored entry of this consumer is acknowledged. Raises LogUnavailable.
@@ -220,14 +216,14 @@ class Deliveries:
 
     async def first(self) -> Seq:
         """Returns the stream's first sequence, or the next one if it is empty. Raises LogUnavailable."""
-        return Seq((await self._state()).first_seq)
+        return Seq((await self._connection.stream_info(STREAM)).state.first_seq)
 
     async def last(self) -> Seq:
         """Returns the stream's last sequence from its leader, so that no acknowledged entry is after it.
 
         Raises LogUnavailable.
         """
-        return Seq((await self._state()).last_seq)
+        return Seq((await self._connection.stream_info(STREAM)).state.last_seq)
 
     async def reset(self) -> None:
         """Has all entries delivered again, from the oldest one in the log. Raises LogUnavailable.
@@ -235,20 +231,14 @@ class Deliveries:
         A reset (ADR-60 of nats-architecture-and-design) instead of a new consumer, so that the consumer always exists.
         """
         try:
-            await self._jetstream.reset_consumer(STREAM, self._durable, seq=1)
+            await self._connection.jetstream.reset_consumer(STREAM, self._durable, seq=1)
         except nats.errors.Error as error:
             raise LogUnavailable(f"the consumer {self._durable!r} cannot be reset: {error}") from error
-
-    async def _state(self) -> StreamState:
-        try:
-            return (await self._jetstream.stream_info(STREAM)).state
-        except nats.errors.Error as error:
-            raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
 
     async def _next_after(self, seq: Seq, subject: str) -> Seq:
         """Returns the next entry after `seq` from the stream's leader, or BEFORE_FIRST if there is none."""
         try:
-            message = await self._jetstream.get_msg(STREAM, seq=seq + 1, subject=subject, next=True)
+            message = await self._connection.jetstream.get_msg(STREAM, seq=seq + 1, subject=subject, next=True)
         except nats.js.errors.NotFoundError:
             return BEFORE_FIRST
         except nats.errors.Error as error:
@@ -270,8 +260,16 @@ class Backlog(NamedTuple):
 
 
 async def consumer_backlog(connection: Connection, durable: str) -> Backlog:
-    """Returns the backlog of a consumer that this process does not use. Raises LogUnavailable."""
-    return await _backlog(connection.jetstream, durable)
+    """Returns the backlog of a consumer. Raises LogUnavailable."""
+    try:
+        info = await connection.jetstream.consumer_info(STREAM, durable)
+    except nats.errors.Error as error:
+        raise LogUnavailable(f"the consumer {durable!r} does not answer: {type(error).__name__}") from error
+    finally:
+        raise_if_cancelled()
+    floor = info.ack_floor.stream_seq if info.ack_floor else 0
+    delivered = info.delivered.stream_seq if info.delivered else 0
+    return Backlog(info.num_pending or 0, info.num_ack_pending or 0, Seq(delivered), Seq(floor))
 
 
 async def oldest_request_at(connection: Connection, after: Seq) -> datetime | None:
@@ -285,15 +283,3 @@ async def oldest_request_at(connection: Connection, after: Seq) -> datetime | No
     finally:
         raise_if_cancelled()
     return message.time
-
-
-async def _backlog(jetstream: JetStreamContext, durable: str) -> Backlog:
-    try:
-        info = await jetstream.consumer_info(STREAM, durable)
-    except nats.errors.Error as error:
-        raise LogUnavailable(f"the consumer {durable!r} does not answer: {type(error).__name__}") from error
-    finally:
-        raise_if_cancelled()
-    floor = info.ack_floor.stream_seq if info.ack_floor else 0
-    delivered = info.delivered.stream_seq if info.delivered else 0
-    return Backlog(info.num_pending or 0, info.num_ack_pending or 0, Seq(delivered), Seq(floor))

@@ -1,6 +1,6 @@
 """LogServer: the protocol between the turn log's rules (append, replay, follower) and the server that stores entries.
 
-`NatsLogServer` implements it with JetStream. The schedule simulator implements it with a model that loses, repeats,
+`JetStreamLog` implements it with JetStream. The schedule simulator implements it with a model that loses, repeats,
 delays and forks (tests/schedules/server.py). Time is the event loop's: `loop.time()` and `asyncio.sleep`.
 """
 

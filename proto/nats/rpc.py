@@ -161,7 +161,7 @@ class Rpc:
         await self._connection.subscribe(subjects.EVERY_PRESENCE, on_request)
 
     async def has_readers(self, key: TurnKey, *, timeout_s: float) -> bool:
-        """Returns whether another gateway has readers of the turn. No reply means no."""
+        """Returns whether a gateway, this one included, has readers of the turn. No reply means no."""
         try:
             await self._connection.request(subjects.presence(key), b"", timeout_s=timeout_s)
         except LogUnavailable:

@@ -7,6 +7,8 @@ log's entries sent to any subject (ADR 23).
 """
 
 import asyncio
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import nats.errors
 import nats.js.errors
@@ -18,7 +20,6 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
 from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
-from tailrace.proto.nats.streams import SetupState
 from tailrace.proto.subjects import STREAM
 
 logger = structlog.get_logger()
@@ -42,6 +43,17 @@ ACK_PENDING = Gauge(
 REDELIVERED = Gauge(
     "jetstream_consumer_num_redelivered", "Entries delivered more than once that are not acknowledged yet", OF_CONSUMER
 )
+
+
+class SetupState(NamedTuple):
+    """The state of Tailrace's streams, buckets and consumers in NATS at one moment."""
+
+    missing: list[str] = []  # noqa: RUF012  # never changed
+    """The missing streams, buckets and consumers, as text for an operator."""
+    last: Seq = BEFORE_FIRST
+    """The last entry of the log."""
+    floors: Mapping[str, Seq] = {}
+    """For each consumer: all entries up to this one are acknowledged."""
 
 
 async def read_setup_state(connection: Connection) -> SetupState:

@@ -4,7 +4,6 @@
 an older configuration silently turns features off, so a change is an explicit migration.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import nats.errors
@@ -14,8 +13,8 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy, StreamConfig
 
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq
-from tailrace.proto.nats.connection import Connection, raise_if_cancelled
+from tailrace.proto.nats.connection import Connection
+from tailrace.proto.nats.setup_state import SetupState
 from tailrace.proto.nats.stream_configs import (
     BODIES_RETENTION_S,
     BODIES_SHARE,
@@ -60,17 +59,6 @@ OWNED_BY_COUNTERS = tuple(name for name in OWNED_BY_STREAM if name != "max_msgs_
 # Its entries can only be added.
 OWNED_BY_AUDIT = (*OWNED_BY_STREAM, "deny_delete", "deny_purge")
 OWNED_BY_CONSUMER = ("filter_subjects", "ack_policy", "max_deliver")
-
-
-class SetupState(NamedTuple):
-    """The state of Tailrace's streams, buckets and consumers in NATS at one moment."""
-
-    missing: list[str] = []  # noqa: RUF012  # never changed
-    """The missing streams, buckets and consumers, as text for an operator."""
-    last: Seq = BEFORE_FIRST
-    """The last entry of the log."""
-    floors: Mapping[str, Seq] = {}
-    """For each consumer: all entries up to this one are acknowledged."""
 
 
 async def apply(
@@ -193,12 +181,7 @@ class StreamSize(NamedTuple):
 
 async def stream_size(connection: Connection, stream: str) -> StreamSize:
     """Returns how full a stream is. Raises LogUnavailable."""
-    try:
-        info = await connection.jetstream.stream_info(stream)
-    except nats.errors.Error as error:
-        raise LogUnavailable(f"the stream does not answer ({type(error).__name__}): retry") from error
-    finally:
-        raise_if_cancelled()
+    info = await connection.stream_info(stream)
     return StreamSize(info.state.bytes, max(0, info.config.max_bytes or 0))
 
 

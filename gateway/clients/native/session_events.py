@@ -25,7 +25,7 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Frame
-from tailrace.gateway.streaming.event_stream import BACK_WITHIN_S
+from tailrace.gateway.streaming.event_stream import RECONNECT_WINDOW_S
 from tailrace.gateway.streaming.frame_writer import FRAMES_MAX, PIECE_BYTES_MAX, RETRY_MS
 from tailrace.gateway.streaming.new_turns import NewTurns
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
@@ -113,8 +113,8 @@ class SessionStream(StreamedResponse):
                 # Events are self-delimited, and an EventSource resumes after every end.
                 await send(body(b"", more=False))
             for turn in running if cause in ("disconnected", "timeout", "expired") else ():
-                back_within_s = BACK_WITHIN_S if cause == "timeout" else 0.0
-                self._access.report_disconnect(TurnKey(self._tenant, turn), back_within_s)
+                reconnect_window_s = RECONNECT_WINDOW_S if cause == "timeout" else 0.0
+                self._access.report_disconnect(TurnKey(self._tenant, turn), reconnect_window_s)
 
     async def _read_cursor(self) -> None:
         """Finds the turns that the cursor lists. Without a cursor, the stream begins with the turns that run now."""
