@@ -167,7 +167,7 @@ class Continuation:
                 return self._delta(index, delta)
             case events.BlockStop(index):
                 target = self._targets.get(index)
-                return [] if target is None else [*self._flush(index), from_event(events.BlockStop(target))]
+                return [] if target is None else self._flush_before(index, events.BlockStop(target))
             case events.MessageDelta():
                 # If only the stop of the open block was lost, the model has no text to add to it.
                 return [*self._close_open(), event]
@@ -202,7 +202,7 @@ class Continuation:
             self._left_out += len(delta.thinking) if isinstance(delta, events.ThinkingDelta) else 0
             return []
         if not isinstance(delta, events.TextDelta):
-            return [*self._flush(index), from_event(events.BlockDelta(target, delta))]
+            return self._flush_before(index, events.BlockDelta(target, delta))
         if index != self._continued:
             return self._text(target, delta.text)
         text, repeated = self._repetition.filter(delta.text)
@@ -210,13 +210,18 @@ class Continuation:
         self._left_out += repeated
         return self._continue_text(target, text)
 
-    def _flush(self, index: int) -> list[ModelEvent]:
-        """Returns the text that the filters hold of block `index`, which goes on with something else."""
-        target = self._targets.get(index)
-        if index != self._continued or target is None:
-            return []
-        continued = self._continue_text(target, self._repetition.flush())
-        return [*continued, *self._text(target, self._stop_sequences.flush())]
+    def _flush_before(self, index: int, event: events.BlockDelta | events.BlockStop) -> list[ModelEvent]:
+        """Returns the text that the filters hold of block `index`, and then `event`.
+
+        If that text completes a stop sequence, returns the end of the message instead.
+        """
+        held: list[ModelEvent] = []
+        if index == self._continued:
+            held = self._continue_text(event.index, self._repetition.flush())
+            if self._stop_sequences.found is not None:
+                return held
+            held += self._text(event.index, self._stop_sequences.flush())
+        return [*held, from_event(event)]
 
     def _continue_text(self, target: int, text: str) -> list[ModelEvent]:
         """Returns the events of `text`, which continues the stored block; or the end of the message."""

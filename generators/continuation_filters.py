@@ -97,10 +97,11 @@ class StopSequenceFilter:
         may_follow = False
         for start in range(len(self._tail)):
             joined = self._tail[start:] + self._held
-            seam = len(self._tail) - start
+            stored_chars = len(self._tail) - start
             for sequence in self._sequences:
-                if len(sequence) > seam and joined.startswith(sequence):
-                    self.found = sequence
+                if len(sequence) > stored_chars and joined.startswith(sequence):
+                    # The text is the sequence's, or comes after it.
+                    self.found, self._held = sequence, ""
                     return ""
                 may_follow |= sequence.startswith(joined)
         return "" if may_follow else self.flush()

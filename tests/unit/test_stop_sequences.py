@@ -1,4 +1,4 @@
-"""Stop sequences across the seam between a stored answer and the call that continues it."""
+"""Stop sequences that begin in a stored answer and end in the call that continues it."""
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ ALPHABET = st.text("abX", max_size=8)
 @given(
     stored=ALPHABET, pieces=st.lists(ALPHABET, max_size=4), sequences=st.lists(st.text("abX", min_size=1, max_size=4))
 )
-def test_a_sequence_is_found_exactly_if_it_lies_across_the_seam(
+def test_a_sequence_is_found_exactly_if_it_begins_in_the_stored_text(
     stored: str, pieces: list[str], sequences: list[str]
 ) -> None:
     """All other text is passed on, in order, and nothing is passed on twice."""
@@ -37,32 +37,55 @@ def test_a_sequence_is_found_exactly_if_it_lies_across_the_seam(
     }
     if filters.found is not None:
         assert filters.found in across
-        assert passed == ""
+        assert passed == filters.flush() == ""
     else:
         assert not across
         assert passed + filters.flush() == text
 
 
+def text_delta(text: str) -> events.BlockDelta:
+    return events.BlockDelta(0, events.TextDelta(text))
+
+
+CITATION = events.BlockDelta(0, events.CitationsDelta({"type": "char_location"}))
+# Text that the filter of repetitions holds back: it also occurs before the end of the stored text.
+HEADINGS = "## One\nSome text that is longer than what is compared.\n#"
+
+
 @pytest.mark.rule("R75")
-def test_a_stop_sequence_across_a_takeover_ends_the_answer() -> None:
-    """The first generator stored "EN"; the text of the second begins with "D"."""
+@pytest.mark.parametrize(
+    ("sequence", "stored", "answer"),
+    [
+        # The first generator stored "EN"; the text of the second begins with "D".
+        ("END", "The EN", [text_delta("D of it")]),
+        # The text that completes the sequence is held back until the next event.
+        ("###", HEADINGS, [text_delta("##"), events.BlockStop(0)]),
+        ("###", HEADINGS, [text_delta("##"), CITATION]),
+    ],
+)
+def test_a_stop_sequence_across_a_takeover_ends_the_answer(
+    sequence: str, stored: str, answer: list[events.Event]
+) -> None:
+    """Nothing is stored after the end of the message."""
     log = Handwritten()
-    log.store_request(options={"stop_sequences": ["END"]})
+    log.store_request(options={"stop_sequences": [sequence]})
     log.store_attempt()
     log.store_events(*opening_events())
-    log.store_texts("The EN")
+    log.store_texts(stored)
     log.store_attempt("continue")
     _, continuation = prepare_call(log.turn, "continue")
     assert continuation is not None
     passed: list[ModelEvent] = []
     sink = continuation.wrap(passed.append)
-    for event in opening_events():
+    *before, last = [*opening_events(), *answer]
+    for event in before:
         sink(from_event(event))
     with pytest.raises(CloseCall):
-        sink(from_event(events.BlockDelta(0, events.TextDelta("D of it"))))
+        sink(from_event(last))
     for one in passed:
         assert not isinstance(one.event, events.UnknownEvent)
         log.store_events(one.event, is_hidden=one.is_hidden)
-    assert log.turn.text == "The EN"
-    assert (log.turn.stop.stop_reason, log.turn.stop.stop_sequence) == ("stop_sequence", "END")
+    assert [one.kind for one in passed] == ["message_start", "content_block_stop", "message_delta"]
+    assert log.turn.text == stored
+    assert (log.turn.stop.stop_reason, log.turn.stop.stop_sequence) == ("stop_sequence", sequence)
     assert plan(log.turn, 5) == Complete()
