@@ -12,6 +12,9 @@ from tailrace.generators.backends.anthropic_api import MessagesApi, timeout
 from tailrace.generators.settings import Settings
 from tailrace.proto.errors import BackendError, SettingsInvalid
 
+# What the SDK raises, as a RuntimeError, if botocore finds no credentials (anthropic/lib/aws/_auth.py).
+NO_CREDENTIALS = "Could not resolve AWS credentials from session"
+
 
 class Bedrock(MessagesApi):
     """Region, credentials and address come from AWS's environment variables, which the SDK reads."""
@@ -38,6 +41,8 @@ class Bedrock(MessagesApi):
         try:
             return await super().post(path, body, headers)
         except (botocore.exceptions.BotoCoreError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and str(error) != NO_CREDENTIALS:
+                raise
             raise BackendError("backend_refused_key", "AWS's credentials could not be loaded") from error
 
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,32 +101,37 @@ class ClaudeCode:
     @asynccontextmanager
     async def _run_process(self, call: Call) -> AsyncGenerator[Process, None]:
         """Starts the process and sends it the prompt; ends it with the context."""
-        with tempfile.TemporaryDirectory(prefix="tailrace-claude-code-") as made:
-            home = Path(made)
-            folder = self._folder(call, home)
-            key = open_pipe(self._settings.anthropic_api_key or self._settings.claude_code_oauth_token)
-            arguments = process_reaper.command([str(self._binary), *self._arguments(call, home)], key, home)
+        with ExitStack() as stack:
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *arguments,
-                    cwd=folder,
-                    env=self._environ(call, home, key),
-                    stdin=PIPE,
-                    stdout=PIPE,
-                    stderr=DEVNULL,
-                    limit=LINE_BYTES_MAX,
-                    pass_fds=(key,),
-                    start_new_session=True,
-                )
+                made = stack.enter_context(tempfile.TemporaryDirectory(prefix="tailrace-claude-code-"))
+                process = await self._start(call, Path(made))
             except OSError as error:
                 raise BackendError("backend_unreachable", "Claude Code could not be started") from error
-            finally:
-                os.close(key)
             try:
                 await send_prompt(process, call)
                 yield process
             finally:
                 await asyncio.shield(end(process))
+
+    async def _start(self, call: Call, home: Path) -> Process:
+        """Starts the process. Raises OSError, BackendError."""
+        folder, arguments = self._folder(call, home), self._arguments(call, home)
+        # After everything else that may fail: an open pipe must be closed again.
+        key = open_pipe(self._settings.anthropic_api_key or self._settings.claude_code_oauth_token)
+        try:
+            return await asyncio.create_subprocess_exec(
+                *process_reaper.command([str(self._binary), *arguments], key, home),
+                cwd=folder,
+                env=self._environ(call, home, key),
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=DEVNULL,
+                limit=LINE_BYTES_MAX,
+                pass_fds=(key,),
+                start_new_session=True,
+            )
+        finally:
+            os.close(key)
 
     def _folder(self, call: Call, home: Path) -> Path:
         """Returns the folder of the project, or a temporary one without a project. Raises BackendError."""
@@ -156,7 +161,7 @@ class ClaudeCode:
             arguments += ["--allowedTools", ",".join(allowed)]
         if call.system:
             system = home / "system.txt"
-            system.write_text(text_of(call.system))
+            system.write_text(text_of(call.system), encoding="utf-8")
             arguments += ["--append-system-prompt-file", str(system)]
         return arguments
 
@@ -283,5 +288,8 @@ def find(given: str) -> Path:
         found = shutil.which(Path(candidate).expanduser())
         if found is not None:
             return Path(found).resolve()
-    where = given or "on PATH, nor in its usual folders"
-    raise SettingsInvalid(f"TAILRACE_CLAUDE_CODE_BINARY: Claude Code is not {where}; install it or set its path")
+    if given:
+        raise SettingsInvalid(f"TAILRACE_CLAUDE_CODE_BINARY: {given} is not an executable file")
+    raise SettingsInvalid(
+        "TAILRACE_CLAUDE_CODE_BINARY: Claude Code is not on PATH, nor in its usual folders; install it or set its path"
+    )

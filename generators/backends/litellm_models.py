@@ -16,7 +16,8 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 import litellm
 import msgspec
 
-NANO_USD_PER_USD = 10**9
+from tailrace.proto.usage import NANO_USD_PER_USD
+
 # Our feature and LiteLLM's.
 FEATURES = {
     "vision": "supports_vision",

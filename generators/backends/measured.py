@@ -12,8 +12,7 @@ from contextlib import aclosing
 from prometheus_client import Histogram
 
 from tailrace.generators.backends.model_event import ModelEvent
-from tailrace.generators.backends.observed import ObservedBackend
-from tailrace.proto.errors import BackendError
+from tailrace.generators.backends.observed import ObservedBackend, error_type_of
 from tailrace.proto.events import BlockDelta
 from tailrace.proto.models import model_label
 from tailrace.proto.runtime.fast_histogram import FastHistogram
@@ -26,7 +25,8 @@ DELTA_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75
 
 CALL_S = Histogram(
     "gen_ai_client_operation_duration_seconds",
-    "Time of a call to the model, whole or broken off; `error_type` is empty or the code of the failure",
+    "Time of a call to the model, whole or broken off; `error_type` is empty, the code of the failure, `cancelled` "
+    "(stopped by a deadline, a client, a faster hedge or a drain) or `_OTHER` (an internal error)",
     ["gen_ai_provider_name", "gen_ai_request_model", "error_type"],
     buckets=CALL_BUCKETS_S,
 )
@@ -65,8 +65,8 @@ class MeasuredBackend(ObservedBackend):
                             FIRST_S.labels(self._provider, label).observe(now - begun_at)
                         last_at = now
                     yield event
-        except BackendError as error:
-            error_type = error.code
+        except BaseException as error:
+            error_type = error_type_of(error)
             raise
         finally:
             CALL_S.labels(self._provider, label, error_type).observe(time.monotonic() - begun_at)

@@ -51,7 +51,6 @@ class MessageBatch(msgspec.Struct, frozen=True):
 class Page(msgspec.Struct, frozen=True):
     data: list[MessageBatch]
     has_more: bool = False
-    last_id: str | None = None
 
 
 class SucceededResult(msgspec.Struct, frozen=True, tag="succeeded"):

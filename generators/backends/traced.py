@@ -10,9 +10,8 @@ from contextlib import aclosing
 from opentelemetry.trace import Span, SpanKind
 
 from tailrace.generators.backends.model_event import ModelEvent
-from tailrace.generators.backends.observed import ObservedBackend
+from tailrace.generators.backends.observed import ObservedBackend, error_type_of
 from tailrace.proto import events
-from tailrace.proto.errors import BackendError
 from tailrace.proto.runtime import tracing
 
 
@@ -41,8 +40,9 @@ class TracedBackend(ObservedBackend):
                         span.set_attribute("gen_ai.response.time_to_first_chunk", time.monotonic() - begun_at)
                     describe(span, event)
                     yield event
-        except BackendError as error:
-            tracing.fail(span, error.code)
+        except BaseException as error:
+            if error_type := error_type_of(error):
+                tracing.fail(span, error_type)
             raise
         finally:
             span.end()

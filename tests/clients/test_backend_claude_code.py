@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+import resource
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -247,6 +249,31 @@ async def test_a_silent_claude_code_is_stopped(claude: str, tmp_path: Path) -> N
     await wait_for_open_streams(claude, 0)
 
 
+@contextmanager
+def file_size_limit(max_bytes: int) -> Iterator[None]:
+    """Lets this process write no larger file, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def count_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_a_call_that_cannot_be_prepared_fails_and_leaves_no_file_open(claude: str, tmp_path: Path) -> None:
+    """There is no space for the file with the system prompt."""
+    backend, call = new_backend(claude, tmp_path), build_call("words=1 rate=0", system="x" * 2**20)
+    descriptors = count_descriptors()
+    with file_size_limit(2**19), pytest.raises(BackendError) as failure:
+        await answer(backend, call)
+    assert failure.value.code == "backend_unreachable"
+    assert count_descriptors() == descriptors
+
+
 @pytest.mark.parametrize(
     "more", [{"tools": [{"name": "look", "input_schema": {}}]}, {"options": {"stop_sequences": ["x"], "metadata": {}}}]
 )
@@ -407,7 +434,7 @@ def test_the_program_of_claude_code_is_found(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(SettingsInvalid, match="TAILRACE_CLAUDE_CODE_BINARY"):
         find("")
-    with pytest.raises(SettingsInvalid, match="/nowhere/claude"):
+    with pytest.raises(SettingsInvalid, match="BINARY: /nowhere/claude is not an executable file"):
         find("/nowhere/claude")
     for place in (".local/bin/claude", "bin/claude", "own/claude"):
         path = tmp_path / place

@@ -1,5 +1,6 @@
 """The backends `bedrock` and `vertex`: the real SDKs against endpoints that check path, model and credentials."""
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -141,6 +142,21 @@ async def test_wrong_credentials_are_a_refused_key(
     assert failure.code == "backend_refused_key"
     for secret in ("another-secret", AWS_KEY, "/nowhere"):
         assert secret not in str(failure)
+
+
+def test_an_internal_error_of_bedrock_is_no_refused_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK signs a request in a thread. In a loop that shuts down none can start, which is a RuntimeError."""
+    for name, value in {"AWS_REGION": "eu-west-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}.items():
+        monkeypatch.setenv(name, value)
+
+    async def call_without_threads() -> None:
+        async with new_backend("bedrock") as backend:
+            await asyncio.get_running_loop().shutdown_default_executor()
+            async for _ in backend.answer(call_of(backend, "words=1")):
+                pass
+
+    with pytest.raises(RuntimeError, match="shutdown"):
+        asyncio.run(call_without_threads())
 
 
 async def test_an_unavailable_token_endpoint_is_a_refused_key(clouds: Cloud, tmp_path: Path) -> None:

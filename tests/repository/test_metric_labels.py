@@ -19,7 +19,7 @@ from tailrace.gateway.app import ROUTES
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.metrics import StreamEnd
 from tailrace.generators.backends import registry
-from tailrace.generators.backends.observed import PROVIDERS
+from tailrace.generators.backends.observed import CANCELLED, OTHER, PROVIDERS
 from tailrace.generators.failover import FAILOVER_CODES
 from tailrace.generators.settings import METRICS_TENANTS_MAX
 from tailrace.persistence.metrics import GivenUp
@@ -46,7 +46,7 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_gateway_first_token_seconds", "dialect"): DIALECTS,
     ("gen_ai_client_operation_duration_seconds", "gen_ai_provider_name"): PROVIDERS.values(),
     ("gen_ai_client_operation_duration_seconds", "gen_ai_request_model"): MODELS,
-    ("gen_ai_client_operation_duration_seconds", "error_type"): ("", *CODES),
+    ("gen_ai_client_operation_duration_seconds", "error_type"): ("", CANCELLED, OTHER, *CODES),
     ("gen_ai_client_operation_time_to_first_chunk_seconds", "gen_ai_provider_name"): PROVIDERS.values(),
     ("gen_ai_client_operation_time_to_first_chunk_seconds", "gen_ai_request_model"): MODELS,
     ("gen_ai_client_operation_time_per_output_chunk_seconds", "gen_ai_request_model"): MODELS,
