@@ -25,12 +25,13 @@ from tailrace.proto.fold import Folding, Turn
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.log_server import LiveFeed
 from tailrace.proto.runtime.clock import age_s
+from tailrace.proto.runtime.race import run_until
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
 
-# The supervisor kills a process some seconds after its grace period.
-HANDOVER_S_MAX = 1.0
+# For each step of a cancelled attempt: the supervisor kills a process some seconds after its grace period.
+CLEANUP_S_MAX = 1.0
 LATE = BackendError("deadline_exceeded", "the answer was not finished in time")
 
 
@@ -47,6 +48,10 @@ class TurnEnded(FenceLost):
         self.at = at
 
 
+class RaceLost(FenceLost):
+    """The other of two parallel calls has the turn."""
+
+
 class Race(Protocol):
     """The hooks of an attempt during which another call may run for the same turn."""
 
@@ -58,10 +63,11 @@ class Race(Protocol):
         """Runs beside the call. Raises FenceLost when the other call has the turn."""
         ...
 
-    async def finish(self, *, has_stored: bool, error: Exception | None) -> None:
-        """Is called once, after the attempt, with the error that stopped it.
+    async def finish(self, *, has_stored: bool, error: BaseException | None) -> None:
+        """Is called once, after the attempt, with the error that stopped it; a drain stops it with CancelledError.
 
-        `has_stored`: the call has stored an event; for a second call, its Attempt entry is sufficient.
+        `has_stored`: the call has stored an event; for a second call, its Attempt entry is sufficient. Raises RaceLost
+        instead of `error` if the other call was first.
         """
         ...
 
@@ -83,7 +89,7 @@ class NoRace:
 
     async def watch(self) -> None: ...
 
-    async def finish(self, *, has_stored: bool, error: Exception | None) -> None: ...
+    async def finish(self, *, has_stored: bool, error: BaseException | None) -> None: ...
 
 
 class PlannedAttempt(NamedTuple):
@@ -172,9 +178,11 @@ class AttemptRunner:
                 error = await reading
                 for task in watchers:
                     task.cancel()
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as stopped:
             if folding.chain.attempt == action.attempt:
                 await self._hand_over(key, folding.build())
+            finishing = race.finish(has_stored=folding.chain != turn.chain, error=stopped)
+            await run_until(finishing, timeout_s=CLEANUP_S_MAX)
             raise
         except ExceptionGroup as several:
             # The first failure has cancelled the other tasks: FenceLost when another writer has the turn, but also
@@ -235,7 +243,7 @@ class AttemptRunner:
         entry = Event(prev=turn.chain.last, attempt=turn.attempt, event=events.HANDOVER, is_hidden=True)
         # A task of its own: this one is cancelled, which each call of nats-py notices.
         appending = asyncio.create_task(self._log.append(key, turn.chain, entry))
-        await asyncio.wait({appending}, timeout=HANDOVER_S_MAX)
+        await asyncio.wait({appending}, timeout=CLEANUP_S_MAX)
         if not appending.done():
             appending.cancel()
         elif not appending.cancelled() and (error := appending.exception()) is not None:

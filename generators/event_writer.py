@@ -56,6 +56,8 @@ class EventWriter:
                 is_hidden=event.is_hidden,
                 left_out=event.left_out,
             )
+            # The loop's clock is that of its timers, for the wait. In uvloop it counts milliseconds and stands still
+            # between two awaits, which is too coarse for the metrics.
             began, put_at, append_began_at = loop.time(), buffer.put_at, time.monotonic()
             chain = await append_when_not_full(self._log.append, key, folding.chain, entry)
             stored_at = time.monotonic()

@@ -10,7 +10,7 @@ from contextlib import aclosing, suppress
 import structlog
 
 from tailrace.generators import metrics
-from tailrace.generators.attempt_runner import NoRace
+from tailrace.generators.attempt_runner import NoRace, RaceLost, TurnEnded
 from tailrace.generators.backends.model_event import ModelEvent, Sink
 from tailrace.generators.backends.registry import WITH_SIDE_EFFECTS
 from tailrace.generators.budget import UsageMeter
@@ -63,7 +63,7 @@ class Hedging:
         self._after_s = after_s
 
     def race(self, key: TurnKey, turn: Turn, action: MakeAttempt, lease: str) -> "Race | NoRace":
-        """See attempt.Races."""
+        """See attempt_runner.Races."""
         if not action.is_second and not may_hedge(action.attempt, turn.backend):
             return NoRace()
         return Race(self, key, turn, action, lease)
@@ -106,7 +106,7 @@ class Hedging:
 
 
 class Race:
-    """One of the two calls: the late one, or the hedge beside it. Implements attempt.Race.
+    """One of the two calls: the late one, or the hedge beside it. Implements attempt_runner.Race.
 
     The opening of the message waits for the first token: stored without one it would win the turn with no answer.
     """
@@ -118,6 +118,7 @@ class Race:
         self._action = action
         self._lease = lease
         self._meter = UsageMeter()
+        self._has_rival = action.is_second
         self.buffer = DeltaBuffer(hold_opening=True, drop_opening=action.is_second)
 
     def wrap(self, sink: Sink) -> Sink:
@@ -135,20 +136,24 @@ class Race:
             self.buffer.has_token, self._key, self._turn, self._lease
         ):
             return
+        self._has_rival = True
         await self._hedging.require_first(self._key, self._turn, self._action)
 
-    async def finish(self, *, has_stored: bool, error: Exception | None) -> None:
-        """Counts how the call ended: as the winner, lost, or broken off before a token."""
+    async def finish(self, *, has_stored: bool, error: BaseException | None) -> None:
+        """Counts how the call ended: as the winner, lost, or broken off before a token. See attempt_runner.Race."""
         if has_stored:
             if self._action.is_second:
                 metrics.HEDGES.labels("won").inc()
             return
         is_lost = isinstance(error, FenceLost)
-        if self._action.is_second and (is_lost or error is None):
+        is_failed = self._action.is_second and (error is None or isinstance(error, asyncio.CancelledError))
+        if self._action.is_second and (is_lost or is_failed):
             metrics.HEDGES.labels("lost" if is_lost else "failed").inc()
-        if is_lost or (self._action.is_second and error is None):
+        if is_lost or is_failed:
             assert self._turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
             await self._hedging.account(self._key, self._turn.request, self._action, self._meter.usage)
+        if is_lost and self._has_rival and not isinstance(error, TurnEnded):
+            raise RaceLost(str(error)) from error
 
 
 async def run_hedge(
@@ -160,7 +165,7 @@ async def run_hedge(
     """
     turn = await log.read_turn_upto(hedge.key, hedge.late)
     if turn.chain.last != hedge.late or turn.chain.is_ended or turn.request is None:
-        raise FenceLost(f"the attempt at {hedge.late} of {hedge.turn} is not the last entry any more")
+        raise RaceLost(f"the attempt at {hedge.late} of {hedge.turn} is not the last entry any more")
     if orders.order_for(turn.request.model, turn.backend).current.backend in WITH_SIDE_EFFECTS:
         return None
     turn = await runner.run_from(hedge.key, turn, deadline_s, first_action=plan_hedge(turn))
@@ -181,7 +186,7 @@ class HedgeTaker:
         return self._worker.free_slots > 1
 
     def start_hedge(self, hedge: Hedge) -> bool:
-        """Starts a call; False if no slot is free or the turn runs here already. Raises LogUnavailable."""
+        """See HedgeRunner.start_hedge."""
         return self.has_free_slot() and self._worker.start_shared(
             hedge.key,
             hedge.lease,

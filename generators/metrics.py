@@ -22,11 +22,14 @@ APPEND_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 
 WAIT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 SLOTS = Gauge("tailrace_generator_slots", "Maximum number of turns that this process runs at once")
-RUNNING = Gauge("tailrace_generator_turns_running", "Turns that run in this process")
+RUNNING = Gauge("tailrace_generator_turns_running", "Turns that run in slots of this process; batches take no slot")
 ATTEMPTS = Counter("tailrace_generator_attempts_total", "Attempts begun, by mode", ["mode"])
 ENDS = Counter("tailrace_generator_ends_total", "Turns ended here, by outcome", ["outcome"])
 FAILURES = Counter("tailrace_generator_failures_total", "Turns failed here, by code", ["code"])
-LOST = Counter("tailrace_generator_fences_lost_total", "Turns left because another writer had continued them")
+LOST = Counter(
+    "tailrace_generator_fences_lost_total",
+    "Turns left because another writer had continued them, other than by a hedge",
+)
 REPETITIONS = Counter(
     "tailrace_generator_repetitions_total", "Continuations that repeated the end of the stored text; it was left out"
 )

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from tailrace.generators import metrics
+from tailrace.generators.attempt_runner import RaceLost
 from tailrace.generators.fair_share import FairShare
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.proto.end_entry import end_fields
@@ -91,6 +92,8 @@ class Worker:
         self._deadline_s = deadline_s
         self._grace_s = grace_s
         self._held: dict[TurnKey, Delivery] = {}
+        self._shared: set[TurnKey] = set()
+        """The held turns whose lease another process holds too."""
         self._turns: set[asyncio.Task[None]] = set()
         self._lane_tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
@@ -155,6 +158,7 @@ class Worker:
         if key in self._held:
             return False
         self._held[key] = self._deliveries.from_lease(key, lease)
+        self._shared.add(key)
         self._start_turn(key, lambda: run(self._deadline_s))
         return True
 
@@ -174,6 +178,7 @@ class Worker:
         if key in self._held:
             # The turn runs here already; this is a newer lease of it.
             self._held[key] = delivery
+            self._shared.discard(key)
             return True
         lane = next((lane for lane in self._lanes if lane.accepts(delivery)), None)
         if lane is None:
@@ -198,11 +203,13 @@ class Worker:
 
     def _start_turn(self, key: TurnKey, job: Job) -> None:
         self._slots.note_start(key.tenant)
+        metrics.RUNNING.inc()
         self._create_task(key, job, self._turns).add_done_callback(lambda _: self._free_slot(key.tenant))
 
     def _free_slot(self, tenant: Tenant) -> None:
         """Frees the slot of an ended turn, and starts waiting turns that may start now."""
         self._slots.note_end(tenant)
+        metrics.RUNNING.dec()
         while not self._is_draining and (key := self._slots.next()) is not None:
             self._start_turn(key, partial(self._run_turn, key))
 
@@ -219,21 +226,30 @@ class Worker:
         if turn.end is None:
             # Another process is about to store the answer, or the turn cannot begin yet. `on_ended` is called when the
             # turn is delivered again.
-            await self._held[key].release(WRITTEN_WAIT_S)
+            await self._release(key, WRITTEN_WAIT_S)
             return None
         return turn
 
     async def _hold(self, key: TurnKey, job: Job) -> None:
         """Runs a job while its delivery is held; acknowledges it if the turn has ended."""
         try:
-            with metrics.RUNNING.track_inprogress():
-                if await self._run_to_end(key, job):
-                    await self._held[key].ack()
+            if await self._run_to_end(key, job):
+                await self._held[key].ack()
         except asyncio.CancelledError:
-            await self._held[key].release()
+            await self._release(key)
             raise
         finally:
             del self._held[key]
+            self._shared.discard(key)
+
+    async def _release(self, key: TurnKey, delay_s: float = 0.0) -> None:
+        """Gives up the lease of a turn that stops here.
+
+        A shared lease is only not renewed any more: the other process may still run the turn, and nats-server would
+        deliver it to a third one. If the other process has left it, the lease expires.
+        """
+        if key not in self._shared:
+            await self._held[key].release(delay_s)
 
     async def _run_to_end(self, key: TurnKey, job: Job) -> bool:
         """Runs a job and calls `on_ended`; returns whether the turn has ended. Logs errors instead of raising them."""
@@ -244,9 +260,8 @@ class Worker:
             # Before the acknowledgement: if this process dies between the two, the turn is delivered again.
             await self._on_ended(key, turn)
         except FenceLost as lost:
-            metrics.LOST.inc()
             logger.info("turn taken by another writer", turn=key.turn, why=str(lost))
-            return await self._check_end(key)
+            return await self._check_end(key, lost)
         except TurnUnknown:
             logger.warning("turn has left the log before it was answered", turn=key.turn)
             return True
@@ -256,19 +271,24 @@ class Worker:
         except Exception:
             # The log counts attempts: a turn that breaks every generator fails after the last attempt.
             logger.exception("turn broke its generator", turn=key.turn)
-            await self._held[key].release(RETRY_WAIT_S)
+            await self._release(key, RETRY_WAIT_S)
             return False
         logger.info("turn ended", **end_fields(key, turn))
         return True
 
-    async def _check_end(self, key: TurnKey) -> bool:
-        """Reads a turn that another writer has taken and calls `on_ended`; returns whether the turn has ended."""
+    async def _check_end(self, key: TurnKey, lost: FenceLost) -> bool:
+        """Reads a turn that another writer has taken; returns whether it has ended, after calling `on_ended`."""
         try:
             turn = await self._log.read_turn(key)
+            # A lost race and a client's cancellation are normal.
+            if not isinstance(lost, RaceLost) and turn.outcome != "cancelled":
+                metrics.LOST.inc()
+            if turn.end is None:
+                return False
             await self._on_ended(key, turn)
         except LogError:
             return False
-        return turn.end is not None
+        return True
 
     async def _drain(self, now: asyncio.Event) -> None:
         """Cancels the lanes' jobs at once and, after `grace_s` seconds or if `now` is set, the turns that still run."""

@@ -46,7 +46,10 @@ class HedgeRunner(Protocol):
     def has_free_slot(self) -> bool: ...
 
     def start_hedge(self, hedge: Hedge) -> bool:
-        """Starts the hedge. Returns False if no slot is free any more or the turn already runs here."""
+        """Starts the hedge. Returns False if no slot is free any more or the turn already runs here.
+
+        Raises LogUnavailable if `hedge.lease` is not a lease of the queue.
+        """
         ...
 
 
@@ -82,11 +85,12 @@ class HedgeRpc:
 
         async def on_hedge(message: Msg) -> None:
             try:
-                hedge = msgspec.json.decode(message.data, type=Hedge)
-            except DECODE_ERRORS:
-                logger.warning("received an invalid hedge")
-                return
-            await message.respond(TAKEN if runner.start_hedge(hedge) else b"")
+                is_taken = runner.start_hedge(msgspec.json.decode(message.data, type=Hedge))
+            except (*DECODE_ERRORS, LogUnavailable) as error:
+                logger.warning("received an invalid hedge", error=str(error))
+                is_taken = False
+            # Always: without a response the other generator waits for TAKE_TIMEOUT_S.
+            await message.respond(TAKEN if is_taken else b"")
 
         await self._connection.subscribe(subjects.hedge(self._generator), on_hedge)
         await self._connection.subscribe(subjects.HEDGE_OFFERS, on_request)

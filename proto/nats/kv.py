@@ -24,7 +24,7 @@ class Value(NamedTuple):
 
 
 class Bucket:
-    """One of the KV buckets that `streams.buckets` defines.
+    """One of the KV buckets that `stream_configs.buckets` defines.
 
     Every method raises LogUnavailable when NATS does not answer or refuses.
     """

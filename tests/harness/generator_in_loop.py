@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import msgspec
 import nats.js.api
+from prometheus_client import REGISTRY
 
 from tailrace.deploy.simulated_claude.account import AccountReport
 from tailrace.generators.__main__ import serve
@@ -119,6 +120,11 @@ async def wait_for_open_streams(url: str, count: int) -> None:
         return (await read_stats(url))["streams_open"] == count
 
     await until(are_open)
+
+
+def fences_lost() -> float:
+    """Returns how many turns generators of this process have left to another writer."""
+    return REGISTRY.get_sample_value("tailrace_generator_fences_lost_total") or 0.0
 
 
 def words(count: int, tag: str = "w") -> str:

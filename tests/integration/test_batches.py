@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from prometheus_client import REGISTRY
 
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.batches import runner as batches
@@ -187,6 +188,20 @@ async def test_a_live_turn_does_not_wait_behind_a_batch(own: BatchSystem) -> Non
         begun = [await own.log.has_turn(child) for child in own.turns(batch)[:70]]
         assert begun.count(True) == 2
         assert (await own.turn(batch)).progress is None
+
+
+async def test_a_batch_is_not_counted_as_a_turn_in_a_slot(own: BatchSystem) -> None:
+    """Otherwise more turns could run than there are slots."""
+
+    def running() -> float:
+        return REGISTRY.get_sample_value("tailrace_generator_turns_running") or 0.0
+
+    before = running()
+    await post_batch(own.gateway, build_inputs(1, SILENT))
+    async with own.running_generator():
+        await own.wait_for_open_streams(1)
+        assert running() == before + 1
+    assert running() == before
 
 
 @pytest.mark.rule("R64")

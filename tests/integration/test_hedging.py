@@ -4,7 +4,7 @@ The simulated Claude delays its answer by `wait`; with `fault=stall@0` it opens 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from signal import SIGCONT, SIGKILL
@@ -18,6 +18,9 @@ from prometheus_client import REGISTRY
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.gateway.turns.cancel import cancel
+from tailrace.generators.backends import Call
+from tailrace.generators.backends.anthropic_api import AnthropicApi
+from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.failover import parse_backends
 from tailrace.generators.hedging import run_hedge
 from tailrace.generators.turn_runner import TurnRunner
@@ -25,17 +28,20 @@ from tailrace.proto import subjects
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Reservation
 from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.models import sum_costs
 from tailrace.proto.nats import Connection, Counters, Deliveries, Hedge, HedgeRpc, Rpc, Slots, TurnLog
+from tailrace.proto.nats.hedge_rpc import TAKE_TIMEOUT_S
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
 from tailrace.proto.usage import CallUsage, Usage
 from tests.harness import readers, turn_builder
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import (
     append_request,
+    fences_lost,
     is_acknowledged,
     read_attempts,
     read_stats,
@@ -62,10 +68,6 @@ FIRST_CALL_SILENT, BOTH_CALLS_SILENT = "fault=stall@0x1", "fault=stall@0x2"
 def hedges(outcome: str) -> float:
     """Returns the number of hedges with that outcome in this process."""
     return REGISTRY.get_sample_value("tailrace_generator_hedges_total", {"outcome": outcome}) or 0.0
-
-
-def fences_lost() -> float:
-    return REGISTRY.get_sample_value("tailrace_generator_fences_lost_total") or 0.0
 
 
 class HedgingSystem(OwnSystem):
@@ -127,7 +129,7 @@ async def test_a_hedge_overtakes_a_late_first_token(
     own: HedgingSystem, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
     """The loser closes its call at once, its usage counts in the limits, and a reader gets one story."""
-    won, counters = hedges("won"), Counters(own.connection)
+    won, lost, counters = hedges("won"), fences_lost(), Counters(own.connection)
     tokens = subjects.limit(tenant, "tenant", "tokens", "60000-1")
     nano_usd = subjects.budget(tenant, "tenant", "usd_day", "2026-11-20")
     holds = [Reservation(tokens, "tokens", 500), Reservation(nano_usd, "nusd", 10**9)]
@@ -151,6 +153,7 @@ async def test_a_hedge_overtakes_a_late_first_token(
     assert (first.is_hedge, second.is_hedge, second.attempt, second.mode) == (False, True, 2, "fresh")
     assert first.generator != second.generator
     assert (await own.calls(), await own.aborted(), hedges("won")) == (2, 1, won + 1)
+    assert fences_lost() == lost, "a lost race is no takeover"
     assert seen.received == Story(words(80), turn.usage, "completed")
     assert judge(await readers.read_history(own.log, key, seen), (no_gap, no_repeat, one_end)).is_green
     assert turn.end is not None
@@ -359,9 +362,11 @@ async def rpc(own_server: NatsServer) -> AsyncIterator[HedgeRpc]:
 class LateTurn:
     """A turn with a first attempt that has no token yet; the test writes its entries."""
 
-    def __init__(self, log: TurnLog, key: TurnKey, chain: Chain, lease: str) -> None:
+    def __init__(self, log: TurnLog, key: TurnKey, chain: Chain, lease: str, limit: str) -> None:
         self.log = log
         self.key = key
+        self.limit = limit
+        """The subject of its tenant's limit on tokens."""
         self.chain = chain
         self.hedge = Hedge(key.tenant, key.turn, chain.last, lease)
 
@@ -382,11 +387,82 @@ class LateTurn:
 async def late_turn(own_connection: Connection, own_log: TurnLog) -> LateTurn:
     # The test does not renew the lease, and no generator may take the turn over.
     await shorten_lease(own_connection, 60)
-    key = await append_request(own_log, f"words=5 rate=0 {FIRST_CALL_SILENT}")
+    limit = subjects.limit(Tenant("tenant"), "tenant", "tokens", "60000-1")
+    holds = [Reservation(limit, "tokens", 500)]
+    key = await append_request(own_log, f"words=5 rate=0 {FIRST_CALL_SILENT}", holds=holds)
     (delivery,) = await until((await Deliveries.open(own_connection, GENERATORS)).next)
     chain = (await own_log.read_turn(key)).chain
     chain = await own_log.append(key, chain, turn_builder.attempt(chain))
-    return LateTurn(own_log, key, chain, delivery.lease)
+    return LateTurn(own_log, key, chain, delivery.lease, limit)
+
+
+async def wait_until_idle(connection: Connection) -> None:
+    """Waits until the generator holds no turn."""
+
+    async def is_idle() -> bool:
+        report = await Rpc(connection).health(GENERATORS, timeout_s=1)
+        return report is not None and msgspec.json.decode(report, type=GeneratorHealth).held == 0
+
+    await until(is_idle)
+
+
+async def is_delivered_again(connection: Connection) -> bool:
+    """Returns whether a request is delivered, after a delay or at once, to a generator that starts now."""
+    deliveries = await Deliveries.open(connection, GENERATORS)
+    return any([await deliveries.next() for _ in range(3)])
+
+
+@pytest.mark.rule("R51")
+async def test_a_hedge_that_a_drain_stops_counts_its_usage_and_gives_no_lease_away(
+    own: HedgingSystem, rpc: HedgeRpc, late_turn: LateTurn
+) -> None:
+    """The first generator still runs the turn; a third one would make a third call."""
+    failed, counters = hedges("failed"), Counters(own.connection)
+    async with own.running_generator(**HEDGING, grace_s=0.5) as stop:
+        await offering(own.server.url, 1)
+        assert await rpc.request(late_turn.hedge)
+        await own.wait_for_open_streams(1)
+        stop.set()
+
+        async def is_counted() -> bool:
+            # The call has begun a message.
+            return await counters.add(late_turn.limit, 0) > 0
+
+        await until(is_counted)
+    assert hedges("failed") == failed + 1
+    assert await late_turn.is_unchanged()
+    assert not await is_delivered_again(own.connection)
+
+
+async def test_a_hedge_with_an_internal_error_gives_no_lease_away(
+    own: HedgingSystem,
+    gateway_connection: Connection,
+    rpc: HedgeRpc,
+    late_turn: LateTurn,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def break_off(_: AnthropicApi, call: Call) -> AsyncGenerator[ModelEvent, None]:
+        raise ZeroDivisionError(call.model)
+        yield
+
+    monkeypatch.setattr(AnthropicApi, "answer", break_off)
+    async with own.running_generator(**HEDGING):
+        await offering(own.server.url, 1)
+        assert await rpc.request(late_turn.hedge)
+        await wait_until_idle(gateway_connection)
+    assert await late_turn.is_unchanged()
+    assert not await is_delivered_again(own.connection)
+
+
+async def test_a_hedge_with_a_foreign_lease_is_declined_at_once(
+    own: HedgingSystem, rpc: HedgeRpc, late_turn: LateTurn
+) -> None:
+    foreign = late_turn.hedge.lease.replace(f".{GENERATORS}.", f".{PERSISTENCE}.")
+    async with own.running_generator(**HEDGING):
+        await offering(own.server.url, 1)
+        async with asyncio.timeout(TAKE_TIMEOUT_S / 2):
+            assert not await rpc.request(msgspec.structs.replace(late_turn.hedge, lease=foreign))
+    assert await own.calls() == 0
 
 
 @pytest.mark.rule("R51")
@@ -405,15 +481,15 @@ async def test_a_hedge_is_closed_by_any_other_entry(
 
 
 async def test_a_turn_that_has_its_first_token_is_not_hedged(
-    own: HedgingSystem, rpc: HedgeRpc, late_turn: LateTurn
+    own: HedgingSystem, gateway_connection: Connection, rpc: HedgeRpc, late_turn: LateTurn
 ) -> None:
     await late_turn.first_token()
     lost = fences_lost()
     async with own.running_generator(**HEDGING):
         await offering(own.server.url, 1)
         assert await rpc.request(late_turn.hedge)
-        await until(lambda: fences_lost() == lost + 1)
-    assert await own.calls() == 0
+        await wait_until_idle(gateway_connection)
+    assert (await own.calls(), fences_lost()) == (0, lost)
     assert await late_turn.is_unchanged()
 
 

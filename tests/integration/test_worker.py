@@ -6,8 +6,9 @@ It runs in the test's event loop as its process would, with short waits. The sim
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from signal import SIGKILL
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import pytest
@@ -18,11 +19,17 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.model_event import ModelEvent
+from tailrace.generators.turn_runner import TurnRunner
+from tailrace.generators.worker import Worker
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt
+from tailrace.proto.errors import FenceLost
+from tailrace.proto.fold import Turn
 from tailrace.proto.nats import Deliveries
 from tailrace.proto.subjects import GENERATORS, STREAM, TurnKey
+from tests.harness import turn_builder
 from tests.harness.generator_in_loop import (
+    fences_lost,
     is_acknowledged,
     read_attempts,
     read_modes,
@@ -106,6 +113,56 @@ async def test_a_draining_generator_finishes_its_turns_until_a_second_signal(own
 
 async def was_continued(own: OwnSystem, key: TurnKey) -> bool:
     return await read_modes(own.log, key) == ["fresh", "continue"]
+
+
+async def test_a_turn_that_another_writer_continues_counts_as_a_lost_fence(own: OwnSystem) -> None:
+    """A turn that a client cancels does not."""
+    lost = fences_lost()
+    async with own.running_generator():
+        cancelled = await own.append_request("words=4000 rate=20")
+        await wait_for_open_streams(own.claude, 1)
+        await cancel(own.log, cancelled)
+        await own.wait_until_acknowledged()
+        assert fences_lost() == lost
+        continued = await own.append_request("words=4000 rate=20")
+        await wait_for_open_streams(own.claude, 1)
+
+        async def is_continued() -> bool:
+            chain = (await own.log.read_turn(continued)).chain
+            with suppress(FenceLost):
+                await own.log.append(continued, chain, turn_builder.attempt(chain, "continue"))
+                return True
+            return False
+
+        await until(is_continued)
+        await until(lambda: fences_lost() == lost + 1)
+
+
+class Overtaken:
+    """A runner whose turns all have another writer."""
+
+    async def run(self, key: TurnKey, *_: object) -> Turn:
+        raise FenceLost(f"another writer has {key.turn}")
+
+
+async def test_a_turn_with_another_writer_is_settled_once_it_has_ended(own: OwnSystem) -> None:
+    await shorten_lease(own.connection, 0.3)
+    stop, lost = asyncio.Event(), fences_lost()
+    settled: list[str] = []
+
+    async def settle(_: TurnKey, turn: Turn) -> None:
+        settled.append(turn.outcome)
+
+    deliveries, runner = await Deliveries.open(own.connection, GENERATORS), cast("TurnRunner", Overtaken())
+    worker = Worker(own.log, deliveries, runner, settle, concurrency=1, deadline_s=9, grace_s=1)
+    running = asyncio.create_task(worker.run(stop))
+    key = await own.append_request("words=3")
+    await until(lambda: fences_lost() > lost)
+    await cancel(own.log, key)
+    await own.wait_until_acknowledged()
+    stop.set()
+    await running
+    assert settled == ["cancelled"]
 
 
 @pytest.mark.rule("R18")
