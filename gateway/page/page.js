@@ -28,23 +28,25 @@ const EXAMPLES = [
 const scroll = byId("scroll");
 const question = byId("question");
 
-/** The chat on the page. `turns`: all turns by id, oldest first; `leaf`: the last one that is shown. */
+/** The chat on the page. `turns`: all turns by id, oldest first; `leaf`: the last one that is shown; `isNew`: whether the
+ * server has no session of it yet; `pictures`: the URLs of its pictures, which keep their Blobs in memory until they are revoked. */
 let chat = emptyChat();
 /** The chats of the list. */
 let chats = [];
 let nextChats = null;
-/** What is written: the files, and the turn whose question is edited. */
+/** The draft: the attached files, and the turn whose question is edited. */
 let files = [];
 let edited = null;
 
-/** What else watches the answers of the chat: the demo, if there is one. */
+/** Hooks for the demo. */
 const watcher = { fetch: (url, init) => fetch(url, init), event() {}, state() {}, ended() {}, shown() {} };
 
 function emptyChat() {
-  return { id: null, title: "", earlier: null, turns: new Map(), leaf: null, model: "", system: "", answers: new Set() };
+  const empty = { id: null, isNew: true, title: "", earlier: null, turns: new Map(), leaf: null, model: "", system: "" };
+  return { ...empty, answers: new Set(), pictures: [] };
 }
 
-// Words to the reader.
+// Notices.
 
 let noticed = 0;
 
@@ -84,13 +86,13 @@ function keepAtEnd(work) {
   const wasAtEnd = isAtEnd();
   work();
   if (wasAtEnd) scroll.scrollTop = scroll.scrollHeight;
-  else drawToEnd();
+  else drawScrollButton();
 }
 
 const isAtEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 90;
-const drawToEnd = () => (byId("to-end").hidden = isAtEnd() || !byId("welcome").hidden);
-scroll.addEventListener("scroll", drawToEnd, { passive: true });
-new ResizeObserver(drawToEnd).observe(scroll);
+const drawScrollButton = () => (byId("to-end").hidden = isAtEnd() || !byId("welcome").hidden);
+scroll.addEventListener("scroll", drawScrollButton, { passive: true });
+new ResizeObserver(drawScrollButton).observe(scroll);
 byId("to-end").addEventListener("click", () => (scroll.scrollTop = scroll.scrollHeight));
 
 // One chat.
@@ -100,13 +102,16 @@ async function open() {
   takeDemoToken();
   const hash = location.hash.slice(1);
   if (acts.isReadOnly) return location.reload();
-  for (const answer of chat.answers) answer.close();
+  // A question that the server has not accepted yet is still sent.
+  for (const answer of chat.answers) if (answer.turn) answer.close();
+  chat.pictures.forEach((url) => URL.revokeObjectURL(url));
   mark(null);
   notify("");
   stopEditing();
   chat = emptyChat();
   if (hash.startsWith("shared=")) return openShared(new URLSearchParams(hash));
   chat.id = decodeURIComponent(hash) || null;
+  chat.isNew = !chat.id;
   const opened = chat;
   drawChat();
   drawChats();
@@ -168,7 +173,7 @@ function drawChat() {
   const more = element("button", { type: "button", className: "plain earlier", textContent: "Earlier turns" });
   more.addEventListener("click", readEarlier);
   // A chat without turns has no end to go to, and a new one begins there.
-  requestAnimationFrame(drawToEnd);
+  requestAnimationFrame(drawScrollButton);
   byId("turns").replaceChildren(...(chat.earlier && path[0]?.record.parent ? [more] : []), ...path.map((turn) => turn.root));
   byId("welcome").hidden = Boolean(chat.id);
   byId("title").textContent = chat.title || "New chat";
@@ -193,9 +198,8 @@ function drawSend() {
   byId("send").querySelector("use").setAttribute("href", isRunning ? "#i-stop" : "#i-send");
 }
 
-/** Follows a turn until it has ended or another chat is opened. `begin(options)` gives its answer. */
-async function follow(turn, begin) {
-  const followed = chat;
+/** Follows a turn of the chat `followed` until it has ended or another chat is opened. `begin(options)` gives its answer. */
+async function follow(turn, begin, followed = chat) {
   turn.isFollowed = true;
   // The input of a tool call is whole in a record only when the call is: such an answer is read from its start.
   const hasCall = turn.record.content.some((block) => block.type === "tool_use");
@@ -209,7 +213,11 @@ async function follow(turn, begin) {
       fetch: (url, init) => watcher.fetch(url, init, turn),
       triesMax: Infinity,
       onEvent(event) {
-        if (chat !== followed) return;
+        if (chat !== followed) {
+          answer.close();
+          if (event.type === "start") refresh(followed.id);
+          return;
+        }
         turn.take(event);
         watcher.event(turn, event);
         if (event.type === "start" && !chat.turns.has(event.turn)) placeTurn(turn);
@@ -225,6 +233,7 @@ async function follow(turn, begin) {
     turn.stream = answer;
     try {
       await answer.done;
+      if (chat !== followed) return;
       const record = await request(`/v1/turns/${turn.id}`);
       if (chat !== followed) return;
       const shown = turn.wholeText;
@@ -232,7 +241,7 @@ async function follow(turn, begin) {
       watcher.ended(turn, shown);
       break;
     } catch (error) {
-      if (chat !== followed || error.name === "AbortError") return;
+      if (error.name === "AbortError" || (turn.id && chat !== followed)) return;
       const isRefused = error.status === 401;
       if (isRefused) await signIn(error, used);
       // A stream waits until the server can be reached. Then the record is read again.
@@ -240,7 +249,7 @@ async function follow(turn, begin) {
         if (turn.id) [begin, after] = [(options) => resume(turn.id, options), turn.cursor];
         continue;
       }
-      if (!turn.id) return takeBack(turn, error);
+      if (!turn.id) return takeBack(turn, error, followed);
       turn.fail(sentence(error));
       break;
     } finally {
@@ -259,6 +268,7 @@ async function follow(turn, begin) {
 
 /** Gives a new turn its place among the turns, by the id that it has now. */
 function placeTurn(turn) {
+  chat.isNew = false;
   if (chat.turns.delete("")) chat.turns.set(turn.id, turn);
   if (chat.leaf === "") chat.leaf = turn.id;
   turn.drawFoot();
@@ -267,8 +277,9 @@ function placeTurn(turn) {
   tellOtherTabs();
 }
 
-/** Takes back a question that was refused. */
-function takeBack(turn, error) {
+/** Takes back a question of the chat `asked` that was refused. */
+function takeBack(turn, error, asked) {
+  if (chat !== asked) return notify(`The question \u201c${titleFrom(turn.asked) || "Files"}\u201d was refused: ${sentence(error)}`);
   chat.turns.delete("");
   chat.leaf = turn.record.parent;
   if (!question.value) question.value = turn.asked ?? "";
@@ -280,11 +291,11 @@ function takeBack(turn, error) {
 /** Asks `messages` after the turn `parent`. */
 async function submit(messages, parent, asked) {
   notify("");
-  const isFirst = !chat.id;
-  const { model, system } = chat;
+  const asking = chat;
+  const { isNew, model, system } = asking;
   // Without a prompt, the session's own would apply.
-  const own = { ...(model && { model }), ...((system || !isFirst) && { system }) };
-  if (isFirst) {
+  const own = { ...(model && { model }), ...((system || !isNew) && { system }) };
+  if (!chat.id) {
     chat.id = randomName();
     chat.title = titleFrom(asked) || "Files";
     history.pushState(null, "", `#${chat.id}`);
@@ -296,20 +307,20 @@ async function submit(messages, parent, asked) {
   drawChat();
   scroll.scrollTop = scroll.scrollHeight;
   speak("The question is sent.");
-  const asking = chat;
-  if (isFirst) {
+  if (isNew) {
     const made = { id: chat.id, title: chat.title, ...(model && { model }), ...(system && { system_prompt: system }) };
+    const create = request("/v1/sessions", { method: "POST", body: made });
     // The title is worth no refusal: the turn creates the session, too.
-    await request("/v1/sessions", { method: "POST", body: made }).catch(() => {});
+    await create.then(() => (asking.isNew = false), () => {});
   }
-  if (chat !== asking) return;
-  const place = isFirst ? { create_session: true } : { parent };
-  const body = { messages, session: chat.id, ...place, ...own };
+  // Another chat may have been opened by now.
+  const place = isNew ? { create_session: true } : { parent };
+  const body = { messages, session: asking.id, ...place, ...own };
   const idempotencyKey = randomName();
-  follow(turn, (options) => ask(body, { ...options, idempotencyKey }));
+  follow(turn, (options) => ask(body, { ...options, idempotencyKey }), asking);
 }
 
-/** What a turn can ask of the page. */
+/** Callbacks for Turn. */
 const acts = {
   isReadOnly: false,
   keepAtEnd,
@@ -325,8 +336,12 @@ const acts = {
     question.focus();
   },
   async again(turn) {
+    const shown = chat;
+    const { input, parent } = turn.record;
     try {
-      await submit(await whole(turn.record.input), turn.record.parent, textOf(turn.record.input));
+      const messages = await whole(input);
+      // The user may have opened another chat, which has another `parent`.
+      if (chat === shown) await submit(messages, parent, textOf(input));
     } catch (error) {
       notify(error.message);
     }
@@ -345,8 +360,11 @@ const acts = {
   },
   /** Returns a URL of a picture, whose data may be a reference to a stored string. */
   async picture({ media_type, data }) {
+    const shown = chat;
     const bytes = Uint8Array.from(atob(await whole(data)), (one) => one.charCodeAt(0));
-    return URL.createObjectURL(new Blob([bytes], { type: PICTURES.includes(media_type) ? media_type : "image/png" }));
+    if (chat !== shown) throw new Error("another chat was opened");
+    chat.pictures.push(URL.createObjectURL(new Blob([bytes], { type: PICTURES.includes(media_type) ? media_type : "image/png" })));
+    return chat.pictures.at(-1);
   },
 };
 
@@ -401,10 +419,13 @@ function openShared(given) {
 
 // The question.
 
-byId("composer").addEventListener("submit", (event) => {
+byId("composer").addEventListener("submit", async (event) => {
   event.preventDefault();
   const running = runningTurn();
   if (running) return stop(running);
+  const asked = chat;
+  await attaching;
+  if (chat !== asked || runningTurn()) return;
   const text = question.value.trim();
   if (!text && !files.length) return;
   const blocks = files.map(({ block }) => block);
@@ -437,7 +458,12 @@ function stopEditing() {
 }
 byId("unedit").addEventListener("click", stopEditing);
 
-async function attach(given) {
+let attaching = Promise.resolve();
+
+/** Attaches files to the question, after those that are still read. */
+const attach = (given) => (attaching = attaching.then(() => readFiles(given)));
+
+async function readFiles(given) {
   for (const file of given) {
     const isPicture = PICTURES.includes(file.type);
     const size = files.reduce((sum, one) => sum + one.bytes, file.size);
@@ -449,8 +475,13 @@ async function attach(given) {
       const url = await new Promise((resolve) => {
         const reader = new FileReader();
         reader.onload = () => resolve(reader.result);
+        reader.onerror = () => resolve(null);
         reader.readAsDataURL(file);
       });
+      if (url === null) {
+        notify(`${file.name} cannot be read. It may have been moved or deleted, or it is a folder.`);
+        continue;
+      }
       const source = { type: "base64", media_type: file.type, data: url.slice(url.indexOf(",") + 1) };
       files.push({ name: file.name, bytes: file.size, file: isPicture && file, block: { type: isPicture ? "image" : "document", source } });
     }
@@ -463,6 +494,8 @@ function drawFiles() {
     const remove = element("button", { type: "button", className: "plain", ariaLabel: `Remove ${one.name}`, textContent: "\u00d7" });
     remove.addEventListener("click", () => ((files = files.filter((other) => other !== one)), drawFiles()));
     const picture = one.file ? [element("img", { src: URL.createObjectURL(one.file), alt: "" })] : [];
+    // The URL keeps the file in memory.
+    for (const image of picture) image.onload = image.onerror = () => URL.revokeObjectURL(image.src);
     return element("li", {}, ...picture, element("span", { textContent: one.name, title: one.name }), remove);
   });
   byId("files").replaceChildren(...items);
@@ -512,8 +545,12 @@ onSubmit(byId("settings"), () => {
 
 // The list of chats.
 
+/** Reads the newest chats. `isMore`: the next page instead. */
 async function readChats(isMore = false) {
-  const page = await request(`/v1/sessions?limit=50${isMore && nextChats ? `&after=${encodeURIComponent(nextChats)}` : ""}`);
+  const after = isMore ? nextChats : null;
+  const page = await request(`/v1/sessions?limit=50${after ? `&after=${encodeURIComponent(after)}` : ""}`);
+  // The list has this page already, or begins anew.
+  if (isMore && after !== nextChats) return;
   chats = isMore ? [...chats, ...page.data] : page.data;
   nextChats = page.next;
   drawChats();
@@ -605,26 +642,29 @@ byId("asking-no").addEventListener("click", () => byId("asking").close());
 async function renameChat(one, before) {
   const title = await dialog("Rename this chat", "", "Rename", before);
   if (title === null) return;
-  await change(() => request(`/v1/sessions/${encodeURIComponent(one.id)}`, { method: "PATCH", body: { title: title || null } }));
-  if (one.id === chat.id) chat.title = title;
+  const isDone = await change(() => request(`/v1/sessions/${encodeURIComponent(one.id)}`, { method: "PATCH", body: { title: title || null } }));
+  if (isDone && one.id === chat.id) chat.title = title;
   drawChat();
 }
 
 async function deleteChat(one, title) {
   const text = `\u201c${title}\u201d and its ${one.turns} turns are deleted for good.`;
   if ((await dialog("Delete this chat?", text, "Delete")) === null) return;
-  await change(() => request(`/v1/sessions/${encodeURIComponent(one.id)}`, { method: "DELETE" }));
-  if (one.id === chat.id) location.hash = "";
+  const isDone = await change(() => request(`/v1/sessions/${encodeURIComponent(one.id)}`, { method: "DELETE" }));
+  if (isDone && one.id === chat.id) location.hash = "";
 }
 
+/** Returns whether `work` succeeded, after the list was read again. Shows why it failed. */
 async function change(work) {
   try {
     await work();
-    await readChats();
-    tellOtherTabs();
   } catch (error) {
     notify(error.message);
+    return false;
   }
+  await readChats().catch((error) => notify(error.message));
+  tellOtherTabs();
+  return true;
 }
 
 /** The result of the last search of texts: `texts` has an excerpt by chat id, for each chat that contains `wanted`. */
@@ -632,7 +672,7 @@ let found = { wanted: "", texts: new Map() };
 let typing = 0;
 
 // Titles are searched at each keystroke, texts when the user stops typing.
-byId("search").addEventListener("input", async () => {
+byId("search").addEventListener("input", () => {
   clearTimeout(typing);
   const wanted = wantedNow();
   const fail = () => {
@@ -641,8 +681,21 @@ byId("search").addEventListener("input", async () => {
   };
   typing = setTimeout(() => searchTexts().catch(fail), TYPING_MS);
   drawChats();
-  while (nextChats && byId("search").value) await readChats(true);
+  readAllChats().catch((error) => notify(error.message));
 });
+
+let isReadingAll = false;
+
+/** Reads the rest of the list, while there is something to search: the API searches no titles. */
+async function readAllChats() {
+  if (isReadingAll) return;
+  isReadingAll = true;
+  try {
+    while (nextChats && byId("search").value) await readChats(true);
+  } finally {
+    isReadingAll = false;
+  }
+}
 
 const wantedNow = () => byId("search").value.trim().toLowerCase();
 
@@ -676,10 +729,13 @@ function excerptOf(texts, word) {
 
 const tabs = new BroadcastChannel("tailrace");
 const tellOtherTabs = () => tabs.postMessage(chat.id);
-tabs.onmessage = ({ data }) => {
+tabs.onmessage = ({ data }) => refresh(data);
+
+/** Reads the list again, and the turns of the chat `id` if it is shown. */
+function refresh(id) {
   readChats().catch(() => {});
-  if (data && data === chat.id) readTurns().catch(() => {});
-};
+  if (id && id === chat.id) readTurns().catch(() => {});
+}
 
 function drawer(isOpen) {
   document.body.classList.toggle("open", isOpen);

@@ -2,7 +2,7 @@
 import { byId } from "./dom.js";
 
 const KEY = "tailrace-key";
-/** The code of the error of a request without a response. */
+/** The code of the error of a request without a response, or with a part of it. */
 export const UNREACHABLE = "unreachable";
 
 export const headers = () => (sessionStorage.getItem(KEY) ? { authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {});
@@ -27,16 +27,18 @@ const SENTENCES = {
 /** Returns one sentence for a person about an error of a request. */
 export const sentence = ({ code, message }) => SENTENCES[code] ?? message;
 
+const throwUnreachable = () => {
+  throw Object.assign(new Error("The connection is lost: the server cannot be reached."), { code: UNREACHABLE });
+};
+
 /** Returns the JSON of a response. A missing key is asked for. Throws an error with `code`, and with the `status` of the response. */
 export async function request(path, { method = "GET", body } = {}) {
   for (;;) {
     const key = headers();
     const given = body ? { body: JSON.stringify(body), headers: { ...key, "content-type": "application/json" } } : { headers: key };
-    const response = await fetch(path, { method, cache: "no-store", ...given }).catch(() => {
-      throw Object.assign(new Error("The connection is lost: the server cannot be reached."), { code: UNREACHABLE });
-    });
+    const response = await fetch(path, { method, cache: "no-store", ...given }).catch(throwUnreachable);
     gateway.process = response.headers.get("tailrace-process") ?? gateway.process;
-    if (response.ok) return response.json();
+    if (response.ok) return JSON.parse(await response.text().catch(throwUnreachable));
     const { error } = await response.json().catch(() => ({}));
     const { status } = response;
     if (status !== 401) throw Object.assign(new Error(error?.message ?? `status ${status}`), { status, code: error?.code });

@@ -241,11 +241,13 @@ async def test_two_tabs_show_the_same_and_a_shared_answer_is_read_without_a_key(
 async def test_files_are_dropped_and_pasted_and_others_refused_before_they_are_sent(
     open_gateway: Gateway, browser: str
 ) -> None:
+    """The question waits for a file that is still read, and a file that cannot be read keeps no other one back."""
     pdf = base64.b64encode(PDF).decode()
     (seen,) = await node.run("chat-page.mjs", "files", open_gateway.url, pdf, deadline_s=90, CHROMIUM=browser)
     assert seen["refused"] == [
         "notes.exe is not a picture (PNG, JPEG, GIF, WebP) or a PDF.",
         "huge.png does not fit: the files of a question have 20 MB at most.",
+        "gone.png cannot be read. It may have been moved or deleted, or it is a folder.",
     ]
     assert (seen["sentBefore"], seen["isText"]) == ([], True)
     assert seen["kinds"] == ["image/png", "application/pdf", "text"]
@@ -281,8 +283,35 @@ async def test_a_request_for_the_list_or_the_record_that_is_lost_is_no_failure_o
     (seen,) = await node.run(
         "chat-page.mjs", "lost", open_gateway.url, "Count.\n#sim words=9 rate=30", CHROMIUM=browser
     )
-    assert sorted(seen.pop("lost")) == ["sessions", "turns"]
+    assert sorted(seen.pop("lost")) == ["half", "sessions", "turns"]
     assert seen == {"text": words(9), "failures": [], "complaints": [], "elsewhere": []}
+
+
+@pytest.mark.timeout(120)
+async def test_a_refused_request_changes_nothing_on_the_page_and_a_question_goes_to_the_chat_it_was_asked_in(
+    open_gateway: Gateway, browser: str
+) -> None:
+    """Also if the user opens another chat before the server has accepted the question."""
+    pdf = base64.b64encode(PDF).decode()
+    quoted = "\N{LEFT DOUBLE QUOTATION MARK}Never accepted.\N{RIGHT DOUBLE QUOTATION MARK}"
+    (seen,) = await node.run("chat-page.mjs", "unaccepted", open_gateway.url, pdf, deadline_s=90, CHROMIUM=browser)
+    assert seen == {
+        "second": words(3),
+        "kept": ["no DELETE", "Refused?", 1],
+        "left": words(4),
+        "notice": f"The question {quoted} was refused: no POST",
+        "shown": ["The last one.\n#sim words=1 rate=0"],
+        "asked": ["Refused?", "Refused?", "Left behind.", "Never accepted.", "A file?", "The last one."],
+        "complaints": [],
+        "elsewhere": [],
+    }
+
+
+async def test_each_page_of_the_list_of_chats_is_shown_once(open_gateway: Gateway, browser: str) -> None:
+    """The search field requests all pages, one after the other."""
+    (seen,) = await node.run("chat-page.mjs", "list", open_gateway.url, CHROMIUM=browser)
+    # The first request fails; the third one is that of the button.
+    assert seen == {"requests": 3, "titles": ["One", "Two"], "complaints": [], "elsewhere": []}
 
 
 async def _list_sessions(gateway: Gateway) -> list[dict[str, Any]]:

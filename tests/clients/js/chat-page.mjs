@@ -1,5 +1,7 @@
 // The page at / in Chromium: `chat-page.mjs STEPS GATEWAY …`. Prints one line with what it showed.
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
+import { tmpdir } from "node:os";
 import { setTimeout } from "node:timers/promises";
 import { chromium } from "playwright-core";
 
@@ -240,11 +242,13 @@ async function tabTo(page, name) {
   throw new Error(`Tab does not reach ${name}`);
 }
 
-/** Gives files to the page as a person does who drops or pastes them: `kind` is `drop` or `paste`. */
-const give = (page, kind, files) =>
+/** Gives files to the page as a person does who drops or pastes them: `kind` is `drop` or `paste`. The first file may be one
+ * of the element `#given`. `isAsked`: sends the question at once, before the page can have read them. */
+const give = (page, kind, files, isAsked = false) =>
   page.evaluate(
-    ([kind, files]) => {
+    ([kind, files, isAsked]) => {
       const given = new DataTransfer();
+      for (const file of document.querySelector("#given")?.files ?? []) given.items.add(file);
       for (const { name, type, base64, bytes } of files) {
         const content = base64 ? Uint8Array.from(atob(base64), (one) => one.charCodeAt(0)) : new Uint8Array(bytes);
         given.items.add(new File([content], name, { type }));
@@ -252,8 +256,9 @@ const give = (page, kind, files) =>
       const options = { bubbles: true, cancelable: true };
       const event = kind === "drop" ? new DragEvent("drop", { ...options, dataTransfer: given }) : new ClipboardEvent("paste", { ...options, clipboardData: given });
       document.querySelector("#question").dispatchEvent(event);
+      if (isAsked) document.querySelector("#composer").requestSubmit();
     },
-    [kind, files],
+    [kind, files, isAsked],
   );
 
 const STEPS = {
@@ -323,10 +328,16 @@ const STEPS = {
     return { text: (await text(page)).trim(), foundInText, longTasks, longest, tasks: tasks.length, firstPaint, firstToken, bytes, ...seen };
   },
 
-  /** Drops a picture and pastes a PDF with a question; what is too large or no such file is refused before it is sent. */
+  /** Drops a picture and pastes a PDF with a question; a file that is too large, of another type or deleted is refused before
+   * it is sent. Then opens a new chat, and waits until no URL keeps a picture in memory. */
   async files(pdf) {
     const { page, seen } = await open({ viewport: SIZES.small });
     const sent = [];
+    await page.addInitScript(() => {
+      const [urls, { createObjectURL, revokeObjectURL }] = [(globalThis.urls = new Set()), URL];
+      URL.createObjectURL = (blob) => ((url) => (urls.add(url), url))(createObjectURL(blob));
+      URL.revokeObjectURL = (url) => (urls.delete(url), revokeObjectURL(url));
+    });
     page.on("request", (request) => request.method() === "POST" && sent.push(request.url().replace(gateway, "")));
     await page.goto(gateway);
     const said = async () => (await page.waitForFunction(() => !document.querySelector("#notice").hidden), page.locator("#notice").textContent());
@@ -337,17 +348,27 @@ const STEPS = {
     await page.waitForFunction(() => document.querySelector("#notice").textContent.includes("huge"));
     refused.push(await said());
     const sentBefore = [...sent];
+    const folder = mkdtempSync(`${tmpdir()}/page-`);
+    writeFileSync(`${folder}/gone.png`, "");
+    await page.evaluate(() => document.body.append(Object.assign(document.createElement("input"), { type: "file", id: "given" })));
+    await page.locator("#given").setInputFiles(`${folder}/gone.png`);
+    rmSync(folder, { recursive: true });
     const hostile = "<img src=x onerror=globalThis.ran=1>.png";
     await give(page, "drop", [{ name: hostile, type: "image/png", base64: PIXEL }]);
-    await give(page, "paste", [{ name: "river.pdf", type: "application/pdf", base64: pdf }]);
-    await page.locator("#files li").nth(1).waitFor();
+    await page.locator("#files li").waitFor();
+    refused.push(await said());
+    await page.evaluate(() => document.querySelector("#given").remove());
     const isText = (await page.locator("#files span").first().textContent()) === hostile && !(await page.evaluate(() => globalThis.ran));
     const asked = page.waitForRequest((request) => request.url() === `${gateway}/v1/turns` && request.method() === "POST");
-    await ask(page, "What are these?\n#sim words=5 rate=0");
+    await page.getByLabel("Question").fill("What are these?\n#sim words=5 rate=0");
+    await give(page, "paste", [{ name: "river.pdf", type: "application/pdf", base64: pdf }], true);
     const { messages } = (await asked).postDataJSON();
     await page.waitForSelector(".meta");
     const picture = await page.waitForFunction(() => document.querySelector(".question img")?.naturalWidth);
-    return { refused, isText, sentBefore, kinds: messages[0].content.map((block) => block.source?.media_type ?? block.type), width: await picture.jsonValue(), answer: (await text(page)).trim(), ...seen };
+    const answer = (await text(page)).trim();
+    await page.locator("#new").click();
+    await page.waitForFunction(() => !globalThis.urls.size);
+    return { refused, isText, sentBefore, kinds: messages[0].content.map((block) => block.source?.media_type ?? block.type), width: await picture.jsonValue(), answer, ...seen };
   },
 
   /** Waits for the end of an answer behind a network that fails. */
@@ -359,23 +380,157 @@ const STEPS = {
     return { text: (await text(page)).trim(), answers: await page.locator(".answer").count(), ...seen };
   },
 
-  /** Asks a question while the first request for the list of chats, and the first for the answer's record, is lost. */
+  /** Asks a question while the first request for the list of chats, and the first for the answer's record, is lost. The second
+   * response with the record ends in the middle. */
   async lost(line) {
     const { page, seen } = await open({ viewport: SIZES.small });
     await page.goto(gateway);
     await page.waitForFunction(() => document.querySelector("#setup").textContent !== "Model");
     const lost = [];
+    const server = createServer((_, response) => {
+      lost.push("half");
+      response.writeHead(200, { "content-type": "application/json", "content-length": 100 });
+      response.write('{"turn": "', () => response.destroy());
+    });
+    await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
     await page.route(/\/v1\/(sessions\?limit=50|turns\/[^/]+)$/, (route) => {
-      const kind = new URL(route.request().url()).pathname.split("/")[2];
-      if (route.request().method() !== "GET" || lost.includes(kind)) return route.continue();
+      const { pathname } = new URL(route.request().url());
+      const kind = pathname.split("/")[2];
+      if (route.request().method() !== "GET") return route.continue();
+      if (kind === "turns" && lost.includes(kind) && !lost.includes("half")) return route.continue({ url: `http://127.0.0.1:${server.address().port}${pathname}` });
+      if (lost.includes(kind)) return route.continue();
       lost.push(kind);
       return route.abort();
     });
     await ask(page, line);
     await page.waitForSelector(".meta");
     await page.waitForSelector("#sessions .current");
+    server.close();
     const failures = await page.locator(".failed, #notice:visible").allTextContents();
     return { text: (await text(page)).trim(), lost, failures, ...seen };
+  },
+
+  /** Asks in a new chat whose requests are refused, and again; renames and deletes it in vain. Opens another chat while the
+   * server has not yet accepted a question, and while it has not yet sent a file of one. */
+  async unaccepted(pdf) {
+    const { page, seen } = await open({ viewport: SIZES.small });
+    const asked = [];
+    page.on("request", (request) => {
+      if (request.method() === "POST" && request.url() === `${gateway}/v1/turns`) asked.push(request.postDataJSON());
+    });
+    const refuse = (pattern, methods) =>
+      page.route(pattern, (route) => {
+        const method = route.request().method();
+        const refusal = { status: 429, headers: { "retry-after": "60" }, json: { error: { message: `no ${method}` } } };
+        return methods.includes(method) ? route.fulfill(refusal) : route.continue();
+      });
+    /** Holds the responses for `pattern`; returns what lets them pass. */
+    const hold = async (pattern) => {
+      let pass;
+      const held = new Promise((resolve) => (pass = resolve));
+      await page.route(pattern, async (route) => (await held, route.fallback()));
+      return pass;
+    };
+    const noticed = (words) => page.locator("#notice", { hasText: words }).waitFor();
+    const newChat = async () => {
+      await page.locator("#new").click();
+      await page.locator("#welcome").waitFor();
+    };
+    await page.goto(gateway);
+    await page.waitForFunction(() => document.querySelector("#setup").textContent !== "Model");
+
+    await refuse(/\/v1\/(sessions|turns)$/, ["POST"]);
+    await ask(page, "Refused?\n#sim words=3 rate=0");
+    await noticed("no POST");
+    await page.unrouteAll();
+    await page.keyboard.press("Enter");
+    await page.waitForSelector(".meta");
+    const second = (await text(page)).trim();
+
+    await refuse(/\/v1\/sessions\/[^/]+$/, ["PATCH", "DELETE"]);
+    await page.locator("#sessions .current").hover();
+    await page.locator("#sessions .current .act").first().click();
+    await page.locator("#asking-input").fill("Renamed");
+    await page.keyboard.press("Enter");
+    await noticed("no PATCH");
+    await page.locator("#sessions .current").hover();
+    await page.locator("#sessions .current .act").last().click();
+    await page.locator("#asking-yes").click();
+    await noticed("no DELETE");
+    const kept = [await page.locator("#notice:visible").textContent(), await page.locator("#title").textContent(), await page.locator(".meta").count()];
+    await page.unrouteAll();
+
+    /** Opens a new chat before the server has answered the request for the session of another new one. */
+    const leave = async (line) => {
+      await newChat();
+      const pass = await hold(/\/v1\/sessions$/);
+      await ask(page, line);
+      await page.locator(".turn").waitFor();
+      const session = new URL(page.url()).hash.slice(1);
+      await newChat();
+      pass();
+      return session;
+    };
+    const session = await leave("Left behind.\n#sim words=4 rate=0");
+    await page.getByRole("link", { name: "Left behind." }).waitFor();
+    let left;
+    do {
+      await setTimeout(50);
+      [left] = (await (await fetch(`${gateway}/v1/sessions/${session}/turns`)).json()).turns;
+    } while (left?.outcome !== "completed");
+    await page.unrouteAll();
+    await refuse(/\/v1\/turns$/, ["POST"]);
+    await leave("Never accepted.");
+    await noticed("no POST");
+    const notice = await page.locator("#notice").textContent();
+    await page.unrouteAll();
+
+    await newChat();
+    // So long that it is stored beside the log.
+    const long = Buffer.concat([Buffer.from(pdf, "base64"), Buffer.alloc(80_000)]).toString("base64");
+    await give(page, "drop", [{ name: "long.pdf", type: "application/pdf", base64: long }]);
+    await page.locator("#files li").waitFor();
+    await ask(page, "A file?\n#sim words=1 rate=0");
+    await page.waitForSelector(".meta");
+    const pass = await hold(/\/v1\/blobs\//);
+    const reading = page.waitForResponse(/\/v1\/blobs\//);
+    await press(page, "Try again");
+    await newChat();
+    pass();
+    await (await reading).finished();
+    await ask(page, "The last one.\n#sim words=1 rate=0");
+    await page.waitForSelector(".meta");
+    const shown = await page.locator(".said").allTextContents();
+    const texts = asked.map(({ messages: [{ content }] }) => (typeof content === "string" ? content : content.at(-1).text).split("\n")[0]);
+    return { second, kept, left: left.text, notice, shown, asked: texts, ...seen };
+  },
+
+  /** Types in the search field while the second page of the list cannot be read, and then while it is read. */
+  async list() {
+    const { page, seen } = await open({ viewport: SIZES.small });
+    const at = new Date().toISOString();
+    const pageOf = (title, next) => ({ json: { data: [{ id: title, title, created_at: at, updated_at: at, turns: 1 }], next } });
+    let [pass, requests] = [null, 0];
+    const held = new Promise((resolve) => (pass = resolve));
+    await page.route(/\/v1\/sessions\?limit=50/, async (route) => {
+      if (!route.request().url().includes("&after=")) return route.fulfill(pageOf("One", "1"));
+      requests += 1;
+      if (requests === 1) return route.fulfill({ status: 503, json: { error: { message: "busy" } } });
+      await held;
+      return route.fulfill(pageOf("Two", null));
+    });
+    await page.goto(gateway);
+    const more = page.getByRole("button", { name: "More chats" });
+    await more.waitFor();
+    const search = page.locator("#search");
+    await search.fill("o");
+    await page.locator("#notice", { hasText: "busy" }).waitFor();
+    for (const typed of ["O", "o"]) await search.fill(typed);
+    await more.click();
+    pass();
+    await more.waitFor({ state: "detached" });
+    await page.waitForLoadState("networkidle");
+    return { requests, titles: await page.locator("#sessions a").allTextContents(), ...seen };
   },
 
   /** Returns what the page says when the budget is spent, the log is full, and a key is revoked; then gives it `other`. */
