@@ -96,12 +96,12 @@ async def measure_or_leave_out(arm: Arm, measuring: Awaitable[T], left_out: dict
     try:
         return await measuring
     except TimeoutError:
-        left_out[arm.name] = f"not finished in {TIMEOUT_S} s"
+        why = left_out[arm.name] = f"not finished in {TIMEOUT_S} s"
     except (RuntimeError, OSError) as error:
         if arm.is_tailrace:
             raise
-        left_out[arm.name] = "broke off an answer"
-        print(f"LEFT OUT: {arm.name}: {error}", file=sys.stderr)
+        left_out[arm.name], why = "broke off an answer", str(error)
+    print(f"LEFT OUT: {arm.name}: {why}", file=sys.stderr)
     return None
 
 

@@ -89,7 +89,7 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "ANTHROPIC_API_KEY": [("", "give a key"), ("a b", "visible ASCII"), ("ä", "visible ASCII")],
     "CLAUDE_CODE_OAUTH_TOKEN": [("a b", "visible ASCII")],
     "ANTHROPIC_BASE_URL": [(text, "https://HOST") for text in ("", "api.anthropic.com", "http://[::1", "http://h:x")],
-    "TAILRACE_CLAUDE_CODE_BINARY": [("/nowhere/claude", "is not /nowhere/claude")],
+    "TAILRACE_CLAUDE_CODE_BINARY": [("/nowhere/claude", "/nowhere/claude is not an executable file")],
     "TAILRACE_CLAUDE_CODE_ROOT": [(__file__, "expected a folder")],
     "TAILRACE_DATABASE": [("", "a file"), ("/", "a file")],
     "TAILRACE_WEBHOOK_KEY": [("short", "32 characters")],
