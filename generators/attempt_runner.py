@@ -242,11 +242,8 @@ class AttemptRunner:
             return
         entry = Event(prev=turn.chain.last, attempt=turn.attempt, event=events.HANDOVER, is_hidden=True)
         # A task of its own: this one is cancelled, which each call of nats-py notices.
-        appending = asyncio.create_task(self._log.append(key, turn.chain, entry))
-        await asyncio.wait({appending}, timeout=CLEANUP_S_MAX)
-        if not appending.done():
-            appending.cancel()
-        elif not appending.cancelled() and (error := appending.exception()) is not None:
+        appending = await run_until(self._log.append(key, turn.chain, entry), timeout_s=CLEANUP_S_MAX)
+        if not appending.cancelled() and (error := appending.exception()) is not None:
             # An append that was under way may have been stored, or another writer has the turn.
             logger.info("turn given back without a mark", turn=key.turn, why=str(error))
 

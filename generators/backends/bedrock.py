@@ -12,7 +12,7 @@ from tailrace.generators.backends.anthropic_api import MessagesApi, timeout
 from tailrace.generators.settings import Settings
 from tailrace.proto.errors import BackendError, SettingsInvalid
 
-# What the SDK raises, as a RuntimeError, if botocore finds no credentials (anthropic/lib/aws/_auth.py).
+# The message of the SDK's RuntimeError if botocore finds no credentials (anthropic/lib/aws/_auth.py).
 NO_CREDENTIALS = "Could not resolve AWS credentials from session"
 
 

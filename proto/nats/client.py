@@ -204,7 +204,7 @@ class Client(NatsClient):
                 self._transport.writelines(pending)
 
     async def _attempt_reconnect(self) -> None:
-        # What was not sent has failed for its caller: it must not be stored when the connection is back.
+        # The callers of unsent requests receive an error, so nats-py must not send these requests after the reconnect.
         self._pending, self._pending_data_size = [], 0
         self.abort()
         await super()._attempt_reconnect()

@@ -417,7 +417,9 @@ async def test_a_reader_from_the_start_waits_for_its_cursor() -> None:
     assert log.after == [BEFORE_FIRST, stored[4].seq]
 
 
-async def test_a_reader_from_the_start_with_an_unknown_cursor_is_refused() -> None:
+@pytest.mark.timeout(10, method="thread")
+@pytest.mark.parametrize("is_fork", [False, True], ids=["unknown to the log", "of a fork, which the log still has"])
+async def test_a_reader_from_the_start_with_an_invalid_cursor_is_refused(*, is_fork: bool) -> None:
     stored, log = completed_turn("a").stored, ScriptedLog()
     async with asyncio.TaskGroup() as group:
         fan_out = fan_out_of(log, group)
@@ -429,27 +431,10 @@ async def test_a_reader_from_the_start_with_an_unknown_cursor_is_refused() -> No
         refused = group.create_task(is_refused(connect()))
         await log.send(stored[:4])
         await until(lambda: len(log.followers) == 2)
-        await log.send(CursorUnknown("?"))
+        await log.send([] if is_fork else CursorUnknown("?"))
+        if is_fork:
+            # The turn ends without the entry.
+            await log.send(stored[4:], None, number=0)
         await refused
         assert not fan_out.has_readers(KEY)
-        fan_out.close()
-
-
-@pytest.mark.timeout(10, method="thread")
-async def test_a_reader_from_the_start_is_refused_when_its_cursor_belongs_to_a_fork() -> None:
-    """The log still has the entry, and the turn ends without it."""
-    stored, log = completed_turn("a").stored, ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group)
-
-        async def connect() -> TurnFeed:
-            async with fan_out.subscribe(KEY, Seq(999), from_start=True) as feed:
-                return feed
-
-        refused = group.create_task(is_refused(connect()))
-        await log.send(stored[:4])
-        await until(lambda: len(log.followers) == 2)
-        await log.send([])
-        await log.send(stored[4:], None, number=0)
-        await refused
         fan_out.close()
