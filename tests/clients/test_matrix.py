@@ -11,7 +11,10 @@ from tests.harness.generator_in_loop import words
 from tests.integration.conftest import Gateway
 
 # Slow enough that a busy machine does not join the deltas before a cut or a kill into few entries.
-WORDS, LINE = 200, "#sim words=200 rate=120"
+WORDS, RATE = 200, 120
+# A client that survives a cut before its first event gets words so long that its cuts fit into the text alone. A turn
+# that ends while such a client waits for its next connection is then still cut.
+SHORT_WORD, LONG_WORD = "w", "long-word-" * 4
 SLOW_WORDS, SLOW = 60, "#sim words=60 rate=60"
 # Among the first are attempt, message_start and block start.
 ENTRIES_BEFORE_KILL = 12
@@ -22,10 +25,11 @@ each_client = pytest.mark.parametrize("client", CLIENTS, ids=[client.id for clie
 @each_client
 async def test_a_client_shows_the_text_once_after_cuts(gateway: Gateway, client: Client) -> None:
     cuts = random_cuts(CLIENTS.index(client), client.cuts.connections, client.cuts.bytes_max, client.cuts.bytes_min)
+    tag = LONG_WORD if client.cuts.bytes_min == 0 else SHORT_WORD
     async with Cutting(gateway.port, cuts, whole=client.cuts.whole) as proxy:
-        answer = await client.read(proxy.url, LINE)
+        answer = await client.read(proxy.url, f"#sim words={WORDS} rate={RATE} tag={tag}")
         assert proxy.left == []
-    assert answer.text == words(WORDS) == await read_stored_text(gateway, answer.turn)
+    assert answer.text == words(WORDS, tag) == await read_stored_text(gateway, answer.turn)
     # A client that repeats its POST pays for one turn.
     [usage] = (await gateway.client.get("/v1/usage")).json()["data"]
     assert usage["turns"] == 1
