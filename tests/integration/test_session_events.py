@@ -126,3 +126,16 @@ async def test_a_wrong_cursor_is_refused_and_an_unknown_session_is_404(gateway: 
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cursor_invalid")
     answer = await gateway.client.get("/v1/sessions/unknown/events")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
+
+
+async def test_the_timeline_says_how_a_session_stream_was_closed(
+    gateway: Gateway, persistence: Process, generator: Process
+) -> None:
+    running = await ask(gateway, "#sim words=300 rate=100")
+    await Page(gateway.client, running["session"]).read(3)
+
+    async def closed() -> list[str]:
+        found = (await gateway.client.get(f"/v1/turns/{running['turn']}/timeline")).json()
+        return [one["report"]["ending"] for one in found["readers"] if one["report"]["ending"] != "open"]
+
+    assert await until(closed) == ["disconnected"]

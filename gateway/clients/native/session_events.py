@@ -13,8 +13,8 @@ SINCE. A turn that is not listed needs no more events if its last entry is at SI
 import asyncio
 import random
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import msgspec
 from starlette.routing import Route
@@ -26,8 +26,10 @@ from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.gateway.streaming.event_stream import RECONNECT_WINDOW_S
+from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.frame_writer import FRAMES_MAX, PIECE_BYTES_MAX, RETRY_MS
 from tailrace.gateway.streaming.new_turns import NewTurns
+from tailrace.gateway.streaming.reader_history import Reader
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse, body
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
@@ -84,6 +86,7 @@ class SessionStream(StreamedResponse):
         self._positions: dict[TurnId, Position] = {}
         self._following: dict[TurnId, asyncio.Task[None]] = {}
         self._finished: set[TurnId] = set()
+        self._readers: set[Reader] = set()
         self._writing = asyncio.Lock()
         self._is_silent = True
 
@@ -106,6 +109,8 @@ class SessionStream(StreamedResponse):
             life_s = self._streams.settings.stream_life_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
             try:
                 cause, _ = await interruptions.run(self._serve(send, news), life_s)
+                for reader in self._readers:
+                    reader.close(cause)
             finally:
                 running = list(self._following)
                 await self._stop()
@@ -214,7 +219,7 @@ class SessionStream(StreamedResponse):
             index = feed.start(cursor, TAILRACE)
             known = self._positions.get(key.turn)
             request = known.request if known is not None else feed.seqs[0]
-            with self._streams.readers.record_stream(feed, "session", cursor) as reader:
+            with self._record_stream(feed, cursor) as reader:
                 while True:
                     frames = feed.frames(TAILRACE, index, FRAMES_MAX, PIECE_BYTES_MAX)
                     begin, index = index, index + len(frames)
@@ -232,6 +237,16 @@ class SessionStream(StreamedResponse):
                         await feed.wait_until_caught_up()
                     else:
                         await feed.wait_for_change(index)
+
+    @contextmanager
+    def _record_stream(self, feed: TurnFeed, cursor: Seq) -> Iterator[Reader]:
+        """Records the stream of one turn. `respond` notes why it is closed, unless its turn ends first."""
+        with self._streams.readers.record_stream(feed, "session", cursor) as reader:
+            self._readers.add(reader)
+            try:
+                yield reader
+            finally:
+                self._readers.discard(reader)
 
     async def _write(self, send: Send, key: TurnKey, frames: Sequence[tuple[Frame, Position]]) -> None:
         async with self._writing:
