@@ -178,12 +178,12 @@ class _RawMessages(msgspec.Struct, frozen=True):
     messages: list[msgspec.Raw]
 
 
-INNER: dict[str, dict[str | None, type[msgspec.Struct]]] = {
-    "messages.content": {"text": AnsweredText, "refusal": AnsweredRefusal},
-    "messages.tool_calls": {"function": ToolCall},
-    "messages.tool_calls.function": {None: Function},
+INNER: dict[str, tuple[type[msgspec.Struct], ...]] = {
+    "messages.content": (AnsweredText, AnsweredRefusal),
+    "messages.tool_calls": (ToolCall,),
+    "messages.tool_calls.function": (Function,),
 }
-"""The type of an object inside of a message, by its path and its own `type`."""
+"""The types of an object inside of a message, by its path. Only where there are several, its `type` is required."""
 
 
 def _find_unknown(fields: dict[str, Any], kind: type[msgspec.Struct], path: str) -> Iterator[str]:
@@ -196,7 +196,8 @@ def _find_unknown(fields: dict[str, Any], kind: type[msgspec.Struct], path: str)
         elif inner in INNER:
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, dict):
-                    yield from _find_unknown(one, INNER[inner][one.get("type")], inner)
+                    kinds = (kind for kind in INNER[inner] if kind.__struct_config__.tag == one.get("type"))
+                    yield from _find_unknown(one, next(kinds, INNER[inner][0]), inner)
 
 
 def _message(message: ChatMessage, where: str) -> Message:
@@ -231,21 +232,19 @@ def _result(message: ToolMessage, where: str) -> Block:
 
 
 def _blocks(content: str | Sequence[TextPart | ImagePart | FilePart | RefusalPart], where: str) -> list[Block]:
-    """Leaves empty texts out: Claude refuses them, and many clients send one together with a tool call."""
     if isinstance(content, str):
-        return [{"type": "text", "text": content}] if content.strip() else []
-    blocks = [(part, _block(part, where)) for part in content]
-    return [
+        return common.drop_blank_texts([common.text_block(content)])
+    blocks = ((part, _block(part, where)) for part in content)
+    return common.drop_blank_texts(
         block if part.cache_control is None else {**block, "cache_control": part.cache_control}
         for part, block in blocks
-        if block["type"] != "text" or block["text"].strip()
-    ]
+    )
 
 
 def _block(part: TextPart | ImagePart | FilePart | RefusalPart, where: str) -> Block:
     match part:
         case TextPart(text=text) | RefusalPart(refusal=text):
-            return {"type": "text", "text": text}
+            return common.text_block(text)
         case ImagePart(image_url=image):
             return common.image_block(image.url, where)
         case FilePart(file=File(file_data=str(data), filename=filename)):

@@ -5,6 +5,7 @@ Sources: OpenAI's API reference; Anthropic's docs, "Vision", "Tool use", "Effort
 """
 
 import base64
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -73,6 +74,15 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     prompt_cache_key: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
+
+
+def text_block(text: str) -> Fields:
+    return {"type": "text", "text": text}
+
+
+def drop_blank_texts(blocks: Iterable[Fields]) -> list[Fields]:
+    """Leaves out texts of whitespace only: Claude refuses them, and many clients send one with a tool call."""
+    return [block for block in blocks if block["type"] != "text" or block["text"].strip()]
 
 
 def image_block(url: str, where: str) -> Fields:

@@ -66,7 +66,7 @@ class InputItem(msgspec.Struct, frozen=True, kw_only=True):
 
 def system_of(items: str | Sequence[InputItem], instructions: str | None) -> str | list[Block] | None:
     """Returns the instructions and all system and developer messages, as a text if possible; None if there are none."""
-    blocks = [] if instructions is None else [text_block(instructions)]
+    blocks = [] if instructions is None else [common.text_block(instructions)]
     for index, one in enumerate(() if isinstance(items, str) else items):
         if _role(one, index) == "system":
             blocks += _blocks(one.content or "", f"input[{index}]")
@@ -86,13 +86,18 @@ def messages_of(items: str | Sequence[InputItem]) -> list[Message]:
     with_roles = [(_role(one, index), index, one) for index, one in enumerate(items)]
     others = [one for one in with_roles if one[0] != "system"]
     messages = []
-    # User messages stay separate, so each has its index in the key.
-    for (role, _), run in groupby(others, lambda one: (one[0], one[0] == "user" and is_message(one[2]) and one[1])):
+    for (role, _), run in groupby(others, _group_key):
         group = list(run)
         blocks = [block for _, index, one in group for block in _item_blocks(one, f"input[{index}]")]
         if blocks:
             messages.append(Message(role, _plain_text(group[0][2]) or blocks))
     return messages
+
+
+def _group_key(with_role: tuple[Role, int, InputItem]) -> tuple[Role, int | None]:
+    """Returns what the items of one message have in common. User messages stay separate: each has its own index."""
+    role, index, one = with_role
+    return role, index if role == "user" and is_message(one) else None
 
 
 def is_message(one: InputItem) -> bool:
@@ -155,19 +160,17 @@ def _thinking_blocks(one: InputItem) -> list[Block]:
 
 
 def _blocks(content: str | Iterable[Part], where: str) -> list[Block]:
-    """Leaves empty texts out: Claude refuses them."""
     if isinstance(content, str):
-        return [text_block(content)] if content else []
-    blocks = [_block(part, where) for part in content]
-    return [block for block in blocks if block.get("text") != ""]
+        return common.drop_blank_texts([common.text_block(content)])
+    return common.drop_blank_texts(_block(part, where) for part in content)
 
 
 def _block(part: Part, where: str) -> Block:
     match part:
         case Part(type="input_text" | "output_text" | "text"):
-            return text_block(part.text)
+            return common.text_block(part.text)
         case Part(type="refusal"):
-            return text_block(part.refusal)
+            return common.text_block(part.refusal)
         case Part(type="input_image", image_url=str(url)):
             return common.image_block(url, where)
         case Part(type="input_file", file_data=str(data)):
@@ -184,10 +187,6 @@ def _block(part: Part, where: str) -> Block:
             raise Refused("request_invalid", f"`{where}`: content of type `{part.type[:64]}` is not supported")
 
 
-def text_block(text: str) -> Block:
-    return {"type": "text", "text": text}
-
-
 def items_of(turn: str, messages: Sequence[Message]) -> list[Item]:
     """Returns stored messages as items, oldest first."""
     return list(_items(turn, messages))
@@ -195,7 +194,7 @@ def items_of(turn: str, messages: Sequence[Message]) -> list[Item]:
 
 def _items(turn: str, messages: Sequence[Message]) -> Iterator[Item]:
     for number, message in enumerate(messages):
-        blocks = [text_block(message.content)] if isinstance(message.content, str) else message.content
+        blocks = [common.text_block(message.content)] if isinstance(message.content, str) else message.content
         parts: list[Item] = []
         for index, block in enumerate(blocks):
             match block:
