@@ -28,7 +28,7 @@ from tailrace.gateway.streaming.stream_timings import StreamTimings
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import End, Event, Failure
 from tailrace.proto.errors import CODES, CursorUnknown, LogError, LogUnavailable, Refused, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId
 from tailrace.proto.subjects import TurnKey
 
 # The reconnect window after a stream was closed for its age: a client that does not resume within it has left.
@@ -308,8 +308,15 @@ async def _wait_for_answer(feed: TurnFeed) -> None:
         for stored in feed.entries[position:]:
             match stored.entry:
                 case End(error=Failure() as failure):
-                    raise Refused(failure.code, failure.message, retry_after_s=failure.retry_after_s)
+                    raise refusal_of(failure, feed.key.turn)
                 case Event(is_hidden=False) | End():
                     return
         position = len(feed.entries)
         await feed.wait_for_change(position)
+
+
+def refusal_of(failure: Failure | None, turn: TurnId) -> Refused:
+    """Returns the error of a turn that has failed; `internal` for a code that a newer version has stored."""
+    if failure is not None and failure.code in CODES:
+        return Refused(failure.code, failure.message, retry_after_s=failure.retry_after_s)
+    return Refused("internal", f"turn {turn} has an incomplete answer: GET /v1/turns/{turn} has its text")

@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
-from tailrace.gateway.streaming.event_stream import EventStream
+from tailrace.gateway.streaming.event_stream import EventStream, refusal_of
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.pacing import pace_of
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse
@@ -17,7 +17,7 @@ from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submit import StoredTurn, TurnSubmitter, cursor_of_post, idempotency_key_of
 from tailrace.proto import entries
-from tailrace.proto.errors import CODES, LogUnavailable, Refused
+from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.records import TurnRecord, record_from_fold
@@ -167,14 +167,10 @@ def require_completed(record: TurnRecord) -> None:
     match record.outcome:
         case "completed":
             return
-        case "failed" if record.error is not None and record.error.code in CODES:
-            raise Refused(record.error.code, record.error.message, retry_after_s=record.error.retry_after_s)
         case "cancelled":
             raise Refused(
                 "turn_cancelled",
                 f"turn {record.turn} was cancelled: GET /v1/turns/{record.turn} has the answer so far",
             )
         case _:
-            raise Refused(
-                "internal", f"turn {record.turn} has an incomplete answer: GET /v1/turns/{record.turn} has its text"
-            )
+            raise refusal_of(record.error, record.turn)
