@@ -3,7 +3,7 @@
 from typing import Literal
 
 from tailrace.proto import end_entry
-from tailrace.proto.entries import Failure
+from tailrace.proto.entries import End, Failure
 from tailrace.proto.errors import CODES
 from tailrace.proto.records import TurnRecord
 
@@ -13,9 +13,9 @@ LOST = end_entry.LOST_FAILURE
 Word = Literal["auth_error", "rate_limit", "token_limit", "network_error", "unknown"]
 
 
-def failure_of(record: TurnRecord) -> Failure:
-    """Returns why a turn that has left the log was not completed."""
-    return record.error or (CANCELLED if record.outcome == "cancelled" else LOST)
+def failure_of(ended: TurnRecord | End, cancelled: Failure = CANCELLED) -> Failure:
+    """Returns why a turn was not completed: its error, `cancelled`, or that it left the log before it ended."""
+    return ended.error or (cancelled if ended.outcome == "cancelled" else LOST)
 
 
 def error_type(failure: Failure) -> str:

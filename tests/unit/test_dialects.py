@@ -85,6 +85,16 @@ def test_undecodable_json_does_not_break_a_stream(newer: bytes) -> None:
     assert newer in data
 
 
+def test_a_failure_without_a_reason_is_not_rendered_as_cancelled() -> None:
+    """The stream says the same as the database: that the turn has failed."""
+    log = Handwritten()
+    log.store_request()
+    log.end("failed")
+    for name, dialect in DIALECTS.items():
+        live, archived = frame(name, with_end(log)).data, dialect.render_record(render_archived(log), 0).data
+        assert b"cancelled" not in live + archived, name
+
+
 @st.composite
 def turns(draw: st.DrawFn) -> Handwritten:
     """A turn as generators write it: some attempts, each continuing or beginning anew, and perhaps an end."""

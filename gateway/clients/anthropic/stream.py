@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict
 
-from tailrace.gateway.clients.failure import LOST, error_type
+from tailrace.gateway.clients.failure import error_type, failure_of
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -52,8 +52,7 @@ def render_record(record: TurnRecord, _: int) -> Frame:
             record.stop_reason, record.stop_sequence, record.usage, record.envelope, record.cursor
         )
     else:
-        failure = record.error or (CANCELLED if record.outcome == "cancelled" else LOST)
-        rendered += _render_error(failure, record.cursor)
+        rendered += _render_error(failure_of(record, CANCELLED), record.cursor)
     return Frame(rendered)
 
 
@@ -94,8 +93,8 @@ def _render(turn: TurnId, stored: Stored) -> Frame:
             return Frame(
                 _render_completed(end.stop_reason, end.stop_sequence, end.usage, end.envelope or {}, stored.seq)
             )
-        case End(error=error):
-            return Frame(_render_error(error or CANCELLED, stored.seq))
+        case End() as end:
+            return Frame(_render_error(failure_of(end, CANCELLED), stored.seq))
         case _:
             return SILENT
 
@@ -146,22 +145,22 @@ def _render_error(failure: Failure, seq: int) -> sse.Events:
 
 
 def _block(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
-    delta: dict[str, Any] | None
+    deltas: list[dict[str, Any]]
     match block:
         case {"type": "text", "text": text}:
-            opened, delta = {"type": "text", "text": ""}, {"type": "text_delta", "text": text}
+            opened, deltas = {"type": "text", "text": ""}, [{"type": "text_delta", "text": text}]
+            deltas += [{"type": "citations_delta", "citation": one} for one in block.get("citations", ())]
         case {"type": "thinking", "thinking": thinking}:
             opened = {"type": "thinking", "thinking": "", "signature": block.get("signature", "")}
-            delta = {"type": "thinking_delta", "thinking": thinking}
+            deltas = [{"type": "thinking_delta", "thinking": thinking}]
         case {"type": "tool_use", "input": given}:
             opened = block | {"input": {}}
-            delta = {"type": "input_json_delta", "partial_json": _encode(given).decode()}
+            deltas = [{"type": "input_json_delta", "partial_json": _encode(given).decode()}]
         case _:
-            opened, delta = block, None
-    deltas = [{"type": "content_block_delta", "index": index, "delta": delta}] if delta else []
+            opened, deltas = block, []
     return [
         {"type": "content_block_start", "index": index, "content_block": opened},
-        *deltas,
+        *({"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas),
         {"type": "content_block_stop", "index": index},
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.failure import CANCELLED, error_type, failure_of
+from tailrace.gateway.clients.failure import error_type, failure_of
 from tailrace.gateway.clients.openai import chat_object
 from tailrace.gateway.clients.openai.annotations import Annotation, chat_annotations
 from tailrace.gateway.clients.openai.chat_object import Head, as_tool_use, finish_reason, usage_of
@@ -65,8 +65,8 @@ def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
             return (Frame(_render_chunk(state, delta, stored.seq)) if delta else SILENT), state
         case End(outcome="completed") as end:
             return Frame(_render_completed(state, end.stop_reason, end.usage, stored.seq)), state
-        case End(error=failure):
-            return Frame(_render_error(failure or CANCELLED)), state
+        case End() as end:
+            return Frame(_render_error(failure_of(end))), state
         case _:
             return SILENT, state
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.gateway.clients.failure import CANCELLED, failure_of, word_of
+from tailrace.gateway.clients.failure import failure_of, word_of
 from tailrace.gateway.clients.native.text_stream import text_of
 from tailrace.gateway.clients.tutorials.cursor_field import with_cursor_field
 from tailrace.gateway.http import sse
@@ -32,8 +32,8 @@ def render(state: None, stored: Stored) -> tuple[Frame, None]:
             return Frame(_frame(error_event(RESTARTED), stored.seq), is_break=True), state
         case End(outcome="completed"):
             return Frame(_frame({"type": "done"}, stored.seq)), state
-        case End(error=failure):
-            return Frame(_frame(error_event(failure or CANCELLED), stored.seq)), state
+        case End() as end:
+            return Frame(_frame(error_event(failure_of(end)), stored.seq)), state
         case entry:
             text = text_of(entry)
             return (Frame(_frame({"type": "delta", "text": text}, stored.seq)) if text else SILENT), state
