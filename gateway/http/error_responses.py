@@ -14,12 +14,11 @@ from starlette.types import Scope
 
 from tailrace.gateway import metrics
 from tailrace.gateway.http.absent_routes import advice_for
+from tailrace.gateway.http.media_type import JSON
 from tailrace.gateway.http.retry_later import RetryLater, is_resuming_reader
 from tailrace.proto.errors import CODES, LogError, Refused
 
 logger = structlog.get_logger()
-
-JSON = "application/json"
 
 # Errors of the router, which have a status alone.
 BY_STATUS = {
