@@ -102,7 +102,8 @@ async def _claim(
     # A hash of these fields and not of the body, because a repeated form has another boundary.
     given = msgspec.json.encode([record.sha256, record.filename, record.media_type, record.purpose])
     own = Claim(TurnId(record.file), hashlib.sha256(given).hexdigest())
-    claim = await claims.claim(tenant, f"files:{idempotency_key}", own)
+    # The space keeps it apart from the key of a turn: no Idempotency-Key can contain one.
+    claim = await claims.claim(tenant, f"files {idempotency_key}", own)
     if claim.body_sha256 != own.body_sha256:
         raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another file: use a new one")
     if claim == own:

@@ -46,7 +46,8 @@ async def derive_key(log: TurnLog, claims: Claims, tenant: Tenant, new_turn: New
 
 
 def _key(canonical: bytes) -> str:
-    return f"{AUTO}:{hashlib.sha256(canonical).hexdigest()}"
+    # The space keeps it apart from each Idempotency-Key that a client sends: none can contain one.
+    return f"{AUTO} {hashlib.sha256(canonical).hexdigest()}"
 
 
 async def _has_failed(log: TurnLog, key: TurnKey) -> bool:

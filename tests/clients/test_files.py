@@ -164,6 +164,15 @@ async def test_a_repeated_upload_gets_the_same_file(gateway: Gateway, sdk: Async
     assert [file.id async for file in sdk.files.list()] == [first.id]
 
 
+async def test_the_key_of_an_upload_is_no_key_of_a_turn(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """Whatever a client puts before it."""
+    key = new_id()
+    await sdk.files.create(file=("a.txt", b"text"), purpose="user_data", extra_headers={"Idempotency-Key": key})
+    for own in (key, f"files:{key}"):
+        answer = await gateway.client.post("/v1/turns", json={"message": "hi"}, headers={"Idempotency-Key": own})
+        assert answer.status_code == 202, answer.text
+
+
 @pytest.mark.parametrize("query", ["after=unknown", "after_id=file-1", "after=file-1&page=file-1"])
 async def test_a_wrong_cursor_is_refused(gateway: Gateway, query: str) -> None:
     answer = await gateway.client.get(f"/v1/files?{query}")

@@ -5,9 +5,11 @@ import hashlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from tailrace.gateway.turns import auto_idempotency
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.ids import new_id
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import read
@@ -54,6 +56,16 @@ async def test_concurrent_equal_requests_are_one_turn(gateway: Gateway, second_g
     body = question()
     turns = await asyncio.gather(*(post_chat(one, body) for _ in range(10) for one in (gateway, second_gateway)))
     assert len({*turns}) == 1
+
+
+@pytest.mark.rule("R62")
+async def test_no_key_of_a_client_is_an_automatic_key(gateway: Gateway) -> None:
+    body = question()
+    first = await post_chat(gateway, body)
+    sha256 = hashlib.sha256(msgspec.json.encode(NewTurn(**body), order="sorted")).hexdigest()
+    own = await gateway.client.post("/v1/turns", json=question(), headers={"idempotency-key": f"auto:{sha256}"})
+    assert own.status_code == 202, own.text
+    assert await post_chat(gateway, body) == first
 
 
 async def test_other_protocols_support_auto_keys(gateway: Gateway) -> None:
