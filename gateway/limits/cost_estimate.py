@@ -106,8 +106,9 @@ def _measure(request: Request, counter: PageCounter) -> _Prompt:
             case {"type": "document", "source": {"type": "base64" | "url" | "file"} as source, **more}:
                 tokens += _pages(source, counter) * PAGE_TOKENS
                 pending.append(more)
-            case {"type": "base64" | "url" | "file"}:
+            case {"type": "image", "source": {"type": "base64" | "url" | "file"}, **more}:
                 tokens += IMAGE_TOKENS
+                pending.append(more)
             case dict(fields) if (blob := parse_reference(fields)) is not None:
                 # A stored string that is not the source of an image or a document is text.
                 chars += blob.bytes

@@ -92,7 +92,7 @@ class Limiter:
 
     @asynccontextmanager
     async def open_admission(self, principal: Principal) -> AsyncIterator["Admission"]:
-        """Yields the admission of a request that stores no turn. A failure of the block releases its counts."""
+        """Yields the admission of a request that stores no turn. Refused and LogError release its counts."""
         admission = self.admission(principal)
         try:
             yield admission
@@ -119,10 +119,11 @@ class Admission:
         taken, self._taken = self._taken, []
         slots, self._slots = self._slots, []
         # If NATS is unreachable it stays counted: requests for a minute, an estimate for the day.
-        with suppress(LogError):
-            for quota, amount in reversed(taken):
+        for quota, amount in reversed(taken):
+            with suppress(LogError):
                 self._record(quota, await self._limiter.counters.add(quota.subject, -amount))
-            for seq in slots:
+        for seq in slots:
+            with suppress(LogError):
                 await self._limiter.slots.release(seq)
 
     async def count_request(self) -> None:

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from tailrace.gateway import metrics
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.ids import Tenant
@@ -120,9 +121,18 @@ class TurnQueue:
             logger.debug("queue unknown", error=str(error))
             self._state = None
             return
-        generators = [msgspec.json.decode(report, type=GeneratorHealth) for report in reports]
+        generators = [health for report in reports if (health := _decode(report)) is not None]
         state = QueueState(generators, backlog.waiting, backlog.leased, age_s(oldest) if oldest is not None else 0.0)
         self._state = state
         self._submitted.clear()
         metrics.OLDEST_WAITING_S.set(state.oldest_waiting_s)
         metrics.ORPHANED.set(state.orphaned)
+
+
+def _decode(report: bytes) -> GeneratorHealth | None:
+    """Returns None for a report that this release cannot read. It must not end the gateway."""
+    try:
+        return msgspec.json.decode(report, type=GeneratorHealth)
+    except DECODE_ERRORS as error:
+        logger.warning("a generator's health report cannot be read", error=str(error))
+        return None

@@ -15,6 +15,7 @@ from tailrace.gateway.http.error_responses import RETRY_AFTER_S
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.http.log_health import LogHealth
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.leases import consumer_backlog
@@ -103,7 +104,10 @@ class HealthChecks:
             return Report(ok=False, detail="NATS is unreachable")
         if reply is None:
             return Report(ok=False, detail=f"no {role} process answers; start one with `python -m tailrace.{role}`")
-        return msgspec.json.decode(reply, type=Report)
+        try:
+            return msgspec.json.decode(reply, type=Report)
+        except DECODE_ERRORS as error:
+            return Report(ok=False, detail=f"a report cannot be read: {error}")
 
 
 async def healthz(_: ApiRequest) -> Response:

@@ -27,6 +27,8 @@ PULL_S = 0.5
 AWAY_WAIT_S = 0.25
 # Renewals per `ack_wait`: two of them may be lost (PROTOCOL R18).
 RENEWALS = 3
+# Some leases are renewed with a request. One after the other, thousands of them would take longer than they live.
+RENEWED_AT_ONCE = 64
 KEPT_BYTES_MAX = 64 * 1024
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -109,8 +111,9 @@ async def keep_renewed(held: Callable[[], Iterable[Lease]], interval_s: float) -
     """Renews the leases that `held()` returns, every `interval_s` seconds until it is cancelled."""
     while True:
         await asyncio.sleep(interval_s)
-        for lease in tuple(held()):
-            await lease.renew()
+        leases = tuple(held())
+        for start in range(0, len(leases), RENEWED_AT_ONCE):
+            await asyncio.gather(*(lease.renew() for lease in leases[start : start + RENEWED_AT_ONCE]))
 
 
 class Deliveries:

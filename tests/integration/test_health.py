@@ -13,9 +13,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.limits.turn_queue import REPORTS_WAIT_S, TurnQueue
 from tailrace.generators.key_check import REFUSED
-from tailrace.proto.nats import TurnLog
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.nats import Connection, Rpc, TurnLog
+from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.subjects import GENERATORS, TurnKey
 from tailrace.proto.version import VERSION
 from tests.harness import processes
 from tests.harness.generator_in_loop import running_generator
@@ -84,6 +86,23 @@ async def test_missing_processes_are_named(lone_gateway: Gateway) -> None:
     found = await health(lone_gateway)
     assert (found["status"], found["version"]) == ("unhealthy", VERSION)
     assert found["connected"] == {"nats": True, "generators": False, "persistence": False}
+
+
+async def test_a_health_report_that_cannot_be_read_does_not_end_the_gateway(
+    nats_url: str, lone_gateway: Gateway
+) -> None:
+    """One of a generator with another release, for example."""
+    generator = await Connection.open(processes.as_user(nats_url, GENERATORS), "test-generator")
+    connection = await Connection.open(processes.as_user(nats_url, GATEWAY), "test-gateway")
+    await Rpc(generator).serve_health(GENERATORS, lambda: b'{"ok":"perhaps"}')
+
+    async def is_named() -> bool:
+        return "cannot be read" in (await ready(lone_gateway))[1][GENERATORS]["detail"]
+
+    await until(is_named)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(TurnQueue(connection, Rpc(connection), most=1).watch(), 2 * REPORTS_WAIT_S)
+    await asyncio.gather(generator.close(), connection.close())
 
 
 async def test_operator_routes_need_no_key_and_a_503_has_retry_after(anonymous: httpx2.AsyncClient) -> None:

@@ -14,10 +14,11 @@ from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.stream_slots import StreamSlots
 from tailrace.proto.errors import LogUnavailable, Refused
-from tailrace.proto.ids import Seq, Tenant, new_id
+from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.limits import Limits
 from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
 from tailrace.proto.nats.slots import Slot
+from tests.harness.turn_builder import request
 from tests.harness.until import until
 
 
@@ -140,9 +141,11 @@ class SlowSlots(Slots):
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self.is_renewed, self.is_releasing = asyncio.Event(), asyncio.Event()
+        self.renewed = set[str]()
 
     async def renew(self, place: Slot, holder: str, life_s: int) -> Slot | None:
         renewed = await super().renew(place, holder, life_s)
+        self.renewed.add(holder)
         self.is_renewed.set()
         await self.is_releasing.wait()
         return renewed
@@ -174,6 +177,23 @@ async def test_a_stream_that_ends_during_a_renewal_releases_all_its_slots(
     renewing.cancel()
 
 
+async def test_a_slow_renewal_does_not_delay_those_of_other_streams(
+    connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, the renewals of thousands of streams would take longer than a slot lives."""
+    monkeypatch.setattr(stream_slots, "RENEW_INTERVAL_S", 0.01)
+    slots = SlowSlots(connection)
+    limiter = Limiter(Counters(connection), slots, TurnLog(connection), Limits(streams=9), Limits())
+    streams = StreamSlots(limiter, ReaderCounts(ReaderLimits(9, 9, 9)))
+    permits = [streams.permit(Principal(tenant), "127.0.0.1") for _ in range(3)]
+    for permit in permits:
+        await permit.acquire()
+    renewing = asyncio.create_task(streams.renew_periodically())
+    await until(lambda: slots.renewed == {permit.holder for permit in permits})
+    slots.is_releasing.set()
+    renewing.cancel()
+
+
 @pytest.mark.parametrize("error", [Refused("request_invalid", "no"), LogUnavailable("not stored")])
 async def test_a_request_that_stores_nothing_gives_its_counts_back(
     connection: Connection, tenant: Tenant, error: Exception
@@ -190,3 +210,22 @@ async def test_a_request_that_stores_nothing_gives_its_counts_back(
     for _ in range(2):
         with pytest.raises(type(error)):
             await fail()
+
+
+class FailingCounters(Counters):
+    """Counters that cannot be decreased."""
+
+    async def add(self, subject: str, amount: int) -> int:
+        if amount < 0:
+            raise LogUnavailable("slow")
+        return await super().add(subject, amount)
+
+
+async def test_a_counter_that_is_not_given_back_leaves_no_slot_taken(connection: Connection, tenant: Tenant) -> None:
+    limits = Limits(requests=9, running=1)
+    limiter = Limiter(FailingCounters(connection), Slots(connection), TurnLog(connection), Limits(), limits)
+    for _ in range(2):
+        admission = limiter.admission(Principal(tenant))
+        await admission.count_request()
+        await admission.reserve_turn(TurnId(new_id()), request())
+        await admission.release()

@@ -44,6 +44,14 @@ def test_an_image_counts_as_one_image(block: dict[str, object]) -> None:
     assert IMAGE_TOKENS < tokens < IMAGE_TOKENS + 10
 
 
+@pytest.mark.parametrize("type_", ["base64", "url", "file"])
+def test_a_source_that_is_not_of_an_image_counts_as_text(type_: str) -> None:
+    """Otherwise the input of a tool call could hide most of its tokens from the limits."""
+    call = {"type": "tool_use", "id": "1", "name": "t", "input": {"type": type_, "t": "x" * 350_000}}
+    tokens = estimate_request(request(messages=[Message("assistant", [call])], max_tokens=1)).tokens
+    assert tokens > 350_000 / 4
+
+
 @pytest.mark.parametrize(
     ("source", "pages"),
     [
