@@ -26,7 +26,7 @@ ORIGIN = re.compile(r"(https?)://(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\
 HEADER_NAMES = re.compile(r"[\w!#$%&'*+.^`|~, -]*", re.ASCII)
 DROPPED_HEADERS = ("content-length", "content-type", "access-control-allow-headers")
 DEFAULT_PORTS = {"http": "80", "https": "443"}
-METHODS = ("GET", "POST", "PATCH", "DELETE")
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # How long a browser may cache the answer to a preflight; Chromium caps it at this value.
 PREFLIGHT_CACHE_S = 7200
 

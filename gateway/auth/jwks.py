@@ -65,7 +65,7 @@ class JwksCache:
         self._tls = httpx2.create_ssl_context() if is_url else None
 
     async def find(self, key_id: str | None) -> VerificationKey | None:
-        """Returns the key with this `kid`; for None the only key, if there is exactly one. Reads the keys if needed."""
+        """Returns the key with this `kid`; for None the key without one, or the only key. Reads the keys if needed."""
         if key_id not in self._keys and time.monotonic() - self._read_at >= self._cooldown_s:
             await self.read()
         elif key_id not in self._keys and self._reading is not None:
@@ -104,7 +104,7 @@ class JwksCache:
 
 
 def parse(text: bytes) -> dict[str | None, VerificationKey]:
-    """Returns the usable keys of a JWKS by `kid`, and under None the only one. Raises DECODE_ERRORS."""
+    """Returns the usable keys of a JWKS by `kid`; under None the one without, or the only one. Raises DECODE_ERRORS."""
     keys: dict[str | None, VerificationKey] = {}
     for jwk in msgspec.json.decode(text, type=KeySet).keys:
         key = _key(jwk)
