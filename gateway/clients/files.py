@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive
 
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.clients.openai.batch_routes import RESULT_FILE, result_file
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.form import Form, FormFile
@@ -26,6 +27,7 @@ from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.resources.blobs import HEADERS, headers_of
 from tailrace.gateway.resources.paging import limit_of, require_one_cursor
 from tailrace.gateway.streaming.download import Download
+from tailrace.gateway.streaming.response import Interruptions
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.store_blobs import RequestBlobs
@@ -152,7 +154,7 @@ async def get(request: ApiRequest, history: HistoryClient, blob_store: BlobStore
     In the format of OpenAI's API, or of Anthropic's if the request has the header `anthropic-version`.
     """
     if (results := await result_file(request, streams, blob_store)) is not None:
-        size = await _count(StreamAccess(streams, request), results.pieces)
+        size = await rendered_size(StreamAccess(streams, request), request.receive, results.pieces)
         record = FileRecord(
             file=_id_of(request),
             sha256="",
@@ -167,16 +169,29 @@ async def get(request: ApiRequest, history: HistoryClient, blob_store: BlobStore
     return json_response(_render(await _file_of(request, history), is_anthropic=_is_anthropic(request)))
 
 
-async def _count(access: StreamAccess, pieces: AsyncGenerator[bytes, None]) -> int:
-    """Returns the size of results by rendering them. It costs as much as a download, and counts as a stream."""
-    size = 0
-    async with access.open(), aclosing(pieces):
+async def rendered_size(access: StreamAccess, receive: Receive, pieces: AsyncGenerator[bytes, None]) -> int:
+    """Returns the size of results by rendering them. It costs as much as a download, and counts as a stream.
+
+    Raises Refused if the credential ends or the client disconnects before that.
+    """
+
+    async def render() -> int:
+        size = 0
+        async with aclosing(pieces):
+            async for piece in pieces:
+                size += len(piece)
+                if size > COUNTED_BYTES_MAX:
+                    break
+        return min(size, COUNTED_BYTES_MAX)
+
+    async with access.open() as expired, Interruptions(receive, None, expired) as interruptions:
         await access.permit.acquire()
-        async for piece in pieces:
-            size += len(piece)
-            if size > COUNTED_BYTES_MAX:
-                break
-    return min(size, COUNTED_BYTES_MAX)
+        ending = await interruptions.run(render())
+    if ending.cause == "expired":
+        raise credential_invalid()
+    if ending.result is None:
+        raise Refused("request_invalid", "the client disconnected before the response")
+    return ending.result
 
 
 async def get_content(

@@ -180,6 +180,8 @@ class EventStream(StreamedResponse):
             return
         if reconnect_window_s is not None:
             self._access.report_disconnect(start.key, reconnect_window_s)
+        if interruptions.expired.is_set() and not self.is_begun:
+            raise credential_invalid()
 
     async def _serve(
         self, feed: TurnFeed, start: Start, reader: Reader, interruptions: Interruptions, send: Send
@@ -197,7 +199,7 @@ class EventStream(StreamedResponse):
                     return 0.0
                 case "expired":
                     reader.close("expired")
-                    raise credential_invalid()
+                    return 0.0
         await self._access.permit.acquire()
         if self._cursor:
             metrics.RESUMED.inc()

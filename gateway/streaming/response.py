@@ -28,6 +28,7 @@ class Interruptions:
 
     def __init__(self, receive: Receive, draining: Flag | None, expired: Flag) -> None:
         """`draining` is None for a response that a draining gateway completes."""
+        self.expired = expired
         self._receive = receive
         self._limit: asyncio.Timeout | None = None
         """The time limit of the work that runs. An interruption sets it to now."""

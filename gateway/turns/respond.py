@@ -11,7 +11,7 @@ from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.event_stream import EventStream, refusal_of
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.pacing import pace_of
-from tailrace.gateway.streaming.response import Interruptions, StreamedResponse
+from tailrace.gateway.streaming.response import Cause, Interruptions, StreamedResponse
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.request_body import NewTurn
@@ -129,31 +129,30 @@ class JsonAnswer(StreamedResponse):
         self._render = render
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record = await self._wait(receive)
-        if record is None:
-            self._access.report_disconnect(self._key, 0.0)
+        record, cause = await self._wait(receive)
+        if record is not None:
+            require_completed(record)
+            await Response(self._render(record), 200, self._headers, "application/json")(scope, receive, send)
             return
-        require_completed(record)
-        await Response(self._render(record), 200, self._headers, "application/json")(scope, receive, send)
+        if cause in ("disconnected", "expired"):
+            self._access.report_disconnect(self._key, 0.0)
+        match cause:
+            case "expired":
+                raise credential_invalid()
+            case "draining":
+                raise Refused("draining", NOT_COMPLETE.format(turn=self._key.turn), retry_after_s=1)
+            case "done":
+                raise LogUnavailable(NOT_COMPLETE.format(turn=self._key.turn))
 
-    async def _wait(self, receive: Receive) -> TurnRecord | None:
-        """Returns the turn's record after its end; None if the client disconnected first. Raises Refused, LogError."""
+    async def _wait(self, receive: Receive) -> tuple[TurnRecord | None, Cause]:
+        """Returns the turn's record, or None and why the wait is over before the turn's end. Raises LogError."""
         streams = self._access.streams
         async with streams.fan_out.subscribe(self._key, BEFORE_FIRST) as feed:
             with self._access.watch() as expired:
                 async with Interruptions(receive, streams.draining, expired) as interruptions:
                     ending = await interruptions.run(_wait_until_ended(feed))
-            if feed.is_ended:
-                return record_from_fold(self._key, fold(feed.entries))
-            match ending.cause:
-                case "disconnected":
-                    return None
-                case "expired":
-                    raise credential_invalid()
-                case "draining":
-                    raise Refused("draining", NOT_COMPLETE.format(turn=self._key.turn), retry_after_s=1)
-                case _:
-                    raise LogUnavailable(NOT_COMPLETE.format(turn=self._key.turn))
+            record = record_from_fold(self._key, fold(feed.entries)) if feed.is_ended else None
+        return record, ending.cause
 
 
 async def _wait_until_ended(feed: TurnFeed) -> None:

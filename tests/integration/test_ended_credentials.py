@@ -249,13 +249,20 @@ async def test_a_revocation_refuses_a_request_that_waits_for_its_answer(
     is_streamed: bool,
 ) -> None:
     gateway = await new_gateway(own_server.url, api_keys="", heartbeat_s=30)
-    body = {"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": "hi"}], "stream": is_streamed}
+    messages = [{"role": "user", "content": "hi"}]
+    body = {"model": "claude-haiku-5-5", "messages": messages, "stream": is_streamed, "on_disconnect": "cancel"}
     posting = gateway.client.post("/v1/chat/completions", json=body, headers=bearer(api_key.secret))
     waiting = asyncio.create_task(posting)
     await until(lambda: is_any_read(own_log, tenant))
     await keys.revoke(api_key.record.id, 1)
     refused = await asyncio.wait_for(waiting, 10)
     assert (refused.status_code, refused.json()["error"]["code"]) == (401, "credential_invalid")
+    turn = TurnKey(tenant, TurnId(refused.headers["tailrace-turn"]))
+
+    async def is_cancelled() -> bool:
+        return (await own_log.read_turn(turn)).outcome == "cancelled"
+
+    await until(is_cancelled)
 
 
 async def test_on_disconnect_cancel_applies_when_the_credential_ends(

@@ -1,4 +1,4 @@
-"""A download that cannot be finished is truncated."""
+"""Downloads that cannot be finished, and the size of result files."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -10,6 +10,7 @@ from starlette.types import Message
 
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import LOCAL, Authenticator
+from tailrace.gateway.clients.files import rendered_size
 from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.stream_slots import StreamSlots
@@ -19,15 +20,19 @@ from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
 
 
+def open_access() -> StreamAccess:
+    slots = StreamSlots(SimpleNamespace(owners=lambda _: ()), ReaderCounts(ReaderLimits(1, 1, 1)))  # type: ignore[arg-type]
+    authenticator = Authenticator(Settings(), ApiKeyCache())
+    streams: Any = SimpleNamespace(authenticator=authenticator, slots=slots)
+    request: Any = SimpleNamespace(principal=LOCAL, client=None)
+    return StreamAccess(streams, request)
+
+
 @pytest.mark.parametrize(
     "why", [Refused("persistence_unavailable", "away"), LogUnavailable("away"), BlobUnknown("expired")], ids=repr
 )
 async def test_an_error_in_the_middle_truncates_the_body(why: Exception) -> None:
     """The last chunk is missing, so that no client takes it for the whole body; no traceback is logged."""
-    slots = StreamSlots(SimpleNamespace(), ReaderCounts(ReaderLimits(1, 1, 1)))  # type: ignore[arg-type]
-    authenticator = Authenticator(Settings(), ApiKeyCache())
-    streams: Any = SimpleNamespace(authenticator=authenticator, slots=slots)
-    request: Any = SimpleNamespace(principal=LOCAL, client=None)
     sent: list[Message] = []
 
     async def pieces() -> AsyncGenerator[bytes, None]:
@@ -42,6 +47,23 @@ async def test_an_error_in_the_middle_truncates_the_body(why: Exception) -> None
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    await send_deferred(Download(StreamAccess(streams, request), pieces(), {}))(scope, receive, send)
+    await send_deferred(Download(open_access(), pieces(), {}))(scope, receive, send)
     assert [message.get("body") for message in sent] == [None, b"half"]
     assert sent[-1]["more_body"]
+
+
+async def test_the_size_of_results_is_not_computed_any_further_for_a_client_that_has_disconnected() -> None:
+    is_rendering = asyncio.Event()
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        while True:
+            await asyncio.sleep(0)
+            is_rendering.set()
+            yield b"x"
+
+    async def receive() -> Message:
+        await is_rendering.wait()
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(Refused):
+        await asyncio.wait_for(rendered_size(open_access(), receive, pieces()), 5)
