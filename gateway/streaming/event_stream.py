@@ -44,12 +44,13 @@ AFTER_LOST = Seq(2**53 - 1)
 class Start(NamedTuple):
     """The start of a stream: after the first `seen` events of the turn, or, if `seen` is None, after the cursor.
 
-    `headers` are added to the response.
+    `headers` are added to the response. `dialect` is a variant of the stream's dialect that depends on the turn.
     """
 
     key: TurnKey
     seen: int | None = None
     headers: Mapping[str, str] = {}
+    dialect: Dialect | None = None
 
 
 class EventStream(StreamedResponse):
@@ -230,6 +231,7 @@ class EventStream(StreamedResponse):
             assert self._start is not None  # noqa: S101
             return self._start
         start = await self._look_up()
+        self._dialect = start.dialect or self._dialect
         self._add_turn_headers(start)
         return start
 

@@ -11,7 +11,7 @@ import httpx2
 import msgspec
 import pytest
 
-from tailrace.gateway.clients.ai_sdk.routes import LATE_S, is_over
+from tailrace.gateway.clients.ai_sdk.routes import EARLIER_BYTES_MAX, LATE_S, is_over
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import record_from_fold
@@ -122,21 +122,42 @@ async def test_repeated_question_is_one_turn(gateway: Gateway) -> None:
     assert (first.content, first.headers["tailrace-turn"]) == (second.content, second.headers["tailrace-turn"])
 
 
-async def test_stream_of_a_reloaded_page_continues_after_any_chunk(gateway: Gateway) -> None:
+@pytest.mark.parametrize("output", [1, "long " * 20_000, {"long": "long " * 20_000}])
+async def test_stream_of_a_reloaded_page_continues_after_any_chunk(gateway: Gateway, output: object) -> None:
     """It begins with the earlier steps of the message, which `startIndex` does not count without `replay`."""
     chat = new_id()
     question = user("#sim words=2 rate=0 tool=look")
     await ask(gateway, question, id=chat)
     _, called = (await gateway.client.get(f"/api/chat/{chat}/messages")).json()
-    call = {**called["parts"][-1], "state": "output-available", "output": 1}
+    call = {**called["parts"][-1], "state": "output-available", "output": output}
     answer = await ask(gateway, question, {**called, "parts": [*called["parts"][:-1], call]}, id=chat)
-    whole = (await gateway.client.get(f"/api/chat/{chat}/stream")).content
-    chunks = [line for line in whole.splitlines() if line.startswith(b"data: {")]
-    assert len(chunks) > answer.content.count(b"data: {")
+    chunks = data_lines(await gateway.client.get(f"/api/chat/{chat}/stream"))
+    results = [msgspec.json.decode(line)["output"] for line in chunks if b"tool-output-available" in line]
+    assert results == [output]
+    assert len(chunks) > len(data_lines(answer))
     run = answer.headers["tailrace-turn"]
     for index in range(len(chunks)):
         rest = await gateway.client.get(f"/api/chat/{run}/stream?startIndex={index}&replay=true")
-        assert [line for line in rest.content.splitlines() if line.startswith(b"data: {")] == chunks[index:]
+        assert data_lines(rest) == chunks[index:]
+
+
+async def test_stream_of_a_reloaded_page_lacks_earlier_steps_that_are_too_long(gateway: Gateway) -> None:
+    """Each reader would hold them in memory. The history has them."""
+    chat = new_id()
+    question = user("#sim words=2 rate=0 tool=look")
+    await ask(gateway, question, id=chat)
+    _, called = (await gateway.client.get(f"/api/chat/{chat}/messages")).json()
+    call = {**called["parts"][-1], "state": "output-available", "output": "x" * (EARLIER_BYTES_MAX + 1)}
+    answer = await ask(gateway, question, {**called, "parts": [*called["parts"][:-1], call]}, id=chat)
+    for query in ("", "?startIndex=0&replay=true", "?startIndex=1&replay=true"):
+        replayed = data_lines(await gateway.client.get(f"/api/chat/{chat}/stream{query}"))
+        assert replayed == data_lines(answer)[query.count("Index=1") :]
+
+
+def data_lines(response: httpx2.Response) -> list[bytes]:
+    """Returns the chunks of a stream."""
+    lines = response.content.splitlines()
+    return [line.removeprefix(b"data: ") for line in lines if line.startswith(b"data: {")]
 
 
 async def test_message_in_a_busy_chat_interrupts_the_running_answer(gateway: Gateway) -> None:

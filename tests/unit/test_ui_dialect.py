@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.gateway.clients.ai_sdk import message
-from tailrace.gateway.clients.ai_sdk.stream import UI, UI_REPLAY
+from tailrace.gateway.clients.ai_sdk.stream import UI, replay_dialect
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import events
 from tailrace.proto.entries import Failure, Message
@@ -22,6 +22,7 @@ from tests.harness.turn_builder import Handwritten, opening_events
 from tests.unit.test_dialects import turns
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
+UI_REPLAY = replay_dialect({})
 OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")
 CALL = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
 

@@ -4,29 +4,17 @@ A client of this protocol sends its whole conversation, with images, in each req
 the size of a request body.
 """
 
-from typing import Any
-
 import msgspec
 
+from tailrace.gateway.clients.stored_messages import read_texts, resolve
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.proto import blobs
-from tailrace.proto.blobs import Blob
-from tailrace.proto.entries import Message
-from tailrace.proto.errors import BlobUnknown, Refused
+from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import BlobStore
 from tailrace.proto.records import GetAncestry, GetLastTurn, GetSession, TurnRecord
 
 PAGE_TURNS = 200
 TOO_LARGE = "the chat is larger than {most} bytes: read /v1/sessions/{chat}/turns, which has references to its blobs"
-
-
-class InputMessages(msgspec.Struct, frozen=True):
-    """All messages of a chat's requests, in the form that blobs.resolve takes."""
-
-    messages: list[Message]
-    system: str | list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = None
 
 
 async def newest_branch(
@@ -45,13 +33,11 @@ async def newest_branch(
         found += page.turns
         next_turn = page.next
     found.reverse()
-    inputs = InputMessages([message for turn in found for message in turn.input])
-    references = blobs.references(inputs)
-    # A blob with several references appears several times in the response, but is read once.
-    if size + sum(blob.bytes for blob in references) > bytes_max:
+    messages = [message for turn in found for message in turn.input]
+    texts = await read_texts(blob_store, tenant, messages, bytes_max - size)
+    if texts is None:
         raise too_large
-    texts = {blob.sha256: await _text(blob_store, tenant, blob) for blob in set(references)}
-    resolved = iter(blobs.resolve(inputs, texts).messages)
+    resolved = iter(resolve(messages, texts))
     return [msgspec.structs.replace(turn, input=[next(resolved) for _ in turn.input]) for turn in found]
 
 
@@ -64,11 +50,3 @@ async def last_turn(history: HistoryClient, tenant: Tenant, chat: str) -> TurnId
             raise
         await history.ask(tenant, GetSession(chat))
         return None
-
-
-async def _text(blob_store: BlobStore, tenant: Tenant, blob: Blob) -> str:
-    """Returns a blob's text, empty if it has expired. The chat cannot be continued after an expired blob."""
-    try:
-        return (await blob_store.read(tenant, blob)).decode()
-    except BlobUnknown:
-        return ""

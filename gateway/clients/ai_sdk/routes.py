@@ -16,8 +16,9 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.ai_sdk.history import newest_branch
 from tailrace.gateway.clients.ai_sdk.message import build_messages
 from tailrace.gateway.clients.ai_sdk.request import UIChatRequest, build_turn, unknown_fields
-from tailrace.gateway.clients.ai_sdk.stream import DONE, UI, UI_REPLAY
+from tailrace.gateway.clients.ai_sdk.stream import DONE, UI, earlier_messages, replay_dialect
 from tailrace.gateway.clients.openai.unsupported import ignored_header
+from tailrace.gateway.clients.stored_messages import read_texts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import sse
 from tailrace.gateway.http.json_response import json_response
@@ -37,6 +38,8 @@ from tailrace.proto.subjects import TurnKey
 
 # A page that loaded its messages while the answer ran requests the stream at most this much later.
 LATE_S = 10.0
+# Each reader of a replay holds the long texts of the earlier steps in memory. Longer ones are left out.
+EARLIER_BYTES_MAX = 1024 * 1024
 START_INDEX = re.compile(r"-?[0-9]{1,9}")
 
 
@@ -62,26 +65,29 @@ async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     )
 
 
-async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnReader) -> ASGIApp:
+async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnReader, blob_store: BlobStore) -> ASGIApp:
     """`GET /api/chat/{chat}/stream`: streams the running answer from its start, or from the chunk `startIndex` on.
 
     Answers 204 if no answer is running or has ended within the last seconds. `startIndex` counts from 0, or from the
     end if it is negative; with it, an answer that has ended is streamed, too. `replay=true`: `startIndex`
-    counts the chunks of a stream that began without it. Such a stream also has the earlier steps of the message.
+    counts the chunks of a stream that began without it. Such a stream also has the earlier steps of the message,
+    unless their long texts and files have more than 1 MiB.
     """
     tenant, name = request.tenant, request.path_params["chat"]
     index = start_index(request)
-    dialect = UI_REPLAY if request.query_params.get("replay") == "true" else UI
+    is_replay = request.query_params.get("replay") == "true"
     if index is not None and index > 0 and request.method == "GET":
         # The workflow transport treats every status but 200 as final, so it waits inside the stream.
-        find = partial(find_chunk, streams, tenant, name, index, dialect)
-        return EventStream(StreamAccess(streams, request), find, dialect, waits_for_log=True)
+        find = partial(find_chunk, streams, blob_store, tenant, name, index, is_replay=is_replay)
+        return EventStream(StreamAccess(streams, request), find, UI, waits_for_log=True)
     streams.refuse_when_draining()
     if index is not None:
-        start = await find_chunk(streams, tenant, name, index, dialect)
-        return EventStream(StreamAccess(streams, request), start, dialect)
+        start = await find_chunk(streams, blob_store, tenant, name, index, is_replay=is_replay)
+        return EventStream(StreamAccess(streams, request), start, start.dialect or UI)
     key = await find_resumable(streams, turns, tenant, name)
-    return Response(status_code=204) if key is None else EventStream(StreamAccess(streams, request), key, UI_REPLAY)
+    if key is None:
+        return Response(status_code=204)
+    return EventStream(StreamAccess(streams, request), key, await replay_of(streams, blob_store, key))
 
 
 async def post_stop(request: ApiRequest, log: TurnLog, history: HistoryClient, turns: TurnReader) -> Response:
@@ -110,15 +116,30 @@ async def get_messages(
     return json_response(build_messages(turns))
 
 
-async def find_chunk(streams: StreamContext, tenant: Tenant, name: str, index: int, dialect: Dialect) -> Start:
+async def find_chunk(
+    streams: StreamContext, blob_store: BlobStore, tenant: Tenant, name: str, index: int, *, is_replay: bool
+) -> Start:
     """Returns the start of a stream from chunk `index` on; negative: from the end. Raises Refused, LogUnavailable."""
     key = await find_turn_or_chat(streams.log, streams.history, tenant, name)
+    dialect = await replay_of(streams, blob_store, key) if is_replay else UI
     count, is_ended = await count_chunks(streams, key, dialect)
     seen = max(0, count + index) if index < 0 else index
     if is_ended and seen >= count:
         raise Refused("cursor_invalid", f"`startIndex` is beyond the end of the stream, which has {count} chunks")
     headers = {"x-workflow-run-id": key.turn, "x-workflow-stream-tail-index": str(count - 1)}
-    return Start(key, seen, headers)
+    return Start(key, seen, headers, dialect)
+
+
+async def replay_of(streams: StreamContext, blob_store: BlobStore, key: TurnKey) -> Dialect:
+    """Returns the dialect with the earlier steps of the message, or UI if they are too long. Raises LogUnavailable."""
+    try:
+        async with streams.fan_out.subscribe(key, BEFORE_FIRST) as feed:
+            earlier = [] if feed.request is None else earlier_messages(feed.request.messages)
+    except TurnUnknown:
+        # A turn from the database is rendered without earlier steps.
+        return UI
+    texts = await read_texts(blob_store, key.tenant, earlier, EARLIER_BYTES_MAX)
+    return UI if texts is None else replay_dialect(texts)
 
 
 async def find_turn_or_chat(log: TurnLog, history: HistoryClient, tenant: Tenant, name: str) -> TurnKey:

@@ -2,7 +2,7 @@
 
 A turn is one step of a message. A turn that answers a tool's result continues the message with the tool call: its
 `start` chunk has no message id, and `useChat` appends to its last message. A reloaded page does not have that message,
-so UI_REPLAY also renders the earlier steps, which are in the request.
+so `replay_dialect` also renders the earlier steps, which are in the request.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,13 +22,13 @@ from tailrace.gateway.clients.ai_sdk.part import (
     tool_output,
 )
 from tailrace.gateway.clients.failure import LOST
+from tailrace.gateway.clients.stored_messages import resolve
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Event, Failure, Message, Request, Stored
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
-from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
 
 # The key in a request's metadata for the id of the message that the answer continues.
@@ -52,11 +52,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class StreamState(msgspec.Struct, frozen=True):
-    """The open blocks by index. `is_replay`: the reader does not have the earlier steps of the message."""
+    """The open blocks by index."""
 
     turn: TurnId
-    is_replay: bool = False
     open: Mapping[int, OpenPart] = {}
+    earlier_texts: dict[str, str] | None = None
+    """The texts of the blobs in the earlier steps of the message; None: the reader has these steps."""
 
 
 def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
@@ -100,12 +101,13 @@ def _entry_chunks(state: StreamState, stored: Stored) -> tuple[list[Chunk], Stre
         case Request() as request:
             metadata = {"turn": state.turn, "session": request.session, "model": request.model, "asked_at": stored.at}
             opening = _opening(state.turn, request.metadata or {}, metadata)
-            if state.is_replay and MESSAGE in (request.metadata or {}):
+            if state.earlier_texts is not None and MESSAGE in (request.metadata or {}):
                 start = {**opening[0], "messageId": message_id(state.turn, request.metadata or {})}
-                opening = [start, *_earlier_steps(request.messages), *opening[1:]]
-            return opening, state
+                earlier = resolve(earlier_messages(request.messages), state.earlier_texts)
+                opening = [start, *_earlier_steps(earlier), *opening[1:]]
+            return opening, StreamState(state.turn)
         case Attempt(mode="restart"):
-            return [RESET], StreamState(state.turn, state.is_replay)
+            return [RESET], StreamState(state.turn)
         case Event(event=raw, is_hidden=False):
             return _event_chunks(state, events.decode(raw))
         case End() as end:
@@ -122,19 +124,15 @@ def _event_chunks(state: StreamState, event: events.Event | events.UnknownEvent)
     match event:
         case events.BlockStart(index, block):
             chunks, part = open_part(index, block)
-            return chunks, _with_open(state, {**state.open, index: part})
+            return chunks, StreamState(state.turn, {**state.open, index: part})
         case events.BlockDelta(index, delta) if index in state.open:
             chunks, part = add_delta(state.open[index], delta)
-            return chunks, _with_open(state, {**state.open, index: part})
+            return chunks, StreamState(state.turn, {**state.open, index: part})
         case events.BlockStop(index) if index in state.open:
             rest = {number: part for number, part in state.open.items() if number != index}
-            return close_part(state.open[index]), _with_open(state, rest)
+            return close_part(state.open[index]), StreamState(state.turn, rest)
         case _:
             return [], state
-
-
-def _with_open(state: StreamState, parts: Mapping[int, OpenPart]) -> StreamState:
-    return StreamState(state.turn, state.is_replay, parts)
 
 
 def _opening(turn: TurnId, request_metadata: Mapping[str, str], metadata: dict[str, Any]) -> list[Chunk]:
@@ -148,10 +146,15 @@ def _opening(turn: TurnId, request_metadata: Mapping[str, str], metadata: dict[s
     ]
 
 
+def earlier_messages(messages: list[Message]) -> list[Message]:
+    """Returns those of a request's messages that belong to the UI message which the answer continues."""
+    return messages[_last_question(messages) + 1 :]
+
+
 def _earlier_steps(messages: list[Message]) -> list[Chunk]:
-    """Returns the earlier steps of the message that the answer continues; the last of `messages` is a tool's result."""
+    """Returns the chunks of `earlier_messages`; the last one is a tool's result."""
     steps: list[Chunk] = []
-    for message in messages[_last_question(messages) + 1 :]:
+    for message in messages:
         blocks = message.content if isinstance(message.content, list) else [{"type": "text", "text": message.content}]
         if message.role == "assistant":
             content = [chunk for index, block in enumerate(blocks) for chunk in block_chunks(index, block)]
@@ -222,8 +225,6 @@ UI = Dialect(
 )
 
 
-def _replay(key: TurnKey) -> StreamState:
-    return StreamState(key.turn, is_replay=True)
-
-
-UI_REPLAY = UI._replace(name="ui-replay", start=_replay)
+def replay_dialect(earlier_texts: dict[str, str]) -> Dialect:
+    """Returns the dialect that also renders the earlier steps of the message, whose blobs have `earlier_texts`."""
+    return UI._replace(name="ui-replay", start=lambda key: StreamState(key.turn, earlier_texts=earlier_texts))
