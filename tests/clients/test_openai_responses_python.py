@@ -1,6 +1,9 @@
 """/v1/responses with OpenAI's Python SDK."""
 
 import asyncio
+import base64
+import json
+import os
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
@@ -392,6 +395,26 @@ async def test_input_items_are_listed(sdk: AsyncOpenAI) -> None:
 
     assert await list_items() == texts[::-1]
     assert await list_items(order="asc", limit=1) == texts
+
+
+async def test_listed_input_items_have_their_long_texts_and_images(sdk: AsyncOpenAI) -> None:
+    """They are stored as blobs, and returned as sent."""
+    image = f"data:image/png;base64,{base64.b64encode(os.urandom(100_000)).decode()}"
+    text = "#sim words=1 rate=0\n" + "long " * 20_000
+    given: Any = [
+        {"type": "input_text", "text": text},
+        {"type": "input_image", "image_url": image, "detail": "auto"},
+    ]
+    calls: Any = [
+        {"type": "function_call", "call_id": "c1", "name": "look", "arguments": json.dumps({"q": text})},
+        {"type": "function_call_output", "call_id": "c1", "output": text},
+    ]
+    made = await sdk.responses.create(
+        model=MODEL, input=[{"role": "user", "content": "hi"}, *calls, {"role": "user", "content": given}]
+    )
+    asked, answered, called, _ = [item.model_dump() async for item in sdk.responses.input_items.list(made.id)]
+    parts = [part.get("text") or part.get("image_url") for part in asked["content"]]
+    assert (parts, answered["output"], json.loads(called["arguments"])) == ([text, image], text, {"q": text})
 
 
 @pytest.mark.proves(DIALECT, "delete", PYTHON)

@@ -108,6 +108,15 @@ def test_any_body_becomes_a_turn_or_is_refused(api: Api, data: st.DataObject) ->
         check(build_turn(api.name, {**fields, "messages" if api.name == "chat" else "input": [HI, *messages]}).turn)
 
 
+@pytest.mark.parametrize("content", ["a", [{"type": "text", "text": "a"}]])
+def test_document_of_blocks_is_listed_as_json(content: object) -> None:
+    """OpenAI has no part for it, which another protocol has stored."""
+    document = {"type": "document", "source": {"type": "content", "content": content}}
+    (item,) = items_of("turn-1", [Message("user", [document])])
+    (part,) = item["content"]
+    assert (part["type"], json.loads(part["text"])) == ("input_text", document)
+
+
 def test_listed_input_items_equal_the_input() -> None:
     """Sending the items that a response lists gives the same conversation again."""
     image = {"type": "base64", "media_type": "image/png", "data": "aaaa"}

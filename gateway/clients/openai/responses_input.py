@@ -236,11 +236,12 @@ def _part(block: object) -> Item:
     match block:
         case {"type": "text", "text": str(text)}:
             return {"type": "input_text", "text": text}
-        case {"type": "image", "source": dict(source)}:
+        case {"type": "image", "source": {"type": "base64" | "url"} as source}:
             return {"type": "input_image", "detail": "auto", "image_url": _url(source)}
-        case {"type": "document", "source": dict(source), **rest}:
+        case {"type": "document", "source": {"type": "base64" | "text" | "url"} as source, **rest}:
             return {"type": "input_file", "filename": rest.get("title"), **_file(source)}
         case _:
+            # OpenAI has no part for it, such as a document of several blocks.
             return {"type": "input_text", "text": msgspec.json.encode(block).decode()}
 
 

@@ -15,9 +15,11 @@ from tailrace.gateway.clients.openai.responses_request import ResponseRequest, b
 from tailrace.gateway.clients.openai.responses_stream import OPENAI_RESPONSES, render_snapshot
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
+from tailrace.gateway.clients.stored_messages import read_texts, resolve
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import limit_of
+from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
@@ -28,11 +30,12 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder, names_of
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import parse_cursor
-from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.records import record_from_fold
 
 TRUE = {"true": True, "1": True, "false": False, "0": False, None: False}
 ITEMS_MAX = 100
+TOO_LARGE = "the input is larger than {most} bytes: read /v1/turns/{turn}, which has references to its blobs"
 
 
 async def post_response(request: ApiRequest, responder: Responder, catalogue: Catalogue, turns: TurnReader) -> ASGIApp:
@@ -115,7 +118,9 @@ async def delete_response(request: ApiRequest, deleter: Deleter) -> Response:
     return json_response({"id": f"{PREFIX}{key.turn}", "object": "response", "deleted": True})
 
 
-async def get_input_items(request: ApiRequest, turns: TurnReader) -> Response:
+async def get_input_items(
+    request: ApiRequest, turns: TurnReader, blob_store: BlobStore, settings: Settings
+) -> Response:
     """`GET /v1/responses/{response}/input_items`: lists the input that this response added to its conversation.
 
     In the format of OpenAI's API, newest first, in pages.
@@ -125,7 +130,10 @@ async def get_input_items(request: ApiRequest, turns: TurnReader) -> Response:
     limit, order, after = limit_of(request, 20, ITEMS_MAX), query.get("order", "desc"), query.get("after")
     if order not in ("asc", "desc"):
         raise Refused("request_invalid", "`order` must be `asc` or `desc`")
-    items = items_of(turn.turn, turn.input)
+    texts = await read_texts(blob_store, request.tenant, turn.input, settings.body_bytes_max)
+    if texts is None:
+        raise Refused("body_too_large", TOO_LARGE.format(most=settings.body_bytes_max, turn=turn.turn))
+    items = items_of(turn.turn, resolve(turn.input, texts))
     if order == "desc":
         items.reverse()
     ids = [item["id"] for item in items]
