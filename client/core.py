@@ -106,7 +106,8 @@ class Core:
         """Returns a response with a status of success, whose body was not read. Raises TailraceError."""
         own = self._headers() if callable(self._headers) else self._headers
         key = {"authorization": f"Bearer {self._key}"} if self._key else {}
-        merged = {**key, **own, **headers}
+        # With both spellings of a name, both headers would be sent.
+        merged = {**key, **{name.lower(): value for name, value in own.items()}, **headers}
         for name, value in merged.items():
             if not is_header_value(value):
                 raise TailraceError(f"the value of the header {name} has a character that HTTP does not allow")
@@ -212,7 +213,7 @@ class Core:
             for item in found:
                 yield item
             cursor = page.get("next")
-            if "next" not in page and page["has_more"]:
+            if "next" not in page and page.get("has_more"):
                 # A list of files: the id of an item is the cursor after it.
                 cursor = found[-1]["id"]
             if cursor is None:
@@ -228,8 +229,11 @@ class Core:
                 response = await self.open("GET", f"/v1/turn-batches/{path_segment(batch)}/results{after}", {})
                 try:
                     async for line in self._lines(response):
-                        result = msgspec.json.decode(line)
-                        last, tries.count = result["index"], 0
+                        try:
+                            result = msgspec.json.decode(line)
+                            last, tries.count = result["index"], 0
+                        except (msgspec.MsgspecError, ValueError, TypeError, KeyError) as error:
+                            raise TailraceError("the gateway sent a line that is not a result") from error
                         yield result
                     return
                 finally:

@@ -163,6 +163,18 @@ def test_lists_are_read_page_by_page() -> None:
     ]
 
 
+def test_a_list_of_one_page_may_lack_a_cursor() -> None:
+    server = Server(httpx2.Response(200, json={"data": [{"name": "p"}]}))
+    assert list(server.client().items("/v1/prompts")) == [{"name": "p"}]
+
+
+@pytest.mark.parametrize("line", [b"<html>\n", b"{}\n", b"1\n", b"\xff\n"])
+def test_a_line_that_is_not_a_result_is_an_error(line: bytes) -> None:
+    server = Server(httpx2.Response(200, content=line))
+    with pytest.raises(TailraceError, match="not a result"):
+        list(server.client().results("b1"))
+
+
 @pytest.mark.parametrize("cut", [b'{"index":1,"text":"\xe2\x80', b""], ids=["within a line", "before a line"])
 def test_results_of_a_batch_come_once_each_over_cut_connections(cut: bytes, waits: list[float]) -> None:
     """A line may contain U+2028, which is a line break elsewhere."""
@@ -181,6 +193,13 @@ def test_a_function_gives_the_headers_of_each_connection(waits: list[float]) -> 
     server.client(headers=lambda: {"authorization": f"Bearer {next(tokens)}"}).ask("Hi.").done()
     assert [one.headers["authorization"] for one in server.requests] == ["Bearer old", "Bearer new"]
     assert len(waits) == 1
+
+
+def test_an_own_authorization_replaces_that_of_the_key() -> None:
+    """The gateway refuses a request with two."""
+    server = Server(stream(START, DONE))
+    server.client(key="tr_key", headers={"Authorization": "Bearer jwt"}).ask("Hi.").done()
+    assert server.requests[0].headers.get_list("authorization") == ["Bearer jwt"]
 
 
 @pytest.mark.parametrize("bytes_max", ["LINE_BYTES_MAX", "ERROR_BYTES_MAX"])
