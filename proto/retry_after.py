@@ -19,6 +19,6 @@ def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
         return max(0.0, wait_s) if math.isfinite(wait_s) else None
     try:
         at = parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(0.0, at.replace(tzinfo=at.tzinfo or UTC).timestamp() - now)

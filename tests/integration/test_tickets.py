@@ -12,9 +12,12 @@ import msgspec
 import pytest
 
 from tailrace.gateway.auth.signed_tokens import Ticket, TokenSigner
+from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.nats.signing_secret import signing_secret
+from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.refusals import problem_of
@@ -264,3 +267,21 @@ async def test_tickets_are_not_logged(nats_url: str, tenant: Tenant, turn: Turn,
         printed = gateway.printed.read_bytes()
     assert ticket[:20].encode() not in printed
     assert b"?" not in printed
+
+
+async def test_a_ticket_whose_first_use_was_not_acknowledged_is_still_used_once(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise its reader would be refused although nobody has used the ticket."""
+    create, lost = Bucket.create, [True]
+
+    async def lose_first(self: Bucket, key: str, data: bytes) -> bytes:
+        stored = await create(self, key, data)
+        if lost and lost.pop():
+            raise LogUnavailable("the acknowledgement is lost")
+        return stored
+
+    monkeypatch.setattr(Bucket, "create", lose_first)
+    uses, ticket = UsedTickets(connection), new_id()
+    assert await uses.mark_used(ticket)
+    assert not await uses.mark_used(ticket)

@@ -200,6 +200,7 @@ def test_a_status_error_maps_by_status_then_by_type(body: object, status: int, c
         ({"retry-after": formatdate(NOW + 30)}, 30.0),
         ({"retry-after": "9" * 400}, None),
         ({"retry-after": "Fri, 99 Foo 2026 99:99:99 GMT"}, None),
+        ({"retry-after": "Jan 99 24:61:61 0 99999999999999999999 -1"}, None),
     ],
 )
 def test_retry_after_is_parsed_in_all_forms(headers: dict[str, str], wait_s: float | None) -> None:
