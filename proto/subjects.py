@@ -81,11 +81,6 @@ def live_requests(tenant: Tenant) -> str:
     return f"live.{_token(tenant)}.*.request"
 
 
-def live_end(key: TurnKey) -> str:
-    """Returns the subject on which a turn's `end` is republished."""
-    return f"live.{_token(key.tenant)}.{_token(key.turn)}.end"
-
-
 def blob(tenant: Tenant, sha256: str) -> str:
     """Returns the subject of a blob's mark, which is stored after all of its chunks (PROTOCOL R33)."""
     return f"bodies.{_token(tenant)}.{_token(sha256)}"

@@ -16,8 +16,8 @@ import nats.errors
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
+from tailrace.proto.nats.leader import Leader
 from tailrace.proto.subjects import CLAIMS_STREAM
 
 TRY_TIMEOUT_S = 2.0
@@ -27,24 +27,12 @@ PIN_AGE_MAX = timedelta(minutes=10)
 EXPIRED_MAX = 100
 
 
-class BlobPin(msgspec.Struct, frozen=True):
-    """A pin as the bucket's leader returns it."""
-
-    class Message(msgspec.Struct, frozen=True):
-        seq: int
-        time: datetime
-
-    message: Message
-
-
-_pin = msgspec.json.Decoder(BlobPin)
-
-
 class BlobPins:
     """All pins. May be shared within a process. Every method raises LogUnavailable."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._leader = Leader(connection, CLAIMS_STREAM)
         self._holders: set[tuple[Tenant, str]] = set()
 
     async def pin(self, tenant: Tenant, holder: str, blobs: Iterable[str]) -> None:
@@ -78,16 +66,9 @@ class BlobPins:
         """Returns whether the blob is pinned, read from the bucket's leader, which never lags."""
         seq = 1
         for _ in range(EXPIRED_MAX):
-            query = msgspec.json.encode({"seq": seq, "next_by_subj": subjects.blob_pins_of(tenant, sha256)})
-            reply = await self._connection.request(
-                f"$JS.API.STREAM.MSG.GET.{CLAIMS_STREAM}", query, timeout_s=TRY_TIMEOUT_S
-            )
-            error = pub_ack.decode(reply.data).error
-            if error is not None and error.err_code == pub_ack.NOT_FOUND:
+            found = await self._leader.first(subjects.blob_pins_of(tenant, sha256), seq)
+            if found is None:
                 return False
-            if error is not None:
-                raise LogUnavailable(f"pins cannot be read: {error.description}")
-            found = _pin.decode(reply.data).message
             if datetime.now(UTC) - found.time <= PIN_AGE_MAX:
                 return True
             seq = found.seq + 1

@@ -19,6 +19,7 @@ from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
+from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.log_server import BATCH, Count, LiveFeed, Page, PublishUnclear
 from tailrace.proto.subjects import STREAM, TurnKey
 
@@ -36,6 +37,7 @@ class JetStreamLog:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._leader = Leader(connection, STREAM)
         self._reads = DirectReader(connection)
 
     async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
@@ -65,11 +67,11 @@ class JetStreamLog:
         return Page([stored for message in page.messages if (stored := _decode(message, turn))], page.is_last)
 
     async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
-        found = await self._find({"last_by_subj": subjects.entry(key, kind) if kind else subjects.entries(key)})
+        found = await self._leader.last(subjects.entry(key, kind) if kind else subjects.entries(key))
         return BEFORE_FIRST if found is None else found.seq
 
     async def has_entry(self, key: TurnKey, seq: Seq) -> bool:
-        found = await self._find({"seq": seq, "next_by_subj": subjects.entries(key)})
+        found = await self._leader.first(subjects.entries(key), seq)
         return found is not None and found.seq == seq
 
     async def ask_for_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
@@ -77,7 +79,7 @@ class JetStreamLog:
 
         None may be wrong: see LogServer.last_seq. Raises LogUnavailable.
         """
-        found = await self._find({"seq": seq, "next_by_subj": subjects.entries_of_tenant(tenant)})
+        found = await self._leader.first(subjects.entries_of_tenant(tenant), seq)
         return subjects.parse(found.subject)[0] if found is not None and found.seq == seq else None
 
     async def ask_for_turn(self, turn: TurnId) -> TurnKey | None:
@@ -85,7 +87,7 @@ class JetStreamLog:
 
         None may be wrong: see LogServer.last_seq. Raises LogUnavailable.
         """
-        found = await self._find({"last_by_subj": subjects.requests(turn)})
+        found = await self._leader.last(subjects.requests(turn))
         return subjects.parse(found.subject)[0] if found is not None else None
 
     async def count(self, key: TurnKey) -> Count:
@@ -116,13 +118,10 @@ class JetStreamLog:
 
         async def delete(seq: Seq) -> None:
             async with slots:
-                query = msgspec.json.encode({"seq": seq})
-                subject = f"$JS.API.STREAM.MSG.DELETE.{STREAM}"
-                reply = await self._connection.request(subject, query, timeout_s=PURGE_TIMEOUT_S)
-                error = pub_ack.decode(reply.data).error
+                is_deleted = await self._leader.delete(seq, erases=True)
             # A repeated deletion finds no entry, and the purge below would hide one that was not overwritten.
-            if error is not None and await self.has_entry(key, seq):
-                raise LogUnavailable(f"an entry of {key.turn} could not be erased: {error.description}")
+            if not is_deleted and await self.has_entry(key, seq):
+                raise LogUnavailable(f"an entry of {key.turn} could not be erased: retry")
 
         while entries := (await self.read(key, after, BATCH)).entries:
             entries = [stored for stored in entries if upto is None or stored.seq <= upto]
@@ -178,16 +177,6 @@ class JetStreamLog:
             forget()
             await self._connection.unsubscribe(subscription)
 
-    async def _find(self, query: dict[str, object]) -> "_GetResponse.Message | None":
-        """Asks the stream's leader for one message; returns its subject and sequence, or None when there is none."""
-        reply = await self._connection.request(
-            f"$JS.API.STREAM.MSG.GET.{STREAM}", msgspec.json.encode(query), timeout_s=PUBLISH_TIMEOUT_S
-        )
-        found = _get_response.decode(reply.data)
-        if found.error is not None and found.error.err_code != pub_ack.NOT_FOUND:
-            raise LogUnavailable(f"the log's leader does not answer: {found.error.description}")
-        return found.message
-
 
 class _Session(msgspec.Struct):
     """The session of a request."""
@@ -196,17 +185,6 @@ class _Session(msgspec.Struct):
 
 
 _session = msgspec.json.Decoder(_Session)
-
-
-class _GetResponse(msgspec.Struct):
-    """The answer of `$JS.API.STREAM.MSG.GET`."""
-
-    class Message(msgspec.Struct):
-        subject: str
-        seq: Seq
-
-    message: Message | None = None
-    error: pub_ack.Ack.Error | None = None
 
 
 class _Info(msgspec.Struct):
@@ -220,7 +198,7 @@ class _Info(msgspec.Struct):
     error: pub_ack.Ack.Error | None = None
 
 
-_get_response, _info = msgspec.json.Decoder(_GetResponse), msgspec.json.Decoder(_Info)
+_info = msgspec.json.Decoder(_Info)
 
 
 def _decode(message: Message, turn: str) -> Stored | None:

@@ -17,6 +17,7 @@ from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.connection import Connection, raise_if_cancelled
+from tailrace.proto.nats.leader import Leader
 from tailrace.proto.subjects import STREAM, WEBHOOKS, TurnKey
 
 logger = structlog.get_logger()
@@ -240,13 +241,8 @@ class Deliveries:
 
     async def _next_after(self, seq: Seq, subject: str) -> Seq:
         """Returns the next entry after `seq` from the stream's leader, or BEFORE_FIRST if there is none."""
-        try:
-            message = await self._connection.jetstream.get_msg(STREAM, seq=seq + 1, subject=subject, next=True)
-        except nats.js.errors.NotFoundError:
-            return BEFORE_FIRST
-        except nats.errors.Error as error:
-            raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
-        return Seq(message.seq or BEFORE_FIRST)
+        found = await Leader(self._connection, STREAM).first(subject, seq + 1)
+        return BEFORE_FIRST if found is None else found.seq
 
 
 class Backlog(NamedTuple):
@@ -277,12 +273,5 @@ async def consumer_backlog(connection: Connection, durable: str) -> Backlog:
 
 async def oldest_request_at(connection: Connection, after: Seq) -> datetime | None:
     """Returns when the first request after the sequence `after` was stored; None without any. Raises LogUnavailable."""
-    try:
-        message = await connection.jetstream.get_msg(STREAM, seq=after + 1, subject=subjects.EVERY_REQUEST, next=True)
-    except nats.js.errors.NotFoundError:
-        return None
-    except nats.errors.Error as error:
-        raise LogUnavailable(f"the stream does not answer: {type(error).__name__}") from error
-    finally:
-        raise_if_cancelled()
-    return message.time
+    found = await Leader(connection, STREAM).first(subjects.EVERY_REQUEST, after + 1)
+    return None if found is None else found.time

@@ -8,14 +8,13 @@ import random
 from datetime import datetime
 from typing import NamedTuple
 
-import msgspec
-
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
+from tailrace.proto.nats.leader import Leader
 from tailrace.proto.subjects import SLOTS
 
 TIMEOUT_S = 2.0
@@ -46,6 +45,7 @@ class Slots:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._leader = Leader(connection, SLOTS)
         self._reader = DirectReader(connection, SLOTS)
 
     async def list_held(self, tenant: Tenant, owner: str, what: str) -> list[HeldSlot]:
@@ -89,8 +89,7 @@ class Slots:
 
     async def release(self, seq: Seq) -> None:
         """Releases the slot that was acquired at `seq`, if it is still held. Raises LogUnavailable."""
-        query = msgspec.json.encode({"seq": seq, "no_erase": True})
-        await self._connection.request(f"$JS.API.STREAM.MSG.DELETE.{SLOTS}", query, timeout_s=TIMEOUT_S)
+        await self._leader.delete(seq)
 
     async def _put(self, subject: str, holder: str, expected: Seq, life_s: int | None) -> Seq | None:
         headers = {pub_ack.FENCE: str(expected), **({LIFE: f"{life_s}s"} if life_s is not None else {})}

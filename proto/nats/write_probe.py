@@ -4,13 +4,12 @@ Reads do not show whether the log accepts writes: a leader without a majority st
 server with a full disk answers every read and stores nothing.
 """
 
-import msgspec
-
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
+from tailrace.proto.nats.leader import Leader
 from tailrace.proto.subjects import STREAM
 
 TIMEOUT_S = 2.0
@@ -28,7 +27,6 @@ class WriteProbe:
         reply = await self._connection.request(self._subject, b"{}", timeout_s=TIMEOUT_S)
         stored = pub_ack.decode(reply.data)
         if stored.error is None:
-            query = msgspec.json.encode({"seq": stored.seq, "no_erase": True})
-            await self._connection.request(f"$JS.API.STREAM.MSG.DELETE.{STREAM}", query, timeout_s=TIMEOUT_S)
+            await Leader(self._connection, STREAM).delete(stored.seq)
         elif stored.error.err_code not in pub_ack.FULL_CODES:
             raise LogUnavailable(f"the log stores nothing: {stored.error.description}")

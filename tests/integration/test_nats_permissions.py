@@ -277,9 +277,15 @@ async def test_a_gateway_does_not_accept_a_key_or_an_end_that_another_gateway_fo
     async with aclosing(TurnLog(gateway).follow(key)) as entries:
         await anext(entries)
         await forger.subscribe("readers.acme.x", reply)
+        live_end = f"{subjects.live(key)[:-1]}end"
         for stores, payload, target, header in (
             ("bodies.acme.key_x", msgspec.json.encode(record), "keys.key_x", "$KV.KEYS.key_x"),
-            ("turns.acme.x.end", msgspec.json.encode(forged_end), subjects.live_end(key), subjects.entry(key, "end")),
+            (
+                "turns.acme.x.end",
+                msgspec.json.encode(forged_end),
+                live_end,
+                subjects.entry(key, "end"),
+            ),
         ):
             stored = await forger.jetstream.publish(stores, payload)
             read = json.dumps({"seq": stored.seq}).encode()

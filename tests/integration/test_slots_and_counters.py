@@ -18,6 +18,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.limits import Limits
 from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
 from tailrace.proto.nats.slots import Slot
+from tailrace.proto.subjects import SLOTS
 from tests.harness.turn_builder import request
 from tests.harness.until import until
 
@@ -54,6 +55,15 @@ async def test_a_slot_is_released_by_its_own_acquisition_only(connection: Connec
     assert await slots.acquire(tenant, "k", "running", 1, "second") is not None
     await slots.release(first.seq)
     assert [slot.holder for slot in await slots.list_held(tenant, "k", "running")] == ["second"]
+
+
+async def test_a_slot_that_the_server_does_not_release_is_an_error(own_connection: Connection, tenant: Tenant) -> None:
+    """Its holder must not believe that the slot is free."""
+    slot = await Slots(own_connection).acquire(tenant, "k", "running", 1, "h")
+    assert slot is not None
+    await own_connection.jetstream.delete_stream(SLOTS)
+    with pytest.raises(LogUnavailable):
+        await Slots(own_connection).release(slot.seq)
 
 
 @pytest.mark.rule("R37")

@@ -29,7 +29,6 @@ def test_the_fence_covers_every_entry_of_one_turn() -> None:
 def test_the_live_feed_of_a_turn_has_its_own_subject() -> None:
     """What is stored on turns.… is republished on live.…"""
     assert subjects.live(KEY) == "live.acme.0190-1.>"
-    assert subjects.live_end(KEY) == "live.acme.0190-1.end"
 
 
 @pytest.mark.rule("R28")
@@ -47,7 +46,7 @@ def test_no_subject_is_built_from_an_invalid_token(token: str) -> None:
     """The server takes a wildcard in a publish and reads everything with it: it must never get there."""
     bad_tenant, bad_turn = TurnKey(Tenant(token), KEY.turn), TurnKey(KEY.tenant, TurnId(token))
     for key in (bad_tenant, bad_turn):
-        for build in (subjects.entries, subjects.live, subjects.live_end, subjects.presence):
+        for build in (subjects.entries, subjects.live, subjects.presence):
             with pytest.raises(ValueError, match="is not a valid subject token"):
                 build(key)
         with pytest.raises(ValueError, match="is not a valid subject token"):

@@ -1,0 +1,75 @@
+"""Leader: reads and deletes single messages at the leader of a stream, which never lags behind its acknowledgements.
+
+The requests are `$JS.API.STREAM.MSG.GET` and `.DELETE` of JetStream's API (docs.nats.io, "NATS API Reference").
+"""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import Seq
+from tailrace.proto.nats import pub_ack
+from tailrace.proto.nats.connection import Connection
+
+TIMEOUT_S = 2.0
+# 10043: the message does not exist. 10057: its deletion failed, also because its whole block of messages is gone.
+NOT_DELETED = (10043, 10057)
+
+
+class StoredMessage(msgspec.Struct, frozen=True):
+    """A message, and the time at which the server has stored it."""
+
+    subject: str
+    seq: Seq
+    time: datetime
+    data: bytes = b""
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    message: StoredMessage | None = None
+    error: pub_ack.Ack.Error | None = None
+
+
+_reply = msgspec.json.Decoder(_Reply)
+
+
+class Leader:
+    """The leader of one stream. Every method raises LogUnavailable.
+
+    A former leader that has just woken up may find nothing once: see `ask_twice` in replay.py.
+    """
+
+    def __init__(self, connection: Connection, stream: str) -> None:
+        self._connection = connection
+        self._stream = stream
+
+    async def last(self, subject: str) -> StoredMessage | None:
+        """Returns the last message on `subject`, which may have wildcards; None without any."""
+        return await self._get({"last_by_subj": subject})
+
+    async def first(self, subject: str, seq: int) -> StoredMessage | None:
+        """Returns the first message on `subject`, which may have wildcards, at `seq` or later; None without any."""
+        return await self._get({"seq": seq, "next_by_subj": subject})
+
+    async def delete(self, seq: Seq, *, erases: bool = False) -> bool:
+        """Deletes the message at `seq`. Returns False if it did not exist or could not be deleted.
+
+        `erases`: the server also overwrites its bytes in the file.
+        """
+        error = (await self._ask("DELETE", {"seq": seq, "no_erase": not erases})).error
+        if error is not None and error.err_code not in NOT_DELETED:
+            raise LogUnavailable(f"{self._stream} deletes nothing: {error.description}")
+        return error is None
+
+    async def _get(self, query: dict[str, Any]) -> StoredMessage | None:
+        reply = await self._ask("GET", query)
+        if reply.error is not None and reply.error.err_code != pub_ack.NOT_FOUND:
+            raise LogUnavailable(f"{self._stream} cannot be read: {reply.error.description}")
+        return reply.message
+
+    async def _ask(self, what: str, query: dict[str, Any]) -> _Reply:
+        subject = f"$JS.API.STREAM.MSG.{what}.{self._stream}"
+        reply = await self._connection.request(subject, msgspec.json.encode(query), timeout_s=TIMEOUT_S)
+        return _reply.decode(reply.data)
