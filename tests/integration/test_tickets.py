@@ -272,7 +272,7 @@ async def test_tickets_are_not_logged(nats_url: str, tenant: Tenant, turn: Turn,
 async def test_a_ticket_whose_first_use_was_not_acknowledged_is_still_used_once(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise its reader would be refused although nobody has used the ticket."""
+    """Otherwise its reader would be refused although the ticket was never used."""
     create, lost = Bucket.create, [True]
 
     async def lose_first(self: Bucket, key: str, data: bytes) -> bytes:
