@@ -144,6 +144,7 @@ async def _send_webhooks(
         build = partial(
             webhooks.WebhookSender,
             turns,
+            Tombstones(connection),
             deliveries,
             client,
             keys=keys,

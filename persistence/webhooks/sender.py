@@ -2,7 +2,7 @@
 
 It stores nothing. An `end` stays leased until its webhook is delivered or given up, and is acknowledged then. If this
 process is killed, the next one delivers the waiting webhooks under the same ids. Each attempt folds the turn from the
-log again, so a turn that was deleted meanwhile is not sent.
+log again, so a turn that was deleted meanwhile, or that the log keeps no longer, is not sent.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TurnUnknown, WebhookFailed, WebhookRefused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, is_token
-from tailrace.proto.nats import Deliveries, Delivery, TurnLog
+from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.runtime.race import run_until
 from tailrace.proto.ssrf import UrlNotAllowed, check_url, parse_private_hosts
@@ -56,6 +56,7 @@ class WebhookSender:
     def __init__(
         self,
         log: TurnLog,
+        tombstones: Tombstones,
         deliveries: Deliveries,
         client: WebhookClient,
         *,
@@ -65,6 +66,7 @@ class WebhookSender:
         give_up_s: float,
     ) -> None:
         self._log = log
+        self._tombstones = tombstones
         self._deliveries = deliveries
         self._client = client
         self._keys = keys
@@ -164,14 +166,17 @@ class WebhookSender:
             ended_at, retry_after_s = None, None
             try:
                 async with self._connections[key.tenant]:
-                    turn = await self._log.read_turn_upto(key, seq)
+                    turn = await self._find_turn(key, seq)
+                    if turn is None:
+                        logger.debug("webhook dropped: its turn was deleted", turn=key.turn)
+                        return
                     if turn.chain.last != seq:
                         # A fork's `end`. The turn's valid one is delivered separately.
                         return
                     ended_at = turn.ended_at
                     answer = await self._post(key, turn, url)
             except TurnUnknown:
-                logger.debug("webhook dropped: its turn was deleted", turn=key.turn)
+                _give_up(key, "expired", "the log does not keep its turn any more")
                 return
             except WebhookRefused as error:
                 _give_up(key, "refused", str(error))
@@ -195,6 +200,18 @@ class WebhookSender:
             wait_s = payload.wait_s(attempts, self._first_wait_s, retry_after_s, random.random())  # noqa: S311  # spreads load, hides nothing
             logger.info("webhook will be retried", turn=key.turn, attempts=attempts, why=why, wait_s=round(wait_s, 1))
             await asyncio.sleep(wait_s)
+
+    async def _find_turn(self, key: TurnKey, seq: Seq) -> Turn | None:
+        """Returns the turn, or None if it was deleted. Raises TurnUnknown if the log has removed it by age.
+
+        Raises LogUnavailable.
+        """
+        try:
+            return await self._log.read_turn_upto(key, seq)
+        except TurnUnknown:
+            if await self._tombstones.exists(key):
+                return None
+            raise
 
     async def _post(self, key: TurnKey, turn: Turn, url: str) -> Answer:
         body = payload.render(record_from_fold(key, turn))

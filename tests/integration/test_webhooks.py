@@ -26,7 +26,7 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, new_id
-from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog, stream_configs
+from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, stream_configs
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
@@ -85,6 +85,11 @@ class OwnSystem(NamedTuple):
 
     async def write_session(self, webhook: str, count: int) -> list[TurnKey]:
         return [await self.write(webhook, session="one") for _ in range(count)]
+
+    async def delete(self, key: TurnKey) -> None:
+        """Deletes a turn from the log, with the tombstone that persistence sets."""
+        await Tombstones(self.connection).put([key])
+        await self.log.purge(key)
 
     async def wait_until_drained(self) -> None:
         """Waits until no webhook is waiting or being delivered."""
@@ -301,17 +306,35 @@ async def test_a_slow_receiver_delays_only_its_own_tenant(own: OwnSystem, receiv
 async def test_a_deleted_turn_is_not_posted(own: OwnSystem, receiver: Receiver) -> None:
     """Neither at the first attempt nor at a retry; the session's other turns are."""
     receiver.answer = answer_with(500)
+    before = count_given_up("expired")
     deleted = await own.write(receiver.url)
-    await own.log.purge(deleted)
+    await own.delete(deleted)
     async with own.persistence():
         (first,) = await own.write_session(receiver.url, 1)
         await until(lambda: receiver.turns.count(first.turn) > 1)
         (second,) = await own.write_session(receiver.url, 1)
-        await own.log.purge(first)
+        await own.delete(first)
         await until(lambda: second.turn in receiver.turns)
         receiver.answer = answer_with(204)
         await own.wait_until_drained()
     assert deleted.turn not in receiver.turns
+    assert count_given_up("expired") == before
+
+
+@pytest.mark.rule("R45")
+async def test_a_webhook_whose_turn_leaves_the_log_by_age_is_given_up(own: OwnSystem, receiver: Receiver) -> None:
+    """With the default settings the log keeps a turn for as long as its webhook is retried."""
+    before = count_given_up("expired")
+    receiver.answer = answer_with(500)
+    async with own.persistence():
+        expired = await own.write(receiver.url)
+        await until(lambda: len(receiver.received) > 1)
+        with capture_logs() as logs:
+            await own.log.purge(expired)
+            await own.wait_until_drained()
+    assert count_given_up("expired") == before + 1
+    (given_up,) = [line for line in logs if line["event"] == "webhook given up"]
+    assert (given_up["turn"], given_up["why"]) == (expired.turn, "the log does not keep its turn any more")
 
 
 @pytest.mark.rule("R45")
