@@ -102,5 +102,5 @@ class BlobCollector:
         """Returns those that no turn refers to, and forgets the others: they stay stored."""
         referenced = await self._store.referenced_blobs(tenant, blobs)
         if referenced:
-            await self._store.forget_released(tenant, referenced)
+            await self._store.keep_referenced(tenant, referenced)
         return [sha256 for sha256 in blobs if sha256 not in set(referenced)]

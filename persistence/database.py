@@ -50,7 +50,7 @@ class Transaction(Protocol):
 
 
 class Database(Protocol):
-    """An open database. All methods raise StoreError, and never an error of the driver."""
+    """An open database. All methods raise StoreError. An error of the driver is a bug, such as a wrong statement."""
 
     system: DatabaseKind
     version: int
@@ -73,7 +73,10 @@ class Database(Protocol):
         """Returns the rows of a query."""
 
     async def search(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Like `read`, for a query that may take long: `read` does not wait for it, and a cancellation ends it."""
+        """Like `read`, for a query that may take long: `read` does not wait for it, and a cancellation ends it.
+
+        Callers run one at a time.
+        """
 
     def lock(self, name: str) -> AbstractAsyncContextManager[None]:
         """Holds the lock `name` while the block runs: no other process that uses the database holds it, too.

@@ -337,8 +337,13 @@ DELETE FROM blob_uses WHERE tenant = :tenant AND turn = :turn
 SELECT turn FROM blob_uses WHERE tenant = :tenant AND sha256 = :sha256 LIMIT 1
 
 -- name: forget_released_blob
--- Removes a released blob that was purged, or is referred to.
+-- Removes a released blob that was purged.
 DELETE FROM blob_releases WHERE tenant = :tenant AND sha256 = :sha256
+
+-- name: keep_used_blob
+-- Removes a released blob that is referred to. One whose last turn has just been deleted stays released.
+DELETE FROM blob_releases WHERE tenant = :tenant AND sha256 = :sha256
+    AND EXISTS (SELECT 1 FROM blob_uses WHERE blob_uses.tenant = :tenant AND blob_uses.sha256 = :sha256)
 
 -- name: released_blobs
 -- The released blobs of a tenant after one of them.
@@ -457,8 +462,10 @@ DELETE FROM sessions WHERE tenant = :tenant AND "user" = :name
     AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
 
 -- name: forget_session_user
--- Removes a user's name, title and system prompt from sessions that have turns of others.
+-- Removes a user's name, title and system prompt from sessions that have turns of others. While turns of the user are
+-- left, it changes nothing: `delete_user_sessions` finds the sessions of the later ones by the name.
 UPDATE sessions SET "user" = NULL, title = NULL, system = NULL WHERE tenant = :tenant AND "user" = :name
+    AND NOT EXISTS (SELECT 1 FROM labels WHERE labels.tenant = :tenant AND name = 'user' AND value = :name)
 
 -- name: delete_tenant_sessions
 -- Deletes the sessions of a tenant that have no turns.
@@ -859,7 +866,7 @@ WITH page AS (
 -- name: user_sessions_from
 -- The same for one user, of one project unless it is null.
 WITH page AS (
-    SELECT * FROM sessions WHERE tenant = :tenant AND "user" = :user AND coalesce(project = :project, true)
+    SELECT * FROM sessions WHERE tenant = :tenant AND "user" = :user AND (:project IS NULL OR project = :project)
     ORDER BY updated_at DESC, session DESC LIMIT :limit OFFSET :offset
 )
 {with_totals}
@@ -881,7 +888,7 @@ INDEXED BY sessions_by_user
 -- name: count_user_sessions
 -- The number of sessions of a user.
 SELECT count(*) AS total FROM sessions {by_user}
-WHERE tenant = :tenant AND "user" = :user AND coalesce(project = :project, true)
+WHERE tenant = :tenant AND "user" = :user AND (:project IS NULL OR project = :project)
 
 -- name: active_sessions
 -- The number of sessions that were used since a time.

@@ -52,6 +52,8 @@ ERRORS: dict[str, type[StoreError]] = {
     "SQLITE_NOTADB": StoreCorrupt,
 }
 
+# Between two interruptions of a search.
+INTERRUPT_S = 0.05
 
 STATEMENTS = statements("sqlite")
 
@@ -97,7 +99,6 @@ class SQLite:
         self._reader = reader
         # For queries that may take long.
         self._searcher = searcher
-        self._searching = asyncio.Lock()
         self.version = version
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._writing = asyncio.Lock()
@@ -216,19 +217,22 @@ class SQLite:
             raise
 
     async def search(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Returns the rows of a long query. One runs at a time, on its own connection; a cancellation interrupts it."""
-        async with self._searching:
-            searching = asyncio.ensure_future(self._searcher.execute_fetchall(statement, values))
-            try:
-                await asyncio.wait({searching})
-            finally:
-                # After a cancellation, the connection's thread goes on until it is interrupted.
-                if not searching.done():
-                    await self._searcher.interrupt()
-                    await asyncio.wait({searching})
-                    searching.exception()
-            with _map_errors():
-                return [dict(row) for row in await searching]
+        """Returns the rows of a long query, on its own connection; a cancellation interrupts it.
+
+        One runs at a time: an interruption ends all queries of the connection.
+        """
+        searching = asyncio.ensure_future(self._searcher.execute_fetchall(statement, values))
+        try:
+            await asyncio.wait({searching})
+        finally:
+            # After a cancellation, the connection's thread goes on until it is interrupted. An interruption before the
+            # thread begins does nothing, so it is repeated.
+            while not searching.done():
+                await self._searcher.interrupt()
+                await asyncio.wait({searching}, timeout=INTERRUPT_S)
+            searching.exception()
+        with _map_errors():
+            return [dict(row) for row in await searching]
 
     def raise_if_damaged(self) -> None:
         """Raises StoreCorrupt if the file is not whole, or if any read has found a damaged page."""

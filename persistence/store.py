@@ -30,7 +30,7 @@ from tailrace.persistence.rows import (
 from tailrace.persistence.words import words_of
 from tailrace.proto.batch_records import Api, StoredBatch
 from tailrace.proto.entries import Failure
-from tailrace.proto.errors import StoreBusy
+from tailrace.proto.errors import Refused, StoreBusy
 from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, TurnPosition, TurnRecord
@@ -59,6 +59,10 @@ LAST_AT = END_OF_TIME // NUMBERS
 # The most turns that a search reads for one page. Each is compared with each word of the search.
 SCAN_MAX = 1000
 SEARCH_S_MAX = 2.0
+# How long a search waits for those before it: for more than one, and so that it ends before the gateway's time limit.
+SEARCH_WAIT_S_MAX = 3.0
+# The searches of a tenant that wait. The process answers a limited number of queries at once, those of all tenants.
+SEARCHES_WAITING_MAX = 3
 BUSY_SESSIONS_MAX = 1_000
 # Greater than every id of a file.
 LAST_NAME = "\U0010ffff"
@@ -107,7 +111,7 @@ class Scan(NamedTuple):
 class Store:
     """The turns, sessions, projects and usage of all tenants.
 
-    `since`: sessions and projects that were used after this time are active.
+    Methods with `since`: sessions and projects that were used after this time are active.
     """
 
     def __init__(self, database: Database) -> None:
@@ -282,10 +286,17 @@ class Store:
         return [sha256 for sha256 in blobs if await self._read("blob_reference", tenant=tenant, sha256=sha256)]
 
     async def forget_released(self, tenant: Tenant, blobs: Sequence[str]) -> None:
-        """Removes `blobs` from the released ones: they were purged, or are referred to."""
+        """Removes `blobs` from the released ones: they were purged."""
         async with self._database.transaction() as writer:
             await writer.executemany(
                 self._sql["forget_released_blob"], [{"tenant": tenant, "sha256": sha256} for sha256 in blobs]
+            )
+
+    async def keep_referenced(self, tenant: Tenant, blobs: Sequence[str]) -> None:
+        """Removes those of `blobs` from the released ones that a turn refers to."""
+        async with self._database.transaction() as writer:
+            await writer.executemany(
+                self._sql["keep_used_blob"], [{"tenant": tenant, "sha256": sha256} for sha256 in blobs]
             )
 
     async def store_older_words(self) -> int:
@@ -458,7 +469,8 @@ class Store:
 
         Also returns the position of the last turn that was read, or None if there are no more turns. It reads at most
         `SCAN_MAX` turns, by the index of the rarest label or word: the cost does not grow with the database. Searches
-        for words run one at a time, those of each tenant in turn. Raises StoreBusy for one of over SEARCH_S_MAX.
+        for words run one at a time, those of each tenant in turn. Raises StoreBusy for one that runs or waits for too
+        long, and Refused if SEARCHES_WAITING_MAX of the tenant's searches wait.
         """
         async with self._search_slot(tenant) if words else nullcontext():
             page: dict[str, Any] = {"tenant": tenant, "before_at": before.at, "before": before.name, "start": ""}
@@ -481,13 +493,21 @@ class Store:
 
     @asynccontextmanager
     async def _search_slot(self, tenant: Tenant) -> AsyncIterator[None]:
-        """Runs the block when no other search runs, for at most SEARCH_S_MAX. Raises StoreBusy if it takes longer."""
-        async with self._searches.reserve(tenant=tenant):
-            try:
-                async with asyncio.timeout(SEARCH_S_MAX):
-                    yield
-            except TimeoutError as error:
-                raise StoreBusy("the search takes too long: search for fewer or rarer words") from error
+        """Runs the block when no other search runs, for at most SEARCH_S_MAX.
+
+        Raises StoreBusy if it takes longer, or waits for longer than SEARCH_WAIT_S_MAX, and Refused, see `turns`.
+        """
+        if self._searches.waiting(tenant) >= SEARCHES_WAITING_MAX:
+            message = f"{SEARCHES_WAITING_MAX} other searches of this tenant are waiting: retry when they have ended"
+            raise Refused("rate_limited", message, retry_after_s=SEARCH_S_MAX)
+        limit = asyncio.timeout(SEARCH_WAIT_S_MAX)
+        try:
+            async with limit, self._searches.reserve(tenant=tenant):
+                limit.reschedule(asyncio.get_running_loop().time() + SEARCH_S_MAX)
+                yield
+        except TimeoutError as error:
+            why = "the search, or another one before it, takes too long: search for fewer or rarer words"
+            raise StoreBusy(why) from error
 
     async def _best_scan(self, page: Mapping[str, Any], labels: Mapping[str, str], words: Sequence[str]) -> Scan:
         """Returns the scan whose `end` is the oldest: that of the rarest label or word."""

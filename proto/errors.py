@@ -465,7 +465,7 @@ CODES: dict[str, Code] = {
     "rate_limited": Code(
         429,
         RATE_LIMIT,
-        "The key or tenant has used up its requests, tokens or bytes of this period.",
+        "The key or tenant has used up its requests, tokens or bytes of this period, or too many of its searches wait.",
         "Retry after the seconds in Retry-After.",
         is_retryable=True,
     ),

@@ -59,7 +59,7 @@ async def replace_long_strings(raw: bytes) -> tuple[bytes, dict[str, str]]:
 
 
 def put_back(value: Any, strings: Mapping[str, str]) -> Any:
-    """Returns `value`, decoded from the JSON that `cut` has returned, with the long strings. Changes `value`.
+    """Returns `value`, decoded from what `replace_long_strings` has returned, with the long strings. Changes `value`.
 
     Raises ValueError if a long key occurs twice in an object.
     """

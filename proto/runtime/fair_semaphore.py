@@ -28,6 +28,10 @@ class FairSemaphore:
         finally:
             self._release(size)
 
+    def waiting(self, tenant: str) -> int:
+        """Returns how many of the tenant's requests wait."""
+        return sum(not waiter.done() for _, waiter in self._waiting.get(tenant, ()))
+
     async def _acquire(self, size: int, tenant: str) -> None:
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(tenant, deque()).append((size, waiter))

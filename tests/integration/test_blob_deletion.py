@@ -10,10 +10,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tailrace.gateway.clients.anthropic import count_tokens
 from tailrace.persistence import blob_gc, catch_up
+from tailrace.persistence.rows import build_row
 from tailrace.persistence.store import Store
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Message
@@ -22,11 +24,12 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId, child_id, new_id
 from tailrace.proto.nats import BlobPins, BlobStore, Connection, TurnLog, blob_pins
 from tailrace.proto.records import GetTurn, TurnRecord
+from tailrace.proto.resources import DeleteResource
 from tailrace.proto.subjects import BODIES, CLAIMS_STREAM, TurnKey
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.requests import post_until_ended
-from tests.harness.turn_builder import request
+from tests.harness.turn_builder import completed_turn, request
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, forget
@@ -239,6 +242,37 @@ async def test_a_deletion_at_any_step_of_a_post_keeps_its_blob(
     assert await pins(system_log._connection, tenant) == []
     assert await delete(gateway, second) == 200
     assert await stored_blobs(system_log._connection, tenant) == []
+
+
+@pytest.mark.rule("R34")
+async def test_a_blob_whose_last_turn_is_deleted_during_a_collection_is_deleted(
+    connection: Connection, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The collection has found the turn just before."""
+    blobs, store = BlobStore(connection), await Store.open(tmp_path / "own.db", busy_timeout_s=0.05)
+    referenced, turn = (
+        Store.referenced_blobs,
+        build_row(TurnKey(tenant, TurnId(new_id())), completed_turn("Light").turn),
+    )
+
+    async def find_and_delete(self: Store, *given: Any) -> list[str]:
+        found = await referenced(self, *given)
+        await store.delete(tenant, DeleteResource("session", turn.session, (TurnId(turn.turn),)))
+        return found
+
+    try:
+        await store.migrate()
+        await blobs.put(tenant, {name(picture): picture.encode()})
+        await store.record([msgspec.structs.replace(turn, blobs=f'["{name(picture)}"]')])
+        await store.release_blobs(tenant, f'["{name(picture)}"]')
+        collector = blob_gc.BlobCollector(store, blobs, BlobPins(connection), no_wait)
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "referenced_blobs", find_and_delete)
+            await collector.collect(tenant)
+        await collector.collect(tenant)
+        assert await stored_blobs(connection, tenant) == []
+    finally:
+        await store.close()
 
 
 async def test_a_prompt_that_is_counted_keeps_its_blob_until_then(

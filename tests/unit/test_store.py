@@ -24,10 +24,10 @@ from tailrace.persistence.postgresql import PostgreSQL, to_positional
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros
 from tailrace.persistence.sql import load, statements
 from tailrace.persistence.sqlite import STATEMENTS, SQLite, move_aside
-from tailrace.persistence.store import Store
+from tailrace.persistence.store import SEARCH_S_MAX, SEARCH_WAIT_S_MAX, SEARCHES_WAITING_MAX, Store
 from tailrace.persistence.words import hash_words
 from tailrace.proto.end_entry import LOST_FAILURE
-from tailrace.proto.errors import StoreBusy, StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
+from tailrace.proto.errors import Refused, StoreBusy, StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
 from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, record_from_fold
@@ -297,7 +297,7 @@ async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(
     assert (await store.released_blobs(OURS), await store.released_blobs(OURS, after=shared)) == ([shared, own], [own])
     assert (await store.tenants_with_released_blobs(), await store.released_blobs(THEIRS)) == ([OURS], [])
     assert await store.referenced_blobs(OURS, [shared, own]) == [shared]
-    await store.forget_released(OURS, [shared])
+    await store.keep_referenced(OURS, [shared, own])
     assert await store.released_blobs(OURS) == [own]
     await store.forget_released(OURS, [own])
     assert await store.tenants_with_released_blobs() == []
@@ -305,6 +305,33 @@ async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(
         await store.delete(tenant, DeleteResource("session", "session-1", tuple(map(TurnId, turns))))
         await store.forget_released(tenant, [shared, own])
     assert await content_of(store) == []
+
+
+async def test_a_user_whose_turns_are_deleted_in_several_rounds_leaves_no_session(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session in which another user has a turn stays, without the name and the title."""
+    monkeypatch.setattr("tailrace.persistence.store.DELETE_TURNS_MAX", 1)
+    rows = [running_row(f"turn-{n}", session=f"session-{n}", user="ann", step=n) for n in range(3)]
+    await store.record([*rows, running_row("turn-3", session="session-0", user="bob", step=3)])
+    await store.change_session(OURS, ChangeSession("session-0", "Ann on rivers"))
+    ann = DeleteResource("user", "ann")
+    while turns := await store.turns_to_delete(OURS, ann):
+        await store.delete(OURS, msgspec.structs.replace(ann, purged=tuple(turn.turn for turn in turns)))
+    left = await store.sessions(OURS, None, NEWEST, 9, NOON)
+    assert [(one.session, one.user, one.title) for one in left] == [("session-0", None, None)]
+
+
+async def test_a_numbered_page_of_a_user_and_a_project_has_no_session_without_a_project(store: Store) -> None:
+    await store.record(
+        [
+            running_row("turn-1", session="session-1", user="ann", project="rivers"),
+            running_row("turn-2", session="session-2", user="ann"),
+        ]
+    )
+    for project, expected in (("rivers", ["session-1"]), (None, ["session-2", "session-1"])):
+        page, total = await store.numbered_sessions(OURS, project, 0, 9, NOON, "ann")
+        assert ([one.session for one in page], total) == (expected, len(expected))
 
 
 async def test_a_project_is_deleted_with_its_last_session(store: Store) -> None:
@@ -605,6 +632,44 @@ async def test_a_search_that_takes_long_is_ended_and_delays_no_other_query(
     monkeypatch.setattr(store, "_sql", statements)
     found, _ = await store.turns(OURS, {}, None, NEWEST, 9, words)
     assert [one.turn for one in found] == ["turn-1"]
+    await store.close()
+
+
+async def test_a_search_that_is_cancelled_before_it_begins_is_interrupted(file_store: Store) -> None:
+    """It runs in a thread of its own, which may not have begun."""
+    database = file_store._database
+    for steps in range(1, 5):
+        searching = asyncio.create_task(database.search(ENDLESS["sqlite"], {}))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        searching.cancel()
+        await asyncio.wait({searching}, timeout=5)
+        assert searching.cancelled()
+    assert await database.search("SELECT 1 AS found", {}) == [{"found": 1}]
+
+
+async def test_a_tenant_with_many_searches_is_refused_and_other_tenants_are_not(
+    either_database: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search also ends if it waits for too long."""
+    store = await open_store(either_database)
+    statements = store._sql
+    monkeypatch.setattr(store, "_sql", {**statements, "found_turns": ENDLESS[store.system]})
+
+    def search(tenant: Tenant) -> asyncio.Task[Any]:
+        return asyncio.create_task(store.turns(tenant, {}, None, NEWEST, 9, hash_words(tenant, ["light"]).split()))
+
+    searches = [search(OURS) for _ in range(SEARCHES_WAITING_MAX + 1)]
+    await asyncio.sleep(0.1)
+    with pytest.raises(Refused, match="other searches of this tenant are waiting") as refused:
+        await search(OURS)
+    assert (refused.value.code, refused.value.retry_after_s) == ("rate_limited", SEARCH_S_MAX)
+    theirs = search(THEIRS)
+    async with asyncio.timeout(SEARCH_WAIT_S_MAX + 2 * SEARCH_S_MAX):
+        found = await asyncio.gather(*searches, theirs, return_exceptions=True)
+    assert {type(one) for one in found} == {StoreBusy}
+    monkeypatch.setattr(store, "_sql", statements)
+    assert await search(OURS) == ([], None)
     await store.close()
 
 
@@ -911,6 +976,25 @@ async def test_a_database_is_copied_to_postgresql_and_back(
         await copy_database(store._database, back._database)
     for one in (other, back):
         await one.close()
+
+
+@pytest.mark.rule("R94")
+async def test_a_source_that_is_slow_to_read_is_copied_to_postgresql(
+    file_store: Store, postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends other transactions that are idle for as long."""
+    monkeypatch.setattr("tailrace.persistence.postgresql.FROZEN_S_MAX", 0.1)
+    await file_store.record([running_row("turn-1")])
+    target, read = await open_store(await postgresql.new_database()), file_store._database.read
+    monkeypatch.setattr(file_store._database, "read", lambda *given: read_late(read, *given))
+    copied = await copy_database(file_store._database, target._database)
+    assert {table.table: table.rows for table in copied}["turns"] == 1
+    await target.close()
+
+
+async def read_late(read: Any, *given: Any) -> Any:
+    await asyncio.sleep(0.2)
+    return await read(*given)
 
 
 @pytest.mark.rule("R94")
