@@ -173,7 +173,8 @@ class Answer {
       const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
       rest = lines.pop();
       for (const line of lines) {
-        const [, field, text] = /^(\w*): ?(.*)$/.exec(line.replace(/\r$/, "")) ?? [];
+        // With `s`: `.` is U+2028 and U+2029, too, which end no line of a stream.
+        const [, field, text] = /^(\w*): ?(.*)$/s.exec(line.replace(/\r$/, "")) ?? [];
         if (field === "data") data += data ? `\n${text}` : text;
         if (field === "id") id = text;
         if (field === "event") name = text;

@@ -146,3 +146,13 @@ async def test_three_parsers_agree_on_any_content(
             assert [text for text in NASTY if text not in contents] == [], dialect
         elif dialect == "tailrace":
             assert "".join(NASTY) in contents
+
+
+@pytest.mark.rule("S5")
+async def test_tailrace_js_has_the_exact_text_of_any_content(
+    nats_url: str, new_gateway: NewGateway, log: TurnLog
+) -> None:
+    gateway = await new_gateway(nats_url, api_keys="")
+    key = await write_turn(log)
+    (shown,) = await node.run("content.mjs", gateway.url, key.turn)
+    assert shown["text"] == "".join(NASTY)
