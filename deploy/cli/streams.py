@@ -5,7 +5,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 
-from tailrace.deploy.cli.arguments import add_json, add_number
+from tailrace.deploy.cli.arguments import add_json, number
 from tailrace.deploy.cli.result import print_result
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import stream_configs, streams
@@ -16,41 +16,55 @@ DESCRIPTION = "Create missing streams and buckets in the NATS at TAILRACE_NATS_U
 EXAMPLES = """\
 `tailrace up` does this itself. For your own NATS servers:
   TAILRACE_NATS_URL=nats://admin:PASSWORD@nats.internal:4222 tailrace streams --replicas 3
+
+Later, for an upgrade or after something was deleted, it needs no options: what it creates has as many copies as the
+existing streams.
 """
 GIB = 1024**3
+GIB_OF_SERVER = 10
 # The rest of the store is for large bodies (BODIES_SHARE), claims, and the server's own files.
 LOG_SHARE_MAX = 0.8
 RETRY_S = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add_json(parser)
-    add_number(parser, "--replicas", 1, "copies of the log", 1, 5)
-    add_number(parser, "--gib", 10, "storage a server, GiB", 1, 65536, "size")
+    about = "copies of the log (default: those of the existing streams, else 1)"
+    add("--replicas", type=number("count", 1, 5), metavar="N", help=about)
+    about = f"storage a server, GiB (default: enough for the existing log, else {GIB_OF_SERVER})"
+    add("--gib", type=number("size", 1, 65536), metavar="N", help=about)
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     url = environ.get("TAILRACE_NATS_URL", "nats://127.0.0.1:4222")
-    created = asyncio.run(apply(url, file_bytes_max=args.gib * GIB, replicas=args.replicas))
+    file_bytes_max = args.gib * GIB if args.gib is not None else None
+    created = asyncio.run(apply(url, file_bytes_max=file_bytes_max, replicas=args.replicas))
     existed = len(stream_configs.EVERY_STREAM) + len(stream_configs.CONSUMERS) - created
     text = f"{created} streams, buckets and consumers created; {existed} existed and were not changed"
     print_result(args, text, created=created, existed=existed)
     return 0
 
 
-async def apply(url: str, *, file_bytes_max: int, replicas: int = 1, wait_s: float = 0.0) -> int:
+async def apply(url: str, *, file_bytes_max: int | None, replicas: int | None = None, wait_s: float = 0.0) -> int:
     """Creates what is missing, for servers that may store `file_bytes_max` each; returns how many it has created.
 
-    Retries for `wait_s` seconds, because the servers of a cluster answer before they have elected a leader.
-    Raises LogMisconfigured if an existing one differs, LogUnavailable if no server answers.
+    None: the sizes and copies of the existing streams. Retries for `wait_s` seconds, because the servers of a cluster
+    answer before they have elected a leader. Raises LogMisconfigured if an existing one differs, LogUnavailable if no
+    server answers.
     """
     connection = await Connection.open(url, "tailrace-streams", ADMIN)
     deadline = time.monotonic() + wait_s
-    bytes_max = log_bytes_max(file_bytes_max)
     try:
         while True:
             try:
-                return await streams.apply(connection, replicas=replicas, bytes_max=bytes_max)
+                existing = await streams.existing_sizes(connection)
+                bytes_max = existing.bytes_max if file_bytes_max is None else log_bytes_max(file_bytes_max)
+                return await streams.apply(
+                    connection,
+                    replicas=replicas or existing.replicas or 1,
+                    bytes_max=bytes_max or log_bytes_max(GIB_OF_SERVER * GIB),
+                )
             except LogUnavailable:
                 if time.monotonic() >= deadline:
                     raise

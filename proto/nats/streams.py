@@ -30,7 +30,7 @@ from tailrace.proto.nats.stream_configs import (
     limit_streams,
     turns_stream,
 )
-from tailrace.proto.subjects import AUDIT, STREAM
+from tailrace.proto.subjects import AUDIT, BODIES, STREAM
 
 logger = structlog.get_logger()
 
@@ -149,6 +149,28 @@ def _explain(error: nats.errors.Error) -> str:
     if isinstance(error, nats.js.errors.ServiceUnavailableError) and error.code is None:
         return "this NATS server has no JetStream: add `jetstream { store_dir: … }` to its configuration"
     return str(error)
+
+
+class StreamSizes(NamedTuple):
+    """The most copies of any stream, and the byte limit that the log has, or had beside its blobs; 0: unknown."""
+
+    replicas: int
+    bytes_max: int
+
+
+async def existing_sizes(connection: Connection) -> StreamSizes:
+    """Returns the sizes of the streams that exist. Raises LogUnavailable."""
+    replicas, limits = 0, {}
+    for name in EVERY_STREAM:
+        try:
+            config = (await connection.jetstream.stream_info(name)).config
+        except nats.js.errors.NotFoundError:
+            continue
+        except nats.errors.Error as error:
+            raise LogUnavailable(f"the streams cannot be set up: {_explain(error)}") from error
+        replicas = max(replicas, config.num_replicas or 1)
+        limits[name] = max(0, config.max_bytes or 0)
+    return StreamSizes(replicas, limits.get(STREAM) or int(limits.get(BODIES, 0) / BODIES_SHARE))
 
 
 async def lagging_servers(connection: Connection) -> set[str]:

@@ -1,5 +1,6 @@
 """Streams, buckets and consumers: created once, never changed, and checked when a process starts."""
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from signal import SIGKILL
@@ -26,6 +27,8 @@ from tailrace.proto.subjects import (
     WEBHOOKS,
 )
 from tests.conftest import BYTES_MAX
+from tests.harness.forks import run_module
+from tests.harness.nats_cluster import NODES, Cluster
 from tests.harness.until import until
 
 DAY_S = 24 * 3600
@@ -106,6 +109,23 @@ async def test_an_existing_stream_is_not_changed(bare: Connection) -> None:
     config = (await bare.jetstream.stream_info(STREAM)).config
     assert (config.max_bytes, config.max_age) == (1_000_000, 3600)
     await check(bare)
+
+
+@pytest.mark.timeout(120)
+async def test_the_command_creates_missing_parts_with_the_copies_and_the_size_of_the_existing_streams(
+    tmp_path: Path,
+) -> None:
+    """Also the log itself: the stream of blobs shows what it had."""
+    async with Cluster(tmp_path) as cluster:
+        jetstream = cluster.connection.jetstream
+        for deleted in (BODIES, STREAM):
+            size = (await jetstream.stream_info(deleted)).config.max_bytes
+            await jetstream.delete_stream(deleted)
+            done = await run_module("tailrace", "streams", **{**os.environ, "TAILRACE_NATS_URL": cluster.url})
+            assert done.status == 0, done.err
+            config = (await jetstream.stream_info(deleted)).config
+            assert config.num_replicas == NODES
+            assert config.max_bytes == pytest.approx(size, abs=10)
 
 
 WRONG_STREAMS = {
