@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tailrace.proto.version import VERSION
 from tests.harness.processes import CHECKOUT
 from tools.docs_site import find_pages, indent_items, navigation, to_repository
 
@@ -44,6 +45,16 @@ def test_actions_are_pinned_and_nothing_is_permitted_by_default(path: Path) -> N
     assert all(re.fullmatch(r"[\w/.-]+@[0-9a-f]{40}", action) for action in used)
     targets = re.findall(r"^([a-z]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"(?:run:|bookworm) make (\w+)", text)) <= set(targets)
+
+
+def test_a_release_is_made_only_of_a_tag_with_its_version() -> None:
+    """The image follows the files, whose job refuses another tag before it builds anything."""
+    jobs = msgspec.yaml.decode((GITHUB / "workflows/release.yml").read_bytes())["jobs"]
+    assert jobs["image"]["needs"] == "files"
+    (command,) = (step["run"] for step in jobs["files"]["steps"] if step.get("name", "").startswith("check"))
+    for tag, is_accepted in {f"v{VERSION}": True, f"v{VERSION}.1": False, "v": False, "v0,1,0": False}.items():
+        done = subprocess.run(["sh", "-c", command], cwd=CHECKOUT, env={"GITHUB_REF_NAME": tag}, check=False)
+        assert (done.returncode == 0) == is_accepted, tag
 
 
 def test_the_navigation_of_the_site_has_every_page() -> None:
