@@ -134,10 +134,10 @@ def build_batch_runner(
     )
 
 
-async def probe(settings: Settings) -> None:
+async def probe(settings: Settings) -> bool:
     """Raises BackendError, with the address, if Anthropic's API does not answer or refuses the key.
 
-    The other backends have no request that is free of charge.
+    Returns whether it was asked: the other backends have no request that is free of charge.
     """
     async with open_backends(settings) as (_, backends):
         claude = find_anthropic_api(backends)
@@ -146,6 +146,7 @@ async def probe(settings: Settings) -> None:
                 await claude.models()
         except BackendError as error:
             raise BackendError(error.code, f"{settings.anthropic_base_url}: {error.message} ({error.code})") from error
+    return claude is not None
 
 
 @asynccontextmanager

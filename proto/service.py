@@ -95,7 +95,7 @@ S = TypeVar("S", bound=ProcessSettings)
 
 Preflight = Callable[[S], Awaitable[None]]
 """Checks the settings. Raises SettingsInvalid."""
-Probe = Callable[[S], Awaitable[None]]
+Probe = Callable[[S], Awaitable[object]]
 """Checks with a request what the settings alone do not show. Runs with `--check`."""
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from tailrace.deploy.local.processes import is_simulated
 from tailrace.deploy.local.terminal_text import table
+from tailrace.generators.failover import parse_backends
 from tailrace.generators.settings import Settings
 from tailrace.proto.runtime.settings import read
 
@@ -12,12 +13,15 @@ TURN = '{"message": "Why is the sky blue?"}'
 
 def model_banner(environ: Mapping[str, str]) -> str:
     """Returns which model answers and whether it costs money."""
+    chosen = read(Settings, environ)
+    first = parse_backends(chosen.backends).common[0].backend
+    if first not in ("claude", "claude_code"):
+        return f"the backend {first}, because TAILRACE_BACKENDS names it first: each turn may cost money"
     if is_simulated(environ):
         return "simulated Claude, free of charge; for real answers, set ANTHROPIC_API_KEY and start again"
-    where = read(Settings, environ).anthropic_base_url
     if environ.get("CLAUDE_CODE_OAUTH_TOKEN") and not environ.get("ANTHROPIC_API_KEY"):
         return "Claude Code with your login, because CLAUDE_CODE_OAUTH_TOKEN is set"
-    return f"Claude at {where}, because ANTHROPIC_API_KEY is set: each turn costs money"
+    return f"Claude at {chosen.anthropic_base_url}, because ANTHROPIC_API_KEY is set: each turn costs money"
 
 
 def render_banner(

@@ -7,6 +7,8 @@ from tailrace.deploy.local.banner import model_banner, render_banner
 ROWS = [("gateway-1", "12", "http://x", "metrics http://y"), ("generator-1", "-", "", "metrics http://z")]
 
 SIMULATED = "simulated Claude, free of charge; for real answers, set ANTHROPIC_API_KEY and start again"
+LOGIN = "Claude Code with your login, because CLAUDE_CODE_OAUTH_TOKEN is set"
+OTHER = "the backend bedrock, because TAILRACE_BACKENDS names it first: each turn may cost money"
 PAID = "because ANTHROPIC_API_KEY is set: each turn costs money"
 
 
@@ -60,6 +62,9 @@ def test_the_command_to_try_has_a_placeholder_when_a_key_is_needed() -> None:
             {"ANTHROPIC_API_KEY": "k", "ANTHROPIC_BASE_URL": "https://proxy.example"},
             f"Claude at https://proxy.example, {PAID}",
         ),
+        ({"TAILRACE_BACKENDS": "bedrock, claude"}, OTHER),
+        ({"TAILRACE_BACKENDS": "bedrock", "ANTHROPIC_API_KEY": "k", "CLAUDE_CODE_OAUTH_TOKEN": "t"}, OTHER),
+        ({"TAILRACE_BACKENDS": "claude_code", "CLAUDE_CODE_OAUTH_TOKEN": "t"}, LOGIN),
     ],
 )
 def test_the_model_banner_says_which_model_answers_and_the_cost(environ: dict[str, str], sentence: str) -> None:

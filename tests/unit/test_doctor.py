@@ -48,6 +48,18 @@ async def test_a_failed_check_names_the_problem_and_an_action(
     assert (found.level, detail in found.detail, bool(found.action)) == (level, True, True), msgspec.to_builtins(found)
 
 
+@pytest.mark.parametrize("key", [{}, {"ANTHROPIC_API_KEY": "k"}], ids=["no key", "a key"])
+async def test_the_key_of_another_backend_is_not_checked(
+    tmp_path: Path, key: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only Anthropic's API has a request that is free of charge."""
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    environ = {"TAILRACE_BACKENDS": "bedrock", "ANTHROPIC_BASE_URL": "http://127.0.0.1:1"}
+    found = await findings(Options(port=0, data_dir=tmp_path), **environ, **key)
+    assert (found["Model key"].level, found["Model key"].detail.partition(":")[0]) == ("ok", "not checked")
+    assert "Clock" not in found
+
+
 async def test_a_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "tailrace.db").write_text("no database " * 100)
     assert (await findings(Options(port=0, data_dir=tmp_path)))["Database"].level == "error"
