@@ -19,6 +19,7 @@ from tailrace.client import TailraceError, TurnEvent
 from tailrace.client.events import Done, Failed, Progress
 from tailrace.deploy.cli.arguments import add_connection, add_json, add_number
 from tailrace.deploy.cli.connection import connect
+from tailrace.deploy.cli.output_file import open_output
 from tailrace.proto import errors
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Via
@@ -94,12 +95,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _save(results: Iterable[Mapping[str, Any]], output: Path | None) -> bool:
     if output is None:
         return _write(results, sys.stdout)
-    # Renamed when it is complete, so that an incomplete file is not mistaken for a complete one.
-    part = output.with_name(output.name + ".part")
-    with part.open("w", encoding="utf-8") as lines:
-        is_complete = _write(results, lines)
-    part.replace(output)
-    return is_complete
+    with open_output(output) as lines:
+        return _write(results, lines)
 
 
 def _write(results: Iterable[Mapping[str, Any]], output: TextIO) -> bool:

@@ -14,6 +14,7 @@ from tailrace.client.core import path_segment
 from tailrace.deploy.cli.arguments import add_connection, add_json
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import Record, text_of
+from tailrace.deploy.cli.output_file import open_output
 from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.proto.errors import SettingsInvalid
 
@@ -75,18 +76,13 @@ def write(output: Path | None, lines: Iterable[str]) -> None:
         for line in lines:
             print(make_printable(line) if sys.stdout.isatty() else line)
         return
+    if os.path.lexists(output):
+        raise SettingsInvalid(f"{output} exists already: name another file")
     try:
-        with open(output, "x", encoding="utf-8", opener=open_private) as file:
+        with open_output(output) as file:
             file.writelines(f"{line}\n" for line in lines)
-    except FileExistsError as error:
-        raise SettingsInvalid(f"{output} exists already: name another file") from error
     except OSError as error:
         raise SettingsInvalid(f"{output} cannot be written: {error.strerror}") from error
-
-
-def open_private(path: str, flags: int) -> int:
-    """Opens a file that only its owner may read, if it is new."""
-    return os.open(path, flags, 0o600)
 
 
 def conversation(client: Client, session: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx2
 import msgspec
@@ -335,6 +335,26 @@ def test_export_writes_a_new_private_file_and_replaces_none(tmp_path: Path, caps
     assert (new.stat().st_mode & 0o777, existing.read_text()) == (0o600, "before")
     assert not (tmp_path / "elsewhere").exists()
     assert capsys.readouterr().err.count("exists already: name another file\n") == 2
+
+
+@pytest.mark.usefixtures("hostile_gateway")
+def test_an_export_that_fails_leaves_no_file_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is `FILE.part` until it is complete, and a second try replaces that."""
+    output = tmp_path / "all.jsonl"
+    items = Client.items
+
+    def fail(client: Client, path: str, *args: Any) -> Iterator[dict[str, Any]]:
+        if path == "/v1/sessions":
+            raise SettingsInvalid("the connection is lost")
+        return items(client, path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "items", fail)
+        assert main(["export", "--all", "--output", str(output)]) == EXIT_USAGE
+    assert not output.exists()
+    assert main(["export", "--all", "--output", str(output)]) == 0
+    assert list(tmp_path.iterdir()) == [output]
+    assert output.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.fixture
