@@ -92,7 +92,7 @@ async def up(options: Options, environ: Mapping[str, str], listener: socket.sock
     console = Console(sys.stdout, width=NAME_WIDTH, coloured=is_coloured(sys.stdout, environ))
     async with TaskGroup() as tasks, AsyncExitStack() as stack:
         supervisor = Supervisor(tasks, console)
-        demo = await stack.enter_async_context(serve_demo(supervisor)) if is_loopback(options.host) else None
+        demo = await start_demo(supervisor, stack) if is_loopback(options.host) else None
         watching = asyncio.create_task(start_and_watch(options, environ, listener, supervisor, demo))
         try:
             stop_requested = await run_until(handle_signals(supervisor).wait(), watching, supervisor.fatal_config)
@@ -108,6 +108,15 @@ async def up(options: Options, environ: Mapping[str, str], listener: socket.sock
         raise UpRefused(f"{supervisor.fatal_config.result()} reports an invalid setting: see its lines above")
     watching.result()  # raises: it never returns
     return 1
+
+
+async def start_demo(supervisor: Supervisor, stack: AsyncExitStack) -> Demo | None:
+    """Serves the demo until `stack` is left; prints why if that is impossible, for example with a long TMPDIR."""
+    try:
+        return await stack.enter_async_context(serve_demo(supervisor))
+    except OSError as error:
+        supervisor.console.log(f"the page has no demo: its socket cannot be made ({error}); set another TMPDIR")
+        return None
 
 
 def handle_signals(supervisor: Supervisor) -> asyncio.Event:

@@ -2,8 +2,11 @@
 
 import asyncio
 import sys
+import tempfile
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from io import StringIO
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -14,6 +17,7 @@ from starlette.routing import Route
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.demo import Demo, serve_demo
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
+from tailrace.deploy.local.up import start_demo
 from tailrace.gateway.page.demo import PATH, demo_middleware
 from tests.harness.until import until
 
@@ -93,3 +97,16 @@ async def test_only_the_page_of_this_machine_that_has_the_token_lists_and_kills(
 
 async def test_without_tailrace_up_there_is_no_demo() -> None:
     assert demo_middleware("") == []
+
+
+@pytest.mark.parametrize("folder", ["x" * 100, "missing"], ids=["long", "missing"])
+async def test_up_starts_without_the_demo_if_its_socket_cannot_be_made(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of a socket has 107 bytes at most."""
+    (tmp_path / ("x" * 100)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / folder))
+    output = StringIO()
+    async with asyncio.TaskGroup() as tasks, AsyncExitStack() as stack:
+        assert await start_demo(Supervisor(tasks, Console(output, width=1, coloured=False)), stack) is None
+    assert "the page has no demo: its socket cannot be made (" in output.getvalue()
