@@ -32,5 +32,6 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with data_dir.lock(args.data):
         manifest = backup.write(args.data, args.file)
     files, size = len(manifest.files), sum(file.bytes for file in manifest.files)
-    print_result(args, f"{args.file}: {files} files, {size:,} bytes", file=args.file, files=files, bytes=size)
+    text = f"{args.file}: {files} files, {size:,} bytes, of {args.data}"
+    print_result(args, text, file=args.file, data=args.data, files=files, bytes=size)
     return 0

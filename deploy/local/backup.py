@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import IO
 
 import msgspec
@@ -58,10 +59,11 @@ def require_state(data_dir: Path) -> None:
 
 def write(data_dir: Path, target: Path) -> Manifest:
     """Writes a backup of a locked data directory to a new file. Raises UpRefused; then no file is left."""
-    copy = target.with_name(f"{target.name}.database")
     try:
-        with _private(target) as file:
+        # The copy of the database is beside the backup, where there is room for it.
+        with TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as beside, _private(target) as file:
             try:
+                copy = Path(beside, DATABASE)
                 schema = back_up(data_dir / DATABASE, copy)
                 with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
                     files = [_add(tar, DATABASE, copy)]
@@ -83,8 +85,6 @@ def write(data_dir: Path, target: Path) -> Manifest:
         raise UpRefused(f"{target} exists already: name another file") from error
     except (OSError, StoreError) as error:
         raise UpRefused(f"the backup {target} cannot be written: {error}") from error
-    finally:
-        copy.unlink(missing_ok=True)
     return manifest
 
 
@@ -122,10 +122,11 @@ def check(source: Path) -> Manifest:
 
 def restore(source: Path, data_dir: Path) -> None:
     """Restores a checked backup into a directory that does not exist or is empty. Raises UpRefused."""
-    stage = data_dir.with_name(f"{data_dir.name}.restoring")
+    data_dir = data_dir.resolve()
     try:
         if data_dir.exists() and any(data_dir.iterdir()):
             raise UpRefused(f"{data_dir} is not empty: move it aside, or name another directory with --data")
+        stage = data_dir.with_name(f"{data_dir.name}.restoring")
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(mode=0o700, parents=True)
         with tarfile.open(source, mode="r:") as tar:

@@ -107,6 +107,32 @@ def test_a_running_up_and_a_used_directory_are_refused(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "saved.tar"]
 
 
+def test_a_backup_names_its_directory_and_leaves_other_files(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "b.tar.database"
+    other.write_text("another file")
+    for status in (0, 1):
+        assert main(["backup", str(tmp_path / "b.tar"), "--data", str(saved.parent / "data")]) == status
+    assert capsys.readouterr().out.endswith(f" bytes, of {saved.parent / 'data'}\n")
+    assert other.read_text() == "another file"
+
+
+def test_a_backup_is_restored_into_the_current_folder_and_not_written_over_one(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A path such as `.` has no name."""
+    new = tmp_path / "new"
+    new.mkdir()
+    monkeypatch.chdir(new)
+    assert main(["backup", ".", "--data", "../data"]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main(["restore", str(saved), "--data", "."]) == 0
+    assert (new / "tailrace.db").is_file()
+    assert main(["restore", str(saved), "--data", "/"]) == 1
+    assert "/ is not empty" in capsys.readouterr().err
+
+
 @pytest.mark.timeout(150)
 async def test_a_restored_up_has_its_turns_keys_and_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The turn is read from the log and from the database; the key that was created before is needed after."""
