@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     try:
+        args.file.parent.mkdir(parents=True, exist_ok=True)
         with args.file.open("x", encoding="utf-8") as file:
             args.file.chmod(0o600)
             file.write(config_file.example())

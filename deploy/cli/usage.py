@@ -51,11 +51,14 @@ def dimension(text: str) -> str:
 
 
 def day(text: str) -> date:
-    """argparse type: a date such as 2026-01-31."""
+    """argparse type: a date such as 2026-01-31, from 1970 to 9998 as in `GET /v1/usage`."""
     try:
-        return date.fromisoformat(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a day such as 2026-01-31") from error
+        found = date.fromisoformat(text)
+    except ValueError:
+        found = date.min
+    if not 1970 <= found.year <= 9998:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day such as 2026-01-31")
+    return found
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:

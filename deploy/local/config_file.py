@@ -118,9 +118,10 @@ def option_of(path: Path, name: str, value: object, fields: set[str]) -> object:
     hints = get_type_hints(Options, include_extras=True)
     try:
         found: object = msgspec.convert(value, hints[OPTIONS[name]], dec_hook=settings.from_text)
-    except msgspec.ValidationError as error:
+        # No shell has read it.
+        return found.expanduser() if isinstance(found, Path) else found
+    except (msgspec.ValidationError, RuntimeError) as error:
         raise SettingsInvalid(f"{path}: [{UP}] {name}: {error}") from error
-    return found
 
 
 def read_dotenv(path: Path) -> dict[str, str]:

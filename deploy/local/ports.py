@@ -20,6 +20,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(BACKLOG)
+    except TypeError as error:
+        listener.close()
+        raise UpRefused(f"{host!r} is not a host name: choose another address with --host") from error
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:

@@ -68,6 +68,7 @@ def _logging_as_before() -> Iterator[None]:
         (["restart-node", "nats-4"], "invalid choice: 'nats-4'"),
         (["usage", "--by", "moon"], "'moon' is not one of day, model"),
         (["usage", "--from", "yesterday"], "'yesterday' is not a day such as 2026-01-31"),
+        (["usage", "--to", "0001-01-01"], "'0001-01-01' is not a day such as 2026-01-31"),
         (["usage", "--tenant", "Acme"], "'Acme' is not a tenant"),
         (["keys", "create", "--tenant", "acme", "--limits", "request=1"], "argument --limits: Object contains"),
         (["keys", "create", "--tenant", "acme", "--limits", "request=1"], "the limits are requests, burst"),
@@ -439,6 +440,9 @@ def test_monitoring_writes_files_that_link_to_the_runbook(tmp_path: Path, capsys
     assert links[0]["url"].startswith(f"{runbook}#")
     assert main(["monitoring", str(folder), "--runbook", runbook]) == 1
     assert "exists already" in capsys.readouterr().err
+    assert main(["monitoring", "/dev/null/new", "--runbook", runbook]) == 1
+    refused = capsys.readouterr().err
+    assert (refused.count("\n"), refused.startswith("tailrace: cannot write /dev/null/new: ")) == (1, True)
 
 
 @pytest.mark.parametrize("url", ["wiki.example/RUNBOOK.md", 'https://wiki.example/"', "file:///RUNBOOK.md"])

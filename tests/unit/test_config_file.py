@@ -127,6 +127,17 @@ def test_init_writes_every_setting_but_secrets_with_its_default(capsys: pytest.C
     assert {name: getattr(given, name) for name in options} == {**options, "data": given.data}
     assert main(["init"]) == 1
     assert "cannot write tailrace.toml: File exists" in capsys.readouterr().err
+    assert main(["init", "new/folder/tailrace.toml"]) == 0
+    assert load(Path("new/folder/tailrace.toml"), {}) == ({}, {})
+
+
+def test_a_data_directory_may_be_below_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    write("[up]\ndata = '~/data'\n")
+    assert load(None, {}).options == {"data": Path("/home/ann/data")}
+    write("[up]\ndata = '~no-such-user/data'\n")
+    with pytest.raises(SettingsInvalid, match=r"\[up\] data: "):
+        load(None, {})
 
 
 @pytest.mark.parametrize(

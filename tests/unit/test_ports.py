@@ -8,7 +8,7 @@ import pytest
 from tailrace.deploy.local import ports
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.options import Options
-from tailrace.deploy.local.ports import find_consecutive, find_free
+from tailrace.deploy.local.ports import find_consecutive, find_free, listen
 from tailrace.deploy.local.up import Listening, make_plan
 
 
@@ -31,6 +31,12 @@ def test_a_metrics_port_that_is_not_free_is_refused_before_the_start() -> None:
             find_consecutive(taken, 1)
     with pytest.raises(UpRefused, match="65536 is not free"):
         find_consecutive(65536, 1)
+
+
+@pytest.mark.parametrize("host", ["ä..b", "a\0b", "host.invalid"])
+def test_a_host_that_is_no_name_is_refused(host: str) -> None:
+    with pytest.raises(UpRefused, match=r"with --host$"):
+        listen(host, 0)
 
 
 def test_free_ports_are_below_those_of_outgoing_connections() -> None:
