@@ -219,6 +219,8 @@ async def test_the_image_answers_a_turn_behind_nginx_read_only_and_as_another_us
             assert running.user(name) == 10001
         running.start("nginx")
         await answers("http://127.0.0.1:8080/readyz", '"ok":true')
+        refused = "try: u.urlopen('http://127.0.0.1:8080/metrics')\nexcept u.HTTPError as error: print(error.code)"
+        assert running.client(refused) == "404\n"
         ask = (
             "print(u.urlopen(u.Request('http://127.0.0.1:8080/v1/turns', b'{\"message\": \"Hi.\\\\n#sim words=3\"}',"
             " {'content-type': 'application/json', 'accept': 'text/event-stream'})).read().decode())"
