@@ -21,9 +21,10 @@ request --fail-with-body --retry 10 --retry-all-errors --retry-max-time 60 "$url
     --header 'Content-Type: application/json' --header "Idempotency-Key: $key" --data "$1" --output "$state/turn"
 turn=$(sed -n 's/.*"turn":"\([^"]*\)".*/\1/p' "$state/turn")
 echo 0 > "$state/cursor"
+: > "$state/headers"
 
 until [ -e "$state/ended" ]; do
-    request "$url/v1/turns/$turn/events" --header "Last-Event-ID: $(cat "$state/cursor")" |
+    request "$url/v1/turns/$turn/events" --header "Last-Event-ID: $(cat "$state/cursor")" --dump-header "$state/headers" |
         while IFS= read -r line; do
             case $line in
             'data: '*) event=${line#data: } ;;
@@ -34,5 +35,11 @@ until [ -e "$state/ended" ]; do
                 ;;
             esac
         done
+    # A refusal is for good, for example after the turn was deleted, unless its status is 429.
+    status=$(sed -n 's/^HTTP[^ ]* \([0-9]*\).*/\1/p' "$state/headers" | tail -n 1)
+    case $status in
+    429) ;;
+    4*) echo "ask.sh: the gateway refuses turn $turn with status $status" >&2 && exit 1 ;;
+    esac
     [ -e "$state/ended" ] || sleep 1
 done

@@ -20,10 +20,11 @@ import pytest
 
 from tailrace.deploy.local.ports import find_free
 from tests.clients import node
-from tests.harness.cutting_proxy import Cutting, random_cuts
+from tests.harness.cutting_proxy import Cut, Cutting, random_cuts
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
 from tests.harness.system import System
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway
 
 EXAMPLES = CHECKOUT / "examples"
@@ -77,6 +78,24 @@ async def test_an_example_prints_the_answer_once_over_cut_connections(
         assert proxy.left == []
     assert text == words(200)
     assert await count_turns(gateway) == 1
+
+
+async def test_the_script_ends_when_its_turn_is_refused_for_good(
+    gateway: Gateway, system: System, new_gateway: NewGateway, tmp_path: Path
+) -> None:
+    """After a cut, another gateway does not know its key."""
+    other = await new_gateway(system.nats_url, api_keys=f"other:{'0' * 64}")
+    async with Cutting(gateway.port, [Cut(3000)]) as proxy:
+        body = '{"message": "#sim words=400 rate=100"}'
+        program = await start(proxy.url, tmp_path, "sh", str(EXAMPLES / "ask.sh"), body)
+        await until(lambda: proxy.connections == 2)
+        proxy.to = other.port
+        try:
+            _, complained = await asyncio.wait_for(program.communicate(), WAIT_S_MAX)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(program.pid, SIGKILL)
+    assert (program.returncode, b"with status 401" in complained) == (1, True), complained
 
 
 @pytest.mark.timeout(180)

@@ -37,6 +37,8 @@ def random_cuts(seed: int, count: int, bytes_max: int, bytes_min: int = 0) -> li
 class Cutting:
     """The proxy, on its own port. `left` holds the cuts that have not happened; `connections` counts clients.
 
+    New connections are forwarded to the port `to`.
+
     A cut never splits an occurrence of `whole`: it moves behind it.
     """
 
@@ -44,7 +46,7 @@ class Cutting:
         self.left = list(cuts)
         self._whole = whole
         self.connections = 0
-        self._to = port
+        self.to = port
         self._carrying: dict[asyncio.Task[None], StreamWriter] = {}
 
     async def __aenter__(self) -> Self:
@@ -72,7 +74,7 @@ class Cutting:
     async def _forward(self, reader: StreamReader, client: StreamWriter) -> None:
         """Forwards until one side closes or the connection is cut; then closes both sides."""
         try:
-            back, server = await asyncio.open_connection("127.0.0.1", self._to)
+            back, server = await asyncio.open_connection("127.0.0.1", self.to)
         except OSError:
             client.transport.abort()
             return
