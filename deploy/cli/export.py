@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--user", metavar="NAME", help="export the sessions and turns of this user")
     what.add_argument("--all", action="store_true", help="export everything of the key's tenant")
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
-    add_json(parser, "write JSON")
+    add_json(parser)
     add_connection(parser)
 
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             write(args.output, export_lines(client, args.user))
             return 0
         found = conversation(client, args.id)
-    text = msgspec.json.format(msgspec.json.encode(found), indent=2).decode() if args.json else markdown(found)
+    text = msgspec.json.encode(found).decode() if args.json else markdown(found)
     write(args.output, [text])
     return 0
 

@@ -339,6 +339,13 @@ def test_export_writes_a_new_private_file_and_replaces_none(tmp_path: Path, caps
 
 
 @pytest.mark.usefixtures("hostile_gateway")
+def test_a_session_is_exported_as_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "s1", "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert (printed.count("\n"), len(msgspec.json.decode(printed)["turns"])) == (1, 1)
+
+
+@pytest.mark.usefixtures("hostile_gateway")
 def test_an_export_that_fails_leaves_no_file_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is `FILE.part` until it is complete, and a second try replaces that."""
     output = tmp_path / "all.jsonl"
