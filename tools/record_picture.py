@@ -40,7 +40,7 @@ FRAMES_PER_S = 12
 DEADLINE_S = 60.0
 
 TITLE = "An answer goes on in mid-sentence after kill -9 of the gateway, kill -9 of the generator, and Ctrl-C"
-PAPER, INK, DIM, ACCENT = "#10151c", "#dfe6ee", "#8291a3", "#6cc5ff"
+PAPER, INK, DIM = "#10151c", "#dfe6ee", "#8291a3"
 COLOURS = ("#5b6675", "#ff7b72", "#7ee2a8", "#f2cc60", "#6cc5ff", "#d2a8ff", "#76e3ea", "#dfe6ee")
 OWN = re.compile("TAILRACE_|ANTHROPIC_|CLAUDE_")
 SEQUENCE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b\][^\x07]*\x07|\x1b[^\[\]]")
