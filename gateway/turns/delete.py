@@ -25,8 +25,10 @@ from tailrace.proto.nats.settlement import Settlement, give_back
 from tailrace.proto.resources import DeletedRows, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.subjects import GENERATORS, TurnKey
 
-# Each round deletes up to a thousand turns. The bound ends a deletion that competes with new turns of the session.
+# A round deletes up to a thousand turns. A deletion that competes with new turns of the session ends after so many
+# rounds, one after the other, of few turns each.
 ROUNDS_MAX = 100
+MANY_TURNS = 100
 LOOKED_AT_ONCE = 16
 # The generator settles a turn after its end. A counter remembers the names of its last increments only: a turn that
 # ended long ago would be refunded twice.
@@ -83,7 +85,8 @@ class Deleter:
         gone: set[TurnId] = set()
         purged: list[TurnId] = []
         entries, rows = 0, DeletedRows()
-        for _ in range(ROUNDS_MAX):
+        few = 0
+        while few < ROUNDS_MAX:
             left = await self._history.ask(tenant, DeleteResource(kind, name, tuple(purged)))
             rows += left.rows
             if not left.turns:
@@ -91,6 +94,7 @@ class Deleter:
             purged, removed = await self._purge(tenant, left.turns, remove)
             entries += removed
             gone.update(purged)
+            few = 0 if len(purged) >= MANY_TURNS else few + 1
         raise Refused("session_busy", "turns were submitted during the deletion: repeat it when no client submits more")
 
     async def _purge_entries(self, key: TurnKey) -> int:

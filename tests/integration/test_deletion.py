@@ -258,6 +258,23 @@ async def test_a_deletion_above_its_bound_is_409_and_can_be_repeated(
     assert (await gateway.client.delete(path)).json()["turns"] == 1
 
 
+async def test_a_deletion_of_more_turns_than_its_bound_of_rounds_is_completed(
+    own_log: TurnLog,
+    own_gateway: Gateway,
+    tenant: Tenant,
+    persistence_in_loop: Persistence,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each round deletes as many turns as it may."""
+    monkeypatch.setattr("tailrace.gateway.turns.delete.ROUNDS_MAX", 2)
+    monkeypatch.setattr("tailrace.gateway.turns.delete.MANY_TURNS", 1)
+    monkeypatch.setattr("tailrace.persistence.store.DELETE_TURNS_MAX", 1)
+    for _ in range(4):
+        await write(own_log, tenant)
+    answer = await own_gateway.client.delete(f"/v1/sessions/{SESSION}")
+    assert (answer.status_code, answer.json()["turns"]) == (200, 4)
+
+
 def delete_after_position(gateway: Gateway, path: str) -> Any:
     """Returns a `find_position` that deletes `path` between the position and the request entry."""
     find_position = Conversations.find_position
