@@ -261,8 +261,12 @@ SELECT turn FROM unstored WHERE tenant = :tenant AND user_hash = :user_hash LIMI
 -- Some turns of a tenant with `store: false`.
 SELECT turn FROM unstored WHERE tenant = :tenant AND turn >= '' LIMIT :limit
 
+-- name: every_unstored
+-- Turns of all tenants with `store: false` after one of them.
+SELECT tenant, turn FROM unstored WHERE (tenant, turn) > (:tenant, :turn) ORDER BY tenant, turn LIMIT :limit
+
 -- name: forget_unstored
--- Removes the note of a turn with `store: false`, because it is erased.
+-- Removes the note of a turn with `store: false`, because it is erased, or has left the log.
 DELETE FROM unstored WHERE tenant = :tenant AND turn = :turn
 
 -- name: put_blob_uses
@@ -437,14 +441,21 @@ DELETE FROM usage WHERE tenant = :tenant AND turn = :turn
 -- Deletes turns: `listed` is a JSON list.
 DELETE FROM turns WHERE tenant = :tenant AND turn IN (SELECT value FROM {texts}(:listed{as_json}))
 
--- name: old_sessions
--- Sessions of all tenants that were not used since a time, and of which the log has no turn any more.
-SELECT tenant, session FROM sessions
-WHERE updated_at < :unused_since AND NOT EXISTS (
+-- fragment: is_old
+-- Whether a session was not used since a time, and the log has no turn of it any more.
+updated_at < :unused_since AND NOT EXISTS (
     SELECT 1 FROM turns WHERE turns.tenant = sessions.tenant AND turns.session = sessions.session
         AND (turns.cursor >= :first OR turns.outcome = 'running')
 )
+
+-- name: old_sessions
+-- Old sessions of all tenants.
+SELECT tenant, session FROM sessions WHERE {is_old}
 ORDER BY updated_at, tenant, session LIMIT :limit
+
+-- name: old_session
+-- A session if it is old.
+SELECT session FROM sessions WHERE tenant = :tenant AND session = :session AND {is_old}
 
 -- name: delete_session
 -- Deletes a session if it has no turns: a turn that has just arrived keeps it.

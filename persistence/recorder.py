@@ -22,6 +22,7 @@ from tailrace.proto.fold import Turn, text_proof
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.runtime.clock import age_s
+from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -82,7 +83,7 @@ class Recorder:
             with suppress(LogUnavailable):
                 backlog = await self._deliveries.backlog()
                 metrics.BACKLOG.set(backlog.waiting + backlog.leased)
-            await _pause(min(pause_s, PAUSE_S_MAX), stop)
+            await is_set_within(stop, min(pause_s, PAUSE_S_MAX))
 
     def report(self) -> bytes:
         """Returns this process' health as JSON, for readiness checks."""
@@ -103,7 +104,7 @@ class Recorder:
             logger.warning("batch could not be recorded and is retried", entries=len(batch), why=self.failure)
             for delivery in batch:
                 await delivery.release(self._retry_wait_s)
-            await _pause(self._retry_wait_s, stop)
+            await is_set_within(stop, self._retry_wait_s)
         else:
             if self.failure:
                 logger.info("recording works again")
@@ -161,6 +162,10 @@ class Recorder:
                 return None
             self._spans.start(key, turn)
             row = build_row(key, turn)
+        except StoreRefused as error:
+            metrics.LEFT_OUT.inc()
+            logger.error("turn cannot be recorded", turn=key.turn, why=str(error))  # noqa: TRY400  # the reason is known
+            return None
         except (LogUnavailable, StoreError, MemoryError):
             raise
         except TurnUnknown:
@@ -194,12 +199,6 @@ class Recorder:
         parent = TurnKey(key.tenant, turn.request.parent)
         # A POST with the same Idempotency-Key may have stored the deleted parent again, under the same id.
         return await self._tombstones.exists(parent) and not await self._log.has_turn(parent)
-
-
-async def _pause(seconds: float, stop: asyncio.Event) -> None:
-    """Waits `seconds`, or until `stop` is set."""
-    with suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), seconds)
 
 
 def _verify_text(key: TurnKey, turn: Turn) -> None:

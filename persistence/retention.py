@@ -7,11 +7,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import structlog
 
 from tailrace.persistence.run_every import run_every
-from tailrace.persistence.store import Store
-from tailrace.proto.ids import Seq, TurnId
+from tailrace.persistence.store import DELETE_TURNS_MAX, Store
+from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.resources import DeleteResource
 
 logger = structlog.get_logger()
@@ -36,14 +37,21 @@ class Retention:
     async def _delete_old(self) -> None:
         before = datetime.now(UTC) - timedelta(days=self._days)
         count = 0
-        while sessions := await self._store.old_sessions(before, await self._first()):
+        first = await self._first()
+        while sessions := await self._store.old_sessions(before, first):
             for tenant, session in sessions:
-                purged: tuple[TurnId, ...] = ()
-                while turns := await self._store.turns_to_delete(tenant, DeleteResource("session", session)):
-                    purged = tuple(turn.turn for turn in turns)
-                    await self._store.delete(tenant, DeleteResource("session", session, purged))
-                if not purged:
-                    await self._store.delete(tenant, DeleteResource("session", session))
-            count += len(sessions)
+                count += await self._delete(tenant, session, before, first)
+            first = await self._first()
         if count:
             logger.info("old sessions were deleted", sessions=count, days=self._days)
+
+    async def _delete(self, tenant: Tenant, session: str, before: datetime, first: Seq) -> bool:
+        """Deletes an old session. Returns False if it is in use again: then the rest of it stays."""
+        what = DeleteResource("session", session)
+        while True:
+            turns = await self._store.turns_to_delete(tenant, what)
+            purged = msgspec.structs.replace(what, purged=tuple(turn.turn for turn in turns))
+            if not await self._store.delete_old(tenant, purged, before, first):
+                return False
+            if len(turns) < DELETE_TURNS_MAX:
+                return True

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 from msgspec import UNSET
 
-from tailrace.persistence.database import Database, open_database
+from tailrace.persistence.database import Database, Transaction, open_database
 from tailrace.persistence.migrations import REPLAY_BELOW_VERSION
 from tailrace.persistence.paging import END_OF_TIME, NEWEST, OLDEST, PageCursor
 from tailrace.persistence.rows import (
@@ -51,6 +51,8 @@ from tailrace.proto.subjects import TurnKey
 
 BRANCH_TURNS_MAX = 10_000
 DELETE_TURNS_MAX = 1_000
+# Each is looked up in the log before the answer, for which a gateway waits some seconds.
+UNSTORED_MAX = 200
 RELEASED_MAX = 200
 UNSEARCHED_MAX = 200
 # How many values of `searched.number` each microsecond has (see `put_words`), and the last microsecond that has some.
@@ -250,21 +252,33 @@ class Store:
         Their usage stays in the totals of the tenant and project, because it was paid for.
         The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
         """
-        gone = {"turns": 0, "sessions": 0, "projects": 0}
         async with self._database.transaction() as writer:
-            for statement, sign in DELETE_TURN:
-                rows = [{"tenant": tenant, "turn": turn, "sign": sign} for turn in what.purged]
-                await writer.executemany(self._sql[statement], rows)
-            turns = msgspec.json.encode(what.purged).decode()
-            gone["turns"] = await writer.execute(self._sql["delete_turns"], {"tenant": tenant, "listed": turns})
-            for table, statement in DELETE_EMPTY[what.kind]:
-                deleted = await writer.execute(self._sql[statement], {"tenant": tenant, "name": what.name})
-                gone[table] = gone.get(table, 0) + deleted
-            for dimension, first, last in _names_of(what, is_gone=gone["projects"] > 0):
-                names = {"tenant": tenant, "dimension": dimension, "name": first, "last_name": last}
-                await writer.execute(self._sql["count_nameless"], names)
-                await writer.execute(self._sql["delete_totals"], names)
-            self._database.note_deletion()
+            return await self._delete(writer, tenant, what)
+
+    async def delete_old(self, tenant: Tenant, what: DeleteResource, before: datetime, first: Seq) -> bool:
+        """Deletes as `delete` does if `old_sessions` would return the session `what`. Returns whether it would."""
+        old = {"tenant": tenant, "session": what.name, "unused_since": micros(before), "first": first}
+        async with self._database.transaction() as writer:
+            if not await writer.read(self._sql["old_session"], old):
+                return False
+            await self._delete(writer, tenant, what)
+            return True
+
+    async def _delete(self, writer: Transaction, tenant: Tenant, what: DeleteResource) -> DeletedRows:
+        gone = {"turns": 0, "sessions": 0, "projects": 0}
+        for statement, sign in DELETE_TURN:
+            rows = [{"tenant": tenant, "turn": turn, "sign": sign} for turn in what.purged]
+            await writer.executemany(self._sql[statement], rows)
+        turns = msgspec.json.encode(what.purged).decode()
+        gone["turns"] = await writer.execute(self._sql["delete_turns"], {"tenant": tenant, "listed": turns})
+        for table, statement in DELETE_EMPTY[what.kind]:
+            deleted = await writer.execute(self._sql[statement], {"tenant": tenant, "name": what.name})
+            gone[table] = gone.get(table, 0) + deleted
+        for dimension, first, last in _names_of(what, is_gone=gone["projects"] > 0):
+            names = {"tenant": tenant, "dimension": dimension, "name": first, "last_name": last}
+            await writer.execute(self._sql["count_nameless"], names)
+            await writer.execute(self._sql["delete_totals"], names)
+        self._database.note_deletion()
         return DeletedRows(gone["turns"], gone["sessions"], gone["projects"])
 
     async def release_blobs(self, tenant: Tenant, blobs: str) -> None:
@@ -324,16 +338,21 @@ class Store:
             await writer.execute(self._sql["put_unstored"], columns)
 
     async def list_unstored(self, tenant: Tenant, user: str | None) -> list[TurnId]:
-        """Returns noted turns of a user, or of all users if `user` is None, at most `DELETE_TURNS_MAX`."""
+        """Returns noted turns of a user, or of all users if `user` is None, at most `UNSTORED_MAX`."""
         if user is None:
-            rows = await self._read("tenant_unstored", tenant=tenant, limit=DELETE_TURNS_MAX)
+            rows = await self._read("tenant_unstored", tenant=tenant, limit=UNSTORED_MAX)
         else:
             user_hash = _user_hash(tenant, user)
-            rows = await self._read("user_unstored", tenant=tenant, user_hash=user_hash, limit=DELETE_TURNS_MAX)
+            rows = await self._read("user_unstored", tenant=tenant, user_hash=user_hash, limit=UNSTORED_MAX)
         return [row["turn"] for row in rows]
 
+    async def every_unstored(self, after: TurnKey) -> list[TurnKey]:
+        """Returns the noted turns of all tenants after `after`, in order, at most `UNSTORED_MAX`."""
+        rows = await self._read("every_unstored", tenant=after.tenant, turn=after.turn, limit=UNSTORED_MAX)
+        return [TurnKey(row["tenant"], row["turn"]) for row in rows]
+
     async def forget_unstored(self, tenant: Tenant, turns: Sequence[str]) -> None:
-        """Removes the notes of turns that are erased."""
+        """Removes the notes of turns that are erased, or have left the log."""
         async with self._database.transaction() as writer:
             rows = [{"tenant": tenant, "turn": turn} for turn in turns]
             await writer.executemany(self._sql["forget_unstored"], rows)

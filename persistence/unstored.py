@@ -26,6 +26,12 @@ ERASED_AT_ONCE = 8
 # A later pass finds the others.
 DUE_MAX = 10_000
 KEPT_LABELS = ("model", "key")
+# Concurrent queries to the log.
+LOOKED_UP_AT_ONCE = 16
+# The log keeps a turn for a day.
+LOST_INTERVAL_S = 3600.0
+# Less than every turn.
+FIRST_TURN = TurnKey(Tenant(""), TurnId(""))
 
 
 class UnstoredTurns:
@@ -38,6 +44,9 @@ class UnstoredTurns:
         self._grace = timedelta(seconds=grace_s)
         self._after = Seq(0)
         self._due: dict[Seq, Unstored] = {}
+        self._looked_up = FIRST_TURN
+        """The last turn whose note `_forget_lost` has checked."""
+        self._next_look_up = 0.0
 
     async def divert(self, key: TurnKey, turn: Turn) -> bool:
         """Counts a turn with `store: false`, and returns True: it must not be recorded. Returns False for other turns.
@@ -91,12 +100,23 @@ class UnstoredTurns:
         return TurnToDelete(key.turn, is_running, is_unstored=True)
 
     async def list_of_user(self, tenant: Tenant, user: str | None) -> list[TurnToDelete]:
-        """Returns the turns with `store: false` of a user, or of all users if `user` is None, see `to_delete`."""
-        noted = await self._store.list_unstored(tenant, user)
-        found = [await self.to_delete(TurnKey(tenant, turn)) for turn in noted]
-        if gone := [turn for turn, one in zip(noted, found, strict=True) if one is None]:
-            await self._store.forget_unstored(tenant, gone)
-        return [one for one in found if one is not None]
+        """Returns some turns with `store: false` of a user, or of all users if `user` is None, see `to_delete`.
+
+        An empty list if there are none.
+        """
+        slots = asyncio.Semaphore(LOOKED_UP_AT_ONCE)
+
+        async def look_up(turn: TurnId) -> TurnToDelete | None:
+            async with slots:
+                return await self.to_delete(TurnKey(tenant, turn))
+
+        while noted := await self._store.list_unstored(tenant, user):
+            found = await asyncio.gather(*map(look_up, noted))
+            if gone := [turn for turn, one in zip(noted, found, strict=True) if one is None]:
+                await self._store.forget_unstored(tenant, gone)
+            if left := [one for one in found if one is not None]:
+                return left
+        return []
 
     async def run(self, stop: asyncio.Event) -> None:
         """Erases the turns whose time is over, until `stop` is set."""
@@ -112,7 +132,10 @@ class UnstoredTurns:
         metrics.UNSTORED_DUE.set(len(self._due))
 
     async def _erase_due(self) -> None:
-        """Erases the turns that are due, several at once. Those that cannot be erased stay due."""
+        """Erases the turns that are due, several at once. Those that cannot be erased stay due.
+
+        Also removes notes of turns that have left the log, see `_forget_lost`.
+        """
         await self._find_due()
         slots = asyncio.Semaphore(ERASED_AT_ONCE)
         failed: list[str] = []
@@ -130,6 +153,31 @@ class UnstoredTurns:
         await asyncio.gather(*map(erase, self._due.values()))
         if failed:
             logger.warning("turns with `store: false` cannot be erased: retried", turns=len(failed), why=failed[0])
+        await self._forget_lost()
+
+    async def _forget_lost(self) -> None:
+        """Removes notes of turns that have left the log without an end. Looks up some turns in each call.
+
+        All are looked up once in LOST_INTERVAL_S.
+        """
+        now = asyncio.get_running_loop().time()
+        if now < self._next_look_up:
+            return
+        noted = await self._store.every_unstored(self._looked_up)
+        slots = asyncio.Semaphore(LOOKED_UP_AT_ONCE)
+
+        async def has_turn(key: TurnKey) -> bool:
+            async with slots:
+                return await self._log.has_turn(key)
+
+        known = await asyncio.gather(*map(has_turn, noted))
+        for key, is_in_log in zip(noted, known, strict=True):
+            if not is_in_log:
+                await self._store.forget_unstored(key.tenant, [key.turn])
+        if noted:
+            self._looked_up = noted[-1]
+        else:
+            self._looked_up, self._next_look_up = FIRST_TURN, now + LOST_INTERVAL_S
 
     async def _erase(self, note: Unstored) -> None:
         # A repeated Idempotency-Key begins another run when the entries of this one are gone. Its entries are later.

@@ -81,13 +81,13 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     first_token_at: datetime | None = None
     """When the first delta of the answer was stored; null: none was, or an older version recorded the turn."""
     ended_at: datetime | None
-    """When the turn ended; null while it runs."""
+    """When the turn ended; null while it runs, and if it left the log before it ended."""
     cursor: Seq
     """The sequence of the last entry in this record: a stream that starts after it has no gap."""
     first_token_s: float | None = None
     """Seconds from `asked_at` to `first_token_at`."""
     duration_s: float | None = None
-    """Seconds from `asked_at` to `ended_at`; null while the turn runs."""
+    """Seconds from `asked_at` to `ended_at`; null if that is null."""
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "first_token_s", seconds_between(self.asked_at, self.first_token_at))

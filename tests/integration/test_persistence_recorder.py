@@ -22,7 +22,7 @@ from tailrace.persistence.unstored import UnstoredTurns
 from tailrace.proto import subjects
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Stored
-from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.errors import LogUnavailable, StoreRefused
 from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, stream_configs
@@ -317,6 +317,23 @@ async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
     assert (row.text, row.text_chars) == ("Light", 4)
     assert count("proof_mismatches") - before["proof_mismatches"] == 1
     assert count("turns_left_out") - before["turns_left_out"] >= 4
+
+
+@pytest.mark.rule("R109")
+async def test_a_turn_with_store_false_whose_note_is_refused_delays_no_other_turn(
+    own_log: TurnLog, deliveries: Deliveries, database: Path
+) -> None:
+    class RefusingStore(Store):
+        async def put_unstored(self, key: TurnKey, user: str | None) -> None:
+            raise StoreRefused(f"{key.turn} {user}")
+
+    before = count("turns_left_out")
+    await new_writer(own_log).store_request(store=False)
+    good = await write(own_log, "Light")
+    async with open_store(database, RefusingStore) as store, running_recorder(own_log, deliveries, store):
+        await until(deliveries.is_drained)
+    assert rows(database) == await expected_rows(own_log, [good])
+    assert count("turns_left_out") == before + 1
 
 
 @pytest.mark.rule("R109")

@@ -44,6 +44,7 @@ BY_INDEX = re.compile(
     r"SEARCH \w+ USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant=\? AND |"
     r"SEARCH sessions USING (COVERING )?INDEX sessions_by_age \(updated_at<\?\)$|"
     r"SEARCH files USING COVERING INDEX files_expiring \(expires_at<\?\)$|"
+    r"SEARCH unstored USING PRIMARY KEY \(\(tenant,turn\)>\(\?,\?\)\)$|"
     r"SEARCH searched USING (COVERING INDEX \w+|INTEGER PRIMARY KEY) \(rowid[>=]|"
     r"SCAN search VIRTUAL TABLE INDEX \d+:M1><$|"
     r"SCAN (turns USING INDEX turns_running|searched USING INDEX searched_older|blob_releases|reached|unsearched)$"
@@ -282,6 +283,21 @@ async def test_deleting_a_turn_deletes_its_row_its_usage_and_an_empty_session(st
     await store.delete(THEIRS, DeleteResource("session", "session-2"))
     await store.delete(OURS, DeleteResource("session", "session-2"))
     assert await content_of(store) == []
+
+
+async def test_an_old_session_that_is_used_again_is_not_deleted(store: Store) -> None:
+    """Retention has found it just before."""
+    old = msgspec.structs.replace(build_row(key("turn-1"), completed_turn("Light").turn), session="old")
+    await store.record([old, msgspec.structs.replace(old, turn="turn-2", session="unused")])
+    before, first = NOON + timedelta(days=1), Seq(old.cursor + 1)
+    assert await store.old_sessions(before, first) == [(OURS, "old"), (OURS, "unused")]
+    late = build_row(key("turn-3"), completed_turn("Light").turn)
+    await store.record([msgspec.structs.replace(late, session="old", cursor=first)])
+    for session, turn, is_deleted in (("old", "turn-1", False), ("unused", "turn-2", True)):
+        what = DeleteResource("session", session, (TurnId(turn),))
+        assert await store.delete_old(OURS, what, before, first) == is_deleted
+        assert (await store.turn(key(turn)) is None) == is_deleted
+        assert (await store.session(OURS, session, NOON) is None) == is_deleted
 
 
 async def test_a_blob_is_released_with_a_turn_and_kept_by_another_of_its_tenant(store: Store) -> None:
@@ -766,7 +782,7 @@ def is_by_index(name: str, scan: dict[str, Any]) -> bool:
     condition = scan.get("Index Cond", "") or scan.get("Recheck Cond", "")
     if "tailrace_words" in condition or "number >=" in condition:
         return True
-    across_tenants = scan.get("Index Name") in ("sessions_by_age", "files_expiring")
+    across_tenants = scan.get("Index Name") in ("sessions_by_age", "files_expiring", "unstored_pkey")
     return " AND " in condition or (bool(condition) and (name in NUMBERED or across_tenants))
 
 
@@ -929,6 +945,7 @@ async def test_both_databases_answer_the_same_after_any_changes(
         ("turns", OURS, {}, None, before, 9, hash_words(OURS, ["b"]).split()),
         ("turns", OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9, hash_words(OURS, ["B", "c"]).split()),
         ("list_unstored", OURS, None),
+        ("every_unstored", key("turn-118")),
         ("session_turns", OURS, middle, OLDEST, 9),
         ("list_running", OURS, None, OLDEST, 9),
         ("turns_since", OURS, middle, Seq(400)),

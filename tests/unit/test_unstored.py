@@ -1,0 +1,94 @@
+"""The notes of turns with `store: false`: the search for a deletion, and notes of turns that have left the log."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from tailrace.persistence import unstored
+from tailrace.persistence.store import UNSTORED_MAX, Store
+from tailrace.persistence.unstored import UnstoredTurns
+from tailrace.proto.errors import TurnUnknown
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.resources import TurnToDelete
+from tailrace.proto.subjects import TurnKey
+from tests.harness.turn_builder import Handwritten
+from tests.harness.until import until
+
+TENANT = Tenant("ours")
+LOOK_UP_S = 0.05
+# Half of the time that a gateway waits for an answer (TAILRACE_QUERY_TIMEOUT_S).
+ANSWER_S_MAX = 3.0
+
+
+class Log:
+    """The log has the turns `kept`. A query takes LOOK_UP_S."""
+
+    def __init__(self, kept: set[str]) -> None:
+        self._kept = kept
+
+    async def read_turn(self, key: TurnKey) -> Turn:
+        if not await self.has_turn(key):
+            raise TurnUnknown(key.turn)
+        written = Handwritten()
+        written.store_request(store=False)
+        return written.turn
+
+    async def has_turn(self, key: TurnKey) -> bool:
+        await asyncio.sleep(LOOK_UP_S)
+        return key.turn in self._kept
+
+
+class Tombstones:
+    """There are none."""
+
+    async def find(self, _: TurnKey) -> bytes | None:
+        return None
+
+    async def next_unstored(self, _: Seq) -> None:
+        return None
+
+
+def unstored_turns(store: Store, kept: set[str]) -> UnstoredTurns:
+    log: Any = Log(kept)
+    tombstones: Any = Tombstones()
+    return UnstoredTurns(log, tombstones, store, grace_s=600)
+
+
+async def open_store(path: Path, turns: list[str]) -> Store:
+    """Opens a database with the notes of turns of one user."""
+    store = await Store.open(path, busy_timeout_s=1)
+    await store.migrate()
+    for turn in turns:
+        await store.put_unstored(TurnKey(TENANT, TurnId(turn)), "ann")
+    return store
+
+
+async def test_the_turns_of_a_user_are_found_within_the_time_of_a_query(tmp_path: Path) -> None:
+    """Also behind a page of turns that have left the log, whose notes are removed."""
+    turns = [f"turn-{number:03}" for number in range(UNSTORED_MAX + 3)]
+    kept = turns[UNSTORED_MAX:]
+    store = await open_store(tmp_path / "tailrace.db", turns)
+    async with asyncio.timeout(ANSWER_S_MAX):
+        found = await unstored_turns(store, set(kept)).list_of_user(TENANT, "ann")
+    assert found == [TurnToDelete(TurnId(turn), is_running=True, is_unstored=True) for turn in kept]
+    assert await store.list_unstored(TENANT, "ann") == kept
+    await store.close()
+
+
+async def test_the_note_of_a_turn_that_has_left_the_log_without_an_end_is_removed(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(unstored, "INTERVAL_S", 0.01)
+    turns = [f"turn-{number:03}" for number in range(UNSTORED_MAX + 3)]
+    kept = [turns[0], turns[-1]]
+    store, stop = await open_store(tmp_path / "tailrace.db", turns), asyncio.Event()
+    running = asyncio.create_task(unstored_turns(store, set(kept)).run(stop))
+
+    async def are_removed() -> bool:
+        return await store.list_unstored(TENANT, None) == kept
+
+    await until(are_removed)
+    stop.set()
+    await running
+    await store.close()
