@@ -223,6 +223,9 @@ class EventStream(StreamedResponse):
         if cause == "timeout":
             metrics.AGED.inc()
             return RECONNECT_WINDOW_S
+        if cause == "done" and not is_complete:
+            # Many clients do not resume what the gateway has broken off.
+            return RECONNECT_WINDOW_S
         # A client whose credential has expired cannot reconnect with it.
         return 0.0 if cause == "expired" else None
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from typing import NamedTuple
 
 import structlog
 
@@ -19,38 +20,52 @@ PRESENCE_TRIES = 3
 GRACE = re.compile(r"grace:([0-9]{1,5})")
 
 
+class _Wait(NamedTuple):
+    """The wait for a reader of one turn, and when the last reconnect window closes, in the event loop's time."""
+
+    task: asyncio.Task[None]
+    open_until: float
+
+
 class DisconnectPolicy:
     """Waits for readers to return to the turns that they have left."""
 
     def __init__(self, presence: ReaderPresence) -> None:
         self._presence = presence
-        self._waiting: dict[TurnKey, asyncio.Task[None]] = {}
+        self._waiting: dict[TurnKey, _Wait] = {}
 
     def handle_disconnect(self, key: TurnKey, reconnect_window_s: float = 0.0) -> None:
         """Applies the policy after a reader of a running turn has disconnected. A wait that runs starts again.
 
-        `reconnect_window_s`: the gateway closed the stream, and the reader has so many seconds to reconnect.
+        `reconnect_window_s`: the gateway closed the stream, and the reader has so many seconds to reconnect. The
+        window of an earlier reader stays open.
         """
         if self._presence.has_readers_here(key):
             return
+        open_until = asyncio.get_running_loop().time() + reconnect_window_s
         if (before := self._waiting.pop(key, None)) is not None:
-            before.cancel()
+            before.task.cancel()
+            open_until = max(open_until, before.open_until)
         request = self._presence.fan_out.request_of(key)
-        if request is not None and grace_s(request.on_disconnect) is None:
+        wait_s = None if request is None else grace_s(request.on_disconnect)
+        if request is not None and wait_s is None:
             return
-        following = self._waiting[key] = self._presence.group.create_task(self._follow_up(key, reconnect_window_s))
+        following = self._presence.group.create_task(self._follow_up(key, wait_s, open_until))
+        self._waiting[key] = _Wait(following, open_until)
         following.add_done_callback(lambda done: self._forget(key, done))
 
     def _forget(self, key: TurnKey, done: asyncio.Task[None]) -> None:
-        if self._waiting.get(key) is done:
+        if key in self._waiting and self._waiting[key].task is done:
             del self._waiting[key]
 
-    async def _follow_up(self, key: TurnKey, reconnect_window_s: float) -> None:
+    async def _follow_up(self, key: TurnKey, wait_s: float | None, open_until: float) -> None:
+        """`wait_s` is the turn's grace period; None: it is read from the log."""
         try:
-            wait_s = await self._wait_s(key)
+            wait_s = await self._wait_s(key) if wait_s is None else wait_s
             if wait_s is None:
                 return
-            if await is_set_within(self._presence.draining, max(wait_s, reconnect_window_s)):
+            window_s = open_until - asyncio.get_running_loop().time()
+            if await is_set_within(self._presence.draining, max(wait_s, window_s)):
                 # Its readers reconnect to other gateways, so this one cannot decide.
                 logger.info("turn continues without readers", turn=key.turn)
                 return
@@ -64,7 +79,7 @@ class DisconnectPolicy:
             logger.warning("turn continues without readers", turn=key.turn, error=str(error))
 
     async def _wait_s(self, key: TurnKey) -> float | None:
-        """Returns the turn's grace period. Its request may be large, so it is not kept during the wait."""
+        """Returns the turn's grace period."""
         first = await self._presence.log.read_entries(key, BEFORE_FIRST, limit=1)
         return grace_s(first[0].entry.on_disconnect) if first and isinstance(first[0].entry, Request) else None
 

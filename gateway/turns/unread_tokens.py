@@ -54,6 +54,9 @@ class UnreadTokens:
                     has_readers = await self._presence.has_readers_anywhere(key)
                 times.append(datetime.now(UTC))
                 is_unread.append(not has_readers)
+            else:
+                # The gateway drains, and the turn runs on: its tokens are not known yet.
+                return
             if any(is_unread):
                 tokens = await self._unread_tokens(key, times, is_unread)
                 metrics.UNREAD_TOKENS.labels(model_label(model)).inc(tokens)

@@ -22,7 +22,7 @@ from tailrace.gateway.streaming.event_stream import EventStream, Start
 from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.streaming.reader_history import ReaderHistory
 from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.proto.entries import Failure, Stored
+from tailrace.proto.entries import Attempt, Failure, Stored
 from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
@@ -188,6 +188,26 @@ async def test_an_old_stream_is_closed_and_its_reader_may_return() -> None:
         await one.run()
     assert (one.disconnects, one.is_complete) == ([15.0], True)
     assert [reader.ending for reader in one.readers] == ["aged"]
+
+
+class RestartedLog(MemoryLog):
+    """A running turn, whose answer begins anew while it is followed."""
+
+    async def follow_into(self, _: object, __: Seq, receive: Callable[[list[Stored]], None]) -> None:
+        receive(self.stored)
+        await asyncio.sleep(0.05)
+        last = self.stored[-1]
+        again = Attempt(prev=last.seq, attempt=2, generator="g", backend="claude", mode="restart")
+        receive([Stored(Seq(last.seq + 1), last.at, again)])
+        await asyncio.Event().wait()
+
+
+async def test_a_reader_whose_stream_is_broken_off_has_time_to_resume() -> None:
+    """OpenAI's SDK does not resume: without a reader, the on_disconnect policy may cancel the turn."""
+    async with client(RestartedLog(running_turn())) as one:
+        await one.run(DIALECTS["openai-chat"])
+    assert (one.disconnects, one.is_complete) == ([15.0], False)
+    assert [reader.ending for reader in one.readers] == ["broken"]
 
 
 async def test_an_interrupted_body_is_truncated_where_the_dialect_has_no_end() -> None:

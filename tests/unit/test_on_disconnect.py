@@ -1,0 +1,48 @@
+"""The reconnect windows of several readers of one turn."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tailrace.gateway.turns import on_disconnect
+from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.runtime.flag import Flag
+from tailrace.proto.subjects import TurnKey
+from tests.harness.turn_builder import request
+
+KEY = TurnKey(Tenant("t"), TurnId("x"))
+
+
+@pytest.mark.parametrize("windows_s", [(0.4, 0.0), (0.0, 0.4)])
+async def test_a_reader_that_leaves_does_not_close_the_window_of_another(
+    windows_s: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway has closed one stream for its age; its client still has some seconds to return."""
+    loop = asyncio.get_running_loop()
+    cancelled: list[float] = []
+    began = loop.time()
+
+    async def cancel(_: object, __: TurnKey) -> None:
+        cancelled.append(loop.time() - began)
+
+    async def has_readers_anywhere(_: TurnKey) -> bool:
+        return False
+
+    monkeypatch.setattr(on_disconnect, "cancel", cancel)
+    async with asyncio.TaskGroup() as group:
+        presence: Any = SimpleNamespace(
+            draining=Flag(),
+            fan_out=SimpleNamespace(request_of=lambda _: request(on_disconnect="cancel")),
+            has_readers_here=lambda _: False,
+            has_readers_anywhere=has_readers_anywhere,
+            group=group,
+            log=None,
+        )
+        policy = DisconnectPolicy(presence)
+        for window_s in windows_s:
+            policy.handle_disconnect(KEY, window_s)
+    assert len(cancelled) == 1
+    assert cancelled[0] >= max(windows_s)
