@@ -116,6 +116,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The span of the client's request (W3C Trace Context); None while traces are off."""
     body_sha256: str | None = None
     """The SHA-256 of the body that a repeated POST must have to resume this turn. None: it cannot be resumed by one."""
+    submission: TurnId | None = None
+    """A new id if the turn's id is that of another POST's claim, so that the entries of both POSTs differ."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

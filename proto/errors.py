@@ -526,7 +526,7 @@ CODES: dict[str, Code] = {
     "queue_full": Code(
         503,
         OVERLOADED,
-        "The tenant has reached its limit of turns that wait for a generator (TAILRACE_QUEUE_MAX).",
+        "Too many turns wait for a generator before this one (TAILRACE_QUEUE_MAX).",
         "Retry after Retry-After. Operator: add generators, or raise TAILRACE_CONCURRENCY.",
         is_retryable=True,
     ),

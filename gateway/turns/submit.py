@@ -6,6 +6,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import msgspec
 import structlog
 from starlette.requests import Request
 
@@ -202,7 +203,11 @@ class TurnSubmitter:
         claim = await self._claims.claim(submission.principal.tenant, submission.idempotency_key, own_claim)
         if claim != own_claim and (repeated := await self._load_claimed(submission, claim, own_claim)) is not None:
             return repeated
-        submission.turn = TurnKey(submission.principal.tenant, claim.turn)
+        if claim != own_claim:
+            # The other gateway may still append. Both must not believe that the stored entry is theirs: each has
+            # reserved money for it, and its end settles one reservation.
+            submission.turn = TurnKey(submission.principal.tenant, claim.turn)
+            submission.entry = msgspec.structs.replace(submission.entry, submission=own_claim.turn)
         return None
 
     async def _load_claimed(self, submission: Submission, claim: Claim, own_claim: Claim) -> StoredTurn | None:

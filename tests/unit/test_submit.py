@@ -157,6 +157,18 @@ async def test_a_claim_without_a_turn_is_continued_under_its_id() -> None:
     assert (again, memory.stored[key].messages) == (key, entry.messages)
 
 
+async def test_the_entries_of_concurrent_posts_with_one_key_differ() -> None:
+    """Otherwise both would find their own bytes in the log, and keep the money that each has reserved."""
+    memory = Memory()
+    names = []
+    for _ in range(3):
+        key, entry = await submitter(memory).submit(LOCAL, HELLO, b"{}", "key")
+        names.append(entry.submission)
+        del memory.stored[key]
+    assert names[0] is None
+    assert len(set(names)) == 3
+
+
 @pytest.mark.parametrize(
     ("error", "may_be_stored"),
     [
