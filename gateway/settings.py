@@ -98,7 +98,11 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         float, Meta(gt=0, description="time limit for a query to persistence or to a generator")
     ] = 6.0
     queue_max: Annotated[
-        int, Meta(ge=1, description="turns of one tenant that wait for a generator; further ones get a 503")
+        int,
+        Meta(
+            ge=1,
+            description="turns that may wait before a new one of a tenant; above it, a 503",
+        ),
     ] = 10_000
     log_streams: Annotated[
         Literal["debug", "info"],

@@ -75,7 +75,7 @@ class TurnQueue:
     """The queue as this gateway sees it."""
 
     def __init__(self, connection: Connection, rpc: Rpc, most: int) -> None:
-        """`most`: the limit of waiting turns of one tenant."""
+        """`most`: how many turns at most may wait before a new one."""
         self._connection = connection
         self._rpc = rpc
         self._most = most
@@ -85,9 +85,9 @@ class TurnQueue:
         self._has_submission = asyncio.Event()
 
     def check(self, tenant: Tenant) -> None:
-        """Raises Refused if too many turns of the tenant wait."""
+        """Raises Refused if too many turns may start before the tenant's next one."""
         if (self._count_ahead(tenant) or 0) >= self._most:
-            message = f"more than {self._most} turns of this tenant wait for a generator: retry later"
+            message = f"{self._most} turns or more wait for a generator before this one: retry later"
             raise Refused("queue_full", message, retry_after_s=RETRY_AFTER_S)
 
     def join(self, tenant: Tenant) -> int | None:
