@@ -54,7 +54,7 @@ def build_continuation_call(request: Request, turn: Turn) -> Call:
     call = build_call(request)
     if not turn.text.strip():
         return call
-    if supports_prefill(request.model):
+    if can_prefill(request):
         return msgspec.structs.replace(call, messages=append_answer(call.messages, prefill(turn.text)))
     partial = [content(block) for block in turn.blocks if block.text.strip() and not is_executed_tool(block.start)]
     prompt = CONTINUE_PROMPT.format(tail=msgspec.json.encode(turn.text[-TAIL_CHARS:]).decode())
@@ -62,9 +62,15 @@ def build_continuation_call(request: Request, turn: Turn) -> Call:
     return msgspec.structs.replace(call, messages=messages)
 
 
-def supports_prefill(name: str) -> bool:
-    """Returns whether the model accepts a partial answer as the last message."""
-    model = find_model(name)
+def can_prefill(request: Request) -> bool:
+    """Returns whether the model accepts a partial answer as the last message of this request.
+
+    With a thinking budget, the API requires that such a message begins with a thinking block.
+    """
+    match request.options:
+        case {"thinking": {"type": "enabled"}}:
+            return False
+    model = find_model(request.model)
     return model is not None and model.supports.prefill is True
 
 
@@ -246,7 +252,7 @@ class Continuation:
 def map_continuation(request: Request, turn: Turn) -> Continuation:
     """Returns the mapping for the events of `build_continuation_call(request, turn)`."""
     # Text of white space only is not sent; that call starts anew, and what it starts with is stored.
-    is_sent_whole = bool(turn.text.strip()) and not supports_prefill(request.model)
+    is_sent_whole = bool(turn.text.strip()) and not can_prefill(request)
     sent = turn.text if is_sent_whole else prefill(turn.text)
     open_text = turn.blocks[-1].text if turn.blocks and not turn.blocks[-1].is_closed else ""
     stop_sequences = StopSequenceFilter(open_text, (request.options or {}).get("stop_sequences"))

@@ -12,6 +12,7 @@ LONG_CHARS = 1_000_000
 Role = Literal["user", "assistant", "system"]
 SAMPLING = ("temperature", "top_p", "top_k")
 FORCING = ("any", "tool")
+THOUGHTS = ("thinking", "redacted_thinking")
 INVALID = "invalid_request_error"
 OPEN_OBJECT = "For 'object' type, 'additionalProperties' must be explicitly set to false"
 
@@ -65,6 +66,10 @@ class Message(msgspec.Struct, frozen=True):
         if isinstance(self.content, str):
             return self.content
         return "".join(block.text for block in self.content if block.type == "text")
+
+    @property
+    def begins_with_thinking(self) -> bool:
+        return not isinstance(self.content, str) and self.content[:1] != [] and self.content[0].type in THOUGHTS
 
     @property
     def files(self) -> list[str]:
@@ -164,7 +169,7 @@ def refuse_schema(schema: Any) -> None:
 
 
 def refuse_model(request: Request, model: Model) -> None:
-    """Raises Refusal for what the model does not support: sampling, forced tools, prefill."""
+    """Raises Refusal for what the model does not support: sampling, forced tools, prefill, thinking after a prefill."""
     for name in SAMPLING:
         if getattr(request, name) is not msgspec.UNSET and not model.takes_sampling:
             raise Refusal(INVALID, f"{name}: sampling parameters are not supported by this model")
@@ -179,6 +184,11 @@ def refuse_model(request: Request, model: Model) -> None:
         raise Refusal(
             INVALID,
             "This model does not support assistant message prefill. The conversation must end with a user message.",
+        )
+    if request.thinking.type == "enabled" and not last.begins_with_thinking:
+        raise Refusal(
+            INVALID,
+            "messages: When `thinking` is enabled, a final `assistant` message must start with a thinking block.",
         )
     if last.text != last.text.rstrip():
         raise Refusal(INVALID, "messages: final assistant content cannot end with trailing whitespace")

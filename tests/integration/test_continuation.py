@@ -39,6 +39,18 @@ async def test_repeated_words_at_a_continuation_are_removed(
     assert repetitions() == before + 2
 
 
+@pytest.mark.rule("R20")
+@pytest.mark.filterwarnings("ignore:The model 'claude-sonnet-4-5' is deprecated:DeprecationWarning")
+async def test_an_answer_with_a_thinking_budget_that_breaks_off_is_completed(own: OwnSystem) -> None:
+    """The API refuses a prefill with a thinking budget, so the text is sent before a user message."""
+    options = {"thinking": {"type": "enabled", "budget_tokens": 1024}}
+    async with own.running_generator():
+        turn = await own.answer(
+            "words=40 rate=0 thinking=2 fault=cut@17x2", model="claude-sonnet-4-5", options=options, max_tokens=4000
+        )
+    assert (turn.error, turn.text, turn.outcome, turn.attempt) == (None, words(40), "completed", 3)
+
+
 @pytest.mark.rule("R71")
 async def test_the_time_limit_of_a_turn_includes_the_time_of_killed_generators(own: OwnSystem) -> None:
     """It is computed from the times in the log. The next generator makes no call."""

@@ -28,11 +28,14 @@ from tailrace.proto.usage import CallUsage
 from tests.harness.turn_builder import Handwritten, request
 
 PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
+# The API refuses a prefilled text together with a thinking budget.
+WITH_BUDGET: dict[str, object] = {"thinking": {"type": "enabled", "budget_tokens": 1024}}
 
 
 def answer_to(call: Call) -> list[events.Event]:
     """Returns the model's answer; raises Refusal for a call that the API would refuse."""
     body = {name: field for name, field in msgspec.to_builtins(call).items() if field is not None}
+    body |= body.pop("options", {})
     parsed = parse_message(decode(msgspec.json.encode(body)))
     frames = [frame for frame, _ in simulated.frames(reply(parsed, 1))]
     decoded = [events.decode(frame.partition(b"data: ")[2].strip()) for frame in frames]
@@ -73,11 +76,17 @@ def place_events(log: Handwritten, continuation: Continuation, answer: list[even
 
 
 @pytest.mark.rule("R20")
-@pytest.mark.parametrize("model", [PREFILLED, LATER])
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [(PREFILLED, None), (PREFILLED, WITH_BUDGET), (LATER, None)],
+    ids=["prefill", "thinking budget", "later"],
+)
 @pytest.mark.parametrize("line", ["words=4 rate=0", "words=3 thinking=2", "words=3 tool=look", "words=1", "thinking=2"])
-def test_a_continued_answer_equals_the_uninterrupted_one(model: str, line: str) -> None:
+def test_a_continued_answer_equals_the_uninterrupted_one(
+    model: str, options: dict[str, object] | None, line: str
+) -> None:
     """At every event and inside every word; of a long text, at 100 positions. The usage is that of both calls."""
-    turn_request = request(model=model, messages=[Message("user", f"#sim {line}")])
+    turn_request = request(model=model, options=options, messages=[Message("user", f"#sim {line}")])
     whole = answer_to(build_call(turn_request))
     uninterrupted = log_with(turn_request, whole).turn
     broken = [
@@ -246,6 +255,18 @@ def test_a_model_without_prefill_gets_a_continue_prompt() -> None:
     assert partial == Message("assistant", [{"type": "text", "text": 'He said: "wait'}])
     assert go.role == "user"
     assert r'ended with: "He said: \"wait"' in str(go.content)
+
+
+@pytest.mark.rule("R20")
+def test_with_a_thinking_budget_the_whole_text_is_sent_before_a_user_message() -> None:
+    """Also to a model that accepts a prefill. White space at its end was sent, so the answer does not repeat it."""
+    turn_request = request(model=PREFILLED, options=WITH_BUDGET)
+    log = log_with(turn_request, [opening(), *text_block(0, "one\n\n")[:-1]])
+    *_, partial, go = build_continuation_call(turn_request, log.turn).messages
+    assert partial.content == [{"type": "text", "text": "one\n\n"}]
+    assert go.role == "user"
+    continue_log(log, turn_request, [opening(), *text_block(0, "\ntwo"), STOP])
+    assert log.turn.text == "one\n\n\ntwo"
 
 
 def test_only_the_end_of_a_long_text_is_quoted() -> None:

@@ -13,10 +13,12 @@ from tailrace.proto.models import models
 ASK = {"role": "user", "content": "x"}
 GOOD: dict[str, Any] = {"model": "claude-sonnet-5-5", "max_tokens": 10, "messages": [ASK]}
 OLD = {"model": "claude-sonnet-4-5"}
+THINKING = {"thinking": {"type": "enabled", "budget_tokens": 1024}}
+TEXT = {"type": "text", "text": "w0"}
 
 
-def prefilled_request(text: str) -> dict[str, Any]:
-    return {"messages": [ASK, {"role": "assistant", "content": text}]}
+def prefilled_request(content: str | list[dict[str, Any]]) -> dict[str, Any]:
+    return {"messages": [ASK, {"role": "assistant", "content": content}]}
 
 
 def schema_request(schema: dict[str, Any]) -> dict[str, Any]:
@@ -64,6 +66,10 @@ def type_of_refusal(request: dict[str, Any]) -> str | None:
         (prefilled_request("w0"), "invalid_request_error"),
         (OLD | prefilled_request("w0"), None),
         (OLD | prefilled_request("w0 "), "invalid_request_error"),
+        (OLD | THINKING, None),
+        (OLD | THINKING | prefilled_request("w0"), "invalid_request_error"),
+        (OLD | THINKING | prefilled_request([TEXT]), "invalid_request_error"),
+        (OLD | THINKING | prefilled_request([{"type": "thinking", "thinking": "x"}, TEXT]), None),
         ({"messages": [ASK, {"role": "user", "content": [{"type": "image", "source": {}}]}]}, None),
     ],
 )
