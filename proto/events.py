@@ -146,7 +146,12 @@ def fits_block(delta: Delta, block_type: str) -> bool:
         case ThinkingDelta() | SignatureDelta():
             return block_type == "thinking"
         case InputJsonDelta():
-            return block_type.endswith("tool_use")
+            return is_tool_use(block_type)
+
+
+def is_tool_use(block_type: str) -> bool:
+    """Returns whether blocks of this type are tool calls, whose input comes in deltas of partial JSON."""
+    return block_type.endswith("tool_use")
 
 
 def encode(event: Event) -> msgspec.Raw:

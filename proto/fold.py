@@ -176,7 +176,7 @@ def content(block: Block) -> dict[str, Any]:
             return {"type": "text", "text": block.text, **cited}
         case "thinking":
             return {"type": "thinking", "thinking": block.text, "signature": block.signature}
-        case "tool_use" | "server_tool_use":
+        case kind if events.is_tool_use(kind):
             return {**block.start, "input": _input(block)}
         case _:
             return block.start

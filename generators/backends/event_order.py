@@ -21,6 +21,7 @@ KNOWN_BLOCKS: dict[str, dict[str, type]] = {
     "redacted_thinking": {"data": str},
     "tool_use": {"id": str, "name": str, "input": dict},
     "server_tool_use": {"id": str, "name": str, "input": dict},
+    "mcp_tool_use": {"id": str, "name": str, "input": dict},
 }
 # Their content comes in deltas. The fold does not read it from the start of the block.
 EMPTY_AT_START = {"thinking": ("thinking", "signature")}

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from tailrace.proto.errors import BackendError
+from tailrace.proto.events import is_tool_use
 
 # In one entry; NATS accepts one megabyte.
 PIECE_CHARS = 65_536
@@ -59,11 +60,11 @@ def block_events(block: Any) -> Iterator[dict[str, Any]]:
             start = block | {"thinking": "", "signature": ""}
             deltas = [{"type": "thinking_delta", "thinking": piece} for piece in split_text(text)]
             deltas.append({"type": "signature_delta", "signature": str(rest.get("signature", ""))})
-        case {"type": "tool_use" | "server_tool_use", "input": given}:
+        case {"type": str(kind), "input": given} if is_tool_use(kind):
             start = block | {"input": {}}
             arguments = msgspec.json.encode(given).decode()
             deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in split_text(arguments)]
-        case {"type": "text" | "thinking" | "tool_use" | "server_tool_use" as kind}:
+        case {"type": str(kind)} if kind in ("text", "thinking") or is_tool_use(kind):
             raise BackendError("backend_unreadable", f"the model's answer has a {kind} block that cannot be read")
         case {"type": str()}:
             # Complete at its start: redacted thinking, results of server tools, and unknown types.

@@ -104,6 +104,7 @@ def test_an_event_that_does_not_fit_the_answer_breaks_it(event: dict[str, Any]) 
             "index": 2,
             "content_block": {"type": "thinking", "thinking": "early"},
         },
+        {"type": "content_block_start", "index": 2, "content_block": {"type": "mcp_tool_use", "input": "early"}},
         {"type": "content_block_start", "index": 2, "content_block": {"text": ""}},
         {"type": "content_block_start", "index": "2", "content_block": {"type": "text", "text": ""}},
         {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": None}},

@@ -230,6 +230,11 @@ BLOCKS: list[tuple[dict[str, Any], list[events.Delta], dict[str, Any]]] = [
         [events.InputJsonDelta('{"a":1}')],
         {"type": "server_tool_use", "id": "t", "name": "n", "input": {"a": 1}},
     ),
+    (
+        {"type": "mcp_tool_use", "id": "t", "name": "n", "server_name": "s", "input": {}},
+        [events.InputJsonDelta('{"a":1}')],
+        {"type": "mcp_tool_use", "id": "t", "name": "n", "server_name": "s", "input": {"a": 1}},
+    ),
     ({"type": "redacted_thinking", "data": "x"}, [], {"type": "redacted_thinking", "data": "x"}),
 ]
 

@@ -46,6 +46,7 @@ BLOCKS: list[dict[str, Any]] = [
     {"type": "tool_use", "id": "t2", "name": "look", "input": {}},
     {"type": "server_tool_use", "id": "t3", "name": "web_search", "input": {"query": "q"}},
     {"type": "web_search_tool_result", "tool_use_id": "t3", "content": [{"type": "web_search_result", "url": "u"}]},
+    {"type": "mcp_tool_use", "id": "t4", "name": "look", "server_name": "s", "input": {"at": 1}},
     {"type": "newer", "thing": 1},
 ]
 
@@ -102,13 +103,15 @@ def test_an_incomplete_message_is_a_broken_answer(broken: dict[str, Any]) -> Non
 
 def test_a_block_begins_empty() -> None:
     """As in a stream: its content comes in deltas."""
-    events = [msgspec.json.decode(event) for event in to_events(message(BLOCKS[0], BLOCKS[3], BLOCKS[4], BLOCKS[6]))]
+    blocks = (BLOCKS[0], BLOCKS[3], BLOCKS[4], BLOCKS[6], BLOCKS[10])
+    events = [msgspec.json.decode(event) for event in to_events(message(*blocks))]
     starts = [event["content_block"] for event in events if event["type"] == "content_block_start"]
     assert starts == [
         {"type": "text", "text": ""},
         {"type": "text", "text": "", "citations": []},
         {"type": "thinking", "thinking": "", "signature": ""},
         {"type": "tool_use", "id": "t1", "name": "look", "input": {}},
+        {"type": "mcp_tool_use", "id": "t4", "name": "look", "server_name": "s", "input": {}},
     ]
     (head,) = (event["message"] for event in events if event["type"] == "message_start")
     assert (head["content"], head["stop_reason"], head["usage"]) == ([], None, USAGE)
