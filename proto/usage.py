@@ -3,9 +3,15 @@
 A nano-dollar is 1e-9 $. The lowest price (0.10 $ per million tokens) is 100 nano-dollars a token: integers are exact.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    ReportedCount = int
+else:
+    # Anthropic's SDK declares the counts of the cache Optional. CallUsage replaces null by 0.
+    ReportedCount = int | None
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -45,10 +51,19 @@ class CallUsage(Usage, frozen=True, omit_defaults=True):
     The fields are Any: values of an unexpected type are ignored. They are not part of a turn's sum.
     """
 
+    input_tokens: ReportedCount = 0
+    output_tokens: ReportedCount = 0
+    cache_creation_input_tokens: ReportedCount = 0
+    cache_read_input_tokens: ReportedCount = 0
     cache_creation: Any = None
     """Splits `cache_creation_input_tokens` by cache lifetime."""
     service_tier: Any = None
     speed: Any = None
+
+    def __post_init__(self) -> None:
+        for name in Usage.__struct_fields__:
+            if getattr(self, name) is None:
+                msgspec.structs.force_setattr(self, name, 0)
 
     @property
     def cache_creation_1h_input_tokens(self) -> int:

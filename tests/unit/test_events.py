@@ -29,6 +29,14 @@ DOCUMENTED: dict[str, tuple[bytes, events.Event | UnknownEvent]] = {
         ),
         events.MessageStart(events.MessageHead("msg_1", "claude-x", CallUsage(25, 1))),
     ),
+    "message_start without counts of the cache": (
+        (
+            b'{"type":"message_start","message":{"id":"msg_1","model":"claude-x","usage":{"input_tokens":25,'
+            b'"cache_creation_input_tokens":null,"cache_read_input_tokens":null,"output_tokens":1,"cache_creation":null,'
+            b'"service_tier":"batch"}}}'
+        ),
+        events.MessageStart(events.MessageHead("msg_1", "claude-x", CallUsage(25, 1, service_tier="batch"))),
+    ),
     "content_block_start": (
         b'{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}',
         events.BlockStart(0, {"type": "text", "text": ""}),
@@ -70,6 +78,10 @@ DOCUMENTED: dict[str, tuple[bytes, events.Event | UnknownEvent]] = {
     ),
     "a count that no call can reach": (
         b'{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":10000000000000000}}',
+        UnknownEvent(),
+    ),
+    "a count that is a string": (
+        b'{"type":"message_start","message":{"id":"msg_1","usage":{"input_tokens":"1"}}}',
         UnknownEvent(),
     ),
     "a count below nothing": (

@@ -14,6 +14,7 @@ from tailrace.proto.entries import Attempt, Event, Stored
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import Turn, content, fold
 from tailrace.proto.ids import Seq
+from tailrace.proto.usage import Usage
 from tests.harness.turn_builder import NOON, request
 
 USAGE = {"input_tokens": 7, "output_tokens": 11, "service_tier": "batch", "server_tool_use": {"web_search_requests": 1}}
@@ -74,6 +75,15 @@ def test_the_events_of_any_message_follow_the_grammar(blocks: list[dict[str, Any
     assert (turn.usage.input_tokens, turn.usage.output_tokens, turn.is_usage_estimated) == (7, 11, False)
     assert turn.usage_call.is_batch
     assert turn.envelope["usage"]["server_tool_use"] == {"web_search_requests": 1}
+
+
+@pytest.mark.rule("R23")
+def test_a_message_without_counts_of_the_cache_has_the_price_of_a_batch() -> None:
+    """The counts may be null. The usage is read all the same, and with it the service tier."""
+    usage = USAGE | {"cache_creation_input_tokens": None, "cache_read_input_tokens": None}
+    turn = fold_events(to_events(message(usage=usage)))
+    assert turn.usage == Usage(input_tokens=7, output_tokens=11)
+    assert turn.usage_call.is_batch
 
 
 def test_further_fields_of_a_message_are_kept() -> None:
