@@ -131,7 +131,8 @@ class Continuation:
         """Characters of the stored text that the model repeated and that were left out."""
         self._open = len(blocks) - 1 if blocks and not blocks[-1].is_closed else None
         self._next = len(blocks)
-        self._has_stored = bool(blocks)
+        # Until the first other block of the call.
+        self._drops_thinking = bool(blocks)
         self._repetition = repetition
         # The new call's block whose text goes into the block that was open.
         self._continued: int | None = None
@@ -178,17 +179,29 @@ class Continuation:
                 # If only the stop of the open block was lost, the model has no text to add to it.
                 return [*self._close_open(), event]
             case _:
-                return [event]
+                return self._move_unknown(event)
+
+    def _move_unknown(self, event: ModelEvent) -> list[ModelEvent]:
+        """Returns an event of an unknown type with the stored index of its block, if it names one that is stored."""
+        target = self._targets.get(event.index, event.index)
+        if target == event.index:
+            return [event]
+        if target is None:
+            return []
+        fields = msgspec.json.decode(event.raw, type=dict[str, msgspec.Raw]) | {"index": msgspec.Raw(b"%d" % target)}
+        return [msgspec.structs.replace(event, raw=msgspec.Raw(msgspec.json.encode(fields)), index=target)]
 
     def _start(self, index: int, block: dict[str, Any]) -> list[ModelEvent]:
         kind = block.get("type")
-        if kind == "text" and self._open is not None:
-            self._targets[index], self._open, self._continued = self._open, None, index
-            return []
-        if kind in ("thinking", "redacted_thinking") and self._has_stored:
+        if kind in ("thinking", "redacted_thinking") and self._drops_thinking:
             # Before it continues the model thinks again. Readers have seen the thoughts that led to the stored text.
             self._targets[index] = None
             return []
+        self._drops_thinking = False
+        if kind == "text" and self._open is not None:
+            self._targets[index], self._open, self._continued = self._open, None, index
+            text = str(block.get("text") or "")
+            return self._delta(index, events.TextDelta(text)) if text else []
         # The model continues with a block other than text, so the open block is complete.
         closing = self._close_open()
         self._targets[index] = self._next

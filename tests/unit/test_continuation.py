@@ -12,7 +12,7 @@ from tailrace.deploy.simulated_claude import event as simulated
 from tailrace.deploy.simulated_claude.reply import parse_message, reply
 from tailrace.deploy.simulated_claude.request import decode
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.model_event import from_event
+from tailrace.generators.backends.model_event import ModelEvent, from_event, read_event
 from tailrace.generators.continuation import (
     TAIL_CHARS,
     Continuation,
@@ -28,6 +28,7 @@ from tailrace.proto.usage import CallUsage
 from tests.harness.turn_builder import Handwritten, request
 
 PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
+REPEATED = " because short waves are scattered"
 # The API refuses a prefilled text together with a thinking budget.
 WITH_BUDGET: dict[str, object] = {"thinking": {"type": "enabled", "budget_tokens": 1024}}
 
@@ -193,6 +194,57 @@ def test_thinking_of_a_continuation_is_left_out() -> None:
     log = log_with(request(), [opening(), *thought, *text_block(1, "one ")[:-1]])
     continue_log(log, request(), [opening(), *thought, *text_block(1, "two"), STOP])
     assert [(block.type, block.text) for block in log.turn.blocks] == [("thinking", "hm"), ("text", "one two")]
+
+
+@pytest.mark.rule("R20")
+def test_thinking_after_other_blocks_of_a_continuation_is_stored() -> None:
+    """Only thinking at the start of the call repeats what readers have seen."""
+    log = log_with(request(), [opening(), *text_block(0, "one ")[:-1]])
+    thought: list[events.Event] = [BlockStart(1, {"type": "thinking"}), BlockDelta(1, events.ThinkingDelta("hm"))]
+    answer = [opening(), *text_block(0, "two"), *thought, BlockStop(1), *text_block(2, "three"), STOP]
+    continue_log(log, request(), answer)
+    assert [(block.type, block.text) for block in log.turn.blocks] == [
+        ("text", "one two"),
+        ("thinking", "hm"),
+        ("text", "three"),
+    ]
+
+
+@pytest.mark.rule("R20")
+@pytest.mark.parametrize(
+    ("stored", "begun", "text"),
+    [
+        ("one", " two", "one two three"),
+        ("one" + REPEATED, REPEATED.strip(), "one" + REPEATED + " three"),
+    ],
+)
+def test_text_at_the_start_of_the_continued_block_is_stored(stored: str, begun: str, text: str) -> None:
+    """As a delta, since the start of that block is stored already; but not if it repeats the stored text."""
+    log = log_with(request(), [opening(), *text_block(0, stored)[:-1]])
+    start = BlockStart(0, {"type": "text", "text": begun})
+    continue_log(log, request(), [opening(), start, *text_block(0, " three")[1:], STOP])
+    assert log.turn.text == text
+
+
+def unknown_delta(index: int) -> ModelEvent:
+    fields = {"type": "content_block_delta", "index": index, "delta": {"type": "newer_delta", "n": 1.50}}
+    event = read_event(msgspec.json.encode(fields))
+    assert event is not None
+    return event
+
+
+@pytest.mark.rule("R20")
+def test_an_unknown_event_of_a_continuation_names_the_stored_block() -> None:
+    """It is left out with its block, and unchanged if it names none."""
+    log = log_with(request(), [opening(), *text_block(0, "one "), *text_block(1, "two ")[:-1]])
+    continuation = map_continuation(request(), log.turn)
+    newer = read_event(b'{"type":"newer"}')
+    assert newer is not None
+    for index, kind in enumerate(("thinking", "newer_block")):
+        continuation.map(from_event(BlockStart(index, {"type": kind})))
+    assert continuation.map(unknown_delta(0)) == []
+    assert continuation.map(unknown_delta(1)) == [unknown_delta(2)]
+    assert continuation.map(newer) == [newer]
 
 
 @pytest.mark.parametrize(
