@@ -306,7 +306,8 @@ class Folding:
                 self.reached += not self.blocks[index].is_closed
                 self.blocks[index].is_closed = True
             case events.MessageDelta(stop, usage):
-                self.changes["stop"] = stop
+                if stop.stop_reason is not None:
+                    self.changes["stop"] = stop
                 self.usage_call = usage.merge_into(self.usage_call)
                 if usage.output_tokens is not None:
                     self.unreported_chars = 0

@@ -111,6 +111,15 @@ def test_an_old_attempt_that_writes_on_is_skipped() -> None:
     assert (log.turn.text, log.turn.skipped) == ("The sky", 1)
 
 
+@pytest.mark.rule("R25")
+def test_a_message_delta_without_a_stop_reason_keeps_the_earlier_one() -> None:
+    """Otherwise the complete answer would be paid for again. Its usage counts."""
+    log = started_turn("The sky")
+    log.store_events(*closing_events(output_tokens=2))
+    log.store_events(events.MessageDelta(events.StopReason(), UsageSoFar(output_tokens=3)))
+    assert (log.turn.stop.stop_reason, log.turn.usage.output_tokens) == ("end_turn", 3)
+
+
 @pytest.mark.rule("R22")
 def test_a_cancelled_turn_keeps_its_text() -> None:
     log = started_turn("The sk")
