@@ -20,8 +20,8 @@ class RepetitionFilter:
         self._stored = stored
         self._tail = find_tail(stored)
         # Text that ends a line may be followed by another line like it.
-        ends_in_line = bool(self._tail) and not self._tail.rstrip(" ").endswith("\n")
-        self._is_active = ends_in_line and stored.find(self._tail) == len(stored) - len(self._tail)
+        is_inside_line = bool(self._tail) and not self._tail.rstrip(" ").endswith("\n")
+        self._is_active = is_inside_line and stored.find(self._tail) == len(stored) - len(self._tail)
         self._held = ""
 
     def filter(self, text: str) -> tuple[str, int]:

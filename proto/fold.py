@@ -46,7 +46,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     attempt_traceparent: str | None = None
     """The span of the last attempt, if it was traced."""
     hedges: int = 0
-    """The number of attempts that are hedges. They do not count against the limit of attempts."""
+    """The number of attempts that are hedges, for tests. `fruitless` does not count them."""
     fruitless: int = 0
     """The last attempts, in a row, that stored nothing new. Hedges and attempts that were handed over do not count."""
     furthest: int = 0

@@ -1,6 +1,7 @@
 """Token counts of a turn and of a single call. Costs are whole nano-dollars; prices are in models.py.
 
-A nano-dollar is 1e-9 $. The lowest price (0.10 $ per million tokens) is 100 nano-dollars a token: integers are exact.
+A nano-dollar is 1e-9 $. The lowest price (0.01 $ per million tokens that a cache has) is 10 nano-dollars a token:
+integers are exact.
 """
 
 from typing import TYPE_CHECKING, Any
