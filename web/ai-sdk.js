@@ -97,14 +97,18 @@ export class TailraceChatTransport extends DefaultChatTransport {
     const resume = () => super.reconnectToStream({ ...options, chatId: cursor.run, metadata: cursor });
     let tries = 0;
     let restarts = 0;
+    let isCancelled = false;
     // The chunks of a step that will be taken back.
     let held = [];
     /** Connects, again after each failure that another try may mend. */
     const connect = async (failure) => {
       for (;;) {
         if (failure) await this.#waitAfter(failure, (tries += 1), abortSignal);
+        if (isCancelled) return reader;
         try {
-          return (await (cursor.run === undefined ? open() : resume()))?.getReader();
+          const opened = (await (cursor.run === undefined ? open() : resume()))?.getReader();
+          if (isCancelled) await opened?.cancel();
+          return opened;
         } catch (error) {
           failure = error;
         }
@@ -120,9 +124,10 @@ export class TailraceChatTransport extends DefaultChatTransport {
     };
     return new ReadableStream({
       pull: async (controller) => {
-        for (;;) {
+        while (!isCancelled) {
           try {
             const { done, value } = await reader.read();
+            if (isCancelled) return;
             if (done && !isWhole) throw new TypeError("network error: the stream ended before the answer");
             if (done) return end(controller);
             tries = 0;
@@ -150,7 +155,11 @@ export class TailraceChatTransport extends DefaultChatTransport {
           }
         }
       },
-      cancel: (reason) => reader.cancel(reason),
+      cancel(reason) {
+        // The pending read ends as if the connection were lost.
+        isCancelled = true;
+        return reader.cancel(reason);
+      },
     });
   }
 

@@ -2,14 +2,16 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
+from tests.clients import node
 from tests.clients.conftest import read_stored_text
 from tests.clients.matrix import chat_with
 from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.generator_in_loop import words
 from tests.harness.until import until
-from tests.integration.conftest import Gateway
+from tests.integration.conftest import KEY, Gateway
 
 LONG = "#sim words=100 rate=60"
 LONGER = "#sim words=600 rate=60"
@@ -75,3 +77,11 @@ async def test_stop_ends_the_turn_if_the_app_chooses_so(gateway: Gateway, versio
         return bool(record["outcome"] == "cancelled")
 
     await until(is_cancelled)
+
+
+@pytest.mark.parametrize(("is_cut", "requests"), [(False, 1), (True, 2)])
+async def test_a_cancelled_stream_is_not_reconnected(gateway: Gateway, is_cut: bool, requests: int) -> None:
+    """The answer goes on for two seconds. A connection that was opened in the meantime is closed."""
+    given = {"id": f"cancelled-{is_cut}", "text": LONG, "isCut": is_cut}
+    (seen,) = await node.run("cancel-chat.mjs", KEY, gateway.url, msgspec.json.encode(given).decode())
+    assert seen == {"outcome": "completed", "requests": requests, "closed": 1}
