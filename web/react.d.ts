@@ -18,8 +18,8 @@ export interface Turn {
   resume(turn: string, options?: Pick<Options, "after">): void;
   /** Stops reading. The turn goes on. */
   stop(): void;
-  /** Ends the turn. */
-  cancel(): Promise<Record<string, unknown>> | undefined;
+  /** Ends the turn. Returns null if that was refused: see `error`. */
+  cancel(): Promise<Record<string, unknown> | null> | undefined;
 }
 
 /** With `turn`, reads this turn, as a page does that was reloaded. Unmounting stops reading; the turn goes on. */

@@ -33,6 +33,7 @@ class TurnReader {
   #show;
   #answer = null;
   #question = null;
+  #fail;
   #given = null;
   #leaving;
   #isAway = false;
@@ -71,7 +72,7 @@ class TurnReader {
 
   stop = () => this.#answer?.close();
 
-  cancel = () => this.#answer?.cancel();
+  cancel = () => this.#answer?.cancel().catch(this.#fail);
 
   #clear() {
     this.#answer?.close();
@@ -99,9 +100,10 @@ class TurnReader {
       [end, error] = [found, failure];
       show();
     };
+    this.#fail = (failure) => (settle(end, isLeft(failure) ? null : failure), null);
     answer.done.then(
       (found) => settle(found, null),
-      (failure) => settle(null, isLeft(failure) ? null : failure),
+      this.#fail,
     );
   }
 }
@@ -145,7 +147,8 @@ class SessionAsker {
     // A double click, or an effect that StrictMode runs twice.
     if (this.#asking.body === body) return this.#asking.turn;
     const turn = this.#post("/v1/turns", body).then((made) => {
-      this.#asking = {};
+      // Another question may have been asked since.
+      if (this.#asking.turn === turn) this.#asking = {};
       if (made) this.#reader?.expect();
       return made?.turn ?? null;
     });
@@ -160,12 +163,13 @@ class SessionAsker {
   cancel = () => this.#post(`${pathOf(this.#session)}/cancel`);
 
   async #post(path, body) {
+    const session = this.#session;
     const headers = { "content-type": "application/json", "idempotency-key": randomName() };
     this.#show((before) => ({ ...before, error: null }));
     try {
       return await request(path, this.options, { method: "POST", headers, body });
     } catch (error) {
-      this.#show((before) => ({ ...before, error }));
+      if (session === this.#session) this.#show((before) => ({ ...before, error }));
       return null;
     }
   }
@@ -259,6 +263,8 @@ class SessionReader {
       this.#showTurns();
     } catch (error) {
       this.#next = next;
+      // Turns that streamed in the meantime were shown without it.
+      this.#showTurns();
       this.#fail(error);
     }
   }

@@ -58,3 +58,38 @@ async def test_a_session_is_shown_in_two_tabs_over_one_connection_each(open_gate
         assert tab["turns"][0]["turn"] == seen["turn"]
     assert await read_stored_text(open_gateway, seen["turn"]) == words(100)
     assert await turns_of(open_gateway) == before + 2
+
+
+async def test_a_refused_cancel_is_the_error_of_the_turn_which_is_read_on(open_gateway: Gateway, browser: str) -> None:
+    """`cancel` of `useTurn` returns null then, as that of `useSession` does."""
+    seen = await run_hooks("uncancelled", open_gateway.url, key="", component="Turn", line=LONG)
+    assert (seen["cancelled"], seen["shown"]["error"]["status"]) == (None, 500)
+    assert (seen["later"]["state"], seen["later"]["error"]["status"]) == ("live", 500)
+    assert (seen["end"]["end"]["outcome"], seen["end"]["error"]) == ("cancelled", None)
+
+
+async def test_a_second_click_asks_nothing_although_another_question_has_its_answer(
+    open_gateway: Gateway, browser: str
+) -> None:
+    seen = await run_hooks("pending", open_gateway.url, key="", component="Session", session="two-questions")
+    assert seen["posts"] == 2
+
+
+async def test_a_late_refusal_is_not_shown_in_another_session(open_gateway: Gateway, browser: str) -> None:
+    seen = await run_hooks("moved", open_gateway.url, key="", component="Session", session="left", line="late")
+    assert (seen["asked"], seen["error"]) == (None, None)
+
+
+async def test_earlier_turns_can_be_read_again_after_a_failure_while_a_turn_ended(
+    open_gateway: Gateway, browser: str
+) -> None:
+    session = "failed-page"
+    first = {"message": "#sim words=1", "session": session, "create_session": True}
+    async with open_gateway.client.stream(
+        "POST", "/v1/turns", json=first, headers={"accept": "text/event-stream"}
+    ) as answer:
+        await answer.aread()
+    last = {"message": "#sim words=100 rate=40", "session": session}
+    await open_gateway.client.post("/v1/turns", json=last)
+    seen = await run_hooks("earlier", open_gateway.url, key="", component="Session", session=session)
+    assert (seen["error"]["status"], seen["hasEarlier"], len(seen["turns"])) == (500, True, 1)

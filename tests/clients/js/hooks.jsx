@@ -16,7 +16,9 @@ function Turn({ line, shared, options }) {
 }
 
 function Session({ session, options }) {
-  globalThis.hook = useSession(session, options);
+  const [shown, open] = useState(session);
+  globalThis.open = open;
+  globalThis.hook = useSession(shown, options);
   return globalThis.hook.turns.map(({ turn, text }) => <article key={turn}>{text}</article>);
 }
 

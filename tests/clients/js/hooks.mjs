@@ -13,6 +13,16 @@ async function until(page, test) {
   return (await page.waitForFunction(isTrue, test, { polling: 50, timeout: 30000 })).jsonValue();
 }
 
+/** Answers a request with an error that no client repeats. */
+const refuse = (route, message) => route.fulfill({ status: 500, json: { error: { code: "internal_error", message } } });
+
+/** A promise, and the function that resolves it. */
+function signal() {
+  let give;
+  const given = new Promise((resolve) => (give = resolve));
+  return [given, give];
+}
+
 /** Returns the paths of the streams that a page has open, which change. */
 function streamsOf(page) {
   const open = new Map();
@@ -68,6 +78,78 @@ const DOINGS = {
     await tab.evaluate(() => void globalThis.hook.cancel());
     const cancelled = await until(tab, ended);
     return { first, again, stopped, posts, running: running.outcome, cancelled };
+  },
+
+  /** The cancellation of a running turn is refused, and the next one is not. */
+  async uncancelled(open) {
+    const page = await open(url);
+    await page.route("**/cancel", (route) => refuse(route, "not now"), { times: 1 });
+    await begin(page, given);
+    await until(page, "seen.text.length > 80");
+    const cancelled = await page.evaluate(() => globalThis.hook.cancel());
+    const shown = await until(page, "seen.error");
+    const later = await until(page, `seen.text.length > ${shown.text.length} + 40`);
+    await page.evaluate(() => void globalThis.hook.cancel());
+    return { cancelled, shown, later, end: await until(page, ended) };
+  },
+
+  /** Two questions are on their way, and the second one is asked twice, the second time after the first has its answer. */
+  async pending(open) {
+    const page = await open(url);
+    const [isFirst, first] = signal();
+    const [isSecond, second] = signal();
+    let posts = 0;
+    await page.route("**/v1/turns", async (route) => {
+      posts += 1;
+      await (posts === 1 ? isFirst : isSecond);
+      await refuse(route, "busy");
+    });
+    await begin(page, given);
+    await until(page, "seen.state === 'idle'");
+    await page.evaluate(() => void (globalThis.asked = ["one", "two"].map((line) => globalThis.hook.ask(line))));
+    first();
+    await page.evaluate(() => globalThis.asked[0]);
+    await page.evaluate(() => void globalThis.asked.push(globalThis.hook.ask("two")));
+    second();
+    await page.evaluate(() => Promise.all(globalThis.asked));
+    return { posts };
+  },
+
+  /** A question is refused after another session was opened. */
+  async moved(open) {
+    const page = await open(url);
+    const [isOpen, opened] = signal();
+    await page.route("**/v1/turns", async (route) => {
+      await isOpen;
+      await refuse(route, "too late");
+    });
+    await begin(page, given);
+    await until(page, "seen.state === 'idle'");
+    await page.evaluate((line) => void (globalThis.asked = globalThis.hook.ask(line)), given.line);
+    await page.evaluate(() => void globalThis.open("another"));
+    await until(page, "seen.state === 'idle'");
+    opened();
+    const asked = await page.evaluate(() => globalThis.asked);
+    return { asked, ...(await until(page, "true")) };
+  },
+
+  /** The turns before those that are shown cannot be read, while the last turn ends. */
+  async earlier(open) {
+    const page = await open(url);
+    const [isStreamed, streamed] = signal();
+    await page.route("**/turns?order=desc**", async (route) => {
+      const asked = route.request().url();
+      if (!asked.includes("after=")) return route.fulfill({ response: await route.fetch({ url: asked.replace("limit=100", "limit=1") }) });
+      await isStreamed;
+      await refuse(route, "not now");
+    });
+    await begin(page, given);
+    await until(page, "seen.hasEarlier && seen.texts.at(-1).length > 20");
+    await page.evaluate(() => void globalThis.hook.readEarlier());
+    // No event is left that shows it again.
+    await until(page, "!seen.hasEarlier && seen.turns.at(-1).outcome !== 'running'");
+    streamed();
+    return until(page, "seen.error");
   },
 
   /** Two tabs of a session that does not exist yet: one asks, twice, with a reload; both show the same. */
