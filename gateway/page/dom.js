@@ -8,3 +8,12 @@ export function element(tag, properties = {}, ...children) {
   made.append(...children);
   return made;
 }
+
+/** Decodes a part of an address; "" if it is malformed, such as `%`. */
+export function decodePart(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return "";
+  }
+}

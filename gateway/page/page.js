@@ -1,5 +1,5 @@
 // The page at `/`: chats over the API of this gateway. An answer goes on after a reload, a lost connection or a restart.
-import { byId, element } from "./dom.js";
+import { byId, decodePart, element } from "./dom.js";
 import { ask, resume } from "./libraries.js";
 import { copyText } from "./markdown.js";
 import { gateway, headers, request, sentence, signIn, onSubmit, UNREACHABLE } from "./requests.js";
@@ -110,7 +110,7 @@ async function open() {
   stopEditing();
   chat = emptyChat();
   if (hash.startsWith("shared=")) return openShared(new URLSearchParams(hash));
-  chat.id = decodeURIComponent(hash) || null;
+  chat.id = decodePart(hash) || null;
   chat.isNew = !chat.id;
   const opened = chat;
   drawChat();

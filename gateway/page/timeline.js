@@ -1,5 +1,5 @@
 // The page /turns/{turn}: the log of a turn as a timeline, and its replay at the speed at which it was written.
-import { byId, element } from "./dom.js";
+import { byId, decodePart, element } from "./dom.js";
 import { resume } from "./libraries.js";
 import { Markdown } from "./markdown.js";
 import { costOf, gateway, headers, request } from "./requests.js";
@@ -10,7 +10,7 @@ const REFRESH_MS = 2000;
 const [WIDTH, HEIGHT] = [1000, 100];
 const LANES_OF_READERS = 12;
 
-const turn = decodeURIComponent(location.pathname.slice("/turns/".length));
+const turn = decodePart(location.pathname.slice("/turns/".length));
 let timeline = null;
 /** What was shown from `ms` on: the characters of `whole` from `start` to `end`. */
 const frames = [{ ms: 0, start: 0, end: 0 }];

@@ -314,6 +314,14 @@ async def test_each_page_of_the_list_of_chats_is_shown_once(open_gateway: Gatewa
     assert seen == {"requests": 3, "titles": ["One", "Two"], "complaints": [], "elsewhere": []}
 
 
+async def test_a_malformed_address_is_a_new_chat_and_a_turn_that_does_not_exist(
+    open_gateway: Gateway, browser: str
+) -> None:
+    (seen,) = await node.run("chat-page.mjs", "malformed", open_gateway.url, CHROMIUM=browser)
+    notice = "There is no such turn. It may have been deleted."
+    assert seen == {"isNew": True, "notice": notice, "complaints": [], "elsewhere": []}
+
+
 async def _list_sessions(gateway: Gateway) -> list[dict[str, Any]]:
     """Returns the newest sessions of the tenant, at most a page of them."""
     sessions: list[dict[str, Any]] = (await gateway.client.get("/v1/sessions")).json()["data"]

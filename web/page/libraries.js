@@ -2,4 +2,4 @@
 export { default as DOMPurify } from "dompurify";
 export { default as hljs } from "highlight.js/lib/common";
 export { Marked } from "marked";
-export { ask, resume, TailraceError } from "../tailrace.js";
+export { ask, resume } from "../tailrace.js";

@@ -505,6 +505,18 @@ const STEPS = {
     return { second, kept, left: left.text, notice, shown, asked: texts, ...seen };
   },
 
+  /** Opens addresses whose percent-encoding is malformed. */
+  async malformed() {
+    const { context, page, seen } = await open({});
+    await page.goto(`${gateway}/#%`);
+    await page.waitForFunction(() => document.querySelectorAll("#model option").length > 1);
+    const isNew = await page.locator("#welcome").isVisible();
+    await page.goto(`${gateway}/turns/%`);
+    const notice = await page.locator("#notice:visible").textContent();
+    await context.close();
+    return { isNew, notice, ...seen };
+  },
+
   /** Types in the search field while the second page of the list cannot be read, and then while it is read. */
   async list() {
     const { page, seen } = await open({ viewport: SIZES.small });
