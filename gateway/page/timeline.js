@@ -102,7 +102,8 @@ function readerBar({ report, sent }) {
   const till = report.closed_at ? since(report.closed_at) : length();
   const isCut = !["ended", "open"].includes(report.ending);
   const how = report.ending === "lost" ? "began at a gateway that has ended" : report.cursor ? `resumed after ${report.cursor}` : "from the start";
-  return bar(`reader-of ${isCut ? "cut" : ""}`, since(report.opened_at), till, `${how}, ${report.ending}: ${count(sent)} entries`);
+  const sentCount = timeline.entries ? `: ${count(sent)} entries` : "";
+  return bar(`reader-of ${isCut ? "cut" : ""}`, since(report.opened_at), till, `${how}, ${report.ending}${sentCount}`);
 }
 
 function drawSteps() {

@@ -176,7 +176,8 @@ def build(key: TurnKey, stored: Iterable[Stored], gateways: Sequence[GatewayRead
         reports += _lost_readers(reports, found.accepted_at, times, found.remembered_since)
     reports.sort(key=lambda report: report.opened_at)
     found.readers = [ReaderStep(report=report, sent=bisect_right(seqs, report.written)) for report in reports]
-    found.delivered, found.steps = _describe_delivery(found), _describe_steps(found)
+    found.delivered = _describe_delivery(found, seqs[-1] if seqs else BEFORE_FIRST)
+    found.steps = _describe_steps(found)
     return found
 
 
@@ -239,7 +240,7 @@ async def read(
         found.first_token_at = record.first_token_at
         if record.ended_at is not None and record.outcome != "running":
             found.end = _end_step(record.ended_at, record.outcome, record)
-        found.steps = _describe_steps(found)
+        found.delivered, found.steps = _describe_delivery(found, record.cursor), _describe_steps(found)
     return found
 
 
@@ -298,10 +299,14 @@ def _length(delta: events.Delta) -> int:
             return 0
 
 
-def _describe_delivery(found: Timeline) -> str:
-    """Returns how much of the turn was written to readers. The gateway cannot know whether a client has shown it."""
+def _describe_delivery(found: Timeline, last: Seq) -> str:
+    """Returns how much of the turn, whose last entry is `last`, was written to readers.
+
+    The gateway cannot know whether a client has shown it.
+    """
+    reports = [reader.report for reader in found.readers]
     # A client may disconnect right after it has received the end.
-    whole = sum(found.end is not None and reader.sent == found.entries for reader in found.readers)
+    whole = sum(found.end is not None and (one.ending == "ended" or one.written >= last) for one in reports)
     if whole:
         return f"yes: {whole} of {len(found.readers)} streams were sent all entries up to the end"
     reading = sum(reader.report.ending == "open" for reader in found.readers)
@@ -309,7 +314,8 @@ def _describe_delivery(found: Timeline) -> str:
         return f"in progress: {reading} streams are open"
     if found.readers:
         furthest = max(reader.sent for reader in found.readers)
-        return f"not completely: every stream was cut, the furthest after {furthest} of {found.entries} entries"
+        how_far = f", the furthest after {furthest} of {found.entries} entries" if found.entries else ""
+        return f"not completely: every stream was cut{how_far}"
     if found.remembered_since is None:
         return "unknown: no gateway answered"
     if found.accepted_at is not None and found.accepted_at >= found.remembered_since:
@@ -351,7 +357,9 @@ def _describe_steps(found: Timeline) -> list[Step]:
         steps.append(Step(report.opened_at, f"A reader {how} ({report.dialect})"))
         if report.closed_at is not None:
             ending = "received everything" if report.ending == "ended" else f"was cut ({report.ending})"
-            steps.append(Step(report.closed_at, f"A reader {ending}, up to {report.written}: {sent}"))
+            # The entries of a turn that has left the log are not counted.
+            count = f": {sent}" if found.entries else ""
+            steps.append(Step(report.closed_at, f"A reader {ending}, up to {report.written}{count}"))
     if (end := found.end) is not None:
         why = end.code or end.stop_reason
         steps.append(Step(end.at, f"{end.outcome.capitalize()}{f' ({why})' if why else ''}"))

@@ -2,15 +2,19 @@
 
 import random
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 import pytest
 
 from tailrace.deploy.cli.turn import render
-from tailrace.gateway.turns.timeline import build
+from tailrace.gateway.turns.timeline import Timeline, build, read
 from tailrace.proto.entries import Stored
-from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.fold import fold
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
+from tailrace.proto.records import TurnRecord, record_from_fold
+from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening_events
 from tests.unit.test_fanout import KEY
 
@@ -137,3 +141,38 @@ def test_delivery_is_unknown_if_no_gateway_remembers_the_streams() -> None:
     assert build(KEY, stored, []).delivered == "unknown: no gateway answered"
     restarted = GatewayReaders(NOON + timedelta(hours=1), [])
     assert build(KEY, stored, [restarted]).delivered.startswith("unknown: the gateways remember streams since")
+
+
+class LeftTurn:
+    """A completed turn that has left the log, as the log and as the database."""
+
+    async def read_entries(self, key: TurnKey, after: Seq) -> list[Stored]:
+        return []
+
+    async def ask(self, tenant: Tenant, question: object) -> TurnRecord:
+        return record_from_fold(KEY, fold(completed_turn("a").stored))
+
+
+async def read_left_turn(*readers: ReaderReport) -> Timeline:
+    async def ask_gateways() -> list[bytes]:
+        return [msgspec.json.encode(GatewayReaders(NOON - timedelta(hours=1), list(readers)))]
+
+    left: Any = LeftTurn()
+    return await read(left, left, KEY, ask_gateways)
+
+
+@pytest.mark.parametrize(
+    ("readers", "delivered"),
+    [
+        ([reader("disconnected", 4), reader("ended", 8, 4)], "yes: 1 of 2 streams were sent all entries up to the end"),
+        ([reader("disconnected", 8)], "yes: 1 of 1 streams were sent all entries up to the end"),
+        ([reader("disconnected", 4)], "not completely: every stream was cut"),
+        ([], "no stream was opened; the answer may have been read as one response, without a stream"),
+    ],
+)
+async def test_delivery_of_a_turn_that_has_left_the_log_follows_from_its_last_cursor(
+    readers: list[ReaderReport], delivered: str
+) -> None:
+    found = await read_left_turn(*readers)
+    assert found.delivered == delivered
+    assert "0 of 0" not in render(found)
