@@ -61,6 +61,11 @@ class History:
     def times(self) -> list[float]:
         return list(self._times)[-POINTS:]
 
+    @property
+    def since(self) -> float | None:
+        """The time of the oldest sample that is kept; None before the first one."""
+        return self._times[0] if self._times else None
+
     def values(self, number: int) -> dict[Group, list[Point]]:
         """Returns the values of the query with index `number` at `times`, by group. Leaves out groups without any."""
         _, points = self._values[number]

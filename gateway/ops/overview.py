@@ -10,8 +10,8 @@ from starlette.routing import Route
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.page_file import NO_STORE, page_file
 from tailrace.gateway.ops.history import WINDOW_S
-from tailrace.gateway.ops.panels import DASHBOARDS
-from tailrace.gateway.ops.sources import Line, new_source
+from tailrace.gateway.ops.panels import DASHBOARDS, Panel
+from tailrace.gateway.ops.sources import Line, Snapshot, new_source
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.version import VERSION
@@ -44,6 +44,8 @@ class Chart(msgspec.Struct, frozen=True):
     """The section of the runbook about this panel."""
     lines: list[Line]
     """The series of the panel."""
+    counted_since: float | None = None
+    """When the gateway took its first sample, in Unix seconds, if the panel's window begins earlier; else null."""
 
 
 class ChartGroup(msgspec.Struct, frozen=True):
@@ -116,6 +118,7 @@ class Ops:
                             *panel.threshold,
                             panel.section,
                             [line for _ in panel.queries for line in next(rows)],
+                            counted_since(panel, collected),
                         )
                         for panel in page.panels
                     ],
@@ -134,6 +137,12 @@ class Ops:
             )
             self._encoded = newest, msgspec.json.encode(overview)
         return self._encoded[1]
+
+
+def counted_since(panel: Panel, collected: Snapshot) -> float | None:
+    """Returns the time of the oldest sample if the window of the panel begins earlier, else None."""
+    since = collected.since
+    return None if since is None or since <= collected.times[-1] - panel.window_s else since
 
 
 async def page(_: ApiRequest) -> Response:

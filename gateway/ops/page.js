@@ -187,7 +187,8 @@ class Panel {
     const link = overview.runbook
       ? element("a", { href: `${overview.runbook}#${chart.section}`, rel: "noreferrer", target: "_blank", textContent: section })
       : element("span", { textContent: section, title: "In docs/RUNBOOK.md. TAILRACE_RUNBOOK_URL makes it a link." });
-    this.foot.replaceChildren(element("span", { textContent: limits }), link);
+    const since = chart.counted_since ? [element("span", { textContent: `counted since ${clock(chart.counted_since)}` })] : [];
+    this.foot.replaceChildren(element("span", { textContent: limits }), ...since, link);
   }
 
   // Shows the values at the cursor, or the newest ones.

@@ -25,10 +25,14 @@ WHOLE_FAILED_OR_CUT = 'end=~"whole|failed|cut"'
 
 
 class Query(NamedTuple):
-    """A query, and the name of its series, in which `{{label}}` stands for a label's value."""
+    """A query, and the name of its series, in which `{{label}}` stands for a label's value.
+
+    `/ops` shows `ended_as` where a series has had values before and has none; by default a gap.
+    """
 
     expression: Expression
     legend: str
+    ended_as: float | None = None
 
 
 class Threshold(NamedTuple):
@@ -48,6 +52,12 @@ class Panel(NamedTuple):
     threshold: Threshold
     section: str
     queries: tuple[Query, ...]
+
+    @property
+    def window_s(self) -> int:
+        """The longest window that its queries name; 0 if they name none."""
+        selections = (one for query in self.queries for one in query.expression.selections())
+        return max((one.window_s or 0 for one in selections if isinstance(one, Growth)), default=0)
 
 
 class Dashboard(NamedTuple):
@@ -310,7 +320,7 @@ GENERATORS_AND_SCALING = Dashboard(
             "Processes that do their work, by part. One of each is needed, two of each survive a failure.",
             Threshold(1, 1, is_minimum=True),
             NOT_READY,
-            (Query(Gauge("tailrace_ready", ("part",)), "{{part}}"),),
+            (Query(Gauge("tailrace_ready", ("part",)), "{{part}}", ended_as=0.0),),
         ),
         Panel(
             "Turns by outcome",

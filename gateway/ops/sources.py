@@ -52,12 +52,16 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """The series of all queries at `times`, in Unix seconds. `problems` are sentences for the operator."""
+    """The series of all queries at `times`, in Unix seconds. `problems` are sentences for the operator.
+
+    `since` is the time of the oldest sample, before which nothing is counted; None if Prometheus keeps the samples.
+    """
 
     times: list[float]
     every_s: float
     problems: list[str]
     queries: list[list[Line]]
+    since: float | None = None
 
 
 class Source(Protocol):
@@ -94,7 +98,7 @@ class SampledProcesses:
         if not self._targets:
             problems.append(ONLY_THIS_PROCESS)
         found = [named_lines(query, self._history.values(number)) for number, query in enumerate(QUERIES)]
-        return Snapshot(self._history.times, SAMPLE_EVERY_S, problems, found)
+        return Snapshot(self._history.times, SAMPLE_EVERY_S, problems, found, self._history.since)
 
     async def _sample(self) -> None:
         targets = self._targets or {ITSELF: "gateway"}
@@ -227,7 +231,13 @@ def parse_targets(text: str) -> dict[str, str]:
 
 def named_lines(query: Query, values: Mapping[Group, list[Point]]) -> list[Line]:
     """Returns a line for each group of a query, in the order of the groups."""
-    return [Line(legend(query, group), points) for group, points in sorted(values.items())]
+    return [Line(legend(query, group), fill_gaps(points, query.ended_as)) for group, points in sorted(values.items())]
+
+
+def fill_gaps(points: list[Point], value: Point) -> list[Point]:
+    """Returns `points` with `value` for each null after the first number."""
+    first = next((index for index, point in enumerate(points) if point is not None), len(points))
+    return points[:first] + [value if point is None else point for point in points[first:]]
 
 
 def legend(query: Query, group: Group) -> str:

@@ -20,6 +20,10 @@ async def test_the_page_asks_for_a_key_and_draws_all_panels(
     for page in pages:
         assert (page["complaints"], page["elsewhere"], page["isWide"], page["login"]) == ([], [], False, [401, 200])
         assert list(page["panels"]) == [panel.title for one in DASHBOARDS for panel in one.panels]
+        # The window of these panels begins before the gateway's first sample.
+        windows = [panel.title for one in DASHBOARDS for panel in one.panels if panel.window_s]
+        assert page["counted"] == windows
+        assert "Cost of the last day" in windows
         assert (page["panels"]["Log takes entries"], page["panels"]["Takeover"]) == ("yes", "\N{EN DASH}")
         assert [notice.partition(".")[0] for notice in page["notices"]] == ["Only this gateway's own metrics are shown"]
     assert len({page["background"] for page in pages}) == 2

@@ -4,6 +4,9 @@ import pytest
 
 from tailrace.gateway.ops.expressions import Expression, Gauge, Growth, Quantile, quantile
 from tailrace.gateway.ops.history import GROUPS_MAX, POINTS, SAMPLE_EVERY_S, WINDOW_S, History, Point
+from tailrace.gateway.ops.overview import counted_since
+from tailrace.gateway.ops.panels import DASHBOARDS
+from tailrace.gateway.ops.sources import Snapshot, named_lines
 
 ENDS, BUCKETS = "ends_total", "wait_seconds_bucket"
 TICKS = round(WINDOW_S / SAMPLE_EVERY_S)
@@ -130,3 +133,31 @@ def test_history_is_bounded() -> None:
     assert len(kept.times) == POINTS
     assert {len(values) for values in kept.values(0).values()} == {POINTS}
     assert len(kept.values(0)) == GROUPS_MAX
+
+
+def test_a_part_whose_processes_do_not_answer_any_more_has_no_ready_process() -> None:
+    """Other panels show a gap."""
+    panels = {panel.title: panel.queries[0] for page in DASHBOARDS for panel in page.panels}
+    ready, slots = panels["Processes that are ready"], panels["Slots in use"]
+    text = "tailrace_ready 1\ntailrace_generator_turns_running 1\ntailrace_generator_slots 2\n"
+    both = {"gateway": "tailrace_ready 1\n", "generators": text}
+    samples = ({"gateway": both["gateway"]}, both, {"gateway": both["gateway"]})
+    assert [(line.name, line.values) for line in named_lines(ready, history(ready.expression, *samples).values(0))] == [
+        ("gateway", [1.0, 1.0, 1.0]),
+        ("generators", [None, 1.0, 0.0]),
+    ]
+    (line,) = named_lines(slots, history(slots.expression, *samples).values(0))
+    assert line.values == [None, 0.5, None]
+
+
+@pytest.mark.parametrize(("ticks", "since"), [(0, 1000.0), (359, 1000.0), (360, None)])
+def test_a_figure_of_the_last_hour_says_since_when_it_counts_until_the_samples_reach_back_so_far(
+    ticks: int, since: float | None
+) -> None:
+    panels = {panel.title: panel for page in DASHBOARDS for panel in page.panels}
+    hour, slots = panels["Invalid entries and records"], panels["Slots in use"]
+    made = history(hour.queries[0].expression, *({"a": ""},) * (ticks + 1))
+    sampled = Snapshot(made.times, SAMPLE_EVERY_S, [], [], made.since)
+    assert (counted_since(hour, sampled), counted_since(slots, sampled)) == (since, None)
+    of_prometheus = Snapshot(made.times, SAMPLE_EVERY_S, [], [])
+    assert counted_since(hour, of_prometheus) is None

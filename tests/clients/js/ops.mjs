@@ -29,6 +29,7 @@ for (const [colorScheme, size] of [["light", "desktop"], ["dark", "phone"]]) {
   const shown = await page.evaluate(() => ({
     panels: Object.fromEntries([...document.querySelectorAll("article")].map((one) => [one.querySelector(".about").textContent, one.querySelector(".now").textContent])),
     notices: [...document.querySelectorAll(".notice:not(noscript *)")].map((one) => one.textContent),
+    counted: [...document.querySelectorAll("article")].filter((one) => one.querySelector(".foot").textContent.includes("counted since")).map((one) => one.querySelector(".about").textContent),
     isWide: document.documentElement.scrollWidth > innerWidth,
     background: getComputedStyle(document.body).backgroundColor,
   }));
