@@ -45,6 +45,7 @@ EXAMPLES: Json = {
     "content": QUESTION, "AssistantMessage.content": ANSWER,
     "context": "auto", "context_tokens": 1000000,
     "conversation": SESSION, "cost_usd": 0.0021, "created": UNIX_S, "created_at": TIME, "critical": 10.0,
+    "counted_since": float(UNIX_S),
     "cursor": 42, "custom_id": "row-1", "delivered": "A reader was sent the whole turn.",
     "description": "What the team asks about support", "detail": "auto", "dialect": "tailrace",
     "display_name": "Claude Sonnet 5.5", "done": 9, "Supports.effort": ["low", "medium", "high"],

@@ -11,10 +11,9 @@ from tailrace.deploy.cli.turn import render
 from tailrace.gateway.turns.timeline import Timeline, build, read
 from tailrace.proto.entries import Stored
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening_events
 from tests.unit.test_fanout import KEY
 
@@ -146,10 +145,10 @@ def test_delivery_is_unknown_if_no_gateway_remembers_the_streams() -> None:
 class LeftTurn:
     """A completed turn that has left the log, as the log and as the database."""
 
-    async def read_entries(self, key: TurnKey, after: Seq) -> list[Stored]:
+    async def read_entries(self, *_: object) -> list[Stored]:
         return []
 
-    async def ask(self, tenant: Tenant, question: object) -> TurnRecord:
+    async def ask(self, *_: object) -> TurnRecord:
         return record_from_fold(KEY, fold(completed_turn("a").stored))
 
 
