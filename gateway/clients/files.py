@@ -30,6 +30,7 @@ from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.response import Interruptions
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.turns.auto_idempotency import AUTO
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.submit import idempotency_key_of
 from tailrace.proto.blobs import Blob
@@ -104,6 +105,8 @@ async def _claim(
     # A hash of these fields and not of the body, because a repeated form has another boundary.
     given = msgspec.json.encode([record.sha256, record.filename, record.media_type, record.purpose])
     own = Claim(TurnId(record.file), hashlib.sha256(given).hexdigest())
+    if idempotency_key == AUTO:
+        idempotency_key = f"{AUTO} {own.body_sha256}"
     # The space keeps it apart from the key of a turn: no Idempotency-Key can contain one.
     claim = await claims.claim(tenant, f"files {idempotency_key}", own)
     if claim.body_sha256 != own.body_sha256:

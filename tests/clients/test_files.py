@@ -164,6 +164,18 @@ async def test_a_repeated_upload_gets_the_same_file(gateway: Gateway, sdk: Async
     assert [file.id async for file in sdk.files.list()] == [first.id]
 
 
+async def test_an_upload_with_an_automatic_key_is_repeated_only_by_the_same_file(
+    gateway: Gateway, sdk: AsyncOpenAI
+) -> None:
+    async def upload(name: str, content: bytes) -> str:
+        file = (name, content)
+        return (await sdk.files.create(file=file, purpose="user_data", extra_headers={"Idempotency-Key": "auto"})).id
+
+    first = await upload("a.txt", b"text")
+    assert await upload("a.txt", b"text") == first
+    assert len({first, await upload("a.txt", b"other"), await upload("b.txt", b"text")}) == 3
+
+
 async def test_the_key_of_an_upload_is_no_key_of_a_turn(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """Whatever a client puts before it."""
     key = new_id()
