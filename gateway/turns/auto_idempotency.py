@@ -27,8 +27,11 @@ def auto_idempotency_feature(log: TurnLog, claims: Claims) -> Feature[TurnSubmis
         if submission.idempotency_key == AUTO:
             # Only a checked turn can be encoded: it is not nested too deep.
             check(submission.new_turn)
-            tenant = submission.principal.tenant
-            submission.idempotency_key, submission.raw = await derive_key(log, claims, tenant, submission.new_turn)
+            new_turn, principal = submission.new_turn, submission.principal
+            if principal.user is not None:
+                # It is the user of the turn, whatever the body says.
+                new_turn = msgspec.structs.replace(new_turn, user=principal.user)
+            submission.idempotency_key, submission.raw = await derive_key(log, claims, principal.tenant, new_turn)
 
     return Feature(has("idempotency_key"), derive)
 

@@ -11,6 +11,7 @@ import pytest
 from tailrace.gateway.turns import auto_idempotency
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.ids import new_id
+from tests.harness import jwts
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import read
 from tests.harness.sse_parser import EventStream, Sent, without_retry
@@ -49,6 +50,19 @@ async def test_equal_requests_are_one_turn(gateway: Gateway, second_gateway: Gat
     assert {*again, spaced.json()["turn"]} == {first}
     others = [body | {"max_tokens": 9}, body | {"message": "Hi"}, body | {"metadata": {"a": "1"}}]
     assert first not in {await post_chat(gateway, other) for other in others}
+
+
+@pytest.mark.rule("R62")
+async def test_equal_requests_of_two_users_are_two_turns(system: System, new_gateway: NewGateway) -> None:
+    """A turn is counted and erased as that of its user, whom the JWT names."""
+    gateway, body = await new_gateway(system.nats_url, **jwts.settings(jwt_user_claim="email")), question()
+
+    async def post_as(user: str) -> str:
+        token = jwts.token(sub="acme", email=user).decode()
+        return await post_chat(gateway, body, authorization=f"Bearer {token}")
+
+    ann, eve, again = [await post_as(user) for user in ("ann@example.com", "eve@example.com", "ann@example.com")]
+    assert ann == again != eve
 
 
 @pytest.mark.rule("R62")
