@@ -26,8 +26,8 @@ PATH = "/demo/processes"
 TOKEN = "tailrace-demo"  # noqa: S105  # the header that carries it
 # The process id of the gateway that sends a response, so that the page can show which one streams to it.
 PROCESS = "tailrace-process"
-# A proxy sends at least one of them, unless it is configured otherwise.
 PID = re.compile(r"[0-9]{1,10}")
+# A proxy sends at least one of them, unless it is configured otherwise.
 PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 ANSWER_S_MAX = 5.0
 

@@ -26,6 +26,8 @@ SOURCE_CHARS_MAX = 65_536
 
 # One subprocess renders this many: starting one takes longer than most templates.
 RENDERED_AT_ONCE = 200
+# After so many failures of one call, a part that fails is not divided any more: each may take the CPU limit.
+DIVIDED_MAX = 30
 
 A = TypeVar("A", bound=msgspec.Struct)
 P = TypeVar("P", bound=Params)
@@ -122,9 +124,20 @@ class Prompts:
                     results[number] = refused
                 else:
                     wanted.append((number, one.prompt))
-        for first in range(0, len(wanted), RENDERED_AT_ONCE):
-            part = wanted[first : first + RENDERED_AT_ONCE]
-            texts = await self._texts([prompt for _, prompt in part], tenant)
+        parts = [wanted[first : first + RENDERED_AT_ONCE] for first in range(0, len(wanted), RENDERED_AT_ONCE)]
+        divided = 0
+        while parts:
+            part = parts.pop(0)
+            try:
+                texts = await self._texts([prompt for _, prompt in part], tenant)
+            except SandboxFailed as error:
+                if len(part) > 1 and divided < DIVIDED_MAX:
+                    # Inputs that are fine alone can exceed the limits of one subprocess together.
+                    divided += 1
+                    middle = len(part) // 2
+                    parts[:0] = [part[:middle], part[middle:]]
+                    continue
+                texts = [render_error(prompt, error) for _, prompt in part]
             for (number, _), text in zip(part, texts, strict=True):
                 results[number] = text if isinstance(text, Refused) else apply(params[number], text)
         return results
@@ -155,7 +168,7 @@ class Prompts:
             )
 
     async def _texts(self, wanted: Sequence[Filled], tenant: Tenant) -> list["RenderedTemplate | Refused"]:
-        """Renders templates in one subprocess. Raises Refused if none was free in time."""
+        """Renders templates in one subprocess. Raises Refused if none was free in time, SandboxFailed."""
         names = list(dict.fromkeys(prompt.name for prompt in wanted))
         sources = [self._find(name)[1] for name in names]
         inputs = [(names.index(prompt.name), prompt.variables) for prompt in wanted]
@@ -163,8 +176,6 @@ class Prompts:
             rendered = await self._run(sources, inputs, RenderedTemplate, tenant)
         except SandboxBusy as error:
             raise Refused("server_busy", f"The prompt `{names[0]}` was not rendered: {error}. Retry.") from error
-        except SandboxFailed as error:
-            return [render_error(prompt, error) for prompt in wanted]
         return [
             text if text.error is None else render_error(prompt, text.error)
             for prompt, text in zip(wanted, rendered, strict=True)

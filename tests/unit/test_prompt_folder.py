@@ -11,8 +11,10 @@ from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, Filled, NewTurn
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Tenant
+from tailrace.proto.runtime import sandbox
 
 LONG_S = 60.0
+SLOW = "{% for a in range(n) %}{% for b in range(n) %}{% endfor %}{% endfor %}"
 BOTH = """{# Sums up a text
    for a reader. #}
 {% block system %}You write in {{ language | default("English") }}.{% endblock %}
@@ -205,3 +207,26 @@ async def test_an_invalid_template_file_is_named_at_startup(
 async def test_a_missing_folder_is_an_error_at_startup(tmp_path: Path) -> None:
     with pytest.raises(SettingsInvalid, match="does not exist"):
         await Prompts(str(tmp_path / "none"), wait_s=LONG_S).load()
+
+
+async def test_inputs_beside_one_that_is_too_slow_are_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share the CPU limit of a subprocess only until it is exceeded."""
+    monkeypatch.setattr(sandbox, "CPU_S_MAX", 1)
+    found = await load(tmp_path, loops=SLOW, plain="Hi {{ who }}")
+    asks = [ask("plain", who="you"), ask("loops", n=99_999), ask("plain", who="them")]
+    first, slow, last = await found.render_all(asks, Tenant("acme"))
+    assert (first, last) == (Params(message="Hi you"), Params(message="Hi them"))
+    assert isinstance(slow, Refused)
+    assert "CPU time" in slow.message
+
+
+async def test_parts_that_are_too_slow_are_divided_only_so_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise each input of a large batch could take the CPU limit."""
+    monkeypatch.setattr(sandbox, "CPU_S_MAX", 1)
+    monkeypatch.setattr(templates, "DIVIDED_MAX", 1)
+    found = await load(tmp_path, loops=SLOW, plain="Hi {{ who }}")
+    asks = [ask("loops", n=99_999), ask("plain", who="a"), ask("plain", who="b"), ask("plain", who="c")]
+    results = await found.render_all(asks, Tenant("acme"))
+    assert [isinstance(one, Refused) for one in results] == [True, True, False, False]
