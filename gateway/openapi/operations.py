@@ -107,16 +107,36 @@ def _header(name: str, description: str, **schema: Any) -> Json:
 
 
 PACE_PATTERN = f"^({PACE.pattern})$"
+KEY = {"type": "string", "pattern": "^[!-~]{1,200}$"}
 CURSOR = {"type": "string", "pattern": "^[0-9]{1,19}$"}
+# The ids of the stream of a single-use ticket begin with a proof (TokenSigner.proof).
+PROVEN_CURSOR = {"type": "string", "pattern": r"^([A-Za-z0-9_-]{22}\.)?[0-9]{1,19}$"}
 POSITION = {"type": "string", "pattern": f"^({CURSOR_TEXT.pattern})$"}
 PARAMETERS: dict[str, Json] = {
     "key": _header(
         "Idempotency-Key",
         "A repeated request with the same key and body gets the same turn; `auto` derives the key from the body.",
-        type="string",
-        pattern="^[!-~]{1,200}$",
+        **KEY,
+    ),
+    "upload_key": _header(
+        "Idempotency-Key",
+        "A repeated request with the same key and file gets the same file; `auto` derives the key from the file's "
+        "content, name, type and purpose.",
+        **KEY,
+    ),
+    "own_key": _header(
+        "Idempotency-Key",
+        "A repeated request with the same key and body gets the same batch. `auto` is refused.",
+        **KEY,
+    ),
+    "first_key": _header(
+        "Idempotency-Key",
+        "A repeated request with the same key and body gets the same turn. Without the cookie, the key has at least "
+        "22 random characters, and `auto` is refused.",
+        **KEY,
     ),
     "last": _header("Last-Event-ID", "The `id:` of the last received event.", **CURSOR),
+    "last_proven": _header("Last-Event-ID", "The `id:` of the last received event.", **PROVEN_CURSOR),
     "ticket": _query("ticket", "A ticket from `POST /v1/turns/{turn}/tickets`, instead of a key."),
     "cursor": _query("after", "The same as `Last-Event-ID`.", **CURSOR),
     "last_position": _header("Last-Event-ID", "The `id:` of the last received event.", **POSITION),
@@ -190,7 +210,7 @@ BETA = ("beta", *AZURE)
 LISTING_MESSAGE_BATCHES = ("after_batch", "before_batch", "message_batches_limit", "beta")
 LISTING_FILES = ("after_item", "after_file", "page_file", "files_limit", "order", "purpose", *BETA)
 RESUMING = ("last", "cursor")
-READING = ("last", "cursor", "dialect", "pace")
+READING = ("last_proven", "cursor", "dialect", "pace")
 NAMED = ("key", "session", "project", "pace")
 GONE = {204: "The cursor is at the end: there are no more events."}
 STREAMED = {200: "The stream, with `Accept: text/event-stream`."}
@@ -208,7 +228,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/turns/{turn}/timeline"): Operation("turns", response=Timeline),
     ("POST", "/v1/turns/{turn}/cancel"): Operation("turns", response=TurnRecord),
     ("GET", "/v1/turn-batches"): Operation("batches", response=BatchList, parameters=PAGE),
-    ("POST", "/v1/turn-batches"): Operation("batches", NewBatch, AcceptedBatch, 202, parameters=("key",)),
+    ("POST", "/v1/turn-batches"): Operation("batches", NewBatch, AcceptedBatch, 202, parameters=("own_key",)),
     ("GET", "/v1/turn-batches/{batch}"): Operation("batches", response=BatchRecord),
     ("GET", "/v1/turn-batches/{batch}/results"): Operation("batches", streams=JSON_LINES, parameters=("after_index",)),
     ("POST", "/v1/turn-batches/{batch}/cancel"): Operation("batches", response=BatchRecord),
@@ -217,14 +237,14 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "batches", response=Any, parameters=("after_item", "batches_limit", *AZURE), reference=OPENAI_BATCH
     ),
     ("POST", "/v1/batches"): Operation(
-        "batches", NewFileBatch, Any, parameters=("key", *AZURE), reference=OPENAI_BATCH
+        "batches", NewFileBatch, Any, parameters=("own_key", *AZURE), reference=OPENAI_BATCH
     ),
     ("GET", "/v1/batches/{file_batch}"): Operation("batches", response=Any, parameters=AZURE, reference=OPENAI_BATCH),
     ("POST", "/v1/batches/{file_batch}/cancel"): Operation(
         "batches", response=Any, parameters=AZURE, reference=OPENAI_BATCH
     ),
     ("GET", "/v1/files"): Operation("files", response=Any, parameters=LISTING_FILES, reference=FILES),
-    ("POST", "/v1/files"): Operation("files", Form, Any, parameters=("key", *BETA), reference=FILES),
+    ("POST", "/v1/files"): Operation("files", Form, Any, parameters=("upload_key", *BETA), reference=FILES),
     ("GET", "/v1/files/{file_id}"): Operation("files", response=Any, parameters=BETA, reference=FILES),
     ("DELETE", "/v1/files/{file_id}"): Operation("files", response=Any, parameters=BETA, reference=FILES),
     ("GET", "/v1/files/{file_id}/content"): Operation(
@@ -269,7 +289,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "batches", response=Any, parameters=LISTING_MESSAGE_BATCHES, reference=MESSAGE_BATCHES
     ),
     ("POST", "/v1/messages/batches"): Operation(
-        "batches", NewMessageBatch, Any, parameters=("key", "beta"), reference=MESSAGE_BATCHES
+        "batches", NewMessageBatch, Any, parameters=("own_key", "beta"), reference=MESSAGE_BATCHES
     ),
     ("GET", "/v1/messages/batches/{message_batch}"): Operation(
         "batches", response=Any, parameters=("beta",), reference=MESSAGE_BATCHES
@@ -337,7 +357,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/chat/stream"): Operation(
         "tutorials", ChatStreamRequest, streams=SSE, parameters=("key", "pace", *RESUMING)
     ),
-    ("POST", "/chat"): Operation("tutorials", ChatRequest, streams="text/plain", parameters=("key", "pace")),
+    ("POST", "/chat"): Operation("tutorials", ChatRequest, streams="text/plain", parameters=("first_key", "pace")),
     ("POST", "/ai/chat"): Operation("tutorials", AIChatRequest, streams=SSE, parameters=("key", "pace", *RESUMING)),
     ("POST", "/api/start-job"): Operation("tutorials", StartJobRequest, StartedJob, 202, parameters=("key",)),
     ("POST", "/api/process"): Operation("tutorials", StartJobRequest, StartedJob, 202, parameters=("key",)),

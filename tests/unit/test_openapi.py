@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from tailrace.gateway.app import ROUTES
 from tailrace.gateway.auth.scopes import NEEDS
-from tailrace.gateway.auth.signed_tokens import KINDS, Access, Ticket
+from tailrace.gateway.auth.signed_tokens import KINDS, Access, Ticket, TokenSigner
 from tailrace.gateway.clients.files import FILE_ID
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.openapi import examples, routes
@@ -232,3 +232,32 @@ def test_index_lists_every_route_with_its_methods() -> None:
     listed = endpoints_of(ROUTES)
     assert {(method, path) for path, methods in listed.items() for method in methods} == set(ROWS)
     assert listed["/v1/sessions/{session}"] == ["GET", "PATCH", "DELETE"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "is_auto"),
+    [
+        ("post", "/v1/turns", True),
+        ("post", "/v1/files", True),
+        *(("post", path, False) for path in ("/v1/turn-batches", "/v1/batches", "/v1/messages/batches", "/chat")),
+    ],
+)
+def test_the_document_says_which_routes_refuse_an_automatic_key(method: str, path: str, is_auto: bool) -> None:
+    (key,) = [one for one in parameters(method, path) if one["name"] == "Idempotency-Key"]
+    assert ("`auto` is refused" not in key["description"], "`auto` derives" in key["description"]) == (is_auto, is_auto)
+
+
+def test_the_cursor_of_a_turn_may_have_the_proof_of_a_ticket() -> None:
+    (last,) = [one for one in parameters("get", "/v1/turns/{turn}/events") if one["name"] == "Last-Event-ID"]
+    pattern = last["schema"]["pattern"]
+    proof = TokenSigner(b"a secret of tests").proof("token")
+    assert [bool(re.search(pattern, cursor)) for cursor in ("17", f"{proof}.17", f"{proof}17", ".17")] == [
+        *(True, True),
+        *(False, False),
+    ]
+
+
+def parameters(method: str, path: str) -> list[dict[str, Any]]:
+    """Returns the parameters of an operation."""
+    found: list[dict[str, Any]] = DOCUMENT["paths"][path][method]["parameters"]
+    return found
