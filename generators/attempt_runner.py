@@ -52,10 +52,16 @@ class RaceLost(FenceLost):
     """The other of two parallel calls has the turn."""
 
 
+class LeaseShared(asyncio.CancelledError):
+    """A drain has stopped one of two parallel calls before its first token: the other one still renews the lease."""
+
+
 class Race(Protocol):
     """The hooks of an attempt during which another call may run for the same turn."""
 
     buffer: DeltaBuffer
+    has_rival: bool
+    """Whether another call was started. It goes on until one of both has stored its first token."""
 
     def wrap(self, sink: Sink) -> Sink: ...
 
@@ -80,6 +86,8 @@ class Races(Protocol):
 
 class NoRace:
     """The Race of an attempt whose call is the only one."""
+
+    has_rival = False
 
     def __init__(self) -> None:
         self.buffer = DeltaBuffer()
@@ -129,7 +137,7 @@ class AttemptRunner:
         """Returns the fold after an attempt, and the error that broke the answer off, if any.
 
         A second call without a token leaves the turn as it is. `traceparent` is stored in the attempt's entry. Raises
-        FenceLost when another writer has the turn, and LogUnavailable.
+        FenceLost when another writer has the turn, LogUnavailable, and LeaseShared.
         """
         key, turn, action, route, *_ = planned
         logger.info("attempt", mode=action.mode, backend=route.backend, is_hedge=action.is_second)
@@ -179,10 +187,15 @@ class AttemptRunner:
                 for task in watchers:
                     task.cancel()
         except asyncio.CancelledError as stopped:
-            if folding.chain.attempt == action.attempt:
+            has_stored = folding.chain != turn.chain
+            # An entry would take the fence from the other call.
+            is_shared = race.has_rival and not has_stored
+            if folding.chain.attempt == action.attempt and not is_shared:
                 await self._hand_over(key, folding.build())
-            finishing = race.finish(has_stored=folding.chain != turn.chain, error=stopped)
+            finishing = race.finish(has_stored=has_stored, error=stopped)
             await run_until(finishing, timeout_s=CLEANUP_S_MAX)
+            if is_shared:
+                raise LeaseShared from stopped
             raise
         except ExceptionGroup as several:
             # The first failure has cancelled the other tasks: FenceLost when another writer has the turn, but also

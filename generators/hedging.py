@@ -118,7 +118,7 @@ class Race:
         self._action = action
         self._lease = lease
         self._meter = UsageMeter()
-        self._has_rival = action.is_second
+        self.has_rival = action.is_second
         self.buffer = DeltaBuffer(hold_opening=True, drop_opening=action.is_second)
 
     def wrap(self, sink: Sink) -> Sink:
@@ -136,7 +136,7 @@ class Race:
             self.buffer.has_token, self._key, self._turn, self._lease
         ):
             return
-        self._has_rival = True
+        self.has_rival = True
         await self._hedging.require_first(self._key, self._turn, self._action)
 
     async def finish(self, *, has_stored: bool, error: BaseException | None) -> None:
@@ -147,12 +147,14 @@ class Race:
             return
         is_lost = isinstance(error, FenceLost)
         is_failed = self._action.is_second and (error is None or isinstance(error, asyncio.CancelledError))
+        # The opening waits for the first token, so nothing is stored, not even by an append whose reply was lost.
+        is_failed |= isinstance(error, asyncio.CancelledError | LogUnavailable) and not self.buffer.has_token.is_set()
         if self._action.is_second and (is_lost or is_failed):
             metrics.HEDGES.labels("lost" if is_lost else "failed").inc()
         if is_lost or is_failed:
             assert self._turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
             await self._hedging.account(self._key, self._turn.request, self._action, self._meter.usage)
-        if is_lost and self._has_rival and not isinstance(error, TurnEnded):
+        if is_lost and self.has_rival and not isinstance(error, TurnEnded):
             raise RaceLost(str(error)) from error
 
 

@@ -47,7 +47,10 @@ HEDGES = Counter(
     "Hedges that were first (won), were not (lost), or broke off (failed); and those that no generator took (declined)",
     ["outcome"],
 )
-HEDGE_COST = Counter("tailrace_generator_hedge_cost_dollars_total", "Cost of calls that lost a race, as far as known")
+HEDGE_COST = Counter(
+    "tailrace_generator_hedge_cost_dollars_total",
+    "Cost of calls that lost a race or were stopped before their first token, as far as known",
+)
 CALLS_REPEATED = Counter(
     "tailrace_generator_calls_repeated_total", "Calls repeated before the first event, by code", ["code"]
 )

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from tailrace.generators import metrics
-from tailrace.generators.attempt_runner import RaceLost
+from tailrace.generators.attempt_runner import LeaseShared, RaceLost
 from tailrace.generators.fair_share import FairShare
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.proto.end_entry import end_fields
@@ -235,6 +235,8 @@ class Worker:
         try:
             if await self._run_to_end(key, job):
                 await self._held[key].ack()
+        except LeaseShared:
+            raise
         except asyncio.CancelledError:
             await self._release(key)
             raise

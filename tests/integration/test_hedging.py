@@ -286,6 +286,37 @@ async def test_a_hedged_turn_ends_once_after_a_restart_of_the_log(own: HedgingSy
     assert await own.calls() == 2
 
 
+@pytest.mark.rule("R51")
+async def test_a_drain_of_the_first_generator_leaves_the_turn_to_the_hedge(own: HedgingSystem, tenant: Tenant) -> None:
+    """It stores nothing and gives no lease away. The usage of its call, which is in no end, counts in the limits."""
+    counters, limit = Counters(own.connection), subjects.limit(tenant, "tenant", "tokens", "60000-1")
+    holds = [Reservation(limit, "tokens", 500)]
+    await counters.add(limit, 500)
+    async with AsyncExitStack() as generators:
+        stops = {
+            name: await generators.enter_async_context(own.running_generator(**HEDGING, generator=name, grace_s=0.0))
+            for name in ("one", "two")
+        }
+        await offering(own.server.url, 2)
+        key = await own.append_request("words=20 rate=40 wait=2", tenant=tenant, holds=holds)
+        await own.wait_for_open_streams(2)
+        stops[await first_generator(own.log, key)].set()
+        turn = await own.wait_until_settled(key)
+        assert turn.end is not None
+        used = turn.end.usage.input_tokens + turn.end.usage.output_tokens
+        prompt_and_begun = turn.end.usage.input_tokens + 1
+
+        async def is_counted() -> bool:
+            return await counters.add(limit, 0) == used + prompt_and_begun
+
+        await until(is_counted)
+    assert (turn.text, turn.outcome, turn.attempt, turn.hedges, turn.skipped) == (words(20), "completed", 2, 1, 0)
+    assert await own.calls() == 2
+    consumer = await own.connection.jetstream.consumer_info(STREAM, GENERATORS)
+    assert consumer.delivered is not None
+    assert consumer.delivered.consumer_seq == 1
+
+
 class Pair(NamedTuple):
     """Two generators that hedge, each a process."""
 
