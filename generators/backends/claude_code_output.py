@@ -2,8 +2,9 @@
 
 For one answer Claude Code calls its model several times. It prints the events of each call (`stream_event`), and at the
 end a `result`. Here the first call's start is the message's start, text, thinking and tool calls of all calls are its
-blocks, numbered on, and its end has the usage of all calls. A tool call becomes a `server_tool_use` with `executed_by`:
-Claude Code executes it, and its result is left out.
+blocks, numbered on, and its end has the usage of all calls. Between the calls, hidden events have the usage so far: it
+is paid for, also if the answer breaks off. A tool call becomes a `server_tool_use` with `executed_by`: Claude Code
+executes it, and its result is left out.
 """
 
 import msgspec
@@ -86,7 +87,9 @@ class ClaudeCodeOutput:
                 self._usage_call, self._is_complete = message.usage, False
                 self._targets.clear()
                 had_begun, self._has_begun = self._has_begun, True
-                return [] if had_begun else [ModelEvent(start, msgspec.Raw(bytes(raw)), "message_start")]
+                if had_begun:
+                    return [_report_usage(self._usage + message.usage)]
+                return [ModelEvent(start, msgspec.Raw(bytes(raw)), "message_start")]
             case events.BlockStart(index, block) if block.get("type") in SHOWN_BLOCKS:
                 self._targets[index] = self._next
                 self._next += 1
@@ -104,7 +107,9 @@ class ClaudeCodeOutput:
                 self._usage += usage.merge_into(self._usage_call)
                 self._stop, self._is_complete = _decode_fields(raw)["delta"], True
                 self.awaits_model = False
-                return self._flush_stops()
+                # A tool may run for minutes; after any other stop reason the result follows at once.
+                reports = [_report_usage(self._usage)] if stop.stop_reason == "tool_use" else []
+                return [*self._flush_stops(), *reports]
             case events.UnknownEvent() if read is not None and read.index in self._targets:
                 raise BackendError("backend_unreadable", "the model sent a delta of an unknown type")
         return []
@@ -117,9 +122,18 @@ class ClaudeCodeOutput:
         self.is_over = True
         if output.is_error or output.subtype != "success" or not self._is_complete:
             raise _failure(output)
-        usage = msgspec.to_builtins(self._usage)
-        raw = msgspec.Raw(msgspec.json.encode({"type": "message_delta", "delta": self._stop, "usage": usage}))
-        return [ModelEvent(events.decode(raw), raw, "message_delta")]
+        return [_message_delta(self._stop, self._usage)]
+
+
+def _message_delta(stop: msgspec.Raw, usage: Usage) -> ModelEvent:
+    fields = {"type": "message_delta", "delta": stop, "usage": msgspec.to_builtins(usage)}
+    raw = msgspec.Raw(msgspec.json.encode(fields))
+    return ModelEvent(events.decode(raw), raw, "message_delta")
+
+
+def _report_usage(usage: Usage) -> ModelEvent:
+    """Returns a hidden event with the usage of all calls so far. The answer goes on after it."""
+    return msgspec.structs.replace(_message_delta(msgspec.Raw(b"{}"), usage), is_hidden=True)
 
 
 def _failure(output: Line) -> BackendError:

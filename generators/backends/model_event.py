@@ -19,7 +19,7 @@ class ModelEvent(msgspec.Struct, frozen=True):
     kind: str = ""
     """The event's `type`; read for events that come from a backend."""
     is_hidden: bool = False
-    """Not shown to readers: a continuation's `message_start`."""
+    """Not shown to readers: it only reports usage, as a continuation's `message_start` does."""
     index: int = -1
     """The block of an unknown event that names one."""
     left_out: int = 0

@@ -7,7 +7,13 @@ import pytest
 
 from tailrace.generators.backends.claude_code_output import ClaudeCodeOutput
 from tailrace.generators.backends.event_order import EventOrder
+from tailrace.generators.backends.model_event import CloseCall, ModelEvent
+from tailrace.generators.budget import limit_cost
 from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, BackendError
+from tailrace.proto.events import UnknownEvent
+from tailrace.proto.fold import Turn
+from tailrace.proto.usage import Usage
+from tests.harness.turn_builder import Handwritten, request
 
 
 def event(kind: str, **fields: Any) -> dict[str, Any]:
@@ -63,6 +69,42 @@ def test_several_model_calls_become_one_message() -> None:
     assert [e["type"] for e in output].count("message_start") == 1
     assert output[-1]["delta"]["stop_reason"] == "end_turn"
     assert output[-1]["usage"] == {"input_tokens": 14, "output_tokens": 10}
+
+
+def fold_of(lines: list[dict[str, Any]], max_cost_nano_usd: int | None = None) -> Turn:
+    """Returns the fold of a log with the events of these lines. Raises CloseCall at the cost limit."""
+    log, output = Handwritten(), ClaudeCodeOutput()
+    log.store_request(max_cost_nano_usd=max_cost_nano_usd)
+    log.store_attempt()
+
+    def store(one: ModelEvent) -> None:
+        assert not isinstance(one.event, UnknownEvent)
+        log.store_events(one.event, is_hidden=one.is_hidden)
+
+    sink = limit_cost(store, request(max_cost_nano_usd=max_cost_nano_usd), log.turn)
+    for line in lines:
+        for event in output.read(msgspec.json.encode(line)):
+            sink(event)
+    return log.turn
+
+
+def test_the_usage_of_ended_calls_is_in_the_log_while_a_tool_runs() -> None:
+    """So it counts when the answer is cancelled or its generator is killed; a further call adds its prompt."""
+    whole = [*ROUND, begin(9), *TOOL, *finish("tool_use", 3), begin(11), *text(0, "Found."), *finish("end_turn", 2)]
+    assert fold_of(ROUND).usage == Usage(5, 7)
+    assert fold_of([*ROUND, begin(9)]).usage == Usage(14, 8)
+    assert fold_of(whole[:-2]).usage.input_tokens == 25
+    turn = fold_of([*whole, RESULT])
+    assert (turn.usage, turn.text, turn.stop.stop_reason) == (Usage(25, 12), "I look. Found.", "end_turn")
+
+
+@pytest.mark.rule("R41")
+def test_the_cost_limit_stops_a_loop_of_tool_calls() -> None:
+    """One round costs less than the limit, and three cost more."""
+    limit = 2 * (5 * 2000 + 7 * 10_000)
+    assert not fold_of(ROUND, limit).is_usage_estimated
+    with pytest.raises(CloseCall):
+        fold_of(ROUND * 3, limit)
 
 
 def test_a_block_that_broke_off_stays_open() -> None:
