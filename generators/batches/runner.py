@@ -134,9 +134,10 @@ class BatchRunner:
         if turn.end is None:
             try:
                 turn = await self._run_inputs(key, turn, spec, inputs, tally)
-            except FenceLost:
-                # Cancelled or taken over. If this read misses the end, the batch is delivered once more.
-                turn = await self._log.read_turn(key, turn)
+            except (FenceLost, TurnUnknown):
+                # Cancelled, taken over or deleted. If this read misses the end, the batch is delivered once more.
+                with suppress(TurnUnknown):
+                    turn = await self._log.read_turn(key, turn)
                 await self._cancel_orphan(key, turn, tally)
                 if turn.end is None:
                     raise
@@ -186,15 +187,22 @@ class BatchRunner:
                 watching.cancel()
         except TimeoutError:
             failure = Failure("deadline_exceeded", "the batch was not finished in time")
-            return await self._end(key, await self._log.read_turn(key, turn), "failed", failure)
+            return await self._end(key, await self._read_own(key, turn, attempt.attempt), "failed", failure)
         except ExceptionGroup as several:
             # All tasks fail for the same reason: the batch is not this runner's any more.
             first = several.exceptions[0]
             if not isinstance(first, BackendError):
                 raise first from several
             failure = Failure(first.code, first.message, first.retry_after_s)
-            return await self._end(key, await self._log.read_turn(key, turn), "failed", failure)
+            return await self._end(key, await self._read_own(key, turn, attempt.attempt), "failed", failure)
         return await self._end(key, msgspec.structs.replace(turn, chain=chain), "completed")
+
+    async def _read_own(self, key: TurnKey, turn: Turn, attempt: int) -> Turn:
+        """Returns the batch's fold. Raises FenceLost if it has ended, or if a later attempt than `attempt` has it."""
+        turn = await self._log.read_turn(key, turn)
+        if turn.end is not None or turn.attempt > attempt:
+            raise FenceLost(f"{key.turn} has another runner, or has ended")
+        return turn
 
     async def _run_some(
         self,

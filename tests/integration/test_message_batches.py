@@ -21,7 +21,7 @@ from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import batch as stored_inputs
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Attempt, Request
-from tailrace.proto.errors import BackendError, FenceLost, Refused
+from tailrace.proto.errors import BackendError, FenceLost, Refused, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
@@ -428,6 +428,44 @@ async def test_a_generator_that_creates_a_second_message_batch_cancels_it(
         assert (await own.until_over(second)).request_counts.canceled == 2
     await assert_answered_once(own, batch)
     assert (await own.count_answered())[1] == 2
+
+
+async def test_a_deleted_batch_cancels_the_message_batch_that_was_being_created(own: MessageBatchSystem) -> None:
+    """The deletion did not know its id."""
+    batch = await own.create(inputs(2, NEVER))
+    frozen = FrozenApi(own.api)
+    running = asyncio.create_task(own.runner(frozen).run(key_of(own.tenant, batch)))
+    await frozen.is_frozen.wait()
+    await own.log.purge(key_of(own.tenant, batch))
+    frozen.may_continue.set()
+    with pytest.raises(TurnUnknown):
+        await running
+    (made,) = [one async for one in own.api.messages.batches.list()]
+    assert made.cancel_initiated_at is not None
+
+
+class RefusingApi(FrozenApi):
+    """Refuses to create a message batch."""
+
+    async def create(self, requests: Mapping[str, bytes], headers: Mapping[str, str]) -> MessageBatch:
+        self.is_frozen.set()
+        await self.may_continue.wait()
+        raise BackendError("backend_refused_key", "the API key was revoked")
+
+
+@pytest.mark.rule("R67")
+async def test_a_refused_generator_does_not_end_a_batch_that_another_generator_has(own: MessageBatchSystem) -> None:
+    """It was frozen while the other one took over, and only then was its request refused."""
+    batch = await own.create(inputs(2, "words=2 wait=0.8"))
+    refusing = RefusingApi(own.api)
+    running = asyncio.create_task(own.runner(refusing).run(key_of(own.tenant, batch)))
+    await refusing.is_frozen.wait()
+    async with own.running_generator():
+        await own.submitted(batch)
+        refusing.may_continue.set()
+        with pytest.raises(FenceLost):
+            await running
+        assert (await own.batch_ended(batch)).outcome == "completed"
 
 
 class ForgetfulApi(MessageBatchesApi):
