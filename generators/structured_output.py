@@ -37,6 +37,8 @@ DESCRIBED = frozenset(
     | {"minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "format", "examples"}
 )
 LEFT_OUT = frozenset({"$schema", "$id", "$comment", "deprecated", "readOnly", "writeOnly"})
+# Schemas that apply to the same value as the one that they are in.
+APPLIED_TO_THE_SAME = ("$ref", "anyOf", "allOf")
 FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"})
 
 
@@ -93,8 +95,9 @@ def add_correction(call: Call, turn: Turn) -> Call:
 def to_native(schema: Schema) -> Schema | None:
     """Returns `schema` in the subset of structured outputs; None if the subset cannot express it.
 
-    An answer that fits the result may still not fit `schema` (a `minimum`, for example): the check finds that. Never
-    excludes every answer that fits `schema`.
+    The two are not equal. An answer that fits the result may still not fit `schema` (a `minimum`, for example): the
+    check finds that. And the result excludes answers with properties that `schema` allows but does not name. None if
+    it would thereby exclude every answer that fits `schema`.
     """
     return _convert(schema) if _is_finite(schema) else None
 
@@ -141,9 +144,15 @@ def _convert(schema: Any) -> Schema | None:
 def _close(native: Schema, described: Schema) -> Schema | None:
     """Allows only the named properties, which is narrower than `schema` and fits it; adds what is described."""
     kind = native.get("type")
-    if kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in native:
+    is_object = kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in native
+    if (is_object or "required" in native) + sum(name in native for name in APPLIED_TO_THE_SAME) > 1:
+        # Several schemas apply to one object: each would forbid the properties of the others.
+        return None
+    if is_object:
         if "properties" not in native and native.get("additionalProperties") is not False:
             # Any object is allowed: structured outputs would only allow an empty one.
+            return None
+        if _needs_unnamed_properties(native, described):
             return None
         native["additionalProperties"] = False
     if described:
@@ -152,6 +161,17 @@ def _close(native: Schema, described: Schema) -> Schema | None:
             f"{native['description']}\n\n{rule}" if isinstance(native.get("description"), str) else rule
         )
     return native
+
+
+def _needs_unnamed_properties(native: Schema, described: Schema) -> bool:
+    """Returns whether an object that fits may need properties besides the named ones."""
+    named, required, at_least = native.get("properties", {}), native.get("required"), described.get("minProperties")
+    return (
+        (isinstance(required, list) and any(name not in named for name in required))
+        or (isinstance(at_least, int) and at_least > len(named))
+        or "enum" in native
+        or "const" in native
+    )
 
 
 def _is_finite(schema: Schema) -> bool:
