@@ -61,6 +61,8 @@ LOOK_MAX_S = 30.0
 # A cancelled creation is awaited for this long.
 ANSWER_WAIT_S = 10.0
 WRITTEN_AT_ONCE = 16
+# How often the results are read while some are missing, within a minute. Each of them is paid for.
+RESULT_READS_MAX = 8
 # Requests are built one after the other; the loop renews leases in between.
 YIELD_EVERY = 20
 # With these codes the message batch was not created.
@@ -114,8 +116,8 @@ class MessageBatchSubmitter:
         if name is None:
             name = await self._create(key, turn, attempt, lines, tally)
         tally.set_message_batch(name)
-        await self._wait_until_ended(name)
-        await self._write_all(key, turn, name, lines, tally, is_over=False)
+        made = await self._wait_until_ended(name)
+        await self._write_all(key, turn, made, lines, tally, is_over=False)
 
     async def stop(self, key: TurnKey, turn: Turn, lines: Sequence[bytes], tally: Tally) -> bool:
         """Cancels the message batch of a batch that has ended, and writes the results so far, which are charged.
@@ -133,15 +135,14 @@ class MessageBatchSubmitter:
                 if name is None:
                     return True
                 await self.cancel(name)
-                await self._wait_until_ended(name)
+                made = await self._wait_until_ended(name)
                 # Nothing is written for a batch that was deleted.
                 if not await self._log.has_turn(key):
                     return False
-                await self._write_all(key, turn, name, lines, tally, is_over=True)
+                return await self._write_all(key, turn, made, lines, tally, is_over=True)
         except (TimeoutError, BackendError) as error:
             logger.warning("message batch not stopped", turn=key.turn, message_batch=name, error=str(error))
             return False
-        return True
 
     async def cancel(self, name: str) -> None:
         """Cancels a message batch. Raises BackendError."""
@@ -237,24 +238,29 @@ class MessageBatchSubmitter:
         if turn.end is not None or turn.attempt > attempt:
             raise FenceLost(f"{key.turn} has another runner, or has ended")
 
-    async def _wait_until_ended(self, name: str) -> None:
+    async def _wait_until_ended(self, name: str) -> MessageBatch:
         for tries in itertools.count():
-            if (await self._call_with_retries(lambda: self._api.retrieve(name))).has_ended:
-                return
+            if (made := await self._call_with_retries(lambda: self._api.retrieve(name))).has_ended:
+                return made
             await asyncio.sleep(wait_s(tries))
+        raise AssertionError("the loop ends with a message batch")
 
     async def _write_all(
-        self, key: TurnKey, turn: Turn, name: str, lines: Sequence[bytes], tally: Tally, *, is_over: bool
-    ) -> None:
-        """Writes each result as a turn. With `is_over` (the batch has ended), inputs without an answer get no turn."""
+        self, key: TurnKey, turn: Turn, made: MessageBatch, lines: Sequence[bytes], tally: Tally, *, is_over: bool
+    ) -> bool:
+        """Writes each result as a turn; returns whether all results of `made` could be read.
+
+        With `is_over` (the batch has ended), inputs without an answer get no turn.
+        """
         assert turn.request is not None  # noqa: S101
         traceparent = turn.request.traceparent
         left: dict[str, int] = {batch.child_key(key, number).turn: number for number in range(len(lines))}
+        unread = set(left)
 
         async def write(custom_id: str, result: Result | Failure) -> None:
             number = left.pop(custom_id)
             child, request = batch.child_key(key, number), batch.child_request(key, lines[number])
-            tally.add(await self._write_turn(child, request, name, result, traceparent))
+            tally.add(await self._write_turn(child, request, made.id, result, traceparent))
 
         async def write_some(some: dict[str, Result]) -> None:
             await self._wait_until_not_full()
@@ -265,8 +271,9 @@ class MessageBatchSubmitter:
 
         async def read() -> None:
             some: dict[str, Result] = {}
-            async with aclosing(self._api.results(name)) as results:
+            async with aclosing(self._api.results(made.id)) as results:
                 async for line in results:
+                    unread.discard(line.custom_id)
                     if line.custom_id in left and not (
                         is_over and isinstance(line.result, CanceledResult | ExpiredResult)
                     ):
@@ -275,10 +282,18 @@ class MessageBatchSubmitter:
                         await write_some(some)
             await write_some(some)
 
-        await self._call_with_retries(read)
+        is_complete = False
+        for tries in range(RESULT_READS_MAX):
+            await self._call_with_retries(read)
+            if is_complete := len(lines) - len(unread) >= made.requests:
+                break
+            # The response may end early without an error, and a line may be damaged.
+            logger.warning("results are missing", message_batch=made.id, missing=len(unread), of=made.requests)
+            await asyncio.sleep(wait_s(tries))
         if not is_over:
             for custom_id in tuple(left):
                 await write(custom_id, NO_RESULT)
+        return is_complete
 
     async def _write_turn(
         self, child: TurnKey, request: Request, name: str, result: Result | Failure, traceparent: str | None

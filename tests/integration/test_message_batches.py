@@ -488,11 +488,30 @@ async def test_results_that_break_off_are_read_again(own: MessageBatchSystem) ->
     batch = await own.create(inputs(40))
     api = ForgetfulApi(own.api)
     turn = await own.runner(api).run(key_of(own.tenant, batch))
-    assert (turn.outcome, api.reads) == ("completed", 2)
+    assert (turn.outcome, api.reads) == ("completed", 1 + message_batches.RESULT_READS_MAX)
     lines = await read_results(own.gateway, batch)
     # The simulated API returns the last input first.
     assert [line["outcome"] for line in lines] == ["failed", *["completed"] * 39]
     assert lines[0]["error"]["code"] == "backend_broken"
+
+
+class ShortApi(MessageBatchesApi):
+    """Its results end early, without an error, in the first reads."""
+
+    short_reads = 2
+
+    async def results(self, name: str) -> AsyncGenerator[Line, None]:
+        lines = [line async for line in super().results(name)]
+        self.short_reads -= 1
+        for line in lines[: 20 if self.short_reads >= 0 else None]:
+            yield line
+
+
+async def test_results_that_end_early_are_read_again(own: MessageBatchSystem) -> None:
+    """The message batch has more requests than the response has lines: the missing answers are paid for."""
+    batch = await own.create(inputs(40))
+    await own.runner(ShortApi(own.api)).run(key_of(own.tenant, batch))
+    await assert_answered_once(own, batch)
 
 
 @pytest.mark.rule("R67")
