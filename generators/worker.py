@@ -34,8 +34,9 @@ SHARE_WAIT_S_MAX = 8.0
 # While no fetched turn can start here, up to this many are fetched at once, to reach turns behind them that can.
 FETCHED_MAX = 64
 # The delay before a turn is delivered again while another process stores its answer, which takes milliseconds, or while
-# it cannot begin.
+# it cannot begin. It grows by this much each time, up to the maximum: a queued turn may wait for minutes.
 WRITTEN_WAIT_S = 0.2
+WRITTEN_WAIT_S_MAX = 1.0
 
 OnEnded = Callable[[TurnKey, Turn], Awaitable[None]]
 """Is called with each ended turn, at least once, before its delivery is acknowledged. Raises LogUnavailable."""
@@ -226,7 +227,7 @@ class Worker:
         if turn.end is None:
             # Another process is about to store the answer, or the turn cannot begin yet. `on_ended` is called when the
             # turn is delivered again.
-            await self._release(key, WRITTEN_WAIT_S)
+            await self._release(key, min(WRITTEN_WAIT_S * self._held[key].times, WRITTEN_WAIT_S_MAX))
             return None
         return turn
 

@@ -2,9 +2,12 @@
 
 import pytest
 
+from tailrace.generators import worker
 from tailrace.proto.ids import SessionId, TurnId
+from tailrace.proto.nats import Delivery
 from tests.harness.generator_in_loop import read_last_request, words
 from tests.harness.own_system import OwnSystem
+from tests.harness.until import until
 
 
 @pytest.mark.rule("R79")
@@ -41,3 +44,24 @@ async def test_a_queued_turn_fails_if_the_turn_before_it_is_gone(own: OwnSystem)
         turn = await own.answer("words=1", session=SessionId("s"), parent=TurnId("gone"), is_queued=True)
     assert (turn.outcome, turn.error.code if turn.error else None) == ("failed", "parent_not_found")
     assert await own.calls() == 0
+
+
+async def test_a_queued_turn_is_delivered_less_often_the_longer_it_waits(
+    own: OwnSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each delivery reads the log, and the turn before it may run for minutes."""
+    monkeypatch.setattr(worker, "WRITTEN_WAIT_S", 0.02)
+    monkeypatch.setattr(worker, "WRITTEN_WAIT_S_MAX", 0.06)
+    delays, release = list[float](), Delivery.release
+
+    async def note_release(delivery: Delivery, delay_s: float = 0.0) -> None:
+        delays.append(delay_s)
+        await release(delivery, delay_s)
+
+    monkeypatch.setattr(Delivery, "release", note_release)
+    given = {"session": SessionId("s")}
+    first = await own.append_request("words=1 wait=3600", **given)
+    await own.append_request("words=1", parent=first.turn, is_queued=True, **given)
+    async with own.running_generator(grace_s=0.0):
+        await until(lambda: len(delays) >= 5)
+    assert delays[:5] == pytest.approx([0.02, 0.04, 0.06, 0.06, 0.06])
