@@ -44,6 +44,12 @@ class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str]
     asked_at: datetime
     ended_at: datetime | None
+    """None while it runs, and for a batch that has left the log without an end."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it does not run any more."""
+        return self.outcome != "running"
 
 
 class BatchPage(msgspec.Struct, frozen=True):

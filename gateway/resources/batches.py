@@ -90,7 +90,7 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     asked_at: datetime
     """When the batch was accepted."""
     ended_at: datetime | None
-    """When the batch ended; null while it runs."""
+    """When the batch ended; null while it runs, and if its end is not known."""
     links: dict[str, str]
     """Paths by name: the batch, its results, and its cancellation."""
 

@@ -14,6 +14,7 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.persistence.lost_turns import LostTurnFinder
 from tailrace.persistence.store import Store
 from tailrace.proto.end_entry import LOST_FAILURE
+from tailrace.proto.entries import Batch, BatchSource
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
@@ -130,6 +131,45 @@ async def test_the_database_records_a_lost_turn_as_the_gateway_has_reported_it(
     assert (answer.status_code, answer.json()["session"]) == (202, SESSION)
     following = await get(own_gateway, f"/v1/turns/{answer.json()['turn']}")
     assert (following["parent"], following["outcome"]) == (lost.turn, "running")
+
+
+async def lost_batch(gateway: Gateway, log: TurnLog, tenant: Tenant, source: BatchSource) -> str:
+    """Returns the id of a batch with one input that has left the log before its end."""
+    writer = new_writer(log, tenant)
+    await writer.store_request(messages=[], session=SESSION, batch=Batch("0" * 64, 1, 1, 1, source=source))
+    await forget(gateway, log, writer.key)
+    return writer.key.turn
+
+
+async def test_a_lost_batch_is_over_on_the_routes_of_openai(
+    own_gateway: Gateway, own_log: TurnLog, tenant: Tenant, persistence_in_loop: Persistence
+) -> None:
+    """It would be polled for ever otherwise. The time of its end is not known."""
+    source = BatchSource("file-1", "/v1/chat/completions")
+    batch = await get(own_gateway, f"/v1/batches/batch_{await lost_batch(own_gateway, own_log, tenant, source)}")
+    assert (batch["status"], batch["failed_at"], batch["output_file_id"]) == ("failed", None, None)
+    assert batch["errors"]["data"][0]["message"] == LOST_FAILURE.message
+    file = await get(own_gateway, f"/v1/files/{batch['error_file_id']}")
+    assert (file["created_at"], file["bytes"] > 0) == (batch["created_at"], True)
+    content = (await own_gateway.client.get(f"/v1/files/{batch['error_file_id']}/content")).json()
+    assert content["error"]["message"] == LOST_FAILURE.message
+    invalid = BatchSource("file-1", "/v1/chat/completions", refused=1, is_invalid=True)
+    batch = await get(own_gateway, f"/v1/batches/batch_{await lost_batch(own_gateway, own_log, tenant, invalid)}")
+    assert batch["status"] == "failed"
+
+
+async def test_a_lost_batch_is_over_on_the_routes_of_anthropic(
+    own_gateway: Gateway, own_log: TurnLog, tenant: Tenant, persistence_in_loop: Persistence
+) -> None:
+    """Its results can be read, and it can be deleted."""
+    source = BatchSource(None, "/v1/messages")
+    path = f"/v1/messages/batches/msgbatch_{await lost_batch(own_gateway, own_log, tenant, source)}"
+    batch = await get(own_gateway, path)
+    assert (batch["processing_status"], batch["ended_at"]) == ("ended", None)
+    assert (batch["request_counts"]["processing"], batch["request_counts"]["errored"]) == (0, 1)
+    assert (await own_gateway.client.get(batch["results_url"])).json()["result"]["type"] == "errored"
+    deleted = await own_gateway.client.delete(path)
+    assert (deleted.status_code, deleted.json()["type"]) == (200, "message_batch_deleted")
 
 
 async def test_a_turn_in_the_log_is_not_lost(

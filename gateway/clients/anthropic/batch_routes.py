@@ -176,7 +176,7 @@ async def delete(request: ApiRequest, log: TurnLog, history: HistoryClient, dele
     The text of the turns is erased from the log and the database.
     """
     key, stored, _ = await _batch_of(request, log, history)
-    if stored.ended_at is None:
+    if not stored.is_over:
         raise Refused("request_invalid", NOT_DELETED)
     await deleter.delete(key.tenant, "turn", key.turn)
     return json_response({"id": f"{PREFIX}{key.turn}", "type": "message_batch_deleted"})
@@ -188,7 +188,7 @@ async def results(request: ApiRequest, streams: StreamContext, blob_store: BlobS
     In the order of the requests.
     """
     key, stored, turn = await _batch_of(request, streams.log, streams.history)
-    if stored.ended_at is None:
+    if not stored.is_over:
         raise Refused("request_invalid", NOT_ENDED)
     inputs = ended_inputs(streams, blob_store, key, turn, range(stored.counts.of))
     pieces = render_with_refused(inputs, partial(result_line, stored=stored), stored, blob_store, key)
@@ -214,7 +214,7 @@ def _source(stored: StoredBatch) -> BatchSource:
 def _render(stored: StoredBatch) -> dict[str, Any]:
     """Returns the batch object. As at Anthropic, all requests are `processing` until the batch has ended."""
     counts, refused, ended_at = stored.counts, _source(stored).refused, stored.ended_at
-    name, is_over = f"{PREFIX}{stored.batch}", ended_at is not None
+    name, is_over = f"{PREFIX}{stored.batch}", stored.is_over
     rest = counts.of - counts.done - counts.failed
     numbers = {"canceled": 0, "errored": refused + counts.failed, "expired": 0, "succeeded": counts.done}
     numbers[_result_type_without_turn(stored)] += rest

@@ -188,9 +188,9 @@ async def _render(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> d
     counts, source, ended_at = stored.counts, source_of(stored), stored.ended_at
     status = "expired" if stored.error and stored.error.code == EXPIRED_FAILURE else STATUSES[stored.outcome]
     if source.is_invalid:
-        status = "failed" if ended_at is not None else "validating"
+        status = "failed" if stored.is_over else "validating"
     ran, total = counts.done + counts.failed, counts.of + (0 if source.is_invalid else source.refused)
-    has_errors = total > counts.done and (ended_at is not None) and not source.is_invalid
+    has_errors = total > counts.done and stored.is_over and not source.is_invalid
     times = {"completed": "completed_at", "cancelled": "cancelled_at", "failed": "failed_at", "expired": "expired_at"}
     return {
         "id": f"{PREFIX}{stored.batch}",
@@ -200,7 +200,7 @@ async def _render(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> d
         "input_file_id": source.file,
         "completion_window": "24h",
         "status": status,
-        "output_file_id": _result_file(stored, "output") if ended_at is not None and counts.done else None,
+        "output_file_id": _result_file(stored, "output") if stored.is_over and counts.done else None,
         "error_file_id": _result_file(stored, "error") if has_errors else None,
         "created_at": unix(stored.asked_at),
         "in_progress_at": None if source.is_invalid else unix(stored.asked_at),
@@ -263,14 +263,14 @@ async def result_file(request: ApiRequest, streams: StreamContext, blob_store: B
         source_of(stored)
     except Refused as error:
         raise (not_found("file") if error.code == "batch_not_found" else error) from error
-    if stored.ended_at is None:
+    if not stored.is_over:
         raise not_found("file")
     inputs = ended_inputs(streams, blob_store, key, turn, range(stored.counts.of))
     if found[2] == "output":
         pieces = _output(inputs, stored)
     else:
         pieces = render_with_refused(inputs, partial(failed_line, stored=stored), stored, blob_store, key)
-    return ResultFile(f"{PREFIX}{stored.batch}_{found[2]}.jsonl", stored.ended_at, pieces)
+    return ResultFile(f"{PREFIX}{stored.batch}_{found[2]}.jsonl", stored.ended_at or stored.asked_at, pieces)
 
 
 def _output(inputs: AsyncGenerator[list[EndedInput], None], stored: StoredBatch) -> AsyncGenerator[bytes, None]:
