@@ -6,6 +6,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +27,10 @@ FEATURES = {
     "forced_tools": "supports_tool_choice",
     "structured_outputs": "supports_response_schema",
 }
+# The price of input in a prompt with more than so many thousand tokens.
+LONG_INPUT = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
+# A price that changes by more than this share when it is rounded is printed.
+ROUNDING_MAX = 0.01
 
 
 def main() -> int:
@@ -72,29 +77,50 @@ def build_row(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
         "owned_by": info.get("litellm_provider"),
         "input_tokens_max": info.get("max_input_tokens"),
         "output_tokens_max": info.get("max_output_tokens"),
-        "prices": build_prices(info),
+        "prices": build_prices(name, info),
+        "long_prompt": build_long_prompt(name, info),
         "supports": supports or None,
     }
     return {field: value for field, value in row.items() if value is not None}
 
 
-def build_prices(info: Mapping[str, Any]) -> dict[str, int] | None:
-    """Returns nano-dollars per token, or None if a price is unknown.
+def build_prices(name: str, info: Mapping[str, Any], suffix: str = "") -> dict[str, int] | None:
+    """Returns nano-dollars per token, or None if a price is unknown. Fields of `info` with `suffix` come first.
 
-    A provider that does not charge for the cache by itself charges its input price.
+    A provider that does not charge for the cache by itself charges its input price. Prints a warning if a price is no
+    whole number of nano-dollars.
     """
-    of_input, of_output = info.get("input_cost_per_token"), info.get("output_cost_per_token")
+
+    def find_price(field: str) -> float | None:
+        price: float | None = info.get(f"{field}{suffix}")
+        return info.get(field) if price is None else price
+
+    of_input, of_output = find_price("input_cost_per_token"), find_price("output_cost_per_token")
     if of_input is None or of_output is None:
         return None
-    of_write = info.get("cache_creation_input_token_cost") or of_input
+    of_write = find_price("cache_creation_input_token_cost") or of_input
     usd = {
         "input_nano_usd": of_input,
         "output_nano_usd": of_output,
-        "cache_read_nano_usd": info.get("cache_read_input_token_cost") or of_input,
+        "cache_read_nano_usd": find_price("cache_read_input_token_cost") or of_input,
         "cache_write_nano_usd": of_write,
-        "cache_write_1h_nano_usd": of_write,
+        "cache_write_1h_nano_usd": find_price("cache_creation_input_token_cost_above_1hr") or of_write,
     }
-    return {field: round(price * NANO_USD_PER_USD) for field, price in usd.items()}
+    prices = {field: round(price * NANO_USD_PER_USD) for field, price in usd.items()}
+    for field, price in usd.items():
+        exact = price * NANO_USD_PER_USD
+        if abs(prices[field] - exact) > ROUNDING_MAX * exact:
+            print(f"warning: {name}: {field} is {exact:g}; it is rounded to {prices[field]}", file=sys.stderr)
+    return prices
+
+
+def build_long_prompt(name: str, info: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the prices of long prompts, which apply to a whole call; None without such. Of several, the lowest."""
+    limits = [int(found[1]) for field in info if (found := LONG_INPUT.fullmatch(field)) is not None]
+    if not limits:
+        return None
+    prices = build_prices(name, info, f"_above_{min(limits)}k_tokens")
+    return None if prices is None else {"over_tokens": min(limits) * 1000, "prices": prices}
 
 
 if __name__ == "__main__":
