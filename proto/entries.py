@@ -139,8 +139,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One event of Anthropic's streaming vocabulary, as received or joined from several deltas.
 
-    `is_hidden` marks an event that only counts for the usage, such as a continuation's `message_start`: it is not sent to
-    readers.
+    `is_hidden` marks an event that only counts for the usage, such as a continuation's `message_start`. It is not sent
+    to readers.
     `left_out` is the number of characters before it that a continuation repeated and that were dropped.
     """
 

@@ -6,6 +6,7 @@ LiteLLM is installed into a venv of its own (`make litellm`): its dependencies a
 import logging
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import litellm
 import msgspec
@@ -52,8 +53,8 @@ class LiteLLM:
         """See Backend.answer."""
         refuse_unsupported(call)
         decoder, order, adapter = SseDecoder(), EventOrder(), AnthropicAdapter()
-        request, names = adapter.translate_completion_input_params_with_tool_mapping(build_body(call))
         try:
+            request, names = adapter.translate_completion_input_params_with_tool_mapping(build_body(call))
             chunks = await litellm.acompletion(
                 **request,
                 stream_options={"include_usage": True},
@@ -62,22 +63,27 @@ class LiteLLM:
                 max_retries=0,
                 num_retries=0,
             )
-            translated = adapter.translate_completion_output_params_streaming(
-                chunks, model=call.model, tool_name_mapping=names
-            )
-            async for chunk in translated:
-                for data in decoder.decode(chunk):
-                    event = read_event(data)
-                    if event is None:
-                        continue
-                    if event.kind == "message_delta" and chunks.received_finish_reason is None:
-                        # LiteLLM makes up an ending for a stream that broke off without one.
-                        raise BackendError("backend_broken", "the provider's answer ended before it was complete")
-                    order.check(event)
-                    if event.kind == "message_stop":
-                        return
-                    yield event
-        except openai.OpenAIError as error:
+            # The connection to the provider is closed with this generator.
+            async with aclosing(chunks):
+                translated = adapter.translate_completion_output_params_streaming(
+                    chunks, model=call.model, tool_name_mapping=names
+                )
+                async for chunk in translated:
+                    for data in decoder.decode(chunk):
+                        event = read_event(data)
+                        if event is None:
+                            continue
+                        if event.kind == "message_delta" and chunks.received_finish_reason is None:
+                            # LiteLLM makes up an ending for a stream that broke off without one.
+                            raise BackendError("backend_broken", "the provider's answer ended before it was complete")
+                        order.check(event)
+                        if event.kind == "message_stop":
+                            return
+                        yield event
+        except BackendError:
+            raise
+        except Exception as error:
+            # LiteLLM also raises ValueError, KeyError and others for what it cannot translate.
             raise backend_error(error) from error
         raise BackendError("backend_broken", "the provider's answer ended before it was complete")
 
@@ -118,8 +124,8 @@ def has_url(content: object) -> bool:
             return False
 
 
-def backend_error(error: openai.OpenAIError) -> BackendError:
-    """Maps an exception of LiteLLM to a BackendError: all are subclasses of the openai library's."""
+def backend_error(error: Exception) -> BackendError:
+    """Maps an exception of LiteLLM to a BackendError. Those about the provider are the openai library's."""
     match error:
         case litellm.exceptions.Timeout():
             return BackendError("backend_stalled", "the provider sent nothing for too long")
@@ -128,14 +134,18 @@ def backend_error(error: openai.OpenAIError) -> BackendError:
         case litellm.exceptions.APIConnectionError():
             return BackendError("backend_unreachable", "no connection to the provider")
         case openai.APIStatusError():
-            retry_after_s = parse_retry_after(error.response.headers, time.time())
+            # An error of LiteLLM's own has no response.
+            response = getattr(error, "response", None)
+            retry_after_s = parse_retry_after(response.headers, time.time()) if response is not None else None
             code = code_for(error.status_code, None)
             # Messages of other errors contain hosts, URLs with keys, and internals of LiteLLM.
             is_about_request = code == "backend_refused_request"
             message = error.message if is_about_request else f"the provider answered with status {error.status_code}"
             return api_error(code, message, retry_after_s)
-        case _:
+        case openai.OpenAIError():
             return BackendError("backend_failed", "the call to the provider failed")
+        case _:
+            return BackendError("backend_failed", f"LiteLLM failed with {type(error).__name__}")
 
 
 def backend(settings: Settings) -> LiteLLM:

@@ -110,7 +110,7 @@ def build_prices(name: str, info: Mapping[str, Any], suffix: str = "") -> dict[s
     for field, price in usd.items():
         exact = price * NANO_USD_PER_USD
         if abs(prices[field] - exact) > ROUNDING_MAX * exact:
-            print(f"warning: {name}: {field} is {exact:g}; it is rounded to {prices[field]}", file=sys.stderr)
+            sys.stderr.write(f"warning: {name}: {field} is {exact:g}; it is rounded to {prices[field]}\n")
     return prices
 
 

@@ -96,15 +96,26 @@ async def answer_with_fault(request: Request) -> Response:
         if "how: error" in body:
             yield 'data: {"error": {"message": "boom", "type": "server_error"}}\n\n'
         if "how: stall" in body:
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                request.app.state.is_disconnected.set()
 
     return StreamingResponse(write_words(), media_type="text/event-stream")
 
 
 @pytest.fixture
-async def faulty() -> AsyncIterator[str]:
+def is_disconnected() -> asyncio.Event:
+    """Set once a stalled call of the provider is disconnected."""
+    return asyncio.Event()
+
+
+@pytest.fixture
+async def faulty(is_disconnected: asyncio.Event) -> AsyncIterator[str]:
     server = EmbeddedServer("127.0.0.1", 0)
-    server.config.app = Starlette(routes=[Route("/v1/chat/completions", answer_with_fault, methods=["POST"])])
+    app = Starlette(routes=[Route("/v1/chat/completions", answer_with_fault, methods=["POST"])])
+    app.state.is_disconnected = is_disconnected
+    server.config.app = app
     async with run_embedded(server) as url:
         yield url
 
@@ -128,6 +139,34 @@ async def test_claude_continues_after_a_fault_of_the_provider(
         mode = "fresh" if how == "429" else "continue"
         assert (turn.text, turn.outcome) == (words(60), "completed"), how
         assert attempts == [("litellm", "fresh"), ("claude", mode)], how
+
+
+async def test_an_answer_that_is_closed_at_its_cost_limit_closes_the_connection_to_the_provider(
+    own_server: NatsServer, own_log: TurnLog, faulty: str, is_disconnected: asyncio.Event, tmp_path: Path
+) -> None:
+    """An open one would be billed on."""
+    async with generator(tmp_path, own_server.url, faulty, TAILRACE_STALL_TIMEOUT_S=60):
+        key = await append_request(own_log, "words=60 rate=0\nhow: stall", max_cost_nano_usd=1)
+        assert (await wait_for_end(own_log, key)).stop.stop_reason == "max_cost"
+        async with asyncio.timeout(10):
+            await is_disconnected.wait()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"tool_choice": {"type": "unknown"}}, {"thinking": {"type": "adaptive"}}],
+    ids=["no error of openai's library", "an error without a response"],
+)
+async def test_a_request_that_litellm_cannot_translate_fails_with_a_code(
+    own_server: NatsServer, own_log: TurnLog, faulty: str, tmp_path: Path, options: dict[str, object]
+) -> None:
+    """Another exception would be an interruption of the generator, and all attempts would be made."""
+    given = {"TAILRACE_BACKENDS": "litellm:openai/gpt-4o"}
+    tools = [{"name": "look", "description": "x", "input_schema": {"type": "object", "properties": {}}}]
+    async with generator(tmp_path, own_server.url, faulty, **given):
+        turn = await wait_for_end(own_log, await append_request(own_log, "words=1", options=options, tools=tools))
+    assert turn.error is not None
+    assert turn.error.code in ("backend_failed", "backend_refused_request")
 
 
 async def test_an_option_that_litellm_would_ignore_is_refused(
@@ -156,7 +195,7 @@ async def test_an_image_url_is_not_passed_to_litellm(
             turn = await wait_for_end(own_log, key)
             assert turn.error is not None
             assert turn.error.code == "backend_refused_request"
-            assert "by its URL" in turn.error.message
+            assert "by URL" in turn.error.message
     assert "secret.png" not in process.printed.read_text()
 
 
@@ -177,6 +216,12 @@ def test_rows_of_the_models_file_come_from_litellms_table(tmp_path: Path) -> Non
     assert rows[0].prices is not None
     assert (rows[0].prices.input_nano_usd, rows[0].prices.output_nano_usd) == (2500, 10000)
     assert (rows[0].input_tokens_max, rows[0].supports.tools) == (128_000, True)
+    long = msgspec.json.decode(run("gemini/gemini-2.5-pro").stdout, type=list[Model])[0].long_prompt
+    assert long is not None
+    assert (long.over_tokens, long.prices.input_nano_usd, long.prices.output_nano_usd) == (200_000, 2500, 15_000)
+    assert (written.stderr, long.prices.cache_read_nano_usd) == ("", 250)
+    rounded = run("amazon.nova-micro-v1:0")
+    assert "cache_read_nano_usd is 8.75; it is rounded to 9" in rounded.stderr
     unknown = run("openai/gpt-0")
     assert (unknown.returncode, unknown.stdout) == (2, "")
     assert "has no model 'openai/gpt-0': see --list PROVIDER" in unknown.stderr

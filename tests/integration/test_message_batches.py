@@ -447,7 +447,7 @@ async def test_a_deleted_batch_cancels_the_message_batch_that_was_being_created(
 class RefusingApi(FrozenApi):
     """Refuses to create a message batch."""
 
-    async def create(self, requests: Mapping[str, bytes], headers: Mapping[str, str]) -> MessageBatch:
+    async def create(self, *_: object) -> MessageBatch:
         self.is_frozen.set()
         await self.may_continue.wait()
         raise BackendError("backend_refused_key", "the API key was revoked")
