@@ -181,7 +181,9 @@ class Queries:
             raise Refused("parent_not_found", f"turn {parent[:64]} does not exist in this session")
         # A turn of the branch may have been queued behind a running one, and cancelled.
         if running := next((one.turn for one in branch if one.outcome == "running"), None):
-            raise Refused("session_busy", f"turn {running} is still running: wait for its end, or cancel it")
+            raise Refused(
+                "session_busy", f"turn {running} is still running: wait for its end, cancel it, or set `on_busy`"
+            )
         if branch[0].parent is not None and len(branch) > BRANCH_TURNS_MAX:
             raise Refused("body_too_large", TOO_MANY.format(most=BRANCH_TURNS_MAX))
         if branch[0].parent is not None:

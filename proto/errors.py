@@ -337,7 +337,7 @@ CODES: dict[str, Code] = {
         404,
         NOT_FOUND,
         "The session does not exist, was deleted, or belongs to another tenant.",
-        "Check the session's id; POST a turn without a session to start a new one.",
+        "Check the session's id. POST a turn without a session, or with `create_session`, to start a new one.",
     ),
     "project_not_found": Code(
         404,
@@ -405,7 +405,7 @@ CODES: dict[str, Code] = {
         409,
         INVALID,
         "The turn to continue from, or a turn to be deleted, is still running.",
-        "Wait for its end, cancel it, or continue from another turn (`parent`).",
+        "Wait for its end, cancel it, continue from another turn (`parent`), or set `on_busy`.",
     ),
     "session_exists": Code(
         409,

@@ -22,7 +22,7 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the file to write, which must not exist")
     add_json(parser)
-    add_data(parser, "data directory")
+    add_data(parser, "data directory", finds_running=False)
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
