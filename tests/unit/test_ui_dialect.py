@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.gateway.clients.ai_sdk import message
+from tailrace.gateway.clients.ai_sdk.part import block_chunks
 from tailrace.gateway.clients.ai_sdk.stream import UI, replay_dialect
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import events
@@ -118,6 +119,16 @@ def test_resume_from_the_database_starts_with_a_reset(log: Handwritten, seen: in
 
 def record_of(log: Handwritten, turn: str = "turn-1", **given: Any) -> TurnRecord:
     return msgspec.structs.replace(record_from_fold(TurnKey(KEY.tenant, TurnId(turn)), log.turn), **given)
+
+
+def test_a_call_of_an_mcp_server_has_a_start_and_its_result_an_error() -> None:
+    """The package `ai` throws an error for the input of a call that has not begun."""
+    call = {"type": "mcp_tool_use", "id": "m1", "name": "look", "server_name": "s", "input": {"q": 1}}
+    result = {"type": "mcp_tool_result", "tool_use_id": "m1", "is_error": True, "content": "no"}
+    found = block_chunks(0, call) + block_chunks(1, result)
+    kinds = ["tool-input-start", "tool-input-delta", "tool-input-available", "tool-output-error"]
+    assert [chunk["type"] for chunk in found] == kinds
+    assert (found[2]["input"], found[2]["providerExecuted"], found[3]["toolCallId"]) == ({"q": 1}, True, "m1")
 
 
 def test_history_with_many_tool_calls_takes_linear_time() -> None:

@@ -44,11 +44,12 @@ def open_part(index: int, block: dict[str, Any]) -> tuple[list[Chunk], OpenPart]
             return [{"type": "reasoning-start", "id": part.id}], part
         case {"type": "redacted_thinking", "data": str(hidden)}:
             return [{"type": "reasoning-start", "id": part.id, **_metadata(redactedData=hidden)}], part
-        case {"type": "tool_use" | "server_tool_use", "id": str(), "name": str()}:
+        case {"type": str(kind), "id": str(), "name": str()} if events.is_tool_use(kind):
             return [{"type": "tool-input-start", **_tool_call(block)}], part
         case {"tool_use_id": str(call), "content": content}:
             # The result of a tool that the provider runs.
-            return [tool_output(call, content, is_error=_is_error(content), is_provider=True)], part
+            is_error = block.get("is_error") is True or _is_error(content)
+            return [tool_output(call, content, is_error=is_error, is_provider=True)], part
         case _:
             return [], part
 
@@ -83,7 +84,7 @@ def close_part(part: OpenPart) -> list[Chunk]:
             return [{"type": "reasoning-end", "id": part.id, **signature}]
         case {"type": "redacted_thinking", "data": str()}:
             return [{"type": "reasoning-end", "id": part.id}]
-        case {"type": "tool_use" | "server_tool_use", "id": str(), "name": str()}:
+        case {"type": str(kind), "id": str(), "name": str()} if events.is_tool_use(kind):
             return [_tool_input(part)]
         case _:
             return []
@@ -129,7 +130,7 @@ def source_chunk(name: str, citation: dict[str, Any]) -> Chunk:
 
 
 def _tool_call(block: dict[str, Any]) -> Chunk:
-    executed = {"providerExecuted": True} if block["type"] == "server_tool_use" else {}
+    executed = {} if block["type"] == "tool_use" else {"providerExecuted": True}
     return {"toolCallId": block["id"], "toolName": block["name"], **executed}
 
 
@@ -164,7 +165,7 @@ def _split_block(content: dict[str, Any]) -> tuple[dict[str, Any], list[events.D
         case {"type": "thinking", "thinking": str(text)}:
             thinking: list[events.Delta] = [events.ThinkingDelta(text)] if text else []
             return {"type": "thinking"}, [*thinking, events.SignatureDelta(str(content.get("signature") or ""))]
-        case {"type": "tool_use" | "server_tool_use", "input": given}:
+        case {"type": str(kind), "input": given} if events.is_tool_use(kind):
             return content, [events.InputJsonDelta(msgspec.json.encode(given).decode())]
         case _:
             return content, []
