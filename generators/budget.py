@@ -19,6 +19,8 @@ class UsageMeter:
     def __init__(self) -> None:
         self._usage = CallUsage()
         self._chars = 0
+        self._ended: list[CallUsage] = []
+        """The earlier calls of the same attempt: a backend that executes tools makes several."""
 
     @property
     def usage(self) -> CallUsage:
@@ -34,6 +36,8 @@ class UsageMeter:
             ):
                 self._chars += len(piece)
             case events.MessageStart(message):
+                if self._usage != CallUsage() or self._chars:
+                    self._ended.append(self.usage)
                 self._usage, self._chars = message.usage, 0
             case events.BlockStart(_, block):
                 self._chars += len(str(block.get("text", "")))
@@ -46,7 +50,7 @@ class UsageMeter:
 
 
 class CostMeter(UsageMeter):
-    """Also counts the cost of the turn: of this call and of the calls before it."""
+    """Also counts the cost of the turn: of this attempt's calls and of the calls before it."""
 
     def __init__(self, request: Request, turn: Turn) -> None:
         """`turn` is the fold that includes this attempt."""
@@ -58,7 +62,7 @@ class CostMeter(UsageMeter):
     @property
     def cost_nano_usd(self) -> int:
         """In nano-dollars; 0 for a model whose price is unknown, for which the gateway refuses a limit."""
-        return self._before + (sum_costs(self._model, [self.usage]) or 0)
+        return self._before + (sum_costs(self._model, [*self._ended, self.usage]) or 0)
 
     @property
     def is_exceeded(self) -> bool:

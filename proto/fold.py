@@ -293,6 +293,9 @@ class Folding:
         """Applies an event to the blocks, the stop reason and the usage. Ignores deltas of a wrong type."""
         match event:
             case events.MessageStart(message):
+                if self.usage_call != CallUsage() or self.unreported_chars:
+                    # A further call of the same attempt: each has a price of its own (PROTOCOL R23).
+                    self.close_call()
                 self.usage_call, self.unreported_chars = message.usage, 0
             case events.BlockStart(_, block):
                 text = str(block.get("text", ""))

@@ -2,9 +2,9 @@
 
 For one answer Claude Code calls its model several times. It prints the events of each call (`stream_event`), and at the
 end a `result`. Here the first call's start is the message's start, text, thinking and tool calls of all calls are its
-blocks, numbered on, and its end has the usage of all calls. Between the calls, hidden events have the usage so far: it
-is paid for, also if the answer breaks off. A tool call becomes a `server_tool_use` with `executed_by`: Claude Code
-executes it, and its result is left out.
+blocks, numbered on, and its end is that of the last call. Hidden events have the usage of each other call, which has a
+price of its own and is paid for, also if the answer breaks off. A tool call becomes a `server_tool_use` with
+`executed_by`: Claude Code executes it, and its result is left out.
 """
 
 import msgspec
@@ -14,7 +14,6 @@ from tailrace.generators.backends.model_event import ModelEvent, from_event, rea
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError
-from tailrace.proto.usage import Usage
 
 SHOWN_BLOCKS = ("text", "thinking", "redacted_thinking")
 
@@ -52,8 +51,7 @@ class ClaudeCodeOutput:
         # Stops are held until something follows: Claude Code also closes blocks that broke off, and then their message
         # without a stop reason.
         self._held_stops: list[int] = []
-        self._usage = Usage()
-        self._usage_call = Usage()
+        self._usage = events.UsageSoFar()
         self._stop = msgspec.Raw(b"{}")
         self._is_complete = False
 
@@ -83,13 +81,11 @@ class ClaudeCodeOutput:
             # An `error` event: Claude Code repeats the call itself, or says so in its result.
             return []
         match read.event if read is not None else None:
-            case events.MessageStart(message) as start:
-                self._usage_call, self._is_complete = message.usage, False
+            case events.MessageStart() as start:
+                self._is_complete = False
                 self._targets.clear()
                 had_begun, self._has_begun = self._has_begun, True
-                if had_begun:
-                    return [_report_usage(self._usage + message.usage)]
-                return [ModelEvent(start, msgspec.Raw(bytes(raw)), "message_start")]
+                return [ModelEvent(start, msgspec.Raw(bytes(raw)), "message_start", is_hidden=had_begun)]
             case events.BlockStart(index, block) if block.get("type") in SHOWN_BLOCKS:
                 self._targets[index] = self._next
                 self._next += 1
@@ -104,12 +100,10 @@ class ClaudeCodeOutput:
             case events.BlockStop(index) if index in self._targets:
                 self._held_stops.append(self._targets.pop(index))
             case events.MessageDelta(stop, usage) if stop.stop_reason is not None:
-                self._usage += usage.merge_into(self._usage_call)
+                self._usage = usage
                 self._stop, self._is_complete = _decode_fields(raw)["delta"], True
                 self.awaits_model = False
-                # A tool may run for minutes; after any other stop reason the result follows at once.
-                reports = [_report_usage(self._usage)] if stop.stop_reason == "tool_use" else []
-                return [*self._flush_stops(), *reports]
+                return [*self._flush_stops(), _report_usage(usage)]
             case events.UnknownEvent() if read is not None and read.index in self._targets:
                 raise BackendError("backend_unreadable", "the model sent a delta of an unknown type")
         return []
@@ -125,14 +119,15 @@ class ClaudeCodeOutput:
         return [_message_delta(self._stop, self._usage)]
 
 
-def _message_delta(stop: msgspec.Raw, usage: Usage) -> ModelEvent:
-    fields = {"type": "message_delta", "delta": stop, "usage": msgspec.to_builtins(usage)}
+def _message_delta(stop: msgspec.Raw, usage: events.UsageSoFar) -> ModelEvent:
+    counts = {name: count for name, count in msgspec.structs.asdict(usage).items() if count is not None}
+    fields = {"type": "message_delta", "delta": stop, "usage": counts}
     raw = msgspec.Raw(msgspec.json.encode(fields))
     return ModelEvent(events.decode(raw), raw, "message_delta")
 
 
-def _report_usage(usage: Usage) -> ModelEvent:
-    """Returns a hidden event with the usage of all calls so far. The answer goes on after it."""
+def _report_usage(usage: events.UsageSoFar) -> ModelEvent:
+    """Returns a hidden event with the usage of a call after which the answer goes on."""
     return msgspec.structs.replace(_message_delta(msgspec.Raw(b"{}"), usage), is_hidden=True)
 
 

@@ -39,7 +39,8 @@ class EventOrder:
     def check(self, event: ModelEvent) -> None:
         """Raises BackendError if `event` cannot come next."""
         is_start = event.kind == "message_start"
-        fits = is_start != self._has_begun
+        # A hidden start begins a further call of the same answer.
+        fits = is_start != self._has_begun or (is_start and event.is_hidden)
         match event.event:
             case events.BlockDelta(index, delta):
                 fits &= events.fits_block(delta, self._open.get(index, ""))

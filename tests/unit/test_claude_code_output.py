@@ -12,6 +12,7 @@ from tailrace.generators.budget import limit_cost
 from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, BackendError
 from tailrace.proto.events import UnknownEvent
 from tailrace.proto.fold import Turn
+from tailrace.proto.models import sum_costs
 from tailrace.proto.usage import Usage
 from tests.harness.turn_builder import Handwritten, request
 
@@ -58,7 +59,7 @@ def read(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_several_model_calls_become_one_message() -> None:
-    """One start, blocks numbered on, the usage of all calls; a tool call is one that was executed."""
+    """One start that readers see, blocks numbered on, the usage of each call; a tool call is one that was executed."""
     output = read([{"type": "system"}, *ROUND, begin(9), *text(0, "Found."), *finish("end_turn", 3), RESULT])
     starts = [(e["index"], e["content_block"]["type"]) for e in output if e["type"] == "content_block_start"]
     assert starts == [(0, "text"), (1, "server_tool_use"), (2, "text")]
@@ -66,9 +67,9 @@ def test_several_model_calls_become_one_message() -> None:
     assert [tool["executed_by"] for tool in tools] == ["claude_code"]
     deltas = [e["delta"] for e in output if e["type"] == "content_block_delta"]
     assert [one.get("text", one.get("partial_json")) for one in deltas] == ["I look. ", "{}", "Found."]
-    assert [e["type"] for e in output].count("message_start") == 1
+    assert [e["type"] for e in output].count("message_start") == 2
     assert output[-1]["delta"]["stop_reason"] == "end_turn"
-    assert output[-1]["usage"] == {"input_tokens": 14, "output_tokens": 10}
+    assert [e["usage"]["output_tokens"] for e in output if e["type"] == "message_delta"] == [7, 3, 3]
 
 
 def fold_of(lines: list[dict[str, Any]], max_cost_nano_usd: int | None = None) -> Turn:
@@ -96,6 +97,17 @@ def test_the_usage_of_ended_calls_is_in_the_log_while_a_tool_runs() -> None:
     assert fold_of(whole[:-2]).usage.input_tokens == 25
     turn = fold_of([*whole, RESULT])
     assert (turn.usage, turn.text, turn.stop.stop_reason) == (Usage(25, 12), "I look. Found.", "end_turn")
+
+
+@pytest.mark.rule("R23")
+def test_each_call_has_the_price_of_its_own_prompt() -> None:
+    """Haiku 5.5 has a higher price from 100,000 tokens on. The rounds have 50,000 each."""
+    rounds = [begin(50_000), *ROUND[1:]] * 3
+    turn = fold_of([*rounds, begin(50_000), *text(0, "Found."), *finish("end_turn", 3), RESULT])
+    assert turn.usage == Usage(200_000, 3 * 7 + 3)
+    assert sum_costs("claude-haiku-5-5", turn.calls) == 200_000 * 100 + 24 * 500
+    assert turn.message is not None
+    assert turn.message.usage.input_tokens == 50_000
 
 
 @pytest.mark.rule("R41")

@@ -45,4 +45,5 @@ async def test_a_reader_that_leaves_does_not_close_the_window_of_another(
         for window_s in windows_s:
             policy.handle_disconnect(KEY, window_s)
     assert len(cancelled) == 1
-    assert cancelled[0] >= max(windows_s)
+    # The clock of the timers has a resolution of its own.
+    assert cancelled[0] >= max(windows_s) - 0.01
