@@ -53,7 +53,10 @@ class RaceLost(FenceLost):
 
 
 class LeaseShared(asyncio.CancelledError):
-    """A drain has stopped one of two parallel calls before its first token: the other one still renews the lease."""
+    """A drain has stopped one of two parallel calls before its first token. The lease stays with the other call.
+
+    If that one has failed as well, the turn is delivered again when the lease expires.
+    """
 
 
 class Race(Protocol):
@@ -61,7 +64,7 @@ class Race(Protocol):
 
     buffer: DeltaBuffer
     has_rival: bool
-    """Whether another call was started. It goes on until one of both has stored its first token."""
+    """Whether another call was started. It may have failed since: only the log would show its first token."""
 
     def wrap(self, sink: Sink) -> Sink: ...
 

@@ -23,6 +23,11 @@ class UsageMeter:
         """The earlier calls of the same attempt: a backend that executes tools makes several."""
 
     @property
+    def calls(self) -> list[CallUsage]:
+        """The usage of each of the attempt's calls."""
+        return [*self._ended, self.usage]
+
+    @property
     def usage(self) -> CallUsage:
         """The usage that the model has reported, plus an estimate for the text since then."""
         return estimate_usage(self._usage, self._chars)
@@ -62,7 +67,7 @@ class CostMeter(UsageMeter):
     @property
     def cost_nano_usd(self) -> int:
         """In nano-dollars; 0 for a model whose price is unknown, for which the gateway refuses a limit."""
-        return self._before + (sum_costs(self._model, [*self._ended, self.usage]) or 0)
+        return self._before + (sum_costs(self._model, self.calls) or 0)
 
     @property
     def is_exceeded(self) -> bool:

@@ -39,6 +39,8 @@ class DeltaBuffer:
         self._drop_opening = drop_opening
         self._is_closed = False
         self.has_token = asyncio.Event()
+        self.has_returned = False
+        """Whether `next` has returned an event, which may be stored since then."""
         """With `hold_opening`: set once an event other than the opening was put."""
 
     def put(self, event: ModelEvent) -> None:
@@ -79,6 +81,7 @@ class DeltaBuffer:
         await self._wait_for_more(join_until)
         if not self._waiting or (self._drop_opening and not self.has_token.is_set()):
             return None
+        self.has_returned = True
         event = self._waiting.popleft()
         self.put_at = self._put_at.popleft()
         if event.raw is not JOINED:

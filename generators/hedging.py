@@ -147,8 +147,8 @@ class Race:
             return
         is_lost = isinstance(error, FenceLost)
         is_failed = self._action.is_second and (error is None or isinstance(error, asyncio.CancelledError))
-        # The opening waits for the first token, so nothing is stored, not even by an append whose reply was lost.
-        is_failed |= isinstance(error, asyncio.CancelledError | LogUnavailable) and not self.buffer.has_token.is_set()
+        # Otherwise the opening may be stored, by an append whose reply was lost, and be counted by the turn's end.
+        is_failed |= isinstance(error, asyncio.CancelledError | LogUnavailable) and not self.buffer.has_returned
         if self._action.is_second and (is_lost or is_failed):
             metrics.HEDGES.labels("lost" if is_lost else "failed").inc()
         if is_lost or is_failed:

@@ -51,7 +51,7 @@ class ClaudeCodeOutput:
         # Stops are held until something follows: Claude Code also closes blocks that broke off, and then their message
         # without a stop reason.
         self._held_stops: list[int] = []
-        self._usage = events.UsageSoFar()
+        self._usage, self._is_reported = events.UsageSoFar(), True
         self._stop = msgspec.Raw(b"{}")
         self._is_complete = False
 
@@ -85,7 +85,8 @@ class ClaudeCodeOutput:
                 self._is_complete = False
                 self._targets.clear()
                 had_begun, self._has_begun = self._has_begun, True
-                return [ModelEvent(start, msgspec.Raw(bytes(raw)), "message_start", is_hidden=had_begun)]
+                reports = self._report_usage()
+                return [*reports, ModelEvent(start, msgspec.Raw(bytes(raw)), "message_start", is_hidden=had_begun)]
             case events.BlockStart(index, block) if block.get("type") in SHOWN_BLOCKS:
                 self._targets[index] = self._next
                 self._next += 1
@@ -100,13 +101,21 @@ class ClaudeCodeOutput:
             case events.BlockStop(index) if index in self._targets:
                 self._held_stops.append(self._targets.pop(index))
             case events.MessageDelta(stop, usage) if stop.stop_reason is not None:
-                self._usage = usage
+                self._usage, self._is_reported = usage, False
                 self._stop, self._is_complete = _decode_fields(raw)["delta"], True
                 self.awaits_model = False
-                return [*self._flush_stops(), _report_usage(usage)]
+                # A tool may run for minutes. After any other stop reason the result, with the usage, follows at once.
+                return [*self._flush_stops(), *(self._report_usage() if stop.stop_reason == "tool_use" else [])]
             case events.UnknownEvent() if read is not None and read.index in self._targets:
                 raise BackendError("backend_unreadable", "the model sent a delta of an unknown type")
         return []
+
+    def _report_usage(self) -> list[ModelEvent]:
+        """Returns a hidden event with the usage of the call before this moment, unless it was returned already."""
+        if self._is_reported:
+            return []
+        self._is_reported = True
+        return [msgspec.structs.replace(_message_delta(msgspec.Raw(b"{}"), self._usage), is_hidden=True)]
 
     def _flush_stops(self) -> list[ModelEvent]:
         stops, self._held_stops = self._held_stops, []
@@ -124,11 +133,6 @@ def _message_delta(stop: msgspec.Raw, usage: events.UsageSoFar) -> ModelEvent:
     fields = {"type": "message_delta", "delta": stop, "usage": counts}
     raw = msgspec.Raw(msgspec.json.encode(fields))
     return ModelEvent(events.decode(raw), raw, "message_delta")
-
-
-def _report_usage(usage: events.UsageSoFar) -> ModelEvent:
-    """Returns a hidden event with the usage of a call after which the answer goes on."""
-    return msgspec.structs.replace(_message_delta(msgspec.Raw(b"{}"), usage), is_hidden=True)
 
 
 def _failure(output: Line) -> BackendError:

@@ -11,6 +11,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.backends.observed import ObservedBackend, error_type_of
+from tailrace.generators.budget import UsageMeter
 from tailrace.proto import events
 from tailrace.proto.runtime import tracing
 
@@ -31,14 +32,15 @@ class TracedBackend(ObservedBackend):
                 "gen_ai.request.stream": True,
             }
         )
-        begun_at, has_token = time.monotonic(), False
+        begun_at, has_token, meter = time.monotonic(), False, UsageMeter()
         try:
             async with aclosing(answer):
                 async for event in answer:
                     if not has_token and isinstance(event.event, events.BlockDelta):
                         has_token = True
                         span.set_attribute("gen_ai.response.time_to_first_chunk", time.monotonic() - begun_at)
-                    describe(span, event)
+                    meter.add(event)
+                    describe(span, event, meter)
                     yield event
         except BaseException as error:
             if error_type := error_type_of(error):
@@ -48,25 +50,24 @@ class TracedBackend(ObservedBackend):
             span.end()
 
 
-def describe(span: Span, event: ModelEvent) -> None:
-    """Sets the attributes that an event holds: the answer's id and model, its tokens, and why it stopped."""
+def describe(span: Span, event: ModelEvent, meter: UsageMeter) -> None:
+    """Sets the attributes that an event holds: the answer's id and model, its tokens, and why it stopped.
+
+    A backend that executes tools makes several calls for one answer. `meter` has counted all of them.
+    """
     match event.event:
         case events.MessageStart(message):
-            usage = message.usage
+            if not event.is_hidden:
+                span.set_attributes({"gen_ai.response.id": message.id, "gen_ai.response.model": message.model})
+            calls = meter.calls
+            cached = sum(call.cache_read_input_tokens for call in calls)
             # The conventions count cached tokens as input; Anthropic's `input_tokens` does not.
-            prompt = usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens
-            span.set_attributes(
-                {
-                    "gen_ai.response.id": message.id,
-                    "gen_ai.response.model": message.model,
-                    "gen_ai.usage.input_tokens": prompt,
-                    "gen_ai.usage.cache_read.input_tokens": usage.cache_read_input_tokens,
-                }
-            )
+            prompts = sum(call.input_tokens + call.cache_creation_input_tokens for call in calls) + cached
+            span.set_attributes({"gen_ai.usage.input_tokens": prompts, "gen_ai.usage.cache_read.input_tokens": cached})
         case events.MessageDelta(stop, usage):
             if stop.stop_reason is not None:
                 span.set_attribute("gen_ai.response.finish_reasons", [stop.stop_reason])
             if usage.output_tokens is not None:
-                span.set_attribute("gen_ai.usage.output_tokens", usage.output_tokens)
+                span.set_attribute("gen_ai.usage.output_tokens", sum(call.output_tokens for call in meter.calls))
         case _:
             pass

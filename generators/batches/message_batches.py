@@ -284,12 +284,13 @@ class MessageBatchSubmitter:
 
         is_complete = False
         for tries in range(RESULT_READS_MAX):
+            if tries:
+                await asyncio.sleep(wait_s(tries - 1))
             await self._call_with_retries(read)
             if is_complete := len(lines) - len(unread) >= made.requests:
                 break
             # The response may end early without an error, and a line may be damaged.
             logger.warning("results are missing", message_batch=made.id, missing=len(unread), of=made.requests)
-            await asyncio.sleep(wait_s(tries))
         if not is_over:
             for custom_id in tuple(left):
                 await write(custom_id, NO_RESULT)

@@ -219,7 +219,10 @@ class WebhookSender:
         return await self._client.post(url, signature.sign(key.turn, int(time.time()), body, secrets), body)
 
     async def _request(self, key: TurnKey) -> Request | None:
-        """Returns the turn's request, or None if the turn was deleted. Reads only the first entry if possible."""
+        """Returns the turn's request; None if the turn was deleted, or has left the log before its webhook was known.
+
+        Reads only the first entry if possible.
+        """
         for stored in await self._log.read_entries(key, limit=1):
             if isinstance(stored.entry, Request):
                 return stored.entry

@@ -14,6 +14,8 @@ from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.connection import Connection
 
 TIMEOUT_S = 2.0
+# The server writes to the file before it answers.
+ERASE_TIMEOUT_S = 10.0
 # 10043: the message does not exist. 10057: its deletion failed, also because its whole block of messages is gone.
 NOT_DELETED = (10043, 10057)
 
@@ -58,7 +60,8 @@ class Leader:
 
         `erases`: the server also overwrites its bytes in the file.
         """
-        error = (await self._ask("DELETE", {"seq": seq, "no_erase": not erases})).error
+        timeout_s = ERASE_TIMEOUT_S if erases else TIMEOUT_S
+        error = (await self._ask("DELETE", {"seq": seq, "no_erase": not erases}, timeout_s)).error
         if error is not None and error.err_code not in NOT_DELETED:
             raise LogUnavailable(f"{self._stream} deletes nothing: {error.description}")
         return error is None
@@ -69,7 +72,7 @@ class Leader:
             raise LogUnavailable(f"{self._stream} cannot be read: {reply.error.description}")
         return reply.message
 
-    async def _ask(self, what: str, query: dict[str, Any]) -> _Reply:
+    async def _ask(self, what: str, query: dict[str, Any], timeout_s: float = TIMEOUT_S) -> _Reply:
         subject = f"$JS.API.STREAM.MSG.{what}.{self._stream}"
-        reply = await self._connection.request(subject, msgspec.json.encode(query), timeout_s=TIMEOUT_S)
+        reply = await self._connection.request(subject, msgspec.json.encode(query), timeout_s=timeout_s)
         return _reply.decode(reply.data)

@@ -69,7 +69,7 @@ def test_several_model_calls_become_one_message() -> None:
     assert [one.get("text", one.get("partial_json")) for one in deltas] == ["I look. ", "{}", "Found."]
     assert [e["type"] for e in output].count("message_start") == 2
     assert output[-1]["delta"]["stop_reason"] == "end_turn"
-    assert [e["usage"]["output_tokens"] for e in output if e["type"] == "message_delta"] == [7, 3, 3]
+    assert [e["usage"]["output_tokens"] for e in output if e["type"] == "message_delta"] == [7, 3]
 
 
 def fold_of(lines: list[dict[str, Any]], max_cost_nano_usd: int | None = None) -> Turn:
@@ -108,6 +108,18 @@ def test_each_call_has_the_price_of_its_own_prompt() -> None:
     assert sum_costs("claude-haiku-5-5", turn.calls) == 200_000 * 100 + 24 * 500
     assert turn.message is not None
     assert turn.message.usage.input_tokens == 50_000
+
+
+@pytest.mark.rule("R41")
+def test_an_answer_whose_last_call_reaches_the_cost_limit_is_complete() -> None:
+    """As with the API: the usage and the stop reason are one event."""
+    lines = [begin(9), *text(0, "Found."), *finish("end_turn", 3), RESULT]
+    cost = sum_costs(request().model, fold_of(lines).calls)
+    # All lines but the result fit: no event before it has the usage that reaches the limit.
+    turn = fold_of(lines[:-1], max_cost_nano_usd=cost)
+    assert (turn.text, turn.stop.stop_reason) == ("Found.", None)
+    with pytest.raises(CloseCall):
+        fold_of(lines, max_cost_nano_usd=cost)
 
 
 @pytest.mark.rule("R41")

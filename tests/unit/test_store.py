@@ -1000,18 +1000,19 @@ async def test_a_source_that_is_slow_to_read_is_copied_to_postgresql(
     file_store: Store, postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server ends other transactions that are idle for as long."""
-    monkeypatch.setattr("tailrace.persistence.postgresql.FROZEN_S_MAX", 0.1)
+    monkeypatch.setattr("tailrace.persistence.postgresql.FROZEN_S_MAX", 1)
     await file_store.record([running_row("turn-1")])
     target, read = await open_store(await postgresql.new_database()), file_store._database.read
-    monkeypatch.setattr(file_store._database, "read", lambda *given: read_late(read, *given))
+    late_s = iter([1.2])
+
+    async def read_late(*given: Any) -> Any:
+        await asyncio.sleep(next(late_s, 0) if "FROM turns" in given[0] else 0)
+        return await read(*given)
+
+    monkeypatch.setattr(file_store._database, "read", read_late)
     copied = await copy_database(file_store._database, target._database)
     assert {table.table: table.rows for table in copied}["turns"] == 1
     await target.close()
-
-
-async def read_late(read: Any, *given: Any) -> Any:
-    await asyncio.sleep(0.2)
-    return await read(*given)
 
 
 @pytest.mark.rule("R94")
