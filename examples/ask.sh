@@ -35,10 +35,10 @@ until [ -e "$state/ended" ]; do
                 ;;
             esac
         done
-    # A refusal is for good, for example after the turn was deleted, unless its status is 429.
+    # A refusal is for good, for example after the turn was deleted, unless its status is 408 or 429.
     status=$(sed -n 's/^HTTP[^ ]* \([0-9]*\).*/\1/p' "$state/headers" | tail -n 1)
     case $status in
-    429) ;;
+    408 | 429) ;;
     4*) echo "ask.sh: the gateway refuses turn $turn with status $status" >&2 && exit 1 ;;
     esac
     [ -e "$state/ended" ] || sleep 1

@@ -101,7 +101,7 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
-            description="turns that may wait before a new one of a tenant; above it, a 503",
+            description="with so many turns waiting before it, a new turn is refused with a 503",
         ),
     ] = 10_000
     log_streams: Annotated[

@@ -158,7 +158,7 @@ export class TailraceChatTransport extends DefaultChatTransport {
       cancel(reason) {
         // The pending read ends as if the connection were lost.
         isCancelled = true;
-        return reader.cancel(reason);
+        return reader.cancel(reason).catch(() => {});
       },
     });
   }

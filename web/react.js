@@ -149,7 +149,7 @@ class SessionAsker {
     const turn = this.#post("/v1/turns", body).then((made) => {
       // Another question may have been asked since.
       if (this.#asking.turn === turn) this.#asking = {};
-      if (made) this.#reader?.expect();
+      if (made && session === this.#session) this.#reader?.expect();
       return made?.turn ?? null;
     });
     this.#asking = { body, turn };

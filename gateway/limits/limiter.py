@@ -119,12 +119,16 @@ class Admission:
         taken, self._taken = self._taken, []
         slots, self._slots = self._slots, []
         # If NATS is unreachable it stays counted: requests for a minute, an estimate for the day.
-        for quota, amount in reversed(taken):
-            with suppress(LogError):
-                self._record(quota, await self._limiter.counters.add(quota.subject, -amount))
-        for seq in slots:
-            with suppress(LogError):
-                await self._limiter.slots.release(seq)
+        # All at once: the client waits for its error.
+        await asyncio.gather(*(self._give_back(*one) for one in taken), *map(self._free_slot, slots))
+
+    async def _give_back(self, quota: Quota, amount: int) -> None:
+        with suppress(LogError):
+            self._record(quota, await self._limiter.counters.add(quota.subject, -amount))
+
+    async def _free_slot(self, seq: Seq) -> None:
+        with suppress(LogError):
+            await self._limiter.slots.release(seq)
 
     async def count_request(self) -> None:
         """Counts one request. Raises Refused, LogUnavailable."""

@@ -75,7 +75,7 @@ class TurnQueue:
     """The queue as this gateway sees it."""
 
     def __init__(self, connection: Connection, rpc: Rpc, most: int) -> None:
-        """`most`: how many turns at most may wait before a new one."""
+        """`most`: with so many turns waiting before it, a new turn is refused."""
         self._connection = connection
         self._rpc = rpc
         self._most = most

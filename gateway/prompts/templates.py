@@ -27,7 +27,7 @@ SOURCE_CHARS_MAX = 65_536
 # One subprocess renders this many: starting one takes longer than most templates.
 RENDERED_AT_ONCE = 200
 # After so many failures of one call, a part that fails is not divided any more: each may take the CPU limit.
-DIVIDED_MAX = 30
+DIVIDED_MAX = 8
 
 A = TypeVar("A", bound=msgspec.Struct)
 P = TypeVar("P", bound=Params)

@@ -25,8 +25,8 @@ from tailrace.proto.nats.settlement import Settlement, give_back
 from tailrace.proto.resources import DeletedRows, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.subjects import GENERATORS, TurnKey
 
-# A round deletes up to a thousand turns. A deletion that competes with new turns of the session ends after so many
-# rounds, one after the other, of few turns each.
+# A round deletes up to a thousand turns. After so many consecutive rounds of fewer than MANY_TURNS turns, a deletion
+# competes with new turns of the session, and ends.
 ROUNDS_MAX = 100
 MANY_TURNS = 100
 LOOKED_AT_ONCE = 16

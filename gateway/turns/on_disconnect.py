@@ -38,7 +38,7 @@ class DisconnectPolicy:
         """Applies the policy after a reader of a running turn has disconnected. A wait that runs starts again.
 
         `reconnect_window_s`: the gateway closed the stream, and the reader has so many seconds to reconnect. The
-        window of an earlier reader stays open.
+        window of an earlier reader, which may be the same one, stays open.
         """
         if self._presence.has_readers_here(key):
             return

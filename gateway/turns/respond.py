@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
-from tailrace.gateway.streaming.event_stream import EventStream, refusal_of
+from tailrace.gateway.streaming.event_stream import RECONNECT_WINDOW_S, EventStream, refusal_of
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.pacing import pace_of
 from tailrace.gateway.streaming.response import Cause, Interruptions, StreamedResponse
@@ -134,8 +134,8 @@ class JsonAnswer(StreamedResponse):
             require_completed(record)
             await Response(self._render(record), 200, self._headers, "application/json")(scope, receive, send)
             return
-        if cause in ("disconnected", "expired"):
-            self._access.report_disconnect(self._key, 0.0)
+        if cause != "draining":
+            self._access.report_disconnect(self._key, RECONNECT_WINDOW_S if cause == "done" else 0.0)
         match cause:
             case "expired":
                 raise credential_invalid()

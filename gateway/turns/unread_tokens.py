@@ -55,8 +55,9 @@ class UnreadTokens:
                 times.append(datetime.now(UTC))
                 is_unread.append(not has_readers)
             else:
-                # The gateway drains, and the turn runs on: its tokens are not known yet.
-                return
+                # The gateway drains. The tokens of a turn that runs on are not known yet.
+                if not await self._presence.log.has_end(key):
+                    return
             if any(is_unread):
                 tokens = await self._unread_tokens(key, times, is_unread)
                 metrics.UNREAD_TOKENS.labels(model_label(model)).inc(tokens)

@@ -117,8 +117,8 @@ class SessionStream(StreamedResponse):
             if cause != "disconnected":
                 # Events are self-delimited, and an EventSource resumes after every end.
                 await send(body(b"", more=False))
-            for turn in running if cause in ("disconnected", "timeout", "expired") else ():
-                reconnect_window_s = RECONNECT_WINDOW_S if cause == "timeout" else 0.0
+            for turn in running if cause != "draining" else ():
+                reconnect_window_s = RECONNECT_WINDOW_S if cause in ("timeout", "done") else 0.0
                 self._access.report_disconnect(TurnKey(self._tenant, turn), reconnect_window_s)
 
     async def _read_cursor(self) -> None:
