@@ -84,12 +84,12 @@ async def test_earlier_turns_can_be_read_again_after_a_failure_while_a_turn_ende
     open_gateway: Gateway, browser: str
 ) -> None:
     session = "failed-page"
-    first = {"message": "#sim words=1", "session": session, "create_session": True}
-    async with open_gateway.client.stream(
-        "POST", "/v1/turns", json=first, headers={"accept": "text/event-stream"}
-    ) as answer:
-        await answer.aread()
-    last = {"message": "#sim words=100 rate=40", "session": session}
-    await open_gateway.client.post("/v1/turns", json=last)
-    seen = await run_hooks("earlier", open_gateway.url, key="", component="Session", session=session)
-    assert (seen["error"]["status"], seen["hasEarlier"], len(seen["turns"])) == (500, True, 1)
+    short = {"message": "#sim words=1", "session": session, "create_session": True}
+    for _ in range(2):
+        async with open_gateway.client.stream(
+            "POST", "/v1/turns", json=short, headers={"accept": "text/event-stream"}
+        ) as answer:
+            await answer.aread()
+    line = "#sim words=160 rate=40"
+    seen = await run_hooks("earlier", open_gateway.url, key="", component="Session", session=session, line=line)
+    assert (seen["error"]["status"], seen["hasEarlier"], len(seen["turns"])) == (500, True, 2)

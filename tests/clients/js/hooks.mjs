@@ -144,7 +144,9 @@ const DOINGS = {
       await refuse(route, "not now");
     });
     await begin(page, given);
-    await until(page, "seen.hasEarlier && seen.texts.at(-1).length > 20");
+    await until(page, "seen.hasEarlier");
+    await ask(page, given.line);
+    await until(page, "seen.texts.at(-1).length > 20 && seen.turns.at(-1).outcome === 'running'");
     await page.evaluate(() => void globalThis.hook.readEarlier());
     // No event is left that shows it again.
     await until(page, "!seen.hasEarlier && seen.turns.at(-1).outcome !== 'running'");
