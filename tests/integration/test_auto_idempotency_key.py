@@ -54,7 +54,7 @@ async def test_equal_requests_are_one_turn(gateway: Gateway, second_gateway: Gat
 
 @pytest.mark.rule("R62")
 async def test_equal_requests_of_two_users_are_two_turns(system: System, new_gateway: NewGateway) -> None:
-    """A turn is counted and erased as that of its user, whom the JWT names."""
+    """The JWT names the user, and each user's turns are counted and erased separately."""
     gateway, body = await new_gateway(system.nats_url, **jwts.settings(jwt_user_claim="email")), question()
 
     async def post_as(user: str) -> str:
