@@ -87,9 +87,9 @@ class EventStream(StreamedResponse):
         self._streams = access.streams
         self._look_up = start if callable(start) else None
         self._start = None if callable(start) else start if isinstance(start, Start) else Start(start)
-        if self._start is not None:
-            self._add_turn_headers(self._start)
         self._dialect = dialect
+        if self._start is not None:
+            self._apply(self._start)
         self._cursor = cursor
         self._snapshot = snapshot
         self._is_first_word_awaited = is_first_word_awaited
@@ -234,11 +234,11 @@ class EventStream(StreamedResponse):
             assert self._start is not None  # noqa: S101
             return self._start
         start = await self._look_up()
-        self._dialect = start.dialect or self._dialect
-        self._add_turn_headers(start)
+        self._apply(start)
         return start
 
-    def _add_turn_headers(self, start: Start) -> None:
+    def _apply(self, start: Start) -> None:
+        self._dialect = start.dialect or self._dialect
         self.add_headers({"tailrace-turn": start.key.turn, **start.headers}, are_for_errors=False)
 
     def _subscribe(self, start: Start) -> AbstractAsyncContextManager[TurnFeed]:

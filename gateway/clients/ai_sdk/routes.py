@@ -83,7 +83,7 @@ async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnRea
     streams.refuse_when_draining()
     if index is not None:
         start = await find_chunk(streams, blob_store, tenant, name, index, is_replay=is_replay)
-        return EventStream(StreamAccess(streams, request), start, start.dialect or UI)
+        return EventStream(StreamAccess(streams, request), start, UI)
     key = await find_resumable(streams, turns, tenant, name)
     if key is None:
         return Response(status_code=204)
