@@ -18,6 +18,7 @@ from tailrace.persistence.store import Store
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import BlobPins, BlobStore
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
+from tailrace.proto.runtime.gather import gather_limited
 
 logger = structlog.get_logger()
 
@@ -68,14 +69,12 @@ class BlobCollector:
             unused = await self._mark_unused(tenant, unused, marks)
         if not unused:
             return 0
-        slots = asyncio.Semaphore(CONCURRENCY)
 
         async def purge(sha256: str) -> None:
-            async with slots:
-                if (seq := marks[sha256]) is not None:
-                    await self._bodies.purge(tenant, sha256, seq)
+            if (seq := marks[sha256]) is not None:
+                await self._bodies.purge(tenant, sha256, seq)
 
-        await asyncio.gather(*map(purge, unused))
+        await gather_limited(purge, unused, CONCURRENCY)
         await self._store.forget_released(tenant, unused)
         logger.info("blobs of deleted turns were purged", blobs=len(unused))
         return len(unused)
@@ -85,14 +84,12 @@ class BlobCollector:
 
         `marks` gets the sequence of each mark, up to which the blob may be purged; None if the blob is not stored.
         """
-        slots = asyncio.Semaphore(CONCURRENCY)
 
         async def mark(sha256: str) -> bool:
-            async with slots:
-                marks[sha256] = await self._bodies.mark_deleted(tenant, sha256)
-                return not await self._pins.is_pinned(tenant, sha256)
+            marks[sha256] = await self._bodies.mark_deleted(tenant, sha256)
+            return not await self._pins.is_pinned(tenant, sha256)
 
-        is_free = await asyncio.gather(*map(mark, blobs))
+        is_free = await gather_limited(mark, blobs, CONCURRENCY)
         unpinned = [sha256 for sha256, free in zip(blobs, is_free, strict=True) if free]
         if unpinned:
             await self._catch_up()

@@ -13,6 +13,7 @@ from tailrace.persistence.store import Store
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreUnwritable
 from tailrace.proto.nats import Deliveries, TurnLog
+from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -65,13 +66,7 @@ class LostTurnFinder:
         if self._unchecked is None:
             self._unchecked = await self._store.running_turns()
         checked = self._unchecked[:CHECKED_MAX]
-        slots = asyncio.Semaphore(CONCURRENCY)
-
-        async def has_turn(key: TurnKey) -> bool:
-            async with slots:
-                return await self._log.has_turn(key)
-
-        known = await asyncio.gather(*(has_turn(key) for key in checked))
+        known = await gather_limited(self._log.has_turn, checked, CONCURRENCY)
         lost = [key for key, is_in_log in zip(checked, known, strict=True) if not is_in_log]
         if lost:
             await self._store.fail_turns(lost, LOST_FAILURE)

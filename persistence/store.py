@@ -351,10 +351,10 @@ class Store:
         rows = await self._read("every_unstored", tenant=after.tenant, turn=after.turn, limit=UNSTORED_MAX)
         return [TurnKey(row["tenant"], row["turn"]) for row in rows]
 
-    async def forget_unstored(self, tenant: Tenant, turns: Sequence[str]) -> None:
+    async def forget_unstored(self, turns: Sequence[TurnKey]) -> None:
         """Removes the notes of turns that are erased, or have left the log."""
         async with self._database.transaction() as writer:
-            rows = [{"tenant": tenant, "turn": turn} for turn in turns]
+            rows = [{"tenant": key.tenant, "turn": key.turn} for key in turns]
             await writer.executemany(self._sql["forget_unstored"], rows)
             self._database.note_deletion()
 

@@ -16,6 +16,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats import Tombstones, TurnLog
 from tailrace.proto.nats.tombstones import Unstored
 from tailrace.proto.resources import DeleteResource, TurnToDelete
+from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import TurnKey
 
 logger = structlog.get_logger()
@@ -104,16 +105,11 @@ class UnstoredTurns:
 
         An empty list if there are none.
         """
-        slots = asyncio.Semaphore(LOOKED_UP_AT_ONCE)
-
-        async def look_up(turn: TurnId) -> TurnToDelete | None:
-            async with slots:
-                return await self.to_delete(TurnKey(tenant, turn))
-
         while noted := await self._store.list_unstored(tenant, user):
-            found = await asyncio.gather(*map(look_up, noted))
-            if gone := [turn for turn, one in zip(noted, found, strict=True) if one is None]:
-                await self._store.forget_unstored(tenant, gone)
+            keys = [TurnKey(tenant, turn) for turn in noted]
+            found = await gather_limited(self.to_delete, keys, LOOKED_UP_AT_ONCE)
+            if gone := [key for key, one in zip(keys, found, strict=True) if one is None]:
+                await self._store.forget_unstored(gone)
             if left := [one for one in found if one is not None]:
                 return left
         return []
@@ -137,20 +133,18 @@ class UnstoredTurns:
         Also removes notes of turns that have left the log, see `_forget_lost`.
         """
         await self._find_due()
-        slots = asyncio.Semaphore(ERASED_AT_ONCE)
         failed: list[str] = []
 
         async def erase(note: Unstored) -> None:
-            async with slots:
-                try:
-                    await self._erase(note)
-                except (LogError, StoreError) as error:
-                    failed.append(f"{note.key.turn}: {error}")
-                    return
+            try:
+                await self._erase(note)
+            except (LogError, StoreError) as error:
+                failed.append(f"{note.key.turn}: {error}")
+                return
             del self._due[note.seq]
             metrics.UNSTORED_DUE.set(len(self._due))
 
-        await asyncio.gather(*map(erase, self._due.values()))
+        await gather_limited(erase, tuple(self._due.values()), ERASED_AT_ONCE)
         if failed:
             logger.warning("turns with `store: false` cannot be erased: retried", turns=len(failed), why=failed[0])
         await self._forget_lost()
@@ -164,16 +158,9 @@ class UnstoredTurns:
         if now < self._next_look_up:
             return
         noted = await self._store.every_unstored(self._looked_up)
-        slots = asyncio.Semaphore(LOOKED_UP_AT_ONCE)
-
-        async def has_turn(key: TurnKey) -> bool:
-            async with slots:
-                return await self._log.has_turn(key)
-
-        known = await asyncio.gather(*map(has_turn, noted))
-        for key, is_in_log in zip(noted, known, strict=True):
-            if not is_in_log:
-                await self._store.forget_unstored(key.tenant, [key.turn])
+        known = await gather_limited(self._log.has_turn, noted, LOOKED_UP_AT_ONCE)
+        if lost := [key for key, is_in_log in zip(noted, known, strict=True) if not is_in_log]:
+            await self._store.forget_unstored(lost)
         if noted:
             self._looked_up = noted[-1]
         else:
@@ -185,7 +172,7 @@ class UnstoredTurns:
         try:
             turn = await self._log.read_turn(note.key)
         except TurnUnknown:
-            await self._store.forget_unstored(note.key.tenant, [note.key.turn])
+            await self._store.forget_unstored([note.key])
             return
         # Another run of the turn has its own note. A turn without a request was erased in part: the rest follows.
         if turn.request is not None and note.run not in (b"", run_of(turn)):
@@ -193,7 +180,7 @@ class UnstoredTurns:
         # Blobs come first: after the erasure no entry names them.
         await self._release_blobs(note.key, turn)
         # Before the erasure: another run may begin during it, and stores the same row.
-        await self._store.forget_unstored(note.key.tenant, [note.key.turn])
+        await self._store.forget_unstored([note.key])
         try:
             await self._log.erase(note.key, upto)
         except LogError:
