@@ -59,6 +59,9 @@ class Log:
     async def read_turn_upto(self, _: TurnKey, __: Seq) -> Turn:
         return TURN
 
+    async def has_turn(self, _: TurnKey) -> bool:
+        return True
+
 
 class Store:
     """A transaction takes `write_s`."""
