@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.clients.registry import DIALECTS
+from tailrace.gateway.clients.tutorials.state_stream import GROWTH
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.proto import entries, events
 from tailrace.proto.entries import Entry, Failure, Mode, Outcome, Stored
@@ -126,11 +127,19 @@ def test_every_dialect_has_a_text_parser() -> None:
 @pytest.mark.rule("S5")
 @given(log=turns())
 def test_streamed_text_equals_the_folds_text(log: Handwritten) -> None:
-    """Promise 4, in every dialect. After the last restart, where a dialect cannot reset."""
+    """Promise 4, in every dialect. After the last restart, where a dialect cannot reset.
+
+    A dialect whose events repeat the text may lack the last 1/32 of a running turn.
+    """
     last = max((one.seq for one in log.stored if is_restart(one)), default=0)
     for name, dialect in DIALECTS.items():
         seen = [one.sent for one in render_frames(KEY, log.stored, name) if dialect.can_reset or one.seq > last]
-        assert SAYS[name](b"".join(seen)) == log.turn.text, name
+        text, whole = SAYS[name](b"".join(seen)), log.turn.text
+        if name in ("state", "job") and log.turn.outcome == "running":
+            assert whole.startswith(text), name
+            assert len(whole) - len(text) < max(1, len(whole) * GROWTH), name
+        else:
+            assert text == whole, name
 
 
 @pytest.mark.rule("S5")
