@@ -916,7 +916,7 @@ async def test_both_databases_answer_the_same_after_any_changes(
         await call_both("new_session", OURS, CreateSession(name("session"), project_id=name("project")), NOON)
         await call_both("change_session", OURS, ChangeSession(name("session"), text(), None, "system"))
         await call_both("put_unstored", key(f"turn-{number}"), chance.choice((None, text())))
-        await call_both("forget_unstored", OURS, [f"turn-{number - 2}"])
+        await call_both("forget_unstored", [key(f"turn-{number - 2}")])
         await call_both("delete_file", OURS, name("file"))
     await call_both("record", [row(number) for number in range(50, 100)], Seq(999))
     await call_both("fail_expired", Seq(300), LOST_FAILURE)
