@@ -197,7 +197,7 @@ def _midnight(day: date) -> datetime:
 
 
 def no_session() -> Refused:
-    return Refused("session_not_found", "no session has this name")
+    return Refused("session_not_found", "no session has this id; a turn with `create_session` starts one")
 
 
 def _context(session: SessionRecord, parent: TurnId | None, branch: list[TurnRecord]) -> Context:

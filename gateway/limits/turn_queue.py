@@ -83,6 +83,8 @@ class TurnQueue:
         self._submitted: Counter[Tenant] = Counter()
         """Turns that this gateway has stored since the last refresh."""
         self._has_submission = asyncio.Event()
+        self._logged: set[str] = set()
+        """The reasons why a health report could not be read."""
 
     def check(self, tenant: Tenant) -> None:
         """Raises Refused if too many turns may start before the tenant's next one."""
@@ -121,18 +123,22 @@ class TurnQueue:
             logger.debug("queue unknown", error=str(error))
             self._state = None
             return
-        generators = [health for report in reports if (health := _decode(report)) is not None]
+        generators = [health for report in reports if (health := self._decode(report)) is not None]
         state = QueueState(generators, backlog.waiting, backlog.leased, age_s(oldest) if oldest is not None else 0.0)
         self._state = state
         self._submitted.clear()
         metrics.OLDEST_WAITING_S.set(state.oldest_waiting_s)
-        metrics.ORPHANED.set(state.orphaned)
+        # The turns of a generator whose report cannot be read look like orphaned ones.
+        if len(generators) == len(reports):
+            metrics.ORPHANED.set(state.orphaned)
 
-
-def _decode(report: bytes) -> GeneratorHealth | None:
-    """Returns None for a report that this release cannot read. It must not end the gateway."""
-    try:
-        return msgspec.json.decode(report, type=GeneratorHealth)
-    except DECODE_ERRORS as error:
-        logger.warning("a generator's health report cannot be read", error=str(error))
-        return None
+    def _decode(self, report: bytes) -> GeneratorHealth | None:
+        """Returns None for a report that this release cannot read. It must not end the gateway."""
+        try:
+            return msgspec.json.decode(report, type=GeneratorHealth)
+        except DECODE_ERRORS as error:
+            # Reports come every second, and a generator of another release may run for days.
+            if (reason := str(error)) not in self._logged:
+                self._logged.add(reason)
+                logger.warning("a generator's health report cannot be read", error=reason)
+            return None

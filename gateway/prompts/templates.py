@@ -146,10 +146,9 @@ class Prompts:
         """Raises Refused for an unknown variable and for a field that both the client and the template set."""
         prompt, _ = self._find(wanted.name)
         if unknown := wanted.variables.keys() - set(prompt.variables):
-            names = ", ".join(prompt.variables) or "none"
             raise Refused(
                 "prompt_invalid",
-                f"The prompt `{prompt.name}` has no variable `{min(unknown)[:64]}`; its variables are: {names}.",
+                f"The prompt `{prompt.name}` has no variable `{min(unknown)[:64]}`; {self._list_variables(prompt.name)}.",
                 param="prompt.variables",
             )
         if is_deeper(wanted.variables, BODY_LEVELS_MAX):
@@ -177,7 +176,7 @@ class Prompts:
         except SandboxBusy as error:
             raise Refused("server_busy", f"The prompt `{names[0]}` was not rendered: {error}. Retry.") from error
         return [
-            text if text.error is None else render_error(prompt, text.error)
+            text if text.error is None else render_error(prompt, f"{text.error}; {self._list_variables(prompt.name)}")
             for prompt, text in zip(wanted, rendered, strict=True)
         ]
 
@@ -186,6 +185,9 @@ class Prompts:
             message = f"There is no prompt `{name[:64]}`; GET /v1/prompts lists them."
             raise Refused("prompt_not_found", message, param="prompt")
         return self._prompts[name]
+
+    def _list_variables(self, name: str) -> str:
+        return "the prompt's variables are: " + (", ".join(self._find(name)[0].variables) or "none")
 
     async def _run(
         self, sources: list[str], inputs: list[tuple[int, dict[str, Any]]] | None, kind: type[A], tenant: str

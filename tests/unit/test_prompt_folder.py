@@ -98,9 +98,9 @@ async def test_a_value_is_not_evaluated_as_a_template(tmp_path: Path) -> None:
 
 
 ERRORS: list[tuple[str, dict[str, Any], str]] = [
-    ("{{ a }}{{ b }}", {"a": 1}, "'b' is undefined"),
+    ("{{ a }}{{ b }}", {"a": 1}, "'b' is undefined; the prompt's variables are: a, b"),
     ("{{ a.b }}", {"a": {}}, "no attribute 'b'"),
-    ("{{ a }}", {"a": 1, "c": 2}, "no variable `c`"),
+    ("{{ a }}", {"a": 1, "c": 2}, "no variable `c`; the prompt's variables are: a"),
     ("{{ a / 0 }}", {"a": 1}, "division"),
     ("{{ a + 1 }}", {"a": "x"}, "str"),
     ("{{ ''.__class__ }}", {}, "unsafe"),
