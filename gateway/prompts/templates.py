@@ -146,9 +146,10 @@ class Prompts:
         """Raises Refused for an unknown variable and for a field that both the client and the template set."""
         prompt, _ = self._find(wanted.name)
         if unknown := wanted.variables.keys() - set(prompt.variables):
+            variables = self._list_variables(prompt.name)
             raise Refused(
                 "prompt_invalid",
-                f"The prompt `{prompt.name}` has no variable `{min(unknown)[:64]}`; {self._list_variables(prompt.name)}.",
+                f"The prompt `{prompt.name}` has no variable `{min(unknown)[:64]}`; {variables}",
                 param="prompt.variables",
             )
         if is_deeper(wanted.variables, BODY_LEVELS_MAX):
