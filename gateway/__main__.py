@@ -56,7 +56,7 @@ from tailrace.gateway.turns.webhook_url import webhook_feature
 from tailrace.proto import service
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.models import parse_aliases
-from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Counters, Rpc, Slots, TurnLog
+from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Counters, Rpc, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.administration import Administration
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.logins import Logins as StoredLogins
@@ -192,7 +192,15 @@ def build(
         stored=(share.stored, parent, UnreadTokens(presence).feature()),
     )
     submitter = TurnSubmitter(
-        log, claims, Conversations(log, history), catalogue, settings, storage.fullness, draining, features
+        log,
+        claims,
+        Tombstones(connection),
+        Conversations(log, history),
+        catalogue,
+        settings,
+        storage.fullness,
+        draining,
+        features,
     )
     return Gateway(
         settings=settings,

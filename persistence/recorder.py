@@ -197,7 +197,7 @@ class Recorder:
         if turn.request is None or turn.request.parent is None:
             return False
         parent = TurnKey(key.tenant, turn.request.parent)
-        # A POST with the same Idempotency-Key may have stored the deleted parent again, under the same id.
+        # A POST with the same Idempotency-Key may have stored the parent again during its deletion, under the same id.
         return await self._tombstones.exists(parent) and not await self._log.has_turn(parent)
 
 

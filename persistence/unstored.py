@@ -62,9 +62,8 @@ class UnstoredTurns:
     async def _count(self, key: TurnKey, turn: Turn) -> None:
         """Notes the turn and its user. Adds an ended turn to the sums of usage, and notes that it is to be erased.
 
-        It is safe to repeat after a kill at any point. Each run is counted once: its row, without content, stays until
-        the tombstone names the run. A repeated Idempotency-Key runs an erased turn again, which is another run. Raises
-        LogUnavailable, StoreError.
+        It is safe to repeat after a kill at any point. The turn is counted once: its row, without content, stays until
+        its tombstone is set. Raises LogUnavailable, StoreError.
         """
         if turn.request is None:
             return
@@ -72,16 +71,15 @@ class UnstoredTurns:
         await self._store.put_unstored(key, turn.request.user)
         if turn.end is None:
             return
-        run = run_of(turn)
-        if await self._tombstones.find(key) != run:
+        if not await self._tombstones.exists(key):
             try:
                 await self._store.record([without_content(build_row(key, turn))])
             except StoreRefused as error:
                 metrics.LEFT_OUT.inc()
                 logger.error("turn cannot be recorded", turn=key.turn, why=str(error))  # noqa: TRY400  # the reason is known
-            await self._tombstones.put([key], run)
+            await self._tombstones.put([key])
         await self._store.delete(key.tenant, DeleteResource("session", turn.request.session, (TurnId(key.turn),)))
-        await self._tombstones.note_unstored(key, run)
+        await self._tombstones.note_unstored(key)
 
     async def to_delete(self, key: TurnKey) -> TurnToDelete | None:
         """Returns the turn for a deletion, or None if the log has no such turn with `store: false`.
@@ -95,7 +93,7 @@ class UnstoredTurns:
             return None
         if turn.request is None or turn.request.store:
             return None
-        is_running = await self._tombstones.find(key) != run_of(turn)
+        is_running = not await self._tombstones.exists(key)
         if not is_running:
             await self._release_blobs(key, turn)
         return TurnToDelete(key.turn, is_running, is_unstored=True)
@@ -167,36 +165,20 @@ class UnstoredTurns:
             self._looked_up, self._next_look_up = FIRST_TURN, now + LOST_INTERVAL_S
 
     async def _erase(self, note: Unstored) -> None:
-        # A repeated Idempotency-Key begins another run when the entries of this one are gone. Its entries are later.
-        upto = await self._log.newest_seq()
         try:
             turn = await self._log.read_turn(note.key)
         except TurnUnknown:
             await self._store.forget_unstored([note.key])
             return
-        # Another run of the turn has its own note. A turn without a request was erased in part: the rest follows.
-        if turn.request is not None and note.run not in (b"", run_of(turn)):
-            return
         # Blobs come first: after the erasure no entry names them.
         await self._release_blobs(note.key, turn)
-        # Before the erasure: another run may begin during it, and stores the same row.
+        await self._log.erase(note.key)
         await self._store.forget_unstored([note.key])
-        try:
-            await self._log.erase(note.key, upto)
-        except LogError:
-            if turn.request is not None:
-                await self._store.put_unstored(note.key, turn.request.user)
-            raise
         logger.info("turn erased", turn=note.key.turn)
 
     async def _release_blobs(self, key: TurnKey, turn: Turn) -> None:
         if (blobs := blobs_of(turn)) != "[]":
             await self._store.release_blobs(key.tenant, blobs)
-
-
-def run_of(turn: Turn) -> bytes:
-    """Returns the id of a run of a turn: the time at which the log stored its request."""
-    return b"" if turn.asked_at is None else turn.asked_at.isoformat().encode()
 
 
 def without_content(row: TurnRow) -> TurnRow:

@@ -141,7 +141,7 @@ def fold_first_and_end(first: Turn, end: Stored) -> Turn | None:
     if first.request is None or first.request.batch or first.first_token_at is None:
         return None
     if first.tail > end.seq:
-        # `first` is another run: the turn was deleted, and a repeated Idempotency-Key has stored it again.
+        # A POST with the same Idempotency-Key has stored the turn again during its deletion: `first` is that new run.
         return None
     return msgspec.structs.replace(
         first,

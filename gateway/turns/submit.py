@@ -37,7 +37,7 @@ from tailrace.proto.errors import (
     TurnUnknown,
 )
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id, parse_cursor
-from tailrace.proto.nats import Claim, Claims, TurnLog
+from tailrace.proto.nats import Claim, Claims, Tombstones, TurnLog
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
 
@@ -67,6 +67,7 @@ class TurnSubmitter:
         self,
         log: TurnLog,
         claims: Claims,
+        tombstones: Tombstones,
         conversations: Conversations,
         catalogue: Catalogue,
         settings: Settings,
@@ -76,6 +77,7 @@ class TurnSubmitter:
     ) -> None:
         self._log = log
         self._claims = claims
+        self._tombstones = tombstones
         self._conversations = conversations
         self._catalogue = catalogue
         self._max_tokens = settings.max_tokens
@@ -196,18 +198,23 @@ class TurnSubmitter:
     async def _claim(self, submission: Submission, own_claim: Claim) -> StoredTurn | None:
         """Claims the idempotency key for the submission. Returns the turn that another POST has stored for it, or None.
 
-        If the key is claimed and its turn is not stored, the gateway that claimed it may have died before its append.
-        The submission then uses the turn id of that claim.
+        A claim whose turn was deleted is replaced. If the turn of a claim is not stored, the gateway that claimed the
+        key may have died before its append: the submission then uses the turn id of that claim.
         """
-        assert submission.idempotency_key is not None  # noqa: S101
-        claim = await self._claims.claim(submission.principal.tenant, submission.idempotency_key, own_claim)
-        if claim != own_claim and (repeated := await self._load_claimed(submission, claim, own_claim)) is not None:
-            return repeated
-        if claim != own_claim:
-            # The other gateway may still append. Both must not believe that the stored entry is theirs: each has
-            # reserved money for it, and its end settles one reservation.
-            submission.turn = TurnKey(submission.principal.tenant, claim.turn)
-            submission.entry = msgspec.structs.replace(submission.entry, submission=own_claim.turn)
+        tenant, idempotency_key = submission.principal.tenant, submission.idempotency_key
+        assert idempotency_key is not None  # noqa: S101
+        claim = await self._claims.claim(tenant, idempotency_key, own_claim)
+        while claim != own_claim:
+            if (repeated := await self._load_claimed(submission, claim, own_claim)) is not None:
+                return repeated
+            claimed = TurnKey(tenant, claim.turn)
+            if not await self._tombstones.exists(claimed):
+                # The other gateway may still append. Both must not believe that the stored entry is theirs: each has
+                # reserved money for it, and its end settles one reservation.
+                submission.turn = claimed
+                submission.entry = msgspec.structs.replace(submission.entry, submission=own_claim.turn)
+                break
+            claim = await self._claims.replace(tenant, idempotency_key, claim, own_claim)
         return None
 
     async def _load_claimed(self, submission: Submission, claim: Claim, own_claim: Claim) -> StoredTurn | None:

@@ -1,13 +1,17 @@
 """Idempotency keys: the first request that claims a key names its turn, later requests find that turn."""
 
+import asyncio
 import hashlib
 
 import msgspec
 
+from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats.connection import Connection
-from tailrace.proto.nats.kv import Bucket
+from tailrace.proto.nats.kv import STALE_WAIT_S, Bucket
 from tailrace.proto.subjects import CLAIMS
+
+REPLACE_TRIES = 10
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -32,6 +36,24 @@ class Claims:
         The name in the bucket is a hash, because a client's key may have any characters.
         """
         return _decoder.decode(await self._bucket.create(_name(tenant, key), msgspec.json.encode(mine)))
+
+    async def replace(self, tenant: Tenant, key: str, deleted: Claim, mine: Claim) -> Claim:
+        """Replaces the claim `deleted`, whose turn was deleted, by `mine`, unless another request has replaced it.
+
+        Returns the valid claim. Raises LogUnavailable.
+        """
+        name, data = _name(tenant, key), msgspec.json.encode(mine)
+        for _ in range(REPLACE_TRIES):
+            found = await self._bucket.get(name)
+            if found is None:
+                return await self.claim(tenant, key, mine)
+            if (claim := _decoder.decode(found.data)) != deleted:
+                return claim
+            if await self._bucket.update(name, data, found.revision):
+                return mine
+            # Another request has replaced it, and the server that answered the read lags behind (PROTOCOL R14).
+            await asyncio.sleep(STALE_WAIT_S)
+        raise LogUnavailable("the idempotency key was claimed again, but no server can read it yet: retry")
 
     async def find(self, tenant: Tenant, key: str) -> Claim | None:
         """Returns the claim of `key`, or None, which may be a moment old. Raises LogUnavailable."""

@@ -99,20 +99,18 @@ class JetStreamLog:
         is_whole = state.subjects.get(f"{turn[:-1]}request") == 1
         return Count(sum(state.subjects.values()) if is_whole else 0, state.last_seq)
 
-    async def purge(self, key: TurnKey, upto: Seq | None = None) -> None:
-        """Removes the entries of a turn; with `upto` only those up to that sequence. Raises LogUnavailable."""
-        until = {} if upto is None else {"seq": upto + 1}
-        query = msgspec.json.encode({"filter": subjects.entries(key), **until})
+    async def purge(self, key: TurnKey) -> None:
+        """Removes the entries of a turn. Raises LogUnavailable."""
+        query = msgspec.json.encode({"filter": subjects.entries(key)})
         reply = await self._connection.request(f"$JS.API.STREAM.PURGE.{STREAM}", query, timeout_s=PURGE_TIMEOUT_S)
         if (error := pub_ack.decode(reply.data).error) is not None:
             raise LogUnavailable(f"{key.turn} could not be purged: {error.description}")
 
-    async def erase(self, key: TurnKey, upto: Seq | None = None) -> int:
+    async def erase(self, key: TurnKey) -> int:
         """Overwrites the entries of a turn in nats-server's files and removes them. Returns their number.
 
-        With `upto` only those up to that sequence. A purge leaves the bytes in the files until the block is rewritten;
-        a deletion by sequence does not.
-        Raises LogUnavailable; some entries may then be gone.
+        A purge leaves the bytes in the files until the block is rewritten; a deletion by sequence does not. Raises
+        LogUnavailable; some entries may then be gone.
         """
         erased, after, slots = 0, BEFORE_FIRST, asyncio.Semaphore(ERASED_AT_ONCE)
 
@@ -124,13 +122,10 @@ class JetStreamLog:
                 raise LogUnavailable(f"an entry of {key.turn} could not be erased: retry")
 
         while entries := (await self.read(key, after, BATCH)).entries:
-            entries = [stored for stored in entries if upto is None or stored.seq <= upto]
-            if not entries:
-                break
             await asyncio.gather(*(delete(stored.seq) for stored in entries))
             erased, after = erased + len(entries), entries[-1].seq
         # A replica that was behind may not have returned all entries.
-        await self.purge(key, upto)
+        await self.purge(key)
         return erased
 
     @asynccontextmanager

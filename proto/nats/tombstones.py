@@ -21,41 +21,31 @@ class Unstored(NamedTuple):
     seq: Seq
     key: TurnKey
     noted_at: datetime
-    run: bytes
-    """Which run of the turn it is: see `run_of`."""
 
 
 class Tombstones:
-    """A tombstone is set before a turn's row is deleted, so that a repeated request does not bring the turn back."""
+    """A tombstone is set before a turn's row is deleted. A repeated Idempotency-Key then starts a new turn."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._leader = Leader(connection, CLAIMS_STREAM)
 
-    async def put(self, turns: Iterable[TurnKey], run: bytes = b"") -> None:
-        """Sets a tombstone for each of `turns`, with `run` as its content. After LogUnavailable some may be set."""
+    async def put(self, turns: Iterable[TurnKey]) -> None:
+        """Sets a tombstone for each of `turns`. After LogUnavailable some may be set."""
         names = [subjects.tombstone(key) for key in turns]
         try:
-            await asyncio.gather(*(self._connection.jetstream.publish(name, run) for name in names))
+            await asyncio.gather(*(self._connection.jetstream.publish(name) for name in names))
         except nats.errors.Error as error:
             raise LogUnavailable(f"deleted turns cannot be marked ({type(error).__name__}): retry") from error
 
     async def exists(self, key: TurnKey) -> bool:
-        """Returns whether the turn has a tombstone. Raises LogUnavailable."""
-        return await self.find(key) is not None
+        """Returns whether the turn has a tombstone, read from the leader, which never lags. Raises LogUnavailable."""
+        return await self._leader.last(subjects.tombstone(key)) is not None
 
-    async def find(self, key: TurnKey) -> bytes | None:
-        """Returns the content of the turn's tombstone, or None, read from the leader, which never lags.
-
-        Raises LogUnavailable.
-        """
-        found = await self._leader.last(subjects.tombstone(key))
-        return None if found is None else found.data
-
-    async def note_unstored(self, key: TurnKey, run: bytes) -> None:
-        """Notes that a run of a turn with `store: false` has ended. Raises LogUnavailable."""
+    async def note_unstored(self, key: TurnKey) -> None:
+        """Notes that a turn with `store: false` has ended. Raises LogUnavailable."""
         try:
-            await self._connection.jetstream.publish(subjects.unstored(key), run)
+            await self._connection.jetstream.publish(subjects.unstored(key))
         except nats.errors.Error as error:
             raise LogUnavailable(f"the erasure cannot be noted ({type(error).__name__}): retry") from error
 
@@ -65,4 +55,4 @@ class Tombstones:
         if found is None:
             return None
         tenant, turn = found.subject.split(".")[-2:]
-        return Unstored(found.seq, TurnKey(Tenant(tenant), TurnId(turn)), found.time, found.data)
+        return Unstored(found.seq, TurnKey(Tenant(tenant), TurnId(turn)), found.time)

@@ -381,7 +381,7 @@ async def test_another_persistence_deletes_a_follow_up_of_a_deleted_turn(
 async def test_a_follow_up_of_an_unknown_turn_or_of_one_that_was_posted_again_is_kept(
     own_log: TurnLog, own_gateway: Gateway, tenant: Tenant, persistence_in_loop: Persistence
 ) -> None:
-    """A log and database may have lost the parent. A deleted turn returns under its id with its Idempotency-Key."""
+    """A log and database may have lost the parent. A POST during the deletion can store a turn again under its id."""
     unknown, deleted = TurnKey(tenant, TurnId(new_id())), await write(own_log, tenant)
     assert (await own_gateway.client.delete(f"/v1/turns/{deleted.turn}")).status_code == 200
     again = Writer(own_log, deleted)

@@ -166,7 +166,7 @@ async def test_a_turn_with_store_false_leaves_only_sums(
 async def test_a_turn_with_store_false_can_be_deleted_and_run_again(
     gateway: Gateway, tmp_path: Path, tenant: str
 ) -> None:
-    """While it runs, and after its end. The same Idempotency-Key then runs it again, and each run is counted.
+    """While it runs, and after its end. The same Idempotency-Key then starts a new turn, and both are counted.
 
     An erasure of its user or of its tenant includes it, too.
     """
@@ -179,10 +179,10 @@ async def test_a_turn_with_store_false_can_be_deleted_and_run_again(
         deleted = await gateway.client.delete(started["links"]["self"])
         assert (deleted.status_code, deleted.json()["turns"]) == (200, 1)
         assert (await gateway.client.get(started["links"]["self"])).status_code == 404
-    assert turns[0] == turns[1]
+    assert turns[0] != turns[1]
     ended = await post_answered_turn(gateway, MARK, store=False)
     assert (await gateway.client.delete(f"/v1/turns/{ended['turn']}")).json()["turns"] == 1
-    for gone in (ended["turn"], turns[0]):
+    for gone in (ended["turn"], *turns):
         assert (await gateway.client.delete(f"/v1/turns/{gone}")).status_code == 404
     await post_answered_turn(gateway, MARK, store=False)
     running = [

@@ -6,7 +6,8 @@ import pytest
 
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, new_id
-from tailrace.proto.nats import Claim, Claims, Connection
+from tailrace.proto.nats import Claim, Claims, Connection, idempotency
+from tailrace.proto.nats.kv import Bucket, Value
 
 BODY = "0" * 64
 
@@ -44,6 +45,35 @@ async def test_of_concurrent_claims_one_is_kept(claims: Claims, tenant: Tenant) 
     found = await asyncio.gather(*(claims.claim(tenant, "key", one) for one in made))
     assert len(set(found)) == 1
     assert found[0] in made
+
+
+@pytest.mark.rule("R26")
+async def test_of_concurrent_replacements_of_a_deleted_turns_claim_one_is_kept(claims: Claims, tenant: Tenant) -> None:
+    deleted = await claims.claim(tenant, "key", new_claim())
+    made = [new_claim() for _ in range(50)]
+    found = await asyncio.gather(*(claims.replace(tenant, "key", deleted, one) for one in made))
+    assert len(set(found)) == 1
+    assert found[0] in made
+    assert await claims.find(tenant, "key") == found[0]
+    # A claim that has expired is made again.
+    assert await claims.replace(tenant, "other", deleted, made[0]) == made[0]
+
+
+@pytest.mark.rule("R26")
+async def test_a_replacement_that_reads_a_lagging_server_returns_the_newer_claim(
+    claims: Claims, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted, newer = await claims.claim(tenant, "key", new_claim()), new_claim()
+    current_get = Bucket.get
+    stale = [await claims._bucket.get(idempotency._name(tenant, "key"))]
+    assert await claims.replace(tenant, "key", deleted, newer) == newer
+
+    async def get(self: Bucket, key: str) -> Value | None:
+        return stale.pop() if stale else await current_get(self, key)
+
+    monkeypatch.setattr(Bucket, "get", get)
+    assert await claims.replace(tenant, "key", deleted, new_claim()) == newer
+    assert not stale
 
 
 @pytest.mark.rule("R26")

@@ -29,23 +29,6 @@ async def test_a_purged_turn_is_unknown_and_other_turns_are_unchanged(log: TurnL
     assert [stored.seq for stored in await log.read_entries(other.key)] == [stored.seq for stored in before]
 
 
-@pytest.mark.rule("R109")
-async def test_an_erasure_with_upto_spares_the_run_that_begins_after_it(log: TurnLog, key: TurnKey) -> None:
-    async def begin() -> None:
-        writer = Writer(log, key)
-        await writer.open("Light ", "scatters.")
-        await writer.end()
-
-    await begin()
-    upto = await log.newest_seq()
-    await log.purge(key)
-    await begin()
-    entries = await log.read_entries(key)
-    assert await log.erase(key, upto) == 0
-    assert await log.read_entries(key) == entries
-    assert await log.erase(key) == len(entries)
-
-
 @pytest.mark.rule("R35")
 async def test_the_writer_of_a_purged_turn_fails_at_once(log: TurnLog, key: TurnKey) -> None:
     """Otherwise it would repeat its append until the timeout, because no other entry follows its last one."""

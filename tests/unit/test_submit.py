@@ -25,11 +25,12 @@ HELLO = NewTurn(message="hello")
 
 
 class Memory:
-    """A log, claims and a model catalogue. `error` is raised by the next append."""
+    """A log, claims, tombstones and a model catalogue. `error` is raised by the next append."""
 
     def __init__(self) -> None:
         self.stored: dict[TurnKey, entries.Request] = {}
         self.claims: dict[str, Claim] = {}
+        self.deleted: set[TurnKey] = set()
         self.error: BaseException | None = None
 
     async def append(self, key: TurnKey, _: object, entry: entries.Request) -> None:
@@ -53,6 +54,18 @@ class Memory:
     async def claim(self, _: Tenant, key: str, own: Claim) -> Claim:
         return self.claims.setdefault(key, own)
 
+    async def exists(self, key: TurnKey) -> bool:
+        return key in self.deleted
+
+    async def replace(self, _: Tenant, key: str, deleted: Claim, own: Claim) -> Claim:
+        if self.claims[key] == deleted:
+            self.claims[key] = own
+        return self.claims[key]
+
+    def delete(self, key: TurnKey) -> None:
+        del self.stored[key]
+        self.deleted.add(key)
+
     async def offer(self, _: Tenant) -> Offer:
         return Offer()
 
@@ -68,7 +81,7 @@ def submitter(
     fullness.log = StreamSize(int(is_full), 1)
     conversations = Conversations(service, service)
     return TurnSubmitter(
-        service, service, conversations, service, Settings(), fullness, draining, features or SubmitFeatures()
+        service, service, service, conversations, service, Settings(), fullness, draining, features or SubmitFeatures()
     )
 
 
@@ -155,6 +168,45 @@ async def test_a_claim_without_a_turn_is_continued_under_its_id() -> None:
     del memory.stored[key]
     again, _ = await submit(LOCAL, HELLO, b"{}", "key")
     assert (again, memory.stored[key].messages) == (key, entry.messages)
+
+
+@pytest.mark.rule("R26")
+async def test_the_key_of_a_deleted_turn_starts_a_new_turn_once() -> None:
+    """Under the old id, its usage and its webhook would count as repetitions of those of the deleted turn."""
+    memory = Memory()
+    submit = submitter(memory).submit
+    turns = []
+    for _ in range(3):
+        key, entry = await submit(LOCAL, HELLO, b"{}", "key")
+        assert (await submit(LOCAL, HELLO, b"{}", "key"), entry.submission) == ((key, entry), None)
+        turns.append(key)
+        memory.delete(key)
+    assert len(set(turns)) == 3
+    with pytest.raises(Refused):
+        await submit(LOCAL, HELLO, b"{ }", "key")
+
+
+@pytest.mark.rule("R26")
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_of_two_posts_with_the_key_of_a_deleted_turn_the_second_gets_the_turn_of_the_first(
+    *, is_stored: bool
+) -> None:
+    """Also if the first gateway dies after its claim."""
+    memory = Memory()
+    deleted, _ = await submitter(memory).submit(LOCAL, HELLO, b"{}", "key")
+    memory.delete(deleted)
+    stale = memory.claims.copy()
+    first, _ = await submitter(memory).submit(LOCAL, HELLO, b"{}", "key")
+    if not is_stored:
+        del memory.stored[first]
+
+    async def claim(_: Tenant, key: str, own: Claim) -> Claim:
+        del own
+        return stale[key]
+
+    memory.claim = claim  # type: ignore[method-assign]
+    second, entry = await submitter(memory).submit(LOCAL, HELLO, b"{}", "key")
+    assert (second, entry.submission is None) == (first, is_stored)
 
 
 async def test_the_entries_of_concurrent_posts_with_one_key_differ() -> None:

@@ -42,8 +42,8 @@ class Log:
 class Tombstones:
     """There are none."""
 
-    async def find(self, _: TurnKey) -> bytes | None:
-        return None
+    async def exists(self, _: TurnKey) -> bool:
+        return False
 
     async def next_unstored(self, _: Seq) -> None:
         return None
