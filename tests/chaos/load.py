@@ -49,7 +49,7 @@ class Load:
         reads = [read(reader, key, chance) for reader in readers]
         if number % CANCELLED_OF == CANCELLED_OF - 1:
             first = await client.read(key, most=FRAMES_BEFORE_CANCEL, life_s=CONNECTION_S)
-            await client.cancel(key)
+            await cancel(client, key, chance)
             reads.append(read(client, key, chance, first.frames[-1].seq if first.frames else BEFORE_FIRST))
         await asyncio.gather(*reads)
         await client.get(key)
@@ -66,6 +66,14 @@ class Load:
             if key is not None:
                 return key
             await asyncio.sleep(chance.uniform(0, RECONNECT_S_MAX))
+
+
+async def cancel(client: Client, key: TurnKey, chance: random.Random) -> None:
+    """Repeats the cancellation until it is answered: without one, a run proves nothing about cancellations."""
+    while True:
+        if (await client.cancel(key)).outcome == "ok":
+            return
+        await asyncio.sleep(chance.uniform(0, RECONNECT_S_MAX))
 
 
 async def read(client: Client, key: TurnKey, chance: random.Random, cursor: Seq = BEFORE_FIRST) -> None:
