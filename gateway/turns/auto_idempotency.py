@@ -1,10 +1,11 @@
 """`Idempotency-Key: auto`: a key that is derived from the request, so that the same request gets the same turn.
 
-A turn that failed or was cancelled is not reused: then the next key is derived from this one and that turn's id, so
-that all clients follow the same sequence of keys to the same turn.
+A turn that failed or was cancelled is not reused: then the same key with a number is used, so that all clients follow
+the same sequence of keys to the same turn.
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import msgspec
 
@@ -39,23 +40,28 @@ def auto_idempotency_feature(log: TurnLog, claims: Claims) -> Feature[TurnSubmis
 async def derive_key(log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn) -> tuple[str | None, bytes]:
     """Returns the key, or None, and the request as canonical bytes. Raises LogUnavailable."""
     canonical = msgspec.json.encode(new_turn, order="sorted")
-    key = _key(canonical)
-    for _ in range(FAILED_MAX):
+    # The space keeps it apart from each Idempotency-Key that a client sends: none can contain one.
+    key = f"{AUTO} {hashlib.sha256(canonical).hexdigest()}"
+    keys = [key, *(f"{key} {number}" for number in range(1, FAILED_MAX))]
+    return await find_usable_key(log, claims, tenant, keys), canonical
+
+
+async def find_usable_key(log: TurnLog, claims: Claims, tenant: Tenant, keys: Iterable[str]) -> str | None:
+    """Returns the first of `keys` that is free or whose turn has not failed and was not cancelled; None without one.
+
+    Raises LogUnavailable.
+    """
+    for key in keys:
         claim = await claims.find(tenant, key)
         if claim is None or not await _has_failed(log, TurnKey(tenant, claim.turn)):
-            return key, canonical
-        key = _key(f"{key}:{claim.turn}".encode())
-    return None, canonical
-
-
-def _key(canonical: bytes) -> str:
-    # The space keeps it apart from each Idempotency-Key that a client sends: none can contain one.
-    return f"{AUTO} {hashlib.sha256(canonical).hexdigest()}"
+            return key
+    return None
 
 
 async def _has_failed(log: TurnLog, key: TurnKey) -> bool:
     try:
         turn = await log.read_turn(key)
     except TurnUnknown:
+        # It was deleted, or the gateway that claimed the key died before it stored the request: the key can be used.
         return False
-    return turn.end is not None and turn.end.outcome != "completed"
+    return turn.outcome in ("failed", "cancelled")

@@ -10,11 +10,10 @@ import hashlib
 import msgspec
 from starlette.requests import Request
 
+from tailrace.gateway.turns.auto_idempotency import find_usable_key
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant, is_session_name
 from tailrace.proto.nats import Claims, TurnLog
-from tailrace.proto.subjects import TurnKey
 
 # Claude Code repeats a broken request within a minute. If it does not, the user has pressed Escape, and everything that
 # the model still writes would be paid for nothing.
@@ -33,25 +32,12 @@ def session_of(request: Request) -> str | None:
     return name if is_session_name(name) else None
 
 
-async def idempotency_key(log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn, raw: bytes) -> str:
+async def idempotency_key(log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn, raw: bytes) -> str | None:
     """Returns the key of the turn that the body `raw` has started already, or of a new turn. Raises LogUnavailable.
 
-    The key contains a space, which no client's Idempotency-Key can.
+    None after TURNS_MAX failed turns. The key contains a space, which no client's Idempotency-Key can.
     """
     # Requests that differ in a header only are different questions.
     headers = msgspec.json.encode((new_turn.session, new_turn.project, new_turn.betas, new_turn.api_version))
     prefix = f"claude-code {hashlib.sha256(headers + raw).hexdigest()}"
-    for number in range(TURNS_MAX):
-        claim = await claims.find(tenant, key := f"{prefix} {number}")
-        if claim is None or not await _has_no_answer(log, TurnKey(tenant, claim.turn)):
-            break
-    return key
-
-
-async def _has_no_answer(log: TurnLog, key: TurnKey) -> bool:
-    try:
-        turn = await log.read_turn(key)
-    except TurnUnknown:
-        # The gateway that claimed the key died before it stored the request: the claim can still be used.
-        return False
-    return turn.outcome in ("failed", "cancelled")
+    return await find_usable_key(log, claims, tenant, (f"{prefix} {number}" for number in range(TURNS_MAX)))
