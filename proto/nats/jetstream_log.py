@@ -3,7 +3,6 @@
 Its `publish` is the only function that publishes entries of a turn. It sets subject and fence together (PROTOCOL R8).
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
@@ -21,6 +20,7 @@ from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.log_server import BATCH, Count, LiveFeed, Page, PublishUnclear
+from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import STREAM, TurnKey
 
 FENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
@@ -110,23 +110,28 @@ class JetStreamLog:
         """Overwrites the entries of a turn in nats-server's files and removes them. Returns their number.
 
         A purge leaves the bytes in the files until the block is rewritten; a deletion by sequence does not. Raises
-        LogUnavailable; some entries may then be gone.
+        LogUnavailable: some entries may then be gone, but the turn can still be read and erased.
         """
-        erased, after, slots = 0, BEFORE_FIRST, asyncio.Semaphore(ERASED_AT_ONCE)
+        request: list[Stored] = []
+        erased, after = 0, BEFORE_FIRST
 
-        async def delete(seq: Seq) -> None:
-            async with slots:
-                is_deleted = await self._leader.delete(seq, erases=True)
+        async def delete(stored: Stored) -> None:
+            is_deleted = await self._leader.delete(stored.seq, erases=True)
             # A repeated deletion finds no entry, and the purge below would hide one that was not overwritten.
-            if not is_deleted and await self.has_entry(key, seq):
+            if not is_deleted and await self.has_entry(key, stored.seq):
                 raise LogUnavailable(f"an entry of {key.turn} could not be erased: retry")
 
         while entries := (await self.read(key, after, BATCH)).entries:
-            await asyncio.gather(*(delete(stored.seq) for stored in entries))
-            erased, after = erased + len(entries), entries[-1].seq
+            after = entries[-1].seq
+            if not request:
+                request, entries = entries[:1], entries[1:]
+            await gather_limited(delete, entries, ERASED_AT_ONCE)
+            erased += len(entries)
+        # The request goes last: without it the log has no such turn, and what is left of it would not be found.
+        await gather_limited(delete, request, ERASED_AT_ONCE)
         # A replica that was behind may not have returned all entries.
         await self.purge(key)
-        return erased
+        return erased + len(request)
 
     @asynccontextmanager
     async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:

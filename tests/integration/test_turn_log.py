@@ -22,6 +22,7 @@ from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, jetstream_log, streams
 from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT
+from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.log_server import BATCH
 from tailrace.proto.nats.pub_ack import FENCE
 from tailrace.proto.subjects import STREAM, TurnKey
@@ -271,6 +272,34 @@ async def test_an_entry_that_cannot_be_overwritten_is_not_reported_as_erased(
     with pytest.raises(LogUnavailable, match="could not be erased"):
         await own_log.erase(key)
     assert (await own_log.read_turn(key)).text == "a secret"
+
+
+@pytest.mark.rule("R91")
+async def test_a_turn_whose_erasure_was_interrupted_can_be_found_and_erased_again(
+    own_connection: Connection, own_log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request is erased last: a turn without one does not exist, and the rest of its text would stay."""
+    writer = Writer(own_log, key)
+    await writer.open("a", " secret")
+    await writer.end()
+    entries = await own_log.read_entries(key)
+    delete, left = Leader.delete, list(range(len(entries) - 1))
+
+    async def delete_some(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
+        if not left:
+            raise LogUnavailable("no leader")
+        left.pop()
+        return await delete(self, seq, erases=erases)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Leader, "delete", delete_some)
+        with pytest.raises(LogUnavailable, match="no leader"):
+            await own_log.erase(key)
+    assert await own_log.read_entries(key) == entries[:1]
+    assert (await own_log.read_turn(key)).request is not None
+    assert await own_log.erase(key) == 1
+    assert not await own_log.has_turn(key)
+    assert (await own_connection.jetstream.stream_info(STREAM)).state.messages == 0
 
 
 async def test_an_error_of_the_server_is_not_taken_for_an_empty_log(
