@@ -47,11 +47,14 @@ class Retention:
 
     async def _delete(self, tenant: Tenant, session: str, before: datetime, first: Seq) -> bool:
         """Deletes an old session. Returns False if it is in use again: then the rest of it stays."""
-        what = DeleteResource("session", session)
+        what, has_more = DeleteResource("session", session), False
         while True:
             turns = await self._store.turns_to_delete(tenant, what)
+            if has_more and not turns:
+                return True
             purged = msgspec.structs.replace(what, purged=tuple(turn.turn for turn in turns))
             if not await self._store.delete_old(tenant, purged, before, first):
                 return False
-            if len(turns) < DELETE_TURNS_MAX:
+            has_more = len(turns) == DELETE_TURNS_MAX
+            if not has_more:
                 return True

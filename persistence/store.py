@@ -61,7 +61,8 @@ LAST_AT = END_OF_TIME // NUMBERS
 # The most turns that a search reads for one page. Each is compared with each word of the search.
 SCAN_MAX = 1000
 SEARCH_S_MAX = 2.0
-# How long a search waits for those before it: for more than one, and so that it ends before the gateway's time limit.
+# How long a search waits for those before it: for more than one, and so that it ends before the gateway's time limit
+# unless the recorder is far behind.
 SEARCH_WAIT_S_MAX = 3.0
 # The searches of a tenant that wait. The process answers a limited number of queries at once, those of all tenants.
 SEARCHES_WAITING_MAX = 3

@@ -39,6 +39,8 @@ WAITING_TENANT_MAX = WAITING_MAX // 2
 # Concurrent connections to one tenant's receivers, so that a slow receiver delays only its own tenant.
 CONNECTIONS = 8
 BATCH_MAX = 100
+# Attempts that do not find the turn. A deletion removes a turn from the log seconds before it sets the tombstone.
+MISSING_MAX = 3
 LOG_WAIT_S = 1.0
 
 Session = tuple[Tenant, str]
@@ -162,6 +164,7 @@ class WebhookSender:
 
     async def _deliver(self, key: TurnKey, seq: Seq, url: str) -> None:
         """Posts the webhook until it is delivered or given up."""
+        missing = 0
         for attempts in count(1):
             ended_at, retry_after_s = None, None
             try:
@@ -176,8 +179,11 @@ class WebhookSender:
                     ended_at = turn.ended_at
                     answer = await self._post(key, turn, url)
             except TurnUnknown:
-                _give_up(key, "expired", "the log does not keep its turn any more")
-                return
+                missing += 1
+                why = "the log does not keep its turn any more"
+                if missing == MISSING_MAX:
+                    _give_up(key, "expired", why)
+                    return
             except WebhookRefused as error:
                 _give_up(key, "refused", str(error))
                 return

@@ -322,6 +322,24 @@ async def test_a_deleted_turn_is_not_posted(own: OwnSystem, receiver: Receiver) 
 
 
 @pytest.mark.rule("R45")
+async def test_a_turn_that_is_being_deleted_is_not_posted_and_not_counted_as_given_up(
+    own: OwnSystem, receiver: Receiver
+) -> None:
+    """The gateway removes its entries, and persistence sets its tombstone seconds later."""
+    receiver.answer = answer_with(500)
+    before = count_given_up("expired")
+    async with own.persistence(webhook_wait_s=0.3):
+        with capture_logs() as logs:
+            deleted = await own.write(receiver.url)
+            await until(lambda: receiver.turns)
+            await own.log.purge(deleted)
+            await until(lambda: any("does not keep" in line.get("why", "") for line in logs))
+            await Tombstones(own.connection).put([deleted])
+            await own.wait_until_drained()
+    assert count_given_up("expired") == before
+
+
+@pytest.mark.rule("R45")
 async def test_a_webhook_whose_turn_leaves_the_log_by_age_is_given_up(own: OwnSystem, receiver: Receiver) -> None:
     """With the default settings the log keeps a turn for as long as its webhook is retried."""
     before = count_given_up("expired")
