@@ -39,9 +39,9 @@ class DeltaBuffer:
         self._drop_opening = drop_opening
         self._is_closed = False
         self.has_token = asyncio.Event()
+        """With `hold_opening`: set once an event other than the opening was put."""
         self.has_returned = False
         """Whether `next` has returned an event, which may be stored since then."""
-        """With `hold_opening`: set once an event other than the opening was put."""
 
     def put(self, event: ModelEvent) -> None:
         """Adds an event. Joins it to the last waiting one if both are deltas of one block, up to JOINED_BYTES_MAX."""

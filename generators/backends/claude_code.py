@@ -61,9 +61,17 @@ class ClaudeCode:
         output, order = ClaudeCodeOutput(), EventOrder()
         async with self._run_process(call) as process:
             while not output.is_over:
-                for event in output.read(await self._read_line(process, output)):
+                failure = None
+                try:
+                    events = output.read(await self._read_line(process, output))
+                except BackendError as error:
+                    # The last call may have ended: it is paid for.
+                    failure, events = error, output.report_usage()
+                for event in events:
                     order.check(event)
                     yield event
+                if failure is not None:
+                    raise failure
 
     async def close(self) -> None: ...
 

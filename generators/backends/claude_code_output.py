@@ -85,7 +85,7 @@ class ClaudeCodeOutput:
                 self._is_complete = False
                 self._targets.clear()
                 had_begun, self._has_begun = self._has_begun, True
-                reports = self._report_usage()
+                reports = self.report_usage()
                 return [*reports, ModelEvent(start, msgspec.Raw(bytes(raw)), "message_start", is_hidden=had_begun)]
             case events.BlockStart(index, block) if block.get("type") in SHOWN_BLOCKS:
                 self._targets[index] = self._next
@@ -105,13 +105,13 @@ class ClaudeCodeOutput:
                 self._stop, self._is_complete = _decode_fields(raw)["delta"], True
                 self.awaits_model = False
                 # A tool may run for minutes. After any other stop reason the result, with the usage, follows at once.
-                return [*self._flush_stops(), *(self._report_usage() if stop.stop_reason == "tool_use" else [])]
+                return [*self._flush_stops(), *(self.report_usage() if stop.stop_reason == "tool_use" else [])]
             case events.UnknownEvent() if read is not None and read.index in self._targets:
                 raise BackendError("backend_unreadable", "the model sent a delta of an unknown type")
         return []
 
-    def _report_usage(self) -> list[ModelEvent]:
-        """Returns a hidden event with the usage of the call before this moment, unless it was returned already."""
+    def report_usage(self) -> list[ModelEvent]:
+        """Returns a hidden event with the usage of the last ended call, unless it was returned already."""
         if self._is_reported:
             return []
         self._is_reported = True

@@ -74,6 +74,17 @@ TOO_LATE = Failure("deadline_exceeded", "Anthropic did not process this input wi
 T = TypeVar("T")
 
 
+async def read_own(log: TurnLog, key: TurnKey, turn: Turn, attempt: int) -> Turn:
+    """Returns the fold of a batch, of which `turn` is known. Raises LogUnavailable.
+
+    Raises FenceLost if the batch has ended, or if a later attempt than `attempt` has it.
+    """
+    turn = await log.read_turn(key, turn)
+    if turn.end is not None or turn.attempt > attempt:
+        raise FenceLost(f"{key.turn} has another runner, or has ended")
+    return turn
+
+
 class Tally(Protocol):
     """The progress of a batch, as its runner keeps it."""
 
@@ -189,7 +200,7 @@ class MessageBatchSubmitter:
         bodies, headers = await self._build_bodies(key, lines)
         for tries in itertools.count():
             # After a long pause another runner may have the batch.
-            await self._require_own(key, attempt)
+            await read_own(self._log, key, EMPTY_TURN, attempt)
             tally.is_unclear = True
             creating = asyncio.create_task(self._api.create(bodies, headers))
             try:
@@ -232,11 +243,6 @@ class MessageBatchSubmitter:
             if number % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
         return bodies, headers
-
-    async def _require_own(self, key: TurnKey, attempt: int) -> None:
-        turn = await self._log.read_turn(key)
-        if turn.end is not None or turn.attempt > attempt:
-            raise FenceLost(f"{key.turn} has another runner, or has ended")
 
     async def _wait_until_ended(self, name: str) -> MessageBatch:
         for tries in itertools.count():

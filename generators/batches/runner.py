@@ -17,7 +17,7 @@ from tailrace.generators import metrics
 from tailrace.generators.attempt_runner import TurnEnded
 from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.batches.input_span import input_span
-from tailrace.generators.batches.message_batches import MessageBatchSubmitter
+from tailrace.generators.batches.message_batches import MessageBatchSubmitter, read_own
 from tailrace.generators.event_writer import append_when_not_full, as_stored
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import batch
@@ -187,22 +187,15 @@ class BatchRunner:
                 watching.cancel()
         except TimeoutError:
             failure = Failure("deadline_exceeded", "the batch was not finished in time")
-            return await self._end(key, await self._read_own(key, turn, attempt.attempt), "failed", failure)
+            return await self._end(key, await read_own(self._log, key, turn, attempt.attempt), "failed", failure)
         except ExceptionGroup as several:
             # All tasks fail for the same reason: the batch is not this runner's any more.
             first = several.exceptions[0]
             if not isinstance(first, BackendError):
                 raise first from several
             failure = Failure(first.code, first.message, first.retry_after_s)
-            return await self._end(key, await self._read_own(key, turn, attempt.attempt), "failed", failure)
+            return await self._end(key, await read_own(self._log, key, turn, attempt.attempt), "failed", failure)
         return await self._end(key, msgspec.structs.replace(turn, chain=chain), "completed")
-
-    async def _read_own(self, key: TurnKey, turn: Turn, attempt: int) -> Turn:
-        """Returns the batch's fold. Raises FenceLost if it has ended, or if a later attempt than `attempt` has it."""
-        turn = await self._log.read_turn(key, turn)
-        if turn.end is not None or turn.attempt > attempt:
-            raise FenceLost(f"{key.turn} has another runner, or has ended")
-        return turn
 
     async def _run_some(
         self,

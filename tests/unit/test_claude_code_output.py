@@ -1,14 +1,19 @@
 """Claude Code's output becomes one message; a block or call that broke off is not completed."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from tailrace.generators.backends import Call
+from tailrace.generators.backends.claude_code import ClaudeCode
 from tailrace.generators.backends.claude_code_output import ClaudeCodeOutput
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent
 from tailrace.generators.budget import limit_cost
+from tailrace.generators.settings import Settings
+from tailrace.proto.entries import Message
 from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, BackendError
 from tailrace.proto.events import UnknownEvent
 from tailrace.proto.fold import Turn
@@ -129,6 +134,29 @@ def test_the_cost_limit_stops_a_loop_of_tool_calls() -> None:
     assert not fold_of(ROUND, limit).is_usage_estimated
     with pytest.raises(CloseCall):
         fold_of(ROUND * 3, limit)
+
+
+@pytest.mark.parametrize("last", [[{**RESULT, "is_error": True}], []])
+async def test_the_usage_of_the_last_call_counts_if_no_result_follows(
+    last: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The result is an error, or Claude Code ends without one."""
+    program, printed = tmp_path / "claude", tmp_path / "printed"
+    lines = [begin(), *text(0, "Half a wo"), *finish("max_tokens", 4096), *last]
+    printed.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    program.write_text(f"#!/bin/sh\ncat > /dev/null\ncat {printed}\n")
+    program.chmod(0o700)
+    backend = ClaudeCode(program, Settings(anthropic_api_key="key", claude_code_root=tmp_path))
+    call = Call(model="claude-sonnet-5-5", max_tokens=9, messages=[Message("user", "x")], tenant="acme", project=None)
+    events: list[ModelEvent] = []
+
+    async def read_answer() -> None:
+        async for event in backend.answer(call):
+            events.append(event)  # noqa: PERF401  # a comprehension would lose the events before the error
+
+    with pytest.raises(BackendError):
+        await read_answer()
+    assert (events[-1].is_hidden, msgspec.json.decode(events[-1].raw)["usage"]) == (True, {"output_tokens": 4096})
 
 
 def test_a_block_that_broke_off_stays_open() -> None:
