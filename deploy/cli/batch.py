@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _save(results: Iterable[Mapping[str, Any]], output: Path | None) -> bool:
     if output is None:
         return _write(results, sys.stdout)
-    with open_output(output) as lines:
+    with open_output(output, overwrites=True) as lines:
         return _write(results, lines)
 
 
@@ -111,7 +111,9 @@ def _write(results: Iterable[Mapping[str, Any]], output: TextIO) -> bool:
 
 def require_writable(output: Path) -> None:
     """Raises SettingsInvalid, before the batch is submitted and costs money."""
-    if output.is_dir() or not os.access(output.parent, os.W_OK | os.X_OK):
+    is_device = output.exists() and not output.is_file()
+    where, rights = (output, os.W_OK) if is_device else (output.parent, os.W_OK | os.X_OK)
+    if output.is_dir() or not os.access(where, rights):
         raise SettingsInvalid(f"{output} cannot be written: --output needs a file in an existing, writable directory")
 
 

@@ -79,7 +79,7 @@ def write(output: Path | None, lines: Iterable[str]) -> None:
     if os.path.lexists(output):
         raise SettingsInvalid(f"{output} exists already: name another file")
     try:
-        with open_output(output) as file:
+        with open_output(output, overwrites=False) as file:
             file.writelines(f"{line}\n" for line in lines)
     except OSError as error:
         raise SettingsInvalid(f"{output} cannot be written: {error.strerror}") from error

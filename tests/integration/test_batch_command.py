@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from signal import SIGINT, SIGKILL
@@ -165,11 +166,11 @@ async def test_results_are_read_when_a_stream_is_free(
 
 async def test_a_full_disk_ends_the_command(command: RunCommand, tmp_path: Path) -> None:
     """It is not retried like a gateway that does not answer."""
-    (tmp_path / "full.part").symlink_to("/dev/full")
-    status, printed = await run(command(write(tmp_path / "in.jsonl", 1), "--output", tmp_path / "full"))
+    status, printed = await run(command(write(tmp_path / "in.jsonl", 1), "--output", "/dev/full"))
     assert status == 1
     assert "cannot be written: No space left on device" in printed
     assert "Traceback" not in printed
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)  # noqa: PTH116
 
 
 async def test_message_batches_cost_less_and_give_the_same_answers(command: RunCommand, tmp_path: Path) -> None:

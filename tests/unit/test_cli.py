@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +27,7 @@ from tailrace.deploy.cli.ask import read_question
 from tailrace.deploy.cli.batch import Bar
 from tailrace.deploy.cli.connection import find_url
 from tailrace.deploy.cli.main import all_parsers, main, parser, parser_of_all
+from tailrace.deploy.cli.output_file import open_output
 from tailrace.deploy.local import data_dir, nats_server, rolling_restart, running, status_file
 from tailrace.deploy.local.options import default_data_dir
 from tailrace.deploy.local.ports import find_free
@@ -338,6 +340,35 @@ def test_export_writes_a_new_private_file_and_replaces_none(tmp_path: Path, caps
     assert capsys.readouterr().err.count("exists already: name another file\n") == 2
 
 
+def test_an_output_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    """Nor does it share the incomplete file of another command."""
+    output = tmp_path / "all.jsonl"
+
+    def write_both() -> None:
+        with open_output(output, overwrites=False) as slow:
+            slow.write("slow")
+            with open_output(output, overwrites=False) as fast:
+                fast.write("fast")
+
+    with pytest.raises(FileExistsError):
+        write_both()
+    assert ([*tmp_path.iterdir()], output.read_text()) == ([output], "fast")
+    with open_output(output, overwrites=True) as again:
+        again.write("again")
+    assert output.read_text() == "again"
+
+
+def test_output_to_a_pipe_is_written_to_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as readers:
+        reading = readers.submit(pipe.read_text)
+        with open_output(pipe, overwrites=True) as file:
+            file.write("text")
+        assert reading.result() == "text"
+    assert pipe.is_fifo()
+
+
 @pytest.mark.usefixtures("hostile_gateway")
 def test_a_session_is_exported_as_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "s1", "--json"]) == 0
@@ -347,7 +378,7 @@ def test_a_session_is_exported_as_one_line_of_json(capsys: pytest.CaptureFixture
 
 @pytest.mark.usefixtures("hostile_gateway")
 def test_an_export_that_fails_leaves_no_file_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is `FILE.part` until it is complete, and a second try replaces that."""
+    """Nor another one: an incomplete file has data of users."""
     output = tmp_path / "all.jsonl"
     items = Client.items
 
@@ -359,7 +390,7 @@ def test_an_export_that_fails_leaves_no_file_under_its_name(tmp_path: Path, monk
     with monkeypatch.context() as patch:
         patch.setattr(Client, "items", fail)
         assert main(["export", "--all", "--output", str(output)]) == EXIT_USAGE
-    assert not output.exists()
+    assert list(tmp_path.iterdir()) == []
     assert main(["export", "--all", "--output", str(output)]) == 0
     assert list(tmp_path.iterdir()) == [output]
     assert output.stat().st_mode & 0o777 == 0o600
