@@ -127,7 +127,7 @@ class JetStreamLog:
                 request, entries = entries[:1], entries[1:]
             await gather_limited(delete, entries, ERASED_AT_ONCE)
             erased += len(entries)
-        # The request goes last: without it the log has no such turn, and what is left of it would not be found.
+        # The request goes last: without it the log has no such turn, and its other entries would not be found.
         await gather_limited(delete, request, ERASED_AT_ONCE)
         # A replica that was behind may not have returned all entries.
         await self.purge(key)
