@@ -66,14 +66,14 @@ style:
 
 litellm: setup ## install LiteLLM for the backend `litellm` into its own venv, .venv-litellm
 	test -x .venv-litellm/bin/python || $(PYTHON) -m venv .venv-litellm
-	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-litellm.lock
+	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-litellm.lock
 
 docs: .venv-docs/installed ## build the documentation as a site into dist/docs/site, and check its links; REPOSITORY=https://…/blob/main
 	.venv-docs/bin/python -m tools.docs_site --repository '$(REPOSITORY)'
 
 .venv-docs/installed: requirements-docs.lock | .venv/bin/python
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.lock
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-docs.lock
 	@touch $@
 
 lock: setup ## write the lock files from pyproject.toml
@@ -141,7 +141,9 @@ clean: ## remove .venv and the caches; keep .tailrace
 	$$found -m venv .venv || { rm -rf .venv; \
 		echo "$$found cannot make a venv: install its venv package (Debian: apt install python3-venv)." >&2; exit 1; }
 
-INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes
+# --no-deps: a lock file names every package. pip would look for the newest release of a package with extras
+# (pytest-cov needs coverage[toml]), and refuse it for want of a hash.
+INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 
 $(RUNTIME): requirements.lock | .venv/bin/python
 	@echo "Installing what Tailrace needs to run into .venv (about 160 MB, once)." >&2

@@ -69,7 +69,7 @@ def check(folder: Path) -> None:
     """Installs the locked packages and the wheel into a new venv, and reads an answer from `tailrace up`."""
     run(sys.executable, "-m", "venv", folder / "venv")
     pip, tailrace = folder / "venv/bin/pip", folder / "venv/bin/tailrace"
-    run(pip, "install", "--quiet", "--require-hashes", "-r", ROOT / "requirements.lock")
+    run(pip, "install", "--quiet", "--no-deps", "--require-hashes", "-r", ROOT / "requirements.lock")
     run(pip, "install", "--quiet", "--no-deps", WHEEL)
     run(pip, "check")
     run(tailrace, "init", folder / "tailrace.toml")
