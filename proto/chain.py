@@ -22,6 +22,8 @@ class Chain(msgspec.Struct, frozen=True):
     is_ended: bool = False
     length: int | None = None
     """The number of its entries; None for a chain that does not begin with the turn's first entry."""
+    first: Seq = BEFORE_FIRST
+    """The sequence of the turn's request; BEFORE_FIRST for a chain that does not begin with it."""
 
 
 START = Chain(length=0)
@@ -37,10 +39,11 @@ def link(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
     match entry:
         case Event() | Progress() | End() | Unknown():
             is_current = entry.attempt >= chain.attempt and not is_empty
-            return Chain(seq, entry.attempt, isinstance(entry, End), length) if is_current else None
+            return Chain(seq, entry.attempt, isinstance(entry, End), length, chain.first) if is_current else None
         case Attempt():
-            return Chain(seq, entry.attempt, length=length) if entry.attempt > chain.attempt and not is_empty else None
+            is_later = entry.attempt > chain.attempt and not is_empty
+            return Chain(seq, entry.attempt, length=length, first=chain.first) if is_later else None
         case Request():
-            return Chain(seq, length=length) if is_empty else None
+            return Chain(seq, length=length, first=seq) if is_empty else None
         case Unreadable():
             return None

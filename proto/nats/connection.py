@@ -21,6 +21,7 @@ from nats.js import JetStreamContext
 from nats.js.api import StreamInfo
 
 from tailrace.proto.errors import EntryTooLarge, LogUnavailable, SettingsInvalid
+from tailrace.proto.ids import Seq
 from tailrace.proto.nats.client import Client, Message, TlsClient
 from tailrace.proto.nats.permissions import RIGHTS, inbox_prefix
 from tailrace.proto.nats.tls import ssl_context
@@ -63,6 +64,12 @@ class Connection:
         self._is_closing = False
         self.is_refused = False
         """The server has rejected the user or the password."""
+        self.disconnects = 0
+        self.forkless_after: Seq | None = None
+        """Entries of the log after this one were stored by one replica, so none is of a fork; None: not known.
+
+        setup_state.watch sets it. A reconnect resets it, because the new server may be another one.
+        """
         self.missing: list[str] = []
         """The streams, buckets and consumers that NATS lacks, according to the last check of setup_state.watch."""
 
@@ -246,6 +253,8 @@ class Connection:
             self._read_again()
 
     async def _on_disconnected(self) -> None:
+        self.disconnects += 1
+        self.forkless_after = None
         if not self._is_closing:
             logger.warning("nats connection lost")
 

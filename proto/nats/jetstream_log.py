@@ -99,6 +99,10 @@ class JetStreamLog:
         is_whole = state.subjects.get(f"{turn[:-1]}request") == 1
         return Count(sum(state.subjects.values()) if is_whole else 0, state.last_seq)
 
+    def is_forkless(self, key: TurnKey, request: Seq) -> bool:  # noqa: ARG002  # all turns are in one stream
+        after = self._connection.forkless_after
+        return after is not None and request > after
+
     async def purge(self, key: TurnKey) -> None:
         """Removes the entries of a turn. Raises LogUnavailable."""
         query = msgspec.json.encode({"filter": subjects.entries(key)})

@@ -144,6 +144,14 @@ class LogServer(Protocol):
         """
         ...
 
+    def is_forkless(self, key: TurnKey, request: Seq) -> bool:
+        """Returns whether the log has no fork of the turn whose request is at `request` (PROTOCOL R80).
+
+        True if the log is known to have had one replica since before that request. A single server checks the fence as
+        it stores. False means that it is not known.
+        """
+        ...
+
     async def purge(self, key: TurnKey) -> None:
         """Removes all entries of a turn. Raises LogUnavailable; some entries may then be gone."""
         ...

@@ -66,10 +66,12 @@ async def read_ended_turn(server: LogServer, key: TurnKey, end: Stored) -> Turn:
     """
     length = end.entry.length if isinstance(end.entry, entries.End) else None
     with suppress(LogUnavailable):
-        if length is not None and await _has_entries(server, key, length, end.seq):
-            page = await server.read(key, BEFORE_FIRST, FIRST_ENTRIES)
-            turn = fold_first_and_end(fold(page.entries), end)
-            if turn is not None:
+        if length is not None:
+            first = fold((await server.read(key, BEFORE_FIRST, FIRST_ENTRIES)).entries)
+            turn = fold_first_and_end(first, end)
+            if turn is not None and (
+                server.is_forkless(key, turn.chain.first) or await _has_entries(server, key, length, end.seq)
+            ):
                 return turn
     return await read_turn_upto(server, key, end.seq)
 
@@ -127,9 +129,11 @@ async def read_valid(
 async def is_stored_chain(server: LogServer, key: TurnKey, chain: Chain, start: Chain = START) -> bool:
     """Returns whether the log's chain is `chain`, whose entries are all stored (PROTOCOL R80).
 
-    `start` is a beginning of `chain` that is known to be valid. If the log has as many entries as `chain`, it has no
-    others. Otherwise they are read. Raises LogUnavailable.
+    `start` is a beginning of `chain` that is known to be valid. A log without forks has no other entries than `chain`,
+    and neither has a log with as many entries. Otherwise they are read. Raises LogUnavailable.
     """
+    if chain.first and server.is_forkless(key, chain.first):
+        return True
     if chain.length is not None:
         with suppress(LogUnavailable):
             if await _has_entries(server, key, chain.length, chain.last):

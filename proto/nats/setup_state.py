@@ -52,6 +52,8 @@ class SetupState(NamedTuple):
     """The missing streams, buckets and consumers, as text for an operator."""
     last: Seq = BEFORE_FIRST
     """The last entry of the log."""
+    is_replicated: bool = True
+    """Whether more than one server stores the log, or may store it."""
     floors: Mapping[str, Seq] = {}
     """For each consumer: all entries up to this one are acknowledged."""
 
@@ -59,7 +61,7 @@ class SetupState(NamedTuple):
 async def read_setup_state(connection: Connection) -> SetupState:
     """Looks at every stream, bucket and consumer, and sets their metrics. Raises LogUnavailable."""
     jetstream = connection.jetstream
-    found, last, floors = [], BEFORE_FIRST, {}
+    found, last, is_replicated, floors = [], BEFORE_FIRST, True, {}
     try:
         for stream in EVERY_STREAM:
             try:
@@ -68,7 +70,8 @@ async def read_setup_state(connection: Connection) -> SetupState:
                 found.append(f"the bucket {stream[3:]}" if stream.startswith("KV_") else f"the stream {stream}")
             else:
                 observe_stream(info)
-                last = Seq(info.state.last_seq) if stream == STREAM else last
+                if stream == STREAM:
+                    last, is_replicated = Seq(info.state.last_seq), has_replicas(info)
         for durable in CONSUMERS:
             try:
                 consumer = await jetstream.consumer_info(STREAM, durable)
@@ -82,7 +85,12 @@ async def read_setup_state(connection: Connection) -> SetupState:
         raise LogUnavailable(f"the streams do not answer ({type(error).__name__}): retry") from error
     finally:
         raise_if_cancelled()
-    return SetupState(found, last, floors)
+    return SetupState(found, last, is_replicated, floors)
+
+
+def has_replicas(info: StreamInfo) -> bool:
+    """Returns whether more than one server stores the stream, also while it is moved to another server."""
+    return info.config.num_replicas != 1 or bool(info.cluster and info.cluster.replicas)
 
 
 def observe_stream(info: StreamInfo) -> None:
@@ -102,14 +110,23 @@ def observe_consumer(info: ConsumerInfo) -> None:
 
 
 async def watch(connection: Connection) -> None:
-    """Checks every `CHECK_EVERY_S` seconds, forever; sets `connection.missing`, logs changes and sets the metric."""
+    """Checks every `CHECK_EVERY_S` seconds, forever; logs changes and sets the metrics.
+
+    Sets `connection.missing` and `connection.forkless_after`.
+    """
     while True:
         await asyncio.sleep(CHECK_EVERY_S)
+        disconnects = connection.disconnects
         try:
-            found = (await read_setup_state(connection)).missing
+            state = await read_setup_state(connection)
         except LogUnavailable as error:
             logger.debug("NATS setup unknown", error=str(error))
             continue
+        if state.is_replicated:
+            connection.forkless_after = None
+        elif connection.forkless_after is None and connection.disconnects == disconnects:
+            connection.forkless_after = state.last
+        found = state.missing
         if found and found != connection.missing:
             logger.error("NATS lacks what Tailrace needs: run `tailrace streams`", missing=", ".join(found))
         elif connection.missing and not found:

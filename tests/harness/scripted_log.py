@@ -32,6 +32,7 @@ class ScriptedServer:
 
     def __init__(self, **answers: Sequence[Any]) -> None:
         self.requests: list[Request] = []
+        self.forkless_after: Seq | None = None
         self._answers = {name: list(given) for name, given in answers.items()}
 
     @property
@@ -62,6 +63,10 @@ class ScriptedServer:
     async def count(self, key: TurnKey) -> Count:
         count: Count = self._answer("count", key)
         return count
+
+    def is_forkless(self, key: TurnKey, request: Seq) -> bool:
+        assert key == KEY
+        return self.forkless_after is not None and request > self.forkless_after
 
     async def purge(self, key: TurnKey) -> None:
         raise NotImplementedError

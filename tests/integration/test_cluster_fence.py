@@ -20,6 +20,7 @@ from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
 from tailrace.proto.nats.log_server import PublishUnclear
+from tailrace.proto.nats.setup_state import read_setup_state
 from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.subjects import TurnKey
@@ -100,6 +101,11 @@ async def connections(cluster: Cluster) -> AsyncIterator[list[Connection]]:
     yield connections
     for connection in connections:
         await connection.close()
+
+
+@pytest.mark.rule("R80")
+async def test_a_log_with_three_replicas_may_have_forks(connections: list[Connection]) -> None:
+    assert (await read_setup_state(connections[0])).is_replicated
 
 
 @pytest.mark.rule("R8")

@@ -301,6 +301,10 @@ class SimulatedLog(TurnLog):
         count: Count = await self._answer("asks the leader for the number of", "entries", self.server_of(key).count())
         return count
 
+    def is_forkless(self, key: TurnKey, request: Seq) -> bool:  # noqa: ARG002  # no turn is older than its server
+        """Returns whether the leader never changes: the log is then that of a single server."""
+        return not self.server_of(key).faults.may_fork
+
     @asynccontextmanager
     async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:
         self._process.require_alive()

@@ -34,7 +34,7 @@ def unknown(prev: int, attempt: int) -> Unknown:
 
 
 VALID: dict[str, tuple[Chain, Entry, Chain]] = {
-    "a request comes first": (START, request(), Chain(Seq(99), length=1)),
+    "a request comes first": (START, request(), Chain(Seq(99), length=1, first=Seq(99))),
     "an attempt takes the turn": (ASKED, an_attempt(10, 1), Chain(Seq(99), 1)),
     "a later attempt takes it over": (TAKEN, an_attempt(20, 3), Chain(Seq(99), 3)),
     "an attempt may leave numbers out": (TAKEN, an_attempt(20, 7), Chain(Seq(99), 7)),
@@ -105,4 +105,5 @@ def test_a_chain_can_be_read_off_its_last_entry(log: MadeUp, data: st.DataObject
         chain = link(chain, stored.seq, stored.entry) or chain
     last = stored.entry
     length = log.valid.index(stored) + 1
-    assert chain == Chain(stored.seq, getattr(last, "attempt", 0), isinstance(last, End), length)
+    first = log.valid[0].seq
+    assert chain == Chain(stored.seq, getattr(last, "attempt", 0), isinstance(last, End), length, first)

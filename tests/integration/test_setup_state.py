@@ -1,0 +1,44 @@
+"""Whether the log may have forks, as a process knows it from its checks of the streams."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from signal import SIGKILL
+
+import pytest
+import pytest_asyncio
+
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.chain import START
+from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import Connection, TurnLog, setup_state
+from tailrace.proto.subjects import TurnKey
+from tests.harness.turn_builder import request
+from tests.harness.until import until
+
+
+@pytest_asyncio.fixture
+async def watched(own_connection: Connection, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Connection]:
+    """A connection that checks the streams all the time."""
+    monkeypatch.setattr(setup_state, "CHECK_EVERY_S", 0.02)
+    watching = asyncio.create_task(setup_state.watch(own_connection))
+    yield own_connection
+    watching.cancel()
+
+
+@pytest.mark.rule("R80")
+async def test_turns_that_one_server_has_stored_since_the_first_check_have_no_forks(
+    own_server: NatsServer, watched: Connection
+) -> None:
+    """A reconnect starts again: the server may be another one."""
+    log, tenant = TurnLog(watched), Tenant("t")
+    before, after = (TurnKey(tenant, TurnId(new_id())) for _ in range(2))
+    first = (await log.append(before, START, request())).last
+    assert not log.is_forkless(before, first)
+    await until(lambda: watched.forkless_after == first)
+    second = (await log.append(after, START, request())).last
+    assert log.is_forkless(after, second)
+    assert not log.is_forkless(before, first)
+    await own_server.stop(SIGKILL)
+    await own_server.start()
+    await until(lambda: watched.forkless_after == second)
+    assert not log.is_forkless(after, second)
