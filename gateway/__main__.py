@@ -201,6 +201,7 @@ def build(
         storage.fullness,
         draining,
         features,
+        streams.fan_out.expect,
     )
     return Gateway(
         settings=settings,

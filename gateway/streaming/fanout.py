@@ -9,7 +9,7 @@ import sys
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from tailrace.proto.entries import Attempt, End, Request, Stored
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats.log_server import LiveFeed
 from tailrace.proto.subjects import TurnKey
 
 # The timeout of the check that an ended turn is still in the log. The log answers within a millisecond, or not at all.
@@ -187,6 +188,19 @@ class FanOut:
         finally:
             self._remove_reader(feed)
 
+    @asynccontextmanager
+    async def expect(self, key: TurnKey) -> AsyncIterator[None]:
+        """Subscribes to a turn that the block stores, so that its first reader need not wait for a read of the log.
+
+        The feed is dropped if no reader comes within `linger_s`. Raises LogUnavailable on entry.
+        """
+        async with AsyncExitStack() as stack:
+            live = await stack.enter_async_context(self._log.subscribe(key))
+            yield
+            if key not in self._feeds:
+                feed = self._create_feed(key, BEFORE_FIRST, _keep(stack.pop_all(), live))
+                self._drop_later(feed, self._linger_s)
+
     def has_readers(self, key: TurnKey) -> bool:
         """Returns whether the turn has readers in this process."""
         return key in self._readers
@@ -271,21 +285,25 @@ class FanOut:
             del self._readers[feed.key]
         if not feed.readers:
             # A client that lost its connection reconnects within a second or two, and needs no read of the log then.
-            linger_s = 0 if feed.is_broken else self._linger_s
-            self._dropping[feed] = asyncio.get_running_loop().call_later(linger_s, self._drop, feed)
+            self._drop_later(feed, 0 if feed.is_broken else self._linger_s)
 
-    def _create_feed(self, key: TurnKey, cursor: Seq) -> TurnFeed:
+    def _drop_later(self, feed: TurnFeed, wait_s: float) -> None:
+        self._dropping[feed] = asyncio.get_running_loop().call_later(wait_s, self._drop, feed)
+
+    def _create_feed(
+        self, key: TurnKey, cursor: Seq, subscription: AbstractAsyncContextManager[LiveFeed] | None = None
+    ) -> TurnFeed:
         feed = TurnFeed(key, cursor, self._heartbeat_s)
         known = self._feeds.get(key)
         if known is None or cursor < known.after:
             self._feeds[key] = feed
-        self._following[feed] = self._group.create_task(self._follow(feed))
+        self._following[feed] = self._group.create_task(self._follow(feed, subscription))
         return feed
 
-    async def _follow(self, feed: TurnFeed) -> None:
+    async def _follow(self, feed: TurnFeed, subscription: AbstractAsyncContextManager[LiveFeed] | None = None) -> None:
         """Adds entries to `feed` until the turn has ended, or cannot be followed further."""
         try:
-            await self._log.follow_into(feed.key, feed.after, feed.add)
+            await self._log.follow_into(feed.key, feed.after, feed.add, subscription)
             # The turn has ended: without any entry if `after` is the turn's end.
             feed.is_ended = True
         except LogError as error:
@@ -303,6 +321,13 @@ class FanOut:
     def _forget(self, feed: TurnFeed) -> None:
         if self._feeds.get(feed.key) is feed:
             del self._feeds[feed.key]
+
+
+@asynccontextmanager
+async def _keep(stack: AsyncExitStack, live: LiveFeed) -> AsyncIterator[LiveFeed]:
+    """Yields a feed that is already subscribed; unsubscribes it at the end by closing `stack`."""
+    async with stack:
+        yield live
 
 
 def _is_restart(stored: Stored) -> bool:

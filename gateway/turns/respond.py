@@ -36,15 +36,24 @@ class Responder:
         self._streams = streams
 
     async def submit(
-        self, request: ApiRequest, new_turn: NewTurn, raw: bytes, *, idempotency_key: str | None = None
+        self,
+        request: ApiRequest,
+        new_turn: NewTurn,
+        raw: bytes,
+        *,
+        idempotency_key: str | None = None,
+        is_followed: bool = False,
     ) -> StoredTurn:
         """Stores `new_turn` in the log, once for each Idempotency-Key. Returns the turn and its request entry.
 
         `raw` is the body as it came, which a repeated POST must equal. `idempotency_key` is for clients that send none.
+        `is_followed`: the response follows the turn, which then need not be read from the log.
         A POST with a cursor starts no turn: the turn is the one of the cursor. Raises Refused, LogError.
         """
         key, cursor = idempotency_key_of(request) or idempotency_key, cursor_of_post(request)
-        return await self._submitter.submit(request.principal, new_turn, raw, key, request.response_headers, cursor)
+        return await self._submitter.submit(
+            request.principal, new_turn, raw, key, request.response_headers, cursor, is_followed=is_followed
+        )
 
     async def submit_for_stream(
         self, request: ApiRequest, new_turn: NewTurn, raw: bytes, *, idempotency_key: str | None = None
@@ -52,7 +61,7 @@ class Responder:
         """Reserves a stream, then submits `new_turn`. Returns the access for an EventStream, too."""
         access = StreamAccess(self._streams, request)
         async with access.permit.reserve():
-            key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key)
+            key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key, is_followed=True)
         return access, key, entry
 
     async def answer(
@@ -88,7 +97,7 @@ class Responder:
                 pace=pace,
             )
         else:
-            key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key)
+            key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key, is_followed=True)
             response_headers = {**names_of(key, entry), **(headers or {})}
             response = JsonAnswer(StreamAccess(self._streams, request), key, dialect.render_json, response_headers)
         # An error that replaces the response, such as the turn's own, names the turn, too.

@@ -38,6 +38,8 @@ class Submission:
     """The counts and reservations of the submission; None where no limit applies."""
     may_be_stored: bool = False
     """Whether the entry is stored or may be stored. If so, its reservations stay until the turn ends."""
+    is_followed: bool = False
+    """Whether the response follows the turn."""
     cleanup: AsyncExitStack = field(default_factory=AsyncExitStack)
     """Resources of features, which are released when the submission is over."""
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TypeVar
 
 import msgspec
@@ -74,8 +75,11 @@ class TurnSubmitter:
         fullness: LogFullness,
         draining: Flag,
         features: SubmitFeatures,
+        expect: Callable[[TurnKey], AbstractAsyncContextManager[None]],
     ) -> None:
+        """`expect` surrounds the append of a turn that the response follows."""
         self._log = log
+        self._expect = expect
         self._claims = claims
         self._tombstones = tombstones
         self._conversations = conversations
@@ -95,15 +99,23 @@ class TurnSubmitter:
         idempotency_key: str | None = None,
         response_headers: list[HeaderSource] | None = None,
         cursor: Seq | None = None,
+        *,
+        is_followed: bool = False,
     ) -> StoredTurn:
         """Stores `new_turn`. Returns the turn and its request entry; for a repeated POST, those of the first POST.
 
         `raw` is the request body; a repeated POST must have the same one. `response_headers` receives the headers that
         features add to the response. With `cursor`, nothing is stored: the turn is the one that has this entry.
+        `is_followed`: the response follows the turn.
         Raises Refused, LogError.
         """
         submission = TurnSubmission(
-            principal, raw, idempotency_key, [] if response_headers is None else response_headers, new_turn=new_turn
+            principal,
+            raw,
+            idempotency_key,
+            [] if response_headers is None else response_headers,
+            new_turn=new_turn,
+            is_followed=is_followed,
         )
         await run_features(self._features.prepare, submission)
         check(submission.new_turn)
@@ -135,7 +147,8 @@ class TurnSubmitter:
             if has_key and (repeated := await self._claim(submission, own_claim)) is not None:
                 return repeated
             try:
-                await self._append(submission)
+                async with self._expect(submission.turn) if submission.is_followed else nullcontext():
+                    await self._append(submission)
             except FenceLost:
                 # Only a concurrent POST with the same idempotency key can have appended.
                 if (repeated := await self._load(submission.turn)) is None:

@@ -80,6 +80,8 @@ class Follower:
 
         Raises TurnUnknown, LogUnavailable, and CursorUnknown when the cursor is not a valid entry of the turn.
         """
+        if self._after == BEFORE_FIRST and self._feed.has_whole_turn:
+            return await self.next()
         chain, page = await read_from(self._server, self._key, self._after)
         join = self._join = FeedJoin(chain)
         valid = await read_valid(self._server, self._key, join, page, is_first=self._after == BEFORE_FIRST)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
-from tailrace.proto.entries import Entry, Stored
+from tailrace.proto.entries import Entry, Request, Stored
 from tailrace.proto.ids import Seq
 from tailrace.proto.subjects import TurnKey
 
@@ -60,6 +60,11 @@ class LiveFeed:
             return
         self._entries.append(stored)
         self._arrived.set()
+
+    @property
+    def has_whole_turn(self) -> bool:
+        """Whether the turn's request is the first entry that has arrived: the subscription is older than the turn."""
+        return bool(self._entries) and isinstance(self._entries[0].entry, Request)
 
     def reset(self) -> None:
         """Drops what has arrived, because entries may be missing: `next` then returns an empty list at once."""

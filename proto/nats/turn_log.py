@@ -4,7 +4,7 @@ The rules are in append.py, replay.py and follower.py; the requests to JetStream
 """
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 
 from tailrace.proto.chain import Chain
@@ -89,12 +89,19 @@ class TurnLog(JetStreamLog):
                 if valid := await follower.next():
                     yield valid
 
-    async def follow_into(self, key: TurnKey, after: Seq, receive: Callable[[list[Stored]], None]) -> None:
+    async def follow_into(
+        self,
+        key: TurnKey,
+        after: Seq,
+        receive: Callable[[list[Stored]], None],
+        subscription: AbstractAsyncContextManager[LiveFeed] | None = None,
+    ) -> None:
         """Like `follow`, but calls `receive` with the entries, most of them as they arrive; returns at the turn's end.
 
-        The first call has the entries already stored, maybe none. `receive` must return at once.
+        The first call has the entries already stored, maybe none. `receive` must return at once. A `subscription` that
+        is older than the turn saves the first read of the log.
         """
-        async with self.subscribe(key) as feed:
+        async with subscription or self.subscribe(key) as feed:
             follower = Follower(self, key, after, feed, receive)
             valid = await follower.first()
             if valid or not follower.is_ended:

@@ -44,7 +44,9 @@ class MemoryLog:
         self.stored = stored
         self.error: LogError | None = None
 
-    async def follow_into(self, _: object, after: Seq, receive: Callable[[list[Stored]], None]) -> None:
+    async def follow_into(
+        self, _: object, after: Seq, receive: Callable[[list[Stored]], None], __: object = None
+    ) -> None:
         if self.error is not None:
             raise self.error
         receive([one for one in self.stored if one.seq > after])
@@ -193,7 +195,10 @@ async def test_an_old_stream_is_closed_and_its_reader_may_return() -> None:
 class RestartedLog(MemoryLog):
     """A running turn, whose answer begins anew while it is followed."""
 
-    async def follow_into(self, _: object, __: Seq, receive: Callable[[list[Stored]], None]) -> None:
+    async def follow_into(
+        self, _: object, after: Seq, receive: Callable[[list[Stored]], None], __: object = None
+    ) -> None:
+        assert after == BEFORE_FIRST
         receive(self.stored)
         await asyncio.sleep(0.05)
         last = self.stored[-1]

@@ -41,7 +41,9 @@ class ScriptedLog:
             raise LogUnavailable("?")
         return not self.is_purged
 
-    async def follow_into(self, _: TurnKey, after: Seq, receive: Callable[[list[Stored]], None]) -> None:
+    async def follow_into(
+        self, _: TurnKey, after: Seq, receive: Callable[[list[Stored]], None], __: object = None
+    ) -> None:
         queue: asyncio.Queue[list[Stored] | LogError | None] = asyncio.Queue()
         self.followers.append(queue)
         self.after.append(after)

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from tailrace.proto.entries import Stored
+from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.nats.follower import Follower
 from tailrace.proto.nats.log_server import LiveFeed
 from tests.harness.scripted_log import KEY, ScriptedServer, page
@@ -26,6 +27,20 @@ async def test_an_entry_is_passed_on_while_the_follower_waits() -> None:
     feed.add(stored[4])
     assert received == stored[1:3]
     waiting.cancel()
+
+
+@pytest.mark.rule("R16")
+async def test_a_feed_that_begins_with_the_request_needs_no_read_of_the_log() -> None:
+    """Another entry first: the subscription may be younger than the turn, so the log is read."""
+    stored = completed_turn("text").stored
+    server, whole, late = ScriptedServer(read=[page(*stored[:2])]), LiveFeed(), LiveFeed()
+    for one in stored[:2]:
+        whole.add(one)
+    late.add(stored[1])
+    assert await Follower(server, KEY, BEFORE_FIRST, whole).first() == stored[:2]
+    assert server.requests == []
+    assert await Follower(server, KEY, BEFORE_FIRST, late).first() == stored[:2]
+    assert server.names == ["read"]
 
 
 async def test_an_error_of_the_receiver_ends_the_follower() -> None:

@@ -10,6 +10,7 @@ from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submission import Feature, Submission, SubmitFeatures, has
@@ -81,7 +82,16 @@ def submitter(
     fullness.log = StreamSize(int(is_full), 1)
     conversations = Conversations(service, service)
     return TurnSubmitter(
-        service, service, service, conversations, service, Settings(), fullness, draining, features or SubmitFeatures()
+        service,
+        service,
+        service,
+        conversations,
+        service,
+        Settings(),
+        fullness,
+        draining,
+        features or SubmitFeatures(),
+        FanOut(service, cast("Any", None), linger_s=1, heartbeat_s=1).expect,
     )
 
 
