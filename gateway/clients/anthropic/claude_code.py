@@ -32,12 +32,14 @@ def session_of(request: Request) -> str | None:
     return name if is_session_name(name) else None
 
 
-async def idempotency_key(log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn, raw: bytes) -> str | None:
+async def idempotency_key(log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn, raw: bytes) -> str:
     """Returns the key of the turn that the body `raw` has started already, or of a new turn. Raises LogUnavailable.
 
-    None after TURNS_MAX failed turns. The key contains a space, which no client's Idempotency-Key can.
+    After TURNS_MAX turns that failed or were cancelled, it is the key of the last one: no further turn is paid for. The
+    key contains a space, which no client's Idempotency-Key can.
     """
     # Requests that differ in a header only are different questions.
     headers = msgspec.json.encode((new_turn.session, new_turn.project, new_turn.betas, new_turn.api_version))
     prefix = f"claude-code {hashlib.sha256(headers + raw).hexdigest()}"
-    return await find_usable_key(log, claims, tenant, (f"{prefix} {number}" for number in range(TURNS_MAX)))
+    keys = [f"{prefix} {number}" for number in range(TURNS_MAX)]
+    return await find_usable_key(log, claims, tenant, keys) or keys[-1]
