@@ -5,13 +5,14 @@ A request is refused before its body is read where that is possible.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from typing import TypeVar
 
 import msgspec
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
+from starlette.types import Message, Receive
 
 from tailrace.gateway.http.duplicate_keys import find_duplicate
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
@@ -67,16 +68,18 @@ class BodyReader:
                 return await self._read(request, tenant, holder)
         except TimeoutError as error:
             raise Refused("body_timeout", f"the body did not arrive within {self._timeout_s:.0f} s") from error
-        except ClientDisconnect as error:
-            raise Refused("request_invalid", "the client disconnected while it sent the body") from error
 
     async def _read(self, request: Request, tenant: Tenant, holder: AsyncExitStack) -> bytes:
         pieces: list[bytes] = []
         size = 0
-        is_large = False
-        arriving: AsyncIterator[bytes] = request.stream()
+        is_large, has_more = False, True
         rate = MinimumRate(self._rate_min)
-        while (piece := await rate.next(arriving)) is not None:
+        # Not `request.stream()`, which yields an empty piece at the end: each piece costs a timeout of the event loop.
+        while has_more:
+            message = await rate.next(request.receive)
+            if message["type"] == "http.disconnect":
+                raise Refused("request_invalid", "the client disconnected while it sent the body")
+            piece, has_more = message.get("body", b""), message.get("more_body", False)
             size += len(piece)
             if size > self._bytes_max:
                 raise self._too_large()
@@ -125,21 +128,21 @@ class MinimumRate:
         self._left_s = RATE_WINDOW_S
         self._missing = RATE_WINDOW_S * rate_min
 
-    async def next(self, pieces: AsyncIterator[bytes]) -> bytes | None:
-        """Returns the next of `pieces`; None after the last. Raises Refused when the body arrives too slowly."""
+    async def next(self, receive: Receive) -> Message:
+        """Returns the next message of `receive`. Raises Refused when the body arrives too slowly."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         try:
             async with asyncio.timeout(self._left_s):
-                piece = await anext(pieces, None)
+                arrived = await receive()
         except TimeoutError as error:
             message = f"the body arrives too slowly: send {self._rate_min} bytes a second, without a pause"
             raise Refused("body_timeout", message) from error
         self._left_s -= loop.time() - began_s
-        self._missing -= len(piece or b"")
+        self._missing -= len(arrived.get("body", b""))
         if self._missing <= 0:
             self._left_s, self._missing = RATE_WINDOW_S, RATE_WINDOW_S * self._rate_min
-        return piece
+        return arrived
 
 
 def declared_bytes(headers: Headers) -> int | None:

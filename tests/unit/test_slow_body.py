@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from starlette.types import Message
 
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.read_body import MinimumRate
@@ -24,10 +25,16 @@ async def pieces(count: int, size: int, every_s: float) -> AsyncIterator[bytes]:
 
 async def read(arriving: AsyncIterator[bytes], *, rate_min: int = 100, pause_s: float = 0) -> int:
     """Bytes of the body, read by an endpoint that is busy for `pause_s` after each piece."""
-    size, rate = 0, MinimumRate(rate_min)
+
+    async def receive() -> Message:
+        piece = await anext(arriving, None)
+        return {"type": "http.request", "body": piece or b"", "more_body": piece is not None}
+
+    size, rate, has_more = 0, MinimumRate(rate_min), True
     async with asyncio.timeout(5):
-        while (piece := await rate.next(arriving)) is not None:
-            size += len(piece)
+        while has_more:
+            message = await rate.next(receive)
+            size, has_more = size + len(message["body"]), message["more_body"]
             await asyncio.sleep(pause_s)
     return size
 
