@@ -26,9 +26,9 @@ HeaderSource = Callable[[str], Mapping[str, str]]
 class ApiRequest(Request):
     """A request of an authenticated principal, or of any client on a public route."""
 
-    def __init__(self, scope: Scope, receive: Receive, principal: Principal | None, bodies: BodyReader) -> None:
+    def __init__(self, scope: Scope, receive: Receive, bodies: BodyReader) -> None:
         super().__init__(scope, receive)
-        self._principal = principal
+        self._principal: Principal | None = None
         self._bodies = bodies
         self.until_answered = AsyncExitStack()
         """Resources that are released when the endpoint has returned a response, such as the memory of a large body."""
@@ -41,6 +41,10 @@ class ApiRequest(Request):
         if self._principal is None:
             raise credential_invalid()
         return self._principal
+
+    @principal.setter
+    def principal(self, principal: Principal) -> None:
+        self._principal = principal
 
     @property
     def tenant(self) -> Tenant:

@@ -1,12 +1,11 @@
 """Authentication and authorization of every route that is not public."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -14,7 +13,6 @@ from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.scopes import need_of
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.read_body import BodyReader
-from tailrace.gateway.http.response_start import on_response_start
 from tailrace.proto.errors import LogError, Refused, not_found
 from tailrace.proto.runtime import tracing
 
@@ -22,47 +20,59 @@ Endpoint = Callable[[ApiRequest], Awaitable[ASGIApp]]
 
 
 def guard(route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies: BodyReader) -> Route:
-    """Returns `route` with authentication before `endpoint`, which receives an ApiRequest.
+    """Returns `route` with authentication before `endpoint`, which receives an ApiRequest."""
+    guarded = GuardedEndpoint(route, endpoint, authenticator, bodies)
+    return Route(route.path, guarded, methods=sorted(route.methods or ()), name=route.name)
 
-    What the endpoint's request holds is released when it has returned its response, or failed.
-    """
-    needs = {method: need_of(method, route.path) for method in route.methods or ()}
 
-    async def authenticate_and_call(request: Request) -> ASGIApp:
+class GuardedEndpoint:
+    """The ASGI application of a route. Starlette would wrap a function in a second request and error handler."""
+
+    def __init__(self, route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies: BodyReader) -> None:
+        self._path = route.path
+        self._needs = {method: need_of(method, route.path) for method in route.methods or ()}
+        self._endpoint = endpoint
+        self._authenticator = authenticator
+        self._bodies = bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the response of the endpoint, with further headers. Measures the time until it begins.
+
+        What the endpoint's request holds is released when it has returned its response, or failed.
+        """
         began_at = time.monotonic()
-        need, principal = needs[request.method], None
-        if need != "public":
-            principal = await authenticator.authenticate(request)
-            if principal.turn is not None and request.path_params.get("turn") != principal.turn:
-                raise not_found("turn")
-            if need not in principal.scopes:
-                raise Refused(
-                    "scope_missing",
-                    f"This needs a key with the scope `{need}`: tailrace keys create --tenant NAME --scope {need}",
-                )
-        authenticated = ApiRequest(request.scope, request.receive, principal, bodies)
+        request = ApiRequest(scope, receive, self._bodies)
+        await self._authenticate(request)
         try:
-            async with authenticated.until_answered:
-                response = await endpoint(authenticated)
+            async with request.until_answered:
+                response = await self._endpoint(request)
         except (Refused, LogError) as error:
-            response = error_responses.render_error(error, request.scope)
+            response = error_responses.render_error(error, scope)
         # Each is called now, when the endpoint is done: the response may begin much later.
-        headers = [headers_of(route.path) for headers_of in authenticated.response_headers]
-        return finish(response, request, route.path, headers, began_at)
+        headers = [headers_of(self._path) for headers_of in request.response_headers]
 
-    return Route(route.path, authenticate_and_call, methods=sorted(needs), name=route.name)
+        async def send_measured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                for more in headers:
+                    MutableHeaders(scope=message).update(more)
+                status = f"{message['status'] // 100}xx"
+                waited_s = time.monotonic() - began_at
+                metrics.REQUEST_S.labels(self._path, scope["method"], status).observe(waited_s, tracing.exemplar())
+            await send(message)
 
+        await response(scope, receive, send_measured)
 
-def finish(
-    response: ASGIApp, request: Request, path: str, headers: Iterable[Mapping[str, str]], began_at: float
-) -> ASGIApp:
-    """Returns `response` with further headers. Measures the time until it begins, by the route's `path`."""
-
-    def start(message: Message) -> None:
-        for more in headers:
-            MutableHeaders(scope=message).update(more)
-        status = f"{message['status'] // 100}xx"
-        waited_s = time.monotonic() - began_at
-        metrics.REQUEST_S.labels(path, request.method, status).observe(waited_s, tracing.exemplar())
-
-    return on_response_start(response, start)
+    async def _authenticate(self, request: ApiRequest) -> None:
+        """Sets the principal of `request`, unless the route is public. Raises Refused, LogUnavailable."""
+        need = self._needs[request.method]
+        if need == "public":
+            return
+        principal = await self._authenticator.authenticate(request)
+        if principal.turn is not None and request.path_params.get("turn") != principal.turn:
+            raise not_found("turn")
+        if need not in principal.scopes:
+            raise Refused(
+                "scope_missing",
+                f"This needs a key with the scope `{need}`: tailrace keys create --tenant NAME --scope {need}",
+            )
+        request.principal = principal

@@ -2,7 +2,7 @@
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
-from starlette.requests import Request
+from starlette.datastructures import Headers
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,22 +20,30 @@ def trace_route(route: Route) -> Route:
     """
     if not tracing.is_on():
         return route
-    endpoint = route.endpoint
+    return Route(route.path, TracedApp(route.app, route.path), methods=sorted(route.methods or ()), name=route.name)
 
-    async def traced_endpoint(request: Request) -> ASGIApp:
+
+class TracedApp:
+    """ASGI application that calls `app`, of the route at `path`, in a span."""
+
+    def __init__(self, app: ASGIApp, path: str) -> None:
+        self._app = app
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         span = tracing.start(
-            f"{request.method} {route.path}",
-            traceparent=request.headers.get("traceparent"),
+            f"{scope['method']} {self._path}",
+            traceparent=Headers(scope=scope).get("traceparent"),
             kind=SpanKind.SERVER,
         )
-        span.set_attributes({"http.request.method": request.method, "http.route": route.path})
-        try:
-            with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-                response: ASGIApp = await endpoint(request)
-        except BaseException as error:
-            tracing.fail(span, type(error).__name__)
-            span.end()
-            raise
+        span.set_attributes({"http.request.method": scope["method"], "http.route": self._path})
+
+        async def call(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await self._app(scope, receive, send)
+            except BaseException as error:
+                tracing.fail(span, type(error).__name__)
+                raise
 
         def start(message: Message) -> None:
             span.set_attribute("http.response.status_code", message["status"])
@@ -43,12 +51,6 @@ def trace_route(route: Route) -> Route:
                 tracing.fail(span, str(message["status"]))
 
         # The span lasts until the response is complete, so a deferred response is sent within it.
-        observed = send_deferred(on_response_start(response, start))
-
-        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-            with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-                await observed(scope, receive, send)
-
-        return respond
-
-    return Route(route.path, traced_endpoint, methods=sorted(route.methods or ()), name=route.name)
+        observed = send_deferred(on_response_start(call, start))
+        with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+            await observed(scope, receive, send)
