@@ -54,8 +54,11 @@ async def defer(
     await send({"type": DEFERRED, "respond": respond})
 
 
-def send_deferred(app: ASGIApp) -> ASGIApp:
-    """Returns an application that calls `app`, and sends its deferred response after `app` has returned."""
+def send_deferred(app: ASGIApp, on_start: Callable[[Message], None] = lambda _: None) -> ASGIApp:
+    """Returns an application that calls `app`, and sends its deferred response after `app` has returned.
+
+    `on_start` may change the message with the status and the headers of each response.
+    """
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         deferred: Callable[[Send], Awaitable[None]] | None = None
@@ -64,8 +67,10 @@ def send_deferred(app: ASGIApp) -> ASGIApp:
             nonlocal deferred
             if message["type"] == DEFERRED:
                 deferred = message["respond"]
-            else:
-                await send(message)
+                return
+            if message["type"] == "http.response.start":
+                on_start(message)
+            await send(message)
 
         await app(scope, receive, send_or_keep)
         if deferred is not None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message
 
 from tailrace.gateway.http import fd_limit, security_headers
 from tailrace.gateway.http.deferred_response import send_deferred
@@ -62,7 +62,7 @@ async def serve(
     ends the streams. The X-Forwarded headers of `proxies` are trusted.
     """
     config = uvicorn.Config(
-        send_deferred(close_connections(app, stop)),
+        send_deferred(app, partial(close_connection, stop)),
         # httptools rejects what h11 accepts: CL with TE, folded headers
         http=partial(  # type: ignore[arg-type]  # annotated as a class
             ClientConnection, overflow=overflow, excess_max=fd_limit.excess_max()
@@ -90,18 +90,10 @@ async def serve(
         server.should_exit = True
 
 
-def close_connections(app: ASGIApp, stop: asyncio.Event) -> ASGIApp:
-    """Returns `app` whose responses, from `stop` on, tell clients to use another connection."""
-
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_closing(message: Message) -> None:
-            if message["type"] == "http.response.start" and stop.is_set():
-                message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
-            await send(message)
-
-        await app(scope, receive, send_closing)
-
-    return answer
+def close_connection(stop: asyncio.Event, message: Message) -> None:
+    """Adds a header to the start of a response which tells the client, from `stop` on, to use another connection."""
+    if stop.is_set():
+        message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
 
 
 async def _serve_arrived(server: uvicorn.Server) -> None:

@@ -7,7 +7,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http.deferred_response import send_deferred
-from tailrace.gateway.http.response_start import on_response_start
 from tailrace.proto.runtime import tracing
 
 SERVER_ERROR = 500
@@ -51,6 +50,6 @@ class TracedApp:
                 tracing.fail(span, str(message["status"]))
 
         # The span lasts until the response is complete, so a deferred response is sent within it.
-        observed = send_deferred(on_response_start(call, start))
+        observed = send_deferred(call, start)
         with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             await observed(scope, receive, send)

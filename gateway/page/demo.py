@@ -18,7 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.http.response_start import on_response_start
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.ip_address import is_loopback
 
@@ -81,7 +80,7 @@ class Demo:
         elif problem is not None:
             await self._app(scope, receive, send)
         else:
-            await on_response_start(self._app, _add_process)(scope, receive, send)
+            await self._app(scope, receive, _add_process(send))
 
     async def _answer(self, request: Request) -> ASGIApp:
         if request.method not in ("GET", "POST"):
@@ -126,5 +125,12 @@ def refusal(request: Request) -> tuple[str, str] | None:
     return None
 
 
-def _add_process(message: Message) -> None:
-    MutableHeaders(scope=message)[PROCESS] = str(os.getpid())
+def _add_process(send: Send) -> Send:
+    """Returns `send`, which adds the process id to the headers of the response."""
+
+    async def send_with_process(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)[PROCESS] = str(os.getpid())
+        await send(message)
+
+    return send_with_process
