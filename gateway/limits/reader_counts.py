@@ -68,11 +68,11 @@ class ReaderCounts:
 
 def owner_of(address: str) -> str:
     """Returns the owner of an address: itself for IPv4, its /64 for IPv6."""
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
+    if ":" not in address:
         return address
-    if ip.version == 4:
+    try:
+        ip = ipaddress.IPv6Address(address)
+    except ValueError:
         return address
     if ip.ipv4_mapped is not None:
         return str(ip.ipv4_mapped)

@@ -95,6 +95,8 @@ class StreamSlots:
 
     async def acquire(self, permit: StreamPermit) -> None:
         """Acquires the slots of `permit`, which are renewed until it is released. Raises Refused."""
+        if not self._limiter.has_limits(permit.principal):
+            return
         try:
             for owner in self._limiter.owners(permit.principal):
                 await self._acquire_of(owner, permit)

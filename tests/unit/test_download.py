@@ -21,7 +21,7 @@ from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
 
 
 def open_access() -> StreamAccess:
-    slots = StreamSlots(SimpleNamespace(owners=lambda _: ()), ReaderCounts(ReaderLimits(1, 1, 1)))  # type: ignore[arg-type]
+    slots = StreamSlots(SimpleNamespace(has_limits=lambda _: False), ReaderCounts(ReaderLimits(1, 1, 1)))  # type: ignore[arg-type]
     authenticator = Authenticator(Settings(), ApiKeyCache())
     streams: Any = SimpleNamespace(authenticator=authenticator, slots=slots)
     request: Any = SimpleNamespace(principal=LOCAL, client=None)

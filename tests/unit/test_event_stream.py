@@ -64,7 +64,9 @@ class Client:
         self.draining, self.expired, self.disconnects = Flag(), Flag(), list[float]()
         self.disconnected = asyncio.Event()
         self.sent: list[Message] = []
-        self.slots = StreamSlots(cast("Any", SimpleNamespace(owners=lambda _: ())), ReaderCounts(ReaderLimits(1, 1, 1)))
+        self.slots = StreamSlots(
+            cast("Any", SimpleNamespace(has_limits=lambda _: False)), ReaderCounts(ReaderLimits(1, 1, 1))
+        )
         self.fan_out = FanOut(cast("TurnLog", log), group, linger_s=0, heartbeat_s=settings.heartbeat_s)
         self.streams: Any = SimpleNamespace(
             settings=settings,
