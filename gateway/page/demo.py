@@ -8,6 +8,7 @@ name that was rebound to this address, and a page behind a proxy are refused bef
 import asyncio
 import os
 import re
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,8 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.json_response import json_response
+from tailrace.proto import ip_address
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.ip_address import is_loopback
 
 PATH = "/demo/processes"
 TOKEN = "tailrace-demo"  # noqa: S105  # the header that carries it
@@ -27,8 +28,13 @@ TOKEN = "tailrace-demo"  # noqa: S105  # the header that carries it
 PROCESS = "tailrace-process"
 PID = re.compile(r"[0-9]{1,10}")
 # A proxy sends at least one of them, unless it is configured otherwise.
-PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+PROXY_HEADERS = frozenset(
+    (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip")
+)
 ANSWER_S_MAX = 5.0
+
+# Each request of the gateway is checked, and most have the same two addresses.
+is_loopback = lru_cache(maxsize=64)(ip_address.is_loopback)
 
 
 class DemoProcess(msgspec.Struct, frozen=True):
@@ -117,10 +123,10 @@ def refusal(request: Request) -> tuple[str, str] | None:
         name = ""
     if not is_loopback(name) or request.client is None or not is_loopback(request.client.host):
         return "host_refused", "The demo serves this machine alone: open it at the address that `tailrace up` printed."
-    if any(header in request.headers for header in PROXY_HEADERS):
+    if not PROXY_HEADERS.isdisjoint(name for name, _ in request.headers.raw):
         return "host_refused", "The demo is not served through a proxy: open the address that `tailrace up` printed."
     # A browser sends `Origin` with every POST.
-    if request.method == "POST" and request.headers.get("origin") != f"{request.url.scheme}://{host}":
+    if request.method == "POST" and request.headers.get("origin") != f"{request.scope['scheme']}://{host}":
         return "origin_refused", "Only the page of this gateway may send this request."
     return None
 
