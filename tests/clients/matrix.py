@@ -1,7 +1,7 @@
 """The client matrix: each row is a client with its language and dialect, and how it reads one turn to the end.
 
-The rows drive test_matrix.py, which reads each turn plainly, over connections that are cut, and while its generator is
-killed. docs/CLIENTS.md lists them (`python -m tests.clients.proofs`).
+The rows drive test_matrix.py, which reads each turn over connections that are cut and while its generator is killed.
+docs/CLIENTS.md lists them (`python -m tests.clients.proofs`).
 """
 
 import asyncio
@@ -65,6 +65,8 @@ class Client(NamedTuple):
     read: Read
     cuts: Cuts
     after_cuts: str = "resumes after cuts"
+    is_reread: bool = False
+    """After a cut the whole turn is read again, without the client."""
 
     @property
     def id(self) -> str:
@@ -315,8 +317,8 @@ ANYWHERE = Cuts(5, 0, 2200)
 # fetch-event-source stores the id of an event that is cut between these two; see gateway/http/sse.py.
 WHOLE_EVENTS = SHORT_EVENTS._replace(whole=b"\n\n")
 CLIENTS = (
-    Client("anthropic (Python)", "Python", "anthropic", anthropic_python, Cuts(1, 2200, 4500)),
-    Client("@anthropic-ai/sdk", "JavaScript", "anthropic", anthropic_node, Cuts(1, 2200, 4500)),
+    Client("anthropic (Python)", "Python", "anthropic", anthropic_python, Cuts(1, 2200, 4500), is_reread=True),
+    Client("@anthropic-ai/sdk", "JavaScript", "anthropic", anthropic_node, Cuts(1, 2200, 4500), is_reread=True),
     Client("eventsource", "JavaScript", "anthropic", node_reader("EventSource", "anthropic"), Cuts(1, 1400, 3000)),
     Client("openai (Python)", "Python", "openai-chat", chat_python, Cuts(4, 1400, 3200)),
     Client("openai (Node)", "JavaScript", "openai-chat", chat_node, Cuts(4, 1400, 3200)),

@@ -8,7 +8,6 @@ from tests.clients.conftest import Takeover, read_stored_text
 from tests.clients.matrix import CLIENTS, Client
 from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import words
-from tests.integration.conftest import Gateway
 
 # Slow enough that a busy machine does not join the deltas before a cut or a kill into few entries.
 WORDS, RATE = 200, 120
@@ -19,27 +18,33 @@ SLOW_WORDS, SLOW = 60, "#sim words=60 rate=60"
 # Among the first are attempt, message_start and block start.
 ENTRIES_BEFORE_KILL = 12
 
-each_client = pytest.mark.parametrize("client", CLIENTS, ids=[client.id for client in CLIENTS])
 
-
-@each_client
-async def test_a_client_shows_the_text_once_after_cuts(gateway: Gateway, client: Client) -> None:
+@pytest.mark.parametrize("client", CLIENTS, ids=[client.id for client in CLIENTS])
+async def test_a_client_shows_the_text_once_after_cuts_and_a_killed_generator(
+    takeover: Takeover, client: Client
+) -> None:
+    """The same turn loses its generator and its reader loses connections."""
     cuts = random_cuts(CLIENTS.index(client), client.cuts.connections, client.cuts.bytes_max, client.cuts.bytes_min)
     tag = LONG_WORD if client.cuts.bytes_min == 0 else SHORT_WORD
+    gateway = takeover.gateway
     async with Cutting(gateway.port, cuts, whole=client.cuts.whole) as proxy:
-        answer = await client.read(proxy.url, f"#sim words={WORDS} rate={RATE} tag={tag}")
+        reading = asyncio.create_task(client.read(proxy.url, f"#sim words={WORDS} rate={RATE} tag={tag}"))
+        async with takeover.run_and_kill_after(ENTRIES_BEFORE_KILL):
+            answer = await reading
         assert proxy.left == []
     assert answer.text == words(WORDS, tag) == await read_stored_text(gateway, answer.turn)
+    assert (await gateway.client.get(f"/v1/turns/{answer.turn}")).json()["attempts"] == 2
     # A client that repeats its POST pays for one turn.
     [usage] = (await gateway.client.get("/v1/usage")).json()["data"]
     assert usage["turns"] == 1
 
 
-@each_client
-async def test_a_client_shows_the_text_once_when_the_generator_is_killed(takeover: Takeover, client: Client) -> None:
+@pytest.mark.parametrize("client", [one for one in CLIENTS if one.is_reread], ids=lambda client: client.id)
+async def test_a_client_without_a_cursor_reads_on_when_the_generator_is_killed(
+    takeover: Takeover, client: Client
+) -> None:
+    """Without a cut, so that the client itself reads the turn to its end."""
     reading = asyncio.create_task(client.read(takeover.gateway.url, SLOW))
     async with takeover.run_and_kill_after(ENTRIES_BEFORE_KILL):
         answer = await reading
-    record = (await takeover.gateway.client.get(f"/v1/turns/{answer.turn}")).json()
     assert answer.text == words(SLOW_WORDS) == await read_stored_text(takeover.gateway, answer.turn)
-    assert record["attempts"] == 2
