@@ -11,7 +11,10 @@ import sys
 import traceback
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
+
+import msgspec
 
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local import supervisor
@@ -26,6 +29,7 @@ async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int,
         return await spawn_program(command, environ, output, fds)
     _, _, module, *arguments = command
     parent = os.getpid()
+    _note(module, command, environ)
 
     def run() -> None:
         die_with(parent)
@@ -41,6 +45,12 @@ async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int,
         start_new_session=True,
         preexec_fn=run,
     )
+
+
+def _note(*spawned: object) -> None:
+    """Notes what /proc would show of a new process."""
+    with Path(os.environ[forks.SPAWNED]).open("ab") as noted:
+        noted.write(msgspec.json.encode(spawned) + b"\n")
 
 
 def _run_and_exit(module: str, arguments: Sequence[str], environ: Mapping[str, str], fds: Sequence[int]) -> NoReturn:

@@ -36,6 +36,8 @@ FORKS.set_forkserver_preload(
 )
 
 COMMAND_S_MAX = 30.0
+# The environment variable with the path of the file to which a forked `up` appends what it spawns.
+SPAWNED = "SPAWNED_BY_UP"
 
 _lock = Lock()
 

@@ -10,7 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGKILL, Signals
 
-from tests.harness.forks import FORKING_UP, run_to_end, start_fork
+import msgspec
+
+from tests.harness.forks import FORKING_UP, SPAWNED, run_to_end, start_fork
 from tests.harness.until import until
 
 CHECKOUT = Path(__file__).parents[2]
@@ -66,6 +68,7 @@ class Up:
                     self.command, cwd=CHECKOUT, env=inherited | environ, stdout=printed, stderr=printed
                 )
         else:
+            inherited[SPAWNED] = str(folder / "spawned.jsonl")
             self.process = ForkedUp(self.command[3:], inherited | environ, self.printed)
 
     @property
@@ -89,6 +92,11 @@ class Up:
         """Returns the pids of its table of processes, by name."""
         rows = re.findall(r"^  ([a-z][a-z0-9-]*) +([0-9]+)  ", "\n".join(self.lines), re.MULTILINE)
         return {name: int(pid) for name, pid in rows}
+
+    def spawned(self) -> list[tuple[str, list[str], dict[str, str]]]:
+        """Returns module, command and environment of each Python process that it has started, without `is_real`."""
+        lines = (self.printed.parent / "spawned.jsonl").read_bytes().splitlines()
+        return [msgspec.json.decode(line, type=tuple[str, list[str], dict[str, str]]) for line in lines]
 
     def tree(self) -> list[int]:
         """Returns the pids of all of its descendants."""

@@ -27,7 +27,7 @@ from tests.harness.up import CHECKOUT, Up, running
 from tests.promises import Connected, judge, no_gap, no_repeat, one_end
 
 # Longer than the start of the first processes: each generator is restarted while they run.
-RUNNING = "#sim words=600 rate=40"
+RUNNING = "#sim words=320 rate=40"
 # They run until they are cancelled: each gateway is restarted while they run.
 ENDLESS = "#sim words=30000 rate=40"
 TURNS = 6
@@ -64,7 +64,7 @@ async def refuses_a_newer_database(up: Up) -> None:
 @pytest.mark.timeout(180)
 async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Path) -> None:
     """Turns run on while each process is restarted; readers resume. A database of a newer version is refused."""
-    with running(tmp_path, "--port", "0", is_real=True) as up:
+    with running(tmp_path, "--port", "0") as up:
         url = await up.ready()
         before = up.pids()
         statuses: list[int] = []

@@ -32,6 +32,7 @@ from tailrace.deploy.local.options import Options
 from tailrace.proto.nats.permissions import RIGHTS
 from tailrace.proto.version import VERSION
 from tests.harness import jwts, processes
+from tests.harness.forks import run_command
 from tests.harness.until import until
 from tests.harness.up import CHECKOUT, LEAN, START_S_MAX, STOP_S_MAX, Up, is_alive, run_refused_up, running
 from tests.harness.webhook_receiver import Receiver
@@ -116,12 +117,6 @@ def arguments(pid: int) -> str:
 
 def environ_of(pid: int) -> str:
     return Path(f"/proc/{pid}/environ").read_text()
-
-
-def webhook_secret(environ: dict[str, str]) -> str:
-    command = [sys.executable, "-m", "tailrace", "webhook-secret"]
-    done = run(command, cwd=CHECKOUT, env=os.environ | environ, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 @pytest.fixture
@@ -251,7 +246,7 @@ async def test_killed_processes_are_replaced_and_a_second_ctrl_c_stops_at_once(t
     While `up` stops, connections are refused: no process would accept them. A webhook is sent and signed.
     """
     environ = {"TAILRACE_WEBHOOK_KEY": "k" * 32, "TAILRACE_WEBHOOK_PRIVATE_HOSTS": "127.0.0.1"}
-    with running(tmp_path, *LEAN, is_real=True, **environ) as up:
+    with running(tmp_path, *LEAN, is_real=False, **environ) as up:
         url = await up.ready()
         address = urlsplit(url)
         async with Receiver() as receiver, httpx2.AsyncClient(base_url=url, trust_env=False) as client:
@@ -259,7 +254,8 @@ async def test_killed_processes_are_replaced_and_a_second_ctrl_c_stops_at_once(t
             turn = (await client.post("/v1/turns", json=body)).json()["turn"]
             (webhook,) = await until(lambda: receiver.received)
             record = (await client.get(f"/v1/turns/{turn}")).json()
-        assert Webhook(webhook_secret(environ)).verify(webhook.body, dict(webhook.headers))["data"] == record
+        secret = (await run_command("webhook-secret", **os.environ | environ)).out.strip()
+        assert Webhook(secret).verify(webhook.body, dict(webhook.headers))["data"] == record
         assert record["text"] == "w000000 w000001 w000002 w000003 w000004"
 
         others = set(up.tree()) - {up.pids()["generator-1"]}
@@ -292,7 +288,7 @@ async def test_killed_processes_are_replaced_and_a_second_ctrl_c_stops_at_once(t
 
 
 async def test_up_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
-    with running(tmp_path, *LEAN, is_real=True) as up:
+    with running(tmp_path, *LEAN) as up:
         await until(lambda: up.find_line("nats-server"), START_S_MAX)
         pids = up.tree()
         up.process.send_signal(signal.SIGTERM)

@@ -4,8 +4,6 @@ import asyncio
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from signal import SIGKILL, SIGSTOP, SIGTERM
 
@@ -19,20 +17,20 @@ from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.permissions import RIGHTS
 from tailrace.proto.nats.stream_configs import EVERY_STREAM, consumers
 from tailrace.proto.subjects import STREAM, TurnKey
+from tests.harness.forks import CommandResult, run_to_end
 from tests.harness.generator_in_loop import words
 from tests.harness.until import until
-from tests.harness.up import CHECKOUT, LEAN, STOP_S_MAX, Up, is_alive, running
+from tests.harness.up import LEAN, STOP_S_MAX, Up, is_alive, running
 
 NAMES = nats_cluster.names()
 # Two clusters elect their leaders, one after the other.
 MOVE_S_MAX = 120.0
+RESTART_S_MAX = 90.0
 
 
-async def restart(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tailrace", "restart-node", name, "--json", "--data", str(folder)]
-    return await asyncio.to_thread(
-        subprocess.run, command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=90
-    )
+async def restart(folder: Path, name: str) -> CommandResult:
+    arguments = ["restart-node", name, "--json", "--data", str(folder)]
+    return await asyncio.to_thread(run_to_end, "tailrace", arguments, os.environ, RESTART_S_MAX)
 
 
 async def events(client: httpx2.AsyncClient, path: str) -> str:
@@ -89,16 +87,15 @@ def check_started(up: Up) -> None:
     assert all(json.loads(config)["cluster"]["listen"].startswith("127.0.0.1:") for config in configs)
     passwords = {password for config in configs for password in re.findall('"password": "(.*?)"', config)}
     assert [len(password) for password in passwords] == [32] * (len(RIGHTS) + 1)
-    texts = [up.text, *(of_process(pid, "cmdline") for pid in [up.process.pid, *up.tree()])]
+    spawned = up.spawned()
+    texts = [up.text, *(of_process(pid, "cmdline") for pid in up.tree()), *(" ".join(one) for _, one, _ in spawned)]
     assert [text for text in texts if any(password in text for password in passwords)] == []
     assert [path for path in up.folder.rglob("*") if path.stat().st_mode & 0o077] == []
 
     addresses = hosts(nats_server.url(up.folder, {}))
     assert len(addresses) == 3
-    for name, pid in up.pids().items():
-        if name not in (*NAMES, "simulated-claude"):
-            environ = dict(one.partition("=")[::2] for one in of_process(pid, "environ").split("\0"))
-            assert hosts(environ["TAILRACE_NATS_URL"]) == addresses, name
+    connected = [environ["TAILRACE_NATS_URL"] for _, _, environ in spawned if "TAILRACE_NATS_URL" in environ]
+    assert [hosts(url) == addresses for url in connected] == [True] * 5
 
 
 async def assert_three_copies(connection: Connection) -> None:
@@ -138,8 +135,8 @@ async def assert_rolling_restart(up: Up, client: httpx2.AsyncClient, connection:
     before = pids(up)
     for name in NAMES:
         done = await restart(up.folder, name)
-        assert (done.returncode, done.stderr) == (0, ""), done
-        assert done.stdout == f'{{"node":"{name}"}}\n'
+        assert (done.status, done.err) == (0, ""), done
+        assert done.out == f'{{"node":"{name}"}}\n'
     assert not set(before.values()) & set(pids(up).values())
     assert (await client.get(path)).json()["outcome"] == "running"
     assert await attempt_of(connection, path.rpartition("/")[2]) == 1, "another generator took the turn over"
@@ -152,8 +149,8 @@ async def assert_restart_refused(up: Up) -> None:
     os.kill(before["nats-3"], SIGSTOP)
     try:
         done = await restart(up.folder, "nats-1")
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-        assert "nats-3 does not answer: if nats-1 stopped as well, nothing could be stored" in done.stderr
+        assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
+        assert "nats-3 does not answer: if nats-1 stopped as well, nothing could be stored" in done.err
     finally:
         os.kill(before["nats-3"], SIGKILL)  # `up` starts it again
     assert is_alive(before["nats-1"])
@@ -163,7 +160,7 @@ async def assert_restart_refused(up: Up) -> None:
 @pytest.mark.timeout(400)
 async def test_a_cluster_survives_kills_restarts_and_a_stop(tmp_path: Path) -> None:
     """From its start to its stop in order, and the next start, which moves the log to one server, with every turn."""
-    with running(tmp_path, "--port", "0", "--cluster", "--gateways", "2", is_real=True) as up:
+    with running(tmp_path, "--port", "0", "--cluster", "--gateways", "2") as up:
         async with open_client(await up.ready()) as client:
             check_started(up)
             connection = await Connection.open(nats_server.url(up.folder, {}), "test")
@@ -220,5 +217,5 @@ async def test_without_a_cluster_there_is_no_server_to_restart(tmp_path: Path) -
     """The message names the option."""
     (tmp_path / nats_server.URL_FILE).write_text("nats://t@127.0.0.1:9")
     done = await restart(tmp_path, "nats-1")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert "start it with --cluster" in done.stderr
+    assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
+    assert "start it with --cluster" in done.err
