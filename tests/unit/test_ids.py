@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.proto.errors import CursorUnknown
-from tailrace.proto.ids import SEQ_MAX, is_session_name, is_token, new_id, parse_cursor
+from tailrace.proto.ids import SEQ_MAX, folder_name, is_session_name, is_token, new_id, parse_cursor
 
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
@@ -53,6 +53,14 @@ def test_a_token_is_lower_case_ascii(text: str) -> None:
 def test_text_that_would_change_a_subject_is_not_a_token(text: str) -> None:
     """Wildcards, dots, spaces, line ends and all that is not ASCII."""
     assert not is_token(text)
+
+
+@pytest.mark.parametrize("name", ["..", "../../other", "/etc", "a/b", "Ünï", "x" * 300, ".", "a\x00b"])
+def test_any_name_has_a_folder_name_of_its_own(name: str) -> None:
+    """A file system accepts it, and it leads to no other folder."""
+    assert re.fullmatch("=[0-9a-f]{40}", folder_name(name))
+    assert folder_name(name) != folder_name(f"{name}x") != f"{name}x"
+    assert folder_name("shop") == "shop"
 
 
 @pytest.mark.rule("R15")
