@@ -34,6 +34,7 @@ TENANT = Tenant("acme")
 UNKNOWN = (new_id(), new_id(), new_id())
 REFRESH = ("POST", "/v1/login/refresh")
 CLOSED = [route for route, need in NEEDS.items() if need != "public"]
+SAMPLED = [("POST", "/v1/turns"), ("GET", "/v1/turns/{turn}/events")]
 each_route = pytest.mark.parametrize("route", CLOSED, ids=[f"{method} {path}" for method, path in CLOSED])
 # CVE-2026-42208 and similar. A header cannot contain NUL.
 INVALID = {
@@ -113,12 +114,8 @@ async def routes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rout
         await connection.close()
 
 
-@pytest.mark.rule("S13")
-@on_shared_loop
-@each_route
-async def test_an_invalid_credential_gets_the_same_401_on_every_route(routes: Routes, route: tuple[str, str]) -> None:
-    """In both headers. A valid one in the query or in a cookie is ignored."""
-    invalid = {**INVALID, "revoked": routes.revoked}
+async def assert_same_401(routes: Routes, route: tuple[str, str], invalid: dict[str, bytes]) -> None:
+    """Each credential in both headers, a valid one in the query or in a cookie, and none."""
     answers = {
         f"{name} in {carrier}": await routes.send(route, header(carrier, credential))
         for name, credential in invalid.items()
@@ -131,6 +128,22 @@ async def test_an_invalid_credential_gets_the_same_401_on_every_route(routes: Ro
     answers["none"] = await routes.send(route, [])
     assert {name: answer.status_code for name, answer in answers.items() if answer.status_code != 401} == {}
     assert len({(answer.content, answer.headers["www-authenticate"]) for answer in answers.values()}) == 1
+
+
+@pytest.mark.rule("S13")
+@on_shared_loop
+@pytest.mark.parametrize("route", SAMPLED, ids=[f"{method} {path}" for method, path in SAMPLED])
+async def test_each_invalid_credential_gets_the_same_401(routes: Routes, route: tuple[str, str]) -> None:
+    """Where a ticket is accepted, too, and where none is."""
+    await assert_same_401(routes, route, {**INVALID, "revoked": routes.revoked})
+
+
+@pytest.mark.rule("S13")
+@on_shared_loop
+@each_route
+async def test_an_invalid_credential_gets_the_same_401_on_every_route(routes: Routes, route: tuple[str, str]) -> None:
+    """A key and a token."""
+    await assert_same_401(routes, route, {name: INVALID[name] for name in ("unknown", "wrong secret")})
 
 
 @on_shared_loop
