@@ -8,8 +8,6 @@ entry is missing.
 import asyncio
 from typing import NamedTuple
 
-import msgspec
-
 from tailrace.proto import entries
 from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, Entry
@@ -41,14 +39,14 @@ async def append(server: LogServer, key: TurnKey, chain: Chain, entry: Entry, *,
     stored).
     """
     deadline = asyncio.get_running_loop().time() + timeout_s
-    expected = link(chain, Seq(chain.last + 1), entry)
-    if expected is None:
+    if link(chain, Seq(chain.last + 1), entry) is None:
         raise AssertionError(f"the entry does not continue {chain}: {entry!r:.200}")
     try:
         seq = await server.publish(key, entry, chain.last)
     except (PublishUnclear, LogFull) as error:
         seq = await _publish_again(server, key, chain, entry, error, deadline)
-    extended = msgspec.structs.replace(expected, last=seq)
+    extended = link(chain, seq, entry)
+    assert extended is not None  # noqa: S101  # as above: `seq` makes no difference
     # After a change of leader a stored end may belong to a fork. The turn then has no valid end: its writer must know.
     if extended.is_ended and not await is_stored_chain(server, key, extended):
         raise FenceLost(

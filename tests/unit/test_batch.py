@@ -71,7 +71,9 @@ def test_progress_is_a_link_of_its_attempt() -> None:
     assert first is not None
     taken = link(first, Seq(2), Attempt(prev=Seq(1), attempt=2, generator="g", backend="batch", mode="fresh"))
     assert taken is not None
-    assert link(taken, Seq(3), Progress(prev=Seq(2), attempt=2, done=1, failed=0, of=2)) == Chain(Seq(3), 2, length=3)
+    assert link(taken, Seq(3), Progress(prev=Seq(2), attempt=2, done=1, failed=0, of=2)) == Chain(
+        Seq(3), 2, length=3, first=Seq(1)
+    )
     assert link(taken, Seq(3), Progress(prev=Seq(2), attempt=1, done=1, failed=0, of=2)) is None
     assert link(taken, Seq(3), Progress(prev=Seq(1), attempt=2, done=1, failed=0, of=2)) is None
 
