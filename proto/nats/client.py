@@ -178,6 +178,9 @@ class Client(NatsClient):
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         self._receivers.pop(sid, None)
         super()._remove_sub(sid, max_msgs)
+        if self.is_reconnecting:
+            # nats-py sends no UNSUB then. But a SUB of this outage is queued, and would be sent after the reconnect.
+            self._pending.append(b"UNSUB %d\r\n" % sid)
 
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:

@@ -22,6 +22,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid
 from tailrace.proto.nats import Connection, Deliveries, check, fullness, streams
 from tailrace.proto.nats.api_keys import ApiKeyStore
+from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS
@@ -264,6 +265,25 @@ async def test_a_request_that_was_not_sent_before_a_disconnect_is_not_sent_after
     await until(lambda: received)
     assert received == [b"sent"]
     await other.close()
+
+
+async def test_a_subscription_that_was_begun_and_ended_while_disconnected_is_gone_after_the_reconnect(
+    own_server: NatsServer, own_connection: Connection
+) -> None:
+    received = list[Message]()
+    await own_server.stop(SIGKILL)
+    await until(lambda: own_connection.client.is_reconnecting)
+    kept = await own_connection.subscribe_directly("kept", received.append)
+    await own_connection.unsubscribe(await own_connection.subscribe_directly("ended", received.append))
+    await own_server.start()
+    await until(lambda: own_connection.is_up)
+    before = own_connection.client.stats["in_msgs"]
+    for subject in ("ended", "kept"):
+        await own_connection.publish(subject, b"")
+    await until(lambda: received)
+    # nats-py counts messages that no function receives directly.
+    assert own_connection.client.stats["in_msgs"] == before
+    await own_connection.unsubscribe(kept)
 
 
 async def test_a_connection_to_a_frozen_server_closes_in_bounded_time(own_server: NatsServer) -> None:
