@@ -34,19 +34,21 @@ Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
 
 
 class JoinWindow:
-    """How long deltas wait for others, from the moving average of all appends of a process."""
+    """How long deltas wait for others, from the moving average of the appends of deltas of all turns."""
 
     def __init__(self) -> None:
         self._append_s = 0.0
 
     def add(self, append_s: float) -> float:
         """Adds an append of `append_s` seconds; returns the window in seconds, 0 while appends are fast."""
+        # An append that waited for an outage or a full log must not count more than one that opens the largest window.
+        append_s = min(append_s, JOIN_S_MAX / JOIN_FACTOR)
         self._append_s += APPEND_WEIGHT * (append_s - self._append_s)
         return min(JOIN_FACTOR * self._append_s, JOIN_S_MAX) if self._append_s >= SLOW_APPEND_S else 0.0
 
 
 class EventWriter:
-    """Appends entries of all turns of a process. An append is never cancelled by the deadline of a model call."""
+    """Appends the entries of all turns of a process. An append is never cancelled by the deadline of a model call."""
 
     def __init__(self, log: TurnLog, delta_interval_s: float = 0.0) -> None:
         """`delta_interval_s` is the time after an append of a delta in which the next deltas wait for others."""

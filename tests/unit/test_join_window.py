@@ -20,5 +20,5 @@ def test_the_window_is_twice_the_average_of_slow_appends(append_s: float, window
 
 
 def test_one_slow_append_opens_no_window_and_fast_ones_close_it() -> None:
-    assert window_after(*[0.001] * 100, 0.1) == 0
+    assert window_after(*[0.001] * 100, 0.1) == window_after(*[0.001] * 100, 30) == 0
     assert window_after(*[0.1] * 100, *[0.001] * 20) == 0
