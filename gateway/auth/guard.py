@@ -26,7 +26,9 @@ def guard(route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies
 
 
 class GuardedEndpoint:
-    """The ASGI application of a route. Starlette would wrap a function in a second request and error handler."""
+    """The ASGI application of a route."""
+
+    # A class, because Starlette would wrap a function in a second request and error handler.
 
     def __init__(self, route: Route, endpoint: Endpoint, authenticator: Authenticator, bodies: BodyReader) -> None:
         self._path = route.path

@@ -159,7 +159,7 @@ class _DialectFrames:
 
 
 class FanOut:
-    """The feeds of this process. A task in `group` follows each one until `linger_s` after its last reader has left."""
+    """The feeds of this process. A task in `group` follows each one until it has had no reader for `linger_s`."""
 
     def __init__(self, log: TurnLog, group: asyncio.TaskGroup, *, linger_s: float, heartbeat_s: float) -> None:
         self._log = log
@@ -190,9 +190,9 @@ class FanOut:
 
     @asynccontextmanager
     async def expect(self, key: TurnKey) -> AsyncIterator[None]:
-        """Subscribes to a turn that the block stores, so that its first reader need not wait for a read of the log.
+        """Surrounds the append of a new turn. Subscribes before it, and makes a feed after it, which needs no read.
 
-        The feed is dropped if no reader comes within `linger_s`. Raises LogUnavailable on entry.
+        The feed is dropped if no reader comes within `linger_s`. Raises LogUnavailable if the connection is closed.
         """
         async with AsyncExitStack() as stack:
             live = await stack.enter_async_context(self._log.subscribe(key))

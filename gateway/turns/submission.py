@@ -39,7 +39,7 @@ class Submission:
     may_be_stored: bool = False
     """Whether the entry is stored or may be stored. If so, its reservations stay until the turn ends."""
     is_followed: bool = False
-    """Whether the response follows the turn."""
+    """Whether to subscribe to the turn before it is stored, because the response follows it."""
     cleanup: AsyncExitStack = field(default_factory=AsyncExitStack)
     """Resources of features, which are released when the submission is over."""
 

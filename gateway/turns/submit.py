@@ -106,7 +106,7 @@ class TurnSubmitter:
 
         `raw` is the request body; a repeated POST must have the same one. `response_headers` receives the headers that
         features add to the response. With `cursor`, nothing is stored: the turn is the one that has this entry.
-        `is_followed`: the response follows the turn.
+        `is_followed`: subscribe before the append, because the response follows the turn.
         Raises Refused, LogError.
         """
         submission = TurnSubmission(

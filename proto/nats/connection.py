@@ -68,7 +68,7 @@ class Connection:
         self.forkless_after: Seq | None = None
         """Entries of the log after this one were stored by one replica, so none is of a fork; None: not known.
 
-        setup_state.watch sets it. A reconnect resets it, because the new server may be another one.
+        setup_state.watch sets it. A disconnect resets it, because the next server may be another one.
         """
         self.missing: list[str] = []
         """The streams, buckets and consumers that NATS lacks, according to the last check of setup_state.watch."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
-from tailrace.proto.entries import Entry, Request, Stored
+from tailrace.proto.entries import End, Entry, Request, Stored
 from tailrace.proto.ids import Seq
 from tailrace.proto.subjects import TurnKey
 
@@ -63,8 +63,12 @@ class LiveFeed:
 
     @property
     def has_whole_turn(self) -> bool:
-        """Whether the turn's request is the first entry that has arrived: the subscription is older than the turn."""
-        return bool(self._entries) and isinstance(self._entries[0].entry, Request)
+        """Whether the entries that have arrived begin with the request: the subscription is older than the turn.
+
+        False if the turn has ended: its end must be confirmed by the log.
+        """
+        arrived = self._entries
+        return bool(arrived) and isinstance(arrived[0].entry, Request) and not isinstance(arrived[-1].entry, End)
 
     def reset(self) -> None:
         """Drops what has arrived, because entries may be missing: `next` then returns an empty list at once."""

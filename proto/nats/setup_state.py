@@ -54,6 +54,8 @@ class SetupState(NamedTuple):
     """The last entry of the log."""
     is_replicated: bool = True
     """Whether more than one server stores the log, or may store it."""
+    origin: str = ""
+    """When the log's stream was created, and the server that leads it. Another one may not have the same entries."""
     floors: Mapping[str, Seq] = {}
     """For each consumer: all entries up to this one are acknowledged."""
 
@@ -61,7 +63,7 @@ class SetupState(NamedTuple):
 async def read_setup_state(connection: Connection) -> SetupState:
     """Looks at every stream, bucket and consumer, and sets their metrics. Raises LogUnavailable."""
     jetstream = connection.jetstream
-    found, last, is_replicated, floors = [], BEFORE_FIRST, True, {}
+    found, last, is_replicated, origin, floors = [], BEFORE_FIRST, True, "", {}
     try:
         for stream in EVERY_STREAM:
             try:
@@ -72,6 +74,7 @@ async def read_setup_state(connection: Connection) -> SetupState:
                 observe_stream(info)
                 if stream == STREAM:
                     last, is_replicated = Seq(info.state.last_seq), has_replicas(info)
+                    origin = f"{info.created} {info.cluster.leader if info.cluster else ''}"
         for durable in CONSUMERS:
             try:
                 consumer = await jetstream.consumer_info(STREAM, durable)
@@ -85,11 +88,11 @@ async def read_setup_state(connection: Connection) -> SetupState:
         raise LogUnavailable(f"the streams do not answer ({type(error).__name__}): retry") from error
     finally:
         raise_if_cancelled()
-    return SetupState(found, last, is_replicated, floors)
+    return SetupState(found, last, is_replicated, origin, floors)
 
 
 def has_replicas(info: StreamInfo) -> bool:
-    """Returns whether more than one server stores the stream, also while it is moved to another server."""
+    """Returns whether more than one server stores the stream. While it is moved, another server has a copy, too."""
     return info.config.num_replicas != 1 or bool(info.cluster and info.cluster.replicas)
 
 
@@ -114,6 +117,7 @@ async def watch(connection: Connection) -> None:
 
     Sets `connection.missing` and `connection.forkless_after`.
     """
+    origin = ""
     while True:
         await asyncio.sleep(CHECK_EVERY_S)
         disconnects = connection.disconnects
@@ -122,10 +126,11 @@ async def watch(connection: Connection) -> None:
         except LogUnavailable as error:
             logger.debug("NATS setup unknown", error=str(error))
             continue
-        if state.is_replicated:
+        if state.is_replicated or connection.disconnects != disconnects:
             connection.forkless_after = None
-        elif connection.forkless_after is None and connection.disconnects == disconnects:
+        elif connection.forkless_after is None or state.origin != origin:
             connection.forkless_after = state.last
+        origin = state.origin
         found = state.missing
         if found and found != connection.missing:
             logger.error("NATS lacks what Tailrace needs: run `tailrace streams`", missing=", ".join(found))

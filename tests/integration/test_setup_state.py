@@ -11,7 +11,8 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.chain import START
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, setup_state
-from tailrace.proto.subjects import TurnKey
+from tailrace.proto.subjects import STREAM, TurnKey
+from tests.conftest import apply_streams
 from tests.harness.turn_builder import request
 from tests.harness.until import until
 
@@ -29,7 +30,7 @@ async def watched(own_connection: Connection, monkeypatch: pytest.MonkeyPatch) -
 async def test_turns_that_one_server_has_stored_since_the_first_check_have_no_forks(
     own_server: NatsServer, watched: Connection
 ) -> None:
-    """A reconnect starts again: the server may be another one."""
+    """Another stream and a reconnect start again: they may be those of another server."""
     log, tenant = TurnLog(watched), Tenant("t")
     before, after = (TurnKey(tenant, TurnId(new_id())) for _ in range(2))
     first = (await log.append(before, START, request())).last
@@ -38,6 +39,10 @@ async def test_turns_that_one_server_has_stored_since_the_first_check_have_no_fo
     second = (await log.append(after, START, request())).last
     assert log.is_forkless(after, second)
     assert not log.is_forkless(before, first)
+    await watched.jetstream.delete_stream(STREAM)
+    await apply_streams(own_server.url)
+    await until(lambda: watched.forkless_after == 0)
+    second = (await log.append(after, START, request())).last
     await own_server.stop(SIGKILL)
     await own_server.start()
     await until(lambda: watched.forkless_after == second)

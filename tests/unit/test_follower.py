@@ -41,6 +41,9 @@ async def test_a_feed_that_begins_with_the_request_needs_no_read_of_the_log() ->
     assert server.requests == []
     assert await Follower(server, KEY, BEFORE_FIRST, late).first() == stored[:2]
     assert server.names == ["read"]
+    whole.add(stored[0])
+    whole.add(stored[-1])
+    assert not whole.has_whole_turn
 
 
 async def test_an_error_of_the_receiver_ends_the_follower() -> None:
