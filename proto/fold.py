@@ -132,8 +132,7 @@ def fold(entries: Iterable[Stored], turn: Turn = EMPTY_TURN) -> Turn:
 def fold_first_and_end(first: Turn, end: Stored) -> Turn | None:
     """Returns the fold of an ended turn as far as a record needs it. `first` is the fold of its first entries.
 
-    None if all entries must be folded. The result is right only if all entries of the turn are valid, which the caller
-    must check (PROTOCOL R110).
+    None if all entries must be folded. The caller has checked that all entries of the turn are valid (PROTOCOL R110).
     The fields about attempts and calls stay those of `first`: a record does not need them.
     """
     entry = end.entry

@@ -66,12 +66,11 @@ async def read_ended_turn(server: LogServer, key: TurnKey, end: Stored) -> Turn:
     """
     length = end.entry.length if isinstance(end.entry, entries.End) else None
     with suppress(LogUnavailable):
-        if length is not None:
-            first = fold((await server.read(key, BEFORE_FIRST, FIRST_ENTRIES)).entries)
-            turn = fold_first_and_end(first, end)
-            if turn is not None and (
-                server.is_forkless(key, turn.chain.first) or await _has_entries(server, key, length, end.seq)
-            ):
+        # Also without forks: this is where an entry of a writer that sends no fence is noticed.
+        if length is not None and await _has_entries(server, key, length, end.seq):
+            page = await server.read(key, BEFORE_FIRST, FIRST_ENTRIES)
+            turn = fold_first_and_end(fold(page.entries), end)
+            if turn is not None:
                 return turn
     return await read_turn_upto(server, key, end.seq)
 

@@ -181,19 +181,9 @@ def test_an_ended_turn_is_recorded_from_its_first_entries_and_its_end() -> None:
     turn = run(read_ended_turn(server, KEY, END))
     assert build_row(KEY, turn) == build_row(KEY, ENDED.turn)
     assert [(request.name, *request.arguments) for request in server.requests] == [
-        ("read", BEFORE_FIRST, FIRST_ENTRIES),
         ("count",),
+        ("read", BEFORE_FIRST, FIRST_ENTRIES),
     ]
-
-
-@pytest.mark.rule("R110")
-@pytest.mark.parametrize("is_older", [False, True], ids=["after the log had one replica", "before"])
-def test_the_number_of_entries_is_requested_only_if_the_log_may_have_forks(is_older: bool) -> None:
-    server = ScriptedServer(count=[ALL], read=[page(*ENDED.stored[:FIRST_ENTRIES], is_last=False)])
-    request = ENDED.stored[0].seq
-    server.forkless_after = request if is_older else Seq(request - 1)
-    assert build_row(KEY, run(read_ended_turn(server, KEY, END))) == build_row(KEY, ENDED.turn)
-    assert server.names == ["read", "count"] if is_older else ["read"]
 
 
 @pytest.mark.rule("R110")
@@ -215,7 +205,8 @@ def test_all_entries_are_folded_when_the_first_ones_and_the_end_are_not_enough(
 ) -> None:
     end = msgspec.structs.replace(END, entry=msgspec.structs.replace(END.entry, **changed))
     log = [*ENDED.stored[:-1], end]
-    first_page = [page(*log[:first], is_last=False)] if "length" not in changed else []
+    has_read_first = count == ALL and "length" not in changed
+    first_page = [page(*log[:first], is_last=False)] if has_read_first else []
     server = ScriptedServer(count=[count], read=[*first_page, page(*log)])
     assert run(read_ended_turn(server, KEY, end)) == fold(log)
 
