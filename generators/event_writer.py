@@ -20,41 +20,22 @@ from tailrace.proto.subjects import TurnKey
 logger = structlog.get_logger()
 
 FULL_WAIT_S = 1.0
-# While appends take this long on average, because the disk or the machine is busy, a delta waits for others. It waits
-# until JOIN_FACTOR times the average has passed since the last append of its turn began, at most JOIN_S_MAX. So appends
-# become fewer, each with more deltas, until the machine can do them. On an idle machine an append takes 1 ms, and 7 ms
-# with an fsync for each.
+# After an append that took this long, the next delta waits for others until JOIN_S after that append began. So slow
+# appends, of a busy disk or process, become fewer, each with more deltas. On an idle machine an append takes 1 ms, and
+# 7 ms with an fsync for each.
 SLOW_APPEND_S = 0.02
-JOIN_FACTOR = 2.0
-JOIN_S_MAX = 0.2
-# The weight of one append in the average of all turns.
-APPEND_WEIGHT = 0.1
+JOIN_S = 0.05
 
 Append = Callable[[TurnKey, Chain, Entry], Awaitable[Chain]]
 
 
-class JoinWindow:
-    """How long deltas wait for others, from the moving average of the appends of deltas of all turns."""
-
-    def __init__(self) -> None:
-        self._append_s = 0.0
-
-    def add(self, append_s: float) -> float:
-        """Adds an append of `append_s` seconds; returns the window in seconds, 0 while appends are fast."""
-        # An append that waited for an outage or a full log must not count more than one that opens the largest window.
-        append_s = min(append_s, JOIN_S_MAX / JOIN_FACTOR)
-        self._append_s += APPEND_WEIGHT * (append_s - self._append_s)
-        return min(JOIN_FACTOR * self._append_s, JOIN_S_MAX) if self._append_s >= SLOW_APPEND_S else 0.0
-
-
 class EventWriter:
-    """Appends the entries of all turns of a process. An append is never cancelled by the deadline of a model call."""
+    """Appends entries. An append is never cancelled by the deadline of a model call."""
 
     def __init__(self, log: TurnLog, delta_interval_s: float = 0.0) -> None:
         """`delta_interval_s` is the time after an append of a delta in which the next deltas wait for others."""
         self._log = log
         self._delta_interval_s = delta_interval_s
-        self._window = JoinWindow()
 
     async def write(
         self, key: TurnKey, folding: Folding, buffer: DeltaBuffer, pending_attempt: Attempt | None = None
@@ -84,7 +65,8 @@ class EventWriter:
             # A delta after another event does not wait.
             join_until = 0.0
             if type(event.event) is events.BlockDelta:
-                join_until = began + max(self._window.add(loop.time() - began), self._delta_interval_s)
+                join_s = JOIN_S if loop.time() - began >= SLOW_APPEND_S else 0.0
+                join_until = began + max(join_s, self._delta_interval_s)
                 metrics.DELTA_STORED_S.observe(stored_at - put_at)
             folding.add(as_stored(chain, entry), event.event)
 

@@ -108,11 +108,10 @@ def long_answer(append_s: float) -> list[Published]:
 
 
 def test_slow_appends_become_fewer() -> None:
-    """Deltas wait while appends are slow, and not while they are fast."""
-    with patch.object(event_writer, "APPEND_WEIGHT", 1.0):
-        fast, slow = len(long_answer(0.0001)), len(long_answer(0.025))
-        with patch.object(event_writer, "JOIN_S_MAX", 0):
-            fast_at_once, slow_at_once = len(long_answer(0.0001)), len(long_answer(0.025))
+    """Deltas wait after a slow append, and not after a fast one."""
+    fast, slow = len(long_answer(0.0001)), len(long_answer(0.025))
+    with patch.object(event_writer, "JOIN_S", 0):
+        fast_at_once, slow_at_once = len(long_answer(0.0001)), len(long_answer(0.025))
     assert fast == fast_at_once
     assert slow < slow_at_once
 
