@@ -205,6 +205,11 @@ class FanOut:
         """Returns whether the turn has readers in this process."""
         return key in self._readers
 
+    def has_ended(self, key: TurnKey) -> bool:
+        """Returns whether this process has read the turn's end; False also for a turn that it does not follow."""
+        feed = self._feeds.get(key)
+        return feed is not None and feed.is_ended
+
     def request_of(self, key: TurnKey) -> Request | None:
         """Returns the request of a turn that this process follows from its beginning; otherwise None."""
         feed = self._feeds.get(key)

@@ -25,6 +25,13 @@ class ReaderPresence(NamedTuple):
         """Returns whether this gateway has readers of the turn."""
         return self.fan_out.has_readers(key)
 
+    async def is_over(self, key: TurnKey) -> bool:
+        """Returns whether the turn has ended or has left the log. Asks the log only if this gateway has read no end.
+
+        Raises LogUnavailable.
+        """
+        return self.fan_out.has_ended(key) or await self.log.has_end(key) or not await self.log.has_turn(key)
+
     async def has_readers_anywhere(self, key: TurnKey) -> bool:
         """Returns whether a gateway answers within PRESENCE_TIMEOUT_S that it has readers of the turn.
 

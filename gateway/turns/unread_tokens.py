@@ -49,7 +49,7 @@ class UnreadTokens:
             while not await is_set_within(self._presence.draining, wait_s):
                 wait_s, has_readers = LOOK_EVERY_S, self._presence.has_readers_here(key)
                 if not has_readers:
-                    if await self._presence.log.has_end(key) or not await self._presence.log.has_turn(key):
+                    if await self._presence.is_over(key):
                         break
                     has_readers = await self._presence.has_readers_anywhere(key)
                 times.append(datetime.now(UTC))

@@ -12,10 +12,12 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.fanout import FanOut, TurnFeed
 from tailrace.gateway.streaming.frame_writer import FrameWriter
+from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
-from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats import Rpc, TurnLog
+from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import Handwritten, completed_turn, opening_events
 from tests.harness.until import until
@@ -440,3 +442,26 @@ async def test_a_reader_from_the_start_with_an_invalid_cursor_is_refused(*, is_f
         await refused
         assert not fan_out.has_readers(KEY)
         fan_out.close()
+
+
+async def test_the_end_of_a_turn_that_was_read_here_is_known_without_the_log() -> None:
+    """The count of unread tokens asks for each turn, a second after its reader has left."""
+    log, stored = ScriptedLog(), completed_turn("a").stored
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        fan_out = fan_out_of(log, group)
+        presence = ReaderPresence(cast("TurnLog", log), cast("Rpc", None), fan_out, group, Flag())
+        async with asyncio.TaskGroup() as reading:
+            reading.create_task(read_to_the_end(fan_out))
+            await log.send(stored[:-1])
+            await until(lambda: fan_out.request_of(KEY))
+            assert not fan_out.has_ended(KEY)
+            await log.send(stored[-1:], None)
+        log.is_silent = True
+        assert await presence.is_over(KEY)
+        fan_out.close()
+
+
+async def read_to_the_end(fan_out: FanOut) -> None:
+    async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
+        while not feed.is_ended:
+            await feed.wait_for_change(len(feed.entries))
