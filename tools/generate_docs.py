@@ -129,7 +129,9 @@ def errors_page() -> str:
         f"# Errors\n\n{WRITTEN_BY} Codes are stable. The body of every error response is\n"
         '`{"type": "error", "error": {"message", "type", "code", "param"}}`. `param` is the field or query\n'
         "parameter that is wrong, such as `messages[0].content`, or null. The `error` of a failed turn is\n"
-        '`{"code", "message"}`. "Retry" says whether the same request may succeed later.\n'
+        '`{"code", "message"}`. "Retry" says whether the same request may succeed later. If\n'
+        "not, the response has the header `x-should-retry: false`. Without it, the SDKs of Anthropic and\n"
+        "OpenAI repeat a request after each status 5xx.\n"
     )
     columns = ("code", "status", "type", "retry", "meaning", "what to do")
     return "\n".join([head, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows, ""])

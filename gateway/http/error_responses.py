@@ -29,6 +29,10 @@ RETRY_AFTER_S = 2
 NO_MEMORY = "this gateway has no memory for the request: retry later"
 
 
+# The SDKs of Anthropic and OpenAI repeat a request with the status 408, 409, 429 or 5xx, unless this header says no.
+NO_RETRY = {"x-should-retry": "false"}
+
+
 class Problem(msgspec.Struct, frozen=True):
     message: str
     """What is wrong, with the value, and what to do."""
@@ -68,6 +72,8 @@ def response(
         return RetryLater(retry_after_s or RETRY_AFTER_S)
     # Errors are private to the principal, and what is not found may be there the next moment.
     extra = {"cache-control": "no-store", **(headers or {})}
+    if not row.is_retryable:
+        extra |= NO_RETRY
     if row.status == 503 or retry_after_s is not None:
         extra["retry-after"] = str(math.ceil(retry_after_s or RETRY_AFTER_S))
     if row.status == 408:

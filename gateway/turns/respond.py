@@ -7,24 +7,26 @@ from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
+from tailrace.gateway.http.error_responses import NO_RETRY
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.event_stream import RECONNECT_WINDOW_S, EventStream, refusal_of
 from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.pacing import pace_of
-from tailrace.gateway.streaming.response import Cause, Interruptions, StreamedResponse
+from tailrace.gateway.streaming.response import Interruptions, StreamedResponse
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submit import StoredTurn, TurnSubmitter, cursor_of_post, idempotency_key_of
 from tailrace.proto import entries
-from tailrace.proto.errors import LogUnavailable, Refused
+from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 
 NOT_COMPLETE = (
-    "the answer is not complete yet and continues: GET /v1/turns/{turn}, or repeat the request with the same key"
+    "the answer is not complete yet and continues: GET /v1/turns/{turn}, or repeat the request if it had an "
+    "Idempotency-Key"
 )
 
 
@@ -99,7 +101,14 @@ class Responder:
         else:
             key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key, is_followed=True)
             response_headers = {**names_of(key, entry), **(headers or {})}
-            response = JsonAnswer(StreamAccess(self._streams, request), key, dialect.render_json, response_headers)
+            is_repeatable = bool(idempotency_key or idempotency_key_of(request) or cursor_of_post(request))
+            response = JsonAnswer(
+                StreamAccess(self._streams, request),
+                key,
+                dialect.render_json,
+                response_headers,
+                is_repeatable=is_repeatable,
+            )
         # An error that replaces the response, such as the turn's own, names the turn, too.
         response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn, "x-request-id": key.turn})
         return response
@@ -131,18 +140,37 @@ class JsonAnswer(StreamedResponse):
         key: TurnKey,
         render: Callable[[TurnRecord], bytes],
         headers: Mapping[str, str],
+        *,
+        is_repeatable: bool,
     ) -> None:
+        """`is_repeatable`: if the client repeats its request, it gets the same turn."""
         super().__init__({"cache-control": "no-store", "tailrace-turn": key.turn, **headers})
+        self._is_repeatable = is_repeatable
         self._access = access
         self._key = key
         self._render = render
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record, cause = await self._wait(receive)
+        try:
+            record = await self._wait(receive)
+        except (Refused, LogError):
+            # The SDKs repeat a POST after a 503. Here that would start another turn while this one continues.
+            if not self._is_repeatable:
+                self.add_headers(NO_RETRY)
+            raise
         if record is not None:
             require_completed(record)
             await Response(self._render(record), 200, self._headers, "application/json")(scope, receive, send)
-            return
+
+    async def _wait(self, receive: Receive) -> TurnRecord | None:
+        """Returns the turn's record; None if the client has left. Raises Refused and LogError if it cannot wait on."""
+        streams = self._access.streams
+        async with streams.fan_out.subscribe(self._key, BEFORE_FIRST) as feed:
+            with self._access.watch() as expired:
+                async with Interruptions(receive, streams.draining, expired) as interruptions:
+                    cause = (await interruptions.run(_wait_until_ended(feed))).cause
+            if feed.is_ended:
+                return record_from_fold(self._key, fold(feed.entries))
         if cause != "draining":
             self._access.report_disconnect(self._key, RECONNECT_WINDOW_S if cause == "done" else 0.0)
         match cause:
@@ -152,16 +180,7 @@ class JsonAnswer(StreamedResponse):
                 raise Refused("draining", NOT_COMPLETE.format(turn=self._key.turn), retry_after_s=1)
             case "done":
                 raise LogUnavailable(NOT_COMPLETE.format(turn=self._key.turn))
-
-    async def _wait(self, receive: Receive) -> tuple[TurnRecord | None, Cause]:
-        """Returns the turn's record, or None and why the wait is over before the turn's end. Raises LogError."""
-        streams = self._access.streams
-        async with streams.fan_out.subscribe(self._key, BEFORE_FIRST) as feed:
-            with self._access.watch() as expired:
-                async with Interruptions(receive, streams.draining, expired) as interruptions:
-                    ending = await interruptions.run(_wait_until_ended(feed))
-            record = record_from_fold(self._key, fold(feed.entries)) if feed.is_ended else None
-        return record, ending.cause
+        return None
 
 
 async def _wait_until_ended(feed: TurnFeed) -> None:

@@ -168,6 +168,19 @@ async def test_retry_with_an_idempotency_key_gets_the_same_turn(gateway: Gateway
     assert [turn["text"] for turn in page["turns"]] == [text] == [TEXT]
 
 
+@pytest.mark.proves("openai-chat", "errors before the first token", "openai (Python)")
+async def test_the_sdk_does_not_pay_again_for_an_answer_that_failed(gateway: Gateway) -> None:
+    """With its default settings it repeats a POST after each status 5xx, if `x-should-retry` does not forbid it."""
+    session = {"session_id": "failed", "on_interrupt": "fail"}
+    async with sdk_of(gateway.url, max_retries=2) as sdk:
+        with pytest.raises(openai.InternalServerError) as raised:
+            await sdk.chat.completions.create(
+                model=MODEL, messages=user_message("#sim words=9 rate=0 fault=error@5"), extra_body=session
+            )
+    assert raised.value.code == "interrupted"
+    assert len((await gateway.client.get("/v1/sessions/failed/turns")).json()["turns"]) == 1
+
+
 @pytest.mark.proves("openai-chat", "resumes in another dialect", "openai (Python)")
 async def test_answer_is_resumed_in_another_dialect(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """A cursor is valid in all dialects."""

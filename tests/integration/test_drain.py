@@ -91,21 +91,38 @@ async def test_a_draining_gateway_refuses_new_turns_and_streams(
     assert ready.json()["gateway"] == {"ok": False, "detail": "draining"}
 
 
-async def test_a_turn_that_was_stored_before_the_drain_is_answered_with_200(
-    nats_url: str, connection: Connection, tenant: Tenant, log: TurnLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a refusal the client would post it again and pay twice."""
+def drain_at_first_append(monkeypatch: pytest.MonkeyPatch) -> Flag:
+    """Returns the flag of gateways that begin to drain with the first append of their log."""
     draining = Flag()
 
     class DrainingLog(TurnLog):
-        """The turn log, whose first append begins the drain."""
-
         async def append(self, *arguments: object, **named: object) -> object:  # type: ignore[override]
             appended = await super().append(*arguments, **named)  # type: ignore[arg-type]
             draining.set()
             return appended
 
     monkeypatch.setattr("tailrace.gateway.__main__.TurnLog", DrainingLog)
+    return draining
+
+
+@pytest.mark.parametrize("headers", [{}, {"idempotency-key": "a"}], ids=["no key", "key"])
+async def test_a_drained_answer_without_a_stream_is_repeated_only_with_a_key(
+    nats_url: str, connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    """Without one, the SDK's own retry would start another turn while this one continues."""
+    draining = drain_at_first_append(monkeypatch)
+    body = {"model": "claude-haiku-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+    async with in_process(nats_url, connection, tenant, draining) as client:
+        refused = await client.post("/v1/messages", json=body, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+    assert refused.headers.get("x-should-retry") == (None if headers else "false")
+
+
+async def test_a_turn_that_was_stored_before_the_drain_is_answered_with_200(
+    nats_url: str, connection: Connection, tenant: Tenant, log: TurnLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a refusal the client would post it again and pay twice."""
+    draining = drain_at_first_append(monkeypatch)
     async with in_process(nats_url, connection, tenant, draining, accept="text/event-stream") as client:
         answer = await client.post("/v1/turns", json={"message": "hi"})
     assert answer.status_code == 200
