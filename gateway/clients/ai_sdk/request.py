@@ -9,10 +9,13 @@
 | `tool-*`, `dynamic-tool` without a result | nothing: the API refuses a call without a result |
 | provider-executed tools, `source-*` | nothing: the session has them |
 | `data-*`, `step-start`, `custom` and others | nothing: they are for the page |
+
+Messages with the role `system` at the beginning become the system prompt.
 """
 
 import base64
 import binascii
+import itertools
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote_to_bytes
 
@@ -138,9 +141,9 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
         # The message has tool results: the client appends the answer to it.
         metadata[MESSAGE] = chat.messages[-1].id
     return NewTurn(
-        messages=[message for number, one in enumerate(chat.messages) for message in convert_message(one, number)],
+        messages=messages_of(chat),
         model=chat.model,
-        system=chat.system,
+        system=system_of(chat),
         max_tokens=chat.max_tokens,
         tools=chat.tools,
         options=chat.options,
@@ -162,6 +165,31 @@ def unknown_fields(raw: bytes) -> list[str]:
     return plain_names(name for name in msgspec.json.decode(raw, type=dict[str, msgspec.Raw]) if name not in known)
 
 
+def system_of(chat: UIChatRequest) -> str | list[Block] | None:
+    """Returns the texts of the system messages before the first other message, and then `chat.system`."""
+    leading = itertools.takewhile(_is_system, chat.messages)
+    texts = [text for one in leading if (text := _text(one).strip())]
+    if not texts:
+        return chat.system
+    if isinstance(chat.system, list):
+        return [*({"type": "text", "text": text} for text in texts), *chat.system]
+    return "\n\n".join([*texts, *([chat.system] if chat.system else [])])
+
+
+def messages_of(chat: UIChatRequest) -> list[Message]:
+    """Returns the messages for the model without those of `system_of`. Raises Refused."""
+    numbered = itertools.dropwhile(lambda pair: _is_system(pair[1]), enumerate(chat.messages))
+    return [message for number, one in numbered for message in convert_message(one, number)]
+
+
+def _is_system(message: UIMessageParam) -> bool:
+    return message.role == "system"
+
+
+def _text(message: UIMessageParam) -> str:
+    return "\n\n".join(part.text for part in message.parts if part.type == "text")
+
+
 def convert_message(message: UIMessageParam, number: int) -> list[Message]:
     """Returns a UI message as messages for the model, several if it has tool results. Raises Refused."""
     match message.role:
@@ -171,7 +199,7 @@ def convert_message(message: UIMessageParam, number: int) -> list[Message]:
             blocks = [block for part in message.parts for block in _user_blocks(part, number)]
             return [Message("user", _simplify(blocks))]
         case _:
-            return [Message("system", "\n\n".join(part.text for part in message.parts if part.type == "text"))]
+            return [Message("system", _text(message))]
 
 
 def _assistant_messages(parts: list[UIPart]) -> list[Message]:

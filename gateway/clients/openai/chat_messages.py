@@ -153,7 +153,10 @@ def system_of(messages: Iterable[ChatMessage]) -> System:
 
 
 def conversation_of(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Returns the other messages. Consecutive tool messages become one message. Raises Refused."""
+    """Returns the other messages. Consecutive tool messages become one message. Raises Refused.
+
+    An empty message of the assistant is left out: it is how an answer without text is sent back.
+    """
     spoken = [(n, one) for n, one in enumerate(messages) if not isinstance(one, SystemMessage | DeveloperMessage)]
     converted: list[Message] = []
     for is_tools, run in groupby(spoken, lambda pair: isinstance(pair[1], ToolMessage)):
@@ -161,7 +164,8 @@ def conversation_of(messages: Sequence[ChatMessage]) -> list[Message]:
             results = [_result(one, f"messages[{n}]") for n, one in run if isinstance(one, ToolMessage)]
             converted.append(Message("user", results))
         else:
-            converted += [_message(one, f"messages[{n}]") for n, one in run]
+            each = (_message(one, f"messages[{n}]") for n, one in run)
+            converted += [one for one in each if one.content or one.role == "user"]
     return converted
 
 
@@ -207,19 +211,16 @@ def _message(message: ChatMessage, where: str) -> Message:
         case UserMessage(content=content):
             return Message("user", _blocks(content, where))
         case AssistantMessage():
-            return Message("assistant", list(_assistant_blocks(message, where)))
+            return Message("assistant", _assistant_blocks(message, where))
         case _:
             raise AssertionError(message)
 
 
-def _assistant_blocks(message: AssistantMessage, where: str) -> Iterator[Block]:
+def _assistant_blocks(message: AssistantMessage, where: str) -> list[Block]:
     if message.audio is not None or message.function_call is not None:
         raise Refused("request_invalid", f"`{where}`: `audio` and `function_call` are not supported: send `tool_calls`")
     blocks = [*_blocks(message.content or [], where), *_blocks(message.refusal or [], where)]
-    blocks += [_tool_use(call, where) for call in message.tool_calls or ()]
-    if not blocks:
-        raise Refused("request_invalid", f"`{where}` is empty: leave it out")
-    yield from blocks
+    return blocks + [_tool_use(call, where) for call in message.tool_calls or ()]
 
 
 def _tool_use(call: ToolCall, where: str) -> Block:
