@@ -146,7 +146,7 @@ clean: ## remove .venv and the caches; keep .tailrace
 INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 
 $(RUNTIME): requirements.lock | .venv/bin/python
-	@echo "Installing what Tailrace needs to run into .venv (about 160 MB, once)." >&2
+	@echo "Installing what Tailrace needs to run into .venv (about 160 MB, once; 1 to 3 minutes)." >&2
 	@$(INSTALL) -r requirements.lock
 	@touch $@
 

@@ -125,7 +125,7 @@ async def run_create(url: str, args: argparse.Namespace) -> int:
     if made.record.expires_at is not None:
         print(f"It expires at {day(made.record.expires_at)} UTC.", file=sys.stderr)
     if is_first:
-        print("It is the first key: from now on every request needs one.", file=sys.stderr)
+        print("It is the first key: from now on every request needs a credential.", file=sys.stderr)
     return 0
 
 

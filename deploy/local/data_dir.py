@@ -44,8 +44,8 @@ def lock(data_dir: Path) -> Iterator[None]:
         except BlockingIOError as error:
             pid = file.read().decode().strip()
             raise UpRefused(
-                f"the data directory {data_dir} is in use by another `tailrace up` (pid {pid}):"
-                " stop that one, or choose another directory with --data"
+                f"the data directory {data_dir} is in use by `tailrace up` (pid {pid}):"
+                " stop it, or choose another directory with --data"
             ) from error
         try:
             file.truncate(0)

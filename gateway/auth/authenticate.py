@@ -140,7 +140,7 @@ def credential_invalid() -> Refused:
     return Refused(
         "credential_invalid",
         "The credential is missing, not valid, expired or revoked. "
-        "Send one valid key as `Authorization: Bearer KEY` or as `x-api-key: KEY`.",
+        "Send one valid key or token as `Authorization: Bearer KEY` or as `x-api-key: KEY`.",
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jwt
 import msgspec
+import structlog
 from starlette.requests import Request
 
 from tailrace.gateway.auth.jwks import JwksCache, VerificationKey
@@ -22,6 +23,8 @@ from tailrace.proto.api_key import ADMIN_SCOPE, TENANT_SCOPES, Scope, scopes_of
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant, is_token, is_user
+
+logger = structlog.get_logger()
 
 # Clocks differ (FAULTS F19).
 LEEWAY_S = 30
@@ -79,7 +82,11 @@ class JwtVerifier:
         key = self._secret if header.alg == "HS256" else None
         if self._keys is not None and header.alg in JwksCache.ALGORITHMS:
             key = await self._keys.find(header.kid)
-        claims = self._claims(token, key) if key is not None else None
+        if key is None:
+            # For the operator: the client is not told what is wrong with a credential.
+            logger.debug("JWT refused", why=f"no key for the algorithm {header.alg!r:.40} and kid {header.kid!r:.80}")
+            return None
+        claims = self._claims(token, key)
         return self._principal(claims) if claims is not None else None
 
     async def refresh_periodically(self) -> None:
@@ -99,17 +106,20 @@ class JwtVerifier:
                 options={"require": REQUIRED},
             )
         # PyJWT lets other errors through for claims of a wrong type and for JSON that nests too deep.
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            logger.debug("JWT refused", why=str(error) or type(error).__name__)
             return None
         return claims
 
     def _principal(self, claims: Mapping[str, Any]) -> Principal | None:
         owner = claims.get(self._tenant_claim)
         if not isinstance(owner, str | int) or isinstance(owner, bool) or owner == "":
+            logger.debug("JWT refused", why=f"the claim {self._tenant_claim!r} names no tenant")
             return None
         user = claims.get(self._user_claim) if self._user_claim else None
         if user is not None and (not isinstance(user, str | int) or isinstance(user, bool) or not is_user(str(user))):
             # Without its user, a body could name another one.
+            logger.debug("JWT refused", why=f"the claim {self._user_claim!r} names no user")
             return None
         subject = str(claims.get("sub", ""))
         return Principal(

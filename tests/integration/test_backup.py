@@ -96,7 +96,7 @@ def test_a_running_up_and_a_used_directory_are_refused(
     folder = tmp_path / "data"
     with data_dir.lock(folder):
         assert main(["backup", str(tmp_path / "other.tar"), "--data", str(folder)]) == 1
-    assert "in use by another `tailrace up`" in capsys.readouterr().err
+    assert "in use by `tailrace up`" in capsys.readouterr().err
     assert main(["restore", str(saved), "--data", str(folder)]) == 1
     assert "is not empty" in capsys.readouterr().err
     assert main(["backup", str(saved), "--data", str(folder)]) == 1

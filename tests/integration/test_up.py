@@ -182,7 +182,7 @@ async def test_ready_is_printed_when_every_process_is_ready(up: Up, tmp_path: Pa
     before, other, port = up.tree(), tmp_path / "other", url.rpartition(":")[2]
     status, message = run_refused_up("--port", "0", "--data", str(up.folder))
     assert (status, message.count("\n"), "--data" in message) == (1, 1, True)
-    assert f"in use by another `tailrace up` (pid {up.process.pid})" in message
+    assert f"in use by `tailrace up` (pid {up.process.pid})" in message
     status, message = run_refused_up("--port", port, "--data", str(other))
     assert (status, message.count("\n"), "--port" in message) == (1, 1, True)
     assert f"port {port} on 127.0.0.1 is in use" in message

@@ -4,11 +4,13 @@ import base64
 import hmac
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
+import structlog
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
@@ -367,3 +369,20 @@ async def test_unusable_keys_of_a_jwks_are_skipped() -> None:
 
 def test_the_secret_is_not_in_the_repr() -> None:
     assert SECRET not in repr(verifier())
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (lambda: token(exp=1), "Signature has expired"),
+        (lambda: token("another secret of thirty-two bytes"), "Signature verification failed"),
+        (lambda: token(aud="other"), "Audience doesn't match"),
+        (lambda: token(RSA_KEY, "RS256", {"kid": "a"}), "no key for the algorithm 'RS256' and kid 'a'"),
+        (lambda: token(sub=""), "the claim 'sub' names no tenant"),
+    ],
+)
+async def test_the_reason_of_a_refusal_is_logged(made: Callable[[], bytes], why: str) -> None:
+    """The client is told none, so an operator would have nothing else."""
+    with structlog.testing.capture_logs() as lines:
+        assert await caller(made()) is None
+    assert lines == [{"event": "JWT refused", "log_level": "debug", "why": why}]
