@@ -10,7 +10,7 @@ from typing import Any
 
 from tailrace import client
 from tailrace.client import Client
-from tailrace.deploy.local import status_file
+from tailrace.deploy.local import running, status_file
 from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 
@@ -27,6 +27,8 @@ def find_url(url: str | None, environ: Mapping[str, str], data_dir: Path) -> str
     if url or environ.get("TAILRACE_URL"):
         return url or environ["TAILRACE_URL"]
     up = status_file.read(data_dir)
+    if up is not None and running.is_one_of_several(data_dir):
+        print(f"several systems run; this is {up.url}. Name another one with --url.", file=sys.stderr)
     return up.url if up is not None else None
 
 

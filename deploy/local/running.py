@@ -28,6 +28,12 @@ def find_data_dir() -> Path:
     return next((one for one in candidates if status_file.read(one) is not None), default)
 
 
+def is_one_of_several(data_dir: Path) -> bool:
+    """Returns whether `find_data_dir` has chosen `data_dir` among several, only because it was started last."""
+    started = [one for one in _read_recorded() if status_file.read(one) is not None]
+    return len(started) > 1 and data_dir == started[-1] != default_data_dir()
+
+
 def write_state(name: str, text: str) -> None:
     """Writes a state file of the user. Ignores errors, because commands work without the file."""
     with suppress(OSError, RuntimeError):

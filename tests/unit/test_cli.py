@@ -217,9 +217,12 @@ def test_the_data_is_in_the_users_directory_unless_this_folder_has_a_data_direct
 
 
 def test_commands_find_the_running_up_of_this_user_from_any_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The one of this folder, else the one that was started last. TAILRACE_URL and --url win over it."""
+    """The one of this folder, else the one that was started last. TAILRACE_URL and --url win over it.
+
+    A command says on standard error which of several it has chosen.
+    """
     monkeypatch.chdir(tmp_path)
     for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
@@ -234,10 +237,13 @@ def test_commands_find_the_running_up_of_this_user_from_any_folder(
     found = parser().parse_args(["turns"]).data
     assert found == second
     assert find_url(None, {}, found) == "http://second"
+    assert capsys.readouterr().err == "several systems run; this is http://second. Name another one with --url.\n"
     assert find_url(None, {"TAILRACE_URL": "http://named"}, found) == "http://named"
     assert find_url("http://given", {"TAILRACE_URL": "http://named"}, found) == "http://given"
     (tmp_path / ".tailrace").symlink_to(first)
     assert parser().parse_args(["turns"]).data == Path(".tailrace")
+    assert find_url(None, {}, Path(".tailrace")) == "http://first"
+    assert not capsys.readouterr().err
     assert parser().parse_args(["up"]).data == Path(".tailrace")
 
 
