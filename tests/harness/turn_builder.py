@@ -86,13 +86,25 @@ class Handwritten:
         return self.store(build_end(self.turn, outcome, error))
 
 
+def attempted_turn(*what: events.Event, step: int = 1, **given: Any) -> Handwritten:
+    """Returns a turn whose first attempt has stored these events. `given` are fields of its request."""
+    log = Handwritten(step)
+    log.store_request(**given)
+    log.store_attempt()
+    log.store_events(*what)
+    return log
+
+
+def started_turn(*texts: str, step: int = 1, **given: Any) -> Handwritten:
+    """Returns a turn whose first attempt has stored `texts` in an open block. `given` are fields of its request."""
+    log = attempted_turn(*opening_events(), step=step, **given)
+    log.store_texts(*texts)
+    return log
+
+
 def completed_turn(*texts: str, step: int = 1) -> Handwritten:
     """Returns a completed turn that wrote `texts` in one attempt."""
-    log = Handwritten(step)
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events())
-    log.store_texts(*texts)
+    log = started_turn(*texts, step=step)
     log.store_events(*closing_events(len(texts)))
     log.end()
     return log

@@ -11,7 +11,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.append import append
 from tailrace.proto.nats.log_server import Count, PublishUnclear
 from tests.harness.scripted_log import KEY, NOTHING, ScriptedServer, page
-from tests.harness.turn_builder import NOON, Handwritten, opening_events, text_delta
+from tests.harness.turn_builder import NOON, attempted_turn, started_turn, text_delta
 from tests.harness.virtual_time import run
 
 CHAIN = Chain(Seq(7), 1)
@@ -94,10 +94,7 @@ def test_an_entry_of_another_writer_after_the_chain_loses_the_fence() -> None:
 @pytest.mark.rule("R12")
 def test_the_next_publish_is_fenced_after_entries_that_do_not_continue_the_chain() -> None:
     """A late entry of a fork: readers skip it, but the server's fence counts it. `CHAIN` itself is valid."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events())
+    log = started_turn()
     last, entry = log.chain, text_delta(log.chain, "a")
     late = Stored(Seq(last.last + 1), NOON, text_delta(Chain(Seq(1)), "late"))
     following = Seq(last.last + 2)
@@ -109,10 +106,7 @@ def test_the_next_publish_is_fenced_after_entries_that_do_not_continue_the_chain
 @pytest.mark.rule("R12")
 def test_a_chain_that_belongs_to_a_fork_loses_the_fence() -> None:
     """Another writer has stored a valid entry in place of the chain's last one."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events())
+    log = started_turn()
     fork = Chain(Seq(log.chain.last + 1), log.chain.attempt)
     late = Stored(Seq(fork.last + 1), NOON, text_delta(Chain(Seq(1)), "late"))
     server = ScriptedServer(publish=[REFUSED], read=[page(late), page(*log.stored, late)])
@@ -145,9 +139,7 @@ def test_an_entry_whose_outcome_stays_unclear_is_unavailable_after_the_timeout()
 @pytest.mark.rule("R12")
 def test_an_end_of_a_fork_is_not_the_end_of_the_turn() -> None:
     """After a change of leader, a stored end may belong to a fork."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
+    log = attempted_turn()
     before = log.chain
     log.end("cancelled")
     end = log.stored[-1].entry

@@ -22,7 +22,7 @@ from tailrace.proto.events import (
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.usage import CallUsage
 from tests.harness.strategies import MadeUp, logs
-from tests.harness.turn_builder import Handwritten
+from tests.harness.turn_builder import Handwritten, attempted_turn
 
 DOLLAR = 10**9
 # Sonnet 5.5: 2,000 and 10,000 nano-dollars a token.
@@ -108,10 +108,7 @@ def test_closing_events_complete_the_message() -> None:
         BlockDelta(1, InputJsonDelta('{"wh')),
     ]
     turn = turn_with(*answer, max_cost_nano_usd=1)
-    log = Handwritten()
-    log.store_request(max_cost_nano_usd=1)
-    log.store_attempt()
-    log.store_events(*answer)
+    log = attempted_turn(*answer, max_cost_nano_usd=1)
     for event in closing_events(turn, "max_cost"):
         assert not isinstance(event.event, events.UnknownEvent)
         log.store_events(event.event)
@@ -152,10 +149,7 @@ def test_without_a_price_or_a_limit_nothing_is_over_budget() -> None:
 
 def test_text_that_is_left_out_is_counted() -> None:
     """A continuation's thoughts and repeated text are not stored, but charged."""
-    log = Handwritten()
-    log.store_request(max_cost_nano_usd=DOLLAR)
-    log.store_attempt()
-    log.store_events(START, BlockStart(0, {"type": "text"}))
+    log = attempted_turn(START, BlockStart(0, {"type": "text"}), max_cost_nano_usd=DOLLAR)
     assert log.turn.request is not None
     meter = CostMeter(log.turn.request, log.turn)
     piece = BlockDelta(0, TextDelta("1234567"))
@@ -167,9 +161,7 @@ def test_text_that_is_left_out_is_counted() -> None:
 @pytest.mark.rule("R41")
 def test_limit_cost_closes_the_call_after_the_event_that_reaches_the_limit() -> None:
     """The event itself is stored. A turn without a limit gets the plain sink; a turn at its limit gets none."""
-    log = Handwritten()
-    log.store_request(max_cost_nano_usd=INPUT + 1)
-    log.store_attempt()
+    log = attempted_turn(max_cost_nano_usd=INPUT + 1)
     passed: list[ModelEvent] = []
     assert log.turn.request is not None
     sink = limit_cost(passed.append, log.turn.request, log.turn)

@@ -26,7 +26,7 @@ from tailrace.proto.events import (
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq
 from tests.harness.strategies import anthropic_events
-from tests.harness.turn_builder import Handwritten, raw
+from tests.harness.turn_builder import attempted_turn, raw
 
 
 def text(piece: str, index: int = 0) -> BlockDelta:
@@ -170,10 +170,7 @@ async def test_joining_does_not_change_the_fold(put: list[tuple[Event, bool]]) -
 
 
 def fold_of(answer: list[Event]) -> Turn:
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*answer)
+    log = attempted_turn(*answer)
     # Joining may change the number and times of the entries.
     return msgspec.structs.replace(log.turn, chain=Chain(), tail=Seq(0), last_entry_at=None, worked=timedelta(0))
 

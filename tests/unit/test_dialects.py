@@ -21,7 +21,16 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import decode_data, render_frames, story_of
 from tests.harness.sse_parser import parse
-from tests.harness.turn_builder import NOON, Handwritten, closing_events, junk, opening_events, raw
+from tests.harness.turn_builder import (
+    NOON,
+    Handwritten,
+    attempted_turn,
+    closing_events,
+    junk,
+    opening_events,
+    raw,
+    started_turn,
+)
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -45,18 +54,12 @@ def an_event(what: object) -> entries.Event:
 
 
 def failing_turn() -> Handwritten:
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events())
-    log.store_texts("half")
+    log = started_turn("half")
     log.end("failed", OVERLOADED)
     return log
 
 
-START = Handwritten()
-START.store_request()
-START.store_attempt()
+START = attempted_turn()
 
 
 @pytest.mark.rule("S5")
@@ -145,11 +148,7 @@ def test_streamed_text_equals_the_folds_text(log: Handwritten) -> None:
 @pytest.mark.rule("S5")
 def test_html_is_escaped_and_its_line_breaks_end_no_data_line() -> None:
     text = '<img src=x onerror="alert(1)">&amp; \'\r\nid: 9\n'
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events())
-    log.store_texts(text)
+    log = started_turn(text)
     log.end("failed", Failure("backend_overloaded", "<b>overloaded"))
     sent = parse(b"".join(one.sent for one in render_frames(KEY, log.stored, "html")))
     assert [(event.event, event.data) for event in sent] == [
@@ -161,10 +160,7 @@ def test_html_is_escaped_and_its_line_breaks_end_no_data_line() -> None:
 
 def test_states_of_a_long_answer_are_few() -> None:
     """An event repeats the text: a few a second, and all of them a limited multiple of the text."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events())
+    log = started_turn()
     for _ in range(2000):
         log.store_texts("ten chars ")
     log.end()
@@ -235,10 +231,7 @@ def test_turn_from_the_database_equals_the_turn_from_the_log(log: Handwritten) -
 )
 def test_further_stop_reasons(stop_reason: str, chat: str, responses: str, ui: str) -> None:
     """tests/golden has the others."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events(), events.BlockStop(0), events.MessageDelta(events.StopReason(stop_reason)))
+    log = attempted_turn(*opening_events(), events.BlockStop(0), events.MessageDelta(events.StopReason(stop_reason)))
     log.end()
     rendered_as = {name: DIALECTS[name].render_record(render_archived(log), 0).data for name in DIALECTS}
     assert f'"finish_reason":"{chat}"'.encode() in rendered_as["openai-chat"]

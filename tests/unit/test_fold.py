@@ -22,25 +22,17 @@ from tests.harness.strategies import MadeUp, logs
 from tests.harness.turn_builder import (
     Handwritten,
     attempt,
+    attempted_turn,
     closing_events,
     completed_turn,
     junk,
     opening_events,
     raw,
+    started_turn,
     text_delta,
 )
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
-
-
-def started_turn(*texts: str) -> Handwritten:
-    """A turn whose first attempt has stored `texts` and is not finished."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events())
-    log.store_texts(*texts)
-    return log
 
 
 @pytest.mark.rule("R25")
@@ -254,10 +246,7 @@ def test_a_folded_block_equals_the_block_of_a_response_without_a_stream(
     start: dict[str, Any], deltas: list[events.Delta], whole: dict[str, Any]
 ) -> None:
     """Text with citations, thinking with its signature, a tool's input as JSON, and what we do not know as it came."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(BlockStart(0, start), *(BlockDelta(0, delta) for delta in deltas))
+    log = attempted_turn(BlockStart(0, start), *(BlockDelta(0, delta) for delta in deltas))
     assert [content(block) for block in log.turn.blocks] == [whole]
 
 
@@ -265,10 +254,7 @@ def test_a_folded_block_equals_the_block_of_a_response_without_a_stream(
 @pytest.mark.parametrize("levels", [60, 990, 100_000])
 def test_an_input_that_is_nested_too_deeply_is_left_empty(levels: int) -> None:
     """Deltas carry it as text, so its levels were not counted before; the next turn's request must contain it."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(BlockStart(0, {"type": "tool_use", "id": "t", "name": "n", "input": {}}))
+    log = attempted_turn(BlockStart(0, {"type": "tool_use", "id": "t", "name": "n", "input": {}}))
     log.store_events(BlockDelta(0, events.InputJsonDelta("[" * levels + "]" * levels)))
     assert [content(block)["input"] for block in log.turn.blocks] == [{}]
 
@@ -384,10 +370,7 @@ def test_usage_is_the_sum_of_each_calls_last_word(calls: list[tuple[int, list[in
 @pytest.mark.rule("R23")
 def test_usage_of_a_broken_call_is_estimated() -> None:
     """Its text was paid for: two tokens for seven characters, until the model reports its own count."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events(input_tokens=10))
+    log = attempted_turn(*opening_events(input_tokens=10))
     assert (log.turn.usage, log.turn.is_usage_estimated) == (Usage(10), False)
     log.store_texts("seven c", "harrs.")
     assert (log.turn.usage, log.turn.is_usage_estimated) == (Usage(10, 4), True)
@@ -405,10 +388,7 @@ def test_usage_of_a_broken_call_is_estimated() -> None:
 @pytest.mark.rule("R23")
 def test_an_estimate_never_lowers_the_reported_usage() -> None:
     """Thoughts that are not shown are counted, too."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(events.MessageStart(events.MessageHead(usage=CallUsage(10, 50))), opening_events()[1])
+    log = attempted_turn(events.MessageStart(events.MessageHead(usage=CallUsage(10, 50))), opening_events()[1])
     log.store_texts("short")
     assert log.turn.usage == Usage(10, 50)
 
@@ -450,11 +430,7 @@ def test_a_fence_names_the_last_stored_entry_valid_or_not() -> None:
 @pytest.mark.rule("R71")
 def test_working_time_is_the_time_of_attempts() -> None:
     """Without the time in the queue, between attempts, and of forks."""
-    log = Handwritten(step=10)
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events())
-    log.store_texts("a", "b")
+    log = started_turn("a", "b", step=10)
     assert log.turn.worked_s == 40
     log.store_attempt("continue")
     assert log.turn.worked_s == 40
@@ -473,10 +449,7 @@ def test_working_time_is_the_time_of_attempts() -> None:
 @pytest.mark.rule("R23")
 def test_text_that_a_continuation_leaves_out_counts_until_the_model_reports_usage() -> None:
     """Repeated words and hidden thoughts were generated, too (PROTOCOL R70)."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events())
+    log = started_turn()
     log.store_attempt("continue")
     log.store_events(*opening_events()[:1], is_hidden=True)
     piece = events.encode(events.BlockDelta(0, events.TextDelta("abcd")))
@@ -524,10 +497,7 @@ def test_the_newest_progress_is_that_of_the_batch() -> None:
 @pytest.mark.rule("R60")
 def test_a_misfit_keeps_the_arguments_of_a_rejected_call() -> None:
     """An answer that is only a tool call has no text."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(BlockStart(0, {"type": "tool_use", "id": "t", "name": "n", "input": {}}))
+    log = attempted_turn(BlockStart(0, {"type": "tool_use", "id": "t", "name": "n", "input": {}}))
     log.store_events(BlockDelta(0, events.InputJsonDelta('{"a"')), BlockDelta(0, events.InputJsonDelta(":1}")))
     log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="no JSON"))
     assert log.turn.rejected == '{"a":1}'
@@ -543,10 +513,7 @@ def test_an_attempt_names_its_trace_and_hedges_are_counted() -> None:
 @pytest.mark.parametrize("split", range(2, 9))
 def test_an_answer_has_moved_forward_with_each_character_and_each_closed_block(split: int) -> None:
     """A second stop of a block is no progress; neither is the number of entries that one fold reads."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(BlockStart(0, {"type": "text", "text": "ab"}), BlockDelta(0, TextDelta("c")), BlockStop(0))
+    log = attempted_turn(BlockStart(0, {"type": "text", "text": "ab"}), BlockDelta(0, TextDelta("c")), BlockStop(0))
     log.store_events(BlockStop(0), BlockStart(1, {"type": "text", "text": ""}), BlockDelta(1, TextDelta("de")))
     turn = fold(log.stored[split:], fold(log.stored[:split]))
     assert (turn.furthest, turn.fruitless) == (6, 0)

@@ -21,7 +21,7 @@ from tests.harness.citations import CITATIONS
 from tests.harness.readers import render_frames
 from tests.harness.sse_parser import parse
 from tests.harness.strategies import MadeUp, logs
-from tests.harness.turn_builder import MODEL, NOON, Handwritten, opening_events
+from tests.harness.turn_builder import MODEL, NOON, Handwritten, attempted_turn, opening_events
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 CHAT, COUNTED = "openai-chat", "openai-chat-usage"
@@ -66,11 +66,7 @@ def text(index: int, *texts: str, citations: Sequence[dict[str, Any]] = ()) -> l
 
 
 def open_log() -> Handwritten:
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(opening_events()[0])
-    return log
+    return attempted_turn(opening_events()[0])
 
 
 def end_log(log: Handwritten, stop_reason: str = "end_turn") -> Handwritten:

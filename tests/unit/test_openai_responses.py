@@ -26,7 +26,7 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness.citations import CITATIONS
 from tests.harness.sse_parser import parse
 from tests.harness.strategies import TEXTS
-from tests.harness.turn_builder import Handwritten, completed_turn, opening_events
+from tests.harness.turn_builder import Handwritten, attempted_turn, completed_turn, opening_events, started_turn
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 DIALECT = DIALECTS["openai-responses"]
@@ -229,10 +229,7 @@ def test_snapshot_joins_the_stream(log: Handwritten, made: st.DataObject) -> Non
 
 def test_snapshot_has_one_delta_for_each_block() -> None:
     """Including the text that the block began with."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(opening_events()[0])
+    log = attempted_turn(opening_events()[0])
     begin(log, 0, "begun text")
     say(log, 0, "text", " many", " words")
     sent = data(sse.encode(render_snapshot(KEY, log.turn, 20)))
@@ -284,11 +281,7 @@ def test_numbers_from_the_database_are_not_lower_than_from_the_log(texts: list[s
 
 def test_restart_is_an_error_a_break_and_a_new_response() -> None:
     """Text of two answers is never mixed; the error says what to do."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events())
-    log.store_texts("old")
+    log = started_turn("old")
     log.store_attempt("restart")
     log.store_events(*opening_events())
     log.store_texts("new")
@@ -305,11 +298,7 @@ def test_restart_is_an_error_a_break_and_a_new_response() -> None:
 
 def test_open_block_is_closed_by_the_next() -> None:
     """Every item that was added is done, or the SDK refuses the response."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events())
-    log.store_texts("a")
+    log = started_turn("a")
     block(log, 1, "text", "b")
     log.end()
     assert [item["content"][0]["text"] for item in events_of(log.stored)[-1]["response"]["output"]] == ["a", "b"]

@@ -38,7 +38,7 @@ from tailrace.proto.events import (
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.schema import with_schema
 from tests.harness.strategies import MadeUp, logs
-from tests.harness.turn_builder import Handwritten, attempt
+from tests.harness.turn_builder import Handwritten, attempt, attempted_turn
 
 POLICIES: tuple[OnInterrupt, ...] = ("continue", "restart", "fail")
 START = MessageStart(MessageHead("msg_1"))
@@ -319,10 +319,7 @@ def test_json_is_restarted_and_not_continued(misfit: str | None) -> None:
 @pytest.mark.parametrize("mode", ["fresh", "continue", "restart"])
 def test_every_attempt_after_a_misfit_gets_the_correction_prompt(mode: Mode) -> None:
     """The request, the rejected answer and the reason, in any generator."""
-    log = Handwritten()
-    log.store_request(options=with_schema(None, SCHEMA))
-    log.store_attempt()
-    log.store_events(START, *block_stop("text"), STOPPED)
+    log = attempted_turn(START, *block_stop("text"), STOPPED, options=with_schema(None, SCHEMA))
     log.store(msgspec.structs.replace(attempt(log.chain, "restart"), misfit="no"))
     log.store_events(START)
     assert log.turn.request is not None

@@ -12,7 +12,13 @@ from tailrace.generators.prompt_cache import add_cache_marks
 from tailrace.proto.entries import CacheFor, Message, Mode
 from tailrace.proto.events import BlockDelta, MessageHead, MessageStart, TextDelta
 from tailrace.proto.usage import CallUsage
-from tests.harness.turn_builder import Handwritten, closing_events, opening_events, request
+from tests.harness.turn_builder import (
+    attempted_turn,
+    closing_events,
+    opening_events,
+    request,
+    started_turn,
+)
 
 FIVE: dict[str, Any] = {"cache_control": {"type": "ephemeral"}}
 HOUR: dict[str, Any] = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
@@ -106,11 +112,7 @@ def test_auto_marks_only_long_prompts() -> None:
 @pytest.mark.parametrize("mode", ["continue", "restart", "fresh"])
 def test_a_continuation_has_the_marks_of_the_first_call(model: str, mode: Mode) -> None:
     """Otherwise the second call would write the cache again."""
-    log = Handwritten()
-    log.store_request(model=model, messages=TURNS, history=2, system="S", cache="5m")
-    log.store_attempt()
-    log.store_events(*opening_events())
-    log.store_texts("half")
+    log = started_turn("half", model=model, messages=TURNS, history=2, system="S", cache="5m")
     assert log.turn.request is not None
     first = build_call(log.turn.request)
     second, _ = prepare_call(log.turn, mode)
@@ -124,9 +126,7 @@ def test_caching_for_an_hour_costs_more() -> None:
     """Sonnet writes a token for 2,500 nano-dollars for five minutes, 4,000 for an hour, and reads one for 100."""
     costs = {}
     for cache in ("5m", "1h"):
-        log = Handwritten()
-        log.store_request(cache=cache)
-        log.store_attempt()
+        log = attempted_turn(cache=cache)
         kept = {"ephemeral_1h_input_tokens": 1000 if cache == "1h" else 0}
         usage = CallUsage(cache_creation_input_tokens=1000, cache_read_input_tokens=10, cache_creation=kept)
         log.store_events(MessageStart(MessageHead("msg_1", "m", usage)), *opening_events()[1:])

@@ -30,7 +30,7 @@ from tailrace.proto.nats.replay import (
     require_turn,
 )
 from tests.harness.scripted_log import KEY, NOTHING, ScriptedServer, page
-from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening_events, text_delta
+from tests.harness.turn_builder import NOON, Handwritten, completed_turn, started_turn, text_delta
 from tests.harness.virtual_time import run
 
 CURSOR = Seq(7)
@@ -41,12 +41,7 @@ AFTER_CURSOR = Stored(Seq(8), NOON, text_delta(BEFORE, "a"))
 
 def open_log() -> Handwritten:
     """A turn whose answer has begun."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events())
-    log.store_texts("Hi")
-    return log
+    return started_turn("Hi")
 
 
 @pytest.mark.rule("R14")

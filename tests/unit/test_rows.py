@@ -17,17 +17,21 @@ from tailrace.proto.nats.streams import PAYLOAD_BYTES_MIN
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.strategies import MadeUp, logs
-from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening_events, raw
+from tests.harness.turn_builder import (
+    NOON,
+    Handwritten,
+    attempted_turn,
+    completed_turn,
+    opening_events,
+    raw,
+    started_turn,
+)
 
 KEY = TurnKey(Tenant("tenant-1"), TurnId("turn-1"))
 
 
 def failed_row() -> Handwritten:
-    log = Handwritten()
-    log.store_request(parent=TurnId("turn-0"), metadata={"user": "é"})
-    log.store_attempt()
-    log.store_events(*opening_events())
-    log.store_texts("half \0 \U0001f600")
+    log = started_turn("half \0 \U0001f600", parent=TurnId("turn-0"), metadata={"user": "é"})
     log.end("failed", Failure("backend_failed", "it broke"))
     return log
 
@@ -39,10 +43,7 @@ def running_row() -> Handwritten:
 
 
 def unpriced_row() -> Handwritten:
-    log = Handwritten()
-    log.store_request(model="claude-tomorrow-1")
-    log.store_attempt()
-    log.store_events(*opening_events(input_tokens=10))
+    log = attempted_turn(*opening_events(input_tokens=10), model="claude-tomorrow-1")
     log.end()
     return log
 
@@ -70,11 +71,7 @@ def test_a_row_is_equal_from_the_first_entries_and_the_end(log: MadeUp, first: i
 @pytest.mark.rule("R5")
 def test_an_end_has_space_in_the_smallest_payload_whatever_the_model_sends() -> None:
     """Fields of many events add up. A turn whose `end` cannot be stored would never end, not even cancelled."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events())
-    log.store_texts("Blue." * 6000)
+    log = started_turn("Blue." * 6000)
     for number in range(3):
         long = {f"field_{number}": "x" * 900_000}
         delta = {"stop_reason": "y" * 900_000, "stop_sequence": "z" * 900_000, **long}

@@ -9,7 +9,7 @@ from tailrace.generators.continuation import prepare_call
 from tailrace.generators.continuation_filters import StopSequenceFilter
 from tailrace.generators.plan import Complete, plan
 from tailrace.proto import events
-from tests.harness.turn_builder import Handwritten, opening_events
+from tests.harness.turn_builder import opening_events, started_turn
 
 ALPHABET = st.text("abX", max_size=8)
 
@@ -67,11 +67,7 @@ def test_a_stop_sequence_across_a_takeover_ends_the_answer(
     sequence: str, stored: str, answer: list[events.Event]
 ) -> None:
     """Nothing is stored after the end of the message."""
-    log = Handwritten()
-    log.store_request(options={"stop_sequences": [sequence]})
-    log.store_attempt()
-    log.store_events(*opening_events())
-    log.store_texts(stored)
+    log = started_turn(stored, options={"stop_sequences": [sequence]})
     log.store_attempt("continue")
     _, continuation = prepare_call(log.turn, "continue")
     assert continuation is not None

@@ -14,7 +14,7 @@ from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tests.harness.turn_builder import NOON, Handwritten, completed_turn, opening_events
+from tests.harness.turn_builder import NOON, completed_turn, started_turn
 from tests.unit.test_fanout import KEY
 
 
@@ -34,11 +34,7 @@ def reader(ending: Ending, written: int, cursor: int = BEFORE_FIRST) -> ReaderRe
 
 
 def test_a_takeover_is_two_attempts_and_a_pause() -> None:
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(*opening_events())
-    log.store_texts("secret")
+    log = started_turn("secret")
     log.store_attempt("continue")
     log.store_texts("word")
     log.end("cancelled")

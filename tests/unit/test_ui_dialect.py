@@ -19,7 +19,7 @@ from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import ui as displayed_text
 from tests.harness.sse_parser import parse
-from tests.harness.turn_builder import Handwritten, opening_events
+from tests.harness.turn_builder import Handwritten, attempted_turn, opening_events, started_turn
 from tests.unit.test_dialects import turns
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
@@ -44,11 +44,7 @@ def chunks(data: bytes) -> list[Chunk]:
 
 def log_with(*events_: events.Event) -> Handwritten:
     """A turn that has begun and stored these events."""
-    log = Handwritten()
-    log.store_request()
-    log.store_attempt()
-    log.store_events(opening_events()[0], *events_)
-    return log
+    return attempted_turn(opening_events()[0], *events_)
 
 
 def test_end_after_a_restart_closes_no_old_part() -> None:
@@ -67,11 +63,7 @@ def answering_a_tool() -> Handwritten:
         Message("assistant", [{"type": "thinking", "thinking": "hm", "signature": "s"}, {**CALL, "input": {"q": 1}}]),
         Message("user", [{"type": "tool_result", "tool_use_id": "c1", "content": "found"}]),
     ]
-    log = Handwritten()
-    log.store_request(messages=messages, history=2, metadata={"ui_message": "msg_turn-0"})
-    log.store_attempt()
-    log.store_events(*opening_events())
-    return log
+    return started_turn(messages=messages, history=2, metadata={"ui_message": "msg_turn-0"})
 
 
 def test_replay_includes_the_earlier_steps() -> None:
