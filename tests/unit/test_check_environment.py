@@ -1,7 +1,5 @@
 """Checks of the environment of `up` before the start."""
 
-from pathlib import Path
-
 import pytest
 
 from tailrace.deploy.local.check_environment import check
@@ -26,34 +24,10 @@ async def test_an_unknown_setting_is_refused_with_the_most_similar_name(name: st
     assert str(refused.value) == f"{name} is not a setting{nearest}; docs/SETTINGS.md lists all settings"
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("TAILRACE_LOG_FORMAT", "verse"),
-        ("TAILRACE_HEARTBEAT_S", "0"),  # the gateway's
-        ("TAILRACE_CONCURRENCY", "many"),  # the generators'
-        ("TAILRACE_BATCH_MAX", "-1"),  # persistence's
-    ],
-)
-async def test_an_invalid_value_is_refused_with_the_settings_name(name: str, text: str) -> None:
-    """For settings of all three processes; test_every_setting.py has every setting."""
-    with pytest.raises(SettingsInvalid, match=rf"^{name}\b"):
-        await check({name: text})
-
-
 @pytest.mark.parametrize("name", ["TAILRACE_NATS_URL", "TAILRACE_DATABASE"])
 async def test_up_refuses_a_setting_that_it_chooses_itself(name: str) -> None:
     with pytest.raises(SettingsInvalid, match=f"{name} is set, but `tailrace up`"):
         await check({name: "nats://127.0.0.1:4222"})
-
-
-async def test_a_prompt_that_does_not_parse_is_refused_with_its_file(tmp_path: Path) -> None:
-    """Before the start; otherwise the gateway would end at every start."""
-    (tmp_path / "greet.j2").write_text("{% block message %}{{ name }{% endblock %}")
-    with pytest.raises(SettingsInvalid) as refused:
-        await check({"TAILRACE_PROMPTS": str(tmp_path)})
-    assert str(refused.value).startswith(f"TAILRACE_PROMPTS: {tmp_path / 'greet.j2'}: ")
-    assert "\n" not in str(refused.value)
 
 
 async def test_variables_of_other_programs_are_ignored() -> None:

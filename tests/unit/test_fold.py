@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.proto import events
-from tailrace.proto.chain import START, link
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Block, End, Failure, Progress, Request, Stored
 from tailrace.proto.entries import Event as EventEntry
@@ -415,16 +414,6 @@ def test_a_delta_that_does_not_fit_its_block_is_passed_over(
     log.store_events(BlockStart(1, start), BlockDelta(1, delta), BlockDelta(0, events.ThinkingDelta("x")))
     assert [content(block) for block in log.turn.blocks] == [{"type": "text", "text": "A"}, whole]
     assert log.turn.unreported_chars == before.unreported_chars
-
-
-@pytest.mark.rule("R11")
-def test_a_fence_names_the_last_stored_entry_valid_or_not() -> None:
-    """`tail` is what the server counts; the chain's last is what the next entry has to name."""
-    log = started_turn("A")
-    last = log.chain.last
-    log.store(junk())
-    assert (log.turn.tail, log.turn.chain.last) == (last + 1, last)
-    assert link(START, Seq(1), log.stored[0].entry) is not None
 
 
 @pytest.mark.rule("R71")

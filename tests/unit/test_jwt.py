@@ -290,11 +290,6 @@ def test_a_claim_that_is_no_valid_name_becomes_a_hash(whose: str) -> None:
     assert tenant_of_claim(whose) != tenant_of_claim(whose.swapcase() + "x")
 
 
-def test_a_claim_that_looks_like_a_hash_is_hashed() -> None:
-    victim = tenant_of_claim("auth0|victim")
-    assert tenant_of_claim(victim) != victim
-
-
 async def test_scopes_come_from_the_configured_claim() -> None:
     """As words or as a list; unknown names grant nothing, and no claim grants none."""
     expected: list[tuple[object, set[str]]] = [

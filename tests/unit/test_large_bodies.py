@@ -150,22 +150,6 @@ async def test_complete_bodies_and_calls_take_turns_by_tenant(kind: str) -> None
     assert "".join(order) == "aababa"
 
 
-async def test_a_large_body_is_refused_while_the_process_cannot_allocate_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The semaphore counts what the setting allows, and the system may give less."""
-    bodies = body_reader()
-
-    async def read() -> None:
-        async with AsyncExitStack() as holder:
-            await bodies.read(large_request(), Tenant("a"), holder)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(large_bodies, "SPARE_BYTES", 2**50)
-        with pytest.raises(Refused, match="no memory for the request"):
-            await read()
-    await read()
-    assert bodies.large_bodies.free == MEMORY_BYTES
-
-
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")], ids=repr)
 async def test_a_request_without_memory_is_refused_and_may_be_repeated(error: Exception) -> None:
     refused = await error_responses.handle_unexpected_error(large_request(), error)

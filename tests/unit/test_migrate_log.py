@@ -42,23 +42,6 @@ async def test_without_a_log_of_the_other_kind_nothing_is_migrated(tmp_path: Pat
     assert out.getvalue() == ""
 
 
-def test_streams_are_parsed_from_jsz() -> None:
-    """As in `/jsz?accounts=true&streams=true`. An empty stream has first sequence 0."""
-    state = {"messages": 3, "last_seq": 9, "first_seq": 2, "consumer_count": 1}
-    empty = {"messages": 0, "last_seq": 9, "first_seq": 10, "consumer_count": 0}
-    details = [{"name": "TURNS", "state": state}, {"name": "SLOTS", "state": empty}]
-    jsz = {"account_details": [{"name": "$G", "stream_detail": details}]}
-    assert migrate_log.parse_streams(jsz) == {"TURNS": StreamState(3, 2, 9, 1), "SLOTS": StreamState(0, 0, 9, 0)}
-    assert migrate_log.parse_streams({}) == {}
-
-
-def test_raft_groups_are_parsed_from_raftz() -> None:
-    """As in `/raftz?acc=$G`; a group may have no leader."""
-    group = {"pindex": 4, "committed": 3, "applied": 2, "state": "FOLLOWER"}
-    raftz = {"$G": {"S-1": group | {"leader": "x"}, "C-1": group}}
-    assert migrate_log.parse_groups(raftz) == {"S-1": RaftGroup("x", 4, 3, 2), "C-1": RaftGroup("", 4, 3, 2)}
-
-
 DONE = RaftGroup("x", 4, 4, 4)
 WHOLE = ServerState({"TURNS": StreamState(3, 2, 9, 1)}, {"_meta_": DONE, "S-1": DONE, "C-1": DONE})
 

@@ -10,7 +10,6 @@ import pytest
 from tailrace.proto import models as table
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.models import (
-    Supports,
     cost_nano_usd,
     extend_models,
     find_model,
@@ -90,13 +89,6 @@ def test_a_name_that_would_mislead_is_refused(text: str) -> None:
     """Claude's own names keep their meaning, and a name has one: else nothing starts, and it says why."""
     with pytest.raises(SettingsInvalid, match=r"^TAILRACE_MODEL_ALIASES: "):
         parse_aliases(text)
-
-
-def test_an_unknown_property_of_a_model_is_none() -> None:
-    """A file that does not know says neither yes nor no."""
-    newest = models()["claude-fable-5-2"]
-    assert (newest.released, newest.supports.structured_outputs) == (None, None)
-    assert Supports() == Supports(vision=None, effort=None)
 
 
 @pytest.mark.rule("R23")

@@ -18,7 +18,7 @@ from tailrace.deploy.local.nats_server import (
     storage_limit,
 )
 from tailrace.deploy.local.options import Sync
-from tailrace.proto.nats.permissions import RIGHTS, imports_of
+from tailrace.proto.nats.permissions import RIGHTS
 
 SPEC = ServerSpec(
     Path("/data"),
@@ -60,22 +60,6 @@ def test_each_role_has_an_account_and_only_the_logs_account_has_jetstream() -> N
         },
     }
     assert accounts["TAILRACE_GENERATORS"]["users"] == accounts["TAILRACE_PERSISTENCE"]["users"] == []
-
-
-def test_an_export_names_its_importers_and_whether_it_has_many_replies() -> None:
-    """An account exports only to those that import; a request with several replies has a response stream."""
-    accounts = json.loads(config(SPEC))["accounts"]
-    exports, imports = accounts["TAILRACE"]["exports"], accounts["TAILRACE_GATEWAY"]["imports"]
-    assert {"service": "turns.*.*.request", "accounts": ["TAILRACE_GATEWAY", "TAILRACE_GENERATORS"]} in exports
-    assert {"service": {"account": "TAILRACE", "subject": "turns.*.*.request"}} in imports
-    (keys,) = (one for one in exports if one.get("service") == "$JS.API.DIRECT.GET.KV_KEYS")
-    assert (keys["response_type"], keys["response_threshold"]) == ("stream", "30s")
-    assert {"stream": "keys.>", "accounts": ["TAILRACE_GATEWAY"]} in exports
-    assert {"stream": {"account": "TAILRACE", "subject": "keys.>"}} in imports
-    models = {"service": "queries.*.models", "accounts": ["TAILRACE_GATEWAY", "TAILRACE"]}
-    assert models in accounts["TAILRACE_GENERATORS"]["exports"]
-    assert {"service": {"account": "TAILRACE_GENERATORS", "subject": "queries.*.models"}} in imports
-    assert sum(len(account["imports"]) for account in accounts.values()) == sum(len(imports_of(u)) for u in RIGHTS)
 
 
 def test_a_store_of_a_version_without_accounts_is_served_without_accounts() -> None:

@@ -5,17 +5,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from tailrace.deploy.simulated_claude.cache import TOKENS_MIN, Cache, Cached
 from tailrace.generators.backends import Call
 from tailrace.generators.continuation import build_call, prepare_call
 from tailrace.generators.prompt_cache import add_cache_marks
 from tailrace.proto.entries import CacheFor, Message, Mode
-from tailrace.proto.events import BlockDelta, MessageHead, MessageStart, TextDelta
-from tailrace.proto.usage import CallUsage
 from tests.harness.turn_builder import (
-    attempted_turn,
-    closing_events,
-    opening_events,
     request,
     started_turn,
 )
@@ -119,42 +113,3 @@ def test_a_continuation_has_the_marks_of_the_first_call(model: str, mode: Mode) 
     assert second.messages[: len(TURNS)] == first.messages
     assert (second.system, second.tools) == (first.system, first.tools)
     assert msgspec.json.encode(second.messages).count(b"cache_control") == 2
-
-
-@pytest.mark.rule("R61")
-def test_caching_for_an_hour_costs_more() -> None:
-    """Sonnet writes a token for 2,500 nano-dollars for five minutes, 4,000 for an hour, and reads one for 100."""
-    costs = {}
-    for cache in ("5m", "1h"):
-        log = attempted_turn(cache=cache)
-        kept = {"ephemeral_1h_input_tokens": 1000 if cache == "1h" else 0}
-        usage = CallUsage(cache_creation_input_tokens=1000, cache_read_input_tokens=10, cache_creation=kept)
-        log.store_events(MessageStart(MessageHead("msg_1", "m", usage)), *opening_events()[1:])
-        log.store_events(BlockDelta(0, TextDelta("x")), *closing_events(1))
-        log.end()
-        assert log.turn.end is not None
-        costs[cache] = log.turn.end.cost_nano_usd
-    assert costs == {"5m": 2_500_000 + 1_000 + 10_000, "1h": 4_000_000 + 1_000 + 10_000}
-
-
-def body(*messages: str, mark: bool = True, **more: Any) -> bytes:
-    built: list[dict[str, Any]] = [{"role": "user", "content": [text(message)]} for message in messages]
-    if mark:
-        built[-1]["content"][-1] |= FIVE
-    return msgspec.json.encode({"messages": built, **more})
-
-
-def test_the_simulated_claude_caches_marked_long_prompts() -> None:
-    """Like the API: reads the longest cached prefix and writes what is marked after it."""
-    cache, long, words = Cache(), "w " * TOKENS_MIN, TOKENS_MIN
-    assert cache.take(body(long, mark=False)) == Cached()
-    assert cache.take(body("short")) == Cached()
-    assert cache.take(body(long)) == Cached(0, words)
-    assert cache.take(body(long)) == Cached(words, 0)
-    assert cache.take(body(long, "and more")) == Cached(words, 2)
-    assert cache.take(body(long, mark=False)) == Cached()
-    assert cache.take(body(long, system="other")) == Cached(0, words + 1)
-    same = msgspec.json.encode(
-        {"messages": [{"role": "user", "content": long}, {"role": "user", "content": [text("x", **FIVE)]}]}
-    )
-    assert cache.take(same) == Cached(words, 1)

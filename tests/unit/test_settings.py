@@ -1,11 +1,10 @@
 """Reading settings from the environment, and printing them as a table."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
-from tailrace.proto.runtime.settings import read, render, table
+from tailrace.proto.runtime.settings import read, render
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -34,28 +33,6 @@ def test_variables_are_tailrace_and_the_field_in_capitals() -> None:
         "TAILRACE_ANTHROPIC_API_KEY": "not this",
     }
     assert read(Settings, environ) == Settings("nats://h:1", 0.5, 7, True, "console", "k")
-
-
-def test_a_path_field_is_read_as_a_path() -> None:
-    """msgspec needs a hook for it."""
-
-    class Kept(msgspec.Struct, frozen=True):
-        database: Annotated[Path, msgspec.Meta(description="the file")] = Path("a.db")
-
-    assert read(Kept, {"TAILRACE_DATABASE": "/data/b.db"}) == Kept(Path("/data/b.db"))
-    assert read(Kept, {}) == Kept()
-
-
-def test_table_has_a_row_for_each_setting() -> None:
-    """Variable, type, default, meaning; an empty default is shown as none."""
-    assert table(Settings) == [
-        ("TAILRACE_NATS_URL", "str", "nats://127.0.0.1:4222", "where NATS is"),
-        ("TAILRACE_GRACE_S", "float", "8.0", "how long to wait"),
-        ("TAILRACE_TURNS_MAX", "int", "100", "how many at once"),
-        ("TAILRACE_IS_OPEN", "bool", "False", "whether anybody may"),
-        ("TAILRACE_LOG_FORMAT", "json, console", "json", "for machines or people"),
-        ("ANTHROPIC_API_KEY", "str", "none", "Claude's key"),
-    ]
 
 
 def test_render_prints_two_lines_per_setting() -> None:

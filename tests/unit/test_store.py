@@ -22,7 +22,7 @@ from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.postgresql import PostgreSQL, to_positional
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros
-from tailrace.persistence.sql import load, statements
+from tailrace.persistence.sql import load
 from tailrace.persistence.sqlite import STATEMENTS, SQLite, move_aside
 from tailrace.persistence.store import SEARCH_S_MAX, SEARCH_WAIT_S_MAX, SEARCHES_WAITING_MAX, Store
 from tailrace.persistence.words import hash_words
@@ -33,7 +33,6 @@ from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
 from tailrace.proto.records import SessionRecord, record_from_fold
 from tailrace.proto.resources import ChangeSession, CreateSession, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.turn_builder import MODEL, NOON, Handwritten, completed_turn
 
@@ -181,13 +180,6 @@ async def test_an_older_fold_never_overwrites_a_newer_one(store: Store) -> None:
     assert await content_of(store) == before
 
 
-async def test_an_end_updates_the_row_of_a_running_turn(store: Store) -> None:
-    log = completed_turn("Light")
-    await store.record([running_row("turn-1")])
-    await store.record([build_row(key("turn-1"), log.turn)])
-    assert await store.turn(key("turn-1")) == record_from_fold(key("turn-1"), log.turn)
-
-
 @pytest.mark.rule("R27")
 async def test_a_running_turn_that_has_left_the_log_is_failed(store: Store) -> None:
     """Of any tenant; ended turns, and turns that the log may still have, do not change."""
@@ -219,29 +211,6 @@ async def test_a_batch_is_written_completely_or_not_at_all(store: Store, wrong: 
     assert await store.turn(key("turn-1")) is not None
 
 
-async def test_a_session_is_the_sum_of_its_turns(store: Store) -> None:
-    """Totals are computed from the turns, over all branches."""
-    turns = [completed_turn("Light", step=step).turn for step in (1, 2)]
-    await store.record([build_row(key("turn-1"), turns[0]), build_row(key("turn-2"), turns[1])])
-    found = await store.session(OURS, "session-1", NOON)
-    assert found is not None
-    ended = turns[1].ended_at
-    assert (found.turns, found.usage, found.created_at, found.updated_at) == (
-        2,
-        Usage(input_tokens=20, output_tokens=2),
-        turns[0].asked_at,
-        ended,
-    )
-    assert found.cost_usd == sum(turn.end.cost_nano_usd for turn in turns if turn.end) / NANO_USD_PER_USD > 0
-
-
-async def test_sessions_are_listed_newest_first_in_pages(store: Store) -> None:
-    await store.record([running_row(f"turn-{n}", session=f"session-{n}", step=n) for n in (2, 5, 1, 4, 3)])
-    first = await store.sessions(OURS, None, NEWEST, 3, NOON)
-    rest = await store.sessions(OURS, None, PageCursor(micros(first[-1].updated_at), first[-1].session), 3, NOON)
-    assert [one.session for one in first + rest] == [f"session-{n}" for n in (5, 4, 3, 2, 1)]
-
-
 async def test_turns_of_a_session_are_listed_oldest_first_in_pages(store: Store) -> None:
     """Turns of the same microsecond are ordered by their id."""
     await store.record(
@@ -256,13 +225,6 @@ async def test_turns_of_a_session_are_listed_oldest_first_in_pages(store: Store)
     earlier = await store.session_turns(OURS, SessionId("session-1"), before, 2, is_newest_first=True)
     assert [one.turn for one in earlier] == ["turn-a", "turn-c"]
     assert await store.last_turn(OURS, "session-1") == "turn-d"
-
-
-async def test_a_branch_is_a_turn_and_its_ancestors(store: Store) -> None:
-    parents = {"root": None, "left": "root", "right": "root", "leaf": "right"}
-    await store.record([running_row(turn, parent=parent) for turn, parent in parents.items()])
-    assert [one.turn for one in await store.branch(key("leaf"))] == ["root", "right", "leaf"]
-    assert await store.branch(key("nobody")) == []
 
 
 async def test_a_query_of_a_circle_of_parents_ends(store: Store) -> None:
@@ -1035,26 +997,6 @@ async def test_a_database_that_is_written_while_it_is_copied_is_refused(
     monkeypatch.undo()
     assert await content_of(target) == []
     await target.close()
-
-
-# The type of a value follows from its name: a new name of an integer belongs to `INTEGERS`.
-TEXTS = {
-    "after", "asked_by", "batch", "before", "content", "description", "dimension", "envelope", "error", "file",
-    "filename", "input", "last_name", "media_type", "metadata", "model", "name", "of", "outcome", "parent", "project",
-    "purpose", "session", "sha256", "start", "stop_reason", "stop_sequence", "system", "tenant", "text", "text_sha256",
-    "title", "turn", "user", "user_hash", "value", "words",
-}  # fmt: skip
-
-
-def test_each_value_of_a_statement_has_a_known_type() -> None:
-    text = {
-        name
-        for statement in statements("postgresql").values()
-        for sql, names in [to_positional(statement)]
-        for number, name in enumerate(names, 1)
-        if f"${number}::text" in sql
-    }
-    assert text == TEXTS
 
 
 async def test_a_new_database_is_migrated_once(path: Path) -> None:

@@ -126,19 +126,6 @@ async def test_features_run_at_their_moments() -> None:
     assert len(memory.stored) == 2
 
 
-async def test_a_repeated_post_returns_the_first_turn() -> None:
-    """Another body with the same key is refused; without a key each POST is a turn."""
-    memory = Memory()
-    submit = submitter(memory).submit
-    first = await submit(LOCAL, HELLO, b"{}", "key")
-    assert await submit(LOCAL, HELLO, b"{}", "key") == first
-    with pytest.raises(Refused) as refused:
-        await submit(LOCAL, HELLO, b"{ }", "key")
-    assert refused.value.code == "idempotency_key_reused"
-    assert await submit(LOCAL, HELLO, b"{}") != first
-    assert len(memory.stored) == 2
-
-
 @pytest.mark.rule("R78")
 @pytest.mark.parametrize(
     ("body", "key", "cursor", "tenant", "is_resumed"),
@@ -168,16 +155,6 @@ async def test_a_post_with_a_cursor_resumes_its_turn_or_is_refused(
             await submit(LOCAL._replace(tenant=tenant), HELLO, body, key, cursor=Seq(cursor))
         assert refused.value.code == "cursor_mismatch"
     assert len(memory.stored) == 2
-
-
-async def test_a_claim_without_a_turn_is_continued_under_its_id() -> None:
-    """The gateway that claimed the key died before its append."""
-    memory = Memory()
-    submit = submitter(memory).submit
-    key, entry = await submit(LOCAL, HELLO, b"{}", "key")
-    del memory.stored[key]
-    again, _ = await submit(LOCAL, HELLO, b"{}", "key")
-    assert (again, memory.stored[key].messages) == (key, entry.messages)
 
 
 @pytest.mark.rule("R26")

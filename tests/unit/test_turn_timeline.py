@@ -97,14 +97,6 @@ def test_a_reader_of_a_killed_gateway_is_inferred_from_the_one_that_resumed(
     assert ("A reader lost its gateway, which had sent 4 of 8 entries" in render(found)) == (len(lost) > 1)
 
 
-def test_a_reader_that_resumes_after_a_known_cut_has_lost_no_gateway() -> None:
-    stored = seconds(completed_turn("a").stored, *range(8))
-    cut = reader("disconnected", 4)
-    resumed = msgspec.structs.replace(reader("ended", 8, 4), opened_at=NOON + timedelta(seconds=4))
-    found = build(KEY, stored, [GatewayReaders(NOON + timedelta(seconds=5), [cut, resumed])])
-    assert [one.report.ending for one in found.readers] == ["disconnected", "ended"]
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_lost_readers_are_those_whose_cursor_no_closed_stream_has_sent(seed: int) -> None:
     """A stream sends the entries after its cursor, up to the last one that was written to it."""
