@@ -35,21 +35,17 @@ def test_the_banner_lists_processes_addresses_and_a_command_to_try() -> None:
     )
 
 
-def test_a_warning_is_a_line_of_the_banner() -> None:
-    """For example a model key that is refused."""
-    shown = render_banner(
-        ROWS, "http://x", "/data", page="http://x/#demo", model="Claude", needs_key=False, warning="the key is refused"
-    )
-    assert "  Stop:            Ctrl-C\n  Warning:         the key is refused\n\n  Try it:" in shown
+def test_the_banner_has_a_warning_and_a_placeholder_when_a_key_is_needed() -> None:
+    """Of a refused model key, for example. `up` knows only the hashes of keys."""
 
+    def shown(warning: str = "", *, needs_key: bool = False) -> str:
+        page = "http://x/#demo"
+        return render_banner(ROWS, "http://x", "/data", page=page, model="Claude", needs_key=needs_key, warning=warning)
 
-def test_the_command_to_try_has_a_placeholder_when_a_key_is_needed() -> None:
-    """`up` knows only the hashes of keys."""
-    is_open, needs_key = (
-        render_banner(ROWS, "http://x", "/data", page="http://x/#demo", model="Claude", needs_key=needs_key)
-        for needs_key in (False, True)
+    assert "  Stop:            Ctrl-C\n  Warning:         the key is refused\n\n  Try it:" in shown(
+        "the key is refused"
     )
-    assert needs_key == is_open.replace("/v1/turns ", "/v1/turns -H 'Authorization: Bearer YOUR-KEY' ")
+    assert shown(needs_key=True) == shown().replace("/v1/turns ", "/v1/turns -H 'Authorization: Bearer YOUR-KEY' ")
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,16 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from tailrace.proto import blobs
 from tailrace.proto.conversation import messages
 from tailrace.proto.entries import Message, Outcome
-from tailrace.proto.ids import Seq, SessionId, TurnId
-from tailrace.proto.records import TurnRecord
-from tailrace.proto.usage import Usage
-from tests.harness.turn_builder import MODEL, NOON
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.records import TurnRecord, record_from_fold
+from tailrace.proto.subjects import TurnKey
+from tests.harness.turn_builder import completed_turn
 
 QUESTION = Message("user", "Why is the sky blue?")
 TEXT = {"type": "text", "text": "Light scatters."}
@@ -19,29 +20,11 @@ THINKING = {"type": "thinking", "thinking": "Rayleigh.", "signature": "sig"}
 UNSIGNED = {"type": "thinking", "thinking": "Ray", "signature": ""}
 TOOL = {"type": "tool_use", "id": "tool_1", "name": "look_up", "input": {"what": "sky"}}
 EMPTY = {"type": "text", "text": " \n"}
+RECORD = record_from_fold(TurnKey(Tenant("alice"), TurnId("turn-1")), completed_turn().turn)
 
 
 def turn_record(outcome: Outcome, *content: dict[str, Any], question: Message = QUESTION) -> TurnRecord:
-    return TurnRecord(
-        turn=TurnId("turn-1"),
-        session=SessionId("session-1"),
-        parent=None,
-        model=MODEL,
-        outcome=outcome,
-        input=[question],
-        content=list(content),
-        text="",
-        stop_reason=None,
-        error=None,
-        usage=Usage(),
-        usage_is_estimated=False,
-        cost_usd=0.0,
-        attempts=1,
-        metadata={},
-        asked_at=NOON,
-        ended_at=NOON,
-        cursor=Seq(9),
-    )
+    return msgspec.structs.replace(RECORD, outcome=outcome, input=[question], content=list(content))
 
 
 @pytest.mark.rule("R33")

@@ -9,7 +9,7 @@ from tailrace.generators.budget import CostMeter, cut_at_cost, is_over_budget, l
 from tailrace.generators.plan import AppendEvents, Complete, MakeAttempt, closing_events, plan, plan_after_check
 from tailrace.proto import events
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import Attempt, Event, Request
+from tailrace.proto.entries import Attempt, Event
 from tailrace.proto.events import (
     BlockDelta,
     BlockStart,
@@ -30,13 +30,8 @@ START = MessageStart(MessageHead("msg_1", "claude-sonnet-5-5", CallUsage(input_t
 INPUT = 100 * 2000
 
 
-def turn_with(*answer: events.Event, max_cost_nano_usd: int | None = None, takes: int = 1) -> Turn:
-    log = Handwritten()
-    log.store_request(max_cost_nano_usd=max_cost_nano_usd)
-    for _ in range(takes):
-        log.store_attempt()
-    log.store_events(*answer)
-    return log.turn
+def turn_with(*answer: events.Event, max_cost_nano_usd: int | None = None) -> Turn:
+    return attempted_turn(*answer, max_cost_nano_usd=max_cost_nano_usd).turn
 
 
 @given(logs())
@@ -86,15 +81,10 @@ def test_the_meter_equals_the_fold_after_each_event() -> None:
 @pytest.mark.parametrize(("chars", "is_closed"), [(0, False), (7 * 15 - 7, False), (7 * 15, True), (7 * 20, True)])
 def test_an_answer_at_its_cost_limit_is_completed(chars: int, is_closed: bool) -> None:
     """105 characters are 30 tokens at 10,000 nano-dollars each, plus the prompt."""
-    turn = turn_with(START, BlockStart(0, {"type": "text", "text": ""}), BlockDelta(0, TextDelta("x" * chars)))
-    turn = msgspec.structs.replace(turn, request=fold_with_max_cost(turn, INPUT + 30 * 10_000))
+    text = [BlockStart(0, {"type": "text", "text": ""}), BlockDelta(0, TextDelta("x" * chars))]
+    turn = turn_with(START, *text, max_cost_nano_usd=INPUT + 30 * 10_000)
     assert isinstance(plan(turn, 5, cut_at_cost(turn)), AppendEvents) is is_closed
     assert is_over_budget(turn) is is_closed
-
-
-def fold_with_max_cost(turn: Turn, max_cost_nano_usd: int) -> Request:
-    assert turn.request is not None
-    return msgspec.structs.replace(turn.request, max_cost_nano_usd=max_cost_nano_usd)
 
 
 @pytest.mark.rule("R41")
@@ -107,8 +97,8 @@ def test_closing_events_complete_the_message() -> None:
         BlockStart(1, {"type": "tool_use", "id": "t", "name": "look", "input": {}}),
         BlockDelta(1, InputJsonDelta('{"wh')),
     ]
-    turn = turn_with(*answer, max_cost_nano_usd=1)
     log = attempted_turn(*answer, max_cost_nano_usd=1)
+    turn = log.turn
     for event in closing_events(turn, "max_cost"):
         assert not isinstance(event.event, events.UnknownEvent)
         log.store_events(event.event)

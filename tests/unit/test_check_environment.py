@@ -30,10 +30,7 @@ async def test_up_refuses_a_setting_that_it_chooses_itself(name: str) -> None:
         await check({name: "nats://127.0.0.1:4222"})
 
 
-async def test_variables_of_other_programs_are_ignored() -> None:
-    """Only names that begin with TAILRACE_ are checked."""
+async def test_variables_of_other_programs_and_of_client_commands_are_ignored() -> None:
+    """Only other names that begin with TAILRACE_ are checked."""
     await check({"PATH": "x", "ANTHROPIC_LOG": "debug", "TAIL": "1", "TAILRACE_GRACE_S": "3"})
-
-
-async def test_the_variables_of_client_commands_are_not_settings_of_up() -> None:
     await check({"TAILRACE_URL": "https://tailrace.example", "TAILRACE_KEY": "s3cret"})

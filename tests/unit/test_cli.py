@@ -49,6 +49,20 @@ def _logging_as_before() -> Iterator[None]:
     structlog.contextvars.clear_contextvars()
 
 
+@pytest.fixture
+def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory and home."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    return tmp_path
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -130,10 +144,6 @@ def test_a_result_is_one_line_of_json(
 
 
 def test_the_progress_of_a_batch_is_one_bar_on_a_terminal_and_one_line_elsewhere() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     none, half = f"[{'.' * 30}] 0/2, 0 failed, $0.0000", f"[{'#' * 15}{'.' * 15}] 1/2, 1 failed, $0.5000"
     for output, written in ((Terminal(), f"\r{none}\x1b[K\r{half}\x1b[K\n"), (io.StringIO(), f"{half}\n")):
         bar = Bar(output)
@@ -204,17 +214,14 @@ def test_the_data_is_in_the_users_directory_unless_this_folder_has_a_data_direct
 
 
 def test_commands_find_the_running_up_of_this_user_from_any_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    empty_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The one of this folder, else the one that was started last. TAILRACE_URL and --url win over it.
 
     A command says on standard error which of several it has chosen.
     """
-    monkeypatch.chdir(tmp_path)
-    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "HOME"):
-        monkeypatch.setenv(name, str(tmp_path / "home"))
     assert parser().parse_args(["status"]).data == default_data_dir()
-    first, second, ended = (tmp_path / name for name in ("first", "second", "ended"))
+    first, second, ended = (empty_home / name for name in ("first", "second", "ended"))
     for folder in (first, second, ended):
         pid = os.getpid() if folder != ended else 2**22 + 1
         folder.mkdir()
@@ -227,21 +234,19 @@ def test_commands_find_the_running_up_of_this_user_from_any_folder(
     assert capsys.readouterr().err == "several systems run; this is http://second. Name another one with --url.\n"
     assert find_url(None, {"TAILRACE_URL": "http://named"}, found) == "http://named"
     assert find_url("http://given", {"TAILRACE_URL": "http://named"}, found) == "http://given"
-    (tmp_path / ".tailrace").symlink_to(first)
+    (empty_home / ".tailrace").symlink_to(first)
     assert parser().parse_args(["turns"]).data == Path(".tailrace")
     assert find_url(None, {}, Path(".tailrace")) == "http://first"
     assert not capsys.readouterr().err
     assert parser().parse_args(["up"]).data == Path(".tailrace")
 
 
+@pytest.mark.usefixtures("empty_home")
 @pytest.mark.parametrize("is_foreign", [stat.S_ISDIR, stat.S_ISREG], ids=["directory", "file"])
 def test_addresses_in_files_of_another_user_are_not_used(
-    is_foreign: Callable[[int], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    is_foreign: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shared folder such as /tmp may contain them, and they would receive the user's key and question."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "HOME"):
-        monkeypatch.setenv(name, str(tmp_path / "home"))
     data = Path(".tailrace")
     data.mkdir()
     up = UpStatus("0.1.0", os.getpid(), "http://other", datetime.now(UTC), [], [])
@@ -396,14 +401,11 @@ def _no_input(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.usefixtures("_no_input")
+@pytest.mark.usefixtures("_no_input", "empty_home")
 def test_without_any_gateway_a_client_command_says_so_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It does not wait as for one that restarts."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "HOME"):
-        monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     url = f"http://127.0.0.1:{find_free(1)[0]}"
     monkeypatch.setattr("tailrace.client.core.URL", url)
@@ -566,7 +568,7 @@ def test_erase_asks_on_a_terminal_and_needs_yes_elsewhere(
     sys.stdin.close()
     assert "add --yes" in capsys.readouterr().err
     for typed, status in (("\n", EXIT_ERROR), ("no\n", EXIT_ERROR), ("", EXIT_ERROR)):
-        monkeypatch.setattr(sys, "stdin", Typed(typed))
+        monkeypatch.setattr(sys, "stdin", Terminal(typed))
         assert main(erase) == status
         question, _, printed = capsys.readouterr().err.partition("[y/N] ")
         assert (question, printed) == (
@@ -574,17 +576,10 @@ def test_erase_asks_on_a_terminal_and_needs_yes_elsewhere(
             "nothing was erased\n",
         )
     monkeypatch.setattr("tailrace.deploy.cli.erase.connect", Erased)
-    monkeypatch.setattr(sys, "stdin", Typed("y\n"))
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
     assert main(erase) == 0
     assert main([*erase, "--yes"]) == 0
     assert capsys.readouterr().out.count('"turns": 1') == 2
-
-
-class Typed(io.StringIO):
-    """A standard input that is a terminal, with a typed line."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 class Erased:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tailrace.deploy.local.console import LINE_BYTES_MAX, Console, split_lines
 from tailrace.proto.runtime.logging_setup import is_coloured
+from tests.unit.test_cli import Terminal
 
 
 @pytest.mark.parametrize(
@@ -52,10 +53,6 @@ def test_each_line_begins_with_its_process_name_in_a_column() -> None:
 
 def test_only_terminals_without_no_color_get_colours() -> None:
     """A file, a pipe and NO_COLOR get plain text; on a terminal only the name is coloured."""
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
 
     assert not is_coloured(io.StringIO(), {})
     assert not is_coloured(Terminal(), {"NO_COLOR": "1"})

@@ -112,15 +112,6 @@ async def test_next_wakes_up_at_an_event_and_at_the_close() -> None:
         assert await writing == [PING]
 
 
-async def test_events_before_the_close_are_still_returned() -> None:
-    """Nothing is lost of a stream that breaks off."""
-    buffer = DeltaBuffer()
-    buffer.put(from_event(text("last words")))
-    buffer.close()
-    assert await drain(buffer) == [from_event(text("last words"))]
-    assert await buffer.next() is None
-
-
 @pytest.mark.parametrize("end", ["another event", "the close"])
 async def test_a_delta_waits_for_others_until_something_else_follows(end: str) -> None:
     """Deltas that come before `join_until` are joined. Another event, or the close, ends the wait."""

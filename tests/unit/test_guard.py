@@ -5,7 +5,6 @@ from typing import Any, cast
 import httpx2
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
@@ -18,20 +17,11 @@ from tailrace.gateway.http import error_responses
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId
+from tests.unit.test_auth import Exchanged
 
 
 async def answer(request: ApiRequest) -> PlainTextResponse:
     return PlainTextResponse(request.tenant)
-
-
-class Takes:
-    """A verifier that accepts everything."""
-
-    def __init__(self, caller: Principal) -> None:
-        self._caller = caller
-
-    async def verify(self, _token: bytes, _request: Request) -> Principal | None:
-        return self._caller
 
 
 def build(caller: Principal | None) -> Authenticator:
@@ -39,7 +29,7 @@ def build(caller: Principal | None) -> Authenticator:
     made = Authenticator(Settings(api_keys="" if caller is None else f"alice:{'0' * 64}"), ApiKeyCache())
     if caller is not None:
         made.sources.append(
-            CredentialSource(lambda request: [b"x"] if "ticket" in request.query_params else [], [Takes(caller)])
+            CredentialSource(lambda request: [b"x"] if "ticket" in request.query_params else [], [Exchanged(caller)])
         )
     return made
 

@@ -42,17 +42,11 @@ def test_an_invalid_session_name_is_refused(text: str) -> None:
 
 
 @pytest.mark.rule("R3")
-@pytest.mark.parametrize("text", ["a", "a-b_c", "0", "x" * 64])
-def test_a_token_is_lower_case_ascii(text: str) -> None:
-    """Letters, digits, `-` and `_`, 1 to 64 of them."""
-    assert is_token(text)
-
-
-@pytest.mark.rule("R3")
-@pytest.mark.parametrize("text", ["", "*", ">", "a.b", "A", "a b", "ä", "x" * 65, "a\n", "\na", "a\0", "$JS", "٣"])
-def test_text_that_would_change_a_subject_is_not_a_token(text: str) -> None:
-    """Wildcards, dots, spaces, line ends and all that is not ASCII."""
-    assert not is_token(text)
+def test_a_token_is_lower_case_ascii() -> None:
+    """Letters, digits, `-` and `_`, 1 to 64 of them. All else could change the meaning of a subject."""
+    assert all(map(is_token, ["a", "a-b_c", "0", "x" * 64]))
+    refused = ["", "*", ">", "a.b", "A", "a b", "ä", "x" * 65, "a\n", "\na", "a\0", "$JS", "٣"]
+    assert [text for text in refused if is_token(text)] == []
 
 
 @pytest.mark.parametrize("name", ["..", "../../other", "/etc", "a/b", "Ünï", "x" * 300, ".", "a\x00b"])
@@ -64,18 +58,19 @@ def test_any_name_has_a_folder_name_of_its_own(name: str) -> None:
 
 
 @pytest.mark.rule("R15")
-@pytest.mark.parametrize(("text", "seq"), [("0", 0), ("1", 1), ("007", 7), (str(SEQ_MAX), SEQ_MAX)])
-def test_a_cursor_is_a_sequence(text: str, seq: int) -> None:
-    """A plain number that the stream could have made; 0 stands before the first."""
-    assert parse_cursor(text) == seq
-
-
-@pytest.mark.rule("R15")
 @pytest.mark.parametrize(
-    "text", ["", "-1", "+1", "1_0", " 1", "1 ", "1\n", "1.0", "1e3", "٣", "0x1", str(SEQ_MAX + 1), "9" * 20, "null"]
+    ("text", "seq"),
+    [
+        *[("0", 0), ("1", 1), ("007", 7), (str(SEQ_MAX), SEQ_MAX)],
+        *dict.fromkeys(["", "-1", "+1", "1_0", " 1", "1 ", "1\n", "1.0", "1e3", "٣", "0x1", "null"]).items(),
+        *dict.fromkeys([str(SEQ_MAX + 1), "9" * 20]).items(),
+    ],
 )
-def test_text_that_is_not_a_plain_number_is_not_a_cursor(text: str) -> None:
-    """`int()` takes signs, underscores, spaces and Arabic digits; a cursor does not."""
+def test_a_cursor_is_a_plain_number_that_the_stream_could_have_made(text: str, seq: int | None) -> None:
+    """`int()` takes signs, underscores, spaces and Arabic digits; a cursor does not. 0 stands before the first."""
+    if seq is not None:
+        assert parse_cursor(text) == seq
+        return
     with pytest.raises(CursorUnknown):
         parse_cursor(text)
 

@@ -79,16 +79,9 @@ async def test_a_single_public_key_needs_no_kid(tmp_path: Path) -> None:
 
 
 NOW = int(time.time())
-# More than the tests take from here on.
-A_DAY_S = 24 * 3600
 HEADER = {"alg": "HS256", "typ": "JWT"}
 WRONG = {
-    "none": by_hand({"alg": "none"}, claims()),
-    "None": by_hand({"alg": "None"}, claims()),
-    "nOnE and a signature": by_hand({"alg": "nOnE"}, claims(), b"x"),
     "no algorithm": by_hand({"typ": "JWT"}, claims(), b"x"),
-    "no signature": by_hand(HEADER, claims()),
-    "another's signature": by_hand(HEADER, claims(), b"\0" * 32),
     "another secret": token("another-secret-that-is-also-more-than-32-bytes-long"),
     "another hash": token(algorithm="HS512", key=SECRET * 2),
     "an unknown key": token(rsa.generate_private_key(65537, 2048), "RS256", {"kid": "rsa"}),
@@ -97,26 +90,15 @@ WRONG = {
     "no key's name": token(RSA_KEY, "RS256"),
     "another hash of that key": token(RSA_KEY, "RS512", {"kid": "rsa"}),
     "PS256 of that key": token(RSA_KEY, "PS256", {"kid": "rsa"}),
-    "a kid that is a path": token(RSA_KEY, "RS256", {"kid": "../../../dev/null"}),
-    "a kid that is SQL": token(RSA_KEY, "RS256", {"kid": "rsa' OR '1'='1"}),
-    "a kid that is long": token(RSA_KEY, "RS256", {"kid": "k" * 5000}),
     "a kid that is empty": token(RSA_KEY, "RS256", {"kid": ""}),
     "a kid that is a number": by_hand({"alg": "RS256", "kid": 1}, claims(), b"x"),
     "a critical extension": token(headers={"crit": ["exp"], "exp": NOW + 9}),
     "expired": token(exp=NOW - LEEWAY_S - 60),
-    "no expiry": token(exp=None),
     "expiry of another type": token(exp=[NOW + 9]),
-    "expiry that is no number": token(exp="soon"),
-    "not yet": token(nbf=NOW + A_DAY_S),
-    "issued in the future": token(iat=NOW + A_DAY_S),
     "another audience": token(aud="anon"),
-    "no audience": token(aud=None),
     "other audiences": token(aud=["anon", "service_role"]),
     "another issuer": token(iss=f"{ISSUER}/"),
-    "no issuer": token(iss=None),
     "issuers": by_hand(HEADER, claims(iss=[ISSUER]), b"x"),
-    "no tenant": token(sub=None),
-    "an empty tenant": token(sub=""),
     "two parts": token().rpartition(b".")[0],
     "four parts": token() + b".x",
     "a part that is empty": b"..",
@@ -130,7 +112,6 @@ WRONG = {
     "a body that nests deep": b"e30." + b"W1tb" * 3000 + b".eA",
     "a header that is no UTF-8": b"eyJhbGciOiL_In0.e30.eA",
     "a header that is no object": by_hand(["HS256"], claims(), b"x"),
-    "a payload that is no object": by_hand(HEADER, ["a"], b"x"),
     "SQL": b"' OR '1'='1' --",
     "empty": b"",
 }
@@ -206,6 +187,8 @@ def forged_tokens() -> dict[str, bytes]:
         "payload is a number": hs256('{"alg":"HS256"}', "1"),
         "exp of 5,000 digits": with_claim("exp", "9" * 5000),
         "15 kB of claims, invalid signature": by_hand({"alg": "HS256"}, claims(x="x" * 11_000), b"x" * 32),
+        **{f"no {name}": token(**{name: None}) for name in ("sub", "aud", "iss", "exp")},
+        **{f"{name} tomorrow": token(**{name: NOW + 24 * 3600}) for name in ("nbf", "iat")},
         "60 kB": token(x="x" * 40_000),
     }
 

@@ -7,11 +7,9 @@ from tailrace.proto.limits import (
     UNLIMITED,
     Limits,
     Rate,
-    merge_limits,
     parse_limits,
     parse_limits_setting,
     request_rate,
-    token_rate,
 )
 
 
@@ -45,13 +43,6 @@ def test_a_key_record_holds_the_same_limits_as_json() -> None:
         parse_limits({"request": 60})
 
 
-def test_a_keys_own_limit_replaces_the_common_one() -> None:
-    """Each limit by itself: the others still apply."""
-    common = Limits(requests=60, usd_day=1)
-    assert merge_limits(Limits(requests=600, running=3), common) == Limits(requests=600, running=3, usd_day=1)
-    assert merge_limits(UNLIMITED, common) == common
-
-
 @pytest.mark.parametrize(
     ("limits", "rate"),
     [
@@ -67,9 +58,3 @@ def test_a_keys_own_limit_replaces_the_common_one() -> None:
 def test_burst_is_the_size_of_a_window(limits: Limits, rate: Rate | None) -> None:
     """The rate stays the same; a window has at most an hour."""
     assert request_rate(limits) == rate
-
-
-def test_tokens_are_counted_by_the_minute() -> None:
-    """None: not limited."""
-    assert token_rate(Limits(tokens=1000)) == Rate(1000, 60)
-    assert token_rate(UNLIMITED) is None

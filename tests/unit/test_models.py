@@ -130,6 +130,7 @@ def test_a_long_prompt_has_the_higher_price_for_the_whole_call() -> None:
 
 
 @pytest.mark.rule("R23")
+@pytest.mark.rule("R61")
 @pytest.mark.parametrize(
     ("usage", "nano_usd"),
     [

@@ -84,10 +84,6 @@ def deltas(log: Handwritten) -> list[dict[str, Any]]:
     return [chunk["choices"][0]["delta"] for chunk in chunks(log)]
 
 
-def is_done(log: Handwritten) -> bool:
-    return any(frame.sent.endswith(b"data: [DONE]\n\n") for frame in render_frames(KEY, log.stored, CHAT))
-
-
 def test_restart_is_an_error_and_new_readers_get_the_new_answer() -> None:
     """The role and the indices start again."""
     log = open_log()

@@ -21,7 +21,7 @@ from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Failure, Mode, Outcome, Stored
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.records import TurnRecord, record_from_fold
+from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.citations import CITATIONS
 from tests.harness.sse_parser import parse
@@ -279,21 +279,11 @@ def test_numbers_from_the_database_are_not_lower_than_from_the_log(texts: list[s
     assert numbers[-1] >= events_of(log.stored)[-1]["sequence_number"]
 
 
-def test_restart_is_an_error_a_break_and_a_new_response() -> None:
-    """Text of two answers is never mixed; the error says what to do."""
+def test_a_restarted_answer_has_no_snapshot_before_its_first_event() -> None:
+    """The golden case `restart` has the error, the break and the new response."""
     log = started_turn("old")
     log.store_attempt("restart")
-    log.store_events(*opening_events())
-    log.store_texts("new")
-    restart = next(
-        n for n, one in enumerate(log.stored) if isinstance(one.entry, Attempt) and one.entry.mode != "fresh"
-    )
-    told_at = frames(log.stored)[restart]
-    (error,) = data(told_at.data)
-    assert (error["type"], told_at.is_break, "from its beginning" in error["message"]) == ("error", True, True)
-    assert [event["type"] for event in render_for_new_reader(log)][:2] == ["response.created", "response.in_progress"]
-    assert render_for_new_reader(log)[0]["sequence_number"] == error["sequence_number"] + 1
-    assert render_snapshot(KEY, fold(log.stored[: restart + 1]), error["sequence_number"] + 1) == ()
+    assert render_snapshot(KEY, log.turn, 9) == ()
 
 
 def test_open_block_is_closed_by_the_next() -> None:
@@ -307,11 +297,7 @@ def test_open_block_is_closed_by_the_next() -> None:
 def test_turn_without_an_attempt_is_queued() -> None:
     log = Handwritten()
     log.store_request()
-    assert response_of(build_record(log))["status"] == "queued"
+    assert response_of(record_from_fold(KEY, log.turn))["status"] == "queued"
     assert data(sse.encode(render_snapshot(KEY, log.turn, 1))) == events_of(log.stored)
     log.store_attempt()
-    assert response_of(build_record(log))["status"] == "in_progress"
-
-
-def build_record(log: Handwritten) -> TurnRecord:
-    return record_from_fold(KEY, log.turn)
+    assert response_of(record_from_fold(KEY, log.turn))["status"] == "in_progress"

@@ -41,8 +41,9 @@ def request(query: str) -> Request:
 
 @pytest.mark.parametrize("text", ["1", "999", "0.5", "2.25", "0.001", "10"])
 def test_a_pace_is_a_number(text: str) -> None:
-    """Above 0, and not so slow that a reader stays for years."""
+    """Above 0, and not so slow that a reader stays for years. Without one, as when resuming, all is sent at once."""
     assert pace_of(request(f"pace={text}")) is not None
+    assert pace_of(request("")) is None
 
 
 @pytest.mark.parametrize("text", ["", "0", "0.0", "-1", "1e3", "nan", "inf", "1000", "01", "1.", "1_0", "٣", "0.0001"])
@@ -50,8 +51,3 @@ def test_an_invalid_pace_is_refused(text: str) -> None:
     """Python's float() accepts more."""
     with pytest.raises(Refused):
         pace_of(request(f"pace={text}"))
-
-
-def test_without_a_pace_a_turn_is_sent_at_once() -> None:
-    """A resuming reader wants that."""
-    assert pace_of(request("")) is None

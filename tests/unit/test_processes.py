@@ -40,10 +40,29 @@ def test_no_secret_is_an_argument(environ: dict[str, str]) -> None:
         assert PASSWORD not in " ".join(part.where)
 
 
-def test_only_generators_get_the_key_of_claude() -> None:
+GENERATORS = ["generator-1", "generator-2"]
+CLOUD = {"AWS_SECRET_ACCESS_KEY": KEY, "ANTHROPIC_VERTEX_PROJECT_ID": KEY, "GOOGLE_APPLICATION_CREDENTIALS": KEY}
+LOGIN = {"CLAUDE_CODE_OAUTH_TOKEN": KEY, "TAILRACE_BACKENDS": "claude_code"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "holders"),
+    [
+        ({"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": "http://proxy.example"}, GENERATORS),
+        (CLOUD, GENERATORS),
+        (CLOUD | {"ANTHROPIC_API_KEY": "k"}, GENERATORS),
+        (LOGIN, GENERATORS),
+        # Another backend needs a key, so nothing real is called.
+        (LOGIN | {"TAILRACE_BACKENDS": "claude_code, claude"}, []),
+        ({"TAILRACE_WEBHOOK_KEY": KEY}, ["persistence"]),
+    ],
+    ids=["key of Claude", "clouds", "clouds and Claude", "login", "login and Claude", "webhooks"],
+)
+def test_a_secret_is_passed_on_unchanged_to_those_that_need_it(environ: dict[str, str], holders: list[str]) -> None:
     """A compromised gateway cannot leak it."""
-    holders = [part.name for part in specs_of({"ANTHROPIC_API_KEY": KEY}).values() if KEY in part.environ.values()]
-    assert holders == ["generator-1", "generator-2"]
+    found = specs_of(environ)
+    assert [name for name, part in found.items() if KEY in part.environ.values()] == holders
+    assert all(environ.items() <= dict(found[name].environ).items() for name in holders)
 
 
 @pytest.mark.rule("S2")
@@ -63,53 +82,29 @@ def test_each_process_gets_the_password_of_its_own_nats_user_only() -> None:
     }
 
 
-def test_only_persistence_gets_the_webhook_key() -> None:
-    """Gateways learn that there is a key, and accept webhooks only then."""
-    found = specs_of({"TAILRACE_WEBHOOK_KEY": KEY})
-    assert [part.name for part in found.values() if KEY in part.environ.values()] == ["persistence"]
-    assert found["gateway-1"].environ["TAILRACE_WEBHOOKS"] == "true"
+def test_gateways_accept_webhooks_only_if_there_is_a_key() -> None:
+    assert specs_of({"TAILRACE_WEBHOOK_KEY": KEY})["gateway-1"].environ["TAILRACE_WEBHOOKS"] == "true"
     assert specs_of({"TAILRACE_WEBHOOKS": "true"})["gateway-1"].environ["TAILRACE_WEBHOOKS"] == "false"
 
 
-def test_only_generators_get_cloud_credentials() -> None:
-    """Also if Claude is simulated and another backend is real."""
-    given = {"AWS_SECRET_ACCESS_KEY": KEY, "ANTHROPIC_VERTEX_PROJECT_ID": KEY, "GOOGLE_APPLICATION_CREDENTIALS": KEY}
-    for environ in (given, given | {"ANTHROPIC_API_KEY": "k"}):
-        found = specs_of(environ)
-        assert [part.name for part in found.values() if KEY in part.environ.values()] == ["generator-1", "generator-2"]
-        assert given.items() <= dict(found["generator-1"].environ).items()
-
-
 @pytest.mark.parametrize(
-    ("backends", "is_simulated"),
+    ("environ", "is_simulated"),
     [
-        ("claude", True),
-        ("bedrock, claude", True),
-        ("vertex; claude-opus-5-5 = claude, vertex", True),
-        ("claude_code", True),
-        ("bedrock", False),
-        ("bedrock; claude-opus-5-5 = vertex", False),
+        ({"TAILRACE_BACKENDS": "claude"}, True),
+        ({"TAILRACE_BACKENDS": "bedrock, claude"}, True),
+        ({"TAILRACE_BACKENDS": "vertex; claude-opus-5-5 = claude, vertex"}, True),
+        ({"TAILRACE_BACKENDS": "claude_code"}, True),
+        ({"TAILRACE_BACKENDS": "bedrock"}, False),
+        ({"TAILRACE_BACKENDS": "bedrock; claude-opus-5-5 = vertex"}, False),
+        ({"ANTHROPIC_API_KEY": KEY}, False),
+        (LOGIN, False),
+        (LOGIN | {"TAILRACE_BACKENDS": "claude_code, claude"}, True),
     ],
 )
-def test_claude_is_simulated_only_for_backends_that_call_anthropic(backends: str, is_simulated: bool) -> None:
-    assert ("simulated-claude" in specs_of({"TAILRACE_BACKENDS": backends})) is is_simulated
-
-
-@pytest.mark.parametrize(("backends", "is_simulated"), [("claude_code", False), ("claude_code, claude", True)])
-def test_with_a_login_claude_code_is_not_simulated(backends: str, is_simulated: bool) -> None:
-    """Only generators get its token; where another backend needs a key, nothing real is called."""
-    found = specs_of({"TAILRACE_BACKENDS": backends, "CLAUDE_CODE_OAUTH_TOKEN": KEY})
-    assert ("simulated-claude" in found) is is_simulated
-    holders = [part.name for part in found.values() if KEY in part.environ.values()]
-    assert holders == ([] if is_simulated else ["generator-1", "generator-2"])
-
-
-def test_with_an_api_key_nothing_is_simulated() -> None:
-    """Key and base URL are passed on unchanged."""
-    given = {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": "http://proxy.example"}
-    found = specs_of(given)
-    assert "simulated-claude" not in found
-    assert given.items() <= dict(found["generator-1"].environ).items()
+def test_claude_is_simulated_only_for_backends_that_call_anthropic_without_a_key_or_login(
+    environ: dict[str, str], *, is_simulated: bool
+) -> None:
+    assert ("simulated-claude" in specs_of(environ)) is is_simulated
 
 
 @pytest.mark.parametrize("environ", [{}, {"ANTHROPIC_API_KEY": ""}])

@@ -58,11 +58,6 @@ def test_a_call_is_repeated_exactly_for_retryable_codes(code: str) -> None:
     assert (delay_s is not None) == CODES[code].is_retryable
 
 
-def test_other_exceptions_are_not_repeated() -> None:
-    """Only errors of the model are temporary."""
-    assert RETRY.next_delay_s(ValueError("x"), tries=1, chance=0.0) is None
-
-
 @pytest.mark.rule("F20")
 def test_back_off_doubles_up_to_its_cap_until_the_last_try() -> None:
     """Half of each wait is fixed and half is random."""

@@ -1029,20 +1029,6 @@ async def test_the_file_and_its_journal_are_private(path: Path, file_store: Stor
     assert [file.stat().st_mode & 0o077 for file in [path.parent, *files]] == [0, 0, 0, 0]
 
 
-async def test_a_file_that_is_not_a_database_is_corrupt(tmp_path: Path) -> None:
-    """Unlike a full or locked database, it must be replaced."""
-    path = write(tmp_path / "tailrace.db", b"not a database" * 1000)
-    with pytest.raises(StoreCorrupt, match="SQLITE_NOTADB"):
-        await Store.open(path, busy_timeout_s=0.05)
-
-
-async def test_a_file_that_was_deleted_while_open_is_corrupt(path: Path, file_store: Store) -> None:
-    """SQLite would continue to write to it, and those turns would be acknowledged and lost."""
-    move_aside(path)
-    with pytest.raises(StoreCorrupt, match="deleted or replaced"):
-        await file_store.record([running_row("turn-1")])
-
-
 @pytest.mark.parametrize("writes", ["a checkpoint", "a commit"])
 async def test_a_file_that_was_truncated_while_open_is_corrupt(path: Path, file_store: Store, writes: str) -> None:
     """Also when the next write makes it as long as before: the journal may hold its last page."""

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from tailrace.deploy.simulated_claude.refusal import Refusal
 from tailrace.deploy.simulated_claude.request import refuse_schema
 from tailrace.generators.continuation import build_call
 from tailrace.generators.structured_output import move_schema_to_prompt, to_native
@@ -142,9 +141,3 @@ def test_a_schema_has_a_size_limit() -> None:
     with pytest.raises(Refused) as refused:
         require_small_schema({"enum": ["x" * SCHEMA_BYTES_MAX]})
     assert refused.value.code == "schema_invalid"
-
-
-def test_the_simulated_claude_refuses_the_same_schemas_as_the_api() -> None:
-    """The first test here depends on it."""
-    with pytest.raises(Refusal):
-        refuse_schema(OPEN)

@@ -13,7 +13,7 @@ from tailrace.gateway.clients.ai_sdk.part import block_chunks
 from tailrace.gateway.clients.ai_sdk.stream import UI, replay_dialect
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import events
-from tailrace.proto.entries import Failure, Message
+from tailrace.proto.entries import Message
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
@@ -24,7 +24,6 @@ from tests.unit.test_dialects import turns
 
 KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 UI_REPLAY = replay_dialect({})
-OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")
 CALL = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
 
 Chunk = dict[str, Any]

@@ -12,33 +12,26 @@ from tailrace.proto.entries import Outcome
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
-from tests.harness.turn_builder import Handwritten, completed_turn
+from tests.harness.turn_builder import started_turn
 
 KEY = TurnKey(Tenant("ours"), TurnId("turn-1"))
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def test_a_webhook_has_the_turns_record_and_the_same_bytes_each_time() -> None:
-    """A receiver that gets it twice gets equal bytes."""
-    turn = completed_turn("Light ", "scatters.").turn
-    record = record_from_fold(KEY, turn)
+@pytest.mark.parametrize("outcome", ["completed", "cancelled", "failed"])
+def test_a_webhook_has_the_turns_record_and_outcome_and_the_same_bytes_each_time(outcome: Outcome) -> None:
+    """A receiver that gets it twice gets equal bytes, and can select by type."""
+    log = started_turn("Light ", "scatters.")
+    log.end(outcome)
+    record = record_from_fold(KEY, log.turn)
     body = payload.render(record)
-    assert body == payload.render(record_from_fold(KEY, turn))
+    assert body == payload.render(record_from_fold(KEY, log.turn))
     assert msgspec.json.decode(body) == {
-        "type": "turn.completed",
-        "timestamp": msgspec.to_builtins(turn.ended_at),
+        "type": f"turn.{outcome}",
+        "timestamp": msgspec.to_builtins(log.turn.ended_at),
         "data": msgspec.to_builtins(record),
         "links": {"self": "/v1/turns/turn-1"},
     }
-
-
-@pytest.mark.parametrize("outcome", ["completed", "cancelled", "failed"])
-def test_the_type_of_a_webhook_is_the_turns_outcome(outcome: Outcome) -> None:
-    """Receivers can select by type."""
-    log = Handwritten()
-    log.store_request()
-    log.end(outcome)
-    assert msgspec.json.decode(payload.render(record_from_fold(KEY, log.turn)))["type"] == f"turn.{outcome}"
 
 
 @pytest.mark.parametrize(
