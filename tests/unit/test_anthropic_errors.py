@@ -1,6 +1,5 @@
 """Every exception of anthropic and httpx2 becomes a BackendError with a code of the table."""
 
-from collections.abc import Iterator
 from email.utils import formatdate
 
 import anthropic
@@ -110,31 +109,22 @@ PROGRAM_ERRORS = {
 }
 
 
-def exceptions() -> Iterator[type[Exception]]:
-    """Every public exception of the two libraries."""
-    for library in (anthropic, httpx2):
-        for value in vars(library).values():
-            if isinstance(value, type) and issubclass(value, Exception):
-                yield value
-
-
 def new_error(kind: type[Exception]) -> Exception:
     """An exception of `kind` as the SDK would make it."""
     if issubclass(kind, anthropic.APIStatusError):
-        response = httpx2.Response(getattr(kind, "status_code", None) or status_of(kind), request=REQUEST)
+        status = getattr(kind, "status_code", None) or (500 if issubclass(kind, anthropic.InternalServerError) else 418)
+        response = httpx2.Response(status, request=REQUEST)
         return kind("Error code", response=response, body=None)
     error = kind.__new__(kind)
     Exception.__init__(error, "secret answer")
     return error
 
 
-def status_of(kind: type[Exception]) -> int:
-    return 500 if issubclass(kind, anthropic.InternalServerError) else 418
-
-
 def test_every_public_exception_of_the_libraries_is_mapped() -> None:
     """An exception of a new version must not reach the worker unmapped."""
-    assert set(exceptions()) - PROGRAM_ERRORS == set(MAPPED)
+    public = [value for library in (anthropic, httpx2) for value in vars(library).values()]
+    errors = {value for value in public if isinstance(value, type) and issubclass(value, Exception)}
+    assert errors - PROGRAM_ERRORS == set(MAPPED)
 
 
 @pytest.mark.parametrize(("kind", "code"), MAPPED.items(), ids=lambda value: getattr(value, "__name__", None))

@@ -81,7 +81,7 @@ def test_the_meter_equals_the_fold_after_each_event() -> None:
 @pytest.mark.parametrize(("chars", "is_closed"), [(0, False), (7 * 15 - 7, False), (7 * 15, True), (7 * 20, True)])
 def test_an_answer_at_its_cost_limit_is_completed(chars: int, is_closed: bool) -> None:
     """105 characters are 30 tokens at 10,000 nano-dollars each, plus the prompt."""
-    text = [BlockStart(0, {"type": "text", "text": ""}), BlockDelta(0, TextDelta("x" * chars))]
+    text: list[events.Event] = [BlockStart(0, {"type": "text", "text": ""}), BlockDelta(0, TextDelta("x" * chars))]
     turn = turn_with(START, *text, max_cost_nano_usd=INPUT + 30 * 10_000)
     assert isinstance(plan(turn, 5, cut_at_cost(turn)), AppendEvents) is is_closed
     assert is_over_budget(turn) is is_closed

@@ -15,7 +15,6 @@ from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import ModelEvent, from_event, read_event
 from tailrace.generators.continuation import (
     TAIL_CHARS,
-    Continuation,
     build_call,
     build_continuation_call,
     map_continuation,
@@ -25,7 +24,7 @@ from tailrace.proto import events
 from tailrace.proto.entries import Event, Message, Request
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, MessageDelta, MessageStart, TextDelta
 from tailrace.proto.usage import CallUsage
-from tests.harness.turn_builder import Handwritten, request
+from tests.harness.turn_builder import Handwritten, attempted_turn, request
 
 PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
 REPEATED = " because short waves are scattered"
@@ -53,11 +52,7 @@ def stored_prefixes(whole: list[events.Event]) -> Iterator[list[events.Event]]:
 
 
 def log_with(turn_request: Request, prefix: list[events.Event]) -> Handwritten:
-    log = Handwritten()
-    log.store(turn_request)
-    log.store_attempt()
-    log.store_events(*prefix)
-    return log
+    return attempted_turn(*prefix, **msgspec.structs.asdict(turn_request))
 
 
 def continue_log(log: Handwritten, turn_request: Request, answer: list[events.Event] | None = None) -> None:
@@ -65,10 +60,6 @@ def continue_log(log: Handwritten, turn_request: Request, answer: list[events.Ev
     continuation = map_continuation(turn_request, log.turn)
     answer = answer_to(build_continuation_call(turn_request, log.turn)) if answer is None else answer
     log.store_attempt("continue")
-    place_events(log, continuation, answer)
-
-
-def place_events(log: Handwritten, continuation: Continuation, answer: list[events.Event]) -> None:
     for event in answer:
         for one in continuation.map(from_event(event)):
             prev, attempt = log.chain.last, log.chain.attempt

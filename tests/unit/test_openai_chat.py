@@ -69,12 +69,6 @@ def open_log() -> Handwritten:
     return attempted_turn(opening_events()[0])
 
 
-def end_log(log: Handwritten, stop_reason: str = "end_turn") -> Handwritten:
-    log.store_events(events.MessageDelta(events.StopReason(stop_reason), events.UsageSoFar(output_tokens=3)))
-    log.end()
-    return log
-
-
 def chunks(log: Handwritten, dialect: str = CHAT) -> list[dict[str, Any]]:
     sent = b"".join(frame.sent for frame in render_frames(KEY, log.stored, dialect))
     return [json.loads(event.data) for event in parse(sent) if event.data != "[DONE]"]
@@ -121,7 +115,10 @@ def turns(draw: st.DrawFn) -> Handwritten:
         if draw(st.integers(0, 3)) == 0:
             log.store_attempt("continue")
             log.store_events(opening_events()[0], is_hidden=True)
-    return end_log(log) if draw(st.booleans()) else log
+    if draw(st.booleans()):
+        log.store_events(events.MessageDelta(events.StopReason("end_turn"), events.UsageSoFar(output_tokens=3)))
+        log.end()
+    return log
 
 
 def merge_delta(message: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
