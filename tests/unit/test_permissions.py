@@ -4,8 +4,7 @@ from itertools import permutations
 
 import pytest
 
-from tailrace.proto.nats.permissions import ADMIN, GATEWAY, LOG, RIGHTS, Import, account, imports_of
-from tailrace.proto.subjects import EVERY_LIVE, GENERATORS, PERSISTENCE
+from tailrace.proto.nats.permissions import ADMIN, GATEWAY, RIGHTS, imports_of
 
 
 def overlap(one: str, other: str) -> bool:
@@ -26,26 +25,10 @@ def test_no_request_has_two_routes(user: str) -> None:
     assert [pair for pair in permutations(imported, 2) if overlap(pair[0].subject, pair[1].subject)] == []
 
 
-def test_each_role_has_an_account() -> None:
-    """Users without one belong to the log's account, as the admin does."""
-    own = [account(user) for user in (GATEWAY, GENERATORS, PERSISTENCE)]
-    assert own == ["TAILRACE_GATEWAY", "TAILRACE_GENERATORS", "TAILRACE_PERSISTENCE"]
-    assert account(ADMIN) == account("somebody") == LOG
-
-
 def test_messages_within_a_role_stay_in_its_account() -> None:
     """Hedges and reader counts: no other role can receive or send them."""
     every = {way.subject for user in RIGHTS for way in imports_of(user)}
     assert not {"hedges", "hedges.*", "readers.*.*"} & every
-
-
-def test_requests_go_to_their_service_and_all_else_to_the_log() -> None:
-    """The model list to the generators, the history to persistence, entries and reads to the log."""
-    ways = imports_of(GATEWAY)
-    assert Import(account(GENERATORS), "queries.*.models") in ways
-    assert Import(account(PERSISTENCE), "queries.*.session_turns") in ways
-    assert Import(LOG, "turns.*.*.request") in ways
-    assert Import(LOG, EVERY_LIVE, is_stream=True) in ways
 
 
 @pytest.mark.parametrize("user", RIGHTS)

@@ -1,6 +1,5 @@
 """Answers of the simulated Claude, and their continuations."""
 
-import hashlib
 from typing import Any
 
 import msgspec
@@ -33,17 +32,6 @@ def text(question: str) -> str:
     return next(block.content for block in part.blocks if block.kind == "text")
 
 
-def test_words_are_numbered_and_joined_by_one_space() -> None:
-    """A test knows the whole text byte for byte."""
-    assert text("#sim words=3") == "w000000 w000001 w000002"
-    assert text("#sim words=2 tag=turn-7") == "turn-7000000 turn-7000001"
-    assert build_answer(conversation(("user", "x")), Directive(words=3)).blocks[0].deltas == (
-        "w000000",
-        " w000001",
-        " w000002",
-    )
-
-
 def test_a_count_has_each_number_once() -> None:
     assert text("Count to twelve.") == "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
 
@@ -70,24 +58,6 @@ def test_an_answer_ends_before_a_stop_sequence(sequences: list[str], expected: s
 def test_a_continuation_ends_at_the_same_stop_sequence() -> None:
     part = cut_at_stop_sequence(build_answer(conversation(("user", "x")), read_directive("#sim words=3")), ["w000002"])
     assert find_remainder(part, "w000000") == Part((Block("text", (" w000001", " ")),), 1, stop_sequence="w000002")
-
-
-def test_with_a_schema_the_text_is_the_directed_json() -> None:
-    """In pieces, as it streams."""
-    directed = read_directive('#sim words=3 json={"a":[1,2,3,4]}')
-    (block,) = build_answer(conversation(("user", "x")), directed, json_sample="{}").blocks
-    assert (block.kind, block.content, len(block.deltas)) == ("text", '{"a":[1,2,3,4]}', 2)
-
-
-def test_files_are_proved_by_their_hash() -> None:
-    """All of them, in the order of the conversation, before the text; a search result's `source` is an address."""
-    files = [{"type": kind, "source": {"type": "base64", "data": kind}} for kind in ("image", "document")]
-    address = {"type": "search_result", "source": "https://example.org"}
-    talk = conversation(("user", files[:1]), ("assistant", "a"), ("user", [*files[1:], address]))
-    (block,) = build_answer(talk, read_directive("#sim words=2 files=1")).blocks
-    assert block.content == f"{hashlib.sha256(b'imagedocument').hexdigest()} w000000 w000001"
-    (alone,) = build_answer(talk, read_directive("#sim words=0 files=1")).blocks
-    assert alone.content == hashlib.sha256(b"imagedocument").hexdigest()
 
 
 @given(st.text())
@@ -134,20 +104,6 @@ def test_max_tokens_cuts_the_answer_short() -> None:
     short = limit_tokens(everything, 4)
     assert ([b.content for b in short.blocks], short.is_cut_short) == (["t000000 t000001", "w000000 w000001"], True)
     assert limit_tokens(everything, everything.deltas) == everything
-
-
-def test_a_tool_is_not_called_again_after_its_result() -> None:
-    """An agent's loop ends."""
-    talk = conversation(
-        ("user", "#sim words=1 tool=look"),
-        (
-            "assistant",
-            [{"type": "text", "text": "w000000"}, {"type": "tool_use", "id": "t", "name": "look", "input": {}}],
-        ),
-        ("user", [{"type": "tool_result", "tool_use_id": "t", "content": "42"}]),
-    )
-    assert talk.question == "#sim words=1 tool=look"
-    assert [block.kind for block in build_answer(talk, read_directive(talk.question)).blocks] == ["text"]
 
 
 REMINDER = {"type": "text", "text": "<system-reminder>\nToday is Friday.\n</system-reminder>\n"}
