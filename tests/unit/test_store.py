@@ -22,7 +22,7 @@ from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.postgresql import PostgreSQL, to_positional
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros
-from tailrace.persistence.sql import load
+from tailrace.persistence.sql import load, statements
 from tailrace.persistence.sqlite import STATEMENTS, SQLite, move_aside
 from tailrace.persistence.store import SEARCH_S_MAX, SEARCH_WAIT_S_MAX, SEARCHES_WAITING_MAX, Store
 from tailrace.persistence.words import hash_words
@@ -997,6 +997,26 @@ async def test_a_database_that_is_written_while_it_is_copied_is_refused(
     monkeypatch.undo()
     assert await content_of(target) == []
     await target.close()
+
+
+# The type of a value follows from its name: a new name of an integer belongs to `INTEGERS`.
+TEXTS = {
+    "after", "asked_by", "batch", "before", "content", "description", "dimension", "envelope", "error", "file",
+    "filename", "input", "last_name", "media_type", "metadata", "model", "name", "of", "outcome", "parent", "project",
+    "purpose", "session", "sha256", "start", "stop_reason", "stop_sequence", "system", "tenant", "text", "text_sha256",
+    "title", "turn", "user", "user_hash", "value", "words",
+}  # fmt: skip
+
+
+def test_each_value_of_a_statement_has_a_known_type() -> None:
+    text = {
+        name
+        for statement in statements("postgresql").values()
+        for sql, names in [to_positional(statement)]
+        for number, name in enumerate(names, 1)
+        if f"${number}::text" in sql
+    }
+    assert text == TEXTS
 
 
 async def test_a_new_database_is_migrated_once(path: Path) -> None:
