@@ -1,4 +1,4 @@
-"""Cache marks: where they are set, when none are set, and what caching costs."""
+"""Cache marks: where they are set, and when none are set."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The terminal and the SVG of README's picture."""
+"""The SVG of README's picture."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Reading settings from the environment, and printing them as a table."""
+"""Reading settings from the environment, and printing them for `--env`."""
 
 from typing import Annotated, Literal
 

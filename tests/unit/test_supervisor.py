@@ -1,4 +1,4 @@
-"""Decisions of the supervisor: restart delays, and the order in which processes stop."""
+"""The restart delays of the supervisor."""
 
 from itertools import accumulate
 
