@@ -36,3 +36,19 @@ async def until(
         if waited >= deadline_s:
             raise AssertionError(f"not within {deadline_s} s; seen last: {seen!r}")
         await asyncio.sleep(max(every_s, min(waited * SHARE_OF_WAITED, LOOK_EVERY_S_MAX)))
+
+
+async def until_equal(look: Callable[[], object], expected: object, deadline_s: float = 10.0) -> None:
+    """Waits until `look` returns `expected`; fails after `deadline_s` seconds with the last value."""
+    seen: object = None
+
+    async def is_equal() -> bool:
+        nonlocal seen
+        result = look()
+        seen = await result if isawaitable(result) else result
+        return bool(seen == expected)
+
+    try:
+        await until(is_equal, deadline_s)
+    except AssertionError:
+        raise AssertionError(f"not {expected!r} within {deadline_s} s; seen last: {seen!r}") from None

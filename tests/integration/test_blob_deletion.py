@@ -31,7 +31,7 @@ from tests.harness.persistence_in_loop import Persistence
 from tests.harness.requests import post_until_ended
 from tests.harness.turn_builder import completed_turn, request
 from tests.harness.turn_writer import Writer
-from tests.harness.until import until
+from tests.harness.until import until_equal
 from tests.integration.conftest import Gateway, forget
 from tests.integration.test_persistence_recorder import expected_rows, rows
 from tests.upgrade.recording import downgrade
@@ -103,10 +103,7 @@ async def pins(connection: Connection, tenant: Tenant) -> list[str]:
 
 
 async def until_empty(connection: Connection, tenant: Tenant) -> None:
-    async def is_empty() -> bool:
-        return await stored_blobs(connection, tenant) == []
-
-    await until(is_empty)
+    await until_equal(lambda: stored_blobs(connection, tenant), [])
 
 
 def call_before(step: Step, call: Callable[[], Awaitable[object]], patched: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from tests.harness import processes
 from tests.harness.generator_in_loop import running_generator
 from tests.harness.readers import is_read, read
 from tests.harness.turn_writer import Writer
-from tests.harness.until import until
+from tests.harness.until import until, until_equal
 from tests.integration.conftest import Gateway, NewGateway
 
 OK = {"ok": True, "detail": ""}
@@ -155,9 +155,6 @@ async def test_health_counts_waiting_and_running_turns(
     async def active() -> int:
         return int((await health(own_gateway))["active_turns"])
 
-    async def is_idle() -> bool:
-        return await active() == 0
-
     before = await active()
     body = {"message": "#sim words=100000 rate=20"}
     accepted = (await own_gateway.client.post("/v1/turns", json=body)).json()
@@ -166,7 +163,7 @@ async def test_health_counts_waiting_and_running_turns(
         await read(own_gateway.client, accepted["turn"], most=4)
         running = await active()
         await own_gateway.client.post(accepted["links"]["cancel"])
-        await until(is_idle)
+        await until_equal(active, 0)
     assert (before, waiting, running) == (0, 1, 1)
 
 
@@ -190,14 +187,10 @@ async def test_open_streams_are_a_metric(lone_gateway: Gateway, log: TurnLog, ke
     before = await metric(lone_gateway, name)
     reading = [asyncio.create_task(read(lone_gateway.client, key.turn)) for _ in range(3)]
     await until(lambda: is_read(log, key))
-
-    async def has_count(count: float) -> bool:
-        return await metric(lone_gateway, name) == before + count
-
-    await until(lambda: has_count(3))
+    await until_equal(lambda: metric(lone_gateway, name), before + 3)
     await writer.end()
     await asyncio.gather(*reading)
-    await until(lambda: has_count(0))
+    await until_equal(lambda: metric(lone_gateway, name), before)
 
 
 async def test_refusals_are_a_metric(lone_gateway: Gateway) -> None:

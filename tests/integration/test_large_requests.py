@@ -14,7 +14,6 @@ import httpx2
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.http import read_body
 from tailrace.generators.backends import Call
 from tailrace.generators.continuation import build_call
 from tailrace.generators.load_blobs import COPIES, BlobLoader
@@ -30,8 +29,8 @@ from tests.harness.generator_in_loop import running_generator, wait_for_end, wor
 from tests.harness.raw_http import RawConnection
 from tests.harness.requests import run_turn
 from tests.harness.system import System
-from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, NewGateway
+from tests.harness.until import until, until_equal
+from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 
 MB = 1_000_000
 
@@ -186,10 +185,11 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[int, str, str]]] = {
 }
 
 
+@on_shared_loop
 @pytest.mark.parametrize("case", REFUSED)
-async def test_a_request_that_cannot_be_stored_is_refused(lone_gateway: Gateway, case: str) -> None:
+async def test_a_request_that_cannot_be_stored_is_refused(shared_gateway: Gateway, case: str) -> None:
     body, (status, code, message) = REFUSED[case]
-    refused = await refusal(lone_gateway, body)
+    refused = await refusal(shared_gateway, body)
     assert refused[:2] == (status, code)
     assert refused[2].startswith(message)
 
@@ -262,17 +262,6 @@ async def test_large_bodies_wait_for_memory_and_then_get_503(nats_url: str, new_
         assert (await gateway.client.post("/v1/turns", json=LARGE)).status_code == 202
 
 
-async def test_a_silent_sender_loses_its_memory_and_gets_408(
-    monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
-) -> None:
-    monkeypatch.setattr(read_body, "RATE_WINDOW_S", 0.5)
-    gateway = await new_gateway(nats_url, large_bytes_max=MB, large_timeout_s=10)
-    async with client_in_mid_body(gateway, MB) as raw:
-        assert (await gateway.client.post("/v1/turns", json=LARGE)).status_code == 202
-        answer = await raw.answer()
-    assert (answer.status_code, answer.json()["error"]["code"]) == (408, "body_timeout")
-
-
 async def test_a_chunked_body_reserves_the_largest_size(nats_url: str, new_gateway: NewGateway) -> None:
     gateway = await new_gateway(nats_url, large_bytes_max=MB, body_bytes_max=MB, large_timeout_s=0.3)
 
@@ -285,11 +274,8 @@ async def test_a_chunked_body_reserves_the_largest_size(nats_url: str, new_gatew
         headers = {"content-type": "application/json"}
         return (await gateway.client.post("/v1/turns", content=pieces(size), headers=headers)).status_code
 
-    async def is_refused() -> bool:
-        return await status(300_000) == 503
-
     async with client_in_mid_body(gateway, 600_000) as raw:
-        await until(is_refused)
+        await until_equal(lambda: status(300_000), 503)
         assert await status(1000) == 202
         raw.writer.transport.abort()
         assert await status(300_000) == 202

@@ -18,7 +18,7 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
 from tests.harness.processes import CHECKOUT
 from tests.harness.turn_builder import completed_turn
-from tests.harness.until import until
+from tests.harness.until import until, until_equal
 
 CONFIG = CHECKOUT / "deploy/litestream/litestream.yml"
 PROGRAMS = f"{CHECKOUT}/.venv/bin:{os.environ['PATH']}"
@@ -106,16 +106,13 @@ async def test_a_destroyed_database_is_restored_from_a_folder_or_a_bucket(config
             found = [await store.turn(key) for key in TURNS]
         return [turn.text for turn in found if turn is not None]
 
-    async def has_all() -> bool:
-        return await restored_turns() == ["Rivers flow."] * len(TURNS)
-
     async with open_store(database) as store:
         await store.record([build_row(TURNS[0], completed_turn("Rivers flow.").turn)])
         running = await litestream("replicate", "-config", str(config))
         try:
             for key in TURNS[1:]:
                 await store.record([build_row(key, completed_turn("Rivers flow.").turn)])
-            await until(has_all)
+            await until_equal(restored_turns, ["Rivers flow."] * len(TURNS))
         finally:
             running.terminate()
             await running.wait()

@@ -25,7 +25,7 @@ from tests.harness.persistence_in_loop import Persistence
 from tests.harness.readers import is_read, read, story_of
 from tests.harness.requests import get
 from tests.harness.turn_writer import Writer
-from tests.harness.until import until
+from tests.harness.until import until, until_equal
 from tests.integration.conftest import Gateway, NewGateway, forget
 
 SESSION = SessionId("session-1")
@@ -181,11 +181,7 @@ async def test_a_turn_in_the_log_is_not_lost(
     await running.store_request(session=SESSION)
     await running.begin("Light")
     await forget(own_gateway, own_log, old.key)
-
-    async def is_old_lost() -> bool:
-        return await outcomes(own_gateway, "session-2") == ["failed"]
-
-    await until(is_old_lost)
+    await until_equal(lambda: outcomes(own_gateway, "session-2"), ["failed"])
     assert await outcomes(own_gateway) == ["running"]
     await running.end()
     assert await outcomes(own_gateway) == ["completed"]
@@ -196,10 +192,7 @@ async def outcome(persistence: Persistence, key: TurnKey) -> str:
 
 
 async def until_lost(persistence: Persistence, key: TurnKey) -> None:
-    async def is_lost() -> bool:
-        return await outcome(persistence, key) == "failed"
-
-    await until(is_lost)
+    await until_equal(lambda: outcome(persistence, key), "failed")
 
 
 @pytest.mark.rule("R27")

@@ -8,11 +8,10 @@ import openai
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.gateway.models.catalogue import RETRY_S
 from tailrace.proto.models import models
 from tests.harness import processes
 from tests.harness.system import System
-from tests.harness.until import until
+from tests.harness.until import until_equal
 from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 
 LISTED = [name for name in models() if "mythos" not in name]
@@ -83,6 +82,7 @@ async def test_sdks_raise_not_found_for_an_unknown_model(
         assert others.value.code == "model_not_found"
 
 
+@on_shared_loop
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -97,9 +97,11 @@ async def test_sdks_raise_not_found_for_an_unknown_model(
         ("/api/start-job", {"prompt": "hi"}),
     ],
 )
-async def test_unlisted_model_is_refused_everywhere(gateway: Gateway, path: str, body: dict[str, object]) -> None:
-    """Also by the first request of a gateway; the error has the list."""
-    refused = await gateway.client.post(path, json={**body, "model": "claude-mythos-5"})
+async def test_unlisted_model_is_refused_everywhere(
+    shared_gateway: Gateway, path: str, body: dict[str, object]
+) -> None:
+    """Also by the first request of a shared_gateway; the error has the list."""
+    refused = await shared_gateway.client.post(path, json={**body, "model": "claude-mythos-5"})
     assert refused.status_code == 400, refused.text
     assert refused.json()["error"]["message"] == (
         f"unknown model `claude-mythos-5`; choose one of {', '.join(LISTED)}; "
@@ -188,9 +190,10 @@ async def test_capabilities_have_limits_prices_and_features(gateway: Gateway) ->
 
 @pytest.mark.rule("R36")
 async def test_model_list_outlives_its_generator(
-    own_server: NatsServer, claude: str, tmp_path: Path, new_gateway: NewGateway
+    own_server: NatsServer, claude: str, tmp_path: Path, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The data file's without a generator, Anthropic's soon after one starts, and the same after it has stopped."""
+    monkeypatch.setattr("tailrace.gateway.models.catalogue.RETRY_S", 0.2)
     gateway = await new_gateway(own_server.url)
 
     async def listed() -> tuple[list[str], bool]:
@@ -199,11 +202,7 @@ async def test_model_list_outlives_its_generator(
 
     assert await listed() == (list(models()), False)
     async with processes.generator(tmp_path, own_server.url, claude):
-
-        async def is_from_anthropic() -> bool:
-            return await listed() == (LISTED, True)
-
-        await until(is_from_anthropic, RETRY_S + 5)
+        await until_equal(listed, (LISTED, True))
     assert await listed() == (LISTED, True)
 
 

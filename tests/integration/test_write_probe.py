@@ -9,7 +9,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection, WriteProbe, streams
 from tailrace.proto.subjects import STREAM
 from tests.harness.freeze import freeze
-from tests.harness.until import until
+from tests.harness.until import until, until_equal
 from tests.integration.conftest import NewGateway
 
 
@@ -74,8 +74,4 @@ async def test_a_gateway_is_not_ready_while_its_log_stores_nothing(
 
     await until(is_counted)
     await own_connection.jetstream.update_stream(config)
-
-    async def is_ready() -> bool:
-        return await log_detail() == ""
-
-    await until(is_ready)
+    await until_equal(log_detail, "")
