@@ -89,28 +89,6 @@ async def test_a_blob_is_stored_as_chunks_and_then_a_mark(
     assert await subjects_of(connection, tenant) == dict.fromkeys(names, 1)
 
 
-async def test_a_blob_is_read_by_its_tenant_under_its_length(store: BlobStore, tenant: Tenant) -> None:
-    assert await store.size(tenant, BLOB.sha256) == len(CONTENT)
-    assert await store.read(tenant, BLOB) == CONTENT
-    other = Tenant(new_id())
-    longer = Blob(BLOB.sha256, BLOB.bytes + 1)
-    for call in (store.size(other, BLOB.sha256), store.read(other, BLOB), store.read(tenant, longer)):
-        with pytest.raises(BlobUnknown):
-            await call
-
-
-@pytest.mark.rule("R34")
-async def test_a_blob_without_its_mark_is_unknown_until_it_is_stored_again(
-    store: BlobStore, connection: Connection, tenant: Tenant
-) -> None:
-    await connection.jetstream.purge_stream(BODIES, subject=subjects.blob(tenant, BLOB.sha256))
-    for call in (store.size(tenant, BLOB.sha256), store.renew(tenant, [BLOB]), store.read(tenant, BLOB)):
-        with pytest.raises(BlobUnknown):
-            await call
-    await store.put(tenant, CONTENTS)
-    assert await store.read(tenant, BLOB) == CONTENT
-
-
 @pytest.mark.rule("R34")
 async def test_a_young_blob_is_not_stored_again(store: BlobStore, connection: Connection, tenant: Tenant) -> None:
     before = await mark_seq(connection, tenant)
@@ -138,23 +116,6 @@ async def test_a_blob_past_half_its_life_is_stored_again(
     for name in await subjects_of(short_lived_bucket, tenant):
         assert ((await short_lived_bucket.jetstream.get_last_msg(BODIES, name)).seq or 0) > first
     assert await store.read(tenant, BLOB) == CONTENT
-
-
-async def test_an_unused_blob_expires(
-    short_lived_bucket: Connection, short_lived_store: BlobStore, tenant: Tenant
-) -> None:
-    config = (await short_lived_bucket.jetstream.stream_info(BODIES)).config
-    await short_lived_bucket.jetstream.update_stream(config.evolve(max_age=0.2, duplicate_window=0.2))
-
-    async def is_gone() -> bool:
-        return await mark_seq(short_lived_bucket, tenant) == 0
-
-    await until(is_gone)
-    with pytest.raises(BlobUnknown):
-        await short_lived_store.read(tenant, BLOB)
-    await short_lived_bucket.jetstream.update_stream(config)
-    await short_lived_store.put(tenant, CONTENTS)
-    assert await short_lived_store.read(tenant, BLOB) == CONTENT
 
 
 @pytest.mark.rule("R34")

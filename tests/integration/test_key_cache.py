@@ -115,26 +115,6 @@ async def test_load_reads_several_pages_of_keys_and_revocations(keys: ApiKeyStor
 
 
 @pytest.mark.rule("R38")
-async def test_a_new_key_and_its_revocation_arrive_by_the_live_feed(cache: ApiKeyCache, keys: ApiKeyStore) -> None:
-    key = new_key(ALICE, now=5, scopes={"read"}, limits={"requests_per_minute": 3.0})
-    assert await verify(cache, key) is None
-    await keys.create(key.record)
-    principal = await until(lambda: verify(cache, key))
-    assert principal == Principal(ALICE, key.record.id, frozenset({"read"}), limits={"requests_per_minute": 3.0})
-    ended, released = cache.watch(key.record.id), cache.watch(key.record.id)
-    cache.unwatch(key.record.id, released)
-    assert not ended.is_set()
-    assert not cache.is_ended(key.record.id)
-    await keys.revoke(key.record.id, 9)
-    await asyncio.wait_for(ended.wait(), 5)
-    assert not released.is_set()
-    assert cache.is_ended(key.record.id)
-    assert await verify(cache, key) is None
-    ended = cache.watch(key.record.id)
-    assert ended.is_set()
-
-
-@pytest.mark.rule("R38")
 async def test_polling_finds_what_the_live_feed_missed(own_connection: Connection, keys: ApiKeyStore) -> None:
     """The bucket republishes nothing here."""
     await own_connection.jetstream.delete_key_value(KEYS)

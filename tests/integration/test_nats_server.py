@@ -5,7 +5,6 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
 
 import pytest
 
@@ -33,36 +32,12 @@ async def reply(server: NatsServer, password: str, user: str = ROOT_USER) -> byt
         writer.close()
 
 
-async def test_a_started_server_has_jetstream_and_its_password(server: NatsServer) -> None:
-    """Ready means that JetStream answers, not only that the port is open."""
-    assert b'"type":"io.nats.jetstream.api.v1.account_info_response"' in await reply(
-        server, server.spec.passwords[ROOT_USER]
-    )
-
-
 @pytest.mark.rule("S16")
 @pytest.mark.parametrize("user", [ROOT_USER, *RIGHTS, "", "unknown"])
 async def test_a_wrong_password_is_refused(server: NatsServer, user: str) -> None:
     """Another user of the machine cannot read the log."""
     assert b"Authorization Violation" in await reply(server, "guessed", user)
     assert b"Authorization Violation" in await reply(server, "", user)
-
-
-async def test_only_the_owner_can_read_the_configuration(server: NatsServer) -> None:
-    assert (server.spec.directory / "nats.conf").stat().st_mode & 0o777 == 0o600
-
-
-async def test_a_killed_server_restarts_on_its_port(server: NatsServer) -> None:
-    """With its passwords, so that clients reconnect."""
-    assert await server.stop(SIGKILL) == -SIGKILL
-    await server.start()
-    assert b"account_info_response" in await reply(server, server.spec.passwords[ROOT_USER])
-
-
-async def test_sigterm_stops_a_server_with_status_0(server: NatsServer) -> None:
-    """It closes its files."""
-    assert await server.stop(SIGTERM) == 0
-    assert "Server Exiting" in server.log.read_text()
 
 
 async def test_a_directory_may_have_any_name(tmp_path: Path) -> None:

@@ -9,36 +9,8 @@ from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Claims, Connection, Tombstones, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.own_system import OwnSystem
-from tests.harness.turn_builder import text_delta
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-
-
-@pytest.mark.rule("R35")
-async def test_a_purged_turn_is_unknown_and_other_turns_are_unchanged(log: TurnLog, key: TurnKey) -> None:
-    purged, other = Writer(log, key), Writer(log, TurnKey(key.tenant, TurnId(new_id())))
-    for writer in (purged, other):
-        await writer.open("Light ", "scatters.")
-        await writer.end()
-    before = await log.read_entries(other.key)
-    for _ in range(2):
-        await log.purge(key)
-        assert await log.read_entries(key) == []
-        with pytest.raises(TurnUnknown):
-            await log.read_turn(key)
-    assert [stored.seq for stored in await log.read_entries(other.key)] == [stored.seq for stored in before]
-
-
-@pytest.mark.rule("R35")
-async def test_the_writer_of_a_purged_turn_fails_at_once(log: TurnLog, key: TurnKey) -> None:
-    """Otherwise it would repeat its append until the timeout, because no other entry follows its last one."""
-    writer = Writer(log, key)
-    await writer.open("Light")
-    await log.purge(key)
-    async with asyncio.timeout(2):
-        with pytest.raises(TurnUnknown):
-            await log.append(key, writer.chain, text_delta(writer.chain, " scatters."))
-    assert await log.read_entries(key) == []
 
 
 @pytest.mark.rule("R35")

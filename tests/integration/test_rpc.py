@@ -66,14 +66,6 @@ async def test_serve_returns_when_the_server_has_the_subscriptions(
 
 
 @pytest.mark.rule("R28")
-async def test_a_reply_returns_to_its_requester(services: Rpc, other: Connection, tenant: Tenant, name: str) -> None:
-    """The tenant comes from the subject; request and reply are bytes that pass unchanged."""
-    await serve(other, name, answer_with(lambda who, what: who.encode() + b" sent " + what))
-    answer = await services.request(tenant, name, b'{"turn":"1"}', timeout_s=TIMEOUT_S)
-    assert answer == f'{tenant} sent {{"turn":"1"}}'.encode()
-
-
-@pytest.mark.rule("R28")
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
@@ -102,14 +94,6 @@ async def test_a_refusal_has_the_time_after_which_to_retry(
     with pytest.raises(Refused) as refused:
         await services.request(tenant, name, b"", timeout_s=TIMEOUT_S, role=GENERATORS)
     assert (refused.value.code, refused.value.retry_after_s) == ("backend_rate_limited", 7.5)
-
-
-@pytest.mark.rule("R28")
-async def test_without_a_responder_persistence_is_unavailable(services: Rpc, tenant: Tenant, name: str) -> None:
-    """At once, with a time after which to retry."""
-    with pytest.raises(Refused) as refused:
-        await services.request(tenant, name, b"", timeout_s=TIMEOUT_S)
-    assert (refused.value.code, refused.value.retry_after_s) == ("persistence_unavailable", 2)
 
 
 @pytest.mark.rule("R36")

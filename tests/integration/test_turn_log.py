@@ -135,35 +135,6 @@ async def test_entries_are_read_back_in_order_and_each_carried_its_fence(
         assert message.headers[FENCE_SUBJECT] == f"turns.{key.tenant}.{key.turn}.>"
 
 
-@pytest.mark.rule("R13")
-async def test_the_slower_of_two_writers_is_refused(log: TurnLog, writer: Writer, follow: Any) -> None:
-    """During the turn and after its end; no reader receives the refused entries."""
-    await writer.open()
-    follower = await follow(log, writer.key)
-    before = writer.chain
-    await writer.store_texts("faster")
-    with pytest.raises(FenceLost):
-        await log.append(writer.key, before, text_delta(before, "slower"))
-    before = writer.chain
-    await writer.end("cancelled")
-    with pytest.raises(FenceLost):
-        await log.append(writer.key, before, text_delta(before, "too late"))
-    assert await follower.finish() == await read_log(log, writer.key)
-    assert follower.text == "faster"
-
-
-@pytest.mark.rule("R12")
-async def test_an_entry_that_is_stored_already_is_not_stored_twice(nats_url: str, log: TurnLog, key: TurnKey) -> None:
-    """Of two processes that append the same request both learn its sequence; a different request is refused."""
-    other = await Connection.open(nats_url, "other")
-    chain = await log.append(key, START, request())
-    assert await TurnLog(other).append(key, START, request()) == chain
-    await other.close()
-    with pytest.raises(FenceLost):
-        await log.append(key, START, request(max_tokens=1))
-    assert len(await log.read_entries(key)) == 1
-
-
 @pytest.mark.rule("F14")
 @pytest.mark.rule("R12")
 async def test_of_a_hundred_lost_acknowledgements_none_stores_an_entry_twice(
@@ -234,19 +205,6 @@ async def test_a_log_of_many_pages_is_read_whole(log: TurnLog, writer: Writer, f
     follower = await follow(log, key)
     await follower.finish()
     assert (follower.text, follower.lists) == (turn.text, 1)
-
-
-@pytest.mark.rule("R14")
-async def test_a_turn_with_an_unreadable_request_is_unknown(
-    connection: Connection, log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for one in (log.read_turn(key), anext(log.follow(key))):
-        with pytest.raises(TurnUnknown):
-            await one
-    monkeypatch.setattr("tailrace.proto.nats.replay.READ_TIMEOUT_S", 0.1)
-    await store_unfenced(connection, key, "request", b"junk")
-    with pytest.raises(TurnUnknown):
-        await log.read_turn(key)
 
 
 @pytest.mark.rule("R72")
@@ -339,25 +297,6 @@ async def test_a_follower_starts_after_any_entry_of_its_turn_and_after_no_other(
 # Followers
 
 
-@pytest.mark.rule("R16")
-async def test_followers_that_join_at_any_time_receive_what_the_log_holds(
-    log: TurnLog, writer: Writer, follow: Any
-) -> None:
-    """Replay joined with the live feed, sequences and times included."""
-    await writer.open()
-    first = await follow(log, writer.key)
-    followers = [first]
-    for number in range(15):
-        await writer.store_texts(f" {number}")
-        followers.append(await follow(log, writer.key))
-    await until(lambda: first.text.endswith(" 14"))
-    await writer.end()
-    whole = await read_log(log, writer.key)
-    for follower in followers:
-        assert await follower.finish() == whole
-    assert first.lists > 1
-
-
 @pytest.mark.rule("F13")
 @pytest.mark.rule("R16")
 @pytest.mark.parametrize("fault", ["disconnected", "feed lost"])
@@ -394,22 +333,6 @@ async def test_a_follower_reads_from_the_log_what_its_feed_has_lost(
         assert connection.client.stats["reconnects"] == (fault == "disconnected")
         assert count_filled_gaps() > gaps
         await connection.close()
-
-
-@pytest.mark.rule("R22")
-@pytest.mark.parametrize("is_before", [True, False])
-async def test_a_writer_is_notified_of_the_end_of_its_turn(log: TurnLog, writer: Writer, is_before: bool) -> None:
-    """Whether the end is stored before or after it subscribes."""
-    await writer.open()
-    if is_before:
-        await writer.end("cancelled")
-    watching = asyncio.create_task(log.wait_for_end(writer.key))
-    if not is_before:
-        # The subscription is sent before this request on the same connection.
-        await log.read_turn(writer.key)
-        assert not watching.done()
-        await writer.end("cancelled")
-    await asyncio.wait_for(watching, 2)
 
 
 @pytest.mark.rule("R80")
