@@ -20,7 +20,7 @@ from tailrace.proto.errors import BackendError, SettingsInvalid
 from tests.harness.cloud_endpoints import AWS_KEY, Cloud, running_cloud
 from tests.harness.generator_in_loop import read_stats, words
 
-SETTINGS = Settings(connect_timeout_s=1, stall_timeout_s=4)
+SETTINGS = Settings(connect_timeout_s=1, stall_timeout_s=1.5)
 each_cloud = pytest.mark.parametrize("backend", ["bedrock", "vertex"], indirect=True)
 
 

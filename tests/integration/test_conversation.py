@@ -1,17 +1,14 @@
 """Sessions of turns: named sessions, full histories, busy sessions, and the status of a turn that fails at once."""
 
-import asyncio
 from typing import Any
 
 import pytest
 
-from tailrace.proto.entries import Failure, Request
+from tailrace.proto.entries import Request
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
-from tailrace.proto.nats import Claims, Connection, TurnLog
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.harness.turn_writer import Writer
-from tests.harness.until import until
-from tests.integration.conftest import Gateway, NewGateway
+from tests.integration.conftest import Gateway
 
 SHORT = "#sim words=1 rate=0"
 LONG = "#sim words=2000 rate=20"
@@ -157,46 +154,3 @@ async def test_branch_follows_the_turn_before_the_running_one(sessions: Sessions
     branch = await sessions.request(await sessions.post(session=session, on_busy="branch"))
     assert (branch.session, branch.parent, branch.history) == (session, None, 0)
     await sessions.cancel(root)
-
-
-@pytest.mark.parametrize(
-    ("failure", "status", "retry_after"),
-    [
-        (Failure("backend_rate_limited", "slow down", 6.2), 429, "7"),
-        (Failure("backend_overloaded", "too many"), 529, None),
-        (Failure("backend_refused_request", "no"), 400, None),
-    ],
-)
-async def test_a_turn_that_fails_before_its_first_event_has_an_http_status(
-    lone_gateway: Gateway,
-    connection: Connection,
-    log: TurnLog,
-    tenant: Tenant,
-    failure: Failure,
-    status: int,
-    retry_after: str | None,
-) -> None:
-    posting = lone_gateway.client.post("/ai/chat", json=HI, headers={"idempotency-key": "key-1"})
-    waiting = asyncio.create_task(posting)
-    claim = await until(lambda: Claims(connection).find(tenant, "key-1"))
-    assert claim is not None
-    writer = Writer(log, TurnKey(tenant, claim.turn))
-
-    async def is_stored() -> bool:
-        return bool(await log.read_entries(writer.key))
-
-    await until(is_stored)
-    writer.chain = (await log.read_turn(writer.key)).chain
-    await writer.end("failed", failure)
-    answer = await waiting
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"], error["message"]) == (status, failure.code, failure.message)
-    assert answer.headers.get("retry-after") == retry_after
-
-
-async def test_an_alias_of_a_model_is_stored_as_the_model(
-    new_gateway: NewGateway, nats_url: str, log: TurnLog, tenant: Tenant
-) -> None:
-    sessions = Sessions(await new_gateway(nats_url, model_aliases="gpt-4o=claude-haiku-5-5"), log, tenant)
-    turns = [await sessions.post(model=name) for name in ("gpt-4o", "claude-haiku-5-5")]
-    assert {(await sessions.request(turn)).model for turn in turns} == {"claude-haiku-5-5"}

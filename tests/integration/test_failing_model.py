@@ -58,16 +58,6 @@ async def test_retries_of_an_overloaded_model_end_at_the_deadline_of_the_turn(ow
 
 
 @pytest.mark.rule("F20")
-async def test_a_retry_after_of_an_hour_is_passed_on_at_once(own: OwnSystem) -> None:
-    async with own.running_generator():
-        turn = await own.answer("words=9 fault=429 retry_after=3600")
-    assert error_code(turn) == "backend_rate_limited"
-    assert turn.error is not None
-    assert turn.error.retry_after_s == 3600
-    assert await own.calls() == 1
-
-
-@pytest.mark.rule("F20")
 async def test_a_reader_gets_heartbeats_while_a_generator_waits_to_retry(
     own: OwnSystem, new_gateway: NewGateway, tenant: Tenant
 ) -> None:

@@ -49,7 +49,7 @@ async def run(own: OwnSystem, line: str, **settings: Any) -> tuple[Turn, list[tu
 
 
 @pytest.mark.rule("R50")
-@pytest.mark.parametrize("fault", ["429", "500", "529", "error", "cut", "stall", "eof", "garbage"])
+@pytest.mark.parametrize("fault", ["429", "cut", "stall", "garbage"])
 async def test_the_next_backend_continues_after_a_fault_within_the_answer(
     own: OwnSystem, second: Cloud, fault: str
 ) -> None:

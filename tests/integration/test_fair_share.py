@@ -41,7 +41,7 @@ async def test_a_quiet_tenants_turn_starts_while_another_tenant_has_many_waiting
 ) -> None:
     """With four slots and the default share, three run turns of the loud tenant. Its last turns start after it."""
     async with running_generator(own_server.url, claude, concurrency=4):
-        slow = [await append_request(own_log, "words=20 rate=10", LOUD) for _ in range(8)]
+        slow = [await append_request(own_log, "words=20 rate=20", LOUD) for _ in range(8)]
         await wait_for_open_streams(claude, 3)
         short = await wait_for_end(own_log, await append_request(own_log, "words=1 rate=0", QUIET))
         assert short.text == words(1)
@@ -92,7 +92,7 @@ async def test_a_single_turn_starts_before_the_waiting_turns_of_a_batch(
     batch = TurnId(new_id())
     children = [TurnKey(LOUD, child_id(batch, number)) for number in range(3)]
     for key in children:
-        turn_request = request(messages=[Message("user", "#sim words=20 rate=10")], parent=batch)
+        turn_request = request(messages=[Message("user", "#sim words=20 rate=20")], parent=batch)
         await own_log.append(key, START, turn_request)
     single = await append_request(own_log, "words=1 rate=0", LOUD)
     async with running_generator(own_server.url, claude, concurrency=2, tenant_share=0.5):

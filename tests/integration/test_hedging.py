@@ -27,16 +27,14 @@ from tailrace.generators.turn_runner import TurnRunner
 from tailrace.proto import subjects
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Reservation
-from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.models import sum_costs
-from tailrace.proto.nats import Connection, Counters, Deliveries, Hedge, HedgeRpc, Rpc, Slots, TurnLog
+from tailrace.proto.nats import Connection, Counters, Deliveries, Hedge, HedgeRpc, Rpc, TurnLog
 from tailrace.proto.nats.hedge_rpc import TAKE_TIMEOUT_S
 from tailrace.proto.nats.permissions import GATEWAY
-from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, STREAM, TurnKey
-from tailrace.proto.usage import CallUsage, Usage
+from tailrace.proto.usage import CallUsage
 from tests.harness import readers, turn_builder
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import (
@@ -52,7 +50,7 @@ from tests.harness.generator_in_loop import (
 )
 from tests.harness.own_system import OwnSystem
 from tests.harness.processes import Process, as_user, generator
-from tests.harness.until import until
+from tests.harness.until import until, until_equal
 from tests.integration.conftest import NewGateway
 from tests.promises import Story, judge, no_gap, no_repeat, one_end
 
@@ -85,11 +83,7 @@ class HedgingSystem(OwnSystem):
 
     async def wait_for_calls(self, count: int) -> None:
         """Waits until the simulated Claude has been called that often."""
-
-        async def is_called() -> bool:
-            return await self.calls() == count
-
-        await until(is_called)
+        await until_equal(self.calls, count)
 
 
 @pytest.fixture
@@ -139,11 +133,7 @@ async def test_a_hedge_overtakes_a_late_first_token(
     async with own.two_generators():
         key = await own.append_request(f"words=80 rate=40 {FIRST_CALL_SILENT}", tenant=tenant, holds=holds)
         reading = asyncio.create_task(readers.read(gateway.client, key.turn))
-
-        async def is_closed() -> bool:
-            return await own.aborted() == 1
-
-        await until(is_closed)
+        await until_equal(own.aborted, 1)
         running = await own.log.read_turn(key)
         assert (running.end, running.hedges) == (None, 1)
         turn = await own.wait_until_settled(key)
@@ -159,25 +149,10 @@ async def test_a_hedge_overtakes_a_late_first_token(
     assert turn.end is not None
     prompt_tokens, answer_tokens = turn.end.usage.input_tokens, turn.end.usage.output_tokens
     assert (prompt_tokens > 0, answer_tokens) == (True, 80)
-
-    async def is_counted() -> bool:
-        # The loser used its prompt and one token, which the API counts for every message that begins.
-        return await counters.add(tokens, 0) == 2 * prompt_tokens + answer_tokens + 1
-
-    await until(is_counted)
+    await until_equal(lambda: counters.add(tokens, 0), 2 * prompt_tokens + answer_tokens + 1)
     loser_nano_usd = sum_costs(turn_builder.MODEL, [CallUsage(prompt_tokens, 1)])
     assert loser_nano_usd is not None
     assert await counters.add(nano_usd, 0) == turn.end.cost_nano_usd + loser_nano_usd
-
-
-async def test_the_usage_of_a_loser_is_added_once(connection: Connection, tenant: Tenant, key: TurnKey) -> None:
-    subject = subjects.limit(tenant, "tenant", "tokens", "60000-1")
-    request = turn_builder.request(holds=[Reservation(subject, "tokens", 500)])
-    settlement = Settlement(Counters(connection), Slots(connection))
-    for _ in range(3):
-        await settlement.add(request, f"{key.turn}.1", Usage(input_tokens=7, output_tokens=1), 0)
-    await settlement.add(request, f"{key.turn}.2", Usage(input_tokens=7), 0)
-    assert await Counters(connection).add(subject, 0) == 15
 
 
 @pytest.mark.rule("R51")
@@ -275,17 +250,6 @@ async def test_cancelling_closes_both_calls(own: HedgingSystem) -> None:
     assert (turn.outcome, turn.attempt, await own.aborted()) == ("cancelled", 1, 2)
 
 
-async def test_a_hedged_turn_ends_once_after_a_restart_of_the_log(own: HedgingSystem) -> None:
-    async with own.two_generators():
-        key = await own.append_request("words=20 rate=20 wait=2")
-        await own.wait_for_calls(2)
-        await own.server.stop(SIGKILL)
-        await own.server.start()
-        turn = await own.wait_until_settled(key)
-    assert (turn.text, turn.outcome, turn.skipped, turn.attempt <= 2) == (words(20), "completed", 0, True)
-    assert await own.calls() == 2
-
-
 @pytest.mark.rule("R51")
 async def test_a_drain_of_the_first_generator_leaves_the_turn_to_the_hedge(own: HedgingSystem, tenant: Tenant) -> None:
     """It stores nothing and gives no lease away. The usage of its call, which is in no end, counts in the limits."""
@@ -305,11 +269,7 @@ async def test_a_drain_of_the_first_generator_leaves_the_turn_to_the_hedge(own: 
         assert turn.end is not None
         used = turn.end.usage.input_tokens + turn.end.usage.output_tokens
         prompt_and_begun = turn.end.usage.input_tokens + 1
-
-        async def is_counted() -> bool:
-            return await counters.add(limit, 0) == used + prompt_and_begun
-
-        await until(is_counted)
+        await until_equal(lambda: counters.add(limit, 0), used + prompt_and_begun)
     assert (turn.text, turn.outcome, turn.attempt, turn.hedges, turn.skipped) == (words(20), "completed", 2, 1, 0)
     assert await own.calls() == 2
     consumer = await own.connection.jetstream.consumer_info(STREAM, GENERATORS)
@@ -349,7 +309,7 @@ async def pair(tmp_path: Path, own: HedgingSystem) -> AsyncIterator[Pair]:
 @pytest.mark.parametrize("killed", ["first", "hedge"])
 async def test_when_one_of_both_is_killed_the_other_finishes_the_turn(pair: Pair, killed: str) -> None:
     """It keeps the lease alone, for longer than the lease lasts: there is no third call."""
-    key, first, second = await pair.start_turn("words=20 rate=40 wait=3")
+    key, first, second = await pair.start_turn("words=20 rate=40 wait=2")
     await (first if killed == "first" else second).stop(SIGKILL)
     turn = await pair.own.wait_until_settled(key)
     is_hedge = int(killed == "first")
@@ -358,7 +318,7 @@ async def test_when_one_of_both_is_killed_the_other_finishes_the_turn(pair: Pair
 
 
 async def test_a_frozen_loser_that_wakes_up_writes_and_acknowledges_nothing(pair: Pair) -> None:
-    key, first, _ = await pair.start_turn("words=200 rate=40 wait=3")
+    key, first, _ = await pair.start_turn("words=100 rate=40 wait=3")
     freeze(first)
 
     async def is_overtaken() -> bool:
@@ -370,7 +330,7 @@ async def test_a_frozen_loser_that_wakes_up_writes_and_acknowledges_nothing(pair
     await wait_for_open_streams(pair.own.claude, 1)
     assert not await is_acknowledged(pair.own.connection)
     turn = await pair.own.wait_until_settled(key)
-    assert (turn.text, turn.outcome, turn.attempt, turn.skipped) == (words(200), "completed", 2, 0)
+    assert (turn.text, turn.outcome, turn.attempt, turn.skipped) == (words(100), "completed", 2, 0)
     assert first.find_lines("turn ended") == []
     assert await pair.own.calls() == 2
 
@@ -585,26 +545,3 @@ async def test_a_hedge_is_offered_to_one_other_generator_with_a_free_slot(own_se
         assert one.started + two.started == [hedge] * 5
         one.free = two.free = 0
         assert not await rpcs[0].request(hedge)
-
-
-@pytest.mark.rule("R51")
-async def test_a_shared_lease_is_renewed_and_acknowledged_by_either_generator(own: HedgingSystem) -> None:
-    await own.shorten_lease(1)
-    deliveries = await Deliveries.open(own.connection, GENERATORS)
-    key = await own.append_request("words=1")
-    (delivery,) = await until(deliveries.next)
-    connection = await Connection.open(own.server.url, "other")
-    elsewhere = await Deliveries.open(connection, GENERATORS)
-    shared = elsewhere.from_lease(key, delivery.lease)
-    assert (shared.key, shared.seq) == (key, delivery.seq)
-    for _ in range(4):
-        await shared.renew()
-        # `next` waits for half of the lease.
-        assert await deliveries.next() == []
-    await shared.ack()
-    await own.wait_until_acknowledged()
-    another_consumer = delivery.lease.replace(GENERATORS, "webhooks")
-    for invalid in ("", "anywhere", another_consumer, delivery.lease.replace("TURNS", "T")):
-        with pytest.raises(LogUnavailable):
-            elsewhere.from_lease(key, invalid)
-    await connection.close()

@@ -14,8 +14,8 @@ from tests.harness.until import until
 async def test_queued_turns_run_in_order_with_the_conversation_although_their_generators_stop(own: OwnSystem) -> None:
     """Only the log has them: each generator that starts takes the next one."""
     given = {"session": SessionId("s")}
-    first = await own.append_request("words=80 rate=40 tag=a", **given)
-    second = await own.append_request("words=80 rate=40 tag=b", parent=first.turn, is_queued=True, **given)
+    first = await own.append_request("words=80 rate=80 tag=a", **given)
+    second = await own.append_request("words=80 rate=80 tag=b", parent=first.turn, is_queued=True, **given)
     third = await own.append_request("words=1 rate=0 tag=c", parent=second.turn, is_queued=True, **given)
     async with own.running_generator(grace_s=0.0):
         await own.wait_for_open_streams(1)
@@ -29,9 +29,9 @@ async def test_queued_turns_run_in_order_with_the_conversation_although_their_ge
     assert [turn.text for turn in ends] == [words(80, "a"), words(80, "b"), words(1, "c")]
     contents = [message["content"] for message in (await read_last_request(own.claude))["body"]["messages"]]
     assert contents == [
-        "#sim words=80 rate=40 tag=a",
+        "#sim words=80 rate=80 tag=a",
         words(80, "a"),
-        "#sim words=80 rate=40 tag=b",
+        "#sim words=80 rate=80 tag=b",
         words(80, "b"),
         "#sim words=1 rate=0 tag=c",
     ]

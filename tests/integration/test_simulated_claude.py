@@ -18,7 +18,6 @@ import pytest
 from tailrace.deploy.simulated_claude.account import Account, AccountReport, Call
 from tailrace.deploy.simulated_claude.message_batches import MessageBatch, Request, Result
 from tailrace.deploy.simulated_claude.server import EmbeddedServer, run_embedded, run_simulated_claude
-from tests.harness.generator_in_loop import words
 from tests.harness.until import until
 
 TEXT = re.compile(r'"text":"([^"]+)"')
@@ -55,16 +54,6 @@ async def deltas(client: httpx2.AsyncClient, line: str) -> list[str]:
     return received
 
 
-async def until_stats(client: httpx2.AsyncClient, **expected: int) -> dict[str, Any]:
-    """Waits until the statistics have these values; returns all of them."""
-
-    async def are_reached() -> dict[str, Any] | None:
-        stats: dict[str, Any] = (await client.get("/_sim/stats")).json()
-        return stats if {name: stats[name] for name in expected} == expected else None
-
-    return await until(are_reached) or {}
-
-
 async def until_calls(client: httpx2.AsyncClient, is_done: Callable[[Call], bool]) -> AccountReport:
     """Waits until all calls fulfil a condition; returns the account."""
 
@@ -89,75 +78,6 @@ async def test_anthropics_sdk_reads_streams_messages_models_and_counts(sdk: anth
     same = {"content", "model", "stop_reason", "usage"}
     assert streamed.model_dump(include=same) == created.model_dump(include=same)
     assert (request["model"] in models, counted.input_tokens) == (True, 5)
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({}, 401),
-        ({"x-api-key": "bad-key"}, 401),
-        ({"authorization": "Bearer bad-key"}, 401),
-        ({"x-api-key": "sk"}, 200),
-        ({"authorization": "Bearer sk"}, 200),
-    ],
-)
-async def test_every_api_key_is_accepted_except_bad_key(
-    client: httpx2.AsyncClient, headers: dict[str, str], status: int
-) -> None:
-    """In either header; without a key the API refuses."""
-    del client.headers["authorization"]
-    assert (await client.get("/v1/models", headers=headers)).status_code == status
-
-
-@pytest.mark.parametrize(
-    ("fault", "status", "type_", "header"),
-    [
-        ("429 retry_after=7", 429, "rate_limit_error", ("retry-after", "7")),
-        ("529", 529, "overloaded_error", ("retry-after", None)),
-        ("500", 500, "api_error", ("anthropic-ratelimit-requests-limit", "4000")),
-    ],
-)
-async def test_a_status_fault_is_an_http_error(
-    client: httpx2.AsyncClient, fault: str, status: int, type_: str, header: tuple[str, str | None]
-) -> None:
-    """With the body and the headers of Anthropic's API."""
-    response = await client.post("/v1/messages", json=ask(f"#sim fault={fault}"))
-    assert (response.status_code, response.headers.get(header[0])) == (status, header[1])
-    body = response.json()
-    assert (body["type"], body["error"]["type"]) == ("error", type_)
-    assert body["request_id"] == response.headers["request-id"]
-    for path in ("/v1/nothing", "/v1/models/claude-unknown"):
-        response = await client.get(path)
-        assert (response.status_code, response.json()["error"]["type"]) == (404, "not_found_error")
-
-
-async def test_faults_of_a_stream_break_it_where_they_say(client: httpx2.AsyncClient) -> None:
-    """`cut` drops the connection after N deltas; `eof` ends cleanly without message_stop; `html` is a page."""
-    assert await deltas(client, "#sim words=9 rate=0 fault=cut@3") == ["w000000", " w000001", " w000002", "<cut>"]
-    response = await client.post("/v1/messages", json=ask("#sim words=9 rate=0 fault=eof@3"))
-    assert (response.status_code, "message_stop" in response.text) == (200, False)
-    assert response.headers["content-type"].startswith("text/event-stream")
-    response = await client.post("/v1/messages", json=ask("#sim fault=html"))
-    assert (response.status_code, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
-
-
-async def test_a_fault_of_the_first_calls_is_counted_per_turn(client: httpx2.AsyncClient) -> None:
-    for line in ("#sim words=1 fault=529@0x2", "#sim words=1 tag=other fault=529@0x2"):
-        statuses = [(await client.post("/v1/messages", json=ask(line))).status_code for _ in range(3)]
-        assert statuses == [529, 529, 200]
-    stats = await until_stats(client, calls=6)
-    assert (stats["by_fault"], list(stats["turns"].values())) == ({"529": 4}, [3, 3])
-
-
-async def test_a_continuation_is_the_rest_and_is_counted(client: httpx2.AsyncClient) -> None:
-    """A continuation of another text is the whole answer, and counted as a mismatch."""
-    question = {"role": "user", "content": "#sim words=4 rate=0"}
-    for partial, expected in (("w000000 w00", "0001 w000002 w000003"), ("x", words(4))):
-        messages = [question, {"role": "assistant", "content": partial}, CONTINUE]
-        response = await client.post("/v1/messages", json=ask("", stream=False, messages=messages))
-        assert response.json()["content"] == [{"type": "text", "text": expected}]
-    stats = await until_stats(client, continuations=2)
-    assert (stats["continuations_mismatched"], list(stats["turns"].values())) == (1, [2])
 
 
 async def test_the_command_prints_its_address_and_stops_at_sigterm() -> None:
@@ -255,34 +175,6 @@ async def results(sdk: anthropic.AsyncAnthropic, name: str) -> dict[str, Any]:
 
     await until(has_ended)
     return {one.custom_id: one.result async for one in await sdk.messages.batches.results(name)}
-
-
-async def test_a_batch_has_a_result_for_each_request(sdk: anthropic.AsyncAnthropic) -> None:
-    """Answers at the batch's price, and errors, which do not fail the creation. Counts appear when it has ended."""
-    created = await sdk.messages.batches.create(
-        requests=[
-            batch_input("one", "words=2 rate=0 wait=0.1"),
-            batch_input("two", "words=3 rate=0 tag=x"),
-            batch_input("stream", "words=1 rate=0", stream=True),
-            batch_input("model", "words=1 rate=0", model="none"),
-            batch_input("failed", "words=1 rate=0 fault=500"),
-        ]
-    )
-    assert (created.type, created.processing_status, created.results_url) == ("message_batch", "in_progress", None)
-    assert (created.request_counts.processing, created.request_counts.succeeded) == (5, 0)
-    found = await results(sdk, created.id)
-    succeeded = {name: one.message for name, one in found.items() if one.type == "succeeded"}
-    assert {name: one.content[0].text for name, one in succeeded.items()} == {"one": words(2), "two": words(3, "x")}
-    assert {one.usage.service_tier for one in succeeded.values()} == {"batch"}
-    assert {name: one.error.error.type for name, one in found.items() if one.type == "errored"} == {
-        "stream": "invalid_request_error",
-        "model": "not_found_error",
-        "failed": "api_error",
-    }
-    ended = await sdk.messages.batches.retrieve(created.id)
-    counts = ended.request_counts
-    assert (counts.processing, counts.succeeded, counts.errored) == (0, 2, 3)
-    assert ended.ended_at is not None
 
 
 async def test_batches_are_listed_newest_first_and_deleted(sdk: anthropic.AsyncAnthropic) -> None:

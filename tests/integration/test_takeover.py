@@ -2,16 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from pathlib import Path
 from signal import SIGCONT, SIGKILL
 
 import pytest
 
-from tailrace.proto.entries import Stored
-from tailrace.proto.fold import Turn, fold
+from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import Deliveries, TurnLog
+from tailrace.proto.nats import Deliveries
 from tailrace.proto.subjects import GENERATORS, TurnKey
 from tests.harness import readers
 from tests.harness.freeze import freeze
@@ -26,49 +25,6 @@ from tests.integration.conftest import NewGateway
 from tests.promises import Story, judge, no_gap, no_repeat, one_end
 
 LEASE_S = 0.2
-
-
-async def follow(log: TurnLog, key: TurnKey) -> list[Stored]:
-    """Returns the entries that a reader receives from the beginning to the end."""
-    seen: list[Stored] = []
-    async with aclosing(log.follow(key)) as follower:
-        async for some in follower:
-            seen += some
-    return seen
-
-
-@pytest.mark.rule("R19")
-@pytest.mark.rule("F1")
-@pytest.mark.rule("F2")
-@pytest.mark.parametrize(
-    ("line", "killed"),
-    [
-        ("thinking=3 words=3 rate=50", 2),
-        ("thinking=3 words=3 rate=50", 5),
-        ("thinking=3 words=3 rate=50", 9),
-        ("words=2 tool=look rate=50", 7),
-    ],
-    ids=["message start", "thinking", "text", "tool input"],
-)
-async def test_a_turn_whose_generator_is_killed_is_finished(own: OwnSystem, line: str, killed: int) -> None:
-    """The answer is that of a generator which is not killed, with one more call.
-
-    The simulator kills a generator after each entry (tests/schedules).
-    """
-    await own.shorten_lease(LEASE_S)
-    key = await own.append_request(line)
-    following = asyncio.create_task(follow(own.log, key))
-    assert await own.run_and_kill_after(killed)
-    async with own.running_generator():
-        async with asyncio.timeout(10):
-            seen = await following
-        await own.wait_until_acknowledged()
-        turn = await own.log.read_turn(key)
-        whole = await own.answer(line)
-    assert fold(seen) == turn
-    assert [stored.seq for stored in seen] == [stored.seq for stored in await own.log.read_entries(key)]
-    assert (turn.attempt, whole.attempt, await own.calls()) == (2, 1, 3)
-    assert (turn.outcome, turn.stop, turn.blocks) == (whole.outcome, whole.stop, whole.blocks)
 
 
 @pytest.mark.rule("R73")

@@ -7,7 +7,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from signal import SIGKILL
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -196,21 +195,17 @@ CONTINUED = ("fresh", "continue")
 STALLED_SOON = {"stall_timeout_s": 0.3}
 CASES = {
     "429 twice": Case("words=9 rate=0 fault=429x2 retry_after=0", words(9), 3),
-    "500 three times": Case("words=9 rate=0 fault=500x3 retry_after=0", words(9), 4),
-    "529 once": Case("words=9 rate=0 fault=529x1 retry_after=0", words(9), 2),
     # A proxy's login page with status 200 is a failed call, not an empty answer.
     "HTML": Case("words=9 rate=0 fault=htmlx1", words(9), 2),
     "429 always": Case(
         "words=9 fault=429x9 retry_after=0", "", 3, error="backend_rate_limited", settings={"call_tries_max": 3}
     ),
-    "529 always": Case(
-        "words=9 fault=529x9 retry_after=0", "", 3, error="backend_overloaded", settings={"call_tries_max": 3}
-    ),
     **{
         f"{fault} in the middle": Case(
             f"words=40 rate=0 fault={fault}@17", words(40), 2, CONTINUED, settings=STALLED_SOON
         )
-        for fault in ("cut", "stall", "eof", "garbage", "error", "429", "500", "529")
+        # Each other fault has one of their codes: test_claude_backend.py.
+        for fault in ("cut", "stall", "garbage", "429")
     },
     "cut, by prefill": Case("words=40 rate=0 fault=cut@17", words(40), 2, CONTINUED, request={"model": PREFILLED}),
     "cut always, and restarted": Case(
@@ -323,21 +318,6 @@ async def test_after_the_grace_period_another_generator_continues_at_once(own: O
     before = next(stored for stored in entries if stored.seq == second.entry.prev)
     assert (second.at - before.at).total_seconds() < 1.5
     assert await own.calls() == 2
-
-
-@pytest.mark.rule("F10")
-async def test_a_turn_survives_a_restart_of_nats_server(own: OwnSystem) -> None:
-    """Its events wait during the restart, and the answer continues."""
-    async with own.running_generator():
-        key = await own.append_request("words=60 rate=60")
-        # A follower waits for the log to come back; a new one would be refused.
-        ending = asyncio.create_task(wait_for_end(own.log, key))
-        await wait_for_open_streams(own.claude, 1)
-        await own.server.stop(SIGKILL)
-        await own.server.start()
-        turn = await ending
-    assert (turn.text, turn.outcome, turn.skipped) == (words(60), "completed", 0)
-    assert await own.calls() <= 2
 
 
 @pytest.mark.rule("F27")
