@@ -7,17 +7,15 @@ from typing import Any
 import httpx2
 import pytest
 
-from tailrace.proto.ids import Tenant, new_id
-from tailrace.proto.nats import TurnLog
+from tailrace.proto.ids import new_id
 from tailrace.proto.runtime.sandbox import PROCESSES_TENANT_MAX
-from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import SAYS, data
 from tests.harness.processes import Process
 from tests.harness.readers import read
 from tests.harness.requests import run_turn
 from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import Gateway, NewGateway, forget
+from tests.integration.conftest import Gateway, NewGateway
 from tests.promises import Connected
 from tests.unit.test_json_schema import SLOW_TO_READ, doubling
 
@@ -145,17 +143,6 @@ async def test_a_reader_gets_a_reset_and_every_dialect_the_second_answer(gateway
     for dialect, text_of in SAYS.items():
         answer = await gateway.client.get(f"/v1/turns/{turn}/events?dialect={dialect}")
         assert text_of(answer.content) == VALID, dialect
-
-
-async def test_the_database_has_the_validity(gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
-    for second, is_valid in ((VALID, True), (INVALID, False)):
-        turn = await post_and_read(gateway, question(second=second))
-        await forget(gateway, system_log, TurnKey(tenant, turn["turn"]))
-        assert (await gateway.client.get(f"/v1/turns/{turn['turn']}")).json() == turn
-        assert turn["schema_valid"] is is_valid
-        assert events_of(await read(gateway.client, turn["turn"]))[-1]["schema_valid"] is is_valid
-    plain = await gateway.client.post("/v1/turns", json={"message": "#sim words=1 rate=0"})
-    assert "schema_valid" not in events_of(await read(gateway.client, plain.json()["turn"]))[-1]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.__main__ import serve
 from tailrace.persistence.settings import Settings
-from tailrace.proto.errors import StoreError, StoreTooNew
+from tailrace.proto.errors import StoreError
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.records import GetTurn, ListSessions, SessionPage, SessionRecord, TurnRecord, record_from_fold
@@ -42,8 +42,6 @@ Fault = Callable[[Path], Any]
 OURS = Tenant("ours")
 # SQLite's default. The first page holds the schema.
 PAGE_BYTES = 4096
-# The offset of the schema version: SQLite's "Database File Format", section 1.3.
-USER_VERSION = 60
 DISK_BYTES = 4 * 1024**2
 RESTART_S = 0.1
 HEAL_S_MAX = 30.0
@@ -210,10 +208,11 @@ def delete_folder(database: Path) -> None:
     ("fault", "why"), [(locked_database, "SQLITE_BUSY"), (full_disk, "SQLITE_FULL")], ids=["locked", "full"]
 )
 async def test_while_the_database_cannot_be_written_turns_are_answered_and_not_acknowledged(
-    own: OwnSystem, disk: Path, fault: Fault, why: str
+    own: OwnSystem, request: pytest.FixtureRequest, tmp_path: Path, fault: Fault, why: str
 ) -> None:
     """/readyz reports the reason; when it is over, every turn is recorded (fault F17)."""
-    database = disk / "tailrace.db"
+    folder: Path = request.getfixturevalue("disk") if fault is full_disk else tmp_path
+    database = folder / "tailrace.db"
     async with own.persistence(database):
         keys = [await own.answer("before")]
         await own.wait_until_drained()
@@ -412,14 +411,3 @@ async def test_a_rebuilt_database_has_sessions_and_projects_without_their_titles
         sessions = await persistence.ask(OURS, "sessions", ListSessions(), SessionPage)
     assert (project.name, project.turns) == ("rivers", 1)
     assert [(one.session, one.title, one.project_id) for one in sessions.sessions] == [("session-1", None, "rivers")]
-
-
-async def test_a_newer_database_ends_the_process_and_is_not_changed(own_server: NatsServer, database: Path) -> None:
-    async with Persistence(own_server.url, database):
-        pass
-    overwrite(database, USER_VERSION, (999).to_bytes(4))
-    before = content(database)
-    async with Persistence(own_server.url, database) as persistence:
-        with pytest.raises(StoreTooNew, match="has schema version 999"):
-            await persistence.running
-    assert content(database) == before

@@ -6,13 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from signal import SIGKILL
 
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
-from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence import unstored as unstored_module
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.rows import TurnRow, build_row
@@ -27,7 +25,6 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, stream_configs
 from tailrace.proto.nats.log_server import BATCH, Page
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
-from tests.harness import processes
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 
@@ -130,17 +127,6 @@ def count(name: str) -> float:
     return REGISTRY.get_sample_value(f"tailrace_persistence_{name}_total") or 0.0
 
 
-async def test_the_row_of_a_turn_is_its_fold(own_log: TurnLog, deliveries: Deliveries, database: Path) -> None:
-    """Completed, cancelled or running, in a backlog of several batches: database and log are equal (promise 4)."""
-    keys = [await write(own_log, "Light ", "scatters.") for _ in range(6)]
-    cancelled, running = new_writer(own_log), new_writer(own_log)
-    await cancelled.open("Light")
-    await cancelled.end("cancelled")
-    await running.store_request()
-    found = await record(own_log, deliveries, database, batch_max=3)
-    assert found == await expected_rows(own_log, [*keys, cancelled.key, running.key])
-
-
 @pytest.mark.rule("R93")
 async def test_rows_of_another_process_during_a_start_do_not_look_like_a_restored_database(
     own_log: TurnLog, deliveries: Deliveries, database: Path
@@ -209,45 +195,6 @@ async def test_a_recorder_killed_at_any_acknowledgement_records_each_turn_once(
     assert (await deliveries.backlog()).leased == 4 - (acknowledged or 0)
     assert rows(database) == ([] if acknowledged is None else await expected_rows(own_log, keys))
     assert await record(own_log, deliveries, database) == await expected_rows(own_log, keys)
-
-
-async def test_repeated_kills_lose_no_turn(
-    own_server: NatsServer, own_log: TurnLog, deliveries: Deliveries, tmp_path: Path
-) -> None:
-    """Every turn of the log is in the database once, whenever SIGKILL is sent (promise 5)."""
-    keys: list[TurnKey] = []
-    database = tmp_path / "tailrace.db"
-    async with processes.persistence(tmp_path, own_server.url, TAILRACE_BATCH_MAX=2) as process:
-        for kill in range(2):
-            keys += [await write(own_log, "Light ", "scatters.") for _ in range(20)]
-            await until(lambda kill=kill: len(rows(database)) > 20 * kill)  # type: ignore[misc]
-            await process.stop(SIGKILL)
-            await process.start()
-        await until(deliveries.is_drained, deadline_s=20)
-    assert rows(database) == await expected_rows(own_log, keys)
-
-
-@pytest.mark.parametrize(
-    ("breaks", "mends", "why"),
-    [
-        ("PRAGMA max_page_count = 1", "PRAGMA max_page_count = 1000000", "SQLITE_FULL"),
-        ("PRAGMA query_only = ON", "PRAGMA query_only = OFF", "SQLITE_READONLY"),
-    ],
-)
-async def test_while_the_database_cannot_be_written_turns_stay_in_the_log(
-    own_log: TurnLog, deliveries: Deliveries, database: Path, breaks: str, mends: str, why: str
-) -> None:
-    """A turn that is not on the disk is not acknowledged (fault F17)."""
-    keys = [await write(own_log, "Light " * 10_000)]
-    async with open_store(database) as store:
-        await store._database._writer.execute_fetchall(breaks)  # type: ignore[attr-defined]
-        async with running_recorder(own_log, deliveries, store) as one:
-            assert why in await until(lambda: one.failure)
-            assert (await deliveries.backlog()).floor == 0
-            await store._database._writer.execute_fetchall(mends)  # type: ignore[attr-defined]
-            await until(deliveries.is_drained)
-            await until(lambda: not one.failure)
-    assert rows(database) == await expected_rows(own_log, keys)
 
 
 async def test_a_turn_that_the_process_has_no_memory_for_is_recorded_later(

@@ -16,7 +16,7 @@ from aiohttp.web import Request, Response, StreamResponse
 from tailrace.persistence.webhooks.http import WebhookClient
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
 from tests.harness.stop_server import stop
-from tests.harness.webhook_receiver import ReceivedWebhook, Receiver, answer_with, hang
+from tests.harness.webhook_receiver import ReceivedWebhook, Receiver, answer_with
 from tests.unit.test_ssrf import NO_URL, NOT_HTTPS, NOT_PUBLIC
 
 LOOPBACK = frozenset({"127.0.0.1"})
@@ -184,13 +184,6 @@ async def test_a_compressed_response_is_not_unpacked(receiver: Receiver) -> None
         assert (await client.post(receiver.url, HEADERS, b"{}")).status == 200
 
 
-async def test_a_receiver_that_does_not_answer_times_out(receiver: Receiver) -> None:
-    receiver.answer = hang
-    async with webhooks(timeout_s=0.2) as client:
-        with pytest.raises(WebhookFailed, match=r"no answer within 0\.2 s"):
-            await client.post(receiver.url, HEADERS, b"{}")
-
-
 @pytest.mark.parametrize(
     "raw",
     [
@@ -205,14 +198,6 @@ async def test_a_receiver_that_does_not_answer_times_out(receiver: Receiver) -> 
 )
 async def test_an_invalid_response_is_a_failure(raw: bytes) -> None:
     async with answering_server(raw) as url, webhooks(timeout_s=2) as client:
-        with pytest.raises(WebhookFailed):
-            await client.post(url, HEADERS, b"{}")
-
-
-async def test_a_refused_connection_is_a_failure() -> None:
-    async with answering_server(b"") as url:
-        pass
-    async with webhooks() as client:
         with pytest.raises(WebhookFailed):
             await client.post(url, HEADERS, b"{}")
 

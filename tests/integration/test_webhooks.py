@@ -29,7 +29,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, new
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, stream_configs
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS, TurnKey
+from tailrace.proto.subjects import STREAM, WEBHOOKS, TurnKey
 from tests.harness import processes
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.postgresql import PostgreSQLServer
@@ -371,16 +371,6 @@ async def test_the_end_of_a_fork_is_not_posted(own: OwnSystem, receiver: Receive
     assert [(webhook.turn, webhook.decoded["type"]) for webhook in receiver.received] == [
         (writer.key.turn, "turn.completed")
     ]
-
-
-async def test_without_a_signing_key_webhooks_wait_in_the_log(own: OwnSystem, receiver: Receiver) -> None:
-    async with own.persistence(webhook_key=""):
-        key = await own.write(receiver.url)
-        await until((await Deliveries.open(own.connection, PERSISTENCE)).is_drained)
-        assert not await own.ends.is_drained()
-    async with own.persistence():
-        await own.wait_until_drained()
-    assert receiver.turns == [key.turn]
 
 
 # Leases, kills and stops
