@@ -18,7 +18,7 @@ from tests.harness.processes import Process
 from tests.harness.raw_http import RawConnection
 from tests.harness.route_table import ROWS, path_parameters
 from tests.harness.system import System
-from tests.integration.conftest import KEY, Gateway, NewGateway
+from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 
 LINE = "#sim words=2 rate=0"
 MESSAGES = [{"role": "user", "content": LINE}]
@@ -187,9 +187,10 @@ FORMS: dict[str, tuple[bytes, bytes]] = {
 }
 
 
+@on_shared_loop
 @pytest.mark.parametrize(("request_", "status"), FORMS.values(), ids=FORMS)
-async def test_an_unusual_form_of_a_request_is_refused(lone_gateway: Gateway, request_: bytes, status: bytes) -> None:
-    assert (await exchange(lone_gateway, request_)).startswith(b"HTTP/1.1 " + status)
+async def test_an_unusual_form_of_a_request_is_refused(shared_gateway: Gateway, request_: bytes, status: bytes) -> None:
+    assert (await exchange(shared_gateway, request_)).startswith(b"HTTP/1.1 " + status)
 
 
 async def test_expect_100_continue_for_a_body_that_is_too_large_is_413(lone_gateway: Gateway) -> None:

@@ -121,16 +121,6 @@ async def test_a_request_that_always_fails_is_a_new_turn_each_time(
     assert len({*turns}) == 4
 
 
-async def test_a_turn_of_another_tenant_is_not_reused(
-    gateway: Gateway, new_gateway: NewGateway, system: System
-) -> None:
-    other = f"tenant-{new_id()}:{hashlib.sha256(b'other').hexdigest()}"
-    theirs = await new_gateway(system.nats_url, api_keys=other)
-    theirs.client.headers["authorization"] = "Bearer other"
-    body = question()
-    assert await post_chat(gateway, body) != await post_chat(theirs, body)
-
-
 async def slow_turn(gateway: Gateway) -> str:
     """Returns a turn that was written over half a second."""
     turn = await post_chat(gateway, question("words=5 rate=10"))
@@ -138,13 +128,13 @@ async def slow_turn(gateway: Gateway) -> str:
     return turn
 
 
-@pytest.mark.parametrize("dialect", SAYS)
-async def test_a_paced_stream_has_the_same_bytes(gateway: Gateway, dialect: str) -> None:
+async def test_a_paced_stream_has_the_same_bytes_in_every_dialect(gateway: Gateway) -> None:
     turn = await slow_turn(gateway)
-    at_once, paced = [
-        await gateway.client.get(f"/v1/turns/{turn}/events?dialect={dialect}{pace}") for pace in ("", "&pace=20")
-    ]
-    assert without_retry(paced.content) == without_retry(at_once.content)
+    for dialect in SAYS:
+        at_once, paced = [
+            await gateway.client.get(f"/v1/turns/{turn}/events?dialect={dialect}{pace}") for pace in ("", "&pace=20")
+        ]
+        assert without_retry(paced.content) == without_retry(at_once.content), dialect
 
 
 async def test_a_paced_stream_sends_heartbeats_until_the_next_entry_is_due(

@@ -29,7 +29,7 @@ from tests.harness.generator_in_loop import read_stats, wait_for_end, words
 from tests.harness.own_system import OwnSystem
 from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, forget
+from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys, forget, on_shared_loop
 
 LEASE_S = 0.2
 FAST, SILENT = "words=2 rate=0", "words=2 wait=3600"
@@ -178,7 +178,7 @@ async def test_after_killing_every_process_no_input_runs_twice(own: BatchSystem,
 @pytest.mark.rule("R63")
 async def test_a_live_turn_does_not_wait_behind_a_batch(own: BatchSystem) -> None:
     """A batch gets at most half of a generator's slots."""
-    batch = await post_batch(own.gateway, build_inputs(1000, SILENT), parallel=64)
+    batch = await post_batch(own.gateway, build_inputs(100, SILENT), parallel=64)
     async with own.running_generator(concurrency=4):
         await own.wait_for_open_streams(2)
         for number in range(6):
@@ -315,10 +315,11 @@ INVALID: dict[str, tuple[list[dict[str, Any]], str, bool]] = {
 }
 
 
+@on_shared_loop
 @pytest.mark.parametrize("case", INVALID)
-async def test_a_batch_with_an_invalid_request_is_refused(lone_gateway: Gateway, case: str) -> None:
+async def test_a_batch_with_an_invalid_request_is_refused(shared_gateway: Gateway, case: str) -> None:
     requests, code, is_named = INVALID[case]
-    answer = await lone_gateway.client.post("/v1/turn-batches", json={"requests": requests})
+    answer = await shared_gateway.client.post("/v1/turn-batches", json={"requests": requests})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), answer.text
     assert (f"requests[{len(requests) - 1}]" in answer.json()["error"]["message"]) >= is_named
 
@@ -436,7 +437,7 @@ async def test_a_batch_that_leaves_the_log_unfinished_has_failed(own: BatchSyste
 async def test_deleted_turns_of_a_running_batch_stay_deleted(
     gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
-    batch = await post_batch(gateway, build_inputs(30, "words=2 rate=0 wait=0.5"), parallel=2)
+    batch = await post_batch(gateway, build_inputs(8, "words=2 rate=0 wait=0.5"), parallel=2)
     first, *others = input_keys(tenant, batch)
     await until(lambda: system_log.has_turn(first))
     await wait_for_end(system_log, first)

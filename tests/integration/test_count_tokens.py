@@ -16,7 +16,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import BODIES
 from tests.harness import processes
 from tests.harness.system import System
-from tests.integration.conftest import KEY, Gateway, NewGateway
+from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 
 ASKED = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "one two three"}]}
 
@@ -40,12 +40,6 @@ async def test_anthropic_sdk_counts_a_prompt(sdk: anthropic.AsyncAnthropic) -> N
     assert counted.input_tokens == 6
 
 
-async def test_anthropic_sdk_counts_with_betas(sdk: anthropic.AsyncAnthropic) -> None:
-    """As Claude Code does: with a query, and a header that is passed on."""
-    counted = await sdk.beta.messages.count_tokens(**ASKED, betas=["context-management-2025-06-27"])  # type: ignore[arg-type]
-    assert counted.input_tokens == 3
-
-
 @pytest.mark.parametrize("model", ["claude-haiku-4-5-latest", "gpt-4o"])
 async def test_prompt_is_counted_for_the_resolved_model(
     system: System, gateway: Gateway, new_gateway: NewGateway, model: str
@@ -63,6 +57,7 @@ async def test_error_of_the_api_is_returned(sdk: anthropic.AsyncAnthropic) -> No
     assert "at least one message is required" in str(refused.value)
 
 
+@on_shared_loop
 @pytest.mark.parametrize(
     ("body", "code"),
     [
@@ -74,9 +69,9 @@ async def test_error_of_the_api_is_returned(sdk: anthropic.AsyncAnthropic) -> No
         (b'{"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "\xff"}]}', "json_invalid"),
     ],
 )
-async def test_invalid_body_is_refused(gateway: Gateway, body: bytes, code: str) -> None:
-    """As far as the gateway reads it; the API validates the rest."""
-    answer = await gateway.client.post(
+async def test_invalid_body_is_refused(shared_gateway: Gateway, body: bytes, code: str) -> None:
+    """As far as the shared_gateway reads it; the API validates the rest."""
+    answer = await shared_gateway.client.post(
         "/v1/messages/count_tokens", content=body, headers={"content-type": "application/json"}
     )
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
@@ -114,6 +109,7 @@ async def test_prompt_with_many_short_texts_is_refused(gateway: Gateway) -> None
     assert (await gateway.client.post("/v1/messages/count_tokens", json=ASKED)).status_code == 200
 
 
+@on_shared_loop
 @pytest.mark.parametrize(
     ("content", "named"),
     [
@@ -122,10 +118,12 @@ async def test_prompt_with_many_short_texts_is_refused(gateway: Gateway) -> None
         ([{"type": "text", "text": json.loads("[" * 500 + "]" * 500)}], "levels deep"),
     ],
 )
-async def test_long_prompt_with_invalid_content_is_refused(gateway: Gateway, content: object, named: str) -> None:
+async def test_long_prompt_with_invalid_content_is_refused(
+    shared_gateway: Gateway, content: object, named: str
+) -> None:
     """A client cannot read a blob by counting a reference to it."""
     messages = [{"role": "user", "content": content}, {"role": "user", "content": "x" * 9_000_000}]
-    answer = await gateway.client.post("/v1/messages/count_tokens", json={**ASKED, "messages": messages})
+    answer = await shared_gateway.client.post("/v1/messages/count_tokens", json={**ASKED, "messages": messages})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
     assert named in answer.json()["error"]["message"]
 

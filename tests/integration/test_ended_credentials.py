@@ -4,8 +4,6 @@ import asyncio
 import hashlib
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -130,21 +128,35 @@ async def statuses(gateway: Gateway, requests: list[tuple[str, dict[str, str]]])
     return [(await gateway.client.get(path, headers=headers)).status_code for path, headers in requests]
 
 
+async def until_known(gateway: Gateway, *keys: NewKey) -> None:
+    """Waits until a gateway accepts keys that were created after its start."""
+
+    async def are_known() -> bool:
+        return 401 not in await statuses(gateway, [("/v1/blobs/none", bearer(key.secret)) for key in keys])
+
+    await until(are_known)
+
+
 @pytest.mark.rule("R38")
-@pytest.mark.parametrize("dialect", DIALECTS)
 async def test_a_revocation_ends_the_streams_of_every_dialect(
-    gateway: Gateway, keys: ApiKeyStore, api_key: NewKey, turn: TurnKey, dialect: str
+    gateway: Gateway, keys: ApiKeyStore, turn: TurnKey
 ) -> None:
     """With a clean end where the dialect marks its end, else without a last chunk, as in a drain."""
-    headers = bearer(api_key.secret)
-    stream = Stream(gateway, events(turn, dialect), headers)
-    assert b" 200 " in await stream.until(b"\r\n\r\n")
-    await keys.revoke(api_key.record.id, 1)
-    rest = await stream.read_rest()
-    assert rest.endswith(LAST_CHUNK) == DIALECTS[dialect].is_self_delimited
-    assert b"done" not in rest
-    requests = [(events(turn, dialect), headers), (events(turn, dialect), {**headers, "last-event-id": "1"})]
-    assert await statuses(gateway, requests) == [401, 401]
+    made = {dialect: await store(keys, turn.tenant) for dialect in DIALECTS}
+    await until_known(gateway, *made.values())
+    requests = {dialect: (events(turn, dialect), bearer(key.secret)) for dialect, key in made.items()}
+    streams = {dialect: Stream(gateway, *request) for dialect, request in requests.items()}
+    for stream in streams.values():
+        assert b" 200 " in await stream.until(b"\r\n\r\n")
+    for key in made.values():
+        await keys.revoke(key.record.id, 1)
+    for dialect, stream in streams.items():
+        rest = await stream.read_rest()
+        assert rest.endswith(LAST_CHUNK) == DIALECTS[dialect].is_self_delimited, dialect
+        assert b"done" not in rest, dialect
+        path, headers = requests[dialect]
+        resuming = (path, {**headers, "last-event-id": "1"})
+        assert await statuses(gateway, [requests[dialect], resuming]) == [401, 401], dialect
 
 
 @pytest.mark.rule("R38")
@@ -186,11 +198,7 @@ async def test_an_expired_key_ends_its_streams_tickets_and_logins(
     now = int(time.time())
     short = new_key(tenant, now=now, scopes=SCOPES, expires_at=now + 4)
     await keys.create(short.record)
-
-    async def is_known() -> bool:
-        return await statuses(gateway, [("/v1/blobs/none", bearer(short.secret))]) == [404]
-
-    await until(is_known)
+    await until_known(gateway, short)
     requests = [(events(turn), bearer(short.secret)), *(await build_requests(gateway, turn, short)).values()]
     streams = [Stream(gateway, *request) for request in requests]
     for stream in streams:
@@ -237,6 +245,13 @@ async def is_any_read(log: TurnLog, tenant: Tenant) -> bool:
     return any([await is_read(log, turn) for turn in turns])
 
 
+async def until_cancelled(log: TurnLog, turn: TurnKey) -> None:
+    async def is_cancelled() -> bool:
+        return (await log.read_turn(turn)).outcome == "cancelled"
+
+    await until(is_cancelled)
+
+
 @pytest.mark.parametrize("is_streamed", [True, False])
 async def test_a_revocation_refuses_a_request_that_waits_for_its_answer(
     own_server: NatsServer,
@@ -257,12 +272,7 @@ async def test_a_revocation_refuses_a_request_that_waits_for_its_answer(
     await keys.revoke(api_key.record.id, 1)
     refused = await asyncio.wait_for(waiting, 10)
     assert (refused.status_code, refused.json()["error"]["code"]) == (401, "credential_invalid")
-    turn = TurnKey(tenant, TurnId(refused.headers["tailrace-turn"]))
-
-    async def is_cancelled() -> bool:
-        return (await own_log.read_turn(turn)).outcome == "cancelled"
-
-    await until(is_cancelled)
+    await until_cancelled(own_log, TurnKey(tenant, TurnId(refused.headers["tailrace-turn"])))
 
 
 async def test_on_disconnect_cancel_applies_when_the_credential_ends(
@@ -274,11 +284,7 @@ async def test_on_disconnect_cancel_applies_when_the_credential_ends(
     await stream.until(b"\r\n\r\n")
     await keys.revoke(api_key.record.id, 1)
     await stream.read_rest()
-
-    async def is_cancelled() -> bool:
-        return (await own_log.read_turn(key)).outcome == "cancelled"
-
-    await until(is_cancelled)
+    await until_cancelled(own_log, key)
 
 
 async def test_a_held_reader_ends_when_its_token_expires(
@@ -345,11 +351,7 @@ async def test_a_download_breaks_off_when_its_credential_ends(
 
 async def test_a_login_or_ticket_has_the_scopes_of_its_key(gateway: Gateway, keys: ApiKeyStore, turn: TurnKey) -> None:
     reader, writer = await store(keys, turn.tenant, "read"), await store(keys, turn.tenant, "write")
-
-    async def are_known() -> bool:
-        return 401 not in await statuses(gateway, [("/v1/blobs/none", bearer(key.secret)) for key in (reader, writer)])
-
-    await until(are_known)
+    await until_known(gateway, reader, writer)
     client, path = gateway.client, f"/v1/turns/{turn.turn}"
     access = bearer((await client.post("/v1/login", headers=bearer(reader.secret))).json()["access_token"])
     answers = [
@@ -362,14 +364,6 @@ async def test_a_login_or_ticket_has_the_scopes_of_its_key(gateway: Gateway, key
     assert [answer.status_code for answer in answers] == [200, 403, 403, 403, 403]
 
 
-@asynccontextmanager
-async def reading(gateway: Gateway, path: str) -> AsyncIterator[None]:
-    stream = Stream(gateway, path)
-    await stream.until(TEXT.encode())
-    yield
-    stream.close()
-
-
 async def test_a_ticket_ends_with_its_jwt_and_a_jwt_cannot_log_in(gateway: Gateway, turn: TurnKey) -> None:
     """A JWT cannot be revoked: nothing made with it may outlive it."""
     end = int(time.time()) + 300
@@ -378,7 +372,8 @@ async def test_a_ticket_ends_with_its_jwt_and_a_jwt_cannot_log_in(gateway: Gatew
         answer = await gateway.client.post(f"/v1/turns/{turn.turn}/tickets", json=body, headers=headers)
         ticket = answer.json()
         assert ticket["begin_by"] <= ticket["until"] <= end + LEEWAY_S
-        async with reading(gateway, ticket["events"]):
-            pass
+        stream = Stream(gateway, ticket["events"])
+        await stream.until(TEXT.encode())
+        stream.close()
     refused = await gateway.client.post("/v1/login", headers=headers)
     assert (refused.status_code, COOKIE in refused.headers.get("set-cookie", "")) == (400, False)

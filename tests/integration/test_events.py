@@ -66,21 +66,6 @@ async def verify(log: TurnLog, key: TurnKey, readers: list[Reader]) -> None:
     assert verdict.is_green, verdict.evidence
 
 
-async def test_a_reader_of_an_ended_turn_resumes_after_any_entry_at_any_gateway(
-    gateway: Gateway, second_gateway: Gateway, system_log: TurnLog, tenant: Tenant
-) -> None:
-    key = await post(gateway, tenant, "#sim words=12 rate=100 thinking=2 tool=look")
-    whole = await read(gateway.client, key.turn)
-    readers = [build_reader("whole", key, whole)]
-    for cut in range(1, len(whole.frames)):
-        first = await read(gateway.client, key.turn, most=cut)
-        for other in (gateway, second_gateway):
-            rest = await read(other.client, key.turn, first.frames[-1].seq)
-            readers.append(build_reader(f"cut after {cut}", key, first, rest))
-    await verify(system_log, key, readers)
-    assert len(readers) > 20
-
-
 @pytest.mark.rule("F5")
 async def test_readers_of_a_running_turn_resume_after_any_entry_at_another_gateway(
     gateway: Gateway, second_gateway: Gateway, system_log: TurnLog, tenant: Tenant
@@ -228,19 +213,6 @@ async def test_a_restart_breaks_plain_text_off(lone_gateway: Gateway, writer: Wr
         with pytest.raises(httpx2.RemoteProtocolError):
             await anext(body)
     assert (await lone_gateway.client.get(url)).text == "c"
-
-
-async def test_a_restart_breaks_off_the_anthropic_dialect(lone_gateway: Gateway, log: TurnLog, writer: Writer) -> None:
-    """A new reader, and one that reconnects, gets the second answer alone (ADR 14)."""
-    await writer.open("a", "b")
-    reading = asyncio.create_task(read(lone_gateway.client, writer.key.turn, dialect="anthropic"))
-    await until(lambda: is_read(log, writer.key))
-    await restart(writer)
-    broken = await reading
-    assert (broken.over, decode_data(broken.frames[-1].sent)) == ("cut", {"type": "ping"})
-    assert blocks(await message_of(lone_gateway, writer.key)) == [{"type": "text", "text": "c"}]
-    rest = await read(lone_gateway.client, writer.key.turn, broken.frames[-1].seq, dialect="anthropic")
-    assert (decode_data(rest.frames[0].sent)["type"], rest.over) == ("message_start", "ended")
 
 
 async def test_a_failed_turn_breaks_plain_text_off_after_the_client_could_read_the_error(

@@ -81,33 +81,6 @@ async def test_a_post_without_an_acknowledgement_is_503_after_its_timeout(
     await until_accepted(gateway)
 
 
-async def test_a_reader_gets_heartbeats_and_then_the_rest_on_one_connection(
-    own_server: NatsServer, new_gateway: NewGateway, own_log: TurnLog, key: TurnKey
-) -> None:
-    """Another reader that disconnects during the outage can reconnect after it."""
-    gateway = await new_gateway(own_server.url, heartbeat_s=0.05, linger_s=0)
-    other = TurnKey(key.tenant, TurnId(new_id()))
-    writer, second = Writer(own_log, key), Writer(own_log, other)
-    await writer.open("a")
-    await second.open("a")
-    async with gateway.client.stream("GET", f"/v1/turns/{key.turn}/events") as response:
-        body = response.aiter_raw()
-        received = await anext(body)
-        async with gateway.client.stream("GET", f"/v1/turns/{other.turn}/events") as leaving:
-            await anext(leaving.aiter_raw())
-            await own_server.stop(SIGKILL)
-        for _ in range(5):
-            received += await anext(body)
-        await own_server.start()
-        await writer.store_texts("b")
-        await writer.end()
-        received += b"".join([piece async for piece in body])
-    assert received.count(b": hb\n") >= 3
-    assert b'{"type":"delta","text":"b"}' in received
-    assert b'"type":"done"' in received
-    assert (await read(gateway.client, other.turn, most=2)).over == "left"
-
-
 async def test_a_full_log_refuses_new_turns_and_lets_running_ones_end(
     tmp_path: Path, new_gateway: NewGateway, key: TurnKey
 ) -> None:

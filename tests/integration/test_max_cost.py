@@ -6,7 +6,7 @@ import pytest
 
 from tests.harness.generator_in_loop import words
 from tests.harness.own_system import OwnSystem
-from tests.integration.conftest import Gateway
+from tests.integration.conftest import Gateway, on_shared_loop
 
 # A word of eight characters by Sonnet 5.5 costs 23,000 nano-dollars: the limit is the prompt and about forty words.
 NANO_USD = 1_000_000
@@ -94,8 +94,9 @@ async def test_max_cost_is_not_an_option(gateway: Gateway) -> None:
     assert "top-level fields, not options" in refused.json()["error"]["message"]
 
 
+@on_shared_loop
 @pytest.mark.parametrize("max_cost", [0, -1, 1e9, "1", True])
-async def test_an_invalid_max_cost_is_refused(gateway: Gateway, max_cost: object) -> None:
+async def test_an_invalid_max_cost_is_refused(shared_gateway: Gateway, max_cost: object) -> None:
     """It is a positive number of dollars with an upper bound."""
-    refused = await gateway.client.post("/v1/turns", json={**BODY, "max_cost": max_cost})
+    refused = await shared_gateway.client.post("/v1/turns", json={**BODY, "max_cost": max_cost})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")

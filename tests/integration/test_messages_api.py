@@ -49,13 +49,6 @@ async def test_repeated_request_of_claude_code_is_one_turn(gateway: Gateway, sec
     assert len({turn_of(first), *map(turn_of, others)}) == 8
 
 
-async def test_repeated_request_streams_the_turn_from_its_start(gateway: Gateway) -> None:
-    """Byte for byte, also after its end: Claude Code has discarded the first stream."""
-    first, again = [await post(gateway, CLAUDE_CODE, stream=True) for _ in range(2)]
-    assert first.content == again.content
-    assert first.content.startswith(b"event: message_start\n")
-
-
 async def test_subagent_has_its_own_session(gateway: Gateway) -> None:
     """In the main session it would start a branch."""
     answer = await post(gateway, CLAUDE_CODE | {"x-claude-code-agent-id": "a1b2"})
@@ -71,11 +64,12 @@ async def test_repeated_request_returns_the_project_of_its_turn(gateway: Gateway
     assert [answer.headers.get("x-project-id") for answer in (first, *again)] == ["rivers"] * 3
 
 
+@on_shared_loop
 @pytest.mark.parametrize("session", ["", "a b", "a:b", "x" * 200, "ünïcödé".encode().decode("latin-1")])
-async def test_invalid_session_id_of_claude_code_is_ignored(gateway: Gateway, session: str) -> None:
+async def test_invalid_session_id_of_claude_code_is_ignored(shared_gateway: Gateway, session: str) -> None:
     """Each POST is then a turn of its own, as for other clients."""
     headers = [(b"x-claude-code-session-id", session.encode("latin-1"))]
-    sent = [await gateway.client.post("/v1/messages", json=BODY, headers=headers) for _ in range(2)]
+    sent = [await shared_gateway.client.post("/v1/messages", json=BODY, headers=headers) for _ in range(2)]
     assert [answer.status_code for answer in sent] == [200, 200]
     assert turn_of(sent[0]) != turn_of(sent[1])
 

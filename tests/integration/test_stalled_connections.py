@@ -144,26 +144,6 @@ async def test_garbage_behind_a_request_does_not_corrupt_its_stream(
     writer.close()
 
 
-async def test_pipelined_requests_behind_a_stream_are_not_buffered(
-    lone_gateway: Gateway, log: TurnLog, key: TurnKey
-) -> None:
-    """The gateway stops reading from the socket until the stream has ended."""
-    writer = Writer(log, key)
-    await writer.open("a")
-    client = socket.create_connection(("127.0.0.1", lone_gateway.port))
-    client.setblocking(False)
-    loop = asyncio.get_running_loop()
-    await loop.sock_sendall(client, request(f"/v1/turns/{key.turn}/events"))
-    await until(lambda: is_read(log, key))
-    behind, sent_bytes = request("/healthz") * 100, 0
-    with suppress(TimeoutError):
-        while sent_bytes < 50 * MB:
-            await asyncio.wait_for(loop.sock_sendall(client, behind), 1)
-            sent_bytes += len(behind)
-    assert sent_bytes < 20 * MB
-    client.close()
-
-
 @pytest.mark.rule("S14")
 async def test_a_disconnect_with_a_pipelined_request_ends_the_stream(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, key: TurnKey, caplog: pytest.LogCaptureFixture

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import os
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,19 +12,16 @@ import pytest
 
 from tailrace.gateway.clients.ai_sdk.routes import EARLIER_BYTES_MAX, LATE_S, is_over
 from tailrace.proto.ids import Tenant, TurnId, new_id
-from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import ui as shown
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.harness.turn_builder import completed_turn
-from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import Gateway, NewGateway
+from tests.integration.conftest import Gateway, NewGateway, on_shared_loop
 
 Json = dict[str, Any]
-TEXT = {"content-type": "text/plain;charset=UTF-8"}
 
 
 def user(text: str) -> Json:
@@ -42,36 +38,6 @@ async def ask(gateway: Gateway, *messages: Json, **given: Any) -> httpx2.Respons
     return answer
 
 
-@pytest.fixture
-async def keyless(system: System, gateway: Gateway, new_gateway: NewGateway) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of a gateway without keys."""
-    open_gateway = await new_gateway(system.nats_url, api_keys="")
-    async with httpx2.AsyncClient(base_url=open_gateway.url, trust_env=False) as client:
-        yield client
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({}, 200),
-        ({"sec-fetch-site": "same-origin", "origin": "{own}"}, 200),
-        ({"sec-fetch-site": "cross-site", "origin": "https://evil.example"}, 403),
-        ({"origin": "https://evil.example"}, 403),
-        ({"origin": "null"}, 403),
-    ],
-)
-async def test_json_as_text_is_refused_from_other_origins(
-    keyless: httpx2.AsyncClient, headers: dict[str, str], status: int
-) -> None:
-    """The workflow transport sends it so, and browsers send it to other origins without a preflight."""
-    own = {name: value.format(own=str(keyless.base_url).rstrip("/")) for name, value in headers.items()}
-    body = msgspec.json.encode({"messages": [user("#sim words=1 rate=0")]})
-    answer = await keyless.post("/api/chat", content=body, headers={**TEXT, **own})
-    assert answer.status_code == status, answer.text
-    others = await keyless.post("/chat/stream", content=b'{"message": "hi"}', headers=TEXT)
-    assert others.status_code == 415
-
-
 async def test_response_headers_have_the_run_and_ignored_fields(gateway: Gateway) -> None:
     """The headers of AI SDK's own servers, and Tailrace's."""
     chat = new_id()
@@ -83,6 +49,7 @@ async def test_response_headers_have_the_run_and_ignored_fields(gateway: Gateway
     assert answer.headers["tailrace-ignored"] == "temperature, webSearch"
 
 
+@on_shared_loop
 @pytest.mark.parametrize(
     ("body", "code"),
     [
@@ -96,9 +63,9 @@ async def test_response_headers_have_the_run_and_ignored_fields(gateway: Gateway
         ({"messages": [user("hi")], "idempotency_key": "a b"}, "request_invalid"),
     ],
 )
-async def test_invalid_request_is_refused(gateway: Gateway, body: Json, code: str) -> None:
+async def test_invalid_request_is_refused(shared_gateway: Gateway, body: Json, code: str) -> None:
     """With a status, before anything is stored: `useChat` shows the body of an error."""
-    answer = await gateway.client.post("/api/chat", json=body)
+    answer = await shared_gateway.client.post("/api/chat", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
 
 
@@ -229,22 +196,6 @@ async def test_run_is_found_by_chat_and_by_turn(gateway: Gateway) -> None:
     assert shown(other) == words(2)
     stopped = (await gateway.client.post(f"/api/chat/{posted['session']}/stop")).json()
     assert stopped == {"turn": posted["turn"], "outcome": "completed"}
-
-
-async def test_stream_closed_early_lacks_its_last_chunk(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
-    """A clean end without `finish` would look like success to `useChat`."""
-    writer = Writer(log, key)
-    await writer.open("half")
-    with pytest.raises(httpx2.RemoteProtocolError):
-        await read_until_closed(lone_gateway, key)
-
-
-async def read_until_closed(gateway: Gateway, key: TurnKey) -> None:
-    """Drains the gateway after the reader has received something."""
-    async with gateway.client.stream("GET", f"/api/chat/{key.turn}/stream") as response:
-        async for received in response.aiter_raw():
-            if b"half" in received:
-                gateway.stopping.set()
 
 
 async def test_history_is_the_newest_branch(gateway: Gateway) -> None:

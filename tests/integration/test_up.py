@@ -315,8 +315,9 @@ MONITORED = (
 
 @pytest.mark.rule("F30")
 @pytest.mark.rule("S3")
+@pytest.mark.rule("S4")
 async def test_a_system_at_work_shows_no_secret_and_no_process_survives_a_kill(tmp_path: Path) -> None:
-    """Not in log lines, arguments, metrics, error responses, URLs, nor in the monitoring of nats-server (S3).
+    """Not in log lines, arguments, metrics, error responses, URLs, nor in the monitoring of nats-server (S3, S4).
 
     kill -9 of `up` leaves no process that holds the directory.
     """
@@ -334,6 +335,7 @@ async def test_a_system_at_work_shows_no_secret_and_no_process_survives_a_kill(t
             url = await up.ready()
             async with httpx2.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
                 secrets = CANARIES | await run_turn(client, {"x-api-key": key}, shown)
+                secrets |= await log_in(client, {"x-api-key": key})
                 await run_turn(client, {"authorization": f"Bearer {jwt}"}, shown)
                 shown |= await refusals(client, key, jwt)
                 monitored = re.findall(r"(http://127\.0\.0\.1:[0-9]+)(?:/metrics)?", up.text)
@@ -381,6 +383,22 @@ async def run_turn(client: httpx2.AsyncClient, credential: dict[str, str], shown
     assert CANARIES["answer"] in (await client.get(ticket)).text
     shown[f"addresses of {made['id']}"] = str([links, dict(response.headers), dict(answer.headers)])
     return {f"ticket of {made['id']}": ticket.rpartition("=")[2]}
+
+
+async def log_in(client: httpx2.AsyncClient, credential: dict[str, str]) -> dict[str, str]:
+    """Logs in, refreshes and logs out; returns the tokens. An old refresh token is refused."""
+    secrets: dict[str, str] = {}
+    path, headers = "/v1/login", credential
+    for number in range(3):
+        answer = await client.post(path, headers=headers)
+        cookie = answer.headers["set-cookie"].partition(";")[0]
+        path, headers = "/v1/login/refresh", {"cookie": cookie}
+        secrets |= {f"access token {number}": answer.json()["access_token"]}
+        secrets |= {f"refresh token {number}": cookie.partition("=")[2]}
+    old = {"cookie": f"{cookie.partition('=')[0]}={secrets['refresh token 0']}"}
+    assert (await client.post(path, headers=old)).status_code == 401
+    assert (await client.post("/v1/logout", headers=headers)).status_code == 204
+    return secrets
 
 
 async def refusals(client: httpx2.AsyncClient, key: str, jwt: str) -> dict[str, str]:
