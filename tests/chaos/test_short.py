@@ -12,9 +12,10 @@ from tests.checker.invariants import find_failed
 from tests.checker.run import load
 
 # The log has one fault at a time, so each of its kinds takes some seconds. Other tests cause these alone: SIGTERM of
-# each process and each server, full disks.
+# each process and each server, full disks, and a leader that is frozen or steps down (test_cluster_faults.py).
 LEFT_OUT = {
     *("restart-gateway", "restart-generator", "restart-persistence", "restart-node", "fill-node", "fill-database"),
+    *("stop-node", "step-down"),
     *("cut-route", "deaf-route", "delay-route", "throttle-route"),
 }
 
