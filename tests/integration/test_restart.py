@@ -39,7 +39,7 @@ async def read_to_end(client: httpx2.AsyncClient, turn: str) -> list[Connected]:
     while not connections or connections[-1].over != "ended":
         cursor = next((one.frames[-1].seq for one in reversed(connections) if one.frames), BEFORE_FIRST)
         # A connection that has sent its request too late is closed without a response.
-        with suppress(httpx2.NetworkError):
+        with suppress(httpx2.NetworkError, httpx2.RemoteProtocolError):
             connections.append(await read(client, turn, cursor))
     return connections
 
