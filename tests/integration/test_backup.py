@@ -17,6 +17,7 @@ from tailrace.deploy.cli.main import main
 from tailrace.deploy.local import backup, data_dir
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.persistence.store import Store
+from tests.harness.until import until
 from tests.harness.up import LEAN, running
 
 
@@ -135,7 +136,7 @@ def test_a_backup_is_restored_into_the_current_folder_and_not_written_over_one(
 
 @pytest.mark.timeout(150)
 async def test_a_restored_up_has_its_turns_keys_and_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The turn is read from the log and from the database; the key that was created before is needed after."""
+    """The turn is read from the log and from the database; the first key is needed at once and afterwards."""
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
@@ -145,6 +146,7 @@ async def test_a_restored_up_has_its_turns_keys_and_log(tmp_path: Path, capsys: 
         events = httpx2.get(url + turn["links"]["events"]).text
         assert await asyncio.to_thread(main, ["keys", "create", "--tenant", "local", "--data", str(up.folder)]) == 0
         key = capsys.readouterr().out.split()[0]
+        await until(lambda: httpx2.get(url + turn["links"]["self"]).status_code == 401)
         up.process.send_signal(signal.SIGTERM)
         up.process.wait()
     capsys.readouterr()

@@ -84,16 +84,6 @@ async def test_a_child_that_ends_is_restarted_with_a_growing_delay() -> None:
         ]
 
 
-async def test_a_child_that_ran_for_a_while_is_restarted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often it has ended: the delay is for a child that ends at its start."""
-    monkeypatch.setattr("tailrace.deploy.local.supervisor.LIFE_S_MIN", 0.2)
-    async with watched_supervisor() as watch:
-        watch.start("a", "import time; time.sleep(0.3); raise SystemExit(3)")
-        await until(lambda: len([line for line in watch.lines() if "next start" in line]) >= 3)
-        delays = [line.rpartition("; ")[2] for line in watch.lines() if "next start" in line]
-        assert delays[:3] == ["next start in 0 s"] * 3
-
-
 async def test_a_start_that_fails_is_repeated() -> None:
     """The machine may have no free process for a moment."""
     async with watched_supervisor() as watch:
