@@ -41,11 +41,6 @@ def build_inputs(count: int, line: str = FAST, tag: str = "b") -> list[dict[str,
     ]
 
 
-def expected_texts(count: int) -> list[str]:
-    """Returns the answers to `build_inputs(count)`."""
-    return [words(2, f"b{number}x") for number in range(count)]
-
-
 @dataclass
 class BatchSystem(OwnSystem):
     """The test's own system with a gateway. Tests start the generators."""
@@ -85,7 +80,7 @@ class BatchSystem(OwnSystem):
         lines = await read_results(self.gateway, batch)
         assert [line["index"] for line in lines] == list(range(count))
         assert [line["custom_id"] for line in lines] == [f"c{number}" for number in range(count)]
-        assert [line["text"] for line in lines] == expected_texts(count)
+        assert [line["text"] for line in lines] == [words(2, f"b{number}x") for number in range(count)]
         for child in self.turns(batch):
             requests = [
                 one.entry for one in await readers.read_all_entries(self.log, child) if isinstance(one.entry, Request)

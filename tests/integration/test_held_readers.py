@@ -154,19 +154,13 @@ async def test_a_held_reader_gets_its_rest_in_the_same_response(
 
 
 @each_protocol
-@each_outage
 async def test_a_held_reader_that_counts_events_gets_its_rest(
-    own_server: NatsServer,
-    fragile: Gateway,
-    new_gateway: NewGateway,
-    writer: Writer,
-    outage: Callable[[NatsServer], Awaitable[Recover]],
-    counted: Counted,
+    own_server: NatsServer, fragile: Gateway, new_gateway: NewGateway, writer: Writer, counted: Counted
 ) -> None:
     turn = writer.key.turn
     elsewhere = await new_gateway(own_server.url)
     before = await first_events(elsewhere, counted.whole.format(turn=turn), 4)
-    recover = await outage(own_server)
+    recover = await kill(own_server)
     async with held_response(fragile, counted.url(turn, 4), {}) as body:
         await recover()
         await writer.store_texts("c")

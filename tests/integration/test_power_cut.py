@@ -40,8 +40,10 @@ pytestmark = [
 ]
 
 
-async def write_acknowledged(log: TurnLog) -> list[tuple[TurnKey, Seq]]:
+async def acknowledged_entries(url: str) -> list[tuple[TurnKey, Seq]]:
     """Writes turns; returns all acknowledged entries."""
+    connection = await Connection.open(url, "test")
+    log = TurnLog(connection)
 
     async def write() -> list[tuple[TurnKey, Seq]]:
         writer = Writer(log, TurnKey(Tenant("t"), TurnId(new_id())))
@@ -52,7 +54,10 @@ async def write_acknowledged(log: TurnLog) -> list[tuple[TurnKey, Seq]]:
             stored.append(writer.chain.last)
         return [(writer.key, seq) for seq in stored]
 
-    return [entry for of_turn in await asyncio.gather(*(write() for _ in range(TURNS))) for entry in of_turn]
+    try:
+        return [entry for of_turn in await asyncio.gather(*(write() for _ in range(TURNS))) for entry in of_turn]
+    finally:
+        await connection.close()
 
 
 async def cut_power(nodes: Sequence[NatsServer], disks: Sequence[Disk]) -> None:
@@ -85,14 +90,6 @@ async def count_lost(url: str, entries: Sequence[tuple[TurnKey, Seq]]) -> int:
         except (AssertionError, LogError):
             there = set()
         return len(set(entries) - there)
-    finally:
-        await connection.close()
-
-
-async def acknowledged_entries(url: str) -> list[tuple[TurnKey, Seq]]:
-    connection = await Connection.open(url, "test")
-    try:
-        return await write_acknowledged(TurnLog(connection))
     finally:
         await connection.close()
 

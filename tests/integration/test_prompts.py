@@ -53,28 +53,36 @@ async def test_prompts_are_listed_without_their_text(prompt_gateway: Gateway) ->
     assert (await prompt_gateway.client.get("/v1/prompts/words")).json() == expected
 
 
-@pytest.mark.parametrize("name", ["none", "..", "..%2fwords", "%2e%2e%2fwords", "words.j2", "wOrds", "words%00"])
-async def test_an_unknown_prompt_name_is_404(prompt_gateway: Gateway, name: str) -> None:
-    answer = await prompt_gateway.client.get(f"/v1/prompts/{name}")
-    assert answer.status_code == 404
-    posted = await prompt_gateway.client.post("/v1/turns", json={"prompt": {"name": name, "variables": {"n": 1}}})
-    assert (posted.status_code, posted.json()["error"]["code"]) == (404, "prompt_not_found")
+async def test_an_unknown_prompt_name_is_404(prompt_gateway: Gateway) -> None:
+    for name in ("none", "..", "..%2fwords", "%2e%2e%2fwords", "words.j2", "wOrds", "words%00"):
+        answer = await prompt_gateway.client.get(f"/v1/prompts/{name}")
+        assert answer.status_code == 404, name
+        posted = await prompt_gateway.client.post("/v1/turns", json={"prompt": {"name": name, "variables": {"n": 1}}})
+        assert (posted.status_code, posted.json()["error"]["code"]) == (404, "prompt_not_found"), name
 
 
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
-        ({"prompt": {"name": "words"}}, "prompt_invalid"),
-        ({"prompt": {"name": "words", "variables": {"n": 1, "m": 1}}}, "prompt_invalid"),
-        ({"prompt": {"name": "words", "variables": {"n": 1}}, "message": "Hi"}, "request_invalid"),
-        ({"prompt": {"name": "words", "variables": {"n": 1}, "more": 1}}, "request_invalid"),
-        ({"prompt": "words"}, "request_invalid"),
-    ],
-)
-async def test_wrong_variables_or_fields_are_400(prompt_gateway: Gateway, body: dict[str, object], code: str) -> None:
-    """No turn is created."""
-    answer = await prompt_gateway.client.post("/v1/turns", json=body)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+VALID = {"name": "words", "variables": {"n": 1}}
+WRONG: list[tuple[dict[str, object], str]] = [
+    ({"prompt": {"name": "words"}}, "prompt_invalid"),
+    ({"prompt": {"name": "words", "variables": {"n": 1, "m": 1}}}, "prompt_invalid"),
+    ({"prompt": {"name": "none"}}, "prompt_not_found"),
+    ({"prompt": VALID, "message": "Hi"}, "request_invalid"),
+    ({"prompt": {**VALID, "more": 1}}, "request_invalid"),
+    ({"prompt": "words"}, "request_invalid"),
+]
+
+
+async def test_wrong_variables_or_fields_are_refused(prompt_gateway: Gateway) -> None:
+    """No turn and no batch is created; an error in a batch names the input."""
+    for body, code in WRONG:
+        answer = await prompt_gateway.client.post("/v1/turns", json=body)
+        status = 404 if code == "prompt_not_found" else 400
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), body
+        requests = [{"custom_id": "good", "params": {"prompt": VALID}}, {"custom_id": "bad", "params": body}]
+        answer = await prompt_gateway.client.post("/v1/turn-batches", json={"requests": requests})
+        error = answer.json()["error"]
+        named = error["message"].startswith("`requests[1]`") or "at `$.requests[1]." in error["message"]
+        assert (error["code"], named) == (code, True), error
 
 
 async def test_a_batch_stores_the_rendered_prompt_of_each_input(
@@ -92,24 +100,6 @@ async def test_a_batch_stores_the_rendered_prompt_of_each_input(
     first = (await system_log.read_turn(TurnKey(tenant, lines[0]["turn"]))).request
     assert first is not None
     assert (first.system, first.messages[0].content) == ("Be brief.", "#sim words=1 rate=0")
-
-
-@pytest.mark.parametrize(
-    ("params", "code"),
-    [
-        ({"prompt": {"name": "words"}}, "prompt_invalid"),
-        ({"prompt": {"name": "none"}}, "prompt_not_found"),
-        ({"prompt": {"name": "words", "variables": {"n": 1}}, "message": "Hi"}, "request_invalid"),
-    ],
-)
-async def test_an_error_in_a_batch_names_the_input(
-    prompt_gateway: Gateway, params: dict[str, object], code: str
-) -> None:
-    """No batch is created."""
-    good = {"prompt": {"name": "words", "variables": {"n": 1}}}
-    requests = [{"custom_id": "good", "params": good}, {"custom_id": "bad", "params": params}]
-    error = (await prompt_gateway.client.post("/v1/turn-batches", json={"requests": requests})).json()["error"]
-    assert (error["code"], error["message"].startswith("`requests[1]`")) == (code, True), error
 
 
 async def test_the_rendered_inputs_of_a_batch_have_a_size_limit(
