@@ -27,7 +27,7 @@ from tests.harness.until import until
 
 TURNS = 4
 BUSY = 2
-ALL = {"number": 160, "rate": 20}
+ALL = {"number": 100, "rate": 20}
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(120),

@@ -55,7 +55,7 @@ CLOSE = 0.25
 # A killed process takes growth with it that Prometheus had scraped, and the history had not yet: rare events differ.
 DIFFERENT_MAX = 4
 # The history must go on for so long after its first minute: one sample of a value that changes says little.
-COMPARED_S = 50.0
+COMPARED_S = 25.0
 # The slow gateway refuses more streams than that.
 STREAMS_MAX = 8
 SETTINGS: Settings = {
@@ -165,8 +165,8 @@ class Fault(NamedTuple):
 async def broken_answers(loaded: Loaded) -> AsyncGenerator[None]:
     """The model repeats itself in continuations, gives errors, and some answers never continue."""
     async with (
-        loaded.again(0.3, lambda: loaded.answer("words=40 rate=0 repeat=5 fault=cut@17x2")),
-        loaded.again(0.5, lambda: loaded.answer("words=40 rate=0 fault=429@0x1 retry_after=0")),
+        loaded.again(0.6, lambda: loaded.answer("words=40 rate=0 repeat=5 fault=cut@17x2")),
+        loaded.again(1, lambda: loaded.answer("words=40 rate=0 fault=429@0x1 retry_after=0")),
         loaded.again(1, lambda: loaded.answer("words=40 rate=0 fault=cut@17+")),
     ):
         yield
@@ -235,7 +235,7 @@ async def forks(loaded: Loaded) -> AsyncGenerator[None]:
 
 @asynccontextmanager
 async def late_tokens(loaded: Loaded) -> AsyncGenerator[None]:
-    async with loaded.again(0.3, lambda: loaded.answer("words=5 wait=6")):
+    async with loaded.again(0.6, lambda: loaded.answer("words=5 wait=6")):
         yield
 
 
@@ -254,7 +254,7 @@ async def dead_generator(loaded: Loaded) -> AsyncGenerator[None]:
 @asynccontextmanager
 async def silent_calls(loaded: Loaded) -> AsyncGenerator[None]:
     """The first call of each turn never answers, its hedge does."""
-    async with loaded.again(0.1, lambda: loaded.answer("words=5 fault=stall@0x1")):
+    async with loaded.again(0.3, lambda: loaded.answer("words=5 fault=stall@0x1")):
         yield
 
 
@@ -300,7 +300,7 @@ async def blocked_start(loaded: Loaded) -> AsyncGenerator[None]:
 
 def silent_receiver(loaded: Loaded) -> AbstractAsyncContextManager[None]:
     """The receiver of webhooks is unavailable."""
-    return webhooks_answered(loaded, 503, every_s=0.5)
+    return webhooks_answered(loaded, 503, every_s=1)
 
 
 @asynccontextmanager
@@ -320,7 +320,7 @@ async def unread_streams(loaded: Loaded) -> AsyncGenerator[None]:
             await loop.sock_sendall(raw, request.encode())
             await asyncio.sleep(UNREAD_TIMEOUT_S + 10)
 
-    async with loaded.again(2, connect):
+    async with loaded.again(4, connect):
         yield
 
 
@@ -355,7 +355,7 @@ async def slow_log(loaded: Loaded) -> AsyncGenerator[None]:
 
     async with (
         loaded.again(1, hold),
-        loaded.again(0.2, lambda: loaded.read(key, cursor=cursor)),
+        loaded.again(0.4, lambda: loaded.read(key, cursor=cursor)),
         loaded.again(0.5, lambda: loaded.answer("words=40 rate=50")),
     ):
         yield
@@ -537,9 +537,9 @@ async def use_everything(loaded: Loaded, folder: Path) -> list[str]:
         return not await loaded.prometheus.firing()
 
     async with (
-        loaded.again(0.3, lambda: loaded.answer("words=30 rate=50")),
-        loaded.again(0.5, lambda: loaded.answer("words=30 rate=50", "anthropic")),
-        loaded.again(0.5, resume),
+        loaded.again(0.6, lambda: loaded.answer("words=30 rate=50")),
+        loaded.again(1, lambda: loaded.answer("words=30 rate=50", "anthropic")),
+        loaded.again(1, resume),
         loaded.again(1, cancel),
     ):
         waiting = {"Time to first token", "Resume to first byte", "Recording lag", "Use of the error budgets"}

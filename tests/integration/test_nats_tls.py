@@ -77,8 +77,11 @@ async def test_processes_and_commands_connect_with_tls(tmp_path: Path, server: N
     await connection.close()
 
 
-async def test_an_untrusted_server_or_client_is_refused(tmp_path: Path, server: NatsServer, ours: Certificates) -> None:
+async def test_an_untrusted_server_or_client_is_refused(
+    tmp_path: Path, server: NatsServer, ours: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another authority, and a client without a certificate; the message does not contain the password."""
+    monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 0.4)
     others = certificates(tmp_path / "others")
     for wrong in (
         url(server, ADMIN, None),

@@ -94,7 +94,7 @@ async def test_a_query_sees_every_entry_that_was_acknowledged_before(
 
     writing = [asyncio.create_task(write_on()) for _ in range(4)]
     try:
-        for _ in range(20):
+        for _ in range(10):
             writer = await ask(own_log)
             query = GetTurn(writer.key.turn)
             assert (await persistence.ask(OURS, "turn", query, TurnRecord)).outcome == "running"
