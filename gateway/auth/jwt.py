@@ -83,7 +83,7 @@ class JwtVerifier:
         if self._keys is not None and header.alg in JwksCache.ALGORITHMS:
             key = await self._keys.find(header.kid)
         if key is None:
-            # For the operator: the client is not told what is wrong with a credential.
+            # For the operator: the client does not learn what is wrong with its credential.
             logger.debug("JWT refused", why=f"no key for the algorithm {header.alg!r:.40} and kid {header.kid!r:.80}")
             return None
         claims = self._claims(token, key)

@@ -213,6 +213,17 @@ def test_the_data_is_in_the_users_directory_unless_this_folder_has_a_data_direct
     assert parser().parse_args(["up", "--data", "else"]).data == Path("else")
 
 
+def test_help_of_up_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    """For a second system, and for the real Claude."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["up", "--help"])
+    printed = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert "examples:\n  tailrace up " in printed
+    assert "--data try --port 8001" in printed
+    assert "ANTHROPIC_API_KEY=… tailrace up" in printed
+
+
 def test_commands_find_the_running_up_of_this_user_from_any_folder(
     empty_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

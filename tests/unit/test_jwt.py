@@ -359,7 +359,7 @@ def test_the_secret_is_not_in_the_repr() -> None:
     ],
 )
 async def test_the_reason_of_a_refusal_is_logged(made: Callable[[], bytes], why: str) -> None:
-    """The client is told none, so an operator would have nothing else."""
+    """The client learns nothing about it, so an operator has nothing else."""
     with structlog.testing.capture_logs() as lines:
         assert await caller(made()) is None
     assert lines == [{"event": "JWT refused", "log_level": "debug", "why": why}]

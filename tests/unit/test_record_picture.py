@@ -1,8 +1,27 @@
-"""The SVG of README's picture."""
+"""The terminal and the SVG of README's picture."""
 
 import re
 
-from tools.record_picture import PICTURE, Film
+from tools.record_picture import PICTURE, Film, Screen, animated
+
+
+def lines(screen: Screen) -> list[str]:
+    return ["".join(cell.char for cell in row).rstrip() for row in screen.rows]
+
+
+def test_a_screen_shows_what_a_terminal_would() -> None:
+    """Also if a sequence arrives in two parts."""
+    screen = Screen(3)
+    screen.write("first\r\nsecond\r\n\x1b[1")
+    screen.write("A\x1b[2K\x1b[92mthi\x1b[0mrd\r\n")
+    assert lines(screen) == ["first", "third", ""]
+    assert len({cell.style for cell in screen.rows[1][:5]}) == 2
+
+
+def test_a_line_is_visible_from_its_begin_to_its_end_and_the_last_one_without_animation() -> None:
+    assert ' visibility="hidden"><animate' in animated(1.0, 2.0, 4.0)
+    assert 'values="hidden;visible;hidden" keyTimes="0.0000;0.2500;0.5000"' in animated(1.0, 2.0, 4.0)
+    assert animated(1.0, 4.0, 4.0).startswith("><animate")
 
 
 def test_the_picture_uses_no_outside_address() -> None:
