@@ -197,7 +197,10 @@ def _midnight(day: date) -> datetime:
 
 
 def no_session() -> Refused:
-    return Refused("session_not_found", "no session has this id; a turn with `create_session` starts one")
+    return Refused(
+        "session_not_found",
+        "no session or chat has this id; a turn with `create_session`, or the first of a chat, starts one",
+    )
 
 
 def _context(session: SessionRecord, parent: TurnId | None, branch: list[TurnRecord]) -> Context:
