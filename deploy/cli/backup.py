@@ -8,9 +8,11 @@ from tailrace.deploy.cli.arguments import add_data, add_json
 from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local import backup, data_dir
 from tailrace.deploy.local.errors import UpRefused
+from tailrace.deploy.local.terminal_text import one_line
 from tailrace.persistence.database import is_url
 
 DESCRIPTION = "Write all state of a data directory into one file: the database, keys, limits, and the log of NATS."
+LEFT_OUT_SHOWN = 20
 EXAMPLES = """\
 Stop `up` first: the log and the database belong together. The file contains what users wrote, and is private.
 
@@ -31,7 +33,17 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     backup.require_state(args.data)
     with data_dir.lock(args.data):
         manifest = backup.write(args.data, args.file)
-    files, size = len(manifest.files), sum(file.bytes for file in manifest.files)
-    text = f"{args.file}: {files} files, {size:,} bytes, of {args.data}"
-    print_result(args, text, file=args.file, data=args.data, files=files, bytes=size)
+    files, size = manifest.files_count, sum(file.bytes for file in manifest.files)
+    text = f"{args.file}: {files} files, {size:,} bytes, of {args.data}{describe_left_out(manifest)}"
+    left_out = manifest.left_out
+    print_result(args, text, file=args.file, data=args.data, files=files, bytes=size, left_out=left_out)
     return 0
+
+
+def describe_left_out(manifest: backup.Manifest) -> str:
+    """Returns lines that name what a backup does not contain; an empty text if it contains everything."""
+    left_out = manifest.left_out
+    lines = [f"\nleft out: {one_line(one.name)} ({one.why})" for one in left_out[:LEFT_OUT_SHOWN]]
+    if more := left_out[LEFT_OUT_SHOWN:]:
+        lines.append(f"\nleft out: {len(more)} more; --json names them all")
+    return "".join(lines)

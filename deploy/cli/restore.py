@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tailrace.deploy.cli.arguments import add_data, add_json
+from tailrace.deploy.cli.backup import describe_left_out
 from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local import backup
 
@@ -28,16 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     manifest = backup.check(args.file)
     if not args.check:
-        backup.restore(args.file, args.data)
+        backup.restore(args.file, args.data, manifest)
     what = "is whole" if args.check else f"is restored in {args.data}"
-    made_at, version, files = manifest.made_at, manifest.tailrace, len(manifest.files)
+    made_at, version, files = manifest.made_at, manifest.tailrace, manifest.files_count
     print_result(
         args,
-        f"{args.file} {what}: made {made_at} by Tailrace {version}, {files} files",
+        f"{args.file} {what}: made {made_at} by Tailrace {version}, {files} files{describe_left_out(manifest)}",
         file=args.file,
         data=None if args.check else args.data,
         made_at=made_at,
         tailrace=version,
         files=files,
+        left_out=manifest.left_out,
     )
     return 0

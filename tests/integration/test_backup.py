@@ -1,13 +1,16 @@
 """`tailrace backup` and `restore`: what a restored `up` has, and which files are refused."""
 
 import asyncio
+import hashlib
 import io
 import json
 import os
 import signal
+import socket
 import tarfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import httpx2
 import msgspec
@@ -132,6 +135,216 @@ def test_a_backup_is_restored_into_the_current_folder_and_not_written_over_one(
     assert (new / "tailrace.db").is_file()
     assert main(["restore", str(saved), "--data", "/"]) == 1
     assert "/ is not empty" in capsys.readouterr().err
+
+
+@pytest.fixture
+def projects(saved: Path) -> Path:
+    """The folder of a project, in the data directory that `saved` was made of."""
+    folder = saved.parent / "data" / "projects" / "acme" / "shop"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def back_up_and_restore(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], Path]:
+    """Returns what `backup` prints as JSON, and the restored folder of the project."""
+    file, target = folder / "all.tar", folder / "restored"
+    assert main(["backup", str(file), "--json", "--data", str(folder / "data")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert main(["restore", str(file), "--data", str(target)]) == 0
+    return printed, target / "projects" / "acme" / "shop"
+
+
+NAMES = [
+    b"caf\xe9",
+    b"caf\xc3\xa9",
+    rb"back\slash",
+    rb"\x41",
+    b"line\nbreak",
+    b"\n20 hdrcharset=\xff\n",
+    b" ",
+    b"\x1b[2J\xff",
+    b"a" * 255,
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_file_name_of_a_project_is_restored(
+    projects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: bytes
+) -> None:
+    """Also one that is not UTF-8, or that tar's own headers could not hold."""
+    for path in (projects / os.fsdecode(name), projects / "folder" / os.fsdecode(name) / "file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name)
+    expected = content_of(projects)
+    printed, restored = back_up_and_restore(tmp_path, capsys)
+    assert (content_of(restored), printed["left_out"]) == (expected, [])
+
+
+def content_of(folder: Path) -> dict[bytes, bytes]:
+    return {os.fsencode(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_restore_keeps_execute_bits_empty_folders_and_links(
+    projects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No link is followed: what it names outside of the projects is neither in the backup nor written by a restore."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("a neighbour's secret")
+    (projects / "run.sh").write_text("#!/bin/sh")
+    (projects / "run.sh").chmod(0o4755)
+    (projects / "notes").write_text("notes")
+    (projects / ".git" / "refs" / "heads").mkdir(parents=True)
+    targets: dict[str, Path | str] = {
+        "a": outside,
+        "file": outside / "secret",
+        "inner": "./notes",
+        "nowhere": "no\nthing",
+        "up": "../..",
+    }
+    for name, target in targets.items():
+        (projects / name).symlink_to(target)
+    _, restored = back_up_and_restore(tmp_path, capsys)
+    assert (restored / "run.sh").stat().st_mode & 0o7777 == 0o700
+    assert (restored / "notes").stat().st_mode & 0o7777 == 0o600
+    assert (restored / ".git" / "refs" / "heads").is_dir()
+    links = {name: os.readlink(restored / name) for name in targets}  # noqa: PTH115 (it would change `./notes`)
+    assert links == {name: str(target) for name, target in targets.items()}
+    assert b"a neighbour's secret" not in (tmp_path / "all.tar").read_bytes()
+
+
+def test_what_cannot_be_restored_is_left_out_by_name(
+    projects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sockets and pipes, and paths so long that another data directory could not hold them."""
+    os.mkfifo(projects / "pipe\x1b[2J")
+    with socket.socket(socket.AF_UNIX) as listening:
+        (tmp_path / "s").symlink_to(projects)
+        listening.bind(str(tmp_path / "s" / "socket"))
+    (projects / "/".join("d" * backup.DEPTH_MAX)).mkdir(parents=True)
+    (projects / ("long" * 50) / ("long" * 50)).mkdir(parents=True)
+    monster = projects / "/".join(["long" * 50] * 12)
+    monster.mkdir(parents=True)
+    (projects / "kept").write_text("kept")
+    printed, restored = back_up_and_restore(tmp_path, capsys)
+    why = {PurePosixPath(one["name"]).parts[3]: one["why"] for one in printed["left_out"]}
+    assert why.pop(r"pipe\x1b[2J") == why.pop("socket") == "not a file, directory or link"
+    assert set(why.values()) == {"its path is too long"}
+    assert why.keys() == {"d", "long" * 50}
+    assert (restored / "kept").read_text() == "kept"
+    for command in (["backup", str(tmp_path / "b.tar"), "--data", str(tmp_path / "data")], ["restore", "--check"]):
+        more = [] if command[0] == "backup" else [str(tmp_path / "b.tar")]
+        assert main([*command, *more]) == 0
+        assert r"left out: projects/acme/shop/pipe\x1b[2J (not a file, directory or link)" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_of_a_project_that_cannot_be_read_is_left_out(
+    projects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does not prevent the backup of the database and the log; a file of the log does."""
+    (projects / "closed").touch(0)
+    (projects / "shut").mkdir(0)
+    (projects / "listed").mkdir()
+    (projects / "listed" / "file").touch()
+    (projects / "listed").chmod(0o400)
+    printed, _ = back_up_and_restore(tmp_path, capsys)
+    assert {one["name"]: one["why"] for one in printed["left_out"]} == {
+        f"projects/acme/shop/{name}": "Permission denied" for name in ("closed", "listed", "shut")
+    }
+    (projects / "listed").chmod(0o700)
+    (tmp_path / "data" / "nats" / "jetstream" / "0.blk").chmod(0)
+    assert main(["backup", str(tmp_path / "other.tar"), "--data", str(tmp_path / "data")]) == 1
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_a_link_in_the_log_is_refused(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The log itself is not a place for links: a backup with the link would not have the log."""
+    (tmp_path / "data" / "nats" / "elsewhere").symlink_to(tmp_path)
+    assert main(["backup", str(tmp_path / "other.tar"), "--data", str(tmp_path / "data")]) == 1
+    assert "elsewhere is a link" in capsys.readouterr().err
+    assert not (tmp_path / "other.tar").exists()
+
+
+def test_a_folder_that_the_operator_has_moved_behind_a_link_is_in_the_backup(
+    projects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (projects / "notes").write_text("notes")
+    (tmp_path / "data" / "projects").rename(tmp_path / "disk")
+    (tmp_path / "data" / "projects").symlink_to(tmp_path / "disk")
+    _, restored = back_up_and_restore(tmp_path, capsys)
+    assert (restored / "notes").read_text() == "notes"
+    assert not (tmp_path / "restored" / "projects").is_symlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link to another user")
+def test_roots_backup_does_not_follow_a_folder_that_another_user_has_replaced_by_a_link(
+    projects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data" / "projects").rename(tmp_path / "disk")
+    (tmp_path / "data" / "projects").symlink_to(tmp_path / "disk")
+    os.lchown(tmp_path / "data" / "projects", 65534, 65534)
+    assert main(["backup", str(tmp_path / "other.tar"), "--data", str(tmp_path / "data")]) == 1
+    assert "is a link of another user" in capsys.readouterr().err
+
+
+def entry(name: str, content: bytes, kind: str = "file") -> dict[str, object]:
+    return {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "kind": kind}
+
+
+def write_by_hand(path: Path, members: list[tuple[str, bytes, str]], **given: object) -> None:
+    """Writes an archive that `backup` would not write."""
+    manifest = {"format": backup.FORMAT, "tailrace": "0", "schema": 1, "made_at": ""} | given
+    manifest["files"] = [entry(*member) for member in members]
+    with tarfile.open(path, "w") as tar:
+        for name, content, _ in [*members, (backup.MANIFEST, msgspec.json.encode(manifest), "file")]:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def test_a_restore_writes_nothing_through_a_link_or_outside_its_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    at = os.fsencode(outside)
+    cases: list[list[tuple[str, bytes, str]]] = [
+        [("a", at, "link"), ("a/b", b"text", "file")],
+        [("a", at, "link"), ("a/b", b"target", "link")],
+        [("a", at, "link"), ("a/b", b"", "directory")],
+        [("a", at, "link"), ("a", b"text", "file")],
+        [(r"\x2e\x2e/outside/b", b"text", "file")],
+        [(r"..\x2foutside\x2fb", b"text", "file")],
+        [(rf"\x2f{outside}/b", b"text", "file")],
+        [(r"a\x00b", b"text", "file")],
+        [("a", b"x\0y", "link")],
+    ]
+    for number, members in enumerate(cases):
+        file = tmp_path / f"{number}.tar"
+        write_by_hand(file, members)
+        assert main(["restore", str(file), "--data", str(tmp_path / "new")]) == 1, members
+        is_found_by_check = "is not a file of a backup" in capsys.readouterr().err
+        assert is_found_by_check == ("\\x" in members[0][0]), members
+        assert not (tmp_path / "new").exists()
+    assert not list(outside.iterdir())
+
+
+def test_a_backup_of_an_older_version_is_restored(tmp_path: Path) -> None:
+    """In format 1, names are not escaped."""
+    write_by_hand(tmp_path / "old.tar", [(r"projects/a\x41", b"text", "file")], format=1)
+    assert main(["restore", str(tmp_path / "old.tar"), "--data", str(tmp_path / "new")]) == 0
+    assert (tmp_path / "new" / "projects" / r"a\x41").read_bytes() == b"text"
+
+
+def test_a_backup_with_too_long_a_manifest_is_not_written(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It could not be restored."""
+    monkeypatch.setattr(backup, "MANIFEST_BYTES_MAX", 100)
+    assert main(["backup", str(tmp_path / "other.tar"), "--data", str(tmp_path / "data")]) == 1
+    assert "too many for a backup" in capsys.readouterr().err
+    assert not (tmp_path / "other.tar").exists()
 
 
 @pytest.mark.timeout(150)
