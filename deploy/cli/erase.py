@@ -15,13 +15,14 @@ from tailrace.proto.exit_status import EXIT_ERROR
 DESCRIPTION = "Erase all data of a user, or of the key's tenant, and print a report as JSON. It cannot be undone."
 EXAMPLES = """\
 Turns of others that continue a turn of the user are erased too. Sums of usage stay, without names. On a terminal, the
-command asks before it erases. Elsewhere, for example in a script, it needs --yes.
+command asks before it erases. Elsewhere, for example in a script, it needs --yes. The folders of Claude Code stay:
+docs/ERASURE.md has the command that deletes them.
 
 examples:
   tailrace export --user ann@example.com --output ann.jsonl
   tailrace erase --user ann@example.com
   tailrace erase --user ann@example.com --yes           without the question
-  tailrace erase --tenant acme                          everything of the tenant; it must be the key's own
+  tailrace erase --tenant acme                          all data of the tenant; it must be the key's own
 """
 
 

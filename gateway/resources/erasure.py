@@ -50,7 +50,8 @@ async def delete_user(request: ApiRequest, deleter: Deleter) -> Response:
 async def delete_tenant(request: ApiRequest, deleter: Deleter) -> Response:
     """`DELETE /v1/tenant?confirm=TENANT`: erases all turns, sessions, projects and files of the credential's tenant.
 
-    `confirm` repeats the name of the tenant, against mistakes. Keys and sums of usage remain.
+    `confirm` repeats the name of the tenant, against mistakes. Keys, sums of usage and the folders of Claude Code
+    remain.
     """
     tenant = request.tenant
     if request.query_params.get("confirm") != tenant:

@@ -92,7 +92,8 @@ async def project(request: ApiRequest, history: HistoryClient) -> Response:
 async def delete(request: ApiRequest, deleter: Deleter) -> Response:
     """`DELETE /v1/projects/{project}`: deletes a project with all its sessions and turns.
 
-    The text of the turns is erased from the log and the database. Sums of usage keep the tokens and the cost.
+    The text of the turns is erased from the log and the database. Sums of usage keep the tokens and the cost. The
+    project's folder of Claude Code remains, and a new project with the same id gets it.
     """
     tenant = request.tenant
     return await delete_response(deleter, tenant, "project", request.path_params["project"])
