@@ -1,6 +1,7 @@
 """Turns with `store: false`: the sums of their usage are kept, and their entries are erased (PROTOCOL R109)."""
 
 import asyncio
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -117,7 +118,7 @@ class UnstoredTurns:
         await run_every(INTERVAL_S, self._erase_due, "the erasure of turns with `store: false`", stop)
 
     async def _find_due(self) -> None:
-        """Reads further notes, oldest first. After a restart it reads all of them; most of these turns are erased."""
+        """Reads further notes, oldest first. After a restart it reads all of them."""
         while len(self._due) < DUE_MAX and (found := await self._tombstones.next_unstored(self._after)) is not None:
             if found.noted_at + self._grace > datetime.now(UTC):
                 break
@@ -165,16 +166,15 @@ class UnstoredTurns:
             self._looked_up, self._next_look_up = FIRST_TURN, now + LOST_INTERVAL_S
 
     async def _erase(self, note: Unstored) -> None:
-        try:
-            turn = await self._log.read_turn(note.key)
-        except TurnUnknown:
-            await self._store.forget_unstored([note.key])
-            return
-        # Blobs come first: after the erasure no entry names them.
-        await self._release_blobs(note.key, turn)
-        await self._log.erase(note.key)
+        """Erases a turn, then forgets it, then removes its note: after a kill, the next pass finds the note again."""
+        # Blobs come first: after the erasure no entry names them. A turn that was deleted has none left.
+        with suppress(TurnUnknown):
+            await self._release_blobs(note.key, await self._log.read_turn(note.key))
+        # Also for an unknown turn: entries without a request would be found by nothing but the note.
+        if await self._log.erase(note.key):
+            logger.info("turn erased", turn=note.key.turn)
         await self._store.forget_unstored([note.key])
-        logger.info("turn erased", turn=note.key.turn)
+        await self._tombstones.remove_unstored(note.key)
 
     async def _release_blobs(self, key: TurnKey, turn: Turn) -> None:
         if (blobs := blobs_of(turn)) != "[]":

@@ -14,6 +14,10 @@ from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.subjects import CLAIMS_STREAM, EVERY_UNSTORED, TurnKey
 
+# The text of a removed note. The bucket allows no deletion of single messages: one with a TTL replaces the note.
+REMOVED = b"removed"
+REMOVED_LIFE = {"Nats-TTL": "1s"}
+
 
 class Unstored(NamedTuple):
     """The note that a turn is to be erased, and when it was stored."""
@@ -49,9 +53,21 @@ class Tombstones:
         except nats.errors.Error as error:
             raise LogUnavailable(f"the erasure cannot be noted ({type(error).__name__}): retry") from error
 
+    async def remove_unstored(self, key: TurnKey) -> None:
+        """Removes the note of a turn that is erased: the last step of its erasure. Raises LogUnavailable.
+
+        The note stays readable as REMOVED for a second, so `next_unstored` skips it.
+        """
+        try:
+            await self._connection.jetstream.publish(subjects.unstored(key), REMOVED, headers=REMOVED_LIFE)
+        except nats.errors.Error as error:
+            raise LogUnavailable(f"the note of an erasure cannot be removed ({type(error).__name__}): retry") from error
+
     async def next_unstored(self, after: Seq) -> Unstored | None:
         """Returns the first note after a sequence, read from the leader, or None. Raises LogUnavailable."""
         found = await self._leader.first(EVERY_UNSTORED, after + 1)
+        while found is not None and found.data:
+            found = await self._leader.first(EVERY_UNSTORED, found.seq + 1)
         if found is None:
             return None
         tenant, turn = found.subject.split(".")[-2:]

@@ -24,7 +24,8 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, stream_configs
 from tailrace.proto.nats.log_server import BATCH, Page
-from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
+from tailrace.proto.subjects import CLAIMS_STREAM, PERSISTENCE, STREAM, TurnKey
+from tests.harness import processes
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 
@@ -282,6 +283,70 @@ async def test_a_turn_with_store_false_whose_note_is_refused_delays_no_other_tur
     assert count("turns_left_out") == before + 1
 
 
+@asynccontextmanager
+async def running_erasure(unstored: UnstoredTurns) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    running = asyncio.create_task(unstored.run(stop))
+    yield
+    stop.set()
+    await running
+
+
+def read_due_metric() -> float | None:
+    return REGISTRY.get_sample_value("tailrace_persistence_unstored_due")
+
+
+@pytest.mark.rule("R109")
+async def test_the_note_of_a_turn_with_store_false_is_removed_as_the_last_step_of_its_erasure(
+    own_connection: Connection, own_log: TurnLog, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure or a kill before it leaves the note. After it, a restart finds no turn to erase."""
+    tries: set[TurnKey] = set()
+    is_failing = True
+
+    class FailingStore(Store):
+        async def forget_unstored(self, turns: Sequence[TurnKey]) -> None:
+            tries.update(turns)
+            if is_failing:
+                raise StoreRefused("full")
+            await super().forget_unstored(turns)
+
+    monkeypatch.setattr(unstored_module, "INTERVAL_S", 0.05)
+    tombstones = Tombstones(own_connection)
+    written, deleted, requestless = (new_writer(own_log) for _ in range(3))
+    for writer in (written, requestless):
+        await writer.store_request(store=False)
+        await writer.begin("Light")
+        await writer.end()
+    request, *_ = await own_log.read_entries(requestless.key)
+    await own_connection.jetstream.delete_msg(STREAM, request.seq)
+    keys = {writer.key for writer in (written, deleted, requestless)}
+    for key in keys:
+        await tombstones.note_unstored(key)
+
+    async def count_notes() -> int:
+        return (await own_connection.jetstream.stream_info(CLAIMS_STREAM)).state.messages
+
+    async def are_removed() -> bool:
+        return await tombstones.next_unstored(BEFORE_FIRST) is None
+
+    async with open_store(database, FailingStore) as store:
+        async with running_erasure(UnstoredTurns(own_log, tombstones, store, grace_s=0)):
+            await until(lambda: tries == keys)
+        assert await count_notes() == len(keys)
+        is_failing = False
+        async with running_erasure(UnstoredTurns(own_log, tombstones, store, grace_s=0)):
+            await until(are_removed)
+            await until(lambda: read_due_metric() == 0)
+        for key in keys:
+            assert await own_log.read_entries(key) == []
+
+        async def are_gone() -> bool:
+            return await count_notes() == 0
+
+        await until(are_gone)
+
+
 @pytest.mark.rule("R109")
 async def test_a_turn_with_store_false_is_counted_once_and_erased_although_another_cannot_be(
     own_connection: Connection, deliveries: Deliveries, database: Path, monkeypatch: pytest.MonkeyPatch
@@ -300,17 +365,6 @@ async def test_a_turn_with_store_false_is_counted_once_and_erased_although_anoth
     log = StuckLog(own_connection)
     stuck, erased = new_writer(log).key, new_writer(log).key
     log.stuck = stuck
-
-    @asynccontextmanager
-    async def running_erasure(unstored: UnstoredTurns) -> AsyncIterator[None]:
-        stop = asyncio.Event()
-        running = asyncio.create_task(unstored.run(stop))
-        yield
-        stop.set()
-        await running
-
-    def read_due_metric() -> float | None:
-        return REGISTRY.get_sample_value("tailrace_persistence_unstored_due")
 
     async def is_erased() -> bool:
         return read_due_metric() == 1 and not await log.has_turn(erased)
