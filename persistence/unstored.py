@@ -23,8 +23,8 @@ from tailrace.proto.subjects import TurnKey
 logger = structlog.get_logger()
 
 INTERVAL_S = 1.0
-# Erasing a turn mostly waits for the log.
-ERASED_AT_ONCE = 8
+# The log overwrites one entry at a time. Meanwhile the next turn is read.
+ERASED_AT_ONCE = 2
 # A later pass finds the others.
 DUE_MAX = 10_000
 KEPT_LABELS = ("model", "key")

@@ -3,9 +3,11 @@
 Its `publish` is the only function that publishes entries of a turn. It sets subject and fence together (PROTOCOL R8).
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,16 +22,21 @@ from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.log_server import BATCH, Count, LiveFeed, Page, PublishUnclear
-from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import STREAM, TurnKey
 
 FENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 
 PUBLISH_TIMEOUT_S = 2.0
 PURGE_TIMEOUT_S = 10.0
-ERASED_AT_ONCE = 16
 # Without an answer the entries are read, also from a server that does not lead the stream.
 COUNT_TIMEOUT_S = 0.25
+
+
+class Erased(NamedTuple):
+    """The result of `erase_until`: how many entries were overwritten, and whether the turn has none left."""
+
+    entries: int
+    is_gone: bool
 
 
 class JetStreamLog:
@@ -39,6 +46,7 @@ class JetStreamLog:
         self._connection = connection
         self._leader = Leader(connection, STREAM)
         self._reads = DirectReader(connection)
+        self._erasing = asyncio.Lock()
 
     async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
         """Appends an entry and returns its sequence. Raises LogFull, and PublishUnclear if the entry may be stored."""
@@ -116,26 +124,59 @@ class JetStreamLog:
         A purge leaves the bytes in the files until the block is rewritten; a deletion by sequence does not. Raises
         LogUnavailable: some entries may then be gone, but the turn can still be read and erased.
         """
+        return len([seq async for seq in self._erase_each(key)])
+
+    async def erase_until(self, key: TurnKey, deadline: float) -> Erased:
+        """Like `erase`, but stops at `deadline`, by the event loop's clock. Overwrites one entry at least.
+
+        Raises LogUnavailable if no entry was overwritten. A later call overwrites the others.
+        """
+        entries = 0
+        async with aclosing(self._erase_each(key)) as erased:
+            try:
+                async for _ in erased:
+                    entries += 1
+                    if asyncio.get_running_loop().time() >= deadline:
+                        return Erased(entries, is_gone=False)
+            except LogUnavailable:
+                if not entries:
+                    raise
+                return Erased(entries, is_gone=False)
+        return Erased(entries, is_gone=True)
+
+    async def _erase_each(self, key: TurnKey) -> AsyncGenerator[Seq, None]:
+        """Erases a turn, and yields the sequence of each entry once it is overwritten."""
         request: list[Stored] = []
-        erased, after = 0, BEFORE_FIRST
-
-        async def delete(stored: Stored) -> None:
-            is_deleted = await self._leader.delete(stored.seq, erases=True)
-            # A repeated deletion finds no entry, and the purge below would hide one that was not overwritten.
-            if not is_deleted and await self.has_entry(key, stored.seq):
-                raise LogUnavailable(f"an entry of {key.turn} could not be erased: retry")
-
+        after = BEFORE_FIRST
         while entries := (await self.read(key, after, BATCH)).entries:
             after = entries[-1].seq
             if not request:
                 request, entries = entries[:1], entries[1:]
-            await gather_limited(delete, entries, ERASED_AT_ONCE)
-            erased += len(entries)
+            for stored in entries:
+                await self._erase_entry(key, stored.seq)
+                yield stored.seq
         # The request goes last: without it the log has no such turn, and its other entries would not be found.
-        await gather_limited(delete, request, ERASED_AT_ONCE)
+        for stored in request:
+            await self._erase_entry(key, stored.seq)
+            yield stored.seq
         # A replica that was behind may not have returned all entries.
         await self.purge(key)
-        return erased + len(request)
+
+    async def _erase_entry(self, key: TurnKey, seq: Seq) -> None:
+        """Overwrites one entry, while no other is overwritten by this process.
+
+        nats-server rewrites the whole block of up to 8 MB for it (docs/SIZING.md), and `up` lets it do one request to
+        its API at a time. It prefers other requests to those for information (jetstream_api.go,
+        processJSAPIRoutedRequests): without a pause, these would be answered after the last erasure of all processes.
+        """
+        async with self._erasing:
+            is_deleted = await self._leader.delete(seq, erases=True)
+            with suppress(LogUnavailable):
+                # Answered after the information that others have requested.
+                await self.newest_seq()
+        # A repeated deletion finds no entry, and a purge would hide one that was not overwritten.
+        if not is_deleted and await self.has_entry(key, seq):
+            raise LogUnavailable(f"an entry of {key.turn} could not be erased: retry")
 
     @asynccontextmanager
     async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:

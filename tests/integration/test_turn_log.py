@@ -21,7 +21,7 @@ from tailrace.proto.errors import CursorUnknown, EntryTooLarge, FenceLost, LogFu
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, jetstream_log, streams
-from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT
+from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT, Erased
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.log_server import BATCH
 from tailrace.proto.nats.pub_ack import FENCE
@@ -258,6 +258,64 @@ async def test_a_turn_whose_erasure_was_interrupted_can_be_found_and_erased_agai
     assert await own_log.erase(key) == 1
     assert not await own_log.has_turn(key)
     assert (await own_connection.jetstream.stream_info(STREAM)).state.messages == 0
+
+
+@pytest.mark.rule("R91")
+async def test_an_erasure_with_a_deadline_counts_each_entry_once(
+    own_log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the log becomes unavailable meanwhile: what was overwritten by then is counted."""
+    writer = Writer(own_log, key)
+    await writer.open("a", " secret", " text")
+    await writer.end()
+    count, now = len(await own_log.read_entries(key)), asyncio.get_running_loop().time()
+    assert await own_log.erase_until(key, now) == Erased(1, is_gone=False)
+    delete, left = Leader.delete, [1]
+
+    async def delete_some(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
+        if not left:
+            raise LogUnavailable("no leader")
+        left.pop()
+        return await delete(self, seq, erases=erases)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Leader, "delete", delete_some)
+        assert await own_log.erase_until(key, now + 60) == Erased(1, is_gone=False)
+        with pytest.raises(LogUnavailable, match="no leader"):
+            await own_log.erase_until(key, now + 60)
+    assert (await own_log.read_turn(key)).request is not None
+    assert await own_log.erase_until(key, now + 60) == Erased(count - 2, is_gone=True)
+    assert await own_log.erase_until(key, now + 60) == Erased(0, is_gone=True)
+
+
+async def test_information_about_streams_is_answered_during_erasures(
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes erase several turns at once. nats-server does other requests before those for information."""
+    deltas, delete, running, most = 60, Leader.delete, 0, 0
+
+    async def count_delete(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        is_deleted = await delete(self, seq, erases=erases)
+        running -= 1
+        return is_deleted
+
+    monkeypatch.setattr(Leader, "delete", count_delete)
+    writers = [Writer(own_log, TurnKey(Tenant("ours"), TurnId(new_id()))) for _ in range(6)]
+    for writer in writers:
+        await writer.open(*["a word "] * deltas)
+    other = await Connection.open(own_server.url, "other")
+    logs = (own_log, TurnLog(other))
+    erasing = asyncio.gather(*(logs[number % 2].erase(writer.key) for number, writer in enumerate(writers)))
+    answers = 0
+    while not erasing.done():
+        await own_connection.request(f"$JS.API.STREAM.INFO.{STREAM}", b"", timeout_s=60)
+        answers += 1
+    assert answers > sum(await erasing) / 10
+    assert most <= len(logs)
+    await other.close()
 
 
 async def test_an_error_of_the_server_is_not_taken_for_an_empty_log(
