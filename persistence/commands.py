@@ -1,8 +1,9 @@
 """Write commands that are not in the log: new sessions and projects, session titles, deletion."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import takewhile
 
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.queries import Queries
@@ -94,7 +95,7 @@ class Commands:
         if unstored := await self._unstored_of(tenant, what):
             return Remaining(unstored)
         remaining = await self._store.turns_to_delete(tenant, what)
-        if what.kind in ("turn", "user") and not {one.turn for one in remaining} <= set(what.purged):
+        if what.kind in ("turn", "user") and not _has_purged_first([one.turn for one in remaining], what.purged):
             # A new follow-up: the rows of its ancestors are needed to find it.
             return Remaining(remaining)
         rows = await self._store.delete(tenant, what)
@@ -129,3 +130,12 @@ class Commands:
             case "user" | "tenant":
                 # These are no resources: erasing them a second time finds nothing.
                 pass
+
+
+def _has_purged_first(remaining: Sequence[TurnId], purged: Sequence[TurnId]) -> bool:
+    """Returns whether rows can be deleted: those of `remaining`, which has no turn before its follow-ups, are purged.
+
+    Some of the last may not be purged, because an erasure works in parts.
+    """
+    first = set(takewhile(set(purged).__contains__, remaining))
+    return not remaining or (bool(first) and first == set(purged).intersection(remaining))

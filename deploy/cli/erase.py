@@ -2,16 +2,25 @@
 
 import argparse
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 
+from tailrace.client import Client, TailraceError
 from tailrace.deploy.cli.arguments import add_connection, add_json
-from tailrace.deploy.cli.connection import connect
+from tailrace.deploy.cli.connection import GatewayFailed, connect
 from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.exit_status import EXIT_ERROR
 
+# A request erases for so long. A client would take a longer silence for a lost connection.
+PART_S = 10
+# A part also waits for an entry and for the database.
+SILENCE_S = 120.0
+# Refusals or empty parts in a row, for example while persistence restarts.
+REFUSALS_MAX, REFUSED_WAIT_S = 30, 1.0
 DESCRIPTION = "Erase all data of a user, or of the key's tenant, and print a report as JSON. It cannot be undone."
 EXAMPLES = """\
 Turns of others that continue a turn of the user are erased too. Sums of usage stay, without names. On a terminal, the
@@ -40,14 +49,59 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if not (args.yes or is_confirmed(f"Erase all data of the {make_printable(what)}? It cannot be undone. [y/N] ")):
         print("nothing was erased", file=sys.stderr)
         return EXIT_ERROR
-    with connect(args, environ) as client:
-        if args.user is not None:
-            report = client.request("DELETE", "/v1/users", params={"user": args.user})
-        else:
-            report = client.request("DELETE", "/v1/tenant", params={"confirm": args.tenant})
-    encoded = msgspec.json.encode(report)
-    print(make_printable((encoded if args.json else msgspec.json.format(encoded, indent=2)).decode()))
+    if args.user is not None:
+        path, params = "/v1/users", {"user": args.user}
+    else:
+        path, params = "/v1/tenant", {"confirm": args.tenant}
+    total: dict[str, Any] = {}
+    try:
+        # The client repeats no request by itself: what a lost response has counted would be missing in the report.
+        with connect(args, environ, tries_max=0, silence_s=SILENCE_S) as client:
+            for part in _erase(client, path, params):
+                total = _add(total, part)
+                if not part.get("complete", True):
+                    print(f"erased so far: {total['turns']} turns, {total['log_entries']} entries", file=sys.stderr)
+    finally:
+        # Also after an error: it is the only record of what was erased before.
+        if total:
+            encoded = msgspec.json.encode(total)
+            print(make_printable((encoded if args.json else msgspec.json.format(encoded, indent=2)).decode()))
     return 0
+
+
+def _erase(client: Client, path: str, params: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Erases in parts, and yields the report of each. Raises TailraceError of the client.
+
+    A refused request has erased nothing, so it is repeated if a later try may succeed. A lost one is not.
+    """
+    refusals, is_complete = 0, False
+    while not is_complete:
+        try:
+            part = client.request("DELETE", path, params={**params, "max_seconds": str(PART_S)})
+        except TailraceError as error:
+            refusals += 1
+            if error.status is None and not error.is_unreachable:
+                print("what the last request has erased is not in the report; repeat the command", file=sys.stderr)
+            if error.status is None or not error.is_temporary or refusals > REFUSALS_MAX:
+                raise
+            time.sleep(max(error.retry_after_s, REFUSED_WAIT_S))
+            continue
+        yield part
+        is_complete = part.get("complete", True)
+        refusals = 0 if part["turns"] or part.get("log_entries") else refusals + 1
+        if not is_complete and refusals > REFUSALS_MAX:
+            raise GatewayFailed("the last requests have erased nothing: upgrade persistence before the gateways")
+
+
+def _add(total: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a report with the sums of the counts of two. Other fields are those of `part`."""
+    added = dict(part)
+    for name, value in part.items():
+        if isinstance(value, Mapping):
+            added[name] = _add(total.get(name, {}), value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            added[name] = total.get(name, 0) + value
+    return added
 
 
 def is_confirmed(question: str) -> bool:

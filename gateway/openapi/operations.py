@@ -45,7 +45,7 @@ from tailrace.gateway.resources.admin import (
 from tailrace.gateway.resources.batch_body import NewBatch
 from tailrace.gateway.resources.batches import AcceptedBatch, BatchList, BatchRecord
 from tailrace.gateway.resources.deletion import DeletedObject
-from tailrace.gateway.resources.erasure import Erased
+from tailrace.gateway.resources.erasure import SECONDS_MAX, Erased
 from tailrace.gateway.resources.health import Health
 from tailrace.gateway.resources.login import LoggedIn
 from tailrace.gateway.resources.projects import NewProjectBody, ProjectBody, ProjectList
@@ -167,6 +167,13 @@ PARAMETERS: dict[str, Json] = {
     },
     "by": _query("by", "The unit to sum by.", type="string", pattern=f"^({'|'.join(USAGE_BY)}|metadata\\..+)$"),
     "erased_user": {**_query("user", "The user whose data is erased."), "required": True},
+    "max_seconds": _query(
+        "max_seconds",
+        "Respond after about so many seconds, with `complete: false` if not all is erased.",
+        type="integer",
+        minimum=1,
+        maximum=SECONDS_MAX,
+    ),
     "confirm": {**_query("confirm", "The name of the tenant."), "required": True},
     "usage_key": _query("key", "Only the usage of this day, model, user…"),
     "from": _query("from", "The first day (UTC).", type="string", format="date"),
@@ -341,8 +348,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/usage"): Operation(
         "projects", response=UsageList, parameters=("by", "usage_key", "from", "to", *PAGE)
     ),
-    ("DELETE", "/v1/users"): Operation("projects", response=Erased, parameters=("erased_user",)),
-    ("DELETE", "/v1/tenant"): Operation("projects", response=Erased, parameters=("confirm",)),
+    ("DELETE", "/v1/users"): Operation("projects", response=Erased, parameters=("erased_user", "max_seconds")),
+    ("DELETE", "/v1/tenant"): Operation("projects", response=Erased, parameters=("confirm", "max_seconds")),
     ("GET", "/v1/admin/keys"): Operation("admin", response=KeyList, parameters=("of_tenant", *PAGE)),
     ("POST", "/v1/admin/keys"): Operation("admin", NewKeyBody, CreatedKey, 201),
     ("DELETE", "/v1/admin/keys/{key_id}"): Operation("admin", response=KeyBody),

@@ -9,14 +9,15 @@ from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.resources.paging import limit_of
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.request_body import check_user
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Tenant
 from tailrace.proto.resources import DeletedRows
 
 logger = structlog.get_logger()
 
+SECONDS_MAX = 600
 KEPT = "the sums of usage by day, model and key, without names"
 
 
@@ -28,11 +29,13 @@ class Erased(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     """The name of the erased user or tenant."""
     turns: int
-    """The number of erased turns."""
+    """The number of turns that were erased completely."""
     log_entries: int
     """Entries of NATS's log that were overwritten. The log has the turns of the last day."""
     rows: DeletedRows
     """Rows of the database, which are overwritten with zeros."""
+    complete: bool = True
+    """False: something is left, because the time of `max_seconds` was over. Repeat the request, and add its counts."""
     kept: str = KEPT
     """What remains, in one sentence."""
 
@@ -40,11 +43,12 @@ class Erased(msgspec.Struct, frozen=True, kw_only=True):
 async def delete_user(request: ApiRequest, deleter: Deleter) -> Response:
     """`DELETE /v1/users?user=NAME`: erases the turns and sessions of a user, and the turns that continue them.
 
-    For a request under the GDPR. The response counts what was erased, and says what remains.
+    For a request under the GDPR. The response counts what was erased, and says what remains. With `max_seconds`, it
+    comes after about so many seconds. `complete` then says whether all is erased; if not, repeat the request.
     """
     user = request.query_params.get("user", "")
     check_user(user)
-    return await _erase(deleter, request.tenant, "user", user)
+    return await _erase(deleter, request, "user", user)
 
 
 async def delete_tenant(request: ApiRequest, deleter: Deleter) -> Response:
@@ -60,15 +64,25 @@ async def delete_tenant(request: ApiRequest, deleter: Deleter) -> Response:
             f"your key belongs to the tenant {tenant}: to erase everything of this tenant, repeat its name",
             param="confirm",
         )
-    return await _erase(deleter, tenant, "tenant", tenant)
+    return await _erase(deleter, request, "tenant", tenant)
 
 
-async def _erase(deleter: Deleter, tenant: Tenant, kind: Literal["user", "tenant"], name: str) -> Response:
-    done = await deleter.erase(tenant, kind, name)
-    logger.info("erased", kind=kind, turns=done.turns)
+async def _erase(deleter: Deleter, request: ApiRequest, kind: Literal["user", "tenant"], name: str) -> Response:
+    within_s = (
+        limit_of(request, SECONDS_MAX, SECONDS_MAX, "max_seconds") if "max_seconds" in request.query_params else None
+    )
+    done = await deleter.erase(request.tenant, kind, name, within_s)
+    logger.info("erased", kind=kind, turns=done.turns, complete=done.is_complete)
     object_: Literal["user.erased", "tenant.erased"] = "user.erased" if kind == "user" else "tenant.erased"
     return json_response(
-        Erased(object=object_, id=name, turns=done.turns, log_entries=done.log_entries, rows=done.rows)
+        Erased(
+            object=object_,
+            id=name,
+            turns=done.turns,
+            log_entries=done.log_entries,
+            rows=done.rows,
+            complete=done.is_complete,
+        )
     )
 
 

@@ -5,7 +5,7 @@ crash at any point the same request deletes the rest.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto import batch
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Batch
-from tailrace.proto.errors import BlobUnknown, Refused, TurnUnknown
+from tailrace.proto.errors import BlobUnknown, LogError, Refused, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import BlobStore, Connection, Rpc, Tombstones, TurnLog
@@ -30,6 +30,8 @@ from tailrace.proto.subjects import GENERATORS, TurnKey
 ROUNDS_MAX = 100
 MANY_TURNS = 100
 LOOKED_AT_ONCE = 16
+# Rows of an erasure are deleted as often, and at most so many turns are settled before their entries are overwritten.
+ERASING_S, ERASED_TURNS = 5.0, 100
 # The generator settles a turn after its end. A counter remembers the names of its last increments only: a turn that
 # ended long ago would be refunded twice.
 SETTLED_WITHIN = timedelta(minutes=10)
@@ -42,6 +44,45 @@ class Deletion(NamedTuple):
     log_entries: int
     """Entries that were overwritten."""
     rows: DeletedRows
+    is_complete: bool = True
+    """False: some are left, because its time was over, or because NATS or persistence became unavailable."""
+
+
+class Purged(NamedTuple):
+    """The turns that one round has removed from the log."""
+
+    turns: tuple[TurnId, ...] = ()
+    is_cut: bool = False
+    """Whether the round has left turns to the next one."""
+
+
+class _Running:
+    """A deletion that runs: what it has deleted so far, and its time."""
+
+    def __init__(self, *, erases: bool, within_s: float | None = None) -> None:
+        self.erases = erases
+        self.turns: set[TurnId] = set()
+        self.log_entries = 0
+        self.rows = DeletedRows()
+        self._rounds = 0
+        self._ends_at = math.inf if within_s is None else _now() + within_s
+
+    def results(self) -> tuple[int, int, DeletedRows]:
+        """Returns the numbers of turns, of log entries and of rows."""
+        return len(self.turns), self.log_entries, self.rows
+
+    def is_over(self) -> bool:
+        """Returns whether its time is over. The first round takes place in any case, so that a repetition ends."""
+        return self._rounds > 0 and _now() >= self._ends_at
+
+    def round_deadline(self) -> float:
+        """Begins a round, and returns the time after which it leaves turns to the next one."""
+        self._rounds += 1
+        return min(_now() + ERASING_S, self._ends_at) if self.erases else math.inf
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class Deleter:
@@ -71,40 +112,52 @@ class Deleter:
 
         Raises Refused when it does not exist, or not all of it could be deleted; LogUnavailable. It can be repeated.
         """
-        return (await self._delete(tenant, kind, name, self._purge_entries)).turns
-
-    async def erase(self, tenant: Tenant, kind: Literal["user", "tenant"], name: str) -> Deletion:
-        """As `delete`, for all data of a user or of the tenant, whose entries the log overwrites (PROTOCOL R91)."""
-        return await self._delete(tenant, kind, name, self._log.erase)
-
-    async def _delete(
-        self, tenant: Tenant, kind: Kind, name: str, remove: Callable[[TurnKey], Awaitable[int]]
-    ) -> Deletion:
         if kind == "turn":
             await self._cancel_batch(TurnKey(tenant, TurnId(name)))
-        gone: set[TurnId] = set()
-        purged: list[TurnId] = []
-        entries, rows = 0, DeletedRows()
-        few = 0
+        deletion = _Running(erases=False)
+        await self._delete(tenant, kind, name, deletion)
+        return len(deletion.turns)
+
+    async def erase(
+        self, tenant: Tenant, kind: Literal["user", "tenant"], name: str, within_s: float | None = None
+    ) -> Deletion:
+        """As `delete`, for all data of a user or of the tenant, whose entries the log overwrites (PROTOCOL R91).
+
+        With `within_s`, it stops after about so many seconds, or when a part of the system becomes unavailable, and
+        returns what it has erased. It then raises only if it has erased nothing. Each turn, entry and row is counted
+        by one call only.
+        """
+        deletion = _Running(erases=True, within_s=within_s)
+        try:
+            is_complete = await self._delete(tenant, kind, name, deletion)
+        except (LogError, Refused):
+            if within_s is None or deletion.results() == (0, 0, DeletedRows()):
+                raise
+            is_complete = False
+        return Deletion(len(deletion.turns), deletion.log_entries, deletion.rows, is_complete)
+
+    async def _delete(self, tenant: Tenant, kind: Kind, name: str, deletion: "_Running") -> bool:
+        """Deletes in rounds, and adds to `deletion` what it has deleted. Returns False if its time was over before."""
+        purged = Purged()
+        few, is_large, results = -1, False, deletion.results()
         while few < ROUNDS_MAX:
-            left = await self._history.ask(tenant, DeleteResource(kind, name, tuple(purged)))
-            rows += left.rows
+            left = await self._history.ask(tenant, DeleteResource(kind, name, purged.turns))
+            deletion.rows += left.rows
+            # A turn whose row is left is returned again.
+            deletion.turns |= set(purged.turns) - {turn.turn for turn in left.turns}
             if not left.turns:
-                return Deletion(len(gone), entries, rows)
-            purged, removed = await self._purge(tenant, left.turns, remove)
-            entries += removed
-            gone.update(purged)
-            few = 0 if len(purged) >= MANY_TURNS else few + 1
+                return True
+            if deletion.is_over():
+                return False
+            # Rounds without a result must end: an older persistence deletes no rows for a part of a page.
+            few = 0 if is_large and deletion.results() != results else few + 1
+            results = deletion.results()
+            purged = await self._purge(tenant, left.turns, deletion)
+            is_large = len(purged.turns) >= MANY_TURNS or purged.is_cut
         raise Refused("session_busy", "turns were submitted during the deletion: repeat it when no client submits more")
 
-    async def _purge_entries(self, key: TurnKey) -> int:
-        await self._log.purge(key)
-        return 0
-
-    async def _purge(
-        self, tenant: Tenant, turns: list[TurnToDelete], remove: Callable[[TurnKey], Awaitable[int]]
-    ) -> tuple[list[TurnId], int]:
-        """Removes turns from the log. Returns them, and the number of entries that were overwritten.
+    async def _purge(self, tenant: Tenant, turns: list[TurnToDelete], deletion: "_Running") -> Purged:
+        """Removes turns from the log, and returns them.
 
         Purges none, but cancels those that run, if one was running: persistence must record its end first.
         """
@@ -112,14 +165,30 @@ class Deleter:
         for turn in turns:
             was_running |= turn.is_running and await self._try_cancel(TurnKey(tenant, turn.turn))
         if was_running:
-            return [], 0
+            return Purged()
+        some = turns[:ERASED_TURNS] if deletion.erases else turns
         # Before the purge, because settling reads the log.
-        for turn in turns:
+        for turn in some:
             await self._settle(TurnKey(tenant, turn.turn))
-        entries = sum(
-            [await (self._log.erase if turn.is_unstored else remove)(TurnKey(tenant, turn.turn)) for turn in turns]
-        )
-        return [turn.turn for turn in turns], entries
+        purged: list[TurnId] = []
+        deadline = deletion.round_deadline()
+        for turn in some:
+            key = TurnKey(tenant, turn.turn)
+            if not (deletion.erases or turn.is_unstored):
+                await self._log.purge(key)
+            elif not await self._erase(key, deletion, deadline):
+                break
+            purged.append(turn.turn)
+            if turn.is_unstored:
+                # Nothing returns it again.
+                deletion.turns.add(turn.turn)
+        return Purged(tuple(purged), is_cut=len(purged) < len(turns))
+
+    async def _erase(self, key: TurnKey, deletion: "_Running", deadline: float) -> bool:
+        """Overwrites entries of a turn until `deadline`, but one at least. Returns whether none is left."""
+        erased = await self._log.erase_until(key, deadline)
+        deletion.log_entries += erased.entries
+        return erased.is_gone
 
     async def _try_cancel(self, key: TurnKey) -> bool:
         """Cancels a turn. False when the log has none of it."""

@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 
 from tailrace.client import Client
+from tailrace.deploy.cli import erase
 from tailrace.deploy.cli.export import export_lines
+from tailrace.deploy.cli.main import parser
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Seq, Tenant
+from tailrace.proto.nats import Connection
+from tailrace.proto.nats.leader import Leader
+from tailrace.proto.subjects import STREAM
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.until import until
@@ -97,6 +102,41 @@ async def test_no_file_has_the_text_of_an_erased_user(
     }
     again = (await gateway.client.delete(f"/v1/users?user={MARK}")).json()
     assert (again["turns"], again["log_entries"]) == (0, 0)
+
+
+@pytest.mark.rule("R91")
+async def test_an_erasure_in_parts_counts_everything_once_and_deletes_rows_after_each_part(
+    gateway: Gateway, own_connection: Connection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`tailrace erase` prints the sum. Its first part ends within a turn."""
+    delete, parts = Leader.delete, []
+
+    async def delete_slowly(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
+        await asyncio.sleep(0.05)
+        return await delete(self, seq, erases=erases)
+
+    def erase_in_parts(self: Client, *given: Any, **options: Any) -> Any:
+        parts.append(request(self, *given, **options))
+        return parts[-1]
+
+    first = await post_answered_turn(gateway, MARK, session=f"{MARK}-1", create_session=True)
+    await post_answered_turn(gateway, "someone", parent=first["turn"])
+    for _ in range(2):
+        await post_answered_turn(gateway, MARK)
+    await post_answered_turn(gateway, MARK, store=False)
+    entries = (await own_connection.jetstream.stream_info(STREAM)).state.messages
+    request = Client.request
+    monkeypatch.setattr(Client, "request", erase_in_parts)
+    monkeypatch.setattr(Leader, "delete", delete_slowly)
+    monkeypatch.setattr("tailrace.deploy.cli.erase.PART_S", 1)
+    command = ["erase", "--user", MARK, "--yes", "--json", "--url", gateway.url, "--key", KEY]
+    assert await asyncio.to_thread(erase.run, parser().parse_args(command), {}) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (report["turns"], report["log_entries"], report["complete"]) == (5, entries, True)
+    assert report["rows"] == {"turns": 4, "sessions": 3, "projects": 0, "files": 0, "blobs": 0}
+    assert (await own_connection.jetstream.stream_info(STREAM)).state.messages == 0
+    assert len(parts) > 2
+    assert sum(part["rows"]["turns"] for part in parts[:-1]) > 0
 
 
 @pytest.mark.rule("R91")

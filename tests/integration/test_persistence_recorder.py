@@ -25,7 +25,6 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, stream_configs
 from tailrace.proto.nats.log_server import BATCH, Page
 from tailrace.proto.subjects import CLAIMS_STREAM, PERSISTENCE, STREAM, TurnKey
-from tests.harness import processes
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 

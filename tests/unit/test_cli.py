@@ -20,7 +20,7 @@ import pytest
 import structlog
 
 from tailrace import __main__ as console_script
-from tailrace.client import Client
+from tailrace.client import Client, TailraceError
 from tailrace.client.events import Progress
 from tailrace.deploy.cli.arguments import turn_id
 from tailrace.deploy.cli.ask import read_question
@@ -593,10 +593,56 @@ def test_erase_asks_on_a_terminal_and_needs_yes_elsewhere(
     assert capsys.readouterr().out.count('"turns": 1') == 2
 
 
+def test_erase_reports_the_sum_of_its_parts_and_repeats_no_lost_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A refused request has erased nothing, and is repeated. The report before a lost one is printed."""
+    part = {"id": "ann", "turns": 2, "log_entries": 5, "rows": {"turns": 2}, "complete": False}
+    busy = TailraceError("busy", status=503, is_temporary=True)
+    lost = TailraceError("no answer", is_temporary=True)
+    replies: list[dict[str, Any] | TailraceError] = []
+
+    class Replying(Erased):
+        def request(self, *_: object, **__: object) -> Any:
+            reply = replies.pop(0)
+            if isinstance(reply, TailraceError):
+                raise reply
+            return reply
+
+    monkeypatch.setattr("tailrace.deploy.cli.connection.Client", Replying)
+    monkeypatch.setattr("tailrace.deploy.cli.erase.REFUSED_WAIT_S", 0)
+    erase = ["erase", "--user", "ann", "--url", "http://127.0.0.1:1", "--yes", "--json"]
+    replies = [part, busy, part, part | {"complete": True}]
+    assert main(erase) == 0
+    expected = {"id": "ann", "turns": 6, "log_entries": 15, "rows": {"turns": 6}, "complete": True}
+    assert json.loads(capsys.readouterr().out) == expected
+    replies = [part, part, lost, part]
+    assert main(erase) == EXIT_ERROR
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {
+        "id": "ann",
+        "turns": 4,
+        "log_entries": 10,
+        "rows": {"turns": 4},
+        "complete": False,
+    }
+    assert "what the last request has erased is not in the report" in printed.err
+    assert replies == [part]
+
+
+class Typed(io.StringIO):
+    """A standard input that is a terminal, with a typed line."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 class Erased:
     """A client of a gateway that erases one turn."""
 
-    def __init__(self, *_: object) -> None: ...
+    url = "http://127.0.0.1:1"
+
+    def __init__(self, *_: object, **__: object) -> None: ...
     def __enter__(self) -> Self:
         return self
 
