@@ -1,0 +1,74 @@
+"""Erasure of log entries, and what requests to JetStream wait for meanwhile: `python -m benchmarks.erasing`.
+
+nats-server rewrites a whole block of the log for each erased entry, so the rate depends on the size of the block.
+"""
+
+import argparse
+import asyncio
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from statistics import median
+
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.subjects import STREAM, TurnKey, entry
+from tests.conftest import apply_streams
+
+STORED_AT_ONCE = 200
+
+
+async def store(connection: Connection, key: TurnKey, entries: int, entry_bytes: int) -> None:
+    """Stores entries without a meaning."""
+    slots = asyncio.Semaphore(STORED_AT_ONCE)
+
+    async def store_one() -> None:
+        async with slots:
+            await connection.request(entry(key, "event"), b"x" * entry_bytes, timeout_s=30)
+
+    await asyncio.gather(*(store_one() for _ in range(entries)))
+
+
+async def measure_waits(connection: Connection, subject: str, data: bytes, waits_s: list[float]) -> None:
+    """Sends a request every 20 ms, and adds how long each waits, until it is cancelled."""
+    while True:
+        began = time.monotonic()
+        await connection.request(subject, data, timeout_s=60)
+        waits_s.append(time.monotonic() - began)
+        await asyncio.sleep(0.02)
+
+
+async def main(block_mb: float, entry_bytes: int, erased: int) -> None:
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        nats = await stack.enter_async_context(NatsServer(folder, sync="always"))
+        await apply_streams(nats.url)
+        connection, other = [await Connection.open(nats.url, name) for name in ("erases", "asks")]
+        key, before = (TurnKey(Tenant("bench"), TurnId(name)) for name in ("erased", "before"))
+        await store(connection, before, max(0, int(block_mb * 1e6 / (entry_bytes + 60)) - erased), entry_bytes)
+        await store(connection, key, erased, entry_bytes)
+        waits_s: dict[str, list[float]] = {"STREAM.INFO": [], "an append": []}
+        subjects = {"STREAM.INFO": (f"$JS.API.STREAM.INFO.{STREAM}", b""), "an append": (entry(before, "event"), b"x")}
+        asking = [asyncio.create_task(measure_waits(other, *subjects[name], waits_s[name])) for name in subjects]
+        began = time.monotonic()
+        count = await TurnLog(connection).erase(key)
+        took_s = time.monotonic() - began
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        print(f"{count} entries of {entry_bytes} bytes in a block of {block_mb} MB: {count / took_s:.0f} a second")
+        for name, waits in waits_s.items():
+            print(f"  {name} waits {1000 * median(waits):.0f} ms (median), {1000 * max(waits):.0f} ms (maximum)")
+        for one in (connection, other):
+            await one.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--block-mb", type=float, default=8.0, help="how full the block of the log is; at most 8")
+    parser.add_argument("--entry-bytes", type=int, default=200)
+    parser.add_argument("--entries", type=int, default=300, help="how many are erased")
+    args = parser.parse_args()
+    asyncio.run(main(args.block_mb, args.entry_bytes, args.entries))
