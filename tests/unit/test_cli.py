@@ -630,13 +630,6 @@ def test_erase_reports_the_sum_of_its_parts_and_repeats_no_lost_request(
     assert replies == [part]
 
 
-class Typed(io.StringIO):
-    """A standard input that is a terminal, with a typed line."""
-
-    def isatty(self) -> bool:
-        return True
-
-
 class Erased:
     """A client of a gateway that erases one turn."""
 
