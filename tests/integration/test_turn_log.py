@@ -232,6 +232,20 @@ async def test_an_entry_that_cannot_be_overwritten_is_not_reported_as_erased(
     assert (await own_log.read_turn(key)).text == "a secret"
 
 
+def lose_leader_after(patch: pytest.MonkeyPatch, deletions: int) -> None:
+    """Lets so many deletions succeed. Each later one raises LogUnavailable."""
+    delete, left = Leader.delete, deletions
+
+    async def delete_some(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
+        nonlocal left
+        if not left:
+            raise LogUnavailable("no leader")
+        left -= 1
+        return await delete(self, seq, erases=erases)
+
+    patch.setattr(Leader, "delete", delete_some)
+
+
 @pytest.mark.rule("R91")
 async def test_a_turn_whose_erasure_was_interrupted_can_be_found_and_erased_again(
     own_connection: Connection, own_log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
@@ -241,16 +255,8 @@ async def test_a_turn_whose_erasure_was_interrupted_can_be_found_and_erased_agai
     await writer.open("a", " secret")
     await writer.end()
     entries = await own_log.read_entries(key)
-    delete, left = Leader.delete, list(range(len(entries) - 1))
-
-    async def delete_some(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
-        if not left:
-            raise LogUnavailable("no leader")
-        left.pop()
-        return await delete(self, seq, erases=erases)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Leader, "delete", delete_some)
+        lose_leader_after(patch, len(entries) - 1)
         with pytest.raises(LogUnavailable, match="no leader"):
             await own_log.erase(key)
     assert await own_log.read_entries(key) == entries[:1]
@@ -270,16 +276,8 @@ async def test_an_erasure_with_a_deadline_counts_each_entry_once(
     await writer.end()
     count, now = len(await own_log.read_entries(key)), asyncio.get_running_loop().time()
     assert await own_log.erase_until(key, now) == Erased(1, is_gone=False)
-    delete, left = Leader.delete, [1]
-
-    async def delete_some(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
-        if not left:
-            raise LogUnavailable("no leader")
-        left.pop()
-        return await delete(self, seq, erases=erases)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Leader, "delete", delete_some)
+        lose_leader_after(patch, 1)
         assert await own_log.erase_until(key, now + 60) == Erased(1, is_gone=False)
         with pytest.raises(LogUnavailable, match="no leader"):
             await own_log.erase_until(key, now + 60)
