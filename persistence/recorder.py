@@ -18,7 +18,7 @@ from tailrace.persistence.record_spans import RecordSpans
 from tailrace.persistence.rows import TurnRow, blobs_of, build_row
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
-from tailrace.proto.fold import Turn, text_proof
+from tailrace.proto.fold import Turn, fold, text_proof
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.runtime.clock import age_s
@@ -114,7 +114,7 @@ class Recorder:
             delivered = {delivery.seq for delivery in batch}
             for row in rows:
                 if row.ended_at is not None and row.cursor in delivered:
-                    logger.info("turn recorded", turn=row.turn, outcome=row.outcome)
+                    logger.debug("turn recorded", turn=row.turn, outcome=row.outcome)
 
     async def _write(self, rows: Sequence[TurnRow], last: Seq) -> Sequence[TurnRow]:
         """Writes `rows`, read up to the entry at `last`; returns the stored rows.
@@ -183,10 +183,12 @@ class Recorder:
         return row
 
     async def _read_turn(self, last: Delivery) -> Turn:
-        """Folds the turn at least up to the entry `last`."""
-        if last.kind == "end" and (entry := last.take_entry()):
+        """Folds the turn at least up to the entry `last`. A delivered request needs no read: it is the first entry."""
+        entry = last.take_entry()
+        if entry and last.kind == "end":
             return await self._log.read_ended_turn(last.key, entry[0])
-        return await self._log.read_turn_upto(last.key, last.seq)
+        turn = fold(entry)
+        return turn if turn.request is not None else await self._log.read_turn_upto(last.key, last.seq)
 
     async def _is_orphan(self, key: TurnKey, turn: Turn) -> bool:
         """Returns whether the turn continues a deleted one, whose text is part of its request (ADR 15).

@@ -142,7 +142,8 @@ async def test_a_turn_is_logged_as_recorded_once(
     writer = Writer(own_log, key)
     await writer.open("a")
     await writer.end()
-    async with processes.persistence(tmp_path, own_server.url, TAILRACE_BATCH_MAX=1) as persistence:
+    environ = {"TAILRACE_BATCH_MAX": 1, "TAILRACE_LOG_LEVEL": "debug"}
+    async with processes.persistence(tmp_path, own_server.url, **environ) as persistence:
         deliveries = await Deliveries.open(own_log._connection, PERSISTENCE)
         await until(deliveries.is_drained)
         await persistence.stop()
