@@ -1,49 +1,54 @@
-"""How many transactions the recorder needs for a stream of turns."""
+"""How many transactions and reads the recorder needs for a stream of turns."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from tailrace.persistence.recorder import Recorder
+from tailrace.persistence.rows import TurnRow
+from tailrace.proto.entries import Stored
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.nats.leases import Backlog
 from tailrace.proto.subjects import TurnKey
-from tests.harness.turn_builder import NOON, completed_turn
+from tests.harness.turn_builder import NOON, request
 from tests.harness.virtual_time import run
 
 TURNS = 100
-TURN = completed_turn("done").turn
 UNUSED: Any = None
 
 
-class Ended(NamedTuple):
-    """The delivery of a turn's end."""
+class Requested(NamedTuple):
+    """The delivery of a turn's request."""
 
     key: TurnKey
     seq: Seq
-    kind: str = "end"
+    kind: str = "request"
     at: datetime = NOON
+
+    def take_entry(self) -> list[Stored]:
+        return [Stored(self.seq, self.at, request())]
 
     async def ack(self) -> None: ...
 
 
 class Deliveries:
-    """One turn ends each `every_s`."""
+    """One turn begins each `every_s`."""
 
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
         self.taken = 0
         self.all_taken = asyncio.Event()
 
-    async def next(self, most: int) -> list[Ended]:
+    async def next(self, most: int) -> list[Requested]:
         now = asyncio.get_running_loop().time
         await asyncio.sleep((self.taken + 1) * self._every_s - now())
-        ended = min(round(now() / self._every_s), TURNS) - self.taken
-        first, self.taken = self.taken, self.taken + min(ended, most)
+        begun = min(round(now() / self._every_s), TURNS) - self.taken
+        first, self.taken = self.taken, self.taken + min(begun, most)
         if self.taken == TURNS:
             self.all_taken.set()
-        return [Ended(TurnKey(Tenant("t"), TurnId(f"turn-{n}")), Seq(TURN.tail)) for n in range(first, self.taken)]
+        return [Requested(TurnKey(Tenant("t"), TurnId(f"turn-{n}")), Seq(n + 1)) for n in range(first, self.taken)]
 
     async def keep_renewed(self, _: object) -> None:
         await asyncio.Event().wait()
@@ -56,8 +61,7 @@ class Deliveries:
 
 
 class Log:
-    async def read_turn_upto(self, _: TurnKey, __: Seq) -> Turn:
-        return TURN
+    """Has no entries to read."""
 
     async def has_turn(self, _: TurnKey) -> bool:
         return True
@@ -71,10 +75,12 @@ class Store:
     def __init__(self, write_s: float) -> None:
         self._write_s = write_s
         self.transactions = 0
+        self.turns = 0
 
-    async def record(self, _: object, __: Seq) -> None:
+    async def record(self, rows: Sequence[TurnRow], _: Seq) -> None:
         await asyncio.sleep(self._write_s)
         self.transactions += 1
+        self.turns += len(rows)
 
     def raise_if_damaged(self) -> None: ...
 
@@ -91,7 +97,7 @@ async def keep(_: TurnKey, __: Turn) -> bool:
 
 
 def transactions(*, every_s: float, write_s: float) -> int:
-    """Returns the number of transactions in which `TURNS` turns are recorded."""
+    """Returns the number of transactions in which `TURNS` turns are recorded, without a read of the log."""
 
     async def record() -> int:
         deliveries: Any = Deliveries(every_s)
@@ -99,6 +105,7 @@ def transactions(*, every_s: float, write_s: float) -> int:
         log: Any = Log()
         recorder = Recorder(log, UNUSED, deliveries, store, keep, batch_max=TURNS, retry_wait_s=1)
         await recorder.run(deliveries.all_taken)
+        assert store.turns == TURNS
         return int(store.transactions)
 
     return run(record())
