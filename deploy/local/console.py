@@ -61,7 +61,8 @@ class Console:
 
     def print(self, text: str) -> None:
         """Prints text without a name: the banner, and lines that scripts wait for."""
-        with suppress(BrokenPipeError):  # `tailrace up | head`: the system continues without output
+        # The pipe of `tailrace up | head` is closed, or the disk of `tailrace up > FILE` is full: the line is lost.
+        with suppress(OSError):
             print(text, file=self.out, flush=True)
 
     def _prefix(self, name: str) -> str:

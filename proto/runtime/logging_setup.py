@@ -1,10 +1,12 @@
 """Structured logging (structlog) to standard error: one line per event, without prompts, answers and keys."""
 
+import io
 import logging
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
-from typing import Literal, TextIO
+from typing import Literal, TextIO, cast
 
 import structlog
 from opentelemetry import trace
@@ -13,6 +15,22 @@ LogFormat = Literal["json", "console", "colour"]
 
 # The first fields of each line, in this order.
 FIRST = ("turn", "tenant", "session", "model", "attempt")
+
+
+class _LossyOutput(io.TextIOBase):
+    """Standard error, for log lines. A line that cannot be written is lost.
+
+    A full disk or a closed pipe must not break what is logged.
+    """
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 def is_coloured(out: TextIO, environ: Mapping[str, str]) -> bool:
@@ -40,10 +58,11 @@ def configure(role: str, form: LogFormat, level: str = "info") -> None:
         )
     )
     rendered = [structlog.processors.format_exc_info, last] if form == "json" else [_escape_controls, last]
+    output = cast("TextIO", _LossyOutput())
     structlog.configure(
         processors=[*shared, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=output),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(role=role)
@@ -51,7 +70,7 @@ def configure(role: str, form: LogFormat, level: str = "info") -> None:
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
     )
-    foreign = logging.StreamHandler(sys.stderr)
+    foreign = logging.StreamHandler(output)
     foreign.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [foreign]

@@ -4,10 +4,12 @@ import asyncio
 import os
 import random
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,6 +150,27 @@ async def test_a_turn_is_logged_as_recorded_once(
         await until(deliveries.is_drained)
         await persistence.stop()
         assert len(persistence.find_lines("turn recorded")) == 1
+
+
+async def test_turns_are_answered_while_no_log_line_can_be_written(
+    own_server: NatsServer, tmp_path: Path, tenant: Tenant
+) -> None:
+    """As on a full disk. Persistence is left out, because it writes other files."""
+    url, keys = own_server.url, {"TAILRACE_API_KEYS": api_keys(tenant)}
+    async with (
+        processes.simulated_claude(tmp_path) as claude,
+        processes.generator(tmp_path, url, claude.url, TAILRACE_LOG_LEVEL="debug") as generator,
+        processes.gateway(tmp_path, url, **keys) as gateway,
+        httpx2.AsyncClient(base_url=gateway.url, timeout=20, trust_env=False, headers={"x-api-key": KEY}) as client,
+    ):
+        for process in (generator, gateway):
+            # A write beyond this size raises an OSError.
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, 1))
+        posted = await client.post("/v1/turns", json={"message": "#sim words=5"})
+        assert posted.status_code == HTTPStatus.ACCEPTED
+        answer = await client.get(f"/v1/turns/{posted.json()['turn']}/events")
+        assert '"outcome":"completed"' in answer.text
+        assert generator.find_lines("turn ended") == gateway.find_lines("turn accepted") == []
 
 
 # `make fuzz` sends ten times as many.

@@ -1,5 +1,6 @@
 """Terminal output of `tailrace up`."""
 
+import errno
 import io
 
 import pytest
@@ -79,11 +80,12 @@ def test_the_last_errors_are_kept_without_colours() -> None:
     ]
 
 
-def test_a_closed_output_does_not_stop_the_system() -> None:
-    """`tailrace up | head` closes the pipe after ten lines."""
+@pytest.mark.parametrize("code", [errno.EPIPE, errno.ENOSPC])
+def test_an_output_that_cannot_be_written_does_not_stop_the_system(code: int) -> None:
+    """`tailrace up | head` closes the pipe after ten lines. The disk of `tailrace up > FILE` may become full."""
 
     class Closed(io.StringIO):
         def write(self, _: str) -> int:
-            raise BrokenPipeError
+            raise OSError(code, "")
 
     Console(Closed(), width=1, coloured=False).log("serving")
