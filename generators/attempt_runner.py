@@ -143,9 +143,7 @@ class AttemptRunner:
         FenceLost when another writer has the turn, LogUnavailable, and LeaseShared.
         """
         key, turn, action, route, *_ = planned
-        # Most turns need one attempt, and their end is logged. So only another attempt is worth a line of its own.
-        log = logger.info if action.is_second or action.attempt > 1 else logger.debug
-        log("attempt", mode=action.mode, backend=route.backend, is_hedge=action.is_second)
+        logger.info("attempt", mode=action.mode, backend=route.backend, is_hedge=action.is_second)
         attempt = Attempt(
             prev=turn.chain.last,
             attempt=action.attempt,
