@@ -75,6 +75,17 @@ def test_a_fork_in_the_feed_is_skipped_and_counted() -> None:
 
 
 @pytest.mark.rule("R16")
+def test_an_entry_that_was_read_as_invalid_stays_invalid_when_the_feed_repeats_it() -> None:
+    """A faulty writer named as its predecessor an entry that was stored later. The readers of the log skip it."""
+    join = join_after(2)
+    early = Stored(Seq(THIRD.seq - 5), THIRD.at, text_delta(Chain(THIRD.seq, 1), "early"))
+    assert join.add_read([early, THIRD]) == [THIRD]
+    assert not join.add_next(early)
+    assert not join.add_live(early)
+    assert (join.chain.last, join.read_upto) == (THIRD.seq, THIRD.seq)
+
+
+@pytest.mark.rule("R16")
 def test_no_entry_is_accepted_after_the_end() -> None:
     """Whatever the feed shows of an ended turn."""
     join = join_after(len(LOG))
