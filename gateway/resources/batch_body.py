@@ -164,7 +164,7 @@ class BatchBuilder:
         content = batch.encode_inputs(lines) + b"".join(line + b"\n" for line in refused)
         # In a thread, as in store_blobs.py.
         sha256 = (await asyncio.to_thread(hashlib.sha256, content)).hexdigest()
-        await self._blobs.put(submission.turn, {sha256: content}, {sha256}, submission.admission)
+        await self._blobs.put(submission.own_turn, {sha256: content}, {sha256}, submission.admission)
         referred = sorted({name for line in lines for name in blobs_needed(line)})
         entry = entries.Request(
             model=inputs.model,

@@ -54,7 +54,7 @@ class RequestBlobs:
 
     async def pin_until_over(self, submission: Submission) -> None:
         """Releases the pins of `put` and `lift` when the submission is over."""
-        await submission.cleanup.enter_async_context(self.hold_pins(submission.turn))
+        await submission.cleanup.enter_async_context(self.hold_pins(submission.own_turn))
 
     def hold_pins(self, key: TurnKey) -> AbstractAsyncContextManager[None]:
         """Releases the pins of `put` for `key` after the block, unless it raises LogUnavailable."""
@@ -75,7 +75,7 @@ class RequestBlobs:
         if sum(blob.bytes for blob in found) > self._bytes_max:
             raise Refused("body_too_large", TOO_LARGE.format(most=self._bytes_max))
         pinned, more = {blob.sha256 for blob in found}, size if is_counted else 0
-        await self.put(submission.turn, lifted, pinned, submission.admission, more_bytes=more)
+        await self.put(submission.own_turn, lifted, pinned, submission.admission, more_bytes=more)
         try:
             await self._store.renew(submission.turn.tenant, {blob for blob in found if blob.sha256 not in lifted})
         except BlobUnknown as error:

@@ -11,6 +11,7 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import entries
+from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.subjects import TurnKey
 
 
@@ -26,8 +27,10 @@ class Submission:
     """Functions that return headers for the response or the error response; called once, when the endpoint is done."""
     body_sha256: str = field(init=False)
     """The SHA-256 of `raw`, after the features of `prepare` have run."""
+    own_turn: TurnKey = field(init=False)
+    """A key that no other submission has. It names the holder of pins."""
     turn: TurnKey = field(init=False)
-    """The turn's key. It is set before the features of `admit` run; the claim of the idempotency key may change it."""
+    """The turn's key: `own_turn`, unless another POST has claimed the idempotency key for a turn that it may store."""
     entry: entries.Request = field(init=False)
     """The request entry. It is set before the features of `amend` run."""
     entry_bytes: int = 0
@@ -42,6 +45,9 @@ class Submission:
     """Whether to subscribe to the turn before it is stored, because the response follows it."""
     cleanup: AsyncExitStack = field(default_factory=AsyncExitStack)
     """Resources of features, which are released when the submission is over."""
+
+    def __post_init__(self) -> None:
+        self.own_turn = self.turn = TurnKey(self.principal.tenant, TurnId(new_id()))
 
 
 @dataclass

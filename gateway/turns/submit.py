@@ -37,7 +37,7 @@ from tailrace.proto.errors import (
     Refused,
     TurnUnknown,
 )
-from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, new_id, parse_cursor
+from tailrace.proto.ids import BEFORE_FIRST, Seq, parse_cursor
 from tailrace.proto.nats import Claim, Claims, Tombstones, TurnLog
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
@@ -128,23 +128,21 @@ class TurnSubmitter:
         has_key = submission.idempotency_key is not None
         async with submission.cleanup:
             submission.body_sha256 = await hash_body(submission.raw)
-            own_claim = Claim(TurnId(new_id()), submission.body_sha256)
             # Look for a repeat before `build`, which may interrupt a running turn: perhaps the turn of this very POST.
-            if has_key and (repeated := await self._find_repeat(submission, own_claim)) is not None:
+            if has_key and (repeated := await self._find_repeat(submission)) is not None:
                 return repeated
             # Check this before blobs are stored: those of a refused turn would fill the disk, too.
             self._fullness.require_room()
-            submission.turn = TurnKey(submission.principal.tenant, own_claim.turn)
             await run_features(self._features.admit, submission)
             try:
                 submission.entry = await build(submission)
             except Refused:
                 # A refused request claims no key. But a concurrent POST with the same key may have stored its turn, and
                 # that turn may be the reason for this refusal: return it.
-                if has_key and (repeated := await self._find_repeat(submission, own_claim)) is not None:
+                if has_key and (repeated := await self._find_repeat(submission)) is not None:
                     return repeated
                 raise
-            if has_key and (repeated := await self._claim(submission, own_claim)) is not None:
+            if has_key and (repeated := await self._claim(submission)) is not None:
                 return repeated
             try:
                 async with self._expect(submission.turn) if submission.is_followed else nullcontext():
@@ -199,42 +197,49 @@ class TurnSubmitter:
                 raise cursor_mismatch(f"{cursor} is an event id of a turn with another Idempotency-Key")
         return repeated
 
-    async def _find_repeat(self, submission: Submission, own_claim: Claim) -> StoredTurn | None:
+    async def _find_repeat(self, submission: Submission) -> StoredTurn | None:
         """Returns the turn that was stored for the idempotency key, or None.
 
         Raises Refused if the key was used with another body.
         """
         assert submission.idempotency_key is not None  # noqa: S101
         claim = await self._claims.find(submission.principal.tenant, submission.idempotency_key)
-        return await self._load_claimed(submission, claim, own_claim) if claim is not None else None
+        return await self._adopt(submission, claim) if claim is not None else None
 
-    async def _claim(self, submission: Submission, own_claim: Claim) -> StoredTurn | None:
+    async def _claim(self, submission: Submission) -> StoredTurn | None:
         """Claims the idempotency key for the submission. Returns the turn that another POST has stored for it, or None.
 
-        A claim whose turn was deleted is replaced. If the turn of a claim is not stored, the gateway that claimed the
-        key may have died before its append: the submission then uses the turn id of that claim.
+        A claim whose turn was deleted is replaced.
         """
-        tenant, idempotency_key = submission.principal.tenant, submission.idempotency_key
+        (tenant, own_turn), idempotency_key = submission.own_turn, submission.idempotency_key
         assert idempotency_key is not None  # noqa: S101
+        own_claim = Claim(own_turn, submission.body_sha256)
         claim = await self._claims.claim(tenant, idempotency_key, own_claim)
         while claim != own_claim:
-            if (repeated := await self._load_claimed(submission, claim, own_claim)) is not None:
+            if (repeated := await self._adopt(submission, claim)) is not None:
                 return repeated
-            claimed = TurnKey(tenant, claim.turn)
-            if not await self._tombstones.exists(claimed):
+            if submission.turn != submission.own_turn:
                 # The other gateway may still append. Both must not believe that the stored entry is theirs: each has
                 # reserved money for it, and its end settles one reservation.
-                submission.turn = claimed
-                submission.entry = msgspec.structs.replace(submission.entry, submission=own_claim.turn)
-                break
+                submission.entry = msgspec.structs.replace(submission.entry, submission=own_turn)
+                return None
             claim = await self._claims.replace(tenant, idempotency_key, claim, own_claim)
+        submission.turn = submission.own_turn
         return None
 
-    async def _load_claimed(self, submission: Submission, claim: Claim, own_claim: Claim) -> StoredTurn | None:
-        """Returns the turn of `claim` if it is stored, else None. Raises Refused if the claim is for another body."""
-        if claim.body_sha256 != own_claim.body_sha256:
+    async def _adopt(self, submission: Submission, claim: Claim) -> StoredTurn | None:
+        """Returns the turn of another POST's claim if it is stored, else None. Raises Refused if its body is another.
+
+        If the turn is neither stored nor deleted, the gateway that claimed the key may have died before its append: the
+        submission then uses the turn's id. It does so before it reserves a slot, which is held under this id.
+        """
+        if claim.body_sha256 != submission.body_sha256:
             raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
-        return await self._load(TurnKey(submission.principal.tenant, claim.turn))
+        claimed = TurnKey(submission.principal.tenant, claim.turn)
+        if (repeated := await self._load(claimed)) is None:
+            is_deleted = await self._tombstones.exists(claimed)
+            submission.turn = submission.own_turn if is_deleted else claimed
+        return repeated
 
     async def _load(self, key: TurnKey) -> StoredTurn | None:
         """Returns the turn of an earlier POST if it is stored."""

@@ -30,6 +30,7 @@ from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement, give_back
 from tailrace.proto.subjects import LIMITS, SLOTS, TurnKey
 from tests.harness.generator_in_loop import wait_for_end
+from tests.harness.lossy_link import LossyLink
 from tests.harness.nats_cluster import Cluster
 from tests.harness.own_system import OwnSystem
 from tests.harness.processes import Process
@@ -217,6 +218,32 @@ async def test_a_slot_of_a_turn_that_was_never_stored_is_freed(connection: Conne
         await limiter(0).admission(principal).reserve_turn(TurnId(new_id()), request())
     reserved = await limiter(90).admission(principal).reserve_turn(TurnId(new_id()), request())
     assert [hold.unit for hold in reserved.holds or ()] == ["slot"]
+
+
+@pytest.mark.rule("R26")
+async def test_a_repeated_post_holds_its_slot_under_the_turn_id_that_a_killed_gateway_has_claimed(
+    own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, tenant: Tenant, tmp_path: Path
+) -> None:
+    """The gateway is killed between its claim of the key and its append. Under another id the slot would be freed."""
+    settings = {"TAILRACE_API_KEYS": api_keys(tenant), "TAILRACE_LIMITS_KEY": "running=2"}
+    other = await new_gateway(own_server.url, limits_key="running=2")
+    owner, _ = owners_of(Principal(tenant, KEY_NAME), Limits(running=2), UNLIMITED)
+
+    async def post(url: str) -> httpx2.Response:
+        return await other.client.post(f"{url}/v1/turns", json=SLOW, headers={"idempotency-key": "key"})
+
+    async with (
+        LossyLink(own_server.url, share=1, what=b'{"stream":"KV_CLAIMS"') as link,
+        gateway_process(tmp_path, link.url, **settings) as killed,
+    ):
+        posted = asyncio.create_task(post(killed.url))
+        await until(lambda: link.lost)
+        await killed.stop(SIGKILL)
+    with pytest.raises(httpx2.HTTPError):
+        await posted
+    turn = (await post(other.url)).json()["turn"]
+    held = await Slots(own_connection).list_held(tenant, owner.name, "running")
+    assert [slot.holder for slot in held] == [turn, turn]
 
 
 async def test_stored_bytes_are_limited_by_bytes_day(nats_url: str, new_gateway: NewGateway) -> None:

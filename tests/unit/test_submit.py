@@ -208,6 +208,21 @@ async def test_the_entries_of_concurrent_posts_with_one_key_differ() -> None:
     assert len(set(names)) == 3
 
 
+async def test_a_claim_that_expires_during_the_submission_does_not_name_its_turn() -> None:
+    """A later POST with the key would find no turn under the new claim's id, and store a second one."""
+    memory = Memory()
+    first, _ = await submitter(memory).submit(LOCAL, HELLO, b"{}", "key")
+    del memory.stored[first]
+
+    async def claim(_: Tenant, key: str, own: Claim) -> Claim:
+        memory.claims[key] = own
+        return own
+
+    memory.claim = claim  # type: ignore[method-assign]
+    second, _ = await submitter(memory).submit(LOCAL, HELLO, b"{}", "key")
+    assert (second.turn, second != first) == (memory.claims["key"].turn, True)
+
+
 @pytest.mark.parametrize(
     ("error", "may_be_stored"),
     [
