@@ -14,8 +14,9 @@ could allocate all reserved memory again, plus SPARE_BYTES for small requests an
 
 import asyncio
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
+from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import structlog
@@ -26,6 +27,9 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 
 logger = structlog.get_logger()
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # The number of smaller bodies is limited by the number of connections alone.
 SMALL_BYTES_MAX = 256 * 1024
@@ -87,3 +91,10 @@ class LargeBodies:
             raise Refused(
                 "server_busy", "the memory for large requests is in use: repeat the request after Retry-After"
             ) from error
+
+
+async def convert_body(body: bytes, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Returns `function(…)`, which converts what was decoded from `body`; in a thread if the body is large."""
+    if len(body) <= SMALL_BYTES_MAX:
+        return function(*args, **kwargs)
+    return await asyncio.to_thread(function, *args, **kwargs)

@@ -1,6 +1,9 @@
 """JSON with long strings: decoding and encoding in steps give what msgspec gives."""
 
+import base64
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -47,6 +50,24 @@ async def test_decoding_in_steps_equals_msgspecs(value: object, is_ascii: bool, 
     where %= len(raw)
     for each in (raw, raw[:where] + mutation + raw[where:], raw[:where]):
         assert await decode_in_steps(each) == decode(each)
+
+
+@given(st.binary(max_size=80), st.integers(0), st.sampled_from(["", "=", "==", "*", "é", "A"]))
+def test_base64_in_pieces_equals_that_of_the_standard_library(content: bytes, where: int, mutation: str) -> None:
+    """Also of text that is not valid."""
+
+    def decoded(decode: Callable[[str], bytes], text: str) -> bytes | None:
+        try:
+            return decode(text)
+        except ValueError:
+            return None
+
+    text = base64.b64encode(content).decode()
+    text = text[: where % 80] + mutation + text[where % 80 :]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(long_strings, "PIECE_BYTES", 24)
+        in_pieces = decoded(long_strings.decode_base64, text)
+    assert in_pieces == decoded(partial(base64.b64decode, validate=True), text)
 
 
 @given(VALUES, TEXT)

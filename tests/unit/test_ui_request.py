@@ -1,6 +1,7 @@
 """Requests of AI SDK's transports: unknown fields and tool outputs. tests/golden/requests has the cases."""
 
 import json
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
@@ -8,18 +9,26 @@ from hypothesis import given
 from tailrace.gateway.clients.ai_sdk import tool_result
 from tailrace.gateway.clients.ai_sdk.request import unknown_fields
 from tailrace.proto.errors import Refused
+from tailrace.proto.long_strings import PIECE_BYTES
 from tests.golden.requests import build_turn
 from tests.harness.strategies import JSON
 
 
 def test_unknown_fields_are_listed() -> None:
     """Only names that are valid in a header, and at most 20."""
-    known = b'"messages": [], "messageId": null, "trigger": "submit-message"'
-    assert unknown_fields(b"{%s}" % known) == []
-    fields = b'{%s, "temperature": 1, "a\\r\\nb": 2, "webSearch": {}}' % known
-    assert unknown_fields(fields) == ["temperature", "webSearch"]
-    many = b",".join(b'"f%d": 1' % number for number in range(100))
-    assert len(unknown_fields(b"{%s}" % many)) == 20
+    known = ["messages", "messageId", "trigger"]
+    assert unknown_fields(known) == []
+    assert unknown_fields([*known, "temperature", "a\r\nb", "webSearch"]) == ["temperature", "webSearch"]
+    assert len(unknown_fields([f"f{number}" for number in range(100)])) == 20
+
+
+@pytest.mark.parametrize("shift", range(3))
+def test_an_escape_of_a_long_data_url_is_decoded_whole(shift: int) -> None:
+    text = "x" * shift + "%C3%A9" * (PIECE_BYTES // 3) + "%4%"
+    part = {"type": "file", "mediaType": "text/plain", "url": f"data:text/plain,{text}"}
+    messages = build_turn("ui", {"messages": [{"role": "user", "parts": [part]}]}).turn.messages
+    assert messages is not None
+    assert messages[0].content[0]["source"]["data"] == unquote(text)  # type: ignore[index]
 
 
 @given(JSON)

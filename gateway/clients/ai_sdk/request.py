@@ -14,8 +14,8 @@ Messages with the role `system` at the beginning become the system prompt.
 """
 
 import base64
-import binascii
 import itertools
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote_to_bytes
 
@@ -31,6 +31,7 @@ from tailrace.proto.depth import is_deeper
 from tailrace.proto.entries import Message, OnInterrupt
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import INPUT_LEVELS_MAX
+from tailrace.proto.long_strings import PIECE_BYTES, decode_base64
 
 DENIED = "the user denied this tool call"
 TOO_OLD = (
@@ -159,10 +160,10 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
     )
 
 
-def unknown_fields(raw: bytes) -> list[str]:
+def unknown_fields(fields: Iterable[str]) -> list[str]:
     """Returns the names of unknown fields, which are ignored: an app may send its own."""
     known = {field.encode_name for field in msgspec.structs.fields(UIChatRequest)}
-    return plain_names(name for name in msgspec.json.decode(raw, type=dict[str, msgspec.Raw]) if name not in known)
+    return plain_names(name for name in fields if name not in known)
 
 
 def system_of(chat: UIChatRequest) -> str | list[Block] | None:
@@ -256,9 +257,23 @@ def _decode_data_url(url: str, where: str) -> bytes:
     try:
         if not comma:
             raise ValueError("no comma")
-        return base64.b64decode(content, validate=True) if head.endswith(";base64") else unquote_to_bytes(content)
-    except (binascii.Error, ValueError) as error:
+        return decode_base64(content) if head.endswith(";base64") else _decode_percent(content)
+    except ValueError as error:
         raise Refused("request_invalid", f"`{where}` has a file with an invalid `data:` URL") from error
+
+
+def _decode_percent(text: str) -> bytes:
+    """Returns `text` with its escapes decoded, in pieces: each escape takes 100 bytes of memory meanwhile."""
+    pieces: list[bytes] = []
+    start = 0
+    while start < len(text):
+        end = start + PIECE_BYTES
+        # An escape stays in one piece.
+        if end < len(text) and (percent := text.rfind("%", end - 2, end)) > 0:
+            end = percent
+        pieces.append(unquote_to_bytes(text[start:end]))
+        start = end
+    return b"".join(pieces)
 
 
 def _assistant_blocks(part: UIPart) -> list[Block]:

@@ -6,6 +6,7 @@ A chat of `useChat` is a session, and a run of the workflow transport is a turn.
 import re
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import msgspec
 from starlette.responses import Response
@@ -20,8 +21,9 @@ from tailrace.gateway.clients.ai_sdk.stream import DONE, UI, earlier_messages, r
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.stored_messages import read_texts
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.gateway.http import sse
+from tailrace.gateway.http import read_body, sse
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream, Start
@@ -58,10 +60,12 @@ async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     Messages that the chat already has are not stored again; different ones start a branch. The response header
     `tailrace-ignored` names unknown fields.
     """
-    chat, raw = await request.read(UIChatRequest, is_text_allowed=True)
-    headers = ignored_header(unknown_fields(raw))
+    fields, raw = await request.read(dict[str, Any], is_text_allowed=True)
+    chat = read_body.convert(fields, UIChatRequest)
+    new_turn = await convert_body(raw, build_turn, chat)
+    headers = ignored_header(unknown_fields(fields))
     return await responder.answer(
-        request, build_turn(chat), raw, UI, is_streamed=True, headers=headers, idempotency_key=chat.idempotency_key
+        request, new_turn, raw, UI, is_streamed=True, headers=headers, idempotency_key=chat.idempotency_key
     )
 
 

@@ -13,7 +13,9 @@ import msgspec
 
 from tailrace.gateway.clients.openai import chat_request, responses_request
 from tailrace.gateway.clients.openai.unsupported import BuiltTurn
+from tailrace.gateway.http import read_body
 from tailrace.gateway.http.error_responses import Problem
+from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.resources.batch_body import INPUTS_MAX
@@ -118,17 +120,18 @@ async def build_turn(body: bytes, endpoint: str, bodies: BodyReader, offer: Offe
 
 
 async def _chat_turn(body: bytes, bodies: BodyReader, offer: Offer) -> BuiltTurn:
-    chat = await bodies.decode(body, chat_request.ChatCompletionRequest)
+    fields = await bodies.decode(body, dict[str, Any])
+    chat = read_body.convert(fields, chat_request.ChatCompletionRequest)
     if chat.stream:
         raise Refused("request_invalid", STREAMED, param="stream")
-    return chat_request.build_turn(chat, offer.model(chat.model), body)
+    return await convert_body(body, chat_request.build_turn, chat, offer.model(chat.model), fields)
 
 
 async def _response_turn(body: bytes, bodies: BodyReader, offer: Offer) -> BuiltTurn:
     response = await bodies.decode(body, responses_request.ResponseRequest)
     if response.stream or response.background:
         raise Refused("request_invalid", STREAMED, param="stream")
-    return responses_request.build_turn(response, offer.model(response.model))
+    return await convert_body(body, responses_request.build_turn, response, offer.model(response.model))
 
 
 BUILDERS: dict[str, Callable[[bytes, BodyReader, Offer], Awaitable[BuiltTurn]]] = {

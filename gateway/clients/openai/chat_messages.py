@@ -169,17 +169,10 @@ def conversation_of(messages: Sequence[ChatMessage]) -> list[Message]:
     return converted
 
 
-def unknown_fields(messages: Sequence[ChatMessage], raw: bytes) -> list[str]:
-    """Returns the unknown fields of the assistant's messages in the body `raw`, for example `messages.content.id`."""
-    if not any(isinstance(one, AssistantMessage) for one in messages):
-        return []
-    sent = zip(messages, msgspec.json.decode(raw, type=_RawMessages).messages, strict=True)
-    answers = [msgspec.json.decode(fields) for one, fields in sent if isinstance(one, AssistantMessage)]
+def unknown_fields(messages: Sequence[ChatMessage], sent: Sequence[Block]) -> list[str]:
+    """Returns the unknown fields of the assistant's messages, as they were sent, for example `messages.content.id`."""
+    answers = (fields for one, fields in zip(messages, sent, strict=True) if isinstance(one, AssistantMessage))
     return plain_names(name for answer in answers for name in _find_unknown(answer, AssistantMessage, "messages"))
-
-
-class _RawMessages(msgspec.Struct, frozen=True):
-    messages: list[msgspec.Raw]
 
 
 INNER: dict[str, tuple[type[msgspec.Struct], ...]] = {

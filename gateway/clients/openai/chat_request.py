@@ -126,8 +126,8 @@ class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unkno
     prediction: Any = None
 
 
-def build_turn(chat: ChatCompletionRequest, model: Model, raw: bytes) -> BuiltTurn:
-    """Returns the turn for `model`, and the ignored parameters of the body `raw`.
+def build_turn(chat: ChatCompletionRequest, model: Model, fields: dict[str, Any]) -> BuiltTurn:
+    """Returns the turn for `model`, and the ignored parameters of the whole body, `fields`.
 
     Raises Refused with the name of a wrong field.
     """
@@ -151,7 +151,11 @@ def build_turn(chat: ChatCompletionRequest, model: Model, raw: bytes) -> BuiltTu
         on_interrupt=chat.on_interrupt,
         on_disconnect=chat.on_disconnect,
     )
-    ignored = [*ignored_parameters(chat, UNSUPPORTED), *ignored_sampling, *unknown_fields(chat.messages, raw)]
+    ignored = [
+        *ignored_parameters(chat, UNSUPPORTED),
+        *ignored_sampling,
+        *unknown_fields(chat.messages, fields["messages"]),
+    ]
     return BuiltTurn(turn, ignored)
 
 

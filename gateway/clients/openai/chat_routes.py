@@ -1,5 +1,7 @@
 """`POST /v1/chat/completions`: OpenAI's Chat Completions API."""
 
+from typing import Any
+
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -8,6 +10,8 @@ from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest, 
 from tailrace.gateway.clients.openai.chat_stream import OPENAI_CHAT, OPENAI_CHAT_USAGE
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
+from tailrace.gateway.http import read_body
+from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.turns.respond import Responder
 
@@ -17,10 +21,10 @@ async def post_chat_completion(request: ApiRequest, responder: Responder, catalo
 
     The response header `tailrace-ignored` names the parameters that were ignored.
     """
-    body, raw = await request.read(ChatCompletionRequest)
-    chat = apply_session_headers(body, request.headers)
+    fields, raw = await request.read(dict[str, Any])
+    chat = apply_session_headers(read_body.convert(fields, ChatCompletionRequest), request.headers)
     model = (await catalogue.offer(request.tenant)).model(chat.model)
-    new_turn, ignored = build_turn(chat, model, raw)
+    new_turn, ignored = await convert_body(raw, build_turn, chat, model, fields)
     include_usage = chat.stream_options is not None and bool(chat.stream_options.include_usage)
     return await responder.answer(
         request,

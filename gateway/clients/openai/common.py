@@ -4,7 +4,6 @@ A parameter that the model does not support is refused with its name, or removed
 Sources: OpenAI's API reference; Anthropic's docs, "Vision", "Tool use", "Effort", "Adaptive thinking".
 """
 
-import base64
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from tailrace.gateway.turns.request_body import OnBusy
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import OnInterrupt
 from tailrace.proto.errors import Refused
+from tailrace.proto.long_strings import decode_base64
 from tailrace.proto.models import Model
 
 Fields = dict[str, Any]
@@ -119,7 +119,7 @@ def _document_source(file: str, filename: str | None, where: str) -> Fields:
     if media_type != PLAIN:
         raise Refused("request_invalid", f"`{where}`: a file must be a PDF or plain text, as `data:TYPE;base64,…`")
     try:
-        return {"type": "text", "media_type": PLAIN, "data": base64.b64decode(encoded, validate=True).decode()}
+        return {"type": "text", "media_type": PLAIN, "data": decode_base64(encoded).decode()}
     except ValueError as error:
         # Includes binascii.Error, UnicodeDecodeError, and the error for non-ASCII characters in base64.
         raise Refused("request_invalid", f"`{where}`: the file is not base64 of UTF-8 text") from error

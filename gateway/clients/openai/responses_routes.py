@@ -17,6 +17,7 @@ from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
 from tailrace.gateway.clients.stored_messages import read_texts, resolve
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import limit_of
 from tailrace.gateway.settings import Settings
@@ -46,7 +47,7 @@ async def post_response(request: ApiRequest, responder: Responder, catalogue: Ca
     body, raw = await request.read(ResponseRequest)
     body = apply_session_headers(body, request.headers)
     model = (await catalogue.offer(request.tenant)).model(body.model)
-    new_turn, ignored = build_turn(body, model)
+    new_turn, ignored = await convert_body(raw, build_turn, body, model)
     headers = ignored_header(ignored)
     if body.background and not body.stream:
         return await respond_in_background(request, responder, turns, new_turn, raw, headers)

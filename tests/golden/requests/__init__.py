@@ -74,9 +74,8 @@ def update() -> None:
 
 
 def _chat(body: dict[str, Any], _: Mapping[str, str]) -> BuiltTurn:
-    raw = msgspec.json.encode(body)
-    request = decode(raw, chat_request.ChatCompletionRequest)
-    return chat_request.build_turn(request, models()[body["model"]], raw)
+    request = decode(msgspec.json.encode(body), chat_request.ChatCompletionRequest)
+    return chat_request.build_turn(request, models()[body["model"]], body)
 
 
 def _responses(body: dict[str, Any], _: Mapping[str, str]) -> BuiltTurn:
