@@ -31,7 +31,8 @@ class ApiKeyCache:
         self._last = BEFORE_FIRST
         self._changes: dict[str, RecordChange] = {}
         self._principals: dict[str, Principal] = {}
-        self._watchers: dict[str, set[Flag]] = {}
+        self._watchers: dict[str | None, set[Flag]] = {}
+        """By the key's id; None: requests without a credential, which end when the first key is created."""
         self._limits: dict[Tenant, dict[str, float]] = {}
         self.is_used = False
         """Whether the bucket has ever held a key, revoked or not: from then on every request needs a credential."""
@@ -62,13 +63,14 @@ class ApiKeyCache:
     def watch(self, key_id: str | None) -> Flag:
         """Returns a flag that is set when the key is revoked, or reaches an expiry that was set after this call.
 
+        With None it is set when the bucket gets its first key: from then on every request needs a credential.
         The caller passes the flag to `unwatch` when it no longer needs it.
         """
         ended = Flag()
-        if self.is_ended(key_id):
+        if self.is_used if key_id is None else self.is_ended(key_id):
             ended.set()
         # Ids of other credentials are unbounded and cannot be revoked: do not keep a set for each.
-        if key_id in self._changes:
+        if key_id in self._changes or key_id is None:
             self._watchers.setdefault(key_id, set()).add(ended)
         return ended
 
@@ -136,14 +138,19 @@ class ApiKeyCache:
         if known is not None and known.record is not None:
             self._principals.pop(known.record.sha256, None)
         self._changes[change.id] = change
-        self.is_used = self.is_used or change.record is not None
+        if change.record is not None and not self.is_used:
+            self.is_used = True
+            self._end(None)
         if change.record is not None and _is_good(change.record):
             self._principals[change.record.sha256] = _principal(change.record)
             if known is not None and known.record is not None and known.record.expires_at != change.record.expires_at:
                 self._end_later(change.record)
         else:
-            for ended in self._watchers.pop(change.id, ()):
-                ended.set()
+            self._end(change.id)
+
+    def _end(self, key_id: str | None) -> None:
+        for ended in self._watchers.pop(key_id, ()):
+            ended.set()
 
     def _end_later(self, record: ApiKey) -> None:
         """Ends the open streams of a key when it expires: a rotation has set the time after they began."""

@@ -111,9 +111,12 @@ class Authenticator:
         return self._static_keys.find(key_id) or self.api_keys.find(key_id)
 
     def _require_valid(self, principal: Principal) -> Principal:
-        """Raises Refused if the credential has expired, or the API key that it was exchanged for has ended."""
+        """Raises Refused if the credential has expired, or the API key that it was exchanged for has ended.
+
+        A ticket without a key was created while no credential was needed, and ends with that.
+        """
         is_expired = principal.until is not None and principal.until <= time.time()
-        if is_expired or self.api_keys.is_ended(principal.key):
+        if is_expired or principal.key is None or self.api_keys.is_ended(principal.key):
             raise credential_invalid()
         return principal
 

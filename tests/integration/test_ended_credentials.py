@@ -8,12 +8,13 @@ import time
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.jwt import LEEWAY_S
 from tailrace.gateway.auth.login import COOKIE
 from tailrace.gateway.auth.signed_tokens import Access, TokenSigner
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto import batch
-from tailrace.proto.api_key import SCOPES, NewKey, Scope, new_key
+from tailrace.proto.api_key import SCOPES, NewKey, Scope, hash_key, new_key
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import BlobStore, Connection, TurnLog
 from tailrace.proto.nats.api_keys import ApiKeyStore
@@ -78,7 +79,11 @@ class Stream:
     def __init__(
         self, gateway: Gateway, path: str, headers: dict[str, str] | None = None, *, is_slow: bool = False
     ) -> None:
-        lines = [f"GET {path} HTTP/1.1", "host: x", *(f"{name}: {value}" for name, value in (headers or {}).items())]
+        lines = [
+            f"GET {path} HTTP/1.1",
+            "host: localhost",
+            *(f"{name}: {value}" for name, value in (headers or {}).items()),
+        ]
         self._head = "\r\n".join([*lines, "", ""]).encode()
         self._port = gateway.port
         self._receive_bytes = 4096 if is_slow else 65536
@@ -157,6 +162,32 @@ async def test_a_revocation_ends_the_streams_of_every_dialect(
         path, headers = requests[dialect]
         resuming = (path, {**headers, "last-event-id": "1"})
         assert await statuses(gateway, [requests[dialect], resuming]) == [401, 401], dialect
+
+
+@pytest.mark.rule("R38")
+@pytest.mark.rule("R39")
+async def test_the_first_key_ends_the_streams_and_tickets_of_clients_without_one(
+    own_server: NatsServer, own_log: TurnLog, keys: ApiKeyStore, new_gateway: NewGateway
+) -> None:
+    """Otherwise a stream of a session would show all later turns, too. The setting of keys ends tickets, too."""
+    gateway = await new_gateway(own_server.url, api_keys="", heartbeat_s=0.2)
+    gateway.client.headers.pop("authorization")
+    turn = TurnKey(LOCAL.tenant, TurnId(new_id()))
+    await Writer(own_log, turn).open(TEXT)
+    made = await gateway.client.post(f"/v1/turns/{turn.turn}/tickets", json={"is_shared": True})
+    ticket = made.json()["events"], dict[str, str]()
+    requests = [(events(turn), {}), ticket]
+    streams = [Stream(gateway, *request) for request in requests]
+    for stream in streams:
+        await stream.until(TEXT.encode())
+    key = await store(keys, turn.tenant)
+    for stream in streams:
+        assert b"done" not in await stream.read_rest()
+    assert await statuses(gateway, requests) == [401, 401]
+    configured = await new_gateway(own_server.url, api_keys=f"acme:{hash_key(b'secret')}")
+    configured.client.headers.pop("authorization")
+    assert await statuses(configured, [ticket]) == [401]
+    assert (await gateway.client.get(f"/v1/turns/{turn.turn}", headers=bearer(key.secret))).status_code == 200
 
 
 @pytest.mark.rule("R38")

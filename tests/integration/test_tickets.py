@@ -52,9 +52,9 @@ class Turn(NamedTuple):
         return await create(self.gateway, self.id, **body)
 
     def sign(self, **changed: object) -> str:
-        """Returns a ticket as no gateway creates it: without an API key; valid for a minute unless changed."""
+        """Returns a ticket as for a JWT, valid for a minute unless changed."""
         soon = int(time.time()) + 60
-        ticket = Ticket(tenant=self.key.tenant, turn=self.id, key=None, has_key=False, begin_by=soon, until=soon)
+        ticket = Ticket(tenant=self.key.tenant, turn=self.id, key="jwt_0", has_key=False, begin_by=soon, until=soon)
         return self.signer.sign(msgspec.structs.replace(ticket, **changed))
 
 

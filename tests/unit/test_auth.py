@@ -139,11 +139,11 @@ class Exchanged:
     ("caller", "is_good"),
     [
         (Principal(Tenant("alice"), "key_ffffffffffffffff"), False),
-        (Principal(Tenant("alice"), until=1.0), False),
+        (Principal(Tenant("alice"), "jwt_ffffffffffffffff", until=1.0), False),
         (Principal(Tenant("alice"), "key_ffffffffffffffff", until=4e9), False),
-        (Principal(Tenant("alice"), until=4e9), True),
+        (Principal(Tenant("alice"), until=4e9), False),
         (Principal(Tenant("alice"), f"env_{HASH[:12]}"), True),
-        (Principal(Tenant("alice"), "jwt_ffffffffffffffff"), True),
+        (Principal(Tenant("alice"), "jwt_ffffffffffffffff", until=4e9), True),
     ],
 )
 async def test_an_exchanged_credential_ends_with_its_key_or_at_its_time(caller: Principal, is_good: bool) -> None:
