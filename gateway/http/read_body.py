@@ -184,7 +184,9 @@ def _refuse_invalid(kind: type) -> Iterator[None]:
             hint = suggest(param.rpartition(".")[2], names) + hint
         if "options" in names and SAMPLING.search(problem) is not None:
             hint += ". The current models refuse sampling; `options` passes it on to those that take it"
-        raise Refused("request_invalid", problem[:QUOTED_CHARS_MAX] + hint, param=param) from error
+        # Fields are named as in all other errors: `messages[0]`, not `$.messages[0]`.
+        shown = problem[:QUOTED_CHARS_MAX].replace(" - at `$.", " - at `")
+        raise Refused("request_invalid", shown + hint, param=param) from error
     except DECODE_ERRORS as error:
         raise _not_json() from error
 

@@ -292,5 +292,5 @@ def require_alike(params: Params, first: Params) -> None:
 
 def _locate(index: int, refused: Refused) -> Refused:
     where = f"requests[{index}]"
-    param = where if refused.param is None else f"{where}.{refused.param}"
+    param = where if refused.param is None else f"{where}.params.{refused.param}"
     return Refused(refused.code, f"`{where}`: {refused.message}", param=param, retry_after_s=refused.retry_after_s)

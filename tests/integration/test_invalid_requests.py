@@ -110,19 +110,19 @@ FIELDS = "`modell` (did you mean model?); there are message, messages, model, sy
 # The request, and what the error message names.
 REQUESTS: dict[str, tuple[object, str]] = {
     "unknown field": (HI | {"modell": "x"}, FIELDS),
-    "message is a number": ({"message": 5}, "$.message"),
+    "message is a number": ({"message": 5}, "at `message`"),
     "content is a number": (
         {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": 5}]},
-        "$.messages[1].content",
+        "at `messages[1].content`",
     ),
     "unknown role": (
         {"messages": [{"role": "tool", "content": "a"}]},
-        "`$.messages[0].role`; there are assistant, system, user",
+        "`messages[0].role`; there are assistant, system, user",
     ),
     "no content": ({"messages": [{"role": "user"}]}, "content"),
-    "metadata is a number": (HI | {"metadata": {"a": 1}}, "$.metadata"),
-    "max_tokens is a string": (HI | {"max_tokens": "5"}, "$.max_tokens"),
-    "unknown on_interrupt": (HI | {"on_interrupt": "panic"}, "`$.on_interrupt`; there are continue, fail, restart"),
+    "metadata is a number": (HI | {"metadata": {"a": 1}}, "at `metadata"),
+    "max_tokens is a string": (HI | {"max_tokens": "5"}, "at `max_tokens`"),
+    "unknown on_interrupt": (HI | {"on_interrupt": "panic"}, "`on_interrupt`; there are continue, fail, restart"),
     "unknown on_disconnect": (HI | {"on_disconnect": "panic"}, "on_disconnect"),
     "negative grace": (HI | {"on_disconnect": "grace:-1"}, "on_disconnect"),
     "fraction as grace": (HI | {"on_disconnect": "grace:1.5"}, "on_disconnect"),
@@ -167,7 +167,12 @@ async def test_the_error_names_the_invalid_field(shared_gateway: Gateway, body: 
         (
             "turn-batches",
             {"requests": [{"custom_id": "a", "params": HI | {"max_tokens": 0}}]},
-            "requests[0].max_tokens",
+            "requests[0].params.max_tokens",
+        ),
+        (
+            "turn-batches",
+            {"requests": [{"custom_id": "a", "params": HI | {"max_tokens": "5"}}]},
+            "requests[0].params.max_tokens",
         ),
         ("responses", {"model": HAIKU, "input": "x", "conversation": "a", "previous_response_id": "b"}, "conversation"),
         ("chat/completions", {"model": HAIKU, **ASKED, "n": 2}, "n"),

@@ -103,10 +103,10 @@ async def test_a_prefill_is_continued_also_after_an_interruption(gateway: Gatewa
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ({"max_tokens": None}, "Expected `int`, got `null` - at `$.max_tokens`"),
-        ({"model": 5}, "Expected `str | null`, got `int` - at `$.model`"),
+        ({"max_tokens": None}, "Expected `int`, got `null` - at `max_tokens`"),
+        ({"model": 5}, "Expected `str | null`, got `int` - at `model`"),
         ({"messages": []}, "`messages` is empty"),
-        ({"messages": [{"role": "user", "content": "hi", "name": "x"}]}, "unknown field `name` - at `$.messages[0]`"),
+        ({"messages": [{"role": "user", "content": "hi", "name": "x"}]}, "unknown field `name` - at `messages[0]`"),
         ({"messages": [*BODY["messages"], {"role": "assistant", "content": "A"}]}, "End with a user message"),
         (
             {

@@ -81,8 +81,7 @@ async def test_wrong_variables_or_fields_are_refused(prompt_gateway: Gateway) ->
         requests = [{"custom_id": "good", "params": {"prompt": VALID}}, {"custom_id": "bad", "params": body}]
         answer = await prompt_gateway.client.post("/v1/turn-batches", json={"requests": requests})
         error = answer.json()["error"]
-        named = error["message"].startswith("`requests[1]`") or "at `$.requests[1]." in error["message"]
-        assert (error["code"], named) == (code, True), error
+        assert (error["code"], "`requests[1]" in error["message"]) == (code, True), error
 
 
 async def test_a_batch_stores_the_rendered_prompt_of_each_input(
