@@ -85,10 +85,11 @@ def put_back(value: Any, strings: Mapping[str, str]) -> Any:
     return root[0]
 
 
-async def encode(value: Any) -> list[bytes]:
-    """Returns `value`, which may contain Structs, as pieces of JSON."""
+async def encode(value: Any, *, is_sorted: bool = False) -> list[bytes]:
+    """Returns `value`, which may contain Structs, as pieces of JSON. `is_sorted`: the names in objects are sorted."""
     token, strings = secrets.token_hex(16), list[str]()
-    rest = _encode(_replace_strings(msgspec.to_builtins(value, builtin_types=(msgspec.Raw,)), token, strings))
+    whole = msgspec.to_builtins(value, builtin_types=(msgspec.Raw,), order="sorted" if is_sorted else None)
+    rest = _encode(_replace_strings(whole, token, strings))
     pieces: list[bytes] = []
     for number, part in enumerate(re.split(rb"%b-([0-9]+)" % token.encode(), rest)):
         if number % 2 == 0:

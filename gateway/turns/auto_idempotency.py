@@ -4,13 +4,14 @@ A turn that failed or was cancelled is not reused: then the same key with a numb
 the same sequence of keys to the same turn.
 """
 
-import hashlib
 from collections.abc import Iterable
 
 import msgspec
 
 from tailrace.gateway.turns.request_body import NewTurn, check
 from tailrace.gateway.turns.submission import Feature, TurnSubmission, has
+from tailrace.gateway.turns.submit import hash_body
+from tailrace.proto import long_strings
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Claims, TurnLog
@@ -39,9 +40,9 @@ def auto_idempotency_feature(log: TurnLog, claims: Claims) -> Feature[TurnSubmis
 
 async def derive_key(log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn) -> tuple[str | None, bytes]:
     """Returns the key, or None, and the request as canonical bytes. Raises LogUnavailable."""
-    canonical = msgspec.json.encode(new_turn, order="sorted")
+    canonical = b"".join(await long_strings.encode(new_turn, is_sorted=True))
     # The space keeps it apart from each Idempotency-Key that a client sends: none can contain one.
-    key = f"{AUTO} {hashlib.sha256(canonical).hexdigest()}"
+    key = f"{AUTO} {await hash_body(canonical)}"
     keys = [key, *(f"{key} {number}" for number in range(1, FAILED_MAX))]
     return await find_usable_key(log, claims, tenant, keys), canonical
 

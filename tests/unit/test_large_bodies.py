@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -12,6 +13,8 @@ from starlette.types import Message
 from tailrace.gateway.http import error_responses, large_bodies
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.turns.auto_idempotency import derive_key
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.generators import load_blobs
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import blobs, long_strings, service
@@ -65,6 +68,25 @@ async def test_the_loop_runs_while_large_bodies_are_decoded() -> None:
     await asyncio.gather(stream(), *(decode() for _ in range(3)))
     between = " ".join(happened).split("body")[:3]
     assert [each.count("delta") >= pieces for each in between] == [True] * 3
+
+
+async def test_the_loop_runs_while_the_key_auto_of_a_large_request_is_derived() -> None:
+    turns, pieces = 0, 4
+
+    class Unclaimed:
+        async def find(self, *_: object) -> None: ...
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    large = NewTurn(message="x" * pieces * long_strings.PIECE_BYTES)
+    await derive_key(cast("Any", None), cast("Any", Unclaimed()), Tenant("a"), large)
+    counting.cancel()
+    assert turns >= pieces
 
 
 async def test_a_large_body_that_is_not_json_is_refused() -> None:

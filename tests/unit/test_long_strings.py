@@ -75,4 +75,5 @@ async def test_encoding_in_steps_equals_msgspecs(value: object, text: str) -> No
     assert b"".join(await long_strings.encode({"value": value, text: 1})) == msgspec.json.encode(
         {"value": value, text: 1}
     )
+    assert b"".join(await long_strings.encode(value, is_sorted=True)) == msgspec.json.encode(value, order="sorted")
     assert await long_strings.decode_text(text.encode()) == text
