@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.proto import blobs
+from tailrace.proto import blobs, long_strings
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BlobUnknown
@@ -39,6 +39,6 @@ def resolve(messages: list[Message], texts: dict[str, str]) -> list[Message]:
 async def _text(blob_store: BlobStore, tenant: Tenant, blob: Blob) -> str:
     """Returns a blob's text, empty if it has expired. The chat cannot be continued after an expired blob."""
     try:
-        return (await blob_store.read(tenant, blob)).decode()
+        return await long_strings.decode_text(await blob_store.read(tenant, blob))
     except BlobUnknown:
         return ""

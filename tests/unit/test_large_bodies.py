@@ -1,6 +1,7 @@
 """Memory for large bodies that arrive at the same moment, and their decoding in steps, without a server."""
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from tailrace.gateway.http import error_responses, large_bodies
+from tailrace.gateway.http.json_response import json_response, large_json_response
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.turns.auto_idempotency import derive_key
@@ -70,23 +72,28 @@ async def test_the_loop_runs_while_large_bodies_are_decoded() -> None:
     assert [each.count("delta") >= pieces for each in between] == [True] * 3
 
 
-async def test_the_loop_runs_while_the_key_auto_of_a_large_request_is_derived() -> None:
-    turns, pieces = 0, 4
+async def count_loop_turns(work: Awaitable[object]) -> int:
+    """Returns how often the loop runs other tasks during `work`."""
+    turns, working = 0, asyncio.ensure_future(work)
+    while not working.done():
+        turns += 1
+        await asyncio.sleep(0)
+    await working
+    return turns
 
-    class Unclaimed:
-        async def find(self, *_: object) -> None: ...
 
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
+class Unclaimed:
+    async def find(self, *_: object) -> None: ...
 
-    counting = asyncio.create_task(count())
-    large = NewTurn(message="x" * pieces * long_strings.PIECE_BYTES)
-    await derive_key(cast("Any", None), cast("Any", Unclaimed()), Tenant("a"), large)
-    counting.cancel()
-    assert turns >= pieces
+
+async def test_the_loop_runs_while_a_key_auto_is_derived_and_a_large_response_is_encoded() -> None:
+    pieces = 4
+    text = "x" * pieces * long_strings.PIECE_BYTES
+    deriving = derive_key(cast("Any", None), cast("Any", Unclaimed()), Tenant("a"), NewTurn(message=text))
+    assert await count_loop_turns(deriving) >= pieces
+    assert await count_loop_turns(large_json_response(Shape(text))) >= pieces
+    large, plain = await large_json_response(Shape(text)), json_response(Shape(text))
+    assert (large.status_code, large.body, large.headers) == (plain.status_code, plain.body, plain.headers)
 
 
 async def test_a_large_body_that_is_not_json_is_refused() -> None:

@@ -22,7 +22,7 @@ from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.stored_messages import read_texts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import read_body, sse
-from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.json_response import json_response, large_json_response
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
@@ -117,7 +117,7 @@ async def get_messages(
     """
     tenant, name = request.tenant, request.path_params["chat"]
     turns = await newest_branch(history, blob_store, tenant, name, settings.body_bytes_max)
-    return json_response(build_messages(turns))
+    return await large_json_response(build_messages(turns))
 
 
 async def find_chunk(

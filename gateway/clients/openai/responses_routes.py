@@ -16,7 +16,7 @@ from tailrace.gateway.clients.openai.responses_stream import OPENAI_RESPONSES, r
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
 from tailrace.gateway.clients.stored_messages import read_texts, resolve
-from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.json_response import json_response, large_json_response
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import limit_of
@@ -142,7 +142,7 @@ async def get_input_items(
         raise Refused("cursor_invalid", "`after` is not the id of an item in this list")
     start = 0 if after is None else ids.index(after) + 1
     page = items[start : start + limit]
-    return json_response(
+    return await large_json_response(
         {
             "object": "list",
             "data": page,
