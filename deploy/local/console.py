@@ -61,7 +61,8 @@ class Console:
 
     def print(self, text: str) -> None:
         """Prints text without a name: the banner, and lines that scripts wait for."""
-        # The pipe of `tailrace up | head` is closed, or the disk of `tailrace up > FILE` is full: the line is lost.
+        # The system continues, and can be stopped, without output: `tailrace up | head` closes the pipe, a write to a
+        # closed terminal fails (EIO), and a file may be on a full disk.
         with suppress(OSError):
             print(text, file=self.out, flush=True)
 

@@ -34,8 +34,8 @@ class _LossyOutput(io.TextIOBase):
 
 
 def is_coloured(out: TextIO, environ: Mapping[str, str]) -> bool:
-    """Returns whether `out` is a terminal, and NO_COLOR (https://no-color.org) is not set."""
-    return out.isatty() and not environ.get("NO_COLOR")
+    """Returns whether `out` is a terminal with colours, and NO_COLOR (https://no-color.org) is not set."""
+    return out.isatty() and environ.get("TERM") != "dumb" and not environ.get("NO_COLOR")
 
 
 def configure(role: str, form: LogFormat, level: str = "info") -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 
 import pytest
 from hypothesis import given
@@ -53,10 +54,11 @@ def test_each_line_begins_with_its_process_name_in_a_column() -> None:
 
 
 def test_only_terminals_without_no_color_get_colours() -> None:
-    """A file, a pipe and NO_COLOR get plain text; on a terminal only the name is coloured."""
+    """A file, a pipe, TERM=dumb and NO_COLOR get plain text; on a terminal only the name is coloured."""
 
     assert not is_coloured(io.StringIO(), {})
     assert not is_coloured(Terminal(), {"NO_COLOR": "1"})
+    assert not is_coloured(Terminal(), {"TERM": "dumb"})
     assert is_coloured(Terminal(), {})
     out = Terminal()
     Console(out, width=9, coloured=True).log("serving", "gateway-1")
@@ -80,12 +82,12 @@ def test_the_last_errors_are_kept_without_colours() -> None:
     ]
 
 
-@pytest.mark.parametrize("code", [errno.EPIPE, errno.ENOSPC])
-def test_an_output_that_cannot_be_written_does_not_stop_the_system(code: int) -> None:
-    """`tailrace up | head` closes the pipe after ten lines. The disk of `tailrace up > FILE` may become full."""
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+def test_an_output_that_fails_does_not_stop_the_system(number: int) -> None:
+    """The reader of a pipe has ended, the terminal was closed, or the file is on a full disk."""
 
-    class Closed(io.StringIO):
+    class Failing(io.StringIO):
         def write(self, _: str) -> int:
-            raise OSError(code, "")
+            raise OSError(number, os.strerror(number))
 
-    Console(Closed(), width=1, coloured=False).log("serving")
+    Console(Failing(), width=1, coloured=False).log("serving")
