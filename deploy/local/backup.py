@@ -98,14 +98,7 @@ def write(data_dir: Path, target: Path) -> Manifest:
                 copy = Path(beside, DATABASE)
                 schema = back_up(data_dir / DATABASE, copy)
                 with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                    files: list[BackedUpFile] = [_add(tar, DATABASE, copy, "file")]
-                    left_out: list[LeftOut] = []
-                    for found in chain.from_iterable(_find(data_dir, folder) for folder in FOLDERS):
-                        added = found if isinstance(found, LeftOut) else _add_found(tar, data_dir, *found)
-                        if isinstance(added, LeftOut):
-                            left_out.append(added)
-                        else:
-                            files.append(added)
+                    files, left_out = _add_all(tar, data_dir, copy)
                     manifest = Manifest(
                         format=FORMAT,
                         tailrace=VERSION,
@@ -138,7 +131,9 @@ def check(source: Path) -> Manifest:
                     encoded = file.read(MANIFEST_BYTES_MAX)
                 else:
                     found[name] = _digest(file)
-    except (OSError, tarfile.TarError) as error:
+    except OSError as error:
+        raise UpRefused(f"{source} cannot be read: {error.strerror}") from error
+    except tarfile.TarError as error:
         raise UpRefused(f"{source} is not a whole backup ({error}): use another one") from error
     if not encoded:
         raise UpRefused(f"{source} is cut short: it has no manifest at its end. Use another backup")
@@ -219,10 +214,30 @@ def _is_below(name: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
-def _find(data_dir: Path, folder: str) -> Iterator[tuple[str, Kind] | LeftOut]:
-    """Yields everything in a folder of a data directory, without following links. Raises OSError, UpRefused.
+def _add_all(tar: tarfile.TarFile, data_dir: Path, database: Path) -> tuple[list[BackedUpFile], list[LeftOut]]:
+    """Adds a copy of the database and all folders; returns what was added and left out. Raises OSError, UpRefused.
 
     In `projects`, what cannot be read is left out. In the other folders, it is an error.
+    """
+    files, left_out = [_add(tar, DATABASE, database, "file")], list[LeftOut]()
+    for name, kind in chain.from_iterable(_find(data_dir, folder, left_out) for folder in FOLDERS):
+        try:
+            files.append(_add_found(tar, data_dir, name, kind))
+        except PermissionError as error:
+            if not name.startswith(f"{PROJECTS}/"):
+                raise
+            left_out.append(_unreadable(name, error))
+    return files, left_out
+
+
+def _unreadable(name: str, error: OSError) -> LeftOut:
+    return LeftOut(escape(name), error.strerror or "cannot be read")
+
+
+def _find(data_dir: Path, folder: str, left_out: list[LeftOut]) -> Iterator[tuple[str, Kind]]:
+    """Yields what a backup contains of a folder, without following links, and adds the rest to `left_out`.
+
+    Raises OSError, UpRefused.
     """
     root, is_strict = data_dir / folder, folder != PROJECTS
     if not os.path.lexists(root):
@@ -238,15 +253,15 @@ def _find(data_dir: Path, folder: str) -> Iterator[tuple[str, Kind] | LeftOut]:
         except OSError as error:
             if is_strict:
                 raise
-            yield LeftOut(escape(parent), error.strerror or "cannot be read")
+            left_out.append(_unreadable(parent, error))
             continue
         yield parent, "directory"
         for child, kind in children:
             name = f"{parent}/{child}"
             if len(os.fsencode(name)) > NAME_BYTES_MAX or name.count("/") > DEPTH_MAX:
-                yield LeftOut(escape(name), "its path is too long")
+                left_out.append(LeftOut(escape(name), "its path is too long"))
             elif kind is None:
-                yield LeftOut(escape(name), "not a file, directory or link")
+                left_out.append(LeftOut(escape(name), "not a file, directory or link"))
             elif kind == "link" and is_strict:
                 raise UpRefused(f"{data_dir / name} is a link, and a backup does not follow links: remove it")
             elif kind == "directory":
@@ -264,7 +279,7 @@ def _kind(path: Path) -> Kind | None:
     return "link" if stat.S_ISLNK(mode) else None
 
 
-def _add_found(tar: tarfile.TarFile, data_dir: Path, name: str, kind: Kind) -> BackedUpFile | LeftOut:
+def _add_found(tar: tarfile.TarFile, data_dir: Path, name: str, kind: Kind) -> BackedUpFile:
     """Adds something that `_find` found. Raises OSError."""
     path = data_dir / name
     if kind == "directory":
@@ -272,12 +287,7 @@ def _add_found(tar: tarfile.TarFile, data_dir: Path, name: str, kind: Kind) -> B
     if kind == "link":
         # Path.readlink would change `./a//b` to `a/b`.
         return _add_content(tar, name, os.fsencode(os.readlink(path)), kind)  # noqa: PTH115
-    try:
-        return _add(tar, name, path, kind)
-    except PermissionError as error:
-        if not name.startswith(f"{PROJECTS}/"):
-            raise
-        return LeftOut(escape(name), error.strerror or "cannot be read")
+    return _add(tar, name, path, kind)
 
 
 def _add(tar: tarfile.TarFile, name: str, path: Path, kind: Kind) -> BackedUpFile:

@@ -106,6 +106,8 @@ def test_a_running_up_and_a_used_directory_are_refused(
     assert main(["backup", str(saved), "--data", str(folder)]) == 1
     assert "exists already" in capsys.readouterr().err
     assert main(["backup", str(tmp_path / "no-folder" / "b.tar"), "--data", str(folder)]) == 1
+    assert main(["restore", "--check", str(tmp_path / "wrong.tar")]) == 1
+    assert "wrong.tar cannot be read: No such file or directory" in capsys.readouterr().err
     assert main(["backup", str(tmp_path / "other.tar"), "--data", str(tmp_path / "empty")]) == 1
     assert "has no tailrace.db" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "saved.tar"]
