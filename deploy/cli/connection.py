@@ -23,20 +23,28 @@ class GatewayFailed(TailraceError):
 
 
 def find_url(url: str | None, environ: Mapping[str, str], data_dir: Path) -> str | None:
-    """Returns the address of `--url`, TAILRACE_URL or the running `up`; None if none of them is set."""
+    """Returns the address of `--url`, TAILRACE_URL or the running `up`; None if there is none of them.
+
+    Raises SettingsInvalid if `--data` names a directory without a running `up`: another system may be at the default
+    address.
+    """
     if url or environ.get("TAILRACE_URL"):
         return url or environ["TAILRACE_URL"]
     up = status_file.read(data_dir)
-    if up is not None and running.is_one_of_several(data_dir):
-        print(f"several systems run; this is {up.url}. Name another one with --url.", file=sys.stderr)
-    return up.url if up is not None else None
+    if up is None:
+        if data_dir != running.find_data_dir():
+            raise SettingsInvalid(f"no `up` runs in {data_dir}: start one, or name its data directory with --data")
+        return None
+    running.say_which(data_dir, "--url")
+    return up.url
 
 
 @contextmanager
 def connect(args: argparse.Namespace, environ: Mapping[str, str], **options: Any) -> Iterator[Client]:
     """Yields a client of the gateway.
 
-    Raises SettingsInvalid for an unusable address or proxy, GatewayFailed for an error of the client within the block.
+    Raises SettingsInvalid for an unusable address, directory or proxy, GatewayFailed for an error of the client within
+    the block.
     """
     url, key = find_url(args.url, environ, args.data), args.key or environ.get("TAILRACE_KEY")
     try:

@@ -112,7 +112,7 @@ def key_name(text: str) -> str:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    url = nats_server.url(args.data, environ)
+    url = nats_server.find_url(args.data, environ)
     status: int = asyncio.run(args.action(url, args))
     return status
 

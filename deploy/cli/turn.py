@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    found = asyncio.run(fetch(nats_server.url(args.data, environ), args.id, args.tenant))
+    found = asyncio.run(fetch(nats_server.find_url(args.data, environ), args.id, args.tenant))
     print(msgspec.json.encode(found).decode() if args.json else make_printable(render(found)))
     return 0
 

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     first = args.first or args.last - timedelta(days=DAYS - 1)
     if first > args.last:
         raise SettingsInvalid(f"--from {first} is after --to {args.last}: exchange them")
-    url = nats_server.url(args.data, environ)
+    url = nats_server.find_url(args.data, environ)
     records = asyncio.run(fetch(url, args.tenant, args.by, first, args.last))
     print(msgspec.json.encode(records).decode() if args.json else render(args.by, records))
     return 0

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import msgspec
 
-from tailrace.deploy.local import ports
+from tailrace.deploy.local import ports, running
 from tailrace.deploy.local.data_dir import read_own, write_private
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_log import FILE
@@ -220,8 +220,15 @@ def url(data_dir: Path, environ: Mapping[str, str]) -> str:
     except OSError as error:
         raise SettingsInvalid(
             f"{data_dir} is not the data directory of a `tailrace up`: "
-            "choose it with --data, or set TAILRACE_NATS_URL to your NATS"
+            "start one, name its data directory with --data, or set TAILRACE_NATS_URL to your NATS"
         ) from error
+
+
+def find_url(data_dir: Path, environ: Mapping[str, str]) -> str:
+    """Returns `url`, and says which of several systems it is. Raises SettingsInvalid."""
+    if not environ.get("TAILRACE_NATS_URL"):
+        running.say_which(data_dir, "--data")
+    return url(data_dir, environ)
 
 
 def command(spec: ServerSpec) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """A list of the data directories in which this user runs `tailrace up`, so that other commands find them."""
 
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,7 @@ FILE = "running"
 
 def record(data_dir: Path) -> None:
     """Adds a directory to the user's list, and removes directories without a running `up`."""
-    others = [one for one in _read_recorded() if one != data_dir and status_file.read(one) is not None]
+    others = [one for one in _find_running() if one != data_dir]
     write_state(FILE, "".join(f"{one}\n" for one in [*others, data_dir]))
 
 
@@ -24,14 +25,18 @@ def find_data_dir() -> Path:
     If no `up` runs, returns the directory that `up` would use.
     """
     default = default_data_dir()
-    candidates = (default, *reversed(_read_recorded()))
-    return next((one for one in candidates if status_file.read(one) is not None), default)
+    started = _find_running()
+    return started[-1] if started and status_file.read(default) is None else default
 
 
-def is_one_of_several(data_dir: Path) -> bool:
-    """Returns whether `find_data_dir` has chosen `data_dir` among several, only because it was started last."""
-    started = [one for one in _read_recorded() if status_file.read(one) is not None]
-    return len(started) > 1 and data_dir == started[-1] != default_data_dir()
+def say_which(data_dir: Path, option: str) -> None:
+    """Prints the address if `find_data_dir` has chosen `data_dir` among several, only because it was started last.
+
+    `option` names another system.
+    """
+    started = _find_running()
+    if len(started) > 1 and data_dir == started[-1] != default_data_dir() and (up := status_file.read(data_dir)):
+        print(f"several systems run; this is {up.url}. Name another one with {option}.", file=sys.stderr)
 
 
 def write_state(name: str, text: str) -> None:
@@ -54,5 +59,7 @@ def _state_dir() -> Path:
     return user_state_path("tailrace", appauthor=False)
 
 
-def _read_recorded() -> list[Path]:
-    return [Path(line) for line in read_state(FILE).splitlines()]
+def _find_running() -> list[Path]:
+    """Returns the recorded directories that have a running `up`, in the order in which these were started."""
+    recorded = [Path(line) for line in read_state(FILE).splitlines()]
+    return [one for one in recorded if status_file.read(one) is not None]

@@ -243,6 +243,12 @@ def test_commands_find_the_running_up_of_this_user_from_any_folder(
     assert found == second
     assert find_url(None, {}, found) == "http://second"
     assert capsys.readouterr().err == "several systems run; this is http://second. Name another one with --url.\n"
+    (second / nats_server.URL_FILE).write_text("nats://second")
+    assert nats_server.find_url(found, {}) == "nats://second"
+    assert capsys.readouterr().err == "several systems run; this is http://second. Name another one with --data.\n"
+    assert nats_server.find_url(found, {"TAILRACE_NATS_URL": "nats://own"}) == "nats://own"
+    with pytest.raises(SettingsInvalid, match=f"no `up` runs in {ended}: start one"):
+        find_url(None, {}, ended)
     assert find_url(None, {"TAILRACE_URL": "http://named"}, found) == "http://named"
     assert find_url("http://given", {"TAILRACE_URL": "http://named"}, found) == "http://given"
     (empty_home / ".tailrace").symlink_to(first)
