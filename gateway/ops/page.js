@@ -262,13 +262,17 @@ function draw() {
 }
 
 function drawState(all) {
-  const state = byId("state");
   const found = all.map((chart, index) => ({ chart, index, ...stateOf(chart) }));
   const crossed = ["critical", "warning"].flatMap((name) => found.filter((one) => one.state === name));
-  state.className = crossed[0]?.state ?? "";
   const words = crossed.length ? `${crossed.length} of ${all.length} panels ${crossed.length === 1 ? "has" : "have"} crossed a threshold:` : "No panel has crossed its threshold.";
   const links = crossed.map((one) => element("a", { href: `#panel-${one.index + 1}`, textContent: one.chart.title }));
+  show(crossed[0]?.state ?? "", words, links);
+}
+
+function show(className, words, links) {
+  const state = byId("state");
   const text = [words, ...links.map((link) => link.textContent)].join("|");
+  state.className = className;
   // A screen reader announces each replacement, so replace only a changed text.
   if (state.dataset.text === text) return;
   state.dataset.text = text;
@@ -315,7 +319,7 @@ async function refresh() {
   } catch (error) {
     if (error.status === 401 || error.status === 403) return askForKey(key ? error.message : "");
     document.body.classList.add("stale");
-    byId("clock").textContent = `The gateway returns no values (${error.message}). The page tries again in 5 s.`;
+    show("critical", `The gateway returns no values (${error.message}). The page tries again in ${REFRESH_MS / 1000} s.`, []);
   }
   setTimeout(next, REFRESH_MS);
 }

@@ -8,6 +8,7 @@ const POLL_MS = 1000;
 const CUT_MS = 4000;
 const LINES_MAX = 80;
 const SHOWN_CHARS = 120;
+const RUNNING = "Now cut the connection or kill a process, with a button below: the answer goes on where it was.";
 const WITHOUT_TOKEN = "To kill processes from here, open the address that tailrace up printed.";
 
 const count = (number) => number.toLocaleString("en");
@@ -222,7 +223,7 @@ export class Demo {
     this.killGateway.disabled = !isReady || !this.#gatewayName();
     this.second.disabled = !this.#turn?.id;
     const before = "Start an answer, then break something in the middle of it: it continues where it was.";
-    const hint = this.#problem || (this.token() ? (isRunning ? "Now break something." : before) : WITHOUT_TOKEN);
+    const hint = this.#problem || (this.token() ? (isRunning ? RUNNING : before) : WITHOUT_TOKEN);
     this.hint.hidden = !this.proof.hidden && !this.#problem;
     if (this.hint.textContent !== hint) this.hint.textContent = hint;
   }

@@ -714,6 +714,7 @@ const STEPS = {
     const press = (name) => page.getByRole("button", { name, exact: true }).click();
     await press("Start a long answer");
     await longer(page, 80);
+    await page.locator("#demo").getByText("with a button below").waitFor();
     await press("Second reader");
     await press("Cut my connection");
     await marked(page, "reconnecting");

@@ -33,7 +33,10 @@ for (const [colorScheme, size] of [["light", "desktop"], ["dark", "phone"]]) {
     isWide: document.documentElement.scrollWidth > innerWidth,
     background: getComputedStyle(document.body).backgroundColor,
   }));
-  console.log(JSON.stringify({ size, colorScheme, ...shown, earlier, complaints, elsewhere, login }));
+  await page.route("**/ops/values", (route) => route.abort());
+  await page.waitForSelector("body.stale");
+  const away = await page.locator("#state").textContent();
+  console.log(JSON.stringify({ size, colorScheme, ...shown, away, earlier, complaints, elsewhere, login }));
   await page.close();
 }
 await browser.close();
