@@ -5,6 +5,7 @@ command is used, because all of them take a second.
 """
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -65,6 +66,9 @@ GROUPS = {
 }
 # argparse's message for an invalid choice. Groups: the value, the list of choices with brackets, the choices.
 CHOICE = re.compile(r"invalid choice: '([^']*)'( \(choose from (.*)\))")
+
+# The program that reads the output has ended, as in `tailrace turns | head -1`, or the disk or a quota is full.
+OUTPUT_FAILED = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT)
 
 # Python puts surrogates in the place of bytes that are not UTF-8.
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -139,12 +143,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = commands.parse_args(argv)
         configure_logging()
         status: int = args.command(args, configured.environ)
+        print(end="", flush=True)
     except TailraceError as error:
         print(f"tailrace: {make_printable(str(error))}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, SettingsInvalid) else EXIT_ERROR
-    except BrokenPipeError:
-        # The program that reads the output has ended, as in `tailrace turns | head -1`. Python would print an error.
+    except OSError as error:
+        if error.errno not in OUTPUT_FAILED:
+            raise
+        # Python would write the rest at its exit, and print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:
+            print(f"tailrace: the output cannot be written: {error.strerror}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         # `up` handles signals itself; other commands end without a traceback, which would look like a bug.

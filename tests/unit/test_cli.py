@@ -411,6 +411,17 @@ def test_an_export_that_fails_leaves_no_file_under_its_name(tmp_path: Path, monk
     assert output.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_on_a_full_disk_is_reported_in_one_sentence(unbuffered: str) -> None:
+    """Also if Python writes the output only at the end."""
+    environ = {"PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "tailrace", "completion", "bash"]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environ)
+    assert (ran.returncode, ran.stderr) == (1, "tailrace: the output cannot be written: No space left on device\n")
+
+
 @pytest.fixture
 def _no_input(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with Path(os.devnull).open() as nothing:
