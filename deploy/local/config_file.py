@@ -110,7 +110,7 @@ def check_value(path: Path, variable: str, text: str) -> None:
 
 def option_of(path: Path, name: str, value: object, fields: set[str]) -> object:
     """Returns the value of an option of `[up]`, converted to the type of the option. Raises SettingsInvalid."""
-    if name in fields:
+    if name in fields - CHOSEN_BY_UP:
         raise SettingsInvalid(f"{path}: {name} is a setting, not an option of [{UP}]: move it above the line [{UP}]")
     if name not in OPTIONS:
         hint = suggest(name, OPTIONS)

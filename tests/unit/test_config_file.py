@@ -71,6 +71,8 @@ def test_without_a_file_the_environment_is_unchanged_and_dotenv_is_not_read() ->
         ("hosts = 2026-01-01", "hosts is not a text, a number, true or false"),
         ("generators = 4", "generators is an option of `tailrace up`: write it below a line [up]"),
         ("[up]\nheartbeat_s = 1", "heartbeat_s is a setting, not an option of [up]: move it above the line [up]"),
+        # A setting that `up` chooses.
+        ("[up]\ngenerator = 3", "generator is not an option of [up] (did you mean generators?); it has"),
         (
             "[up]\ngenerator_count = 4",
             "generator_count is not an option of [up] (did you mean generators?); it has",
