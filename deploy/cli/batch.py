@@ -20,6 +20,7 @@ from tailrace.client.events import Done, Failed, Progress
 from tailrace.deploy.cli.arguments import add_connection, add_json, add_number
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.output_file import open_output
+from tailrace.deploy.local.terminal_text import has_cursor
 from tailrace.proto import errors
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Via
@@ -166,12 +167,12 @@ class Bar:
                 self._line += f" failed: {message}"
             case _:
                 pass
-        if self._output.isatty():
+        if has_cursor(self._output):
             self._output.write(f"\r{self._line}\x1b[K")
             self._output.flush()
 
     def close(self) -> None:
-        self._output.write("\n" if self._output.isatty() else f"{self._line}\n")
+        self._output.write("\n" if has_cursor(self._output) else f"{self._line}\n")
 
 
 def line_of(progress: Progress) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from tailrace import client
 from tailrace.client import Client
 from tailrace.deploy.local import running, status_file
-from tailrace.deploy.local.terminal_text import make_printable
+from tailrace.deploy.local.terminal_text import has_cursor, make_printable
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 
 PROBE_S = 5.0
@@ -87,5 +87,5 @@ def report_retry(error: client.TailraceError, tries: int) -> None:
     """Prints why a command waits, at the first of several tries."""
     if tries == 1:
         # Overwrites a progress bar.
-        start = "\r\x1b[K" if sys.stderr.isatty() else ""
+        start = "\r\x1b[K" if has_cursor(sys.stderr) else ""
         print(f"{start}{make_printable(str(error))}; trying again", file=sys.stderr, flush=True)

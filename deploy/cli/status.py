@@ -15,7 +15,7 @@ from tailrace.deploy.local import nats_server, status_file
 from tailrace.deploy.local.console import Problem
 from tailrace.deploy.local.readiness import passes
 from tailrace.deploy.local.status_file import ProcessEntry
-from tailrace.deploy.local.terminal_text import make_printable, table
+from tailrace.deploy.local.terminal_text import has_cursor, make_printable, table
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.exit_status import EXIT_ERROR
 from tailrace.proto.generator_health import GeneratorHealth
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         found = asyncio.run(fetch(args.data, environ))
         text = msgspec.json.encode(found).decode() if args.json else render(found)
         # On a terminal, each output replaces the one before.
-        clear = "\x1b[H\x1b[2J" if args.watch and not args.json and sys.stdout.isatty() else ""
+        clear = "\x1b[H\x1b[2J" if args.watch and not args.json and has_cursor(sys.stdout) else ""
         print(clear + text, flush=True)
         if not args.watch:
             return 0 if found.ok else EXIT_ERROR

@@ -18,7 +18,7 @@ from tailrace.deploy.cli import status
 from tailrace.deploy.cli.arguments import add_connection, add_json
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import excerpt, text_of
-from tailrace.deploy.local.terminal_text import make_printable, table
+from tailrace.deploy.local.terminal_text import has_cursor, make_printable, table
 from tailrace.proto.errors import SettingsInvalid
 
 DESCRIPTION = "Watch processes, the queue, tokens a second and the slowest running turns."
@@ -101,7 +101,7 @@ def running_turn(turn: Mapping[str, Any]) -> RunningTurn:
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints samples until Ctrl-C on a terminal and with --json; otherwise prints one."""
-    is_screen = sys.stdout.isatty() and not args.json
+    is_screen = has_cursor(sys.stdout) and not args.json
     with connect(args, environ) as client, open_alternate_screen() if is_screen else nullcontext():
         sampler = Sampler(client, args, environ)
         while True:

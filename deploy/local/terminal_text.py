@@ -1,11 +1,18 @@
 """Text for a terminal: tables, and text without control characters."""
 
+import os
 import re
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import TextIO
 
 # Control characters of an answer would be commands to the terminal (ECMA-48): cursor, title, clipboard.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def has_cursor(out: TextIO) -> bool:
+    """Returns whether `out` is a terminal that obeys commands to move its cursor. Emacs and CI set TERM=dumb."""
+    return out.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def make_printable(text: str) -> str:

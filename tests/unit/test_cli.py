@@ -143,9 +143,17 @@ def test_a_result_is_one_line_of_json(
     assert [name for name, text in result.items() if not re.fullmatch(text, str(found[name]))] == []
 
 
-def test_the_progress_of_a_batch_is_one_bar_on_a_terminal_and_one_line_elsewhere() -> None:
+def test_the_progress_of_a_batch_is_one_bar_on_a_terminal_and_one_line_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A dumb terminal would show the command that clears the line."""
     none, half = f"[{'.' * 30}] 0/2, 0 failed, $0.0000", f"[{'#' * 15}{'.' * 15}] 1/2, 1 failed, $0.5000"
-    for output, written in ((Terminal(), f"\r{none}\x1b[K\r{half}\x1b[K\n"), (io.StringIO(), f"{half}\n")):
+    for output, kind, written in (
+        (Terminal(), "xterm", f"\r{none}\x1b[K\r{half}\x1b[K\n"),
+        (Terminal(), "dumb", f"{half}\n"),
+        (io.StringIO(), "xterm", f"{half}\n"),
+    ):
+        monkeypatch.setenv("TERM", kind)
         bar = Bar(output)
         bar.show(Progress(cursor="1", done=0, failed=0, of=2, cost_usd=0.0))
         bar.show(Progress(cursor="2", done=0, failed=1, of=2, cost_usd=0.5))
