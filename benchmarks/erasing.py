@@ -53,7 +53,7 @@ async def main(block_mb: float, entry_bytes: int, erased: int) -> None:
         subjects = {"STREAM.INFO": (f"$JS.API.STREAM.INFO.{STREAM}", b""), "an append": (entry(before, "event"), b"x")}
         asking = [asyncio.create_task(measure_waits(other, *subjects[name], waits_s[name])) for name in subjects]
         began = time.monotonic()
-        count = await TurnLog(connection).erase(key)
+        count = (await TurnLog(connection).erase(key)).entries
         took_s = time.monotonic() - began
         for task in asking:
             task.cancel()

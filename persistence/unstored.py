@@ -136,7 +136,8 @@ class UnstoredTurns:
 
         async def erase(note: Unstored) -> None:
             try:
-                await self._erase(note)
+                if not await self._erase(note):
+                    return
             except (LogError, StoreError) as error:
                 failed.append(f"{note.key.turn}: {error}")
                 return
@@ -165,16 +166,23 @@ class UnstoredTurns:
         else:
             self._looked_up, self._next_look_up = FIRST_TURN, now + LOST_INTERVAL_S
 
-    async def _erase(self, note: Unstored) -> None:
-        """Erases a turn, then forgets it, then removes its note: after a kill, the next pass finds the note again."""
+    async def _erase(self, note: Unstored) -> bool:
+        """Erases a turn, then forgets it, then removes its note: after a kill, the next pass finds the note again.
+
+        Returns False if some entries are left for the next pass.
+        """
         # Blobs come first: after the erasure no entry names them. A turn that was deleted has none left.
         with suppress(TurnUnknown):
             await self._release_blobs(note.key, await self._log.read_turn(note.key))
         # Also for an unknown turn: entries without a request would be found by nothing but the note.
-        if await self._log.erase(note.key):
+        erased = await self._log.erase(note.key)
+        if not erased.is_gone:
+            return False
+        if erased.entries:
             logger.info("turn erased", turn=note.key.turn)
         await self._store.forget_unstored([note.key])
         await self._tombstones.remove_unstored(note.key)
+        return True
 
     async def _release_blobs(self, key: TurnKey, turn: Turn) -> None:
         if (blobs := blobs_of(turn)) != "[]":

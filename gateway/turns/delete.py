@@ -186,7 +186,7 @@ class Deleter:
 
     async def _erase(self, key: TurnKey, deletion: "_Running", deadline: float) -> bool:
         """Overwrites entries of a turn until `deadline`, but one at least. Returns whether none is left."""
-        erased = await self._log.erase_until(key, deadline)
+        erased = await self._log.erase(key, deadline)
         deletion.log_entries += erased.entries
         return erased.is_gone
 

@@ -4,6 +4,7 @@ Its `publish` is the only function that publishes entries of a turn. It sets sub
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime
@@ -33,7 +34,7 @@ COUNT_TIMEOUT_S = 0.25
 
 
 class Erased(NamedTuple):
-    """The result of `erase_until`: how many entries were overwritten, and whether the turn has none left."""
+    """The result of `erase`: how many entries were overwritten, and whether the turn has none left."""
 
     entries: int
     is_gone: bool
@@ -118,34 +119,34 @@ class JetStreamLog:
         if (error := pub_ack.decode(reply.data).error) is not None:
             raise LogUnavailable(f"{key.turn} could not be purged: {error.description}")
 
-    async def erase(self, key: TurnKey) -> int:
-        """Overwrites the entries of a turn in nats-server's files and removes them. Returns their number.
+    async def erase(self, key: TurnKey, deadline: float = math.inf) -> Erased:
+        """Overwrites the entries of a turn in nats-server's files and removes them, at least one until `deadline`.
 
-        A purge leaves the bytes in the files until the block is rewritten; a deletion by sequence does not. Raises
-        LogUnavailable: some entries may then be gone, but the turn can still be read and erased.
+        `deadline` is a time of the event loop's clock. A later call erases the other entries; until then the turn can
+        be read. A purge leaves the bytes in the files until the block is rewritten; a deletion by sequence does not.
+        Raises LogUnavailable if no entry was overwritten; otherwise the result has `is_gone` False.
         """
-        return len([seq async for seq in self._erase_each(key)])
-
-    async def erase_until(self, key: TurnKey, deadline: float) -> Erased:
-        """Like `erase`, but stops at `deadline`, by the event loop's clock. Overwrites one entry at least.
-
-        Raises LogUnavailable if no entry was overwritten. A later call overwrites the others.
-        """
-        entries = 0
-        async with aclosing(self._erase_each(key)) as erased:
-            try:
-                async for _ in erased:
-                    entries += 1
+        erased = 0
+        try:
+            async with aclosing(self._seqs_request_last(key)) as seqs:
+                async for seq in seqs:
+                    await self._erase_entry(key, seq)
+                    erased += 1
                     if asyncio.get_running_loop().time() >= deadline:
-                        return Erased(entries, is_gone=False)
-            except LogUnavailable:
-                if not entries:
-                    raise
-                return Erased(entries, is_gone=False)
-        return Erased(entries, is_gone=True)
+                        return Erased(erased, is_gone=False)
+            # A replica that was behind may not have returned all entries.
+            await self.purge(key)
+        except LogUnavailable:
+            if not erased:
+                raise
+            return Erased(erased, is_gone=False)
+        return Erased(erased, is_gone=True)
 
-    async def _erase_each(self, key: TurnKey) -> AsyncGenerator[Seq, None]:
-        """Erases a turn, and yields the sequence of each entry once it is overwritten."""
+    async def _seqs_request_last(self, key: TurnKey) -> AsyncGenerator[Seq, None]:
+        """Yields the sequence of each entry of a turn, in order, that of its request last.
+
+        Without the request the log has no such turn, and its other entries would not be found.
+        """
         request: list[Stored] = []
         after = BEFORE_FIRST
         while entries := (await self.read(key, after, BATCH)).entries:
@@ -153,14 +154,9 @@ class JetStreamLog:
             if not request:
                 request, entries = entries[:1], entries[1:]
             for stored in entries:
-                await self._erase_entry(key, stored.seq)
                 yield stored.seq
-        # The request goes last: without it the log has no such turn, and its other entries would not be found.
         for stored in request:
-            await self._erase_entry(key, stored.seq)
             yield stored.seq
-        # A replica that was behind may not have returned all entries.
-        await self.purge(key)
 
     async def _erase_entry(self, key: TurnKey, seq: Seq) -> None:
         """Overwrites one entry, while no other is overwritten by this process.
@@ -187,13 +183,8 @@ class JetStreamLog:
             if (stored := _decode(message, turn)) is not None:
                 feed.add(stored)
 
-        subscription = await self._connection.subscribe_directly(f"{subjects.live(key)[:-1]}{kind}", add)
-        forget = self._connection.on_reconnected(feed.reset)
-        try:
+        async with self._listen(f"{subjects.live(key)[:-1]}{kind}", add, feed.reset):
             yield feed
-        finally:
-            forget()
-            await self._connection.unsubscribe(subscription)
 
     async def newest_seq(self) -> Seq:
         """Returns the sequence of the newest entry of all turns. Raises LogUnavailable."""
@@ -214,8 +205,16 @@ class JetStreamLog:
             with suppress(*DECODE_ERRORS):
                 call(_session.decode(message.data).session)
 
-        subscription = await self._connection.subscribe_directly(subjects.live_requests(tenant), notify)
-        forget = self._connection.on_reconnected(lambda: call(None))
+        async with self._listen(subjects.live_requests(tenant), notify, lambda: call(None)):
+            yield
+
+    @asynccontextmanager
+    async def _listen(
+        self, subject: str, receive: Callable[[Message], None], reset: Callable[[], None]
+    ) -> AsyncIterator[None]:
+        """Passes the messages of the live feed on `subject` to `receive`. Calls `reset` when some may be missing."""
+        subscription = await self._connection.subscribe_directly(subject, receive)
+        forget = self._connection.on_reconnected(reset)
         try:
             yield
         finally:

@@ -1,6 +1,7 @@
 """Recording turns of the log in SQLite: every turn once, and nothing is acknowledged before it is committed."""
 
 import asyncio
+import math
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
@@ -23,6 +24,7 @@ from tailrace.proto.errors import LogUnavailable, StoreRefused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, stream_configs
+from tailrace.proto.nats.jetstream_log import Erased
 from tailrace.proto.nats.log_server import BATCH, Page
 from tailrace.proto.subjects import CLAIMS_STREAM, PERSISTENCE, STREAM, TurnKey
 from tests.harness.turn_writer import Writer
@@ -347,18 +349,24 @@ async def test_the_note_of_a_turn_with_store_false_is_removed_as_the_last_step_o
 
 
 @pytest.mark.rule("R109")
+@pytest.mark.parametrize("is_begun", [False, True], ids=["not_begun", "begun"])
 async def test_a_turn_with_store_false_is_counted_once_and_erased_although_another_cannot_be(
-    own_connection: Connection, deliveries: Deliveries, database: Path, monkeypatch: pytest.MonkeyPatch
+    own_connection: Connection, deliveries: Deliveries, database: Path, monkeypatch: pytest.MonkeyPatch, is_begun: bool
 ) -> None:
-    """Also if its `end` is delivered again: the process was killed before its acknowledgement."""
+    """Also if its `end` is delivered again: the process was killed before its acknowledgement.
+
+    `is_begun`: some entries of the other turn can be erased.
+    """
 
     class StuckLog(TurnLog):
         stuck: TurnKey | None = None
 
-        async def erase(self, key: TurnKey) -> int:
+        async def erase(self, key: TurnKey, deadline: float = math.inf) -> Erased:
+            if key == self.stuck and is_begun:
+                return Erased(1, is_gone=False)
             if key == self.stuck:
                 raise LogUnavailable("stuck")
-            return await super().erase(key)
+            return await super().erase(key, deadline)
 
     monkeypatch.setattr(unstored_module, "INTERVAL_S", 0.05)
     log = StuckLog(own_connection)
