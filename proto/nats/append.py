@@ -17,6 +17,7 @@ from tailrace.proto.nats.log_server import LogServer, PublishUnclear
 from tailrace.proto.nats.replay import is_stored_chain, is_valid, require_turn
 from tailrace.proto.subjects import TurnKey
 
+TIMEOUT_S = 30.0
 UNCLEAR_WAIT_S = 0.05
 # A thousand turns may wait for a new leader at once. An election takes seconds, so half a second more matters little.
 NO_LEADER_WAIT_S_MAX = 0.5
@@ -31,12 +32,12 @@ class Tail(NamedTuple):
     """The fence for the next publish."""
 
 
-async def append(server: LogServer, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float) -> Chain:
+async def append(server: LogServer, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = TIMEOUT_S) -> Chain:
     """Stores `entry` as the next link of `chain`; returns the extended chain.
 
-    Raises FenceLost when another writer has continued the turn, TurnUnknown when the turn was purged, LogFull,
-    EntryTooLarge, and LogUnavailable when the outcome is still unclear after `timeout_s` seconds (the entry may then be
-    stored).
+    `entry.prev` must be `chain.last`. Raises FenceLost when another writer has continued the turn, TurnUnknown when the
+    turn was purged, LogFull, EntryTooLarge, and LogUnavailable when the outcome is still unclear after `timeout_s`
+    seconds (the entry may then be stored).
     """
     deadline = asyncio.get_running_loop().time() + timeout_s
     if link(chain, Seq(chain.last + 1), entry) is None:

@@ -78,7 +78,7 @@ async def read_ended_turn(server: LogServer, key: TurnKey, end: Stored) -> Turn:
 async def read_turn(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
     """Folds onto `known` all entries that were stored at the time of the call (PROTOCOL R72).
 
-    Raises TurnUnknown when the log has no such turn, LogUnavailable. An ended turn is read without a leader.
+    Raises TurnUnknown when the log has no such turn, LogUnavailable. Only an ended turn can be read without a leader.
     """
     turn = await read_turn_direct(server, key, known)
     if turn.end is not None:

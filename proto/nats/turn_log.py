@@ -7,39 +7,26 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 
-from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Entry, Stored
+from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogError, TurnUnknown
-from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
-from tailrace.proto.nats.append import append
+from tailrace.proto.nats import append, replay
 from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.jetstream_log import JetStreamLog
 from tailrace.proto.nats.log_server import BATCH, LiveFeed
-from tailrace.proto.nats.replay import (
-    ask_twice,
-    read_ended_turn,
-    read_turn,
-    read_turn_direct,
-    read_turn_upto,
-    require_turn,
-)
+from tailrace.proto.nats.replay import ask_twice, require_turn
 from tailrace.proto.subjects import TurnKey
-
-APPEND_TIMEOUT_S = 30.0
 
 
 class TurnLog(JetStreamLog):
     """The logs of all turns, shared by the tasks of a process. Each turn has at most one append at a time."""
 
-    async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = APPEND_TIMEOUT_S) -> Chain:
-        """Stores `entry` as the next link of `chain`, exactly once; returns the extended chain (PROTOCOL R8 to R14).
-
-        `entry.prev` must be `chain.last`. Raises FenceLost when another writer has continued the turn, TurnUnknown when
-        it was purged, LogFull when the stream's limit is reached, EntryTooLarge, and LogUnavailable when the outcome is
-        still unclear after `timeout_s` seconds (the entry may then be stored).
-        """
-        return await append(self, key, chain, entry, timeout_s=timeout_s)
+    # The rules, which are functions of any LogServer.
+    append = append.append
+    read_turn = replay.read_turn
+    read_turn_direct = replay.read_turn_direct
+    read_turn_upto = replay.read_turn_upto
+    read_ended_turn = replay.read_ended_turn
 
     async def read_entries(self, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = BATCH) -> list[Stored]:
         """Returns the stored entries of a turn after `after`, at most `limit`, oldest first, valid or not (direct get).
@@ -48,29 +35,6 @@ class TurnLog(JetStreamLog):
         read never proves the latter. Raises LogUnavailable.
         """
         return (await self.read(key, after, limit)).entries
-
-    async def read_turn(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
-        """Folds onto `known` all entries that were stored at the time of the call (PROTOCOL R72).
-
-        Raises TurnUnknown when the log has no such turn, LogUnavailable. A running turn can only be read while the
-        stream has a leader.
-        """
-        return await read_turn(self, key, known)
-
-    async def read_turn_direct(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
-        """Like `read_turn`, but from any one replica, which may lack the newest entries."""
-        return await read_turn_direct(self, key, known)
-
-    async def read_turn_upto(self, key: TurnKey, seq: Seq) -> Turn:
-        """Folds the turn, including the entry at `seq`, which is known to be stored (PROTOCOL R14).
-
-        Raises TurnUnknown, LogUnavailable when no server can read it.
-        """
-        return await read_turn_upto(self, key, seq)
-
-    async def read_ended_turn(self, key: TurnKey, end: Stored) -> Turn:
-        """Folds the turn up to `end` as far as a record needs it (PROTOCOL R110). Raises as `read_turn_upto`."""
-        return await read_ended_turn(self, key, end)
 
     async def follow(self, key: TurnKey, after: Seq = BEFORE_FIRST) -> AsyncGenerator[list[Stored], None]:
         """Yields the valid entries of a turn after `after`, in order, each once, as they are stored, up to its end.

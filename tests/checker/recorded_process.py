@@ -18,7 +18,7 @@ from tailrace.proto.entries import Entry
 from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import Delivery, TurnLog
-from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
+from tailrace.proto.nats.append import TIMEOUT_S
 from tailrace.proto.subjects import TurnKey
 from tests.checker.history import HISTORY, Ack, Append, Commit, Recorder, digest
 from tests.harness.processes import ForkedProcess, Process
@@ -32,7 +32,7 @@ def record(recorder: Recorder) -> None:
     append, ack, commit = TurnLog.append, Delivery.ack, Store.record
 
     async def recorded_append(
-        self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = APPEND_TIMEOUT_S
+        self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = TIMEOUT_S
     ) -> Chain:
         begun = Append(
             tenant=key.tenant,
@@ -64,7 +64,7 @@ def record(recorder: Recorder) -> None:
             await commit(self, rows, reached)
             committing.ok()
 
-    TurnLog.append = recorded_append  # type: ignore[method-assign]
+    TurnLog.append = recorded_append  # type: ignore[assignment]
     Delivery.ack = recorded_ack  # type: ignore[method-assign]
     Store.record = recorded_commit  # type: ignore[method-assign]
 

@@ -68,7 +68,7 @@ def run_until_killed(nats_url: str, claude_url: str, appends: int, *, is_batch: 
             os.kill(os.getpid(), SIGKILL)
         return chain
 
-    TurnLog.append = killing_append  # type: ignore[method-assign]
+    TurnLog.append = killing_append  # type: ignore[assignment]
     message_batches.LOOK_S = POLL_S
     asyncio.run(_serve_one(nats_url, claude_url, BatchRunner if is_batch else TurnRunner))
 

@@ -108,9 +108,9 @@ def patch(gate: Gate, role: str) -> None:
             await until(lambda: gate.openings, PAUSED_S_MAX)
         return await take(self, most)
 
-    TurnLog.read_turn = paused_turn  # type: ignore[method-assign]
+    TurnLog.read_turn = paused_turn  # type: ignore[assignment]
     Delivery.take_entry = paused_take_entry  # type: ignore[method-assign]
-    TurnLog.append = paused_append  # type: ignore[method-assign]
+    TurnLog.append = paused_append  # type: ignore[assignment]
     Delivery.ack = paused_ack  # type: ignore[method-assign]
     Deliveries.next = waiting_next  # type: ignore[method-assign]
     if role == PAUSES:

@@ -14,7 +14,7 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Batch, Entry, Progress, Request, Via
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
+from tailrace.proto.nats.append import TIMEOUT_S
 from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import MODEL, NOON, request
 from tests.schedules.client import Poster
@@ -46,7 +46,7 @@ class BatchLog(GeneratorLog):
     def server_of(self, key: TurnKey) -> SimulatedServer:
         return self._schedule.server_of(key)
 
-    async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = APPEND_TIMEOUT_S) -> Chain:
+    async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = TIMEOUT_S) -> Chain:
         self._process.require_alive()
         self._schedule.appends += 1
         is_killed = self._schedule.appends in self._schedule.kills

@@ -21,9 +21,9 @@ from tailrace.generators.worker import Lane, Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry
 from tailrace.proto.nats import Hedge
+from tailrace.proto.nats.append import TIMEOUT_S
 from tailrace.proto.nats.hedge_rpc import HedgeRpc
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
 from tailrace.proto.subjects import TurnKey
 from tests.schedules.consumer import SimulatedConsumer, SimulatedDeliveries
 from tests.schedules.model import HEDGE_AFTER_S, Script, SimulatedBackend
@@ -53,7 +53,7 @@ class GeneratorLog(SimulatedLog):
         self.name = process.name
         self._acknowledged = acknowledged
 
-    async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = APPEND_TIMEOUT_S) -> Chain:
+    async def append(self, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = TIMEOUT_S) -> Chain:
         extended = await super().append(key, chain, entry, timeout_s=timeout_s)
         self._acknowledged.append((self.name, extended))
         return extended

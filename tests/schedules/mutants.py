@@ -19,10 +19,10 @@ from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_first_and_end
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats.append import TIMEOUT_S
 from tailrace.proto.nats.follower import Follower
 from tailrace.proto.nats.log_server import LogServer, Page
 from tailrace.proto.nats.replay import FIRST_ENTRIES, read_turn_direct
-from tailrace.proto.nats.turn_log import APPEND_TIMEOUT_S
 from tailrace.proto.subjects import TurnKey
 from tests.schedules.generator import GeneratorLog
 from tests.schedules.process import PROCESS
@@ -221,7 +221,7 @@ def hedge_fence() -> Patches:
     """A hedge takes the turn whatever was stored since the late attempt."""
 
     async def append(
-        self: GeneratorLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = APPEND_TIMEOUT_S
+        self: GeneratorLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = TIMEOUT_S
     ) -> Chain:
         if isinstance(entry, Attempt) and entry.is_hedge:
             chain = (await read_turn_direct(self, key)).chain
@@ -237,7 +237,7 @@ def race_check() -> Patches:
     """The call whose token was not the first is stored behind the other one's."""
 
     async def append(
-        self: GeneratorLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = APPEND_TIMEOUT_S
+        self: GeneratorLog, key: TurnKey, chain: Chain, entry: Entry, *, timeout_s: float = TIMEOUT_S
     ) -> Chain:
         while True:
             try:
