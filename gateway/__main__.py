@@ -35,15 +35,13 @@ from tailrace.gateway.streaming.new_turns import NewTurns
 from tailrace.gateway.streaming.reader_history import ReaderHistory
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.auto_idempotency import auto_idempotency_feature
-from tailrace.gateway.turns.check_limits import limit_features
-from tailrace.gateway.turns.check_log_share import log_share_features
+from tailrace.gateway.turns.check_limits import limit_features, log_share_features, queue_features
 from tailrace.gateway.turns.check_schema import schema_feature
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.deleted_parent import deleted_parent_feature
 from tailrace.gateway.turns.inline_files import UploadedFiles
 from tailrace.gateway.turns.on_disconnect import DisconnectPolicy
-from tailrace.gateway.turns.queue_position import queue_features
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.gateway.turns.respond import Responder
