@@ -90,10 +90,9 @@ def quantiles(histogram: str, *shares: float) -> tuple[Query, ...]:
     return tuple(Query(Quantile(share, buckets), f"p{share * 100:g}") for share in shares)
 
 
-def quantile_by(histogram: str, share: float, by: str) -> tuple[Query]:
-    """Returns a quantile for each value of the label `by`."""
-    buckets = Growth(f"{histogram}_bucket", ("le", by))
-    return (Query(Quantile(share, buckets), f"p{share * 100:g} {{{{{by}}}}}"),)
+def p95_by(histogram: str, by: str) -> tuple[Query]:
+    """Returns the 95th percentile for each value of the label `by`."""
+    return (Query(Quantile(0.95, Growth(f"{histogram}_bucket", ("le", by))), f"p95 {{{{{by}}}}}"),)
 
 
 def increase(counter: str, hours: int, legend: str) -> Query:
@@ -132,7 +131,7 @@ WHAT_USERS_FEEL = Dashboard(
             "Time to first token for each client protocol. If only one is slow, look at its clients.",
             Threshold(2.5, 5),
             SLOW,
-            quantile_by("tailrace_gateway_first_token_seconds", 0.95, "dialect"),
+            p95_by("tailrace_gateway_first_token_seconds", "dialect"),
         ),
         Panel(
             "Time between deltas",
@@ -228,7 +227,7 @@ WHAT_USERS_FEEL = Dashboard(
             "From a turn's request to its end.",
             Threshold(60, 300),
             SLOW,
-            quantile_by("tailrace_generator_turn_seconds", 0.95, "outcome"),
+            p95_by("tailrace_generator_turn_seconds", "outcome"),
         ),
         Panel(
             "HTTP latency, by route",
@@ -236,7 +235,7 @@ WHAT_USERS_FEEL = Dashboard(
             "From a request's headers until its response begins.",
             Threshold(1, 5),
             OVERLOAD,
-            quantile_by("tailrace_gateway_request_seconds", 0.95, "route"),
+            p95_by("tailrace_gateway_request_seconds", "route"),
         ),
         Panel(
             "Refused requests, by code",
@@ -360,7 +359,7 @@ GENERATORS_AND_SCALING = Dashboard(
             "From a call to the model until the first delta of its answer.",
             Threshold(2.5, 5),
             SLOW,
-            quantile_by("gen_ai_client_operation_time_to_first_chunk_seconds", 0.95, "gen_ai_request_model"),
+            p95_by("gen_ai_client_operation_time_to_first_chunk_seconds", "gen_ai_request_model"),
         ),
         Panel(
             "Model: time between deltas",
@@ -368,7 +367,7 @@ GENERATORS_AND_SCALING = Dashboard(
             "Between two deltas as the model sent them.",
             Threshold(0.3, 1),
             SLOW,
-            quantile_by("gen_ai_client_operation_time_per_output_chunk_seconds", 0.95, "gen_ai_request_model"),
+            p95_by("gen_ai_client_operation_time_per_output_chunk_seconds", "gen_ai_request_model"),
         ),
         Panel(
             "Model: calls by result",
