@@ -10,7 +10,6 @@ import structlog
 
 from tailrace.persistence import metrics
 from tailrace.persistence.store import Store
-from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreUnwritable
 from tailrace.proto.nats import Deliveries, TurnLog
 from tailrace.proto.runtime.gather import gather_limited
@@ -48,10 +47,7 @@ class LostTurnFinder:
             return
         self._next_check = now + INTERVAL_S
         try:
-            lost = (
-                await self._store.fail_expired(await self._deliveries.first(), LOST_FAILURE)
-                + await self._fail_unknown()
-            )
+            lost = await self._store.fail_expired(await self._deliveries.first()) + await self._fail_unknown()
         except (LogUnavailable, StoreBusy, StoreUnwritable) as error:
             logger.debug("lost turns could not be looked up", why=str(error))
             return
@@ -69,6 +65,6 @@ class LostTurnFinder:
         known = await gather_limited(self._log.has_turn, checked, CONCURRENCY)
         lost = [key for key, is_in_log in zip(checked, known, strict=True) if not is_in_log]
         if lost:
-            await self._store.fail_turns(lost, LOST_FAILURE)
+            await self._store.fail_lost(lost)
         self._unchecked = self._unchecked[CHECKED_MAX:]
         return len(lost)

@@ -29,7 +29,7 @@ from tailrace.persistence.rows import (
 )
 from tailrace.persistence.words import words_of
 from tailrace.proto.batch_records import Api, StoredBatch
-from tailrace.proto.entries import Failure
+from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import Refused, StoreBusy
 from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
@@ -69,6 +69,7 @@ SEARCHES_WAITING_MAX = 3
 BUSY_SESSIONS_MAX = 1_000
 # Greater than every id of a file.
 LAST_NAME = "\U0010ffff"
+LOST_ERROR = msgspec.json.encode(LOST_FAILURE).decode()
 
 TURNS_TO_DELETE = {
     "turn": "turn_and_follow_ups",
@@ -194,23 +195,20 @@ class Store:
         async with self._database.transaction() as writer:
             await writer.execute(self._sql["reset_recorded_upto"], {})
 
-    async def fail_expired(self, first: Seq, why: Failure) -> int:
+    async def fail_expired(self, first: Seq) -> int:
         """Ends the running turns that have left the log, which begins at `first`, as failed; returns their number."""
-        columns = {"first": first, "error": msgspec.json.encode(why).decode()}
         async with self._database.transaction() as writer:
-            return await writer.execute(self._sql["fail_expired_turns"], columns)
+            return await writer.execute(self._sql["fail_expired_turns"], {"first": first, "error": LOST_ERROR})
 
     async def running_turns(self) -> list[TurnKey]:
         """Returns the running turns of all tenants."""
         return [TurnKey(row["tenant"], row["turn"]) for row in await self._read("running_turns")]
 
-    async def fail_turns(self, lost: Sequence[TurnKey], why: Failure) -> None:
+    async def fail_lost(self, lost: Sequence[TurnKey]) -> None:
         """Ends those of `lost` that are running as failed."""
-        error = msgspec.json.encode(why).decode()
+        rows = [{"tenant": key.tenant, "turn": key.turn, "error": LOST_ERROR} for key in lost]
         async with self._database.transaction() as writer:
-            await writer.executemany(
-                self._sql["fail_turn"], [{"tenant": key.tenant, "turn": key.turn, "error": error} for key in lost]
-            )
+            await writer.executemany(self._sql["fail_turn"], rows)
 
     async def new_session(self, tenant: Tenant, new: CreateSession, at: datetime) -> bool:
         """Inserts a session. Returns False, and changes nothing, if the name is in use."""

@@ -7,7 +7,6 @@ import msgspec
 
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.rows import TurnRow, turn_record
-from tailrace.proto.entries import Failure
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.records import TurnRecord
@@ -40,7 +39,7 @@ class SimulatedStore:
     def raise_if_damaged(self) -> None:
         """It is never damaged."""
 
-    async def fail_expired(self, first: Seq, why: Failure) -> int:  # noqa: ARG002
+    async def fail_expired(self, first: Seq) -> int:  # noqa: ARG002
         return 0
 
     async def running_turns(self) -> list[TurnKey]:

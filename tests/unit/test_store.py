@@ -189,7 +189,7 @@ async def test_a_running_turn_that_has_left_the_log_is_failed(store: Store) -> N
     rows = [running_row("turn-1"), build_row(key("turn-2"), ended), build_row(key("turn-3"), late.turn)]
     await store.record([*rows, msgspec.structs.replace(rows[0], tenant=THEIRS)])
     first = Seq(ended.chain.last + 1)
-    assert await store.fail_expired(first, LOST_FAILURE) == 2
+    assert await store.fail_expired(first) == 2
     for lost in (key("turn-1"), theirs):
         record = await store.turn(lost)
         assert record is not None
@@ -197,7 +197,7 @@ async def test_a_running_turn_that_has_left_the_log_is_failed(store: Store) -> N
     kept = [await store.turn(key(turn)) for turn in ("turn-2", "turn-3")]
     assert [record.outcome for record in kept if record] == ["completed", "running"]
     assert await store.busy_sessions(OURS) == ["session-1"]
-    assert await store.fail_expired(first, LOST_FAILURE) == 0
+    assert await store.fail_expired(first) == 0
 
 
 @pytest.mark.parametrize("wrong", [{"outcome": "sleeping"}, {"cost_nusd": 2**63}, {"text": "\ud800"}])
@@ -881,7 +881,7 @@ async def test_both_databases_answer_the_same_after_any_changes(
         await call_both("forget_unstored", [key(f"turn-{number - 2}")])
         await call_both("delete_file", OURS, name("file"))
     await call_both("record", [row(number) for number in range(50, 100)], Seq(999))
-    await call_both("fail_expired", Seq(300), LOST_FAILURE)
+    await call_both("fail_expired", Seq(300))
     for table in KEYS:
         contents = [await table_content(store._database.read, table) for store in stores]
         assert contents[0] == contents[1]
