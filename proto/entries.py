@@ -261,10 +261,6 @@ _decoders: dict[str, msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(sh
 _unknown: msgspec.json.Decoder[Unknown] = msgspec.json.Decoder(Unknown)
 
 
-def kind_of(entry: Entry) -> str:
-    return KINDS[type(entry)]
-
-
 def encode(entry: Entry) -> bytes:
     return _encoder.encode(entry)
 

@@ -32,7 +32,18 @@ class FeedJoin:
 
     def add_read(self, entries: Iterable[Stored]) -> list[Stored]:
         """Adds entries read from the log after `read_upto`, in order and without a hole; returns the valid ones."""
-        return [stored for stored in entries if self._add_read(stored)]
+        valid: list[Stored] = []
+        for stored in entries:
+            if stored.seq <= self.read_upto:
+                continue
+            self.read_upto = stored.seq
+            chain = link(self.chain, stored.seq, stored.entry)
+            if chain is None:
+                self.skipped += 1
+                continue
+            self.chain = chain
+            valid.append(stored)
+        return valid
 
     def add_live(self, stored: Stored) -> bool:
         """Adds an entry from the live feed; returns whether it continues the chain.
@@ -56,15 +67,4 @@ class FeedJoin:
         if chain is None:
             return False
         self.chain, self.read_upto = chain, stored.seq
-        return True
-
-    def _add_read(self, stored: Stored) -> bool:
-        if stored.seq <= self.read_upto:
-            return False
-        self.read_upto = stored.seq
-        chain = link(self.chain, stored.seq, stored.entry)
-        if chain is None:
-            self.skipped += 1
-            return False
-        self.chain = chain
         return True

@@ -37,7 +37,7 @@ def record(recorder: Recorder) -> None:
         begun = Append(
             tenant=key.tenant,
             turn=key.turn,
-            kind=entries.kind_of(entry),
+            kind=entries.KINDS[type(entry)],
             prev=chain.last,
             sha256=digest(entries.encode(entry)),
         )

@@ -86,7 +86,7 @@ def _log(turns: dict[TurnKey, list[Stored]]) -> list[LogMessage]:
         LogMessage(
             seq=stored.seq,
             at=NOON + timedelta(seconds=stored.seq),
-            subject=subjects.entry(key, entries.kind_of(stored.entry)),
+            subject=subjects.entry(key, entries.KINDS[type(stored.entry)]),
             fence=getattr(stored.entry, "prev", 0),
             fence_subject=subjects.entries(key),
             payload=entries.encode(stored.entry).decode(),

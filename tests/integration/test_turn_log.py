@@ -16,7 +16,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto import entries, subjects
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import Stored, kind_of
+from tailrace.proto.entries import KINDS, Stored
 from tailrace.proto.errors import CursorUnknown, EntryTooLarge, FenceLost, LogFull, LogUnavailable, TurnUnknown
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, new_id
@@ -123,7 +123,7 @@ async def test_entries_are_read_back_in_order_and_each_carried_its_fence(
     await writer.open("The sky", " is blue.")
     await writer.end()
     key, stored = writer.key, await log.read_entries(writer.key)
-    assert [kind_of(one.entry) for one in stored] == ["request", "attempt", *["event"] * 6, "end"]
+    assert [KINDS[type(one.entry)] for one in stored] == ["request", "attempt", *["event"] * 6, "end"]
     assert stored[0].entry == request()
     turn = fold(stored)
     assert (turn.text, turn.chain, turn.skipped) == ("The sky is blue.", writer.chain, 0)

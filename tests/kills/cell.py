@@ -5,8 +5,8 @@ from typing import get_args
 
 import msgspec
 
-from tailrace.proto import events
-from tailrace.proto.entries import Event, OnInterrupt, Stored, kind_of
+from tailrace.proto import entries, events
+from tailrace.proto.entries import Event, OnInterrupt, Stored
 
 POLICIES: tuple[OnInterrupt, ...] = get_args(OnInterrupt)
 TOOL = 'tool=look json={"at":"river"}'
@@ -114,4 +114,4 @@ def _name(stored: Stored) -> str:
                     return "block stop"
             return str(msgspec.json.decode(raw)["type"])
         case entry:
-            return kind_of(entry)
+            return entries.KINDS[type(entry)]

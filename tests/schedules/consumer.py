@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from tailrace.proto.entries import Stored, encode, kind_of
+from tailrace.proto.entries import KINDS, Stored, encode
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats.leases import RENEWALS, Backlog, Deliveries, Delivery
 from tailrace.proto.nats.stream_configs import GENERATOR_ACK_WAIT_S as ACK_WAIT_S
@@ -128,7 +128,7 @@ class SimulatedDelivery(Delivery):
         self._process = process
         self.ack_wait_s = ACK_WAIT_S
         self.key = message.key
-        self.kind = kind_of(message.stored.entry)
+        self.kind = KINDS[type(message.stored.entry)]
         self.seq = message.stored.seq
         self.at = message.stored.at
         self.lease = str(message.stored.seq)

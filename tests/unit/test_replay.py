@@ -7,7 +7,7 @@ import pytest
 
 from tailrace.persistence.rows import build_row
 from tailrace.proto.chain import START, Chain
-from tailrace.proto.entries import Stored, kind_of
+from tailrace.proto.entries import KINDS, Stored
 from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import fold
@@ -149,7 +149,7 @@ def test_a_cursor_before_an_entry_of_the_same_read_is_refused() -> None:
 def test_the_entry_at_a_cursor_is_the_last_link_of_the_chain(entry: str, chain: Chain) -> None:
     log = open_log()
     log.end()
-    [stored] = [one for one in log.stored if kind_of(one.entry) == entry]
+    [stored] = [one for one in log.stored if KINDS[type(one.entry)] == entry]
     after = log.stored[log.stored.index(stored) + 1 :]
     server = ScriptedServer(read=[page(stored, *after, is_last=False)])
     assert run(read_from(server, KEY, stored.seq)) == (
