@@ -62,10 +62,10 @@ class Disk:
 
 
 @contextmanager
-def mounted_disk(folder: Path, there: Path, size: int = 256 * MIB) -> Iterator[Disk]:
+def mounted_disk(folder: Path, there: Path) -> Iterator[Disk]:
     """Mounts a file system at `there`, with its file in `folder`."""
     image = folder / f"{there.name}.image"
-    _make(image, size)
+    _make(image, 256 * MIB)
     _run("mount", "-o", "loop", str(image), str(there))
     try:
         yield Disk(image, there)

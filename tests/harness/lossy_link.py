@@ -16,12 +16,12 @@ ACKNOWLEDGED = b'{"stream":"TURNS"'
 
 
 class LossyLink:
-    """`async with Losing(server.url, share=0.5) as losing:` loses this share of the messages with `what`."""
+    """`async with LossyLink(server.url, share=0.5) as link:` loses this share of the messages with `what`."""
 
-    def __init__(self, url: str, *, share: float, what: bytes = ACKNOWLEDGED, seed: int = 7) -> None:
+    def __init__(self, url: str, *, share: float, what: bytes = ACKNOWLEDGED) -> None:
         self._before, _, port = url.rpartition(":")
         self._to = int(port)
-        self._chance = random.Random(seed)
+        self._chance = random.Random(7)
         self._what = what
         self.share = share
         self.lost = 0

@@ -38,8 +38,8 @@ async def until(
         await asyncio.sleep(max(every_s, min(waited * SHARE_OF_WAITED, LOOK_EVERY_S_MAX)))
 
 
-async def until_equal(look: Callable[[], object], expected: object, deadline_s: float = 10.0) -> None:
-    """Waits until `look` returns `expected`; fails after `deadline_s` seconds with the last value."""
+async def until_equal(look: Callable[[], object], expected: object) -> None:
+    """Waits until `look` returns `expected`; fails after ten seconds with the last value."""
     seen: object = None
 
     async def is_equal() -> bool:
@@ -49,6 +49,6 @@ async def until_equal(look: Callable[[], object], expected: object, deadline_s: 
         return bool(seen == expected)
 
     try:
-        await until(is_equal, deadline_s)
+        await until(is_equal)
     except AssertionError:
-        raise AssertionError(f"not {expected!r} within {deadline_s} s; seen last: {seen!r}") from None
+        raise AssertionError(f"not {expected!r} within ten seconds; seen last: {seen!r}") from None
