@@ -44,7 +44,7 @@ class JetStreamLog:
     """A LogServer on one NATS connection. Its methods are described in LogServer."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
         self._leader = Leader(connection, STREAM)
         self._reads = DirectReader(connection)
         self._erasing = asyncio.Lock()
@@ -53,7 +53,7 @@ class JetStreamLog:
         """Appends an entry and returns its sequence. Raises LogFull, and PublishUnclear if the entry may be stored."""
         turn = subjects.entries(key)
         try:
-            reply = await self._connection.request(
+            reply = await self.connection.request(
                 f"{turn[:-1]}{entries.KINDS[type(entry)]}",
                 entries.encode(entry),
                 timeout_s=PUBLISH_TIMEOUT_S,
@@ -102,20 +102,20 @@ class JetStreamLog:
     async def count(self, key: TurnKey) -> Count:
         turn = subjects.entries(key)
         query = msgspec.json.encode({"subjects_filter": turn})
-        reply = await self._connection.request(f"$JS.API.STREAM.INFO.{STREAM}", query, timeout_s=COUNT_TIMEOUT_S)
+        reply = await self.connection.request(f"$JS.API.STREAM.INFO.{STREAM}", query, timeout_s=COUNT_TIMEOUT_S)
         state = _info.decode(reply.data).state
         # The request is the oldest entry, so while it exists no entry of the turn has expired.
         is_whole = state.subjects.get(f"{turn[:-1]}request") == 1
         return Count(sum(state.subjects.values()) if is_whole else 0, state.last_seq)
 
     def is_forkless(self, key: TurnKey, request: Seq) -> bool:  # noqa: ARG002  # all turns are in one stream
-        after = self._connection.forkless_after
+        after = self.connection.forkless_after
         return after is not None and request > after
 
     async def purge(self, key: TurnKey) -> None:
         """Removes the entries of a turn. Raises LogUnavailable."""
         query = msgspec.json.encode({"filter": subjects.entries(key)})
-        reply = await self._connection.request(f"$JS.API.STREAM.PURGE.{STREAM}", query, timeout_s=PURGE_TIMEOUT_S)
+        reply = await self.connection.request(f"$JS.API.STREAM.PURGE.{STREAM}", query, timeout_s=PURGE_TIMEOUT_S)
         if (error := pub_ack.decode(reply.data).error) is not None:
             raise LogUnavailable(f"{key.turn} could not be purged: {error.description}")
 
@@ -188,7 +188,7 @@ class JetStreamLog:
 
     async def newest_seq(self) -> Seq:
         """Returns the sequence of the newest entry of all turns. Raises LogUnavailable."""
-        reply = await self._connection.request(f"$JS.API.STREAM.INFO.{STREAM}", b"", timeout_s=PUBLISH_TIMEOUT_S)
+        reply = await self.connection.request(f"$JS.API.STREAM.INFO.{STREAM}", b"", timeout_s=PUBLISH_TIMEOUT_S)
         info = _info.decode(reply.data)
         if info.error is not None:
             raise LogUnavailable(f"the log's newest entry cannot be found: {info.error.description}")
@@ -213,13 +213,13 @@ class JetStreamLog:
         self, subject: str, receive: Callable[[Message], None], reset: Callable[[], None]
     ) -> AsyncIterator[None]:
         """Passes the messages of the live feed on `subject` to `receive`. Calls `reset` when some may be missing."""
-        subscription = await self._connection.subscribe_directly(subject, receive)
-        forget = self._connection.on_reconnected(reset)
+        subscription = await self.connection.subscribe_directly(subject, receive)
+        forget = self.connection.on_reconnected(reset)
         try:
             yield
         finally:
             forget()
-            await self._connection.unsubscribe(subscription)
+            await self.connection.unsubscribe(subscription)
 
 
 class _Session(msgspec.Struct):

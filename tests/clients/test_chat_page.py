@@ -339,7 +339,7 @@ async def test_a_refusal_is_one_sentence_that_keeps_the_question_and_another_key
     own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant, browser: str, tmp_path: Path
 ) -> None:
     """A spent budget, a full log, and a key that is revoked in the middle of an answer."""
-    keys = ApiKeyStore(own_log._connection)
+    keys = ApiKeyStore(own_log.connection)
     key = new_key(tenant, now=int(time.time()), scopes=SCOPES)
     await keys.create(key.record)
     async with Persistence(own_server.url, tmp_path / "tailrace.db"):

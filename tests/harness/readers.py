@@ -131,7 +131,7 @@ async def read_history(
 
 async def is_read(log: TurnLog, key: TurnKey) -> bool:
     """Whether a gateway reports a reader of the turn."""
-    server = log._connection.client._current_server
+    server = log.connection.client._current_server
     assert server is not None
     another = await Connection.open(as_user(server.uri.geturl(), GATEWAY), "test-gateway")
     try:

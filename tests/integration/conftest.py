@@ -97,7 +97,7 @@ async def forget(gateway: Gateway, log: TurnLog, key: TurnKey, *, before: Seq | 
     First waits until persistence has recorded it, with a query.
     """
     await gateway.client.get("/v1/sessions?limit=1")
-    await log._connection.jetstream.purge_stream(STREAM, subject=subjects.entries(key), seq=before)
+    await log.connection.jetstream.purge_stream(STREAM, subject=subjects.entries(key), seq=before)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -165,7 +165,7 @@ async def test_a_spent_budget_a_full_log_and_a_revoked_key_are_one_sentence_each
     own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant, tmp_path: Path
 ) -> None:
     """On a terminal the chat goes on after the refusal. A key is revoked in the middle of an answer."""
-    keys = ApiKeyStore(own_log._connection)
+    keys = ApiKeyStore(own_log.connection)
     key = new_key(tenant, now=int(time.time()), scopes=SCOPES)
     await keys.create(key.record)
     spent = await new_gateway(own_server.url, limits_tenant="usd_day=0.000001")

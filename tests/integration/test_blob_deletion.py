@@ -169,7 +169,7 @@ async def test_a_blob_is_deleted_with_the_last_turn_that_refers_to_it(
     gateway: Gateway, second_gateway: Gateway, system_log: TurnLog, tenant: Tenant, picture: str
 ) -> None:
     """After the response to DELETE no gateway returns it. Another tenant's blob of the same name stays."""
-    other, blobs = Tenant(f"tenant-{new_id()}"), BlobStore(system_log._connection)
+    other, blobs = Tenant(f"tenant-{new_id()}"), BlobStore(system_log.connection)
     await blobs.put(other, {name(picture): picture.encode()})
     first, second = await post_picture(gateway, picture), await post_picture(gateway, picture)
     follow_up = await post_until_ended(gateway, message="And?", session=second["session"])
@@ -178,7 +178,7 @@ async def test_a_blob_is_deleted_with_the_last_turn_that_refers_to_it(
         assert await is_there(gateway, picture)
     assert await delete(gateway, second) == 200
     assert [await is_there(one, picture) for one in (gateway, second_gateway)] == [False, False]
-    assert await stored_blobs(system_log._connection, tenant) == []
+    assert await stored_blobs(system_log.connection, tenant) == []
     assert await delete(gateway, second) == 404
     await post_picture(gateway, picture)
     assert await blobs.size(other, name(picture)) == len(picture)
@@ -192,10 +192,10 @@ async def test_long_texts_system_prompts_and_tools_are_deleted_too(
     tools = [{"name": "look", "description": look, "input_schema": {"type": "object"}}]
     body = {"message": f"{novel}\n#sim words=2 rate=0", "system": rules, "tools": tools, "project": "rivers"}
     turn = await post_until_ended(gateway, **body)
-    assert await blob_count(system_log._connection, tenant) == 3
+    assert await blob_count(system_log.connection, tenant) == 3
     path = {"turn": turn["links"]["self"], "session": f"/v1/sessions/{turn['session']}"}
     answer = await gateway.client.delete(path.get(kind, "/v1/projects/rivers"))
-    assert (answer.status_code, await stored_blobs(system_log._connection, tenant)) == (200, [])
+    assert (answer.status_code, await stored_blobs(system_log.connection, tenant)) == (200, [])
 
 
 @pytest.mark.parametrize("is_batch", [False, True], ids=["turn", "batch"])
@@ -236,9 +236,9 @@ async def test_a_deletion_at_any_step_of_a_post_keeps_its_blob(
         second = await post_picture(gateway, picture)
     assert await delete(gateway, first) == 404
     assert await is_there(gateway, picture)
-    assert await pins(system_log._connection, tenant) == []
+    assert await pins(system_log.connection, tenant) == []
     assert await delete(gateway, second) == 200
-    assert await stored_blobs(system_log._connection, tenant) == []
+    assert await stored_blobs(system_log.connection, tenant) == []
 
 
 @pytest.mark.rule("R34")
@@ -289,7 +289,7 @@ async def test_a_prompt_that_is_counted_keeps_its_blob_until_then(
     body = {"model": "claude-sonnet-5-5", "messages": picture_messages(document)}
     answer = await gateway.client.post("/v1/messages/count_tokens", json=body)
     assert answer.status_code == 200, answer.text
-    await until_empty(system_log._connection, tenant)
+    await until_empty(system_log.connection, tenant)
 
 
 @pytest.mark.rule("R34")
@@ -408,8 +408,8 @@ async def test_the_blob_of_a_post_that_fails_is_deleted_by_itself(
         patched.setattr(TurnLog, "append", fail)
         answer = await gateway.client.post("/v1/turns", json={"messages": picture_messages(picture)})
     assert answer.status_code == 503
-    await until_empty(system_log._connection, tenant)
-    assert await pins(system_log._connection, tenant) == []
+    await until_empty(system_log.connection, tenant)
+    assert await pins(system_log.connection, tenant) == []
 
 
 @pytest.mark.rule("R34")

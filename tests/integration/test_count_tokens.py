@@ -95,7 +95,7 @@ async def test_prompt_of_30_mb_is_counted(gateway: Gateway, tenant: Tenant, syst
     assert (answer.status_code, answer.json()["input_tokens"] >= 20_000) == (200, True), answer.text
     async with httpx2.AsyncClient(trust_env=False) as asking:
         assert (await asking.get(f"{claude}/_sim/last")).json()["body"] == body
-    bodies = await system_log._connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.*")
+    bodies = await system_log.connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.*")
     assert len(bodies.state.subjects or {}) == 2
 
 

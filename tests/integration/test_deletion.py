@@ -88,7 +88,7 @@ async def test_deleting_a_session_cancels_its_running_turn(
     assert (await gateway.client.delete(f"/v1/sessions/{session}")).json() == deleted | compatible
     await until_equal(calls, ["aborted"])
     for turn in (first, last):
-        assert await has_left_log(system_log._connection, turn["turn"])
+        assert await has_left_log(system_log.connection, turn["turn"])
         assert await status(gateway, turn["links"]["self"]) == 404
     assert await status(gateway, f"/v1/sessions/{session}") == 404
     assert (await gateway.client.get("/v1/sessions")).json()["data"] == []
@@ -132,7 +132,7 @@ async def test_deleting_a_turn_deletes_the_turns_that_follow_it(gateway: Gateway
     assert (await gateway.client.delete(middle["links"]["self"])).json()["turns"] == 2
     assert [one["turn"] for one in await turns_of(gateway, session)] == [root["turn"], left["turn"]]
     for turn in (middle, leaf):
-        assert await has_left_log(system_log._connection, turn["turn"])
+        assert await has_left_log(system_log.connection, turn["turn"])
         assert await status(gateway, turn["links"]["self"]) == 404
     following = await post_until_ended(gateway, session=session)
     assert (await gateway.client.get(following["links"]["self"])).json()["parent"] == left["turn"]
@@ -291,7 +291,7 @@ async def test_a_turn_posted_during_the_deletion_of_its_session_is_refused_and_n
         body = {"message": "And then?", "session": session, "create_session": True}
         answer = await gateway.client.post("/v1/turns", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "parent_not_found")
-    assert await has_left_log(system_log._connection, tenant=tenant)
+    assert await has_left_log(system_log.connection, tenant=tenant)
     again = [(await post_until_ended(gateway, session=session, create_session=True))["turn"] for _ in range(2)]
     assert [(one["turn"], one["parent"]) for one in await turns_of(gateway, session)] == [
         (again[0], None),
@@ -314,7 +314,7 @@ async def test_persistence_deletes_a_turn_that_a_killed_gateway_stored_after_its
         patched.setattr("tailrace.gateway.turns.deleted_parent.is_deleted", killed)
         body = {"message": "And then?", "session": first["session"]}
         assert (await gateway.client.post("/v1/turns", json=body)).status_code == 500
-    await until(lambda: has_left_log(system_log._connection, tenant=tenant))
+    await until(lambda: has_left_log(system_log.connection, tenant=tenant))
     assert await turns_of(gateway, first["session"]) == []
 
 
@@ -330,7 +330,7 @@ async def test_a_turn_stored_between_the_last_check_and_the_last_row_is_deleted(
     async def delete(self: Store, tenant: Tenant, what: DeleteResource) -> DeletedRows:
         late.append(TurnKey(tenant, TurnId(new_id())))
         await Writer(own_log, late[0]).store_request(session=SESSION, parent=root.turn)
-        await until(lambda: has_left_log(own_log._connection, late[0].turn))
+        await until(lambda: has_left_log(own_log.connection, late[0].turn))
         return await store_delete(self, tenant, what)
 
     monkeypatch.setattr(Store, "delete", delete)
@@ -364,7 +364,7 @@ async def test_another_persistence_deletes_a_follow_up_of_a_deleted_turn(
         assert (await own_gateway.client.delete(f"/v1/turns/{root.turn}")).status_code == 200
     leaf = await write(own_log, tenant, parent=root.turn)
     async with Persistence(own_server.url, tmp_path / "second.db"):
-        await until(lambda: has_left_log(own_log._connection, leaf.turn))
+        await until(lambda: has_left_log(own_log.connection, leaf.turn))
         assert await status(own_gateway, f"/v1/sessions/{SESSION}") == 404
 
 

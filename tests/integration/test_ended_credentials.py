@@ -271,7 +271,7 @@ async def test_a_stream_ends_when_its_jwt_or_access_token_expires_and_resumes_wi
 
 async def is_any_read(log: TurnLog, tenant: Tenant) -> bool:
     """Whether a gateway follows a turn of the tenant."""
-    found = await log._connection.jetstream.stream_info("TURNS", subjects_filter=f"turns.{tenant}.*.request")
+    found = await log.connection.jetstream.stream_info("TURNS", subjects_filter=f"turns.{tenant}.*.request")
     turns = [TurnKey(tenant, TurnId(subject.split(".")[2])) for subject in found.state.subjects or {}]
     return any([await is_read(log, turn) for turn in turns])
 
@@ -359,7 +359,7 @@ async def test_a_download_breaks_off_when_its_credential_ends(
 ) -> None:
     """Without a last chunk, so that the client does not take it for complete."""
     if what == "blob":
-        path = await store_blob(own_log._connection, tenant)
+        path = await store_blob(own_log.connection, tenant)
     else:
         path = await store_results(gateway, own_log, tenant, api_key.secret)
     headers = bearer(api_key.secret if how == "revoked" else short_jwt(tenant, 3))

@@ -111,7 +111,7 @@ async def test_a_session_sends_its_images_again_and_stores_each_once(
         sha256(data + data),
         sha256(data + data + other),
     ]
-    info = await system_log._connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.*")
+    info = await system_log.connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.*")
     assert info.state.subjects == {subjects.blob(tenant, sha256(each)): 1 for each in (data, other)}
 
 
@@ -318,7 +318,7 @@ async def test_a_chunked_body_reserves_the_largest_size(nats_url: str, new_gatew
 
 
 async def is_stored(log: TurnLog, tenant: Tenant) -> bool:
-    info = await log._connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
+    info = await log.connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
     return bool(info.state.subjects)
 
 

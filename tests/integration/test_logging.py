@@ -146,7 +146,7 @@ async def test_a_turn_is_logged_as_recorded_once(
     await writer.end()
     environ = {"TAILRACE_BATCH_MAX": 1, "TAILRACE_LOG_LEVEL": "debug"}
     async with processes.persistence(tmp_path, own_server.url, **environ) as persistence:
-        deliveries = await Deliveries.open(own_log._connection, PERSISTENCE)
+        deliveries = await Deliveries.open(own_log.connection, PERSISTENCE)
         await until(deliveries.is_drained)
         await persistence.stop()
         assert len(persistence.find_lines("turn recorded")) == 1

@@ -199,7 +199,7 @@ async def test_a_gateway_that_cannot_allocate_refuses_large_bodies_and_serves_sm
         resource.prlimit(process.pid, resource.RLIMIT_AS, (hard, hard))
         accepted.append((await client.post("/v1/turns", json=large_body(0))).status_code)
     assert set(accepted) == {202}
-    info = await log._connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
+    info = await log.connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
     assert len(info.state.subjects or {}) == len(accepted)
     assert process.find_lines("nats connection lost") == []
     assert b"Traceback" not in process.printed.read_bytes()

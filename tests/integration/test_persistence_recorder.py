@@ -88,7 +88,7 @@ async def expected_rows(log: TurnLog, keys: Sequence[TurnKey]) -> list[TurnRow]:
 
 
 def recorder(log: TurnLog, deliveries: Deliveries, store: Store, batch_max: int = 100) -> Recorder:
-    tombstones = Tombstones(log._connection)
+    tombstones = Tombstones(log.connection)
     unstored = UnstoredTurns(log, tombstones, store, grace_s=600)
     return Recorder(log, tombstones, deliveries, store, unstored.divert, batch_max=batch_max, retry_wait_s=0.05)
 
@@ -193,7 +193,7 @@ async def test_a_recorder_killed_at_any_acknowledgement_records_each_turn_once(
             await until(store.is_reached.is_set if isinstance(store, StuckBefore) else is_reached.is_set)
             killed.cancel()
             await asyncio.wait([killed])
-    await own_log._connection.client.flush()
+    await own_log.connection.client.flush()
     assert (await deliveries.backlog()).leased == 4 - (acknowledged or 0)
     assert rows(database) == ([] if acknowledged is None else await expected_rows(own_log, keys))
     assert await record(own_log, deliveries, database) == await expected_rows(own_log, keys)
