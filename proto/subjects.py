@@ -1,4 +1,4 @@
-"""Names of streams, buckets, consumers and subjects in NATS. Only this module builds subjects, from checked tokens."""
+"""Names of streams, buckets, consumers and subjects in NATS. Subjects are built here, from checked tokens."""
 
 from functools import lru_cache
 from typing import NamedTuple

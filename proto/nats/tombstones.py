@@ -37,31 +37,22 @@ class Tombstones:
     async def put(self, turns: Iterable[TurnKey]) -> None:
         """Sets a tombstone for each of `turns`. After LogUnavailable some may be set."""
         names = [subjects.tombstone(key) for key in turns]
-        try:
-            await asyncio.gather(*(self._connection.jetstream.publish(name) for name in names))
-        except nats.errors.Error as error:
-            raise LogUnavailable(f"deleted turns cannot be marked ({type(error).__name__}): retry") from error
+        await asyncio.gather(*(self._publish(name, "deleted turns cannot be marked") for name in names))
 
     async def exists(self, key: TurnKey) -> bool:
-        """Returns whether the turn has a tombstone, read from the leader, which never lags. Raises LogUnavailable."""
+        """Asks the stream's leader whether the turn has a tombstone. Raises LogUnavailable."""
         return await self._leader.last(subjects.tombstone(key)) is not None
 
     async def note_unstored(self, key: TurnKey) -> None:
         """Notes that a turn with `store: false` has ended. Raises LogUnavailable."""
-        try:
-            await self._connection.jetstream.publish(subjects.unstored(key))
-        except nats.errors.Error as error:
-            raise LogUnavailable(f"the erasure cannot be noted ({type(error).__name__}): retry") from error
+        await self._publish(subjects.unstored(key), "the erasure cannot be noted")
 
     async def remove_unstored(self, key: TurnKey) -> None:
         """Removes the note of a turn that is erased: the last step of its erasure. Raises LogUnavailable.
 
         The note stays readable as REMOVED for a second, so `next_unstored` skips it.
         """
-        try:
-            await self._connection.jetstream.publish(subjects.unstored(key), REMOVED, headers=REMOVED_LIFE)
-        except nats.errors.Error as error:
-            raise LogUnavailable(f"the note of an erasure cannot be removed ({type(error).__name__}): retry") from error
+        await self._publish(subjects.unstored(key), "the note of an erasure cannot be removed", REMOVED, REMOVED_LIFE)
 
     async def next_unstored(self, after: Seq) -> Unstored | None:
         """Returns the first note after a sequence, read from the leader, or None. Raises LogUnavailable."""
@@ -72,3 +63,12 @@ class Tombstones:
             return None
         tenant, turn = found.subject.split(".")[-2:]
         return Unstored(found.seq, TurnKey(Tenant(tenant), TurnId(turn)), found.time)
+
+    async def _publish(
+        self, subject: str, failure: str, data: bytes = b"", headers: dict[str, str] | None = None
+    ) -> None:
+        """Stores a message in the bucket. Raises LogUnavailable, whose message begins with `failure`."""
+        try:
+            await self._connection.jetstream.publish(subject, data, headers=headers)
+        except nats.errors.Error as error:
+            raise LogUnavailable(f"{failure} ({type(error).__name__}): retry") from error
