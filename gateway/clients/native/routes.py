@@ -50,20 +50,14 @@ async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
     dialect, pace = dialect_of(request), pace_of(request)
     new_turn, raw = await request.read(NewTurn)
     try:
-        return await _answer(request, responder, new_turn, raw, dialect, pace)
+        if "text/event-stream" in request.headers.get("accept", ""):
+            access, key, _ = await responder.submit_for_stream(request, new_turn, raw)
+            headers, cursor = {"location": f"/v1/turns/{key.turn}"}, cursor_of_post(request) or BEFORE_FIRST
+            return EventStream(access, key, dialect, cursor, headers=headers, pace=pace)
+        key, entry = await responder.submit(request, new_turn, raw)
     except Refused as refused:
         refused.param = refused.param or FIELDS.get(refused.code)
         raise
-
-
-async def _answer(
-    request: ApiRequest, responder: Responder, new_turn: NewTurn, raw: bytes, dialect: Dialect, pace: Pace | None
-) -> ASGIApp:
-    if "text/event-stream" in request.headers.get("accept", ""):
-        access, key, _ = await responder.submit_for_stream(request, new_turn, raw)
-        headers = {"location": f"/v1/turns/{key.turn}"}
-        return EventStream(access, key, dialect, cursor_of_post(request) or BEFORE_FIRST, headers=headers, pace=pace)
-    key, entry = await responder.submit(request, new_turn, raw)
     path = f"/v1/turns/{key.turn}"
     links = {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"}
     body = AcceptedTurn(turn=key.turn, session=entry.session, links=links)
