@@ -182,7 +182,7 @@ def batch_record(row: Mapping[str, Any]) -> StoredBatch:
 
 
 def session_record(row: Mapping[str, Any], since: datetime) -> SessionRecord:
-    """`since`: what was used after it is active."""
+    """Returns the session. It is active if it was used after `since`."""
     return SessionRecord(
         session=row["session"],
         id=row["session"],
@@ -199,7 +199,7 @@ def session_record(row: Mapping[str, Any], since: datetime) -> SessionRecord:
 
 
 def project_record(row: Mapping[str, Any], since: datetime) -> ProjectRecord:
-    """`since`: what was used after it is active."""
+    """Returns the project. It is active if it was used after `since`."""
     return ProjectRecord(
         id=row["project"],
         name=row["name"],
