@@ -70,7 +70,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     metadata: dict[str, str] | None = None
     """Labels of the turn, by which it can be found."""
     user: str | None = None
-    """The end user who receives the answer. A JWT with a user wins."""
+    """The end user who receives the answer. The user that a JWT names takes precedence."""
     cache: Cache | None = None
     """How long the model caches the prompt; None: the operator's setting."""
     on_interrupt: OnInterrupt = "continue"

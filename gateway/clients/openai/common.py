@@ -48,7 +48,7 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     metadata: dict[str, str] | None = None
     """Labels of the turn, by which it can be found."""
     user: str | None = None
-    """The end user who receives the answer. A JWT with a user wins."""
+    """The end user who receives the answer. The user that a JWT names takes precedence."""
     safety_identifier: str | None = None
     """OpenAI's newer name of `user`."""
 
