@@ -238,7 +238,7 @@ def command(spec: ServerSpec) -> tuple[str, ...]:
     """
     binary = Path(sys.executable).parent / "nats-server"
     if not binary.exists():
-        raise UpRefused(f"{binary} is missing: install it with `make setup`")
+        raise UpRefused(f"{binary} is missing: install Tailrace again; in a checkout: `make setup`")
     spec.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(spec.directory / "nats.conf", config(spec))
     return (str(binary), "-c", str(spec.directory / "nats.conf"))

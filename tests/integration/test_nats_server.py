@@ -63,7 +63,7 @@ async def test_the_error_of_a_failed_start_is_the_servers_last_line(
 
 async def test_a_missing_binary_is_reported_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    with pytest.raises(UpRefused, match="install it with `make setup`"):
+    with pytest.raises(UpRefused, match="install Tailrace again; in a checkout: `make setup`"):
         command(NatsServer(tmp_path).spec)
 
 
