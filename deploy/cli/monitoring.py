@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
         print(f"tailrace: {args.folder} exists already: name a new folder", file=sys.stderr)
         return EXIT_ERROR
     except OSError as error:
-        print(f"tailrace: cannot write {args.folder}: {error}; name another folder", file=sys.stderr)
+        print(f"tailrace: cannot write {args.folder} ({error.strerror}): name another folder", file=sys.stderr)
         return EXIT_ERROR
     print_result(args, "\n".join(map(str, written)), files=written)
     return 0

@@ -14,7 +14,7 @@ export const gateway = { process: null, isSimulated: false };
 /** Returns a cost in dollars as text, with `simulated` after it if the simulated Claude answers. */
 export function costOf(usd) {
   if ((usd ?? null) === null) return "unknown cost";
-  const shown = `$${usd < 0.01 ? usd.toPrecision(2) : usd.toFixed(2)}`;
+  const shown = usd === 0 ? "$0" : `$${usd < 0.01 ? usd.toPrecision(2) : usd.toFixed(2)}`;
   return gateway.isSimulated ? `${shown} simulated` : shown;
 }
 
