@@ -49,11 +49,18 @@ class Refused(TailraceError):
     """A request that is rejected with `code`, a key of CODES. The message says what is wrong and what to do.
 
     `param` is the field or query parameter that is wrong, such as `messages[0].content`: by default the name with which
-    the message begins, in backquotes; None if it begins otherwise.
+    the message begins, in backquotes; None if it begins otherwise. `may_repeat` is False if the client must not repeat
+    the request by itself although the code is retryable: it might pay for a second answer.
     """
 
     def __init__(
-        self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        may_repeat: bool = True,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -61,6 +68,7 @@ class Refused(TailraceError):
         named = PARAM.match(message)
         self.param = param if named is None or param is not None else named[1]
         self.retry_after_s = retry_after_s
+        self.may_repeat = may_repeat
 
 
 def not_found(noun: Literal["turn", "batch", "project", "file"]) -> Refused:

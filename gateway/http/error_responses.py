@@ -93,7 +93,7 @@ def render_error(error: Refused | LogError, scope: Scope, headers: Mapping[str, 
             error.message,
             param=error.param,
             retry_after_s=error.retry_after_s,
-            headers=headers,
+            headers={**(headers or {}), **({} if error.may_repeat else NO_RETRY)},
             scope=scope,
         )
     return response(error.code, str(error), headers=headers, scope=scope)

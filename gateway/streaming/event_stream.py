@@ -66,6 +66,7 @@ class EventStream(StreamedResponse):
         *,
         snapshot: Snapshot | None = None,
         is_first_word_awaited: bool = False,
+        fails_again: bool = False,
         waits_for_log: bool = False,
         pace: Pace | None = None,
     ) -> None:
@@ -74,7 +75,7 @@ class EventStream(StreamedResponse):
         `start` may be a function that finds the Start; it raises Refused or LogUnavailable.
         `snapshot`: renders the answer so far, which is sent at once; the stream continues after it.
         `is_first_word_awaited`: the status is sent with the first token, or after one heartbeat interval. If the turn
-        fails earlier, the response is an HTTP error.
+        fails earlier, the response is an HTTP error. `fails_again`: a repeated request would get that error, too.
         `waits_for_log`: while the log is unavailable, the client receives heartbeats instead of a 503, because an
         EventSource does not reconnect after any status but 200 (ADR 13). When the gateway drains, the body ends cleanly
         and the client reconnects to another gateway.
@@ -93,6 +94,7 @@ class EventStream(StreamedResponse):
         self._cursor = cursor
         self._snapshot = snapshot
         self._is_first_word_awaited = is_first_word_awaited
+        self._fails_again = fails_again
         self._waits_for_log = waits_for_log
         self._pace = pace
 
@@ -194,7 +196,8 @@ class EventStream(StreamedResponse):
         """
         if self._is_first_word_awaited:
             timeout_s = self._streams.settings.heartbeat_s
-            match (await interruptions.run(_wait_for_answer(feed), timeout_s)).cause:
+            answering = _wait_for_answer(feed, may_repeat=not self._fails_again)
+            match (await interruptions.run(answering, timeout_s)).cause:
                 case "disconnected":
                     reader.close("disconnected")
                     return 0.0
@@ -305,7 +308,7 @@ def _stream_end(cause: Cause, feed: TurnFeed, *, is_complete: bool) -> metrics.S
     return "failed" if isinstance(last, End) and last.error is not None else "whole"
 
 
-async def _wait_for_answer(feed: TurnFeed) -> None:
+async def _wait_for_answer(feed: TurnFeed, *, may_repeat: bool) -> None:
     """Waits until the model has begun to answer, or the feed is broken. Raises Refused if the turn fails before that.
 
     Once the status is sent, a failure can only be an event of the stream, which many clients do not look for.
@@ -315,15 +318,15 @@ async def _wait_for_answer(feed: TurnFeed) -> None:
         for stored in feed.entries[position:]:
             match stored.entry:
                 case End(error=Failure() as failure):
-                    raise refusal_of(failure, feed.key.turn)
+                    raise refusal_of(failure, feed.key.turn, may_repeat=may_repeat)
                 case Event(is_hidden=False) | End():
                     return
         position = len(feed.entries)
         await feed.wait_for_change(position)
 
 
-def refusal_of(failure: Failure | None, turn: TurnId) -> Refused:
+def refusal_of(failure: Failure | None, turn: TurnId, *, may_repeat: bool) -> Refused:
     """Returns the error of a turn that has failed; `internal` for a code that a newer version has stored."""
     if failure is not None and failure.code in CODES:
-        return Refused(failure.code, failure.message, retry_after_s=failure.retry_after_s)
+        return Refused(failure.code, failure.message, retry_after_s=failure.retry_after_s, may_repeat=may_repeat)
     return Refused("internal", f"turn {turn} has an incomplete answer: GET /v1/turns/{turn} has its text")

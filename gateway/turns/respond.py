@@ -15,6 +15,7 @@ from tailrace.gateway.streaming.pacing import pace_of
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
+from tailrace.gateway.turns.auto_idempotency import AUTO
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submit import StoredTurn, TurnSubmitter, cursor_of_post, idempotency_key_of
 from tailrace.proto import entries
@@ -85,6 +86,9 @@ class Responder:
         `/v1/turns/{turn}/events?dialect=…`.
         """
         pace = pace_of(request)
+        own_key = idempotency_key_of(request)
+        # The turn of a client's own key stays the same, also if it has failed.
+        fails_again = own_key not in (None, AUTO)
         response: StreamedResponse
         if dialect.render_json is None or is_streamed:
             access, key, entry = await self.submit_for_stream(request, new_turn, raw, idempotency_key=idempotency_key)
@@ -96,18 +100,20 @@ class Responder:
                 cursor or BEFORE_FIRST,
                 headers={**names_of(key, entry), **(headers or {})},
                 is_first_word_awaited=is_first_word_awaited and cursor is None,
+                fails_again=fails_again,
                 pace=pace,
             )
         else:
             key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key, is_followed=True)
             response_headers = {**names_of(key, entry), **(headers or {})}
-            is_repeatable = bool(idempotency_key or idempotency_key_of(request) or cursor_of_post(request))
+            is_repeatable = bool(idempotency_key or own_key or cursor_of_post(request))
             response = JsonAnswer(
                 StreamAccess(self._streams, request),
                 key,
                 dialect.render_json,
                 response_headers,
                 is_repeatable=is_repeatable,
+                fails_again=fails_again,
             )
         # An error that replaces the response, such as the turn's own, names the turn, too.
         response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn, "x-request-id": key.turn})
@@ -142,10 +148,12 @@ class JsonAnswer(StreamedResponse):
         headers: Mapping[str, str],
         *,
         is_repeatable: bool,
+        fails_again: bool,
     ) -> None:
-        """`is_repeatable`: if the client repeats its request, it gets the same turn."""
+        """`is_repeatable`: a repeated request gets the same turn. `fails_again`: also if that turn has failed."""
         super().__init__({"cache-control": "no-store", "tailrace-turn": key.turn, **headers})
         self._is_repeatable = is_repeatable
+        self._fails_again = fails_again
         self._access = access
         self._key = key
         self._render = render
@@ -159,7 +167,7 @@ class JsonAnswer(StreamedResponse):
                 self.add_headers(NO_RETRY)
             raise
         if record is not None:
-            require_completed(record)
+            require_completed(record, fails_again=self._fails_again)
             await Response(self._render(record), 200, self._headers, "application/json")(scope, receive, send)
 
     async def _wait(self, receive: Receive) -> TurnRecord | None:
@@ -189,7 +197,7 @@ async def _wait_until_ended(feed: TurnFeed) -> None:
         await feed.wait_for_change(len(feed.entries))
 
 
-def require_completed(record: TurnRecord) -> None:
+def require_completed(record: TurnRecord, *, fails_again: bool) -> None:
     """Raises Refused with the reason why the answer is not complete."""
     match record.outcome:
         case "completed":
@@ -200,4 +208,5 @@ def require_completed(record: TurnRecord) -> None:
                 f"turn {record.turn} was cancelled: GET /v1/turns/{record.turn} has the answer so far",
             )
         case _:
-            raise refusal_of(record.error, record.turn)
+            # An SDK that repeats the POST would pay for another answer, after it has paid for a part of this one.
+            raise refusal_of(record.error, record.turn, may_repeat=not (fails_again or record.content))

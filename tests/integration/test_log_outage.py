@@ -76,6 +76,8 @@ async def test_a_post_without_an_acknowledgement_is_503_after_its_timeout(
             own_server.signal(SIGCONT)
     assert error_of(answer) == (503, "log_unavailable", UNCLEAR)
     assert "Idempotency-Key" in UNCLEAR
+    # Without a key, the retry of an SDK would start a second turn.
+    assert answer.headers["x-should-retry"] == "false"
     if not is_frozen:
         await own_server.start()
     await until_accepted(gateway)

@@ -236,13 +236,22 @@ async def test_an_unclear_append_keeps_reservations(error: BaseException, *, may
     """The turn may be stored, and its end settles them. After a clear refusal they are given back."""
     memory, recorder = Memory(), Recorder()
     memory.error = error
-    with pytest.raises((LogUnavailable, LogFull, asyncio.CancelledError)):
+    with pytest.raises((Refused, LogFull, asyncio.CancelledError)):
         await submitter(memory, recorder.features()).submit(
             LOCAL, NewTurn(message="hello", webhook="https://hooks.example"), b"{}"
         )
     assert recorder.moments == ["prepare", "admit", "amend", "cleanup"]
     assert recorder.submission is not None
     assert recorder.submission.may_be_stored is may_be_stored
+
+
+@pytest.mark.parametrize("key", [None, "key"])
+async def test_only_with_a_key_a_client_may_repeat_a_post_after_an_unclear_append(key: str | None) -> None:
+    memory = Memory()
+    memory.error = LogUnavailable("away")
+    with pytest.raises(Refused) as refused:
+        await submitter(memory).submit(LOCAL, HELLO, b"{}", key)
+    assert (refused.value.code, refused.value.may_repeat) == ("log_unavailable", key is not None)
 
 
 async def test_a_full_log_and_a_draining_gateway_store_nothing() -> None:
