@@ -90,7 +90,7 @@ async def reread(url: str, turn: str) -> Answer:
 async def anthropic_python(url: str, line: str) -> Answer:
     messages: Any = [{"role": "user", "content": line}]
     async with (
-        AsyncAnthropic(base_url=url, api_key=KEY, max_retries=0) as sdk,
+        AsyncAnthropic(base_url=url, api_key=KEY) as sdk,
         sdk.messages.stream(model=MODEL, max_tokens=500, messages=messages) as stream,
     ):
         try:
@@ -112,7 +112,7 @@ async def anthropic_node(url: str, line: str) -> Answer:
 
 async def chat_python(url: str, line: str) -> Answer:
     chunks: list[Any] = []
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as sdk:
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY) as sdk:
         stream = await sdk.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": line}], stream=True
         )
@@ -138,7 +138,7 @@ async def responses_python(url: str, line: str) -> Answer:
             async for event in stream:
                 events.append(event)  # noqa: PERF401  # `extend` keeps nothing of a stream that breaks.
 
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as sdk:
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY) as sdk:
         await collect_events(await sdk.responses.create(model=MODEL, input=line, stream=True))
         response = events[0].response.id
         while events[-1].type != "response.completed":

@@ -18,7 +18,7 @@ TEXT = words(40)
 
 def sdk_of(url: str, **given: Any) -> AsyncOpenAI:
     """Returns the SDK with the gateway as its base URL."""
-    return AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, **{"max_retries": 0, **given})
+    return AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, **given)
 
 
 def user_message(line: str) -> list[ChatCompletionMessageParam]:

@@ -23,7 +23,7 @@ PYTHON = "anthropic (Python)"
 
 @pytest.fixture
 async def sdk(gateway: Gateway, persistence: Process, generator: Process) -> AsyncIterator[AsyncAnthropic]:
-    async with AsyncAnthropic(base_url=gateway.url, api_key=KEY, max_retries=0) as client:
+    async with AsyncAnthropic(base_url=gateway.url, api_key=KEY) as client:
         yield client
 
 

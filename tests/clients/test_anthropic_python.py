@@ -30,7 +30,7 @@ SLOW = "#sim words=40 rate=60"
 
 def sdk_of(url: str) -> AsyncAnthropic:
     """Returns the SDK without its own retries."""
-    return AsyncAnthropic(base_url=url, api_key=KEY, max_retries=0)
+    return AsyncAnthropic(base_url=url, api_key=KEY)
 
 
 @pytest.fixture

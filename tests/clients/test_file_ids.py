@@ -41,7 +41,7 @@ async def read_stored_blocks(gateway: Gateway, turn: str) -> list[dict[str, Any]
 @pytest.mark.proves(DIALECT, FEATURE, "openai (Python)")
 async def test_openai_file_ids(gateway: Gateway, persistence: Process, generator: Process) -> None:
     """Chat completions, responses and the lines of a batch; also after the file was deleted."""
-    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as sdk:
+    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY) as sdk:
         pdf = await sdk.files.create(file=("a.pdf", PDF), purpose="user_data")
         png = await sdk.files.create(file=("a.png", PNG), purpose="vision")
         text: Any = {"type": "text", "text": ASKED}
@@ -72,7 +72,7 @@ async def test_openai_file_ids(gateway: Gateway, persistence: Process, generator
 @pytest.mark.proves(DIALECT, FEATURE, "anthropic (Python)")
 async def test_anthropic_file_ids(gateway: Gateway, persistence: Process, generator: Process) -> None:
     """Messages, their tool results, the requests of a batch, and `count_tokens`."""
-    async with AsyncAnthropic(base_url=gateway.url, api_key=KEY, max_retries=0) as sdk:
+    async with AsyncAnthropic(base_url=gateway.url, api_key=KEY) as sdk:
         made = await sdk.beta.files.upload(file=("a.txt", "größe".encode(), "text/plain"))
         block: Any = {"type": "document", "source": {"type": "file", "file_id": made.id}, "title": "of mine"}
         messages: Any = [{"role": "user", "content": [{"type": "text", "text": ASKED}, block]}]

@@ -25,7 +25,7 @@ CONTENT = bytes(range(256)) * 4_000 + b"\r\n--boundary--\r\n"
 
 @pytest.fixture
 async def sdk(gateway: Gateway, persistence: Process) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
+    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY) as client:
         yield client
 
 
@@ -57,7 +57,7 @@ async def test_openai_files(sdk: AsyncOpenAI, gateway: Gateway) -> None:
 @pytest.mark.proves(DIALECT, "files", "anthropic (Python)")
 async def test_anthropic_files(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """The same files in Anthropic's format, which the header `anthropic-version` selects."""
-    async with AsyncAnthropic(base_url=gateway.url, api_key=KEY, max_retries=0) as claude:
+    async with AsyncAnthropic(base_url=gateway.url, api_key=KEY) as claude:
         made = [await claude.beta.files.upload(file=(f"{n}.txt", b"text", "text/plain")) for n in range(3)]
         assert (made[0].type, made[0].filename, made[0].mime_type, made[0].size_bytes) == (
             "file",

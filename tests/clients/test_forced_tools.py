@@ -80,7 +80,7 @@ async def test_responses_returns_a_forced_tool_call(sdk: AsyncOpenAI) -> None:
 @pytest.mark.proves("anthropic", "forced tool calls", "anthropic (Python)")
 async def test_messages_returns_a_forced_tool_call_and_accepts_its_result(gateway: Gateway) -> None:
     """Streamed and not, and then with the tool's result."""
-    async with AsyncAnthropic(base_url=gateway.url, api_key=KEY, max_retries=0) as sdk:
+    async with AsyncAnthropic(base_url=gateway.url, api_key=KEY) as sdk:
         question = {"role": "user", "content": ANSWERED}
         given: Any = {"model": MODEL, "max_tokens": 500, "tools": [TOOL], "messages": [question]}
         made = await sdk.messages.create(**given, tool_choice={"type": "any"})
@@ -121,7 +121,6 @@ async def test_langchain_parses_structured_output(
         model=MODEL,
         base_url=f"{gateway.url}/v1",
         api_key=pydantic.SecretStr(KEY),
-        max_retries=0,
         use_responses_api=is_responses,
         http_async_client=connections,
     )

@@ -27,7 +27,7 @@ CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 
 @pytest.fixture
 async def sdk(gateway: Gateway, persistence: Process, generator: Process) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
+    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY) as client:
         yield client
 
 

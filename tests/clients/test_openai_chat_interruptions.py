@@ -152,15 +152,12 @@ async def test_answer_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI, *, is_str
 @pytest.mark.proves("openai-chat", "repeated POST returns the same turn", "openai (Python)")
 @pytest.mark.parametrize("is_streamed", [True, False])
 async def test_retry_with_an_idempotency_key_gets_the_same_turn(gateway: Gateway, *, is_streamed: bool) -> None:
-    """The SDK's own retry after a lost connection sends the same key."""
+    """The SDK's own retry after a lost connection sends the same key, which it makes itself."""
     given = {"session_id": f"retried-{is_streamed}"}
-    async with Cutting(gateway.port, [Cut(0)]) as proxy, sdk_of(proxy.url, max_retries=1) as sdk:
+    async with Cutting(gateway.port, [Cut(0)]) as proxy, sdk_of(proxy.url) as sdk:
+        sdk._idempotency_header = "Idempotency-Key"
         made: Any = await sdk.chat.completions.create(
-            model=MODEL,
-            messages=user_message(LINE),
-            stream=is_streamed,
-            extra_headers={"Idempotency-Key": f"key-{is_streamed}"},
-            extra_body=given,
+            model=MODEL, messages=user_message(LINE), stream=is_streamed, extra_body=given
         )
         text = text_of([chunk async for chunk in made]) if is_streamed else made.choices[0].message.content
         assert (proxy.left, proxy.connections) == ([], 2)
@@ -169,16 +166,35 @@ async def test_retry_with_an_idempotency_key_gets_the_same_turn(gateway: Gateway
 
 
 @pytest.mark.proves("openai-chat", "errors before the first token", "openai (Python)")
-async def test_the_sdk_does_not_pay_again_for_an_answer_that_failed(gateway: Gateway) -> None:
+@pytest.mark.parametrize(
+    ("fault", "on_interrupt", "code"),
+    [("error@5", "fail", "interrupted"), ("garbage@5+", "continue", "backend_unreadable")],
+)
+async def test_the_sdk_does_not_pay_again_for_an_answer_that_failed(
+    gateway: Gateway, sdk: AsyncOpenAI, fault: str, on_interrupt: str, code: str
+) -> None:
     """With its default settings it repeats a POST after each status 5xx, if `x-should-retry` does not forbid it."""
-    session = {"session_id": "failed", "on_interrupt": "fail"}
-    async with sdk_of(gateway.url, max_retries=2) as sdk:
-        with pytest.raises(openai.InternalServerError) as raised:
-            await sdk.chat.completions.create(
-                model=MODEL, messages=user_message("#sim words=9 rate=0 fault=error@5"), extra_body=session
-            )
-    assert raised.value.code == "interrupted"
+    session = {"session_id": "failed", "on_interrupt": on_interrupt}
+    with pytest.raises(openai.InternalServerError) as raised:
+        await sdk.chat.completions.create(
+            model=MODEL, messages=user_message(f"#sim words=9 rate=0 fault={fault}"), extra_body=session
+        )
+    assert raised.value.code == code
     assert len((await gateway.client.get("/v1/sessions/failed/turns")).json()["turns"]) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("headers", "posts"), [({}, 3), ({"Idempotency-Key": "auto"}, 3), ({"Idempotency-Key": "a"}, 1)]
+)
+async def test_the_sdk_does_not_wait_for_the_same_failure_again(
+    gateway: Gateway, sdk: AsyncOpenAI, stream: bool, headers: dict[str, str], posts: int
+) -> None:
+    """The same key gets the same turn. Without one, or with `auto`, a repeated POST starts another turn."""
+    asked = user_message("#sim words=9 fault=429 retry_after=0")
+    with pytest.raises(openai.RateLimitError) as raised:
+        await sdk.chat.completions.create(model=MODEL, messages=asked, stream=stream, extra_headers=headers)
+    assert raised.value.response.request.headers["x-stainless-retry-count"] == str(posts - 1)
 
 
 @pytest.mark.proves("openai-chat", "resumes in another dialect", "openai (Python)")

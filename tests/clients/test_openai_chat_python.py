@@ -60,7 +60,7 @@ async def test_completion_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
 async def test_completion_streams_without_asyncio(gateway: Gateway) -> None:
 
     def read() -> list[ChatCompletionChunk]:
-        with OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
+        with OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY) as client:
             counted: Any = {"include_usage": True}
             return list(
                 client.chat.completions.create(

@@ -29,7 +29,7 @@ async def test_langchain(gateway: Gateway, connections: httpx2.AsyncClient, opti
 
     key = pydantic.SecretStr(KEY)
     url = f"{gateway.url}/v1"
-    model = ChatOpenAI(model=MODEL, base_url=url, api_key=key, max_retries=0, http_async_client=connections, **options)
+    model = ChatOpenAI(model=MODEL, base_url=url, api_key=key, http_async_client=connections, **options)
     pieces = [piece async for piece in model.astream("#sim words=5 rate=0")]
     assert "".join(piece.text for piece in pieces) == words(5)
     assert [piece.usage_metadata["output_tokens"] for piece in pieces if piece.usage_metadata] == [5]

@@ -102,7 +102,7 @@ async def test_response_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
 @pytest.mark.proves(DIALECT, "JSON body, stream, resume", "openai (Python, sync)")
 async def test_response_without_asyncio(gateway: Gateway) -> None:
     def ask() -> tuple[str, str, str, list[int]]:
-        with OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as sdk:
+        with OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY) as sdk:
             whole = sdk.responses.create(model=MODEL, input=LINE).output_text
             with sdk.responses.stream(model=MODEL, input=LINE) as stream:
                 made = stream.get_final_response()

@@ -23,7 +23,7 @@ ASKED = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": 
 
 @pytest.fixture
 async def sdk(gateway: Gateway) -> AsyncIterator[anthropic.AsyncAnthropic]:
-    async with anthropic.AsyncAnthropic(api_key=KEY, base_url=gateway.url, max_retries=0) as sdk:
+    async with anthropic.AsyncAnthropic(api_key=KEY, base_url=gateway.url) as sdk:
         yield sdk
 
 

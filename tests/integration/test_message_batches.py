@@ -109,7 +109,7 @@ class MessageBatchSystem(OwnSystem):
 
 @pytest.fixture
 async def own(own: OwnSystem, own_gateway: Gateway, tenant: Tenant) -> AsyncIterator[MessageBatchSystem]:
-    async with anthropic.AsyncAnthropic(base_url=own.claude, api_key="sk-test", max_retries=0) as api:
+    async with anthropic.AsyncAnthropic(base_url=own.claude, api_key="sk-test") as api:
         yield MessageBatchSystem(**vars(own), gateway=own_gateway, api=api, tenant=tenant)
 
 

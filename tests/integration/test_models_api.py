@@ -21,13 +21,13 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 
 @pytest.fixture
 async def claude_sdk(gateway: Gateway) -> AsyncIterator[anthropic.AsyncAnthropic]:
-    async with anthropic.AsyncAnthropic(api_key=KEY, base_url=gateway.url, max_retries=0) as sdk:
+    async with anthropic.AsyncAnthropic(api_key=KEY, base_url=gateway.url) as sdk:
         yield sdk
 
 
 @pytest.fixture
 async def openai_sdk(gateway: Gateway) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(api_key=KEY, base_url=f"{gateway.url}/v1", max_retries=0) as sdk:
+    async with openai.AsyncOpenAI(api_key=KEY, base_url=f"{gateway.url}/v1") as sdk:
         yield sdk
 
 

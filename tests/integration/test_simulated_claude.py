@@ -33,7 +33,7 @@ async def client(own_claude: str) -> AsyncIterator[httpx2.AsyncClient]:
 
 @pytest.fixture
 async def sdk(own_claude: str) -> AsyncIterator[anthropic.AsyncAnthropic]:
-    async with anthropic.AsyncAnthropic(base_url=own_claude, api_key="sk-any", max_retries=0) as sdk:
+    async with anthropic.AsyncAnthropic(base_url=own_claude, api_key="sk-any") as sdk:
         yield sdk
 
 

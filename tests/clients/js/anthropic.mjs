@@ -2,7 +2,7 @@
 import Anthropic, { APIError } from "@anthropic-ai/sdk";
 
 const [baseURL, apiKey, how, question] = process.argv.slice(2);
-const client = new Anthropic({ baseURL, apiKey, maxRetries: 0 });
+const client = new Anthropic({ baseURL, apiKey });
 const asked = { model: "claude-haiku-5-5", max_tokens: 500, messages: [{ role: "user", content: question }] };
 
 let text = "";

@@ -5,7 +5,7 @@ import { z } from "zod";
 
 const [apiKey, url, api, ...questions] = process.argv.slice(2);
 setTracingDisabled(true);
-const client = new OpenAI({ apiKey, baseURL: `${url}/v1`, maxRetries: 0 });
+const client = new OpenAI({ apiKey, baseURL: `${url}/v1` });
 const modelProvider = new OpenAIProvider({ openAIClient: client, useResponses: api === "responses" });
 const runner = new Runner({ modelProvider, tracingDisabled: true });
 const ran = [];

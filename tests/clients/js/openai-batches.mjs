@@ -2,7 +2,7 @@
 import OpenAI, { toFile } from "openai";
 
 const [apiKey, url, content] = process.argv.slice(2);
-const client = new OpenAI({ apiKey, baseURL: `${url}/v1`, maxRetries: 0 });
+const client = new OpenAI({ apiKey, baseURL: `${url}/v1` });
 const endpoint = "/v1/chat/completions";
 const body = { model: "claude-haiku-5-5", messages: [{ role: "user", content }] };
 const lines = ["one", "two"].map((custom_id) => `${JSON.stringify({ custom_id, method: "POST", url: endpoint, body })}\n`);

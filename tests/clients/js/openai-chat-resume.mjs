@@ -2,7 +2,7 @@
 import OpenAI from "openai";
 
 const [key, url, content] = process.argv.slice(2);
-const client = new OpenAI({ apiKey: key, baseURL: `${url}/v1`, maxRetries: 0 });
+const client = new OpenAI({ apiKey: key, baseURL: `${url}/v1` });
 const request = { model: "claude-haiku-5-5", stream: true, messages: [{ role: "user", content }] };
 let chunks = [];
 let turn;

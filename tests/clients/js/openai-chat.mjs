@@ -3,7 +3,7 @@ import OpenAI from "openai";
 
 const [key, url] = process.argv.slice(2);
 const model = "claude-haiku-5-5";
-const client = new OpenAI({ apiKey: key, baseURL: `${url}/v1`, maxRetries: 0 });
+const client = new OpenAI({ apiKey: key, baseURL: `${url}/v1` });
 const asked = (content) => [{ role: "user", content }];
 const print = (line) => console.log(JSON.stringify(line));
 const text = (chunks) => chunks.map((chunk) => chunk.choices[0]?.delta.content ?? "").join("");

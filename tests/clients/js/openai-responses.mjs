@@ -4,7 +4,7 @@ import OpenAI from "openai";
 const [key, url, cutting] = process.argv.slice(2);
 const model = "claude-haiku-5-5";
 const [client, cutOnce] = [url, cutting].map(
-  (origin) => new OpenAI({ apiKey: key, baseURL: `${origin}/v1`, maxRetries: 0 }),
+  (origin) => new OpenAI({ apiKey: key, baseURL: `${origin}/v1` }),
 );
 const print = (line) => console.log(JSON.stringify(line));
 const isDelta = (event) => event.type === "response.output_text.delta";

@@ -23,11 +23,11 @@ def instructor_openai(url: str, key: str, mode: str, question: str) -> str:
     import instructor
     import openai
 
-    client = instructor.from_openai(
-        openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0), mode=instructor.Mode[mode]
-    )
+    sdk = openai.OpenAI(base_url=f"{url}/v1", api_key=key)
+    sdk._idempotency_header = "Idempotency-Key"
+    client = instructor.from_openai(sdk, mode=instructor.Mode[mode])
     river = client.chat.completions.create(
-        model=MODEL, response_model=River, messages=[{"role": "user", "content": question}], max_retries=0
+        model=MODEL, response_model=River, messages=[{"role": "user", "content": question}]
     )
     return river.model_dump_json()
 
@@ -36,15 +36,12 @@ def instructor_anthropic(url: str, key: str, mode: str, question: str) -> str:
     import anthropic
     import instructor
 
-    client = instructor.from_anthropic(
-        anthropic.Anthropic(base_url=url, api_key=key, max_retries=0), mode=instructor.Mode[mode]
-    )
+    client = instructor.from_anthropic(anthropic.Anthropic(base_url=url, api_key=key), mode=instructor.Mode[mode])
     river = client.messages.create(
         model=MODEL,
         max_tokens=500,
         response_model=River,
         messages=[{"role": "user", "content": question}],
-        max_retries=0,
     )
     return river.model_dump_json()
 
@@ -54,7 +51,7 @@ def llama_index(url: str, key: str, mode: str, question: str) -> str:
     from llama_index.llms.openai import OpenAI
 
     # LlamaIndex knows the limits of OpenAI's models only, so it needs one of their names.
-    model = OpenAI(model="gpt-4o", api_base=f"{url}/v1", api_key=key, max_retries=0)
+    model = OpenAI(model="gpt-4o", api_base=f"{url}/v1", api_key=key)
     if mode == "structured":
         return model.as_structured_llm(River).complete(question).raw.model_dump_json()
     if mode == "stream":
