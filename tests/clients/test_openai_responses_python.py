@@ -5,7 +5,7 @@ import base64
 import json
 import os
 from collections.abc import AsyncIterable, AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import openai
@@ -113,10 +113,26 @@ async def test_response_without_asyncio(gateway: Gateway) -> None:
     assert await asyncio.to_thread(ask) == (TEXT, TEXT, TEXT, [6, 7])
 
 
+async def test_a_reference_to_an_unknown_or_too_large_item_is_refused(system: System, new_gateway: NewGateway) -> None:
+    gateway = await new_gateway(system.nats_url, body_bytes_max=3_000)
+    async with sdk_of(gateway.url) as sdk:
+        made = await sdk.responses.create(model=MODEL, input=LINE)
+        for unknown in ("msg_1", f"{made.output[0].id}0"):
+            with pytest.raises(openai.BadRequestError, match=f"no response has the item `{unknown}`"):
+                await sdk.responses.create(model=MODEL, input=[{"type": "item_reference", "id": unknown}])
+        with pytest.raises(openai.APIStatusError) as raised:
+            await sdk.responses.create(model=MODEL, input=cast("Any", references_to(made.output * 20)))
+    assert (raised.value.status_code, raised.value.code) == (413, "body_too_large")
+
+
+def references_to(items: list[Any]) -> list[dict[str, str]]:
+    return [{"type": "item_reference", "id": item.id} for item in items]
+
+
 @pytest.mark.proves(DIALECT, "tools", PYTHON)
 @pytest.mark.proves(DIALECT, "thinking", PYTHON)
 async def test_tool_call_and_result(claude: str, sdk: AsyncOpenAI) -> None:
-    """By `previous_response_id`, and by sending all items again: the model receives the same conversation."""
+    """By `previous_response_id`, by all items again, or by their ids: the model receives the same conversation."""
     line = '#sim words=2 rate=0 thinking=3 tool=look json={"query":"the sky"}'
     async with sdk.responses.stream(model=MODEL, input=line, tools=[LOOK]) as stream:
         kinds = {event.type async for event in stream}
@@ -130,11 +146,12 @@ async def test_tool_call_and_result(claude: str, sdk: AsyncOpenAI) -> None:
     assert after.output_text == words(2)
     assert after.previous_response_id == made.id
     known = (await read_last_request(claude))["body"]["messages"]
-    everything: list[Any] = [{"role": "user", "content": line}, *[item.to_dict() for item in made.output], output]
-    resent = await sdk.responses.create(model=MODEL, input=everything, tools=[LOOK])
-    assert resent.output_text == words(2)
-    told_again = (await read_last_request(claude))["body"]["messages"]
-    assert told_again == known
+    for items in ([item.to_dict() for item in made.output], references_to(made.output)):
+        everything: list[Any] = [{"role": "user", "content": line}, *items, output]
+        resent = await sdk.responses.create(model=MODEL, input=everything, tools=[LOOK])
+        assert resent.output_text == words(2)
+        told_again = (await read_last_request(claude))["body"]["messages"]
+        assert told_again == known
     assert [block["type"] for block in known[1]["content"]] == ["thinking", "text", "tool_use"]
     assert known[1]["content"][0]["signature"].startswith("sim")
 

@@ -45,7 +45,9 @@ class InputItem(msgspec.Struct, frozen=True, kw_only=True):
     """An item of any type; a message if it has no type."""
 
     type: str | None = None
-    """`message`, `function_call`, `function_call_output` or `reasoning`."""
+    """`message`, `function_call`, `function_call_output`, `reasoning` or `item_reference`."""
+    id: str | None = None
+    """For `item_reference`: the id of an output item of an earlier response."""
     role: Literal["user", "assistant", "system", "developer"] | None = None
     """Who wrote the message."""
     content: str | list[Part] | None = None
@@ -120,7 +122,8 @@ def _role(one: InputItem, index: int) -> Role:
         case InputItem(type="function_call_output"):
             return "user"
         case InputItem(type="item_reference"):
-            raise invalid_item(index, "items cannot be referenced: send the item itself, or `previous_response_id`")
+            # Those of POST /v1/responses were replaced before.
+            raise invalid_item(index, "items cannot be referenced in a batch: send the item itself")
         case InputItem(type=None | "message"):
             raise invalid_item(index, "`role` is missing: send user, assistant, system or developer")
         case _:

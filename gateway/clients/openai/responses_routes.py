@@ -4,11 +4,13 @@ A response is a turn; its id is `resp_` and the turn's id. Its events are number
 resumed at `GET /v1/responses/{id}?stream=true&starting_after=N`.
 """
 
+import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.clients.openai.item_references import insert_items
 from tailrace.gateway.clients.openai.responses_input import items_of
 from tailrace.gateway.clients.openai.responses_object import PREFIX, response_of
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest, build_turn
@@ -39,13 +41,17 @@ ITEMS_MAX = 100
 TOO_LARGE = "the input is larger than {most} bytes: read /v1/turns/{turn}, which has references to its blobs"
 
 
-async def post_response(request: ApiRequest, responder: Responder, catalogue: Catalogue, turns: TurnReader) -> ASGIApp:
+async def post_response(
+    request: ApiRequest, responder: Responder, catalogue: Catalogue, turns: TurnReader, settings: Settings
+) -> ASGIApp:
     """`POST /v1/responses`: answers with a stream, with the whole response, or at once with `background`.
 
     The response header `tailrace-ignored` names the parameters that were ignored.
     """
     body, raw = await request.read(ResponseRequest)
     body = apply_session_headers(body, request.headers)
+    items = await insert_items(body.input, request.tenant, turns, settings.body_bytes_max)
+    body = msgspec.structs.replace(body, input=items)
     model = (await catalogue.offer(request.tenant)).model(body.model)
     new_turn, ignored = await convert_body(raw, build_turn, body, model)
     headers = ignored_header(ignored)
