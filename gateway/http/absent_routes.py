@@ -18,6 +18,9 @@ ADVICE = {
     "/v1/conversations": NO_STATE,
     "/v1/assistants": NO_STATE,
     "/v1/threads": NO_STATE,
+    # POST to these paths is 405 without advice: they look like the id of a response.
+    "/v1/responses/input_tokens": "count tokens with POST /v1/messages/count_tokens",
+    "/v1/responses/compact": "conversations are not compacted: send what the model needs",
     "/v1/uploads": "there are no uploads in parts: use POST /v1/files",
     "/v1/vector_stores": "there is no file search: send the passages that you found with the message",
     "/v1/containers": "there is no code interpreter: give the model a tool",

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Literal
 
 import msgspec
@@ -109,8 +108,8 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
     """Returns the response for an error of Starlette's router, such as an unknown path."""
     assert isinstance(error, HTTPException)  # noqa: S101
     code, message = BY_STATUS.get(error.status_code, ("request_invalid", "the request cannot be answered"))
-    if error.status_code == HTTPStatus.NOT_FOUND and (advice := advice_for(request.url.path)) is not None:
-        message = f"this route does not exist here: {advice}"
+    if error.status_code in BY_STATUS and (advice := advice_for(request.url.path)) is not None:
+        return response("route_not_found", f"this route does not exist here: {advice}")
     return response(code, message, headers=dict(error.headers or {}))
 
 

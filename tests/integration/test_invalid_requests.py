@@ -249,11 +249,18 @@ async def test_an_unknown_route_is_404_and_a_wrong_method_405(
 
 
 @on_shared_loop
-async def test_a_route_that_only_openai_has_is_404_with_advice(shared_gateway: Gateway) -> None:
-    answer = await shared_gateway.client.post("/v1/embeddings", json={"model": "text-embedding-3-small", "input": "x"})
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("/v1/embeddings", "Claude has no embeddings: send these requests to a provider that has them"),
+        ("/v1/responses/input_tokens", "count tokens with POST /v1/messages/count_tokens"),
+    ],
+)
+async def test_a_route_that_only_openai_has_is_404_with_advice(shared_gateway: Gateway, path: str, advice: str) -> None:
+    answer = await shared_gateway.client.post(path, json={"model": "gpt-4o", "input": "x"})
     status, code, message = error_of(answer)
     assert (status, code) == (404, "route_not_found")
-    assert "Claude has no embeddings: send these requests to a provider that has them" in message
+    assert advice in message
 
 
 @on_shared_loop
