@@ -18,7 +18,7 @@ from tailrace.persistence.record_spans import RecordSpans
 from tailrace.persistence.rows import TurnRow, blobs_of, build_row
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
-from tailrace.proto.fold import Turn, fold, text_proof
+from tailrace.proto.fold import Turn, text_proof
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.runtime.clock import age_s
@@ -183,12 +183,10 @@ class Recorder:
         return row
 
     async def _read_turn(self, last: Delivery) -> Turn:
-        """Folds the turn at least up to the entry `last`. A delivered request needs no read: it is the first entry."""
-        entry = last.take_entry()
-        if entry and last.kind == "end":
+        """Folds the turn at least up to the entry `last`."""
+        if last.kind == "end" and (entry := last.take_entry()):
             return await self._log.read_ended_turn(last.key, entry[0])
-        turn = fold(entry)
-        return turn if turn.request is not None else await self._log.read_turn_upto(last.key, last.seq)
+        return await self._log.read_turn_upto(last.key, last.seq)
 
     async def _is_orphan(self, key: TurnKey, turn: Turn) -> bool:
         """Returns whether the turn continues a deleted one, whose text is part of its request (ADR 15).
