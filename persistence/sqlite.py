@@ -310,7 +310,8 @@ def _create(path: Path) -> int:
     """Creates the file if there is none. Returns a descriptor of it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Conversations are private: readable by the owner only. SQLite gives the journal the same mode.
-    return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # For writing, so that it fails on a read-only disk: SQLite would open the file, and could never write to it.
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 @contextmanager

@@ -233,12 +233,22 @@ async def test_while_the_database_cannot_be_written_turns_are_answered_and_not_a
 
 
 @pytest.mark.rule("F17")
-async def test_a_start_on_a_read_only_disk_is_repeated_until_it_succeeds(own: OwnSystem, disk: Path) -> None:
-    """File systems become read-only after an error. The database is neither moved nor rebuilt."""
+@pytest.mark.parametrize("was_killed", [False, True])
+async def test_a_start_on_a_read_only_disk_is_repeated_until_it_succeeds(
+    own: OwnSystem, disk: Path, *, was_killed: bool
+) -> None:
+    """File systems become read-only after an error. The database is neither moved nor rebuilt.
+
+    A killed process leaves a journal. With one, SQLite opens a database that it can only read.
+    """
     database = disk / "tailrace.db"
     async with own.persistence(database):
         keys = [await own.answer("before")]
         await own.wait_until_drained()
+        if was_killed:
+            killed = shutil.copytree(disk, disk / "killed")
+    if was_killed:
+        database = killed / database.name
     inode, floor = database.stat().st_ino, await own.floor()
 
     def remount(mode: str) -> None:
