@@ -29,8 +29,10 @@ HEADERS_BYTES_MAX = 64 * 1024
 # As in Apache and gunicorn. Each lookup of a header scans all of them.
 HEADERS_MAX = 100
 HEADERS_TIMEOUT_S = 10.0
-# From a response to the next request. uvicorn has the same timeout, but stops it at any byte, also of a dripping body.
-ANSWERED_TIMEOUT_S = 5.0
+# From a response to the next request. Longer than clients keep an idle connection (httpx and the Python SDKs: 5 s,
+# aiohttp: 15 s): a request on a connection that the server closes at this moment fails.
+# uvicorn has the same timeout, but stops it at any byte, also of a dripping body.
+ANSWERED_TIMEOUT_S = 20.0
 # For the 48 kB that must leave a full buffer before it is written to again: less than 2 kB a second.
 UNREAD_TIMEOUT_S = 30.0
 # Bytes that are parsed at once. One read of a quarter of a megabyte may hold 14,000 requests of a kilobyte each.

@@ -185,6 +185,14 @@ async def test_a_refused_connection_is_closed_although_bytes_arrive(
     assert await raw.is_closed()
 
 
+async def test_a_connection_that_the_python_sdks_still_use_is_not_closed(raw: RawConnection) -> None:
+    """They keep an idle connection for 5 s. One that both sides close at the same moment breaks the next request."""
+    for wait_s in (0, 5.5):
+        await asyncio.sleep(wait_s)
+        await raw.send(post(TURN))
+        assert (await raw.answer()).status_code == 202
+
+
 async def test_a_large_body_in_one_piece_with_its_headers_is_read(raw: RawConnection) -> None:
     """It does not count as headers, for the next request neither."""
     for _ in range(2):
