@@ -21,6 +21,8 @@ export class Demo {
   #cursor = "";
   #generator = null;
   #processes = [];
+  /** Whether the last request for the processes was answered. */
+  #isKnown = false;
   #cuts = new Set();
   #isCut = false;
   #broken = { cuts: 0, kills: 0 };
@@ -162,10 +164,16 @@ export class Demo {
   }
 
   async #ask(method, query) {
-    const response = await fetch(PROCESSES + query, { method, headers: { "tailrace-demo": this.token() }, cache: "no-store" });
-    const body = await response.json();
-    this.#problem = response.ok ? "" : body.error.message;
-    if (response.ok) this.#processes = body;
+    try {
+      const response = await fetch(PROCESSES + query, { method, headers: { "tailrace-demo": this.token() }, cache: "no-store" });
+      const body = await response.json();
+      this.#isKnown = response.ok;
+      this.#problem = response.ok ? "" : body.error.message;
+      if (response.ok) this.#processes = body;
+    } catch (error) {
+      this.#isKnown = false;
+      throw error;
+    }
   }
 
   /** Asks the log which generator writes the answer. */
@@ -209,16 +217,17 @@ export class Demo {
     const writes = this.#generator !== this.#killed && this.#generatorName();
     const has = { [writes]: "writes the answer", [this.#gatewayName()]: "streams it to you" };
     const items = this.#processes.map(({ name, pid }) => {
-      const role = pid ? isRunning && has[name] : "restarting";
+      const isUp = this.#isKnown && pid;
+      const role = isUp ? isRunning && has[name] : this.#isKnown ? "restarting" : "unknown";
       const state = element("span", { className: "state", textContent: role || "" });
-      return element("li", { className: `${pid ? "up" : "down"}${isRunning && has[name] ? " used" : ""}` }, element("b", { textContent: name }), state, element("span", { className: "pid", textContent: pid ?? "" }));
+      return element("li", { className: `${isUp ? "up" : "down"}${isUp && role ? " used" : ""}` }, element("b", { textContent: name }), state, element("span", { className: "pid", textContent: isUp ? pid : "" }));
     });
     if (this.parts.textContent !== items.map((one) => one.textContent).join("")) this.parts.replaceChildren(...items);
     // While the answer runs, nothing is hidden or inserted, so that no button moves.
     this.begin.disabled = isRunning;
     this.cut.disabled = !isRunning || this.#isCut;
     this.cut.textContent = this.#isCut ? `Cut for ${CUT_MS / 1000} s` : "Cut my connection";
-    const isReady = isRunning && this.#processes.length > 0;
+    const isReady = isRunning && this.#isKnown;
     this.killGenerator.disabled = !isReady || !writes;
     this.killGateway.disabled = !isReady || !this.#gatewayName();
     this.second.disabled = !this.#turn?.id;

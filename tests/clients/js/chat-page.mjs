@@ -729,8 +729,15 @@ const STEPS = {
     await marked(page, "reconnecting");
     await marked(page, "caught up");
     await page.waitForSelector(".proof:visible", { timeout: 60_000 });
-    await page.waitForFunction(() => [...document.querySelectorAll(".parts li")].every((one) => one.className === "up"));
+    const all = (state) => page.waitForFunction((state) => [...document.querySelectorAll(".parts li")].every((one) => one.className === state), state);
+    await all("up");
     await shoot("whole");
+    // Without a gateway the page knows of no process whether it runs.
+    await page.route("**/demo/processes", (route) => route.abort());
+    await all("down");
+    await parts.getByText("unknown").nth(5).waitFor();
+    await page.unroute("**/demo/processes");
+    await all("up");
     const after = await parts.locator(".pid").allTextContents();
     const names = await parts.locator("b").allTextContents();
     const proof = await page.locator(".proof").textContent();
