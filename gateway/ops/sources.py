@@ -85,6 +85,7 @@ class SampledProcesses:
         self._targets = targets
         self._history = History([query.expression for query in QUERIES])
         self._unanswered: list[str] = []
+        self._silent_before: set[str] = set()
 
     async def watch(self) -> None:
         """Samples every SAMPLE_EVERY_S seconds."""
@@ -105,7 +106,10 @@ class SampledProcesses:
         # In threads: a scrape on the event loop would delay deltas by some milliseconds.
         texts = await asyncio.gather(*(asyncio.to_thread(_scrape, address) for address in targets))
         scraped = dict(zip(targets.items(), texts, strict=True))
-        self._unanswered = [f"{part} {address}" for (address, part), text in scraped.items() if text is None]
+        silent = {address: part for (address, part), text in scraped.items() if text is None}
+        # A process that starts, or is started again, has one more interval.
+        self._unanswered = [f"{part} {one}" for one, part in silent.items() if one in self._silent_before]
+        self._silent_before = set(silent)
         self._history.add(
             time.time(),
             {

@@ -2,12 +2,14 @@
 
 import hashlib
 import time
+from typing import Any
 
 import httpx2
 import pytest
 
 from tailrace.deploy.local import ports
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.ops import sources
 from tailrace.gateway.ops.panels import DASHBOARDS
 from tailrace.proto.api_key import TENANT_SCOPES, Scope, new_key
 from tailrace.proto.ids import Tenant
@@ -101,19 +103,22 @@ async def test_the_values_name_no_tenant_and_no_prompt(own_server: NatsServer, n
     ],
 )
 async def test_a_source_that_does_not_answer_is_named(
-    own_server: NatsServer, new_gateway: NewGateway, setting: str, says: str
+    own_server: NatsServer, new_gateway: NewGateway, setting: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the password of its URL. The page stays usable."""
+    """Without the password of its URL. The page stays usable. A process is named when it has missed two samples."""
+    monkeypatch.setattr(sources, "SAMPLE_EVERY_S", 1.0)
     (port,) = ports.find_free(1)
     value = f"generators=127.0.0.1:{port}" if setting == "ops_targets" else f"http://me:secret@127.0.0.1:{port}"
     gateway = await new_gateway(own_server.url, api_keys="", **{setting: value})
 
-    async def problems() -> list[str]:
+    async def values() -> dict[str, Any] | None:
         answer = await gateway.client.get(VALUES)
         assert "secret" not in answer.text
-        problems: list[str] = answer.json()["problems"]
-        return problems
+        body: dict[str, Any] = answer.json()
+        return body if body["problems"] else None
 
-    found = await until(problems)
-    assert found is not None
-    assert found[0].startswith(says.format(port=port))
+    body = await until(values)
+    assert body is not None
+    assert body["problems"][0].startswith(says.format(port=port))
+    if setting == "ops_targets":
+        assert len(body["times"]) > 1
