@@ -95,10 +95,15 @@ class LogError(TailraceError):
     """An error from NATS. `code` is the key of CODES that a client receives."""
 
     code = "log_unavailable"
+    may_repeat = True
 
 
 class LogUnavailable(LogError):
-    """The log did not answer in time."""
+    """The log did not answer in time. `may_repeat` is that of Refused."""
+
+    def __init__(self, message: str, *, may_repeat: bool = True) -> None:
+        super().__init__(message)
+        self.may_repeat = may_repeat
 
 
 class LogFull(LogError):

@@ -86,13 +86,14 @@ def response(
 
 def render_error(error: Refused | LogError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
     """Returns the response for `error`, with further `headers`."""
+    headers = {**(headers or {}), **({} if error.may_repeat else NO_RETRY)}
     if isinstance(error, Refused):
         return response(
             error.code,
             error.message,
             param=error.param,
             retry_after_s=error.retry_after_s,
-            headers={**(headers or {}), **({} if error.may_repeat else NO_RETRY)},
+            headers=headers,
             scope=scope,
         )
     return response(error.code, str(error), headers=headers, scope=scope)

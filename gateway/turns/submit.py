@@ -253,7 +253,7 @@ class TurnSubmitter:
         return key, turn.request
 
     async def _append(self, submission: Submission) -> None:
-        """Appends the entry. Raises FenceLost, LogFull, Refused (`log_unavailable`: the outcome is unclear)."""
+        """Appends the entry. Raises FenceLost, LogFull, LogUnavailable (the outcome is unclear), Refused."""
         # Also if this task is cancelled during the append.
         submission.may_be_stored = True
         try:
@@ -263,7 +263,7 @@ class TurnSubmitter:
         except (LogUnavailable, TimeoutError) as error:
             # The client does not know the turn's id; the error says how to repeat. The SDKs repeat a POST after a 503.
             has_key = submission.idempotency_key is not None
-            raise Refused("log_unavailable", UNCLEAR, may_repeat=has_key) from error
+            raise LogUnavailable(UNCLEAR, may_repeat=has_key) from error
         except (FenceLost, LogFull):
             submission.may_be_stored = False
             raise

@@ -413,6 +413,22 @@ async def test_the_blob_of_a_post_that_fails_is_deleted_by_itself(
 
 
 @pytest.mark.rule("R34")
+async def test_a_post_without_an_acknowledgement_keeps_its_pins(
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its turn may be stored."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise LogUnavailable("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TurnLog, "append", fail)
+        answer = await gateway.client.post("/v1/turns", json={"messages": picture_messages(picture)})
+    assert answer.status_code == 503
+    assert len(await pins(system_log.connection, tenant)) == 1
+
+
+@pytest.mark.rule("R34")
 async def test_a_deletion_that_fails_at_any_step_is_completed_after_a_restart(
     own: BlobSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
