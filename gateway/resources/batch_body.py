@@ -112,11 +112,12 @@ class BatchBuilder:
         rendered = await self._prompts.render_all([one.params for one in new.requests], submission.principal.tenant)
         bytes_left = self._settings.body_bytes_max
         for index, one in enumerate(new.requests):
+            if CUSTOM_ID.fullmatch(one.custom_id) is None or one.custom_id in inputs.names:
+                where = f"requests[{index}].custom_id"
+                raise Refused(
+                    "request_invalid", f"`{where}` is 1 to 64 characters of A-Z a-z 0-9 _ -, unique in the batch"
+                )
             try:
-                if CUSTOM_ID.fullmatch(one.custom_id) is None or one.custom_id in inputs.names:
-                    raise Refused(
-                        "request_invalid", "`custom_id` is 1 to 64 characters of A-Z a-z 0-9 _ -, unique in the batch"
-                    )
                 if isinstance(params := rendered[index], Refused):
                     raise params
                 if one.params.prompt is not None:

@@ -174,6 +174,7 @@ async def test_the_error_names_the_invalid_field(shared_gateway: Gateway, body: 
             {"requests": [{"custom_id": "a", "params": HI | {"max_tokens": "5"}}]},
             "requests[0].params.max_tokens",
         ),
+        ("turn-batches", {"requests": [{"custom_id": "a b", "params": HI}]}, "requests[0].custom_id"),
         ("responses", {"model": HAIKU, "input": "x", "conversation": "a", "previous_response_id": "b"}, "conversation"),
         ("chat/completions", {"model": HAIKU, **ASKED, "n": 2}, "n"),
         ("turns", [], None),
