@@ -29,7 +29,7 @@ SLOW = "#sim words=40 rate=60"
 
 
 def sdk_of(url: str) -> AsyncAnthropic:
-    """Returns the SDK without its own retries."""
+    """Returns the SDK with its default retries."""
     return AsyncAnthropic(base_url=url, api_key=KEY)
 
 
