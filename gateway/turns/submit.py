@@ -231,7 +231,8 @@ class TurnSubmitter:
         """Returns the turn of another POST's claim if it is stored, else None. Raises Refused if its body is another.
 
         If the turn is neither stored nor deleted, the gateway that claimed the key may have died before its append: the
-        submission then uses the turn's id. It does so before it reserves a slot, which is held under this id.
+        submission then uses the turn's id. `_find_repeat` runs before a slot is reserved, which is then held under this
+        id. A claim that appears later leaves the slot under the earlier id.
         """
         if claim.body_sha256 != submission.body_sha256:
             raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
