@@ -63,12 +63,8 @@ class LiveFeed:
 
     @property
     def has_whole_turn(self) -> bool:
-        """Whether the entries that have arrived begin with the request: the subscription is older than the turn.
-
-        False if the turn has ended: its end must be confirmed by the log.
-        """
-        arrived = self._entries
-        return bool(arrived) and isinstance(arrived[0].entry, Request) and not isinstance(arrived[-1].entry, End)
+        """Whether the entries that have arrived begin with the request: the subscription is older than the turn."""
+        return bool(self._entries) and isinstance(self._entries[0].entry, Request)
 
     def reset(self) -> None:
         """Drops what has arrived, because entries may be missing: `next` then returns an empty list at once."""
@@ -79,7 +75,8 @@ class LiveFeed:
     async def next(self, timeout_s: float) -> list[Stored]:
         """Returns the entries that have arrived; an empty list after `timeout_s` without any, and after `reset`.
 
-        An empty list means "read the log".
+        An empty list means "read the log". An end is left to the next call, so that the entries before it do not wait
+        until the log confirms it.
         """
         if not self._arrived.is_set():
             loop = asyncio.get_running_loop()
@@ -96,7 +93,9 @@ class LiveFeed:
             # The next call returns the entries that have arrived since.
             self._may_have_missed = False
         else:
-            arrived, self._entries = self._entries, arrived
+            before_end = next((i for i, stored in enumerate(self._entries) if isinstance(stored.entry, End)), 0)
+            count = before_end or len(self._entries)
+            arrived, self._entries = self._entries[:count], self._entries[count:]
         if not self._entries:
             self._arrived.clear()
         return arrived

@@ -41,9 +41,20 @@ async def test_a_feed_that_begins_with_the_request_needs_no_read_of_the_log() ->
     assert server.requests == []
     assert await Follower(server, KEY, BEFORE_FIRST, late).first() == stored[:2]
     assert server.names == ["read"]
-    whole.add(stored[0])
-    whole.add(stored[-1])
-    assert not whole.has_whole_turn
+
+
+@pytest.mark.rule("R16")
+async def test_a_turn_that_has_ended_before_it_is_followed_needs_no_read_of_the_log() -> None:
+    """The entries before the end do not wait until the log confirms it."""
+    stored, feed = completed_turn("text").stored, LiveFeed()
+    server = ScriptedServer()
+    follower = Follower(server, KEY, BEFORE_FIRST, feed)
+    for one in stored:
+        feed.add(one)
+    assert await follower.first() == stored[:-1]
+    assert await follower.next() == stored[-1:]
+    assert server.requests == []
+    assert follower.is_ended
 
 
 async def test_an_error_of_the_receiver_ends_the_follower() -> None:
