@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from signal import SIGKILL
 
 import pytest
-import pytest_asyncio
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.chain import START
@@ -17,33 +17,37 @@ from tests.harness.turn_builder import request
 from tests.harness.until import until
 
 
-@pytest_asyncio.fixture
-async def watched(own_connection: Connection, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Connection]:
-    """A connection that checks the streams all the time."""
-    monkeypatch.setattr(setup_state, "CHECK_EVERY_S", 0.02)
-    watching = asyncio.create_task(setup_state.watch(own_connection))
-    yield own_connection
-    watching.cancel()
+@asynccontextmanager
+async def watch(connection: Connection) -> AsyncIterator[None]:
+    """Checks the streams all the time while the context is open."""
+    watching = asyncio.create_task(setup_state.watch(connection))
+    try:
+        yield
+    finally:
+        watching.cancel()
 
 
 @pytest.mark.rule("R80")
 async def test_turns_that_one_server_has_stored_since_the_first_check_have_no_forks(
-    own_server: NatsServer, watched: Connection
+    own_server: NatsServer, own_connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another stream and a reconnect start again: they may be those of another server."""
-    log, tenant = TurnLog(watched), Tenant("t")
+    monkeypatch.setattr(setup_state, "CHECK_EVERY_S", 0.02)
+    log, tenant = TurnLog(own_connection), Tenant("t")
     before, after = (TurnKey(tenant, TurnId(new_id())) for _ in range(2))
+    # Before the checks begin: the first check may be on its way, and have read the log's last entry already.
     first = (await log.append(before, START, request())).last
     assert not log.is_forkless(before, first)
-    await until(lambda: watched.forkless_after == first)
-    second = (await log.append(after, START, request())).last
-    assert log.is_forkless(after, second)
-    assert not log.is_forkless(before, first)
-    await watched.jetstream.delete_stream(STREAM)
-    await apply_streams(own_server.url)
-    await until(lambda: watched.forkless_after == 0)
-    second = (await log.append(after, START, request())).last
-    await own_server.stop(SIGKILL)
-    await own_server.start()
-    await until(lambda: watched.forkless_after == second)
-    assert not log.is_forkless(after, second)
+    async with watch(own_connection):
+        await until(lambda: own_connection.forkless_after == first)
+        second = (await log.append(after, START, request())).last
+        assert log.is_forkless(after, second)
+        assert not log.is_forkless(before, first)
+        await own_connection.jetstream.delete_stream(STREAM)
+        await apply_streams(own_server.url)
+        await until(lambda: own_connection.forkless_after == 0)
+        second = (await log.append(after, START, request())).last
+        await own_server.stop(SIGKILL)
+        await own_server.start()
+        await until(lambda: own_connection.forkless_after == second)
+        assert not log.is_forkless(after, second)
