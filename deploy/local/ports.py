@@ -1,9 +1,11 @@
 """TCP ports: the public port, which is bound by `up`, and free loopback ports for the processes."""
 
 import errno
+import os
 import secrets
 import socket
-from contextlib import ExitStack, suppress
+import sys
+from collections import deque
 
 from tailrace.deploy.local.errors import UpRefused
 
@@ -11,6 +13,10 @@ from tailrace.deploy.local.errors import UpRefused
 BACKLOG = 2048
 # Below the ports that the kernel gives to outgoing connections, above those that people usually choose.
 FREE_RANGE = range(20_000, 32_768)
+# `up` finds fewer ports than that before all of its servers have bound theirs.
+HELD_MAX = 100
+_held = deque[int]()
+"""The sockets that are bound to the ports of the last calls of `find_free`."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -41,19 +47,32 @@ def loopback_of(host: str) -> str:
 
 
 def find_free(count: int) -> list[int]:
-    """Returns `count` different free loopback ports; all are bound at the same time, so none occurs twice.
+    """Returns `count` different free loopback ports.
+
+    This process stays bound to the last HELD_MAX of them and does not listen, so that no other call finds them, also of
+    another process. A server can bind them with SO_REUSEADDR, which all servers here set: Linux allows this as long as
+    no other socket listens. macOS does not, so there the ports are only bound until the call returns.
 
     Ports of the kernel's range for outgoing connections (Linux: ip_local_port_range, from 32768 on by default) are not
     used: while a server restarts, an outgoing connection could get its port and keep it for hours.
     """
-    with ExitStack() as held:
-        ports: list[int] = []
-        while len(ports) < count:
-            one = held.enter_context(socket.socket())
-            with suppress(OSError):
-                one.bind(("127.0.0.1", secrets.choice(FREE_RANGE)))
-                ports.append(one.getsockname()[1])
-        return ports
+    ports: list[int] = []
+    bound: list[int] = []
+    while len(ports) < count:
+        one = socket.socket()
+        try:
+            # Without SO_REUSEADDR, which would accept a port that another process holds.
+            one.bind(("127.0.0.1", secrets.choice(FREE_RANGE)))
+        except OSError:
+            one.close()
+            continue
+        ports.append(one.getsockname()[1])
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.append(one.detach())
+    _held.extend(bound)
+    while len(_held) > (HELD_MAX if sys.platform == "linux" else 0):
+        os.close(_held.popleft())
+    return ports
 
 
 def find_consecutive(first: int, count: int) -> list[int]:

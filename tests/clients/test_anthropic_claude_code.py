@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 from pathlib import Path
 from signal import SIGKILL
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
+from tailrace.deploy.local import ports
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
@@ -123,8 +123,7 @@ async def test_next_gateway_has_the_turn_of_a_killed_one(
     system: System, gateway: Gateway, tenant: Tenant, claude: str, home: Path
 ) -> None:
     """It repeats its request at the new gateway; there is one call of the model."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = ports.find_free(1)
     before = await read_stats(claude)
     settings = {"TAILRACE_PORT": port, "TAILRACE_API_KEYS": api_keys(tenant)}
     async with processes.gateway(system.folder, system.nats_url, **settings) as mortal:

@@ -1,12 +1,12 @@
 """/v1/responses with OpenAI's JavaScript SDK."""
 
 import asyncio
-import socket
 from signal import SIGKILL
 from typing import Any
 
 import pytest
 
+from tailrace.deploy.local import ports
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
@@ -63,8 +63,7 @@ async def test_stream_continues_after_its_gateway_was_killed(
     system: System, gateway: Gateway, tenant: Tenant, claude: str
 ) -> None:
     """The gateway starts again at its address; the SDK reconnects and resumes."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = ports.find_free(1)
     before = (await read_stats(claude))["output_tokens"]
 
     async def has_output() -> bool:

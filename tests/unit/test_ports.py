@@ -1,7 +1,9 @@
 """Ports of the processes of `up`: free ones, and consecutive ones."""
 
+import errno
 import random
 import socket
+import sys
 
 import pytest
 
@@ -47,7 +49,20 @@ def test_free_ports_are_below_those_of_outgoing_connections() -> None:
 
 def test_free_ports_are_unused_and_distinct(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of five ports, two are in use."""
-    five = find_free(5)
-    monkeypatch.setattr(ports, "FREE_RANGE", five)
-    with socket.create_server(("127.0.0.1", five[0])), socket.create_server(("127.0.0.1", five[3])):
-        assert sorted(find_free(3)) == sorted([five[1], five[2], five[4]])
+    first = random.randrange(12_000, 19_000)  # below the ports of find_free
+    monkeypatch.setattr(ports, "FREE_RANGE", range(first, first + 5))
+    with socket.create_server(("127.0.0.1", first)), socket.create_server(("127.0.0.1", first + 3)):
+        assert sorted(find_free(3)) == [first + 1, first + 2, first + 4]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS lets no server bind a port that is held")
+def test_a_free_port_is_held_for_its_server() -> None:
+    """No other process finds it, before the server has started and while it restarts."""
+    [port] = find_free(1)
+    for _ in range(2):
+        with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
+            other.bind(("127.0.0.1", port))
+        with socket.socket() as client:
+            assert client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+        with socket.create_server(("127.0.0.1", port)) as server:
+            socket.create_connection(server.getsockname()).close()
