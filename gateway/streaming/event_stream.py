@@ -21,7 +21,7 @@ from tailrace.gateway.streaming.fanout import TurnFeed
 from tailrace.gateway.streaming.frame_writer import FrameWriter, Snapshot
 from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.reader_history import Reader
-from tailrace.gateway.streaming.response import Cause, Interruptions, StreamedResponse, body
+from tailrace.gateway.streaming.response import Cause, Interruptions, StreamedResponse, TurnFailed, body
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_span import stream_span, turn_traceparent
 from tailrace.gateway.streaming.stream_timings import StreamTimings
@@ -309,7 +309,7 @@ def _stream_end(cause: Cause, feed: TurnFeed, *, is_complete: bool) -> metrics.S
 
 
 async def _wait_for_answer(feed: TurnFeed, *, may_repeat: bool) -> None:
-    """Waits until the model has begun to answer, or the feed is broken. Raises Refused if the turn fails before that.
+    """Waits until the model has begun to answer, or the feed is broken. Raises TurnFailed if the turn fails.
 
     Once the status is sent, a failure can only be an event of the stream, which many clients do not look for.
     """
@@ -325,8 +325,8 @@ async def _wait_for_answer(feed: TurnFeed, *, may_repeat: bool) -> None:
         await feed.wait_for_change(position)
 
 
-def refusal_of(failure: Failure | None, turn: TurnId, *, may_repeat: bool) -> Refused:
+def refusal_of(failure: Failure | None, turn: TurnId, *, may_repeat: bool) -> TurnFailed:
     """Returns the error of a turn that has failed; `internal` for a code that a newer version has stored."""
     if failure is not None and failure.code in CODES:
-        return Refused(failure.code, failure.message, retry_after_s=failure.retry_after_s, may_repeat=may_repeat)
-    return Refused("internal", f"turn {turn} has an incomplete answer: GET /v1/turns/{turn} has its text")
+        return TurnFailed(failure.code, failure.message, retry_after_s=failure.retry_after_s, may_repeat=may_repeat)
+    return TurnFailed("internal", f"turn {turn} has an incomplete answer: GET /v1/turns/{turn} has its text")

@@ -7,6 +7,8 @@ from typing import Generic, Literal, NamedTuple, Self, TypeVar
 from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway.http.deferred_response import defer
+from tailrace.gateway.http.error_responses import NO_RETRY
+from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.runtime.flag import Flag
 
 T = TypeVar("T")
@@ -80,6 +82,10 @@ class Interruptions:
             self._limit.reschedule(asyncio.get_running_loop().time())
 
 
+class TurnFailed(Refused):
+    """The turn has failed. Its error says whether the client may repeat the request."""
+
+
 class StreamedResponse:
     """An ASGI response whose body is written in `respond`. Errors before its first byte have an HTTP status."""
 
@@ -87,6 +93,8 @@ class StreamedResponse:
         self._headers = dict(headers)
         self._error_headers: dict[str, str] = {}
         self.is_begun = False
+        self.is_repeatable = True
+        """Whether a repeated request gets the same turn. If not, it would start another one while this one runs."""
 
     def add_headers(self, headers: Mapping[str, str], *, are_for_errors: bool = True) -> None:
         """Adds headers; `are_for_errors`: an error that replaces this response has them, too."""
@@ -95,7 +103,18 @@ class StreamedResponse:
             self._error_headers.update(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await defer(self.respond, scope, receive, send, self._error_headers)
+        await defer(self._respond, scope, receive, send, self._error_headers)
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.respond(scope, receive, send)
+        except TurnFailed:
+            raise
+        except (Refused, LogError):
+            # The SDKs repeat a POST after a 503.
+            if not self.is_repeatable:
+                self.add_headers(NO_RETRY)
+            raise
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise NotImplementedError

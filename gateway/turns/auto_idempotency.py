@@ -22,6 +22,14 @@ AUTO = "auto"
 FAILED_MAX = 20
 
 
+def is_chosen(key: str | None) -> bool:
+    """Returns whether a client has chosen the key, which names the same turn also if that has failed.
+
+    A derived key contains a space, and names another turn then.
+    """
+    return key is not None and key != AUTO and " " not in key
+
+
 def auto_idempotency_feature(log: TurnLog, claims: Claims) -> Feature[TurnSubmission]:
     """Returns the step that replaces the key `auto` by the derived one."""
 

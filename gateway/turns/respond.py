@@ -7,7 +7,6 @@ from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
-from tailrace.gateway.http.error_responses import NO_RETRY
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.event_stream import RECONNECT_WINDOW_S, EventStream, refusal_of
 from tailrace.gateway.streaming.fanout import TurnFeed
@@ -15,11 +14,17 @@ from tailrace.gateway.streaming.pacing import pace_of
 from tailrace.gateway.streaming.response import Interruptions, StreamedResponse
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
-from tailrace.gateway.turns.auto_idempotency import AUTO
+from tailrace.gateway.turns.auto_idempotency import is_chosen
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.submit import StoredTurn, TurnSubmitter, cursor_of_post, idempotency_key_of
+from tailrace.gateway.turns.submit import (
+    StoredTurn,
+    TurnSubmitter,
+    cursor_of_post,
+    idempotency_key_of,
+    is_repeatable,
+)
 from tailrace.proto import entries
-from tailrace.proto.errors import LogError, LogUnavailable, Refused
+from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.records import TurnRecord, record_from_fold
@@ -86,9 +91,7 @@ class Responder:
         `/v1/turns/{turn}/events?dialect=…`.
         """
         pace = pace_of(request)
-        own_key = idempotency_key_of(request)
-        # The turn of a client's own key stays the same, also if it has failed.
-        fails_again = own_key not in (None, AUTO)
+        fails_again = is_chosen(idempotency_key_of(request) or idempotency_key)
         response: StreamedResponse
         if dialect.render_json is None or is_streamed:
             access, key, entry = await self.submit_for_stream(request, new_turn, raw, idempotency_key=idempotency_key)
@@ -106,15 +109,14 @@ class Responder:
         else:
             key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key, is_followed=True)
             response_headers = {**names_of(key, entry), **(headers or {})}
-            is_repeatable = bool(idempotency_key or own_key or cursor_of_post(request))
             response = JsonAnswer(
                 StreamAccess(self._streams, request),
                 key,
                 dialect.render_json,
                 response_headers,
-                is_repeatable=is_repeatable,
                 fails_again=fails_again,
             )
+        response.is_repeatable = is_repeatable(request, idempotency_key)
         # An error that replaces the response, such as the turn's own, names the turn, too.
         response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn, "x-request-id": key.turn})
         return response
@@ -137,7 +139,7 @@ def names_of(key: TurnKey, entry: entries.Request) -> dict[str, str]:
 class JsonAnswer(StreamedResponse):
     """The response without a stream: one JSON body, sent when the turn has ended.
 
-    A turn that failed or was cancelled raises Refused, with its code.
+    A turn that failed raises TurnFailed, with its code; one that was cancelled raises Refused.
     """
 
     def __init__(
@@ -147,25 +149,17 @@ class JsonAnswer(StreamedResponse):
         render: Callable[[TurnRecord], bytes],
         headers: Mapping[str, str],
         *,
-        is_repeatable: bool,
         fails_again: bool,
     ) -> None:
-        """`is_repeatable`: a repeated request gets the same turn. `fails_again`: also if that turn has failed."""
+        """`fails_again`: a repeated request gets the same turn also if it has failed."""
         super().__init__({"cache-control": "no-store", "tailrace-turn": key.turn, **headers})
-        self._is_repeatable = is_repeatable
         self._fails_again = fails_again
         self._access = access
         self._key = key
         self._render = render
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            record = await self._wait(receive)
-        except (Refused, LogError):
-            # The SDKs repeat a POST after a 503. Here that would start another turn while this one continues.
-            if not self._is_repeatable:
-                self.add_headers(NO_RETRY)
-            raise
+        record = await self._wait(receive)
         if record is not None:
             require_completed(record, fails_again=self._fails_again)
             await Response(self._render(record), 200, self._headers, "application/json")(scope, receive, send)

@@ -299,6 +299,11 @@ def cursor_of_post(request: Request) -> Seq | None:
         raise cursor_mismatch(f"{text[:40]!r} is not an event id") from error
 
 
+def is_repeatable(request: Request, idempotency_key: str | None = None) -> bool:
+    """Returns whether a repeated POST gets the same turn. `idempotency_key` is that of a client that sends none."""
+    return bool(idempotency_key or idempotency_key_of(request) or cursor_of_post(request))
+
+
 def idempotency_key_of(request: Request) -> str | None:
     """Returns the value of the Idempotency-Key header, or None. Raises Refused if it is malformed or repeated."""
     keys = request.headers.getlist("idempotency-key")

@@ -3,12 +3,14 @@
 import asyncio
 from pathlib import Path
 from signal import SIGCONT, SIGKILL
+from typing import Any
 
 import httpx2
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.turns.submit import UNCLEAR
+from tailrace.proto.chain import Chain
 from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog, fullness, streams
 from tailrace.proto.subjects import TurnKey
@@ -20,6 +22,8 @@ from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
 
 HI = {"message": "hi"}
+MODEL = "claude-haiku-5-5"
+MESSAGES = [{"role": "user", "content": "hi"}]
 
 
 async def until_accepted(gateway: Gateway) -> None:
@@ -81,6 +85,55 @@ async def test_a_post_without_an_acknowledgement_is_503_after_its_timeout(
     if not is_frozen:
         await own_server.start()
     await until_accepted(gateway)
+
+
+POSTS: list[tuple[str, dict[str, Any], dict[str, str]]] = [
+    ("/v1/turns", HI, {"accept": "text/event-stream"}),
+    ("/v1/messages", {"model": MODEL, "max_tokens": 9, "messages": MESSAGES, "stream": True}, {}),
+    ("/v1/chat/completions", {"model": MODEL, "messages": MESSAGES, "stream": True}, {}),
+    ("/v1/responses", {"model": MODEL, "input": "hi", "stream": True}, {}),
+    ("/v1/responses", {"model": MODEL, "input": "hi", "background": True}, {}),
+    ("/v1/messages", {"model": MODEL, "max_tokens": 9, "messages": MESSAGES}, {}),
+]
+
+
+async def test_an_outage_after_the_acknowledgement_is_repeated_only_with_a_key(
+    own_server: NatsServer, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one, the SDK's own retry would start another turn, and the client would pay twice.
+
+    The connection is lost once before, so that the live feed does not have the request.
+    """
+    gateway = await new_gateway(own_server.url, accept_timeout_s=20)
+    appended, is_down = 0, asyncio.Event()
+
+    async def append(self: TurnLog, *arguments: Any) -> Chain:
+        nonlocal appended
+        chain = await original(self, *arguments)
+        appended += 1
+        if appended == 2 * len(POSTS):
+            reconnected = asyncio.Event()
+            forget = self.connection.on_reconnected(reconnected.set)
+            await own_server.stop(SIGKILL)
+            await own_server.start()
+            await reconnected.wait()
+            forget()
+            await own_server.stop(SIGKILL)
+            is_down.set()
+        await is_down.wait()
+        return chain
+
+    original = TurnLog.append
+    monkeypatch.setattr(TurnLog, "append", append)
+    answers = await asyncio.gather(
+        *(
+            gateway.client.post(path, json=body, headers=headers | key)
+            for path, body, headers in POSTS
+            for key in ({}, {"idempotency-key": new_id()})
+        )
+    )
+    assert {error_of(one)[:2] for one in answers} == {(503, "log_unavailable")}
+    assert [one.headers.get("x-should-retry") for one in answers] == ["false", None] * len(POSTS)
 
 
 async def test_a_full_log_refuses_new_turns_and_lets_running_ones_end(

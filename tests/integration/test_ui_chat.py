@@ -89,6 +89,16 @@ async def test_repeated_question_is_one_turn(gateway: Gateway) -> None:
     assert (first.content, first.headers["tailrace-turn"]) == (second.content, second.headers["tailrace-turn"])
 
 
+@pytest.mark.parametrize(("key", "retry"), [(None, None), ("auto", None), ("a-key", "false")])
+async def test_a_failed_turn_is_repeated_only_without_a_key_in_the_body(
+    gateway: Gateway, key: str | None, retry: str | None
+) -> None:
+    """The key of the client names the failed turn for ever; `auto` names another one after it."""
+    body = {"messages": [user("#sim words=1 fault=429 retry_after=0")], "idempotency_key": key}
+    answer = await gateway.client.post("/api/chat", json=body)
+    assert (answer.status_code, answer.headers.get("x-should-retry")) == (429, retry)
+
+
 @pytest.mark.parametrize("output", [1, "long " * 20_000, {"long": "long " * 20_000}])
 async def test_stream_of_a_reloaded_page_continues_after_any_chunk(gateway: Gateway, output: object) -> None:
     """It begins with the earlier steps of the message, which `startIndex` does not count without `replay`."""

@@ -19,7 +19,7 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder
-from tailrace.gateway.turns.submit import cursor_of_post
+from tailrace.gateway.turns.submit import cursor_of_post, is_repeatable
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, parse_cursor
 from tailrace.proto.nats import TurnLog
@@ -53,7 +53,9 @@ async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
         if "text/event-stream" in request.headers.get("accept", ""):
             access, key, _ = await responder.submit_for_stream(request, new_turn, raw)
             headers, cursor = {"location": f"/v1/turns/{key.turn}"}, cursor_of_post(request) or BEFORE_FIRST
-            return EventStream(access, key, dialect, cursor, headers=headers, pace=pace)
+            response = EventStream(access, key, dialect, cursor, headers=headers, pace=pace)
+            response.is_repeatable = is_repeatable(request)
+            return response
         key, entry = await responder.submit(request, new_turn, raw)
     except Refused as refused:
         refused.param = refused.param or FIELDS.get(refused.code)

@@ -31,7 +31,8 @@ from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder, names_of
-from tailrace.proto.errors import Refused, TurnUnknown
+from tailrace.gateway.turns.submit import is_repeatable
+from tailrace.proto.errors import LogError, Refused, TurnUnknown
 from tailrace.proto.ids import parse_cursor
 from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.records import record_from_fold
@@ -79,7 +80,12 @@ async def respond_in_background(
     """Answers with the response as it is after it was stored, usually `queued`."""
     key, entry = await responder.submit(request, new_turn, raw)
     headers = {"tailrace-turn": key.turn, **names_of(key, entry), **headers}
-    return json_response(response_of(await turns.read(key)), headers=headers)
+    try:
+        record = await turns.read(key)
+    except (Refused, LogError) as error:
+        error.may_repeat = is_repeatable(request)
+        raise
+    return json_response(response_of(record), headers=headers)
 
 
 async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnReader) -> ASGIApp:
