@@ -93,8 +93,8 @@ class LargeBodies:
             ) from error
 
 
-async def convert_body(body: bytes, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Returns `function(…)`, which converts what was decoded from `body`; in a thread if the body is large."""
-    if len(body) <= SMALL_BYTES_MAX:
+async def convert_body(size: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Returns `function(…)`, which converts a decoded body of `size` bytes; in a thread if the body is large."""
+    if size <= SMALL_BYTES_MAX:
         return function(*args, **kwargs)
     return await asyncio.to_thread(function, *args, **kwargs)

@@ -62,7 +62,7 @@ async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     """
     fields, raw = await request.read(dict[str, Any], is_text_allowed=True)
     chat = read_body.convert(fields, UIChatRequest)
-    new_turn = await convert_body(raw, build_turn, chat)
+    new_turn = await convert_body(len(raw), build_turn, chat)
     headers = ignored_header(unknown_fields(fields))
     return await responder.answer(
         request, new_turn, raw, UI, is_streamed=True, headers=headers, idempotency_key=chat.idempotency_key

@@ -24,7 +24,7 @@ async def post_chat_completion(request: ApiRequest, responder: Responder, catalo
     fields, raw = await request.read(dict[str, Any])
     chat = apply_session_headers(read_body.convert(fields, ChatCompletionRequest), request.headers)
     model = (await catalogue.offer(request.tenant)).model(chat.model)
-    new_turn, ignored = await convert_body(raw, build_turn, chat, model, fields)
+    new_turn, ignored = await convert_body(len(raw), build_turn, chat, model, fields)
     include_usage = chat.stream_options is not None and bool(chat.stream_options.include_usage)
     return await responder.answer(
         request,

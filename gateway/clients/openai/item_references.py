@@ -3,6 +3,7 @@
 OpenAI's provider for the AI SDK sends the answers of a conversation in this way.
 """
 
+import asyncio
 import re
 from collections.abc import Sequence
 
@@ -19,23 +20,27 @@ from tailrace.proto.subjects import TurnKey
 ITEM_ID = re.compile(r"(?:msg|rs|fc)_(.+)_\d+")
 # Each response is one read of the log or the database.
 RESPONSES_MAX = 1000
+# More than any model reads: a million tokens. Inserted items are not part of the memory reserved for large bodies.
+INSERTED_BYTES_MAX = 4 * 1024 * 1024
 
 
 async def insert_items(
     items: str | Sequence[InputItem], tenant: Tenant, turns: TurnReader, bytes_max: int
-) -> str | list[InputItem]:
-    """Returns the input with each reference replaced by its item. Raises Refused, LogUnavailable.
+) -> tuple[str | Sequence[InputItem], int]:
+    """Returns the input with each reference replaced by its item, and the bytes of the inserted items.
 
-    All inserted items may have `bytes_max` bytes together.
+    They may have `bytes_max` bytes together. Other tasks run after each inserted item.
+    Raises Refused, LogUnavailable.
     """
     if isinstance(items, str):
-        return items
+        return items, 0
+    inserted_bytes = 0
     responses: dict[str, dict[str, Item]] = {}
     """The output items by id of each response that was read."""
-    inserted = []
+    replaced = []
     for index, one in enumerate(items):
         if one.type != "item_reference":
-            inserted.append(one)
+            replaced.append(one)
             continue
         named = ITEM_ID.fullmatch(one.id or "")
         turn = named[1] if named is not None else ""
@@ -46,11 +51,14 @@ async def insert_items(
         item = responses[turn].get(one.id or "")
         if item is None:
             raise invalid_item(index, f"no response has the item `{(one.id or '')[:80]}`: send the item itself")
-        bytes_max -= len(msgspec.json.encode(item))
-        if bytes_max < 0:
-            raise Refused("body_too_large", "the items that `input` references are too large: send fewer")
-        inserted.append(msgspec.convert(item, InputItem))
-    return inserted
+        inserted_bytes += len(msgspec.json.encode(item))
+        if inserted_bytes > bytes_max:
+            raise Refused(
+                "body_too_large", f"the items that `input` references have more than {bytes_max} bytes: reference fewer"
+            )
+        replaced.append(msgspec.convert(item, InputItem))
+        await asyncio.sleep(0)
+    return replaced, inserted_bytes
 
 
 async def _read_output(tenant: Tenant, turn: str, turns: TurnReader) -> dict[str, Item]:

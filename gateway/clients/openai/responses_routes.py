@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.openai.item_references import insert_items
+from tailrace.gateway.clients.openai.item_references import INSERTED_BYTES_MAX, insert_items
 from tailrace.gateway.clients.openai.responses_input import items_of
 from tailrace.gateway.clients.openai.responses_object import PREFIX, response_of
 from tailrace.gateway.clients.openai.responses_request import ResponseRequest, build_turn
@@ -51,10 +51,11 @@ async def post_response(
     """
     body, raw = await request.read(ResponseRequest)
     body = apply_session_headers(body, request.headers)
-    items = await insert_items(body.input, request.tenant, turns, settings.body_bytes_max)
+    bytes_max = min(settings.body_bytes_max, INSERTED_BYTES_MAX)
+    items, inserted_bytes = await insert_items(body.input, request.tenant, turns, bytes_max)
     body = msgspec.structs.replace(body, input=items)
     model = (await catalogue.offer(request.tenant)).model(body.model)
-    new_turn, ignored = await convert_body(raw, build_turn, body, model)
+    new_turn, ignored = await convert_body(len(raw) + inserted_bytes, build_turn, body, model)
     headers = ignored_header(ignored)
     if body.background and not body.stream:
         return await respond_in_background(request, responder, turns, new_turn, raw, headers)
