@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
@@ -19,10 +20,11 @@ import msgspec
 import tailrace.gateway.settings
 import tailrace.generators.settings
 from tailrace.deploy.cli.arguments import add_address, add_data, add_json
-from tailrace.deploy.local import check_environment, nats_server, ports, status_file
+from tailrace.deploy.local import check_environment, nats_server, ports, running, status_file
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import is_simulated
+from tailrace.deploy.local.readiness import http_get
 from tailrace.deploy.local.terminal_text import table
 from tailrace.gateway.http import fd_limit
 from tailrace.gateway.http.log_fullness import disk_shortage
@@ -76,7 +78,7 @@ async def examine(options: Options, environ: Mapping[str, str]) -> list[Finding]
     return [
         Finding("Python", "ok", f"{platform.python_version()} at {sys.executable}"),
         await _settings(environ),
-        _port(options),
+        await _port(options),
         _disk(options.data_dir),
         _files(environ),
         await _database(options.data_dir, environ),
@@ -97,14 +99,20 @@ async def _settings(environ: Mapping[str, str]) -> Finding:
     return Finding("Settings", "ok", "all TAILRACE_… variables are valid")
 
 
-def _port(options: Options) -> Finding:
-    if (up := status_file.read(options.data_dir)) is not None:
-        return Finding("Port", "ok", f"in use by the running `up` (pid {up.pid}) at {up.url}")
-    try:
-        ports.listen(options.host, options.port).close()
-    except UpRefused as error:
-        return Finding("Port", "error", *_split_message(error))
-    return Finding("Port", "ok", f"{options.port} on {options.host} is free")
+async def _port(options: Options) -> Finding:
+    up = status_file.read(options.data_dir)
+    if up is None:
+        try:
+            ports.listen(options.host, options.port).close()
+        except UpRefused as error:
+            if (up := running.find_at(options.port)) is None:
+                return Finding("Port", "error", *_split_message(error))
+        else:
+            return Finding("Port", "ok", f"{options.port} on {options.host} is free")
+    where, url = f"in use by the running `up` (pid {up.pid}) at {up.url}", urlsplit(up.url)
+    if (await http_get(url.hostname or "", url.port or 0)).status == 200:
+        return Finding("Port", "ok", f"{where}, which is ready")
+    return Finding("Port", "error", f"{where}, which is not ready", "see `tailrace status`")
 
 
 def _disk(data_dir: Path) -> Finding:

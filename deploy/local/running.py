@@ -3,12 +3,14 @@
 import sys
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from platformdirs import user_state_path
 
 from tailrace.deploy.local import status_file
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.options import default_data_dir
+from tailrace.deploy.local.status_file import UpStatus
 
 FILE = "running"
 
@@ -37,6 +39,12 @@ def say_which(data_dir: Path, option: str) -> None:
     started = _find_running()
     if len(started) > 1 and data_dir == started[-1] != default_data_dir() and (up := status_file.read(data_dir)):
         print(f"several systems run; this is {up.url}. Name another one with {option}.", file=sys.stderr)
+
+
+def find_at(port: int) -> UpStatus | None:
+    """Returns the status of the `up` that this user runs at `port`; None if there is none."""
+    found = map(status_file.read, _find_running())
+    return next((up for up in found if up is not None and urlsplit(up.url).port == port), None)
 
 
 def write_state(name: str, text: str) -> None:

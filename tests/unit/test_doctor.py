@@ -1,13 +1,20 @@
 """`tailrace doctor` on a machine without a running system: each problem, and what to do about it."""
 
+import asyncio
+import os
 import socket
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from tailrace.deploy.cli.doctor import Finding, examine, render
+from tailrace.deploy.cli.doctor import Finding, Level, examine, render
+from tailrace.deploy.local import running
+from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.options import Options
+from tailrace.deploy.local.status_file import FILE, UpStatus
+from tailrace.proto.version import VERSION
+from tests.harness.turn_builder import NOON
 
 
 async def findings(options: Options, **environ: str) -> dict[str, Finding]:
@@ -26,6 +33,31 @@ async def test_a_port_in_use_is_an_error_with_an_action(tmp_path: Path) -> None:
     assert found["Port"].level == "error"
     assert found["Port"].action == "stop the program that uses it, or choose another with --port"
     assert f"→ {found['Port'].action}" in render(list(found.values()))
+
+
+@pytest.mark.parametrize(
+    ("status", "level", "state", "action"),
+    [(200, "ok", "which is ready", ""), (503, "error", "which is not ready", "see `tailrace status`")],
+)
+async def test_a_port_of_an_up_of_this_user_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, level: Level, state: str, action: str
+) -> None:
+    """It may have another data directory."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (folder := tmp_path / "other").mkdir()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %d any\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        write_private(folder / FILE, msgspec.json.encode(UpStatus(VERSION, os.getpid(), url, NOON, [], [])).decode())
+        running.record(folder)
+        found = (await findings(Options(port=port, data_dir=tmp_path / "new")))["Port"]
+    assert found == Finding("Port", level, f"in use by the running `up` (pid {os.getpid()}) at {url}, {state}", action)
 
 
 @pytest.mark.parametrize(
