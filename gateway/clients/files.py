@@ -3,8 +3,6 @@
 Sources: OpenAI's API reference, "Files"; Anthropic's docs, "Files API".
 """
 
-import asyncio
-import hashlib
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -32,7 +30,7 @@ from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.auto_idempotency import AUTO
 from tailrace.gateway.turns.store_blobs import RequestBlobs
-from tailrace.gateway.turns.submit import idempotency_key_of
+from tailrace.gateway.turns.submit import hash_body, idempotency_key_of
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, Refused, not_found
 from tailrace.proto.files import CreateFile, DeleteFile, FileRecord, GetFile, ListFiles
@@ -71,8 +69,7 @@ async def post(
     file, purpose = require_file(form), _purpose(form, is_anthropic=is_anthropic)
     life = await _life(form, blob_store)
     log_fullness.require_room()
-    # In a thread: to hash 30 MB takes 15 ms, in which the loop would serve no stream.
-    sha256 = (await asyncio.to_thread(hashlib.sha256, file.content)).hexdigest()
+    sha256 = await hash_body(file.content)
     now = datetime.now(UTC)
     record = FileRecord(
         file=f"file-{new_id()}",
@@ -104,7 +101,7 @@ async def _claim(
     """Claims the key. Returns its file, and whether that is stored. Raises Refused if another file used the key."""
     # A hash of these fields and not of the body, because a repeated form has another boundary.
     given = msgspec.json.encode([record.sha256, record.filename, record.media_type, record.purpose])
-    own = Claim(TurnId(record.file), hashlib.sha256(given).hexdigest())
+    own = Claim(TurnId(record.file), await hash_body(given))
     if idempotency_key == AUTO:
         idempotency_key = f"{AUTO} {own.body_sha256}"
     # The space keeps it apart from the key of a turn: no Idempotency-Key can contain one.

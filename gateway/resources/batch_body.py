@@ -5,7 +5,6 @@ refused, with the index of that input.
 """
 
 import asyncio
-import hashlib
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
@@ -26,6 +25,7 @@ from tailrace.gateway.turns.request_body import NewTurn, Params, build_entry, ch
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.store_trace import with_trace
 from tailrace.gateway.turns.submission import Submission
+from tailrace.gateway.turns.submit import hash_body
 from tailrace.proto import batch, entries
 from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import BatchSource, Via
@@ -166,8 +166,7 @@ class BatchBuilder:
             # Here, because the loop serves streams after each line: those of 10,000 lines take 0.1 s.
             referred.update(blobs_needed(line))
         content = batch.encode_inputs(lines) + b"".join(line + b"\n" for line in refused)
-        # In a thread, as in store_blobs.py.
-        sha256 = (await asyncio.to_thread(hashlib.sha256, content)).hexdigest()
+        sha256 = await hash_body(content)
         await self._blobs.put(submission.own_turn, {sha256: content}, {sha256}, submission.admission)
         entry = entries.Request(
             model=inputs.model,

@@ -274,8 +274,8 @@ class TurnSubmitter:
 
 
 async def hash_body(raw: bytes) -> str:
-    """Returns the SHA-256 of a request body in hex."""
-    # A long body is hashed in a thread: 30 MB take 15 ms, during which the event loop would serve no stream.
+    """Returns the SHA-256 of a request body or of a file in hex."""
+    # A long one is hashed in a thread: 30 MB take 15 ms, during which the event loop would serve no stream.
     is_long = len(raw) > HASHED_INLINE_BYTES_MAX
     return (await asyncio.to_thread(hashlib.sha256, raw) if is_long else hashlib.sha256(raw)).hexdigest()
 
