@@ -2,7 +2,7 @@
 
 import sys
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PosixPath
 from urllib.parse import urlsplit
 
 from platformdirs import user_state_path
@@ -13,6 +13,10 @@ from tailrace.deploy.local.options import default_data_dir
 from tailrace.deploy.local.status_file import UpStatus
 
 FILE = "running"
+
+
+class StartedLast(PosixPath):
+    """The data directory of the `up` that was started last. No option has named it, although several run."""
 
 
 def record(data_dir: Path) -> None:
@@ -28,16 +32,14 @@ def find_data_dir() -> Path:
     """
     default = default_data_dir()
     started = _find_running()
-    return started[-1] if started and status_file.read(default) is None else default
+    if not started or status_file.read(default) is not None:
+        return default
+    return StartedLast(started[-1]) if len(started) > 1 else started[-1]
 
 
 def say_which(data_dir: Path, option: str) -> None:
-    """Prints the address if `find_data_dir` has chosen `data_dir` among several, only because it was started last.
-
-    `option` names another system.
-    """
-    started = _find_running()
-    if len(started) > 1 and data_dir == started[-1] != default_data_dir() and (up := status_file.read(data_dir)):
+    """Prints the address if `find_data_dir` has chosen `data_dir` among several. `option` names another system."""
+    if isinstance(data_dir, StartedLast) and (up := status_file.read(data_dir)):
         print(f"several systems run; this is {up.url}. Name another one with {option}.", file=sys.stderr)
 
 

@@ -237,7 +237,7 @@ def test_commands_find_the_running_up_of_this_user_from_any_folder(
 ) -> None:
     """The one of this folder, else the one that was started last. TAILRACE_URL and --url win over it.
 
-    A command says on standard error which of several it has chosen.
+    A command says on standard error which of several it has chosen, unless --data names it.
     """
     assert parser().parse_args(["status"]).data == default_data_dir()
     first, second, ended = (empty_home / name for name in ("first", "second", "ended"))
@@ -255,6 +255,8 @@ def test_commands_find_the_running_up_of_this_user_from_any_folder(
     assert nats_server.find_url(found, {}) == "nats://second"
     assert capsys.readouterr().err == "several systems run; this is http://second. Name another one with --data.\n"
     assert nats_server.find_url(found, {"TAILRACE_NATS_URL": "nats://own"}) == "nats://own"
+    named = parser().parse_args(["turns", "--data", str(second)]).data
+    assert (find_url(None, {}, named), nats_server.find_url(named, {})) == ("http://second", "nats://second")
     with pytest.raises(SettingsInvalid, match=f"no `up` runs in {ended}: start one"):
         find_url(None, {}, ended)
     assert find_url(None, {"TAILRACE_URL": "http://named"}, found) == "http://named"
