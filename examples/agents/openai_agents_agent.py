@@ -5,7 +5,7 @@
 Started again with the same RUN, it makes the same calls. Tailrace answers those that have ended from its log, and
 attaches the one that was running: nothing is paid again, and no word is lost. docs/AGENTS.md explains it.
 
-It needs `pip install openai-agents`, and a gateway at TAILRACE_URL (default: http://127.0.0.1:8000).
+It needs `pip install openai-agents httpx`, and a gateway at TAILRACE_URL (default: http://127.0.0.1:8000).
 """
 
 import asyncio
@@ -66,6 +66,7 @@ async def main() -> None:
             async for event in run.stream_events():
                 if event.type == "raw_response_event" and event.data.type == "response.output_text.delta":
                     print(event.data.delta, end="", file=sys.stderr, flush=True)
+        # OpenAI's SDK before 3 raises the errors of httpx when a stream is cut; it does not install httpx from 3 on.
         except (openai.APIConnectionError, httpx.TransportError):
             await asyncio.sleep(1)  # the same calls attach to the same turns
         else:
