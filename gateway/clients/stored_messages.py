@@ -1,5 +1,6 @@
 """Puts the blobs of stored messages back into them, for clients that receive their messages as they sent them."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -24,7 +25,7 @@ async def read_texts(
     blob_store: BlobStore, tenant: Tenant, messages: list[Message], bytes_max: int
 ) -> dict[str, str] | None:
     """Returns the texts of the messages' blobs by SHA-256; None if they are longer than `bytes_max` in total."""
-    references = blobs.references(StoredMessages(messages))
+    references = await asyncio.to_thread(blobs.references, StoredMessages(messages))
     # A blob with several references appears several times in the response, but is read once.
     if sum(blob.bytes for blob in references) > bytes_max:
         return None

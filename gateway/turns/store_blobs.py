@@ -70,8 +70,7 @@ class RequestBlobs:
         expired, or all together are larger than a body may be; LogFull, LogUnavailable.
         """
         # In a thread: to hash 30 MB takes 15 ms, in which the loop would serve no stream.
-        entry, lifted, size = await asyncio.to_thread(_lift, request)
-        found = blobs.references(entry)
+        entry, lifted, size, found = await asyncio.to_thread(_lift, request)
         if sum(blob.bytes for blob in found) > self._bytes_max:
             raise Refused("body_too_large", TOO_LARGE.format(most=self._bytes_max))
         pinned, more = {blob.sha256 for blob in found}, size if is_counted else 0
@@ -106,9 +105,9 @@ class RequestBlobs:
         self._share.add(key.tenant, size)
 
 
-def _lift(request: entries.Request) -> tuple[entries.Request, dict[str, bytes], int]:
+def _lift(request: entries.Request) -> tuple[entries.Request, dict[str, bytes], int, list[blobs.Blob]]:
     entry, lifted = blobs.lift(request)
     encoded = entries.encode(entry)
     if count_values(encoded) > VALUES_MAX:
         raise Refused("body_too_large", TOO_MANY.format(most=VALUES_MAX))
-    return entry, lifted, len(encoded)
+    return entry, lifted, len(encoded), blobs.references(entry)

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.api_request import HeaderSource
 from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
@@ -118,7 +119,7 @@ class TurnSubmitter:
             is_followed=is_followed,
         )
         await run_features(self._features.prepare, submission)
-        check(submission.new_turn)
+        await convert_body(len(raw), check, submission.new_turn)
         return await (self.store(submission, self._build) if cursor is None else self._resume(submission, cursor))
 
     async def store(self, submission: S, build: Callable[[S], Awaitable[entries.Request]]) -> StoredTurn:

@@ -197,6 +197,25 @@ async def test_a_large_data_url_is_decoded_outside_of_the_event_loop(
     assert max(size for _, size in decoded) <= long_strings.PIECE_BYTES
 
 
+async def test_other_requests_are_served_while_a_chat_of_24_000_messages_is_rendered(gateway: Gateway) -> None:
+    """The loop stood still for four fifths of the time that the response took."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[index % 2], "content": f"message {index}"} for index in range(24_000)]
+    question = {"role": "user", "content": "#sim words=1"}
+    turn = await run_turn(gateway, messages=[*messages, question], session="long", create_session=True)
+    assert turn["outcome"] == "completed"
+    loop = asyncio.get_running_loop()
+    reading = asyncio.create_task(gateway.client.get("/api/chat/long/messages"))
+    began_s = last_s = loop.time()
+    longest_s = 0.0
+    while not reading.done():
+        await asyncio.sleep(0.001)
+        longest_s, last_s = max(longest_s, loop.time() - last_s), loop.time()
+    shown = (await reading).json()
+    assert [shown[0]["parts"][0]["text"], len(shown)] == ["message 0", 24_002]
+    assert longest_s < (last_s - began_s) / 3
+
+
 def message_of(*content: object) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [*content]}]}
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from tailrace.gateway.auth.authenticate import LOCAL
+from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.settings import Settings
@@ -16,6 +17,7 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submission import Feature, Submission, SubmitFeatures, has
 from tailrace.gateway.turns.submit import UNCLEAR, TurnSubmitter
 from tailrace.proto import entries
+from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Claim, StreamSize
@@ -124,6 +126,17 @@ async def test_features_run_at_their_moments() -> None:
     await submit(LOCAL, NewTurn(message="hello", webhook="https://hooks.example"), b"{}")
     assert recorder.moments == ["prepare", "admit", "amend", "stored", "cleanup"]
     assert len(memory.stored) == 2
+
+
+async def test_other_tasks_run_while_many_messages_are_checked() -> None:
+    new_turn, raw = NewTurn(messages=[Message("user", "hello")] * 20_000), b"x" * (SMALL_BYTES_MAX + 1)
+    checking, runs = asyncio.create_task(submitter(Memory(), is_draining=True).submit(LOCAL, new_turn, raw)), 0
+    while not checking.done():
+        runs += 1
+        await asyncio.sleep(0)
+    assert runs > 5
+    with pytest.raises(Refused, match="shutting down"):
+        await checking
 
 
 @pytest.mark.rule("R78")

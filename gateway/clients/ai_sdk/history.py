@@ -4,6 +4,8 @@ A client of this protocol sends its whole conversation, with images, in each req
 the size of a request body.
 """
 
+import asyncio
+
 import msgspec
 
 from tailrace.gateway.clients.stored_messages import read_texts, resolve
@@ -37,7 +39,7 @@ async def newest_branch(
     texts = await read_texts(blob_store, tenant, messages, bytes_max - size)
     if texts is None:
         raise too_large
-    resolved = iter(resolve(messages, texts))
+    resolved = iter(await asyncio.to_thread(resolve, messages, texts))
     return [msgspec.structs.replace(turn, input=[next(resolved) for _ in turn.input]) for turn in found]
 
 

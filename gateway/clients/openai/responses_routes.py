@@ -4,6 +4,8 @@ A response is a turn; its id is `resp_` and the turn's id. Its events are number
 resumed at `GET /v1/responses/{id}?stream=true&starting_after=N`.
 """
 
+import asyncio
+
 import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
@@ -147,7 +149,7 @@ async def get_input_items(
     texts = await read_texts(blob_store, request.tenant, turn.input, settings.body_bytes_max)
     if texts is None:
         raise Refused("body_too_large", TOO_LARGE.format(most=settings.body_bytes_max, turn=turn.turn))
-    items = items_of(turn.turn, resolve(turn.input, texts))
+    items = await asyncio.to_thread(lambda: items_of(turn.turn, resolve(turn.input, texts)))
     if order == "desc":
         items.reverse()
     ids = [item["id"] for item in items]
