@@ -29,9 +29,11 @@ HEADERS_BYTES_MAX = 64 * 1024
 # As in Apache and gunicorn. Each lookup of a header scans all of them.
 HEADERS_MAX = 100
 HEADERS_TIMEOUT_S = 10.0
-# From a response to the next request. Longer than clients keep an idle connection (httpx and the Python SDKs: 5 s,
-# aiohttp: 15 s): a request on a connection that the server closes at this moment fails.
-# uvicorn has the same timeout, but stops it at any byte, also of a dripping body.
+# From a response to the next request. Longer than clients and proxies keep an idle connection (SDKs: 5 to 90 s, AWS:
+# 60 s, browsers: 300 s, Google Cloud: 600 s, Cloudflare: 900 s, Envoy: an hour): a request on a connection that the
+# server closes at this moment fails. The kernel detects a client that has vanished (server.py).
+IDLE_TIMEOUT_S = 3660.0
+# For the rest of a body whose request is answered already. uvicorn's timeout stops at any byte of a dripping body.
 ANSWERED_TIMEOUT_S = 20.0
 # For the 48 kB that must leave a full buffer before it is written to again: less than 2 kB a second.
 UNREAD_TIMEOUT_S = 30.0
@@ -184,6 +186,12 @@ class ClientConnection(HttpToolsProtocol):
         self._body_left = max(0, self._body_left - len(body))
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self.cycle is not None and self.cycle.response_complete:
+            # The rest of the body of a request that was refused has arrived: the connection is idle from now on.
+            self._await_request(IDLE_TIMEOUT_S)
+
     def on_response_complete(self) -> None:
         if self.pipeline:
             self._answered, _ = self.pipeline[-1]
@@ -196,8 +204,7 @@ class ClientConnection(HttpToolsProtocol):
             self.data_received(unparsed)
         # Not if the next headers have begun, which have their own timeout, or a request is queued.
         if self._closing is None and self.cycle.response_complete:
-            # Not aborted: a slow client has not read all of the response yet.
-            self._closing = self.loop.call_later(ANSWERED_TIMEOUT_S, self.transport.close)
+            self._await_request(ANSWERED_TIMEOUT_S if self.cycle.more_body else IDLE_TIMEOUT_S)
 
     def _should_upgrade(self) -> bool:
         return any(name == b"upgrade" for name, _ in self.headers)
@@ -253,6 +260,11 @@ class ClientConnection(HttpToolsProtocol):
         lines = [b"%s: %s\r\n" % header for header in headers]
         self.transport.write(b"".join([STATUS_LINE[refusal.status_code], *lines, b"\r\n", refusal.body]))
         self.transport.close()
+
+    def _await_request(self, timeout_s: float) -> None:
+        self._stop_waiting()
+        # Not aborted: a slow client has not read all of the response yet.
+        self._closing = self.loop.call_later(timeout_s, self.transport.close)
 
     def _leave_unread(self) -> None:
         # Not closed: that would wait until the client has read everything.

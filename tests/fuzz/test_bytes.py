@@ -26,8 +26,10 @@ AT_ONCE = 300
 STATUS = re.compile(rb"(?:^|\r\n)HTTP/1\.1 (\d{3}) ")
 # What may be said of a gateway that has no room, and of the turn of a model that is away.
 ALLOWED = {503, 507}
-# Longer than the gateway waits for anything: headers, a body, the next request.
-DEADLINE_S = http_protocol.HEADERS_TIMEOUT_S + read_body.RATE_WINDOW_S + 15
+# Longer than the gateway waits for headers, a body, or the rest of a body. A connection that is open then is idle.
+SILENCE_S = max(http_protocol.HEADERS_TIMEOUT_S, http_protocol.ANSWERED_TIMEOUT_S, read_body.RATE_WINDOW_S) + 2
+DEADLINE_S = SILENCE_S + 15
+LAST = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -40,22 +42,33 @@ async def attacked_gateway(system: System, generator: Process, persistence: Proc
 
 
 async def statuses(port: int, sent: bytes) -> list[int]:
-    """Returns the statuses of the responses to `sent`. Fails if the gateway neither answers nor closes."""
+    """Returns the statuses of the responses to `sent`.
+
+    Fails if the gateway neither answers nor closes, and if an idle connection does not serve a further request.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    received = b""
+    received, last = b"", None
 
     async def send() -> None:
         try:
             writer.write(sent)
             await writer.drain()
-            # The client does not close: the gateway must end an idle connection itself.
         except ConnectionError:
             pass
 
     sending = asyncio.create_task(send())
     try:
         async with asyncio.timeout(DEADLINE_S):
-            while piece := await reader.read(65536):
+            while True:
+                try:
+                    async with asyncio.timeout(SILENCE_S):
+                        piece = await reader.read(65536)
+                except TimeoutError:
+                    writer.write(LAST)
+                    last = await reader.read()
+                    break
+                if not piece:
+                    break
                 received += piece
     except ConnectionError:
         pass
@@ -64,13 +77,13 @@ async def statuses(port: int, sent: bytes) -> list[int]:
     finally:
         sending.cancel()
         writer.close()
+    assert last is None or last.startswith(b"HTTP/1.1 200 "), (sent[:300], received[-300:], last)
     return [int(status) for status in STATUS.findall(received)]
 
 
 async def is_alive(process: Process) -> bool:
     port = int(process.url.rpartition(":")[2])
-    found = await statuses(port, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-    return found == [200] and not process.is_gone
+    return await statuses(port, LAST) == [200] and not process.is_gone
 
 
 async def attack(process: Process, requests: list[bytes]) -> None:
