@@ -7,7 +7,7 @@ from typing import TypeVar
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
-from tailrace.gateway.auth.authenticate import credential_invalid
+from tailrace.gateway.auth.authenticate import Authenticator, credential_invalid
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.form import Form, parse_form
@@ -26,9 +26,10 @@ HeaderSource = Callable[[str], Mapping[str, str]]
 class ApiRequest(Request):
     """A request of an authenticated principal, or of any client on a public route."""
 
-    def __init__(self, scope: Scope, receive: Receive, bodies: BodyReader) -> None:
+    def __init__(self, scope: Scope, receive: Receive, authenticator: Authenticator, bodies: BodyReader) -> None:
         super().__init__(scope, receive)
         self._principal: Principal | None = None
+        self._authenticator = authenticator
         self._bodies = bodies
         self.until_answered = AsyncExitStack()
         """Resources that are released when the endpoint has returned a response, such as the memory of a large body."""
@@ -58,13 +59,18 @@ class ApiRequest(Request):
         rejected before.
         """
         types = read_body.JSON_OR_TEXT if is_text_allowed else read_body.ONLY_JSON
-        raw = await self._bodies.read(self, self.principal.tenant, self.until_answered, types)
+        raw = await self._read_bytes(types)
         return await self._bodies.decode(raw, kind), raw
 
     async def read_form(self) -> Form:
         """Returns the fields and the file of a `multipart/form-data` body. Raises Refused."""
-        raw = await self._bodies.read(self, self.principal.tenant, self.until_answered, frozenset({FORM}))
-        return await parse_form(raw, self.headers)
+        return await parse_form(await self._read_bytes(frozenset({FORM})), self.headers)
+
+    async def _read_bytes(self, types: frozenset[str]) -> bytes:
+        raw = await self._bodies.read(self, self.principal.tenant, self.until_answered, types)
+        # A body may take minutes to arrive, and the credential may have ended meanwhile.
+        self._authenticator.require_valid(self.principal)
+        return raw
 
     def turn(self, parameter: str = "turn", prefix: str = "") -> TurnKey:
         """Returns the turn that the path names, of the principal's tenant. Raises Refused if it cannot be an id.

@@ -103,22 +103,22 @@ class Authenticator:
             token, verifiers = found[0]
             for verifier in verifiers:
                 if token and (principal := await verifier.verify(token, request)) is not None:
-                    return self._require_valid(principal)
+                    self.require_valid(principal)
+                    return principal
         raise credential_invalid()
 
     def find_key(self, key_id: str) -> Principal | None:
         """Returns the principal of the API key with this id; None if it is unknown, revoked or expired."""
         return self._static_keys.find(key_id) or self.api_keys.find(key_id)
 
-    def _require_valid(self, principal: Principal) -> Principal:
-        """Raises Refused if the credential has expired, or the API key that it was exchanged for has ended.
+    def require_valid(self, principal: Principal) -> None:
+        """Raises Refused if the credential has expired, or its API key has ended.
 
-        A ticket without a key was created while no credential was needed, and ends with that.
+        A principal without a key was created while no credential was needed, and ends with that.
         """
         is_expired = principal.until is not None and principal.until <= time.time()
-        if is_expired or principal.key is None or self.api_keys.is_ended(principal.key):
+        if is_expired or (not self.is_open if principal.key is None else self.api_keys.is_ended(principal.key)):
             raise credential_invalid()
-        return principal
 
     @contextmanager
     def watch(self, principal: Principal) -> Iterator[Flag]:

@@ -43,7 +43,7 @@ class GuardedEndpoint:
         What the endpoint's request holds is released when it has returned its response, or failed.
         """
         began_at = time.monotonic()
-        request = ApiRequest(scope, receive, self._bodies)
+        request = ApiRequest(scope, receive, self._authenticator, self._bodies)
         await self._authenticate(request)
         try:
             async with request.until_answered:

@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import json
 import socket
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -307,6 +309,71 @@ async def test_a_revocation_refuses_a_request_that_waits_for_its_answer(
     refused = await asyncio.wait_for(waiting, 10)
     assert (refused.status_code, refused.json()["error"]["code"]) == (401, "credential_invalid")
     await until_cancelled(own_log, TurnKey(tenant, TurnId(refused.headers["tailrace-turn"])))
+
+
+class LateBody:
+    """A JSON body whose last byte is sent after `finish` is set."""
+
+    def __init__(self, **fields: object) -> None:
+        self._json = json.dumps(fields).encode()
+        self.finish = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._json[:-1]
+        await self.finish.wait()
+        yield self._json[-1:]
+
+
+@pytest.mark.rule("R38")
+async def test_a_request_is_refused_when_its_credential_ends_before_its_body_has_arrived(
+    gateway: Gateway, keys: ApiKeyStore, api_key: NewKey, tenant: Tenant
+) -> None:
+    """A revoked key could otherwise create another key with a body that it began before."""
+    login = await gateway.client.post("/v1/login", headers=bearer(api_key.secret))
+    new = {"tenant": tenant, "scopes": ["admin"]}
+    cases = [
+        ("/v1/admin/keys", api_key.secret, LateBody(**new)),
+        ("/v1/turns", login.json()["access_token"], LateBody(message="hi")),
+        ("/v1/turns", short_jwt(tenant, 3), LateBody(message="hi")),
+    ]
+    posts = [
+        asyncio.create_task(
+            gateway.client.post(path, content=body, headers={**bearer(secret), "content-type": "application/json"})
+        )
+        for path, secret, body in cases
+    ]
+    await asyncio.sleep(0.5)  # the gateway authenticates the requests before it reads their bodies
+    await keys.revoke(api_key.record.id, 1)
+
+    async def have_ended() -> bool:
+        return await statuses(gateway, [("/v1/turns", bearer(secret)) for _, secret, _ in cases]) == [401] * 3
+
+    await until(have_ended)
+    for _, _, body in cases:
+        body.finish.set()
+    for post in posts:
+        refused = await post
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "credential_invalid")
+
+
+@pytest.mark.rule("R38")
+async def test_the_first_key_refuses_a_request_without_one_whose_body_has_not_arrived(
+    own_server: NatsServer, keys: ApiKeyStore, new_gateway: NewGateway
+) -> None:
+    gateway = await new_gateway(own_server.url, api_keys="")
+    gateway.client.headers.pop("authorization")
+    body = LateBody(message="hi")
+    posting = gateway.client.post("/v1/turns", content=body, headers={"content-type": "application/json"})
+    post = asyncio.create_task(posting)
+    await asyncio.sleep(0.5)  # as above
+    await store(keys, LOCAL.tenant)
+
+    async def is_closed() -> bool:
+        return await statuses(gateway, [("/v1/turns", {})]) == [401]
+
+    await until(is_closed)
+    body.finish.set()
+    assert (await post).status_code == 401
 
 
 async def test_on_disconnect_cancel_applies_when_the_credential_ends(
