@@ -100,6 +100,17 @@ class Limiter:
             await admission.release()
             raise
 
+    @asynccontextmanager
+    async def count(self, principal: Principal, stored_bytes: int = 0) -> AsyncIterator[None]:
+        """Counts a request that stores no turn, and the bytes that it stores; not if it fails with Refused or LogError.
+
+        Raises Refused, LogUnavailable.
+        """
+        async with self.open_admission(principal) as admission:
+            await admission.count_request()
+            await admission.count_stored_bytes(stored_bytes)
+            yield
+
 
 class Admission:
     """The counts and slots that one request has taken from its limits."""
@@ -135,7 +146,7 @@ class Admission:
         await self._take("requests", 1)
 
     async def count_stored_bytes(self, size: int) -> None:
-        """Counts bytes of an entry or of its blobs. Raises Refused, LogUnavailable."""
+        """Counts bytes of an entry, of its blobs, or of a row. Raises Refused, LogUnavailable."""
         await self._take("bytes_day", size)
 
     async def estimate(self, request: Request) -> Estimate:

@@ -12,6 +12,7 @@ from tailrace.gateway.auth.authenticate import CROSS_ORIGIN_MESSAGE, Authenticat
 from tailrace.gateway.auth.cors import is_cross_origin
 from tailrace.gateway.auth.login import ACCESS_S, COOKIE, REFRESH_PATH, Logins, Tokens, format_cookie
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.limits.limiter import Limiter
 from tailrace.proto.errors import Refused
 
 
@@ -26,7 +27,7 @@ class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
     """The lifetime of the token, in seconds."""
 
 
-async def post(request: ApiRequest, authenticator: Authenticator, logins: Logins) -> Response:
+async def post(request: ApiRequest, authenticator: Authenticator, limiter: Limiter, logins: Logins) -> Response:
     """`POST /v1/login`: exchanges an API key for an access token and a refresh cookie.
 
     For pages in a browser: the page keeps the token in memory, and the cookie is not visible to scripts.
@@ -36,7 +37,8 @@ async def post(request: ApiRequest, authenticator: Authenticator, logins: Logins
     # An access token or a ticket must not create a login: logins would never end.
     if principal.key is None or principal != authenticator.find_key(principal.key):
         raise Refused("request_invalid", "Log in with an API key. Where requests need no key, no login is needed.")
-    return login_response(await logins.create(principal.key))
+    async with limiter.count(principal):
+        return login_response(await logins.create(principal.key))
 
 
 async def refresh(request: ApiRequest, logins: Logins) -> Response:

@@ -7,6 +7,7 @@ from starlette.routing import Route
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.resources.deletion import delete_response
 from tailrace.gateway.resources.paging import NumberedPage, number_of
 from tailrace.gateway.resources.sessions import check_text
@@ -66,19 +67,20 @@ async def projects(request: ApiRequest, history: HistoryClient) -> Response:
     )
 
 
-async def post(request: ApiRequest, history: HistoryClient) -> Response:
+async def post(request: ApiRequest, limiter: Limiter, history: HistoryClient) -> Response:
     """`POST /v1/projects`: creates a project. Status 200, as clients of other servers for Claude check.
 
     A project groups sessions. If Claude Code answers, it has a folder of its own.
     """
     tenant = request.tenant
-    new, _ = await request.read(NewProjectBody)
+    new, raw = await request.read(NewProjectBody)
     check_name("id", new.id)
     if new.path is not None:
         raise Refused("request_invalid", "`path` follows from the project's id: leave it out")
     check_text("name", new.name, NAME_CHARS_MAX)
     check_text("description", new.description, DESCRIPTION_CHARS_MAX)
-    made = await history.ask(tenant, CreateProject(new.id or new_id(), new.name, new.description))
+    async with limiter.count(request.principal, len(raw)):
+        made = await history.ask(tenant, CreateProject(new.id or new_id(), new.name, new.description))
     return json_response(with_path(tenant, made), headers={"location": f"/v1/projects/{made.id}"})
 
 

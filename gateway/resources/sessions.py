@@ -11,6 +11,7 @@ from starlette.routing import Route
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.resources.deletion import delete_response
@@ -128,18 +129,19 @@ async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
     )
 
 
-async def post(request: ApiRequest, history: HistoryClient, catalogue: Catalogue) -> Response:
+async def post(request: ApiRequest, limiter: Limiter, history: HistoryClient, catalogue: Catalogue) -> Response:
     """`POST /v1/sessions`: creates a session without turns. Status 200, which clients of other servers check.
 
     A turn can also name a new session itself, with `create_session`.
     """
     tenant = request.tenant
-    new, _ = await request.read(NewSessionBody)
+    new, raw = await request.read(NewSessionBody)
     check_session("id", new.id)
     check_name("project_id", new.project_id)
     _check(new, await catalogue.offer(tenant))
     session = CreateSession(new.id or new_id(), new.title, new.model, new.system_prompt, new.project_id)
-    made = await history.ask(tenant, session)
+    async with limiter.count(request.principal, len(raw)):
+        made = await history.ask(tenant, session)
     return json_response(made, headers={"location": f"/v1/sessions/{made.session}"})
 
 

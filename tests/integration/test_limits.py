@@ -256,6 +256,27 @@ async def test_stored_bytes_are_limited_by_bytes_day(nats_url: str, new_gateway:
     assert (await gateway.client.post("/v1/turns", json=SLOW)).status_code == 202
 
 
+@pytest.mark.usefixtures("persistence")
+async def test_sessions_projects_and_logins_are_limited_as_well(system: System, new_gateway: NewGateway) -> None:
+    """They are stored, too. A request that fails is not counted."""
+    gateway = await new_gateway(system.nats_url, limits_key="requests=4", limits_tenant="bytes_day=20000")
+    session = {"system_prompt": "x" * 9_000}
+    posts: list[tuple[str, dict[str, str], int]] = [
+        ("/v1/sessions", {"id": "first", **session}, 200),
+        ("/v1/sessions", {"id": "first"}, 409),
+        ("/v1/projects", {"name": "a", "description": "x" * 9_000}, 200),
+        ("/v1/sessions", session, 429),
+        ("/v1/sessions", {}, 200),
+        ("/v1/login", {}, 200),
+        ("/v1/login", {}, 429),
+        ("/v1/projects", {"name": "b"}, 429),
+    ]
+    await window_with(20)
+    assert [(await gateway.client.post(path, json=body)).status_code for path, body, _ in posts] == [
+        status for _, _, status in posts
+    ]
+
+
 async def test_contents_that_are_only_counted_are_limited_by_bytes_day(nats_url: str, new_gateway: NewGateway) -> None:
     """They are stored until a generator has counted them. A refused request gives its bytes back."""
     gateway = await new_gateway(nats_url, limits_tenant="bytes_day=535000")
