@@ -108,6 +108,7 @@ class PostgreSQL:
 
     system: DatabaseKind = "postgresql"
     statements = STATEMENTS
+    reads_max = CONNECTIONS_MAX - 2  # a transaction and a search have the others
 
     def __init__(self, pool: asyncpg.Pool, url: str, options: Mapping[str, Any], version: int) -> None:
         self._pool = pool

@@ -81,6 +81,7 @@ class SQLite:
 
     system: DatabaseKind = "sqlite"
     statements = STATEMENTS
+    reads_max = 1  # on one connection
 
     def __init__(
         self,

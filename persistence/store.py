@@ -121,6 +121,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._sql = database.statements
+        self._reads = FairSemaphore(database.reads_max)
         self._searches = FairSemaphore(1)
         self.system = database.system
 
@@ -505,8 +506,7 @@ class Store:
                 "others": msgspec.json.encode(others).decode(),
                 "offset": SCAN_MAX,
             }
-            read = self._database.search if words else self._database.read
-            rows = await read(self._sql[best.statement], page)
+            rows = await (self._database.search if words else self._fetch)(self._sql[best.statement], page)
             return [turn_record(row) for row in rows], None if best.end == OLDEST else best.end
 
     @asynccontextmanager
@@ -625,7 +625,12 @@ class Store:
         return [row["session"] for row in rows]
 
     async def _read(self, statement: str, **values: Any) -> list[dict[str, Any]]:
-        return await self._database.read(self._sql[statement], values)
+        return await self._fetch(self._sql[statement], values)
+
+    async def _fetch(self, sql: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Returns the rows of a query. The tenants that wait take turns: one may have hundreds of slow queries."""
+        async with self._reads.reserve(tenant=values.get("tenant", "")):
+            return await self._database.read(sql, values)
 
 
 def _encode_system(system: str | list[dict[str, Any]] | None) -> str | None:

@@ -21,8 +21,8 @@ logger = structlog.get_logger()
 Handler = Callable[[Tenant, bytes], Awaitable[bytes]]
 """Answers a query of a tenant."""
 
-# Queries that one process answers at once. Further queries are refused, and may be retried.
-QUERIES_MAX = 256
+# Queries that one process answers at once, half of them of one tenant. Further ones are refused, and may be retried.
+QUERIES_MAX = 512
 # The refusal when no process of a role answers, or when it cannot answer.
 UNAVAILABLE = {
     PERSISTENCE: ("persistence_unavailable", "the history cannot be read at the moment: retry"),
@@ -45,7 +45,7 @@ HEADER_CHARS_MAX = 500
 class Endpoints:
     """The queries that a process serves."""
 
-    def __init__(self, service: Service, running: set[asyncio.Task[None]]) -> None:
+    def __init__(self, service: Service, running: Mapping[asyncio.Task[None], Tenant]) -> None:
         self.id = service.id
         self._service = service
         self._running = running
@@ -99,7 +99,7 @@ class Rpc:
         service = await add_service(
             self._connection.client, ServiceConfig(name=role, version=version, queue_group=role)
         )
-        running: set[asyncio.Task[None]] = set()
+        running: dict[asyncio.Task[None], Tenant] = {}
         for query, handler in handlers.items():
             endpoint = _run_concurrently(_endpoint(handler, role), role, running)
             config = EndpointConfig(name=query, subject=subjects.every_query(query), handler=endpoint)
@@ -191,6 +191,10 @@ class Rpc:
 Endpoint = Callable[[Request], Awaitable[None]]
 
 
+def _tenant(request: Request) -> Tenant:
+    return Tenant(request.subject.split(".")[1])
+
+
 def _seconds(headers: Mapping[str, str]) -> float | None:
     return float(headers[RETRY_AFTER]) if RETRY_AFTER in headers else None
 
@@ -202,25 +206,26 @@ async def _refuse(request: Request, refused: Refused) -> None:
     await request.respond_error(refused.code, in_ascii, refused.message.encode(), again)
 
 
-def _run_concurrently(endpoint: Endpoint, role: str, running: set[asyncio.Task[None]]) -> Endpoint:
+def _run_concurrently(endpoint: Endpoint, role: str, running: dict[asyncio.Task[None], Tenant]) -> Endpoint:
     """Runs each request in a task: nats-py calls an endpoint for one request at a time."""
 
     async def handle(request: Request) -> None:
-        if len(running) >= QUERIES_MAX:
+        tenant = _tenant(request)
+        # At most as many as are free: tenants that send more than that leave some for the next one.
+        if sum(each == tenant for each in running.values()) >= QUERIES_MAX - len(running):
             await _refuse(request, Refused(*UNAVAILABLE[role], retry_after_s=RETRY_WAIT_S))
             return
         task = asyncio.ensure_future(endpoint(request))
-        running.add(task)
-        task.add_done_callback(running.discard)
+        running[task] = tenant
+        task.add_done_callback(running.pop)
 
     return handle
 
 
 def _endpoint(handler: Handler, role: str) -> Endpoint:
     async def respond(request: Request) -> None:
-        tenant = Tenant(request.subject.split(".")[1])
         try:
-            await request.respond(await handler(tenant, request.data))
+            await request.respond(await handler(_tenant(request), request.data))
         except Refused as refused:
             await _refuse(request, refused)
         except nats.errors.MaxPayloadError:

@@ -12,7 +12,7 @@ from tailrace.proto import subjects
 from tailrace.proto.errors import Refused, StoreBusy
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Rpc
-from tailrace.proto.nats.rpc import Handler
+from tailrace.proto.nats.rpc import QUERIES_MAX, Handler
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 from tests.harness.until import until
 
@@ -126,6 +126,25 @@ async def test_a_waiting_query_delays_no_other(services: Rpc, other: Connection,
     assert not waiting.done()
     may_answer.set()
     assert await waiting == b"slow"
+
+
+async def test_the_queries_of_one_tenant_leave_room_for_others(
+    services: Rpc, other: Connection, tenant: Tenant, name: str
+) -> None:
+    may_answer = asyncio.Event()
+
+    async def answer(sender: Tenant, _: bytes) -> bytes:
+        if sender == tenant:
+            await may_answer.wait()
+        return b"answered"
+
+    await serve(other, name, answer)
+    queries = [services.request(tenant, name, b"", timeout_s=TIMEOUT_S) for _ in range(QUERIES_MAX)]
+    waiting = asyncio.gather(*queries, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert await services.request(Tenant("another"), name, b"", timeout_s=TIMEOUT_S) == b"answered"
+    may_answer.set()
+    assert (await waiting).count(b"answered") == QUERIES_MAX // 2
 
 
 @pytest.mark.rule("R29")

@@ -626,6 +626,17 @@ async def test_a_search_that_is_cancelled_before_it_begins_is_interrupted(file_s
     assert await database.search("SELECT 1 AS found", {}) == [{"found": 1}]
 
 
+async def test_a_tenant_with_many_queries_makes_no_other_tenant_wait_for_all_of_them(store: Store) -> None:
+    order: list[Tenant] = []
+
+    async def read(tenant: Tenant) -> None:
+        await store.session(tenant, "s1", NOON)
+        order.append(tenant)
+
+    await asyncio.gather(*[read(OURS) for _ in range(40)], read(THEIRS))
+    assert order.index(THEIRS) < 20
+
+
 async def test_a_tenant_with_many_searches_is_refused_and_other_tenants_are_not(
     either_database: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
