@@ -122,6 +122,7 @@ class Store:
         self._database = database
         self._sql = database.statements
         self._reads = FairSemaphore(database.reads_max)
+        self._writes = FairSemaphore(1)
         self._searches = FairSemaphore(1)
         self.system = database.system
 
@@ -171,7 +172,7 @@ class Store:
             if row["project"] is not None:
                 joining.setdefault((row["tenant"], row["session"]), row)
         turns = msgspec.json.encode([(one.tenant, one.session, one.turn) for one in rows]).decode()
-        async with self._database.transaction() as writer:
+        async with self._write() as writer:
             await writer.executemany(self._sql["count_project"], joining.values())
             for statement in (
                 self._sql["put_session"],
@@ -193,12 +194,12 @@ class Store:
 
     async def reset_recorded_upto(self) -> None:
         """Resets what `read_recorded_upto` returns, before the whole log is recorded again."""
-        async with self._database.transaction() as writer:
+        async with self._write() as writer:
             await writer.execute(self._sql["reset_recorded_upto"], {})
 
     async def fail_expired(self, first: Seq) -> int:
         """Ends the running turns that have left the log, which begins at `first`, as failed; returns their number."""
-        async with self._database.transaction() as writer:
+        async with self._write() as writer:
             return await writer.execute(self._sql["fail_expired_turns"], {"first": first, "error": LOST_ERROR})
 
     async def running_turns(self) -> list[TurnKey]:
@@ -208,7 +209,7 @@ class Store:
     async def fail_lost(self, lost: Sequence[TurnKey]) -> None:
         """Ends those of `lost` that are running as failed."""
         rows = [{"tenant": key.tenant, "turn": key.turn, "error": LOST_ERROR} for key in lost]
-        async with self._database.transaction() as writer:
+        async with self._write() as writer:
             await writer.executemany(self._sql["fail_turn"], rows)
 
     async def new_session(self, tenant: Tenant, new: CreateSession, at: datetime) -> bool:
@@ -222,14 +223,14 @@ class Store:
             "project": new.project_id,
             "asked_at": micros(at),
         }
-        async with self._database.transaction() as writer:
+        async with self._write(tenant) as writer:
             made = await writer.execute(self._sql["create_session"], columns)
             await writer.execute(self._sql["put_project"], columns)
             return made > 0
 
     async def change_session(self, tenant: Tenant, change: ChangeSession) -> None:
         """Changes a session, except what is unset."""
-        async with self._database.transaction() as writer:
+        async with self._write(tenant) as writer:
             for column, value in (
                 ("title", change.title),
                 ("model", change.model),
@@ -242,7 +243,7 @@ class Store:
     async def new_project(self, tenant: Tenant, new: CreateProject, at: datetime) -> bool:
         """Inserts a project. Returns False, and changes nothing, if the id is in use."""
         columns = {"tenant": tenant, **msgspec.structs.asdict(new), "created_at": micros(at)}
-        async with self._database.transaction() as writer:
+        async with self._write(tenant) as writer:
             made = await writer.execute(self._sql["create_project"], columns)
             return made > 0
 
@@ -252,13 +253,13 @@ class Store:
         Their usage stays in the totals of the tenant and project, because it was paid for.
         The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
         """
-        async with self._database.transaction() as writer:
+        async with self._write(tenant) as writer:
             return await self._delete(writer, tenant, what)
 
     async def delete_old(self, tenant: Tenant, what: DeleteResource, before: datetime, first: Seq) -> bool:
         """Deletes as `delete` does if `old_sessions` would return the session `what`. Returns whether it would."""
         old = {"tenant": tenant, "session": what.name, "unused_since": micros(before), "first": first}
-        async with self._database.transaction() as writer:
+        async with self._write() as writer:
             if not await writer.read(self._sql["old_session"], old):
                 return False
             await self._delete(writer, tenant, what)
@@ -283,7 +284,7 @@ class Store:
 
     async def release_blobs(self, tenant: Tenant, blobs: str) -> None:
         """Releases blobs whose turn has no row. `blobs` is a JSON list of SHA-256."""
-        async with self._database.transaction() as writer:
+        async with self._write() as writer:
             await writer.execute(self._sql["release_named_blobs"], {"tenant": tenant, "blobs": blobs})
 
     async def released_blobs(self, tenant: Tenant, after: str = "") -> list[str]:
@@ -301,14 +302,14 @@ class Store:
 
     async def forget_released(self, tenant: Tenant, blobs: Sequence[str]) -> None:
         """Removes `blobs` from the released ones: they were purged."""
-        async with self._database.transaction() as writer:
+        async with self._write() as writer:
             await writer.executemany(
                 self._sql["forget_released_blob"], [{"tenant": tenant, "sha256": sha256} for sha256 in blobs]
             )
 
     async def keep_referenced(self, tenant: Tenant, blobs: Sequence[str]) -> None:
         """Removes those of `blobs` from the released ones that a turn refers to."""
-        async with self._database.transaction() as writer:
+        async with self._write() as writer:
             await writer.executemany(
                 self._sql["keep_used_blob"], [{"tenant": tenant, "sha256": sha256} for sha256 in blobs]
             )
@@ -325,7 +326,7 @@ class Store:
                 columns.append({**row, "cursor": found.cursor, "words": words})
             else:
                 wordless.append(row)
-        async with self._database.transaction() as writer:
+        async with self._write() as writer:
             await writer.executemany(self._sql["delete_words"], wordless)
             await writer.executemany(self._sql["put_words"], columns)
             await writer.executemany(self._sql["forget_unsearched"], left)
@@ -334,7 +335,7 @@ class Store:
     async def put_unstored(self, key: TurnKey, user: str | None) -> None:
         """Notes a turn with `store: false`, with a hash of its user."""
         columns = {"tenant": key.tenant, "turn": key.turn, "user_hash": _user_hash(key.tenant, user)}
-        async with self._database.transaction() as writer:
+        async with self._write() as writer:
             await writer.execute(self._sql["put_unstored"], columns)
 
     async def list_unstored(self, tenant: Tenant, user: str | None) -> list[TurnId]:
@@ -353,7 +354,7 @@ class Store:
 
     async def forget_unstored(self, turns: Sequence[TurnKey]) -> None:
         """Removes the notes of turns that are erased, or have left the log."""
-        async with self._database.transaction() as writer:
+        async with self._write() as writer:
             rows = [{"tenant": key.tenant, "turn": key.turn} for key in turns]
             await writer.executemany(self._sql["forget_unstored"], rows)
             self._database.note_deletion()
@@ -361,7 +362,7 @@ class Store:
     async def put_file(self, tenant: Tenant, record: FileRecord) -> None:
         """Inserts a file, and its reference to its blob."""
         columns = {"tenant": tenant, **file_columns(record)}
-        async with self._database.transaction() as writer:
+        async with self._write(tenant) as writer:
             await writer.execute(self._sql["put_file"], columns)
             await writer.execute(self._sql["put_file_use"], columns)
 
@@ -390,7 +391,7 @@ class Store:
     async def delete_file(self, tenant: Tenant, file: str) -> None:
         """Deletes a file and releases its blob."""
         columns = {"tenant": tenant, "turn": file}
-        async with self._database.transaction() as writer:
+        async with self._write(tenant) as writer:
             for statement in ("release_blobs", "delete_blob_uses", "delete_file"):
                 await writer.execute(self._sql[statement], columns)
             self._database.note_deletion()
@@ -626,6 +627,12 @@ class Store:
 
     async def _read(self, statement: str, **values: Any) -> list[dict[str, Any]]:
         return await self._fetch(self._sql[statement], values)
+
+    @asynccontextmanager
+    async def _write(self, tenant: str = "") -> AsyncIterator[Transaction]:
+        """Runs the block in a transaction. Tenants take turns, and so does the recorder, which has no tenant."""
+        async with self._writes.reserve(tenant=tenant), self._database.transaction() as writer:
+            yield writer
 
     async def _fetch(self, sql: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns the rows of a query. The tenants that wait take turns: one may have hundreds of slow queries."""

@@ -637,6 +637,22 @@ async def test_a_tenant_with_many_queries_makes_no_other_tenant_wait_for_all_of_
     assert order.index(THEIRS) < 20
 
 
+async def test_a_tenant_with_many_writes_makes_neither_other_tenants_nor_the_recorder_wait(store: Store) -> None:
+    """Queries of the history wait for the recorder."""
+    order: list[str] = []
+
+    async def create(tenant: Tenant, session: str) -> None:
+        await store.new_session(tenant, CreateSession(session), NOON)
+        order.append(tenant)
+
+    async def record() -> None:
+        await store.record([running_row("turn-1")])
+        order.append("recorder")
+
+    await asyncio.gather(*[create(OURS, f"{number}") for number in range(40)], create(THEIRS, "1"), record())
+    assert max(order.index(THEIRS), order.index("recorder")) < 5
+
+
 async def test_a_tenant_with_many_searches_is_refused_and_other_tenants_are_not(
     either_database: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
