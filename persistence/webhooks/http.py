@@ -14,6 +14,7 @@ import aiohttp
 from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver
 
+from tailrace.persistence.webhooks.system_resolver import SystemResolver
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
 from tailrace.proto.retry_after import parse_retry_after
 from tailrace.proto.ssrf import UrlNotAllowed, check_url, is_public
@@ -28,13 +29,13 @@ class Answer(NamedTuple):
 class WebhookClient:
     """Posts webhooks. Use it as an async context manager.
 
-    `private` are the hosts that may have private addresses; `resolver` is DNS by default.
+    `private` are the hosts that may have private addresses; `resolver` is by default that of the system.
     """
 
     def __init__(self, private: frozenset[str], *, timeout_s: float, resolver: AbstractResolver | None = None) -> None:
         self._private = private
         self._timeout_s = timeout_s
-        self._resolver = resolver
+        self._resolver = resolver or SystemResolver()
 
     async def __aenter__(self) -> Self:
         # aiohttp makes its default context at import, before SSL_CERT_FILE may have been set.

@@ -5,14 +5,17 @@ import gzip
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.web import Request, Response, StreamResponse
 
+from tailrace.persistence.webhooks import system_resolver
 from tailrace.persistence.webhooks.http import WebhookClient
 from tailrace.proto.errors import WebhookFailed, WebhookRefused
 from tests.harness.stop_server import stop
@@ -141,6 +144,48 @@ async def test_a_host_is_resolved_once_for_each_call(receiver: Receiver) -> None
         names.addresses = ()
         with pytest.raises(WebhookFailed):
             await client.post(f"http://hooks.test:{receiver.port}/", HEADERS, b"{}")
+
+
+def test_names_that_no_dns_server_answers_do_not_delay_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop's own look-ups share a few threads, and no look-up can be stopped."""
+    silent, look_up = threading.Event(), socket.getaddrinfo
+
+    def look_up_or_wait(host: str, *args: Any, **kwargs: Any) -> Any:
+        if host.startswith("silent"):
+            silent.wait(30)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return look_up("127.0.0.1" if host == "hooks.test" else host, *args, **kwargs)
+
+    async def post_to_all() -> None:
+        async with Receiver() as receiver, WebhookClient(NAMED, timeout_s=2) as client:
+            posts = [client.post(f"https://silent-{number}.test/", HEADERS, b"{}") for number in range(40)]
+            slow = [asyncio.create_task(post) for post in posts]
+            try:
+                await asyncio.sleep(0.1)
+                assert await client.post(f"http://hooks.test:{receiver.port}/", HEADERS, b"{}") == (204, None)
+                failed = await asyncio.gather(*slow, return_exceptions=True)
+                assert {str(error) for error in failed} == {"no answer within 2 s"}
+            finally:
+                silent.set()
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up_or_wait)
+    # uvloop's own look-ups would not call the patched function.
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(post_to_all())
+
+
+async def test_further_names_fail_while_too_many_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up counts until its thread ends, also after its webhook has timed out."""
+    silent = threading.Event()
+    monkeypatch.setattr(system_resolver, "LOOKUPS_MAX", 3)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: silent.wait(30) and [])
+    async with WebhookClient(frozenset(), timeout_s=0.5) as client:
+        try:
+            for number in range(4):
+                with pytest.raises(WebhookFailed, match="no answer within" if number < 3 else "ClientConnector"):
+                    await client.post(f"https://silent-{number}.test/", HEADERS, b"{}")
+        finally:
+            silent.set()
 
 
 async def test_cookies_are_not_kept_and_proxies_not_used(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,63 @@
+"""SystemResolver: the system's look-up of host names for aiohttp, with a thread for each name."""
+
+import asyncio
+import concurrent.futures
+import socket
+import threading
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+# Names that are looked up at once. A tenant's silent names occupy 8 of them, and for some seconds those of attempts
+# that have timed out.
+LOOKUPS_MAX = 256
+# What `getaddrinfo` returns are numbers, which need no further look-up.
+NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+
+
+class SystemResolver(AbstractResolver):
+    """Looks up names as all programs of the machine do: /etc/hosts, DNS, mDNS.
+
+    aiohttp's own resolver uses uvloop's threads, of which two may look up names. A DNS server may never answer, and no
+    look-up can be stopped. So two names of one tenant would delay the webhooks of all others.
+
+    aiodns needs no threads, but aiohttp then also uses it for the model, and it does not know names of mDNS.
+    """
+
+    def __init__(self) -> None:
+        self._lookups: set[concurrent.futures.Future[list[ResolveResult]]] = set()
+        """Those that run, also after their caller was cancelled."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Returns the addresses of `host`. Raises OSError, also if LOOKUPS_MAX names are being looked up."""
+        if len(self._lookups) >= LOOKUPS_MAX:
+            raise OSError(f"{LOOKUPS_MAX} names are being looked up")
+        lookup: concurrent.futures.Future[list[ResolveResult]] = concurrent.futures.Future()
+        # From now on it cannot be cancelled, so that the thread can set its result.
+        lookup.set_running_or_notify_cancel()
+        self._lookups.add(lookup)
+        lookup.add_done_callback(self._lookups.discard)
+        # A daemon, unlike the threads of an executor: the process does not wait for it at its exit.
+        threading.Thread(target=_look_up, args=(lookup, host, port, family), daemon=True).start()
+        return await asyncio.wrap_future(lookup)
+
+    async def close(self) -> None:
+        """Does nothing: the threads end by themselves."""
+
+
+def _look_up(
+    lookup: concurrent.futures.Future[list[ResolveResult]], host: str, port: int, family: socket.AddressFamily
+) -> None:
+    try:
+        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    except (OSError, ValueError) as error:
+        # ValueError: the name cannot be encoded.
+        lookup.set_exception(error)
+        return
+    lookup.set_result(
+        [
+            ResolveResult(hostname=host, host=str(address[0]), port=port, family=kind, proto=proto, flags=NUMERIC)
+            for kind, _, proto, _, address in found
+        ]
+    )
