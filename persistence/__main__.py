@@ -11,7 +11,7 @@ import structlog
 
 from tailrace.persistence.batch_queries import BatchQueries
 from tailrace.persistence.blob_gc import BlobCollector
-from tailrace.persistence.catch_up import catch_up
+from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.commands import Commands
 from tailrace.persistence.database import display, open_database, set_aside
 from tailrace.persistence.file_queries import FileQueries
@@ -88,7 +88,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
         batch_max=settings.batch_max,
         retry_wait_s=settings.retry_wait_s,
     )
-    caught_up = partial(catch_up, deliveries, lambda: recorder.failure, settings.catch_up_timeout_s)
+    caught_up = SharedCatchUp(deliveries, lambda: recorder.failure, settings.catch_up_timeout_s).wait
     queries = Queries(store, settings.session_idle_s)
     resources = ResourceQueries(store, queries)
     blobs = BlobCollector(store, BlobStore(connection), BlobPins(connection), caught_up)

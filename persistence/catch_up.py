@@ -7,29 +7,76 @@ empty: what was stored after the query arrived is not waited for.
 
 import asyncio
 from collections.abc import Callable
+from typing import NamedTuple
 
 from tailrace.proto.errors import Refused
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import Deliveries
 
 # A batch takes some milliseconds from its delivery to its acknowledgement.
 POLL_S = 0.01
 
 
-async def catch_up(deliveries: Deliveries, failure: Callable[[], str], timeout_s: float) -> None:
-    """Returns once all that was stored before this call is in the database.
+class Progress(NamedTuple):
+    """How far the log is recorded: up to `floor`, while it ended at `last`. `is_drained`: all of it."""
 
-    Raises Refused (persistence_unavailable) after `timeout_s`, or at once while the recorder reports a `failure`,
-    because an outdated answer would be wrong. Raises LogUnavailable.
+    is_drained: bool
+    last: Seq = BEFORE_FIRST
+    floor: Seq = BEFORE_FIRST
+
+
+class SharedCatchUp:
+    """Makes queries wait for the recorder. Those that wait together share the requests to nats-server.
+
+    Hundreds of queries that each asked every POLL_S would take the CPU that the recorder needs.
     """
-    if await deliveries.is_drained():
-        return
-    last = await deliveries.last()
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    while not ((await deliveries.backlog()).floor >= last or await deliveries.is_drained()):
-        if failure() or asyncio.get_running_loop().time() >= deadline:
+
+    def __init__(self, deliveries: Deliveries, failure: Callable[[], str], timeout_s: float) -> None:
+        """`failure` returns why nothing can be recorded at the moment, or an empty string."""
+        self._deliveries = deliveries
+        self._failure = failure
+        self._timeout_s = timeout_s
+        self._reading: asyncio.Task[Progress] | None = None
+        self._next: asyncio.Task[Progress] | None = None
+        """A read that has not begun."""
+
+    async def wait(self) -> None:
+        """Returns once all that was stored before this call is in the database.
+
+        Raises Refused (persistence_unavailable) after `timeout_s`, or at once while there is a failure, because an
+        outdated answer would be wrong. Raises LogUnavailable.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                progress = await self._read_next()
+                last = progress.last
+                while not (progress.is_drained or progress.floor >= last):
+                    if self._failure():
+                        raise TimeoutError
+                    await asyncio.sleep(POLL_S)
+                    progress = await self._read_next()
+        except TimeoutError as error:
             raise Refused(
                 "persistence_unavailable",
                 "the database is behind the log: try again in some seconds",
                 retry_after_s=2,
-            )
-        await asyncio.sleep(POLL_S)
+            ) from error
+
+    async def _read_next(self) -> Progress:
+        """Returns the progress as it is after this call. One read runs at a time; the calls before it share it."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._read(self._reading))
+            # asyncio would log the error of a read for which nothing waits any more.
+            self._next.add_done_callback(lambda read: read.cancelled() or read.exception())
+        # A waiter may be cancelled; the read goes on for the others.
+        return await asyncio.shield(self._next)
+
+    async def _read(self, before: asyncio.Task[Progress] | None) -> Progress:
+        if before is not None:
+            await asyncio.wait({before})
+        # Later calls must not share this read: it may miss what was stored right before them.
+        self._reading, self._next = self._next, None
+        if await self._deliveries.is_drained():
+            return Progress(is_drained=True)
+        last = await self._deliveries.last()
+        return Progress(is_drained=False, last=last, floor=(await self._deliveries.backlog()).floor)

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from tailrace.gateway.clients.anthropic import count_tokens
-from tailrace.persistence import blob_gc, catch_up
+from tailrace.persistence import blob_gc
+from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.rows import build_row
 from tailrace.persistence.store import Store
 from tailrace.proto.chain import START
@@ -320,7 +321,7 @@ async def test_a_turn_that_is_not_recorded_yet_keeps_its_blob(
 ) -> None:
     """A deletion waits for the database once more after it has marked the blob; otherwise it would miss this turn."""
     posts: list[dict[str, Any]] = []
-    is_caught_up, is_pinned, record, wait = asyncio.Event(), BlobPins.is_pinned, Store.record, catch_up.catch_up
+    is_caught_up, is_pinned, record, wait = asyncio.Event(), BlobPins.is_pinned, Store.record, SharedCatchUp.wait
     is_caught_up.set()
 
     async def post_first(self: BlobPins, tenant: Tenant, sha256: str) -> bool:
@@ -333,13 +334,13 @@ async def test_a_turn_that_is_not_recorded_yet_keeps_its_blob(
         await is_caught_up.wait()
         await record(self, *given)
 
-    async def catch_up_now(*given: Any) -> None:
+    async def catch_up_now(self: SharedCatchUp) -> None:
         is_caught_up.set()
-        await wait(*given)
+        await wait(self)
 
     monkeypatch.setattr(BlobPins, "is_pinned", post_first)
     monkeypatch.setattr(Store, "record", record_late)
-    monkeypatch.setattr("tailrace.persistence.__main__.catch_up", catch_up_now)
+    monkeypatch.setattr(SharedCatchUp, "wait", catch_up_now)
     async with own.persistence():
         first = await own.show(picture)
         assert await delete(own.gateway, first) == 200

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.persistence.catch_up import catch_up
+from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, new_id
@@ -130,8 +130,31 @@ async def test_a_query_that_cannot_catch_up_is_refused(own_connection: Connectio
     deliveries = await Deliveries.open(own_connection, PERSISTENCE)
     for failure, timeout_s in (("", 0.05), ("locked", 3600)):
         with pytest.raises(Refused) as refused:
-            await catch_up(deliveries, lambda failure=failure: failure, timeout_s=timeout_s)  # type: ignore[misc]
+            await SharedCatchUp(deliveries, lambda failure=failure: failure, timeout_s).wait()  # type: ignore[misc]
         assert (refused.value.code, refused.value.retry_after_s) == ("persistence_unavailable", 2)
+
+
+async def test_queries_that_wait_together_share_the_requests_to_the_server(
+    own_connection: Connection, own_log: TurnLog
+) -> None:
+    """Otherwise hundreds of them would slow the recorder, for which they wait."""
+    running = most = 0
+
+    class Counted(Deliveries):
+        async def is_drained(self) -> bool:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            try:
+                return await super().is_drained()
+            finally:
+                running -= 1
+
+    await ask(own_log)
+    wait = SharedCatchUp(await Counted.open(own_connection, PERSISTENCE), lambda: "", 0.5).wait
+    refused = await asyncio.gather(*(wait() for _ in range(100)), return_exceptions=True)
+    assert {type(each) for each in refused} == {Refused}
+    assert most == 1
 
 
 UNKNOWN: dict[str, tuple[Any, str]] = {
