@@ -20,8 +20,10 @@ class RawConnection:
     @asynccontextmanager
     async def open(cls, port: int) -> AsyncIterator["RawConnection"]:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        yield cls(reader, writer)
-        writer.close()
+        try:
+            yield cls(reader, writer)
+        finally:
+            writer.close()
 
     async def send(self, *pieces: str) -> None:
         for piece in pieces:

@@ -3,11 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 
-from tailrace.gateway.http import http_protocol
+from tailrace.gateway.http import fd_limit, http_protocol
 from tests.harness.raw_http import RawConnection, error_of
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway
@@ -192,6 +192,23 @@ async def test_an_idle_connection_is_longer_open_than_a_refused_one(raw: RawConn
         await asyncio.sleep(wait_s)
         await raw.send(post(TURN))
         assert (await raw.answer()).status_code == 202
+
+
+async def test_idle_connections_leave_half_of_the_connections_to_others(
+    monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
+) -> None:
+    monkeypatch.setattr(http_protocol, "ANSWERED_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(fd_limit, "connections_max", lambda: 4)
+    gateway = await new_gateway(nats_url)
+    async with AsyncExitStack() as stack:
+        opened = []
+        for _ in range(3):
+            opened.append(await stack.enter_async_context(RawConnection.open(gateway.port)))
+            await opened[-1].send(post(TURN))
+            assert (await opened[-1].answer()).status_code == 202
+        assert await opened[-1].is_closed()
+        await opened[0].send(post(TURN))
+        assert (await opened[0].answer()).status_code == 202
 
 
 async def test_a_refused_connection_is_idle_when_its_body_has_arrived(
