@@ -34,8 +34,6 @@ HEADERS_TIMEOUT_S = 10.0
 # server closes at this moment fails. The kernel detects a client that has vanished (server.py).
 IDLE_TIMEOUT_S = 3660.0
 # For the rest of a body whose request is answered already. uvicorn's timeout stops at any byte of a dripping body.
-# Also for the next request on a connection that was opened while more than half of the possible ones were open: idle
-# connections must not keep all others out for an hour.
 ANSWERED_TIMEOUT_S = 20.0
 # For the 48 kB that must leave a full buffer before it is written to again: less than 2 kB a second.
 UNREAD_TIMEOUT_S = 30.0
@@ -64,7 +62,7 @@ class ClientConnection(HttpToolsProtocol):
         "_bytes",
         "_closing",
         "_excess_max",
-        "_is_crowded",
+        "_idle",
         "_is_within_headers",
         "_overflow",
         "_unparsed",
@@ -72,16 +70,18 @@ class ClientConnection(HttpToolsProtocol):
         "_wrong",
     )
 
-    def __init__(self, *, overflow: ASGIApp, excess_max: int, **given: Any) -> None:
+    def __init__(
+        self, *, overflow: ASGIApp, excess_max: int, idle: dict["ClientConnection", None], **given: Any
+    ) -> None:
         """`overflow` is the application for `excess_max` connections above the limit.
 
         Further ones are refused before their request is read, which some clients do not expect.
+        `idle` are the idle connections of the server; the one that has been idle for longest comes first.
         """
         super().__init__(**given)
         self._overflow: Any = overflow
         self._excess_max = excess_max
-        self._is_crowded = False
-        """Whether more than half of the possible connections were open when this one was opened."""
+        self._idle = idle
         self._closing: asyncio.TimerHandle | None = None
         """Runs while the connection waits for headers."""
         self._unread: asyncio.TimerHandle | None = None
@@ -106,8 +106,12 @@ class ClientConnection(HttpToolsProtocol):
         self.flow = _OneAfterAnother(transport, self.pipeline)
         # uvicorn's own rejection is bare text without Retry-After.
         most, self.limit_concurrency = self.limit_concurrency or sys.maxsize, None
-        self._is_crowded = len(self.connections) * 2 > most
         more = len(self.connections) - most
+        if more >= 0 and self._idle:
+            # This connection has the last place. Now the next one has a place, too.
+            longest = next(iter(self._idle))
+            del self._idle[longest]
+            longest.transport.close()
         if more <= 0:
             self._closing = self.loop.call_later(HEADERS_TIMEOUT_S, transport.abort)
             return
@@ -196,7 +200,7 @@ class ClientConnection(HttpToolsProtocol):
         super().on_message_complete()
         if self.cycle is not None and self.cycle.response_complete:
             # The rest of the body of a request that was refused has arrived: the connection is idle from now on.
-            self._await_request()
+            self._await_request(IDLE_TIMEOUT_S)
 
     def on_response_complete(self) -> None:
         if self.pipeline:
@@ -210,7 +214,7 @@ class ClientConnection(HttpToolsProtocol):
             self.data_received(unparsed)
         # Not if the next headers have begun, which have their own timeout, or a request is queued.
         if self._closing is None and self.cycle.response_complete:
-            self._await_request(has_body_left=self.cycle.more_body)
+            self._await_request(ANSWERED_TIMEOUT_S if self.cycle.more_body else IDLE_TIMEOUT_S)
 
     def _should_upgrade(self) -> bool:
         return any(name == b"upgrade" for name, _ in self.headers)
@@ -267,9 +271,9 @@ class ClientConnection(HttpToolsProtocol):
         self.transport.write(b"".join([STATUS_LINE[refusal.status_code], *lines, b"\r\n", refusal.body]))
         self.transport.close()
 
-    def _await_request(self, *, has_body_left: bool = False) -> None:
+    def _await_request(self, timeout_s: float) -> None:
         self._stop_waiting()
-        timeout_s = ANSWERED_TIMEOUT_S if has_body_left or self._is_crowded else IDLE_TIMEOUT_S
+        self._idle[self] = None
         # Not aborted: a slow client has not read all of the response yet.
         self._closing = self.loop.call_later(timeout_s, self.transport.close)
 
@@ -279,6 +283,7 @@ class ClientConnection(HttpToolsProtocol):
         self.transport.abort()
 
     def _stop_waiting(self) -> None:
+        self._idle.pop(self, None)
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None

@@ -65,7 +65,7 @@ async def serve(
         send_deferred(app, partial(close_connection, stop)),
         # httptools rejects what h11 accepts: CL with TE, folded headers
         http=partial(  # type: ignore[arg-type]  # annotated as a class
-            ClientConnection, overflow=overflow, excess_max=fd_limit.excess_max()
+            ClientConnection, overflow=overflow, excess_max=fd_limit.excess_max(), idle={}
         ),
         lifespan="off",
         ws="none",

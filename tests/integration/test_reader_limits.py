@@ -4,7 +4,7 @@ import asyncio
 import functools
 import socket
 from collections import Counter
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx2
@@ -19,6 +19,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import TurnKey
 from tests.harness.processes import Process, as_user
+from tests.harness.raw_http import RawConnection
 from tests.harness.readers import build_reader, read, read_history
 from tests.harness.sse_parser import parse
 from tests.harness.system import System
@@ -154,7 +155,8 @@ async def test_connections_beyond_the_limit_get_503(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(fd_limit, "excess_max", lambda: 2)
     page = {"origin": "https://app.example"}
     gateway = await start(origins=page["origin"])
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
+        opened = await stack.enter_async_context(RawConnection.open(gateway.port))
         for _ in range(2):
             stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
 
@@ -169,7 +171,8 @@ async def test_connections_beyond_the_limit_get_503(monkeypatch: pytest.MonkeyPa
             return True
 
         await until(is_full)
-        assert (await gateway.client.get("/healthz")).status_code == 200
+        await opened.send("GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert (await opened.answer()).status_code == 200
         for _ in range(4):
             stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
