@@ -18,7 +18,10 @@ POLL_S = 0.01
 
 
 class Progress(NamedTuple):
-    """How far the log is recorded: up to `floor`, while it ended at `last`. `is_drained`: all of it."""
+    """How far the log is recorded.
+
+    `is_drained`: all of it. `last`: its last entry. `floor`: all entries up to this one are recorded.
+    """
 
     is_drained: bool
     last: Seq = BEFORE_FIRST
@@ -74,6 +77,8 @@ class SharedCatchUp:
     async def _read(self, before: asyncio.Task[Progress] | None) -> Progress:
         if before is not None:
             await asyncio.wait({before})
+            # The traceback of a failed read would keep this frame, and so all failed reads before it.
+            before = None
         # Later calls must not share this read: it may miss what was stored right before them.
         self._reading, self._next = self._next, None
         if await self._deliveries.is_drained():

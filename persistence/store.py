@@ -247,13 +247,15 @@ class Store:
             made = await writer.execute(self._sql["create_project"], columns)
             return made > 0
 
-    async def delete(self, tenant: Tenant, what: DeleteResource) -> DeletedRows:
+    async def delete(self, tenant: Tenant, what: DeleteResource, *, is_recorder: bool = False) -> DeletedRows:
         """Deletes the rows of the turns in `what.purged`, then what `what` names as far as it has no turns left.
+
+        `is_recorder`: it does not wait behind the tenant's own writes.
 
         Their usage stays in the totals of the tenant and project, because it was paid for.
         The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
         """
-        async with self._write(tenant) as writer:
+        async with self._write("" if is_recorder else tenant) as writer:
             return await self._delete(writer, tenant, what)
 
     async def delete_old(self, tenant: Tenant, what: DeleteResource, before: datetime, first: Seq) -> bool:
@@ -402,7 +404,10 @@ class Store:
         return [(row["tenant"], row["file"]) for row in rows]
 
     async def turns_to_delete(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
-        """Returns turns that a deletion includes, follow-ups before their parent, at most `DELETE_TURNS_MAX`."""
+        """Returns turns that a deletion includes, at most `DELETE_TURNS_MAX`.
+
+        Those of a turn or a user have an order: follow-ups before their parent.
+        """
         bounds = {"limit": DELETE_TURNS_MAX, "depth_max": BRANCH_TURNS_MAX}
         rows = await self._read(TURNS_TO_DELETE[what.kind], tenant=tenant, name=what.name, **bounds)
         return [TurnToDelete(row["turn"], is_running=row["outcome"] == "running") for row in rows]
@@ -630,7 +635,7 @@ class Store:
 
     @asynccontextmanager
     async def _write(self, tenant: str = "") -> AsyncIterator[Transaction]:
-        """Runs the block in a transaction. Tenants take turns, and so does the recorder, which has no tenant."""
+        """Runs the block in a transaction. Tenants take turns, and so does the recorder, whose `tenant` is ""."""
         async with self._writes.reserve(tenant=tenant), self._database.transaction() as writer:
             yield writer
 

@@ -79,7 +79,8 @@ class UnstoredTurns:
                 metrics.LEFT_OUT.inc()
                 logger.error("turn cannot be recorded", turn=key.turn, why=str(error))  # noqa: TRY400  # the reason is known
             await self._tombstones.put([key])
-        await self._store.delete(key.tenant, DeleteResource("session", turn.request.session, (TurnId(key.turn),)))
+        session = DeleteResource("session", turn.request.session, (TurnId(key.turn),))
+        await self._store.delete(key.tenant, session, is_recorder=True)
         await self._tombstones.note_unstored(key)
 
     async def to_delete(self, key: TurnKey) -> TurnToDelete | None:

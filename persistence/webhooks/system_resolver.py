@@ -7,8 +7,8 @@ import threading
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-# Names that are looked up at once. A tenant's silent names occupy 8 of them, and for some seconds those of attempts
-# that have timed out.
+# Names that are looked up at once. A tenant's silent names occupy 8 of them, and for up to half a minute those of
+# attempts that have timed out.
 LOOKUPS_MAX = 256
 # What `getaddrinfo` returns are numbers, which need no further look-up.
 NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -39,7 +39,11 @@ class SystemResolver(AbstractResolver):
         self._lookups.add(lookup)
         lookup.add_done_callback(self._lookups.discard)
         # A daemon, unlike the threads of an executor: the process does not wait for it at its exit.
-        threading.Thread(target=_look_up, args=(lookup, host, port, family), daemon=True).start()
+        try:
+            threading.Thread(target=_look_up, args=(lookup, host, port, family), daemon=True).start()
+        except RuntimeError as error:
+            # The machine allows no more threads. The webhook is sent again later.
+            lookup.set_exception(OSError(str(error)))
         return await asyncio.wrap_future(lookup)
 
     async def close(self) -> None:
@@ -51,8 +55,7 @@ def _look_up(
 ) -> None:
     try:
         found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
-    except (OSError, ValueError) as error:
-        # ValueError: the name cannot be encoded.
+    except BaseException as error:  # noqa: BLE001  # every look-up must end, otherwise it counts for ever
         lookup.set_exception(error)
         return
     lookup.set_result(

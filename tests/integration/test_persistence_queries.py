@@ -1,10 +1,11 @@
 """Queries of persistence: they see every entry that was acknowledged before, of one tenant, or say why they cannot."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.proto.entries import Message
-from tailrace.proto.errors import Refused
+from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.nats.leases import Backlog
@@ -155,6 +156,44 @@ async def test_queries_that_wait_together_share_the_requests_to_the_server(
     refused = await asyncio.gather(*(wait() for _ in range(100)), return_exceptions=True)
     assert {type(each) for each in refused} == {Refused}
     assert most == 1
+
+
+async def test_a_query_waits_for_what_was_stored_during_the_read_of_another(
+    own_connection: Connection, own_log: TurnLog
+) -> None:
+    """It must not share a read that has begun. Nor does it need the query that caused that read."""
+    has_read, goes_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Deliveries):
+        async def is_drained(self) -> bool:
+            is_drained = await super().is_drained()
+            has_read.set()
+            await goes_on.wait()
+            return is_drained
+
+    wait = SharedCatchUp(await Slow.open(own_connection, PERSISTENCE), lambda: "", 0.5).wait
+    first = asyncio.create_task(wait())
+    await has_read.wait()
+    await ask(own_log)
+    second = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    first.cancel()
+    goes_on.set()
+    with pytest.raises(Refused):
+        await second
+
+
+async def test_failed_reads_of_the_progress_are_not_kept() -> None:
+    class Down:
+        async def is_drained(self) -> bool:
+            raise LogUnavailable("no leader")
+
+    wait = SharedCatchUp(cast(Deliveries, Down()), lambda: "", 1).wait
+    for _ in range(20):
+        with pytest.raises(LogUnavailable):
+            await wait()
+    gc.collect()
+    assert sum(isinstance(each, LogUnavailable) for each in gc.get_objects()) < 5
 
 
 UNKNOWN: dict[str, tuple[Any, str]] = {

@@ -188,6 +188,22 @@ async def test_further_names_fail_while_too_many_are_looked_up(monkeypatch: pyte
             silent.set()
 
 
+async def test_a_name_fails_while_the_machine_allows_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not count as a look-up after that."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    resolver = system_resolver.SystemResolver()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        patched.setattr(system_resolver, "LOOKUPS_MAX", 1)
+        for _ in range(2):
+            with pytest.raises(OSError, match="can't start new thread"):
+                await resolver.resolve("localhost")
+    assert await resolver.resolve("localhost")
+
+
 async def test_cookies_are_not_kept_and_proxies_not_used(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     """A receiver's cookie is not sent to another; a proxy would connect to unchecked addresses."""
     receiver.answer = answer_with(204, **{"set-cookie": "a=b; Path=/"})

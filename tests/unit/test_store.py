@@ -648,10 +648,12 @@ async def test_a_tenant_with_many_writes_makes_neither_other_tenants_nor_the_rec
 
     async def record() -> None:
         await store.record([running_row("turn-1")])
+        # A turn with `store: false` that has ended.
+        await store.delete(OURS, DeleteResource("session", "1", (TurnId("turn-1"),)), is_recorder=True)
         order.append("recorder")
 
     await asyncio.gather(*[create(OURS, f"{number}") for number in range(40)], create(THEIRS, "1"), record())
-    assert max(order.index(THEIRS), order.index("recorder")) < 5
+    assert max(order.index(THEIRS), order.index("recorder")) < 7
 
 
 async def test_a_tenant_with_many_searches_is_refused_and_other_tenants_are_not(
@@ -846,7 +848,7 @@ async def test_both_databases_answer_the_same_after_any_changes(
 ) -> None:
     """Turns, sessions, projects, files and batches are written and deleted.
 
-    Every query returns the same, in order. Only the turns of a deletion have no order.
+    Every query returns the same, in order. Only the order of the turns of a deletion may differ.
     """
     stores = [file_store, await open_store(await postgresql.new_database())]
     chance, by_id = random.Random(25), attrgetter("turn")
