@@ -34,9 +34,9 @@ async def insert_items(
     """
     if isinstance(items, str):
         return items, 0
-    inserted_bytes = 0
+    inserted_bytes, wanted = 0, {one.id for one in items if one.type == "item_reference"}
     responses: dict[str, dict[str, Item]] = {}
-    """The output items by id of each response that was read."""
+    """The referenced items by id of each response that was read."""
     replaced = []
     for index, one in enumerate(items):
         if one.type != "item_reference":
@@ -47,7 +47,8 @@ async def insert_items(
         if turn not in responses:
             if len(responses) == RESPONSES_MAX:
                 raise invalid_item(index, f"more than {RESPONSES_MAX} responses are referenced: send their items")
-            responses[turn] = await _read_output(tenant, turn, turns) if is_token(turn) else {}
+            output = await _read_output(tenant, turn, turns) if is_token(turn) else []
+            responses[turn] = {item["id"]: item for item in output if item["id"] in wanted}
         item = responses[turn].get(one.id or "")
         if item is None:
             raise invalid_item(index, f"no response has the item `{(one.id or '')[:80]}`: send the item itself")
@@ -61,12 +62,13 @@ async def insert_items(
     return replaced, inserted_bytes
 
 
-async def _read_output(tenant: Tenant, turn: str, turns: TurnReader) -> dict[str, Item]:
-    """Returns the output items of a response by their ids; none if there is no such response. Raises LogUnavailable."""
+async def _read_output(tenant: Tenant, turn: str, turns: TurnReader) -> list[Item]:
+    """Returns the output items of a response; none if there is no such response. Raises LogUnavailable."""
     try:
         record = await turns.read(TurnKey(tenant, TurnId(turn)))
     except Refused as refused:
         if refused.code != "turn_not_found":
             raise
-        return {}
-    return {item["id"]: item for item in response_of(record)["output"]}
+        return []
+    output: list[Item] = response_of(record)["output"]
+    return output
