@@ -114,7 +114,7 @@ class Authenticator:
     def require_valid(self, principal: Principal) -> None:
         """Raises Refused if the credential has expired, or its API key has ended.
 
-        A principal without a key was created while no credential was needed, and ends with that.
+        A principal without a key is valid only as long as no credential is needed.
         """
         is_expired = principal.until is not None and principal.until <= time.time()
         if is_expired or (not self.is_open if principal.key is None else self.api_keys.is_ended(principal.key)):

@@ -24,9 +24,9 @@ FAILED_MAX = 20
 
 
 def is_chosen(key: str | None) -> bool:
-    """Returns whether a client has chosen the key, which names the same turn also if that has failed.
+    """Returns whether a client has chosen the key. Such a key names its turn also after that has failed.
 
-    A derived key contains a space, and names another turn then.
+    A derived key, which contains a space, then names a new turn.
     """
     return key is not None and key != AUTO and " " not in key
 

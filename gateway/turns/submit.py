@@ -301,7 +301,10 @@ def cursor_of_post(request: Request) -> Seq | None:
 
 
 def is_repeatable(request: Request, idempotency_key: str | None = None) -> bool:
-    """Returns whether a repeated POST gets the same turn. `idempotency_key` is that of a client that sends none."""
+    """Returns whether a repeated POST gets the same turn.
+
+    `idempotency_key` is the key that the endpoint uses if the request has no such header.
+    """
     return bool(idempotency_key or idempotency_key_of(request) or cursor_of_post(request))
 
 

@@ -21,7 +21,8 @@ logger = structlog.get_logger()
 Handler = Callable[[Tenant, bytes], Awaitable[bytes]]
 """Answers a query of a tenant."""
 
-# Queries that one process answers at once, half of them of one tenant. Further ones are refused, and may be retried.
+# Queries that one process answers at once. At most half of them may be of one tenant. Further ones are refused, and may
+# be retried.
 QUERIES_MAX = 512
 # The refusal when no process of a role answers, or when it cannot answer.
 UNAVAILABLE = {
@@ -211,7 +212,7 @@ def _run_concurrently(endpoint: Endpoint, role: str, running: dict[asyncio.Task[
 
     async def handle(request: Request) -> None:
         tenant = _tenant(request)
-        # At most as many as are free: tenants that send more than that leave some for the next one.
+        # A tenant may have as many queries as places are free, so some stay free for the next tenant.
         if sum(each == tenant for each in running.values()) >= QUERIES_MAX - len(running):
             await _refuse(request, Refused(*UNAVAILABLE[role], retry_after_s=RETRY_WAIT_S))
             return
