@@ -113,6 +113,7 @@ async def test_response_without_asyncio(gateway: Gateway) -> None:
     assert await asyncio.to_thread(ask) == (TEXT, TEXT, TEXT, [6, 7])
 
 
+@pytest.mark.usefixtures("generator")
 async def test_a_reference_to_an_unknown_or_too_large_item_is_refused(system: System, new_gateway: NewGateway) -> None:
     gateway = await new_gateway(system.nats_url, body_bytes_max=3_000)
     async with sdk_of(gateway.url) as sdk:
