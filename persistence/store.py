@@ -250,8 +250,7 @@ class Store:
     async def delete(self, tenant: Tenant, what: DeleteResource, *, is_recorder: bool = False) -> DeletedRows:
         """Deletes the rows of the turns in `what.purged`, then what `what` names as far as it has no turns left.
 
-        `is_recorder`: it does not wait behind the tenant's own writes.
-
+        `is_recorder`: the deletion does not wait behind the tenant's own writes.
         Their usage stays in the totals of the tenant and project, because it was paid for.
         The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
         """
@@ -406,7 +405,7 @@ class Store:
     async def turns_to_delete(self, tenant: Tenant, what: DeleteResource) -> list[TurnToDelete]:
         """Returns turns that a deletion includes, at most `DELETE_TURNS_MAX`.
 
-        Those of a turn or a user have an order: follow-ups before their parent.
+        Follow-ups come before their parent, except for a session or a project.
         """
         bounds = {"limit": DELETE_TURNS_MAX, "depth_max": BRANCH_TURNS_MAX}
         rows = await self._read(TURNS_TO_DELETE[what.kind], tenant=tenant, name=what.name, **bounds)

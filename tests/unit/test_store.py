@@ -848,7 +848,7 @@ async def test_both_databases_answer_the_same_after_any_changes(
 ) -> None:
     """Turns, sessions, projects, files and batches are written and deleted.
 
-    Every query returns the same, in order. Only the order of the turns of a deletion may differ.
+    Every query returns the same, in order. Only the turns of a session or project to be deleted have no order.
     """
     stores = [file_store, await open_store(await postgresql.new_database())]
     chance, by_id = random.Random(25), attrgetter("turn")
@@ -901,7 +901,9 @@ async def test_both_databases_answer_the_same_after_any_changes(
             what = DeleteResource(kind, rows[0].turn if kind == "turn" else name(kind))
             if kind != "tenant" or chance.random() < 0.3:
                 turns, same = [await store.turns_to_delete(OURS, what) for store in stores]
-                assert sorted(turns, key=by_id) == sorted(same, key=by_id), what
+                if kind in ("session", "project"):
+                    turns, same = sorted(turns, key=by_id), sorted(same, key=by_id)
+                assert turns == same, what
                 purged = tuple(one.turn for one in turns)
                 await call_both("delete", OURS, msgspec.structs.replace(what, purged=purged))
         file = FileRecord(
