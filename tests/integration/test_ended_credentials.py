@@ -104,7 +104,7 @@ class Stream:
         return await asyncio.wait_for(self._reader.readuntil(expected), 10)
 
     async def read_rest(self) -> bytes:
-        # What the gateway has sent is megabytes, which take seconds in pieces of 4 kB.
+        # The gateway has sent megabytes. With the small receive buffer, reading them takes seconds.
         connection = self._writer.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024 * 1024)
         received = b""

@@ -90,7 +90,7 @@ async def test_repeated_question_is_one_turn(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(("key", "retry"), [(None, None), ("auto", None), ("a-key", "false")])
-async def test_a_failed_turn_is_repeated_only_without_a_key_in_the_body(
+async def test_a_failed_turn_is_repeated_unless_the_client_chose_its_key(
     gateway: Gateway, key: str | None, retry: str | None
 ) -> None:
     """The key of the client names the failed turn for ever; `auto` names another one after it."""
