@@ -1,0 +1,64 @@
+"""`make test` runs failed tests once more, and fails only with those that fail again."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.run import run
+
+FLAKY_FIXTURE = """
+import pathlib, pytest
+
+@pytest.fixture(scope="module")
+def once():
+    marker = pathlib.Path("marker")
+    if not marker.exists():
+        marker.touch()
+        raise OSError("only the first time")
+
+@pytest.mark.parametrize("number", range(20))
+def test_flaky(once, number): ...
+"""
+BROKEN = "def test_broken(): assert False\ndef test_right(): ...\n"
+# The process ends before pytest can write down what failed.
+ENDS = """
+import os, pathlib
+
+def test_ends():
+    if not pathlib.Path("first").exists():
+        pathlib.Path("first").touch()
+        raise OSError
+    os._exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "shown"),
+    [
+        ({"test_flaky.py": FLAKY_FIXTURE}, 0, {"FLAKY: failed, then passed": 20}),
+        ({"test_broken.py": BROKEN}, 1, {"FAILED TWICE: test_broken.py::test_broken": 1}),
+        (
+            {"test_broken.py": BROKEN, "test_flaky.py": FLAKY_FIXTURE},
+            1,
+            {"FAILED TWICE": 1, "FLAKY: failed, then passed": 20},
+        ),
+        ({"test_ends.py": ENDS}, 1, {"FAILED TWICE: test_ends.py::test_ends": 1}),
+        ({"test_right.py": "def test_right(): ..."}, 0, {"FLAKY": 0, "FAILED": 0}),
+        ({f"test_{number}.py": BROKEN for number in range(11)}, 1, {"TWICE": 0, "once more": 0}),
+    ],
+    ids=["a fixture of many tests", "broken", "both", "ends the process", "none", "too many files"],
+)
+def test_failed_tests_run_once_more(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    files: dict[str, str],
+    status: int,
+    shown: dict[str, int],
+) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert run(tmp_path, ["--import-mode=importlib"]) == status
+    out = capfd.readouterr().out
+    assert {text: out.count(text) for text in shown} == shown
