@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tailrace.proto import long_strings
@@ -53,6 +53,7 @@ async def test_decoding_in_steps_equals_msgspecs(value: object, is_ascii: bool, 
 
 
 @given(st.binary(max_size=80), st.integers(0), st.sampled_from(["", "=", "==", "*", "é", "A"]))
+@example(bytes(18), 24, "=")
 def test_base64_in_pieces_equals_that_of_the_standard_library(content: bytes, where: int, mutation: str) -> None:
     """Also of text that is not valid."""
 
