@@ -24,6 +24,8 @@ class Chain(msgspec.Struct, frozen=True):
     """The number of its entries; None for a chain that does not begin with the turn's first entry."""
     first: Seq = BEFORE_FIRST
     """The sequence of the turn's request; BEFORE_FIRST for a chain that does not begin with it."""
+    encryption_key: bytes | None = None
+    """The request's `encryption_key`; None for a chain that does not begin with the request."""
 
 
 START = Chain(length=0)
@@ -39,11 +41,14 @@ def link(chain: Chain, seq: Seq, entry: Entry) -> Chain | None:
     match entry:
         case Event() | Progress() | End() | Unknown():
             is_current = entry.attempt >= chain.attempt and not is_empty
-            return Chain(seq, entry.attempt, isinstance(entry, End), length, chain.first) if is_current else None
+            is_end = isinstance(entry, End)
+            return Chain(seq, entry.attempt, is_end, length, chain.first, chain.encryption_key) if is_current else None
         case Attempt():
             is_later = entry.attempt > chain.attempt and not is_empty
-            return Chain(seq, entry.attempt, length=length, first=chain.first) if is_later else None
+            key = chain.encryption_key
+            return Chain(seq, entry.attempt, length=length, first=chain.first, encryption_key=key) if is_later else None
         case Request():
-            return Chain(seq, length=length, first=seq) if is_empty else None
+            key = entry.encryption_key
+            return Chain(seq, length=length, first=seq, encryption_key=key) if is_empty else None
         case Unreadable():
             return None

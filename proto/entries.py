@@ -118,6 +118,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The SHA-256 of the body that a repeated POST must have to resume this turn. None: it cannot be resumed by one."""
     submission: TurnId | None = None
     """A new id if the turn's id is that of another POST's claim, so that the entries of both POSTs differ."""
+    encryption_key: bytes | None = None
+    """The key of the turn's other entries (PROTOCOL R111). None: they are not encrypted."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

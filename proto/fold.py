@@ -145,7 +145,9 @@ def fold_first_and_end(first: Turn, end: Stored) -> Turn | None:
         return None
     return msgspec.structs.replace(
         first,
-        chain=Chain(end.seq, entry.attempt, is_ended=True, length=entry.length, first=first.chain.first),
+        chain=msgspec.structs.replace(
+            first.chain, last=end.seq, attempt=entry.attempt, is_ended=True, length=entry.length
+        ),
         tail=end.seq,
         blocks=entry.blocks,
         end=entry,

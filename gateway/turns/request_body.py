@@ -8,7 +8,7 @@ import msgspec
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.on_disconnect import grace_s
-from tailrace.proto import blobs, entries
+from tailrace.proto import blobs, entries, entry_encryption
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import CacheFor, Message, OnInterrupt
 from tailrace.proto.errors import Refused
@@ -241,6 +241,7 @@ def build_entry(
         api_version=new_turn.api_version,
         session=position.session,
         store=new_turn.store,
+        encryption_key=None if new_turn.store else entry_encryption.new_key(),
         parent=position.parent,
         is_queued=position.is_queued,
         project=new_turn.project,

@@ -43,7 +43,7 @@ async def append(server: LogServer, key: TurnKey, chain: Chain, entry: Entry, *,
     if link(chain, Seq(chain.last + 1), entry) is None:
         raise AssertionError(f"the entry does not continue {chain}: {entry!r:.200}")
     try:
-        seq = await server.publish(key, entry, chain.last)
+        seq = await server.publish(key, entry, chain.last, chain.encryption_key)
     except (PublishUnclear, LogFull) as error:
         seq = await _publish_again(server, key, chain, entry, error, deadline)
     extended = link(chain, seq, entry)
@@ -81,7 +81,7 @@ async def _publish_again(
         await asyncio.sleep(wait_s)
         wait_s = UNCLEAR_WAIT_S if has_leader else min(2 * wait_s, NO_LEADER_WAIT_S_MAX)
         try:
-            return await server.publish(key, entry, fence)
+            return await server.publish(key, entry, fence, chain.encryption_key)
         except (PublishUnclear, LogFull) as again:
             error = again
 

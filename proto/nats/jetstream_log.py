@@ -5,24 +5,28 @@ Its `publish` is the only function that publishes entries of a turn. It sets sub
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
 
-from tailrace.proto import entries, subjects
+from tailrace.proto import entries, entry_encryption, subjects
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.entries import Entry, Stored
+from tailrace.proto.entries import Entry, Request, Stored, Unreadable
+from tailrace.proto.entry_encryption import is_encrypted
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.direct_get import DirectReader
+from tailrace.proto.nats.encryption_keys import EncryptionKeys
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.nats.log_server import BATCH, Count, LiveFeed, Page, PublishUnclear
+from tailrace.proto.nats.replay import ask_twice
 from tailrace.proto.subjects import STREAM, TurnKey
 
 FENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
@@ -34,7 +38,7 @@ COUNT_TIMEOUT_S = 0.25
 
 
 class Erased(NamedTuple):
-    """The result of `erase`: how many entries were overwritten, and whether the turn has none left."""
+    """The result of `erase`: how many entries can never be read again, and whether the turn has none left."""
 
     entries: int
     is_gone: bool
@@ -47,15 +51,19 @@ class JetStreamLog:
         self.connection = connection
         self._leader = Leader(connection, STREAM)
         self._reads = DirectReader(connection)
+        self._keys = EncryptionKeys()
         self._erasing = asyncio.Lock()
 
-    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
-        """Appends an entry and returns its sequence. Raises LogFull, and PublishUnclear if the entry may be stored."""
+    async def publish(self, key: TurnKey, entry: Entry, fence: Seq, encryption_key: bytes | None = None) -> Seq:
+        """See LogServer.publish."""
         turn = subjects.entries(key)
+        subject, payload = f"{turn[:-1]}{entries.KINDS[type(entry)]}", entries.encode(entry)
+        if encryption_key is not None:
+            payload = entry_encryption.encrypt(encryption_key, subject, payload)
         try:
             reply = await self.connection.request(
-                f"{turn[:-1]}{entries.KINDS[type(entry)]}",
-                entries.encode(entry),
+                subject,
+                payload,
                 timeout_s=PUBLISH_TIMEOUT_S,
                 headers={pub_ack.FENCE: str(fence), FENCE_SUBJECT: turn},
             )
@@ -73,7 +81,12 @@ class JetStreamLog:
     async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:
         turn = subjects.entries(key)
         page = await self._reads.page(turn, Seq(after + 1), limit)
-        return Page([stored for message in page.messages if (stored := _decode(message, turn))], page.is_last)
+        found = self._decode_all(page.messages, turn)
+        if _lacks_key(found, page.messages):
+            # The page does not begin with the request, which has the key.
+            await self._read_key(key)
+            found = self._decode_all(page.messages, turn)
+        return Page(found, page.is_last)
 
     async def last_seq(self, key: TurnKey, kind: str | None = None) -> Seq:
         found = await self._leader.last(subjects.entry(key, kind) if kind else subjects.entries(key))
@@ -122,15 +135,19 @@ class JetStreamLog:
     async def erase(self, key: TurnKey, deadline: float = math.inf) -> Erased:
         """Overwrites the entries of a turn in nats-server's files and removes them, at least one until `deadline`.
 
-        `deadline` is a time of the event loop's clock. A later call erases the other entries; until then the turn can
-        be read. A purge leaves the bytes in the files until the block is rewritten; a deletion by sequence does not.
-        Raises LogUnavailable if no entry was overwritten; otherwise the result has `is_gone` False.
+        Encrypted entries are only removed: their key is overwritten with the request. `deadline` is a time of the event
+        loop's clock. A later call erases the other entries; until then the turn can be read. A purge leaves the bytes
+        in the files until the block is rewritten; a deletion by sequence does not. Raises LogUnavailable if no entry
+        was overwritten; otherwise the result has `is_gone` False.
         """
-        erased = 0
+        erased = encrypted = 0
         try:
-            async with aclosing(self._seqs_request_last(key)) as seqs:
-                async for seq in seqs:
-                    await self._erase_entry(key, seq)
+            async with aclosing(self._messages_request_last(key)) as messages:
+                async for message in messages:
+                    if is_encrypted(message.data):
+                        encrypted += 1
+                        continue
+                    await self._erase_entry(key, _seq_of(message))
                     erased += 1
                     if asyncio.get_running_loop().time() >= deadline:
                         return Erased(erased, is_gone=False)
@@ -140,23 +157,25 @@ class JetStreamLog:
             if not erased:
                 raise
             return Erased(erased, is_gone=False)
-        return Erased(erased, is_gone=True)
+        return Erased(erased + encrypted, is_gone=True)
 
-    async def _seqs_request_last(self, key: TurnKey) -> AsyncGenerator[Seq, None]:
-        """Yields the sequence of each entry of a turn, in order, that of its request last.
+    async def _messages_request_last(self, key: TurnKey) -> AsyncGenerator[Message, None]:
+        """Yields the message of each entry of a turn, in order, that of its request last.
 
         Without the request the log has no such turn, and its other entries would not be found.
         """
-        request: list[Stored] = []
-        after = BEFORE_FIRST
-        while entries := (await self.read(key, after, BATCH)).entries:
-            after = entries[-1].seq
-            if not request:
-                request, entries = entries[:1], entries[1:]
-            for stored in entries:
-                yield stored.seq
-        for stored in request:
-            yield stored.seq
+        requests: list[Message] = []
+        turn, after = subjects.entries(key), BEFORE_FIRST
+        while messages := (await self._reads.page(turn, Seq(after + 1))).messages:
+            after = _seq_of(messages[-1])
+            for message in messages:
+                # A fork may have another request, which has a key, too.
+                if message.header(b"Nats-Subject").endswith(".request"):
+                    requests.append(message)
+                else:
+                    yield message
+        for message in requests:
+            yield message
 
     async def _erase_entry(self, key: TurnKey, seq: Seq) -> None:
         """Overwrites one entry, while no other is overwritten by this process.
@@ -180,7 +199,12 @@ class JetStreamLog:
         feed, turn = LiveFeed(), subjects.entries(key)
 
         def add(message: Message) -> None:
-            if (stored := _decode(message, turn)) is not None:
+            if (stored := self._decode(message, turn)) is None:
+                return
+            if _lacks_key((stored,), (message,)):
+                # The key is found when the log is read.
+                feed.reset()
+            else:
                 feed.add(stored)
 
         async with self._listen(f"{subjects.live(key)[:-1]}{kind}", add, feed.reset):
@@ -207,6 +231,35 @@ class JetStreamLog:
 
         async with self._listen(subjects.live_requests(tenant), notify, lambda: call(None)):
             yield
+
+    def _decode_all(self, messages: Sequence[Message], turn: str) -> list[Stored]:
+        return [stored for message in messages if (stored := self._decode(message, turn))]
+
+    def _decode(self, message: Message, turn: str) -> Stored | None:
+        """Returns the entry in a message that was read or republished; None if it is no entry of the filter `turn`.
+
+        A NATS client may name a subject of the live feed as its reply subject. Such a message was not stored.
+        """
+        subject, below = message.header(b"Nats-Subject"), turn[:-1]
+        if not subject.startswith(below):
+            return None
+        payload = message.data
+        if is_encrypted(payload):
+            payload = self._keys.decrypt(turn, subject, payload)
+        entry = entries.decode(subject[len(below) :], payload)
+        if isinstance(entry, Request) and entry.encryption_key is not None:
+            self._keys.add(turn, entry.encryption_key)
+        return Stored(_seq_of(message), datetime.fromisoformat(message.header(b"Nats-Time-Stamp")), entry)
+
+    async def _read_key(self, key: TurnKey) -> None:
+        """Asks the stream's leader for the turn's request, and remembers its key. A second request would be a fork's.
+
+        Without a request, the turn was erased, and its entries stay unreadable. Raises LogUnavailable.
+        """
+        found = await ask_twice(partial(self._leader.first, subjects.entry(key, "request"), 1))
+        request = None if found is None else entries.decode("request", found.data)
+        if isinstance(request, Request) and request.encryption_key is not None:
+            self._keys.add(subjects.entries(key), request.encryption_key)
 
     @asynccontextmanager
     async def _listen(
@@ -245,16 +298,12 @@ class _Info(msgspec.Struct):
 _info = msgspec.json.Decoder(_Info)
 
 
-def _decode(message: Message, turn: str) -> Stored | None:
-    """Returns the entry in a message that was read or republished; None if it is no entry of the filter `turn`.
+def _seq_of(message: Message) -> Seq:
+    return Seq(int(message.header(b"Nats-Sequence")))
 
-    A NATS client may name a subject of the live feed as its reply subject. Such a message was not stored.
-    """
-    subject, below = message.header(b"Nats-Subject"), turn[:-1]
-    if not subject.startswith(below):
-        return None
-    return Stored(
-        Seq(int(message.header(b"Nats-Sequence"))),
-        datetime.fromisoformat(message.header(b"Nats-Time-Stamp")),
-        entries.decode(subject[len(below) :], message.data),
+
+def _lacks_key(found: Sequence[Stored], messages: Sequence[Message]) -> bool:
+    """Returns whether an entry could not be decrypted. `found` are the entries in `messages`."""
+    return any(isinstance(stored.entry, Unreadable) for stored in found) and any(
+        is_encrypted(message.data) for message in messages
     )

@@ -117,15 +117,16 @@ def _decline(_: Stored) -> bool:
 class LogServer(Protocol):
     """The server that stores the logs of all turns."""
 
-    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
+    async def publish(self, key: TurnKey, entry: Entry, fence: Seq, encryption_key: bytes | None = None) -> Seq:
         """Stores `entry` if `fence` is the sequence of the turn's last entry; returns the new entry's sequence.
 
-        Raises PublishUnclear when the entry may be stored or not, LogFull, EntryTooLarge.
+        With `encryption_key`, the server receives the entry encrypted (PROTOCOL R111). Raises PublishUnclear when the
+        entry may be stored or not, LogFull, EntryTooLarge.
         """
         ...
 
     async def read(self, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:
-        """Returns the entries after `after`, at most `limit`. The server that answers may be behind (PROTOCOL R14).
+        """Returns the entries after `after`, at most `limit`, decrypted. The server that answers may be behind (R14).
 
         Raises LogUnavailable.
         """

@@ -112,7 +112,7 @@ async def test_an_erasure_in_parts_counts_everything_once_and_deletes_rows_after
     delete, parts = Leader.delete, []
 
     async def delete_slowly(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.08)
         return await delete(self, seq, erases=erases)
 
     def erase_in_parts(self: Client, *given: Any, **options: Any) -> Any:

@@ -274,7 +274,7 @@ class SimulatedLog(TurnLog):
         """Returns the server of the turn's stream."""
         return self._server
 
-    async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
+    async def publish(self, key: TurnKey, entry: Entry, fence: Seq, encryption_key: bytes | None = None) -> Seq:  # noqa: ARG002
         self._process.require_alive()
         answer = self.server_of(key).publish(entry, fence)
         seq: Seq = await self._answer("publishes", (fence, entry), answer)
