@@ -11,11 +11,12 @@ DELAY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 
 DELTA_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 10)
 ENTRIES_BUCKETS = (1, 5, 10, 50, 100, 500, 1000, 5000)
 
-StreamEnd = Literal["whole", "failed", "cut", "aged", "left"]
+StreamEnd = Literal["whole", "failed", "cut", "aged", "drained", "expired", "left"]
 """The end of a stream.
 
 `whole`: the end of the turn was written. `failed`: it was, and the turn had failed. `cut`: the gateway closed the
-stream before. `aged`: it did so for the stream's age, and the reader resumes. `left`: the reader closed it.
+stream before. `aged`, `drained`, `expired`: it did so for the stream's age, because the gateway stopped, or because the
+credential was no longer valid; the reader resumes. `left`: the reader closed it.
 """
 
 ACCEPTED = Counter("tailrace_gateway_turns_accepted_total", "Turns whose request is in the log")

@@ -182,7 +182,8 @@ WHAT_USERS_FEEL = Dashboard(
             "Stream ends",
             "ops",
             "Streams that ended, by how: whole, failed (the turn has failed), cut (the gateway closed the stream "
-            "before the end), aged (closed for its age; the reader resumes), left (the reader closed it).",
+            "before the end), left (the reader closed it). After these, the reader resumes: aged (closed for its age), "
+            "drained (the gateway stopped), expired (the credential was no longer valid).",
             Threshold(100, 1000),
             SLOW,
             (rate("tailrace_gateway_stream_ends_total", "end"),),

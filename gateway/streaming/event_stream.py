@@ -298,12 +298,16 @@ class EventStream(StreamedResponse):
         await send(body(b"", more=False))
 
 
+# Their readers resume. They are no faults, so the service level does not count them.
+PLANNED_ENDS: dict[Cause, metrics.StreamEnd] = {"timeout": "aged", "draining": "drained", "expired": "expired"}
+
+
 def _stream_end(cause: Cause, feed: TurnFeed, *, is_complete: bool) -> metrics.StreamEnd:
     """Returns how a stream ended, for its metric."""
     if cause == "disconnected":
         return "left"
     if not is_complete:
-        return "aged" if cause == "timeout" else "cut"
+        return PLANNED_ENDS.get(cause, "cut")
     last = feed.entries[-1].entry
     return "failed" if isinstance(last, End) and last.error is not None else "whole"
 

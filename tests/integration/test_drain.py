@@ -9,6 +9,7 @@ from signal import SIGTERM
 
 import httpx2
 import pytest
+from prometheus_client import REGISTRY
 
 from tailrace.gateway.__main__ import build
 from tailrace.gateway.app import app
@@ -53,6 +54,24 @@ async def test_readers_continue_at_another_gateway_after_sigterm(
     verdict = judge(await read_history(system_log, key, *readers), (no_gap, no_repeat, one_end))
     assert verdict.is_green, verdict.evidence
     assert ({one.over for one in first}, {one.over for one in rest}) == ({"cut"}, {"ended"})
+
+
+async def test_the_streams_of_a_stopping_gateway_do_not_count_as_cut(
+    nats_url: str, log: TurnLog, key: TurnKey, new_gateway: NewGateway
+) -> None:
+    """The service level counts streams that are cut, and a restart on purpose costs a reader nothing."""
+
+    def count() -> dict[str, float]:
+        name = "tailrace_gateway_stream_ends_total"
+        return {end: REGISTRY.get_sample_value(name, {"end": end}) or 0.0 for end in ("cut", "drained")}
+
+    await Writer(log, key).open("a")
+    gateway, before = await new_gateway(nats_url), count()
+    reading = asyncio.create_task(read(gateway.client, key.turn))
+    await until(lambda: is_read(log, key))
+    gateway.stopping.set()
+    assert (await reading).over == "cut"
+    assert count() == {"cut": before["cut"], "drained": before["drained"] + 1}
 
 
 @asynccontextmanager

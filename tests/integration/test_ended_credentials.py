@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from prometheus_client import REGISTRY
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.authenticate import LOCAL
@@ -260,8 +261,10 @@ async def test_a_stream_ends_when_its_jwt_or_access_token_expires_and_resumes_wi
     streams = [Stream(gateway, *request) for request in requests]
     for stream in streams:
         await stream.until(TEXT.encode())
+    expired = count_expired()
     for rest in await asyncio.gather(*(stream.read_rest() for stream in streams)):
         assert rest.endswith(LAST_CHUNK)
+    assert count_expired() == expired + len(streams)
     last = {"last-event-id": str((await own_log.read_turn(turn)).chain.last)}
     assert (await gateway.client.get(events(turn), headers=bearer(access) | last)).status_code == 401
     assert await statuses(gateway, requests) == [401, 401]
@@ -272,6 +275,11 @@ async def test_a_stream_ends_when_its_jwt_or_access_token_expires_and_resumes_wi
     following = signer.sign(Access(key=api_key.record.id, until=until_s + 60))
     resumed = await gateway.client.get(events(turn), headers=bearer(following) | last)
     assert (resumed.status_code, "the rest" in resumed.text, TEXT in resumed.text) == (200, True, False)
+
+
+def count_expired() -> float:
+    """Returns how many streams have ended because their credential was no longer valid."""
+    return REGISTRY.get_sample_value("tailrace_gateway_stream_ends_total", {"end": "expired"}) or 0.0
 
 
 async def is_any_read(log: TurnLog, tenant: Tenant) -> bool:
