@@ -13,7 +13,7 @@ from tailrace.persistence.batch_queries import BatchQueries
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.commands import Commands
-from tailrace.persistence.database import display, open_database, set_aside
+from tailrace.persistence.database import display, name_everywhere, open_database, set_aside
 from tailrace.persistence.file_queries import FileQueries
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.recorder import Recorder
@@ -99,7 +99,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
         for name, handler in part.handlers(caught_up).items()
     }
     endpoints = await services.serve(PERSISTENCE, VERSION, handlers)
-    await services.serve_health(PERSISTENCE, recorder.report)
+    await services.serve_health(PERSISTENCE, partial(recorder.report, name_everywhere(settings.database)))
     service.mark_ready(database=display(settings.database))
     answered = asyncio.Event()
 

@@ -4,6 +4,7 @@ A value of a statement is an integer, a text or None. A statement names its valu
 """
 
 import re
+import socket
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -137,6 +138,11 @@ def is_url(where: Path | str) -> bool:
 
 # An @ after the start of an option: part of its value, or the end of a password that contains `?`.
 OPTION_WITH_AT = re.compile(r"\?\w+=.*@", re.DOTALL)
+
+
+def name_everywhere(where: Path | str) -> str:
+    """Returns a name of a database that is the same in each process on any machine: a file's has its host name."""
+    return display(where) if is_url(where) else f"{socket.gethostname()}:{Path(where).resolve()}"
 
 
 def display(where: Path | str) -> str:

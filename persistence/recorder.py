@@ -85,9 +85,9 @@ class Recorder:
                 metrics.BACKLOG.set(backlog.waiting + backlog.leased)
             await is_set_within(stop, min(pause_s, PAUSE_S_MAX))
 
-    def report(self) -> bytes:
-        """Returns this process' health as JSON, for readiness checks."""
-        return msgspec.json.encode({"ok": not self.failure, "detail": self.failure})
+    def report(self, database: str) -> bytes:
+        """Returns this process' health as JSON, for readiness checks, with the name of its database."""
+        return msgspec.json.encode({"ok": not self.failure, "detail": self.failure, "database": database})
 
     async def _record(self, batch: Sequence[Delivery], stop: asyncio.Event) -> None:
         try:

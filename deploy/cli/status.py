@@ -107,6 +107,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 class PersistenceHealth(msgspec.Struct, frozen=True):
     ok: bool
     detail: str = ""
+    database: str = ""
+    """A name of the database that differs from that of any other; empty in reports of older versions."""
 
 
 async def fetch(data_dir: Path, environ: Mapping[str, str]) -> Status:
@@ -155,6 +157,9 @@ async def _nats(url: str) -> NatsStatus:
             records = backlog.waiting + backlog.leased
         reports = [msgspec.json.decode(report, type=GeneratorHealth) for report in generators]
         health = [msgspec.json.decode(report, type=PersistenceHealth) for report in persistence]
+        databases = sorted({report.database for report in health if report.database})
+        # Each of them would record a part of the turns, and miss the others.
+        conflict = f"its processes use different databases: {', '.join(databases)}" if len(databases) > 1 else ""
         waiting = sum(sum(report.waiting.values()) for report in reports)
         return NatsStatus(
             version=".".join(map(str, connection.server_version or ())),
@@ -167,8 +172,8 @@ async def _nats(url: str) -> NatsStatus:
             generators=len(reports),
             generator_slots_free=sum(report.free for report in reports),
             generators_detail=next((report.detail for report in reports if report.detail), ""),
-            persistence=bool(health) and all(report.ok for report in health),
-            persistence_detail=next((report.detail for report in health if report.detail), ""),
+            persistence=bool(health) and all(report.ok for report in health) and not conflict,
+            persistence_detail=conflict or next((report.detail for report in health if report.detail), ""),
         )
     finally:
         await connection.close()

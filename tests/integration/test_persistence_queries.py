@@ -10,6 +10,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from tailrace.deploy.cli import status
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.proto.entries import Message
@@ -17,6 +18,7 @@ from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.nats.leases import Backlog
+from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.records import (
     Ancestry,
     Context,
@@ -43,7 +45,9 @@ from tailrace.proto.resources import (
 )
 from tailrace.proto.subjects import PERSISTENCE, TurnKey
 from tests.harness.persistence_in_loop import Persistence
+from tests.harness.processes import as_user
 from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 
 OURS, THEIRS = Tenant("ours"), Tenant("theirs")
 SESSION = SessionId("session-1")
@@ -322,3 +326,24 @@ async def test_a_page_of_long_turns_is_short(persistence: Persistence, own_log: 
     assert rest.next is None
     newest = await persistence.ask(OURS, "ancestry", GetAncestry(leaf.turn), Ancestry)
     assert ([turn.turn for turn in newest.turns], newest.next) == ([leaf.turn], root.turn)
+
+
+async def test_status_names_the_databases_of_processes_that_do_not_share_one(
+    own_server: NatsServer, tmp_path: Path
+) -> None:
+    """Each of them records a part of the turns. Two processes with one database are no problem."""
+    first, second = tmp_path / "first.db", tmp_path / "second.db"
+    environ = {"TAILRACE_NATS_URL": as_user(own_server.url, ADMIN)}
+    async with Persistence(own_server.url, first):
+        async with Persistence(own_server.url, first):
+            shown = (await status.fetch(tmp_path, environ)).nats
+            assert shown is not None
+            assert (shown.persistence, shown.persistence_detail) == (True, "")
+        async with Persistence(own_server.url, second):
+
+            async def is_noticed() -> bool:
+                found = await status.fetch(tmp_path, environ)
+                lines = [line for line in status.render(found).splitlines() if "use different databases" in line]
+                return not found.ok and len(lines) == 1 and str(first) in lines[0] and str(second) in lines[0]
+
+            await until(is_noticed)
