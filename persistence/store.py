@@ -116,6 +116,7 @@ class Store:
     """The turns, sessions, projects and usage of all tenants.
 
     Methods with `since`: sessions and projects that were used after this time are active.
+    Methods with `is_recorder`: the write waits for at most one write of a tenant, as the recorder's own writes do.
     """
 
     def __init__(self, database: Database) -> None:
@@ -250,8 +251,7 @@ class Store:
     async def delete(self, tenant: Tenant, what: DeleteResource, *, is_recorder: bool = False) -> DeletedRows:
         """Deletes the rows of the turns in `what.purged`, then what `what` names as far as it has no turns left.
 
-        `is_recorder`: the deletion does not wait behind the tenant's own writes.
-        Their usage stays in the totals of the tenant and project, because it was paid for.
+        The usage of these turns stays in the totals of the tenant and project, because it was paid for.
         The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
         """
         async with self._write("" if is_recorder else tenant) as writer:
@@ -283,9 +283,9 @@ class Store:
         self._database.note_deletion()
         return DeletedRows(gone["turns"], gone["sessions"], gone["projects"])
 
-    async def release_blobs(self, tenant: Tenant, blobs: str) -> None:
+    async def release_blobs(self, tenant: Tenant, blobs: str, *, is_recorder: bool = False) -> None:
         """Releases blobs whose turn has no row. `blobs` is a JSON list of SHA-256."""
-        async with self._write() as writer:
+        async with self._write("" if is_recorder else tenant) as writer:
             await writer.execute(self._sql["release_named_blobs"], {"tenant": tenant, "blobs": blobs})
 
     async def released_blobs(self, tenant: Tenant, after: str = "") -> list[str]:
@@ -303,14 +303,14 @@ class Store:
 
     async def forget_released(self, tenant: Tenant, blobs: Sequence[str]) -> None:
         """Removes `blobs` from the released ones: they were purged."""
-        async with self._write() as writer:
+        async with self._write(tenant) as writer:
             await writer.executemany(
                 self._sql["forget_released_blob"], [{"tenant": tenant, "sha256": sha256} for sha256 in blobs]
             )
 
     async def keep_referenced(self, tenant: Tenant, blobs: Sequence[str]) -> None:
         """Removes those of `blobs` from the released ones that a turn refers to."""
-        async with self._write() as writer:
+        async with self._write(tenant) as writer:
             await writer.executemany(
                 self._sql["keep_used_blob"], [{"tenant": tenant, "sha256": sha256} for sha256 in blobs]
             )
@@ -353,9 +353,12 @@ class Store:
         rows = await self._read("every_unstored", tenant=after.tenant, turn=after.turn, limit=UNSTORED_MAX)
         return [TurnKey(row["tenant"], row["turn"]) for row in rows]
 
-    async def forget_unstored(self, turns: Sequence[TurnKey]) -> None:
-        """Removes the notes of turns that are erased, or have left the log."""
-        async with self._write() as writer:
+    async def forget_unstored(self, turns: Sequence[TurnKey], *, is_recorder: bool = False) -> None:
+        """Removes the notes of turns that are erased, or have left the log.
+
+        The turns are of one tenant, unless `is_recorder` is true.
+        """
+        async with self._write("" if is_recorder else turns[0].tenant) as writer:
             rows = [{"tenant": key.tenant, "turn": key.turn} for key in turns]
             await writer.executemany(self._sql["forget_unstored"], rows)
             self._database.note_deletion()
@@ -634,8 +637,13 @@ class Store:
 
     @asynccontextmanager
     async def _write(self, tenant: str = "") -> AsyncIterator[Transaction]:
-        """Runs the block in a transaction. Tenants take turns, and so does the recorder, whose `tenant` is ""."""
-        async with self._writes.reserve(tenant=tenant), self._database.transaction() as writer:
+        """Runs the block in a transaction. Tenants take turns. The recorder has no `tenant`.
+
+        The recorder waits only for the database, together with the one tenant whose turn it is. As one of many tenants
+        it would fall behind: an ended turn with `store: false` needs three transactions.
+        """
+        turn = self._writes.reserve(tenant=tenant) if tenant else nullcontext()
+        async with turn, self._database.transaction() as writer:
             yield writer
 
     async def _fetch(self, sql: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:

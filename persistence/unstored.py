@@ -161,7 +161,7 @@ class UnstoredTurns:
         noted = await self._store.every_unstored(self._looked_up)
         known = await gather_limited(self._log.has_turn, noted, LOOKED_UP_AT_ONCE)
         if lost := [key for key, is_in_log in zip(noted, known, strict=True) if not is_in_log]:
-            await self._store.forget_unstored(lost)
+            await self._store.forget_unstored(lost, is_recorder=True)
         if noted:
             self._looked_up = noted[-1]
         else:
@@ -170,24 +170,25 @@ class UnstoredTurns:
     async def _erase(self, note: Unstored) -> bool:
         """Erases a turn, then forgets it, then removes its note: after a kill, the next pass finds the note again.
 
+        Writes as the recorder: a tenant with many writes must not delay the erasures of others.
         Returns False if some entries are left for the next pass.
         """
         # Blobs come first: after the erasure no entry names them. A turn that was deleted has none left.
         with suppress(TurnUnknown):
-            await self._release_blobs(note.key, await self._log.read_turn(note.key))
+            await self._release_blobs(note.key, await self._log.read_turn(note.key), is_recorder=True)
         # Also for an unknown turn: entries without a request would be found by nothing but the note.
         erased = await self._log.erase(note.key)
         if not erased.is_gone:
             return False
         if erased.entries:
             logger.info("turn erased", turn=note.key.turn)
-        await self._store.forget_unstored([note.key])
+        await self._store.forget_unstored([note.key], is_recorder=True)
         await self._tombstones.remove_unstored(note.key)
         return True
 
-    async def _release_blobs(self, key: TurnKey, turn: Turn) -> None:
+    async def _release_blobs(self, key: TurnKey, turn: Turn, *, is_recorder: bool = False) -> None:
         if (blobs := blobs_of(turn)) != "[]":
-            await self._store.release_blobs(key.tenant, blobs)
+            await self._store.release_blobs(key.tenant, blobs, is_recorder=is_recorder)
 
 
 def without_content(row: TurnRow) -> TurnRow:

@@ -5,7 +5,7 @@ import os
 import random
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
@@ -638,21 +638,72 @@ async def test_a_tenant_with_many_queries_makes_no_other_tenant_wait_for_all_of_
     assert order.index(THEIRS) < 20
 
 
-async def test_a_tenant_with_many_writes_makes_neither_other_tenants_nor_the_recorder_wait(store: Store) -> None:
-    """Queries of the history wait for the recorder."""
-    order: list[str] = []
+async def test_a_tenant_with_many_writes_makes_no_other_tenant_wait_for_all_of_them(store: Store) -> None:
+    order: list[Tenant] = []
 
     async def create(tenant: Tenant, session: str) -> None:
         await store.new_session(tenant, CreateSession(session), NOON)
         order.append(tenant)
 
-    async def record() -> None:
-        await store.record([running_row("turn-1")])
-        # A turn with `store: false` that has ended.
-        await store.delete(OURS, DeleteResource("session", "1", (TurnId("turn-1"),)), is_recorder=True)
+    await asyncio.gather(*[create(OURS, f"{number}") for number in range(40)], create(THEIRS, "1"))
+    assert order.index(THEIRS) < 7
+
+
+async def test_the_recorder_waits_for_one_write_of_a_tenant_at_most(store: Store) -> None:
+    """Queries of the history wait for the recorder."""
+    order: list[str] = []
+
+    async def create(tenant: Tenant, session: str) -> None:
+        await store.new_session(tenant, CreateSession(session), NOON)
+        order.append("tenant")
+
+    async def record(turn: str) -> None:
+        """Does what is written of a turn with `store: false`, until it is erased."""
+        await store.put_unstored(key(turn), None)
+        await store.record([running_row(turn)])
+        await store.delete(OURS, DeleteResource("session", "1", (TurnId(turn),)), is_recorder=True)
+        await store.release_blobs(OURS, '["a"]', is_recorder=True)
+        await store.forget_unstored([key(turn)], is_recorder=True)
         order.append("recorder")
 
-    await asyncio.gather(*[create(OURS, f"{number}") for number in range(40)], create(THEIRS, "1"), record())
+    tenants = [OURS, *(Tenant(f"tenant-{number}") for number in range(19))]
+    waiting = [create(tenant, f"{number}") for number in range(5) for tenant in tenants]
+    await asyncio.gather(*waiting, *(record(f"turn-{number}") for number in range(10)))
+    last = max(place for place, one in enumerate(order) if one == "recorder")
+    # The ten turns, and one write of a tenant before each of the five rounds of transactions.
+    assert last < 10 + 7
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda store: store.release_blobs(OURS, '["a"]'),
+        lambda store: store.forget_released(OURS, ["a"]),
+        lambda store: store.keep_referenced(OURS, ["a"]),
+        lambda store: store.forget_unstored([key("turn-2")]),
+        lambda store: store.delete(OURS, DeleteResource("turn", "turn-2")),
+        lambda store: store.delete_file(OURS, "file-1"),
+    ],
+    ids=["release_blobs", "forget_released", "keep_referenced", "forget_unstored", "delete", "delete_file"],
+)
+async def test_the_deletions_of_a_tenant_make_neither_other_tenants_nor_the_recorder_wait(
+    store: Store, write: Callable[[Store], Awaitable[None]]
+) -> None:
+    order: list[str] = []
+
+    async def delete() -> None:
+        await write(store)
+        order.append(OURS)
+
+    async def create() -> None:
+        await store.new_session(THEIRS, CreateSession("1"), NOON)
+        order.append(THEIRS)
+
+    async def record() -> None:
+        await store.record([running_row("turn-1")])
+        order.append("recorder")
+
+    await asyncio.gather(*[delete() for _ in range(40)], create(), record())
     assert max(order.index(THEIRS), order.index("recorder")) < 7
 
 
