@@ -19,7 +19,7 @@ from tailrace.gateway.limits.cost_estimate import ZERO, Estimate, estimate_reque
 from tailrace.gateway.limits.pdf_pages import PageCounter
 from tailrace.gateway.limits.quotas import Owner, Quota, What, effective_limits, owners_of, quota_of
 from tailrace.proto.entries import Request, Reservation
-from tailrace.proto.errors import LogError, Refused
+from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId
 from tailrace.proto.limits import MINUTE_S, UNLIMITED, Limits
 from tailrace.proto.nats import Counters, Slots, TurnLog
@@ -92,18 +92,24 @@ class Limiter:
 
     @asynccontextmanager
     async def open_admission(self, principal: Principal) -> AsyncIterator["Admission"]:
-        """Yields the admission of a request that stores no turn. Refused and LogError release its counts."""
+        """Yields the admission of a request that stores no turn. Refused and LogError release its counts.
+
+        LogUnavailable and `persistence_unavailable` do not: what was sent may be stored although no answer came.
+        """
         admission = self.admission(principal)
         try:
             yield admission
-        except (Refused, LogError):
-            await admission.release()
+        except (Refused, LogError) as error:
+            # Too much is safer than too little: otherwise a slow disk would make every limit of storage ineffective.
+            if not _may_be_stored(error):
+                await admission.release()
             raise
 
     @asynccontextmanager
     async def count(self, principal: Principal, stored_bytes: int = 0) -> AsyncIterator[None]:
-        """Counts a request that stores no turn, and the bytes that it stores; not if it fails with Refused or LogError.
+        """Counts a request that stores no turn, and the bytes that it stores, while the block stores them.
 
+        The counts are given back if the block raises an error which means that nothing is stored, see `open_admission`.
         Raises Refused, LogUnavailable.
         """
         async with self.open_admission(principal) as admission:
@@ -261,6 +267,13 @@ class Admission:
             return True
         age = datetime.fromtimestamp(self._limiter.now(), UTC) - slot.at
         return age > STORED_WITHIN and not await log.has_turn(key)
+
+
+def _may_be_stored(error: Refused | LogError) -> bool:
+    """Returns whether the request may have been stored although it failed."""
+    if isinstance(error, Refused):
+        return error.code == "persistence_unavailable"
+    return isinstance(error, LogUnavailable)
 
 
 def quota_error(quota: Quota, amount: int, held: int, now: float) -> Refused:

@@ -10,7 +10,7 @@ from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.turns.submission import Feature, Submission, always
 from tailrace.proto import blobs, entries
-from tailrace.proto.errors import BlobUnknown, Refused
+from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
 from tailrace.proto.nats import BlobPins, BlobStore
 from tailrace.proto.subjects import TurnKey
 
@@ -101,7 +101,12 @@ class RequestBlobs:
         if admission is not None and size + more_bytes:
             await admission.count_stored_bytes(size + more_bytes)
         await self._pins.pin(key.tenant, key.turn, pinned)
-        await self._store.put(key.tenant, contents, is_renewed=is_renewed)
+        try:
+            await self._store.put(key.tenant, contents, is_renewed=is_renewed)
+        except LogUnavailable:
+            # All but the last reply may have come.
+            self._share.add(key.tenant, size)
+            raise
         self._share.add(key.tenant, size)
 
 

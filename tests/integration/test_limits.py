@@ -23,7 +23,7 @@ from tailrace.gateway.turns import delete
 from tailrace.proto import entries, events
 from tailrace.proto.api_key import SCOPES
 from tailrace.proto.entries import Reservation
-from tailrace.proto.errors import Refused
+from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.limits import UNLIMITED, Limits
 from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
@@ -275,6 +275,29 @@ async def test_sessions_projects_and_logins_are_limited_as_well(system: System, 
     assert [(await gateway.client.post(path, json=body)).status_code for path, body, _ in posts] == [
         status for _, _, status in posts
     ]
+
+
+@pytest.mark.parametrize(
+    ("failure", "is_counted"),
+    [
+        (Refused("persistence_unavailable", "no reply in time"), True),
+        (LogUnavailable("no reply in time"), True),
+        (Refused("session_exists", "choose another name"), False),
+        (LogFull("full"), False),
+    ],
+    ids=str,
+)
+async def test_a_request_that_may_be_stored_although_it_failed_stays_counted(
+    connection: Connection, tenant: Tenant, failure: Exception, is_counted: bool
+) -> None:
+    """A process that is slower than the gateway's timeout still stores what it was sent."""
+    limiter = Limiter(Counters(connection), Slots(connection), TurnLog(connection), UNLIMITED, Limits(bytes_day=9_000))
+    with pytest.raises(type(failure)):
+        async with limiter.count(Principal(tenant), 9_000):
+            raise failure
+    quota = quota_of(limiter.owners(Principal(tenant))[1], "bytes_day", time.time())
+    assert quota is not None
+    assert await limiter.counters.add(quota.subject, 0) == (9_000 if is_counted else 0)
 
 
 async def test_contents_that_are_only_counted_are_limited_by_bytes_day(nats_url: str, new_gateway: NewGateway) -> None:
