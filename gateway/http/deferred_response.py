@@ -7,7 +7,6 @@ see the start message of a success, and every message of an error. The body of a
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http import error_responses
@@ -48,7 +47,7 @@ async def defer(
             if isinstance(error, Refused | LogError):
                 failure = error_responses.render_error(error, scope, error_headers)
             else:
-                failure = await error_responses.handle_unexpected_error(Request(scope), error)
+                failure = error_responses.render_unexpected_error(error, error_headers)
             await failure(scope, receive, send_either)
 
     await send({"type": DEFERRED, "respond": respond})

@@ -115,10 +115,15 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
 
 
 async def handle_unexpected_error(_: Request, error: Exception) -> Response:
-    """Logs an error that is not handled anywhere else, and returns 503 for a lack of memory, otherwise 500."""
+    """Returns the response for an error that is not handled anywhere else, see `render_unexpected_error`."""
+    return render_unexpected_error(error)
+
+
+def render_unexpected_error(error: Exception, headers: Mapping[str, str] | None = None) -> Response:
+    """Logs the error and returns 503 for a lack of memory, otherwise 500, with further `headers`."""
     # The stack of a thread is memory, too.
     if isinstance(error, MemoryError) or str(error) == "can't start new thread":
         logger.error("no memory for a request")
-        return response("server_busy", NO_MEMORY)
+        return response("server_busy", NO_MEMORY, headers=headers)
     logger.error("request failed", error=type(error).__name__, exc_info=error)
-    return response("internal", "an internal error, which has been logged")
+    return response("internal", "an internal error, which has been logged", headers=headers)

@@ -69,6 +69,7 @@ class EventStream(StreamedResponse):
         fails_again: bool = False,
         waits_for_log: bool = False,
         pace: Pace | None = None,
+        is_repeatable: bool = True,
     ) -> None:
         """Streams the entries after `cursor`; or, if `start.seen` is set, the events after the first `seen` ones.
 
@@ -79,10 +80,11 @@ class EventStream(StreamedResponse):
         `waits_for_log`: while the log is unavailable, the client receives heartbeats instead of a 503, because an
         EventSource does not reconnect after any status but 200 (ADR 13). When the gateway drains, the body ends cleanly
         and the client reconnects to another gateway.
-        `pace`: stored entries are sent at this pace instead of at once.
+        `pace`: stored entries are sent at this pace instead of at once. `is_repeatable`: see StreamedResponse.
         """
         super().__init__(
             {"content-type": dialect.media_type, **sse.HEADERS, **dialect.headers, **(headers or {})},
+            is_repeatable=is_repeatable,
         )
         self._access = access
         self._streams = access.streams

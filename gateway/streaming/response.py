@@ -8,7 +8,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tailrace.gateway.http.deferred_response import defer
 from tailrace.gateway.http.error_responses import NO_RETRY
-from tailrace.proto.errors import LogError, Refused
+from tailrace.proto.errors import Refused
 from tailrace.proto.runtime.flag import Flag
 
 T = TypeVar("T")
@@ -89,12 +89,12 @@ class TurnFailed(Refused):
 class StreamedResponse:
     """An ASGI response whose body is written in `respond`. Errors before its first byte have an HTTP status."""
 
-    def __init__(self, headers: Mapping[str, str]) -> None:
+    def __init__(self, headers: Mapping[str, str], *, is_repeatable: bool = True) -> None:
+        """`is_repeatable`: a repeated request gets the same turn. If not, it starts another one while this one runs."""
         self._headers = dict(headers)
         self._error_headers: dict[str, str] = {}
+        self._is_repeatable = is_repeatable
         self.is_begun = False
-        self.is_repeatable = True
-        """Whether a repeated request gets the same turn. If not, it would start another one while this one runs."""
 
     def add_headers(self, headers: Mapping[str, str], *, are_for_errors: bool = True) -> None:
         """Adds headers; `are_for_errors`: an error that replaces this response has them, too."""
@@ -110,9 +110,9 @@ class StreamedResponse:
             await self.respond(scope, receive, send)
         except TurnFailed:
             raise
-        except (Refused, LogError):
-            # The SDKs repeat a POST after a 503.
-            if not self.is_repeatable:
+        except Exception:
+            # Also a lack of memory: the SDKs repeat a POST after a 503.
+            if not self._is_repeatable:
                 self.add_headers(NO_RETRY)
             raise
 

@@ -92,6 +92,7 @@ class Responder:
         """
         pace = pace_of(request)
         fails_again = is_chosen(idempotency_key_of(request) or idempotency_key)
+        may_repeat = is_repeatable(request, idempotency_key)
         response: StreamedResponse
         if dialect.render_json is None or is_streamed:
             access, key, entry = await self.submit_for_stream(request, new_turn, raw, idempotency_key=idempotency_key)
@@ -105,6 +106,7 @@ class Responder:
                 is_first_word_awaited=is_first_word_awaited and cursor is None,
                 fails_again=fails_again,
                 pace=pace,
+                is_repeatable=may_repeat,
             )
         else:
             key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key, is_followed=True)
@@ -115,8 +117,8 @@ class Responder:
                 dialect.render_json,
                 response_headers,
                 fails_again=fails_again,
+                is_repeatable=may_repeat,
             )
-        response.is_repeatable = is_repeatable(request, idempotency_key)
         # An error that replaces the response, such as the turn's own, names the turn, too.
         response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn, "x-request-id": key.turn})
         return response
@@ -150,9 +152,11 @@ class JsonAnswer(StreamedResponse):
         headers: Mapping[str, str],
         *,
         fails_again: bool,
+        is_repeatable: bool,
     ) -> None:
         """`fails_again`: a repeated request gets the same turn also if it has failed."""
-        super().__init__({"cache-control": "no-store", "tailrace-turn": key.turn, **headers})
+        headers = {"cache-control": "no-store", "tailrace-turn": key.turn, **headers}
+        super().__init__(headers, is_repeatable=is_repeatable)
         self._fails_again = fails_again
         self._access = access
         self._key = key

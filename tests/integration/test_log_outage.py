@@ -9,6 +9,9 @@ import httpx2
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.streaming.event_stream import EventStream
+from tailrace.gateway.turns.read_turn import TurnReader
+from tailrace.gateway.turns.respond import JsonAnswer
 from tailrace.gateway.turns.submit import UNCLEAR
 from tailrace.proto.chain import Chain
 from tailrace.proto.ids import TurnId, new_id
@@ -134,6 +137,31 @@ async def test_an_outage_after_the_acknowledgement_is_repeated_only_with_a_key(
     )
     assert {error_of(one)[:2] for one in answers} == {(503, "log_unavailable")}
     assert [one.headers.get("x-should-retry") for one in answers] == ["false", None] * len(POSTS)
+
+
+async def test_a_lack_of_memory_after_the_acknowledgement_is_repeated_only_with_a_key(
+    own_server: NatsServer, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the turn. The thread that cannot start may be that of a long text."""
+    gateway = await new_gateway(own_server.url)
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    for response in (EventStream, JsonAnswer):
+        monkeypatch.setattr(response, "respond", fail)
+    monkeypatch.setattr(TurnReader, "read", fail)
+    answers = [
+        await gateway.client.post(path, json=body, headers=headers | key)
+        for path, body, headers in POSTS
+        for key in ({}, {"idempotency-key": new_id()})
+    ]
+    assert {error_of(one)[:2] for one in answers} == {(503, "server_busy")}
+    assert [one.headers.get("x-should-retry") for one in answers] == ["false", None] * len(POSTS)
+    monkeypatch.undo()
+    for one in answers:
+        turn = (await gateway.client.get(f"/v1/turns/{one.headers['tailrace-turn']}")).json()
+        assert turn["outcome"] == "running"
 
 
 async def test_a_full_log_refuses_new_turns_and_lets_running_ones_end(

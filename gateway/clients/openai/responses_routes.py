@@ -5,11 +5,12 @@ resumed at `GET /v1/responses/{id}?stream=true&starting_after=N`.
 """
 
 import asyncio
+from collections.abc import Mapping
 
 import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.openai.item_references import INSERTED_BYTES_MAX, insert_items
@@ -26,6 +27,7 @@ from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import limit_of
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.event_stream import EventStream, Start
+from tailrace.gateway.streaming.response import StreamedResponse
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.cancel import cancel
@@ -34,10 +36,11 @@ from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder, names_of
 from tailrace.gateway.turns.submit import is_repeatable
-from tailrace.proto.errors import LogError, Refused, TurnUnknown
+from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import parse_cursor
 from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.records import record_from_fold
+from tailrace.proto.subjects import TurnKey
 
 TRUE = {"true": True, "1": True, "false": False, "0": False, None: False}
 ITEMS_MAX = 100
@@ -79,16 +82,25 @@ async def respond_in_background(
     new_turn: NewTurn,
     raw: bytes,
     headers: dict[str, str],
-) -> Response:
+) -> ASGIApp:
     """Answers with the response as it is after it was stored, usually `queued`."""
     key, entry = await responder.submit(request, new_turn, raw)
-    headers = {"tailrace-turn": key.turn, **names_of(key, entry), **headers}
-    try:
-        record = await turns.read(key)
-    except (Refused, LogError) as error:
-        error.may_repeat = is_repeatable(request)
-        raise
-    return json_response(response_of(record), headers=headers)
+    response = _StoredResponse(turns, key, headers, is_repeatable=is_repeatable(request))
+    response.add_headers({"tailrace-turn": key.turn, **names_of(key, entry)})
+    return response
+
+
+class _StoredResponse(StreamedResponse):
+    """The response object of a turn as far as it is stored."""
+
+    def __init__(self, turns: TurnReader, key: TurnKey, headers: Mapping[str, str], *, is_repeatable: bool) -> None:
+        super().__init__(headers, is_repeatable=is_repeatable)
+        self._turns = turns
+        self._key = key
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = await self._turns.read(self._key)
+        await json_response(response_of(record), headers=self._headers)(scope, receive, send)
 
 
 async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnReader) -> ASGIApp:
