@@ -83,7 +83,7 @@ class ClientConnection(HttpToolsProtocol):
         self._excess_max = excess_max
         self._idle = idle
         self._closing: asyncio.TimerHandle | None = None
-        """Runs while the connection waits for headers."""
+        """Ends the wait for the next headers, or for the rest of a body whose request is answered; else None."""
         self._unread: asyncio.TimerHandle | None = None
         """Runs while the write buffer is full."""
         self._answered: RequestResponseCycle | None = None
@@ -107,9 +107,8 @@ class ClientConnection(HttpToolsProtocol):
         # uvicorn's own rejection is bare text without Retry-After.
         most, self.limit_concurrency = self.limit_concurrency or sys.maxsize, None
         more = len(self.connections) - most
-        if more >= 0 and self._idle:
+        if more >= 0 and (longest := next(filter(_closes_at_once, self._idle), None)) is not None:
             # This connection has the last place. Now the next one has a place, too.
-            longest = next(iter(self._idle))
             del self._idle[longest]
             longest.transport.close()
         if more <= 0:
@@ -200,7 +199,7 @@ class ClientConnection(HttpToolsProtocol):
         super().on_message_complete()
         if self.cycle is not None and self.cycle.response_complete:
             # The rest of the body of a request that was refused has arrived: the connection is idle from now on.
-            self._await_request(IDLE_TIMEOUT_S)
+            self._await_request(is_idle=True)
 
     def on_response_complete(self) -> None:
         if self.pipeline:
@@ -214,7 +213,7 @@ class ClientConnection(HttpToolsProtocol):
             self.data_received(unparsed)
         # Not if the next headers have begun, which have their own timeout, or a request is queued.
         if self._closing is None and self.cycle.response_complete:
-            self._await_request(ANSWERED_TIMEOUT_S if self.cycle.more_body else IDLE_TIMEOUT_S)
+            self._await_request(is_idle=not self.cycle.more_body)
 
     def _should_upgrade(self) -> bool:
         return any(name == b"upgrade" for name, _ in self.headers)
@@ -271,10 +270,16 @@ class ClientConnection(HttpToolsProtocol):
         self.transport.write(b"".join([STATUS_LINE[refusal.status_code], *lines, b"\r\n", refusal.body]))
         self.transport.close()
 
-    def _await_request(self, timeout_s: float) -> None:
+    def _await_request(self, *, is_idle: bool) -> None:
+        """Closes if no request comes in time. Not `is_idle`: the rest of the body of an answered request comes first.
+
+        A client that still sends this body when the connection closes loses the answer.
+        """
         self._stop_waiting()
-        self._idle[self] = None
+        if is_idle:
+            self._idle[self] = None
         # Not aborted: a slow client has not read all of the response yet.
+        timeout_s = IDLE_TIMEOUT_S if is_idle else ANSWERED_TIMEOUT_S
         self._closing = self.loop.call_later(timeout_s, self.transport.close)
 
     def _leave_unread(self) -> None:
@@ -292,6 +297,11 @@ class ClientConnection(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+
+def _closes_at_once(connection: ClientConnection) -> bool:
+    """Returns whether closing the connection frees its place now: it would first write the rest of a slow download."""
+    return not connection.transport.is_closing() and not connection.transport.get_write_buffer_size()
 
 
 class _OneAfterAnother(FlowControl):

@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
-from tailrace.gateway.http import fd_limit, http_protocol
+from tailrace.gateway.http import fd_limit, http_protocol, server
+from tailrace.gateway.http.admission_queue import refuse_connection
+from tailrace.proto.runtime.flag import Flag
 from tests.harness.raw_http import RawConnection, error_of
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway
@@ -217,6 +221,54 @@ async def test_the_connection_that_is_idle_for_longest_is_closed_when_no_place_i
         for raw in opened[-2:]:
             await raw.send(post(TURN))
             assert (await raw.answer()).status_code == 202
+
+
+async def test_a_connection_that_still_sends_a_refused_body_is_not_closed_for_another(
+    monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
+) -> None:
+    """It would be reset, and the client might lose the answer."""
+    monkeypatch.setattr(fd_limit, "connections_max", lambda: 3)
+    gateway = await new_gateway(nats_url)
+    async with AsyncExitStack() as stack:
+        sending = await stack.enter_async_context(RawConnection.open(gateway.port))
+        await sending.send(POST.replace(KEY, "invalid"), f"content-length: {len(TURN)}\r\n\r\n")
+        assert (await sending.answer()).status_code == 401
+        for _ in range(4):
+            other = await stack.enter_async_context(RawConnection.open(gateway.port))
+            await other.send(post(TURN))
+            assert (await other.answer()).status_code == 202
+        await sending.send(TURN, post(TURN))
+        assert (await sending.answer()).status_code == 202
+
+
+async def test_a_slow_download_does_not_keep_an_idle_connection_open_when_no_place_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Closing the connection of the download, which began to wait first, would free no place until it is read."""
+    monkeypatch.setattr(fd_limit, "connections_max", lambda: 3)
+
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        size = BUFFERED_BYTES_MAX if scope["path"] == "/large" else 0
+        headers = [(b"content-length", str(size).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    listening, stop = socket.create_server(("127.0.0.1", 0)), asyncio.Event()
+    port = listening.getsockname()[1]
+    serving = asyncio.create_task(server.serve(app, refuse_connection, listening, stop, Flag()))
+    async with AsyncExitStack() as stack:
+        download = await stack.enter_async_context(RawConnection.open(port))
+        await download.send("GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+        await download.reader.readuntil(b"\r\n\r\n")
+        others = []
+        for _ in range(4):
+            others.append(await stack.enter_async_context(RawConnection.open(port)))
+            await others[-1].send(GET, "\r\n")
+            assert (await others[-1].answer()).status_code == 200
+        assert await others[0].is_closed()
+        download.writer.transport.abort()
+    stop.set()
+    await serving
 
 
 async def test_a_refused_connection_is_idle_when_its_body_has_arrived(
