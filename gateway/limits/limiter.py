@@ -114,7 +114,9 @@ class Limiter:
         """
         async with self.open_admission(principal) as admission:
             await admission.count_request()
-            await admission.count_stored_bytes(stored_bytes)
+            # What stores nothing, such as a login, is not refused when no bytes are left.
+            if stored_bytes:
+                await admission.count_stored_bytes(stored_bytes)
             yield
 
 

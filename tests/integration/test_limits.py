@@ -277,6 +277,21 @@ async def test_sessions_projects_and_logins_are_limited_as_well(system: System, 
     ]
 
 
+async def test_a_request_that_stores_no_bytes_is_not_refused_by_bytes_day(
+    connection: Connection, tenant: Tenant
+) -> None:
+    """The limit may have been lowered below what the tenant has stored. A login stores no bytes."""
+    principal, parts = Principal(tenant), (Counters(connection), Slots(connection), TurnLog(connection))
+    async with Limiter(*parts, UNLIMITED, Limits(bytes_day=9_000)).count(principal, 9_000):
+        pass
+    lowered = Limiter(*parts, UNLIMITED, Limits(bytes_day=1_000))
+    async with lowered.count(principal):
+        pass
+    with pytest.raises(Refused, match="bytes of storage a day"):
+        async with lowered.count(principal, 1):
+            pass
+
+
 @pytest.mark.parametrize(
     ("failure", "is_counted"),
     [
