@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import errno
 import os
 import platform
 import resource
@@ -105,7 +106,9 @@ async def _port(options: Options) -> Finding:
         try:
             ports.listen(options.host, options.port).close()
         except UpRefused as error:
-            if (up := running.find_at(options.port)) is None:
+            # An `up` that runs here on the same port says nothing about an address that cannot be bound.
+            is_in_use = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+            if not is_in_use or (up := running.find_at(options.port)) is None:
                 return Finding("Port", "error", *_split_message(error))
         else:
             return Finding("Port", "ok", f"{options.port} on {options.host} is free")

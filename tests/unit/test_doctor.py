@@ -3,7 +3,10 @@
 import asyncio
 import os
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -35,6 +38,24 @@ async def test_a_port_in_use_is_an_error_with_an_action(tmp_path: Path) -> None:
     assert f"→ {found['Port'].action}" in render(list(found.values()))
 
 
+@asynccontextmanager
+async def run_up(state_dir: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> AsyncIterator[str]:
+    """Runs a server that answers with `status`, and notes it as an `up` of this user. Yields its URL."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(state_dir))
+    (folder := state_dir / "other").mkdir()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %d any\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1") as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        write_private(folder / FILE, msgspec.json.encode(UpStatus(VERSION, os.getpid(), url, NOON, [], [])).decode())
+        running.record(folder)
+        yield url
+
+
 @pytest.mark.parametrize(
     ("status", "level", "state", "action"),
     [(200, "ok", "which is ready", ""), (503, "error", "which is not ready", "see `tailrace status`")],
@@ -43,21 +64,18 @@ async def test_a_port_of_an_up_of_this_user_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, level: Level, state: str, action: str
 ) -> None:
     """It may have another data directory."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    (folder := tmp_path / "other").mkdir()
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 %d any\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status)
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1") as server:
-        port = server.sockets[0].getsockname()[1]
-        url = f"http://127.0.0.1:{port}"
-        write_private(folder / FILE, msgspec.json.encode(UpStatus(VERSION, os.getpid(), url, NOON, [], [])).decode())
-        running.record(folder)
-        found = (await findings(Options(port=port, data_dir=tmp_path / "new")))["Port"]
+    async with run_up(tmp_path, monkeypatch, status) as url:
+        found = (await findings(Options(port=urlsplit(url).port or 0, data_dir=tmp_path / "new")))["Port"]
     assert found == Finding("Port", level, f"in use by the running `up` (pid {os.getpid()}) at {url}, {state}", action)
+
+
+async def test_an_address_that_cannot_be_bound_is_an_error_also_beside_an_up_at_its_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run_up(tmp_path, monkeypatch, 200) as url:
+        options = Options(host="203.0.113.7", port=urlsplit(url).port or 0, data_dir=tmp_path / "new")
+        found = (await findings(options))["Port"]
+    assert (found.level, found.action) == ("error", "choose another address with --host")
 
 
 @pytest.mark.parametrize(
