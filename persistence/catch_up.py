@@ -39,7 +39,7 @@ class SharedCatchUp:
         self._deliveries = deliveries
         self._failure = failure
         self._timeout_s = timeout_s
-        self._reading: asyncio.Task[Progress] | None = None
+        self._reading = asyncio.Lock()
         self._next: asyncio.Task[Progress] | None = None
         """A read that has not begun."""
 
@@ -68,20 +68,17 @@ class SharedCatchUp:
     async def _read_next(self) -> Progress:
         """Returns the progress as it is after this call. One read runs at a time; the calls before it share it."""
         if self._next is None:
-            self._next = asyncio.create_task(self._read(self._reading))
+            self._next = asyncio.create_task(self._read())
             # asyncio would log the error of a read for which nothing waits any more.
             self._next.add_done_callback(lambda read: read.cancelled() or read.exception())
         # A waiter may be cancelled; the read goes on for the others.
         return await asyncio.shield(self._next)
 
-    async def _read(self, before: asyncio.Task[Progress] | None) -> Progress:
-        if before is not None:
-            await asyncio.wait({before})
-            # The traceback of a failed read would keep this frame, and so all failed reads before it.
-            before = None
-        # Later calls must not share this read: it may miss what was stored right before them.
-        self._reading, self._next = self._next, None
-        if await self._deliveries.is_drained():
-            return Progress(is_drained=True)
-        last = await self._deliveries.last()
-        return Progress(is_drained=False, last=last, floor=(await self._deliveries.backlog()).floor)
+    async def _read(self) -> Progress:
+        async with self._reading:
+            # Later calls must not share this read: it may miss what was stored right before them.
+            self._next = None
+            if await self._deliveries.is_drained():
+                return Progress(is_drained=True)
+            last = await self._deliveries.last()
+            return Progress(is_drained=False, last=last, floor=(await self._deliveries.backlog()).floor)
