@@ -7,8 +7,9 @@ import threading
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-# Names that are looked up at once. A tenant's silent names occupy 8 of them, and for up to half a minute those of
-# attempts that have timed out.
+# Names that are looked up at once, for all tenants together. A look-up outlasts the attempt that began it. So a tenant
+# whose names no server answers has up to 8 * (1 + look-up time / TAILRACE_WEBHOOK_TIMEOUT_S) of them: 24 with look-ups
+# of 30 s and the default of 15 s. Ten such tenants use all look-ups, and the webhooks of others are sent later.
 LOOKUPS_MAX = 256
 # What `getaddrinfo` returns are numbers, which need no further look-up.
 NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV

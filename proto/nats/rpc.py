@@ -21,8 +21,8 @@ logger = structlog.get_logger()
 Handler = Callable[[Tenant, bytes], Awaitable[bytes]]
 """Answers a query of a tenant."""
 
-# Queries that one process answers at once. At most half of them may be of one tenant. Further ones are refused, and may
-# be retried.
+# Queries that one process answers at once. A tenant may have as many of them as places are free: half of them if it is
+# alone, and 1/(n + 1) if n tenants are busy. Further queries are refused, and may be retried.
 QUERIES_MAX = 512
 # The refusal when no process of a role answers, or when it cannot answer.
 UNAVAILABLE = {
@@ -212,7 +212,7 @@ def _run_concurrently(endpoint: Endpoint, role: str, running: dict[asyncio.Task[
 
     async def handle(request: Request) -> None:
         tenant = _tenant(request)
-        # A tenant may have as many queries as places are free, so some stay free for the next tenant.
+        # So some places stay free for the next tenant.
         if sum(each == tenant for each in running.values()) >= QUERIES_MAX - len(running):
             await _refuse(request, Refused(*UNAVAILABLE[role], retry_after_s=RETRY_WAIT_S))
             return

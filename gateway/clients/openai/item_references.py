@@ -20,7 +20,8 @@ from tailrace.proto.subjects import TurnKey
 ITEM_ID = re.compile(r"(?:msg|rs|fc)_(.+)_\d+")
 # Each response is one read of the log or the database.
 RESPONSES_MAX = 1000
-# More than any model reads: a million tokens. Inserted items are not part of the memory reserved for large bodies.
+# About a million tokens, the longest context of any model. Inserted items are not part of the memory that is reserved
+# for large bodies.
 INSERTED_BYTES_MAX = 4 * 1024 * 1024
 
 
