@@ -129,6 +129,11 @@ PARAMETERS: dict[str, Json] = {
         "A repeated request with the same key and body gets the same batch. `auto` is refused.",
         **KEY,
     ),
+    "create_key": _header(
+        "Idempotency-Key",
+        "A repeated request with the same key and body gets the same session or project. `auto` is refused.",
+        **KEY,
+    ),
     "first_key": _header(
         "Idempotency-Key",
         "A repeated request with the same key and body gets the same turn. Without the cookie, the key has at least "
@@ -330,7 +335,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v1/sessions"): Operation(
         "sessions", response=SessionList, parameters=(*NUMBERED, "of_project", "of_user")
     ),
-    ("POST", "/v1/sessions"): Operation("sessions", NewSessionBody, SessionRecord),
+    ("POST", "/v1/sessions"): Operation("sessions", NewSessionBody, SessionRecord, parameters=("create_key",)),
     ("GET", "/v1/sessions/stats"): Operation("sessions", response=SessionStats),
     ("GET", "/v1/sessions/{session}"): Operation("sessions", response=SessionRecord),
     ("PATCH", "/v1/sessions/{session}"): Operation("sessions", ChangeBody, SessionRecord),
@@ -342,7 +347,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("GET", "/v1/sessions/{session}/branches"): Operation("sessions", response=BranchList, parameters=PAGE),
     ("GET", "/v1/projects"): Operation("projects", response=ProjectList, parameters=NUMBERED),
-    ("POST", "/v1/projects"): Operation("projects", NewProjectBody, ProjectBody),
+    ("POST", "/v1/projects"): Operation("projects", NewProjectBody, ProjectBody, parameters=("create_key",)),
     ("GET", "/v1/projects/{project}"): Operation("projects", response=ProjectBody),
     ("DELETE", "/v1/projects/{project}"): Operation("projects", response=DeletedObject),
     ("GET", "/v1/usage"): Operation(

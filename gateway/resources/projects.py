@@ -8,13 +8,15 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.limits.limiter import Limiter
+from tailrace.gateway.resources.create_once import create_once
 from tailrace.gateway.resources.deletion import delete_response
 from tailrace.gateway.resources.paging import NumberedPage, number_of
 from tailrace.gateway.resources.sessions import check_text
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.request_body import check_name
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Tenant, folder_name, new_id
+from tailrace.proto.ids import Tenant, folder_name
+from tailrace.proto.nats import Claims
 from tailrace.proto.resources import CreateProject, GetProject, ListProjects, ProjectRecord
 
 NAME_CHARS_MAX = 200
@@ -67,7 +69,7 @@ async def projects(request: ApiRequest, history: HistoryClient) -> Response:
     )
 
 
-async def post(request: ApiRequest, limiter: Limiter, history: HistoryClient) -> Response:
+async def post(request: ApiRequest, limiter: Limiter, history: HistoryClient, claims: Claims) -> Response:
     """`POST /v1/projects`: creates a project. Status 200, as clients of other servers for Claude check.
 
     A project groups sessions. If Claude Code answers, it has a folder of its own.
@@ -79,8 +81,15 @@ async def post(request: ApiRequest, limiter: Limiter, history: HistoryClient) ->
         raise Refused("request_invalid", "`path` follows from the project's id: leave it out")
     check_text("name", new.name, NAME_CHARS_MAX)
     check_text("description", new.description, DESCRIPTION_CHARS_MAX)
-    async with limiter.count(request.principal, len(raw)):
-        made = await history.ask(tenant, CreateProject(new.id or new_id(), new.name, new.description))
+
+    async def create(name: str) -> ProjectRecord:
+        async with limiter.count(request.principal, len(raw)):
+            return await history.ask(tenant, CreateProject(name, new.name, new.description))
+
+    async def find(name: str) -> ProjectRecord:
+        return await history.ask(tenant, GetProject(name))
+
+    made = await create_once(request, raw, claims, "project", new.id, create, find)
     return json_response(with_path(tenant, made), headers={"location": f"/v1/projects/{made.id}"})
 
 

@@ -14,6 +14,7 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
+from tailrace.gateway.resources.create_once import create_once
 from tailrace.gateway.resources.deletion import delete_response
 from tailrace.gateway.resources.paging import NumberedPage, Page, number_of, page_of
 from tailrace.gateway.turns.delete import Deleter
@@ -27,7 +28,8 @@ from tailrace.gateway.turns.request_body import (
 )
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import SessionId, new_id
+from tailrace.proto.ids import SessionId
+from tailrace.proto.nats import Claims
 from tailrace.proto.records import (
     GetSession,
     ListSessions,
@@ -129,7 +131,9 @@ async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
     )
 
 
-async def post(request: ApiRequest, limiter: Limiter, history: HistoryClient, catalogue: Catalogue) -> Response:
+async def post(
+    request: ApiRequest, limiter: Limiter, history: HistoryClient, catalogue: Catalogue, claims: Claims
+) -> Response:
     """`POST /v1/sessions`: creates a session without turns. Status 200, which clients of other servers check.
 
     A turn can also name a new session itself, with `create_session`.
@@ -139,9 +143,16 @@ async def post(request: ApiRequest, limiter: Limiter, history: HistoryClient, ca
     check_session("id", new.id)
     check_name("project_id", new.project_id)
     _check(new, await catalogue.offer(tenant))
-    session = CreateSession(new.id or new_id(), new.title, new.model, new.system_prompt, new.project_id)
-    async with limiter.count(request.principal, len(raw)):
-        made = await history.ask(tenant, session)
+
+    async def create(name: str) -> SessionRecord:
+        session = CreateSession(name, new.title, new.model, new.system_prompt, new.project_id)
+        async with limiter.count(request.principal, len(raw)):
+            return await history.ask(tenant, session)
+
+    async def find(name: str) -> SessionRecord:
+        return await history.ask(tenant, GetSession(name))
+
+    made = await create_once(request, raw, claims, "session", new.id, create, find)
     return json_response(made, headers={"location": f"/v1/sessions/{made.session}"})
 
 

@@ -1,5 +1,8 @@
 """The routes of sessions: create, list, rename, turns, branches and statistics."""
 
+import asyncio
+
+import httpx2
 import pytest
 
 from tailrace.proto.ids import Tenant
@@ -281,3 +284,31 @@ async def test_a_session_id_that_is_a_route_is_refused(
     refused = await lone_gateway.client.post(path, json=body, headers=headers)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
     assert "/v1/sessions/stats" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("path", "field"), [("/v1/sessions", "title"), ("/v1/projects", "name")])
+async def test_an_idempotency_key_creates_one_session_or_project(gateway: Gateway, path: str, field: str) -> None:
+    """A repetition returns the first one, or creates it if no request has; another body and `auto` are refused."""
+
+    async def create(key: str, **fields: str) -> httpx2.Response:
+        return await gateway.client.post(path, json={field: "Rivers", **fields}, headers={"idempotency-key": key})
+
+    answers = await asyncio.gather(*(create("one") for _ in range(4)))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    first = answers[0].json()
+    assert [answer.json() for answer in answers] == [first] * 4
+    chosen = [(await create("two", id="lakes")).json()["id"] for _ in range(2)]
+    assert chosen == ["lakes", "lakes"]
+    assert [one["id"] for one in (await get(gateway, path))["data"]] == ["lakes", first["id"]]
+    for _ in range(2):
+        # It has created nothing, so its repetition is no success either.
+        refused = await create("three", id="lakes")
+        assert (refused.status_code, refused.json()["error"]["code"].split("_")[1]) == (409, "exists")
+    for key, fields, expected in (
+        ("one", {"id": "seas"}, (422, "idempotency_key_reused")),
+        ("auto", {}, (400, "idempotency_key_invalid")),
+    ):
+        refused = await create(key, **fields)
+        assert (refused.status_code, refused.json()["error"]["code"]) == expected
+    await gateway.client.delete(f"{path}/{first['id']}")
+    assert (await create("one")).json()["id"] == first["id"]

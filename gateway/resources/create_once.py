@@ -1,0 +1,64 @@
+"""Creates a session or a project once for each Idempotency-Key."""
+
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeVar
+
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.turns.auto_idempotency import AUTO
+from tailrace.gateway.turns.submit import hash_body, idempotency_key_of
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import TurnId, new_id
+from tailrace.proto.nats import Claim, Claims
+
+R = TypeVar("R")
+
+
+async def create_once(
+    request: ApiRequest,
+    raw: bytes,
+    claims: Claims,
+    kind: Literal["session", "project"],
+    chosen: str | None,
+    create: Callable[[str], Awaitable[R]],
+    find: Callable[[str], Awaitable[R]],
+) -> R:
+    """Returns what `create` makes of the id `chosen`, or of a new one; for a repeated request, what `find` returns.
+
+    `raw` is the body. Raises Refused if the request's Idempotency-Key is `auto` or was used with another body.
+    """
+    idempotency_key = idempotency_key_of(request)
+    if idempotency_key is None:
+        return await create(chosen or new_id())
+    if idempotency_key == AUTO:
+        # Two new sessions often have equal bodies: a derived key would make one session of them.
+        message = f"`POST /v1/{kind}s` does not support `auto`; send an Idempotency-Key of your own."
+        raise Refused("idempotency_key_invalid", message)
+
+    async def find_or_none(name: str) -> R | None:
+        try:
+            return await find(name)
+        except Refused as refused:
+            if refused.code != f"{kind}_not_found":
+                raise
+            return None
+
+    # The space keeps it apart from the key of a turn: no Idempotency-Key can contain one.
+    key = f"{kind}s {idempotency_key}"
+    if chosen is not None and await claims.find(request.tenant, key) is None and await find_or_none(chosen) is not None:
+        # Another request has created it. With a claim, a repetition would return it as if this request had.
+        return await create(chosen)
+    own = Claim(TurnId(new_id()), await hash_body(raw))
+    claim = await claims.claim(request.tenant, key, own)
+    if claim.body_sha256 != own.body_sha256:
+        raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
+    name = chosen or claim.turn
+    if claim != own and (found := await find_or_none(name)) is not None:
+        return found
+    try:
+        # The first request did not create it, or it was deleted later: it is created under the same id.
+        return await create(name)
+    except Refused as refused:
+        if refused.code != f"{kind}_exists" or (claim == own and chosen is not None):
+            raise
+        # A concurrent repetition has created it.
+        return await find(name)
