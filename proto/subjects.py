@@ -135,6 +135,15 @@ def tombstone(key: TurnKey) -> str:
     return f"$KV.{CLAIMS}.deleted.{_token(key.tenant)}.{_token(key.turn)}"
 
 
+def deletion_mark(key: TurnKey) -> str:
+    """Returns the subject of the mark of a turn that is being deleted, in the bucket CLAIMS (PROTOCOL R35).
+
+    It is one token, as the names of claims are, so that a gateway with the NATS permissions of an older Tailrace may
+    write it. Names of claims are hexadecimal.
+    """
+    return f"$KV.{CLAIMS}.deleting={_token(key.tenant)}={_token(key.turn)}"
+
+
 def unstored(key: TurnKey) -> str:
     """Returns the subject of the note that a turn is to be erased, in the bucket CLAIMS (PROTOCOL R109)."""
     return f"$KV.{CLAIMS}.unstored.{_token(key.tenant)}.{_token(key.turn)}"

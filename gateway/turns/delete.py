@@ -193,17 +193,23 @@ class Deleter:
     async def _try_cancel(self, key: TurnKey) -> bool:
         """Cancels a turn. False when the log has none of it."""
         try:
-            await cancel(self._log, key)
+            await self._cancel(key)
         except TurnUnknown:
             return False
         return True
+
+    async def _cancel(self, key: TurnKey) -> None:
+        """Cancels a turn. Raises TurnUnknown, LogUnavailable."""
+        # First the mark: the cancelled turn would be sent to its webhook before it is purged.
+        await self._tombstones.mark_deletion(key)
+        await cancel(self._log, key)
 
     async def _cancel_batch(self, key: TurnKey) -> None:
         """Cancels a batch before its turns: it would submit new ones during the deletion."""
         try:
             turn = await self._log.read_turn(key)
             if turn.request is not None and turn.request.batch is not None:
-                await cancel(self._log, key)
+                await self._cancel(key)
         except TurnUnknown:
             return
 

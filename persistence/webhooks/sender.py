@@ -208,16 +208,19 @@ class WebhookSender:
             await asyncio.sleep(wait_s)
 
     async def _find_turn(self, key: TurnKey, seq: Seq) -> Turn | None:
-        """Returns the turn, or None if it was deleted. Raises TurnUnknown if the log has removed it by age.
+        """Returns the turn, or None if it was deleted or is being deleted.
 
-        Raises LogUnavailable.
+        Raises TurnUnknown if the log has removed it by age, LogUnavailable.
         """
         try:
-            return await self._log.read_turn_upto(key, seq)
+            turn = await self._log.read_turn_upto(key, seq)
         except TurnUnknown:
             if await self._tombstones.exists(key):
                 return None
             raise
+        # A deletion that has cancelled the turn purges it a moment later. Only such a turn can be marked.
+        is_deleted = turn.outcome == "cancelled" and await self._tombstones.is_deletion_marked(key)
+        return None if is_deleted else turn
 
     async def _post(self, key: TurnKey, turn: Turn, url: str) -> Answer:
         body = payload.render(record_from_fold(key, turn))

@@ -43,6 +43,14 @@ class Tombstones:
         """Asks the stream's leader whether the turn has a tombstone. Raises LogUnavailable."""
         return await self._leader.last(subjects.tombstone(key)) is not None
 
+    async def mark_deletion(self, key: TurnKey) -> None:
+        """Marks a running turn before its deletion cancels it. Raises LogUnavailable."""
+        await self._publish(subjects.deletion_mark(key), "the deletion cannot be marked")
+
+    async def is_deletion_marked(self, key: TurnKey) -> bool:
+        """Asks the stream's leader whether a deletion has cancelled the turn, or will. Raises LogUnavailable."""
+        return await self._leader.last(subjects.deletion_mark(key)) is not None
+
     async def note_unstored(self, key: TurnKey) -> None:
         """Notes that a turn with `store: false` has ended. Raises LogUnavailable."""
         await self._publish(subjects.unstored(key), "the erasure cannot be noted")

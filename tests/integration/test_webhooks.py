@@ -339,6 +339,25 @@ async def test_a_turn_that_is_being_deleted_is_not_posted_and_not_counted_as_giv
     assert count_given_up("expired") == before
 
 
+@pytest.mark.rule("R35")
+async def test_a_running_turn_that_is_deleted_is_not_posted(
+    own: OwnSystem, receiver: Receiver, new_gateway: NewGateway
+) -> None:
+    """The deletion cancels it first, which is an end like any other. A turn that is only cancelled is posted."""
+    async with own.persistence():
+        gateway = await new_gateway(own.server.url, webhooks=True, webhook_private_hosts="127.0.0.1")
+        session, cancelled, alone = [
+            (await gateway.client.post("/v1/turns", json={"message": "Why?", "webhook": receiver.url})).json()
+            for _ in range(3)
+        ]
+        paths = (f"/v1/sessions/{session['session']}", alone["links"]["self"])
+        for answer in await asyncio.gather(*map(gateway.client.delete, paths)):
+            assert (answer.status_code, answer.json()["turns"]) == (200, 1)
+        await gateway.client.post(cancelled["links"]["cancel"])
+        await own.wait_until_drained()
+    assert receiver.turns == [cancelled["turn"]]
+
+
 @pytest.mark.rule("R45")
 async def test_a_webhook_whose_turn_leaves_the_log_by_age_is_given_up(own: OwnSystem, receiver: Receiver) -> None:
     """With the default settings the log keeps a turn for as long as its webhook is retried."""
