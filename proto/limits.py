@@ -82,6 +82,13 @@ def parse_limits(given: Mapping[str, float]) -> Limits:
         raise ValueError(f"{message}; the limits are {', '.join(NAMES)}") from error
 
 
+def require_useful(given: Mapping[str, float]) -> None:
+    """Raises ValueError if a limit of `given`, which an operator sets, has no effect without another one."""
+    # Not in `parse_limits`: a key that an older Tailrace has stored must stay valid.
+    if "burst" in given and "requests" not in given:
+        raise ValueError("`burst` needs `requests`: set both")
+
+
 def merge_limits(own: Limits, common: Limits) -> Limits:
     """Returns `own` with `common` for each limit that `own` does not set."""
     given = {name: limit for name in NAMES if (limit := getattr(own, name)) is not None}
@@ -100,9 +107,8 @@ def parse_limits_setting(variable: str, text: str) -> Limits:
         except DECODE_ERRORS as error:
             known = ", ".join(NAMES)
             raise SettingsInvalid(f"{variable}: {pair!r} is not NAME=NUMBER; the limits are {known}") from error
-    if "burst" in given and "requests" not in given:
-        raise SettingsInvalid(f"{variable}: `burst` needs `requests`: set both")
     try:
+        require_useful(given)
         return parse_limits(given)
     except ValueError as error:
         raise SettingsInvalid(f"{variable}: {error}") from error

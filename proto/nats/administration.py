@@ -14,7 +14,7 @@ import msgspec
 from tailrace.proto.api_key import ADMIN_SCOPE, KEY_ID, ApiKey, NewKey, Scope, new_key
 from tailrace.proto.errors import LogUnavailable, Refused, TailraceError
 from tailrace.proto.ids import Tenant
-from tailrace.proto.limits import parse_limits
+from tailrace.proto.limits import parse_limits, require_useful
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.nats.audit_log import Action, Actor, AuditEntry, AuditLog
 from tailrace.proto.nats.connection import Connection
@@ -210,8 +210,9 @@ def _key_replaced(key_id: str) -> Refused:
 
 
 def _check(limits: Mapping[str, float]) -> None:
-    """Raises Refused for limits that are unknown or out of range."""
+    """Raises Refused for limits that are unknown, out of range, or without effect."""
     try:
+        require_useful(limits)
         parse_limits(limits)
     except ValueError as error:
         raise Refused("request_invalid", f"`limits`: {error}", param="limits") from error

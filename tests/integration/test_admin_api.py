@@ -210,6 +210,11 @@ async def test_limits_of_a_tenant_apply_at_every_gateway_until_they_are_removed(
     for wrong in ({"requests": -1}, {"request": 1}):
         refused = await gateway.client.put(path, json={"limits": wrong})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "limits")
+    alone = {"limits": {"burst": 1}}
+    new = {"tenant": "acme", **alone}
+    for refused in (await gateway.client.put(path, json=alone), await gateway.client.post("/v1/admin/keys", json=new)):
+        assert refused.status_code == 400
+        assert "`burst` needs `requests`: set both" in refused.json()["error"]["message"]
     assert (await gateway.client.put("/v1/admin/tenants/a.b/limits", json={"limits": {}})).status_code == 400
 
     async def post() -> httpx2.Response:
