@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from tailrace.gateway.http.duplicate_keys import find_duplicate
+from tailrace.gateway.http.json_mistake import not_json
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.media_type import JSON, media_type
 from tailrace.gateway.http.validation_hints import allowed_names, wrong_field
@@ -105,7 +106,7 @@ class BodyReader:
             try:
                 rest, strings = await long_strings.replace_long_strings(body)
             except DECODE_ERRORS as error:
-                raise _not_json() from error
+                raise not_json(error, None) from error
             value = decode(rest, kind, strings)
             await require_unique_keys(rest)
             return value
@@ -159,7 +160,7 @@ def decode(body: bytes, kind: type[B], strings: Mapping[str, str] | None = None)
     """
     if count_values(body) > VALUES_MAX:
         raise Refused("body_too_large", f"the body has more than {VALUES_MAX} JSON values: send fewer")
-    with _refuse_invalid(kind):
+    with _refuse_invalid(kind, None if strings or len(body) > SMALL_BYTES_MAX else body):
         if not strings:
             return msgspec.json.decode(body, type=kind)
         return msgspec.convert(long_strings.put_back(msgspec.json.decode(body), strings), kind)
@@ -172,7 +173,7 @@ def convert(value: object, kind: type[B]) -> B:
 
 
 @contextmanager
-def _refuse_invalid(kind: type) -> Iterator[None]:
+def _refuse_invalid(kind: type, body: bytes | None = None) -> Iterator[None]:
     try:
         yield
     except msgspec.ValidationError as error:
@@ -188,7 +189,7 @@ def _refuse_invalid(kind: type) -> Iterator[None]:
         shown = problem[:QUOTED_CHARS_MAX].replace(" - at `$.", " - at `")
         raise Refused("request_invalid", shown + hint, param=param) from error
     except DECODE_ERRORS as error:
-        raise _not_json() from error
+        raise not_json(error, body) from error
 
 
 async def require_unique_keys(body: bytes) -> None:
@@ -199,14 +200,10 @@ async def require_unique_keys(body: bytes) -> None:
         else:
             path = await asyncio.to_thread(find_duplicate, body)
     except (ValueError, RecursionError) as error:
-        raise _not_json() from error
+        raise not_json(error, None) from error
     if path is not None:
         path = path[:QUOTED_CHARS_MAX]
         raise Refused("request_invalid", f"`{path}` occurs twice in its object: send it once", param=path)
-
-
-def _not_json() -> Refused:
-    return Refused("json_invalid", "the body is not valid JSON (RFC 8259), or is nested too deeply")
 
 
 def count_values(raw: bytes) -> int:

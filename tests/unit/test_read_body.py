@@ -119,6 +119,38 @@ def test_invalid_json_is_refused_as_such(raw: bytes) -> None:
     assert refused.value.code == "json_invalid"
 
 
+MISTAKES = {
+    "empty": (b" \n", "the body is empty"),
+    "BOM": (b'\xef\xbb\xbf{"text":"a"}', "it begins with a byte order mark (BOM): send UTF-8 without one"),
+    "trailing comma": (b'{"text":"a",}', "trailing comma in object near byte 12"),
+    "single quotes": (b"{'text':'a'}", "object keys must be strings `'` at byte 1"),
+    "newline": (
+        b'{"text":"a\nb"}',
+        "invalid character 0x0a, which a string contains only as an escape such as `\\n`, at byte 10",
+    ),
+    "not UTF-8": (b'{"text":"a\xff"}', "byte 10 (0xff) is not valid UTF-8"),
+    "NaN": (b'{"text":NaN}', "invalid character `N` at byte 8"),
+    "first half": (
+        b'{"text":"\\\\ud83d \\ud83d\\ude00 \\ud83d"}',
+        r"a string has half of a surrogate pair (`\ud83d` at byte 30): an emoji was cut",
+    ),
+    "second half": (
+        b'{"text":"\\uDE00 a"}',
+        r"a string has half of a surrogate pair (`\uDE00` at byte 9): an emoji was cut",
+    ),
+    "half": (b'{"text":"a', "it ends too early, after 10 bytes: a string, list or object is not closed"),
+    "two": (b'{"text":"a"}{}', "trailing characters near byte 13"),
+    "deep": (b'{"other":%b}' % (b"[" * 90_000 + b"]" * 90_000), "it is nested too deeply"),
+}
+
+
+@pytest.mark.parametrize(("raw", "mistake"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_in_the_json_is_named_with_its_position(raw: bytes, mistake: str) -> None:
+    with pytest.raises(Refused) as refused:
+        read_body.decode(raw, Told)
+    assert str(refused.value) == f"the body is not valid JSON (RFC 8259): {mistake}"
+
+
 INT = "Expected `int`, got `%s` - at `number`"
 NUMBER = "Object contains unknown field `numbre` (did you mean number?); there are number, several, named"
 INNER = "Object contains unknown field `x` - at `several[0]`; there are colour"
