@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tailrace.proto.entries import Request
+from tailrace.proto.errors import Refused
 from tailrace.proto.models import find_model
 from tailrace.proto.schema import schema_of
 
@@ -16,6 +17,8 @@ Functions = Mapping[str, Schema]
 """The schema of each function's arguments, by the function's name."""
 
 FORCED_CHOICES = ("any", "tool")
+# Names of tools have at most 128 characters.
+NAME_CHARS_MAX = 128
 DEFINITION_SECTIONS = ("$defs", "definitions")
 
 
@@ -42,6 +45,25 @@ def forced_functions(request: Request) -> Functions:
     if choice["type"] == "any":
         return functions
     return {name: schema for name, schema in functions.items() if name == choice.get("name")}
+
+
+def require_offered(request: Request) -> None:
+    """Raises Refused if `tool_choice` names a tool that the request does not have.
+
+    The model would refuse it, with a message that does not say so. Tools of an MCP server have no names here.
+    """
+    options = request.options or {}
+    choice = options.get("tool_choice")
+    if not (isinstance(choice, dict) and choice.get("type") == "tool" and isinstance(name := choice.get("name"), str)):
+        return
+    names = [tool.get("name") for tool in request.tools or ()]
+    if name in names or None in names or "mcp_servers" in options:
+        return
+    raise Refused(
+        "request_invalid",
+        f"`tool_choice` names `{name[:NAME_CHARS_MAX]}`, which is not in `tools`",
+        param="tool_choice",
+    )
 
 
 def call_schema(functions: Functions) -> Schema:

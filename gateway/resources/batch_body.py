@@ -30,6 +30,7 @@ from tailrace.proto import batch, entries
 from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import BatchSource, Via
 from tailrace.proto.errors import CODES, EntryTooLarge, Refused
+from tailrace.proto.forced_tools import require_offered
 from tailrace.proto.ids import SessionId, new_id
 from tailrace.proto.nats import Connection
 from tailrace.proto.runtime.json_schema import SchemaChecker
@@ -234,6 +235,7 @@ class InputChecker:
             user=self._principal.user,
             cache=settings.cache,
         )
+        require_offered(request)
         if (schema := schema_of(request.options)) is not None:
             await self._check_schema(schema)
         metadata = {**(new_turn.metadata or {}), batch.CUSTOM_ID: custom_id}

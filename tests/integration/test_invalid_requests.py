@@ -58,6 +58,36 @@ async def test_a_number_that_is_too_large_is_refused_in_an_unknown_field(shared_
     assert error_of(answer)[:2] == (400, "request_invalid")
 
 
+OTHER = {"type": "tool", "name": "nope"}
+TOOL = {"name": "look", "input_schema": {"type": "object"}}
+ASKED = {"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+PARAMS = {"message": "hi", "tools": [TOOL], "options": {"tool_choice": OTHER}}
+
+
+@on_shared_loop
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/turns", PARAMS),
+        ("/v1/turns", {"message": "hi", "options": {"tool_choice": OTHER}}),
+        ("/v1/messages", {**ASKED, "tools": [TOOL], "tool_choice": OTHER}),
+        (
+            "/v1/chat/completions",
+            {**ASKED, "tools": [LOOK], "tool_choice": {"type": "function", "function": {"name": "nope"}}},
+        ),
+        ("/v1/turn-batches", {"requests": [{"custom_id": "a", "params": PARAMS}]}),
+    ],
+)
+async def test_a_tool_choice_of_an_absent_tool_is_refused(
+    shared_gateway: Gateway, path: str, body: dict[str, object]
+) -> None:
+    answer = await shared_gateway.client.post(path, json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "request_invalid")
+    assert "`tool_choice` names `nope`, which is not in `tools`" in error["message"]
+
+
 @on_shared_loop
 @pytest.mark.parametrize(
     ("method", "path", "param", "hint"),

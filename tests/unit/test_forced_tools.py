@@ -1,5 +1,6 @@
 """Forced tool calls of models that do not support them: the call to the model, and what is stored of its answer."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import jsonschema_rs
@@ -14,7 +15,8 @@ from tailrace.generators.continuation import build_call, prepare_call
 from tailrace.generators.forced_tools import CallMapper, map_forced_call
 from tailrace.generators.plan import CheckSchema, Complete, MakeAttempt, plan, plan_after_check, schema_check
 from tailrace.proto import events
-from tailrace.proto.forced_tools import answer_schema, call_schema, forced_functions
+from tailrace.proto.errors import Refused
+from tailrace.proto.forced_tools import answer_schema, call_schema, forced_functions, require_offered
 from tailrace.proto.schema import with_schema
 from tests.golden.requests import build_turn, read_cases
 from tests.harness.turn_builder import Handwritten, attempt, raw, request
@@ -33,6 +35,7 @@ TOOLS = [LOOK, GROW, SEARCH]
 ANY = {"type": "any", "disable_parallel_tool_use": True}
 ONE = {"type": "tool", "name": "look"}
 ARGUMENTS = '{"day": "Mo", "a": {"b": ["}", " }"]}}'
+NOPE = {"type": "tool", "name": "nope"}
 NAMED = f'{{ "name": "look" , "arguments": {ARGUMENTS} }}\n'
 
 
@@ -60,6 +63,24 @@ def function_tools(**given: Any) -> list[str]:
 def test_forced_calls_that_the_model_refuses(given_fields: dict[str, Any], names: list[str]) -> None:
     """All other calls are left to the model."""
     assert function_tools(**given_fields) == names
+
+
+@pytest.mark.parametrize(
+    ("given_fields", "is_refused"),
+    [
+        ({"options": {"tool_choice": NOPE}}, True),
+        ({"options": {"tool_choice": NOPE}, "tools": None}, True),
+        ({"options": {"tool_choice": {"type": "tool", "name": "search"}}}, False),
+        ({"options": {"tool_choice": ANY}}, False),
+        ({"options": {"tool_choice": {"type": "tool"}}}, False),
+        # The tools of an MCP server are known to the model's API alone.
+        ({"options": {"tool_choice": NOPE, "mcp_servers": []}}, False),
+        ({"options": {"tool_choice": NOPE}, "tools": [*TOOLS, {"type": "mcp_toolset"}]}, False),
+    ],
+)
+def test_a_choice_of_an_absent_tool_is_refused(given_fields: dict[str, Any], *, is_refused: bool) -> None:
+    with pytest.raises(Refused, match="`nope`") if is_refused else nullcontext():
+        require_offered(request(**{"tools": TOOLS} | given_fields))
 
 
 def test_a_forced_call_is_requested_as_structured_output() -> None:
