@@ -9,6 +9,7 @@ import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from tailrace.gateway import metrics
@@ -111,7 +112,16 @@ async def handle_http_error(request: Request, error: Exception) -> Response:
     code, message = BY_STATUS.get(error.status_code, ("request_invalid", "the request cannot be answered"))
     if error.status_code in BY_STATUS and (advice := advice_for(request.url.path)) is not None:
         return response("route_not_found", f"this route does not exist here: {advice}")
-    return response(code, message, headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = _allowed_methods(request)
+    return response(code, message, headers=headers)
+
+
+def _allowed_methods(request: Request) -> str:
+    """Returns the methods of all routes with the path of `request`. Starlette lists those of the first one."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for route in routes for method in route.methods}))
 
 
 async def handle_unexpected_error(_: Request, error: Exception) -> Response:

@@ -234,6 +234,24 @@ async def test_an_unknown_model_or_dialect_is_refused_with_the_known_ones(
     assert known in error_of(answer)[2]
 
 
+@on_shared_loop
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/turns", "GET, HEAD, POST"),
+        ("OPTIONS", "/v1/turns", "GET, HEAD, POST"),
+        ("PUT", "/v1/sessions", "GET, HEAD, POST"),
+        ("PUT", "/v1/sessions/x", "DELETE, GET, HEAD, PATCH"),
+        ("GET", "/v1/turn-batches/x/cancel", "POST"),
+    ],
+)
+async def test_allow_lists_the_methods_of_all_routes_with_the_path(
+    shared_gateway: Gateway, method: str, path: str, allowed: str
+) -> None:
+    answer = await shared_gateway.client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
 # Encoded in ways that HTTP libraries would normalize.
 INVALID_TURN_IDS = [
     *("*", "%3E", ".", "..", "%2e", "%2E%2e", "a.b", "a.*", "%20", "a%20b", "%0d%0a", "a%0d%0aset-cookie:%20x"),
