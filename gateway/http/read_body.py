@@ -4,7 +4,6 @@ A request is refused before its body is read where that is possible.
 """
 
 import asyncio
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from typing import TypeVar
@@ -18,7 +17,7 @@ from tailrace.gateway.http.duplicate_keys import find_duplicate
 from tailrace.gateway.http.json_mistake import not_json
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.media_type import JSON, media_type
-from tailrace.gateway.http.validation_hints import allowed_names, wrong_field
+from tailrace.gateway.http.validation_hints import advise, allowed_names, wrong_field
 from tailrace.proto import long_strings
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.did_you_mean import suggest
@@ -34,8 +33,6 @@ RATE_WINDOW_S = 15.0
 # Gateway, generators and persistence visit values one by one: a million of them, which fit into 2 MB, would block the
 # event loop, and with it every stream and lease, for seconds. A conversation of 10,000 messages has fewer than this.
 VALUES_MAX = 100_000
-# Parameters that most model APIs accept as top-level fields.
-SAMPLING = re.compile(r"unknown field `(temperature|top_p|top_k)`$")
 ONLY_JSON = frozenset({JSON})
 JSON_OR_TEXT = ONLY_JSON | {"text/plain"}
 
@@ -182,9 +179,8 @@ def _refuse_invalid(kind: type, body: bytes | None = None) -> Iterator[None]:
         param = wrong_field(problem)
         hint = f"; there are {', '.join(names)}" if names else ""
         if "unknown field" in problem[:QUOTED_CHARS_MAX] and param is not None:
-            hint = suggest(param.rpartition(".")[2], names) + hint
-        if "options" in names and SAMPLING.search(problem) is not None:
-            hint += ". The current models refuse sampling; `options` passes it on to those that take it"
+            field = param.rpartition(".")[2]
+            hint = (advise(field, names) or suggest(field, names)) + hint
         # Fields are named as in all other errors: `messages[0]`, not `$.messages[0]`.
         shown = problem[:QUOTED_CHARS_MAX].replace(" - at `$.", " - at `")
         raise Refused("request_invalid", shown + hint, param=param) from error

@@ -1,7 +1,7 @@
 """Reads msgspec's validation errors: which field is wrong, and which names or values are allowed there. Pure."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from msgspec import inspect
 
@@ -11,6 +11,34 @@ PATH_CHARS_MAX = 200
 PATH = re.compile(r" - at `\$([^`]*)`$")
 FIELD = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`$", re.DOTALL)
 STEP = re.compile(r"\.[^.\[]+|\[[^\]]*\]")
+
+
+# Fields of Anthropic's Messages API that a turn has in `options`. Other model APIs have them, too, as top-level fields.
+SAMPLING = frozenset({"temperature", "top_p", "top_k"})
+OPTIONS = SAMPLING | {
+    "container",
+    "context_management",
+    "mcp_servers",
+    "output_config",
+    "service_tier",
+    "stop_sequences",
+    "thinking",
+    "tool_choice",
+}
+
+
+def advise(field: str, names: Collection[str]) -> str:
+    """Returns where the unknown `field` of a turn belongs; empty if it belongs nowhere, or `names` are not a turn's."""
+    if "options" not in names:
+        return ""
+    if field in SAMPLING:
+        return " (put it into `options`, but the current models refuse sampling)"
+    if field in OPTIONS:
+        return " (put it into `options`)"
+    # The name of the most similar field, `store`, would mislead. An input of a batch has no session, and no stream.
+    if field == "stream" and "session" in names:
+        return " (send `Accept: text/event-stream` to receive the stream)"
+    return ""
 
 
 def wrong_field(problem: str) -> str | None:
