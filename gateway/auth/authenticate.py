@@ -32,6 +32,11 @@ CROSS_ORIGIN_MESSAGE = (
     "A page of another origin may not send this request. Send `Content-Type: application/json`, or call from a server, "
     "or add the page's origin to TAILRACE_ORIGINS."
 )
+# An SDK that has a token and a key in its environment sends both.
+CREDENTIAL_HEADERS = ("authorization", "x-api-key")
+TWO_HEADERS_MESSAGE = (
+    "The request has two credentials, in the headers `Authorization` and `x-api-key`: send one of them."
+)
 
 
 class Verifier(Protocol):
@@ -105,6 +110,8 @@ class Authenticator:
                 if token and (principal := await verifier.verify(token, request)) is not None:
                     self.require_valid(principal)
                     return principal
+        if all(name in request.headers for name in CREDENTIAL_HEADERS):
+            raise Refused("credential_invalid", TWO_HEADERS_MESSAGE)
         raise credential_invalid()
 
     def find_key(self, key_id: str) -> Principal | None:
@@ -139,7 +146,7 @@ class Authenticator:
 
 
 def credential_invalid() -> Refused:
-    """Returns the 401 for every cause: no credential, an unknown, expired or revoked one, or several."""
+    """Returns the 401 for no credential, an unknown, expired or revoked one, or two of the same kind."""
     return Refused(
         "credential_invalid",
         "The credential is missing, not valid, expired or revoked. "

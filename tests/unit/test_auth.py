@@ -59,6 +59,12 @@ async def test_a_wrong_credential_is_refused(headers: list[tuple[bytes, bytes]])
     assert refused.value.code == "credential_invalid"
 
 
+async def test_the_error_for_two_credentials_names_both_headers() -> None:
+    headers = [(b"authorization", b"Bearer secret"), (b"x-api-key", b"secret")]
+    with pytest.raises(Refused, match="`Authorization` and `x-api-key`: send one of them"):
+        await build(api_keys=f"alice:{HASH}").authenticate(build_request(*headers))
+
+
 async def test_without_credentials_every_request_is_the_tenant_local() -> None:
     assert await build().authenticate(build_request((b"host", b"localhost:8000"))) == LOCAL
 
