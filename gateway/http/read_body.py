@@ -17,7 +17,7 @@ from tailrace.gateway.http.duplicate_keys import find_duplicate
 from tailrace.gateway.http.json_mistake import not_json
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.media_type import JSON, media_type
-from tailrace.gateway.http.validation_hints import advise, allowed_names, wrong_field
+from tailrace.gateway.http.validation_hints import advise, allowed_names, with_key, wrong_field
 from tailrace.proto import long_strings
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.did_you_mean import suggest
@@ -176,6 +176,8 @@ def _refuse_invalid(kind: type, body: bytes | None = None) -> Iterator[None]:
     except msgspec.ValidationError as error:
         # The message quotes the client's own field, which may be as long as the body.
         problem, names = str(error), allowed_names(kind, str(error))
+        if body is not None:
+            problem = with_key(kind, problem, body)
         param = wrong_field(problem)
         hint = f"; there are {', '.join(names)}" if names else ""
         if "unknown field" in problem[:QUOTED_CHARS_MAX] and param is not None:

@@ -3,10 +3,15 @@
 import re
 from collections.abc import Collection, Iterable, Iterator
 
+import msgspec
 from msgspec import inspect
+
+from tailrace.proto.decoding import DECODE_ERRORS
 
 # The text before the path may quote megabytes of the body, and the pattern takes quadratic time.
 PATH_CHARS_MAX = 200
+# Members of an object that are tried one by one, and characters of the key that is shown.
+KEYS_MAX, KEY_CHARS_MAX = 64, 64
 # msgspec ends its messages with a path: "… - at `$.messages[0].role`"; without one for the outermost object.
 PATH = re.compile(r" - at `\$([^`]*)`$")
 FIELD = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`$", re.DOTALL)
@@ -51,6 +56,34 @@ def wrong_field(problem: str) -> str | None:
     if (field := FIELD.match(problem.removesuffix(path[0]) if path else problem)) is not None:
         where += f".{field[1][:PATH_CHARS_MAX]}"
     return where.removeprefix(".") or None
+
+
+def with_key(kind: type, problem: str, body: bytes) -> str:
+    """Returns msgspec's `problem` with the object's key in place of `[...]`, if it can be found in `body`."""
+    path = PATH.search(problem[-PATH_CHARS_MAX:])
+    if path is None or path[1].count("[...]") != 1:
+        return problem
+    try:
+        value = found = msgspec.json.decode(body)
+    except DECODE_ERRORS:
+        # A number that is out of range, or a mistake after the wrong field.
+        return problem
+    for step in STEP.findall(path[1].partition("[...]")[0]):
+        found = found[step[1:]] if step.startswith(".") else found[int(step[1:-1])]
+    if not isinstance(found, dict) or len(found) > KEYS_MAX:
+        return problem
+    members = dict(found)
+    for key, member in members.items():
+        # msgspec does not say which member is wrong: it is that with which alone the error is the same.
+        found.clear()
+        found[key] = member
+        try:
+            msgspec.convert(value, kind)
+        except DECODE_ERRORS as error:
+            if str(error) == problem:
+                shown = path[1].replace("[...]", f".{key[:KEY_CHARS_MAX]}")
+                return f"{problem.removesuffix(path[0])} - at `${shown}`"
+    return problem
 
 
 def allowed_names(kind: type, problem: str) -> list[str]:

@@ -166,13 +166,14 @@ ENUM = "Invalid enum value 'g' - at `several[0].colour`; there are blue, red"
         (b'{"x": 1}', Shape, "x", "Object contains unknown field `x`; there are number, several, named"),
         (b'{"numbre": 1}', Shape, "numbre", NUMBER),
         (b'{"several": [{"x": 1}]}', Shape, "several[0].x", INNER),
-        (b'{"named": {"a": {"x": 1}}}', Shape, "named[...].x", INNER.replace("several[0]", "named[...]")),
+        (b'{"named": {"a": {"x": 1}}}', Shape, "named.a.x", INNER.replace("several[0]", "named.a")),
+        (b'{"named": {"a": {}, "b": 1}}', Shape, "named.b", "Expected `object`, got `int` - at `named.b`"),
         (b'{"several": [{"colour": "g"}]}', Shape, "several[0].colour", ENUM),
         (b'{"several": 1}', Shape, "several", "Expected `array | null`, got `int` - at `several`"),
         (b"{}", Told, "text", "Object missing required field `text`"),
         (b"[]", Told, None, "Expected `object`, got `array`"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_the_error_names_the_field_and_lists_what_is_valid_there(
     raw: bytes, kind: type[msgspec.Struct], param: str | None, message: str
