@@ -57,7 +57,7 @@ class BodyReader:
             # This also rejects cross-site form posts, for which browsers send no CORS preflight.
             expected = JSON if JSON in types else min(types)
             raise Refused("content_type_unsupported", f"send the body as `Content-Type: {expected}`")
-        if request.headers.get("content-encoding", "identity") != "identity":
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise Refused("content_type_unsupported", "send the body uncompressed")
         if (declared_bytes(request.headers) or 0) > self._bytes_max:
             raise self._too_large()

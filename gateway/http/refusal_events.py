@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tailrace.gateway.http import error_responses, sse
-from tailrace.gateway.http.media_type import JSON
+from tailrace.gateway.http.media_type import JSON, accepted
 
 RenderRefusal = Callable[[str, str, float | None], bytes]
 """Returns the events for an error's code, its message, and the delay in seconds after which a retry may help."""
@@ -54,5 +54,5 @@ class RefusalEvents:
 
 
 def _wants_envelope(headers: Headers) -> bool:
-    accept = headers.get("accept", "").lower()
+    accept = accepted(headers)
     return "last-event-id" in headers or (JSON in accept and sse.MEDIA_TYPE not in accept)

@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from tailrace.gateway.http.chat_cookie import cookie_of, format_cookie, new_cookie
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.media_type import accepted
 from tailrace.gateway.http.page_file import NO_STORE, kept_file, page_file
 from tailrace.proto.version import VERSION
 
@@ -48,12 +49,12 @@ async def index(request: Request) -> Response:
 
     Sets the cookie of the chat page.
     """
-    accepted = request.headers.get("accept", "")
+    types = accepted(request.headers)
     headers = VARY if cookie_of(request) else VARY | {"set-cookie": format_cookie(new_cookie(), request)}
-    if "text/html" in accepted:
+    if "text/html" in types:
         return page_file("tailrace.gateway.page", "page.html", headers)
     endpoints = endpoints_of(request.app.routes)
-    if "application/json" in accepted:
+    if "application/json" in types:
         return json_response(Directory(endpoints=endpoints), headers=headers)
     lines = [f"{' '.join(methods)} {path}" for path, methods in endpoints.items()]
     text = "\n".join([f"{NAME} {VERSION}: {ABOUT}.", PAGES, "", *lines, ""])

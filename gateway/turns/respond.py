@@ -7,6 +7,7 @@ from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import credential_invalid
+from tailrace.gateway.http.media_type import accepted
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.event_stream import RECONNECT_WINDOW_S, EventStream, refusal_of
 from tailrace.gateway.streaming.fanout import TurnFeed
@@ -100,7 +101,7 @@ class Responder:
             response = EventStream(
                 access,
                 key,
-                select_variant(dialect, request.headers.get("accept", "")),
+                select_variant(dialect, accepted(request.headers)),
                 cursor or BEFORE_FIRST,
                 headers={**names_of(key, entry), **(headers or {})},
                 is_first_word_awaited=is_first_word_awaited and cursor is None,

@@ -99,8 +99,8 @@ async def test_a_post_stores_the_request_and_returns_links(lone_gateway: Gateway
 
 
 async def test_a_post_that_accepts_a_stream_is_answered_with_it(gateway: Gateway) -> None:
-    """The headers and the first event name the turn."""
-    body, headers = {"message": "#sim words=5 rate=0"}, {"accept": "text/event-stream"}
+    """The headers and the first event name the turn. The letter case of the media type does not matter."""
+    body, headers = {"message": "#sim words=5 rate=0"}, {"accept": "Text/Event-Stream"}
     answer = await gateway.client.post("/v1/turns", json=body, headers=headers)
     events, turn = parse(answer.content), answer.headers["tailrace-turn"]
     assert (answer.status_code, answer.headers["location"]) == (200, f"/v1/turns/{turn}")

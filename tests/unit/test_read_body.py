@@ -91,6 +91,7 @@ async def test_an_unacceptable_body_is_refused_with_its_code(request_: Request, 
         ("application/json", "gzip", False),
         ("application/json", "br", False),
         ("application/json", "identity", True),
+        ("application/json", "Identity", True),
         ("Application/JSON; charset=utf-8", None, True),
     ],
 )

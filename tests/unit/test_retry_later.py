@@ -19,6 +19,7 @@ def scope(method: str, headers: dict[str, str]) -> Scope:
     [
         ("GET", EVENT_SOURCE, True),
         ("GET", {"accept": "text/event-stream, */*", "last-event-id": "7"}, True),
+        ("GET", {"accept": "Text/Event-Stream", "last-event-id": "7"}, True),
         ("GET", {"accept": "text/event-stream"}, False),
         ("GET", {"accept": "text/event-stream", "last-event-id": ""}, False),
         ("GET", {"accept": "*/*", "last-event-id": "7"}, False),

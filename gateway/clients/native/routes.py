@@ -10,6 +10,7 @@ from tailrace.gateway.auth.signed_tokens import Ticket
 from tailrace.gateway.auth.tickets import Tickets, strip_proof
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.media_type import accepted
 from tailrace.gateway.streaming.dialect import Dialect, select_variant
 from tailrace.gateway.streaming.event_stream import EventStream
 from tailrace.gateway.streaming.pacing import Pace, pace_of
@@ -50,7 +51,7 @@ async def post_turn(request: ApiRequest, responder: Responder) -> ASGIApp:
     dialect, pace = dialect_of(request), pace_of(request)
     new_turn, raw = await request.read(NewTurn)
     try:
-        if "text/event-stream" in request.headers.get("accept", ""):
+        if "text/event-stream" in accepted(request.headers):
             access, key, _ = await responder.submit_for_stream(request, new_turn, raw)
             headers, cursor = {"location": f"/v1/turns/{key.turn}"}, cursor_of_post(request) or BEFORE_FIRST
             response = EventStream(
@@ -130,7 +131,7 @@ def dialect_of(request: ApiRequest) -> Dialect:
     name = request.query_params.get("dialect", "tailrace")
     if name not in DIALECTS:
         raise Refused("dialect_unknown", f"`dialect` must be one of {', '.join(DIALECTS)}")
-    return select_variant(DIALECTS[name], request.headers.get("accept", ""))
+    return select_variant(DIALECTS[name], accepted(request.headers))
 
 
 ROUTES = [
