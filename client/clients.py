@@ -259,6 +259,10 @@ class Client:
         """Yields the results of a batch that has ended, in the order of its inputs. Raises TailraceError."""
         return drive_all(self._core.results(batch))
 
+    def blob(self, sha256: str) -> str:
+        """Returns a long string, in whose place a turn has `{"tailrace:blob": sha256}`. Raises TailraceError."""
+        return drive(self._core.blob(sha256))
+
     def request(
         self,
         method: str,
@@ -348,6 +352,10 @@ class AsyncClient:
     def results(self, batch: str) -> AsyncIterator[dict[str, Any]]:
         """Yields the results of a batch that has ended, in the order of its inputs. Raises TailraceError."""
         return self._core.results(batch)
+
+    async def blob(self, sha256: str) -> str:
+        """Returns a long string, in whose place a turn has `{"tailrace:blob": sha256}`. Raises TailraceError."""
+        return await self._core.blob(sha256)
 
     async def request(
         self,

@@ -166,20 +166,32 @@ class Core:
         is_repeatable = method != "POST" or idempotency_key is not None or path.endswith("/cancel")
         query = f"?{httpx2.QueryParams(params)}" if params else ""
         content = None if body is None else msgspec.json.encode(body)
+        status, received = await self._fetch(method, path + query, headers, content, is_repeatable=is_repeatable)
+        try:
+            return msgspec.json.decode(received) if received else None
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise TailraceError("the gateway sent no JSON", status=status) from error
 
-        async def work() -> Any:
+    async def blob(self, sha256: str) -> str:
+        """Returns a string that the gateway has stored as a blob. Raises TailraceError."""
+        _, received = await self._fetch("GET", f"/v1/blobs/{path_segment(sha256)}", {}, None, is_repeatable=True)
+        return received.decode()
+
+    async def _fetch(
+        self, method: str, path: str, headers: Mapping[str, str], content: bytes | None, *, is_repeatable: bool
+    ) -> tuple[int, bytes]:
+        """Returns the status and the body of a response. Raises TailraceError."""
+
+        async def work() -> tuple[int, bytes]:
             try:
-                response = await self.open(method, path + query, headers, content)
+                response = await self.open(method, path, headers, content)
             except TailraceError as error:
                 error.is_temporary &= is_repeatable or error.status == httpx2.codes.TOO_MANY_REQUESTS
                 raise
             try:
-                received = await self.http.read(response)
-                return msgspec.json.decode(received) if received else None
+                return response.status_code, await self.http.read(response)
             except httpx2.HTTPError as error:
                 raise self.connection_error(error, is_temporary=is_repeatable) from error
-            except (msgspec.MsgspecError, ValueError) as error:
-                raise TailraceError("the gateway sent no JSON", status=response.status_code) from error
             finally:
                 await self.http.close(response)
 

@@ -23,6 +23,8 @@ def block_text(block: Record) -> str:
     match block:
         case {"type": "text", "text": str(text)}:
             return text
+        case {"type": "text", "text": {"tailrace:blob": str(sha256), "bytes": int(size)}}:
+            return f"*[text of {size} bytes: GET /v1/blobs/{sha256}]*"
         case {"type": "tool_use", "name": str(name), "input": call}:
             return f"```json\n{msgspec.json.encode({'tool': name, 'input': call}).decode()}\n```"
         case {"type": "tool_result", "content": str() | list() as content}:

@@ -3,13 +3,14 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from tailrace.client import Client
+from tailrace.client import Client, TailraceError
 from tailrace.client.core import path_segment
 from tailrace.deploy.cli.arguments import add_connection, add_json
 from tailrace.deploy.cli.connection import connect
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             write(args.output, export_lines(client, args.user))
             return 0
         found = conversation(client, args.id)
-    text = msgspec.json.encode(found).decode() if args.json else markdown(found)
+        text = msgspec.json.encode(found).decode() if args.json else markdown(found, blob_reader(client))
     write(args.output, [text])
     return 0
 
@@ -91,13 +92,44 @@ def conversation(client: Client, session: str) -> dict[str, Any]:
     return found | {"turns": list(client.turns(session))}
 
 
-def markdown(session: Record) -> str:
-    """Returns the newest branch of a conversation as Markdown."""
+def blob_reader(client: Client) -> Callable[[str], str | None]:
+    """Returns a function that returns the text of a blob, or None if it has expired. It raises client.TailraceError."""
+
+    @cache
+    def read(sha256: str) -> str | None:
+        try:
+            return client.blob(sha256)
+        except TailraceError as error:
+            if error.code != "blob_not_found":
+                raise
+            return None
+
+    return read
+
+
+def with_long_texts(content: Any, read: Callable[[str], str | None]) -> Any:
+    """Returns a message's content with its long texts in place of their references; those that have expired stay."""
+    match content:
+        case {"tailrace:blob": str(sha256)}:
+            return content if (text := read(sha256)) is None else text
+        case {"type": "text", "text": inner}:
+            return {**content, "text": with_long_texts(inner, read)}
+        case {"type": "tool_result", "content": inner}:
+            return {**content, "content": with_long_texts(inner, read)}
+        case list():
+            return [with_long_texts(block, read) for block in content]
+        case _:
+            return content
+
+
+def markdown(session: Record, read: Callable[[str], str | None]) -> str:
+    """Returns the newest branch of a conversation as Markdown. `read` returns the text of a blob."""
     newest = branch(session["turns"])
     parts = [f"# {session['title'] or 'Conversation'}"]
     for turn in newest:
         for message in turn["input"]:
-            parts += [f"## {'You' if message['role'] == 'user' else 'Assistant'}", text_of(message["content"])]
+            content = with_long_texts(message["content"], read)
+            parts += [f"## {'You' if message['role'] == 'user' else 'Assistant'}", text_of(content)]
         how = "" if turn["outcome"] == "completed" else f" ({turn['outcome']})"
         parts += [f"## {turn['model']}{how}", text_of(turn["content"])]
     if others := len(session["turns"]) - len(newest):

@@ -23,6 +23,7 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
+from tests.harness.requests import run_turn
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
@@ -218,6 +219,21 @@ async def test_a_conversation_is_asked_listed_and_exported(commands: Commands, t
     assert (tmp_path / "it.md").read_text().count("## claude-haiku-5-5") == 2
     exported = msgspec.json.decode((await commands.run("export", name, "--json")).printed)
     assert [turn["turn"] for turn in exported["turns"]] == [turn["turn"] for turn in turns]
+
+
+async def test_long_messages_are_exported_with_their_text(commands: Commands, gateway: Gateway) -> None:
+    """The gateway stores them as blobs."""
+    question, result = (f"#sim words=1 rate=0\n{letter * 70_000}" for letter in "qr")
+    call = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
+    messages = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": [call]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": result}]},
+    ]
+    tools = [{"name": "look", "input_schema": {"type": "object"}}]
+    posted = await run_turn(gateway, message=None, messages=messages, tools=tools)
+    exported = (await commands.run("export", posted["session"])).printed
+    assert [text in exported for text in (question, result)] == [True, True]
 
 
 async def test_each_refusal_is_one_sentence(commands: Commands, gateway: Gateway) -> None:

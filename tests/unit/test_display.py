@@ -66,19 +66,31 @@ def test_one_blank_line_is_between_the_blocks_of_an_answer() -> None:
 
 
 def test_the_newest_branch_of_a_conversation_is_exported() -> None:
+    """A long text is read from its blob, and named by its hash if the blob has expired."""
+
     def turn(name: str, parent: str | None, question: object, answer: object, outcome: str = "completed") -> Any:
         question_input = [{"role": "user", "content": question}]
         shape = {"input": question_input, "content": answer, "model": "opus", "outcome": outcome}
         return {"turn": name, "parent": parent, **shape}
 
-    picture = [{"type": "image", "source": {}}, {"type": "text", "text": "What is it?"}]
+    def long(sha256: str) -> dict[str, Any]:
+        return {"type": "text", "text": {"tailrace:blob": sha256, "bytes": 70_000}}
+
+    picture: list[dict[str, Any]] = [{"type": "image", "source": {}}, {"type": "text", "text": "What is it?"}]
     turns = [
         turn("1", None, "Hi.", [{"type": "thinking", "thinking": "…"}, {"type": "text", "text": "Hello."}]),
         turn("2", "1", "An earlier branch", []),
-        turn("3", "1", picture, [{"type": "tool_use", "name": "look", "input": {"at": 1}}], "cancelled"),
+        turn(
+            "3",
+            "1",
+            [*picture, long("a"), long("b")],
+            [{"type": "tool_use", "name": "look", "input": {"at": 1}}],
+            "cancelled",
+        ),
     ]
-    assert markdown({"title": None, "turns": turns}).split("\n\n") == [
+    assert markdown({"title": None, "turns": turns}, {"a": "A long text."}.get).split("\n\n") == [
         *("# Conversation", "## You", "Hi.", "## opus", "Hello.", "## You", "*[image]*", "What is it?"),
+        *("A long text.", "*[text of 70000 bytes: GET /v1/blobs/b]*"),
         *("## opus (cancelled)", '```json\n{"tool":"look","input":{"at":1}}\n```'),
         "*1 turns of other branches are not shown.*",
     ]
