@@ -362,7 +362,8 @@ class Reading:
         self._response, self._stream, self._retry_s = response, self._core.http.stream(response), 0.0
         self._become("live")
         if response.status_code == httpx2.codes.NO_CONTENT:
-            await self._finish(None)
+            await self._disconnect()
+            await self._finish(await self._read_end())
 
     async def _receive(self) -> TurnEvent | None:
         """Returns the next event of this connection; None for what is not an event, or of an unknown type."""
@@ -397,6 +398,24 @@ class Reading:
                 await self._finish(event)
             case _:
                 pass
+
+    async def _read_end(self) -> Done | Failed | None:
+        """Returns the end of a turn whose stream has nothing after the cursor; None if the turn cannot be read.
+
+        A proxy may pass the streams alone.
+        """
+        try:
+            record = await self._core.request("GET", f"/v1/turns/{path_segment(self.turn or '')}")
+            self.session, self.model = record["session"], record["model"]
+            fields = {**record, **(record["error"] or {}), "cursor": self.cursor}
+            kind: type[Done | Failed] = Failed if record["outcome"] == "failed" else Done
+            return msgspec.convert(fields, kind)
+        except TailraceError as error:
+            if error.is_temporary:
+                raise
+        except (msgspec.MsgspecError, LookupError, TypeError):
+            pass
+        return None
 
     async def _finish(self, event: Done | Failed | None) -> None:
         await self._disconnect()

@@ -120,8 +120,8 @@ def decode(data: str, cursor: str) -> TurnEvent | None:
 class End(Ending, kw_only=True):
     """The end of a turn that was read. A failed turn has `code` and `message`.
 
-    `outcome` is None if the turn had ended, and nothing came after the cursor. `text` is the text that was read: after
-    `resume` with a cursor, the text after it.
+    `text` is the text that was read: after `resume` with a cursor, the text after it. If nothing comes after the
+    cursor, the other fields are those of `GET /v1/turns/{turn}`; `outcome` is None if that is refused.
     """
 
     turn: str

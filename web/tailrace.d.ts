@@ -57,7 +57,10 @@ export type TurnEvent = { cursor: string } & (
   | ({ type: "error"; code: string; message: string } & Ending)
 );
 
-/** `outcome` is null if the turn had ended, and nothing came after the cursor. A failed turn has `code` and `message`. */
+/**
+ * `text` is the text that was read. If nothing comes after the cursor, the other fields are those of
+ * `GET /v1/turns/{turn}`; `outcome` is null if that is refused. A failed turn has `code` and `message`.
+ */
 export interface End extends Partial<Ending> {
   turn: string;
   session: string | null;

@@ -137,7 +137,7 @@ class Answer {
     try {
       listen();
       const response = await this.#open(connection.signal);
-      if (response.status === 204) return this.#end({ outcome: null });
+      if (response.status === 204) return this.#end(this.#path ? { outcome: null } : await this.#readEnd(connection.signal));
       const isStream = (response.headers.get("content-type") ?? "").startsWith("text/event-stream");
       if (!isStream || !response.body) throw connectionError(`status ${response.status} without a stream of events`);
       const turn = response.headers.get("tailrace-turn");
@@ -213,6 +213,23 @@ class Answer {
     this.#changed = deferred();
     onEvent?.(event, this);
     if (event.type === "delta" || event.type === "reset") onText?.(this.text, this);
+  }
+
+  /** Returns the end of a turn whose stream has nothing after the cursor. A proxy may refuse it. */
+  async #readEnd(signal) {
+    try {
+      const response = await send(this.#options, `/v1/turns/${this.turn}`, { cache: "no-store" }, signal);
+      const record = await response.json().catch((cause) => {
+        throw connectionError("the connection is lost", { cause });
+      });
+      this.session = record.session;
+      this.model = record.model;
+      const { outcome, stop_reason, usage, usage_is_estimated, cost_usd, schema_valid, error } = record;
+      return { outcome, stop_reason, usage, usage_is_estimated, cost_usd, schema_valid, ...error };
+    } catch (error) {
+      if (error.isTemporary || !(error instanceof TailraceError)) throw error;
+      return { outcome: null };
+    }
   }
 
   #end(end) {

@@ -24,7 +24,7 @@ async def test_to_stop_reading_does_not_cancel_and_refusals_are_errors_with_a_co
         "cancelled": "cancelled",
         "end": "cancelled",
         "isWhole": True,
-        "nothing": None,
+        "nothing": ["cancelled", True, True],
         "aborted": ["AbortError", None, None],
         "refused": ["TailraceError", 400, "request_invalid"],
         "unknown": ["TailraceError", 404, "turn_not_found"],

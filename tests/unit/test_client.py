@@ -139,9 +139,28 @@ def test_only_a_gateway_that_was_never_reached_is_given_up_soon(
     assert len(waits) == waits_max
 
 
-def test_a_turn_that_has_ended_before_the_cursor_has_an_end_without_an_outcome() -> None:
-    end = Server(httpx2.Response(204)).client().resume("t1", after="9").done()
-    assert (end.turn, end.outcome, end.text) == ("t1", None, "")
+def test_a_turn_that_has_ended_before_the_cursor_has_the_end_of_its_record() -> None:
+    """A proxy may pass the streams alone: then it has no outcome."""
+    common = {"turn": "t1", "session": "s1", "model": "opus", "text": "Hi", "cursor": 9, "cost_usd": 0.5, "error": None}
+    completed = {**common, "outcome": "completed", "stop_reason": "end_turn", "usage": {"output_tokens": 3}}
+    failed = {**common, "outcome": "failed", "usage": {}, "error": {"code": "interrupted", "message": "m"}}
+    done, error, unknown = [
+        Server(httpx2.Response(204), response).client().resume("t1", after="9").done()
+        for response in (
+            httpx2.Response(200, json=completed),
+            httpx2.Response(200, json=failed),
+            refusal_response(404, "turn_not_found"),
+        )
+    ]
+    assert (done.turn, done.session, done.model, done.text) == ("t1", "s1", "opus", "")
+    assert (done.outcome, done.stop_reason, done.usage.output_tokens, done.cost_usd) == (
+        "completed",
+        "end_turn",
+        3,
+        0.5,
+    )
+    assert (error.outcome, error.code, error.message) == ("failed", "interrupted", "m")
+    assert (unknown.turn, unknown.outcome, unknown.text) == ("t1", None, "")
 
 
 def test_a_failed_turn_has_its_code_and_a_reset_discards_the_text() -> None:

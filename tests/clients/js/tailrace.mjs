@@ -38,7 +38,7 @@ console.log(
     cancelled: cancelled.outcome,
     end: end.outcome,
     isWhole: end.text === cancelled.text && end.text.startsWith(before),
-    nothing: nothing.outcome,
+    nothing: [nothing.outcome, nothing.session === end.session, nothing.cost_usd === end.cost_usd],
     aborted: await failure(aborted.done),
     refused: await refused,
     unknown: await failure(resume("01a1fe35-0000-7000-8000-000000000000", options).done),
