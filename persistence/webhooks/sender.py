@@ -219,8 +219,16 @@ class WebhookSender:
                 return None
             raise
         # A deletion that has cancelled the turn purges it a moment later. Only such a turn can be marked.
-        is_deleted = turn.outcome == "cancelled" and await self._tombstones.is_deletion_marked(key)
+        is_deleted = turn.outcome == "cancelled" and await self._is_being_deleted(key, turn)
         return None if is_deleted else turn
+
+    async def _is_being_deleted(self, key: TurnKey, turn: Turn) -> bool:
+        """Returns whether a deletion has cancelled the turn. Raises LogUnavailable."""
+        if await self._tombstones.is_deletion_marked(key):
+            return True
+        # A generator cancels the turns of a batch that a deletion has cancelled. The batch is their parent.
+        parent = turn.request.parent if turn.request is not None else None
+        return parent is not None and await self._tombstones.is_deletion_marked(TurnKey(key.tenant, parent))
 
     async def _post(self, key: TurnKey, turn: Turn, url: str) -> Answer:
         body = payload.render(record_from_fold(key, turn))

@@ -358,6 +358,24 @@ async def test_a_running_turn_that_is_deleted_is_not_posted(
     assert receiver.turns == [cancelled["turn"]]
 
 
+@pytest.mark.rule("R35")
+async def test_the_turns_of_a_running_batch_that_is_deleted_are_not_posted(own: OwnSystem, receiver: Receiver) -> None:
+    """The batch is their parent. The generator cancels them when the batch is cancelled."""
+    batch, other = (TurnKey(OURS, TurnId(new_id())) for _ in range(2))
+    await Tombstones(own.connection).mark_deletion(batch)
+    children = [Writer(own.log, TurnKey(OURS, TurnId(new_id()))) for _ in range(3)]
+    for child, parent in zip(children, (batch, batch, other), strict=True):
+        await child.store_request(webhook=receiver.url, parent=parent.turn)
+        await child.begin("Light")
+    completed, *cancelled = children
+    await completed.end()
+    for child in cancelled:
+        await child.end("cancelled")
+    async with own.persistence():
+        await own.wait_until_drained()
+    assert sorted(receiver.turns) == sorted(turns([completed.key, cancelled[1].key]))
+
+
 @pytest.mark.rule("R45")
 async def test_a_webhook_whose_turn_leaves_the_log_by_age_is_given_up(own: OwnSystem, receiver: Receiver) -> None:
     """With the default settings the log keeps a turn for as long as its webhook is retried."""
