@@ -6,7 +6,7 @@ ended. A turn does not change after its end, so every generator reads the same.
 
 from msgspec.structs import replace
 
-from tailrace.proto.conversation import messages
+from tailrace.proto.conversation import accepted_before, messages
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import BackendError, TurnUnknown
 from tailrace.proto.fold import Turn
@@ -42,7 +42,7 @@ class QueuedTurns:
             if record.outcome == "running":
                 return None
             branch.insert(0, record)
-        before = [*base.messages[: base.history], *messages(branch)]
+        before = accepted_before(request.messages, [*base.messages[: base.history], *messages(branch)])
         whole = replace(request, messages=[*before, *request.messages], history=len(before))
         return replace(turn, request=whole)
 

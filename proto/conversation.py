@@ -1,19 +1,26 @@
 """The messages of a conversation branch, which a follow-up turn continues. Pure.
 
-Unfinished blocks are left out, because the API rejects them: a thinking block without its signature, a tool call
-without its result, an empty text.
+`messages` leaves out unfinished blocks, because the API rejects them: a thinking block without its signature, an empty
+text, a server tool's call without its result. `accepted_before` leaves out calls of the client's tools without their
+results: only the new messages show whether the client has answered a call.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Any
 
 from tailrace.proto import blobs
 from tailrace.proto.entries import Message
+from tailrace.proto.events import is_tool_use
 from tailrace.proto.fold import is_executed_tool
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 
 Block = dict[str, Any]
+
+# After these stop reasons, the result of a server tool's call may be in a later answer. Anthropic's docs: "Stop
+# reasons", "Programmatic tool calling".
+PAUSES = ("tool_use", "pause_turn")
 
 
 def messages(branch: Iterable[TurnRecord]) -> list[Message]:
@@ -30,20 +37,109 @@ def ends(branch: Iterable[TurnRecord]) -> list[tuple[TurnId, int]]:
     return turns
 
 
+def accepted_before(new: Iterable[Message], history: Sequence[Message]) -> list[Message]:
+    """Returns `history`, messages of a branch, as the API accepts them before the messages `new`.
+
+    The API requires that the user messages after a tool call begin with its only result. A call without a result and a
+    result without its call are left out. Of two results of a call, the newer one stays.
+    """
+    found: list[Message] = []
+    at = 0
+    while at < len(history):
+        end = at + 1
+        while end < len(history) and _is_question(history[end]):
+            end += 1
+        if _is_question(history[at]):
+            found += _without_results(history[at:end])
+        else:
+            following = list(takewhile(_is_question, new)) if end == len(history) else []
+            found += _with_results(history[at], history[at + 1 : end], following)
+        at = end
+    return found
+
+
+def _is_question(message: Message) -> bool:
+    return message.role != "assistant"
+
+
+def _with_results(answer: Message, questions: Sequence[Message], new: Sequence[Message]) -> list[Message]:
+    """Returns `answer` and the `questions` after it. The results of its calls come directly after the calls.
+
+    `new` are the messages after `questions`, which stay as they are. If they have results of the calls, the rest of
+    `questions` comes before `answer`: the API allows no text between a call and its result.
+    """
+    calls = {block["id"] for block in _blocks(answer) if block.get("type") == "tool_use"}
+    late = {call for message in new for call in _results(message)} & calls
+    results = {call: block for message in questions for call, block in _results(message).items()}
+    results = {call: block for call, block in results.items() if call in calls and call not in late}
+    called = _without_calls(answer, calls - late - results.keys())
+    if not late and results and results == _results(questions[0]):
+        return [*called, questions[0], *_without_results(questions[1:])]
+    collected = [Message("user", list(results.values()))] if results else []
+    rest = _without_results(questions)
+    return [*rest, *called, *collected] if late else [*called, *collected, *rest]
+
+
+def _blocks(message: Message) -> list[Block]:
+    return message.content if isinstance(message.content, list) else []
+
+
+def _results(message: Message) -> dict[str, Block]:
+    return {str(block.get("tool_use_id")): block for block in _blocks(message) if block.get("type") == "tool_result"}
+
+
+def _without_results(questions: Iterable[Message]) -> list[Message]:
+    """Returns `questions` without tool results. A message of which nothing stays is left out."""
+    found = []
+    for message in questions:
+        if not _results(message):
+            found.append(message)
+        elif blocks := [block for block in _blocks(message) if block.get("type") != "tool_result"]:
+            found.append(Message(message.role, blocks))
+    return found
+
+
+def _without_calls(answer: Message, unanswered: set[str]) -> list[Message]:
+    """Returns `answer` without the calls `unanswered`; no message if nothing else is in it."""
+    if not unanswered:
+        return [answer]
+    blocks = [block for block in _blocks(answer) if block.get("id") not in unanswered]
+    # The code of a server tool may have made the call: its own result would have come after that of the call.
+    blocks = _without_trailing_thinking([block for block in blocks if _has_result(block, blocks)])
+    return [Message("assistant", _simplify(blocks))] if blocks else []
+
+
 def _messages_of(turn: TurnRecord) -> list[Message]:
-    is_completed = turn.outcome == "completed"
-    blocks = [_escape_references(block) for block in turn.content if _is_usable(block, is_completed=is_completed)]
+    blocks = [_escape_references(block) for block in turn.content if _is_usable(block, turn)]
+    blocks = _without_trailing_thinking(blocks)
     return [*turn.input, Message("assistant", _simplify(blocks))] if blocks else []
 
 
-def _is_usable(block: Block, *, is_completed: bool) -> bool:
+def _is_usable(block: Block, turn: TurnRecord) -> bool:
     match block.get("type"):
         case "text":
             return bool(block["text"].strip())
         case "thinking":
-            return is_completed and bool(block["signature"])
+            return turn.outcome == "completed" and bool(block["signature"])
+        case _ if turn.outcome != "completed" or is_executed_tool(block):
+            return False
         case _:
-            return is_completed and not is_executed_tool(block)
+            return turn.stop_reason in PAUSES or _has_result(block, turn.content)
+
+
+def _has_result(block: Block, content: Iterable[Block]) -> bool:
+    """Returns whether `block` of an answer is no call of a server tool, or `content` has its result."""
+    kind = str(block.get("type"))
+    if kind == "tool_use" or not is_tool_use(kind):
+        return True
+    return any("id" in block and other.get("tool_use_id") == block["id"] for other in content)
+
+
+def _without_trailing_thinking(blocks: list[Block]) -> list[Block]:
+    """Returns `blocks` without thinking at the end: the API refuses an answer whose last block is thinking."""
+    while blocks and blocks[-1].get("type") in ("thinking", "redacted_thinking"):
+        blocks = blocks[:-1]
+    return blocks
 
 
 def _simplify(blocks: list[Block]) -> str | list[Block]:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from tailrace.proto import blobs
+from tailrace.proto.conversation import accepted_before
 from tailrace.proto.entries import Message
 from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.records import Context
@@ -32,7 +33,7 @@ def position_after(context: Context, new: list[Message]) -> Position:
     return Position(
         session=context.session,
         parent=context.parent,
-        before=context.messages,
+        before=accepted_before(new, context.messages),
         new=new,
         model=context.model,
         system=context.system,
@@ -48,9 +49,9 @@ def match_history(context: Context, conversation: list[Message]) -> Position:
     common = common_prefix(context.messages, conversation)
     for turn, upto in reversed(context.turns):
         if upto <= common and upto < len(conversation):
-            position = position_after(context, conversation[upto:])
-            return msgspec.structs.replace(position, parent=turn, before=context.messages[:upto])
-    return msgspec.structs.replace(position_after(context, conversation), parent=None, before=[])
+            up_to_turn = msgspec.structs.replace(context, parent=turn, messages=context.messages[:upto])
+            return position_after(up_to_turn, conversation[upto:])
+    return position_after(msgspec.structs.replace(context, parent=None, messages=[]), conversation)
 
 
 def verbatim_position(position: Position, conversation: list[Message]) -> Position:

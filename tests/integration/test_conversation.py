@@ -154,3 +154,27 @@ async def test_branch_follows_the_turn_before_the_running_one(sessions: Sessions
     branch = await sessions.request(await sessions.post(session=session, on_busy="branch"))
     assert (branch.session, branch.parent, branch.history) == (session, None, 0)
     await sessions.cancel(root)
+
+
+TOOL = {"tools": [{"name": "look", "input_schema": {"type": "object"}}]}
+CALL = "#sim words=2 rate=0 tool=look"
+
+
+@pytest.mark.rule("R111")
+async def test_a_tool_call_without_a_result_is_left_out_of_the_history(sessions: Sessions) -> None:
+    """The model's API refuses it, and would refuse every later message of the session."""
+    name = new_id()
+    called = await sessions.wait_for_end(await sessions.post(CALL, session=name, create_session=True, **TOOL))
+    assert [block["type"] for block in called["content"]] == ["text", "tool_use"]
+    following = await sessions.request(await sessions.post(session=name))
+    assert [message.content for message in following.messages] == [CALL, called["text"], SHORT]
+
+
+async def test_the_result_of_a_tool_call_may_be_in_the_next_turn(sessions: Sessions) -> None:
+    """The call stays before the message that answers it."""
+    called = await sessions.wait_for_end(await sessions.post(CALL, **TOOL))
+    result = {"type": "tool_result", "tool_use_id": called["content"][-1]["id"], "content": "blue"}
+    following = [{"role": "user", "content": [result]}]
+    request = await sessions.request(await sessions.post(None, session=called["session"], messages=following, **TOOL))
+    assert [message.role for message in request.messages] == ["user", "assistant", "user"]
+    assert request.messages[1].content == called["content"]

@@ -65,3 +65,20 @@ async def test_a_queued_turn_is_delivered_less_often_the_longer_it_waits(
     async with own.running_generator(grace_s=0.0):
         await until(lambda: len(delays) >= 5)
     assert delays[:5] == pytest.approx([0.02, 0.04, 0.06, 0.06, 0.06])
+
+
+@pytest.mark.rule("R111")
+async def test_a_tool_call_without_a_result_is_left_out_before_a_queued_turn(own: OwnSystem) -> None:
+    """Whether the queued message has the result of the call is known only when the call is."""
+    given = {"session": SessionId("s")}
+    tools = [{"name": "look", "input_schema": {"type": "object"}}]
+    first = await own.append_request("words=2 rate=0 tool=look", tools=tools, **given)
+    await own.append_request("words=1 rate=0", parent=first.turn, is_queued=True, **given)
+    async with own.running_generator():
+        await until(lambda: _has_calls(own, 2))
+    contents = [message["content"] for message in (await read_last_request(own.claude))["body"]["messages"]]
+    assert contents == ["#sim words=2 rate=0 tool=look", words(2), "#sim words=1 rate=0"]
+
+
+async def _has_calls(own: OwnSystem, count: int) -> bool:
+    return await own.calls() == count

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tailrace.proto import blobs
-from tailrace.proto.conversation import messages
+from tailrace.proto.conversation import accepted_before, messages
 from tailrace.proto.entries import Message, Outcome
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
@@ -84,3 +84,109 @@ def test_a_turn_without_an_answer_is_left_out_with_its_question(
     assert messages([turn_record(outcome, *content), turn_record("completed", TEXT)]) == messages(
         [turn_record("completed", TEXT)]
     )
+
+
+CALL = Message("assistant", [TEXT, TOOL])
+SECOND = {**TOOL, "id": "tool_2"}
+BOTH = Message("assistant", [TOOL, SECOND])
+NEVER_MIND = Message("user", "never mind")
+
+
+def result(call: str, text: str = "blue") -> dict[str, Any]:
+    return {"type": "tool_result", "tool_use_id": call, "content": text}
+
+
+def results(*calls: str, text: str = "blue") -> Message:
+    return Message("user", [result(call, text) for call in calls])
+
+
+NOTE = {"type": "text", "text": "and hurry"}
+TEXT_ONLY = Message("assistant", "Light scatters.")
+# The history, the new messages, and the history that the API accepts before them.
+HISTORIES: dict[str, tuple[list[Message], list[Message], list[Message]]] = {
+    "no result": ([QUESTION, CALL], [NEVER_MIND], [QUESTION, TEXT_ONLY]),
+    "no result, and nothing but the call": ([QUESTION, BOTH], [NEVER_MIND], [QUESTION]),
+    "no result, long ago": (
+        [QUESTION, CALL, NEVER_MIND, TEXT_ONLY],
+        [NEVER_MIND],
+        [QUESTION, TEXT_ONLY, NEVER_MIND, TEXT_ONLY],
+    ),
+    "a result in the new message": ([QUESTION, CALL], [results("tool_1")], [QUESTION, CALL]),
+    "a result in the history": ([QUESTION, CALL, results("tool_1")], [NEVER_MIND], [QUESTION, CALL, results("tool_1")]),
+    "one of two results": (
+        [QUESTION, BOTH],
+        [results("tool_1")],
+        [QUESTION, Message("assistant", [TOOL])],
+    ),
+    "a result with text": (
+        [QUESTION, CALL, Message("user", [result("tool_1"), NOTE])],
+        [NEVER_MIND],
+        [QUESTION, CALL, Message("user", [result("tool_1"), NOTE])],
+    ),
+    "a result that is sent again": ([QUESTION, CALL, results("tool_1")], [results("tool_1")], [QUESTION, CALL]),
+    "a result after another message": (
+        [QUESTION, CALL, NEVER_MIND],
+        [results("tool_1")],
+        [QUESTION, NEVER_MIND, CALL],
+    ),
+    "a result after another message, in the history": (
+        [QUESTION, CALL, NEVER_MIND, results("tool_1"), TEXT_ONLY],
+        [NEVER_MIND],
+        [QUESTION, CALL, results("tool_1"), NEVER_MIND, TEXT_ONLY],
+    ),
+    "two results in two messages": (
+        [QUESTION, BOTH, results("tool_1"), results("tool_2"), TEXT_ONLY],
+        [NEVER_MIND],
+        [QUESTION, BOTH, results("tool_1", "tool_2"), TEXT_ONLY],
+    ),
+    "two results of a call": (
+        [QUESTION, CALL, results("tool_1"), results("tool_1", text="red"), TEXT_ONLY],
+        [NEVER_MIND],
+        [QUESTION, CALL, results("tool_1", text="red"), TEXT_ONLY],
+    ),
+    "a result without its call": (
+        [QUESTION, TEXT_ONLY, results("tool_9"), Message("user", [result("tool_9"), NOTE]), TEXT_ONLY],
+        [NEVER_MIND],
+        [QUESTION, TEXT_ONLY, Message("user", [NOTE]), TEXT_ONLY],
+    ),
+    "thinking before the call": (
+        [QUESTION, Message("assistant", [THINKING, TEXT, THINKING, TOOL])],
+        [NEVER_MIND],
+        [QUESTION, Message("assistant", [THINKING, TEXT])],
+    ),
+    "a server tool that made the call": (
+        [QUESTION, Message("assistant", [TEXT, {"type": "server_tool_use", "id": "code_1"}, TOOL])],
+        [NEVER_MIND],
+        [QUESTION, TEXT_ONLY],
+    ),
+}
+
+
+@pytest.mark.rule("R111")
+@pytest.mark.parametrize("case", HISTORIES)
+def test_each_tool_call_of_the_history_has_its_result_directly_after_it(case: str) -> None:
+    """The API refuses any other request, and with it every later message of the session."""
+    history, new, accepted = HISTORIES[case]
+    assert accepted_before(new, history) == accepted
+
+
+SERVER_CALL = {"type": "server_tool_use", "id": "search_1", "name": "web_search", "input": {}}
+SERVER_RESULT = {"type": "web_search_tool_result", "tool_use_id": "search_1", "content": []}
+
+
+@pytest.mark.parametrize(
+    ("stop_reason", "content", "stays"),
+    [
+        ("max_tokens", [TEXT, SERVER_CALL], "Light scatters."),
+        ("end_turn", [SERVER_CALL, SERVER_RESULT, TEXT], [SERVER_CALL, SERVER_RESULT, TEXT]),
+        ("pause_turn", [TEXT, SERVER_CALL], [TEXT, SERVER_CALL]),
+        ("tool_use", [SERVER_CALL, TOOL], [SERVER_CALL, TOOL]),
+        ("max_tokens", [TEXT, THINKING], "Light scatters."),
+    ],
+)
+def test_a_server_tools_call_that_was_cut_is_left_out(
+    stop_reason: str, content: list[dict[str, Any]], stays: str | list[dict[str, Any]]
+) -> None:
+    """Only a paused answer may have a call whose result comes later."""
+    turn = msgspec.structs.replace(turn_record("completed", *content), stop_reason=stop_reason)
+    assert messages([turn]) == [QUESTION, Message("assistant", stays)]
