@@ -9,7 +9,7 @@ from tailrace.persistence.rows import micros
 from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of
 from tailrace.persistence.store import BRANCH_TURNS_MAX, Store
 from tailrace.persistence.words import hash_words
-from tailrace.proto import conversation
+from tailrace.proto.conversation import read_history
 from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.nats.rpc import Handler
@@ -204,12 +204,14 @@ def no_session() -> Refused:
 
 
 def _context(session: SessionRecord, parent: TurnId | None, branch: list[TurnRecord]) -> Context:
+    history = read_history(branch)
     return Context(
         session.session,
         parent,
-        conversation.messages(branch),
-        conversation.ends(branch),
+        history.messages,
+        history.ends,
         session.system_prompt,
         session.model,
         session.project_id,
+        history.left_out,
     )

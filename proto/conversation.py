@@ -7,10 +7,11 @@ results: only the new messages show whether the client has answered a call.
 
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 from tailrace.proto import blobs
 from tailrace.proto.entries import Message
+from tailrace.proto.errors import REFUSED_REQUEST
 from tailrace.proto.events import is_tool_use
 from tailrace.proto.fold import is_executed_tool
 from tailrace.proto.ids import TurnId
@@ -23,18 +24,31 @@ Block = dict[str, Any]
 PAUSES = ("tool_use", "pause_turn")
 
 
+class History(NamedTuple):
+    """The conversation of a branch, oldest first."""
+
+    messages: list[Message]
+    """The question of each turn, and its answer if it has one."""
+    ends: list[tuple[TurnId, int]]
+    """Each turn, and how many of `messages` the branch has up to and including its answer."""
+    left_out: dict[TurnId, list[Message]]
+    """The questions of turns that were refused, which are not in `messages` (PROTOCOL R112)."""
+
+
+def read_history(branch: Iterable[TurnRecord]) -> History:
+    """Returns the conversation of `branch`, a turn and all turns before it, oldest first."""
+    found = History([], [], {})
+    for turn, of_turn in _by_turn(branch):
+        found.messages.extend(of_turn)
+        found.ends.append((turn.turn, len(found.messages)))
+        if not of_turn:
+            found.left_out[turn.turn] = turn.input
+    return found
+
+
 def messages(branch: Iterable[TurnRecord]) -> list[Message]:
-    """Returns the messages of `branch`, oldest first. A turn without an answer is left out, with its question."""
-    return [message for turn in branch for message in _messages_of(turn)]
-
-
-def ends(branch: Iterable[TurnRecord]) -> list[tuple[TurnId, int]]:
-    """Returns each turn, oldest first, and how many messages the branch has up to and including its answer."""
-    turns, count = [], 0
-    for turn in branch:
-        count += len(_messages_of(turn))
-        turns.append((turn.turn, count))
-    return turns
+    """Returns only the messages of `read_history`."""
+    return read_history(branch).messages
 
 
 def accepted_before(new: Iterable[Message], history: Sequence[Message]) -> list[Message]:
@@ -109,10 +123,35 @@ def _without_calls(answer: Message, unanswered: set[str]) -> list[Message]:
     return [Message("assistant", _simplify(blocks))] if blocks else []
 
 
-def _messages_of(turn: TurnRecord) -> list[Message]:
+def _by_turn(branch: Iterable[TurnRecord]) -> list[tuple[TurnRecord, list[Message]]]:
+    """Returns each turn with its messages in the conversation, none if its question is left out."""
+    found: list[tuple[TurnRecord, list[Message]]] = []
+    # How many turns at the end of `found` have no answer, and how many of these were refused.
+    unanswered = refused = 0
+    for turn in branch:
+        answer = _answer(turn)
+        if answer is None and _is_refused(turn):
+            refused += 1
+            found.append((turn, []))
+            if refused > 1:
+                # An earlier question that no model has answered may be the reason of both refusals.
+                found[-unanswered - 1 :] = [(one, []) for one, _ in found[-unanswered - 1 :]]
+        else:
+            found.append((turn, [*turn.input, *([answer] if answer is not None else [])]))
+        unanswered, refused = (unanswered + 1, refused) if answer is None else (0, 0)
+    return found
+
+
+def _is_refused(turn: TurnRecord) -> bool:
+    """Returns whether the model or its API has refused the request, and would refuse it in every later turn."""
+    return turn.stop_reason == "refusal" or (turn.error is not None and turn.error.code in REFUSED_REQUEST)
+
+
+def _answer(turn: TurnRecord) -> Message | None:
+    """Returns the answer as the API accepts it; None if nothing of it can be used."""
     blocks = [_escape_references(block) for block in turn.content if _is_usable(block, turn)]
     blocks = _without_trailing_thinking(blocks)
-    return [*turn.input, Message("assistant", _simplify(blocks))] if blocks else []
+    return Message("assistant", _simplify(blocks)) if blocks else None
 
 
 def _is_usable(block: Block, turn: TurnRecord) -> bool:

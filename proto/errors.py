@@ -652,3 +652,6 @@ CODES: dict[str, Code] = {
         "Ask for a shorter answer, or raise the deadline.",
     ),
 }
+
+# The codes of failed turns whose request can never succeed: the same messages would fail again in every later turn.
+REFUSED_REQUEST = frozenset({"backend_refused_request", "blob_expired"})

@@ -194,6 +194,8 @@ class Context(msgspec.Struct, frozen=True):
     """The session's default model."""
     project: str | None = None
     """The session's project: the first one that a turn of it named."""
+    left_out: dict[TurnId, list[Message]] = {}
+    """The questions of the branch's turns that `messages` has not, because they were refused (PROTOCOL R112)."""
 
 
 # The queries, each with the codes that it may be refused with.

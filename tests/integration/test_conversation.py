@@ -113,7 +113,7 @@ async def test_queued_turns_follow_the_busy_turn_of_a_session(sessions: Sessions
     answer = (await sessions.wait_for_end(queued[1]))["text"]
     text = (await sessions.record(running))["text"]
     following = await sessions.request(await sessions.post(session=name))
-    assert [message.content for message in following.messages] == [LONG, text, SHORT, answer, SHORT]
+    assert [message.content for message in following.messages] == [LONG, text, SHORT, SHORT, answer, SHORT]
 
 
 async def test_interrupt_also_cancels_the_turn_that_a_cancelled_turn_waited_for(sessions: Sessions) -> None:
@@ -178,3 +178,17 @@ async def test_the_result_of_a_tool_call_may_be_in_the_next_turn(sessions: Sessi
     request = await sessions.request(await sessions.post(None, session=called["session"], messages=following, **TOOL))
     assert [message.role for message in request.messages] == ["user", "assistant", "user"]
     assert request.messages[1].content == called["content"]
+
+
+@pytest.mark.rule("R112")
+@pytest.mark.parametrize("directives", ["wait=3600", "thinking=100 rate=10", "fault=529"])
+async def test_a_message_without_an_answer_stays_in_the_history(sessions: Sessions, directives: str) -> None:
+    """The session shows it, so the model must have it."""
+    question = f"#sim {directives}"
+    turn = await sessions.post(question, on_interrupt="fail")
+    if "fault" not in directives:
+        await sessions.cancel(turn)
+    unanswered = await sessions.wait_for_end(turn)
+    assert unanswered["text"] == ""
+    following = await sessions.request(await sessions.post(session=unanswered["session"]))
+    assert [message.content for message in following.messages] == [question, SHORT]

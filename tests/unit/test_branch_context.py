@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from tailrace.proto import blobs
-from tailrace.proto.conversation import accepted_before, messages
-from tailrace.proto.entries import Message, Outcome
+from tailrace.proto.conversation import accepted_before, messages, read_history
+from tailrace.proto.entries import Failure, Message, Outcome
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
@@ -19,6 +19,8 @@ CITED = {**TEXT, "citations": [{"type": "char_location", "cited_text": "scatters
 THINKING = {"type": "thinking", "thinking": "Rayleigh.", "signature": "sig"}
 UNSIGNED = {"type": "thinking", "thinking": "Ray", "signature": ""}
 TOOL = {"type": "tool_use", "id": "tool_1", "name": "look_up", "input": {"what": "sky"}}
+NEVER_MIND = Message("user", "never mind")
+TEXT_ONLY = Message("assistant", "Light scatters.")
 EMPTY = {"type": "text", "text": " \n"}
 RECORD = record_from_fold(TurnKey(Tenant("alice"), TurnId("turn-1")), completed_turn().turn)
 
@@ -75,21 +77,63 @@ def test_unfinished_blocks_are_left_out(
     assert messages([turn_record(outcome, *content)]) == [QUESTION, Message("assistant", stays)]
 
 
+def failed(code: str, question: Message = QUESTION) -> TurnRecord:
+    return msgspec.structs.replace(turn_record("failed", question=question), error=Failure(code, "it failed"))
+
+
+@pytest.mark.rule("R112")
 @pytest.mark.parametrize("outcome", ["completed", "cancelled", "failed"])
-@pytest.mark.parametrize("content", [[], [EMPTY], [UNSIGNED]])
-def test_a_turn_without_an_answer_is_left_out_with_its_question(
-    outcome: Outcome, content: list[dict[str, Any]]
-) -> None:
-    """The API accepts no empty answer."""
-    assert messages([turn_record(outcome, *content), turn_record("completed", TEXT)]) == messages(
-        [turn_record("completed", TEXT)]
-    )
+@pytest.mark.parametrize("content", [[], [EMPTY], [UNSIGNED], [THINKING]])
+def test_the_question_of_a_turn_without_an_answer_stays(outcome: Outcome, content: list[dict[str, Any]]) -> None:
+    """The session shows it. The API accepts consecutive questions, and no empty answer."""
+    turns = [turn_record(outcome, *content, question=NEVER_MIND), turn_record("completed", TEXT)]
+    assert messages(turns) == [NEVER_MIND, QUESTION, TEXT_ONLY]
+
+
+@pytest.mark.rule("R112")
+@pytest.mark.parametrize("code", ["backend_overloaded", "backend_unreachable", "deadline_exceeded", "code_of_2030"])
+def test_the_question_of_a_failed_turn_stays(code: str) -> None:
+    assert messages([failed(code), turn_record("completed", TEXT, question=NEVER_MIND)]) == [
+        QUESTION,
+        NEVER_MIND,
+        TEXT_ONLY,
+    ]
+
+
+REFUSED = {
+    "by the API": failed("backend_refused_request", NEVER_MIND),
+    "a picture has expired": failed("blob_expired", NEVER_MIND),
+    "by the model": msgspec.structs.replace(turn_record("completed", question=NEVER_MIND), stop_reason="refusal"),
+}
+
+
+@pytest.mark.rule("R112")
+@pytest.mark.parametrize("case", REFUSED)
+def test_the_question_of_a_refused_turn_is_left_out(case: str) -> None:
+    """With it, every later message of the session would be refused."""
+    answered, refused = turn_record("completed", TEXT), REFUSED[case]
+    history = read_history([answered, refused, turn_record("cancelled", question=NEVER_MIND)])
+    assert history.messages == [QUESTION, TEXT_ONLY, NEVER_MIND]
+    assert [count for _, count in history.ends] == [2, 2, 3]
+    assert history.left_out == {refused.turn: [NEVER_MIND]}
+
+
+@pytest.mark.rule("R112")
+def test_a_second_refusal_also_leaves_out_the_unanswered_questions_before() -> None:
+    """A question that no model has answered may be the reason of both refusals, such as a picture that is invalid."""
+    untested = turn_record("cancelled", question=Message("user", "untested"))
+    refused = failed("backend_refused_request", NEVER_MIND)
+    answered = turn_record("completed", TEXT)
+    before = [QUESTION, TEXT_ONLY]
+    assert messages([answered, untested, refused]) == [*before, *untested.input]
+    assert messages([answered, untested, refused, untested, refused]) == before
+    assert messages([answered, untested, refused, refused, untested]) == [*before, *untested.input]
+    assert messages([untested, refused, answered, refused]) == [*untested.input, *before]
 
 
 CALL = Message("assistant", [TEXT, TOOL])
 SECOND = {**TOOL, "id": "tool_2"}
 BOTH = Message("assistant", [TOOL, SECOND])
-NEVER_MIND = Message("user", "never mind")
 
 
 def result(call: str, text: str = "blue") -> dict[str, Any]:
@@ -101,7 +145,6 @@ def results(*calls: str, text: str = "blue") -> Message:
 
 
 NOTE = {"type": "text", "text": "and hurry"}
-TEXT_ONLY = Message("assistant", "Light scatters.")
 # The history, the new messages, and the history that the API accepts before them.
 HISTORIES: dict[str, tuple[list[Message], list[Message], list[Message]]] = {
     "no result": ([QUESTION, CALL], [NEVER_MIND], [QUESTION, TEXT_ONLY]),
