@@ -4,7 +4,7 @@ A client that sends the whole conversation each time (OpenAI's and Anthropic's p
 last turn up to which its messages equal those of the session. What follows is a new branch.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -46,12 +46,45 @@ def match_history(context: Context, conversation: list[Message]) -> Position:
     It follows the last turn up to which the messages equal those of the session; the rest is new. The session's own
     messages replace the client's: they have what clients leave out (signatures, citations).
     """
-    common = common_prefix(context.messages, conversation)
-    for turn, upto in reversed(context.turns):
-        if upto <= common and upto < len(conversation):
-            up_to_turn = msgspec.structs.replace(context, parent=turn, messages=context.messages[:upto])
-            return position_after(up_to_turn, conversation[upto:])
-    return position_after(msgspec.structs.replace(context, parent=None, messages=[]), conversation)
+    position = position_after(msgspec.structs.replace(context, parent=None, messages=[]), conversation)
+    stored = sent = 0
+    for turn, upto in context.turns:
+        messages = context.left_out.get(turn) or context.messages[stored:upto]
+        found = _end_of_turn(messages, conversation, sent)
+        if found is None or found == len(conversation):
+            break
+        stored, sent = upto, found
+        up_to_turn = msgspec.structs.replace(context, parent=turn, messages=context.messages[:upto])
+        position = position_after(up_to_turn, conversation[sent:])
+    return position
+
+
+def _end_of_turn(stored: list[Message], sent: list[Message], start: int) -> int | None:
+    """Returns the index in `sent` after a turn with the messages `stored`, which begins at `start`; None: it differs.
+
+    Clients leave out an answer without text, or send it as an empty message, and leave out calls without a result.
+    """
+    at = start
+    for message in stored:
+        if at < len(sent) and _is_same(message, sent[at]):
+            at += 1
+        elif not _is_answer_without_text(message):
+            return None
+    while at < len(sent) and _is_answer_without_text(sent[at]) and not identify(sent[at]).calls:
+        at += 1
+    return at
+
+
+def _is_same(stored: Message, sent: Message) -> bool:
+    ours, theirs = identify(stored), identify(sent)
+    if stored.role == "assistant":
+        return ours[:-1] == theirs[:-1] and set(theirs.calls) <= set(ours.calls)
+    return ours == theirs
+
+
+def _is_answer_without_text(message: Message) -> bool:
+    identity = identify(message)
+    return message.role == "assistant" and not identity.text and not identity.files
 
 
 def verbatim_position(position: Position, conversation: list[Message]) -> Position:
@@ -65,21 +98,21 @@ def verbatim_position(position: Position, conversation: list[Message]) -> Positi
     )
 
 
-def common_prefix(stored: list[Message], sent: list[Message]) -> int:
-    """Returns how many messages from the start are equal in both lists."""
-    count = 0
-    for ours, theirs in zip(stored, sent, strict=False):
-        if identify(ours) != identify(theirs):
-            break
-        count += 1
-    return count
+class Identity(NamedTuple):
+    """What identifies a message in every client protocol."""
+
+    role: str
+    text: str
+    files: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
+    """The ids of tool calls, or of the calls whose results the message has."""
 
 
-def identify(message: Message) -> tuple[str, str, tuple[str, ...]]:
-    """Returns what identifies a message in every client protocol: role, text, and the ids of files and tool calls."""
+def identify(message: Message) -> Identity:
+    """Returns the identity of a message. A long text or file is identified by its hash."""
     if isinstance(message.content, str):
-        return message.role, blobs.comparison_key(message.content).strip(), ()
-    texts, calls = [], []
+        return Identity(message.role, blobs.comparison_key(message.content).strip())
+    texts, files, calls = [], [], []
     for block in message.content:
         match block:
             case {"type": "text", "text": str(text) | dict(text)}:
@@ -90,9 +123,9 @@ def identify(message: Message) -> tuple[str, str, tuple[str, ...]]:
                 "type": "image" | "document" as kind,
                 "source": {"data": str(file) | dict(file)} | {"url": str(file)},
             }:
-                calls += [kind, blobs.comparison_key(file)]
+                files += [kind, blobs.comparison_key(file)]
             case {"type": "image" | "document" as kind}:
-                calls.append(kind)
+                files.append(kind)
             case _:
                 pass
-    return message.role, "".join(texts).strip(), tuple(calls)
+    return Identity(message.role, "".join(texts).strip(), tuple(files), tuple(calls))

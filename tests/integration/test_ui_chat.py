@@ -148,6 +148,17 @@ async def test_message_in_a_busy_chat_interrupts_the_running_answer(gateway: Gat
     assert (shown(second.content), interrupted["outcome"]) == (words(3), "cancelled")
 
 
+async def test_a_message_without_an_answer_is_stored_once(gateway: Gateway) -> None:
+    """The next request sends it again, because `useChat` sends the whole conversation."""
+    chat = new_id()
+    first = asyncio.create_task(ask(gateway, user("#sim wait=3600"), id=chat))
+    await until(lambda: is_begun(gateway, chat))
+    second = await ask(gateway, user("#sim wait=3600"), user("#sim words=3 rate=0"), id=chat)
+    interrupted = (await first).headers["x-workflow-run-id"]
+    record = (await gateway.client.get(f"/v1/turns/{second.headers['x-workflow-run-id']}")).json()
+    assert (record["parent"], record["input"]) == (interrupted, [{"role": "user", "content": "#sim words=3 rate=0"}])
+
+
 async def is_begun(gateway: Gateway, chat: str) -> bool:
     return (await gateway.client.get(f"/api/chat/{chat}/messages")).status_code == 200
 

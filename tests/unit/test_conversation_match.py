@@ -1,5 +1,7 @@
 """Matching of a full history with its session: the turn is added after the last common turn."""
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -7,7 +9,6 @@ from hypothesis import strategies as st
 
 from tailrace.gateway.turns.conversation_match import (
     Position,
-    common_prefix,
     identify,
     match_history,
     position_after,
@@ -116,26 +117,69 @@ def test_messages_are_compared_by_their_content() -> None:
     assert identify(Message("user", "q1")) != identify(Message("assistant", "q1"))
 
 
+CALL: dict[str, Any] = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
+RESULT = Message("user", [{"type": "tool_result", "tool_use_id": "c1", "content": "blue"}])
+CALLED: list[dict[str, Any]] = [{"type": "text", "text": "a1"}, CALL]
+Q1, Q2, A1 = HELD[0], HELD[2], HELD[1]
+SILENT = Message("assistant", [{"type": "text", "text": ""}])
+# The messages of each stored turn, the conversation that the client sends, the number of the turn that the new one
+# follows, and what the model gets before the new messages.
+TURNS_WITHOUT_TEXT: dict[str, tuple[list[list[Message]], list[Message], int, list[Message]]] = {
+    "no answer": ([[Q1]], [Q1, NEW], 1, [Q1]),
+    "no answer, and its question again": ([[Q1, A1], [Q2]], [Q1, A1, Q2], 1, [Q1, A1]),
+    "no answer, sent as an empty message": ([[Q1]], [Q1, SILENT, NEW], 1, [Q1]),
+    "no answer twice": ([[Q1], [Q2]], [Q1, SILENT, Q2, NEW], 2, [Q1, Q2]),
+    "no answer, then one": ([[Q1], [Q2, A1]], [Q1, Q2, A1, NEW], 2, [Q1, Q2, A1]),
+    "no answer, and its question is left out": ([[Q1, A1], [Q2]], [Q1, A1, NEW], 1, [Q1, A1]),
+    "a call that the client leaves out": ([[Q1, Message("assistant", CALLED)]], [Q1, A1, NEW], 1, [Q1, A1]),
+    "only a call": ([[Q1, Message("assistant", [CALL])]], [Q1, NEW], 1, [Q1]),
+    "a call and its result": (
+        [[Q1, Message("assistant", CALLED)]],
+        [Q1, Message("assistant", CALLED), RESULT],
+        1,
+        [Q1, Message("assistant", CALLED)],
+    ),
+    "a call that the session has not": ([[Q1, A1]], [Q1, Message("assistant", CALLED), RESULT], 0, []),
+}
+
+
+@pytest.mark.parametrize("case", TURNS_WITHOUT_TEXT)
+def test_a_history_follows_a_turn_without_text(case: str) -> None:
+    """Otherwise the session would have its question twice."""
+    stored, sent, follows, before = TURNS_WITHOUT_TEXT[case]
+    ends = [(TurnId(f"t{number}"), sum(map(len, stored[:number]))) for number in range(1, len(stored) + 1)]
+    context = Context(SESSION, ends[-1][0], [message for turn in stored for message in turn], turns=ends)
+    position = match_history(context, sent)
+    assert (position.parent, position.before) == (f"t{follows}" if follows else None, before)
+    assert position.new == (sent[-1:] if follows else sent)
+
+
+@pytest.mark.rule("R112")
+def test_a_history_follows_a_refused_turn_without_its_question() -> None:
+    """The client sends the question again each time, and the model would refuse it each time."""
+    context = Context(SESSION, TurnId("t2"), HELD[:2], turns=[TURNS[0], (TurnId("t2"), 2)])
+    context = msgspec.structs.replace(context, left_out={TurnId("t2"): [Q2]})
+    position = match_history(context, [*HELD[:3], NEW])
+    assert (position.parent, position.before, position.new) == ("t2", HELD[:2], [NEW])
+
+
 MESSAGES = st.lists(st.builds(Message, st.sampled_from(["user", "assistant"]), st.sampled_from(["a", "b", ""])))
 
 
-@given(MESSAGES, MESSAGES)
-def test_the_common_prefix_is_the_longest(held: list[Message], messages: list[Message]) -> None:
-    """The first messages after it differ, if both have one."""
-    count = common_prefix(held, messages)
-    assert held[:count] == messages[:count]
-    assert min(len(held), len(messages)) == count or held[count] != messages[count]
+def without_empty_answers(messages: list[Message]) -> list[Message]:
+    return [message for message in messages if message != Message("assistant", "")]
 
 
 @given(MESSAGES, MESSAGES, st.data())
 def test_the_position_of_a_turn_does_not_change_its_conversation(
     held: list[Message], messages: list[Message], data: st.DataObject
 ) -> None:
-    """The model gets the client's messages, wherever the turn is added."""
+    """The model gets the client's messages, wherever the turn is added, without empty answers."""
+    held = without_empty_answers(held)
     ends = sorted(data.draw(st.sets(st.integers(1, len(held)))) if held else [])
     context = Context(SESSION, None, held, turns=[(TurnId(f"t{end}"), end) for end in ends])
     place = match_history(context, messages)
-    assert [*place.before, *place.new] == messages
+    assert without_empty_answers([*place.before, *place.new]) == without_empty_answers(messages)
     assert place.new or not messages
     word_for_word = verbatim_position(place, messages)
     assert [*word_for_word.before, *word_for_word.new] == messages
