@@ -13,7 +13,7 @@ from tailrace.proto import blobs
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import REFUSED_REQUEST
 from tailrace.proto.events import is_tool_use
-from tailrace.proto.fold import is_executed_tool
+from tailrace.proto.fold import is_executed_tool, without_mark
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 
@@ -149,7 +149,7 @@ def _is_refused(turn: TurnRecord) -> bool:
 
 def _answer(turn: TurnRecord) -> Message | None:
     """Returns the answer as the API accepts it; None if nothing of it can be used."""
-    blocks = [_escape_references(block) for block in turn.content if _is_usable(block, turn)]
+    blocks = [_escape_references(without_mark(block)) for block in turn.content if _is_usable(block, turn)]
     blocks = _without_trailing_thinking(blocks)
     return Message("assistant", _simplify(blocks)) if blocks else None
 

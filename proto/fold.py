@@ -5,7 +5,7 @@ prefix and then the rest gives the same Turn as folding all entries.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -21,6 +21,10 @@ from tailrace.proto.usage import CallUsage, Usage, estimate_usage
 # A tool's input is nested in five levels of the next turn's request: entry, messages, message, content, block (R7).
 INPUT_LEVELS_MAX = LEVELS_MAX - 5
 NO_TIME = timedelta()
+# The stop reasons of an answer that was cut, perhaps within its last block.
+CUT = ("max_tokens", "max_cost", "model_context_window_exceeded")
+# The field of a tool call whose input was cut. Anthropic's `input_json_delta` has the text in a field of this name.
+PARTIAL = "partial_json"
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +174,24 @@ def is_executed_tool(block: Mapping[str, Any]) -> bool:
     return block.get("type") == "server_tool_use" and "executed_by" in block
 
 
+def contents(blocks: Sequence[Block], stop_reason: str | None) -> list[dict[str, Any]]:
+    """Returns the blocks of an answer as clients receive them: `content`, with a mark at a tool call that was cut.
+
+    The mark is `partial_json`, the text of the input so far; `input` is then empty.
+    """
+    found = [content(block) for block in blocks]
+    for index, block in enumerate(blocks):
+        is_end_cut = stop_reason in CUT and index == len(blocks) - 1
+        if events.is_tool_use(block.type) and _is_input_cut(block, is_end_cut=is_end_cut):
+            found[index][PARTIAL] = block.text
+    return found
+
+
+def without_mark(block: dict[str, Any]) -> dict[str, Any]:
+    """Returns a block of `contents` without its mark, which Anthropic's API does not know."""
+    return {name: value for name, value in block.items() if name != PARTIAL} if PARTIAL in block else block
+
+
 def content(block: Block) -> dict[str, Any]:
     """Returns the block as Anthropic's API returns it in an answer that is not streamed."""
     match block.type:
@@ -194,6 +216,17 @@ def _input(block: Block) -> object:
     except DECODE_ERRORS:
         return {}
     return {} if is_deeper(decoded, INPUT_LEVELS_MAX) else decoded
+
+
+def _is_input_cut(block: Block, *, is_end_cut: bool) -> bool:
+    """Returns whether the model has not completed the input. A tool without arguments streams no input, either."""
+    if not block.text:
+        return not block.start.get("input") and (is_end_cut or not block.is_closed)
+    try:
+        msgspec.json.decode(block.text)
+    except DECODE_ERRORS:
+        return True
+    return False
 
 
 class _OpenBlock:

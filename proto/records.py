@@ -10,7 +10,7 @@ import msgspec
 
 from tailrace.proto.entries import Failure, Message, Outcome
 from tailrace.proto.errors import TurnUnknown
-from tailrace.proto.fold import Turn, content
+from tailrace.proto.fold import Turn, contents
 from tailrace.proto.ids import Seq, SessionId, TurnId
 from tailrace.proto.runtime.clock import seconds_between
 from tailrace.proto.subjects import TurnKey
@@ -49,7 +49,8 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     input: list[Message]
     """The messages that this turn added to its session."""
     content: list[dict[str, Any]]
-    """The answer's content blocks, in Anthropic's format."""
+    """The answer's content blocks, in Anthropic's format. A tool call that was cut has an empty `input`, and the text
+    of the input in `partial_json`."""
     text: str
     """The text of the answer."""
     stop_reason: str | None
@@ -326,7 +327,7 @@ def record_from_fold(key: TurnKey, turn: Turn) -> TurnRecord:
         model=request.model,
         outcome=turn.outcome,
         input=request.messages[request.history :],
-        content=[content(block) for block in turn.blocks],
+        content=contents(turn.blocks, end.stop_reason if end else None),
         text=turn.text,
         stop_reason=end.stop_reason if end else None,
         stop_sequence=end.stop_sequence if end else None,

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailrace.gateway.clients.anthropic.stream import message_of, render_record
 from tailrace.proto import events
+from tailrace.proto.conversation import messages
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Block, End, Failure, Progress, Request, Stored
 from tailrace.proto.entries import Event as EventEntry
@@ -256,6 +258,45 @@ def test_an_input_that_is_nested_too_deeply_is_left_empty(levels: int) -> None:
     log = attempted_turn(BlockStart(0, {"type": "tool_use", "id": "t", "name": "n", "input": {}}))
     log.store_events(BlockDelta(0, events.InputJsonDelta("[" * levels + "]" * levels)))
     assert [content(block)["input"] for block in log.turn.blocks] == [{}]
+
+
+TOOL_START = {"type": "tool_use", "id": "t", "name": "n", "input": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_closed", "stop_reason", "mark"),
+    [
+        ('{"a":1}', True, "tool_use", {}),
+        ("", True, "tool_use", {}),
+        ('{"a":', True, "max_tokens", {"partial_json": '{"a":'}),
+        ("", True, "max_cost", {"partial_json": ""}),
+        ('{"a":', False, None, {"partial_json": '{"a":'}),
+        ("", False, None, {"partial_json": ""}),
+    ],
+)
+def test_a_record_marks_a_tool_call_that_was_cut(
+    text: str, is_closed: bool, stop_reason: str | None, mark: dict[str, str]
+) -> None:
+    """Otherwise it looks like a call without arguments. Anthropic's API does not know the mark."""
+    log = attempted_turn(opening_events()[0], BlockStart(0, TOOL_START))
+    log.store_events(BlockDelta(0, events.InputJsonDelta(text)), *([BlockStop(0)] if is_closed else []))
+    if stop_reason is not None:
+        log.store_events(events.MessageDelta(events.StopReason(stop_reason), UsageSoFar(output_tokens=3)))
+        log.end()
+    record = record_from_fold(KEY, log.turn)
+    whole = {**TOOL_START, "input": {"a": 1} if text == '{"a":1}' else {}}
+    assert record.content == [whole | mark]
+    assert message_of(record)["content"] == [whole]
+    assert b"partial_json" not in render_record(record, 0).data.replace(b'"input_json_delta","partial_json"', b"")
+
+
+@pytest.mark.rule("R111")
+def test_the_mark_of_a_tool_call_that_was_cut_is_not_sent_to_the_model() -> None:
+    """The API refuses unknown fields. The client may have answered the call."""
+    log = attempted_turn(opening_events()[0], BlockStart(0, TOOL_START), BlockStop(0))
+    log.store_events(events.MessageDelta(events.StopReason("max_tokens"), UsageSoFar(output_tokens=3)))
+    log.end()
+    assert messages([record_from_fold(KEY, log.turn)])[-1].content == [TOOL_START]
 
 
 def without_position(turn: Turn) -> tuple[object, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -83,7 +84,7 @@ def test_restart_is_an_error_and_new_readers_get_the_new_answer() -> None:
     log = open_log()
     log.store_events(*tool(0, '{"q":1}'))
     restart = log.store_attempt("restart")
-    log.store_events(opening_events()[0], *tool(0))
+    log.store_events(opening_events()[0], *tool(0, '{"q":2}'))
     frames, state = [], DIALECTS[CHAT].start(KEY)
     for one in log.stored:
         frame, state = DIALECTS[CHAT].render(state, one)
@@ -139,8 +140,10 @@ def merge_delta(message: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any
 
 
 def normalized(message: dict[str, Any]) -> dict[str, Any]:
-    """Compares arguments by value: deltas may contain white space."""
-    calls = [{**one, "function": json.loads(one["function"]["arguments"])} for one in message.get("tool_calls", ())]
+    """Compares arguments by value: deltas may contain white space, and the end may show that there are none."""
+    calls = [
+        {**one, "function": json.loads(one["function"]["arguments"] or "{}")} for one in message.get("tool_calls", ())
+    ]
     return {"content": message.get("content") or "", "thoughts": message.get("reasoning_content"), "calls": calls}
 
 
@@ -161,6 +164,24 @@ def test_stream_database_and_completion_have_the_same_message(log: Handwritten) 
     heads = {(one["id"], one["created"], one["model"]) for one in (*chunks(log), *kept, completion) if "id" in one}
     assert heads == {(HEAD["id"], HEAD["created"], MODEL)}
     assert [delta["role"] for delta in deltas(log) if "role" in delta] == ["assistant"]
+
+
+@pytest.mark.parametrize("stop_reason", ["max_tokens", "max_cost"])
+@pytest.mark.parametrize("pieces", [(), ('{"q":"Pa',)], ids=["no argument", "a part of one"])
+def test_a_call_that_was_cut_has_the_arguments_so_far(stop_reason: str, pieces: tuple[str, ...]) -> None:
+    """As OpenAI sends them. `{}` would be a complete call without arguments."""
+    log = open_log()
+    log.store_events(*tool(0), *tool(1, *pieces))
+    log.store_events(events.MessageDelta(events.StopReason(stop_reason), events.UsageSoFar(output_tokens=3)))
+    log.end()
+    record = record_from_fold(KEY, log.turn)
+    archived = [json.loads(one.data) for one in parse(DIALECTS[CHAT].render_record(record, 0).data) if "{" in one.data]
+    for message in (
+        reduce(merge_delta, deltas(log), dict[str, Any]()),
+        reduce(merge_delta, (one["choices"][0]["delta"] for one in archived), dict[str, Any]()),
+        json.loads(render_completion(record))["choices"][0]["message"],
+    ):
+        assert [call["function"]["arguments"] for call in message["tool_calls"]] == ["{}", "".join(pieces)]
 
 
 @given(turns())

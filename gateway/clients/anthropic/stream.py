@@ -16,6 +16,7 @@ from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Attempt, End, Event, Failure, Stored
+from tailrace.proto.fold import without_mark
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
@@ -44,7 +45,7 @@ def render(key: TurnKey, stored: Stored) -> tuple[Frame, TurnKey]:
 def render_record(record: TurnRecord, _: int) -> Frame:
     head = message_of(record) | {"content": [], "stop_reason": None, "stop_sequence": None}
     rendered = _sse({"type": "message_start", "message": head})
-    for index, block in enumerate(record.content):
+    for index, block in enumerate(map(without_mark, record.content)):
         for event in _block(index, block):
             rendered += _sse(event)
     if record.outcome == "completed":
@@ -73,7 +74,7 @@ def message_of(record: TurnRecord) -> dict[str, Any]:
         "type": "message",
         "role": "assistant",
         "model": record.model,
-        "content": record.content,
+        "content": [without_mark(block) for block in record.content],
         "stop_reason": _stop_reason(record.stop_reason),
         "stop_sequence": record.stop_sequence,
         "usage": record.envelope.get("usage", {}) | asdict(record.usage),

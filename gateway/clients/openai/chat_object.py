@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from tailrace.gateway.clients.openai.annotations import Annotation, chat_annotations
-from tailrace.proto.fold import is_executed_tool
+from tailrace.proto.fold import PARTIAL, is_executed_tool
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
@@ -108,7 +108,7 @@ def _tool_call(block: dict[str, Any]) -> dict[str, Any] | None:
     """Returns None for other blocks, and for a call without id or name, which a stream leaves out, too."""
     match as_tool_use(block):
         case {"type": "tool_use", "id": str(call), "name": str(name), "input": given}:
-            arguments = _encode(given).decode()
+            arguments = block.get(PARTIAL, _encode(given).decode())
             return {"id": call, "type": "function", "function": {"name": name, "arguments": arguments}}
         case _:
             return None

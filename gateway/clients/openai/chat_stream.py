@@ -18,6 +18,7 @@ from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Event, Failure, Request, Stored
+from tailrace.proto.fold import CUT
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
@@ -39,7 +40,7 @@ class StreamState(msgspec.Struct, frozen=True):
     tools: tuple[int, ...] = ()
     """The block of each tool call, in the order of the indices that the client sees."""
     pending: tuple[int, bytes] | None = None
-    """The block of a call without a delta of its arguments yet, and its arguments if no delta follows."""
+    """The block of a call without a delta of its arguments, and its arguments unless a delta follows or it was cut."""
     chars: int = 0
     """The length of the text so far."""
     block_start: int = 0
@@ -89,6 +90,11 @@ def _delta(state: StreamState, event: events.Event | events.UnknownEvent) -> tup
     if isinstance(event, events.BlockStart):
         event = events.BlockStart(event.index, as_tool_use(event.content_block))
     match event:
+        case events.BlockStart() if state.pending is not None:
+            # The model sends no delta for a call without arguments, and an empty string is not JSON.
+            calls = _pending_arguments(state)["tool_calls"]
+            delta, state = _delta(msgspec.structs.replace(state, pending=None), event)
+            return {**(delta or {}), "tool_calls": [*calls, *(delta or {}).get("tool_calls", [])]}, state
         case events.MessageStart():
             return {"role": "assistant", "content": ""}, state
         case events.BlockStart(_, {"type": "text", "text": str(text)}):
@@ -107,9 +113,6 @@ def _delta(state: StreamState, event: events.Event | events.UnknownEvent) -> tup
             return {"tool_calls": [opened]}, state
         case events.BlockDelta(block, events.InputJsonDelta(delta)) if delta and block in state.tools:
             return _arguments(state, block, delta), msgspec.structs.replace(state, pending=None)
-        case events.BlockStop(block) if state.pending is not None and state.pending[0] == block:
-            # The model sends no delta for a call without arguments, and an empty string is not JSON.
-            return _arguments(state, block, state.pending[1].decode()), msgspec.structs.replace(state, pending=None)
         case events.BlockStop() if state.citations:
             found = chat_annotations(state.citations, state.block_start, state.chars)
             return None, msgspec.structs.replace(state, citations=(), annotations=(*state.annotations, *found))
@@ -125,14 +128,24 @@ def _arguments(state: StreamState, block: int, arguments: str) -> Delta:
     return {"tool_calls": [{"index": state.tools.index(block), "function": {"arguments": arguments}}]}
 
 
+def _pending_arguments(state: StreamState) -> Delta:
+    assert state.pending is not None  # noqa: S101  # the callers have checked it
+    block, arguments = state.pending
+    return _arguments(state, block, arguments.decode())
+
+
 def _render_completed(state: StreamState, stop_reason: str | None, usage: Usage, seq: int) -> sse.Events:
     finish = finish_reason(stop_reason)
+    # A call that was cut before its first argument has none.
+    has_arguments = state.pending is not None and stop_reason not in CUT
+    arguments = _render_chunk(state, _pending_arguments(state)) if has_arguments else ()
     # In one chunk, as OpenAI does: its SDKs cannot concatenate lists without an index.
     annotations = _render_chunk(state, {"annotations": state.annotations}) if state.annotations else ()
+    last = arguments + annotations
     if not state.include_usage:
-        return annotations + _render_chunk(state, {}, seq, finish) + DONE
+        return last + _render_chunk(state, {}, seq, finish) + DONE
     usage_chunk = {**state.head.fields("chat.completion.chunk"), "choices": [], "usage": usage_of(usage), "cursor": seq}
-    return annotations + _render_chunk(state, {}, None, finish) + sse.frame(_encode(usage_chunk)) + DONE
+    return last + _render_chunk(state, {}, None, finish) + sse.frame(_encode(usage_chunk)) + DONE
 
 
 def _render_chunk(state: StreamState, delta: Delta, seq: int | None = None, finish: str | None = None) -> sse.Events:

@@ -124,7 +124,10 @@ def status_of(outcome: str, stop_reason: str | None, *, has_attempt: bool = True
 
 
 def output_item(turn: str, index: int, block: dict[str, Any]) -> Item | None:
-    """Returns the output item of the answer's complete block number `index`; None for a block without equivalent."""
+    """Returns the output item of the answer's block number `index`; None for a block without equivalent.
+
+    The item is complete, unless the block is a tool call that was cut.
+    """
     match block:
         case {"type": "text", "text": str(text)}:
             return message_item(
@@ -134,6 +137,8 @@ def output_item(turn: str, index: int, block: dict[str, Any]) -> Item | None:
             return reasoning_item(turn, index, "completed", thinking, block.get("signature", ""))
         case {"type": "redacted_thinking", "data": hidden}:
             return reasoning_item(turn, index, "completed", "", f"{REDACTED}{hidden}")
+        case {"type": "tool_use", "id": call, "name": name, "partial_json": str(text)}:
+            return function_call_item(turn, index, "incomplete", call, name, text)
         case {"type": "tool_use", "id": call, "name": name, "input": given}:
             return function_call_item(turn, index, "completed", call, name, _encode(given).decode())
         case _:

@@ -22,6 +22,7 @@ from tailrace.gateway.clients.openai.responses_object import (
     summary_text,
 )
 from tailrace.proto import events
+from tailrace.proto.decoding import DECODE_ERRORS
 
 Events = list[dict[str, Any]]
 
@@ -80,7 +81,9 @@ def close_item(opened: OpenItem, status: str) -> tuple[Item | None, Events]:
     """Returns the whole item and its last events. `status` is `incomplete` for a block that was cut off."""
     text = opened.deltas.text()
     closing: Events = []
-    if opened.kind == "tool_use" and not text:
+    if opened.kind == "tool_use" and text and not _is_json(text):
+        status = "incomplete"
+    elif opened.kind == "tool_use" and not text:
         # The model sends no delta for a call without arguments, but in this protocol they are always JSON.
         text = msgspec.json.encode(opened.start.get("input") or {}).decode() if status == "completed" else ""
         closing += _delta(opened, text) if text else []
@@ -102,6 +105,19 @@ def close_item(opened: OpenItem, status: str) -> tuple[Item | None, Events]:
             closing.append(_item_event("response.function_call_arguments.done", opened, arguments=text))
     closing.append(_event("response.output_item.done", opened, item=item))
     return item, closing
+
+
+def may_be_cut(opened: OpenItem) -> bool:
+    """Returns whether only the end of the answer shows that the block was cut: a tool call without arguments so far."""
+    return opened.kind == "tool_use" and not opened.deltas.text() and not opened.start.get("input")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except DECODE_ERRORS:
+        return False
+    return True
 
 
 def _item(opened: OpenItem, status: str, text: str | None) -> Item | None:

@@ -23,12 +23,19 @@ from tailrace.gateway.clients.openai.responses_object import (
     response_of,
     status_of,
 )
-from tailrace.gateway.clients.openai.responses_output_item import Events, OpenItem, add_delta, close_item, open_item
+from tailrace.gateway.clients.openai.responses_output_item import (
+    Events,
+    OpenItem,
+    add_delta,
+    close_item,
+    may_be_cut,
+    open_item,
+)
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Block, End, Event, Failure, Request, Stored
-from tailrace.proto.fold import Turn
+from tailrace.proto.fold import CUT, Turn
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import Usage
@@ -125,6 +132,9 @@ def _render_event(state: StreamState, event: events.Event | events.UnknownEvent)
             item, deltas = add_delta(state.open, delta)
             return replace(state, open=item), opening + deltas
         case events.BlockStop(index) if state.open is not None and state.open.block == index:
+            if may_be_cut(state.open):
+                # The next block or the end of the answer closes it.
+                return state, opening
             state, closing = _close(state, "completed")
             return state, opening + closing
         case _:
@@ -168,6 +178,8 @@ def _whole_block(content: dict[str, Any]) -> Block:
             return Block(kind, {"type": "text"}, text, citations=citations, is_closed=True)
         case {"type": "thinking", "thinking": str(thinking)}:
             return Block(kind, {"type": "thinking"}, thinking, str(content.get("signature", "")), is_closed=True)
+        case {"type": "tool_use", "partial_json": str(text)}:
+            return Block(kind, content, text, is_closed=True)
         case {"type": "tool_use", "input": given}:
             return Block(kind, content | {"input": {}}, _encode(given).decode(), is_closed=True)
         case _:
@@ -208,7 +220,8 @@ def _render_ended(
     """Returns the last events: the open item is closed, and the whole response follows."""
     status = status_of(outcome, stop_reason)
     state, opening = (state, []) if state.is_created else _render_queued(state)
-    state, closing = _close(state, "completed" if outcome == "completed" else "incomplete")
+    is_cut = outcome != "completed" or (stop_reason in CUT and state.open is not None and may_be_cut(state.open))
+    state, closing = _close(state, "incomplete" if is_cut else "completed")
     response = build_response(
         state.head,
         status,
