@@ -6,8 +6,14 @@ import msgspec
 
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.gateway.turns.conversation_match import Position, match_history, position_after, verbatim_position
-from tailrace.gateway.turns.request_body import NewTurn, new_messages
+from tailrace.gateway.turns.conversation_match import (
+    Position,
+    append_to_history,
+    match_history,
+    position_after,
+    verbatim_position,
+)
+from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn, new_messages
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
@@ -39,6 +45,8 @@ class Conversations:
                 context = await self._context(tenant, question, new_turn)
                 if isinstance(context, TurnRecord):
                     return await self._build_queued_position(tenant, context, new)
+                if isinstance(new_turn, AppendedTurn):
+                    return await asyncio.to_thread(append_to_history, context, new)
                 if not new_turn.full_history:
                     return position_after(context, new)
                 # In a thread: long texts are compared by their hashes.

@@ -4,6 +4,7 @@ A client that sends the whole conversation each time (OpenAI's and Anthropic's p
 last turn up to which its messages equal those of the session. What follows is a new branch.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -47,16 +48,44 @@ def match_history(context: Context, conversation: list[Message]) -> Position:
     messages replace the client's: they have what clients leave out (signatures, citations).
     """
     position = position_after(msgspec.structs.replace(context, parent=None, messages=[]), conversation)
-    stored = sent = 0
-    for turn, upto in context.turns:
-        messages = context.left_out.get(turn) or context.messages[stored:upto]
-        found = _end_of_turn(messages, conversation, sent)
+    sent = 0
+    for index, (turn, upto) in enumerate(context.turns):
+        found = _end_of_turn(_messages_of_turn(context, index), conversation, sent)
         if found is None or found == len(conversation):
             break
-        stored, sent = upto, found
+        sent = found
         up_to_turn = msgspec.structs.replace(context, parent=turn, messages=context.messages[:upto])
         position = position_after(up_to_turn, conversation[sent:])
     return position
+
+
+def append_to_history(context: Context, new: list[Message]) -> Position:
+    """Returns the position of `new` after the branch in `context`.
+
+    Messages at the beginning of `new` that are the questions of the branch's last turns, which have no answer, are not
+    new: the client has sent them again.
+    """
+    for first in range(_answered_turns(context), len(context.turns)):
+        sent: int | None = 0
+        for messages in map(partial(_messages_of_turn, context), range(first, len(context.turns))):
+            sent = _end_of_turn(messages, new, sent) if sent is not None else None
+        if sent is not None and sent < len(new):
+            return position_after(context, new[sent:])
+    return position_after(context, new)
+
+
+def _answered_turns(context: Context) -> int:
+    """Returns the number of turns up to the last one with an answer."""
+    count = len(context.turns)
+    while count and all(message.role != "assistant" for message in _messages_of_turn(context, count - 1)):
+        count -= 1
+    return count
+
+
+def _messages_of_turn(context: Context, index: int) -> list[Message]:
+    """Returns the messages of a turn of the branch, also those that the model does not get."""
+    turn, end = context.turns[index]
+    return context.left_out.get(turn) or context.messages[context.turns[index - 1][1] if index else 0 : end]
 
 
 def _end_of_turn(stored: list[Message], sent: list[Message], start: int) -> int | None:

@@ -104,6 +104,13 @@ class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whether the turn is kept. False: it belongs to no session, and is erased some minutes after its end."""
 
 
+class AppendedTurn(NewTurn, frozen=True, kw_only=True):
+    """A turn of OpenAI's protocols whose messages have no answer. They are added to the session.
+
+    A client that keeps the conversation begins with messages that it has sent before and that have no answer yet.
+    """
+
+
 def check(new_turn: NewTurn) -> None:
     """Checks what the types of `NewTurn` do not. Raises Refused."""
     if (new_turn.message is None) == (new_turn.messages is None):

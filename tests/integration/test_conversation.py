@@ -192,3 +192,21 @@ async def test_a_message_without_an_answer_stays_in_the_history(sessions: Sessio
     assert unanswered["text"] == ""
     following = await sessions.request(await sessions.post(session=unanswered["session"]))
     assert [message.content for message in following.messages] == [question, SHORT]
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [("/v1/chat/completions", "messages"), ("/v1/responses", "input"), ("/v1/messages", "messages")]
+)
+async def test_a_message_without_an_answer_is_not_stored_again(sessions: Sessions, path: str, field: str) -> None:
+    """Clients of these protocols keep it in the conversation that they send."""
+    name, unanswered = new_id(), "#sim wait=3600"
+    first = await sessions.post(unanswered, session=name, create_session=True)
+    await sessions.cancel(first)
+    messages = [{"role": "user", "content": content} for content in (unanswered, SHORT)]
+    body = {"model": "claude-haiku-5-5", "max_tokens": 10, field: messages}
+    if field == "input":
+        body = {"model": "claude-haiku-5-5", field: messages}
+    answer = await sessions.gateway.client.post(path, json=body, headers={"X-Session-ID": name})
+    assert answer.status_code == 200, answer.text
+    second = await sessions.record(TurnId(answer.headers["tailrace-turn"]))
+    assert (second["parent"], [message["content"] for message in second["input"]]) == (first, [SHORT])

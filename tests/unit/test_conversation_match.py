@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tailrace.gateway.turns.conversation_match import (
     Position,
+    append_to_history,
     identify,
     match_history,
     position_after,
@@ -152,6 +153,26 @@ def test_a_history_follows_a_turn_without_text(case: str) -> None:
     position = match_history(context, sent)
     assert (position.parent, position.before) == (f"t{follows}" if follows else None, before)
     assert position.new == (sent[-1:] if follows else sent)
+
+
+Q4 = Message("user", "q4")
+# The messages that are added to a session, and the number of those that the session has.
+ADDED: dict[str, tuple[list[Message], int]] = {
+    "the question without an answer": ([NEW, Q4], 1),
+    "both questions without an answer": ([Q2, NEW, Q4], 2),
+    "only the question again": ([NEW], 0),
+    "another message": ([Q4, NEW], 0),
+    "an answered question": ([Q1, Q4], 0),
+}
+
+
+@pytest.mark.parametrize("case", ADDED)
+def test_a_question_without_an_answer_is_added_once(case: str) -> None:
+    """A client of OpenAI's protocols keeps it, and sends it again before the next message."""
+    added, count = ADDED[case]
+    turns = [(TurnId("t1"), 2), (TurnId("t2"), 3), (TurnId("t3"), 4)]
+    context = Context(SESSION, TurnId("t3"), [Q1, A1, Q2, NEW], turns=turns)
+    assert append_to_history(context, added) == position_after(context, added[count:])
 
 
 @pytest.mark.rule("R112")

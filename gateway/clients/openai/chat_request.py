@@ -19,7 +19,7 @@ from tailrace.gateway.clients.openai.chat_messages import (
 from tailrace.gateway.clients.openai.chat_parameters import UNSUPPORTED
 from tailrace.gateway.clients.openai.common import Choice, Effort, RequestBody
 from tailrace.gateway.clients.openai.unsupported import BuiltTurn, ignored_parameters
-from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import Model
 
@@ -132,10 +132,11 @@ def build_turn(chat: ChatCompletionRequest, model: Model, fields: dict[str, Any]
     Raises Refused with the name of a wrong field.
     """
     sampling, ignored_sampling = common.sampling(chat.temperature, chat.top_p, model)
-    turn = NewTurn(
+    # A body with an answer in it is the whole conversation; one without an answer adds to the session.
+    is_whole = any(isinstance(message, AssistantMessage) for message in chat.messages)
+    turn = (NewTurn if is_whole else AppendedTurn)(
         messages=conversation_of(chat.messages),
-        # A body with an answer in it is the whole conversation; one without an answer adds to the session.
-        full_history=any(isinstance(message, AssistantMessage) for message in chat.messages),
+        full_history=is_whole,
         system=system_of(chat.messages),
         model=model.id,
         max_tokens=_max_tokens(chat.max_completion_tokens, chat.max_tokens),

@@ -14,7 +14,7 @@ from tailrace.gateway.clients.openai.responses_input import InputItem, messages_
 from tailrace.gateway.clients.openai.responses_object import PREFIX
 from tailrace.gateway.clients.openai.responses_parameters import UNSUPPORTED
 from tailrace.gateway.clients.openai.unsupported import BuiltTurn, ignored_parameters
-from tailrace.gateway.turns.request_body import NewTurn, refuse_fields
+from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn, refuse_fields
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import is_token
 from tailrace.proto.models import Model
@@ -124,7 +124,9 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
     session, messages = _session(body), messages_of(body.input)
     if body.store is False:
         refuse_fields(body, "previous_response_id", "conversation", "session_id", "project_id", "background")
-    turn = NewTurn(
+    # In a named session, as for chat completions: a body with an answer in it is the whole conversation.
+    is_whole = body.session_id is not None and any(message.role == "assistant" for message in messages)
+    turn = (NewTurn if is_whole or body.session_id is None else AppendedTurn)(
         messages=messages,
         system=system_of(body.input, body.instructions),
         model=model.id,
@@ -133,8 +135,7 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
         options=_options(body, model) | sampling or None,
         session=session,
         create_session=session is not None,
-        # In a named session, as for chat completions: a body with an answer in it is the whole conversation.
-        full_history=body.session_id is not None and any(message.role == "assistant" for message in messages),
+        full_history=is_whole,
         parent=msgspec.UNSET if body.previous_response_id is None else _parent(body.previous_response_id),
         project=body.project_id,
         metadata=body.metadata,
