@@ -1,5 +1,6 @@
 """Messages requests: types, and the checks of Anthropic's API."""
 
+import itertools
 from typing import Any, Literal
 
 import msgspec
@@ -24,11 +25,15 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Block(msgspec.Struct, frozen=True):
-    """A content block; only text and inline data are used."""
+    """A content block; only text, inline data and the ids of tool calls are used."""
 
     type: str
     text: str = ""
     source: Source | str | None = None
+    id: str = ""
+    """The id of a tool call."""
+    tool_use_id: str = ""
+    """The id of the call whose result this is."""
 
 
 class Format(msgspec.Struct, frozen=True, tag_field="type", tag="json_schema"):
@@ -66,6 +71,10 @@ class Message(msgspec.Struct, frozen=True):
         if isinstance(self.content, str):
             return self.content
         return "".join(block.text for block in self.content if block.type == "text")
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [Block("text", self.content)] if isinstance(self.content, str) else self.content
 
     @property
     def begins_with_thinking(self) -> bool:
@@ -126,6 +135,7 @@ def decode(body: bytes) -> Request:
     except DECODE_ERRORS as error:
         raise Refusal(INVALID, str(error)) from error
     refuse_messages(request.messages)
+    refuse_tool_messages(request.messages)
     if request.output_config.format is not None:
         refuse_schema(request.output_config.format.schema)
     refuse_model(request, find_model(request.model))
@@ -155,6 +165,50 @@ def refuse_messages(messages: list[Message]) -> None:
             raise Refusal(INVALID, f"messages.{number}: all messages must have non-empty content")
         if isinstance(message.content, list) and any(b.type == "text" and not b.text for b in message.content):
             raise Refusal(INVALID, f"messages.{number}: text content blocks must be non-empty")
+
+
+def refuse_tool_messages(messages: list[Message]) -> None:
+    """Raises Refusal for a tool call without its only result directly after it, and for a result without its call.
+
+    Consecutive messages of one role count as one, as in Anthropic's API.
+    """
+    calls: list[str] = []
+    number = 0
+    for role, of_role in itertools.groupby(messages, lambda message: message.role):
+        joined = list(of_role)
+        blocks = [block for one in joined for block in one.blocks]
+        if role == "assistant":
+            calls = [block.id for block in blocks if block.type == "tool_use"]
+        else:
+            refuse_results(number, calls, blocks)
+            calls = []
+        number += len(joined)
+
+
+def refuse_results(number: int, calls: list[str], blocks: list[Block]) -> None:
+    """Raises Refusal unless `blocks`, from message `number` on, begin with one result for each of `calls`."""
+    first = [block.tool_use_id for block in itertools.takewhile(lambda block: block.type == "tool_result", blocks)]
+    if missing := [call for call in calls if call not in first]:
+        raise Refusal(
+            INVALID,
+            f"messages.{number}: `tool_use` ids were found without `tool_result` blocks immediately after: "
+            f"{', '.join(missing)}. Each `tool_use` block must have a corresponding `tool_result` block in the next "
+            "message.",
+        )
+    results = [block.tool_use_id for block in blocks if block.type == "tool_result"]
+    for result in results:
+        if result not in calls:
+            raise Refusal(
+                INVALID,
+                f"messages.{number}: unexpected `tool_use_id` found in `tool_result` blocks: {result}. Each "
+                "`tool_result` block must have a corresponding `tool_use` block in the previous message.",
+            )
+        if results.count(result) > 1:
+            raise Refusal(
+                INVALID,
+                f"messages.{number}: each tool_use must have a single result. Found multiple `tool_result` blocks with "
+                f"id: {result}",
+            )
 
 
 def refuse_schema(schema: Any) -> None:

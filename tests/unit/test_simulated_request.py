@@ -33,6 +33,45 @@ def type_of_refusal(request: dict[str, Any]) -> str | None:
     return None
 
 
+def tool_use(*calls: str) -> dict[str, Any]:
+    return {
+        "role": "assistant",
+        "content": [{"type": "tool_use", "id": one, "name": "n", "input": {}} for one in calls],
+    }
+
+
+def tool_result(*calls: str) -> dict[str, Any]:
+    content = [{"type": "tool_result", "tool_use_id": call, "content": "r"} for call in calls]
+    return {"role": "user", "content": content}
+
+
+LATE = {"role": "user", "content": [TEXT, *tool_result("c1")["content"]]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([ASK, tool_use("c1"), tool_result("c1")], None),
+        ([ASK, tool_use("c1"), tool_result("c1"), ASK], None),
+        ([ASK, tool_use("c1", "c2"), tool_result("c1"), tool_result("c2")], None),
+        ([ASK, tool_use("c1"), ASK], "without `tool_result` blocks immediately after: c1"),
+        ([ASK, tool_use("c1", "c2"), tool_result("c1")], "without `tool_result` blocks immediately after: c2"),
+        ([ASK, tool_use("c1"), LATE], "without `tool_result` blocks immediately after: c1"),
+        ([tool_result("c1")], "unexpected `tool_use_id`"),
+        ([ASK, tool_use("c1"), tool_result("c1"), tool_use("c2"), tool_result("c2", "c1")], "unexpected `tool_use_id`"),
+        ([ASK, tool_use("c1"), tool_result("c1"), tool_result("c1")], "single result"),
+    ],
+)
+def test_a_tool_call_needs_its_result_directly_after_it(messages: list[dict[str, Any]], message: str | None) -> None:
+    """As in Anthropic's API, which joins consecutive messages of one role."""
+    body = msgspec.json.encode(GOOD | {"messages": messages})
+    if message is None:
+        decode(body)
+        return
+    with pytest.raises(Refusal, match=message):
+        decode(body)
+
+
 @pytest.mark.parametrize(
     ("change", "type_"),
     [
