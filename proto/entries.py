@@ -119,7 +119,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     submission: TurnId | None = None
     """A new id if the turn's id is that of another POST's claim, so that the entries of both POSTs differ."""
     encryption_key: bytes | None = None
-    """The key of the turn's other entries (PROTOCOL R111). None: they are not encrypted."""
+    """The key of the turn's other entries (PROTOCOL R113). None: they are not encrypted."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,4 +1,4 @@
-"""Encryption of the entries of a turn with `store: false` (PROTOCOL R111).
+"""Encryption of the entries of a turn with `store: false` (PROTOCOL R113).
 
 The key is in the turn's request. Overwriting this one entry makes all others unreadable.
 """

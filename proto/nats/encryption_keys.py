@@ -1,4 +1,4 @@
-"""The encryption keys of turns whose requests this process has read (PROTOCOL R111)."""
+"""The encryption keys of turns whose requests this process has read (PROTOCOL R113)."""
 
 from collections import OrderedDict
 

@@ -120,7 +120,7 @@ class LogServer(Protocol):
     async def publish(self, key: TurnKey, entry: Entry, fence: Seq, encryption_key: bytes | None = None) -> Seq:
         """Stores `entry` if `fence` is the sequence of the turn's last entry; returns the new entry's sequence.
 
-        With `encryption_key`, the server receives the entry encrypted (PROTOCOL R111). Raises PublishUnclear when the
+        With `encryption_key`, the server receives the entry encrypted (PROTOCOL R113). Raises PublishUnclear when the
         entry may be stored or not, LogFull, EntryTooLarge.
         """
         ...

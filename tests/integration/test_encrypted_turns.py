@@ -20,7 +20,7 @@ from tests.harness.turn_builder import request, text_delta
 from tests.harness.turn_writer import Writer
 from tests.integration.conftest import Gateway, NewGateway
 
-pytestmark = pytest.mark.rule("R111")
+pytestmark = pytest.mark.rule("R113")
 
 
 @pytest.fixture

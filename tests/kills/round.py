@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from signal import SIGKILL, SIGTERM, SIGUSR1
 from time import monotonic_ns
 
@@ -11,6 +12,7 @@ import msgspec
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto.ids import Seq
+from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import TurnKey
 from tests.checker.history import Fault
 from tests.checker.recorded_client import Client
@@ -25,6 +27,8 @@ from tests.kills.paused_process import PAUSES, WAITS
 PROCESSES = ("generator", "gateway", "persistence", "nats-server")
 PAUSED_S_MAX = 60.0
 ENDED_S_MAX = 60.0
+# All at once, the last of them would wait for longer than the log lets a read wait.
+READ_AT_ONCE = 16
 
 
 class Turn(msgspec.Struct):
@@ -65,7 +69,7 @@ async def run_round(
         reading = [asyncio.create_task(read(turn)) for turn in turns]
         try:
             await until(lambda: {turn.key.turn for turn in turns} <= paused_turns(pausing), PAUSED_S_MAX)
-            await asyncio.gather(*(note_tail(system, turn) for turn in turns))
+            await gather_limited(partial(note_tail, system), turns, READ_AT_ONCE)
             await kill(system, process, pausing, turns, name)
             for one in waiting or pausing:
                 one.signal(SIGUSR1)

@@ -14,7 +14,7 @@ def flip_bit(content: bytes, at: int) -> bytes:
     return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
-@pytest.mark.rule("R111")
+@pytest.mark.rule("R113")
 def test_only_the_unchanged_entry_is_decrypted_with_its_key_and_on_its_subject() -> None:
     key = new_key()
     encrypted = encrypt(key, SUBJECT, PAYLOAD)
@@ -31,12 +31,12 @@ def test_only_the_unchanged_entry_is_decrypted_with_its_key_and_on_its_subject()
         assert decrypt(key, SUBJECT, encrypted[:length]) is None
 
 
-@pytest.mark.rule("R111")
+@pytest.mark.rule("R113")
 def test_a_key_of_a_wrong_length_decrypts_nothing() -> None:
     assert decrypt(b"short", SUBJECT, MARK + bytes(40)) is None
 
 
-@pytest.mark.rule("R111")
+@pytest.mark.rule("R113")
 def test_the_keys_of_the_turns_that_were_added_last_are_kept() -> None:
     keys, first, second = EncryptionKeys(), new_key(), new_key()
     keys.add("old", first)
