@@ -225,7 +225,7 @@ REFUSED_SAMPLING = " (put it into `options`, but the current models refuse sampl
         *((name, NewTurn, REFUSED_SAMPLING) for name in ("temperature", "top_p", "top_k")),
         ("temperature", Shape, ""),
         ("presence", NewTurn, ""),
-        ("mesage", NewTurn, " (did you mean message?)"),
+        ("messagee", NewTurn, " (did you mean message?)"),
     ],
 )
 def test_the_error_says_where_a_field_of_anthropics_api_belongs(
