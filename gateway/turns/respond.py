@@ -52,25 +52,42 @@ class Responder:
         *,
         idempotency_key: str | None = None,
         is_followed: bool = False,
+        added_bytes: int = 0,
     ) -> StoredTurn:
         """Stores `new_turn` in the log, once for each Idempotency-Key. Returns the turn and its request entry.
 
         `raw` is the body as it came, which a repeated POST must equal. `idempotency_key` is for clients that send none.
-        `is_followed`: the response follows the turn, which then need not be read from the log.
+        `is_followed`: the response follows the turn, which then need not be read from the log. `added_bytes` are those
+        of `new_turn` that are not in `raw`.
         A POST with a cursor starts no turn: the turn is the one of the cursor. Raises Refused, LogError.
         """
         key, cursor = idempotency_key_of(request) or idempotency_key, cursor_of_post(request)
         return await self._submitter.submit(
-            request.principal, new_turn, raw, key, request.response_headers, cursor, is_followed=is_followed
+            request.principal,
+            new_turn,
+            raw,
+            key,
+            request.response_headers,
+            cursor,
+            is_followed=is_followed,
+            added_bytes=added_bytes,
         )
 
     async def submit_for_stream(
-        self, request: ApiRequest, new_turn: NewTurn, raw: bytes, *, idempotency_key: str | None = None
+        self,
+        request: ApiRequest,
+        new_turn: NewTurn,
+        raw: bytes,
+        *,
+        idempotency_key: str | None = None,
+        added_bytes: int = 0,
     ) -> tuple[StreamAccess, TurnKey, entries.Request]:
         """Reserves a stream, then submits `new_turn`. Returns the access for an EventStream, too."""
         access = StreamAccess(self._streams, request)
         async with access.permit.reserve():
-            key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key, is_followed=True)
+            key, entry = await self.submit(
+                request, new_turn, raw, idempotency_key=idempotency_key, is_followed=True, added_bytes=added_bytes
+            )
         return access, key, entry
 
     async def answer(
@@ -84,6 +101,7 @@ class Responder:
         is_first_word_awaited: bool = True,
         headers: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
+        added_bytes: int = 0,
     ) -> StreamedResponse:
         """Submits `new_turn` and returns its stream, or its one JSON body. Raises Refused, LogError.
 
@@ -96,7 +114,9 @@ class Responder:
         may_repeat = is_repeatable(request, idempotency_key)
         response: StreamedResponse
         if dialect.render_json is None or is_streamed:
-            access, key, entry = await self.submit_for_stream(request, new_turn, raw, idempotency_key=idempotency_key)
+            access, key, entry = await self.submit_for_stream(
+                request, new_turn, raw, idempotency_key=idempotency_key, added_bytes=added_bytes
+            )
             cursor = cursor_of_post(request)
             response = EventStream(
                 access,
@@ -110,7 +130,9 @@ class Responder:
                 is_repeatable=may_repeat,
             )
         else:
-            key, entry = await self.submit(request, new_turn, raw, idempotency_key=idempotency_key, is_followed=True)
+            key, entry = await self.submit(
+                request, new_turn, raw, idempotency_key=idempotency_key, is_followed=True, added_bytes=added_bytes
+            )
             response_headers = {**names_of(key, entry), **(headers or {})}
             response = JsonAnswer(
                 StreamAccess(self._streams, request),

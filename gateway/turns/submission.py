@@ -36,7 +36,7 @@ class Submission:
     entry_bytes: int = 0
     """The size of `entry`, with the conversation before it and without its blobs; 0 before it is known."""
     added_bytes: int = 0
-    """The bytes that features have added to the request, such as the contents of uploaded files."""
+    """The bytes that were added to the request, such as the contents of uploaded files."""
     admission: Admission | None = None
     """The counts and reservations of the submission; None where no limit applies."""
     may_be_stored: bool = False

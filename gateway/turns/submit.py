@@ -102,13 +102,14 @@ class TurnSubmitter:
         cursor: Seq | None = None,
         *,
         is_followed: bool = False,
+        added_bytes: int = 0,
     ) -> StoredTurn:
         """Stores `new_turn`. Returns the turn and its request entry; for a repeated POST, those of the first POST.
 
         `raw` is the request body; a repeated POST must have the same one. `response_headers` receives the headers that
         features add to the response. With `cursor`, nothing is stored: the turn is the one that has this entry.
-        `is_followed`: subscribe before the append, because the response follows the turn.
-        Raises Refused, LogError.
+        `is_followed`: subscribe before the append, because the response follows the turn. `added_bytes` are those of
+        `new_turn` that are not in `raw`. Raises Refused, LogError.
         """
         submission = TurnSubmission(
             principal,
@@ -117,9 +118,10 @@ class TurnSubmitter:
             [] if response_headers is None else response_headers,
             new_turn=new_turn,
             is_followed=is_followed,
+            added_bytes=added_bytes,
         )
         await run_features(self._features.prepare, submission)
-        await convert_body(len(raw), check, submission.new_turn)
+        await convert_body(len(raw) + submission.added_bytes, check, submission.new_turn)
         return await (self.store(submission, self._build) if cursor is None else self._resume(submission, cursor))
 
     async def store(self, submission: S, build: Callable[[S], Awaitable[entries.Request]]) -> StoredTurn:

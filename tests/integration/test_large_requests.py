@@ -16,6 +16,8 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.clients.ai_sdk import request as ui_request
+from tailrace.gateway.clients.anthropic import request as messages_request
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.generators.backends import Call
 from tailrace.generators.continuation import build_call
 from tailrace.generators.load_blobs import COPIES, BlobLoader
@@ -195,6 +197,27 @@ async def test_a_large_data_url_is_decoded_outside_of_the_event_loop(
     async with shared_gateway.client.stream("POST", path, json=DATA_URLS[path]):
         assert {is_in_loop for is_in_loop, _ in decoded} == {False}
     assert max(size for _, size in decoded) <= long_strings.PIECE_BYTES
+
+
+@on_shared_loop
+async def test_a_large_prompt_of_the_messages_api_is_converted_outside_of_the_event_loop(
+    shared_gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The conversion of 16,000 messages takes 0.1 s, in which the gateway would write no stream."""
+    is_in_loop: list[bool] = []
+
+    def build_turn(*arguments: Any) -> NewTurn:
+        is_in_loop.append(threading.current_thread() is threading.main_thread())
+        return original(*arguments)
+
+    original = messages_request.build_turn
+    monkeypatch.setattr("tailrace.gateway.clients.anthropic.routes.build_turn", build_turn)
+    prompt = {"model": "claude-haiku-5-5", "max_tokens": 9, "stream": True}
+    for text in ("short", "long " * MB):
+        body = {**prompt, "messages": [{"role": "user", "content": text}]}
+        async with shared_gateway.client.stream("POST", "/v1/messages", json=body) as response:
+            assert response.status_code == 200
+    assert is_in_loop == [True, False]
 
 
 async def test_other_requests_are_served_while_a_chat_of_24_000_messages_is_rendered(gateway: Gateway) -> None:

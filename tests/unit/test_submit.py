@@ -128,9 +128,12 @@ async def test_features_run_at_their_moments() -> None:
     assert len(memory.stored) == 2
 
 
-async def test_other_tasks_run_while_many_messages_are_checked() -> None:
-    new_turn, raw = NewTurn(messages=[Message("user", "hello")] * 20_000), b"x" * (SMALL_BYTES_MAX + 1)
-    checking, runs = asyncio.create_task(submitter(Memory(), is_draining=True).submit(LOCAL, new_turn, raw)), 0
+@pytest.mark.parametrize(("raw_bytes", "added_bytes"), [(SMALL_BYTES_MAX + 1, 0), (2, SMALL_BYTES_MAX)])
+async def test_other_tasks_run_while_many_messages_are_checked(raw_bytes: int, added_bytes: int) -> None:
+    """Also if the body is small, and names messages that the gateway inserts."""
+    new_turn, raw = NewTurn(messages=[Message("user", "hello")] * 20_000), b"x" * raw_bytes
+    submit = submitter(Memory(), is_draining=True).submit
+    checking, runs = asyncio.create_task(submit(LOCAL, new_turn, raw, added_bytes=added_bytes)), 0
     while not checking.done():
         runs += 1
         await asyncio.sleep(0)

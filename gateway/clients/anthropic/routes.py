@@ -11,6 +11,7 @@ from tailrace.gateway.clients.anthropic import claude_code
 from tailrace.gateway.clients.anthropic.request import MessagesRequest, build_turn
 from tailrace.gateway.clients.anthropic.stream import ANTHROPIC
 from tailrace.gateway.http import read_body
+from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.turns.respond import Responder
 from tailrace.proto.nats import Claims, TurnLog
 
@@ -22,7 +23,7 @@ async def post_message(request: ApiRequest, responder: Responder, log: TurnLog, 
     """
     fields, raw = await request.read(dict[str, Any])
     body = read_body.convert(fields, MessagesRequest)
-    new_turn = build_turn(body, fields, request.headers)
+    new_turn = await convert_body(len(raw), build_turn, body, fields, request.headers)
     session = claude_code.session_of(request)
     if session is None:
         return await responder.answer(request, new_turn, raw, ANTHROPIC, is_streamed=body.stream)

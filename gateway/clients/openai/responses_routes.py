@@ -57,13 +57,13 @@ async def post_response(
     body, raw = await request.read(ResponseRequest)
     body = apply_session_headers(body, request.headers)
     bytes_max = min(settings.body_bytes_max, INSERTED_BYTES_MAX)
-    items, inserted_bytes = await insert_items(body.input, request.tenant, turns, bytes_max)
+    items, added_bytes = await insert_items(body.input, request.tenant, turns, bytes_max)
     body = msgspec.structs.replace(body, input=items)
     model = (await catalogue.offer(request.tenant)).model(body.model)
-    new_turn, ignored = await convert_body(len(raw) + inserted_bytes, build_turn, body, model)
+    new_turn, ignored = await convert_body(len(raw) + added_bytes, build_turn, body, model)
     headers = ignored_header(ignored)
     if body.background and not body.stream:
-        return await respond_in_background(request, responder, turns, new_turn, raw, headers)
+        return await respond_in_background(request, responder, turns, new_turn, raw, headers, added_bytes)
     return await responder.answer(
         request,
         new_turn,
@@ -72,6 +72,7 @@ async def post_response(
         is_streamed=bool(body.stream),
         is_first_word_awaited=not body.background,
         headers=headers,
+        added_bytes=added_bytes,
     )
 
 
@@ -82,9 +83,10 @@ async def respond_in_background(
     new_turn: NewTurn,
     raw: bytes,
     headers: dict[str, str],
+    added_bytes: int,
 ) -> ASGIApp:
     """Answers with the response as it is after it was stored, usually `queued`."""
-    key, entry = await responder.submit(request, new_turn, raw)
+    key, entry = await responder.submit(request, new_turn, raw, added_bytes=added_bytes)
     response = _StoredResponse(turns, key, headers, is_repeatable=is_repeatable(request))
     response.add_headers({"tailrace-turn": key.turn, **names_of(key, entry)})
     return response
