@@ -25,6 +25,8 @@ NO_INPUT: Fields = {"type": "object", "properties": {}}
 # checked and requested once more (PROTOCOL R60). Its stream is not held back for the check: nearly every answer fits,
 # and would otherwise have no first token before its end.
 ANY_OBJECT: Fields = {"type": "json_schema", "schema": {"type": "object"}}
+# The message of msgspec's error for JSON that ends too early.
+TRUNCATED = "truncated"
 PDF, PLAIN = "application/pdf", "text/plain"
 
 
@@ -144,10 +146,15 @@ def tool_definition(
 
 
 def tool_use_block(call_id: str, name: str, arguments: str, where: str) -> Fields:
-    """Returns the content block of a tool call that the assistant has made. Raises Refused."""
+    """Returns the content block of a tool call that the assistant has made. Raises Refused.
+
+    A call that was cut has incomplete arguments, which clients send back. Claude accepts only an object: it gets `{}`.
+    """
     try:
         parsed = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
     except DECODE_ERRORS as error:
+        if arguments.lstrip().startswith("{") and TRUNCATED in str(error):
+            return {"type": "tool_use", "id": call_id, "name": name, "input": {}}
         raise Refused("request_invalid", f"`{where}`: the `arguments` of a call must be a JSON object") from error
     return {"type": "tool_use", "id": call_id, "name": name, "input": parsed}
 
