@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from tailrace.deploy.cli.arguments import add_data, add_json
 from tailrace.deploy.local import nats_server, status_file
 from tailrace.deploy.local.console import Problem
-from tailrace.deploy.local.readiness import passes
+from tailrace.deploy.local.readiness import find_unready, passes
 from tailrace.deploy.local.status_file import ProcessEntry
 from tailrace.deploy.local.terminal_text import has_cursor, make_printable, table
 from tailrace.proto.errors import LogUnavailable
@@ -33,9 +34,9 @@ examples:
   tailrace status --watch          repeat it every two seconds
   tailrace status --json | jq .nats.queued
 
-It shows the `tailrace up` with this data directory (--data): processes, pids, addresses, and the last errors in its
-output. For your own NATS, set TAILRACE_NATS_URL with the user admin: it then shows what NATS, the generators and
-persistence report. Exit status 1: something is not ready.
+It shows the `tailrace up` with this data directory (--data): processes, pids, addresses, the last errors in its
+output, and what /readyz of the gateway reports. For your own NATS, set TAILRACE_NATS_URL with the user admin: it then
+shows what NATS, the generators and persistence report. Exit status 1: something is not ready.
 """
 WATCH_EVERY_S = 2.0
 # Longer than a healthy process takes to answer.
@@ -92,7 +93,9 @@ class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The status of a system.
 
-    `version` is that of this command. `up_version`, `url` and `processes` are empty without a local `up`."""
+    `version` is that of this command. `up_version`, `url` and `processes` are empty without a local `up`. `problems`
+    ends with the parts that the gateway's `/readyz` reports as not ready.
+    """
 
     ok: bool
     version: str
@@ -118,20 +121,24 @@ async def fetch(data_dir: Path, environ: Mapping[str, str]) -> Status:
     up = None if environ.get("TAILRACE_NATS_URL") else status_file.read(data_dir)
     nats, error = None, ""
     processes = await asyncio.gather(*(_process(entry) for entry in up.processes)) if up is not None else []
+    unready = await find_unready(up.url) if up is not None else {}
     try:
         nats = await _nats(url)
     except LogUnavailable as unavailable:
         error = str(unavailable)
     is_served = nats is not None and not nats.missing and nats.generators > 0 and nats.persistence
     return Status(
-        ok=is_served and all(process.is_ready for process in processes),
+        ok=is_served and not unready and all(process.is_ready for process in processes),
         version=VERSION,
         up_version=up.version if up is not None else "",
         url=up.url if up is not None else "",
         processes=list(processes),
         nats=nats,
         nats_error=error,
-        problems=up.problems if up is not None else [],
+        problems=[
+            *(up.problems if up is not None else []),
+            *(Problem(datetime.now(UTC), name, f"not ready: {detail}") for name, detail in unready.items()),
+        ],
     )
 
 

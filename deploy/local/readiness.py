@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
@@ -78,8 +80,26 @@ async def generator_detail(host: str, port: int) -> str:
         return ""
 
 
+async def find_unready(url: str) -> dict[str, str]:
+    """Returns the parts that `/readyz` of the gateway at `url` reports as not ready, with their details.
+
+    Empty if it is ready. If it does not answer, the only part is `gateway`.
+    """
+    address = urlsplit(url)
+    response = await http_get(address.hostname or "", address.port or 0)
+    if response.status == 200:
+        return {}
+    with suppress(msgspec.DecodeError):
+        parts = msgspec.json.decode(response.body, type=dict[str, _Part | bool])
+        found = {name: part.detail for name, part in parts.items() if isinstance(part, _Part) and not part.ok}
+        if found:
+            return found
+    return {"gateway": f"/readyz answers {response.status}" if response.status else "does not answer"}
+
+
 class _Part(msgspec.Struct):
     detail: str = ""
+    ok: bool = True
 
 
 class _Ready(msgspec.Struct):

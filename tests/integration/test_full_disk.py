@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tailrace.deploy.cli.status import fetch
 from tailrace.deploy.local.readiness import Response
 from tailrace.deploy.local.watch import is_stuck
 from tests.harness.disk import MIB, needs_mount, small_disk
@@ -62,6 +63,10 @@ async def test_a_full_disk_is_reported_and_recovers_when_there_is_space(tmp_path
                 return str(parts["log"]["detail"]).startswith("nothing has been stored for ")
 
             await until(is_reported, 10)
+            shown = await fetch(there, {})
+            last = shown.problems[-1]
+            assert (shown.ok, last.name) == (False, "log")
+            assert last.text.startswith("not ready: nothing has been stored for ")
             assert (await client.get("/healthz")).status_code == 200
             assert (await client.get(path)).text == words(20)
             (there / "junk").unlink()
