@@ -21,7 +21,7 @@ import msgspec
 import tailrace.gateway.settings
 import tailrace.generators.settings
 from tailrace.deploy.cli.arguments import add_address, add_data, add_json
-from tailrace.deploy.local import check_environment, nats_server, ports, running, status_file
+from tailrace.deploy.local import check_environment, nats_cluster, nats_server, ports, running, status_file
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import is_simulated
@@ -49,6 +49,7 @@ the model key with one request that is free of charge. It changes nothing. Exit 
 Level = Literal["ok", "warning", "error"]
 SKEW_S_MAX = 5.0
 CLOCK_TIMEOUT_S = 5.0
+OTHER_USER = "run it as the user of `up`, correct the permissions, or choose --data"
 BUSY_TIMEOUT_S = 2.0
 
 
@@ -119,7 +120,13 @@ async def _port(options: Options) -> Finding:
 
 
 def _disk(data_dir: Path) -> Finding:
-    existing = next(path for path in (data_dir.absolute(), *data_dir.absolute().parents) if path.exists())
+    try:
+        existing = next(path for path in (data_dir.absolute(), *data_dir.absolute().parents) if path.exists())
+        for store in (data_dir / nats_server.STORE, data_dir / nats_cluster.DIRECTORY):
+            if store.exists():
+                os.scandir(store).close()
+    except PermissionError as error:
+        return Finding("Disk", "error", f"{error.filename}: {error.strerror}", OTHER_USER)
     if not os.access(existing, os.W_OK):
         return Finding("Disk", "error", f"{existing} cannot be written", "correct its permissions, or choose --data")
     if shortage := disk_shortage(existing):
@@ -147,6 +154,8 @@ async def _database(data_dir: Path, environ: Mapping[str, str]) -> Finding:
         if not is_url(where) and not await asyncio.to_thread(Path(where).exists):
             return Finding("Database", "ok", f"{where} does not exist yet; persistence creates it")
         await (await open_database(where, busy_timeout_s=BUSY_TIMEOUT_S)).close()
+    except PermissionError as error:
+        return Finding("Database", "error", f"{error.filename}: {error.strerror}", OTHER_USER)
     except TailraceError as error:
         return Finding("Database", "error", str(error), "see docs/RUNBOOK.md, The database fails")
     return Finding("Database", "ok", display(where))

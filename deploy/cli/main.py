@@ -148,6 +148,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tailrace: {make_printable(str(error))}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, SettingsInvalid) else EXIT_ERROR
     except OSError as error:
+        if isinstance(error, PermissionError) and error.filename is not None:
+            path = one_line(os.fsdecode(error.filename))
+            print(f"tailrace: {path}: {error.strerror}: run it as the user who owns the file", file=sys.stderr)
+            return EXIT_ERROR
         if error.errno not in OUTPUT_FAILED:
             raise
         # Python would write the rest at its exit, and print an error.

@@ -1,0 +1,80 @@
+"""Commands of a user who may not read the data directory: one sentence that names the file, and no traceback."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tailrace.deploy.cli import backup, migrate_database
+from tailrace.deploy.cli.doctor import examine
+from tailrace.deploy.cli.main import main
+from tailrace.deploy.local.options import Options
+
+OTHER_UID = 65534
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+# Imported before the change of the user, who may not read the installation.
+assert backup
+assert migrate_database
+
+
+@contextmanager
+def other_user() -> Iterator[None]:
+    os.seteuid(OTHER_UID)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data directory that only root may read."""
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    (folder := tmp_path / "data").mkdir(mode=0o700)
+    (folder / "tailrace.db").touch()
+    (folder / "nats").mkdir()
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == os.geteuid() and parent.name.startswith("pytest-"):
+            parent.chmod(0o711)
+    tmp_path.chmod(0o711)
+    return folder
+
+
+@pytest.fixture
+def shared(data: Path) -> Path:
+    """A data directory in which only the store of nats-server cannot be read."""
+    data.chmod(0o777)
+    (data / "nats").chmod(0)
+    return data
+
+
+@pytest.mark.parametrize(
+    "command", [["backup", "b.tar", "--data", "DATA"], ["migrate-database", "DATA/tailrace.db", "b"]]
+)
+def test_a_command_names_the_file_that_this_user_may_not_read(
+    data: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with other_user():
+        status = main([part.replace("DATA", str(data)) for part in command])
+    printed = capsys.readouterr().err
+    assert (status, printed.count("\n")) == (1, 1)
+    assert f"{data}/tailrace.db: Permission denied" in printed
+
+
+async def test_doctor_reports_a_data_directory_that_this_user_may_not_read(data: Path) -> None:
+    with other_user():
+        found = {one.name: one for one in await examine(Options(port=0, data_dir=data), {})}
+    for name in ("Disk", "Database"):
+        assert found[name].level == "error"
+        assert found[name].detail.startswith(f"{data}/")
+        assert "Permission denied" in found[name].detail
+        assert "user" in found[name].action
+
+
+async def test_doctor_reports_a_store_of_nats_that_this_user_may_not_read(shared: Path) -> None:
+    with other_user():
+        disk = next(one for one in await examine(Options(port=0, data_dir=shared), {}) if one.name == "Disk")
+    assert (disk.level, disk.detail) == ("error", f"{shared}/nats: Permission denied")
