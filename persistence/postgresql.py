@@ -52,6 +52,7 @@ INSERT INTO {VERSION_TABLE} VALUES ({{}});
 """  # noqa: S608  # a table of ours
 
 PARAMETER = re.compile(r"(?<!:):([a-z]\w*)(::json)?")
+UNKNOWN_SETTING = re.compile(r'parameter "(\w+)"')
 ESCAPE = re.compile(r"\\(?:u000([01])|.)")
 # The names of integer values and columns; `to_positional` adds those with some endings. All others are texts.
 INTEGERS = {
@@ -144,6 +145,14 @@ class PostgreSQL:
                 except BaseException:
                     await pool.close()
                     raise
+        except asyncpg.UndefinedObjectError as error:
+            # asyncpg sends an option that it does not know to the server, as one of its settings.
+            option = UNKNOWN_SETTING.search(str(error))
+            if option is None:
+                raise
+            raise SettingsInvalid(
+                f"TAILRACE_DATABASE: the option {option[1]} of the URL is unknown: docs/POSTGRESQL.md lists the options"
+            ) from None
         except (asyncpg.InterfaceError, ValueError) as error:
             # Their messages may contain parts of the URL, such as the password.
             raise SettingsInvalid(

@@ -123,6 +123,16 @@ async def test_a_database_that_cannot_be_used_is_refused_before_it_is_changed(
     assert await tables(postgresql, url) == before
 
 
+@pytest.mark.parametrize("option", ["connect_timeout", "sslmod", "pool_size"])
+async def test_an_unknown_option_of_the_url_is_named(postgresql: PostgreSQLServer, option: str) -> None:
+    url = await postgresql.new_database()
+    with pytest.raises(
+        SettingsInvalid, match=f"^TAILRACE_DATABASE: the option {option} of the URL is unknown: "
+    ) as error:
+        await preflight(Settings(database=f"{url}?{option}=5"))
+    assert IN_URL not in str(error.value)
+
+
 async def tables(postgresql: PostgreSQLServer, url: str) -> list[str]:
     async with postgresql.connected(url) as connection:
         found = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
