@@ -52,7 +52,6 @@ from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.gateway.turns.unread_tokens import UnreadTokens
 from tailrace.gateway.turns.webhook_url import webhook_feature
 from tailrace.proto import service
-from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.models import parse_aliases
 from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Counters, Rpc, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.administration import Administration
@@ -62,6 +61,7 @@ from tailrace.proto.nats.signing_secret import signing_secret
 from tailrace.proto.nats.used_tickets import UsedTickets
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.json_schema import SchemaChecker
+from tailrace.proto.runtime.listen_error import listen_error
 
 # How long the check of a schema, or the rendering of a prompt, waits for a free subprocess.
 CHECK_WAIT_S = 10.0
@@ -106,7 +106,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     try:
         listening = server.listen(settings.host, settings.port, settings.listen_fd)
     except OSError as error:
-        raise SettingsInvalid(f"TAILRACE_PORT: cannot listen on {settings.host}:{settings.port}: {error}") from error
+        raise listen_error("TAILRACE_PORT", settings.host, settings.port, error) from error
     prompts = Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
     await prompts.load()
     async with asyncio.TaskGroup() as group:

@@ -2,6 +2,7 @@
 
     TailraceError
      +- SettingsInvalid            a setting is invalid: the process does not start
+     +- AddressInUse               another program uses the port: the process may be started again
      +- Refused                    the request is rejected: `code` gives the reason
      +- SandboxFailed              the subprocess for a client's schema or template was too slow or crashed
      |   +- SandboxBusy            all subprocess slots were taken for too long: retry
@@ -43,6 +44,10 @@ class TailraceError(Exception):
 
 class SettingsInvalid(TailraceError):
     """A setting is invalid. The message names the environment variable and its valid values."""
+
+
+class AddressInUse(TailraceError):
+    """Another program uses the port of a setting. It may end, so a supervisor starts the process again."""
 
 
 class Refused(TailraceError):

@@ -11,8 +11,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import make_wsgi_app
 
-from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ip_address import is_ip_address, is_loopback
+from tailrace.proto.runtime.listen_error import listen_error
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -33,13 +33,13 @@ Checks = Mapping[str, Callable[[], bool]]
 def serve(host: str, port: int, checks: Checks) -> None:
     """Serves the metrics of this process, and `checks`, on `host` until it ends.
 
-    Raises SettingsInvalid if the address is not free.
+    Raises AddressInUse, or SettingsInvalid if the address is not one of this machine.
     """
     app = check_host(add_checks(make_wsgi_app(), checks), host)
     try:
         server = make_server(host, port, app, _Server, _QuietHandler)
     except OSError as error:
-        raise SettingsInvalid(f"TAILRACE_METRICS_PORT: cannot listen on {host}:{port}: {error.strerror}") from error
+        raise listen_error("TAILRACE_METRICS_PORT", host, port, error) from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 

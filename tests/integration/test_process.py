@@ -99,6 +99,17 @@ async def test_an_invalid_setting_is_refused_at_start_and_by_check(
     assert "TOKEN@h" not in stderr
 
 
+@pytest.mark.parametrize("setting", ["TAILRACE_PORT", "TAILRACE_METRICS_PORT"])
+async def test_a_port_in_use_is_no_invalid_setting(system: System, setting: str) -> None:
+    """Status 1: systemd starts the process again. The other program may end."""
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = str(used.getsockname()[1])
+        given = environ_of(**{"TAILRACE_NATS_URL": system.nats_url, "TAILRACE_PORT": "0", setting: port})
+        status, _, stderr = await run_module("tailrace.gateway", **given)
+    assert status == 1
+    assert f"{setting}: port {port} on 127.0.0.1 is in use: stop the program that uses it, or choose another" in stderr
+
+
 @pytest.mark.parametrize("fault", ["", "an unreachable address", "a refused key"])
 async def test_a_check_of_a_generator_calls_the_model(
     system: System, claude: str, unused_address: str, tmp_path: Path, fault: str

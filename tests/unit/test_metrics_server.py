@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from tailrace.deploy.local.ports import find_free
-from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.errors import AddressInUse
 from tailrace.proto.runtime.metrics_server import check_host, serve
 from tailrace.proto.service import BEAT_LATE_S, HEALTH, HEALTH_CHECKS
 
@@ -38,7 +38,7 @@ def test_on_another_address_a_scraper_may_use_any_name() -> None:
 def test_a_port_in_use_is_refused_with_the_settings_name() -> None:
     with socket.create_server(("127.0.0.1", 0)) as used:
         port = used.getsockname()[1]
-        with pytest.raises(SettingsInvalid, match=f"^TAILRACE_METRICS_PORT: cannot listen on 127.0.0.1:{port}: "):
+        with pytest.raises(AddressInUse, match=f"^TAILRACE_METRICS_PORT: port {port} on 127.0.0.1 is in use: stop"):
             serve("127.0.0.1", port, {})
 
 
