@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import nats
 import nats.errors
+import nats.js.errors
 import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -46,6 +47,8 @@ PERMISSION_ERROR = "permissions violation"
 # The server's error, lowered by nats-py, for a reply to a request from another account that this connection did not
 # receive.
 LATE_REPLY_ERROR = f'{PERMISSION_ERROR} for publish to "_r_.'
+# nats-server's error code of a cluster without a majority.
+NO_LEADER = 10008
 URL_FORMAT = "nats://USER:PASSWORD@HOST:PORT"
 HOST = re.compile(r"[A-Za-z0-9._:-]+")
 
@@ -302,6 +305,15 @@ def _explain_failure(url: str, why: str) -> str:
     if "TLS" in why or "SSL" in why:
         return f"TLS to NATS at {where} failed ({why}): set ?ca=, &cert= and &key= in TAILRACE_NATS_URL"
     return f"no NATS server answers at {where}: start one, or set TAILRACE_NATS_URL; `tailrace up` starts everything"
+
+
+def explain(error: nats.errors.Error) -> str:
+    """Returns what is wrong with JetStream, and what to do, or nats-py's text."""
+    if isinstance(error, nats.js.errors.APIError) and error.err_code == NO_LEADER:
+        return "JetStream has no leader: start the other servers (of three, at least two must run)"
+    if isinstance(error, nats.js.errors.ServiceUnavailableError) and error.code is None:
+        return "this NATS server has no JetStream: add `jetstream { store_dir: … }` to its configuration"
+    return str(error)
 
 
 def raise_if_cancelled() -> None:

@@ -13,7 +13,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy, StreamConfig
 
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
-from tailrace.proto.nats.connection import Connection
+from tailrace.proto.nats.connection import Connection, explain
 from tailrace.proto.nats.setup_state import SetupState
 from tailrace.proto.nats.stream_configs import (
     BODIES_RETENTION_S,
@@ -95,7 +95,7 @@ async def apply(
                 consumer.deliver_policy, consumer.opt_start_seq = DeliverPolicy.BY_START_SEQUENCE, floor + 1
             created += await _create_consumer(jetstream, consumer)
     except nats.errors.Error as error:
-        raise LogUnavailable(f"the streams cannot be set up: {_explain(error)}") from error
+        raise LogUnavailable(f"the streams cannot be set up: {explain(error)}") from error
     await check(connection)
     return created
 
@@ -127,7 +127,7 @@ async def check(connection: Connection) -> None:
             "If the log is older than the NATS accounts, see docs/RUNBOOK.md, Users of NATS"
         ) from error
     except nats.errors.Error as error:
-        raise LogUnavailable(f"the streams cannot be checked: {_explain(error)}") from error
+        raise LogUnavailable(f"the streams cannot be checked: {explain(error)}") from error
     if differing:
         raise LogMisconfigured(f"NATS is set up for another version: {'; '.join(differing)}. See docs/RUNBOOK.md")
 
@@ -143,12 +143,6 @@ def _check_payload(bytes_max: int) -> None:
         "refused; set it to 8MB",
         bytes=bytes_max,
     )
-
-
-def _explain(error: nats.errors.Error) -> str:
-    if isinstance(error, nats.js.errors.ServiceUnavailableError) and error.code is None:
-        return "this NATS server has no JetStream: add `jetstream { store_dir: … }` to its configuration"
-    return str(error)
 
 
 class StreamSizes(NamedTuple):
@@ -167,7 +161,7 @@ async def existing_sizes(connection: Connection) -> StreamSizes:
         except nats.js.errors.NotFoundError:
             continue
         except nats.errors.Error as error:
-            raise LogUnavailable(f"the streams cannot be set up: {_explain(error)}") from error
+            raise LogUnavailable(f"the streams cannot be set up: {explain(error)}") from error
         replicas = max(replicas, config.num_replicas or 1)
         limits[name] = max(0, config.max_bytes or 0)
     return StreamSizes(replicas, limits.get(STREAM) or int(limits.get(BODIES, 0) / BODIES_SHARE))

@@ -1,5 +1,6 @@
 """Streams, buckets and consumers: created once, never changed, and checked when a process starts."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.login import LOGIN_S
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
 from tailrace.proto.nats import Connection, check, fullness, stream_configs, streams
+from tailrace.proto.nats.setup_state import read_setup_state
 from tailrace.proto.subjects import (
     BODIES,
     BUDGETS,
@@ -126,6 +128,29 @@ async def test_the_command_creates_missing_parts_with_the_copies_and_the_size_of
             config = (await jetstream.stream_info(deleted)).config
             assert config.num_replicas == NODES
             assert config.max_bytes == pytest.approx(size, abs=10)
+
+
+@pytest.mark.timeout(120)
+async def test_a_cluster_without_a_majority_is_named(tmp_path: Path) -> None:
+    """By what `keys`, `doctor` and the starts of the processes run, and by what `status` runs."""
+    async with Cluster(tmp_path) as cluster:
+        await asyncio.gather(*(node.stop(SIGKILL) for node in cluster.nodes[1:]))
+        connection = await Connection.open(cluster.urls[0], "test")
+
+        async def message_of(call: Callable[[Connection], Awaitable[object]]) -> str:
+            with pytest.raises(LogUnavailable) as error:
+                await call(connection)
+            return str(error.value)
+
+        async def is_named() -> bool:
+            return "no leader" in await message_of(check)
+
+        # The remaining server notices it after a while, and does not answer before.
+        await until(is_named, 30)
+        for call in (check, read_setup_state):
+            expected = "JetStream has no leader: start the other servers (of three, at least two must run)"
+            assert (await message_of(call)).endswith(f": {expected}")
+        await connection.close()
 
 
 WRONG_STREAMS = {
