@@ -1,4 +1,4 @@
-"""Commands of a user who may not read the data directory: one sentence that names the file, and no traceback."""
+"""Commands of a user without permission for the data directory: one sentence names the file. There is no traceback."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tailrace.deploy.local.options import Options
 
 OTHER_UID = 65534
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
-# Imported before the change of the user, who may not read the installation.
+# Imported before the change of the user: the other user has no permission to read the installation.
 assert backup
 assert migrate_database
 
