@@ -6,6 +6,7 @@ then stored long after their writer gave up. This module changes all three.
 
 import asyncio
 import re
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from random import sample
@@ -67,6 +68,8 @@ class Connection:
         self._is_closing = False
         self.is_refused = False
         """The server has rejected the user or the password."""
+        self._has_unknown_name = False
+        """The DNS has no address for one of the servers."""
         self.disconnects = 0
         self.forkless_after: Seq | None = None
         """Entries of the log after this one were stored by one replica, so none is of a fork; None: not known.
@@ -118,7 +121,7 @@ class Connection:
         except (nats.errors.Error, OSError, TimeoutError) as error:
             why = str(connection.client.last_error)
             await connection.close()
-            raise LogUnavailable(_explain_failure(url, why)) from error
+            raise LogUnavailable(_explain_failure(url, why, is_unknown=connection._has_unknown_name)) from error
         # One of several servers may have refused the user before another accepted it.
         connection.is_refused = False
         return connection
@@ -231,6 +234,7 @@ class Connection:
             raise EntryTooLarge(f"{size} bytes exceed the NATS server's limit of {self.client.max_payload}: send less")
 
     async def _on_error(self, error: Exception) -> None:
+        self._has_unknown_name |= isinstance(error, socket.gaierror)
         text = str(error).lower()
         if AUTH_ERROR in text:
             # Logged once, not at each of four attempts a second.
@@ -297,13 +301,15 @@ def _is_server(address: str) -> bool:
         return False
 
 
-def _explain_failure(url: str, why: str) -> str:
+def _explain_failure(url: str, why: str, *, is_unknown: bool) -> str:
     """Returns the error message for a failed connection to `url`, without its password."""
     where = ", ".join(address.rpartition("://")[2].rpartition("@")[2].partition("?")[0] for address in url.split(","))
     if "Authorization" in why:
         return f"NATS at {where} rejects the user or password: set TAILRACE_NATS_URL to {URL_FORMAT}"
     if "TLS" in why or "SSL" in why:
         return f"TLS to NATS at {where} failed ({why}): set ?ca=, &cert= and &key= in TAILRACE_NATS_URL"
+    if is_unknown:
+        return f"no NATS server answers at {where}: a host name has no address; correct it, or add it to the DNS"
     return f"no NATS server answers at {where}: start one, or set TAILRACE_NATS_URL; `tailrace up` starts everything"
 
 

@@ -117,9 +117,10 @@ async def test_a_user_that_one_server_refuses_is_tried_at_the_next(
             "no NATS server answers at 127.0.0.1:1, 127.0.0.2:1: ",
         ),
         ("127.0.0.1:1", LogUnavailable, "no NATS server answers at 127.0.0.1:1: "),
+        ("nats://u:s@n.invalid:1", LogUnavailable, "no NATS server answers at n.invalid:1: a host name has no address"),
         ("nats://a-token@127.0.0.1:port", SettingsInvalid, "TAILRACE_NATS_URL: expected nats://USER:PASSWORD@"),
     ],
-    ids=["refused", "unreachable", "two unreachable", "without a user", "invalid"],
+    ids=["refused", "unreachable", "two unreachable", "without a user", "no address", "invalid"],
 )
 async def test_the_error_of_a_url_names_the_servers_and_no_secret(
     monkeypatch: pytest.MonkeyPatch, nats_server: NatsServer, url: str, error: type[Exception], message: str
