@@ -24,11 +24,19 @@ def ssl_context(addresses: Sequence[str]) -> ssl.SSLContext | None:
         raise SettingsInvalid(f"TAILRACE_NATS_URL: the parameter {unknown[0]} is unknown; use ca, cert and key")
     if ("cert" in given) != ("key" in given):
         raise SettingsInvalid("TAILRACE_NATS_URL: cert and key must be given together")
+    for name, path in given.items():
+        try:
+            with open(path, "rb"):  # noqa: PTH123  # an empty path is the working directory for Path
+                pass
+        except OSError as error:
+            raise SettingsInvalid(f"TAILRACE_NATS_URL: {name}={path} cannot be read: {error.strerror}") from error
     try:
+        used = "ca"
         context = ssl.create_default_context(cafile=given.get("ca"))
         if "cert" in given:
+            used = "cert and key"
             context.load_cert_chain(given["cert"], given["key"])
     except OSError as error:
         # Includes ssl.SSLError: not a certificate, or not the certificate of the key.
-        raise SettingsInvalid(f"TAILRACE_NATS_URL: the files in its parameters cannot be used: {error}") from error
+        raise SettingsInvalid(f"TAILRACE_NATS_URL: {used} cannot be used: {error}") from error
     return context

@@ -117,10 +117,11 @@ async def test_no_password_is_sent_to_a_server_without_tls(ours: Certificates, m
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
-        ("ca=/nowhere", "cannot be used"),
-        ("ca={names}", "cannot be used"),
+        ("ca=/nowhere", "ca=/nowhere cannot be read: No such file"),
+        ("ca={ca}&cert={cert}&key=/nowhere", "key=/nowhere cannot be read: No such file"),
+        ("ca={names}", "ca cannot be used"),
         ("cert={cert}", "given together"),
-        ("cert={cert}&key={ca}", "cannot be used"),
+        ("cert={cert}&key={ca}", "cert and key cannot be used"),
         ("verify=no", "the parameter verify is unknown"),
     ],
 )
