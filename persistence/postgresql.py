@@ -9,6 +9,7 @@ stored as "\\x01" and "1". This keeps the order of texts.
 
 import asyncio
 import re
+import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -381,4 +382,6 @@ def _map_errors(url: str) -> Iterator[None]:
         raise StoreBusy(f"the database {display(url)}: {error}") from error
     except (OSError, TimeoutError) as error:
         why = str(error) or "no answer in time"
+        if isinstance(error, socket.gaierror):
+            why += "; correct the host name, and percent-encode special characters of the password"
         raise StoreBusy(f"the database {display(url)} cannot be reached: {why}") from error

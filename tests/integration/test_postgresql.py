@@ -90,6 +90,7 @@ async def test_no_turn_is_lost_or_recorded_twice_when_the_server_and_a_recorder_
     ("prepare", "change", "says"),
     [
         ("", ("127.0.0.1", "127.0.0.2"), "cannot be reached: "),
+        ("", (f"{IN_URL}@", "pass@word.invalid@"), "and percent-encode special characters of the password"),
         ("", (IN_URL, "wrong"), "password authentication failed"),
         ("", ("/test_", "/nothing_"), 'database "nothing_'),
         ("", (f"{IN_URL}@", f"{PASSWORD}@"), "is not a valid URL"),
