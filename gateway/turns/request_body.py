@@ -113,8 +113,10 @@ class AppendedTurn(NewTurn, frozen=True, kw_only=True):
 
 def check(new_turn: NewTurn) -> None:
     """Checks what the types of `NewTurn` do not. Raises Refused."""
-    if (new_turn.message is None) == (new_turn.messages is None):
+    if new_turn.message is None and new_turn.messages is None:
         raise Refused("request_invalid", "`message`, a string, or `messages`, a list, is required: send one of them")
+    if new_turn.message is not None and new_turn.messages is not None:
+        raise Refused("request_invalid", "both `message` and `messages` were sent: send one of them")
     new = new_messages(new_turn)
     if not new:
         raise Refused("request_invalid", "`messages` is empty: send at least one")
