@@ -333,4 +333,5 @@ def _map_errors() -> Iterator[None]:
         # aiosqlite's error for a closed connection: a query that arrived while the process stops.
         raise StoreBusy(f"the database: {error}") from error
     except OSError as error:
-        raise StoreUnwritable(f"the database: {os.strerror(error.errno or 0)}") from error
+        where = f" {error.filename} cannot be opened or written" if error.filename else ""
+        raise StoreUnwritable(f"the database{where}: {os.strerror(error.errno or 0)}") from error

@@ -67,7 +67,7 @@ async def test_the_log_format_setting_overrides_the_terminal(tmp_path: Path) -> 
     (tmp_path / "file").touch()
     where = str(tmp_path / "file" / "tailrace.db")
     _, shown = await on_a_terminal("persistence", TAILRACE_DATABASE=where, TAILRACE_LOG_FORMAT="json")
-    assert shown.startswith('{"error": ')
+    assert shown.startswith(f'{{"error": "the database {tmp_path / "file"} cannot be opened or written: File exists"')
 
 
 @pytest.mark.parametrize(
