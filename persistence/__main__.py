@@ -50,6 +50,11 @@ async def preflight(settings: Settings) -> None:
         await (await open_database(settings.database, busy_timeout_s=settings.busy_timeout_s)).close()
 
 
+async def probe(settings: Settings) -> None:
+    """Raises StoreError if the database cannot be opened, also if it is damaged."""
+    await (await open_database(settings.database, busy_timeout_s=settings.busy_timeout_s)).close()
+
+
 async def serve(settings: Settings, connection: Connection, stop: asyncio.Event) -> None:
     """Runs until `stop` is set. A damaged database is moved aside; the next start makes a new one from the log."""
     try:
@@ -205,4 +210,4 @@ async def _run_beside(
 
 
 if __name__ == "__main__":
-    sys.exit(service.main("persistence", "Records turns and answers queries.", Settings, preflight, serve))
+    sys.exit(service.main("persistence", "Records turns and answers queries.", Settings, preflight, serve, probe))

@@ -99,6 +99,15 @@ async def test_an_invalid_setting_is_refused_at_start_and_by_check(
     assert "TOKEN@h" not in stderr
 
 
+async def test_a_check_of_persistence_refuses_a_file_that_is_no_database(system: System, tmp_path: Path) -> None:
+    """A start moves it aside, and makes a new database from the log."""
+    (path := tmp_path / "x.db").write_bytes(b"no database " * 1000)
+    given = environ_of(TAILRACE_NATS_URL=system.nats_url, TAILRACE_DATABASE=str(path))
+    status, _, stderr = await run_module("tailrace.persistence", "--check", **given)
+    assert (status, "file is not a database (SQLITE_NOTADB)" in stderr) == (1, True)
+    assert path.exists()
+
+
 @pytest.mark.parametrize("setting", ["TAILRACE_PORT", "TAILRACE_METRICS_PORT"])
 async def test_a_port_in_use_is_no_invalid_setting(system: System, setting: str) -> None:
     """Status 1: systemd starts the process again. The other program may end."""
