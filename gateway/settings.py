@@ -15,7 +15,10 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     )
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: a free port")] = 8000
     listen_fd: Annotated[
-        int, Meta(ge=0, description="file descriptor of an inherited listening socket; 0: the gateway opens one")
+        int,
+        Meta(
+            ge=0, le=2**31 - 1, description="file descriptor of an inherited listening socket; 0: the gateway opens one"
+        ),
     ] = 0
     api_keys: Annotated[
         str,

@@ -21,18 +21,27 @@ STANDARD_NAMES = {
     "claude_code_oauth_token": "CLAUDE_CODE_OAUTH_TOKEN",
 }
 
+# All other values are read without spaces and line breaks at their ends, which no path or name has on purpose.
+KEPT_AS_GIVEN = frozenset({"jwt_secret"})
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 
 def read(kind: type[S], environ: Mapping[str, str]) -> S:
     """Reads the settings of `kind` from `environ`. Raises SettingsInvalid with the variable and its valid values."""
-    given = {f.name: environ[env_name(f.name)] for f in msgspec.structs.fields(kind) if env_name(f.name) in environ}
+    given = {
+        name: environ[env_name(name)] if name in KEPT_AS_GIVEN else environ[env_name(name)].strip()
+        for name in kind.__struct_fields__
+        if env_name(name) in environ
+    }
     hints, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     for name, text in given.items():
         try:
             value = getattr(convert(kind, {name: text}), name)
         except msgspec.ValidationError as error:
             why = str(error).removesuffix(f" - at `$.{name}`")
+            if not text and hints[name] is not str:
+                why = "it is empty"
             if "matching regex" in why:
                 # The description says in words what the expression means.
                 raise SettingsInvalid(

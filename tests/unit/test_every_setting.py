@@ -33,8 +33,19 @@ ANY = frozenset(
 )
 # For each type: invalid values, and what the message contains.
 BY_TYPE = {
-    "int": [("", "a whole number"), ("x", "a whole number"), ("1.5", "a whole number"), ("-1", ">= ")],
-    "float": [("", "a number"), ("x", "a number"), ("nan", "a number"), ("inf", "a number"), ("-1", "0")],
+    "int": [
+        ("", "it is empty; expected a whole number"),
+        ("x", "a whole number"),
+        ("1.5", "a whole number"),
+        ("-1", ">= "),
+    ],
+    "float": [
+        ("", "it is empty; expected a number"),
+        ("x", "a number"),
+        ("nan", "a number"),
+        ("inf", "a number"),
+        ("-1", "0"),
+    ],
     "bool": [("", "true or false"), ("maybe", "true or false")],
 }
 BY_NAME: dict[str, list[tuple[str, str]]] = {
@@ -42,7 +53,7 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_METRICS_PORT": [("65536", "<= 65535")],
     "TAILRACE_METRICS_HOST": [(text, "IP address") for text in ("", "metrics.example", "127.0.0.1:9100")],
     "TAILRACE_PORT": [("65536", "<= 65535")],
-    "TAILRACE_LISTEN_FD": [("9999", "not an inherited socket")],
+    "TAILRACE_LISTEN_FD": [("9999", "not an inherited socket"), ("9" * 20, "<= 2147483647")],
     "TAILRACE_HOST": [
         (text, "127.0.0.1") for text in ("", "a b", "256.0.0.1", "http://localhost", "192.0.2.1", "a..b")
     ],

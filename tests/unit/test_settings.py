@@ -35,6 +35,16 @@ def test_variables_are_tailrace_and_the_field_in_capitals() -> None:
     assert read(Settings, environ) == Settings("nats://h:1", 0.5, 7, True, "console", "k")
 
 
+def test_spaces_around_a_value_are_ignored() -> None:
+    """No path or name has them on purpose. A line break at the end of a secret counts, as it did before."""
+
+    class Secret(msgspec.Struct, frozen=True):
+        jwt_secret: str = ""
+
+    assert read(Settings, {"TAILRACE_NATS_URL": " nats://h:1\n", "ANTHROPIC_API_KEY": "  "}) == Settings("nats://h:1")
+    assert read(Secret, {"TAILRACE_JWT_SECRET": " s\n"}).jwt_secret == " s\n"
+
+
 def test_render_prints_two_lines_per_setting() -> None:
     """The output of `--env`."""
     assert "TAILRACE_TURNS_MAX  (int, default 100)\n    how many at once" in render(Settings)
