@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tailrace.deploy.cli.arguments import add_json
 from tailrace.deploy.cli.result import print_result
+from tailrace.deploy.local import data_dir
+from tailrace.deploy.local.errors import UpRefused
 from tailrace.persistence.copy_database import TableDigest, copy_database
 from tailrace.persistence.database import display, is_url, open_database
 from tailrace.proto.errors import SettingsInvalid
@@ -32,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     if not is_url(args.source) and not Path(args.source).is_file():
         raise SettingsInvalid(f"{args.source} does not exist: name the database to copy")
+    for where in (args.source, args.target):
+        if not is_url(where) and data_dir.is_locked(folder := Path(where).parent):
+            raise UpRefused(f"the data directory {folder} is in use by `tailrace up`: stop it first")
     copied = asyncio.run(_copy(args.source, args.target))
     lines = [f"{table.table:<15} {table.rows:>12,} rows  {table.digest[:16]}" for table in copied]
     lines.append(f"{display(args.source)} and {display(args.target)} contain the same")

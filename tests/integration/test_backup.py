@@ -377,3 +377,15 @@ async def test_a_restored_up_has_its_turns_keys_and_log(tmp_path: Path, capsys: 
         assert client.get(turn["links"]["events"]).text.partition("data:")[2] == events.partition("data:")[2] != ""
         (found,) = client.get("/v1/turns?user=ann").json()["data"]
         assert (found["turn"], found["outcome"]) == (turn["turn"], "completed")
+
+
+@pytest.mark.parametrize("files", [("data/tailrace.db", "new.db"), ("new.db", "data/tailrace.db")])
+def test_a_migration_of_the_database_of_a_running_up_is_refused(
+    saved: Path, tmp_path: Path, files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Like a backup: persistence would record into the old database, or a copy would write beside persistence."""
+    (tmp_path / "new.db").touch()
+    with data_dir.lock(tmp_path / "data"):
+        assert main(["migrate-database", *(str(tmp_path / file) for file in files)]) == 1
+    assert f"{tmp_path}/data is in use by `tailrace up`: stop it first" in capsys.readouterr().err
+    assert (tmp_path / "new.db").stat().st_size == 0
