@@ -235,6 +235,13 @@ class TlsClient(Client):
             raise nats.errors.Error("nats: the server has no TLS")
         await super()._process_info(info, initial_connection)
 
+    async def _process_connect_init(self) -> None:
+        await super()._process_connect_init()
+        # asyncio's protocol learns from `open_connection` that it has TLS. nats-py begins TLS without it, and the event
+        # loop would log a warning at the end of each connection (python/cpython, StreamReaderProtocol.eof_received).
+        protocol = self._transport._io_writer.transport.get_protocol()  # type: ignore[union-attr]  # noqa: SLF001
+        protocol._over_ssl = True  # noqa: SLF001
+
 
 class MessageParser(Parser):
     """Parses complete messages without regular expressions, and leaves everything else to nats-py's parser."""

@@ -2,12 +2,14 @@
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import NamedTuple
+from signal import SIGTERM
+from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
+import uvloop
 
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.nats_server import NatsServer, config
@@ -75,6 +77,28 @@ async def test_processes_and_commands_connect_with_tls(tmp_path: Path, server: N
         assert gateway.url
     await check(connection)
     await connection.close()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_the_end_of_a_connection_with_tls_logs_no_warning_of_the_event_loop(
+    tmp_path: Path,
+    ours: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    run: Callable[[Coroutine[Any, Any, None]], None],
+) -> None:
+    block = f'tls {{ cert_file: "{ours.cert}", key_file: "{ours.key}", ca_file: "{ours.ca}", verify: true }}\n'
+    monkeypatch.setattr(nats_server, "config", lambda site: config(site) + block)
+
+    async def connect_until_the_server_stops() -> None:
+        async with NatsServer(tmp_path) as server:
+            connection = await Connection.open(url(server, ADMIN, ours), "test")
+            await server.stop(SIGTERM)
+            await until(lambda: not connection.is_up)
+            await connection.close()
+
+    run(connect_until_the_server_stops())
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
 async def test_an_untrusted_server_or_client_is_refused(
