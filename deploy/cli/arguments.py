@@ -19,7 +19,7 @@ def add_data(
 
 def add_address(parser: argparse.ArgumentParser) -> None:
     default = Options()
-    parser.add_argument("--host", default=default.host, help="address to listen on (default: %(default)s)")
+    parser.add_argument("--host", type=host, default=default.host, help="address to listen on (default: %(default)s)")
     add_number(parser, "--port", default.port, "port to listen on; 0: a free one", 0, 65535, "port")
 
 
@@ -70,6 +70,11 @@ def number(noun: str, lowest: int, highest: int) -> Callable[[str], int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a {noun} from {lowest} to {highest}")
 
     return parse
+
+
+def host(text: str) -> str:
+    """argparse type: an address, also an IPv6 address in the brackets that it has in a URL."""
+    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
 
 
 def tenant(text: str) -> Tenant:

@@ -107,6 +107,11 @@ def test_an_invalid_argument_prints_one_sentence_and_exits_with_status_2(
     assert "--help" in printed
 
 
+@pytest.mark.parametrize("text", ["::1", "[::1]"])
+def test_an_ipv6_address_may_have_the_brackets_of_a_url(text: str) -> None:
+    assert parser().parse_args(["up", "--host", text]).host == "::1"
+
+
 def test_every_command_with_a_result_prints_it_as_json() -> None:
     """`up` runs until it is stopped, and `completion` prints a script. Each subcommand of a command has it."""
     without = {
