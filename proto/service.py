@@ -28,7 +28,9 @@ from tailrace.proto.runtime.malloc import collect_less_often, return_large_memor
 
 logger = structlog.get_logger()
 
-READY = prometheus_client.Gauge("tailrace_ready", "1 while this process does its work, 0 while it starts")
+READY = prometheus_client.Gauge(
+    "tailrace_ready", "1 from the end of the start on, also while NATS is away; 0 while the process starts"
+)
 LOOP_BEAT = prometheus_client.Gauge(
     "tailrace_event_loop_seconds", "Monotonic clock at the last beat of the event loop, which beats once a second"
 )

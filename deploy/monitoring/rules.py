@@ -118,7 +118,7 @@ ALERTS = (
         "1m",
         "page",
         "A process runs, and does not do its work",
-        "Read its log: it waits for NATS, or is still starting.",
+        "Read its log: its start has not ended. If NATS is lost later, LogNotWritable fires instead.",
         panels.NOT_READY,
     ),
     Alert(
