@@ -468,7 +468,8 @@ def require_url(text: str) -> None:
     except httpx2.InvalidURL:
         is_url = False
     if not is_url:
-        raise TailraceError(f"{text!r} is not a URL of a gateway, such as {URL}")
+        hint = f"such as {URL}" if "://" in text else f"because it has no scheme: write http://{text}"
+        raise TailraceError(f"{text!r} is not a URL of a gateway, {hint}")
 
 
 def is_header_value(text: str) -> bool:

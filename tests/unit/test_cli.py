@@ -549,7 +549,8 @@ def test_webhook_secret_without_a_valid_key_is_an_error(
 @pytest.mark.parametrize(
     ("url", "environ", "sentence"),
     [
-        ("ftp://x", {}, "is not a URL of a gateway"),
+        ("ftp://x", {}, "is not a URL of a gateway, such as http://127.0.0.1:8000"),
+        ("gw:8000", {}, "is not a URL of a gateway, because it has no scheme: write http://gw:8000"),
         ("http://[::1", {}, "is not a URL of a gateway"),
         ("http://127.0.0.1:1", {"ALL_PROXY": "socks5://127.0.0.1:9"}, "the proxy in the environment cannot be used"),
         ("http://127.0.0.1:1", {"HTTP_PROXY": "foo://x"}, "the proxy in the environment cannot be used"),
