@@ -141,7 +141,7 @@ OPTION_WITH_AT = re.compile(r"\?\w+=.*@", re.DOTALL)
 
 
 def name_everywhere(where: Path | str) -> str:
-    """Returns a name of a database that is the same in each process on any machine: a file's has its host name."""
+    """Returns a name by which two processes compare their databases: that of `display`; a file's has its host, too."""
     return display(where) if is_url(where) else f"{socket.gethostname()}:{Path(where).resolve()}"
 
 

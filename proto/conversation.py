@@ -126,19 +126,22 @@ def _without_calls(answer: Message, unanswered: set[str]) -> list[Message]:
 def _by_turn(branch: Iterable[TurnRecord]) -> list[tuple[TurnRecord, list[Message]]]:
     """Returns each turn with its messages in the conversation, none if its question is left out."""
     found: list[tuple[TurnRecord, list[Message]]] = []
-    # How many turns at the end of `found` have no answer, and how many of these were refused.
-    unanswered = refused = 0
+    # The number of refused turns since the last answer, and the first turn whose question may still be left out.
+    refused = kept_from = 0
     for turn in branch:
         answer = _answer(turn)
-        if answer is None and _is_refused(turn):
-            refused += 1
+        if answer is not None:
+            found.append((turn, [*turn.input, answer]))
+            refused, kept_from = 0, len(found)
+        elif _is_refused(turn):
             found.append((turn, []))
+            refused += 1
             if refused > 1:
                 # An earlier question that no model has answered may be the reason of both refusals.
-                found[-unanswered - 1 :] = [(one, []) for one, _ in found[-unanswered - 1 :]]
+                found[kept_from:] = [(one, []) for one, _ in found[kept_from:]]
+                kept_from = len(found)
         else:
-            found.append((turn, [*turn.input, *([answer] if answer is not None else [])]))
-        unanswered, refused = (unanswered + 1, refused) if answer is None else (0, 0)
+            found.append((turn, turn.input))
     return found
 
 

@@ -81,7 +81,10 @@ def _channel(dialect: Dialect) -> Json:
 def _log() -> Json:
     return {
         "address": "turns.{tenant}.{turn}.{kind}",
-        "description": "The entries of a turn in the stream TURNS, republished as live.{tenant}.{turn}.{kind}.",
+        "description": (
+            "The entries of a turn in the stream TURNS, republished as live.{tenant}.{turn}.{kind}. If the request has "
+            "an `encryption_key`, the other entries are binary (R113)."
+        ),
         "parameters": {
             "tenant": {"description": "The tenant of the turn."},
             "turn": {"description": "The turn's id."},

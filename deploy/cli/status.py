@@ -111,7 +111,7 @@ class PersistenceHealth(msgspec.Struct, frozen=True):
     ok: bool
     detail: str = ""
     database: str = ""
-    """A name of the database that differs from that of any other; empty in reports of older versions."""
+    """A name of the database, by which it is compared with others; empty in reports of older versions."""
 
 
 async def fetch(data_dir: Path, environ: Mapping[str, str]) -> Status:

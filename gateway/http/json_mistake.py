@@ -57,4 +57,6 @@ def _quote(rest: bytes) -> str:
     character = rest.decode(errors="ignore")[:1]
     if character.isprintable():
         return f" `{character}`" if character else ""
-    return f" 0x{rest[0]:02x}, which a string contains only as an escape such as `\\n`,"
+    if rest[0] < 0x20:
+        return f" 0x{rest[0]:02x}, which a string contains only as an escape such as `\\n`,"
+    return f" U+{ord(character):04X}" if character else ""

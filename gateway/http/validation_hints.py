@@ -12,6 +12,7 @@ from tailrace.proto.decoding import DECODE_ERRORS
 PATH_CHARS_MAX = 200
 # Members of an object that are tried one by one, and characters of the key that is shown.
 KEYS_MAX, KEY_CHARS_MAX = 64, 64
+SEARCHED_BYTES_MAX = 8 * 1024
 # msgspec ends its messages with a path: "… - at `$.messages[0].role`"; without one for the outermost object.
 PATH = re.compile(r" - at `\$([^`]*)`$")
 FIELD = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`$", re.DOTALL)
@@ -61,15 +62,20 @@ def wrong_field(problem: str) -> str | None:
 def with_key(kind: type, problem: str, body: bytes) -> str:
     """Returns msgspec's `problem` with the object's key in place of `[...]`, if it can be found in `body`."""
     path = PATH.search(problem[-PATH_CHARS_MAX:])
-    if path is None or path[1].count("[...]") != 1:
+    # The search converts the body once for each key.
+    if path is None or path[1].count("[...]") != 1 or len(body) > SEARCHED_BYTES_MAX:
         return problem
     try:
         value = found = msgspec.json.decode(body)
     except DECODE_ERRORS:
         # A number that is out of range, or a mistake after the wrong field.
         return problem
-    for step in STEP.findall(path[1].partition("[...]")[0]):
-        found = found[step[1:]] if step.startswith(".") else found[int(step[1:-1])]
+    try:
+        for step in STEP.findall(path[1].partition("[...]")[0]):
+            found = found[step[1:]] if step.startswith(".") else found[int(step[1:-1])]
+    except (LookupError, TypeError):
+        # Of a key that the body has twice, this decoder keeps another value.
+        return problem
     if not isinstance(found, dict) or len(found) > KEYS_MAX:
         return problem
     members = dict(found)

@@ -47,16 +47,14 @@ def match_history(context: Context, conversation: list[Message]) -> Position:
     It follows the last turn up to which the messages equal those of the session; the rest is new. The session's own
     messages replace the client's: they have what clients leave out (signatures, citations).
     """
-    position = position_after(msgspec.structs.replace(context, parent=None, messages=[]), conversation)
-    sent = 0
+    parent, before, sent = None, 0, 0
     for index, (turn, upto) in enumerate(context.turns):
         found = _end_of_turn(_messages_of_turn(context, index), conversation, sent)
         if found is None or found == len(conversation):
             break
-        sent = found
-        up_to_turn = msgspec.structs.replace(context, parent=turn, messages=context.messages[:upto])
-        position = position_after(up_to_turn, conversation[sent:])
-    return position
+        parent, before, sent = turn, upto, found
+    up_to_parent = msgspec.structs.replace(context, parent=parent, messages=context.messages[:before])
+    return position_after(up_to_parent, conversation[sent:])
 
 
 def append_to_history(context: Context, new: list[Message]) -> Position:
@@ -68,7 +66,9 @@ def append_to_history(context: Context, new: list[Message]) -> Position:
     for first in range(_answered_turns(context), len(context.turns)):
         sent: int | None = 0
         for messages in map(partial(_messages_of_turn, context), range(first, len(context.turns))):
-            sent = _end_of_turn(messages, new, sent) if sent is not None else None
+            if sent is None:
+                break
+            sent = _end_of_turn(messages, new, sent)
         if sent is not None and sent < len(new):
             return position_after(context, new[sent:])
     return position_after(context, new)

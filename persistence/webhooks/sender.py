@@ -23,7 +23,7 @@ from tailrace.persistence.webhooks.http import Answer, WebhookClient
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TurnUnknown, WebhookFailed, WebhookRefused
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Seq, Tenant, is_token
+from tailrace.proto.ids import Seq, Tenant, is_child_id, is_token
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.runtime.race import run_until
@@ -218,7 +218,7 @@ class WebhookSender:
             if await self._tombstones.exists(key):
                 return None
             raise
-        # A deletion that has cancelled the turn purges it a moment later. Only such a turn can be marked.
+        # A deletion marks a turn before it cancels it. If the deletion then fails, the turn stays, marked.
         is_deleted = turn.outcome == "cancelled" and await self._is_being_deleted(key, turn)
         return None if is_deleted else turn
 
@@ -227,8 +227,10 @@ class WebhookSender:
         if await self._tombstones.is_deletion_marked(key):
             return True
         # A generator cancels the turns of a batch that a deletion has cancelled. The batch is their parent.
-        parent = turn.request.parent if turn.request is not None else None
-        return parent is not None and await self._tombstones.is_deletion_marked(TurnKey(key.tenant, parent))
+        batch = turn.request.parent if turn.request is not None else None
+        if batch is None or not is_child_id(key.turn, batch):
+            return False
+        return await self._tombstones.is_deletion_marked(TurnKey(key.tenant, batch))
 
     async def _post(self, key: TurnKey, turn: Turn, url: str) -> Answer:
         body = payload.render(record_from_fold(key, turn))

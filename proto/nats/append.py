@@ -41,7 +41,8 @@ async def append(server: LogServer, key: TurnKey, chain: Chain, entry: Entry, *,
     """
     deadline = asyncio.get_running_loop().time() + timeout_s
     if link(chain, Seq(chain.last + 1), entry) is None:
-        raise AssertionError(f"the entry does not continue {chain}: {entry!r:.200}")
+        # Neither the chain, which may have the turn's key, nor the entry: both would be in the log of the process.
+        raise AssertionError(f"a {type(entry).__name__} after {entry.prev} does not continue the chain at {chain.last}")
     try:
         seq = await server.publish(key, entry, chain.last, chain.encryption_key)
     except (PublishUnclear, LogFull) as error:

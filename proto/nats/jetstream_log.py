@@ -133,12 +133,13 @@ class JetStreamLog:
             raise LogUnavailable(f"{key.turn} could not be purged: {error.description}")
 
     async def erase(self, key: TurnKey, deadline: float = math.inf) -> Erased:
-        """Overwrites the entries of a turn in nats-server's files and removes them, at least one until `deadline`.
+        """Overwrites the entries of a turn in nats-server's files, then removes them.
 
-        Encrypted entries are only removed: their key is overwritten with the request. `deadline` is a time of the event
-        loop's clock. A later call erases the other entries; until then the turn can be read. A purge leaves the bytes
-        in the files until the block is rewritten; a deletion by sequence does not. Raises LogUnavailable if no entry
-        was overwritten; otherwise the result has `is_gone` False.
+        Encrypted entries are only removed: their key is overwritten with the request. Stops at `deadline`, a time of
+        the event loop's clock, but overwrites at least one entry. A later call erases the others; until then the turn
+        can be read. A purge leaves the bytes in the files until the block is rewritten; a deletion by sequence does
+        not. Raises LogUnavailable if it has overwritten nothing. If the log becomes unavailable later, `is_gone` is
+        False.
         """
         erased = encrypted = 0
         try:
@@ -147,11 +148,14 @@ class JetStreamLog:
                     if is_encrypted(message.data):
                         encrypted += 1
                         continue
+                    if erased and asyncio.get_running_loop().time() >= deadline:
+                        return Erased(erased, is_gone=False)
                     await self._erase_entry(key, _seq_of(message))
                     erased += 1
-                    if asyncio.get_running_loop().time() >= deadline:
-                        return Erased(erased, is_gone=False)
-            # A replica that was behind may not have returned all entries.
+            # A replica that was behind may not have returned all entries. The request has the key of encrypted ones.
+            while (request := await self._leader.first(subjects.entry(key, "request"), 1)) is not None:
+                await self._erase_entry(key, request.seq)
+                erased += 1
             await self.purge(key)
         except LogUnavailable:
             if not erased:

@@ -48,7 +48,7 @@ class Tombstones:
         await self._publish(subjects.deletion_mark(key), "the deletion cannot be marked")
 
     async def is_deletion_marked(self, key: TurnKey) -> bool:
-        """Asks the stream's leader whether a deletion has cancelled the turn, or will. Raises LogUnavailable."""
+        """Asks the stream's leader whether a deletion has begun to cancel the turn. Raises LogUnavailable."""
         return await self._leader.last(subjects.deletion_mark(key)) is not None
 
     async def note_unstored(self, key: TurnKey) -> None:

@@ -10,6 +10,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats.direct_get import DirectReader, Page
 from tailrace.proto.nats.jetstream_log import Erased
 from tailrace.proto.nats.leader import Leader
 from tailrace.proto.subjects import STREAM, TurnKey
@@ -169,6 +170,36 @@ async def test_an_erasure_overwrites_the_request_and_what_an_older_version_has_n
     assert overwritten == ["event", "request"]
     assert await TurnLog(own_connection).erase(writer.key) == Erased(count - 2, is_gone=True)
     assert (await own_connection.jetstream.stream_info(STREAM)).state.messages == 0
+
+
+async def test_an_erasure_whose_deadline_is_over_after_the_request_removes_the_whole_turn(
+    writer: Writer, other_log: TurnLog, own_connection: Connection
+) -> None:
+    """Otherwise it would be found by no later call, and not be counted."""
+    await writer.begin("a", " secret")
+    count = len(await other_log.read_entries(writer.key))
+    assert await other_log.erase(writer.key, asyncio.get_running_loop().time()) == Erased(count, is_gone=True)
+    assert (await own_connection.jetstream.stream_info(STREAM)).state.messages == 0
+
+
+async def test_a_request_that_a_replica_does_not_have_yet_is_overwritten(
+    writer: Writer, other_log: TurnLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A purge alone would leave the key in the file."""
+    await writer.begin("a", " secret")
+    overwritten, delete = list[Seq](), Leader.delete
+
+    async def note(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
+        overwritten.append(seq)
+        return await delete(self, seq, erases=erases)
+
+    async def read_nothing(*_: object) -> Page:
+        return Page([], is_last=True)
+
+    monkeypatch.setattr(Leader, "delete", note)
+    monkeypatch.setattr(DirectReader, "page", read_nothing)
+    assert (await other_log.erase(writer.key)).is_gone
+    assert overwritten == [writer.chain.first]
 
 
 async def test_a_new_process_cannot_read_a_turn_whose_request_is_overwritten(

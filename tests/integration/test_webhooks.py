@@ -25,7 +25,7 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, new_id
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, child_id, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, stream_configs
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.records import TurnRecord, record_from_fold
@@ -363,8 +363,10 @@ async def test_the_turns_of_a_running_batch_that_is_deleted_are_not_posted(own: 
     """The batch is their parent. The generator cancels them when the batch is cancelled."""
     batch, other = (TurnKey(OURS, TurnId(new_id())) for _ in range(2))
     await Tombstones(own.connection).mark_deletion(batch)
-    children = [Writer(own.log, TurnKey(OURS, TurnId(new_id()))) for _ in range(3)]
-    for child, parent in zip(children, (batch, batch, other), strict=True):
+    # The last one is no turn of the batch, but continues it: nothing deletes it.
+    ids = [child_id(batch.turn, 0), child_id(batch.turn, 1), child_id(other.turn, 0), TurnId(new_id())]
+    children = [Writer(own.log, TurnKey(OURS, turn)) for turn in ids]
+    for child, parent in zip(children, (batch, batch, other, batch), strict=True):
         await child.store_request(webhook=receiver.url, parent=parent.turn)
         await child.begin("Light")
     completed, *cancelled = children
@@ -373,7 +375,7 @@ async def test_the_turns_of_a_running_batch_that_is_deleted_are_not_posted(own: 
         await child.end("cancelled")
     async with own.persistence():
         await own.wait_until_drained()
-    assert sorted(receiver.turns) == sorted(turns([completed.key, cancelled[1].key]))
+    assert sorted(receiver.turns) == sorted(turns([completed.key, cancelled[1].key, cancelled[2].key]))
 
 
 @pytest.mark.rule("R45")

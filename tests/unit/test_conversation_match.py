@@ -57,6 +57,19 @@ def test_a_history_follows_the_last_common_turn(case: str) -> None:
     assert match_history(CONTEXT, messages) == build_position(parent, messages[:count], messages[count:])
 
 
+def test_the_history_is_prepared_once_for_the_whole_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each turn that matches, a session of 2,000 turns would stop all streams for ten seconds."""
+    prepared = []
+
+    def prepare(_: list[Message], history: list[Message]) -> list[Message]:
+        prepared.append(len(history))
+        return history
+
+    monkeypatch.setattr("tailrace.gateway.turns.conversation_match.accepted_before", prepare)
+    assert match_history(CONTEXT, [*HELD, NEW]).parent == "t2"
+    assert prepared == [4]
+
+
 def test_a_new_message_follows_the_branch() -> None:
     assert position_after(CONTEXT, [NEW]) == build_position("t2", HELD, [NEW])
 

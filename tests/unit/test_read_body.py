@@ -13,6 +13,7 @@ from starlette.requests import Request
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.http.validation_hints import with_key
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
@@ -129,6 +130,7 @@ MISTAKES = {
         b'{"text":"a\nb"}',
         "invalid character 0x0a, which a string contains only as an escape such as `\\n`, at byte 10",
     ),
+    "no-break space": ('{"text":\u00a0"a"}'.encode(), "invalid character U+00A0 at byte 8"),
     "not UTF-8": (b'{"text":"a\xff"}', "byte 10 (0xff) is not valid UTF-8"),
     "NaN": (b'{"text":NaN}', "invalid character `N` at byte 8"),
     "first half": (
@@ -298,3 +300,23 @@ def test_a_long_text_may_have_any_marks() -> None:
     """Code and JSON in a string are one value."""
     text = '{"a": [1, 2], "b": "\\\\"}, ' * read_body.VALUES_MAX
     assert read_body.decode(msgspec.json.encode({"text": text}), Told) == Told(text)
+
+
+class Inputs(msgspec.Struct):
+    inputs: list[dict[str, dict[str, str]]]
+
+
+@pytest.mark.parametrize(
+    ("raw", "where"),
+    [
+        (b'{"inputs":[{"a":{"b":1}}]}', "- at `$.inputs[0]"),
+        # The path does not exist in the value of the second key.
+        (b'{"inputs":[{},{"a":{"b":1}}],"inputs":[]}', "`$.inputs[1]"),
+        (b'{"inputs":[%b{"a":{"b":1}}]}' % (b"{}," * 9_000), "`$.inputs[9000]"),
+    ],
+    ids=["found", "key twice", "large"],
+)
+def test_an_error_in_an_object_is_reported_even_if_its_key_is_not_found(raw: bytes, where: str) -> None:
+    with pytest.raises(msgspec.ValidationError) as error:
+        msgspec.json.decode(raw, type=Inputs)
+    assert where in with_key(Inputs, str(error.value), raw)
