@@ -207,7 +207,7 @@ async def test_metadata_is_bounded(sdk: AsyncOpenAI) -> None:
     """Each page of the list contains it."""
     with pytest.raises(openai.BadRequestError) as refused:
         await create(sdk, [chat("one", "hi")], metadata={"of": "x" * 513})
-    assert refused.value.param == "metadata[...]"
+    assert refused.value.param == "metadata.of"
 
 
 async def test_different_schemas_are_bounded(sdk: AsyncOpenAI) -> None:

@@ -13,7 +13,7 @@ from tailrace.gateway.limits import stream_slots
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
 from tailrace.gateway.limits.stream_slots import StreamSlots
-from tailrace.proto.errors import LogUnavailable, Refused
+from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.limits import Limits
 from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
@@ -160,7 +160,7 @@ async def test_a_slow_renewal_does_not_delay_those_of_other_streams(
     renewing.cancel()
 
 
-@pytest.mark.parametrize("error", [Refused("request_invalid", "no"), LogUnavailable("not stored")])
+@pytest.mark.parametrize("error", [Refused("request_invalid", "no"), LogFull("not stored")])
 async def test_a_request_that_stores_nothing_gives_its_counts_back(
     connection: Connection, tenant: Tenant, error: Exception
 ) -> None:
