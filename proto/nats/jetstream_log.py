@@ -205,7 +205,7 @@ class JetStreamLog:
         def add(message: Message) -> None:
             if (stored := self._decode(message, turn)) is None:
                 return
-            if _lacks_key((stored,), (message,)):
+            if isinstance(stored.entry, Unreadable) and is_encrypted(message.data):
                 # The key is found when the log is read.
                 feed.reset()
             else:
@@ -253,7 +253,8 @@ class JetStreamLog:
         entry = entries.decode(subject[len(below) :], payload)
         if isinstance(entry, Request) and entry.encryption_key is not None:
             self._keys.add(turn, entry.encryption_key)
-        return Stored(_seq_of(message), datetime.fromisoformat(message.header(b"Nats-Time-Stamp")), entry)
+        seq = Seq(int(message.header(b"Nats-Sequence")))
+        return Stored(seq, datetime.fromisoformat(message.header(b"Nats-Time-Stamp")), entry)
 
     async def _read_key(self, key: TurnKey) -> None:
         """Asks the stream's leader for the turn's request, and remembers its key. A second request would be a fork's.

@@ -164,7 +164,8 @@ class System:
                 headers=headers,
                 timeout=self._client_timeout_s,
                 trust_env=False,
-                limits=httpx2.Limits(max_connections=None),
+                # A gateway keeps idle connections for an hour, and the checker counts its file descriptors.
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=1),
             )
         )
 
