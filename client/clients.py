@@ -260,7 +260,7 @@ class Client:
         return drive_all(self._core.results(batch))
 
     def blob(self, sha256: str) -> str:
-        """Returns a long string, in whose place a turn has `{"tailrace:blob": sha256}`. Raises TailraceError."""
+        """Returns a long string, instead of which a turn has `{"tailrace:blob": sha256}`. Raises TailraceError."""
         return drive(self._core.blob(sha256))
 
     def request(
@@ -354,7 +354,7 @@ class AsyncClient:
         return self._core.results(batch)
 
     async def blob(self, sha256: str) -> str:
-        """Returns a long string, in whose place a turn has `{"tailrace:blob": sha256}`. Raises TailraceError."""
+        """Returns a long string, instead of which a turn has `{"tailrace:blob": sha256}`. Raises TailraceError."""
         return await self._core.blob(sha256)
 
     async def request(

@@ -637,10 +637,10 @@ class Store:
 
     @asynccontextmanager
     async def _write(self, tenant: str = "") -> AsyncIterator[Transaction]:
-        """Runs the block in a transaction. Tenants take turns. The recorder has no `tenant`.
+        """Runs the block in a transaction. Writes of tenants wait for each other, fairly by tenant.
 
-        The recorder waits only for the database, together with the one tenant whose turn it is. As one of many tenants
-        it would fall behind: an ended turn with `store: false` needs three transactions.
+        The recorder has no `tenant`: it skips this queue and waits only for the transaction that runs. In the queue it
+        would fall behind: an ended turn with `store: false` needs three transactions.
         """
         turn = self._writes.reserve(tenant=tenant) if tenant else nullcontext()
         async with turn, self._database.transaction() as writer:

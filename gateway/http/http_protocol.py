@@ -271,9 +271,9 @@ class ClientConnection(HttpToolsProtocol):
         self.transport.close()
 
     def _await_request(self, *, is_idle: bool) -> None:
-        """Closes if no request comes in time. Not `is_idle`: the rest of the body of an answered request comes first.
+        """Closes the connection if no request comes in time.
 
-        A client that still sends this body when the connection closes loses the answer.
+        If `is_idle` is False, the client still sends the body of an answered request. Closing now loses the answer.
         """
         self._stop_waiting()
         if is_idle:
@@ -300,7 +300,7 @@ class ClientConnection(HttpToolsProtocol):
 
 
 def _closes_at_once(connection: ClientConnection) -> bool:
-    """Returns whether closing the connection frees its place now: it would first write the rest of a slow download."""
+    """Returns whether the connection can be closed at once. Unsent bytes of a slow download would be written first."""
     return not connection.transport.is_closing() and not connection.transport.get_write_buffer_size()
 
 

@@ -100,7 +100,7 @@ class Limiter:
         try:
             yield admission
         except (Refused, LogError) as error:
-            # Too much is safer than too little: otherwise a slow disk would make every limit of storage ineffective.
+            # A count that is too high is safer: otherwise a slow disk would make every limit of storage ineffective.
             if not _may_be_stored(error):
                 await admission.release()
             raise
@@ -114,7 +114,7 @@ class Limiter:
         """
         async with self.open_admission(principal) as admission:
             await admission.count_request()
-            # What stores nothing, such as a login, is not refused when no bytes are left.
+            # A request that stores nothing, such as a login, is not refused when no bytes are left.
             if stored_bytes:
                 await admission.count_stored_bytes(stored_bytes)
             yield

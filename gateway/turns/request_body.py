@@ -105,9 +105,9 @@ class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class AppendedTurn(NewTurn, frozen=True, kw_only=True):
-    """A turn of OpenAI's protocols whose messages have no answer. They are added to the session.
+    """A turn of OpenAI's protocols whose body has no answer of the model. Its messages are added to the session.
 
-    A client that keeps the conversation begins with messages that it has sent before and that have no answer yet.
+    Messages at its beginning that the session already has without an answer are not added again.
     """
 
 

@@ -303,20 +303,20 @@ def test_a_long_text_may_have_any_marks() -> None:
 
 
 class Inputs(msgspec.Struct):
-    inputs: list[dict[str, dict[str, str]]]
+    inputs: list[dict[str, int]]
 
 
 @pytest.mark.parametrize(
     ("raw", "where"),
     [
-        (b'{"inputs":[{"a":{"b":1}}]}', "- at `$.inputs[0]"),
-        # The path does not exist in the value of the second key.
-        (b'{"inputs":[{},{"a":{"b":1}}],"inputs":[]}', "`$.inputs[1]"),
-        (b'{"inputs":[%b{"a":{"b":1}}]}' % (b"{}," * 9_000), "`$.inputs[9000]"),
+        (b'{"inputs":[{"a":1,"b":"c"}]}', "`$.inputs[0].b`"),
+        # The second value of the key has no second member.
+        (b'{"inputs":[{},{"a":"b"}],"inputs":[]}', "`$.inputs[1][...]`"),
+        (b'{"inputs":[%b{"a":"b"}]}' % (b"{}," * 9_000), "`$.inputs[9000][...]`"),
     ],
     ids=["found", "key twice", "large"],
 )
-def test_an_error_in_an_object_is_reported_even_if_its_key_is_not_found(raw: bytes, where: str) -> None:
+def test_the_key_of_a_wrong_member_is_named_if_the_body_is_small_and_has_it_once(raw: bytes, where: str) -> None:
     with pytest.raises(msgspec.ValidationError) as error:
         msgspec.json.decode(raw, type=Inputs)
-    assert where in with_key(Inputs, str(error.value), raw)
+    assert with_key(Inputs, str(error.value), raw).endswith(where)

@@ -40,7 +40,10 @@ class StreamState(msgspec.Struct, frozen=True):
     tools: tuple[int, ...] = ()
     """The block of each tool call, in the order of the indices that the client sees."""
     pending: tuple[int, bytes] | None = None
-    """The block of a call without a delta of its arguments, and its arguments unless a delta follows or it was cut."""
+    """A call whose arguments have not begun: its block, and the arguments that are sent if no delta follows.
+
+    A call that was cut sends none.
+    """
     chars: int = 0
     """The length of the text so far."""
     block_start: int = 0
