@@ -165,7 +165,7 @@ class System:
                 timeout=self._client_timeout_s,
                 trust_env=False,
                 # A gateway keeps idle connections for an hour, and the checker counts its file descriptors.
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=1),
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
             )
         )
 

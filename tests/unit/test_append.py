@@ -80,7 +80,7 @@ def test_a_stored_attempt_of_a_message_batch_counts_as_appended() -> None:
 
 
 def test_an_entry_that_does_not_continue_the_chain_is_a_programming_error() -> None:
-    with pytest.raises(AssertionError, match=r"^the entry does not continue "):
+    with pytest.raises(AssertionError, match=r"^a Event after 7 does not continue the chain at 3$"):
         run(append(ScriptedServer(), KEY, Chain(Seq(3), 1), ENTRY, timeout_s=1))
 
 
