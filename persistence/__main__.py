@@ -47,7 +47,7 @@ async def preflight(settings: Settings) -> None:
     """
     webhooks.check(settings)
     with suppress(StoreCorrupt):
-        await (await open_database(settings.database, busy_timeout_s=settings.busy_timeout_s)).close()
+        await probe(settings)
 
 
 async def probe(settings: Settings) -> None:

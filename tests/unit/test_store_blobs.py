@@ -1,4 +1,4 @@
-"""What the bytes of blobs count for, if the blob store fails."""
+"""Limits and storage shares count the bytes of a blob, also if the blob store fails."""
 
 from contextlib import suppress
 from typing import Any
