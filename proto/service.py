@@ -153,6 +153,8 @@ def main(
     try:
         settings = environment.read(settings_type, {**_terminal_defaults(), **os.environ})
         logging.configure(role, settings.log_format, settings.log_level)
+        for name, meant in environment.find_mistyped(settings_type, os.environ).items():
+            logger.warning("unknown setting", variable=name, did_you_mean=meant)
         if tracing.configure(role):
             logging.add_trace_ids()
         return_large_memory()

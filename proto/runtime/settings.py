@@ -11,6 +11,7 @@ from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from tailrace.proto.did_you_mean import find_closest
 from tailrace.proto.errors import SettingsInvalid
 
 PREFIX = "TAILRACE_"
@@ -23,6 +24,9 @@ STANDARD_NAMES = {
 
 # All other values are read without spaces and line breaks at their ends, which no path or name has on purpose.
 KEPT_AS_GIVEN = frozenset({"jwt_secret"})
+
+# Above the similarity of each two settings of different processes, so that none is taken for a typing error.
+SIMILARITY_MIN = 0.86
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -51,6 +55,17 @@ def read(kind: type[S], environ: Mapping[str, str]) -> S:
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingsInvalid(f"{env_name(name)}: {text} is not finite; expected {describe_values(hints[name])}")
     return convert(kind, given)
+
+
+def find_mistyped(kind: type[msgspec.Struct], environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables whose names are nearly those of a setting of `kind`, each with the name of that setting.
+
+    The settings of other processes are not found, as they may be in the same environment.
+    """
+    known = {name.removeprefix(PREFIX): name for name in map(env_name, kind.__struct_fields__)}
+    unknown = (name for name in sorted(environ) if name.startswith(PREFIX) and name not in known.values())
+    closest = {name: find_closest(name.removeprefix(PREFIX), known, SIMILARITY_MIN) for name in unknown}
+    return {name: known[found] for name, found in closest.items() if found}
 
 
 def describe_values(kind: object) -> str:

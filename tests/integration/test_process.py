@@ -1,6 +1,7 @@
 """The processes on the command line: error messages, exit status, --check, and the CPU time of a stop."""
 
 import asyncio
+import json
 import os
 import pty
 import resource
@@ -97,6 +98,16 @@ async def test_an_invalid_setting_is_refused_at_start_and_by_check(
     assert (status, stdout, stderr.count("\n")) == (2, "", 1)
     assert stderr.startswith(f"{role}: {message}")
     assert "TOKEN@h" not in stderr
+
+
+async def test_a_process_warns_of_a_mistyped_setting(unused_address: str) -> None:
+    """It starts nevertheless: after a downgrade, the environment may have settings of the newer version."""
+    nats = {"TAILRACE_NATS_URL": f"nats://{unused_address}"}
+    status, _, stderr = await run_module("tailrace.gateway", **environ_of(TAILRACE_JWT_ISSUERS="https://h", **nats))
+    first, second = map(json.loads, stderr.splitlines())
+    assert (first["event"], first["variable"]) == ("unknown setting", "TAILRACE_JWT_ISSUERS")
+    assert (first["level"], first["did_you_mean"]) == ("warning", "TAILRACE_JWT_ISSUER")
+    assert (status, second["event"]) == (1, "stopped")
 
 
 async def test_a_check_of_persistence_refuses_a_file_that_is_no_database(system: System, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.nats.connection import parse_servers
-from tailrace.proto.runtime.settings import env_name, read, type_name
+from tailrace.proto.runtime.settings import env_name, find_mistyped, read, type_name
 from tests.harness import jwts
 
 NATS = [(text, "nats://USER:PASSWORD@HOST:PORT") for text in ("", "a b", "http://h:1", "nats://h:x", "nats://", "h,,h")]
@@ -184,3 +184,16 @@ async def test_valid_settings_are_accepted(tmp_path: Path) -> None:
     for role, _ in SERVICES:
         settings = await check_settings(role, good)
         assert len(parse_servers(settings.nats_url)) == 4
+
+
+def test_a_mistyped_setting_is_found_by_its_process_only() -> None:
+    """Not taken for typing errors: the settings of other processes, and what belongs to other programs."""
+    known = {env_name(field) for _, kind in SERVICES for field in kind.__struct_fields__}
+    valid = dict.fromkeys(known | {"TAILRACE_PORT_80_TCP", "PATH"}, "")
+    assert not any(find_mistyped(kind, valid) for _, kind in SERVICES)
+    mistyped = {"TAILRACE_JWT_ISSUERS": "", "TAILRACE_TENANT_SHARES": "", "TAILRACE_ANTHROPIC_API_KEY": ""}
+    assert [find_mistyped(kind, mistyped) for _, kind in SERVICES] == [
+        {"TAILRACE_JWT_ISSUERS": "TAILRACE_JWT_ISSUER"},
+        {"TAILRACE_ANTHROPIC_API_KEY": "ANTHROPIC_API_KEY", "TAILRACE_TENANT_SHARES": "TAILRACE_TENANT_SHARE"},
+        {},
+    ]
