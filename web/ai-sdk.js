@@ -79,6 +79,7 @@ export class TailraceChatTransport extends DefaultChatTransport {
   /** The answers that began anew, by chat: the run, and how often. AI SDK 5 and 6 read such an answer again. */
   #restarted = new Map();
 
+  /** @returns {Promise<ReadableStream<import("ai").UIMessageChunk>>} */
   async sendMessages(options) {
     this.#restarted.delete(options.chatId);
     const body = { ...options.body, idempotency_key: randomName() };

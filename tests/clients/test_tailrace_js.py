@@ -42,7 +42,8 @@ async def test_the_packed_package_reads_through_a_proxy_route_in_node_and_on_an_
 ) -> None:
     """The package of `npm pack`. Only the route knows the key, and it serves the users that the app accepts.
 
-    In Node it also waits as the gateway asks, and renders the hooks on a server. TypeScript finds its types.
+    In Node it also waits as the gateway asks, and renders the hooks on a server. TypeScript finds its types, and those
+    of a copy of ai-sdk.js with the options of a Next.js app.
     """
     packing = [str(node.NODE), str(node.NPM), "pack", "--json", "--pack-destination", str(tmp_path)]
     found = await node.command(packing, {"HOME": tmp_path}, CHECKOUT / "web")
@@ -53,7 +54,8 @@ async def test_the_packed_package_reads_through_a_proxy_route_in_node_and_on_an_
     with tarfile.open(tmp_path / package["filename"]) as archive:
         archive.extractall(modules, filter="data")
     (modules / "package").rename(modules / "tailrace")
-    for name in ("react", "react-dom", "scheduler", "@edge-runtime", "esbuild", "@esbuild", "@types", "csstype"):
+    apps = ("react", "react-dom", "scheduler", "ai", "@ai-sdk")
+    for name in (*apps, "@edge-runtime", "esbuild", "@esbuild", "@types", "csstype"):
         (modules / name).symlink_to(node.MODULES / name)
     example = CHECKOUT / "examples/edge_proxy.js"
 
@@ -64,10 +66,12 @@ async def test_the_packed_package_reads_through_a_proxy_route_in_node_and_on_an_
         return seen
 
     shutil.copy(node.SCRIPTS / "cut-once.mjs", tmp_path)
-    program = shutil.copy(node.SCRIPTS / "types.tsx", tmp_path)
+    shutil.copy(CHECKOUT / "web/ai-sdk.js", tmp_path)
     compiler = str(node.MODULES / "typescript/bin/tsc")
     options = ("--noEmit", "--strict", "--jsx", "react-jsx", "--module", "nodenext", "--target", "es2023")
-    await node.command([str(node.NODE), compiler, *options, str(program)], {}, tmp_path)
+    for name, more in (("types.tsx", ()), ("chat-types.tsx", ("--allowJs", "--skipLibCheck"))):
+        program = shutil.copy(node.SCRIPTS / name, tmp_path)
+        await node.command([str(node.NODE), compiler, *options, *more, str(program)], {}, tmp_path)
     on_edge = await run("edge.mjs", str(example))
     assert on_edge["text"] == words(60) == await read_stored_text(gateway, on_edge["turn"])
     assert (on_edge["resumed"], on_edge["node"]) == ([2, True], ["undefined"] * 2)
