@@ -270,7 +270,7 @@ async function persist({ triesMax = TRIES_MAX }, work, signal, onLost) {
 /** Returns a response with a status of success. Throws TailraceError. */
 async function send(options, path, init, signal) {
   const { fetch = globalThis.fetch, key, headers: given } = options;
-  const headers = new Headers(typeof given === "function" ? await given() : given);
+  const headers = new Headers(await headersOf(given));
   if (key) headers.set("authorization", `Bearer ${key}`);
   for (const [name, value] of Object.entries(init.headers ?? {})) headers.set(name, value);
   const response = await fetch(address(options, path), { ...init, headers, signal }).catch((cause) => {
@@ -287,6 +287,15 @@ async function send(options, path, init, signal) {
   const isTemporary = STATUSES_TO_RETRY.includes(status) && error?.code !== "log_full" && retryAfterS <= RETRY_AFTER_MAX_S;
   const fields = { status, code: error?.code, retryAfterS, waitMs: 1000 * retryAfterS, isTemporary };
   throw new TailraceError(error?.message ?? `status ${status}`, fields);
+}
+
+/** Returns the app's headers. A function may request a token, whose lost connection is a TypeError (Fetch standard). */
+async function headersOf(given) {
+  try {
+    return typeof given === "function" ? await given() : given;
+  } catch (cause) {
+    throw cause instanceof TypeError ? connectionError("the connection is lost", { cause }) : cause;
+  }
 }
 
 /** Returns the `error` of a refusal; a proxy sends other text. */

@@ -28,6 +28,8 @@ async def test_to_stop_reading_does_not_cancel_and_refusals_are_errors_with_a_co
         "aborted": ["AbortError", None, None],
         "refused": ["TailraceError", 400, "request_invalid"],
         "unknown": ["TailraceError", 404, "turn_not_found"],
+        "tokenLost": "completed",
+        "tokenRefused": ["RangeError", None, None],
         "isError": True,
     }
 

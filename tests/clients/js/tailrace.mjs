@@ -31,6 +31,12 @@ const nothing = await resume(left.turn, { ...options, after: whole.cursor }).don
 const leaving = new AbortController();
 const aborted = ask(LONG, { ...options, signal: leaving.signal, onText: () => leaving.abort() });
 const refused = failure(ask({ message: "x", colour: "blue" }, options).done);
+
+/** Asks with headers that need a token: the first request for it fails with `error`. */
+const withToken = (error) => {
+  const tokens = [() => Promise.reject(error), () => ({ authorization: `Bearer ${key}` })];
+  return ask("#sim words=1", { url, headers: () => (tokens.length > 1 ? tokens.shift() : tokens[0])() }).done;
+};
 console.log(
   JSON.stringify({
     stopped,
@@ -42,6 +48,8 @@ console.log(
     aborted: await failure(aborted.done),
     refused: await refused,
     unknown: await failure(resume("01a1fe35-0000-7000-8000-000000000000", options).done),
+    tokenLost: (await withToken(new TypeError("Failed to fetch"))).outcome,
+    tokenRefused: await failure(withToken(new RangeError("log in"))),
     isError: new TailraceError("x") instanceof Error,
   }),
 );
