@@ -3,7 +3,7 @@ import { byId, decodePart, element } from "./dom.js";
 import { ask, resume } from "./libraries.js";
 import { copyText } from "./markdown.js";
 import { gateway, headers, request, sentence, signIn, onSubmit, UNREACHABLE } from "./requests.js";
-import { textOf, Turn } from "./turn.js";
+import { FILES, textOf, Turn } from "./turn.js";
 
 const FILE_BYTES_MAX = 20_000_000;
 const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
@@ -137,14 +137,14 @@ async function readTurns(isEarlier = false) {
   const page = await request(`/v1/sessions/${encodeURIComponent(chat.id)}/turns?order=desc&limit=${TURNS_AT_ONCE}${after}`);
   if (chat !== opened) return;
   const [known, { leaf }] = [chat.turns, chat];
+  // A question of another tab hides neither the running answer to one of this tab nor a newer one (ids sort by time).
+  const isKept = isEarlier || runningTurn()?.asked !== undefined;
   // A question that was just sent has no id yet: it may be one of these.
   const unknown = known.has("") ? [] : page.turns.filter(({ turn }) => !known.has(turn)).reverse();
   if (isEarlier) chat.turns = new Map();
   for (const record of unknown) addTurn(record);
-  if (isEarlier) {
-    for (const [id, turn] of known) chat.turns.set(id, turn);
-    chat.leaf = leaf;
-  }
+  if (isEarlier) for (const [id, turn] of known) chat.turns.set(id, turn);
+  if (isKept || chat.leaf < leaf) chat.leaf = leaf;
   if (isEarlier || !known.size || !leaf) chat.earlier = page.next;
   for (const turn of chat.turns.values()) if (turn.isRunning && !turn.isFollowed) follow(turn, (options) => resume(turn.id, options));
   drawChat();
@@ -231,6 +231,7 @@ async function follow(turn, begin, followed = chat) {
     });
     followed.answers.add(answer);
     turn.stream = answer;
+    if (turn.isStopped) stop(turn);
     try {
       await answer.done;
       if (chat !== followed) return;
@@ -282,7 +283,10 @@ function takeBack(turn, error, asked) {
   if (chat !== asked) return notify(`The question \u201c${titleFrom(turn.asked) || "Files"}\u201d was refused: ${sentence(error)}`);
   chat.turns.delete("");
   chat.leaf = turn.record.parent;
-  if (!question.value) question.value = turn.asked ?? "";
+  if (!question.value && !files.length) {
+    question.value = turn.asked ?? "";
+    attachAgain(turn.record.input);
+  }
   notify(sentence(error));
   mark(null);
   drawChat();
@@ -334,6 +338,7 @@ const acts = {
     question.value = said;
     byId("editing").hidden = false;
     question.focus();
+    attachAgain(turn.record.input, () => edited === turn);
   },
   async again(turn) {
     const shown = chat;
@@ -361,12 +366,18 @@ const acts = {
   /** Returns a URL of a picture, whose data may be a reference to a stored string. */
   async picture({ media_type, data }) {
     const shown = chat;
-    const bytes = Uint8Array.from(atob(await whole(data)), (one) => one.charCodeAt(0));
+    const blob = blobOf({ media_type, data: await whole(data) });
     if (chat !== shown) throw new Error("another chat was opened");
-    chat.pictures.push(URL.createObjectURL(new Blob([bytes], { type: PICTURES.includes(media_type) ? media_type : "image/png" })));
+    chat.pictures.push(URL.createObjectURL(blob));
     return chat.pictures.at(-1);
   },
 };
+
+/** Returns the content of a picture or a document; an empty Blob if it is not in the block. */
+function blobOf({ media_type, data = "" }) {
+  const bytes = Uint8Array.from(atob(data), (one) => one.charCodeAt(0));
+  return new Blob([bytes], { type: PICTURES.includes(media_type) ? media_type : "image/png" });
+}
 
 /** Returns `value` with the strings that are stored beside the log (`GET /v1/blobs/{sha256}`). */
 async function whole(value) {
@@ -379,10 +390,11 @@ async function whole(value) {
   return response.text();
 }
 
-/** Returns `text` with at most `max` characters, the last one an ellipsis if some are missing. Splits no surrogate pair. */
-function shorten(text, max) {
-  return text.length > max ? `${text.slice(0, max - 1).replace(/[\ud800-\udbff]$/, "")}\u2026` : text;
-}
+/** Returns the first `max` characters of `text`. Splits no surrogate pair: JSON with a half of one is refused. */
+const cut = (text, max) => text.slice(0, max).replace(/[\ud800-\udbff]$/, "");
+
+/** Returns `text` with at most `max` characters, the last one an ellipsis if some are missing. */
+const shorten = (text, max) => (text.length > max ? `${cut(text, max - 1)}\u2026` : text);
 
 /** Shows one answer that somebody has shared: it can be read, and nothing else. */
 function openShared(given) {
@@ -441,6 +453,8 @@ byId("composer").addEventListener("submit", async (event) => {
 async function stop(turn) {
   speak("Stopping.");
   if (byId("notice").textContent === WAIT) notify("");
+  // Perhaps before its request is sent: `follow` looks then.
+  turn.isStopped = true;
   await turn.stream?.cancel().catch((error) => notify(error.message));
 }
 
@@ -452,7 +466,11 @@ question.addEventListener("keydown", (event) => {
 });
 
 function stopEditing() {
-  if (edited) question.value = "";
+  if (edited) {
+    question.value = "";
+    files = [];
+    drawFiles();
+  }
   edited = null;
   byId("editing").hidden = true;
 }
@@ -462,6 +480,21 @@ let attaching = Promise.resolve();
 
 /** Attaches files to the question, after those that are still read. */
 const attach = (given) => (attaching = attaching.then(() => readFiles(given)));
+
+/** Attaches the files of a question in the place of those of the draft, if they are still wanted when they are read. */
+function attachAgain(input, isWanted = () => true) {
+  const blocks = [input.at(-1)?.content].flat().filter((block) => FILES[block?.type]);
+  const read = async () => {
+    const found = await whole(blocks);
+    if (!isWanted()) return;
+    files = found.map((block) => {
+      const file = blobOf(block.source?.type === "base64" ? block.source : {});
+      return { name: block.title ?? FILES[block.type], bytes: file.size, file: block.type === "image" && file.size && file, block };
+    });
+    drawFiles();
+  };
+  attaching = attaching.then(read).catch((error) => notify(error.message));
+}
 
 async function readFiles(given) {
   for (const file of given) {
@@ -613,7 +646,7 @@ function titleOf(one) {
   return firstQuestions.get(one.id) || date;
 }
 
-const titleFrom = (text) => text.trim().split("\n")[0].slice(0, TITLE_CHARS_MAX);
+const titleFrom = (text) => cut(text.trim().split("\n")[0], TITLE_CHARS_MAX);
 
 function small(textContent, title, click) {
   const made = element("button", { type: "button", className: "plain act", textContent, ariaLabel: `${textContent} ${title}` });

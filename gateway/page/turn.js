@@ -5,6 +5,8 @@ import { costOf } from "./requests.js";
 
 // After a frame that took long, the next one waits a multiple of it: the page stays responsive.
 const REST = 3;
+/** The types of blocks that are files, and what they are called without a title. */
+export const FILES = { image: "A picture", document: "A document" };
 
 /** The view of a turn, from its record (`GET /v1/turns/{turn}`) and from events (tailrace.js). `acts`: see page.js. */
 export class Turn {
@@ -204,8 +206,8 @@ function questionOf(input, acts) {
       acts.picture(block.source).then((url) => (picture.src = url), () => picture.replaceWith("A picture"));
       return picture;
     }
-    const name = { image: "A picture", document: block.title ?? "A document", tool_result: "The result of a tool" }[block.type];
-    return element("div", { className: "said", textContent: name ?? block.type });
+    const name = block.title ?? { ...FILES, tool_result: "The result of a tool" }[block.type] ?? block.type;
+    return element("div", { className: "said", textContent: name });
   });
   return shown.filter(Boolean);
 }

@@ -221,7 +221,10 @@ async def test_the_page_needs_no_mouse(gateway: Gateway, new_gateway: NewGateway
 
 @pytest.mark.timeout(180)
 async def test_two_tabs_show_the_same_and_a_shared_answer_is_read_without_a_key(gateway: Gateway, browser: str) -> None:
-    """Then the question is edited, asked again, and the chat deleted. The link reads its answer, and nothing else."""
+    """Then the question is edited, asked again, continued in both tabs, and the chat deleted.
+
+    The link reads its answer, and nothing else.
+    """
     (seen,) = await node.run("chat-page.mjs", "together", gateway.url, KEY, deadline_s=120, CHROMIUM=browser)
     assert seen["texts"] == [words(150)] * 3
     assert (seen["copied"].strip(), seen["mark"]) == (words(150), "")
@@ -233,6 +236,7 @@ async def test_two_tabs_show_the_same_and_a_shared_answer_is_read_without_a_key(
     assert re.fullmatch(r"This link can be read until .*\d+:\d\d.*\.", reader["shown"][3])
     assert (reader["buttons"], reader["paths"]) == (["Copy", "Copy"], ["turns events"])
     assert seen["first"] == words(150)
+    assert seen["own"] == ["One?", "Two?"]
     assert (seen["complaints"], seen["elsewhere"], seen["complaintsOfReader"]) == ([], [], [])
     assert await _list_sessions(gateway) == []
 
@@ -241,7 +245,10 @@ async def test_two_tabs_show_the_same_and_a_shared_answer_is_read_without_a_key(
 async def test_files_are_dropped_and_pasted_and_others_refused_before_they_are_sent(
     open_gateway: Gateway, browser: str
 ) -> None:
-    """The question waits for a file that is still read, and a file that cannot be read keeps no other one back."""
+    """The question waits for a file that is still read, and a file that cannot be read keeps no other one back.
+
+    An edited question keeps its files, also if it is refused.
+    """
     pdf = base64.b64encode(PDF).decode()
     (seen,) = await node.run("chat-page.mjs", "files", open_gateway.url, pdf, deadline_s=90, CHROMIUM=browser)
     assert seen["refused"] == [
@@ -250,7 +257,8 @@ async def test_files_are_dropped_and_pasted_and_others_refused_before_they_are_s
         "gone.png cannot be read. It may have been moved or deleted, or it is a folder.",
     ]
     assert (seen["sentBefore"], seen["isText"]) == ([], True)
-    assert seen["kinds"] == ["image/png", "application/pdf", "text"]
+    assert seen["kinds"] == [["image/png", "application/pdf", "text"]] * 2
+    assert seen["title"] == "What are these? ".ljust(59, "-")
     assert (seen["width"], seen["answer"]) == (1, words(5))
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
@@ -301,7 +309,7 @@ async def test_a_refused_request_changes_nothing_on_the_page_and_a_question_goes
         "left": words(4),
         "notice": f"The question {quoted} was refused: no POST",
         "shown": ["The last one.\n#sim words=1 rate=0"],
-        "asked": ["Refused?", "Refused?", "Left behind.", "Never accepted.", "A file?", "The last one."],
+        "asked": ["Refused?", "Refused?", "Stopped.", "Left behind.", "Never accepted.", "A file?", "The last one."],
         "complaints": [],
         "elsewhere": [],
     }

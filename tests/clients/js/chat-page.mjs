@@ -329,7 +329,8 @@ const STEPS = {
   },
 
   /** Drops a picture and pastes a PDF with a question; a file that is too large, of another type or deleted is refused before
-   * it is sent. Then opens a new chat, and waits until no URL keeps a picture in memory. */
+   * it is sent. Edits the question, which is refused and sent again. Then opens a new chat, and waits until no URL keeps a
+   * picture in memory. The title would end with half of an emoji. */
   async files(pdf) {
     const { page, seen } = await open({ viewport: SIZES.small });
     const sent = [];
@@ -360,15 +361,36 @@ const STEPS = {
     await page.evaluate(() => document.querySelector("#given").remove());
     const isText = (await page.locator("#files span").first().textContent()) === hostile && !(await page.evaluate(() => globalThis.ran));
     const asked = page.waitForRequest((request) => request.url() === `${gateway}/v1/turns` && request.method() === "POST");
-    await page.getByLabel("Question").fill("What are these?\n#sim words=5 rate=0");
+    await page.getByLabel("Question").fill(`${"What are these? ".padEnd(59, "-")}\u{1f30a}\n#sim words=5 rate=0`);
     await give(page, "paste", [{ name: "river.pdf", type: "application/pdf", base64: pdf }], true);
     const { messages } = (await asked).postDataJSON();
     await page.waitForSelector(".meta");
     const picture = await page.waitForFunction(() => document.querySelector(".question img")?.naturalWidth);
     const answer = (await text(page)).trim();
+    const { title } = await (await fetch(`${gateway}/v1/sessions/${new URL(page.url()).hash.slice(1)}`)).json();
+    const drafted = (count) => page.waitForFunction((count) => document.querySelectorAll("#files li").length === count, count);
+    const edit = async () => {
+      await page.locator(".question").hover();
+      await press(page, "Edit");
+      await drafted(2);
+    };
+    await edit();
+    await page.keyboard.press("Escape");
+    await drafted(0);
+    await edit();
+    await page.route(/\/v1\/turns$/, (route) => route.fulfill({ status: 402, json: { error: { message: "no budget" } } }));
+    await ask(page, "And these?\n#sim words=5 rate=0");
+    await page.locator("#notice", { hasText: "no budget" }).waitFor();
+    await drafted(2);
+    await page.unrouteAll();
+    const again = page.waitForRequest((request) => request.url() === `${gateway}/v1/turns` && request.method() === "POST");
+    await page.keyboard.press("Enter");
+    const edited = (await again).postDataJSON().messages;
+    await page.waitForSelector(".meta");
     await page.locator("#new").click();
     await page.waitForFunction(() => !globalThis.urls.size);
-    return { refused, isText, sentBefore, kinds: messages[0].content.map((block) => block.source?.media_type ?? block.type), width: await picture.jsonValue(), answer, ...seen };
+    const kinds = [messages, edited].map(([{ content }]) => content.map((block) => block.source?.media_type ?? block.type));
+    return { refused, isText, sentBefore, kinds, title, width: await picture.jsonValue(), answer, ...seen };
   },
 
   /** Waits for the end of an answer behind a network that fails. */
@@ -410,8 +432,9 @@ const STEPS = {
     return { text: (await text(page)).trim(), lost, failures, ...seen };
   },
 
-  /** Asks in a new chat whose requests are refused, and again; renames and deletes it in vain. Opens another chat while the
-   * server has not yet accepted a question, and while it has not yet sent a file of one. */
+  /** Asks in a new chat whose requests are refused, and again; renames and deletes it in vain. Stops an answer before its
+   * question is sent. Opens another chat while the server has not yet accepted a question, and while it has not yet sent a file
+   * of one. */
   async unaccepted(pdf) {
     const { page, seen } = await open({ viewport: SIZES.small });
     const asked = [];
@@ -458,6 +481,15 @@ const STEPS = {
     await page.locator("#asking-yes").click();
     await noticed("no DELETE");
     const kept = [await page.locator("#notice:visible").textContent(), await page.locator("#title").textContent(), await page.locator(".meta").count()];
+    await page.unrouteAll();
+
+    await newChat();
+    const create = await hold(/\/v1\/sessions$/);
+    await ask(page, "Stopped.\n#sim words=4000 rate=20");
+    await page.locator(".turn").waitFor();
+    await page.keyboard.press("Escape");
+    create();
+    await page.waitForSelector(".meta:has-text('stopped')");
     await page.unrouteAll();
 
     /** Opens a new chat before the server has answered the request for the session of another new one. */
@@ -570,7 +602,8 @@ const STEPS = {
     return { said, text: (await text(page)).trim() };
   },
 
-  /** Shows one chat in two tabs; shares a running answer with a browser without a key; branches and deletes the chat. */
+  /** Shows one chat in two tabs; shares a running answer with a browser without a key; branches the chat, asks in both tabs at
+   * once, and deletes it. */
   async together(key) {
     const { context, page, seen } = await open({ viewport: SIZES.small });
     await context.grantPermissions(["clipboard-read", "clipboard-write"]);
@@ -618,11 +651,15 @@ const STEPS = {
     await page.getByRole("button", { name: "Earlier branch" }).click();
     await page.getByRole("button", { name: "Earlier branch" }).click();
     const first = (await text(page)).trim();
+    const asked = [[page, "One?"], [other, "Two?"]];
+    await Promise.all(asked.map(([tab, line]) => ask(tab, `${line}\n#sim words=60 rate=30`)));
+    for (const [tab] of asked) await tab.waitForFunction(() => document.querySelectorAll(".meta").length === 2);
+    const own = await Promise.all(asked.map(([tab]) => tab.locator(".said").last().innerText()));
     await page.locator("#sessions .current").hover();
     await press(page, "Delete Count.");
     await page.locator("#asking-yes").click();
     for (const tab of [page, other]) await tab.waitForFunction(() => !document.querySelector("#sessions .chat"));
-    return { texts, copied, figures, mark, forReader, first, ...seen, complaintsOfReader: seenByReader.complaints };
+    return { texts, copied, figures, mark, forReader, first, own: own.map((line) => line.slice(0, 4)), ...seen, complaintsOfReader: seenByReader.complaints };
   },
 
   /** Opens a long chat without a title, and reads its earlier turns. */
