@@ -327,6 +327,21 @@ ON CONFLICT (tenant, project) DO NOTHING
 INSERT INTO blob_releases (tenant, sha256) SELECT tenant, sha256 FROM blob_uses WHERE tenant = :tenant AND turn = :turn
 ON CONFLICT (tenant, sha256) DO NOTHING
 
+-- fragment: ended_batch
+-- The batch of a turn, if it has ended.
+SELECT batches.turn FROM turns AS batches JOIN turns AS one ON batches.tenant = one.tenant AND batches.turn = one.parent
+WHERE one.tenant = :tenant AND one.turn = :turn AND batches.batch IS NOT NULL AND batches.outcome <> 'running'
+
+-- name: release_batch_inputs
+-- Releases the blobs of a turn's batch, if it has ended: its inputs, which only the results of a batch need then.
+INSERT INTO blob_releases (tenant, sha256)
+SELECT tenant, sha256 FROM blob_uses WHERE tenant = :tenant AND turn = ({ended_batch})
+ON CONFLICT (tenant, sha256) DO NOTHING
+
+-- name: delete_batch_input_uses
+-- Deletes which blobs the ended batch of a turn refers to. Its turns refer to those that they need themselves.
+DELETE FROM blob_uses WHERE tenant = :tenant AND turn = ({ended_batch})
+
 -- name: release_named_blobs
 -- The same for a turn that has no row.
 INSERT INTO blob_releases (tenant, sha256) SELECT :tenant, value FROM {texts}(:blobs{as_json}) WHERE true

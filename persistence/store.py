@@ -89,6 +89,8 @@ DELETE_TURN = (
     ("delete_words", 0),
     ("delete_usage", 0),
 )
+# The same before them, if all data of a user is erased: the inputs of a batch have the text of its turns.
+DELETE_INPUTS = (("release_batch_inputs", 0), ("delete_batch_input_uses", 0))
 # Statements that delete what has no turns left, in this order, each with the table that it deletes from.
 DELETE_EMPTY: dict[Kind, tuple[tuple[str, str], ...]] = {
     "turn": (),
@@ -268,7 +270,7 @@ class Store:
 
     async def _delete(self, writer: Transaction, tenant: Tenant, what: DeleteResource) -> DeletedRows:
         gone = {"turns": 0, "sessions": 0, "projects": 0}
-        for statement, sign in DELETE_TURN:
+        for statement, sign in (*(DELETE_INPUTS if what.kind == "user" else ()), *DELETE_TURN):
             rows = [{"tenant": tenant, "turn": turn, "sign": sign} for turn in what.purged]
             await writer.executemany(self._sql[statement], rows)
         turns = msgspec.json.encode(what.purged).decode()

@@ -1,6 +1,7 @@
 """Erasure of a user and of a tenant: the files of the database and of NATS after it."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.leader import Leader
-from tailrace.proto.subjects import STREAM
+from tailrace.proto.subjects import BODIES, STREAM
+from tests.harness.batch_client import post_batch, read_results
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.until import until
@@ -102,6 +104,26 @@ async def test_no_file_has_the_text_of_an_erased_user(
     }
     again = (await gateway.client.delete(f"/v1/users?user={MARK}")).json()
     assert (again["turns"], again["log_entries"]) == (0, 0)
+
+
+@pytest.mark.rule("R91")
+async def test_a_user_is_erased_from_the_inputs_of_an_ended_batch(
+    gateway: Gateway, own_connection: Connection, tenant: Tenant
+) -> None:
+    """They contain the text of all turns of the batch. The turns of other users stay, and so do their results."""
+    texts = {user: f"#sim words=3 rate=0 tag={user}\n{user * 40_000}" for user in (MARK, "bob")}
+    inputs = [{"custom_id": user, "params": {"message": text, "user": user}} for user, text in texts.items()]
+    batch = await post_batch(gateway, inputs)
+    await gateway.client.get(batch["links"]["events"])
+    before = await read_results(gateway, batch)
+    erased = (await gateway.client.delete(f"/v1/users?user={MARK}")).json()
+    assert (erased["turns"], erased["complete"], erased["rows"]["blobs"]) == (1, True, 2)
+    info = await own_connection.jetstream.stream_info(BODIES, subjects_filter=f"bodies.{tenant}.*")
+    sha256 = hashlib.sha256(texts["bob"].encode()).hexdigest()
+    assert set(info.state.subjects or {}) == {f"bodies.{tenant}.{sha256}"}
+    after = await read_results(gateway, batch)
+    assert ([line["turn"] for line in after], after[1]) == ([None, before[1]["turn"]], before[1])
+    assert MARK not in json.dumps(after)
 
 
 @pytest.mark.rule("R91")
