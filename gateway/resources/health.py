@@ -2,11 +2,13 @@
 
 import asyncio
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Literal
 
 import msgspec
 import prometheus_client
 from prometheus_client.exposition import choose_encoder
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -25,6 +27,7 @@ from tailrace.proto.version import VERSION
 
 # Longer than a healthy process takes to answer, shorter than the time-out of a prober.
 HEALTH_TIMEOUT_S = 1.0
+METRICS = "/metrics"
 RETRY_AFTER = {"retry-after": str(RETRY_AFTER_S)}
 
 
@@ -151,6 +154,9 @@ async def metrics(request: ApiRequest) -> Response:
 
     docs/METRICS.md describes each metric.
     """
+    # Proxies hide this path (docs/PROXIES.md). Some, such as HAProxy, compare it as it was sent.
+    if request.scope["raw_path"] != METRICS.encode():
+        raise HTTPException(HTTPStatus.NOT_FOUND)
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(prometheus_client.REGISTRY), headers={"content-type": media_type})
 
@@ -171,10 +177,10 @@ def _connection_detail(connection: Connection) -> str:
 
 
 # Admission control lets these paths through at once.
-PATHS = frozenset({"/healthz", "/health", "/readyz", "/metrics"})
+PATHS = frozenset({"/healthz", "/health", "/readyz", METRICS})
 ROUTES = [
     Route("/healthz", healthz, methods=["GET"]),
     Route("/health", health, methods=["GET"]),
     Route("/readyz", readyz, methods=["GET"]),
-    Route("/metrics", metrics, methods=["GET"]),
+    Route(METRICS, metrics, methods=["GET"]),
 ]

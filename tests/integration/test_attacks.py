@@ -285,6 +285,8 @@ FILES = ("etc/passwd", "pyproject.toml", "gateway/app.py", ".git/config", "proc/
 HIDDEN = (
     *("/.env", "/.git/config", "/.git/HEAD", "/.htaccess", "/.ssh/id_rsa", "/.tailrace/nats.conf", "/.well-known/x"),
     *("/docs/", "/static/", "/assets/", "/pyproject.toml", "/gateway/app.py", "/favicon.ico", "/docs/API.md"),
+    # Would pass a proxy that hides /metrics and compares paths as they were sent.
+    *("/%6Detrics", "/metric%73"),
     *("/file:///etc/passwd", "//etc/passwd", "/C:/windows/win.ini", "/%2fetc%2fpasswd", "/nats.url", "/tailrace.db"),
 )
 

@@ -240,7 +240,8 @@ async def test_tls_limits_headers_and_logs(proxied_client: tuple[Proxy, System])
     assert (moved.status_code, moved.headers["location"].startswith("https://localhost")) == (308, True)
 
     await asyncio.to_thread(require_large_body_refused, proxy.port, trusted)
-    assert (await proxy.client.get("/metrics")).status_code == 404
+    for path in ("/metrics", "/%6Detrics"):
+        assert (await proxy.client.get(path)).status_code == 404
     turn = (await proxy.client.post("/v1/turns", json={"message": "#sim words=100000 rate=10"})).json()["turn"]
     statuses = set()
     streams = []
