@@ -180,14 +180,16 @@ def build(
     schemas = SchemaChecker(wait_s=CHECK_WAIT_S)
     queue = TurnQueue(connection, rpc, settings.queue_max)
     health = LogHealth(connection)
-    limits, share, queued = limit_features(limiter), log_share_features(storage.log_share), queue_features(queue)
+    count_request, reserve = limit_features(limiter)
+    check_share, count_stored = log_share_features(storage.log_share)
+    check_queue, add_position = queue_features(queue)
     parent = deleted_parent_feature(log, history, deleter)
     # The features of each step run in this order.
     features = SubmitFeatures(
         prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims)),
-        admit=(queued.admit, share.admit, limits.admit, storage.uploaded_files.feature()),
-        amend=(queued.amend, schema_feature(schemas), limits.reserve, storage.request_blobs.feature(), trace_feature()),
-        stored=(share.stored, parent, UnreadTokens(presence).feature()),
+        admit=(check_queue, check_share, count_request, storage.uploaded_files.feature()),
+        amend=(add_position, schema_feature(schemas), reserve, storage.request_blobs.feature(), trace_feature()),
+        stored=(count_stored, parent, UnreadTokens(presence).feature()),
     )
     submitter = TurnSubmitter(
         log,

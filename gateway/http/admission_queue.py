@@ -34,22 +34,16 @@ class AdmissionQueue:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] not in self._urgent:
-            if self._is_too_long():
+            loop = asyncio.get_running_loop()
+            if not self._waiting:
+                loop.call_soon(self._start_some)
+            elif loop.time() - self._waiting[0][0] > WAIT_S_MAX:
                 await _refusal("this gateway is starting too many requests: retry later", scope)(scope, receive, send)
                 return
-            await self._wait()
+            started = loop.create_future()
+            self._waiting.append((loop.time(), started))
+            await started
         await self._app(scope, receive, send)
-
-    def _is_too_long(self) -> bool:
-        return bool(self._waiting) and asyncio.get_running_loop().time() - self._waiting[0][0] > WAIT_S_MAX
-
-    async def _wait(self) -> None:
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.call_soon(self._start_some)
-        started = loop.create_future()
-        self._waiting.append((loop.time(), started))
-        await started
 
     def _start_some(self) -> None:
         for _ in range(min(STARTED_PER_TURN, len(self._waiting))):

@@ -100,7 +100,7 @@ class Prompts:
         async def render(submission: TurnSubmission) -> None:
             submission.new_turn = await self.render(submission.new_turn, submission.principal.tenant)
 
-        return Feature(has("new_turn.prompt"), render)
+        return Feature(render, has("new_turn.prompt"))
 
     async def render(self, params: P, tenant: Tenant) -> P:
         """Returns `params` with its prompt rendered into `system` and `message`. Raises Refused."""

@@ -44,7 +44,7 @@ def auto_idempotency_feature(log: TurnLog, claims: Claims) -> Feature[TurnSubmis
                 new_turn = msgspec.structs.replace(new_turn, user=principal.user)
             submission.idempotency_key, submission.raw = await derive_key(log, claims, principal.tenant, new_turn)
 
-    return Feature(has("idempotency_key"), derive)
+    return Feature(derive, has("idempotency_key"))
 
 
 async def derive_key(log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn) -> tuple[str | None, bytes]:

@@ -1,27 +1,21 @@
 """Limits as features of turn submission: rates and budgets, the queue, and the tenant's share of the log."""
 
-from typing import NamedTuple
-
 import msgspec
 
 from tailrace.gateway.limits.limiter import Admission, Limiter
 from tailrace.gateway.limits.rate_headers import rate_headers
 from tailrace.gateway.limits.storage_share import StorageShare
 from tailrace.gateway.limits.turn_queue import TurnQueue
-from tailrace.gateway.turns.submission import Feature, Submission, TurnSubmission, always, has
+from tailrace.gateway.turns.submission import Feature, Submission, TurnSubmission, has
+
+Features = tuple[Feature[Submission], Feature[Submission]]
 
 
-class LimitFeatures(NamedTuple):
-    """The two steps of rates and budgets: count the request, and reserve what the turn may use."""
+def limit_features(limiter: Limiter) -> Features:
+    """Returns the steps of rates and budgets: `admit` counts the request, `amend` reserves what the turn may use.
 
-    admit: Feature[Submission]
-    reserve: Feature[Submission]
-
-
-def limit_features(limiter: Limiter) -> LimitFeatures:
-    """Returns the steps, which are skipped for keys and tenants without limits.
-
-    A submission that stores no turn gives back what it has counted and reserved.
+    They are skipped for keys and tenants without limits. A submission that stores no turn gives back what it has
+    counted and reserved.
     """
 
     async def admit(submission: Submission) -> None:
@@ -42,18 +36,14 @@ def limit_features(limiter: Limiter) -> LimitFeatures:
     def has_limits(submission: Submission) -> bool:
         return limiter.has_limits(submission.principal)
 
-    return LimitFeatures(Feature(has_limits, admit), Feature(has("admission"), reserve))
+    return Feature(admit, has_limits), Feature(reserve, has("admission"))
 
 
-class QueueFeatures(NamedTuple):
-    """The two steps of the queue: refuse a turn if the queue is full, and add its position to its entry."""
+def queue_features(queue: TurnQueue) -> Features:
+    """Returns the steps of the queue: `admit` refuses a turn if it is full, `amend` adds its position to its entry.
 
-    admit: Feature[Submission]
-    amend: Feature[Submission]
-
-
-def queue_features(queue: TurnQueue) -> QueueFeatures:
-    """Returns the steps. A batch itself needs no slot and is not counted."""
+    A batch itself needs no slot and is not counted.
+    """
 
     async def admit(submission: Submission) -> None:
         if isinstance(submission, TurnSubmission):
@@ -65,18 +55,11 @@ def queue_features(queue: TurnQueue) -> QueueFeatures:
             submission.entry = msgspec.structs.replace(submission.entry, queue_position=position)
             submission.response_headers.append(lambda _: {"tailrace-queue-position": str(position)})
 
-    return QueueFeatures(Feature(always, admit), Feature(always, amend))
+    return Feature(admit), Feature(amend)
 
 
-class LogShareFeatures(NamedTuple):
-    """The two steps of the share of the log: refuse a turn above it, and count the stored entry."""
-
-    admit: Feature[Submission]
-    stored: Feature[Submission]
-
-
-def log_share_features(share: StorageShare) -> LogShareFeatures:
-    """Returns the steps, which count the bytes of every request.
+def log_share_features(share: StorageShare) -> Features:
+    """Returns the steps of the share of the log: `admit` refuses a turn above it, `stored` counts the entry's bytes.
 
     An entry may be larger than its body: it has the conversation before it.
     """
@@ -87,4 +70,4 @@ def log_share_features(share: StorageShare) -> LogShareFeatures:
     async def count_stored(submission: Submission) -> None:
         share.add(submission.principal.tenant, max(len(submission.raw), submission.entry_bytes))
 
-    return LogShareFeatures(Feature(always, admit), Feature(always, count_stored))
+    return Feature(admit), Feature(count_stored)

@@ -15,4 +15,4 @@ def schema_feature(checker: SchemaChecker) -> Feature[Submission]:
             require_small_schema(schema)
             await checker.check_schema(schema, submission.principal.tenant)
 
-    return Feature(has("entry.options"), check)
+    return Feature(check, has("entry.options"))

@@ -25,7 +25,7 @@ def deleted_parent_feature(log: TurnLog, history: HistoryClient, deleter: Delete
                 raise
         raise Refused("parent_not_found", DELETED)
 
-    return Feature(has("entry.parent"), check)
+    return Feature(check, has("entry.parent"))
 
 
 async def is_deleted(log: TurnLog, history: HistoryClient, parent: TurnKey) -> bool:

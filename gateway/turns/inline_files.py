@@ -47,7 +47,7 @@ class UploadedFiles:
 
     def feature(self) -> Feature[Submission]:
         """Returns the submit feature that inlines the files of a turn."""
-        return Feature(_has_files, self._inline)
+        return Feature(self._inline, _has_files)
 
     def reader(self, tenant: Tenant, holder: AsyncExitStack) -> "FileReader":
         """Returns the reader for one request. Memory for large files is reserved until `holder` is closed."""

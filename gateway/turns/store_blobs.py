@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from tailrace.gateway.http.read_body import VALUES_MAX, count_values
 from tailrace.gateway.limits.limiter import Admission
 from tailrace.gateway.limits.storage_share import StorageShare
-from tailrace.gateway.turns.submission import Feature, Submission, always
+from tailrace.gateway.turns.submission import Feature, Submission
 from tailrace.proto import blobs, entries
 from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
 from tailrace.proto.nats import BlobPins, BlobStore
@@ -38,7 +38,7 @@ class RequestBlobs:
 
     def feature(self) -> Feature[Submission]:
         """Returns the step that replaces the long strings of a turn's entry by references."""
-        return Feature(always, self._replace_long_strings)
+        return Feature(self._replace_long_strings)
 
     async def _replace_long_strings(self, submission: Submission) -> None:
         entry = submission.entry

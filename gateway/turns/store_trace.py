@@ -15,7 +15,7 @@ def trace_feature() -> Feature[Submission]:
     async def store(submission: Submission) -> None:
         submission.entry = with_trace(submission.turn, submission.entry)
 
-    return Feature(lambda _: tracing.is_on(), store)
+    return Feature(store, lambda _: tracing.is_on())
 
 
 def with_trace(key: TurnKey, entry: Request) -> Request:

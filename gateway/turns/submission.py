@@ -62,23 +62,18 @@ S_contra = TypeVar("S_contra", bound=Submission, contravariant=True)
 
 
 class Feature(NamedTuple, Generic[S_contra]):
-    """A step of an optional feature. `run` is called if `needs(submission)`."""
+    """A step of an optional feature, which runs for each submission that needs it."""
 
-    needs: Callable[[S_contra], bool]
-    """Usually `has`: a submission without the feature costs one attribute test."""
     run: Callable[[S_contra], Awaitable[None]]
     """May raise Refused, LogError."""
+    needs: Callable[[S_contra], bool] | None = None
+    """Usually `has`: a submission without the feature costs one attribute test. None: every submission needs it."""
 
 
 def has(attribute: str) -> Callable[[Submission], bool]:
     """Returns the `needs` of a feature that runs if the attribute, such as `entry.parent`, is not None."""
     get = attrgetter(attribute)
     return lambda submission: get(submission) is not None
-
-
-def always(_: Submission) -> bool:
-    """Returns True: the `needs` of a feature that runs for every submission."""
-    return True
 
 
 class SubmitFeatures(NamedTuple):
@@ -97,5 +92,5 @@ class SubmitFeatures(NamedTuple):
 async def run_features(features: Iterable[Feature[S]], submission: S) -> None:
     """Runs those of `features` that `submission` needs, in order."""
     for feature in features:
-        if feature.needs(submission):
+        if feature.needs is None or feature.needs(submission):
             await feature.run(submission)

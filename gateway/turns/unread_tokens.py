@@ -37,7 +37,7 @@ class UnreadTokens:
         async def begin(submission: Submission) -> None:
             self._presence.group.create_task(self._watch(submission.turn, submission.entry.model))
 
-        return Feature(lambda submission: submission.entry.batch is None, begin)
+        return Feature(begin, lambda submission: submission.entry.batch is None)
 
     async def _watch(self, key: TurnKey, model: str) -> None:
         """Looks for readers until the turn has ended or left the log; then counts.

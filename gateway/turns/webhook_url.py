@@ -12,7 +12,7 @@ def webhook_feature(settings: Settings) -> Feature[TurnSubmission]:
     async def check(submission: TurnSubmission) -> None:
         check_webhook(submission.new_turn.webhook, settings)
 
-    return Feature(has("new_turn.webhook"), check)
+    return Feature(check, has("new_turn.webhook"))
 
 
 def check_webhook(url: str | None, settings: Settings) -> None:

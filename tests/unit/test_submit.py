@@ -114,7 +114,7 @@ class Recorder:
             if moment == "admit":
                 submission.cleanup.callback(self.moments.append, "cleanup")
 
-        return Feature(has("new_turn.webhook"), run)
+        return Feature(run, has("new_turn.webhook"))
 
 
 async def test_features_run_at_their_moments() -> None:
