@@ -17,6 +17,7 @@ from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.auto_idempotency import is_chosen
 from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.submission import TurnSubmission
 from tailrace.gateway.turns.submit import (
     StoredTurn,
     TurnSubmitter,
@@ -61,17 +62,16 @@ class Responder:
         of `new_turn` that are not in `raw`.
         A POST with a cursor starts no turn: the turn is the one of the cursor. Raises Refused, LogError.
         """
-        key, cursor = idempotency_key_of(request) or idempotency_key, cursor_of_post(request)
-        return await self._submitter.submit(
+        submission = TurnSubmission(
             request.principal,
-            new_turn,
             raw,
-            key,
+            idempotency_key_of(request) or idempotency_key,
             request.response_headers,
-            cursor,
+            new_turn=new_turn,
             is_followed=is_followed,
             added_bytes=added_bytes,
         )
+        return await self._submitter.submit(submission, cursor_of_post(request))
 
     async def submit_for_stream(
         self,

@@ -12,15 +12,13 @@ import structlog
 from starlette.requests import Request
 
 from tailrace.gateway import metrics
-from tailrace.gateway.auth.api_request import HeaderSource
-from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.stream_context import draining_error
 from tailrace.gateway.turns.conversation import Conversations
-from tailrace.gateway.turns.request_body import NewTurn, build_entry, check
+from tailrace.gateway.turns.request_body import build_entry, check
 from tailrace.gateway.turns.submission import (
     Submission,
     SubmitFeatures,
@@ -92,36 +90,13 @@ class TurnSubmitter:
         self._draining = draining
         self._features = features
 
-    async def submit(
-        self,
-        principal: Principal,
-        new_turn: NewTurn,
-        raw: bytes,
-        idempotency_key: str | None = None,
-        response_headers: list[HeaderSource] | None = None,
-        cursor: Seq | None = None,
-        *,
-        is_followed: bool = False,
-        added_bytes: int = 0,
-    ) -> StoredTurn:
-        """Stores `new_turn`. Returns the turn and its request entry; for a repeated POST, those of the first POST.
+    async def submit(self, submission: TurnSubmission, cursor: Seq | None = None) -> StoredTurn:
+        """Stores the new turn. Returns the turn and its request entry; for a repeated POST, those of the first POST.
 
-        `raw` is the request body; a repeated POST must have the same one. `response_headers` receives the headers that
-        features add to the response. With `cursor`, nothing is stored: the turn is the one that has this entry.
-        `is_followed`: subscribe before the append, because the response follows the turn. `added_bytes` are those of
-        `new_turn` that are not in `raw`. Raises Refused, LogError.
+        With `cursor`, nothing is stored: the turn is the one that has this entry. Raises Refused, LogError.
         """
-        submission = TurnSubmission(
-            principal,
-            raw,
-            idempotency_key,
-            [] if response_headers is None else response_headers,
-            new_turn=new_turn,
-            is_followed=is_followed,
-            added_bytes=added_bytes,
-        )
         await run_features(self._features.prepare, submission)
-        await convert_body(len(raw) + submission.added_bytes, check, submission.new_turn)
+        await convert_body(len(submission.raw) + submission.added_bytes, check, submission.new_turn)
         return await (self.store(submission, self._build) if cursor is None else self._resume(submission, cursor))
 
     async def store(self, submission: S, build: Callable[[S], Awaitable[entries.Request]]) -> StoredTurn:

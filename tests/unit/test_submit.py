@@ -1,12 +1,14 @@
 """Turn submission against a log and claims in memory: features, repeated POSTs and refusals."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from tailrace.gateway.auth.authenticate import LOCAL
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.models.offer import Offer
@@ -14,8 +16,8 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.fanout import FanOut
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.submission import Feature, Submission, SubmitFeatures, has
-from tailrace.gateway.turns.submit import UNCLEAR, TurnSubmitter
+from tailrace.gateway.turns.submission import Feature, Submission, SubmitFeatures, TurnSubmission, has
+from tailrace.gateway.turns.submit import UNCLEAR, StoredTurn, TurnSubmitter
 from tailrace.proto import entries
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
@@ -73,9 +75,9 @@ class Memory:
         return Offer()
 
 
-def submitter(
+def submit_to(
     memory: Memory, features: SubmitFeatures | None = None, *, is_full: bool = False, is_draining: bool = False
-) -> TurnSubmitter:
+) -> Callable[..., Coroutine[Any, Any, StoredTurn]]:
     draining = Flag()
     if is_draining:
         draining.set()
@@ -83,7 +85,7 @@ def submitter(
     fullness = LogFullness(cast("Any", None), full_at=0.9)
     fullness.log = StreamSize(int(is_full), 1)
     conversations = Conversations(service, service)
-    return TurnSubmitter(
+    submitter = TurnSubmitter(
         service,
         service,
         service,
@@ -95,6 +97,19 @@ def submitter(
         features or SubmitFeatures(),
         FanOut(service, cast("Any", None), linger_s=1, heartbeat_s=1).expect,
     )
+
+    async def submit(
+        who: Principal,
+        new_turn: NewTurn,
+        raw: bytes,
+        key: str | None = None,
+        cursor: Seq | None = None,
+        added_bytes: int = 0,
+    ) -> StoredTurn:
+        submission = TurnSubmission(who, raw, key, new_turn=new_turn, added_bytes=added_bytes)
+        return await submitter.submit(submission, cursor)
+
+    return submit
 
 
 class Recorder:
@@ -120,7 +135,7 @@ class Recorder:
 async def test_features_run_at_their_moments() -> None:
     """In the order of a submission, and only for a turn that needs them."""
     memory, recorder = Memory(), Recorder()
-    submit = submitter(memory, recorder.features()).submit
+    submit = submit_to(memory, recorder.features())
     await submit(LOCAL, HELLO, b"{}")
     assert recorder.moments == []
     await submit(LOCAL, NewTurn(message="hello", webhook="https://hooks.example"), b"{}")
@@ -132,7 +147,7 @@ async def test_features_run_at_their_moments() -> None:
 async def test_other_tasks_run_while_many_messages_are_checked(raw_bytes: int, added_bytes: int) -> None:
     """Also if the body is small, and names messages that the gateway inserts."""
     new_turn, raw = NewTurn(messages=[Message("user", "hello")] * 20_000), b"x" * raw_bytes
-    submit = submitter(Memory(), is_draining=True).submit
+    submit = submit_to(Memory(), is_draining=True)
     checking, runs = asyncio.create_task(submit(LOCAL, new_turn, raw, added_bytes=added_bytes)), 0
     while not checking.done():
         runs += 1
@@ -161,7 +176,7 @@ async def test_a_post_with_a_cursor_resumes_its_turn_or_is_refused(
 ) -> None:
     """It never starts a turn."""
     memory = Memory()
-    submit = submitter(memory).submit
+    submit = submit_to(memory)
     first = await submit(LOCAL, HELLO, b"{}", "key")
     await submit(LOCAL, HELLO, b"{}", "other turn")
     if is_resumed:
@@ -177,7 +192,7 @@ async def test_a_post_with_a_cursor_resumes_its_turn_or_is_refused(
 async def test_the_key_of_a_deleted_turn_starts_a_new_turn_once() -> None:
     """Under the old id, its usage and its webhook would count as repetitions of those of the deleted turn."""
     memory = Memory()
-    submit = submitter(memory).submit
+    submit = submit_to(memory)
     turns = []
     for _ in range(3):
         key, entry = await submit(LOCAL, HELLO, b"{}", "key")
@@ -196,10 +211,10 @@ async def test_of_two_posts_with_the_key_of_a_deleted_turn_the_second_gets_the_t
 ) -> None:
     """Also if the first gateway dies after its claim."""
     memory = Memory()
-    deleted, _ = await submitter(memory).submit(LOCAL, HELLO, b"{}", "key")
+    deleted, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     memory.delete(deleted)
     stale = memory.claims.copy()
-    first, _ = await submitter(memory).submit(LOCAL, HELLO, b"{}", "key")
+    first, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     if not is_stored:
         del memory.stored[first]
 
@@ -208,7 +223,7 @@ async def test_of_two_posts_with_the_key_of_a_deleted_turn_the_second_gets_the_t
         return stale[key]
 
     memory.claim = claim  # type: ignore[method-assign]
-    second, entry = await submitter(memory).submit(LOCAL, HELLO, b"{}", "key")
+    second, entry = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     assert (second, entry.submission is None) == (first, is_stored)
 
 
@@ -217,7 +232,7 @@ async def test_the_entries_of_concurrent_posts_with_one_key_differ() -> None:
     memory = Memory()
     names = []
     for _ in range(3):
-        key, entry = await submitter(memory).submit(LOCAL, HELLO, b"{}", "key")
+        key, entry = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
         names.append(entry.submission)
         del memory.stored[key]
     assert names[0] is None
@@ -227,7 +242,7 @@ async def test_the_entries_of_concurrent_posts_with_one_key_differ() -> None:
 async def test_a_claim_that_expires_during_the_submission_does_not_name_its_turn() -> None:
     """A later POST with the key would find no turn under the new claim's id, and store a second one."""
     memory = Memory()
-    first, _ = await submitter(memory).submit(LOCAL, HELLO, b"{}", "key")
+    first, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     del memory.stored[first]
 
     async def claim(_: Tenant, key: str, own: Claim) -> Claim:
@@ -235,7 +250,7 @@ async def test_a_claim_that_expires_during_the_submission_does_not_name_its_turn
         return own
 
     memory.claim = claim  # type: ignore[method-assign]
-    second, _ = await submitter(memory).submit(LOCAL, HELLO, b"{}", "key")
+    second, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     assert (second.turn, second != first) == (memory.claims["key"].turn, True)
 
 
@@ -253,7 +268,7 @@ async def test_an_unclear_append_keeps_reservations(error: BaseException, *, may
     memory, recorder = Memory(), Recorder()
     memory.error = error
     with pytest.raises((LogUnavailable, LogFull, asyncio.CancelledError)):
-        await submitter(memory, recorder.features()).submit(
+        await submit_to(memory, recorder.features())(
             LOCAL, NewTurn(message="hello", webhook="https://hooks.example"), b"{}"
         )
     assert recorder.moments == ["prepare", "admit", "amend", "cleanup"]
@@ -266,7 +281,7 @@ async def test_only_with_a_key_a_client_may_repeat_a_post_after_an_unclear_appen
     memory = Memory()
     memory.error = LogUnavailable("away")
     with pytest.raises(LogUnavailable) as unclear:
-        await submitter(memory).submit(LOCAL, HELLO, b"{}", key)
+        await submit_to(memory)(LOCAL, HELLO, b"{}", key)
     assert (str(unclear.value), unclear.value.may_repeat) == (UNCLEAR, key is not None)
 
 
@@ -274,7 +289,7 @@ async def test_a_full_log_and_a_draining_gateway_store_nothing() -> None:
     """A draining gateway claims no key either."""
     memory = Memory()
     with pytest.raises(LogFull):
-        await submitter(memory, is_full=True).submit(LOCAL, HELLO, b"{}")
+        await submit_to(memory, is_full=True)(LOCAL, HELLO, b"{}")
     with pytest.raises(Refused) as refused:
-        await submitter(memory, is_draining=True).submit(LOCAL, HELLO, b"{}", "key")
+        await submit_to(memory, is_draining=True)(LOCAL, HELLO, b"{}", "key")
     assert (refused.value.code, memory.stored, memory.claims) == ("draining", {}, {})
