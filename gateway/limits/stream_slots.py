@@ -27,18 +27,32 @@ RETRY_AFTER_S = 2.0
 STREAMS = "streams"
 
 
+class StreamSlots:
+    """The streams of this gateway, whose slots are renewed."""
+
+    def __init__(self, limiter: Limiter, readers: ReaderCounts) -> None:
+        self.limiter = limiter
+        self.readers = readers
+        self.open: set[StreamPermit] = set()
+        """The permits that hold slots."""
+
+    async def renew_periodically(self) -> None:
+        """Renews the slots of all open streams until it is cancelled."""
+        await keep_renewed(lambda: self.open, RENEW_INTERVAL_S)
+
+
 class StreamPermit:
     """The permission for one stream: a count among this gateway's readers, and a slot of each owner that has a limit.
 
     Each step is done once, so that a POST can reserve before its turn is submitted what its stream uses afterwards.
     """
 
-    def __init__(self, slots: "StreamSlots", principal: Principal, address: str) -> None:
+    def __init__(self, streams: StreamSlots, principal: Principal, address: str) -> None:
         self.principal = principal
         self.holder = new_id()
-        self.slots: list[Slot] = []
-        self._all = slots
+        self._streams = streams
         self._address = address
+        self._slots: list[Slot] = []
         self._counted: Groups | None = None
         self._is_acquired = False
 
@@ -47,24 +61,73 @@ class StreamPermit:
         if self._counted is None:
             # A proxy has one address for all its users. A credential says whose reader it is, so its tenant is counted.
             address = self._address if self.principal.key is None else None
-            self._counted = self._all.readers.add(self.principal.tenant, address)
+            self._counted = self._streams.readers.add(self.principal.tenant, address)
 
     async def acquire(self) -> None:
-        """Acquires the slots over all gateways. Raises Refused if all are taken."""
-        if not self._is_acquired:
-            await self._all.acquire(self)
-            self._is_acquired = True
+        """Acquires the slots over all gateways, which are renewed until `release`. Raises Refused if all are taken."""
+        if self._is_acquired:
+            return
+        limiter = self._streams.limiter
+        owners = limiter.owners(self.principal) if limiter.has_limits(self.principal) else ()
+        try:
+            for owner in owners:
+                await self._acquire_of(owner)
+        except Refused:
+            await self._release_slots()
+            raise
+        except LogUnavailable as error:
+            logger.debug("stream not counted", error=str(error))
+        if self._slots:
+            self._streams.open.add(self)
+        self._is_acquired = True
 
-    async def renew(self) -> None:
-        await self._all.renew(self)
+    async def _acquire_of(self, owner: Owner) -> None:
+        most = owner.limits.streams
+        if most is None:
+            return
+        slot = await self._streams.limiter.slots.acquire(
+            owner.tenant, owner.name, STREAMS, most, self.holder, life_s=SLOT_LIFE_S
+        )
+        if slot is None:
+            raise Refused(
+                "too_many_streams",
+                f"This {owner.noun} has {most} open streams, its limit; close one.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._slots.append(slot)
 
     async def release(self) -> None:
         """Stops counting the reader and releases its slots. May be called twice."""
         self._is_acquired = False
         counted, self._counted = self._counted, None
         if counted is not None:
-            self._all.readers.remove(counted)
-        await self._all.release(self)
+            self._streams.readers.remove(counted)
+        await self._release_slots()
+
+    async def _release_slots(self) -> None:
+        self._streams.open.discard(self)
+        # Before freeing: a concurrent renewal sees that the slot is gone from the lease and frees the new one.
+        slots, self._slots = self._slots, []
+        # A slot that cannot be freed expires.
+        with suppress(LogError):
+            for slot in slots:
+                await self._streams.limiter.slots.release(slot.seq)
+
+    async def renew(self) -> None:
+        """Renews the slots of a stream for SLOT_LIFE_S seconds. Changes nothing while NATS is unreachable."""
+        slots = self._streams.limiter.slots
+        with suppress(LogError):
+            for slot in tuple(self._slots):
+                newer = await slots.renew(slot, self.holder, SLOT_LIFE_S)
+                if slot not in self._slots:
+                    # The stream was closed meanwhile.
+                    if newer is not None:
+                        await slots.release(newer.seq)
+                    continue
+                self._slots.remove(slot)
+                # The stream stays open even if its slot expired while NATS was unreachable.
+                if newer is not None:
+                    self._slots.append(newer)
 
     @asynccontextmanager
     async def reserve(self) -> AsyncIterator[None]:
@@ -76,73 +139,3 @@ class StreamPermit:
         except BaseException:
             await self.release()
             raise
-
-
-class StreamSlots:
-    """Counts the streams of this gateway."""
-
-    def __init__(self, limiter: Limiter, readers: ReaderCounts) -> None:
-        self.readers = readers
-        self._limiter = limiter
-        self._open: set[StreamPermit] = set()
-
-    def permit(self, principal: Principal, address: str) -> StreamPermit:
-        return StreamPermit(self, principal, address)
-
-    async def renew_periodically(self) -> None:
-        """Renews the slots of all open streams until it is cancelled."""
-        await keep_renewed(lambda: self._open, RENEW_INTERVAL_S)
-
-    async def acquire(self, permit: StreamPermit) -> None:
-        """Acquires the slots of `permit`, which are renewed until it is released. Raises Refused."""
-        if not self._limiter.has_limits(permit.principal):
-            return
-        try:
-            for owner in self._limiter.owners(permit.principal):
-                await self._acquire_of(owner, permit)
-        except Refused:
-            await self.release(permit)
-            raise
-        except LogUnavailable as error:
-            logger.debug("stream not counted", error=str(error))
-        if permit.slots:
-            self._open.add(permit)
-
-    async def _acquire_of(self, owner: Owner, permit: StreamPermit) -> None:
-        most = owner.limits.streams
-        if most is None:
-            return
-        slot = await self._limiter.slots.acquire(
-            owner.tenant, owner.name, STREAMS, most, permit.holder, life_s=SLOT_LIFE_S
-        )
-        if slot is None:
-            raise Refused(
-                "too_many_streams",
-                f"This {owner.noun} has {most} open streams, its limit; close one.",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        permit.slots.append(slot)
-
-    async def release(self, permit: StreamPermit) -> None:
-        self._open.discard(permit)
-        # Before freeing: a concurrent renewal sees that the slot is gone from the lease and frees the new one.
-        slots, permit.slots = permit.slots, []
-        # A slot that cannot be freed expires.
-        with suppress(LogError):
-            for slot in slots:
-                await self._limiter.slots.release(slot.seq)
-
-    async def renew(self, permit: StreamPermit) -> None:
-        """Renews the slots of a stream for SLOT_LIFE_S seconds. Changes nothing while NATS is unreachable."""
-        with suppress(LogError):
-            for slot in tuple(permit.slots):
-                newer = await self._limiter.slots.renew(slot, permit.holder, SLOT_LIFE_S)
-                if slot not in permit.slots:
-                    # The stream was closed meanwhile.
-                    if newer is not None:
-                        await self._limiter.slots.release(newer.seq)
-                    continue
-                permit.slots.remove(slot)
-                # The stream stays open even if its slot expired while NATS was unreachable.
-                if newer is not None:
-                    permit.slots.append(newer)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.limits.stream_slots import StreamPermit
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
@@ -33,7 +34,7 @@ class StreamAccess:
         self.accept = accept
         self.requested_at = time.monotonic()
         address = request.client.host if request.client is not None else ""
-        self.permit = streams.slots.permit(request.principal, address)
+        self.permit = StreamPermit(streams.slots, request.principal, address)
 
     def watch(self) -> AbstractContextManager[Flag]:
         """Yields a flag that is set when the credential has expired or was revoked."""

@@ -12,7 +12,7 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.limits import stream_slots
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
-from tailrace.gateway.limits.stream_slots import StreamSlots
+from tailrace.gateway.limits.stream_slots import StreamPermit, StreamSlots
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.limits import Limits
@@ -130,7 +130,7 @@ async def test_a_stream_that_ends_during_a_renewal_releases_all_its_slots(
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), one, one)
     streams, principal = StreamSlots(limiter, ReaderCounts(ReaderLimits(9, 9, 9))), Principal(tenant)
     renewing = asyncio.create_task(streams.renew_periodically())
-    permit = streams.permit(principal, "127.0.0.1")
+    permit = StreamPermit(streams, principal, "127.0.0.1")
     await permit.acquire()
     await slots.is_renewed.wait()
     await permit.release()
@@ -151,7 +151,7 @@ async def test_a_slow_renewal_does_not_delay_those_of_other_streams(
     slots = SlowSlots(connection)
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), Limits(streams=9), Limits())
     streams = StreamSlots(limiter, ReaderCounts(ReaderLimits(9, 9, 9)))
-    permits = [streams.permit(Principal(tenant), "127.0.0.1") for _ in range(3)]
+    permits = [StreamPermit(streams, Principal(tenant), "127.0.0.1") for _ in range(3)]
     for permit in permits:
         await permit.acquire()
     renewing = asyncio.create_task(streams.renew_periodically())

@@ -15,7 +15,7 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.http.deferred_response import send_deferred
 from tailrace.gateway.limits.reader_counts import ReaderCounts, ReaderLimits
-from tailrace.gateway.limits.stream_slots import StreamSlots
+from tailrace.gateway.limits.stream_slots import StreamPermit, StreamSlots
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream
@@ -121,7 +121,7 @@ async def client(log: MemoryLog, **given: Any) -> AsyncIterator[Client]:
         made = Client(log, group, settings)
         yield made
         # The permit is released, so that the only reader may enter again.
-        made.slots.permit(Principal(LOCAL.tenant), "127.0.0.1").enter()
+        StreamPermit(made.slots, Principal(LOCAL.tenant), "127.0.0.1").enter()
         made.fan_out.close()
 
 
