@@ -5,7 +5,7 @@ losing one, and accounts for what it used.
 """
 
 import asyncio
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 import structlog
 
@@ -25,6 +25,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.models import sum_costs
 from tailrace.proto.nats import Hedge, HedgeRpc, TurnLog
 from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import NANO_USD_PER_USD, CallUsage
 
@@ -70,10 +71,8 @@ class Hedging:
 
     async def wait_until_late(self, has_token: asyncio.Event, key: TurnKey, turn: Turn, lease: str) -> bool:
         """Waits for the first token; if it is late, asks for a second call. Returns whether one is made."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._after_s):
-                await has_token.wait()
-                return False
+        if await is_set_within(has_token, self._after_s):
+            return False
         is_taken = await self._hedges.request(Hedge(key.tenant, key.turn, turn.chain.last, lease))
         logger.info("first token late", is_hedged=is_taken)
         if not is_taken:

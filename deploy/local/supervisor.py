@@ -10,7 +10,6 @@ import time
 from asyncio import Event, Future, TaskGroup
 from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from itertools import groupby
 from signal import SIGKILL, SIGTERM, Signals
 
@@ -20,7 +19,7 @@ from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.readiness import HealthCheck
 from tailrace.deploy.local.spawn import describe, signal_group, spawn
 from tailrace.proto.exit_status import EXIT_USAGE
-from tailrace.proto.runtime.race import run_until
+from tailrace.proto.runtime.race import is_set_within, run_until
 
 DELAY_S_MIN = 0.1
 DELAY_S_MAX = 5.0
@@ -101,9 +100,7 @@ class Child:
                 return
             delay_s = next_delay_s(delay_s, time.monotonic() - started_s)
             self.console.log(f"{name} {how}; next start in {delay_s:g} s")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(delay_s):
-                    await self.stopping.wait()
+            await is_set_within(self.stopping, delay_s)
 
     async def run_once(self, *, is_restart: bool) -> int:
         """Runs the process from its start to its last line; returns its status."""

@@ -19,6 +19,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Tenant
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore, RecordChange
 from tailrace.proto.runtime.flag import Flag
+from tailrace.proto.runtime.race import is_set_within
 
 POLL_INTERVAL_S = 1.0
 
@@ -100,9 +101,7 @@ class ApiKeyCache:
         must_reload = False
         try:
             while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_INTERVAL_S):
-                        await reconnected.wait()
+                await is_set_within(reconnected, POLL_INTERVAL_S)
                 must_reload |= reconnected.is_set()
                 # Clear before polling: polling fails at once while NATS is away, and this loop would never yield.
                 reconnected.clear()

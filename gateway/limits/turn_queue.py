@@ -7,7 +7,6 @@ submitted or wait, and otherwise every few seconds, for the metrics.
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -21,6 +20,7 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.leases import consumer_backlog, oldest_request_at
 from tailrace.proto.runtime.clock import age_s
+from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import GENERATORS
 
 logger = structlog.get_logger()
@@ -103,9 +103,7 @@ class TurnQueue:
         """Refreshes the estimate until it is cancelled."""
         while True:
             if self._state is None or self._state.is_empty:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(REFRESH_IDLE_EVERY_S):
-                        await self._has_submission.wait()
+                await is_set_within(self._has_submission, REFRESH_IDLE_EVERY_S)
             self._has_submission.clear()
             await self._refresh()
             await asyncio.sleep(REFRESH_EVERY_S)

@@ -13,7 +13,7 @@ SINCE. A turn that is not listed needs no more events if its last entry is at SI
 import asyncio
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import msgspec
@@ -36,6 +36,7 @@ from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.proto.errors import CursorUnknown, LogError, Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId
 from tailrace.proto.records import GetSession, ListTurnsSince
+from tailrace.proto.runtime.race import run_until
 from tailrace.proto.subjects import TurnKey
 
 FOLLOWED_MAX = 64
@@ -145,7 +146,7 @@ class SessionStream(StreamedResponse):
         loop = asyncio.get_running_loop()
         heartbeat_at = loop.time() + heartbeat_s
         while not any(task.done() and task.exception() is not None for task in self._following.values()):
-            await _wait_for_first(news, self._following.values(), max(0, heartbeat_at - loop.time()))
+            await run_until(news.wait(), *self._following.values(), timeout_s=max(0, heartbeat_at - loop.time()))
             was_full = len(self._following) >= FOLLOWED_MAX
             for turn in [turn for turn, task in self._following.items() if task.done() and task.exception() is None]:
                 del self._following[turn]
@@ -276,15 +277,6 @@ class SessionStream(StreamedResponse):
         for task in self._following.values():
             task.cancel()
         await asyncio.gather(*self._following.values(), return_exceptions=True)
-
-
-async def _wait_for_first(news: asyncio.Event, tasks: Iterable[asyncio.Task[None]], timeout_s: float) -> None:
-    """Waits until `news` is set or one of `tasks` ends, at most `timeout_s`."""
-    waiting = asyncio.create_task(news.wait())
-    try:
-        await asyncio.wait((waiting, *tasks), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
 
 
 def _with_turn(turn: TurnId, data: bytes) -> bytes:
