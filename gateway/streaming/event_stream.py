@@ -23,7 +23,7 @@ from tailrace.gateway.streaming.pacing import Pace
 from tailrace.gateway.streaming.reader_history import Reader
 from tailrace.gateway.streaming.response import Cause, Interruptions, StreamedResponse, TurnFailed, body
 from tailrace.gateway.streaming.stream_access import StreamAccess
-from tailrace.gateway.streaming.stream_span import stream_span, turn_traceparent
+from tailrace.gateway.streaming.stream_span import stream_span
 from tailrace.gateway.streaming.stream_timings import StreamTimings
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import End, Event, Failure
@@ -88,10 +88,9 @@ class EventStream(StreamedResponse):
         )
         self._access = access
         self._streams = access.streams
-        self._look_up = start if callable(start) else None
-        self._start = None if callable(start) else start if isinstance(start, Start) else Start(start)
+        self._start = Start(start) if isinstance(start, TurnKey) else start
         self._dialect = dialect
-        if self._start is not None:
+        if isinstance(self._start, Start):
             self._apply(self._start)
         self._cursor = cursor
         self._snapshot = snapshot
@@ -174,12 +173,9 @@ class EventStream(StreamedResponse):
                 if method == "HEAD":
                     await self._send_empty(send, 200)
                     return
-                traceparent = await turn_traceparent(self._streams.log, feed)
-                with (
-                    stream_span(start.key, self._dialect.name, self._cursor, traceparent),
-                    self._streams.readers.record_stream(feed, self._dialect.name, self._cursor) as reader,
-                ):
-                    reconnect_window_s = await self._serve(feed, start, reader, interruptions, send)
+                async with stream_span(self._streams.log, feed, self._dialect.name, self._cursor):
+                    with self._streams.readers.record_stream(feed, self._dialect.name, self._cursor) as reader:
+                        reconnect_window_s = await self._serve(feed, start, reader, interruptions, send)
         except (TurnUnknown, CursorUnknown):
             await self._send_record(start, send)
             return
@@ -235,10 +231,9 @@ class EventStream(StreamedResponse):
         return 0.0 if cause == "expired" else None
 
     async def _find_start(self) -> Start:
-        if self._look_up is None:
-            assert self._start is not None  # noqa: S101
+        if isinstance(self._start, Start):
             return self._start
-        start = await self._look_up()
+        start = await self._start()
         self._apply(start)
         return start
 
