@@ -40,10 +40,10 @@ class UploadedFiles:
     def __init__(
         self, history: HistoryClient, blob_store: BlobStore, large_bodies: LargeBodies, bytes_max: int
     ) -> None:
-        self._history = history
-        self._blob_store = blob_store
-        self._large_bodies = large_bodies
-        self._bytes_max = bytes_max
+        self.history = history
+        self.blob_store = blob_store
+        self.large_bodies = large_bodies
+        self.bytes_max = bytes_max
 
     def feature(self) -> Feature[Submission]:
         """Returns the submit feature that inlines the files of a turn."""
@@ -51,7 +51,7 @@ class UploadedFiles:
 
     def reader(self, tenant: Tenant, holder: AsyncExitStack) -> "FileReader":
         """Returns the reader for one request. Memory for large files is reserved until `holder` is closed."""
-        return FileReader(self._history, self._blob_store, self._large_bodies, self._bytes_max, tenant, holder)
+        return FileReader(self, tenant, holder)
 
     async def _inline(self, submission: Submission) -> None:
         assert isinstance(submission, TurnSubmission)  # noqa: S101  # by `_has_files`
@@ -63,21 +63,10 @@ class UploadedFiles:
 class FileReader:
     """Reads the files of one request, each once. Their total size is limited to `bytes_max`, the limit of a body."""
 
-    def __init__(
-        self,
-        history: HistoryClient,
-        blob_store: BlobStore,
-        large_bodies: LargeBodies,
-        bytes_max: int,
-        tenant: Tenant,
-        holder: AsyncExitStack,
-    ) -> None:
+    def __init__(self, files: UploadedFiles, tenant: Tenant, holder: AsyncExitStack) -> None:
         self.bytes = 0
         """The size of all contents so far. A file to which two blocks refer counts twice."""
-        self._history = history
-        self._blob_store = blob_store
-        self._large_bodies = large_bodies
-        self._bytes_max = bytes_max
+        self._files = files
         self._tenant = tenant
         self._holder = holder
         self._sources: dict[str, tuple[FileRecord, Block, int]] = {}
@@ -132,12 +121,12 @@ class FileReader:
         try:
             if not is_token(file):
                 raise not_found("file")
-            record = await self._history.ask(self._tenant, GetFile(file))
+            record = await self._files.history.ask(self._tenant, GetFile(file))
             # Checked before the file is read: as base64 it is a third larger.
             self._require_room(record.bytes)
             if record.bytes > SMALL_BYTES_MAX:
-                await self._large_bodies.reserve_copies(self._holder, self._tenant, record.bytes)
-            content = await self._blob_store.read(self._tenant, Blob(record.sha256, record.bytes))
+                await self._files.large_bodies.reserve_copies(self._holder, self._tenant, record.bytes)
+            content = await self._files.blob_store.read(self._tenant, Blob(record.sha256, record.bytes))
         except BlobUnknown as error:
             raise _unknown(file) from error
         except Refused as error:
@@ -157,10 +146,10 @@ class FileReader:
         self.bytes += size
 
     def _require_room(self, size: int) -> None:
-        if self.bytes + size > self._bytes_max:
+        if self.bytes + size > self._files.bytes_max:
             raise Refused(
                 "body_too_large",
-                f"the files have more than {self._bytes_max} bytes in total: send fewer or smaller ones",
+                f"the files have more than {self._files.bytes_max} bytes in total: send fewer or smaller ones",
             )
 
 

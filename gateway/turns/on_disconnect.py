@@ -40,7 +40,7 @@ class DisconnectPolicy:
         `reconnect_window_s`: the gateway closed the stream, and the reader has so many seconds to reconnect. The
         window of an earlier reader, which may be the same one, stays open.
         """
-        if self._presence.has_readers_here(key):
+        if self._presence.fan_out.has_readers(key):
             return
         open_until = asyncio.get_running_loop().time() + reconnect_window_s
         if (before := self._waiting.pop(key, None)) is not None:

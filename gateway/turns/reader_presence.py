@@ -21,10 +21,6 @@ class ReaderPresence(NamedTuple):
     group: asyncio.TaskGroup
     draining: Flag
 
-    def has_readers_here(self, key: TurnKey) -> bool:
-        """Returns whether this gateway has readers of the turn."""
-        return self.fan_out.has_readers(key)
-
     async def is_over(self, key: TurnKey) -> bool:
         """Returns whether the turn has ended or has left the log. Asks the log only if this gateway has read no end.
 

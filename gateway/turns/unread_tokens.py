@@ -47,7 +47,7 @@ class UnreadTokens:
         times, is_unread, wait_s = list[datetime](), list[bool](), FIRST_LOOK_S
         with suppress(LogError):
             while not await is_set_within(self._presence.draining, wait_s):
-                wait_s, has_readers = LOOK_EVERY_S, self._presence.has_readers_here(key)
+                wait_s, has_readers = LOOK_EVERY_S, self._presence.fan_out.has_readers(key)
                 if not has_readers:
                     if await self._presence.is_over(key):
                         break

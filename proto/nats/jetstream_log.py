@@ -96,20 +96,20 @@ class JetStreamLog:
         found = await self._leader.first(subjects.entries(key), seq)
         return found is not None and found.seq == seq
 
-    async def ask_for_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
-        """Asks the stream's leader for the turn of the tenant's entry at `seq`; None when the tenant has none there.
+    async def find_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
+        """Returns the turn of the tenant's entry at `seq`, or None if the tenant has no entry there.
 
-        None may be wrong: see LogServer.last_seq. Raises LogUnavailable.
+        None only when the stream's leader has said so twice. Raises LogUnavailable.
         """
-        found = await self._leader.first(subjects.entries_of_tenant(tenant), seq)
+        found = await ask_twice(partial(self._leader.first, subjects.entries_of_tenant(tenant), seq))
         return subjects.parse(found.subject)[0] if found is not None and found.seq == seq else None
 
-    async def ask_for_turn(self, turn: TurnId) -> TurnKey | None:
-        """Asks the stream's leader for the turn with this id, of any tenant; None if the log has none.
+    async def find_turn(self, turn: TurnId) -> TurnKey | None:
+        """Returns the turn with this id, of any tenant; None if the log has none.
 
-        None may be wrong: see LogServer.last_seq. Raises LogUnavailable.
+        None only when the stream's leader has said so twice. Raises LogUnavailable.
         """
-        found = await self._leader.last(subjects.requests(turn))
+        found = await ask_twice(partial(self._leader.last, subjects.requests(turn)))
         return subjects.parse(found.subject)[0] if found is not None else None
 
     async def count(self, key: TurnKey) -> Count:

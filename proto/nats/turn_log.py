@@ -9,12 +9,12 @@ from datetime import datetime
 
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import LogError, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import append, replay
 from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.jetstream_log import JetStreamLog
 from tailrace.proto.nats.log_server import BATCH, LiveFeed
-from tailrace.proto.nats.replay import ask_twice, require_turn
+from tailrace.proto.nats.replay import require_turn
 from tailrace.proto.subjects import TurnKey
 
 
@@ -81,20 +81,6 @@ class TurnLog(JetStreamLog):
         except TurnUnknown:
             return False
         return True
-
-    async def find_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
-        """Returns the turn of the tenant's entry at `seq`, or None if the tenant has no entry there.
-
-        None only when the stream's leader has said so twice. Raises LogUnavailable.
-        """
-        return await ask_twice(lambda: self.ask_for_turn_at(tenant, seq))
-
-    async def find_turn(self, turn: TurnId) -> TurnKey | None:
-        """Returns the turn with this id, of any tenant; None if the log has none.
-
-        None only when the stream's leader has said so twice. Raises LogUnavailable.
-        """
-        return await ask_twice(lambda: self.ask_for_turn(turn))
 
     async def has_end(self, key: TurnKey) -> bool:
         """Returns whether the turn's `end` is stored now: False also after a purge, or beyond the retention.

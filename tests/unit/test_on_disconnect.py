@@ -35,8 +35,7 @@ async def test_a_reader_that_leaves_does_not_close_the_window_of_another(
     async with asyncio.TaskGroup() as group:
         presence: Any = SimpleNamespace(
             draining=Flag(),
-            fan_out=SimpleNamespace(request_of=lambda _: request(on_disconnect="cancel")),
-            has_readers_here=lambda _: False,
+            fan_out=SimpleNamespace(request_of=lambda _: request(on_disconnect="cancel"), has_readers=lambda _: False),
             has_readers_anywhere=has_readers_anywhere,
             group=group,
             log=None,
