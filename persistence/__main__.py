@@ -88,7 +88,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
         turns,
         tombstones,
         deliveries,
-        store,
+        store.for_recorder(),
         unstored.divert,
         batch_max=settings.batch_max,
         retry_wait_s=settings.retry_wait_s,

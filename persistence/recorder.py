@@ -38,7 +38,7 @@ PAUSE_S_MAX = 0.1
 class Recorder:
     """Writes delivered turns to the store, except those that `divert` takes.
 
-    `failure` says why it cannot write; empty while it can.
+    `failure` says why it cannot write; empty while it can. `store` is that of `Store.for_recorder`.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Recorder:
                 turn = await self._read_turn(last)
                 if has_request and await self._is_orphan(key, turn):
                     # Release its blobs first; after the purge they are unknown.
-                    await self._store.release_blobs(key.tenant, blobs_of(turn), is_recorder=True)
+                    await self._store.release_blobs(key.tenant, blobs_of(turn))
                     await self._log.purge(key)
                     logger.info("turn purged: its parent was deleted", turn=key.turn)
                     return None

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from copy import copy
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -118,7 +119,6 @@ class Store:
     """The turns, sessions, projects and usage of all tenants.
 
     Methods with `since`: sessions and projects that were used after this time are active.
-    Methods with `is_recorder`: the write waits for at most one write of a tenant, as the recorder's own writes do.
     """
 
     def __init__(self, database: Database) -> None:
@@ -127,12 +127,19 @@ class Store:
         self._reads = FairSemaphore(database.reads_max)
         self._writes = FairSemaphore(1)
         self._searches = FairSemaphore(1)
+        self._is_recorder = False
         self.system = database.system
 
     @classmethod
     async def open(cls, where: Path | str, *, busy_timeout_s: float) -> Self:
         """Opens the SQLite file, or the PostgreSQL database of a URL. Call `migrate` before any other method."""
         return cls(await open_database(where, busy_timeout_s=busy_timeout_s))
+
+    def for_recorder(self) -> Self:
+        """Returns the same store, each of whose writes waits for at most one write of a tenant, see `_write`."""
+        recorder = copy(self)
+        recorder._is_recorder = True  # noqa: SLF001  # of this class
+        return recorder
 
     async def close(self) -> None:
         await self._database.close()
@@ -250,13 +257,13 @@ class Store:
             made = await writer.execute(self._sql["create_project"], columns)
             return made > 0
 
-    async def delete(self, tenant: Tenant, what: DeleteResource, *, is_recorder: bool = False) -> DeletedRows:
+    async def delete(self, tenant: Tenant, what: DeleteResource) -> DeletedRows:
         """Deletes the rows of the turns in `what.purged`, then what `what` names as far as it has no turns left.
 
         The usage of these turns stays in the totals of the tenant and project, because it was paid for.
         The blobs that these turns referred to are released: `BlobCollector` purges those without other references.
         """
-        async with self._write("" if is_recorder else tenant) as writer:
+        async with self._write(tenant) as writer:
             return await self._delete(writer, tenant, what)
 
     async def delete_old(self, tenant: Tenant, what: DeleteResource, before: datetime, first: Seq) -> bool:
@@ -285,9 +292,9 @@ class Store:
         self._database.note_deletion()
         return DeletedRows(gone["turns"], gone["sessions"], gone["projects"])
 
-    async def release_blobs(self, tenant: Tenant, blobs: str, *, is_recorder: bool = False) -> None:
+    async def release_blobs(self, tenant: Tenant, blobs: str) -> None:
         """Releases blobs whose turn has no row. `blobs` is a JSON list of SHA-256."""
-        async with self._write("" if is_recorder else tenant) as writer:
+        async with self._write(tenant) as writer:
             await writer.execute(self._sql["release_named_blobs"], {"tenant": tenant, "blobs": blobs})
 
     async def released_blobs(self, tenant: Tenant, after: str = "") -> list[str]:
@@ -355,12 +362,12 @@ class Store:
         rows = await self._read("every_unstored", tenant=after.tenant, turn=after.turn, limit=UNSTORED_MAX)
         return [TurnKey(row["tenant"], row["turn"]) for row in rows]
 
-    async def forget_unstored(self, turns: Sequence[TurnKey], *, is_recorder: bool = False) -> None:
-        """Removes the notes of turns that are erased, or have left the log.
+    async def forget_unstored(self, turns: Sequence[TurnKey]) -> None:
+        """Removes the notes of turns that are erased, or have left the log. Those of the recorder may be of any tenant.
 
-        The turns are of one tenant, unless `is_recorder` is true.
+        Otherwise they are of one tenant.
         """
-        async with self._write("" if is_recorder else turns[0].tenant) as writer:
+        async with self._write(turns[0].tenant) as writer:
             rows = [{"tenant": key.tenant, "turn": key.turn} for key in turns]
             await writer.executemany(self._sql["forget_unstored"], rows)
             self._database.note_deletion()
@@ -641,10 +648,10 @@ class Store:
     async def _write(self, tenant: str = "") -> AsyncIterator[Transaction]:
         """Runs the block in a transaction. Writes of tenants wait for each other, fairly by tenant.
 
-        The recorder has no `tenant`: it skips this queue and waits only for the transaction that runs. In the queue it
-        would fall behind: an ended turn with `store: false` needs three transactions.
+        The recorder, and a write without a `tenant`, skip this queue and wait only for the transaction that runs. In
+        the queue the recorder would fall behind: an ended turn with `store: false` needs three transactions.
         """
-        turn = self._writes.reserve(tenant=tenant) if tenant else nullcontext()
+        turn = self._writes.reserve(tenant=tenant) if tenant and not self._is_recorder else nullcontext()
         async with turn, self._database.transaction() as writer:
             yield writer
 

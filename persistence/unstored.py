@@ -43,6 +43,8 @@ class UnstoredTurns:
         self._log = log
         self._tombstones = tombstones
         self._store = store
+        self._recorder = store.for_recorder()
+        """For the writes of no client: a tenant with many writes must not delay the erasures of other tenants."""
         self._grace = timedelta(seconds=grace_s)
         self._after = Seq(0)
         self._due: dict[Seq, Unstored] = {}
@@ -80,7 +82,7 @@ class UnstoredTurns:
                 logger.error("turn cannot be recorded", turn=key.turn, why=str(error))  # noqa: TRY400  # the reason is known
             await self._tombstones.put([key])
         session = DeleteResource("session", turn.request.session, (TurnId(key.turn),))
-        await self._store.delete(key.tenant, session, is_recorder=True)
+        await self._recorder.delete(key.tenant, session)
         await self._tombstones.note_unstored(key)
 
     async def to_delete(self, key: TurnKey) -> TurnToDelete | None:
@@ -97,7 +99,7 @@ class UnstoredTurns:
             return None
         is_running = not await self._tombstones.exists(key)
         if not is_running:
-            await self._release_blobs(key, turn)
+            await _release_blobs(self._store, key, turn)
         return TurnToDelete(key.turn, is_running, is_unstored=True)
 
     async def list_of_user(self, tenant: Tenant, user: str | None) -> list[TurnToDelete]:
@@ -161,7 +163,7 @@ class UnstoredTurns:
         noted = await self._store.every_unstored(self._looked_up)
         known = await gather_limited(self._log.has_turn, noted, LOOKED_UP_AT_ONCE)
         if lost := [key for key, is_in_log in zip(noted, known, strict=True) if not is_in_log]:
-            await self._store.forget_unstored(lost, is_recorder=True)
+            await self._recorder.forget_unstored(lost)
         if noted:
             self._looked_up = noted[-1]
         else:
@@ -170,25 +172,25 @@ class UnstoredTurns:
     async def _erase(self, note: Unstored) -> bool:
         """Erases a turn, then forgets it, then removes its note: after a kill, the next pass finds the note again.
 
-        Writes as the recorder: a tenant with many writes must not delay the erasures of others.
         Returns False if some entries are left for the next pass.
         """
         # Blobs come first: after the erasure no entry names them. A turn that was deleted has none left.
         with suppress(TurnUnknown):
-            await self._release_blobs(note.key, await self._log.read_turn(note.key), is_recorder=True)
+            await _release_blobs(self._recorder, note.key, await self._log.read_turn(note.key))
         # Also for an unknown turn: entries without a request would be found by nothing but the note.
         erased = await self._log.erase(note.key)
         if not erased.is_gone:
             return False
         if erased.entries:
             logger.info("turn erased", turn=note.key.turn)
-        await self._store.forget_unstored([note.key], is_recorder=True)
+        await self._recorder.forget_unstored([note.key])
         await self._tombstones.remove_unstored(note.key)
         return True
 
-    async def _release_blobs(self, key: TurnKey, turn: Turn, *, is_recorder: bool = False) -> None:
-        if (blobs := blobs_of(turn)) != "[]":
-            await self._store.release_blobs(key.tenant, blobs, is_recorder=is_recorder)
+
+async def _release_blobs(store: Store, key: TurnKey, turn: Turn) -> None:
+    if (blobs := blobs_of(turn)) != "[]":
+        await store.release_blobs(key.tenant, blobs)
 
 
 def without_content(row: TurnRow) -> TurnRow:

@@ -306,11 +306,11 @@ async def test_the_note_of_a_turn_with_store_false_is_removed_as_the_last_step_o
     is_failing = True
 
     class FailingStore(Store):
-        async def forget_unstored(self, turns: Sequence[TurnKey], *, is_recorder: bool = False) -> None:
+        async def forget_unstored(self, turns: Sequence[TurnKey]) -> None:
             tries.update(turns)
             if is_failing:
                 raise StoreRefused("full")
-            await super().forget_unstored(turns, is_recorder=is_recorder)
+            await super().forget_unstored(turns)
 
     monkeypatch.setattr(unstored_module, "INTERVAL_S", 0.05)
     tombstones = Tombstones(own_connection)

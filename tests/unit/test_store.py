@@ -651,7 +651,7 @@ async def test_a_tenant_with_many_writes_makes_no_other_tenant_wait_for_all_of_t
 
 async def test_the_recorder_waits_for_one_write_of_a_tenant_at_most(store: Store) -> None:
     """Queries of the history wait for the recorder."""
-    order: list[str] = []
+    order, recorder = list[str](), store.for_recorder()
 
     async def create(tenant: Tenant, session: str) -> None:
         await store.new_session(tenant, CreateSession(session), NOON)
@@ -659,11 +659,11 @@ async def test_the_recorder_waits_for_one_write_of_a_tenant_at_most(store: Store
 
     async def record(turn: str) -> None:
         """Does what is written of a turn with `store: false`, until it is erased."""
-        await store.put_unstored(key(turn), None)
-        await store.record([running_row(turn)])
-        await store.delete(OURS, DeleteResource("session", "1", (TurnId(turn),)), is_recorder=True)
-        await store.release_blobs(OURS, '["a"]', is_recorder=True)
-        await store.forget_unstored([key(turn)], is_recorder=True)
+        await recorder.put_unstored(key(turn), None)
+        await recorder.record([running_row(turn)])
+        await recorder.delete(OURS, DeleteResource("session", "1", (TurnId(turn),)))
+        await recorder.release_blobs(OURS, '["a"]')
+        await recorder.forget_unstored([key(turn)])
         order.append("recorder")
 
     tenants = [OURS, *(Tenant(f"tenant-{number}") for number in range(19))]
