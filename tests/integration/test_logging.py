@@ -208,6 +208,7 @@ async def send_random(gateway: Gateway, draw: random.Random) -> None:
 
 
 @pytest.mark.rule("S11")
+@pytest.mark.timeout(120)
 async def test_no_name_from_a_request_becomes_a_label(nats_url: str, new_gateway: NewGateway) -> None:
     gateway = await new_gateway(nats_url)
 
