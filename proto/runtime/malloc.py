@@ -26,7 +26,8 @@ def collect_less_often() -> None:
     """Excludes what is loaded now from garbage collections, and starts one after 10,000 new containers instead of 700.
 
     Tasks, futures and timers of running streams are containers, so a busy process collected hundreds of times a second.
+    What is loaded now is not collected once before: of 184,000 objects of a generator, 2,000 were garbage, and finding
+    them took 0.25 s of its start.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
