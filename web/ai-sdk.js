@@ -14,7 +14,6 @@ const WAIT_MAX_MS = 5000;
 // The gateway, or a proxy before it, is busy or away.
 const STATUSES_TO_RETRY = [429, 502, 503, 504];
 const RETRY_AFTER_MAX_S = 30;
-const START_INDEX = "startIndex=";
 
 /** Where a stream goes on: after so many chunks of a run. `isReplay`: counted as in a stream that a reloaded page reads. */
 class Cursor {
@@ -25,7 +24,7 @@ class Cursor {
   metadata;
 }
 
-/** The server cannot resume a stream yet. */
+/** The server cannot stream a running answer yet. */
 class Busy extends Error {
   constructor(message, retryAfterS) {
     super(message);
@@ -57,7 +56,7 @@ export class TailraceChatTransport extends DefaultChatTransport {
         const response = await (fetch ?? globalThis.fetch)(url, init);
         const retryAfterS = Number(response.headers.get("retry-after")) || 0;
         const isBusy = STATUSES_TO_RETRY.includes(response.status) && retryAfterS <= RETRY_AFTER_MAX_S;
-        if (isBusy && String(url).includes(START_INDEX)) throw new Busy(await response.text(), retryAfterS);
+        if (isBusy && init.method === "GET") throw new Busy(await response.text(), retryAfterS);
         return response;
       },
       prepareSendMessagesRequest:
@@ -65,7 +64,7 @@ export class TailraceChatTransport extends DefaultChatTransport {
         (async (request) => {
           const prepared = await prepareSend(request);
           // Without it, a repeated request would be a second question.
-          return { ...prepared, body: { ...prepared.body, idempotency_key: request.body.idempotency_key } };
+          return { ...prepared, body: { idempotency_key: request.body.idempotency_key, ...prepared.body } };
         }),
       async prepareReconnectToStreamRequest(request) {
         const cursor = request.requestMetadata;
@@ -82,7 +81,7 @@ export class TailraceChatTransport extends DefaultChatTransport {
   /** @returns {Promise<ReadableStream<import("ai").UIMessageChunk>>} */
   async sendMessages(options) {
     this.#restarted.delete(options.chatId);
-    const body = { ...options.body, idempotency_key: randomName() };
+    const body = { idempotency_key: randomName(), ...options.body };
     return this.#wholeStream(options, false, () => super.sendMessages({ ...options, body }));
   }
 
@@ -179,7 +178,7 @@ export class TailraceChatTransport extends DefaultChatTransport {
 function addressAfter(cursor, own, api) {
   const [path, query] = (own ?? api).split("?");
   const place = own ? path : `${path.replace(/\/$/, "")}/${cursor.run}/stream`;
-  const parameters = [query, `${START_INDEX}${cursor.seen}`, cursor.isReplay && "replay=true"].filter(Boolean);
+  const parameters = [query, `startIndex=${cursor.seen}`, cursor.isReplay && "replay=true"].filter(Boolean);
   return `${place}?${parameters.join("&")}`;
 }
 

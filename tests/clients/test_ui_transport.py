@@ -28,18 +28,24 @@ async def turns(gateway: Gateway, chat: str) -> list[dict[str, Any]]:
 async def test_a_lost_question_is_asked_once_and_a_reloaded_page_shows_the_answer_once(
     gateway: Gateway, version: str
 ) -> None:
-    """The POST is cut before its status, then the answer, then the answer that a reloaded page reads, twice."""
+    """The POST is cut before its status, then the answer, then the answer that a reloaded page reads, twice.
+
+    The app chooses the key of its question. The first request of the reloaded page is answered by a proxy, with 502.
+    """
     chat = f"reloaded-{version}"
     # The second page begins with the answer so far: its cuts come later than its first bytes.
     cuts = [Cut(0), Cut(1800, "fin"), Cut(2500), Cut(2000, "fin")]
+    key = f"key-{version}"
     async with Cutting(gateway.port, cuts) as proxy:
-        given = {"id": chat, "text": LONG, "reloads": 2, "chars": 150}
+        given = {"id": chat, "text": LONG, "reloads": 2, "chars": 150, "busy": 1, "sent": {"idempotency_key": key}}
         seen = await chat_with(version, proxy.url, given, history_port=gateway.port)
         assert proxy.left == []
     assert (seen["status"], seen["errors"], seen["count"]) == ("ready", [], 2)
     assert seen["text"] == words(100) == await read_stored_text(gateway, seen["turn"])
     (turn,) = await turns(gateway, chat)
     assert (turn["turn"], turn["attempts"]) == (seen["turn"], 1)
+    other = await gateway.client.post("/v1/turns", json={"message": "x"}, headers={"idempotency-key": key})
+    assert other.json()["error"]["code"] == "idempotency_key_reused"
 
 
 @pytest.mark.proves("ui", "restart of the answer", "useChat 5 to 7 (TailraceChatTransport)")

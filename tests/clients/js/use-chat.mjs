@@ -2,7 +2,9 @@
 import { registerHooks } from "node:module";
 
 const [version, key, url, given] = process.argv.slice(2);
-const { id, text, body, reloads = 0, chars = 0, stops = false } = JSON.parse(given);
+const { id, text, body, sent, reloads = 0, chars = 0, stops = false } = JSON.parse(given);
+// `busy`: so many requests of a reloaded page are refused, as by a proxy whose gateway is restarted.
+let { busy = 0 } = JSON.parse(given);
 const PACKAGES = { 5: ["ai-v5", "ai-react-v5"], 6: ["ai-v6", "ai-react-v6"], 7: ["ai", "@ai-sdk/react"] };
 const [ai, react] = PACKAGES[version];
 
@@ -25,7 +27,7 @@ function page(messages) {
     api: `${url}/api/chat`,
     headers,
     body,
-    fetch: (url, init) => fetch(url, { ...init, signal: AbortSignal.any([leaving.signal, ...(init.signal ? [init.signal] : [])]) }),
+    fetch: (url, init) => String(url).endsWith("/stream") && busy-- > 0 ? new Response("busy", { status: 502 }) : fetch(url, { ...init, signal: AbortSignal.any([leaving.signal, ...(init.signal ? [init.signal] : [])]) }),
   });
   let again = Promise.resolve();
   const chat = new Chat({
@@ -49,7 +51,7 @@ const says = async (chars) => {
 };
 
 let { chat, leave, settle } = page([]);
-let asking = chat.sendMessage({ text });
+let asking = chat.sendMessage({ text }, { body: sent });
 if (stops) await says(chars).then(() => chat.stop());
 for (let n = 1; n <= reloads; n += 1) {
   await says(n * chars);
