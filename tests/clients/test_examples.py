@@ -269,4 +269,4 @@ async def test_the_app_on_nextjs_shows_a_whole_answer_to_its_user_only(
         (seen,) = await node.run("nextjs.mjs", *steps, deadline_s=150, CHROMIUM=browser)
         assert proxy.left == []
     chat = [f"user {line}", f"assistant {words(200)}"]
-    assert seen == {"shown": chat, "loaded": chat, "statuses": [401, 200, 404]}
+    assert seen == {"shown": chat, "loaded": chat, "statuses": [401, 200, 404], "outcome": "cancelled"}

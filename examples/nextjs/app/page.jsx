@@ -24,7 +24,9 @@ export default function Page() {
 
 function Chat({ earlier }) {
   const options = { id: "my-chat", transport, resume: true, messages: earlier };
-  const { messages, sendMessage, stop, status, error } = useChat(options);
+  const { messages, sendMessage, status, error } = useChat(options);
+  // useChat's own stop() only closes the connection, and the model goes on.
+  const stop = () => fetch("/api/chat/my-chat/stop", { method: "POST" });
   return (
     <>
       {messages.map((message) => (

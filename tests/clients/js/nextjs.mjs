@@ -1,4 +1,5 @@
-// The app of examples/nextjs in Chromium: `nextjs.mjs URL MESSAGE`. A user logs in, asks, and reloads in mid-answer.
+// The app of examples/nextjs in Chromium: `nextjs.mjs URL MESSAGE`. A user logs in, asks, reloads in mid-answer, and
+// stops another one.
 // Prints one line with what the page shows, and the statuses of a request without a login, by the user, and by another user.
 import { chromium } from "playwright-core";
 
@@ -34,5 +35,12 @@ statuses.push((await request.get(new URL("/api/chat/my-chat/messages", url).href
 // The chat is loaded, though no answer runs.
 await page.reload();
 await page.waitForSelector("p");
-console.log(JSON.stringify({ shown: whole, loaded: await shown(), statuses }));
+const loaded = await shown();
+await page.fill("[name=message]", "#sim words=4000 rate=20");
+await page.click("text=Send");
+await page.waitForFunction(() => document.querySelector("p:nth-of-type(4) span")?.textContent.length > 80);
+await page.click("text=Stop");
+await page.waitForFunction(() => document.querySelector("small").textContent === "ready");
+const outcome = await page.evaluate(async () => (await (await fetch("/api/chat/my-chat/messages")).json()).at(-1).metadata.outcome);
+console.log(JSON.stringify({ shown: whole, loaded, statuses, outcome }));
 await browser.close();
