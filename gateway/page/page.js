@@ -18,6 +18,7 @@ const FOUND_CHARS = 80;
 const PAGES_MAX = 20;
 const TYPING_MS = 250;
 const NOTICE_MS = 6000;
+const GONE = "There is no such chat. It may have been deleted.";
 const WAIT = "Wait for the answer, or stop it (Escape).";
 const EXAMPLES = [
   "Explain why rivers meander, with a small table.",
@@ -126,7 +127,7 @@ async function open() {
     await readTurns();
     scroll.scrollTop = scroll.scrollHeight;
   } catch (error) {
-    if (chat === opened) notify(error.status === 404 ? "There is no such chat. It may have been deleted." : error.message);
+    if (chat === opened) notify(error.status === 404 ? GONE : error.message);
   }
 }
 
@@ -767,7 +768,7 @@ tabs.onmessage = ({ data }) => refresh(data);
 /** Reads the list again, and the turns of the chat `id` if it is shown. */
 function refresh(id) {
   readChats().catch(() => {});
-  if (id && id === chat.id) readTurns().catch(() => {});
+  if (id && id === chat.id) readTurns().catch(({ status }) => id === chat.id && status === 404 && notify(GONE));
 }
 
 function drawer(isOpen) {

@@ -21,6 +21,7 @@ export function costOf(usd) {
 const SENTENCES = {
   log_full: "The server's log is full: it takes no new question until its operator makes room.",
   budget_exceeded: "The budget of this key is spent: new questions are possible when it renews, or when it is raised.",
+  parent_not_found: "This chat, or the answer before the question, was deleted. Begin a new chat, or reload the page.",
   credential_invalid: "This key is not valid: it was revoked, has expired, or is mistyped. Enter another one.",
 };
 

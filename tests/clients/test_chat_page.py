@@ -237,6 +237,10 @@ async def test_two_tabs_show_the_same_and_a_shared_answer_is_read_without_a_key(
     assert (reader["buttons"], reader["paths"]) == (["Copy", "Copy"], ["turns events"])
     assert seen["first"] == words(150)
     assert seen["own"] == ["One?", "Two?"]
+    assert seen["gone"] == [
+        "There is no such chat. It may have been deleted.",
+        "This chat, or the answer before the question, was deleted. Begin a new chat, or reload the page.",
+    ]
     assert (seen["complaints"], seen["elsewhere"], seen["complaintsOfReader"]) == ([], [], [])
     assert await _list_sessions(gateway) == []
 

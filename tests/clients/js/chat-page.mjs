@@ -659,7 +659,12 @@ const STEPS = {
     await press(page, "Delete Count.");
     await page.locator("#asking-yes").click();
     for (const tab of [page, other]) await tab.waitForFunction(() => !document.querySelector("#sessions .chat"));
-    return { texts, copied, figures, mark, forReader, first, own: own.map((line) => line.slice(0, 4)), ...seen, complaintsOfReader: seenByReader.complaints };
+    const late = other.locator("#notice", { hasText: "deleted" });
+    const gone = [await late.textContent()];
+    await ask(other, "Too late?");
+    await other.locator("#notice", { hasText: "Begin a new chat" }).waitFor();
+    gone.push(await late.textContent());
+    return { texts, copied, figures, mark, forReader, first, own: own.map((line) => line.slice(0, 4)), gone, ...seen, complaintsOfReader: seenByReader.complaints };
   },
 
   /** Opens a long chat without a title, and reads its earlier turns. */
