@@ -374,8 +374,8 @@ const acts = {
   },
 };
 
-/** Returns the content of a picture or a document; an empty Blob if it is not in the block. */
-function blobOf({ media_type, data = "" }) {
+/** Returns the content of a picture. */
+function blobOf({ media_type, data }) {
   const bytes = Uint8Array.from(atob(data), (one) => one.charCodeAt(0));
   return new Blob([bytes], { type: PICTURES.includes(media_type) ? media_type : "image/png" });
 }
@@ -489,8 +489,9 @@ function attachAgain(input, isWanted = () => true) {
     const found = await whole(blocks);
     if (!isWanted()) return;
     files = found.map((block) => {
-      const file = blobOf(block.source?.type === "base64" ? block.source : {});
-      return { name: block.title ?? FILES[block.type], bytes: file.size, file: block.type === "image" && file.size && file, block };
+      const { type, data = "" } = block.source ?? {};
+      const picture = block.type === "image" && type === "base64" && blobOf(block.source);
+      return { name: block.title ?? FILES[block.type], bytes: (data.length * 3) / 4, file: picture, block };
     });
     drawFiles();
   };
