@@ -55,7 +55,8 @@ class Refused(TailraceError):
 
     `param` is the field or query parameter that is wrong, such as `messages[0].content`: by default the name with which
     the message begins, in backquotes; None if it begins otherwise. `may_repeat` is False if the client must not repeat
-    the request by itself although the code is retryable: it might pay for a second answer.
+    the request by itself although the code is retryable: it might pay for a second answer. `details` are further fields
+    that some SDKs read.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Refused(TailraceError):
         param: str | None = None,
         retry_after_s: float | None = None,
         may_repeat: bool = True,
+        details: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -74,6 +76,7 @@ class Refused(TailraceError):
         self.param = param if named is None or param is not None else named[1]
         self.retry_after_s = retry_after_s
         self.may_repeat = may_repeat
+        self.details = details
 
 
 def not_found(noun: Literal["turn", "batch", "project", "file"]) -> Refused:

@@ -42,6 +42,8 @@ class Problem(msgspec.Struct, frozen=True):
     """The code of the error, from docs/ERRORS.md."""
     param: str | None = None
     """The field or query parameter that is wrong, as OpenAI's API names it: `messages[0].content`."""
+    details: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    """Further fields of some errors, which Anthropic's SDKs read."""
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -59,6 +61,7 @@ def response(
     *,
     param: str | None = None,
     retry_after_s: float | None = None,
+    details: dict[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
     scope: Scope | None = None,
 ) -> Response:
@@ -81,7 +84,7 @@ def response(
         extra["connection"] = "close"
     if row.status == 401:
         extra["www-authenticate"] = "Bearer"
-    envelope = Envelope(Problem(message, row.type, code, param))
+    envelope = Envelope(Problem(message, row.type, code, param, details or msgspec.UNSET))
     return Response(msgspec.json.encode(envelope), row.status, extra, JSON)
 
 
@@ -94,6 +97,7 @@ def render_error(error: Refused | LogError, scope: Scope, headers: Mapping[str, 
             error.message,
             param=error.param,
             retry_after_s=error.retry_after_s,
+            details=error.details,
             headers=headers,
             scope=scope,
         )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import anthropic
 import httpx2
 import pytest
-from anthropic import AsyncAnthropic
+from anthropic import AsyncAnthropic, beta_async_tool
 from anthropic.types import Message
 
 from tests.clients.conftest import read_stored_text
@@ -266,3 +266,23 @@ async def list_running_turns(gateway: Gateway, count: int) -> list[str]:
     records = [(await gateway.client.get(f"/v1/turns/{turn}")).json() for turn in turns]
     begun = [record["turn"] for record in records if record["text"]]
     return begun if len(begun) == count else []
+
+
+@beta_async_tool
+async def look(query: str) -> str:
+    """Looks something up."""
+    return f"found {query}"
+
+
+@pytest.mark.proves("anthropic", "tool runner", "anthropic (Python)")
+@pytest.mark.parametrize("has_thread", [False, True])
+async def test_tool_runner_sends_the_whole_conversation(sdk: AsyncAnthropic, claude: str, *, has_thread: bool) -> None:
+    """By default the SDK sends only new messages, with the id of an answer that Anthropic's servers do not have."""
+    body = question(f'{LINE} tool=look json={{"query":"a"}}')
+    thread = sdk.beta.messages.thread(**body, tools=[look], unsupported_request_behavior="continue_unthreaded")
+    runner = thread.tool_runner() if has_thread else sdk.beta.messages.tool_runner(**body, tools=[look])
+    stop_reasons = [message.stop_reason async for message in runner]
+    assert stop_reasons == ["tool_use", "end_turn"]
+    sent = (await read_last_request(claude))["body"]
+    assert [message["role"] for message in sent["messages"]] == ["user", "assistant", "user"]
+    assert "thread" not in sent

@@ -12,6 +12,9 @@ from starlette.datastructures import Headers
 
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.entries import Message
+from tailrace.proto.errors import Refused
+
+NO_THREADS = "`thread` is not supported: send the whole conversation in `messages`, and no `thread`"
 
 
 class MessageParam(Message, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +44,12 @@ def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Header
     """Returns the turn for `request`, of which `fields` is the whole body.
 
     The model gets exactly these messages, not the session's: `cache_control` and the prompt cache depend on them.
+    Raises Refused for `thread`, with which Anthropic's servers keep the conversation under the id of its last answer.
+    They do not know the ids of Tailrace's answers. The tool runners of Anthropic's SDKs send `thread` by default, and
+    the whole conversation after this error code. Source: `recovers_from` in `anthropic/lib/threads/_thread_state.py`.
     """
+    if fields.get("thread") is not None:
+        raise Refused("request_invalid", NO_THREADS, details={"error_code": "thread_unsupported_request"})
     return NewTurn(
         model=request.model,
         max_tokens=request.max_tokens,
