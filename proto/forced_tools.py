@@ -48,22 +48,19 @@ def forced_functions(request: Request) -> Functions:
 
 
 def require_offered(request: Request) -> None:
-    """Raises Refused if `tool_choice` names a tool that the request does not have.
+    """Raises Refused if `tool_choice` forces a call, or names a tool, that the request has no tool for.
 
     The model would refuse it, with a message that does not say so. Tools of an MCP server have no names here.
     """
     options = request.options or {}
-    choice = options.get("tool_choice")
-    if not (isinstance(choice, dict) and choice.get("type") == "tool" and isinstance(name := choice.get("name"), str)):
-        return
     names = [tool.get("name") for tool in request.tools or ()]
-    if name in names or None in names or "mcp_servers" in options:
+    if "mcp_servers" in options or None in names:
         return
-    raise Refused(
-        "request_invalid",
-        f"`tool_choice` names `{name[:NAME_CHARS_MAX]}`, which is not in `tools`",
-        param="tool_choice",
-    )
+    match options.get("tool_choice"):
+        case {"type": "any"} if not names:
+            raise Refused("request_invalid", "`tool_choice` forces a tool call, but there are no `tools`: send some")
+        case {"type": "tool", "name": str(name)} if name not in names:
+            raise Refused("request_invalid", f"`tool_choice` names `{name[:NAME_CHARS_MAX]}`, which is not in `tools`")
 
 
 def call_schema(functions: Functions) -> Schema:

@@ -1,6 +1,7 @@
 """Invalid requests: each gets an error response with a code and a message, and never a traceback."""
 
 import json
+import re
 
 import pytest
 
@@ -77,6 +78,9 @@ PARAMS = {"message": "hi", "tools": [TOOL], "options": {"tool_choice": OTHER}}
             {**ASKED, "tools": [LOOK], "tool_choice": {"type": "function", "function": {"name": "nope"}}},
         ),
         ("/v1/turn-batches", {"requests": [{"custom_id": "a", "params": PARAMS}]}),
+        ("/v1/messages", {**ASKED, "tool_choice": {"type": "any"}}),
+        ("/v1/chat/completions", {**ASKED, "tool_choice": "required"}),
+        ("/v1/responses", {"input": "hi", "tool_choice": {"type": "function", "name": "nope"}}),
     ],
 )
 async def test_a_tool_choice_of_an_absent_tool_is_refused(
@@ -85,7 +89,9 @@ async def test_a_tool_choice_of_an_absent_tool_is_refused(
     answer = await shared_gateway.client.post(path, json=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (400, "request_invalid")
-    assert "`tool_choice` names `nope`, which is not in `tools`" in error["message"]
+    assert re.search(
+        "`tool_choice` (names `nope`, which is not in|forces a tool call, but there are no) `tools`", error["message"]
+    )
 
 
 @on_shared_loop

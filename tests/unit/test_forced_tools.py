@@ -72,6 +72,8 @@ def test_forced_calls_that_the_model_refuses(given_fields: dict[str, Any], names
         ({"options": {"tool_choice": NOPE}, "tools": None}, True),
         ({"options": {"tool_choice": {"type": "tool", "name": "search"}}}, False),
         ({"options": {"tool_choice": ANY}}, False),
+        ({"options": {"tool_choice": ANY}, "tools": None}, True),
+        ({"options": {"tool_choice": ANY, "mcp_servers": []}, "tools": None}, False),
         ({"options": {"tool_choice": {"type": "tool"}}}, False),
         # The tools of an MCP server are known to the model's API alone.
         ({"options": {"tool_choice": NOPE, "mcp_servers": []}}, False),
@@ -79,7 +81,7 @@ def test_forced_calls_that_the_model_refuses(given_fields: dict[str, Any], names
     ],
 )
 def test_a_choice_of_an_absent_tool_is_refused(given_fields: dict[str, Any], *, is_refused: bool) -> None:
-    with pytest.raises(Refused, match="`nope`") if is_refused else nullcontext():
+    with pytest.raises(Refused, match=r"^`tool_choice` (names `nope`|forces)") if is_refused else nullcontext():
         require_offered(request(**{"tools": TOOLS} | given_fields))
 
 

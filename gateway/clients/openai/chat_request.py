@@ -192,7 +192,7 @@ def _options(chat: ChatCompletionRequest, model: Model) -> Options:
 
 
 def _tool_choice(chat: ChatCompletionRequest) -> Options | None:
-    if not chat.tools:
+    if not chat.tools and chat.tool_choice in (None, "auto", "none"):
         return None
     if isinstance(chat.tool_choice, NamedTool):
         return common.tool_choice(None, chat.tool_choice.function.name, parallel=chat.parallel_tool_calls)

@@ -195,7 +195,7 @@ def _options(body: ResponseRequest, model: Model) -> Fields:
 
 
 def _tool_choice(body: ResponseRequest) -> Fields | None:
-    if not body.tools:
+    if not body.tools and body.tool_choice in (None, "auto", "none"):
         return None
     match body.tool_choice:
         case NamedTool(type="function", name=str(name)):
