@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from tailrace.gateway.clients.openai.annotations import Annotation, chat_annotations
+from tailrace.gateway.clients.openai.common import thinking_tokens
 from tailrace.proto.fold import PARTIAL, is_executed_tool
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
@@ -48,7 +49,7 @@ def render_completion(record: TurnRecord) -> bytes:
         "logprobs": None,
         "finish_reason": finish_reason(record.stop_reason),
     }
-    usage = usage_of(record.usage)
+    usage = usage_of(record.usage, record.envelope)
     ids = {"session_id": record.session, "project_id": record.project}
     return _encode({**head_of(record).fields("chat.completion"), "choices": [choice], "usage": usage, **ids})
 
@@ -72,9 +73,11 @@ def finish_reason(stop_reason: str | None) -> str:
     return FINISH.get(stop_reason or "", "stop")
 
 
-def usage_of(usage: Usage) -> dict[str, Any]:
+def usage_of(usage: Usage, envelope: dict[str, Any] | None) -> dict[str, Any]:
     """Returns the usage of all model calls. OpenAI counts cache reads and writes as part of the prompt."""
     prompt = usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens
+    reasoning = thinking_tokens(envelope)
+    details = {} if reasoning is None else {"completion_tokens_details": {"reasoning_tokens": reasoning}}
     return {
         "prompt_tokens": prompt,
         "completion_tokens": usage.output_tokens,
@@ -83,6 +86,7 @@ def usage_of(usage: Usage) -> dict[str, Any]:
             "cached_tokens": usage.cache_read_input_tokens,
             "cache_write_tokens": usage.cache_creation_input_tokens,
         },
+        **details,
     }
 
 

@@ -21,7 +21,6 @@ from tailrace.proto.entries import Attempt, End, Event, Failure, Request, Stored
 from tailrace.proto.fold import CUT
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import Usage
 
 RESTARTED = "the answer starts again; discard its text and read /v1/turns/{turn}/events?dialect=openai-chat"
 DONE = sse.frame(b"[DONE]")
@@ -68,7 +67,7 @@ def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
             delta, state = _delta(state, events.decode(raw))
             return (Frame(_render_chunk(state, delta, stored.seq)) if delta else SILENT), state
         case End(outcome="completed") as end:
-            return Frame(_render_completed(state, end.stop_reason, end.usage, stored.seq)), state
+            return Frame(_render_completed(state, end, stored.seq)), state
         case End() as end:
             return Frame(_render_error(failure_of(end))), state
         case _:
@@ -84,7 +83,7 @@ def render_record(record: TurnRecord, _: int, *, include_usage: bool) -> Frame:
     deltas += [{"tool_calls": calls}] if calls else []
     answer = tuple(event for delta in deltas for event in _render_chunk(state, delta))
     if record.outcome == "completed":
-        return Frame(answer + _render_completed(state, record.stop_reason, record.usage, record.cursor))
+        return Frame(answer + _render_completed(state, record, record.cursor))
     return Frame(answer + _render_error(failure_of(record)))
 
 
@@ -137,17 +136,18 @@ def _pending_arguments(state: StreamState) -> Delta:
     return _arguments(state, block, arguments.decode())
 
 
-def _render_completed(state: StreamState, stop_reason: str | None, usage: Usage, seq: int) -> sse.Events:
-    finish = finish_reason(stop_reason)
+def _render_completed(state: StreamState, ended: End | TurnRecord, seq: int) -> sse.Events:
+    finish = finish_reason(ended.stop_reason)
     # A call that was cut before its first argument has none.
-    has_arguments = state.pending is not None and stop_reason not in CUT
+    has_arguments = state.pending is not None and ended.stop_reason not in CUT
     arguments = _render_chunk(state, _pending_arguments(state)) if has_arguments else ()
     # In one chunk, as OpenAI does: its SDKs cannot concatenate lists without an index.
     annotations = _render_chunk(state, {"annotations": state.annotations}) if state.annotations else ()
     last = arguments + annotations
     if not state.include_usage:
         return last + _render_chunk(state, {}, seq, finish) + DONE
-    usage_chunk = {**state.head.fields("chat.completion.chunk"), "choices": [], "usage": usage_of(usage), "cursor": seq}
+    usage = usage_of(ended.usage, ended.envelope)
+    usage_chunk = {**state.head.fields("chat.completion.chunk"), "choices": [], "usage": usage, "cursor": seq}
     return last + _render_chunk(state, {}, None, finish) + sse.frame(_encode(usage_chunk)) + DONE
 
 

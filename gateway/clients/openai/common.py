@@ -196,6 +196,15 @@ def thinking(level: Effort | None, model: Model, where: str) -> Fields | None:
             return {"type": "adaptive"} if "adaptive" in ways else None
 
 
+def thinking_tokens(envelope: Fields | None) -> int | None:
+    """Returns how many output tokens were thinking in the answer's last model call; None if Claude has not said so."""
+    match envelope:
+        case {"usage": {"output_tokens_details": {"thinking_tokens": int(count)}}}:
+            return count
+        case _:
+            return None
+
+
 def sampling(temperature: float | None, top_p: float | None, model: Model) -> tuple[Fields, list[str]]:
     """Returns the sampling fields that the model supports, and the names of those that it ignores. Raises Refused."""
     given = {name: value for name, value in (("temperature", temperature), ("top_p", top_p)) if value is not None}

@@ -13,6 +13,7 @@ import msgspec
 
 from tailrace.gateway.clients.failure import error_type
 from tailrace.gateway.clients.openai.annotations import Annotation, responses_annotations
+from tailrace.gateway.clients.openai.common import thinking_tokens
 from tailrace.proto.entries import Failure, Request
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
@@ -65,6 +66,7 @@ def build_response(
     output: list[Item],
     *,
     usage: Usage | None = None,
+    envelope: dict[str, Any] | None = None,
     stop_reason: str | None = None,
     failure: Failure | None = None,
     ended_at: datetime | None = None,
@@ -88,7 +90,7 @@ def build_response(
         "conversation": {"id": head.session},
         "tool_choice": "auto",
         "tools": [],
-        "usage": None if usage is None else usage_object(usage),
+        "usage": None if usage is None else usage_object(usage, envelope),
     }
 
 
@@ -104,6 +106,7 @@ def response_of(record: TurnRecord) -> dict[str, Any]:
         status,
         items,
         usage=record.usage if record.outcome != "running" else None,
+        envelope=record.envelope,
         stop_reason=record.stop_reason,
         failure=record.error,
         ended_at=record.ended_at,
@@ -201,14 +204,14 @@ def error_object(failure: Failure) -> dict[str, Any]:
     }
 
 
-def usage_object(usage: Usage) -> dict[str, Any]:
-    """Returns the usage. OpenAI counts cached tokens as input; Claude does not report how much output was thinking."""
+def usage_object(usage: Usage, envelope: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns the usage. OpenAI counts cached tokens as input."""
     written, read = usage.cache_creation_input_tokens, usage.cache_read_input_tokens
     input_tokens = usage.input_tokens + written + read
     return {
         "input_tokens": input_tokens,
         "input_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
         "output_tokens": usage.output_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": thinking_tokens(envelope) or 0},
         "total_tokens": input_tokens + usage.output_tokens,
     }

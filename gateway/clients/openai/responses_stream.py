@@ -34,11 +34,10 @@ from tailrace.gateway.clients.openai.responses_output_item import (
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
-from tailrace.proto.entries import Attempt, Block, End, Event, Failure, Request, Stored
+from tailrace.proto.entries import Attempt, Block, End, Event, Request, Stored
 from tailrace.proto.fold import CUT, Turn
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
-from tailrace.proto.usage import Usage
 
 RESTARTED = "the answer starts again: request it from its beginning, without starting_after"
 # The last event of a response; a cancelled one has no event of its own.
@@ -76,7 +75,7 @@ def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
         case Event(event=raw, is_hidden=False):
             return _render_frame(*_render_event(state, events.decode(raw)))
         case End(outcome=outcome) as end:
-            return _render_frame(*_render_ended(state, outcome, end.stop_reason, end.usage, end.error, stored.at))
+            return _render_frame(*_render_ended(state, outcome, end, stored.at))
         case _:
             return SILENT, state
 
@@ -90,7 +89,7 @@ def render_record(record: TurnRecord, seen: int) -> Frame:
     """
     state, rendered = _render_blocks(StreamState(head_of_record(record)), map(_whole_block, record.content))
     outcome = "failed" if record.outcome == "running" else record.outcome
-    _, ending = _render_ended(state, outcome, record.stop_reason, record.usage, record.error, record.ended_at)
+    _, ending = _render_ended(state, outcome, record, record.ended_at)
     rendered += ending
     if seen:
         rendered = [event for event in rendered if event["type"].endswith(".done")] + rendered[-1:]
@@ -112,8 +111,7 @@ def render_snapshot(key: TurnKey, turn: Turn, number: int) -> sse.Events:
         return ()
     state, rendered = _render_blocks(state, turn.blocks) if turn.attempt else _render_queued(state)
     if turn.end is not None:
-        end = turn.end
-        state, ending = _render_ended(state, end.outcome, end.stop_reason, end.usage, end.error, turn.ended_at)
+        state, ending = _render_ended(state, turn.end.outcome, turn.end, turn.ended_at)
         rendered += ending
     return _encode_events(rendered, count(number - len(rendered)))
 
@@ -210,14 +208,10 @@ def _close(state: StreamState, status: str) -> tuple[StreamState, Events]:
 
 
 def _render_ended(
-    state: StreamState,
-    outcome: str,
-    stop_reason: str | None,
-    usage: Usage,
-    failure: Failure | None,
-    ended_at: datetime | None,
+    state: StreamState, outcome: str, ended: End | TurnRecord, ended_at: datetime | None
 ) -> tuple[StreamState, Events]:
     """Returns the last events: the open item is closed, and the whole response follows."""
+    stop_reason = ended.stop_reason
     status = status_of(outcome, stop_reason)
     state, opening = (state, []) if state.is_created else _render_queued(state)
     is_cut = outcome != "completed" or (stop_reason in CUT and state.open is not None and may_be_cut(state.open))
@@ -226,9 +220,10 @@ def _render_ended(
         state.head,
         status,
         list(state.items),
-        usage=usage,
+        usage=ended.usage,
+        envelope=ended.envelope,
         stop_reason=stop_reason,
-        failure=failure or (LOST if outcome == "failed" else None),
+        failure=ended.error or (LOST if outcome == "failed" else None),
         ended_at=ended_at,
     )
     return state, [*opening, *closing, _lifecycle(ENDS.get(status, INCOMPLETE), response)]
