@@ -94,6 +94,43 @@ async def test_a_tool_choice_of_an_absent_tool_is_refused(
     )
 
 
+SAID = [{"role": "system", "content": "s"}, {"role": "user", "content": " "}]
+
+
+@on_shared_loop
+@pytest.mark.parametrize(
+    ("path", "param", "body"),
+    [
+        ("chat/completions", "max_completion_tokens", {**ASKED, "max_tokens": None, "max_completion_tokens": 0}),
+        ("chat/completions", "max_tokens", {**ASKED, "max_tokens": 0}),
+        ("chat/completions", "session_id", {**ASKED, "session_id": "a b"}),
+        ("chat/completions", "project_id", {**ASKED, "project_id": "a b"}),
+        ("chat/completions", "safety_identifier", {**ASKED, "safety_identifier": "s" * 513}),
+        ("chat/completions", "messages[1].content", {**ASKED, "messages": SAID}),
+        ("responses", "max_output_tokens", {"input": "hi", "max_output_tokens": 0}),
+        ("responses", "max_output_tokens", {"input": "hi", "max_output_tokens": 0, "background": True}),
+        ("responses", "session_id", {"input": "hi", "session_id": "a b"}),
+        ("responses", "conversation", {"input": "hi", "conversation": "a b"}),
+        ("responses", "user", {"input": "hi", "user": "u" * 513}),
+        ("responses", "input", {"input": " "}),
+        ("responses", "input", {"input": []}),
+    ],
+)
+async def test_a_refusal_names_the_field_as_the_client_does(
+    shared_gateway: Gateway, path: str, param: str, body: dict[str, object]
+) -> None:
+    answer = await shared_gateway.client.post(f"/v1/{path}", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert error["message"].startswith(f"`{param}`")
+
+
+@on_shared_loop
+async def test_an_unknown_previous_response_is_named(shared_gateway: Gateway) -> None:
+    answer = await shared_gateway.client.post("/v1/responses", json={"input": "hi", "previous_response_id": "resp_1"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "previous_response_id")
+
+
 @on_shared_loop
 @pytest.mark.parametrize(
     ("method", "path", "param", "hint"),

@@ -199,10 +199,11 @@ def _find_unknown(fields: dict[str, Any], kind: type[msgspec.Struct], path: str)
 
 def _message(message: ChatMessage, where: str) -> Message:
     match message:
-        case UserMessage(content=str(text)):
-            return Message("user", text)
         case UserMessage(content=content):
-            return Message("user", _blocks(content, where))
+            # With the index in the client's list, from which the system messages are removed later.
+            if not (blocks := _blocks(content, where)):
+                raise Refused("request_invalid", f"`{where}.content` is empty")
+            return Message("user", content if isinstance(content, str) else blocks)
         case AssistantMessage():
             return Message("assistant", _assistant_blocks(message, where))
         case _:

@@ -160,6 +160,16 @@ def build_turn(chat: ChatCompletionRequest, model: Model, fields: dict[str, Any]
     return BuiltTurn(turn, ignored)
 
 
+def client_names(chat: ChatCompletionRequest) -> dict[str, str]:
+    """Returns the names in `chat` of the turn's fields that have another name there."""
+    return {
+        "session": "session_id",
+        "project": "project_id",
+        "user": "safety_identifier" if chat.safety_identifier else "user",
+        "max_tokens": "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens",
+    }
+
+
 def _max_tokens(new: int | None, old: int | None) -> int | None:
     if new is not None and old is not None and new != old:
         raise Refused("request_invalid", "`max_tokens` and `max_completion_tokens` differ: send only the second")

@@ -6,8 +6,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest, build_turn
+from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest, build_turn, client_names
 from tailrace.gateway.clients.openai.chat_stream import OPENAI_CHAT, OPENAI_CHAT_USAGE
+from tailrace.gateway.clients.openai.common import name_as_client
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
 from tailrace.gateway.http import read_body
@@ -26,14 +27,15 @@ async def post_chat_completion(request: ApiRequest, responder: Responder, catalo
     model = (await catalogue.offer(request.tenant)).model(chat.model)
     new_turn, ignored = await convert_body(len(raw), build_turn, chat, model, fields)
     include_usage = chat.stream_options is not None and bool(chat.stream_options.include_usage)
-    return await responder.answer(
-        request,
-        new_turn,
-        raw,
-        OPENAI_CHAT_USAGE if include_usage else OPENAI_CHAT,
-        is_streamed=bool(chat.stream),
-        headers=ignored_header(ignored),
-    )
+    with name_as_client(client_names(chat)):
+        return await responder.answer(
+            request,
+            new_turn,
+            raw,
+            OPENAI_CHAT_USAGE if include_usage else OPENAI_CHAT,
+            is_streamed=bool(chat.stream),
+            headers=ignored_header(ignored),
+        )
 
 
 ROUTES = [Route("/v1/chat/completions", post_chat_completion, methods=["POST"])]

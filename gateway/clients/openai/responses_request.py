@@ -149,6 +149,18 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
     return BuiltTurn(turn, ignored)
 
 
+def client_names(body: ResponseRequest) -> dict[str, str]:
+    """Returns the names in `body` of the turn's fields that have another name there."""
+    return {
+        "messages": "input",
+        "parent": "previous_response_id",
+        "session": "session_id" if body.conversation is None else "conversation",
+        "project": "project_id",
+        "user": "safety_identifier" if body.safety_identifier else "user",
+        "max_tokens": "max_output_tokens",
+    }
+
+
 def _session(body: ResponseRequest) -> str | None:
     conversation = body.conversation.id if isinstance(body.conversation, Conversation) else body.conversation
     if conversation is not None and body.session_id not in (None, conversation):

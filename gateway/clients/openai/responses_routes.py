@@ -13,10 +13,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.clients.openai.common import name_as_client
 from tailrace.gateway.clients.openai.item_references import INSERTED_BYTES_MAX, insert_items
 from tailrace.gateway.clients.openai.responses_input import items_of
 from tailrace.gateway.clients.openai.responses_object import PREFIX, response_of
-from tailrace.gateway.clients.openai.responses_request import ResponseRequest, build_turn
+from tailrace.gateway.clients.openai.responses_request import ResponseRequest, build_turn, client_names
 from tailrace.gateway.clients.openai.responses_stream import OPENAI_RESPONSES, render_snapshot
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
@@ -62,18 +63,19 @@ async def post_response(
     model = (await catalogue.offer(request.tenant)).model(body.model)
     new_turn, ignored = await convert_body(len(raw) + added_bytes, build_turn, body, model)
     headers = ignored_header(ignored)
-    if body.background and not body.stream:
-        return await respond_in_background(request, responder, turns, new_turn, raw, headers, added_bytes)
-    return await responder.answer(
-        request,
-        new_turn,
-        raw,
-        OPENAI_RESPONSES,
-        is_streamed=bool(body.stream),
-        is_first_word_awaited=not body.background,
-        headers=headers,
-        added_bytes=added_bytes,
-    )
+    with name_as_client(client_names(body)):
+        if body.background and not body.stream:
+            return await respond_in_background(request, responder, turns, new_turn, raw, headers, added_bytes)
+        return await responder.answer(
+            request,
+            new_turn,
+            raw,
+            OPENAI_RESPONSES,
+            is_streamed=bool(body.stream),
+            is_first_word_awaited=not body.background,
+            headers=headers,
+            added_bytes=added_bytes,
+        )
 
 
 async def respond_in_background(
