@@ -15,6 +15,7 @@ from tailrace.gateway.clients.failure import error_type
 from tailrace.gateway.clients.openai.annotations import Annotation, responses_annotations
 from tailrace.gateway.clients.openai.common import thinking_tokens
 from tailrace.proto.entries import Failure, Request
+from tailrace.proto.fold import CUT
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
 
@@ -98,8 +99,9 @@ def response_of(record: TurnRecord) -> dict[str, Any]:
     """Returns the response object of a turn as far as it is stored."""
     status = status_of(record.outcome, record.stop_reason, has_attempt=record.attempts > 0)
     items = [item for index, block in enumerate(record.content) if (item := output_item(record.turn, index, block))]
-    if items and status not in ("completed", "incomplete"):
-        # Only the last block can still be open, or have been cut off.
+    # Only the last block can still be open, or have been cut off. A call that a limit has cut has its status already.
+    is_cut = record.stop_reason in CUT and items and items[-1]["type"] != "function_call"
+    if items and (is_cut or status not in ("completed", "incomplete")):
         items[-1] |= {"status": "in_progress" if status == "in_progress" else "incomplete"}
     return build_response(
         head_of_record(record),

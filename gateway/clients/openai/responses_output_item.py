@@ -107,9 +107,9 @@ def close_item(opened: OpenItem, status: str) -> tuple[Item | None, Events]:
     return item, closing
 
 
-def may_be_cut(opened: OpenItem) -> bool:
-    """Returns whether only the end of the answer shows that the block was cut: a tool call without arguments so far."""
-    return opened.kind == "tool_use" and not opened.deltas.text() and not opened.start.get("input")
+def is_cut_by_limit(opened: OpenItem) -> bool:
+    """Returns whether a limit that ended the answer has cut its last block: not a tool call with its arguments."""
+    return opened.kind != "tool_use" or not (opened.deltas.text() or opened.start.get("input"))
 
 
 def _is_json(text: str) -> bool:

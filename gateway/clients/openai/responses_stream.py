@@ -28,7 +28,7 @@ from tailrace.gateway.clients.openai.responses_output_item import (
     OpenItem,
     add_delta,
     close_item,
-    may_be_cut,
+    is_cut_by_limit,
     open_item,
 )
 from tailrace.gateway.http import sse
@@ -129,13 +129,8 @@ def _render_event(state: StreamState, event: events.Event | events.UnknownEvent)
         case events.BlockDelta(index, delta) if state.open is not None and state.open.block == index:
             item, deltas = add_delta(state.open, delta)
             return replace(state, open=item), opening + deltas
-        case events.BlockStop(index) if state.open is not None and state.open.block == index:
-            if may_be_cut(state.open):
-                # The next block or the end of the answer closes it.
-                return state, opening
-            state, closing = _close(state, "completed")
-            return state, opening + closing
         case _:
+            # The next block or the end of the answer closes an item: only they show whether a limit has cut it.
             return state, opening
 
 
@@ -214,7 +209,7 @@ def _render_ended(
     stop_reason = ended.stop_reason
     status = status_of(outcome, stop_reason)
     state, opening = (state, []) if state.is_created else _render_queued(state)
-    is_cut = outcome != "completed" or (stop_reason in CUT and state.open is not None and may_be_cut(state.open))
+    is_cut = outcome != "completed" or (stop_reason in CUT and state.open is not None and is_cut_by_limit(state.open))
     state, closing = _close(state, "incomplete" if is_cut else "completed")
     response = build_response(
         state.head,
