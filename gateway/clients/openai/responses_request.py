@@ -34,6 +34,19 @@ class Tool(msgspec.Struct, frozen=True):
     strict: bool | None = None
     """Whether the arguments always fit the schema."""
 
+    allowed_callers: Any = None
+    """It has no effect: the model calls the function directly."""
+    cache_control: Any = None
+    """It has no effect: this protocol cannot control Claude's prompt cache."""
+    defer_loading: Any = None
+    """It has no effect: the model always sees the function."""
+    output_schema: Any = None
+    """It has no effect: describe the output in `description`."""
+
+
+# Of these fields, OpenAI's API has all but `cache_control`.
+IGNORED_TOOL_FIELDS = ("allowed_callers", "cache_control", "defer_loading", "output_schema")
+
 
 class NamedTool(msgspec.Struct, frozen=True):
     type: str
@@ -121,6 +134,8 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
         ignored.append("reasoning.context")
     if text.verbosity not in (None, "medium"):
         ignored.append("text.verbosity")
+    tools = body.tools or ()
+    ignored += [f"tools.{name}" for name in IGNORED_TOOL_FIELDS if any(getattr(tool, name) for tool in tools)]
     session, messages = _session(body), messages_of(body.input)
     if body.store is False:
         refuse_fields(body, "previous_response_id", "conversation", "session_id", "project_id", "background")
@@ -184,7 +199,11 @@ def _parent(response: str) -> str:
 
 
 def _tool(tool: Tool, index: int) -> Fields:
-    if tool.type != "function" or not tool.name:
+    if tool.type == "function" and not tool.name:
+        raise Refused(
+            "request_invalid", f"`tools[{index}]` needs a `name`, beside its `type` and not in a field `function`"
+        )
+    if tool.type != "function":
         raise Refused(
             "request_invalid",
             f"`tools[{index}]`: `{tool.type[:64]}` is not supported: send `type`: `function` and a `name`",
