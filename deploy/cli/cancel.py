@@ -7,7 +7,7 @@ import msgspec
 
 from tailrace.deploy.cli.arguments import add_connection, add_json, add_turn_id
 from tailrace.deploy.cli.connection import connect
-from tailrace.deploy.local.terminal_text import make_printable
+from tailrace.deploy.local.terminal_text import one_line
 
 DESCRIPTION = "End a turn, even if another program has started it. Its text so far remains."
 EXAMPLES = "example:\n  tailrace cancel 019aa8e2-4c1f-7d3a-9b52-6f0e8d7c5a41\n"
@@ -22,5 +22,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with connect(args, environ) as client:
         found = client.cancel(args.id)
-    print(msgspec.json.encode(found).decode() if args.json else make_printable(f"{found['turn']}: {found['outcome']}"))
+    print(msgspec.json.encode(found).decode() if args.json else one_line(f"{found['turn']}: {found['outcome']}"))
     return 0

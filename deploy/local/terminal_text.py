@@ -8,6 +8,8 @@ from typing import TextIO
 
 # Control characters of an answer would be commands to the terminal (ECMA-48): cursor, title, clipboard.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Characters that change the direction of the text behind them, also in the other cells of a row (UAX #9).
+DIRECTION = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 
 
 def has_cursor(out: TextIO) -> bool:
@@ -22,7 +24,7 @@ def make_printable(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Returns `text` as one line: printable, with spaces in the place of line breaks and tabs."""
-    return make_printable(text).replace("\n", " ").replace("\t", " ")
+    return DIRECTION.sub("", make_printable(text)).replace("\n", " ").replace("\t", " ")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -302,7 +302,7 @@ def test_addresses_in_files_of_another_user_are_not_used(
     assert default_data_dir() != data
 
 
-HOSTILE = "\x1b]0;t\x07a\x9b2Jb"
+HOSTILE = "\x1b]0;t\x07a\x9b2Jb\u202e\u2067"
 
 
 @pytest.fixture
