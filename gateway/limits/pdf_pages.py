@@ -8,6 +8,7 @@ why this is not pypdf.
 import binascii
 import re
 import zlib
+from itertools import islice
 
 # The most that Anthropic accepts in one request (platform.claude.com, "PDF support").
 PAGES_MAX = 600
@@ -16,8 +17,8 @@ PAGE_BYTES = 20_000
 # Used where a URL or a file id names the document, so that not even its size is known.
 UNKNOWN_PAGES = 100
 
-# The two spellings that programs write. A node of the page tree is `/Pages`.
-PAGE_NAMES = (b"/Type /Page", b"/Type/Page")
+# With any white space (ISO 32000, section 7.2.3). A node of the page tree is `/Pages`.
+PAGE_NAME = re.compile(rb"/Type[\0\t\n\f\r ]*+/Page\b")
 OBJECT_STREAM = re.compile(rb"/ObjStm\b")
 STREAM_START = re.compile(rb"stream\r?\n")
 # The distance from a stream's type to its first byte.
@@ -62,7 +63,7 @@ def pages_of_size(base64_bytes: int) -> int:
 
 
 def _count_names(objects: bytes) -> int:
-    return sum(objects.count(name) - objects.count(name + b"s") for name in PAGE_NAMES)
+    return sum(1 for _ in islice(PAGE_NAME.finditer(objects), PAGES_MAX))
 
 
 def _decompress(pdf: bytes, after: int) -> bytes:

@@ -34,7 +34,9 @@ def pack_objects(objects: bytes) -> bytes:
     return b"7 0 obj\n" + head + b"\nstream\r\n" + compressed + b"\nendstream\nendobj\n"
 
 
-@pytest.mark.parametrize("page", [PAGE, PAGE.replace(b"/Type /Page", b"/Type/Page")])
+@pytest.mark.parametrize(
+    "page", [PAGE.replace(b" /Page", space + b"/Page") for space in (b" ", b"", b"\r\n", b"  \t\0\f")]
+)
 def test_page_objects_are_counted_and_page_tree_nodes_are_not(page: bytes) -> None:
     assert count_pages(in_base64(TREE + 7 * (b"9 0 obj\n" + page + b"\nendobj\n"))) == 7
 
