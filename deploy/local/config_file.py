@@ -17,7 +17,7 @@ from dotenv.parser import parse_stream
 from platformdirs import user_config_path
 
 from tailrace.deploy.local.check_environment import SERVICES
-from tailrace.deploy.local.configuration import ADDRESS, NAME, Configuration
+from tailrace.deploy.local.configuration import ADDRESS, DOTENV, NAME, Configuration
 from tailrace.deploy.local.options import Options
 from tailrace.gateway.settings import Settings as GatewaySettings
 from tailrace.proto.did_you_mean import suggest
@@ -51,7 +51,7 @@ def merge(path: Path | None, environ: Mapping[str, str]) -> Configuration:
     Raises SettingsInvalid with the file, the name and what is expected.
     """
     texts, options = read(path) if path is not None else ({}, {})
-    beside = read_dotenv(path.with_name(".env")) if path is not None else {}
+    beside = read_dotenv(path.with_name(DOTENV)) if path is not None else {}
     merged = {**texts, **beside, **environ}
     configured = settings.read(GatewaySettings, {name: merged[name] for name in ADDRESS.values() if merged.get(name)})
     address = {key: getattr(configured, key) for key, name in ADDRESS.items() if merged.get(name)}

@@ -10,6 +10,7 @@ from tailrace.deploy.local.data_dir import is_own
 from tailrace.proto.errors import SettingsInvalid
 
 NAME = "tailrace.toml"
+DOTENV = ".env"
 ADDRESS = {"host": "TAILRACE_HOST", "port": "TAILRACE_PORT"}
 
 
@@ -37,11 +38,14 @@ def load(named: Path | None, environ: Mapping[str, str]) -> Configuration:
 def find() -> Path | None:
     """Returns the file in the current folder, or else in the user's configuration folder; None if there is none.
 
-    Raises SettingsInvalid if the file belongs to another user: such a file could send this user's keys elsewhere.
+    Raises SettingsInvalid if the file, or the `.env` beside it, belongs to another user: such a file could send this
+    user's keys elsewhere.
     """
     for path in (Path(NAME), user_config_path("tailrace", appauthor=False) / NAME):
         if path.is_file():
-            if not is_own(path.stat()):
-                raise SettingsInvalid(f"{path} belongs to another user: to use it, name it with --config")
+            for each in (path, path.with_name(DOTENV)):
+                # Of a link, too: its owner chooses the file.
+                if each.exists() and not (is_own(each.stat()) and is_own(each.lstat())):
+                    raise SettingsInvalid(f"{each} belongs to another user: to use it, add --config {path}")
             return path
     return None

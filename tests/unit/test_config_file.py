@@ -95,18 +95,32 @@ def test_a_wrong_file_is_refused_with_one_sentence(
     assert printed.count("\n") == 1
 
 
-def test_other_unusable_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing file, a line of `.env`, and a file of another user in a shared folder such as /tmp."""
+def test_other_unusable_files_are_refused() -> None:
+    """A missing file, and a line of `.env`."""
     with pytest.raises(SettingsInvalid, match=r"^other\.toml cannot be read: No such file"):
         load(Path("other.toml"), {})
     write("")
     write("A=b\nsecret\n", ".env")
     with pytest.raises(SettingsInvalid, match=r"^\.env: line 2 is not NAME=VALUE$"):
         load(None, {})
-    write("", ".env")
-    monkeypatch.setattr("os.geteuid", lambda: Path("tailrace.toml").stat().st_uid + 1)
-    monkeypatch.setattr("tailrace.deploy.local.data_dir.TRUSTED_OWNERS", ())
-    with pytest.raises(SettingsInvalid, match=r"^tailrace\.toml belongs to another user: to use it, name it with"):
+
+
+@pytest.mark.parametrize("is_link", [False, True], ids=["file", "link"])
+@pytest.mark.parametrize("name", ["tailrace.toml", ".env"])
+def test_a_file_of_another_user_is_used_only_if_it_is_named(
+    name: str, is_link: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a shared folder such as /tmp. A link of another user may lead to a file of this one."""
+    for each in ("tailrace.toml", ".env", "own"):
+        write("", each)
+    if is_link:
+        Path(name).unlink()
+        Path(name).symlink_to("own")
+    theirs = Path(name).lstat().st_ino
+    monkeypatch.setattr("tailrace.deploy.local.configuration.is_own", lambda found: found.st_ino != theirs)
+    with pytest.raises(
+        SettingsInvalid, match=rf"^{re.escape(name)} belongs to another user: .* --config tailrace\.toml"
+    ):
         load(None, {})
     assert load(Path("tailrace.toml"), {}).environ == {}
 
