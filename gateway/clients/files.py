@@ -23,19 +23,19 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.log_fullness import LogFullness
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.gateway.resources.blobs import HEADERS, headers_of
+from tailrace.gateway.resources.create_once import create_once
 from tailrace.gateway.resources.paging import limit_of, require_one_cursor
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.response import Interruptions
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
-from tailrace.gateway.turns.auto_idempotency import AUTO
 from tailrace.gateway.turns.store_blobs import RequestBlobs
-from tailrace.gateway.turns.submit import hash_body, idempotency_key_of
+from tailrace.gateway.turns.submit import hash_body
 from tailrace.proto.blobs import Blob
 from tailrace.proto.errors import BlobUnknown, Refused, not_found
 from tailrace.proto.files import CreateFile, DeleteFile, FileRecord, GetFile, ListFiles
-from tailrace.proto.ids import Tenant, TurnId, is_token, new_id
-from tailrace.proto.nats import BlobStore, Claim, Claims
+from tailrace.proto.ids import TurnId, is_token
+from tailrace.proto.nats import BlobStore, Claims
 from tailrace.proto.subjects import TurnKey
 
 PURPOSES = ("assistants", "batch", "user_data", "vision")
@@ -69,54 +69,36 @@ async def post(
     file, purpose = require_file(form), _purpose(form, is_anthropic=is_anthropic)
     life = await _life(form, blob_store)
     log_fullness.require_room()
-    sha256 = await hash_body(file.content)
+    sha256, media_type = await hash_body(file.content), file.media_type or "application/octet-stream"
     now = datetime.now(UTC)
-    record = FileRecord(
-        file=f"file-{new_id()}",
-        sha256=sha256,
-        bytes=len(file.content),
-        filename=file.filename,
-        media_type=file.media_type or "application/octet-stream",
-        purpose=purpose,
-        created_at=now,
-        expires_at=None if life is None else now + life,
-    )
-    if (idempotency_key := idempotency_key_of(request)) is not None:
-        record, is_stored = await _claim(record, idempotency_key, request.tenant, claims, history)
-        if is_stored:
-            return json_response(_render(record, is_anthropic=is_anthropic))
-    # Not a turn: the pin holds until the file's record refers to the blob.
-    key = TurnKey(request.tenant, TurnId(record.file))
-    async with request_blobs.hold_pins(key):
-        async with limiter.open_admission(request.principal) as admission:
-            await admission.count_request()
-            await request_blobs.put(key, {sha256: file.content}, {sha256}, admission, is_renewed=True)
-        await history.ask(request.tenant, CreateFile(record))
-    return json_response(_render(record, is_anthropic=is_anthropic))
 
+    async def create(name: str) -> FileRecord:
+        record = FileRecord(
+            file=name,
+            sha256=sha256,
+            bytes=len(file.content),
+            filename=file.filename,
+            media_type=media_type,
+            purpose=purpose,
+            created_at=now,
+            expires_at=None if life is None else now + life,
+        )
+        # Not a turn: the pin holds until the file's record refers to the blob.
+        key = TurnKey(request.tenant, TurnId(name))
+        async with request_blobs.hold_pins(key):
+            async with limiter.open_admission(request.principal) as admission:
+                await admission.count_request()
+                await request_blobs.put(key, {sha256: file.content}, {sha256}, admission, is_renewed=True)
+            await history.ask(request.tenant, CreateFile(record))
+        return record
 
-async def _claim(
-    record: FileRecord, idempotency_key: str, tenant: Tenant, claims: Claims, history: HistoryClient
-) -> tuple[FileRecord, bool]:
-    """Claims the key. Returns its file, and whether that is stored. Raises Refused if another file used the key."""
-    # A hash of these fields and not of the body, because a repeated form has another boundary.
-    given = msgspec.json.encode([record.sha256, record.filename, record.media_type, record.purpose])
-    own = Claim(TurnId(record.file), await hash_body(given))
-    if idempotency_key == AUTO:
-        idempotency_key = f"{AUTO} {own.body_sha256}"
-    # The space keeps it apart from the key of a turn: no Idempotency-Key can contain one.
-    claim = await claims.claim(tenant, f"files {idempotency_key}", own)
-    if claim.body_sha256 != own.body_sha256:
-        raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another file: use a new one")
-    if claim == own:
-        return record, False
-    try:
-        return await history.ask(tenant, GetFile(claim.turn)), True
-    except Refused as refused:
-        if refused.code != "file_not_found":
-            raise
-        # The first request did not store the file, or the file was deleted later.
-        return msgspec.structs.replace(record, file=claim.turn), False
+    async def find(name: str) -> FileRecord:
+        return await history.ask(request.tenant, GetFile(name))
+
+    # These fields and not the body, because a repeated form has another boundary.
+    given = msgspec.json.encode([sha256, file.filename, media_type, purpose])
+    made = await create_once(request, given, claims, "file", None, create, find)
+    return json_response(_render(made, is_anthropic=is_anthropic))
 
 
 async def list_files(request: ApiRequest, history: HistoryClient) -> Response:

@@ -1,4 +1,4 @@
-"""Creates a session or a project once for each Idempotency-Key."""
+"""Creates a session, a project or a file once for each Idempotency-Key."""
 
 from collections.abc import Awaitable, Callable
 from typing import Literal, TypeVar
@@ -17,19 +17,24 @@ async def create_once(
     request: ApiRequest,
     raw: bytes,
     claims: Claims,
-    kind: Literal["session", "project"],
+    kind: Literal["session", "project", "file"],
     chosen: str | None,
     create: Callable[[str], Awaitable[R]],
     find: Callable[[str], Awaitable[R]],
 ) -> R:
     """Returns what `create` makes of the id `chosen`, or of a new one; for a repeated request, what `find` returns.
 
-    `raw` is the body. Raises Refused if the request's Idempotency-Key is `auto` or was used with another body.
+    `raw` is the body, or what a repeated request has equal to it. Raises Refused if the request's Idempotency-Key was
+    used with another one, or is `auto` and not for a file.
     """
-    idempotency_key = idempotency_key_of(request)
+    is_file = kind == "file"
+    new, idempotency_key = f"file-{new_id()}" if is_file else new_id(), idempotency_key_of(request)
     if idempotency_key is None:
-        return await create(chosen or new_id())
-    if idempotency_key == AUTO:
+        return await create(chosen or new)
+    body_sha256 = await hash_body(raw)
+    if idempotency_key == AUTO and is_file:
+        idempotency_key = f"{AUTO} {body_sha256}"
+    elif idempotency_key == AUTO:
         # Two new sessions often have equal bodies: a derived key would make one session of them.
         message = f"`POST /v1/{kind}s` does not support `auto`; send an Idempotency-Key of your own."
         raise Refused("idempotency_key_invalid", message)
@@ -47,10 +52,11 @@ async def create_once(
     if chosen is not None and await claims.find(request.tenant, key) is None and await find_or_none(chosen) is not None:
         # Another request has created it. With a claim, a repetition would return it as if this request had.
         return await create(chosen)
-    own = Claim(TurnId(new_id()), await hash_body(raw))
+    own = Claim(TurnId(new), body_sha256)
     claim = await claims.claim(request.tenant, key, own)
     if claim.body_sha256 != own.body_sha256:
-        raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
+        message = f"this Idempotency-Key was used with another {'file' if is_file else 'body'}: use a new one"
+        raise Refused("idempotency_key_reused", message)
     name = chosen or claim.turn
     if claim != own and (found := await find_or_none(name)) is not None:
         return found
