@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import product
 
+import structlog
+
 from tailrace.generators import metrics
 from tailrace.generators.attempt_span import attempt_span
 from tailrace.generators.backends import Backend
@@ -21,7 +23,6 @@ from tailrace.generators.circuit_breaker import CircuitBreakers
 from tailrace.generators.failover import FAILOVER_CODES, BackendOrders, parse_backends
 from tailrace.generators.forced_tools import write_forced_call
 from tailrace.generators.hedging import HedgeTaker, Hedging
-from tailrace.generators.key_check import check_key
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
@@ -40,6 +41,10 @@ from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.version import VERSION
+
+logger = structlog.get_logger()
+
+KEY_REFUSED = "the model's API refused the key when this generator started: check ANTHROPIC_API_KEY, and restart"
 
 
 async def preflight(settings: Settings) -> None:
@@ -115,6 +120,20 @@ async def report_version(backends: Mapping[str, Backend], worker: Worker) -> Non
     for backend in backends.values():
         if isinstance(backend, ClaudeCode):
             worker.claude_version = await backend.version()
+
+
+async def check_key(claude: AnthropicApi, worker: Worker) -> None:
+    """Sets a sentence in the health report if the key is refused, by a request that is free of charge.
+
+    Other failures say nothing about the key.
+    """
+    try:
+        await claude.models()
+    except BackendError as error:
+        if error.code == "backend_refused_key":
+            worker.detail = KEY_REFUSED
+        else:
+            logger.info("the model key could not be checked", code=error.code)
 
 
 def build_batch_runner(

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.limits.turn_queue import TurnQueue
-from tailrace.generators.key_check import REFUSED
+from tailrace.generators.__main__ import KEY_REFUSED
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc, TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
@@ -74,7 +74,7 @@ async def test_a_refused_model_key_is_named_after_the_start_of_a_generator(
 
         async def is_named() -> bool:
             _, parts = await ready(gateway)
-            return bool(parts["generators"] == {"ok": True, "detail": REFUSED})
+            return bool(parts["generators"] == {"ok": True, "detail": KEY_REFUSED})
 
         await until(is_named)
 
