@@ -12,7 +12,7 @@ from nats.micro.service import EndpointConfig, Service, ServiceConfig
 
 from tailrace.proto import subjects
 from tailrace.proto.errors import CODES, LogUnavailable, Refused, TailraceError
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 
@@ -126,19 +126,18 @@ class Rpc:
 
     async def every_health(self, role: str, *, wait_s: float) -> list[bytes]:
         """Returns the health reports of all processes of a role that come within `wait_s`. Raises LogUnavailable."""
-        inbox = self._connection.client.new_inbox()
-        return await self._collect(inbox, subjects.health(role), inbox, wait_s)
+        return await self._collect(subjects.health(role), wait_s)
 
-    async def _collect(self, answers: str, query: str, reply: str, wait_s: float, body: bytes = b"") -> list[bytes]:
-        """Publishes `query` and returns all messages on the subject `answers` that come within `wait_s`."""
-        reports: list[bytes] = []
+    async def _collect(self, query: str, wait_s: float, body: bytes = b"", answers: str = "") -> list[bytes]:
+        """Publishes `query` and returns its replies, or all messages on the subject `answers`, within `wait_s`."""
+        reports, reply = list[bytes](), "" if answers else self._connection.client.new_inbox()
 
         async def on_report(message: Msg) -> None:
             # Without any process, the server replies with headers alone.
             if message.data:
                 reports.append(message.data)
 
-        subscription = await self._connection.subscribe(answers, on_report)
+        subscription = await self._connection.subscribe(answers or reply, on_report)
         try:
             await self._connection.publish(query, body, reply=reply)
             await asyncio.sleep(wait_s)
@@ -152,8 +151,7 @@ class Rpc:
         """Answers gateways that ask whether a turn has readers, if it has some here, or that ask for its readers."""
 
         async def on_request(message: Msg) -> None:
-            _, tenant, turn = message.subject.split(".")
-            key = TurnKey(Tenant(tenant), turn)  # type: ignore[arg-type]
+            key = _key_of(message)
             if message.data == REPORTS:
                 await message.respond(readers(key))
             elif has_readers(key):
@@ -171,25 +169,29 @@ class Rpc:
 
     async def readers_of_all_gateways(self, key: TurnKey, *, wait_s: float) -> list[bytes]:
         """Returns the readers of a turn at each gateway that answers within `wait_s`. Raises LogUnavailable."""
-        inbox = self._connection.client.new_inbox()
-        return await self._collect(inbox, subjects.presence(key), inbox, wait_s, REPORTS)
+        return await self._collect(subjects.presence(key), wait_s, REPORTS)
 
     async def serve_readers(self, readers: Callable[[TurnKey], bytes]) -> None:
         """Answers reader queries with `readers(turn)`, on a subject that only the log's account receives."""
 
         async def on_query(message: Msg) -> None:
-            _, tenant, turn = message.subject.split(".")
-            key = TurnKey(Tenant(tenant), turn)  # type: ignore[arg-type]
+            key = _key_of(message)
             await self._connection.publish(subjects.reader_reply(key), readers(key))
 
         await self._connection.subscribe(subjects.EVERY_READER_QUERY, on_query)
 
     async def every_readers(self, key: TurnKey, *, wait_s: float) -> list[bytes]:
         """Returns the answers of all gateways to a reader query that come within `wait_s`. Raises LogUnavailable."""
-        return await self._collect(subjects.reader_reply(key), subjects.reader_query(key), "", wait_s)
+        return await self._collect(subjects.reader_query(key), wait_s, answers=subjects.reader_reply(key))
 
 
 Endpoint = Callable[[Request], Awaitable[None]]
+
+
+def _key_of(message: Msg) -> TurnKey:
+    """Returns the turn of a request for its readers."""
+    _, tenant, turn = message.subject.split(".")
+    return TurnKey(Tenant(tenant), TurnId(turn))
 
 
 def _tenant(request: Request) -> Tenant:
