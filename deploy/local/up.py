@@ -14,7 +14,6 @@ from asyncio import TaskGroup
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 from tailrace.deploy.cli import streams
 from tailrace.deploy.local import check_environment, data_dir, migrate_log, nats_cluster, nats_server, ports, running
@@ -46,13 +45,6 @@ from tailrace.proto.service import ProcessSettings
 
 NATS_S_MAX = 30.0
 NAME_WIDTH = len("simulated-claude")
-
-
-class Listening(NamedTuple):
-    """The listening socket that the gateways inherit."""
-
-    port: int
-    fd: int
 
 
 def run(options: Options, environ: Mapping[str, str]) -> int:
@@ -142,12 +134,12 @@ async def start_and_watch(
     """Starts all processes, prints the banner, and watches over the system until it is cancelled."""
     console = supervisor.console
     # Read now: `up` closes the socket when it stops, and a cancellation may arrive late.
-    listening = Listening(listener.getsockname()[1], listener.fileno())
+    port, listen_fd = listener.getsockname()[1], listener.fileno()
     await migrate_log.migrate(options, console)
     servers = migrate_log.server_specs(options, options.data_dir)
     nats_urls = await start_nats(options, environ, servers, supervisor)
     authenticator = await load_authenticator(check_environment.gateway_settings(options, environ, nats_urls[GATEWAY]))
-    plan = make_plan(options, environ, listening, nats_urls, demo)
+    plan = make_plan(options, environ, port, listen_fd, nats_urls, demo)
     for warning in check_environment.find_mistyped(environ):
         console.log(warning)
     log_format = "colour" if console.coloured else "console"
@@ -212,7 +204,8 @@ async def start_nats(
 def make_plan(
     options: Options,
     environ: Mapping[str, str],
-    listening: Listening,
+    port: int,
+    listen_fd: int,
     nats_urls: Mapping[str, str],
     demo: Demo | None = None,
 ) -> Plan:
@@ -223,8 +216,8 @@ def make_plan(
     return Plan(
         nats_urls=nats_urls,
         host=ports.loopback_of(options.host),
-        port=listening.port,
-        listen_fd=listening.fd,
+        port=port,
+        listen_fd=listen_fd,
         claude_port=claude_port,
         metrics_ports=tuple(metrics_ports),
         demo_socket=str(demo.path) if demo is not None else "",

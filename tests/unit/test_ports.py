@@ -11,16 +11,15 @@ from tailrace.deploy.local import ports
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.ports import find_consecutive, find_free, listen
-from tailrace.deploy.local.up import Listening, make_plan
+from tailrace.deploy.local.up import make_plan
 
 
 def test_metrics_ports_are_consecutive_from_the_configured_one() -> None:
     """A scraper finds the processes at the same ports after a restart."""
     first = random.randrange(12_000, 19_000)  # below the ports of find_free
-    listening = Listening(port=8000, fd=7)
-    chosen = make_plan(Options(generators=2), {"TAILRACE_METRICS_PORT": str(first)}, listening, {})
+    chosen = make_plan(Options(generators=2), {"TAILRACE_METRICS_PORT": str(first)}, 8000, 7, {})
     assert chosen.metrics_ports == (first, first + 1, first + 2, first + 3)
-    assert len(set(make_plan(Options(), {}, listening, {}).metrics_ports)) == 4
+    assert len(set(make_plan(Options(), {}, 8000, 7, {}).metrics_ports)) == 4
 
 
 def test_a_metrics_port_that_is_not_free_is_refused_before_the_start() -> None:
