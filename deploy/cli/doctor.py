@@ -49,7 +49,6 @@ the model key with one request that is free of charge. It changes nothing. Exit 
 Level = Literal["ok", "warning", "error"]
 SKEW_S_MAX = 5.0
 CLOCK_TIMEOUT_S = 5.0
-OTHER_USER = "run it as the user of `up`, correct the permissions, or choose --data"
 BUSY_TIMEOUT_S = 2.0
 
 
@@ -126,7 +125,7 @@ def _disk(data_dir: Path) -> Finding:
             if store.exists():
                 os.scandir(store).close()
     except PermissionError as error:
-        return Finding("Disk", "error", f"{error.filename}: {error.strerror}", OTHER_USER)
+        return _not_permitted("Disk", error)
     if not os.access(existing, os.W_OK):
         return Finding("Disk", "error", f"{existing} cannot be written", "correct its permissions, or choose --data")
     if shortage := disk_shortage(existing):
@@ -155,7 +154,7 @@ async def _database(data_dir: Path, environ: Mapping[str, str]) -> Finding:
             return Finding("Database", "ok", f"{where} does not exist yet; persistence creates it")
         await (await open_database(where, busy_timeout_s=BUSY_TIMEOUT_S)).close()
     except PermissionError as error:
-        return Finding("Database", "error", f"{error.filename}: {error.strerror}", OTHER_USER)
+        return _not_permitted("Database", error)
     except TailraceError as error:
         return Finding("Database", "error", str(error), "see docs/RUNBOOK.md, The database fails")
     return Finding("Database", "ok", display(where))
@@ -224,6 +223,11 @@ async def _clock(url: str) -> Finding:
         detail = f"differs by {skew_s:.0f} s from that of {url}"
         return Finding("Clock", "warning", detail, "set it with NTP: JWTs, tickets and limits depend on it")
     return Finding("Clock", "ok", f"agrees with that of {url}")
+
+
+def _not_permitted(name: str, error: PermissionError) -> Finding:
+    action = "run it as the user of `up`, correct the permissions, or choose --data"
+    return Finding(name, "error", f"{error.filename}: {error.strerror}", action)
 
 
 def _split_message(error: TailraceError) -> tuple[str, str]:
