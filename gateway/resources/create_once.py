@@ -28,7 +28,8 @@ async def create_once(
     used with another one, or is `auto` and not for a file.
     """
     is_file = kind == "file"
-    new, idempotency_key = f"file-{new_id()}" if is_file else new_id(), idempotency_key_of(request)
+    new = f"file-{new_id()}" if is_file else new_id()
+    idempotency_key = idempotency_key_of(request)
     if idempotency_key is None:
         return await create(chosen or new)
     body_sha256 = await hash_body(raw)
