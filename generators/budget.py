@@ -95,11 +95,7 @@ def limit_cost(sink: Sink, request: Request, turn: Turn) -> Sink:
 
 def cut_at_cost(turn: Turn) -> str | None:
     """Returns the stop reason of a turn that has reached its cost limit; None for another. See planner.Cut."""
-    return STOP_REASON if is_over_budget(turn) else None
-
-
-def is_over_budget(turn: Turn) -> bool:
-    """Returns whether the turn has reached its cost limit, so that no further call is made for it."""
     if turn.request is None or turn.request.max_cost_nano_usd is None:
-        return False
-    return (sum_costs(turn.request.model, turn.calls) or 0) >= turn.request.max_cost_nano_usd
+        return None
+    cost_nano_usd = sum_costs(turn.request.model, turn.calls) or 0
+    return STOP_REASON if cost_nano_usd >= turn.request.max_cost_nano_usd else None
