@@ -119,7 +119,7 @@ async def report_version(backends: Mapping[str, Backend], worker: Worker) -> Non
     """Sets the version of Claude Code in the health report, if it is one of the backends."""
     for backend in backends.values():
         if isinstance(backend, ClaudeCode):
-            worker.claude_version = await backend.version()
+            worker.facts["claude_version"] = await backend.version()
 
 
 async def check_key(claude: AnthropicApi, worker: Worker) -> None:
@@ -131,7 +131,7 @@ async def check_key(claude: AnthropicApi, worker: Worker) -> None:
         await claude.models()
     except BackendError as error:
         if error.code == "backend_refused_key":
-            worker.detail = KEY_REFUSED
+            worker.facts["detail"] = KEY_REFUSED
         else:
             logger.info("the model key could not be checked", code=error.code)
 

@@ -6,7 +6,7 @@ A lease only decides which generator tries. The log decides, entry by entry, whi
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -99,10 +99,8 @@ class Worker:
         self._lane_tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
         self._is_draining = False
-        self.detail = ""
-        """A sentence for operators in the health report."""
-        self.claude_version: str | msgspec.UnsetType = msgspec.UNSET
-        """The version of Claude Code for the health report, if this generator runs it."""
+        self.facts: dict[str, Any] = {}
+        """Further fields of the health report, for operators."""
 
     async def run(self, stop: asyncio.Event, now: asyncio.Event | None = None) -> None:
         """Runs turns until `stop` is set; then finishes them until the grace period is over or `now` is set."""
@@ -139,9 +137,8 @@ class Worker:
                 held=len(self._held),
                 free=self._slots.free,
                 waiting=self._slots.count_waiting(),
-                detail=self.detail,
                 oldest_waiting_s=age_s(oldest) if oldest is not None else 0.0,
-                claude_version=self.claude_version,
+                **self.facts,
             )
         )
 
