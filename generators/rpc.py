@@ -3,11 +3,14 @@
 Nothing is retried here: the client that called the gateway may try again.
 """
 
-from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import msgspec
 
+from tailrace.generators.backends.anthropic_api import AnthropicApi
+from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import long_strings
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -19,7 +22,6 @@ from tailrace.proto.model_records import (
     MODELS,
     CancelMessageBatch,
     CountTokens,
-    ListedModels,
     PromptFields,
 )
 from tailrace.proto.nats.rpc import Handler
@@ -27,30 +29,12 @@ from tailrace.proto.nats.rpc import Handler
 T = TypeVar("T")
 
 
-class ModelApi(Protocol):
-    """A backend that lists models and counts tokens."""
-
-    async def models(self) -> ListedModels:
-        """Returns all models that the key may use. Raises BackendError."""
-        ...
-
-    async def count_tokens(self, body: bytes, betas: str) -> bytes:
-        """Returns Anthropic's response to the Messages request in `body`. Raises BackendError."""
-        ...
-
-
-class BatchApi(Protocol):
-    """Anthropic's Message Batches."""
-
-    async def cancel(self, name: str) -> None:
-        """Cancels a message batch; does nothing if it has ended or does not exist. Raises BackendError."""
-        ...
-
-
 class ModelRpc:
-    def __init__(self, model_api: ModelApi, batch_api: BatchApi, blobs: BlobLoader) -> None:
-        self._model_api = model_api
-        self._batch_api = batch_api
+    """The handlers that call Anthropic's API."""
+
+    def __init__(self, claude: AnthropicApi, message_batches: MessageBatchesApi, blobs: BlobLoader) -> None:
+        self._claude = claude
+        self._message_batches = message_batches
         self._blobs = blobs
 
     @property
@@ -63,29 +47,23 @@ class ModelRpc:
         }
 
     async def _list_models(self, _: Tenant, __: bytes) -> bytes:
-        try:
-            return msgspec.json.encode(await self._model_api.models())
-        except BackendError as error:
-            raise _to_refused(error) from error
+        with _refuse():
+            return msgspec.json.encode(await self._claude.models())
 
     async def _count_tokens(self, tenant: Tenant, body: bytes) -> bytes:
         query = decode_query(body, CountTokens)
-        try:
+        with _refuse():
             if not query.is_lifted:
-                return await self._model_api.count_tokens(bytes(query.body), query.betas)
+                return await self._claude.count_tokens(bytes(query.body), query.betas)
             fields = decode_query(bytes(query.body), dict[str, Any])
             async with self._blobs.load(tenant, msgspec.convert(fields, PromptFields)) as prompt:
                 pieces = await long_strings.encode(fields | msgspec.to_builtins(prompt))
-                return await self._model_api.count_tokens(b"".join(pieces), query.betas)
-        except BackendError as error:
-            raise _to_refused(error) from error
+                return await self._claude.count_tokens(b"".join(pieces), query.betas)
 
     async def _cancel_message_batch(self, _: Tenant, body: bytes) -> bytes:
         name = decode_query(body, CancelMessageBatch).message_batch
-        try:
-            await self._batch_api.cancel(name)
-        except BackendError as error:
-            raise _to_refused(error) from error
+        with _refuse():
+            await self._message_batches.cancel(name)
         return b""
 
 
@@ -97,5 +75,10 @@ def decode_query(body: bytes, kind: type[T]) -> T:
         raise Refused("request_invalid", f"the query is not a {kind.__name__}") from error
 
 
-def _to_refused(error: BackendError) -> Refused:
-    return Refused(error.code, error.message, retry_after_s=error.retry_after_s)
+@contextmanager
+def _refuse() -> Iterator[None]:
+    """Raises Refused for a BackendError."""
+    try:
+        yield
+    except BackendError as error:
+        raise Refused(error.code, error.message, retry_after_s=error.retry_after_s) from error
