@@ -49,7 +49,7 @@ from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.store_trace import trace_feature
 from tailrace.gateway.turns.submission import SubmitFeatures
 from tailrace.gateway.turns.submit import TurnSubmitter
-from tailrace.gateway.turns.unread_tokens import UnreadTokens
+from tailrace.gateway.turns.unread_tokens import unread_tokens_feature
 from tailrace.gateway.turns.webhook_url import webhook_feature
 from tailrace.proto import service
 from tailrace.proto.models import parse_aliases
@@ -189,7 +189,7 @@ def build(
         prepare=(webhook_feature(settings), prompts.feature(), auto_idempotency_feature(log, claims)),
         admit=(check_queue, check_share, count_request, storage.uploaded_files.feature()),
         amend=(add_position, schema_feature(schemas), reserve, storage.request_blobs.feature(), trace_feature()),
-        stored=(count_stored, parent, UnreadTokens(presence).feature()),
+        stored=(count_stored, parent, unread_tokens_feature(presence)),
     )
     submitter = TurnSubmitter(
         log,

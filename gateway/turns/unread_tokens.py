@@ -17,6 +17,7 @@ from tailrace.proto.entries import End
 from tailrace.proto.errors import LogError
 from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.models import model_label
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import TurnKey
 
@@ -25,56 +26,52 @@ FIRST_LOOK_S = 1.0
 LOOK_EVERY_S = 5.0
 
 
-class UnreadTokens:
-    """Follows the accepted turns, those of batches excepted, until they end or the gateway drains."""
+def unread_tokens_feature(presence: ReaderPresence) -> Feature[Submission]:
+    """Returns the step that begins to watch a stored turn. A batch has no answer of its own."""
 
-    def __init__(self, presence: ReaderPresence) -> None:
-        self._presence = presence
+    async def begin(submission: Submission) -> None:
+        presence.group.create_task(_watch(presence, submission.turn, submission.entry.model))
 
-    def feature(self) -> Feature[Submission]:
-        """Returns the step that begins to watch a stored turn. A batch has no answer of its own."""
+    return Feature(begin, lambda submission: submission.entry.batch is None)
 
-        async def begin(submission: Submission) -> None:
-            self._presence.group.create_task(self._watch(submission.turn, submission.entry.model))
 
-        return Feature(begin, lambda submission: submission.entry.batch is None)
+async def _watch(presence: ReaderPresence, key: TurnKey, model: str) -> None:
+    """Looks for readers until the turn has ended or left the log; then counts.
 
-    async def _watch(self, key: TurnKey, model: str) -> None:
-        """Looks for readers until the turn has ended or left the log; then counts.
+    If the log is unavailable, or the gateway drains before the turn's end, the turn is not counted.
+    """
+    times, is_unread, wait_s = list[datetime](), list[bool](), FIRST_LOOK_S
+    with suppress(LogError):
+        while not await is_set_within(presence.draining, wait_s):
+            wait_s, has_readers = LOOK_EVERY_S, presence.fan_out.has_readers(key)
+            if not has_readers:
+                if await presence.is_over(key):
+                    break
+                has_readers = await presence.has_readers_anywhere(key)
+            times.append(datetime.now(UTC))
+            is_unread.append(not has_readers)
+        else:
+            # The gateway drains. The tokens of a turn that runs on are not known yet.
+            if not await presence.log.has_end(key):
+                return
+        if any(is_unread):
+            tokens = await _count_unread(presence.log, key, times, is_unread)
+            metrics.UNREAD_TOKENS.labels(model_label(model)).inc(tokens)
 
-        If the log is unavailable, the turn is not counted.
-        """
-        times, is_unread, wait_s = list[datetime](), list[bool](), FIRST_LOOK_S
-        with suppress(LogError):
-            while not await is_set_within(self._presence.draining, wait_s):
-                wait_s, has_readers = LOOK_EVERY_S, self._presence.fan_out.has_readers(key)
-                if not has_readers:
-                    if await self._presence.is_over(key):
-                        break
-                    has_readers = await self._presence.has_readers_anywhere(key)
-                times.append(datetime.now(UTC))
-                is_unread.append(not has_readers)
-            else:
-                # The gateway drains. The tokens of a turn that runs on are not known yet.
-                if not await self._presence.log.has_end(key):
-                    return
-            if any(is_unread):
-                tokens = await self._unread_tokens(key, times, is_unread)
-                metrics.UNREAD_TOKENS.labels(model_label(model)).inc(tokens)
 
-    async def _unread_tokens(self, key: TurnKey, times: Sequence[datetime], is_unread: Sequence[bool]) -> float:
-        """Returns the output tokens of an ended turn, times the share of its deltas that were stored without readers.
+async def _count_unread(log: TurnLog, key: TurnKey, times: Sequence[datetime], is_unread: Sequence[bool]) -> float:
+    """Returns the output tokens of an ended turn, times the share of its deltas that were stored without readers.
 
-        A delta belongs to the next look, or to the last one.
-        """
-        deltas = unread = tokens = 0
-        after = BEFORE_FIRST
-        while page := await self._presence.log.read_entries(key, after):
-            after = page[-1].seq
-            for stored in page:
-                if isinstance(stored.entry, End):
-                    tokens = stored.entry.usage.output_tokens
-                elif is_delta(stored):
-                    deltas += 1
-                    unread += is_unread[min(bisect_left(times, stored.at), len(times) - 1)]
-        return tokens * unread / deltas if deltas else 0.0
+    A delta belongs to the next look, or to the last one.
+    """
+    deltas = unread = tokens = 0
+    after = BEFORE_FIRST
+    while page := await log.read_entries(key, after):
+        after = page[-1].seq
+        for stored in page:
+            if isinstance(stored.entry, End):
+                tokens = stored.entry.usage.output_tokens
+            elif is_delta(stored):
+                deltas += 1
+                unread += is_unread[min(bisect_left(times, stored.at), len(times) - 1)]
+    return tokens * unread / deltas if deltas else 0.0
