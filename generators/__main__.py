@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from itertools import product
 
 import structlog
@@ -26,7 +27,7 @@ from tailrace.generators.hedging import HedgeTaker, Hedging
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.planner import Planner
-from tailrace.generators.queued_turns import QueuedTurns
+from tailrace.generators.queued_turns import prepare_queued
 from tailrace.generators.retry import Retry
 from tailrace.generators.rpc import ModelRpc
 from tailrace.generators.settings import Settings, parse_tenants, unique_name
@@ -78,7 +79,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             planner,
             name=name,
             sinks=[limit_cost, write_forced_call],
-            prepare=[QueuedTurns(log).prepare, breakers.prepare],
+            prepare=[partial(prepare_queued, log), breakers.prepare],
             observe=attempt_span,
             races=races,
             delta_interval_s=settings.delta_interval_s,

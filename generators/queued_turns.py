@@ -17,41 +17,36 @@ from tailrace.proto.subjects import TurnKey
 GONE = "the turn to continue from was deleted, or has left the log, before this one began"
 
 
-class QueuedTurns:
-    """Completes the requests of queued turns."""
+async def prepare_queued(log: TurnLog, key: TurnKey, turn: Turn) -> Turn | None:
+    """Returns `turn`, a queued one with the conversation before its messages; None while the turn before it runs.
 
-    def __init__(self, log: TurnLog) -> None:
-        self._log = log
+    Raises BackendError if the log does not have that turn any more, and LogUnavailable.
+    """
+    request = turn.request
+    if request is None or not request.is_queued or turn.end is not None:
+        return turn
+    branch: list[TurnRecord] = []
+    base = request
+    while base.is_queued and base.parent is not None:
+        parent = TurnKey(key.tenant, base.parent)
+        if not await log.has_end(parent) and await log.has_turn(parent):
+            # Two short reads come first, because each delivery of a waiting turn repeats them.
+            return None
+        record, base = await _read(log, parent)
+        if record.outcome == "running":
+            return None
+        branch.insert(0, record)
+    before = accepted_before(request.messages, [*base.messages[: base.history], *messages(branch)])
+    whole = replace(request, messages=[*before, *request.messages], history=len(before))
+    return replace(turn, request=whole)
 
-    async def prepare(self, key: TurnKey, turn: Turn) -> Turn | None:
-        """Returns `turn` with the conversation before its messages; None while the turn before it runs.
 
-        Raises BackendError if the log does not have that turn any more, and LogUnavailable.
-        """
-        request = turn.request
-        if request is None or not request.is_queued or turn.end is not None:
-            return turn
-        branch: list[TurnRecord] = []
-        base = request
-        while base.is_queued and base.parent is not None:
-            parent = TurnKey(key.tenant, base.parent)
-            if not await self._log.has_end(parent) and await self._log.has_turn(parent):
-                # Two short reads come first, because each delivery of a waiting turn repeats them.
-                return None
-            record, base = await self._read(parent)
-            if record.outcome == "running":
-                return None
-            branch.insert(0, record)
-        before = accepted_before(request.messages, [*base.messages[: base.history], *messages(branch)])
-        whole = replace(request, messages=[*before, *request.messages], history=len(before))
-        return replace(turn, request=whole)
-
-    async def _read(self, key: TurnKey) -> tuple[TurnRecord, Request]:
-        """Returns a turn and its request. Raises BackendError if the log does not have it."""
-        try:
-            turn = await self._log.read_turn(key)
-            record = record_from_fold(key, turn)
-        except TurnUnknown as error:
-            raise BackendError("parent_not_found", GONE) from error
-        assert turn.request is not None  # noqa: S101  # a record has one
-        return record, turn.request
+async def _read(log: TurnLog, key: TurnKey) -> tuple[TurnRecord, Request]:
+    """Returns a turn and its request. Raises BackendError if the log does not have it."""
+    try:
+        turn = await log.read_turn(key)
+        record = record_from_fold(key, turn)
+    except TurnUnknown as error:
+        raise BackendError("parent_not_found", GONE) from error
+    assert turn.request is not None  # noqa: S101  # a record has one
+    return record, turn.request
