@@ -221,7 +221,9 @@ class Core:
         while True:
             page = await self.request("GET", path, params={**params, **after})
             # The list of a session's turns has `turns` instead of `data`.
-            found = page["data"] if "data" in page else page["turns"]
+            found = page.get("data", page.get("turns")) if isinstance(page, dict) else None
+            if not isinstance(found, list):
+                raise TailraceError("the gateway sent no list: is the URL that of Tailrace?")
             for item in found:
                 yield item
             cursor = page.get("next")

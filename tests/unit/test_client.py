@@ -184,6 +184,13 @@ def test_lists_are_read_page_by_page() -> None:
     assert list(server.client().items("/v1/prompts")) == [{"name": "p"}]
 
 
+@pytest.mark.parametrize("page", [{}, [], {"data": None}, {"turns": 1}, "text", None])
+def test_a_list_of_another_server_is_an_error(page: object) -> None:
+    """Usually the URL is that of another service."""
+    with pytest.raises(TailraceError, match="no list: is the URL that of Tailrace"):
+        list(Server(httpx2.Response(200, json=page)).client().sessions())
+
+
 @pytest.mark.parametrize("line", [b"<html>\n", b"{}\n", b"1\n", b"\xff\n"])
 def test_a_line_that_is_not_a_result_is_an_error(line: bytes) -> None:
     server = Server(httpx2.Response(200, content=line))
