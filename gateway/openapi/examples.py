@@ -74,6 +74,8 @@ EXAMPLES: Json = {
     "options": {"thinking": {"type": "adaptive"}}, "outcome": "completed",
     "output": "12 °C", "UsdPrices.output": 10.0, "LongPromptPrices.output": 22.5, "output_tokens": 10,
     "over_tokens": 200000, "owned_by": "anthropic", "page": 1, "parallel": 8, "param": "messages",
+    "details": {"error_code": "thread_unsupported_request"}, "allowed_callers": ["direct"], "defer_loading": False,
+    "output_schema": {"type": "object"},
     "parameters": SCHEMA, "params": {"message": QUESTION},
     "MessageBatchInput.params": {"model": MODEL, "max_tokens": 1024, "messages": MESSAGES}, "parent": PARENT,
     "parsed": {"colour": "blue"}, "parsed_arguments": {"city": "Oslo"}, "path": "support", "pauses": [],
