@@ -29,7 +29,7 @@ WORD = re.compile(
 
 
 def words_of(tenant: Tenant, turn: TurnRecord) -> str:
-    """Returns `VERSION` and the hashed words of a turn's question and answer; '' without words.
+    """Returns `VERSION` and the hashed words of a turn's message and answer; '' without words.
 
     Long texts that are stored as blobs are left out.
     """

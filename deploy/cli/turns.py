@@ -17,7 +17,7 @@ EXAMPLES = """\
 examples:
   tailrace turns                        the running turns, oldest first
   tailrace turns --session SESSION      all turns of a session
-  tailrace turns --search "loire delta"  turns with both words in their questions and answers, newest first
+  tailrace turns --search "loire delta"  turns with both words in their messages and answers, newest first
   tailrace turns --json | jq -r '.[].turn'
 
 A search finds whole words, in any case, in turns that have ended. It does not cover system prompts and files.

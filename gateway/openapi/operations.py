@@ -162,7 +162,7 @@ PARAMETERS: dict[str, Json] = {
     "of_project": _query("project_id", "Only items of this project."),
     "of_session": _query("session", "Only items of this session."),
     "status": _query("status", "Only running turns, oldest first.", enum=["running"]),
-    "q": _query("q", "Only turns that contain all of these words in their question and answer."),
+    "q": _query("q", "Only turns that contain all of these words in their message and answer."),
     "of_user": _query("user", "Only items of this user."),
     "of_model": _query("model", "Only turns of this model."),
     "of_key": _query("key", "Only turns of the API key with this name."),

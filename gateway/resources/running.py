@@ -41,7 +41,7 @@ class CancelledSession(msgspec.Struct, frozen=True):
 async def get_turns(request: ApiRequest, history: HistoryClient, reader: TurnReader) -> Response:
     """`GET /v1/turns`: turns by words, user, model, key, metadata and day, newest first; with `status`: running ones.
 
-    Conditions are combined: a turn must fulfil all of them. `q` finds turns whose question and answer contain all of
+    Conditions are combined: a turn must fulfil all of them. `q` finds turns whose message and answer contain all of
     its words.
     """
     tenant, (after, limit) = request.tenant, page_of(request)
