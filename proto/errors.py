@@ -334,7 +334,8 @@ CODES: dict[str, Code] = {
         403,
         PERMISSION,
         "A web page of another origin sent the request from a browser.",
-        "Add the page's origin to TAILRACE_ORIGINS, or send an API key in a header.",
+        "Add the page's origin to TAILRACE_ORIGINS, or send the request from a server. Only a page of the gateway's "
+        "own origin can log in.",
     ),
     "route_not_found": Code(
         404,

@@ -8,12 +8,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.auth.authenticate import CROSS_ORIGIN_MESSAGE, Authenticator
+from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.cors import is_cross_origin
 from tailrace.gateway.auth.login import ACCESS_S, COOKIE, REFRESH_PATH, Logins, Tokens, format_cookie
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.proto.errors import Refused
+
+OTHER_ORIGIN = (
+    "A page of another origin cannot log in, refresh or log out, even if TAILRACE_ORIGINS lists its origin. "
+    "Use a ticket, or call from a server."
+)
 
 
 class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +68,7 @@ async def logout(request: ApiRequest, logins: Logins) -> Response:
 def refuse_cross_origin(request: Request) -> None:
     """Raises Refused for a request of another origin, because a browser adds the cookie by itself."""
     if is_cross_origin(request):
-        raise Refused("origin_refused", CROSS_ORIGIN_MESSAGE)
+        raise Refused("origin_refused", OTHER_ORIGIN)
 
 
 def refresh_token_of(request: Request) -> bytes:
