@@ -1,4 +1,4 @@
-"""Filters for the text with which a continuing call continues stored text. Pure.
+"""Filters for the text of a continuation, the model call that asks for the rest of a stored answer. Pure.
 
 One removes repetitions, the other finds stop sequences. Each holds text back while it cannot decide, and passes all
 other text on.

@@ -1,4 +1,4 @@
-"""Puts the strings that were moved into the blob store back into a model call, until its answer begins (R33)."""
+"""Replaces the references to blobs in a model call by the blobs, and frees them when the answer begins (R33)."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""Waiting until the database holds everything that the log acknowledged before a query.
+"""Waits until the database contains every entry that was stored in the log before a query arrived.
 
 Clients receive only what is stored in the log, and persistence acknowledges only what is committed. So the database
 has caught up when the consumer has acknowledged up to the log's last sequence. Under constant load the backlog is never

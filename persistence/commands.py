@@ -1,4 +1,4 @@
-"""Write commands that are not in the log: new sessions and projects, session titles, deletion."""
+"""Commands that change the database and are not entries of the log: sessions, projects, titles, deletion."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime

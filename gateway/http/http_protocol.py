@@ -108,7 +108,7 @@ class ClientConnection(HttpToolsProtocol):
         most, self.limit_concurrency = self.limit_concurrency or sys.maxsize, None
         more = len(self.connections) - most
         if more >= 0 and (longest := next(filter(_closes_at_once, self._idle), None)) is not None:
-            # This connection has the last place. Now the next one has a place, too.
+            # This connection uses the last free slot. Closing an idle one frees a slot for the next connection.
             del self._idle[longest]
             longest.transport.close()
         if more <= 0:

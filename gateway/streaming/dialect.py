@@ -1,4 +1,4 @@
-"""The interface of a dialect: a pure function from an entry and a small state to what a client receives."""
+"""The interface of a dialect: a pure function from an entry and a small state to what one client format has for it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The pace of a replay: at once, or as the entries were written, by their times. Pure."""
+"""The pace of a replay: at once, or with the original pauses between the entries (`?pace=`). Pure."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The base of all responses that are written while they are made, and the interruptions that end one early."""
+"""The base class of streamed responses, and the interruptions that end one early."""
 
 import asyncio
 from collections.abc import Awaitable, Mapping

@@ -1,4 +1,4 @@
-"""The JSON Schema of the answer and the forced tool, as a feature of turn submission: checked before it is stored."""
+"""Checks the JSON Schema and the forced tool of a new turn, as a feature of turn submission."""
 
 from tailrace.gateway.turns.submission import Feature, Submission, has
 from tailrace.proto.forced_tools import require_offered

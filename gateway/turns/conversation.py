@@ -1,4 +1,4 @@
-"""Finds the position of a new turn: the branch of its session, and what to do while that is busy."""
+"""Finds the position of a new turn in its session, and applies `on_busy` if the turn before it still runs."""
 
 import asyncio
 

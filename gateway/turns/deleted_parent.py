@@ -1,4 +1,4 @@
-"""Deletes a turn again whose parent was deleted while it was submitted (ADR 15)."""
+"""Refuses and deletes a new turn whose parent was deleted during its submission (ADR 15)."""
 
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.delete import Deleter

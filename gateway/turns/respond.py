@@ -1,4 +1,4 @@
-"""Submits a turn and answers with it in the same exchange: with its stream, or with one JSON body at its end."""
+"""Submits a turn, and responds to the same request with the turn's stream, or with one JSON body at its end."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,4 +1,4 @@
-"""Traces as a feature of turn submission: the entry holds the context of the request's span."""
+"""Stores the trace context of the request's span in the request entry, as a feature of turn submission."""
 
 import msgspec
 from opentelemetry import trace

@@ -1,4 +1,4 @@
-"""MeasuredBackend: observes the calls to a model under OpenTelemetry's names for generative AI.
+"""MeasuredBackend: metrics of the calls to a model, with OpenTelemetry's names for generative AI.
 
 Source: OpenTelemetry's semantic conventions for generative AI, "Generative AI client metrics" (in development). Dots
 become underscores, as its Prometheus exporter writes them.

@@ -21,8 +21,8 @@ logger = structlog.get_logger()
 Handler = Callable[[Tenant, bytes], Awaitable[bytes]]
 """Answers a query of a tenant."""
 
-# Queries that one process answers at once. A tenant may have as many of them as places are free: half of them if it is
-# alone, and 1/(n + 1) if n tenants are busy. Further queries are refused, and may be retried.
+# Slots for the queries that one process answers at once. A tenant may use as many slots as stay free: half of all if it
+# is alone, 1/(n + 1) of them if n tenants are busy. Further queries are refused, and may be retried.
 QUERIES_MAX = 512
 # The refusal when no process of a role answers, or when it cannot answer.
 UNAVAILABLE = {
