@@ -326,6 +326,20 @@ def test_a_call_that_was_cut_is_incomplete(outcome: Outcome, stop_reason: str | 
         ]
 
 
+@pytest.mark.parametrize(("outcome", "stop_reason"), [("completed", "max_tokens"), ("cancelled", None)])
+def test_an_item_before_a_cut_block_without_an_item_is_completed(outcome: Outcome, stop_reason: str | None) -> None:
+    """The same in the stream and when stored: the limit has cut a search of the web, and not the text before it."""
+    log = attempted_turn(opening_events()[0])
+    block(log, 0, "text", "I look.")
+    begin(log, 1, "server_tool_use")
+    if stop_reason is not None:
+        log.store_events(events.BlockStop(1), events.MessageDelta(events.StopReason(stop_reason)))
+    log.end(outcome)
+    record = record_from_fold(KEY, log.turn)
+    for response in (events_of(log.stored)[-1]["response"], response_of(record)):
+        assert [item["status"] for item in response["output"]] == ["completed"]
+
+
 def test_turn_without_an_attempt_is_queued() -> None:
     log = Handwritten()
     log.store_request()

@@ -98,15 +98,16 @@ def build_response(
 def response_of(record: TurnRecord) -> dict[str, Any]:
     """Returns the response object of a turn as far as it is stored."""
     status = status_of(record.outcome, record.stop_reason, has_attempt=record.attempts > 0)
-    items = [item for index, block in enumerate(record.content) if (item := output_item(record.turn, index, block))]
+    items = [output_item(record.turn, index, block) for index, block in enumerate(record.content)]
     # Only the last block can still be open, or have been cut off. A call that a limit has cut has its status already.
-    is_cut = record.stop_reason in CUT and items and items[-1]["type"] != "function_call"
-    if items and (is_cut or status not in ("completed", "incomplete")):
-        items[-1] |= {"status": "in_progress" if status == "in_progress" else "incomplete"}
+    if items and (last := items[-1]) is not None:
+        is_cut = record.stop_reason in CUT and last["type"] != "function_call"
+        if is_cut or status not in ("completed", "incomplete"):
+            last |= {"status": "in_progress" if status == "in_progress" else "incomplete"}
     return build_response(
         head_of_record(record),
         status,
-        items,
+        [item for item in items if item is not None],
         usage=record.usage if record.outcome != "running" else None,
         envelope=record.envelope,
         stop_reason=record.stop_reason,
