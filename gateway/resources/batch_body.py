@@ -247,27 +247,6 @@ class InputChecker:
         if len(self.requests) % YIELD_EVERY == 0:
             await asyncio.sleep(0)
 
-    async def add_others(
-        self,
-        inputs: Iterable[tuple[str, B]],
-        build: Callable[[B], Awaitable[NewTurn]],
-        refused_line: Callable[[str, Refused], object],
-    ) -> list[bytes]:
-        """Adds the requests of another API, by their custom id. Returns the line of each that its route would refuse.
-
-        Raises Refused if the refusal may be another one later.
-        """
-        lines: list[bytes] = []
-        for name, body in inputs:
-            try:
-                await self.add(name, await build(body))
-            except Refused as refusal:
-                if CODES[refusal.code].is_retryable:
-                    raise
-                lines.append(msgspec.json.encode(refused_line(name, refusal)))
-                await asyncio.sleep(0)
-        return lines
-
     async def _check_schema(self, schema: dict[str, Any]) -> None:
         """Checks each of the inputs' schemas once: usually all have the same one. Raises Refused."""
         require_small_schema(schema)
@@ -284,6 +263,27 @@ class InputChecker:
                 checked[encoded] = refusal
         if (known := checked[encoded]) is not None:
             raise known
+
+
+async def add_all(
+    inputs: Iterable[tuple[str, B]],
+    add: Callable[[str, B], Awaitable[None]],
+    refused_line: Callable[[str, Refused], object],
+) -> list[bytes]:
+    """Adds the requests of another API, by their custom id. Returns the line of each that its route would refuse.
+
+    Raises Refused if the refusal may be another one later.
+    """
+    lines: list[bytes] = []
+    for name, body in inputs:
+        try:
+            await add(name, body)
+        except Refused as refusal:
+            if CODES[refusal.code].is_retryable:
+                raise
+            lines.append(msgspec.json.encode(refused_line(name, refusal)))
+            await asyncio.sleep(0)
+    return lines
 
 
 def require_alike(params: Params, first: Params) -> None:

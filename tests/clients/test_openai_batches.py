@@ -184,6 +184,15 @@ async def test_a_line_that_stores_no_turn_is_refused(sdk: AsyncOpenAI) -> None:
     assert output["custom_id"] == "True"
 
 
+async def test_the_error_of_a_line_names_the_field_as_the_line_does(sdk: AsyncOpenAI) -> None:
+    """As the error of the line's route does."""
+    given = [request("0", RESPONSES, input="hi", max_output_tokens=0), request("1", RESPONSES, input=[])]
+    batch = await wait_for_end(sdk, await create(sdk, given, RESPONSES))
+    errors = [one["response"]["body"]["error"] for one in await lines(sdk, batch.error_file_id)]
+    assert [error["param"] for error in errors] == ["max_output_tokens", "input"]
+    assert all(error["message"].startswith(f"`{error['param']}`") for error in errors)
+
+
 async def test_a_repeated_batch_after_its_file_was_deleted(sdk: AsyncOpenAI) -> None:
     """A client that lost the answer gets its batch, not a 404."""
     line = msgspec.json.encode(chat("one", "#sim words=1 rate=0"))

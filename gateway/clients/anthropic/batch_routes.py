@@ -23,7 +23,14 @@ from tailrace.gateway.clients.failure import LOST, error_type, failure_of
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.resources.batch_body import CUSTOM_ID, INPUTS_MAX, BatchBuilder, BatchOptions
+from tailrace.gateway.resources.batch_body import (
+    CUSTOM_ID,
+    INPUTS_MAX,
+    BatchBuilder,
+    BatchOptions,
+    InputChecker,
+    add_all,
+)
 from tailrace.gateway.resources.batches import (
     EndedInput,
     batch_of,
@@ -39,7 +46,6 @@ from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.delete import Deleter
-from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submission import Submission
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.gateway.turns.webhook_url import check_webhook
@@ -119,16 +125,16 @@ async def _build(
 ) -> entries.Request:
     inputs = await builder.checker(submission, new.via)
     named = ((one.custom_id, one.params) for one in new.requests)
-    refused = await inputs.add_others(named, partial(_build_turn, headers=headers), _refused_line)
+    refused = await add_all(named, partial(_add, inputs=inputs, headers=headers), _refused_line)
     source = BatchSource(None, ENDPOINT, refused=len(refused))
     return await builder.store(submission, inputs, new, source, refused)
 
 
-async def _build_turn(params: dict[str, Any], headers: Headers) -> NewTurn:
+async def _add(custom_id: str, params: dict[str, Any], inputs: InputChecker, headers: Headers) -> None:
     body = read_body.convert(params, MessagesRequest)
     if body.stream:
         raise Refused("request_invalid", STREAMED, param="stream")
-    return build_message_turn(body, params, headers)
+    await inputs.add(custom_id, build_message_turn(body, params, headers))
 
 
 async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tailrace.gateway.clients.openai import chat_request, responses_request
+from tailrace.gateway.clients.openai.common import name_as_client
 from tailrace.gateway.clients.openai.unsupported import BuiltTurn
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.error_responses import Problem
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.models.offer import Offer
-from tailrace.gateway.resources.batch_body import INPUTS_MAX
-from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.resources.batch_body import INPUTS_MAX, InputChecker
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import CODES, Refused
 
@@ -108,15 +108,16 @@ def _problem(line: _Line, endpoint: str, names: set[str]) -> tuple[str, str, str
     return None
 
 
-async def build_turn(body: bytes, endpoint: str, bodies: BodyReader, offer: Offer) -> NewTurn:
-    """Returns the turn of a request. Raises Refused as the request's own route does."""
-    turn = (await BUILDERS[endpoint](body, bodies, offer)).turn
+async def add_request(custom_id: str, body: bytes, endpoint: str, bodies: BodyReader, inputs: InputChecker) -> None:
+    """Adds a request to `inputs`. Raises Refused as the request's own route does."""
+    turn, _, names = await BUILDERS[endpoint](body, bodies, inputs.offer)
     is_alone = turn.session is None and turn.project is None and turn.parent is msgspec.UNSET
     if not is_alone:
         raise Refused("request_invalid", CONTINUED)
     if not turn.store:
         raise Refused("request_invalid", UNSTORED, param="store")
-    return turn
+    with name_as_client(names):
+        await inputs.add(custom_id, turn)
 
 
 async def _chat_turn(body: bytes, bodies: BodyReader, offer: Offer) -> BuiltTurn:

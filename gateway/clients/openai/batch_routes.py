@@ -18,12 +18,12 @@ from starlette.routing import Route
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.failure import CANCELLED, LOST, error_type, failure_of
 from tailrace.gateway.clients.openai import chat_object, responses_object
-from tailrace.gateway.clients.openai.batch_input import CHAT, build_turn, error_line, parse_lines
+from tailrace.gateway.clients.openai.batch_input import CHAT, add_request, error_line, parse_lines
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
 from tailrace.gateway.http.read_body import BodyReader
-from tailrace.gateway.resources.batch_body import BatchBuilder, BatchOptions
+from tailrace.gateway.resources.batch_body import BatchBuilder, BatchOptions, add_all
 from tailrace.gateway.resources.batches import (
     EndedInput,
     batch_of,
@@ -135,8 +135,8 @@ async def _build(
     if errors:
         source = BatchSource(record.file, new.endpoint, refused=len(errors), is_invalid=True)
         return await builder.store(submission, inputs, new, source, list(map(msgspec.json.encode, errors)))
-    build = partial(build_turn, endpoint=new.endpoint, bodies=bodies, offer=inputs.offer)
-    refused = await inputs.add_others(requests, build, error_line)
+    add = partial(add_request, endpoint=new.endpoint, bodies=bodies, inputs=inputs)
+    refused = await add_all(requests, add, error_line)
     source = BatchSource(record.file, new.endpoint, refused=len(refused))
     return await builder.store(submission, inputs, new, source, refused)
 

@@ -157,11 +157,11 @@ def build_turn(chat: ChatCompletionRequest, model: Model, fields: dict[str, Any]
         *ignored_sampling,
         *unknown_fields(chat.messages, fields["messages"]),
     ]
-    return BuiltTurn(turn, ignored)
+    return BuiltTurn(turn, ignored, _client_names(chat))
 
 
-def client_names(chat: ChatCompletionRequest) -> dict[str, str]:
-    """Returns the names in `chat` of the turn's fields that have another name there."""
+def _client_names(chat: ChatCompletionRequest) -> dict[str, str]:
+    """Returns the `names` of a BuiltTurn."""
     return {
         "session": "session_id",
         "project": "project_id",

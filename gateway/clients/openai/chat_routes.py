@@ -6,7 +6,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest, build_turn, client_names
+from tailrace.gateway.clients.openai.chat_request import ChatCompletionRequest, build_turn
 from tailrace.gateway.clients.openai.chat_stream import OPENAI_CHAT, OPENAI_CHAT_USAGE
 from tailrace.gateway.clients.openai.common import name_as_client
 from tailrace.gateway.clients.openai.unsupported import ignored_header
@@ -25,9 +25,9 @@ async def post_chat_completion(request: ApiRequest, responder: Responder, catalo
     fields, raw = await request.read(dict[str, Any])
     chat = apply_session_headers(read_body.convert(fields, ChatCompletionRequest), request.headers)
     model = (await catalogue.offer(request.tenant)).model(chat.model)
-    new_turn, ignored = await convert_body(len(raw), build_turn, chat, model, fields)
+    new_turn, ignored, names = await convert_body(len(raw), build_turn, chat, model, fields)
     include_usage = chat.stream_options is not None and bool(chat.stream_options.include_usage)
-    with name_as_client(client_names(chat)):
+    with name_as_client(names):
         return await responder.answer(
             request,
             new_turn,

@@ -161,11 +161,11 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
         on_disconnect=body.on_disconnect,
         store=body.store is not False,
     )
-    return BuiltTurn(turn, ignored)
+    return BuiltTurn(turn, ignored, _client_names(body))
 
 
-def client_names(body: ResponseRequest) -> dict[str, str]:
-    """Returns the names in `body` of the turn's fields that have another name there."""
+def _client_names(body: ResponseRequest) -> dict[str, str]:
+    """Returns the `names` of a BuiltTurn."""
     return {
         "messages": "input",
         "parent": "previous_response_id",

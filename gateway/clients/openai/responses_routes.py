@@ -17,7 +17,7 @@ from tailrace.gateway.clients.openai.common import name_as_client
 from tailrace.gateway.clients.openai.item_references import INSERTED_BYTES_MAX, insert_items
 from tailrace.gateway.clients.openai.responses_input import items_of
 from tailrace.gateway.clients.openai.responses_object import PREFIX, response_of
-from tailrace.gateway.clients.openai.responses_request import ResponseRequest, build_turn, client_names
+from tailrace.gateway.clients.openai.responses_request import ResponseRequest, build_turn
 from tailrace.gateway.clients.openai.responses_stream import OPENAI_RESPONSES, render_snapshot
 from tailrace.gateway.clients.openai.unsupported import ignored_header
 from tailrace.gateway.clients.session_headers import apply_session_headers
@@ -61,9 +61,9 @@ async def post_response(
     items, added_bytes = await insert_items(body.input, request.tenant, turns, bytes_max)
     body = msgspec.structs.replace(body, input=items)
     model = (await catalogue.offer(request.tenant)).model(body.model)
-    new_turn, ignored = await convert_body(len(raw) + added_bytes, build_turn, body, model)
+    new_turn, ignored, names = await convert_body(len(raw) + added_bytes, build_turn, body, model)
     headers = ignored_header(ignored)
-    with name_as_client(client_names(body)):
+    with name_as_client(names):
         if body.background and not body.stream:
             return await respond_in_background(request, responder, turns, new_turn, raw, headers, added_bytes)
         return await responder.answer(

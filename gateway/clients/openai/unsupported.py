@@ -6,7 +6,7 @@ Each protocol has its own table.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tailrace.gateway.turns.request_body import NewTurn
@@ -28,10 +28,13 @@ class Unsupported(NamedTuple):
 
 
 class BuiltTurn(NamedTuple):
-    """A turn, and the names of the parameters of its request that were ignored."""
+    """The turn of a request."""
 
     turn: NewTurn
     ignored: list[str]
+    """The parameters of the request that were ignored."""
+    names: Mapping[str, str]
+    """The names in the request of the turn's fields that have another name there."""
 
 
 def ignored_parameters(body: Any, table: Iterable[Unsupported]) -> Iterator[str]:

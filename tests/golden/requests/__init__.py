@@ -84,12 +84,12 @@ def _responses(body: dict[str, Any], _: Mapping[str, str]) -> BuiltTurn:
 
 
 def _ui(body: dict[str, Any], _: Mapping[str, str]) -> BuiltTurn:
-    return BuiltTurn(ai_sdk.build_turn(decode(msgspec.json.encode(body), ai_sdk.UIChatRequest)), [])
+    return BuiltTurn(ai_sdk.build_turn(decode(msgspec.json.encode(body), ai_sdk.UIChatRequest)), [], {})
 
 
 def _messages(body: dict[str, Any], headers: Mapping[str, str]) -> BuiltTurn:
     request = decode(msgspec.json.encode(body), anthropic.MessagesRequest)
-    return BuiltTurn(anthropic.build_turn(request, body, Headers(headers)), [])
+    return BuiltTurn(anthropic.build_turn(request, body, Headers(headers)), [], {})
 
 
 BUILD: dict[str, Callable[[dict[str, Any], Mapping[str, str]], BuiltTurn]] = {
