@@ -81,7 +81,9 @@ export class TailraceChatTransport extends DefaultChatTransport {
   /** @returns {Promise<ReadableStream<import("ai").UIMessageChunk>>} */
   async sendMessages(options) {
     this.#restarted.delete(options.chatId);
-    const body = { idempotency_key: randomName(), ...options.body };
+    // useChat sends the app's `body` again with the results of tools, which are another request.
+    const given = options.messages.at(-1)?.role === "user" && options.body?.idempotency_key;
+    const body = { ...options.body, idempotency_key: given || randomName() };
     return this.#wholeStream(options, false, () => super.sendMessages({ ...options, body }));
   }
 

@@ -48,6 +48,13 @@ async def test_a_lost_question_is_asked_once_and_a_reloaded_page_shows_the_answe
     assert other.json()["error"]["code"] == "idempotency_key_reused"
 
 
+async def test_the_key_of_a_question_is_not_that_of_the_results_of_its_tools() -> None:
+    """`sendAutomaticallyWhen` sends them with the `body` of the question."""
+    ((own, other),) = [printed["keys"] for printed in await node.run("automatic-request.mjs")]
+    assert own == "own"
+    assert other not in ("own", None)
+
+
 @pytest.mark.proves("ui", "restart of the answer", "useChat 5 to 7 (TailraceChatTransport)")
 @each_version
 async def test_a_restarted_answer_is_shown_once(gateway: Gateway, version: str) -> None:
