@@ -329,8 +329,9 @@ ON CONFLICT (tenant, sha256) DO NOTHING
 
 -- fragment: ended_batch
 -- The batch of a turn, if it has ended.
-SELECT batches.turn FROM turns AS batches JOIN turns AS one ON batches.tenant = one.tenant AND batches.turn = one.parent
-WHERE one.tenant = :tenant AND one.turn = :turn AND batches.batch IS NOT NULL AND batches.outcome <> 'running'
+SELECT turn FROM turns
+WHERE tenant = :tenant AND turn = (SELECT parent FROM turns WHERE tenant = :tenant AND turn = :turn)
+  AND batch IS NOT NULL AND outcome <> 'running'
 
 -- name: release_batch_inputs
 -- Releases the blobs of a turn's batch, if it has ended: its inputs, which only the results of a batch need then.
