@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
+import msgspec
 import structlog
 
 from tailrace.persistence.batch_queries import BatchQueries
@@ -27,8 +28,9 @@ from tailrace.persistence.webhooks import sender as webhooks
 from tailrace.persistence.webhooks import signature
 from tailrace.persistence.webhooks.http import WebhookClient
 from tailrace.proto import service
-from tailrace.proto.errors import StoreBusy, StoreCorrupt, StoreUnwritable
+from tailrace.proto.errors import StoreBusy, StoreCorrupt, StoreNotShared, StoreUnwritable
 from tailrace.proto.nats import BlobPins, BlobStore, Connection, Deliveries, Rpc, Tombstones, TurnLog
+from tailrace.proto.persistence_health import PersistenceHealth
 from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.ssrf import parse_private_hosts
 from tailrace.proto.subjects import PERSISTENCE, WEBHOOKS
@@ -36,6 +38,8 @@ from tailrace.proto.version import VERSION
 
 logger = structlog.get_logger()
 
+# How long a start waits for the health reports of other persistence processes, if any runs.
+OTHERS_WAIT_S = 0.5
 # How often turns without stored words are looked for: an older process may record some after the migration.
 INDEX_OLDER_S = 60.0
 
@@ -72,6 +76,8 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
 
 async def _serve(settings: Settings, connection: Connection, store: Store, stop: asyncio.Event) -> None:
     turns, services = TurnLog(connection), Rpc(connection)
+    name = name_everywhere(settings.database)
+    await require_one_database(services, store, name)
     deliveries = await Deliveries.open(connection, PERSISTENCE)
     if store.needs_replay:
         # Before the migration, which raises the version: a process that is killed in between restarts it again.
@@ -104,7 +110,7 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
         for name, handler in part.handlers(caught_up).items()
     }
     endpoints = await services.serve(PERSISTENCE, VERSION, handlers)
-    await services.serve_health(PERSISTENCE, partial(recorder.report, name_everywhere(settings.database)))
+    await services.serve_health(PERSISTENCE, partial(recorder.report, name, await store.read_id()))
     service.mark_ready(database=display(settings.database))
     answered = asyncio.Event()
 
@@ -130,6 +136,21 @@ async def _serve(settings: Settings, connection: Connection, store: Store, stop:
     finally:
         stop.set()
         await answering
+
+
+async def require_one_database(services: Rpc, store: Store, name: str) -> None:
+    """Raises StoreNotShared if another persistence process answers that uses another database than `store`.
+
+    `name` is that of the database. It decides if `store` has no id yet.
+    """
+    for report in await services.every_health(PERSISTENCE, wait_s=OTHERS_WAIT_S):
+        other = msgspec.json.decode(report, type=PersistenceHealth)
+        is_same = other.database_id == await store.read_id() if store.has_id else other.database == name
+        if other.database_id and not is_same:
+            raise StoreNotShared(
+                f"another persistence process uses {other.database}, and this one {name}: each would record a part of "
+                "the turns. Set TAILRACE_DATABASE to the same database, or stop the other process first"
+            )
 
 
 @asynccontextmanager

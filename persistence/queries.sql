@@ -290,6 +290,10 @@ UPDATE reached SET seq = 0
 -- Reads it.
 SELECT seq FROM reached
 
+-- name: database_id
+-- Reads the id of the database.
+SELECT id FROM identity
+
 -- name: fail_turn
 -- Ends a turn as failed that is running here and is not in the log.
 UPDATE turns SET outcome = 'failed', error = :error WHERE tenant = :tenant AND turn = :turn AND outcome = 'running'

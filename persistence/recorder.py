@@ -21,6 +21,7 @@ from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRe
 from tailrace.proto.fold import Turn, text_proof
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
+from tailrace.proto.persistence_health import PersistenceHealth
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import TurnKey
@@ -85,9 +86,9 @@ class Recorder:
                 metrics.BACKLOG.set(backlog.waiting + backlog.leased)
             await is_set_within(stop, min(pause_s, PAUSE_S_MAX))
 
-    def report(self, database: str) -> bytes:
-        """Returns this process' health as JSON, for readiness checks, with the name of its database."""
-        return msgspec.json.encode({"ok": not self.failure, "detail": self.failure, "database": database})
+    def report(self, database: str, database_id: str) -> bytes:
+        """Returns this process' PersistenceHealth as JSON."""
+        return msgspec.json.encode(PersistenceHealth(not self.failure, self.failure, database, database_id))
 
     async def _record(self, batch: Sequence[Delivery], stop: asyncio.Event) -> None:
         try:

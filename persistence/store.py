@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET
 
 from tailrace.persistence.database import Database, Transaction, open_database
-from tailrace.persistence.migrations import REPLAY_BELOW_VERSION
+from tailrace.persistence.migrations import ID_FROM_VERSION, REPLAY_BELOW_VERSION
 from tailrace.persistence.paging import END_OF_TIME, NEWEST, OLDEST, PageCursor
 from tailrace.persistence.rows import (
     EPOCH,
@@ -166,6 +166,11 @@ class Store:
         return self._database.version < REPLAY_BELOW_VERSION
 
     @property
+    def has_id(self) -> bool:
+        """Whether the database had an id when it was opened: not if it was new or had an older schema."""
+        return self._database.version >= ID_FROM_VERSION
+
+    @property
     def is_new(self) -> bool:
         """Whether there was no database, or an empty one, when it was opened."""
         return self._database.version == 0
@@ -197,6 +202,10 @@ class Store:
             await writer.executemany(self._sql["put_words"], columns)
             await writer.executemany(self._sql["put_blob_uses"], columns)
             await writer.execute(self._sql["set_recorded_upto"], {"seq": reached})
+
+    async def read_id(self) -> str:
+        """Returns the random id of the database."""
+        return str((await self._read("database_id"))[0]["id"])
 
     async def read_recorded_upto(self) -> Seq:
         """Returns the sequence of the last recorded entry of the log."""

@@ -21,6 +21,7 @@
      |   +- StoreRefused           the database cannot store this row, now or later: write the other rows
      |   +- StoreCorrupt           damaged, missing or not a database: rebuild it from the log
      |   +- StoreTooNew            written by a newer version: do not touch it
+     |   +- StoreNotShared         another persistence process uses another database: do not start
      +- WebhookError               a webhook was not delivered
      |   +- WebhookFailed          no connection or no answer this time: retry
      |   +- WebhookRefused         the URL or its address is not allowed: never retry
@@ -174,6 +175,10 @@ class StoreCorrupt(StoreError):
 
 class StoreTooNew(StoreError):
     """A newer version has migrated the database. This version does not understand its schema."""
+
+
+class StoreNotShared(StoreError):
+    """Another persistence process uses another database. Each would record a part of the turns."""
 
 
 class WebhookError(TailraceError):

@@ -24,6 +24,7 @@ from tailrace.proto.nats import Connection, Rpc, stream_size
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.permissions import ADMIN
 from tailrace.proto.nats.setup_state import read_setup_state
+from tailrace.proto.persistence_health import PersistenceHealth
 from tailrace.proto.subjects import BODIES, GENERATORS, PERSISTENCE, STREAM
 from tailrace.proto.version import VERSION
 
@@ -107,13 +108,6 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[Problem]
 
 
-class PersistenceHealth(msgspec.Struct, frozen=True):
-    ok: bool
-    detail: str = ""
-    database: str = ""
-    """A name of the database, by which it is compared with others; empty in reports of older versions."""
-
-
 async def fetch(data_dir: Path, environ: Mapping[str, str]) -> Status:
     """Returns the status. Raises SettingsInvalid if there is neither a local `up` nor TAILRACE_NATS_URL."""
     url = nats_server.url(data_dir, environ)
@@ -164,9 +158,10 @@ async def _nats(url: str) -> NatsStatus:
             records = backlog.waiting + backlog.leased
         reports = [msgspec.json.decode(report, type=GeneratorHealth) for report in generators]
         health = [msgspec.json.decode(report, type=PersistenceHealth) for report in persistence]
-        databases = sorted({report.database for report in health if report.database})
+        databases = {report.database_id: report.database for report in health if report.database_id}
         # Each of them would record a part of the turns, and miss the others.
-        conflict = f"its processes use different databases: {', '.join(databases)}" if len(databases) > 1 else ""
+        names = ", ".join(sorted(databases.values()))
+        conflict = f"its processes use different databases: {names}" if len(databases) > 1 else ""
         waiting = sum(sum(report.waiting.values()) for report in reports)
         return NatsStatus(
             version=".".join(map(str, connection.server_version or ())),

@@ -13,6 +13,8 @@ from tailrace.proto.errors import StoreTooNew
 
 # The newest migration whose new columns can only be filled from the log: older databases replay the whole log.
 REPLAY_BELOW_VERSION = 6
+# The migration that gives the database its id.
+ID_FROM_VERSION = 18
 
 
 class Migration(NamedTuple):

@@ -241,6 +241,8 @@ RIGHTS: Mapping[str, Rights] = {
             PURGE_TURNS,
             *consume_subjects(PERSISTENCE),
             *consume_subjects(WEBHOOKS),
+            # A process that starts asks the others for their database.
+            health(PERSISTENCE),
             f"{API}.CONSUMER.RESET.{STREAM}.{PERSISTENCE}",
         ),
         subscribe=(f"{inbox_prefix(PERSISTENCE)}.>",),

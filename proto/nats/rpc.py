@@ -14,6 +14,7 @@ from tailrace.proto import subjects
 from tailrace.proto.errors import CODES, LogUnavailable, Refused, TailraceError
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats.connection import Connection
+from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
 
 logger = structlog.get_logger()
@@ -40,6 +41,8 @@ REPORTS = b"reports"
 ERROR_CODE = "Nats-Service-Error-Code"
 ERROR = "Nats-Service-Error"
 RETRY_AFTER = "Retry-After"
+# The status of nats-server's reply to a request that no process serves.
+NO_RESPONDERS = "503"
 HEADER_CHARS_MAX = 500
 
 
@@ -125,22 +128,27 @@ class Rpc:
             return None
 
     async def every_health(self, role: str, *, wait_s: float) -> list[bytes]:
-        """Returns the health reports of all processes of a role that come within `wait_s`. Raises LogUnavailable."""
+        """Returns the health reports of all processes of a role that come within `wait_s`; at once if none runs.
+
+        Raises LogUnavailable.
+        """
         return await self._collect(subjects.health(role), wait_s)
 
     async def _collect(self, query: str, wait_s: float, body: bytes = b"", answers: str = "") -> list[bytes]:
         """Publishes `query` and returns its replies, or all messages on the subject `answers`, within `wait_s`."""
         reports, reply = list[bytes](), "" if answers else self._connection.client.new_inbox()
+        unserved = asyncio.Event()
 
         async def on_report(message: Msg) -> None:
-            # Without any process, the server replies with headers alone.
             if message.data:
                 reports.append(message.data)
+            elif (message.headers or {}).get("Status") == NO_RESPONDERS:
+                unserved.set()
 
         subscription = await self._connection.subscribe(answers or reply, on_report)
         try:
             await self._connection.publish(query, body, reply=reply)
-            await asyncio.sleep(wait_s)
+            await is_set_within(unserved, wait_s)
         finally:
             await self._connection.unsubscribe(subscription)
         return reports

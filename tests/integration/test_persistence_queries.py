@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import re
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import date
 from pathlib import Path
 from typing import Any, cast
@@ -12,13 +14,16 @@ import pytest
 
 from tailrace.deploy.cli import status
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.persistence.__main__ import OTHERS_WAIT_S
 from tailrace.persistence.catch_up import SharedCatchUp
+from tailrace.persistence.database import name_everywhere
 from tailrace.proto.entries import Message
-from tailrace.proto.errors import LogUnavailable, Refused
+from tailrace.proto.errors import LogUnavailable, Refused, StoreNotShared
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, new_id
-from tailrace.proto.nats import Connection, Deliveries, TurnLog
+from tailrace.proto.nats import Connection, Deliveries, Rpc, TurnLog
 from tailrace.proto.nats.leases import Backlog
 from tailrace.proto.nats.permissions import ADMIN
+from tailrace.proto.persistence_health import PersistenceHealth
 from tailrace.proto.records import (
     Ancestry,
     Context,
@@ -328,22 +333,45 @@ async def test_a_page_of_long_turns_is_short(persistence: Persistence, own_log: 
     assert ([turn.turn for turn in newest.turns], newest.next) == ([leaf.turn], root.turn)
 
 
+@pytest.mark.rule("R114")
+@pytest.mark.parametrize("is_new", [True, False], ids=["a new database", "a database with an id"])
+async def test_a_process_with_another_database_does_not_start(
+    own_server: NatsServer, either_database: Path | str, tmp_path: Path, is_new: bool
+) -> None:
+    """Each would record a part of the turns. Processes with one database share them."""
+    other = tmp_path / "other.db"
+    if not is_new:
+        async with Persistence(own_server.url, other) as alone:
+            assert (await alone.health()).ok
+    shared = Persistence(own_server.url, either_database), Persistence(own_server.url, either_database)
+    async with shared[0], shared[1]:
+        await asyncio.sleep(OTHERS_WAIT_S + 0.5)
+        async with Persistence(own_server.url, other) as refused:
+            with pytest.raises(StoreNotShared, match=re.escape(f"uses {name_everywhere(str(either_database))}")):
+                await refused.running
+        assert not any(process.running.done() for process in shared)
+    async with Persistence(own_server.url, other) as alone:
+        assert (await alone.health()).ok
+
+
 async def test_status_names_the_databases_of_processes_that_do_not_share_one(
     own_server: NatsServer, tmp_path: Path
 ) -> None:
-    """Each of them records a part of the turns. Two processes with one database are no problem."""
-    first, second = tmp_path / "first.db", tmp_path / "second.db"
-    environ = {"TAILRACE_NATS_URL": as_user(own_server.url, ADMIN)}
-    async with Persistence(own_server.url, first):
-        async with Persistence(own_server.url, first):
-            shown = (await status.fetch(tmp_path, environ)).nats
-            assert shown is not None
-            assert (shown.persistence, shown.persistence_detail) == (True, "")
-        async with Persistence(own_server.url, second):
+    """Two that start at the same moment do not see each other."""
+    ours, environ = tmp_path / "ours.db", {"TAILRACE_NATS_URL": as_user(own_server.url, ADMIN)}
+    connection = await Connection.open(as_user(own_server.url, PERSISTENCE), "another persistence")
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(connection.close)
+        await stack.enter_async_context(Persistence(own_server.url, ours))
+        shown = (await status.fetch(tmp_path, environ)).nats
+        assert shown is not None
+        assert (shown.persistence, shown.persistence_detail) == (True, "")
+        another = msgspec.json.encode(PersistenceHealth(ok=True, database="host:/another.db", database_id="another"))
+        await Rpc(connection).serve_health(PERSISTENCE, lambda: another)
 
-            async def is_noticed() -> bool:
-                found = await status.fetch(tmp_path, environ)
-                lines = [line for line in status.render(found).splitlines() if "use different databases" in line]
-                return not found.ok and len(lines) == 1 and str(first) in lines[0] and str(second) in lines[0]
+        async def is_noticed() -> bool:
+            found = await status.fetch(tmp_path, environ)
+            lines = [line for line in status.render(found).splitlines() if "use different databases" in line]
+            return not found.ok and len(lines) == 1 and str(ours) in lines[0] and "host:/another.db" in lines[0]
 
-            await until(is_noticed)
+        await until(is_noticed)

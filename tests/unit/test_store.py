@@ -47,7 +47,8 @@ BY_INDEX = re.compile(
     r"SEARCH unstored USING PRIMARY KEY \(\(tenant,turn\)>\(\?,\?\)\)$|"
     r"SEARCH searched USING (COVERING INDEX \w+|INTEGER PRIMARY KEY) \(rowid[>=]|"
     r"SCAN search VIRTUAL TABLE INDEX \d+:M1><$|"
-    r"SCAN (turns USING INDEX turns_running|searched USING INDEX searched_older|blob_releases|reached|unsearched)$"
+    r"SCAN (turns USING INDEX turns_running|searched USING INDEX searched_older)$|"
+    r"SCAN (blob_releases|reached|identity|unsearched)$"
 )
 # As the first version wrote them.
 SESSION_1 = "INSERT INTO sessions VALUES (:tenant, :session, :asked_at, :ended_at)"
@@ -819,7 +820,7 @@ def scans(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def is_by_index(name: str, scan: dict[str, Any]) -> bool:
-    few = scan["Relation Name"] in ("reached", "blob_releases", "unsearched")
+    few = scan["Relation Name"] in ("reached", "identity", "blob_releases", "unsearched")
     if few or scan.get("Index Name") in ("turns_running", "searched_older"):
         return True
     condition = scan.get("Index Cond", "") or scan.get("Recheck Cond", "")
@@ -1035,6 +1036,7 @@ async def test_a_database_is_copied_to_postgresql_and_back(
     back = await open_store(path.with_name("back.db"))
     assert await copy_database(other._database, back._database) == copied
     assert await content_of(back) == await content_of(store)
+    assert len({await one.read_id() for one in (store, other, back)}) == 3
     found = await back.turn(key("turn-7"))
     assert found is not None
     assert (found.text, found.stop_sequence) == (strange, "\0")

@@ -1,0 +1,14 @@
+"""The health report of a persistence process."""
+
+import msgspec
+
+
+class PersistenceHealth(msgspec.Struct, frozen=True):
+    """`ok`: whether turns can be recorded; if not, `detail` says why."""
+
+    ok: bool
+    detail: str = ""
+    database: str = ""
+    """The name of the database, with its host, for messages. Empty in reports of older versions, as is the id."""
+    database_id: str = ""
+    """The random id that is stored in the database."""
