@@ -50,7 +50,8 @@ async def create_once(
 
     # The space keeps it apart from the key of a turn: no Idempotency-Key can contain one.
     key = f"{kind}s {idempotency_key}"
-    if chosen is not None and await claims.find(request.tenant, key) is None and await find_or_none(chosen) is not None:
+    # In this order: a concurrent request with the same key claims it before it creates anything.
+    if chosen is not None and await find_or_none(chosen) is not None and await claims.find(request.tenant, key) is None:
         # Another request has created it. With a claim, a repetition would return it as if this request had.
         return await create(chosen)
     own = Claim(TurnId(new), body_sha256)

@@ -5,8 +5,9 @@ import asyncio
 import httpx2
 import pytest
 
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats import Claims, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.requests import get, pages, post_until_ended
 from tests.harness.system import System
@@ -312,3 +313,26 @@ async def test_an_idempotency_key_creates_one_session_or_project(gateway: Gatewa
         assert (refused.status_code, refused.json()["error"]["code"]) == expected
     await gateway.client.delete(f"{path}/{first['id']}")
     assert (await create("one")).json()["id"] == first["id"]
+
+
+@pytest.mark.parametrize(("read_by", "name"), [(Claims, "find"), (HistoryClient, "ask")], ids=["claim", "session"])
+async def test_a_repetition_that_is_overtaken_by_its_first_request_returns_the_same_session(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, read_by: type, name: str
+) -> None:
+    """Whichever of its two reads is the last one before the first request creates the session."""
+    read, first = getattr(read_by, name), list[httpx2.Response]()
+
+    async def create() -> httpx2.Response:
+        return await gateway.client.post("/v1/sessions", json={"id": "deltas"}, headers={"idempotency-key": "four"})
+
+    async def read_and_let_pass(*arguments: object) -> object:
+        monkeypatch.setattr(read_by, name, read)
+        try:
+            return await read(*arguments)
+        finally:
+            first.append(await create())
+
+    monkeypatch.setattr(read_by, name, read_and_let_pass)
+    answers = [await create(), await create(), *first]
+    assert [answer.status_code for answer in answers] == [200] * len(answers)
+    assert {answer.json()["id"] for answer in answers} == {"deltas"}
