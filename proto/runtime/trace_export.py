@@ -1,9 +1,11 @@
 """Exports spans to an OTLP collector, and counts them. Imported only if an endpoint is set."""
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
 
+import structlog
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -13,27 +15,47 @@ from prometheus_client import Counter
 
 from tailrace.proto.version import VERSION
 
+logger = structlog.get_logger()
+
 ENDED = Counter("tailrace_spans_ended_total", "Sampled spans that have ended")
 EXPORTED = Counter(
     "tailrace_spans_exported_total",
     "Spans that the collector has accepted; the others were lost, except up to 2,048 that wait",
 )
+EXPORTER_LOGGERS = ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.exporter.otlp.common.http")
 # The longest wait for the collector when a process stops.
 STOP_S_MAX = 2.0
 
 
-class _CountedExporter(SpanExporter):
-    def __init__(self, exporter: SpanExporter) -> None:
-        self._exporter = exporter
+class CountedExporter(SpanExporter):
+    """Exports spans over OTLP and counts them. Of an outage, it logs the first line and the end.
+
+    OpenTelemetry's exporter logs up to four lines for each lost batch, twelve batches a minute.
+    """
+
+    def __init__(self) -> None:
+        self._exporter = OTLPSpanExporter()
+        self._is_failing = False
+        for name in EXPORTER_LOGGERS:
+            logging.getLogger(name).addFilter(self._is_first_line)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = self._exporter.export(spans)
         if result is SpanExportResult.SUCCESS:
             EXPORTED.inc(len(spans))
+            if self._is_failing:
+                self._is_failing = False
+                logger.info("traces are exported again")
         return result
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
+        for name in EXPORTER_LOGGERS:
+            logging.getLogger(name).removeFilter(self._is_first_line)
+
+    def _is_first_line(self, _: logging.LogRecord) -> bool:
+        was_failing, self._is_failing = self._is_failing, True
+        return not was_failing
 
 
 class _CountedSpans(SpanProcessor):
@@ -52,7 +74,7 @@ def start(role: str) -> Callable[[], None]:
     resource = Resource.create({"service.name": f"{name}-{role}", "service.version": VERSION})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(_CountedSpans())
-    provider.add_span_processor(BatchSpanProcessor(_CountedExporter(OTLPSpanExporter())))
+    provider.add_span_processor(BatchSpanProcessor(CountedExporter()))
     trace.set_tracer_provider(provider)
 
     def stop() -> None:

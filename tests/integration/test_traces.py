@@ -7,9 +7,13 @@ from pathlib import Path
 from signal import SIGKILL
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from structlog.testing import capture_logs
 
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.runtime import tracing
+from tailrace.proto.runtime.trace_export import CountedExporter
 from tailrace.proto.subjects import TurnKey
 from tests.harness.cloud_endpoints import running_cloud
 from tests.harness.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_receiver
@@ -173,3 +177,18 @@ async def test_hostile_trace_headers_begin_a_new_trace_and_a_broken_collector_co
                 assert tracing.span_context(stored) is not None
                 assert stored.split("-")[1] not in hostile
             await until(lambda: receiver.spans)
+
+
+def test_an_outage_of_the_collector_is_logged_once_and_so_is_its_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with otlp_receiver(status=400) as receiver, capture_logs() as ours:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(CountedExporter()))
+        for status, lines in ((400, 1), (400, 1), (200, 1), (200, 1), (400, 2), (200, 2)):
+            receiver.status = status
+            provider.get_tracer("test").start_span("turn").end()
+            assert [record.levelname for record in caplog.records] == ["ERROR"] * lines
+        provider.shutdown()
+    assert [line["event"] for line in ours] == ["traces are exported again"] * 2
