@@ -8,6 +8,7 @@ from hypothesis import given
 
 from tailrace.gateway.clients.ai_sdk import tool_result
 from tailrace.gateway.clients.ai_sdk.request import unknown_fields
+from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.proto.long_strings import PIECE_BYTES
 from tests.golden.requests import build_turn
@@ -29,6 +30,14 @@ def test_an_escape_of_a_long_data_url_is_decoded_whole(shift: int) -> None:
     messages = build_turn("ui", {"messages": [{"role": "user", "parts": [part]}]}).turn.messages
     assert messages is not None
     assert messages[0].content[0]["source"]["data"] == unquote(text)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("url", ["data:text/plain,", "data:text/plain;base64,", "data:image/png;base64,"])
+def test_an_empty_file_is_left_out(url: str) -> None:
+    """The history has none either. Otherwise the next message would begin a new branch."""
+    media_type = url.removeprefix("data:").partition(";")[0].rstrip(",")
+    parts = [{"type": "file", "mediaType": media_type, "url": url}, {"type": "text", "text": "Why?"}]
+    assert build_turn("ui", {"messages": [{"role": "user", "parts": parts}]}).turn.messages == [Message("user", "Why?")]
 
 
 @given(JSON)

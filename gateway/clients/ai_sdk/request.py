@@ -226,7 +226,9 @@ def _user_blocks(part: UIPart, number: int) -> list[Block]:
         case "text":
             return [{"type": "text", "text": part.text}] if part.text.strip() else []
         case "file":
-            return [build_file_block(part.media_type, part.url, part.filename, f"messages[{number}]")]
+            block = build_file_block(part.media_type, part.url, part.filename, f"messages[{number}]")
+            # The history leaves an empty file out, too: the messages of a page that sends it again are the same.
+            return [block] if block["source"].get("data") != "" else []
         case _:
             return []
 
