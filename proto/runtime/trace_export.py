@@ -34,7 +34,7 @@ class CountedExporter(SpanExporter):
     """
 
     def __init__(self) -> None:
-        self._exporter = OTLPSpanExporter()
+        self._exporter: SpanExporter = OTLPSpanExporter()
         self._is_failing = False
         for name in EXPORTER_LOGGERS:
             logging.getLogger(name).addFilter(self._is_first_line)
