@@ -1,8 +1,9 @@
 """Estimate of the tokens and nano-dollars that a request may use, before the model is called. Pure.
 
 The estimate is the most that is likely: the whole prompt, at the cache-write price if it is to be cached, an answer of
-`max_tokens`, and each further call that may follow. Text counts 3.5 characters a token (Anthropic's glossary), an image
-as the largest one that a model is shown, a document by its pages. The turn's `end` has what was really used.
+`max_tokens`, and each further call that may follow. Text counts 3.5 bytes of UTF-8 a token: Anthropic's glossary says
+3.5 characters of English. Other scripts have fewer characters a token, and more bytes a character. An image counts as
+the largest one that a model is shown, a document by its pages. The turn's `end` has what was really used.
 """
 
 from collections.abc import Mapping
@@ -90,7 +91,7 @@ class _Prompt(NamedTuple):
 
 
 def _measure(request: Request, counter: PageCounter) -> _Prompt:
-    chars = tokens = 0
+    size = tokens = 0
     options = request.options or {}
     ttls = [request.cache, _cache_ttl(options)]
     pending: list[Any] = [message.content for message in request.messages]
@@ -98,10 +99,10 @@ def _measure(request: Request, counter: PageCounter) -> _Prompt:
     while pending:
         match pending.pop():
             case str(text):
-                chars += len(text)
+                size += _utf8_bytes(text)
             case list(items):
                 # Commas count too: a list may hold 100,000 empty items.
-                chars += max(0, len(items) - 1)
+                size += max(0, len(items) - 1)
                 pending += items
             case {"type": "document", "source": {"type": "base64" | "url" | "file"} as source, **more}:
                 tokens += _pages(source, counter) * PAGE_TOKENS
@@ -111,17 +112,21 @@ def _measure(request: Request, counter: PageCounter) -> _Prompt:
                 pending.append(more)
             case dict(fields) if (blob := parse_reference(fields)) is not None:
                 # A stored string that is not the source of an image or a document is text.
-                chars += blob.bytes
+                size += blob.bytes
             case dict(fields):
                 ttls.append(_cache_ttl(fields))
-                chars += sum(map(len, fields))
+                size += sum(map(_utf8_bytes, fields))
                 pending += fields.values()
             case None:
                 pass
             case scalar:
                 # A number or a boolean: 100,000 of them are at least as many tokens.
-                chars += len(str(scalar))
-    return _Prompt(-(-chars * ESTIMATE_TOKENS // ESTIMATE_CHARS) + tokens, any(ttls), "1h" in ttls)
+                size += len(str(scalar))
+    return _Prompt(-(-size * ESTIMATE_TOKENS // ESTIMATE_CHARS) + tokens, any(ttls), "1h" in ttls)
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
 def _cache_ttl(fields: Mapping[str, Any]) -> str | None:

@@ -28,6 +28,13 @@ def test_text_counts_3_5_characters_a_token_and_the_answer_max_tokens() -> None:
     assert estimate_request(with_system).tokens == 156
 
 
+@pytest.mark.parametrize(("text", "size"), [("河" * 700, 2100), ("\U0001f30a" * 700, 2800), ("é" * 700, 1400)])
+def test_text_of_other_scripts_counts_by_its_bytes(text: str, size: int) -> None:
+    """It has more tokens than as many characters of English."""
+    tokens = [estimate_request(request(messages=[Message("user", one)], max_tokens=1)).tokens for one in (text, "")]
+    assert tokens[0] - tokens[1] == size * 2 // 7
+
+
 @pytest.mark.parametrize("value", [1234567, 12345.6, True, [], ""])
 def test_numbers_and_empty_lists_count_too(value: object) -> None:
     """A thousand concurrent turns with a tool of 10,000 numbers must reserve what they cost."""
