@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
 
 from tailrace.persistence import paging
 from tailrace.persistence.paging import NEWEST, PageCursor
 from tailrace.persistence.rows import micros
 from tailrace.persistence.rpc import CatchUp, fit_in_message, handler, page_of
-from tailrace.persistence.store import BRANCH_TURNS_MAX, Store
+from tailrace.persistence.store import BRANCH_TURNS_MAX, Store, convert_turns
 from tailrace.persistence.words import hash_words
 from tailrace.proto.conversation import read_history
 from tailrace.proto.errors import Refused, not_found
@@ -189,7 +190,8 @@ class Queries:
         if branch[0].parent is not None:
             # Without its beginning it would silently be another conversation.
             raise Refused("parent_not_found", "the beginning of this conversation is no longer in the database")
-        return _context(await self.session(tenant, GetSession(branch[-1].session)), parent, branch)
+        found = await self.session(tenant, GetSession(branch[-1].session))
+        return await convert_turns(len(branch), partial(_context, found, parent, branch))
 
 
 def _midnight(day: date) -> datetime:

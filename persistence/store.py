@@ -2,12 +2,12 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from copy import copy
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
 from msgspec import UNSET
@@ -51,6 +51,8 @@ from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import TurnKey
 
 BRANCH_TURNS_MAX = 10_000
+# Converting a turn takes up to 0.05 ms.
+CONVERT_IN_LOOP_MAX = 100
 DELETE_TURNS_MAX = 1_000
 # Each is looked up in the log before the answer, for which a gateway waits some seconds.
 UNSTORED_MAX = 200
@@ -102,6 +104,9 @@ DELETE_EMPTY: dict[Kind, tuple[tuple[str, str], ...]] = {
 }
 # Labels that have many turns each. All others have fewer.
 BY_SELECTIVITY = {"user": 1, "key": 2, "model": 3}
+
+
+T = TypeVar("T")
 
 
 class Scan(NamedTuple):
@@ -599,7 +604,7 @@ class Store:
     async def branch(self, key: TurnKey, ancestors_max: int = BRANCH_TURNS_MAX) -> list[TurnRecord]:
         """Returns the turn and its stored ancestors, oldest first; empty if the turn is not stored."""
         rows = await self._read("branch", tenant=key.tenant, turn=key.turn, depth_max=ancestors_max)
-        return [turn_record(row) for row in rows]
+        return await convert_turns(len(rows), lambda: [turn_record(row) for row in rows])
 
     async def leaves(self, tenant: Tenant, session: str, before: PageCursor, limit: int) -> list[dict[str, Any]]:
         """Returns turns without follow-ups, older than `before`, newest first."""
@@ -668,6 +673,11 @@ class Store:
         """Returns the rows of a query. The tenants that wait take turns: one may have hundreds of slow queries."""
         async with self._reads.reserve(tenant=values.get("tenant", "")):
             return await self._database.read(sql, values)
+
+
+async def convert_turns(number: int, convert: Callable[[], T]) -> T:
+    """Returns `convert()`, which converts as many turns; in a thread if they would stop the event loop for long."""
+    return await asyncio.to_thread(convert) if number > CONVERT_IN_LOOP_MAX else convert()
 
 
 def _encode_system(system: str | list[dict[str, Any]] | None) -> str | None:

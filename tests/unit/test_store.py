@@ -5,6 +5,7 @@ import os
 import random
 import re
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,7 @@ from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.postgresql import PostgreSQL, to_positional
-from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros
+from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, labels_of, micros, turn_record
 from tailrace.persistence.sql import load, statements
 from tailrace.persistence.sqlite import STATEMENTS, SQLite, move_aside
 from tailrace.persistence.store import SEARCH_S_MAX, SEARCH_WAIT_S_MAX, SEARCHES_WAITING_MAX, Store
@@ -31,7 +32,7 @@ from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import Refused, StoreBusy, StoreCorrupt, StoreRefused, StoreTooNew, StoreUnwritable
 from tailrace.proto.files import FileRecord, ListFiles
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
-from tailrace.proto.records import SessionRecord, record_from_fold
+from tailrace.proto.records import SessionRecord, TurnRecord, record_from_fold
 from tailrace.proto.resources import ChangeSession, CreateSession, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.subjects import TurnKey
 from tests.harness.postgresql import PostgreSQLServer
@@ -227,6 +228,27 @@ async def test_turns_of_a_session_are_listed_oldest_first_in_pages(store: Store)
     earlier = await store.session_turns(OURS, SessionId("session-1"), before, 2, is_newest_first=True)
     assert [one.turn for one in earlier] == ["turn-a", "turn-c"]
     assert await store.last_turn(OURS, "session-1") == "turn-d"
+
+
+async def test_a_long_branch_is_converted_while_the_event_loop_runs(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [running_row(f"turn-{number}", parent=f"turn-{number - 1}" if number else None) for number in range(102)]
+    await store.record(rows)
+    has_begun, loop_runs = threading.Event(), threading.Event()
+
+    def convert(row: dict[str, Any]) -> TurnRecord:
+        has_begun.set()
+        assert loop_runs.wait(5)
+        return turn_record(row)
+
+    monkeypatch.setattr("tailrace.persistence.store.turn_record", convert)
+    reading = asyncio.create_task(store.branch(key("turn-101")))
+    while not reading.done():
+        await asyncio.sleep(0.01)
+        if has_begun.is_set():
+            loop_runs.set()
+    assert [turn.turn for turn in await reading] == [row.turn for row in rows]
 
 
 async def test_a_query_of_a_circle_of_parents_ends(store: Store) -> None:
