@@ -8,7 +8,7 @@ import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from pathlib import Path
 from signal import SIGINT, SIGKILL
-from typing import NamedTuple, Self
+from typing import Self
 
 import msgspec
 import pytest
@@ -21,6 +21,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.subjects import TurnKey
 from tests.harness import processes
+from tests.harness.forks import CommandResult, run_command
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
 from tests.harness.requests import run_turn
@@ -33,34 +34,31 @@ SLOW = "#sim words=200 rate=100"
 WAIT_S_MAX = 40.0
 
 
-class Ran(NamedTuple):
-    status: int
-    printed: str
-    complained: str
-
-
 class Commands:
-    """Runs commands in a folder of their own, with the address and the key of a gateway in the environment."""
+    """Runs commands with the address and the key of a gateway in the environment."""
 
     def __init__(self, url: str, folder: Path) -> None:
         inherited = {name: text for name, text in os.environ.items() if not name.startswith("TAILRACE_")}
         own = {"PYTHONPATH": str(CHECKOUT), "NO_PROXY": "127.0.0.1", "XDG_STATE_HOME": str(folder)}
         self._environ = inherited | own | {"TAILRACE_URL": url, "TAILRACE_KEY": KEY}
-        self._folder = folder
 
     async def start(
         self, *arguments: str, stdin: int = DEVNULL, stdout: int = PIPE, stderr: int = PIPE, **environ: str
     ) -> Process:
         command = (sys.executable, "-P", "-m", "tailrace", *arguments)
         return await asyncio.create_subprocess_exec(
-            *command, cwd=self._folder, env=self._environ | environ, stdin=stdin, stdout=stdout, stderr=stderr
+            *command, env=self._environ | environ, stdin=stdin, stdout=stdout, stderr=stderr
         )
 
-    async def run(self, *arguments: str, given: str = "") -> Ran:
+    async def run(self, *arguments: str) -> CommandResult:
+        return await run_command(*arguments, **self._environ)
+
+    async def run_with_input(self, given: str, *arguments: str) -> str:
+        """Returns what the command prints."""
         process = await self.start(*arguments, stdin=PIPE)
         printed, complained = await asyncio.wait_for(process.communicate(given.encode()), WAIT_S_MAX)
-        assert process.returncode is not None
-        return Ran(process.returncode, printed.decode(), complained.decode())
+        assert process.returncode == 0, complained
+        return printed.decode()
 
 
 @pytest.fixture
@@ -100,10 +98,10 @@ async def test_an_interrupted_answer_goes_on_and_is_resumed(commands: Commands, 
     assert asking.returncode == 128 + SIGINT
     turn = complained.decode().partition("tailrace tail ")[2].partition("\n")[0]
     assert "Traceback" not in complained.decode()
-    assert (await commands.run("ask", "--resume")).printed == f"{words(200)}\n"
-    lines = [msgspec.json.decode(line) for line in (await commands.run("tail", turn, "--json")).printed.splitlines()]
+    assert (await commands.run("ask", "--resume")).out == f"{words(200)}\n"
+    lines = [msgspec.json.decode(line) for line in (await commands.run("tail", turn, "--json")).out.splitlines()]
     assert "".join(line["text"] for line in lines if line["type"] == "delta") == words(200)
-    assert (await commands.run("tail", f"msg_{turn}", "--after", lines[-1]["cursor"])).printed == ""
+    assert (await commands.run("tail", f"msg_{turn}", "--after", lines[-1]["cursor"])).out == ""
 
 
 class ChatOnTerminal:
@@ -180,8 +178,8 @@ async def test_a_spent_budget_a_full_log_and_a_revoked_key_are_one_sentence_each
 
     await until(is_full)
     refused = await Commands(full.url, tmp_path).run("ask", "Hi.")
-    assert (refused.status, refused.complained.count("\n")) == (1, 1)
-    assert "the server's storage is nearly full" in refused.complained
+    assert (refused.status, refused.err.count("\n")) == (1, 1)
+    assert "the server's storage is nearly full" in refused.err
     reading = await Commands(other.url, tmp_path).start("tail", writer.key.turn, TAILRACE_KEY=key.secret)
     assert reading.stdout is not None
     await asyncio.wait_for(reading.stdout.readexactly(5), WAIT_S_MAX)
@@ -195,29 +193,29 @@ async def test_a_spent_budget_a_full_log_and_a_revoked_key_are_one_sentence_each
 
 async def test_a_conversation_is_asked_listed_and_exported(commands: Commands, tmp_path: Path) -> None:
     """A chat, a question in its session, and lists as tables and as JSON."""
-    chatted = await commands.run("chat", "--model", "haiku", given="#sim words=2\n\n#sim words=3\n")
-    assert chatted.printed == f"{words(2)}\n{words(3)}\n"
-    [session] = msgspec.json.decode((await commands.run("sessions", "--json")).printed)
+    chatted = await commands.run_with_input("#sim words=2\n\n#sim words=3\n", "chat", "--model", "haiku")
+    assert chatted == f"{words(2)}\n{words(3)}\n"
+    [session] = msgspec.json.decode((await commands.run("sessions", "--json")).out)
     name = session["session"]
-    end = msgspec.json.decode(
-        (await commands.run("ask", "-", "--session", name, "--json", given="#sim words=4")).printed
-    )
+    asked = await commands.run_with_input("#sim words=4", "ask", "-", "--session", name, "--json")
+    end = msgspec.json.decode(asked)
     assert (end["text"], end["session"], end["outcome"]) == (words(4), name, "completed")
-    assert (await commands.run("ask", "--continue", "#sim words=5")).printed == f"{words(5)}\n"
-    again = await commands.run("chat", "--session", name, "--json", given="#sim words=6\n#sim words=7\n")
-    ends = [msgspec.json.decode(line) for line in again.printed.splitlines()]
+    assert (await commands.run("ask", "--continue", "#sim words=5")).out == f"{words(5)}\n"
+    again = await commands.run_with_input("#sim words=6\n#sim words=7\n", "chat", "--session", name, "--json")
+    ends = [msgspec.json.decode(line) for line in again.splitlines()]
     assert [(end["text"], end["session"]) for end in ends] == [(words(count), name) for count in (6, 7)]
-    turns = msgspec.json.decode((await commands.run("turns", "--session", name, "--json")).printed)
+    turns = msgspec.json.decode((await commands.run("turns", "--session", name, "--json")).out)
     assert [turn["text"] for turn in turns] == [words(count) for count in range(2, 8)]
-    assert [turn["turn"] in (await commands.run("turns", "--session", name)).printed for turn in turns] == [True] * 6
-    assert (await commands.run("turns")).printed == "no turn is running\n"
-    found = msgspec.json.decode((await commands.run("turns", "--search", "W000005 w000001", "--json")).printed)
+    table = (await commands.run("turns", "--session", name)).out
+    assert [turn["turn"] in table for turn in turns] == [True] * 6
+    assert (await commands.run("turns")).out == "no turn is running\n"
+    found = msgspec.json.decode((await commands.run("turns", "--search", "W000005 w000001", "--json")).out)
     assert [turn["turn"] for turn in found] == [turn["turn"] for turn in turns[:-3:-1]]
-    assert turns[-1]["turn"] in (await commands.run("turns", "--search", "w000006")).printed
-    assert (await commands.run("turns", "--search", "estuary")).printed == "no turns\n"
-    assert (await commands.run("export", name, "--output", "it.md")).status == 0
+    assert turns[-1]["turn"] in (await commands.run("turns", "--search", "w000006")).out
+    assert (await commands.run("turns", "--search", "estuary")).out == "no turns\n"
+    assert (await commands.run("export", name, "--output", str(tmp_path / "it.md"))).status == 0
     assert (tmp_path / "it.md").read_text().count("## claude-haiku-5-5") == 2
-    exported = msgspec.json.decode((await commands.run("export", name, "--json")).printed)
+    exported = msgspec.json.decode((await commands.run("export", name, "--json")).out)
     assert [turn["turn"] for turn in exported["turns"]] == [turn["turn"] for turn in turns]
 
 
@@ -232,14 +230,14 @@ async def test_long_messages_are_exported_with_their_text(commands: Commands, ga
     ]
     tools = [{"name": "look", "input_schema": {"type": "object"}}]
     posted = await run_turn(gateway, message=None, messages=messages, tools=tools)
-    exported = (await commands.run("export", posted["session"])).printed
+    exported = (await commands.run("export", posted["session"])).out
     assert [text in exported for text in (question, result)] == [True, True]
 
 
 async def test_each_refusal_is_one_sentence(commands: Commands, gateway: Gateway) -> None:
     posted = await gateway.client.post("/v1/turns", json={"message": "#sim words=9 wait=60"})
     cancelled = await commands.run("cancel", posted.json()["turn"])
-    assert cancelled.printed == f"{posted.json()['turn']}: cancelled\n"
+    assert cancelled.out == f"{posted.json()['turn']}: cancelled\n"
     assert (await commands.run("tail", posted.json()["turn"])).status == 1
     for arguments, status, sentence in (
         (("ask", "--resume"), 2, "there is no earlier `tailrace ask`"),
@@ -250,5 +248,5 @@ async def test_each_refusal_is_one_sentence(commands: Commands, gateway: Gateway
         (("turns", "--session", "../keys"), 1, ""),
     ):
         ran = await commands.run(*arguments)
-        assert (ran.status, ran.printed, ran.complained.count("\n")) == (status, "", 1), ran
-        assert sentence in ran.complained
+        assert (ran.status, ran.out, ran.err.count("\n")) == (status, "", 1), ran
+        assert sentence in ran.err

@@ -23,6 +23,19 @@ from tailrace.persistence.store import Store
 from tests.harness.until import until
 from tests.harness.up import LEAN, running
 
+Refuses = Callable[..., None]
+
+
+@pytest.fixture
+def refuses(capsys: pytest.CaptureFixture[str]) -> Refuses:
+    """Checks that a command fails with an error message that contains the sentence."""
+
+    def check(sentence: str, *arguments: object) -> None:
+        assert main(list(map(str, arguments))) == 1
+        assert sentence in capsys.readouterr().err
+
+    return check
+
 
 @pytest.fixture
 async def saved(tmp_path: Path) -> Path:
@@ -75,13 +88,11 @@ def with_manifest(**given: object) -> Callable[[str, bytes], tuple[str, bytes]]:
     ],
 )
 def test_a_damaged_or_newer_backup_is_refused_before_anything_changes(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[..., object], sentence: str
+    saved: Path, tmp_path: Path, refuses: Refuses, change: Callable[..., object], sentence: str
 ) -> None:
     rewrite(saved, change)  # type: ignore[arg-type]
-    target = tmp_path / "new" / "data"
-    assert main(["restore", str(saved), "--data", str(target)]) == 1
-    assert sentence in capsys.readouterr().err
-    assert not target.parent.exists()
+    refuses(sentence, "restore", saved, "--data", tmp_path / "new" / "data")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_backup_that_is_cut_short_anywhere_is_refused(saved: Path, tmp_path: Path) -> None:
@@ -94,23 +105,24 @@ def test_a_backup_that_is_cut_short_anywhere_is_refused(saved: Path, tmp_path: P
 
 
 def test_a_running_up_and_a_used_directory_are_refused(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    saved: Path, tmp_path: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No file is overwritten, and no half of a backup is left."""
-    folder = tmp_path / "data"
+    """No file is overwritten, and no half of a backup is left. A path such as `.` has no name."""
+    folder, other = tmp_path / "data", tmp_path / "other.tar"
     with data_dir.lock(folder):
-        assert main(["backup", str(tmp_path / "other.tar"), "--data", str(folder)]) == 1
-    assert "in use by `tailrace up`" in capsys.readouterr().err
-    assert main(["restore", str(saved), "--data", str(folder)]) == 1
-    assert "is not empty" in capsys.readouterr().err
-    assert main(["backup", str(saved), "--data", str(folder)]) == 1
-    assert "exists already" in capsys.readouterr().err
-    assert main(["backup", str(tmp_path / "no-folder" / "b.tar"), "--data", str(folder)]) == 1
-    assert main(["restore", "--check", str(tmp_path / "wrong.tar")]) == 1
-    assert "wrong.tar cannot be read: No such file or directory" in capsys.readouterr().err
-    assert main(["backup", str(tmp_path / "other.tar"), "--data", str(tmp_path / "empty")]) == 1
-    assert "has no tailrace.db" in capsys.readouterr().err
+        refuses("in use by `tailrace up`", "backup", other, "--data", folder)
+    refuses("is not empty", "restore", saved, "--data", folder)
+    refuses("/ is not empty", "restore", saved, "--data", "/")
+    refuses("exists already", "backup", saved, "--data", folder)
+    refuses("no-folder", "backup", tmp_path / "no-folder" / "b.tar", "--data", folder)
+    refuses("wrong.tar cannot be read: No such file or directory", "restore", "--check", tmp_path / "wrong.tar")
+    refuses("has no tailrace.db", "backup", other, "--data", tmp_path / "empty")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "saved.tar"]
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    refuses("exists already", "backup", ".", "--data", folder)
+    assert main(["restore", str(saved), "--data", "."]) == 0
+    assert (tmp_path / "new" / "tailrace.db").is_file()
 
 
 def test_a_backup_names_its_directory_and_leaves_other_files(
@@ -122,21 +134,6 @@ def test_a_backup_names_its_directory_and_leaves_other_files(
         assert main(["backup", str(tmp_path / "b.tar"), "--data", str(saved.parent / "data")]) == status
     assert capsys.readouterr().out.endswith(f" bytes, of {saved.parent / 'data'}\n")
     assert other.read_text() == "another file"
-
-
-def test_a_backup_is_restored_into_the_current_folder_and_not_written_over_one(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A path such as `.` has no name."""
-    new = tmp_path / "new"
-    new.mkdir()
-    monkeypatch.chdir(new)
-    assert main(["backup", ".", "--data", "../data"]) == 1
-    assert "exists already" in capsys.readouterr().err
-    assert main(["restore", str(saved), "--data", "."]) == 0
-    assert (new / "tailrace.db").is_file()
-    assert main(["restore", str(saved), "--data", "/"]) == 1
-    assert "/ is not empty" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -156,27 +153,20 @@ def back_up_and_restore(folder: Path, capsys: pytest.CaptureFixture[str]) -> tup
     return printed, target / "projects" / "acme" / "shop"
 
 
-NAMES = [
-    b"caf\xe9",
-    b"caf\xc3\xa9",
-    rb"back\slash",
-    rb"\x41",
-    b"line\nbreak",
-    b"\n20 hdrcharset=\xff\n",
-    b" ",
-    b"\x1b[2J\xff",
-    b"a" * 255,
-]
+NAMES = (
+    *(b"caf\xe9", b"caf\xc3\xa9", rb"back\slash", rb"\x41", b"line\nbreak", b"\n20 hdrcharset=\xff\n", b" "),
+    *(b"\x1b[2J\xff", b"a" * 255),
+)
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_any_file_name_of_a_project_is_restored(
-    projects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: bytes
+    projects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also one that is not UTF-8, or that tar's own headers could not hold."""
-    for path in (projects / os.fsdecode(name), projects / "folder" / os.fsdecode(name) / "file"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name)
+    for name in map(os.fsdecode, NAMES):
+        for path in (projects / name, projects / "folder" / name / "file"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(os.fsencode(name))
     expected = content_of(projects)
     printed, restored = back_up_and_restore(tmp_path, capsys)
     assert (content_of(restored), printed["left_out"]) == (expected, [])
@@ -242,7 +232,7 @@ def test_what_cannot_be_restored_is_left_out_by_name(
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_a_file_of_a_project_that_cannot_be_read_is_left_out(
-    projects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    projects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refuses: Refuses
 ) -> None:
     """It does not prevent the backup of the database and the log; a file of the log does."""
     (projects / "closed").touch(0)
@@ -256,15 +246,13 @@ def test_a_file_of_a_project_that_cannot_be_read_is_left_out(
     }
     (projects / "listed").chmod(0o700)
     (tmp_path / "data" / "nats" / "jetstream" / "0.blk").chmod(0)
-    assert main(["backup", str(tmp_path / "other.tar"), "--data", str(tmp_path / "data")]) == 1
-    assert "Permission denied" in capsys.readouterr().err
+    refuses("Permission denied", "backup", tmp_path / "other.tar", "--data", tmp_path / "data")
 
 
-def test_a_link_in_the_log_is_refused(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_link_in_the_log_is_refused(saved: Path, tmp_path: Path, refuses: Refuses) -> None:
     """The log itself is not a place for links: a backup with the link would not have the log."""
     (tmp_path / "data" / "nats" / "elsewhere").symlink_to(tmp_path)
-    assert main(["backup", str(tmp_path / "other.tar"), "--data", str(tmp_path / "data")]) == 1
-    assert "elsewhere is a link" in capsys.readouterr().err
+    refuses("elsewhere is a link", "backup", tmp_path / "other.tar", "--data", tmp_path / "data")
     assert not (tmp_path / "other.tar").exists()
 
 
@@ -281,23 +269,21 @@ def test_a_folder_that_the_operator_has_moved_behind_a_link_is_in_the_backup(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link to another user")
 def test_roots_backup_does_not_follow_a_folder_that_another_user_has_replaced_by_a_link(
-    projects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    projects: Path, tmp_path: Path, refuses: Refuses
 ) -> None:
     (tmp_path / "data" / "projects").rename(tmp_path / "disk")
     (tmp_path / "data" / "projects").symlink_to(tmp_path / "disk")
     os.lchown(tmp_path / "data" / "projects", 65534, 65534)
-    assert main(["backup", str(tmp_path / "other.tar"), "--data", str(tmp_path / "data")]) == 1
-    assert "is a link of another user" in capsys.readouterr().err
-
-
-def entry(name: str, content: bytes, kind: str = "file") -> dict[str, object]:
-    return {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "kind": kind}
+    refuses("is a link of another user", "backup", tmp_path / "other.tar", "--data", tmp_path / "data")
 
 
 def write_by_hand(path: Path, members: list[tuple[str, bytes, str]], **given: object) -> None:
     """Writes an archive that `backup` would not write."""
     manifest = {"format": backup.FORMAT, "tailrace": "0", "schema": 1, "made_at": ""} | given
-    manifest["files"] = [entry(*member) for member in members]
+    manifest["files"] = [
+        {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "kind": kind}
+        for name, content, kind in members
+    ]
     with tarfile.open(path, "w") as tar:
         for name, content, _ in [*members, (backup.MANIFEST, msgspec.json.encode(manifest), "file")]:
             member = tarfile.TarInfo(name)
@@ -322,8 +308,8 @@ def test_a_restore_writes_nothing_through_a_link_or_outside_its_directory(
         [(r"a\x00b", b"text", "file")],
         [("a", b"x\0y", "link")],
     ]
-    for number, members in enumerate(cases):
-        file = tmp_path / f"{number}.tar"
+    file = tmp_path / "forged.tar"
+    for members in cases:
         write_by_hand(file, members)
         assert main(["restore", str(file), "--data", str(tmp_path / "new")]) == 1, members
         is_found_by_check = "is not a file of a backup" in capsys.readouterr().err
@@ -340,12 +326,11 @@ def test_a_backup_of_an_older_version_is_restored(tmp_path: Path) -> None:
 
 
 def test_a_backup_with_too_long_a_manifest_is_not_written(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
 ) -> None:
     """It could not be restored."""
     monkeypatch.setattr(backup, "MANIFEST_BYTES_MAX", 100)
-    assert main(["backup", str(tmp_path / "other.tar"), "--data", str(tmp_path / "data")]) == 1
-    assert "too many for a backup" in capsys.readouterr().err
+    refuses("too many for a backup", "backup", tmp_path / "other.tar", "--data", tmp_path / "data")
     assert not (tmp_path / "other.tar").exists()
 
 
@@ -381,11 +366,11 @@ async def test_a_restored_up_has_its_turns_keys_and_log(tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize("files", [("data/tailrace.db", "new.db"), ("new.db", "data/tailrace.db")])
 def test_a_migration_of_the_database_of_a_running_up_is_refused(
-    saved: Path, tmp_path: Path, files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    saved: Path, tmp_path: Path, files: tuple[str, str], refuses: Refuses
 ) -> None:
     """Like a backup: persistence would record into the old database, or a copy would write beside persistence."""
     (tmp_path / "new.db").touch()
     with data_dir.lock(tmp_path / "data"):
-        assert main(["migrate-database", *(str(tmp_path / file) for file in files)]) == 1
-    assert f"{tmp_path}/data is in use by `tailrace up`: stop it first" in capsys.readouterr().err
+        sentence = f"{tmp_path}/data is in use by `tailrace up`: stop it first"
+        refuses(sentence, "migrate-database", *(tmp_path / file for file in files))
     assert (tmp_path / "new.db").stat().st_size == 0

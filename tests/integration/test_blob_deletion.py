@@ -242,12 +242,27 @@ async def test_a_deletion_at_any_step_of_a_post_keeps_its_blob(
     assert await stored_blobs(system_log.connection, tenant) == []
 
 
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    """The database of a collector of the test's own."""
+    store = await Store.open(tmp_path / "own.db", busy_timeout_s=0.05)
+    await store.migrate()
+    yield store
+    await store.close()
+
+
+def collector(store: Store, connection: Connection) -> blob_gc.BlobCollector:
+    async def no_wait() -> None:
+        """The log has nothing that this database has not recorded."""
+
+    return blob_gc.BlobCollector(store, BlobStore(connection), BlobPins(connection), no_wait)
+
+
 @pytest.mark.rule("R34")
 async def test_a_blob_whose_last_turn_is_deleted_during_a_collection_is_deleted(
-    connection: Connection, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    connection: Connection, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
     """The collection has found the turn just before."""
-    blobs, store = BlobStore(connection), await Store.open(tmp_path / "own.db", busy_timeout_s=0.05)
     referenced, turn = (
         Store.referenced_blobs,
         build_row(TurnKey(tenant, TurnId(new_id())), completed_turn("Light").turn),
@@ -258,19 +273,14 @@ async def test_a_blob_whose_last_turn_is_deleted_during_a_collection_is_deleted(
         await store.delete(tenant, DeleteResource("session", turn.session, (TurnId(turn.turn),)))
         return found
 
-    try:
-        await store.migrate()
-        await blobs.put(tenant, {name(picture): picture.encode()})
-        await store.record([msgspec.structs.replace(turn, blobs=f'["{name(picture)}"]')])
-        await store.release_blobs(tenant, f'["{name(picture)}"]')
-        collector = blob_gc.BlobCollector(store, blobs, BlobPins(connection), no_wait)
-        with monkeypatch.context() as patched:
-            patched.setattr(Store, "referenced_blobs", find_and_delete)
-            await collector.collect(tenant)
-        await collector.collect(tenant)
-        assert await stored_blobs(connection, tenant) == []
-    finally:
-        await store.close()
+    await BlobStore(connection).put(tenant, {name(picture): picture.encode()})
+    await store.record([msgspec.structs.replace(turn, blobs=f'["{name(picture)}"]')])
+    await store.release_blobs(tenant, f'["{name(picture)}"]')
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "referenced_blobs", find_and_delete)
+        await collector(store, connection).collect(tenant)
+    await collector(store, connection).collect(tenant)
+    assert await stored_blobs(connection, tenant) == []
 
 
 async def test_a_prompt_that_is_counted_keeps_its_blob_until_then(
@@ -348,10 +358,6 @@ async def test_a_turn_that_is_not_recorded_yet_keeps_its_blob(
     assert (turn.outcome, turn.text) == ("completed", name(picture))
 
 
-async def no_wait() -> None:
-    """The log has nothing that this database has not recorded."""
-
-
 @pytest.mark.rule("R34")
 @pytest.mark.parametrize(
     ("step", "answer"), [((BlobPins, "is_pinned"), False), ((BlobStore, "mark_deleted"), None)], ids=["pin", "blob"]
@@ -361,36 +367,30 @@ async def test_one_wrong_denial_of_a_pin_or_a_blob_is_not_believed(
     tenant: Tenant,
     picture: str,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    store: Store,
     step: Step,
     answer: object,
 ) -> None:
     """A leader that was frozen answers with its old state (R14): a pinned blob stays, any other is deleted."""
     blobs, holder = BlobStore(connection), BlobPins(connection)
     await blobs.put(tenant, {name(picture): picture.encode()})
-    store = await Store.open(tmp_path / "own.db", busy_timeout_s=0.05)
+    await store.release_blobs(tenant, f'["{name(picture)}"]')
     original, wrong = getattr(*step), [answer]
 
     async def deny_once(self: Any, *given: Any) -> Any:
         return wrong.pop() if wrong else await original(self, *given)
 
-    try:
-        await store.migrate()
-        await store.release_blobs(tenant, f'["{name(picture)}"]')
-        collector = blob_gc.BlobCollector(store, blobs, BlobPins(connection), no_wait)
-        if step[0] is BlobPins:
-            async with holder.release_after(tenant, "holder"):
-                await holder.pin(tenant, "holder", [name(picture)])
-                monkeypatch.setattr(*step, deny_once)
-                await collector.collect(tenant)
-                assert await blobs.size(tenant, name(picture)) == len(picture)
-                assert await store.released_blobs(tenant) == [name(picture)]
-        else:
+    if step[0] is BlobPins:
+        async with holder.release_after(tenant, "holder"):
+            await holder.pin(tenant, "holder", [name(picture)])
             monkeypatch.setattr(*step, deny_once)
-        await collector.collect(tenant)
-        assert await stored_blobs(connection, tenant) == []
-    finally:
-        await store.close()
+            await collector(store, connection).collect(tenant)
+            assert await blobs.size(tenant, name(picture)) == len(picture)
+            assert await store.released_blobs(tenant) == [name(picture)]
+    else:
+        monkeypatch.setattr(*step, deny_once)
+    await collector(store, connection).collect(tenant)
+    assert await stored_blobs(connection, tenant) == []
     assert wrong == []
 
 
@@ -417,7 +417,7 @@ async def test_the_blob_of_a_post_that_fails_is_deleted_by_itself(
 async def test_a_post_without_an_acknowledgement_keeps_its_pins(
     gateway: Gateway, system_log: TurnLog, tenant: Tenant, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its turn may be stored."""
+    """Its turn may be stored later; after ten minutes it will not, and the pin expires."""
 
     async def fail(*_: object, **__: object) -> None:
         raise LogUnavailable("away")
@@ -427,6 +427,10 @@ async def test_a_post_without_an_acknowledgement_keeps_its_pins(
         answer = await gateway.client.post("/v1/turns", json={"messages": picture_messages(picture)})
     assert answer.status_code == 503
     assert len(await pins(system_log.connection, tenant)) == 1
+    holder = BlobPins(system_log.connection)
+    assert await holder.is_pinned(tenant, name(picture))
+    monkeypatch.setattr(blob_pins, "PIN_AGE_MAX", -blob_pins.PIN_AGE_MAX)
+    assert not await holder.is_pinned(tenant, name(picture))
 
 
 @pytest.mark.rule("R34")
@@ -526,22 +530,3 @@ async def test_a_pin_belongs_to_a_holder_and_ends_with_its_request(connection: C
             assert not await mine.is_pinned(Tenant("other"), "a")
         assert [await theirs.is_pinned(tenant, blob) for blob in "ab"] == [True, True]
     assert [await mine.is_pinned(tenant, blob) for blob in "ab"] == [False, False]
-
-
-@pytest.mark.parametrize(("failure", "is_kept"), [(LogFull("full"), False), (LogUnavailable("unclear"), True)])
-async def test_a_pin_outlives_a_request_whose_outcome_is_unclear(
-    connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, failure: Exception, is_kept: bool
-) -> None:
-    """The log may store the request later; after ten minutes it will not, and the pin expires."""
-    holder = BlobPins(connection)
-
-    async def fail() -> None:
-        async with holder.release_after(tenant, "holder"):
-            await holder.pin(tenant, "holder", ["a"])
-            raise failure
-
-    with pytest.raises(type(failure)):
-        await fail()
-    assert await holder.is_pinned(tenant, "a") == is_kept
-    monkeypatch.setattr(blob_pins, "PIN_AGE_MAX", -blob_pins.PIN_AGE_MAX)
-    assert not await holder.is_pinned(tenant, "a")

@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable
-from itertools import takewhile
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -42,45 +41,31 @@ def remove_events(events: list[bytes], left_out: str) -> list[bytes]:
     return [event for event in events if kind(event) != left_out]
 
 
-def repeat_events(events: list[bytes], repeated: str) -> list[bytes]:
-    return [copy for event in events for copy in [event] * (1 + (kind(event) == repeated))]
+def spoil_delta(events: list[bytes]) -> Broken:
+    """Changes the delta in the middle of an answer into one that cannot be read."""
+    deltas = [number for number, event in enumerate(events) if kind(event) == "content_block_delta"]
+    middle = deltas[len(deltas) // 2]
+    changed = re.sub(rb'"text":"[^"]*"', b'"text":null', events[middle])
+    assert changed != events[middle]
+    return broken_answer([*events[:middle], changed, *events[middle + 1 :]])
 
 
-def select_events(events: list[bytes], wanted: str) -> list[bytes]:
-    return [event for event in events if kind(event) == wanted]
-
-
-# Faults after the first words.
-PARTIAL: dict[str, Break] = {
+# Each way in which an answer ends; tests/unit/test_event_order.py has the events that break it.
+# After the first words, the next attempt continues. Without a valid first event, the same attempt repeats the call.
+INCOMPLETE: dict[str, Break] = {
     "reset": lambda events: broken_answer(first_half(events), is_reset=True),
-    "end within the text": lambda events: broken_answer(first_half(events)),
     "end within an event": lambda events: broken_answer([*first_half(events), events[len(events) // 2][:30]]),
-    "end before message_delta": lambda events: broken_answer(
-        list(takewhile(lambda one: kind(one) != "message_delta", events))
-    ),
     "not JSON": lambda events: broken_answer(
         [*first_half(events), b'event: content_block_delta\ndata: {"type":"content_\n\n']
     ),
     "error": lambda events: broken_answer([*first_half(events), OVERLOADED]),
-    "message_stop within the text": lambda events: broken_answer(
-        [*first_half(events), *select_events(events, "message_stop")]
-    ),
-    "message_stop within a block": lambda events: broken_answer(remove_events(events, "content_block_stop")),
+    "unreadable delta": spoil_delta,
     "message_stop without message_delta": lambda events: broken_answer(remove_events(events, "message_delta")),
-    "message_start twice": lambda events: broken_answer([*first_half(events), events[0], *events[len(events) // 2 :]]),
-    "content_block_start twice": lambda events: broken_answer(repeat_events(events, "content_block_start")),
-    "content_block_stop twice": lambda events: broken_answer(repeat_events(events, "content_block_stop")),
-}
-# Answers without a valid first event: the call is repeated in the same attempt.
-EMPTY: dict[str, Break] = {
     "empty": lambda _: Broken(HEAD),
     "no message_start": lambda events: broken_answer(events[1:]),
-    "delta without a block": lambda events: broken_answer(remove_events(events, "content_block_start")),
-    "only message_stop": lambda events: broken_answer(select_events(events, "message_stop")),
     "HTML": lambda _: Broken(HEAD.replace(b"text/event-stream", b"text/html") + b"<html>Please log in</html>"),
 }
-WHOLE: dict[str, Break] = {
-    "message_stop twice": lambda events: broken_answer(repeat_events(events, "message_stop")),
+COMPLETE: dict[str, Break] = {
     "events after message_stop": lambda events: broken_answer([*events, *first_half(events)]),
     "reset after message_stop": lambda events: broken_answer(events, is_reset=True),
 }
@@ -109,11 +94,11 @@ async def run(server: NatsServer, claude: str, fault: Break, times: int = 1) -> 
 
 
 @pytest.mark.rule("F22")
-@pytest.mark.parametrize("case", PARTIAL | EMPTY)
+@pytest.mark.parametrize("case", INCOMPLETE)
 async def test_an_incomplete_answer_is_completed_by_one_more_call(
     server: NatsServer, own_claude: str, case: str
 ) -> None:
-    turn, calls = await run(server, own_claude, (PARTIAL | EMPTY)[case])
+    turn, calls = await run(server, own_claude, INCOMPLETE[case])
     assert (turn.text, turn.outcome, turn.stop.stop_reason) == (words(WORDS), "completed", "end_turn")
     assert [(block.type, block.is_closed) for block in turn.blocks] == [("text", True)]
     assert calls == 2
@@ -121,11 +106,17 @@ async def test_an_incomplete_answer_is_completed_by_one_more_call(
 
 @pytest.mark.rule("F22")
 @pytest.mark.rule("R6")
-@pytest.mark.parametrize("case", ["reset", "not JSON", "empty"])
-async def test_a_turn_whose_answers_are_all_incomplete_fails(server: NatsServer, own_claude: str, case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "code"),
+    [("reset", "attempts_exhausted"), ("unreadable delta", "backend_unreadable"), ("empty", "backend_broken")],
+)
+async def test_a_turn_whose_answers_are_all_incomplete_fails(
+    server: NatsServer, own_claude: str, case: str, code: str
+) -> None:
     """Its text is a beginning of the answer: nothing is lost or repeated. The test above has all faults."""
-    turn, calls = await run(server, own_claude, (PARTIAL | EMPTY)[case], times=99)
-    assert turn.outcome == "failed"
+    turn, calls = await run(server, own_claude, INCOMPLETE[case], times=99)
+    assert turn.error is not None
+    assert (turn.outcome, turn.error.code) == ("failed", code)
     assert words(WORDS).startswith(turn.text)
     assert calls > 1
 
@@ -161,41 +152,6 @@ async def test_an_event_above_the_nats_servers_limit_fails_at_once(
             await apply_streams(server.url)
 
 
-UNREADABLE: dict[str, Callable[[bytes], bytes]] = {
-    "text is null": lambda event: re.sub(rb'"text":"[^"]*"', b'"text":null', event),
-    "text is a number": lambda event: re.sub(rb'"text":"[^"]*"', b'"text":7', event),
-    "no text": lambda event: re.sub(rb',"text":"[^"]*"', b"", event),
-    "index is a string": lambda event: event.replace(b'"index":0', b'"index":"0"'),
-    "invalid UTF-8": lambda event: event.replace(b"w0", b"w\xff"),
-}
-
-
-def spoil_delta(case: str) -> Break:
-    """Changes the delta in the middle of an answer into one that cannot be read."""
-
-    def change(events: list[bytes]) -> Broken:
-        deltas = [number for number, event in enumerate(events) if kind(event) == "content_block_delta"]
-        middle = deltas[len(deltas) // 2]
-        changed = UNREADABLE[case](events[middle])
-        assert changed != events[middle]
-        return broken_answer([*events[:middle], changed, *events[middle + 1 :]])
-
-    return change
-
-
-@pytest.mark.rule("F22")
-@pytest.mark.rule("R6")
-@pytest.mark.parametrize("case", UNREADABLE)
-async def test_a_delta_that_cannot_be_read_is_not_left_out(server: NatsServer, own_claude: str, case: str) -> None:
-    """The model is called again; if that never helps, the turn fails with a code of its own."""
-    turn, calls = await run(server, own_claude, spoil_delta(case))
-    assert (turn.outcome, turn.text, calls) == ("completed", words(WORDS), 2)
-    turn, _ = await run(server, own_claude, spoil_delta(case), times=99)
-    assert turn.error is not None
-    assert (turn.outcome, turn.error.code) == ("failed", "backend_unreadable")
-    assert words(WORDS).startswith(turn.text)
-
-
 async def test_an_answer_without_message_stop_is_complete(server: NatsServer, own_claude: str) -> None:
     """`message_delta` has the stop reason."""
     turn, calls = await run(
@@ -205,7 +161,7 @@ async def test_an_answer_without_message_stop_is_complete(server: NatsServer, ow
     assert calls <= 2
 
 
-@pytest.mark.parametrize("case", WHOLE)
+@pytest.mark.parametrize("case", COMPLETE)
 async def test_faults_after_message_stop_are_ignored(server: NatsServer, own_claude: str, case: str) -> None:
-    turn, calls = await run(server, own_claude, WHOLE[case])
+    turn, calls = await run(server, own_claude, COMPLETE[case])
     assert (turn.text, turn.outcome, calls, turn.attempt) == (words(WORDS), "completed", 1, 1)

@@ -42,7 +42,7 @@ LAST_DELTA = "tool use: delta 3"
 STALL = "fault=stall@6"
 # The gateways that receive the cancel. The reader is at the first.
 CANCELLED_BY = ((0,), (1,), (0, 1))
-RACES = 40
+RACES = 20
 HELD_S_MAX = 30.0
 
 

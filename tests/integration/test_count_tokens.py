@@ -63,10 +63,7 @@ async def test_error_of_the_api_is_returned(sdk: anthropic.AsyncAnthropic) -> No
     [
         (b'{"model": "gpt-4o", "messages": []}', "model_unknown"),
         (b'{"model": 5, "messages": []}', "request_invalid"),
-        (b"[]", "request_invalid"),
-        (b'{"model": "claude-sonnet-5-5", "messages": [}', "json_invalid"),
         (b'{"model": "claude-sonnet-5-5", "messages": ' + b"[" * 90_000 + b"]" * 90_000 + b"}", "json_invalid"),
-        (b'{"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "\xff"}]}', "json_invalid"),
     ],
 )
 async def test_invalid_body_is_refused(shared_gateway: Gateway, body: bytes, code: str) -> None:

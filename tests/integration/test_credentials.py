@@ -48,6 +48,7 @@ INVALID = {
     "prefix of a key": KEY.encode()[:-1],
     "key with a suffix": KEY.encode() + b"x",
     "key in capitals": KEY.upper().encode(),
+    "two keys": KEY.encode() + b", Bearer " + KEY.encode(),
     "alg none": jwts.by_hand({"alg": "none"}, jwts.claims()),
     "wrong secret": jwts.token("another-secret-that-is-also-more-than-32-bytes-long"),
     "expired": jwts.token(exp=int(time.time()) - LEEWAY_S - 60),
@@ -57,6 +58,10 @@ INVALID = {
 }
 
 Headers = list[tuple[bytes, bytes]]
+
+
+CARRIERS = ("authorization", "x-api-key")
+PARAMETERS = ("ticket", "token", "api_key", "key", "access_token")
 
 
 def header(name: str, credential: bytes) -> Headers:
@@ -114,18 +119,7 @@ async def routes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rout
         await connection.close()
 
 
-async def assert_same_401(routes: Routes, route: tuple[str, str], invalid: dict[str, bytes]) -> None:
-    """Each credential in both headers, a valid one in the query or in a cookie, and none."""
-    answers = {
-        f"{name} in {carrier}": await routes.send(route, header(carrier, credential))
-        for name, credential in invalid.items()
-        for carrier in ("authorization", "x-api-key")
-    }
-    valid = routes.keys["read"]
-    for parameter in ("ticket", "token", "api_key", "key", "access_token"):
-        answers[f"?{parameter}"] = await routes.send(route, [], f"?{parameter}={valid.decode()}")
-    answers["cookie"] = await routes.send(route, [(b"cookie", b"token=" + valid)])
-    answers["none"] = await routes.send(route, [])
+def assert_same_401(answers: dict[str, httpx2.Response]) -> None:
     assert {name: answer.status_code for name, answer in answers.items() if answer.status_code != 401} == {}
     assert len({(answer.content, answer.headers["www-authenticate"]) for answer in answers.values()}) == 1
 
@@ -134,49 +128,54 @@ async def assert_same_401(routes: Routes, route: tuple[str, str], invalid: dict[
 @on_shared_loop
 @pytest.mark.parametrize("route", SAMPLED, ids=[f"{method} {path}" for method, path in SAMPLED])
 async def test_each_invalid_credential_gets_the_same_401(routes: Routes, route: tuple[str, str]) -> None:
-    """Where a ticket is accepted, too, and where none is."""
-    await assert_same_401(routes, route, {**INVALID, "revoked": routes.revoked})
+    """Where a ticket is accepted, too, and where none is. Each in both headers, and a valid key in the query."""
+    answers = {
+        f"{name} in {carrier}": await routes.send(route, header(carrier, credential))
+        for name, credential in {**INVALID, "revoked": routes.revoked}.items()
+        for carrier in CARRIERS
+    }
+    for parameter in PARAMETERS:
+        answers[f"?{parameter}"] = await routes.send(route, [], f"?{parameter}={routes.keys['read'].decode()}")
+    assert_same_401(answers)
 
 
 @pytest.mark.rule("S13")
 @on_shared_loop
 @each_route
 async def test_an_invalid_credential_gets_the_same_401_on_every_route(routes: Routes, route: tuple[str, str]) -> None:
-    """A key and a token."""
-    await assert_same_401(routes, route, {name: INVALID[name] for name in ("unknown", "wrong secret")})
-
-
-@on_shared_loop
-@each_route
-async def test_two_credentials_get_401(routes: Routes, route: tuple[str, str]) -> None:
-    """Another server on the way might use the other one."""
+    """Two credentials are invalid, too: another server on the way might use the other one."""
     key, token = routes.keys["write"], routes.tokens["read"]
-    for one, other in [(key, key), (key, token), (token, token)]:
-        for pair in [
-            header("authorization", one) + header("x-api-key", other),
-            header("authorization", one) * 2,
-            header("x-api-key", one) * 2,
-            [(b"authorization", b"Bearer " + one + b", Bearer " + other)],
-        ]:
-            assert (await routes.send(route, pair)).status_code == 401
+    sent = {
+        "an unknown key": header("x-api-key", INVALID["unknown"]),
+        "a forged token": header("authorization", INVALID["wrong secret"]),
+        "in a cookie": [(b"cookie", b"token=" + key)],
+        "none": [],
+        "one in each header": header("authorization", key) + header("x-api-key", token),
+        "two in one header": header("authorization", token) * 2,
+    }
+    answers = {name: await routes.send(route, headers) for name, headers in sent.items()}
+    query = "&".join(f"{parameter}={key.decode()}" for parameter in PARAMETERS)
+    answers["in the query"] = await routes.send(route, [], f"?{query}")
+    two = [answers.pop(name) for name in ("one in each header", "two in one header")]
+    assert [answer.status_code for answer in two] == [401, 401]
+    assert_same_401(answers)
 
 
 @on_shared_loop
 @each_route
 async def test_a_credential_needs_the_scope_of_the_route(routes: Routes, route: tuple[str, str]) -> None:
-    """CVE-2026-45339: keys and tokens, in both headers."""
+    """CVE-2026-45339: keys and tokens."""
     need = NEEDS[route]
-    for credentials in (routes.keys, routes.tokens):
-        for carrier in ("authorization", "x-api-key"):
-            for scope in sorted(SCOPES):
-                answer = await routes.send(route, header(carrier, credentials[scope]))
-                # No token of a login has the scope `admin`.
-                if scope != need or (need == "admin" and credentials is routes.tokens):
-                    error = problem_of(answer.content)
-                    assert (answer.status_code, error.code) == (403, "scope_missing"), (scope, answer.text)
-                    assert error.type == "permission_error"
-                    assert f"`{need}`" in error.message
-                else:
-                    # A refresh needs a cookie, too.
-                    refusals = {403} if route == REFRESH else {401, 403}
-                    assert answer.status_code not in refusals, (scope, answer.text)
+    for credentials, carrier in zip((routes.keys, routes.tokens), CARRIERS, strict=True):
+        for scope in sorted(SCOPES):
+            answer = await routes.send(route, header(carrier, credentials[scope]))
+            # No token of a login has the scope `admin`.
+            if scope != need or (need == "admin" and credentials is routes.tokens):
+                error = problem_of(answer.content)
+                assert (answer.status_code, error.code) == (403, "scope_missing"), (scope, answer.text)
+                assert error.type == "permission_error"
+                assert f"`{need}`" in error.message
+            else:
+                # A refresh needs a cookie, too.
+                refusals = {403} if route == REFRESH else {401, 403}
+                assert answer.status_code not in refusals, (scope, answer.text)

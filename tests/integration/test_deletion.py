@@ -227,7 +227,7 @@ async def test_the_end_of_a_deleted_turn_is_recorded_before_the_purge(
         return REGISTRY.get_sample_value("tailrace_persistence_turns_left_out_total") or 0.0
 
     before = left_out()
-    for _ in range(30):
+    for _ in range(10):
         key = await write(own_log, tenant, is_ended=False)
         assert (await own_gateway.client.delete(f"/v1/turns/{key.turn}")).status_code == 200
     assert await turns_of(own_gateway, SESSION) == []

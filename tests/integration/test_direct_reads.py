@@ -36,26 +36,6 @@ async def test_a_page_has_a_byte_limit(connection: Connection, key: TurnKey) -> 
     assert pages == [sizes[:2], sizes[2:5], sizes[5:]]
 
 
-@pytest.mark.rule("R14")
-async def test_the_number_of_concurrent_reads_is_limited(
-    own_server: NatsServer, own_connection: Connection, key: TurnKey
-) -> None:
-    """While the server is frozen the others wait in this process; afterwards all are answered."""
-    subject = subjects.entry(key, "event")
-    await own_connection.jetstream.publish(subject, b"x")
-    reads = DirectReader(own_connection)
-    await reads.page(subject, Seq(1))
-    freeze(own_server)
-    try:
-        reading = [asyncio.create_task(reads.page(subject, Seq(1))) for _ in range(CALLERS)]
-        waiting = reads._slots._waiting
-        await until(lambda: sum(len(own) for own in waiting.values()) == CALLERS - READS_MAX)
-    finally:
-        own_server.signal(SIGCONT)
-    pages = await asyncio.gather(*reading)
-    assert [len(page.messages) for page in pages] == [1] * CALLERS
-
-
 @pytest.mark.rule("F13")
 @pytest.mark.rule("R14")
 async def test_an_answer_to_an_earlier_try_is_accepted(own_server: NatsServer, key: TurnKey) -> None:
@@ -76,8 +56,11 @@ async def test_an_answer_to_an_earlier_try_is_accepted(own_server: NatsServer, k
         link.mend()
 
 
-async def test_reads_are_fair_between_tenants(own_server: NatsServer, own_connection: Connection, key: TurnKey) -> None:
-    """A read of another tenant comes after the running ones, and before those that have waited longer."""
+@pytest.mark.rule("R14")
+async def test_concurrent_reads_are_limited_and_fair_between_tenants(
+    own_server: NatsServer, own_connection: Connection, key: TurnKey
+) -> None:
+    """The others wait in this process. A read of another tenant comes before those that have waited longer."""
     other = TurnKey(Tenant("other"), TurnId(new_id()))
     subjects_of = [subjects.entry(each, "event") for each in (key, other)]
     for subject in subjects_of:
@@ -87,11 +70,12 @@ async def test_reads_are_fair_between_tenants(own_server: NatsServer, own_connec
     freeze(own_server)
     try:
         many = [asyncio.create_task(reads.page(subjects_of[0], Seq(1))) for _ in range(CALLERS)]
-        await until(lambda: len(reads._batches) >= READS_MAX)
+        waiting = reads._slots._waiting
+        await until(lambda: sum(len(own) for own in waiting.values()) == CALLERS - READS_MAX)
         one = asyncio.create_task(reads.page(subjects_of[1], Seq(1)))
         await asyncio.sleep(0)
     finally:
         own_server.signal(SIGCONT)
     assert len((await one).messages) == 1
     assert sum(page.done() for page in many) <= 2 * READS_MAX
-    await asyncio.gather(*many)
+    assert [len(page.messages) for page in await asyncio.gather(*many)] == [1] * CALLERS

@@ -38,6 +38,19 @@ async def other_log(own_connection: Connection) -> TurnLog:
     return TurnLog(own_connection)
 
 
+@pytest.fixture
+def deleted_one_by_one(monkeypatch: pytest.MonkeyPatch) -> list[Seq]:
+    """The sequences of the messages that are overwritten or deleted one by one."""
+    found, delete = list[Seq](), Leader.delete
+
+    async def note(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
+        found.append(seq)
+        return await delete(self, seq, erases=erases)
+
+    monkeypatch.setattr(Leader, "delete", note)
+    return found
+
+
 async def stored_payloads(connection: Connection, key: TurnKey) -> dict[str, list[bytes]]:
     """Returns the payloads of a turn's messages in the stream, by kind."""
     found: dict[str, list[bytes]] = {}
@@ -121,7 +134,9 @@ async def test_an_entry_of_another_turn_is_not_accepted(writer: Writer, other_lo
     assert (turn.text, turn.skipped) == ("a secret", 3)
 
 
-async def test_a_fork_of_the_request_with_another_key_hides_nothing(writer: Writer, other_log: TurnLog) -> None:
+async def test_a_fork_of_the_request_with_another_key_hides_nothing(
+    writer: Writer, other_log: TurnLog, deleted_one_by_one: list[Seq]
+) -> None:
     """NATS has stored a second request that the fence should have refused. An erasure overwrites both keys."""
     rival = request(store=False, encryption_key=entry_encryption.new_key())
     connection = writer.log.connection
@@ -132,42 +147,31 @@ async def test_a_fork_of_the_request_with_another_key_hides_nothing(writer: Writ
         (last,) = await log.read_entries(writer.key, Seq(cursor - 1))
         assert (last.seq, type(last.entry)) == (cursor, entries.Event)
         assert (await log.read_turn(writer.key)).text == "a secret"
-    overwritten, delete = list[Seq](), Leader.delete
-
-    async def count(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
-        overwritten.append(seq)
-        return await delete(self, seq, erases=erases)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Leader, "delete", count)
-        assert (await other_log.erase(writer.key)).is_gone
-    assert len(overwritten) == 2
+    assert (await other_log.erase(writer.key)).is_gone
+    assert len(deleted_one_by_one) == 2
 
 
 async def test_an_erasure_overwrites_the_request_and_what_an_older_version_has_not_encrypted(
-    writer: Writer, other_log: TurnLog, own_connection: Connection, monkeypatch: pytest.MonkeyPatch
+    writer: Writer,
+    other_log: TurnLog,
+    own_connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    deleted_one_by_one: list[Seq],
 ) -> None:
     """The encrypted entries are removed after it, also by a second erasure if the first was killed in between."""
     await writer.begin("a", " secret")
     in_clear = entries.encode(text_delta(writer.chain, " in clear"))
-    await own_connection.jetstream.publish(subjects.entry(writer.key, "event"), in_clear)
+    stored = await own_connection.jetstream.publish(subjects.entry(writer.key, "event"), in_clear)
     assert (await other_log.read_turn(writer.key)).text == "a secret in clear"
     count = len(await other_log.read_entries(writer.key))
-    overwritten, delete = list[str](), Leader.delete
-
-    async def note(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
-        message = await self.first(subjects.entries(writer.key), seq)
-        overwritten.append(subjects.parse(message.subject)[1] if message else "nothing")
-        return await delete(self, seq, erases=erases)
 
     async def fail(_: TurnLog, __: TurnKey) -> None:
         raise LogUnavailable("killed")
 
-    monkeypatch.setattr(Leader, "delete", note)
     with monkeypatch.context() as patch:
         patch.setattr(TurnLog, "purge", fail)
         assert await other_log.erase(writer.key) == Erased(2, is_gone=False)
-    assert overwritten == ["event", "request"]
+    assert deleted_one_by_one == [stored.seq, writer.chain.first]
     assert await TurnLog(own_connection).erase(writer.key) == Erased(count - 2, is_gone=True)
     assert (await own_connection.jetstream.stream_info(STREAM)).state.messages == 0
 
@@ -183,23 +187,17 @@ async def test_an_erasure_whose_deadline_is_over_after_the_request_removes_the_w
 
 
 async def test_a_request_that_a_replica_does_not_have_yet_is_overwritten(
-    writer: Writer, other_log: TurnLog, monkeypatch: pytest.MonkeyPatch
+    writer: Writer, other_log: TurnLog, monkeypatch: pytest.MonkeyPatch, deleted_one_by_one: list[Seq]
 ) -> None:
     """A purge alone would leave the key in the file."""
     await writer.begin("a", " secret")
-    overwritten, delete = list[Seq](), Leader.delete
-
-    async def note(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
-        overwritten.append(seq)
-        return await delete(self, seq, erases=erases)
 
     async def read_nothing(*_: object) -> Page:
         return Page([], is_last=True)
 
-    monkeypatch.setattr(Leader, "delete", note)
     monkeypatch.setattr(DirectReader, "page", read_nothing)
     assert (await other_log.erase(writer.key)).is_gone
-    assert overwritten == [writer.chain.first]
+    assert deleted_one_by_one == [writer.chain.first]
 
 
 async def test_a_new_process_cannot_read_a_turn_whose_request_is_overwritten(

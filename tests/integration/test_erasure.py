@@ -21,7 +21,7 @@ from tailrace.proto.subjects import BODIES, STREAM
 from tests.harness.batch_client import post_batch, read_results
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
-from tests.harness.until import until
+from tests.harness.until import until, until_equal
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
 
 MARK = "zebramark"
@@ -87,11 +87,7 @@ async def test_no_file_has_the_text_of_an_erased_user(
     erased = (await gateway.client.delete(f"/v1/users?user={MARK}")).json()
     assert (erased["turns"], erased["rows"]) == (2, {"turns": 2, "sessions": 1, "projects": 0, "files": 0, "blobs": 0})
     assert erased["log_entries"] > 4
-
-    async def is_gone() -> bool:
-        return files_with(MARK, tmp_path) == {}
-
-    await until(is_gone)
+    await until_equal(lambda: files_with(MARK, tmp_path), {})
     for turn in (first, follow_up):
         assert (await gateway.client.get(f"/v1/turns/{turn['turn']}")).status_code == 404
     assert [turn["turn"] for turn in await read(gateway, "/v1/turns")] == [kept["turn"]]
@@ -178,12 +174,8 @@ async def test_a_tenant_is_erased_only_with_its_name_and_keeps_sums_without_name
         assert f"your key belongs to the tenant {tenant}" in refused.json()["error"]["message"]
     erased = (await gateway.client.delete(f"/v1/tenant?confirm={tenant}")).json()
     assert (erased["turns"], erased["rows"]) == (2, {"turns": 2, "sessions": 3, "projects": 1, "files": 1, "blobs": 1})
-
-    async def is_gone() -> bool:
-        # A blob's block keeps it until nats-server rewrites or deletes the block: docs/ERASURE.md.
-        return set(files_with(MARK, tmp_path)) <= {"1.blk"}
-
-    await until(is_gone)
+    # A blob's block keeps it until nats-server rewrites or deletes the block: docs/ERASURE.md.
+    await until(lambda: set(files_with(MARK, tmp_path)) <= {"1.blk"})
     for path in ("/v1/turns", "/v1/sessions", "/v1/projects", "/v1/files"):
         assert await read(gateway, path) == []
     for by in ("user", "project", "session"):
@@ -213,11 +205,7 @@ async def test_a_turn_with_store_false_leaves_only_sums(
         refused = await own_gateway.client.post("/v1/responses", json=continued)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "previous_response_id")
         assert "tailrace.db-wal" not in files_with(MARK, tmp_path)
-
-        async def is_gone() -> bool:
-            return files_with(MARK, tmp_path) == {}
-
-        await until(is_gone)
+        await until_equal(lambda: files_with(MARK, tmp_path), {})
         for path in (f"/v1/turns/{turn['turn']}", f"/v1/responses/{response['id']}"):
             assert (await own_gateway.client.get(path)).status_code == 404
         assert sum(day["turns"] for day in await read(own_gateway, "/v1/usage")) == 2
@@ -258,9 +246,5 @@ async def test_a_turn_with_store_false_can_be_deleted_and_run_again(
     assert (await gateway.client.delete(f"/v1/users?user={MARK}")).json()["turns"] == 0
     assert (await gateway.client.delete(f"/v1/tenant?confirm={tenant}")).json()["turns"] == 2
     assert {(await gateway.client.get(path)).status_code for path in running} == {404}
-
-    async def is_gone() -> bool:
-        return files_with(MARK, tmp_path) == {}
-
-    await until(is_gone)
+    await until_equal(lambda: files_with(MARK, tmp_path), {})
     assert sum(day["turns"] for day in await read(gateway, "/v1/usage")) == 7

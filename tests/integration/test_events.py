@@ -183,38 +183,6 @@ async def test_heartbeats_fill_silence_and_have_no_id(
         assert {event.event for event in events if event.id is None} <= {"ping", "message_delta"}
 
 
-async def restart(writer: Writer) -> None:
-    """Answers "c" in a second attempt."""
-    await writer.begin("c", mode="restart")
-    await writer.end()
-
-
-@pytest.mark.rule("R21")
-async def test_a_restart_is_a_reset_for_a_reader_of_tailrace(
-    lone_gateway: Gateway, log: TurnLog, writer: Writer
-) -> None:
-    await writer.open("a", "b")
-    reading = asyncio.create_task(read(lone_gateway.client, writer.key.turn))
-    await until(lambda: is_read(log, writer.key))
-    await restart(writer)
-    received = await reading
-    types = [decode_data(frame.sent)["type"] for frame in received.frames]
-    assert types == ["start", "delta", "delta", "reset", "delta", "done"]
-    assert text_of(received) == "c"
-
-
-async def test_a_restart_breaks_plain_text_off(lone_gateway: Gateway, writer: Writer) -> None:
-    await writer.open("a", "b")
-    url = url_of(writer.key, "text")
-    async with lone_gateway.client.stream("GET", url) as response:
-        body = response.aiter_raw()
-        assert await anext(body) == b"ab"
-        await restart(writer)
-        with pytest.raises(httpx2.RemoteProtocolError):
-            await anext(body)
-    assert (await lone_gateway.client.get(url)).text == "c"
-
-
 async def test_a_failed_turn_breaks_plain_text_off_after_the_client_could_read_the_error(
     lone_gateway: Gateway, writer: Writer
 ) -> None:

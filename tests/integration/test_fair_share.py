@@ -2,27 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
 import httpx2
-import pytest
 
-from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.proto.chain import START
 from tailrace.proto.entries import Message
 from tailrace.proto.ids import Tenant, TurnId, child_id, new_id
-from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.subjects import GENERATORS, TurnKey
-from tests.harness.generator_in_loop import (
-    append_request,
-    is_acknowledged,
-    running_generator,
-    wait_for_end,
-    wait_for_open_streams,
-    words,
-)
+from tests.harness.generator_in_loop import words
+from tests.harness.own_system import OwnSystem
 from tests.harness.turn_builder import NOON, request
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
@@ -30,33 +19,25 @@ from tests.integration.conftest import Gateway, NewGateway
 LOUD, QUIET = Tenant("loud"), Tenant("quiet")
 
 
-@pytest.fixture
-async def claude() -> AsyncIterator[str]:
-    async with run_simulated_claude() as url:
-        yield url
-
-
-async def test_a_quiet_tenants_turn_starts_while_another_tenant_has_many_waiting(
-    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, claude: str
-) -> None:
+async def test_a_quiet_tenants_turn_starts_while_another_tenant_has_many_waiting(own: OwnSystem) -> None:
     """With four slots and the default share, three run turns of the loud tenant. Its last turns start after it."""
-    async with running_generator(own_server.url, claude, concurrency=4):
-        slow = [await append_request(own_log, "words=20 rate=20", LOUD) for _ in range(8)]
-        await wait_for_open_streams(claude, 3)
-        short = await wait_for_end(own_log, await append_request(own_log, "words=1 rate=0", QUIET))
+    async with own.running_generator(concurrency=4):
+        slow = [await own.append_request("words=20 rate=20", LOUD) for _ in range(8)]
+        await own.wait_for_open_streams(3)
+        short = await own.answer("words=1 rate=0", QUIET)
         assert short.text == words(1)
-        turns = await asyncio.gather(*(wait_for_end(own_log, key) for key in slow))
+        turns = await asyncio.gather(*map(own.wait_for_end, slow))
         assert [turn.text for turn in turns] == [words(20)] * len(slow)
         assert {turn.attempt for turn in turns} == {1}
         assert short.first_token_at is not None
         assert max(turn.first_token_at or short.first_token_at for turn in turns) > short.first_token_at
-        await until(lambda: is_acknowledged(own_connection))
+        await own.wait_until_acknowledged()
 
 
 async def test_a_post_that_waits_says_its_position_and_a_full_queue_refuses_it(
-    own_server: NatsServer, own_connection: Connection, new_gateway: NewGateway, claude: str
+    own: OwnSystem, new_gateway: NewGateway
 ) -> None:
-    gateway, full = [await new_gateway(own_server.url, queue_max=most) for most in (1000, 1)]
+    gateway, full = [await new_gateway(own.server.url, queue_max=most) for most in (1000, 1)]
     answers: list[httpx2.Response] = []
 
     async def post(gateway: Gateway) -> httpx2.Response:
@@ -71,7 +52,7 @@ async def test_a_post_that_waits_says_its_position_and_a_full_queue_refuses_it(
         response = await post(full)
         return response if response.status_code == 503 else None
 
-    async with running_generator(own_server.url, claude, concurrency=1):
+    async with own.running_generator(concurrency=1):
         waiting = await until(post_waiting)
         assert waiting is not None
         async with gateway.client.stream("GET", waiting.json()["links"]["events"]) as events:
@@ -81,33 +62,29 @@ async def test_a_post_that_waits_says_its_position_and_a_full_queue_refuses_it(
         error = await until(post_refused)
         assert error is not None
         assert (error.json()["error"]["code"], int(error.headers["retry-after"])) == ("queue_full", 10)
-        backlog = await consumer_backlog(own_connection, GENERATORS)
+        backlog = await consumer_backlog(own.connection, GENERATORS)
         assert backlog.waiting + backlog.leased == sum(answer.status_code == 202 for answer in answers)
 
 
-async def test_a_single_turn_starts_before_the_waiting_turns_of_a_batch(
-    own_server: NatsServer, own_log: TurnLog, claude: str
-) -> None:
+async def test_a_single_turn_starts_before_the_waiting_turns_of_a_batch(own: OwnSystem) -> None:
     """Of the same tenant, which may use one of the two slots. The batch's turns were stored first."""
     batch = TurnId(new_id())
     children = [TurnKey(LOUD, child_id(batch, number)) for number in range(3)]
     for key in children:
         turn_request = request(messages=[Message("user", "#sim words=20 rate=20")], parent=batch)
-        await own_log.append(key, START, turn_request)
-    single = await append_request(own_log, "words=1 rate=0", LOUD)
-    async with running_generator(own_server.url, claude, concurrency=2, tenant_share=0.5):
-        turns = {key: await wait_for_end(own_log, key) for key in (*children, single)}
+        await own.log.append(key, START, turn_request)
+    single = await own.append_request("words=1 rate=0", LOUD)
+    async with own.running_generator(concurrency=2, tenant_share=0.5):
+        turns = {key: await own.wait_for_end(key) for key in (*children, single)}
     assert {turn.outcome for turn in turns.values()} == {"completed"}
     order = sorted(turns, key=lambda key: turns[key].ended_at or NOON)
     assert order.index(single) == 1
 
 
-async def test_a_stopping_generator_gives_waiting_turns_to_another_one(
-    own_server: NatsServer, own_log: TurnLog, claude: str
-) -> None:
-    async with running_generator(own_server.url, claude, concurrency=1, grace_s=0.1):
-        keys = [await append_request(own_log, "words=30 rate=20", LOUD) for _ in range(3)]
-        await wait_for_open_streams(claude, 1)
-    async with running_generator(own_server.url, claude, concurrency=4):
+async def test_a_stopping_generator_gives_waiting_turns_to_another_one(own: OwnSystem) -> None:
+    async with own.running_generator(concurrency=1, grace_s=0.1):
+        keys = [await own.append_request("words=30 rate=20", LOUD) for _ in range(3)]
+        await own.wait_for_open_streams(1)
+    async with own.running_generator(concurrency=4):
         for key in keys:
-            assert (await wait_for_end(own_log, key)).text == words(30)
+            assert (await own.wait_for_end(key)).text == words(30)

@@ -72,14 +72,14 @@ async def test_a_refused_model_key_is_named_after_the_start_of_a_generator(
     gateway = await new_gateway(own_server.url)
     async with processes.generator(tmp_path, own_server.url, own_claude, ANTHROPIC_API_KEY="bad-key"):
 
-        async def is_named() -> bool:
-            _, parts = await ready(gateway)
-            return bool(parts["generators"] == {"ok": True, "detail": KEY_REFUSED})
+        async def generators() -> dict[str, Any]:
+            return dict((await ready(gateway))[1]["generators"])
 
-        await until(is_named)
+        await until_equal(generators, {"ok": True, "detail": KEY_REFUSED})
 
 
-async def test_missing_processes_are_named(lone_gateway: Gateway) -> None:
+async def test_missing_processes_are_named_without_a_key(lone_gateway: Gateway, anonymous: httpx2.AsyncClient) -> None:
+    """A 503 has Retry-After."""
     status, parts = await ready(lone_gateway)
     assert (status, parts["ok"], parts["nats"]) == (503, False, OK)
     for role in ROLES:
@@ -88,6 +88,9 @@ async def test_missing_processes_are_named(lone_gateway: Gateway) -> None:
     found = await health(lone_gateway)
     assert (found["status"], found["version"]) == ("unhealthy", VERSION)
     assert found["connected"] == {"nats": True, "generators": False, "persistence": False}
+    answers = [await anonymous.get(path) for path in ("/healthz", "/readyz", "/health", "/metrics")]
+    assert [answer.status_code for answer in answers] == [200, 503, 503, 200]
+    assert [answer.headers.get("retry-after") for answer in answers] == [None, "2", "2", None]
 
 
 async def test_a_health_report_that_cannot_be_read_does_not_end_the_gateway(
@@ -103,39 +106,25 @@ async def test_a_health_report_that_cannot_be_read_does_not_end_the_gateway(
 
     await until(is_named)
     queue = TurnQueue(connection, Rpc(connection), most=1)
-
-    async def is_refreshed() -> bool:
-        return not queue._submitted
-
     with capture_logs() as logged:
         watching = asyncio.create_task(queue.watch())
         for _ in range(2):
             queue.join(tenant)
-            await until(is_refreshed)
+            await until(lambda: not queue._submitted)
     assert not watching.done()
     watching.cancel()
     assert [line["event"] for line in logged] == ["a generator's health report cannot be read"]
     await asyncio.gather(generator.close(), connection.close())
 
 
-async def test_operator_routes_need_no_key_and_a_503_has_retry_after(anonymous: httpx2.AsyncClient) -> None:
-    paths = ("/healthz", "/readyz", "/health", "/metrics")
-    answers = await asyncio.gather(*map(anonymous.get, paths))
-    assert [answer.status_code for answer in answers] == [200, 503, 503, 200]
-    assert [answer.headers.get("retry-after") for answer in answers] == [None, "2", "2", None]
-
-
 async def test_without_nats_a_gateway_is_alive_and_not_ready(own_server: NatsServer, own_gateway: Gateway) -> None:
     """A restart of the gateway would not help."""
 
-    async def is_away() -> bool:
-        return bool((await ready(own_gateway))[1]["nats"] == {"ok": False, "detail": "not connected"})
-
-    async def is_back() -> bool:
-        return bool((await ready(own_gateway))[1]["nats"] == OK)
+    async def nats() -> dict[str, Any]:
+        return dict((await ready(own_gateway))[1]["nats"])
 
     await own_server.stop(SIGKILL)
-    await until(is_away)
+    await until_equal(nats, {"ok": False, "detail": "not connected"})
     assert (await own_gateway.client.get("/healthz")).json() == {"ok": True}
     _, parts = await ready(own_gateway)
     assert [parts[role] for role in ROLES] == [{"ok": False, "detail": "NATS is unreachable"}] * 2
@@ -146,7 +135,7 @@ async def test_without_nats_a_gateway_is_alive_and_not_ready(own_server: NatsSer
 
     await until(is_unknown)
     await own_server.start()
-    await until(is_back)
+    await until_equal(nats, OK)
 
 
 async def test_health_counts_waiting_and_running_turns(
@@ -180,8 +169,8 @@ async def test_the_index_is_json_or_text(anonymous: httpx2.AsyncClient) -> None:
     assert "GET POST /v1/projects" in text.text.splitlines()
 
 
-async def test_open_streams_are_a_metric(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
-    name = "tailrace_gateway_streams_open"
+async def test_open_streams_and_refusals_are_metrics(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
+    name, refused = "tailrace_gateway_streams_open", "tailrace_gateway_refused_total"
     writer = Writer(log, key)
     await writer.open("a")
     before = await metric(lone_gateway, name)
@@ -191,9 +180,6 @@ async def test_open_streams_are_a_metric(lone_gateway: Gateway, log: TurnLog, ke
     await writer.end()
     await asyncio.gather(*reading)
     await until_equal(lambda: metric(lone_gateway, name), before)
-
-
-async def test_refusals_are_a_metric(lone_gateway: Gateway) -> None:
-    before = await metric(lone_gateway, "tailrace_gateway_refused_total")
+    before = await metric(lone_gateway, refused)
     await lone_gateway.client.post("/v1/turns", json={"messsage": "typo"})
-    assert await metric(lone_gateway, "tailrace_gateway_refused_total") == before + 1
+    assert await metric(lone_gateway, refused) == before + 1

@@ -321,10 +321,10 @@ async def test_a_frozen_loser_that_wakes_up_writes_and_acknowledges_nothing(pair
     key, first, _ = await pair.start_turn("words=100 rate=40 wait=3")
     freeze(first)
 
-    async def is_overtaken() -> bool:
-        return (await pair.own.log.read_turn(key)).hedges == 1
+    async def hedges_of_turn() -> int:
+        return (await pair.own.log.read_turn(key)).hedges
 
-    await until(is_overtaken)
+    await until_equal(hedges_of_turn, 1)
     first.signal(SIGCONT)
     await until(lambda: first.find_lines("turn taken by another writer"), 5)
     await wait_for_open_streams(pair.own.claude, 1)
@@ -366,9 +366,6 @@ class LateTurn:
 
     async def first_token(self) -> None:
         await self.append(turn_builder.event(self.chain, turn_builder.opening_events()[0]))
-
-    async def another_attempt(self) -> None:
-        await self.append(turn_builder.attempt(self.chain))
 
     async def is_unchanged(self) -> bool:
         return (await self.log.read_turn(self.key)).chain == self.chain
@@ -445,27 +442,13 @@ async def test_a_hedge_with_an_internal_error_gives_no_lease_away(
     assert not await is_delivered_again(own.connection)
 
 
-async def test_a_hedge_with_a_foreign_lease_is_declined_at_once(
-    own: HedgingSystem, rpc: HedgeRpc, late_turn: LateTurn
-) -> None:
-    foreign = late_turn.hedge.lease.replace(f".{GENERATORS}.", f".{PERSISTENCE}.")
-    async with own.running_generator(**HEDGING):
-        await offering(own.server.url, 1)
-        async with asyncio.timeout(TAKE_TIMEOUT_S / 2):
-            assert not await rpc.request(msgspec.structs.replace(late_turn.hedge, lease=foreign))
-    assert await own.calls() == 0
-
-
 @pytest.mark.rule("R51")
-@pytest.mark.parametrize("entry", [LateTurn.first_token, LateTurn.another_attempt])
-async def test_a_hedge_is_closed_by_any_other_entry(
-    own: HedgingSystem, rpc: HedgeRpc, late_turn: LateTurn, entry: Any
-) -> None:
+async def test_a_hedge_is_closed_by_another_attempt(own: HedgingSystem, rpc: HedgeRpc, late_turn: LateTurn) -> None:
     async with own.running_generator(**HEDGING):
         await offering(own.server.url, 1)
         assert await rpc.request(late_turn.hedge)
         await own.wait_for_open_streams(1)
-        await entry(late_turn)
+        await late_turn.append(turn_builder.attempt(late_turn.chain))
         await own.wait_for_open_streams(0)
         assert await late_turn.is_unchanged()
         assert await own.aborted() == 1
@@ -484,21 +467,25 @@ async def test_a_turn_that_has_its_first_token_is_not_hedged(
     assert await late_turn.is_unchanged()
 
 
-async def test_a_generator_declines_a_second_hedge_of_a_turn_and_every_hedge_while_it_drains(
+async def test_a_generator_declines_a_foreign_lease_a_second_hedge_of_a_turn_and_every_hedge_while_it_drains(
     own: HedgingSystem, gateway_connection: Connection, rpc: HedgeRpc, late_turn: LateTurn
 ) -> None:
+    hedge, foreign = late_turn.hedge, late_turn.hedge.lease.replace(f".{GENERATORS}.", f".{PERSISTENCE}.")
     async with own.running_generator(**HEDGING, grace_s=30) as stop:
         await offering(own.server.url, 1)
-        assert await rpc.request(late_turn.hedge)
+        async with asyncio.timeout(TAKE_TIMEOUT_S / 2):
+            assert not await rpc.request(msgspec.structs.replace(hedge, lease=foreign))
+        assert await own.calls() == 0
+        assert await rpc.request(hedge)
         await own.wait_for_calls(1)
-        assert not await rpc.request(late_turn.hedge)
+        assert not await rpc.request(hedge)
         stop.set()
 
         async def is_draining() -> bool:
             return await Rpc(gateway_connection).health(GENERATORS, timeout_s=0.5) is None
 
         await until(is_draining)
-        assert not await rpc.request(msgspec.structs.replace(late_turn.hedge, turn=TurnId("another")))
+        assert not await rpc.request(msgspec.structs.replace(hedge, turn=TurnId("another")))
         assert await own.calls() == 1
 
 

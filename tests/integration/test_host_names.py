@@ -13,16 +13,6 @@ UNKNOWN = path_parameters("0", "0", "0")
 PATHS = [(method, path.format(**UNKNOWN)) for method, path in ROWS]
 
 
-async def read_refusals(gateway: Gateway, host: str, **headers: str) -> set[tuple[int, str]]:
-    """Returns status and error code of every route for this Host header."""
-    answers = set()
-    for method, path in PATHS:
-        answer = await gateway.client.request(method, path, headers={"host": host, **headers})
-        code = problem_of(answer.content).code if answer.status_code == 403 else ""
-        answers.add((answer.status_code, code))
-    return answers
-
-
 @pytest.mark.rule("S16")
 @pytest.mark.parametrize("given", [{"api_keys": ""}, {"hosts": "box.example"}], ids=["without keys", "with a list"])
 async def test_host_not_allowed_is_403_on_every_route(
@@ -30,11 +20,11 @@ async def test_host_not_allowed_is_403_on_every_route(
 ) -> None:
     """Prevents DNS rebinding, which would make an attacker's page same-origin with this server."""
     gateway = await new_gateway(nats_url, **given)
-    for host in ("evil.example", "localhost.evil.example", "a/health?x=", ""):
-        assert await read_refusals(gateway, host) == {(403, "host_refused")}, host
-    # Anybody can send these headers; they are ignored.
-    assert await read_refusals(gateway, "evil.example", **{"x-forwarded-host": "localhost"}) == {(403, "host_refused")}
-    assert await read_refusals(gateway, "evil.example", forwarded="host=localhost") == {(403, "host_refused")}
+    # Anybody can send the headers of a proxy; they are ignored.
+    headers = {"host": "evil.example", "x-forwarded-host": "localhost", "forwarded": "host=localhost"}
+    for method, path in PATHS:
+        answer = await gateway.client.request(method, path, headers=headers)
+        assert (answer.status_code, problem_of(answer.content).code) == (403, "host_refused"), (method, path)
 
 
 async def test_request_without_host_is_403_and_says_so(nats_url: str, new_gateway: NewGateway) -> None:

@@ -4,17 +4,22 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
+import pytest_asyncio
 from starlette.types import Receive, Scope, Send
 
+from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.http import fd_limit, http_protocol, server
 from tailrace.gateway.http.admission_queue import refuse_connection
+from tailrace.proto.ids import Tenant
 from tailrace.proto.runtime.flag import Flag
 from tests.harness.raw_http import RawConnection, error_of
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, NewGateway
+from tests.integration.conftest import KEY, Gateway, on_shared_loop
+
+pytestmark = on_shared_loop
 
 POST = f"POST /v1/turns HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ncontent-type: application/json\r\n"
 GET = "GET /healthz HTTP/1.1\r\nhost: x\r\n"
@@ -28,19 +33,46 @@ def post(body: str, headers: str = "", head: str = POST) -> str:
     return f"{head}{headers}content-length: {len(body)}\r\n\r\n{body}"
 
 
-@pytest.fixture
-async def small(nats_url: str, new_gateway: NewGateway) -> AsyncIterator[RawConnection]:
-    """A connection to a gateway that accepts 10 kB within 0.2 seconds."""
-    gateway = await new_gateway(nats_url, body_bytes_max=10_000, body_timeout_s=0.2)
-    async with RawConnection.open(gateway.port) as raw:
+@asynccontextmanager
+async def running_gateway(nats_server: NatsServer, **given: object) -> AsyncIterator[Gateway]:
+    gateway = Gateway(nats_server.url, Tenant("wire"), given)
+    await gateway.answers()
+    yield gateway
+    await gateway.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def plain_gateway(nats_server: NatsServer) -> AsyncIterator[Gateway]:
+    """A gateway with the default limits."""
+    async with running_gateway(nats_server) as gateway:
+        yield gateway
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def small_gateway(nats_server: NatsServer) -> AsyncIterator[Gateway]:
+    """A gateway that accepts 10 kB within 0.2 seconds."""
+    async with running_gateway(nats_server, body_bytes_max=10_000, body_timeout_s=0.2) as gateway:
+        yield gateway
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def small(small_gateway: Gateway) -> AsyncIterator[RawConnection]:
+    async with RawConnection.open(small_gateway.port) as raw:
         yield raw
 
 
-@pytest.fixture
-async def raw(lone_gateway: Gateway) -> AsyncIterator[RawConnection]:
-    """A connection to a gateway with the default limits."""
-    async with RawConnection.open(lone_gateway.port) as raw:
+@pytest_asyncio.fixture(loop_scope="session")
+async def raw(plain_gateway: Gateway) -> AsyncIterator[RawConnection]:
+    async with RawConnection.open(plain_gateway.port) as raw:
         yield raw
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def crowded(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
+    """A gateway that keeps four connections open."""
+    monkeypatch.setattr(fd_limit, "connections_max", lambda: 4)
+    async with running_gateway(nats_server) as gateway:
+        yield gateway
 
 
 @pytest.mark.parametrize(
@@ -111,7 +143,7 @@ async def test_pipelined_upgrades_are_answered_in_order(small: RawConnection) ->
 @pytest.mark.rule("S14")
 @pytest.mark.parametrize(("chars", "count"), [(5000, 10), (5, 100)], ids=["cut in bodies", "cut in headers"])
 async def test_requests_behind_a_stream_are_answered_in_order_and_are_not_late(
-    monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, raw: RawConnection, chars: int, count: int
+    monkeypatch: pytest.MonkeyPatch, plain_gateway: Gateway, raw: RawConnection, chars: int, count: int
 ) -> None:
     monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT_S", 0.1)
     body = json.dumps({"message": "a" * chars})
@@ -122,16 +154,9 @@ async def test_requests_behind_a_stream_are_answered_in_order_and_are_not_late(
         head = (await raw.reader.readuntil(b"\r\n\r\n")).decode()
         turn = head.partition("tailrace-turn: ")[2].partition("\r\n")[0]
         await until(lambda: now() > began + 0.3)
-        await lone_gateway.client.post(f"/v1/turns/{turn}/cancel")
+        await plain_gateway.client.post(f"/v1/turns/{turn}/cancel")
         await raw.reader.readuntil(b"\r\n0\r\n\r\n")
     assert [(await raw.answer()).status_code for _ in range(count)] == [202] * count
-
-
-async def test_a_request_with_two_lengths_is_refused(small: RawConnection) -> None:
-    """A proxy may read it differently: request smuggling."""
-    await small.send(POST, "content-length: 5\r\n", CHUNKED, "\r\n", "0\r\n\r\n")
-    assert (await small.answer()).status_code == 400
-    assert await small.is_closed()
 
 
 @pytest.mark.rule("S14")
@@ -140,15 +165,15 @@ async def test_a_request_with_two_lengths_is_refused(small: RawConnection) -> No
     [
         (GET, f"x: {'a' * 10_000}\r\n"),
         (f"{POST}{CHUNKED}\r\n0\r\n", f"x: {'a' * 10_000}\r\n"),
-        (f"{POST}{CHUNKED}\r\n0\r\nx: ", "a" * 10_000),
+        (f"{POST}{CHUNKED}\r\n0\r\nx: ".replace(KEY, "invalid"), "a" * 10_000),
         (f"{POST}{CHUNKED}\r\n2;", "a" * 10_000),
+        (f"{POST}{CHUNKED}\r\n2;".replace(KEY, "invalid"), "a" * 10_000),
     ],
-    ids=["headers", "trailers", "one trailer", "chunk extension"],
+    ids=["headers", "trailers", "one trailer without a key", "chunk extension", "chunk extension without a key"],
 )
-@pytest.mark.parametrize("key", [KEY, "invalid"])
-async def test_endless_headers_and_trailers_are_not_kept(raw: RawConnection, key: str, head: str, line: str) -> None:
+async def test_endless_headers_and_trailers_are_not_kept(raw: RawConnection, head: str, line: str) -> None:
     """httptools would keep them without a bound, also for an unauthenticated client."""
-    await raw.send(head.replace(KEY, key))
+    await raw.send(head)
     sent = 0
     with suppress(ConnectionError):
         while sent < 2 * BUFFERED_BYTES_MAX:
@@ -205,15 +230,13 @@ async def test_an_idle_connection_stays_open_longer_than_a_refused_one(
 
 
 async def test_the_connection_that_is_idle_for_longest_is_closed_when_no_place_is_left(
-    monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
+    crowded: Gateway,
 ) -> None:
     """Otherwise a client that leaves its connections idle would keep all others out."""
-    monkeypatch.setattr(fd_limit, "connections_max", lambda: 4)
-    gateway = await new_gateway(nats_url)
     async with AsyncExitStack() as stack:
         opened = []
         for _ in range(8):
-            opened.append(await stack.enter_async_context(RawConnection.open(gateway.port)))
+            opened.append(await stack.enter_async_context(RawConnection.open(crowded.port)))
             await opened[-1].send(post(TURN))
             assert (await opened[-1].answer()).status_code == 202
         for raw in opened[:4]:
@@ -224,17 +247,15 @@ async def test_the_connection_that_is_idle_for_longest_is_closed_when_no_place_i
 
 
 async def test_a_connection_that_still_sends_a_refused_body_is_not_closed_for_another(
-    monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: NewGateway
+    crowded: Gateway,
 ) -> None:
     """It would be reset, and the client might lose the answer."""
-    monkeypatch.setattr(fd_limit, "connections_max", lambda: 3)
-    gateway = await new_gateway(nats_url)
     async with AsyncExitStack() as stack:
-        sending = await stack.enter_async_context(RawConnection.open(gateway.port))
+        sending = await stack.enter_async_context(RawConnection.open(crowded.port))
         await sending.send(POST.replace(KEY, "invalid"), f"content-length: {len(TURN)}\r\n\r\n")
         assert (await sending.answer()).status_code == 401
         for _ in range(4):
-            other = await stack.enter_async_context(RawConnection.open(gateway.port))
+            other = await stack.enter_async_context(RawConnection.open(crowded.port))
             await other.send(post(TURN))
             assert (await other.answer()).status_code == 202
         await sending.send(TURN, post(TURN))
@@ -297,11 +318,11 @@ async def test_a_large_body_in_one_piece_with_its_headers_is_read(raw: RawConnec
     ids=["nothing", "half a line", "headers", "half a line of the second", "headers of the second"],
 )
 async def test_incomplete_headers_are_408_after_the_timeout(
-    monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, before: str, sent: str
+    monkeypatch: pytest.MonkeyPatch, plain_gateway: Gateway, before: str, sent: str
 ) -> None:
     """A connection on which nothing was sent is closed without a response."""
     monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT_S", 0.1)
-    async with RawConnection.open(lone_gateway.port) as raw:
+    async with RawConnection.open(plain_gateway.port) as raw:
         if before:
             await raw.send(before)
             assert (await raw.answer()).status_code == 200
@@ -314,7 +335,6 @@ async def test_incomplete_headers_are_408_after_the_timeout(
 HEADS = {
     "99 headers": (GET + "a: b\r\n" * 99, 200, ""),
     "100 headers": (GET + "a: b\r\n" * 100, 431, "headers_too_large"),
-    "10,000 headers": (GET + "a: b\r\n" * 10_000, 431, "headers_too_large"),
     "long header": (f"{GET}a: {'b' * 400_000}", 431, "headers_too_large"),
     "long URL": ("GET /healthz?" + "b" * 400_000, 431, "headers_too_large"),
     "folded header": (GET + "a: b\r\n c\r\n", 400, "http_invalid"),
@@ -326,6 +346,8 @@ HEADS = {
     "two hosts": (GET + "host: x\r\n", 400, "http_invalid"),
     "HTTP/1.0": ("GET /healthz HTTP/1.0\r\n", 200, ""),
     "HTTP/1.0, two hosts": ("GET /healthz HTTP/1.0\r\nhost: x\r\nhost: x\r\n", 400, "http_invalid"),
+    # A proxy may read it differently: request smuggling.
+    "two lengths": (f"{POST}content-length: 5\r\n{CHUNKED}", 400, "http_invalid"),
     "gzip": ("POST /v1/turns HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n", 400, "http_invalid"),
 }
 

@@ -21,11 +21,11 @@ def claims(connection: Connection) -> Claims:
 
 
 @pytest.mark.rule("R26")
-@pytest.mark.parametrize("key", ["*", ">", "a.b", "", " ", "ключ", "x" * 10_000, "\0"])
-async def test_any_text_is_a_key(claims: Claims, tenant: Tenant, key: str) -> None:
-    first = new_claim()
-    assert await claims.claim(tenant, key, first) == first
-    assert await claims.claim(tenant, key, new_claim()) == first
+async def test_any_text_is_a_key(claims: Claims, tenant: Tenant) -> None:
+    for key in ("*", ">", "a.b", "", " ", "ключ", "x" * 10_000, "\0"):
+        first = new_claim()
+        assert await claims.claim(tenant, key, first) == first, key
+        assert await claims.claim(tenant, key, new_claim()) == first, key
 
 
 @pytest.mark.rule("R26")

@@ -1,7 +1,6 @@
 """Invalid requests: each gets an error response with a code and a message, and never a traceback."""
 
 import json
-import re
 
 import pytest
 
@@ -16,30 +15,19 @@ def nested(levels: int) -> bytes:
 
 
 DIGITS = b"9" * 5000
+# tests/unit/test_read_body.py has the mistakes in JSON.
 BODIES = {
     "empty": (b"", "json_invalid"),
-    "half an object": (b"{", "json_invalid"),
     "array": (b"[]", "request_invalid"),
-    "null": (b"null", "request_invalid"),
-    "string": (b'"message"', "request_invalid"),
-    "single quotes": (b"{'message': 'hi'}", "json_invalid"),
-    "two objects": (b'{"message": "hi"} {"message": "hi"}', "json_invalid"),
-    "NaN": (b'{"message": NaN}', "json_invalid"),
-    "Infinity": (b'{"message": "hi", "max_tokens": Infinity}', "json_invalid"),
     "not UTF-8": (b'{"message": "\xff"}', "json_invalid"),
-    "lone surrogate": (b'{"message": "\\ud800"}', "json_invalid"),
-    "NUL": (b'{"message": "a\x00b"}', "json_invalid"),
-    "name not UTF-8": (b'{"\xff": 1}', "json_invalid"),
     "long integer": (b'{"message": "hi", "max_tokens": %b}' % DIGITS, "request_invalid"),
     "long integer inside": (b'{"message": "hi", "system": [{"a": %b}]}' % DIGITS, "request_invalid"),
     "long exponent": (b'{"message": "hi", "system": [{"a": 1e%b}]}' % DIGITS, "request_invalid"),
     "many betas": (json.dumps({"message": "hi", "betas": ["a"] * 65}).encode(), "request_invalid"),
     "deep": (nested(90_000), "request_invalid"),
     "deep inside": (b'{"message": "hi", "system": [{"a": %b}]}' % nested(90_000), "json_invalid"),
-    "deep in an unknown field": (b'{"message": "hi", "x": %b}' % nested(90_000), "request_invalid"),
     "long name": (b'{"x` - at `$' + b"[" * 900_000 + b'": 1}', "request_invalid"),
     "key twice": (b'{"message": "hi", "metadata": {"a": "1", "a": "2"}}', "request_invalid"),
-    "long value": (b'{"on_interrupt": "x` - at `$' + b"[" * 900_000 + b'"}', "request_invalid"),
 }
 
 
@@ -59,39 +47,27 @@ async def test_a_number_that_is_too_large_is_refused_in_an_unknown_field(shared_
     assert error_of(answer)[:2] == (400, "request_invalid")
 
 
-OTHER = {"type": "tool", "name": "nope"}
-TOOL = {"name": "look", "input_schema": {"type": "object"}}
 ASKED = {"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
-LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
-PARAMS = {"message": "hi", "tools": [TOOL], "options": {"tool_choice": OTHER}}
+NOPE = {"message": "hi", "options": {"tool_choice": {"type": "tool", "name": "nope"}}}
 
 
 @on_shared_loop
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/v1/turns", PARAMS),
-        ("/v1/turns", {"message": "hi", "options": {"tool_choice": OTHER}}),
-        ("/v1/messages", {**ASKED, "tools": [TOOL], "tool_choice": OTHER}),
-        (
-            "/v1/chat/completions",
-            {**ASKED, "tools": [LOOK], "tool_choice": {"type": "function", "function": {"name": "nope"}}},
-        ),
-        ("/v1/turn-batches", {"requests": [{"custom_id": "a", "params": PARAMS}]}),
+        ("/v1/turns", NOPE),
         ("/v1/messages", {**ASKED, "tool_choice": {"type": "any"}}),
         ("/v1/chat/completions", {**ASKED, "tool_choice": "required"}),
         ("/v1/responses", {"input": "hi", "tool_choice": {"type": "function", "name": "nope"}}),
+        ("/v1/turn-batches", {"requests": [{"custom_id": "a", "params": NOPE}]}),
     ],
 )
 async def test_a_tool_choice_of_an_absent_tool_is_refused(
     shared_gateway: Gateway, path: str, body: dict[str, object]
 ) -> None:
     answer = await shared_gateway.client.post(path, json=body)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"]) == (400, "request_invalid")
-    assert re.search(
-        "`tool_choice` (names `nope`, which is not in|forces a tool call, but there are no) `tools`", error["message"]
-    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
+    assert "`tool_choice`" in answer.json()["error"]["message"]
 
 
 SAID = [{"role": "system", "content": "s"}, {"role": "user", "content": " "}]
@@ -123,12 +99,6 @@ async def test_a_refusal_names_the_field_as_the_client_does(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param)
     assert error["message"].startswith(f"`{param}`")
-
-
-@on_shared_loop
-async def test_an_unknown_previous_response_is_named(shared_gateway: Gateway) -> None:
-    answer = await shared_gateway.client.post("/v1/responses", json={"input": "hi", "previous_response_id": "resp_1"})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "previous_response_id")
 
 
 @on_shared_loop
@@ -177,8 +147,6 @@ async def test_an_unknown_query_parameter_is_refused_with_the_known_ones(
 
 
 HI = {"message": "hi"}
-ASKED = {"messages": [{"role": "user", "content": "hi"}]}
-HAIKU = "claude-haiku-5-5"
 FIELDS = "`modell` (did you mean model?); there are message, messages, model, system, max_tokens, tools"
 # The request, and what the error message names.
 REQUESTS: dict[str, tuple[object, str]] = {
@@ -248,8 +216,9 @@ async def test_the_error_names_the_invalid_field(shared_gateway: Gateway, body: 
             "requests[0].params.max_tokens",
         ),
         ("turn-batches", {"requests": [{"custom_id": "a b", "params": HI}]}, "requests[0].custom_id"),
-        ("responses", {"model": HAIKU, "input": "x", "conversation": "a", "previous_response_id": "b"}, "conversation"),
-        ("chat/completions", {"model": HAIKU, **ASKED, "n": 2}, "n"),
+        ("responses", {"input": "x", "conversation": "a", "previous_response_id": "b"}, "conversation"),
+        ("chat/completions", {**ASKED, "n": 2}, "n"),
+        ("responses", {"input": "hi", "previous_response_id": "resp_1"}, "previous_response_id"),
         ("turns", [], None),
     ],
 )
@@ -277,24 +246,6 @@ async def test_an_unknown_model_or_dialect_is_refused_with_the_known_ones(
     assert known in error_of(answer)[2]
 
 
-@on_shared_loop
-@pytest.mark.parametrize(
-    ("method", "path", "allowed"),
-    [
-        ("PUT", "/v1/turns", "GET, HEAD, POST"),
-        ("OPTIONS", "/v1/turns", "GET, HEAD, POST"),
-        ("PUT", "/v1/sessions", "GET, HEAD, POST"),
-        ("PUT", "/v1/sessions/x", "DELETE, GET, HEAD, PATCH"),
-        ("GET", "/v1/turn-batches/x/cancel", "POST"),
-    ],
-)
-async def test_allow_lists_the_methods_of_all_routes_with_the_path(
-    shared_gateway: Gateway, method: str, path: str, allowed: str
-) -> None:
-    answer = await shared_gateway.client.request(method, path)
-    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
-
-
 # Encoded in ways that HTTP libraries would normalize.
 INVALID_TURN_IDS = [
     *("*", "%3E", ".", "..", "%2e", "%2E%2e", "a.b", "a.*", "%20", "a%20b", "%0d%0a", "a%0d%0aset-cookie:%20x"),
@@ -319,40 +270,32 @@ async def test_an_invalid_turn_id_is_404_like_an_unknown_one(shared_gateway: Gat
 
 @on_shared_loop
 @pytest.mark.parametrize(
-    ("method", "path", "status", "code"),
+    ("method", "path", "allowed"),
     [
-        ("GET", "/v1/nothing", 404, "route_not_found"),
-        ("GET", "/v1/turns//events", 404, "route_not_found"),
-        ("POST", "/v1/turns/", 404, "route_not_found"),
-        ("GET", "/v1/sessions/", 404, "route_not_found"),
-        ("GET", "/healthz/", 404, "route_not_found"),
-        ("PUT", "/v1/turns", 405, "method_not_allowed"),
-        ("PUT", "/v1/turns/abc", 405, "method_not_allowed"),
-        ("OPTIONS", "/v1/turns", 405, "method_not_allowed"),
-        ("POST", "/healthz", 405, "method_not_allowed"),
+        ("GET", "/v1/nothing", None),
+        ("GET", "/v1/turns//events", None),
+        ("POST", "/v1/turns/", None),
+        ("GET", "/healthz/", None),
+        ("PUT", "/v1/turns", "GET, HEAD, POST"),
+        ("OPTIONS", "/v1/turns", "GET, HEAD, POST"),
+        ("PUT", "/v1/sessions/x", "DELETE, GET, HEAD, PATCH"),
+        ("GET", "/v1/turn-batches/x/cancel", "POST"),
     ],
 )
-async def test_an_unknown_route_is_404_and_a_wrong_method_405(
-    shared_gateway: Gateway, method: str, path: str, status: int, code: str
+async def test_an_unknown_route_is_404_and_a_wrong_method_405_with_all_methods_of_the_path(
+    shared_gateway: Gateway, method: str, path: str, allowed: str | None
 ) -> None:
     answer = await shared_gateway.client.request(method, path)
-    assert error_of(answer)[:2] == (status, code)
-    assert ("allow" in answer.headers) == (status == 405)
+    assert error_of(answer)[:2] == ((405, "method_not_allowed") if allowed else (404, "route_not_found"))
+    assert answer.headers.get("allow") == allowed
 
 
 @on_shared_loop
-@pytest.mark.parametrize(
-    ("path", "advice"),
-    [
-        ("/v1/embeddings", "Claude has no embeddings: send these requests to a provider that has them"),
-        ("/v1/responses/input_tokens", "count tokens with POST /v1/messages/count_tokens"),
-    ],
-)
-async def test_a_route_that_only_openai_has_is_404_with_advice(shared_gateway: Gateway, path: str, advice: str) -> None:
-    answer = await shared_gateway.client.post(path, json={"model": "gpt-4o", "input": "x"})
-    status, code, message = error_of(answer)
+async def test_a_route_that_only_openai_has_is_404_with_advice(shared_gateway: Gateway) -> None:
+    """tests/unit/test_absent_routes.py has all advice."""
+    status, code, message = error_of(await shared_gateway.client.post("/v1/embeddings", json={"input": "x"}))
     assert (status, code) == (404, "route_not_found")
-    assert advice in message
+    assert "Claude has no embeddings: send these requests to a provider that has them" in message
 
 
 @on_shared_loop

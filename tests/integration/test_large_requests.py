@@ -33,7 +33,7 @@ from tests.harness.generator_in_loop import running_generator, wait_for_end, wor
 from tests.harness.raw_http import RawConnection
 from tests.harness.requests import run_turn
 from tests.harness.system import System
-from tests.harness.until import until, until_equal
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 
 MB = 1_000_000
@@ -340,25 +340,6 @@ async def test_large_bodies_wait_for_memory_and_then_get_503(nats_url: str, new_
         assert (await gateway.client.post("/v1/turns", json=LARGE)).status_code == 202
 
 
-async def test_a_chunked_body_reserves_the_largest_size(nats_url: str, new_gateway: NewGateway) -> None:
-    gateway = await new_gateway(nats_url, large_bytes_max=MB, body_bytes_max=MB, large_timeout_s=0.3)
-
-    async def pieces(size: int) -> AsyncIterator[bytes]:
-        yield b'{"message": "'
-        yield b"x" * size
-        yield b'"}'
-
-    async def status(size: int) -> int:
-        headers = {"content-type": "application/json"}
-        return (await gateway.client.post("/v1/turns", content=pieces(size), headers=headers)).status_code
-
-    async with client_in_mid_body(gateway, 600_000) as raw:
-        await until_equal(lambda: status(300_000), 503)
-        assert await status(1000) == 202
-        raw.writer.transport.abort()
-        assert await status(300_000) == 202
-
-
 async def is_stored(log: TurnLog, tenant: Tenant) -> bool:
     info = await log.connection.jetstream.stream_info(STREAM, subjects_filter=f"turns.{tenant}.>")
     return bool(info.state.subjects)
@@ -389,34 +370,16 @@ def call_with(*data: str) -> Call:
     return build_call(turn_builder.request(messages=[Message("user", [image(each) for each in data])]))
 
 
-async def test_a_large_call_waits_for_memory_and_a_small_one_does_not(connection: Connection, tenant: Tenant) -> None:
-    store, memory = BlobStore(connection), FairSemaphore(MB)
-    call = call_with(random_base64(700_000))
+async def test_a_call_takes_memory_for_each_of_its_blobs(connection: Connection, tenant: Tenant) -> None:
+    """A repeated one, too. A small call takes none, and all memory is free afterwards."""
+    store, memory = BlobStore(connection), FairSemaphore(COPIES * 700_000)
+    call, small = call_with(*["x" * 100_000] * 7), build_call(turn_builder.request())
     entry, contents = blobs.lift(call)
     await store.put(tenant, contents)
     loader = BlobLoader(store, memory)
-
-    async def load() -> Any:
-        async with loader.load(tenant, entry) as whole:
-            return whole
-
-    async with loader.load(tenant, entry) as first:
-        waiting = asyncio.create_task(load())
-        done, _ = await asyncio.wait([waiting], timeout=0.1)
-        assert not done
-        async with loader.load(tenant, build_call(turn_builder.request())) as small:
-            assert small == build_call(turn_builder.request())
-    assert [first, await waiting] == [call, call]
-    assert memory.free == MB
-
-
-async def test_a_repeated_blob_takes_its_memory_each_time(connection: Connection, tenant: Tenant) -> None:
-    store, memory = BlobStore(connection), FairSemaphore(10 * MB)
-    call = call_with(*["x" * 100_000] * 7)
-    entry, contents = blobs.lift(call)
-    await store.put(tenant, contents)
-    async with BlobLoader(store, memory).load(tenant, entry) as whole:
-        assert (len(contents), whole, memory.free) == (1, call, 10 * MB - COPIES * 700_000)
+    async with loader.load(tenant, entry) as whole, loader.load(tenant, small) as loaded:
+        assert (len(contents), whole, loaded, memory.free) == (1, call, small, 0)
+    assert memory.free == COPIES * 700_000
 
 
 async def test_an_expired_blob_frees_its_memory(connection: Connection, tenant: Tenant) -> None:

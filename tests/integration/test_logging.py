@@ -173,8 +173,8 @@ async def test_turns_are_answered_while_no_log_line_can_be_written(
         assert generator.find_lines("turn ended") == gateway.find_lines("turn accepted") == []
 
 
-# `make fuzz` sends ten times as many.
-REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "1000"))
+# `make fuzz` sends 10,000.
+REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "300"))
 CONCURRENT = 30
 
 
@@ -232,21 +232,18 @@ CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 
 @pytest.mark.rule("S12")
 @pytest.mark.parametrize("form", ["json", "console"])
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "structlog.get_logger().info('turn accepted', model=text)",
-        "structlog.get_logger().info(text)",
-        "logging.getLogger('uvicorn').warning('%s is not a header', text)",
-    ],
-)
-def test_a_logged_text_with_line_breaks_is_one_line(form: str, statement: str) -> None:
+def test_a_logged_text_with_line_breaks_is_one_line(form: str) -> None:
     """Also in the log of a library; control sequences of terminals are escaped."""
-    script = (
-        "import logging, structlog\nfrom tailrace.proto.runtime.logging_setup import configure\n"
-        f"configure('gateway', {form!r}, 'debug')\ntext = {INJECTED!r}\n{statement}"
-    )
+    script = f"""
+import logging, structlog
+from tailrace.proto.runtime.logging_setup import configure
+configure('gateway', {form!r}, 'debug')
+text = {INJECTED!r}
+structlog.get_logger().info('turn accepted', model=text)
+structlog.get_logger().info(text)
+logging.getLogger('uvicorn').warning('%s is not a header', text)
+"""
     done = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, check=True)
-    printed = done.stderr.decode()
-    assert FORGED in printed
-    assert CONTROL.findall(printed.removesuffix("\n")) == []
+    lines = done.stderr.decode().removesuffix("\n").split("\n")
+    assert [FORGED in line for line in lines] == [True] * 3
+    assert CONTROL.findall("".join(lines)) == []
