@@ -6,9 +6,7 @@ from prometheus_client import REGISTRY
 from tailrace.proto.entries import Event
 from tailrace.proto.ids import Tenant
 from tests.harness import readers
-from tests.harness.generator_in_loop import (
-    words,
-)
+from tests.harness.generator_in_loop import words
 from tests.harness.own_system import OwnSystem
 from tests.integration.conftest import Gateway
 from tests.promises import Story
@@ -37,18 +35,6 @@ async def test_repeated_words_at_a_continuation_are_removed(
     left_out = [entry.left_out for entry in entries if isinstance(entry, Event) and entry.left_out]
     assert left_out == [len(words(5))] * 2
     assert repetitions() == before + 2
-
-
-@pytest.mark.rule("R20")
-@pytest.mark.filterwarnings("ignore:The model 'claude-sonnet-4-5' is deprecated:DeprecationWarning")
-async def test_an_answer_with_a_thinking_budget_that_breaks_off_is_completed(own: OwnSystem) -> None:
-    """The API refuses a prefill with a thinking budget, so the text is sent before a user message."""
-    options = {"thinking": {"type": "enabled", "budget_tokens": 1024}}
-    async with own.running_generator():
-        turn = await own.answer(
-            "words=40 rate=0 thinking=2 fault=cut@17x2", model="claude-sonnet-4-5", options=options, max_tokens=4000
-        )
-    assert (turn.error, turn.text, turn.outcome, turn.attempt) == (None, words(40), "completed", 3)
 
 
 @pytest.mark.rule("R71")

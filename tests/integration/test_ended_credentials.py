@@ -383,18 +383,6 @@ async def test_the_first_key_refuses_a_request_without_one_whose_body_has_not_ar
     assert (await post).status_code == 401
 
 
-async def test_on_disconnect_cancel_applies_when_the_credential_ends(
-    gateway: Gateway, keys: ApiKeyStore, api_key: NewKey, own_log: TurnLog, tenant: Tenant
-) -> None:
-    headers, body = bearer(api_key.secret), {"message": "hi", "on_disconnect": "cancel"}
-    key = TurnKey(tenant, (await gateway.client.post("/v1/turns", json=body, headers=headers)).json()["turn"])
-    stream = Stream(gateway, events(key), headers)
-    await stream.until(b"\r\n\r\n")
-    await keys.revoke(api_key.record.id, 1)
-    await stream.read_rest()
-    await until_cancelled(own_log, key)
-
-
 async def test_a_held_reader_ends_when_its_token_expires(
     own_server: NatsServer, gateway: Gateway, turn: TurnKey
 ) -> None:
