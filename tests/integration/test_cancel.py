@@ -5,6 +5,8 @@ its entries. The simulated Claude lists the calls that were made and closed.
 """
 
 import asyncio
+import random
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ LAST_DELTA = "tool use: delta 3"
 STALL = "fault=stall@6"
 # The gateways that receive the cancel. The reader is at the first.
 CANCELLED_BY = ((0,), (1,), (0, 1))
+RACES = 20
 HELD_S_MAX = 30.0
 
 
@@ -210,6 +213,32 @@ async def test_a_turn_that_is_cancelled_before_it_begins_is_never_sent_to_the_mo
         assert (turn.outcome, turn.text) == ("cancelled", words(1, "running") if key == running else "")
     calls = {tag: len(await own.calls_of(tag)) for tag in ("early", "queued", "running", "next")}
     assert calls == {"early": 0, "queued": 0, "running": 1, "next": 1}
+
+
+@pytest.mark.rule("F28")
+@pytest.mark.timeout(90)
+async def test_a_cancel_that_races_with_the_natural_end_has_one_of_two_outcomes(own: CancelSystem) -> None:
+    """Many turns, each cancelled at a random moment around its end: either end may be first, and all agree on it."""
+    chance = random.Random(7)  # the same races each time, as far as a machine allows
+
+    async def race(number: int) -> tuple[TurnKey, Connected, list[httpx2.Response]]:
+        key = await own.begin(f"words=4 rate=200 tag=r{number}")
+        reader = own.read(key)
+        count = chance.randint(1, 10)
+        await until(lambda: own.has_stored(key, count))
+        await asyncio.sleep(chance.uniform(0, 0.01))  # the fault: an arbitrary moment
+        answers = list(await asyncio.gather(own.cancel(key), own.cancel(key, 1)))
+        return key, await reader, answers
+
+    async with own.running_generator(concurrency=RACES):
+        races = await asyncio.gather(*map(race, range(RACES)))
+        await own.all_settled()
+    turns = [await own.assert_one_end(*one) for one in races]
+    outcomes = Counter((turn.outcome, turn.stop.stop_reason) for turn in turns)
+    assert outcomes["completed", "end_turn"]
+    assert outcomes["cancelled", None]
+    assert all(words(4, f"r{number}").startswith(turn.text) for number, turn in enumerate(turns))
+    assert await own.calls() <= RACES
 
 
 @asynccontextmanager
