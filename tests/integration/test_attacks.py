@@ -19,7 +19,7 @@ from tests.harness.processes import Process
 from tests.harness.raw_http import RawConnection
 from tests.harness.route_table import ROWS, path_parameters
 from tests.harness.system import System
-from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 LINE = "#sim words=2 rate=0"
 MESSAGES = [{"role": "user", "content": LINE}]
@@ -176,28 +176,6 @@ async def exchange(gateway: Gateway, request: bytes, until: bytes = b"") -> byte
         raw.writer.write(request)
         async with asyncio.timeout(10):
             return await (raw.reader.readuntil(until) if until else raw.reader.read())
-
-
-CLOSE = b"\r\nhost: x\r\nconnection: close\r\n\r\n"
-FORMS: dict[str, tuple[bytes, bytes]] = {
-    "TRACE": (b"TRACE / HTTP/1.1" + CLOSE, b"405"),
-    "CONNECT": (b"CONNECT evil.example:443 HTTP/1.1" + CLOSE, b"40"),
-    "absolute URL": (b"GET http://evil.example/v1/sessions HTTP/1.1" + CLOSE, b"40"),
-    "bare newlines": (b"GET /v1/sessions HTTP/1.1\nhost: x\nconnection: close\n\n", b"40"),
-    "HTTP/9.9": (b"GET /v1/sessions HTTP/9.9\r\nhost: x\r\n\r\n", b"400"),
-}
-
-
-@on_shared_loop
-@pytest.mark.parametrize(("request_", "status"), FORMS.values(), ids=FORMS)
-async def test_an_unusual_form_of_a_request_is_refused(shared_gateway: Gateway, request_: bytes, status: bytes) -> None:
-    assert (await exchange(shared_gateway, request_)).startswith(b"HTTP/1.1 " + status)
-
-
-async def test_expect_100_continue_for_a_body_that_is_too_large_is_413(lone_gateway: Gateway) -> None:
-    head = f"POST /v1/turns HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ncontent-type: application/json\r\n"
-    request = f"{head}expect: 100-continue\r\ncontent-length: 999999999\r\n\r\n"
-    assert (await exchange(lone_gateway, request.encode(), until=b"\r\n\r\n")).startswith(b"HTTP/1.1 413")
 
 
 async def test_ranges_are_ignored(lone_gateway: Gateway) -> None:

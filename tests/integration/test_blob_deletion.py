@@ -185,17 +185,15 @@ async def test_a_blob_is_deleted_with_the_last_turn_that_refers_to_it(
     assert await blobs.size(other, name(picture)) == len(picture)
 
 
-@pytest.mark.parametrize("kind", ["turn", "session", "project"])
-async def test_long_texts_system_prompts_and_tools_are_deleted_too(
-    gateway: Gateway, system_log: TurnLog, tenant: Tenant, kind: str
+async def test_long_texts_system_prompts_and_tools_are_deleted_with_their_project(
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant
 ) -> None:
     novel, rules, look = (new_id() * 4000 for _ in range(3))
     tools = [{"name": "look", "description": look, "input_schema": {"type": "object"}}]
     body = {"message": f"{novel}\n#sim words=2 rate=0", "system": rules, "tools": tools, "project": "rivers"}
-    turn = await post_until_ended(gateway, **body)
+    await post_until_ended(gateway, **body)
     assert await blob_count(system_log.connection, tenant) == 3
-    path = {"turn": turn["links"]["self"], "session": f"/v1/sessions/{turn['session']}"}
-    answer = await gateway.client.delete(path.get(kind, "/v1/projects/rivers"))
+    answer = await gateway.client.delete("/v1/projects/rivers")
     assert (answer.status_code, await stored_blobs(system_log.connection, tenant)) == (200, [])
 
 

@@ -75,6 +75,7 @@ async def persistence_in_loop(own_server: NatsServer, tmp_path: Path) -> AsyncIt
 async def test_deleting_a_session_cancels_its_running_turn(
     gateway: Gateway, system_log: TurnLog, persistence: Process, claude: str
 ) -> None:
+    """Its reader gets the end of a cancelled turn."""
     first = await post_until_ended(gateway)
     session, message = first["session"], f"{ENDLESS} tag=gone"
 
@@ -82,24 +83,19 @@ async def test_deleting_a_session_cancels_its_running_turn(
         return [call.over for call in (await read_calls(claude)).calls if call.question == message]
 
     last = await post(gateway, message=message, session=session)
+    reading = asyncio.create_task(gateway.client.get(last["links"]["events"]))
     await until_equal(calls, ["open"])
     deleted = {"id": session, "object": "session.deleted", "deleted": True, "turns": 2}
     compatible = {"session_id": session, "status": "deleted"}
     assert (await gateway.client.delete(f"/v1/sessions/{session}")).json() == deleted | compatible
     await until_equal(calls, ["aborted"])
+    assert '"outcome":"cancelled"' in (await reading).text
     for turn in (first, last):
         assert await has_left_log(system_log.connection, turn["turn"])
         assert await status(gateway, turn["links"]["self"]) == 404
     assert await status(gateway, f"/v1/sessions/{session}") == 404
     assert (await gateway.client.get("/v1/sessions")).json()["data"] == []
     assert persistence.find_lines("turn was deleted from the log before it was recorded") == []
-
-
-async def test_a_reader_of_a_deleted_turn_gets_the_end_of_a_cancelled_one(gateway: Gateway) -> None:
-    accepted = await post(gateway)
-    reading = asyncio.create_task(gateway.client.get(accepted["links"]["events"]))
-    assert (await gateway.client.delete(accepted["links"]["self"])).status_code == 200
-    assert '"outcome":"cancelled"' in (await reading).text
 
 
 async def test_a_deleted_turn_is_404_on_every_route_of_gateways_that_have_read_it(

@@ -86,13 +86,11 @@ async def test_a_backend_that_is_down_is_not_called_by_the_next_turn(
     monkeypatch.setattr("tailrace.generators.circuit_breaker.TURNS_MIN", 1)
     [port] = ports.find_free(1)
     async with own.running_generator(backends=backends, anthropic_base_url=f"http://127.0.0.1:{port}"):
-        keys = [await own.append_request("words=3 rate=0")]
-        turns = [await own.wait_for_end(keys[0])]
-        keys.append(await own.append_request("words=4 rate=0"))
-        turns.append(await own.wait_for_end(keys[1]))
-        keys.append(await own.append_request("words=5 rate=0", Tenant("other")))
-        turns.append(await own.wait_for_end(keys[2]))
-        tried = [await attempts_of(own.log, key) for key in keys]
+        turns, tried = list[Turn](), list[list[tuple[str, str]]]()
+        for count, tenant in ((3, "tenant"), (4, "tenant"), (5, "other")):
+            key = await own.append_request(f"words={count} rate=0", Tenant(tenant))
+            turns.append(await own.wait_for_end(key))
+            tried.append(await attempts_of(own.log, key))
     if backends == BOTH:
         assert [turn.text for turn in turns] == [words(3), words(4), words(5)]
         assert tried == [ANSWERED, [("bedrock", "fresh")], ANSWERED]

@@ -79,9 +79,10 @@ async def crowded(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> A
     "sent",
     [
         (POST, "content-length: 10001\r\n\r\n"),
+        (POST, "expect: 100-continue\r\ncontent-length: 10001\r\n\r\n"),
         (POST, CHUNKED, "\r\n", f"1388\r\n{'a' * 5000}\r\n" * 3),
     ],
-    ids=["by its length before it is sent", "in chunks"],
+    ids=["by its length before it is sent", "with 100-continue", "in chunks"],
 )
 async def test_a_body_that_is_too_large_is_413(small: RawConnection, sent: tuple[str, ...]) -> None:
     await small.send(*sent)
@@ -338,6 +339,11 @@ HEADS = {
     "TLS": ("\x16\x03\x01\x02\x00\x01\x00\x01\xfc", 400, "http_invalid"),
     "no host": ("GET /healthz HTTP/1.1\r\n", 400, "http_invalid"),
     "two hosts": (GET + "host: x\r\n", 400, "http_invalid"),
+    "TRACE": ("TRACE / HTTP/1.1\r\nhost: x\r\n", 405, ""),
+    "CONNECT": ("CONNECT evil.example:443 HTTP/1.1\r\nhost: x\r\n", 400, ""),
+    "absolute URL": ("GET http://evil.example/v1/sessions HTTP/1.1\r\nhost: x\r\n", 401, ""),
+    "bare newlines": ("GET /healthz HTTP/1.1\nhost: x\n", 400, "http_invalid"),
+    "HTTP/9.9": ("GET /healthz HTTP/9.9\r\nhost: x\r\n", 400, "http_invalid"),
     "HTTP/1.0": ("GET /healthz HTTP/1.0\r\n", 200, ""),
     "HTTP/1.0, two hosts": ("GET /healthz HTTP/1.0\r\nhost: x\r\nhost: x\r\n", 400, "http_invalid"),
     # A proxy may read it differently: request smuggling.
