@@ -4,8 +4,6 @@ import asyncio
 import json
 from typing import NamedTuple
 
-import httpx2
-
 from tailrace.gateway.clients.registry import DIALECTS
 from tests.harness.displayed_text import SAYS
 from tests.harness.generator_in_loop import words
@@ -13,7 +11,6 @@ from tests.harness.sse_parser import EventStream, Sent
 from tests.integration.conftest import Gateway
 
 TEXT = words(40)
-LINE = "#sim words=40 rate=40"
 # The last event of a job, and each state of it, has the whole text.
 WITH_WHOLE_TEXT = {"job", "state"}
 # Plain text has no cursor; a response counts its own events. A state comes four times a second, at most.
@@ -35,23 +32,19 @@ def cursor_of(event: Sent) -> int | None:
     return cursor
 
 
-async def receive(response: httpx2.Response, dialect: str, cursors: int) -> Beginning:
+async def begin(gateway: Gateway, turn: str, dialect: str, cursors: int) -> Beginning:
     """Reads until that many cursors have arrived."""
     stream, seen = EventStream(), list[Sent]()
-    async for received in response.aiter_raw():
-        seen += stream.feed(received)
-        found = [index for index, event in enumerate(seen) if cursor_of(event) is not None]
-        if len(found) >= cursors:
-            break
+    async with gateway.client.stream("GET", f"/v1/turns/{turn}/events?dialect={dialect}") as response:
+        async for received in response.aiter_raw():
+            seen += stream.feed(received)
+            found = [index for index, event in enumerate(seen) if cursor_of(event) is not None]
+            if len(found) >= cursors:
+                break
     last = found[cursors - 1]
     cursor = cursor_of(seen[last])
     assert cursor is not None
     return Beginning(SAYS[dialect](b"".join(event.raw for event in seen[: last + 1])), cursor)
-
-
-async def begin(gateway: Gateway, turn: str, dialect: str, cursors: int) -> Beginning:
-    async with gateway.client.stream("GET", f"/v1/turns/{turn}/events?dialect={dialect}") as response:
-        return await receive(response, dialect, cursors)
 
 
 async def read_rest(gateway: Gateway, turn: str, cursor: int, dialect: str) -> str:
@@ -72,21 +65,9 @@ async def verify(gateway: Gateway, turn: str, beginning: Beginning) -> None:
 
 
 async def test_a_running_turn_is_resumed_in_every_dialect_from_every_dialect(gateway: Gateway) -> None:
-    turn = (await gateway.client.post("/v1/turns", json={"message": LINE})).json()["turn"]
+    turn = (await gateway.client.post("/v1/turns", json={"message": "#sim words=40 rate=40"})).json()["turn"]
     dialects = sorted(set(DIALECTS) - WITHOUT_CURSOR)
     beginnings = await asyncio.gather(
         *(begin(gateway, turn, dialect, cursors) for dialect in dialects for cursors in (5, 11))
     )
     await asyncio.gather(*(verify(gateway, turn, beginning) for beginning in beginnings))
-
-
-async def test_a_stream_of_use_chat_is_resumed_on_other_routes(gateway: Gateway) -> None:
-    body = {"messages": [{"id": "u", "role": "user", "parts": [{"type": "text", "text": LINE}]}]}
-    async with gateway.client.stream("POST", "/api/chat", json=body) as response:
-        beginning = await receive(response, "ui", 9)
-        turn = response.headers["tailrace-turn"]
-    await verify(gateway, turn, beginning)
-    job = await gateway.client.get(f"/api/stream/{turn}", headers={"last-event-id": str(beginning.cursor)})
-    assert SAYS["job"](job.content) == TEXT
-    response = await gateway.client.get(f"/v1/responses/resp_{turn}?stream=true")
-    assert SAYS["openai-responses"](response.content) == TEXT

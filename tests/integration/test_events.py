@@ -1,8 +1,11 @@
-"""GET /v1/turns/{turn}/events: cursors, reconnects, heartbeats, restarts, slow readers, and turns out of the log."""
+"""GET /v1/turns/{turn}/events: cursors, heartbeats, slow readers, long turns, subscriptions, turns out of the log."""
 
 import asyncio
 import socket
 import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any, cast
 
@@ -12,10 +15,15 @@ from anthropic import NOT_GIVEN, AsyncAnthropic, AsyncStream
 from anthropic.lib.streaming import AsyncMessageStream
 from anthropic.types import ParsedMessage, RawMessageStreamEvent
 
+from tailrace.gateway.streaming import fanout, frame_writer
+from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.frame_writer import DISPATCH_S
-from tailrace.proto.entries import Failure
-from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.nats import TurnLog
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import Entry, Failure, Stored
+from tailrace.proto.errors import LogFull
+from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.nats import TurnLog, jetstream_log
+from tailrace.proto.nats.log_server import BATCH, LiveFeed, Page
 from tailrace.proto.subjects import TurnKey
 from tests.harness.generator_in_loop import words
 from tests.harness.readers import build_reader, decode_data, is_read, read, read_history, story_of
@@ -263,3 +271,116 @@ async def test_a_turn_whose_first_entries_have_left_the_log_resumes_at_a_later_c
     events = parse((await later.client.get(url_of(key))).content)
     assert [decode_data(event.raw)["type"] for event in events] == ["reset", "delta", "done"]
     assert story_of(event.raw for event in events) == story_of(frame.sent for frame in before.frames)
+
+
+AT_ONCE = 4
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/turns/{turn}/events",
+        "/v1/turns/{turn}/events?dialect=job&after={last}",
+        "/v1/responses/resp_{turn}?stream=true&starting_after=30",
+    ],
+)
+async def test_a_long_turn_is_rendered_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, lone_gateway: Gateway, log: TurnLog, key: TurnKey, path: str
+) -> None:
+    """Entries before the cursor too: rendering 10,000 entries at once blocked the loop for a quarter of a second."""
+    monkeypatch.setattr(frame_writer, "FRAMES_MAX", AT_ONCE)
+    writer = Writer(log, key)
+    await writer.open(*["word "] * 40)
+    last = writer.chain.last
+    await writer.end()
+    rendered: Counter[int] = Counter()
+    turns = 0
+
+    frames = fanout.TurnFeed.frames
+
+    def count_renderings(self: fanout.TurnFeed, dialect: Dialect, *bounds: int) -> list[Frame]:
+        def render(state: Any, stored: Stored) -> tuple[Frame, Any]:
+            rendered[turns] += 1
+            return dialect.render(state, stored)
+
+        return frames(self, dialect._replace(render=render), *bounds)
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(fanout.TurnFeed, "frames", count_renderings)
+    counting = asyncio.create_task(count())
+    answer = await lone_gateway.client.get(path.format(turn=key.turn, last=last))
+    counting.cancel()
+    assert answer.status_code == 200
+    assert rendered.total() > 40
+    assert max(rendered.values()) <= AT_ONCE
+
+
+STREAM = {"accept": "text/event-stream"}
+
+
+@pytest.mark.rule("R16")
+@pytest.mark.usefixtures("generator")
+@pytest.mark.parametrize("is_late", [False, True], ids=["", "late"])
+@pytest.mark.parametrize("headers", [{}, {"idempotency-key": "key-1"}], ids=["", "idempotent"])
+async def test_the_stream_of_a_new_turn_reads_nothing_from_the_log(
+    system: System, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], *, is_late: bool
+) -> None:
+    """Its generator is another process. A second reader shares the feed.
+
+    On a busy machine, the turn may have ended before its gateway goes on after the append.
+    """
+    # On a busy machine, the second reader and the count of the turn's entries come late.
+    gateway = await new_gateway(system.nats_url, linger_s=20)
+    monkeypatch.setattr(jetstream_log, "COUNT_TIMEOUT_S", 10)
+    reads = list[TurnKey]()
+
+    async def read(self: TurnLog, key: TurnKey, after: Seq, limit: int = BATCH) -> Page:
+        reads.append(key)
+        return await original(self, key, after, limit)
+
+    async def append(self: TurnLog, key: TurnKey, chain: Chain, entry: Entry) -> Chain:
+        appended = await original_append(self, key, chain, entry)
+        if is_late:
+            await until(lambda: self.has_end(key))
+        return appended
+
+    original, original_append = TurnLog.read, TurnLog.append
+    monkeypatch.setattr(TurnLog, "read", read)
+    monkeypatch.setattr(TurnLog, "append", append)
+    answer = await gateway.client.post("/v1/turns", json={"message": "#sim words=5 rate=0"}, headers=STREAM | headers)
+    received = [one.raw for one in parse(answer.content)]
+    assert story_of(received).text == words(5)
+    events = await gateway.client.get(f"{answer.headers['location']}/events")
+    assert [one.raw for one in parse(events.content)] == received
+    assert reads == []
+
+
+async def test_a_turn_that_cannot_be_stored_leaves_no_subscription(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, closed = list[TurnKey](), list[TurnKey]()
+
+    @asynccontextmanager
+    async def subscribe(self: TurnLog, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:
+        try:
+            async with original(self, key, kind) as feed:
+                opened.append(key)
+                yield feed
+        finally:
+            closed.append(key)
+
+    async def refuse(*_: object, **__: object) -> Chain:
+        assert len(opened) == 1
+        raise LogFull("the log is full")
+
+    original = TurnLog.subscribe
+    monkeypatch.setattr(TurnLog, "subscribe", subscribe)
+    monkeypatch.setattr(TurnLog, "append", refuse)
+    answer = await gateway.client.post("/v1/turns", json={"message": "hello"}, headers=STREAM)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "log_full")
+    assert closed == opened
