@@ -16,13 +16,22 @@ KILLS_MIN = 20
 
 @pytest.mark.rule("R63")
 @pytest.mark.rule("R67")
-@pytest.mark.parametrize("via", ["messages", "message_batches"])
-@pytest.mark.parametrize("is_before", [True, False])
-@pytest.mark.parametrize("later", [0, 2])
+@pytest.mark.parametrize(
+    ("via", "is_before", "later"),
+    [
+        ("messages", True, 0),
+        ("messages", False, 2),
+        ("message_batches", True, 2),
+        ("message_batches", False, 0),
+    ],
+)
 def test_a_batch_whose_generators_are_killed_at_any_entry_runs_each_input_once(
     via: Via, is_before: bool, later: int
 ) -> None:
-    """One is killed, or a second one `later` entries after it. Only turns that were running need another call."""
+    """One is killed, or a second one `later` entries after it. Only turns that were running need another call.
+
+    Each pair of these conditions occurs.
+    """
     for killed_at in count(1):
         kills = {killed_at, killed_at + later}
         schedule = BatchSchedule(via, INPUTS, kills, is_before=is_before)
