@@ -1,4 +1,5 @@
-// The page at / in Chromium: `chat-page.mjs STEPS GATEWAY …`. Prints one line with what it showed.
+// The page at / in Chromium: `chat-page.mjs STEPS GATEWAY …`, STEPS is a name or several with commas between them. Prints one
+// line for each, with what the page showed.
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
@@ -181,7 +182,7 @@ const STATES = {
 };
 const PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
 
-const OFFLINE_MS = 20_000;
+const OFFLINE_MS = 5000;
 
 /** Stops the browser as a laptop that sleeps does, says so with a session `asleep`, and goes on when there is one `awake`. */
 async function sleep() {
@@ -264,7 +265,7 @@ const give = (page, kind, files, isAsked = false) =>
 const STEPS = {
   /** Asks, stops, edits the title, searches and begins a new chat with the keyboard alone. Then measures a long answer. */
   async keyboard() {
-    const { page, seen } = await open({ viewport: SIZES.desktop });
+    const { page, seen } = await open({ viewport: SIZES.small });
     await page.goto(gateway);
     await page.waitForFunction(() => document.activeElement.id === "question");
     const firstPaint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0]?.startTime);
@@ -404,7 +405,7 @@ const STEPS = {
 
   /** Asks a question while the first request for the list of chats, and the first for the answer's record, is lost. The second
    * response with the record ends in the middle. */
-  async lost(line) {
+  async lost() {
     const { page, seen } = await open({ viewport: SIZES.small });
     await page.goto(gateway);
     await page.waitForFunction(() => document.querySelector("#setup").textContent !== "Model");
@@ -424,7 +425,7 @@ const STEPS = {
       lost.push(kind);
       return route.abort();
     });
-    await ask(page, line);
+    await ask(page, "Count.\n#sim words=9 rate=30");
     await page.waitForSelector(".meta");
     await page.waitForSelector("#sessions .current");
     server.close();
@@ -698,7 +699,7 @@ const STEPS = {
       await page.waitForSelector("#login[open]");
     };
     for (const [state, begin] of Object.entries({ ...STATES, login })) {
-      const context = await browser.newContext({ viewport: SIZES.desktop });
+      const context = await browser.newContext({ viewport: SIZES.desktop, reducedMotion: "reduce" });
       const page = await context.newPage();
       await begin(page);
       await page.evaluate(axe);
@@ -742,8 +743,12 @@ const STEPS = {
 
   /** Breaks an answer in every way that the demo offers, at the address `gateway` with the token of `up`. */
   async demo(token, folder) {
-    const { page, seen } = await open({ viewport: SIZES.desktop });
-    const shoot = (name) => page.screenshot({ path: `${folder}/demo-${name}.png` });
+    const { page, seen } = await open({ viewport: SIZES.small });
+    const shoot = async (name) => {
+      await page.setViewportSize(SIZES.desktop);
+      await page.screenshot({ path: `${folder}/demo-${name}.png` });
+      await page.setViewportSize(SIZES.small);
+    };
     await page.goto(`${gateway}/`);
     await page.getByRole("button", { name: "Demo" }).click();
     await page.locator("#demo").getByText("open the address that").waitFor();
@@ -872,5 +877,5 @@ const STEPS = {
   },
 };
 
-console.log(JSON.stringify(await STEPS[steps](...given)));
+for (const one of steps.split(",")) console.log(JSON.stringify(await STEPS[one](...given)));
 await browser.close();
