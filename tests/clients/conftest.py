@@ -9,16 +9,22 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import pytest_asyncio
+from openai import AsyncOpenAI
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
+from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.nats import Connection
 from tests.clients.node import find_browser
-from tests.harness.generator_in_loop import running_generator, shorten_lease
+from tests.clients.openai_chat import sdk_of
+from tests.conftest import apply_streams
+from tests.harness.generator_in_loop import is_acknowledged, running_generator, shorten_lease
 from tests.harness.killable_generator import run_and_kill_after
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import CHECKOUT
 from tests.harness.system import System
+from tests.harness.until import until
 from tests.integration.conftest import (
     Gateway,
     NewGateway,
@@ -28,14 +34,17 @@ from tests.integration.conftest import (
     lone_gateway,
     new_gateway,
     persistence,
+    shared_gateway,
     system,
     system_log,
 )
 
-__all__ = ["claude", "gateway", "generator", "lone_gateway", "new_gateway", "persistence", "system", "system_log"]
+__all__ = ["claude", "gateway", "generator", "lone_gateway", "new_gateway", "persistence", "shared_gateway"]
+__all__ += ["system", "system_log"]
 
 # Only one generator runs, so a short lease takes no turn away from a slow one.
 LEASE_S = 0.2
+LEFT_S_MAX = 30.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -66,6 +75,13 @@ async def open_gateway(system: System, gateway: Gateway, new_gateway: NewGateway
 
 
 @pytest.fixture
+async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
+    """OpenAI's SDK, with a gateway of the shared system."""
+    async with sdk_of(gateway.url) as sdk:
+        yield sdk
+
+
+@pytest.fixture
 async def connections() -> AsyncIterator[httpx2.AsyncClient]:
     """An HTTP client for SDKs that would leave their own connections open."""
     async with httpx2.AsyncClient(trust_env=False) as client:
@@ -83,11 +99,18 @@ async def read_stored_text(gateway: Gateway, turn: str) -> str:
     return text
 
 
-class Takeover:
-    """A gateway without API keys and without a generator."""
+async def read_whole_turns(gateway: Gateway) -> list[str]:
+    """Returns the texts of all turns of the test's tenant when they have ended."""
+    turns = (await gateway.client.get("/v1/turns")).json()["data"]
+    return [(await gateway.client.get(f"/v1/turns/{one['turn']}/events?dialect=text")).text for one in turns]
 
-    def __init__(self, gateway: Gateway, nats_url: str, claude_url: str) -> None:
+
+class Takeover:
+    """A gateway without API keys and without a generator. Tests use it one after the other."""
+
+    def __init__(self, gateway: Gateway, connection: Connection, nats_url: str, claude_url: str) -> None:
         self.gateway = gateway
+        self._connection = connection
         self._nats_url = nats_url
         self._claude_url = claude_url
 
@@ -99,12 +122,32 @@ class Takeover:
         assert await run_and_kill_after(entries, self._nats_url, self._claude_url), "its generator outlived the turn"
         async with running_generator(self._nats_url, self._claude_url):
             yield
+            await until(lambda: is_acknowledged(self._connection))
+
+    async def finish(self) -> None:
+        """Runs the turn that a failed test has left: the next killed generator would run it."""
+        if not await is_acknowledged(self._connection):
+            async with running_generator(self._nats_url, self._claude_url):
+                await until(lambda: is_acknowledged(self._connection), LEFT_S_MAX)
 
 
-@pytest.fixture
-async def takeover(own_server: NatsServer, new_gateway: NewGateway, tmp_path: Path) -> AsyncIterator[Takeover]:
-    connection = await Connection.open(own_server.url, "test")
-    await shorten_lease(connection, LEASE_S)
-    await connection.close()
-    async with run_simulated_claude() as claude_url, Persistence(own_server.url, tmp_path / "tailrace.db"):
-        yield Takeover(await new_gateway(own_server.url, api_keys=""), own_server.url, claude_url)
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def takeover_system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Takeover]:
+    folder = tmp_path_factory.mktemp("takeover")
+    async with NatsServer(folder) as server:
+        await apply_streams(server.url)
+        connection = await Connection.open(server.url, "test")
+        await shorten_lease(connection, LEASE_S)
+        async with run_simulated_claude() as claude_url, Persistence(server.url, folder / "tailrace.db"):
+            gateway = Gateway(server.url, LOCAL.tenant, {"api_keys": ""})
+            await gateway.answers()
+            yield Takeover(gateway, connection, server.url, claude_url)
+            await gateway.stop()
+        await connection.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def takeover(takeover_system: Takeover) -> AsyncIterator[Takeover]:
+    """For tests `on_shared_loop`: a new system for each would take half of their time."""
+    yield takeover_system
+    await takeover_system.finish()

@@ -5,7 +5,7 @@ docs/CLIENTS.md lists them (`python -m tests.clients.proofs`).
 """
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +13,6 @@ import anthropic
 import httpx
 import httpx2
 import msgspec
-import openai
 import pytest
 from anthropic import AsyncAnthropic
 from anthropic.types import Message
@@ -24,7 +23,7 @@ import tailrace
 from tailrace.proto.ids import new_id
 from tests.clients import node
 from tests.clients.node import find_browser
-from tests.clients.openai_chat import complete_entries, read_until_cut, resume_turn
+from tests.clients.openai_chat import CUT, collect, complete_entries, event_text, resume_turn, text_of
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import story_of
 from tests.integration.conftest import KEY
@@ -117,11 +116,15 @@ async def chat_python(url: str, line: str) -> Answer:
             model=MODEL, messages=[{"role": "user", "content": line}], stream=True
         )
         turn = stream.response.headers["tailrace-turn"]
-        while not await read_until_cut(stream, chunks):
-            chunks, cursor = complete_entries(chunks)
-            stream = await resume_turn(sdk, turn, cursor)
+        while True:
+            try:
+                await collect(stream, chunks)
+                break
+            except CUT:
+                chunks, cursor = complete_entries(chunks)
+                stream = await resume_turn(sdk, turn, cursor)
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["stop"]
-    return Answer(turn, "".join(chunk.choices[0].delta.content or "" for chunk in chunks))
+    return Answer(turn, text_of(chunks))
 
 
 async def chat_node(url: str, line: str) -> Answer:
@@ -132,26 +135,20 @@ async def chat_node(url: str, line: str) -> Answer:
 
 async def responses_python(url: str, line: str) -> Answer:
     events: list[Any] = []
-
-    async def collect_events(stream: AsyncIterable[Any]) -> None:
-        with suppress(openai.APIConnectionError, httpx2.TransportError):
-            async for event in stream:
-                events.append(event)  # noqa: PERF401  # `extend` keeps nothing of a stream that breaks.
-
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY) as sdk:
-        await collect_events(await sdk.responses.create(model=MODEL, input=line, stream=True))
+        with suppress(*CUT):
+            await collect(await sdk.responses.create(model=MODEL, input=line, stream=True), events)
         response = events[0].response.id
         while events[-1].type != "response.completed":
             last = events[-1].sequence_number
-            with suppress(openai.APIConnectionError, httpx2.TransportError):
-                await collect_events(await sdk.responses.retrieve(response, stream=True, starting_after=last))
+            with suppress(*CUT):
+                await collect(await sdk.responses.retrieve(response, stream=True, starting_after=last), events)
     assert [event.sequence_number for event in events] == list(range(len(events)))
-    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
-    return Answer(response.removeprefix("resp_"), text)
+    return Answer(response.removeprefix("resp_"), event_text(events))
 
 
 async def responses_node(url: str, line: str) -> Answer:
-    (shown,) = await node.run("openai-responses-resume.mjs", KEY, url, "ask", line)
+    (shown,) = await node.run("openai-responses-resume.mjs", KEY, url, line)
     assert shown["isNumbered"]
     return Answer(shown["id"].removeprefix("resp_"), shown["text"])
 
@@ -168,21 +165,17 @@ async def workflow(url: str, line: str) -> Answer:
 
 def use_chat(version: str) -> Read:
     async def read(url: str, line: str) -> Answer:
-        shown = await chat_with(version, url, {"id": new_id(), "text": line})
+        (shown,) = await show_chats(version, (url, {"id": new_id(), "text": line}))
         assert (shown["status"], shown["errors"], shown["count"]) == ("ready", [], 2)
         return Answer(shown["turn"], shown["text"])
 
     return read
 
 
-async def chat_with(version: str, url: str, given: Mapping[str, object], history_port: int = 0) -> dict[str, Any]:
-    """Returns what the `useChat` of AI SDK `version` shows with Tailrace's transport (`js/use-chat.mjs`).
-
-    A reloaded page reads its messages at `history_port`.
-    """
-    line = msgspec.json.encode(given).decode()
-    (shown,) = await node.run("use-chat.mjs", version, KEY, url, line, HISTORY_PORT=history_port)
-    return shown
+async def show_chats(version: str, *cases: tuple[str, Mapping[str, object]]) -> list[dict[str, Any]]:
+    """Returns what each `useChat` of AI SDK `version` shows with Tailrace's transport (`js/use-chat.mjs`)."""
+    arguments = [part for url, given in cases for part in (url, msgspec.json.encode(given).decode())]
+    return await node.run("use-chat.mjs", version, KEY, *arguments)
 
 
 # Readers of GET /v1/turns/{turn}/events.
@@ -246,25 +239,27 @@ def hook_reader(component: str, dialect: str) -> Read:
 
     async def read(url: str, line: str) -> Answer:
         if component != "LastEvent":
-            seen = await run_hooks("session" if component == "Session" else "read", url, component=component, line=line)
+            what = "session" if component == "Session" else "read"
+            (seen,) = await run_hooks(url, (what, {"component": component, "line": line}))
             end = seen["turns"][0] if component == "Session" else seen["end"]
             assert (seen["error"], end["outcome"], seen["texts"]) == (None, "completed", [end["text"]])
             return Answer(end["turn"], end["text"])
         turn = await post(url, line)
-        seen = await run_hooks("read", url, component=component, stream=f"/v1/turns/{turn}/events?dialect={dialect}")
+        stream = f"/v1/turns/{turn}/events?dialect={dialect}"
+        (seen,) = await run_hooks(url, ("read", {"component": component, "stream": stream}))
         assert (seen["error"], seen["isConnected"], seen["data"]["status"]) == (None, False, "completed")
         return Answer(turn, seen["data"]["text"])
 
     return read
 
 
-async def run_hooks(what: str, url: str, *, key: str = KEY, **given: object) -> dict[str, Any]:
-    """Returns what a component of `js/hooks.jsx` shows."""
+async def run_hooks(url: str, *cases: tuple[str, Mapping[str, object]], key: str = KEY) -> list[dict[str, Any]]:
+    """Returns what components of `js/hooks.jsx` show, each in a page of one browser."""
     if (browser := find_browser()) is None:
         pytest.skip("there is no `chromium` here")
-    props = msgspec.json.encode({"key": key, "session": new_id(), **given}).decode()
-    (seen,) = await node.run("hooks.mjs", what, url, props, CHROMIUM=browser)
-    return seen
+    known = {"key": key, "session": new_id()}
+    arguments = [part for what, given in cases for part in (what, msgspec.json.encode({**known, **given}).decode())]
+    return await node.run("hooks.mjs", url, *arguments, CHROMIUM=browser)
 
 
 async def post_with(script: str, client: str, url: str, body: object, dialect: str) -> dict[str, Any]:

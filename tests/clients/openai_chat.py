@@ -1,8 +1,9 @@
-"""Helpers of the tests with OpenAI's Python SDK and chat completions."""
+"""Helpers of the tests with OpenAI's Python SDK."""
 
 from collections.abc import AsyncIterable
 from typing import Any
 
+import httpx2
 import openai
 from openai import AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
@@ -14,6 +15,8 @@ MODEL = "claude-haiku-5-5"
 LINE = "#sim words=40 rate=0"
 SLOW = "#sim words=40 rate=100"
 TEXT = words(40)
+# How the SDK fails when the connection breaks.
+CUT = (openai.APIConnectionError, httpx2.TransportError)
 
 
 def sdk_of(url: str, **given: Any) -> AsyncOpenAI:
@@ -37,16 +40,6 @@ def text_of(chunks: list[ChatCompletionChunk]) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
-async def read_until_cut(chunks: AsyncIterable[ChatCompletionChunk], received: list[ChatCompletionChunk]) -> bool:
-    """Appends chunks to `received`; returns whether the stream ended, rather than the connection."""
-    try:
-        async for chunk in chunks:
-            received.append(chunk)  # noqa: PERF401
-    except openai.APIConnectionError:
-        return False
-    return True
-
-
 def complete_entries(received: list[ChatCompletionChunk]) -> tuple[list[ChatCompletionChunk], int]:
     """Returns the chunks of complete entries, and the cursor after them."""
     last = max((n for n, chunk in enumerate(received) if cursor_of(chunk) is not None), default=-1)
@@ -62,3 +55,14 @@ async def resume_turn(sdk: AsyncOpenAI, turn: str, cursor: int = 0) -> AsyncStre
         stream=True,
         stream_cls=AsyncStream[ChatCompletionChunk],
     )
+
+
+async def collect(stream: AsyncIterable[Any], received: list[Any]) -> None:
+    """Appends what comes, also before the connection breaks."""
+    async for one in stream:
+        received.append(one)  # noqa: PERF401  # `extend` keeps nothing of a stream that breaks
+
+
+def event_text(events: list[Any]) -> str:
+    """Returns the text in events of a response."""
+    return "".join(event.delta for event in events if event.type == "response.output_text.delta")

@@ -5,7 +5,6 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import httpx2
 import pytest
 
 from tailrace.gateway import metrics
@@ -89,12 +88,3 @@ async def test_refused_first_connection_is_retried_by_the_documented_code(
     await writer.end()
     (shown,) = await showing
     assert shown == {"text": "a" * 2000, "outcome": "completed"}
-
-
-async def test_other_clients_get_the_status(small: Gateway, writer: Writer) -> None:
-    """`fetch` and httpx send no Last-Event-ID and accept any type: 503 with Retry-After."""
-    path = f"/v1/turns/{writer.key.turn}/events"
-    async with competing_reader(small, path), httpx2.AsyncClient(base_url=small.url, trust_env=False) as client:
-        for headers in ({"accept": "text/event-stream"}, {"last-event-id": "1"}):
-            response = await client.get(path, headers=headers)
-            assert (response.status_code, "retry-after" in response.headers) == (503, True)

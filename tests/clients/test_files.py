@@ -1,7 +1,6 @@
 """/v1/files with the SDKs of OpenAI and Anthropic: upload, list, read and delete."""
 
 import encodings
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import anthropic
@@ -12,21 +11,14 @@ from openai import AsyncOpenAI
 
 from tailrace.persistence.store import Store
 from tailrace.proto.ids import Tenant, new_id
-from tests.harness.processes import Process
 from tests.harness.system import System
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway
+from tests.integration.conftest import KEY, Gateway, on_shared_loop
 
 DIALECT = "files and batches"
 PYTHON = "openai (Python)"
 # More than one chunk of a blob, with every byte, and what looks like the end of a part.
 CONTENT = bytes(range(256)) * 4_000 + b"\r\n--boundary--\r\n"
-
-
-@pytest.fixture
-async def sdk(gateway: Gateway, persistence: Process) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY) as client:
-        yield client
 
 
 @pytest.mark.proves(DIALECT, "files", PYTHON)
@@ -98,6 +90,7 @@ async def test_expired_files_are_deleted(gateway: Gateway, sdk: AsyncOpenAI, sys
         await store.close()
 
 
+@on_shared_loop
 @pytest.mark.parametrize(
     ("form", "file", "part"),
     [
@@ -113,10 +106,11 @@ async def test_expired_files_are_deleted(gateway: Gateway, sdk: AsyncOpenAI, sys
     ],
 )
 async def test_a_wrong_form_is_refused(
-    gateway: Gateway, form: dict[str, str], file: tuple[str, bytes] | None, part: str
+    shared_gateway: Gateway, form: dict[str, str], file: tuple[str, bytes] | None, part: str
 ) -> None:
     other = {"other": ("a.txt", b"text")}
-    answer = await gateway.client.post("/v1/files", data=form, files={"file": file} if file else other)
+    files = {"file": file} if file else other
+    answer = await shared_gateway.client.post("/v1/files", data=form, files=files)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
     assert part in answer.json()["error"]["message"]
 
@@ -144,10 +138,11 @@ async def test_the_charset_of_a_form_is_not_looked_up(gateway: Gateway) -> None:
     assert len(encodings._cache) == before
 
 
+@on_shared_loop
 @pytest.mark.parametrize("boundary", ["", "b" * 71, "b;", "\u00e4"])
-async def test_an_invalid_boundary_is_refused(gateway: Gateway, boundary: str) -> None:
+async def test_an_invalid_boundary_is_refused(shared_gateway: Gateway, boundary: str) -> None:
     headers = {b"content-type": f'multipart/form-data; boundary="{boundary}"'.encode("latin-1")}
-    answer = await gateway.client.post("/v1/files", content=b"x", headers=headers)
+    answer = await shared_gateway.client.post("/v1/files", content=b"x", headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
 
 
@@ -185,7 +180,8 @@ async def test_the_key_of_an_upload_is_no_key_of_a_turn(gateway: Gateway, sdk: A
         assert answer.status_code == 202, answer.text
 
 
+@on_shared_loop
 @pytest.mark.parametrize("query", ["after=unknown", "after_id=file-1", "after=file-1&page=file-1"])
-async def test_a_wrong_cursor_is_refused(gateway: Gateway, query: str) -> None:
-    answer = await gateway.client.get(f"/v1/files?{query}")
+async def test_a_wrong_cursor_is_refused(shared_gateway: Gateway, query: str) -> None:
+    answer = await shared_gateway.client.get(f"/v1/files?{query}")
     assert answer.status_code == 400, answer.text

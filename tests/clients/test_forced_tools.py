@@ -1,22 +1,16 @@
-"""Forced tool calls and JSON mode of SDKs and frameworks, with the default model, which has neither.
+"""Forced tool calls and JSON mode of SDKs, with the default model, which has neither."""
 
-Each test imports its framework itself: at the top, each worker would import all of them, for seconds.
-"""
-
-from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx2
 import openai
-import pydantic
 import pytest
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
 from tests.clients.conftest import Takeover
-from tests.clients.openai_chat import sdk_of, user_message
+from tests.clients.openai_chat import user_message
 from tests.clients.structured_answer import ANSWERED, RHINE, River
-from tests.integration.conftest import KEY, Gateway
+from tests.integration.conftest import KEY, Gateway, on_shared_loop
 
 MODEL = "claude-sonnet-5-5"
 PARAMETERS = River.model_json_schema()
@@ -25,12 +19,6 @@ TOOL: Any = {"name": "River", "input_schema": PARAMETERS}
 ONE: Any = {"type": "function", "function": {"name": "River"}}
 JSON = '{"river":"Rhine","km":1230}'
 SEVERAL = f'#sim rate=0 thinking=2 json={{"name":"River","arguments":{JSON}}}'
-
-
-@pytest.fixture
-async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
-    async with sdk_of(gateway.url) as client:
-        yield client
 
 
 @pytest.mark.rule("R77")
@@ -94,6 +82,7 @@ async def test_messages_returns_a_forced_tool_call_and_accepts_its_result(gatewa
         assert (await sdk.messages.create(**given)).stop_reason == "end_turn"
 
 
+@on_shared_loop
 @pytest.mark.proves("openai-chat", "generator killed during a forced tool call", "openai (Python)")
 async def test_a_takeover_restarts_a_forced_tool_call(takeover: Takeover) -> None:
     """The call of the second generator is whole, and its stream is that of any other call."""
@@ -107,40 +96,6 @@ async def test_a_takeover_restarts_a_forced_tool_call(takeover: Takeover) -> Non
     assert [block["input"] for block in record["content"]] == [RHINE.model_dump()]
     assert content.count('"type":"reset"') == 1
     await require_same_bytes_from_any_cursor(takeover.gateway, turn)
-
-
-@pytest.mark.proves("openai-chat", "forced tool calls and JSON mode", "LangChain")
-@pytest.mark.parametrize("method", ["function_calling", "json_mode"])
-@pytest.mark.parametrize("is_responses", [False, True])
-async def test_langchain_parses_structured_output(
-    gateway: Gateway, connections: httpx2.AsyncClient, method: Any, *, is_responses: bool
-) -> None:
-    from langchain_openai import ChatOpenAI
-
-    model = ChatOpenAI(
-        model=MODEL,
-        base_url=f"{gateway.url}/v1",
-        api_key=pydantic.SecretStr(KEY),
-        use_responses_api=is_responses,
-        http_async_client=connections,
-    )
-    structured: Any = model.with_structured_output(River, method=method)
-    assert await structured.ainvoke(ANSWERED) == RHINE
-
-
-@pytest.mark.proves("openai-chat", "forced tool calls", "pydantic-ai")
-@pytest.mark.parametrize("kind", ["OpenAIChatModel", "OpenAIResponsesModel"])
-async def test_pydantic_ai_parses_its_output_type(gateway: Gateway, connections: httpx2.AsyncClient, kind: str) -> None:
-    """`output_type` is a forced call of one function, streamed or not; a union is one of several."""
-    from pydantic_ai import Agent
-    from pydantic_ai.models import openai as models
-    from pydantic_ai.providers.openai import OpenAIProvider
-
-    provider = OpenAIProvider(base_url=f"{gateway.url}/v1", api_key=KEY, http_client=connections)
-    agent = Agent(getattr(models, kind)(MODEL, provider=provider), output_type=River)
-    assert (await agent.run(ANSWERED)).output == RHINE
-    async with agent.run_stream(ANSWERED) as stream:
-        assert await stream.get_output() == RHINE
 
 
 @pytest.mark.rule("R60")

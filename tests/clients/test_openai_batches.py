@@ -1,7 +1,6 @@
 """/v1/batches with OpenAI's Python SDK: upload, create, poll, download the results."""
 
 import tracemalloc
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -16,19 +15,12 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.harness.generator_in_loop import words
-from tests.harness.processes import Process
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, forget
 
 DIALECT = "files and batches"
 PYTHON = "openai (Python)"
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
-
-
-@pytest.fixture
-async def sdk(gateway: Gateway, persistence: Process, generator: Process) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY) as client:
-        yield client
 
 
 def request(name: str, url: str, **body: Any) -> dict[str, Any]:
@@ -166,31 +158,21 @@ async def test_an_invalid_file_fails_the_batch(sdk: AsyncOpenAI) -> None:
     assert (batch.output_file_id, batch.error_file_id) == (None, None)
 
 
-async def test_a_batch_whose_every_line_is_refused_completes(sdk: AsyncOpenAI) -> None:
-    batch = await wait_for_end(sdk, await create(sdk, [chat("one", "hi", n=2)]))
+async def test_the_errors_of_lines_name_the_fields_as_the_lines_do(sdk: AsyncOpenAI) -> None:
+    """As the errors of their route do. A batch whose every line is refused completes.
+
+    A line that stores no turn is refused, too: its result is made from the turn.
+    """
+    bodies: list[dict[str, Any]] = [{"max_output_tokens": 0}, {"input": []}, {"store": False}]
+    given = [request(str(number), RESPONSES, **{"input": "hi", **body}) for number, body in enumerate(bodies)]
+    batch = await wait_for_end(sdk, await create(sdk, given, RESPONSES))
     assert batch.request_counts is not None
-    assert (batch.status, batch.request_counts.failed, batch.output_file_id) == ("completed", 1, None)
-    assert [one["custom_id"] for one in await lines(sdk, batch.error_file_id)] == ["one"]
-
-
-async def test_a_line_that_stores_no_turn_is_refused(sdk: AsyncOpenAI) -> None:
-    """Its result is made from the turn, which would be erased while the batch runs."""
-    given = [request(str(store), RESPONSES, input="#sim words=1 rate=0", store=store) for store in (False, True)]
-    batch = await wait_for_end(sdk, await create(sdk, given, RESPONSES))
-    (error,) = await lines(sdk, batch.error_file_id)
-    assert (error["custom_id"], error["response"]["status_code"]) == ("False", 400)
-    assert error["response"]["body"]["error"]["param"] == "store"
-    (output,) = await lines(sdk, batch.output_file_id)
-    assert output["custom_id"] == "True"
-
-
-async def test_the_error_of_a_line_names_the_field_as_the_line_does(sdk: AsyncOpenAI) -> None:
-    """As the error of the line's route does."""
-    given = [request("0", RESPONSES, input="hi", max_output_tokens=0), request("1", RESPONSES, input=[])]
-    batch = await wait_for_end(sdk, await create(sdk, given, RESPONSES))
-    errors = [one["response"]["body"]["error"] for one in await lines(sdk, batch.error_file_id)]
-    assert [error["param"] for error in errors] == ["max_output_tokens", "input"]
-    assert all(error["message"].startswith(f"`{error['param']}`") for error in errors)
+    assert (batch.status, batch.request_counts.failed, batch.output_file_id) == ("completed", 3, None)
+    responses = [one["response"] for one in await lines(sdk, batch.error_file_id)]
+    errors = [response["body"]["error"] for response in responses]
+    assert [response["status_code"] for response in responses] == [400] * 3
+    assert [error["param"] for error in errors] == ["max_output_tokens", "input", "store"]
+    assert all(error["message"].startswith(f"`{error['param']}`") for error in errors[:2])
 
 
 async def test_a_repeated_batch_after_its_file_was_deleted(sdk: AsyncOpenAI) -> None:

@@ -1,7 +1,6 @@
 """POST /v1/chat/completions with OpenAI's Python SDK."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
@@ -10,7 +9,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionChunk
 
 from tests.clients.conftest import read_stored_text
-from tests.clients.openai_chat import LINE, MODEL, TEXT, read_until_cut, sdk_of, text_of, turn_of, user_message
+from tests.clients.openai_chat import LINE, MODEL, TEXT, collect, text_of, turn_of, user_message
 from tests.clients.structured_answer import ANSWERED, RHINE, River
 from tests.harness.generator_in_loop import read_last_request, words
 from tests.integration.conftest import KEY, Gateway
@@ -19,12 +18,6 @@ LOOK: Any = {
     "type": "function",
     "function": {"name": "look", "parameters": {"type": "object", "properties": {"query": {"type": "string"}}}},
 }
-
-
-@pytest.fixture
-async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
-    async with sdk_of(gateway.url) as client:
-        yield client
 
 
 @pytest.mark.proves("openai-chat", "answer as one JSON body", "openai (Python)")
@@ -181,7 +174,7 @@ async def test_error_during_the_stream_is_raised(sdk: AsyncOpenAI) -> None:
     )
     chunks: list[ChatCompletionChunk] = []
     with pytest.raises(openai.APIError) as raised:
-        await read_until_cut(stream, chunks)
+        await collect(stream, chunks)
     assert (text_of(chunks), raised.value.code) == (words(5), "interrupted")
 
 

@@ -1,6 +1,5 @@
 """Claude's citations as annotations in both of OpenAI's protocols, with the Python SDK."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -21,12 +20,6 @@ PLACE = {"start_index": 0, "end_index": len(words(3))}
 PAGE = {"url": "https://page.example/1", "title": "Page 1", **PLACE}
 FILE = {"type": "file_citation", "file_id": "file_sim2", "filename": "2.pdf", "index": len(words(3))}
 ADDED = "response.output_text.annotation.added"
-
-
-@pytest.fixture
-async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
-    async with sdk_of(gateway.url) as client:
-        yield client
 
 
 @pytest.mark.proves("openai-chat", "citations", PYTHON)

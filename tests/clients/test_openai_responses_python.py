@@ -4,33 +4,26 @@ import asyncio
 import base64
 import json
 import os
-from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, cast
 
-import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from tailrace.gateway.clients.openai.responses_object import error_object
 from tailrace.proto.entries import Failure
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.clients.conftest import Takeover, read_stored_text
-from tests.clients.openai_chat import sdk_of
+from tests.clients.conftest import read_stored_text
+from tests.clients.openai_chat import LINE, MODEL, SLOW, TEXT, collect, event_text, sdk_of
 from tests.clients.structured_answer import ANSWERED, RHINE, River
-from tests.harness.cutting_proxy import Cutting, random_cuts
-from tests.harness.displayed_text import SAYS
 from tests.harness.generator_in_loop import read_last_request, words
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import KEY, Gateway, NewGateway, forget
+from tests.integration.conftest import KEY, Gateway, NewGateway, forget, on_shared_loop
 
-MODEL = "claude-haiku-5-5"
-LINE = "#sim words=40 rate=0"
-SLOW = "#sim words=40 rate=100"
-TEXT = words(40)
 PYTHON = "openai (Python)"
 DIALECT = "openai-responses"
 LOOK: Any = {
@@ -39,35 +32,14 @@ LOOK: Any = {
     "parameters": {"type": "object", "properties": {"query": {"type": "string"}}},
     "strict": False,
 }
-CUT = (openai.APIConnectionError, httpx2.TransportError)
-
-
-@pytest.fixture
-async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
-    async with sdk_of(gateway.url) as client:
-        yield client
 
 
 def turn_of(response_id: str) -> str:
     return response_id.removeprefix("resp_")
 
 
-def text_of(events: list[Any]) -> str:
-    return "".join(event.delta for event in events if event.type == "response.output_text.delta")
-
-
 def numbers(events: list[Any]) -> list[int]:
     return [event.sequence_number for event in events]
-
-
-async def keep_events(stream: AsyncIterable[Any], events: list[Any]) -> None:
-    """Appends events, also those before the connection breaks."""
-    async for event in stream:
-        events.append(event)  # noqa: PERF401  # `extend` keeps nothing of a stream that breaks
-
-
-async def is_ended(sdk: AsyncOpenAI, response: str) -> bool:
-    return (await sdk.responses.retrieve(response)).status not in ("queued", "in_progress")
 
 
 @pytest.mark.proves(DIALECT, "answer as one JSON body", PYTHON)
@@ -83,18 +55,18 @@ async def test_response_as_json(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     record = (await gateway.client.get(f"/v1/turns/{turn}")).json()
     names = ("tailrace-turn", "x-request-id", "x-session-id", "tailrace-ignored")
     assert [raw.headers[name] for name in names] == [turn, turn, record["session"], "temperature"]
-    assert (await sdk.responses.retrieve(made.id)).to_dict() == made.to_dict()
+    for name in (made.id, turn):
+        assert (await sdk.responses.retrieve(name)).to_dict() == made.to_dict()
 
 
 @pytest.mark.proves(DIALECT, "stream", PYTHON)
 async def test_response_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     """The raw events, and the SDK's accumulator, which checks their order."""
     events: list[Any] = []
-    await keep_events(await sdk.responses.create(model=MODEL, input=LINE, stream=True), events)
+    await collect(await sdk.responses.create(model=MODEL, input=LINE, stream=True), events)
     assert numbers(events) == list(range(len(events)))
     assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
-    assert events[0].type == "response.created"
-    assert text_of(events) == TEXT == await read_stored_text(gateway, turn_of(events[0].response.id))
+    assert event_text(events) == TEXT == await read_stored_text(gateway, turn_of(events[0].response.id))
     async with sdk.responses.stream(model=MODEL, input=LINE) as stream:
         assert (await stream.get_final_response()).output_text == TEXT
 
@@ -193,92 +165,14 @@ async def test_failure_during_the_stream_is_an_event(gateway: Gateway, sdk: Asyn
     stream = await sdk.responses.create(
         model=MODEL, input="#sim words=9 rate=0 fault=error@5", stream=True, extra_body=extension
     )
-    await keep_events(stream, events)
+    await collect(stream, events)
     end = events[-1]
     assert end.type == "response.failed"
-    assert (text_of(events), end.response.output_text) == (words(5), words(5))
+    assert (event_text(events), end.response.output_text) == (words(5), words(5))
     assert end.response.error is not None
     assert (end.response.status, end.response.error.code) == ("failed", "server_error")
     looked_up = await sdk.responses.retrieve(end.response.id)
     assert (looked_up.status, looked_up.error) == ("failed", end.response.error)
-
-
-@pytest.mark.proves(DIALECT, "heartbeats before the first event", PYTHON)
-async def test_heartbeats_are_comments(system: System, gateway: Gateway, new_gateway: NewGateway) -> None:
-    patient = await new_gateway(system.nats_url, heartbeat_s=0.1)
-    line = {"model": MODEL, "input": "#sim words=3 rate=0 wait=1.5", "stream": True}
-    response = await patient.client.post("/v1/responses", json=line)
-    head, *_, rest = response.content.split(b": hb\n")
-    assert b"event: response.created" in head
-    assert b"delta" not in head
-    assert b"response.output_text.delta" in rest
-    assert SAYS[DIALECT](response.content) == words(3)
-    async with sdk_of(patient.url) as sdk, sdk.responses.stream(model=MODEL, input=str(line["input"])) as stream:
-        assert (await stream.get_final_response()).output_text == words(3)
-
-
-@pytest.mark.proves(DIALECT, "resumes when its gateway drains", PYTHON)
-async def test_stream_of_a_draining_gateway_is_not_complete(
-    system: System, gateway: Gateway, new_gateway: NewGateway
-) -> None:
-    """The gateway breaks the connection, so the SDK raises; another gateway continues."""
-    leaving = await new_gateway(system.nats_url)
-    events: list[Any] = []
-    async with sdk_of(leaving.url) as sdk:
-        stream = await sdk.responses.create(model=MODEL, input="#sim words=120 rate=100", stream=True)
-        reading = asyncio.create_task(keep_events(stream, events))
-        await until(lambda: bool(text_of(events)))
-        leaving.stopping.set()
-        with pytest.raises(CUT):
-            await reading
-    async with sdk_of(gateway.url) as sdk:
-        response, last = events[0].response.id, events[-1].sequence_number
-        await keep_events(await sdk.responses.retrieve(response, stream=True, starting_after=last), events)
-    assert numbers(events) == list(range(len(events)))
-    assert text_of(events) == words(120) == await read_stored_text(gateway, turn_of(response))
-
-
-@pytest.mark.proves(DIALECT, "resumes with the SDK's accumulator", PYTHON)
-async def test_sdks_accumulator_resumes(gateway: Gateway, sdk: AsyncOpenAI) -> None:
-    """`.stream(response_id=, starting_after=)` reads all events and shows the new ones."""
-    shown: list[Any] = []
-    cuts = random_cuts(3, 1, bytes_min=3200, bytes_max=4500)
-    async with Cutting(gateway.port, cuts) as proxy, sdk_of(proxy.url) as cut:
-        with pytest.raises(CUT):
-            async with cut.responses.stream(model=MODEL, input=SLOW) as stream:
-                await keep_events(stream, shown)
-        assert proxy.left == []
-    response = shown[0].response.id
-    last = shown[-1].sequence_number
-    async with sdk.responses.stream(response_id=response, starting_after=last) as stream:
-        await keep_events(stream, shown)
-        final = await stream.get_final_response()
-    assert numbers(shown) == list(range(len(shown)))
-    assert text_of(shown) == final.output_text == TEXT == await read_stored_text(gateway, turn_of(response))
-
-
-@pytest.mark.proves(DIALECT, "restart of the answer", PYTHON)
-async def test_restarted_answer_is_not_mixed_with_the_old_one(takeover: Takeover) -> None:
-    """An answer cut within thinking restarts: the reader receives an error, and a new request the new answer."""
-    events: list[Any] = []
-    async with sdk_of(takeover.gateway.url) as sdk:
-        # Attempt, message_start and block start come before the thinking.
-        line = "#sim words=5 rate=20 thinking=20"
-        reading = asyncio.create_task(sdk.responses.create(model=MODEL, input=line, stream=True))
-        async with takeover.run_and_kill_after(8):
-            with pytest.raises(CUT):
-                await keep_events(await reading, events)
-            assert (events[0].type, events[-1].type) == ("response.created", "error")
-            response = events[0].response.id
-            again: list[Any] = []
-            await keep_events(await sdk.responses.retrieve(response, stream=True), again)
-            beyond = events[-1].sequence_number
-            further: list[Any] = []
-            await keep_events(await sdk.responses.retrieve(response, stream=True, starting_after=beyond), further)
-    assert text_of(again) == words(5) == await read_stored_text(takeover.gateway, turn_of(response))
-    assert again[0].type == "response.created"
-    assert [event.to_dict() for event in again] == [event.to_dict() for event in further]
-    assert numbers([*events, *again]) == list(range(len(events) + len(again)))
 
 
 @pytest.mark.proves(DIALECT, "cancel", PYTHON)
@@ -286,40 +180,35 @@ async def test_response_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI) -> None
     """Its readers receive the end, and the text stays."""
     events: list[Any] = []
     stream = await sdk.responses.create(model=MODEL, input="#sim words=900 rate=50", stream=True)
-    reading = asyncio.create_task(keep_events(stream, events))
-    await until(lambda: bool(text_of(events)))
+    reading = asyncio.create_task(collect(stream, events))
+    await until(lambda: bool(event_text(events)))
     assert events[0].type == "response.created"
     cancelled = await sdk.responses.cancel(events[0].response.id)
     await reading
     end = events[-1]
     assert end.type == "response.incomplete"
     assert (cancelled.status, end.response.status) == ("cancelled", "cancelled")
-    assert text_of(events) == cancelled.output_text == end.response.output_text
+    assert event_text(events) == cancelled.output_text == end.response.output_text
     again = await sdk.responses.cancel(cancelled.id)
     assert again.to_dict() == cancelled.to_dict()
 
 
 @pytest.mark.proves(DIALECT, "background", PYTHON)
 async def test_background_response(gateway: Gateway, sdk: AsyncOpenAI) -> None:
-    """It can be retrieved before its end, and streamed at any time."""
-    queued = await sdk.responses.create(model=MODEL, input=SLOW, background=True)
+    """It can be retrieved before its end, and streamed at any time. Its headers name the turn."""
+    headers = {"X-Session-ID": "background", "X-Project-ID": "rivers"}
+    raw = await sdk.responses.with_raw_response.create(model=MODEL, input=SLOW, background=True, extra_headers=headers)
+    queued, turn = raw.parse(), turn_of(raw.parse().id)
+    names = ("tailrace-turn", "x-request-id", "x-session-id", "x-project-id")
+    assert [raw.headers.get(name) for name in names] == [turn, turn, "background", "rivers"]
     assert queued.status in ("queued", "in_progress")
     events: list[Any] = []
-    await keep_events(await sdk.responses.retrieve(queued.id, stream=True), events)
-    await until(lambda: is_ended(sdk, queued.id))
+    await collect(await sdk.responses.retrieve(queued.id, stream=True), events)
     assert (await sdk.responses.retrieve(queued.id)).output_text == TEXT
-    assert text_of(events) == TEXT == await read_stored_text(gateway, turn_of(queued.id))
+    assert event_text(events) == TEXT == await read_stored_text(gateway, turn)
     events.clear()
-    await keep_events(await sdk.responses.create(model=MODEL, input=SLOW, background=True, stream=True), events)
-    assert (events[0].type, text_of(events), events[-1].type) == ("response.created", TEXT, "response.completed")
-
-
-async def test_background_response_has_the_turns_headers(sdk: AsyncOpenAI) -> None:
-    headers = {"X-Session-ID": "background", "X-Project-ID": "rivers"}
-    made = await sdk.responses.with_raw_response.create(model=MODEL, input=LINE, background=True, extra_headers=headers)
-    turn = turn_of(made.parse().id)
-    names = ("tailrace-turn", "x-request-id", "x-session-id", "x-project-id")
-    assert [made.headers.get(name) for name in names] == [turn, turn, "background", "rivers"]
+    await collect(await sdk.responses.create(model=MODEL, input=SLOW, background=True, stream=True), events)
+    assert (events[0].type, event_text(events), events[-1].type) == ("response.created", TEXT, "response.completed")
 
 
 @pytest.mark.proves(DIALECT, "snapshot for a late reader", PYTHON)
@@ -333,8 +222,8 @@ async def test_snapshot_for_a_late_reader(lone_gateway: Gateway, log: TurnLog, t
         response = f"resp_{writer.key.turn}"
         joining = await sdk.responses.retrieve(response, stream=True, extra_query={"snapshot": "1"})
         watching = await sdk.responses.retrieve(response, stream=True)
-        reading = asyncio.gather(keep_events(joining, late), keep_events(watching, early))
-        await until(lambda: text_of(late) == text_of(early) == "abcdefgh")
+        reading = asyncio.gather(collect(joining, late), collect(watching, early))
+        await until(lambda: event_text(late) == event_text(early) == "abcdefgh")
         await writer.store_texts("i", "j")
         await writer.end()
         await reading
@@ -344,19 +233,6 @@ async def test_snapshot_for_a_late_reader(lone_gateway: Gateway, log: TurnLog, t
     assert deltas == ["abcdefgh", "i", "j"]
     assert numbers(late) == numbers(early)[-len(late) :]
     assert late[-1].to_dict() == early[-1].to_dict()
-
-
-@pytest.mark.proves(DIALECT, "resumes in another dialect", PYTHON)
-async def test_response_is_read_in_another_dialect(gateway: Gateway, sdk: AsyncOpenAI) -> None:
-    """A turn's id is a response's id."""
-    made = await sdk.responses.create(model=MODEL, input=LINE)
-    for dialect in ("tailrace", "anthropic", "openai-chat", DIALECT):
-        sent = await gateway.client.get(f"/v1/turns/{turn_of(made.id)}/events?dialect={dialect}")
-        assert SAYS[dialect](sent.content) == TEXT
-    accepted = (await gateway.client.post("/v1/turns", json={"message": SLOW})).json()
-    async with sdk.responses.stream(response_id=f"resp_{accepted['turn']}") as stream:
-        assert (await stream.get_final_response()).output_text == TEXT
-    assert (await sdk.responses.retrieve(accepted["turn"])).id == f"resp_{accepted['turn']}"
 
 
 @pytest.mark.proves(DIALECT, "read after the log has dropped the turn", PYTHON)
@@ -374,11 +250,11 @@ async def test_response_is_read_after_the_log_has_dropped_it(
         assert (await later.responses.retrieve(made.id)).to_dict() == made.to_dict()
         async with later.responses.stream(response_id=made.id) as stream:
             final = await stream.get_final_response()
-        await keep_events(await later.responses.retrieve(made.id, stream=True, starting_after=6), events)
+        await collect(await later.responses.retrieve(made.id, stream=True, starting_after=6), events)
     assert [item.to_dict()["id"] for item in final.output] == [item.to_dict()["id"] for item in made.output]
     assert final.output_text == made.output_text == words(9)
     assert numbers(events) == list(range(7, 7 + len(events)))
-    assert text_of(events) == ""
+    assert event_text(events) == ""
     assert (events[-1].type, events[-1].response.to_dict()) == ("response.completed", made.to_dict())
 
 
@@ -446,28 +322,25 @@ async def test_deleted_response_is_not_found(sdk: AsyncOpenAI) -> None:
         await sdk.responses.create(model=MODEL, input="hi", previous_response_id=made.id)
 
 
+@on_shared_loop
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("stream=maybe", "`stream`"),
-        ("stream=true&starting_after=-1", "cursor"),
-        ("stream=true&starting_after=1&snapshot=1", "without"),
+        ("?stream=maybe", "`stream`"),
+        ("?stream=true&starting_after=-1", "cursor"),
+        ("?stream=true&starting_after=1&snapshot=1", "without"),
+        ("/input_items?limit=0", "limit"),
+        (f"/input_items?limit=000000001{'0' * 5000}", "limit"),
+        ("/input_items?order=up", "order"),
+        ("/input_items?after=nothing", "after"),
     ],
+    ids=lambda given: given[:40],
 )
-async def test_invalid_query_is_refused(sdk: AsyncOpenAI, query: str, message: str) -> None:
-    made = await sdk.responses.create(model=MODEL, input="#sim words=1 rate=0")
-    with pytest.raises(openai.BadRequestError, match=message):
-        await sdk.get(f"/responses/{made.id}?{query}", cast_to=object)
-    for wrong in (
-        "limit=0",
-        "limit=x",
-        f"limit=000000001{'0' * 5000}",
-        "limit=1000000001",
-        "order=up",
-        "after=nothing",
-    ):
-        with pytest.raises(openai.BadRequestError):
-            await sdk.get(f"/responses/{made.id}/input_items?{wrong}", cast_to=object)
+async def test_invalid_query_is_refused(shared_gateway: Gateway, query: str, message: str) -> None:
+    asked = {"model": MODEL, "input": "#sim words=1 rate=0"}
+    made = (await shared_gateway.client.post("/v1/responses", json=asked)).json()
+    answer = await shared_gateway.client.get(f"/v1/responses/{made['id']}{query}")
+    assert (answer.status_code, message in answer.json()["error"]["message"]) == (400, True), answer.text
 
 
 @pytest.mark.proves(DIALECT, "repeated POST returns the same turn", PYTHON)
@@ -482,8 +355,6 @@ async def test_repeated_post_is_one_turn(gateway: Gateway, sdk: AsyncOpenAI) -> 
 
 def test_failure_has_one_of_openais_codes() -> None:
     """OpenAI's list of codes is closed."""
-    from tailrace.gateway.clients.openai.responses_object import error_object
-
     codes = ("backend_rate_limited", "backend_refused_request", "backend_overloaded")
     assert [error_object(Failure(code, "?"))["code"] for code in codes] == [
         "rate_limit_exceeded",

@@ -19,77 +19,62 @@ async def turns_of(gateway: Gateway) -> int:
 
 @pytest.mark.proves("tailrace", "resumes after a reload, in StrictMode", "useTurn (Chromium)")
 @pytest.mark.proves("tailrace", "cancel", "useTurn (Chromium)")
-async def test_a_turn_is_resumed_after_a_reload_and_goes_on_without_its_component(
-    open_gateway: Gateway, browser: str
-) -> None:
-    before = await turns_of(open_gateway)
-    seen = await run_hooks("turn", open_gateway.url, key="", component="Turn", line=LONG)
-    for one in (seen["first"], seen["again"], seen["stopped"]):
-        assert TEXT.startswith(one["text"])
-        assert (one["turn"], one["texts"], one["end"], one["error"]) == (
-            seen["first"]["turn"],
-            [one["text"]],
-            None,
-            None,
-        )
-    # StrictMode runs the effect that asks twice, and a person clicks twice.
-    assert seen["posts"] == 1
-    assert (seen["again"]["state"], seen["stopped"]["state"], seen["running"]) == ("live", "ended", "running")
-    record = (await open_gateway.client.get(f"/v1/turns/{seen['first']['turn']}")).json()
-    assert (seen["cancelled"]["end"]["outcome"], record["outcome"]) == ("cancelled", "cancelled")
-    assert seen["cancelled"]["texts"] == [record["text"]]
-    assert await turns_of(open_gateway) == before + 1
-
-
 @pytest.mark.proves("tailrace", "resumes after a reload, in StrictMode", "useSession (Chromium)")
 @pytest.mark.proves("tailrace", "several readers", "useSession (Chromium)")
-async def test_a_session_is_shown_in_two_tabs_over_one_connection_each(open_gateway: Gateway, browser: str) -> None:
-    """It does not exist before its first question. One tab is reloaded during the answer."""
-    given = {"component": "Session", "session": "holiday-plans"}
+async def test_turns_and_sessions_are_shown_once_after_a_reload_and_in_two_tabs(
+    open_gateway: Gateway, browser: str
+) -> None:
+    """A turn goes on without its component. A session does not exist before its first question."""
     line, following = "#sim words=100 rate=25", "#sim words=20 rate=50"
+    tabs = {"component": "Session", "session": "holiday-plans", "line": line, "next": following}
     before = await turns_of(open_gateway)
-    seen = await run_hooks("tabs", open_gateway.url, key="", line=line, next=following, **given)
-    assert seen["turn"] == seen["same"]
-    assert (seen["refused"], seen["error"]["status"], seen["error"]["code"]) == (None, 409, "session_busy")
-    assert seen["streams"] == ["/v1/sessions/holiday-plans/events"]
-    for tab in (seen["first"], seen["second"]):
+    of_turn, of_session = await run_hooks(
+        open_gateway.url, ("turn", {"component": "Turn", "line": LONG}), ("tabs", tabs), key=""
+    )
+    # StrictMode runs the effect that asks twice, and a person clicks twice.
+    assert of_turn["posts"] == 1
+    assert await turns_of(open_gateway) == before + 3
+    for one in (of_turn["first"], of_turn["again"], of_turn["stopped"]):
+        assert TEXT.startswith(one["text"])
+        assert (one["turn"], one["texts"]) == (of_turn["first"]["turn"], [one["text"]])
+        assert (one["end"], one["error"]) == (None, None)
+    assert (of_turn["again"]["state"], of_turn["stopped"]["state"], of_turn["running"]) == ("live", "ended", "running")
+    record = (await open_gateway.client.get(f"/v1/turns/{of_turn['first']['turn']}")).json()
+    assert (of_turn["cancelled"]["end"]["outcome"], record["outcome"]) == ("cancelled", "cancelled")
+    assert of_turn["cancelled"]["texts"] == [record["text"]]
+
+    assert of_session["turn"] == of_session["same"]
+    error = of_session["error"]
+    assert (of_session["refused"], error["status"], error["code"]) == (None, 409, "session_busy")
+    assert of_session["streams"] == ["/v1/sessions/holiday-plans/events"]
+    for tab in (of_session["first"], of_session["second"]):
         assert (tab["state"], tab["error"], tab["texts"]) == ("live", None, [words(100), words(20)])
         assert [turn["input"][0]["content"] for turn in tab["turns"]] == [line, following]
-        assert tab["turns"][0]["turn"] == seen["turn"]
-    assert await read_stored_text(open_gateway, seen["turn"]) == words(100)
-    assert await turns_of(open_gateway) == before + 2
+        assert tab["turns"][0]["turn"] == of_session["turn"]
+    assert await read_stored_text(open_gateway, of_session["turn"]) == words(100)
 
 
-async def test_a_refused_cancel_is_the_error_of_the_turn_which_is_read_on(open_gateway: Gateway, browser: str) -> None:
-    """`cancel` of `useTurn` returns null then, as that of `useSession` does."""
-    seen = await run_hooks("uncancelled", open_gateway.url, key="", component="Turn", line=LONG)
-    assert (seen["cancelled"], seen["shown"]["error"]["status"]) == (None, 500)
-    assert (seen["later"]["state"], seen["later"]["error"]["status"]) == ("live", 500)
-    assert (seen["end"]["end"]["outcome"], seen["end"]["error"]) == ("cancelled", None)
-
-
-async def test_a_second_click_asks_nothing_although_another_question_has_its_answer(
-    open_gateway: Gateway, browser: str
-) -> None:
-    seen = await run_hooks("pending", open_gateway.url, key="", component="Session", session="two-questions")
-    assert seen["posts"] == 2
-
-
-async def test_a_late_refusal_is_not_shown_in_another_session(open_gateway: Gateway, browser: str) -> None:
-    seen = await run_hooks("moved", open_gateway.url, key="", component="Session", session="left", line="late")
-    assert (seen["asked"], seen["error"]) == (None, None)
-
-
-async def test_earlier_turns_can_be_read_again_after_a_failure_while_a_turn_ended(
-    open_gateway: Gateway, browser: str
-) -> None:
-    session = "failed-page"
-    short = {"message": "#sim words=1", "session": session, "create_session": True}
+async def test_a_refused_request_is_an_error_of_what_was_asked(open_gateway: Gateway, browser: str) -> None:
+    """A cancel, two questions on their way, a question of a session that was left, and a page of earlier turns."""
+    short = {"message": "#sim words=1", "session": "failed-page", "create_session": True}
     for _ in range(2):
-        async with open_gateway.client.stream(
-            "POST", "/v1/turns", json=short, headers={"accept": "text/event-stream"}
-        ) as answer:
-            await answer.aread()
-    line = "#sim words=160 rate=40"
-    seen = await run_hooks("earlier", open_gateway.url, key="", component="Session", session=session, line=line)
-    assert (seen["error"]["status"], seen["hasEarlier"], len(seen["turns"])) == (500, True, 2)
+        accept = {"accept": "text/event-stream"}
+        (await open_gateway.client.post("/v1/turns", json=short, headers=accept)).raise_for_status()
+    cancelled, pending, moved, earlier = await run_hooks(
+        open_gateway.url,
+        ("uncancelled", {"component": "Turn", "line": LONG}),
+        ("pending", {"component": "Session", "session": "two-questions"}),
+        ("moved", {"component": "Session", "session": "left", "line": "late"}),
+        ("earlier", {"component": "Session", "session": "failed-page", "line": "#sim words=160 rate=40"}),
+        key="",
+    )
+    # `cancel` of `useTurn` returns null then, as that of `useSession` does, and the turn is read on.
+    assert (cancelled["cancelled"], cancelled["shown"]["error"]["status"]) == (None, 500)
+    assert (cancelled["later"]["state"], cancelled["later"]["error"]["status"]) == ("live", 500)
+    assert (cancelled["end"]["end"]["outcome"], cancelled["end"]["error"]) == ("cancelled", None)
+    # A second click asks nothing, although another question has its answer.
+    assert pending["posts"] == 2
+    # A late refusal is not shown in another session.
+    assert (moved["asked"], moved["error"]) == (None, None)
+    # Earlier turns can be read again after a failure while a turn ended.
+    assert (earlier["error"]["status"], earlier["hasEarlier"], len(earlier["turns"])) == (500, True, 2)

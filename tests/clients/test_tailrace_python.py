@@ -2,48 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
-from signal import SIGKILL
 
 import httpx2
 import pytest
 
 from tailrace import AsyncClient, TailraceError
-from tailrace.deploy.local.ports import find_free
-from tailrace.proto.ids import Tenant
-from tests.harness import processes
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
-from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx2.AsyncClient]:
     async with httpx2.AsyncClient(trust_env=False) as http:
         yield http
-
-
-async def test_each_word_comes_once_when_the_gateway_is_killed(
-    system: System, gateway: Gateway, tenant: Tenant, http: httpx2.AsyncClient, tmp_path: Path
-) -> None:
-    """A gateway at the same address answers the rest."""
-    (port,) = find_free(1)
-    settings = {"TAILRACE_PORT": port, "TAILRACE_API_KEYS": api_keys(tenant)}
-    text = ""
-    async with processes.gateway(tmp_path, system.nats_url, **settings) as killed:
-        states: list[str] = []
-        answer = await AsyncClient(f"http://127.0.0.1:{port}", KEY, http=http).ask(
-            "#sim words=200 rate=100", on_state=states.append
-        )
-        async for event in answer:
-            if event.type == "delta":
-                text += event.text
-            if text.count(" ") > 20 and "reconnecting" not in states and killed.pid:
-                await killed.stop(SIGKILL)
-                await killed.start()
-    assert text == words(200) == (await answer.done()).text
-    assert states[:3] == ["live", "reconnecting", "live"]
-    assert (await gateway.client.get("/v1/usage")).json()["data"][0]["turns"] == 1
 
 
 async def test_to_stop_reading_does_not_cancel_and_lists_have_the_turn(

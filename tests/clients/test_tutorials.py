@@ -3,27 +3,23 @@
 import hashlib
 import json
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
-from httpx_sse import aconnect_sse
 
 from tailrace.proto.entries import Failure
 from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients.conftest import read_stored_text
-from tests.clients.matrix import post_with
-from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import words
+from tests.harness.readers import render_frames
 from tests.harness.refusals import problem_of
 from tests.harness.sse_parser import parse
 from tests.harness.system import System
-from tests.harness.turn_writer import Writer
-from tests.integration.conftest import KEY, Gateway, NewGateway
+from tests.harness.turn_builder import Handwritten
+from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 
 TEXT = words(40)
 LINE = "#sim words=40 rate=200"
@@ -57,21 +53,19 @@ async def test_chat_stream_loop_shows_the_answer(gateway: Gateway, page: httpx.A
     assert "".join(event["text"] for event in events[:-1]) == TEXT == await read_stored_text(gateway, turn["turn"])
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "dialect"),
-    [
-        ("/chat/stream", {"message": SLOW}, "delta"),
-        ("/ai/chat", {"messages": [{"role": "user", "content": SLOW}]}, "content"),
-    ],
-)
 async def test_a_loop_that_splits_at_blank_lines_reads_past_heartbeats(
-    system: System, gateway: Gateway, new_gateway: NewGateway, path: str, body: object, dialect: str
+    system: System, gateway: Gateway, new_gateway: NewGateway
 ) -> None:
     """Glued to a heartbeat, an event would not begin with `data: `."""
     quick = await new_gateway(system.nats_url, heartbeat_s=0.02)
-    shown = await post_with("posts.mjs", "loop", f"{quick.url}{path}", body, dialect)
-    assert shown["others"] > 1
-    assert shown["text"] == words(4) == await read_stored_text(quick, shown["turn"])
+    for path, body, field in (
+        ("/chat/stream", {"message": SLOW}, "text"),
+        ("/ai/chat", {"messages": [{"role": "user", "content": SLOW}]}, "content"),
+    ):
+        pieces = (await quick.client.post(path, json=body)).text.split("\n\n")
+        events = [json.loads(piece.removeprefix("data: ")) for piece in pieces if piece.startswith("data: ")]
+        assert len(pieces) > len(events) + 2, path
+        assert "".join(event.get(field, "") for event in events) == words(4), path
 
 
 async def test_a_client_that_accepts_server_sent_events_receives_ids(gateway: Gateway, page: httpx.AsyncClient) -> None:
@@ -84,42 +78,13 @@ async def test_a_client_that_accepts_server_sent_events_receives_ids(gateway: Ga
     assert all(event.id is None and "cursor" in event.data for event in parse((await page.get(events)).content))
 
 
-@pytest.mark.parametrize(
-    ("failure", "shown"),
-    [
-        (
-            Failure("backend_rate_limited", "slow down", 6.2),
-            {
-                "type": "error",
-                "error": "rate_limit",
-                "code": "backend_rate_limited",
-                "message": "slow down",
-                "retry_after": 7,
-            },
-        ),
-        (
-            Failure("backend_overloaded", "too many"),
-            {"type": "error", "error": "network_error", "code": "backend_overloaded", "message": "too many"},
-        ),
-    ],
-)
-async def test_failure_is_an_error_event(
-    lone_gateway: Gateway,
-    log: TurnLog,
-    tenant: Tenant,
-    page: httpx.AsyncClient,
-    failure: Failure,
-    shown: dict[str, Any],
-) -> None:
-    """A code, a message, and the model's Retry-After in whole seconds."""
-    events = lines_of(page, f"{lone_gateway.url}/chat/stream", {"message": "hi"})
-    turn = (await anext(events))["turn"]
-    writer = Writer(log, TurnKey(tenant, TurnId(turn)))
-    writer.chain = (await log.read_turn(writer.key)).chain
-    await writer.begin("half")
-    await writer.end("failed", failure)
-    delta, error = [event async for event in events]
-    assert (delta["text"], error) == ("half", shown | {"cursor": error["cursor"]})
+def test_a_rate_limit_of_the_model_has_the_name_that_tutorials_expect() -> None:
+    """Golden files have the other errors."""
+    log = Handwritten()
+    log.store_request()
+    log.end("failed", Failure("backend_rate_limited", "slow down"))
+    *_, frame = render_frames(TurnKey(Tenant("t"), TurnId("turn")), log.stored, "delta")
+    assert b'"error":"rate_limit","code":"backend_rate_limited"' in frame.sent
 
 
 @pytest.mark.proves("text", "conversation by cookie", "a tutorial's chat page")
@@ -140,16 +105,15 @@ async def test_conversation_of_the_cookie_outlives_the_gateway(
     assert await read_stored_text(later, second.headers["tailrace-turn"]) == TEXT
 
 
-@pytest.mark.parametrize("cookie", ["", "short", "a" * 33, "../../etc", "claude-code:1234567890123456789"])
-async def test_unknown_cookie_starts_a_conversation(gateway: Gateway, page: httpx.AsyncClient, cookie: str) -> None:
+async def test_unknown_cookie_starts_a_conversation(gateway: Gateway, page: httpx.AsyncClient) -> None:
     """A made-up cookie opens no conversation and names none."""
     line = {"message": "#sim words=1 rate=0"}
-    response = await page.post(f"{gateway.url}/chat", json=line, headers={"cookie": f"tailrace_chat={cookie}"})
-    name = response.headers["set-cookie"].removeprefix("tailrace_chat=").partition(";")[0]
-    assert response.status_code == 200
-    assert len(name) == 32
-    assert cookie != name
-    assert response.headers["x-session-id"] == f"chat:{hashlib.sha256(name.encode()).hexdigest()}"
+    for cookie in ("", "short", "a" * 33, "../../etc", "claude-code:1234567890123456789"):
+        response = await page.post(f"{gateway.url}/chat", json=line, headers={"cookie": f"tailrace_chat={cookie}"})
+        name = response.headers["set-cookie"].removeprefix("tailrace_chat=").partition(";")[0]
+        assert (response.status_code, len(name), name != cookie) == (200, 32, True), cookie
+        assert response.headers["x-session-id"] == f"chat:{hashlib.sha256(name.encode()).hexdigest()}"
+        page.cookies.clear()
 
 
 async def test_cookie_is_not_in_sessions_or_headers(gateway: Gateway, page: httpx.AsyncClient) -> None:
@@ -241,29 +205,6 @@ async def test_ai_chat_loop_shows_the_answer(gateway: Gateway, page: httpx.Async
     )
 
 
-@pytest.mark.proves("job", "resumes after cuts", "httpx-sse")
-async def test_job_resumes_after_cuts_and_completes_with_the_result(gateway: Gateway, page: httpx.AsyncClient) -> None:
-    """202 with its id; then `progress`, …, `complete` with the whole result."""
-    started = await page.post(f"{gateway.url}/api/start-job", json={"prompt": LINE})
-    job = started.json()["job_id"]
-    assert (started.status_code, started.headers["location"]) == (202, f"/api/stream/{job}")
-    sent, last = b"", "0"
-    async with Cutting(gateway.port, random_cuts(11, count=3, bytes_max=1700)) as proxy:
-        while b"event: complete" not in sent:
-            with suppress(httpx.TransportError):
-                url = f"{proxy.url}/api/stream/{job}"
-                async with aconnect_sse(page, "GET", url, headers={"last-event-id": last}) as source:
-                    async for event in source.aiter_sse():
-                        sent += f"event: {event.event}\ndata: {event.data}\n\n".encode()
-                        last = event.id or last
-        assert proxy.left == []
-    pieces = [json.loads(line.removeprefix(b"data: ")) for line in sent.splitlines() if line.startswith(b"data: ")]
-    named = [piece for piece in pieces if "type" in piece]
-    assert "".join(piece.get("text", "") for piece in named) == TEXT
-    assert (named[-1]["type"], named[-1]["status"], named[-1]["result"]) == ("complete", "completed", TEXT)
-    assert await read_stored_text(gateway, job) == TEXT
-
-
 async def test_unnamed_events_of_a_job_are_its_states(gateway: Gateway, page: httpx.AsyncClient) -> None:
     """`POST /api/process`, and what `useSSE` receives at `/api/stream/{job}`: progress, then the result."""
     started = await page.post(f"{gateway.url}/api/process", json={"message": LINE})
@@ -276,14 +217,17 @@ async def test_unnamed_events_of_a_job_are_its_states(gateway: Gateway, page: ht
 
 
 async def test_stream_after_the_end_of_a_job_is_empty(gateway: Gateway, page: httpx.AsyncClient) -> None:
-    """An EventSource reconnects after every end until it receives 204."""
-    job = (await page.post(f"{gateway.url}/api/start-job", json={"message": "#sim words=1 rate=0"})).json()["job_id"]
-    async with aconnect_sse(page, "GET", f"{gateway.url}/api/stream/{job}") as source:
-        events = [event async for event in source.aiter_sse()]
-    again = await page.get(f"{gateway.url}/api/stream/{job}", headers={"last-event-id": events[-1].id})
+    """202 with its id. An EventSource reconnects after every end until it receives 204."""
+    started = await page.post(f"{gateway.url}/api/start-job", json={"message": "#sim words=1 rate=0"})
+    job = started.json()["job_id"]
+    assert (started.status_code, started.headers["location"]) == (202, f"/api/stream/{job}")
+    last = parse((await page.get(f"{gateway.url}/api/stream/{job}")).content)[-1]
+    assert json.loads(last.data)["status"] == "completed"
+    again = await page.get(f"{gateway.url}/api/stream/{job}", headers={"last-event-id": str(last.id)})
     assert again.status_code == 204
 
 
+@on_shared_loop
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -294,14 +238,13 @@ async def test_stream_after_the_end_of_a_job_is_empty(gateway: Gateway, page: ht
         ("/api/start-job", {"prompt": "a", "message": "b"}),
     ],
 )
-async def test_invalid_body_is_refused_by_name(
-    gateway: Gateway, page: httpx.AsyncClient, path: str, body: object
-) -> None:
+async def test_invalid_body_is_refused_by_name(shared_gateway: Gateway, path: str, body: object) -> None:
     """400 in the error envelope."""
-    refused = await page.post(f"{gateway.url}{path}", json=body)
+    refused = await shared_gateway.client.post(path, json=body)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_invalid")
 
 
+@on_shared_loop
 @pytest.mark.parametrize(
     ("body", "headers", "status", "code"),
     [
@@ -312,12 +255,12 @@ async def test_invalid_body_is_refused_by_name(
     ],
 )
 async def test_refusal_of_chat_stream_is_an_event(
-    gateway: Gateway, page: httpx.AsyncClient, body: object, headers: dict[str, str], status: int, code: str
+    shared_gateway: Gateway, body: object, headers: dict[str, str], status: int, code: str
 ) -> None:
     """Its loop reads the body without looking at the status, which is that of other routes."""
-    url = f"{gateway.url}/chat/stream"
-    refused = await page.post(url, json=body, headers=headers)
+    client = shared_gateway.client
+    refused = await client.post("/chat/stream", json=body, headers=headers)
     assert (refused.status_code, problem_of(refused.content).code) == (status, code)
     assert refused.headers["content-type"] == "text/event-stream"
-    envelope = await page.post(url, json=body, headers=headers | {"accept": "application/json"})
+    envelope = await client.post("/chat/stream", json=body, headers=headers | {"accept": "application/json"})
     assert (envelope.status_code, envelope.json()["error"]["code"]) == (status, code)

@@ -1,13 +1,12 @@
 """useChat with `resume: true` in Chromium, in StrictMode: the page shows the text of the log."""
 
-import asyncio
 import json
 from typing import Any
 
 import pytest
 
 from tests.clients import node
-from tests.clients.conftest import Takeover, read_stored_text
+from tests.clients.conftest import read_stored_text
 from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
@@ -156,13 +155,3 @@ async def check_tool(gateway: Gateway, seen: Json) -> None:
     record = (await gateway.client.get(f"/v1/turns/{second}")).json()
     assert (record["parent"], assistant["id"]) == (first, f"msg_{first}")
     assert [block["type"] for message in record["input"] for block in message["content"]] == ["tool_result"]
-
-
-@pytest.mark.proves("ui", "generator killed during the answer", "useChat (Chromium)")
-async def test_killed_generator_is_hidden(takeover: Takeover, browser: str) -> None:
-    asking = asyncio.create_task(shown_cases(browser, ("ask", takeover.gateway.url, {"texts": [QUICK]})))
-    async with takeover.run_and_kill_after(20):
-        (seen,) = await asking
-    record = (await takeover.gateway.client.get(f"/v1/turns/{turn_of(seen)}")).json()
-    assert (seen["status"], seen["texts"]) == ("ready", [["user", QUICK], ["assistant", TEXT]])
-    assert (await read_stored_text(takeover.gateway, turn_of(seen)), record["attempts"]) == (TEXT, 2)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from tests.clients import node
-from tests.clients.conftest import read_stored_text
 from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
@@ -37,20 +36,6 @@ def text_of(one: Json) -> str:
 
 def kinds(one: Json) -> list[str]:
     return [chunk["type"] for chunk in one["chunks"]]
-
-
-@pytest.mark.proves("ui", "resumes after cuts", CLIENT)
-async def test_transport_resumes_after_cuts(gateway: Gateway) -> None:
-    """With the run's id and the number of chunks, which are the same for every read."""
-    async with Cutting(gateway.port, random_cuts(11, count=4, bytes_max=2200, bytes_min=1100)) as proxy:
-        (one,) = await run_cases((proxy.url, question(LONG)))
-        assert proxy.left == []
-    whole = await run_cases((gateway.url, {"run": one["run"], "startIndex": 0}))
-    assert (text_of(one), one["errors"], one["warned"]) == (TEXT, [], [])
-    assert one["chunks"] == whole[0]["chunks"]
-    assert one["asked"][0] == "POST "
-    assert len(one["asked"]) == 5
-    assert await read_stored_text(gateway, one["run"]) == TEXT
 
 
 @pytest.mark.proves("ui", "resumes from the end", CLIENT)

@@ -1,8 +1,8 @@
-// What people do with a component of hooks.jsx in Chromium: `hooks.mjs WHAT URL JSON`. Prints one line.
+// What people do with components of hooks.jsx in Chromium, each in pages of its own, all at once:
+// `hooks.mjs URL WHAT JSON [WHAT JSON ...]`. Prints one line for each.
 import { browse } from "./chromium.mjs";
 
-const [what, url, json] = process.argv.slice(2);
-const given = JSON.parse(json);
+const [url, ...rest] = process.argv.slice(2);
 
 /** What is shown as soon as `test` is true of it. */
 async function until(page, test) {
@@ -37,14 +37,14 @@ const ended = "(seen.state ?? seen.status) === 'ended'";
 
 const DOINGS = {
   /** Asks a turn, or reads a stream, and waits for its end. */
-  async read(open) {
+  async read(open, given) {
     const page = await open(url);
     await begin(page, given);
     return until(page, ended);
   },
 
   /** Asks in a session, and waits until no turn runs. */
-  async session(open) {
+  async session(open, given) {
     const page = await open(url);
     await begin(page, given);
     await until(page, "seen.state !== 'connecting'");
@@ -53,7 +53,7 @@ const DOINGS = {
   },
 
   /** Reloads in the middle of the answer; stops reading, and reads it again; then unmounts, and cancels at last. */
-  async turn(open) {
+  async turn(open, given) {
     const page = await open(url);
     let posts = 0;
     await page.route("**/v1/turns", async (route) => {
@@ -81,7 +81,7 @@ const DOINGS = {
   },
 
   /** The cancellation of a running turn is refused, and the next one is not. */
-  async uncancelled(open) {
+  async uncancelled(open, given) {
     const page = await open(url);
     await page.route("**/cancel", (route) => refuse(route, "not now"), { times: 1 });
     await begin(page, given);
@@ -94,7 +94,7 @@ const DOINGS = {
   },
 
   /** Two questions are on their way, and the second one is asked twice, the second time after the first has its answer. */
-  async pending(open) {
+  async pending(open, given) {
     const page = await open(url);
     const [isFirst, first] = signal();
     const [isSecond, second] = signal();
@@ -116,7 +116,7 @@ const DOINGS = {
   },
 
   /** A question is refused after another session was opened. */
-  async moved(open) {
+  async moved(open, given) {
     const page = await open(url);
     const [isOpen, opened] = signal();
     await page.route("**/v1/turns", async (route) => {
@@ -134,7 +134,7 @@ const DOINGS = {
   },
 
   /** The turns before those that are shown cannot be read, while the last turn ends. */
-  async earlier(open) {
+  async earlier(open, given) {
     const page = await open(url);
     const [isStreamed, streamed] = signal();
     await page.route("**/turns?order=desc**", async (route) => {
@@ -155,7 +155,7 @@ const DOINGS = {
   },
 
   /** Two tabs of a session that does not exist yet: one asks, twice, with a reload; both show the same. */
-  async tabs(open) {
+  async tabs(open, given) {
     const page = await open(url);
     await begin(page, given);
     await until(page, "seen.state === 'idle'");
@@ -175,4 +175,8 @@ const DOINGS = {
   },
 };
 
-await browse("hooks.jsx", async (open) => console.log(JSON.stringify(await DOINGS[what](open))));
+await browse("hooks.jsx", async (open) => {
+  const cases = [];
+  for (let n = 0; n < rest.length; n += 2) cases.push(DOINGS[rest[n]](open, JSON.parse(rest[n + 1])));
+  for (const seen of await Promise.all(cases)) console.log(JSON.stringify(seen));
+});

@@ -26,7 +26,7 @@ async function withFetchEventSource(url, headers, body, dialect) {
 /** The loop of the tutorials, in a function that repeats the POST after a cut, with the last cursor (docs/API.md). */
 async function withLoop(url, headers, body, dialect) {
   const shown = shownIn(dialect);
-  let [cursor, turn, others] = [null, null, 0];
+  let [cursor, turn] = [null, null];
   for (;;) {
     const response = await fetch(cursor === null ? url : `${url}?after=${cursor}`, { method: "POST", headers, body });
     if (!response.ok) throw new Error(await response.text());
@@ -37,15 +37,12 @@ async function withLoop(url, headers, body, dialect) {
       let buffer = "";
       for (;;) {
         const { done, value } = await reader.read();
-        if (done) return { turn, text: shown.text, outcome: shown.outcome ?? "completed", others };
+        if (done) return { turn, text: shown.text, outcome: shown.outcome ?? "completed" };
         buffer += decoder.decode(value, { stream: true });
         const lines = buffer.split("\n\n");
         buffer = lines.pop();
         for (const line of lines) {
-          if (!line.startsWith("data: ")) {
-            others += 1;
-            continue;
-          }
+          if (!line.startsWith("data: ")) continue;
           const data = JSON.parse(line.slice(6));
           shown.take(line.slice(6));
           cursor = data.cursor ?? cursor;

@@ -1,10 +1,8 @@
-// The class behind `useChat`, with Tailrace's transport, in Node: `use-chat.mjs VERSION KEY URL JSON`. It prints what a page shows.
+// The class behind `useChat`, with Tailrace's transport, in Node: `use-chat.mjs VERSION KEY URL JSON [URL JSON ...]`, all at
+// once. It prints what each page shows.
 import { registerHooks } from "node:module";
 
-const [version, key, url, given] = process.argv.slice(2);
-const { id, text, body, sent, reloads = 0, chars = 0, stops = false } = JSON.parse(given);
-// `busy`: so many requests of a reloaded page are refused, as by a proxy whose gateway is restarted.
-let { busy = 0 } = JSON.parse(given);
+const [version, key, ...rest] = process.argv.slice(2);
 const PACKAGES = { 5: ["ai-v5", "ai-react-v5"], 6: ["ai-v6", "ai-react-v6"], 7: ["ai", "@ai-sdk/react"] };
 const [ai, react] = PACKAGES[version];
 
@@ -16,54 +14,62 @@ const { TailraceChatTransport } = await import("../../../web/ai-sdk.js");
 const { Chat } = await import(react);
 
 const headers = { authorization: `Bearer ${key}` };
-const shown = (chat) => chat.messages.findLast((message) => message.role === "assistant");
 const textOf = (message) => (message?.parts ?? []).flatMap((part) => (part.type === "text" ? [part.text] : [])).join("");
-const errors = [];
 
-/** A page with its messages, and what it does when it is told that an answer has begun anew. */
-function page(messages) {
-  const leaving = new AbortController();
-  const transport = new TailraceChatTransport({
-    api: `${url}/api/chat`,
-    headers,
-    body,
-    fetch: (url, init) => String(url).endsWith("/stream") && busy-- > 0 ? new Response("busy", { status: 502 }) : fetch(url, { ...init, signal: AbortSignal.any([leaving.signal, ...(init.signal ? [init.signal] : [])]) }),
-  });
-  let again = Promise.resolve();
-  const chat = new Chat({
-    id,
-    messages,
-    transport,
-    onError(error) {
-      errors.push(error.name === "Error" ? error.message : error.name);
-      if (error.name !== "AnswerRestarted") return;
-      again = new Promise((resolve) => setTimeout(resolve)).then(() => {
-        chat.messages = chat.messages.slice(0, -1);
-        return chat.resumeStream();
-      });
-    },
-  });
-  return { chat, leave: () => leaving.abort(new DOMException("the page is gone", "AbortError")), settle: () => again };
-}
+/** Asks, and reloads or stops. `busy`: so many requests of a reloaded page are refused, as by a proxy whose gateway is
+ * restarted. `history`: where a reloaded page reads its messages. */
+async function show(url, { id, text, body, sent, history, reloads = 0, chars = 0, stops = false, busy = 0 }) {
+  const errors = [];
 
-const says = async (chars) => {
-  while (textOf(shown(chat)).length < chars) await new Promise((resolve) => setTimeout(resolve, 5));
-};
+  /** A page with its messages, and what it does when it is told that an answer has begun anew. */
+  function page(messages) {
+    const leaving = new AbortController();
+    const transport = new TailraceChatTransport({
+      api: `${url}/api/chat`,
+      headers,
+      body,
+      fetch: (url, init) => String(url).endsWith("/stream") && busy-- > 0 ? new Response("busy", { status: 502 }) : fetch(url, { ...init, signal: AbortSignal.any([leaving.signal, ...(init.signal ? [init.signal] : [])]) }),
+    });
+    let again = Promise.resolve();
+    const chat = new Chat({
+      id,
+      messages,
+      transport,
+      onError(error) {
+        errors.push(error.name === "Error" ? error.message : error.name);
+        if (error.name !== "AnswerRestarted") return;
+        again = new Promise((resolve) => setTimeout(resolve)).then(() => {
+          chat.messages = chat.messages.slice(0, -1);
+          return chat.resumeStream();
+        });
+      },
+    });
+    return { chat, leave: () => leaving.abort(new DOMException("the page is gone", "AbortError")), settle: () => again };
+  }
 
-let { chat, leave, settle } = page([]);
-let asking = chat.sendMessage({ text }, { body: sent });
-if (stops) await says(chars).then(() => chat.stop());
-for (let n = 1; n <= reloads; n += 1) {
-  await says(n * chars);
-  leave();
+  let { chat, leave, settle } = page([]);
+  const shown = () => chat.messages.findLast((message) => message.role === "assistant");
+  const says = async (chars) => {
+    while (textOf(shown()).length < chars) await new Promise((resolve) => setTimeout(resolve, 5));
+  };
+  let asking = chat.sendMessage({ text }, { body: sent });
+  if (stops) await says(chars).then(() => chat.stop());
+  for (let n = 1; n <= reloads; n += 1) {
+    await says(n * chars);
+    leave();
+    await asking;
+    const messages = await fetch(`${history}/api/chat/${id}/messages`, { headers });
+    ({ chat, leave, settle } = page(await messages.json()));
+    asking = chat.resumeStream();
+  }
   await asking;
-  const history = await fetch(`${url.replace(/\d+$/, process.env.HISTORY_PORT)}/api/chat/${id}/messages`, { headers });
-  ({ chat, leave, settle } = page(await history.json()));
-  asking = chat.resumeStream();
+  await settle();
+  const message = shown();
+  return { status: chat.status, error: chat.error?.message ?? null, errors, text: textOf(message), turn: message?.metadata?.turn, count: chat.messages.length };
 }
-await asking;
-await settle();
-const { role, parts, metadata } = shown(chat) ?? {};
-console.log(JSON.stringify({ status: chat.status, error: chat.error?.message ?? null, errors, role, kinds: (parts ?? []).map((part) => part.type), text: textOf({ parts }), turn: metadata?.turn, count: chat.messages.length }));
+
+const cases = [];
+for (let n = 0; n < rest.length; n += 2) cases.push(show(rest[n], JSON.parse(rest[n + 1])));
+for (const seen of await Promise.all(cases)) console.log(JSON.stringify(seen));
 // Of a reader that was cut, nothing must keep Node alive.
 process.exit(0);

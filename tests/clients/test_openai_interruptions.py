@@ -1,8 +1,6 @@
 """OpenAI's Python SDK when a gateway drains, an answer restarts, a turn is cancelled or a POST is repeated."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
@@ -10,18 +8,17 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionChunk
 
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
-from tests.clients.conftest import Takeover
 from tests.clients.openai_chat import (
+    CUT,
     LINE,
     MODEL,
-    SLOW,
     TEXT,
+    collect,
     complete_entries,
-    cursor_of,
-    read_until_cut,
+    event_text,
     resume_turn,
     sdk_of,
     text_of,
@@ -29,95 +26,95 @@ from tests.clients.openai_chat import (
     user_message,
 )
 from tests.harness.cutting_proxy import Cut, Cutting
-from tests.harness.displayed_text import SAYS
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import Gateway, NewGateway, forget
+from tests.integration.conftest import Gateway, NewGateway
 
 # A busy machine drains the gateway before its end.
 SLOWER = "#sim words=40 rate=20"
 
 
-@pytest.fixture
-async def sdk(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
-    async with sdk_of(gateway.url) as client:
-        yield client
-
-
 @pytest.mark.proves("openai-chat", "heartbeats before the first event", "openai (Python)")
-async def test_heartbeats_in_silence(nats_url: str, log: TurnLog, tenant: Tenant, new_gateway: NewGateway) -> None:
-    """Comments before the first chunk and between two chunks."""
-    gateway = await new_gateway(nats_url, heartbeat_s=0.05)
-    async with sdk_of(gateway.url) as sdk:
-        # The headers come with the first heartbeat, before a generator has begun.
-        stream = await sdk.chat.completions.create(model=MODEL, messages=user_message("hi"), stream=True)
-        turn = stream.response.headers["tailrace-turn"]
-        writer = Writer(log, TurnKey(tenant, TurnId(turn)))
-        async with gateway.client.stream("GET", f"/v1/turns/{turn}/events?dialect=openai-chat") as raw:
-            received = raw.aiter_raw()
-            assert await anext(received) == b": hb\n"
-            writer.chain = (await log.read_turn(writer.key)).chain
-            await writer.begin("half ")
-            while await anext(received) != b": hb\n":
-                pass
-        await writer.store_texts("an answer")
-        await writer.end()
-        assert text_of([chunk async for chunk in stream]) == "half an answer"
+@pytest.mark.proves("openai-responses", "heartbeats before the first event", "openai (Python)")
+async def test_heartbeats_are_comments(system: System, gateway: Gateway, new_gateway: NewGateway) -> None:
+    """Before the first word and between two words. The SDK ignores them."""
+    beating = await new_gateway(system.nats_url, heartbeat_s=0.1)
+    line = "#sim words=3 rate=4 wait=0.5"
+    bodies: dict[str, Any] = {
+        "chat/completions": {"messages": user_message(line)},
+        "responses": {"input": line},
+    }
+    for path, body in bodies.items():
+        sent = (await beating.client.post(f"/v1/{path}", json={"model": MODEL, "stream": True, **body})).content
+        assert sent.index(b": hb\n") < sent.index(b"w000000"), path
+        assert sent.rindex(b": hb\n") > sent.index(b"w000000"), path
+    async with sdk_of(beating.url) as sdk:
+        stream = await sdk.chat.completions.create(model=MODEL, messages=user_message(line), stream=True)
+        assert text_of([chunk async for chunk in stream]) == words(3)
+        async with sdk.responses.stream(model=MODEL, input=line) as streamed:
+            assert (await streamed.get_final_response()).output_text == words(3)
 
 
 @pytest.mark.proves("openai-chat", "resumes when its gateway drains", "openai (Python)")
+@pytest.mark.proves("openai-responses", "resumes when its gateway drains", "openai (Python)")
 async def test_stream_of_a_draining_gateway_is_not_complete(
     system: System, gateway: Gateway, new_gateway: NewGateway
 ) -> None:
     """The SDK takes a clean end for a complete answer, so the gateway breaks the connection; another one has the
     rest.
     """
-    received: list[ChatCompletionChunk] = []
     leaving = await new_gateway(system.nats_url)
-    async with sdk_of(leaving.url) as sdk, sdk_of(gateway.url) as other:
-        stream = await sdk.chat.completions.create(model=MODEL, messages=user_message(SLOWER), stream=True)
-        reading = asyncio.create_task(read_until_cut(stream, received))
-        await until(lambda: text_of(received))
+    chunks: list[ChatCompletionChunk] = []
+    events: list[Any] = []
+    async with sdk_of(leaving.url) as sdk:
+        chat = await sdk.chat.completions.create(model=MODEL, messages=user_message(SLOWER), stream=True)
+        response = await sdk.responses.create(model=MODEL, input=SLOWER, stream=True)
+        reading = asyncio.gather(collect(chat, chunks), collect(response, events), return_exceptions=True)
+        await until(lambda: text_of(chunks) and event_text(events))
         leaving.stopping.set()
-        assert not await reading
-        received, cursor = complete_entries(received)
-        assert await read_until_cut(await resume_turn(other, turn_of(received[0].id), cursor), received)
-    assert text_of(received) == TEXT
+        assert [isinstance(error, CUT) for error in await reading] == [True, True]
+    async with sdk_of(gateway.url) as sdk:
+        chunks, cursor = complete_entries(chunks)
+        await collect(await resume_turn(sdk, turn_of(chunks[0].id), cursor), chunks)
+        response_id, last = events[0].response.id, events[-1].sequence_number
+        await collect(await sdk.responses.retrieve(response_id, stream=True, starting_after=last), events)
+    assert text_of(chunks) == event_text(events) == TEXT
+    assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
 @pytest.mark.proves("openai-chat", "restart of the answer", "openai (Python)")
-async def test_partial_tool_call_is_not_mixed_with_the_new_answer(takeover: Takeover) -> None:
-    """A generator was killed within a tool call, which cannot be continued: the SDK raises, and the turn has the
-    whole answer.
-    """
-    line = '#sim words=2 rate=100 tool=look json={"query":"' + "the sky " * 20 + '"}'
-    received: list[ChatCompletionChunk] = []
-    async with sdk_of(takeover.gateway.url) as sdk:
-        stream = asyncio.create_task(sdk.chat.completions.create(model=MODEL, messages=user_message(line), stream=True))
-        async with takeover.run_and_kill_after(12):
-            with pytest.raises(openai.APIError, match="starts again") as raised:
-                await read_until_cut(await stream, received)
-            turn = turn_of(received[0].id)
-            chunks = [chunk async for chunk in await resume_turn(sdk, turn)]
-    assert raised.value.code == "backend_broken"
-    assert raised.value.message.endswith(f"/v1/turns/{turn}/events?dialect=openai-chat")
-    calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
-    arguments = "".join(call.function.arguments or "" for call in calls if call.function)
-    assert (text_of(chunks), json.loads(arguments)) == (words(2), {"query": "the sky " * 20})
-
-
-@pytest.mark.proves("openai-chat", "read after the log has dropped the turn", "openai (Python)")
-async def test_answer_is_read_after_the_log_has_dropped_it(
-    gateway: Gateway, system_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
+@pytest.mark.proves("openai-responses", "restart of the answer", "openai (Python)")
+async def test_restarted_answer_is_not_mixed_with_the_old_one(
+    lone_gateway: Gateway, log: TurnLog, tenant: Tenant
 ) -> None:
-    line = "#sim words=5 thinking=2 rate=0 tool=look"
-    made = await sdk.chat.completions.create(model=MODEL, messages=user_message(line))
-    await forget(gateway, system_log, TurnKey(tenant, TurnId(turn_of(made.id))))
-    chunks = [chunk async for chunk in await resume_turn(sdk, turn_of(made.id))]
-    assert {(chunk.id, chunk.created, chunk.model) for chunk in chunks} == {(made.id, made.created, made.model)}
-    assert (text_of(chunks), chunks[-1].choices[0].finish_reason) == (words(5), "tool_calls")
+    """The SDK raises, and a new request receives the new answer."""
+    writer = Writer(log, TurnKey(tenant, TurnId(new_id())))
+    await writer.open("old")
+    turn, response = writer.key.turn, f"resp_{writer.key.turn}"
+    chunks: list[ChatCompletionChunk] = []
+    events: list[Any] = []
+    async with sdk_of(lone_gateway.url) as sdk:
+        streams = await resume_turn(sdk, turn), await sdk.responses.retrieve(response, stream=True)
+        reading = asyncio.gather(collect(streams[0], chunks), collect(streams[1], events), return_exceptions=True)
+        await until(lambda: text_of(chunks) == event_text(events) == "old")
+        await writer.begin("new", mode="restart")
+        await writer.end()
+        of_chat, of_responses = await reading
+        new_chunks = [chunk async for chunk in await resume_turn(sdk, turn)]
+        beyond = events[-1].sequence_number
+        again, further = [
+            [event async for event in await sdk.responses.retrieve(response, stream=True, **given)]
+            for given in ({}, {"starting_after": beyond})
+        ]
+    assert isinstance(of_chat, openai.APIError)
+    assert (of_chat.code, "starts again" in of_chat.message) == ("backend_broken", True)
+    assert of_chat.message.endswith(f"/v1/turns/{turn}/events?dialect=openai-chat")
+    assert (isinstance(of_responses, CUT), events[-1].type) == (True, "error")
+    assert text_of(new_chunks) == event_text(again) == "new"
+    assert [event.to_dict() for event in again] == [event.to_dict() for event in further]
+    assert [event.sequence_number for event in (*events, *again)] == list(range(len(events) + len(again)))
 
 
 @pytest.mark.proves("openai-chat", "cancel", "openai (Python)")
@@ -137,7 +134,7 @@ async def test_answer_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI, *, is_str
         made: Any = await sdk.chat.completions.create(
             model=MODEL, messages=user_message(line), stream=is_streamed, extra_body=given
         )
-        await read_until_cut(made, chunks)
+        await collect(made, chunks)
 
     reading = asyncio.create_task(read())
     turn = (await until(turns))[0]["turn"]
@@ -183,30 +180,16 @@ async def test_the_sdk_does_not_pay_again_for_an_answer_that_failed(
     assert len((await gateway.client.get("/v1/sessions/failed/turns")).json()["turns"]) == 1
 
 
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("headers", "posts"), [({}, 3), ({"Idempotency-Key": "auto"}, 3), ({"Idempotency-Key": "a"}, 1)]
+    ("headers", "posts", "stream"),
+    [({}, 3, True), ({"Idempotency-Key": "auto"}, 3, False), ({"Idempotency-Key": "a"}, 1, True)],
+    ids=["no key", "auto", "a key"],
 )
 async def test_the_sdk_does_not_wait_for_the_same_failure_again(
-    gateway: Gateway, sdk: AsyncOpenAI, stream: bool, headers: dict[str, str], posts: int
+    sdk: AsyncOpenAI, headers: dict[str, str], posts: int, *, stream: bool
 ) -> None:
     """The same key gets the same turn. Without one, or with `auto`, a repeated POST starts another turn."""
     asked = user_message("#sim words=9 fault=429 retry_after=0")
     with pytest.raises(openai.RateLimitError) as raised:
         await sdk.chat.completions.create(model=MODEL, messages=asked, stream=stream, extra_headers=headers)
     assert raised.value.response.request.headers["x-stainless-retry-count"] == str(posts - 1)
-
-
-@pytest.mark.proves("openai-chat", "resumes in another dialect", "openai (Python)")
-async def test_answer_is_resumed_in_another_dialect(gateway: Gateway, sdk: AsyncOpenAI) -> None:
-    """A cursor is valid in all dialects."""
-    stream = await sdk.chat.completions.create(model=MODEL, messages=user_message(SLOW), stream=True)
-    received: list[ChatCompletionChunk] = []
-    async for chunk in stream:
-        received.append(chunk)
-        if len(text_of(received)) > 40:
-            break
-    for dialect in ("tailrace", "anthropic", "text", "openai-chat-usage"):
-        url = f"/v1/turns/{turn_of(received[0].id)}/events?dialect={dialect}&after={cursor_of(received[-1])}"
-        rest = (await gateway.client.get(url)).content
-        assert text_of(received) + SAYS[dialect](rest) == TEXT

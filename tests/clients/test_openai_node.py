@@ -1,0 +1,78 @@
+"""OpenAI's SDK and its Agents SDK in JavaScript, besides what the client matrix tests."""
+
+import pytest
+
+from tests.clients import node
+from tests.clients.conftest import read_stored_text, read_whole_turns
+from tests.harness.cutting_proxy import Cut, Cutting, random_cuts
+from tests.harness.generator_in_loop import words
+from tests.integration.conftest import KEY, Gateway
+
+NODE = "openai (Node)"
+AGENTS = "@openai/agents"
+REFUSED = {"error": "InternalServerError", "status": 529, "code": "backend_overloaded"}
+
+
+@pytest.mark.proves("openai-chat", "answer as one JSON body", NODE)
+@pytest.mark.proves("openai-chat", "tools", NODE)
+@pytest.mark.proves("openai-chat", "errors before the first event", NODE)
+@pytest.mark.proves("openai-chat", "errors during the stream", NODE)
+async def test_chat_completions(gateway: Gateway) -> None:
+    """In one process: a JSON body, a stream with usage, a tool that the SDK runs, both kinds of errors."""
+    whole, streamed, tools, refused, failed = await node.run("openai-chat.mjs", KEY, gateway.url)
+    for shown in (whole, streamed):
+        turn = shown.pop("id").removeprefix("chatcmpl-")
+        assert shown.pop("text") == words(5) == await read_stored_text(gateway, turn)
+    assert (whole, streamed) == ({"usage": 5}, {"usage": 5})
+    assert tools == {"text": words(2), "ran": ["the sky"], "roles": ["user", "assistant", "tool", "assistant"]}
+    assert refused == REFUSED
+    assert failed == {"error": "APIError", "code": "interrupted", "text": words(5)}
+
+
+@pytest.mark.proves("openai-responses", "answer as one JSON body", NODE)
+@pytest.mark.proves("openai-responses", "tools", NODE)
+@pytest.mark.proves("openai-responses", "thinking", NODE)
+@pytest.mark.proves("openai-responses", "errors before the first event", NODE)
+@pytest.mark.proves("openai-responses", "resumes with the SDK's accumulator", NODE)
+@pytest.mark.proves("openai-responses", "background", NODE)
+@pytest.mark.proves("openai-responses", "cancel", NODE)
+async def test_responses(gateway: Gateway) -> None:
+    """In one process: a JSON body, a stream, a tool, an error, a cut accumulator, a cancelled background response."""
+    async with Cutting(gateway.port, random_cuts(5, 1, bytes_min=2800, bytes_max=4500)) as proxy:
+        whole, streamed, tools, refused, cut, accumulated, cancelled = await node.run(
+            "openai-responses.mjs", KEY, gateway.url, proxy.url
+        )
+        assert proxy.left == []
+    for shown, text in ((whole, words(5)), (streamed, words(5)), (accumulated, words(120))):
+        turn = shown.pop("id").removeprefix("resp_")
+        assert shown.pop("text") == text == await read_stored_text(gateway, turn)
+    assert (whole, streamed) == ({"usage": 5}, {"end": "response.completed"})
+    assert tools == {
+        "items": ["reasoning", "message", "function_call"],
+        "arguments": '{"query":"the sky"}',
+        "isStreamed": True,
+        "text": words(2),
+    }
+    assert refused == REFUSED
+    assert "Error" in cut["cut"]
+    assert accumulated == {"isNumbered": True, "final": words(120)}
+    assert cancelled == {"status": "cancelled", "end": "response.incomplete", "told": "cancelled"}
+
+
+@pytest.mark.proves("openai-chat", "stream with tools", AGENTS)
+@pytest.mark.proves("openai-responses", "stream with tools", AGENTS)
+@pytest.mark.proves("openai-chat", "raises after a cut, and shows no word twice", AGENTS)
+@pytest.mark.proves("openai-responses", "raises after a cut, and shows no word twice", AGENTS)
+async def test_the_agents_sdk_over_both_protocols(gateway: Gateway) -> None:
+    """It calls a tool between two answers, and sends back messages with fields of its own. It does not continue a
+    stream that is cut: it raises, and the turn goes on.
+    """
+    async with Cutting(gateway.port, [Cut(5_000), Cut(5_000)]) as proxy:
+        *runs, chat, responses = await node.run("openai-agents.mjs", KEY, gateway.url, proxy.url)
+        assert proxy.left == []
+    assert runs == [{"texts": [[words(2) * 2, words(2)], [words(40)] * 2], "ran": ["the sky"]}] * 2
+    for cut in (chat, responses):
+        assert "error" in cut, cut
+        assert words(40).startswith(cut["text"])
+    # A conversation is three calls of the model, and an answer that was cut is one.
+    assert sorted(await read_whole_turns(gateway)) == sorted([words(2)] * 4 + [words(40)] * 4)
