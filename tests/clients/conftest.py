@@ -99,6 +99,11 @@ async def read_stored_text(gateway: Gateway, turn: str) -> str:
     return text
 
 
+async def count_turns(gateway: Gateway) -> int:
+    """Returns how many turns the gateway's tenant has paid."""
+    return sum(day["turns"] for day in (await gateway.client.get("/v1/usage")).json()["data"])
+
+
 async def read_whole_turns(gateway: Gateway) -> list[str]:
     """Returns the texts of all turns of the test's tenant when they have ended."""
     turns = (await gateway.client.get("/v1/turns")).json()["data"]

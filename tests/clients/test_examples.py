@@ -20,6 +20,7 @@ import pytest
 
 from tailrace.deploy.local.ports import find_free
 from tests.clients import node
+from tests.clients.conftest import count_turns
 from tests.harness.cutting_proxy import Cut, Cutting, random_cuts
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
@@ -53,12 +54,6 @@ def text_of_events(lines: str) -> str:
     events = [msgspec.json.decode(line) for line in lines.splitlines()]
     assert events[-1]["outcome"] == "completed"
     return "".join(event["text"] for event in events if event["type"] == "delta")
-
-
-async def count_turns(gateway: Gateway) -> int:
-    [usage] = (await gateway.client.get("/v1/usage")).json()["data"]
-    turns: int = usage["turns"]
-    return turns
 
 
 @pytest.mark.parametrize("example", ["ask.py", "ask.sh"])

@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 
-from tests.clients.conftest import Takeover, read_stored_text
+from tests.clients.conftest import Takeover, count_turns, read_stored_text
 from tests.clients.matrix import CLIENTS, Client
 from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import words
-from tests.integration.conftest import Gateway, on_shared_loop
+from tests.integration.conftest import on_shared_loop
 
 # Slow enough that a busy machine does not join the deltas before a cut or a kill into few entries.
 WORDS, RATE = 200, 120
@@ -20,10 +20,6 @@ SLOW_WORDS, SLOW = 60, "#sim words=60 rate=60"
 ENTRIES_BEFORE_KILL = 12
 
 pytestmark = on_shared_loop
-
-
-async def count_turns(gateway: Gateway) -> int:
-    return sum(day["turns"] for day in (await gateway.client.get("/v1/usage")).json()["data"])
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=[client.id for client in CLIENTS])

@@ -2,19 +2,13 @@
 
 import pytest
 
-from tests.clients.conftest import read_stored_text
+from tests.clients.conftest import count_turns, read_stored_text
 from tests.clients.matrix import run_hooks
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import Gateway
 
 LONG = "#sim words=4000 rate=50"
 TEXT = words(4000)
-
-
-async def turns_of(gateway: Gateway) -> int:
-    """Returns how many turns the tests of this gateway's tenant have paid so far."""
-    days = (await gateway.client.get("/v1/usage")).json()["data"]
-    return sum(day["turns"] for day in days)
 
 
 @pytest.mark.proves("tailrace", "resumes after a reload, in StrictMode", "useTurn (Chromium)")
@@ -27,13 +21,13 @@ async def test_turns_and_sessions_are_shown_once_after_a_reload_and_in_two_tabs(
     """A turn goes on without its component. A session does not exist before its first question."""
     line, following = "#sim words=100 rate=25", "#sim words=20 rate=50"
     tabs = {"component": "Session", "session": "holiday-plans", "line": line, "next": following}
-    before = await turns_of(open_gateway)
+    before = await count_turns(open_gateway)
     of_turn, of_session = await run_hooks(
         open_gateway.url, ("turn", {"component": "Turn", "line": LONG}), ("tabs", tabs), key=""
     )
     # StrictMode runs the effect that asks twice, and a person clicks twice.
     assert of_turn["posts"] == 1
-    assert await turns_of(open_gateway) == before + 3
+    assert await count_turns(open_gateway) == before + 3
     for one in (of_turn["first"], of_turn["again"], of_turn["stopped"]):
         assert TEXT.startswith(one["text"])
         assert (one["turn"], one["texts"]) == (of_turn["first"]["turn"], [one["text"]])

@@ -79,12 +79,13 @@ async def test_a_client_that_accepts_server_sent_events_receives_ids(gateway: Ga
 
 
 def test_a_rate_limit_of_the_model_has_the_name_that_tutorials_expect() -> None:
-    """Golden files have the other errors."""
+    """With a time also where the model names none. Golden files have the other errors."""
     log = Handwritten()
     log.store_request()
     log.end("failed", Failure("backend_rate_limited", "slow down"))
     *_, frame = render_frames(TurnKey(Tenant("t"), TurnId("turn")), log.stored, "delta")
-    assert b'"error":"rate_limit","code":"backend_rate_limited"' in frame.sent
+    event = json.loads(frame.sent.removeprefix(b"data: "))
+    assert (event["error"], event["code"], event["retry_after"] > 0) == ("rate_limit", "backend_rate_limited", True)
 
 
 @pytest.mark.proves("text", "conversation by cookie", "a tutorial's chat page")

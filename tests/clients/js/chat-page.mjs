@@ -394,15 +394,6 @@ const STEPS = {
     return { refused, isText, sentBefore, kinds, title, width: await picture.jsonValue(), answer, ...seen };
   },
 
-  /** Waits for the end of an answer behind a network that fails. */
-  async network(line) {
-    const { page, seen } = await open({ viewport: SIZES.small });
-    await page.goto(gateway);
-    await ask(page, line);
-    await page.waitForSelector(".meta", { timeout: 120_000 });
-    return { text: (await text(page)).trim(), answers: await page.locator(".answer").count(), ...seen };
-  },
-
   /** Asks a question while the first request for the list of chats, and the first for the answer's record, is lost. The second
    * response with the record ends in the middle. */
   async lost() {
