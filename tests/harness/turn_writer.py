@@ -4,7 +4,7 @@ from tailrace.proto import entries, events
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Entry, Failure, Mode, Outcome
-from tailrace.proto.ids import Seq
+from tailrace.proto.ids import Seq, Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness import turn_builder
@@ -20,6 +20,9 @@ MESSAGE: dict[str, object] = {
     "stop_sequence": None,
     "usage": {"input_tokens": 10, "output_tokens": 1},
 }
+
+
+OURS = Tenant("ours")
 
 
 class Writer:
@@ -62,3 +65,17 @@ class Writer:
         if outcome == "completed":
             await self.store_events(*turn_builder.closing_events(5))
         return await self.store(build_end(await self.log.read_turn(self.key), outcome, error))
+
+
+def new_writer(log: TurnLog, tenant: Tenant = OURS) -> Writer:
+    """Returns the writer of a new turn."""
+    return Writer(log, TurnKey(tenant, TurnId(new_id())))
+
+
+async def write_turn(log: TurnLog, *texts: str, tenant: Tenant = OURS, **request: object) -> TurnKey:
+    """Writes a completed turn with the answer `texts`; `request` are fields of its request. Returns its key."""
+    writer = new_writer(log, tenant)
+    await writer.store_request(**request)
+    await writer.begin(*texts)
+    await writer.end()
+    return writer.key

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
 
@@ -15,7 +15,7 @@ from tailrace.persistence.lost_turns import LostTurnFinder
 from tailrace.persistence.store import Store
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import Batch, BatchSource
-from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
+from tailrace.proto.ids import Seq, SessionId, Tenant
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.resources import GetStats, Stats
@@ -24,7 +24,7 @@ from tests.conftest import apply_streams
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.readers import is_read, read, story_of
 from tests.harness.requests import get
-from tests.harness.turn_writer import Writer
+from tests.harness.turn_writer import new_writer
 from tests.harness.until import until, until_equal
 from tests.integration.conftest import Gateway, NewGateway, forget
 
@@ -40,10 +40,6 @@ async def persistence_in_loop(
     monkeypatch.setattr("tailrace.persistence.lost_turns.INTERVAL_S", 0.05)
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as persistence:
         yield persistence
-
-
-def new_writer(log: TurnLog, tenant: Tenant) -> Writer:
-    return Writer(log, TurnKey(tenant, TurnId(new_id())))
 
 
 @pytest.fixture
@@ -70,8 +66,9 @@ async def until_recorded(gateway: Gateway) -> None:
     await until(is_recorded)
 
 
-async def test_a_lost_turn_has_failed_on_every_route(own_gateway: Gateway, lost: TurnKey) -> None:
-    """Whether the database has the failure or not."""
+@pytest.mark.rule("F32")
+async def test_a_lost_turn_has_failed_on_every_route_and_in_every_dialect(own_gateway: Gateway, lost: TurnKey) -> None:
+    """Whether the database has the failure or not. Plain text has no word for it and only breaks off."""
     client = own_gateway.client
     turn = await get(own_gateway, f"/v1/turns/{lost.turn}")
     assert (turn["outcome"], turn["error"]["code"], turn["error"]["message"]) == ("failed", *LOST.values())
@@ -84,20 +81,20 @@ async def test_a_lost_turn_has_failed_on_every_route(own_gateway: Gateway, lost:
         assert (await client.post(path)).json()["outcome"] == "failed"
     # AI SDK would show the old error each time its page loads.
     assert (await client.get(f"/api/chat/{SESSION}/stream")).status_code == 204
-
-
-@pytest.mark.rule("F32")
-async def test_every_dialect_reports_a_lost_turn(own_gateway: Gateway, lost: TurnKey) -> None:
-    """Plain text has no word for it and only breaks off."""
     for dialect in sorted(set(DIALECTS) - {"text"}):
-        body = b""
-        with suppress(httpx2.RemoteProtocolError):
-            url = f"/v1/turns/{lost.turn}/events?dialect={dialect}"
-            async with own_gateway.client.stream("GET", url) as response:
-                assert response.status_code == 200
-                async for received in response.aiter_raw():
-                    body += received
-        assert LOST_FAILURE.message in body.decode(), dialect
+        received = await read_bytes(client, f"/v1/turns/{lost.turn}/events?dialect={dialect}")
+        assert LOST_FAILURE.message in received.decode(), dialect
+
+
+async def read_bytes(client: httpx2.AsyncClient, url: str) -> bytes:
+    """Returns the body of a stream, also of one that breaks off."""
+    body = b""
+    with suppress(httpx2.RemoteProtocolError):
+        async with client.stream("GET", url) as response:
+            assert response.status_code == 200
+            async for received in response.aiter_raw():
+                body += received
+    return body
 
 
 @pytest.mark.rule("F31")
@@ -133,58 +130,36 @@ async def test_the_database_records_a_lost_turn_as_the_gateway_has_reported_it(
     assert (following["parent"], following["outcome"]) == (lost.turn, "running")
 
 
-async def lost_batch(gateway: Gateway, log: TurnLog, tenant: Tenant, source: BatchSource) -> str:
-    """Returns the id of a batch with one input that has left the log before its end."""
-    writer = new_writer(log, tenant)
-    await writer.store_request(messages=[], session=SESSION, batch=Batch("0" * 64, 1, 1, 1, source=source))
-    await forget(gateway, log, writer.key)
-    return writer.key.turn
-
-
-async def test_a_lost_batch_is_over_on_the_routes_of_openai(
+async def test_a_lost_batch_is_over_on_the_routes_of_openai_and_anthropic(
     own_gateway: Gateway, own_log: TurnLog, tenant: Tenant, persistence_in_loop: Persistence
 ) -> None:
-    """It would be polled for ever otherwise. The time of its end is not known."""
-    source = BatchSource("file-1", "/v1/chat/completions")
-    batch = await get(own_gateway, f"/v1/batches/batch_{await lost_batch(own_gateway, own_log, tenant, source)}")
+    """It would be polled for ever otherwise. Its results can be read, and the time of its end is not known."""
+
+    async def lost_batch(source: BatchSource) -> str:
+        """Returns the id of a batch with one input that has left the log before its end."""
+        writer = new_writer(own_log, tenant)
+        await writer.store_request(messages=[], session=SESSION, batch=Batch("0" * 64, 1, 1, 1, source=source))
+        await forget(own_gateway, own_log, writer.key)
+        return writer.key.turn
+
+    client, chat = own_gateway.client, BatchSource("file-1", "/v1/chat/completions")
+    batch = await get(own_gateway, f"/v1/batches/batch_{await lost_batch(chat)}")
     assert (batch["status"], batch["failed_at"], batch["output_file_id"]) == ("failed", None, None)
     assert batch["errors"]["data"][0]["message"] == LOST_FAILURE.message
     file = await get(own_gateway, f"/v1/files/{batch['error_file_id']}")
     assert (file["created_at"], file["bytes"] > 0) == (batch["created_at"], True)
-    content = (await own_gateway.client.get(f"/v1/files/{batch['error_file_id']}/content")).json()
+    content = (await client.get(f"/v1/files/{batch['error_file_id']}/content")).json()
     assert content["error"]["message"] == LOST_FAILURE.message
     invalid = BatchSource("file-1", "/v1/chat/completions", refused=1, is_invalid=True)
-    batch = await get(own_gateway, f"/v1/batches/batch_{await lost_batch(own_gateway, own_log, tenant, invalid)}")
-    assert batch["status"] == "failed"
+    assert (await get(own_gateway, f"/v1/batches/batch_{await lost_batch(invalid)}"))["status"] == "failed"
 
-
-async def test_a_lost_batch_is_over_on_the_routes_of_anthropic(
-    own_gateway: Gateway, own_log: TurnLog, tenant: Tenant, persistence_in_loop: Persistence
-) -> None:
-    """Its results can be read, and it can be deleted."""
-    source = BatchSource(None, "/v1/messages")
-    path = f"/v1/messages/batches/msgbatch_{await lost_batch(own_gateway, own_log, tenant, source)}"
+    path = f"/v1/messages/batches/msgbatch_{await lost_batch(BatchSource(None, '/v1/messages'))}"
     batch = await get(own_gateway, path)
     assert (batch["processing_status"], batch["ended_at"]) == ("ended", None)
     assert (batch["request_counts"]["processing"], batch["request_counts"]["errored"]) == (0, 1)
-    assert (await own_gateway.client.get(batch["results_url"])).json()["result"]["type"] == "errored"
-    deleted = await own_gateway.client.delete(path)
+    assert (await client.get(batch["results_url"])).json()["result"]["type"] == "errored"
+    deleted = await client.delete(path)
     assert (deleted.status_code, deleted.json()["type"]) == (200, "message_batch_deleted")
-
-
-async def test_a_turn_in_the_log_is_not_lost(
-    own_gateway: Gateway, own_log: TurnLog, tenant: Tenant, persistence_in_loop: Persistence
-) -> None:
-    """Older entries of the log have left it."""
-    old, running = new_writer(own_log, tenant), new_writer(own_log, tenant)
-    await old.store_request(session=SessionId("session-2"))
-    await running.store_request(session=SESSION)
-    await running.begin("Light")
-    await forget(own_gateway, own_log, old.key)
-    await until_equal(lambda: outcomes(own_gateway, "session-2"), ["failed"])
-    assert await outcomes(own_gateway) == ["running"]
-    await running.end()
-    assert await outcomes(own_gateway) == ["completed"]
 
 
 async def outcome(persistence: Persistence, key: TurnKey) -> str:
@@ -236,26 +211,27 @@ async def test_a_turn_that_was_lost_beside_the_wrong_log_gets_the_end_of_its_own
 
 @pytest.mark.rule("R27")
 async def test_no_turn_is_lost_while_the_log_is_unreachable(
-    own_server: NatsServer, own_log: TurnLog, tenant: Tenant, tmp_path: Path
+    own_server: NatsServer, own_connection: Connection, own_log: TurnLog, tenant: Tenant, tmp_path: Path
 ) -> None:
-    """The server disappears between two answers: here the consumer of another, empty server still answers."""
-    keys = [TurnKey(tenant, TurnId(new_id())) for _ in range(3)]
-    for key in keys:
-        await Writer(own_log, key).store_request()
+    """The server disappears between two answers: that of its consumer, and those about the turns."""
+
+    class AnsweredBefore(Deliveries):
+        async def first(self) -> Seq:
+            return Seq(1)
+
+    writers = [new_writer(own_log, tenant) for _ in range(3)]
+    for writer in writers:
+        await writer.store_request()
     async with Persistence(own_server.url, tmp_path / "tailrace.db") as before:
-        assert await outcome(before, keys[-1]) == "running"
-    async with AsyncExitStack() as stack:
-        store = await Store.open(tmp_path / "tailrace.db", busy_timeout_s=1.0)
-        stack.push_async_callback(store.close)
-        (tmp_path / "other").mkdir()
-        other = await stack.enter_async_context(NatsServer(tmp_path / "other"))
-        await apply_streams(other.url)
-        connection = await Connection.open(other.url, "test")
-        stack.push_async_callback(connection.close)
-        deliveries = await Deliveries.open(connection, PERSISTENCE)
-        await own_server.stop(SIGKILL)
+        assert await outcome(before, writers[-1].key) == "running"
+    deliveries = await AnsweredBefore.open(own_connection, PERSISTENCE)
+    await own_server.stop(SIGKILL)
+    store = await Store.open(tmp_path / "tailrace.db", busy_timeout_s=1.0)
+    try:
         await LostTurnFinder(own_log, deliveries, store).check()
-        assert sorted(await store.running_turns()) == sorted(keys)
+        assert sorted(await store.running_turns()) == sorted(writer.key for writer in writers)
+    finally:
+        await store.close()
 
 
 @pytest.mark.rule("F31")

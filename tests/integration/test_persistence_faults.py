@@ -22,7 +22,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.persistence.__main__ import serve
 from tailrace.persistence.settings import Settings
 from tailrace.proto.errors import StoreError
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.records import GetTurn, ListSessions, SessionPage, SessionRecord, TurnRecord, record_from_fold
 from tailrace.proto.resources import CreateProject, CreateSession, GetProject, ProjectRecord
@@ -31,21 +31,20 @@ from tests.conftest import apply_streams
 from tests.harness.generator_in_loop import running_generator, words
 from tests.harness.persistence_in_loop import QUICK, Persistence
 from tests.harness.processes import as_user
-from tests.harness.turn_writer import Writer
+from tests.harness.turn_writer import OURS, new_writer, write_turn
 from tests.harness.until import until
 from tests.integration.conftest import NewGateway
-from tests.integration.test_persistence_recorder import expected_rows, rows, write
+from tests.integration.test_persistence_recorder import expected_rows, rows
 from tests.upgrade.recording import downgrade
 
 Fault = Callable[[Path], Any]
 
-OURS = Tenant("ours")
 # SQLite's default. The first page holds the schema.
 PAGE_BYTES = 4096
 DISK_BYTES = 4 * 1024**2
 RESTART_S = 0.1
 HEAL_S_MAX = 30.0
-WORDS = 40
+WORDS = 5
 
 
 @pytest.fixture
@@ -103,7 +102,7 @@ class OwnSystem(NamedTuple):
 
     async def answer(self, tag: str) -> TurnKey:
         """Posts a turn and reads its complete answer."""
-        response = await self.client.post("/v1/turns", json={"message": f"#sim words={WORDS} rate=100 tag={tag}"})
+        response = await self.client.post("/v1/turns", json={"message": f"#sim words={WORDS} rate=0 tag={tag}"})
         assert response.status_code == 202, response.text
         text = (await self.client.get(response.json()["links"]["events"], params={"dialect": "text"})).text
         assert text == words(WORDS, tag)
@@ -348,7 +347,7 @@ async def test_the_log_is_replayed_for_new_and_older_databases_only(
 ) -> None:
     """Not for a current one: also not while a turn is running, nor when the log has expired."""
     url = own_server.url
-    running = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
+    running = new_writer(own_log)
     first = await running.store_request()
     assert await replay_reasons(url, database) == ["new database"]
     assert await replay_reasons(url, database) == []
@@ -370,13 +369,13 @@ async def test_a_restored_backup_gets_all_later_turns_from_the_log(
 ) -> None:
     """Also acknowledged ones, and the end of turns that were running; no manual step is needed (docs/RUNBOOK.md)."""
     url, backup = own_server.url, tmp_path / "copy.db"
-    running = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
+    running = new_writer(own_log)
     await running.open("Light ")
-    keys = [await write(own_log, "Light"), running.key]
+    keys = [await write_turn(own_log, "Light"), running.key]
     await assert_complete(url, database, own_log, keys)
     shutil.copy(database, backup)
     await running.end()
-    keys.append(await write(own_log, "scatters"))
+    keys.append(await write_turn(own_log, "scatters"))
     await assert_complete(url, database, own_log, keys)
     shutil.copy(backup, database)
     assert await replay_reasons(url, database) == ["restored database"]
@@ -389,13 +388,13 @@ async def test_a_backup_of_another_log_gets_all_turns_of_this_log(
     own_server: NatsServer, own_log: TurnLog, database: Path, tmp_path: Path
 ) -> None:
     """It has recorded higher sequences of its own log than this one has."""
-    keys = [await write(own_log, "Light") for _ in range(5)]
+    keys = [await write_turn(own_log, "Light") for _ in range(5)]
     await assert_complete(own_server.url, database, own_log, keys)
     (tmp_path / "another").mkdir()
     async with NatsServer(tmp_path / "another") as another:
         await apply_streams(another.url)
         connection = await Connection.open(another.url, "test")
-        key = await write(TurnLog(connection), "Light")
+        key = await write_turn(TurnLog(connection), "Light")
         assert await replay_reasons(another.url, tmp_path / "another.db") == ["new database"]
         assert await replay_reasons(another.url, database) == ["restored database"]
         await assert_complete(another.url, database, TurnLog(connection), [key])
@@ -407,7 +406,7 @@ async def test_a_rebuilt_database_has_sessions_and_projects_without_their_titles
     own_server: NatsServer, own_log: TurnLog, database: Path
 ) -> None:
     """The log has a turn's project but no title, which only a backup has (docs/RUNBOOK.md)."""
-    writer = Writer(own_log, TurnKey(OURS, TurnId(new_id())))
+    writer = new_writer(own_log)
     async with Persistence(own_server.url, database) as persistence:
         await persistence.ask(OURS, "new_project", CreateProject("rivers", "Rivers"), ProjectRecord)
         await persistence.ask(OURS, "new_session", CreateSession("session-1", "The Rhine"), SessionRecord)

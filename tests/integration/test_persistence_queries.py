@@ -19,7 +19,7 @@ from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.database import name_everywhere
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogUnavailable, Refused, StoreNotShared
-from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, new_id
+from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
 from tailrace.proto.nats import Connection, Deliveries, Rpc, TurnLog
 from tailrace.proto.nats.leases import Backlog
 from tailrace.proto.nats.permissions import ADMIN
@@ -48,13 +48,13 @@ from tailrace.proto.resources import (
     ListBranches,
     ListProjects,
 )
-from tailrace.proto.subjects import PERSISTENCE, TurnKey
+from tailrace.proto.subjects import PERSISTENCE
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import as_user
-from tests.harness.turn_writer import Writer
+from tests.harness.turn_writer import OURS, Writer, new_writer, write_turn
 from tests.harness.until import until
 
-OURS, THEIRS = Tenant("ours"), Tenant("theirs")
+THEIRS = Tenant("theirs")
 SESSION = SessionId("session-1")
 
 
@@ -68,17 +68,9 @@ def message(text: str) -> list[Message]:
     return [Message("user", text)]
 
 
-async def write(log: TurnLog, *texts: str, **given: Any) -> TurnKey:
-    """Writes a completed turn with the answer `texts`."""
-    writer = await ask(log, **given)
-    await writer.begin(*texts)
-    await writer.end()
-    return writer.key
-
-
 async def ask(log: TurnLog, **given: Any) -> Writer:
     """Writes the request of a turn."""
-    writer = Writer(log, TurnKey(OURS, TurnId(new_id())))
+    writer = new_writer(log)
     await writer.store_request(**given)
     return writer
 
@@ -98,13 +90,13 @@ async def test_a_query_sees_every_entry_that_was_acknowledged_before(
 
     async def write_on() -> None:
         while True:
-            await write(TurnLog(busy), "Light")
+            await write_turn(TurnLog(busy), "Light")
             # Persistence has to keep pace, on a slow machine and with PostgreSQL too.
             await asyncio.sleep(0.02)
 
     writing = [asyncio.create_task(write_on()) for _ in range(4)]
     try:
-        for _ in range(10):
+        for _ in range(4):
             writer = await ask(own_log)
             query = GetTurn(writer.key.turn)
             assert (await persistence.ask(OURS, "turn", query, TurnRecord)).outcome == "running"
@@ -230,7 +222,7 @@ async def test_unknown_ids_and_invalid_queries_are_refused_with_their_code(
     for name, (query, code) in UNKNOWN.items():
         assert await refusal(persistence, OURS, name, query) == code, name
         assert await refusal(persistence, OURS, name, ["what?"]) == "request_invalid", name
-    key = await write(own_log, "Light", session=SESSION)
+    key = await write_turn(own_log, "Light", session=SESSION)
     foreign: list[tuple[str, Any, str]] = [
         ("turn", GetTurn(key.turn), "turn_not_found"),
         ("session", GetSession(SESSION), "session_not_found"),
@@ -255,13 +247,13 @@ async def test_the_context_of_a_follow_up_is_its_branch(persistence: Persistence
         return await persistence.ask(OURS, "context", GetContext(*given, **named), Context)
 
     assert await context(SESSION, begin=True) == Context(SESSION, None, [])
-    root = await write(own_log, "Light.", messages=message("Why?"), session=SESSION)
+    root = await write_turn(own_log, "Light.", messages=message("Why?"), session=SESSION)
     assert (await context(SESSION, begin=True)).parent == root.turn
     start = [*message("Why?"), Message("assistant", "Light.")]
-    left = await write(
+    left = await write_turn(
         own_log, "Left.", messages=[*start, *message("How?")], history=2, session=SESSION, parent=root.turn
     )
-    right = await write(own_log, "Right.", messages=message("When?"), session=SESSION, parent=root.turn)
+    right = await write_turn(own_log, "Right.", messages=message("When?"), session=SESSION, parent=root.turn)
     of_left = Context(
         SESSION, left.turn, [*start, *message("How?"), Message("assistant", "Left.")], [(root.turn, 2), (left.turn, 4)]
     )
@@ -274,8 +266,8 @@ async def test_the_context_of_a_follow_up_is_its_branch(persistence: Persistence
     assert await context(parent=left.turn) == await context(SESSION, left.turn) == of_left
     assert await context(session=SESSION) == of_right
 
-    elsewhere = await write(own_log, "Light.", session=SessionId("session-2"))
-    orphan = await write(own_log, "So.", session=SessionId("session-3"), parent=TurnId("deleted"))
+    elsewhere = await write_turn(own_log, "Light.", session=SessionId("session-2"))
+    orphan = await write_turn(own_log, "So.", session=SessionId("session-3"), parent=TurnId("deleted"))
     for query in (GetContext(SESSION, elsewhere.turn), GetContext(SESSION, "none"), GetContext(parent=orphan.turn)):
         assert await refusal(persistence, OURS, "context", query) == "parent_not_found"
     assert await refusal(persistence, OURS, "context", GetContext()) == "request_invalid"
@@ -293,9 +285,9 @@ async def test_a_conversation_of_too_many_turns_is_refused(
 ) -> None:
     """A follow-up of an earlier turn is possible."""
     monkeypatch.setattr("tailrace.persistence.queries.BRANCH_TURNS_MAX", 3)
-    keys = [await write(own_log, "Light.", messages=message("Why?"), session=SESSION)]
+    keys = [await write_turn(own_log, "Light.", messages=message("Why?"), session=SESSION)]
     for _ in range(4):
-        keys.append(await write(own_log, "So.", messages=message("How?"), session=SESSION, parent=keys[-1].turn))
+        keys.append(await write_turn(own_log, "So.", messages=message("How?"), session=SESSION, parent=keys[-1].turn))
     with pytest.raises(Refused, match="more than 3 turns") as refused:
         await persistence.ask(OURS, "context", GetContext(parent=keys[-1].turn), Context)
     assert refused.value.code == "body_too_large"
@@ -307,8 +299,8 @@ async def test_the_ancestors_of_a_turn_have_pages(persistence: Persistence, own_
     """Newest first, without the turns of other branches."""
     parent, branch = TurnId("not-here"), list[TurnId]()
     for _ in range(5):
-        await write(own_log, "Aside.", session=SESSION, parent=parent)
-        parent = (await write(own_log, "So.", session=SESSION, parent=parent)).turn
+        await write_turn(own_log, "Aside.", session=SESSION, parent=parent)
+        parent = (await write_turn(own_log, "So.", session=SESSION, parent=parent)).turn
         branch.insert(0, parent)
     ancestors: list[list[TurnId]] = []
     after: Any = branch[0]
@@ -323,8 +315,8 @@ async def test_the_ancestors_of_a_turn_have_pages(persistence: Persistence, own_
 
 async def test_a_page_of_long_turns_is_short(persistence: Persistence, own_log: TurnLog) -> None:
     """An answer must fit into one message of a server with default limits; each page has at least one turn."""
-    root = await write(own_log, "x" * 400_000, session=SESSION)
-    leaf = await write(own_log, "y" * 400_000, session=SESSION, parent=root.turn)
+    root = await write_turn(own_log, "x" * 400_000, session=SESSION)
+    leaf = await write_turn(own_log, "y" * 400_000, session=SESSION, parent=root.turn)
     first = await persistence.ask(OURS, "session_turns", ListSessionTurns(SESSION), TurnPage)
     rest = await persistence.ask(OURS, "session_turns", ListSessionTurns(SESSION, first.next), TurnPage)
     assert [[turn.turn for turn in page.turns] for page in (first, rest)] == [[root.turn], [leaf.turn]]

@@ -8,24 +8,13 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.resources import GetUsage, UsagePage
 from tailrace.proto.subjects import TurnKey
 from tests.harness.persistence_in_loop import Persistence
-from tests.harness.turn_writer import Writer
-from tests.harness.until import until
-
-OURS = Tenant("ours")
-
-
-async def write(log: TurnLog, session: str) -> TurnKey:
-    writer = Writer(log, TurnKey(OURS, TurnId(new_id())))
-    await writer.store_request(session=SessionId(session))
-    await writer.begin("Light")
-    await writer.end()
-    return writer.key
+from tests.harness.turn_writer import OURS, write_turn
+from tests.harness.until import until_equal
 
 
 async def is_there(persistence: Persistence, key: TurnKey) -> bool:
@@ -44,7 +33,7 @@ async def test_a_session_that_was_not_used_for_long_is_deleted_when_the_log_has_
 ) -> None:
     """Not one whose turn is still in the log, nor one that was used. The usage stays counted."""
     database = tmp_path / "tailrace.db"
-    old, used, in_log = [await write(own_log, session) for session in ("old", "used", "in-log")]
+    old, used, in_log = [await write_turn(own_log, "Light", session=name) for name in ("old", "used", "in-log")]
     async with Persistence(own_server.url, database) as persistence:
         record = await persistence.ask(OURS, "turn", GetTurn(in_log.turn), TurnRecord)
     for key in (old, used):
@@ -55,11 +44,7 @@ async def test_a_session_that_was_not_used_for_long_is_deleted_when_the_log_has_
     async with Persistence(own_server.url, database) as persistence:
         assert await is_there(persistence, old)
     async with Persistence(own_server.url, database, history_days=2) as persistence:
-
-        async def is_deleted() -> bool:
-            return not await is_there(persistence, old)
-
-        await until(is_deleted)
+        await until_equal(lambda: is_there(persistence, old), False)
         assert (await is_there(persistence, used), await is_there(persistence, in_log)) == (True, True)
         day = record.asked_at.date()
         usage = await persistence.ask(OURS, "usage", GetUsage("day", day, day), UsagePage)
