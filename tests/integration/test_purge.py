@@ -66,10 +66,12 @@ async def test_the_generator_of_a_purged_turn_closes_its_call(own: OwnSystem) ->
     assert await own.log.read_entries(key) == []
 
 
-async def test_without_a_server_nothing_is_purged(own: OwnSystem, key: TurnKey) -> None:
+async def test_without_a_server_nothing_is_purged_and_tombstones_are_unavailable(own: OwnSystem, key: TurnKey) -> None:
+    tombstones = Tombstones(own.connection)
     await own.server.stop()
-    with pytest.raises(LogUnavailable):
-        await own.log.purge(key)
+    for refused in (own.log.purge(key), tombstones.put([key]), tombstones.exists(key)):
+        with pytest.raises(LogUnavailable):
+            await refused
 
 
 # Tombstones
@@ -102,12 +104,3 @@ async def test_a_thousand_tombstones_are_put_at_once(connection: Connection, ten
     tombstones = Tombstones(connection)
     await tombstones.put(turns)
     assert all([await tombstones.exists(turns[number]) for number in (0, 500, 999)])
-
-
-async def test_without_a_server_tombstones_are_unavailable(own: OwnSystem, key: TurnKey) -> None:
-    tombstones = Tombstones(own.connection)
-    await own.server.stop()
-    with pytest.raises(LogUnavailable):
-        await tombstones.put([key])
-    with pytest.raises(LogUnavailable):
-        await tombstones.exists(key)

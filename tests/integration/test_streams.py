@@ -8,7 +8,7 @@ from signal import SIGKILL
 from typing import Any
 
 import pytest
-from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RePublish, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import AckPolicy, DiscardPolicy, RePublish, RetentionPolicy, StorageType, StreamConfig
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.auth.login import LOGIN_S
@@ -114,10 +114,11 @@ async def test_an_existing_stream_is_not_changed(bare: Connection) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_the_command_creates_missing_parts_with_the_copies_and_the_size_of_the_existing_streams(
-    tmp_path: Path,
-) -> None:
-    """Also the log itself: the stream of blobs shows what it had."""
+async def test_the_command_creates_missing_parts_of_a_cluster_and_a_lost_majority_is_named(tmp_path: Path) -> None:
+    """With the copies and the size of the existing streams. Also the log itself: the stream of blobs shows what it had.
+
+    `keys`, `doctor` and the starts of the processes run `check`; `status` runs `read_setup_state`.
+    """
     async with Cluster(tmp_path) as cluster:
         jetstream = cluster.connection.jetstream
         for deleted in (BODIES, STREAM):
@@ -129,11 +130,6 @@ async def test_the_command_creates_missing_parts_with_the_copies_and_the_size_of
             assert config.num_replicas == NODES
             assert config.max_bytes == pytest.approx(size, abs=10)
 
-
-@pytest.mark.timeout(120)
-async def test_a_cluster_without_a_majority_is_named(tmp_path: Path) -> None:
-    """By what `keys`, `doctor` and the starts of the processes run, and by what `status` runs."""
-    async with Cluster(tmp_path) as cluster:
         await asyncio.gather(*(node.stop(SIGKILL) for node in cluster.nodes[1:]))
         connection = await Connection.open(cluster.urls[0], "test")
 
@@ -175,24 +171,27 @@ WRONG_CONSUMERS: dict[str, Any] = {"filter_subjects": ["turns.>"], "ack_policy":
 
 @pytest.mark.rule("R31")
 @pytest.mark.rule("R37")
-@pytest.mark.parametrize("setting", WRONG_STREAMS)
-async def test_a_stream_with_another_setting_is_refused(bare: Connection, setting: str) -> None:
-    await bare.jetstream.add_stream(WRONG_STREAMS[setting])
-    with pytest.raises(LogMisconfigured, match=setting):
-        await streams.apply(bare, bytes_max=BYTES_MAX)
-
-
-@pytest.mark.rule("R31")
-@pytest.mark.parametrize("setting", WRONG_CONSUMERS)
-@pytest.mark.parametrize("config", stream_configs.consumers(), ids=lambda config: str(config.durable_name))
-async def test_a_consumer_with_another_setting_is_refused(
-    bare: Connection, config: ConsumerConfig, setting: str
-) -> None:
+async def test_a_stream_or_consumer_with_another_setting_is_refused(bare: Connection) -> None:
     """A consumer that gives up after five deliveries would lose turns silently."""
-    await bare.jetstream.add_stream(stream_configs.turns_stream(1, BYTES_MAX, 3600))
-    await bare.jetstream.add_consumer(STREAM, config.evolve(**{setting: WRONG_CONSUMERS[setting]}))
-    with pytest.raises(LogMisconfigured, match=setting):
+
+    async def assert_refused(setting: str) -> None:
+        with pytest.raises(LogMisconfigured, match=setting):
+            await streams.apply(bare, bytes_max=BYTES_MAX)
+
+    jetstream = bare.jetstream
+    for setting, stream in WRONG_STREAMS.items():
         await streams.apply(bare, bytes_max=BYTES_MAX)
+        await jetstream.delete_stream(str(stream.name))
+        await jetstream.add_stream(stream)
+        await assert_refused(setting)
+        await jetstream.delete_stream(str(stream.name))
+    for consumer in stream_configs.consumers():
+        for setting, value in WRONG_CONSUMERS.items():
+            await streams.apply(bare, bytes_max=BYTES_MAX)
+            await jetstream.delete_consumer(STREAM, str(consumer.durable_name))
+            await jetstream.add_consumer(STREAM, consumer.evolve(**{setting: value}))
+            await assert_refused(setting)
+            await jetstream.delete_consumer(STREAM, str(consumer.durable_name))
 
 
 @pytest.mark.rule("R31")
@@ -215,14 +214,13 @@ async def test_a_missing_stream_consumer_or_bucket_is_reported_with_the_command(
             await check(bare)
 
 
-async def test_a_server_that_is_too_old_is_refused(bare: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_is_too_old_is_refused(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names the version that is needed."""
-    await streams.apply(bare, bytes_max=BYTES_MAX)
-    assert bare.server_version is not None
-    assert bare.server_version >= streams.SERVER_MIN
+    assert connection.server_version is not None
+    assert connection.server_version >= streams.SERVER_MIN
     monkeypatch.setattr(streams, "SERVER_MIN", (99, 0, 1))
     with pytest.raises(LogMisconfigured, match=r"is older than 99\.0\.1"):
-        await check(bare)
+        await check(connection)
 
 
 async def test_a_server_that_is_down_is_unavailable_and_not_misconfigured(server: NatsServer, bare: Connection) -> None:

@@ -27,7 +27,6 @@ from tailrace.proto.nats.log_server import BATCH
 from tailrace.proto.nats.pub_ack import FENCE
 from tailrace.proto.subjects import STREAM, TurnKey
 from tests.harness.freeze import freeze
-from tests.harness.lossy_link import LossyLink
 from tests.harness.proxy import Proxy
 from tests.harness.turn_builder import closing_events, request, text_delta
 from tests.harness.turn_writer import Writer
@@ -192,12 +191,13 @@ async def test_a_full_log_refuses_appends_and_serves_its_readers(tmp_path: Path,
 @pytest.mark.rule("R14")
 async def test_a_log_of_many_pages_is_read_whole(log: TurnLog, writer: Writer, follow: Any) -> None:
     """A page holds 512 entries at most; folds and followers read on to the last."""
-    words = [f" {number}" for number in range(2 * BATCH + 10)]
+    words = [f" {number}" for number in range(BATCH + 10)]
     await writer.open(*words)
     await writer.end()
     key = writer.key
     page = await log.read_entries(key)
-    assert len(page) == len(await log.read_entries(key, page[-1].seq)) == BATCH
+    assert len(page) == BATCH
+    assert 0 < len(await log.read_entries(key, page[-1].seq)) < BATCH
     assert len(await log.read_entries(key, page[0].seq, limit=3)) == 3
     turn = await log.read_turn(key)
     assert turn.text == "".join(words)
@@ -247,51 +247,36 @@ def lose_leader_after(patch: pytest.MonkeyPatch, deletions: int) -> None:
 
 
 @pytest.mark.rule("R91")
-async def test_a_turn_whose_erasure_was_interrupted_can_be_found_and_erased_again(
+async def test_an_interrupted_erasure_counts_each_entry_once_and_is_completed_by_another(
     own_connection: Connection, own_log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its request is erased last: a turn without one does not exist, and the rest of its text would stay."""
+    """At its deadline, or because the log becomes unavailable meanwhile.
+
+    The request is erased last: a turn without one does not exist, and the rest of its text would stay.
+    """
     writer = Writer(own_log, key)
     await writer.open("a", " secret")
     await writer.end()
-    entries = await own_log.read_entries(key)
+    entries, now = await own_log.read_entries(key), asyncio.get_running_loop().time()
+    assert await own_log.erase(key, now) == Erased(1, is_gone=False)
     with monkeypatch.context() as patch:
-        lose_leader_after(patch, len(entries) - 1)
-        assert await own_log.erase(key) == Erased(len(entries) - 1, is_gone=False)
+        lose_leader_after(patch, len(entries) - 2)
+        assert await own_log.erase(key, now + 60) == Erased(len(entries) - 2, is_gone=False)
         with pytest.raises(LogUnavailable, match="no leader"):
-            await own_log.erase(key)
+            await own_log.erase(key, now + 60)
     assert await own_log.read_entries(key) == entries[:1]
     assert (await own_log.read_turn(key)).request is not None
     assert await own_log.erase(key) == Erased(1, is_gone=True)
+    assert await own_log.erase(key) == Erased(0, is_gone=True)
     assert not await own_log.has_turn(key)
     assert (await own_connection.jetstream.stream_info(STREAM)).state.messages == 0
-
-
-@pytest.mark.rule("R91")
-async def test_an_erasure_with_a_deadline_counts_each_entry_once(
-    own_log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also if the log becomes unavailable meanwhile: what was overwritten by then is counted."""
-    writer = Writer(own_log, key)
-    await writer.open("a", " secret", " text")
-    await writer.end()
-    count, now = len(await own_log.read_entries(key)), asyncio.get_running_loop().time()
-    assert await own_log.erase(key, now) == Erased(1, is_gone=False)
-    with monkeypatch.context() as patch:
-        lose_leader_after(patch, 1)
-        assert await own_log.erase(key, now + 60) == Erased(1, is_gone=False)
-        with pytest.raises(LogUnavailable, match="no leader"):
-            await own_log.erase(key, now + 60)
-    assert (await own_log.read_turn(key)).request is not None
-    assert await own_log.erase(key, now + 60) == Erased(count - 2, is_gone=True)
-    assert await own_log.erase(key, now + 60) == Erased(0, is_gone=True)
 
 
 async def test_information_about_streams_is_answered_during_erasures(
     own_server: NatsServer, own_connection: Connection, own_log: TurnLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes erase several turns at once. nats-server does other requests before those for information."""
-    deltas, delete, running, most = 60, Leader.delete, 0, 0
+    deltas, delete, running, most = 30, Leader.delete, 0, 0
 
     async def count_delete(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
         nonlocal running, most
@@ -356,38 +341,24 @@ async def test_a_follower_starts_after_any_entry_of_its_turn_and_after_no_other(
 
 @pytest.mark.rule("F13")
 @pytest.mark.rule("R16")
-@pytest.mark.parametrize("fault", ["disconnected", "feed lost"])
-async def test_a_follower_reads_from_the_log_what_its_feed_has_lost(
-    own_server: NatsServer,
-    own_writer: Writer,
-    follow: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    fault: str,
+async def test_a_follower_that_was_disconnected_reads_from_the_log_what_its_feed_has_lost(
+    own_server: NatsServer, own_writer: Writer, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a reconnect at once, otherwise after REREAD_S seconds of silence."""
-    monkeypatch.setattr(REREAD_S, 60 if fault == "disconnected" else 0.3)
-    async with (
-        Proxy.in_front_of(own_server.url) as proxy,
-        LossyLink(proxy.url_of(own_server.url), share=0, what=b"MSG live.") as losing,
-    ):
-        connection = await Connection.open(losing.url, "reader")
+    """At once after the reconnect, and not only after REREAD_S seconds of silence."""
+    monkeypatch.setattr(REREAD_S, 60)
+    async with Proxy.in_front_of(own_server.url) as proxy:
+        connection = await Connection.open(proxy.url_of(own_server.url), "reader")
         await own_writer.open("The")
         follower = await follow(TurnLog(connection), own_writer.key)
         gaps = count_filled_gaps()
-        if fault == "disconnected":
-            proxy.fail("cut")
-            await own_writer.store_texts(" sky")
-            await until(lambda: not connection.is_up)
-            proxy.mend()
-            await until(lambda: follower.text == "The sky")
-            await own_writer.end()
-        else:
-            losing.share = 1
-            await own_writer.end()
-            # The events that close the message, and the end.
-            await until(lambda: losing.lost == 3)
+        proxy.fail("cut")
+        await own_writer.store_texts(" sky")
+        await until(lambda: not connection.is_up)
+        proxy.mend()
+        await until(lambda: follower.text == "The sky")
+        await own_writer.end()
         assert await follower.finish() == await read_log(own_writer.log, own_writer.key)
-        assert connection.client.stats["reconnects"] == (fault == "disconnected")
+        assert connection.client.stats["reconnects"] == 1
         assert count_filled_gaps() > gaps
         await connection.close()
 
@@ -407,27 +378,6 @@ async def test_the_leader_counts_the_entries_of_one_turn(connection: Connection,
 
 
 # Forks: NATS has stored an entry that the fence should have refused
-
-
-@pytest.mark.rule("R11")
-async def test_readers_skip_a_fork_and_the_turn_continues(
-    connection: Connection, log: TurnLog, writer: Writer, follow: Any
-) -> None:
-    """The chain decides which entry is valid; the fence counts both."""
-    await writer.open("The sky")
-    early = await follow(log, writer.key)
-    before = (await log.read_entries(writer.key))[-2].seq
-    await store_unfenced(connection, writer.key, "event", entries.encode(text_delta(Chain(before, 1), " FORK")))
-    await store_unfenced(connection, writer.key, "end", b"junk")
-    await writer.store_texts(" is blue.")
-    await writer.end()
-    turn = await log.read_turn(writer.key)
-    assert (turn.text, turn.skipped, turn.chain) == ("The sky is blue.", 2, writer.chain)
-    late, middle = await follow(log, writer.key), await follow(log, writer.key, before)
-    whole = await early.finish()
-    assert early.text == turn.text
-    assert await late.finish() == whole
-    assert await middle.finish() == [one for one in whole if one[0] > before]
 
 
 @pytest.mark.rule("R13")

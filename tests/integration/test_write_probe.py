@@ -18,22 +18,17 @@ async def stream_state(connection: Connection) -> tuple[int, int]:
     return state.messages, state.last_seq
 
 
+@pytest.mark.rule("F15")
 @pytest.mark.rule("R68")
-async def test_a_probe_stores_an_entry_and_removes_it(own_connection: Connection) -> None:
-    """The sequence grows, and the stream has no message."""
+async def test_a_probe_stores_and_removes_an_entry_and_fails_for_a_silent_log_but_not_for_a_full_one(
+    own_server: NatsServer, own_connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sequence grows, and the stream has no message. A full log answers, and Fullness reports it."""
+    monkeypatch.setattr("tailrace.proto.nats.write_probe.TIMEOUT_S", 0.2)
     probe = WriteProbe(own_connection)
     for number in range(3):
         await probe.run()
         assert await stream_state(own_connection) == (0, number + 1)
-
-
-@pytest.mark.rule("F15")
-@pytest.mark.rule("R68")
-async def test_a_probe_fails_for_a_silent_log_and_not_for_a_full_one(
-    own_server: NatsServer, own_connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full log answers, and Fullness reports it."""
-    monkeypatch.setattr("tailrace.proto.nats.write_probe.TIMEOUT_S", 0.2)
     await own_connection.jetstream.delete_stream(STREAM)
     await streams.apply(own_connection, bytes_max=1)
     await WriteProbe(own_connection).run()
