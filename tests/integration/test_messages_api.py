@@ -32,7 +32,10 @@ def turn_of(answer: httpx2.Response) -> str:
 
 
 async def test_repeated_request_of_claude_code_is_one_turn(gateway: Gateway, second_gateway: Gateway) -> None:
-    """At any gateway. Another body, session or client, and other headers, are other requests."""
+    """At any gateway. Another body, session or client, and other headers, are other requests.
+
+    A subagent has its own session: in the main one it would start a branch.
+    """
     first = await post(gateway, CLAUDE_CODE)
     again = await post(second_gateway, CLAUDE_CODE)
     assert (turn_of(again), again.content) == (turn_of(first), first.content)
@@ -45,14 +48,10 @@ async def test_repeated_request_of_claude_code_is_one_turn(gateway: Gateway, sec
         await post(gateway, {"x-claude-code-session-id": new_id()}),
         await post(gateway),
         await post(gateway),
+        subagent := await post(gateway, CLAUDE_CODE | {"x-claude-code-agent-id": "a1b2"}),
     ]
-    assert len({turn_of(first), *map(turn_of, others)}) == 8
-
-
-async def test_subagent_has_its_own_session(gateway: Gateway) -> None:
-    """In the main session it would start a branch."""
-    answer = await post(gateway, CLAUDE_CODE | {"x-claude-code-agent-id": "a1b2"})
-    assert answer.headers["x-session-id"] == f"claude-code:{SESSION}:a1b2"
+    assert len({turn_of(first), *map(turn_of, others)}) == 9
+    assert subagent.headers["x-session-id"] == f"claude-code:{SESSION}:a1b2"
 
 
 async def test_repeated_request_returns_the_project_of_its_turn(gateway: Gateway) -> None:
@@ -90,14 +89,6 @@ async def test_request_after_a_cancelled_turn_is_a_new_turn(
     request = (await system_log.read_turn(TurnKey(tenant, TurnId(turns[0])))).request
     assert request is not None
     assert request.on_disconnect == "grace:60"
-
-
-@pytest.mark.filterwarnings("ignore:The model 'claude-haiku-4-5' is deprecated:DeprecationWarning")
-async def test_a_prefill_is_continued_also_after_an_interruption(gateway: Gateway) -> None:
-    question = {"role": "user", "content": f"#sim words=6 rate=0 fault=cut@2x1\n{new_id()}"}
-    beginning = {"role": "assistant", "content": "w000000 w000001"}
-    answer = await post(gateway, model="claude-haiku-4-5", messages=[question, beginning])
-    assert answer.json()["content"] == [{"type": "text", "text": " w000002 w000003 w000004 w000005"}]
 
 
 @pytest.mark.parametrize(

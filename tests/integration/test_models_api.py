@@ -31,8 +31,10 @@ async def openai_sdk(gateway: Gateway) -> AsyncIterator[openai.AsyncOpenAI]:
         yield sdk
 
 
-async def test_anthropic_sdk_lists_all_pages(claude_sdk: anthropic.AsyncAnthropic) -> None:
+async def test_anthropic_sdk_lists_all_pages_and_filters_by_lifecycle(claude_sdk: anthropic.AsyncAnthropic) -> None:
     """It follows `last_id`; models that Anthropic does not list are left out; dates and limits are Anthropic's."""
+    old = [model async for model in claude_sdk.models.list(lifecycle=["deprecated", "retired"])]
+    assert [(model.id, str(model.retires_at)) for model in old] == [("claude-sonnet-4-5", "2026-11-30 00:00:00+00:00")]
     found = [model async for model in claude_sdk.models.list(limit=4)]
     assert [model.id for model in found] == LISTED
     (sonnet,) = [model for model in found if model.id == "claude-sonnet-5-5"]
@@ -45,14 +47,6 @@ async def test_anthropic_sdk_lists_all_pages(claude_sdk: anthropic.AsyncAnthropi
     )
 
 
-async def test_anthropic_sdk_filters_by_lifecycle(claude_sdk: anthropic.AsyncAnthropic) -> None:
-    """Deprecated models have their retirement date."""
-    found = [model async for model in claude_sdk.models.list(lifecycle=["deprecated", "retired"])]
-    assert [(model.id, str(model.retires_at)) for model in found] == [
-        ("claude-sonnet-4-5", "2026-11-30 00:00:00+00:00")
-    ]
-
-
 async def test_openai_sdk_lists_every_model(openai_sdk: openai.AsyncOpenAI) -> None:
     """In the same body: without page parameters it has all models."""
     found = [model async for model in openai_sdk.models.list()]
@@ -61,18 +55,13 @@ async def test_openai_sdk_lists_every_model(openai_sdk: openai.AsyncOpenAI) -> N
     assert found[0].created == 1_790_553_600  # 2026-09-28
 
 
-@pytest.mark.parametrize("name", ["claude-haiku-4-5", "claude-haiku-4-5-20251001", "claude-haiku-4-5-latest"])
-async def test_sdks_find_a_model_by_any_of_its_names(
-    claude_sdk: anthropic.AsyncAnthropic, openai_sdk: openai.AsyncOpenAI, name: str
-) -> None:
-    assert (await claude_sdk.models.retrieve(name)).id == "claude-haiku-4-5"
-    assert (await openai_sdk.models.retrieve(name)).id == "claude-haiku-4-5"
-
-
-async def test_sdks_raise_not_found_for_an_unknown_model(
+async def test_sdks_find_a_model_by_any_of_its_names_and_raise_not_found(
     claude_sdk: anthropic.AsyncAnthropic, openai_sdk: openai.AsyncOpenAI
 ) -> None:
     """404 with a body that both parse; also for a model that the operator's key does not have."""
+    for name in ("claude-haiku-4-5", "claude-haiku-4-5-20251001", "claude-haiku-4-5-latest"):
+        assert (await claude_sdk.models.retrieve(name)).id == "claude-haiku-4-5"
+        assert (await openai_sdk.models.retrieve(name)).id == "claude-haiku-4-5"
     for name in ("gpt-4o", "claude-mythos-5"):
         with pytest.raises(anthropic.NotFoundError) as theirs:
             await claude_sdk.models.retrieve(name)
@@ -109,27 +98,26 @@ async def test_unlisted_model_is_refused_everywhere(
     )
 
 
-async def test_alias_finds_its_model(system: System, new_gateway: NewGateway) -> None:
-    """TAILRACE_MODEL_ALIASES; the response has the model's own name."""
-    gateway = await new_gateway(system.nats_url, model_aliases="gpt-4o=claude-sonnet-5-5")
-    assert (await gateway.client.get("/v1/models/gpt-4o")).json()["id"] == "claude-sonnet-5-5"
-
-
-@pytest.mark.parametrize(
-    ("name", "id_"),
-    [("opus", "claude-opus-5-5"), ("claude-opus-4-20250514", "claude-opus-4-8"), (None, "claude-sonnet-5-5")],
-)
-async def test_short_and_retired_names_are_answered_with_the_models_id(
-    gateway: Gateway, name: str | None, id_: str
+async def test_aliases_short_and_retired_names_are_answered_with_the_models_id(
+    system: System, generator: object, new_gateway: NewGateway
 ) -> None:
     """In each protocol; without a name the default answers."""
-    body = {"model": name, "max_tokens": 9, "messages": MESSAGES}
-    for path in ("/v1/messages", "/v1/chat/completions"):
-        answer = await gateway.client.post(path, json=body)
-        assert (answer.status_code, answer.json().get("model")) == (200, id_), (path, answer.text)
+    gateway = await new_gateway(system.nats_url, model_aliases="gpt-4o=claude-haiku-5-5")
+    for name, id_ in {
+        "gpt-4o": "claude-haiku-5-5",
+        "opus": "claude-opus-5-5",
+        "claude-opus-4-20250514": "claude-opus-4-8",
+        None: "claude-sonnet-5-5",
+    }.items():
+        body = {"model": name, "max_tokens": 9, "messages": MESSAGES}
+        for path in ("/v1/messages", "/v1/chat/completions"):
+            answer = await gateway.client.post(path, json=body)
+            assert (answer.status_code, answer.json().get("model")) == (200, id_), (path, answer.text)
 
 
-async def test_model_newer_than_the_table_is_passed_on(gateway: Gateway) -> None:
+async def test_model_newer_than_the_table_is_passed_on_unless_its_cost_must_be_known(
+    gateway: Gateway, system: System, new_gateway: NewGateway
+) -> None:
     """Its name looks like Claude's: the API decides. Its price is unknown, so that no cost can be limited."""
     body = {"model": "claude-tomorrow-1", "max_tokens": 9, "messages": MESSAGES}
     answer = await gateway.client.post("/v1/messages", json=body)
@@ -139,11 +127,8 @@ async def test_model_newer_than_the_table_is_passed_on(gateway: Gateway) -> None
         400,
         "`max_cost`: the price of claude-tomorrow-1 is unknown",
     )
-
-
-async def test_model_without_a_price_is_refused_if_a_budget_applies(system: System, new_gateway: NewGateway) -> None:
-    gateway = await new_gateway(system.nats_url, limits_key="usd_month=5")
-    answer = await gateway.client.post("/v1/turns", json={"message": "hi", "model": "claude-tomorrow-1"})
+    limited = await new_gateway(system.nats_url, limits_key="usd_month=5")
+    answer = await limited.client.post("/v1/turns", json={"message": "hi", "model": "claude-tomorrow-1"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "price_unknown"), answer.text
 
 

@@ -12,7 +12,7 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness.processes import as_user
 from tests.harness.readers import is_read, read
 from tests.harness.turn_writer import Writer
-from tests.harness.until import until
+from tests.harness.until import until, until_equal
 from tests.integration.conftest import KEY, Gateway, NewGateway
 
 CANCEL = {"message": "#sim words=2000 rate=50", "on_disconnect": "cancel"}
@@ -36,13 +36,6 @@ async def wait_for_outcome(gateway: Gateway, turn: str, outcome: str) -> int:
     ended = await record(gateway, turn)
     assert ended["outcome"] == outcome
     return len(ended["text"].split())
-
-
-async def until_unread(log: TurnLog, key: TurnKey) -> None:
-    async def is_unread() -> bool:
-        return not await is_read(log, key)
-
-    await until(is_unread)
 
 
 async def test_a_turn_continues_without_readers_by_default(gateway: Gateway) -> None:
@@ -126,7 +119,7 @@ async def test_an_unknown_policy_in_the_log_is_ignored(lone_gateway: Gateway, lo
     writer = Writer(log, key)
     await writer.store_request(on_disconnect="grace:soon")
     await read(lone_gateway.client, key.turn, most=1)
-    await until_unread(log, key)
+    await until_equal(lambda: is_read(log, key), False)
     assert (await record(lone_gateway, key.turn))["outcome"] == "running"
     await writer.end("cancelled")
     assert (await read(lone_gateway.client, key.turn)).over == "ended"
@@ -138,6 +131,6 @@ async def test_a_draining_gateway_does_not_wait_for_a_grace_period(
     gateway = await new_gateway(nats_url)
     await Writer(log, key).store_request(on_disconnect="grace:600")
     await read(gateway.client, key.turn, most=1)
-    await until_unread(log, key)
+    await until_equal(lambda: is_read(log, key), False)
     await asyncio.wait_for(gateway.stop(), 2)
     assert (await log.read_turn(key)).end is None

@@ -87,13 +87,6 @@ async def test_an_invalid_project_is_refused(shared_gateway: Gateway, field: str
     assert f"`{field}`" in answer.json()["error"]["message"]
 
 
-@on_shared_loop
-@pytest.mark.parametrize("project", ["unknown", "%00", "a%20b", "*"])
-async def test_an_unknown_project_is_not_found(shared_gateway: Gateway, project: str) -> None:
-    answer = await shared_gateway.client.get(f"/v1/projects/{project}")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "project_not_found")
-
-
 async def test_two_tenants_may_use_the_same_project_id(
     gateway: Gateway, system: System, new_gateway: NewGateway
 ) -> None:

@@ -29,28 +29,28 @@ async def prompt_gateway(
     return await new_gateway(system.nats_url, prompts=str(folder))
 
 
-async def test_a_turn_stores_the_rendered_prompt(prompt_gateway: Gateway, system_log: TurnLog, tenant: Tenant) -> None:
-    """A repeated POST with the same idempotency key is the same turn."""
-    body = {"prompt": {"name": "words", "variables": {"n": 3}}}
-    posts = [
-        await prompt_gateway.client.post("/v1/turns", json=body, headers={"idempotency-key": "three"}) for _ in range(2)
-    ]
+async def test_a_turn_and_the_inputs_of_a_batch_store_the_rendered_prompt(
+    prompt_gateway: Gateway, system_log: TurnLog, tenant: Tenant
+) -> None:
+    """A repeated POST with the same idempotency key is the same turn. Prompts are listed without their text."""
+    client, body = prompt_gateway.client, {"prompt": {"name": "words", "variables": {"n": 3}}}
+    posts = [await client.post("/v1/turns", json=body, headers={"idempotency-key": "three"}) for _ in range(2)]
     assert [post.status_code for post in posts] == [202, 202]
     (turn,) = {post.json()["turn"] for post in posts}
-    await read(prompt_gateway.client, turn)
-    answer = (await prompt_gateway.client.get(f"/v1/turns/{turn}")).json()
-    assert answer["text"] == "w000000 w000001 w000002"
-    folded = await system_log.read_turn(TurnKey(tenant, turn))
-    assert folded.request is not None
-    assert folded.request.system == "Be brief."
-    assert folded.request.messages[0].content == "#sim words=3 rate=0"
-
-
-async def test_prompts_are_listed_without_their_text(prompt_gateway: Gateway) -> None:
-    listed = (await prompt_gateway.client.get("/v1/prompts")).json()
+    await read(client, turn)
+    assert (await client.get(f"/v1/turns/{turn}")).json()["text"] == words(3)
+    requests = [{"custom_id": f"c{n}", "params": {"prompt": {**VALID, "variables": {"n": n}}}} for n in (1, 3)]
+    batch = (await client.post("/v1/turn-batches", json={"requests": requests})).json()
+    await wait_for_end(system_log, TurnKey(tenant, batch["batch"]))
+    lines = [msgspec.json.decode(line) for line in (await client.get(batch["links"]["results"])).iter_lines()]
+    assert [line["text"] for line in lines] == [words(1), words(3)]
+    for stored in (turn, lines[1]["turn"]):
+        request = (await system_log.read_turn(TurnKey(tenant, stored))).request
+        assert request is not None
+        assert (request.system, request.messages[0].content) == ("Be brief.", "#sim words=3 rate=0")
     expected = {"name": "words", "description": "Says a few words.", "variables": ["n"], "makes": ["system", "message"]}
-    assert listed == {"object": "list", "data": [expected]}
-    assert (await prompt_gateway.client.get("/v1/prompts/words")).json() == expected
+    assert (await client.get("/v1/prompts")).json() == {"object": "list", "data": [expected]}
+    assert (await client.get("/v1/prompts/words")).json() == expected
 
 
 async def test_an_unknown_prompt_name_is_404(prompt_gateway: Gateway) -> None:
@@ -82,23 +82,6 @@ async def test_wrong_variables_or_fields_are_refused(prompt_gateway: Gateway) ->
         answer = await prompt_gateway.client.post("/v1/turn-batches", json={"requests": requests})
         error = answer.json()["error"]
         assert (error["code"], "`requests[1]" in error["message"]) == (code, True), error
-
-
-async def test_a_batch_stores_the_rendered_prompt_of_each_input(
-    prompt_gateway: Gateway, system_log: TurnLog, tenant: Tenant
-) -> None:
-    requests = [
-        {"custom_id": f"c{n}", "params": {"prompt": {"name": "words", "variables": {"n": n}}}} for n in range(1, 4)
-    ]
-    batch = (await prompt_gateway.client.post("/v1/turn-batches", json={"requests": requests})).json()
-    await wait_for_end(system_log, TurnKey(tenant, batch["batch"]))
-    lines = [
-        msgspec.json.decode(line) for line in (await prompt_gateway.client.get(batch["links"]["results"])).iter_lines()
-    ]
-    assert [line["text"] for line in lines] == [words(n) for n in range(1, 4)]
-    first = (await system_log.read_turn(TurnKey(tenant, lines[0]["turn"]))).request
-    assert first is not None
-    assert (first.system, first.messages[0].content) == ("Be brief.", "#sim words=1 rate=0")
 
 
 async def test_the_rendered_inputs_of_a_batch_have_a_size_limit(

@@ -14,7 +14,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.gateway.http import fd_limit
 from tailrace.gateway.streaming import event_stream
 from tailrace.gateway.turns import reader_presence
-from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.permissions import GATEWAY
 from tailrace.proto.subjects import TurnKey
@@ -23,7 +23,7 @@ from tests.harness.raw_http import RawConnection
 from tests.harness.readers import build_reader, read, read_history
 from tests.harness.sse_parser import parse
 from tests.harness.system import System
-from tests.harness.turn_writer import Writer
+from tests.harness.turn_writer import Writer, new_writer
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
 from tests.promises import judge, no_gap, no_repeat, one_end
@@ -73,23 +73,26 @@ async def test_readers_beyond_a_limit_are_refused(
     """With and without a cursor, and also a POST that requests its stream, which then creates no turn."""
     gateway = await start(**{setting: 2})
     await writer.open("a")
-    back = {"last-event-id": str(writer.chain.last)}
+    back, streamed = {"last-event-id": str(writer.chain.last)}, {"accept": "text/event-stream"}
     async with AsyncExitStack() as stack:
         leaving = await stack.enter_async_context(AsyncExitStack())
         assert (await opened(leaving, gateway, writer.key)).status_code == 200
         assert (await opened(stack, gateway, writer.key, back)).status_code == 200
         assert refusal(await opened(stack, gateway, writer.key)) == expected
         assert refusal(await opened(stack, gateway, writer.key, back)) == expected
-        answer = await gateway.client.post("/v1/turns", json={"message": "hi"}, headers={"accept": "text/event-stream"})
+        answer = await gateway.client.post("/v1/turns", json={"message": "hi"}, headers=streamed)
         assert refusal(answer) == expected
         assert "tailrace-turn" not in answer.headers
         assert (await gateway.client.post("/v1/turns", json={"message": "hi"})).status_code == 202
         await leaving.aclose()
 
-        async def is_accepted() -> bool:
-            return (await opened(stack, gateway, writer.key)).status_code == 200
+        async def is_streamed() -> bool:
+            async with gateway.client.stream("POST", "/v1/turns", json={"message": "hi"}, headers=streamed) as response:
+                return response.status_code == 200
 
-        await until(is_accepted)
+        # It takes the only free slot, and releases it.
+        for _ in range(2):
+            await until(is_streamed)
 
 
 async def test_an_event_source_that_reconnects_to_a_full_gateway_retries_later(
@@ -110,25 +113,16 @@ async def test_an_event_source_that_reconnects_to_a_full_gateway_retries_later(
     assert 1000 <= int(body.removeprefix(b"retry: ")) <= 11_000
 
 
-async def test_a_streamed_post_takes_one_slot_and_releases_it(start: NewGateway) -> None:
-    """The slot is taken before the turn is created, once, and is free after the stream."""
-    gateway = await start(streams_max=1)
-
-    async def is_streamed() -> bool:
-        streamed = {"accept": "text/event-stream"}
-        async with gateway.client.stream("POST", "/v1/turns", json={"message": "hi"}, headers=streamed) as response:
-            return response.status_code == 200
-
-    for _ in range(3):
-        await until(is_streamed)
-
-
 async def test_clients_of_a_trusted_proxy_are_counted_by_their_own_address(
-    own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway
+    own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
-    """Without credentials. X-Forwarded-For of another sender is ignored: any client could send it."""
-    writer = Writer(own_log, TurnKey(Tenant("local"), TurnId(new_id())))
-    await writer.open("a")
+    """Without credentials. X-Forwarded-For of another sender is ignored: any client could send it.
+
+    Readers with a credential are not counted by address: all users behind one proxy have its address.
+    """
+    writer, keyed = new_writer(own_log, Tenant("local")), new_writer(own_log, tenant)
+    for one in (writer, keyed):
+        await one.open("a")
     trusted = await new_gateway(own_server.url, api_keys="", streams_address_max=1, proxies="127.0.0.0/8")
     untrusted = await new_gateway(own_server.url, api_keys="", streams_address_max=1, proxies="10.0.0.1")
     for gateway, second in ((trusted, 200), (untrusted, 429)):
@@ -139,14 +133,9 @@ async def test_clients_of_a_trusted_proxy_are_counted_by_their_own_address(
                 for address in ("192.0.2.1", "192.0.2.1", "198.51.100.7, 192.0.2.2")
             ]
         assert statuses == [200, 429, second]
-
-
-async def test_readers_with_a_credential_are_not_counted_by_address(start: NewGateway, writer: Writer) -> None:
-    """All users behind one proxy have its address."""
-    await writer.open("a")
-    gateway = await start(streams_address_max=1)
+    gateway = await new_gateway(own_server.url, streams_address_max=1)
     async with AsyncExitStack() as stack:
-        assert [(await opened(stack, gateway, writer.key)).status_code for _ in range(3)] == [200] * 3
+        assert [(await opened(stack, gateway, keyed.key)).status_code for _ in range(3)] == [200] * 3
 
 
 async def test_connections_beyond_the_limit_get_503(monkeypatch: pytest.MonkeyPatch, start: NewGateway) -> None:

@@ -233,14 +233,6 @@ async def test_an_invalid_session_is_refused(shared_gateway: Gateway, body: dict
         assert (changed.status_code, word in changed.json()["error"]["message"]) == (400, True)
 
 
-@on_shared_loop
-@pytest.mark.parametrize("session", ["unknown", "%00", "a%20b", "*", "%3E", "x" * 65, "%F0%9F%8C%8A", "..%2e"])
-async def test_an_unknown_session_is_not_found(shared_gateway: Gateway, session: str) -> None:
-    for suffix in ("", "/turns"):
-        answer = await shared_gateway.client.get(f"/v1/sessions/{session}{suffix}")
-        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
-
-
 LIMITS = ["0", "201", "-1", "+1", "1_0", "abc", "", "٣", "1.5", "9" * 5000]
 CURSORS = ["abc", "-1", "%00", "' OR 1=1 --", "x" * 5000, "🌊"]
 

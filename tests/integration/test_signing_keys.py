@@ -95,33 +95,22 @@ async def test_an_unknown_kid_causes_one_read_per_cooldown(issuer: Issuer, url: 
     assert len(issuer.received) == before + 1
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "headers"),
-    [
-        (b"", "500 Internal Server Error", ()),
-        (b"", "404 Not Found", ()),
-        (b"", "204 No Content", ()),
-        (b"<html>", "200 OK", ()),
-        (b"{}", "200 OK", ()),
-        (b'{"keys": {}}', "200 OK", ()),
-        (b'{"keys": [1]}', "200 OK", ()),
-        (b"[" * 100_000, "200 OK", ()),
-        (b'{"keys": [{"kty": ' + b"[" * 100_000, "200 OK", ()),
-        (b'\xff\xfe{"keys": []}', "200 OK", ()),
-        (b" " * 300_000 + b'{"keys": []}', "200 OK", ()),
-    ],
-    ids=range(11),
+INVALID = (
+    *(b"<html>", b"{}", b'{"keys": {}}', b'{"keys": [1]}', b'\xff\xfe{"keys": []}', b"[" * 100_000),
+    *(b'{"keys": [{"kty": ' + b"[" * 100_000, b" " * 300_000 + b'{"keys": []}'),
 )
-async def test_an_invalid_answer_keeps_the_known_keys(
-    issuer: Issuer, url: str, body: bytes, status: str, headers: tuple[str, ...]
-) -> None:
+
+
+async def test_an_invalid_answer_keeps_the_known_keys(issuer: Issuer, url: str) -> None:
     """A broken issuer locks no client out."""
     issuer.set_response(jwts.key_set(ec=EC_KEY))
     keys = JwksCache(url, cooldown_s=0)
     await keys.read()
-    issuer.set_response(body, status, *headers)
-    await keys.read()
-    assert await keys.find("ec") is not None
+    failed = [(b"", status) for status in ("500 Internal Server Error", "404 Not Found", "204 No Content")]
+    for body, status in (*failed, *((body, "200 OK") for body in INVALID)):
+        issuer.set_response(body, status)
+        await keys.read()
+        assert await keys.find("ec") is not None, (status, body[:40])
     issuer.answer = close_at_once
     await keys.read()
     assert await keys.find("ec") is not None

@@ -1,10 +1,7 @@
 """Separation of tenants, and access without a key, on every route."""
 
-import asyncio
 import hashlib
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -12,12 +9,12 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.deploy.local.spawn import spawn
 from tailrace.proto.api_key import SCOPES, new_key
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore
-from tests.harness.processes import CHECKOUT, Process
+from tests.harness.forks import run_module
+from tests.harness.processes import Process
 from tests.harness.refusals import problem_of
 from tests.harness.route_table import BATCH, LONG_MESSAGE, MESSAGE_BATCH, ROWS, path_parameters
 from tests.harness.sse_parser import parse
@@ -153,27 +150,15 @@ async def test_without_keys_a_page_of_another_origin_is_refused(system: System, 
 
 
 async def test_beyond_loopback_a_gateway_without_keys_does_not_start(
-    own_server: NatsServer, own_connection: Connection, tmp_path: Path
+    own_server: NatsServer, own_connection: Connection
 ) -> None:
     """Status 2 and a message that says what to do, before it listens; with a key it starts."""
-    environ = {
-        "PYTHONPATH": str(CHECKOUT),
-        "TAILRACE_HOST": "0.0.0.0",
-        "TAILRACE_PORT": "0",
-        "TAILRACE_NATS_URL": own_server.url,
-    }
-
-    async def run_process(*arguments: str) -> tuple[int, str]:
-        printed = tmp_path / "printed.txt"
-        with printed.open("wb") as output:
-            process = await spawn((sys.executable, "-m", "tailrace.gateway", *arguments), environ, output.fileno())
-        return await asyncio.wait_for(process.wait(), 20), printed.read_text()
-
+    environ = {"TAILRACE_HOST": "0.0.0.0", "TAILRACE_PORT": "0", "TAILRACE_NATS_URL": own_server.url}
     for arguments in ((), ("--check",)):
-        status, sentence = await run_process(*arguments)
-        assert status == 2
+        status, out, sentence = await run_module("tailrace.gateway", *arguments, **environ)
+        assert (status, out) == (2, "")
         assert sentence.startswith("gateway: TAILRACE_HOST: 0.0.0.0 is reachable from other machines")
         assert "tailrace keys create" in sentence
         assert "ready" not in sentence
     await ApiKeyStore(own_connection).create(new_key(Tenant("alice"), now=1, scopes=SCOPES).record)
-    assert (await run_process("--check"))[0] == 0
+    assert (await run_module("tailrace.gateway", "--check", **environ)).status == 0

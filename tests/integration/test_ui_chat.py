@@ -82,13 +82,6 @@ async def test_ai_sdk_3_and_4_are_refused_before_a_model_call(gateway: Gateway, 
         await ask(gateway, old, id=chat, trigger="submit-message")
 
 
-async def test_repeated_question_is_one_turn(gateway: Gateway) -> None:
-    """The key is in the body: the server of an app may pass on nothing else."""
-    given = {"id": new_id(), "idempotency_key": new_id()}
-    first, second = [await ask(gateway, user("#sim words=2 rate=0"), **given) for _ in range(2)]
-    assert (first.content, first.headers["tailrace-turn"]) == (second.content, second.headers["tailrace-turn"])
-
-
 @pytest.mark.parametrize(("key", "retry"), [(None, None), ("auto", None), ("a-key", "false")])
 async def test_a_failed_turn_is_repeated_unless_the_client_chose_its_key(
     gateway: Gateway, key: str | None, retry: str | None
@@ -99,9 +92,14 @@ async def test_a_failed_turn_is_repeated_unless_the_client_chose_its_key(
     assert (answer.status_code, answer.headers.get("x-should-retry")) == (429, retry)
 
 
-@pytest.mark.parametrize("output", [1, "long " * 20_000, {"long": "long " * 20_000}])
+@pytest.mark.parametrize(
+    "output", [1, {"long": "long " * 20_000}, "x" * (EARLIER_BYTES_MAX + 1)], ids=["number", "object", "too long"]
+)
 async def test_stream_of_a_reloaded_page_continues_after_any_chunk(gateway: Gateway, output: object) -> None:
-    """It begins with the earlier steps of the message, which `startIndex` does not count without `replay`."""
+    """It begins with the earlier steps of the message, which `startIndex` does not count without `replay`.
+
+    It lacks steps that are too long: each reader would hold them in memory. The history has them.
+    """
     chat = new_id()
     question = user("#sim words=2 rate=0 tool=look")
     await ask(gateway, question, id=chat)
@@ -110,25 +108,15 @@ async def test_stream_of_a_reloaded_page_continues_after_any_chunk(gateway: Gate
     answer = await ask(gateway, question, {**called, "parts": [*called["parts"][:-1], call]}, id=chat)
     chunks = data_lines(await gateway.client.get(f"/api/chat/{chat}/stream"))
     results = [msgspec.json.decode(line)["output"] for line in chunks if b"tool-output-available" in line]
-    assert results == [output]
-    assert len(chunks) > len(data_lines(answer))
+    if isinstance(output, str):
+        assert (results, chunks) == ([], data_lines(answer))
+    else:
+        assert results == [output]
+        assert len(chunks) > len(data_lines(answer))
     run = answer.headers["tailrace-turn"]
     for index in range(len(chunks)):
         rest = await gateway.client.get(f"/api/chat/{run}/stream?startIndex={index}&replay=true")
         assert data_lines(rest) == chunks[index:]
-
-
-async def test_stream_of_a_reloaded_page_lacks_earlier_steps_that_are_too_long(gateway: Gateway) -> None:
-    """Each reader would hold them in memory. The history has them."""
-    chat = new_id()
-    question = user("#sim words=2 rate=0 tool=look")
-    await ask(gateway, question, id=chat)
-    _, called = (await gateway.client.get(f"/api/chat/{chat}/messages")).json()
-    call = {**called["parts"][-1], "state": "output-available", "output": "x" * (EARLIER_BYTES_MAX + 1)}
-    answer = await ask(gateway, question, {**called, "parts": [*called["parts"][:-1], call]}, id=chat)
-    for query in ("", "?startIndex=0&replay=true", "?startIndex=1&replay=true"):
-        replayed = data_lines(await gateway.client.get(f"/api/chat/{chat}/stream{query}"))
-        assert replayed == data_lines(answer)[query.count("Index=1") :]
 
 
 def data_lines(response: httpx2.Response) -> list[bytes]:
@@ -138,18 +126,7 @@ def data_lines(response: httpx2.Response) -> list[bytes]:
 
 
 async def test_message_in_a_busy_chat_interrupts_the_running_answer(gateway: Gateway) -> None:
-    """`stop()` sends no request; the interrupted answer stays in the conversation."""
-    chat = new_id()
-    first = asyncio.create_task(ask(gateway, user("#sim words=100 rate=20"), id=chat))
-    await until(lambda: is_begun(gateway, chat))
-    second = await ask(gateway, user("#sim words=100 rate=20"), user("#sim words=3 rate=0"), id=chat)
-    run = (await first).headers["x-workflow-run-id"]
-    interrupted = (await gateway.client.get(f"/v1/turns/{run}")).json()
-    assert (shown(second.content), interrupted["outcome"]) == (words(3), "cancelled")
-
-
-async def test_a_message_without_an_answer_is_stored_once(gateway: Gateway) -> None:
-    """The next request sends it again, because `useChat` sends the whole conversation."""
+    """`stop()` sends no request. `useChat` sends the whole conversation: a message without an answer is stored once."""
     chat = new_id()
     first = asyncio.create_task(ask(gateway, user("#sim wait=3600"), id=chat))
     await until(lambda: is_begun(gateway, chat))
@@ -157,6 +134,8 @@ async def test_a_message_without_an_answer_is_stored_once(gateway: Gateway) -> N
     interrupted = (await first).headers["x-workflow-run-id"]
     record = (await gateway.client.get(f"/v1/turns/{second.headers['x-workflow-run-id']}")).json()
     assert (record["parent"], record["input"]) == (interrupted, [{"role": "user", "content": "#sim words=3 rate=0"}])
+    assert (shown(second.content), record["text"]) == (words(3), words(3))
+    assert (await gateway.client.get(f"/v1/turns/{interrupted}")).json()["outcome"] == "cancelled"
 
 
 async def is_begun(gateway: Gateway, chat: str) -> bool:
@@ -197,30 +176,9 @@ def test_ended_turn_can_be_resumed_for_some_seconds() -> None:
     assert not is_over(running, datetime.now(UTC))
 
 
-async def test_answer_that_just_ended_is_resumed(gateway: Gateway) -> None:
-    """From its start, with the same message id, so that it replaces what the page has."""
-    chat = new_id()
-    answer = await ask(gateway, user("#sim words=2 rate=0"), id=chat)
-    late = await gateway.client.get(f"/api/chat/{chat}/stream")
-    assert (late.status_code, late.content) == (200, answer.content)
-
-
-async def test_run_is_found_by_chat_and_by_turn(gateway: Gateway) -> None:
-    """Also one that another protocol has created."""
-    posted = (await gateway.client.post("/v1/turns", json={"message": "#sim words=2 rate=0"})).json()
-    streams = [
-        (await gateway.client.get(f"/api/chat/{name}/stream?startIndex=0")).content
-        for name in (posted["turn"], posted["session"])
-    ]
-    other = (await gateway.client.get(f"/v1/turns/{posted['turn']}/events?dialect=ui")).content
-    assert streams[0] == streams[1] == other
-    assert shown(other) == words(2)
-    stopped = (await gateway.client.post(f"/api/chat/{posted['session']}/stop")).json()
-    assert stopped == {"turn": posted["turn"], "outcome": "completed"}
-
-
-async def test_history_is_the_newest_branch(gateway: Gateway) -> None:
+async def test_history_has_every_page_of_the_newest_branch(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """An edited message in another tab starts a branch."""
+    monkeypatch.setattr("tailrace.gateway.clients.ai_sdk.history.PAGE_TURNS", 1)
     chat = new_id()
     await ask(gateway, user("#sim words=1 rate=0"), id=chat)
     sent = [user("#sim words=1 rate=0"), assistant(words(1))]
@@ -258,18 +216,6 @@ async def test_history_contains_images_and_long_texts(
     answer = await small.client.get(f"/api/chat/{chat}/messages")
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
     assert f"/v1/sessions/{chat}/turns" in answer.json()["error"]["message"]
-
-
-async def test_history_has_every_page_of_a_long_chat(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tailrace.gateway.clients.ai_sdk.history.PAGE_TURNS", 1)
-    chat, sent = new_id(), list[Json]()
-    for number in range(1, 8):
-        sent.append(user(f"#sim words={number} rate=0"))
-        await ask(gateway, *sent, id=chat)
-        sent.append(assistant(words(number)))
-    messages = (await gateway.client.get(f"/api/chat/{chat}/messages")).json()
-    texts = ["".join(part.get("text", "") for part in message["parts"]) for message in messages]
-    assert texts == [part["text"] for message in sent for part in message["parts"]]
 
 
 async def test_chat_without_turns_has_no_messages(gateway: Gateway) -> None:

@@ -62,19 +62,7 @@ async def test_usage_is_grouped_by_day_model_and_project(gateway: Gateway) -> No
 
 
 @on_shared_loop
-@pytest.mark.parametrize(
-    "query",
-    [
-        "by=hour",
-        "from=2026-13-01",
-        "from=1.1.2026",
-        "to=0001-01-01",
-        "from=2026-02-01&to=2026-01-01",
-        "from=2024-01-01&to=2026-01-01",
-        "from=٢٠٢٦-01-01",
-        "limit=0",
-    ],
-)
+@pytest.mark.parametrize("query", ["by=hour", "from=2026-13-01", "from=2026-02-01&to=2026-01-01", "limit=0"])
 async def test_an_invalid_usage_query_is_refused(shared_gateway: Gateway, query: str) -> None:
     answer = await shared_gateway.client.get(f"/v1/usage?{query}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_invalid")
