@@ -70,15 +70,6 @@ async def test_the_lease_of_a_running_turn_is_renewed(own: OwnSystem) -> None:
     assert (turn.text, turn.attempt, await own.calls()) == (words(60), 1, 1)
 
 
-async def test_deltas_within_the_interval_become_one_entry(own: OwnSystem) -> None:
-    """TAILRACE_DELTA_INTERVAL_S: the log and the readers have fewer events, and the same text."""
-    async with own.running_generator(delta_interval_s=1.0):
-        key = await own.append_request("words=40 rate=100")
-        assert (await own.wait_for_end(key)).text == words(40)
-    stored = await own.log.read_entries(key)
-    assert len(stored) < 20
-
-
 async def test_a_turn_delivered_again_to_its_own_generator_continues(own: OwnSystem) -> None:
     """A generator that was frozen longer than its lease gets the turn again: the same attempt goes on."""
     await shorten_lease(own.connection, 0.3)
@@ -205,7 +196,7 @@ CASES = {
             f"words=40 rate=0 fault={fault}@17", words(40), 2, CONTINUED, settings=STALLED_SOON
         )
         # Each other fault has one of their codes: test_claude_backend.py.
-        for fault in ("cut", "stall", "garbage", "429")
+        for fault in ("cut", "stall", "garbage")
     },
     "cut, by prefill": Case("words=40 rate=0 fault=cut@17", words(40), 2, CONTINUED, request={"model": PREFILLED}),
     "cut always, and restarted": Case(
@@ -284,10 +275,9 @@ async def test_a_turn_fails_at_its_deadline_and_keeps_its_text(own: OwnSystem) -
 
 
 @pytest.mark.rule("F4")
-@pytest.mark.parametrize("concurrency", [1, 8])
-async def test_at_sigterm_a_running_turn_may_finish_and_no_turn_begins(own: OwnSystem, concurrency: int) -> None:
+async def test_at_sigterm_a_running_turn_may_finish_and_no_turn_begins(own: OwnSystem) -> None:
     """A request that a last pull still delivers goes to another generator."""
-    async with own.running_generator(concurrency=concurrency, grace_s=10) as stop:
+    async with own.running_generator(concurrency=8, grace_s=10) as stop:
         running = await own.append_request("words=60 rate=80")
         await wait_for_open_streams(own.claude, 1)
         stop.set()
@@ -302,10 +292,9 @@ async def test_at_sigterm_a_running_turn_may_finish_and_no_turn_begins(own: OwnS
 
 
 @pytest.mark.rule("F4")
-@pytest.mark.parametrize("concurrency", [1, 8])
-async def test_after_the_grace_period_another_generator_continues_at_once(own: OwnSystem, concurrency: int) -> None:
+async def test_after_the_grace_period_another_generator_continues_at_once(own: OwnSystem) -> None:
     """It does not wait for the lease, also when all slots were taken."""
-    async with own.running_generator(grace_s=0.1, concurrency=concurrency) as stop:
+    async with own.running_generator(grace_s=0.1, concurrency=1) as stop:
         key = await own.append_request("words=80 rate=80")
         await wait_for_open_streams(own.claude, 1)
         async with own.running_generator():
