@@ -38,13 +38,27 @@ async def test_up_waits_until_the_gateway_answers_200() -> None:
         assert await http_get("127.0.0.1", port) == Response(200, "{}")
 
 
-async def test_the_timeout_message_has_the_gateways_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The answer names the process that is missing."""
+async def test_the_timeout_message_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer of the gateway names the process that is missing."""
     monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
-    async with answering_server(http(503, '{"persistence":"no answer"}')) as port:
-        with pytest.raises(UpRefused) as refusal:
-            await wait_ready("127.0.0.1", port, {})
-    assert str(refusal.value) == 'not ready after 0.3 s: the gateway answers {"persistence":"no answer"}'
+    [unused] = find_free(1)
+    async with (
+        answering_server(http(503, '{"persistence":"no answer"}')) as refusing,
+        answering_server(http(200, "{}")) as ready,
+        answering_server(http(200, "tailrace_ready 0.0\n")) as process,
+    ):
+        for port, checks, message in (
+            (refusing, {}, 'the gateway answers {"persistence":"no answer"}'),
+            (unused, {}, "the gateway does not answer; see its lines above"),
+            (
+                ready,
+                {"generator-2": HealthCheck(process, "/metrics", "tailrace_ready 1.0")},
+                "generator-2 did not become ready; see the lines above",
+            ),
+        ):
+            with pytest.raises(UpRefused) as refusal:
+                await wait_ready("127.0.0.1", port, checks)
+            assert str(refusal.value) == f"not ready after 0.3 s: {message}"
 
 
 async def test_up_waits_until_each_process_is_ready() -> None:
@@ -54,24 +68,6 @@ async def test_up_waits_until_each_process_is_ready() -> None:
         question = HealthCheck(process, "/metrics", "tailrace_ready 1.0")
         await wait_ready("127.0.0.1", port, {"generator-2": question})
         assert await http_get("127.0.0.1", process) == Response(200, "tailrace_ready 1.0")
-
-
-async def test_a_process_that_is_not_ready_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
-    async with (
-        answering_server(http(200, "tailrace_ready 0.0\n")) as process,
-        answering_server(http(200, "{}")) as port,
-    ):
-        with pytest.raises(UpRefused) as refusal:
-            await wait_ready("127.0.0.1", port, {"generator-2": HealthCheck(process, "/metrics", "tailrace_ready 1.0")})
-    assert str(refusal.value) == "not ready after 0.3 s: generator-2 did not become ready; see the lines above"
-
-
-async def test_a_gateway_that_does_not_answer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tailrace.deploy.local.readiness.READY_S_MAX", 0.3)
-    [port] = find_free(1)
-    with pytest.raises(UpRefused, match="the gateway does not answer; see its lines above"):
-        await wait_ready("127.0.0.1", port, {})
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 x y\r\n\r\n", b"SSH-2.0-OpenSSH\r\n", b""])

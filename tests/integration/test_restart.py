@@ -30,7 +30,7 @@ from tests.promises import Connected, judge, no_gap, no_repeat, one_end
 RUNNING = "#sim words=320 rate=40"
 # They run until they are cancelled: each gateway is restarted while they run.
 ENDLESS = "#sim words=30000 rate=40"
-TURNS = 6
+TURNS = 3
 
 
 async def read_to_end(client: httpx2.AsyncClient, turn: str) -> list[Connected]:
