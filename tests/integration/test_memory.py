@@ -145,7 +145,7 @@ async def test_large_and_deep_bodies_do_not_fill_the_memory(process: processes.P
     before = resident(process.pid)
     for name, (key, body, expected, grows_max) in ATTACKS.items():
         grown_by = []
-        for _ in range(3):
+        for _ in range(2):
             reset_peak(process.pid)
             status = await post(port, key, *body())
             meanwhile, then = peak(process.pid) - before, resident(process.pid) - before
@@ -247,7 +247,7 @@ async def test_large_bodies_of_several_tenants_stay_below_the_setting(tmp_path: 
         before = {name: resident(pid) for name, pid in system.pids.items()}
         for pid in system.pids.values():
             reset_peak(pid)
-        bodies = [(client, large_body(number)) for number in range(3) for client in clients]
+        bodies = [(client, large_body(number)) for number in range(2) for client in clients]
         [generator] = system.generators
         freeze(generator)
         links = await asyncio.gather(*(post(*one) for one in bodies))

@@ -5,7 +5,6 @@ from typing import Any
 import httpx2
 import pytest
 
-from tailrace.gateway.clients.anthropic.claude_code import TURNS_MAX
 from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
@@ -74,17 +73,18 @@ async def test_invalid_session_id_of_claude_code_is_ignored(shared_gateway: Gate
 
 
 async def test_request_after_a_cancelled_turn_is_a_new_turn(
-    gateway: Gateway, system_log: TurnLog, tenant: Tenant
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to a limit, after which the last turn is returned again."""
+    monkeypatch.setattr("tailrace.gateway.clients.anthropic.claude_code.TURNS_MAX", 3)
     turns = []
     endless = BODY | {"stream": True, "messages": [{"role": "user", "content": "#sim words=9999 rate=50"}]}
-    for _ in range(TURNS_MAX + 1):
+    for _ in range(4):
         async with gateway.client.stream("POST", "/v1/messages", json=endless, headers=CLAUDE_CODE) as answer:
             turns.append(turn_of(answer))
             await gateway.client.post(f"/v1/turns/{turns[-1]}/cancel")
             assert b"the turn was cancelled" in await answer.aread()
-    assert len(set(turns)) == TURNS_MAX
+    assert len(set(turns)) == 3
     assert turns[-1] == turns[-2]
     request = (await system_log.read_turn(TurnKey(tenant, TurnId(turns[0])))).request
     assert request is not None

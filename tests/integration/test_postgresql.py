@@ -65,7 +65,7 @@ async def test_no_turn_is_lost_or_recorded_twice_when_the_server_and_a_recorder_
                 await client.get(key)
 
         for fault in ("nothing", "restart", "kill", "failover"):
-            posting = asyncio.create_task(post(40))
+            posting = asyncio.create_task(post(20))
             await asyncio.sleep(0)
             if fault == "restart":
                 own_postgresql.kill()
@@ -82,7 +82,7 @@ async def test_no_turn_is_lost_or_recorded_twice_when_the_server_and_a_recorder_
         await system.collect()
         printed = [process.printed.read_text() for process in (system.persistence, second)]
     assert find_failed(judge(load(tmp_path), Bounds(end_s=0)), UNUSED) == {}
-    assert (day["turns"], posted) == (160, 160)
+    assert (day["turns"], posted) == (80, 80)
     assert not any(secret in text for secret in (PASSWORD, IN_URL) for text in printed)
 
 

@@ -10,7 +10,6 @@ from tailrace.proto.nats import Claims, Connection, Tombstones, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.own_system import OwnSystem
 from tests.harness.turn_writer import Writer
-from tests.harness.until import until
 
 
 @pytest.mark.rule("R35")
@@ -26,31 +25,6 @@ async def test_the_follower_of_a_purged_turn_raises_turn_unknown(
     async with asyncio.timeout(5):
         with pytest.raises(TurnUnknown):
             await anext(follower)
-
-
-async def test_the_follower_of_a_silent_turn_continues(
-    log: TurnLog, key: TurnKey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It checks repeatedly that the turn exists."""
-    looks = 0
-
-    async def count(self: TurnLog, key: TurnKey, kind: str | None = None) -> int:
-        nonlocal looks
-        looks += 1
-        return await last_seq(self, key, kind)
-
-    last_seq = TurnLog.last_seq
-    monkeypatch.setattr(TurnLog, "last_seq", count)
-    monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 0.02)
-    writer = Writer(log, key)
-    await writer.open("Light")
-    follower = log.follow(key)
-    assert await anext(follower)
-    following = asyncio.ensure_future(anext(follower))
-    await until(lambda: looks > 2)
-    await writer.store_texts(" scatters.")
-    assert len(await following) == 1
-    await follower.aclose()
 
 
 @pytest.mark.rule("R35")

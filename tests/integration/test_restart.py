@@ -23,7 +23,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.harness.readers import build_reader, read, read_history
-from tests.harness.up import CHECKOUT, Up, running
+from tests.harness.up import CHECKOUT, LEAN, Up, running
 from tests.promises import Connected, judge, no_gap, no_repeat, one_end
 
 # Longer than the start of the first processes: each generator is restarted while they run.
@@ -64,7 +64,7 @@ async def refuses_a_newer_database(up: Up) -> None:
 @pytest.mark.timeout(180)
 async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Path) -> None:
     """Turns run on while each process is restarted; readers resume. A database of a newer version is refused."""
-    with running(tmp_path, "--port", "0") as up:
+    with running(tmp_path, *LEAN) as up:
         url = await up.ready()
         before = up.pids()
         statuses: list[int] = []
@@ -102,17 +102,10 @@ async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Pat
                 await post()
                 # Fewer POSTs while a generator restarts: it takes seconds and receives no POST.
                 is_generator = bool(restarting) and restarting[-1].startswith("generator")
-                await asyncio.sleep(0.2 if is_generator else 0.02)
+                await asyncio.sleep(0.5 if is_generator else 0.05)
             await following
             assert await process.wait() == 0
-            assert restarting == [
-                "persistence",
-                "generator-1",
-                "generator-2",
-                "generator-spare",
-                "gateway-1",
-                "gateway-spare",
-            ]
+            assert restarting == ["persistence", "generator-1", "generator-spare", "gateway-1", "gateway-spare"]
             assert json.loads(last)["restarted"] == restarting
             for turn in turns[TURNS:]:
                 assert (await client.post(f"/v1/turns/{turn}/cancel")).json()["outcome"] == "cancelled"
@@ -122,7 +115,7 @@ async def test_no_request_is_refused_and_no_model_call_is_repeated(tmp_path: Pat
             calls = (await client.get(f"{claude}/_sim/stats")).json()
         assert set(statuses) == {202}
         again = dict(re.findall(r"(\S+) runs again, pid ([0-9]+)", up.text))
-        assert set(again) == {"persistence", "generator-1", "generator-2", "gateway-1"}
+        assert set(again) == {"persistence", "generator-1", "gateway-1"}
         assert not {int(pid) for pid in again.values()} & set(before.values())
         assert calls["calls"] == len([parent, *turns, *statuses])
         await refuses_a_newer_database(up)

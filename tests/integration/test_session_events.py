@@ -6,8 +6,9 @@ from typing import Any
 
 import httpx2
 import msgspec
+import pytest
 
-from tailrace.gateway.clients.native.session_events import FOLLOWED_MAX
+from tailrace.gateway.clients.native import session_events
 from tests.harness.processes import Process
 from tests.harness.sse_parser import EventStream
 from tests.harness.until import until
@@ -99,9 +100,10 @@ async def test_each_event_of_each_turn_comes_once_over_cuts(
 
 
 async def test_ended_turns_come_whole_over_a_cut_after_every_few_events(
-    gateway: Gateway, persistence: Process, generator: Process
+    gateway: Gateway, persistence: Process, generator: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One with many events, then more turns than are followed at once. Each `id:` that was sent is accepted."""
+    monkeypatch.setattr(session_events, "FOLLOWED_MAX", 8)
     first = await ask(gateway, "#sim words=40 rate=400")
     own = {first["turn"]: await own_events(gateway, first["turn"])}
     page = Page(gateway.client, first["session"])
@@ -113,7 +115,7 @@ async def test_ended_turns_come_whole_over_a_cut_after_every_few_events(
 
     await until(read_more, deadline_s=20)
     branch = {"session": first["session"], "parent": None, "on_busy": "branch"}
-    more = await asyncio.gather(*(ask(gateway, "#sim words=3 rate=0", **branch) for _ in range(FOLLOWED_MAX + 6)))
+    more = await asyncio.gather(*(ask(gateway, "#sim words=3 rate=0", **branch) for _ in range(14)))
     own |= {one["turn"]: await own_events(gateway, one["turn"]) for one in more}
     await until(read_more, deadline_s=30)
     assert {turn: page.events[turn] for turn in own} == own
