@@ -208,14 +208,25 @@ async def test_a_log_of_many_pages_is_read_whole(log: TurnLog, writer: Writer, f
 
 
 @pytest.mark.rule("R72")
-async def test_the_leader_knows_the_last_sequence_of_a_turn(log: TurnLog, writer: Writer) -> None:
-    """Whatever kind the entry has, and whatever other turns have stored since."""
+@pytest.mark.rule("R80")
+async def test_the_leader_knows_the_last_sequence_and_the_number_of_the_entries_of_a_turn(
+    connection: Connection, log: TurnLog, writer: Writer
+) -> None:
+    """Whatever kinds they have, and whatever other turns have stored since."""
     other = Writer(log, another_turn(writer.key))
     for write in (writer.store_request, lambda: writer.begin("Light"), writer.end):
         await write()
         await (other.store_texts("more") if other.chain.last else other.open())
         assert await log.last_seq(writer.key) == writer.chain.last
     assert await log.last_seq(another_turn(writer.key)) == BEFORE_FIRST
+    count = await log.count(writer.key)
+    assert (count.entries, count.upto > writer.chain.last) == (writer.chain.length, True)
+    await store_unfenced(connection, writer.key, "end", b"junk")
+    assert (await log.count(writer.key)).entries == count.entries + 1
+    # The request is the first entry that expires.
+    request = (await log.read_entries(writer.key, limit=1))[0].seq
+    await connection.jetstream.delete_msg(STREAM, request)
+    assert (await log.count(writer.key)).entries == 0
 
 
 @pytest.mark.rule("R91")
@@ -361,20 +372,6 @@ async def test_a_follower_that_was_disconnected_reads_from_the_log_what_its_feed
         assert connection.client.stats["reconnects"] == 1
         assert count_filled_gaps() > gaps
         await connection.close()
-
-
-@pytest.mark.rule("R80")
-async def test_the_leader_counts_the_entries_of_one_turn(connection: Connection, log: TurnLog, writer: Writer) -> None:
-    await writer.open("The sky")
-    await Writer(log, TurnKey(writer.key.tenant, TurnId(new_id()))).open()
-    count = await log.count(writer.key)
-    assert (count.entries, count.upto > writer.chain.last) == (writer.chain.length, True)
-    await store_unfenced(connection, writer.key, "end", b"junk")
-    assert (await log.count(writer.key)).entries == count.entries + 1
-    # The request is the first entry that expires.
-    request = (await log.read_entries(writer.key, limit=1))[0].seq
-    await connection.jetstream.delete_msg(STREAM, request)
-    assert (await log.count(writer.key)).entries == 0
 
 
 # Forks: NATS has stored an entry that the fence should have refused

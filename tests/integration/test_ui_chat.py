@@ -143,12 +143,16 @@ async def is_begun(gateway: Gateway, chat: str) -> bool:
 
 
 async def test_unknown_chat_has_nothing_to_resume(gateway: Gateway, second_gateway: Gateway) -> None:
-    """`useChat` asks on every page load and treats every status but 204 as an error."""
+    """`useChat` asks on every page load and treats every status but 204 as an error. A chat without turns is known."""
     for chat in (new_id(), "what ever", "a.b:c", "*", ">"):
         answers = [await one.client.get(f"/api/chat/{chat}/stream") for one in (gateway, second_gateway)]
         assert [(answer.status_code, answer.content) for answer in answers] == [(204, b"")] * 2
         assert (await gateway.client.get(f"/api/chat/{chat}/stream?startIndex=0")).status_code == 404
         assert (await gateway.client.post(f"/api/chat/{chat}/stop")).status_code == 404
+        assert (await gateway.client.get(f"/api/chat/{chat}/messages")).status_code == 404
+    await gateway.client.post("/v1/sessions", json={"id": (chat := new_id())})
+    answer = await gateway.client.get(f"/api/chat/{chat}/messages")
+    assert (answer.status_code, answer.json()) == (200, [])
 
 
 async def test_invalid_start_index_is_refused(gateway: Gateway) -> None:
@@ -216,12 +220,3 @@ async def test_history_contains_images_and_long_texts(
     answer = await small.client.get(f"/api/chat/{chat}/messages")
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
     assert f"/v1/sessions/{chat}/turns" in answer.json()["error"]["message"]
-
-
-async def test_chat_without_turns_has_no_messages(gateway: Gateway) -> None:
-    """An unknown chat is a 404."""
-    chat = new_id()
-    assert (await gateway.client.get(f"/api/chat/{chat}/messages")).status_code == 404
-    await gateway.client.post("/v1/sessions", json={"id": chat})
-    answer = await gateway.client.get(f"/api/chat/{chat}/messages")
-    assert (answer.status_code, answer.json()) == (200, [])

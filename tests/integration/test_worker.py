@@ -70,6 +70,14 @@ async def test_the_lease_of_a_running_turn_is_renewed(own: OwnSystem) -> None:
     assert (turn.text, turn.attempt, await own.calls()) == (words(60), 1, 1)
 
 
+async def test_deltas_within_the_interval_become_one_entry(own: OwnSystem) -> None:
+    """TAILRACE_DELTA_INTERVAL_S: the log and the readers have fewer events, and the same text."""
+    async with own.running_generator(delta_interval_s=1.0):
+        key = await own.append_request("words=40 rate=100")
+        assert (await own.wait_for_end(key)).text == words(40)
+    assert len(await own.log.read_entries(key)) < 20
+
+
 async def test_a_turn_delivered_again_to_its_own_generator_continues(own: OwnSystem) -> None:
     """A generator that was frozen longer than its lease gets the turn again: the same attempt goes on."""
     await shorten_lease(own.connection, 0.3)
