@@ -1,6 +1,7 @@
 """Readers for the promises: what one connection received, and the text that a client makes of it."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -35,6 +36,17 @@ async def read(
     url = f"/v1/turns/{turn}/events?dialect={dialect}"
     async with client.stream("GET", url, headers=headers) as response:
         return await receive(response, Seq(cursor), most=most)
+
+
+async def read_bytes(client: httpx2.AsyncClient, url: str) -> bytes:
+    """Returns the body of a stream, also of one that breaks off."""
+    body = b""
+    with suppress(httpx2.RemoteProtocolError):
+        async with client.stream("GET", url, headers={"accept": "text/event-stream"}) as response:
+            assert response.status_code == 200, await response.aread()
+            async for received in response.aiter_raw():
+                body += received
+    return body
 
 
 async def receive(response: httpx2.Response, cursor: Seq = BEFORE_FIRST, *, most: int | None = None) -> Connected:

@@ -2,11 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
 
-import httpx2
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
@@ -22,7 +20,7 @@ from tailrace.proto.resources import GetStats, Stats
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.conftest import apply_streams
 from tests.harness.persistence_in_loop import Persistence
-from tests.harness.readers import is_read, read, story_of
+from tests.harness.readers import is_read, read, read_bytes, story_of
 from tests.harness.requests import get
 from tests.harness.turn_writer import new_writer
 from tests.harness.until import until, until_equal
@@ -84,17 +82,6 @@ async def test_a_lost_turn_has_failed_on_every_route_and_in_every_dialect(own_ga
     for dialect in sorted(set(DIALECTS) - {"text"}):
         received = await read_bytes(client, f"/v1/turns/{lost.turn}/events?dialect={dialect}")
         assert LOST_FAILURE.message in received.decode(), dialect
-
-
-async def read_bytes(client: httpx2.AsyncClient, url: str) -> bytes:
-    """Returns the body of a stream, also of one that breaks off."""
-    body = b""
-    with suppress(httpx2.RemoteProtocolError):
-        async with client.stream("GET", url) as response:
-            assert response.status_code == 200
-            async for received in response.aiter_raw():
-                body += received
-    return body
 
 
 @pytest.mark.rule("F31")

@@ -19,8 +19,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
-from tailrace.persistence.__main__ import serve
-from tailrace.persistence.settings import Settings
 from tailrace.proto.errors import StoreError
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
@@ -29,8 +27,7 @@ from tailrace.proto.resources import CreateProject, CreateSession, GetProject, P
 from tailrace.proto.subjects import PERSISTENCE, STREAM, TurnKey
 from tests.conftest import apply_streams
 from tests.harness.generator_in_loop import running_generator, words
-from tests.harness.persistence_in_loop import QUICK, Persistence
-from tests.harness.processes import as_user
+from tests.harness.persistence_in_loop import Persistence
 from tests.harness.turn_writer import OURS, new_writer, write_turn
 from tests.harness.until import until
 from tests.integration.conftest import NewGateway
@@ -76,20 +73,15 @@ class OwnSystem(NamedTuple):
     @asynccontextmanager
     async def persistence(self, database: Path) -> AsyncIterator[None]:
         """Runs persistence, and starts it again whenever it ends."""
-        settings = Settings(nats_url=self.url, database=database, **QUICK)  # type: ignore[arg-type]
         stop = asyncio.Event()
 
         async def supervise() -> None:
             stopping = asyncio.create_task(stop.wait())
             while not stop.is_set():
-                connection = await Connection.open(as_user(self.url, PERSISTENCE), "test-persistence")
-                stop_serving = asyncio.Event()
-                serving = asyncio.create_task(serve(settings, connection, stop_serving))
-                await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
-                stop_serving.set()
+                async with Persistence(self.url, database) as serving:
+                    await asyncio.wait([serving.running, stopping], return_when=asyncio.FIRST_COMPLETED)
                 with suppress(StoreError):
-                    await serving
-                await connection.close()
+                    serving.running.result()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), RESTART_S)
 

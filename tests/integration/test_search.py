@@ -8,6 +8,7 @@ import pytest_asyncio
 from tailrace.proto.ids import Tenant
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
+from tests.harness.requests import post_until_ended
 from tests.integration.conftest import Gateway, NewGateway, api_keys
 
 QUICK = "#sim words=3 rate=0 tag={}"
@@ -24,10 +25,7 @@ async def gateway(own: OwnSystem, own_gateway: Gateway, either_database: Path | 
 
 async def post_answered_turn(gateway: Gateway, message: str, **given: object) -> str:
     """Returns the id of a turn that has ended."""
-    posted = await gateway.client.post("/v1/turns", json={"message": message, **given})
-    assert posted.status_code == 202, posted.text
-    await gateway.client.get(posted.json()["links"]["events"])
-    return str(posted.json()["turn"])
+    return str((await post_until_ended(gateway, message=message, **given))["turn"])
 
 
 async def search_turns(gateway: Gateway, text: str, **query: str) -> list[str]:

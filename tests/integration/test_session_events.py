@@ -10,6 +10,7 @@ import pytest
 
 from tailrace.gateway.clients.native import session_events
 from tests.harness.processes import Process
+from tests.harness.requests import post
 from tests.harness.sse_parser import EventStream
 from tests.harness.until import until
 from tests.integration.conftest import Gateway
@@ -51,13 +52,6 @@ class Page:
                         return
 
 
-async def ask(gateway: Gateway, message: str, **fields: Any) -> dict[str, Any]:
-    answer = await gateway.client.post("/v1/turns", json={"message": message, **fields})
-    assert answer.status_code == 202, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
 async def own_events(gateway: Gateway, turn: str) -> list[dict[str, Any]]:
     """Returns the events of the turn's own stream."""
     answer = await gateway.client.get(f"/v1/turns/{turn}/events")
@@ -68,16 +62,16 @@ async def test_each_event_of_each_turn_comes_once_over_cuts(
     gateway: Gateway, persistence: Process, generator: Process
 ) -> None:
     """Of turns that run at once, that begin while the page reads, and that end while it is disconnected."""
-    first = await ask(gateway, "#sim words=60 rate=40")
+    first = await post(gateway, message="#sim words=60 rate=40")
     session, branch = first["session"], {"session": first["session"], "parent": None, "on_busy": "branch"}
-    second = await ask(gateway, "#sim words=60 rate=40", **branch)
+    second = await post(gateway, message="#sim words=60 rate=40", **branch)
     page = Page(gateway.client, session)
     await page.read(7)
     assert {*page.begins[0]} == {first["turn"], second["turn"]}
-    unseen = await ask(gateway, "#sim words=3 rate=0", **branch)
+    unseen = await post(gateway, message="#sim words=3 rate=0", **branch)
     await own_events(gateway, unseen["turn"])
-    queued = await ask(gateway, "#sim words=5 rate=0", session=session, parent=first["turn"], on_busy="queue")
-    other = await ask(gateway, "#sim words=1 rate=0")
+    queued = await post(gateway, message="#sim words=5 rate=0", session=session, parent=first["turn"], on_busy="queue")
+    other = await post(gateway, message="#sim words=1 rate=0")
     turns = [one["turn"] for one in (first, second, unseen, queued)]
 
     async def read_more() -> bool:
@@ -92,7 +86,7 @@ async def test_each_event_of_each_turn_comes_once_over_cuts(
 
     async def ask_when_read() -> None:
         await until(lambda: len(page.begins) > count)
-        last.append((await ask(gateway, "#sim words=3 rate=0", **branch))["turn"])
+        last.append((await post(gateway, message="#sim words=3 rate=0", **branch))["turn"])
 
     count = len(page.begins)
     await asyncio.gather(page.read(2), ask_when_read())
@@ -104,7 +98,7 @@ async def test_ended_turns_come_whole_over_a_cut_after_every_few_events(
 ) -> None:
     """One with many events, then more turns than are followed at once. Each `id:` that was sent is accepted."""
     monkeypatch.setattr(session_events, "FOLLOWED_MAX", 8)
-    first = await ask(gateway, "#sim words=40 rate=400")
+    first = await post(gateway, message="#sim words=40 rate=400")
     own = {first["turn"]: await own_events(gateway, first["turn"])}
     page = Page(gateway.client, first["session"])
     page.cursor = "0"
@@ -115,7 +109,7 @@ async def test_ended_turns_come_whole_over_a_cut_after_every_few_events(
 
     await until(read_more, deadline_s=20)
     branch = {"session": first["session"], "parent": None, "on_busy": "branch"}
-    more = await asyncio.gather(*(ask(gateway, "#sim words=3 rate=0", **branch) for _ in range(14)))
+    more = await asyncio.gather(*(post(gateway, message="#sim words=3 rate=0", **branch) for _ in range(14)))
     own |= {one["turn"]: await own_events(gateway, one["turn"]) for one in more}
     await until(read_more, deadline_s=30)
     assert {turn: page.events[turn] for turn in own} == own
@@ -133,7 +127,7 @@ async def test_a_wrong_cursor_is_refused_and_an_unknown_session_is_404(gateway: 
 async def test_the_timeline_says_how_a_session_stream_was_closed(
     gateway: Gateway, persistence: Process, generator: Process
 ) -> None:
-    running = await ask(gateway, "#sim words=300 rate=100")
+    running = await post(gateway, message="#sim words=300 rate=100")
     await Page(gateway.client, running["session"]).read(3)
 
     async def closed() -> list[str]:

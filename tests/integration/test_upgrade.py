@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import msgspec
 import pytest
 
@@ -27,6 +26,7 @@ from tests.harness import turn_builder
 from tests.harness.generator_in_loop import running_generator, wait_for_end, words
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.processes import CHECKOUT, ForkedProcess
+from tests.harness.readers import read_bytes
 from tests.harness.sse_parser import without_retry
 from tests.integration.conftest import Gateway, NewGateway
 from tests.upgrade import recording, roll
@@ -205,14 +205,4 @@ async def store_newer(connection: Connection, key: TurnKey, kind: str, payload: 
 
 
 async def stream_of(gateway: Gateway, turn: str, dialect: str) -> bytes:
-    """Returns the stream of a turn; some dialects report a failure by breaking it off."""
-    received = b""
-    path = f"/v1/turns/{turn}/events?dialect={dialect}"
-    async with gateway.client.stream("GET", path, headers={"accept": "text/event-stream"}) as response:
-        assert response.status_code == 200, await response.aread()
-        try:
-            async for some in response.aiter_raw():
-                received += some
-        except httpx2.RemoteProtocolError:
-            pass
-    return received
+    return await read_bytes(gateway.client, f"/v1/turns/{turn}/events?dialect={dialect}")
