@@ -41,14 +41,14 @@ async def test_turns_are_found_by_the_words_of_their_question_and_answer(
     theirs = await new_gateway(own.server.url, api_keys=api_keys(Tenant("another")))
     rivers = [
         await post_answered_turn(
-            gateway, f"Où est le FLEUVE Loire, by Tailrace™, {name}? {QUICK.format(name)}", user=name
+            gateway, f"Où est le FLEUVE Loire, by Tailrace™, {name}?\n{QUICK.format(name)}", user=name
         )
         for name in ("ann", "bob", "cay")
     ]
-    other = await post_answered_turn(theirs, f"fleuve Loire {QUICK.format('ann')}")
-    await post_answered_turn(gateway, f"fleuve Loire {QUICK.format('dee')}", store=False)
+    other = await post_answered_turn(theirs, f"fleuve Loire\n{QUICK.format('ann')}")
+    await post_answered_turn(gateway, f"fleuve Loire\n{QUICK.format('dee')}", store=False)
     in_japanese = await post_answered_turn(
-        gateway, f"東京の天気は? {QUICK.format('x')}", session="weather", create_session=True
+        gateway, f"東京の天気は?\n{QUICK.format('x')}", session="weather", create_session=True
     )
     newest_first = rivers[::-1]
     assert await search_turns(gateway, "tailracetm fleuve") == await search_turns(gateway, "TAILRACE™") == newest_first
