@@ -105,7 +105,6 @@ def test_the_next_publish_is_fenced_after_entries_that_do_not_continue_the_chain
 
 @pytest.mark.rule("R12")
 def test_a_chain_that_belongs_to_a_fork_loses_the_fence() -> None:
-    """Another writer has stored a valid entry in place of the chain's last one."""
     log = started_turn()
     fork = Chain(Seq(log.chain.last + 1), log.chain.attempt)
     late = Stored(Seq(fork.last + 1), NOON, text_delta(Chain(Seq(1)), "late"))
@@ -138,7 +137,6 @@ def test_an_entry_whose_outcome_stays_unclear_is_unavailable_after_the_timeout()
 
 @pytest.mark.rule("R12")
 def test_an_end_of_a_fork_is_not_the_end_of_the_turn() -> None:
-    """After a change of leader, a stored end may belong to a fork."""
     log = attempted_turn()
     before = log.chain
     log.end("cancelled")

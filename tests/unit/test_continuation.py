@@ -77,7 +77,7 @@ def continue_log(log: Handwritten, turn_request: Request, answer: list[events.Ev
 def test_a_continued_answer_equals_the_uninterrupted_one(
     model: str, options: dict[str, object] | None, line: str
 ) -> None:
-    """At every event and inside every word; of a long text, at 100 positions. The usage is that of both calls."""
+    """At every event and inside every word; of a long text, at 30 positions. The usage is that of both calls."""
     turn_request = request(model=model, options=options, messages=[Message("user", f"#sim {line}")])
     whole = answer_to(build_call(turn_request))
     uninterrupted = log_with(turn_request, whole).turn
@@ -85,7 +85,7 @@ def test_a_continued_answer_equals_the_uninterrupted_one(
         prefix for prefix in stored_prefixes(whole[:-1]) if can_continue(log_with(turn_request, prefix).turn.blocks)
     ]
     assert len(broken) > 3
-    for prefix in broken[:: 1 + len(broken) // 100]:
+    for prefix in broken[:: 1 + len(broken) // 30]:
         log = log_with(turn_request, prefix)
         used = log.turn.usage
         continue_log(log, turn_request)
@@ -139,6 +139,14 @@ STOP = MessageDelta(events.StopReason("end_turn"))
 
 TOOL = BlockStart(0, {"type": "tool_use", "id": "t", "name": "look", "input": {}})
 SERVER_TOOL = BlockStart(0, {"type": "server_tool_use", "id": "t", "name": "look", "input": {}})
+
+
+def thought(index: int) -> list[events.Event]:
+    deltas: tuple[events.Delta, ...] = (events.ThinkingDelta("hm"), events.SignatureDelta("sig"))
+    start = BlockStart(index, {"type": "thinking", "thinking": "", "signature": ""})
+    return [start, *(BlockDelta(index, delta) for delta in deltas), BlockStop(index)]
+
+
 # The stored blocks, the blocks of the continuation, and type and text of each block of the answer.
 PLACED: dict[str, tuple[list[events.Event], list[events.Event], list[tuple[str, str]]]] = {
     "the open block is completed first": (
@@ -157,10 +165,22 @@ PLACED: dict[str, tuple[list[events.Event], list[events.Event], list[tuple[str, 
         [SERVER_TOOL, BlockStop(0)],
         [("text", "one"), ("server_tool_use", "")],
     ),
+    # Readers have seen the thinking that led to the stored text.
+    "thinking at the start of a continuation is left out": (
+        [*thought(0), *text_block(1, "one ")[:-1]],
+        [*thought(0), *text_block(1, "two")],
+        [("thinking", "hm"), ("text", "one two")],
+    ),
+    "thinking after another block is stored": (
+        text_block(0, "one ")[:-1],
+        [*text_block(0, "two"), *thought(1), *text_block(2, "three")],
+        [("text", "one two"), ("thinking", "hm"), ("text", "three")],
+    ),
     "only the block's stop was lost": (text_block(0, "one")[:-1], [], [("text", "one")]),
 }
 
 
+@pytest.mark.rule("R20")
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
 @pytest.mark.parametrize("case", PLACED)
 def test_blocks_of_a_continuation_are_numbered_on_and_all_closed(case: str, model: str) -> None:
@@ -171,34 +191,6 @@ def test_blocks_of_a_continuation_are_numbered_on_and_all_closed(case: str, mode
     assert [(block.type, block.text) for block in log.turn.blocks] == expected
     assert all(block.is_closed for block in log.turn.blocks)
     assert log.turn.stop.stop_reason == "end_turn"
-
-
-@pytest.mark.rule("R20")
-def test_thinking_of_a_continuation_is_left_out() -> None:
-    """Readers have seen the thinking that led to the stored text."""
-    thought: list[events.Event] = [
-        BlockStart(0, {"type": "thinking", "thinking": "", "signature": ""}),
-        BlockDelta(0, events.ThinkingDelta("hm")),
-        BlockDelta(0, events.SignatureDelta("sig")),
-        BlockStop(0),
-    ]
-    log = log_with(request(), [opening(), *thought, *text_block(1, "one ")[:-1]])
-    continue_log(log, request(), [opening(), *thought, *text_block(1, "two"), STOP])
-    assert [(block.type, block.text) for block in log.turn.blocks] == [("thinking", "hm"), ("text", "one two")]
-
-
-@pytest.mark.rule("R20")
-def test_thinking_after_other_blocks_of_a_continuation_is_stored() -> None:
-    """Only thinking at the start of the call repeats what readers have seen."""
-    log = log_with(request(), [opening(), *text_block(0, "one ")[:-1]])
-    thought: list[events.Event] = [BlockStart(1, {"type": "thinking"}), BlockDelta(1, events.ThinkingDelta("hm"))]
-    answer = [opening(), *text_block(0, "two"), *thought, BlockStop(1), *text_block(2, "three"), STOP]
-    continue_log(log, request(), answer)
-    assert [(block.type, block.text) for block in log.turn.blocks] == [
-        ("text", "one two"),
-        ("thinking", "hm"),
-        ("text", "three"),
-    ]
 
 
 @pytest.mark.rule("R20")
@@ -363,7 +355,6 @@ def test_repeated_text_is_left_out(model: str) -> None:
 
 @pytest.mark.rule("R23")
 def test_left_out_text_counts_for_the_usage() -> None:
-    """Thinking and repeated text of a call that breaks off are estimated."""
     stored = "The sky is blue because short waves are scattered"
     thoughts: list[events.Event] = [
         BlockStart(0, {"type": "thinking", "thinking": "", "signature": ""}),
@@ -381,7 +372,6 @@ def test_left_out_text_counts_for_the_usage() -> None:
 
 @pytest.mark.rule("R70")
 def test_held_text_comes_before_the_next_event() -> None:
-    """Before a citation and before the stop of its block."""
     stored = "The sky is blue because short waves are scattered"
     cited = BlockDelta(0, events.CitationsDelta({"type": "char_location"}))
     for following in (cited, BlockStop(0)):

@@ -170,17 +170,35 @@ PING = ModelEvent(events.UnknownEvent(), raw({"type": "ping"}), "ping")
 OPENING: list[Event] = [MessageStart(MessageHead("msg_1")), BlockStart(0, {"type": "text"})]
 
 
-def held_bytes(*what: Event) -> DeltaBuffer:
-    buffer = DeltaBuffer(hold_opening=True)
-    for one in what:
+STOP = events.MessageDelta(events.StopReason("end_turn"))
+
+
+@pytest.mark.parametrize(
+    ("put", "is_dropped", "returned", "has_token"),
+    [
+        (OPENING, False, OPENING, False),
+        (OPENING, True, [], False),
+        ([OPENING[0], STOP], False, [OPENING[0], STOP], True),
+    ],
+    ids=["without a token its usage is stored", "a hedge without a token stores nothing", "a stop is an answer"],
+)
+async def test_a_held_opening_is_returned_at_the_close_or_dropped(
+    put: list[Event], *, is_dropped: bool, returned: list[Event], has_token: bool
+) -> None:
+    buffer = DeltaBuffer(hold_opening=True, drop_opening=is_dropped)
+    for one in put:
         buffer.put(from_event(one))
-    return buffer
+    buffer.close()
+    assert [events.decode(event.raw) for event in await drain(buffer)] == returned
+    assert buffer.has_token.is_set() == has_token
 
 
 @pytest.mark.rule("R51")
 async def test_a_held_opening_waits_for_the_first_token() -> None:
     """Stored without a token, the opening would win a race with no answer."""
-    buffer = held_bytes(*OPENING)
+    buffer = DeltaBuffer(hold_opening=True)
+    for one in OPENING:
+        buffer.put(from_event(one))
     taking = asyncio.create_task(buffer.next())
     for _ in range(3):
         await asyncio.sleep(0)
@@ -191,29 +209,3 @@ async def test_a_held_opening_waits_for_the_first_token() -> None:
     buffer.close()
     assert [events.decode(event.raw) for event in [first, *await drain(buffer)]] == [*OPENING, text("The")]
     assert buffer.has_token.is_set()
-
-
-async def test_a_held_opening_without_a_token_is_returned_at_the_close() -> None:
-    """Its usage is stored. `has_token` stays unset."""
-    buffer = held_bytes(*OPENING)
-    buffer.close()
-    assert [events.decode(event.raw) for event in await drain(buffer)] == OPENING
-    assert not buffer.has_token.is_set()
-
-
-async def test_a_stop_reason_counts_as_a_token() -> None:
-    """A message that ends at once is an answer."""
-    stop = events.MessageDelta(events.StopReason("end_turn"))
-    buffer = held_bytes(OPENING[0], stop)
-    buffer.close()
-    assert [events.decode(event.raw) for event in await drain(buffer)] == [OPENING[0], stop]
-    assert buffer.has_token.is_set()
-
-
-async def test_a_dropped_opening_without_a_token_is_not_returned() -> None:
-    """A hedge whose call has no token stores nothing."""
-    buffer = DeltaBuffer(hold_opening=True, drop_opening=True)
-    for one in OPENING:
-        buffer.put(from_event(one))
-    buffer.close()
-    assert await drain(buffer) == []

@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from tailrace.proto import events
 from tailrace.proto.events import (
     BlockDelta,
+    Event,
+    InputJsonDelta,
     StopReason,
     TextDelta,
+    ThinkingDelta,
     UnknownEvent,
     UsageSoFar,
     decode,
@@ -115,7 +118,6 @@ def test_an_event_is_read_as_anthropic_documents_it(name: str) -> None:
 @pytest.mark.rule("R6")
 @given(anthropic_events())
 def test_an_encoded_event_is_decoded_to_the_same(event: events.Event) -> None:
-    """decode after encode is the identity, through msgspec.Raw as the log holds it."""
     assert decode(encode(event)) == event
 
 
@@ -137,26 +139,21 @@ def test_any_bytes_are_an_event_or_other(payload: bytes) -> None:
 
 
 @pytest.mark.rule("R9")
-@given(TEXTS, TEXTS, st.integers(0, 2), st.integers(0, 2))
-def test_deltas_of_one_block_and_kind_join(a: str, b: str, i: int, j: int) -> None:
-    """The joined delta has both texts in order; deltas of two blocks do not join."""
-    for kind in (TextDelta, events.ThinkingDelta, events.InputJsonDelta):
-        expected = BlockDelta(i, kind(a + b)) if i == j else None
-        assert join_deltas(BlockDelta(i, kind(a)), BlockDelta(j, kind(b))) == expected
-
-
-@pytest.mark.rule("R9")
-@given(anthropic_events(), anthropic_events())
-def test_only_deltas_of_one_kind_in_one_block_are_joined(first: events.Event, second: events.Event) -> None:
+@given(anthropic_events(), anthropic_events(), st.sampled_from([TextDelta, ThinkingDelta, InputJsonDelta]), TEXTS)
+def test_only_deltas_of_one_kind_in_one_block_are_joined(
+    first: Event, second: Event, kind: type[TextDelta | ThinkingDelta | InputJsonDelta], text: str
+) -> None:
     """Different kinds, signatures, citations and everything that is no delta stay as they came."""
-    is_joinable = (
-        isinstance(first, BlockDelta)
-        and isinstance(second, BlockDelta)
-        and type(first.delta) is type(second.delta)
-        and isinstance(first.delta, TextDelta | events.ThinkingDelta | events.InputJsonDelta)
-        and first.index == second.index
-    )
-    assert (join_deltas(first, second) is not None) == is_joinable
+    for one, other in ((first, second), (BlockDelta(1, kind("a")), BlockDelta(1, kind(text)))):
+        joined = None
+        match one, other:
+            case BlockDelta(i, TextDelta(a)), BlockDelta(j, TextDelta(b)) if i == j:
+                joined = BlockDelta(i, TextDelta(a + b))
+            case BlockDelta(i, ThinkingDelta(a)), BlockDelta(j, ThinkingDelta(b)) if i == j:
+                joined = BlockDelta(i, ThinkingDelta(a + b))
+            case BlockDelta(i, InputJsonDelta(a)), BlockDelta(j, InputJsonDelta(b)) if i == j:
+                joined = BlockDelta(i, InputJsonDelta(a + b))
+        assert join_deltas(one, other) == joined
 
 
 @pytest.mark.rule("R23")

@@ -1,7 +1,8 @@
 """The fan-out of a turn to its readers, without a network: where a reader starts, when it waits, when entries go."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
@@ -15,15 +16,15 @@ from tailrace.gateway.streaming.frame_writer import FrameWriter
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto.entries import Stored
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import Rpc, TurnLog
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import TurnKey
-from tests.harness.turn_builder import Handwritten, completed_turn, opening_events
+from tests.harness.turn_builder import KEY, Handwritten, completed_turn, opening_events
 from tests.harness.until import until
 
-KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 TEXT = DIALECTS["text"]
+STORED = completed_turn("a").stored
 
 
 class ScriptedLog:
@@ -68,8 +69,36 @@ def feed_of(*entries: list[Stored], after: Seq = BEFORE_FIRST, heartbeat_s: floa
     return feed
 
 
-def fan_out_of(log: ScriptedLog, group: asyncio.TaskGroup, linger_s: float = 10.0) -> FanOut:
-    return FanOut(cast("TurnLog", log), group, linger_s=linger_s, heartbeat_s=60.0)
+@asynccontextmanager
+async def fanned_out(
+    *sent: list[Stored] | LogError | None, linger_s: float = 10.0
+) -> AsyncIterator[tuple[ScriptedLog, asyncio.TaskGroup, FanOut]]:
+    """Yields a log that sends `sent` to its first follower, a group of tasks, and the fan-out of the log."""
+    log = ScriptedLog()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        if sent:
+            group.create_task(log.send(*sent))
+        fan_out = FanOut(cast("TurnLog", log), group, linger_s=linger_s, heartbeat_s=60.0)
+        yield log, group, fan_out
+        fan_out.close()
+
+
+def is_forgotten(fan_out: FanOut) -> bool:
+    """Returns whether nothing is left of any turn: no following, no entries, no timer."""
+    return not (fan_out._feeds or fan_out._following or fan_out._dropping)
+
+
+async def subscribe(fan_out: FanOut, cursor: Seq = BEFORE_FIRST, *, from_start: bool = False) -> tuple[TurnFeed, int]:
+    """Subscribes once. Returns the feed, and how many entries it had then."""
+    async with fan_out.subscribe(KEY, cursor, from_start=from_start) as feed:
+        return feed, len(feed.entries)
+
+
+async def send_to_next(log: ScriptedLog, *items: list[Stored] | LogError | None) -> None:
+    """Sends to the follower that starts next."""
+    count = len(log.followers)
+    await until(lambda: len(log.followers) > count)
+    await log.send(*items)
 
 
 def restarted_entries() -> list[Stored]:
@@ -118,7 +147,6 @@ async def test_waiting_readers_are_woken_after_each_silence() -> None:
 
 
 async def test_a_reader_starts_after_its_cursor() -> None:
-    """At an entry that is here, or where the following began; nowhere else."""
     stored = completed_turn("a", "b").stored
     live = feed_of(stored[2:4], stored[4:], after=stored[1].seq)
     assert [live.can_start_at(one.seq) for one in stored] == [False] + [True] * (len(stored) - 1)
@@ -188,280 +216,167 @@ async def test_waiting_readers_are_woken_by_entries_and_by_an_error() -> None:
     assert (feed.is_broken, feed.is_ended, len(feed.entries)) == (True, False, 3)
 
 
-async def test_nothing_is_waited_for_after_the_end() -> None:
-    stored = completed_turn("a").stored
-    feed = feed_of(stored)
-    assert feed.is_ended
-    async with asyncio.timeout(5):
-        assert await feed.wait_for_change(len(stored))
-
-
 async def test_a_cursor_at_the_end_is_at_the_end() -> None:
-    """Nothing follows it, which is not the same as nothing yet."""
-    stored, log = completed_turn("a").stored, ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group)
-        group.create_task(log.send(None))
-        async with fan_out.subscribe(KEY, stored[-1].seq) as feed:
-            assert feed.is_ended
-            assert feed.start(stored[-1].seq, TAILRACE) == len(feed.entries) == 0
-        fan_out.close()
+    """Nothing follows it, which is not the same as nothing yet: its reader does not wait."""
+    async with fanned_out(None) as (_, _, fan_out), fan_out.subscribe(KEY, STORED[-1].seq) as feed:
+        assert feed.is_ended
+        assert feed.start(STORED[-1].seq, TAILRACE) == len(feed.entries) == 0
+        assert await feed.wait_for_change(0)
 
 
 @pytest.mark.parametrize("error", [TurnUnknown("?"), CursorUnknown("?"), LogUnavailable("?")])
-async def test_an_error_before_the_first_entry_is_raised_to_the_subscriber(error: LogError) -> None:
-    """There a response can still say so."""
-    log = ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group)
-        group.create_task(log.send(error))
+async def test_an_error_before_the_first_entry_is_raised_to_the_subscriber_and_leaves_no_feed(error: LogError) -> None:
+    """A response can still say so, and a client that guesses ids does not fill the memory."""
+    async with fanned_out(error) as (_, _, fan_out):
         with pytest.raises(type(error)):
-            async with fan_out.subscribe(KEY, BEFORE_FIRST):
-                pass
+            await subscribe(fan_out)
+        await until(lambda: is_forgotten(fan_out))
 
 
 async def test_readers_of_one_turn_share_one_follower() -> None:
     """Also a reader that reconnects within the linger time, with any cursor that the feed has."""
-    stored, log = completed_turn("a").stored, ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group)
-        sending = group.create_task(log.send(stored))
+    async with fanned_out(STORED) as (log, _, fan_out):
         async with fan_out.subscribe(KEY, BEFORE_FIRST) as first:
-            await sending
-            async with fan_out.subscribe(KEY, stored[1].seq) as second:
+            async with fan_out.subscribe(KEY, STORED[1].seq) as second:
                 assert (second is first, first.readers, fan_out.has_readers(KEY)) == (True, 2, True)
             assert (first.readers, fan_out.has_readers(KEY)) == (1, True)
         assert (first.readers, fan_out.has_readers(KEY)) == (0, False)
-        async with fan_out.subscribe(KEY, stored[2].seq) as again:
-            assert again is first
-        fan_out.close()
+        assert (await subscribe(fan_out, STORED[2].seq))[0] is first
     assert log.after == [BEFORE_FIRST]
 
 
 async def test_a_reader_with_an_earlier_cursor_gets_a_follower_from_there() -> None:
     """What is known here begins after its cursor; later readers from anywhere then share the longer one."""
-    stored, log = completed_turn("a").stored, ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group)
-        group.create_task(log.send(stored[3:]))
-        async with fan_out.subscribe(KEY, stored[2].seq) as late:
-
-            async def tell_early() -> None:
-                await until(lambda: len(log.followers) == 2)
-                await log.send(stored)
-
-            group.create_task(tell_early())
-            async with fan_out.subscribe(KEY, BEFORE_FIRST) as early, fan_out.subscribe(KEY, stored[4].seq) as third:
-                assert (early is late, third is early) == (False, True)
-                assert (late.readers, early.readers) == (1, 2)
-        fan_out.close()
-    assert log.after == [stored[2].seq, BEFORE_FIRST]
+    async with (
+        fanned_out(STORED[3:]) as (log, group, fan_out),
+        fan_out.subscribe(KEY, STORED[2].seq) as late,
+    ):
+        group.create_task(send_to_next(log, STORED))
+        async with fan_out.subscribe(KEY, BEFORE_FIRST) as early, fan_out.subscribe(KEY, STORED[4].seq) as third:
+            assert (early is late, third is early) == (False, True)
+            assert (late.readers, early.readers) == (1, 2)
+    assert log.after == [STORED[2].seq, BEFORE_FIRST]
 
 
 async def test_a_wrong_cursor_fails_only_its_own_reader() -> None:
     """A reader with a valid cursor that connects during the lookup of a wrong one gets no 400, which would be final."""
-    stored, log = completed_turn("a").stored, ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group)
-
-        async def connect(cursor: Seq) -> TurnFeed:
-            async with fan_out.subscribe(KEY, cursor) as live:
-                return live
-
-        wrong = group.create_task(is_refused(connect(Seq(999))))
+    async with fanned_out() as (log, group, fan_out):
+        wrong = asyncio.create_task(subscribe(fan_out, Seq(999)))
         await until(lambda: log.followers)
-        good = [group.create_task(connect(BEFORE_FIRST)) for _ in range(2)]
+        good = [group.create_task(subscribe(fan_out)) for _ in range(2)]
         await asyncio.sleep(0)
+        sending = group.create_task(send_to_next(log, STORED))
         await log.send(CursorUnknown("?"))
-        await until(lambda: len(log.followers) == 2)
-        await log.send(stored)
-        await wrong
-        assert await good[0] is await good[1]
-        fan_out.close()
+        with pytest.raises(CursorUnknown):
+            await wrong
+        await sending
+        assert (await good[0])[0] is (await good[1])[0]
     assert log.after == [Seq(999), BEFORE_FIRST]
 
 
-async def is_refused(connecting: Awaitable[TurnFeed]) -> None:
-    with pytest.raises(CursorUnknown):
-        await connecting
-
-
 async def test_a_turn_is_dropped_after_its_last_reader_and_the_linger() -> None:
-    """Then nothing is left of it: no following, no entries, no timer."""
-    stored, log = completed_turn("a").stored, ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group, 0.01)
-        group.create_task(log.send(stored))
-        async with fan_out.subscribe(KEY, BEFORE_FIRST):
-            pass
-        await until(lambda: not fan_out._feeds and not fan_out._following and not fan_out._dropping)
+    async with fanned_out(STORED, linger_s=0.01) as (_, _, fan_out):
+        await subscribe(fan_out)
+        await until(lambda: is_forgotten(fan_out))
 
 
 async def test_a_reader_that_returns_within_the_linger_keeps_the_feed() -> None:
     """The timer of the reader before it drops nothing."""
-    stored, log = completed_turn("a").stored, ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group, 0.05)
-        group.create_task(log.send(stored[:4]))
-        async with fan_out.subscribe(KEY, BEFORE_FIRST):
-            pass
+    async with fanned_out(STORED[:4], linger_s=0.05) as (log, _, fan_out):
+        await subscribe(fan_out)
         async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
-            dropped = asyncio.Event()
-            asyncio.get_running_loop().call_later(0.1, dropped.set)
-            await dropped.wait()
-            await log.send(stored[4:])
-            await until(lambda: len(feed.entries) == len(stored))
-        fan_out.close()
+            await asyncio.sleep(0.1)
+            await log.send(STORED[4:])
+            await until(lambda: len(feed.entries) == len(STORED))
     assert log.after == [BEFORE_FIRST]
 
 
 async def test_a_feed_that_broke_does_not_linger() -> None:
     """Its readers reconnect at once, and no new reader can use it."""
-    stored, log = completed_turn("a").stored, ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group, linger_s=60.0)
-        group.create_task(log.send(stored[:4]))
+    async with fanned_out(STORED[:4], linger_s=60.0) as (log, _, fan_out):
         async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
             await log.send(LogUnavailable("?"))
             await until(lambda: feed.is_broken)
-        await until(lambda: not fan_out._dropping)
-        assert not fan_out._following
+        await until(lambda: is_forgotten(fan_out))
 
 
 async def test_a_deleted_turn_is_not_sent_to_new_readers() -> None:
     """Readers that have it open continue; a new reader receives what the log answers."""
-    stored, log = completed_turn("a").stored, ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group)
-        group.create_task(log.send(stored, None))
-        async with fan_out.subscribe(KEY, BEFORE_FIRST) as first:
-            await until(lambda: first.is_ended)
-            async with fan_out.subscribe(KEY, BEFORE_FIRST) as second:
-                assert second is first
-            log.is_purged = True
-            group.create_task(send_to_next(log, TurnUnknown("?")))
-            with pytest.raises(TurnUnknown):
-                async with fan_out.subscribe(KEY, stored[1].seq):
-                    pass
-            assert first.frames(TAILRACE, 0, 100)
-        fan_out.close()
+    async with (
+        fanned_out(STORED, None) as (log, group, fan_out),
+        fan_out.subscribe(KEY, BEFORE_FIRST) as first,
+    ):
+        await until(lambda: first.is_ended)
+        assert (await subscribe(fan_out))[0] is first
+        log.is_purged = True
+        group.create_task(send_to_next(log, TurnUnknown("?")))
+        with pytest.raises(TurnUnknown):
+            await subscribe(fan_out, STORED[1].seq)
+        assert first.frames(TAILRACE, 0, 100)
 
 
 async def test_an_ended_turn_is_sent_while_the_log_is_unavailable() -> None:
     """The feed has all of it, and whether it was deleted is unknown."""
-    stored, log = completed_turn("a").stored, ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group)
-        group.create_task(log.send(stored, None))
-        async with fan_out.subscribe(KEY, BEFORE_FIRST) as first:
-            await until(lambda: first.is_ended)
-            log.is_away = True
-            async with fan_out.subscribe(KEY, BEFORE_FIRST) as second:
-                assert second is first
-        fan_out.close()
+    async with (
+        fanned_out(STORED, None) as (log, _, fan_out),
+        fan_out.subscribe(KEY, BEFORE_FIRST) as first,
+    ):
+        await until(lambda: first.is_ended)
+        log.is_away = True
+        assert (await subscribe(fan_out))[0] is first
 
 
 async def test_a_reader_that_leaves_while_the_log_is_asked_is_not_counted() -> None:
-    stored, log = completed_turn("a").stored, ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group)
-        group.create_task(log.send(stored, None))
-        async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
-            await until(lambda: feed.is_ended)
+    async with fanned_out(STORED, None) as (log, group, fan_out):
+        feed, _ = await subscribe(fan_out)
+        await until(lambda: feed.is_ended)
         log.is_silent = True
-        leaving = group.create_task(fan_out.subscribe(KEY, BEFORE_FIRST).__aenter__())
+        leaving = group.create_task(subscribe(fan_out))
         await until(lambda: fan_out.has_readers(KEY))
         leaving.cancel()
         await asyncio.wait((leaving,))
         assert not fan_out.has_readers(KEY)
         assert feed in fan_out._dropping
-        fan_out.close()
-
-
-async def send_to_next(log: ScriptedLog, *items: list[Stored] | LogError | None) -> None:
-    """Sends to the follower that starts next."""
-    count = len(log.followers)
-    await until(lambda: len(log.followers) > count)
-    await log.send(*items)
-
-
-async def test_an_unknown_turn_leaves_no_feed() -> None:
-    """Otherwise a client that guesses ids would fill the memory."""
-    log = ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group)
-        group.create_task(log.send(TurnUnknown("?")))
-        with pytest.raises(TurnUnknown):
-            async with fan_out.subscribe(KEY, BEFORE_FIRST):
-                pass
-        await until(lambda: not fan_out._feeds and not fan_out._following and not fan_out._dropping)
 
 
 async def test_a_reader_from_the_start_waits_for_its_cursor() -> None:
     """Dialects that render the answer from its beginning read the shared feed, also if it is behind the client."""
-    stored, log = completed_turn("a", "b").stored, ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group)
-
-        async def connect() -> tuple[TurnFeed, int]:
-            async with fan_out.subscribe(KEY, stored[4].seq, from_start=True) as feed:
-                return feed, len(feed.entries)
-
-        connecting = group.create_task(connect())
-        await log.send(stored[:4])
+    async with fanned_out(STORED[:4]) as (log, group, fan_out):
+        connecting = group.create_task(subscribe(fan_out, STORED[4].seq, from_start=True))
         # The log is asked whether the cursor exists; its answer alone does not bring the feed forward.
         await until(lambda: len(log.followers) == 2)
-        await log.send(stored[5:])
-        await until(lambda: not fan_out._following or len(fan_out._dropping) == 1)
+        await log.send(STORED[5:])
+        await until(lambda: len(fan_out._dropping) == 1)
         assert not connecting.done()
-        await log.send(stored[4:], number=0)
+        await log.send(STORED[4:], number=0)
         feed, count = await connecting
-        assert (feed.after, count) == (BEFORE_FIRST, len(stored))
-        fan_out.close()
-    assert log.after == [BEFORE_FIRST, stored[4].seq]
+        assert (feed.after, count) == (BEFORE_FIRST, len(STORED))
+    assert log.after == [BEFORE_FIRST, STORED[4].seq]
 
 
 @pytest.mark.timeout(10, method="thread")
 @pytest.mark.parametrize("is_fork", [False, True], ids=["unknown to the log", "of a fork, which the log still has"])
 async def test_a_reader_from_the_start_with_an_invalid_cursor_is_refused(*, is_fork: bool) -> None:
-    stored, log = completed_turn("a").stored, ScriptedLog()
-    async with asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group)
-
-        async def connect() -> TurnFeed:
-            async with fan_out.subscribe(KEY, Seq(999), from_start=True) as feed:
-                return feed
-
-        refused = group.create_task(is_refused(connect()))
-        await log.send(stored[:4])
+    async with fanned_out(STORED[:4]) as (log, _, fan_out):
+        refused = asyncio.create_task(subscribe(fan_out, Seq(999), from_start=True))
         await until(lambda: len(log.followers) == 2)
         await log.send([] if is_fork else CursorUnknown("?"))
         if is_fork:
             # The turn ends without the entry.
-            await log.send(stored[4:], None, number=0)
-        await refused
+            await log.send(STORED[4:], None, number=0)
+        with pytest.raises(CursorUnknown):
+            await refused
         assert not fan_out.has_readers(KEY)
-        fan_out.close()
 
 
 async def test_the_end_of_a_turn_that_was_read_here_is_known_without_the_log() -> None:
     """The count of unread tokens asks for each turn, a second after its reader has left."""
-    log, stored = ScriptedLog(), completed_turn("a").stored
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        fan_out = fan_out_of(log, group)
+    async with fanned_out(STORED[:-1]) as (log, group, fan_out):
         presence = ReaderPresence(cast("TurnLog", log), cast("Rpc", None), fan_out, group, Flag())
-        async with asyncio.TaskGroup() as reading:
-            reading.create_task(read_to_the_end(fan_out))
-            await log.send(stored[:-1])
+        async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
             await until(lambda: fan_out.request_of(KEY))
             assert not fan_out.has_ended(KEY)
-            await log.send(stored[-1:], None)
+            await log.send(STORED[-1:], None)
+            await until(lambda: feed.is_ended)
         log.is_silent = True
         assert await presence.is_over(KEY)
-        fan_out.close()
-
-
-async def read_to_the_end(fan_out: FanOut) -> None:
-    async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
-        while not feed.is_ended:
-            await feed.wait_for_change(len(feed.entries))

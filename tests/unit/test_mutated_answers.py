@@ -15,13 +15,10 @@ from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.proto.entries import Block, Event
 from tailrace.proto.errors import BackendError
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import Tenant, TurnId
-from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import render_frames
-from tests.harness.turn_builder import Handwritten, attempt
+from tests.harness.turn_builder import KEY, Handwritten, attempt
 
-KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 USAGE = {"input_tokens": 25, "output_tokens": 1}
 HEAD = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-x", "content": [], "usage": USAGE}
 CITATION = {"type": "char_location", "cited_text": "blue", "document_index": 0, "start_char_index": 1}
@@ -155,29 +152,3 @@ def test_a_changed_byte_never_shortens_an_answer_or_is_stored_as_invalid_utf8(da
     # An event without any data is none, and so is a ping.
     is_left_out = number < len(RECORDED) and not broken
     assert is_left_out or [block.text for block in blocks] == [block.text for block in WHOLE]
-
-
-@pytest.mark.rule("R6")
-@pytest.mark.parametrize("number", range(len(RECORDED)))
-def test_an_event_that_is_repeated_or_swapped_never_shortens_an_answer(number: int) -> None:
-    """Only a delta may be repeated: nothing distinguishes it from another one."""
-    event = json.loads(RECORDED[number])
-    swapped = [*RECORDED]
-    swapped[number : number + 2] = reversed(RECORDED[number : number + 2])
-    repeated = [*RECORDED[: number + 1], *RECORDED[number:]]
-    for stream in (swapped, repeated):
-        try:
-            blocks = answer(stream)
-        except BackendError:
-            continue
-        lengths = [len(block.text) for block in blocks]
-        assert all(length >= len(block.text) for length, block in zip(lengths, WHOLE, strict=True)), event
-
-
-@pytest.mark.rule("R6")
-@pytest.mark.parametrize(
-    "event", [b'{"type":"newer","x":[1,null]}', b'{"type":"newer"}', b'{"type":"ping","x":"\xc3\xa4"}']
-)
-@pytest.mark.parametrize("number", range(1, len(RECORDED) - 1))
-def test_an_event_of_an_unknown_type_changes_nothing(event: bytes, number: int) -> None:
-    assert answer([*RECORDED[:number], event, *RECORDED[number:]]) == WHOLE

@@ -12,12 +12,12 @@ from tailrace.proto.end_entry import BLOCKS_BYTES_MAX, build_end
 from tailrace.proto.entries import End, Event, Failure, Stored, encode
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, fold, fold_first_and_end, text_proof
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq, TurnId
 from tailrace.proto.nats.streams import PAYLOAD_BYTES_MIN
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tests.harness.strategies import MadeUp, logs
 from tests.harness.turn_builder import (
+    KEY,
     NOON,
     Handwritten,
     attempted_turn,
@@ -26,8 +26,6 @@ from tests.harness.turn_builder import (
     raw,
     started_turn,
 )
-
-KEY = TurnKey(Tenant("tenant-1"), TurnId("turn-1"))
 
 
 def failed_row() -> Handwritten:
@@ -50,7 +48,6 @@ def unpriced_row() -> Handwritten:
 
 @pytest.mark.parametrize("log", [completed_turn("Light ", "scatters."), failed_row(), running_row(), unpriced_row()])
 def test_a_record_is_equal_from_a_row_and_from_a_fold(log: Handwritten) -> None:
-    """Database and log give the same record (promise 4)."""
     columns = msgspec.structs.asdict(build_row(KEY, log.turn))
     assert turn_record(columns) == record_from_fold(KEY, log.turn)
 
@@ -125,5 +122,4 @@ def test_a_turn_without_a_request_has_no_row() -> None:
 
 @given(st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001  # hypothesis adds UTC
 def test_a_time_keeps_its_microseconds(at: datetime) -> None:
-    """Times are integers, not floats."""
     assert moment(micros(at)) == at
