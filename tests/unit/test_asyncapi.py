@@ -20,7 +20,6 @@ def test_every_dialect_and_the_log_are_channels() -> None:
 
 
 def test_example_is_a_complete_turn() -> None:
-    """All of its entries are valid, and it has an end."""
     turn = fold(asyncapi.example_turn())
     assert (turn.skipped, turn.outcome, turn.text) == (0, "completed", "Hello, world.")
 

@@ -7,15 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.generators.batches.runner import BatchTally
 from tailrace.proto import batch
 from tailrace.proto.chain import START, Chain, link
-from tailrace.proto.entries import Attempt, Batch, End, Progress, Stored, decode, encode
-from tailrace.proto.fold import fold, text_proof
+from tailrace.proto.entries import Attempt, Batch, End, Progress, decode, encode
 from tailrace.proto.ids import Seq, Tenant, TurnId, child_id, is_token, new_id
 from tailrace.proto.subjects import TurnKey
-from tests.harness.turn_builder import NOON, request
+from tests.harness.turn_builder import request
 
 BATCH = TurnKey(Tenant("tenant"), TurnId("01a1f9d6-8530-7bc1-86ec-13a54c14ea1a"))
 END = End(prev=Seq(1), attempt=1, outcome="completed", cost_nano_usd=5, text_chars=0, text_sha256="")
@@ -103,26 +101,6 @@ def test_progress_only_grows_across_holders(ends: list[End | None], data: Any) -
     assert counts == sorted(set(counts))
     assert (reports[-1].done, reports[-1].of, counts[-1]) == (ends.count(END), len(ends), len(ends))
     assert reports[-1].cost_nano_usd == 5 * ends.count(END) + 2 * ends.count(FAILED)
-
-
-@pytest.mark.rule("R64")
-@pytest.mark.parametrize("name", DIALECTS)
-def test_progress_is_rendered_for_clients_that_know_it(name: str) -> None:
-    """Other clients do not know the event; those of jobs know a number."""
-    log = [
-        Stored(Seq(1), NOON, request(batch=Batch("ab", 1, 2, 1))),
-        Stored(Seq(2), NOON, Attempt(prev=Seq(1), attempt=1, generator="g", backend="batch", mode="fresh")),
-        Stored(Seq(3), NOON, Progress(prev=Seq(2), attempt=1, done=1, failed=0, of=2)),
-    ]
-    dialect, shown = DIALECTS[name], b""
-    state = dialect.start(BATCH)
-    for stored in log:
-        frame, state = dialect.render(state, stored)
-        shown = frame.data
-    assert (b'"progress"' in shown) == (name in ("tailrace", "job", "state"))
-    turn = fold(log)
-    assert turn.progress == log[-1].entry
-    assert (turn.skipped, turn.text, text_proof(turn.text)[0]) == (0, "", 0)
 
 
 def test_progress_names_the_message_batch_from_its_creation_on() -> None:

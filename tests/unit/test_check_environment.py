@@ -31,6 +31,5 @@ async def test_up_refuses_a_setting_that_it_chooses_itself(name: str) -> None:
 
 
 async def test_variables_of_other_programs_and_of_client_commands_are_ignored() -> None:
-    """Only other names that begin with TAILRACE_ are checked."""
     await check({"PATH": "x", "ANTHROPIC_LOG": "debug", "TAIL": "1", "TAILRACE_GRACE_S": "3"})
     await check({"TAILRACE_URL": "https://tailrace.example", "TAILRACE_KEY": "s3cret"})

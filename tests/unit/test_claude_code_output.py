@@ -203,7 +203,6 @@ def test_awaits_model_is_false_while_a_tool_runs() -> None:
     ],
 )
 def test_a_failed_result_maps_to_the_code_of_the_api_error(result: dict[str, Any], code: str) -> None:
-    """As far as Claude Code reports the error."""
     with pytest.raises(BackendError) as failure:
         read([{**RESULT, "is_error": True, "result": "x" * 9999, **result}])
     assert failure.value.code == code
@@ -212,13 +211,11 @@ def test_a_failed_result_maps_to_the_code_of_the_api_error(result: dict[str, Any
 
 @pytest.mark.parametrize("result", [RESULT, {**RESULT, "subtype": "error_max_turns"}])
 def test_a_result_without_an_answer_fails(result: dict[str, Any]) -> None:
-    """Also if the result claims success."""
     with pytest.raises(BackendError):
         read([begin(), result])
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b"Warning: x", b"[1]", b'{"type": 3}', b'{"type":"\xff"}', b"[" * 100_000])
 def test_an_unreadable_line_breaks_the_answer(line: bytes) -> None:
-    """Any other output of the program raises a BackendError."""
     with pytest.raises(BackendError, match="cannot be read"):
         ClaudeCodeOutput().read(line)

@@ -17,7 +17,6 @@ from typing import Any, Self
 import httpx2
 import msgspec
 import pytest
-import structlog
 
 from tailrace import __main__ as console_script
 from tailrace.client import Client, TailraceError
@@ -38,15 +37,6 @@ from tailrace.proto.exit_status import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.version import VERSION
 from tests.harness.processes import CHECKOUT
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The command configures logging to the standard error that pytest replaces and closes."""
-    before = structlog.get_config()
-    yield
-    structlog.configure(**before)
-    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture
@@ -105,11 +95,6 @@ def test_an_invalid_argument_prints_one_sentence_and_exits_with_status_2(
     assert (stopped.value.code, printed.count("\n")) == (2, 1)
     assert sentence in printed
     assert "--help" in printed
-
-
-@pytest.mark.parametrize("text", ["::1", "[::1]"])
-def test_an_ipv6_address_may_have_the_brackets_of_a_url(text: str) -> None:
-    assert parser().parse_args(["up", "--host", text]).host == "::1"
 
 
 def test_every_command_with_a_result_prints_it_as_json() -> None:
@@ -196,20 +181,30 @@ def test_ctrl_c_during_the_imports_is_silent(
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_help_lists_each_command_once_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_each_command_once_in_a_group_and_that_of_up_has_examples(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """For a second system, and for the real Claude."""
     with pytest.raises(SystemExit):
         main(["--help"])
     printed = capsys.readouterr().out
     found = re.findall(r"^  ([a-z-]+)  +[a-z]", printed, re.MULTILINE)
     assert found == [each.prog.removeprefix("tailrace ") for each in all_parsers(parser())[1:]]
     assert re.findall(r"^(.*):$", printed, re.MULTILINE) == ["run", "ask", "look", "operate", "set up"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["up", "--help"])
+    assert stopped.value.code == 0
+    examples = capsys.readouterr().out.partition("examples:\n")[2]
+    assert "  tailrace up --data try --port 8001" in examples
+    assert "ANTHROPIC_API_KEY=… tailrace up" in examples
 
 
-def test_the_defaults_are_loopback_and_sync_always() -> None:
+def test_the_defaults_of_up_are_loopback_and_sync_always() -> None:
     """Other machines cannot connect, and a power cut loses nothing that was acknowledged."""
     given = parser().parse_args(["up"])
     assert (given.host, given.port) == ("127.0.0.1", 8000)
     assert (given.generators, given.gateways, given.sync) == (2, 1, "always")
+    assert {parser().parse_args(["up", "--host", text]).host for text in ("::1", "[::1]")} == {"::1"}
 
 
 def test_the_data_is_in_the_users_directory_unless_this_folder_has_a_data_directory(
@@ -224,17 +219,6 @@ def test_the_data_is_in_the_users_directory_unless_this_folder_has_a_data_direct
     (tmp_path / ".tailrace").mkdir()
     assert parser().parse_args(["up"]).data == Path(".tailrace")
     assert parser().parse_args(["up", "--data", "else"]).data == Path("else")
-
-
-def test_help_of_up_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    """For a second system, and for the real Claude."""
-    with pytest.raises(SystemExit) as stopped:
-        main(["up", "--help"])
-    printed = capsys.readouterr().out
-    assert stopped.value.code == 0
-    assert "examples:\n  tailrace up " in printed
-    assert "--data try --port 8001" in printed
-    assert "ANTHROPIC_API_KEY=… tailrace up" in printed
 
 
 def test_commands_find_the_running_up_of_this_user_from_any_folder(
@@ -521,29 +505,21 @@ def test_monitoring_writes_files_that_link_to_the_runbook(tmp_path: Path, capsys
     assert refused == "tailrace: cannot write /dev/null/new (Not a directory): name another folder\n"
 
 
-def test_webhook_secret_prints_the_secret(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the newest key."""
-    old, new = "o" * 32, "n" * 32
-    monkeypatch.setenv("TAILRACE_WEBHOOK_KEY", f"{new},{old}")
-    assert main(["webhook-secret", "--tenant", "acme"]) == 0
-    shown = capsys.readouterr().out.strip()
-    assert shown == signature.format_secret(signature.derive_secret(new.encode(), Tenant("acme")))
-    assert main(["webhook-secret"]) == 0
-    assert capsys.readouterr().out.strip() == signature.format_secret(
-        signature.derive_secret(new.encode(), Tenant("local"))
-    )
-
-
-@pytest.mark.parametrize(("key", "sentence"), [("", "is not set"), ("short", "32 characters or more")])
-def test_webhook_secret_without_a_valid_key_is_an_error(
-    key: str, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_webhook_secret_prints_that_of_the_newest_key(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A secret of an empty key would be known to all."""
-    monkeypatch.setenv("TAILRACE_WEBHOOK_KEY", key)
-    assert main(["webhook-secret"]) == 2
-    printed = capsys.readouterr()
-    assert sentence in printed.err
-    assert printed.out == ""
+    old, new = "o" * 32, "n" * 32
+    monkeypatch.setenv("TAILRACE_WEBHOOK_KEY", f"{new},{old}")
+    for arguments, tenant in (["--tenant", "acme"], "acme"), ([], "local"):
+        assert main(["webhook-secret", *arguments]) == 0
+        expected = signature.format_secret(signature.derive_secret(new.encode(), Tenant(tenant)))
+        assert capsys.readouterr().out.strip() == expected
+    for key, sentence in ("", "is not set"), ("short", "32 characters or more"):
+        monkeypatch.setenv("TAILRACE_WEBHOOK_KEY", key)
+        assert main(["webhook-secret"]) == 2
+        printed = capsys.readouterr()
+        assert (printed.out, sentence in printed.err) == ("", True)
 
 
 @pytest.mark.parametrize(

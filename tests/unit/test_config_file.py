@@ -96,7 +96,6 @@ def test_a_wrong_file_is_refused_with_one_sentence(
 
 
 def test_other_unusable_files_are_refused() -> None:
-    """A missing file, and a line of `.env`."""
     with pytest.raises(SettingsInvalid, match=r"^other\.toml cannot be read: No such file"):
         load(Path("other.toml"), {})
     write("")

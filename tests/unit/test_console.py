@@ -35,7 +35,6 @@ def test_a_line_without_an_end_is_printed_in_pieces() -> None:
 
 @given(st.lists(st.binary(max_size=40).map(lambda text: text.replace(b"\n", b"") + b"\n")), st.integers(1, 7))
 def test_lines_do_not_depend_on_the_chunks_of_the_pipe(lines: list[bytes], size: int) -> None:
-    """A pipe splits the text anywhere."""
     text = b"".join(lines)
     seen, rest = [], b""
     for start in range(0, len(text), size):

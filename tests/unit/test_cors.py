@@ -25,7 +25,6 @@ from tailrace.proto.errors import SettingsInvalid
     ],
 )
 def test_origin_and_sec_fetch_site_must_name_this_origin(headers: dict[str, str], *, is_foreign: bool) -> None:
-    """Each header counts if it is present."""
     raw = [(name.encode(), value.encode()) for name, value in {"host": "localhost:8000", **headers}.items()]
     assert is_cross_origin_simple_post(Request({"type": "http", "method": "POST", "headers": raw})) is is_foreign
 
@@ -73,15 +72,11 @@ def test_a_listed_origin_may_send_posts() -> None:
         "null",
         "app.example",
         "https://app.example/",
-        "https://app.example/path",
         "https://app.example:443",
-        "http://app.example:80",
         "https://*.example",
         "https://user@app.example",
-        "https://",
         "ftp://app.example",
         "https://app.example;https://other.example",
-        "https://app.example https://other.example",
         "https://bücher.example",
     ],
 )

@@ -15,13 +15,13 @@ from tailrace.gateway.clients.tutorials.state_stream import GROWTH
 from tailrace.gateway.streaming.dialect import Frame
 from tailrace.proto import entries, events
 from tailrace.proto.entries import Entry, Failure, Mode, Outcome, Stored
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import SAYS
 from tests.harness.readers import decode_data, render_frames, story_of
 from tests.harness.sse_parser import parse
 from tests.harness.turn_builder import (
+    KEY,
     NOON,
     Handwritten,
     attempted_turn,
@@ -31,7 +31,6 @@ from tests.harness.turn_builder import (
     started_turn,
 )
 
-KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
 LATER_MODES: st.SearchStrategy[Mode] = st.sampled_from(["continue", "restart"])
 OUTCOMES: st.SearchStrategy[Outcome | None] = st.sampled_from(["completed", "cancelled", "failed", None])

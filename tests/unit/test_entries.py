@@ -111,7 +111,6 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
     ],
 )
 def test_an_undecodable_entry_is_unreadable_and_raises_nothing(kind: str, payload: bytes) -> None:
-    """Readers skip it as not valid."""
     entry = decode(kind, payload)
     assert isinstance(entry, Unreadable)
 
@@ -119,7 +118,6 @@ def test_an_undecodable_entry_is_unreadable_and_raises_nothing(kind: str, payloa
 @pytest.mark.rule("R7")
 @given(st.sampled_from([*WRITTEN, "newer"]), st.binary(max_size=60))
 def test_any_bytes_are_an_entry(kind: str, payload: bytes) -> None:
-    """decode never raises."""
     assert isinstance(decode(kind, payload), Request | Attempt | Event | End | Unknown | Unreadable)
 
 
@@ -129,7 +127,6 @@ def test_any_bytes_are_an_entry(kind: str, payload: bytes) -> None:
     [("text", False), ([[1]], False), ([[[]]], True), ({"a": [1, {"b": 2}]}, True), ([1, {"a": "b"}], False)],
 )
 def test_each_list_and_object_is_a_level(value: object, is_too_deep: bool) -> None:
-    """R7: a writer stores no entry that is too deep for a reader."""
     assert is_deeper(value, 2) is is_too_deep
 
 

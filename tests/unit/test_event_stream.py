@@ -27,9 +27,8 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.reader_report import GatewayReaders, ReaderReport
 from tailrace.proto.runtime.flag import Flag
-from tests.harness.turn_builder import Handwritten, completed_turn
+from tests.harness.turn_builder import KEY, Handwritten, completed_turn
 from tests.harness.until import until
-from tests.unit.test_fanout import KEY
 
 TAILRACE = DIALECTS["tailrace"]
 

@@ -50,7 +50,6 @@ def test_errors_of_the_turn_are_not_failed_over(code: str, has_begun: bool) -> N
 
 @pytest.mark.parametrize("code", sorted(PASSING))
 def test_within_an_answer_backends_alternate(code: str) -> None:
-    """Until the attempts are used up."""
     rota = TWO.order_for("m")
     assert backends_after(rota, code, has_begun=True) == ["b", "a"]
     assert backends_after(rota, code, code, has_begun=True) == ["a", "b"]
@@ -58,7 +57,6 @@ def test_within_an_answer_backends_alternate(code: str) -> None:
 
 @pytest.mark.parametrize("code", ["backend_refused_key", BAD_REQUEST])
 def test_a_second_backend_with_a_wrong_key_takes_no_attempt_from_the_first(code: str) -> None:
-    """It is left out after its failure."""
     rota = TWO.order_for("m")
     assert backends_after(rota, "backend_broken", code, has_begun=True) == ["a"]
     assert backends_after(rota, "backend_broken", code, "backend_broken", has_begun=True) == ["a"]
@@ -106,7 +104,6 @@ def test_a_takeover_begins_with_the_last_backend() -> None:
     ],
 )
 def test_lists_of_backends_are_parsed(text: str, rotas: BackendOrders) -> None:
-    """One for all models, then those of single models, each backend with an optional model name."""
     assert parse_backends(text) == rotas
 
 
@@ -133,6 +130,5 @@ def test_a_model_has_its_own_list_or_the_common_one() -> None:
     ],
 )
 def test_an_invalid_list_is_refused(text: str) -> None:
-    """The error begins with the setting's name."""
     with pytest.raises(SettingsInvalid, match=r"^TAILRACE_BACKENDS: "):
         parse_backends(text)

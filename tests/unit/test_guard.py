@@ -67,5 +67,4 @@ async def test_a_principal_of_one_turn_can_read_only_that_turn(path: str, url: s
 
 
 async def test_a_public_route_has_no_principal() -> None:
-    """Reading it raises Refused."""
     assert await status("/healthz", "/healthz", None) == 401

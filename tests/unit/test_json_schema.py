@@ -97,7 +97,6 @@ async def test_older_drafts_are_accepted(name: str) -> None:
 @pytest.mark.rule("R60")
 @pytest.mark.rule("S10")
 async def test_references_are_not_fetched() -> None:
-    """A server at the reference's address receives no connection."""
     connected = asyncio.Event()
     server = await asyncio.start_server(lambda *_: connected.set(), "127.0.0.1", 0)
     async with server:
@@ -119,9 +118,9 @@ async def test_an_endless_check_does_not_block_others() -> None:
         await slow
 
 
-@pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|aa)+$", "^(a+)+(?=b)b$", "^(?=(a+))\\1+b$"])
+@pytest.mark.usefixtures("one_cpu_second")
+@pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a+)+(?=b)b$"], ids=["linear", "backtracking"])
 async def test_backtracking_patterns_end_in_time(pattern: str) -> None:
-    """With a result or with SandboxFailed."""
     async with asyncio.timeout(10):
         try:
             await SchemaChecker(wait_s=LONG_S).find_mismatch({"pattern": pattern}, '"' + "a" * 50_000 + '!"', ACME)

@@ -31,7 +31,6 @@ def test_a_setting_lists_limits_in_any_order() -> None:
     ],
 )
 def test_an_invalid_setting_stops_the_process(text: str) -> None:
-    """The message names the variable."""
     with pytest.raises(SettingsInvalid, match=r"^TAILRACE_LIMITS_KEY: "):
         parse_limits_setting("TAILRACE_LIMITS_KEY", text)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tailrace.generators.backends.event_order import EventOrder
@@ -52,16 +52,10 @@ BLOCKS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_a_folded_block_equals_the_original(block: dict[str, Any]) -> None:
-    """Whatever events it was split into."""
-    assert [content(one) for one in fold_events(to_events(message(block))).blocks] == [block]
-
-
 @pytest.mark.rule("R67")
 @given(st.lists(st.sampled_from(BLOCKS), max_size=5))
+@example(BLOCKS)
 def test_the_events_of_any_message_follow_the_grammar(blocks: list[dict[str, Any]]) -> None:
-    """Folded, they are the message with its usage and stop reason."""
     events = to_events(message(*blocks, stop_reason="stop_sequence", stop_sequence="END"))
     order = EventOrder()
     for raw in events:

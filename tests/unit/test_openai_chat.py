@@ -15,16 +15,13 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tests.harness.citations import CITATIONS
 from tests.harness.readers import render_frames
 from tests.harness.sse_parser import parse
 from tests.harness.strategies import MadeUp, logs
-from tests.harness.turn_builder import MODEL, NOON, Handwritten, attempted_turn, opening_events
+from tests.harness.turn_builder import KEY, MODEL, NOON, Handwritten, attempted_turn, opening_events
 
-KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 CHAT, COUNTED = "openai-chat", "openai-chat-usage"
 HEAD = {
     "id": "chatcmpl-turn-1",

@@ -21,15 +21,12 @@ from tailrace.gateway.streaming.frame_writer import skip_events
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Failure, Mode, Outcome, Stored
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tests.harness.citations import CITATIONS
 from tests.harness.sse_parser import parse
 from tests.harness.strategies import TEXTS
-from tests.harness.turn_builder import Handwritten, attempted_turn, completed_turn, opening_events, started_turn
+from tests.harness.turn_builder import KEY, Handwritten, attempted_turn, completed_turn, opening_events, started_turn
 
-KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 DIALECT = DIALECTS["openai-responses"]
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 OVERLOADED = Failure("backend_overloaded", "Claude is overloaded")

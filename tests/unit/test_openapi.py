@@ -21,13 +21,11 @@ from tailrace.gateway.openapi.routes import document
 from tailrace.gateway.page.index import endpoints_of
 from tailrace.persistence.webhooks import payload, signature
 from tailrace.proto.api_key import KEY_ID, ApiKey
-from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.models import find_model
 from tailrace.proto.nats.administration import without_hash
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tests.harness.route_table import ROWS
-from tests.harness.turn_builder import completed_turn
+from tests.harness.turn_builder import KEY, completed_turn
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(document())
 METHODS = [(method, route.path) for route in ROUTES for method in sorted((route.methods or set()) - {"HEAD"})]
@@ -72,6 +70,7 @@ def test_everything_has_a_description() -> None:
         for field, schema in struct.get("properties", {}).items()
     }
     assert [name for name, part in parts.items() if not part.get("description")] == []
+    assert {name for row in OPERATIONS.values() for name in row.parameters} == set(PARAMETERS)
     summaries = [one["summary"] for methods in DOCUMENT["paths"].values() for one in methods.values()]
     # It is the endpoint's docstring without method and path.
     assert [text for text in summaries if not text or "`GET" in text] == []
@@ -102,7 +101,6 @@ def test_every_example_is_valid() -> None:
 
 
 def test_every_row_of_the_examples_is_used() -> None:
-    """A row is the example of a property with its name."""
     used = {
         key
         for name, struct in DOCUMENT["components"]["schemas"].items()
@@ -130,7 +128,6 @@ def test_examples_are_read_by_the_parsers_of_the_product() -> None:
 
 
 def test_exactly_the_public_routes_need_no_key() -> None:
-    """The table of routes is the one that the tests of tenants use."""
     public = {
         (method.upper(), path)
         for path, methods in DOCUMENT["paths"].items()
@@ -141,7 +138,6 @@ def test_exactly_the_public_routes_need_no_key() -> None:
 
 
 def test_operation_and_page_name_the_scope_of_the_route() -> None:
-    """The scopes come from the guard's table."""
     page = render_page(DOCUMENT)
     for (method, path), need in NEEDS.items():
         operation = DOCUMENT["paths"][path][method.lower()]
@@ -152,26 +148,14 @@ def test_operation_and_page_name_the_scope_of_the_route() -> None:
         assert sentence in shown, (method, path)
 
 
-def test_every_ref_resolves() -> None:
+def test_every_component_is_a_json_schema_whose_refs_resolve() -> None:
+    """OpenAPI 3.1 schemas are JSON Schema 2020-12."""
+    for name in DOCUMENT["components"]["schemas"]:
+        Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]})
     for ref in references(DOCUMENT):
         found: Any = DOCUMENT
         for step in ref.removeprefix("#/").split("/"):
             found = found[step]
-
-
-@pytest.mark.parametrize("name", DOCUMENT["components"]["schemas"])
-def test_every_component_is_a_json_schema(name: str) -> None:
-    """OpenAPI 3.1 schemas are JSON Schema 2020-12."""
-    Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]})
-
-
-def test_every_described_parameter_belongs_to_a_route() -> None:
-    assert {name for row in OPERATIONS.values() for name in row.parameters} == set(PARAMETERS)
-
-
-def test_the_page_shows_no_backticks() -> None:
-    """Backticks in docstrings become code elements."""
-    assert "`" not in render_page(DOCUMENT)
 
 
 def test_parameter_dialect_lists_all_dialects() -> None:
@@ -186,6 +170,8 @@ def test_reference_page_has_every_route_and_works_offline() -> None:
     """It has no script and no external address."""
     page = render_page(DOCUMENT)
     assert all(f"<code>{path}</code>" in page for _, path in METHODS)
+    # Backticks in docstrings become code elements.
+    assert "`" not in page
     assert re.findall(r"<script|src=|url\(|@import|\bon[a-z]+=", page) == []
     assert set(re.findall(r'href="([^"#]+)"', page)) == {"/openapi.json"}
 
@@ -214,16 +200,13 @@ def test_webhook_body_matches_its_schema() -> None:
     post = DOCUMENT["webhooks"]["turn"]["post"]
     schema = post["requestBody"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/WebhookPayload"}
-    body = payload.render(
-        record_from_fold(TurnKey(Tenant("ours"), TurnId("turn-1")), completed_turn("Light scatters.").turn)
-    )
+    body = payload.render(record_from_fold(KEY, completed_turn("Light scatters.").turn))
     Draft202012Validator(schema | {"components": DOCUMENT["components"]}).validate(msgspec.json.decode(body))
     headers = signature.sign("turn-1", 1, body, [b"secret"])
     assert {parameter["name"] for parameter in post["parameters"]} == set(headers)
 
 
 def test_index_lists_every_route_with_its_methods() -> None:
-    """`GET /` has one line for each path, and no other lines."""
     listed = endpoints_of(ROUTES)
     assert {(method, path) for path, methods in listed.items() for method in methods} == set(ROWS)
     assert listed["/v1/sessions/{session}"] == ["GET", "PATCH", "DELETE"]

@@ -127,7 +127,6 @@ def test_all_gateways_inherit_one_socket() -> None:
 
 
 def test_each_process_has_its_own_metrics_port() -> None:
-    """Two processes cannot share a port."""
     ports = [part.environ.get("TAILRACE_METRICS_PORT") for part in specs_of({}).values()]
     assert ports == ["9001", None, "9002", "9003", "9004", "9005"]
 

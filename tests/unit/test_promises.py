@@ -159,7 +159,6 @@ def _other_end(log: tuple[Stored, ...], **given: Any) -> tuple[Stored, ...]:
 
 
 def test_a_good_history_is_green() -> None:
-    """All five promises hold for a turn that was read over a cut connection and stored in SQLite."""
     assert judge(good_history()).is_green
 
 

@@ -114,7 +114,6 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
 
 
 async def test_a_rendering_error_is_refused_with_its_reason(tmp_path: Path) -> None:
-    """Covers missing values and what the sandbox forbids. Each template is its own case of one batch."""
     found = await load(tmp_path, **{f"case-{number}": source for number, (source, _, _) in enumerate(ERRORS)})
     asks = [ask(f"case-{number}", **variables) for number, (_, variables, _) in enumerate(ERRORS)]
     for result, (source, _, expected) in zip(await found.render_all(asks, Tenant("acme")), ERRORS, strict=True):
@@ -126,7 +125,6 @@ async def test_a_rendering_error_is_refused_with_its_reason(tmp_path: Path) -> N
     "source",
     [
         "{% for x in range(99999) %}{% for y in range(99999) %}{% endfor %}{% endfor %}",
-        "{% for x in a %}{% for y in a %}{% for z in a %}{% endfor %}{% endfor %}{% endfor %}",
         "{{ 'x' * 99999999999 }}",
         "{{ 9 ** (9 ** n) }}",
     ],
@@ -136,9 +134,9 @@ async def test_a_template_above_the_time_or_memory_limit_is_stopped(
 ) -> None:
     """The next template is rendered."""
     monkeypatch.setattr(templates, "RENDER_S_MAX", 1.0)
-    found, values = await load(tmp_path, plain=source, good="Hi"), {"a": [0] * 9999, "n": 9}
+    found = await load(tmp_path, plain=source, good="Hi")
     with pytest.raises(Refused) as refused:
-        await render(found, "plain", {name: values[name] for name in found.find("plain").variables})
+        await render(found, "plain", dict.fromkeys(found.find("plain").variables, 9))
     assert refused.value.code == "prompt_invalid"
     assert (await render(found, "good", {})).message == "Hi"
 
@@ -197,8 +195,8 @@ async def test_inputs_beside_one_that_is_too_slow_are_rendered(tmp_path: Path, m
     """They share the CPU limit of a subprocess only until it is exceeded."""
     monkeypatch.setattr(sandbox, "CPU_S_MAX", 1)
     found = await load(tmp_path, loops=SLOW, plain="Hi {{ who }}")
-    asks = [ask("plain", who="you"), ask("loops", n=99_999), ask("plain", who="them")]
-    first, slow, last = await found.render_all(asks, Tenant("acme"))
+    asks = [ask("loops", n=99_999), ask("plain", who="you"), ask("plain", who="them")]
+    slow, first, last = await found.render_all(asks, Tenant("acme"))
     assert (first, last) == (Params(message="Hi you"), Params(message="Hi them"))
     assert isinstance(slow, Refused)
     assert "CPU time" in slow.message

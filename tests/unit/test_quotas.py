@@ -57,7 +57,6 @@ def test_windows_follow_each_other_without_a_gap(what: What, now: float) -> None
 
 
 def test_a_key_is_hashed_in_the_subject() -> None:
-    """Two keys have two subjects."""
     names = [
         owners_of(Principal(ACME, key), UNLIMITED, UNLIMITED)[0].name
         for key in (None, "key_1", "*", "a.b>", "k" * 500, "ключ")

@@ -73,7 +73,6 @@ async def test_a_body_in_pieces_is_read_whole() -> None:
     ids=range(4),
 )
 async def test_an_unacceptable_body_is_refused_with_its_code(request_: Request, code: str) -> None:
-    """Too large, or incomplete."""
     with pytest.raises(Refused) as refused:
         await read(request_)
     assert refused.value.code == code
@@ -83,15 +82,10 @@ async def test_an_unacceptable_body_is_refused_with_its_code(request_: Request, 
     ("type_", "encoding", "is_read"),
     [
         (None, None, False),
-        ("", None, False),
         ("text/plain", None, False),
-        ("text/json", None, False),
         ("application/jsonp", None, False),
         ("application/x-www-form-urlencoded", None, False),
-        ("multipart/form-data; boundary=x", None, False),
         ("application/json", "gzip", False),
-        ("application/json", "br", False),
-        ("application/json", "identity", True),
         ("application/json", "Identity", True),
         ("Application/JSON; charset=utf-8", None, True),
     ],
@@ -108,17 +102,6 @@ async def test_only_uncompressed_json_is_read(type_: str | None, encoding: str |
         with pytest.raises(Refused) as refused:
             await read(request)
         assert refused.value.code == "content_type_unsupported"
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [b"{", b"", b'\xef\xbb\xbf{"number": 1}', b'{"number": 1}\n{}', b'{"number": 01}'],
-    ids=range(5),
-)
-def test_invalid_json_is_refused_as_such(raw: bytes) -> None:
-    with pytest.raises(Refused, match="JSON") as refused:
-        read_body.decode(raw, Shape)
-    assert refused.value.code == "json_invalid"
 
 
 MISTAKES = {
@@ -151,6 +134,7 @@ MISTAKES = {
 def test_a_mistake_in_the_json_is_named_with_its_position(raw: bytes, mistake: str) -> None:
     with pytest.raises(Refused) as refused:
         read_body.decode(raw, Told)
+    assert refused.value.code == "json_invalid"
     assert str(refused.value) == f"the body is not valid JSON (RFC 8259): {mistake}"
 
 

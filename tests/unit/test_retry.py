@@ -53,7 +53,6 @@ class Scripted:
 
 @pytest.mark.parametrize("code", sorted(code for code in CODES if code.startswith("backend_")))
 def test_a_call_is_repeated_exactly_for_retryable_codes(code: str) -> None:
-    """The table of error codes decides."""
     delay_s = RETRY.next_delay_s(BackendError(code, "x"), tries=1, chance=0.0)
     assert (delay_s is not None) == CODES[code].is_retryable
 

@@ -26,7 +26,6 @@ def count_started(folder: Path) -> int:
 
 
 async def test_run_returns_the_scripts_output(tmp_path: Path) -> None:
-    """The input goes to standard input; the result is standard output."""
     sandbox = program(tmp_path, "sys.stdout.write(sys.stdin.read().upper())")
     assert await sandbox.run(b"input", LONG_S, "acme") == b"INPUT"
 
@@ -104,7 +103,6 @@ async def test_a_subprocess_that_ended_before_it_read_its_input_is_a_failure(
 
 @pytest.mark.parametrize(("tenants", "most"), [(8, PROCESSES_MAX), (1, PROCESSES_TENANT_MAX)])
 async def test_subprocesses_are_limited_in_all_and_per_tenant(tmp_path: Path, tenants: int, most: int) -> None:
-    """More runs wait for a free subprocess."""
     sandbox = program(
         tmp_path,
         "sys.stdin.read()",
@@ -121,7 +119,6 @@ async def test_subprocesses_are_limited_in_all_and_per_tenant(tmp_path: Path, te
 
 @pytest.mark.parametrize(("tenants", "most"), [(8, PROCESSES_MAX), (1, PROCESSES_TENANT_MAX)])
 async def test_waiting_for_a_subprocess_times_out(tmp_path: Path, tenants: int, most: int) -> None:
-    """The run raises SandboxBusy, starts no subprocess and takes no slot."""
     sandbox = program(
         tmp_path,
         f"open({str(tmp_path)!r} + '/begun-' + str(os.getpid()), 'w').close()",

@@ -46,5 +46,4 @@ def test_spaces_around_a_value_are_ignored() -> None:
 
 
 def test_render_prints_two_lines_per_setting() -> None:
-    """The output of `--env`."""
     assert "TAILRACE_TURNS_MAX  (int, default 100)\n    how many at once" in render(Settings)

@@ -72,25 +72,7 @@ def test_prose_is_markdown_about_any_question(question: str) -> None:
 
 
 def test_prose_has_the_topic_in_its_heading() -> None:
-    """The first words of the question."""
     assert text(f"{QUESTION}\n#sim rate=0").startswith("## How do I keep a log that survives its broker?\n")
-
-
-@given(st.sampled_from([QUESTION, "Count to 99", "#sim words=30", "#sim words=30 thinking=4 tool=look"]), st.data())
-def test_any_partial_answer_and_its_continuation_are_the_whole(question: str, data: st.DataObject) -> None:
-    """At any position, after any number of interruptions."""
-    everything = build_answer(conversation(("user", question)), read_directive(question))
-    expected = text(question)
-    received = ""
-    for place in sorted(data.draw(st.lists(st.integers(1, len(expected)), max_size=4))):
-        left = find_remainder(everything, received)
-        assert left is not None
-        received += "".join(b.content for b in left.blocks if b.kind == "text")[: place - len(received)]
-    left = find_remainder(everything, received)
-    assert left is not None
-    assert received + "".join(block.content for block in left.blocks if block.kind == "text") == expected
-    assert [block.kind for block in left.blocks if block.kind != "text"] == (["tool_use"] if "tool" in question else [])
-    assert left.start + left.deltas == everything.deltas
 
 
 def test_a_partial_answer_that_is_no_prefix_has_no_rest() -> None:
@@ -123,7 +105,6 @@ REMINDER = {"type": "text", "text": "<system-reminder>\nToday is Friday.\n</syst
     ],
 )
 def test_a_reminder_of_claude_code_is_not_the_question(messages: list[tuple[str, Any]]) -> None:
-    """At any position in the messages."""
     assert conversation(*messages).question == QUESTION
 
 

@@ -40,7 +40,6 @@ async def read(arriving: AsyncIterator[bytes], *, rate_min: int = 100, pause_s: 
 
 
 async def test_a_body_at_the_minimum_rate_may_take_many_windows() -> None:
-    """Each window brings enough bytes."""
     assert await read(pieces(12, 20, 0.05)) == 240
 
 
@@ -63,7 +62,6 @@ async def test_a_dripping_client_is_rejected() -> None:
 
 
 async def test_a_small_body_need_not_fill_a_window() -> None:
-    """It may have fewer bytes than a window requires."""
     assert await read(pieces(2, 1, 0.05)) == 2
 
 

@@ -24,27 +24,17 @@ PUBLIC = [
 NO_URL = [
     "",
     "example.com",
-    "//example.com/",
     "ftp://example.com/",
-    "file:///etc/passwd",
-    "javascript:alert(1)",
     "https:example.com",
     "https:///example.com",
-    "https://",
     "https://user@example.com/",
-    "https://user:password@example.com/",
-    "https://example.com@169.254.169.254/",
     "https://example.com\\@169.254.169.254/",
-    "https://example.com#@169.254.169.254/",
     "https://example.com/#fragment",
     "https://example.com /",
     " https://example.com/",
     "https://example.com/\r\nHost: other",
-    "https://example.com/\n",
     "https://example.com\t/",
     "https://ex\u0430mple.com/",
-    "https://\uff11\uff12\uff17.0.0.1/",
-    "https://example\u3002com/",
     "https://example.com/\u00e9",
     "https://%31%32%37.0.0.1/",
     "https://[::1%25lo]/",
@@ -72,30 +62,14 @@ NOT_PUBLIC = [
     "https://2130706433/",
     "https://0x7f000001/",
     "https://0x7f.0.0.1/",
-    "https://0177.0.0.1/",
-    "https://0/",
-    "https://0.0.0.0/",
-    "https://10.0.0.1/",
-    "https://172.16.0.1/",
-    "https://192.168.0.1/",
-    "https://169.254.169.254/latest/meta-data/",
     "https://168.63.129.16/",
     "https://[::1]/",
-    "https://[::]/",
-    "https://[::ffff:127.0.0.1]/",
-    "https://[::ffff:8.8.8.8]/",
-    "https://[fd00:ec2::254]/",
-    "https://[fe80::1]/",
-    "https://[64:ff9b::a9fe:a9fe]/",
 ]
 NOT_PUBLIC_ADDRESSES = [
     "0.0.0.0",
-    "0.1.2.3",
     "10.255.255.255",
     "100.64.0.1",
-    "100.100.100.200",
     "127.0.0.1",
-    "127.255.255.254",
     "168.63.129.16",
     "169.254.169.254",
     "172.31.255.255",
@@ -104,31 +78,22 @@ NOT_PUBLIC_ADDRESSES = [
     "192.168.1.1",
     "198.18.0.1",
     "224.0.0.1",
-    "239.255.255.250",
     "240.0.0.1",
-    "255.255.255.255",
     "::",
     "::1",
     "::127.0.0.1",
     "::ffff:127.0.0.1",
-    "::ffff:8.8.8.8",
-    "::ffff:a9fe:a9fe",
     "64:ff9b::7f00:1",
-    "64:ff9b::a9fe:a9fe",
     "64:ff9b:1::1",
     "100::1",
-    "2001:0:53aa:64c:0:1234:5678:9abc",
     "2001:db8::1",
     "2001:1::1",
     "3fff::1",
     "5f00::1",
     "192.88.99.1",
     "2002:7f00:1::",
-    "2002:0808:0808::1",
     "fc00::1",
-    "fd00:ec2::254",
     "fe80::1",
-    "fe80::1%eth0",
     "2606:4700::1111%eth0",
     "fec0::1",
     "ff02::1",
@@ -137,7 +102,6 @@ NOT_PUBLIC_ADDRESSES = [
 
 @pytest.mark.parametrize("url", PUBLIC)
 def test_a_public_https_url_may_be_named(url: str) -> None:
-    """What receivers of webhooks look like."""
     assert not check_url(url, NO_HOSTS).is_private
 
 
@@ -177,7 +141,6 @@ def test_a_host_that_the_operator_named_is_private(url: str, host: str) -> None:
 
 
 def test_without_the_setting_no_host_may_be_private() -> None:
-    """An empty setting lists no host."""
     assert parse_private_hosts("") == parse_private_hosts(" , ") == frozenset()
 
 
@@ -195,13 +158,11 @@ def test_a_public_address_is_connected_to(address: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "localhost", "127.1", "0x7f000001", "1.2.3.4.5", "[::1]", "\x00"])
 def test_text_that_is_not_an_address_is_not_public(text: str) -> None:
-    """No socket is opened to it."""
     assert not is_public(text)
 
 
 @given(st.ip_addresses(v=4), st.sampled_from(["::ffff:{}", "64:ff9b::{}", "::{}"]))
 def test_an_embedded_ipv4_address_is_not_more_public_than_itself(inner: ipaddress.IPv4Address, outer: str) -> None:
-    """For every IPv6 form that embeds IPv4."""
     assert is_public(str(inner)) or not is_public(outer.format(inner))
 
 

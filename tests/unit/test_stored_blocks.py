@@ -15,13 +15,11 @@ from tailrace.gateway.clients.registry import DIALECTS
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto.entries import Block, Message
 from tailrace.proto.fold import content
-from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import TurnKey
 from tests.harness.strategies import JSON, TEXTS
-from tests.harness.turn_builder import completed_turn
+from tests.harness.turn_builder import KEY, completed_turn
 
-RECORD = record_from_fold(TurnKey(Tenant("alice"), TurnId("turn-1")), completed_turn("hi").turn)
+RECORD = record_from_fold(KEY, completed_turn("hi").turn)
 TYPES = [
     *("text", "image", "document", "thinking", "redacted_thinking", "tool_use", "server_tool_use", "tool_result"),
     *("web_search_tool_result", "newer"),

@@ -14,8 +14,7 @@ from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.reader_report import Ending, GatewayReaders, ReaderReport
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tests.harness.turn_builder import NOON, completed_turn, started_turn
-from tests.unit.test_fanout import KEY
+from tests.harness.turn_builder import KEY, NOON, completed_turn, started_turn
 
 
 def seconds(stored: list[Stored], *at: float) -> list[Stored]:

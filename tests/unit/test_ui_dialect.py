@@ -14,15 +14,14 @@ from tailrace.gateway.clients.ai_sdk.stream import UI, replay_dialect
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import events
 from tailrace.proto.entries import Message
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import ui as displayed_text
 from tests.harness.sse_parser import parse
-from tests.harness.turn_builder import Handwritten, attempted_turn, opening_events, started_turn
+from tests.harness.turn_builder import KEY, Handwritten, attempted_turn, opening_events, started_turn
 from tests.unit.test_dialects import turns
 
-KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 UI_REPLAY = replay_dialect({})
 CALL = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
 
