@@ -165,6 +165,17 @@ def event_entry(log: Handwritten, what: object) -> EventEntry:
     return EventEntry(prev=log.chain.last, attempt=log.chain.attempt, event=raw(what))
 
 
+@pytest.mark.rule("R23")
+def test_each_call_is_priced_by_its_own_prompt() -> None:
+    """Two calls of 60,000 tokens are no long prompt, though they are 120,000 together."""
+    log = Handwritten()
+    log.store_request(model="claude-haiku-5-5")
+    for mode in ("fresh", "restart"):
+        log.store_attempt(mode)
+        log.store_events(*opening_events(input_tokens=60_000), *closing_events(output_tokens=1))
+    assert build_end(log.turn, "completed").cost_nano_usd == 2 * (60_000 * 100 + 500)
+
+
 @pytest.mark.rule("R24")
 def test_a_proof_is_a_count_and_a_hash() -> None:
     """The hash of nothing is SHA-256's well-known one; a lone surrogate has a hash, too."""

@@ -56,8 +56,10 @@ def test_an_answer_ends_before_a_stop_sequence(sequences: list[str], expected: s
 
 
 def test_a_continuation_ends_at_the_same_stop_sequence() -> None:
-    part = cut_at_stop_sequence(build_answer(conversation(("user", "x")), read_directive("#sim words=3")), ["w000002"])
-    assert find_remainder(part, "w000000") == Part((Block("text", (" w000001", " ")),), 1, stop_sequence="w000002")
+    part = cut_at_stop_sequence(
+        build_answer(conversation(("user", "x")), read_directive("#sim words=3 thinking=2")), ["w000002"]
+    )
+    assert find_remainder(part, "w000000") == Part((Block("text", (" w000001", " ")),), 2 + 1, stop_sequence="w000002")
 
 
 @given(st.text())
