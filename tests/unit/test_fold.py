@@ -11,7 +11,7 @@ from tailrace.gateway.clients.anthropic.stream import message_of, render_record
 from tailrace.proto import events
 from tailrace.proto.conversation import messages
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import Block, Failure, Progress
+from tailrace.proto.entries import Block, Failure, Progress, Unknown
 from tailrace.proto.entries import Event as EventEntry
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, TextDelta, UsageSoFar
 from tailrace.proto.fold import EMPTY_TURN, Turn, content, fold, fold_first_and_end, is_executed_tool, text_proof
@@ -275,6 +275,15 @@ def test_the_mark_of_a_tool_call_that_was_cut_is_not_sent_to_the_model() -> None
 def without_position(turn: Turn) -> tuple[object, ...]:
     """All of a turn but where it stands in the stream."""
     return (turn.text, turn.usage, turn.blocks, turn.stop, turn.mode, turn.attempt, turn.outcome, turn.message)
+
+
+@pytest.mark.rule("R7")
+def test_an_entry_of_a_newer_kind_changes_nothing_but_the_position() -> None:
+    log = started_turn("The sk")
+    before = log.turn
+    log.store(Unknown(prev=log.chain.last, attempt=1))
+    assert without_position(log.turn) == without_position(before)
+    assert log.turn.chain.last == log.stored[-1].seq
 
 
 @pytest.mark.rule("R25")
