@@ -44,13 +44,12 @@ async def test_a_configured_key_gives_its_tenant() -> None:
         [(b"x-api-key", b"\xff\xfe")],
         [(b"x-api-key", HASH.encode())],
         [(b"authorization", b"secret")],
-        [(b"authorization", b"Bearer")],
         [(b"authorization", b"Bearer ")],
         [(b"authorization", b"Basic secret")],
         [(b"x-api-key", b"secret"), (b"x-api-key", b"secret")],
         [(b"authorization", b"Bearer secret"), (b"x-api-key", b"secret")],
     ],
-    ids=range(11),
+    ids=range(10),
 )
 async def test_a_wrong_credential_is_refused(headers: list[tuple[bytes, bytes]]) -> None:
     """A hash is not a key, and a proxy might choose another one of two credentials."""
@@ -113,17 +112,15 @@ def with_revoked_key(a_door: Authenticator) -> Authenticator:
     "api_keys",
     [
         "secret",
-        f":{HASH}",
         f"alice:{HASH[:-1]}",
         f"alice:{HASH.upper()}",
         f"Alice:{HASH}",
-        f"a.b:{HASH}",
         f"*:{HASH}",
         f"{'x' * 65}:{HASH}",
         f"alice:{HASH};bob:{OTHER_HASH}",
         f"alice:{HASH},bob:{HASH}",
     ],
-    ids=range(10),
+    ids=range(8),
 )
 def test_invalid_keys_in_the_setting_stop_the_start(api_keys: str) -> None:
     """A key that is ignored silently could leave the gateway open."""

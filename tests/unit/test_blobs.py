@@ -144,15 +144,12 @@ def test_the_same_picture_twice_is_one_blob() -> None:
         {REFERENCE_KEY: SHA256, "bytes": len(LONG), "type": "text"},
         {REFERENCE_KEY: SHA256, "bytes": str(len(LONG))},
         {REFERENCE_KEY: SHA256, "bytes": INLINE_BYTES_MAX},
-        {REFERENCE_KEY: SHA256, "bytes": -1},
         {REFERENCE_KEY: SHA256, "bytes": True},
         {REFERENCE_KEY: SHA256.upper(), "bytes": len(LONG)},
-        {REFERENCE_KEY: SHA256[:-1] + "*", "bytes": len(LONG)},
         {REFERENCE_KEY: SHA256 + "\n", "bytes": len(LONG)},
         {REFERENCE_KEY: [SHA256], "bytes": len(LONG)},
-        {},
     ],
-    ids=range(11),
+    ids=range(8),
 )
 def test_an_object_similar_to_a_reference_is_not_a_reference(value: dict[str, Any]) -> None:
     """A model may write it into a tool's input; it stays as it is."""

@@ -84,11 +84,12 @@ async def test_a_single_public_key_needs_no_kid(tmp_path: Path) -> None:
 
 NOW = int(time.time())
 HEADER = {"alg": "HS256", "typ": "JWT"}
+OTHER_RSA = rsa.generate_private_key(65537, 2048)
 WRONG = {
     "no algorithm": by_hand({"typ": "JWT"}, claims(), b"x"),
     "another secret": token("another-secret-that-is-also-more-than-32-bytes-long"),
     "another hash": token(algorithm="HS512", key=SECRET * 2),
-    "an unknown key": token(rsa.generate_private_key(65537, 2048), "RS256", {"kid": "rsa"}),
+    "an unknown key": token(OTHER_RSA, "RS256", {"kid": "rsa"}),
     "a key of another type": token(EC_KEY, "ES256", {"kid": "rsa"}),
     "another key's name": token(RSA_KEY, "RS256", {"kid": "ec"}),
     "no key's name": token(RSA_KEY, "RS256"),
@@ -121,7 +122,6 @@ WRONG = {
 }
 
 
-OTHER_RSA = rsa.generate_private_key(65537, 2048)
 OTHER_EC = ec.generate_private_key(ec.SECP256R1())
 
 

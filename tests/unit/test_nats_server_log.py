@@ -25,7 +25,6 @@ BEGIN = "[27164] 2026/11/20 22:27:10.638206 "
         (f"{BEGIN}[WRN] JetStream cluster stream '$G > TURNS' has NO quorum, stalled", True),
         (f"{BEGIN}[FTL] Can't listen for clients: address already in use", True),
         ("nats-server: /x/nats.conf:3:1: unknown field", True),
-        ("panic: runtime error: index out of range", True),
     ],
 )
 def test_unexpected_warnings_are_shown_and_normal_ones_are_not(line: str, *, is_told: bool) -> None:

@@ -35,17 +35,14 @@ def test_a_directive_line_is_parsed(line: str, directive: Directive) -> None:
     [
         "#sim word=3",
         "#sim words=3 fast",
-        "#sim words=-1",
         "#sim words=1.5",
         "#sim words=1000001",
-        "#sim words=",
         "#sim rate=nan",
         "#sim tag=a.b",
         "#sim json={",
         "#sim json=[1]",
         "#sim fault=explode@3",
         "#sim fault=cut@x",
-        "#sim fault=html@3",
     ],
 )
 def test_an_invalid_directive_line_is_refused(line: str) -> None:
@@ -62,9 +59,7 @@ def test_an_invalid_directive_line_is_refused(line: str) -> None:
         ("Please count from one to two thousand one hundred and twenty-five.", 2125, 50.0),
         ("Count up to 1,500 slowly", 1500, 15.0),
         ("Count to a hundred and then stop", 100, 50.0),
-        ("Count to nineteen", 19, 50.0),
         ("Count to 10001", None, 50.0),
-        ("Count to infinity", None, 50.0),
         ("Count to " + "hundred " * 9, None, 50.0),
         ("How do I count to ten?", None, 50.0),
         ("Count.", None, 50.0),
