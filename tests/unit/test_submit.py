@@ -152,7 +152,8 @@ async def test_other_tasks_run_while_many_messages_are_checked(raw_bytes: int, a
     while not checking.done():
         runs += 1
         await asyncio.sleep(0)
-    assert runs > 5
+    # In the event loop's own thread it would be one, and how often the loop gets the GIL beside another is chance.
+    assert runs > 1
     with pytest.raises(Refused, match="shutting down"):
         await checking
 
