@@ -19,7 +19,7 @@ from tests.harness.processes import Process
 from tests.harness.system import System
 from tests.integration.conftest import KEY, api_keys
 
-COUNT = int(os.environ.get("FUZZ_BYTES", "150"))
+COUNT = int(os.environ.get("FUZZ_BYTES", "75"))
 SEED = int(os.environ.get("FUZZ_SEED", "7"))
 # Most of them wait, to be given up.
 AT_ONCE = 300
