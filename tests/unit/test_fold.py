@@ -32,7 +32,9 @@ from tests.harness.turn_builder import (
     text_delta,
 )
 
-TOOL_START = {"type": "tool_use", "id": "t", "name": "n", "input": {}}
+TOOL_START: dict[str, Any] = {"type": "tool_use", "id": "t", "name": "n", "input": {}}
+SERVER_TOOL = TOOL_START | {"type": "server_tool_use"}
+MCP_TOOL = TOOL_START | {"type": "mcp_tool_use", "server_name": "s"}
 
 
 @pytest.mark.rule("R25")
@@ -209,10 +211,8 @@ BLOCKS: list[tuple[dict[str, Any], list[events.Delta], dict[str, Any]]] = [
     (TOOL_START, [events.InputJsonDelta('{"a":')], TOOL_START),
     (TOOL_START | {"input": {"a": 1}}, [], TOOL_START | {"input": {"a": 1}}),
     ({"type": "tool_use", "id": "t", "name": "n"}, [], TOOL_START),
-    *(
-        (TOOL_START | kind, [events.InputJsonDelta('{"a":1}')], TOOL_START | kind | {"input": {"a": 1}})
-        for kind in ({"type": "server_tool_use"}, {"type": "mcp_tool_use", "server_name": "s"})
-    ),
+    (SERVER_TOOL, [events.InputJsonDelta('{"a":1}')], SERVER_TOOL | {"input": {"a": 1}}),
+    (MCP_TOOL, [events.InputJsonDelta('{"a":1}')], MCP_TOOL | {"input": {"a": 1}}),
     ({"type": "redacted_thinking", "data": "x"}, [], {"type": "redacted_thinking", "data": "x"}),
 ]
 
