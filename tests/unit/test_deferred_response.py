@@ -47,16 +47,12 @@ def client(respond: Respond, seen: list[str]) -> TestClient:
     return TestClient(send_deferred(app), raise_server_exceptions=False)
 
 
-async def begin(send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-
-
 def test_the_layers_return_first_and_see_only_how_a_success_begins() -> None:
     seen: list[str] = []
 
     async def respond(_scope: Scope, _receive: Receive, send: Send) -> None:
         seen.append("sending")
-        await begin(send)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"a", "more_body": True})
         await send({"type": "http.response.body", "body": b"b"})
 
@@ -73,37 +69,29 @@ def test_the_layers_see_an_error_whole() -> None:
     assert seen == ["tailrace.response.deferred", "returned", "start", "body"]
 
 
-def test_a_refusal_before_the_beginning_has_its_status_and_the_headers_of_the_response() -> None:
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(Refused("turn_not_found", "no such turn"), 404, "turn_not_found"), (KeyError("x"), 500, "internal")],
+    ids=["refusal", "unexpected"],
+)
+def test_an_error_before_the_beginning_has_its_status_and_the_headers_of_the_response(
+    error: Exception, status: int, code: str
+) -> None:
     async def respond(_scope: Scope, _receive: Receive, _send: Send) -> None:
-        raise Refused("turn_not_found", "no such turn")
+        raise error
 
     answer = client(respond, []).get("/")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "turn_not_found")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert (answer.headers["x-layer"], answer.headers["x-turn"]) == ("1", "t")
 
 
-def test_an_unexpected_error_before_the_beginning_is_an_error_500() -> None:
-    async def respond(_scope: Scope, _receive: Receive, _send: Send) -> None:
-        raise KeyError("x")
-
-    answer = client(respond, []).get("/")
-    assert (answer.status_code, answer.json()["error"]["code"], answer.headers["x-layer"]) == (500, "internal", "1")
-
-
-def test_an_unexpected_error_after_the_beginning_cuts_the_body_and_is_logged_by_the_server() -> None:
-    async def respond(_scope: Scope, _receive: Receive, send: Send) -> None:
-        await begin(send)
-        raise KeyError("x")
-
-    with pytest.raises(KeyError):
-        TestClient(client(respond, []).app).get("/")
-
-
-def test_an_error_after_an_error_response_has_begun_is_raised_and_begins_no_second_one() -> None:
+@pytest.mark.parametrize("status", [200, 404])
+def test_an_error_after_the_beginning_cuts_the_body_and_begins_no_second_response(status: int) -> None:
+    """The server logs it."""
     seen: list[str] = []
 
     async def respond(_scope: Scope, _receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.start", "status": status, "headers": []})
         raise KeyError("x")
 
     with pytest.raises(KeyError):

@@ -25,15 +25,10 @@ def count_started(folder: Path) -> int:
     return len([*folder.glob("begun-*")])
 
 
-async def test_run_returns_the_scripts_output(tmp_path: Path) -> None:
-    sandbox = program(tmp_path, "sys.stdout.write(sys.stdin.read().upper())")
-    assert await sandbox.run(b"input", LONG_S, "acme") == b"INPUT"
-
-
-async def test_the_script_gets_its_cpu_limit_as_argument(tmp_path: Path) -> None:
-    """In seconds. The script sets the limit itself before it reads its input."""
-    sandbox = program(tmp_path, "print(sys.argv[1:], end='')")
-    assert await sandbox.run(b"", LONG_S, "acme") == b"['3']"
+async def test_run_returns_the_scripts_output_for_its_input_and_its_cpu_limit(tmp_path: Path) -> None:
+    """The limit is an argument, in seconds. The script sets it itself before it reads its input."""
+    sandbox = program(tmp_path, "print(sys.argv[1:], sys.stdin.read().upper(), end='')")
+    assert await sandbox.run(b"input", LONG_S, "acme") == b"['3'] INPUT"
 
 
 async def test_a_script_that_exceeds_the_timeout_is_killed(tmp_path: Path) -> None:

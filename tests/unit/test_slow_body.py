@@ -39,8 +39,13 @@ async def read(arriving: AsyncIterator[bytes], *, rate_min: int = 100, pause_s: 
     return size
 
 
-async def test_a_body_at_the_minimum_rate_may_take_many_windows() -> None:
-    assert await read(pieces(12, 20, 0.05)) == 240
+@pytest.mark.parametrize(
+    ("count", "size", "every_s", "pause_s"),
+    [(12, 20, 0.05, 0), (2, 1, 0.05, 0), (5, 1, 0, 0.1)],
+    ids=["many windows", "fewer bytes than a window requires", "time that the gateway takes is not counted"],
+)
+async def test_a_body_at_the_minimum_rate_is_read(count: int, size: int, every_s: float, pause_s: float) -> None:
+    assert await read(pieces(count, size, every_s), pause_s=pause_s) == count * size
 
 
 async def test_a_silent_client_is_rejected_within_a_window() -> None:
@@ -59,12 +64,3 @@ async def test_a_dripping_client_is_rejected() -> None:
     """A byte now and then does not extend the window."""
     with pytest.raises(Refused, match="100 bytes a second"):
         await read(pieces(1000, 1, 0.02))
-
-
-async def test_a_small_body_need_not_fill_a_window() -> None:
-    assert await read(pieces(2, 1, 0.05)) == 2
-
-
-async def test_time_that_the_gateway_takes_is_not_counted() -> None:
-    """A body that waits for memory, or a busy gateway, reads nothing meanwhile."""
-    assert await read(pieces(5, 1, 0), pause_s=0.1) == 5

@@ -20,20 +20,12 @@ def test_an_entrys_subject_names_its_turn_and_kind(kind: str) -> None:
 
 
 @pytest.mark.rule("R8")
-def test_the_fence_covers_every_entry_of_one_turn() -> None:
-    """The fence's subject is the turn's, with `>`; every writer uses the same bytes."""
-    assert subjects.entries(KEY) == "turns.acme.0190-1.>"
-
-
 @pytest.mark.rule("R16")
-def test_the_live_feed_of_a_turn_has_its_own_subject() -> None:
-    """What is stored on turns.… is republished on live.…"""
-    assert subjects.live(KEY) == "live.acme.0190-1.>"
-
-
 @pytest.mark.rule("R28")
-def test_queries_health_and_presence_have_their_subjects() -> None:
-    """A query carries its tenant in the subject, so that no question can name another's."""
+def test_the_fence_the_live_feed_queries_health_and_presence_have_their_subjects() -> None:
+    """The fence covers every entry of a turn. A query names its tenant, so that no question can name another's."""
+    assert subjects.entries(KEY) == "turns.acme.0190-1.>"
+    assert subjects.live(KEY) == "live.acme.0190-1.>"
     assert subjects.query(KEY.tenant, "session_turns") == "queries.acme.session_turns"
     assert subjects.every_query("session_turns") == "queries.*.session_turns"
     assert subjects.health("persistence") == "health.persistence"
