@@ -18,12 +18,11 @@ from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.proto import entries
 from tailrace.proto.entries import Stored
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import Seq, Tenant, TurnId
+from tailrace.proto.ids import Seq
 from tailrace.proto.records import record_from_fold
-from tailrace.proto.subjects import TurnKey
+from tests.harness.turn_builder import KEY
 
 FOLDER = Path(__file__).parent
-KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 CASES = sorted(path.stem for path in FOLDER.glob("*.jsonl"))
 BREAK = "[the connection is broken off]\n"
 

@@ -10,10 +10,12 @@ from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Entry, Failure, Message, Mode, Outcome, Request, Stored
 from tailrace.proto.fold import Turn, fold
-from tailrace.proto.ids import Seq, SessionId
+from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
+from tailrace.proto.subjects import TurnKey
 from tailrace.proto.usage import CallUsage
 
 MODEL = "claude-sonnet-5-5"
+KEY = TurnKey(Tenant("alice"), TurnId("turn-1"))
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
