@@ -51,6 +51,12 @@ def closing_events(output_tokens: int) -> list[events.Event]:
     return [events.BlockStop(0), events.MessageDelta(events.StopReason("end_turn"), usage)]
 
 
+def block_events(index: int, start: dict[str, Any], *deltas: events.Delta) -> list[events.Event]:
+    """Returns the events of a whole block."""
+    content = (events.BlockDelta(index, delta) for delta in deltas)
+    return [events.BlockStart(index, start), *content, events.BlockStop(index)]
+
+
 class Handwritten:
     """A turn's log in memory. Sequences grow by `step`, as they do between the entries of other turns."""
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tailrace.generators.batches.runner import BatchTally
 from tailrace.proto import batch
-from tailrace.proto.chain import START, Chain, link
-from tailrace.proto.entries import Attempt, Batch, End, Progress, decode, encode
+from tailrace.proto.chain import Chain
+from tailrace.proto.entries import Batch, End, Progress, decode, encode
 from tailrace.proto.ids import Seq, Tenant, TurnId, child_id, is_token, new_id
 from tailrace.proto.subjects import TurnKey
 from tests.harness.turn_builder import request
@@ -60,20 +60,6 @@ def test_decoded_inputs_equal_the_encoded_ones(texts: list[str]) -> None:
     assert [batch.decode_input(line) for line in lines] == requests
     assert [batch.custom_id(batch.decode_input(line)) for line in lines] == texts
     assert {batch.child_request(BATCH, line).parent for line in lines} == {BATCH.turn}
-
-
-@pytest.mark.rule("R64")
-def test_progress_is_a_link_of_its_attempt() -> None:
-    """PROTOCOL R11: what an older holder appends is skipped."""
-    first = link(START, Seq(1), request())
-    assert first is not None
-    taken = link(first, Seq(2), Attempt(prev=Seq(1), attempt=2, generator="g", backend="batch", mode="fresh"))
-    assert taken is not None
-    assert link(taken, Seq(3), Progress(prev=Seq(2), attempt=2, done=1, failed=0, of=2)) == Chain(
-        Seq(3), 2, length=3, first=Seq(1)
-    )
-    assert link(taken, Seq(3), Progress(prev=Seq(2), attempt=1, done=1, failed=0, of=2)) is None
-    assert link(taken, Seq(3), Progress(prev=Seq(1), attempt=2, done=1, failed=0, of=2)) is None
 
 
 def test_an_entry_of_progress_is_these_bytes() -> None:

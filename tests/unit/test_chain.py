@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tailrace.proto import entries
 from tailrace.proto.chain import START, Chain, link
-from tailrace.proto.entries import Attempt, End, Entry, Unknown, Unreadable
+from tailrace.proto.entries import Attempt, End, Entry, Progress, Unknown, Unreadable
 from tailrace.proto.ids import Seq
 from tests.harness.strategies import MadeUp, logs
 from tests.harness.turn_builder import raw, request
@@ -33,12 +33,17 @@ def unknown(prev: int, attempt: int) -> Unknown:
     return Unknown(prev=Seq(prev), attempt=attempt)
 
 
+def progress(prev: int, attempt: int) -> Progress:
+    return Progress(prev=Seq(prev), attempt=attempt, done=1, failed=0, of=2)
+
+
 VALID: dict[str, tuple[Chain, Entry, Chain]] = {
     "a request comes first": (START, request(), Chain(Seq(99), length=1, first=Seq(99))),
     "an attempt takes the turn": (ASKED, an_attempt(10, 1), Chain(Seq(99), 1)),
     "a later attempt takes it over": (TAKEN, an_attempt(20, 3), Chain(Seq(99), 3)),
     "an attempt may leave numbers out": (TAKEN, an_attempt(20, 7), Chain(Seq(99), 7)),
     "the attempt that holds the turn goes on": (TAKEN, an_event(20, 2), Chain(Seq(99), 2)),
+    "the progress of a batch is a link": (TAKEN, progress(20, 2), Chain(Seq(99), 2)),
     "it ends the turn": (TAKEN, an_end(20, 2), Chain(Seq(99), 2, is_ended=True)),
     "a turn may end before anybody took it": (ASKED, an_end(10, 0), Chain(Seq(99), 0, is_ended=True)),
     "a newer kind is a link": (TAKEN, unknown(20, 2), Chain(Seq(99), 2)),
@@ -56,6 +61,7 @@ INVALID: dict[str, tuple[Chain, Entry]] = {
     "a later predecessor": (TAKEN, an_event(21, 2)),
     "an event of an older attempt": (TAKEN, an_event(20, 1)),
     "an end of an older attempt": (TAKEN, an_end(20, 1)),
+    "the progress of an older attempt": (TAKEN, progress(20, 1)),
     "a newer kind of an older attempt": (TAKEN, unknown(20, 1)),
     "the same attempt again": (TAKEN, an_attempt(20, 2)),
     "an older attempt": (TAKEN, an_attempt(20, 1)),

@@ -24,7 +24,7 @@ from tailrace.proto import events
 from tailrace.proto.entries import Event, Message, Request
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, MessageDelta, MessageStart, TextDelta
 from tailrace.proto.usage import CallUsage
-from tests.harness.turn_builder import Handwritten, attempted_turn, request
+from tests.harness.turn_builder import Handwritten, attempted_turn, block_events, request
 
 PREFILLED, LATER = "claude-sonnet-4-5", "claude-sonnet-5-5"
 REPEATED = " because short waves are scattered"
@@ -126,8 +126,7 @@ def test_a_continuation_may_break_off_too() -> None:
 
 
 def text_block(index: int, *pieces: str) -> list[events.Event]:
-    deltas: list[events.Event] = [BlockDelta(index, TextDelta(piece)) for piece in pieces]
-    return [BlockStart(index, {"type": "text", "text": ""}), *deltas, BlockStop(index)]
+    return block_events(index, {"type": "text", "text": ""}, *map(TextDelta, pieces))
 
 
 def opening() -> events.Event:
@@ -142,9 +141,8 @@ SERVER_TOOL = BlockStart(0, {"type": "server_tool_use", "id": "t", "name": "look
 
 
 def thought(index: int) -> list[events.Event]:
-    deltas: tuple[events.Delta, ...] = (events.ThinkingDelta("hm"), events.SignatureDelta("sig"))
-    start = BlockStart(index, {"type": "thinking", "thinking": "", "signature": ""})
-    return [start, *(BlockDelta(index, delta) for delta in deltas), BlockStop(index)]
+    start = {"type": "thinking", "thinking": "", "signature": ""}
+    return block_events(index, start, events.ThinkingDelta("hm"), events.SignatureDelta("sig"))
 
 
 # The stored blocks, the blocks of the continuation, and type and text of each block of the answer.
@@ -356,11 +354,7 @@ def test_repeated_text_is_left_out(model: str) -> None:
 @pytest.mark.rule("R23")
 def test_left_out_text_counts_for_the_usage() -> None:
     stored = "The sky is blue because short waves are scattered"
-    thoughts: list[events.Event] = [
-        BlockStart(0, {"type": "thinking", "thinking": "", "signature": ""}),
-        BlockDelta(0, events.ThinkingDelta("h" * 70)),
-        BlockStop(0),
-    ]
+    thoughts = block_events(0, {"type": "thinking", "thinking": "", "signature": ""}, events.ThinkingDelta("h" * 70))
     log = log_with(request(), [opening(), *text_block(0, stored)[:-1]])
     continue_log(
         log, request(), [opening(), *thoughts, *text_block(1, "because short waves are scattered", " more")[:-1]]

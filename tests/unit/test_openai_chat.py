@@ -20,7 +20,7 @@ from tests.harness.citations import CITATIONS
 from tests.harness.readers import render_frames
 from tests.harness.sse_parser import parse
 from tests.harness.strategies import MadeUp, logs
-from tests.harness.turn_builder import KEY, MODEL, NOON, Handwritten, attempted_turn, opening_events
+from tests.harness.turn_builder import KEY, MODEL, NOON, Handwritten, attempted_turn, block_events, opening_events
 
 CHAT, COUNTED = "openai-chat", "openai-chat-usage"
 HEAD = {
@@ -34,33 +34,20 @@ TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
 INPUTS = st.sampled_from([(), ('{"a":', "1}"), ('{"b":"🌊"}',), ("{", "}")])
 
 
-def start(index: int, block: dict[str, Any]) -> events.BlockStart:
-    return events.BlockStart(index, block)
-
-
 def tool(index: int, *pieces: str) -> list[events.Event]:
     """A call, as the API streams it: an empty piece first."""
-    deltas = [events.BlockDelta(index, events.InputJsonDelta(piece)) for piece in ("", *pieces)]
-    block = {"type": "tool_use", "id": f"toolu_{index}", "name": "look", "input": {}}
-    return [start(index, block), *deltas, events.BlockStop(index)]
+    start = {"type": "tool_use", "id": f"toolu_{index}", "name": "look", "input": {}}
+    return block_events(index, start, *map(events.InputJsonDelta, ("", *pieces)))
 
 
 def thinking(index: int, *texts: str) -> list[events.Event]:
-    deltas = [events.BlockDelta(index, events.ThinkingDelta(text)) for text in texts]
-    signed = events.BlockDelta(index, events.SignatureDelta("sig"))
-    return [
-        start(index, {"type": "thinking", "thinking": "", "signature": ""}),
-        *deltas,
-        signed,
-        events.BlockStop(index),
-    ]
+    start = {"type": "thinking", "thinking": "", "signature": ""}
+    return block_events(index, start, *map(events.ThinkingDelta, texts), events.SignatureDelta("sig"))
 
 
 def text(index: int, *texts: str, citations: Sequence[dict[str, Any]] = ()) -> list[events.Event]:
-    deltas: list[events.Delta] = [events.TextDelta(text) for text in texts]
-    deltas += [events.CitationsDelta(citation) for citation in citations]
-    answer = [events.BlockDelta(index, delta) for delta in deltas]
-    return [start(index, {"type": "text", "text": ""}), *answer, events.BlockStop(index)]
+    deltas = (*map(events.TextDelta, texts), *map(events.CitationsDelta, citations))
+    return block_events(index, {"type": "text", "text": ""}, *deltas)
 
 
 def open_log() -> Handwritten:

@@ -66,14 +66,9 @@ def log_with(prefix: Sequence[events.Event], on_interrupt: OnInterrupt = "contin
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_turn_without_a_message_starts_fresh(policy: OnInterrupt) -> None:
-    """Nothing can be continued or taken back, whether or not a generator died."""
+def test_a_turn_without_a_message_starts_fresh_and_an_opening_alone_is_continued(policy: OnInterrupt) -> None:
+    """Whether or not a generator died: readers have seen no text, so nothing is taken back."""
     assert [plan(log_with([], policy, n).turn, 5) for n in range(3)] == [MakeAttempt(n, "fresh") for n in (1, 2, 3)]
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-def test_an_opening_alone_is_continued_with_any_policy(policy: OnInterrupt) -> None:
-    """Readers have seen a message start without text, so continuing takes nothing back."""
     assert plan(log_with([START], policy).turn, 5) == MakeAttempt(2, "continue")
 
 
