@@ -44,7 +44,7 @@ def test_a_whole_turn() -> None:
     turn = fold(log.stored)
     assert turn.text == "The sky is blue."
     assert turn.blocks == (Block("text", {"type": "text", "text": ""}, "The sky is blue.", is_closed=True),)
-    assert (turn.outcome, turn.attempt, turn.skipped) == ("completed", 1, 0)
+    assert (turn.outcome, turn.attempt, turn.skipped, turn.is_usage_estimated) == ("completed", 1, 0, False)
     assert turn.usage == Usage(input_tokens=10, output_tokens=2)
     assert (turn.asked_at, turn.ended_at) == (log.stored[0].at, log.stored[-1].at)
     assert turn.tail == turn.chain.last == log.stored[-1].seq
