@@ -46,8 +46,8 @@ def thinking(index: int, *texts: str) -> list[events.Event]:
 
 
 def text(index: int, *texts: str, citations: Sequence[dict[str, Any]] = ()) -> list[events.Event]:
-    deltas = (*map(events.TextDelta, texts), *map(events.CitationsDelta, citations))
-    return block_events(index, {"type": "text", "text": ""}, *deltas)
+    cited = map(events.CitationsDelta, citations)
+    return block_events(index, {"type": "text", "text": ""}, *map(events.TextDelta, texts), *cited)
 
 
 def open_log() -> Handwritten:
