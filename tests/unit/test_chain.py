@@ -90,6 +90,19 @@ def test_an_invalid_entry_is_no_link(case: str) -> None:
 
 
 @pytest.mark.rule("R11")
+@given(logs())
+def test_the_rule_finds_the_valid_entries_of_any_log(log: MadeUp) -> None:
+    """Forks, late writers and junk are skipped wherever they stand; all else is taken."""
+    chain, valid = START, []
+    for stored in log.stored:
+        longer = link(chain, stored.seq, stored.entry)
+        if longer is not None:
+            chain = longer
+            valid.append(stored)
+    assert valid == log.valid
+
+
+@pytest.mark.rule("R11")
 @given(logs(), st.data())
 def test_a_chain_can_be_read_off_its_last_entry(log: MadeUp, data: st.DataObject) -> None:
     """A reader that starts at a cursor knows one entry, and must accept the same entries after it as others."""

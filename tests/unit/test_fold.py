@@ -11,7 +11,7 @@ from tailrace.gateway.clients.anthropic.stream import message_of, render_record
 from tailrace.proto import events
 from tailrace.proto.conversation import messages
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import Block, Failure, Progress, Unknown
+from tailrace.proto.entries import Block, End, Failure, Progress, Request, Stored, Unknown
 from tailrace.proto.entries import Event as EventEntry
 from tailrace.proto.events import BlockDelta, BlockStart, BlockStop, TextDelta, UsageSoFar
 from tailrace.proto.fold import EMPTY_TURN, Turn, content, fold, fold_first_and_end, is_executed_tool, text_proof
@@ -304,6 +304,79 @@ def test_forks_and_junk_change_nothing_but_their_count(log: MadeUp) -> None:
     assert turn.chain == fold(log.valid).chain
     assert turn.skipped == len(log.stored) - len(log.valid)
     assert turn.tail == log.stored[-1].seq
+
+
+@pytest.mark.rule("R9")
+@given(logs(has_forks=False), st.data())
+def test_splitting_deltas_changes_nothing(log: MadeUp, data: st.DataObject) -> None:
+    spoken: list[EventEntry | events.Event] = []
+    for event in answers(log.valid):
+        match events.decode(event.event):
+            case BlockDelta(index, TextDelta(text)) if len(text) > 1:
+                at = data.draw(st.integers(1, len(text) - 1))
+                spoken += [BlockDelta(index, TextDelta(text[:at])), BlockDelta(index, TextDelta(text[at:]))]
+            case _:
+                spoken.append(event)
+    assert without_position(fold_of_one_attempt(log.valid, spoken)) == without_position(
+        fold_of_one_attempt(log.valid, list(answers(log.valid)))
+    )
+
+
+def answers(valid: list[Stored]) -> list[EventEntry]:
+    return [stored.entry for stored in valid if isinstance(stored.entry, EventEntry)]
+
+
+def fold_of_one_attempt(valid: list[Stored], spoken: list[EventEntry | events.Event]) -> Turn:
+    """The fold of one attempt that stored all of `spoken`."""
+    log = Handwritten()
+    log.store(valid[0].entry)
+    log.store_attempt()
+    for one in spoken:
+        if isinstance(one, EventEntry):
+            log.store(msgspec.structs.replace(one, prev=log.chain.last, attempt=log.chain.attempt))
+        else:
+            log.store_events(one)
+    return log.turn
+
+
+@pytest.mark.rule("R25")
+@given(logs())
+def test_the_text_joins_the_text_blocks_since_the_last_restart(log: MadeUp) -> None:
+    """A second, plainer way to the same text: one list of strings, from the valid entries alone."""
+    texts: list[list[str]] = []
+    types: list[str] = []
+    for stored in log.valid:
+        match stored.entry:
+            case EventEntry(event=raw):
+                match events.decode(raw):
+                    case BlockStart(_, block):
+                        types.append(block["type"])
+                        texts.append([])
+                    case BlockDelta(index, TextDelta(piece)) if index < len(texts) and types[index] == "text":
+                        texts[index].append(piece)
+            case Request() | End():
+                pass
+            case _ if getattr(stored.entry, "mode", "continue") != "continue":
+                types, texts = [], []
+    text = "".join("".join(pieces) for type_, pieces in zip(types, texts, strict=True) if type_ == "text")
+    assert fold(log.stored).text == text
+
+
+@pytest.mark.rule("R23")
+@given(st.lists(st.tuples(st.integers(0, 99), st.lists(st.integers(0, 99), max_size=3)), min_size=1, max_size=4))
+def test_usage_is_the_sum_of_each_calls_last_word(calls: list[tuple[int, list[int]]]) -> None:
+    """Within a call the counts are cumulative; over calls they are summed, whatever the mode was."""
+    log = Handwritten()
+    log.store_request()
+    for number, (input_tokens, outputs) in enumerate(calls):
+        log.store_attempt("continue" if number % 2 else "restart")
+        log.store_events(events.MessageStart(events.MessageHead(usage=CallUsage(input_tokens))), is_hidden=number > 0)
+        log.store_events(
+            *(events.MessageDelta(events.StopReason(), UsageSoFar(output_tokens=count)) for count in outputs)
+        )
+    assert log.turn.usage == Usage(
+        sum(input_tokens for input_tokens, _ in calls), sum(outputs[-1] for _, outputs in calls if outputs)
+    )
 
 
 @pytest.mark.rule("R23")
