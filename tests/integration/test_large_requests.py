@@ -8,7 +8,6 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from signal import SIGKILL
 from typing import Any
 
 import httpx2
@@ -28,8 +27,9 @@ from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import BlobStore, Connection, TurnLog, stream_configs, streams
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
-from tests.harness import processes, turn_builder
-from tests.harness.generator_in_loop import running_generator, wait_for_end, words
+from tests.harness import turn_builder
+from tests.harness.generator_in_loop import words
+from tests.harness.own_system import OwnSystem
 from tests.harness.raw_http import RawConnection
 from tests.harness.requests import run_turn
 from tests.harness.system import System
@@ -119,16 +119,15 @@ async def test_a_session_sends_its_images_again_and_stores_each_once(
 
 @pytest.mark.rule("R33")
 async def test_a_turn_whose_image_has_expired_fails_without_a_retry(
-    own_server: NatsServer, own_log: TurnLog, own_gateway: Gateway, claude: str, tenant: Tenant
+    own: OwnSystem, own_gateway: Gateway, tenant: Tenant
 ) -> None:
     data = random_base64(MB)
     accepted = (await own_gateway.client.post("/v1/turns", json=with_image(data))).json()
-    await expire(own_server.url, tenant, data)
-    async with running_generator(own_server.url, claude):
-        turn = await wait_for_end(own_log, TurnKey(tenant, TurnId(accepted["turn"])))
-    assert (turn.outcome, turn.attempt) == ("failed", 1)
+    await expire(own.server.url, tenant, data)
+    async with own.running_generator():
+        turn = await own.wait_for_end(TurnKey(tenant, TurnId(accepted["turn"])))
     assert turn.error is not None
-    assert turn.error.code == "blob_expired"
+    assert (turn.outcome, turn.attempt, turn.error.code) == ("failed", 1, "blob_expired")
 
 
 async def test_a_session_whose_image_has_expired_is_410_until_the_image_is_sent_again(
@@ -147,21 +146,14 @@ async def test_a_session_whose_image_has_expired_is_410_until_the_image_is_sent_
     assert (await run_turn(gateway, **{**follow_up, "parent": first["turn"]}))["text"] == sha256(data)
 
 
-async def test_a_takeover_sends_the_image_again(
-    own_server: NatsServer, own_log: TurnLog, own_gateway: Gateway, claude: str, tenant: Tenant, tmp_path: Path
-) -> None:
+async def test_a_takeover_sends_the_image_again(own: OwnSystem, own_gateway: Gateway, tenant: Tenant) -> None:
+    await own.shorten_lease(0.2)
     data = random_base64(2 * MB)
     body = with_image(data, "words=60 files=1 rate=50")
     key = TurnKey(tenant, TurnId((await own_gateway.client.post("/v1/turns", json=body)).json()["turn"]))
-
-    async def has_begun() -> bool:
-        return len((await own_log.read_turn(key)).text) > 100
-
-    async with processes.generator(tmp_path, own_server.url, claude) as first:
-        await until(has_begun)
-        await first.stop(SIGKILL)
-    async with processes.generator(tmp_path, own_server.url, claude):
-        turn = await wait_for_end(own_log, key)
+    assert await own.run_and_kill_after(10)
+    async with own.running_generator():
+        turn = await own.wait_for_end(key)
     assert (turn.outcome, turn.attempt, turn.text) == ("completed", 2, f"{sha256(data)} {words(60)}")
 
 
