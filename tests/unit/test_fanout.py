@@ -75,7 +75,7 @@ async def fanned_out(
 ) -> AsyncIterator[tuple[ScriptedLog, asyncio.TaskGroup, FanOut]]:
     """Yields a log that sends `sent` to its first follower, a group of tasks, and the fan-out of the log."""
     log = ScriptedLog()
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         if sent:
             group.create_task(log.send(*sent))
         fan_out = FanOut(cast("TurnLog", log), group, linger_s=linger_s, heartbeat_s=60.0)
