@@ -341,8 +341,9 @@ async def test_the_turns_of_a_running_batch_that_is_deleted_are_not_posted(own: 
     """The batch is their parent. The generator cancels them when the batch is cancelled."""
     batch, other = (TurnKey(OURS, TurnId(new_id())) for _ in range(2))
     await Tombstones(own.connection).mark_deletion(batch)
-    # The last one is no turn of the batch, but continues it: nothing deletes it.
-    ids = [child_id(batch.turn, 0), child_id(batch.turn, 1), child_id(other.turn, 0), TurnId(new_id())]
+    # The last one is no turn of the batch, but continues it, at another time: nothing deletes it.
+    later = TurnId("019a0000-0000-7000-8000-000000000000")
+    ids = [child_id(batch.turn, 0), child_id(batch.turn, 1), child_id(other.turn, 0), later]
     children = [Writer(own.log, TurnKey(OURS, turn)) for turn in ids]
     for child, parent in zip(children, (batch, batch, other, batch), strict=True):
         await child.store_request(webhook=receiver.url, parent=parent.turn)
