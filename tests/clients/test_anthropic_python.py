@@ -239,11 +239,8 @@ async def test_cancelled_turn_is_an_error_and_keeps_its_text(gateway: Gateway, s
 
 async def list_running_turns(gateway: Gateway, count: int) -> list[str]:
     """Returns the turns with some text when there are `count` of them."""
-    sessions = (await gateway.client.get("/v1/sessions")).json()["sessions"]
-    pages = [(await gateway.client.get(f"/v1/sessions/{one['session']}/turns")).json()["turns"] for one in sessions]
-    turns = [turn["turn"] for page in pages for turn in page]
-    records = [(await gateway.client.get(f"/v1/turns/{turn}")).json() for turn in turns]
-    begun = [record["turn"] for record in records if record["text"]]
+    running = (await gateway.client.get("/v1/turns?status=running")).json()["data"]
+    begun = [one["turn"] for one in running if one["text"]]
     return begun if len(begun) == count else []
 
 

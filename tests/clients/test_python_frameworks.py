@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients import node
+from tests.clients.conftest import read_whole_turns
 from tests.clients.structured_answer import ANSWERED, RHINE
 from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.generator_in_loop import words
@@ -105,7 +106,4 @@ async def test_a_cut_is_an_error_in_the_command_llm(gateway: Gateway, tmp_path: 
 
 async def require_part_of_one_turn(gateway: Gateway, shown: str) -> None:
     assert words(40).startswith(shown)
-    (session,) = (await gateway.client.get("/v1/sessions")).json()["data"]
-    (turn,) = (await gateway.client.get(f"/v1/sessions/{session['session']}/turns")).json()["turns"]
-    answer = await gateway.client.get(f"/v1/turns/{turn['turn']}/events?dialect=text")
-    assert answer.text == words(40)
+    assert await read_whole_turns(gateway) == [words(40)]
