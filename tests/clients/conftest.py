@@ -136,8 +136,9 @@ class Takeover:
                 await until(lambda: is_acknowledged(self._connection), LEFT_S_MAX)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def takeover_system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Takeover]:
+    """A system for the tests of a file: while those of other files run, its loop stands still, and it loses NATS."""
     folder = tmp_path_factory.mktemp("takeover")
     async with NatsServer(folder) as server:
         await apply_streams(server.url)
