@@ -13,7 +13,6 @@ import anthropic
 import httpx
 import httpx2
 import msgspec
-import pytest
 from anthropic import AsyncAnthropic
 from anthropic.types import Message
 from httpx_sse import aconnect_sse
@@ -66,6 +65,7 @@ class Client(NamedTuple):
     after_cuts: str = "resumes after cuts"
     is_reread: bool = False
     """After a cut the whole turn is read again, without the client."""
+    is_in_browser: bool = False
 
     @property
     def id(self) -> str:
@@ -234,7 +234,7 @@ async def tailrace_asyncio(url: str, line: str) -> Answer:
     return Answer(answer.turn, text)
 
 
-def hook_reader(component: str, dialect: str) -> Read:
+def hook(name: str, component: str, dialect: str, cuts: Cuts) -> Client:
     """Returns a hook of web/react.js in Chromium, in StrictMode."""
 
     async def read(url: str, line: str) -> Answer:
@@ -250,26 +250,21 @@ def hook_reader(component: str, dialect: str) -> Read:
         assert (seen["error"], seen["isConnected"], seen["data"]["status"]) == (None, False, "completed")
         return Answer(turn, seen["data"]["text"])
 
-    return read
+    return Client(name, "JavaScript", dialect, read, cuts, is_in_browser=True)
 
 
 async def run_hooks(url: str, *cases: tuple[str, Mapping[str, object]], key: str = KEY) -> list[dict[str, Any]]:
     """Returns what components of `js/hooks.jsx` show, each in a page of one browser."""
-    if (browser := find_browser()) is None:
-        pytest.skip("there is no `chromium` here")
     known = {"key": key, "session": new_id()}
     arguments = [part for what, given in cases for part in (what, msgspec.json.encode({**known, **given}).decode())]
-    return await node.run("hooks.mjs", url, *arguments, CHROMIUM=browser)
+    return await node.run("hooks.mjs", url, *arguments, CHROMIUM=find_browser())
 
 
 async def post_with(script: str, client: str, url: str, body: object, dialect: str) -> dict[str, Any]:
     """Runs a client of `js/post-clients.mjs`, in Node or in Chromium; returns what it showed."""
-    environ: dict[str, Any] = {} if (browser := find_browser()) is None else {"CHROMIUM": browser}
-    if not environ and script == "browser-posts.mjs":
-        pytest.skip("there is no `chromium` here")
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
     sent = (msgspec.json.encode(one).decode() for one in (headers, body))
-    (shown,) = await node.run(script, client, url, *sent, dialect, **environ)
+    (shown,) = await node.run(script, client, url, *sent, dialect, CHROMIUM=find_browser())
     return shown
 
 
@@ -303,7 +298,7 @@ def poster(name: str, script: str, client: str, path: str, cuts: Cuts) -> Client
         assert shown["outcome"] == "completed"
         return Answer(shown["turn"], shown["text"])
 
-    return Client(name, "JavaScript", dialect, read, cuts)
+    return Client(name, "JavaScript", dialect, read, cuts, is_in_browser=script == "browser-posts.mjs")
 
 
 SHORT_EVENTS = Cuts(3, 900, 1400)
@@ -348,8 +343,8 @@ CLIENTS = (
         Cuts(3, 700, 1100),
         "replays from the start after cuts",
     ),
-    Client("useTurn (Chromium)", "JavaScript", "tailrace", hook_reader("Turn", "tailrace"), ANYWHERE),
-    Client("useSession (Chromium)", "JavaScript", "tailrace", hook_reader("Session", "tailrace"), ANYWHERE),
-    Client("useSSE (Chromium)", "JavaScript", "state", hook_reader("LastEvent", "state"), Cuts(2, 900, 1400)),
-    Client("useSSE (Chromium)", "JavaScript", "job", hook_reader("LastEvent", "job"), SHORT_EVENTS),
+    hook("useTurn (Chromium)", "Turn", "tailrace", ANYWHERE),
+    hook("useSession (Chromium)", "Session", "tailrace", ANYWHERE),
+    hook("useSSE (Chromium)", "LastEvent", "state", Cuts(2, 900, 1400)),
+    hook("useSSE (Chromium)", "LastEvent", "job", SHORT_EVENTS),
 )

@@ -6,6 +6,7 @@ import pytest
 
 from tests.clients.conftest import Takeover, count_turns, read_stored_text
 from tests.clients.matrix import CLIENTS, Client
+from tests.clients.node import find_browser
 from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import on_shared_loop
@@ -27,6 +28,8 @@ async def test_a_client_shows_the_text_once_after_cuts_and_a_killed_generator(
     takeover: Takeover, client: Client
 ) -> None:
     """The same turn loses its generator and its reader loses connections."""
+    if client.is_in_browser and find_browser() is None:
+        pytest.skip("there is no `chromium` here")
     cuts = random_cuts(CLIENTS.index(client), client.cuts.connections, client.cuts.bytes_max, client.cuts.bytes_min)
     tag = LONG_WORD if client.cuts.bytes_min == 0 else SHORT_WORD
     gateway = takeover.gateway
