@@ -18,12 +18,7 @@ KILLS_MIN = 20
 @pytest.mark.rule("R67")
 @pytest.mark.parametrize(
     ("via", "is_before", "later"),
-    [
-        ("messages", True, 0),
-        ("messages", False, 2),
-        ("message_batches", True, 2),
-        ("message_batches", False, 0),
-    ],
+    [("messages", True, 0), ("messages", False, 2), ("message_batches", True, 2), ("message_batches", False, 0)],
 )
 def test_a_batch_whose_generators_are_killed_at_any_entry_runs_each_input_once(
     via: Via, is_before: bool, later: int
