@@ -3,19 +3,24 @@
 import asyncio
 import json
 from pathlib import Path
+from signal import SIGKILL
 from typing import NamedTuple
 
 import msgspec
 import pytest
 
+from tailrace.deploy.local import ports
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.clients.conftest import Takeover, read_stored_text
+from tests.harness import processes
 from tests.harness.cutting_proxy import Cutting, random_cuts
 from tests.harness.generator_in_loop import read_last_request, read_stats, words
-from tests.integration.conftest import KEY, Gateway, on_shared_loop
+from tests.harness.system import System
+from tests.harness.until import until
+from tests.integration.conftest import KEY, Gateway, api_keys, on_shared_loop
 
 BINARY = node.MODULES / "@anthropic-ai/claude-code-linux-x64/claude"
 TEXT = words(40)
@@ -112,6 +117,29 @@ async def test_killed_generator_is_hidden(takeover: Takeover, home: Path) -> Non
         run = await running
     assert (run.result, run.retries, len(run.turns)) == (TEXT, 0, 1)
     assert await read_stored_text(takeover.gateway, run.turns[0]) == TEXT
+
+
+@pytest.mark.proves("anthropic", "resumes when its gateway is killed", "Claude Code")
+async def test_next_gateway_has_the_turn_of_a_killed_one(
+    system: System, gateway: Gateway, tenant: Tenant, claude: str, home: Path
+) -> None:
+    """It repeats its request at the new gateway; there is one call of the model."""
+    (port,) = ports.find_free(1)
+    before = await read_stats(claude)
+
+    async def has_output() -> bool:
+        return (await read_stats(claude))["output_tokens"] >= before["output_tokens"] + 10
+
+    settings = {"TAILRACE_PORT": port, "TAILRACE_API_KEYS": api_keys(tenant)}
+    async with processes.gateway(system.folder, system.nats_url, **settings) as killed:
+        running = asyncio.create_task(claude_p(killed.url, home, "#sim words=40 rate=40"))
+        await until(has_output, 20)
+        await killed.stop(SIGKILL)
+        await killed.start()
+        run = await running
+    assert (run.result, len(run.turns), len(set(run.turns))) == (TEXT, 2, 1)
+    assert await read_stored_text(gateway, run.turns[0]) == TEXT
+    assert await calls(claude) - before["calls"] == 1
 
 
 @pytest.mark.proves("anthropic", "tools", "Claude Code")

@@ -30,7 +30,7 @@ from tests.harness.generator_in_loop import words
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
-from tests.integration.conftest import Gateway, NewGateway
+from tests.integration.conftest import Gateway, NewGateway, forget
 
 # A busy machine drains the gateway before its end.
 SLOWER = "#sim words=40 rate=20"
@@ -193,3 +193,15 @@ async def test_the_sdk_does_not_wait_for_the_same_failure_again(
     with pytest.raises(openai.RateLimitError) as raised:
         await sdk.chat.completions.create(model=MODEL, messages=asked, stream=stream, extra_headers=headers)
     assert raised.value.response.request.headers["x-stainless-retry-count"] == str(posts - 1)
+
+
+@pytest.mark.proves("openai-chat", "read after the log has dropped the turn", "openai (Python)")
+async def test_answer_is_read_after_the_log_has_dropped_it(
+    gateway: Gateway, system_log: TurnLog, tenant: Tenant, sdk: AsyncOpenAI
+) -> None:
+    line = "#sim words=5 thinking=2 rate=0 tool=look"
+    made = await sdk.chat.completions.create(model=MODEL, messages=user_message(line))
+    await forget(gateway, system_log, TurnKey(tenant, TurnId(turn_of(made.id))))
+    chunks = [chunk async for chunk in await resume_turn(sdk, turn_of(made.id))]
+    assert {(chunk.id, chunk.created, chunk.model) for chunk in chunks} == {(made.id, made.created, made.model)}
+    assert (text_of(chunks), chunks[-1].choices[0].finish_reason) == (words(5), "tool_calls")

@@ -1,12 +1,20 @@
 """OpenAI's SDK and its Agents SDK in JavaScript, besides what the client matrix tests."""
 
+import asyncio
+from signal import SIGKILL
+
 import pytest
 
+from tailrace.deploy.local import ports
+from tailrace.proto.ids import Tenant
 from tests.clients import node
 from tests.clients.conftest import read_stored_text, read_whole_turns
+from tests.harness import processes
 from tests.harness.cutting_proxy import Cut, Cutting, random_cuts
-from tests.harness.generator_in_loop import words
-from tests.integration.conftest import KEY, Gateway
+from tests.harness.generator_in_loop import read_stats, words
+from tests.harness.system import System
+from tests.harness.until import until
+from tests.integration.conftest import KEY, Gateway, api_keys
 
 NODE = "openai (Node)"
 AGENTS = "@openai/agents"
@@ -57,6 +65,30 @@ async def test_responses(gateway: Gateway) -> None:
     assert "Error" in cut["cut"]
     assert accumulated == {"isNumbered": True, "final": words(120)}
     assert cancelled == {"status": "cancelled", "end": "response.incomplete", "told": "cancelled"}
+
+
+@pytest.mark.proves("openai-responses", "resumes when its gateway is killed", NODE)
+async def test_a_response_continues_after_its_gateway_was_killed(
+    system: System, gateway: Gateway, tenant: Tenant, claude: str
+) -> None:
+    """The gateway starts again at its address; the SDK reconnects and resumes."""
+    (port,) = ports.find_free(1)
+    before = (await read_stats(claude))["output_tokens"]
+
+    async def has_output() -> bool:
+        return (await read_stats(claude))["output_tokens"] >= before + 20
+
+    settings = {"TAILRACE_PORT": port, "TAILRACE_API_KEYS": api_keys(tenant)}
+    async with processes.gateway(system.folder, system.nats_url, **settings) as killed:
+        line = "#sim words=120 rate=50"
+        asking = asyncio.create_task(node.run("openai-responses-resume.mjs", KEY, killed.url, line))
+        await until(has_output)
+        await killed.stop(SIGKILL)
+        await killed.start()
+        (shown,) = await asking
+    turn = shown.pop("id").removeprefix("resp_")
+    assert shown.pop("text") == words(120) == await read_stored_text(gateway, turn)
+    assert shown == {"isNumbered": True}
 
 
 @pytest.mark.proves("openai-chat", "stream with tools", AGENTS)
