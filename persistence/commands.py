@@ -99,8 +99,7 @@ class Commands:
             # A new follow-up: the rows of its ancestors are needed to find it.
             return Remaining(remaining)
         rows = await self._store.delete(tenant, what)
-        remaining = await self._store.turns_to_delete(tenant, what)
-        if what.kind == "tenant" and not remaining:
+        if what.kind == "tenant" and not await self._store.turns_to_delete(tenant, what):
             rows += DeletedRows(files=await self._delete_files(tenant))
         rows += DeletedRows(blobs=await self._blobs.collect(tenant))
         return Remaining(await self._store.turns_to_delete(tenant, what), rows)

@@ -307,6 +307,38 @@ async def test_a_user_whose_turns_are_deleted_in_several_rounds_leaves_no_sessio
     assert [(one.session, one.user, one.title) for one in left] == [("session-0", None, None)]
 
 
+async def test_an_erasure_in_rounds_reads_a_part_of_the_turns_and_deletes_follow_ups_before_their_parents(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of other users, which continue old and new turns of the user."""
+    monkeypatch.setattr("tailrace.persistence.store.DELETE_TURNS_MAX", 10)
+    ann, made, costs = DeleteResource("user", "ann"), 0, []
+    for total in (40, 600):
+        anns = [running_row(f"ann-{n:03}", step=n, user="ann") for n in range(made, total)]
+        # One continues its parent at once, the other when the user has many newer turns.
+        bobs = [
+            running_row(f"bob-{n:03}", step=n + later, user="bob", parent=f"ann-{n:03}")
+            for n, later in ((made + 3, 2000), (total - 3, 1))
+        ]
+        await store.record([*anns, *bobs])
+        made = total
+        async with counting_reads(store) as read:
+            await store.turns_to_delete(OURS, ann)
+        costs.append(sum(read))
+    small, large = costs
+    # PostgreSQL reads a small table as a whole.
+    assert large < 2 * small or store.system == "postgresql"
+    deleted: list[TurnId] = []
+    while turns := await store.turns_to_delete(OURS, ann):
+        assert len(turns) <= 10
+        purged = tuple(turn.turn for turn in turns[:7])
+        await store.delete(OURS, msgspec.structs.replace(ann, purged=purged))
+        deleted += purged
+    bobs_parents = {turn: turn.replace("bob", "ann") for turn in deleted if turn.startswith("bob")}
+    assert (len(deleted), len(bobs_parents)) == (604, 4)
+    assert [turn for turn, parent in bobs_parents.items() if deleted.index(TurnId(parent)) < deleted.index(turn)] == []
+
+
 async def test_a_numbered_page_of_a_user_and_a_project_has_no_session_without_a_project(store: Store) -> None:
     await store.record(
         [
