@@ -53,6 +53,9 @@ class BlobCollector:
 
         Raises LogUnavailable, StoreError, or Refused when the database cannot catch up; `run` finishes the rest.
         """
+        # Without a lock, which takes a connection to PostgreSQL. A row stays until its blob is purged.
+        if not await self._store.released_blobs(tenant):
+            return 0
         # One collection a tenant: a second one could forget a blob that the first has just seen released again.
         async with self._store.lock(f"blobs of {tenant}"):
             released, purged = await self._store.released_blobs(tenant), 0

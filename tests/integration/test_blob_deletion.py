@@ -4,7 +4,7 @@ import asyncio
 import os
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -279,6 +279,25 @@ async def test_a_blob_whose_last_turn_is_deleted_during_a_collection_is_deleted(
         await collector(store, connection).collect(tenant)
     await collector(store, connection).collect(tenant)
     assert await stored_blobs(connection, tenant) == []
+
+
+async def test_a_collection_without_released_blobs_takes_no_lock(
+    connection: Connection, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each deletion collects, also that of an unknown turn. On PostgreSQL a lock takes a connection."""
+    store, locked = await Store.open(tmp_path / "own.db", busy_timeout_s=0.05), list[str]()
+
+    def lock(_: Store, name: str) -> AbstractAsyncContextManager[None]:
+        locked.append(name)
+        return nullcontext()
+
+    monkeypatch.setattr(Store, "lock", lock)
+    try:
+        await store.migrate()
+        collector = blob_gc.BlobCollector(store, BlobStore(connection), BlobPins(connection), no_wait)
+        assert (await collector.collect(tenant), locked) == (0, [])
+    finally:
+        await store.close()
 
 
 async def test_a_prompt_that_is_counted_keeps_its_blob_until_then(

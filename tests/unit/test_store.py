@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
 
+import asyncpg
 import msgspec
 import pytest
 import pytest_asyncio
@@ -911,6 +912,33 @@ async def test_a_lock_is_held_by_one_process(postgresql: PostgreSQLServer) -> No
         pass
     for store in (one, other):
         await store.close()
+
+
+@pytest.mark.rule("R93")
+async def test_tasks_of_a_process_that_wait_for_a_lock_have_no_connection(
+    postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the deletions of one tenant would take all connections of the server."""
+    store = await open_store(await postgresql.new_database())
+    opened: list[str] = []
+
+    async def connect(url: str, **options: Any) -> asyncpg.Connection:
+        opened.append(url)
+        return await real(url, **options)
+
+    async def hold() -> None:
+        async with store.lock("a"):
+            pass
+
+    real = asyncpg.connect
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    async with store.lock("a"):
+        waiting = [asyncio.create_task(hold()) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert len(opened) == 1
+    await asyncio.gather(*waiting)
+    assert len(opened) == 6
+    await store.close()
 
 
 async def test_both_databases_answer_the_same_after_any_changes(
