@@ -112,15 +112,17 @@ class WebhookSender:
         deadline = _now() + 2 * self._deliveries.ack_wait_s
         while left > 0 and _now() < deadline and not stop.is_set():
             for delivery in await self._deliveries.next(min(left, BATCH_MAX)):
+                left -= delivery.times > 1 and delivery.seq not in self._held
                 self._held[delivery.seq] = delivery
                 found.append(delivery)
-                left -= delivery.times > 1
         return found
 
     async def _start(self, group: asyncio.TaskGroup, deliveries: Sequence[Delivery]) -> None:
         """Starts a task for each webhook, in log order; it waits for the task of its session's previous webhook."""
-        ordered = sorted(deliveries, key=lambda delivery: delivery.seq)
-        self._held.update({delivery.seq: delivery for delivery in ordered})
+        # An end whose lease expired meanwhile is delivered twice. The last delivery has the valid lease.
+        latest = {delivery.seq: delivery for delivery in deliveries}
+        ordered = sorted(latest.values(), key=lambda delivery: delivery.seq)
+        self._held.update(latest)
         # A running webhook that is delivered again only gets the newer lease.
         new = [delivery for delivery in ordered if delivery.seq not in self._tasks]
         for number, delivery in enumerate(new):

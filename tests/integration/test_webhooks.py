@@ -556,6 +556,37 @@ async def test_a_webhook_whose_lease_expired_is_not_posted_twice_at_once(
     assert receiver.turns == [key.turn]
 
 
+@pytest.mark.rule("R45")
+async def test_an_end_that_is_delivered_twice_while_the_sender_starts_is_posted_once(
+    own: OwnSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its renewals are lost. Meanwhile the sender waits for an end that is leased to the previous process."""
+    await own.shorten_lease()
+    keys = [await own.write(webhook, session="one") for webhook in (receiver.url, None, receiver.url)]
+    leased = await own.ends.next(len(keys))
+    renew, take = Delivery.renew, Deliveries.next
+    taken: list[Seq] = []
+
+    async def count(deliveries: Deliveries, most: int = 1) -> list[Delivery]:
+        found = await take(deliveries, most)
+        taken.extend(delivery.seq for delivery in found)
+        return found
+
+    async def lose(_: Delivery) -> None:
+        """Does not renew."""
+
+    async def is_delivered_twice() -> bool:
+        await renew(leased[-1])
+        return all(taken.count(delivery.seq) >= 2 for delivery in leased[:-1])
+
+    monkeypatch.setattr(Deliveries, "next", count)
+    monkeypatch.setattr(Delivery, "renew", lose)
+    async with own.persistence():
+        await until(is_delivered_twice)
+        await own.wait_until_drained()
+    assert receiver.turns == turns([keys[0], keys[2]])
+
+
 async def test_urls_of_receivers_are_not_logged(own: OwnSystem, receiver: Receiver) -> None:
     canary, text = "canary-of-a-url", "canary of a text"
     receiver.answers = [answer_with(500), answer_with(204), answer_with(410)]
