@@ -786,23 +786,23 @@ SELECT turn, outcome FROM turns WHERE tenant = :tenant AND asked_at >= 0 ORDER B
     coalesce(sum(cost_nusd), 0) AS cost_nusd,
     max(asked_at) AS last_used_at
 
--- fragment: totals
--- The columns of totals, from the usage of turns.
-    count(messages) AS turns,
+-- fragment: sums
+-- The columns of totals, from sums by day.
+    coalesce(sum(turns), 0) AS turns,
     {summed}
+
+-- fragment: with_totals (sqlite)
+-- Sessions in `page` with their totals.
+SELECT page.*, {sums}
+FROM page LEFT JOIN totals ON totals.tenant = :tenant AND dimension = 'session' AND key = page.session
+GROUP BY page.session
+ORDER BY page.updated_at DESC, page.session DESC
 
 -- fragment: with_totals (postgresql)
 SELECT page.*, sums.*
 FROM page CROSS JOIN LATERAL (
-    SELECT {totals} FROM usage WHERE usage.tenant = :tenant AND usage.session = page.session
+    SELECT {sums} FROM totals WHERE totals.tenant = :tenant AND dimension = 'session' AND key = page.session
 ) AS sums
-ORDER BY page.updated_at DESC, page.session DESC
-
--- fragment: with_totals (sqlite)
--- Sessions in `page` with their totals.
-SELECT page.*, {totals}
-FROM page LEFT JOIN usage ON usage.tenant = :tenant AND usage.session = page.session
-GROUP BY page.session
 ORDER BY page.updated_at DESC, page.session DESC
 
 -- name: session
@@ -827,11 +827,6 @@ WITH page AS (
     ORDER BY updated_at DESC, session DESC LIMIT :limit
 )
 {with_totals}
-
--- fragment: sums
--- The columns of totals, from sums by day.
-    coalesce(sum(turns), 0) AS turns,
-    {summed}
 
 -- name: user_sessions
 -- The sessions of one user before a cursor, newest first, with totals.
@@ -946,7 +941,7 @@ SELECT count(*) AS sessions FROM sessions WHERE tenant = :tenant AND updated_at 
 
 -- name: active_usage
 -- The usage of those sessions by model.
-SELECT usage.model AS key, {totals}
+SELECT usage.model AS key, count(messages) AS turns, {summed}
 FROM sessions {join} usage ON usage.tenant = :tenant AND usage.session = sessions.session
 WHERE sessions.tenant = :tenant AND sessions.updated_at > :since
 GROUP BY usage.model ORDER BY key

@@ -299,7 +299,10 @@ class Store:
         for table, statement in DELETE_EMPTY[what.kind]:
             deleted = await writer.execute(self._sql[statement], {"tenant": tenant, "name": what.name})
             gone[table] = gone.get(table, 0) + deleted
-        for dimension, first, last in _names_of(what, is_gone=gone["projects"] > 0):
+        is_gone = gone["projects"] > 0
+        if what.kind == "tenant":
+            is_gone = not await writer.read(self._sql[TURNS_TO_DELETE["tenant"]], {"tenant": tenant, "limit": 1})
+        for dimension, first, last in _names_of(what, is_gone=is_gone):
             names = {"tenant": tenant, "dimension": dimension, "name": first, "last_name": last}
             await writer.execute(self._sql["count_nameless"], names)
             await writer.execute(self._sql["delete_totals"], names)
@@ -708,6 +711,8 @@ def _names_of(what: DeleteResource, *, is_gone: bool) -> list[tuple[str, str, st
         case "user":
             return [("user", what.name, what.name)]
         case "tenant":
-            return [(dimension, "", LAST_NAME) for dimension in ("user", "session", "project")]
+            # Sessions that still have turns need their totals.
+            dimensions = ("user", "project", "session") if is_gone else ("user", "project")
+            return [(dimension, "", LAST_NAME) for dimension in dimensions]
         case _:
             return []

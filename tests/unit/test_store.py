@@ -388,6 +388,31 @@ async def test_a_session_is_active_until_it_is_idle_for_long_enough(store: Store
     assert (await session_of(store, "session-1", used)).is_active
 
 
+async def test_a_list_of_sessions_reads_as_much_for_many_turns_as_for_few(store: Store) -> None:
+    """The totals of a session are those of its turns, also while its tenant is erased in rounds."""
+    ended, made, costs = completed_turn("Light").turn, 0, []
+
+    async def counts() -> list[tuple[int, int, int]]:
+        page = await store.sessions(OURS, None, NEWEST, 9, NOON)
+        return [(one.turns, one.message_count, one.total_tokens) for one in page]
+
+    for total in (3, 200):
+        await store.record([build_row(key(f"turn-{n:03}"), ended) for n in range(made, total)])
+        made = total
+        async with counting_reads(store) as read:
+            assert await counts() == [(total, 2 * total, 11 * total)]
+        costs.append(sum(read))
+    assert costs[1] < 2 * costs[0]
+    for left in (198, 1):
+        purged = tuple(TurnId(f"turn-{n:03}") for n in range(left, made))
+        await store.delete(OURS, DeleteResource("tenant", OURS, purged))
+        made = left
+        assert await counts() == [(left, 2 * left, 11 * left)]
+    await store.delete(OURS, DeleteResource("tenant", OURS, (TurnId("turn-000"),)))
+    usage = await store.usage(OURS, "session", NOON.date(), NOON.date(), "", 9)
+    assert (await counts(), [(one.key, one.turns) for one in usage]) == ([], [(None, 200)])
+
+
 async def test_a_session_stays_in_its_first_project(store: Store) -> None:
     """Also when turns are written twice, or name another project."""
     rows = [running_row("turn-1"), running_row("turn-2", project="first"), running_row("turn-3", project="second")]
