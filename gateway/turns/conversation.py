@@ -1,6 +1,7 @@
 """Finds the position of a new turn in its session, and applies `on_busy` if the turn before it still runs."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -29,10 +30,14 @@ class Conversations:
         self._log = log
         self._history = history
 
-    async def find_position(self, tenant: Tenant, new_turn: NewTurn) -> Position:
+    async def find_position(
+        self, tenant: Tenant, new_turn: NewTurn, may_interrupt: Callable[[], Awaitable[bool]]
+    ) -> Position:
         """Returns the position after the turn's parent, or after its session's newest turn. Raises Refused.
 
         A parent of null is the start: of that session, as a new branch without history, or of a new session.
+        `may_interrupt` is called before `on_busy: interrupt` cancels the running turn. If it returns False, no turn is
+        cancelled, and the error is session_busy.
         """
         new = new_messages(new_turn)
         match new_turn.session, new_turn.parent:
@@ -42,7 +47,7 @@ class Conversations:
                 return position_after(await self._beginning(tenant, session, may_create=new_turn.create_session), new)
             case session, parent:
                 question = GetContext(session, None if parent is msgspec.UNSET else parent, new_turn.create_session)
-                context = await self._context(tenant, question, new_turn)
+                context = await self._context(tenant, question, new_turn, may_interrupt)
                 if isinstance(context, TurnRecord):
                     return await self._build_queued_position(tenant, context, new)
                 if isinstance(new_turn, AppendedTurn):
@@ -68,7 +73,9 @@ class Conversations:
         beginning = await self._beginning(tenant, running.session, may_create=False)
         return msgspec.structs.replace(position_after(beginning, new), parent=running.turn, is_queued=True)
 
-    async def _context(self, tenant: Tenant, question: GetContext, new_turn: NewTurn) -> Context | TurnRecord:
+    async def _context(
+        self, tenant: Tenant, question: GetContext, new_turn: NewTurn, may_interrupt: Callable[[], Awaitable[bool]]
+    ) -> Context | TurnRecord:
         """Returns the branch to continue. While its last turn runs, applies `on_busy`; `queue` returns that turn."""
         while True:
             try:
@@ -77,6 +84,9 @@ class Conversations:
                 if refused.code != "session_busy" or new_turn.on_busy == "reject":
                     raise
                 newest, running = await self._find_running(tenant, question)
+                # After the running turn is known: its POST has claimed its key before.
+                if new_turn.on_busy == "interrupt" and not await may_interrupt():
+                    raise
             if new_turn.on_busy == "queue":
                 return newest
             if new_turn.on_busy == "interrupt":

@@ -139,7 +139,12 @@ class TurnSubmitter:
     async def _build(self, submission: TurnSubmission) -> entries.Request:
         """Returns the request entry of a turn: its messages at their position in the conversation."""
         principal, new_turn = submission.principal, submission.new_turn
-        position = await self._conversations.find_position(principal.tenant, new_turn)
+
+        async def may_interrupt() -> bool:
+            # A concurrent POST with the same key may have stored its turn, which would be the one to interrupt.
+            return submission.idempotency_key is None or await self._find_repeat(submission) is None
+
+        position = await self._conversations.find_position(principal.tenant, new_turn, may_interrupt)
         models = await self._catalogue.offer(principal.tenant)
         submission.entry = build_entry(
             new_turn,

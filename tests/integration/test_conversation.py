@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from tailrace.gateway.turns.conversation import Conversations
+from tailrace.gateway.turns.conversation_match import Position
 from tailrace.proto.entries import Request
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import TurnLog
@@ -135,6 +137,28 @@ async def test_a_repeat_does_not_interrupt_its_own_turn(sessions: Sessions) -> N
     turn, again = [answer.json()["turn"] for answer in answers]
     assert again == turn
     await sessions.cancel(turn)
+
+
+async def test_a_post_that_its_repetition_overtakes_does_not_interrupt_its_own_turn(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repetition stores the turn after the first POST has looked for it."""
+    find_position, turns = Conversations.find_position, list[str]()
+    body = {"message": LONG, "session": new_id(), "create_session": True, "on_busy": "interrupt"}
+
+    async def post_once() -> None:
+        answer = await sessions.gateway.client.post("/v1/turns", json=body, headers={"idempotency-key": "key-1"})
+        turns.append(answer.json()["turn"])
+
+    async def find_after_repetition(*arguments: Any) -> Position:
+        monkeypatch.setattr(Conversations, "find_position", find_position)
+        await post_once()
+        return await find_position(*arguments)
+
+    monkeypatch.setattr(Conversations, "find_position", find_after_repetition)
+    await post_once()
+    assert turns == [turns[0]] * 2
+    await sessions.cancel(TurnId(turns[0]))
 
 
 async def test_branch_follows_the_turn_before_the_running_one(sessions: Sessions) -> None:
