@@ -23,6 +23,7 @@ from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatc
 from tailrace.proto.nats import BlobStore, Connection, Rpc, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement, give_back
 from tailrace.proto.resources import DeletedRows, DeleteResource, Kind, TurnToDelete
+from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import GENERATORS, TurnKey
 
 # A round deletes up to a thousand turns. After so many consecutive rounds of fewer than MANY_TURNS turns, a deletion
@@ -167,9 +168,12 @@ class Deleter:
         if was_running:
             return Purged()
         some = turns[:ERASED_TURNS] if deletion.erases else turns
-        # Before the purge, because settling reads the log.
-        for turn in some:
-            await self._settle(TurnKey(tenant, turn.turn))
+        # Before the purge, because settling reads the log. To learn that the log has no such turn takes 100 ms.
+        keys = [TurnKey(tenant, turn.turn) for turn in some]
+        # One batch at a time, because its inputs are in memory.
+        for key, spec in zip(keys, await gather_limited(self._settle, keys, LOOKED_AT_ONCE), strict=True):
+            if spec is not None:
+                await self._give_back(key, spec)
         purged: list[TurnId] = []
         deadline = deletion.round_deadline()
         for turn in some:
@@ -213,22 +217,25 @@ class Deleter:
         except TurnUnknown:
             return
 
-    async def _settle(self, key: TurnKey) -> None:
-        """Settles the reservations of a turn that has just ended, once, in case its generator has died."""
+    async def _settle(self, key: TurnKey) -> Batch | None:
+        """Settles the reservations of a turn that has just ended, once, in case its generator has died.
+
+        Returns its batch if the reservations of its inputs are to be given back.
+        """
         try:
             turn = await self._log.read_turn(key)
         except TurnUnknown:
-            return
+            return None
         is_fresh = turn.ended_at is not None and datetime.now(UTC) - turn.ended_at < SETTLED_WITHIN
         if is_fresh:
             await Settlement(self._counters, self._slots).settle(key, turn)
         if turn.request is None or turn.request.batch is None or turn.outcome == "completed":
-            return
+            return None
         if turn.progress is not None and turn.progress.message_batch is not None:
             # Anthropic bills what it has answered, and no result will say how much: the reservation stays.
             await self._stop_message_batch(key, turn.progress.message_batch)
-        elif is_fresh:
-            await self._give_back(key, turn.request.batch)
+            return None
+        return turn.request.batch if is_fresh else None
 
     async def _give_back(self, key: TurnKey, spec: Batch) -> None:
         """Refunds the reservations of a batch's inputs that were never submitted."""

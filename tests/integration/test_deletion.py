@@ -15,6 +15,7 @@ from tailrace.gateway.turns.conversation_match import Position
 from tailrace.persistence.store import Store
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
+from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.records import GetTurn, TurnRecord
@@ -212,6 +213,29 @@ async def test_a_turn_that_is_only_in_the_database_is_deleted(
     assert (await own_gateway.client.get(path)).json()["outcome"] == ("completed" if is_ended else "failed")
     assert (await own_gateway.client.delete(f"/v1/sessions/{SESSION}" if is_ended else path)).json()["turns"] == 1
     assert await status(own_gateway, path) == 404
+
+
+async def test_turns_that_are_only_in_the_database_are_looked_up_in_the_log_at_once(
+    own_log: TurnLog,
+    own_gateway: Gateway,
+    tenant: Tenant,
+    persistence_in_loop: Persistence,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each look-up takes 100 ms, because the log's leader must deny a turn twice."""
+    turns = [await write(own_log, tenant) for _ in range(3)]
+    for key in turns:
+        await forget(own_gateway, own_log, key)
+    begun, read_turn = asyncio.Barrier(len(turns)), TurnLog.read_turn
+
+    async def read_when_all_have_begun(log: TurnLog, key: TurnKey) -> Turn:
+        async with asyncio.timeout(5):
+            await begun.wait()
+        return await read_turn(log, key)
+
+    monkeypatch.setattr(TurnLog, "read_turn", read_when_all_have_begun)
+    answer = await own_gateway.client.delete(f"/v1/sessions/{SESSION}")
+    assert (answer.status_code, answer.json().get("turns")) == (200, len(turns))
 
 
 async def test_the_end_of_a_deleted_turn_is_recorded_before_the_purge(
