@@ -8,6 +8,10 @@ could fill the memory, and none of them could be completed.
 A complete body is in memory several times: as it came, as decoded strings, and as the bytes of those that become blobs.
 Processing takes less than a second or waits for the log, so tenants simply take turns.
 
+A request may need more memory later: for the uploaded files that its body names. It then holds memory while it waits,
+and two such requests would wait for each other. So one of them waits at a time, before all others, and the next one is
+refused at once. No request reserves more than there is, so none waits for itself.
+
 A process may be limited to less memory than its setting (`ulimit -v`). Therefore a body is refused unless the process
 could allocate all reserved memory again, plus SPARE_BYTES for small requests and the connection to NATS.
 """
@@ -49,6 +53,8 @@ class LargeBodies:
         self._share_bytes_max = max(1, bytes_max // 4)
         self._shares: WeakValueDictionary[Tenant, FairSemaphore] = WeakValueDictionary()
         self._timeout_s = timeout_s
+        self._extending = asyncio.Lock()
+        """Is held while a request that holds memory waits for more."""
         self.decoding = asyncio.Lock()
         """Is held while a large body is decoded: one body at a time, and streams are served after each of its steps."""
 
@@ -73,6 +79,24 @@ class LargeBodies:
                 await holder.enter_async_context(self._copies.reserve(COPIES * size, tenant=tenant))
         self.require_memory()
 
+    async def reserve_more(self, holder: AsyncExitStack, tenant: Tenant, size: int, *, held: int) -> None:
+        """Reserves memory for the copies of `size` bytes that are added to `held` bytes of the same request.
+
+        Raises Refused as `reserve`; at once if another request waits that holds memory.
+        """
+        if held <= SMALL_BYTES_MAX:
+            # It holds nothing.
+            await self.reserve_copies(holder, tenant, size)
+            return
+        most = self._bytes_max // 2
+        added = min(COPIES * (held + size), most) - min(COPIES * held, most)
+        if self._extending.locked():
+            raise _busy()
+        with self._refuse_timeout():
+            async with self._extending, asyncio.timeout(self._timeout_s):
+                await holder.enter_async_context(self._copies.reserve(added, is_urgent=True))
+        self.require_memory()
+
     def require_memory(self) -> None:
         """Raises Refused if the process could not allocate what is reserved."""
         # The pages are never touched: this takes microseconds.
@@ -88,9 +112,11 @@ class LargeBodies:
         try:
             yield
         except TimeoutError as error:
-            raise Refused(
-                "server_busy", "the memory for large requests is in use: repeat the request after Retry-After"
-            ) from error
+            raise _busy() from error
+
+
+def _busy() -> Refused:
+    return Refused("server_busy", "the memory for large requests is in use: repeat the request after Retry-After")
 
 
 async def convert_body(size: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

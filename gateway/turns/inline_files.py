@@ -7,7 +7,7 @@ the file may be deleted after the turn was accepted.
 import asyncio
 import base64
 import mimetypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -19,7 +19,7 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submission import Feature, Submission, TurnSubmission
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Message
-from tailrace.proto.errors import BlobUnknown, Refused, not_found
+from tailrace.proto.errors import BlobUnknown, Refused
 from tailrace.proto.files import FileRecord, GetFile
 from tailrace.proto.ids import Tenant, is_token
 from tailrace.proto.nats import BlobStore
@@ -49,26 +49,33 @@ class UploadedFiles:
         """Returns the submit feature that inlines the files of a turn."""
         return Feature(self._inline, _has_files)
 
-    def reader(self, tenant: Tenant, holder: AsyncExitStack) -> "FileReader":
-        """Returns the reader for one request. Memory for large files is reserved until `holder` is closed."""
-        return FileReader(self, tenant, holder)
+    def reader(self, tenant: Tenant, holder: AsyncExitStack, body_bytes: int) -> "FileReader":
+        """Returns the reader for one request, whose body has `body_bytes` bytes.
+
+        Memory for large files is reserved until `holder` is closed.
+        """
+        return FileReader(self, tenant, holder, body_bytes)
 
     async def _inline(self, submission: Submission) -> None:
         assert isinstance(submission, TurnSubmission)  # noqa: S101  # by `_has_files`
-        reader = self.reader(submission.principal.tenant, submission.cleanup)
+        body_bytes = len(submission.raw) + submission.added_bytes
+        reader = self.reader(submission.principal.tenant, submission.cleanup, body_bytes)
         submission.new_turn = await reader.inline(submission.new_turn)
         submission.added_bytes += reader.bytes
 
 
 class FileReader:
-    """Reads the files of one request, each once. Their total size is limited to `bytes_max`, the limit of a body."""
+    """Reads the files of one request, each once. The body and its files may have `bytes_max` bytes in total."""
 
-    def __init__(self, files: UploadedFiles, tenant: Tenant, holder: AsyncExitStack) -> None:
+    def __init__(self, files: UploadedFiles, tenant: Tenant, holder: AsyncExitStack, body_bytes: int) -> None:
         self.bytes = 0
         """The size of all contents so far. A file to which two blocks refer counts twice."""
         self._files = files
         self._tenant = tenant
         self._holder = holder
+        self._body_bytes = self._reserved_bytes = body_bytes
+        self._records: dict[str, FileRecord] = {}
+        """Files whose memory is reserved."""
         self._sources: dict[str, tuple[FileRecord, Block, int]] = {}
 
     async def inline(self, new_turn: NewTurn) -> NewTurn:
@@ -76,11 +83,28 @@ class FileReader:
         messages = new_turn.messages or []
         if not has_files([message.content for message in messages]):
             return new_turn
-        inlined = [Message(one.role, await self.inline_content(one.content)) for one in messages]
-        return msgspec.structs.replace(new_turn, messages=inlined)
+        return msgspec.structs.replace(new_turn, messages=await self.inline_messages(messages))
 
-    async def inline_content(self, content: Content) -> Content:
-        """Returns the content of a message with its files inlined. Raises Refused, LogUnavailable."""
+    async def inline_messages(self, messages: Sequence[Message]) -> list[Message]:
+        """Returns the messages with their files inlined. Raises Refused, LogUnavailable."""
+        await self._look_up(dict.fromkeys(filter(None, _find_files([message.content for message in messages]))))
+        return [Message(one.role, await self._inline_content(one.content)) for one in messages]
+
+    async def _look_up(self, files: Iterable[str]) -> None:
+        """Looks up files, and reserves the memory of all of them at once. Raises Refused."""
+        new = [file for file in files if file not in self._records]
+        if len(self._records) + len(new) > FILES_MAX:
+            raise Refused("request_invalid", f"a request can have at most {FILES_MAX} files: send fewer")
+        records = {file: await self._record(file) for file in new}
+        # Checked before the files are read: as base64 they are a third larger.
+        self._require_room(sum(record.bytes for record in records.values()))
+        large = sum(record.bytes for record in records.values() if record.bytes > SMALL_BYTES_MAX)
+        if large:
+            await self._files.large_bodies.reserve_more(self._holder, self._tenant, large, held=self._reserved_bytes)
+            self._reserved_bytes += large
+        self._records |= records
+
+    async def _inline_content(self, content: Content) -> Content:
         if isinstance(content, str):
             return content
         blocks: list[Block] = []
@@ -89,9 +113,9 @@ class FileReader:
                 case {"type": "document" | "image", "source": {"type": "file", "file_id": str(file)}}:
                     blocks.append(await self._block(block, file))
                 case {"type": "tool_result", "content": list(inner)}:
-                    blocks.append({**block, "content": await self.inline_content(inner)})
+                    blocks.append({**block, "content": await self._inline_content(inner)})
                 case {"type": "document", "source": {"type": "content", "content": list(inner)} as source}:
-                    blocks.append({**block, "source": {**source, "content": await self.inline_content(inner)}})
+                    blocks.append({**block, "source": {**source, "content": await self._inline_content(inner)}})
                 case {"type": "container_upload"}:
                     # Anthropic would look for the file in the operator's workspace, which all tenants share.
                     raise Refused(
@@ -114,23 +138,21 @@ class FileReader:
             raise Refused("request_invalid", f"the file `{file}` is not an image: use {', '.join(sorted(IMAGES))}")
         return {"title": record.filename, **block, "source": source}
 
+    async def _record(self, file: str) -> FileRecord:
+        if not is_token(file):
+            raise _unknown(file)
+        try:
+            return await self._files.history.ask(self._tenant, GetFile(file))
+        except Refused as error:
+            raise (_unknown(file) if error.code == "file_not_found" else error) from error
+
     async def _read(self, file: str) -> tuple[FileRecord, Block, int]:
         """Returns a file's record, its content as a source, and the size of this source as JSON. Raises Refused."""
-        if len(self._sources) == FILES_MAX:
-            raise Refused("request_invalid", f"a request can have at most {FILES_MAX} files: send fewer")
+        record = self._records[file]
         try:
-            if not is_token(file):
-                raise not_found("file")
-            record = await self._files.history.ask(self._tenant, GetFile(file))
-            # Checked before the file is read: as base64 it is a third larger.
-            self._require_room(record.bytes)
-            if record.bytes > SMALL_BYTES_MAX:
-                await self._files.large_bodies.reserve_copies(self._holder, self._tenant, record.bytes)
             content = await self._files.blob_store.read(self._tenant, Blob(record.sha256, record.bytes))
         except BlobUnknown as error:
             raise _unknown(file) from error
-        except Refused as error:
-            raise (_unknown(file) if error.code == "file_not_found" else error) from error
         # In a thread: 30 MB take 40 ms, which would stop all streams of the event loop.
         source = await asyncio.to_thread(source_of, content, media_type_of(record))
         if source is None:
@@ -146,10 +168,11 @@ class FileReader:
         self.bytes += size
 
     def _require_room(self, size: int) -> None:
-        if self.bytes + size > self._files.bytes_max:
+        if self._body_bytes + self.bytes + size > self._files.bytes_max:
+            most = self._files.bytes_max
             raise Refused(
                 "body_too_large",
-                f"the files have more than {self._files.bytes_max} bytes in total: send fewer or smaller ones",
+                f"the body and its files have more than {most} bytes in total: send fewer or smaller files",
             )
 
 
@@ -161,18 +184,22 @@ def _has_files(submission: Submission) -> bool:
 
 def has_files(contents: Sequence[object]) -> bool:
     """Returns whether one of these contents of messages refers to a file, or has a `container_upload`."""
+    return any(True for _ in _find_files(contents))
+
+
+def _find_files(contents: Sequence[object]) -> Iterator[str | None]:
+    """Yields the id of the file to which each block refers; None for a `container_upload`."""
     for content in contents:
         for block in content if isinstance(content, list) else ():
             match block:
-                case {"type": "document" | "image", "source": {"type": "file", "file_id": str()}}:
-                    return True
+                case {"type": "document" | "image", "source": {"type": "file", "file_id": str(file)}}:
+                    yield file
                 case {"type": "container_upload"}:
-                    return True
-                case {"type": "tool_result", "content": list(inner)} if has_files([inner]):
-                    return True
-                case {"type": "document", "source": {"type": "content", "content": list(inner)}} if has_files([inner]):
-                    return True
-    return False
+                    yield None
+                case {"type": "tool_result", "content": list(inner)}:
+                    yield from _find_files([inner])
+                case {"type": "document", "source": {"type": "content", "content": list(inner)}}:
+                    yield from _find_files([inner])
 
 
 def media_type_of(record: FileRecord) -> str:

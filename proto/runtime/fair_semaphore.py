@@ -17,12 +17,17 @@ class FairSemaphore:
         self._units = self.free = units
         self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
         """The waiters of each tenant; the tenant that is served next comes first."""
+        self._urgent: deque[tuple[int, asyncio.Future[None]]] = deque()
+        """The waiters that are served before all tenants."""
 
     @asynccontextmanager
-    async def reserve(self, size: int = 1, *, tenant: str = "") -> AsyncIterator[None]:
-        """Holds `size` units, or all if there are fewer, until the context is left. Waits while too few are free."""
+    async def reserve(self, size: int = 1, *, tenant: str = "", is_urgent: bool = False) -> AsyncIterator[None]:
+        """Holds `size` units, or all if there are fewer, until the context is left. Waits while too few are free.
+
+        `is_urgent`: before all others that wait, for a caller that holds units which they may need.
+        """
         size = min(size, self._units)
-        await self._acquire(size, tenant)
+        await self._acquire(size, self._urgent if is_urgent else self._waiting.setdefault(tenant, deque()))
         try:
             yield
         finally:
@@ -32,9 +37,9 @@ class FairSemaphore:
         """Returns how many of the tenant's requests wait."""
         return sum(not waiter.done() for _, waiter in self._waiting.get(tenant, ()))
 
-    async def _acquire(self, size: int, tenant: str) -> None:
+    async def _acquire(self, size: int, queue: deque[tuple[int, asyncio.Future[None]]]) -> None:
         waiter = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(tenant, deque()).append((size, waiter))
+        queue.append((size, waiter))
         self._admit()
         try:
             await waiter
@@ -50,9 +55,9 @@ class FairSemaphore:
         self._admit()
 
     def _admit(self) -> None:
-        """Admits the next waiter of each tenant in turn, until the next one does not fit."""
-        while self._waiting:
-            tenant, own = next(iter(self._waiting.items()))
+        """Admits urgent waiters, then the next one of each tenant in turn, until the next one does not fit."""
+        while self._urgent or self._waiting:
+            tenant, own = ("", self._urgent) if self._urgent else next(iter(self._waiting.items()))
             size, waiter = own[0]
             if not waiter.done():
                 if size > self.free:
@@ -60,6 +65,8 @@ class FairSemaphore:
                 self.free -= size
                 waiter.set_result(None)
             own.popleft()
+            if own is self._urgent:
+                continue
             # The tenant goes to the end of the round.
             del self._waiting[tenant]
             if own:

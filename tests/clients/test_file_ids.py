@@ -13,7 +13,8 @@ from openai import AsyncOpenAI
 from tailrace.gateway.turns.inline_files import source_of
 from tailrace.proto.ids import new_id
 from tests.harness.processes import Process
-from tests.integration.conftest import KEY, Gateway
+from tests.harness.system import System
+from tests.integration.conftest import KEY, Gateway, NewGateway
 
 DIALECT = "files and batches"
 FEATURE = "`file_id` in a message"
@@ -114,6 +115,19 @@ async def test_files_of_a_request_are_bounded(gateway: Gateway, persistence: Pro
     body = {"messages": [{"role": "user", "content": [block] * 40}]}
     answer = await gateway.client.post("/v1/turns", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+async def test_a_body_and_its_files_are_bounded_together(
+    system: System, new_gateway: NewGateway, persistence: Process
+) -> None:
+    gateway = await new_gateway(system.nats_url, body_bytes_max=2_000)
+    form = {"purpose": "user_data"}
+    made = (await gateway.client.post("/v1/files", data=form, files={"file": ("a.txt", b"x" * 1_000)})).json()["id"]
+    document = {"type": "document", "source": {"type": "file", "file_id": made}}
+    for chars, expected in ((1, 202), (900, 413)):
+        body = {"messages": [{"role": "user", "content": [document, {"type": "text", "text": "x" * chars}]}]}
+        answer = await gateway.client.post("/v1/turns", json=body)
+        assert answer.status_code == expected, answer.text
 
 
 async def test_files_of_the_operators_workspace_are_not_passed_on(gateway: Gateway, persistence: Process) -> None:

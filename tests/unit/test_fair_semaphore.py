@@ -40,6 +40,23 @@ async def holders(semaphore: FairSemaphore, *sizes: int) -> list[Holder]:
     return started
 
 
+async def test_an_urgent_waiter_enters_before_all_others() -> None:
+    """Also if less is free than the others wait for."""
+    semaphore, entered = FairSemaphore(3), list[str]()
+
+    async def enter(name: str, size: int, *, is_urgent: bool = False) -> None:
+        async with semaphore.reserve(size, tenant=name, is_urgent=is_urgent):
+            entered.append(name)
+
+    async with semaphore.reserve(2):
+        waiting = [asyncio.create_task(enter("large", 3))]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(1):
+            await enter("urgent", 1, is_urgent=True)
+    await asyncio.gather(*waiting)
+    assert entered == ["urgent", "large"]
+
+
 async def test_tenants_are_served_in_rounds() -> None:
     """Of a hundred earlier waiters of one tenant, one enters before each waiter of another tenant."""
     semaphore, entered = FairSemaphore(1), list[str]()

@@ -125,7 +125,9 @@ async def _build(
     tenant = submission.turn.tenant
     record = await _input_file(tenant, history, new.input_file_id)
     if record.bytes > SMALL_BYTES_MAX:
-        await bodies.large_bodies.reserve_copies(submission.cleanup, tenant, record.bytes)
+        held = len(submission.raw)
+        await bodies.large_bodies.reserve_more(submission.cleanup, tenant, record.bytes, held=held)
+    submission.added_bytes += record.bytes
     try:
         content = await blob_store.read(tenant, Blob(record.sha256, record.bytes))
     except BlobUnknown as error:
