@@ -294,8 +294,7 @@ async def test_a_collection_without_released_blobs_takes_no_lock(
     monkeypatch.setattr(Store, "lock", lock)
     try:
         await store.migrate()
-        collector = blob_gc.BlobCollector(store, BlobStore(connection), BlobPins(connection), no_wait)
-        assert (await collector.collect(tenant), locked) == (0, [])
+        assert (await collector(store, connection).collect(tenant), locked) == (0, [])
     finally:
         await store.close()
 
