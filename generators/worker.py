@@ -277,7 +277,10 @@ class Worker:
         return True
 
     async def _check_end(self, key: TurnKey, lost: FenceLost) -> bool:
-        """Reads a turn that another writer has taken; returns whether it has ended, after calling `on_ended`."""
+        """Reads a turn that another writer has taken; returns whether it has ended, after calling `on_ended`.
+
+        Logs errors instead of raising them. The turn is then delivered again when its lease expires.
+        """
         try:
             turn = await self._log.read_turn(key)
             # A lost race and a client's cancellation are normal.
@@ -287,6 +290,9 @@ class Worker:
                 return False
             await self._on_ended(key, turn)
         except LogError:
+            return False
+        except Exception:
+            logger.exception("turn that another writer has taken could not be settled", turn=key.turn)
             return False
         return True
 

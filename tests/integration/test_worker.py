@@ -163,6 +163,27 @@ async def test_a_turn_with_another_writer_is_settled_once_it_has_ended(own: OwnS
     assert settled == ["cancelled"]
 
 
+async def test_an_error_while_a_lost_turn_is_settled_does_not_stop_the_worker(own: OwnSystem) -> None:
+    """The turn is delivered again when its lease expires, and settled then."""
+    await shorten_lease(own.connection, 0.3)
+    stop, outcomes = asyncio.Event(), list[str]()
+
+    async def settle(_: TurnKey, turn: Turn) -> None:
+        outcomes.append(turn.outcome)
+        if len(outcomes) == 1:
+            raise ZeroDivisionError
+
+    deliveries, runner = await Deliveries.open(own.connection, GENERATORS), cast("TurnRunner", Overtaken())
+    worker = Worker(own.log, deliveries, runner, settle, concurrency=1, deadline_s=9, grace_s=1)
+    await cancel(own.log, await own.append_request("words=3"))
+    running = asyncio.create_task(worker.run(stop))
+    await until(lambda: running.done() or len(outcomes) == 2)
+    await own.wait_until_acknowledged()
+    stop.set()
+    await running
+    assert outcomes == ["cancelled", "cancelled"]
+
+
 @pytest.mark.rule("R18")
 async def test_a_worker_takes_no_more_than_its_concurrency(own: OwnSystem) -> None:
     """A request in the queue can go to another generator; one in a busy process waits for its lease."""
