@@ -40,7 +40,7 @@ class Reason(msgspec.Struct, frozen=True):
     """The `error` object of an error response or an `error` event."""
 
     type: str = ""
-    message: str = ""
+    message: str | None = None
 
 
 class ErrorEvent(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """One event of a model's answer: decoded once, together with the bytes that are stored."""
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 
@@ -34,14 +34,12 @@ class CloseCall(Exception):
     """Raised by a sink to close the model call. Not an error of the turn."""
 
 
-class _Delta(msgspec.Struct, frozen=True):
-    type: str
-
-
 class _Typed(msgspec.Struct, frozen=True):
+    """The fields are Any: an event of an unknown type may have other values in fields of these names."""
+
     type: str
-    index: int = -1
-    delta: _Delta | None = None
+    index: Any = -1
+    delta: Any = None
 
 
 _decode_type = msgspec.json.Decoder(_Typed).decode
@@ -84,10 +82,17 @@ def _read_other(data: bytes) -> ModelEvent | None:
     except DECODE_ERRORS as error:
         raise BackendError("backend_unreadable", "the model sent an event that cannot be read") from error
     # A delta of a newer type may stand in a block of a newer type: EventOrder knows the block.
-    new_delta = typed.delta is not None and typed.delta.type not in KNOWN_DELTAS
-    if typed.type in KNOWN_KINDS and not (typed.type == "content_block_delta" and new_delta):
+    if typed.type in KNOWN_KINDS and not (typed.type == "content_block_delta" and _is_new_delta(typed.delta)):
         raise BackendError("backend_unreadable", f"the model sent a {typed.type} that cannot be read")
-    return ModelEvent(events.UnknownEvent(), msgspec.Raw(data), typed.type, index=typed.index)
+    index = typed.index if type(typed.index) is int else -1
+    return ModelEvent(events.UnknownEvent(), msgspec.Raw(data), typed.type, index=index)
+
+
+def _is_new_delta(delta: Any) -> bool:
+    match delta:
+        case {"type": str(kind)}:
+            return kind not in KNOWN_DELTAS
+    return False
 
 
 def stop_message(stop_reason: str, stop_sequence: str | None = None) -> ModelEvent:

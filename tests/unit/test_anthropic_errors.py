@@ -194,6 +194,13 @@ def test_a_long_error_message_is_cut() -> None:
         assert (error.code, error.message) == ("backend_refused_request", cut)
 
 
+@pytest.mark.rule("R6")
+def test_an_error_event_without_a_message_has_the_code_of_its_type() -> None:
+    with pytest.raises(BackendError, match="the model failed") as failed:
+        read_event(b'{"type":"error","error":{"type":"overloaded_error","message":null}}')
+    assert failed.value.code == "backend_overloaded"
+
+
 @pytest.mark.parametrize("data", [b'{"type":"\xdc"}', b'{"type":"error","error":{"message":"\xdcberlastet"}}'])
 def test_an_event_with_invalid_utf8_breaks_the_answer(data: bytes) -> None:
     """From a proxy that writes Latin-1, for example."""

@@ -20,6 +20,8 @@ BEGUN: list[dict[str, Any]] = [
 ]
 REST: list[dict[str, Any]] = [
     {"type": "newer"},
+    {"type": "newer", "index": "0", "delta": {"tokens": 3}},
+    {"type": "newer", "index": None, "delta": ["x"]},
     {"type": "content_block_stop", "index": 1},
     {"type": "content_block_start", "index": 2, "content_block": {"type": "newer_block", "text": None}},
     {"type": "content_block_delta", "index": 2, "delta": {"type": "newer_delta", "newer": "x"}},
@@ -110,6 +112,8 @@ def test_an_event_that_does_not_fit_the_answer_breaks_it(event: dict[str, Any]) 
         {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": 7}},
         {"type": "content_block_delta", "index": "1", "delta": {"type": "input_json_delta", "partial_json": ""}},
         {"type": "content_block_delta", "index": 1, "delta": {"type": "newer_delta"}},
+        {"type": "content_block_delta", "index": "1", "delta": {"type": "newer_delta"}},
+        {"type": "content_block_delta", "index": 1, "delta": {"newer": "x"}},
         {"type": "content_block_delta", "index": 1},
         {"type": "content_block_stop"},
         {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 10**16}},
