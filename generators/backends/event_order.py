@@ -53,6 +53,7 @@ class EventOrder:
             case events.BlockStop(index):
                 fits &= self._open.pop(index, None) is not None
             case events.MessageDelta(delta):
+                read_fields(event.raw)
                 self._has_stopped |= delta.stop_reason is not None
                 fits &= not (self._has_stopped and self._open)
             case events.MessageStart():
@@ -71,8 +72,7 @@ class EventOrder:
         block = self._open.get(event.index, "") if event.kind == "content_block_delta" else None
         if block is not None and block in ("", *KNOWN_BLOCKS):
             raise unreadable("a delta of an unknown type")
-        if is_too_deep(event.raw):
-            raise unreadable("an event that is nested too deeply")
+        read_fields(event.raw)
 
 
 def unreadable(what: str) -> BackendError:
@@ -94,14 +94,18 @@ def require_readable_start(block: dict[str, Any]) -> None:
 
 def require_empty(raw: msgspec.Raw) -> None:
     """Raises BackendError for a `message_start` with content: it comes in blocks."""
-    message = msgspec.json.decode(raw)["message"]
-    if message.get("content"):
+    if read_fields(raw)["message"].get("content"):
         raise unreadable("a message_start that has content")
 
 
-def is_too_deep(raw: msgspec.Raw) -> bool:
-    """Returns whether an event nests too deep for readers: its entry adds one level (PROTOCOL R7)."""
+def read_fields(raw: msgspec.Raw) -> dict[str, Any]:
+    """Returns an event with all its fields, also those that no Struct declares. Raises BackendError if a reader could
+    not decode it, or if it nests too deep for readers: its entry adds one level (PROTOCOL R7)."""
     try:
-        return is_deeper(msgspec.json.decode(raw), LEVELS_MAX - 1)
+        fields: dict[str, Any] = msgspec.json.decode(raw)
+        is_readable = not is_deeper(fields, LEVELS_MAX - 1)
     except DECODE_ERRORS:
-        return True
+        is_readable = False
+    if not is_readable:
+        raise unreadable("an event that cannot be decoded, or is nested too deeply")
+    return fields

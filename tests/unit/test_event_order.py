@@ -131,6 +131,31 @@ def test_an_event_of_a_known_type_that_cannot_be_read_breaks_the_answer(event: d
 
 
 @pytest.mark.rule("R6")
+@pytest.mark.rule("R7")
+@pytest.mark.parametrize("value", [b"[" * 62 + b"]" * 62, b"1e400"], ids=["deep", "out of range"])
+@pytest.mark.parametrize(
+    ("begun", "event"),
+    [
+        ([], b'{"type":"message_start","message":{"id":"msg_1","newer":%b}}'),
+        (BEGUN[:1], b'{"type":"message_delta","delta":{"newer":%b}}'),
+        (BEGUN[:1], b'{"type":"newer","newer":[%b]}'),
+    ],
+    ids=["message_start", "message_delta", "newer"],
+)
+def test_a_newer_field_that_readers_cannot_decode_breaks_the_answer(
+    begun: list[dict[str, Any]], event: bytes, value: bytes
+) -> None:
+    """JSON in more levels than readers accept, or a number that is out of range."""
+    order = EventOrder()
+    check(order, *begun)
+    read = read_event(event % value)
+    assert read is not None
+    with pytest.raises(BackendError) as broken:
+        order.check(read)
+    assert broken.value.code == "backend_unreadable"
+
+
+@pytest.mark.rule("R6")
 def test_the_start_of_an_answer_has_no_content() -> None:
     """Content comes in blocks. The fold would not read it, and a raw dialect would pass it on."""
     start = {"type": "message_start", "message": {"id": "msg_1", "content": [{"type": "text", "text": "Hello"}]}}
