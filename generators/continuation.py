@@ -16,6 +16,7 @@ from tailrace.generators.plan import tokens_left
 from tailrace.generators.prompt_cache import add_cache_marks
 from tailrace.generators.structured_output import add_correction, request_schema
 from tailrace.proto import events
+from tailrace.proto.conversation import without_trailing_thinking
 from tailrace.proto.entries import Block, Message, Mode, Request
 from tailrace.proto.fold import Turn, content, is_executed_tool
 from tailrace.proto.forced_tools import forced_functions
@@ -56,10 +57,16 @@ def build_continuation_call(request: Request, turn: Turn) -> Call:
         return call
     if can_prefill(request):
         return msgspec.structs.replace(call, messages=append_answer(call.messages, prefill(turn.text)))
-    partial = [content(block) for block in turn.blocks if block.text.strip() and not is_executed_tool(block.start)]
+    partial = without_trailing_thinking([content(block) for block in turn.blocks if _is_accepted(block)])
     prompt = CONTINUE_PROMPT.format(tail=msgspec.json.encode(turn.text[-TAIL_CHARS:]).decode())
     messages = [*call.messages, Message("assistant", partial), Message("user", prompt)]
     return msgspec.structs.replace(call, messages=messages)
+
+
+def _is_accepted(block: Block) -> bool:
+    """Returns whether the API accepts the block in an answer: no text of white space, no thinking without signature."""
+    is_unsigned = block.type == "thinking" and not block.signature
+    return bool(block.text.strip()) and not is_unsigned and not is_executed_tool(block.start)
 
 
 def can_prefill(request: Request) -> bool:

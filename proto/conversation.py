@@ -119,7 +119,7 @@ def _without_calls(answer: Message, unanswered: set[str]) -> list[Message]:
         return [answer]
     blocks = [block for block in _blocks(answer) if block.get("id") not in unanswered]
     # The code of a server tool may have made the call: its own result would have come after that of the call.
-    blocks = _without_trailing_thinking([block for block in blocks if _has_result(block, blocks)])
+    blocks = without_trailing_thinking([block for block in blocks if _has_result(block, blocks)])
     return [Message("assistant", _simplify(blocks))] if blocks else []
 
 
@@ -153,7 +153,7 @@ def _is_refused(turn: TurnRecord) -> bool:
 def _answer(turn: TurnRecord) -> Message | None:
     """Returns the answer as the API accepts it; None if nothing of it can be used."""
     blocks = [_escape_references(without_mark(block)) for block in turn.content if _is_usable(block, turn)]
-    blocks = _without_trailing_thinking(blocks)
+    blocks = without_trailing_thinking(blocks)
     return Message("assistant", _simplify(blocks)) if blocks else None
 
 
@@ -177,7 +177,7 @@ def _has_result(block: Block, content: Iterable[Block]) -> bool:
     return any("id" in block and other.get("tool_use_id") == block["id"] for other in content)
 
 
-def _without_trailing_thinking(blocks: list[Block]) -> list[Block]:
+def without_trailing_thinking(blocks: list[Block]) -> list[Block]:
     """Returns `blocks` without thinking at the end: the API refuses an answer whose last block is thinking."""
     while blocks and blocks[-1].get("type") in ("thinking", "redacted_thinking"):
         blocks = blocks[:-1]

@@ -318,6 +318,25 @@ def test_an_empty_block_is_not_sent() -> None:
     assert build_continuation_call(request(), log.turn).messages[-2].content == [{"type": "text", "text": "one"}]
 
 
+def thinking_block(index: int, signature: str) -> list[events.Event]:
+    deltas = [BlockDelta(index, events.ThinkingDelta("hm")), BlockDelta(index, events.SignatureDelta(signature))]
+    return [BlockStart(index, {"type": "thinking"}), *deltas, BlockStop(index)]
+
+
+def test_thinking_that_the_api_refuses_is_not_sent() -> None:
+    """The API refuses thinking without a signature, as LiteLLM returns it, and an answer that ends with thinking."""
+    executed = BlockStart(2, {"type": "server_tool_use", "id": "t", "name": "Read", "executed_by": "claude_code"})
+    stored = [*thinking_block(0, ""), *text_block(1, "one"), executed, BlockStop(2), *thinking_block(3, "sig")]
+    log = log_with(request(), [opening(), *stored])
+    assert can_continue(log.turn.blocks)
+    assert build_continuation_call(request(), log.turn).messages[-2].content == [{"type": "text", "text": "one"}]
+    followed = log_with(request(), [opening(), *thinking_block(0, "sig"), *text_block(1, "one")])
+    assert build_continuation_call(request(), followed.turn).messages[-2].content == [
+        {"type": "thinking", "thinking": "hm", "signature": "sig"},
+        {"type": "text", "text": "one"},
+    ]
+
+
 @pytest.mark.parametrize("model", [PREFILLED, LATER])
 def test_other_fields_of_the_request_stay_the_same(model: str) -> None:
     """Model, limit, system prompt and tools."""
