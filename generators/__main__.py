@@ -78,7 +78,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             caller,
             planner,
             name=name,
-            sinks=[limit_cost, write_forced_call],
+            sinks=[write_forced_call, limit_cost],
             prepare=[partial(prepare_queued, log), breakers.prepare],
             observe=attempt_span,
             races=races,

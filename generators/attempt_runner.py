@@ -18,6 +18,7 @@ from tailrace.generators.delta_buffer import DeltaBuffer
 from tailrace.generators.event_writer import EventWriter
 from tailrace.generators.model_caller import Route
 from tailrace.generators.plan import MakeAttempt
+from tailrace.generators.usage_meter import LeftOutMeter
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Event, Request
 from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost
@@ -129,7 +130,10 @@ class AttemptRunner:
         sinks: Sequence[WrapSink] = (),
         races: Races | None = None,
     ) -> None:
-        """`name` identifies this process in the log. Without `races` each attempt makes the only call."""
+        """`name` identifies this process in the log. Without `races` each attempt makes the only call.
+
+        The last of `sinks` receives the model's events first, and each passes them on to the one before it.
+        """
         self._log = log
         self._writer = writer
         self._name = name
@@ -229,13 +233,9 @@ class AttemptRunner:
         continuation: Continuation | None,
     ) -> BackendError | None:
         """Puts the model's events into `sink`; returns the error that broke the answer off, if any."""
-        turn = planned.turn
-        assert turn.request is not None  # noqa: S101
+        meter = LeftOutMeter(sink)
         try:
-            for wrap in self._sinks:
-                sink = wrap(sink, turn.request, turn)
-            if continuation is not None:
-                sink = continuation.wrap(sink)
+            sink = meter.wrap(lambda sink: self._wrap(sink, planned.turn, continuation))
             # The deadline limits the model's call and never interrupts an append: a writer that does not know whether
             # its entry is stored would be refused at its next append, by its own entry.
             async with asyncio.timeout_at(planned.deadline), opened as (first, rest):
@@ -249,8 +249,18 @@ class AttemptRunner:
         except BackendError as error:
             return error
         finally:
+            meter.report()
             buffer.close()
         return None
+
+    def _wrap(self, sink: Sink, turn: Turn, continuation: Continuation | None) -> Sink:
+        """Returns the sink of the model's events. The last of the features' sinks receives them first."""
+        assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
+        if continuation is not None:
+            sink = continuation.wrap(sink)
+        for wrap in self._sinks:
+            sink = wrap(sink, turn.request, turn)
+        return sink
 
     async def _hand_over(self, key: TurnKey, turn: Turn) -> None:
         """Stores that this process gives the turn back, so that an attempt without any event yet does not count."""

@@ -4,54 +4,12 @@ The text so far is kept. To a reader it is an answer that was cut by a limit (PR
 """
 
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink
-from tailrace.proto import events
+from tailrace.generators.usage_meter import UsageMeter
 from tailrace.proto.entries import Request
 from tailrace.proto.fold import Turn
 from tailrace.proto.models import sum_costs
-from tailrace.proto.usage import CallUsage, estimate_usage
 
 STOP_REASON = "max_cost"
-
-
-class UsageMeter:
-    """Counts the usage of one call from its events, as the fold of the turn's log counts it."""
-
-    def __init__(self) -> None:
-        self._usage = CallUsage()
-        self._chars = 0
-        self._ended: list[CallUsage] = []
-        """The earlier calls of the same attempt: a backend that executes tools makes several."""
-
-    @property
-    def calls(self) -> list[CallUsage]:
-        """The usage of each of the attempt's calls."""
-        return [*self._ended, self.usage]
-
-    @property
-    def usage(self) -> CallUsage:
-        """The usage that the model has reported, plus an estimate for the text since then."""
-        return estimate_usage(self._usage, self._chars)
-
-    def add(self, event: ModelEvent) -> None:
-        """Counts an event: the usage that it reports, or the characters of its text."""
-        self._chars += event.left_out
-        match event.event:
-            case events.BlockDelta(
-                _, events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece)
-            ):
-                self._chars += len(piece)
-            case events.MessageStart(message):
-                if self._usage != CallUsage() or self._chars:
-                    self._ended.append(self.usage)
-                self._usage, self._chars = message.usage, 0
-            case events.BlockStart(_, block):
-                self._chars += len(str(block.get("text", "")))
-            case events.MessageDelta(_, usage):
-                self._usage = usage.merge_into(self._usage)
-                if usage.output_tokens is not None:
-                    self._chars = 0
-            case _:
-                pass
 
 
 class CostMeter(UsageMeter):
@@ -76,8 +34,11 @@ class CostMeter(UsageMeter):
 
 
 def limit_cost(sink: Sink, request: Request, turn: Turn) -> Sink:
-    """Returns `sink`, or, for a turn with a cost limit, a sink that raises CloseCall after the event that
-    reaches it. Raises CloseCall if the calls before have reached it."""
+    """Returns `sink`, or, for a turn with a cost limit, a sink that raises CloseCall after the event that reaches it.
+
+    Raises CloseCall if the calls before have reached it. As the last of the sinks it receives the model's own events,
+    so it also counts text that the others hold or leave out.
+    """
     if request.max_cost_nano_usd is None:
         return sink
     meter = CostMeter(request, turn)

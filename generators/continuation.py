@@ -9,7 +9,14 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, from_event, stop_message
+from tailrace.generators.backends.model_event import (
+    CloseCall,
+    ModelEvent,
+    Sink,
+    from_event,
+    report_left_out,
+    stop_message,
+)
 from tailrace.generators.continuation_filters import RepetitionFilter, StopSequenceFilter
 from tailrace.generators.forced_tools import request_forced_call
 from tailrace.generators.plan import tokens_left
@@ -31,6 +38,8 @@ CONTINUE_PROMPT = (
 TAIL_CHARS = 200
 # The API refuses a smaller thinking budget, and one that is not below `max_tokens`.
 THINKING_TOKENS_MIN = 1024
+# So many characters that are left out are reported before the call ends.
+LEFT_OUT_CHARS_MAX = 4096
 
 
 def build_call(request: Request) -> Call:
@@ -166,6 +175,9 @@ class Continuation:
     def map(self, event: ModelEvent) -> list[ModelEvent]:
         """Returns what an event of the new call becomes in the log: usually one event, sometimes none or two."""
         mapped = self._map(event)
+        if not mapped and self._left_out >= LEFT_OUT_CHARS_MAX:
+            # So a process that dies, or a client that cancels, loses the count of few characters.
+            mapped, self._left_out = [report_left_out(self._left_out)], 0
         if mapped and self._left_out:
             mapped[0] = msgspec.structs.replace(mapped[0], left_out=self._left_out)
             self._left_out = 0

@@ -39,14 +39,14 @@ class DeltaBuffer:
         self._drop_opening = drop_opening
         self._is_closed = False
         self.has_token = asyncio.Event()
-        """With `hold_opening`: set once an event other than the opening was put."""
+        """With `hold_opening`: set once an event was put that is neither of the opening nor hidden."""
         self.has_returned = False
         """Whether `next` has returned an event, which may be stored since then."""
 
     def put(self, event: ModelEvent) -> None:
         """Adds an event. Joins it to the last waiting one if both are deltas of one block, up to JOINED_BYTES_MAX."""
         size = len(event.raw)
-        if self._hold_opening and not isinstance(event.event, OPENING):
+        if self._hold_opening and not isinstance(event.event, OPENING) and not event.is_hidden:
             self.has_token.set()
         if self._waiting and self._last_bytes + size <= JOINED_BYTES_MAX:
             last = self._waiting[-1]

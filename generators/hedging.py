@@ -13,11 +13,11 @@ from tailrace.generators import metrics
 from tailrace.generators.attempt_runner import NoRace, RaceLost, TurnEnded
 from tailrace.generators.backends.model_event import ModelEvent, Sink
 from tailrace.generators.backends.registry import WITH_SIDE_EFFECTS
-from tailrace.generators.budget import UsageMeter
 from tailrace.generators.delta_buffer import DeltaBuffer
 from tailrace.generators.failover import BackendOrders
 from tailrace.generators.plan import MakeAttempt
 from tailrace.generators.turn_runner import TurnRunner
+from tailrace.generators.usage_meter import UsageMeter
 from tailrace.generators.worker import Worker
 from tailrace.proto.entries import Attempt, Entry, Event, Request
 from tailrace.proto.errors import CursorUnknown, FenceLost, LogUnavailable

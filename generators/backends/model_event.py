@@ -102,6 +102,12 @@ def stop_message(stop_reason: str, stop_sequence: str | None = None) -> ModelEve
     return ModelEvent(events.decode(raw), raw, "message_delta")
 
 
+def report_left_out(chars: int) -> ModelEvent:
+    """Returns a hidden `message_delta` that reports `chars` characters which are not stored (PROTOCOL R70)."""
+    raw = msgspec.Raw(b'{"type":"message_delta","delta":{},"usage":{}}')
+    return ModelEvent(events.decode(raw), raw, "message_delta", is_hidden=True, left_out=chars)
+
+
 def from_event(event: events.Event) -> ModelEvent:
     """Returns the ModelEvent of an event that this process made."""
     return ModelEvent(event, events.encode(event), KINDS[type(event)])

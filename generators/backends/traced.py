@@ -11,7 +11,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.generators.backends.observed import ObservedBackend, error_type_of
-from tailrace.generators.budget import UsageMeter
+from tailrace.generators.usage_meter import UsageMeter
 from tailrace.proto import events
 from tailrace.proto.runtime import tracing
 

@@ -1,9 +1,18 @@
 """`max_cost`: a turn stops at that cost and keeps its text, and each protocol reports a limit that its clients know."""
 
+import asyncio
 import re
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
+from tailrace.generators.backends import Call
+from tailrace.generators.backends.anthropic_api import AnthropicApi
+from tailrace.generators.backends.model_event import ModelEvent, from_event
+from tailrace.proto import events
+from tailrace.proto.errors import BackendError
+from tailrace.proto.usage import CallUsage
 from tests.harness.generator_in_loop import words
 from tests.harness.own_system import OwnSystem
 from tests.integration.conftest import Gateway, on_shared_loop
@@ -37,6 +46,56 @@ async def test_the_call_is_closed_at_max_cost(own: OwnSystem) -> None:
     assert await own.calls() == 1
     assert turn.end is not None
     assert turn.end.cost_nano_usd >= NANO_USD
+
+
+def block(kind: str) -> events.Event:
+    return events.BlockStart(0, {"type": kind, kind: ""})
+
+
+HALF: list[events.Event] = [block("text"), events.BlockDelta(0, events.TextDelta("Half an answer"))]
+FORCED = {"tools": [{"name": name, "input_schema": {}} for name in "fg"], "options": {"tool_choice": {"type": "any"}}}
+
+
+@pytest.mark.rule("R70")
+@pytest.mark.parametrize(
+    ("given", "before", "begin", "delta"),
+    [
+        ({}, HALF, block("thinking"), events.ThinkingDelta("1234567")),
+        (FORCED, [], block("text"), events.TextDelta('{"a":1,')),
+    ],
+    ids=["thinking of a continuation", "text that may be a forced call"],
+)
+async def test_text_that_is_not_stored_counts(
+    own: OwnSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+    before: list[events.Event],
+    begin: events.Event,
+    delta: events.Delta,
+) -> None:
+    """Without the limit, the second call would go on for ever."""
+    start = events.MessageStart(events.MessageHead("msg_1", usage=CallUsage(input_tokens=10)))
+    calls = 0
+
+    async def answer(_: AnthropicApi, _call: Call) -> AsyncGenerator[ModelEvent, None]:
+        nonlocal calls
+        calls += 1
+        for event in [start, *before] if calls == 1 else [start, begin]:
+            yield from_event(event)
+        if calls == 1:
+            raise BackendError("backend_broken", "the call broke off")
+        while True:
+            await asyncio.sleep(0)
+            yield from_event(events.BlockDelta(0, delta))
+
+    monkeypatch.setattr(AnthropicApi, "answer", answer)
+    async with own.running_generator():
+        turn = await own.answer("words=1", model=BODY["model"], max_cost_nano_usd=NANO_USD, **given)
+    text = "Half an answer" if before else ""
+    assert (turn.outcome, turn.stop.stop_reason, turn.text, calls) == ("completed", "max_cost", text, 2)
+    assert turn.end is not None
+    # A delta of seven characters is two tokens of 10,000 nano-dollars.
+    assert NANO_USD <= turn.end.cost_nano_usd < NANO_USD + 2 * 10_000
 
 
 MESSAGES = [{"role": "user", "content": BODY["message"]}]

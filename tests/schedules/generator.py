@@ -106,7 +106,7 @@ class Generator:
             caller,
             Planner(DEFAULTS.attempts_max, [cut_at_cost]),
             name=self.name,
-            sinks=[limit_cost, write_forced_call],
+            sinks=[write_forced_call, limit_cost],
             races=hedging if self._server.faults.is_hedged else None,
             delta_interval_s=DEFAULTS.delta_interval_s,
         )

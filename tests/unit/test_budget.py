@@ -1,12 +1,18 @@
 """The cost limit: the meter counts as the fold does, and an answer that reaches its limit is completed."""
 
+from contextlib import suppress
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
 
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, from_event
 from tailrace.generators.budget import CostMeter, cut_at_cost, limit_cost
+from tailrace.generators.continuation import map_continuation
+from tailrace.generators.forced_tools import write_forced_call
 from tailrace.generators.plan import AppendEvents, Complete, MakeAttempt, closing_events, plan, plan_after_check
+from tailrace.generators.usage_meter import LeftOutMeter
 from tailrace.proto import events
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Event
@@ -134,6 +140,53 @@ def test_without_a_price_or_a_limit_nothing_is_over_budget() -> None:
     assert cut_at_cost(msgspec.structs.replace(turn, request=unknown)) is None
     assert not CostMeter(unknown, turn).is_exceeded
     assert cut_at_cost(turn_with(START)) is None
+
+
+THINKS = BlockStart(0, {"type": "thinking", "thinking": ""})
+WRITES = BlockStart(0, {"type": "text", "text": ""})
+FORCED = {"tools": [{"name": name, "input_schema": {}} for name in "fg"], "options": {"tool_choice": {"type": "any"}}}
+
+
+@pytest.mark.rule("R70")
+@pytest.mark.parametrize(
+    ("stored", "given", "begin", "delta"),
+    [
+        ([START, WRITES, BlockDelta(0, TextDelta("The sky"))], {}, THINKS, ThinkingDelta("1234567")),
+        ([], FORCED, WRITES, TextDelta('{"a":1,')),
+    ],
+    ids=["thinking of a continuation", "text that may be a forced call"],
+)
+@pytest.mark.parametrize("deltas", [10, 1000])
+def test_text_that_is_not_stored_counts_after_the_call(
+    stored: list[events.Event], given: dict[str, Any], begin: BlockStart, delta: events.Delta, deltas: int
+) -> None:
+    """The call ends at its cost limit, or breaks off before: the log has the cost of all that the model has sent."""
+    limit = 2 * INPUT + 500 * 2 * 10_000
+    log = attempted_turn(*stored, max_cost_nano_usd=limit, **given)
+    if stored:
+        log.store_attempt("continue")
+    turn, request = log.turn, log.turn.request
+    assert request is not None
+
+    def store(event: ModelEvent) -> None:
+        prev, attempt = log.chain.last, log.chain.attempt
+        log.store(
+            Event(prev=prev, attempt=attempt, event=event.raw, is_hidden=event.is_hidden, left_out=event.left_out)
+        )
+
+    meter = LeftOutMeter(store)
+    inner = (lambda sink: map_continuation(request, turn).wrap(sink)) if stored else (lambda sink: sink)
+    sink = meter.wrap(lambda sink: limit_cost(write_forced_call(inner(sink), request, turn), request, turn))
+    sent = 0
+    answer: list[events.Event] = [START, begin, *[BlockDelta(0, delta)] * deltas]
+    with suppress(CloseCall):
+        for event in answer:
+            sent += isinstance(event, BlockDelta)
+            sink(from_event(event))
+    meter.report()
+    assert log.turn.calls[-1].output_tokens == 2 * sent
+    assert cut_at_cost(log.turn) == ("max_cost" if sent < deltas else None)
+    assert (sent < deltas) is (deltas == 1000)
 
 
 def test_text_that_is_left_out_is_counted() -> None:

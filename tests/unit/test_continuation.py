@@ -345,6 +345,17 @@ def test_other_fields_of_the_request_stay_the_same(model: str) -> None:
     assert msgspec.structs.replace(call, messages=list(turn_request.messages)) == build_call(turn_request)
 
 
+@pytest.mark.rule("R70")
+def test_long_thinking_of_a_continuation_is_counted_while_it_arrives() -> None:
+    """By hidden entries, so that little of its cost is lost when its generator dies or a client cancels the turn."""
+    log = log_with(request(), [opening(), *text_block(0, "one")[:-1]])
+    thoughts = [BlockDelta(0, events.ThinkingDelta("x" * 100)) for _ in range(100)]
+    continue_log(log, request(), [opening(), BlockStart(0, {"type": "thinking"}), *thoughts])
+    reports = [one.entry for one in log.stored if isinstance(one.entry, Event) and one.entry.left_out]
+    assert [(one.is_hidden, one.left_out) for one in reports] == [(True, 4100), (True, 4100)]
+    assert log.turn.calls[-1].output_tokens == -(-8200 * 2 // 7)
+
+
 REPEATING = "words=12 repeat=5"
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.generators.backends.model_event import ModelEvent, from_event
+from tailrace.generators.backends.model_event import ModelEvent, from_event, report_left_out
 from tailrace.generators.delta_buffer import JOINED_BYTES_MAX, DeltaBuffer
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
@@ -188,6 +188,9 @@ async def test_a_held_opening_is_returned_at_the_close_or_dropped(
     buffer = DeltaBuffer(hold_opening=True, drop_opening=is_dropped)
     for one in put:
         buffer.put(from_event(one))
+    if is_dropped:
+        # Text that a sink has held back is no token.
+        buffer.put(report_left_out(7))
     buffer.close()
     assert [events.decode(event.raw) for event in await drain(buffer)] == returned
     assert buffer.has_token.is_set() == has_token
