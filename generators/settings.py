@@ -63,7 +63,7 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     ] = 30.0
     pings_timeout_s: Annotated[
         float,
-        Meta(gt=0, description="time with only pings from the model after which its answer has broken off"),
+        Meta(gt=0, description="time with only pings or comments from the model after which its answer has broken off"),
     ] = PINGS_TIMEOUT_S
     call_tries_max: Annotated[int, Meta(ge=1, description="calls in one attempt until one has a first event")] = 5
     call_wait_s: Annotated[float, Meta(ge=0, description="wait before the second call; doubles, with jitter")] = 0.5

@@ -18,6 +18,7 @@ import msgspec
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.api_errors import api_error, code_for
 from tailrace.generators.backends.event_order import EventOrder
+from tailrace.generators.backends.http_client import HttpClient
 from tailrace.generators.backends.model_event import ModelEvent, read_event
 from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.generators.settings import PINGS_TIMEOUT_S, Settings, require_sound
@@ -27,7 +28,6 @@ from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.model_records import ListedModels, TokenCount
 from tailrace.proto.retry_after import parse_retry_after
 
-WRITE_TIMEOUT_S = 30.0
 # The response ends shortly after its last event. Reading that end makes the connection reusable.
 DRAIN_S = 0.2
 
@@ -44,7 +44,7 @@ class MessagesApi:
 
     client: anthropic.AsyncAnthropic | anthropic.AsyncAnthropicBedrockMantle | anthropic.AsyncAnthropicVertex
     pings_timeout_s: float = PINGS_TIMEOUT_S
-    """The longest time in which the model sends only pings: they are no progress of its answer."""
+    """The longest time in which the model sends only pings or comments: they are no progress of its answer."""
 
     async def answer(self, call: Call) -> AsyncGenerator[ModelEvent, None]:
         """See Backend.answer."""
@@ -56,19 +56,22 @@ class MessagesApi:
                 require_event_stream(response.headers)
                 chunks = chunks_of(response)
                 async for chunk in chunks:
+                    is_progress = False
                     for data in decoder.decode(chunk):
                         event = read_event(data)
                         if event is None:
-                            # Complete silence is noticed by the read timeout.
-                            if now() - last_event_at > self.pings_timeout_s:
-                                raise BackendError("backend_stalled", "the model sent only pings for too long")
                             continue
-                        last_event_at = now()
+                        is_progress = True
                         order.check(event)
                         if event.kind == "message_stop":
                             await drain(chunks)
                             return
                         yield event
+                    # Complete silence is noticed by the read timeout. Comments and blank lines are no events at all.
+                    if is_progress:
+                        last_event_at = now()
+                    elif now() - last_event_at > self.pings_timeout_s:
+                        raise BackendError("backend_stalled", "the model sent only pings or comments for too long")
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             raise backend_error(error, time.time()) from error
         raise BackendError("backend_broken", "the model's answer ended before it was complete")
@@ -130,7 +133,7 @@ class AnthropicApi(MessagesApi):
             base_url=base_url,
             max_retries=0,
             timeout=timeout(connect_timeout_s, stall_timeout_s),
-            http_client=anthropic.DefaultAioHttpClient(),
+            http_client=HttpClient(),
         )
 
     async def post(self, path: str, body: list[bytes], headers: dict[str, str]) -> httpx2.Response:
@@ -184,9 +187,7 @@ def backend(settings: Settings) -> AnthropicApi:
 
 def timeout(connect_timeout_s: float, stall_timeout_s: float) -> httpx2.Timeout:
     """Returns the timeouts of a request. `stall_timeout_s` is the longest silence between two reads of its answer."""
-    return httpx2.Timeout(
-        connect=connect_timeout_s, read=stall_timeout_s, write=WRITE_TIMEOUT_S, pool=connect_timeout_s
-    )
+    return httpx2.Timeout(stall_timeout_s, connect=connect_timeout_s, pool=connect_timeout_s)
 
 
 async def _pop_pieces(pieces: list[bytes]) -> AsyncIterator[bytes]:

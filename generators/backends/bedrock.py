@@ -9,6 +9,7 @@ import botocore.exceptions
 import httpx2
 
 from tailrace.generators.backends.anthropic_api import MessagesApi, timeout
+from tailrace.generators.backends.http_client import HttpClient
 from tailrace.generators.settings import Settings
 from tailrace.proto.errors import BackendError, SettingsInvalid
 
@@ -27,7 +28,7 @@ class Bedrock(MessagesApi):
             self.client = anthropic.AsyncAnthropicBedrockMantle(
                 max_retries=0,
                 timeout=timeout(connect_timeout_s, stall_timeout_s),
-                http_client=anthropic.DefaultAioHttpClient(),
+                http_client=HttpClient(),
             )
         except anthropic.AnthropicError as error:
             raise SettingsInvalid("AWS_REGION is not set: the backend bedrock needs a region") from error

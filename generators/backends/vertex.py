@@ -9,6 +9,7 @@ import httpx2
 
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import MessagesApi, encode_body, timeout
+from tailrace.generators.backends.http_client import HttpClient
 from tailrace.generators.settings import Settings
 from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.models import find_model
@@ -29,7 +30,7 @@ class Vertex(MessagesApi):
             self.client = anthropic.AsyncAnthropicVertex(
                 max_retries=0,
                 timeout=timeout(connect_timeout_s, stall_timeout_s),
-                http_client=anthropic.DefaultAioHttpClient(),
+                http_client=HttpClient(),
             )
         except ValueError as error:
             raise SettingsInvalid("CLOUD_ML_REGION is not set: the backend vertex needs a region") from error

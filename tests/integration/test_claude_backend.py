@@ -10,8 +10,9 @@ import httpx2
 import msgspec
 import pytest
 
-from tailrace.generators.backends import Call
+from tailrace.generators.backends import Call, http_client
 from tailrace.generators.backends.anthropic_api import AnthropicApi
+from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.backends.model_event import ModelEvent
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
@@ -175,6 +176,68 @@ NOT_THE_API: list[tuple[Callable[[AnthropicApi], Awaitable[object]], bytes, str]
     (MODELS, JSON + b"content-length: 2\r\n\r\n{}", "backend_broken"),
     (MODELS, JSON + b"content-length: 9\r\n\r\n{", "backend_unreachable"),
 ]
+
+
+CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
+FIRST_EVENT = b'40\r\ndata: {"type":"message_start","message":{"id":"m","usage":{}}}\n\n\r\n'
+BROKEN_IN_ITS_BODY: list[tuple[Callable[[AnthropicApi], Awaitable[object]], bytes]] = [
+    (lambda claude: answer(claude, call()), SSE + CHUNKED + FIRST_EVENT),
+    (lambda claude: answer(claude, call()), b"HTTP/1.1 529 Overloaded\r\n" + CHUNKED),
+    (count, JSON + CHUNKED),
+    (lambda claude: MessageBatchesApi(claude.client).retrieve("batch"), JSON + CHUNKED),
+]
+
+
+@pytest.mark.parametrize(("request_", "reply"), BROKEN_IN_ITS_BODY, ids=["answer", "error", "count", "message batch"])
+async def test_a_malformed_chunk_ends_a_request_as_silence_does(
+    request_: Callable[[AnthropicApi], Awaitable[object]], reply: bytes
+) -> None:
+    """A proxy writes its error page into the body. aiohttp neither reports it nor goes on with its timer."""
+    is_read = asyncio.Event()
+    async with server(reply, is_read, b"<html>502</html>\r\n") as (url, _), running_backend(url) as claude:
+        # In one packet with the first chunk, aiohttp would report it.
+        asyncio.get_running_loop().call_later(0.2, is_read.set)
+        with pytest.raises(BackendError) as failure:
+            async with asyncio.timeout(5):
+                await request_(claude)
+    assert failure.value.code == "backend_stalled"
+
+
+async def test_a_model_that_only_sends_comments_is_stalled() -> None:
+    """Proxies send them to keep a connection open."""
+    is_read = asyncio.Event()
+    async with (
+        server(SSE + CHUNKED + FIRST_EVENT, is_read, b"e\r\n: keep-alive\n\n\r\n") as (url, _),
+        running_backend(url) as claude,
+    ):
+        claude.pings_timeout_s = 0.3
+        asyncio.get_running_loop().call_later(0.4, is_read.set)
+        with pytest.raises(BackendError, match="only pings or comments"):
+            async with asyncio.timeout(5):
+                await answer(claude, call())
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
+@pytest.mark.parametrize("is_large", [False, True])
+async def test_a_server_that_does_not_read_the_request_is_stalled(
+    monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    """Whether the body is sent in one piece or in several."""
+    is_done = asyncio.Event()
+
+    async def never_read(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            await is_done.wait()
+
+    monkeypatch.setattr(http_client, "UPLOAD_BYTES_S_MIN", 100_000_000)
+    listening = await asyncio.start_server(never_read, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    async with listening, running_backend(url) as claude:
+        with pytest.raises(BackendError) as failure:
+            async with asyncio.timeout(10):
+                await answer(claude, call("x" * 16_000_000, is_large=is_large))
+        is_done.set()
+    assert failure.value.code == "backend_stalled"
 
 
 @pytest.mark.parametrize(("request_", "reply", "code"), NOT_THE_API, ids=range(len(NOT_THE_API)))
