@@ -17,7 +17,13 @@ UPLOAD_BYTES_S_MIN = 250_000
 
 
 class HttpClient(anthropic.DefaultAioHttpClient):
-    """The client for `http_client` of the SDK's clients. Raises httpx2.ReadTimeout where a limit has passed."""
+    """The client for `http_client` of the SDK's clients. Raises httpx2.ReadTimeout where a limit has passed.
+
+    Follows no redirect: it would send the conversation to another server.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(follow_redirects=False)
 
     async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
         """See httpx2.AsyncClient.send."""

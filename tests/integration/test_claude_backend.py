@@ -162,7 +162,7 @@ NOT_THE_API: list[tuple[Callable[[AnthropicApi], Awaitable[object]], bytes, str]
             (b"HTTP/1.1 400 Bad Request\r\ncontent-length: 90\r\n\r\n{", "backend_broken"),
             (
                 b"HTTP/1.1 302 Found\r\nlocation: https://nobody.invalid/\r\ncontent-length: 0\r\n\r\n",
-                "backend_unreachable",
+                "backend_broken",
             ),
         )
     ),
@@ -249,6 +249,16 @@ async def test_a_server_that_is_not_the_api_has_an_error_code(
             await request_(claude)
     assert failure.value.code == code
     assert failure.value.retry_after_s == (3 if code == "backend_rate_limited" else None)
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+async def test_a_redirect_does_not_send_the_conversation_to_another_server(is_large: bool) -> None:
+    async with server(HTML) as (other, connections):
+        redirect = b"HTTP/1.1 307 Elsewhere\r\nlocation: %b/\r\ncontent-length: 0\r\n\r\n" % other.encode()
+        async with server(redirect) as (url, _), running_backend(url) as claude:
+            with pytest.raises(BackendError, match="answered with status 307") as failure:
+                await answer(claude, call(is_large=is_large))
+    assert (failure.value.code, connections) == ("backend_broken", [])
 
 
 async def test_a_web_page_instead_of_an_answer_is_named() -> None:
