@@ -23,7 +23,8 @@ class HttpClient(anthropic.DefaultAioHttpClient):
     """
 
     def __init__(self) -> None:
-        super().__init__(follow_redirects=False)
+        # Slots of turns and queries limit the calls. aiohttp's 0 is no limit; its default is 100, and the SDK's 1,000.
+        super().__init__(follow_redirects=False, limits=httpx2.Limits(max_connections=0))
 
     async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
         """See httpx2.AsyncClient.send."""

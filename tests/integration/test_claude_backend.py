@@ -348,6 +348,23 @@ async def test_a_connection_is_reused_after_a_whole_answer() -> None:
         assert len(connections) == 1
 
 
+async def test_no_library_limits_the_number_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The concurrency of a generator has no maximum; aiohttp's default is 100 connections."""
+    monkeypatch.setattr("anthropic._base_client.DEFAULT_CONNECTION_LIMITS", httpx2.Limits(max_connections=2))
+    is_over = asyncio.Event()
+    async with server(SSE, is_over) as (url, connections):
+        claude = AnthropicApi("sk", url, connect_timeout_s=10, stall_timeout_s=10)
+        running = [asyncio.create_task(answer(claude, call())) for _ in range(101)]
+        try:
+            await until(lambda: len(connections) == len(running), 5)
+        finally:
+            for one in running:
+                one.cancel()
+            await asyncio.wait(running)
+            await claude.close()
+            is_over.set()
+
+
 async def test_a_compressed_answer_is_read() -> None:
     """The call asks for no compression, but a proxy may compress all the same."""
     events = b'data: {"type":"message_start","message":{}}\n\ndata: {"type":"message_stop"}\n\n'
