@@ -212,7 +212,7 @@ async def encode_body(call: Call, **more: object) -> list[bytes]:
 def require_event_stream(headers: Mapping[str, str]) -> None:
     """Raises BackendError for a response that is not an event stream."""
     content_type = headers.get("content-type", "no content type")
-    if not content_type.startswith("text/event-stream"):
+    if not content_type.lower().startswith("text/event-stream"):
         raise BackendError("backend_broken", f"the model's address answered with {content_type}, not with events")
 
 
@@ -268,6 +268,8 @@ def _error_of_connection(cause: BaseException | None) -> BackendError:
 
 def _error_of_status(error: anthropic.APIStatusError, now: float) -> BackendError:
     status, headers = error.status_code, error.response.headers
-    code = "backend_refused_key" if isinstance(error, SPEND_LIMIT_ERRORS) else code_for(status, error.type)
+    # The SDK passes on whatever the body contains.
+    kind = error.type if isinstance(error.type, str) else None
+    code = "backend_refused_key" if isinstance(error, SPEND_LIMIT_ERRORS) else code_for(status, kind)
     message = error.api_message if isinstance(error.api_message, str) else f"the model answered with status {status}"
     return api_error(code, message, parse_retry_after(headers, now))

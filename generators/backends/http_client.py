@@ -37,9 +37,21 @@ class HttpClient(anthropic.DefaultAioHttpClient):
             raise httpx2.ReadTimeout("the response has not begun in time", request=request) from error
         assert isinstance(response.stream, httpx2.AsyncByteStream)  # noqa: S101
         response.stream = TimedBody(response.stream, limits["read"])
+        if not response.is_success:
+            return await read_error(response)
         if not stream:
             await response.aread()
         return response
+
+
+async def read_error(response: httpx2.Response) -> httpx2.Response:
+    """Returns an error response with its body, or with an empty one if the body breaks off: the status says enough."""
+    try:
+        await response.aread()
+    except httpx2.HTTPError:
+        await response.aclose()
+        return httpx2.Response(response.status_code, headers=response.headers, request=response.request)
+    return response
 
 
 class TimedBody(httpx2.AsyncByteStream):

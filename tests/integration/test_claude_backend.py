@@ -159,7 +159,12 @@ NOT_THE_API: list[tuple[Callable[[AnthropicApi], Awaitable[object]], bytes, str]
             (SSE + b"transfer-encoding: chunked\r\n\r\n5\r\nevent\r\nzz\r\n", "backend_broken"),
             (SSE + b"content-encoding: gzip\r\ncontent-length: 5\r\n\r\nevent", "backend_broken"),
             (b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 4\r\n\r\n<ht>", "backend_failed"),
-            (b"HTTP/1.1 400 Bad Request\r\ncontent-length: 90\r\n\r\n{", "backend_broken"),
+            (b"HTTP/1.1 400 Bad Request\r\ncontent-length: 90\r\n\r\n{", "backend_refused_request"),
+            (b"HTTP/1.1 529 Overloaded\r\ncontent-length: 90\r\n\r\n{", "backend_overloaded"),
+            (
+                b"HTTP/1.1 529 Overloaded\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nabcd",
+                "backend_overloaded",
+            ),
             (
                 b"HTTP/1.1 302 Found\r\nlocation: https://nobody.invalid/\r\ncontent-length: 0\r\n\r\n",
                 "backend_broken",
@@ -180,19 +185,24 @@ NOT_THE_API: list[tuple[Callable[[AnthropicApi], Awaitable[object]], bytes, str]
 
 CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
 FIRST_EVENT = b'40\r\ndata: {"type":"message_start","message":{"id":"m","usage":{}}}\n\n\r\n'
-BROKEN_IN_ITS_BODY: list[tuple[Callable[[AnthropicApi], Awaitable[object]], bytes]] = [
-    (lambda claude: answer(claude, call()), SSE + CHUNKED + FIRST_EVENT),
-    (lambda claude: answer(claude, call()), b"HTTP/1.1 529 Overloaded\r\n" + CHUNKED),
-    (count, JSON + CHUNKED),
-    (lambda claude: MessageBatchesApi(claude.client).retrieve("batch"), JSON + CHUNKED),
+BROKEN_IN_ITS_BODY: list[tuple[Callable[[AnthropicApi], Awaitable[object]], bytes, str]] = [
+    (lambda claude: answer(claude, call()), SSE + CHUNKED + FIRST_EVENT, "backend_stalled"),
+    (lambda claude: answer(claude, call()), b"HTTP/1.1 529 Overloaded\r\n" + CHUNKED, "backend_overloaded"),
+    (count, JSON + CHUNKED, "backend_stalled"),
+    (lambda claude: MessageBatchesApi(claude.client).retrieve("batch"), JSON + CHUNKED, "backend_stalled"),
 ]
 
 
-@pytest.mark.parametrize(("request_", "reply"), BROKEN_IN_ITS_BODY, ids=["answer", "error", "count", "message batch"])
+@pytest.mark.parametrize(
+    ("request_", "reply", "code"), BROKEN_IN_ITS_BODY, ids=["answer", "error", "count", "message batch"]
+)
 async def test_a_malformed_chunk_ends_a_request_as_silence_does(
-    request_: Callable[[AnthropicApi], Awaitable[object]], reply: bytes
+    request_: Callable[[AnthropicApi], Awaitable[object]], reply: bytes, code: str
 ) -> None:
-    """A proxy writes its error page into the body. aiohttp neither reports it nor goes on with its timer."""
+    """A proxy writes its error page into the body. aiohttp neither reports it nor goes on with its timer.
+
+    The status of an error is its code, without a body.
+    """
     is_read = asyncio.Event()
     async with server(reply, is_read, b"<html>502</html>\r\n") as (url, _), running_backend(url) as claude:
         # In one packet with the first chunk, aiohttp would report it.
@@ -200,7 +210,7 @@ async def test_a_malformed_chunk_ends_a_request_as_silence_does(
         with pytest.raises(BackendError) as failure:
             async with asyncio.timeout(5):
                 await request_(claude)
-    assert failure.value.code == "backend_stalled"
+    assert failure.value.code == code
 
 
 async def test_a_model_that_only_sends_comments_is_stalled() -> None:
@@ -370,6 +380,8 @@ async def test_a_compressed_answer_is_read() -> None:
     events = b'data: {"type":"message_start","message":{}}\n\ndata: {"type":"message_stop"}\n\n'
     stop = b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{}}\n\n'
     body = gzip.compress(events.replace(b'data: {"type":"message_stop"', stop + b'data: {"type":"message_stop"'))
-    reply = SSE + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    # Media types ignore case (RFC 9110, 8.3.1).
+    headers = OK + b"content-type: Text/Event-Stream\r\ncontent-encoding: gzip\r\n"
+    reply = headers + b"content-length: %d\r\n\r\n%b" % (len(body), body)
     async with server(reply) as (url, _), running_backend(url) as claude:
         assert [event["type"] for event in await answer(claude, call())] == ["message_start", "message_delta"]
