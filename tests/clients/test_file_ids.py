@@ -117,17 +117,45 @@ async def test_files_of_a_request_are_bounded(gateway: Gateway, persistence: Pro
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
 
 
-async def test_a_body_and_its_files_are_bounded_together(
-    system: System, new_gateway: NewGateway, persistence: Process
+@pytest.fixture
+async def narrow_gateway(system: System, new_gateway: NewGateway, persistence: Process, generator: Process) -> Gateway:
+    """A gateway that accepts bodies of 2,000 bytes."""
+    return await new_gateway(system.nats_url, body_bytes_max=2_000)
+
+
+async def upload(gateway: Gateway, purpose: str, content: bytes) -> str:
+    files = {"file": ("a.txt", content)}
+    return str((await gateway.client.post("/v1/files", data={"purpose": purpose}, files=files)).json()["id"])
+
+
+@pytest.mark.parametrize("path", ["/v1/turns", "/v1/messages/count_tokens", "/v1/turn-batches"])
+async def test_a_body_and_its_files_are_bounded_together(narrow_gateway: Gateway, path: str) -> None:
+    file = await upload(narrow_gateway, "user_data", b"x" * 1_000)
+    document = {"type": "document", "source": {"type": "file", "file_id": file}}
+    for chars, is_accepted in ((1, True), (900, False)):
+        body: dict[str, Any] = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": [document, {"type": "text", "text": "x" * chars}]}],
+        }
+        if path == "/v1/turn-batches":
+            body = {"requests": [{"custom_id": "one", "params": body}]}
+        answer = await narrow_gateway.client.post(path, json=body)
+        assert answer.is_success if is_accepted else answer.status_code == 413, answer.text
+
+
+async def test_the_input_file_of_a_batch_and_the_files_of_its_lines_are_bounded_together(
+    narrow_gateway: Gateway,
 ) -> None:
-    gateway = await new_gateway(system.nats_url, body_bytes_max=2_000)
-    form = {"purpose": "user_data"}
-    made = (await gateway.client.post("/v1/files", data=form, files={"file": ("a.txt", b"x" * 1_000)})).json()["id"]
-    document = {"type": "document", "source": {"type": "file", "file_id": made}}
-    for chars, expected in ((1, 202), (900, 413)):
-        body = {"messages": [{"role": "user", "content": [document, {"type": "text", "text": "x" * chars}]}]}
-        answer = await gateway.client.post("/v1/turns", json=body)
-        assert answer.status_code == expected, answer.text
+    """A line above the limit is refused."""
+    file = await upload(narrow_gateway, "user_data", b"x" * 1_000)
+    for chars, refused in ((1, 0), (900, 1)):
+        parts = [{"type": "file", "file": {"file_id": file}}, {"type": "text", "text": "x" * chars}]
+        body = {"model": MODEL, "messages": [{"role": "user", "content": parts}]}
+        line = {"custom_id": "one", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        lines = await upload(narrow_gateway, "batch", msgspec.json.encode(line))
+        new = {"input_file_id": lines, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        answer = await narrow_gateway.client.post("/v1/batches", json=new)
+        assert answer.json()["request_counts"]["failed"] == refused, answer.text
 
 
 async def test_files_of_the_operators_workspace_are_not_passed_on(gateway: Gateway, persistence: Process) -> None:

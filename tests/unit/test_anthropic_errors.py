@@ -129,7 +129,12 @@ def test_a_connection_error_maps_by_its_cause(cause: Exception | None, code: str
         ({"error": {"type": "overloaded_error", "message": "Overloaded"}}, 200, "backend_overloaded", "Overloaded"),
         ({"error": {"type": "rate_limit_error", "message": "Slow"}}, 400, "backend_rate_limited", "Slow"),
         ({"error": {"type": "new_error", "message": "New"}}, 503, "backend_failed", "New"),
-        ({"error": {"type": ["a"], "message": []}}, 400, "backend_refused_request", "the model answered with status 400"),
+        (
+            {"error": {"type": ["a"], "message": []}},
+            400,
+            "backend_refused_request",
+            "the model answered with status 400",
+        ),
         ({"error": "odd"}, 503, "backend_failed", "the model answered with status 503"),
         (None, 404, "backend_refused_request", "the model answered with status 404"),
         (None, 302, "backend_broken", "the model answered with status 302"),
