@@ -112,7 +112,7 @@ async def test_the_ten_steps_set_up_three_servers_with_tls(
             path = tmp_path / f"nats/nats-{number}.conf"
             path.write_text(path.read_text().replace("/var/lib/nats", str(tmp_path / f"store-{number}")))
             servers.append(shell.start(serve.replace("nats-1.conf", path.name)))
-        monitoring = int(one.rpartition(":")[2]) + 4000
+        monitoring = [int(address.rpartition(":")[2]) + 4000 for address in (one, two, three)]
         async with httpx2.AsyncClient(timeout=20, trust_env=False) as client:
 
             async def answers(url: str) -> bool:
@@ -121,8 +121,9 @@ async def test_the_ten_steps_set_up_three_servers_with_tls(
                 except httpx2.TransportError:
                     return False
 
-            await until(lambda: answers(f"http://127.0.0.1:{monitoring}/healthz"), START_S_MAX, 0.1)
-            shell.run(check.replace("8222", str(monitoring)))
+            for port in monitoring:
+                await until(lambda port=port: answers(f"http://127.0.0.1:{port}/healthz"), START_S_MAX, 0.1)  # type: ignore[misc]
+                shell.run(check.replace("8222", str(port)))
             shell.run(create)
             for block in (persistence, generators, gateways):
                 shell.start(block)
