@@ -492,6 +492,17 @@ DELETE FROM sessions WHERE tenant = :tenant AND project = :name
 DELETE FROM sessions WHERE tenant = :tenant AND "user" = :name
     AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
 
+-- name: sessions_of_turns
+-- The sessions of turns: `listed` is a JSON list.
+SELECT DISTINCT session FROM {texts}(:listed{as_json}) AS written
+{join} turns ON turns.tenant = :tenant AND turns.turn = written.value
+
+-- name: delete_listed_sessions
+-- Deletes those of some sessions that have no turns, of one user unless it is null: `listed` is a JSON list.
+DELETE FROM sessions WHERE tenant = :tenant AND session IN (SELECT value FROM {texts}(:listed{as_json}))
+    AND (:user IS NULL OR "user" = :user)
+    AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.tenant = :tenant AND turns.session = sessions.session)
+
 -- name: forget_session_user
 -- Removes a user's name, title and system prompt from sessions that have turns of others. While turns of the user are
 -- left, it changes nothing: `delete_user_sessions` finds the sessions of the later ones by the name.

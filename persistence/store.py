@@ -291,23 +291,35 @@ class Store:
 
     async def _delete(self, writer: Transaction, tenant: Tenant, what: DeleteResource) -> DeletedRows:
         gone = {"turns": 0, "sessions": 0, "projects": 0}
+        listed = {"tenant": tenant, "listed": msgspec.json.encode(what.purged).decode()}
+        sessions = await writer.read(self._sql["sessions_of_turns"], listed)
         for statement, sign in (*(DELETE_INPUTS if what.kind == "user" else ()), *DELETE_TURN):
             rows = [{"tenant": tenant, "turn": turn, "sign": sign} for turn in what.purged]
             await writer.executemany(self._sql[statement], rows)
-        turns = msgspec.json.encode(what.purged).decode()
-        gone["turns"] = await writer.execute(self._sql["delete_turns"], {"tenant": tenant, "listed": turns})
-        for table, statement in DELETE_EMPTY[what.kind]:
-            deleted = await writer.execute(self._sql[statement], {"tenant": tenant, "name": what.name})
-            gone[table] = gone.get(table, 0) + deleted
-        is_gone = gone["projects"] > 0
-        if what.kind == "tenant":
-            is_gone = not await writer.read(self._sql[TURNS_TO_DELETE["tenant"]], {"tenant": tenant, "limit": 1})
+        gone["turns"] = await writer.execute(self._sql["delete_turns"], listed)
+        if has_more := await self._has_turns(writer, tenant, what):
+            # An erasure may have many rounds: only the last one reads all sessions.
+            names = msgspec.json.encode([row["session"] for row in sessions]).decode()
+            of = {"tenant": tenant, "listed": names, "user": what.name if what.kind == "user" else None}
+            gone["sessions"] = await writer.execute(self._sql["delete_listed_sessions"], of)
+        else:
+            for table, statement in DELETE_EMPTY[what.kind]:
+                deleted = await writer.execute(self._sql[statement], {"tenant": tenant, "name": what.name})
+                gone[table] = gone.get(table, 0) + deleted
+        is_gone = gone["projects"] > 0 or (what.kind == "tenant" and not has_more)
         for dimension, first, last in _names_of(what, is_gone=is_gone):
             names = {"tenant": tenant, "dimension": dimension, "name": first, "last_name": last}
             await writer.execute(self._sql["count_nameless"], names)
             await writer.execute(self._sql["delete_totals"], names)
         self._database.note_deletion()
         return DeletedRows(gone["turns"], gone["sessions"], gone["projects"])
+
+    async def _has_turns(self, writer: Transaction, tenant: Tenant, what: DeleteResource) -> bool:
+        """Returns whether an erasure has turns left. False for other deletions."""
+        if what.kind not in ("user", "tenant"):
+            return False
+        left = {"tenant": tenant, "name": what.name, "limit": 1}
+        return bool(await writer.read(self._sql[TURNS_TO_DELETE[what.kind]], left))
 
     async def release_blobs(self, tenant: Tenant, blobs: str) -> None:
         """Releases blobs whose turn has no row. `blobs` is a JSON list of SHA-256."""

@@ -340,6 +340,29 @@ async def test_an_erasure_in_rounds_reads_a_part_of_the_turns_and_deletes_follow
     assert [turn for turn, parent in bobs_parents.items() if deleted.index(TurnId(parent)) < deleted.index(turn)] == []
 
 
+@pytest.mark.parametrize("kind", ["user", "tenant"])
+async def test_a_round_of_an_erasure_reads_a_part_of_the_sessions(file_store: Store, kind: Kind) -> None:
+    """Those of its turns. Sessions that were empty before are deleted with the last turn."""
+    database, what, made, costs = file_store._database, DeleteResource(kind, "ann"), 0, []
+    assert isinstance(database, SQLite)
+    rows = [running_row(f"turn-{n:03}", step=n, session=f"session-{n}", user="ann") for n in range(400)]
+    for total in (20, 400):
+        await file_store.record(rows[made:total])
+        made, steps = total, list[int]()
+        purged = tuple(TurnId(row.turn) for row in rows[total - 5 : total])
+        await database._writer.set_progress_handler(lambda steps=steps: steps.append(1), 1)
+        deleted = await file_store.delete(OURS, msgspec.structs.replace(what, purged=purged))
+        await database._writer.set_progress_handler(lambda: None, 1_000_000)
+        assert (deleted.turns, deleted.sessions) == (5, 5)
+        costs.append(len(steps))
+    assert costs[1] < 1.5 * costs[0]
+    await file_store.delete(OURS, DeleteResource("turn", "turn-000", (TurnId("turn-000"),)))
+    purged = tuple(turn.turn for turn in await file_store.turns_to_delete(OURS, what))
+    deleted = await file_store.delete(OURS, msgspec.structs.replace(what, purged=purged))
+    assert (deleted.turns, deleted.sessions) == (389, 390)
+    assert await content_of(file_store) == []
+
+
 async def test_a_numbered_page_of_a_user_and_a_project_has_no_session_without_a_project(store: Store) -> None:
     await store.record(
         [
