@@ -299,9 +299,12 @@ class Store:
         gone["turns"] = await writer.execute(self._sql["delete_turns"], listed)
         if has_more := await self._has_turns(writer, tenant, what):
             # An erasure may have many rounds: only the last one reads all sessions.
-            names = msgspec.json.encode([row["session"] for row in sessions]).decode()
-            of = {"tenant": tenant, "listed": names, "user": what.name if what.kind == "user" else None}
-            gone["sessions"] = await writer.execute(self._sql["delete_listed_sessions"], of)
+            some = {
+                "tenant": tenant,
+                "listed": msgspec.json.encode([row["session"] for row in sessions]).decode(),
+                "user": what.name if what.kind == "user" else None,
+            }
+            gone["sessions"] = await writer.execute(self._sql["delete_listed_sessions"], some)
         else:
             for table, statement in DELETE_EMPTY[what.kind]:
                 deleted = await writer.execute(self._sql[statement], {"tenant": tenant, "name": what.name})

@@ -343,14 +343,16 @@ async def test_an_erasure_in_rounds_reads_a_part_of_the_turns_and_deletes_follow
 @pytest.mark.parametrize("kind", ["user", "tenant"])
 async def test_a_round_of_an_erasure_reads_a_part_of_the_sessions(file_store: Store, kind: Kind) -> None:
     """Those of its turns. Sessions that were empty before are deleted with the last turn."""
-    database, what, made, costs = file_store._database, DeleteResource(kind, "ann"), 0, []
+    database, what, made, costs = file_store._database, DeleteResource(kind, "ann"), 0, list[int]()
     assert isinstance(database, SQLite)
+    steps: list[int] = []
     rows = [running_row(f"turn-{n:03}", step=n, session=f"session-{n}", user="ann") for n in range(400)]
     for total in (20, 400):
         await file_store.record(rows[made:total])
-        made, steps = total, list[int]()
+        made = total
+        steps.clear()
         purged = tuple(TurnId(row.turn) for row in rows[total - 5 : total])
-        await database._writer.set_progress_handler(lambda steps=steps: steps.append(1), 1)
+        await database._writer.set_progress_handler(lambda: steps.append(1), 1)
         deleted = await file_store.delete(OURS, msgspec.structs.replace(what, purged=purged))
         await database._writer.set_progress_handler(lambda: None, 1_000_000)
         assert (deleted.turns, deleted.sessions) == (5, 5)
