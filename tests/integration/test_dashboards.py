@@ -280,8 +280,13 @@ async def blocked_start(loaded: Loaded) -> AsyncGenerator[None]:
     """A process waits for a lock of its database when it starts. It has the metrics port of a dead generator."""
     database = loaded.system.folder / "blocked" / "tailrace.db"
     database.parent.mkdir()
-    with closing(sqlite3.connect(database, isolation_level=None)) as other:
-        # A database of the version before: it has to be migrated, and not to be filled from the log.
+    with (
+        closing(sqlite3.connect(loaded.system.database)) as recorded,
+        closing(sqlite3.connect(database, isolation_level=None)) as other,
+    ):
+        # A copy has the same id; with another one, the process would not start. It is of the version before, so it has
+        # to be migrated, and not to be filled from the log.
+        recorded.backup(other)
         other.executescript(f"PRAGMA journal_mode = WAL; PRAGMA user_version = {migrations()[-2].number}")
         other.execute("BEGIN IMMEDIATE")
         process = Process(

@@ -64,6 +64,7 @@ async def test_a_post_stores_the_request_and_returns_links(lone_gateway: Gateway
         session=accepted["session"],
         by=stored.by,
         body_sha256=stored.body_sha256,
+        queue_position=stored.queue_position,
     )
     body = {
         "messages": [
@@ -85,7 +86,8 @@ async def test_a_post_stores_the_request_and_returns_links(lone_gateway: Gateway
     }
     accepted = await post(lone_gateway, **body)
     stored = await request_of(log, tenant, accepted)
-    assert msgspec.to_builtins(stored) == {
+    # Turns of other tests may wait before it.
+    assert msgspec.to_builtins(msgspec.structs.replace(stored, queue_position=None)) == {
         "session": accepted["session"],
         "by": stored.by,
         "body_sha256": stored.body_sha256,

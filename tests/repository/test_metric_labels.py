@@ -14,6 +14,7 @@ import tailrace.generators.metrics
 import tailrace.persistence.metrics
 import tailrace.proto.nats.follower
 import tailrace.proto.nats.setup_state
+import tailrace.proto.runtime.trace_export
 import tailrace.proto.service
 from tailrace.gateway.app import ROUTES
 from tailrace.gateway.clients.registry import DIALECTS
@@ -84,6 +85,7 @@ MODULES = (
     tailrace.persistence.metrics,
     tailrace.proto.nats.follower,
     tailrace.proto.nats.setup_state,
+    tailrace.proto.runtime.trace_export,
     tailrace.proto.service,
 )
 METRICS = [
