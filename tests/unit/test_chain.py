@@ -15,6 +15,8 @@ from tests.harness.turn_builder import raw, request
 ASKED = Chain(Seq(10))
 TAKEN = Chain(Seq(20), attempt=2)
 ENDED = Chain(Seq(30), attempt=2, is_ended=True)
+KEY = b"0123456789abcdef"
+ENCRYPTED = Chain(Seq(40), attempt=2, encryption_key=KEY)
 
 
 def an_attempt(prev: int, number: int) -> Attempt:
@@ -48,6 +50,13 @@ VALID: dict[str, tuple[Chain, Entry, Chain]] = {
     "a turn may end before anybody took it": (ASKED, an_end(10, 0), Chain(Seq(99), 0, is_ended=True)),
     "a newer kind is a link": (TAKEN, unknown(20, 2), Chain(Seq(99), 2)),
     "a newer attempt than the last is the current one": (TAKEN, an_event(20, 3), Chain(Seq(99), 3)),
+    "a request has the key of its turn": (
+        START,
+        request(encryption_key=KEY),
+        Chain(Seq(99), length=1, first=Seq(99), encryption_key=KEY),
+    ),
+    "an event keeps the key": (ENCRYPTED, an_event(40, 2), Chain(Seq(99), 2, encryption_key=KEY)),
+    "a takeover keeps the key": (ENCRYPTED, an_attempt(40, 3), Chain(Seq(99), 3, encryption_key=KEY)),
 }
 
 INVALID: dict[str, tuple[Chain, Entry]] = {
