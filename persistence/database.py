@@ -84,7 +84,8 @@ class Database(Protocol):
     def lock(self, name: str) -> AbstractAsyncContextManager[None]:
         """Holds the lock `name` while the block runs: no other process that uses the database holds it, too.
 
-        Waits without a limit. If the lock is lost, cancels the block and raises StoreBusy.
+        Waits without a limit. If the lock is lost, cancels the block and raises StoreBusy. Of one process, callers with
+        the same name run one at a time.
         """
 
     async def erase_journal(self) -> None:

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 from typing import Any, Self
-from weakref import WeakValueDictionary
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -118,7 +117,6 @@ class PostgreSQL:
         self._url = url
         self._options = options
         self.version = version
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._writing = asyncio.Lock()
 
     @classmethod
@@ -211,14 +209,6 @@ class PostgreSQL:
 
         Raises StoreBusy when the server does not answer any more.
         """
-        # Each holder has a connection of its own. A task that waits for another one of this process has none: otherwise
-        # the deletions of one tenant would take all connections of the server.
-        held = self._locks.setdefault(name, asyncio.Lock())
-        async with held, self._lock_on_server(name):
-            yield
-
-    @asynccontextmanager
-    async def _lock_on_server(self, name: str) -> AsyncIterator[None]:
         with _map_errors(self._url):
             # The end of this connection releases the lock, also when the process is killed. It is not one of the pool,
             # because other tasks may hold all of those.

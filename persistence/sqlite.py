@@ -17,7 +17,6 @@ from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
-from weakref import WeakValueDictionary
 
 import aiosqlite
 
@@ -101,7 +100,6 @@ class SQLite:
         # For queries that may take long.
         self._searcher = searcher
         self.version = version
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._writing = asyncio.Lock()
         self._damage: StoreCorrupt | None = None
         # Also after a start: the process may have been killed between a deletion and its checkpoint.
@@ -202,11 +200,9 @@ class SQLite:
         self._has_deleted = True
 
     @asynccontextmanager
-    async def lock(self, name: str) -> AsyncIterator[None]:
-        """Holds the named lock during the block, within this process: only one process uses the file."""
-        held = self._locks.setdefault(name, asyncio.Lock())
-        async with held:
-            yield
+    async def lock(self, name: str) -> AsyncIterator[None]:  # noqa: ARG002
+        """Does nothing: only one process uses the file."""
+        yield
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns the rows of a query. Raises StoreError; after StoreCorrupt, `raise_if_damaged` raises it again."""

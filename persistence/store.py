@@ -3,11 +3,12 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from copy import copy
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import UNSET
@@ -132,6 +133,7 @@ class Store:
         self._reads = FairSemaphore(database.reads_max)
         self._writes = FairSemaphore(1)
         self._searches = FairSemaphore(1)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._is_recorder = False
         self.system = database.system
 
@@ -153,9 +155,14 @@ class Store:
         """Runs the missing migrations."""
         await self._database.migrate()
 
-    def lock(self, name: str) -> AbstractAsyncContextManager[None]:
+    @asynccontextmanager
+    async def lock(self, name: str) -> AsyncIterator[None]:
         """Holds the lock `name` while the block runs, see Database.lock."""
-        return self._database.lock(name)
+        # On PostgreSQL each holder has a connection of its own. A task that waits for another one of this process has
+        # none: otherwise the deletions of one tenant would take all connections of the server.
+        held = self._locks.setdefault(name, asyncio.Lock())
+        async with held, self._database.lock(name):
+            yield
 
     async def erase_journal(self) -> None:
         """Removes what was deleted from the database's journal, as far as that is possible now."""
