@@ -136,8 +136,7 @@ class BatchBuilder:
         # Without limits the admission reserves nothing.
         admission = submission.admission or self._limiter.admission(submission.principal)
         offer = await self._catalogue.offer(submission.principal.tenant)
-        body_bytes = len(submission.raw) + submission.added_bytes
-        files = self._files.reader(submission.principal.tenant, submission.cleanup, body_bytes)
+        files = self._files.reader(submission.principal.tenant, submission.cleanup, submission.body_bytes)
         return InputChecker(submission.principal, admission, offer, self._schema_checker, files, self._settings, via)
 
     async def store(

@@ -37,7 +37,7 @@ def auto_idempotency_feature(log: TurnLog, claims: Claims) -> Feature[TurnSubmis
     async def derive(submission: TurnSubmission) -> None:
         if submission.idempotency_key == AUTO:
             # Only a checked turn can be encoded: it is not nested too deep.
-            await convert_body(len(submission.raw) + submission.added_bytes, check, submission.new_turn)
+            await convert_body(submission.body_bytes, check, submission.new_turn)
             new_turn, principal = submission.new_turn, submission.principal
             if principal.user is not None:
                 # It is the user of the turn, whatever the body says.

@@ -58,8 +58,7 @@ class UploadedFiles:
 
     async def _inline(self, submission: Submission) -> None:
         assert isinstance(submission, TurnSubmission)  # noqa: S101  # by `_has_files`
-        body_bytes = len(submission.raw) + submission.added_bytes
-        reader = self.reader(submission.principal.tenant, submission.cleanup, body_bytes)
+        reader = self.reader(submission.principal.tenant, submission.cleanup, submission.body_bytes)
         submission.new_turn = await reader.inline(submission.new_turn)
         submission.added_bytes += reader.bytes
 

@@ -43,7 +43,7 @@ class RequestBlobs:
     async def _replace_long_strings(self, submission: Submission) -> None:
         entry = submission.entry
         # A long body or conversation is not encoded here: that would take milliseconds in the event loop.
-        is_short = not entry.history and len(submission.raw) + submission.added_bytes <= blobs.INLINE_BYTES_MAX
+        is_short = not entry.history and submission.body_bytes <= blobs.INLINE_BYTES_MAX
         if is_short and blobs.has_no_blobs(encoded := entries.encode(entry)):
             submission.entry_bytes = len(encoded)
             if submission.admission is not None:

@@ -46,6 +46,11 @@ class Submission:
     cleanup: AsyncExitStack = field(default_factory=AsyncExitStack)
     """Resources of features, which are released when the submission is over."""
 
+    @property
+    def body_bytes(self) -> int:
+        """The bytes of the request with what was added to it."""
+        return len(self.raw) + self.added_bytes
+
     def __post_init__(self) -> None:
         self.own_turn = self.turn = TurnKey(self.principal.tenant, TurnId(new_id()))
 

@@ -96,7 +96,7 @@ class TurnSubmitter:
         With `cursor`, nothing is stored: the turn is the one that has this entry. Raises Refused, LogError.
         """
         await run_features(self._features.prepare, submission)
-        await convert_body(len(submission.raw) + submission.added_bytes, check, submission.new_turn)
+        await convert_body(submission.body_bytes, check, submission.new_turn)
         return await (self.store(submission, self._build) if cursor is None else self._resume(submission, cursor))
 
     async def store(self, submission: S, build: Callable[[S], Awaitable[entries.Request]]) -> StoredTurn:
