@@ -299,13 +299,16 @@ class Store:
     async def _delete(self, writer: Transaction, tenant: Tenant, what: DeleteResource) -> DeletedRows:
         gone = {"turns": 0, "sessions": 0, "projects": 0}
         listed = {"tenant": tenant, "listed": msgspec.json.encode(what.purged).decode()}
-        sessions = await writer.read(self._sql["sessions_of_turns"], listed)
+        # An erasure may have many rounds: only the last one reads all sessions.
+        is_erasure = what.kind in ("user", "tenant")
+        sessions = await writer.read(self._sql["sessions_of_turns"], listed) if is_erasure else []
         for statement, sign in (*(DELETE_INPUTS if what.kind == "user" else ()), *DELETE_TURN):
             rows = [{"tenant": tenant, "turn": turn, "sign": sign} for turn in what.purged]
             await writer.executemany(self._sql[statement], rows)
         gone["turns"] = await writer.execute(self._sql["delete_turns"], listed)
-        if has_more := await self._has_turns(writer, tenant, what):
-            # An erasure may have many rounds: only the last one reads all sessions.
+        left = {"tenant": tenant, "name": what.name, "limit": 1}
+        has_more = is_erasure and bool(await writer.read(self._sql[TURNS_TO_DELETE[what.kind]], left))
+        if has_more:
             some = {
                 "tenant": tenant,
                 "listed": msgspec.json.encode([row["session"] for row in sessions]).decode(),
@@ -323,13 +326,6 @@ class Store:
             await writer.execute(self._sql["delete_totals"], names)
         self._database.note_deletion()
         return DeletedRows(gone["turns"], gone["sessions"], gone["projects"])
-
-    async def _has_turns(self, writer: Transaction, tenant: Tenant, what: DeleteResource) -> bool:
-        """Returns whether an erasure has turns left. False for other deletions."""
-        if what.kind not in ("user", "tenant"):
-            return False
-        left = {"tenant": tenant, "name": what.name, "limit": 1}
-        return bool(await writer.read(self._sql[TURNS_TO_DELETE[what.kind]], left))
 
     async def release_blobs(self, tenant: Tenant, blobs: str) -> None:
         """Releases blobs whose turn has no row. `blobs` is a JSON list of SHA-256."""
