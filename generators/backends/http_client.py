@@ -49,7 +49,6 @@ async def read_error(response: httpx2.Response) -> httpx2.Response:
     try:
         await response.aread()
     except httpx2.HTTPError:
-        await response.aclose()
         return httpx2.Response(response.status_code, headers=response.headers, request=response.request)
     return response
 
