@@ -11,6 +11,7 @@ from tailrace.persistence.settings import Settings
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.permissions import GATEWAY
+from tailrace.proto.persistence_health import PersistenceHealth
 from tailrace.proto.subjects import PERSISTENCE
 from tests.harness.processes import as_user
 from tests.harness.until import until
@@ -20,11 +21,6 @@ T = TypeVar("T")
 # As short as a test wants it: with `up`, a lock is waited for longer than any test lasts.
 QUICK: dict[str, object] = {"busy_timeout_s": 0.05, "retry_wait_s": 0.05, "catch_up_timeout_s": 5.0}
 ASK_TIMEOUT_S = 10.0
-
-
-class Health(msgspec.Struct, frozen=True):
-    ok: bool
-    detail: str
 
 
 class Persistence:
@@ -59,6 +55,6 @@ class Persistence:
         reply = await self.services.request(tenant, name, msgspec.json.encode(question), timeout_s=ASK_TIMEOUT_S)
         return msgspec.json.decode(reply, type=answer)
 
-    async def health(self) -> Health:
+    async def health(self) -> PersistenceHealth:
         reply = await self.services.health(PERSISTENCE, timeout_s=ASK_TIMEOUT_S)
-        return msgspec.json.decode(reply or b"", type=Health)
+        return msgspec.json.decode(reply or b"", type=PersistenceHealth)

@@ -29,7 +29,7 @@ CLASSES: dict[str, tuple[type[Exception], ...]] = {
     "backend_broken": (
         *(anthropic.AnthropicError, anthropic.APIError, anthropic.APIResponseValidationError),
         *(anthropic.APIWebhookValidationError, anthropic.ClientClosedRequestError),
-        # What an open stream raises. Before it is open, the SDK wraps them in an APIConnectionError.
+        # Errors while the body of a response is read. Earlier errors are wrapped by the SDK in an APIConnectionError.
         *(httpx2.HTTPError, httpx2.RequestError, httpx2.TransportError, httpx2.NetworkError, httpx2.ReadError),
         *(httpx2.WriteError, httpx2.ConnectError, httpx2.CloseError, httpx2.ProxyError, httpx2.UnsupportedProtocol),
         *(httpx2.ProtocolError, httpx2.LocalProtocolError, httpx2.RemoteProtocolError, httpx2.SSEError),

@@ -718,8 +718,8 @@ async def test_a_search_that_is_cancelled_before_it_begins_is_interrupted(file_s
     assert await database.search("SELECT 1 AS found", {}) == [{"found": 1}]
 
 
-# What a tenant does many times, and how many are done before a later one of another tenant at most. SQLite reads
-# several at once.
+# Operations, and how many of one tenant may end before a later one of another tenant. SQLite runs several reads at
+# once.
 WORK: dict[str, tuple[Callable[[Store, Tenant], Awaitable[object]], int]] = {
     "session": (lambda store, tenant: store.session(tenant, "s1", NOON), 20),
     "new_session": (lambda store, tenant: store.new_session(tenant, CreateSession(new_id()), NOON), 7),
