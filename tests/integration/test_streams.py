@@ -141,12 +141,15 @@ async def test_the_command_creates_missing_parts_of_a_cluster_and_a_lost_majorit
         async def is_named() -> bool:
             return "no leader" in await message_of(check)
 
-        # The remaining server notices it after a while, and does not answer before.
-        await until(is_named, 30)
-        for call in (check, read_setup_state):
-            expected = "JetStream has no leader: start the other servers (of three, at least two must run)"
-            assert (await message_of(call)).endswith(f": {expected}")
-        await connection.close()
+        try:
+            # The remaining server notices it after a while, and does not answer before.
+            await until(is_named, 30)
+            for call in (check, read_setup_state):
+                expected = "JetStream has no leader: start the other servers (of three, at least two must run)"
+                assert (await message_of(call)).endswith(f": {expected}")
+        finally:
+            # An open one keeps the event loop from ending: nats-py may swallow the cancellation of its tasks.
+            await connection.close()
 
 
 WRONG_STREAMS = {
