@@ -209,7 +209,8 @@ def require_large_body_refused(port: int, context: ssl.SSLContext) -> None:
     context.set_alpn_protocols(["http/1.1"])
     head = "POST /v1/turns HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\n"
     head += "content-type: application/json\r\n"
-    head += f"content-length: {BODY_BYTES_MAX + 1}\r\n\r\n"
+    # Otherwise Caddy keeps the connection open if the gateway has refused the request before Caddy did.
+    head += f"connection: close\r\ncontent-length: {BODY_BYTES_MAX + 1}\r\n\r\n"
     with (
         socket.create_connection(("localhost", port), timeout=30) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as connection,
