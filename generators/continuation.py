@@ -28,6 +28,7 @@ from tailrace.proto.entries import Block, Message, Mode, Request
 from tailrace.proto.fold import Turn, content, is_executed_tool
 from tailrace.proto.forced_tools import forced_functions
 from tailrace.proto.models import find_model
+from tailrace.proto.usage import utf8_bytes
 
 # Models after 4.5 refuse a prefilled answer; Anthropic's migration guide recommends a user message like this instead.
 CONTINUE_PROMPT = (
@@ -38,8 +39,8 @@ CONTINUE_PROMPT = (
 TAIL_CHARS = 200
 # The API refuses a smaller thinking budget, and one that is not below `max_tokens`.
 THINKING_TOKENS_MIN = 1024
-# So many characters that are left out are reported before the call ends.
-LEFT_OUT_CHARS_MAX = 4096
+# So much text that is left out is reported before the call ends.
+LEFT_OUT_BYTES_MAX = 4096
 
 
 def build_call(request: Request) -> Call:
@@ -175,8 +176,8 @@ class Continuation:
     def map(self, event: ModelEvent) -> list[ModelEvent]:
         """Returns what an event of the new call becomes in the log: usually one event, sometimes none or two."""
         mapped = self._map(event)
-        if not mapped and self._left_out >= LEFT_OUT_CHARS_MAX:
-            # So a process that dies, or a client that cancels, loses the count of few characters.
+        if not mapped and self._left_out >= LEFT_OUT_BYTES_MAX:
+            # So a process that dies, or a client that cancels, loses the count of little text.
             mapped, self._left_out = [report_left_out(self._left_out)], 0
         if mapped and self._left_out:
             mapped[0] = msgspec.structs.replace(mapped[0], left_out=self._left_out)
@@ -237,15 +238,15 @@ class Continuation:
     def _delta(self, index: int, delta: events.Delta) -> list[ModelEvent]:
         target = self._targets.get(index)
         if target is None:
-            self._left_out += len(delta.thinking) if isinstance(delta, events.ThinkingDelta) else 0
+            self._left_out += utf8_bytes(delta.thinking) if isinstance(delta, events.ThinkingDelta) else 0
             return []
         if not isinstance(delta, events.TextDelta):
             return self._flush_before(index, events.BlockDelta(target, delta))
         if index != self._continued:
             return self._text(target, delta.text)
         text, repeated = self._repetition.filter(delta.text)
-        self.repeated += repeated
-        self._left_out += repeated
+        self.repeated += len(repeated)
+        self._left_out += utf8_bytes(repeated)
         return self._continue_text(target, text)
 
     def _flush_before(self, index: int, event: events.BlockDelta | events.BlockStop) -> list[ModelEvent]:

@@ -24,15 +24,16 @@ class RepetitionFilter:
         self._is_active = is_inside_line and stored.find(self._tail) == len(stored) - len(self._tail)
         self._held = ""
 
-    def filter(self, text: str) -> tuple[str, int]:
-        """Adds `text`; returns the text to pass on now, and how many characters were left out before it."""
+    def filter(self, text: str) -> tuple[str, str]:
+        """Adds `text`; returns the text to pass on now, and the text that was left out before it."""
         if not self._is_active:
-            return text, 0
+            return text, ""
         self._held += text
         repeated = self._count_repeated()
         if repeated or not self._may_be_repeated():
-            return self.flush()[repeated:], repeated
-        return "", 0
+            held = self.flush()
+            return held[repeated:], held[:repeated]
+        return "", ""
 
     def flush(self) -> str:
         """Ends the filter; returns the text held back, which is no complete repetition."""

@@ -12,7 +12,7 @@ import msgspec
 from tailrace.generators.backends import Call
 from tailrace.proto.blobs import references
 from tailrace.proto.entries import CacheFor, Message
-from tailrace.proto.usage import ESTIMATE_CHARS, ESTIMATE_TOKENS
+from tailrace.proto.usage import estimate_tokens
 
 # No model caches less. Most need two to four times as much, and ignore the marks below that.
 TOKENS_MIN = 1024
@@ -27,7 +27,7 @@ def add_cache_marks(call: Call, cache: CacheFor | None, history: int) -> Call:
     The marks have the same positions in every call of a turn, so that a continuation reads what the first call cached.
     If the client has set marks, none are added.
     """
-    if cache is None or has_cache_marks(call) or (cache == "auto" and estimate_tokens(call) < TOKENS_MIN):
+    if cache is None or has_cache_marks(call) or (cache == "auto" and estimate_prompt(call) < TOKENS_MIN):
         return call
     mark: Block = {"type": "ephemeral", "ttl": "1h"} if cache == "1h" else {"type": "ephemeral"}
     ends = {history - 1, len(call.messages) - 1}
@@ -65,7 +65,7 @@ def has_cache_marks(call: Call) -> bool:
     )
 
 
-def estimate_tokens(call: Call) -> int:
+def estimate_prompt(call: Call) -> int:
     """Returns about how many tokens the prompt has, by Anthropic's ratio for English."""
     encoded = msgspec.json.encode([call.tools, call.system, call.messages])
-    return (len(encoded) + sum(blob.bytes for blob in references(call))) * ESTIMATE_TOKENS // ESTIMATE_CHARS
+    return estimate_tokens(len(encoded) + sum(blob.bytes for blob in references(call)))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tailrace.generators.backends.model_event import ModelEvent, Sink, report_left_out
 from tailrace.proto import events
-from tailrace.proto.usage import CallUsage, estimate_usage
+from tailrace.proto.usage import CallUsage, estimate_usage, utf8_bytes
 
 
 class UsageMeter:
@@ -12,7 +12,7 @@ class UsageMeter:
 
     def __init__(self) -> None:
         self._usage = CallUsage()
-        self._chars = 0
+        self._bytes = 0
         self._ended: list[CallUsage] = []
         """The earlier calls of the same attempt: a backend that executes tools makes several."""
 
@@ -22,39 +22,39 @@ class UsageMeter:
         return [*self._ended, self.usage]
 
     @property
-    def unreported_chars(self) -> int:
-        """The characters of the current call that the model has not reported in its usage yet."""
-        return self._chars
+    def unreported_bytes(self) -> int:
+        """The bytes of text of the current call that the model has not reported in its usage yet."""
+        return self._bytes
 
     @property
     def usage(self) -> CallUsage:
         """The usage that the model has reported, plus an estimate for the text since then."""
-        return estimate_usage(self._usage, self._chars)
+        return estimate_usage(self._usage, self._bytes)
 
     def add(self, event: ModelEvent) -> None:
-        """Counts an event: the usage that it reports, or the characters of its text."""
-        self._chars += event.left_out
+        """Counts an event: the usage that it reports, or the bytes of its text."""
+        self._bytes += event.left_out
         match event.event:
             case events.BlockDelta(
                 _, events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece)
             ):
-                self._chars += len(piece)
+                self._bytes += utf8_bytes(piece)
             case events.MessageStart(message):
-                if self._usage != CallUsage() or self._chars:
+                if self._usage != CallUsage() or self._bytes:
                     self._ended.append(self.usage)
-                self._usage, self._chars = message.usage, 0
+                self._usage, self._bytes = message.usage, 0
             case events.BlockStart(_, block):
-                self._chars += len(str(block.get("text", "")))
+                self._bytes += utf8_bytes(str(block.get("text", "")))
             case events.MessageDelta(_, usage):
                 self._usage = usage.merge_into(self._usage)
                 if usage.output_tokens is not None:
-                    self._chars = 0
+                    self._bytes = 0
             case _:
                 pass
 
 
 class LeftOutMeter:
-    """Counts the characters of a call that the sinks around `sink` do not pass on to it.
+    """Counts the bytes of text of a call that the sinks around `sink` do not pass on to it.
 
     They hold text back while it may be left out: of what they still hold when the call ends, nothing is stored.
     """
@@ -82,6 +82,6 @@ class LeftOutMeter:
 
     def report(self) -> None:
         """Puts a hidden event into `sink` if the ended call has sent more than was stored or reported as left out."""
-        left_out = self._sent.unreported_chars - self._stored.unreported_chars
+        left_out = self._sent.unreported_bytes - self._stored.unreported_bytes
         if left_out > 0:
             self._sink(report_left_out(left_out))

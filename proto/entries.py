@@ -143,7 +143,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `is_hidden` marks an event that only counts for the usage, such as a continuation's `message_start`. It is not sent
     to readers.
-    `left_out` is the number of characters before it that a continuation repeated and that were dropped.
+    `left_out` is how many bytes of text of the call, before this event, are not stored (PROTOCOL R70).
     """
 
     prev: Seq

@@ -16,7 +16,7 @@ from tailrace.proto.chain import START, Chain, link
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import Attempt, Block, End, Event, Failure, Mode, Outcome, Progress, Request, Stored
-from tailrace.proto.usage import CallUsage, Usage, estimate_usage
+from tailrace.proto.usage import CallUsage, Usage, estimate_usage, utf8_bytes
 
 # A tool's input is nested in five levels of the next turn's request: entry, messages, message, content, block (R7).
 INPUT_LEVELS_MAX = LEVELS_MAX - 5
@@ -71,7 +71,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """The usage of each earlier call."""
     usage_call: CallUsage = CallUsage()
     """The usage of the current call, as far as the model has reported it."""
-    unreported_chars: int = 0
+    unreported_bytes: int = 0
     """Characters that the current call has produced and that the model's reported usage does not include yet."""
     was_estimated: bool = False
     """Whether an earlier call broke off before the model had reported its output."""
@@ -96,7 +96,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def calls(self) -> tuple[CallUsage, ...]:
         """The usage of each call. Output that the model has not reported is estimated (PROTOCOL R23)."""
-        return (*self.calls_before, estimate_usage(self.usage_call, self.unreported_chars))
+        return (*self.calls_before, estimate_usage(self.usage_call, self.unreported_bytes))
 
     @property
     def usage(self) -> Usage:
@@ -111,7 +111,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_usage_estimated(self) -> bool:
         """Whether `usage` contains output that the model has not reported (PROTOCOL R23)."""
-        return self.was_estimated or self.unreported_chars > 0
+        return self.was_estimated or self.unreported_bytes > 0
 
     @property
     def outcome(self) -> Outcome | Literal["running"]:
@@ -262,7 +262,7 @@ class Folding:
         self.blocks = [_OpenBlock(block) for block in turn.blocks]
         self.calls_before = turn.calls_before
         self.usage_call = turn.usage_call
-        self.unreported_chars = turn.unreported_chars
+        self.unreported_bytes = turn.unreported_bytes
         self.envelope = turn.envelope
         self.was_estimated = turn.was_estimated
         self.hedges = turn.hedges
@@ -288,7 +288,7 @@ class Folding:
         match stored.entry:
             case Event(event=raw, is_hidden=is_hidden, left_out=left_out):
                 event = event or events.decode(raw)
-                self.unreported_chars += left_out
+                self.unreported_bytes += left_out
                 if isinstance(event, events.MessageStart) and not is_hidden:
                     self.changes["message"] = event.message
                 if isinstance(event, events.MessageStart | events.MessageDelta):
@@ -328,14 +328,14 @@ class Folding:
         """Applies an event to the blocks, the stop reason and the usage. Ignores deltas of a wrong type."""
         match event:
             case events.MessageStart(message):
-                if self.usage_call != CallUsage() or self.unreported_chars:
+                if self.usage_call != CallUsage() or self.unreported_bytes:
                     # A further call of the same attempt: each has a price of its own (PROTOCOL R23).
                     self.close_call()
-                self.usage_call, self.unreported_chars = message.usage, 0
+                self.usage_call, self.unreported_bytes = message.usage, 0
             case events.BlockStart(_, block):
                 text = str(block.get("text", ""))
                 self.blocks.append(_OpenBlock(Block(str(block.get("type", "")), block, text)))
-                self.unreported_chars += len(text)
+                self.unreported_bytes += utf8_bytes(text)
                 self.reached += len(text)
             case events.BlockDelta(index, delta) if 0 <= index < len(self.blocks):
                 if events.fits_block(delta, self.blocks[index].block.type):
@@ -348,7 +348,7 @@ class Folding:
                     self.changes["stop"] = stop
                 self.usage_call = usage.merge_into(self.usage_call)
                 if usage.output_tokens is not None:
-                    self.unreported_chars = 0
+                    self.unreported_bytes = 0
             case _:
                 pass
 
@@ -363,16 +363,16 @@ class Folding:
 
     def close_call(self) -> None:
         """Moves the usage of the current call, complete or not, to `calls_before`, with unreported output estimated."""
-        self.calls_before += (estimate_usage(self.usage_call, self.unreported_chars),)
-        self.was_estimated |= self.unreported_chars > 0
-        self.usage_call, self.unreported_chars = CallUsage(), 0
+        self.calls_before += (estimate_usage(self.usage_call, self.unreported_bytes),)
+        self.was_estimated |= self.unreported_bytes > 0
+        self.usage_call, self.unreported_bytes = CallUsage(), 0
 
     def add_delta(self, block: _OpenBlock, delta: events.Delta) -> None:
-        """Adds a delta to a block, and its characters to those whose usage the model has not reported yet."""
+        """Adds a delta to a block, and its bytes to those whose usage the model has not reported yet."""
         match delta:
             case events.TextDelta(piece) | events.ThinkingDelta(piece) | events.InputJsonDelta(piece):
                 block.pieces.append(piece)
-                self.unreported_chars += len(piece)
+                self.unreported_bytes += utf8_bytes(piece)
                 self.reached += len(piece)
             case events.SignatureDelta(signature):
                 block.signature.append(signature)
@@ -389,7 +389,7 @@ class Folding:
             blocks=tuple(block.build() for block in self.blocks),
             calls_before=self.calls_before,
             usage_call=self.usage_call,
-            unreported_chars=self.unreported_chars,
+            unreported_bytes=self.unreported_bytes,
             envelope=self.envelope,
             was_estimated=self.was_estimated,
             hedges=self.hedges,

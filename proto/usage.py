@@ -81,16 +81,27 @@ class CallUsage(Usage, frozen=True, omit_defaults=True):
         return bool(self.speed == "fast")
 
 
-# Anthropic's glossary: "a token approximately represents 3.5 English characters". In whole numbers, 2 tokens for 7.
-ESTIMATE_TOKENS, ESTIMATE_CHARS = 2, 7
+# Anthropic's glossary: "a token approximately represents 3.5 English characters". In whole numbers, 2 tokens for 7. Of
+# other languages, a character is more tokens, and more bytes of UTF-8: three for one of Chinese.
+ESTIMATE_TOKENS, ESTIMATE_BYTES = 2, 7
 
 
-def estimate_usage(counted: CallUsage, output_chars: int) -> CallUsage:
-    """Returns the usage of a call that broke off `output_chars` characters after the model last reported its usage.
+def utf8_bytes(text: str) -> int:
+    """Returns how many bytes `text` has in UTF-8; three for a lone surrogate."""
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+
+
+def estimate_tokens(text_bytes: int) -> int:
+    """Returns about how many tokens a text of `text_bytes` bytes has."""
+    return -(-text_bytes * ESTIMATE_TOKENS // ESTIMATE_BYTES)
+
+
+def estimate_usage(counted: CallUsage, output_bytes: int) -> CallUsage:
+    """Returns the usage of a call that broke off `output_bytes` of text after the model last reported its usage.
 
     The provider bills the output so far, but its final count was never received.
     """
-    output_tokens = max(counted.output_tokens, -(-output_chars * ESTIMATE_TOKENS // ESTIMATE_CHARS))
+    output_tokens = max(counted.output_tokens, estimate_tokens(output_bytes))
     return msgspec.structs.replace(counted, output_tokens=output_tokens)
 
 

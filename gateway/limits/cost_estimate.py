@@ -1,9 +1,8 @@
 """Estimate of the tokens and nano-dollars that a request may use, before the model is called. Pure.
 
 The estimate is the most that is likely: the whole prompt, at the cache-write price if it is to be cached, an answer of
-`max_tokens`, and each further call that may follow. Text counts 3.5 bytes of UTF-8 a token: Anthropic's glossary says
-3.5 characters of English. Other scripts have fewer characters a token, and more bytes a character. An image counts as
-the largest one that a model is shown, a document by its pages. The turn's `end` has what was really used.
+`max_tokens`, and each further call that may follow. Text counts 3.5 bytes of UTF-8 a token. An image counts as the
+largest one that a model is shown, a document by its pages. The turn's `end` has what was really used.
 """
 
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from tailrace.proto.blobs import parse_reference
 from tailrace.proto.entries import Request
 from tailrace.proto.forced_tools import answer_schema
 from tailrace.proto.models import find_model, sum_costs
-from tailrace.proto.usage import ESTIMATE_CHARS, ESTIMATE_TOKENS, CallUsage
+from tailrace.proto.usage import CallUsage, estimate_tokens, utf8_bytes
 
 # platform.claude.com, "Vision": larger images are scaled down to this; for models before Opus 4.7 to a third of it.
 IMAGE_TOKENS = 4784
@@ -99,7 +98,7 @@ def _measure(request: Request, counter: PageCounter) -> _Prompt:
     while pending:
         match pending.pop():
             case str(text):
-                size += _utf8_bytes(text)
+                size += utf8_bytes(text)
             case list(items):
                 # Commas count too: a list may hold 100,000 empty items.
                 size += max(0, len(items) - 1)
@@ -115,18 +114,14 @@ def _measure(request: Request, counter: PageCounter) -> _Prompt:
                 size += blob.bytes
             case dict(fields):
                 ttls.append(_cache_ttl(fields))
-                size += sum(map(_utf8_bytes, fields))
+                size += sum(map(utf8_bytes, fields))
                 pending += fields.values()
             case None:
                 pass
             case scalar:
                 # A number or a boolean: 100,000 of them are at least as many tokens.
                 size += len(str(scalar))
-    return _Prompt(-(-size * ESTIMATE_TOKENS // ESTIMATE_CHARS) + tokens, any(ttls), "1h" in ttls)
-
-
-def _utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+    return _Prompt(estimate_tokens(size) + tokens, any(ttls), "1h" in ttls)
 
 
 def _cache_ttl(fields: Mapping[str, Any]) -> str | None:

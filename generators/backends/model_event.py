@@ -23,7 +23,7 @@ class ModelEvent(msgspec.Struct, frozen=True):
     index: int = -1
     """The block of an unknown event that names one."""
     left_out: int = 0
-    """Characters that the call sent before this event and that are not stored (PROTOCOL R70)."""
+    """The bytes of text that the call sent before this event and that are not stored (PROTOCOL R70)."""
 
 
 Sink = Callable[[ModelEvent], None]
@@ -102,10 +102,10 @@ def stop_message(stop_reason: str, stop_sequence: str | None = None) -> ModelEve
     return ModelEvent(events.decode(raw), raw, "message_delta")
 
 
-def report_left_out(chars: int) -> ModelEvent:
-    """Returns a hidden `message_delta` that reports `chars` characters which are not stored (PROTOCOL R70)."""
+def report_left_out(text_bytes: int) -> ModelEvent:
+    """Returns a hidden `message_delta` that reports `text_bytes` of text that are not stored (PROTOCOL R70)."""
     raw = msgspec.Raw(b'{"type":"message_delta","delta":{},"usage":{}}')
-    return ModelEvent(events.decode(raw), raw, "message_delta", is_hidden=True, left_out=chars)
+    return ModelEvent(events.decode(raw), raw, "message_delta", is_hidden=True, left_out=text_bytes)
 
 
 def from_event(event: events.Event) -> ModelEvent:

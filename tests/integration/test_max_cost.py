@@ -94,7 +94,7 @@ async def test_text_that_is_not_stored_counts(
     text = "Half an answer" if before else ""
     assert (turn.outcome, turn.stop.stop_reason, turn.text, calls) == ("completed", "max_cost", text, 2)
     assert turn.end is not None
-    # A delta of seven characters is two tokens of 10,000 nano-dollars.
+    # A delta of seven bytes is two tokens of 10,000 nano-dollars.
     assert NANO_USD <= turn.end.cost_nano_usd < NANO_USD + 2 * 10_000
 
 

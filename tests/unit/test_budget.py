@@ -151,7 +151,7 @@ FORCED = {"tools": [{"name": name, "input_schema": {}} for name in "fg"], "optio
 @pytest.mark.parametrize(
     ("stored", "given", "begin", "delta"),
     [
-        ([START, WRITES, BlockDelta(0, TextDelta("The sky"))], {}, THINKS, ThinkingDelta("1234567")),
+        ([START, WRITES, BlockDelta(0, TextDelta("The sky"))], {}, THINKS, ThinkingDelta("1天空")),
         ([], FORCED, WRITES, TextDelta('{"a":1,')),
     ],
     ids=["thinking of a continuation", "text that may be a forced call"],

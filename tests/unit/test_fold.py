@@ -381,10 +381,10 @@ def test_usage_is_the_sum_of_each_calls_last_word(calls: list[tuple[int, list[in
 
 @pytest.mark.rule("R23")
 def test_usage_of_a_broken_call_is_estimated() -> None:
-    """Its text was paid for: two tokens for seven characters, until the model reports its own count."""
+    """Its text was paid for: two tokens for seven bytes, until the model reports its own count."""
     log = attempted_turn(*opening_events(input_tokens=10))
     assert (log.turn.usage, log.turn.is_usage_estimated) == (Usage(10), False)
-    log.store_texts("seven c", "harrs.")
+    log.store_texts("seven b", "天空")
     assert (log.turn.usage, log.turn.is_usage_estimated) == (Usage(10, 4), True)
     log.store_attempt("continue")
     log.store_events(*opening_events(input_tokens=20)[:1], is_hidden=True)
@@ -426,7 +426,7 @@ def test_a_delta_that_does_not_fit_its_block_is_passed_over(
     before = log.turn
     log.store_events(BlockStart(1, start), BlockDelta(1, delta), BlockDelta(0, events.ThinkingDelta("x")))
     assert [content(block) for block in log.turn.blocks] == [{"type": "text", "text": "A"}, whole]
-    assert log.turn.unreported_chars == before.unreported_chars
+    assert log.turn.unreported_bytes == before.unreported_bytes
 
 
 @pytest.mark.rule("R71")
