@@ -216,8 +216,8 @@ def tailrace_with_traces(model: str) -> Iterator[Arm]:
 
 
 def _roles(parent: int) -> dict[str, list[int]]:
-    """Returns the processes that `tailrace up` has started, by role."""
-    found: dict[str, list[int]] = {role: [] for role in _ROLES.values()}
+    """Returns `tailrace up`, which relays log lines, and the processes that it has started, by role."""
+    found: dict[str, list[int]] = {role: [] for role in _ROLES.values()} | {"up": [parent]}
     for pid in _children(parent):
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_text().replace("/", " ").replace(".", " ").split("\0")
