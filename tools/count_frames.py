@@ -1,14 +1,15 @@
 """Counts the project's functions on the core path: one POST, one delta to one reader, one resume, one model's delta.
 
-Run `.venv/bin/python -m tools.count_frames` (add `--list` to print the functions). It starts a nats-server, a gateway
-and a generator in this thread; the client, the writer of the log and the simulated Claude run in another thread, whose
-frames are not counted.
+Run `.venv/bin/python -m tools.count_frames`. It starts a nats-server, a gateway and a generator in this thread; the
+client, the writer of the log and the simulated Claude run in another thread, whose frames are not counted.
 A function is counted once, however often it is called; so is a coroutine, however often it is resumed. Of several
 runs the shortest path counts: background tasks (health checks, key cache) disturb single runs.
 """
 
+import argparse
 import asyncio
 import json
+import logging
 import socket
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 import msgspec
+import structlog
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
@@ -238,12 +240,18 @@ def _until_append(functions: Functions) -> Functions:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.count_frames", description=__doc__.partition("\n")[0])
+    parser.add_argument("--list", action="store_true", help="print the functions, in order of their first call")
+    arguments = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    # The simulated Claude is stopped in the middle of its answers, which uvicorn logs as errors.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     found = asyncio.run(count())
     found["append"] = _until_append(found["POST"])
     for name, functions in found.items():
         files = {function.co_filename for function in functions}
         print(f"{name:8}{len(functions):4} functions in {len(files)} files")
-        if "--list" in sys.argv:
+        if arguments.list:
             for function in functions:
                 print(f"    {Path(function.co_filename).relative_to(ROOT)}: {function.co_name}")
 
