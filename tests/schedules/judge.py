@@ -108,7 +108,7 @@ def _check_attempts(turn: Turn, valid: list[Stored]) -> Verdict:
             case Attempt(mode=mode, is_hedge=is_hedge):
                 # A restart may write again what it has taken back.
                 fruitless = fruitless + (not is_hedge) if mode != "restart" else DEFAULTS.attempts_max
-            case Event(event=raw) if b"_delta" in bytes(raw) and fruitless < DEFAULTS.attempts_max:
+            case Event(event=raw, is_hidden=False) if b"_delta" in bytes(raw) and fruitless < DEFAULTS.attempts_max:
                 fruitless = 0
             case _:
                 pass
