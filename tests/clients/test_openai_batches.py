@@ -1,5 +1,6 @@
 """/v1/batches with OpenAI's Python SDK: upload, create, poll, download the results."""
 
+import asyncio
 import tracemalloc
 from typing import Any
 
@@ -15,6 +16,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
 from tests.harness.generator_in_loop import words
+from tests.harness.loop_pause import longest_pause
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, forget
 
@@ -244,6 +246,16 @@ async def test_a_file_for_something_else_is_refused(sdk: AsyncOpenAI) -> None:
 def test_lines_that_are_no_requests(line: bytes, code: str) -> None:
     requests, errors = parse_lines(line, RESPONSES)
     assert (requests, [error.code for error in errors]) == ([], [code])
+
+
+async def test_other_requests_are_served_while_long_lines_are_checked(sdk: AsyncOpenAI) -> None:
+    """The check of a line with 6,000 messages takes 30 ms, and the loop stood still for twenty of them."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[number % 2], "content": str(number)} for number in range(6_001)]
+    inputs = [request(str(number), CHAT, messages=messages) for number in range(20)]
+    creating = asyncio.create_task(create(sdk, inputs))
+    assert await longest_pause(creating) < 1 / 3
+    await sdk.batches.cancel((await creating).id)
 
 
 def test_a_file_of_millions_of_lines_takes_little_memory() -> None:
