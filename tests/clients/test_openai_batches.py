@@ -11,7 +11,7 @@ from openai import AsyncOpenAI
 from openai.types import Batch
 
 from tailrace.gateway.clients.openai.batch_input import parse_lines
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, child_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
@@ -144,6 +144,22 @@ async def test_a_cancelled_batch_lists_what_did_not_run(sdk: AsyncOpenAI) -> Non
         ("0", "batch_cancelled"),
         ("1", "batch_cancelled"),
     ]
+
+
+async def test_a_cancelled_turn_of_a_batch_is_one_of_its_errors(gateway: Gateway, sdk: AsyncOpenAI) -> None:
+    """The batch completes. Its code is that of the turn, not of a turn that was lost."""
+    made = await create(sdk, [chat("one", "#sim words=500 rate=5"), chat("two", "#sim words=1 rate=0")])
+    turn = child_id(TurnId(made.id.removeprefix("batch_")), 0)
+
+    async def is_cancelled() -> bool:
+        return (await gateway.client.post(f"/v1/turns/{turn}/cancel")).status_code == 200
+
+    await until(is_cancelled)
+    batch = await wait_for_end(sdk, made)
+    assert batch.status == "completed"
+    (error,) = await lines(sdk, batch.error_file_id)
+    assert (error["custom_id"], error["response"]) == ("one", None)
+    assert error["error"] == {"code": "turn_cancelled", "message": "the turn was cancelled"}
 
 
 async def test_an_invalid_file_fails_the_batch(sdk: AsyncOpenAI) -> None:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.failure import CANCELLED, LOST, error_type, failure_of
+from tailrace.gateway.clients.failure import LOST, error_type, failure_of
 from tailrace.gateway.clients.openai import chat_object, responses_object
 from tailrace.gateway.clients.openai.batch_input import CHAT, add_request, error_line, parse_lines
 from tailrace.gateway.history_client import HistoryClient
@@ -46,7 +46,7 @@ from tailrace.gateway.turns.webhook_url import check_webhook
 from tailrace.proto import batch, entries
 from tailrace.proto.batch_records import ListBatches, StoredBatch, stored_batch
 from tailrace.proto.blobs import Blob
-from tailrace.proto.entries import BatchSource, Failure
+from tailrace.proto.entries import BatchSource
 from tailrace.proto.errors import CODES, BlobUnknown, Refused, not_found
 from tailrace.proto.files import FileRecord, GetFile
 from tailrace.proto.fold import Turn
@@ -302,16 +302,18 @@ def failed_line(ended: EndedInput, stored: StoredBatch) -> dict[str, Any] | None
         status = CODES[failure.code].status if failure.code in CODES else 500
         problem = {"message": failure.message, "type": error_type(failure), "code": failure.code, "param": None}
         return _line(turn, {"status_code": status, "request_id": turn.turn, "body": {"error": problem}})
-    failure = CANCELLED if stored.outcome == "cancelled" else stored.error or LOST
     line = {"id": None, "custom_id": ended.custom_id, "response": None} if turn is None else _line(turn, None)
-    return {**line, "error": _batch_error(failure)}
+    return {**line, "error": _batch_error(stored, turn)}
 
 
-def _batch_error(failure: Failure) -> dict[str, str]:
+def _batch_error(stored: StoredBatch, turn: TurnRecord | None) -> dict[str, str]:
+    """Returns why an input has no response: the end of its batch, or that of its turn."""
+    if stored.outcome == "cancelled":
+        return {"code": "batch_cancelled", "message": "This request could not be executed: the batch was cancelled."}
+    failure = stored.error or (LOST if turn is None else failure_of(turn))
     if failure.code == EXPIRED_FAILURE:
         return {"code": "batch_expired", "message": "This request could not be executed before the batch ended."}
-    code = "batch_cancelled" if failure is CANCELLED else failure.code
-    return {"code": code, "message": failure.message}
+    return {"code": failure.code, "message": failure.message}
 
 
 def _line(turn: TurnRecord, response: dict[str, Any] | None) -> dict[str, Any]:
