@@ -68,7 +68,7 @@ class InputItem(msgspec.Struct, frozen=True, kw_only=True):
 
 def system_of(items: str | Sequence[InputItem], instructions: str | None) -> str | list[Block] | None:
     """Returns the instructions and all system and developer messages, as a text if possible; None if there are none."""
-    blocks = [] if instructions is None else [common.text_block(instructions)]
+    blocks = _blocks(instructions or "", "instructions")
     for index, one in enumerate(() if isinstance(items, str) else items):
         if _role(one, index) == "system":
             blocks += _blocks(one.content or "", f"input[{index}]")
