@@ -167,10 +167,19 @@ def tool_use_block(call_id: str, name: str, arguments: str, where: str) -> Field
     try:
         parsed = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
     except DECODE_ERRORS as error:
-        if arguments.lstrip().startswith("{") and TRUNCATED in str(error):
+        if arguments.lstrip().startswith("{") and (_is_truncated(arguments) or _is_truncated(arguments + "0")):
             return {"type": "tool_use", "id": call_id, "name": name, "input": {}}
         raise Refused("request_invalid", f"`{where}`: the `arguments` of a call must be a JSON object") from error
     return {"type": "tool_use", "id": call_id, "name": name, "input": parsed}
+
+
+def _is_truncated(text: str) -> bool:
+    """Returns whether JSON ends too early; False for a number without the digits that it needs, which is invalid."""
+    try:
+        msgspec.json.decode(text)
+    except DECODE_ERRORS as error:
+        return TRUNCATED in str(error)
+    return False
 
 
 def tool_choice(choice: Choice | None, name: str | None, *, parallel: bool | None) -> Fields | None:
