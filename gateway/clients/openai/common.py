@@ -230,7 +230,9 @@ def thinking_tokens(envelope: Fields | None) -> int | None:
 
 def sampling(temperature: float | None, top_p: float | None, model: Model) -> tuple[Fields, list[str]]:
     """Returns the sampling fields that the model supports, and the names of those that it ignores. Raises Refused."""
-    given = {name: value for name, value in (("temperature", temperature), ("top_p", top_p)) if value is not None}
+    # A `top_p` of 1 leaves no token out. Many clients always send it, and Claude refuses both fields together.
+    fields = {"temperature": temperature, "top_p": top_p if top_p != 1 else None}
+    given = {name: value for name, value in fields.items() if value is not None}
     if not model.supports.sampling:
         return {}, list(given)
     if not 0 <= given.get("temperature", 0) <= 1:
