@@ -190,7 +190,7 @@ PARAMETERS: dict[str, Json] = {
     "starting_after": _query("starting_after", "The last received `sequence_number`.", type="integer", minimum=0),
     "snapshot": _query("snapshot", "1: the answer so far as one delta.", enum=["1"]),
     # Parameters that client libraries add by themselves.
-    "beta": _query("beta", "Sent by Anthropic's SDKs. It has no effect."),
+    "beta": _query("beta", "Sent by the SDKs of Anthropic and OpenAI. It has no effect."),
     "api_version": _query("api-version", "Sent by clients of Azure OpenAI. It has no effect."),
     "client_version": _query("client_version", "Sent by OpenAI's Codex. It has no effect."),
     "page_number": _query("page", "The number of the page, instead of `after`.", type="integer", minimum=1),
@@ -201,6 +201,7 @@ PARAMETERS: dict[str, Json] = {
     "after_item": _query("after", "The id of the last received item."),
     "after_file": _query("after_id", "The same as `after`, as Anthropic's SDKs send it."),
     "page_file": _query("page", "The `next_page` of the previous page, as Anthropic's SDKs send it."),
+    "items_limit": _query("limit", "The maximum number of items.", type="integer", minimum=1, maximum=100),
     "batches_limit": _query("limit", "The maximum number of batches.", type="integer", minimum=1, maximum=100),
     "after_batch": _query("after_id", "Only batches that are older than this one."),
     "before_batch": _query("before_id", "Only batches that are newer than this one."),
@@ -270,25 +271,25 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "openai", ChatCompletionRequest, Any, streams=SSE, parameters=NAMED + AZURE, reference=OPENAI_CHAT
     ),
     ("POST", "/v1/responses"): Operation(
-        "openai", ResponseRequest, Any, streams=SSE, parameters=NAMED + AZURE, reference=OPENAI_RESPONSES
+        "openai", ResponseRequest, Any, streams=SSE, parameters=NAMED + BETA, reference=OPENAI_RESPONSES
     ),
     ("GET", "/v1/responses/{response}"): Operation(
         "openai",
         response=Any,
         streams=SSE,
-        parameters=("stream", "starting_after", "snapshot", *INCLUDE, "include_obfuscation", *AZURE),
+        parameters=("stream", "starting_after", "snapshot", *INCLUDE, "include_obfuscation", *BETA),
         reference=OPENAI_RESPONSES,
     ),
     ("DELETE", "/v1/responses/{response}"): Operation(
-        "openai", response=Any, parameters=AZURE, reference=OPENAI_RESPONSES
+        "openai", response=Any, parameters=BETA, reference=OPENAI_RESPONSES
     ),
     ("POST", "/v1/responses/{response}/cancel"): Operation(
-        "openai", response=Any, parameters=AZURE, reference=OPENAI_RESPONSES
+        "openai", response=Any, parameters=BETA, reference=OPENAI_RESPONSES
     ),
     ("GET", "/v1/responses/{response}/input_items"): Operation(
         "openai",
         response=Any,
-        parameters=("after_item", "limit", "order", *INCLUDE, *AZURE),
+        parameters=("after_item", "items_limit", "order", *INCLUDE, *BETA),
         reference=OPENAI_RESPONSES,
     ),
     ("POST", "/v1/messages"): Operation(

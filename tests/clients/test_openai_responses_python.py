@@ -322,6 +322,17 @@ async def test_deleted_response_is_not_found(sdk: AsyncOpenAI) -> None:
         await sdk.responses.create(model=MODEL, input="hi", previous_response_id=made.id)
 
 
+async def test_the_beta_resource_of_the_sdk_uses_the_same_routes(sdk: AsyncOpenAI) -> None:
+    """It adds `?beta=true` to their paths."""
+    responses = sdk.beta.responses
+    made = await responses.create(model=MODEL, input="#sim words=1 rate=0")
+    events = [event.type async for event in await responses.retrieve(made.id, stream=True)]
+    assert (made.status, events[-1]) == ("completed", "response.completed")
+    assert [item.type async for item in responses.input_items.list(made.id)] == ["message"]
+    assert (await responses.cancel(made.id)).id == made.id
+    await responses.delete(made.id)
+
+
 @on_shared_loop
 @pytest.mark.parametrize(
     ("query", "message"),
@@ -330,6 +341,7 @@ async def test_deleted_response_is_not_found(sdk: AsyncOpenAI) -> None:
         ("?stream=true&starting_after=-1", "cursor"),
         ("?stream=true&starting_after=1&snapshot=1", "without"),
         ("/input_items?limit=0", "limit"),
+        ("/input_items?limit=101", "from 1 to 100"),
         (f"/input_items?limit=000000001{'0' * 5000}", "limit"),
         ("/input_items?order=up", "order"),
         ("/input_items?after=nothing", "after"),
