@@ -17,7 +17,7 @@ from tailrace.gateway.clients.openai.unsupported import BuiltTurn
 from tailrace.gateway.http import read_body
 from tailrace.gateway.http.error_responses import Problem
 from tailrace.gateway.http.large_bodies import convert_body
-from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.http.read_body import VALUES_MAX, BodyReader, count_values
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.resources.batch_body import INPUTS_MAX, InputChecker
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -27,6 +27,8 @@ CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 CUSTOM_ID_CHARS_MAX = 256
 # With empty lines.
 LINES_MAX = 10 * INPUTS_MAX
+# Of all requests together, which are decoded and kept until the batch is stored. A value takes up to 150 bytes.
+FILE_VALUES_MAX = 10 * VALUES_MAX
 # As many as OpenAI lists.
 LINE_ERRORS_MAX = 100
 QUOTED_CHARS_MAX = 100
@@ -65,6 +67,7 @@ def parse_lines(content: bytes, endpoint: str) -> tuple[list[Request], list[Line
     requests: list[Request] = []
     errors: list[LineError] = []
     names: set[str] = set()
+    values = 0
     # Lazily: a list of the lines of a file with millions would take fifty times its size.
     lines = ((number, line) for number, line in enumerate(BytesIO(content), 1) if line.strip())
     is_long = content.count(b"\n") > LINES_MAX
@@ -84,10 +87,14 @@ def parse_lines(content: bytes, endpoint: str) -> tuple[list[Request], list[Line
             continue
         found = _problem(line, endpoint, names)
         names.add(line.custom_id)
-        if found is None:
-            requests.append(Request(line.custom_id, bytes(line.body)))
-        else:
+        if found is not None:
             errors.append(LineError(*found, number))
+            continue
+        requests.append(Request(line.custom_id, bytes(line.body)))
+        values += count_values(requests[-1].body)
+        if values > FILE_VALUES_MAX:
+            message = f"The requests have more than {FILE_VALUES_MAX} JSON values together; split the input file."
+            return [], [LineError("too_many_values", message, None, number)]
     return requests, errors[:LINE_ERRORS_MAX]
 
 
