@@ -119,7 +119,7 @@ def check(new_turn: NewTurn) -> None:
         raise Refused("request_invalid", "both `message` and `messages` were sent: send one of them")
     new = new_messages(new_turn)
     if not new:
-        raise Refused("request_invalid", "`messages` is empty: send at least one")
+        raise Refused("request_invalid", "`messages` has no message of the user: send at least one")
     for index, message in enumerate(new):
         if not message.content or (isinstance(message.content, str) and message.content.isspace()):
             where = "message" if new_turn.messages is None else f"messages[{index}].content"

@@ -96,7 +96,7 @@ async def test_request_after_a_cancelled_turn_is_a_new_turn(
     [
         ({"max_tokens": None}, "Expected `int`, got `null` - at `max_tokens`"),
         ({"model": 5}, "Expected `str | null`, got `int` - at `model`"),
-        ({"messages": []}, "`messages` is empty"),
+        ({"messages": []}, "`messages` has no message"),
         ({"messages": [{"role": "user", "content": "hi", "name": "x"}]}, "unknown field `name` - at `messages[0]`"),
         ({"messages": [*BODY["messages"], {"role": "assistant", "content": "A"}]}, "End with a user message"),
         (
