@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from tailrace.gateway.clients.ai_sdk.part import block_chunks
 from tailrace.gateway.clients.ai_sdk.stream import UI, replay_dialect
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import events
-from tailrace.proto.entries import Message
+from tailrace.proto.entries import Message, Outcome
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import TurnKey
@@ -52,6 +53,36 @@ def test_end_after_a_restart_closes_no_old_part() -> None:
     log.end("cancelled")
     ending = [chunk["type"] for chunk in chunks(bytes_of(log))[5:]]
     assert ending == ["reset-step", "finish-step", "abort", "finish"]
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+@pytest.mark.parametrize(
+    ("outcome", "stop_reason", "kind"),
+    [
+        ("completed", "tool_use", "tool-input-available"),
+        ("completed", "max_tokens", "tool-input-error"),
+        ("cancelled", None, "tool-input-error"),
+        ("failed", None, "tool-input-error"),
+    ],
+)
+def test_a_call_that_was_cut_before_its_input_is_an_error(
+    outcome: Outcome, stop_reason: str | None, kind: str, *, is_stopped: bool
+) -> None:
+    """`useChat` would run the tool without input. A message of the history has the same state."""
+    ended: list[events.Event] = [events.BlockStop(0)] if is_stopped else []
+    if stop_reason is not None:
+        ended.append(events.MessageDelta(events.StopReason(stop_reason)))
+    log = log_with(events.BlockStart(0, CALL), *ended)
+    log.end(outcome)
+    for data in (bytes_of(log), UI.render_record(record_of(log), 0).data):
+        assert [chunk["type"] for chunk in chunks(data) if chunk.get("toolCallId")][-1] == kind
+
+
+def test_a_call_without_arguments_before_another_block_is_whole() -> None:
+    """The provider would have cut the last block only."""
+    log = log_with(events.BlockStart(0, CALL), events.BlockStop(0), events.BlockStart(1, {"type": "text", "text": ""}))
+    kinds = [chunk["type"] for chunk in chunks(bytes_of(log))]
+    assert kinds[3:] == ["tool-input-start", "tool-input-available", "text-start"]
 
 
 def answering_a_tool() -> Handwritten:

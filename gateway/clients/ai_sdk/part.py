@@ -30,6 +30,8 @@ class OpenPart(msgspec.Struct, frozen=True):
     """The input of a tool call so far, as JSON text."""
     signature: str = ""
     sources: int = 0
+    is_stopped: bool = False
+    """Whether the block has ended. Its last chunk then waits: see `may_be_cut`."""
 
 
 def open_part(index: int, block: dict[str, Any]) -> tuple[list[Chunk], OpenPart]:
@@ -73,8 +75,19 @@ def add_delta(part: OpenPart, delta: events.Delta) -> tuple[list[Chunk], OpenPar
             return [source_chunk(f"{part.id}-{number}", citation)], replace(part, sources=number)
 
 
-def close_part(part: OpenPart) -> list[Chunk]:
-    """Returns the chunks that end `part`; none for a part that needs no end."""
+def may_be_cut(part: OpenPart) -> bool:
+    """Returns whether `part` is a call without input of a client's tool.
+
+    What follows its block shows whether the call has no arguments, or the answer was cut before them.
+    """
+    return part.block.get("type") == "tool_use" and not part.input.text() and not part.block.get("input")
+
+
+def close_part(part: OpenPart, *, is_cut: bool = False) -> list[Chunk]:
+    """Returns the chunks that end `part`; none for a part that needs no end.
+
+    `is_cut`: the answer was cut, so that a call without input is incomplete.
+    """
     match part.block:
         case {"type": "text"}:
             return [{"type": "text-end", "id": part.id}]
@@ -85,7 +98,7 @@ def close_part(part: OpenPart) -> list[Chunk]:
         case {"type": "redacted_thinking", "data": str()}:
             return [{"type": "reasoning-end", "id": part.id}]
         case {"type": str(kind), "id": str(), "name": str()} if events.is_tool_use(kind):
-            return [_tool_input(part)]
+            return [_tool_input(part, is_cut=is_cut)]
         case _:
             return []
 
@@ -134,11 +147,11 @@ def _tool_call(block: dict[str, Any]) -> Chunk:
     return {"toolCallId": block["id"], "toolName": block["name"], **executed}
 
 
-def _tool_input(part: OpenPart) -> Chunk:
+def _tool_input(part: OpenPart, *, is_cut: bool) -> Chunk:
     text = part.input.text()
     try:
         value = msgspec.json.decode(text) if text else part.block.get("input", {})
-        is_whole = not is_deeper(value, INPUT_LEVELS_MAX)
+        is_whole = not is_deeper(value, INPUT_LEVELS_MAX) and not (is_cut and not value)
     except DECODE_ERRORS:
         value, is_whole = {}, False
     chunk = {"type": "tool-input-available", **_tool_call(part.block), "input": value}

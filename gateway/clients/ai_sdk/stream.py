@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from tailrace.gateway.clients.ai_sdk.part import (
     Chunk,
@@ -18,6 +18,7 @@ from tailrace.gateway.clients.ai_sdk.part import (
     block_chunks,
     close_part,
     input_error,
+    may_be_cut,
     open_part,
     tool_output,
 )
@@ -52,7 +53,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class StreamState(msgspec.Struct, frozen=True):
-    """The open blocks by index."""
+    """The parts without their last chunk, by the index of their block."""
 
     turn: TurnId
     open: Mapping[int, OpenPart] = {}
@@ -87,8 +88,13 @@ def record_chunks(record: TurnRecord) -> list[Chunk]:
 
 def _is_input_cut(record: TurnRecord) -> bool:
     """Returns whether the last block is a tool call whose input was cut, which the fold drops (proto/fold.py)."""
-    is_cut = record.outcome != "completed" or FINISH_REASONS.get(record.stop_reason or "") == "length"
+    is_cut = _is_cut(record.outcome, record.stop_reason)
     return is_cut and record.content[-1].get("type") == "tool_use" and not record.content[-1].get("input")
+
+
+def _is_cut(outcome: str, stop_reason: str | None) -> bool:
+    """Returns whether the answer ended before the model had completed it."""
+    return outcome != "completed" or FINISH_REASONS.get(stop_reason or "") == "length"
 
 
 def message_id(turn: TurnId, metadata: Mapping[str, str]) -> str:
@@ -111,7 +117,8 @@ def _entry_chunks(state: StreamState, stored: Stored) -> tuple[list[Chunk], Stre
         case Event(event=raw, is_hidden=False):
             return _event_chunks(state, events.decode(raw))
         case End() as end:
-            closing = [chunk for part in state.open.values() for chunk in close_part(part)]
+            is_cut = _is_cut(end.outcome, end.stop_reason)
+            closing = [chunk for part in state.open.values() for chunk in close_part(part, is_cut=is_cut)]
             end_metadata = _end_metadata(
                 end.outcome, end.usage, end.cost_usd, usage_is_estimated=end.usage_is_estimated
             )
@@ -124,10 +131,15 @@ def _event_chunks(state: StreamState, event: events.Event | events.UnknownEvent)
     match event:
         case events.BlockStart(index, block):
             chunks, part = open_part(index, block)
-            return chunks, StreamState(state.turn, {**state.open, index: part})
+            waiting = [chunk for earlier in state.open.values() if earlier.is_stopped for chunk in close_part(earlier)]
+            rest = {number: earlier for number, earlier in state.open.items() if not earlier.is_stopped}
+            return waiting + chunks, StreamState(state.turn, {**rest, index: part})
         case events.BlockDelta(index, delta) if index in state.open:
             chunks, part = add_delta(state.open[index], delta)
             return chunks, StreamState(state.turn, {**state.open, index: part})
+        case events.BlockStop(index) if index in state.open and may_be_cut(state.open[index]):
+            stopped = replace(state.open[index], is_stopped=True)
+            return [], StreamState(state.turn, {**state.open, index: stopped})
         case events.BlockStop(index) if index in state.open:
             rest = {number: part for number, part in state.open.items() if number != index}
             return close_part(state.open[index]), StreamState(state.turn, rest)
