@@ -163,7 +163,7 @@ class Core:
         headers = {} if body is None else {"content-type": "application/json"}
         if idempotency_key:
             headers["idempotency-key"] = idempotency_key
-        is_repeatable = method != "POST" or idempotency_key is not None or path.endswith("/cancel")
+        is_repeatable = method.upper() != "POST" or idempotency_key is not None or path.endswith("/cancel")
         query = f"?{httpx2.QueryParams(params)}" if params else ""
         content = None if body is None else msgspec.json.encode(body)
         status, received = await self._fetch(method, path + query, headers, content, is_repeatable=is_repeatable)

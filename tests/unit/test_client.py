@@ -106,9 +106,10 @@ def test_a_permanent_error_is_raised_without_a_retry(
         (lambda client: client.cancel("t1"), 3),
         (lambda client: client.turn("t1"), 3),
         (lambda client: client.request("POST", "/v1/projects", {}), 1),
+        (lambda client: client.request("post", "/v1/turns", {}), 1),
         (lambda client: client.request("POST", "/v1/turns", {}, idempotency_key="k"), 3),
     ],
-    ids=["ask", "resume", "cancel", "turn", "POST without a key", "POST with a key"],
+    ids=["ask", "resume", "cancel", "turn", "POST without a key", "post without a key", "POST with a key"],
 )
 def test_the_last_try_raises_its_error(send: Callable[[Client], object], tries: int, waits: list[float]) -> None:
     """A POST that may have been accepted is not repeated without a key."""
