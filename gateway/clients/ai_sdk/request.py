@@ -27,6 +27,7 @@ from tailrace.gateway.clients.ai_sdk.tool_result import encode_output
 from tailrace.gateway.clients.openai.unsupported import plain_names
 from tailrace.gateway.turns.request_body import NewTurn, OnBusy
 from tailrace.gateway.turns.submit import IDEMPOTENCY_KEY
+from tailrace.proto.conversation import without_trailing_thinking
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.entries import Message, OnInterrupt
 from tailrace.proto.errors import Refused
@@ -34,6 +35,8 @@ from tailrace.proto.fold import INPUT_LEVELS_MAX
 from tailrace.proto.long_strings import PIECE_BYTES, decode_base64
 
 DENIED = "the user denied this tool call"
+# The API refuses a failed call without a reason.
+FAILED = "the tool failed"
 TOO_OLD = (
     "`messages` have a `content`, as AI SDK 3 and 4 send it: this route is for AI SDK 5 or newer. "
     "Update `ai` and `@ai-sdk/react`, whose messages have `parts`"
@@ -218,6 +221,7 @@ def _assistant_messages(parts: list[UIPart]) -> list[Message]:
             found += [Message("assistant", blocks), Message("user", results)]
             blocks, results = [], []
         blocks += _assistant_blocks(part)
+    blocks = without_trailing_thinking(blocks)
     return [*found, Message("assistant", _simplify(blocks))] if blocks else found
 
 
@@ -305,7 +309,7 @@ def _tool_call(part: UIPart) -> tuple[Block, Block] | None:
                 )
             return call, {**result, "content": encode_output(part.output)}
         case "output-error":
-            return call, {**result, "content": part.error_text, "is_error": True}
+            return call, {**result, "content": part.error_text or FAILED, "is_error": True}
         case "output-denied":
             return call, {**result, "content": DENIED, "is_error": True}
         case _:
