@@ -16,6 +16,7 @@ from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Attempt, End, Event, Failure, Stored
+from tailrace.proto.events import is_tool_use
 from tailrace.proto.fold import without_mark
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
@@ -152,9 +153,10 @@ def _block(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
             opened, deltas = {"type": "text", "text": ""}, [{"type": "text_delta", "text": text}]
             deltas += [{"type": "citations_delta", "citation": one} for one in block.get("citations", ())]
         case {"type": "thinking", "thinking": thinking}:
-            opened = {"type": "thinking", "thinking": "", "signature": block.get("signature", "")}
+            opened = {"type": "thinking", "thinking": "", "signature": ""}
             deltas = [{"type": "thinking_delta", "thinking": thinking}]
-        case {"type": "tool_use", "input": given}:
+            deltas += [{"type": "signature_delta", "signature": block["signature"]}] if block.get("signature") else []
+        case {"type": str(kind), "input": given} if is_tool_use(kind):
             opened = block | {"input": {}}
             deltas = [{"type": "input_json_delta", "partial_json": _encode(given).decode()}]
         case _:
