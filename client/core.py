@@ -322,6 +322,8 @@ class Reading:
         """Returns the next event, after as many connections as it takes; None after the end. Raises TailraceError."""
         while self.end is None:
             if self._is_closed:
+                # Another task has closed the answer, perhaps while this one opened a connection.
+                await self.close()
                 raise TailraceError("the answer was closed: `resume(turn, after=cursor)` reads the rest")
             try:
                 if self._response is None:
@@ -330,7 +332,8 @@ class Reading:
                     await self._apply(event)
                     return event
             except TailraceError as error:
-                await self._wait(error)
+                if not self._is_closed:
+                    await self._wait(error)
         return None
 
     async def done(self) -> End:

@@ -9,6 +9,7 @@ import pytest
 from tailrace import AsyncClient, TailraceError
 from tests.harness.generator_in_loop import words
 from tests.harness.system import System
+from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway
 
 
@@ -37,6 +38,20 @@ async def test_to_stop_reading_does_not_cancel_and_lists_have_the_turn(
     assert answer.session is not None
     assert [one["turn"] async for one in client.turns(answer.session)] == [answer.turn]
     assert [one["session"] async for one in client.sessions()] == [answer.session]
+
+
+async def test_to_close_an_answer_ends_its_reader_in_another_task(gateway: Gateway, http: httpx2.AsyncClient) -> None:
+    """Without another try: its connection is not lost."""
+    states: list[str] = []
+    client = AsyncClient(gateway.url, KEY, http=http)
+    answer = await client.ask("#sim words=4000 rate=100", on_state=states.append)
+    reading = asyncio.create_task(answer.done())
+    await until(lambda: answer.text)
+    await answer.close()
+    with pytest.raises(TailraceError, match="was closed"):
+        await reading
+    assert states == ["live", "ended"]
+    await client.cancel(answer.turn)
 
 
 async def test_a_full_gateway_is_waited_for_and_a_refused_key_is_not(
