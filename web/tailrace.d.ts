@@ -115,7 +115,7 @@ export function follow(
   },
 ): Stream;
 
-/** Sends a request and returns its JSON. It may be sent again after a lost connection: a POST needs an idempotency key. */
+/** Sends a request and returns its JSON, or null for an empty response. It may be sent again after a lost connection: a POST needs an idempotency key. */
 export function request(path: string, options?: Options, init?: RequestInit): Promise<any>;
 
 /** Returns a random name, for example as an idempotency key. */

@@ -12,6 +12,9 @@ const WAIT_MAX_MS = 5000;
 const TRIES_MAX = 12;
 // The gateway sends a comment after 15 seconds of silence. A connection that is silent for longer is lost.
 const SILENCE_MS = 40_000;
+// The gateway refuses a body that arrives with less than 2,000 bytes a second, or later than after two minutes.
+const UPLOAD_BYTES_PER_MS = 2;
+const UPLOAD_MAX_MS = 120_000;
 // The gateway, or a proxy before it, is busy or away.
 const STATUSES_TO_RETRY = [429, 502, 503, 504];
 const RETRY_AFTER_MAX_S = 30;
@@ -49,12 +52,7 @@ export function follow(path, options = {}) {
 
 /** Sends a request and returns its JSON. It may be sent again after a lost connection: a POST needs an idempotency key. */
 export function request(path, options = {}, init = {}) {
-  return persist(options, async () => {
-    const response = await send(options, path, init, options.signal);
-    return response.json().catch((cause) => {
-      throw connectionError("the connection is lost", { cause });
-    });
-  }, options.signal);
+  return persist(options, async () => jsonOf(await send(options, path, init, options.signal)), options.signal);
 }
 
 /** An answer that is read from now on. Iterate it for its events, or await `done` for its end. */
@@ -130,12 +128,12 @@ class Answer {
     const drop = () => connection.abort();
     globalThis.addEventListener?.("offline", drop);
     let silence;
-    const listen = () => {
+    const listen = (uploadMs = 0) => {
       clearTimeout(silence);
-      silence = setTimeout(drop, this.#options.silenceMs ?? SILENCE_MS);
+      silence = setTimeout(drop, (this.#options.silenceMs ?? SILENCE_MS) + uploadMs);
     };
     try {
-      listen();
+      listen(this.turn || this.#path ? 0 : Math.min(UPLOAD_MAX_MS, this.#post.body.length / UPLOAD_BYTES_PER_MS));
       const response = await this.#open(connection.signal);
       if (response.status === 204) return this.#end(this.#path ? { outcome: null } : await this.#readEnd(connection.signal));
       const isStream = (response.headers.get("content-type") ?? "").startsWith("text/event-stream");
@@ -219,9 +217,7 @@ class Answer {
   async #readEnd(signal) {
     try {
       const response = await send(this.#options, `/v1/turns/${this.turn}`, { cache: "no-store" }, signal);
-      const record = await response.json().catch((cause) => {
-        throw connectionError("the connection is lost", { cause });
-      });
+      const record = await jsonOf(response);
       this.session = record.session;
       this.model = record.model;
       const { outcome, stop_reason, usage, usage_is_estimated, cost_usd, schema_valid, error } = record;
@@ -272,16 +268,13 @@ async function send(options, path, init, signal) {
   const { fetch = globalThis.fetch, key, headers: given } = options;
   const headers = new Headers(await headersOf(given));
   if (key) headers.set("authorization", `Bearer ${key}`);
-  for (const [name, value] of Object.entries(init.headers ?? {})) headers.set(name, value);
+  new Headers(init.headers).forEach((value, name) => headers.set(name, value));
   const response = await fetch(address(options, path), { ...init, headers, signal }).catch((cause) => {
     throw connectionError("the connection is lost", { cause });
   });
   if (response.ok) return response;
   const { status } = response;
-  const body = await response.text().catch((cause) => {
-    throw connectionError("the connection is lost", { cause });
-  });
-  const error = errorOf(body);
+  const error = errorOf(await textOf(response));
   const retryAfterS = Number(response.headers.get("retry-after")) || 0;
   // A full log stays full for longer than a reader waits.
   const isTemporary = STATUSES_TO_RETRY.includes(status) && error?.code !== "log_full" && retryAfterS <= RETRY_AFTER_MAX_S;
@@ -295,6 +288,23 @@ async function headersOf(given) {
     return typeof given === "function" ? await given() : given;
   } catch (cause) {
     throw cause instanceof TypeError ? connectionError("the connection is lost", { cause }) : cause;
+  }
+}
+
+/** Returns the body of a response. Throws a temporary TailraceError if the connection is lost. */
+function textOf(response) {
+  return response.text().catch((cause) => {
+    throw connectionError("the connection is lost", { cause });
+  });
+}
+
+/** Returns the JSON of a response; null for an empty body. */
+async function jsonOf(response) {
+  const text = await textOf(response);
+  try {
+    return text ? JSON.parse(text) : null;
+  } catch (cause) {
+    throw new TailraceError("the server sent no JSON", { cause, status: response.status });
   }
 }
 

@@ -19,6 +19,9 @@ from tests.integration.conftest import KEY, Gateway
 async def test_to_stop_reading_does_not_cancel_and_refusals_are_errors_with_a_code(gateway: Gateway) -> None:
     (seen,) = await node.run("tailrace.mjs", gateway.url, KEY)
     assert seen == {
+        "uploaded": ["completed", 1],
+        "isMadeOnce": True,
+        "page": ["TailraceError", 200, None],
         "stopped": ["AbortError", None, None],
         "isRunning": "running",
         "cancelled": "cancelled",

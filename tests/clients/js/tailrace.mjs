@@ -1,5 +1,5 @@
 // web/tailrace.js besides what the client matrix tests: `tailrace.mjs URL KEY`. Prints one line with what each step gave.
-import { ask, resume, TailraceError } from "../../../web/tailrace.js";
+import { ask, request, resume, TailraceError } from "../../../web/tailrace.js";
 
 const [url, key] = process.argv.slice(2);
 const options = { url, key };
@@ -37,8 +37,27 @@ const withToken = (error) => {
   const tokens = [() => Promise.reject(error), () => ({ authorization: `Bearer ${key}` })];
   return ask("#sim words=1", { url, headers: () => (tokens.length > 1 ? tokens.shift() : tokens[0])() }).done;
 };
+
+// A question whose upload takes longer than the silence after which a connection is lost.
+let uploads = 0;
+const uploadSlowly = async (url, init) => {
+  if (init.method === "POST") {
+    uploads += 1;
+    await new Promise((resolve) => setTimeout(resolve, 1500));
+  }
+  return fetch(url, init);
+};
+const uploading = ask({ message: "#sim words=1", system: "x".repeat(20_000) }, { ...options, silenceMs: 1000, fetch: uploadSlowly });
+const { outcome: uploaded } = await uploading.done;
+
+const post = { method: "POST", headers: new Headers({ "content-type": "application/json", "idempotency-key": "once" }), body: "{}" };
+const [made, repeated] = [await request("/v1/sessions", options, post), await request("/v1/sessions", options, post)];
+const page = await failure(request("/docs", options));
 console.log(
   JSON.stringify({
+    uploaded: [uploaded, uploads],
+    isMadeOnce: made.session === repeated.session,
+    page,
     stopped,
     isRunning: running.outcome,
     cancelled: cancelled.outcome,
