@@ -11,6 +11,8 @@ import { DefaultChatTransport } from "ai";
 const TRIES_MAX = 10;
 const WAIT_MS = 250;
 const WAIT_MAX_MS = 5000;
+// The gateway sends a comment after 15 seconds of silence. A connection that is silent for longer is lost.
+const SILENCE_MS = 40_000;
 // The gateway, or a proxy before it, is busy or away.
 const STATUSES_TO_RETRY = [429, 502, 503, 504];
 const RETRY_AFTER_MAX_S = 30;
@@ -73,6 +75,11 @@ export class TailraceChatTransport extends DefaultChatTransport {
         return { ...prepared, api: addressAfter(cursor, prepared?.api, request.api) };
       },
     });
+  }
+
+  /** @param {ReadableStream<Uint8Array>} stream */
+  processResponseStream(stream) {
+    return super.processResponseStream(stream.pipeThrough(failWhenSilent()));
   }
 
   /** The answers that began anew, by chat: the run, and how often. AI SDK 5 and 6 read such an answer again. */
@@ -174,6 +181,24 @@ export class TailraceChatTransport extends DefaultChatTransport {
     const waitMs = Math.min(WAIT_MAX_MS, WAIT_MS * 2 ** (tries - 1)) * (0.5 + Math.random());
     await sleep(Math.max(waitMs, error.waitMs ?? 0), abortSignal);
   }
+}
+
+/** Returns a transform that fails as a lost connection does: after a phone has changed its network, `fetch` may report none. */
+function failWhenSilent() {
+  let silence;
+  const listen = (controller) => {
+    clearTimeout(silence);
+    silence = setTimeout(() => controller.error(new TypeError("network error: the connection is silent")), SILENCE_MS);
+  };
+  return new TransformStream({
+    start: listen,
+    transform(bytes, controller) {
+      listen(controller);
+      controller.enqueue(bytes);
+    },
+    flush: () => clearTimeout(silence),
+    cancel: () => clearTimeout(silence),
+  });
 }
 
 /** Returns the URL of a run from a chunk on: below `api`, or the app's own. */

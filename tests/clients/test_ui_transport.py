@@ -90,3 +90,10 @@ async def test_a_cancelled_stream_is_not_reconnected(gateway: Gateway, is_cut: b
     given = {"id": f"cancelled-{is_cut}", "text": LONG, "isCut": is_cut}
     (seen,) = await node.run("cancel-chat.mjs", KEY, gateway.url, msgspec.json.encode(given).decode())
     assert seen == {"outcome": "completed", "requests": requests, "closed": 1}
+
+
+async def test_a_silent_connection_is_replaced(gateway: Gateway) -> None:
+    """The browser has lost its network without an error, as after a change from Wi-Fi to a phone network."""
+    given = {"id": "silent", "text": LONG}
+    (seen,) = await node.run("silent-chat.mjs", KEY, gateway.url, msgspec.json.encode(given).decode())
+    assert seen == {"text": words(100), "requests": 2}
