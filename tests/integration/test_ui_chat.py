@@ -12,6 +12,7 @@ import pytest
 
 from tailrace.gateway.clients.ai_sdk.routes import EARLIER_BYTES_MAX, LATE_S, is_over
 from tailrace.proto.ids import Tenant, TurnId, new_id
+from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.subjects import TurnKey
 from tests.harness.displayed_text import ui as shown
@@ -168,6 +169,20 @@ async def test_invalid_start_index_is_refused(gateway: Gateway) -> None:
     for index, code in (invalid | {str(last + 1): "cursor_invalid"}).items():
         answer = await gateway.client.get(f"{stream}{index}")
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), index
+
+
+async def test_a_run_that_has_left_the_log_is_sent_again_after_a_reset(
+    gateway: Gateway, tenant: Tenant, system_log: TurnLog
+) -> None:
+    """The database has joined its deltas, so its reader may have more chunks than it has there."""
+    asked = await ask(gateway, user("#sim words=40 rate=40"))
+    run, seen = asked.headers["x-workflow-run-id"], asked.content.count(b"data: ") - 2
+    assert (await gateway.client.get(f"/v1/turns/{run}")).json()["outcome"] == "completed"
+    await system_log.purge(TurnKey(tenant, TurnId(run)))
+    rest = await gateway.client.get(f"/api/chat/{run}/stream?startIndex={seen}")
+    assert seen > int(rest.headers["x-workflow-stream-tail-index"])
+    assert rest.content.startswith(b'data: {"type":"reset-step"}')
+    assert shown(rest.content) == words(40)
 
 
 def test_ended_turn_can_be_resumed_for_some_seconds() -> None:

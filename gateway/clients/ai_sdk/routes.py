@@ -28,6 +28,7 @@ from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.event_stream import EventStream, Start
+from tailrace.gateway.streaming.frame_writer import FRAMES_MAX
 from tailrace.gateway.streaming.stream_access import StreamAccess
 from tailrace.gateway.streaming.stream_context import StreamContext
 from tailrace.gateway.turns.cancel import cancel
@@ -129,9 +130,9 @@ async def find_chunk(
     """Returns the start of a stream from chunk `index` on; negative: from the end. Raises Refused, LogUnavailable."""
     key = await find_turn_or_chat(streams.log, streams.history, tenant, name)
     dialect = await replay_of(streams, blob_store, key) if is_replay else UI
-    count, is_ended = await count_chunks(streams, key, dialect)
+    count, is_whole = await count_chunks(streams, key, dialect)
     seen = max(0, count + index) if index < 0 else index
-    if is_ended and seen >= count:
+    if is_whole and seen >= count:
         raise Refused("cursor_invalid", f"`startIndex` is beyond the end of the stream, which has {count} chunks")
     headers = {"x-workflow-run-id": key.turn, "x-workflow-stream-tail-index": str(count - 1)}
     return Start(key, seen, headers, dialect)
@@ -182,14 +183,23 @@ def is_over(turn: TurnRecord, now: datetime) -> bool:
 
 
 async def count_chunks(streams: StreamContext, key: TurnKey, dialect: Dialect) -> tuple[int, bool]:
-    """Returns how many chunks a turn has so far, and whether it has ended."""
+    """Returns how many chunks a turn has so far, and whether a client with all of them needs no more.
+
+    In the database deltas are joined: a client may have more chunks than that, and receives the answer again.
+    """
     try:
         async with streams.fan_out.subscribe(key, BEFORE_FIRST, from_start=True) as live:
-            frames = live.frames(dialect, 0, len(live.entries))
-            return sum(count_data_events(frame.events) for frame in frames), live.is_ended
+            count = position = 0
+            while position < len(live.entries):
+                frames = live.frames(dialect, position, FRAMES_MAX)
+                count += sum(count_data_events(frame.events) for frame in frames)
+                position += len(frames)
+                # Lets other tasks run between the pieces of a long answer.
+                await asyncio.sleep(0)
+            return count, live.is_ended
     except TurnUnknown:
         record = await streams.history.read_past_turn(key)
-        return count_data_events(dialect.render_record(record, 0).events), True
+        return count_data_events(dialect.render_record(record, 0).events), False
 
 
 def count_data_events(events: sse.Events) -> int:
