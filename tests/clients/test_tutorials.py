@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,8 +14,10 @@ import pytest
 from tailrace.proto.entries import Failure
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.subjects import TurnKey
+from tests.clients import node
 from tests.clients.conftest import read_stored_text
 from tests.harness.generator_in_loop import words
+from tests.harness.processes import CHECKOUT
 from tests.harness.readers import render_frames
 from tests.harness.refusals import problem_of
 from tests.harness.sse_parser import parse
@@ -21,6 +25,8 @@ from tests.harness.system import System
 from tests.harness.turn_builder import Handwritten
 from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 
+API = CHECKOUT / "docs/API.md"
+JAVASCRIPT = re.compile(r"^```js\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TEXT = words(40)
 LINE = "#sim words=40 rate=200"
 SLOW = "#sim words=4 rate=8"
@@ -41,6 +47,23 @@ async def lines_of(page: httpx.AsyncClient, url: str, body: dict[str, Any]) -> A
         async for line in response.aiter_lines():
             if line.startswith("data: "):
                 yield json.loads(line.removeprefix("data: "))
+
+
+async def test_the_loop_of_the_docs_shows_the_answer_or_the_refusal(
+    gateway: Gateway, page: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    """A refused request is not repeated."""
+    [example] = [block for block in JAVASCRIPT.findall(API.read_text()) if "/chat/stream" in block]
+    example = example.replace("http://localhost:8000", gateway.url)
+    (tmp_path / "refused.mjs").write_text(example)
+    (tmp_path / "answered.mjs").write_text(example.replace("my-secret-key", KEY))
+    refused, answered = [
+        await node.command([str(node.NODE), str(tmp_path / name)], {}, tmp_path)
+        for name in ("refused.mjs", "answered.mjs")
+    ]
+    assert "credential_invalid" in refused
+    answer = (await page.post(f"{gateway.url}/chat", json={"message": "Name a river."})).text
+    assert answered.startswith(f"{answer}{{ type: 'done'")
 
 
 @pytest.mark.proves("delta", "stream", "a tutorial's fetch loop")
