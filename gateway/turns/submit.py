@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TypeVar
 
@@ -256,11 +256,18 @@ class TurnSubmitter:
             raise Refused("body_too_large", TOO_LONG) from error
 
 
-async def hash_body(raw: bytes) -> str:
-    """Returns the SHA-256 of a request body or of a file in hex."""
+async def hash_body(*pieces: bytes) -> str:
+    """Returns the SHA-256 of a request body or of a file in hex, also of one in pieces."""
     # A long one is hashed in a thread: 30 MB take 15 ms, during which the event loop would serve no stream.
-    is_long = len(raw) > HASHED_INLINE_BYTES_MAX
-    return (await asyncio.to_thread(hashlib.sha256, raw) if is_long else hashlib.sha256(raw)).hexdigest()
+    is_long = sum(map(len, pieces)) > HASHED_INLINE_BYTES_MAX
+    return await asyncio.to_thread(_sha256, pieces) if is_long else _sha256(pieces)
+
+
+def _sha256(pieces: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def cursor_mismatch(reason: str) -> Refused:

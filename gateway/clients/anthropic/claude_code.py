@@ -5,13 +5,12 @@ When a stream breaks, Claude Code discards what it has shown and sends the same 
 the same body and headers in the same session mean the same turn, unless that turn failed or was cancelled (ADR 14).
 """
 
-import hashlib
-
 import msgspec
 from starlette.requests import Request
 
 from tailrace.gateway.turns.auto_idempotency import find_usable_key
 from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.submit import hash_body
 from tailrace.proto.ids import Tenant, is_session_name
 from tailrace.proto.nats import Claims, TurnLog
 
@@ -40,6 +39,6 @@ async def idempotency_key(log: TurnLog, claims: Claims, tenant: Tenant, new_turn
     """
     # Requests that differ in a header only are different questions.
     headers = msgspec.json.encode((new_turn.session, new_turn.project, new_turn.betas, new_turn.api_version))
-    prefix = f"claude-code {hashlib.sha256(headers + raw).hexdigest()}"
+    prefix = f"claude-code {await hash_body(headers, raw)}"
     keys = [f"{prefix} {number}" for number in range(TURNS_MAX)]
     return await find_usable_key(log, claims, tenant, keys) or keys[-1]
