@@ -77,6 +77,6 @@ def ai_chat_turn(body: AIChatRequest) -> NewTurn:
 def job_turn(body: StartJobRequest) -> NewTurn:
     """Raises Refused unless exactly one of `prompt` and `message` is there."""
     if (body.prompt is None) == (body.message is None):
-        raise Refused("request_invalid", "`prompt` is required: send a string")
+        raise Refused("request_invalid", "either `prompt` or `message`, a string, is required: send one of them")
     message = body.prompt or body.message or ""
     return NewTurn(message=message, model=body.model, system=body.system, max_tokens=body.max_tokens)
