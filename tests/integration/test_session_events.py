@@ -9,6 +9,11 @@ import msgspec
 import pytest
 
 from tailrace.gateway.clients.native import session_events
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.nats import TurnLog
+from tailrace.proto.subjects import TurnKey
 from tests.harness.processes import Process
 from tests.harness.requests import post
 from tests.harness.sse_parser import EventStream
@@ -113,6 +118,31 @@ async def test_ended_turns_come_whole_over_a_cut_after_every_few_events(
     own |= {one["turn"]: await own_events(gateway, one["turn"]) for one in more}
     await until(read_more, deadline_s=30)
     assert {turn: page.events[turn] for turn in own} == own
+
+
+async def test_a_turn_that_has_left_the_log_comes_when_persistence_answers_again(
+    gateway: Gateway, tenant: Tenant, system_log: TurnLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream ends, and its id is before the turn."""
+    first = await post(gateway, message="#sim words=3 rate=0")
+    await own_events(gateway, first["turn"])
+    page = Page(gateway.client, first["session"])
+    page.cursor = "0"
+    # Persistence answers after it has recorded the turn's end.
+    (recorded,) = (await gateway.client.get(f"/v1/sessions/{first['session']}/turns")).json()["turns"]
+    assert recorded["outcome"] == "completed"
+    await system_log.purge(TurnKey(tenant, TurnId(first["turn"])))
+
+    async def refuse(*_: object) -> None:
+        raise Refused("persistence_unavailable", "persistence is restarted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HistoryClient, "read_past_turn", refuse)
+        async with asyncio.timeout(10):
+            await page.read()
+    assert page.events == {}
+    await page.read(10**6, first["turn"])
+    assert [event["type"] for event in page.events[first["turn"]]] == ["reset", "delta", "done"]
 
 
 async def test_a_wrong_cursor_is_refused_and_an_unknown_session_is_404(gateway: Gateway, persistence: Process) -> None:

@@ -177,7 +177,9 @@ async def test_a_run_that_has_left_the_log_is_sent_again_after_a_reset(
     """The database has joined its deltas, so its reader may have more chunks than it has there."""
     asked = await ask(gateway, user("#sim words=40 rate=40"))
     run, seen = asked.headers["x-workflow-run-id"], asked.content.count(b"data: ") - 2
-    assert (await gateway.client.get(f"/v1/turns/{run}")).json()["outcome"] == "completed"
+    # Persistence answers after it has recorded the turn's end.
+    (recorded,) = (await gateway.client.get(f"/v1/sessions/{asked.headers['x-session-id']}/turns")).json()["turns"]
+    assert recorded["outcome"] == "completed"
     await system_log.purge(TurnKey(tenant, TurnId(run)))
     rest = await gateway.client.get(f"/api/chat/{run}/stream?startIndex={seen}")
     assert seen > int(rest.headers["x-workflow-stream-tail-index"])

@@ -158,7 +158,7 @@ class SessionStream(StreamedResponse):
             news.clear()
             await self._follow_new(send)
         for task in self._following.values():
-            if task.done() and not isinstance(error := task.exception(), LogError | None):
+            if task.done() and not isinstance(error := task.exception(), LogError | Refused | None):
                 raise error
 
     async def _send_heartbeat(self, send: Send) -> None:
@@ -198,7 +198,7 @@ class SessionStream(StreamedResponse):
         return []
 
     async def _follow(self, send: Send, turn: TurnId) -> None:
-        """Writes the events of one turn until it ends. Raises LogError if it cannot be followed any further."""
+        """Writes the events of one turn until it ends. Raises LogError, Refused if it cannot be followed further."""
         key, start = TurnKey(self._tenant, turn), self._positions.get(turn)
         try:
             await self._write_turn(send, key, BEFORE_FIRST if start is None else start.last)
@@ -207,8 +207,13 @@ class SessionStream(StreamedResponse):
                 await self._send(send, self._encode_all(turn, RESET))
             await self._write_turn(send, key, BEFORE_FIRST)
         except TurnUnknown:
-            with suppress(Refused):
+            try:
                 record = await self._streams.history.read_past_turn(key)
+            except Refused as refused:
+                # A deleted turn has no more events. If persistence does not answer, the client resumes before the turn.
+                if refused.code != "turn_not_found":
+                    raise
+            else:
                 position = Position(BEFORE_FIRST, record.cursor, is_ended=True)
                 await self._write(send, key, [(TAILRACE.render_record(record, 0), position)])
         self._finished.add(turn)
