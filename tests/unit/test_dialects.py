@@ -148,6 +148,14 @@ def test_states_of_a_long_answer_are_few() -> None:
     sent = [one.sent for one in render_frames(KEY, quick, "state") if one.sent]
     seconds = 2000 / 100
     assert seconds < len(sent) < 4 * seconds + 5
+
+
+def test_states_continue_when_the_servers_clock_is_set_back() -> None:
+    log = started_turn("before ")
+    log.store_texts(*["after "] * 3)
+    late = [replace(stored, at=stored.at - timedelta(hours=stored.seq > 5)) for stored in log.stored]
+    sent = [decode_data(one.sent)["text"] for one in render_frames(KEY, late, "state") if one.sent]
+    assert sent[-1] == log.turn.text
     assert sum(map(len, sent)) < 34 * len(log.turn.text) + 200 * len(sent)
     slow = [replace(stored, at=NOON + timedelta(seconds=stored.seq)) for stored in log.stored]
     assert sum(len(one.sent) for one in render_frames(KEY, slow, "state")) < 34 * len(log.turn.text) + 200 * 2000
