@@ -26,7 +26,7 @@ class Cursor {
   metadata;
 }
 
-/** The server cannot stream a running answer yet. */
+/** The gateway is busy, or your server cannot reach it. */
 class Busy extends Error {
   constructor(message, retryAfterS) {
     super(message);
@@ -56,10 +56,14 @@ export class TailraceChatTransport extends DefaultChatTransport {
       ...options,
       async fetch(url, init) {
         const response = await (fetch ?? globalThis.fetch)(url, init);
+        if (response.ok) return response;
+        const { status } = response;
+        const text = await response.text();
         const retryAfterS = Number(response.headers.get("retry-after")) || 0;
-        const isBusy = STATUSES_TO_RETRY.includes(response.status) && retryAfterS <= RETRY_AFTER_MAX_S;
-        if (isBusy && init.method === "GET") throw new Busy(await response.text(), retryAfterS);
-        return response;
+        // The gateway's own refusal of a question is final: it may be that of an answer that has failed.
+        const isTemporary = isOfProxy(status, text) || (init.method === "GET" && STATUSES_TO_RETRY.includes(status));
+        if (isTemporary && retryAfterS <= RETRY_AFTER_MAX_S) throw new Busy(text || `status ${status}`, retryAfterS);
+        return new Response(text || null, response);
       },
       prepareSendMessagesRequest:
         prepareSend &&
@@ -180,6 +184,15 @@ export class TailraceChatTransport extends DefaultChatTransport {
     if (tries > TRIES_MAX) throw isLost ? new Error("the connection is lost", { cause: error }) : error;
     const waitMs = Math.min(WAIT_MAX_MS, WAIT_MS * 2 ** (tries - 1)) * (0.5 + Math.random());
     await sleep(Math.max(waitMs, error.waitMs ?? 0), abortSignal);
+  }
+}
+
+/** Returns whether a server before the gateway cannot reach it. Next.js answers 500 then. The gateway's errors have a code. */
+function isOfProxy(status, text) {
+  try {
+    return status >= 500 && JSON.parse(text).error.code === undefined;
+  } catch {
+    return status >= 500;
   }
 }
 

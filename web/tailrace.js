@@ -276,8 +276,10 @@ async function send(options, path, init, signal) {
   const { status } = response;
   const error = errorOf(await textOf(response));
   const retryAfterS = Number(response.headers.get("retry-after")) || 0;
+  // Next.js answers 500 while the gateway behind it is away. The gateway's own errors have a code.
+  const isAway = STATUSES_TO_RETRY.includes(status) || (status === 500 && !error?.code);
   // A full log stays full for longer than a reader waits.
-  const isTemporary = STATUSES_TO_RETRY.includes(status) && error?.code !== "log_full" && retryAfterS <= RETRY_AFTER_MAX_S;
+  const isTemporary = isAway && error?.code !== "log_full" && retryAfterS <= RETRY_AFTER_MAX_S;
   const fields = { status, code: error?.code, retryAfterS, waitMs: 1000 * retryAfterS, isTemporary };
   throw new TailraceError(error?.message ?? `status ${status}`, fields);
 }

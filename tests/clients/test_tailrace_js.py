@@ -22,6 +22,7 @@ async def test_to_stop_reading_does_not_cancel_and_refusals_are_errors_with_a_co
         "uploaded": ["completed", 1],
         "isMadeOnce": True,
         "page": ["TailraceError", 200, None],
+        "throughProxy": "completed",
         "stopped": ["AbortError", None, None],
         "isRunning": "running",
         "cancelled": "cancelled",

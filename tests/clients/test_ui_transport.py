@@ -28,19 +28,20 @@ async def turns(gateway: Gateway, chat: str) -> list[dict[str, Any]]:
 @pytest.mark.proves("ui", "stop() ends the turn, if the app chooses so", "useChat 5 to 7 (TailraceChatTransport)")
 @pytest.mark.parametrize("version", ["5", "6", "7"])
 async def test_chats_that_are_cut_and_reloaded_restarted_refused_and_stopped(gateway: Gateway, version: str) -> None:
-    """The first request of a reloaded page is answered by a proxy, with 502."""
+    """The first requests of a reloaded page are answered by a proxy, with 502 and 500."""
     sent = {"idempotency_key": f"key-{version}"}
-    cut = {"id": "cut", "text": LONG, "reloads": 2, "chars": 150, "busy": 1, "sent": sent, "history": gateway.url}
+    cut = {"id": "cut", "text": LONG, "reloads": 2, "chars": 150, "busy": 2, "sent": sent, "history": gateway.url}
     # The simulated Claude counts the failures of a question.
     restarting = f"anew for {version}\n#sim words=30 rate=50 fault=cut@10x1"
     stopping = {"text": "#sim words=600 rate=60", "stops": True, "chars": 80}
     async with Cutting(gateway.port, CUTS) as proxy:
-        reloaded, anew, refused, stopped = await show_chats(
+        reloaded, anew, refused, stopped, lost = await show_chats(
             version,
             (proxy.url, cut),
             (gateway.url, {"id": "anew", "text": restarting, "body": {"on_interrupt": "restart"}}),
             (gateway.url, {"id": "refused", "text": "#sim fault=529"}),
             (gateway.url, {"id": "stopped", **stopping, "body": {"on_disconnect": "grace:0"}}),
+            (gateway.url, {"id": "lost", "text": LONG, "lost": 1}),
         )
         assert proxy.left == []
     await check_reloaded(gateway, reloaded, sent)
@@ -52,6 +53,8 @@ async def test_chats_that_are_cut_and_reloaded_restarted_refused_and_stopped(gat
     assert (refused["status"], len(refused["errors"])) == ("error", 1)
     assert "backend_overloaded" in refused["error"] or "529" in refused["error"]
     await check_stopped(gateway, stopped)
+    assert (lost["status"], lost["errors"], lost["text"]) == ("ready", [], words(100))
+    assert [turn["turn"] for turn in await turns(gateway, "lost")] == [lost["turn"]]
 
 
 async def check_reloaded(gateway: Gateway, seen: dict[str, Any], sent: dict[str, str]) -> None:

@@ -17,9 +17,19 @@ const headers = { authorization: `Bearer ${key}` };
 const textOf = (message) => (message?.parts ?? []).flatMap((part) => (part.type === "text" ? [part.text] : [])).join("");
 
 /** Asks, and reloads or stops. `busy`: so many requests of a reloaded page are refused, as by a proxy whose gateway is
- * restarted. `history`: where a reloaded page reads its messages. */
-async function show(url, { id, text, body, sent, history, reloads = 0, chars = 0, stops = false, busy = 0 }) {
+ * restarted. `lost`: so many answers are replaced by the status of Next.js for a gateway that was killed. `history`: where
+ * a reloaded page reads its messages. */
+async function show(url, { id, text, body, sent, history, reloads = 0, chars = 0, stops = false, busy = 0, lost = 0 }) {
   const errors = [];
+  const isRefused = (address) => String(address).endsWith("/stream") && busy-- > 0;
+
+  async function send(address, init) {
+    if (isRefused(address)) return new Response("busy", { status: busy ? 502 : 500 });
+    const response = await fetch(address, init);
+    if (init.method !== "POST" || lost-- <= 0) return response;
+    await response.body.cancel();
+    return new Response("Internal Server Error", { status: 500 });
+  }
 
   /** A page with its messages, and what it does when it is told that an answer has begun anew. */
   function page(messages) {
@@ -28,7 +38,7 @@ async function show(url, { id, text, body, sent, history, reloads = 0, chars = 0
       api: `${url}/api/chat`,
       headers,
       body,
-      fetch: (url, init) => String(url).endsWith("/stream") && busy-- > 0 ? new Response("busy", { status: 502 }) : fetch(url, { ...init, signal: AbortSignal.any([leaving.signal, ...(init.signal ? [init.signal] : [])]) }),
+      fetch: (url, init) => send(url, { ...init, signal: AbortSignal.any([leaving.signal, ...(init.signal ? [init.signal] : [])]) }),
     });
     let again = Promise.resolve();
     const chat = new Chat({
