@@ -85,12 +85,16 @@ def to_plain_json(value: object) -> Any:
     return json.loads(msgspec.json.encode(value))
 
 
+def without_open_calls(shown: dict[str, Any]) -> dict[str, Any]:
+    return {**shown, "parts": [part for part in shown["parts"] if part.get("state") != "input-streaming"]}
+
+
 @pytest.mark.proves("ui", "read from the history", "ai (Node)")
 async def test_history_equals_the_clients_messages() -> None:
-    """Every kind of part and of end, from the log and from the database."""
+    """Every kind of part and of end, from the log and from the database. A call that a stop has cut is left out."""
     live = [render_stream(log) for log in LOGS.values()]
     late = [to_plain_json(record_chunks(render_record(log))) for log in LOGS.values()]
-    seen = await node.run("messages.mjs", json.dumps(live + late))
+    seen = [without_open_calls(one) for one in await node.run("messages.mjs", json.dumps(live + late))]
     kept = [to_plain_json(message.build_messages([render_record(log)])[1]) for log in LOGS.values()]
     assert dict(zip(LOGS, seen[: len(LOGS)], strict=True)) == dict(zip(LOGS, kept, strict=True))
     assert dict(zip(LOGS, seen[len(LOGS) :], strict=True)) == dict(zip(LOGS, kept, strict=True))

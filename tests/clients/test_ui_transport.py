@@ -95,6 +95,19 @@ async def test_a_cancelled_stream_is_not_reconnected(gateway: Gateway, is_cut: b
     assert seen == {"outcome": "completed", "requests": requests, "closed": 1}
 
 
+@pytest.mark.parametrize("version", ["5", "6", "7"])
+async def test_a_page_that_sends_results_of_tools_by_itself_asks_nothing_after_a_stop(
+    gateway: Gateway, version: str
+) -> None:
+    """The stop cuts the input of a call. An error of the call would be a result."""
+    chat = f"stopped-{version}"
+    text = '#sim words=1 rate=3 tool=look json={"one":"a b c d e f","two":"g h i j k l"}'
+    given = msgspec.json.encode({"id": chat, "text": text}).decode()
+    (seen,) = await node.run("stop-tool.mjs", version, KEY, gateway.url, given)
+    assert seen == {"status": "ready", "state": "input-streaming", "requests": ["POST /api/chat"]}
+    assert [turn["outcome"] for turn in await turns(gateway, chat)] == ["cancelled"]
+
+
 async def test_a_silent_connection_is_replaced(gateway: Gateway) -> None:
     """The browser has lost its network without an error, as after a change from Wi-Fi to a phone network."""
     given = {"id": "silent", "text": LONG}

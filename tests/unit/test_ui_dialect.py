@@ -57,25 +57,27 @@ def test_end_after_a_restart_closes_no_old_part() -> None:
 
 @pytest.mark.parametrize("is_stopped", [False, True])
 @pytest.mark.parametrize(
-    ("outcome", "stop_reason", "kind"),
+    ("outcome", "stop_reason", "kinds"),
     [
-        ("completed", "tool_use", "tool-input-available"),
-        ("completed", "max_tokens", "tool-input-error"),
-        ("cancelled", None, "tool-input-error"),
-        ("failed", None, "tool-input-error"),
+        ("completed", "tool_use", {"tool-input-available"}),
+        ("completed", "max_tokens", {"tool-input-error"}),
+        ("failed", None, {"tool-input-error"}),
+        # With an error, a page that sends the results of tools by itself would ask again after a stop.
+        ("cancelled", None, set()),
     ],
 )
-def test_a_call_that_was_cut_before_its_input_is_an_error(
-    outcome: Outcome, stop_reason: str | None, kind: str, *, is_stopped: bool
+def test_a_call_that_was_cut_before_its_input_is_not_run(
+    outcome: Outcome, stop_reason: str | None, kinds: set[str], *, is_stopped: bool
 ) -> None:
-    """`useChat` would run the tool without input. A message of the history has the same state."""
+    """`useChat` would run the tool without input. A turn from the database has the same chunks."""
     ended: list[events.Event] = [events.BlockStop(0)] if is_stopped else []
     if stop_reason is not None:
         ended.append(events.MessageDelta(events.StopReason(stop_reason)))
     log = log_with(events.BlockStart(0, CALL), *ended)
     log.end(outcome)
     for data in (bytes_of(log), UI.render_record(record_of(log), 0).data):
-        assert [chunk["type"] for chunk in chunks(data) if chunk.get("toolCallId")][-1] == kind
+        sent = {chunk["type"] for chunk in chunks(data)}
+        assert sent & {"tool-input-available", "tool-input-error"} == kinds
 
 
 def test_a_call_without_arguments_before_another_block_is_whole() -> None:

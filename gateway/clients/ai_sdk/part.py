@@ -75,6 +75,11 @@ def add_delta(part: OpenPart, delta: events.Delta) -> tuple[list[Chunk], OpenPar
             return [source_chunk(f"{part.id}-{number}", citation)], replace(part, sources=number)
 
 
+def is_call(part: OpenPart) -> bool:
+    """Returns whether `part` is a tool call."""
+    return events.is_tool_use(str(part.block.get("type")))
+
+
 def may_be_cut(part: OpenPart) -> bool:
     """Returns whether `part` is a call without input of a client's tool.
 

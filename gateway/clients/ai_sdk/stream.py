@@ -18,6 +18,7 @@ from tailrace.gateway.clients.ai_sdk.part import (
     block_chunks,
     close_part,
     input_error,
+    is_call,
     may_be_cut,
     open_part,
     tool_output,
@@ -79,7 +80,7 @@ def record_chunks(record: TurnRecord) -> list[Chunk]:
     metadata = {"turn": record.turn, "session": record.session, "model": record.model, "asked_at": record.asked_at}
     content = [chunk for index, block in enumerate(record.content) for chunk in block_chunks(index, block)]
     if content and _is_input_cut(record):
-        content[-1] = input_error(content[-1])
+        content[-1:] = [] if record.outcome == "cancelled" else [input_error(content[-1])]
     outcome = "failed" if record.outcome == "running" else record.outcome
     end_metadata = _end_metadata(outcome, record.usage, record.cost_usd, usage_is_estimated=record.usage_is_estimated)
     finish = _finish(outcome, record.stop_reason, record.error, end_metadata)
@@ -118,7 +119,9 @@ def _entry_chunks(state: StreamState, stored: Stored) -> tuple[list[Chunk], Stre
             return _event_chunks(state, events.decode(raw))
         case End() as end:
             is_cut = _is_cut(end.outcome, end.stop_reason)
-            closing = [chunk for part in state.open.values() for chunk in close_part(part, is_cut=is_cut)]
+            # After a stop, a cut call stays open: a page that sends the results of tools by itself would ask again.
+            parts = [part for part in state.open.values() if end.outcome != "cancelled" or not is_call(part)]
+            closing = [chunk for part in parts for chunk in close_part(part, is_cut=is_cut)]
             end_metadata = _end_metadata(
                 end.outcome, end.usage, end.cost_usd, usage_is_estimated=end.usage_is_estimated
             )
