@@ -266,7 +266,14 @@ class MessageBatchSubmitter:
         async def write(custom_id: str, result: Result | Failure) -> None:
             number = left.pop(custom_id)
             child, request = batch.child_key(key, number), batch.child_request(key, lines[number])
-            tally.add(await self._write_turn(child, request, made.id, result, traceparent))
+            try:
+                end = await self._write_turn(child, request, made.id, result, traceparent)
+            except TurnUnknown:
+                # Deleted while it was written. If the batch was deleted, too, the other turns are not written.
+                if not await self._log.has_turn(key):
+                    raise
+                end = None
+            tally.add(end)
 
         async def write_some(some: dict[str, Result]) -> None:
             await self._wait_until_not_full()
@@ -305,9 +312,10 @@ class MessageBatchSubmitter:
     async def _write_turn(
         self, child: TurnKey, request: Request, name: str, result: Result | Failure, traceparent: str | None
     ) -> End | None:
-        """Writes one input's turn; returns its end, or None if the turn was deleted.
+        """Writes one input's turn; returns its end, or None if the turn was deleted before.
 
-        `traceparent` is that of the batch. The turn's request has none, as every runner writes the same bytes.
+        `traceparent` is that of the batch. The turn's request has none, as every runner writes the same bytes. Raises
+        TurnUnknown if the turn is deleted meanwhile.
         """
         if await self._tombstones.exists(child):
             return None
@@ -326,7 +334,7 @@ class MessageBatchSubmitter:
                 end = build_end(writer.turn, outcome, failure, schema_valid=schema_valid)
                 await writer.append(end)
         except FenceLost:
-            # Cancelled or deleted meanwhile.
+            # Cancelled meanwhile, or written by another runner.
             return await self._end_of(child)
         metrics.count_end(child, writer.turn)
         return end

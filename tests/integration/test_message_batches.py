@@ -27,6 +27,7 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
 from tailrace.proto.nats import BlobStore, Counters, Rpc, Tombstones, fullness
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
+from tailrace.proto.runtime.json_schema import SchemaChecker
 from tailrace.proto.subjects import GENERATORS
 from tests.harness import batch_client
 from tests.harness.batch_client import input_keys, key_of, read_results
@@ -578,6 +579,31 @@ async def test_a_deleted_turn_of_a_batch_is_not_written_again(own: MessageBatchS
     assert not await own.log.has_turn(child)
     assert turn.progress is not None
     assert (turn.outcome, turn.progress.done, turn.progress.failed) == ("completed", 0, 1)
+
+
+@pytest.mark.rule("R67")
+async def test_a_turn_that_is_deleted_while_it_is_written_does_not_stop_its_batch(
+    own: MessageBatchSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer is being checked against its schema. The other results are written, and the batch ends."""
+    schema = {"type": "object"}
+    batch = await own.create(numbered(*inputs(1, 'json={"n":1}', schema=schema), *inputs(1)))
+    checked, other = input_keys(own.tenant, batch)
+    find_mismatch = SchemaChecker.find_mismatch
+
+    async def find_mismatch_of_deleted(*given: Any) -> str | None:
+        await own.log.purge(checked)
+        await Tombstones(own.connection).put([checked])
+        return await find_mismatch(*given)
+
+    monkeypatch.setattr(SchemaChecker, "find_mismatch", find_mismatch_of_deleted)
+    async with own.running_generator():
+        turn = await own.batch_ended(batch)
+        await own.wait_until_acknowledged()
+    assert turn.progress is not None
+    assert (turn.outcome, turn.progress.done, turn.progress.failed) == ("completed", 1, 1)
+    assert (await own.log.read_turn(other)).outcome == "completed"
+    assert not await own.log.has_turn(checked)
 
 
 async def test_waiting_batches_of_one_tenant_do_not_delay_another_tenant(
