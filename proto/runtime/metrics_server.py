@@ -3,6 +3,8 @@
 Metrics can thus be read while the event loop works, and the health checks see an event loop that hangs.
 """
 
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from socketserver import ThreadingMixIn
@@ -14,14 +16,31 @@ from prometheus_client import make_wsgi_app
 from tailrace.proto.ip_address import is_ip_address, is_loopback
 from tailrace.proto.runtime.listen_error import listen_error
 
+# Each connection has a thread, so a client that sends nothing is disconnected.
+SILENCE_S_MAX = 10.0
+
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Prints nothing about a client that has disconnected or is silent: neither is an error of this process."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class _Ipv6Server(_Server):
+    address_family = socket.AF_INET6
+
 
 class _QuietHandler(WSGIRequestHandler):
+    def setup(self) -> None:
+        """Sets the time limit of each read and write."""
+        self.request.settimeout(SILENCE_S_MAX)
+        super().setup()
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name in the standard library
         """Logs nothing: a scrape every few seconds is not an event."""
 
@@ -37,7 +56,7 @@ def serve(host: str, port: int, checks: Checks) -> None:
     """
     app = check_host(add_checks(make_wsgi_app(), checks), host)
     try:
-        server = make_server(host, port, app, _Server, _QuietHandler)
+        server = make_server(host, port, app, _Ipv6Server if ":" in host else _Server, _QuietHandler)
     except OSError as error:
         raise listen_error("TAILRACE_METRICS_PORT", host, port, error) from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()

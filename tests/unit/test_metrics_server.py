@@ -1,6 +1,8 @@
 """The Prometheus endpoint of a process: which Host headers and addresses it accepts; its health checks."""
 
 import socket
+import struct
+import threading
 import time
 
 import httpx2
@@ -10,6 +12,7 @@ from tailrace.deploy.local.ports import find_free
 from tailrace.proto.errors import AddressInUse
 from tailrace.proto.runtime.metrics_server import check_host, serve
 from tailrace.proto.service import BEAT_LATE_S, HEALTH, HEALTH_CHECKS
+from tests.harness.until import until
 
 
 @pytest.mark.rule("S3")
@@ -33,6 +36,39 @@ def test_on_another_address_a_scraper_may_use_any_name() -> None:
 
     assert check_host(app, "0.0.0.0") is app
     assert check_host(app, "127.0.0.1") is not app
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_metrics_are_served_on_an_ipv6_address() -> None:
+    [port] = find_free(1)
+    serve("::1", port, {})
+    with httpx2.Client(trust_env=False) as client:
+        assert "tailrace_" in client.get(f"http://[::1]:{port}/metrics").text
+
+
+async def test_a_client_that_is_silent_or_resets_its_connection_leaves_no_thread_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Standard error has one JSON object a line."""
+    monkeypatch.setattr("tailrace.proto.runtime.metrics_server.SILENCE_S_MAX", 1.0)
+    [port] = find_free(1)
+    serve("127.0.0.1", port, {})
+    before = threading.active_count()
+    with socket.create_connection(("127.0.0.1", port)) as silent, socket.create_connection(("127.0.0.1", port)) as lost:
+        await until(lambda: threading.active_count() == before + 2)
+        lost.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        lost.close()
+        await until(lambda: threading.active_count() == before)
+        assert silent.recv(1) == b""
+    assert capsys.readouterr().err == ""
 
 
 def test_a_port_in_use_is_refused_with_the_settings_name() -> None:
