@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 
 import nats.errors
 import structlog
@@ -35,6 +36,7 @@ RETRY_WAIT_S = 2.0
 RESTART_S_MAX = 4.0
 POLL_S = 0.05
 ANSWER_S_MAX = 3.0
+STOP_S_MAX = 5.0
 
 # The body of a presence request that asks for the readers (PROTOCOL R81).
 REPORTS = b"reports"
@@ -55,14 +57,20 @@ class Endpoints:
         self._running = running
 
     async def stop(self) -> None:
-        """Answers the queries that have arrived, within `ANSWER_S_MAX`. Later ones go to other processes."""
-        # nats-py drops what has arrived, and has no public way to drain an endpoint.
-        for endpoint in self._service._endpoints:  # noqa: SLF001
-            await endpoint._subscription.drain()  # noqa: SLF001
-        self._service._endpoints.clear()  # noqa: SLF001
-        if self._running:
-            await asyncio.wait(self._running, timeout=ANSWER_S_MAX)
-        await self._service.stop()
+        """Answers the queries that have arrived, within `ANSWER_S_MAX`. Later ones go to other processes.
+
+        Returns within `STOP_S_MAX`, also if nats-server does not answer.
+        """
+        # The connection is closed next, and with it all subscriptions end.
+        with suppress(TimeoutError, nats.errors.Error):
+            async with asyncio.timeout(STOP_S_MAX):
+                # nats-py drops what has arrived, and has no public way to drain an endpoint.
+                for endpoint in self._service._endpoints:  # noqa: SLF001
+                    await endpoint._subscription.drain()  # noqa: SLF001
+                self._service._endpoints.clear()  # noqa: SLF001
+                if self._running:
+                    await asyncio.wait(self._running, timeout=ANSWER_S_MAX)
+                await self._service.stop()
 
 
 class Rpc:

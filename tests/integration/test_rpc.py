@@ -14,6 +14,7 @@ from tailrace.proto.ids import Tenant, TurnId, new_id
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.rpc import QUERIES_MAX, Handler
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, TurnKey
+from tests.harness.freeze import freeze
 from tests.harness.until import until
 
 TIMEOUT_S = 5
@@ -142,6 +143,17 @@ async def test_the_queries_of_one_tenant_leave_room_for_others(
     assert await services.request(Tenant("another"), name, b"", timeout_s=TIMEOUT_S) == b"answered"
     may_answer.set()
     assert (await waiting).count(b"answered") == QUERIES_MAX // 2
+
+
+async def test_a_process_stops_although_nats_server_does_not_answer(
+    own_server: NatsServer, own_connection: Connection, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py waits ten seconds for an answer, and then raises an error."""
+    monkeypatch.setattr("tailrace.proto.nats.rpc.STOP_S_MAX", 0.5)
+    endpoints = await Rpc(own_connection).serve(name, "1.0.0", {name: answer_with(lambda _, question: question)})
+    freeze(own_server)
+    async with asyncio.timeout(TIMEOUT_S):
+        await endpoints.stop()
 
 
 @pytest.mark.rule("R29")
