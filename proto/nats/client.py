@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -232,7 +233,7 @@ class TlsClient(Client):
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if initial_connection and not info.get("tls_required"):
-            raise nats.errors.Error("nats: the server has no TLS")
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "the server has no TLS")
         await super()._process_info(info, initial_connection)
 
     async def _process_connect_init(self) -> None:

@@ -7,6 +7,7 @@ then stored long after their writer gave up. This module changes all three.
 import asyncio
 import re
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from random import sample
@@ -70,6 +71,8 @@ class Connection:
         """The server has rejected the user or the password."""
         self._has_unknown_name = False
         """The DNS has no address for one of the servers."""
+        self._is_tls_failing = False
+        """TLS has failed since the connection was lost."""
         self.disconnects = 0
         self.forkless_after: Seq | None = None
         """Entries of the log after this one were stored by one replica, so none is of a fork; None: not known.
@@ -242,6 +245,12 @@ class Connection:
                 logger.error("nats rejects the user or password of TAILRACE_NATS_URL")
             self.is_refused = True
             return
+        if isinstance(error, ssl.SSLError):
+            # Logged once, as above, with the reason: for example, that the server's certificate has expired.
+            if not self._is_tls_failing:
+                logger.warning("TLS to nats fails", error=str(error))
+            self._is_tls_failing = True
+            return
         if LATE_REPLY_ERROR in text:
             # Only the connection that received the request may reply, for two minutes. The client has timed out by
             # then.
@@ -266,7 +275,7 @@ class Connection:
             logger.warning("nats connection lost")
 
     async def _on_reconnected(self) -> None:
-        self.is_refused = False
+        self.is_refused = self._is_tls_failing = False
         logger.info("nats connection restored")
         self._read_again()
 

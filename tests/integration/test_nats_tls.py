@@ -4,11 +4,12 @@ import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from signal import SIGTERM
+from signal import SIGKILL, SIGTERM
 from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
+import structlog.testing
 import uvloop
 
 from tailrace.deploy.local import nats_server
@@ -119,6 +120,30 @@ async def test_an_untrusted_server_or_client_is_refused(
         assert "/others" not in str(refused.value)
     with pytest.raises(LogUnavailable, match="TLS to NATS at"):
         await Connection.open(url(server, ADMIN, None), "test")
+
+
+async def test_a_server_certificate_that_is_not_valid_any_more_is_logged_once(
+    tmp_path: Path, server: NatsServer, ours: Certificates
+) -> None:
+    """The connection is retried four times a second, and works again with a valid certificate."""
+    others = certificates(tmp_path / "others")
+    connection = await Connection.open(url(server, ADMIN, ours), "test")
+    valid = [path.read_bytes() for path in ours]
+    with structlog.testing.capture_logs() as lines:
+        await server.stop(SIGKILL)
+        for path, other in zip(ours, others, strict=True):
+            path.write_bytes(other.read_bytes())
+        await server.start()
+        await until(lambda: server.log.read_text().count("TLS handshake error") > 3)
+        errors = [line["error"] for line in lines if line["event"] == "TLS to nats fails"]
+        await server.stop(SIGKILL)
+        for path, content in zip(ours, valid, strict=True):
+            path.write_bytes(content)
+        await server.start()
+        await until(lambda: connection.is_up)
+    assert len(errors) == 1
+    assert "certificate verify failed" in errors[0]
+    await connection.close()
 
 
 async def test_no_password_is_sent_to_a_server_without_tls(ours: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
