@@ -58,7 +58,7 @@ def has_cache_marks(call: Call) -> bool:
     contents = [call.system, *(message.content for message in call.messages)]
     blocks = [block for content in contents if isinstance(content, list) for block in content]
     return any("cache_control" in block for block in [*blocks, *(call.tools or ())]) or any(
-        "cache_control" in inner
+        isinstance(inner, dict) and "cache_control" in inner
         for block in blocks
         if isinstance(inners := block.get("content"), list)
         for inner in inners

@@ -167,7 +167,7 @@ def _needs_unnamed_properties(native: Schema, described: Schema) -> bool:
     """Returns whether an object that fits may need properties besides the named ones."""
     named, required, at_least = native.get("properties", {}), native.get("required"), described.get("minProperties")
     return (
-        (isinstance(required, list) and any(name not in named for name in required))
+        (isinstance(required, list) and any(not isinstance(name, str) or name not in named for name in required))
         or (isinstance(at_least, int) and at_least > len(named))
         or "enum" in native
         or "const" in native

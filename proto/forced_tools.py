@@ -74,7 +74,9 @@ def call_schema(functions: Functions) -> Schema:
     for name, schema in functions.items():
         moved = _rename(schema, name)
         for section in DEFINITION_SECTIONS:
-            definitions |= {f"{name}.{inner}": value for inner, value in moved.pop(section, {}).items()}
+            # The schema of a tool is the client's, and has not been checked.
+            if isinstance(found := moved.pop(section, None), dict):
+                definitions |= {f"{name}.{inner}": value for inner, value in found.items()}
         definitions[name] = moved
     return {"anyOf": [_named_call(name) for name in functions], "$defs": definitions}
 

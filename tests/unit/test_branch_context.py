@@ -196,6 +196,16 @@ def test_each_tool_call_of_the_history_has_its_result_directly_after_it(case: st
     assert accepted_before(new, history) == accepted
 
 
+@pytest.mark.parametrize("call_id", [{}, {"id": ["tool_1"]}, {"id": None}], ids=["no id", "a list", "null"])
+def test_a_malformed_tool_call_of_a_client_stays_for_the_api_to_refuse(call_id: dict[str, Any]) -> None:
+    """An error here would break each later turn of the session."""
+    malformed = Message("assistant", [TOOL, {"type": "tool_use", "name": "look_up", "input": {}} | call_id])
+    assert accepted_before([QUESTION], [QUESTION, malformed]) == [
+        QUESTION,
+        Message("assistant", malformed.content[1:]),
+    ]
+
+
 SERVER_CALL = {"type": "server_tool_use", "id": "search_1", "name": "web_search", "input": {}}
 SERVER_RESULT = {"type": "web_search_tool_result", "tool_use_id": "search_1", "content": []}
 

@@ -125,6 +125,12 @@ def test_one_schema_describes_a_call_of_several_functions(answer: Any, *, fits: 
     assert jsonschema_rs.validator_for(schema).is_valid(answer) == fits
 
 
+def test_a_schema_with_malformed_definitions_makes_no_error() -> None:
+    """The schema of a tool is what the client has sent."""
+    schema = call_schema({"look": {"type": "object", "$defs": [1]}, "grow": TREE})
+    assert jsonschema_rs.validator_for(schema).is_valid({"name": "look", "arguments": {}})
+
+
 def model_answer(text: list[str], stop_reason: str = "end_turn") -> list[ModelEvent]:
     """Returns an answer of the model with one text block after a thought."""
     stop = raw(

@@ -61,6 +61,7 @@ def test_absent_parts_get_no_mark() -> None:
         ([{"type": "image"}, text("")], [{"type": "image", **FIVE}, text("")]),
         ([{"type": "redacted_thinking"}], [{"type": "redacted_thinking"}]),
         ([], []),
+        ([{"type": "tool_result", "content": [1]}], [{"type": "tool_result", "content": [1], **FIVE}]),
     ],
 )
 def test_a_mark_is_set_on_a_block_that_can_have_one(content: list[Any], expected: list[Any]) -> None:

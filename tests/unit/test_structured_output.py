@@ -55,6 +55,8 @@ def test_a_schema_is_converted_for_structured_outputs(schema: dict[str, Any], co
         {"$ref": "#/$defs/a", "anyOf": [{"properties": {"m": {"type": "integer"}}}], "$defs": {"a": OPEN}},
         {"anyOf": [OPEN], "required": ["m"]},
         OPEN | {"required": ["n", "m"]},
+        # Not a schema: that of a tool has not been checked.
+        OPEN | {"required": [["n"]]},
         OPEN | {"minProperties": 2},
         OPEN | {"const": {"n": 1, "m": 2}},
         {"$ref": "#"},
