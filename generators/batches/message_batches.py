@@ -31,17 +31,16 @@ from tailrace.generators.backends.message_batches_api import (
 from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.message_events import to_events
 from tailrace.generators.continuation import build_call
-from tailrace.generators.event_writer import append_when_not_full
+from tailrace.generators.event_writer import append_when_not_full, as_stored
 from tailrace.generators.forced_tools import map_forced_call
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.plan import schema_check
 from tailrace.generators.planner import CHECK_WAIT_S
 from tailrace.proto import batch
-from tailrace.proto.chain import START, Chain
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, End, Entry, Event, Failure, Outcome, Request, Stored
+from tailrace.proto.entries import MESSAGE_BATCHES, Attempt, End, Entry, Event, Failure, Outcome, Request
 from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, SandboxFailed, TurnUnknown
-from tailrace.proto.fold import EMPTY_TURN, Turn, fold
+from tailrace.proto.fold import EMPTY_TURN, Folding, Turn
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Tombstones, TurnLog
 from tailrace.proto.runtime import json_schema
@@ -398,18 +397,21 @@ class Writer:
     def __init__(self, log: TurnLog, key: TurnKey) -> None:
         self._log = log
         self._key = key
-        self._chain: Chain = START
-        self.turn: Turn = EMPTY_TURN
+        self._folding = Folding(EMPTY_TURN)
 
     @property
     def last(self) -> Seq:
-        return self._chain.last
+        return self._folding.chain.last
+
+    @property
+    def turn(self) -> Turn:
+        """The fold of the entries so far."""
+        return self._folding.build()
 
     async def append(self, entry: Entry) -> None:
-        """Appends an entry. Raises FenceLost if another entry is stored there, LogUnavailable, EntryTooLarge."""
-        self._chain = await append_when_not_full(self._log.append, self._key, self._chain, entry)
-        now = self.turn.asked_at or datetime.now(UTC)
-        self.turn = fold([Stored(self._chain.last, now, entry)], self.turn)
+        """Appends an entry. Raises FenceLost if another entry is stored there, TurnUnknown, LogError."""
+        chain = await append_when_not_full(self._log.append, self._key, self._folding.chain, entry)
+        self._folding.add(as_stored(chain, entry))
 
 
 def mark_as_batch(message: dict[str, Any]) -> dict[str, Any]:
