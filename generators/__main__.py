@@ -89,7 +89,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop) 
             deliveries,
             runner,
             settlement.settle,
-            [BatchLane(build_batch_runner(connection, name, settings.concurrency, blobs, claude))],
+            [BatchLane(build_batch_runner(connection, name, settings.concurrency, blobs, orders, claude))],
             concurrency=settings.concurrency,
             deadline_s=settings.deadline_s,
             grace_s=settings.grace_s,
@@ -138,7 +138,12 @@ async def check_key(claude: AnthropicApi, worker: Worker) -> None:
 
 
 def build_batch_runner(
-    connection: Connection, name: str, concurrency: int, blobs: BlobLoader, claude: AnthropicApi | None
+    connection: Connection,
+    name: str,
+    concurrency: int,
+    blobs: BlobLoader,
+    orders: BackendOrders,
+    claude: AnthropicApi | None,
 ) -> BatchRunner:
     """Returns the runner of batches, whose turns get half of the slots at most."""
     return BatchRunner(
@@ -151,6 +156,7 @@ def build_batch_runner(
         concurrency=max(1, concurrency // 2),
         message_batches=MessageBatchesApi(claude.client) if claude is not None else None,
         blobs=blobs,
+        orders=orders,
     )
 
 

@@ -85,6 +85,11 @@ class BackendOrders(msgspec.Struct, frozen=True):
         first = next((index for index, source in enumerate(sources) if source.backend == last), 0)
         return BackendOrder((*sources[first:], *sources[:first]), len(sources))
 
+    def model_id(self, model: str, backend: str) -> str | None:
+        """Returns the operator's name of `model` for `backend`, or `model`; None if `backend` is not to answer it."""
+        source = next((source for source in self.order_for(model).sources if source.backend == backend), None)
+        return None if source is None else source.model_id or model
+
 
 def parse_backends(text: str) -> BackendOrders:
     """Parses the setting `backends`: `BACKEND, BACKEND…; MODEL = BACKEND:MODEL_ID, …; …`. Raises SettingsInvalid.

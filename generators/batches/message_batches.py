@@ -32,6 +32,7 @@ from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.message_events import to_events
 from tailrace.generators.continuation import build_call
 from tailrace.generators.event_writer import append_when_not_full, as_stored
+from tailrace.generators.failover import BackendOrders
 from tailrace.generators.forced_tools import map_forced_call
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.plan import schema_check
@@ -67,6 +68,7 @@ YIELD_EVERY = 20
 # With these codes the message batch was not created.
 REFUSED = ("backend_refused_request", "backend_refused_key")
 NOT_CREATED = (*REFUSED, "backend_rate_limited", "backend_overloaded")
+CLAUDE = "claude"
 NO_RESULT = Failure("backend_broken", "the message batch has no result for this input")
 TOO_LATE = Failure("deadline_exceeded", "Anthropic did not process this input within 24 hours")
 
@@ -105,12 +107,14 @@ class MessageBatchSubmitter:
         tombstones: Tombstones,
         blobs: BlobLoader,
         api: MessageBatchesApi,
+        orders: BackendOrders,
         wait_until_not_full: Callable[[], Awaitable[None]],
     ) -> None:
         self._log = log
         self._tombstones = tombstones
         self._blobs = blobs
         self._api = api
+        self._orders = orders
         self._wait_until_not_full = wait_until_not_full
         self._checker = json_schema.SchemaChecker(wait_s=CHECK_WAIT_S)
 
@@ -228,13 +232,19 @@ class MessageBatchSubmitter:
         raise AssertionError("the loop ends with an id or an error")
 
     async def _build_bodies(self, key: TurnKey, lines: Sequence[bytes]) -> tuple[dict[str, bytes], dict[str, str]]:
-        """Returns the request body of each input by its turn's id, and the headers, which are the same for all."""
+        """Returns the request body of each input by its turn's id, and the headers, which are the same for all.
+
+        Raises BackendError if the operator lets other backends answer one of the models, or if a blob is gone.
+        """
         bodies: dict[str, bytes] = {}
         headers: dict[str, str] = {}
         for number, line in enumerate(lines):
             request = batch.decode_input(line)
+            if (model := self._orders.model_id(request.model, CLAUDE)) is None:
+                why = f"message batches need the backend `{CLAUDE}`, and {request.model} has others: TAILRACE_BACKENDS"
+                raise BackendError("backend_refused_request", why)
             async with self._blobs.load(key.tenant, build_call(request)) as call:
-                bodies[batch.child_key(key, number).turn] = b"".join(await encode_body(call, model=call.model))
+                bodies[batch.child_key(key, number).turn] = b"".join(await encode_body(call, model=model))
             if request.betas:
                 headers["anthropic-beta"] = ",".join(request.betas)
             if request.api_version:

@@ -19,6 +19,7 @@ from tailrace.generators.backends.message_batches_api import MessageBatchesApi
 from tailrace.generators.batches.input_span import input_span
 from tailrace.generators.batches.message_batches import MessageBatchSubmitter, read_own
 from tailrace.generators.event_writer import append_when_not_full, as_stored
+from tailrace.generators.failover import BackendOrders
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import batch
 from tailrace.proto.blobs import Blob
@@ -99,15 +100,19 @@ class BatchRunner:
         concurrency: int,
         message_batches: MessageBatchesApi | None = None,
         blobs: BlobLoader | None = None,
+        orders: BackendOrders | None = None,
     ) -> None:
+        """Without the last three, batches for Anthropic's Message Batches fail."""
         self._log = log
         self._bodies = bodies
         self._tombstones = tombstones
         self._counters = counters
         self._fullness = fullness
         self._submitter: MessageBatchSubmitter | None = None
-        if message_batches is not None and blobs is not None:
-            self._submitter = MessageBatchSubmitter(log, tombstones, blobs, message_batches, self._wait_until_not_full)
+        if message_batches is not None and blobs is not None and orders is not None:
+            self._submitter = MessageBatchSubmitter(
+                log, tombstones, blobs, message_batches, orders, self._wait_until_not_full
+            )
         self._name = name
         self._slots = asyncio.Semaphore(concurrency)
 

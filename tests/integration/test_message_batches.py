@@ -17,6 +17,7 @@ from tailrace.generators.backends.message_batches_api import CanceledResult, Lin
 from tailrace.generators.batches import message_batches
 from tailrace.generators.batches import runner as batches
 from tailrace.generators.batches.runner import BATCHES_MAX, BatchRunner
+from tailrace.generators.failover import parse_backends
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto import batch as stored_inputs
 from tailrace.proto.blobs import Blob
@@ -93,7 +94,7 @@ class MessageBatchSystem(OwnSystem):
     async def delete(self, batch: Batch) -> httpx2.Response:
         return await self.gateway.client.delete(f"/v1/turns/{batch['batch']}")
 
-    def runner(self, api: MessageBatchesApi | None) -> BatchRunner:
+    def runner(self, api: MessageBatchesApi | None, backends: str = "claude") -> BatchRunner:
         bodies, counters = BlobStore(self.connection), Counters(self.connection)
         return BatchRunner(
             self.log,
@@ -105,6 +106,7 @@ class MessageBatchSystem(OwnSystem):
             concurrency=1,
             message_batches=api,
             blobs=BlobLoader(bodies, FairSemaphore(1)),
+            orders=parse_backends(backends),
         )
 
 
@@ -381,6 +383,21 @@ async def test_each_input_is_sent_as_a_turn_would_be(own: MessageBatchSystem) ->
         ("completed", True),
     ]
     assert await own.count_answered() == (1, 3)
+
+
+async def test_a_message_batch_respects_the_operators_backends_of_each_model(own: MessageBatchSystem) -> None:
+    """Anthropic does not receive what the operator sends to another backend only."""
+    batch = await own.create(inputs(1))
+    turn = await own.runner(MessageBatchesApi(own.api), f"claude; {MODEL} = bedrock").run(key_of(own.tenant, batch))
+    assert failure(turn) == "backend_refused_request"
+    assert MODEL in str(turn.error)
+    assert await own.count_answered() == (0, 0)
+    batch = await own.create(inputs(1))
+    async with own.running_generator(backends=f"claude; {MODEL} = claude:claude-opus-5-5"):
+        await own.batch_ended(batch)
+        async with httpx2.AsyncClient(base_url=own.claude, trust_env=False) as client:
+            last = (await client.get("/_sim/last")).json()
+    assert last["body"]["requests"][0]["params"]["model"] == "claude-opus-5-5"
 
 
 class FrozenApi(MessageBatchesApi):

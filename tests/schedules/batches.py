@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 from tailrace.generators.backends.message_batches_api import Line, MessageBatch, MessageBatchesApi, SucceededResult
 from tailrace.generators.batches.runner import BatchLane, BatchRunner
+from tailrace.generators.failover import parse_backends
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto.batch import child_key, encode_inputs
 from tailrace.proto.chain import Chain
@@ -123,6 +124,7 @@ class BatchGenerator(Generator):
             concurrency=2,
             message_batches=api,
             blobs=BlobLoader(services, UNUSED),
+            orders=parse_backends("claude"),
         )
         return [BatchLane(runner)]
 
