@@ -58,6 +58,9 @@ LIFE = timedelta(hours=23)
 # The wait between two polls; it doubles.
 LOOK_S = 0.5
 LOOK_MAX_S = 30.0
+# A server of Anthropic may not know a message batch for a minute, also some minutes after its creation, and answers 404
+# (anthropics/anthropic-sdk-python#1432). With the waits above, so many refusals in a row take five minutes.
+REFUSALS_MAX = 15
 # A cancelled creation is awaited for this long.
 ANSWER_WAIT_S = 10.0
 WRITTEN_AT_ONCE = 16
@@ -149,7 +152,7 @@ class MessageBatchSubmitter:
                 if name is None:
                     return True
                 await self.cancel(name)
-                made = await self._wait_until_ended(name)
+                made = await self._wait_until_ended(name, cancels=True)
                 # Nothing is written for a batch that was deleted.
                 if not await self._log.has_turn(key):
                     return False
@@ -253,10 +256,13 @@ class MessageBatchSubmitter:
                 await asyncio.sleep(0)
         return bodies, headers
 
-    async def _wait_until_ended(self, name: str) -> MessageBatch:
+    async def _wait_until_ended(self, name: str, *, cancels: bool = False) -> MessageBatch:
+        """Returns the message batch when it has ended. With `cancels`, cancels it again if it was not cancelled."""
         for tries in itertools.count():
             if (made := await self._call_with_retries(lambda: self._api.retrieve(name))).has_ended:
                 return made
+            if cancels and made.processing_status != "canceling":
+                await self.cancel(name)
             await asyncio.sleep(wait_s(tries))
         raise AssertionError("the loop ends with a message batch")
 
@@ -389,12 +395,17 @@ class MessageBatchSubmitter:
             return None
 
     async def _call_with_retries(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeats `call` until it succeeds, because its result is charged. Raises BackendError if it is refused."""
+        """Repeats `call` until it succeeds, because its result is charged.
+
+        Raises BackendError if it is refused REFUSALS_MAX times in a row.
+        """
+        refusals = 0
         for tries in itertools.count():
             try:
                 return await call()
             except BackendError as error:
-                if error.code == "backend_refused_request":
+                refusals = refusals + 1 if error.code == "backend_refused_request" else 0
+                if refusals == REFUSALS_MAX:
                     raise
                 logger.warning("Message Batches call failed", code=error.code, error=error.message)
                 await asyncio.sleep(max(wait_s(tries), min(error.retry_after_s or 0.0, LOOK_MAX_S)))

@@ -299,6 +299,7 @@ async def test_a_message_batch_that_was_deleted_at_anthropic_fails_the_batch(
 ) -> None:
     monkeypatch.setattr(message_batches, "LOOK_S", 0.5)
     monkeypatch.setattr(message_batches, "LOOK_MAX_S", 0.5)
+    monkeypatch.setattr(message_batches, "REFUSALS_MAX", 2)
     batch = await own.create(inputs(2, "words=2 wait=0.1"))
     async with own.running_generator():
         name = await own.submitted(batch)
@@ -504,6 +505,53 @@ async def test_results_that_break_off_or_end_early_are_read_again(own: MessageBa
     # The simulated API returns the last input first.
     assert [line["outcome"] for line in lines] == ["failed", *["completed"] * 9]
     assert lines[0]["error"]["code"] == "backend_broken"
+
+
+class LaggingApi(MessageBatchesApi):
+    """Does not know a message batch at the first call of each kind."""
+
+    def __init__(self, client: anthropic.AsyncAnthropic) -> None:
+        super().__init__(client)
+        self.called: set[str] = set()
+
+    def _is_known(self, call: str) -> bool:
+        is_first = call not in self.called
+        self.called.add(call)
+        return not is_first
+
+    async def retrieve(self, name: str) -> MessageBatch:
+        return await super().retrieve(name if self._is_known("retrieve") else "msgbatch_none")
+
+    async def cancel(self, name: str) -> None:
+        await super().cancel(name if self._is_known("cancel") else "msgbatch_none")
+
+    async def results(self, name: str) -> AsyncGenerator[Line, None]:
+        async for line in super().results(name if self._is_known("results") else "msgbatch_none"):
+            yield line
+
+
+async def test_a_message_batch_that_anthropic_does_not_know_for_a_moment_is_not_lost(own: MessageBatchSystem) -> None:
+    """Neither its answers, which are paid for, nor its cancellation."""
+    batch = await own.create(inputs(2))
+    assert (await own.runner(LaggingApi(own.api)).run(key_of(own.tenant, batch))).outcome == "completed"
+    await assert_answered_once(own, batch)
+    batch = await own.create(QUICK_AND_NEVER)
+    running = asyncio.create_task(own.runner(LaggingApi(own.api)).run(key_of(own.tenant, batch)))
+    await own.submitted(batch)
+    await own.gateway.client.post(batch["links"]["cancel"])
+    assert (await asyncio.wait_for(running, 10)).outcome == "cancelled"
+    assert await own.outcomes(batch) == [("completed", True), ("cancelled", False)]
+
+
+@pytest.mark.rule("R67")
+async def test_a_search_does_not_miss_a_message_batch_whose_results_are_not_known_for_a_moment(
+    own: MessageBatchSystem,
+) -> None:
+    """A second message batch would be paid for, too."""
+    batch = await own.create(inputs(2))
+    await own.batch_killed_after(2, is_before=True)
+    assert (await own.runner(LaggingApi(own.api)).run(key_of(own.tenant, batch))).outcome == "completed"
+    assert await own.count_answered() == (1, 2)
 
 
 @pytest.mark.rule("R67")
