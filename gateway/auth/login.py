@@ -17,6 +17,7 @@ from tailrace.gateway.auth.authenticate import CredentialSource, credential_inva
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.signed_tokens import Access, Refresh, TokenSigner
 from tailrace.gateway.auth.tickets import KeyLookup
+from tailrace.gateway.http.cookies import cookie_value
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import logins
 
@@ -136,8 +137,8 @@ def judge(login: logins.Login, generation: int, now: float) -> Literal["current"
 
 def read_cookie(request: Request) -> list[bytes]:
     """Returns the refresh token in the cookie. Only the refresh route accepts it."""
-    is_present = request.scope["path"] == REFRESH_PATH and COOKIE in request.cookies
-    return [request.cookies[COOKIE].encode("latin-1", "replace")] if is_present else []
+    token = cookie_value(request.headers, COOKIE) if request.scope["path"] == REFRESH_PATH else ""
+    return [token.encode("latin-1")] if token else []
 
 
 def format_cookie(token: str, life_s: int) -> str:

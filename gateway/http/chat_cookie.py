@@ -5,6 +5,8 @@ import secrets
 
 from starlette.requests import Request
 
+from tailrace.gateway.http.cookies import cookie_value
+
 COOKIE = "tailrace_chat"
 # The format of `secrets.token_urlsafe(24)`. The cookie grants access to its conversation, so it must be unguessable.
 COOKIE_VALUE = re.compile(r"[A-Za-z0-9_-]{32}")
@@ -17,7 +19,7 @@ def new_cookie() -> str:
 
 def cookie_of(request: Request) -> str | None:
     """Returns the cookie of the request's conversation; None if it has none that is valid."""
-    cookie = request.cookies.get(COOKIE, "")
+    cookie = cookie_value(request.headers, COOKIE)
     return cookie if COOKIE_VALUE.fullmatch(cookie) is not None else None
 
 

@@ -11,6 +11,7 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.cors import is_cross_origin
 from tailrace.gateway.auth.login import ACCESS_S, COOKIE, REFRESH_PATH, Logins, Tokens, format_cookie
+from tailrace.gateway.http.cookies import cookie_value
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.limits.limiter import Limiter
 from tailrace.proto.errors import Refused
@@ -72,7 +73,7 @@ def refuse_cross_origin(request: Request) -> None:
 
 
 def refresh_token_of(request: Request) -> bytes:
-    return request.cookies.get(COOKIE, "").encode("latin-1", "replace")
+    return cookie_value(request.headers, COOKIE).encode("latin-1")
 
 
 def login_response(tokens: Tokens) -> Response:
