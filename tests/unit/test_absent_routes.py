@@ -1,5 +1,7 @@
 """Advice for routes of other APIs that do not exist here."""
 
+import time
+
 import pytest
 
 from tailrace.gateway.app import ROUTES
@@ -33,3 +35,11 @@ def test_the_advice_is_that_of_the_nearest_parent(path: str, advice: str | None)
 def test_no_advice_is_given_for_a_route_that_exists() -> None:
     """Otherwise its errors would contradict it."""
     assert not {route.path for route in ROUTES} & ADVICE.keys()
+
+
+@pytest.mark.rule("S14")
+def test_the_longest_path_is_looked_up_at_once() -> None:
+    """Without a key, a path of 60,000 slashes would stop all streams."""
+    began = time.process_time()
+    assert advice_for("/" * 60_000) is None
+    assert time.process_time() - began < 0.05
