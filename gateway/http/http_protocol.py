@@ -205,6 +205,8 @@ class ClientConnection(HttpToolsProtocol):
         if self.pipeline:
             self._answered, _ = self.pipeline[-1]
         super().on_response_complete()
+        # uvicorn's timer would keep the memory of a connection that is reset for as long as it may be idle.
+        self._unset_keepalive_if_required()
         if self._unparsed and not self.pipeline and not self.transport.is_closing():
             unparsed, self._unparsed = self._unparsed, b""
             is_within_headers, self._is_within_headers = self._is_within_headers, False

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message
 
 from tailrace.gateway.http import fd_limit, security_headers
 from tailrace.gateway.http.deferred_response import send_deferred
-from tailrace.gateway.http.http_protocol import IDLE_TIMEOUT_S, ClientConnection
+from tailrace.gateway.http.http_protocol import ClientConnection
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.race import run_until
 
@@ -77,7 +77,6 @@ async def serve(
         proxy_headers=bool(proxies),
         forwarded_allow_ips=list(proxies),
         limit_concurrency=fd_limit.connections_max(),
-        timeout_keep_alive=int(IDLE_TIMEOUT_S),
         timeout_graceful_shutdown=GRACE_S,
     )
     logging.getLogger("uvicorn.error").addFilter(_is_news)

@@ -1,8 +1,10 @@
 """HTTP/1.1 on the wire: body sizes and timeouts, chunks, trailers, upgrades, pipelining and invalid heads."""
 
 import asyncio
+import gc
 import json
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -297,6 +299,21 @@ async def test_a_refused_connection_is_idle_when_its_body_has_arrived(
     await asyncio.sleep(0.5)
     await raw.send(post(TURN))
     assert (await raw.answer()).status_code == 202
+
+
+async def test_a_connection_that_was_reset_is_not_kept_in_memory(plain_gateway: Gateway) -> None:
+    """As of a client that was killed. A timer of an hour, as long as a connection may be idle, would keep it."""
+
+    def kept() -> int:
+        return sum(isinstance(one, http_protocol.ClientConnection) for one in gc.get_objects())
+
+    before = kept()
+    for _ in range(20):
+        async with RawConnection.open(plain_gateway.port) as raw:
+            await raw.send(GET, "\r\n")
+            assert (await raw.answer()).status_code == 200
+            raw.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await until(lambda: kept() <= before)
 
 
 async def test_a_large_body_in_one_piece_with_its_headers_is_read(raw: RawConnection) -> None:
