@@ -186,6 +186,8 @@ class ClientConnection(HttpToolsProtocol):
             self.cycle.default_headers = security_headers.add_page_policy(
                 self.scope["path"], self.cycle.default_headers
             )
+            # Until its body has arrived: a close before that is a reset, and the client may lose the response.
+            self.cycle.keep_alive = True
         self._body_left = declared_bytes(Headers(raw=self.headers)) or 0
         if not self.pipeline:
             self._answered = self.cycle
@@ -197,7 +199,14 @@ class ClientConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        if self.cycle is not None and self.cycle.response_complete:
+        if "path" not in self.scope:
+            return  # an upgrade, which is parsed again
+        is_last = self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive()
+        if not self.cycle.response_complete:
+            self.cycle.keep_alive &= not is_last
+        elif is_last:
+            self.transport.close()
+        else:
             # The rest of the body of a request that was refused has arrived: the connection is idle from now on.
             self._await_request(is_idle=True)
 

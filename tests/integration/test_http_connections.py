@@ -301,6 +301,16 @@ async def test_a_refused_connection_is_idle_when_its_body_has_arrived(
     assert (await raw.answer()).status_code == 202
 
 
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_the_last_request_of_a_connection_is_refused_without_a_reset(raw: RawConnection, version: str) -> None:
+    """Many clients send `Connection: close`. If it was closed before the body has arrived, they would get no answer."""
+    body = "a" * 5_000_000
+    head = POST.replace(KEY, "invalid").replace("HTTP/1.1", f"HTTP/{version}")
+    await raw.send(f"{head}connection: close\r\ncontent-length: {len(body)}\r\n\r\n", body)
+    assert (await raw.answer()).status_code == 401
+    assert await raw.is_closed()
+
+
 async def test_a_connection_that_was_reset_is_not_kept_in_memory(plain_gateway: Gateway) -> None:
     """As of a client that was killed. A timer of an hour, as long as a connection may be idle, would keep it."""
 
