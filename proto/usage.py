@@ -84,11 +84,16 @@ class CallUsage(Usage, frozen=True, omit_defaults=True):
 # Anthropic's glossary: "a token approximately represents 3.5 English characters". In whole numbers, 2 tokens for 7. Of
 # other languages, a character is more tokens, and more bytes of UTF-8: three for one of Chinese.
 ESTIMATE_TOKENS, ESTIMATE_BYTES = 2, 7
+PIECE_CHARS = 256 * 1024
 
 
 def utf8_bytes(text: str) -> int:
     """Returns how many bytes `text` has in UTF-8; three for a lone surrogate."""
-    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+    if text.isascii():
+        return len(text)
+    # In pieces: a thread holds the interpreter lock while it encodes one.
+    pieces = (text[start : start + PIECE_CHARS] for start in range(0, len(text), PIECE_CHARS))
+    return sum(len(piece.encode(errors="surrogatepass")) for piece in pieces)
 
 
 def estimate_tokens(text_bytes: int) -> int:

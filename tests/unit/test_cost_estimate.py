@@ -1,5 +1,6 @@
 """The estimate of tokens and cost of a request."""
 
+import asyncio
 import base64
 
 import msgspec
@@ -33,6 +34,27 @@ def test_text_of_other_scripts_counts_by_its_bytes(text: str, size: int) -> None
     """It has more tokens than as many characters of English."""
     tokens = [estimate_request(request(messages=[Message("user", one)], max_tokens=1)).tokens for one in (text, "")]
     assert tokens[0] - tokens[1] == size * 2 // 7
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "text", "text": "河" * 10_000_000},
+        {"type": "document", "source": {"type": "base64", "data": base64.b64encode(bytes(20_000_000)).decode()}},
+    ],
+    ids=["text", "document"],
+)
+async def test_the_event_loop_runs_while_a_thread_estimates_30_mb(block: dict[str, object]) -> None:
+    """A thread that decodes them in one piece would hold the interpreter lock for most of the time."""
+    long = request(messages=[Message("user", [block])])
+    loop = asyncio.get_running_loop()
+    estimating = asyncio.create_task(asyncio.to_thread(estimate_request, long))
+    began_s = last_s = loop.time()
+    longest_s = 0.0
+    while not estimating.done():
+        await asyncio.sleep(0.001)
+        longest_s, last_s = max(longest_s, loop.time() - last_s), loop.time()
+    assert longest_s < (last_s - began_s) / 2
 
 
 @pytest.mark.parametrize("value", [1234567, 12345.6, True, [], ""])

@@ -4,12 +4,14 @@ import base64
 import random
 import time
 import zlib
+from collections.abc import Callable
 
 import pytest
 
 from tailrace.gateway.limits.pdf_pages import (
     DECOMPRESSED_BYTES_MAX,
     PAGES_MAX,
+    PIECE_BYTES,
     STREAM_BYTES_MAX,
     PageCounter,
     pages_of_size,
@@ -39,6 +41,14 @@ def pack_objects(objects: bytes) -> bytes:
 )
 def test_page_objects_are_counted_and_page_tree_nodes_are_not(page: bytes) -> None:
     assert count_pages(in_base64(TREE + 7 * (b"9 0 obj\n" + page + b"\nendobj\n"))) == 7
+
+
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes], ids=["one line", "many lines"])
+def test_the_pages_of_a_long_pdf_are_counted_over_all_pieces(encode: Callable[[bytes], bytes]) -> None:
+    """A page may begin in one piece and end in the next."""
+    assert count_pages(encode(TREE + 550 * (PAGE + bytes(977))).decode()) == 550
+    borders = b"".join(PAGE.rjust(PIECE_BYTES + 3) for _ in range(len(PAGE)))
+    assert count_pages(encode(borders).decode()) == len(PAGE)
 
 
 def test_pages_in_compressed_object_streams_are_counted() -> None:
