@@ -5,6 +5,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
@@ -26,6 +27,7 @@ logger = structlog.get_logger()
 TARGET = re.compile(r"(gateway|generators|persistence)=([^\s,/=]+:\d+)")
 # A busy process answers late. Shorter than SAMPLE_EVERY_S, so that samples do not overlap.
 SCRAPE_TIMEOUT_S = 2.0
+SCRAPES_AT_ONCE = 8
 # About a hundred times what a process exports.
 BYTES_MAX = 4 * 1024 * 1024
 PORT_MAX = 65535
@@ -86,6 +88,8 @@ class SampledProcesses:
         self._history = History([query.expression for query in QUERIES])
         self._unanswered: list[str] = []
         self._silent_before: set[str] = set()
+        # Not the threads of the event loop: while a machine is down, requests would wait for them.
+        self._threads = ThreadPoolExecutor(SCRAPES_AT_ONCE, "scrape")
 
     async def watch(self) -> None:
         """Samples every SAMPLE_EVERY_S seconds."""
@@ -104,7 +108,8 @@ class SampledProcesses:
     async def _sample(self) -> None:
         targets = self._targets or {ITSELF: "gateway"}
         # In threads: a scrape on the event loop would delay deltas by some milliseconds.
-        texts = await asyncio.gather(*(asyncio.to_thread(_scrape, address) for address in targets))
+        loop = asyncio.get_running_loop()
+        texts = await asyncio.gather(*(loop.run_in_executor(self._threads, _scrape, address) for address in targets))
         scraped = dict(zip(targets.items(), texts, strict=True))
         silent = {address: part for (address, part), text in scraped.items() if text is None}
         # A process that starts, or is started again, has one more interval.

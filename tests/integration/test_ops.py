@@ -1,7 +1,10 @@
 """The page `/ops`: which credentials see its values, and where they come from."""
 
+import asyncio
 import hashlib
+import socket
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2
@@ -122,3 +125,17 @@ async def test_a_source_that_does_not_answer_is_named(
     assert body["problems"][0].startswith(says.format(port=port))
     if setting == "ops_targets":
         assert len(body["times"]) > 1
+
+
+async def test_targets_that_do_not_answer_take_no_threads_of_requests() -> None:
+    """Of a machine that is down, for example. Estimates and large bodies need the threads of the event loop."""
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(40)]
+        sampled = sources.SampledProcesses({f"127.0.0.1:{one.getsockname()[1]}": "gateway" for one in silent})
+        watching = asyncio.create_task(sampled.watch())
+        silent[0].setblocking(False)
+        connection, _ = await asyncio.get_running_loop().sock_accept(silent[0])
+        stack.enter_context(connection)
+        async with asyncio.timeout(sources.SCRAPE_TIMEOUT_S / 2):
+            await asyncio.to_thread(time.time)
+        watching.cancel()
