@@ -1,6 +1,6 @@
 """The cached list of models that Anthropic offers for the operator's key, requested from a generator.
 
-The gateway has no API key. Without a generator that has one, all models of the table are offered.
+The gateway has no API key. If no generator has listed the models for an hour, all models of the table are offered.
 """
 
 import asyncio
@@ -23,6 +23,8 @@ logger = structlog.get_logger()
 CACHED_S = 300.0
 # The time until the next request if no generator has answered.
 RETRY_S = 5.0
+# The list outlives an outage of the generators or of Anthropic's API. Later, another backend may have replaced them.
+KEPT_S = 3600.0
 
 
 class Catalogue:
@@ -35,7 +37,7 @@ class Catalogue:
         self._offer = Offer(aliases=aliases)
         self._request: asyncio.Task[None] | None = None
         self._is_loaded = False
-        self._fresh_until = 0.0
+        self._listed_at = self._fresh_until = 0.0
 
     async def offer(self, tenant: Tenant) -> Offer:
         """Returns the offered models, which are the same for all tenants.
@@ -55,11 +57,14 @@ class Catalogue:
             self._request.cancel()
 
     async def _load(self, tenant: Tenant) -> None:
-        found = await self._request_list(tenant)
-        listed = index_by_id(found.data) if found is not None else None
-        self._offer = self._offer._replace(listed=listed, is_simulated=found is not None and found.is_simulated)
+        found, now = await self._request_list(tenant), asyncio.get_running_loop().time()
+        if found is not None:
+            self._offer = self._offer._replace(listed=index_by_id(found.data), is_simulated=found.is_simulated)
+            self._listed_at = now
+        elif now - self._listed_at >= KEPT_S:
+            self._offer = self._offer._replace(listed=None, is_simulated=False)
         self._is_loaded = True
-        self._fresh_until = asyncio.get_running_loop().time() + (RETRY_S if listed is None else CACHED_S)
+        self._fresh_until = now + (RETRY_S if found is None else CACHED_S)
 
     async def _request_list(self, tenant: Tenant) -> ListedModels | None:
         """Returns None if no generator answers."""
@@ -67,7 +72,7 @@ class Catalogue:
             reply = await self._services.request(tenant, MODELS, b"", timeout_s=self._timeout_s, role=GENERATORS)
             return msgspec.json.decode(reply, type=ListedModels)
         except (TailraceError, *DECODE_ERRORS) as error:
-            logger.info("no generator listed the models; offering all models of the table", error=str(error))
+            logger.info("no generator listed the models", error=str(error))
             return None
 
 
