@@ -550,6 +550,13 @@ CODES: dict[str, Code] = {
         "Retry after Retry-After. Operator: start a generator.",
         is_retryable=True,
     ),
+    "jwt_keys_unavailable": Code(
+        503,
+        API,
+        "Since its start, the gateway could not read the keys that verify JWTs.",
+        "Retry after Retry-After. Operator: check TAILRACE_JWT_KEYS, and the issuer's server.",
+        is_retryable=True,
+    ),
     "queue_full": Code(
         503,
         OVERLOADED,

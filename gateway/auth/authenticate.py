@@ -45,7 +45,8 @@ class Verifier(Protocol):
     async def verify(self, token: bytes, request: Request) -> Principal | None:
         """Returns the principal of `token`; None if it is of another kind, or is not valid.
 
-        Raises LogUnavailable if it cannot tell. `request` is for credentials that are valid for some requests only.
+        Raises LogUnavailable or Refused if it cannot tell. `request` is for credentials that are valid for some
+        requests only.
         """
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,10 @@ from starlette.requests import Request
 from tailrace.gateway.auth.jwks import JwksCache
 from tailrace.gateway.auth.jwt import JwtVerifier
 from tailrace.gateway.settings import Settings
+from tailrace.proto.errors import CODES, Refused
 from tests.harness import jwts
 from tests.harness.jwts import EC_KEY, RSA_KEY
+from tests.harness.until import until
 
 OTHER_KEY = ec.generate_private_key(ec.SECP256R1())
 
@@ -116,6 +118,28 @@ async def test_an_invalid_answer_keeps_the_known_keys(issuer: Issuer, url: str) 
     assert await keys.find("ec") is not None
 
 
+async def test_a_token_gets_a_503_until_the_keys_were_read(issuer: Issuer, url: str) -> None:
+    """A gateway that starts while the issuer is down cannot tell which tokens are valid. A 401 would end logins."""
+    verifier = JwtVerifier(Settings(**jwts.settings(jwt_keys=url)))
+    asking = Request({"type": "http", "method": "GET", "headers": []})
+    signed = jwts.token(EC_KEY, "ES256", {"kid": "ec"})
+    for _ in range(2):
+        with pytest.raises(Refused) as refused:
+            await verifier.verify(signed, asking)
+        assert CODES[refused.value.code].status == 503
+    issuer.set_response(jwts.key_set(ec=EC_KEY))
+    refreshing = asyncio.create_task(verifier.refresh_periodically())
+    await until(lambda: is_accepted(verifier, signed, asking))
+    refreshing.cancel()
+    assert await verifier.verify(jwts.token(OTHER_KEY, "ES256", {"kid": "other"}), asking) is None
+
+
+async def is_accepted(verifier: JwtVerifier, token: bytes, request: Request) -> bool:
+    with suppress(Refused):
+        return await verifier.verify(token, request) is not None
+    return False
+
+
 async def test_a_redirect_is_not_followed(issuer: Issuer, url: str) -> None:
     """Only the settings have the address of the keys."""
     elsewhere = Issuer()
@@ -124,8 +148,8 @@ async def test_a_redirect_is_not_followed(issuer: Issuer, url: str) -> None:
         for status in ("301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"):
             for location in (other, "file:///etc/passwd", "ftp://127.0.0.1/"):
                 issuer.set_response(b"", status, f"location: {location}")
-                keys = JwksCache(url)
-                assert await keys.find("ec") is None
+                with pytest.raises(Refused):
+                    await JwksCache(url).find("ec")
     assert elsewhere.received == []
 
 
