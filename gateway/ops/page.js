@@ -311,7 +311,10 @@ function askForKey(message) {
 async function refresh() {
   const key = sessionStorage.getItem(KEY);
   try {
+    const before = overview?.version;
     overview = await load(key);
+    // Another version may have other panels.
+    if (before && before !== overview.version) return location.reload();
     byId("login").hidden = true;
     for (const id of ["state", "notices", "panels"]) byId(id).hidden = false;
     document.body.classList.remove("stale");

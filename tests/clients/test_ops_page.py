@@ -21,6 +21,8 @@ async def test_the_page_asks_for_a_key_and_draws_all_panels(
         assert (page["complaints"], page["elsewhere"], page["isWide"], page["login"]) == ([], [], False, [401, 200])
         assert list(page["panels"]) == [panel.title for one in DASHBOARDS for panel in one.panels]
         assert page["away"].startswith("The gateway returns no values (Failed to fetch).")
+        # A gateway of another version may have other panels.
+        assert page["upgraded"] == DASHBOARDS[0].panels[-1].title
         # The window of these panels begins before the gateway's first sample.
         windows = [panel.title for one in DASHBOARDS for panel in one.panels if panel.window_s]
         assert page["counted"] == windows

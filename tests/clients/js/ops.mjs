@@ -36,7 +36,17 @@ for (const [colorScheme, size] of [["light", "desktop"], ["dark", "phone"]]) {
   await page.route("**/ops/values", (route) => route.abort());
   await page.waitForSelector("body.stale");
   const away = await page.locator("#state").textContent();
-  console.log(JSON.stringify({ size, colorScheme, ...shown, away, earlier, complaints, elsewhere, login }));
+  await page.unroute("**/ops/values");
+  await page.route("**/ops/values", async (route) => {
+    const response = await route.fetch();
+    const json = await response.json();
+    json.version = "later";
+    json.groups[0].charts.reverse();
+    await route.fulfill({ response, json });
+  });
+  await page.waitForFunction(() => document.querySelector("#version").textContent === "later");
+  const upgraded = await first.locator(".about").textContent();
+  console.log(JSON.stringify({ size, colorScheme, ...shown, away, upgraded, earlier, complaints, elsewhere, login }));
   await page.close();
 }
 await browser.close();
