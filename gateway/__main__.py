@@ -102,6 +102,8 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     await key_cache.load(keys)
     authenticator = Authenticator(settings, key_cache)
     authenticator.require_credentials()
+    # Not in the group below: the message of an error in it would be hidden by a traceback.
+    signer = TokenSigner(await signing_secret(connection))
     fd_limit.raise_limit(settings.streams_max)
     try:
         listening = server.listen(settings.host, settings.port, settings.listen_fd)
@@ -110,7 +112,6 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event)
     prompts = Prompts(settings.prompts, wait_s=CHECK_WAIT_S)
     await prompts.load()
     async with asyncio.TaskGroup() as group:
-        signer = TokenSigner(await signing_secret(connection))
         gateway = build(settings, connection, group, draining, authenticator, signer=signer, prompts=prompts)
         await gateway.rpc.announce_readers(gateway.streams.fan_out.has_readers, gateway.streams.readers.encode_readers)
         await gateway.rpc.serve_readers(gateway.streams.readers.encode_readers)

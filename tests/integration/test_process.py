@@ -13,10 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Connection
 from tests.harness import processes
 from tests.harness.forks import fork, run_module
 from tests.harness.system import System
 from tests.harness.until import until
+from tests.integration.conftest import Gateway
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 TOKEN = "the-token-of-nats"
@@ -128,6 +133,17 @@ async def test_a_port_in_use_is_no_invalid_setting(system: System, setting: str)
         status, _, stderr = await run_module("tailrace.gateway", **given)
     assert status == 1
     assert f"{setting}: port {port} on 127.0.0.1 is in use: stop the program that uses it, or choose another" in stderr
+
+
+async def test_a_gateway_that_cannot_read_the_signing_secret_ends_with_one_error(
+    own_server: NatsServer, own_connection: Connection, tenant: Tenant
+) -> None:
+    """Its message is logged in one line; a group of errors would be a traceback."""
+    await own_connection.jetstream.delete_stream("KV_SECRETS")
+    gateway = Gateway(own_server.url, tenant, {})
+    with pytest.raises(LogUnavailable, match="the signing secret cannot be read or stored"):
+        await gateway.answers()
+    await gateway.client.aclose()
 
 
 @pytest.mark.parametrize("fault", ["", "an unreachable address", "a refused key"])
