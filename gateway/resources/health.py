@@ -158,7 +158,9 @@ async def metrics(request: ApiRequest) -> Response:
     if request.scope["raw_path"] != METRICS.encode():
         raise HTTPException(HTTPStatus.NOT_FOUND)
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(prometheus_client.REGISTRY), headers={"content-type": media_type})
+    # In a thread: the text of 300 routes and statuses takes 40 ms.
+    text = await asyncio.to_thread(encode, prometheus_client.REGISTRY)
+    return Response(text, headers={"content-type": media_type})
 
 
 def _response(report: object, *, is_ok: bool) -> Response:

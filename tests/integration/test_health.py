@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from pathlib import Path
 from signal import SIGKILL
@@ -10,7 +11,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from prometheus_client import REGISTRY, Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 from structlog.testing import capture_logs
 
 from tailrace.deploy.local.nats_server import NatsServer
@@ -167,6 +170,27 @@ async def test_the_index_is_json_or_text(anonymous: httpx2.AsyncClient) -> None:
     assert "set-cookie" not in text.headers
     assert text.headers["content-type"] == "text/plain; charset=utf-8"
     assert "GET POST /v1/projects" in text.text.splitlines()
+
+
+async def test_metrics_are_rendered_outside_of_the_event_loop(anonymous: httpx2.AsyncClient) -> None:
+    """A long-running gateway has thousands of series, and the route needs no key."""
+    in_loop: list[bool] = []
+
+    class Recorder(Collector):
+        def collect(self) -> Iterator[Metric]:
+            in_loop.append(threading.current_thread() is threading.main_thread())
+            yield from ()
+
+        def describe(self) -> Iterator[Metric]:
+            yield from ()
+
+    REGISTRY.register(recorder := Recorder())
+    try:
+        assert (await anonymous.get("/metrics")).status_code == 200
+    finally:
+        REGISTRY.unregister(recorder)
+    assert in_loop
+    assert not any(in_loop)
 
 
 async def test_open_streams_and_refusals_are_metrics(lone_gateway: Gateway, log: TurnLog, key: TurnKey) -> None:
