@@ -35,9 +35,9 @@ def listen(host: str, port: int) -> socket.socket:
             raise UpRefused(
                 f"port {port} on {host} is in use: stop the program that uses it, or choose another with --port"
             ) from error
-        raise UpRefused(
-            f"cannot listen on {host} port {port} ({error.strerror}): choose another address with --host"
-        ) from error
+        # Only root may listen on a port below 1024.
+        other = "port with --port" if error.errno == errno.EACCES else "address with --host"
+        raise UpRefused(f"cannot listen on {host} port {port} ({error.strerror}): choose another {other}") from error
     return listener
 
 

@@ -10,7 +10,9 @@ import pytest
 from tailrace.deploy.cli import backup, migrate_database
 from tailrace.deploy.cli.doctor import examine
 from tailrace.deploy.cli.main import main
+from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.options import Options
+from tailrace.deploy.local.ports import listen
 
 OTHER_UID = 65534
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
@@ -49,6 +51,11 @@ def shared(data: Path) -> Path:
     data.chmod(0o777)
     (data / "nats").chmod(0)
     return data
+
+
+def test_a_port_that_only_root_may_use_is_refused_with_the_option_for_another_port() -> None:
+    with other_user(), pytest.raises(UpRefused, match=r"Permission denied\): choose another port with --port$"):
+        listen("127.0.0.1", 80)
 
 
 @pytest.mark.parametrize(
