@@ -21,6 +21,7 @@ from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_log import FILE
 from tailrace.deploy.local.options import Sync
 from tailrace.deploy.local.spawn import describe, signal_group, spawn
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.nats import streams
 from tailrace.proto.nats.permissions import ACCOUNTS, ADMIN, LOG, RIGHTS, Import, account, has_many_replies, imports_of
@@ -270,10 +271,32 @@ def _count_cores() -> int:
 
 
 def storage_limit(store: Path, servers: int = 1) -> int:
-    """Returns the bytes that each of `servers` may store on this disk, including what is stored already."""
+    """Returns the bytes that each of `servers` may store on this disk, including what is stored already.
+
+    It is more than the sum of the limits of the existing streams, which were made when the disk had more space: else
+    nats-server would create no further stream ("insufficient storage resources").
+    """
     store.mkdir(exist_ok=True)
     used = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-    return min(FILE_BYTES_MAX, int(DISK_SHARE_MAX * (shutil.disk_usage(store).free + used) / servers))
+    limit = min(FILE_BYTES_MAX, int(DISK_SHARE_MAX * (shutil.disk_usage(store).free + used) / servers))
+    return max(limit, _reserved_bytes(store) + 1)
+
+
+class _StreamFile(msgspec.Struct):
+    """The file in which a server stores the configuration of a stream."""
+
+    name: str
+    max_bytes: int = 0
+
+
+def _reserved_bytes(store: Path) -> int:
+    """Returns the sum of the limits of all streams in the store of a server, or in those of a cluster."""
+    limits: dict[str, int] = {}
+    for path in store.rglob("streams/*/meta.inf"):
+        with suppress(OSError, *DECODE_ERRORS):
+            found = msgspec.json.decode(path.read_bytes(), type=_StreamFile)
+            limits[found.name] = max(0, found.max_bytes)
+    return sum(limits.values())
 
 
 async def wait_started(port: int) -> None:

@@ -2,13 +2,26 @@
 
 import asyncio
 import json
+import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 
+from tailrace.deploy.cli.streams import log_bytes_max
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.deploy.local.nats_server import ROOT_USER, NatsServer, ServerSpec, command, wait_started
+from tailrace.deploy.local.nats_server import (
+    FILE_BYTES_MAX,
+    ROOT_USER,
+    NatsServer,
+    ServerSpec,
+    command,
+    storage_limit,
+    wait_started,
+)
+from tailrace.proto.nats import Connection, streams
 from tailrace.proto.nats.permissions import RIGHTS
 
 
@@ -48,6 +61,28 @@ async def test_the_error_of_a_failed_start_is_the_servers_last_line(
         )
         with pytest.raises(UpRefused, match="address already in use"):
             await server.start()
+
+
+async def test_a_fuller_disk_does_not_prevent_a_new_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an upgrade, or after a deletion."""
+    server = NatsServer(tmp_path, file_bytes_max=FILE_BYTES_MAX)
+    async with server:
+        await create_streams(server)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1024**2))
+    limit = storage_limit(server.spec.store)
+    async with NatsServer(tmp_path, spec=msgspec.structs.replace(server.spec, file_bytes_max=limit)) as restarted:
+        assert await create_streams(restarted, without="KV_LOGINS") == 1
+
+
+async def create_streams(server: NatsServer, without: str = "") -> int:
+    """Deletes the stream `without`, and then creates what is missing. Returns how many it has created."""
+    connection = await Connection.open(server.url, "test")
+    try:
+        if without:
+            await connection.jetstream.delete_stream(without)
+        return await streams.apply(connection, bytes_max=log_bytes_max(server.spec.file_bytes_max))
+    finally:
+        await connection.close()
 
 
 async def test_a_missing_binary_is_reported_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
