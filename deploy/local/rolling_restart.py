@@ -138,11 +138,12 @@ def restart(folder: Path, show: Callable[[str, float], None]) -> None:
     if status.restart.now:
         raise UpRefused("a restart is running already: wait until it has ended")
     os.kill(status.pid, SIGNAL)
-    before, shown = status.restart.ended, ""
+    pid, before, shown = status.pid, status.restart.ended, ""
     since = reminded = time.monotonic()
     while True:
         status = status_file.read(folder)
-        if status is None or status.restart is None:
+        # A service manager may have started another one since.
+        if status is None or status.restart is None or status.pid != pid:
             raise UpRefused("`up` has ended: see its output")
         if status.restart.ended > before:
             break

@@ -567,6 +567,19 @@ def test_restart_says_what_it_waits_for(
     ]
 
 
+def test_restart_ends_when_another_up_has_taken_the_place_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a service manager starts a killed `up` again: it ends no restart."""
+    steps = [(os.getpid(), Restart()), (os.getpid(), Restart(now="generator-1")), *[(os.getpid() + 1, Restart())] * 3]
+    states = (UpStatus(VERSION, pid, "http://127.0.0.1:1", datetime.now(UTC), [], [], one) for pid, one in steps)
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    monkeypatch.setattr(data_dir, "is_locked", lambda _: True)
+    monkeypatch.setattr(status_file, "read", lambda folder: next(states) if folder == tmp_path else None)
+    assert main(["restart", "--data", str(tmp_path)]) == EXIT_ERROR
+    assert "`up` has ended" in capsys.readouterr().err
+
+
 def test_erase_asks_on_a_terminal_and_needs_yes_elsewhere(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
