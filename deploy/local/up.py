@@ -124,7 +124,9 @@ def handle_signals(supervisor: Supervisor) -> asyncio.Event:
             supervisor.kill()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, handle, number)
+        # `nohup` ignores SIGHUP for what it starts.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, handle, number)
     return stop_requested
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import sqlite3
 import sys
 import termios
 import time
+from asyncio import TaskGroup
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection
@@ -27,8 +29,11 @@ from standardwebhooks import Webhook
 from tailrace import Client
 from tailrace.deploy.cli import doctor
 from tailrace.deploy.cli import status as cli_status
+from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.nats_server import go_runtime
 from tailrace.deploy.local.options import Options
+from tailrace.deploy.local.supervisor import Supervisor
+from tailrace.deploy.local.up import handle_signals
 from tailrace.proto.nats.permissions import RIGHTS
 from tailrace.proto.version import VERSION
 from tests.harness import jwts, processes
@@ -294,6 +299,24 @@ async def test_up_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
         up.process.send_signal(signal.SIGTERM)
         assert up.process.wait(timeout=STOP_S_MAX) == 0
         assert [pid for pid in pids if is_alive(pid)] == []
+
+
+async def test_a_closed_terminal_does_not_stop_an_up_that_nohup_has_started() -> None:
+    out = io.StringIO()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        async with TaskGroup() as tasks:
+            stop_requested = handle_signals(Supervisor(tasks, Console(out, width=4, coloured=False)))
+            for number in (signal.SIGHUP, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+            await asyncio.wait_for(stop_requested.wait(), 10)
+    finally:
+        for number, handler in before.items():
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, handler)
+    assert "up   | SIGTERM: stopping all processes" in out.getvalue()
+    assert "SIGHUP" not in out.getvalue()
 
 
 # Confidential texts of one turn. The answer's is the tag of its words.
