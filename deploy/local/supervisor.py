@@ -71,10 +71,10 @@ def stop_order(specs: Sequence[ProcessSpec]) -> list[list[ProcessSpec]]:
 class Child:
     """A process that is restarted until it is stopped."""
 
-    def __init__(self, spec: ProcessSpec, console: Console, fatal_config: Future[str]) -> None:
+    def __init__(self, spec: ProcessSpec, supervisor: "Supervisor") -> None:
         self.spec = spec
-        self.console = console
-        self.fatal_config = fatal_config
+        self.supervisor = supervisor
+        self.console = supervisor.console
         self.process: Process | None = None
         self.stopping = Event()
 
@@ -83,7 +83,7 @@ class Child:
         return self.process.pid if self.process and self.process.returncode is None else None
 
     async def run(self) -> None:
-        """Runs the process again and again, until `stopping` is set or it reports an invalid setting."""
+        """Runs the process again and again, until `stopping` is set or it reports an invalid setting at the start."""
         name, delay_s, is_restart = self.spec.name, 0.0, False
         while not self.stopping.is_set():
             started_s = time.monotonic()
@@ -93,10 +93,11 @@ class Child:
             if self.stopping.is_set() or self.spec.is_spare:
                 self.console.log(f"{name} stopped" if status in STOPPED else f"{name} stopped, but {how}")
                 return
-            if status == EXIT_USAGE:
+            # Later, the same settings were valid: a Go program also ends with this status, after a panic.
+            if status == EXIT_USAGE and not self.supervisor.has_started:
                 self.console.log(f"{name} {how}")
-                if not self.fatal_config.done():
-                    self.fatal_config.set_result(name)
+                if not self.supervisor.fatal_config.done():
+                    self.supervisor.fatal_config.set_result(name)
                 return
             delay_s = next_delay_s(delay_s, time.monotonic() - started_s)
             self.console.log(f"{name} {how}; next start in {delay_s:g} s")
@@ -145,6 +146,7 @@ class Supervisor:
     """All processes, each run by a task of `tasks`.
 
     `fatal_config` gets the name of the first process that reported an invalid setting, which no restart can repair.
+    `has_started` is set when all processes have been ready.
     """
 
     def __init__(self, tasks: TaskGroup, console: Console) -> None:
@@ -153,13 +155,14 @@ class Supervisor:
         self.fatal_config: Future[str] = asyncio.get_running_loop().create_future()
         self.children: dict[str, Child] = {}
         self.runs: dict[str, asyncio.Task[None]] = {}
+        self.has_started = False
         self.is_stopping = False
 
     def start(self, spec: ProcessSpec) -> None:
         """Starts a process, unless `stop` was called: a task that was not yet cancelled must start nothing."""
         if self.is_stopping:
             return
-        child = Child(spec, self.console, self.fatal_config)
+        child = Child(spec, self)
         self.children[spec.name] = child
         self.runs[spec.name] = self.tasks.create_task(child.run())
 

@@ -149,6 +149,7 @@ async def start_and_watch(
     for spec in specs:
         supervisor.start(spec)
     await wait_ready(plan.host, plan.port, {spec.name: spec.readiness for spec in specs if spec.readiness})
+    supervisor.has_started = True
     rows = [(name, str(child.pid or "-"), *child.spec.where) for name, child in supervisor.children.items()]
     console.print(
         render_banner(

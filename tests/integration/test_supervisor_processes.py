@@ -101,6 +101,15 @@ async def test_status_2_is_reported_as_a_fatal_configuration() -> None:
         assert await asyncio.wait_for(watch.supervisor.fatal_config, timeout=10) == "b"
 
 
+async def test_status_2_after_the_start_is_not_an_invalid_setting() -> None:
+    """The settings have worked before: a Go program also ends with this status, after a panic."""
+    async with watched_supervisor() as watch:
+        watch.supervisor.has_started = True
+        watch.start("a", "raise SystemExit(2)")
+        await until(lambda: "up   | a exited with status 2; next start in 0.2 s" in watch.lines())
+        assert not watch.supervisor.fatal_config.done()
+
+
 async def test_children_stop_one_role_after_the_other() -> None:
     """All of a role have ended before the next role gets SIGTERM, so no process loses a server that it needs."""
     async with watched_supervisor() as watch:

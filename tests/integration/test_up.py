@@ -279,6 +279,11 @@ async def test_killed_processes_are_replaced_and_a_second_ctrl_c_stops_at_once(t
             connection.close()
         await until(lambda: [line for line in up.lines if "gateway-1 was killed by SIGKILL" in line])
 
+        # Ends like a panic of Go: with a stack trace and status 2.
+        os.kill(up.pids()["nats-server"], signal.SIGQUIT)
+        await until(lambda: [line for line in up.lines if "nats-server exited with status 2; next start" in line])
+        await until(lambda: [line for line in up.lines if "nats-server runs again, pid " in line])
+
         pids = up.tree()
         os.kill(generator, signal.SIGSTOP)
         up.process.send_signal(signal.SIGINT)
