@@ -46,6 +46,11 @@ def loopback_of(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104  # compared, not bound
 
 
+def in_url(host: str) -> str:
+    """Returns `host` as it is written in a URL: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def find_free(count: int) -> list[int]:
     """Returns `count` different free loopback ports.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from tailrace.deploy.local.options import Options
+from tailrace.deploy.local.ports import in_url
 from tailrace.deploy.local.readiness import HealthCheck
 from tailrace.deploy.local.supervisor import GRACE_S, ProcessSpec
 from tailrace.generators.settings import GRACE_S_MAX, Settings
@@ -37,11 +38,16 @@ class Plan(msgspec.Struct, frozen=True):
     listen_fd: int
     claude_port: int
     metrics_ports: tuple[int, ...]  # one for each of `services`
+    metrics_host: str = "127.0.0.1"  # where this machine reaches them
     demo_socket: str = ""  # empty on an address other than loopback
 
     @property
     def url(self) -> str:
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return f"http://{in_url(self.host)}:{self.port}"
+
+    def metrics_check(self, port: int) -> HealthCheck:
+        """Returns the check of the service whose metrics are on `port`."""
+        return HealthCheck(port, "/metrics", READY, self.metrics_host)
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -95,9 +101,9 @@ def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> l
                 "TAILRACE_NATS_URL": plan.nats_urls[service.module],
                 "TAILRACE_METRICS_PORT": str(port),
             },
-            where=(service.where, f"metrics http://127.0.0.1:{port}/metrics"),
+            where=(service.where, f"metrics {plan.metrics_check(port).url}"),
             fds=(plan.listen_fd,) if service.module == "gateway" else (),
-            readiness=HealthCheck(port, "/metrics", READY),
+            readiness=plan.metrics_check(port),
             grace_s=float(environ.get(GRACE, Settings().grace_s)) if service.module == "generators" else GRACE_S,
         )
         for service, port in zip(
@@ -112,8 +118,9 @@ def build_spare(spec: ProcessSpec, port: int) -> ProcessSpec:
     """Returns a further process of the role of `spec`, with its metrics on `port`. It is not started again."""
     name = f"{spec.name.rpartition('-')[0]}-spare"
     environ = {**spec.environ, "TAILRACE_METRICS_PORT": str(port), "TAILRACE_GENERATOR": name}
-    where = (spec.where[0], f"metrics http://127.0.0.1:{port}/metrics")
-    readiness = HealthCheck(port, "/metrics", READY)
+    assert spec.readiness is not None  # noqa: S101  # all services have one
+    readiness = spec.readiness._replace(port=port)
+    where = (spec.where[0], f"metrics {readiness.url}")
     return msgspec.structs.replace(spec, name=name, environ=environ, where=where, readiness=readiness, is_spare=True)
 
 
@@ -142,7 +149,8 @@ def services(options: Options, plan: Plan, backend_settings: Mapping[str, str], 
 def ops_targets(options: Options, plan: Plan) -> str:
     """Returns the metrics endpoints of all processes. Their ports are in the order of the services."""
     parts = ["persistence", *["generators"] * options.generators, *["gateway"] * options.gateways]
-    return ",".join(f"{part}=127.0.0.1:{port}" for part, port in zip(parts, plan.metrics_ports, strict=True))
+    host = in_url(plan.metrics_host)
+    return ",".join(f"{part}={host}:{port}" for part, port in zip(parts, plan.metrics_ports, strict=True))
 
 
 def simulated_settings(plan: Plan) -> dict[str, str]:

@@ -10,6 +10,7 @@ import httpx2
 import msgspec
 
 from tailrace.deploy.local.errors import UpRefused
+from tailrace.deploy.local.ports import in_url
 
 READY_S_MAX = 30.0
 POLL_S = 0.1
@@ -18,11 +19,16 @@ RESPONSE_S_MAX = 2.0
 
 
 class HealthCheck(NamedTuple):
-    """A GET to a loopback port; the process is ready if the status is 200 and the body contains `ready`."""
+    """A GET to a process on this machine; it is ready if the status is 200 and the body contains `ready`."""
 
     port: int
     path: str
     ready: str = ""
+    host: str = "127.0.0.1"
+
+    @property
+    def url(self) -> str:
+        return f"http://{in_url(self.host)}:{self.port}{self.path}"
 
 
 class Response(NamedTuple):
@@ -34,14 +40,13 @@ class Response(NamedTuple):
 
 async def http_get(host: str, port: int, path: str = "/readyz") -> Response:
     """Sends one GET over a new connection."""
-    address = f"[{host}]" if ":" in host else host
     try:
         # It is plain HTTP. verify=False spares the reading of the system's certificates.
         async with (
             asyncio.timeout(RESPONSE_S_MAX),
             httpx2.AsyncClient(verify=False, trust_env=False, timeout=None) as client,
         ):
-            response = await client.get(f"http://{address}:{port}{path}")
+            response = await client.get(f"http://{in_url(host)}:{port}{path}")
     except (TimeoutError, httpx2.HTTPError):
         return Response(0, "")
     return Response(response.status_code, response.text.strip())
@@ -108,5 +113,5 @@ class _Ready(msgspec.Struct):
 
 async def passes(check: HealthCheck) -> bool:
     """Returns whether the process says that it is ready."""
-    response = await http_get("127.0.0.1", check.port, check.path)
+    response = await http_get(check.host, check.port, check.path)
     return response.status == 200 and check.ready in response.body

@@ -214,8 +214,9 @@ def make_plan(
 ) -> Plan:
     """Chooses the ports of the other processes. Called when nats-server has bound its own, so none is given twice."""
     claude_port, *metrics_ports = ports.find_free(2 + options.generators + options.gateways)
-    if first := settings.read(ProcessSettings, environ).metrics_port:
-        metrics_ports = ports.find_consecutive(first, len(metrics_ports))
+    configured = settings.read(ProcessSettings, environ)
+    if configured.metrics_port:
+        metrics_ports = ports.find_consecutive(configured.metrics_port, len(metrics_ports))
     return Plan(
         nats_urls=nats_urls,
         host=ports.loopback_of(options.host),
@@ -223,5 +224,6 @@ def make_plan(
         listen_fd=listen_fd,
         claude_port=claude_port,
         metrics_ports=tuple(metrics_ports),
+        metrics_host=ports.loopback_of(configured.metrics_host),
         demo_socket=str(demo.path) if demo is not None else "",
     )

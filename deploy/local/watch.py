@@ -122,7 +122,7 @@ class Liveness:
             pid = self._supervisor.children[name].pid
             if pid is None:
                 continue
-            response, now = await http_get("127.0.0.1", check.port, check.path), time.monotonic()
+            response, now = await http_get(check.host, check.port, check.path), time.monotonic()
             if is_working(response, now):
                 self._seen[name, pid] = now
             elif now - self._seen.get((name, pid), now) > SILENT_S_MAX:

@@ -248,9 +248,11 @@ async def test_a_setting_that_only_a_process_refuses_ends_up(tmp_path: Path) -> 
 async def test_killed_processes_are_replaced_and_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     """A client that connects while the only gateway restarts waits, because `up` holds the socket.
 
-    While `up` stops, connections are refused: no process would accept them. A webhook is sent and signed.
+    While `up` stops, connections are refused: no process would accept them. A webhook is sent and signed. The metrics
+    have an address of their own.
     """
     environ = {"TAILRACE_WEBHOOK_KEY": "k" * 32, "TAILRACE_WEBHOOK_PRIVATE_HOSTS": "127.0.0.1"}
+    environ |= {"TAILRACE_METRICS_HOST": "127.0.0.2"}
     with running(tmp_path, *LEAN, is_real=False, **environ) as up:
         url = await up.ready()
         address = urlsplit(url)
