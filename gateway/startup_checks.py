@@ -28,18 +28,12 @@ async def check(settings: Settings) -> None:
     parse_private_hosts(settings.webhook_private_hosts)
     Ops(settings)
     _check_disk(settings.disk)
-    _check_demo(settings.demo)
     await Prompts(settings.prompts, wait_s=RENDER_S_MAX).load()
 
 
 def _check_disk(directory: str) -> None:
     if directory and not Path(directory).is_dir():
         raise SettingsInvalid(f"TAILRACE_DISK: {directory} is not a directory: set it to one on the disk of the log")
-
-
-def _check_demo(socket_path: str) -> None:
-    if socket_path and not Path(socket_path).is_socket():
-        raise SettingsInvalid(f"TAILRACE_DEMO: {socket_path} is not a socket; only `tailrace up` sets it")
 
 
 def check_address(settings: Settings) -> None:
