@@ -25,6 +25,7 @@ from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.nats import streams
 from tailrace.proto.nats.permissions import ACCOUNTS, ADMIN, LOG, RIGHTS, Import, account, has_many_replies, imports_of
+from tailrace.proto.runtime.race import run_until
 
 GIB = 1024**3
 FILE_BYTES_MAX = 10 * GIB
@@ -37,7 +38,8 @@ OWN_CGROUP, CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 GO_RUNTIME = ("GOGC", "GOMAXPROCS", "GOMEMLIMIT")
 # The server's default: an acknowledged message is on the disk up to two minutes later.
 SYNC_DEFAULT = "2m"
-START_S_MAX = 10.0
+# It reads its store first: after a crash, gigabytes take minutes.
+START_S_MAX = 600.0
 STOP_S_MAX = 10.0
 # A server starts in 20 to 50 ms. A check costs one connection on loopback.
 POLL_S = 0.01
@@ -339,13 +341,12 @@ class NatsServer:
         """Starts the server; returns when it accepts clients. Raises UpRefused with its last line of output."""
         with self.log.open("ab") as log:
             self.process = await spawn(command(self.spec), go_runtime({}), log.fileno())
-        try:
-            async with asyncio.timeout(START_S_MAX):
-                await wait_started(self.spec.port)
-        except TimeoutError as error:
+        ended = asyncio.create_task(self.process.wait())
+        started = await run_until(wait_started(self.spec.port), ended, timeout_s=START_S_MAX)
+        if started.cancelled():
             status = await self.stop(SIGKILL)
             last_line = self.log.read_text(errors="replace").strip().rpartition("\n")[2]
-            raise UpRefused(f"nats-server {describe(status)}: {last_line}") from error
+            raise UpRefused(f"nats-server {describe(status)}: {last_line}")
 
     async def stop(self, number: Signals = SIGTERM) -> int:
         """Sends the signal `number` (SIGKILL for a crash), and returns the status when the server has ended."""

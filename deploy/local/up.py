@@ -189,19 +189,30 @@ async def start_nats(
                 where=(f"127.0.0.1:{server.port}", f"monitoring http://127.0.0.1:{server.monitor_port}"),
             )
         )
-    try:
-        async with asyncio.timeout(NATS_S_MAX):
-            for server in servers:
-                await nats_server.wait_started(server.port)
-    except TimeoutError as error:
-        logs = " and ".join(str(server.directory / FILE) for server in servers)
-        raise UpRefused(f"nats-server did not start within {NATS_S_MAX:g} s: see {logs}") from error
+    for server in servers:
+        await wait_for_nats(server, supervisor)
     urls = {user: nats_cluster.url(servers, user) for user in RIGHTS}
     write_private(options.data_dir / nats_server.URL_FILE, urls[ADMIN])
     await streams.apply(urls[ADMIN], file_bytes_max=servers[0].file_bytes_max, replicas=len(servers), wait_s=NATS_S_MAX)
     if options.cluster:
         supervisor.console.log(f"{len(servers)} nats-servers have a copy of the log each; any one of them may fail")
     return urls
+
+
+async def wait_for_nats(server: ServerSpec, supervisor: Supervisor) -> None:
+    """Waits until a nats-server has read its log: after a crash, gigabytes take minutes.
+
+    Raises UpRefused after `NATS_S_MAX` if it does not run.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(NATS_S_MAX):
+                return await nats_server.wait_started(server.port)
+        except TimeoutError as error:
+            log = server.directory / FILE
+            if supervisor.children[server.name].pid is None:
+                raise UpRefused(f"{server.name} did not start within {NATS_S_MAX:g} s: see {log}") from error
+            supervisor.console.log(f"{server.name} still reads its log: see {log}")
 
 
 def make_plan(

@@ -29,11 +29,14 @@ from standardwebhooks import Webhook
 from tailrace import Client
 from tailrace.deploy.cli import doctor
 from tailrace.deploy.cli import status as cli_status
+from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.console import Console
+from tailrace.deploy.local.errors import UpRefused
+from tailrace.deploy.local.migrate_log import server_specs
 from tailrace.deploy.local.nats_server import go_runtime
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.supervisor import Supervisor
-from tailrace.deploy.local.up import handle_signals
+from tailrace.deploy.local.up import handle_signals, start_nats
 from tailrace.proto.nats.permissions import RIGHTS
 from tailrace.proto.version import VERSION
 from tests.harness import jwts, processes
@@ -306,6 +309,31 @@ async def test_up_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
         up.process.send_signal(signal.SIGTERM)
         assert up.process.wait(timeout=STOP_S_MAX) == 0
         assert [pid for pid in pids if is_alive(pid)] == []
+
+
+@pytest.mark.parametrize(
+    ("program", "is_started"), [("sleep 1 && exec", True), ("exit 1;", False)], ids=["late", "ended"]
+)
+async def test_up_waits_for_a_nats_server_that_reads_a_large_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, is_started: bool
+) -> None:
+    """It does not wait for one that ends."""
+    real = nats_server.command
+    monkeypatch.setattr(nats_server, "command", lambda spec: ("/bin/sh", "-c", f'{program} "$@"', program, *real(spec)))
+    monkeypatch.setattr("tailrace.deploy.local.up.NATS_S_MAX", 0.3)
+    monkeypatch.setattr("tailrace.deploy.local.supervisor.DELAY_S_MIN", 60.0)
+    options, out = Options(data_dir=tmp_path), io.StringIO()
+    async with TaskGroup() as tasks:
+        supervisor = Supervisor(tasks, Console(out, width=4, coloured=False))
+        try:
+            if is_started:
+                await start_nats(options, {}, server_specs(options, tmp_path), supervisor)
+            else:
+                with pytest.raises(UpRefused, match=r"nats-server did not start within 0\.3 s: see .*/nats\.log$"):
+                    await start_nats(options, {}, server_specs(options, tmp_path), supervisor)
+        finally:
+            await supervisor.stop()
+    assert ("nats-server still reads its log" in out.getvalue()) == is_started
 
 
 async def test_a_closed_terminal_does_not_stop_an_up_that_nohup_has_started() -> None:
