@@ -5,12 +5,11 @@ import select
 import sys
 from collections.abc import Mapping
 
-import msgspec
-
 from tailrace.deploy.cli import display
 from tailrace.deploy.cli.answers import fields_of, follow, last_turn, report, warn_if_simulated
 from tailrace.deploy.cli.arguments import add_json, add_question
 from tailrace.deploy.cli.connection import connect
+from tailrace.deploy.cli.result import print_json
 from tailrace.proto.errors import SettingsInvalid
 
 DESCRIPTION = "Ask a question, and show the answer while it arrives."
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
                 fields["session"] = client.turn(last_turn())["session"]
             end = follow(lambda: client.ask(question, on_state=screen.state, **fields), screen, is_new=True)
     if args.json:
-        print(msgspec.json.encode(end).decode())
+        print_json(end)
     return report(end, is_simulated=is_simulated)
 
 

@@ -4,10 +4,9 @@ import argparse
 from collections.abc import Mapping
 from itertools import islice
 
-import msgspec
-
 from tailrace.deploy.cli.arguments import add_connection, add_json, add_number
 from tailrace.deploy.cli.connection import connect
+from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local.terminal_text import table
 
 DESCRIPTION = "Show the changes of keys and limits that operators have made, newest first."
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         newest = client.items("/v1/admin/audit", {"limit": str(min(args.last, PAGE))})
         found = list(islice(newest, args.last))
     if args.json:
-        print(msgspec.json.encode(found).decode())
+        print_json(found)
     else:
         fields = ("at", "action", "target", "tenant", "by", "address", "error")
         print(table([HEADINGS, *([str(one.get(field) or "") for field in fields] for one in found)]))

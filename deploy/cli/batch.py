@@ -20,7 +20,8 @@ from tailrace.client.events import Done, Failed, Progress
 from tailrace.deploy.cli.arguments import add_connection, add_json, add_number
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.output_file import open_output
-from tailrace.deploy.local.terminal_text import has_cursor
+from tailrace.deploy.cli.result import print_json
+from tailrace.deploy.local.terminal_text import has_cursor, one_line
 from tailrace.proto import errors
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Via
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         bar = Bar(sys.stderr)
         for event in client.resume(batch):
             if args.json:
-                print(msgspec.json.encode(event).decode(), file=sys.stderr, flush=True)
+                print_json(event, is_error=True)
             else:
                 bar.show(event)
         if not args.json:
@@ -164,7 +165,7 @@ class Bar:
             case Done(outcome="cancelled"):
                 self._line += " cancelled"
             case Failed(message=message):
-                self._line += f" failed: {message}"
+                self._line += f" failed: {one_line(message)}"
             case _:
                 pass
         if has_cursor(self._output):

@@ -3,10 +3,9 @@
 import argparse
 from collections.abc import Mapping
 
-import msgspec
-
 from tailrace.deploy.cli.arguments import add_connection, add_json, add_turn_id
 from tailrace.deploy.cli.connection import connect
+from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local.terminal_text import one_line
 
 DESCRIPTION = "End a turn, even if another program has started it. Its text so far remains."
@@ -22,5 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with connect(args, environ) as client:
         found = client.cancel(args.id)
-    print(msgspec.json.encode(found).decode() if args.json else one_line(f"{found['turn']}: {found['outcome']}"))
+    if args.json:
+        print_json(found)
+    else:
+        print(one_line(f"{found['turn']}: {found['outcome']}"))
     return 0

@@ -7,13 +7,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from tailrace.client import Client, End, TailraceError
 from tailrace.deploy.cli import display
 from tailrace.deploy.cli.answers import fields_of, report, warn_if_simulated
 from tailrace.deploy.cli.arguments import add_json, add_question
 from tailrace.deploy.cli.connection import connect, describe
+from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local.terminal_text import make_printable
 
 DESCRIPTION = "Ask one question after the other in one session."
@@ -82,7 +81,7 @@ def answer_one(
         print("stopped", file=sys.stderr)
     else:
         if is_json:
-            print(msgspec.json.encode(end).decode(), flush=True)
+            print_json(end)
         show_end(end)
     session: str = answer.session or client.turn(answer.turn)["session"]
     return session

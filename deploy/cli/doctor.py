@@ -21,6 +21,7 @@ import msgspec
 import tailrace.gateway.settings
 import tailrace.generators.settings
 from tailrace.deploy.cli.arguments import add_address, add_data, add_json
+from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import check_environment, nats_cluster, nats_server, ports, running, status_file
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.options import Options
@@ -61,7 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     options = Options(host=args.host, port=args.port, data_dir=args.data)
     findings = asyncio.run(examine(options, environ))
-    print(msgspec.json.encode(findings).decode() if args.json else render(findings))
+    if args.json:
+        print_json(findings)
+    else:
+        print(render(findings))
     return EXIT_ERROR if any(one.level == "error" for one in findings) else 0
 
 

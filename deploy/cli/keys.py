@@ -14,6 +14,7 @@ import msgspec
 
 from tailrace.deploy.cli.arguments import add_data, add_json, tenant
 from tailrace.deploy.cli.main import add_config
+from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
 from tailrace.proto.api_key import OLD_SCOPES, SCOPES, TENANT_SCOPES, ApiKey, NewKey, Scope
@@ -131,7 +132,10 @@ async def run_create(url: str, args: argparse.Namespace) -> int:
 
 async def run_list(url: str, args: argparse.Namespace) -> int:
     keys = await list_all(url)
-    print(render_json(keys) if args.json else render(keys))
+    if args.json:
+        print_json([without_hash(key) for key in keys])
+    else:
+        print(render(keys))
     return 0
 
 
@@ -148,7 +152,10 @@ async def run_rotate(url: str, args: argparse.Namespace) -> int:
 
 def show(made: NewKey, args: argparse.Namespace) -> None:
     """Prints a new key; with `--json`, its record with the field `key`."""
-    print(msgspec.json.encode(without_hash(made.record) | {"key": made.secret}).decode() if args.json else made.secret)
+    if args.json:
+        print_json(without_hash(made.record) | {"key": made.secret})
+    else:
+        print(made.secret)
 
 
 def report_unknown_key(key_id: str) -> int:
@@ -162,7 +169,10 @@ async def run_revoke(url: str, args: argparse.Namespace) -> int:
         return report_unknown_key(args.id)
     key, was_before, is_last = revoked
     how = f"was revoked already, {day(key.revoked_at)}" if was_before else "is revoked"
-    print(msgspec.json.encode(without_hash(key)).decode() if args.json else f"{key.id} of {key.tenant} {how}")
+    if args.json:
+        print_json(without_hash(key))
+    else:
+        print(f"{key.id} of {key.tenant} {how}")
     if is_last:
         print("No valid key is left, and every request needs one: run `tailrace keys create`.", file=sys.stderr)
     return 0
@@ -211,10 +221,6 @@ def render(keys: Sequence[ApiKey]) -> str:
         for key in keys
     ]
     return table([HEADINGS, *rows])
-
-
-def render_json(keys: Sequence[ApiKey]) -> str:
-    return msgspec.json.encode([without_hash(key) for key in keys]).decode()
 
 
 def day(time_s: int | None) -> str:

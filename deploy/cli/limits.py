@@ -4,11 +4,10 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from tailrace.deploy.cli.arguments import add_connection, add_json, tenant
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.keys import limits
+from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local.terminal_text import table
 from tailrace.proto.errors import SettingsInvalid
 
@@ -52,7 +51,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         else:
             found += client.items("/v1/admin/tenants", {"limit": PAGE})
     if args.json:
-        print(msgspec.json.encode(found).decode())
+        print_json(found)
     else:
         print(table([HEADINGS, *((one["tenant"], show(one["limits"]), show(one["effective"])) for one in found)]))
     return 0

@@ -1,10 +1,26 @@
 """The result of a command: a text, or with `--json` a line of JSON."""
 
 import argparse
+import sys
 
 import msgspec
+
+from tailrace.deploy.local.terminal_text import one_line
 
 
 def print_result(args: argparse.Namespace, text: str, **fields: object) -> None:
     """Prints `text`, or with `--json` the fields as one line of JSON."""
-    print(msgspec.json.encode(fields, enc_hook=str).decode() if args.json else text)
+    if args.json:
+        print_json(msgspec.to_builtins(fields, enc_hook=str))
+    else:
+        print(text)
+
+
+def print_json(value: object, *, is_error: bool = False) -> None:
+    """Prints `value` as one line of JSON, to the standard error if `is_error`.
+
+    On a terminal, it lacks characters that control it: JSON has escapes for some of them only.
+    """
+    output = sys.stderr if is_error else sys.stdout
+    line = msgspec.json.encode(value).decode()
+    print(one_line(line) if output.isatty() else line, file=output, flush=True)

@@ -4,11 +4,10 @@ import argparse
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
-import msgspec
-
 from tailrace.deploy.cli.arguments import add_connection, add_json, add_number
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import Record, excerpt, local_time, print_table
+from tailrace.deploy.cli.result import print_json
 
 DESCRIPTION = "List the sessions, newest first."
 EXAMPLES = """\
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with connect(args, environ) as client:
         found = list(islice(client.sessions(), args.limit))
     if args.json:
-        print(msgspec.json.encode(found).decode())
+        print_json(found)
         return 0
     headings = ("SESSION", "TURNS", "TOKENS", "COST $", "LAST USED", "TITLE")
     print_table(headings, map(session_row, found), "no sessions")

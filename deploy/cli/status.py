@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from tailrace.deploy.cli.arguments import add_data, add_json
+from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server, status_file
 from tailrace.deploy.local.console import Problem
 from tailrace.deploy.local.readiness import find_unready, passes
@@ -53,10 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     while True:
         found = asyncio.run(fetch(args.data, environ))
-        text = msgspec.json.encode(found).decode() if args.json else render(found)
-        # On a terminal, each output replaces the one before.
-        clear = "\x1b[H\x1b[2J" if args.watch and not args.json and has_cursor(sys.stdout) else ""
-        print(clear + text, flush=True)
+        if args.json:
+            print_json(found)
+        else:
+            # On a terminal, each output replaces the one before.
+            clear = "\x1b[H\x1b[2J" if args.watch and has_cursor(sys.stdout) else ""
+            print(clear + render(found), flush=True)
         if not args.watch:
             return 0 if found.ok else EXIT_ERROR
         time.sleep(WATCH_EVERY_S)

@@ -3,12 +3,11 @@
 import argparse
 from collections.abc import Mapping
 
-import msgspec
-
 from tailrace.deploy.cli import display
 from tailrace.deploy.cli.answers import follow, report, warn_if_simulated
 from tailrace.deploy.cli.arguments import add_connection, add_json, add_turn_id
 from tailrace.deploy.cli.connection import connect
+from tailrace.deploy.cli.result import print_json
 
 DESCRIPTION = "Show the answer of a turn from its start, and follow it to its end."
 EXAMPLES = """\
@@ -32,7 +31,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         if args.json:
             answer = client.resume(args.id, after=args.after)
             for event in answer:
-                print(msgspec.json.encode(event).decode(), flush=True)
+                print_json(event)
             return report(answer.done(), is_simulated=is_simulated)
         end = follow(lambda: client.resume(args.id, after=args.after, on_state=screen.state), screen)
         return report(end, is_simulated=is_simulated)

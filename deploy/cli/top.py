@@ -18,6 +18,7 @@ from tailrace.deploy.cli import status
 from tailrace.deploy.cli.arguments import add_connection, add_json
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import excerpt, text_of
+from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local.terminal_text import has_cursor, make_printable, table
 from tailrace.proto.errors import SettingsInvalid
 
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         while True:
             found = sampler.sample()
             if args.json:
-                print(msgspec.json.encode(found).decode(), flush=True)
+                print_json(found)
             elif is_screen:
                 draw(render(found))
             else:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 
-import msgspec
-
 from tailrace.deploy.cli.arguments import add_data, add_json, add_turn_id, tenant
+from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import make_printable
 from tailrace.gateway.history_client import HistoryClient
@@ -49,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     found = asyncio.run(fetch(nats_server.find_url(args.data, environ), args.id, args.tenant))
-    print(msgspec.json.encode(found).decode() if args.json else make_printable(render(found)))
+    if args.json:
+        print_json(found)
+    else:
+        print(make_printable(render(found)))
     return 0
 
 

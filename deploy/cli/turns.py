@@ -5,12 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-import msgspec
-
 from tailrace.client import Client
 from tailrace.deploy.cli.arguments import add_connection, add_json, add_number
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import Record, excerpt, local_time, print_table, text_of
+from tailrace.deploy.cli.result import print_json
 
 DESCRIPTION = "List the running turns, all turns of a session, or the turns with certain words."
 EXAMPLES = """\
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with connect(args, environ) as client:
         found = list(islice(find_turns(client, args), args.limit))
     if args.json:
-        print(msgspec.json.encode(found).decode())
+        print_json(found)
         return 0
     headings = ("TURN", "OUTCOME", "MODEL", "ASKED", "OUTPUT", "QUESTION")
     is_running = args.session is None and args.search is None

@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 import msgspec
 
 from tailrace.deploy.cli.arguments import add_data, add_json, add_tenant
+from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
 from tailrace.proto.errors import SettingsInvalid
@@ -67,7 +68,10 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         raise SettingsInvalid(f"--from {first} is after --to {args.last}: exchange them")
     url = nats_server.find_url(args.data, environ)
     records = asyncio.run(fetch(url, args.tenant, args.by, first, args.last))
-    print(msgspec.json.encode(records).decode() if args.json else render(args.by, records))
+    if args.json:
+        print_json(records)
+    else:
+        print(render(args.by, records))
     return 0
 
 

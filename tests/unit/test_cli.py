@@ -20,7 +20,7 @@ import pytest
 
 from tailrace import __main__ as console_script
 from tailrace.client import Client, TailraceError
-from tailrace.client.events import Progress
+from tailrace.client.events import Failed, Progress
 from tailrace.deploy.cli.arguments import turn_id
 from tailrace.deploy.cli.ask import read_question
 from tailrace.deploy.cli.batch import Bar
@@ -141,6 +141,10 @@ def test_the_progress_of_a_batch_is_one_bar_on_a_terminal_and_one_line_elsewhere
         bar.show(Progress(cursor="2", done=0, failed=1, of=2, cost_usd=0.5))
         bar.close()
         assert output.getvalue() == written
+    bar = Bar(output := io.StringIO())
+    bar.show(Failed(code="backend_failed", message=HOSTILE, cursor="3"))
+    bar.close()
+    assert output.getvalue() == " failed: ]0;ta2Jb\n"
 
 
 def test_a_period_that_ends_before_it_begins_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,6 +332,20 @@ def test_texts_of_the_gateway_do_not_control_the_terminal(
     assert printed.count("]0;ta2Jb") >= 2
     assert [line for line in printed.splitlines() if not line.isprintable()] == []
     assert printed.count("\n") == lines
+
+
+@pytest.mark.usefixtures("hostile_gateway")
+@pytest.mark.parametrize("arguments", [["turns"], ["sessions"], ["cancel", str(new_id())]])
+def test_json_does_not_control_the_terminal_and_is_complete_elsewhere(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON has no escapes for the control characters above U+007F."""
+    shown, piped = Terminal(), io.StringIO()
+    for output in (shown, piped):
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main([*arguments, "--json"]) == 0
+    assert shown.getvalue().removesuffix("\n").isprintable()
+    assert HOSTILE[-5:] in piped.getvalue()
 
 
 @pytest.mark.usefixtures("hostile_gateway")
