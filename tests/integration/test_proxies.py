@@ -70,6 +70,14 @@ PROGRAMS = [
 ]
 
 
+def loopback_name() -> str:
+    """Returns the name of this machine if it leads to 127.0.0.1: gateways have names, which they refuse as a `Host`."""
+    with suppress(OSError):
+        if socket.gethostbyname(name := socket.gethostname()) == "127.0.0.1":
+            return name
+    return "127.0.0.1"
+
+
 class Proxy(NamedTuple):
     client: httpx2.AsyncClient
     port: int
@@ -84,7 +92,7 @@ def proxy_of(program: str, system: System, folder: Path) -> tuple[Proxy, subproc
     subprocess.run(["openssl", *CERTIFICATE.split()], cwd=tls, check=True, capture_output=True)
     (tls / "site.pem").write_text((tls / "cert.pem").read_text() + (tls / "key.pem").read_text())
     port, plain_port = ports.find_free(2)
-    first, second = (gateway.url.removeprefix("http://") for gateway in system.gateways)
+    first, second = (f"{loopback_name()}:{gateway.url.rpartition(':')[2]}" for gateway in system.gateways)
     text = (CHECKOUT / "deploy/proxies" / kind.file).read_text()
     for pattern, value in (
         (r"/etc/tailrace/tls", str(tls)),
