@@ -6,6 +6,7 @@ command is used, because all of them take a second.
 
 import argparse
 import errno
+import io
 import os
 import re
 import sys
@@ -134,6 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stdin is None:
         # The standard input is closed: read an empty one.
         sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115  # open until the process ends
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # A question may contain a file that is not UTF-8: `git diff | tailrace ask "Review this change."`
+        sys.stdin.reconfigure(errors="replace")
     try:
         configured = configuration.load(config_path(argv), os.environ)
         commands = parser(configured.options)

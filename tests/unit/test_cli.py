@@ -479,6 +479,13 @@ def test_the_standard_input_is_put_before_the_question(
         assert read_question(question) == sent
 
 
+def test_bytes_of_the_standard_input_that_are_not_utf8_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `git diff | tailrace ask`, with a file in Latin-1."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9")))
+    monkeypatch.setattr("tailrace.deploy.cli.ask.run", lambda *_: read_question("-") == "caf\ufffd")
+    assert main(["ask", "-"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "unused", "printed"),
     [
