@@ -43,6 +43,8 @@ HEAD = f"""\
 # line: {{secrets}}.
 """
 WIDTH = 118
+# Some editors write a byte order mark. It would become a part of the first name.
+ENCODING = "utf-8-sig"
 
 
 def merge(path: Path | None, environ: Mapping[str, str]) -> Configuration:
@@ -61,7 +63,7 @@ def merge(path: Path | None, environ: Mapping[str, str]) -> Configuration:
 def read(path: Path) -> tuple[dict[str, str], dict[str, object]]:
     """Returns the settings of the file as environment variables, and its options of `up`."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding=ENCODING))
     except OSError as error:
         raise SettingsInvalid(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:  # invalid TOML or invalid UTF-8
@@ -127,7 +129,7 @@ def option_of(path: Path, name: str, value: object, fields: set[str]) -> object:
 def read_dotenv(path: Path) -> dict[str, str]:
     """Returns the variables of a `.env` file, without expanding `$NAME`; an empty dict if there is no such file."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=ENCODING) as file:
             bindings = list(parse_stream(file))
     except FileNotFoundError:
         return {}

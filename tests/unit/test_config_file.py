@@ -42,6 +42,12 @@ def test_the_environment_wins_over_dotenv_which_wins_over_the_file() -> None:
     }
 
 
+def test_a_byte_order_mark_is_not_a_part_of_a_name() -> None:
+    write("\ufeffheartbeat_s = 1.5\n")
+    write("\ufeffANTHROPIC_API_KEY=k\n", ".env")
+    assert load(None, {}).environ == {"TAILRACE_HEARTBEAT_S": "1.5", "ANTHROPIC_API_KEY": "k"}
+
+
 def test_an_argument_wins_over_the_environment_and_the_file() -> None:
     """Options of `up` have their defaults from the file; other commands have the same data directory."""
     write('port = 1\nhost = "::1"\n[up]\ndata = "d"\ngenerators = 5\ncluster = true\n')
