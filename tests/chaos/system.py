@@ -70,11 +70,7 @@ class ChaosSystem(RecordedSystem):
         settings: Any = size.settings
         typed: Settings = {**settings, "gateway": {**tenant_keys(), **settings.get("gateway", {})}}
         super().__init__(
-            folder,
-            servers=size.servers,
-            log_bytes=size.log_bytes,
-            settings=typed,
-            client_timeout_s=CLIENT_TIMEOUT_S,
+            folder, servers=size.servers, log_bytes=size.log_bytes, settings=typed, client_timeout_s=CLIENT_TIMEOUT_S
         )
         self.size = size
         self.connections: dict[Target, list[Connection]] = {"gateway": [], "nats-server": [], "route": [], "model": []}

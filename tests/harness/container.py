@@ -127,13 +127,7 @@ class Host:
         return Image(root, {"PATH": BASE_PATH, "HOME": "/root"})
 
     def _step(
-        self,
-        name: str,
-        text: str,
-        image: Image,
-        stages: Mapping[str, Image],
-        context: Path,
-        environ: Mapping[str, str],
+        self, name: str, text: str, image: Image, stages: Mapping[str, Image], context: Path, environ: Mapping[str, str]
     ) -> None:
         match name:
             case "RUN":

@@ -31,12 +31,7 @@ POLL_S = 0.02
 
 
 async def run_and_kill_after(
-    appends: int,
-    nats_url: str,
-    claude_url: str,
-    *,
-    is_batch: bool = False,
-    is_before: bool = False,
+    appends: int, nats_url: str, claude_url: str, *, is_batch: bool = False, is_before: bool = False
 ) -> bool:
     """Runs one turn, or one batch with its turns, in a generator that is killed after its nth append.
 

@@ -60,11 +60,7 @@ SCRIPTS = (
     Script((Part("text", LONG),)),
     Script((Part("text", ("[0", ",1", "]")),), wrong=(Part("text", ("Here", " it is")),)),
 )
-DELTAS: dict[str, Any] = {
-    "text": events.TextDelta,
-    "thinking": events.ThinkingDelta,
-    "tool_use": events.InputJsonDelta,
-}
+DELTAS: dict[str, Any] = {"text": events.TextDelta, "thinking": events.ThinkingDelta, "tool_use": events.InputJsonDelta}
 
 
 @lru_cache

@@ -33,11 +33,7 @@ Patches = list[Any]
 _add_live, _append, _read_turn = FeedJoin.add_live, GeneratorLog.append, TurnLog.read_turn
 
 # All modules that follow the chain, but not the judge, which keeps the rule.
-LINKS = (
-    "tailrace.proto.nats.append.link",
-    "tailrace.proto.fold.link",
-    "tailrace.proto.feed_join.link",
-)
+LINKS = ("tailrace.proto.nats.append.link", "tailrace.proto.fold.link", "tailrace.proto.feed_join.link")
 
 
 def fence() -> Patches:

@@ -139,22 +139,14 @@ HISTORIES: dict[str, tuple[list[Message], list[Message], list[Message]]] = {
         [QUESTION, TEXT_ONLY, NEVER_MIND, TEXT_ONLY],
     ),
     "a result in the new message": ([QUESTION, CALL], [results("tool_1")], [QUESTION, CALL]),
-    "one of two results": (
-        [QUESTION, BOTH],
-        [results("tool_1")],
-        [QUESTION, Message("assistant", [TOOL])],
-    ),
+    "one of two results": ([QUESTION, BOTH], [results("tool_1")], [QUESTION, Message("assistant", [TOOL])]),
     "a result with text": (
         [QUESTION, CALL, Message("user", [result("tool_1"), NOTE])],
         [NEVER_MIND],
         [QUESTION, CALL, Message("user", [result("tool_1"), NOTE])],
     ),
     "a result that is sent again": ([QUESTION, CALL, results("tool_1")], [results("tool_1")], [QUESTION, CALL]),
-    "a result after another message": (
-        [QUESTION, CALL, NEVER_MIND],
-        [results("tool_1")],
-        [QUESTION, NEVER_MIND, CALL],
-    ),
+    "a result after another message": ([QUESTION, CALL, NEVER_MIND], [results("tool_1")], [QUESTION, NEVER_MIND, CALL]),
     "a result after another message, in the history": (
         [QUESTION, CALL, NEVER_MIND, results("tool_1"), TEXT_ONLY],
         [NEVER_MIND],

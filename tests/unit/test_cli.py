@@ -621,10 +621,7 @@ def test_erase_asks_on_a_terminal_and_needs_yes_elsewhere(
         monkeypatch.setattr(sys, "stdin", Terminal(typed))
         assert main(erase) == status
         question, _, printed = capsys.readouterr().err.partition("[y/N] ")
-        assert (question, printed) == (
-            "Erase all data of the user ann? It cannot be undone. ",
-            "nothing was erased\n",
-        )
+        assert (question, printed) == ("Erase all data of the user ann? It cannot be undone. ", "nothing was erased\n")
     monkeypatch.setattr("tailrace.deploy.cli.erase.connect", Erased)
     monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
     assert main(erase) == 0

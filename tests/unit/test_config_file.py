@@ -79,10 +79,7 @@ def test_without_a_file_the_environment_is_unchanged_and_dotenv_is_not_read() ->
         ("[up]\nheartbeat_s = 1", "heartbeat_s is a setting, not an option of [up]: move it above the line [up]"),
         # A setting that `up` chooses.
         ("[up]\ngenerator = 3", "generator is not an option of [up] (did you mean generators?); it has"),
-        (
-            "[up]\ngenerator_count = 4",
-            "generator_count is not an option of [up] (did you mean generators?); it has",
-        ),
+        ("[up]\ngenerator_count = 4", "generator_count is not an option of [up] (did you mean generators?); it has"),
         ("[up]\ngenerators = 65", "[up] generators: Expected `int` <= 64"),
         ("[up]\ndata = 1", "[up] data: expected str"),
         ("up = 1", "up is a table: write [up] above the options of `tailrace up`"),

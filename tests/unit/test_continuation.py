@@ -13,12 +13,7 @@ from tailrace.deploy.simulated_claude.reply import parse_message, reply
 from tailrace.deploy.simulated_claude.request import decode
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import ModelEvent, from_event, read_event
-from tailrace.generators.continuation import (
-    TAIL_CHARS,
-    build_call,
-    build_continuation_call,
-    map_continuation,
-)
+from tailrace.generators.continuation import TAIL_CHARS, build_call, build_continuation_call, map_continuation
 from tailrace.generators.plan import can_continue
 from tailrace.proto import events
 from tailrace.proto.entries import Event, Message, Request
@@ -194,10 +189,7 @@ def test_blocks_of_a_continuation_are_numbered_on_and_all_closed(case: str, mode
 @pytest.mark.rule("R20")
 @pytest.mark.parametrize(
     ("stored", "begun", "text"),
-    [
-        ("one", " two", "one two three"),
-        ("one" + REPEATED, REPEATED.strip(), "one" + REPEATED + " three"),
-    ],
+    [("one", " two", "one two three"), ("one" + REPEATED, REPEATED.strip(), "one" + REPEATED + " three")],
 )
 def test_text_at_the_start_of_the_continued_block_is_stored(stored: str, begun: str, text: str) -> None:
     """As a delta, since the start of that block is stored already; but not if it repeats the stored text."""
@@ -265,10 +257,7 @@ def test_white_space_alone_is_not_prefilled_and_stored_once(model: str) -> None:
 )
 def test_a_broken_answer_to_a_prefill_of_the_client_is_continued(beginning: str | list[dict[str, str]]) -> None:
     """The API receives one message of the assistant: the client's beginning, and what is stored."""
-    turn_request = request(
-        model=PREFILLED,
-        messages=[Message("user", "#sim words=4"), Message("assistant", beginning)],
-    )
+    turn_request = request(model=PREFILLED, messages=[Message("user", "#sim words=4"), Message("assistant", beginning)])
     for prefix in stored_prefixes(answer_to(build_call(turn_request))):
         log = log_with(turn_request, prefix)
         if log.turn.stop.stop_reason is None:

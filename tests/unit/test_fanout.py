@@ -247,10 +247,7 @@ async def test_readers_of_one_turn_share_one_follower() -> None:
 
 async def test_a_reader_with_an_earlier_cursor_gets_a_follower_from_there() -> None:
     """What is known here begins after its cursor; later readers from anywhere then share the longer one."""
-    async with (
-        fanned_out(STORED[3:]) as (log, group, fan_out),
-        fan_out.subscribe(KEY, STORED[2].seq) as late,
-    ):
+    async with fanned_out(STORED[3:]) as (log, group, fan_out), fan_out.subscribe(KEY, STORED[2].seq) as late:
         group.create_task(send_to_next(log, STORED))
         async with fan_out.subscribe(KEY, BEFORE_FIRST) as early, fan_out.subscribe(KEY, STORED[4].seq) as third:
             assert (early is late, third is early) == (False, True)
@@ -302,10 +299,7 @@ async def test_a_feed_that_broke_does_not_linger() -> None:
 
 async def test_a_deleted_turn_is_not_sent_to_new_readers() -> None:
     """Readers that have it open continue; a new reader receives what the log answers."""
-    async with (
-        fanned_out(STORED, None) as (log, group, fan_out),
-        fan_out.subscribe(KEY, BEFORE_FIRST) as first,
-    ):
+    async with fanned_out(STORED, None) as (log, group, fan_out), fan_out.subscribe(KEY, BEFORE_FIRST) as first:
         await until(lambda: first.is_ended)
         assert (await subscribe(fan_out))[0] is first
         log.is_purged = True
@@ -317,10 +311,7 @@ async def test_a_deleted_turn_is_not_sent_to_new_readers() -> None:
 
 async def test_an_ended_turn_is_sent_while_the_log_is_unavailable() -> None:
     """The feed has all of it, and whether it was deleted is unknown."""
-    async with (
-        fanned_out(STORED, None) as (log, _, fan_out),
-        fan_out.subscribe(KEY, BEFORE_FIRST) as first,
-    ):
+    async with fanned_out(STORED, None) as (log, _, fan_out), fan_out.subscribe(KEY, BEFORE_FIRST) as first:
         await until(lambda: first.is_ended)
         log.is_away = True
         assert (await subscribe(fan_out))[0] is first

@@ -164,12 +164,7 @@ def log_of(choice: dict[str, Any], answer: list[ModelEvent]) -> Handwritten:
 @given(data=st.data())
 @pytest.mark.parametrize(
     ("choice", "text"),
-    [
-        (ONE, ARGUMENTS),
-        (ONE, f"\n {ARGUMENTS}"),
-        (ANY, NAMED),
-        (ANY, f'{{"arguments": {ARGUMENTS}, "name": "look"}}'),
-    ],
+    [(ONE, ARGUMENTS), (ONE, f"\n {ARGUMENTS}"), (ANY, NAMED), (ANY, f'{{"arguments": {ARGUMENTS}, "name": "look"}}')],
     ids=["one function", "after white space", "one of several", "arguments first"],
 )
 def test_the_answer_is_stored_as_the_call(choice: dict[str, Any], text: str, data: st.DataObject) -> None:

@@ -36,10 +36,7 @@ BLOCKS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
             {"type": "citations_delta", "citation": CITATION},
         ],
     ),
-    (
-        TOOL,
-        [{"type": "input_json_delta", "partial_json": part} for part in ('{"where"', ': "up"}')],
-    ),
+    (TOOL, [{"type": "input_json_delta", "partial_json": part} for part in ('{"where"', ': "up"}')]),
 ]
 
 

@@ -50,10 +50,7 @@ def buckets(*counts: int, by: str = "") -> str:
             id="a new series of a known target has grown from 0",
         ),
         pytest.param(
-            Growth(ENDS),
-            ({"a": ends(whole=9)}, {"a": ends(whole=5)}),
-            {(): 0.5},
-            id="a new process counts from 0",
+            Growth(ENDS), ({"a": ends(whole=9)}, {"a": ends(whole=5)}), {(): 0.5}, id="a new process counts from 0"
         ),
         pytest.param(
             Growth(ENDS),

@@ -105,11 +105,7 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
         False,
         with_reader(connections=(Connected(Seq(0), WHOLE[:3], "cut"), Connected(Seq(60), WHOLE[4:], "ended"))),
     ),
-    "a reader that never came back": (
-        no_gap,
-        None,
-        with_reader(connections=(Connected(Seq(0), WHOLE[:3], "cut"),)),
-    ),
+    "a reader that never came back": (no_gap, None, with_reader(connections=(Connected(Seq(0), WHOLE[:3], "cut"),))),
     "a dialect that was not rendered": (no_gap, None, without_entries(rendered={})),
     "no readers": (no_gap, None, without_entries(readers=())),
     "a frame doubled": (no_repeat, False, with_frames(lambda frames: (frames[0], *frames))),
@@ -123,11 +119,7 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
     "a row with another text": (one_story, False, with_row(text="The sky is green.")),
     "a row with another cost": (one_story, False, with_row(cost_usd=1.0)),
     "a row that was not read": (one_story, None, without_entries(records=None)),
-    "a reader with another text": (
-        one_story,
-        False,
-        with_reader(received=Story("The sky.", TOLD.usage, "completed")),
-    ),
+    "a reader with another text": (one_story, False, with_reader(received=Story("The sky.", TOLD.usage, "completed"))),
     "a reader with another outcome": (one_story, False, with_reader(received=Story(TOLD.text, None, "failed"))),
     "a reader without a text": (one_story, None, with_reader(received=None)),
     "other bytes for the same entry": (

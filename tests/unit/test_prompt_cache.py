@@ -9,10 +9,7 @@ from tailrace.generators.backends import Call
 from tailrace.generators.continuation import build_call, prepare_call
 from tailrace.generators.prompt_cache import add_cache_marks
 from tailrace.proto.entries import CacheFor, Message, Mode
-from tests.harness.turn_builder import (
-    request,
-    started_turn,
-)
+from tests.harness.turn_builder import request, started_turn
 
 FIVE: dict[str, Any] = {"cache_control": {"type": "ephemeral"}}
 HOUR: dict[str, Any] = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}

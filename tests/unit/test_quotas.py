@@ -80,11 +80,7 @@ def test_owners_are_the_key_and_then_its_tenant() -> None:
         ("requests", Limits(requests=2, burst=1), "This key may use 1 request in 30 s (2 a minute): 0 left until "),
         ("requests", Limits(requests=2), "This key may use 2 requests a minute: 0 left until "),
         ("tokens", Limits(tokens=1), "This key may use 1 token a minute: 0 left until "),
-        (
-            "bytes_day",
-            Limits(bytes_day=9),
-            "This key may use 9 bytes of storage a day: 0 left until ",
-        ),
+        ("bytes_day", Limits(bytes_day=9), "This key may use 9 bytes of storage a day: 0 left until "),
     ],
 )
 def test_the_error_names_the_limit_as_it_was_set(what: What, limits: Limits, message: str) -> None:

@@ -213,8 +213,7 @@ def test_the_end_of_a_deleted_turn_does_not_end_another_run_of_it() -> None:
     entries = [msgspec.structs.replace(one.entry, prev=prev) for one, prev in zip(moved, prevs, strict=False)]
     again = [msgspec.structs.replace(one, entry=entry) for one, entry in zip(moved, entries, strict=True)]
     server = ScriptedServer(
-        count=[Count(ALL.entries, again[-1].seq)],
-        read=[page(*again[:FIRST_ENTRIES], is_last=False), page(*again)],
+        count=[Count(ALL.entries, again[-1].seq)], read=[page(*again[:FIRST_ENTRIES], is_last=False), page(*again)]
     )
     assert run(read_ended_turn(server, KEY, END)) == fold(again)
 

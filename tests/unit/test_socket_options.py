@@ -8,10 +8,7 @@ import pytest
 from tailrace.deploy.simulated_claude.server import Server
 from tailrace.gateway.http.server import listen
 
-LISTENING = {
-    "gateway": lambda: listen("127.0.0.1", 0, 0),
-    "simulated Claude": lambda: Server("127.0.0.1", 0).socket,
-}
+LISTENING = {"gateway": lambda: listen("127.0.0.1", 0, 0), "simulated Claude": lambda: Server("127.0.0.1", 0).socket}
 
 
 @pytest.mark.parametrize("made", LISTENING.values(), ids=LISTENING)

@@ -46,11 +46,7 @@ CONTENTS = TEXTS | st.lists(BLOCKS, max_size=4)
 MESSAGES = st.lists(st.builds(Message, st.sampled_from(["user", "assistant", "system"]), CONTENTS), max_size=4)
 # What the model has said is a fold's; its calls have names, or what another writer took for such.
 NAMED = st.sampled_from([{}, {"id": "c1"}, {"name": "n"}, {"id": "c1", "name": "n"}])
-ANSWERS = st.builds(
-    lambda block, named: content(Block(str(block["type"]), named | block, "a")),
-    BLOCKS,
-    NAMED,
-)
+ANSWERS = st.builds(lambda block, named: content(Block(str(block["type"]), named | block, "a")), BLOCKS, NAMED)
 RECORDS = st.builds(
     lambda messages, answer, outcome: msgspec.structs.replace(RECORD, input=messages, content=answer, outcome=outcome),
     MESSAGES,

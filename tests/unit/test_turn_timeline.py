@@ -74,11 +74,7 @@ def test_delivery_follows_from_the_entries_that_readers_were_sent(readers: list[
 @pytest.mark.parametrize(
     ("started_s", "cursor", "lost"),
     [
-        (
-            3.5,
-            4,
-            [("lost", 4), ("ended", 8)],
-        ),  # no known gateway has sent entry 4, and a gateway has started since
+        (3.5, 4, [("lost", 4), ("ended", 8)]),  # no known gateway has sent entry 4, and a gateway has started since
         (-9, 4, [("ended", 8)]),  # no gateway has started since: a page read the text so far, then the rest
         (0.5, 4, [("ended", 8)]),  # entry 4 is newer than the gateway
         (3.5, BEFORE_FIRST, [("ended", 8)]),

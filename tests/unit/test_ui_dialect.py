@@ -175,8 +175,4 @@ def test_history_with_many_tool_calls_takes_linear_time() -> None:
 def test_running_answer_is_not_in_the_history() -> None:
     """`resume: true` streams it."""
     (user,) = message.build_messages([record_of(log_with())])
-    assert (user.id, user.role, user.parts) == (
-        "turn-1_0",
-        "user",
-        [{"type": "text", "text": "Why is the sky blue?"}],
-    )
+    assert (user.id, user.role, user.parts) == ("turn-1_0", "user", [{"type": "text", "text": "Why is the sky blue?"}])
