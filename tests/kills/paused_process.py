@@ -51,13 +51,8 @@ class Gate:
 
 def patch(gate: Gate, role: str) -> None:
     """Patches the methods at which this process pauses."""
-    read_turn, take_entry, append, ack, take = (
-        TurnLog.read_turn,
-        Delivery.take_entry,
-        TurnLog.append,
-        Delivery.ack,
-        Deliveries.next,
-    )
+    read_turn, append = TurnLog.read_turn, TurnLog.append
+    take_entry, ack, take = Delivery.take_entry, Delivery.ack, Deliveries.next
     entries_left: dict[TurnKey, int] = {}
     pauses_at_request: set[TurnKey] = set()
     pauses_before_ack: set[TurnKey] = set()

@@ -252,27 +252,10 @@ def race_check() -> Patches:
 MUTANTS: dict[str, Callable[[], Patches]] = {
     made.__name__: made
     for made in (
-        fence,
-        predecessor,
-        attempt_number,
-        last_end,
-        tail_read,
-        end_check,
-        reader_end_check,
-        reader_end_wait,
-        reader_repeat_check,
-        reader_gap_check,
-        reader_reread,
-        cursor_retry,
-        acknowledgement_check,
-        recorder_entry_wait,
-        recorder_entry_count,
-        planner_second_read,
-        get_second_read,
-        absence_second_read,
-        continuation_mapping,
-        hedge_fence,
-        race_check,
+        *(fence, predecessor, attempt_number, last_end, tail_read, end_check, reader_end_check, reader_end_wait),
+        *(reader_repeat_check, reader_gap_check, reader_reread, cursor_retry, acknowledgement_check),
+        *(recorder_entry_wait, recorder_entry_count, planner_second_read, get_second_read, absence_second_read),
+        *(continuation_mapping, hedge_fence, race_check),
     )
 }
 

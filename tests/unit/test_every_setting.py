@@ -15,15 +15,24 @@ from tailrace.proto.nats.connection import parse_servers
 from tailrace.proto.runtime.settings import env_name, find_mistyped, read, type_name
 from tests.harness import jwts
 
-NATS = [(text, "nats://USER:PASSWORD@HOST:PORT") for text in ("", "a b", "http://h:1", "nats://h:x", "nats://", "h,,h")]
+
+def each(*texts: str, says: str = "") -> list[tuple[str, str]]:
+    """Returns rows of invalid values whose messages contain the same text."""
+    return [(text, says) for text in texts]
+
+
+HASH = f"{'0' * 63}1"
+NATS = each("", "a b", "http://h:1", "nats://h:x", "nats://", "h,,h", says="nats://USER:PASSWORD@HOST:PORT")
 LIMITS = [
     ("requests", "NAME=NUMBER"),
     ("money=1", "the limits are requests, burst"),
     ("requests=0", "requests: Expected `int` >= 1"),
     ("requests=1, requests=2", "twice"),
-    ("burst=5", "requests"),
+    *each("burst=5", "burst=5, tokens=1000", says="requests"),
+    *each("requests=", "requests=many", "requests=1.5", "requests=-1", "requests=0x10", "requests=60;burst=1", "=1"),
+    *each("running=5000", "usd_day=-1", "usd_day=NaN", "usd_day=1e400", "tokens=1e99"),
 ]
-HOSTS = [(text, "names and addresses") for text in ("http://h", "h:80", "a b", "ä", "-1", "h/path", "*")]
+HOSTS = each("http://h", "h:80", "a b", "ä", "-1", "h/path", "*", says="names and addresses")
 # Settings that accept any text.
 ANY = frozenset(
     {
@@ -34,81 +43,82 @@ ANY = frozenset(
 )
 # For each type: invalid values, and what the message contains.
 BY_TYPE = {
-    "int": [
-        ("", "it is empty; expected a whole number"),
-        ("x", "a whole number"),
-        ("1.5", "a whole number"),
-        ("-1", ">= "),
-    ],
-    "float": [
-        ("", "it is empty; expected a number"),
-        ("x", "a number"),
-        ("nan", "a number"),
-        ("inf", "a number"),
-        ("-1", "0"),
-    ],
-    "bool": [("", "true or false"), ("maybe", "true or false")],
+    "int": [("", "it is empty; expected a whole number"), *each("x", "1.5", says="a whole number"), ("-1", ">= ")],
+    "float": [("", "it is empty; expected a number"), *each("x", "nan", "inf", says="a number"), ("-1", "0")],
+    "bool": each("", "maybe", says="true or false"),
 }
 BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_NATS_URL": NATS,
     "TAILRACE_METRICS_PORT": [("65536", "<= 65535")],
-    "TAILRACE_METRICS_HOST": [(text, "IP address") for text in ("", "metrics.example", "127.0.0.1:9100")],
+    "TAILRACE_METRICS_HOST": each("", "metrics.example", "127.0.0.1:9100", says="IP address"),
     "TAILRACE_PORT": [("65536", "<= 65535")],
     "TAILRACE_LISTEN_FD": [("9999", "not an inherited socket"), ("9" * 20, "<= 2147483647")],
-    "TAILRACE_HOST": [
-        (text, "127.0.0.1") for text in ("", "a b", "256.0.0.1", "http://localhost", "192.0.2.1", "a..b")
-    ],
+    "TAILRACE_HOST": each("", "a b", "256.0.0.1", "http://localhost", "192.0.2.1", "a..b", says="127.0.0.1"),
+    # A key that is ignored silently could leave the gateway open.
     "TAILRACE_API_KEYS": [
         ("acme:secret", "TENANT:SHA256"),
-        (f"A:{'0' * 64}", "a-z 0-9"),
-        (f"acme:{'0' * 64},other:{'0' * 64}", ""),
+        (f"A:{HASH}", "a-z 0-9"),
+        *each("secret", f"acme:{HASH[:-1]}", f"acme:{'A' * 64}", f"*:{HASH}", f"{'x' * 65}:{HASH}"),
+        *each(f"acme:{HASH};other:{HASH[::-1]}", f"acme:{HASH},other:{HASH}"),
     ],
     "TAILRACE_JWT_SECRET": [("short", "32 bytes")],
-    "TAILRACE_JWT_KEYS": [
-        ("/nowhere", "URL"),
-        ("http://[::1", "URL"),
-        ("file:///etc/passwd", "URL"),
-        ("ftp://h/", "URL"),
-    ],
+    "TAILRACE_JWT_KEYS": each("/nowhere", "http://[::1", "file:///etc/passwd", "ftp://h/", says="URL"),
     "TAILRACE_JWT_ISSUER": [("https://issuer.example", "TAILRACE_JWT_SECRET or TAILRACE_JWT_KEYS")],
     "TAILRACE_JWT_AUDIENCE": [("authenticated", "TAILRACE_JWT_SECRET or TAILRACE_JWT_KEYS")],
-    "TAILRACE_HOSTS": [("https://h", "without scheme and port"), ("h:80", "without scheme and port")],
-    "TAILRACE_ORIGINS": [("app.example", "https://app.example"), ("*", "https://app.example")],
-    "TAILRACE_PROXIES": [(text, "neither an address") for text in ("proxy.example", "10.0.0.5/8", "*")],
+    # They would match no request, or such an origin all of them.
+    "TAILRACE_HOSTS": each(
+        *("https://h", "h:80", "box.example/x", "*.example", "[::1]"), says="without scheme and port"
+    ),
+    "TAILRACE_ORIGINS": each(
+        *("*", "null", "app.example", "https://ok.example,app.example", "https://app.example/", "https://*.example"),
+        *("https://app.example:443", "https://user@app.example", "ftp://app.example", "https://bücher.example"),
+        "https://app.example;https://other.example",
+        says="https://app.example",
+    ),
+    "TAILRACE_PROXIES": each("proxy.example", "10.0.0.5/8", "*", says="neither an address"),
     "TAILRACE_FULL_AT": [("1.5", "<= 1"), ("0", "> 0")],
     "TAILRACE_DISK": [("/nowhere", "is not a directory")],
     "TAILRACE_LIMITS_KEY": LIMITS,
     "TAILRACE_LIMITS_TENANT": LIMITS,
     "TAILRACE_PROMPTS": [("/nowhere", "does not exist")],
-    "TAILRACE_CACHE": [("9m", "one of auto, 5m, 1h, off"), ("", "one of auto, 5m, 1h, off")],
+    "TAILRACE_CACHE": each("9m", "", says="one of auto, 5m, 1h, off"),
     "TAILRACE_LOG_FORMAT": [("xml", "one of json, console, colour")],
     "TAILRACE_LOG_STREAMS": [("warning", "one of debug, info")],
     "TAILRACE_LOG_LEVEL": [("loud", "one of debug, info, warning, error")],
-    "TAILRACE_MODEL_ALIASES": [("gpt-4", "NAME=MODEL"), ("gpt-4=none", "one of claude")],
-    "TAILRACE_MODELS_FILE": [("/nowhere", "is not a JSON list of models"), (__file__, "is not a JSON list of models")],
+    # Claude's own names keep their meaning, and each name has one.
+    "TAILRACE_MODEL_ALIASES": [
+        ("gpt-4", "NAME=MODEL"),
+        ("gpt-4=none", "one of claude"),
+        *each("gpt-4=", "=claude-sonnet-5-5", "gpt-4=claude-sonnet-5-5,gpt-4=claude-haiku-5-5"),
+        *each("claude-sonnet-5-5=claude-haiku-5-5", "claude-sonnet-4-5-20250929=claude-haiku-5-5"),
+    ],
+    "TAILRACE_MODELS_FILE": each("/nowhere", __file__, says="is not a JSON list of models"),
     "TAILRACE_WEBHOOK_PRIVATE_HOSTS": HOSTS,
-    "TAILRACE_OPS_TARGETS": [
-        (text, "PART=HOST:PORT") for text in ("127.0.0.1:9100", "model=h:1", "gateway=h", "gateway=h:65536")
-    ],
-    "TAILRACE_PROMETHEUS_URL": [
-        (text, "http://prometheus:9090") for text in ("prometheus:9090", "file:///etc", "http://")
-    ],
-    "TAILRACE_RUNBOOK_URL": [(text, "https://wiki.example") for text in ("RUNBOOK.md", "javascript:alert(1)")],
+    "TAILRACE_OPS_TARGETS": each(
+        *("127.0.0.1:9100", "model=h:1", "gateway=h", "gateway=h:65536"), says="PART=HOST:PORT"
+    ),
+    "TAILRACE_PROMETHEUS_URL": each("prometheus:9090", "file:///etc", "http://", says="http://prometheus:9090"),
+    "TAILRACE_RUNBOOK_URL": each("RUNBOOK.md", "javascript:alert(1)", says="https://wiki.example"),
     "TAILRACE_METRICS_TENANTS": [("acme, B", "'B' is not"), (",".join(map(str, range(101))), "at most 100")],
     "TAILRACE_GENERATOR": [("", ">= 1"), ("x" * 65, "<= 64")],
-    "TAILRACE_BACKENDS": [("", "a list of backends"), ("none", "one of claude"), ("claude; gpt = litellm", "")],
-    "ANTHROPIC_API_KEY": [("", "give a key"), ("a b", "visible ASCII"), ("ä", "visible ASCII")],
+    "TAILRACE_BACKENDS": [
+        ("none", "one of claude"),
+        *each("", ";", "claude,", "claude, claude", "claude-opus-5-5 = bedrock", says="each named once"),
+        *each("claude; claude-opus-5-5", "claude; claude-opus-5-5 =", says="each named once"),
+        ("claude; gpt = litellm", "MODEL = BACKEND"),
+        ("claude; claude-opus-5-5 = bedrock; claude-opus-5-5-latest = vertex", "MODEL = BACKEND"),
+    ],
+    "ANTHROPIC_API_KEY": [("", "give a key"), *each("a b", "ä", says="visible ASCII")],
     "CLAUDE_CODE_OAUTH_TOKEN": [("a b", "visible ASCII")],
-    "ANTHROPIC_BASE_URL": [(text, "https://HOST") for text in ("", "api.anthropic.com", "http://[::1", "http://h:x")],
+    "ANTHROPIC_BASE_URL": each("", "api.anthropic.com", "http://[::1", "http://h:x", says="https://HOST"),
     "TAILRACE_CLAUDE_CODE_BINARY": [("/nowhere/claude", "/nowhere/claude is not an executable file")],
     "TAILRACE_CLAUDE_CODE_ROOT": [(__file__, "expected a folder")],
-    "TAILRACE_DATABASE": [("", "a file"), ("/", "a file")],
+    "TAILRACE_DATABASE": each("", "/", says="a file"),
     "TAILRACE_WEBHOOK_KEY": [("short", "32 characters")],
     "TAILRACE_WEBHOOK_URLS": [
         ("https://h", "TENANT=URL"),
         ("acme=http://h", "https://"),
-        ("acme=http://10.0.0.1/", ""),
-        ("Acme=https://h/", ""),
+        *each("acme=http://10.0.0.1/", "Acme=https://h/"),
     ],
 }
 # Other settings without which a setting is not used.

@@ -33,16 +33,8 @@ def test_a_directive_line_is_parsed(line: str, directive: Directive) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "#sim word=3",
-        "#sim words=3 fast",
-        "#sim words=1.5",
-        "#sim words=1000001",
-        "#sim rate=nan",
-        "#sim tag=a.b",
-        "#sim json={",
-        "#sim json=[1]",
-        "#sim fault=explode@3",
-        "#sim fault=cut@x",
+        *("#sim word=3", "#sim words=3 fast", "#sim words=1.5", "#sim words=1000001", "#sim rate=nan"),
+        *("#sim tag=a.b", "#sim json={", "#sim json=[1]", "#sim fault=explode@3", "#sim fault=cut@x"),
     ],
 )
 def test_an_invalid_directive_line_is_refused(line: str) -> None:

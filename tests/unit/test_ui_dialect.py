@@ -103,18 +103,9 @@ def test_replay_includes_the_earlier_steps() -> None:
     assert start["messageId"] == "msg_turn-0"
     assert rest[4] == {"type": "tool-input-start", "toolCallId": "c1", "toolName": "look"}
     assert [chunk["type"] for chunk in rest] == [
-        "start-step",
-        "reasoning-start",
-        "reasoning-delta",
-        "reasoning-end",
-        "tool-input-start",
-        "tool-input-delta",
-        "tool-input-available",
-        "finish-step",
-        "tool-output-available",
-        "data-tailrace",
-        "start-step",
-        "text-start",
+        *("start-step", "reasoning-start", "reasoning-delta", "reasoning-end", "tool-input-start"),
+        *("tool-input-delta", "tool-input-available", "finish-step", "tool-output-available", "data-tailrace"),
+        *("start-step", "text-start"),
     ]
     assert rest[8] == {"type": "tool-output-available", "toolCallId": "c1", "output": "found"}
 
