@@ -86,9 +86,11 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     """The whole log of a turn in a dialect: the frames of a reader without interruptions."""
     records: dict[TurnKey, TurnRecord] | None = None
     """The rows in SQLite; None when they were not read."""
+    folds: dict[TurnKey, Turn] = {}
+    """The folds that are known; others are computed from the log each time."""
 
     def fold(self, key: TurnKey) -> Turn:
-        return fold(self.log.get(key, ()))
+        return self.folds[key] if key in self.folds else fold(self.log.get(key, ()))
 
 
 Promise = Callable[[History], Verdict]

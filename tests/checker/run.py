@@ -15,7 +15,6 @@ import msgspec
 
 from tailrace.deploy.simulated_claude.account import AccountReport
 from tailrace.proto import entries, subjects
-from tailrace.proto.chain import START, link
 from tailrace.proto.entries import Stored
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Seq, Tenant
@@ -90,15 +89,6 @@ class Position(msgspec.Struct, frozen=True):
     key: TurnKey
     kind: str
     sha256: str
-
-
-class TurnHistory(History, frozen=True, kw_only=True):
-    """The history of one turn, with its fold computed once."""
-
-    folded: Turn
-
-    def fold(self, key: TurnKey) -> Turn:
-        return self.folded if key in self.posted else super().fold(key)
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -200,12 +190,12 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def _rendered(self) -> dict[tuple[TurnKey, str], tuple[Frame, ...]]:
         return {}
 
-    def history(self, key: TurnKey) -> TurnHistory:
+    def history(self, key: TurnKey) -> History:
         """Returns the history of one turn, for the five promises."""
         readers = tuple(self.readers.get(key, ()))
         stored = tuple(self.turns[key].stored) if key in self.turns else ()
-        return TurnHistory(
-            folded=self.folds.get(key, EMPTY_TURN),
+        return History(
+            folds={key: self.folds.get(key, EMPTY_TURN)},
             posted={key: True},
             readers=readers,
             log={key: stored},
@@ -232,16 +222,9 @@ def _decode(sent: list[bytes]) -> Story | None:
 
 
 def _logged_turn(positions: list[Position]) -> LoggedTurn:
-    turn, chain = LoggedTurn([position.message for position in positions], [], []), START
-    for position in positions:
-        message = position.message
-        stored = Stored(message.seq, message.at, entries.decode(position.kind, message.bytes))
-        turn.stored.append(stored)
-        linked = link(chain, stored.seq, stored.entry)
-        if linked is not None:
-            chain = linked
-            turn.valid.append(stored)
-    return turn
+    messages = [position.message for position in positions]
+    stored = [Stored(one.message.seq, one.message.at, entries.decode(one.kind, one.message.bytes)) for one in positions]
+    return LoggedTurn(messages, stored, readers.select_valid(stored))
 
 
 def save(folder: Path, log: Iterable[LogMessage], rows: Iterable[Row] | None, final: FinalState) -> None:

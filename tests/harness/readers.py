@@ -84,16 +84,22 @@ def frames(events: Iterable[Sent]) -> list[Frame]:
 def render_frames(key: TurnKey, stored: Iterable[Stored], dialect: str = "tailrace") -> tuple[Frame, ...]:
     """Returns the frames that an uninterrupted reader receives."""
     render = DIALECTS[dialect].render
-    state, chain, found = DIALECTS[dialect].start(key), START, []
-    for one in stored:
-        linked = link(chain, one.seq, one.entry)
-        if linked is None:
-            continue
-        chain = linked
+    state, found = DIALECTS[dialect].start(key), []
+    for one in select_valid(stored):
         frame, state = render(state, one)
         if frame.data:
             found.append(Frame(one.seq, frame.data))
     return tuple(found)
+
+
+def select_valid(stored: Iterable[Stored]) -> list[Stored]:
+    """Returns the valid entries (PROTOCOL R11)."""
+    chain, valid = START, list[Stored]()
+    for one in stored:
+        if (linked := link(chain, one.seq, one.entry)) is not None:
+            chain = linked
+            valid.append(one)
+    return valid
 
 
 def story_of(sent: Iterable[bytes]) -> Story:

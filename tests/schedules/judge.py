@@ -1,10 +1,9 @@
 """Judges a played schedule: by the five promises, and by properties that only the simulator can see."""
 
-from tailrace.proto.chain import START, link
 from tailrace.proto.entries import Attempt, Event, Stored
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Seq
-from tailrace.proto.subjects import TurnKey
+from tests.harness.readers import select_valid
 from tests.promises import KEPT, Connected, Frame, History, Reader, Story, Verdict, worst
 from tests.promises import judge as judge_promises
 from tests.schedules import model
@@ -13,26 +12,17 @@ from tests.schedules.generator import DEFAULTS
 from tests.schedules.schedule import KEY, Schedule
 
 
-class _History(History, frozen=True, kw_only=True):
-    """A history of one turn, which is folded once."""
-
-    turn: Turn
-
-    def fold(self, key: TurnKey) -> Turn:  # noqa: ARG002  # there is one
-        return self.turn
-
-
 def judge(schedule: Schedule) -> Verdict:
     """Returns the worst verdict; its evidence begins with the seed."""
     stored = schedule.server.stored
     turn, valid = fold(stored), select_valid(stored)
-    history = _History(
+    history = History(
         posted={KEY: True},
         readers=tuple(_build_reader(reader, turn, valid) for reader in schedule.readers),
         log={KEY: tuple(stored)},
         rendered={(KEY, "entries"): tuple(Frame(one.seq, b"") for one in valid)},
         records={KEY: record} if (record := schedule.recorder.record) is not None else {},
-        turn=turn,
+        folds={KEY: turn},
     )
     verdict = worst(
         [
@@ -49,15 +39,6 @@ def judge(schedule: Schedule) -> Verdict:
         ]
     )
     return verdict._replace(evidence=f"seed {schedule.seed}: {verdict.evidence}")
-
-
-def select_valid(stored: list[Stored]) -> list[Stored]:
-    chain, valid = START, list[Stored]()
-    for one in stored:
-        if (there := link(chain, one.seq, one.entry)) is not None:
-            chain = there
-            valid.append(one)
-    return valid
 
 
 def _build_reader(reader: simulated.Reader, turn: Turn, valid: list[Stored]) -> Reader:
