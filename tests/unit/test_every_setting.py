@@ -7,12 +7,13 @@ import importlib
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+import msgspec
 import pytest
 
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.nats.connection import parse_servers
-from tailrace.proto.runtime.settings import env_name, find_mistyped, read, type_name
+from tailrace.proto.runtime.settings import env_name, find_mistyped, read, table, type_name
 from tests.harness import jwts
 
 
@@ -171,6 +172,13 @@ async def test_an_invalid_setting_is_refused_with_its_name_and_valid_values(wron
     assert wrong.says in message
     assert "\n" not in message
     assert "$." not in message
+
+
+@pytest.mark.parametrize("kind", dict(SERVICES).values(), ids=dict(SERVICES))
+def test_every_setting_has_a_default_and_a_description(kind: type[msgspec.Struct]) -> None:
+    """`python -m … --env` and docs/SETTINGS.md have them."""
+    kind()
+    assert [name for name, _, _, meaning in table(kind) if not meaning] == []
 
 
 async def test_valid_settings_are_accepted(tmp_path: Path) -> None:
