@@ -1,11 +1,20 @@
-"""Test helpers for clients of batches: create one, read its results, and the keys of its turns."""
+"""Test helpers for batches: create one, read its results, the keys of its turns, and a system that runs them."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from tailrace.generators.backends.message_batches_api import MessageBatchesApi
+from tailrace.generators.batches.runner import BatchRunner
+from tailrace.generators.failover import parse_backends
+from tailrace.generators.load_blobs import BlobLoader
+from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, child_id
+from tailrace.proto.nats import BlobStore, Counters, Tombstones, fullness
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import TurnKey
+from tests.harness.own_system import OwnSystem
 from tests.integration.conftest import Gateway
 
 
@@ -31,3 +40,44 @@ def key_of(tenant: Tenant, batch: dict[str, Any]) -> TurnKey:
 def input_keys(tenant: Tenant, batch: dict[str, Any]) -> list[TurnKey]:
     """Returns the turns of the inputs, in order."""
     return [TurnKey(tenant, child_id(TurnId(batch["batch"]), number)) for number in range(batch["of"])]
+
+
+@dataclass
+class BatchSystem(OwnSystem):
+    """The test's own system with a gateway. Tests start the generators."""
+
+    gateway: Gateway
+    tenant: Tenant
+
+    def key(self, batch: dict[str, Any]) -> TurnKey:
+        return key_of(self.tenant, batch)
+
+    def turns(self, batch: dict[str, Any]) -> list[TurnKey]:
+        return input_keys(self.tenant, batch)
+
+    async def turn(self, batch: dict[str, Any]) -> Turn:
+        return await self.log.read_turn(self.key(batch))
+
+    async def batch_ended(self, batch: dict[str, Any]) -> Turn:
+        """Returns the batch's turn when it has ended."""
+        return await self.wait_for_end(self.key(batch))
+
+    async def batch_killed_after(self, appends: int, *, is_before: bool = False) -> None:
+        """Runs the batch in a generator that is killed after its nth append, or right before it."""
+        assert await self.run_and_kill_after(appends, is_batch=True, is_before=is_before)
+
+    def runner(self, api: MessageBatchesApi | None = None, backends: str = "claude") -> BatchRunner:
+        """Returns a runner of batches, one turn at a time."""
+        bodies = BlobStore(self.connection)
+        return BatchRunner(
+            self.log,
+            bodies,
+            Tombstones(self.connection),
+            Counters(self.connection),
+            lambda: fullness(self.connection),
+            name="runner",
+            concurrency=1,
+            message_batches=api,
+            blobs=BlobLoader(bodies, FairSemaphore(1)),
+            orders=parse_backends(backends),
+        )

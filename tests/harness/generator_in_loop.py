@@ -73,6 +73,13 @@ async def wait_for_end(log: TurnLog, key: TurnKey) -> Turn:
     return await log.read_turn(key)
 
 
+def failure_code(turn: Turn) -> str:
+    """Returns the error code of a turn, which must have failed."""
+    assert turn.error is not None
+    assert turn.outcome == "failed"
+    return turn.error.code
+
+
 async def read_attempts(log: TurnLog, key: TurnKey) -> list[Attempt]:
     return [stored.entry for stored in await log.read_entries(key) if isinstance(stored.entry, Attempt)]
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from signal import SIGKILL
@@ -21,11 +20,11 @@ from tailrace.proto.entries import Progress, Request, Reservation
 from tailrace.proto.errors import FenceLost, LogFull
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, child_id, new_id
-from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog, fullness
+from tailrace.proto.nats import Counters, Tombstones, TurnLog
 from tailrace.proto.subjects import BODIES, STREAM, TurnKey
 from tests.harness import processes, readers
-from tests.harness.batch_client import input_keys, key_of, post_batch, read_results
-from tests.harness.generator_in_loop import read_stats, wait_for_end, words
+from tests.harness.batch_client import BatchSystem, input_keys, key_of, post_batch, read_results
+from tests.harness.generator_in_loop import failure_code, read_stats, wait_for_end, words
 from tests.harness.own_system import OwnSystem
 from tests.harness.system import System
 from tests.harness.until import until, until_equal
@@ -41,25 +40,8 @@ def build_inputs(count: int, line: str = FAST, tag: str = "b") -> list[dict[str,
     ]
 
 
-@dataclass
-class BatchSystem(OwnSystem):
-    """The test's own system with a gateway. Tests start the generators."""
-
-    gateway: Gateway
-    tenant: Tenant
-
-    async def kill_generator_after(self, appends: int) -> bool:
-        return await self.run_and_kill_after(appends, is_batch=True)
-
-    def turns(self, batch: dict[str, Any]) -> list[TurnKey]:
-        return input_keys(self.tenant, batch)
-
-    async def turn(self, batch: dict[str, Any]) -> Turn:
-        return await self.log.read_turn(key_of(self.tenant, batch))
-
-    async def batch_ended(self, batch: dict[str, Any]) -> Turn:
-        """Returns the batch's turn when it has ended."""
-        return await self.wait_for_end(key_of(self.tenant, batch))
+class VerifiedSystem(BatchSystem):
+    """A system that checks a batch of `build_inputs`."""
 
     async def money(self, key: TurnKey) -> Reservation:
         """Returns the money that is reserved for a turn."""
@@ -72,7 +54,7 @@ class BatchSystem(OwnSystem):
         count = batch["of"]
         turn = await self.turn(batch)
         assert (turn.outcome, turn.skipped) == ("completed", 0)
-        stored = await readers.read_all_entries(self.log, key_of(self.tenant, batch))
+        stored = await readers.read_all_entries(self.log, self.key(batch))
         progress = [one.entry for one in stored if isinstance(one.entry, Progress)]
         counts = [one.done + one.failed for one in progress]
         assert counts == sorted(set(counts))
@@ -89,19 +71,19 @@ class BatchSystem(OwnSystem):
 
 
 @pytest.fixture
-def own(own: OwnSystem, own_gateway: Gateway, tenant: Tenant) -> BatchSystem:
-    return BatchSystem(**vars(own), gateway=own_gateway, tenant=tenant)
+def own(own: OwnSystem, own_gateway: Gateway, tenant: Tenant) -> VerifiedSystem:
+    return VerifiedSystem(**vars(own), gateway=own_gateway, tenant=tenant)
 
 
 @pytest.fixture
-async def limited(own: BatchSystem, new_gateway: NewGateway) -> BatchSystem:
+async def limited(own: VerifiedSystem, new_gateway: NewGateway) -> VerifiedSystem:
     """The system with a budget, and two running turns at a time."""
     own.gateway = await new_gateway(own.server.url, limits_key="usd_day=5, running=2")
     return own
 
 
 @pytest.mark.rule("R63")
-async def test_a_batch_is_a_turn_whose_inputs_are_turns(own: BatchSystem) -> None:
+async def test_a_batch_is_a_turn_whose_inputs_are_turns(own: VerifiedSystem) -> None:
     batch = await post_batch(own.gateway, build_inputs(20), metadata={"for": "test"})
     async with own.running_generator():
         await own.batch_ended(batch)
@@ -127,7 +109,7 @@ async def test_a_batch_is_a_turn_whose_inputs_are_turns(own: BatchSystem) -> Non
 
 @pytest.mark.rule("R63")
 @pytest.mark.timeout(180)
-async def test_after_killing_every_process_no_input_runs_twice(own: BatchSystem, tmp_path: Path) -> None:
+async def test_after_killing_every_process_no_input_runs_twice(own: VerifiedSystem, tmp_path: Path) -> None:
     """Kills each generator, then nats-server and the gateway."""
     await own.shorten_lease(LEASE_S)
     count, log = 40, own.log
@@ -141,7 +123,7 @@ async def test_after_killing_every_process_no_input_runs_twice(own: BatchSystem,
         batch = (
             await client.post("/v1/turn-batches", json={"requests": build_inputs(count, "words=2 rate=40")})
         ).json()
-        key = key_of(own.tenant, batch)
+        key = own.key(batch)
         generators = [processes.generator(tmp_path, own.server.url, own.claude) for _ in range(2)]
         await asyncio.gather(*(stack.enter_async_context(generator) for generator in generators))
 
@@ -171,7 +153,7 @@ async def test_after_killing_every_process_no_input_runs_twice(own: BatchSystem,
 
 
 @pytest.mark.rule("R63")
-async def test_a_live_turn_does_not_wait_behind_a_batch(own: BatchSystem) -> None:
+async def test_a_live_turn_does_not_wait_behind_a_batch(own: VerifiedSystem) -> None:
     """A batch gets at most half of a generator's slots, and is itself not counted as a turn in a slot."""
 
     def running() -> float:
@@ -193,7 +175,7 @@ async def test_a_live_turn_does_not_wait_behind_a_batch(own: BatchSystem) -> Non
 
 
 @pytest.mark.rule("R64")
-async def test_cancelling_stops_running_turns_and_starts_no_more(own: BatchSystem) -> None:
+async def test_cancelling_stops_running_turns_and_starts_no_more(own: VerifiedSystem) -> None:
     batch = await post_batch(own.gateway, build_inputs(50, SILENT), parallel=3)
     async with own.running_generator():
         await own.wait_for_open_streams(3)
@@ -208,12 +190,12 @@ async def test_cancelling_stops_running_turns_and_starts_no_more(own: BatchSyste
 
 
 @pytest.mark.rule("R64")
-async def test_a_batch_that_is_cancelled_without_a_generator_leaves_nothing_running(own: BatchSystem) -> None:
+async def test_a_batch_that_is_cancelled_without_a_generator_leaves_nothing_running(own: VerifiedSystem) -> None:
     """The next generator finds the running turns by their ids and cancels them."""
     await own.shorten_lease(LEASE_S)
     batch = await post_batch(own.gateway, build_inputs(6, SILENT), parallel=3)
     # The entries are the batch's attempt and the first turn's request.
-    assert await own.kill_generator_after(2)
+    await own.batch_killed_after(2)
     await own.gateway.client.post(batch["links"]["cancel"])
     async with own.running_generator():
         await own.wait_until_acknowledged()
@@ -223,7 +205,7 @@ async def test_a_batch_that_is_cancelled_without_a_generator_leaves_nothing_runn
 
 
 @pytest.mark.rule("R65")
-async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(limited: BatchSystem) -> None:
+async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(limited: VerifiedSystem) -> None:
     """The limit of running turns bounds `parallel`; the reservations of inputs that never ran are returned."""
     batch = await post_batch(limited.gateway, build_inputs(3, SILENT))
     stored = (await limited.turn(batch)).request
@@ -248,12 +230,12 @@ async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(lim
 
 @pytest.mark.rule("R65")
 async def test_a_deleted_batch_returns_its_reservations_without_a_generator(
-    limited: BatchSystem, tmp_path: Path
+    limited: VerifiedSystem, tmp_path: Path
 ) -> None:
     batch = await post_batch(limited.gateway, build_inputs(4), parallel=1)
     first = limited.turns(batch)[0]
     # The first turn has ended by then, and is not settled.
-    assert await limited.kill_generator_after(11)
+    await limited.batch_killed_after(11)
     end = (await limited.log.read_turn(first)).end
     assert end is not None
     subject, counters = (await limited.money(first)).subject, Counters(limited.connection)
@@ -270,7 +252,7 @@ async def test_a_deleted_batch_returns_its_reservations_without_a_generator(
 
 
 @pytest.mark.rule("R65")
-async def test_a_reservation_is_returned_or_settled_once(limited: BatchSystem, tmp_path: Path) -> None:
+async def test_a_reservation_is_returned_or_settled_once(limited: VerifiedSystem, tmp_path: Path) -> None:
     """The batch is deleted while it runs: the gateway and the generator both return reservations."""
     batch = await post_batch(limited.gateway, build_inputs(30, "words=2 rate=0 wait=0.2"), parallel=2)
     first = limited.turns(batch)[0]
@@ -405,11 +387,11 @@ async def test_a_batch_that_has_left_the_log_comes_from_the_database(
     assert '"type":"done"' in (await gateway.client.get(batch["links"]["events"])).text
 
 
-async def test_a_batch_that_leaves_the_log_unfinished_has_failed(own: BatchSystem, tmp_path: Path) -> None:
+async def test_a_batch_that_leaves_the_log_unfinished_has_failed(own: VerifiedSystem, tmp_path: Path) -> None:
     async with processes.persistence(tmp_path, own.server.url):
         batch = await post_batch(own.gateway, build_inputs(2))
         await list_batches(own.gateway)
-        key = key_of(own.tenant, batch)
+        key = own.key(batch)
         await own.connection.jetstream.purge_stream(STREAM, subject=subjects.entries(key))
         record = (await own.gateway.client.get(batch["links"]["self"])).json()
         assert (record["outcome"], record["error"]["code"]) == ("failed", "internal")
@@ -439,12 +421,12 @@ async def test_deleted_turns_of_a_running_batch_stay_deleted(
     assert (await gateway.client.get(batch["links"]["self"])).status_code == 404
 
 
-async def test_a_takeover_does_not_run_deleted_inputs(own: BatchSystem) -> None:
+async def test_a_takeover_does_not_run_deleted_inputs(own: VerifiedSystem) -> None:
     """The fence of a purged request is that of a new turn: only the tombstone keeps it from being stored again."""
     await own.shorten_lease(LEASE_S)
     batch = await post_batch(own.gateway, build_inputs(4), parallel=1)
     first = own.turns(batch)[0]
-    assert await own.kill_generator_after(12)
+    await own.batch_killed_after(12)
     assert (await own.log.read_turn(first)).end is not None
     await own.log.purge(first)
     await Tombstones(own.connection).put([first])
@@ -456,27 +438,24 @@ async def test_a_takeover_does_not_run_deleted_inputs(own: BatchSystem) -> None:
 
 
 @pytest.mark.rule("R64")
-async def test_a_batch_above_its_time_limit_fails(own: BatchSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_batch_above_its_time_limit_fails(own: VerifiedSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "LIFE", timedelta(seconds=1))
     batch = await post_batch(own.gateway, build_inputs(5, SILENT), parallel=2)
     async with own.running_generator():
         turn = await own.batch_ended(batch)
         await own.wait_until_acknowledged()
-    assert turn.error is not None
-    assert (turn.outcome, turn.error.code) == ("failed", "deadline_exceeded")
+    assert failure_code(turn) == "deadline_exceeded"
     assert {line["outcome"] for line in await read_results(own.gateway, batch)} == {"cancelled"}
 
 
-async def test_a_batch_with_expired_inputs_fails(own: BatchSystem) -> None:
+async def test_a_batch_with_expired_inputs_fails(own: VerifiedSystem) -> None:
     batch = await post_batch(own.gateway, build_inputs(5))
     await own.connection.jetstream.purge_stream(BODIES)
     async with own.running_generator():
-        turn = await own.batch_ended(batch)
-    assert turn.error is not None
-    assert (turn.outcome, turn.error.code) == ("failed", "blob_expired")
+        assert failure_code(await own.batch_ended(batch)) == "blob_expired"
 
 
-async def test_more_batches_than_a_generator_runs_at_once_all_end(own: BatchSystem) -> None:
+async def test_more_batches_than_a_generator_runs_at_once_all_end(own: VerifiedSystem) -> None:
     submitted = [await post_batch(own.gateway, build_inputs(3, tag=f"q{number}b")) for number in range(BATCHES_MAX + 2)]
     async with own.running_generator(concurrency=1):
         for batch in submitted:
@@ -487,7 +466,7 @@ async def test_more_batches_than_a_generator_runs_at_once_all_end(own: BatchSyst
 
 @pytest.mark.rule("R64")
 async def test_a_batch_is_acknowledged_after_its_turns_have_ended(
-    own: BatchSystem, monkeypatch: pytest.MonkeyPatch
+    own: VerifiedSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A runner that lost the fence has not checked its turns: the batch is delivered again, although it has ended."""
     await own.shorten_lease(LEASE_S)
@@ -508,29 +487,19 @@ async def test_a_batch_is_acknowledged_after_its_turns_have_ended(
 
 
 async def test_a_stopping_generator_does_not_wait_for_a_full_log(
-    own: BatchSystem, monkeypatch: pytest.MonkeyPatch
+    own: VerifiedSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = await post_batch(own.gateway, build_inputs(1))
     append, is_full = TurnLog.append, asyncio.Event()
 
     async def append_to_batch_only(log: TurnLog, key: TurnKey, *given: Any, **named: Any) -> Chain:
-        if key != key_of(own.tenant, batch):
+        if key != own.key(batch):
             is_full.set()
             raise LogFull("full")
         return await append(log, key, *given, **named)
 
     monkeypatch.setattr(TurnLog, "append", append_to_batch_only)
-    connection = own.connection
-    runner = BatchRunner(
-        own.log,
-        BlobStore(connection),
-        Tombstones(connection),
-        Counters(connection),
-        lambda: fullness(connection),
-        name="g",
-        concurrency=1,
-    )
-    running = asyncio.create_task(runner.run(key_of(own.tenant, batch)))
+    running = asyncio.create_task(own.runner().run(own.key(batch)))
     await is_full.wait()
     running.cancel()
     done, _ = await asyncio.wait({running}, timeout=5)

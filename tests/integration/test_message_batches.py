@@ -16,23 +16,19 @@ import pytest
 from tailrace.generators.backends.message_batches_api import CanceledResult, Line, MessageBatch, MessageBatchesApi
 from tailrace.generators.batches import message_batches
 from tailrace.generators.batches import runner as batches
-from tailrace.generators.batches.runner import BATCHES_MAX, BatchRunner
-from tailrace.generators.failover import parse_backends
-from tailrace.generators.load_blobs import BlobLoader
+from tailrace.generators.batches.runner import BATCHES_MAX
 from tailrace.proto import batch as stored_inputs
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Attempt, Request
 from tailrace.proto.errors import BackendError, FenceLost, Refused, TurnUnknown
-from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant
 from tailrace.proto.model_records import CANCEL_MESSAGE_BATCH, CancelMessageBatch
-from tailrace.proto.nats import BlobStore, Counters, Rpc, Tombstones, fullness
-from tailrace.proto.runtime.fair_semaphore import FairSemaphore
+from tailrace.proto.nats import BlobStore, Counters, Rpc, Tombstones
 from tailrace.proto.runtime.json_schema import SchemaChecker
 from tailrace.proto.subjects import GENERATORS
 from tests.harness import batch_client
-from tests.harness.batch_client import input_keys, key_of, read_results
-from tests.harness.generator_in_loop import read_stats, words
+from tests.harness.batch_client import BatchSystem, read_results
+from tests.harness.generator_in_loop import failure_code, read_stats, words
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.until import until
@@ -46,29 +42,19 @@ Batch = dict[str, Any]
 
 
 @dataclass
-class MessageBatchSystem(OwnSystem):
-    """The test's own system with a gateway, and Anthropic's SDK for the simulated Claude."""
+class MessageBatchSystem(BatchSystem):
+    """A system with Anthropic's SDK for the simulated Claude."""
 
-    gateway: Gateway
     api: anthropic.AsyncAnthropic
-    tenant: Tenant
 
     async def create(self, requests: list[dict[str, Any]], **given: Any) -> Batch:
         return await batch_client.post_batch(self.gateway, requests, via="message_batches", **given)
-
-    async def batch_ended(self, batch: Batch) -> Turn:
-        """Returns the batch's turn when it has ended."""
-        return await self.wait_for_end(key_of(self.tenant, batch))
-
-    async def batch_killed_after(self, appends: int, *, is_before: bool = False) -> None:
-        """Runs the batch in a generator that is killed after its nth append, or right before it."""
-        assert await self.run_and_kill_after(appends, is_batch=True, is_before=is_before)
 
     async def submitted(self, batch: Batch) -> str:
         """Returns Anthropic's id of the batch once the log has it."""
 
         async def message_batch() -> str | None:
-            progress = (await self.log.read_turn(key_of(self.tenant, batch))).progress
+            progress = (await self.turn(batch)).progress
             return progress.message_batch if progress is not None else None
 
         return await until(message_batch) or ""
@@ -93,21 +79,6 @@ class MessageBatchSystem(OwnSystem):
 
     async def delete(self, batch: Batch) -> httpx2.Response:
         return await self.gateway.client.delete(f"/v1/turns/{batch['batch']}")
-
-    def runner(self, api: MessageBatchesApi | None, backends: str = "claude") -> BatchRunner:
-        bodies, counters = BlobStore(self.connection), Counters(self.connection)
-        return BatchRunner(
-            self.log,
-            bodies,
-            Tombstones(self.connection),
-            counters,
-            lambda: fullness(self.connection),
-            name="runner",
-            concurrency=1,
-            message_batches=api,
-            blobs=BlobLoader(bodies, FairSemaphore(1)),
-            orders=parse_backends(backends),
-        )
 
 
 @pytest.fixture
@@ -138,13 +109,6 @@ def numbered(*requests: dict[str, Any]) -> list[dict[str, Any]]:
     return [one | {"custom_id": f"c{number}"} for number, one in enumerate(requests)]
 
 
-def failure(turn: Turn) -> str:
-    """Returns the error code of a failed turn."""
-    assert turn.error is not None
-    assert turn.outcome == "failed"
-    return turn.error.code
-
-
 NEVER = "words=2 wait=3600"
 """An input that is not answered within the test."""
 QUICK_AND_NEVER = numbered(*inputs(1), *inputs(1, NEVER))
@@ -158,13 +122,13 @@ FOREIGN: Any = {
 
 async def assert_answered_once(own: MessageBatchSystem, batch: Batch) -> None:
     """Every input has exactly one turn with one attempt, and its result."""
-    turn = await own.log.read_turn(key_of(own.tenant, batch))
+    turn = await own.turn(batch)
     assert (turn.outcome, turn.skipped) == ("completed", 0)
     assert turn.progress is not None
     assert (turn.progress.done, turn.progress.failed) == (batch["of"], 0)
     lines = await read_results(own.gateway, batch)
     assert [line["text"] for line in lines] == [words(2, f"b{number}x") for number in range(batch["of"])]
-    for child in input_keys(own.tenant, batch):
+    for child in own.turns(batch):
         stored = [type(one.entry) for one in await own.log.read_entries(child)]
         assert (stored.count(Request), stored.count(Attempt)) == (1, 1)
         assert (await own.log.read_turn(child)).usage.output_tokens == 2
@@ -190,7 +154,7 @@ async def test_a_batch_costs_half_the_price(own: MessageBatchSystem) -> None:
     assert (record["outcome"], record["done"], record["of"], record["via"]) == ("completed", 3, 3, "message_batches")
     assert record["message_batch"].startswith("msgbatch_")
     assert record["cost_usd"] == pytest.approx(sum(line["cost_usd"] for line in lines))
-    for child in input_keys(own.tenant, cheap):
+    for child in own.turns(cheap):
         turn = await own.log.read_turn(child)
         assert (turn.outcome, turn.skipped, turn.attempt, turn.backend) == ("completed", 0, 1, "message_batches")
         stream = await own.gateway.client.get(f"/v1/turns/{child.turn}/events?dialect=text")
@@ -273,7 +237,7 @@ async def test_a_message_batch_of_another_program_is_not_adopted(own: MessageBat
     async with own.running_generator():
 
         async def is_taken_over() -> bool:
-            return (await own.log.read_turn(key_of(own.tenant, batch))).attempt == 2
+            return (await own.turn(batch)).attempt == 2
 
         await until(is_taken_over)
         assert await own.count_answered() == (1, 0)
@@ -286,11 +250,11 @@ async def test_a_message_batch_of_another_program_is_not_adopted(own: MessageBat
 async def test_a_batch_fails_with_a_refused_api_key_and_without_anthropics_backend(own: MessageBatchSystem) -> None:
     batch = await own.create(inputs(2))
     async with own.running_generator(anthropic_api_key="bad-key"):
-        assert failure(await own.batch_ended(batch)) == "backend_refused_key"
+        assert failure_code(await own.batch_ended(batch)) == "backend_refused_key"
         await own.wait_until_acknowledged()
     assert await own.outcomes(batch) == [("cancelled", False)] * 2
-    turn = await own.runner(None).run(key_of(own.tenant, await own.create(inputs(2))))
-    assert failure(turn) == "backend_refused_request"
+    turn = await own.runner().run(own.key(await own.create(inputs(2))))
+    assert failure_code(turn) == "backend_refused_request"
     assert "claude" in str(turn.error)
 
 
@@ -306,7 +270,7 @@ async def test_a_message_batch_that_was_deleted_at_anthropic_fails_the_batch(
         await own.until_over(name)
         await own.api.messages.batches.delete(name)
         turn = await own.batch_ended(batch)
-    assert failure(turn) == "backend_refused_request"
+    assert failure_code(turn) == "backend_refused_request"
 
 
 async def test_a_batch_that_is_too_old_fails_and_keeps_its_answers(
@@ -317,7 +281,7 @@ async def test_a_batch_that_is_too_old_fails_and_keeps_its_answers(
     async with own.running_generator():
         turn = await own.batch_ended(batch)
         await own.wait_until_acknowledged()
-    assert failure(turn) == "deadline_exceeded"
+    assert failure_code(turn) == "deadline_exceeded"
     assert await own.outcomes(batch) == [("completed", True), ("cancelled", False)]
 
 
@@ -328,14 +292,14 @@ async def test_limits_are_reserved_and_settled_at_half_the_price(
     gateway = await new_gateway(own.server.url, limits_key="usd_day=5, running=2")
     limited = replace(own, gateway=gateway)
     batch = await limited.create(QUICK_AND_NEVER, parallel=8)
-    request = (await own.log.read_turn(key_of(own.tenant, batch))).request
+    request = (await own.turn(batch)).request
     assert request is not None
     assert [hold.unit for hold in request.holds or ()] == ["slot"]
     async with own.running_generator():
         await limited.submitted(batch)
         await gateway.client.post(batch["links"]["cancel"])
         await own.wait_until_acknowledged()
-    answered = await own.log.read_turn(input_keys(own.tenant, batch)[0])
+    answered = await own.log.read_turn(own.turns(batch)[0])
     assert answered.request is not None
     assert answered.end is not None
     held = next(hold for hold in answered.request.holds or () if hold.unit == "nusd")
@@ -373,7 +337,7 @@ async def test_each_input_is_sent_as_a_turn_would_be(own: MessageBatchSystem) ->
         async with httpx2.AsyncClient(base_url=own.claude, trust_env=False) as client:
             last = (await client.get("/_sim/last")).json()
     sent = last["body"]["requests"]
-    assert [one["custom_id"] for one in sent] == [child.turn for child in input_keys(own.tenant, batch)]
+    assert [one["custom_id"] for one in sent] == [child.turn for child in own.turns(batch)]
     assert sent[0]["params"]["system"] == [{"type": "text", "text": long, "cache_control": mark}]
     assert "stream" not in sent[0]["params"]
     assert last["betas"] == "a-beta"
@@ -389,8 +353,8 @@ async def test_each_input_is_sent_as_a_turn_would_be(own: MessageBatchSystem) ->
 async def test_a_message_batch_respects_the_operators_backends_of_each_model(own: MessageBatchSystem) -> None:
     """Anthropic does not receive what the operator sends to another backend only."""
     batch = await own.create(inputs(1))
-    turn = await own.runner(MessageBatchesApi(own.api), f"claude; {MODEL} = bedrock").run(key_of(own.tenant, batch))
-    assert failure(turn) == "backend_refused_request"
+    turn = await own.runner(MessageBatchesApi(own.api), f"claude; {MODEL} = bedrock").run(own.key(batch))
+    assert failure_code(turn) == "backend_refused_request"
     assert MODEL in str(turn.error)
     assert await own.count_answered() == (0, 0)
     batch = await own.create(inputs(1))
@@ -423,7 +387,7 @@ async def test_a_generator_that_creates_a_second_message_batch_cancels_it(
     """It was frozen while another generator took over; the batch may have ended meanwhile."""
     batch = await own.create(inputs(2, "words=2 wait=0.8"))
     frozen = FrozenApi(own.api)
-    running = asyncio.create_task(own.runner(frozen).run(key_of(own.tenant, batch)))
+    running = asyncio.create_task(own.runner(frozen).run(own.key(batch)))
     await frozen.is_frozen.wait()
     async with own.running_generator():
         name = await own.submitted(batch)
@@ -446,9 +410,9 @@ async def test_a_deleted_batch_cancels_the_message_batch_that_was_being_created(
     """The deletion did not know its id."""
     batch = await own.create(inputs(2, NEVER))
     frozen = FrozenApi(own.api)
-    running = asyncio.create_task(own.runner(frozen).run(key_of(own.tenant, batch)))
+    running = asyncio.create_task(own.runner(frozen).run(own.key(batch)))
     await frozen.is_frozen.wait()
-    await own.log.purge(key_of(own.tenant, batch))
+    await own.log.purge(own.key(batch))
     frozen.may_continue.set()
     with pytest.raises(TurnUnknown):
         await running
@@ -470,7 +434,7 @@ async def test_a_refused_generator_does_not_end_a_batch_that_another_generator_h
     """It was frozen while the other one took over, and only then was its request refused."""
     batch = await own.create(inputs(2, "words=2 wait=0.8"))
     refusing = RefusingApi(own.api)
-    running = asyncio.create_task(own.runner(refusing).run(key_of(own.tenant, batch)))
+    running = asyncio.create_task(own.runner(refusing).run(own.key(batch)))
     await refusing.is_frozen.wait()
     async with own.running_generator():
         await own.submitted(batch)
@@ -499,7 +463,7 @@ async def test_results_that_break_off_or_end_early_are_read_again(own: MessageBa
     """Answers that are missing are paid for. An unknown custom id is ignored; an input without a result has failed."""
     batch = await own.create(inputs(10))
     api = ForgetfulApi(own.api)
-    turn = await own.runner(api).run(key_of(own.tenant, batch))
+    turn = await own.runner(api).run(own.key(batch))
     assert (turn.outcome, api.reads) == ("completed", 1 + message_batches.RESULT_READS_MAX)
     lines = await read_results(own.gateway, batch)
     # The simulated API returns the last input first.
@@ -533,10 +497,10 @@ class LaggingApi(MessageBatchesApi):
 async def test_a_message_batch_that_anthropic_does_not_know_for_a_moment_is_not_lost(own: MessageBatchSystem) -> None:
     """Neither its answers, which are paid for, nor its cancellation."""
     batch = await own.create(inputs(2))
-    assert (await own.runner(LaggingApi(own.api)).run(key_of(own.tenant, batch))).outcome == "completed"
+    assert (await own.runner(LaggingApi(own.api)).run(own.key(batch))).outcome == "completed"
     await assert_answered_once(own, batch)
     batch = await own.create(QUICK_AND_NEVER)
-    running = asyncio.create_task(own.runner(LaggingApi(own.api)).run(key_of(own.tenant, batch)))
+    running = asyncio.create_task(own.runner(LaggingApi(own.api)).run(own.key(batch)))
     await own.submitted(batch)
     await own.gateway.client.post(batch["links"]["cancel"])
     assert (await asyncio.wait_for(running, 10)).outcome == "cancelled"
@@ -550,7 +514,7 @@ async def test_a_search_does_not_miss_a_message_batch_whose_results_are_not_know
     """A second message batch would be paid for, too."""
     batch = await own.create(inputs(2))
     await own.batch_killed_after(2, is_before=True)
-    assert (await own.runner(LaggingApi(own.api)).run(key_of(own.tenant, batch))).outcome == "completed"
+    assert (await own.runner(LaggingApi(own.api)).run(own.key(batch))).outcome == "completed"
     assert await own.count_answered() == (1, 2)
 
 
@@ -558,7 +522,7 @@ async def test_a_search_does_not_miss_a_message_batch_whose_results_are_not_know
 async def test_a_batch_is_not_deleted_while_no_generator_can_cancel_it(own: MessageBatchSystem, tmp_path: Path) -> None:
     """After the deletion its id at Anthropic would be unknown."""
     batch = await own.create(inputs(2, NEVER))
-    key = key_of(own.tenant, batch)
+    key = own.key(batch)
     async with Persistence(own.server.url, tmp_path / "tailrace.db"):
         await own.batch_killed_after(2)
         name = await own.submitted(batch)
@@ -588,7 +552,7 @@ async def test_deleting_a_batch_does_not_release_its_reserved_cost(
     gateway = await new_gateway(own.server.url, limits_key="usd_day=5")
     limited = replace(own, gateway=gateway)
     batch = await limited.create(numbered(*inputs(2), *inputs(1, NEVER)))
-    request = (await own.log.read_turn(key_of(own.tenant, batch))).request
+    request = (await own.turn(batch)).request
     assert request is not None
     assert request.batch is not None
     blob = Blob(request.batch.sha256, request.batch.bytes)
@@ -633,7 +597,7 @@ async def test_a_deleted_turn_of_a_batch_is_not_written_again(own: MessageBatchS
     """A generator that takes the batch over reads all results once more."""
     await own.shorten_lease(LEASE_S)
     batch = await own.create(inputs(1))
-    (child,) = input_keys(own.tenant, batch)
+    (child,) = own.turns(batch)
     # The attempt, the id, and the eight entries of the only turn.
     await own.batch_killed_after(10)
     assert (await own.log.read_turn(child)).outcome == "completed"
@@ -653,7 +617,7 @@ async def test_a_turn_that_is_deleted_while_it_is_written_does_not_stop_its_batc
     """Its answer is being checked against its schema. The other results are written, and the batch ends."""
     schema = {"type": "object"}
     batch = await own.create(numbered(*inputs(1, 'json={"n":1}', schema=schema), *inputs(1)))
-    checked, other = input_keys(own.tenant, batch)
+    checked, other = own.turns(batch)
     find_mismatch = SchemaChecker.find_mismatch
 
     async def find_mismatch_of_deleted(*given: Any) -> str | None:
