@@ -15,18 +15,13 @@ def nested(levels: int) -> bytes:
 
 
 DIGITS = b"9" * 5000
-# tests/unit/test_read_body.py has the mistakes in JSON.
+# tests/unit/test_read_body.py has the mistakes in JSON and in types.
 BODIES = {
     "empty": (b"", "json_invalid"),
-    "array": (b"[]", "request_invalid"),
-    "not UTF-8": (b'{"message": "\xff"}', "json_invalid"),
-    "long integer": (b'{"message": "hi", "max_tokens": %b}' % DIGITS, "request_invalid"),
     "long integer inside": (b'{"message": "hi", "system": [{"a": %b}]}' % DIGITS, "request_invalid"),
     "long exponent": (b'{"message": "hi", "system": [{"a": 1e%b}]}' % DIGITS, "request_invalid"),
     "many betas": (json.dumps({"message": "hi", "betas": ["a"] * 65}).encode(), "request_invalid"),
-    "deep": (nested(90_000), "request_invalid"),
     "deep inside": (b'{"message": "hi", "system": [{"a": %b}]}' % nested(90_000), "json_invalid"),
-    "long name": (b'{"x` - at `$' + b"[" * 900_000 + b'": 1}', "request_invalid"),
     "key twice": (b'{"message": "hi", "metadata": {"a": "1", "a": "2"}}', "request_invalid"),
 }
 
@@ -174,38 +169,27 @@ FIELDS = "`modell` (did you mean model?); there are message, messages, model, sy
 # The request, and what the error message names.
 REQUESTS: dict[str, tuple[object, str]] = {
     "unknown field": (HI | {"modell": "x"}, FIELDS),
-    "message is a number": ({"message": 5}, "at `message`"),
-    "content is a number": (
-        {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": 5}]},
-        "at `messages[1].content`",
-    ),
     "unknown role": (
         {"messages": [{"role": "tool", "content": "a"}]},
         "`messages[0].role`; there are assistant, system, user",
     ),
-    "no content": ({"messages": [{"role": "user"}]}, "content"),
-    "metadata is a number": (HI | {"metadata": {"a": 1}}, "at `metadata"),
-    "max_tokens is a string": (HI | {"max_tokens": "5"}, "at `max_tokens`"),
     "unknown on_interrupt": (HI | {"on_interrupt": "panic"}, "`on_interrupt`; there are continue, fail, restart"),
     "unknown on_disconnect": (HI | {"on_disconnect": "panic"}, "on_disconnect"),
     "negative grace": (HI | {"on_disconnect": "grace:-1"}, "on_disconnect"),
     "fraction as grace": (HI | {"on_disconnect": "grace:1.5"}, "on_disconnect"),
     "Arabic digit as grace": (HI | {"on_disconnect": "grace:٣"}, "on_disconnect"),
-    "max_tokens 0": (HI | {"max_tokens": 0}, "max_tokens"),
     "max_tokens too large": (HI | {"max_tokens": 10**9}, "max_tokens"),
     "no message": ({}, "is required: send one of them"),
     "message and messages": (HI | {"messages": []}, "both `message` and `messages` were sent"),
     "no messages": ({"messages": []}, "messages"),
     "empty message": ({"message": ""}, "message"),
     "blank message": ({"message": " \n "}, "message"),
-    "empty content": ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
     "empty text": (
         {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": ""}]},
         "messages[1].content",
     ),
     "system is an image": (HI | {"system": [{"type": "image"}]}, "`system[0]` is not a text block"),
     "no user message": ({"messages": [{"role": "assistant", "content": "a"}]}, "messages"),
-    "long name": (HI | {"x" * 100_000: 1}, "xxx"),
     "deep tool": (HI | {"tools": [{"a": json.loads(nested(60))}]}, "levels deep"),
 }
 
