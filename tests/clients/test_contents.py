@@ -6,12 +6,10 @@ fills: text, thinking, a tool's name and input, an error's message.
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from html import unescape
 from typing import Any
 
 import httpx
-import httpx2
 import pytest
 from httpx_sse import EventSource
 
@@ -24,6 +22,7 @@ from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.subjects import TurnKey
 from tests.clients import node
+from tests.harness.readers import read_bytes
 from tests.harness.sse_parser import parse
 from tests.harness.turn_writer import Writer
 from tests.integration.conftest import NewGateway
@@ -108,16 +107,6 @@ def decode_with_httpx_sse(body: bytes) -> list[list[str]]:
     return [[event.event, event.data] for event in EventSource(response).iter_sse()]
 
 
-async def body_of(client: httpx2.AsyncClient, url: str) -> bytes:
-    """Returns the whole response, or what came before the connection broke."""
-    body = b""
-    with suppress(httpx2.RemoteProtocolError):
-        async with client.stream("GET", url, headers={"accept": MEDIA_TYPE}) as response:
-            async for piece in response.aiter_raw():
-                body += piece
-    return body
-
-
 @pytest.mark.rule("S5")
 @pytest.mark.timeout(120)
 async def test_three_parsers_agree_on_any_content(
@@ -128,7 +117,7 @@ async def test_three_parsers_agree_on_any_content(
     whole, broken = await write_turn(log), await write_failed_turn(log)
     streams = [(dialect, key) for dialect in SSE for key in (whole, broken)]
     urls = [f"{gateway.url}/v1/turns/{key.turn}/events?dialect={dialect}" for dialect, key in streams]
-    bodies = [await body_of(gateway.client, url) for url in urls]
+    bodies = [await read_bytes(gateway.client, url) for url in urls]
     ours = [decode_strictly(body) for body in bodies]
     assert [decode_with_httpx_sse(body) for body in bodies] == ours
     names = sorted({name for stream in ours for name, _ in stream})

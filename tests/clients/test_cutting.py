@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.harness.cutting_proxy import Cut, Cutting, random_cuts
+from tests.harness.cutting_proxy import Cut, Cutting
 
 SENT = bytes(range(256)) * 1000
 
@@ -58,9 +58,3 @@ async def test_unused_cut_is_reported(port: int) -> None:
 async def test_protected_bytes_are_not_cut(port: int, place: int, cut_at: int) -> None:
     async with Cutting(port, [Cut(place)], whole=b"\xff\x00\x01") as proxy:
         assert await receive(proxy) == (SENT[:cut_at], "rst")
-
-
-def test_seed_gives_the_same_cuts() -> None:
-    assert random_cuts(7, 9, bytes_max=500, bytes_min=100) == random_cuts(7, 9, bytes_max=500, bytes_min=100)
-    assert random_cuts(7, 9, bytes_max=500) != random_cuts(8, 9, bytes_max=500)
-    assert all(100 <= cut.after_bytes <= 500 for cut in random_cuts(7, 99, bytes_max=500, bytes_min=100))

@@ -59,18 +59,6 @@ async def test_response_as_json(gateway: Gateway, sdk: AsyncOpenAI) -> None:
         assert (await sdk.responses.retrieve(name)).to_dict() == made.to_dict()
 
 
-@pytest.mark.proves(DIALECT, "stream", PYTHON)
-async def test_response_streams(gateway: Gateway, sdk: AsyncOpenAI) -> None:
-    """The raw events, and the SDK's accumulator, which checks their order."""
-    events: list[Any] = []
-    await collect(await sdk.responses.create(model=MODEL, input=LINE, stream=True), events)
-    assert numbers(events) == list(range(len(events)))
-    assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
-    assert event_text(events) == TEXT == await read_stored_text(gateway, turn_of(events[0].response.id))
-    async with sdk.responses.stream(model=MODEL, input=LINE) as stream:
-        assert (await stream.get_final_response()).output_text == TEXT
-
-
 @pytest.mark.proves(DIALECT, "JSON body, stream, resume", "openai (Python, sync)")
 async def test_response_without_asyncio(gateway: Gateway) -> None:
     def ask() -> tuple[str, str, str, list[int]]:
