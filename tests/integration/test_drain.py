@@ -15,6 +15,7 @@ from tailrace.gateway.__main__ import build
 from tailrace.gateway.app import app
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http.deferred_response import send_deferred
+from tailrace.gateway.http.server import GRACE_S
 from tailrace.gateway.settings import Settings
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
@@ -33,7 +34,7 @@ from tests.promises import judge, no_gap, no_repeat, one_end
 async def test_readers_continue_at_another_gateway_after_sigterm(
     gateway: Gateway, system: System, system_log: TurnLog, tenant: Tenant, tmp_path: Path
 ) -> None:
-    """Twenty streams are closed within a second, and the process exits with 0."""
+    """Twenty streams are closed before uvicorn would close them, and the process exits with 0."""
     body = {"message": "#sim words=150 rate=50"}
     key = TurnKey(tenant, TurnId((await gateway.client.post("/v1/turns", json=body)).json()["turn"]))
     draining = processes.gateway(tmp_path, system.nats_url, TAILRACE_API_KEYS=api_keys(tenant))
@@ -45,7 +46,7 @@ async def test_readers_continue_at_another_gateway_after_sigterm(
         await until(lambda: is_read(system_log, key))
         await read(gateway.client, key.turn, most=20)
         draining.signal(SIGTERM)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(GRACE_S - 1):
             first = await asyncio.gather(*reading)
         await until(lambda: draining.is_gone)
         assert await draining.stop() == 0
@@ -164,4 +165,4 @@ async def test_idle_connections_and_stalled_readers_do_not_delay_the_stop(
             await until(lambda: is_read(log, key))
             for _ in range(80):
                 await writer.store_texts("a" * 100_000)
-        await asyncio.wait_for(gateway.stop(), 2)
+        await asyncio.wait_for(gateway.stop(), GRACE_S - 1)

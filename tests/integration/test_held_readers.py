@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.gateway.http.server import GRACE_S
 from tailrace.gateway.http.sse import HEARTBEAT
 from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import Connection, TurnLog
@@ -216,7 +217,7 @@ async def test_a_draining_gateway_ends_held_responses_and_breaks_off_those_with_
         held_response(fragile, RUN.url(turn, 2), {}) as run,
     ):
         fragile.stopping.set()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(GRACE_S - 1):
             assert await read_rest(body) == b""
             await read_until_broken(response)
             await read_until_broken(run)

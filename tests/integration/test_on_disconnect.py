@@ -132,5 +132,5 @@ async def test_a_draining_gateway_does_not_wait_for_a_grace_period(
     await Writer(log, key).store_request(on_disconnect="grace:600")
     await read(gateway.client, key.turn, most=1)
     await until_equal(lambda: is_read(log, key), False)
-    await asyncio.wait_for(gateway.stop(), 2)
+    await asyncio.wait_for(gateway.stop(), 10)
     assert (await log.read_turn(key)).end is None
