@@ -29,6 +29,7 @@ from tests.harness import processes
 from tests.harness.own_system import OwnSystem
 from tests.harness.processes import Process
 from tests.harness.system import System
+from tests.harness.turn_writer import Writer
 
 # A gateway takes a fifth of a second to stop, which is too long for each row of a table.
 on_shared_loop = pytest.mark.asyncio(loop_scope="session")
@@ -98,6 +99,12 @@ async def forget(gateway: Gateway, log: TurnLog, key: TurnKey, *, before: Seq | 
     """
     await gateway.client.get("/v1/sessions?limit=1")
     await log.connection.jetstream.purge_stream(STREAM, subject=subjects.entries(key), seq=before)
+
+
+@pytest.fixture
+def writer(log: TurnLog, key: TurnKey) -> Writer:
+    """Writes the entries of a turn that does not exist yet."""
+    return Writer(log, key)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

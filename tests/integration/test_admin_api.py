@@ -5,7 +5,6 @@ import re
 import time
 from pathlib import Path
 
-import httpx2
 import msgspec
 import nats.js.errors
 import pytest
@@ -21,7 +20,7 @@ from tailrace.proto.nats import Connection
 from tailrace.proto.nats.api_keys import ApiKeyStore
 from tailrace.proto.subjects import AUDIT
 from tests.harness.processes import CHECKOUT
-from tests.harness.until import until
+from tests.harness.until import until, until_equal
 from tests.integration.conftest import Gateway, NewGateway
 
 CHANGES: tuple[tuple[str, str, dict[str, object]], ...] = (
@@ -205,22 +204,15 @@ async def test_limits_of_a_tenant_apply_at_every_gateway_until_they_are_removed(
         assert "`burst` needs `requests`: set both" in refused.json()["error"]["message"]
     assert (await gateway.client.put("/v1/admin/tenants/a.b/limits", json={"limits": {}})).status_code == 400
 
-    async def post() -> httpx2.Response:
-        return await other.client.post("/v1/turns", json=TURN, headers={"authorization": f"Bearer {key}"})
+    async def post() -> int:
+        headers = {"authorization": f"Bearer {key}"}
+        return (await other.client.post("/v1/turns", json=TURN, headers=headers)).status_code
 
     await until(lambda: has_status(other, key, 200))
     assert (await gateway.client.put(path, json={"limits": {"requests": 1}})).json()["effective"] == {"requests": 1}
-
-    async def is_limited() -> bool:
-        return (await post()).status_code == 429
-
-    await until(is_limited)
+    await until_equal(post, 429)
     await gateway.client.put(path, json={"limits": {}})
-
-    async def is_accepted() -> bool:
-        return (await post()).status_code == 202
-
-    await until(is_accepted)
+    await until_equal(post, 202)
     assert (await gateway.client.get(path)).json() == {"tenant": "acme", "limits": {}, "effective": {}}
     names = [one["tenant"] for one in (await gateway.client.get("/v1/admin/tenants")).json()["data"]]
     assert names == ["acme", "operators"]

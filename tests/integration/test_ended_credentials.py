@@ -25,7 +25,7 @@ from tailrace.proto.subjects import TurnKey
 from tests.harness import jwts
 from tests.harness.readers import is_read
 from tests.harness.turn_writer import Writer
-from tests.harness.until import until
+from tests.harness.until import until, until_equal
 from tests.integration.conftest import Gateway, NewGateway
 
 LAST_CHUNK = b"0\r\n\r\n"
@@ -351,11 +351,8 @@ async def test_a_request_is_refused_when_its_credential_ends_before_its_body_has
     ]
     await asyncio.sleep(0.5)  # the gateway authenticates the requests before it reads their bodies
     await keys.revoke(api_key.record.id, 1)
-
-    async def have_ended() -> bool:
-        return await statuses(gateway, [("/v1/turns", bearer(secret)) for _, secret, _ in cases]) == [401] * 3
-
-    await until(have_ended)
+    requests = [("/v1/turns", bearer(secret)) for _, secret, _ in cases]
+    await until_equal(lambda: statuses(gateway, requests), [401] * 3)
     for _, _, body in cases:
         body.finish.set()
     for post in posts:
@@ -374,11 +371,7 @@ async def test_the_first_key_refuses_a_request_without_one_whose_body_has_not_ar
     post = asyncio.create_task(posting)
     await asyncio.sleep(0.5)  # as above
     await store(keys, LOCAL.tenant)
-
-    async def is_closed() -> bool:
-        return await statuses(gateway, [("/v1/turns", {})]) == [401]
-
-    await until(is_closed)
+    await until_equal(lambda: statuses(gateway, [("/v1/turns", {})]), [401])
     body.finish.set()
     assert (await post).status_code == 401
 
@@ -417,11 +410,7 @@ async def test_a_download_breaks_off_when_its_credential_ends(
     assert b" 200 " in await slow.until(b"\r\n\r\n")
     if how == "revoked":
         await keys.revoke(api_key.record.id, 1)
-
-    async def is_refused() -> bool:
-        return await statuses(gateway, [("/v1/blobs/none", headers)]) == [401]
-
-    await until(is_refused)
+    await until_equal(lambda: statuses(gateway, [("/v1/blobs/none", headers)]), [401])
     cut = await slow.read_rest()
     assert len(cut) < LONG_BYTES
     assert not cut.endswith(LAST_CHUNK)

@@ -35,11 +35,6 @@ from tests.integration.conftest import KEY, Gateway, NewGateway, forget, on_shar
 from tests.promises import Connected, Story, judge, no_gap, no_repeat, one_end
 
 
-@pytest.fixture
-def writer(log: TurnLog, key: TurnKey) -> Writer:
-    return Writer(log, key)
-
-
 def url_of(key: TurnKey, dialect: str = "tailrace") -> str:
     return f"/v1/turns/{key.turn}/events?dialect={dialect}"
 

@@ -50,11 +50,6 @@ def refusal(response: httpx2.Response) -> tuple[int, str, bool]:
 
 
 @pytest.fixture
-def writer(log: TurnLog, key: TurnKey) -> Writer:
-    return Writer(log, key)
-
-
-@pytest.fixture
 def start(nats_url: str, new_gateway: NewGateway) -> NewGateway:
     """Starts a gateway with the given settings."""
     return functools.partial(new_gateway, nats_url)

@@ -78,11 +78,6 @@ async def follow() -> AsyncIterator[Any]:
 
 
 @pytest.fixture
-def writer(log: TurnLog, key: TurnKey) -> Writer:
-    return Writer(log, key)
-
-
-@pytest.fixture
 def own_writer(own_log: TurnLog, key: TurnKey) -> Writer:
     return Writer(own_log, key)
 
