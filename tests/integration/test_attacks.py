@@ -76,9 +76,10 @@ async def test_a_body_chooses_no_address_key_or_header_of_the_call(
 ) -> None:
     """CVE-2024-6587: the call would send the operator's key to the address."""
     values: cycle[object] = cycle((listener.url, {"x-api-key": listener.url, "host": listener.url}))
+    bodies = list[dict[str, object]]()
     for field in CLIENT_OPTIONS:
-        for body in ({field: next(values)}, {"options": {field: next(values)}}, {"metadata": {field: next(values)}}):
-            await post(gateway, path, PROTOCOLS[path] | body)
+        bodies += [{field: next(values)}, {"options": {field: next(values)}}, {"metadata": {field: next(values)}}]
+    await asyncio.gather(*(post(gateway, path, PROTOCOLS[path] | body) for body in bodies))
     assert listener.connections == 0
 
 
