@@ -3,7 +3,7 @@ import { byId, decodePart, element } from "./dom.js";
 import { ask, resume } from "./libraries.js";
 import { copyText } from "./markdown.js";
 import { gateway, headers, request, sentence, signIn, onSubmit, UNREACHABLE } from "./requests.js";
-import { FILES, textOf, Turn } from "./turn.js";
+import { FILES, lastBlocks, textOf, Turn } from "./turn.js";
 
 const FILE_BYTES_MAX = 20_000_000;
 const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
@@ -18,6 +18,7 @@ const FOUND_CHARS = 80;
 const PAGES_MAX = 20;
 const TYPING_MS = 250;
 const NOTICE_MS = 6000;
+const AGAIN_MS = 2000;
 const GONE = "There is no such chat. It may have been deleted.";
 const WAIT = "Wait for the answer, or stop it (Escape).";
 const EXAMPLES = [
@@ -30,7 +31,8 @@ const scroll = byId("scroll");
 const question = byId("question");
 
 /** The chat on the page. `turns`: all turns by id, oldest first; `leaf`: the last one that is shown; `isNew`: whether the
- * server has no session of it yet; `pictures`: the URLs of its pictures, which keep their Blobs in memory until they are revoked. */
+ * server has no session of it yet; `reading`: whether its turns were read, when that is known; `pictures`: the URLs of its
+ * pictures, which keep their Blobs in memory until they are revoked. */
 let chat = emptyChat();
 /** The chats of the list. */
 let chats = [];
@@ -44,7 +46,7 @@ const watcher = { fetch: (url, init) => fetch(url, init), event() {}, state() {}
 
 function emptyChat() {
   const empty = { id: null, isNew: true, title: "", earlier: null, turns: new Map(), leaf: null, model: "", system: "" };
-  return { ...empty, answers: new Set(), pictures: [] };
+  return { ...empty, reading: Promise.resolve(true), answers: new Set(), pictures: [] };
 }
 
 // Notices.
@@ -113,21 +115,46 @@ async function open() {
   if (hash.startsWith("shared=")) return openShared(new URLSearchParams(hash));
   chat.id = decodePart(hash) || null;
   chat.isNew = !chat.id;
-  const opened = chat;
   drawChat();
   drawChats();
   question.focus({ preventScroll: true });
-  if (!chat.id) return;
-  try {
-    const path = `/v1/sessions/${encodeURIComponent(chat.id)}`;
-    const session = await request(path);
-    if (chat !== opened) return;
-    Object.assign(chat, { title: titleOf(session), model: session.model ?? "" });
-    chat.system = typeof session.system_prompt === "string" ? session.system_prompt : "";
+  if (chat.id) chat.reading = readChat();
+}
+
+/** Reads the chat, again while the server cannot be reached. Returns whether it is shown. */
+async function readChat() {
+  const opened = chat;
+  const isWanted = () => chat === opened;
+  const read = async () => {
+    const session = await request(`/v1/sessions/${encodeURIComponent(opened.id)}`);
+    if (!isWanted()) return;
+    Object.assign(chat, { title: titleOf(session), model: session.model ?? "", system: session.system_prompt ?? "" });
     await readTurns();
-    scroll.scrollTop = scroll.scrollHeight;
+    if (isWanted()) scroll.scrollTop = scroll.scrollHeight;
+  };
+  try {
+    await persist(read, isWanted);
   } catch (error) {
-    if (chat === opened) notify(error.status === 404 ? GONE : error.message);
+    if (isWanted()) notify(error.status === 404 ? GONE : sentence(error));
+    return false;
+  }
+  return isWanted();
+}
+
+/** Calls `read`, and again while the server cannot answer, as long as `isWanted()`. Throws any other error of `read`. */
+async function persist(read, isWanted = () => true) {
+  let shown = null;
+  while (isWanted()) {
+    try {
+      await read();
+      if (byId("notice").textContent === shown) notify("");
+      return;
+    } catch (error) {
+      // 502 to 504: a gateway or a process behind it is being started again.
+      if (error.code !== UNREACHABLE && !(error.status > 501)) throw error;
+      if (isWanted()) notify((shown = sentence(error)));
+    }
+    await new Promise((wake) => setTimeout(wake, AGAIN_MS));
   }
 }
 
@@ -284,10 +311,7 @@ function takeBack(turn, error, asked) {
   if (chat !== asked) return notify(`The question \u201c${titleFrom(turn.asked) || "Files"}\u201d was refused: ${sentence(error)}`);
   chat.turns.delete("");
   chat.leaf = turn.record.parent;
-  if (!question.value && !files.length) {
-    question.value = turn.asked ?? "";
-    attachAgain(turn.record.input);
-  }
+  if (!question.value && !files.length) draftAgain(turn.record.input);
   notify(sentence(error));
   mark(null);
   drawChat();
@@ -334,20 +358,29 @@ const acts = {
     for (let next = childrenOf(id); next.length; next = childrenOf(chat.leaf)) chat.leaf = next.at(-1);
     drawChat();
   },
-  edit(turn, said) {
+  edit(turn) {
     edited = turn;
-    question.value = said;
     byId("editing").hidden = false;
     question.focus();
-    attachAgain(turn.record.input, () => edited === turn);
+    draftAgain(turn.record.input, () => edited === turn);
   },
+  /** Copies the text of a question. */
+  async copy(turn, button) {
+    try {
+      const content = await whole(lastBlocks(turn.record.input).filter(({ type }) => type === "text"));
+      await copyText(textOf([{ content }]), button);
+    } catch (error) {
+      notify(error.message);
+    }
+  },
+  whole,
   async again(turn) {
     const shown = chat;
     const { input, parent } = turn.record;
     try {
       const messages = await whole(input);
-      // The user may have opened another chat, which has another `parent`.
-      if (chat === shown) await submit(messages, parent, textOf(input));
+      // The user may have opened another chat, which has another `parent`, or clicked twice.
+      if (chat === shown && !chat.turns.has("")) await submit(messages, parent, textOf(messages));
     } catch (error) {
       notify(error.message);
     }
@@ -387,7 +420,7 @@ async function whole(value) {
   const sha256 = value["tailrace:blob"];
   if (!sha256) return Object.fromEntries(await Promise.all(Object.entries(value).map(async ([name, one]) => [name, await whole(one)])));
   const response = await fetch(`/v1/blobs/${sha256}`, { headers: headers() });
-  if (!response.ok) throw new Error("A file of this question is no longer stored. Attach it again.");
+  if (!response.ok) throw new Error("A file or a long text of this question is no longer stored. Add it again.");
   return response.text();
 }
 
@@ -438,7 +471,9 @@ byId("composer").addEventListener("submit", async (event) => {
   if (running) return stop(running);
   const asked = chat;
   await attaching;
-  if (chat !== asked || runningTurn()) return;
+  // Without its turns, the question would not continue the chat.
+  if (!(await asked.reading) && chat === asked) asked.reading = readChat();
+  if (!(await asked.reading) || chat !== asked || runningTurn()) return;
   const text = question.value.trim();
   if (!text && !files.length) return;
   const blocks = files.map(({ block }) => block);
@@ -482,13 +517,13 @@ let attaching = Promise.resolve();
 /** Attaches files to the question, after those that are still read. */
 const attach = (given) => (attaching = attaching.then(() => readFiles(given)));
 
-/** Attaches the files of a question in the place of those of the draft, if they are still wanted when they are read. */
-function attachAgain(input, isWanted = () => true) {
-  const blocks = [input.at(-1)?.content].flat().filter((block) => FILES[block?.type]);
+/** Makes a question the draft, with its files, if it is still wanted when all of it is read. */
+function draftAgain(input, isWanted = () => true) {
   const read = async () => {
-    const found = await whole(blocks);
+    const content = await whole(lastBlocks(input));
     if (!isWanted()) return;
-    files = found.map((block) => {
+    question.value = textOf([{ content }]);
+    files = content.filter(({ type }) => FILES[type]).map((block) => {
       const { type, data = "" } = block.source ?? {};
       const picture = block.type === "image" && type === "base64" && blobOf(block.source);
       return { name: block.title ?? FILES[block.type], bytes: (data.length * 3) / 4, file: picture, block };
@@ -566,13 +601,21 @@ async function readModels() {
   drawChat();
 }
 byId("setup").addEventListener("click", () => {
-  byId("model").value = chat.model || models[0]?.id;
-  byId("system").value = chat.system;
+  const { model } = chat;
+  if (model && !models.some(({ id }) => id === model)) byId("model").append(element("option", { value: model, textContent: model }));
+  byId("model").value = model || models[0]?.id;
+  byId("system").value = promptOf(chat);
   byId("settings").showModal();
 });
 byId("leave").addEventListener("click", () => byId("settings").close());
+
+/** Returns the system prompt as text. Another client may have made it of several blocks. */
+const promptOf = ({ system }) => textOf([{ content: system }]).trim();
+
 onSubmit(byId("settings"), () => {
-  Object.assign(chat, { model: byId("model").value, system: byId("system").value.trim() });
+  const system = byId("system").value.trim();
+  chat.model = byId("model").value;
+  if (system !== promptOf(chat)) chat.system = system;
   drawChat();
   // The session keeps them for the next visit; each question of this page names them.
   if (chat.turns.size) change(() => request(`/v1/sessions/${encodeURIComponent(chat.id)}`, { method: "PATCH", body: { model: chat.model, system_prompt: chat.system || null } }));
@@ -853,7 +896,7 @@ byId("demo-open").addEventListener("click", startDemo);
 open();
 if (!acts.isReadOnly) {
   if (sessionStorage.getItem(`${DEMO}-open`)) startDemo();
-  const read = readChats().then(() => (byId("demo-open").hidden = !gateway.process || !byId("demo").hidden));
+  const read = persist(readChats).then(() => (byId("demo-open").hidden = !gateway.process || !byId("demo").hidden));
   read.catch((error) => notify(error.message));
-  readModels().catch(() => {});
+  persist(readModels).catch(() => {});
 }

@@ -139,9 +139,8 @@ export class Turn {
 
   #questionActs() {
     const { acts } = this;
-    const said = textOf(this.record.input);
-    const copy = button("Copy", () => copyText(said, copy));
-    const edit = button("Edit", () => acts.edit(this, said));
+    const copy = button("Copy", () => acts.copy(this, copy));
+    const edit = button("Edit", () => acts.edit(this));
     return element("div", { className: "acts" }, this.branches, ...(acts.isReadOnly ? [copy] : [copy, edit]));
   }
 
@@ -185,22 +184,24 @@ function button(textContent, click) {
 function partOf(block, index) {
   if (block.type === "text") return { kind: "text", text: block.text };
   if (block.type === "thinking") return { kind: "thinking", text: block.thinking };
-  if (block.type === "tool_use") return { kind: "tool", index, name: block.name, text: JSON.stringify(block.input, null, 2) };
+  if (block.type === "tool_use") return { kind: "tool", index, name: block.name, text: block.partial_json ?? JSON.stringify(block.input, null, 2) };
   return null;
 }
 
 const blocksOf = (message) => (typeof message.content === "string" ? [{ type: "text", text: message.content }] : message.content);
 
+/** Returns the content blocks of the last message. */
+export const lastBlocks = (input) => blocksOf(input.at(-1) ?? { content: "" });
+
 /** Returns the text of the last message. */
-export const textOf = (input) =>
-  blocksOf(input.at(-1) ?? { content: "" })
-    .filter((block) => block.type === "text")
-    .map((block) => block.text)
-    .join("\n\n");
+export const textOf = (input) => lastBlocks(input).filter((block) => block.type === "text").map(shownText).join("\n\n");
+
+/** Returns the text of a block. A long text is stored beside the log, and the block refers to it. */
+const shownText = ({ text }) => (typeof text === "string" ? text : "A long text");
 
 function questionOf(input, acts) {
   const shown = input.filter((message) => message.role === "user").flatMap(blocksOf).map((block) => {
-    if (block.type === "text") return block.text && element("div", { className: "said", textContent: block.text });
+    if (block.type === "text") return block.text && saidOf(block, acts);
     if (block.type === "image" && block.source?.type === "base64") {
       const picture = element("img", { alt: "The attached picture" });
       acts.picture(block.source).then((url) => (picture.src = url), () => picture.replaceWith("A picture"));
@@ -210,6 +211,12 @@ function questionOf(input, acts) {
     return element("div", { className: "said", textContent: name });
   });
   return shown.filter(Boolean);
+}
+
+function saidOf(block, acts) {
+  const said = element("div", { className: "said", textContent: shownText(block) });
+  if (typeof block.text !== "string") acts.whole(block.text).then((text) => (said.textContent = text), () => {});
+  return said;
 }
 
 const count = (number) => number.toLocaleString("en");

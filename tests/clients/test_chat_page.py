@@ -58,6 +58,7 @@ print("</code><script>globalThis.ran = 1</script>")
 """
 HOSTILE_INPUT = msgspec.json.encode({"page": HOSTILE}).decode()
 HOSTILE_INPUT_SHOWN = msgspec.json.format(HOSTILE_INPUT, indent=2)
+HOSTILE_INPUT_CUT = '{"page": "<b>'
 HOSTILE_BLOCKS: list[events.Event] = [
     events.BlockStop(0),
     events.BlockStart(1, {"type": "thinking", "thinking": "", "signature": ""}),
@@ -66,6 +67,8 @@ HOSTILE_BLOCKS: list[events.Event] = [
     events.BlockStart(2, {"type": "tool_use", "id": "toolu_1", "name": "<b>look</b>", "input": {}}),
     events.BlockDelta(2, events.InputJsonDelta(HOSTILE_INPUT)),
     events.BlockStop(2),
+    events.BlockStart(3, {"type": "tool_use", "id": "toolu_2", "name": "cut", "input": {}}),
+    events.BlockDelta(3, events.InputJsonDelta(HOSTILE_INPUT_CUT)),
 ]
 LONG_LINE = "<b>" + "long line " * 100_000
 
@@ -157,7 +160,11 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
         assert "<script>globalThis.ran = 1</script>" in page["text"]
         assert page["coloured"] > 0
         assert page["isCopied"]
-        assert page["folded"] == [["Thinking", HOSTILE, False], ["Tool call: <b>look</b>", HOSTILE_INPUT_SHOWN, False]]
+        assert page["folded"] == [
+            ["Thinking", HOSTILE, False],
+            ["Tool call: <b>look</b>", HOSTILE_INPUT_SHOWN, False],
+            ["Tool call: cut", HOSTILE_INPUT_CUT, False],
+        ]
         assert page["longLine"] == LONG_LINE
     assert len({page["background"] for page in seen["pages"]}) == 2
 
@@ -279,6 +286,32 @@ async def test_lost_requests_and_malformed_addresses_are_no_failures_of_the_page
     # The search field requests all pages, one after the other. The first request fails; the third is the button's.
     assert listed == {"requests": 3, "titles": ["One", "Two"], **quiet}
     assert malformed == {"isNew": True, "notice": "There is no such turn. It may have been deleted.", **quiet}
+
+
+@pytest.mark.timeout(120)
+async def test_a_question_continues_its_chat_with_the_history_prompt_and_model_that_the_chat_has(
+    open_gateway: Gateway, browser: str
+) -> None:
+    """Another client has begun the chat: with a prompt of two blocks, and a question that is stored beside the log.
+
+    The page reads its turns only after the question, over a refused and a lost request.
+    """
+    model, prompt = "claude-of-another-list", [{"type": "text", "text": text} for text in ("Be brief.", "Be kind.")]
+    chat = {"id": new_id(), "model": model, "system_prompt": prompt}
+    (await open_gateway.client.post("/v1/sessions", json=chat)).raise_for_status()
+    question = "#sim words=1 rate=0\n" + "a long text " * 6000
+    new_turn = {"session": chat["id"], "message": question}
+    first = (await open_gateway.client.post("/v1/turns", json=new_turn)).json()["turn"]
+    (seen,) = await node.run("chat-page.mjs", "continued", open_gateway.url, chat["id"], CHROMIUM=browser)
+    own = {"session": chat["id"], "model": model, "system": prompt}
+    assert seen == {
+        "asked": [{**own, "parent": first}, {**own, "parent": None}],
+        "settings": [model, "Be brief.\n\nBe kind."],
+        "changed": {"model": model, "system_prompt": prompt},
+        "texts": [question] * 3,
+        "complaints": [],
+        "elsewhere": [],
+    }
 
 
 @pytest.mark.timeout(120)
