@@ -4,9 +4,15 @@ import { DOMPurify, hljs, Marked } from "./libraries.js";
 
 // Longer texts are shown without Markdown: a page must not stand still over a line of 1 MB.
 const CHARS_MAX = 200_000;
-const CODE_CHARS_MAX = 50_000;
+// Longer code, and code with a longer line, has no colours: the time for some lines grows with the cube of their length.
+const CODE_CHARS_MAX = 20_000;
+const LONG_LINE = /^.{500}/m;
 // A longer paragraph is shown as it is until it ends: to parse it again for each delta would take too long.
 const GROWING_CHARS_MAX = 2000;
+// A longer paragraph is shown as it is: the time for some grows with the square of their length.
+const INLINE_CHARS_MAX = 5000;
+// Quotes and lists inside of each other, on one line. The parser calls itself for each, up to the end of the call stack.
+const TOO_DEEP = /^(?:[ \t]*(?:>|(?:[-*+]|\d{1,9}[.)])[ \t])){40}/m;
 const NOTHING = { text: "", count: 0 };
 const ALLOWED = {
   ALLOWED_TAGS: [
@@ -28,6 +34,9 @@ const marked = new Marked({
     image: ({ href, text }) => `<a href="${escapeMarkup(href)}">${escapeMarkup(text || href)}</a>`,
     checkbox: ({ checked }) => (checked ? "\u2611 " : "\u2610 "),
   },
+  extensions: [
+    { name: "long", level: "inline", tokenizer: (src) => (src.length > INLINE_CHARS_MAX ? { type: "text", raw: src, text: src } : undefined) },
+  ],
 });
 
 /** The text of an answer in `root`, drawn again as it grows: only its changed blocks. */
@@ -42,7 +51,7 @@ export class Markdown {
 
   /** `isOpen`: more text may follow. */
   draw(text, isOpen) {
-    if (text.length > CHARS_MAX) {
+    if (text.length > CHARS_MAX || TOO_DEEP.test(text)) {
       [this.#blocks, this.#stable] = [[], NOTHING];
       return this.root.replaceChildren(element("p", { className: "plainly", textContent: text }));
     }
@@ -93,7 +102,7 @@ function frame(code, isGrowing) {
   const copy = element("button", { type: "button", className: "plain", textContent: "Copy" });
   copy.addEventListener("click", () => copyText(text, copy));
   const shown = element("code", { textContent: text });
-  if (!isGrowing && text.length <= CODE_CHARS_MAX && hljs.getLanguage(language)) {
+  if (!isGrowing && text.length <= CODE_CHARS_MAX && !LONG_LINE.test(text) && hljs.getLanguage(language)) {
     shown.replaceChildren(DOMPurify.sanitize(hljs.highlight(text, { language, ignoreIllegals: true }).value, COLOURED));
   }
   const pre = element("pre", { tabIndex: 0 }, shown);

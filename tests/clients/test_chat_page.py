@@ -71,6 +71,9 @@ HOSTILE_BLOCKS: list[events.Event] = [
     events.BlockDelta(3, events.InputJsonDelta(HOSTILE_INPUT_CUT)),
 ]
 LONG_LINE = "<b>" + "long line " * 100_000
+# Each would take the parser minutes, or exceed its call stack.
+EXPENSIVE = [">" * 20_000, "1. " * 20_000, "*a**a " * 20_000]
+EXPENSIVE_CODE = "[a](" * 4000
 
 
 @pytest.mark.timeout(180)
@@ -136,7 +139,10 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
     tmp_path: Path,
     pictures: Path,
 ) -> None:
-    """Markup of an answer neither runs nor loads; the policy is obeyed. Light on a desktop, dark on a phone."""
+    """Markup of an answer neither runs nor loads; the policy is obeyed. Light on a desktop, dark on a phone.
+
+    Markdown that would take minutes, or exceed the call stack, is shown as it is.
+    """
     async with Persistence(own_server.url, tmp_path / "tailrace.db"):
         gateway = await new_gateway(own_server.url)
         session = {"id": "hostile", "title": HOSTILE[:200], "system_prompt": HOSTILE}
@@ -149,6 +155,13 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
         await writer.begin(*HOSTILE.splitlines(keepends=True))
         await writer.store_events(*HOSTILE_BLOCKS)
         await writer.end()
+        parent = writer.key.turn
+        for text in (*EXPENSIVE, f"```markdown\n{EXPENSIVE_CODE}\n```"):
+            expensive = Writer(own_log, TurnKey(tenant, TurnId(new_id())))
+            await expensive.store_request(session=SessionId("hostile"), parent=parent)
+            await expensive.begin(text)
+            await expensive.end()
+            parent = expensive.key.turn
         steps = "hostile", gateway.url, "hostile", pictures, KEY
         (seen,) = await node.run("chat-page.mjs", *steps, deadline_s=90, CHROMIUM=browser)
     for page in seen["pages"]:
@@ -166,6 +179,7 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
             ["Tool call: cut", HOSTILE_INPUT_CUT, False],
         ]
         assert page["longLine"] == LONG_LINE
+        assert page["expensive"] == [text.strip() for text in (*EXPENSIVE, f"markdownCopy{EXPENSIVE_CODE}")]
     assert len({page["background"] for page in seen["pages"]}) == 2
 
 

@@ -883,7 +883,7 @@ const STEPS = {
         await page.keyboard.press("Enter");
         if (tried === "wrong") await page.waitForFunction(() => /credential|key/.test(document.querySelector("#refusal").textContent) && document.querySelector("#login").open);
       }
-      await page.waitForSelector(".meta");
+      await page.waitForFunction(() => document.querySelectorAll(".meta").length === 5);
       // A refusal of the wrong key that comes late does not ask again.
       const late = page.waitForResponse((response) => response.url().endsWith("/v1/models") && response.ok());
       release();
@@ -895,6 +895,7 @@ const STEPS = {
         links: [...document.querySelectorAll(".answer .text a")].map((one) => [one.protocol, one.target, one.rel]),
         attributes: [...new Set([...document.querySelectorAll(".answer .text *")].flatMap((one) => one.getAttributeNames()))],
         ran: globalThis.ran ?? null,
+        expensive: [...document.querySelectorAll(".answer")].slice(1).map((one) => one.querySelector(".text").textContent.trim()),
         coloured: document.querySelectorAll(".code [class^=hljs]").length,
         isWide: document.documentElement.scrollWidth > innerWidth,
         background: getComputedStyle(document.body).backgroundColor,
@@ -904,7 +905,7 @@ const STEPS = {
       const isCopied = (await page.evaluate(() => navigator.clipboard.readText())) === (await page.locator(".code code").first().textContent());
       await page.screenshot({ path: `${folder}/hostile-${colorScheme}-${size}.png` });
       await page.getByText("Earlier turns").click();
-      await page.waitForFunction(() => document.querySelectorAll(".meta").length === 2);
+      await page.waitForFunction(() => document.querySelectorAll(".meta").length === 6);
       const longLine = await page.locator(".answer .text").first().textContent();
       shown.push({ size, colorScheme, withoutKey, longLine, isCopied, ...found, ...seen });
       await context.close();
