@@ -1,7 +1,7 @@
 // The demo beside a chat under `tailrace up`: its processes, what breaks them, a second reader, and the ids of the events.
 import { byId, element } from "./dom.js";
 import { resume } from "./libraries.js";
-import { headers, request } from "./requests.js";
+import { headers, request, storage } from "./requests.js";
 
 const PROCESSES = "/demo/processes";
 const POLL_MS = 1000;
@@ -31,7 +31,7 @@ export class Demo {
   #problem = "";
 
   constructor(watcher, tokenName, begin) {
-    this.token = () => sessionStorage.getItem(tokenName) ?? "";
+    this.token = () => storage.getItem(tokenName) ?? "";
     this.openName = `${tokenName}-open`;
     Object.assign(watcher, {
       fetch: (url, init, turn) => this.#fetch(url, init, turn),
@@ -65,8 +65,8 @@ export class Demo {
   show(isShown) {
     byId("demo").hidden = !isShown;
     byId("demo-open").hidden = isShown;
-    if (isShown) sessionStorage.setItem(this.openName, "1");
-    else sessionStorage.removeItem(this.openName);
+    if (isShown) storage.setItem(this.openName, "1");
+    else storage.removeItem(this.openName);
   }
 
   // The connection of this page.

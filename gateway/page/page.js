@@ -2,7 +2,7 @@
 import { byId, decodePart, element } from "./dom.js";
 import { ask, resume } from "./libraries.js";
 import { copyText } from "./markdown.js";
-import { gateway, headers, request, sentence, signIn, onSubmit, UNREACHABLE } from "./requests.js";
+import { gateway, headers, request, sentence, signIn, onSubmit, storage, UNREACHABLE } from "./requests.js";
 import { FILES, lastBlocks, textOf, Turn } from "./turn.js";
 
 const FILE_BYTES_MAX = 20_000_000;
@@ -809,8 +809,9 @@ const tabs = new BroadcastChannel("tailrace");
 const tellOtherTabs = () => tabs.postMessage(chat.id);
 tabs.onmessage = ({ data }) => refresh(data);
 
-/** Reads the list again, and the turns of the chat `id` if it is shown. */
+/** Reads the list again, and the turns of the chat `id` if it is shown. A shared answer is read without a key. */
 function refresh(id) {
+  if (acts.isReadOnly) return;
   readChats().catch(() => {});
   if (id && id === chat.id) readTurns().catch(({ status }) => id === chat.id && status === 404 && notify(GONE));
 }
@@ -830,6 +831,7 @@ for (const id of ["new", "new-narrow"]) {
   });
 }
 document.addEventListener("keydown", (event) => {
+  if (acts.isReadOnly) return;
   const isCommand = event.ctrlKey || event.metaKey;
   if (event.key === "Escape" && !event.isComposing) onEscape();
   if (isCommand && event.shiftKey && event.key.toLowerCase() === "o") {
@@ -874,7 +876,7 @@ const DEMO = "tailrace-demo";
 /** Moves the token of the demo from the address, where a copied link would contain it, to this tab. */
 function takeDemoToken() {
   if (!location.hash.startsWith("#demo=")) return;
-  sessionStorage.setItem(DEMO, location.hash.slice("#demo=".length));
+  storage.setItem(DEMO, location.hash.slice("#demo=".length));
   history.replaceState(null, "", "/");
   startDemo();
 }
@@ -895,7 +897,7 @@ byId("demo-open").addEventListener("click", startDemo);
 
 open();
 if (!acts.isReadOnly) {
-  if (sessionStorage.getItem(`${DEMO}-open`)) startDemo();
+  if (storage.getItem(`${DEMO}-open`)) startDemo();
   const read = persist(readChats).then(() => (byId("demo-open").hidden = !gateway.process || !byId("demo").hidden));
   read.catch((error) => notify(error.message));
   persist(readModels).catch(() => {});

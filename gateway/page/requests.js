@@ -2,10 +2,22 @@
 import { byId } from "./dom.js";
 
 const KEY = "tailrace-key";
+/** The session storage of this tab. Where the browser blocks it, values last until the page is reloaded. */
+export const storage = findStorage();
+
+function findStorage() {
+  try {
+    return globalThis.sessionStorage;
+  } catch {
+    const values = new Map();
+    return { getItem: (name) => values.get(name) ?? null, setItem: (name, value) => values.set(name, value), removeItem: (name) => values.delete(name) };
+  }
+}
+
 /** The code of the error of a request without a response, or with a part of it. */
 export const UNREACHABLE = "unreachable";
 
-export const headers = () => (sessionStorage.getItem(KEY) ? { authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {});
+export const headers = () => (storage.getItem(KEY) ? { authorization: `Bearer ${storage.getItem(KEY)}` } : {});
 
 /** `process`: the process id of the gateway that answered last; only a gateway of `tailrace up` names it, to this machine.
  * `isSimulated`: whether the simulated Claude answers. */
@@ -53,7 +65,7 @@ let signingIn = null;
 export async function signIn(error, used) {
   if (headers().authorization !== used.authorization) return;
   signingIn ??= new Promise((resolve) => {
-    if (sessionStorage.getItem(KEY) && error) byId("refusal").textContent = sentence(error);
+    if (storage.getItem(KEY) && error) byId("refusal").textContent = sentence(error);
     byId("login").addEventListener("close", () => ((signingIn = null), resolve()), { once: true });
     if (byId("forget")) byId("forget").hidden = true;
     byId("login").showModal();
@@ -72,12 +84,12 @@ export function onSubmit(dialog, work = () => {}) {
 
 byId("login").addEventListener("cancel", (event) => event.preventDefault());
 onSubmit(byId("login"), () => {
-  sessionStorage.setItem(KEY, byId("key").value.trim());
+  storage.setItem(KEY, byId("key").value.trim());
   byId("key").value = "";
   if (byId("forget")) byId("forget").hidden = false;
 });
 byId("forget")?.addEventListener("click", () => {
-  sessionStorage.removeItem(KEY);
+  storage.removeItem(KEY);
   location.assign("/");
 });
-if (byId("forget")) byId("forget").hidden = !sessionStorage.getItem(KEY);
+if (byId("forget")) byId("forget").hidden = !storage.getItem(KEY);

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -256,6 +257,7 @@ async def test_two_tabs_show_the_same_and_a_shared_answer_is_read_without_a_key(
     assert re.fullmatch(r"\d+ \+ \d+ tokens", reader["shown"][2])
     assert re.fullmatch(r"This link can be read until .*\d+:\d\d.*\.", reader["shown"][3])
     assert (reader["buttons"], reader["paths"]) == (["Copy", "Copy"], ["turns events"])
+    assert (seen["spoken"], seen["isKeyWanted"]) == ("", False)
     assert seen["first"] == words(150)
     assert seen["own"] == ["One?", "Two?"]
     assert seen["gone"] == [
@@ -300,6 +302,15 @@ async def test_lost_requests_and_malformed_addresses_are_no_failures_of_the_page
     # The search field requests all pages, one after the other. The first request fails; the third is the button's.
     assert listed == {"requests": 3, "titles": ["One", "Two"], **quiet}
     assert malformed == {"isNew": True, "notice": "There is no such turn. It may have been deleted.", **quiet}
+
+
+async def test_the_page_works_in_a_browser_that_blocks_its_storage(open_gateway: Gateway) -> None:
+    # Without the windows of a desktop, Chromium does not read the preference.
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("there is no `chromium` here")
+    (seen,) = await node.run("chat-page.mjs", "blocked", open_gateway.url, CHROMIUM=browser)
+    assert seen == {"isBlocked": True, "answer": words(3)}
 
 
 @pytest.mark.timeout(120)

@@ -1,6 +1,6 @@
 // The page at / in Chromium: `chat-page.mjs STEPS GATEWAY …`, STEPS is a name or several with commas between them. Prints one
 // line for each, with what the page showed.
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { setTimeout } from "node:timers/promises";
@@ -574,6 +574,29 @@ const STEPS = {
     return { asked: asked.map(({ messages, ...body }) => body), settings, changed, texts: [said, copied, edited], ...seen };
   },
 
+  /** Asks in a browser that blocks the storage of pages, as one with "Block all cookies" does. */
+  async blocked() {
+    const folder = mkdtempSync(`${tmpdir()}/profile-`);
+    mkdirSync(`${folder}/Default`);
+    writeFileSync(`${folder}/Default/Preferences`, '{"profile": {"default_content_setting_values": {"cookies": 2}}}');
+    const context = await chromium.launchPersistentContext(folder, { executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
+    const page = await context.newPage();
+    await page.goto(gateway);
+    const isBlocked = await page.evaluate(() => {
+      try {
+        return !sessionStorage;
+      } catch {
+        return true;
+      }
+    });
+    await ask(page, "Hello?\n#sim words=3 rate=0");
+    await page.waitForSelector(".meta");
+    const answer = (await text(page)).trim();
+    await context.close();
+    rmSync(folder, { recursive: true });
+    return { isBlocked, answer };
+  },
+
   /** Opens addresses whose percent-encoding is malformed. */
   async malformed() {
     const { context, page, seen } = await open({});
@@ -625,6 +648,10 @@ const STEPS = {
     };
     for (const url of [gateway, full]) {
       await page.goto(url);
+      // A space of width 0, which is copied with a key from some pages.
+      await page.locator("#login[open] #key").fill(`${revoked.slice(0, 9)}\u200b${revoked.slice(9)}`);
+      await page.keyboard.press("Enter");
+      await page.locator("#key:invalid").waitFor();
       await enter(revoked);
       await ask(page, "Hello?");
       await page.waitForSelector("#notice:visible");
@@ -664,10 +691,16 @@ const STEPS = {
     // It hides the notice, and does not stop the answer.
     await page.keyboard.press("Escape");
     await page.waitForSelector("#notice", { state: "hidden" });
+    // A link that is opened beside the chats is told of their changes, too.
+    const beside = await context.newPage();
+    await beside.goto(link);
     const { page: reader, seen: seenByReader } = await open({ viewport: SIZES.phone });
     const paths = new Set();
     reader.on("request", (request) => request.url().includes("/v1/") && paths.add(request.url().replace(/.*[/]v1[/](\w+)[/][^/]+[/](\w+).*/, "$1 $2")));
     await reader.goto(link);
+    await longer(reader, 80);
+    await reader.keyboard.press("Escape");
+    const spoken = await reader.locator("#spoken").textContent();
     for (const tab of [page, other, reader]) await tab.waitForSelector(".meta");
     const texts = await Promise.all([page, other, reader].map(async (tab) => (await text(tab)).trim()));
     await page.locator(".answer").getByRole("button", { name: "Copy", exact: true }).click();
@@ -701,7 +734,8 @@ const STEPS = {
     await ask(other, "Too late?");
     await other.locator("#notice", { hasText: "Begin a new chat" }).waitFor();
     gone.push(await late.textContent());
-    return { texts, copied, figures, mark, forReader, first, own: own.map((line) => line.slice(0, 4)), gone, ...seen, complaintsOfReader: seenByReader.complaints };
+    const isKeyWanted = await beside.evaluate(() => document.querySelector("#login").open);
+    return { texts, copied, figures, mark, forReader, spoken, isKeyWanted, first, own: own.map((line) => line.slice(0, 4)), gone, ...seen, complaintsOfReader: seenByReader.complaints };
   },
 
   /** Opens a long chat without a title, and reads its earlier turns. */
