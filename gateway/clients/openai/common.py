@@ -167,18 +167,20 @@ def tool_use_block(call_id: str, name: str, arguments: str, where: str) -> Field
     try:
         parsed = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
     except DECODE_ERRORS as error:
-        if arguments.lstrip().startswith("{") and (_is_truncated(arguments) or _is_truncated(arguments + "0")):
+        if arguments.lstrip().startswith("{") and _is_cut(arguments):
             return {"type": "tool_use", "id": call_id, "name": name, "input": {}}
         raise Refused("request_invalid", f"`{where}`: the `arguments` of a call must be a JSON object") from error
     return {"type": "tool_use", "id": call_id, "name": name, "input": parsed}
 
 
-def _is_truncated(text: str) -> bool:
-    """Returns whether JSON ends too early; False for a number without the digits that it needs, which is invalid."""
-    try:
-        msgspec.json.decode(text)
-    except DECODE_ERRORS as error:
-        return TRUNCATED in str(error)
+def _is_cut(text: str) -> bool:
+    """Returns whether JSON ends too early. A cut number counts as invalid, so the text is tried with a digit, too."""
+    for tried in (text, f"{text}0"):
+        try:
+            msgspec.json.decode(tried)
+        except DECODE_ERRORS as error:
+            if TRUNCATED in str(error):
+                return True
     return False
 
 
