@@ -22,7 +22,8 @@ from tailrace.proto.fold import CUT
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.subjects import TurnKey
 
-RESTARTED = "the answer starts again; discard its text and read /v1/turns/{turn}/events?dialect=openai-chat"
+NAME, NAME_WITH_USAGE = "openai-chat", "openai-chat-usage"
+RESTARTED = "the answer starts again; discard its text and read /v1/turns/{turn}/events?dialect={dialect}"
 DONE = sse.frame(b"[DONE]")
 
 _encode = msgspec.json.Encoder().encode
@@ -61,7 +62,8 @@ def render(state: StreamState, stored: Stored) -> tuple[Frame, StreamState]:
         case Request(model=model):
             return SILENT, msgspec.structs.replace(state, head=Head(state.head.turn, model, stored.at))
         case Attempt(mode="restart"):
-            failure = Failure("backend_broken", RESTARTED.format(turn=state.head.turn))
+            dialect = NAME_WITH_USAGE if state.include_usage else NAME
+            failure = Failure("backend_broken", RESTARTED.format(turn=state.head.turn, dialect=dialect))
             return Frame(_render_error(failure), is_break=True), StreamState(state.head, state.include_usage)
         case Event(event=raw, is_hidden=False):
             delta, state = _delta(state, events.decode(raw))
@@ -178,5 +180,5 @@ def _dialect(name: str, *, include_usage: bool) -> Dialect:
     )
 
 
-OPENAI_CHAT = _dialect("openai-chat", include_usage=False)
-OPENAI_CHAT_USAGE = _dialect("openai-chat-usage", include_usage=True)
+OPENAI_CHAT = _dialect(NAME, include_usage=False)
+OPENAI_CHAT_USAGE = _dialect(NAME_WITH_USAGE, include_usage=True)
