@@ -1,6 +1,8 @@
 """OpenAI's SDK and its Agents SDK in JavaScript, besides what the client matrix tests."""
 
 import asyncio
+import re
+from pathlib import Path
 from signal import SIGKILL
 
 import pytest
@@ -17,6 +19,7 @@ from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, api_keys
 
 NODE = "openai (Node)"
+PAGE = Path(__file__).parents[2] / "docs/OPENAI.md"
 AGENTS = "@openai/agents"
 REFUSED = {"error": "InternalServerError", "status": 529, "code": "backend_overloaded"}
 
@@ -35,6 +38,22 @@ async def test_chat_completions(gateway: Gateway) -> None:
     assert tools == {"text": words(2), "ran": ["the sky"], "roles": ["user", "assistant", "tool", "assistant"]}
     assert refused == REFUSED
     assert failed == {"error": "APIError", "code": "interrupted", "text": words(5)}
+
+
+async def test_the_example_in_the_docs_resumes_and_raises_the_error_of_a_failed_answer(gateway: Gateway) -> None:
+    """It took a part of an answer that had failed for all of it."""
+    [example] = re.findall(r"^```js\n(import OpenAI.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+    async def run(url: str, question: str) -> str:
+        code = example.replace("http://localhost:8000", url).replace("my-secret-key", KEY)
+        code = code.replace("Name a river.", question).replace("stream: true }", 'stream: true, on_interrupt: "fail" }')
+        return await node.command([str(node.NODE), "--input-type=module", "-e", code], {}, node.SCRIPTS)
+
+    async with Cutting(gateway.port, [Cut(1500), Cut(2500, "fin")]) as proxy:
+        assert (await run(proxy.url, "#sim words=40 rate=100")).strip() == words(40)
+    assert proxy.left == []
+    with pytest.raises(AssertionError, match=r"(?s)status 1; .*APIError: the answer broke off"):
+        await run(gateway.url, "#sim words=9 rate=0 fault=error@5")
 
 
 @pytest.mark.proves("openai-responses", "answer as one JSON body", NODE)

@@ -5,17 +5,18 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.harness.cutting_proxy import Cut, Cutting
+from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-QUESTION = "Name a river."
+BASE, QUESTION = "http://localhost:8000", "Name a river."
 # Printed after each example.
 END = "\0"
 PRINTED_S_MAX = 90
@@ -27,6 +28,7 @@ def blocks() -> Iterator[tuple[str, str]]:
 
 
 BLOCKS = list(blocks())
+[RESPONSES] = [code for page, code in BLOCKS if page == "OPENAI.md" and "starting_after" in code]
 [ANTHROPICS] = [(page, block) for page, block in BLOCKS if page == "API.md" and "import anthropic" in block]
 # Runs every (page, example) of its input in one process, because the import of an SDK takes a second.
 RUN = f"""
@@ -37,12 +39,8 @@ for page, code in json.load(sys.stdin):
 """
 
 
-async def run_examples(url: str, anthropics_url: str) -> list[str]:
+async def run_examples(examples: Iterable[tuple[str, str]]) -> list[str]:
     """Returns what each example prints. A traceback names its page."""
-    examples = [
-        (page, code.replace("http://localhost:8000", anthropics_url if (page, code) == ANTHROPICS else url))
-        for page, code in BLOCKS
-    ]
     examples = [(page, code.replace("my-secret-key", KEY)) for page, code in examples]
     done = await asyncio.to_thread(
         subprocess.run,
@@ -72,8 +70,17 @@ async def test_each_python_example_prints_the_whole_answer(gateway: Gateway) -> 
     assert [page for page, block in BLOCKS if QUESTION not in block] == []
     answer = await text_of(gateway)
     async with Cutting(gateway.port, [Cut(1500), Cut(2500, "fin")]) as proxy:
-        outputs = await run_examples(gateway.url, proxy.url)
+        outputs = await run_examples(
+            (page, code.replace(BASE, proxy.url if (page, code) == ANTHROPICS else gateway.url))
+            for page, code in BLOCKS
+        )
     assert [(page, output) for (page, _), output in zip(BLOCKS, outputs, strict=True) if output != answer] == []
     assert proxy.left == []
     sessions = (await gateway.client.get("/v1/sessions?limit=100")).json()["data"]
     assert len(sessions) == 1 + len(BLOCKS)
+
+
+async def test_the_example_of_a_response_prints_only_the_answer_after_a_restart(gateway: Gateway) -> None:
+    code = RESPONSES.replace(BASE, gateway.url).replace(QUESTION, "#sim words=9 rate=0 fault=cut@5x1")
+    code = code.replace("stream=True)", "stream=True, extra_body={'on_interrupt': 'restart'})")
+    assert await run_examples([("OPENAI.md", code)]) == [words(9)]
