@@ -102,11 +102,12 @@ async def test_restarted_answer_is_streamed_from_its_start(gateway: Gateway, cla
 
 
 async def test_request_after_a_failed_turn_is_a_new_turn(gateway: Gateway, claude: str, home: Path) -> None:
-    """The turn fails before its first word, with the error of the API."""
+    """The turn fails before its first word, with the error of the API. The user is the same in each session."""
     run = await claude_p(gateway.url, home, f"{LINE} fault=529x5")
     assert (run.result, run.retries, len(run.turns)) == (TEXT, 1, 1)
     page = (await gateway.client.get(f"/v1/sessions/{run.session}/turns")).json()
     assert [turn["outcome"] for turn in page["turns"]] == ["failed", "completed"]
+    assert [list(msgspec.json.decode(turn["user"])) for turn in page["turns"]] == [["device_id", "account_uuid"]] * 2
 
 
 @on_shared_loop

@@ -11,6 +11,7 @@ import msgspec
 from starlette.datastructures import Headers
 
 from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 
@@ -71,9 +72,20 @@ def build_turn(request: MessagesRequest, fields: dict[str, Any], headers: Header
 
 
 def _user(metadata: object) -> str | None:
-    """Returns `metadata.user_id`; without the session that Claude Code writes behind its user's ids."""
+    """Returns `metadata.user_id`; without the session that Claude Code writes there, too.
+
+    It is a field `session_id` of JSON, seen with 2.1.329; older versions wrote `…_session_ID`.
+    """
     user = metadata.get("user_id") if isinstance(metadata, dict) else None
-    return user.partition("_session_")[0] or None if isinstance(user, str) else None
+    if not isinstance(user, str):
+        return None
+    try:
+        ids = msgspec.json.decode(user, type=dict[str, Any])
+    except DECODE_ERRORS:
+        return user.partition("_session_")[0] or None
+    if ids.pop("session_id", None) is None:
+        return user
+    return msgspec.json.encode(ids).decode() if ids else None
 
 
 def beta_names(lines: Iterable[str]) -> list[str]:
