@@ -181,9 +181,13 @@ def system_of(chat: UIChatRequest) -> str | list[Block] | None:
 
 
 def messages_of(chat: UIChatRequest) -> list[Message]:
-    """Returns the messages for the model without those of `system_of`. Raises Refused."""
+    """Returns the messages for the model without those of `system_of`. Raises Refused.
+
+    An empty message before the last one is left out: it was refused, and the page sends it again with the next one.
+    """
     numbered = itertools.dropwhile(lambda pair: _is_system(pair[1]), enumerate(chat.messages))
-    return [message for number, one in numbered for message in convert_message(one, number)]
+    found = [message for number, one in numbered for message in convert_message(one, number)]
+    return [*(message for message in found[:-1] if message.content), *found[-1:]]
 
 
 def _is_system(message: UIMessageParam) -> bool:
